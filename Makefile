@@ -1,0 +1,65 @@
+# `make help` lists the targets. The first one that is called sets everything up in $(VENV).
+
+PYTHON ?= python3 python3.13 python3.12 python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PORT ?= 8501
+HEADLESS ?=
+ARGS ?=
+
+REQUIREMENTS := $(VENV)/.requirements-installed
+PACKAGE := $(VENV)/.package-installed
+
+# A Python that was removed, or a set-up that was interrupted, invalidates what the stamps say.
+$(shell test -x $(BIN)/python || rm -f $(REQUIREMENTS) $(PACKAGE))
+
+.DEFAULT_GOAL := help
+.PHONY: help app test lint bench setup clean distclean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 16
+	@echo "Variables: PORT=8501, HEADLESS=1 (open no browser), ARGS='...' (for pytest), PYTHON=..."
+
+app: setup ## open the dashboard
+	$(BIN)/streamlit run app.py --server.port $(PORT) $(if $(filter 1,$(HEADLESS)),--server.headless true)
+
+test: lint ## linters, types, layers and all tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup ## ruff, mypy and import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy stagelens
+	$(BIN)/lint-imports --no-logo --no-cache # its cache overlooks files that were added
+
+bench: setup ## benchmarks, which `make test` leaves out
+	$(BIN)/python -m pytest --timeout=0 -s tests/benchmarks $(ARGS)
+
+setup: $(PACKAGE) ## make the environment; instant when there is nothing to do
+
+clean: ## remove caches and outputs
+	rm -rf build dist test-output *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## remove the environment too
+	rm -rf $(VENV)
+
+$(REQUIREMENTS): requirements.txt
+	@usable='import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))'; \
+	if $(BIN)/python -c "$$usable" 2>/dev/null && $(BIN)/python -m pip --version >/dev/null 2>&1; \
+	then exit 0; fi; \
+	for python in $(PYTHON); do \
+		if $$python -c "$$usable" >/dev/null 2>&1; then \
+			echo "Making $(VENV) with $$($$python --version)"; \
+			exec $$python -m venv --clear $(VENV); \
+		fi; \
+	done; \
+	echo "StageLens needs Python 3.11 or newer with its venv module, and found none among: $(PYTHON)" >&2; \
+	echo "Install one (Debian, Ubuntu: apt install python3 python3-venv), or name it: make PYTHON=/path/to/python3" >&2; \
+	exit 1
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(PACKAGE): $(REQUIREMENTS) pyproject.toml
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --editable .
+	@touch $@

@@ -1,0 +1,263 @@
+"""A real Streamlit server and a real Chromium.
+
+A test asks for ``start_server``, ``page``, ``settle`` and ``screenshot``::
+
+    def test_overview_names_the_stages(start_server, page, settle, screenshot):
+        server = start_server({"STAGELENS_HOME": str(home)})
+        page.goto(server.url + "/?run=digits")
+        settle(page, "Overview")
+        screenshot(page, "overview")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+from playwright.sync_api import Browser, Page, Route, WebSocket, expect, sync_playwright
+
+ROOT = Path(__file__).resolve().parents[2]
+OUTPUT = ROOT / "test-output"
+
+WAIT = 30_000
+"""Milliseconds that anything on a page may take; generous, because CI has two busy cores."""
+
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM_ARGS = [
+    "--no-sandbox",
+    "--disable-dev-shm-usage",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+VIEWPORT = {"width": 1280, "height": 1600}
+
+OUTSIDE = re.compile(r"^(?:https?|wss?)://(?!127\.0\.0\.1[:/])", re.IGNORECASE)
+
+IDLE = """() => {
+    const app = document.querySelector('[data-testid="stApp"]');
+    return app !== null
+        && app.dataset.testConnectionState === "CONNECTED"
+        && app.dataset.testScriptState === "notRunning"
+        && document.querySelector('[data-testid="stStatusWidget"], [data-testid="stSkeleton"], '
+            + '[data-testid="stAppSkeleton"], [data-stale="true"]') === null;
+}"""
+
+SHOWN_IN = """scheme => {
+    const colour = getComputedStyle(document.querySelector('[data-testid="stApp"]'))
+        .backgroundColor.match(/[0-9.]+/g).slice(0, 3).map(Number);
+    return (Math.max(...colour) < 128) === (scheme === "dark");
+}"""
+
+NEXT_FRAMES = (
+    "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done())))"
+)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A Streamlit server in a process group of its own.
+
+    Attributes:
+        url: Where it listens, without a slash at the end.
+        log_file: What it prints.
+    """
+
+    url: str
+    log_file: Path
+    process: subprocess.Popen[bytes]
+
+    def log(self) -> str:
+        return self.log_file.read_text(errors="replace")
+
+    def healthy(self) -> bool:
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with contextlib.suppress(URLError, OSError):
+            return direct.open(f"{self.url}/_stcore/health", timeout=5).status == 200
+        return False
+
+    def stop(self) -> None:
+        """End the server and everything it started."""
+        for how in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, how)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=10)
+
+
+StartServer = Callable[..., Server]
+Settle = Callable[..., None]
+Screenshot = Callable[..., tuple[Path, Path]]
+
+_running: list[Server] = []
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker("browser")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Iterator[pytest.TestReport]:
+    """A failure comes with the servers' logs and a picture of the page."""
+    report = yield
+    if report.failed:
+        for server in _running:
+            report.sections.append((f"log of {server.url}", server.log()[-10_000:]))
+        page = getattr(item, "funcargs", {}).get("page")
+        if page is not None and call.when == "call":
+            picture = OUTPUT / f"failed-{re.sub(r'[^A-Za-z0-9]+', '-', item.name).strip('-')}.png"
+            with contextlib.suppress(Exception):
+                page.screenshot(path=picture)
+                report.sections.append(("picture of the page", str(picture)))
+    return report
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """One Chromium for the session."""
+    path = next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
+    if path is None:
+        reason = f"no Chromium: none of {', '.join(CHROMIUM_NAMES)} is installed"
+        if os.environ.get("STAGELENS_REQUIRE_BROWSER") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    expect.set_options(timeout=WAIT)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_ARGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(chromium: Browser) -> Iterator[Page]:
+    """An empty page in a fresh profile; the test fails when it asks anything but 127.0.0.1."""
+    outside: list[str] = []
+
+    def refuse(route: Route) -> None:
+        outside.append(route.request.url)
+        route.abort()
+
+    def watch(web_socket: WebSocket) -> None:
+        if OUTSIDE.match(web_socket.url):
+            outside.append(web_socket.url)
+
+    context = chromium.new_context(
+        viewport=VIEWPORT, color_scheme="light", service_workers="block", accept_downloads=True
+    )
+    context.set_default_timeout(WAIT)
+    context.route(OUTSIDE, refuse)
+    context.on("page", lambda opened: opened.on("websocket", watch))
+    yield context.new_page()
+    context.close()
+    assert not outside, f"the page asked other hosts than 127.0.0.1: {sorted(set(outside))}"
+
+
+@pytest.fixture(scope="module")
+def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]:
+    """``start_server(env=None, script="app.py") -> Server``; stopped at the end of the module.
+
+    ``env`` is added to this process's environment. STAGELENS_HOME is an empty folder of the
+    server's own unless ``env`` says otherwise. ``script`` is relative to the project's root.
+    """
+    started: list[Server] = []
+
+    def start(env: Mapping[str, str] | None = None, script: str | Path = "app.py") -> Server:
+        folder = tmp_path_factory.mktemp("server")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        log_file = folder / "streamlit.log"
+        command = [sys.executable, "-m", "streamlit", "run", str(script)]
+        options = [f"--server.port={port}", "--server.headless=true", "--logger.enableRich=false"]
+        with open(log_file, "wb") as log:
+            process = subprocess.Popen(
+                [*command, *options],
+                cwd=ROOT,
+                env={**os.environ, "STAGELENS_HOME": str(folder / "home"), **(env or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        server = Server(f"http://127.0.0.1:{port}", log_file, process)
+        started.append(server)
+        _running.append(server)
+        deadline = time.monotonic() + 90
+        while not server.healthy():
+            if process.poll() is not None:
+                pytest.fail(f"the server ended with exit status {process.returncode}")
+            if time.monotonic() > deadline:
+                pytest.fail("the server did not answer within 90 seconds")
+            time.sleep(0.1)
+        return server
+
+    yield start
+    for server in started:
+        server.stop()
+        _running.remove(server)
+
+
+@pytest.fixture(scope="session")
+def settle() -> Settle:
+    """``settle(page, text=None)``: wait for ``text``, then until Streamlit has nothing to do.
+
+    After a click, give a text that was not there before, or wait for it with ``expect``: the
+    rerun may not have begun when the click returns. Fails when the page shows an exception.
+    """
+
+    def wait(page: Page, text: str | None = None) -> None:
+        if text is not None:
+            shown = page.get_by_text(text).or_(page.get_by_test_id("stException"))
+            expect(shown.filter(visible=True).first).to_be_visible()
+        page.wait_for_function(IDLE)
+        page.evaluate(NEXT_FRAMES)
+        for exception in page.get_by_test_id("stException").all():
+            pytest.fail(f"the page shows an exception: {exception.inner_text()}")
+
+    return wait
+
+
+@pytest.fixture(scope="session")
+def screenshot(settle: Settle) -> Screenshot:
+    """``screenshot(page, name) -> (light, dark)``: the whole page as test-output/NAME-light.png.
+
+    The page is as tall as its content for the picture, and as it was afterwards.
+    """
+
+    def take(page: Page, name: str) -> tuple[Path, Path]:
+        before = page.viewport_size or VIEWPORT
+        paths = []
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            page.wait_for_function(SHOWN_IN, arg=scheme)
+            settle(page)
+            height = page.get_by_test_id("stMain").evaluate("main => main.scrollHeight")
+            page.set_viewport_size({"width": before["width"], "height": min(height, 8000)})
+            settle(page)
+            paths.append(OUTPUT / f"{name}-{scheme}.png")
+            page.screenshot(path=paths[-1])
+            page.set_viewport_size({"width": before["width"], "height": before["height"]})
+        page.emulate_media(color_scheme="light")
+        page.wait_for_function(SHOWN_IN, arg="light")
+        return paths[0], paths[1]
+
+    return take

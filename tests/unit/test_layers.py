@@ -1,0 +1,79 @@
+"""The walls between the rooms (pyproject.toml, [tool.importlinter]) and around Streamlit."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CONTRACTS = ROOT / "stagelens" / "contracts.py"
+PAGES = sorted((ROOT / "pages").glob("*.py"))
+PAGE_LINES = 150
+
+
+def imported_packages(path: Path) -> set[str]:
+    """Top-level packages that a file imports anywhere; "." for a relative import."""
+    packages = set()
+    for node in ast.walk(ast.parse(path.read_text(), filename=str(path))):
+        if isinstance(node, ast.Import):
+            packages |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            packages.add("." if node.level else str(node.module).partition(".")[0])
+    return packages
+
+
+def run_python(code: str) -> str:
+    """Standard output of a fresh interpreter in the project's root."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_every_room_imports_only_rooms_below_it() -> None:
+    run_python(
+        "from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))"
+    )
+
+
+def test_only_the_ui_imports_streamlit() -> None:
+    rooms = (path.relative_to(ROOT) for path in (ROOT / "stagelens").rglob("*.py"))
+    outside = [path for path in rooms if path.parts[:2] != ("stagelens", "ui")]
+    assert [path for path in outside if "streamlit" in imported_packages(ROOT / path)] == []
+
+
+def test_contracts_import_no_other_room() -> None:
+    assert imported_packages(CONTRACTS).isdisjoint({".", "stagelens"})
+
+
+def test_pages_leave_torch_to_the_package() -> None:
+    files = [path for path in (ROOT / "app.py", *PAGES) if path.exists()]
+    assert [path for path in files if imported_packages(path) & {"torch", "transformers"}] == []
+
+
+def test_pages_are_thin() -> None:
+    lines = {path.name: len(path.read_text().splitlines()) for path in PAGES}
+    assert {name: count for name, count in lines.items() if count > PAGE_LINES} == {}
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("stagelens", {"streamlit", "torch", "transformers"}),
+        ("stagelens.contracts", {"streamlit", "torch", "transformers"}),
+        ("stagelens.results", {"streamlit", "torch", "transformers"}),
+        ("stagelens.charts", {"streamlit", "torch", "transformers"}),
+        ("stagelens.ui", {"torch", "transformers"}),
+    ],
+)
+def test_importing_it_leaves_heavy_libraries_out(module: str, heavy: set[str]) -> None:
+    path = ROOT / module.replace(".", "/")
+    if not (path.is_dir() or path.with_suffix(".py").exists()):
+        pytest.skip(f"{module} does not exist yet")
+    loaded = run_python(f"import sys, {module}; print(*sys.modules)").split()
+    assert heavy.isdisjoint(loaded)
