@@ -1,0 +1,46 @@
+"""StageLens: which stage of a model's training is to credit or to blame for what it does."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from . import tasks
+    from .contracts import Behaviour, Example, Predictions, StageLensError, Task
+    from .recording.recorder import Recorder
+    from .runs.run import Run, open_run
+
+__all__ = [
+    "Behaviour",
+    "Example",
+    "Predictions",
+    "Recorder",
+    "Run",
+    "StageLensError",
+    "Task",
+    "open_run",
+    "tasks",
+]
+
+# Names are imported when first used: `import stagelens` stays quick and needs no torch.
+_HOMES = {
+    "Behaviour": "contracts",
+    "Example": "contracts",
+    "Predictions": "contracts",
+    "StageLensError": "contracts",
+    "Task": "contracts",
+    "Recorder": "recording.recorder",
+    "Run": "runs.run",
+    "open_run": "runs.run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "tasks":
+        return importlib.import_module(".tasks", __name__)
+    if name in _HOMES:
+        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

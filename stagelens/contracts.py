@@ -1,0 +1,204 @@
+"""What every room may rely on: errors, the ``Task`` protocol, behaviours and supported optimisers.
+
+This module imports nothing of StageLens, and no heavy library, so that any room may import it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class StageLensError(Exception):
+    """Something that the user can mend. The message names the thing and what to do next."""
+
+
+class RunError(StageLensError):
+    """A run folder, or a file of it, is damaged, foreign or incomplete."""
+
+
+class RecordingError(StageLensError):
+    """A training loop does something that replay could not reproduce."""
+
+
+class SetError(StageLensError):
+    """An evaluation set cannot be read, or does not fit the run's task."""
+
+
+class TaskError(StageLensError):
+    """A task is not installed, or does not fit the model."""
+
+
+class Refused(StageLensError):
+    """An estimator declines to give a number that could not be trusted."""
+
+
+Trust = Literal["exact", "verified", "estimated", "refused"]
+"""What is known of an estimate's error."""
+
+BASE = "base"
+"""Name of the boundary before the first stage."""
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """One number per example, measured on a model.
+
+    Attributes:
+        name: As it stands in tables, for instance ``"margin"``.
+        better: Whether ``"higher"`` or ``"lower"`` values are better for the example.
+        unit: Printed behind values, for instance ``"nats"``; empty where there is none.
+        description: One sentence for help texts.
+    """
+
+    name: str
+    better: Literal["higher", "lower"]
+    unit: str = ""
+    description: str = ""
+
+    @property
+    def sign(self) -> int:
+        """+1 where higher is better, -1 where lower is; ``sign * effect > 0`` is credit."""
+        return 1 if self.better == "higher" else -1
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of an evaluation set, as a task sees it.
+
+    Attributes:
+        example_id: Unique and stable within its set.
+        input: What the task eats: ``{"image": array (H, W) or (H, W, C)}`` or ``{"text": str}``.
+        label: Class name, or None where the set has no label for this example.
+        columns: Further metadata, for instance ``{"group": "stamped"}``.
+    """
+
+    example_id: str
+    input: Mapping[str, Any]
+    label: str | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model answers for a batch of B examples.
+
+    Attributes:
+        answers: (B,) printable answers, for a classifier the class name.
+        confidences: (B,) probability that the model itself gives to its answer; NaN where none.
+    """
+
+    answers: Sequence[str]
+    confidences: Sequence[float]
+
+
+class Task(ABC):
+    """What a model eats and answers: the one thing to write for a model of your own.
+
+    Four methods are required; the rest has defaults. ``config`` must be plain JSON, because the
+    run folder stores it beside ``name``, and ``type(task)(**task.config)`` has to give the task
+    again. A run folder never names code: a task is found by ``name`` among the installed ones
+    (entry-point group ``stagelens.tasks``), or given by the user.
+    """
+
+    name: ClassVar[str]
+    behaviour_kinds: ClassVar[tuple[Behaviour, ...]] = ()
+    input_kind: ClassVar[Literal["image", "text"]]
+
+    @property
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """Keyword arguments, as plain JSON, that make this task again."""
+
+    @abstractmethod
+    def build_model(self, config: Mapping[str, Any] | None = None) -> nn.Module:
+        """Make the module, with any weights; recorded states are loaded into it.
+
+        Args:
+            config: A stage's own model configuration, where it differs from the task's (a head
+                that appears later, say); None for the task's own.
+        """
+
+    @abstractmethod
+    def collate(self, examples: Sequence[Example]) -> Any:
+        """Examples of an evaluation set to one batch, as ``loss`` and ``outputs`` take it."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        """The training loss of one batch, a scalar that the training loop calls backward on."""
+
+    @abstractmethod
+    def behaviours(self, outputs: Any, batch: Any) -> dict[str, torch.Tensor]:
+        """Behaviour name to (B,) values, NaN where an example has no label."""
+
+    @abstractmethod
+    def predictions(self, outputs: Any) -> Predictions:
+        """The model's answers for a batch."""
+
+    def outputs(self, model: nn.Module, batch: Any) -> Any:
+        """Forward pass for evaluation; by default the model on the batch's first element."""
+        return model(batch[0])
+
+    def check_label(self, label: Any) -> str | None:
+        """A label as a file holds it, to the name used in tables; None where it is missing.
+
+        Raises:
+            ValueError: The label is none of the task's.
+        """
+        return None if label is None else str(label)
+
+
+@dataclass(frozen=True)
+class OptimizerRule:
+    """How one of torch's optimisers is recorded.
+
+    Attributes:
+        hyperparameters: Read per parameter group at every step.
+        flags: Fixed for a stage; replay hands them to torch as they were.
+        state: Keys of the per-parameter state that replay restores.
+        refused: Option to the values that replay refuses, with what to do instead.
+    """
+
+    hyperparameters: tuple[str, ...]
+    flags: tuple[str, ...]
+    state: tuple[str, ...]
+    refused: Mapping[str, str]
+
+
+_REFUSED_EVERYWHERE = {
+    "maximize": "negate the loss instead",
+    "differentiable": "use the default, differentiable=False",
+    "capturable": "use the default, capturable=False",
+}
+
+SUPPORTED_OPTIMIZERS: Mapping[str, OptimizerRule] = {
+    "SGD": OptimizerRule(
+        hyperparameters=("lr", "momentum", "dampening", "weight_decay", "nesterov"),
+        flags=("foreach", "fused"),
+        state=("momentum_buffer",),
+        refused=_REFUSED_EVERYWHERE,
+    ),
+    "Adam": OptimizerRule(
+        hyperparameters=("lr", "betas", "eps", "weight_decay"),
+        flags=("foreach", "fused"),
+        state=("step", "exp_avg", "exp_avg_sq"),
+        refused={
+            **_REFUSED_EVERYWHERE,
+            "amsgrad": "use amsgrad=False",
+            "decoupled_weight_decay": "use torch.optim.AdamW",
+        },
+    ),
+    "AdamW": OptimizerRule(
+        hyperparameters=("lr", "betas", "eps", "weight_decay"),
+        flags=("foreach", "fused"),
+        state=("step", "exp_avg", "exp_avg_sq"),
+        refused={**_REFUSED_EVERYWHERE, "amsgrad": "use amsgrad=False"},
+    ),
+}
+"""Class name in ``torch.optim`` to its rule. Anything else is refused when a stage starts."""

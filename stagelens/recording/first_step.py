@@ -1,0 +1,126 @@
+"""The first recorded step of a stage is done again at once: what does not reproduce is refused."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..contracts import RecordingError, Task
+from ..runs.schema import OptimizerFacts
+from ..runs.states import TrainingState, load_into, model_tensors
+from ..runs.steps import StepRecord
+from ..training.optimizers import build_optimizer
+from ..training.replay import StepRules, prepare, step
+
+_TOLERANCE = 1e-3
+"""Relative; far above rounding, far below what a forgotten setting does."""
+
+
+def check_first_step(
+    task: Task,
+    built: torch.nn.Module,
+    start: TrainingState,
+    facts: OptimizerFacts,
+    rules: StepRules,
+    record: StepRecord,
+    reported: list[float],
+    gradients: dict[str, Tensor],
+    after: dict[str, Tensor],
+) -> None:
+    """Replay the first step and compare it with what the training loop did.
+
+    Args:
+        task: Computes the loss.
+        built: A module that the task built, with any weights.
+        start: Training state before the step.
+        facts: The stage's optimiser.
+        rules: Accumulation, clipping and modes, as declared.
+        record: The step, with its batches.
+        reported: Loss of each micro-batch, as the loop gave it to ``stage.step``.
+        gradients: What the optimiser saw, after any clipping.
+        after: Parameters and buffers after the step.
+
+    Raises:
+        RecordingError: Loss, gradient or update is another; names the likely cause.
+    """
+    device = next(iter(after.values())).device
+    load_into(built, start.model)
+    built.to(device)
+    prepare(built, rules)
+    parameters = dict(built.named_parameters())
+    optimizer = build_optimizer(facts, parameters)
+    for name, tensors in start.optimizer.items():
+        optimizer.state[parameters[name]] = {key: t.clone() for key, t in tensors.items()}
+    rng_devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=rng_devices), torch.enable_grad():
+        losses = step(task, built, optimizer, record, rules)
+    _check_losses(losses, reported, rules.accumulation)
+    replayed = {n: p.grad for n, p in parameters.items() if p.grad is not None}
+    _check_gradients(replayed, gradients, rules)
+    _check_update(model_tensors(built), after, start.model)
+
+
+def _check_losses(losses: list[float], reported: list[float], accumulation: int) -> None:
+    for number, (own, given) in enumerate(zip(losses, reported, strict=True)):
+        if math.isnan(own) and math.isnan(given):
+            continue
+        candidates = (own, own / accumulation)
+        if not any(abs(c - given) <= _TOLERANCE * max(1.0, abs(given)) for c in candidates):
+            where = f" of micro-batch {number + 1}" if len(losses) > 1 else ""
+            raise RecordingError(
+                f"the loss{where} of the first step is {given:.6g}, but task.loss(model, batch) "
+                f"gives {own:.6g} for the same model and batch. Train on the loss of the task, "
+                "pass the batch that it was computed from, and call stage.step(batch, loss) right "
+                "after optimizer.step(); randomness outside torch's own generator cannot be "
+                "replayed"
+            )
+
+
+def _check_gradients(
+    replayed: dict[str, Tensor], seen: dict[str, Tensor], rules: StepRules
+) -> None:
+    dot = own_square = seen_square = gap_square = 0.0
+    for name, gradient in seen.items():
+        own = replayed[name].double()
+        other = gradient.double()
+        dot += float((own * other).sum())
+        own_square += float(own.square().sum())
+        seen_square += float(other.square().sum())
+        gap_square += float((own - other).square().sum())
+    if not math.isfinite(gap_square) or gap_square <= _TOLERANCE**2 * seen_square:
+        return
+    scale = math.sqrt(seen_square / own_square) if own_square else math.inf
+    aligned = own_square > 0 and dot > 0.9999 * math.sqrt(own_square * seen_square)
+    if aligned:
+        raise RecordingError(
+            f"the gradients of the first step are {scale:.4g} times those of the recorded "
+            f"settings (clip_norm={rules.clip_norm}, accumulation={rules.accumulation}): declare "
+            "clipping with stage(..., clip_norm=MAX_NORM) and gradient accumulation with "
+            "stage(..., accumulation=G), or backpropagate the loss of the task unscaled"
+        )
+    raise RecordingError(
+        "the gradients of the first step are not those of task.loss(model, batch), although the "
+        "loss agrees: something was added to them or to the loss (a penalty, noise, gradients of "
+        "an update before); put it into the task's loss, or into the optimiser's weight_decay"
+    )
+
+
+def _check_update(
+    replayed: dict[str, Tensor], after: dict[str, Tensor], start: dict[str, Tensor]
+) -> None:
+    gap = change = 0.0
+    worst = ("", -1.0)
+    for name, tensor in after.items():
+        if not tensor.is_floating_point():
+            continue
+        moved = tensor.double() - start[name].to(tensor.device).double()
+        difference = float((replayed[name].double() - tensor.double()).square().sum())
+        gap, change = gap + difference, change + float(moved.square().sum())
+        worst = max(worst, (name, difference), key=lambda pair: pair[1])
+    if math.isfinite(gap) and gap > _TOLERANCE**2 * change:
+        raise RecordingError(
+            f"the first update is not the optimiser's own (largest difference in {worst[0]}): "
+            "something else changed the model during the step; leave parameters to the optimiser"
+        )

@@ -1,0 +1,288 @@
+"""Recording a run: one :class:`Recorder` per run folder, one ``with`` block per stage."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import nn
+
+from ..contracts import RecordingError, Task
+from ..runs.evaluation_sets import SetReport, write_set
+from ..runs.files import read_json, write_json
+from ..runs.run import Run, Stage, open_run
+from ..runs.schema import RunFile, StageFile, StageRef, TaskRef, check_name
+from ..runs.states import TrainingState, load_into
+from .stage_recorder import StageRecorder
+
+
+class Recorder:
+    """Records a run, stage by stage, into a folder.
+
+    Args:
+        path: The run folder; it must not hold anything yet, unless ``resume``.
+        task: What the model eats and answers; replay trains on its ``loss``.
+        name: The run's name; by default the folder's.
+        resume: Go on with a run that is there already. A stage that was interrupted ends at its
+            newest checkpoint, or is set aside where it has none; nothing of it is deleted.
+
+    Raises:
+        RecordingError: The folder is in use, not empty, or holds a run of another task.
+
+    Example:
+        >>> recorder = Recorder("runs/digits", task=task)           # doctest: +SKIP
+        >>> with recorder.stage("pretrain", model=model, optimizer=optimizer) as stage:
+        ...     for batch in loader:
+        ...         loss = task.loss(model, batch)
+        ...         optimizer.zero_grad(); loss.backward(); optimizer.step()
+        ...         stage.step(batch, loss)
+    """
+
+    def __init__(
+        self, path: str | Path, task: Task, name: str | None = None, *, resume: bool = False
+    ) -> None:
+        self.path = Path(path).expanduser()
+        self.task = task
+        self._open_stage: StageRecorder | None = None
+        there = (self.path / "run.json").exists()
+        if there and not resume:
+            raise RecordingError(
+                f"{self.path} already holds a run; choose another folder, or add stages to it "
+                "with Recorder(path, task, resume=True)"
+            )
+        if not there and self.path.exists() and any(self.path.iterdir()):
+            raise RecordingError(f"{self.path} is not empty and no run; choose another folder")
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(self.path)
+        if there:
+            self.file = self._resumed(name)
+        else:
+            chosen = name if name is not None else self.path.name
+            try:
+                task_reference = TaskRef(name=task.name, config=task.config)
+                self.file = RunFile(name=check_name(chosen), task=task_reference)
+            except ValueError as error:
+                raise RecordingError(f"the run's name: {error}; pass name=...") from None
+            self._write()
+
+    def _write(self) -> None:
+        write_json(self.path / "run.json", self.file)
+
+    def _resumed(self, name: str | None) -> RunFile:
+        run = open_run(self.path, self.task)
+        file = run.file
+        if name is not None and name != file.name:
+            raise RecordingError(f"{self.path} holds run {file.name!r}, not {name!r}; name it so")
+        if (file.task.name, file.task.config) != (self.task.name, self.task.config):
+            raise RecordingError(
+                f"{self.path} was recorded with another task, or the same task configured "
+                "otherwise; resume with the task that it was recorded with"
+            )
+        stages, set_aside = [], list(file.set_aside)
+        for reference in file.stages:
+            stage = next((s for s in run.unfinished if s.name == reference.name), None)
+            if stage is None:
+                stages.append(reference)
+            elif stage.facts.checkpoints:
+                stages.append(_end_at_checkpoint(self.path, reference, stage))
+            else:
+                set_aside.append(reference)
+        resumed = file.model_copy(update={"stages": stages, "set_aside": set_aside})
+        write_json(self.path / "run.json", resumed)
+        return resumed
+
+    def run(self) -> Run:
+        """The run as it stands on disk now."""
+        return open_run(self.path, self.task)
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> str:
+        """Load the end of the last finished stage, to go on from after an interruption.
+
+        Args:
+            model: Takes parameters and buffers.
+            optimizer: Takes the optimiser's state too, to carry it over; made for ``model``, and
+                of the same kind as the stage's.
+
+        Returns:
+            A sentence that says which state was loaded.
+
+        Raises:
+            RecordingError: No stage is finished; begin again from the base.
+        """
+        run = self.run()
+        if not run.stages:
+            raise RecordingError(
+                f"run {run.name!r} has no finished stage to go on from; begin the first again"
+            )
+        stage = run.last
+        state = stage.end()
+        load_into(model, state.model)
+        if optimizer is not None:
+            parameters = dict(model.named_parameters())
+            for name, tensors in state.optimizer.items():
+                optimizer.state[parameters[name]] = {k: t.clone() for k, t in tensors.items()}
+        return f"restored the end of stage {stage.name!r} ({stage.steps} steps)"
+
+    def stage(
+        self,
+        name: str,
+        *,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        description: str = "",
+        clip_norm: float | None = None,
+        accumulation: int = 1,
+        checkpoint_every: int | None = None,
+        keep_batches: str | int = "all",
+        flush_every: int = 256,
+        build_config: Mapping[str, Any] | None = None,
+        reinitialised: Sequence[str] = (),
+    ) -> StageRecorder:
+        """A stage to record, as a context manager around its training loop.
+
+        Args:
+            name: Unique within the run.
+            model: Trained in place; its state when the block is entered is the stage's start.
+            optimizer: New, or the one of the stage before (its state is then carried over).
+            description: What the stage's data are, for people.
+            clip_norm: The ``max_norm`` of the loop's ``clip_grad_norm_``, where it clips.
+            accumulation: How many micro-batches' losses, each divided by this, make one update.
+                Call ``stage.step`` after every backward pass, also those without an update.
+            checkpoint_every: Steps between checkpoints within the stage; None for none.
+            keep_batches: ``"all"``, ``"none"``, or n to keep those of every n-th step. Replay
+                needs all of them.
+            flush_every: Steps between two writes to disk; what was not written is lost when the
+                process is killed. It is also written every ten seconds, and every 64 MB.
+            build_config: For ``task.build_model``, where this stage's model is another than the
+                task's own (a head that appears later, say).
+            reinitialised: Parameters and buffers (names or prefixes) that were given new initial
+                values on purpose before this stage.
+
+        Raises:
+            RecordingError: The name is taken or unusable, or a setting is.
+        """
+        if self._open_stage is not None and self._open_stage.recording:
+            raise RecordingError(
+                f"stage {self._open_stage.name!r} is still being recorded; leave its with block "
+                "before the next stage"
+            )
+        if name == "base" or any(s.name == name for s in (*self.file.stages, *self.file.set_aside)):
+            raise RecordingError(f"the name {name!r} is taken in this run; choose another")
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise RecordingError(f"the stage's name: {error}") from None
+        if keep_batches not in ("all", "none") and not (
+            isinstance(keep_batches, int) and keep_batches >= 1
+        ):
+            raise RecordingError(
+                f'keep_batches={keep_batches!r} is not known; pass "all", "none" or a number n to '
+                "keep the batches of every n-th step"
+            )
+        for label, value in (
+            ("accumulation", accumulation),
+            ("flush_every", flush_every),
+            ("checkpoint_every", checkpoint_every or 1),
+        ):
+            if not isinstance(value, int) or value < 1:
+                raise RecordingError(f"{label}={value!r}; pass a whole number of at least 1")
+        if clip_norm is not None and not clip_norm > 0:
+            raise RecordingError(f"clip_norm={clip_norm!r}; pass a positive norm, or None")
+        number = len(self.file.stages) + len(self.file.set_aside)
+        self._open_stage = StageRecorder(
+            self,
+            name=name,
+            folder=f"stages/{number:02d}-{name.replace(' ', '_')}",
+            model=model,
+            optimizer=optimizer,
+            description=description,
+            clip_norm=float(clip_norm) if clip_norm is not None else None,
+            accumulation=accumulation,
+            checkpoint_every=checkpoint_every,
+            keep_batches="all" if keep_batches == 1 else keep_batches,
+            flush_every=flush_every,
+            build_config=dict(build_config) if build_config is not None else None,
+            reinitialised=tuple(reinitialised),
+        )
+        return self._open_stage
+
+    def last_state(self) -> TrainingState | None:
+        """End state of the last finished stage; None before the first."""
+        run = self.run()
+        return run.last.end() if run.stages else None
+
+    def announce(self, facts: StageFile, folder: str) -> None:
+        """Write a stage's facts, and list the stage in run.json; its sha256 once it is finished."""
+        sha256 = write_json(self.path / folder / "stage.json", facts)
+        done = facts.status == "complete"
+        reference = StageRef(name=facts.name, folder=folder, sha256=sha256 if done else None)
+        others = [stage for stage in self.file.stages if stage.name != facts.name]
+        if done or len(others) == len(self.file.stages):
+            self.file = self.file.model_copy(update={"stages": [*others, reference]})
+            self._write()
+
+    def add_set(
+        self,
+        name: str,
+        *,
+        images: Any = None,
+        texts: Sequence[str] | None = None,
+        labels: Sequence[Any] | None = None,
+        ids: Sequence[str] | None = None,
+        columns: Mapping[str, Sequence[Any]] | None = None,
+        description: str = "",
+    ) -> SetReport:
+        """Add an evaluation set; see :func:`stagelens.runs.evaluation_sets.write_set`."""
+        return write_set(
+            self.path,
+            self.task,
+            name,
+            images=images,
+            texts=texts,
+            labels=labels,
+            ids=ids,
+            columns=columns,
+            description=description,
+        )
+
+
+def _end_at_checkpoint(root: Path, reference: StageRef, stage: Stage) -> StageRef:
+    """Let an interrupted stage end at its newest checkpoint, where its steps reach that far."""
+    checkpoint = stage.facts.checkpoints[-1]
+    path = root / reference.folder / "stage.json"
+    facts = read_json(path, StageFile)
+    parts, steps = [], 0
+    for part in stage.facts.parts:
+        if steps + part.steps <= checkpoint.step:
+            parts.append(part)
+            steps += part.steps
+    if steps != checkpoint.step:
+        raise RecordingError(
+            f"{path}: the newest checkpoint is at step {checkpoint.step}, but only {steps} steps "
+            "before it are on disk; restore the missing parts"
+        )
+    ended = facts.model_copy(
+        update={"status": "complete", "end": checkpoint.state, "parts": parts, "steps": steps}
+    )
+    sha256 = write_json(path, ended)
+    return reference.model_copy(update={"sha256": sha256})
+
+
+def _lock(folder: Path) -> IO[str] | None:
+    """Hold the folder for this process; the system lets go when the process ends, however."""
+    if os.name != "posix":
+        return None
+    import fcntl
+
+    file = open(folder / ".recording.lock", "w")  # noqa: SIM115 - held as long as the recorder
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise RecordingError(
+            f"another process is recording into {folder}; wait for it, or choose another folder"
+        ) from None
+    return file

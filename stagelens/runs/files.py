@@ -1,0 +1,154 @@
+"""Reading and writing files of a run folder: atomically, and checked by digest."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from ..contracts import RunError
+from .schema import VERSION, FileRef
+
+Schema = TypeVar("Schema", bound=BaseModel)
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 of a file's bytes, read in blocks."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary name beside ``path``; renamed onto it, after fsync, when the block ends well.
+
+    A killed process leaves at most a ``.tmp`` file behind, never a half-written ``path``.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_file(root: Path, relative: str, writer: Callable[[Path], object]) -> FileRef:
+    """Write one file of the run folder atomically.
+
+    Args:
+        root: The run folder.
+        relative: Path inside it, with forward slashes.
+        writer: Called with the temporary path to write to.
+
+    Returns:
+        The reference that goes into stage.json or set.json.
+    """
+    target = root / relative
+    with atomic_path(target) as temporary:
+        writer(temporary)
+        reference = FileRef(
+            path=relative, sha256=sha256_of(temporary), bytes=temporary.stat().st_size
+        )
+    return reference
+
+
+def write_json(path: Path, value: BaseModel) -> str:
+    """Write a schema object as indented JSON, atomically; returns the sha256 of its bytes."""
+    data = (value.model_dump_json(indent=1) + "\n").encode()
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_json(path: Path, schema: type[Schema], sha256: str | None = None) -> Schema:
+    """Read and validate one JSON file of the run folder.
+
+    Raises:
+        RunError: It is missing, truncated, edited since it was written (where ``sha256`` is
+            given), of a newer version, or not what StageLens writes; names file and field.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise RunError(f"{path} is missing; restore it from where the run was recorded") from None
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror or error}") from None
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise RunError(f"{path} was changed after it was written; restore the original file")
+    try:
+        return schema.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the file as a whole"
+        if field == "version" and isinstance(first["input"], int) and first["input"] > VERSION:
+            raise RunError(
+                f"{path}: written by a newer StageLens (layout {first['input']}, this one reads "
+                f"{VERSION}); update StageLens to open it"
+            ) from None
+        raise RunError(
+            f"{path}: {field}: {first['msg']}; not a file that StageLens wrote"
+        ) from None
+
+
+class CheckedFiles:
+    """Files of one run folder, checked against their references once, when first used."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        self._checked: dict[str, tuple[int, int]] = {}
+
+    def path(self, reference: FileRef) -> Path:
+        """The file's path, after its size and sha256 were found to be as recorded.
+
+        Raises:
+            RunError: Missing, outside the run folder, truncated or edited; names the file.
+        """
+        path = self.present(reference)
+        stat = path.stat()
+        seen = (stat.st_size, stat.st_mtime_ns)
+        if self._checked.get(reference.path) != seen:
+            if sha256_of(path) != reference.sha256:
+                raise RunError(
+                    f"{path} was changed after it was recorded (its sha256 differs); restore the "
+                    "original file"
+                )
+            self._checked[reference.path] = seen
+        return path
+
+    def present(self, reference: FileRef) -> Path:
+        """The file's path, after a look at its size only; cheap enough for opening a run."""
+        path = self.root / reference.path
+        if not path.resolve().is_relative_to(self.root):
+            raise RunError(f"{path} leads out of the run folder; it is not opened")
+        try:
+            size = path.stat().st_size
+        except OSError:
+            raise RunError(
+                f"{path} is missing; restore it from where the run was recorded"
+            ) from None
+        if size != reference.bytes:
+            raise RunError(
+                f"{path} has {size:,} bytes, but {reference.bytes:,} were recorded: it is "
+                "truncated or was replaced; restore the original file"
+            )
+        return path

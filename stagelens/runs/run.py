@@ -1,0 +1,272 @@
+"""Opening a run folder: validated when opened, read when used. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from ..contracts import RunError, Task
+from .evaluation_sets import EvaluationSet
+from .files import CheckedFiles, read_json
+from .schema import PartRef, RunFile, StageFile, StageRef, StateRef, digest
+from .steps import StepRecord, discover_parts, read_steps, steps_table
+
+if TYPE_CHECKING:
+    from .states import TrainingState
+
+# What the run digest covers of a stage: the recorded training, and not how long it took or what
+# it is called in sentences.
+_DIGESTED = {
+    "name",
+    "optimizer",
+    "boundary",
+    "trainable",
+    "evaluation_mode",
+    "clip_norm",
+    "accumulation",
+    "build_config",
+    "start",
+    "end",
+    "parts",
+}
+
+
+class Stage:
+    """A recorded stage. ``facts`` is its stage.json; states and steps are read when asked for."""
+
+    def __init__(self, files: CheckedFiles, facts: StageFile, index: int) -> None:
+        self._files = files
+        self.facts = facts
+        self.index = index
+        self.name = facts.name
+
+    def __repr__(self) -> str:
+        return f"Stage({self.name!r}, steps={self.steps})"
+
+    @property
+    def steps(self) -> int:
+        """How many optimiser steps were recorded."""
+        return sum(part.steps for part in self.facts.parts)
+
+    @property
+    def finished(self) -> bool:
+        """Whether recording reached the stage's end."""
+        return self.facts.status == "complete"
+
+    @property
+    def replayable(self) -> bool:
+        """Whether the batches of all steps were kept."""
+        return self.facts.keep_batches == "all" and self.steps > 0
+
+    def table(self) -> pd.DataFrame:
+        """One row per step: ``step``, ``loss`` and ``lr`` (of the first parameter group)."""
+        return steps_table(self._files, self.facts.parts)
+
+    def read_steps(self) -> Iterator[StepRecord]:
+        """The recorded steps in order, with their batches where they were kept."""
+        return read_steps(self._files, self.facts.parts)
+
+    def start(self) -> TrainingState:
+        """The training state after the boundary rule, before the first step."""
+        return self._state(self.facts.start)
+
+    def end(self) -> TrainingState:
+        """The training state after the last step.
+
+        Raises:
+            RunError: The stage was not finished.
+        """
+        if self.facts.end is None:
+            raise RunError(
+                f"stage {self.name!r} was not finished, so it has no end state; resume recording "
+                "with Recorder(path, resume=True)"
+            )
+        return self._state(self.facts.end)
+
+    def _state(self, reference: StateRef) -> TrainingState:
+        from .states import load_state
+
+        return load_state(self._files, reference)
+
+
+class Run:
+    """One model's training history on disk.
+
+    Attributes:
+        path: The run folder.
+        name: As given at recording.
+        stages: The finished stages, in training order.
+        unfinished: Stages whose recording was stopped or is still under way.
+        problems: Sentences on what is missing or set aside; empty where all is well.
+        digest: Over the recorded training of the finished stages; results are keyed by it.
+    """
+
+    def __init__(self, path: Path, file: RunFile, task: Task | None) -> None:
+        self.path = path
+        self.file = file
+        self.name = file.name
+        self.stages: list[Stage] = []
+        self.unfinished: list[Stage] = []
+        self.problems: list[str] = []
+        self.files = CheckedFiles(path)
+        self._task = task
+        for reference in file.stages:
+            self._open_stage(reference)
+        for reference in file.set_aside:
+            self.problems.append(
+                f"stage {reference.name!r} was interrupted and set aside; its steps are still in "
+                f"{reference.folder}"
+            )
+        self.digest = digest(
+            file.task.model_dump(mode="json"),
+            [stage.facts.model_dump(mode="json", include=_DIGESTED) for stage in self.stages],
+        )
+
+    def __repr__(self) -> str:
+        return f"Run({self.name!r}, stages={[stage.name for stage in self.stages]})"
+
+    def _open_stage(self, reference: StageRef) -> None:
+        path = self.path / reference.folder / "stage.json"
+        facts = read_json(path, StageFile, reference.sha256)
+        if facts.name != reference.name:
+            raise RunError(
+                f"{path}: name: {facts.name!r}, but run.json calls this stage {reference.name!r}; "
+                "restore the original file"
+            )
+        if facts.status == "recording":
+            parts = discover_parts(self.path, reference.folder)
+            facts = facts.model_copy(update={"parts": parts})
+            steps = sum(part.steps for part in parts)
+            self.problems.append(
+                f"stage {facts.name!r} was not finished: {steps} steps were saved, steps after "
+                "those and its end state are missing (recording was stopped, or is still under "
+                "way)"
+            )
+        elif facts.end is None:
+            raise RunError(f"{path}: end: missing in a finished stage; restore the original file")
+        stage = Stage(self.files, facts, len(self.stages))
+        for state in (facts.start, facts.end, *(c.state for c in facts.checkpoints)):
+            for file in (state.model, state.optimizer) if state else ():
+                if file is not None:
+                    self.files.present(file)
+        self._check_parts(stage)
+        if facts.status == "complete":
+            self.stages.append(stage)
+        else:
+            self.unfinished.append(stage)
+
+    def _check_parts(self, stage: Stage) -> None:
+        expected = 0
+        for part in stage.facts.parts:
+            self._check_part(stage, part, expected)
+            expected += part.steps
+        if stage.finished and expected != stage.facts.steps:
+            raise RunError(
+                f"{self.path}: stage {stage.name!r} says that it has {stage.facts.steps} steps, "
+                f"but its parts hold {expected}; restore the original folder"
+            )
+
+    def _check_part(self, stage: Stage, part: PartRef, expected: int) -> None:
+        self.files.present(part.table)
+        if part.batches is not None:
+            self.files.present(part.batches)
+        if part.first_step != expected:
+            raise RunError(
+                f"{part.table.path} of stage {stage.name!r} starts at step {part.first_step}, but "
+                f"step {expected} should follow; restore the original folder"
+            )
+
+    @cached_property
+    def task(self) -> Task:
+        """The run's task: the one given when opening, else found by its registered name.
+
+        Raises:
+            TaskError: It is not installed; says how to give it.
+        """
+        if self._task is not None:
+            return self._task
+        from ..tasks import find_task
+
+        return find_task(self.file.task.name, self.file.task.config)
+
+    def stage(self, name: str) -> Stage:
+        """A finished stage by name.
+
+        Raises:
+            RunError: There is none of that name; lists those that exist.
+        """
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise RunError(
+            f"run {self.name!r} has no finished stage {name!r}; it has "
+            + (", ".join(repr(stage.name) for stage in self.stages) or "none")
+        )
+
+    @property
+    def last(self) -> Stage:
+        """The last finished stage; its end is the final model.
+
+        Raises:
+            RunError: No stage is finished.
+        """
+        if not self.stages:
+            raise RunError(
+                f"run {self.name!r} has no finished stage yet, so there is no final model; "
+                "finish recording a stage first"
+            )
+        return self.stages[-1]
+
+    @property
+    def set_names(self) -> list[str]:
+        """Names of the evaluation sets, sorted."""
+        folder = self.path / "sets"
+        if not folder.is_dir():
+            return []
+        return sorted(p.parent.name for p in folder.glob("*/set.json"))
+
+    def evaluation_set(self, name: str | None = None) -> EvaluationSet:
+        """An evaluation set by name; None takes the only one, else ``test``.
+
+        Raises:
+            RunError: There is none of that name; lists those that exist.
+        """
+        names = self.set_names
+        if name is None:
+            name = names[0] if len(names) == 1 else "test"
+        if name not in names:
+            listed = ", ".join(names) or "none yet"
+            raise RunError(
+                f"run {self.name!r} has no evaluation set {name!r} (it has: {listed}); add one "
+                f"with: stagelens add-set {self.path} FILE --name {name}"
+            )
+        return EvaluationSet.open(self.path, name)
+
+
+def open_run(path: str | Path, task: Task | None = None) -> Run:
+    """Open a run folder.
+
+    Only the JSON files are read, and the sizes of the files that they name; every other file is
+    checked against its sha256 when it is first used. Weights are safetensors: nothing is ever
+    unpickled, and no code is imported because the folder names it.
+
+    Args:
+        path: The run folder.
+        task: The task, where it is not installed or needs code of your own (a ``build_model``).
+
+    Raises:
+        RunError: The folder is missing, damaged or foreign; names the file and the field.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise RunError(f"{folder} is no folder; give the path of a run folder")
+    if not (folder / "run.json").is_file():
+        raise RunError(
+            f"{folder} is no run folder (it has no run.json); record one with stagelens.Recorder, "
+            "or make the demo with: stagelens demo digits --out DIR"
+        )
+    return Run(folder, read_json(folder / "run.json", RunFile), task)

@@ -1,0 +1,219 @@
+"""What stands in a run folder's JSON files, as pydantic models.
+
+Layout::
+
+    run.json                          RunFile
+    stages/00-pretrain/stage.json     StageFile
+    stages/00-pretrain/steps-00000.parquet, batches-00000.safetensors, ...   numbered parts
+    stages/00-pretrain/start.model.safetensors, start.optimizer.safetensors, end....
+    sets/test/set.json, examples.parquet      SetFile
+    results/                          derived; keyed by digest, never part of the run digest
+
+Every file that ``stage.json`` names comes with its sha256; ``run.json`` holds the sha256 of each
+finished ``stage.json``. So the run digest covers the recorded training, and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+VERSION: Literal[1] = 1
+"""Version of the layout; a folder of a newer one is refused with what to do."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
+
+
+def check_name(name: str) -> str:
+    """A name of a run, stage or set that can stand in paths, links and sentences.
+
+    Raises:
+        ValueError: It has other characters, or is longer than 64.
+    """
+    if not _NAME.fullmatch(name) or name.endswith((".", " ")):
+        raise ValueError(
+            f"{name!r} is not a usable name: use up to 64 letters, digits, spaces, '.', '_' or "
+            "'-', starting with a letter or digit"
+        )
+    return name
+
+
+def _check_relative(path: str) -> str:
+    parts = path.split("/")
+    if (
+        path.startswith("/")
+        or "\\" in path
+        or ":" in path
+        or any(p in ("", ".", "..") for p in parts)
+    ):
+        raise ValueError(f"{path!r} is not a plain path inside the run folder")
+    return path
+
+
+Name = Annotated[str, AfterValidator(check_name)]
+RelativePath = Annotated[str, AfterValidator(_check_relative)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class FileRef(_Model):
+    """A file of the run folder, with what proves it untouched."""
+
+    path: RelativePath
+    sha256: Sha256
+    bytes: int = Field(ge=0)
+
+
+class StateRef(_Model):
+    """A boundary on disk: parameters and buffers, and the optimiser's state beside them."""
+
+    model: FileRef
+    optimizer: FileRef | None = None
+
+
+class ParameterGroup(_Model):
+    """One of the optimiser's parameter groups, parameters by name."""
+
+    parameters: list[str]
+    hyperparameters: dict[str, Any]
+
+
+class OptimizerFacts(_Model):
+    """The optimiser of a stage, as replay makes it again."""
+
+    name: Literal["SGD", "Adam", "AdamW"]
+    groups: list[ParameterGroup]
+    flags: dict[str, bool | None]
+
+
+class Boundary(_Model):
+    """What happened between the end of the stage before and this stage's start.
+
+    Attributes:
+        optimizer: Whether the optimiser's state was carried over; for people to read.
+        carried: Parameters whose optimiser state was carried.
+        new: Parameters and buffers that did not exist before, or were initialised anew.
+        removed: Parameters and buffers that no longer exist.
+        frozen: Parameters of the model that this stage does not train.
+    """
+
+    optimizer: Literal["new", "carried", "partly carried"]
+    carried: list[str] = []
+    new: list[str] = []
+    removed: list[str] = []
+    frozen: list[str] = []
+
+
+class PartRef(_Model):
+    """One flush: consecutive steps, and the batches that were kept of them."""
+
+    first_step: int = Field(ge=0)
+    steps: int = Field(ge=1)
+    table: FileRef
+    batches: FileRef | None = None
+
+
+class Checkpoint(_Model):
+    """The training state after ``step`` steps of the stage."""
+
+    step: int = Field(ge=1)
+    state: StateRef
+
+
+class Environment(_Model):
+    """Where a stage was recorded; replay is bit for bit where this agrees."""
+
+    torch: str
+    threads: int = Field(ge=1)
+    device: str
+    machine: str
+
+
+class StageFile(_Model):
+    """``stage.json``: one stage. While it is being recorded, ``status`` is ``recording``."""
+
+    version: Literal[1] = VERSION
+    name: Name
+    description: str = ""
+    status: Literal["recording", "complete"]
+    optimizer: OptimizerFacts
+    boundary: Boundary
+    trainable: list[str]
+    evaluation_mode: list[str] = []
+    clip_norm: float | None = None
+    accumulation: int = Field(default=1, ge=1)
+    keep_batches: Literal["all", "none"] | Annotated[int, Field(ge=2)] = "all"
+    build_config: dict[str, Any] | None = None
+    environment: Environment
+    start: StateRef
+    end: StateRef | None = None
+    checkpoints: list[Checkpoint] = []
+    parts: list[PartRef] = []
+    steps: int = Field(default=0, ge=0)
+    seconds: float | None = None
+
+
+class TaskRef(_Model):
+    """How the run's task is found again: its registered name and its own JSON config."""
+
+    name: str
+    config: dict[str, Any]
+
+
+class StageRef(_Model):
+    """A stage as ``run.json`` lists it; ``sha256`` of its stage.json once it is finished."""
+
+    name: Name
+    folder: RelativePath
+    sha256: Sha256 | None = None
+
+
+class RunFile(_Model):
+    """``run.json``."""
+
+    version: Literal[1] = VERSION
+    name: Name
+    task: TaskRef
+    stages: list[StageRef] = []
+    set_aside: list[StageRef] = []
+
+
+class SetFile(_Model):
+    """``set.json``: an evaluation set, described.
+
+    Attributes:
+        kind: What an example's input is.
+        columns: Metadata columns, in order.
+        digest: Over ids, inputs, labels and metadata, so over everything that results depend on.
+        planted: Printed wherever the set is shown, where a feature was planted on purpose.
+    """
+
+    version: Literal[1] = VERSION
+    name: Name
+    kind: Literal["image", "text"]
+    count: int = Field(ge=1)
+    columns: list[str] = []
+    description: str = ""
+    digest: Sha256
+    table: FileRef
+    missing_labels: int = Field(default=0, ge=0)
+    duplicate_inputs: int = Field(default=0, ge=0)
+
+
+def canonical_json(value: Any) -> str:
+    """JSON in one spelling, for digests: sorted keys, no spaces, no NaN."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True
+    )
+
+
+def digest(*values: Any) -> str:
+    """sha256 over the canonical JSON of ``values``."""
+    return hashlib.sha256(canonical_json(list(values)).encode()).hexdigest()

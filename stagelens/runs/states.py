@@ -1,0 +1,178 @@
+"""Training states: parameters, buffers and optimiser state, by name, in memory and on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..contracts import RunError
+from .files import CheckedFiles, write_file
+from .schema import FileRef, StateRef
+
+OptimizerState = dict[str, dict[str, Tensor]]
+"""Parameter name to the tensors that torch keeps for it, for instance ``exp_avg`` and ``step``."""
+
+
+@dataclass
+class TrainingState:
+    """Everything that an update reads or writes, at one moment.
+
+    Attributes:
+        model: Parameters and buffers by name, shared parameters once.
+        optimizer: Per parameter the optimiser's tensors; a parameter that never had a gradient
+            has no entry.
+    """
+
+    model: dict[str, Tensor]
+    optimizer: OptimizerState = field(default_factory=dict)
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The module's own parameters and buffers (not copies), by name."""
+    tensors: dict[str, Tensor] = {name: p.detach() for name, p in model.named_parameters()}
+    tensors.update((name, b.detach()) for name, b in model.named_buffers())
+    return tensors
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> OptimizerState:
+    """The optimiser's own state tensors (not copies), by parameter name.
+
+    Args:
+        optimizer: One of the supported ones.
+        names: ``id(parameter)`` to name.
+    """
+    states: OptimizerState = {}
+    for parameter, state in optimizer.state.items():
+        tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+        if tensors:
+            states[names[id(parameter)]] = tensors
+    return states
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def capture(
+    model: nn.Module, optimizer: torch.optim.Optimizer | None, names: Mapping[int, str]
+) -> TrainingState:
+    """A copy, on the CPU, of everything at this moment."""
+    states = {} if optimizer is None else optimizer_tensors(optimizer, names)
+    return TrainingState(
+        {name: _copied(tensor) for name, tensor in model_tensors(model).items()},
+        {name: {k: _copied(v) for k, v in state.items()} for name, state in states.items()},
+    )
+
+
+def load_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy parameters and buffers into a module of the same architecture.
+
+    Raises:
+        RunError: A name is missing on either side, or a shape differs; nothing is broadcast.
+    """
+    own = model_tensors(model)
+    if own.keys() != tensors.keys():
+        raise RunError(
+            "the model that the task builds does not fit the recorded state: "
+            + _difference(own.keys(), tensors.keys())
+            + "; open the run with the task that it was recorded with"
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            if tensor.shape != tensors[name].shape:
+                raise RunError(
+                    f"{name} has shape {tuple(tensor.shape)} in the model that the task builds, "
+                    f"but {tuple(tensors[name].shape)} in the recorded state; open the run with "
+                    "the task that it was recorded with"
+                )
+            if tensor.dtype != tensors[name].dtype:
+                tensor = _retyped(model, name, tensors[name].dtype)
+            tensor.copy_(tensors[name])
+
+
+def _retyped(model: nn.Module, name: str, dtype: torch.dtype) -> Tensor:
+    """Give one parameter or buffer the recorded dtype: a cast value would be another value."""
+    module, _, attribute = name.rpartition(".")
+    own: Tensor = getattr(model.get_submodule(module), attribute)
+    own.data = own.data.to(dtype)
+    return own.detach()
+
+
+def _difference(built: object, recorded: object) -> str:
+    only_built = sorted(set(built) - set(recorded))  # type: ignore[call-overload]
+    only_recorded = sorted(set(recorded) - set(built))  # type: ignore[call-overload]
+    parts = []
+    if only_built:
+        parts.append(f"only the built model has {', '.join(only_built[:3])}")
+    if only_recorded:
+        parts.append(f"only the recorded state has {', '.join(only_recorded[:3])}")
+    return " and ".join(parts)
+
+
+def save_tensors(root: Path, relative: str, tensors: Mapping[str, Tensor]) -> FileRef:
+    """Write named tensors as safetensors, atomically."""
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    return write_file(root, relative, lambda path: save_file(contiguous, path))
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        RunError: It is truncated or no safetensors file.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"{path} is damaged or no safetensors file ({error}); restore it") from None
+
+
+def save_state(
+    root: Path, prefix: str, state: TrainingState, model: FileRef | None = None
+) -> StateRef:
+    """Write ``{prefix}.model.safetensors`` and, where there is any, ``{prefix}.optimizer...``.
+
+    Args:
+        root: The run folder.
+        prefix: Path inside it, without the endings.
+        state: What to write.
+        model: A file that holds the same parameters and buffers already; they are not written
+            again then.
+    """
+    flat = {f"{n}/{key}": t for n, keys in state.optimizer.items() for key, t in keys.items()}
+    return StateRef(
+        model=model or save_tensors(root, f"{prefix}.model.safetensors", state.model),
+        optimizer=save_tensors(root, f"{prefix}.optimizer.safetensors", flat) if flat else None,
+    )
+
+
+def load_state(files: CheckedFiles, reference: StateRef) -> TrainingState:
+    """Read a boundary or checkpoint, its files checked by digest.
+
+    Raises:
+        RunError: A file is missing, truncated or edited.
+    """
+    optimizer: OptimizerState = {}
+    if reference.optimizer is not None:
+        for flat, tensor in load_tensors(files.path(reference.optimizer)).items():
+            name, _, key = flat.rpartition("/")
+            optimizer.setdefault(name, {})[key] = tensor
+    return TrainingState(load_tensors(files.path(reference.model)), optimizer)
+
+
+def same_tensor(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors agree bit for bit; NaN equals the same NaN."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if torch.equal(a, b):
+        return True
+    if not a.is_floating_point():
+        return False
+    bytes_a, bytes_b = a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8)
+    return torch.equal(bytes_a, bytes_b)

@@ -1,0 +1,73 @@
+"""What models eat and answer. Tasks are found by their registered name."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+from ..contracts import Task, TaskError
+
+if TYPE_CHECKING:
+    from .image_classification import ImageClassification
+
+__all__ = ["ImageClassification", "find_task", "load_task_class"]
+
+_BUILT_IN = {"image-classification": "stagelens.tasks.image_classification:ImageClassification"}
+_HOMES = {"ImageClassification": "image_classification"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def load_task_class(target: str) -> type[Task]:
+    """The task class that a user names as ``package.module:Class``.
+
+    Raises:
+        TaskError: It cannot be imported, or is no task.
+    """
+    module, _, attribute = target.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise TaskError(
+            f"task {target!r} cannot be imported ({error}); give it as package.module:Class, "
+            "with its package on the Python path"
+        ) from None
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        raise TaskError(f"{target!r} is no stagelens.Task; derive the class from stagelens.Task")
+    return found
+
+
+def find_task(name: str, config: Mapping[str, Any]) -> Task:
+    """Make the installed task of a registered name.
+
+    Built-in tasks come first; others are found through the entry-point group
+    ``stagelens.tasks``. Only installed packages can register there: nothing that stands in a run
+    folder is imported.
+
+    Raises:
+        TaskError: No installed task has this name, or it does not accept the config.
+    """
+    if name in _BUILT_IN:
+        task_class = load_task_class(_BUILT_IN[name])
+    else:
+        found = [entry for entry in entry_points(group="stagelens.tasks") if entry.name == name]
+        if not found:
+            raise TaskError(
+                f"task {name!r} is not installed, so models of this run cannot be built; install "
+                "the package that registers it, or give it: open_run(path, task=...) or "
+                "--task package.module:Class. Stored results can be read without it"
+            )
+        task_class = found[0].load()
+    try:
+        return task_class(**config)
+    except (TypeError, ValueError) as error:
+        raise TaskError(
+            f"task {name!r} does not accept the recorded config ({error}); open the run with the "
+            "version of the task that it was recorded with"
+        ) from None

@@ -1,0 +1,62 @@
+"""What all classifiers share: behaviours and predictions, from logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..contracts import Behaviour, Predictions
+
+NO_LABEL = -1
+"""Class index of an example without a label."""
+
+CLASSIFIER_BEHAVIOURS = (
+    Behaviour(
+        "margin",
+        "higher",
+        "nats",
+        "Log-odds of the label: how strongly the model prefers the label to everything else.",
+    ),
+    Behaviour("loss", "lower", "nats", "Cross-entropy of the label."),
+    Behaviour("probability", "higher", "", "Probability that the model gives to the label."),
+)
+
+
+def classifier_behaviours(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Loss, margin and probability of the label.
+
+    With p the softmax of the logits and y the label: loss = -log p_y, probability = p_y and
+    margin = log p_y - log(1 - p_y), each computed from logits without cancellation.
+
+    Args:
+        logits: (B, C).
+        labels: (B,) class indices; ``NO_LABEL`` where there is none.
+
+    Returns:
+        Behaviour name to (B,) values in float64; NaN where there is no label.
+    """
+    logits = logits.double()
+    known = labels != NO_LABEL
+    index = labels.clamp(min=0).unsqueeze(1)
+    own = logits.gather(1, index).squeeze(1)
+    others = logits.scatter(1, index, -torch.inf).logsumexp(1)
+    margin = own - others
+    values = {
+        "margin": margin,
+        "loss": torch.nn.functional.softplus(-margin),
+        "probability": torch.sigmoid(margin),
+    }
+    return {name: torch.where(known, value, torch.nan) for name, value in values.items()}
+
+
+def classifier_predictions(logits: Tensor, classes: Sequence[str]) -> Predictions:
+    """The most probable class of each row, by name, with its probability.
+
+    Args:
+        logits: (B, C).
+        classes: C names.
+    """
+    confidences, answers = logits.double().softmax(1).max(1)
+    return Predictions([classes[i] for i in answers.tolist()], confidences.tolist())

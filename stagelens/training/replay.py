@@ -1,0 +1,297 @@
+"""Replay: running recorded steps again, from any training state, with torch's own optimisers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..contracts import Refused, RunError, Task
+from ..runs.batches import batch_size, to_device
+from ..runs.run import Run, Stage
+from ..runs.states import TrainingState, capture, load_into, same_tensor
+from ..runs.steps import StepRecord
+from .optimizers import build_optimizer, set_group_hyperparameters
+
+Progress = Callable[[float, str], None]
+"""Called with the share that is done, 0 to 1, and what is being done now."""
+
+
+def no_progress(_done: float, _text: str) -> None:
+    """A listener that does nothing."""
+
+
+@dataclass
+class StepRules:
+    """What a stage does at each of its steps beside the optimiser's update.
+
+    Attributes:
+        accumulation: Each micro-batch's loss is divided by it before backward.
+        clip_norm: Largest total gradient norm; None where nothing is clipped.
+        evaluation_mode: Modules that stay in evaluation mode while training.
+        trainable: Parameters that require a gradient.
+    """
+
+    accumulation: int = 1
+    clip_norm: float | None = None
+    evaluation_mode: Sequence[str] = ()
+    trainable: Sequence[str] = ()
+
+
+def prepare(model: nn.Module, rules: StepRules) -> None:
+    """Set the training modes and ``requires_grad`` flags of a stage."""
+    model.train()
+    modules = dict(model.named_modules())
+    for name in rules.evaluation_mode:
+        modules[name].training = False
+    trainable = set(rules.trainable)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trainable)
+
+
+def step(
+    task: Task,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    record: StepRecord,
+    rules: StepRules,
+) -> list[float]:
+    """Run one recorded step on a prepared model, in place.
+
+    Returns:
+        The task's loss of each micro-batch, before division by the accumulation.
+    """
+    if record.batches is None:
+        raise Refused(f"the batch of step {record.step} was not kept, so it cannot be replayed")
+    parameters = dict(model.named_parameters())
+    device = next(iter(parameters.values())).device
+    losses = []
+    optimizer.zero_grad(set_to_none=True)
+    for micro in record.batches:
+        for name, generator_state in micro.rng.items():
+            if name == "cpu":
+                torch.set_rng_state(generator_state)
+            elif device.type != "cpu":
+                torch.cuda.set_rng_state(generator_state, device)
+        loss = task.loss(model, to_device(micro.batch, device))
+        losses.append(float(loss.detach()))
+        (loss / rules.accumulation if rules.accumulation > 1 else loss).backward()
+    restore_missing(parameters, record.missing, optimizer)
+    if rules.clip_norm is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), rules.clip_norm)
+    set_group_hyperparameters(optimizer, record.groups)
+    optimizer.step()
+    return losses
+
+
+def restore_missing(
+    parameters: dict[str, nn.Parameter],
+    missing: Sequence[str],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Make "no gradient" and "zero gradient" what they were: only the first skips an update."""
+    absent = {id(parameters[name]) for name in missing}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if id(parameter) in absent:
+                parameter.grad = None
+            elif parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+
+
+def cross_boundary(state: TrainingState, stage: Stage) -> TrainingState:
+    """Apply the boundary rule of ``stage`` to the end state of the stage before.
+
+    New parameters and buffers take their recorded initial values, removed ones are dropped, and
+    the optimiser's state stays only where it was carried. For the recorded end state this gives
+    the recorded start state.
+    """
+    recorded = stage.start()
+    boundary = stage.facts.boundary
+    new = set(boundary.new)
+    return TrainingState(
+        {name: t if name in new else state.model[name] for name, t in recorded.model.items()},
+        {name: state.optimizer[name] for name in boundary.carried if name in state.optimizer},
+    )
+
+
+def check_replayable(stages: Sequence[Stage]) -> None:
+    """Refuse before any work where a step of these stages could not be replayed.
+
+    Raises:
+        Refused: Batches were not kept for all steps; says what to do.
+    """
+    for stage in stages:
+        if not stage.replayable:
+            raise Refused(
+                f"stage {stage.name!r} cannot be replayed, because its batches were not all kept "
+                f'(keep_batches={stage.facts.keep_batches!r}); record it with keep_batches="all", '
+                "or use --estimator task-vector"
+            )
+
+
+class StageReplay:
+    """One stage made ready: model and optimiser at a training state, steps to run.
+
+    Args:
+        task: Builds the model.
+        stage: The recorded stage.
+        state: Where to start; by default where the recording started.
+    """
+
+    def __init__(self, task: Task, stage: Stage, state: TrainingState | None = None) -> None:
+        self.task = task
+        self.stage = stage
+        facts = stage.facts
+        self.rules = StepRules(
+            facts.accumulation, facts.clip_norm, facts.evaluation_mode, facts.trainable
+        )
+        device = "cuda" if facts.environment.device == "cuda" and _has_cuda() else "cpu"
+        state = stage.start() if state is None else state
+        self.model = task.build_model(facts.build_config)
+        load_into(self.model, state.model)
+        self.model.to(device)
+        prepare(self.model, self.rules)
+        parameters = dict(self.model.named_parameters())
+        self.names = {id(parameter): name for name, parameter in parameters.items()}
+        self.optimizer = build_optimizer(facts.optimizer, parameters)
+        for name, tensors in state.optimizer.items():
+            # torch keeps Adam's step count on the CPU unless the optimiser is fused.
+            on_device = {
+                key: tensor.clone().to(
+                    "cpu" if key == "step" and not facts.optimizer.flags.get("fused") else device
+                )
+                for key, tensor in tensors.items()
+            }
+            self.optimizer.state[parameters[name]] = on_device
+
+    def run(self) -> Iterator[StepRecord]:
+        """Run all steps; yields each record after its update."""
+        for record in self.stage.read_steps():
+            step(self.task, self.model, self.optimizer, record, self.rules)
+            yield record
+
+    def state(self) -> TrainingState:
+        """A copy of the training state as it is now."""
+        return capture(self.model, self.optimizer, self.names)
+
+
+def _has_cuda() -> bool:
+    return torch.cuda.is_available()
+
+
+@contextmanager
+def same_arithmetic(stage: Stage) -> Iterator[None]:
+    """Replay with the recorded thread count, leaving threads and random state as they were."""
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if _has_cuda() else ()):
+        torch.set_num_threads(stage.facts.environment.threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+@dataclass
+class Replayed:
+    """What a replay ended in, and what it cost.
+
+    Attributes:
+        state: The training state after the last replayed step.
+        example_gradients: How many examples' gradients were computed.
+    """
+
+    state: TrainingState
+    example_gradients: int
+
+
+def replay_stage(
+    task: Task, stage: Stage, state: TrainingState | None = None, progress: Progress = no_progress
+) -> Replayed:
+    """Replay one stage from ``state`` (by default its recorded start)."""
+    check_replayable([stage])
+    examples = 0
+    with same_arithmetic(stage):
+        replay = StageReplay(task, stage, state)
+        for number, record in enumerate(replay.run(), 1):
+            examples += sum(batch_size(micro.batch) for micro in record.batches or ())
+            progress(number / stage.steps, f"stage {stage.name}, step {number} of {stage.steps}")
+        return Replayed(replay.state(), examples)
+
+
+def replay_without(run: Run, stage: Stage, progress: Progress = no_progress) -> Replayed:
+    """The training state at the end of the run as it would be without ``stage``.
+
+    The stage's start state stands in for its end state; then the boundary rules and the recorded
+    steps of all later stages follow. For the last stage this is its start state, at no cost.
+
+    Raises:
+        Refused: Batches of a later stage were not kept.
+    """
+    later = run.stages[stage.index + 1 :]
+    check_replayable(later)
+    state, examples = stage.start(), 0
+    total = sum(other.steps for other in later)
+    done = 0
+    for other in later:
+
+        def report(share: float, text: str, before: int = done, here: Stage = other) -> None:
+            progress((before + share * here.steps) / total, text)
+
+        replayed = replay_stage(run.task, other, cross_boundary(state, other), report)
+        state, examples = replayed.state, examples + replayed.example_gradients
+        done += other.steps
+    return Replayed(state, examples)
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far a replay from the recorded start is from the recorded end of a stage.
+
+    Attributes:
+        stage: The stage's name.
+        bitwise: Whether parameters, buffers and optimiser state agree bit for bit.
+        largest: Largest absolute difference of a parameter or buffer.
+        relative: Norm of the difference over the norm of the stage's own change.
+    """
+
+    stage: str
+    bitwise: bool
+    largest: float
+    relative: float
+
+
+def measure_deviation(task: Task, stage: Stage, progress: Progress = no_progress) -> Deviation:
+    """Replay one stage as recorded and compare with its recorded end.
+
+    Raises:
+        RunError: The replay gives other parameters or buffers than were recorded.
+    """
+    replayed = replay_stage(task, stage, progress=progress).state
+    recorded, start = stage.end(), stage.start()
+    if replayed.model.keys() != recorded.model.keys():
+        raise RunError(
+            f"replaying stage {stage.name!r} gives other parameters than its end state has; open "
+            "the run with the task that it was recorded with"
+        )
+    bitwise = _same(replayed.model, recorded.model) and (
+        replayed.optimizer.keys() == recorded.optimizer.keys()
+        and all(_same(replayed.optimizer[n], recorded.optimizer[n]) for n in recorded.optimizer)
+    )
+    difference = change = largest = 0.0
+    for name, end in recorded.model.items():
+        if not end.is_floating_point():
+            continue
+        gap = replayed.model[name].double() - end.double()
+        largest = max(largest, float(gap.abs().max())) if gap.numel() else largest
+        difference += float(gap.square().sum())
+        change += float((end.double() - start.model[name].double()).square().sum())
+    relative = 0.0 if difference == 0 else (difference / change) ** 0.5 if change else float("inf")
+    return Deviation(stage.name, bitwise, largest, relative)
+
+
+def _same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(same_tensor(a[key], b[key]) for key in b)
