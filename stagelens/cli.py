@@ -1,0 +1,263 @@
+"""The command line: the same functions that the dashboard's jobs run."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from .contracts import StageLensError
+from .runs.run import Run, open_run
+
+app = typer.Typer(
+    name="stagelens",
+    help="Which stage of a model's training is to credit or to blame, how much, and what would "
+    "the model do without it?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")]
+TaskOption = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        metavar="MODULE:CLASS",
+        help="The run's task, where it is not installed. It is made from the recorded config.",
+    ),
+]
+ProgressFile = Annotated[Path | None, typer.Option("--progress", hidden=True)]
+_EVERY = 0.2
+
+
+class _Reporter:
+    """Shows progress on the terminal, or writes it to a file that the dashboard reads."""
+
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
+        self._written = 0.0
+        self._share = 0.0
+        self._text = ""
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        hidden = file is not None or not sys.stderr.isatty()
+        self._bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden)
+        self._bar_task = self._bar.add_task("", total=1.0)
+
+    def __call__(self, share: float, text: str) -> None:
+        self._share, self._text = min(max(share, 0.0), 1.0), text
+        self._bar.update(self._bar_task, completed=self._share, description=text)
+        if time.monotonic() - self._written >= _EVERY:
+            self.write("running")
+
+    def write(self, state: str, error: str | None = None) -> None:
+        if self._file is None:
+            return
+        done = 1.0 if state == "done" else self._share
+        content = {"done": done, "text": self._text, "state": state, "error": error}
+        temporary = self._file.with_name(f"{self._file.name}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(content))
+        os.replace(temporary, self._file)
+        self._written = time.monotonic()
+
+    @contextmanager
+    def running(self) -> Iterator[_Reporter]:
+        """Report success or failure at the end, whatever happens."""
+        self.write("running")
+        try:
+            with self._bar:
+                yield self
+        except BaseException as error:
+            self.write("failed", one_line(error))
+            raise
+        self.write("done")
+
+
+def one_line(error: BaseException) -> str:
+    """An error for people, on one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if isinstance(error, StageLensError) else f"{type(error).__name__}: {text}"
+
+
+def _open(path: Path, task: str | None) -> Run:
+    if task is None:
+        return open_run(path)
+    from .tasks import load_task_class
+
+    config = open_run(path).file.task.config
+    try:
+        return open_run(path, load_task_class(task)(**config))
+    except TypeError as error:
+        raise StageLensError(
+            f"task {task} does not accept the recorded config ({error}); give the task that the "
+            "run was recorded with"
+        ) from None
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options of every command; ``--debug`` is read in :func:`main`."""
+
+
+@app.command(epilog="Example: stagelens demo digits --out runs/digits")
+def demo(
+    name: Annotated[str, typer.Argument(metavar="digits", help="Which demo.")],
+    out: Annotated[Path, typer.Option("--out", help="A folder that holds nothing yet.")],
+    seed: Annotated[int, typer.Option(help="Makes the demo the same again.")] = 0,
+    progress: ProgressFile = None,
+) -> None:
+    """Make a built-in demo: train it in stages, record it, and compute its effects.
+
+    digits: a small CNN on the handwritten digits that scikit-learn ships, with a planted shortcut
+    in its second stage and planted wrong labels in its third.
+    """
+    if name != "digits":
+        raise StageLensError(f"there is no demo {name!r}; use: digits")
+    with _Reporter(progress).running() as report:
+        from .demos import digits
+
+        run = digits.build(out, seed, report)
+    typer.echo(f"{out}: {len(run.stages)} stages, sets {', '.join(run.set_names)}")
+    typer.echo(f"Look at it with: stagelens attribute {out} --set test, or in the dashboard")
+
+
+@app.command(
+    epilog="Examples: stagelens attribute runs/digits --set test   "
+    "stagelens attribute runs/digits --estimator task-vector --stage shortcut --out effects.csv"
+)
+def attribute(
+    run: RunFolder,
+    estimator: Annotated[
+        str | None,
+        typer.Option(
+            help="replay (exact) or task-vector (free); by default replay where all steps are "
+            "recorded, else task-vector."
+        ),
+    ] = None,
+    stage: Annotated[
+        list[str] | None, typer.Option(help="Only this stage; may be given several times.")
+    ] = None,
+    set_name: Annotated[
+        str | None, typer.Option("--set", help="Evaluation set; by default the only one, or test.")
+    ] = None,
+    task: TaskOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write the effect table, with trust, to a .parquet or .csv file."),
+    ] = None,
+    progress: ProgressFile = None,
+) -> None:
+    """Compute every stage's effect on every example of an evaluation set."""
+    if out is not None and out.suffix not in (".parquet", ".csv"):
+        raise StageLensError(f"{out}: name the file .parquet or .csv")
+    with _Reporter(progress).running() as report:
+        opened = _open(run, task)
+        examples = opened.evaluation_set(set_name)
+        from . import effects
+        from .estimators.ladder import default_estimator
+
+        chosen = estimator or default_estimator(opened)
+        effects.boundaries(opened, examples.name)
+        result = effects.attribute(opened, examples.name, chosen, stage or None, report)
+    for problem in opened.problems:
+        typer.echo(f"Note: {problem}", err=True)
+    _print_effects(result)
+    if out is not None:
+        table = result.table.assign(
+            trust=result.table["stage"].map({n: t.trust for n, t in result.trust.items()})
+        )
+        _write_table(table, out)
+        typer.echo(f"{out}: {len(table):,} rows")
+
+
+def _write_table(table: Any, out: Path) -> None:
+    from .runs.files import atomic_path
+
+    with atomic_path(out) as temporary:
+        if out.suffix == ".csv":
+            table.to_csv(temporary, index=False)
+        else:
+            table.to_parquet(temporary, index=False)
+
+
+def _print_effects(result: Any) -> None:
+    count = result.table["example_id"].nunique()
+    facts = result.facts
+    printed = Table(title=f"Mean stage effect on {facts.set_name} ({count:,} examples)")
+    printed.add_column("stage")
+    for name, behaviour in result.behaviours.items():
+        printed.add_column(f"{name} ({behaviour.better} is better)", justify="right")
+    printed.add_column("trust")
+    means = result.table.groupby(["stage", "behaviour"], sort=False)["effect"].mean()
+    for stage, trust in result.trust.items():
+        values = [means.get((stage, name), float("nan")) for name in result.behaviours]
+        cells = ["-" if value != value else f"{value:+.3f}" for value in values]
+        printed.add_row(stage, *cells, f"{trust.trust}: {trust.reason}")
+    Console(soft_wrap=not sys.stdout.isatty()).print(printed, markup=False)
+
+
+@app.command(
+    name="add-set",
+    epilog="Examples: stagelens add-set runs/digits photos/ --name photos   "
+    "stagelens add-set runs/digits test.npz --name test --label-column y",
+)
+def add_set(
+    run: RunFolder,
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="An image folder (metadata.csv, or a folder per class), or a .npz, .parquet, "
+            ".csv or .jsonl file.",
+        ),
+    ],
+    name: Annotated[str, typer.Option("--name", help="The set's name in this run.")],
+    label_column: Annotated[str, typer.Option(help="Column of the labels.")] = "label",
+    id_column: Annotated[
+        str | None, typer.Option(help="Column of stable ids; by default row numbers or names.")
+    ] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column of the texts.")] = None,
+    image_column: Annotated[
+        str | None, typer.Option(help="Column of the images, or of their paths.")
+    ] = None,
+    description: Annotated[str, typer.Option(help="What the set is, for people.")] = "",
+    task: TaskOption = None,
+) -> None:
+    """Add an evaluation set from a file; ids are kept, duplicates and missing labels reported."""
+    from .runs.evaluation_sets import write_set
+    from .runs.set_readers import read_set_file
+
+    opened = _open(run, task)
+    content = read_set_file(
+        file,
+        label_column=label_column,
+        id_column=id_column,
+        text_column=text_column,
+        image_column=image_column,
+    )
+    report = write_set(run, opened.task, name, description=description, **content)
+    typer.echo(report.sentence())
+
+
+def main() -> None:
+    """Run the command line; an error is one line on stderr and exit status 1."""
+    try:
+        app(standalone_mode=True)
+    except (StageLensError, OSError) as error:
+        if "--debug" in sys.argv:
+            raise
+        typer.echo(f"stagelens: {one_line(error)}", err=True)
+        sys.exit(1)

@@ -1,0 +1,1 @@
+"""Built-in demos: real, small, deterministic by seed."""

@@ -1,0 +1,72 @@
+"""What an estimator is, and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from ..results import StageTrust
+from ..runs.run import Run, Stage
+from ..training.replay import Progress
+
+Weights = Mapping[str, Tensor]
+"""Parameters and buffers of the final model's architecture, by name."""
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Two cheap models whose difference sharpens an effect.
+
+    Attributes:
+        factual: Trained cheaply with the stage.
+        counterfactual: Trained in the same cheap way without it.
+        share: Weight of the twins' effect in the combination with the weights' effect, 0 to 1.
+    """
+
+    factual: Weights
+    counterfactual: Weights
+    share: float
+
+
+@dataclass(frozen=True)
+class Counterfactual:
+    """The model as it would be without one stage.
+
+    Attributes:
+        stage: The stage that is left out.
+        weights: The model, None where the estimator refused.
+        trust: What is known of it; also says at what cost it was obtained.
+        twins: Where the estimator has them.
+    """
+
+    stage: str
+    weights: Weights | None
+    trust: StageTrust
+    twins: Twins | None = None
+
+
+class Estimator(Protocol):
+    """A way to obtain counterfactuals.
+
+    Attributes:
+        name: As it stands in tables and on the command line.
+        settings: Plain JSON that the counterfactuals depend on; part of the cache key.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+
+    def counterfactuals(
+        self, run: Run, stages: Sequence[Stage], progress: Progress
+    ) -> Iterator[Counterfactual]:
+        """The models without each of ``stages``, in any order; never asked for the last stage.
+
+        Several stages are asked for at once, so that they can share work.
+
+        Raises:
+            Refused: None of them can be given; says why and what to use instead.
+        """
+        ...

@@ -1,0 +1,137 @@
+"""``replay``: run the later stages again from where the stage started. The ground truth."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ValidationError
+
+from ..results import StageTrust
+from ..runs.files import write_json
+from ..runs.run import Run, Stage
+from ..runs.schema import digest
+from ..training.replay import (
+    Progress,
+    check_replayable,
+    measure_deviation,
+    replay_without,
+)
+from .protocol import Counterfactual
+
+
+class ReplayCheck(BaseModel):
+    """How far a stage's replay on one machine is from its recorded end; stored with the run."""
+
+    run_digest: str
+    stage: str
+    machine: str
+    bitwise: bool
+    largest: float
+    relative: float
+
+
+class Replay:
+    """The model without a stage, by replaying all later stages from the stage's start state.
+
+    The later stages are also replayed as they were recorded, once per run and machine: where this
+    gives their recorded ends bit for bit, the counterfactual is exact.
+    """
+
+    name = "replay"
+    settings: Mapping[str, Any] = {}
+
+    def counterfactuals(
+        self, run: Run, stages: Sequence[Stage], progress: Progress
+    ) -> Iterator[Counterfactual]:
+        """See :class:`~stagelens.estimators.protocol.Estimator`."""
+        first = min(stage.index for stage in stages)
+        later = run.stages[first + 1 :]
+        check_replayable(later)
+        work = sum(s.steps for s in later) + sum(
+            s.steps for stage in stages for s in run.stages[stage.index + 1 :]
+        )
+        done = 0
+        checks: dict[str, ReplayCheck] = {}
+        for stage in later:
+            report = _part(progress, done, stage.steps, work, "Checking replay: ")
+            checks[stage.name] = check_replay(run, stage, report)
+            done += stage.steps
+        for stage in stages:
+            after = run.stages[stage.index + 1 :]
+            steps = sum(s.steps for s in after)
+            began = time.perf_counter()
+            report = _part(progress, done, steps, work, f"Replaying without {stage.name}: ")
+            replayed = replay_without(run, stage, report)
+            trust = _trust(
+                stage.name,
+                [checks[s.name] for s in after],
+                time.perf_counter() - began,
+            )
+            done += steps
+            yield Counterfactual(stage.name, replayed.state.model, trust)
+
+
+def _part(progress: Progress, before: int, own: int, work: int, prefix: str) -> Progress:
+    def report(share: float, text: str) -> None:
+        progress((before + share * own) / work, prefix + text)
+
+    return report
+
+
+def _trust(stage: str, checks: Sequence[ReplayCheck], seconds: float) -> StageTrust:
+    if all(check.bitwise for check in checks):
+        return StageTrust(
+            stage=stage,
+            estimator=Replay.name,
+            trust="exact",
+            reason="Exact replay.",
+            deviation=0.0,
+            expected_error=0.0,
+            cost=1.0,
+            seconds=seconds,
+        )
+    worst = max(check.relative for check in checks)
+    return StageTrust(
+        stage=stage,
+        estimator=Replay.name,
+        trust="estimated",
+        reason=(
+            f"Replay; on this machine it deviates from the recording by {worst:.1e} of what the "
+            "later stages changed."
+        ),
+        deviation=worst,
+        expected_error=worst,
+        cost=1.0,
+        seconds=seconds,
+    )
+
+
+def _machine(stage: Stage) -> str:
+    threads = stage.facts.environment.threads
+    return f"torch {torch.__version__}, {threads} threads, {platform.platform()}"
+
+
+def check_replay(run: Run, stage: Stage, progress: Progress) -> ReplayCheck:
+    """Replay a stage as it was recorded and say how far it is off; stored and reused."""
+    machine = _machine(stage)
+    key = digest("replay-check", run.digest, stage.name, machine)[:32]
+    path = run.path / "results" / "checks" / f"{key}.json"
+    try:
+        return ReplayCheck.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        pass
+    deviation = measure_deviation(run.task, stage, progress)
+    check = ReplayCheck(
+        run_digest=run.digest,
+        stage=stage.name,
+        machine=machine,
+        bitwise=deviation.bitwise,
+        largest=deviation.largest,
+        relative=deviation.relative,
+    )
+    write_json(path, check)
+    return check

@@ -1,0 +1,172 @@
+"""Results on disk: effect tables and what is known of them. Tables only; nothing imports torch.
+
+A result describes itself and is keyed by (run digest, set digest, estimator, settings), so a
+result of another recording, another set or other settings is never mistaken for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from .contracts import Behaviour, Trust
+from .runs.files import atomic_path
+from .runs.run import Run
+from .runs.schema import digest
+
+EFFECT_COLUMNS = (
+    "set",
+    "example_id",
+    "stage",
+    "behaviour",
+    "final",
+    "without",
+    "effect",
+    "estimator",
+    "prediction",
+    "prediction_without",
+    "confidence",
+    "confidence_without",
+    "within_noise",
+)
+"""Columns of an effect table; the set's own columns (label first) follow."""
+
+BOUNDARY_COLUMNS = (
+    "set",
+    "example_id",
+    "boundary",
+    "behaviour",
+    "value",
+    "prediction",
+    "confidence",
+)
+"""Columns of a boundary table; ``boundary`` is ``base`` or the stage that it ends."""
+
+
+class StageTrust(BaseModel):
+    """What is known of one counterfactual.
+
+    Attributes:
+        stage: The stage that is left out.
+        estimator: How the counterfactual was obtained.
+        trust: exact, verified, estimated or refused.
+        reason: One sentence for people, for instance "Exact replay.".
+        deviation: Where replay is not bit for bit: norm of the difference between the replayed
+            and the recorded end of the later stages, over the norm of what these stages changed.
+        expected_error: Relative error to expect of the effects; None where it is not known.
+        cost: Example-gradients spent, in replays of the later stages.
+        seconds: Wall time that obtaining the counterfactual took.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    stage: str
+    estimator: str
+    trust: Trust
+    reason: str
+    deviation: float | None = None
+    expected_error: float | None = None
+    cost: float = 0.0
+    seconds: float = 0.0
+
+
+class BehaviourFacts(BaseModel):
+    """A behaviour as a result describes it, so that pages need no task."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    better: Literal["higher", "lower"]
+    unit: str = ""
+    description: str = ""
+
+    def behaviour(self) -> Behaviour:
+        """The same as the contract's dataclass."""
+        return Behaviour(self.name, self.better, self.unit, self.description)
+
+
+class ResultFacts(BaseModel):
+    """Everything that a result says of itself."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Literal["effects", "boundaries"]
+    run_digest: str
+    set_name: str
+    set_digest: str
+    estimator: str
+    settings: dict[str, Any] = {}
+    behaviours: list[BehaviourFacts]
+    stages: list[StageTrust] = []
+
+
+@dataclass(frozen=True)
+class Result:
+    """A table with what it says of itself."""
+
+    facts: ResultFacts
+    table: pd.DataFrame
+
+    @property
+    def behaviours(self) -> dict[str, Behaviour]:
+        """Behaviours of the table by name."""
+        return {b.name: b.behaviour() for b in self.facts.behaviours}
+
+    @property
+    def trust(self) -> dict[str, StageTrust]:
+        """What is known of each stage's counterfactual."""
+        return {stage.stage: stage for stage in self.facts.stages}
+
+
+def result_key(run: Run, set_name: str, kind: str, estimator: str, settings: dict[str, Any]) -> str:
+    """The name of a result on disk."""
+    set_digest = run.evaluation_set(set_name).digest
+    return digest(kind, run.digest, set_digest, estimator, settings)[:32]
+
+
+def _path(run: Run, key: str) -> Path:
+    return run.path / "results" / "tables" / f"{key}.parquet"
+
+
+def save_result(run: Run, result: Result) -> Path:
+    """Store a table under its key, with its facts in the parquet metadata. Atomic."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    facts = result.facts
+    key = result_key(run, facts.set_name, facts.kind, facts.estimator, facts.settings)
+    table = pa.Table.from_pandas(result.table, preserve_index=False)
+    metadata = {**(table.schema.metadata or {}), b"stagelens": facts.model_dump_json().encode()}
+    path = _path(run, key)
+    with atomic_path(path) as temporary:
+        pq.write_table(
+            table.replace_schema_metadata(metadata),
+            temporary,
+            compression="zstd",
+            write_page_checksum=True,
+        )
+    return path
+
+
+def load_result(
+    run: Run,
+    set_name: str,
+    kind: Literal["effects", "boundaries"],
+    estimator: str = "",
+    settings: dict[str, Any] | None = None,
+) -> Result | None:
+    """A stored table, or None where there is none or it cannot be used (it is then made anew)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = _path(run, result_key(run, set_name, kind, estimator, settings or {}))
+    try:
+        table = pq.read_table(path, page_checksum_verification=True)
+        facts = ResultFacts.model_validate_json((table.schema.metadata or {})[b"stagelens"])
+    except (OSError, pa.ArrowException, KeyError, ValidationError):
+        return None
+    return Result(facts, table.to_pandas())
