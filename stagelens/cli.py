@@ -237,8 +237,8 @@ def add_set(
     task: TaskOption = None,
 ) -> None:
     """Add an evaluation set from a file; ids are kept, duplicates and missing labels reported."""
-    from .runs.evaluation_sets import write_set
     from .runs.set_readers import read_set_file
+    from .runs.set_writer import write_set
 
     opened = _open(run, task)
     content = read_set_file(

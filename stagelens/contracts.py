@@ -149,7 +149,7 @@ class Task(ABC):
         """A label as a file holds it, to the name used in tables; None where it is missing.
 
         Raises:
-            ValueError: The label is none of the task's.
+            ValueError: The label is none of the task's; names those that are.
         """
         return None if label is None else str(label)
 

@@ -192,7 +192,7 @@ class SetFile(_Model):
         kind: What an example's input is.
         columns: Metadata columns, in order.
         digest: Over ids, inputs, labels and metadata, so over everything that results depend on.
-        planted: Printed wherever the set is shown, where a feature was planted on purpose.
+        footer_sha256: Of the table's parquet footer, which page checksums do not cover.
     """
 
     version: Literal[1] = VERSION
@@ -203,6 +203,7 @@ class SetFile(_Model):
     description: str = ""
     digest: Sha256
     table: FileRef
+    footer_sha256: Sha256
     missing_labels: int = Field(default=0, ge=0)
     duplicate_inputs: int = Field(default=0, ge=0)
 

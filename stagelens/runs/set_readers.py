@@ -6,6 +6,7 @@ memory. Labels and ids stay the text that the file holds: ``007`` is not 7.
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -14,32 +15,49 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..contracts import SetError
 
-Channels = Literal["first", "last"]
 _Table = dict[str, Any]
+
+
 _Roles = dict[str, str | None]
+
 
 _SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 )
-_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+
+
 _DAMAGE = (pa.ArrowException, zipfile.BadZipFile, zlib.error)
+
+
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+
+
 _NPZ_IMAGES = ("images", "image", "x", "X", "test_images", "x_test", "X_test")
+
+
 _NPZ_LABELS = ("label", "labels", "y")
+
+
 _SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
+
+
 _INTEGER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
+
+
 _DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?inf|nan", re.ASCII | re.I)
+
+
 _PADDED = re.compile(r"[+-]?0\d+", re.ASCII)
+
+
 _TRUTH = {"True": True, "true": True, "False": False, "false": False}
 
 
@@ -67,8 +85,8 @@ def read_set_file(
 
     Args:
         path: The file or folder.
-        label_column: Where the labels stand; None for a set without labels. Class folders need
-            no such column.
+        label_column: Where the labels stand; None or "" for a set without labels. Class folders
+            need no such column.
         id_column: Where unique ids stand; row numbers where None.
         text_column: Where the texts stand.
         image_column: Where the images or their paths stand; for ``.npz`` the key of the images.
@@ -80,10 +98,9 @@ def read_set_file(
         SetError: The file cannot be read as a set; names file and row, and what to do.
     """
     path = Path(path)
-    roles = {"label": label_column, "id": id_column, "text": text_column, "image": image_column}
-    if text_column is not None and (
-        image_column is not None or path.is_dir() or path.suffix.lower() == ".npz"
-    ):
+    given = {"label": label_column, "id": id_column, "text": text_column, "image": image_column}
+    roles = {role: name or None for role, name in given.items()}  # a command line gives ""
+    if roles["text"] and (roles["image"] or path.is_dir() or path.suffix.lower() == ".npz"):
         raise SetError(
             f"{path} was asked for images and texts at once; name a text column of a .csv, .tsv, "
             ".jsonl or .parquet file, or read images without one"
@@ -110,7 +127,7 @@ def _keywords(path: Path, table: _Table, roles: _Roles) -> dict[str, Any]:
         roles = {**roles, "id": "example_id"}
     for role, name in roles.items():
         if name is not None and name not in table:
-            advice = ", or label_column=None for a set without labels" if role == "label" else ""
+            advice = ", or label_column='' for a set without labels" if role == "label" else ""
             raise SetError(
                 f"{path} has no {name!r}; it has {_listing(table)}: name one of these as "
                 f"{role}_column{advice}"
@@ -191,7 +208,7 @@ def _read_folder(folder: Path, roles: _Roles) -> dict[str, Any]:
             raise SetError(
                 f"{folder} has no metadata.csv that names columns ({found}); add one with the "
                 "columns file_name and label, or move every image to CLASS/FILE, or give "
-                "label_column=None for images without labels"
+                "label_column='' for images without labels"
             )
         keywords = {
             "images": [_inside(folder, name, str(folder)) for name in images],
@@ -251,17 +268,24 @@ def _utf8(path: Path) -> str:
 
 
 def _read_csv(path: Path) -> tuple[list[str], list[Any]]:
-    # Nothing is taken for missing or for a number here: "NA" and "007" can be labels.
-    frame = pd.read_csv(
-        io.StringIO(_utf8(path), newline=""),
-        sep="\t" if path.suffix.lower() == ".tsv" else ",",
-        header=None,
-        dtype=str,
-        keep_default_na=False,
-    )
-    cells = frame.astype(object).where(frame.notna(), None)
-    header = [name or f"Unnamed: {i}" for i, name in enumerate(cells.iloc[0])]
-    return header, [cells[i].iloc[1:].tolist() for i in cells.columns]
+    # Not pandas: it fills short rows up, and takes "NA" and "007", which can be labels, for others.
+    csv.field_size_limit(2**31 - 1)
+    separator = "\t" if path.suffix.lower() == ".tsv" else ","
+    reader = csv.reader(io.StringIO(_utf8(path), newline=""), delimiter=separator, strict=True)
+    rows: list[list[str]] = []
+    try:
+        for row in reader:
+            if row and len(row) != len(rows[0] if rows else row):
+                raise csv.Error(f"{len(row)} fields, but the header has {len(rows[0])}")
+            if row:
+                rows.append(row)
+    except csv.Error as error:
+        raise SetError(
+            f"{path}: line {reader.line_num}: {error}; mend that line, with quotes around fields "
+            f"that hold {separator!r} or a line break"
+        ) from None
+    header = [name or f"Unnamed: {i}" for i, name in enumerate(rows[0] if rows else [])]
+    return header, [list(column) for column in zip(*rows[1:], strict=True)]
 
 
 def _read_jsonl(path: Path) -> tuple[list[str], list[Any]]:
@@ -368,112 +392,3 @@ _READERS = {
     ".parquet": _read_parquet,
     ".npz": _read_npz,
 }
-
-
-def as_image(value: Any, channels: Channels | None = None) -> tuple[np.ndarray, bytes | None]:
-    """One image: bytes of an image file, a path, a Pillow image, an array or a tensor.
-
-    Args:
-        value: The image. An array has shape (H, W), (H, W, C) or (C, H, W) with C 1, 3 or 4.
-        channels: Where C stands; None to tell it from the shape, which is refused where the first
-            and the last axis could both be it.
-
-    Returns:
-        Pixels as (H, W), (H, W, 3) or (H, W, 4), little-endian and contiguous (a single channel is
-        no axis of its own), and the file's own bytes where the image came from a file.
-
-    Raises:
-        ValueError: Undecodable, of an ambiguous or unusable shape, empty, or not finite.
-    """
-    data: bytes | None = None
-    if isinstance(value, str | Path):
-        try:
-            data = Path(value).read_bytes()
-        except OSError as error:
-            raise ValueError(f"cannot be read: {error.strerror or error}") from None
-    elif isinstance(value, bytes | bytearray | memoryview):
-        data = bytes(value)
-    if data is not None:
-        pixels = decode_image(data)
-    elif isinstance(value, Image.Image):
-        pixels = _pixels(value)
-    else:
-        pixels = _channels_last(as_array(value), channels)
-    if pixels.dtype.kind not in "buif" or 0 in pixels.shape:
-        raise ValueError(f"has the shape {pixels.shape} of {pixels.dtype}; give pixels as numbers")
-    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-        raise ValueError("has values that are NaN or infinite; replace them")
-    if pixels.ndim == 3 and pixels.shape[2] == 1:
-        pixels = pixels[:, :, 0]
-    return np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("<")), data
-
-
-def as_array(value: Any) -> np.ndarray:
-    """An array; also of a tensor, for which torch need not be imported here.
-
-    Raises:
-        ValueError: A tensor of a type that numpy lacks.
-    """
-    if hasattr(value, "detach"):
-        try:
-            value = value.detach().cpu().numpy()
-        except TypeError as error:
-            raise ValueError(f"cannot become an array ({error}); give tensor.float()") from None
-    return np.asarray(value)
-
-
-def _channels_last(array: np.ndarray, channels: Channels | None) -> np.ndarray:
-    if array.ndim == 2:
-        return array
-    first, last = (array.ndim == 3 and array.shape[axis] in (1, 3, 4) for axis in (0, -1))
-    if channels is None and first and last:
-        raise ValueError(
-            f"has the shape {array.shape}, where the first or the last axis could be the channels; "
-            "say channels='first' or channels='last'"
-        )
-    if first and channels != "last":
-        return np.moveaxis(array, 0, -1)
-    if last and channels != "first":
-        return array
-    raise ValueError(
-        f"has the shape {array.shape}; give (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels"
-    )
-
-
-def decode_image(data: bytes) -> np.ndarray:
-    """Pixels of an image file's bytes: (H, W), (H, W, 3) or (H, W, 4).
-
-    A camera's note of orientation is applied, palettes become colours, and an animation gives its
-    first frame.
-
-    Raises:
-        ValueError: Empty, truncated, of an unknown kind, or larger than Pillow's limit.
-    """
-    if not data:
-        raise ValueError("is empty; replace the file")
-    try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-                raise Image.DecompressionBombError
-            return _pixels(image)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ValueError(
-            f"has more than {Image.MAX_IMAGE_PIXELS:,} pixels; scale it down first"
-        ) from None
-    except UnidentifiedImageError:
-        raise ValueError(f"is no image of a kind that is read ({', '.join(_FORMATS)})") from None
-    except Exception as error:  # Pillow's plugins raise nearly anything on damaged bytes
-        raise ValueError(f"cannot be decoded ({error}); replace the file") from None
-
-
-def _pixels(image: Image.Image) -> np.ndarray:
-    """A Pillow image as an array whose channels are grey, RGB or RGBA."""
-    image = ImageOps.exif_transpose(image)
-    mode = image.mode
-    if mode in ("P", "PA", "LA", "La", "RGBa"):
-        mode = "RGB" if mode == "P" and "transparency" not in image.info else "RGBA"
-    elif mode in ("CMYK", "YCbCr", "HSV", "LAB", "RGBX"):
-        mode = "RGB"
-    elif mode == "1":
-        mode = "L"
-    return np.array(image if mode == image.mode else image.convert(mode))

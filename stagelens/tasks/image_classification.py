@@ -25,7 +25,7 @@ class ImageClassification(Task):
         classes: Class names, in the order of the model's outputs.
         image_shape: (channels, height, width) that the model takes.
         model: Configuration of the module. Built in are ``{"kind": "cnn", "channels": [16, 32],
-            "hidden": 64, "dropout": 0.0, "batch_norm": False}`` and ``{"kind": "mlp", "hidden":
+            "strides": [1, 2], "hidden": 64, "dropout": 0.0, "batch_norm": False}`` and ``{"kind": "mlp", "hidden":
             [128, 64], "dropout": 0.0}``. With ``make_model`` it is whatever that takes.
         scale: Pixels of integer images are divided by it; float images are taken as they are.
         mean: Subtracted per channel after scaling.
@@ -103,7 +103,7 @@ class ImageClassification(Task):
             raise TaskError(f"model configuration {dict(config)}: {error}") from None
 
     def check_label(self, label: Any) -> str | None:
-        """A class name, or a class index, to the class name.
+        """A class name, or a class index as a number or as text, to the class name.
 
         Raises:
             ValueError: It is neither.
@@ -112,8 +112,9 @@ class ImageClassification(Task):
             return None
         if str(label) in self.classes:
             return str(label)
-        if isinstance(label, int | np.integer) and 0 <= label < len(self.classes):
-            return self.classes[int(label)]
+        index = int(label) if str(label).isdecimal() else -1
+        if 0 <= index < len(self.classes):
+            return self.classes[index]
         raise ValueError(f"label {label!r} is none of the classes {', '.join(self.classes[:12])}")
 
     def collate(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
@@ -170,14 +171,18 @@ def _cnn(
     image_shape: tuple[int, int, int],
     classes: int,
     channels: Sequence[int] = (16, 32),
+    strides: Sequence[int] = (1, 2),
     hidden: int = 64,
     dropout: float = 0.0,
     batch_norm: bool = False,
 ) -> nn.Module:
     layers: list[nn.Module] = []
     before, height, width = image_shape
-    for number, after in enumerate(channels):
-        stride = 1 if number == 0 else 2
+    if len(channels) != len(strides):
+        raise TaskError(
+            f"{len(channels)} channels but {len(strides)} strides; give one stride per convolution"
+        )
+    for after, stride in zip(channels, strides, strict=True):
         layers.append(nn.Conv2d(before, after, 3, stride=stride, padding=1))
         height, width = -(-height // stride), -(-width // stride)
         if batch_norm:
