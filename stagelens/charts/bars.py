@@ -1,0 +1,258 @@
+"""Credit and blame as diverging bars: per stage over many examples, or for one example."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from ..contracts import Behaviour, Trust
+from ..summary import amount_text, axis_unit, is_share, phrase, signed_text
+from .style import BLAME, CREDIT, LIGHT, TRUST_MARKS, ZERO, Chart, Palette, scaled, short, style
+
+_BAR_HEIGHT = 54
+_NET = {
+    "symbol": "diamond",
+    "size": 13,
+    "color": "#FFFFFF",
+    "line": {"color": "#1F2933", "width": 2},
+}
+
+
+def credit_and_blame(
+    summary: pd.DataFrame,
+    behaviour: Behaviour,
+    trust: Mapping[str, Trust],
+    palette: Palette = LIGHT,
+    about: str = "all examples",
+) -> Chart:
+    """One diverging bar per stage, in training order from top to bottom.
+
+    Args:
+        summary: One row per stage, as ``summary.stage_summary`` makes it (``gain``, ``credit``,
+            ``blame``, ``effect``, ``n``); NaN where a stage is refused.
+        behaviour: What was measured.
+        trust: Stage to what is known of its counterfactual; printed under its name.
+        palette: Light or dark.
+        about: Which examples, for the alternative text.
+    """
+    rows = summary.to_dict("records")
+    hovers = [
+        f"<b>{html.escape(str(r['stage']))}</b><br>{_would_be_mean(r, behaviour)}"
+        f"<br>credit {signed_text(r['credit'], behaviour)}, in {_percent(r['credit_share'])} of "
+        f"{r['n']:,} examples<br>blame {signed_text(r['blame'], behaviour)}, in "
+        f"{_percent(r['blame_share'])}"
+        for r in rows
+    ]
+    figure = _diverging(
+        [str(r["stage"]) for r in rows],
+        [float(r["credit"]) for r in rows],
+        [float(r["blame"]) for r in rows],
+        hovers,
+        behaviour,
+        trust,
+        palette,
+    )
+    figure.add_trace(
+        go.Scatter(
+            x=[scaled(float(r["gain"]), behaviour) for r in rows],
+            y=list(range(len(rows))),
+            mode="markers",
+            name="net",
+            marker=_NET,
+            hoverinfo="skip",
+        )
+    )
+    said = "; ".join(
+        f"{r['stage']}: "
+        + (
+            "no number"
+            if not np.isfinite(r["gain"])
+            else f"credit {amount_text(r['credit'], behaviour)}, "
+            f"blame {amount_text(r['blame'], behaviour)}"
+        )
+        for r in rows
+    )
+    return Chart(
+        figure,
+        f"Credit and blame of each stage for the {phrase(behaviour)} on {about}. {said}.",
+    )
+
+
+def example_effects(
+    effects: pd.DataFrame,
+    behaviour: Behaviour,
+    trust: Mapping[str, Trust],
+    palette: Palette = LIGHT,
+) -> Chart:
+    """Every stage's effect on one example as a bar: credit to the right, blame to the left.
+
+    Args:
+        effects: One row per stage in training order, with ``stage`` and ``effect``.
+        behaviour: What was measured.
+        trust: Stage to what is known of its counterfactual.
+        palette: Light or dark.
+    """
+    stages = [str(stage) for stage in effects["stage"]]
+    gains = [behaviour.sign * float(effect) for effect in effects["effect"]]
+    hovers = [
+        f"<b>{html.escape(stage)}</b><br>without it: {phrase(behaviour)} "
+        + _change(-behaviour.sign * gain, behaviour)
+        for stage, gain in zip(stages, gains, strict=True)
+    ]
+    figure = _diverging(
+        stages,
+        [max(g, 0.0) if np.isfinite(g) else g for g in gains],
+        [min(g, 0.0) if np.isfinite(g) else g for g in gains],
+        hovers,
+        behaviour,
+        trust,
+        palette,
+        narrow=True,
+    )
+    said = "; ".join(
+        f"{stage}: "
+        + (
+            "no number"
+            if not np.isfinite(gain)
+            else f"{'credit' if gain > 0 else 'blame'} {amount_text(gain, behaviour)}"
+        )
+        for stage, gain in zip(stages, gains, strict=True)
+    )
+    return Chart(figure, f"Effect of each stage on this example's {phrase(behaviour)}. {said}.")
+
+
+def _diverging(
+    stages: Sequence[str],
+    credit: Sequence[float],
+    blame: Sequence[float],
+    hovers: Sequence[str],
+    behaviour: Behaviour,
+    trust: Mapping[str, Trust],
+    palette: Palette,
+    narrow: bool = False,
+) -> go.Figure:
+    places = list(range(len(stages)))
+    figure = go.Figure()
+    for name, values, color, shape in (
+        ("credit", credit, CREDIT, ""),
+        ("blame", blame, BLAME, "/"),
+    ):
+        figure.add_trace(
+            go.Bar(
+                name=name,
+                orientation="h",
+                # A bar of no length would still show its outline.
+                x=[scaled(value, behaviour) if value else np.nan for value in values],
+                y=places,
+                width=0.5,
+                marker={
+                    "color": color,
+                    "line": {"color": color, "width": 1},
+                    "pattern": {
+                        "shape": shape,
+                        "fillmode": "overlay",
+                        "fgcolor": "#FFFFFF",
+                        "fgopacity": 0.65,
+                        "size": 7,
+                        "solidity": 0.25,
+                    },
+                },
+                text=[
+                    signed_text(value, behaviour, unit=False)
+                    if np.isfinite(value) and value != 0
+                    else ""
+                    for value in values
+                ],
+                textposition="outside",
+                textfont={"color": palette.text, "size": 14},
+                cliponaxis=False,
+                customdata=list(hovers),
+                hovertemplate="%{customdata}<extra></extra>",
+            )
+        )
+    sizes = [abs(scaled(v, behaviour)) for v in (*credit, *blame) if np.isfinite(v)]
+    # Effects that all round to zero are drawn small, instead of being blown up.
+    reach = (1.5 if narrow else 1.25) * max(*sizes, 1.0 if is_share(behaviour) else 0.01)
+    for place, (stage, one, other) in enumerate(zip(stages, credit, blame, strict=True)):
+        if not (np.isfinite(one) and np.isfinite(other)):
+            figure.add_annotation(
+                x=0,
+                y=place,
+                text="refused: no number" if trust.get(stage) == "refused" else "no number",
+                showarrow=False,
+                xanchor="left",
+                xshift=8,
+                font={"color": palette.muted, "size": 13},
+            )
+    style(figure, palette, height=106 + _BAR_HEIGHT * max(len(stages), 1))
+    unit = f" ({axis_unit(behaviour)})" if axis_unit(behaviour) else ""
+    figure.update_layout(
+        barmode="relative",
+        margin={"l": 8, "r": 16, "t": 44, "b": 58},
+        legend={"x": 0.5, "xanchor": "center", "y": 1.0, "yanchor": "bottom"},
+        hoverlabel={"align": "left"},
+    )
+    figure.update_yaxes(
+        tickmode="array",
+        tickvals=places,
+        ticktext=[_stage_label(stage, trust.get(stage)) for stage in stages],
+        range=[len(stages) - 0.5, -0.5],
+        automargin=True,
+        showgrid=False,
+        zeroline=False,
+        ticks="",
+    )
+    figure.update_xaxes(
+        range=[-reach, reach],
+        showgrid=True,
+        zeroline=True,
+        zerolinecolor=ZERO,
+        zerolinewidth=1.5,
+        fixedrange=True,
+        nticks=7,
+    )
+    worse = {"higher": "lower", "lower": "higher"}[behaviour.better]
+    for text, x, anchor in (
+        (f"← {behaviour.name} {worse}", 0, "left"),
+        (f"{behaviour.name} {behaviour.better}{unit} →", 1, "right"),
+    ):
+        figure.add_annotation(
+            text=text,
+            x=x,
+            xref="paper",
+            xanchor=anchor,
+            y=0,
+            yref="paper",
+            yanchor="top",
+            yshift=-32,
+            showarrow=False,
+            font={"color": palette.muted, "size": 13},
+        )
+    return figure
+
+
+def _stage_label(stage: str, trust: Trust | None) -> str:
+    name = html.escape(short(stage, 28))
+    if trust is None:
+        return f"{name} "
+    return f"<b>{name}</b> <br><span style='font-size:12px'>{TRUST_MARKS[trust]} {trust}</span> "
+
+
+def _would_be_mean(row: Mapping[str, Any], behaviour: Behaviour) -> str:
+    return f"without it: mean {phrase(behaviour)} {_change(-row['effect'], behaviour)}"
+
+
+def _change(difference: float, behaviour: Behaviour) -> str:
+    if not np.isfinite(difference):
+        return "not known"
+    word = "higher" if difference > 0 else "lower"
+    return "the same" if difference == 0 else f"{amount_text(difference, behaviour)} {word}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if np.isfinite(share) else "n/a"

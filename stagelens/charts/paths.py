@@ -1,0 +1,158 @@
+"""A behaviour after each boundary, as one line per group or for one example."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from ..contracts import BASE, Behaviour
+from ..summary import is_share, phrase, value_text
+from .style import LIGHT, Chart, Palette, boundary_ticks, scaled, short, style
+
+_GROUP_SYMBOLS = ("square", "diamond", "triangle-up", "cross", "star", "hexagon")
+_GROUP_DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot", "dash")
+
+
+def boundary_path(
+    boundaries: pd.DataFrame,
+    behaviour: Behaviour,
+    stages: Sequence[str],
+    palette: Palette = LIGHT,
+) -> Chart:
+    """A behaviour after each boundary, equally spaced: for one example, or for groups.
+
+    Args:
+        boundaries: ``boundary``, ``group`` (null for "all") and ``value``.
+        behaviour: What ``value`` is.
+        stages: Stage names in training order.
+        palette: Light or dark.
+    """
+    figure = go.Figure()
+    height = 190
+    style(figure, palette, height=height + 70)
+    groups = boundaries["group"].nunique(dropna=False)
+    figure.update_layout(
+        showlegend=False, margin={"l": 56, "r": 118 if groups > 1 else 28, "t": 16, "b": 54}
+    )
+    edges = np.linspace(0, 1, len(stages) + 1).tolist()
+    said = draw_paths(figure, boundaries, behaviour, edges, stages, height, palette)
+    figure.update_xaxes(
+        range=[-0.08, 1.08],
+        tickmode="array",
+        tickvals=edges,
+        ticktext=boundary_ticks(stages),
+        tickfont={"color": palette.text, "size": 13},
+        showgrid=False,
+        zeroline=False,
+        fixedrange=True,
+    )
+    figure.update_yaxes(fixedrange=True, zeroline=False)
+    return Chart(figure, said)
+
+
+def draw_paths(
+    figure: go.Figure,
+    boundaries: pd.DataFrame,
+    behaviour: Behaviour,
+    edges: Sequence[float],
+    stages: Sequence[str],
+    pixels: int,
+    palette: Palette,
+    row: int | None = None,
+) -> str:
+    """Draw one line per group with its name at the end; returns the takeaway."""
+    place = {} if row is None else {"row": row, "col": 1}
+    where = dict(zip((BASE, *stages), edges, strict=True))
+    low, high = _value_range(boundaries["value"], behaviour)
+    groups = sorted(boundaries["group"].unique(), key=lambda g: "" if pd.isna(g) else str(g))
+    ends: list[tuple[str, float]] = []
+    said = []
+    number = 0
+    for group in groups:
+        overall = bool(pd.isna(group))
+        part = boundaries[boundaries["group"].isna() if overall else boundaries["group"] == group]
+        name = "all" if overall else str(group)
+        color = palette.line if overall else palette.groups[number % 6]
+        values = [scaled(value, behaviour) for value in part["value"]]
+        figure.add_trace(
+            go.Scatter(
+                x=[where[boundary] for boundary in part["boundary"]],
+                y=values,
+                mode="lines+markers",
+                line={
+                    "color": color,
+                    "width": 2.5,
+                    "dash": "solid" if overall else _GROUP_DASHES[number % 6],
+                },
+                marker={
+                    "size": 9,
+                    "color": color,
+                    "symbol": "circle" if overall else _GROUP_SYMBOLS[number % 6],
+                },
+                customdata=[
+                    f"{html.escape(_boundary_name(b))}<br>{html.escape(name)}: "
+                    f"{phrase(behaviour)} {value_text(v, behaviour)}"
+                    for b, v in zip(part["boundary"], part["value"], strict=True)
+                ],
+                hovertemplate="%{customdata}<extra></extra>",
+                cliponaxis=False,
+            ),
+            **place,
+        )
+        if len(part):
+            ends.append((name, values[-1]))
+            course = ", ".join(value_text(v, behaviour) for v in part["value"])
+            said.append(f"{name}: {course}")
+        number += 0 if overall else 1
+    if len(groups) > 1:
+        for (name, _), y in zip(
+            ends, _apart([end[1] for end in ends], 17 * (high - low) / pixels), strict=True
+        ):
+            figure.add_annotation(
+                x=edges[-1],
+                y=y,
+                text=html.escape(short(name, 14)),
+                xanchor="left",
+                xshift=12,
+                showarrow=False,
+                font={"color": palette.text, "size": 13},
+                **place,
+            )
+    figure.update_yaxes(
+        range=[low, high],
+        nticks=5,
+        gridcolor=palette.grid,
+        ticksuffix=" %" if is_share(behaviour) else "",
+        **place,
+    )
+    names = ", ".join(_boundary_name(name) for name in (BASE, *stages))
+    return f"{phrase(behaviour).capitalize()} at {names}. " + "; ".join(said) + "."
+
+
+def _boundary_name(boundary: str) -> str:
+    return BASE if boundary == BASE else f"after {boundary}"
+
+
+def _value_range(values: pd.Series, behaviour: Behaviour) -> tuple[float, float]:
+    if is_share(behaviour):
+        return -4.0, 104.0
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+    if behaviour.better == "lower" and low >= 0:
+        low = 0.0
+    pad = 0.12 * ((high - low) or abs(high) or 1.0)
+    return low - pad, high + pad
+
+
+def _apart(values: Sequence[float], gap: float) -> list[float]:
+    """The same values moved up just enough that no two are closer than ``gap``."""
+    order = np.argsort(values)
+    placed = np.asarray(values, dtype=float)
+    for before, after in pairwise(order):
+        placed[after] = max(placed[after], placed[before] + gap)
+    return placed.tolist()

@@ -1,0 +1,195 @@
+"""The stages on a time line, with their learning rates and what followed each."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from ..contracts import Behaviour
+from ..summary import is_share, phrase
+from .paths import draw_paths
+from .style import LIGHT, ZERO, Chart, Palette, boundary_ticks, short, stage_color, style
+
+
+def time_line(
+    steps: Mapping[str, int],
+    rates: pd.DataFrame,
+    boundaries: pd.DataFrame | None,
+    behaviour: Behaviour | None,
+    palette: Palette = LIGHT,
+) -> Chart:
+    """Stages from left to right; below them the learning rate, and a behaviour at each boundary.
+
+    Widths follow the numbers of steps, but no stage gets less than its readable minimum.
+
+    Args:
+        steps: Stage name to its number of steps, in training order.
+        rates: ``stage``, ``step`` (from 0 within the stage) and ``lr``; may be thinned.
+        boundaries: As ``summary.boundary_summary`` makes it, groups one under the other; None
+            where behaviours after each boundary have not been measured.
+        behaviour: What ``boundaries`` holds.
+        palette: Light or dark.
+    """
+    edges = _edges(list(steps.values()))
+    measured = boundaries is not None and behaviour is not None and not boundaries.empty
+    heights = [44, 90, 230] if measured else [44, 100]
+    figure = make_subplots(
+        rows=len(heights),
+        cols=1,
+        shared_xaxes=True,
+        row_heights=heights,
+        vertical_spacing=0.1 if measured else 0.2,
+    )
+    style(figure, palette, height=sum(heights) + 140)
+    figure.update_layout(
+        showlegend=False, margin={"l": 62, "r": 92 if measured else 24, "t": 10, "b": 54}
+    )
+    figure.update_xaxes(
+        range=[-0.012, 1.012], showgrid=False, zeroline=False, showticklabels=False, fixedrange=True
+    )
+    figure.update_yaxes(zeroline=False, fixedrange=True)
+    _bands(figure, steps, edges)
+    own = _rates(figure, steps, rates, edges, palette)
+    for row in range(2, len(heights) + 1):
+        for edge in edges:
+            figure.add_vline(
+                x=edge,
+                row=row,
+                col=1,
+                line={"color": ZERO, "width": 1, "dash": "dot"},
+                opacity=0.5,
+                layer="below",
+            )
+    _heading(figure, f"learning rate{' (each stage on its own scale)' if own else ''}", 2, palette)
+    said = " then ".join(f"{name} ({count:,} steps)" for name, count in steps.items())
+    alt = f"Stages in training order: {said}."
+    if measured and boundaries is not None and behaviour is not None:
+        unit = "%" if is_share(behaviour) else behaviour.unit
+        title = f"{phrase(behaviour)}{f' ({unit})' if unit else ''} after each boundary"
+        _heading(figure, f"{title}: {behaviour.better} is better", 3, palette)
+        alt += " " + draw_paths(
+            figure, boundaries, behaviour, edges, list(steps), 230, palette, row=3
+        )
+    last = len(heights)
+    figure.update_xaxes(
+        row=last,
+        col=1,
+        showticklabels=True,
+        tickmode="array",
+        tickvals=list(edges),
+        ticktext=boundary_ticks(steps),
+        tickfont={"color": palette.text, "size": 13},
+    )
+    return Chart(figure, alt)
+
+
+def _edges(counts: Sequence[int]) -> list[float]:
+    """Boundaries on 0..1: widths in proportion to steps, none under its minimum."""
+    if not counts:
+        return [0.0, 1.0]
+    least = min(0.16, 0.8 / len(counts))
+    shares = np.asarray([max(count, 1) for count in counts], dtype=float)
+    shares /= shares.sum()
+    shares = least + (1 - least * len(counts)) * shares
+    return [0.0, *np.cumsum(shares).tolist()]
+
+
+def _bands(figure: go.Figure, steps: Mapping[str, int], edges: Sequence[float]) -> None:
+    """Stage names on their colours; a name that does not fit shrinks, then goes to the hover."""
+    figure.update_layout(uniformtext={"minsize": 9, "mode": "hide"}, bargap=0)
+    figure.update_yaxes(row=1, col=1, range=[0, 1], visible=False)
+    widths = [right - left for left, right in pairwise(edges)]
+    figure.add_trace(
+        go.Bar(
+            x=[left + width / 2 for left, width in zip(edges, widths, strict=False)],
+            y=[1.0] * len(widths),
+            width=[width - 0.004 for width in widths],
+            marker={"color": [stage_color(index) for index in range(len(widths))]},
+            text=[
+                f"<b>{html.escape(short(name, 24))}</b><br>{count:,} steps"
+                for name, count in steps.items()
+            ],
+            textposition="inside",
+            insidetextanchor="middle",
+            textangle=0,
+            textfont={"color": "#000000", "size": 13},
+            constraintext="inside",
+            customdata=[f"{html.escape(name)}: {count:,} steps" for name, count in steps.items()],
+            hovertemplate="%{customdata}<extra></extra>",
+        ),
+        row=1,
+        col=1,
+    )
+
+
+def _rates(
+    figure: go.Figure,
+    steps: Mapping[str, int],
+    rates: pd.DataFrame,
+    edges: Sequence[float],
+    palette: Palette,
+) -> bool:
+    """Draw the learning rates; whether each stage got its own scale, because they differ a lot."""
+    tops = {name: float(rates.loc[rates["stage"] == name, "lr"].max()) for name in steps}
+    known = [top for top in tops.values() if top > 0]
+    own = bool(known) and max(known) > 4 * min(known)
+    common = max(known, default=1.0)
+    for index, (name, (left, right)) in enumerate(zip(steps, pairwise(edges), strict=True)):
+        part = rates[rates["stage"] == name]
+        top = tops[name] if own and tops[name] > 0 else common
+        figure.add_trace(
+            go.Scatter(
+                x=left + (part["step"] + 0.5) / max(steps[name], 1) * (right - left),
+                y=part["lr"] / top,
+                mode="lines" if len(part) > 1 else "markers",
+                line={"color": stage_color(index), "width": 2.5},
+                fill="tozeroy",
+                fillcolor=_faint(stage_color(index)),
+                customdata=[
+                    f"{html.escape(name)}, step {step:,}<br>learning rate {rate:.3g}"
+                    for step, rate in zip(part["step"], part["lr"], strict=True)
+                ],
+                hovertemplate="%{customdata}<extra></extra>",
+            ),
+            row=2,
+            col=1,
+        )
+    figure.update_yaxes(
+        row=2,
+        col=1,
+        range=[0, 1.15],
+        tickmode="array",
+        tickvals=[0] if own else [0, 1],
+        ticktext=["0", _rate(common)],
+    )
+    return own
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:.2g}".replace("-", "−")
+
+
+def _faint(color: str) -> str:
+    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.18)"
+
+
+def _heading(figure: go.Figure, text: str, row: int, palette: Palette) -> None:
+    figure.add_annotation(
+        text=html.escape(text),
+        x=0,
+        xref="x domain",
+        xanchor="left",
+        y=1,
+        yref=f"y{row} domain",
+        yanchor="bottom",
+        yshift=4,
+        showarrow=False,
+        font={"color": palette.muted, "size": 13},
+    )

@@ -1,0 +1,148 @@
+"""Colours, fonts and small helpers that all charts share."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+
+from ..contracts import BASE, Behaviour, Trust
+from ..summary import is_share
+
+CREDIT = "#0072B2"
+BLAME = "#D55E00"
+NEUTRAL = "#999999"
+
+ZERO = "#7B8794"
+"""The zero line: visible on white and on black."""
+
+STAGE_COLORS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#B7A38C", "#8FA3BF")
+"""By position in the run, so a stage has one colour on every page; text on them is black."""
+
+TRUST_MARKS: Mapping[Trust, str] = {
+    "exact": "●",
+    "verified": "◆",
+    "estimated": "△",
+    "refused": "✕",
+}
+"""One shape each, so that trust can be told without colour."""
+
+_FONT = "Source Sans, Source Sans Pro, system-ui, sans-serif"
+
+
+@dataclass(frozen=True)
+class Palette:
+    """What depends on the background. Figures themselves are transparent.
+
+    Attributes:
+        name: For people.
+        text: Names and numbers.
+        muted: Axis ticks and notes.
+        grid: Grid lines.
+        line: The line over all examples.
+        groups: Lines of groups, in order.
+    """
+
+    name: str
+    text: str
+    muted: str
+    grid: str
+    line: str
+    groups: tuple[str, ...]
+
+
+LIGHT = Palette(
+    "light",
+    "#1F2933",
+    "#5B6773",
+    "#E6EAEE",
+    "#1F2933",
+    ("#8A5A00", "#A8447E", "#00775A", "#6F5AA8", "#6B5B4B", "#4F6B85"),
+)
+DARK = Palette(
+    "dark",
+    "#E6EAEE",
+    "#A3AEBA",
+    "#2D353E",
+    "#E6EAEE",
+    ("#E69F00", "#CC79A7", "#2BBF94", "#A99AE0", "#B7A38C", "#8FA3BF"),
+)
+EITHER = Palette(
+    "either",
+    "#7B8794",
+    "#7B8795",
+    "rgba(123,135,148,0.28)",
+    "#7B8794",
+    ("#B8741A", "#B5599A", "#1E9678", "#8A78C8", "#94806A", "#6486A8"),
+)
+"""For pages whose reader may switch the theme at any time, without a rerun: everything has a
+contrast of at least 3:1 on white and on the dark background, and :data:`EITHER_STYLE` gives text
+the full contrast of the page's own text."""
+
+EITHER_STYLE = (
+    "<style>"
+    ".js-plotly-plot text[style*='rgb(123, 135, 148)']{fill:currentColor!important}"
+    ".js-plotly-plot text[style*='rgb(123, 135, 149)']"
+    "{fill:currentColor!important;fill-opacity:.75!important}"
+    "</style>"
+)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure, and its takeaway in words for people who cannot see it."""
+
+    figure: go.Figure
+    alt: str
+
+
+def stage_color(index: int) -> str:
+    """The colour of the stage at this position; it never depends on what else is shown."""
+    return STAGE_COLORS[index % len(STAGE_COLORS)]
+
+
+def boundary_ticks(stages: Iterable[str]) -> list[str]:
+    """Tick texts for the base and the boundary after each stage."""
+    return [BASE, *(f"after<br>{html.escape(short(name, 14))}" for name in stages)]
+
+
+def scaled(value: float, behaviour: Behaviour) -> float:
+    """As axes print it: percent for shares, else the value."""
+    return 100 * value if is_share(behaviour) else value
+
+
+def short(text: str, length: int) -> str:
+    """At most ``length`` characters, with an ellipsis where something is cut off."""
+    return text if len(text) <= length else text[: max(length - 1, 1)] + "…"
+
+
+def style(figure: go.Figure, palette: Palette, height: int) -> None:
+    """Everything that the figures share; backgrounds stay transparent."""
+    figure.update_layout(
+        template="none",
+        height=height,
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"family": _FONT, "size": 14, "color": palette.text},
+        legend={
+            "orientation": "h",
+            "font": {"color": palette.text, "size": 13},
+            "itemclick": False,
+            "itemdoubleclick": False,
+        },
+        hoverlabel={
+            "bgcolor": "#1F2933",
+            "bordercolor": "#7B8794",
+            "font": {"family": _FONT, "color": "#FFFFFF", "size": 13},
+        },
+        uirevision="fixed",
+        dragmode=False,
+    )
+    figure.update_xaxes(
+        gridcolor=palette.grid, tickfont={"color": palette.muted, "size": 12}, linecolor="#00000000"
+    )
+    figure.update_yaxes(
+        gridcolor=palette.grid, tickfont={"color": palette.text, "size": 13}, linecolor="#00000000"
+    )

@@ -1,0 +1,213 @@
+"""Estimates against replay: one scatter per stage."""
+
+from __future__ import annotations
+
+import html
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from ..contracts import Behaviour
+from ..summary import axis_unit, phrase, signed_text
+from .style import BLAME, CREDIT, LIGHT, ZERO, Chart, Palette, scaled, style
+
+_WEBGL_FROM = 1000
+_HEIGHT = 312
+_WRONG_SIGN = "rgba(123,135,148,0.13)"
+_KINDS = (
+    ("credit", CREDIT, "circle"),
+    ("blame", BLAME, "diamond"),
+    ("within noise", "#8794A1", "x-thin-open"),
+)
+
+
+def agreement(
+    points: pd.DataFrame,
+    behaviour: Behaviour,
+    stage: str,
+    estimate: str,
+    slope: float,
+    palette: Palette = LIGHT,
+) -> Chart:
+    """Effect by an estimate against effect by replay, one point per example.
+
+    Both axes point towards credit, whatever the behaviour's own direction. A point on the solid
+    diagonal is right; the dashed line is the slope of replay on estimate through the origin; in
+    the shaded corners the estimate has the wrong sign.
+
+    Args:
+        points: ``example_id``, ``estimate``, ``replay`` (effects) and ``within_noise`` (nullable).
+        behaviour: What was measured.
+        stage: The stage that is left out, for the alternative text.
+        estimate: Name of the estimate.
+        slope: Of replay on estimate; NaN draws no line.
+        palette: Light or dark.
+    """
+    points = points[np.isfinite(points["estimate"]) & np.isfinite(points["replay"])]
+    x = np.asarray([scaled(behaviour.sign * v, behaviour) for v in points["estimate"]], float)
+    y = np.asarray([scaled(behaviour.sign * v, behaviour) for v in points["replay"]], float)
+    low, high = _range(np.concatenate([x, y]))
+    figure = go.Figure()
+    style(figure, palette, height=_HEIGHT)
+    _corners(figure, low, high, palette, _wrong_share(x, y))
+    _line(figure, (low, high), (low, high), "solid", 1.5, palette.muted)
+    if np.isfinite(slope):
+        _line(figure, *_clipped(slope, low, high), "dash", 2.5, palette.line)
+    kinds = _kinds(y, points["within_noise"])
+    scatter = go.Scattergl if len(points) >= _WEBGL_FROM else go.Scatter
+    for number, (name, color, symbol) in enumerate(_KINDS):
+        of = kinds == number
+        figure.add_trace(
+            scatter(
+                x=x[of],
+                y=y[of],
+                mode="markers",
+                name=name,
+                marker={
+                    "color": color,
+                    "symbol": symbol,
+                    "size": 7 if number < 2 else 6,
+                    "opacity": 0.5 if number < 2 else 0.7,
+                    "line": {"color": color, "width": 0 if number < 2 else 1},
+                },
+                customdata=[
+                    f"<b>{html.escape(str(one))}</b><br>estimate {signed_text(e, behaviour)}"
+                    f"<br>replay {signed_text(r, behaviour)}"
+                    for one, e, r in points.loc[of, ["example_id", "estimate", "replay"]].itertuples(
+                        index=False
+                    )
+                ],
+                hovertemplate="%{customdata}<extra></extra>",
+            )
+        )
+    _axes(figure, low, high, behaviour, palette)
+    return Chart(figure, _said(points, behaviour, stage, estimate, slope, _wrong_share(x, y)))
+
+
+def _kinds(gains: np.ndarray, within_noise: pd.Series) -> np.ndarray:
+    """0 credit, 1 blame, 2 within training noise, by what replay says."""
+    noisy = within_noise.fillna(False).astype(bool).to_numpy()
+    return np.where(noisy, 2, np.where(gains >= 0, 0, 1))
+
+
+def _wrong_share(x: np.ndarray, y: np.ndarray) -> float:
+    return float((np.sign(x) != np.sign(y)).mean()) if len(x) else float("nan")
+
+
+def _range(values: np.ndarray) -> tuple[float, float]:
+    """One range for both axes, with zero inside and room at both ends."""
+    low, high = min(0.0, *values, -1e-9), max(0.0, *values, 1e-9)
+    pad = 0.06 * (high - low)
+    return min(low - pad, -0.15 * (high - low)), max(high + pad, 0.15 * (high - low))
+
+
+def _clipped(slope: float, low: float, high: float) -> tuple[tuple[float, float], ...]:
+    """The part of ``y = slope x`` that lies in the square."""
+    ends = []
+    for end in (low, high):
+        y = slope * end
+        if low <= y <= high:
+            ends.append((end, y))
+        else:
+            edge = high if y > high else low
+            ends.append((edge / slope, edge))
+    return (ends[0][0], ends[1][0]), (ends[0][1], ends[1][1])
+
+
+def _line(
+    figure: go.Figure,
+    x: tuple[float, float],
+    y: tuple[float, float],
+    dash: str,
+    width: float,
+    color: str,
+) -> None:
+    figure.add_trace(
+        go.Scatter(
+            x=list(x),
+            y=list(y),
+            mode="lines",
+            line={"color": color, "width": width, "dash": dash},
+            hoverinfo="skip",
+            showlegend=False,
+        )
+    )
+
+
+def _corners(
+    figure: go.Figure, low: float, high: float, palette: Palette, wrong: float
+) -> None:
+    for x, y in (((low, 0), (0, high)), ((0, high), (low, 0))):
+        figure.add_shape(
+            type="rect",
+            x0=x[0],
+            x1=x[1],
+            y0=y[0],
+            y1=y[1],
+            fillcolor=_WRONG_SIGN,
+            line={"width": 0},
+            layer="below",
+        )
+    if np.isfinite(wrong):
+        right = high >= -low  # the corner that is wider than tall
+        figure.add_annotation(
+            text=f"wrong sign {100 * wrong:.0f} %",
+            x=high if right else low,
+            y=low if right else high,
+            xanchor="right" if right else "left",
+            yanchor="bottom" if right else "top",
+            xshift=-4 if right else 4,
+            showarrow=False,
+            font={"color": palette.muted, "size": 12},
+        )
+
+
+def _axes(
+    figure: go.Figure, low: float, high: float, behaviour: Behaviour, palette: Palette
+) -> None:
+    unit = f", {axis_unit(behaviour)}" if axis_unit(behaviour) else ""
+    towards = f"{behaviour.name} {behaviour.better}{unit} →"
+    common = {
+        "range": [low, high],
+        "zeroline": True,
+        "zerolinecolor": ZERO,
+        "zerolinewidth": 1,
+        "nticks": 6,
+        "fixedrange": True,
+        "title": {"font": {"color": palette.muted, "size": 12}, "standoff": 6},
+        "tickfont": {"color": palette.muted, "size": 12},
+    }
+    figure.update_xaxes(**common, title_text=f"estimate ({towards})")
+    figure.update_yaxes(**common, title_text=f"replay ({towards})")
+    figure.update_layout(
+        margin={"l": 54, "r": 8, "t": 8, "b": 46},
+        showlegend=False,
+        hovermode="closest",
+        hoverlabel={"align": "left"},
+    )
+
+
+def _said(
+    points: pd.DataFrame,
+    behaviour: Behaviour,
+    stage: str,
+    estimate: str,
+    slope: float,
+    wrong: float,
+) -> str:
+    if points.empty:
+        return f"Stage {stage}: no example has both an estimate and a replay."
+    r = np.nan
+    if len(points) > 1 and points["estimate"].std() > 0 and points["replay"].std() > 0:
+        r = float(np.corrcoef(points["estimate"], points["replay"])[0, 1])
+    close = (
+        "The estimate follows replay closely"
+        if r >= 0.9 and abs(slope - 1) <= 0.25
+        else "The estimate does not follow replay closely"
+    )
+    figures = f"r {r:.2f}, slope {slope:.2f}".replace("-", "−").replace("nan", "n/a")
+    return (
+        f"Stage effect of {stage} on the {phrase(behaviour)} by {estimate} against replay, "
+        f"{len(points):,} examples. {close}: {figures}; {100 * wrong:.0f} % have the wrong sign."
+    )

@@ -1,0 +1,306 @@
+"""Pieces that every page is made of: frame, badges, sentences, jobs, empty and error states."""
+
+from __future__ import annotations
+
+import html
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import streamlit as st
+
+from ..charts import EITHER_STYLE, TRUST_MARKS, Chart
+from ..contracts import StageLensError, Trust
+from ..results import StageTrust
+from ..summary import Sentence
+from . import jobs, settings, state
+
+PAGES = (
+    ("app.py", "Overview", ":material/insights:"),
+    ("pages/1_Examples.py", "Examples", ":material/grid_view:"),
+)
+
+_SIDEBAR = 264
+
+DEMO_COMMAND = ("demo", "digits")
+
+_BADGES: dict[Trust, tuple[str, str]] = {
+    "exact": (":material/check_circle:", "green"),
+    "verified": (":material/verified:", "blue"),
+    "estimated": (":material/change_history:", "orange"),
+    "refused": (":material/block:", "red"),
+}
+TRUST_MEANING: dict[Trust, str] = {
+    "exact": "The counterfactual was obtained by replay, or is known exactly.",
+    "verified": "An estimate that was checked against a replay.",
+    "estimated": "An estimate that has not been checked against a replay.",
+    "refused": "The estimator declined to give a number that could not be trusted.",
+}
+_MARKUP = re.compile(r"([\\`*_{}\[\]()#+\-.!|~<>$:&@=])")
+
+
+def plain(text: str) -> str:
+    """Text for places that read Markdown, with everything in it shown as it is."""
+    return _MARKUP.sub(r"\\\1", text.replace("\n", " "))
+
+
+def start_page(title: str) -> None:
+    """Page configuration and navigation; the first call of every page."""
+    st.set_page_config(
+        page_title=f"{title} - StageLens",
+        page_icon="🔍",
+        layout="wide",
+        initial_sidebar_state=_SIDEBAR,
+    )
+    st.html(EITHER_STYLE)
+    reference = state.reference()
+    with st.sidebar:
+        st.html("<div style='font-size:1.25rem;font-weight:600'>StageLens</div>")
+        for path, label, icon in PAGES:
+            query = {state.RUN: reference} if reference else None
+            st.page_link(path, label=label, icon=icon, width="stretch", query_params=query)
+
+
+def run_in_sidebar(name: str) -> None:
+    """The open run's name, and the way to another one."""
+    with st.sidebar:
+        st.divider()
+        st.caption("Run")
+        st.html(f"<div style='font-weight:600;overflow-wrap:anywhere'>{html.escape(name)}</div>")
+        st.button(
+            "Open another run",
+            icon=":material/folder_open:",
+            on_click=state.open_reference,
+            args=(None,),
+            width="stretch",
+        )
+
+
+def show(chart: Chart, key: str) -> None:
+    """A chart, as wide as its place, with its takeaway as alternative text."""
+    st.plotly_chart(
+        chart.figure,
+        theme=None,
+        key=key,
+        alt=chart.alt,
+        config={"displayModeBar": False, "responsive": True},
+    )
+
+
+def trust_badge(trust: Trust, name: str | None = None, reason: str = "") -> None:
+    """Shape, colour and word for what is known of a number.
+
+    Args:
+        trust: Which.
+        name: What it is the trust of, printed before it.
+        reason: One sentence, shown on hover and to keyboards.
+    """
+    icon, color = _BADGES[trust]
+    label = f"{plain(name)}: {trust}" if name else trust
+    text = f"{plain(reason)} {TRUST_MEANING[trust]}".strip()
+    st.badge(label, icon=icon, color=color, help=text)  # type: ignore[arg-type]
+
+
+def trust_badges(stages: Iterable[StageTrust]) -> None:
+    """One badge per stage in a row, and under it the reasons that are not plain exactness."""
+    stages = list(stages)
+    with st.container(horizontal=True, gap="small"):
+        for stage in stages:
+            trust_badge(stage.trust, stage.stage, stage.reason)
+    reasons = dict.fromkeys((s.trust, s.reason) for s in stages if s.trust != "exact")
+    for trust, reason in reasons:
+        st.caption(f"{TRUST_MARKS[trust]} {trust}: {plain(reason)}")
+
+
+def sentence_html(sentence: Sentence, brief: bool = False) -> str:
+    """A sentence with its stage, group and amount emphasised; everything from data escaped.
+
+    Args:
+        sentence: What to say.
+        brief: Print the trust's mark only, where its word stands nearby.
+    """
+    weight = {"plain": "", "stage": "i", "group": "b", "amount": "b"}
+    words = []
+    for part in sentence.parts:
+        tag = weight[part.kind]
+        text = html.escape(part.text)
+        words.append(f"<{tag}>{text}</{tag}>" if tag else text)
+    if sentence.trust is not None:
+        words.append(f" {_trust_html(sentence.trust, brief)}")
+    return "".join(words)
+
+
+def _trust_html(trust: StageTrust, brief: bool) -> str:
+    said = trust.reason if trust.trust == "exact" else trust.trust
+    title = html.escape(f"{trust.trust}: {trust.reason}", quote=True)
+    mark = TRUST_MARKS[trust.trust]
+    return (
+        f"<span title='{title}' role='img' aria-label='{title}' style='opacity:.75;"
+        f"white-space:nowrap;font-size:.85em'>{mark}{'' if brief else ' ' + html.escape(said)}"
+        "</span>"
+    )
+
+
+def sentences(items: Sequence[Sentence], size: str = "1rem", brief: bool = False) -> None:
+    """Sentences one under the other."""
+    lines = "".join(f"<div>{sentence_html(item, brief)}</div>" for item in items)
+    st.html(
+        f"<div style='font-size:{size};line-height:1.5;display:flex;flex-direction:column;"
+        f"gap:.4em'>{lines}</div>"
+    )
+
+
+def text_block(text: str, muted: bool = False) -> None:
+    """Words from a data set or a run folder, never read as markup."""
+    style = "overflow-wrap:anywhere;margin:0" + (";opacity:.75;font-size:.9em" if muted else "")
+    st.html(f"<p style='{style}'>{html.escape(text)}</p>")
+
+
+def error_state(message: str) -> None:
+    """Something that the user can mend; the message says how."""
+    st.error(plain(message), icon=":material/error:")
+
+
+# ---------------------------------------------------------------------------------------- jobs
+
+
+def job_state(arguments: Sequence[str], again: str) -> bool:
+    """Show a job's progress or failure.
+
+    Args:
+        arguments: Of its command line.
+        again: Label of the button that drops a failed job.
+
+    Returns:
+        Whether it is running, so that the page offers nothing else in its place.
+    """
+    job = jobs.find(arguments)
+    if job is None:
+        return False
+    status = job.status()
+    if status.state == "running":
+        _progress(tuple(arguments))
+        return True
+    if status.state == "failed":
+        error_state(f"{job.title} failed: {status.error}")
+        log = job.log().strip()
+        if log and log != status.error:
+            with st.expander("What the process printed last"):
+                st.code(log, language=None, wrap_lines=True)
+        st.button(again, on_click=jobs.forget, args=(tuple(arguments),), key=f"again-{arguments}")
+    return False
+
+
+@st.fragment(run_every=0.5)
+def _progress(arguments: tuple[str, ...]) -> None:
+    job = jobs.find(arguments)
+    if job is None or not job.running:
+        st.rerun()
+    status = job.status()
+    st.progress(
+        status.done,
+        text=f"{plain(status.text)} · {100 * status.done:.0f} % · {status.seconds:.0f} s",
+    )
+    st.button("Cancel", on_click=job.cancel, key=f"cancel-{arguments}", icon=":material/close:")
+
+
+# ------------------------------------------------------------------------------ nothing open yet
+
+
+def current_run() -> Path | None:
+    """The open run's folder, checked; None where none is open, after showing how to open one."""
+    reference = state.reference()
+    demo_job = jobs.find(DEMO_COMMAND)
+    if reference == settings.DEMO and not settings.demo_built():
+        waiting = demo_job is not None and demo_job.running
+        note = None if waiting else "The digits demo has not been built on this server yet."
+        welcome(note)
+        return None
+    if reference is None:
+        welcome()
+        return None
+    try:
+        return settings.resolve(reference)
+    except StageLensError as error:
+        error_state(str(error))
+        welcome()
+        return None
+
+
+def welcome(note: str | None = None) -> None:
+    """The first visit: what this is, the demo, and the way to an own run."""
+    st.title("Which stage is to credit, and which to blame?")
+    st.markdown(
+        "A model is the product of several training stages. StageLens shows, for one example, a "
+        "group or a whole evaluation set, **what the model would do had a stage not happened**, "
+        "and says how far each number can be trusted."
+    )
+    if note:
+        st.info(plain(note), icon=":material/info:")
+    left, right = st.columns(2, gap="medium")
+    with left, st.container(border=True, height="stretch"):
+        _demo_card()
+    with right, st.container(border=True, height="stretch"):
+        _folder_card()
+
+
+def _demo_card() -> None:
+    st.subheader("See it on real digits", anchor=False)
+    st.markdown(
+        "A small network, trained in four stages on the real handwritten digits that scikit-learn "
+        "ships. Two faults are **planted**, on purpose: a stamp in the corner of the images of one "
+        "class, and wrong labels. Watch StageLens find the stages that learned them."
+    )
+    if job_state(DEMO_COMMAND, "Try again"):
+        st.caption("The demo is being trained and measured. You can leave this page open.")
+        return
+    built = settings.demo_built()
+    if st.button(
+        "Open the digits demo",
+        type="primary",
+        icon=":material/play_arrow:",
+        key="open-demo",
+        help=None if built else "Trains the demo on this machine first; it takes under a minute.",
+    ):
+        if not settings.demo_built():
+            jobs.start(DEMO_COMMAND, "Building the digits demo", out=settings.demo_folder())
+        state.open_reference(settings.DEMO)
+        st.rerun()
+    if not built:
+        st.caption("Built on first use, in under a minute. Nothing is downloaded.")
+
+
+def _folder_card() -> None:
+    st.subheader("Open a run folder", anchor=False)
+    st.markdown("A run that you recorded with `stagelens.Recorder` or the Trainer callback.")
+    known = settings.known_runs()
+    if known:
+        picked = st.selectbox(
+            "Runs on this server", known, index=None, placeholder="Choose a run", key="known-run"
+        )
+        if picked:
+            _open(picked)
+    with st.form("open-run", border=False):
+        typed = st.text_input(
+            "Path of a run folder",
+            max_chars=1024,
+            placeholder="runs/my-run",
+            help="Absolute, or relative to one of the folders below.",
+        )
+        sent = st.form_submit_button("Open", icon=":material/folder_open:")
+    roots = "\n".join(str(root) for root in settings.roots())
+    st.caption("Runs may be opened below these folders (set with STAGELENS_ROOTS):")
+    st.code(roots, language=None, wrap_lines=True)
+    if sent:
+        _open(typed)
+
+
+def _open(text: str) -> None:
+    try:
+        found = settings.resolve(os.fspath(text))
+    except StageLensError as error:
+        error_state(str(error))
+        return
+    state.open_reference(settings.reference_for(found))
+    st.rerun()

@@ -1,0 +1,222 @@
+"""One example: its input, every answer, the effect of each stage, and its way through them."""
+
+from __future__ import annotations
+
+import html
+from math import isfinite
+
+import pandas as pd
+import streamlit as st
+
+from .. import charts
+from ..contracts import BASE, Behaviour
+from ..results import StageTrust
+from ..summary import example_sentence, phrase, value_text
+from . import browse, components, loaders, state
+from .browse import answer_column, effect_column
+from .filters import Chosen
+from .loaders import Effects
+from .workspace import Workspace
+
+FOLLOW = state.own("follow")
+"""Set when an example was chosen by a step, so that its page is turned to."""
+
+_LARGE = 256
+"""Pixels on the longer side of the input as it is shown."""
+
+
+def beside(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: str | None) -> None:
+    """What stands beside the table: the input, its facts, and every stage's effect in words."""
+    _steps(chosen.rows, example_id)
+    if example_id is None:
+        st.info("Pick an example from the table.", icon=":material/touch_app:")
+        return
+    row = _row(chosen, example_id)
+    st.subheader(components.plain(example_id), anchor=False)
+    if browse.page_of(chosen.rows, example_id) is None:
+        st.caption("This example is not among those that the filters leave.")
+    picture, facts = st.columns([2, 3], vertical_alignment="top")
+    with picture:
+        _input(workspace, example_id)
+    with facts:
+        _facts(workspace, chosen.behaviour, row)
+    _sentences(workspace, effects, chosen.behaviour, row)
+
+
+def below(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: str | None) -> None:
+    """What stands below both: all answers side by side, and the charts."""
+    if example_id is None:
+        return
+    row = _row(chosen, example_id)
+    st.subheader("Answers", anchor=False)
+    _answers(workspace, effects, row)
+    grid = st.grid(2, min_column_width=340, gap="medium")
+    with grid.cell():
+        st.subheader("Effect of each stage", anchor=False)
+        _bars(workspace, effects, chosen.behaviour, row)
+    with grid.cell():
+        _path(workspace, chosen.behaviour, example_id)
+
+
+def _row(chosen: Chosen, example_id: str) -> pd.Series:
+    return chosen.frame[chosen.frame["example_id"] == example_id].iloc[0]
+
+
+def _steps(rows: pd.DataFrame, example_id: str | None) -> None:
+    def go(to: str | None) -> None:
+        state.choose(to)
+        st.session_state[FOLLOW] = True
+
+    with st.container(horizontal=True, vertical_alignment="center"):
+        for label, icon, step, key in (
+            ("Previous", ":material/arrow_back:", -1, "K"),
+            ("Next", ":material/arrow_forward:", 1, "J"),
+        ):
+            to = browse.neighbour(rows, example_id, step)
+            st.button(label, icon=icon, on_click=go, args=(to,), disabled=to is None, shortcut=key)
+
+
+def _input(workspace: Workspace, example_id: str) -> None:
+    name = workspace.examples.name
+    if workspace.examples.kind == "image":
+        st.image(
+            loaders.picture(workspace.at, name, example_id, _LARGE),
+            width="stretch",
+            alt=f"The input of example {example_id}",
+        )
+    else:
+        st.code(loaders.texts(workspace.at, name, [example_id])[0], language=None, wrap_lines=True)
+
+
+def _facts(workspace: Workspace, behaviour: Behaviour, row: pd.Series) -> None:
+    pairs = [("label", row["label"])]
+    pairs += [(column, row[column]) for column in workspace.examples.columns]
+    pairs.append((f"final {phrase(behaviour)}", value_text(row["final"], behaviour)))
+    lines = "".join(
+        f"<div style='opacity:.75'>{html.escape(str(name))}</div>"
+        f"<div style='overflow-wrap:anywhere'>{html.escape(_shown(value))}</div>"
+        for name, value in pairs
+    )
+    st.html(
+        "<div style='display:grid;grid-template-columns:auto 1fr;gap:.3em 1em;font-size:.9em'>"
+        f"{lines}</div>"
+    )
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None or value is pd.NA or value != value else str(value)
+
+
+def _answers(workspace: Workspace, effects: Effects, row: pd.Series) -> None:
+    """The final model and every counterfactual side by side."""
+    rows = effects.table[
+        (effects.table["example_id"] == row["example_id"])
+        & (effects.table["behaviour"] == next(iter(effects.behaviours)))
+    ].set_index("stage")
+    label = row["label"]
+    cards = [_card("final model", row["prediction"], row["confidence"], label, None)]
+    for stage in workspace.stages:
+        if stage in rows.index:
+            one = rows.loc[stage]
+            known = effects.trust.get(stage)
+            cards.append(
+                _card(
+                    stage,
+                    one["prediction_without"],
+                    one["confidence_without"],
+                    label,
+                    known,
+                    changed=one["prediction_without"] != row["prediction"],
+                )
+            )
+    st.html(
+        "<div style='display:grid;grid-template-columns:repeat(auto-fit,minmax(7.5em,1fr));"
+        f"gap:.6em'>{''.join(cards)}</div>"
+    )
+
+
+def _card(
+    name: str,
+    answer: object,
+    confidence: float,
+    label: object,
+    trust: StageTrust | None,
+    changed: bool = False,
+) -> str:
+    refused = trust is not None and trust.trust == "refused"
+    shown = "?" if refused else _shown(answer)
+    verdict = ""
+    if not refused and _shown(label) != "none":
+        verdict = "✓ right" if answer == label else "✗ wrong"
+    sure = f"{100 * confidence:.0f} % sure" if isfinite(confidence) else ""
+    mark = "" if trust is None else f"{charts.TRUST_MARKS[trust.trust]} {trust.trust}"
+    head = f"without <i>{html.escape(name)}</i>" if trust is not None else html.escape(name)
+    edge = "2px solid currentColor" if changed and not refused else "1px solid #8794A1"
+    lines = "".join(f"<div>{html.escape(text)}</div>" for text in (verdict, sure, mark) if text)
+    return (
+        f"<div style='border:{edge};border-radius:.5em;padding:.5em .7em'>"
+        f"<div style='font-size:.8em;opacity:.8;overflow-wrap:anywhere'>{head}</div>"
+        "<div style='font-size:1.6em;font-weight:600;line-height:1.3;overflow-wrap:anywhere'>"
+        f"{html.escape(shown)}</div><div style='font-size:.8em;opacity:.8'>{lines}</div></div>"
+    )
+
+
+def _sentences(
+    workspace: Workspace, effects: Effects, behaviour: Behaviour, row: pd.Series
+) -> None:
+    label = None if _shown(row["label"]) == "none" else str(row["label"])
+    said = [
+        example_sentence(
+            stage,
+            behaviour,
+            float(row[effect_column(stage)]),
+            effects.trust.get(stage),
+            (str(row["prediction"]), str(row[answer_column(stage)])),
+            label,
+        )
+        for stage in workspace.stages
+    ]
+    components.sentences(said, brief=True)
+    _noise(effects, behaviour, str(row["example_id"]))
+
+
+def _bars(workspace: Workspace, effects: Effects, behaviour: Behaviour, row: pd.Series) -> None:
+    bars = pd.DataFrame(
+        {
+            "stage": workspace.stages,
+            "effect": [row[effect_column(stage)] for stage in workspace.stages],
+        }
+    )
+    trust = {name: known.trust for name, known in effects.trust.items()}
+    chart = charts.example_effects(bars, behaviour, trust, charts.EITHER)
+    components.show(chart, "example-effects")
+
+
+def _noise(effects: Effects, behaviour: Behaviour, example_id: str) -> None:
+    rows = effects.table[
+        (effects.table["example_id"] == example_id) & (effects.table["behaviour"] == behaviour.name)
+    ]
+    within = rows.loc[rows["within_noise"].fillna(False).astype(bool), "stage"].tolist()
+    if rows["within_noise"].isna().all():
+        components.text_block("Training noise not known.", muted=True)
+    elif within:
+        components.text_block(f"Within training noise: {', '.join(within)}.", muted=True)
+
+
+def _path(workspace: Workspace, behaviour: Behaviour, example_id: str) -> None:
+    table = loaders.boundaries(workspace.at, workspace.examples.name)
+    if table is None:
+        return
+    rows = table[(table["example_id"] == example_id) & (table["behaviour"] == behaviour.name)]
+    if rows.empty:
+        return
+    st.subheader(f"{phrase(behaviour).capitalize()} after each boundary", anchor=False)
+    order = {name: place for place, name in enumerate((BASE, *workspace.stages))}
+    rows = rows.assign(group=None).sort_values("boundary", key=lambda c: c.map(order))
+    answers = [
+        f"{boundary if boundary == BASE else f'after {boundary}'}: {answer}"
+        for boundary, answer in zip(rows["boundary"], rows["prediction"], strict=True)
+    ]
+    chart = charts.boundary_path(rows, behaviour, workspace.stages, charts.EITHER)
+    components.show(chart, "example-path")
+    components.text_block(f"Answers: {', '.join(answers)}.", muted=True)

@@ -1,0 +1,211 @@
+"""The table of examples with its pages, beside the chosen example."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isfinite
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from ..charts import TRUST_MARKS
+from ..contracts import Behaviour, Trust
+from ..summary import amount_text, axis_unit, count_text, phrase
+from . import browse, components, drilldown, loaders, state
+from .browse import Filters, effect_column
+from .filters import Chosen
+from .loaders import Effects
+from .workspace import Workspace
+
+_THUMBNAIL = 40
+_PAGE_STATE = state.own("page")
+_FOLLOW = drilldown.FOLLOW
+_MARKED = state.own("marked")
+
+
+def heading(workspace: Workspace) -> None:
+    """What is browsed, in words."""
+    st.title("Examples", anchor=False)
+    examples = workspace.examples
+    count = count_text(examples.count, workspace.noun)
+    components.text_block(
+        f"Set {examples.name}, {count}: {examples.description or 'no description'}."
+    )
+
+
+@st.fragment
+def browser(workspace: Workspace, effects: Effects, chosen: Chosen) -> None:
+    """The table beside the chosen example; clicks in here leave the filters alone."""
+    ids = set(chosen.frame["example_id"])
+    asked = st.query_params.get(state.EXAMPLE)
+    example_id = state.example(ids)
+    if asked and asked not in ids:
+        st.warning(
+            "The example that the link names is not in this set; pick one from the table.",
+            icon=":material/link_off:",
+        )
+    if chosen.rows.empty and example_id is None:
+        st.info("No example is left. Loosen a filter.", icon=":material/filter_alt_off:")
+        return
+    grid = st.grid(3, min_column_width=240)
+    with grid.cell(column_span=2):
+        example_id = _table(workspace, effects, chosen, example_id)
+    with grid.cell():
+        drilldown.beside(workspace, effects, chosen, example_id)
+    drilldown.below(workspace, effects, chosen, example_id)
+
+
+def _table(
+    workspace: Workspace, effects: Effects, chosen: Chosen, example_id: str | None
+) -> str | None:
+    """One page of the table; returns the chosen example, which a click may just have changed."""
+    rows = chosen.rows
+    if rows.empty:
+        st.info("No example is left. Loosen a filter.", icon=":material/filter_alt_off:")
+        return example_id
+    page = _page(rows, browse.pages(len(rows)), chosen.filters, example_id)
+    start = (page - 1) * browse.PAGE_SIZE
+    shown = rows.iloc[start : start + browse.PAGE_SIZE]
+    ids = shown["example_id"].tolist()
+    key = f"table-{chosen.filters.key}-{chosen.behaviour.name}-{page}-{workspace.examples.name}"
+    example_id = _picked(key, ids, example_id)
+    _mark(key, [ids.index(example_id)] if example_id in ids else [])
+    st.dataframe(
+        _cells(workspace, chosen.behaviour, shown),
+        key=key,
+        hide_index=True,
+        row_height=46,
+        height="content",
+        on_select="rerun",
+        selection_mode=("single-row", "single-cell"),
+        column_config=_columns(workspace, chosen.behaviour),
+        alt=f"Examples {start + 1} to {start + len(ids)} of {len(rows)}, with answers and effects.",
+    )
+    better = chosen.behaviour.better
+    st.caption(
+        f"▲ credit: {phrase(chosen.behaviour)} {better} because of the stage. ▼ blame: "
+        f"{'lower' if better == 'higher' else 'higher'}. {_trust(workspace, effects)} Click a row "
+        "to look at the example."
+    )
+    return example_id
+
+
+def _trust(workspace: Workspace, effects: Effects) -> str:
+    """What is known of the columns of effects, as one line of Markdown."""
+    stages: dict[Trust, list[str]] = {}
+    for stage in workspace.stages:
+        if stage in effects.trust:
+            stages.setdefault(effects.trust[stage].trust, []).append(stage)
+    if len(stages) == 1:
+        only = next(iter(stages))
+        return f"{TRUST_MARKS[only]} all {only}."
+    return " ".join(
+        f"{TRUST_MARKS[trust]} {trust}: {components.plain(', '.join(names))}."
+        for trust, names in stages.items()
+    )
+
+
+def _picked(key: str, ids: Sequence[str], before: str | None) -> str | None:
+    """The example that a click chose.
+
+    Positions mean something on this page of these filters only, which the key stands for; so they
+    become an id at once, and only the id is kept.
+    """
+    marked = st.session_state.get(_MARKED)
+    now = st.session_state.get(key)
+    if now is None or marked is None or marked[0] != key:
+        return before
+    selection = now["selection"]
+    rows, cells = list(selection["rows"]), list(selection["cells"])
+    if (rows, cells) == (marked[1], []):
+        return before
+    picked = [ids[at] for at in [*(cell[0] for cell in cells), *rows] if 0 <= at < len(ids)]
+    other = [name for name in picked if name != before]
+    after = other[0] if other else before if picked else None
+    if after != before:
+        state.choose(after)
+    return after
+
+
+def _mark(key: str, rows: list[int]) -> None:
+    """Mark the chosen example's row, wherever the choice came from."""
+    st.session_state[_MARKED] = (key, rows)
+    st.session_state[key] = {"selection": {"rows": rows, "columns": [], "cells": []}}
+
+
+def _page(rows: pd.DataFrame, count: int, filters: Filters, example_id: str | None) -> int:
+    """The page to show: the one asked for; on a first visit the one with the chosen example.
+
+    The widget's key changes only when the page is moved from outside of it, so it keeps its focus
+    while somebody pages by keyboard.
+    """
+    first = (filters.key, state.linked_page(), 0)
+    asked_of, page, moves = st.session_state.get(_PAGE_STATE, first)
+    if page is None or st.session_state.pop(_FOLLOW, False):
+        page, moves = browse.page_of(rows, example_id) or 1, moves + 1
+    elif asked_of != filters.key:
+        page = 1
+    shown = st.pagination(
+        count, default=min(page, count), key=f"page-{filters.key}-{moves}", max_visible_pages=5
+    )
+    st.session_state[_PAGE_STATE] = (filters.key, shown, moves)
+    state.link_page(shown)
+    return shown
+
+
+def _cells(workspace: Workspace, behaviour: Behaviour, shown: pd.DataFrame) -> pd.DataFrame:
+    ids = shown["example_id"].tolist()
+    cells: dict[str, object] = {}
+    name = workspace.examples.name
+    if workspace.examples.kind == "image":
+        cells["input"] = loaders.pictures(workspace.at, name, ids, _THUMBNAIL)
+    else:
+        cells["input"] = loaders.texts(workspace.at, name, ids)
+    cells["id"] = ids
+    cells["label"] = shown["label"].tolist()
+    cells["answer"] = [
+        f"{mark} {answer}"
+        for mark, answer in zip(_marks(shown["right"]), shown["prediction"], strict=True)
+    ]
+    for stage in workspace.stages:
+        cells[effect_column(stage)] = [
+            _effect_cell(effect, behaviour) for effect in shown[effect_column(stage)]
+        ]
+    return pd.DataFrame(cells)
+
+
+def _marks(right: pd.Series) -> list[str]:
+    return ["✓" if value == 1 else "✗" if value == 0 else "" for value in right]
+
+
+def _effect_cell(effect: float, behaviour: Behaviour) -> str:
+    if not isfinite(effect):
+        return "no number"
+    text = amount_text(effect, behaviour, unit=False)
+    gain = behaviour.sign * effect
+    return text if text in ("0", "0.0") else f"{'▲' if gain > 0 else '▼'} {text}"
+
+
+def _columns(workspace: Workspace, behaviour: Behaviour) -> dict[str, Any]:
+    config = st.column_config
+    text = workspace.examples.kind == "text"
+    columns: dict[str, Any] = {
+        "input": config.TextColumn("text", width="medium")
+        if text
+        else config.ImageColumn("image", width=50),
+        "id": config.TextColumn("id", width=100),
+        "label": config.TextColumn("label", width=50),
+        "answer": config.TextColumn(
+            "answer", width=62, help="Of the final model; ✓ right, ✗ wrong."
+        ),
+    }
+    unit = axis_unit(behaviour)
+    for stage in workspace.stages:
+        columns[effect_column(stage)] = config.TextColumn(
+            stage,
+            width=72,
+            help=f"Stage effect on the {phrase(behaviour)}{f', in {unit}' if unit else ''}: "
+            "final model minus the counterfactual without the stage.",
+        )
+    return columns

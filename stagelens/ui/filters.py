@@ -1,0 +1,185 @@
+"""The controls that choose examples: every one of them is in the URL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from ..contracts import Behaviour
+from ..summary import ACCURACY, axis_unit, is_share
+from . import browse, components, loaders
+from .browse import Filters
+from .loaders import Effects, Source
+from .workspace import Workspace
+
+_MANY = 200
+"""More labels than this are typed, not listed."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The examples that the filters ask for.
+
+    Attributes:
+        behaviour: Whose effects are shown.
+        filters: What was asked.
+        frame: All examples of the set, see ``browse.example_frame``.
+        rows: Those asked for, sorted.
+    """
+
+    behaviour: Behaviour
+    filters: Filters
+    frame: pd.DataFrame
+    rows: pd.DataFrame
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _frame(at: Source, set_name: str, estimator: str, behaviour: str) -> pd.DataFrame:
+    found = loaders.effects(at, set_name, estimator)
+    assert found is not None, "pages ask only for estimators that have a result"
+    names = [stage.name for stage in loaders.run(at).stages]
+    columns = loaders.evaluation_set(at, set_name).columns
+    return browse.example_frame(found.table, found.behaviours[behaviour], names, columns)
+
+
+def choose(workspace: Workspace, effects: Effects) -> Chosen:
+    """The filter controls, and what they leave."""
+    behaviours = [name for name in effects.behaviours if name != ACCURACY.name]
+    behaviours.sort(key=lambda name: name != "loss")
+    with st.container(border=True):
+        with st.grid(4, min_column_width=170):
+            name = st.selectbox(
+                "Behaviour",
+                behaviours,
+                key="behaviour",
+                bind="query-params",
+                help="One number per example measured on a model; stage effects are about it.",
+            )
+            behaviour = effects.behaviours[name]
+            frame = _frame(workspace.at, workspace.examples.name, effects.estimator, name)
+            filters = _filters(workspace, frame, behaviour)
+        with st.container(horizontal=True, vertical_alignment="bottom"):
+            search, changed = _search()
+    filters = replace(filters, search=search, changed=changed)
+    rows = browse.select(frame, filters, behaviour, workspace.stages)
+    return Chosen(behaviour, filters, frame, rows)
+
+
+def _filters(workspace: Workspace, frame: pd.DataFrame, behaviour: Behaviour) -> Filters:
+    stage = _pick(
+        "Stage", workspace.stages, "stage", "Any stage", "The stage whose effect is filtered."
+    )
+    label = _label(frame)
+    title = "Group" if workspace.by in (None, "group") else f"Group of {workspace.by}"
+    group = _pick(title, workspace.groups, "group", "All groups", "Examples of one group only.")
+    answers = _pick(
+        "Final answer",
+        ("right", "wrong"),
+        "answers",
+        "Right and wrong",
+        "Whether the final model's answer is the label.",
+    )
+    side = _pick(
+        "Credit or blame",
+        ("credit", "blame"),
+        "side",
+        "Both",
+        "Credit: the stage makes the behaviour better for this example. Blame: worse.",
+    )
+    strength = _strength(frame, behaviour, workspace.stages)
+    sort = st.selectbox(
+        "Sort by", browse.SORTS, key="sort", bind="query-params", help="Order of the examples."
+    )
+    return Filters(
+        stage=stage,
+        label=label,
+        by=workspace.by,
+        group=group,
+        answers="right" if answers == "right" else "wrong" if answers == "wrong" else None,
+        side="credit" if side == "credit" else "blame" if side == "blame" else None,
+        strength=strength,
+        sort=sort,
+    )
+
+
+def _search() -> tuple[str, bool]:
+    text = st.text_input(
+        "Search by id",
+        key="q",
+        bind="query-params",
+        max_chars=200,
+        placeholder="Part of an example id",
+        icon=":material/search:",
+        width=320,
+    )
+    changed = st.toggle(
+        "Only where the answer changes without the stage",
+        key="changed",
+        bind="query-params",
+        help="Examples that the final model and a counterfactual answer differently.",
+    )
+    return (text or "").strip(), bool(changed)
+
+
+def _pick(label: str, options: Sequence[str], key: str, none: str, text: str) -> str | None:
+    return st.selectbox(
+        label, options, index=None, placeholder=none, key=key, bind="query-params", help=text
+    )
+
+
+def _label(frame: pd.DataFrame) -> str | None:
+    text = "The class that an example belongs to."
+    labels = sorted(frame["label"].dropna().astype(str).unique())
+    if len(labels) <= _MANY:
+        return _pick("Label", labels, "label", "All labels", text)
+    return st.text_input("Label", key="label", bind="query-params", help=text) or None
+
+
+def _strength(frame: pd.DataFrame, behaviour: Behaviour, stages: Sequence[str]) -> float:
+    scale = 100.0 if is_share(behaviour) else 1.0
+    unit = axis_unit(behaviour)
+    most = scale * browse.largest(frame, stages)
+    step = 10.0 ** np.floor(np.log10(most / 20)) if most > 0 else 0.1
+    top = float(np.ceil(most / step) * step) if most > 0 else 1.0
+    chosen = st.slider(
+        f"Strength of effect{f' ({unit})' if unit else ''}",
+        0.0,
+        top,
+        0.0,
+        step=float(step),
+        format=f"%.{max(-int(np.floor(np.log10(step))), 0)}f",
+        key="strength",
+        bind="query-params",
+        help="Smallest size of the stage effect, be it credit or blame.",
+    )
+    return float(chosen) / scale
+
+
+def count_and_export(workspace: Workspace, effects: Effects, chosen: Chosen) -> None:
+    """How many examples are left, and these as CSV."""
+    count, total = len(chosen.rows), len(chosen.frame)
+    left, right = st.columns([3, 1], vertical_alignment="center")
+    with left:
+        of = "" if count == total else f" of {total:,}"
+        components.text_block(f"{count:,}{of} {workspace.noun}s")
+    with right, st.container(horizontal=True, horizontal_alignment="right"):
+        st.download_button(
+            "Export CSV",
+            data=lambda: _csv(effects, chosen),
+            file_name=f"{workspace.run.name}-{workspace.examples.name}-effects.csv",
+            mime="text/csv",
+            icon=":material/download:",
+            disabled=count == 0,
+            on_click="ignore",
+            help="The effect table of the examples that the filters leave, with trust.",
+        )
+
+
+def _csv(effects: Effects, chosen: Chosen) -> bytes:
+    trust = {name: known.trust for name, known in effects.trust.items()}
+    table = effects.table.assign(trust=effects.table["stage"].map(trust))
+    return browse.export(table, chosen.rows["example_id"].tolist(), [chosen.behaviour.name])

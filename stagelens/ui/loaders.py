@@ -1,0 +1,253 @@
+"""Cached reading of run folders.
+
+Caches are keyed by strings and bounded; what they hold is shared between all sessions and never
+changed. A :class:`Source` names a run folder *as it is now*: when a stage, a set or a result is
+written, its stamps change, and everything is read anew. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import streamlit as st
+
+from .. import summary
+from ..contracts import Behaviour
+from ..results import Result, ResultFacts, StageTrust, load_result
+from ..runs.evaluation_sets import EvaluationSet
+from ..runs.run import Run, open_run
+from ..verification import trusted
+from . import estimates
+
+_CURVE_POINTS = 240
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run folder at one moment.
+
+    Attributes:
+        path: The run folder.
+        recorded: Changes with its stages and sets.
+        results: Changes with its results, and with what is verified of them.
+    """
+
+    path: str
+    recorded: str
+    results: str
+
+
+@dataclass(frozen=True)
+class Effects:
+    """An effect table as pages use it.
+
+    Attributes:
+        estimator: How the counterfactuals were obtained, as ``estimates.estimate_name`` writes it.
+        table: With rows for accuracy where the set has labels.
+        behaviours: Accuracy first, then as the result lists them.
+        trust: What is known of each stage's counterfactual.
+    """
+
+    estimator: str
+    table: pd.DataFrame
+    behaviours: Mapping[str, Behaviour]
+    trust: Mapping[str, StageTrust]
+
+
+def source(path: Path) -> Source:
+    """Stamps of a run folder; a few calls of stat, so made on every rerun."""
+    recorded = [path / "run.json", *sorted(path.glob("stages/*")), *sorted(path.glob("sets/*"))]
+    results = [path / "results" / name for name in ("tables", "verification.parquet", "noise")]
+    return Source(
+        str(path),
+        "-".join(_stamp(each) for each in recorded),
+        "-".join(_stamp(each) for each in results),
+    )
+
+
+def _stamp(path: Path) -> str:
+    try:
+        return f"{path.stat().st_mtime_ns:x}"
+    except OSError:
+        return "0"
+
+
+def run(at: Source) -> Run:
+    """The run, opened and validated.
+
+    Raises:
+        RunError: It is damaged or foreign.
+    """
+    return _run(at.path, at.recorded)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _run(path: str, recorded: str) -> Run:
+    return open_run(path)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def evaluation_set(at: Source, name: str) -> EvaluationSet:
+    """One of the run's evaluation sets."""
+    return run(at).evaluation_set(name)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def examples(at: Source, set_name: str) -> pd.DataFrame:
+    """One row per example of a set: ``example_id``, ``label`` and metadata. Never changed."""
+    return evaluation_set(at, set_name).table()
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def stored(at: Source, set_name: str) -> Mapping[str, ResultFacts]:
+    """What the stored effect tables say of themselves, by name of the estimate, best first."""
+    return estimates.stored(run(at), set_name)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def result(at: Source, set_name: str, estimate: str) -> Result | None:
+    """A stored effect table with what was verified of it; None where there is none."""
+    facts = stored(at, set_name).get(estimate)
+    if facts is None:
+        return None
+    found = load_result(run(at), set_name, "effects", facts.estimator, facts.settings)
+    return None if found is None else trusted(run(at), found)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def effects(at: Source, set_name: str, estimate: str) -> Effects | None:
+    """An effect table as pages use it, or None where there is none."""
+    found = result(at, set_name, estimate)
+    if found is None:
+        return None
+    table = summary.with_accuracy(found.table)
+    behaviours = dict(found.behaviours)
+    if (table["behaviour"] == summary.ACCURACY.name).any():
+        behaviours = {summary.ACCURACY.name: summary.ACCURACY, **behaviours}
+    return Effects(estimate, table, behaviours, found.trust)
+
+
+def available(at: Source, set_name: str) -> list[str]:
+    """Estimates that have a readable table for this set, best first."""
+    return [name for name in stored(at, set_name) if result(at, set_name, name) is not None]
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def boundaries(at: Source, set_name: str) -> pd.DataFrame | None:
+    """The stored boundary table, with accuracy and the set's own columns; None without one."""
+    result = load_result(run(at), set_name, "boundaries")
+    if result is None:
+        return None
+    return summary.boundaries_with_accuracy(result.table, examples(at, set_name))
+
+
+def slice_of(table: pd.DataFrame, by: str | None, group: str | None) -> pd.DataFrame:
+    """The rows of one group; all where ``group`` is None."""
+    if by is None or group is None:
+        return table
+    return table[table[by].astype(str) == group]
+
+
+@st.cache_data(max_entries=128, show_spinner=False)
+def stage_summary(
+    at: Source, set_name: str, estimator: str, behaviour: str, by: str | None, group: str | None
+) -> pd.DataFrame:
+    """``summary.stage_summary`` over a set, or one of its groups; no rows where nothing is."""
+    found = effects(at, set_name, estimator)
+    if found is None:
+        return pd.DataFrame(columns=list(summary.SUMMARY_COLUMNS))
+    names = [stage.name for stage in run(at).stages]
+    table = slice_of(found.table, by, group)
+    return summary.stage_summary(table, found.behaviours[behaviour], names)
+
+
+@st.cache_data(max_entries=128, show_spinner=False)
+def group_summary(
+    at: Source, set_name: str, estimator: str, behaviour: str, by: str
+) -> pd.DataFrame:
+    """``summary.stage_summary`` per group of a column."""
+    found = effects(at, set_name, estimator)
+    if found is None:
+        return pd.DataFrame(columns=list(summary.SUMMARY_COLUMNS))
+    names = [stage.name for stage in run(at).stages]
+    return summary.stage_summary(found.table, found.behaviours[behaviour], names, by)
+
+
+@st.cache_data(max_entries=128, show_spinner=False)
+def headlines(
+    at: Source,
+    set_name: str,
+    estimator: str,
+    behaviour: str,
+    by: str | None,
+    group: str | None,
+    noun: str,
+) -> list[summary.Sentence]:
+    """``summary.headlines`` over a set, or one of its groups."""
+    found = effects(at, set_name, estimator)
+    if found is None:
+        return []
+    return summary.headlines(
+        slice_of(found.table, by, group),
+        found.behaviours[behaviour],
+        [stage.name for stage in run(at).stages],
+        found.trust,
+        noun,
+        by,
+        groups_only=group is not None,
+    )
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def boundary_summary(
+    at: Source, set_name: str, behaviour: str, better: str, by: str | None
+) -> pd.DataFrame | None:
+    """Means after each boundary: over all examples, then per group; None where not measured."""
+    table = boundaries(at, set_name)
+    if table is None or not (table["behaviour"] == behaviour).any():
+        return None
+    kind = Behaviour(behaviour, "lower" if better == "lower" else "higher")
+    names = [stage.name for stage in run(at).stages]
+    parts = [summary.boundary_summary(table, kind, names)]
+    if by is not None:
+        parts.append(summary.boundary_summary(table, kind, names, by))
+    return pd.concat(parts, ignore_index=True) if len(parts) > 1 else parts[0]
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def rates(at: Source) -> pd.DataFrame:
+    """``stage``, ``step``, ``lr`` of every stage, thinned to what a screen can show."""
+    parts = []
+    for stage in run(at).stages:
+        table = stage.table()
+        every = max(len(table) // _CURVE_POINTS, 1)
+        kept = table.iloc[::every]
+        if len(table) and kept.index[-1] != table.index[-1]:
+            kept = pd.concat([kept, table.iloc[[-1]]])
+        parts.append(kept.assign(stage=stage.name)[["stage", "step", "lr"]])
+    if not parts:
+        return pd.DataFrame({"stage": [], "step": [], "lr": []})
+    return pd.concat(parts, ignore_index=True)
+
+
+@st.cache_data(max_entries=256, show_spinner=False)
+def pictures(at: Source, set_name: str, ids: Sequence[str], side: int) -> list[str]:
+    """Images of these examples as ``data:`` addresses, for table cells."""
+    found = evaluation_set(at, set_name).image_pngs(ids, side)
+    return ["data:image/png;base64," + base64.b64encode(png).decode() for png in found]
+
+
+@st.cache_data(max_entries=128, show_spinner=False)
+def picture(at: Source, set_name: str, example_id: str, side: int) -> bytes:
+    """One image as PNG bytes."""
+    return evaluation_set(at, set_name).image_png(example_id, side)
+
+
+@st.cache_data(max_entries=128, show_spinner=False)
+def texts(at: Source, set_name: str, ids: Sequence[str]) -> list[str]:
+    """Texts of these examples."""
+    return [str(e.input["text"]) for e in evaluation_set(at, set_name).by_id(list(ids))]

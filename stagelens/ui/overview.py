@@ -1,0 +1,209 @@
+"""The sections of the Overview page."""
+
+from __future__ import annotations
+
+import html
+
+import pandas as pd
+import streamlit as st
+
+from .. import charts
+from ..contracts import Behaviour
+from ..runs.run import Stage
+from ..summary import ACCURACY, axis_unit, count_text, is_share, slice_parts
+from . import components, loaders
+from .loaders import Effects
+from .workspace import Workspace
+
+_CARDS_A_ROW = 4
+
+
+def heading(workspace: Workspace) -> None:
+    """The run, its set, and what was planted, in words."""
+    run, examples = workspace.run, workspace.examples
+    st.title(components.plain(run.name), anchor=False)
+    steps = sum(stage.steps for stage in run.stages)
+    facts = [
+        count_text(len(run.stages), "stage"),
+        count_text(steps, "step"),
+        f"set {examples.name}: {count_text(examples.count, workspace.noun)}",
+    ]
+    components.text_block(" · ".join(facts), muted=True)
+    if examples.description:
+        components.text_block(f"{examples.description}.".replace("..", "."))
+
+
+def choose(workspace: Workspace, effects: Effects) -> tuple[Behaviour, str | None]:
+    """The behaviour and the group that the page shows."""
+    left, right = st.columns(2)
+    with left:
+        name = st.selectbox(
+            "Behaviour",
+            list(effects.behaviours),
+            key="measure",
+            bind="query-params",
+            help="One number per example measured on a model. "
+            + " ".join(
+                f"**{components.plain(b.name)}** ({b.better} is better): "
+                f"{components.plain(b.description)}"
+                for b in effects.behaviours.values()
+            ),
+        )
+    with right:
+        group = None
+        if workspace.by is not None:
+            group = st.selectbox(
+                "Group" if workspace.by == "group" else f"Group of {workspace.by}",
+                workspace.groups,
+                index=None,
+                placeholder="All groups",
+                key="group",
+                bind="query-params",
+                help="Show credit and blame over the examples of one group only.",
+            )
+    return effects.behaviours[name], group
+
+
+def headlines(
+    workspace: Workspace, effects: Effects, behaviour: Behaviour, group: str | None
+) -> None:
+    """Two or three sentences that a stakeholder can read aloud."""
+    found = loaders.headlines(
+        workspace.at,
+        workspace.examples.name,
+        effects.estimator,
+        behaviour.name,
+        workspace.by,
+        group,
+        workspace.noun,
+    )
+    with st.container(border=True):
+        if not found:
+            st.markdown(
+                "No stage stands out: no mean effect on this behaviour exceeds two standard "
+                "errors over the examples."
+            )
+        components.sentences(found, size="1.15rem")
+
+
+def credit_and_blame(
+    workspace: Workspace, effects: Effects, behaviour: Behaviour, group: str | None
+) -> None:
+    """One diverging bar per stage, its trust, and the same numbers as a table."""
+    by = workspace.by if group is not None else None
+    parts = (workspace.at, workspace.examples.name, effects.estimator, behaviour.name)
+    means = loaders.stage_summary(*parts, by, group)
+    about = "".join(part.text for part in slice_parts(workspace.noun, by, group))
+    trust = {name: known.trust for name, known in effects.trust.items()}
+    st.header("Credit and blame", anchor=False)
+    components.text_block(
+        f"Mean stage effect on the {behaviour.name} of {about}: what each stage made better "
+        "(credit) and worse (blame) for single examples, and the net of both.",
+        muted=True,
+    )
+    components.show(charts.credit_and_blame(means, behaviour, trust, charts.EITHER, about), "bars")
+    components.trust_badges(
+        effects.trust[name] for name in workspace.stages if name in effects.trust
+    )
+    _counts(means, workspace.noun)
+    with st.expander("The same numbers as a table, with groups"):
+        rows = means
+        if workspace.by is not None and group is None:
+            groups = loaders.group_summary(*parts, workspace.by)
+            rows = pd.concat([means, groups], ignore_index=True)
+        _table(rows, behaviour, effects)
+
+
+def _counts(means: pd.DataFrame, noun: str) -> None:
+    if means.empty:
+        return
+    row = means.loc[means["n"].idxmax()]
+    said = [f"Measured on {count_text(int(row['n']), noun)}"]
+    if row["missing"]:
+        said.append(f"{count_text(int(row['missing']), noun)} without a label left out")
+    if means["noise_share"].isna().all():
+        said.append("training noise not known")
+    components.text_block("; ".join(said) + ".", muted=True)
+
+
+def _table(rows: pd.DataFrame, behaviour: Behaviour, effects: Effects) -> None:
+    scale = 100 if is_share(behaviour) else 1
+    unit = axis_unit(behaviour)
+    shown = pd.DataFrame(
+        {
+            "stage": rows["stage"],
+            "group": rows["group"].astype(object).where(rows["group"].notna(), "all"),
+            "trust": [effects.trust[name].trust for name in rows["stage"]],
+            "examples": rows["n"],
+            "final": scale * rows["final"],
+            "without the stage": scale * rows["without"],
+            "stage effect": scale * rows["effect"],
+            "credit": scale * rows["credit"],
+            "blame": scale * rows["blame"],
+            "standard error": scale * rows["error"],
+        }
+    )
+    numbers = ("final", "without the stage", "stage effect", "credit", "blame", "standard error")
+    digits = "%.1f" if is_share(behaviour) else "%.3f"
+    st.dataframe(
+        shown,
+        hide_index=True,
+        column_config={
+            name: st.column_config.NumberColumn(
+                name,
+                format=digits,
+                help=f"In {'percent and points' if is_share(behaviour) else unit or 'its unit'}.",
+            )
+            for name in numbers
+        },
+        alt="Mean stage effect, credit and blame per stage and group, as numbers.",
+    )
+
+
+def time_line(workspace: Workspace, behaviour: Behaviour | None) -> None:
+    """The stages from left to right, and a card for each."""
+    st.header("Stages", anchor=False)
+    better = behaviour or ACCURACY
+    measured = loaders.boundary_summary(
+        workspace.at, workspace.examples.name, better.name, better.better, workspace.by
+    )
+    curve = loaders.rates(workspace.at)
+    steps = {stage.name: stage.steps for stage in workspace.run.stages}
+    chart = charts.time_line(steps, curve, measured, better, charts.EITHER)
+    components.show(chart, "time-line")
+    with st.grid(_CARDS_A_ROW, min_column_width=170, border=True):
+        for stage in workspace.run.stages:
+            values = curve.loc[curve["stage"] == stage.name, "lr"]
+            st.html(_card(stage, charts.stage_color(stage.index), values))
+
+
+def _card(stage: Stage, color: str, rates: pd.Series) -> str:
+    facts = stage.facts
+    group = facts.optimizer.groups[0].hyperparameters if facts.optimizer.groups else {}
+    optimizer: list[str] = [facts.optimizer.name]
+    if group.get("momentum"):
+        optimizer.append(f"momentum {group['momentum']:g}")
+    if group.get("weight_decay"):
+        optimizer.append(f"weight decay {group['weight_decay']:g}")
+    if facts.clip_norm is not None:
+        optimizer.append(f"clipped at {facts.clip_norm:g}")
+    rate = ""
+    if len(rates):
+        low, high = float(rates.min()), float(rates.max())
+        rate = f"learning rate {high:.2g}" if low == high else f"learning rate up to {high:.2g}"
+    lines = [
+        (facts.description or "No data description was recorded.", "margin:.35em 0 .5em 0"),
+        (", ".join(optimizer), ""),
+        (f"{rate}, {count_text(stage.steps, 'step')}".lstrip(", "), ""),
+        (f"optimiser state at its start: {facts.boundary.optimizer}", ""),
+    ]
+    body = "".join(
+        f"<div style='overflow-wrap:anywhere;{style or 'opacity:.75;font-size:.875em'}'>"
+        f"{html.escape(text)}</div>"
+        for text, style in lines
+    )
+    return (
+        "<div style='display:flex;align-items:center;gap:.5em'>"
+        f"<span style='width:.8em;height:.8em;border-radius:.2em;background:{color}'></span>"
+        f"<b style='overflow-wrap:anywhere'>{html.escape(stage.name)}</b></div>{body}"
+    )

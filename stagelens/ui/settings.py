@@ -1,0 +1,133 @@
+"""Where runs may lie, and how a link names one. Read from the environment, never from a page.
+
+``STAGELENS_HOME`` is the folder that runs and the demo are kept in (default: ``runs`` under the
+current directory). ``STAGELENS_ROOTS`` lists the folders that runs may be opened from, separated
+as in PATH (default: the home and the current directory). Every path, typed or from a link, goes
+through :func:`resolve`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..contracts import RunError
+
+DEMO = "digits"
+"""How links name the demo."""
+
+_LONGEST = 1024
+
+
+def home() -> Path:
+    """The folder that runs and the demo are kept in; it need not exist yet."""
+    return Path(os.environ.get("STAGELENS_HOME") or "runs").expanduser().resolve()
+
+
+def roots() -> tuple[Path, ...]:
+    """Folders that runs may be opened from, the home first."""
+    named = [Path(part).expanduser() for part in _listed() if part.strip()]
+    return tuple(dict.fromkeys(path.resolve() for path in (home(), *(named or [Path.cwd()]))))
+
+
+def _listed() -> list[str]:
+    return (os.environ.get("STAGELENS_ROOTS") or "").split(os.pathsep)
+
+
+def demo_folder() -> Path:
+    """Where the demo stands, or will."""
+    return home() / DEMO
+
+
+def demo_built() -> bool:
+    """Whether the demo's run folder is there."""
+    return (demo_folder() / "run.json").is_file()
+
+
+def resolve(reference: str) -> Path:
+    """The run folder that a link or a person names.
+
+    Args:
+        reference: ``digits`` for the demo, a path relative to a root, or an absolute path below
+            one.
+
+    Raises:
+        RunError: It leads out of the roots, or there is no run folder; says what to do.
+    """
+    text = reference.strip()
+    if not text:
+        raise RunError("no run folder is named; give the path of one")
+    if len(text) > _LONGEST or any(ord(c) < 32 for c in text):
+        raise RunError("this is no path that StageLens opens: it is too long, or not printable")
+    if text == DEMO:
+        if not demo_built():
+            raise RunError("the digits demo has not been built yet; build it on the Overview page")
+        return _inside(demo_folder(), roots())
+    path = Path(text)
+    if ".." in path.parts or "\\" in text:
+        raise RunError(f"{text} contains '..' or '\\'; give the path without it")
+    if text.startswith("~/"):
+        path = path.expanduser()
+    allowed = roots()
+    candidates = [path] if path.is_absolute() else [root / path for root in allowed]
+    found = next((each for each in candidates if _is_folder(each)), None)
+    if found is None:
+        # The same words wherever the path leads, so that nobody learns what lies outside.
+        if path.is_absolute() and not any(path.is_relative_to(root) for root in allowed):
+            raise RunError(_outside(text, allowed))
+        raise RunError(f"there is no folder {text} under {_named(allowed)}; check the path")
+    return _inside(found, allowed)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def _inside(path: Path, allowed: Sequence[Path]) -> Path:
+    real = path.resolve()
+    if not any(real.is_relative_to(root) for root in allowed):
+        raise RunError(_outside(str(path), allowed))
+    if not (real / "run.json").is_file():
+        raise RunError(
+            f"{real} is no run folder (it has no run.json); record one with stagelens.Recorder, "
+            "or build the digits demo"
+        )
+    return real
+
+
+def _outside(text: str, allowed: Sequence[Path]) -> str:
+    return (
+        f"{text} is not below a folder that runs may be opened from ({_named(allowed)}); move the "
+        "run there, or start the dashboard with STAGELENS_ROOTS naming its folder"
+    )
+
+
+def _named(allowed: Sequence[Path]) -> str:
+    return ", ".join(str(root) for root in allowed)
+
+
+def reference_for(path: Path) -> str:
+    """How a link names a run folder: short, and the same on a server with the same roots."""
+    if path == demo_folder().resolve():
+        return DEMO
+    for root in roots():
+        if path.is_relative_to(root) and path != root:
+            short = path.relative_to(root).as_posix()
+            with contextlib.suppress(RunError):
+                if short != DEMO and resolve(short) == path:
+                    return short
+    return str(path)
+
+
+def known_runs(limit: int = 50) -> list[str]:
+    """Run folders that stand right below the home, by the name a link gives them."""
+    folder = home()
+    if not folder.is_dir():
+        return []
+    names = sorted(path.parent.name for path in folder.glob("*/run.json"))
+    return [name for name in names if name != DEMO and not name.startswith(".")][:limit]

@@ -1,0 +1,101 @@
+"""What is open and what is chosen: one place, mirrored in the URL.
+
+The run (``run``), the chosen example (``example``) and the page of the table (``page``) are plain
+query parameters kept here. All other parameters belong to widgets with ``bind="query-params"``, so
+Streamlit validates them against the widget's options and keeps them when pages are switched.
+Whatever comes from the URL is checked: the run by ``settings.resolve``, the example against the
+ids of its set, the page against the number of pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import streamlit as st
+
+RUN = "run"
+EXAMPLE = "example"
+PAGE = "page"
+
+SHARED = ("set", "estimator", "by", "group")
+"""Keys of the widgets that several pages have."""
+
+_OF_A_RUN = (
+    *SHARED,
+    "measure",
+    "behaviour",
+    "stage",
+    "label",
+    "answers",
+    "side",
+    "changed",
+    "strength",
+    "q",
+    "sort",
+)
+_OWN = "stagelens:"
+_LONGEST = 1024
+
+
+def own(name: str) -> str:
+    """A key of the session state that no widget has; forgotten when another run is opened."""
+    return _OWN + name
+
+
+def _get(name: str) -> str | None:
+    value = st.query_params.get(name) or st.session_state.get(own(name))
+    if not isinstance(value, str) or not value or len(value) > _LONGEST:
+        return None
+    st.session_state[own(name)] = value
+    if st.query_params.get(name) != value:
+        st.query_params[name] = value
+    return value
+
+
+def _set(name: str, value: str | None) -> None:
+    if value is None:
+        st.session_state.pop(own(name), None)
+        st.query_params.pop(name, None)
+    else:
+        st.session_state[own(name)] = value
+        st.query_params[name] = value
+
+
+def reference() -> str | None:
+    """How the URL names the open run; None where none is open. Not yet checked."""
+    return _get(RUN)
+
+
+def open_reference(reference: str | None) -> None:
+    """Open another run, or none: everything that was chosen in the one before is forgotten."""
+    mine = [key for key in st.session_state if str(key).startswith(_OWN)]
+    for key in (*_OF_A_RUN, *mine):
+        st.session_state.pop(key, None)
+    for name in (EXAMPLE, PAGE):
+        _set(name, None)
+    _set(RUN, reference)
+
+
+def example(ids: Collection[str]) -> str | None:
+    """The chosen example, where it is one of ``ids``."""
+    chosen = _get(EXAMPLE)
+    return chosen if chosen in ids else None
+
+
+def choose(example_id: str | None) -> None:
+    """Choose an example, or none; the URL follows."""
+    _set(EXAMPLE, example_id)
+
+
+def linked_page() -> int | None:
+    """The page of the table that the URL names; None where it names none."""
+    text = st.query_params.get(PAGE, "")
+    return max(int(text[:9]), 1) if text.isascii() and text.isdigit() else None
+
+
+def link_page(page: int) -> None:
+    """Put the page of the table into the URL; the first one needs no words."""
+    if page > 1:
+        st.query_params[PAGE] = str(page)
+    else:
+        st.query_params.pop(PAGE, None)

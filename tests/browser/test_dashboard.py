@@ -1,0 +1,227 @@
+"""The dashboard as a person meets it: a real server, a real Chromium, the real demo."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from playwright.sync_api import Page, expect
+
+from stagelens.results import load_result
+from stagelens.runs.run import open_run
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD_TIME = 280_000
+"""Milliseconds; the demo takes under a minute on two idle cores."""
+
+HEADER, ROW = 36, 46
+"""Heights in the table of examples, in pixels."""
+
+QUIET = {"STREAMLIT_SERVER_FILE_WATCHER_TYPE": "none"}
+"""Edited sources are not reloaded under a running test."""
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of the digits demo."""
+    folder = tmp_path_factory.mktemp("home") / "digits"
+    subprocess.run(
+        [sys.executable, "-m", "stagelens", "demo", "digits", "--out", str(folder)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+        timeout=280,
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(start_server, demo: Path):
+    """A server whose home has the demo."""
+    return start_server({**QUIET, "STAGELENS_HOME": str(demo.parent)})
+
+
+def click_row(page: Page, row: int, x: int = 140) -> None:
+    page.get_by_test_id("stDataFrame").first.click(
+        position={"x": x, "y": HEADER + ROW * row + ROW // 2}
+    )
+
+
+def choose(page: Page, label: str, option: str) -> None:
+    page.get_by_role("combobox", name=label, exact=True).click()
+    page.get_by_role("option", name=option, exact=True).click()
+
+
+def heading(page: Page, text: str):
+    return page.get_by_test_id("stHeading").filter(has_text=text)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_first_start_builds_the_demo_and_shows_the_bars(
+    start_server, page: Page, settle, screenshot, tmp_path: Path
+) -> None:
+    server = start_server({**QUIET, "STAGELENS_HOME": str(tmp_path / "home")})
+    page.goto(server.url)
+    settle(page, "Which stage is to credit")
+    expect(page.get_by_text("planted", exact=True)).to_be_visible()
+    screenshot(page, "welcome")
+    page.get_by_role("button", name="Open the digits demo").click()
+    expect(page.get_by_role("progressbar")).to_be_visible()
+    expect(page.get_by_role("button", name="Cancel")).to_be_visible()
+    expect(heading(page, "Credit and blame")).to_be_visible(timeout=BUILD_TIME)
+    settle(page)
+    expect(page.locator(".js-plotly-plot .barlayer .point path").first).to_be_attached()
+    assert page.url.endswith("?run=digits")
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["digits"]
+
+
+def test_cancelling_the_demo_leaves_nothing(
+    start_server, page: Page, settle, tmp_path: Path
+) -> None:
+    server = start_server({**QUIET, "STAGELENS_HOME": str(tmp_path / "home")})
+    page.goto(server.url)
+    page.get_by_role("button", name="Open the digits demo").click()
+    page.get_by_role("button", name="Cancel").click()
+    settle(page, "Built on first use")
+    assert list((tmp_path / "home").iterdir()) == []
+
+
+def test_the_overview_in_light_and_dark(server, page: Page, settle, screenshot) -> None:
+    page.goto(f"{server.url}/?run=digits")
+    settle(page, "Credit and blame")
+    headline = page.get_by_text(re.compile("Without shortcut, accuracy on stamped images"))
+    expect(headline.first).to_be_visible()
+    chart = page.get_by_role("figure", name=re.compile("Credit and blame of each stage"))
+    expect(chart.first).to_be_attached()
+    light, _ = screenshot(page, "overview")
+    light.with_name("overview.png").write_bytes(light.read_bytes())
+
+
+def test_chart_text_follows_the_theme_without_a_rerun(server, page: Page, settle) -> None:
+    page.goto(f"{server.url}/?run=digits")
+    settle(page, "Credit and blame")
+    name = page.locator(".js-plotly-plot .ytick text").first
+    colour = "text => getComputedStyle(text).fill"
+    light = name.evaluate(colour)
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_function(
+        "before => getComputedStyle(document.querySelector('.js-plotly-plot .ytick text')).fill"
+        " !== before",
+        arg=light,
+    )
+    assert light == "rgb(31, 41, 51)"
+    assert min(int(c) for c in re.findall(r"\d+", name.evaluate(colour))) > 200
+
+
+def test_filter_pick_an_example_and_read_its_effect(
+    server, page: Page, settle, screenshot, demo: Path
+) -> None:
+    page.goto(f"{server.url}/?run=digits")
+    settle(page, "Credit and blame")
+    page.get_by_role("link", name="Examples").click()
+    settle(page, "894 images")
+    choose(page, "Stage", "shortcut")
+    choose(page, "Credit or blame", "blame")
+    choose(page, "Group", "stamped")
+    result = load_result(open_run(demo), "test", "effects", "replay")
+    assert result is not None
+    table = result.table[result.table["behaviour"] == "loss"]
+    blamed = table[(table["stage"] == "shortcut") & (table["effect"] > 0)]
+    blamed = blamed[blamed["group"] == "stamped"]
+    settle(page, f"{len(blamed)} of 894 images")
+    click_row(page, 2)
+    expect(heading(page, "stamped-")).to_be_visible()
+    settle(page)
+    example = heading(page, "stamped-").inner_text().strip()
+    assert f"example={example}" in page.url
+    effect = blamed.set_index("example_id")["effect"].sort_values(ascending=False)
+    assert effect.index[2] == example
+    said = page.get_by_text(re.compile("Without shortcut, the loss would be"))
+    expect(said.first).to_contain_text(f"{effect.iloc[2]:.2f} lower")
+    expect(page.get_by_role("img", name=f"The input of example {example}")).to_be_visible()
+    screenshot(page, "examples")
+
+
+def test_a_copied_link_opens_the_same_view_on_a_fresh_server(
+    server, start_server, page: Page, settle, demo: Path
+) -> None:
+    page.goto(f"{server.url}/Examples?run=digits&stage=shortcut&side=blame&sort=id&page=2")
+    settle(page, "of 894 images")
+    click_row(page, 4)
+    expect(heading(page, re.compile("clean-|stamped-"))).to_be_visible()
+    settle(page)
+    link = page.url.replace(server.url, "")
+    before = page.get_by_test_id("stMain").inner_text()
+
+    fresh = start_server({**QUIET, "STAGELENS_HOME": str(demo.parent)})
+    page.goto(fresh.url + link)
+    settle(page, "of 894 images")
+    expect(heading(page, "Answers")).to_be_visible()
+    assert page.get_by_test_id("stMain").inner_text() == before
+    assert page.url == fresh.url + link
+
+
+def test_the_keyboard_walks_through_the_examples(server, page: Page, settle) -> None:
+    page.goto(f"{server.url}/Examples?run=digits&sort=id&example=clean-010")
+    settle(page, "894 images")
+    expect(heading(page, "clean-010")).to_be_visible()
+    for name in ("clean-011", "clean-012"):  # the second one is on the next page
+        page.keyboard.press("j")
+        expect(heading(page, name)).to_be_visible()
+        settle(page)
+    page.keyboard.press("k")
+    expect(heading(page, "clean-011")).to_be_visible()
+
+
+def test_the_export_is_what_the_filters_leave(server, page: Page, settle, demo: Path) -> None:
+    page.goto(f"{server.url}/Examples?run=digits&label=3&answers=wrong&sort=id")
+    settle(page, "of 894 images")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export CSV").click()
+    rows = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text())))
+    result = load_result(open_run(demo), "test", "effects", "replay")
+    assert result is not None
+    table = result.table
+    wanted = table[
+        (table["behaviour"] == "loss")
+        & (table["label"] == "3")
+        & (table["prediction"] != table["label"])
+    ]
+    ids = sorted(wanted["example_id"].unique())
+    assert list(dict.fromkeys(row["example_id"] for row in rows)) == ids
+    assert len(rows) == len(wanted) and {row["trust"] for row in rows} == {"exact"}
+    effects = pd.Series([float(row["effect"]) for row in rows])
+    assert effects.sum() == pytest.approx(wanted["effect"].sum(), rel=1e-9)
+
+
+@pytest.mark.parametrize("width", [420, 800])
+def test_a_narrow_window_is_usable(server, page: Page, settle, screenshot, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 1200})
+    for path, text, name in (
+        ("/?run=digits", "Credit and blame", "overview"),
+        ("/Examples?run=digits&example=stamped-001", "Answers", "examples"),
+    ):
+        page.goto(server.url + path)
+        settle(page, text)
+        overflow = page.get_by_test_id("stMain").evaluate("e => e.scrollWidth - e.clientWidth")
+        assert overflow <= 1, path
+        screenshot(page, f"narrow-{width}-{name}")
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+def test_the_server_never_loads_torch(server, page: Page, settle) -> None:
+    for path, text in (
+        ("/?run=digits", "Credit and blame"),
+        ("/Examples?run=digits", "894 images"),
+    ):
+        page.goto(server.url + path)
+        settle(page, text)
+    assert "libtorch" not in Path(f"/proc/{server.process.pid}/maps").read_text()

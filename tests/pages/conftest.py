@@ -1,0 +1,54 @@
+"""The real demo, built once, and pages run without a browser."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+OpenPage = Callable[..., AppTest]
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of the digits demo. Read it only; take ``demo_copy`` to change it."""
+    folder = tmp_path_factory.mktemp("home") / "digits"
+    subprocess.run(
+        [sys.executable, "-m", "stagelens", "demo", "digits", "--out", str(folder)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+        timeout=280,
+    )
+    return folder
+
+
+@pytest.fixture
+def demo_copy(demo: Path, tmp_path: Path) -> Path:
+    """A copy of the demo, under a home of its own."""
+    return Path(shutil.copytree(demo, tmp_path / "home" / "digits"))
+
+
+@pytest.fixture
+def open_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> OpenPage:
+    """``open_page(home, link="", page="app.py") -> AppTest``: what a fresh server shows first."""
+
+    def run(home: Path | None, link: str = "", page: str = "app.py") -> AppTest:
+        monkeypatch.setenv("STAGELENS_HOME", str(home or tmp_path / "nothing-yet"))
+        app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+        for name, value in parse_qsl(link):
+            app.query_params[name] = value
+        if page != "app.py":
+            app.switch_page(page)
+        return app.run()
+
+    return run

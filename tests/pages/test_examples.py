@@ -1,0 +1,180 @@
+"""The Examples page on the real demo: filters, table, one example, links."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from stagelens.results import load_result
+from stagelens.runs.run import open_run
+from stagelens.ui.browse import PAGE_SIZE
+from tests.pages.reading import check, figures, table, words
+
+PAGE = "pages/1_Examples.py"
+STAGES = ["pretrain", "shortcut", "mislabelled", "adapt"]
+
+
+@pytest.fixture(scope="module")
+def effects(demo: Path) -> pd.DataFrame:
+    result = load_result(open_run(demo), "test", "effects", "replay")
+    assert result is not None
+    return result.table
+
+
+def pick(app: AppTest, row: int) -> AppTest:
+    """Click a row of the table."""
+    key = app.dataframe[0].key
+    app.session_state[key] = {"selection": {"rows": [row], "columns": [], "cells": []}}
+    return app.run()
+
+
+def test_without_a_run_the_page_offers_the_demo(open_page) -> None:
+    app = check(open_page(None, page=PAGE))
+    assert "Open the digits demo" in {b.label for b in app.button}
+
+
+def test_a_page_of_the_table_is_all_that_is_sent(open_page, demo: Path) -> None:
+    app = check(open_page(demo.parent, "run=digits", PAGE))
+    assert len(table(app)) == PAGE_SIZE
+    assert "894 images" in words(app)
+    assert table(app)["input"].str.startswith("data:image/png;base64,").all()
+
+
+def test_what_is_planted_is_called_planted(open_page, demo: Path) -> None:
+    assert "planted" in words(open_page(demo.parent, "run=digits", PAGE))
+
+
+@pytest.mark.parametrize(
+    ("link", "condition"),
+    [
+        ("label=3", lambda t: t["label"] == "3"),
+        ("group=stamped", lambda t: t["group"] == "stamped"),
+        ("answers=wrong", lambda t: t["prediction"] != t["label"]),
+        ("stage=shortcut&side=blame", lambda t: t["effect"] > 0),
+        ("stage=shortcut&side=credit", lambda t: t["effect"] < 0),
+        ("stage=shortcut&changed=true", lambda t: t["prediction"] != t["prediction_without"]),
+        ("q=CLEAN-00", lambda t: t["example_id"].str.contains("clean-00")),
+        ("stage=shortcut&strength=2", lambda t: t["effect"].abs() >= 2),
+    ],
+)  # fmt: skip
+def test_every_filter_in_a_link_leaves_what_it_says(
+    open_page, demo: Path, effects: pd.DataFrame, link: str, condition
+) -> None:
+    rows = effects[(effects["stage"] == "shortcut") & (effects["behaviour"] == "loss")]
+    expected = int(condition(rows).sum())
+    assert 0 < expected < 894
+    app = check(open_page(demo.parent, f"run=digits&{link}", PAGE))
+    assert f"{expected:,} of 894 images" in words(app)
+
+
+def test_filters_hold_together(open_page, demo: Path, effects: pd.DataFrame) -> None:
+    app = check(
+        open_page(
+            demo.parent,
+            "run=digits&stage=shortcut&side=blame&group=stamped&answers=wrong&sort=most+blame",
+            PAGE,
+        )
+    )
+    rows = effects[
+        (effects["stage"] == "shortcut")
+        & (effects["behaviour"] == "loss")
+        & (effects["group"] == "stamped")
+        & (effects["prediction"] != effects["label"])
+        & (effects["effect"] > 0)
+    ].sort_values("effect", ascending=False, kind="stable")
+    assert table(app)["id"].tolist() == rows["example_id"].head(PAGE_SIZE).tolist()
+
+
+def test_nothing_left_says_what_to_do(open_page, demo: Path) -> None:
+    app = check(open_page(demo.parent, "run=digits&q=no-such-id", PAGE))
+    assert "Loosen a filter" in words(app)
+
+
+def test_a_picked_row_shows_the_example_everywhere(
+    open_page, demo: Path, effects: pd.DataFrame
+) -> None:
+    app = open_page(demo.parent, "run=digits&stage=shortcut&sort=most+blame", PAGE)
+    chosen = table(app)["id"][2]
+    check(pick(app, 2))
+    assert app.query_params["example"] == chosen
+    said = words(app)
+    rows = effects[(effects["example_id"] == chosen) & (effects["behaviour"] == "loss")]
+    for row in rows.to_dict("records"):
+        way = "higher" if row["effect"] < 0 else "lower"
+        assert f"Without {row['stage']}, the loss would be" in said
+        if row["stage"] == "shortcut":
+            assert f"the loss would be {abs(row['effect']):.2f} {way}" in said
+    for stage in STAGES:
+        assert f"without {stage}" in said  # its answer, side by side
+    bars, path = figures(app)
+    assert bars["alt"].startswith("Effect of each stage on this example's loss.")
+    assert path["alt"].startswith("Loss at base, after pretrain")
+    assert chosen in app.subheader[0].value.replace("\\", "")
+
+
+def test_a_choice_survives_a_filter_that_moves_its_row(open_page, demo: Path) -> None:
+    app = open_page(demo.parent, "run=digits&sort=id", PAGE)
+    check(pick(app, 5))
+    chosen = app.query_params["example"]
+    app.selectbox(key="group").select("stamped")
+    check(app.run())
+    assert app.query_params["example"] == chosen
+    assert "not among those that the filters leave" in words(app)
+
+
+def test_previous_and_next_walk_through_what_is_left(open_page, demo: Path) -> None:
+    app = open_page(demo.parent, "run=digits&sort=id&group=stamped", PAGE)
+    check(pick(app, PAGE_SIZE - 1))
+    next(b for b in app.button if b.label == "Next").click()
+    check(app.run())
+    assert app.query_params["example"] == table(app)["id"][0]
+    assert app.query_params["page"] == "2"
+    next(b for b in app.button if b.label == "Previous").click()
+    check(app.run())
+    assert app.query_params["example"] == table(app)["id"][PAGE_SIZE - 1]
+
+
+def test_a_link_opens_the_page_with_its_example(open_page, demo: Path) -> None:
+    app = check(open_page(demo.parent, "run=digits&sort=id&example=stamped-200", PAGE))
+    assert "stamped-200" in table(app)["id"].tolist()
+
+
+def test_a_linked_page_is_opened(open_page, demo: Path) -> None:
+    app = check(open_page(demo.parent, "run=digits&sort=id&page=2", PAGE))
+    assert table(app)["id"][0] == f"clean-{PAGE_SIZE:03d}"
+
+
+@pytest.mark.parametrize(
+    "link",
+    ["example=nope", "page=99999999999999999999", "page=-1", "page=x", "stage=nope",
+     "label=%3Cb%3E", "strength=1e308", "strength=nan", "sort=drop+table", "side=both",
+     "set=..%2Fx", "estimator=__import__", "group=%00", "behaviour=accuracy", "changed=maybe",
+     "example=" + "x" * 5000],
+)  # fmt: skip
+def test_nonsense_in_a_link_is_ignored(open_page, demo: Path, link: str) -> None:
+    app = check(open_page(demo.parent, f"run=digits&{link}", PAGE))
+    assert len(table(app)) > 0
+
+
+def test_an_unknown_example_is_said_to_be_one(open_page, demo: Path) -> None:
+    app = open_page(demo.parent, "run=digits&example=nope", PAGE)
+    assert "not in this set" in words(app)
+
+
+def test_another_set_has_its_own_groups(open_page, demo: Path) -> None:
+    app = check(open_page(demo.parent, "run=digits&set=mixed-up", PAGE))
+    assert "894" not in words(app)
+    assert open_run(demo).evaluation_set("mixed-up").description.rstrip(".") in words(app)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "said"),
+    [("replay", "● all exact."), ("task-vector", "△ estimated: pretrain, shortcut, mislabelled.")],
+)
+def test_the_table_says_what_is_known_of_its_numbers(
+    open_page, demo: Path, estimator: str, said: str
+) -> None:
+    assert said in words(open_page(demo.parent, f"run=digits&estimator={estimator}", PAGE))

@@ -1,0 +1,154 @@
+"""The Overview page on the real demo, and where there is nothing to show yet."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from stagelens.results import load_result
+from stagelens.runs.run import open_run
+from stagelens.ui import jobs
+from tests.pages.reading import check, figures, labels, words
+
+STAGES = ["pretrain", "shortcut", "mislabelled", "adapt"]
+
+
+def test_a_first_visit_offers_the_demo_and_an_own_run(open_page) -> None:
+    app = check(open_page(None))
+    assert "planted" in words(app)
+    assert {"Open the digits demo", "Path of a run folder"} <= labels(app)
+
+
+def test_the_demo_opens_with_headlines_bars_and_stages(open_page, demo: Path) -> None:
+    app = check(open_page(demo.parent, "run=digits"))
+    said = words(app)
+    assert "Without shortcut, accuracy on stamped images would be" in said
+    assert "Exact replay." in said
+    bars, line = figures(app)
+    assert bars["alt"].startswith("Credit and blame of each stage for the accuracy on all images.")
+    assert [text.split("<")[1][2:] for text in bars["layout"]["yaxis"]["ticktext"]] == STAGES
+    assert all(stage in line["alt"] for stage in STAGES)
+    assert "stamped:" in line["alt"]
+
+
+def test_what_is_planted_is_called_planted(open_page, demo: Path) -> None:
+    run = open_run(demo)
+    said = words(check(open_page(demo.parent, "run=digits")))
+    assert run.evaluation_set("test").description.rstrip(".") in said
+    for stage in run.stages:
+        assert stage.facts.description in said
+    assert said.count("planted") >= 3
+
+
+def test_every_stage_shows_its_data_its_optimiser_and_its_trust(open_page, demo: Path) -> None:
+    app = check(open_page(demo.parent, "run=digits"))
+    said = words(app)
+    for stage in open_run(demo).stages:
+        assert f"{stage.name}: exact" in said
+        assert stage.facts.optimizer.name in said
+    assert "learning rate up to" in said
+
+
+def test_the_headline_is_the_tables_own_number(open_page, demo: Path) -> None:
+    result = load_result(open_run(demo), "test", "effects", "replay")
+    assert result is not None
+    table = result.table
+    rows = table[
+        (table["stage"] == "shortcut")
+        & (table["group"] == "stamped")
+        & (table["behaviour"] == "loss")
+    ]
+    final = (rows["prediction"] == rows["label"]).mean()
+    without = (rows["prediction_without"] == rows["label"]).mean()
+    assert without > final
+    said = words(open_page(demo.parent, "run=digits"))
+    assert f"stamped images would be {100 * (without - final):.0f} points higher" in said
+
+
+def test_a_group_and_a_behaviour_from_the_link_are_shown(open_page, demo: Path) -> None:
+    app = check(open_page(demo.parent, "run=digits&group=clean&measure=loss"))
+    assert "on clean images" in figures(app)[0]["alt"]
+    assert "stamped images" not in words(app)
+    assert "the mean loss on clean images" in words(app)
+
+
+def test_an_estimate_says_that_it_is_one(open_page, demo: Path) -> None:
+    app = check(open_page(demo.parent, "run=digits&estimator=task-vector"))
+    assert "△ estimated" in figures(app)[0]["layout"]["yaxis"]["ticktext"][0]
+    assert "pretrain: estimated" in words(app)
+    assert "its error is not known" in words(app)
+
+
+def test_replay_is_shown_where_it_is_there(open_page, demo: Path) -> None:
+    app = open_page(demo.parent, "run=digits")
+    assert app.selectbox(key="estimator").value == "replay"
+    assert "task-vector" in app.selectbox(key="estimator").options
+
+
+@pytest.mark.parametrize(
+    ("link", "said"),
+    [
+        ("run=../../etc", "contains '..'"),
+        ("run=/etc", "not below a folder that runs may be opened from"),
+        ("run=missing", "there is no folder missing"),
+        ("run=digits", "has not been built on this server yet"),
+        ("run=%00", "no path that StageLens opens"),
+    ],
+)
+def test_a_link_to_a_wrong_place_is_refused_in_words(open_page, link: str, said: str) -> None:
+    app = check(open_page(None, link))
+    assert said in words(app)
+    assert "Open the digits demo" in labels(app)
+
+
+def test_a_typed_path_opens_a_run(open_page, demo_copy: Path) -> None:
+    demo_copy.rename(demo_copy.with_name("mine"))
+    app = check(open_page(demo_copy.parent))
+    app.text_input[0].set_value("mine")
+    next(b for b in app.button if b.label == "Open").click()
+    check(app.run())
+    assert app.query_params["run"] == "mine"
+    assert "Credit and blame" in words(app)
+
+
+def test_opening_another_run_forgets_what_was_chosen(open_page, demo: Path) -> None:
+    app = open_page(demo.parent, "run=digits&group=clean&example=clean-001")
+    next(b for b in app.button if b.label == "Open another run").click()
+    check(app.run())
+    assert "run" not in app.query_params and "example" not in app.query_params
+    assert "Open the digits demo" in labels(app)
+
+
+def test_a_damaged_run_names_the_file(open_page, demo_copy: Path) -> None:
+    (demo_copy / "run.json").write_text("{")
+    app = check(open_page(demo_copy.parent, "run=digits"))
+    assert "run.json" in app.error[0].value.replace("\\", "")
+
+
+def test_a_run_without_results_is_measured_by_itself(open_page, demo_copy: Path) -> None:
+    shutil.rmtree(demo_copy / "results")
+    app = check(open_page(demo_copy.parent, "run=digits"))
+    assert "No stage effect has been measured" in words(app)
+    assert "Replay (exact)" not in labels(app)  # the free numbers come first
+    job = jobs.find(("attribute", str(demo_copy), "--estimator", "task-vector", "--set", "test"))
+    assert job is not None
+    job._reaper.join(120)
+    assert job.status().state == "done", job.log()
+    check(app.run())
+    assert app.selectbox(key="estimator").options == ["task-vector"]
+    assert "pretrain: estimated" in words(app)
+    assert "Replay (exact)" in labels(app)
+
+
+def test_a_failed_measurement_says_why_and_can_be_repeated(open_page, demo_copy: Path) -> None:
+    shutil.rmtree(demo_copy / "results")
+    (demo_copy / "results").write_text("in the way")
+    app = check(open_page(demo_copy.parent, "run=digits"))
+    job = jobs.find(("attribute", str(demo_copy), "--estimator", "task-vector", "--set", "test"))
+    assert job is not None
+    job._reaper.join(120)
+    check(app.run())
+    assert "The task vector failed" in app.error[0].value
+    assert "Try again" in labels(app)

@@ -1,0 +1,227 @@
+"""Child processes: shared, watched, cancelled, and gone when they are over."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stagelens.ui import jobs
+from stagelens.ui.jobs import Job, Registry
+
+REPORTING = """
+import json, os, sys, time
+file = sys.argv[sys.argv.index("--progress") + 1]
+def report(done, text, state, error=None):
+    with open(file + ".tmp", "w") as out:
+        json.dump({"done": done, "text": text, "state": state, "error": error}, out)
+    os.replace(file + ".tmp", file)
+"""
+
+
+@pytest.fixture
+def registry() -> Iterator[Registry]:
+    made = Registry()
+    yield made
+    made.cancel_all()
+
+
+def python(code: str) -> tuple[str, ...]:
+    return (sys.executable, "-c", REPORTING + code)
+
+
+def wait(job: Job, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while job.running:
+        assert time.monotonic() < end, "the job did not end"
+        time.sleep(0.02)
+
+
+def wait_for_text(job: Job, text: str, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while job.status().text != text:
+        assert time.monotonic() < end, job.status()
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there; a zombie is."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_progress_is_what_the_child_reports(registry: Registry) -> None:
+    job = registry.start(
+        python("report(0.25, \"Replaying without 'shortcut'\", 'running'); time.sleep(60)"), "Test"
+    )
+    wait_for_text(job, "Replaying without 'shortcut'")
+    status = job.status()
+    assert (status.state, status.done, status.error) == ("running", 0.25, None)
+
+
+def test_a_finished_job_is_done(registry: Registry) -> None:
+    job = registry.start(python("report(1.0, 'all of it', 'done')"), "Test")
+    wait(job)
+    assert (job.status().state, job.status().done) == ("done", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("report(0.5, 'x', 'failed', 'the set is missing'); sys.exit(1)", "the set is missing"),
+        ("print('first'); sys.exit('folder X is not empty')", "folder X is not empty"),
+        ("os._exit(3)", "the process ended with status 3 without a message"),
+        ("os.kill(os.getpid(), 9)", "the process was stopped by signal 9 without a message"),
+    ],
+)
+def test_a_failure_says_why(registry: Registry, code: str, error: str) -> None:
+    job = registry.start(python(code), "Test")
+    wait(job)
+    assert (job.status().state, job.status().error) == ("failed", error)
+
+
+def test_the_log_keeps_its_end(registry: Registry) -> None:
+    job = registry.start(python("print('x' * 100_000); sys.exit('last words')"), "Test")
+    wait(job)
+    assert job.log().strip().endswith("last words") and len(job.log()) < 10_000
+
+
+def test_a_damaged_progress_file_is_no_failure(registry: Registry) -> None:
+    code = "open(file, 'w').write('{\"done\": nonsense'); time.sleep(60)"
+    job = registry.start(python(code), "Test")
+    time.sleep(0.5)
+    assert job.status().state == "running" and job.status().done == 0.0
+
+
+def test_two_sessions_that_ask_for_the_same_share_one_job(registry: Registry) -> None:
+    command = python("time.sleep(60)")
+    assert registry.start(command, "Test") is registry.start(command, "Test")
+    assert registry.start(python("time.sleep(61)"), "Test") is not registry.find(command)
+
+
+def test_a_job_that_is_over_starts_anew(registry: Registry) -> None:
+    command = python("pass")
+    first = registry.start(command, "Test")
+    wait(first)
+    assert registry.start(command, "Test") is not first
+
+
+def test_only_a_job_that_is_over_is_forgotten(registry: Registry) -> None:
+    command = python("report(0, 'up', 'running'); time.sleep(60)")
+    job = registry.start(command, "Test")
+    registry.forget(command)
+    assert registry.find(command) is job
+    job.cancel()
+    registry.forget(command)
+    assert registry.find(command) is None
+
+
+def test_cancelling_ends_the_child_and_what_it_started(registry: Registry) -> None:
+    job = registry.start(
+        python(
+            "import subprocess\n"
+            "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+            "report(0, str(child.pid), 'running'); time.sleep(60)"
+        ),
+        "Test",
+    )
+    end = time.monotonic() + 20
+    while not job.status().text.isdigit():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    grandchild = int(job.status().text)
+    job.cancel()
+    assert job.status().state == "cancelled"
+    while alive(grandchild) and "zombie" not in _state(grandchild):
+        assert time.monotonic() < end + 20
+        time.sleep(0.02)
+
+
+def _state(pid: int) -> str:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line for line in lines if line.startswith("State:")), "")
+
+
+def test_a_child_that_ignores_the_request_is_ended_anyway(registry: Registry) -> None:
+    job = registry.start(
+        python(
+            f"import signal; signal.signal({int(signal.SIGTERM)}, signal.SIG_IGN)\n"
+            "report(0, 'deaf', 'running'); time.sleep(60)"
+        ),
+        "Test",
+    )
+    wait_for_text(job, "deaf")
+    job.cancel(grace=0.3)
+    assert not job.running and job.status().state == "cancelled"
+
+
+def test_nobody_needs_to_look_for_a_child_to_be_reaped(registry: Registry) -> None:
+    job = registry.start(python("pass"), "Test")
+    pid = job._process.pid
+    end = time.monotonic() + 20
+    while alive(pid):
+        assert time.monotonic() < end, "a zombie is left"
+        time.sleep(0.02)
+
+
+MAKES_A_FOLDER = "out = sys.argv[sys.argv.index('--out') + 1]; os.mkdir(out)\n"
+
+
+def test_a_folder_appears_whole_or_not_at_all(registry: Registry, tmp_path: Path) -> None:
+    out = tmp_path / "home" / "digits"
+    made = registry.start(
+        python(MAKES_A_FOLDER + "open(out + '/run.json', 'w').close()"), "Test", out
+    )
+    wait(made)
+    assert made.status().state == "done"
+    assert [path.name for path in out.parent.iterdir()] == ["digits"]
+    assert (out / "run.json").is_file()
+
+
+@pytest.mark.parametrize("end", ["sys.exit('no')", "report(0, 'up', 'running'); time.sleep(60)"])
+def test_what_fails_or_is_cancelled_leaves_nothing_behind(
+    registry: Registry, tmp_path: Path, end: str
+) -> None:
+    job = registry.start(python(MAKES_A_FOLDER + end), "Test", tmp_path / "digits")
+    if "sleep" in end:
+        wait_for_text(job, "up")
+        job.cancel()
+    wait(job)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_the_way_is_named(registry: Registry, tmp_path: Path) -> None:
+    out = tmp_path / "digits"
+    out.mkdir()
+    (out / "mine.txt").write_text("keep")
+    job = registry.start(python(MAKES_A_FOLDER), "Test", out)
+    wait(job)
+    assert job.status().state == "failed" and str(out) in str(job.status().error)
+    assert (out / "mine.txt").read_text() == "keep"
+
+
+def test_the_servers_end_is_the_jobs_end(registry: Registry) -> None:
+    job = registry.start(python("time.sleep(60)"), "Test")
+    registry.cancel_all()
+    assert not job.running
+
+
+def test_arguments_reach_the_command_line_as_they_are() -> None:
+    hostile = "digits; touch never $(id) `id` && x"
+    job = jobs.start(("demo", hostile, "--out", "/nonexistent"), "Test")
+    wait(job, 60)
+    assert job.status().state == "failed"
+    assert hostile in str(job.status().error)
+    assert job.command[:3] == (sys.executable, "-m", "stagelens")
+    jobs.forget(("demo", hostile, "--out", "/nonexistent"))
