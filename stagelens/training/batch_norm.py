@@ -1,0 +1,91 @@
+"""BatchNorm written out, so that its running statistics have derivatives.
+
+Torch updates running statistics in place, outside autograd: their derivative would silently be 0.
+In evaluation mode it does not differentiate in them either. So while derivatives are taken, every
+BatchNorm computes here, the same numbers to rounding: in training mode it hands out the batch
+statistics that its running statistics average, in evaluation mode it is plain arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What one call of one BatchNorm in training mode saw.
+
+    Attributes:
+        module: Its name in the model.
+        mean: (C,) of the batch.
+        variance: (C,) of the batch, unbiased.
+    """
+
+    module: str
+    mean: Tensor
+    variance: Tensor
+
+    def detached(self) -> Statistics:
+        """The numbers alone."""
+        return Statistics(self.module, self.mean.detach(), self.variance.detach())
+
+
+def tracking(model: nn.Module) -> dict[str, _BatchNorm]:
+    """Name to BatchNorm module that keeps running statistics."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    }
+
+
+class ExplicitBatchNorm(AbstractContextManager[list[Statistics]]):
+    """Write out every BatchNorm of ``model`` within the block; gives the list of statistics.
+
+    Can be entered again; every time the list starts empty.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = tracking(model)
+        self._statistics: list[Statistics] = []
+
+    def __enter__(self) -> list[Statistics]:
+        self._statistics = []
+        for name, module in self._modules.items():
+            module.forward = self._written_out(name, module)  # type: ignore[method-assign,assignment]
+        return self._statistics
+
+    def __exit__(self, *_: object) -> None:
+        for module in self._modules.values():
+            del module.__dict__["forward"]
+
+    def _written_out(self, name: str, module: _BatchNorm) -> Callable[[Tensor], Tensor]:
+        def forward(x: Tensor) -> Tensor:
+            if not module.training:
+                return _evaluated(module, x)
+            if module.track_running_stats:
+                over = [d for d in range(x.ndim) if d != 1]
+                self._statistics.append(Statistics(name, x.mean(over), x.var(over)))
+            return functional.batch_norm(
+                x, None, None, module.weight, module.bias, True, 0.0, module.eps
+            )
+
+        return forward
+
+
+def _evaluated(module: _BatchNorm, x: Tensor) -> Tensor:
+    assert module.running_mean is not None
+    assert module.running_var is not None
+    shape = [1, -1] + [1] * (x.ndim - 2)
+    scale = torch.rsqrt(module.running_var + module.eps)
+    y = (x - module.running_mean.view(shape)) * scale.view(shape)
+    if module.weight is not None:
+        y = y * module.weight.view(shape)
+    return y if module.bias is None else y + module.bias.view(shape)
