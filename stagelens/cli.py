@@ -143,9 +143,14 @@ def attribute(
     estimator: Annotated[
         str | None,
         typer.Option(
-            help="replay (exact) or task-vector (free); by default replay where all steps are "
+            help="task-vector (free), coarse-replay (within --budget), unrolled-jump, "
+            "unrolled-scale, or replay (exact); by default coarse-replay where steps are "
             "recorded, else task-vector."
         ),
+    ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(help="What coarse-replay may spend, as a share of replay's cost [0.25]."),
     ] = None,
     stage: Annotated[
         list[str] | None, typer.Option(help="Only this stage; may be given several times.")
@@ -168,10 +173,19 @@ def attribute(
         examples = opened.evaluation_set(set_name)
         from . import effects
         from .estimators.ladder import default_estimator
+        from .verification import trusted
 
         chosen = estimator or default_estimator(opened)
         effects.boundaries(opened, examples.name)
-        result = effects.attribute(opened, examples.name, chosen, stage or None, report)
+        result = effects.attribute(
+            opened,
+            examples.name,
+            chosen,
+            stage or None,
+            report,
+            None if budget is None else {"budget": budget},
+        )
+        result = trusted(opened, result)
     for problem in opened.problems:
         typer.echo(f"Note: {problem}", err=True)
     _print_effects(result)
@@ -193,6 +207,11 @@ def _write_table(table: Any, out: Path) -> None:
             table.to_parquet(temporary, index=False)
 
 
+def _console() -> Console:
+    """As wide as the terminal; wide enough for every column where the output is kept."""
+    return Console(width=None if sys.stdout.isatty() else 200)
+
+
 def _print_effects(result: Any) -> None:
     count = result.table["example_id"].nunique()
     facts = result.facts
@@ -206,7 +225,73 @@ def _print_effects(result: Any) -> None:
         values = [means.get((stage, name), float("nan")) for name in result.behaviours]
         cells = ["-" if value != value else f"{value:+.3f}" for value in values]
         printed.add_row(stage, *cells, f"{trust.trust}: {trust.reason}")
-    Console(soft_wrap=not sys.stdout.isatty()).print(printed, markup=False)
+    _console().print(printed, markup=False)
+
+
+@app.command(
+    epilog="Examples: stagelens verify runs/digits --set test   "
+    "stagelens verify runs/digits --estimator coarse-replay --budget 0.125 --orders 3 --json"
+)
+def verify(
+    run: RunFolder,
+    stage: Annotated[
+        list[str] | None, typer.Option(help="Only this stage; may be given several times.")
+    ] = None,
+    set_name: Annotated[
+        str | None, typer.Option("--set", help="Evaluation set; by default the only one, or test.")
+    ] = None,
+    estimator: Annotated[
+        list[str] | None,
+        typer.Option(help="Estimator to verify; may be given several times [all but unrolled]."),
+    ] = None,
+    budget: Annotated[
+        list[float] | None,
+        typer.Option(help="Budget of coarse-replay; may be given several times [0.25]."),
+    ] = None,
+    orders: Annotated[
+        int,
+        typer.Option(min=0, help="Other orders of the batches to replay, for the noise floor."),
+    ] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print rows as JSON.")] = False,
+    task: TaskOption = None,
+    progress: ProgressFile = None,
+) -> None:
+    """Hold estimates against replays, and say how far each number can be trusted."""
+    from . import verification
+
+    names = estimator or ["task-vector", "coarse-replay"]
+    wanted: list[tuple[str, dict[str, Any]]] = []
+    for name in names:
+        budgets = (budget or [0.25]) if name == "coarse-replay" else []
+        wanted += [(name, {"budget": value}) for value in budgets] or [(name, {})]
+    with _Reporter(progress).running() as report:
+        opened = _open(run, task)
+        examples = opened.evaluation_set(set_name)
+        rows = verification.verify(opened, examples.name, wanted, report, stage or None, orders)
+    rows = rows[list(verification.COLUMNS)]
+    if as_json:
+        typer.echo(rows.to_json(orient="records", indent=1))
+        return
+    _print_verification(rows)
+
+
+def _print_verification(rows: Any) -> None:
+    printed = Table(title=f"Estimates against replay on {rows['set'].iloc[0]}")
+    for name in ("stage", "behaviour", "estimator", "budget"):
+        printed.add_column(name)
+    figures = ("r", "rho", "slope", "relative_error", "sign_agreement", "cost", "wall_cost")
+    for name in (*figures, "expected_error", "noise_floor_r"):
+        printed.add_column(name.replace("_", " "), justify="right")
+    printed.add_column("trust")
+    for row in rows.to_dict("records"):
+        values = [row[name] for name in (*figures, "expected_error", "noise_floor_r")]
+        cells = ["-" if v is None or v != v else f"{v:.2f}" for v in values]
+        budget = row["budget"]
+        shown = "" if budget is None or budget != budget else f"{budget:g}"
+        printed.add_row(
+            row["stage"], row["behaviour"], row["estimator"], shown, *cells, row["trust"]
+        )
+    _console().print(printed, markup=False)
 
 
 @app.command(

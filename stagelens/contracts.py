@@ -55,12 +55,16 @@ class Behaviour:
         better: Whether ``"higher"`` or ``"lower"`` values are better for the example.
         unit: Printed behind values, for instance ``"nats"``; empty where there is none.
         description: One sentence for help texts.
+        lowest: Smallest value that it can have; an estimate below it is shown as this.
+        highest: Largest value that it can have.
     """
 
     name: str
     better: Literal["higher", "lower"]
     unit: str = ""
     description: str = ""
+    lowest: float = float("-inf")
+    highest: float = float("inf")
 
     @property
     def sign(self) -> int:

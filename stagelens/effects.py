@@ -12,14 +12,18 @@ import torch
 from torch import nn
 
 from .contracts import BASE, Example, Refused, Task
+from .estimators.coarse_replay import hardness
 from .estimators.ladder import counterfactuals, make_estimator
 from .estimators.protocol import Counterfactual, Weights
+from .estimators.task_vector import subtract_stage
+from .expected_error import Evidence, judged
 from .results import (
     BOUNDARY_COLUMNS,
     EFFECT_COLUMNS,
     BehaviourFacts,
     Result,
     ResultFacts,
+    StageTrust,
     load_result,
     save_result,
 )
@@ -120,16 +124,82 @@ def _final_model(run: Run) -> nn.Module:
     return run.task.build_model(run.last.facts.build_config)
 
 
+def _models(run: Run, counterfactual: Counterfactual) -> list[Weights]:
+    """The models that one counterfactual is measured on.
+
+    Without twins this is the counterfactual. With twins they follow, and the task vector, which
+    costs a forward pass only and says how much the later stages did with the stage's change.
+    """
+    if counterfactual.weights is None:
+        return []
+    if counterfactual.twins is None:
+        return [counterfactual.weights]
+    stage = run.stage(counterfactual.stage)
+    return [
+        counterfactual.weights,
+        counterfactual.twins.factual,
+        counterfactual.twins.counterfactual,
+        subtract_stage(run.last.end().model, stage, run.stages[stage.index + 1 :]),
+    ]
+
+
+@dataclass(frozen=True)
+class _Without:
+    """One stage's effect, measured.
+
+    Attributes:
+        effects: Behaviour name to (N,) effects, final - without.
+        model: The counterfactual model's own answers.
+        trust: What is known of it now.
+    """
+
+    effects: Mapping[str, np.ndarray]
+    model: Measured
+    trust: StageTrust
+
+
+def _effect(run: Run, final: Measured, models: Sequence[Measured], trust: StageTrust) -> _Without:
+    """The effect by the weights, sharpened by the twins where there are any."""
+    kinds = run.task.behaviour_kinds
+    own = models[0]
+    effects = {name: final.values[name] - own.values[name] for name in final.values}
+    if len(models) > 1:
+        factual, counterfactual, vector = models[1:]
+        later_stages = run.stages[run.stage(trust.stage).index + 1 :]
+        first = kinds[0].name
+        evidence = Evidence(
+            final=final.values[first],
+            factual=factual.values[first],
+            by_weights=effects[first],
+            by_twins=factual.values[first] - counterfactual.values[first],
+            by_task_vector=final.values[first] - vector.values[first],
+            hardness=max(hardness(later) for later in later_stages),
+            sgd=any(later.facts.optimizer.name == "SGD" for later in later_stages),
+        )
+        share = evidence.twins_share
+        effects = {
+            name: (1 - share) * effect
+            + share * (factual.values[name] - counterfactual.values[name])
+            for name, effect in effects.items()
+        }
+        trust = judged(trust, evidence)
+    for kind in kinds:
+        without = np.clip(final.values[kind.name] - effects[kind.name], kind.lowest, kind.highest)
+        effects[kind.name] = final.values[kind.name] - without
+    return _Without(effects, own, trust)
+
+
 def effect_table(
     run: Run,
     examples: EvaluationSet,
     without: Sequence[Counterfactual],
     estimator: str,
     progress: Progress = no_progress,
-) -> pd.DataFrame:
-    """The effect table: one row per example, stage and behaviour.
+) -> tuple[pd.DataFrame, list[StageTrust]]:
+    """The effect table: one row per example, stage and behaviour; and what is known of each stage.
 
-    ``effect = final - without``; a refused stage keeps its rows, with NaN.
+    ``effect = final - without``; a refused stage keeps its rows, with NaN. Predictions are those
+    of the counterfactual weights.
 
     Args:
         run: The run; the end of its last stage is the final model.
@@ -138,46 +208,63 @@ def effect_table(
         estimator: Its name, for the table.
         progress: Told of the forward passes.
     """
-    usable = [c for c in without if c.weights is not None]
-    weights = [run.last.end().model, *(c.weights for c in usable if c.weights is not None)]
-    measured = measure(
+    models = [_models(run, counterfactual) for counterfactual in without]
+    final, *measured = measure(
         run.task,
         _final_model(run),
-        weights,
+        [run.last.end().model, *(weights for own in models for weights in own)],
         examples.batches(BATCH_SIZE),
         examples.count,
         progress,
     )
-    final = measured[0]
-    by_stage = {c.stage: m for c, m in zip(usable, measured[1:], strict=True)}
-    own = examples.table()
+    left = iter(measured)
+    table = examples.table()
+    blocks, trusts = [], []
+    for counterfactual, own in zip(without, models, strict=True):
+        one = None
+        trust = counterfactual.trust
+        if own:
+            measured_here = [next(left) for _ in own]
+            one = _effect(run, final, measured_here, trust)
+            trust = one.trust
+            one = None if trust.trust == "refused" else one
+        trusts.append(trust)
+        blocks.append(_rows(table, examples.name, counterfactual.stage, estimator, final, one))
+    return pd.concat(blocks, ignore_index=True), trusts
+
+
+def _rows(
+    own: pd.DataFrame,
+    set_name: str,
+    stage: str,
+    estimator: str,
+    final: Measured,
+    without: _Without | None,
+) -> pd.DataFrame:
+    """The rows of one stage; without numbers where it was refused."""
+    nothing = np.full(len(own), np.nan)
+    nobody = pd.Series(None, range(len(own)), dtype=pd.Series(final.answers).dtype)
     blocks = []
-    for counterfactual in without:
-        other = by_stage.get(counterfactual.stage)
-        for name, values in final.values.items():
-            nothing = np.full(len(own), np.nan)
-            changed = nothing if other is None else other.values[name]
-            block = {
-                "set": examples.name,
-                "example_id": own["example_id"].to_numpy(),
-                "stage": counterfactual.stage,
-                "behaviour": name,
-                "final": values,
-                "without": changed,
-                "effect": values - changed,
-                "estimator": estimator,
-                "prediction": final.answers,
-                "prediction_without": None if other is None else other.answers,
-                "confidence": final.confidences,
-                "confidence_without": nothing if other is None else other.confidences,
-                "within_noise": pd.array([None] * len(own), dtype="boolean"),
-            }
-            frame = pd.DataFrame(block, columns=list(EFFECT_COLUMNS))
-            blocks.append(frame.join(own.drop(columns="example_id")))
-    table = pd.concat(blocks, ignore_index=True)
-    for column in ("set", "stage", "behaviour", "estimator", "prediction", "prediction_without"):
-        table[column] = table[column].astype("str" if column != "prediction_without" else object)
-    return table
+    for behaviour, values in final.values.items():
+        effect = nothing if without is None else without.effects[behaviour]
+        block = {
+            "set": set_name,
+            "example_id": own["example_id"].to_numpy(),
+            "stage": stage,
+            "behaviour": behaviour,
+            "final": values,
+            "without": values - effect,
+            "effect": effect,
+            "estimator": estimator,
+            "prediction": final.answers,
+            "prediction_without": nobody if without is None else without.model.answers,
+            "confidence": final.confidences,
+            "confidence_without": nothing if without is None else without.model.confidences,
+            "within_noise": pd.array([None] * len(own), dtype="boolean"),
+        }
+        frame = pd.DataFrame(block, columns=list(EFFECT_COLUMNS))
+        blocks.append(frame.join(own.drop(columns="example_id")))
+    return pd.concat(blocks, ignore_index=True)
 
 
 def _facts(run: Run, examples: EvaluationSet, kind: str, **more: Any) -> ResultFacts:
@@ -203,6 +290,7 @@ def attribute(
     estimator: str,
     stages: Sequence[str] | None = None,
     progress: Progress = no_progress,
+    settings: Mapping[str, Any] | None = None,
 ) -> Result:
     """Stage effects on an evaluation set, from the stored table where it is there.
 
@@ -212,25 +300,26 @@ def attribute(
         estimator: How the counterfactuals are obtained.
         stages: Their names; None for all. Only the table of all stages is stored.
         progress: Told of counterfactuals (nine tenths of it) and forward passes.
+        settings: Of the estimator, for instance ``{"budget": 0.25}``; None for its defaults.
 
     Raises:
         Refused: The estimator can give none of the stages.
         RunError: A stage or set is not there.
     """
-    made = make_estimator(estimator)
-    settings = dict(made.settings)
-    final = run.last  # refuses a run without a finished stage, by name
-    stored = load_result(run, set_name, "effects", estimator, settings)
-    if stored is not None and stored.facts.stages[-1].stage == final.name:
+    made = make_estimator(estimator, settings)
+    used = dict(made.settings)
+    _ = run.last  # refuses a run without a finished stage, by name
+    chosen = [run.stage(name) for name in stages] if stages is not None else run.stages
+    stored = load_result(run, set_name, "effects", estimator, used)
+    if stored is not None and list(stored.trust) == [stage.name for stage in run.stages]:
         return _chosen(stored, stages)
     examples = run.evaluation_set(set_name)
-    chosen = [run.stage(name) for name in stages] if stages is not None else run.stages
     without = list(
         counterfactuals(run, made, chosen, lambda share, text: progress(0.9 * share, text))
     )
     if all(c.weights is None for c in without):
         raise Refused(without[0].trust.reason)
-    table = effect_table(
+    table, trusts = effect_table(
         run, examples, without, estimator, lambda share, text: progress(0.9 + 0.1 * share, text)
     )
     facts = _facts(
@@ -238,8 +327,8 @@ def attribute(
         examples,
         "effects",
         estimator=estimator,
-        settings=settings,
-        stages=[c.trust for c in without],
+        settings=used,
+        stages=trusts,
     )
     result = Result(facts, table)
     if stages is None:

@@ -58,6 +58,7 @@ class StageTrust(BaseModel):
         deviation: Where replay is not bit for bit: norm of the difference between the replayed
             and the recorded end of the later stages, over the norm of what these stages changed.
         expected_error: Relative error to expect of the effects; None where it is not known.
+        reliable: Whether an estimate may be leaned on without a replay; None where not known.
         cost: Example-gradients spent, in replays of the later stages.
         seconds: Wall time that obtaining the counterfactual took.
     """
@@ -70,6 +71,7 @@ class StageTrust(BaseModel):
     reason: str
     deviation: float | None = None
     expected_error: float | None = None
+    reliable: bool | None = None
     cost: float = 0.0
     seconds: float = 0.0
 
@@ -124,8 +126,13 @@ class Result:
 
 def result_key(run: Run, set_name: str, kind: str, estimator: str, settings: dict[str, Any]) -> str:
     """The name of a result on disk."""
-    set_digest = run.evaluation_set(set_name).digest
-    return digest(kind, run.digest, set_digest, estimator, settings)[:32]
+    return _key(kind, run.digest, run.evaluation_set(set_name).digest, estimator, settings)
+
+
+def _key(
+    kind: str, run_digest: str, set_digest: str, estimator: str, settings: dict[str, Any]
+) -> str:
+    return digest(kind, run_digest, set_digest, estimator, settings)[:32]
 
 
 def _path(run: Run, key: str) -> Path:
@@ -163,10 +170,19 @@ def load_result(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = _path(run, result_key(run, set_name, kind, estimator, settings or {}))
+    key = result_key(run, set_name, kind, estimator, settings or {})
+    path = _path(run, key)
     try:
         table = pq.read_table(path, page_checksum_verification=True)
         facts = ResultFacts.model_validate_json((table.schema.metadata or {})[b"stagelens"])
     except (OSError, pa.ArrowException, KeyError, ValidationError):
         return None
-    return Result(facts, table.to_pandas())
+    columns = EFFECT_COLUMNS if kind == "effects" else BOUNDARY_COLUMNS
+    own = _key(facts.kind, facts.run_digest, facts.set_digest, facts.estimator, facts.settings)
+    if own != key or not set(columns) <= set(table.column_names):
+        return None  # another file under this name
+    frame = table.to_pandas()
+    if facts.set_name != set_name:  # the same examples under another name
+        facts = facts.model_copy(update={"set_name": set_name})
+        frame["set"] = pd.Series(set_name, frame.index, dtype=frame["set"].dtype)
+    return Result(facts, frame)

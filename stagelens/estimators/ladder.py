@@ -3,44 +3,58 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from ..contracts import Refused, RunError
 from ..results import StageTrust
-from ..runs.files import sha256_of, write_json
+from ..runs.files import write_json
 from ..runs.run import Run, Stage
-from ..runs.schema import digest
+from ..runs.schema import FileRef, digest
 from ..runs.states import load_tensors, save_tensors
 from ..training.replay import Progress, no_progress
-from .protocol import Counterfactual, Estimator
+from .coarse_replay import CoarseReplay
+from .protocol import Counterfactual, Estimator, Twins
 from .replay import Replay
 from .task_vector import TaskVector
+from .unrolled import UnrolledJump, UnrolledScale
 
-ESTIMATORS: Mapping[str, type[Estimator]] = {
+ESTIMATORS: Mapping[str, Callable[..., Estimator]] = {
     TaskVector.name: TaskVector,
+    UnrolledJump.name: UnrolledJump,
+    UnrolledScale.name: UnrolledScale,
+    CoarseReplay.name: CoarseReplay,
     Replay.name: Replay,
 }
 """Estimators by name, cheapest first."""
 
 
-def make_estimator(name: str) -> Estimator:
+def make_estimator(name: str, settings: Mapping[str, Any] | None = None) -> Estimator:
     """An estimator by name.
 
+    Args:
+        name: One of :data:`ESTIMATORS`.
+        settings: Its own arguments, for instance ``{"budget": 0.25}``; None for the defaults.
+
     Raises:
-        Refused: There is none of that name; lists those that exist.
+        Refused: There is none of that name (lists those that exist), or it does not take a
+            setting.
     """
     if name not in ESTIMATORS:
         raise Refused(f"there is no estimator {name!r}; use one of {', '.join(ESTIMATORS)}")
-    return ESTIMATORS[name]()
+    try:
+        return ESTIMATORS[name](**(settings or {}))
+    except TypeError:
+        given = ", ".join(settings or {})
+        raise Refused(f"{name} does not take the setting {given}; leave it away") from None
 
 
 def default_estimator(run: Run) -> str:
-    """``replay`` where the steps that it needs are recorded, else ``task-vector``."""
-    replayable = all(stage.replayable for stage in run.stages[1:])
-    return Replay.name if replayable else TaskVector.name
+    """``coarse-replay`` where batches of all later stages were kept, else ``task-vector``."""
+    recorded = all(s.steps > 0 and s.facts.keep_batches != "none" for s in run.stages[1:])
+    return CoarseReplay.name if recorded else TaskVector.name
 
 
 def counterfactuals(
@@ -98,34 +112,42 @@ def _refused(stage: Stage, estimator: str, reason: str) -> Counterfactual:
     return Counterfactual(stage.name, None, trust)
 
 
-class _CachedTrust(StageTrust):
-    sha256: str
+class _Cached(BaseModel):
+    """What stands beside cached weights: their trust, and what proves the files untouched."""
+
+    trust: StageTrust
+    files: dict[str, FileRef]
 
 
-def _paths(run: Run, stage: Stage, estimator: Estimator) -> tuple[Path, str]:
+def _cache(run: Run, stage: Stage, estimator: Estimator) -> str:
     key = digest(run.digest, stage.name, estimator.name, dict(estimator.settings))[:32]
-    return run.path / "results" / "counterfactuals" / f"{key}.json", key
+    return f"results/counterfactuals/{key}"
 
 
 def _save(run: Run, stage: Stage, estimator: Estimator, computed: Counterfactual) -> None:
-    if computed.weights is None or computed.twins is not None:
+    if computed.weights is None:
         return
-    path, key = _paths(run, stage, estimator)
-    relative = f"results/counterfactuals/{key}.safetensors"
-    reference = save_tensors(run.path, relative, computed.weights)
-    write_json(path, _CachedTrust(**computed.trust.model_dump(), sha256=reference.sha256))
+    prefix = _cache(run, stage, estimator)
+    models = {"weights": computed.weights}
+    if computed.twins is not None:
+        models |= {
+            "factual": computed.twins.factual,
+            "counterfactual": computed.twins.counterfactual,
+        }
+    files = {
+        name: save_tensors(run.path, f"{prefix}.{name}.safetensors", tensors)
+        for name, tensors in models.items()
+    }
+    write_json(run.path / f"{prefix}.json", _Cached(trust=computed.trust, files=files))
 
 
 def _load(run: Run, stage: Stage, estimator: Estimator) -> Counterfactual | None:
     """From the cache; None where it is not there or was damaged, and is then computed anew."""
-    path, key = _paths(run, stage, estimator)
-    weights = path.with_name(f"{key}.safetensors")
+    path = run.path / f"{_cache(run, stage, estimator)}.json"
     try:
-        cached = _CachedTrust.model_validate_json(path.read_bytes())
-        if sha256_of(weights) != cached.sha256:
-            return None
-        tensors = load_tensors(weights)
-    except (OSError, ValidationError, RunError):
+        cached = _Cached.model_validate_json(path.read_bytes())
+        models = {n: load_tensors(run.files.path(file)) for n, file in cached.files.items()}
+        twins = Twins(models["factual"], models["counterfactual"]) if len(models) > 1 else None
+        return Counterfactual(stage.name, models["weights"], cached.trust, twins)
+    except (OSError, ValidationError, RunError, KeyError):
         return None
-    trust = StageTrust(**cached.model_dump(exclude={"sha256"}))
-    return Counterfactual(stage.name, tensors, trust)

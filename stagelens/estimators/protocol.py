@@ -23,12 +23,10 @@ class Twins:
     Attributes:
         factual: Trained cheaply with the stage.
         counterfactual: Trained in the same cheap way without it.
-        share: Weight of the twins' effect in the combination with the weights' effect, 0 to 1.
     """
 
     factual: Weights
     counterfactual: Weights
-    share: float
 
 
 @dataclass(frozen=True)

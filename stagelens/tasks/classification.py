@@ -19,8 +19,15 @@ CLASSIFIER_BEHAVIOURS = (
         "nats",
         "Log-odds of the label: how strongly the model prefers the label to everything else.",
     ),
-    Behaviour("loss", "lower", "nats", "Cross-entropy of the label."),
-    Behaviour("probability", "higher", "", "Probability that the model gives to the label."),
+    Behaviour("loss", "lower", "nats", "Cross-entropy of the label.", lowest=0.0),
+    Behaviour(
+        "probability",
+        "higher",
+        "",
+        "Probability that the model gives to the label.",
+        lowest=0.0,
+        highest=1.0,
+    ),
 )
 
 

@@ -25,8 +25,9 @@ class ImageClassification(Task):
         classes: Class names, in the order of the model's outputs.
         image_shape: (channels, height, width) that the model takes.
         model: Configuration of the module. Built in are ``{"kind": "cnn", "channels": [16, 32],
-            "strides": [1, 2], "hidden": 64, "dropout": 0.0, "batch_norm": False}`` and ``{"kind": "mlp", "hidden":
-            [128, 64], "dropout": 0.0}``. With ``make_model`` it is whatever that takes.
+            "strides": [1, 2], "hidden": 64, "dropout": 0.0, "batch_norm": False}`` and
+            ``{"kind": "mlp", "hidden": [128, 64], "dropout": 0.0}``. With ``make_model`` it is
+            whatever that takes.
         scale: Pixels of integer images are divided by it; float images are taken as they are.
         mean: Subtracted per channel after scaling.
         std: Divided by per channel after that.

@@ -1,0 +1,287 @@
+"""``coarse-replay``: replay the later stages cheaply twice, and take the difference.
+
+One cheap replay starts where the stage ended (the factual twin), one where it started (the
+counterfactual twin). What cheapness does wrong, it does wrong in both, and the difference keeps
+little of it. At every boundary the factual twin starts from the recorded state again, and the
+counterfactual twin from that minus the difference so far.
+
+A factual twin serves all stages before it, so leaving out every stage of a run of M stages costs
+(1 + j) cheap replays of the stage with j stages before it, where replay needs j.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..contracts import Refused
+from ..results import StageTrust
+from ..runs.batches import batch_size
+from ..runs.run import Run, Stage
+from ..runs.states import TrainingState
+from ..training.coarse import CoarseModel, CoarseStep, coarse_steps, transfer
+from ..training.replay import Progress, cross_boundary, same_arithmetic
+from .protocol import Counterfactual, Twins
+
+DEFAULT_BUDGET = 0.25
+
+_THIN_GENTLE = 1.25
+_THINNING = {"SGD": (0.8, 0.95, 5.0), "Adam": (0.2, 0.3, 3.5), "AdamW": (0.2, 0.3, 3.5)}
+"""Optimiser to the straightness below which batches are thinned most, that above which they are
+thinned least, and the most; chosen on the benchmark's seeds 0 to 2."""
+
+_SMALLEST_BATCH = 2
+_GROWTH = 30.0
+"""Twins whose distance grew by this factor within a stage have diverged."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How cheap: ``merge`` steps become one (r), on 1/``thin`` of a batch (q)."""
+
+    merge: float
+    thin: float
+
+
+class CoarseReplay:
+    """Paired cheap replays within a budget.
+
+    Args:
+        budget: Gradients to spend, as a share of what replaying without every stage of the run
+            costs. Asked for fewer stages, each costs more, because they share fewer twins; the
+            cost that is reported is what was spent.
+    """
+
+    name = "coarse-replay"
+
+    def __init__(self, budget: float = DEFAULT_BUDGET) -> None:
+        if not 0 < budget <= 1:
+            raise Refused(
+                f"a budget of {budget:g} is not between 0 and 1; it is the share of replay's cost "
+                "that may be spent, for instance 0.25"
+            )
+        self.settings: Mapping[str, Any] = {"budget": budget}
+        self.budget = budget
+
+    def counterfactuals(
+        self, run: Run, stages: Sequence[Stage], progress: Progress
+    ) -> Iterator[Counterfactual]:
+        """See :class:`~stagelens.estimators.protocol.Estimator`."""
+        first = min(stage.index for stage in stages)
+        later = run.stages[first + 1 :]
+        for stage in later:
+            if stage.steps == 0 or stage.facts.keep_batches == "none":
+                raise Refused(
+                    f"stage {stage.name!r} cannot be replayed coarsely, because none of its "
+                    'batches were kept; record it with keep_batches="all" (or every n-th), or use '
+                    "--estimator task-vector"
+                )
+        open_stages = {s.index: _Open(s, s.start(), s.end()) for s in stages}
+        total = sum(stage.steps for stage in later)
+        done = 0
+        for stage in later:
+            here = [o for o in open_stages.values() if o.stage.index < stage.index and o.usable]
+            if here:
+                report = _part(progress, done, stage.steps, total)
+                _pass_stage(run, stage, here, self.budget, report)
+            done += stage.steps
+        final = run.last.end()
+        for one in open_stages.values():
+            yield one.counterfactual(final)
+
+
+def _part(progress: Progress, before: int, own: int, total: int) -> Progress:
+    def report(share: float, text: str) -> None:
+        progress((before + share * own) / total, text)
+
+    return report
+
+
+@dataclass
+class _Open:
+    """A stage that is left out, on its way through the later stages.
+
+    ``without`` is the state without it at the newest boundary; the last twins are kept.
+    """
+
+    stage: Stage
+    without: TrainingState
+    factual: TrainingState
+    twin: TrainingState | None = None
+    refused: str = ""
+    spent: float = 0.0
+    replay_cost: int = 0
+    seconds: float = 0.0
+    plans: list[Plan] = field(default_factory=list)
+
+    @property
+    def usable(self) -> bool:
+        return not self.refused
+
+    def counterfactual(self, final: TrainingState) -> Counterfactual:
+        trust = StageTrust(
+            stage=self.stage.name,
+            estimator=CoarseReplay.name,
+            trust="refused" if self.refused else "estimated",
+            reason=self.refused or "Coarse replay; its error is not known.",
+            cost=self.spent / max(self.replay_cost, 1),
+            seconds=self.seconds,
+        )
+        if self.refused or self.twin is None:
+            return Counterfactual(self.stage.name, None, trust)
+        # A count of batches, say, is what it is in the final model.
+        weights = {
+            name: self.without.model[name] if tensor.is_floating_point() else tensor
+            for name, tensor in final.model.items()
+        }
+        twins = Twins(self.factual.model, self.twin.model)
+        return Counterfactual(self.stage.name, weights, trust, twins)
+
+
+def choose_plan(run: Run, stage: Stage, budget: float) -> Plan:
+    """Merging and thinning for one stage that together keep within the budget.
+
+    The budget is met for all stages of the run together. Where the weights moved straight, steps
+    are merged and batches stay almost whole; where they zigzagged (trained hard, or near the edge
+    of stability) merging is unsafe, and batches are thinned first.
+    """
+    work = [later.steps * later.index for later in run.stages[1:]]
+    twins = [later.steps * (later.index + 1) for later in run.stages[1:]]
+    cheaper = max(1.0, sum(twins) / sum(work) / budget)
+    most = _THINNING[stage.facts.optimizer.name][2]
+    hard = hardness(stage)
+    thin = min(cheaper, most**hard * _THIN_GENTLE ** (1 - hard))
+    return Plan(cheaper / thin, thin)
+
+
+def hardness(stage: Stage) -> float:
+    """How unsafe merging the steps of a stage is, 0 to 1, from how straight its weights moved."""
+    low, high, _ = _THINNING[stage.facts.optimizer.name]
+    return 1 - min(max((straightness(stage) - low) / (high - low), 0.0), 1.0)
+
+
+def straightness(stage: Stage) -> float:
+    """How straight the weights moved through a stage, from its two ends and learning rates.
+
+    Adam moves a weight by about one learning rate a step, so the net movement over
+    sum(lr) sqrt(P) is the share of the way that was not taken back. SGD's steps have no such
+    scale; for it this is 1 - the movement relative to the weights' own size, where 0.1 is much.
+    """
+    start, end = stage.start().model, stage.end().model
+    moved = size = count = 0.0
+    for name in stage.facts.trainable:
+        moved += float((end[name].double() - start[name].double()).square().sum())
+        size += float(start[name].double().square().sum())
+        count += start[name].numel()
+    if stage.facts.optimizer.name == "SGD":
+        return 1 - math.sqrt(moved / size) if size else 0.0
+    way = float(stage.table()["lr"].sum()) * math.sqrt(count)
+    return math.sqrt(moved) / way if way else 1.0
+
+
+def _pass_stage(
+    run: Run, stage: Stage, here: Sequence[_Open], budget: float, progress: Progress
+) -> None:
+    """Carry every open stage's difference through one later stage; back off where it diverges."""
+    plan = choose_plan(run, stage, budget)
+    steps = stage.read_steps()
+    size = sum(batch_size(micro.batch) for micro in steps[_kept(stage, 0)].batches or ())
+    for one in here:
+        one.replay_cost += stage.steps * size
+    while True:
+        began = time.perf_counter()
+        ended, spent = _walk(run, stage, here, plan, progress)
+        for one in here:
+            one.spent += spent / len(here)
+            one.seconds += (time.perf_counter() - began) / len(here)
+            one.plans.append(plan)
+        if ended is not None:
+            break
+        gentler = Plan(max(1.0, plan.merge / 2), plan.thin * min(2.0, plan.merge))
+        if plan.merge == 1 or size / gentler.thin < _SMALLEST_BATCH:
+            for one in here:
+                one.refused = (
+                    f"Coarse replay diverged in stage {stage.name}: a budget of {budget:g} does "
+                    "not buy a stable estimate; raise the budget, or use replay"
+                )
+            return
+        plan = gentler
+    recorded = stage.end()
+    for one, twin in zip(here, ended[1:], strict=True):
+        one.factual, one.twin = ended[0], twin
+        one.without = transfer(recorded, ended[0], twin)
+
+
+def _kept(stage: Stage, step: int) -> int:
+    """The step nearest to ``step`` whose batches were kept."""
+    keep = stage.facts.keep_batches
+    if not isinstance(keep, int):
+        return step
+    return min(round(step / keep) * keep, (stage.steps - 1) // keep * keep)
+
+
+def _walk(
+    run: Run, stage: Stage, here: Sequence[_Open], plan: Plan, progress: Progress
+) -> tuple[list[TrainingState] | None, int]:
+    """Run the twins through one stage.
+
+    Returns:
+        Their states at its end, the factual one first, or None where they diverged; and how many
+        examples' gradients were computed.
+    """
+    starts = [stage.start(), *(cross_boundary(one.without, stage) for one in here)]
+    spent = 0
+    with same_arithmetic(stage):
+        twins = [CoarseModel(run.task, stage, start) for start in starts]
+        gaps = [_distance(twins[0], twin) for twin in twins[1:]]
+        health = _Health()
+        for step in coarse_steps(
+            stage.read_steps(), plan.merge, plan.thin, lambda s: _kept(stage, s)
+        ):
+            for twin in twins:
+                twin.step(step)
+                spent += step.examples
+            health.note(step, [twin.loss for twin in twins])
+            progress(
+                step.last / stage.steps,
+                f"Coarse replay of stage {stage.name}, step {step.last} of {stage.steps}",
+            )
+            if health.ill:
+                return None, spent
+        ended = [_distance(twins[0], twin) for twin in twins[1:]]
+    if any(after > _GROWTH * max(gap, 1e-12) for gap, after in zip(gaps, ended, strict=True)):
+        return None, spent
+    return [twin.snapshot() for twin in twins], spent
+
+
+def _distance(a: CoarseModel, b: CoarseModel) -> float:
+    with torch.no_grad():
+        gaps = torch._foreach_sub(list(a.parameters.values()), list(b.parameters.values()))
+        return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gaps))))
+
+
+class _Health:
+    """Compares the factual twin's loss with what was recorded for the same steps."""
+
+    def __init__(self) -> None:
+        self._own: list[float] = []
+        self._recorded: list[float] = []
+        self.ill = False
+
+    def note(self, step: CoarseStep, losses: Sequence[float]) -> None:
+        if not all(math.isfinite(loss) for loss in losses):
+            self.ill = True
+            return
+        self._own.append(losses[0])
+        self._recorded.append(step.middle.loss)
+        recent = min(20, len(self._own))
+        if recent < 5:
+            return
+        own = sum(self._own[-recent:]) / recent
+        recorded = sum(self._recorded[-recent:]) / recent
+        self.ill = own > 3 * recorded + 1

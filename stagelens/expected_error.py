@@ -1,0 +1,117 @@
+"""How far a coarse replay can be trusted, found without a replay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .results import StageTrust
+
+_TINY = 1e-12
+
+# Least squares on the logarithm of the relative error of the margin, over the benchmark scenarios
+# (tests/benchmarks/fidelity.py), budgets 1/16 to 1/2, seeds 0 to 2.
+_COEFFICIENTS = np.asarray([-0.72, 0.44, 0.22, 1.11, 1.06, -0.35])
+RELIABLE_BELOW = 0.33
+"""Expected errors up to this are called reliable: on the same seeds 97 % of such estimates had
+r >= 0.9 and a relative error <= 0.5."""
+REFUSED_ABOVE = 1.3
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the measured models say of one stage's effect, on the first behaviour; (N,) each.
+
+    Attributes:
+        final: The final model.
+        factual: The factual twin.
+        by_weights: Effect by the counterfactual weights.
+        by_twins: Effect by the twins.
+        by_task_vector: Effect by the task vector.
+        hardness: How hard the later stages trained, 0 to 1.
+        sgd: Whether any of them was trained by SGD.
+    """
+
+    final: np.ndarray
+    factual: np.ndarray
+    by_weights: np.ndarray
+    by_twins: np.ndarray
+    by_task_vector: np.ndarray
+    hardness: float
+    sgd: bool
+
+    @property
+    def fit(self) -> float:
+        """Correlation of the final model and the factual twin."""
+        return _correlation(self.final, self.factual)
+
+    @property
+    def twins_share(self) -> float:
+        """Weight of the twins' read-out, up to one half.
+
+        0 where the factual twin ended too far from the final model to speak for it.
+        """
+        return 0.5 * min(max((self.fit - 0.9) / 0.08, 0.0), 1.0)
+
+    def effect(self) -> np.ndarray:
+        """(N,) effect by both read-outs together."""
+        share = self.twins_share
+        return np.asarray((1 - share) * self.by_weights + share * self.by_twins)
+
+    def features(self) -> np.ndarray:
+        """(5,) signs of trouble, as :data:`_COEFFICIENTS` weighs them.
+
+        In order: how far the two read-outs differ, in size and in pattern (logarithms); how hard
+        the later stages trained; the same for SGD; and, for SGD, how far later stages took the
+        effect from the task vector's.
+        """
+        effect = self.effect()
+        size = np.linalg.norm(effect) + _TINY
+        differ = np.linalg.norm(self.by_weights - self.by_twins) / size
+        pattern = 1 - _correlation(self.by_weights, self.by_twins)
+        taken = np.linalg.norm(self.by_task_vector - effect) / size
+        logs = np.log(np.clip(np.asarray([differ, pattern, taken], float), 1e-3, 1e1))
+        unsteady = self.hardness if self.sgd else 0.0
+        return np.asarray([logs[0], logs[1], self.hardness, unsteady, unsteady * logs[2]])
+
+    def expected_error(self) -> float:
+        """Relative error to expect of the effects; infinite where they are not finite."""
+        if not np.isfinite(self.effect()).all():
+            return float("inf")
+        return float(np.exp(_COEFFICIENTS[0] + _COEFFICIENTS[1:] @ self.features()))
+
+
+def judged(trust: StageTrust, evidence: Evidence) -> StageTrust:
+    """What is known of a coarse replay, from its own evidence: reliable, doubtful or refused.
+
+    Args:
+        trust: As the estimator gave it.
+        evidence: From the measured models.
+    """
+    error = evidence.expected_error()
+    if error > REFUSED_ABOVE:
+        shown = "more than 10 times" if error > 10 else f"{error:.0%} of"
+        reason = (
+            f"Coarse replay: an error of {shown} the effect is to be expected, so no number is "
+            "shown; raise the budget, or use replay."
+        )
+        return trust.model_copy(
+            update={"trust": "refused", "reason": reason, "expected_error": min(error, 1e6)}
+        )
+    reliable = error <= RELIABLE_BELOW
+    advice = "" if reliable else "; verify it by replay before you lean on it"
+    return trust.model_copy(
+        update={
+            "reason": f"Coarse replay; expected error {error:.0%}{advice}.",
+            "expected_error": error,
+            "reliable": reliable,
+        }
+    )
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    known = np.isfinite(a) & np.isfinite(b)
+    if known.sum() < 2 or a[known].std() == 0 or b[known].std() == 0:
+        return 0.0
+    return float(np.corrcoef(a[known], b[known])[0, 1])

@@ -1,0 +1,320 @@
+"""Coarse steps: several recorded steps merged into one, on a part of one of their batches.
+
+A coarse step stands for r consecutive steps with gradients g_1..g_r. It computes one gradient g,
+of the middle step's batch, and moves as r steps with that gradient would where it changes slowly:
+
+- SGD: ``v' = mu^r v + (1 - damp) (1 - mu^r) / (1 - mu) g~``, ``theta' = theta - H v'``;
+- Adam, AdamW: ``m' = b1^r m + (1 - b1^r) g``, ``u' = b2^r u + (1 - b2^r) g^2``, counts ``t + r``,
+  ``theta' = theta - H mhat / (sqrt(uhat) + eps)``, with decay ``1 - H lam`` for AdamW;
+
+with H the sum of the r learning rates and g~ = g + lam theta. For r = 1 and whole batches this is
+the optimiser's own step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..contracts import Task
+from ..runs.batches import batch_size, to_device
+from ..runs.run import Stage
+from ..runs.states import TrainingState, load_into, model_tensors
+from ..runs.steps import MicroBatch, RecordedSteps, StepRecord
+from .replay import StepRules, prepare
+
+_TINY = 1e-30
+
+
+@dataclass(frozen=True)
+class Group:
+    """The recorded steps ``first`` to ``last`` (exclusive) that one coarse step stands for."""
+
+    first: int
+    last: int
+
+    @property
+    def merged(self) -> int:
+        """How many steps, r."""
+        return self.last - self.first
+
+    @property
+    def middle(self) -> int:
+        """The step whose batch is used."""
+        return (self.first + self.last) // 2
+
+
+def groups_of_equal_rate(rates: Sequence[float], count: int) -> list[Group]:
+    """Cut steps into about ``count`` groups of equal summed learning rate.
+
+    What limits merging is the largest sum of a group, so warm-up and decay merge far more than
+    the peak.
+
+    Args:
+        rates: Learning rate of every step.
+        count: Between 1 and the number of steps.
+    """
+    steps = len(rates)
+    count = max(1, min(count, steps))
+    # A step without any learning rate still weighs a little, so that every step has a group.
+    floor = max(sum(rates), _TINY) * 1e-6 / steps
+    total = sum(rates) + floor * steps
+    groups: list[Group] = []
+    first, summed = 0, 0.0
+    for step, rate in enumerate(rates):
+        summed += rate + floor
+        closed = len(groups) + 1
+        if step == steps - 1 or (summed >= total * closed / count - 1e-12 and closed < count):
+            groups.append(Group(first, step + 1))
+            first = step + 1
+    return groups
+
+
+def thinned(batch: Any, share: float) -> Any:
+    """The first ``share`` of a batch's examples, at least one: every tensor's first rows."""
+    size = batch_size(batch)
+    keep = max(1, round(size * share))
+    if keep >= size:
+        return batch
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value[:keep] if value.ndim and value.shape[0] == size else value
+        if isinstance(value, Mapping):
+            return {key: cut(item) for key, item in value.items()}
+        if isinstance(value, tuple | list):
+            return type(value)(cut(item) for item in value)
+        return value
+
+    return cut(batch)
+
+
+def thinned_step(record: StepRecord, thin: float) -> list[MicroBatch]:
+    """The micro-batches of a step that a coarse step uses: fewer of them first, then smaller."""
+    batches = record.batches or []
+    keep = max(1, round(len(batches) / thin))
+    share = len(batches) / keep / thin
+    return [MicroBatch(thinned(micro.batch, share), micro.rng) for micro in batches[:keep]]
+
+
+@dataclass(frozen=True)
+class CoarseStep:
+    """One coarse step, ready to run.
+
+    Attributes:
+        facts: The recorded steps that it stands for, without batches.
+        batches: What its gradient is computed from.
+        last: Number of the step that follows it.
+        examples: How many examples' gradients it costs.
+    """
+
+    facts: list[StepRecord]
+    batches: list[MicroBatch]
+    last: int
+    examples: int
+
+    @property
+    def middle(self) -> StepRecord:
+        """The recorded step in the middle."""
+        return self.facts[len(self.facts) // 2]
+
+
+def coarse_steps(
+    steps: RecordedSteps,
+    merge: float,
+    thin: float,
+    kept: Callable[[int], int] = lambda step: step,
+) -> Iterator[CoarseStep]:
+    """The coarse steps of a stage, in order.
+
+    Args:
+        steps: The stage's recorded steps.
+        merge: Mean number of steps per group, r >= 1.
+        thin: Batches are cut to 1/thin of their examples, q >= 1.
+        kept: Step to the nearest step whose batches were kept.
+    """
+    facts = [steps.facts(number) for number in range(len(steps))]
+    rates = [max(float(group["lr"]) for group in record.groups) for record in facts]
+    for group in groups_of_equal_rate(rates, round(len(steps) / merge)):
+        batches = thinned_step(steps[kept(group.middle)], thin)
+        examples = sum(batch_size(micro.batch) for micro in batches)
+        yield CoarseStep(facts[group.first : group.last], batches, group.last, examples)
+
+
+class CoarseModel:
+    """A model on its way through a stage in coarse steps.
+
+    Args:
+        task: Builds the model and computes the loss.
+        stage: Gives optimiser, modes and names.
+        state: The training state to start from.
+    """
+
+    def __init__(self, task: Task, stage: Stage, state: TrainingState) -> None:
+        facts = stage.facts
+        self.task = task
+        self.model = task.build_model(facts.build_config)
+        load_into(self.model, state.model)
+        self.rules = StepRules(
+            facts.accumulation, facts.clip_norm, facts.evaluation_mode, facts.trainable
+        )
+        prepare(self.model, self.rules)
+        self.rule = facts.optimizer.name
+        self.groups = [group.parameters for group in facts.optimizer.groups]
+        self.parameters = dict(self.model.named_parameters())
+        self.device = next(iter(self.parameters.values())).device
+        self.state = {
+            name: {key: value.clone() for key, value in tensors.items()}
+            for name, tensors in state.optimizer.items()
+        }
+        norms: list[Any] = [m for m in self.model.modules() if _keeps_running_mean(m)]
+        self.norms = [(module, float(module.momentum)) for module in norms]
+        self.loss = math.nan
+
+    def gradients(self, batches: Sequence[MicroBatch], merged: int) -> dict[str, Tensor]:
+        """Gradient of the thinned step, after clipping; also moves running statistics.
+
+        Returns:
+            Parameter name to gradient; absent where there is none.
+        """
+        for module, momentum in self.norms:
+            module.momentum = 1 - (1 - momentum) ** merged
+        self.model.zero_grad(set_to_none=True)
+        self.loss = 0.0
+        for micro in batches:
+            if "cpu" in micro.rng:
+                torch.set_rng_state(micro.rng["cpu"])
+            batch = to_device(micro.batch, self.device)
+            loss = self.task.loss(self.model, batch) / len(batches)
+            self.loss += float(loss.detach())
+            loss.backward()
+        if self.rules.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.rules.clip_norm)
+        return {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+
+    @torch.no_grad()
+    def step(self, coarse: CoarseStep) -> None:
+        """One coarse step in place of the recorded steps that it stands for."""
+        middle = coarse.middle
+        with torch.enable_grad():
+            gradients = self.gradients(coarse.batches, len(coarse.facts))
+        for number, names in enumerate(self.groups):
+            options = [record.groups[number] for record in coarse.facts]
+            present = [name for name in names if name not in middle.missing]
+            self._update(present, gradients, options, middle.groups[number])
+
+    def _update(
+        self,
+        names: Sequence[str],
+        gradients: Mapping[str, Tensor],
+        options: Sequence[Mapping[str, Any]],
+        middle: Mapping[str, Any],
+    ) -> None:
+        rate = math.fsum(float(option["lr"]) for option in options)
+        for name in names:
+            theta = self.parameters[name]
+            gradient = gradients.get(name, torch.zeros_like(theta))
+            if self.rule == "SGD":
+                self._sgd(name, theta, gradient, rate, len(options), middle)
+            else:
+                self._adam(name, theta, gradient, rate, len(options), middle)
+
+    def _sgd(
+        self,
+        name: str,
+        theta: Tensor,
+        gradient: Tensor,
+        rate: float,
+        merged: int,
+        options: Mapping[str, Any],
+    ) -> None:
+        mu, damp = float(options["momentum"]), float(options["dampening"])
+        gradient = gradient.add(theta, alpha=float(options["weight_decay"]))
+        if mu == 0:
+            theta.sub_(gradient, alpha=rate)
+            return
+        buffer = self.state.get(name, {}).get("momentum_buffer")
+        if buffer is None:  # torch's first buffer is the gradient itself, not dampened
+            gain = mu ** (merged - 1) + (1 - damp) * (1 - mu ** (merged - 1)) / (1 - mu)
+            buffer = gradient * gain
+            self.state[name] = {"momentum_buffer": buffer}
+        else:
+            gain = (1 - damp) * (1 - mu**merged) / (1 - mu)
+            buffer.mul_(mu**merged).add_(gradient, alpha=gain)
+        if options["nesterov"]:
+            theta.sub_(gradient.add(buffer, alpha=mu), alpha=rate)
+        else:
+            theta.sub_(buffer, alpha=rate)
+
+    def _adam(
+        self,
+        name: str,
+        theta: Tensor,
+        gradient: Tensor,
+        rate: float,
+        merged: int,
+        options: Mapping[str, Any],
+    ) -> None:
+        b1, b2 = (float(beta) for beta in options["betas"])
+        decay = float(options["weight_decay"])
+        if self.rule == "AdamW":
+            theta.mul_(1 - rate * decay)
+        elif decay:
+            gradient = gradient.add(theta, alpha=decay)
+        own = self.state.get(name)
+        if own is None:
+            own = self.state[name] = {
+                "step": torch.tensor(0.0),
+                "exp_avg": torch.zeros_like(theta),
+                "exp_avg_sq": torch.zeros_like(theta),
+            }
+        own["step"] += merged
+        m, u, t = own["exp_avg"], own["exp_avg_sq"], float(own["step"])
+        m.lerp_(gradient, 1 - b1**merged)
+        u.mul_(b2**merged).addcmul_(gradient, gradient, value=1 - b2**merged)
+        denominator = u.sqrt().div_(math.sqrt(1 - b2**t)).add_(float(options["eps"]))
+        theta.addcdiv_(m, denominator, value=-rate / (1 - b1**t))
+
+    def snapshot(self) -> TrainingState:
+        """A copy of the training state as it is now."""
+        return TrainingState(
+            {name: tensor.clone() for name, tensor in model_tensors(self.model).items()},
+            {n: {key: value.clone() for key, value in s.items()} for n, s in self.state.items()},
+        )
+
+
+def _keeps_running_mean(module: nn.Module) -> bool:
+    return getattr(module, "running_mean", None) is not None and module.momentum is not None
+
+
+def transfer(
+    recorded: TrainingState, factual: TrainingState, counterfactual: TrainingState
+) -> TrainingState:
+    """Carry the twins' difference over: recorded - (factual - counterfactual).
+
+    Variances and second moments are carried as ratios, so they stay positive.
+    """
+    model = {
+        name: _moved(name, tensor, factual.model[name], counterfactual.model[name])
+        for name, tensor in recorded.model.items()
+    }
+    optimizer = {
+        name: {
+            key: _moved(key, tensor, factual.optimizer[name][key], other[key])
+            for key, tensor in tensors.items()
+        }
+        for name, tensors in recorded.optimizer.items()
+        if name in factual.optimizer and (other := counterfactual.optimizer.get(name)) is not None
+    }
+    return TrainingState(model, optimizer)
+
+
+def _moved(name: str, recorded: Tensor, factual: Tensor, counterfactual: Tensor) -> Tensor:
+    if name.endswith("running_var") or name == "exp_avg_sq":
+        return recorded * ((counterfactual + _TINY) / (factual + _TINY)).clamp(max=1e3)
+    return recorded - (factual - counterfactual)

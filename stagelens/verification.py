@@ -1,0 +1,422 @@
+"""Estimates held against replays: how far each number can be trusted.
+
+Importing this module does not import torch; only :func:`verify` and :func:`measure_noise` do work
+that needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .contracts import Refused
+from .results import Result, StageTrust, load_result
+from .runs.files import atomic_path
+from .runs.run import Run
+from .runs.schema import canonical_json, digest
+
+COLUMNS = (
+    "set",
+    "stage",
+    "behaviour",
+    "estimator",
+    "budget",
+    "r",
+    "rho",
+    "slope",
+    "relative_error",
+    "sign_agreement",
+    "cost",
+    "wall_cost",
+    "expected_error",
+    "noise_floor_r",
+    "noise_sd",
+    "trust",
+    "n",
+)
+"""Columns of a verification table, as ``stagelens verify --json`` prints them."""
+
+_FIGURES = ("r", "rho", "slope", "relative_error", "sign_agreement")
+_KEYS = ["set_digest", "stage", "behaviour", "estimator", "settings"]
+
+
+def fidelity(estimate: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """How an estimate of effects compares with the effects by replay.
+
+    Args:
+        estimate: (N,) estimated effects.
+        truth: (N,) effects by replay.
+
+    Returns:
+        ``r`` (Pearson), ``rho`` (Spearman), ``slope`` (truth on estimate, through the origin: 1
+        is right, below 1 the estimate overstates), ``relative_error`` (norm of the difference
+        over the norm of the truth), ``sign_agreement`` (share, 0 to 1). NaN where a figure is
+        not defined, as the correlation of a constant.
+    """
+    estimate, truth = np.asarray(estimate, float), np.asarray(truth, float)
+    known = np.isfinite(estimate) & np.isfinite(truth)
+    estimate, truth = estimate[known], truth[known]
+    if len(truth) == 0:
+        return dict.fromkeys(_FIGURES, float("nan"))
+    return {name: float(value[0]) for name, value in _fidelity(estimate[None], truth[None]).items()}
+
+
+def _fidelity(estimate: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
+    """The figures of :func:`fidelity` for each row of (R, N) arrays."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gap = np.linalg.norm(estimate - truth, axis=1)
+        return {
+            "r": _correlation(estimate, truth),
+            "rho": _correlation(_ranks(estimate), _ranks(truth)),
+            "slope": (estimate * truth).sum(1) / (estimate * estimate).sum(1),
+            "relative_error": gap / np.linalg.norm(truth, axis=1),
+            "sign_agreement": (np.sign(estimate) == np.sign(truth)).mean(1),
+        }
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
+    scale = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return np.asarray((a * b).sum(1) / np.where(scale > 0, scale, np.nan))
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    from scipy.stats import rankdata
+
+    return np.asarray(rankdata(values, axis=1))
+
+
+def bootstrap(
+    estimate: np.ndarray, truth: np.ndarray, resamples: int = 500, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """95 % confidence intervals of :func:`fidelity`'s figures, over resampled examples.
+
+    Args:
+        estimate: (N,) estimated effects.
+        truth: (N,) effects by replay.
+        resamples: How many; fewer for large sets, where the intervals are narrow anyway.
+        seed: Makes the intervals the same again.
+    """
+    estimate, truth = np.asarray(estimate, float), np.asarray(truth, float)
+    known = np.isfinite(estimate) & np.isfinite(truth)
+    estimate, truth = estimate[known], truth[known]
+    if len(truth) < 2:
+        return dict.fromkeys(_FIGURES, (float("nan"), float("nan")))
+    random = np.random.default_rng(seed)
+    resamples = max(50, min(resamples, 10_000_000 // len(truth)))
+    drawn: dict[str, list[np.ndarray]] = {name: [] for name in _FIGURES}
+    block = max(1, 500_000 // len(truth))
+    for first in range(0, resamples, block):
+        rows = random.integers(0, len(truth), (min(block, resamples - first), len(truth)))
+        for name, values in _fidelity(estimate[rows], truth[rows]).items():
+            drawn[name].append(values)
+    intervals = {}
+    for name, values_list in drawn.items():
+        values = np.concatenate(values_list)
+        values = values[np.isfinite(values)]
+        low, high = np.quantile(values, [0.025, 0.975]) if len(values) else (np.nan, np.nan)
+        intervals[name] = (float(low), float(high))
+    return intervals
+
+
+def _by_example(table: pd.DataFrame, stage: str, behaviour: str) -> pd.Series:
+    rows = table[(table["stage"] == stage) & (table["behaviour"] == behaviour)]
+    return rows.set_index("example_id")["effect"]
+
+
+def compare(estimate: Result, truth: Result, noise: pd.DataFrame | None = None) -> pd.DataFrame:
+    """One row per stage and behaviour: an effect table against the one by replay.
+
+    Args:
+        estimate: Effects by any estimator.
+        truth: Effects by replay, of the same set.
+        noise: Effects under other orders, from :func:`load_noise`.
+    """
+    facts = estimate.facts
+    rows = []
+    for stage, trust in estimate.trust.items():
+        real = truth.trust[stage]
+        for behaviour in estimate.behaviours:
+            true = _by_example(truth.table, stage, behaviour)
+            own = _by_example(estimate.table, stage, behaviour).reindex(true.index)
+            row: dict[str, Any] = {
+                "set": facts.set_name,
+                "stage": stage,
+                "behaviour": behaviour,
+                "estimator": facts.estimator,
+                "budget": facts.settings.get("budget"),
+                **fidelity(own.to_numpy(), true.to_numpy()),
+                "cost": trust.cost,
+                "wall_cost": trust.seconds / real.seconds if real.seconds > 0 else float("nan"),
+                "expected_error": trust.expected_error,
+                **_noise_figures(noise, stage, behaviour, true),
+                "trust": "verified" if trust.trust == "estimated" else trust.trust,
+                "n": int(own.notna().sum()),
+                "set_digest": facts.set_digest,
+                "settings": canonical_json(facts.settings),
+            }
+            for name, (low, high) in bootstrap(own.to_numpy(), true.to_numpy()).items():
+                row[f"{name}_low"], row[f"{name}_high"] = low, high
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _noise_figures(
+    noise: pd.DataFrame | None, stage: str, behaviour: str, true: pd.Series
+) -> dict[str, float]:
+    """Noise-floor r, and the typical (root mean square) noise sd of an example's effect."""
+    if noise is None:
+        return {"noise_floor_r": float("nan"), "noise_sd": float("nan")}
+    rows = noise[(noise["stage"] == stage) & (noise["behaviour"] == behaviour)]
+    if rows.empty:
+        return {"noise_floor_r": float("nan"), "noise_sd": float("nan")}
+    orders = [o.set_index("example_id")["effect"] for _, o in rows.groupby("order")]
+    r = [fidelity(o.reindex(true.index).to_numpy(), true.to_numpy())["r"] for o in orders]
+    sd = pd.concat([*orders, true], axis=1).std(axis=1)
+    return {"noise_floor_r": float(np.mean(r)), "noise_sd": float((sd**2).mean() ** 0.5)}
+
+
+def _noise_path(run: Run, set_digest: str) -> Path:
+    return run.path / "results" / "noise" / f"{digest(run.digest, set_digest)[:32]}.parquet"
+
+
+def load_noise(run: Run, set_digest: str) -> pd.DataFrame | None:
+    """Effects under other orders of the recorded batches; None where none were computed.
+
+    Returns:
+        Columns ``stage, behaviour, order, example_id, effect``.
+    """
+    try:
+        return pd.read_parquet(_noise_path(run, set_digest))
+    except (OSError, ValueError):
+        return None
+
+
+def noise_sd(noise: pd.DataFrame, effects: pd.DataFrame) -> pd.Series:
+    """Standard deviation of every effect over orders of the batches, the recorded one included.
+
+    Args:
+        noise: From :func:`load_noise`.
+        effects: An effect table by replay (or an estimate of it); gives the recorded order.
+
+    Returns:
+        One value per row of ``effects``; NaN where none was computed.
+    """
+    key = ["stage", "behaviour", "example_id"]
+    every = pd.concat([noise[[*key, "effect"]], effects[[*key, "effect"]]])
+    sd = every.groupby(key)["effect"].std()
+    return pd.Series(sd.reindex(pd.MultiIndex.from_frame(effects[key])).to_numpy(), effects.index)
+
+
+def _verification_path(run: Run) -> Path:
+    return run.path / "results" / "verification.parquet"
+
+
+def load_verification(run: Run) -> pd.DataFrame:
+    """All stored rows for this run's recording; empty where nothing was verified."""
+    try:
+        table = pd.read_parquet(_verification_path(run))
+    except (OSError, ValueError):
+        return pd.DataFrame(columns=[*COLUMNS, "set_digest", "settings", "run_digest"])
+    return table[table["run_digest"] == run.digest].reset_index(drop=True)
+
+
+def save_verification(run: Run, rows: pd.DataFrame) -> None:
+    """Add rows to the stored table; rows of the same set, stage, estimator and settings go."""
+    rows = rows.assign(run_digest=run.digest)
+    stored = load_verification(run)
+    if len(stored):
+        kept = stored.merge(rows[_KEYS], on=_KEYS, how="left", indicator=True)
+        stored = stored[(kept["_merge"] == "left_only").to_numpy()]
+        rows = pd.concat([stored, rows], ignore_index=True) if len(stored) else rows
+    with atomic_path(_verification_path(run)) as temporary:
+        rows.to_parquet(temporary, index=False)
+
+
+def trusted(run: Run, result: Result) -> Result:
+    """A result with what was verified of it: trust from replays, and the noise mark per effect.
+
+    ``within_noise`` becomes true where the effect's size is below 2 noise sd; it stays null where
+    no noise floor was computed.
+    """
+    facts = result.facts
+    table = load_verification(run)
+    settings = canonical_json(facts.settings)
+    mine = table[
+        (table["set_digest"] == facts.set_digest)
+        & (table["estimator"] == facts.estimator)
+        & (table["settings"] == settings)
+    ]
+    stages = [_verified(stage, mine[mine["stage"] == stage.stage]) for stage in facts.stages]
+    effects = result.table
+    noise = load_noise(run, facts.set_digest)
+    if noise is not None:
+        sd = noise_sd(noise, effects)
+        within = pd.array(effects["effect"].abs() < 2 * sd, dtype="boolean")
+        within[(sd.isna() | effects["effect"].isna()).to_numpy()] = pd.NA
+        effects = effects.assign(within_noise=within)
+    return Result(facts.model_copy(update={"stages": stages}), effects)
+
+
+def _verified(stage: StageTrust, rows: pd.DataFrame) -> StageTrust:
+    if stage.trust != "estimated" or rows.empty:
+        return stage
+    row = rows.iloc[0]
+    if not np.isfinite(row["r"]):
+        return stage
+    reason = (
+        f"Verified against a replay ({row['behaviour']}): r {row['r']:.2f}, slope "
+        f"{row['slope']:.2f}, relative error {row['relative_error']:.0%}."
+    )
+    return stage.model_copy(update={"trust": "verified", "reason": reason})
+
+
+def measure_noise(
+    run: Run, set_name: str, orders: int, progress: Any, stages: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """Effects by paired replays under other orders of the recorded batches; stored with the run.
+
+    Within each later stage the batches are permuted and the learning rates stay in place. Both
+    the model with the stage and the one without are replayed in the new order.
+
+    Args:
+        run: The run.
+        set_name: An evaluation set.
+        orders: How many other orders.
+        progress: Told of every replay.
+        stages: Their names; None for all but the last, which needs no replay.
+
+    Raises:
+        Refused: Batches of a later stage were not kept.
+    """
+    from .effects import measure
+    from .training.replay import replay_later
+
+    examples = run.evaluation_set(set_name)
+    stored = load_noise(run, examples.digest)
+    open_stages = [s for s in run.stages[:-1] if stages is None or s.name in stages]
+    found = [] if stored is None else [stored]
+    blocks = []
+    total = max(1, orders * len(open_stages) * 2)
+    done = 0
+    model = run.task.build_model(run.last.facts.build_config)
+    for order in range(orders):
+        random = np.random.default_rng(order)
+        permuted = {s.name: random.permutation(s.steps).tolist() for s in run.stages}
+        for stage in open_stages:
+            if (
+                stored is not None
+                and ((stored["order"] == order) & (stored["stage"] == stage.name)).any()
+            ):
+                done += 2
+                continue
+            pair = []
+            for state in (stage.end(), stage.start()):
+
+                def report(share: float, text: str, before: int = done) -> None:
+                    progress((before + share) / total, f"Noise floor, order {before}: {text}")
+
+                pair.append(replay_later(run, stage, state, report, permuted).state.model)
+                done += 1
+            measured = measure(run.task, model, pair, examples.batches(256), examples.count)
+            ids = examples.table(["example_id"])["example_id"].to_numpy()
+            for behaviour, values in measured[0].values.items():
+                blocks.append(
+                    pd.DataFrame(
+                        {
+                            "stage": stage.name,
+                            "behaviour": behaviour,
+                            "order": order,
+                            "example_id": ids,
+                            "effect": values - measured[1].values[behaviour],
+                        }
+                    )
+                )
+    if not blocks and not found:
+        return pd.DataFrame(columns=["stage", "behaviour", "order", "example_id", "effect"])
+    table = pd.concat([*found, *blocks], ignore_index=True)
+    if blocks:
+        with atomic_path(_noise_path(run, examples.digest)) as temporary:
+            table.to_parquet(temporary, index=False)
+    return table
+
+
+def verify(
+    run: Run,
+    set_name: str,
+    estimators: Sequence[tuple[str, Mapping[str, Any]]],
+    progress: Any,
+    stages: Sequence[str] | None = None,
+    orders: int = 0,
+) -> pd.DataFrame:
+    """Replay, compare every estimator with it, and store the figures.
+
+    Args:
+        run: The run.
+        set_name: An evaluation set.
+        estimators: Name and settings of each.
+        progress: Told of all of it.
+        stages: Their names; None for all.
+        orders: Other orders of the batches for the noise floor; 0 for none.
+
+    Returns:
+        One row per estimator, stage and behaviour; see :data:`COLUMNS`.
+
+    Raises:
+        Refused: The run cannot be replayed.
+    """
+    from .effects import attribute
+
+    parts = 1 + len(estimators) + orders
+    truth = attribute(
+        run, set_name, "replay", stages, lambda share, text: progress(share / parts, text)
+    )
+    refused = [t for t in truth.facts.stages if t.trust == "refused"]
+    if refused:
+        raise Refused(refused[0].reason)
+    noise = None
+    if orders:
+        noise = measure_noise(
+            run,
+            set_name,
+            orders,
+            lambda share, text: progress((1 + share * orders) / parts, text),
+            stages,
+        )
+    else:
+        noise = load_noise(run, truth.facts.set_digest)
+    tables = []
+    for number, (name, settings) in enumerate(estimators):
+
+        def report(share: float, text: str, before: int = 1 + orders + number) -> None:
+            progress((before + share) / parts, text)
+
+        try:
+            estimate = attribute(run, set_name, name, stages, report, settings)
+        except Refused as refusal:
+            estimate = load_refused(run, truth, name, dict(settings), str(refusal))
+        tables.append(compare(estimate, truth, noise))
+    rows = pd.concat(tables, ignore_index=True)
+    save_verification(run, rows)
+    return rows
+
+
+def load_refused(
+    run: Run, truth: Result, estimator: str, settings: dict[str, Any], reason: str
+) -> Result:
+    """What an estimator that refused every stage gives: the same rows, without numbers."""
+    stored = load_result(run, truth.facts.set_name, "effects", estimator, settings)
+    if stored is not None:
+        return stored
+    trusts = [
+        StageTrust(stage=t.stage, estimator=estimator, trust="refused", reason=reason)
+        for t in truth.facts.stages
+    ]
+    facts = truth.facts.model_copy(
+        update={"estimator": estimator, "settings": settings, "stages": trusts}
+    )
+    return Result(facts, truth.table.assign(effect=np.nan, without=np.nan, estimator=estimator))

@@ -1,0 +1,228 @@
+"""How well every estimator agrees with replay, on every benchmark scenario.
+
+One command prints the table::
+
+    python tests/benchmarks/fidelity.py --cache DIR [--seeds 3 4 5] [--scenarios NAME ...]
+
+Seeds 0 to 2 were used to choose and calibrate, 3 to 5 are for reporting. Peers run where they are
+installed (``pip install captum dattri``), on the first examples of the evaluation set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from stagelens.contracts import Refused
+from stagelens.effects import attribute
+from stagelens.estimators import ladder
+from stagelens.estimators.unrolled import UnrolledScale
+from stagelens.results import Result
+from stagelens.runs.run import Run
+from stagelens.verification import fidelity, load_noise, measure_noise
+from tests.benchmarks import peers
+from tests.benchmarks.scenarios import SCENARIOS, Scenario, recorded
+
+BUDGETS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
+PEER_EXAMPLES = 128
+FIGURES = ("r", "rho", "slope", "relative_error", "sign_agreement")
+
+
+def _margin(table: pd.DataFrame, stage: str) -> np.ndarray:
+    rows = table[(table["stage"] == stage) & (table["behaviour"] == "margin")]
+    return rows["effect"].to_numpy()
+
+
+def _plain_sgd() -> UnrolledScale:
+    return UnrolledScale(as_plain_sgd=True)
+
+
+def estimators() -> dict[str, Callable[[Run], Result]]:
+    """Name, as printed, to how its effects are computed."""
+    ladder.ESTIMATORS = {**ladder.ESTIMATORS, "scale-as-plain-sgd": _plain_sgd}
+
+    def by(name: str, **settings: float) -> Callable[[Run], Result]:
+        return lambda run: attribute(run, "test", name, settings=settings or None)
+
+    coarse = {f"coarse 1/{round(1 / b)}": by("coarse-replay", budget=b) for b in BUDGETS}
+    return {
+        "task vector": by("task-vector"),
+        "unrolled jump": by("unrolled-jump"),
+        "unrolled scale": by("unrolled-scale"),
+        "scale as plain SGD": by("scale-as-plain-sgd"),
+        **coarse,
+    }
+
+
+def measure(
+    scenario: Scenario, seed: int, cache: Path, orders: int, wanted: set[str]
+) -> list[dict[str, object]]:
+    """All rows of one run."""
+    run = recorded(scenario, seed, cache)
+    truth = attribute(run, "test", "replay")
+    stages = run.stages[:-1]
+    rows: list[dict[str, object]] = []
+
+    def note(name: str, stage: str, estimate: np.ndarray, true: np.ndarray, **more: object) -> None:
+        row = {"scenario": scenario.name, "regime": scenario.regime, "seed": seed, "stage": stage}
+        rows.append({**row, "estimator": name, **fidelity(estimate, true), **more})
+
+    for name, compute in estimators().items():
+        if wanted and name not in wanted:
+            continue
+        try:
+            result = compute(run)
+            trust = result.trust
+        except Refused as refusal:
+            result, trust = None, {}
+            print(f"  {name} refused: {refusal}", flush=True)
+        for stage in stages:
+            true = _margin(truth.table, stage.name)
+            own = trust.get(stage.name)
+            refused = own is None or own.trust == "refused"
+            estimate = np.full(len(true), np.nan)
+            if result is not None and not refused:
+                estimate = _margin(result.table, stage.name)
+            note(
+                name,
+                stage.name,
+                estimate,
+                true,
+                refused=refused,
+                cost=own.cost if own else np.nan,
+                wall=own.seconds / truth.trust[stage.name].seconds if own else np.nan,
+                expected_error=own.expected_error if own else None,
+                reliable=own.reliable if own else None,
+            )
+    if orders:
+        measure_noise(run, "test", orders, lambda *_: None)
+        noise = load_noise(run, truth.facts.set_digest)
+        assert noise is not None
+        for stage in stages:
+            mine = noise[(noise["stage"] == stage.name) & (noise["behaviour"] == "margin")]
+            true = _margin(truth.table, stage.name)
+            for _, other in mine.groupby("order"):
+                note("noise floor", stage.name, other["effect"].to_numpy(), true, refused=False)
+    examples = run.evaluation_set("test").examples(0, PEER_EXAMPLES)
+    images, labels = run.task.collate(examples)
+    for name, peer in peers.available().items():
+        if wanted and name not in wanted:
+            continue
+        for stage in stages:
+            began = time.perf_counter()
+            with contextlib.redirect_stderr(io.StringIO()):
+                estimate = peer(run, stage, images, labels)
+            true = _margin(truth.table, stage.name)[: len(estimate)]
+            spent = time.perf_counter() - began
+            wall = spent / truth.trust[stage.name].seconds
+            note(name, stage.name, estimate, true, refused=False, wall=wall)
+    return rows
+
+
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """Median over seeds and stages, per scenario and estimator."""
+    shown = [*FIGURES, "cost", "wall"]
+    table = rows.groupby(["scenario", "estimator"], sort=False)[shown].median()
+    table["refused"] = rows.groupby(["scenario", "estimator"], sort=False)["refused"].mean()
+    table["cells"] = rows.groupby(["scenario", "estimator"], sort=False).size()
+    return table
+
+
+def goals(rows: pd.DataFrame) -> list[str]:
+    """What the design asks for, beside what was measured."""
+    lines = []
+    cell = ["scenario", "seed", "stage"]
+    floor = rows[rows["estimator"] == "noise floor"].groupby(cell)["r"].mean()
+    by = {name: part.set_index(cell) for name, part in rows.groupby("estimator")}
+
+    def part(name: str, regime: str) -> pd.DataFrame:
+        found = by[name]
+        return found[found["regime"] == regime]
+
+    gentle = part("coarse 1/4", "fine-tuning")
+    lines.append(
+        f"AdamW fine-tuning, coarse 1/4: r {gentle['r'].median():.3f} (>= 0.97), relative error "
+        f"{gentle['relative_error'].median():.2f} (<= 0.25); 1/8: r "
+        f"{part('coarse 1/8', 'fine-tuning')['r'].median():.3f} (>= 0.95)"
+    )
+    for name, allowed in (("coarse 1/4", 0.03), ("coarse 1/8", 0.12)):
+        hard = part(name, "hard")
+        gap = (floor.reindex(hard.index) - hard["r"]).median()
+        lines.append(f"AdamW trained hard, {name}: {gap:.3f} below the floor (<= {allowed})")
+    sgd = part("coarse 1/2", "sgd")
+    vector = part("task vector", "sgd")["r"].reindex(sgd.index)
+    way = (sgd["r"] - vector) / (floor.reindex(sgd.index) - vector)
+    lines.append(
+        f"SGD, coarse 1/2: {way[~sgd['refused'].astype(bool)].median():.2f} of the way from task "
+        f"vector to floor (>= 0.67), refused {sgd['refused'].mean():.0%} (<= 50 %)"
+    )
+    coarse = by["coarse 1/4"]["relative_error"].where(
+        ~by["coarse 1/4"]["refused"].astype(bool), np.inf
+    )
+    others = [n for n in ("task vector", *peers.available()) if n in by]
+    for name in others:
+        won = (coarse < by[name]["relative_error"].reindex(coarse.index).fillna(np.inf)).mean()
+        lines.append(f"coarse 1/4 beats {name} in relative error on {won:.0%} of cells (>= 90 %)")
+    for name in ("unrolled jump", "unrolled scale"):
+        if name in by:
+            own = by[name]["relative_error"].where(~by[name]["refused"].astype(bool), np.inf)
+            hard = by["coarse 1/4"]["regime"] != "fine-tuning"
+            won = (coarse[hard] < own.reindex(coarse.index)[hard]).mean()
+            lines.append(f"where training is hard it beats {name} on {won:.0%} of cells (>= 90 %)")
+    adam = by["coarse 1/4"][by["coarse 1/4"]["regime"] != "sgd"]
+    every = pd.concat([by[n] for n in by if n.startswith("coarse")])
+    called = every[every["reliable"] == True]  # noqa: E712 - the column holds None too
+    good = ((called["r"] >= 0.9) & (called["relative_error"] <= 0.5)).mean()
+    lines.append(
+        f"of {len(called)} estimates called reliable {good:.0%} are (>= 95 %); AdamW cells at 1/4: "
+        f"reliable {(adam['reliable'] == True).mean():.0%} (>= 60 %), "  # noqa: E712
+        f"refused {adam['refused'].mean():.0%} (<= 10 %)"
+    )
+    return lines
+
+
+def main() -> None:
+    """Measure, print the table, and keep all rows beside the runs."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cache", type=Path, required=True, help="folder for the recorded runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[3, 4, 5])
+    parser.add_argument("--scenarios", nargs="+", default=list(SCENARIOS), choices=SCENARIOS)
+    parser.add_argument("--only", nargs="+", default=[], help="estimators, as printed")
+    parser.add_argument("--orders", type=int, default=3, help="replays for the noise floor")
+    parser.add_argument("--out", type=Path, help="also write all rows to this CSV file")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    os.environ["TQDM_DISABLE"] = "1"
+    rows: list[dict[str, object]] = []
+    for name in options.scenarios:
+        for seed in options.seeds:
+            began = time.perf_counter()
+            rows += measure(SCENARIOS[name], seed, options.cache, options.orders, set(options.only))
+            load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+            print(
+                f"{name}, seed {seed}: {time.perf_counter() - began:.0f} s, load {load:.1f}",
+                flush=True,
+            )
+            if options.out:
+                pd.DataFrame(rows).to_csv(options.out, index=False)
+    table = pd.DataFrame(rows)
+    with pd.option_context("display.max_rows", None, "display.width", 200):
+        print(summary(table).round(3).to_string())
+    if not options.only:
+        print("\n".join(goals(table)))
+
+
+if __name__ == "__main__":
+    main()

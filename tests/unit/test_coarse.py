@@ -1,0 +1,226 @@
+"""Coarse replay: whole steps are replay, and nothing unstable is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stagelens.contracts import Refused
+from stagelens.estimators import coarse_replay
+from stagelens.estimators.coarse_replay import CoarseReplay, Plan, choose_plan
+from stagelens.estimators.ladder import counterfactuals
+from stagelens.estimators.protocol import Counterfactual
+from stagelens.runs.run import Run
+from stagelens.runs.states import TrainingState
+from stagelens.training.coarse import (
+    CoarseModel,
+    coarse_steps,
+    groups_of_equal_rate,
+    thinned,
+    transfer,
+)
+from stagelens.training.replay import replay_stage, replay_without
+from tests.small_runs import Phase, record
+
+Make = Callable[[list[dict[str, object]]], torch.optim.Optimizer]
+
+OPTIMIZERS: dict[str, Make] = {
+    "sgd": lambda g: torch.optim.SGD(g, 0.05, momentum=0.9, weight_decay=0.01),
+    "plain sgd": lambda g: torch.optim.SGD(g, 0.05),
+    "nesterov": lambda g: torch.optim.SGD(g, 0.05, momentum=0.9, nesterov=True),
+    "dampened": lambda g: torch.optim.SGD(g, 0.05, momentum=0.9, dampening=0.3),
+    "adam": lambda g: torch.optim.Adam(g, 0.01, weight_decay=0.01),
+    "adamw": lambda g: torch.optim.AdamW(g, 0.01, betas=(0.9, 0.99), weight_decay=0.1),
+}
+
+
+def _three(path: Path, make: Make, network: str = "cnn", **phase: object) -> Run:
+    phases = [Phase(name, make, steps=12, **phase) for name in ("first", "second", "third")]  # type: ignore[arg-type]
+    return record(path, network, phases)
+
+
+def _walked(run: Run, merge: float, thin: float) -> TrainingState:
+    stage = run.stages[1]
+    model = CoarseModel(run.task, stage, stage.start())
+    for step in coarse_steps(stage.read_steps(), merge, thin):
+        model.step(step)
+    return model.snapshot()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("network", ["cnn", "batch norm", "encoder", "branch"])
+def test_unmerged_steps_on_whole_batches_are_the_optimisers_own(
+    name: str, network: str, tmp_path: Path
+) -> None:
+    run = _three(tmp_path / "run", OPTIMIZERS[name], network, clip_norm=1.0, accumulation=2)
+    ours, torchs = _walked(run, 1, 1), replay_stage(run.task, run.stages[1]).state
+    for key, tensor in torchs.model.items():
+        torch.testing.assert_close(ours.model[key], tensor, rtol=0, atol=1e-10)
+    for parameter, tensors in torchs.optimizer.items():
+        for key, tensor in tensors.items():
+            own = ours.optimizer[parameter][key]
+            torch.testing.assert_close(own.double(), tensor.double(), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_merged_step_leaves_the_moments_that_its_steps_leave_for_a_constant_gradient(
+    name: str, tmp_path: Path
+) -> None:
+    run = _three(tmp_path / "run", OPTIMIZERS[name], "linear")
+    stage = run.stages[1]
+    model = CoarseModel(run.task, stage, stage.start())
+    (step,) = coarse_steps(stage.read_steps(), merge=12, thin=1)
+    gradient = {n: torch.randn_like(p) for n, p in model.parameters.items()}
+    model.gradients = lambda _batches, _merged: gradient  # type: ignore[method-assign, assignment]
+    twin = {n: torch.nn.Parameter(p.detach().clone()) for n, p in model.parameters.items()}
+    # Decay makes a gradient follow the weights, so it is left out here.
+    optimizer = OPTIMIZERS[name]([{"params": list(twin.values()), "weight_decay": 0.0}])
+    for record_ in step.facts:
+        record_.groups[0]["weight_decay"] = 0.0
+        for parameter, own in zip(twin.values(), gradient.values(), strict=True):
+            parameter.grad = own.clone()
+        optimizer.step()
+    model.step(step)
+    for key, parameter in twin.items():
+        for kind, tensor in optimizer.state[parameter].items():
+            if tensor is not None:
+                torch.testing.assert_close(
+                    model.state[key][kind].double(), tensor.double(), rtol=1e-9, atol=1e-12
+                )
+
+
+@given(
+    st.lists(st.floats(0, 1, allow_subnormal=False), min_size=1, max_size=80), st.integers(1, 90)
+)
+def test_groups_hold_every_step_once_in_order(rates: list[float], count: int) -> None:
+    groups = groups_of_equal_rate(rates, count)
+    steps = [step for group in groups for step in range(group.first, group.last)]
+    assert steps == list(range(len(rates)))
+    assert all(group.first <= group.middle < group.last for group in groups)
+    assert len(groups) <= min(count, len(rates))
+
+
+def test_the_peak_of_the_schedule_is_merged_least() -> None:
+    rates = [0.1] * 40 + [1.0] * 40 + [0.1] * 40
+    merged = [g.merged for g in groups_of_equal_rate(rates, 24)]
+    sums = [sum(rates[g.first : g.last]) for g in groups_of_equal_rate(rates, 24)]
+    assert max(sums) <= sum(rates) / 24 + 1.0
+    assert merged[0] > 5 * min(merged)
+
+
+def test_thinning_keeps_the_first_rows_of_every_tensor() -> None:
+    batch = {"x": torch.arange(8), "more": (torch.arange(16).view(8, 2), "text"), "scale": 3}
+    thin = thinned(batch, 0.25)
+    assert thin["x"].tolist() == [0, 1]
+    assert thin["more"][0].tolist() == [[0, 1], [2, 3]]
+    assert (thin["more"][1], thin["scale"]) == ("text", 3)
+    assert thinned(batch, 0.001)["x"].tolist() == [0]
+
+
+def test_variances_and_second_moments_stay_positive_when_differences_are_carried_over() -> None:
+    def state(variance: float, moment: float) -> TrainingState:
+        model = {"norm.running_var": torch.tensor([variance]), "w": torch.tensor([variance])}
+        return TrainingState(model, {"w": {"exp_avg_sq": torch.tensor([moment])}})
+
+    moved = transfer(state(1.0, 0.1), factual=state(5.0, 0.9), counterfactual=state(0.5, 0.3))
+    assert moved.model["w"].item() == pytest.approx(1.0 - 4.5)
+    assert moved.model["norm.running_var"].item() == pytest.approx(0.1)
+    assert moved.optimizer["w"]["exp_avg_sq"].item() == pytest.approx(0.1 / 3)
+
+
+def _all(run: Run, budget: float, *names: str) -> dict[str, Counterfactual]:
+    stages = [run.stage(name) for name in names] if names else run.stages
+    estimator = CoarseReplay(budget)
+    return {c.stage: c for c in estimator.counterfactuals(run, stages[:2], lambda *_: None)}
+
+
+def test_without_merging_and_thinning_it_is_replay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = _three(tmp_path / "run", OPTIMIZERS["adamw"], "batch norm")
+    monkeypatch.setattr(coarse_replay, "choose_plan", lambda *_: Plan(1, 1))
+    for name, found in _all(run, 1.0).items():
+        truth = replay_without(run, run.stage(name)).state.model
+        assert found.weights is not None
+        for key, tensor in truth.items():
+            if tensor.is_floating_point():
+                torch.testing.assert_close(found.weights[key], tensor, rtol=1e-9, atol=1e-9)
+
+
+def test_a_stage_gets_the_same_estimate_whichever_others_are_asked_for(tmp_path: Path) -> None:
+    run = _three(tmp_path / "run", OPTIMIZERS["adamw"], "encoder")
+    together, alone = _all(run, 0.25), _all(run, 0.25, "first")
+    assert together["first"].weights is not None
+    assert alone["first"].weights is not None
+    for key, tensor in together["first"].weights.items():
+        assert torch.equal(tensor, alone["first"].weights[key])
+
+
+@pytest.mark.parametrize("budget", [0.5, 0.25, 0.125])
+def test_it_spends_its_budget(budget: float, tmp_path: Path) -> None:
+    phases = [Phase(n, OPTIMIZERS["sgd"], steps=48, batch=16) for n in ("a", "b", "c", "d")]
+    run = record(tmp_path / "run", "linear", phases)
+    found = list(CoarseReplay(budget).counterfactuals(run, run.stages[:3], lambda *_: None))
+    later = [144, 96, 48]
+    spent = sum(c.trust.cost * steps for c, steps in zip(found, later, strict=True)) / sum(later)
+    assert spent == pytest.approx(budget, rel=0.15)
+
+
+def test_what_diverges_is_tried_with_less_merging_and_then_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = _three(tmp_path / "run", OPTIMIZERS["sgd"], "linear")
+    monkeypatch.setattr(coarse_replay, "choose_plan", lambda *_: Plan(4, 1))
+    tried: list[float] = []
+    walk = coarse_replay._walk
+
+    def watched(run: Run, stage: object, here: object, plan: Plan, progress: object) -> object:
+        tried.append(plan.merge)
+        ended, spent = walk(run, stage, here, plan, progress)  # type: ignore[arg-type]
+        return (ended if plan.merge <= stable else None), spent
+
+    monkeypatch.setattr(coarse_replay, "_walk", watched)
+    stable = 2.0
+    found = _all(run, 0.25, "second")["second"]
+    assert (tried, found.trust.trust) == ([4, 2], "estimated")
+    stable, tried[:] = 0.0, []
+    found = _all(run, 0.25, "second")["second"]
+    assert (found.trust.trust, found.weights) == ("refused", None)
+    assert "third" in found.trust.reason
+    assert "raise the budget, or use replay" in found.trust.reason
+
+
+def test_a_twin_that_really_diverges_is_noticed(tmp_path: Path) -> None:
+    phases = [Phase(n, lambda g: torch.optim.SGD(g, 0.3, momentum=0.9), steps=60) for n in "ab"]
+    run = record(tmp_path / "run", "cnn", phases)
+    stage = run.stages[0]
+    here = [coarse_replay._Open(stage, stage.start(), stage.end())]
+    steady, _ = coarse_replay._walk(run, run.stages[1], here, Plan(1, 1), lambda *_: None)
+    diverged, _ = coarse_replay._walk(run, run.stages[1], here, Plan(12, 1), lambda *_: None)
+    assert steady is not None
+    assert diverged is None
+
+
+def test_a_budget_outside_0_to_1_is_refused() -> None:
+    for budget in (0.0, -1.0, 1.5):
+        with pytest.raises(Refused, match="between 0 and 1"):
+            CoarseReplay(budget)
+
+
+def test_straight_ways_are_merged_and_zigzag_ways_thinned(tmp_path: Path) -> None:
+    run = _three(tmp_path / "run", OPTIMIZERS["adamw"])
+    stage = run.stages[1]
+    plan = choose_plan(run, stage, 0.25)
+    assert plan.merge * plan.thin == pytest.approx(5 / 3 / 0.25)
+    assert 1.25 <= plan.thin <= 3.5
+
+
+def test_the_last_stage_costs_nothing(tmp_path: Path) -> None:
+    run = _three(tmp_path / "run", OPTIMIZERS["adamw"])
+    (last,) = counterfactuals(run, CoarseReplay(0.25), run.stages[2:])
+    assert (last.trust.trust, last.trust.cost) == ("exact", 0.0)
