@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 PORT ?= 8501
 HEADLESS ?=
 ARGS ?=
+DEMO := $(or $(STAGELENS_HOME),runs)/digits
 
 REQUIREMENTS := $(VENV)/.requirements-installed
 PACKAGE := $(VENV)/.package-installed
@@ -20,7 +21,8 @@ help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 16
 	@echo "Variables: PORT=8501, HEADLESS=1 (open no browser), ARGS='...' (for pytest), PYTHON=..."
 
-app: setup ## open the dashboard
+app: setup ## build the demo on the first start, then open the dashboard
+	@test -e $(DEMO) || $(BIN)/stagelens demo digits --out $(DEMO)
 	$(BIN)/streamlit run app.py --server.port $(PORT) $(if $(filter 1,$(HEADLESS)),--server.headless true)
 
 test: lint ## linters, types, layers and all tests

@@ -158,28 +158,30 @@ class _Without:
     trust: StageTrust
 
 
-def _effect(run: Run, final: Measured, models: Sequence[Measured], trust: StageTrust) -> _Without:
+def _effect(
+    run: Run, final: Measured, models: Sequence[Measured], counterfactual: Counterfactual
+) -> _Without:
     """The effect by the weights, sharpened by the twins where there are any."""
     kinds = run.task.behaviour_kinds
-    own = models[0]
+    own, trust = models[0], counterfactual.trust
     effects = {name: final.values[name] - own.values[name] for name in final.values}
-    if len(models) > 1:
-        factual, counterfactual, vector = models[1:]
+    if counterfactual.twins is not None:
+        factual, twin, vector = models[1:]
         later_stages = run.stages[run.stage(trust.stage).index + 1 :]
         first = kinds[0].name
         evidence = Evidence(
             final=final.values[first],
             factual=factual.values[first],
             by_weights=effects[first],
-            by_twins=factual.values[first] - counterfactual.values[first],
+            by_twins=factual.values[first] - twin.values[first],
             by_task_vector=final.values[first] - vector.values[first],
             hardness=max(hardness(later) for later in later_stages),
             sgd=any(later.facts.optimizer.name == "SGD" for later in later_stages),
+            sampling=counterfactual.twins.sampling,
         )
         share = evidence.twins_share
         effects = {
-            name: (1 - share) * effect
-            + share * (factual.values[name] - counterfactual.values[name])
+            name: (1 - share) * effect + share * (factual.values[name] - twin.values[name])
             for name, effect in effects.items()
         }
         trust = judged(trust, evidence)
@@ -225,7 +227,7 @@ def effect_table(
         trust = counterfactual.trust
         if own:
             measured_here = [next(left) for _ in own]
-            one = _effect(run, final, measured_here, trust)
+            one = _effect(run, final, measured_here, counterfactual)
             trust = one.trust
             one = None if trust.trust == "refused" else one
         trusts.append(trust)

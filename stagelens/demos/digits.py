@@ -8,6 +8,8 @@ stage *mislabelled* two classes are mixed up in part.
 
 from __future__ import annotations
 
+import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -206,7 +208,9 @@ def _add_sets(recorder: Recorder, images: np.ndarray, labels: np.ndarray) -> Non
 
 
 def build(path: Path, seed: int = 0, progress: Progress = no_progress) -> Run:
-    """Record the demo and compute its effects, by task vector and by exact replay.
+    """Record the demo and compute its effects: by task vector, coarse replay and exact replay.
+
+    It is made under a hidden name beside ``path`` and renamed when it is whole.
 
     Raises:
         StageLensError: The folder holds something already.
@@ -215,15 +219,23 @@ def build(path: Path, seed: int = 0, progress: Progress = no_progress) -> Run:
         raise StageLensError(
             f"{path} is not empty; choose another folder for the demo, or delete it first"
         )
-    run = record(path, seed, lambda share, text: progress(0.4 * share, text))
-    done, jobs = 0.4, [(s, e) for s in run.set_names for e in ("task-vector", "replay")]
-    for set_name, estimator in jobs:
-        share = 0.6 / len(jobs)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        prefix=f".{path.name}-", dir=path.parent, ignore_cleanup_errors=True
+    ) as folder:
+        whole = Path(folder) / "run"
+        run = record(whole, seed, lambda share, text: progress(0.3 * share, text))
+        _measure(run, lambda share, text: progress(0.3 + 0.7 * share, text))
+        os.replace(whole, path)
+    return open_run(path, run.task)
 
-        def report(part: float, text: str, before: float = done, share: float = share) -> None:
-            progress(before + share * part, text)
+
+def _measure(run: Run, progress: Progress) -> None:
+    jobs = [(s, e) for s in run.set_names for e in ("task-vector", "coarse-replay", "replay")]
+    for number, (set_name, estimator) in enumerate(jobs):
+
+        def report(part: float, text: str, before: int = number) -> None:
+            progress((before + part) / len(jobs), text)
 
         attribute(run, set_name, estimator, progress=report)
         boundaries(run, set_name)
-        done += share
-    return run

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,6 +34,9 @@ _THIN_GENTLE = 1.25
 _THINNING = {"SGD": (0.8, 0.95, 5.0), "Adam": (0.2, 0.3, 3.5), "AdamW": (0.2, 0.3, 3.5)}
 """Optimiser to the straightness below which batches are thinned most, that above which they are
 thinned least, and the most; chosen on the benchmark's seeds 0 to 2."""
+
+_FEWEST_STEPS = 24
+"""A short stage is not merged into fewer steps; it may cost more than its part of the budget."""
 
 _SMALLEST_BATCH = 2
 _GROWTH = 30.0
@@ -107,6 +110,7 @@ class _Open:
     """A stage that is left out, on its way through the later stages.
 
     ``without`` is the state without it at the newest boundary; the last twins are kept.
+    ``sampling`` is the share of the effect that thinning may get wrong.
     """
 
     stage: Stage
@@ -117,7 +121,7 @@ class _Open:
     spent: float = 0.0
     replay_cost: int = 0
     seconds: float = 0.0
-    plans: list[Plan] = field(default_factory=list)
+    sampling: float = 0.0
 
     @property
     def usable(self) -> bool:
@@ -139,16 +143,17 @@ class _Open:
             name: self.without.model[name] if tensor.is_floating_point() else tensor
             for name, tensor in final.model.items()
         }
-        twins = Twins(self.factual.model, self.twin.model)
+        twins = Twins(self.factual.model, self.twin.model, self.sampling)
         return Counterfactual(self.stage.name, weights, trust, twins)
 
 
 def choose_plan(run: Run, stage: Stage, budget: float) -> Plan:
     """Merging and thinning for one stage that together keep within the budget.
 
-    The budget is met for all stages of the run together. Where the weights moved straight, steps
-    are merged and batches stay almost whole; where they zigzagged (trained hard, or near the edge
-    of stability) merging is unsafe, and batches are thinned first.
+    The budget is met for all stages of the run together; short stages may cost a little more.
+    Where the weights moved straight, steps are merged and batches stay almost whole; where they
+    zigzagged (trained hard, or near the edge of stability) merging is unsafe, and batches are
+    thinned first.
     """
     work = [later.steps * later.index for later in run.stages[1:]]
     twins = [later.steps * (later.index + 1) for later in run.stages[1:]]
@@ -156,7 +161,8 @@ def choose_plan(run: Run, stage: Stage, budget: float) -> Plan:
     most = _THINNING[stage.facts.optimizer.name][2]
     hard = hardness(stage)
     thin = min(cheaper, most**hard * _THIN_GENTLE ** (1 - hard))
-    return Plan(cheaper / thin, thin)
+    merge = min(cheaper / thin, max(1.0, stage.steps / _FEWEST_STEPS))
+    return Plan(merge, min(cheaper / merge, most))
 
 
 def hardness(stage: Stage) -> float:
@@ -199,7 +205,6 @@ def _pass_stage(
         for one in here:
             one.spent += spent / len(here)
             one.seconds += (time.perf_counter() - began) / len(here)
-            one.plans.append(plan)
         if ended is not None:
             break
         gentler = Plan(max(1.0, plan.merge / 2), plan.thin * min(2.0, plan.merge))
@@ -214,6 +219,9 @@ def _pass_stage(
     recorded = stage.end()
     for one, twin in zip(here, ended[1:], strict=True):
         one.factual, one.twin = ended[0], twin
+        # Relative size of what thinned gradients, averaged over the coarse steps, get wrong.
+        coarse = stage.steps / plan.merge
+        one.sampling = max(one.sampling, math.sqrt((plan.thin - 1) / coarse))
         one.without = transfer(recorded, ended[0], twin)
 
 

@@ -117,6 +117,7 @@ class _Cached(BaseModel):
 
     trust: StageTrust
     files: dict[str, FileRef]
+    sampling: float = 0.0
 
 
 def _cache(run: Run, stage: Stage, estimator: Estimator) -> str:
@@ -129,6 +130,7 @@ def _save(run: Run, stage: Stage, estimator: Estimator, computed: Counterfactual
         return
     prefix = _cache(run, stage, estimator)
     models = {"weights": computed.weights}
+    sampling = computed.twins.sampling if computed.twins is not None else 0.0
     if computed.twins is not None:
         models |= {
             "factual": computed.twins.factual,
@@ -138,7 +140,9 @@ def _save(run: Run, stage: Stage, estimator: Estimator, computed: Counterfactual
         name: save_tensors(run.path, f"{prefix}.{name}.safetensors", tensors)
         for name, tensors in models.items()
     }
-    write_json(run.path / f"{prefix}.json", _Cached(trust=computed.trust, files=files))
+    write_json(
+        run.path / f"{prefix}.json", _Cached(trust=computed.trust, files=files, sampling=sampling)
+    )
 
 
 def _load(run: Run, stage: Stage, estimator: Estimator) -> Counterfactual | None:
@@ -147,7 +151,9 @@ def _load(run: Run, stage: Stage, estimator: Estimator) -> Counterfactual | None
     try:
         cached = _Cached.model_validate_json(path.read_bytes())
         models = {n: load_tensors(run.files.path(file)) for n, file in cached.files.items()}
-        twins = Twins(models["factual"], models["counterfactual"]) if len(models) > 1 else None
+        twins = None
+        if "factual" in models:
+            twins = Twins(models["factual"], models["counterfactual"], cached.sampling)
         return Counterfactual(stage.name, models["weights"], cached.trust, twins)
     except (OSError, ValidationError, RunError, KeyError):
         return None

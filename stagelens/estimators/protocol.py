@@ -23,10 +23,12 @@ class Twins:
     Attributes:
         factual: Trained cheaply with the stage.
         counterfactual: Trained in the same cheap way without it.
+        sampling: Relative error to expect from their small batches alone.
     """
 
     factual: Weights
     counterfactual: Weights
+    sampling: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -159,6 +159,13 @@ class ImageClassification(Task):
         images, labels = batch
         return nn.functional.cross_entropy(model(images), labels)
 
+    def outputs(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """(B, C) logits; images are given in the model's own precision."""
+        parameter = next(model.parameters(), None)
+        images = batch[0] if parameter is None else batch[0].to(parameter.dtype)
+        logits: Tensor = model(images)
+        return logits
+
     def behaviours(self, outputs: Tensor, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """Margin, loss and probability of the label; see :func:`classifier_behaviours`."""
         return classifier_behaviours(outputs, batch[1])

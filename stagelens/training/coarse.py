@@ -1,14 +1,15 @@
 """Coarse steps: several recorded steps merged into one, on a part of one of their batches.
 
 A coarse step stands for r consecutive steps with gradients g_1..g_r. It computes one gradient g,
-of the middle step's batch, and moves as r steps with that gradient would where it changes slowly:
+of the middle step's batch, and moves as the r steps would with that gradient:
 
-- SGD: ``v' = mu^r v + (1 - damp) (1 - mu^r) / (1 - mu) g~``, ``theta' = theta - H v'``;
+- SGD: exactly so, ``v_i = mu v_{i-1} + (1 - damp) g~``, ``theta' = theta - sum_i eta_i v_i``, with
+  g~ = g + lam theta;
 - Adam, AdamW: ``m' = b1^r m + (1 - b1^r) g``, ``u' = b2^r u + (1 - b2^r) g^2``, counts ``t + r``,
-  ``theta' = theta - H mhat / (sqrt(uhat) + eps)``, with decay ``1 - H lam`` for AdamW;
+  ``theta' = theta - H mhat / (sqrt(uhat) + eps)``, with decay ``1 - H lam`` for AdamW and H the sum
+  of the r learning rates.
 
-with H the sum of the r learning rates and g~ = g + lam theta. For r = 1 and whole batches this is
-the optimiser's own step.
+For r = 1 and whole batches this is the optimiser's own step.
 """
 
 from __future__ import annotations
@@ -215,41 +216,44 @@ class CoarseModel:
         options: Sequence[Mapping[str, Any]],
         middle: Mapping[str, Any],
     ) -> None:
-        rate = math.fsum(float(option["lr"]) for option in options)
+        rates = [float(option["lr"]) for option in options]
         for name in names:
             theta = self.parameters[name]
             gradient = gradients.get(name, torch.zeros_like(theta))
             if self.rule == "SGD":
-                self._sgd(name, theta, gradient, rate, len(options), middle)
+                self._sgd(name, theta, gradient, rates, middle)
             else:
-                self._adam(name, theta, gradient, rate, len(options), middle)
+                self._adam(name, theta, gradient, math.fsum(rates), len(rates), middle)
 
     def _sgd(
         self,
         name: str,
         theta: Tensor,
         gradient: Tensor,
-        rate: float,
-        merged: int,
+        rates: Sequence[float],
         options: Mapping[str, Any],
     ) -> None:
         mu, damp = float(options["momentum"]), float(options["dampening"])
         gradient = gradient.add(theta, alpha=float(options["weight_decay"]))
         if mu == 0:
-            theta.sub_(gradient, alpha=rate)
+            theta.sub_(gradient, alpha=math.fsum(rates))
             return
         buffer = self.state.get(name, {}).get("momentum_buffer")
-        if buffer is None:  # torch's first buffer is the gradient itself, not dampened
-            gain = mu ** (merged - 1) + (1 - damp) * (1 - mu ** (merged - 1)) / (1 - mu)
-            buffer = gradient * gain
-            self.state[name] = {"momentum_buffer": buffer}
+        # After i steps v_i = old v + new g; theta moves by -(moved_v v + moved_g g).
+        old, new, moved_v, moved_g = 1.0, 0.0, 0.0, 0.0
+        for number, rate in enumerate(rates):
+            fresh = buffer is None and number == 0  # torch's first buffer is not dampened
+            old, new = mu * old, mu * new + (1.0 if fresh else 1 - damp)
+            if options["nesterov"]:
+                moved_v, moved_g = moved_v + rate * mu * old, moved_g + rate * (1 + mu * new)
+            else:
+                moved_v, moved_g = moved_v + rate * old, moved_g + rate * new
+        theta.sub_(gradient, alpha=moved_g)
+        if buffer is None:
+            self.state[name] = {"momentum_buffer": gradient * new}
         else:
-            gain = (1 - damp) * (1 - mu**merged) / (1 - mu)
-            buffer.mul_(mu**merged).add_(gradient, alpha=gain)
-        if options["nesterov"]:
-            theta.sub_(gradient.add(buffer, alpha=mu), alpha=rate)
-        else:
-            theta.sub_(buffer, alpha=rate)
+            theta.sub_(buffer, alpha=moved_v)
+            buffer.mul_(old).add_(gradient, alpha=new)
 
     def _adam(
         self,

@@ -36,7 +36,7 @@ from tests.benchmarks import peers
 from tests.benchmarks.scenarios import SCENARIOS, Scenario, recorded
 
 BUDGETS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
-PEER_EXAMPLES = 128
+PEER_EXAMPLES = 64
 FIGURES = ("r", "rho", "slope", "relative_error", "sign_agreement")
 
 

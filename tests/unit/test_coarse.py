@@ -87,6 +87,8 @@ def test_a_merged_step_leaves_the_moments_that_its_steps_leave_for_a_constant_gr
         optimizer.step()
     model.step(step)
     for key, parameter in twin.items():
+        if isinstance(optimizer, torch.optim.SGD):
+            torch.testing.assert_close(model.parameters[key], parameter, rtol=1e-9, atol=1e-12)
         for kind, tensor in optimizer.state[parameter].items():
             if tensor is not None:
                 torch.testing.assert_close(
@@ -212,12 +214,23 @@ def test_a_budget_outside_0_to_1_is_refused() -> None:
             CoarseReplay(budget)
 
 
-def test_straight_ways_are_merged_and_zigzag_ways_thinned(tmp_path: Path) -> None:
-    run = _three(tmp_path / "run", OPTIMIZERS["adamw"])
-    stage = run.stages[1]
-    plan = choose_plan(run, stage, 0.25)
-    assert plan.merge * plan.thin == pytest.approx(5 / 3 / 0.25)
-    assert 1.25 <= plan.thin <= 3.5
+def test_straight_ways_are_merged_and_zigzag_ways_thinned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phases = [Phase(n, OPTIMIZERS["adamw"], steps=120, batch=8) for n in ("a", "b", "c")]
+    run = record(tmp_path / "run", "linear", phases)
+    plans = []
+    for straight in (0.1, 0.25, 0.5):
+        monkeypatch.setattr(coarse_replay, "straightness", lambda _stage, s=straight: s)
+        plans.append(choose_plan(run, run.stages[1], 0.25))
+    assert [p.merge * p.thin for p in plans] == [pytest.approx(5 / 3 / 0.25)] * 3
+    assert plans[0].thin > plans[1].thin > plans[2].thin
+    assert plans[0].merge < plans[1].merge < plans[2].merge
+
+
+def test_a_short_stage_is_not_merged_to_a_handful_of_steps(tmp_path: Path) -> None:
+    run = _three(tmp_path / "run", OPTIMIZERS["sgd"])
+    assert choose_plan(run, run.stages[1], 0.125).merge == 1
 
 
 def test_the_last_stage_costs_nothing(tmp_path: Path) -> None:
