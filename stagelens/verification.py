@@ -41,6 +41,7 @@ COLUMNS = (
 """Columns of a verification table, as ``stagelens verify --json`` prints them."""
 
 _FIGURES = ("r", "rho", "slope", "relative_error", "sign_agreement")
+_EFFECT = ["stage", "behaviour", "example_id"]
 _KEYS = ["set_digest", "stage", "behaviour", "estimator", "settings"]
 
 
@@ -196,20 +197,20 @@ def load_noise(run: Run, set_digest: str) -> pd.DataFrame | None:
         return None
 
 
-def noise_sd(noise: pd.DataFrame, effects: pd.DataFrame) -> pd.Series:
-    """Standard deviation of every effect over orders of the batches, the recorded one included.
+def noise_sd(noise: pd.DataFrame, replayed: pd.DataFrame | None) -> pd.Series:
+    """Standard deviation of every effect over orders of the batches.
 
     Args:
         noise: From :func:`load_noise`.
-        effects: An effect table by replay (or an estimate of it); gives the recorded order.
+        replayed: The effect table by replay: the recorded order is one of the orders. None where
+            it is not stored.
 
     Returns:
-        One value per row of ``effects``; NaN where none was computed.
+        One value per (stage, behaviour, example_id); NaN where only one order is known.
     """
-    key = ["stage", "behaviour", "example_id"]
-    every = pd.concat([noise[[*key, "effect"]], effects[[*key, "effect"]]])
-    sd = every.groupby(key)["effect"].std()
-    return pd.Series(sd.reindex(pd.MultiIndex.from_frame(effects[key])).to_numpy(), effects.index)
+    columns = [*_EFFECT, "effect"]
+    tables = [noise[columns]] if replayed is None else [noise[columns], replayed[columns]]
+    return pd.concat(tables).groupby(_EFFECT)["effect"].std()
 
 
 def _verification_path(run: Run) -> Path:
@@ -255,7 +256,10 @@ def trusted(run: Run, result: Result) -> Result:
     effects = result.table
     noise = load_noise(run, facts.set_digest)
     if noise is not None:
-        sd = noise_sd(noise, effects)
+        replayed = load_result(run, facts.set_name, "effects", "replay")
+        known = noise_sd(noise, replayed.table if replayed is not None else None)
+        rows = pd.MultiIndex.from_frame(effects[_EFFECT])
+        sd = pd.Series(known.reindex(rows).to_numpy(), effects.index)
         within = pd.array(effects["effect"].abs() < 2 * sd, dtype="boolean")
         within[(sd.isna() | effects["effect"].isna()).to_numpy()] = pd.NA
         effects = effects.assign(within_noise=within)

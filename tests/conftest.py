@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import resource
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import hypothesis
@@ -10,9 +15,50 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# The models are small: two threads wait for each other longer than one works, above all where
+# other processes hold the cores. Set before torch is imported, here and in child processes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Examples are bounded in number, not in time: the machines that run this are busy ones.
 hypothesis.settings.register_profile("stagelens", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("stagelens")
+
+
+@dataclass(frozen=True)
+class DemoRun:
+    """The digits demo as the command line built it.
+
+    Attributes:
+        path: The run folder. Read it only; copy it to change it.
+        output: What the command printed.
+        progress: The last state in the file given as ``--progress``.
+        cpu_seconds: Processor time that it took.
+    """
+
+    path: Path
+    output: str
+    progress: dict[str, object]
+    cpu_seconds: float
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
+    """The digits demo, built once by the command line in a process of its own."""
+    folder = tmp_path_factory.mktemp("demo")
+    path, progress = folder / "digits", folder / "progress.json"
+    command = ("demo", "digits", "--out", str(path), "--progress", str(progress))
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-m", "stagelens", *command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return DemoRun(path, done.stdout, json.loads(progress.read_text()), cpu)
 
 
 @pytest.fixture(scope="session")

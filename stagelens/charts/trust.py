@@ -13,7 +13,7 @@ from ..summary import axis_unit, phrase, signed_text
 from .style import BLAME, CREDIT, LIGHT, ZERO, Chart, Palette, scaled, style
 
 _WEBGL_FROM = 1000
-_HEIGHT = 312
+_HEIGHT = 284
 _WRONG_SIGN = "rgba(123,135,148,0.13)"
 _KINDS = (
     ("credit", CREDIT, "circle"),
@@ -53,7 +53,8 @@ def agreement(
     _corners(figure, low, high, palette, _wrong_share(x, y))
     _line(figure, (low, high), (low, high), "solid", 1.5, palette.muted)
     if np.isfinite(slope):
-        _line(figure, *_clipped(slope, low, high), "dash", 2.5, palette.line)
+        along, up = _clipped(slope, low, high)
+        _line(figure, along, up, "dash", 2.5, palette.line)
     kinds = _kinds(y, points["within_noise"])
     scatter = go.Scattergl if len(points) >= _WEBGL_FROM else go.Scatter
     for number, (name, color, symbol) in enumerate(_KINDS):
@@ -74,9 +75,9 @@ def agreement(
                 customdata=[
                     f"<b>{html.escape(str(one))}</b><br>estimate {signed_text(e, behaviour)}"
                     f"<br>replay {signed_text(r, behaviour)}"
-                    for one, e, r in points.loc[of, ["example_id", "estimate", "replay"]].itertuples(
-                        index=False
-                    )
+                    for one, e, r in points.loc[
+                        of, ["example_id", "estimate", "replay"]
+                    ].itertuples(index=False)
                 ],
                 hovertemplate="%{customdata}<extra></extra>",
             )
@@ -102,7 +103,9 @@ def _range(values: np.ndarray) -> tuple[float, float]:
     return min(low - pad, -0.15 * (high - low)), max(high + pad, 0.15 * (high - low))
 
 
-def _clipped(slope: float, low: float, high: float) -> tuple[tuple[float, float], ...]:
+def _clipped(
+    slope: float, low: float, high: float
+) -> tuple[tuple[float, float], tuple[float, float]]:
     """The part of ``y = slope x`` that lies in the square."""
     ends = []
     for end in (low, high):
@@ -135,9 +138,7 @@ def _line(
     )
 
 
-def _corners(
-    figure: go.Figure, low: float, high: float, palette: Palette, wrong: float
-) -> None:
+def _corners(figure: go.Figure, low: float, high: float, palette: Palette, wrong: float) -> None:
     for x, y in (((low, 0), (0, high)), ((0, high), (low, 0))):
         figure.add_shape(
             type="rect",
@@ -173,7 +174,7 @@ def _axes(
         "zeroline": True,
         "zerolinecolor": ZERO,
         "zerolinewidth": 1,
-        "nticks": 6,
+        "nticks": 5,
         "fixedrange": True,
         "title": {"font": {"color": palette.muted, "size": 12}, "standoff": 6},
         "tickfont": {"color": palette.muted, "size": 12},
@@ -181,7 +182,7 @@ def _axes(
     figure.update_xaxes(**common, title_text=f"estimate ({towards})")
     figure.update_yaxes(**common, title_text=f"replay ({towards})")
     figure.update_layout(
-        margin={"l": 54, "r": 8, "t": 8, "b": 46},
+        margin={"l": 46, "r": 4, "t": 8, "b": 46},
         showlegend=False,
         hovermode="closest",
         hoverlabel={"align": "left"},

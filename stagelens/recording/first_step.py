@@ -9,13 +9,13 @@ from torch import Tensor
 
 from ..contracts import RecordingError, Task
 from ..runs.schema import OptimizerFacts
-from ..runs.states import TrainingState, load_into, model_tensors
+from ..runs.states import TrainingState, load_into, load_optimizer, model_tensors
 from ..runs.steps import StepRecord
 from ..training.optimizers import build_optimizer
 from ..training.replay import StepRules, prepare, step
 
-_TOLERANCE = 1e-3
-"""Relative; far above rounding, far below what a forgotten setting does."""
+_TOLERANCE = 1e-4
+"""Relative; far above rounding in float32, far below what a forgotten setting does."""
 
 
 def check_first_step(
@@ -51,11 +51,19 @@ def check_first_step(
     prepare(built, rules)
     parameters = dict(built.named_parameters())
     optimizer = build_optimizer(facts, parameters)
-    for name, tensors in start.optimizer.items():
-        optimizer.state[parameters[name]] = {key: t.clone() for key, t in tensors.items()}
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    load_optimizer(optimizer, names, start.optimizer)
     rng_devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=rng_devices), torch.enable_grad():
-        losses = step(task, built, optimizer, record, rules)
+        try:
+            losses = step(task, built, optimizer, record, rules)
+        except Exception as error:
+            raise RecordingError(
+                f"task.loss(model, batch) cannot be computed again from the batch of the first "
+                f"step ({type(error).__name__}: {error}); pass stage.step the batch that "
+                "task.loss takes, made of tensors, numbers and strings in plain tuples, lists "
+                "and dictionaries"
+            ) from error
     _check_losses(losses, reported, rules.accumulation)
     replayed = {n: p.grad for n, p in parameters.items() if p.grad is not None}
     _check_gradients(replayed, gradients, rules)
@@ -73,8 +81,8 @@ def _check_losses(losses: list[float], reported: list[float], accumulation: int)
                 f"the loss{where} of the first step is {given:.6g}, but task.loss(model, batch) "
                 f"gives {own:.6g} for the same model and batch. Train on the loss of the task, "
                 "pass the batch that it was computed from, and call stage.step(batch, loss) right "
-                "after optimizer.step(); randomness outside torch's own generator cannot be "
-                "replayed"
+                "after optimizer.step(); randomness outside torch's own generator, or drawn before "
+                "the model is called, cannot be replayed"
             )
 
 

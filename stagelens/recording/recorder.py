@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import torch
 from torch import nn
 
-from ..contracts import RecordingError, Task
-from ..runs.evaluation_sets import SetReport, write_set
-from ..runs.files import read_json, write_json
+from ..contracts import BASE, RecordingError, Task
+from ..runs.files import read_json, sha256_of, write_json
 from ..runs.run import Run, Stage, open_run
 from ..runs.schema import RunFile, StageFile, StageRef, TaskRef, check_name
-from ..runs.states import TrainingState, load_into
+from ..runs.set_writer import SetReport, write_set
+from ..runs.states import TrainingState, load_into, load_optimizer
+from ..training.optimizers import optimizer_facts
 from .stage_recorder import StageRecorder
 
 
@@ -53,23 +54,32 @@ class Recorder:
                 f"{self.path} already holds a run; choose another folder, or add stages to it "
                 "with Recorder(path, task, resume=True)"
             )
-        if not there and self.path.exists() and any(self.path.iterdir()):
+        # Hidden files are our own: the lock, and what a killed process was about to write.
+        if not there and self.path.exists() and any(self.path.glob("[!.]*")):
             raise RecordingError(f"{self.path} is not empty and no run; choose another folder")
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(self.path)
-        if there:
-            self.file = self._resumed(name)
-        else:
-            chosen = name if name is not None else self.path.name
-            try:
-                task_reference = TaskRef(name=task.name, config=task.config)
-                self.file = RunFile(name=check_name(chosen), task=task_reference)
-            except ValueError as error:
-                raise RecordingError(f"the run's name: {error}; pass name=...") from None
-            self._write()
+        try:
+            self.file = self._resumed(name) if there else self._begun(name)
+            write_json(self.path / "run.json", self.file)
+        except BaseException:
+            self.close()
+            raise
 
-    def _write(self) -> None:
-        write_json(self.path / "run.json", self.file)
+    def close(self) -> None:
+        """Let go of the folder, so that another recorder can go on with it; done at exit too."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _begun(self, name: str | None) -> RunFile:
+        try:
+            return RunFile(
+                name=check_name(name if name is not None else self.path.resolve().name),
+                task=TaskRef(name=self.task.name, config=self.task.config),
+            )
+        except ValueError as error:
+            raise RecordingError(f"the run's name: {error}; pass name=...") from None
 
     def _resumed(self, name: str | None) -> RunFile:
         run = open_run(self.path, self.task)
@@ -85,14 +95,12 @@ class Recorder:
         for reference in file.stages:
             stage = next((s for s in run.unfinished if s.name == reference.name), None)
             if stage is None:
-                stages.append(reference)
+                stages.append(_sealed(self.path, reference))
             elif stage.facts.checkpoints:
                 stages.append(_end_at_checkpoint(self.path, reference, stage))
             else:
                 set_aside.append(reference)
-        resumed = file.model_copy(update={"stages": stages, "set_aside": set_aside})
-        write_json(self.path / "run.json", resumed)
-        return resumed
+        return file.model_copy(update={"stages": stages, "set_aside": set_aside})
 
     def run(self) -> Run:
         """The run as it stands on disk now."""
@@ -104,13 +112,15 @@ class Recorder:
         Args:
             model: Takes parameters and buffers.
             optimizer: Takes the optimiser's state too, to carry it over; made for ``model``, and
-                of the same kind as the stage's.
+                of the same kind as the stage's. Learning rates are not part of its state.
 
         Returns:
             A sentence that says which state was loaded.
 
         Raises:
-            RecordingError: No stage is finished; begin again from the base.
+            RecordingError: No stage is finished (begin again from the base), or the optimiser is
+                of another model.
+            RunError: The model or the optimiser is of another kind than was recorded.
         """
         run = self.run()
         if not run.stages:
@@ -121,9 +131,9 @@ class Recorder:
         state = stage.end()
         load_into(model, state.model)
         if optimizer is not None:
-            parameters = dict(model.named_parameters())
-            for name, tensors in state.optimizer.items():
-                optimizer.state[parameters[name]] = {k: t.clone() for k, t in tensors.items()}
+            names = {id(parameter): name for name, parameter in model.named_parameters()}
+            optimizer_facts(optimizer, names)  # refuses an optimiser of another model
+            load_optimizer(optimizer, names, state.optimizer)
         return f"restored the end of stage {stage.name!r} ({stage.steps} steps)"
 
     def stage(
@@ -136,7 +146,7 @@ class Recorder:
         clip_norm: float | None = None,
         accumulation: int = 1,
         checkpoint_every: int | None = None,
-        keep_batches: str | int = "all",
+        keep_batches: Literal["all", "none"] | int = "all",
         flush_every: int = 256,
         build_config: Mapping[str, Any] | None = None,
         reinitialised: Sequence[str] = (),
@@ -164,19 +174,15 @@ class Recorder:
         Raises:
             RecordingError: The name is taken or unusable, or a setting is.
         """
-        if self._open_stage is not None and self._open_stage.recording:
-            raise RecordingError(
-                f"stage {self._open_stage.name!r} is still being recorded; leave its with block "
-                "before the next stage"
-            )
-        if name == "base" or any(s.name == name for s in (*self.file.stages, *self.file.set_aside)):
-            raise RecordingError(f"the name {name!r} is taken in this run; choose another")
+        self._check_free(name)
         try:
             check_name(name)
         except ValueError as error:
             raise RecordingError(f"the stage's name: {error}") from None
-        if keep_batches not in ("all", "none") and not (
-            isinstance(keep_batches, int) and keep_batches >= 1
+        if not (
+            keep_batches in ("all", "none")
+            if isinstance(keep_batches, str)
+            else isinstance(keep_batches, int) and keep_batches >= 1
         ):
             raise RecordingError(
                 f'keep_batches={keep_batches!r} is not known; pass "all", "none" or a number n to '
@@ -185,14 +191,14 @@ class Recorder:
         for label, value in (
             ("accumulation", accumulation),
             ("flush_every", flush_every),
-            ("checkpoint_every", checkpoint_every or 1),
+            ("checkpoint_every", 1 if checkpoint_every is None else checkpoint_every),
         ):
             if not isinstance(value, int) or value < 1:
                 raise RecordingError(f"{label}={value!r}; pass a whole number of at least 1")
         if clip_norm is not None and not clip_norm > 0:
             raise RecordingError(f"clip_norm={clip_norm!r}; pass a positive norm, or None")
         number = len(self.file.stages) + len(self.file.set_aside)
-        self._open_stage = StageRecorder(
+        return StageRecorder(
             self,
             name=name,
             folder=f"stages/{number:02d}-{name.replace(' ', '_')}",
@@ -207,7 +213,28 @@ class Recorder:
             build_config=dict(build_config) if build_config is not None else None,
             reinitialised=tuple(reinitialised),
         )
-        return self._open_stage
+
+    def _check_free(self, name: str) -> None:
+        if self._open_stage is not None and self._open_stage.recording:
+            raise RecordingError(
+                f"stage {self._open_stage.name!r} is still being recorded; leave its with block "
+                "before the next stage"
+            )
+        if name == BASE or any(s.name == name for s in (*self.file.stages, *self.file.set_aside)):
+            raise RecordingError(f"the name {name!r} is taken in this run; choose another")
+
+    def begin(self, stage: StageRecorder) -> None:
+        """Called when a stage's block is entered.
+
+        Raises:
+            RecordingError: Another stage is being recorded, or the name was taken meanwhile.
+        """
+        self._check_free(stage.name)
+        self._open_stage = stage
+
+    def end(self) -> None:
+        """Called when a stage's block is left."""
+        self._open_stage = None
 
     def last_state(self) -> TrainingState | None:
         """End state of the last finished stage; None before the first."""
@@ -222,7 +249,7 @@ class Recorder:
         others = [stage for stage in self.file.stages if stage.name != facts.name]
         if done or len(others) == len(self.file.stages):
             self.file = self.file.model_copy(update={"stages": [*others, reference]})
-            self._write()
+            write_json(self.path / "run.json", self.file)
 
     def add_set(
         self,
@@ -234,8 +261,9 @@ class Recorder:
         ids: Sequence[str] | None = None,
         columns: Mapping[str, Sequence[Any]] | None = None,
         description: str = "",
+        channels: Literal["first", "last"] | None = None,
     ) -> SetReport:
-        """Add an evaluation set; see :func:`stagelens.runs.evaluation_sets.write_set`."""
+        """Add an evaluation set; see :func:`stagelens.runs.set_writer.write_set`."""
         return write_set(
             self.path,
             self.task,
@@ -246,7 +274,17 @@ class Recorder:
             ids=ids,
             columns=columns,
             description=description,
+            channels=channels,
         )
+
+
+def _sealed(root: Path, reference: StageRef) -> StageRef:
+    """A finished stage with its sha256, also where the recording was killed just before that."""
+    if reference.sha256 is not None:
+        return reference
+    return reference.model_copy(
+        update={"sha256": sha256_of(root / reference.folder / "stage.json")}
+    )
 
 
 def _end_at_checkpoint(root: Path, reference: StageRef, stage: Stage) -> StageRef:
@@ -283,6 +321,7 @@ def _lock(folder: Path) -> IO[str] | None:
     except OSError:
         file.close()
         raise RecordingError(
-            f"another process is recording into {folder}; wait for it, or choose another folder"
+            f"another recorder has {folder} open; wait until its process ends (in this process: "
+            "call its close method), or choose another folder"
         ) from None
     return file

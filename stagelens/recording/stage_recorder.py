@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import platform
 import time
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,10 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from ..contracts import RecordingError
-from ..runs.batches import flatten
+from ..runs.batches import flatten, unflatten
 from ..runs.schema import Boundary, Checkpoint, Environment, PartRef, StageFile, StateRef
 from ..runs.states import TrainingState, capture, model_tensors, same_tensor, save_state
-from ..runs.steps import FlatStep, MicroBatch, StepRecord, write_part
+from ..runs.steps import (
+    FlatMicroBatch,
+    FlatStep,
+    MicroBatch,
+    StepRecord,
+    StepsDigest,
+    write_part,
+)
 from ..training.optimizers import optimizer_facts
 from ..training.replay import StepRules
 from .boundary import find_boundary, first_boundary
@@ -49,7 +58,7 @@ class StageRecorder:
         clip_norm: float | None,
         accumulation: int,
         checkpoint_every: int | None,
-        keep_batches: Literal["all", "none"] | int | str,
+        keep_batches: Literal["all", "none"] | int,
         flush_every: int,
         build_config: dict[str, Any] | None,
         reinitialised: tuple[str, ...],
@@ -71,13 +80,18 @@ class StageRecorder:
         self._reinitialised = reinitialised
         self._names = {id(p): n for n, p in model.named_parameters()}
         self._pending: list[FlatStep] = []
-        self._losses: list[Tensor | float] = []
+        self._losses: list[list[Tensor | float]] = []
         self._pending_bytes = 0
-        self._micro: list[tuple[Any, dict[str, Tensor], Tensor | float]] = []
+        self._micro: list[FlatMicroBatch] = []
+        self._micro_losses: list[Tensor | float] = []
+        self._first_batches: list[Any] = []
+        self._forwards_per_batch = 0
         self._parts: list[PartRef] = []
+        self._digest = StepsDigest()
         self._checkpoints: list[Checkpoint] = []
 
     def __enter__(self) -> StageRecorder:
+        self._recorder.begin(self)
         self._started = self._flushed = time.monotonic()
         optimizer = optimizer_facts(self._optimizer, self._names)
         trainable = [n for n, p in self._model.named_parameters() if p.requires_grad]
@@ -101,13 +115,19 @@ class StageRecorder:
             trainable=trainable,
             clip_norm=self._clip_norm,
             accumulation=self._accumulation,
-            keep_batches=self._keep_batches,  # type: ignore[arg-type]
+            keep_batches=self._keep_batches,
             build_config=self._build_config,
             environment=_environment(next(self._model.parameters()).device),
             start=reference,
         )
         self._recorder.announce(self._facts, self._folder)
-        self._watch = Watch(self._model, self._optimizer, self._names, self._clip_norm, self._keeps)
+        self._watch = Watch(
+            self._model,
+            self._optimizer,
+            self._names,
+            self._clip_norm,
+            partial(_keeps, self._keep_batches),
+        )
         self.recording = True
         return self
 
@@ -146,11 +166,6 @@ class StageRecorder:
         there = end.model if unchanged and end is not None else None
         return boundary, save_state(root, prefix, start, model=there)
 
-    def _keeps(self, step: int) -> bool:
-        if self._keep_batches == "none":
-            return False
-        return self._keep_batches == "all" or step % int(self._keep_batches) == 0
-
     def step(self, batch: Any, loss: Tensor | float) -> None:
         """Note the update that just happened, or a micro-batch on the way to it.
 
@@ -171,24 +186,29 @@ class StageRecorder:
                 f"stage {self.name!r} is not being recorded; call stage.step inside its with block"
             )
         watch = self._watch
-        value = loss.detach() if isinstance(loss, Tensor) else float(loss)
         first = watch.noted == 0
-        keep = self._keeps(watch.noted)
-        self._micro.append((batch if keep or first else None, watch.take_rng(), value))
+        keep = _keeps(self._keep_batches, watch.noted)
+        description, tensors = flatten(batch) if keep else (None, [])
+        self._micro.append(FlatMicroBatch(description, tensors, watch.take_rng()))
+        self._micro_losses.append(loss.detach() if isinstance(loss, Tensor) else float(loss))
+        if first:
+            kept = unflatten(description, tensors) if keep else copy.deepcopy(batch)
+            self._first_batches.append(kept)
+        if len(self._micro) > self._accumulation:
+            raise RecordingError(
+                f"{len(self._micro)} batches were noted before update {watch.noted + 1}; call "
+                "stage.step(batch, loss) after optimizer.step(), and declare gradient "
+                "accumulation with stage(..., accumulation=G)"
+            )
         if watch.updates == watch.noted:
-            if len(self._micro) > max(self._accumulation, 1) and not watch.updates:
-                raise RecordingError(
-                    f"{len(self._micro)} batches were noted without an optimizer.step(); call "
-                    "stage.step(batch, loss) after optimizer.step(), and declare gradient "
-                    "accumulation with stage(..., accumulation=G)"
-                )
             return
         if first:
             self._check_first_step()
+        self._check_forwards()
         self._note(keep)
         watch.noted += 1
         watch.forwards = 0
-        self._micro = []
+        self._micro, self._micro_losses = [], []
         if self._checkpoint_every and watch.noted % self._checkpoint_every == 0:
             self._checkpoint()
         elif (
@@ -200,16 +220,6 @@ class StageRecorder:
 
     def _note(self, keep: bool) -> None:
         watch = self._watch
-        descriptions: list[Any] = []
-        tensors: dict[str, Tensor] = {}
-        if keep:
-            for number, (batch, rng, _) in enumerate(self._micro):
-                description, leaves = flatten(batch)
-                descriptions.append(description)
-                prefix = f"{watch.noted}.{number}."
-                tensors |= {f"{prefix}{index}": leaf for index, leaf in enumerate(leaves)}
-                tensors |= {f"{prefix}rng.{device}": state for device, state in rng.items()}
-        losses = [loss for _, _, loss in self._micro]
         record = StepRecord(
             step=watch.noted,
             loss=0.0,
@@ -218,52 +228,83 @@ class StageRecorder:
             micro_batches=len(self._micro),
             batches=None,
         )
-        self._pending.append(FlatStep(record, descriptions, tensors))
+        self._pending.append(FlatStep(record, self._micro if keep else []))
         # Reading a loss waits for an accelerator, so it is left to the flush.
-        self._losses.append(losses[0] if len(losses) == 1 else _mean(losses))
-        self._pending_bytes += sum(tensor.nbytes for tensor in tensors.values())
+        self._losses.append(self._micro_losses)
+        self._pending_bytes += sum(
+            tensor.nbytes
+            for micro in self._pending[-1].micro
+            for tensor in (*micro.tensors, *micro.rng.values())
+        )
 
     def _check_first_step(self) -> None:
         watch = self._watch
         assert self._built is not None
         assert self._start is not None
-        if watch.forwards % len(self._micro):
+        if watch.forwards % len(self._micro) or not watch.forwards:
             raise RecordingError(
-                f"{watch.forwards} forward passes came before the first update, but "
-                f"{len(self._micro)} batches were noted; call stage.step(batch, loss) once after "
-                "every backward pass, behind optimizer.step()"
+                f"{watch.forwards} forward passes of the model came before the first update, but "
+                f"{len(self._micro)} batches were noted; call the model itself (not its parts, "
+                "nor its forward method), and stage.step(batch, loss) once after every backward "
+                "pass, behind optimizer.step()"
             )
+        self._forwards_per_batch = watch.forwards // len(self._micro)
         rules = StepRules(
             self._accumulation,
             self._clip_norm,
             watch.evaluation_mode or [],
             self._facts.trainable,
         )
-        batches = [MicroBatch(batch, rng) for batch, rng, _ in self._micro]
-        losses = [float(loss) for _, _, loss in self._micro]
+        batches = [
+            MicroBatch(batch, micro.rng)
+            for batch, micro in zip(self._first_batches, self._micro, strict=True)
+        ]
+        losses = [float(loss) for loss in self._micro_losses]
         record = StepRecord(0, losses[0], watch.groups, watch.missing, len(batches), batches)
-        check_first_step(
-            self._recorder.task,
-            self._built,
-            self._start,
-            self._facts.optimizer,
-            rules,
-            record,
-            losses,
-            watch.gradients,
-            model_tensors(self._model),
-        )
-        self._built, self._start, watch.gradients = None, None, {}
+        try:
+            check_first_step(
+                self._recorder.task,
+                self._built,
+                self._start,
+                self._facts.optimizer,
+                rules,
+                record,
+                losses,
+                watch.gradients,
+                model_tensors(self._model),
+            )
+        except RecordingError as error:
+            if self._forwards_per_batch == 1:
+                raise
+            raise RecordingError(
+                f"{error}. {watch.forwards} forward passes came before this update, but "
+                f"{len(batches)} batches were noted: where gradients are accumulated, declare "
+                "stage(..., accumulation=G) and call stage.step after every backward pass"
+            ) from None
+        self._built, self._start, watch.gradients, self._first_batches = None, None, {}, []
         if watch.evaluation_mode:
             self._facts = self._facts.model_copy(update={"evaluation_mode": watch.evaluation_mode})
             self._recorder.announce(self._facts, self._folder)
 
+    def _check_forwards(self) -> None:
+        watch = self._watch
+        drew = any(micro.rng for micro in self._micro)
+        if drew and watch.forwards != self._forwards_per_batch * len(self._micro):
+            raise RecordingError(
+                f"{watch.forwards} forward passes of the model came before update "
+                f"{watch.updates}, where {self._forwards_per_batch} per batch came before the "
+                "first, so it is not known which random numbers the update drew; run other "
+                "forward passes under torch.no_grad()"
+            )
+
     def flush(self) -> None:
         """Write what was noted since the last flush; afterwards it survives a killed process."""
-        for step, loss in zip(self._pending, self._losses, strict=True):
-            step.record.loss = float(loss)
+        for step, losses in zip(self._pending, self._losses, strict=True):
+            step.record.loss = sum(map(float, losses)) / len(losses)
         if self._pending:
-            part = write_part(self._recorder.path, self._folder, len(self._parts), self._pending)
+            part = write_part(
+                self._recorder.path, self._folder, len(self._parts), self._pending, self._digest
+            )
             self._parts.append(part)
             self.steps_on_disk += part.steps
         self._pending, self._losses, self._pending_bytes = [], [], 0
@@ -285,6 +326,7 @@ class StageRecorder:
         trace: TracebackType | None,
     ) -> None:
         self.recording = False
+        self._recorder.end()
         self._watch.close()
         if kind is not None:
             # What was noted is kept; the stage stays unfinished, because its end is not known.
@@ -300,6 +342,8 @@ class StageRecorder:
                 "optimizer.step() of the model and optimiser that the stage was given"
             )
         self.flush()
+        self._watch.check_parameters()
+        self._watch.check_buffers()
         end = save_state(
             self._recorder.path,
             f"{self._folder}/end",
@@ -317,8 +361,11 @@ class StageRecorder:
         self._recorder.announce(self._facts, self._folder)
 
 
-def _mean(losses: list[Tensor | float]) -> Tensor | float:
-    return sum(losses[1:], start=losses[0]) / len(losses)
+def _keeps(keep_batches: str | int, step: int) -> bool:
+    """Whether the batches of a step are kept."""
+    if isinstance(keep_batches, str):
+        return keep_batches == "all"
+    return step % keep_batches == 0
 
 
 def _environment(device: torch.device) -> Environment:

@@ -2,6 +2,9 @@
 
 A batch is built of tensors, numbers, strings, booleans and None, nested in tuples, lists and
 mappings with string keys. Anything else is refused: replay could not give it to the model again.
+
+A matrix product can differ in its last bit with the strides of its operands, and with where they
+lie in memory. So these are described too, and a batch is put together again just as it lay.
 """
 
 from __future__ import annotations
@@ -13,6 +16,9 @@ import torch
 from torch import Tensor
 
 from ..contracts import RecordingError
+
+_ALIGNMENT = 64
+"""Bytes: where torch's own allocations begin, and the most that a vector instruction reads."""
 
 
 def flatten(batch: Any) -> tuple[Any, list[Tensor]]:
@@ -27,9 +33,9 @@ def flatten(batch: Any) -> tuple[Any, list[Tensor]]:
     tensors: list[Tensor] = []
 
     def visit(value: Any) -> Any:
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and value.layout is torch.strided:
             tensors.append(value.detach().to("cpu", copy=True).contiguous())
-            return {"tensor": len(tensors) - 1}
+            return {"tensor": len(tensors) - 1, **_layout(value)}
         if value is None or isinstance(value, bool | int | float | str):
             return {"value": value}
         if isinstance(value, tuple):
@@ -49,9 +55,9 @@ def flatten(batch: Any) -> tuple[Any, list[Tensor]]:
 
 def unflatten(description: Any, tensors: Sequence[Tensor]) -> Any:
     """Put a batch together again; the inverse of :func:`flatten`."""
+    if "tensor" in description:
+        return _laid_out(tensors[description["tensor"]], description)
     ((kind, content),) = description.items()
-    if kind == "tensor":
-        return tensors[content]
     if kind == "tuple":
         return tuple(unflatten(item, tensors) for item in content)
     if kind == "list":
@@ -59,6 +65,40 @@ def unflatten(description: Any, tensors: Sequence[Tensor]) -> Any:
     if kind == "dict":
         return {key: unflatten(item, tensors) for key, item in content.items()}
     return content
+
+
+def _layout(tensor: Tensor) -> dict[str, Any]:
+    """What is unusual about where a tensor lies; nothing for a fresh, contiguous one."""
+    layout: dict[str, Any] = {}
+    shape, stride, count = tensor.shape, tensor.stride(), tensor.numel()
+    if stride != _usual_stride(shape) and count <= _span(shape, stride) <= 2 * count:
+        layout["stride"] = list(stride)
+    if tensor.device.type == "cpu" and (offset := tensor.data_ptr() % _ALIGNMENT):
+        layout["offset"] = offset
+    return layout
+
+
+def _laid_out(tensor: Tensor, layout: Mapping[str, Any]) -> Tensor:
+    """A copy that lies as :func:`_layout` says."""
+    stride = layout.get("stride") or tensor.stride()
+    size = tensor.element_size()
+    memory = torch.empty(_span(tensor.shape, stride) + _ALIGNMENT // size, dtype=tensor.dtype)
+    begin = (layout.get("offset", 0) - memory.data_ptr()) % _ALIGNMENT // size
+    return memory.as_strided(tensor.shape, stride, begin).copy_(tensor)
+
+
+def _usual_stride(shape: Sequence[int]) -> tuple[int, ...]:
+    stride = [1]
+    for size in shape[:0:-1]:
+        stride.append(stride[-1] * max(size, 1))
+    return tuple(stride[: len(shape)][::-1])
+
+
+def _span(shape: Sequence[int], stride: Sequence[int]) -> int:
+    """Elements between a tensor's first and its last in memory, both included."""
+    if 0 in shape:
+        return 0
+    return 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
 
 
 def batch_size(batch: Any) -> int:

@@ -137,9 +137,7 @@ class CheckedFiles:
 
     def present(self, reference: FileRef) -> Path:
         """The file's path, after a look at its size only; cheap enough for opening a run."""
-        path = self.root / reference.path
-        if not path.resolve().is_relative_to(self.root):
-            raise RunError(f"{path} leads out of the run folder; it is not opened")
+        path = self.inside(reference.path)
         try:
             size = path.stat().st_size
         except OSError:
@@ -151,4 +149,19 @@ class CheckedFiles:
                 f"{path} has {size:,} bytes, but {reference.bytes:,} were recorded: it is "
                 "truncated or was replaced; restore the original file"
             )
+        return path
+
+    def inside(self, relative: str) -> Path:
+        """The path of a file or folder that may be there, once links on the way are followed.
+
+        Raises:
+            RunError: It leads out of the run folder.
+        """
+        path = self.root / relative
+        try:
+            inside = path.resolve().is_relative_to(self.root)
+        except (OSError, ValueError) as error:  # a loop of links, or a character of no path
+            raise RunError(f"{path} cannot be opened ({error}); restore the run folder") from None
+        if not inside:
+            raise RunError(f"{path} leads out of the run folder; it is not opened")
         return path

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -13,25 +12,24 @@ from ..contracts import RunError, Task
 from .evaluation_sets import EvaluationSet
 from .files import CheckedFiles, read_json
 from .schema import PartRef, RunFile, StageFile, StageRef, StateRef, digest
-from .steps import StepRecord, discover_parts, read_steps, steps_table
+from .steps import RecordedSteps, discover_parts, recorded_digest, steps_table
 
 if TYPE_CHECKING:
     from .states import TrainingState
 
-# What the run digest covers of a stage: the recorded training, and not how long it took or what
-# it is called in sentences.
-_DIGESTED = {
-    "name",
-    "optimizer",
-    "boundary",
-    "trainable",
-    "evaluation_mode",
-    "clip_norm",
-    "accumulation",
-    "build_config",
-    "start",
-    "end",
-    "parts",
+# What the run digest covers of a stage beside its steps: the recorded training, and not how long
+# it took, what it is called in sentences, or which file holds it.
+_DIGESTED: Any = {
+    "name": True,
+    "optimizer": True,
+    "boundary": True,
+    "trainable": True,
+    "evaluation_mode": True,
+    "clip_norm": True,
+    "accumulation": True,
+    "build_config": True,
+    "start": {"model": {"sha256"}, "optimizer": {"sha256"}},
+    "end": {"model": {"sha256"}, "optimizer": {"sha256"}},
 }
 
 
@@ -66,9 +64,9 @@ class Stage:
         """One row per step: ``step``, ``loss`` and ``lr`` (of the first parameter group)."""
         return steps_table(self._files, self.facts.parts)
 
-    def read_steps(self) -> Iterator[StepRecord]:
-        """The recorded steps in order, with their batches where they were kept."""
-        return read_steps(self._files, self.facts.parts)
+    def read_steps(self) -> RecordedSteps:
+        """The recorded steps by number, with their batches where they were kept."""
+        return RecordedSteps(self._files, self.facts.parts)
 
     def start(self) -> TrainingState:
         """The training state after the boundary rule, before the first step."""
@@ -102,7 +100,6 @@ class Run:
         stages: The finished stages, in training order.
         unfinished: Stages whose recording was stopped or is still under way.
         problems: Sentences on what is missing or set aside; empty where all is well.
-        digest: Over the recorded training of the finished stages; results are keyed by it.
     """
 
     def __init__(self, path: Path, file: RunFile, task: Task | None) -> None:
@@ -121,16 +118,26 @@ class Run:
                 f"stage {reference.name!r} was interrupted and set aside; its steps are still in "
                 f"{reference.folder}"
             )
-        self.digest = digest(
-            file.task.model_dump(mode="json"),
-            [stage.facts.model_dump(mode="json", include=_DIGESTED) for stage in self.stages],
+
+    @cached_property
+    def digest(self) -> str:
+        """Over the recorded training of the finished stages; results are keyed by it."""
+        return digest(
+            self.file.task.model_dump(mode="json"),
+            [
+                (
+                    stage.facts.model_dump(mode="json", include=_DIGESTED),
+                    recorded_digest(self.files, stage.facts.parts),
+                )
+                for stage in self.stages
+            ],
         )
 
     def __repr__(self) -> str:
         return f"Run({self.name!r}, stages={[stage.name for stage in self.stages]})"
 
     def _open_stage(self, reference: StageRef) -> None:
-        path = self.path / reference.folder / "stage.json"
+        path = self.files.inside(f"{reference.folder}/stage.json")
         facts = read_json(path, StageFile, reference.sha256)
         if facts.name != reference.name:
             raise RunError(
@@ -138,9 +145,15 @@ class Run:
                 "restore the original file"
             )
         if facts.status == "recording":
-            parts = discover_parts(self.path, reference.folder)
+            parts = discover_parts(self.files, reference.folder)
             facts = facts.model_copy(update={"parts": parts})
             steps = sum(part.steps for part in parts)
+            if facts.checkpoints and facts.checkpoints[-1].step > steps:
+                raise RunError(
+                    f"{self.path}/{reference.folder}/steps-{len(parts):05d}.parquet is missing "
+                    f"(there is a checkpoint at step {facts.checkpoints[-1].step}, but only "
+                    f"{steps} steps); restore it from where the run was recorded"
+                )
             self.problems.append(
                 f"stage {facts.name!r} was not finished: {steps} steps were saved, steps after "
                 "those and its end state are missing (recording was stopped, or is still under "
@@ -269,4 +282,5 @@ def open_run(path: str | Path, task: Task | None = None) -> Run:
             f"{folder} is no run folder (it has no run.json); record one with stagelens.Recorder, "
             "or make the demo with: stagelens demo digits --out DIR"
         )
-    return Run(folder, read_json(folder / "run.json", RunFile), task)
+    path = CheckedFiles(folder).inside("run.json")
+    return Run(folder, read_json(path, RunFile), task)

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..contracts import RunError
+from ..contracts import SUPPORTED_OPTIMIZERS, RunError
 from .files import CheckedFiles, write_file
 from .schema import FileRef, StateRef
 
@@ -115,6 +115,39 @@ def _difference(built: object, recorded: object) -> str:
     return " and ".join(parts)
 
 
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, names: Mapping[int, str], states: OptimizerState
+) -> None:
+    """Give an optimiser recorded state, copied; parameters that it does not train get none.
+
+    Args:
+        optimizer: Without state, or with one that is replaced.
+        names: ``id(parameter)`` to name.
+        states: Per parameter the optimiser's tensors, as they were recorded.
+
+    Raises:
+        RunError: The state is that of another kind of optimiser.
+    """
+    kind = type(optimizer).__name__
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            tensors = states.get(names[id(parameter)])
+            if tensors is None:
+                continue
+            if not tensors.keys() <= set(SUPPORTED_OPTIMIZERS[kind].state):
+                raise RunError(
+                    f"the recorded optimiser state ({', '.join(tensors)}) is not that of {kind}; "
+                    "use the kind of optimiser that it was recorded with, or a new state"
+                )
+            optimizer.state[parameter] = {
+                # torch keeps Adam's step count on the CPU unless the optimiser is fused.
+                key: tensor.clone()
+                if key == "step" and not group.get("fused")
+                else tensor.to(parameter.device, copy=True)
+                for key, tensor in tensors.items()
+            }
+
+
 def save_tensors(root: Path, relative: str, tensors: Mapping[str, Tensor]) -> FileRef:
     """Write named tensors as safetensors, atomically."""
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
@@ -170,9 +203,5 @@ def same_tensor(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors agree bit for bit; NaN equals the same NaN."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
-    if torch.equal(a, b):
-        return True
-    if not a.is_floating_point():
-        return False
-    bytes_a, bytes_b = a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8)
+    bytes_a, bytes_b = (t.contiguous().reshape(-1).view(torch.uint8) for t in (a, b))
     return torch.equal(bytes_a, bytes_b)

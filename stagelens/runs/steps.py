@@ -1,29 +1,34 @@
 """Recorded steps: one row each in numbered parquet parts, kept batches beside them.
 
 A part is written as a whole: first its batches, then the table that names them, each atomically.
-So after a kill the newest part that has a table is complete.
+So after a kill the newest part that has a table is complete. Tensors that are alike in all steps
+of a part are stacked to one (few large tensors are quick to write); the table names for each step
+the stacks that hold its tensors, in the order of the steps.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
 from ..contracts import RunError
 from .files import CheckedFiles, sha256_of, write_file
-from .schema import FileRef, PartRef
+from .schema import FileRef, PartRef, digest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _BATCHES_KEY = b"stagelens.batches"
+_DIGEST_KEY = b"stagelens.digest"
 _COLUMNS = pa.schema(
     [
         ("step", pa.int64()),
@@ -33,6 +38,7 @@ _COLUMNS = pa.schema(
         ("missing", pa.list_(pa.string())),
         ("micro_batches", pa.int32()),
         ("batch", pa.string()),
+        ("tensors", pa.list_(pa.string())),
     ]
 )
 
@@ -73,15 +79,59 @@ class StepRecord:
 
 
 @dataclass
+class FlatMicroBatch:
+    """A micro-batch as the recorder holds it until the next flush: copied, nothing nested.
+
+    Attributes:
+        description: As :func:`stagelens.runs.batches.flatten` gives it.
+        tensors: Those that the description numbers.
+        rng: As in :class:`MicroBatch`.
+    """
+
+    description: Any
+    tensors: list[Tensor]
+    rng: dict[str, Tensor]
+
+
+@dataclass
 class FlatStep:
-    """A step as the recorder holds it until the next flush: tensors copied, nothing nested."""
+    """A step as the recorder holds it until the next flush; no micro-batch where none is kept."""
 
     record: StepRecord
-    descriptions: list[Any]
-    tensors: dict[str, Tensor]
+    micro: list[FlatMicroBatch]
 
 
-def write_part(root: Path, folder: str, number: int, steps: Sequence[FlatStep]) -> PartRef:
+def stack_name(place: str, tensor: Tensor) -> str:
+    """Where tensors of this place in a step are stacked; those of one name are alike."""
+    kind = str(tensor.dtype).removeprefix("torch.")
+    return f"{place} {kind} {'x'.join(map(str, tensor.shape))}".rstrip()
+
+
+class StepsDigest:
+    """Digest of a stage's steps, which does not depend on how they were divided into parts."""
+
+    def __init__(self) -> None:
+        self._rows = hashlib.sha256()
+        self._stacks: dict[str, Any] = {}
+
+    def take_in(self, rows: Sequence[dict[str, Any]], stacks: Mapping[str, Tensor]) -> None:
+        """The next steps; within a stack their tensors follow each other in order."""
+        import torch
+
+        self._rows.update("".join(map(repr, rows)).encode())
+        for name, stack in stacks.items():
+            hasher = self._stacks.setdefault(name, hashlib.sha256())
+            hasher.update(stack.reshape(-1).view(torch.uint8).numpy().data)
+
+    def hexdigest(self) -> str:
+        """Of all steps so far."""
+        stacks = {name: hasher.hexdigest() for name, hasher in self._stacks.items()}
+        return digest(self._rows.hexdigest(), stacks)
+
+
+def write_part(
+    root: Path, folder: str, number: int, steps: Sequence[FlatStep], so_far: StepsDigest
+) -> PartRef:
     """Write one flush.
 
     Args:
@@ -89,70 +139,113 @@ def write_part(root: Path, folder: str, number: int, steps: Sequence[FlatStep]) 
         folder: The stage's folder inside it.
         number: The part's number within the stage, from 0.
         steps: Consecutive steps.
+        so_far: Digest of the stage's steps before; takes in these.
     """
-    tensors = {name: tensor for step in steps for name, tensor in step.tensors.items()}
+    import torch
+
+    collected: dict[str, list[Tensor]] = {}
+    rows = [_row(step, collected) for step in steps]
+    stacks = {name: torch.stack(tensors) for name, tensors in collected.items()}
+    so_far.take_in(rows, stacks)
     batches: FileRef | None = None
-    if tensors:
+    if stacks:
         from safetensors.torch import save_file
 
         relative = f"{folder}/batches-{number:05d}.safetensors"
-        batches = write_file(root, relative, lambda path: save_file(tensors, path))
-    records = [step.record for step in steps]
-    table = pa.table(
-        {
-            "step": [r.step for r in records],
-            "loss": [r.loss for r in records],
-            "lr": [float(r.groups[0]["lr"]) for r in records],
-            "groups": [json.dumps(r.groups) for r in records],
-            "missing": [list(r.missing) for r in records],
-            "micro_batches": [r.micro_batches for r in records],
-            "batch": [json.dumps(s.descriptions) if s.descriptions else None for s in steps],
-        },
-        schema=_COLUMNS.with_metadata({_BATCHES_KEY: batches.model_dump_json() if batches else ""}),
-    )
+        batches = write_file(root, relative, lambda path: save_file(stacks, path))
+    metadata = {
+        _BATCHES_KEY: batches.model_dump_json() if batches else "",
+        _DIGEST_KEY: so_far.hexdigest(),
+    }
+    columns = {name: [row[name] for row in rows] for name in _COLUMNS.names}
+    table = pa.table(columns, schema=_COLUMNS.with_metadata(metadata))
     reference = write_file(
         root,
         f"{folder}/steps-{number:05d}.parquet",
         lambda path: pq.write_table(table, path, write_page_checksum=True),
     )
-    return PartRef(first_step=records[0].step, steps=len(records), table=reference, batches=batches)
+    first = steps[0].record.step
+    return PartRef(first_step=first, steps=len(steps), table=reference, batches=batches)
 
 
-def discover_parts(root: Path, folder: str) -> list[PartRef]:
-    """The parts on disk of a stage that was not finished, in order, up to the first gap.
+def _row(step: FlatStep, collected: dict[str, list[Tensor]]) -> dict[str, Any]:
+    """A step's row; adds its tensors to those of their stacks."""
+    record, names = step.record, []
+    for number, micro in enumerate(step.micro):
+        places = [*enumerate(micro.tensors), *micro.rng.items()]
+        for place, tensor in places:
+            names.append(stack_name(f"{number}.{place}", tensor))
+            collected.setdefault(names[-1], []).append(tensor)
+    return {
+        "step": record.step,
+        "loss": record.loss,
+        "lr": float(record.groups[0]["lr"]),
+        "groups": json.dumps(record.groups),
+        "missing": list(record.missing),
+        "micro_batches": record.micro_batches,
+        "batch": json.dumps([m.description for m in step.micro]) if step.micro else None,
+        "tensors": names,
+    }
+
+
+def discover_parts(files: CheckedFiles, folder: str) -> list[PartRef]:
+    """The parts on disk of a stage that was not finished, in order.
 
     Raises:
-        RunError: A part is damaged; names the file.
+        RunError: A part is missing or damaged; names the file.
     """
     parts: list[PartRef] = []
-    for number in range(1_000_000):
+    found = len(list(files.inside(folder).glob("steps-*.parquet")))
+    for number in range(found):
         relative = f"{folder}/steps-{number:05d}.parquet"
-        path = root / relative
-        if not path.exists():
-            break
+        path = files.inside(relative)
         table = _read_table(path)
-        named = (table.schema.metadata or {}).get(_BATCHES_KEY, b"")
-        parts.append(
-            PartRef(
-                first_step=table.column("step")[0].as_py(),
-                steps=table.num_rows,
-                table=FileRef(path=relative, sha256=sha256_of(path), bytes=path.stat().st_size),
-                batches=FileRef.model_validate_json(named) if named else None,
+        try:
+            named = table.schema.metadata[_BATCHES_KEY]
+            parts.append(
+                PartRef(
+                    first_step=table.column("step")[0].as_py(),
+                    steps=table.num_rows,
+                    table=FileRef(path=relative, sha256=sha256_of(path), bytes=path.stat().st_size),
+                    batches=FileRef.model_validate_json(named) if named else None,
+                )
             )
-        )
+        except (KeyError, TypeError, ValidationError):
+            raise _foreign(path) from None
     return parts
+
+
+def recorded_digest(files: CheckedFiles, parts: Sequence[PartRef]) -> str:
+    """Digest of all steps of these parts, as recorded with the last of them; reads its footer.
+
+    Raises:
+        RunError: The part is missing or was changed; names the file.
+    """
+    if not parts:
+        return ""
+    path = files.path(parts[-1].table)
+    try:
+        return str(pq.read_schema(path).metadata[_DIGEST_KEY], "ascii")
+    except (pa.ArrowException, KeyError, TypeError, UnicodeDecodeError):
+        raise _foreign(path) from None
 
 
 def _read_table(path: Path) -> pa.Table:
     try:
         table = pq.read_table(path, page_checksum_verification=True)
+    except FileNotFoundError:
+        raise RunError(f"{path} is missing; restore it from where the run was recorded") from None
     except (pa.ArrowException, OSError) as error:
         raise RunError(
             f"{path} is damaged or no parquet file ({str(error).splitlines()[0]}); restore it"
         ) from None
-    if table.num_rows == 0 or not set(_COLUMNS.names) <= set(table.column_names):
-        raise RunError(f"{path} does not hold recorded steps; restore the original file")
+    if table.num_rows == 0 or not table.schema.equals(_COLUMNS):
+        raise _foreign(path)
     return table
+
+
+def _foreign(path: Path) -> RunError:
+    return RunError(f"{path} does not hold steps as StageLens records them; restore the original")
 
 
 def steps_table(files: CheckedFiles, parts: Sequence[PartRef]) -> pd.DataFrame:
@@ -163,45 +256,89 @@ def steps_table(files: CheckedFiles, parts: Sequence[PartRef]) -> pd.DataFrame:
     return pa.concat_tables(tables).select(["step", "loss", "lr"]).to_pandas()
 
 
-def read_steps(files: CheckedFiles, parts: Sequence[PartRef]) -> Iterator[StepRecord]:
-    """Recorded steps in order; one part's table and one step's batches in memory at a time."""
-    for part in parts:
-        rows = _read_table(files.path(part.table)).to_pylist()
-        if part.batches is None:
-            for row in rows:
-                yield _record(row, None)
-            continue
-        from safetensors import safe_open
+class RecordedSteps(Sequence[StepRecord]):
+    """The recorded steps of a stage, by number or in order.
 
-        with safe_open(files.path(part.batches), framework="pt") as tensors:
-            names: dict[int, list[str]] = {}
-            for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
-                names.setdefault(int(name.split(".", 1)[0]), []).append(name)
-            for row in rows:
-                own = {n: tensors.get_tensor(n) for n in names.get(row["step"], [])}
-                yield _record(row, own)
+    One part's table is in memory at a time; a step's batches are read when the step is asked for.
+
+    Args:
+        files: The run folder's files.
+        parts: The stage's parts, in order.
+    """
+
+    def __init__(self, files: CheckedFiles, parts: Sequence[PartRef]) -> None:
+        self._files = files
+        self._parts = parts
+        self._part: PartRef | None = None
+        self._rows: list[dict[str, Any]] = []
+        self._tensors: Any = None
+        self._places: dict[str, list[int]] = {}
+
+    def __len__(self) -> int:
+        return sum(part.steps for part in self._parts)
+
+    @overload
+    def __getitem__(self, index: int) -> StepRecord: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[StepRecord]: ...
+
+    def __getitem__(self, index: int | slice) -> StepRecord | list[StepRecord]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        row = self._row(range(len(self))[index])
+        return _record(row, [self._tensor(name, row["step"]) for name in row["tensors"]])
+
+    def facts(self, step: int) -> StepRecord:
+        """A step without its batches."""
+        return _record(self._row(step))
+
+    def _tensor(self, name: str, step: int) -> tuple[str, Tensor]:
+        """A tensor of a step with its place in it."""
+        row = self._places[name].index(step)
+        found: Tensor = self._tensors.get_slice(name)[row : row + 1][0]
+        # Copied into aligned memory: torch crashes on a generator's state elsewhere.
+        return name.split(" ", 1)[0], found.clone()
+
+    def _row(self, step: int) -> dict[str, Any]:
+        if self._part is None or not 0 <= step - self._part.first_step < self._part.steps:
+            self._open(
+                next(part for part in self._parts if step < part.first_step + part.steps)
+            )
+        assert self._part is not None
+        return self._rows[step - self._part.first_step]
+
+    def _open(self, part: PartRef) -> None:
+        self._part = part
+        self._rows = _read_table(self._files.path(part.table)).to_pylist()
+        self._tensors, self._places = None, {}
+        for row in self._rows:
+            for name in row["tensors"]:
+                self._places.setdefault(name, []).append(row["step"])
+        if part.batches is not None:
+            from safetensors import safe_open
+
+            self._tensors = safe_open(self._files.path(part.batches), framework="pt")
 
 
-def _record(row: dict[str, Any], tensors: dict[str, Tensor] | None) -> StepRecord:
+def _record(
+    row: dict[str, Any], tensors: Sequence[tuple[str, Tensor]] | None = None
+) -> StepRecord:
+    """A step; with its batches where its tensors are given, each with its place in the step."""
     from .batches import unflatten
 
     batches: list[MicroBatch] | None = None
     if row["batch"] is not None and tensors is not None:
         batches = []
-        for micro, description in enumerate(json.loads(row["batch"])):
-            prefix = f"{row['step']}.{micro}."
-            leaves: dict[int, Tensor] = {}
-            rng: dict[str, Tensor] = {}
-            for name, tensor in tensors.items():
-                if not name.startswith(prefix):
-                    continue
-                key = name.removeprefix(prefix)
-                if key.startswith("rng."):
-                    rng[key.removeprefix("rng.")] = tensor
-                else:
-                    leaves[int(key)] = tensor
-            ordered = [leaves[number] for number in sorted(leaves)]
-            batches.append(MicroBatch(unflatten(description, ordered), rng))
+        for number, description in enumerate(json.loads(row["batch"])):
+            own = {
+                place.removeprefix(f"{number}."): tensor
+                for place, tensor in tensors
+                if place.startswith(f"{number}.")
+            }
+            rng = {place: tensor for place, tensor in own.items() if not place.isdigit()}
+            leaves = [tensor for place, tensor in own.items() if place.isdigit()]
+            batches.append(MicroBatch(unflatten(description, leaves), rng))
     return StepRecord(
         step=row["step"],
         loss=row["loss"],

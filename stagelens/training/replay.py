@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..contracts import Refused, RunError, Task
 from ..runs.batches import batch_size, to_device
 from ..runs.run import Run, Stage
-from ..runs.states import TrainingState, capture, load_into, same_tensor
+from ..runs.states import TrainingState, capture, load_into, load_optimizer, same_tensor
 from ..runs.steps import StepRecord
 from .optimizers import build_optimizer, set_group_hyperparameters
 
@@ -83,8 +83,40 @@ def step(
     if rules.clip_norm is not None:
         nn.utils.clip_grad_norm_(model.parameters(), rules.clip_norm)
     set_group_hyperparameters(optimizer, record.groups)
-    optimizer.step()
+    _update(optimizer)
     return losses
+
+
+def _update(optimizer: torch.optim.Optimizer) -> None:
+    """``optimizer.step()``, in two halves where torch's fused SGD cannot take it at once.
+
+    It raises TypeError where one group holds parameters with and without a momentum buffer, which
+    a counterfactual can bring about. SGD updates every parameter by itself, so the fresh ones
+    first and then the others is the same arithmetic.
+    """
+    updated = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    fresh = {id(parameter) for parameter in _fresh_among_others(optimizer)}
+    halves = [[p for p in updated if (id(p) in fresh) is half] for half in (True, False)]
+    if not all(halves):
+        optimizer.step()
+        return
+    gradients = {id(parameter): parameter.grad for parameter in updated}
+    for now, later in (halves, halves[::-1]):
+        for parameter in now:
+            parameter.grad = gradients[id(parameter)]
+        for parameter in later:
+            parameter.grad = None
+        optimizer.step()
+
+
+def _fresh_among_others(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    fresh = []
+    for group in optimizer.param_groups:
+        if group.get("fused") and group.get("momentum"):
+            updated = [p for p in group["params"] if p.grad is not None]
+            own = [p for p in updated if "momentum_buffer" not in optimizer.state.get(p, {})]
+            fresh += own if len(own) < len(updated) else []
+    return fresh
 
 
 def restore_missing(
@@ -158,19 +190,21 @@ class StageReplay:
         parameters = dict(self.model.named_parameters())
         self.names = {id(parameter): name for name, parameter in parameters.items()}
         self.optimizer = build_optimizer(facts.optimizer, parameters)
-        for name, tensors in state.optimizer.items():
-            # torch keeps Adam's step count on the CPU unless the optimiser is fused.
-            on_device = {
-                key: tensor.clone().to(
-                    "cpu" if key == "step" and not facts.optimizer.flags.get("fused") else device
-                )
-                for key, tensor in tensors.items()
-            }
-            self.optimizer.state[parameters[name]] = on_device
+        load_optimizer(self.optimizer, self.names, state.optimizer)
 
-    def run(self) -> Iterator[StepRecord]:
-        """Run all steps; yields each record after its update."""
-        for record in self.stage.read_steps():
+    def run(self, order: Sequence[int] | None = None) -> Iterator[StepRecord]:
+        """Run all steps; yields each record after its update.
+
+        Args:
+            order: Which recorded step's batches to use at each step, learning rates staying in
+                place; None for the recorded order.
+        """
+        steps = self.stage.read_steps()
+        rates = [steps.facts(number).groups for number in range(len(steps))] if order else []
+        for place, number in enumerate(order or range(len(steps))):
+            record = steps[number]
+            if order:
+                record = replace(record, groups=rates[place])
             step(self.task, self.model, self.optimizer, record, self.rules)
             yield record
 
@@ -209,31 +243,58 @@ class Replayed:
 
 
 def replay_stage(
-    task: Task, stage: Stage, state: TrainingState | None = None, progress: Progress = no_progress
+    task: Task,
+    stage: Stage,
+    state: TrainingState | None = None,
+    progress: Progress = no_progress,
+    order: Sequence[int] | None = None,
 ) -> Replayed:
-    """Replay one stage from ``state`` (by default its recorded start)."""
+    """Replay one stage from ``state`` (by default its recorded start), in ``order`` if given."""
     check_replayable([stage])
     examples = 0
     with same_arithmetic(stage):
         replay = StageReplay(task, stage, state)
-        for number, record in enumerate(replay.run(), 1):
+        for number, record in enumerate(replay.run(order), 1):
             examples += sum(batch_size(micro.batch) for micro in record.batches or ())
             progress(number / stage.steps, f"stage {stage.name}, step {number} of {stage.steps}")
         return Replayed(replay.state(), examples)
 
 
-def replay_without(run: Run, stage: Stage, progress: Progress = no_progress) -> Replayed:
+Orders = Mapping[str, Sequence[int]]
+"""Stage name to an order of its recorded batches."""
+
+
+def replay_without(
+    run: Run, stage: Stage, progress: Progress = no_progress, orders: Orders | None = None
+) -> Replayed:
     """The training state at the end of the run as it would be without ``stage``.
 
     The stage's start state stands in for its end state; then the boundary rules and the recorded
     steps of all later stages follow. For the last stage this is its start state, at no cost.
 
+    Args:
+        run: The run.
+        stage: The stage that is left out.
+        progress: Told of every step.
+        orders: Another order of the later stages' batches, for the noise floor.
+
     Raises:
         Refused: Batches of a later stage were not kept.
     """
+    return replay_later(run, stage, stage.start(), progress, orders)
+
+
+def replay_later(
+    run: Run,
+    stage: Stage,
+    state: TrainingState,
+    progress: Progress = no_progress,
+    orders: Orders | None = None,
+) -> Replayed:
+    """Replay all stages after ``stage``, with ``state`` in place of its end; see above."""
     later = run.stages[stage.index + 1 :]
     check_replayable(later)
-    state, examples = stage.start(), 0
+    examples = 0
     total = sum(other.steps for other in later)
     done = 0
     for other in later:
@@ -241,7 +302,8 @@ def replay_without(run: Run, stage: Stage, progress: Progress = no_progress) -> 
         def report(share: float, text: str, before: int = done, here: Stage = other) -> None:
             progress((before + share * here.steps) / total, text)
 
-        replayed = replay_stage(run.task, other, cross_boundary(state, other), report)
+        order = (orders or {}).get(other.name)
+        replayed = replay_stage(run.task, other, cross_boundary(state, other), report, order)
         state, examples = replayed.state, examples + replayed.example_gradients
         done += other.steps
     return Replayed(state, examples)

@@ -66,6 +66,11 @@ def answer_column(stage: str) -> str:
     return f"answer without {stage}"
 
 
+def noise_column(stage: str) -> str:
+    """Column of :func:`example_frame` that tells effects within training noise; null: not known."""
+    return f"within noise without {stage}"
+
+
 def example_frame(
     table: pd.DataFrame, behaviour: Behaviour, stages: Sequence[str], columns: Sequence[str]
 ) -> pd.DataFrame:
@@ -79,8 +84,8 @@ def example_frame(
 
     Returns:
         ``example_id``, ``label``, ``prediction``, ``confidence``, ``right`` (NaN without a
-        label), ``final``, ``columns``, and per stage :func:`effect_column` and
-        :func:`answer_column`.
+        label), ``final``, ``columns``, and per stage :func:`effect_column`,
+        :func:`answer_column` and :func:`noise_column`.
     """
     rows = table[table["behaviour"] == behaviour.name]
     first = rows[rows["stage"] == (stages[0] if stages else "")]
@@ -94,6 +99,7 @@ def example_frame(
         part = rows[rows["stage"] == stage].set_index("example_id")
         added[effect_column(stage)] = part["effect"]
         added[answer_column(stage)] = part["prediction_without"]
+        added[noise_column(stage)] = part["within_noise"].astype("boolean")
     return pd.concat([frame, pd.DataFrame(added, index=frame.index)], axis=1).reset_index()
 
 

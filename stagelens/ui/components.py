@@ -19,6 +19,7 @@ from . import jobs, settings, state
 PAGES = (
     ("app.py", "Overview", ":material/insights:"),
     ("pages/1_Examples.py", "Examples", ":material/grid_view:"),
+    ("pages/4_Trust.py", "Trust", ":material/verified:"),
 )
 
 _SIDEBAR = 264
@@ -108,9 +109,12 @@ def trust_badges(stages: Iterable[StageTrust]) -> None:
     with st.container(horizontal=True, gap="small"):
         for stage in stages:
             trust_badge(stage.trust, stage.stage, stage.reason)
-    reasons = dict.fromkeys((s.trust, s.reason) for s in stages if s.trust != "exact")
-    for trust, reason in reasons:
-        st.caption(f"{TRUST_MARKS[trust]} {trust}: {plain(reason)}")
+    reasons: dict[tuple[Trust, str], list[str]] = {}
+    for stage in stages:
+        if stage.trust != "exact":
+            reasons.setdefault((stage.trust, stage.reason), []).append(stage.stage)
+    for (trust, reason), names in reasons.items():
+        st.caption(f"{TRUST_MARKS[trust]} {plain(', '.join(names))}: {plain(reason)}")
 
 
 def sentence_html(sentence: Sentence, brief: bool = False) -> str:

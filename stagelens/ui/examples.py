@@ -13,7 +13,7 @@ from ..charts import TRUST_MARKS
 from ..contracts import Behaviour, Trust
 from ..summary import amount_text, axis_unit, count_text, phrase
 from . import browse, components, drilldown, loaders, state
-from .browse import Filters, effect_column
+from .browse import Filters, effect_column, noise_column
 from .filters import Chosen
 from .loaders import Effects
 from .workspace import Workspace
@@ -85,10 +85,16 @@ def _table(
     better = chosen.behaviour.better
     st.caption(
         f"▲ credit: {phrase(chosen.behaviour)} {better} because of the stage. ▼ blame: "
-        f"{'lower' if better == 'higher' else 'higher'}. {_trust(workspace, effects)} Click a row "
-        "to look at the example."
+        f"{'lower' if better == 'higher' else 'higher'}. {_noise(workspace, shown)}"
+        f"{_trust(workspace, effects)} Click a row to look at the example."
     )
     return example_id
+
+
+def _noise(workspace: Workspace, shown: pd.DataFrame) -> str:
+    """The mark of effects within training noise, where it is known of any."""
+    known = any(shown[noise_column(stage)].notna().any() for stage in workspace.stages)
+    return "≈ within training noise: no finding. " if known else ""
 
 
 def _trust(workspace: Workspace, effects: Effects) -> str:
@@ -170,7 +176,12 @@ def _cells(workspace: Workspace, behaviour: Behaviour, shown: pd.DataFrame) -> p
     ]
     for stage in workspace.stages:
         cells[effect_column(stage)] = [
-            _effect_cell(effect, behaviour) for effect in shown[effect_column(stage)]
+            _effect_cell(effect, behaviour, within)
+            for effect, within in zip(
+                shown[effect_column(stage)],
+                shown[noise_column(stage)].fillna(False),
+                strict=True,
+            )
         ]
     return pd.DataFrame(cells)
 
@@ -179,10 +190,12 @@ def _marks(right: pd.Series) -> list[str]:
     return ["✓" if value == 1 else "✗" if value == 0 else "" for value in right]
 
 
-def _effect_cell(effect: float, behaviour: Behaviour) -> str:
+def _effect_cell(effect: float, behaviour: Behaviour, within_noise: bool) -> str:
     if not isfinite(effect):
         return "no number"
     text = amount_text(effect, behaviour, unit=False)
+    if within_noise:
+        return f"≈ {text}"
     gain = behaviour.sign * effect
     return text if text in ("0", "0.0") else f"{'▲' if gain > 0 else '▼'} {text}"
 

@@ -20,7 +20,7 @@ from ..contracts import Behaviour
 from ..results import Result, ResultFacts, StageTrust, load_result
 from ..runs.evaluation_sets import EvaluationSet
 from ..runs.run import Run, open_run
-from ..verification import trusted
+from ..verification import load_noise, trusted
 from . import estimates
 
 _CURVE_POINTS = 240
@@ -163,6 +163,31 @@ def stage_summary(
     names = [stage.name for stage in run(at).stages]
     table = slice_of(found.table, by, group)
     return summary.stage_summary(table, found.behaviours[behaviour], names)
+
+
+@st.cache_data(max_entries=128, show_spinner=False)
+def noise_of_means(
+    at: Source, set_name: str, estimate: str, behaviour: str, by: str | None, group: str | None
+) -> dict[str, bool]:
+    """Stage to whether its mean effect is within training noise; no entry where not known.
+
+    The noise sd of a mean is its standard deviation over orders of the recorded batches, the
+    recorded one included; within it is what is smaller than 2 of them.
+    """
+    found = result(at, set_name, estimate)
+    noise = None if found is None else load_noise(run(at), found.facts.set_digest)
+    if found is None or noise is None:
+        return {}
+    ids = slice_of(examples(at, set_name), by, group)["example_id"]
+    tables = [t[(t["behaviour"] == behaviour) & t["example_id"].isin(ids)] for t in
+              (noise, found.table)]  # fmt: skip
+    orders = tables[0].groupby(["stage", "order"])["effect"].mean().reset_index()
+    within = {}
+    for stage, own in tables[1].groupby("stage", sort=False)["effect"].mean().items():
+        others = orders.loc[orders["stage"] == stage, "effect"]
+        if len(others) and pd.notna(own):
+            within[str(stage)] = bool(abs(own) < 2 * pd.Series([own, *others]).std())
+    return within
 
 
 @st.cache_data(max_entries=128, show_spinner=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Mapping
 
 import pandas as pd
 import streamlit as st
@@ -106,6 +107,7 @@ def credit_and_blame(
         effects.trust[name] for name in workspace.stages if name in effects.trust
     )
     _counts(means, workspace.noun)
+    _noise(loaders.noise_of_means(*parts, by, group))
     with st.expander("The same numbers as a table, with groups"):
         rows = means
         if workspace.by is not None and group is None:
@@ -126,6 +128,19 @@ def _counts(means: pd.DataFrame, noun: str) -> None:
     components.text_block("; ".join(said) + ".", muted=True)
 
 
+def _noise(within: Mapping[str, bool]) -> None:
+    """Which mean effects are no more than the order of the batches, where that is known."""
+    if not within:
+        return
+    named = [stage for stage, is_within in within.items() if is_within]
+    said = (
+        f"≈ Within training noise, so no finding: the mean effect of {', '.join(named)}."
+        if named
+        else f"Beyond training noise: the mean effects of {', '.join(within)}."
+    )
+    components.text_block(said, muted=True)
+
+
 def _table(rows: pd.DataFrame, behaviour: Behaviour, effects: Effects) -> None:
     scale = 100 if is_share(behaviour) else 1
     unit = axis_unit(behaviour)
@@ -141,6 +156,7 @@ def _table(rows: pd.DataFrame, behaviour: Behaviour, effects: Effects) -> None:
             "credit": scale * rows["credit"],
             "blame": scale * rows["blame"],
             "standard error": scale * rows["error"],
+            "within noise": 100 * rows["noise_share"].astype(float),
         }
     )
     numbers = ("final", "without the stage", "stage effect", "credit", "blame", "standard error")
@@ -149,12 +165,21 @@ def _table(rows: pd.DataFrame, behaviour: Behaviour, effects: Effects) -> None:
         shown,
         hide_index=True,
         column_config={
-            name: st.column_config.NumberColumn(
-                name,
-                format=digits,
-                help=f"In {'percent and points' if is_share(behaviour) else unit or 'its unit'}.",
-            )
-            for name in numbers
+            **{
+                name: st.column_config.NumberColumn(
+                    name,
+                    format=digits,
+                    help="In "
+                    f"{'percent and points' if is_share(behaviour) else unit or 'its unit'}.",
+                )
+                for name in numbers
+            },
+            "within noise": st.column_config.NumberColumn(
+                "within noise",
+                format="%.0f %%",
+                help="Share of the examples whose effect is within training noise; empty: noise "
+                "not known.",
+            ),
         },
         alt="Mean stage effect, credit and blame per stage and group, as numbers.",
     )

@@ -11,17 +11,14 @@ from .. import summary
 from ..contracts import StageLensError
 from ..runs.evaluation_sets import EvaluationSet
 from ..runs.run import Run
-from . import components, jobs, loaders
+from . import components, loaders, progressive
 from .loaders import Effects, Source
 
 _ESTIMATOR_HELP = (
     "An estimator is a way to obtain a counterfactual: the model as it would be had a stage's "
     "updates not happened, all later stages run as they were. Replay runs the recorded steps "
-    "again and is the ground truth; task-vector is free and approximate."
-)
-_REPLAY_HELP = (
-    "Replay runs the recorded steps of the later stages again, without the stage. It is exact, "
-    "and takes about as long as these stages took to train."
+    "again and is the ground truth; coarse-replay does so cheaply, within a budget; task-vector "
+    "is free and approximate. The page Trust holds them against each other."
 )
 
 
@@ -55,28 +52,27 @@ class Workspace:
         """What an example is called."""
         return self.examples.kind
 
-    def attribute_arguments(self, estimator: str) -> tuple[str, ...]:
-        """The command line that measures this set."""
-        return (
-            *("attribute", self.at.path, "--estimator", estimator),
-            *("--set", self.examples.name),
-        )
 
+def open_workspace(title: str, effects: bool = True) -> Workspace | None:
+    """Draw a page's frame and open what it looks at; None after showing what to do instead.
 
-def open_workspace(title: str) -> Workspace | None:
-    """Draw a page's frame and open what it looks at; None after showing what to do instead."""
+    Args:
+        title: Of the page.
+        effects: Whether the page shows the effects of one estimate and of groups, so that these
+            are chosen in the sidebar, and better ones are computed in the background.
+    """
     components.start_page(title)
     path = components.current_run()
     if path is None:
         return None
     try:
-        return _open(path)
+        return _open(path, effects)
     except StageLensError as error:
         components.error_state(str(error))
         return None
 
 
-def _open(path: Path) -> Workspace | None:
+def _open(path: Path, with_effects: bool) -> Workspace | None:
     at = loaders.source(path)
     try:
         run = loaders.run(at)
@@ -105,21 +101,24 @@ def _open(path: Path) -> Workspace | None:
             help="The examples that behaviours are measured on.",
         )
         examples = loaders.evaluation_set(at, chosen)
+        if not with_effects:
+            return Workspace(at, run, examples, None, None, ())
         effects = _choose_estimator(at, chosen)
         by, groups = _choose_groups(at, chosen, examples)
-    workspace = Workspace(at, run, examples, effects, by, groups)
-    with st.sidebar:
-        _offer_replay(workspace)
-    return workspace
+        if effects is not None:
+            progressive.better(progressive.Ladder.of(at, chosen))
+    return Workspace(at, run, examples, effects, by, groups)
 
 
 def _choose_estimator(at: Source, set_name: str) -> Effects | None:
-    available = loaders.estimators(at, set_name)
+    available = loaders.available(at, set_name)
     if not available:
         return None
+    progressive.follow(at, set_name, available)
     name = st.selectbox(
         "Estimator", available, key="estimator", bind="query-params", help=_ESTIMATOR_HELP
     )
+    progressive.offer_best(available, name)
     return loaders.effects(at, set_name, name)
 
 
@@ -140,41 +139,11 @@ def _choose_groups(
     return by, tuple(sorted(table[by].dropna().astype(str).unique()))
 
 
-def _offer_replay(workspace: Workspace) -> None:
-    if workspace.effects is None or "replay" in loaders.estimators(
-        workspace.at, workspace.examples.name
-    ):
-        return
-    arguments = workspace.attribute_arguments("replay")
-    if components.job_state(arguments, "Try again"):
-        return
-    if all(stage.replayable for stage in workspace.run.stages):
-        _start_button(arguments, "Replay (exact)", "Replaying", _REPLAY_HELP)
-
-
-def _start_button(arguments: tuple[str, ...], label: str, title: str, text: str) -> None:
-    if st.button(
-        label, icon=":material/replay:", help=text, key=f"start-{arguments[3]}", width="stretch"
-    ):
-        jobs.start(arguments, title)
-        st.rerun()
-
-
 def nothing_measured(workspace: Workspace) -> None:
     """In the place of numbers where there are none yet: the free ones start by themselves."""
-    free = workspace.attribute_arguments("task-vector")
-    exact = workspace.attribute_arguments("replay")
     st.info(
         "No stage effect has been measured on this set yet. The task vector is free and takes "
-        "seconds; replay is exact.",
+        "seconds; better numbers follow by themselves.",
         icon=":material/hourglass_empty:",
     )
-    job = jobs.find(free)
-    if job is None and jobs.find(exact) is None:
-        jobs.start(free, "The task vector")
-    if components.job_state(free, "Try again"):
-        return
-    if not components.job_state(exact, "Try again"):
-        if job is not None and job.status().state == "cancelled":
-            _start_button(free, "Task vector (free)", "The task vector", _ESTIMATOR_HELP)
-        _start_button(exact, "Replay (exact)", "Replaying", _REPLAY_HELP)
+    progressive.first(progressive.Ladder.of(workspace.at, workspace.examples.name))

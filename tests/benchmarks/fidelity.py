@@ -196,13 +196,17 @@ def goals(rows: pd.DataFrame) -> list[str]:
 def main() -> None:
     """Measure, print the table, and keep all rows beside the runs."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cache", type=Path, required=True, help="folder for the recorded runs")
+    parser.add_argument("--cache", type=Path, default=Path("benchmark-runs"), help="recorded runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[3, 4, 5])
     parser.add_argument("--scenarios", nargs="+", default=list(SCENARIOS), choices=SCENARIOS)
     parser.add_argument("--only", nargs="+", default=[], help="estimators, as printed")
     parser.add_argument("--orders", type=int, default=3, help="replays for the noise floor")
     parser.add_argument("--out", type=Path, help="also write all rows to this CSV file")
+    parser.add_argument("--rows", type=Path, nargs="+", help="only summarise such files")
     options = parser.parse_args()
+    if options.rows:
+        report(pd.concat([pd.read_csv(path) for path in options.rows]))
+        return
     torch.set_num_threads(1)
     os.environ["TQDM_DISABLE"] = "1"
     rows: list[dict[str, object]] = []
@@ -217,11 +221,14 @@ def main() -> None:
             )
             if options.out:
                 pd.DataFrame(rows).to_csv(options.out, index=False)
-    table = pd.DataFrame(rows)
+    report(pd.DataFrame(rows))
+
+
+def report(table: pd.DataFrame) -> None:
+    """Print the summary, and the goals beside what was measured."""
     with pd.option_context("display.max_rows", None, "display.width", 200):
         print(summary(table).round(3).to_string())
-    if not options.only:
-        print("\n".join(goals(table)))
+    print("\n".join(goals(table)))
 
 
 if __name__ == "__main__":

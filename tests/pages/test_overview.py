@@ -139,7 +139,6 @@ def test_a_run_without_results_is_measured_by_itself(open_page, demo_copy: Path)
     check(app.run())
     assert app.selectbox(key="estimator").options == ["task-vector"]
     assert "pretrain: estimated" in words(app)
-    assert "Replay (exact)" in labels(app)
 
 
 def test_a_failed_measurement_says_why_and_can_be_repeated(open_page, demo_copy: Path) -> None:

@@ -1,0 +1,19 @@
+"""Trust: estimates against replay, what each costs, and the noise of training itself."""
+
+from __future__ import annotations
+
+from stagelens.ui import trust, verifying
+from stagelens.ui.workspace import open_workspace
+
+workspace = open_workspace("Trust", effects=False)
+if workspace is not None:
+    trust.heading(workspace)
+    view = trust.choose(workspace)
+    if view is None:
+        verifying.nothing_yet(workspace)
+        verifying.panel(workspace)
+    else:
+        trust.stages(workspace, view)
+        trust.noise(workspace, view)
+        trust.every_estimate(workspace, view)
+        verifying.panel(workspace)

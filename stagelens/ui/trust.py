@@ -1,0 +1,379 @@
+"""The sections of the Trust page: how far each stage's numbers can be believed."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from .. import charts
+from ..charts.trust import agreement
+from ..contracts import Behaviour
+from ..results import Result, ResultFacts, StageTrust
+from ..runs.schema import canonical_json
+from ..summary import count_text, number, signed_text
+from ..verification import compare, load_noise, load_verification
+from . import components, estimates, loaders
+from .estimates import percent
+from .loaders import Source
+from .workspace import Workspace
+
+FIGURES = {
+    "r": ("Pearson r", "1: the estimate rises and falls with replay over the examples."),
+    "rho": ("Spearman rho", "The same for ranks, so that single large effects do not decide."),
+    "slope": ("Slope", "Replay on estimate, through the origin: 1 is right, below 1 overstates."),
+    "relative_error": ("Relative error", "Size of the error over the size of the true effects."),
+    "sign_agreement": ("Sign agreement", "Examples where credit and blame are told apart."),
+}
+"""Column of a verification table to its name and its meaning."""
+
+_AS_PERCENT = ("relative_error", "sign_agreement")
+
+
+@dataclass(frozen=True)
+class View:
+    """What the page shows.
+
+    Attributes:
+        estimate: Name of the estimate that is held against replay.
+        behaviour: On which behaviour.
+        result: The estimate's table.
+        truth: The table by replay; None where replay has not run.
+        rows: Stage to its row of figures; no entry where there is no replay to compare with.
+    """
+
+    estimate: str
+    behaviour: Behaviour
+    result: Result
+    truth: Result | None
+    rows: Mapping[str, Mapping[str, Any]]
+
+
+def heading(workspace: Workspace) -> None:
+    """What the page is for."""
+    st.title("Trust", anchor=False)
+    components.text_block(
+        "Estimates propose, replay decides. Each point below is one example of set "
+        f"{workspace.examples.name}: its stage effect by an estimate, held against the effect by "
+        "replay, which runs the recorded steps again and is the ground truth."
+    )
+
+
+def choose(workspace: Workspace) -> View | None:
+    """The estimate and the behaviour that the page shows; None where no estimate is stored."""
+    at, name = workspace.at, workspace.examples.name
+    proposed = [e for e in loaders.available(at, name) if e != "replay"]
+    if not proposed:
+        return None
+    left, right = st.columns(2)
+    with left:
+        estimate = st.selectbox(
+            "Estimate",
+            proposed,
+            key="estimate",
+            bind="query-params",
+            help="What is held against replay; a fraction is the budget of coarse-replay, as a "
+            "share of replay's cost.",
+        )
+    result = loaders.result(at, name, estimate)
+    if result is None:
+        return None
+    with right:
+        kind = st.selectbox(
+            "Behaviour",
+            list(result.behaviours),
+            key="trusted",
+            bind="query-params",
+            help="One number per example measured on a model.",
+        )
+    rows = figures(at, name, estimate, kind)
+    behaviour = result.behaviours[kind]
+    return View(estimate, behaviour, result, loaders.result(at, name, "replay"), rows)
+
+
+@st.cache_data(max_entries=128, show_spinner="Comparing with replay")
+def figures(at: Source, set_name: str, estimate: str, behaviour: str) -> dict[str, dict[str, Any]]:
+    """Stage to its row of a verification table, stored or compared from the stored tables."""
+    result = loaders.result(at, set_name, estimate)
+    if result is None:
+        return {}
+    facts, run = result.facts, loaders.run(at)
+    table = load_verification(run)
+    table = table[
+        (table["set_digest"] == facts.set_digest)
+        & (table["behaviour"] == behaviour)
+        & (table["estimator"] == facts.estimator)
+        & (table["settings"] == canonical_json(facts.settings))
+    ]
+    stored = {str(row["stage"]): row for row in table.to_dict("records")}
+    truth = loaders.result(at, set_name, "replay")
+    if truth is None:
+        return stored
+    known = load_noise(run, facts.set_digest)
+    floors = [np.isfinite(row["noise_floor_r"]) for row in stored.values()]
+    if set(stored) >= set(result.trust) and (known is None or any(floors)):
+        return stored
+    compared = compare(_only(result, behaviour), _only(truth, behaviour), known)
+    return {str(row["stage"]): row for row in compared.to_dict("records")}
+
+
+def _only(result: Result, behaviour: str) -> Result:
+    kinds = [b for b in result.facts.behaviours if b.name == behaviour]
+    return Result(result.facts.model_copy(update={"behaviours": kinds}), result.table)
+
+
+# ---------------------------------------------------------------------------------- per stage
+
+
+def stages(workspace: Workspace, view: View) -> None:
+    """One card per stage: the verdict, the scatter, and all figures together."""
+    if view.truth is None:
+        st.info(
+            "Nothing has been verified on this set yet: no replay has run, so these are the "
+            "estimates' own expectations. **Verify by replay**, below, shows how far each number "
+            "is off.",
+            icon=":material/science:",
+        )
+    elif view.truth.trust and any(t.trust != "exact" for t in view.truth.trust.values()):
+        reasons = dict.fromkeys(t.reason for t in view.truth.trust.values() if t.trust != "exact")
+        st.caption(components.plain(" ".join(reasons)))
+    if view.truth is not None:
+        _legend()
+    open_stages = [s for s in workspace.stages if _trust(view, s).trust != "exact"]
+    with st.grid(3, min_column_width=255, gap="small"):
+        for stage in open_stages:
+            with st.container(border=True, height="stretch", gap="small"):
+                _stage(workspace, view, stage)
+    for stage in workspace.stages:
+        if stage not in open_stages:
+            components.text_block(f"● {stage}: {estimates.verdict(_trust(view, stage), None)}")
+
+
+def _legend() -> None:
+    st.html(
+        "<div style='display:flex;flex-wrap:wrap;gap:.2em 1.3em;font-size:.875rem'>"
+        f"<span><b style='color:{charts.CREDIT}'>●</b> credit</span>"
+        f"<span><b style='color:{charts.BLAME}'>◆</b> blame, by replay</span>"
+        "<span><b style='color:#8794A1'>×</b> within training noise</span>"
+        "<span>— estimate equals replay</span>"
+        "<span><b>- -</b> slope through the origin</span>"
+        "<span style='opacity:.75'>Figures with 95 % intervals over examples.</span></div>"
+    )
+
+
+def _trust(view: View, stage: str) -> StageTrust:
+    known = view.result.trust.get(stage)
+    if known is not None:
+        return known
+    reason = "Not computed for this stage."
+    return StageTrust(stage=stage, estimator=view.estimate, trust="refused", reason=reason)
+
+
+def _stage(workspace: Workspace, view: View, stage: str) -> None:
+    trust = _trust(view, stage)
+    row = view.rows.get(stage)
+    color = charts.stage_color(workspace.stages.index(stage))
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        st.html(
+            "<div style='display:flex;align-items:center;gap:.5em'>"
+            f"<span style='width:.8em;height:.8em;border-radius:.2em;background:{color}'></span>"
+            "<h3 style='margin:0;padding:0;font-size:1.1rem;overflow-wrap:anywhere'>"
+            f"{html.escape(stage)}</h3></div>",
+            width="content",
+        )
+        components.trust_badge(trust.trust, None, trust.reason)
+    said = html.escape(estimates.verdict(trust, row)).replace(" %", "&nbsp;%")
+    room = "6em" if row is not None and trust.trust != "refused" else "0"  # charts stand in line
+    st.html(
+        f"<p style='margin:0;min-height:{room};line-height:1.5;overflow-wrap:anywhere'>{said}</p>"
+    )
+    if trust.trust == "refused":
+        return
+    points = _points(view, stage)
+    if points is not None and row is not None:
+        chart = agreement(
+            points, view.behaviour, stage, view.estimate, float(row["slope"]), charts.EITHER
+        )
+        components.show(chart, f"agreement-{workspace.stages.index(stage)}")
+    _figures(view, trust, row)
+
+
+def _points(view: View, stage: str) -> pd.DataFrame | None:
+    if view.truth is None:
+        return None
+    own, true = (_of(table, stage, view.behaviour) for table in (view.result, view.truth))
+    return (
+        own[["example_id", "effect"]]
+        .rename(columns={"effect": "estimate"})
+        .merge(
+            true[["example_id", "effect", "within_noise"]].rename(columns={"effect": "replay"}),
+            on="example_id",
+        )
+    )
+
+
+def _of(result: Result, stage: str, behaviour: Behaviour) -> pd.DataFrame:
+    table = result.table
+    return table[(table["stage"] == stage) & (table["behaviour"] == behaviour.name)]
+
+
+def _figures(view: View, trust: StageTrust, row: Mapping[str, Any] | None) -> None:
+    lines = []
+    for name, (title, meaning) in FIGURES.items() if row is not None else ():
+        assert row is not None
+        low, high = row.get(f"{name}_low", np.nan), row.get(f"{name}_high", np.nan)
+        between = f"{_text(name, low)} to {_text(name, high)}" if np.isfinite(low) else ""
+        lines.append((title, _text(name, row[name]), between, meaning))
+    lines.append(
+        (
+            "Expected error",
+            "not known" if trust.expected_error is None else percent(trust.expected_error),
+            ""
+            if trust.expected_error is None or trust.trust != "estimated"
+            else _LEANING[trust.reliable],
+            "Relative error that was to be expected, found without a replay.",
+        )
+    )
+    floor = np.nan if row is None else row["noise_floor_r"]
+    lines.append(
+        (
+            "Noise-floor r",
+            number(floor) if np.isfinite(floor) else "noise not known",
+            "",
+            "Replay in another order of the batches against replay: no estimate needs more.",
+        )
+    )
+    if np.isfinite(floor):
+        assert row is not None
+        sd = signed_text(float(row["noise_sd"]), view.behaviour).lstrip("+")
+        meaning = "How much an example's effect varies with the order of the batches."
+        lines.append(("Noise sd", sd, "", meaning))
+    cells = "".join(
+        f"<tr title='{html.escape(meaning, quote=True)}'>"
+        f"<th scope='row' style='{_CELL};text-align:left;font-weight:400;opacity:.8'>{title}</th>"
+        + (
+            f"<td style='{_CELL};text-align:right;font-weight:600'>{value}</td>"
+            f"<td style='{_CELL};width:99%;opacity:.75;font-size:.92em'>{more}</td></tr>"
+            if not value.endswith("not known")
+            else f"<td colspan='2' style='{_CELL}'>{value}</td></tr>"
+        )
+        for title, value, more, meaning in lines
+    )
+    st.html(f"<table style='{_TABLE};font-size:.875rem'><tbody>{cells}</tbody></table>")
+
+
+_LEANING = {True: "reliable", False: "not reliable", None: ""}
+_CELL = "border:0;padding:.14em .5em .14em 0;vertical-align:baseline;white-space:nowrap"
+_TABLE = "border-collapse:collapse;border:0;width:100%;margin:0;font-variant-numeric:tabular-nums"
+
+
+def _text(name: str, value: float) -> str:
+    return percent(value) if name in _AS_PERCENT else f"{value:.2f}".replace("-", "−")
+
+
+# -------------------------------------------------------------------------------------- noise
+
+
+def noise(workspace: Workspace, view: View) -> None:
+    """How much of the effects is no more than the order of the batches."""
+    st.header("Training noise", anchor=False)
+    known = _orders(workspace.at, view.result.facts)
+    if not known:
+        components.text_block(
+            "Noise not known: no other order of the recorded batches has been replayed. Verify "
+            "with at least one other order to learn which effects are no more than chance."
+        )
+        return
+    effects = view.truth or view.result
+    said = []
+    for stage in workspace.stages[:-1]:
+        marks = _of(effects, stage, view.behaviour)["within_noise"].dropna()
+        if len(marks):
+            said.append(f"{stage} {percent(float(marks.astype(bool).mean()))}")
+    components.text_block(
+        f"Measured by replays in {count_text(known, 'other order')} of the recorded batches. An "
+        "effect of less than two noise sd is within training noise, and no finding. Of the "
+        f"effects on the {view.behaviour.name}, within training noise: "
+        f"{', '.join(said) or 'not known'}."
+    )
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def _orders(at: Source, _facts: ResultFacts) -> int:
+    table = load_noise(loaders.run(at), _facts.set_digest)
+    return 0 if table is None else int(table["order"].nunique())
+
+
+# ----------------------------------------------------------------------------- every estimate
+
+
+def every_estimate(workspace: Workspace, view: View) -> None:
+    """What each stored estimate cost on this run, and how good it was: one line each."""
+    st.header("What each estimate costs", anchor=False)
+    components.text_block(
+        f"Time on this run for the stages before the last, whose effect comes free; errors are "
+        f"relative errors on the {view.behaviour.name} against replay.",
+        muted=True,
+    )
+    at, name = workspace.at, workspace.examples.name
+    shown = workspace.stages[:-1]
+    heads = ["estimate", "time", "cost in replays", *shown]
+    body = []
+    for estimate in loaders.available(at, name):
+        result = loaders.result(at, name, estimate)
+        known = {} if result is None else result.trust
+        trusts = {stage: trust for stage, trust in known.items() if stage in shown}
+        rows = {} if estimate == "replay" else figures(at, name, estimate, view.behaviour.name)
+        costs = [t.cost for t in trusts.values() if t.trust != "refused" or t.cost]
+        cells = [
+            f"<b>{html.escape(estimate)}</b>",
+            _seconds(sum(t.seconds for t in trusts.values())),
+            f"{np.mean(costs):.2f}" if costs else "n/a",
+            *(_brief(trusts.get(stage), rows.get(stage)) for stage in shown),
+        ]
+        mark = ";background:rgba(123,135,148,.14)" if estimate == view.estimate else ""
+        body.append(
+            f"<tr style='{mark[1:]}'>"
+            + "".join(f"<td style='{_WIDE}'>{cell}</td>" for cell in cells)
+            + "</tr>"
+        )
+    top = "".join(
+        f"<th scope='col' style='{_WIDE};text-align:left;opacity:.75;font-weight:400'>"
+        f"{html.escape(head)}</th>"
+        for head in heads
+    )
+    st.html(
+        f"<div style='overflow-x:auto'><table style='{_TABLE};font-size:.9rem'><thead><tr>{top}"
+        f"</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+_WIDE = (
+    "border:0;border-bottom:1px solid rgba(123,135,148,.35);padding:.45em 1em .45em .4em;"
+    "white-space:nowrap"
+)
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 0.95:
+        return f"{1000 * seconds:.0f} ms" if seconds >= 0.0005 else "0 ms"
+    return f"{seconds:.1f} s" if seconds < 60 else f"{seconds / 60:.1f} min"
+
+
+def _brief(trust: StageTrust | None, row: Mapping[str, Any] | None) -> str:
+    if trust is None:
+        return "not computed"
+    mark = charts.TRUST_MARKS[trust.trust]
+    if trust.trust == "refused":
+        return f"{mark} refused"
+    if row is not None and np.isfinite(row["r"]):
+        r = f"{row['r']:.2f}".replace("-", "−")
+        return f"{mark} r {r}, error {percent(row['relative_error'])}"
+    if trust.trust == "exact" or trust.expected_error is None:
+        return f"{mark} {trust.trust}"
+    return f"{mark} expected error {percent(trust.expected_error)}"

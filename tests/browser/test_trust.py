@@ -1,0 +1,120 @@
+"""The Trust page as a person meets it: press verify, watch it, and read the result."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from stagelens.runs.run import open_run
+from stagelens.verification import load_verification
+
+ROOT = Path(__file__).resolve().parents[2]
+VERIFY_TIME = 280_000
+"""Milliseconds; it takes about ten seconds on two idle cores."""
+
+QUIET = {"STREAMLIT_SERVER_FILE_WATCHER_TYPE": "none"}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with the demo, and with a copy of it that has no results."""
+    folder = tmp_path_factory.mktemp("home")
+    subprocess.run(
+        [sys.executable, "-m", "stagelens", "demo", "digits", "--out", str(folder / "digits")],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+        timeout=280,
+    )
+    for name in ("bare", "early"):
+        shutil.copytree(folder / "digits", folder / name)
+        shutil.rmtree(folder / name / "results")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(start_server, home: Path):
+    return start_server({**QUIET, "STAGELENS_HOME": str(home)})
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_press_verify_and_read_how_far_each_number_can_be_trusted(
+    server, home: Path, page: Page, settle, screenshot
+) -> None:
+    page.goto(f"{server.url}/Trust?run=bare")
+    settle(page, "Nothing has been verified on this set yet")
+    expect(page.get_by_text(re.compile("Predicted: "))).to_be_visible()
+    screenshot(page, "trust-nothing-yet")
+    page.get_by_role("button", name="Verify by replay").click()
+    expect(page.get_by_role("progressbar")).to_be_visible()
+    expect(page.get_by_role("button", name="Cancel")).to_be_visible()
+    page.get_by_role("link", name="Overview").click()  # the page stays usable
+    settle(page, "Stages")
+    page.get_by_role("link", name="Trust").click()
+
+    verdict = page.get_by_text(re.compile(r"^verified: r 0\.\d\d, slope"))
+    expect(verdict.first).to_be_visible(timeout=VERIFY_TIME)
+    settle(page)
+    expect(page.locator(".js-plotly-plot .scatterlayer .point").first).to_be_attached()
+    chart = page.get_by_role("figure", name=re.compile("Stage effect of shortcut on the margin"))
+    expect(chart.first).to_be_attached()
+    table = load_verification(open_run(home / "bare"))
+    rows = table[(table["behaviour"] == "margin") & (table["budget"] == 0.25)]
+    row = rows.set_index("stage").loc["shortcut"]
+    expect(page.get_by_text(f"r {row['r']:.2f}, slope {row['slope']:.2f}").first).to_be_visible()
+    expect(page.get_by_text("Noise-floor r").first).to_be_visible()
+    expect(page.get_by_text(re.compile("1 other order of the recorded batches"))).to_be_visible()
+    screenshot(page, "trust")
+
+
+def test_cancelling_leaves_the_page_as_it_was(server, page: Page, settle) -> None:
+    page.goto(f"{server.url}/Trust?run=early&orders=5")
+    settle(page, "Nothing has been verified on this set yet")
+    page.get_by_role("button", name="Verify by replay").click()
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_role("button", name="Verify by replay")).to_be_enabled()
+    settle(page)
+
+
+def test_a_link_opens_the_same_comparison(server, page: Page, settle) -> None:
+    page.goto(f"{server.url}/Trust?run=digits&estimate=task-vector&trusted=loss")
+    settle(page, "compared with the stored replay")
+    chart = page.get_by_role("figure", name=re.compile("on the loss by task-vector"))
+    expect(chart.first).to_be_attached()
+    page.reload()
+    settle(page, "compared with the stored replay")
+    assert "estimate=task-vector" in page.url and "trusted=loss" in page.url
+
+
+def test_the_button_is_reached_by_keyboard(server, page: Page, settle) -> None:
+    page.goto(f"{server.url}/Trust?run=digits&budgets=1/8&orders=0")
+    settle(page, "Verify by replay")
+    page.get_by_role("button", name="Verify by replay").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("progressbar")).to_be_visible()
+    page.get_by_role("button", name="Cancel").click()
+
+
+@pytest.mark.parametrize("width", [420, 800])
+def test_a_narrow_window_is_usable(server, page: Page, settle, screenshot, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 1200})
+    page.goto(f"{server.url}/Trust?run=digits")
+    settle(page, "compared with the stored replay")
+    overflow = page.get_by_test_id("stMain").evaluate("e => e.scrollWidth - e.clientWidth")
+    assert overflow <= 1
+    screenshot(page, f"narrow-{width}-trust")
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+def test_the_server_never_loads_torch(server, page: Page, settle) -> None:
+    page.goto(f"{server.url}/Trust?run=digits")
+    settle(page, "compared with the stored replay")
+    assert "libtorch" not in Path(f"/proc/{server.process.pid}/maps").read_text()

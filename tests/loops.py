@@ -1,0 +1,169 @@
+"""Small training loops in plain torch, as users write them, for tests to record and to repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import stagelens
+from stagelens.recording.stage_recorder import StageRecorder
+from stagelens.runs.states import TrainingState, capture
+from stagelens.tasks import ImageClassification
+
+SHAPE = (1, 4, 5)
+CLASSES = ("a", "b", "c")
+Batch = tuple[Tensor, Tensor]
+
+
+def make_batches(count: int, seed: int = 0, size: int = 8, scale: float = 1.0) -> list[Batch]:
+    """Random images and labels of :data:`SHAPE` and :data:`CLASSES`."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (
+            scale * torch.randn(size, *SHAPE, generator=generator),
+            torch.randint(len(CLASSES), (size,), generator=generator),
+        )
+        for _ in range(count)
+    ]
+
+
+def make_task(
+    config: Mapping[str, Any] | None = None,
+    make_model: Callable[[Mapping[str, Any]], nn.Module] | None = None,
+) -> ImageClassification:
+    """A classifier of such batches: a small MLP, the built-in model of ``config``, or your own."""
+    if config is None and make_model is None:
+        config = {"kind": "mlp", "hidden": [6]}
+    return ImageClassification(CLASSES, SHAPE, model=config, make_model=make_model)
+
+
+def train(
+    task: stagelens.Task,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[Any],
+    *,
+    stage: StageRecorder | None = None,
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+    clip_norm: float | None = None,
+    accumulation: int = 1,
+    set_to_none: bool = True,
+) -> None:
+    """The usual loop; recorded where ``stage`` is given, and otherwise the same."""
+    for number, batch in enumerate(batches, 1):
+        loss = task.loss(model, batch)
+        (loss / accumulation).backward()
+        if number % accumulation == 0:
+            if clip_norm is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=set_to_none)
+            if scheduler is not None:
+                scheduler.step()
+        if stage is not None:
+            stage.step(batch, loss)
+
+
+Optimizer = Callable[[nn.Module, torch.optim.Optimizer | None], torch.optim.Optimizer]
+Schedule = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
+
+
+@dataclass
+class Plan:
+    """One stage of a training in several.
+
+    Attributes:
+        name: The stage's name.
+        optimizer: Makes the optimiser, or takes the one of the stage before.
+        prepare: What happens to the model before the stage: a new head, frozen parameters, modes.
+        batches: How many, of this stage's own.
+        schedule: Makes the scheduler.
+        loop: Settings of :func:`train`.
+        recorder: Further settings of ``Recorder.stage``.
+    """
+
+    name: str
+    optimizer: Optimizer
+    prepare: Callable[[nn.Module], nn.Module] = lambda model: model
+    batches: int = 6
+    schedule: Schedule | None = None
+    loop: Mapping[str, Any] = field(default_factory=dict)
+    recorder: Mapping[str, Any] = field(default_factory=dict)
+
+    def declared(self) -> dict[str, Any]:
+        """What has to be declared to the recorder."""
+        loop = {key: self.loop[key] for key in ("clip_norm", "accumulation") if key in self.loop}
+        return {**loop, **self.recorder}
+
+
+def run_plans(
+    task: stagelens.Task,
+    plans: Sequence[Plan],
+    *,
+    without: str | None = None,
+    recorder: stagelens.Recorder | None = None,
+) -> TrainingState:
+    """Train all stages from the same seeds every time, and give the training state at the end.
+
+    Args:
+        task: Builds the model and computes the loss.
+        plans: The stages.
+        without: A stage that starts, but is trained for no step: training by hand without it.
+        recorder: Records the stages.
+    """
+    torch.manual_seed(0)
+    model = task.build_model(plans[0].recorder.get("build_config"))
+    optimizer = None
+    for number, plan in enumerate(plans):
+        torch.manual_seed(100 + number)
+        model.train()
+        model = plan.prepare(model)
+        model.zero_grad()
+        optimizer = plan.optimizer(model, optimizer)
+        batches = make_batches(plan.batches, seed=number)
+        if plan.name == without:
+            continue
+        scheduler = plan.schedule(optimizer) if plan.schedule is not None else None
+        if recorder is None:
+            train(task, model, optimizer, batches, scheduler=scheduler, **plan.loop)
+            continue
+        with recorder.stage(
+            plan.name, model=model, optimizer=optimizer, **plan.declared()
+        ) as stage:
+            train(task, model, optimizer, batches, stage=stage, scheduler=scheduler, **plan.loop)
+    return capture(model, optimizer, {id(p): n for n, p in model.named_parameters()})
+
+
+def record_plans(path: Path, task: stagelens.Task, plans: Sequence[Plan]) -> stagelens.Run:
+    """Record all stages into a new run folder, and open it."""
+    run_plans(task, plans, recorder=stagelens.Recorder(path, task, name="run"))
+    return stagelens.open_run(path, task)
+
+
+def differing(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that are not the same to the bit."""
+    return [
+        name
+        for name in sorted(a.keys() | b.keys())
+        if name not in a or name not in b or not _same_bits(a[name], b[name])
+    ]
+
+
+def differing_state(a: TrainingState, b: TrainingState) -> list[str]:
+    """Names of whatever is not the same to the bit in two training states."""
+    flat = [
+        state.model | {f"{n}/{k}": t for n, ts in state.optimizer.items() for k, t in ts.items()}
+        for state in (a, b)
+    ]
+    return differing(*flat)
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return a.contiguous().numpy().tobytes() == b.contiguous().numpy().tobytes()

@@ -1,0 +1,203 @@
+"""The Trust page on the real demo: nothing verified, compared, verifying, verified, refused."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from stagelens.results import StageTrust, load_result, save_result
+from stagelens.runs.run import open_run
+from stagelens.ui import jobs
+from stagelens.verification import load_verification, trusted
+from tests.pages.reading import check, figures, labels, table, words
+
+PAGE = "pages/4_Trust.py"
+OPEN = ["pretrain", "shortcut", "mislabelled"]
+
+
+def press(app: AppTest, label: str) -> AppTest:
+    next(b for b in app.button if b.label == label).click()
+    return app.run()
+
+
+@pytest.fixture(scope="module")
+def verified(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo after a verification with one other order."""
+    folder = tmp_path_factory.mktemp("verified") / "digits"
+    shutil.copytree(demo, folder)
+    options = ("--set", "test", "--budget", "0.25", "--budget", "0.5", "--orders", "1")
+    subprocess.run(
+        [sys.executable, "-m", "stagelens", "verify", str(folder), *options],
+        check=True,
+        capture_output=True,
+        timeout=280,
+    )
+    return folder
+
+
+def test_a_stored_replay_is_compared_with_before_anything_is_verified(open_page, demo) -> None:
+    app = check(open_page(demo.parent, "run=digits", PAGE))
+    alts = [figure["alt"] for figure in figures(app)]
+    assert len(alts) == 3 and all(f"Stage effect of {s} on" in " ".join(alts) for s in OPEN)
+    said = words(app)
+    assert said.count("compared with the stored replay: r ") == 3
+    assert "noise not known" in said and "Noise not known" in said
+    assert "adapt: exact: the last stage's start" in said
+
+
+def test_without_any_result_it_says_what_would_be_learnt_and_how_long(
+    open_page, demo_copy: Path
+) -> None:
+    shutil.rmtree(demo_copy / "results")
+    app = check(open_page(demo_copy.parent, "run=digits", PAGE))
+    said = words(app)
+    assert "Nothing has been verified on this set yet" in said
+    assert "Predicted: " in said and "seconds" in said
+    assert "Verify by replay" in labels(app)
+
+
+def test_figures_stand_together_with_their_intervals(open_page, verified: Path) -> None:
+    app = check(open_page(verified.parent, "run=digits&trusted=loss&estimate=coarse-replay 1/4",
+                          PAGE))  # fmt: skip
+    said = words(app)
+    stored = load_verification(open_run(verified))
+    row = stored[
+        (stored["stage"] == "shortcut")
+        & (stored["behaviour"] == "loss")
+        & (stored["budget"] == 0.25)
+    ].iloc[0]
+    assert f"verified: r {row['r']:.2f}, slope {row['slope']:.2f}" in said
+    assert f"{row['r_low']:.2f} to {row['r_high']:.2f}" in said
+    for name in ("Pearson r", "Spearman rho", "Slope", "Relative error", "Sign agreement"):
+        assert said.count(name) == 3
+    assert said.count("Noise-floor r") == 3 and "1 other order" in said
+    assert "noise not known" not in said
+
+
+def test_every_stored_estimate_has_its_time_and_cost(open_page, verified: Path) -> None:
+    said = words(check(open_page(verified.parent, "run=digits", PAGE)))
+    costs = said[said.index("cost in replays") :]
+    for name in ("replay", "coarse-replay 1/2", "coarse-replay 1/4", "task-vector"):
+        assert name in costs
+    assert " ms " in costs or " s " in costs
+
+
+def test_the_link_chooses_estimate_behaviour_and_options(open_page, verified: Path) -> None:
+    link = "run=digits&estimate=task-vector&trusted=loss&orders=3&budgets=1/2"
+    app = check(open_page(verified.parent, link, PAGE))
+    assert app.selectbox(key="estimate").value == "task-vector"
+    assert "the loss by task-vector against replay" in figures(app)[0]["alt"]
+    assert app.session_state["orders"] == 3 and app.session_state["budgets"] == ["1/2"]
+
+
+def test_other_pages_say_verified_and_within_noise(open_page, verified: Path) -> None:
+    app = check(open_page(verified.parent, "run=digits&estimator=task-vector"))
+    assert "◆ verified" in figures(app)[0]["layout"]["yaxis"]["ticktext"][0]
+    assert "pretrain: verified" in words(app)
+    app = check(open_page(verified.parent, "run=digits&measure=loss"))
+    said = words(app)
+    assert "training noise not known" not in said
+    assert "Beyond training noise: the mean effect" in said or "Within training noise" in said
+    link = "run=digits&estimator=replay&stage=shortcut&sort=order+of+the+set"
+    app = check(open_page(verified.parent, link, "pages/1_Examples.py"))
+    result = load_result(open_run(verified), "test", "effects", "replay")
+    assert result is not None
+    marked = trusted(open_run(verified), result).table
+    rows = marked[(marked["stage"] == "shortcut") & (marked["behaviour"] == "loss")]
+    cells = table(app).filter(like="shortcut").iloc[:, 0]
+    expected = rows["within_noise"].iloc[: len(cells)].tolist()
+    zeros = cells.isin(["0", "0.0"]).tolist()
+    found = cells.str.startswith("≈").tolist()
+    assert [a or z for a, z in zip(found, zeros, strict=True)] == [
+        bool(e) or z for e, z in zip(expected, zeros, strict=True)
+    ]
+    assert "≈ within training noise: no finding." in words(app)
+
+
+def test_verifying_runs_beside_the_page_and_its_result_is_shown(open_page, demo_copy: Path) -> None:
+    app = check(open_page(demo_copy.parent, "run=digits&budgets=1/8&orders=0", PAGE))
+    check(press(app, "Verify by replay"))
+    started = app.session_state["stagelens:verification"]
+    assert started == (
+        "verify", str(demo_copy), "--set", "test", "--estimator", "task-vector",
+        "--estimator", "coarse-replay", "--budget", "0.125", "--orders", "0",
+    )  # fmt: skip
+    job = jobs.find(started)
+    assert job is not None
+    if job.running:
+        assert "Cancel" in labels(app) and len(figures(app)) == 3
+    job._reaper.join(200)
+    assert job.status().state == "done", job.log()
+    check(app.run())
+    check(app.selectbox(key="estimate").select("coarse-replay 1/8").run())
+    assert "verified: r " in words(app)
+    check(app.selectbox(key="estimate").select("task-vector").run())
+    assert words(app).count("verified: r ") == 3
+    assert "Verify by replay" in labels(app)
+
+
+def test_a_failed_verification_says_why(open_page, demo_copy: Path) -> None:
+    app = check(open_page(demo_copy.parent, "run=digits&orders=0", PAGE))
+    batches = next((demo_copy / "stages").glob("01-*")).glob("batches-*")
+    shutil.rmtree(demo_copy / "results")
+    for path in batches:
+        path.write_bytes(b"damaged" * (path.stat().st_size // 7 + 1))
+    check(press(app, "Verify by replay"))
+    jobs.find(app.session_state["stagelens:verification"])._reaper.join(120)
+    check(app.run())
+    assert "The verification failed" in app.error[0].value
+    assert "Dismiss" in labels(app)
+
+
+def test_refused_stages_say_why_and_have_no_scatter(open_page, verified: Path, tmp_path) -> None:
+    folder = shutil.copytree(verified, tmp_path / "refused" / "digits")
+    run = open_run(folder)
+    result = load_result(run, "test", "effects", "coarse-replay", {"budget": 0.5})
+    assert result is not None
+    refused = StageTrust(
+        stage="pretrain", estimator="coarse-replay", trust="refused", reason="It diverged."
+    )
+    trusts = [refused if t.stage == "pretrain" else t for t in result.facts.stages]
+    effects = result.table.copy()
+    effects.loc[effects["stage"] == "pretrain", ["effect", "without"]] = float("nan")
+    save_result(run, type(result)(result.facts.model_copy(update={"stages": trusts}), effects))
+    app = check(open_page(folder.parent, "run=digits&estimate=coarse-replay 1/2", PAGE))
+    assert "refused: it diverged." in words(app)
+    assert len(figures(app)) == 2
+
+
+def test_a_run_whose_batches_were_not_kept_cannot_be_verified(
+    open_page, demo_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stagelens.runs.run import Stage
+
+    monkeypatch.setattr(Stage, "replayable", property(lambda self: self.index != 2))
+    app = check(open_page(demo_copy.parent, "run=digits", PAGE))
+    assert "stage mislabelled cannot be replayed" in words(app)
+    assert "Verify by replay" not in labels(app)
+
+
+def test_nothing_from_data_becomes_markup(open_page, demo_copy: Path) -> None:
+    evil = "<img src=x onerror=alert(1)> **b**"
+    run = open_run(demo_copy)
+    result = load_result(run, "test", "effects", "task-vector")
+    assert result is not None
+    trusts = [
+        t if t.trust == "exact" else t.model_copy(update={"trust": "refused", "reason": evil})
+        for t in result.facts.stages
+    ]
+    save_result(run, type(result)(result.facts.model_copy(update={"stages": trusts}),
+                                  result.table))  # fmt: skip
+    app = check(open_page(demo_copy.parent, "run=digits&estimate=task-vector", PAGE))
+    assert all("<img" not in e.proto.body for e in app.get("html"))
+
+
+def test_the_page_alone_needs_no_torch() -> None:
+    code = "import sys, stagelens.ui.trust as t, stagelens.ui.verifying as v; assert t and v"
+    code += "; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,0 +1,290 @@
+"""The command line: what it prints, what it writes, and how it says that something is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import stagelens
+from stagelens import cli
+from stagelens.contracts import StageLensError
+from tests.conftest import DemoRun
+
+COMMANDS = ("demo", "attribute", "verify", "add-set")
+STAGES = ["pretrain", "shortcut", "mislabelled", "adapt"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a command ended, and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Answer]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """``command("attribute", run, "--set", "test")``: the command line, in this process."""
+
+    def run(*words: object) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["stagelens", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        printed = capsys.readouterr()
+        return Answer(int(end.value.code or 0), printed.out, printed.err)
+
+    return run
+
+
+@pytest.fixture
+def copied(digits_run: DemoRun, tmp_path: Path) -> Path:
+    """A copy of the demo to change."""
+    return Path(shutil.copytree(digits_run.path, tmp_path / "digits"))
+
+
+def in_a_process(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "stagelens", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+# Help
+
+
+def test_help_lists_every_command(command: Command) -> None:
+    answer = command("--help")
+    assert answer.status == 0
+    assert "Which stage of a model's training is to credit or to blame" in answer.out
+    for name in COMMANDS:
+        assert f" {name} " in answer.out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_an_example_in_its_help(name: str, command: Command) -> None:
+    answer = command(name, "--help")
+    assert answer.status == 0
+    assert f"stagelens {name} " in " ".join(answer.out.split()).split("Example", 1)[1]
+
+
+def test_no_command_shows_the_help(command: Command) -> None:
+    assert "Commands" in command().out + command().err
+
+
+# The demo
+
+
+def test_the_demo_says_what_it_made(digits_run: DemoRun) -> None:
+    assert f"{digits_run.path}: 4 stages, sets mixed-up, test" in digits_run.output
+    assert f"stagelens attribute {digits_run.path} --set test" in digits_run.output
+    assert [stage.name for stage in stagelens.open_run(digits_run.path).stages] == STAGES
+
+
+def test_the_demo_reports_its_progress_in_a_file(digits_run: DemoRun) -> None:
+    progress = digits_run.progress
+    assert (progress["state"], progress["done"], progress["error"]) == ("done", 1.0, None)
+    assert progress.keys() == {"state", "done", "text", "error"}
+
+
+def test_the_demo_does_not_overwrite(digits_run: DemoRun, command: Command) -> None:
+    answer = command("demo", "digits", "--out", digits_run.path)
+    assert answer.status == 1
+    assert answer.err.startswith(f"stagelens: {digits_run.path} is not empty; choose another")
+
+
+# attribute
+
+
+def test_attribute_prints_a_line_for_every_stage(digits_run: DemoRun, command: Command) -> None:
+    answer = command("attribute", digits_run.path, "--set", "test", "--estimator", "replay")
+    assert answer.status == 0, answer.err
+    assert "Mean stage effect on test (894 examples)" in answer.out
+    for behaviour in ("margin (higher is better)", "loss (lower is better)", "probability"):
+        assert behaviour in answer.out
+    for stage in STAGES:
+        assert f" {stage} " in answer.out
+    assert "exact: Exact replay." in answer.out
+    assert "exact: Exact: the last stage's start is the model without it." in answer.out
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_attribute_writes_the_table_with_its_trust(
+    ending: str, digits_run: DemoRun, command: Command, tmp_path: Path
+) -> None:
+    out = tmp_path / "new" / f"effects.{ending}"
+    options = ("--set", "mixed-up", "--estimator", "task-vector", "--out", out)
+    answer = command("attribute", digits_run.path, *options)
+    assert answer.status == 0, answer.err
+    table = pd.read_csv(out) if ending == "csv" else pd.read_parquet(out)
+    assert f"{out}: {len(table):,} rows" in answer.out
+    assert table["stage"].unique().tolist() == STAGES
+    trust = table.groupby("stage")["trust"].unique().map(list).to_dict()
+    assert trust["adapt"] == ["exact"]
+    assert set(trust["pretrain"]) <= {"estimated", "verified"}
+    stored = stagelens.effects.attribute(  # type: ignore[attr-defined]
+        stagelens.open_run(digits_run.path), "mixed-up", "task-vector"
+    ).table
+    np.testing.assert_allclose(table["effect"], stored["effect"], rtol=1e-12)
+
+
+def test_attribute_takes_several_stages(
+    digits_run: DemoRun, command: Command, tmp_path: Path
+) -> None:
+    out = tmp_path / "effects.parquet"
+    chosen = ("--stage", "shortcut", "--stage", "adapt")
+    command("attribute", digits_run.path, "--estimator", "replay", *chosen, "--out", out)
+    assert pd.read_parquet(out)["stage"].unique().tolist() == ["shortcut", "adapt"]
+    assert set(pd.read_parquet(out)["set"]) == {"test"}  # the default, where there are several
+
+
+# add-set
+
+
+def test_add_set_reports_what_it_found(copied: Path, command: Command, tmp_path: Path) -> None:
+    images = np.zeros((3, 8, 8), dtype=np.uint8)
+    images[1:] = 200
+    np.savez(tmp_path / "more.npz", images=images, y=["1", "2", ""])
+    answer = command(
+        "add-set", copied, tmp_path / "more.npz", "--name", "more", "--label-column", "y"
+    )
+    assert answer.status == 0, answer.err
+    assert "Set 'more' has 3 examples; 1 without a label" in answer.out
+    assert "1 with the input of an earlier one" in answer.out
+    assert stagelens.open_run(copied).set_names == ["mixed-up", "more", "test"]
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["attribute", "nowhere"], "nowhere is no folder"),
+        (["attribute", "RUN", "--set", "other"], "no evaluation set 'other' (it has: mixed-up, t"),
+        (["attribute", "RUN", "--stage", "other"], "no finished stage 'other'; it has 'pretrain'"),
+        (["attribute", "RUN", "--estimator", "magic"], "no estimator 'magic'; use one of task-ve"),
+        (["attribute", "RUN", "--out", "effects.txt"], "name the file .parquet or .csv"),
+        (["attribute", "RUN", "--task", "no.such:Thing"], "task 'no.such:Thing' cannot be import"),
+        (["attribute", "RUN", "--task", "pathlib:Path"], "'pathlib:Path' is no stagelens.Task"),
+        (["add-set", "RUN", "nothing.npz", "--name", "x"], "nothing.npz"),
+        (["demo", "numbers", "--out", "new"], "there is no demo 'numbers'; use: digits"),
+        (["attribute", "RUN", "--progress", "no/such/folder/file"], "No such file or directory"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_an_error_is_one_line_and_status_1(
+    words: list[str],
+    says: str,
+    digits_run: DemoRun,
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [str(digits_run.path) if word == "RUN" else word for word in words]
+    answer = command(*words)
+    assert answer.status == 1
+    assert answer.out == ""
+    assert says in answer.err
+    assert answer.err.startswith("stagelens: ")
+    assert answer.err.count("\n") == 1
+    with pytest.raises((StageLensError, OSError)):
+        monkeypatch.setattr(sys, "argv", ["stagelens", "--debug", *words])
+        cli.main()
+
+
+def test_a_damaged_run_is_one_line_that_names_the_file(copied: Path, command: Command) -> None:
+    end = copied / "stages" / "03-adapt" / "end.model.safetensors"
+    end.write_bytes(end.read_bytes()[:-1])
+    answer = command("attribute", copied)
+    assert (answer.status, answer.err.count("\n")) == (1, 1)
+    assert str(end.relative_to(copied)) in answer.err
+
+
+def test_a_wrong_option_says_how_the_command_is_used(command: Command) -> None:
+    answer = command("attribute", "run", "--estimater", "replay")
+    assert answer.status == 2
+    assert "--estimater" in answer.err
+    assert "Traceback" not in answer.err
+
+
+def test_a_traceback_is_shown_only_with_debug(tmp_path: Path) -> None:
+    """In a process of its own, as a user sees it."""
+    plain = in_a_process("attribute", tmp_path)
+    assert (plain.returncode, plain.stdout) == (1, "")
+    assert plain.stderr == (
+        f"stagelens: {tmp_path} is no run folder (it has no run.json); record one with "
+        "stagelens.Recorder, or make the demo with: stagelens demo digits --out DIR\n"
+    )
+    debug = in_a_process("--debug", "attribute", tmp_path)
+    assert debug.returncode == 1
+    assert "Traceback" in debug.stderr
+    assert "RunError" in debug.stderr
+
+
+def test_an_unfinished_stage_is_noted(copied: Path, command: Command) -> None:
+    run = stagelens.open_run(copied)
+    recorder = stagelens.Recorder(copied, run.task, resume=True)
+    model = run.task.build_model()
+    recorder.restore(model)
+    import torch
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(KeyboardInterrupt), recorder.stage(
+        "more", model=model, optimizer=optimizer
+    ):
+        raise KeyboardInterrupt
+    recorder.close()
+    answer = command("attribute", copied, "--estimator", "replay")
+    assert answer.status == 0
+    assert "Note: stage 'more' was not finished: 0 steps were saved" in answer.err
+
+
+# Progress
+
+
+def test_progress_goes_from_running_to_done(
+    copied: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(copied / "results")
+    monkeypatch.setattr(cli, "_EVERY", 0.0)
+    file, states = tmp_path / "progress.json", []
+    real = cli._Reporter.write
+
+    def write(self: cli._Reporter, state: str, error: str | None = None) -> None:
+        real(self, state, error)
+        states.append(json.loads(file.read_text()))
+
+    monkeypatch.setattr(cli._Reporter, "write", write)
+    options = ("--estimator", "task-vector", "--set", "mixed-up", "--progress", file)
+    assert command("attribute", copied, *options).status == 0
+    assert [state["state"] for state in states[:-1]] == ["running"] * (len(states) - 1)
+    assert states[-1]["state"] == "done"
+    shares = [state["done"] for state in states]
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1]) == (0.0, 1.0)
+    assert any("measuring" in state["text"] for state in states)
+
+
+def test_progress_that_fails_says_why(command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "progress.json"
+    answer = command("attribute", tmp_path / "nowhere", "--progress", file)
+    assert answer.status == 1
+    state = json.loads(file.read_text())
+    assert (state["state"], state["done"]) == ("failed", 0.0)
+    assert answer.err == f"stagelens: {state['error']}\n"

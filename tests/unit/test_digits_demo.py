@@ -1,0 +1,85 @@
+"""The digits demo shows what it was planted for, and is the same every time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import stagelens
+from stagelens.demos import digits
+from stagelens.effects import attribute
+from stagelens.results import Result
+from stagelens.training.replay import measure_deviation
+from tests.conftest import DemoRun
+
+
+@pytest.fixture(scope="module")
+def demo(digits_run: DemoRun) -> stagelens.Run:
+    return stagelens.open_run(digits_run.path)
+
+
+@pytest.fixture(scope="module")
+def effects(demo: stagelens.Run) -> Result:
+    return attribute(demo, "test", "replay")
+
+
+def accuracy_effects(result: Result, group: str) -> pd.Series:
+    """Accuracy with minus without each stage, in points."""
+    table = result.table
+    rows = table[(table["group"] == group) & (table["behaviour"] == "margin")]
+    right = (rows["prediction"] == rows["label"]).astype(float)
+    right_without = (rows["prediction_without"] == rows["label"]).astype(float)
+    return 100 * (right - right_without).groupby(rows["stage"]).mean()
+
+
+def test_the_shortcut_stage_is_most_to_blame_for_stamped_images(effects: Result) -> None:
+    stamped = accuracy_effects(effects, "stamped")
+    assert stamped.idxmin() == "shortcut"
+    assert stamped["shortcut"] <= -15
+    assert accuracy_effects(effects, "clean")["shortcut"] > stamped["shortcut"] + 15
+    assert effects.trust["shortcut"].trust == "exact"
+
+
+def test_the_mislabelled_stage_is_to_blame_for_the_classes_it_mixes_up(
+    demo: stagelens.Run,
+) -> None:
+    table = attribute(demo, "mixed-up", "replay").table
+    losses = table[table["behaviour"] == "loss"].groupby("stage")["effect"].mean()
+    assert losses["mislabelled"] > 0.05
+
+
+def test_pretraining_is_to_credit_for_clean_and_stamped_images(effects: Result) -> None:
+    assert accuracy_effects(effects, "clean")["pretrain"] > 2
+    stamped = accuracy_effects(effects, "stamped")
+    assert stamped.idxmax() == "pretrain"
+    assert stamped["pretrain"] > 30
+
+
+def test_every_stage_replays_bit_for_bit(demo: stagelens.Run) -> None:
+    deviations = [measure_deviation(demo.task, stage) for stage in demo.stages]
+    assert [deviation for deviation in deviations if not deviation.bitwise] == []
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(
+    demo: stagelens.Run, tmp_path: Path
+) -> None:
+    assert digits.record(tmp_path / "again", seed=0).digest == demo.digest
+    assert digits.record(tmp_path / "other", seed=1).digest != demo.digest
+
+
+def test_the_sets_hold_every_held_out_digit_clean_and_stamped(demo: stagelens.Run) -> None:
+    examples = demo.evaluation_set("test")
+    table = examples.table()
+    assert table["group"].value_counts().to_dict() == {"clean": 447, "stamped": 447}
+    clean, stamped = examples.by_id(["clean-007", "stamped-007"])
+    assert clean.label == stamped.label
+    changed = np.argwhere(clean.input["image"] != stamped.input["image"])
+    assert (changed < 2).all()
+    assert (stamped.input["image"][:2, :2] == 240).all()
+
+
+def test_the_demo_takes_well_under_a_minute_of_one_processor(digits_run: DemoRun) -> None:
+    assert digits_run.cpu_seconds < 30
