@@ -302,9 +302,7 @@ class RecordedSteps(Sequence[StepRecord]):
 
     def _row(self, step: int) -> dict[str, Any]:
         if self._part is None or not 0 <= step - self._part.first_step < self._part.steps:
-            self._open(
-                next(part for part in self._parts if step < part.first_step + part.steps)
-            )
+            self._open(next(part for part in self._parts if step < part.first_step + part.steps))
         assert self._part is not None
         return self._rows[step - self._part.first_step]
 
@@ -321,9 +319,7 @@ class RecordedSteps(Sequence[StepRecord]):
             self._tensors = safe_open(self._files.path(part.batches), framework="pt")
 
 
-def _record(
-    row: dict[str, Any], tensors: Sequence[tuple[str, Tensor]] | None = None
-) -> StepRecord:
+def _record(row: dict[str, Any], tensors: Sequence[tuple[str, Tensor]] | None = None) -> StepRecord:
     """A step; with its batches where its tensors are given, each with its place in the step."""
     from .batches import unflatten
 

@@ -245,9 +245,7 @@ def test_an_unfinished_stage_is_noted(copied: Path, command: Command) -> None:
     import torch
 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(KeyboardInterrupt), recorder.stage(
-        "more", model=model, optimizer=optimizer
-    ):
+    with pytest.raises(KeyboardInterrupt), recorder.stage("more", model=model, optimizer=optimizer):
         raise KeyboardInterrupt
     recorder.close()
     answer = command("attribute", copied, "--estimator", "replay")

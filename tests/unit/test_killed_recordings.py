@@ -147,9 +147,12 @@ def test_an_interrupted_stage_ends_at_its_checkpoint_or_is_set_aside(
     recorder = stagelens.Recorder(tmp_path / "run", task)
     with recorder.stage("whole", model=model, optimizer=optimizer) as stage:
         train(task, model, optimizer, make_batches(2), stage=stage)
-    with pytest.raises(KeyboardInterrupt), recorder.stage(
-        "broken", model=model, optimizer=optimizer, checkpoint_every=every, flush_every=4
-    ) as stage:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        recorder.stage(
+            "broken", model=model, optimizer=optimizer, checkpoint_every=every, flush_every=4
+        ) as stage,
+    ):
         train(task, model, optimizer, make_batches(17), stage=stage)
         raise KeyboardInterrupt
     recorder.close()
@@ -167,10 +170,13 @@ def test_an_interrupted_stage_ends_at_its_checkpoint_or_is_set_aside(
     with pytest.raises(RecordingError, match="the name 'broken' is taken"):
         resumed.stage("broken", model=model, optimizer=optimizer)
     sentence = resumed.restore(model, optimizer)
-    assert sentence == {
-        None: "restored the end of stage 'whole' (2 steps)",
-        7: "restored the end of stage 'broken' (14 steps)",
-    }[every]
+    assert (
+        sentence
+        == {
+            None: "restored the end of stage 'whole' (2 steps)",
+            7: "restored the end of stage 'broken' (14 steps)",
+        }[every]
+    )
 
 
 def test_a_folder_that_another_process_records_into_is_refused(tmp_path: Path) -> None:

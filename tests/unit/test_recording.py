@@ -127,8 +127,9 @@ def test_leaving_the_block_leaves_no_hook_behind(tmp_path: Path) -> None:
         train(task, model, optimizer, make_batches(2), stage=stage)
         assert hooks() > 0
     assert hooks() == 0
-    with pytest.raises(ZeroDivisionError), recorder.stage(
-        "second", model=model, optimizer=optimizer
+    with (
+        pytest.raises(ZeroDivisionError),
+        recorder.stage("second", model=model, optimizer=optimizer),
     ):
         raise ZeroDivisionError
     assert hooks() == 0
@@ -341,9 +342,10 @@ def test_an_exception_in_the_block_keeps_what_was_noted(tmp_path: Path) -> None:
     task = make_task()
     model, optimizer = made(task)
     recorder = stagelens.Recorder(tmp_path / "run", task)
-    with pytest.raises(KeyboardInterrupt), recorder.stage(
-        "first", model=model, optimizer=optimizer
-    ) as stage:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        recorder.stage("first", model=model, optimizer=optimizer) as stage,
+    ):
         train(task, model, optimizer, make_batches(3), stage=stage)
         raise KeyboardInterrupt
     run = recorder.run()

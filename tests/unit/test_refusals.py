@@ -327,9 +327,12 @@ def test_clipping_to_a_smaller_norm_than_declared(training: Training) -> None:
 
 def test_a_loss_that_is_not_the_tasks(training: Training) -> None:
     batch = make_batches(1)[0]
-    with refused(
-        "the loss of the first step", "task.loss(model, batch)", "Train on the loss of the task"
-    ), training.stage() as stage:
+    with (
+        refused(
+            "the loss of the first step", "task.loss(model, batch)", "Train on the loss of the task"
+        ),
+        training.stage() as stage,
+    ):
         loss = nn.functional.cross_entropy(training.model(batch[0]), batch[1], label_smoothing=0.1)
         loss.backward()
         training.update()
@@ -347,11 +350,14 @@ def test_another_batch_than_the_loss_was_computed_from(training: Training) -> No
 
 def test_a_penalty_added_to_the_loss(training: Training) -> None:
     batch = make_batches(1)[0]
-    with refused(
-        "gradients of the first step are not those of task.loss",
-        "a penalty",
-        "into the task's loss, or into the optimiser's weight_decay",
-    ), training.stage() as stage:
+    with (
+        refused(
+            "gradients of the first step are not those of task.loss",
+            "a penalty",
+            "into the task's loss, or into the optimiser's weight_decay",
+        ),
+        training.stage() as stage,
+    ):
         loss = training.loss(batch)
         (loss + 0.01 * sum(p.abs().sum() for p in training.model.parameters())).backward()
         training.update()
@@ -670,7 +676,7 @@ def test_random_numbers_that_are_not_torchs(noise: Callable[[], float], tmp_path
         training.step(make_batches(1)[0], stage)
 
 
-Pair = namedtuple("Pair", ["images", "labels"])  # noqa: PYI024
+Pair = namedtuple("Pair", ["images", "labels"])
 
 
 class Named(stagelens.tasks.ImageClassification):
@@ -690,7 +696,8 @@ def test_a_batch_that_does_not_come_back_as_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("thing", "name"), [(np.zeros(3), "ndarray"), ({1: 2}, "dict"), (torch.eye(2).to_sparse(), "Tensor")]
+    ("thing", "name"),
+    [(np.zeros(3), "ndarray"), ({1: 2}, "dict"), (torch.eye(2).to_sparse(), "Tensor")],
 )
 def test_a_batch_of_a_type_that_cannot_be_kept(thing: Any, name: str, training: Training) -> None:
     images, labels = make_batches(1)[0]

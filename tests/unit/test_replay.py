@@ -129,9 +129,7 @@ class Sometimes(nn.Module):
         return own + self.heads[1](hidden) if images[0, 0, 0, 0] > 0.5 else own
 
 
-def two_stages(
-    first: Optimizer, second: Optimizer, **both: Any
-) -> list[Plan]:
+def two_stages(first: Optimizer, second: Optimizer, **both: Any) -> list[Plan]:
     return [Plan("first", first, **both), Plan("second", second, **both)]
 
 

@@ -51,9 +51,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = recorder.task.build_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     recorder.restore(model, optimizer)
-    with pytest.raises(KeyboardInterrupt), recorder.stage(
-        "third", model=model, optimizer=optimizer, flush_every=2, checkpoint_every=2
-    ) as stage:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        recorder.stage(
+            "third", model=model, optimizer=optimizer, flush_every=2, checkpoint_every=2
+        ) as stage,
+    ):
         train(recorder.task, model, optimizer, make_batches(6), stage=stage)
         raise KeyboardInterrupt
     recorder.close()
