@@ -1,7 +1,7 @@
-"""Coarse steps: several recorded steps merged into one, on a part of one of their batches.
+"""Coarse steps: several recorded steps merged into one, on a part of the middle one's batch.
 
-A coarse step stands for r consecutive steps with gradients g_1..g_r. It computes one gradient g,
-of the middle step's batch, and moves as the r steps would with that gradient:
+A coarse step stands for r consecutive steps. It computes one gradient g, on a chosen part of the
+middle step's batch (see :class:`Thinning`), and moves as the r steps would with that gradient:
 
 - SGD: exactly so, ``v_i = mu v_{i-1} + (1 - damp) g~``, ``theta' = theta - sum_i eta_i v_i``, with
   g~ = g + lam theta;
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ..contracts import Task
-from ..runs.batches import batch_size, to_device
+from ..runs.batches import batch_size, flatten, to_device
 from ..runs.run import Stage
 from ..runs.states import TrainingState, load_into, model_tensors
 from ..runs.steps import MicroBatch, RecordedSteps, StepRecord
@@ -76,31 +76,74 @@ def groups_of_equal_rate(rates: Sequence[float], count: int) -> list[Group]:
     return groups
 
 
-def thinned(batch: Any, share: float) -> Any:
-    """The first ``share`` of a batch's examples, at least one: every tensor's first rows."""
+def take_rows(batch: Any, rows: Sequence[int]) -> Any:
+    """The examples ``rows`` of a batch: those rows of every tensor with one row an example."""
     size = batch_size(batch)
-    keep = max(1, round(size * share))
-    if keep >= size:
-        return batch
 
-    def cut(value: Any) -> Any:
+    def take(value: Any) -> Any:
         if isinstance(value, Tensor):
-            return value[:keep] if value.ndim and value.shape[0] == size else value
+            return value[list(rows)] if value.ndim and value.shape[0] == size else value
         if isinstance(value, Mapping):
-            return {key: cut(item) for key, item in value.items()}
+            return {key: take(item) for key, item in value.items()}
         if isinstance(value, tuple | list):
-            return type(value)(cut(item) for item in value)
+            return type(value)(take(item) for item in value)
         return value
 
-    return cut(batch)
+    return take(batch)
 
 
-def thinned_step(record: StepRecord, thin: float) -> list[MicroBatch]:
-    """The micro-batches of a step that a coarse step uses: fewer of them first, then smaller."""
-    batches = record.batches or []
-    keep = max(1, round(len(batches) / thin))
-    share = len(batches) / keep / thin
-    return [MicroBatch(thinned(micro.batch, share), micro.rng) for micro in batches[:keep]]
+def _identities(batch: Any) -> list[int]:
+    """One number per example, equal where an example's tensors are."""
+    size = batch_size(batch)
+    rows: list[list[bytes]] = [[] for _ in range(size)]
+    _, tensors = flatten(batch)
+    for tensor in tensors:
+        if tensor.ndim and tensor.shape[0] == size:
+            for row, values in zip(rows, tensor.reshape(size, -1), strict=True):
+                row.append(values.view(torch.uint8).numpy().tobytes())
+    return [hash(tuple(row)) for row in rows]
+
+
+class Thinning:
+    """Chooses which examples a coarse step keeps, so that over a stage all get their due.
+
+    An example is due its recorded uses, scaled down as the batches are. Of a batch, those that
+    have had the least of their due are kept; so what was drawn often is kept often, and chance
+    does not choose again.
+
+    Args:
+        share: Of the examples, how many are kept.
+    """
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+        self._due: dict[int, float] = {}
+
+    def keep(self, used: Sequence[MicroBatch], shown: Sequence[MicroBatch]) -> list[MicroBatch]:
+        """The examples to keep of one recorded step.
+
+        Args:
+            used: All micro-batches of the steps that the coarse step stands for.
+            shown: The recorded step's own; fewer of them are kept first, then smaller ones.
+        """
+        if self._share >= 1:
+            return list(shown)
+        identities = [_identities(micro.batch) for micro in used]
+        count = max(1, round(len(shown) * self._share))
+        share = min(1.0, len(shown) * self._share / count)
+        sizes = [max(1, round(batch_size(m.batch) * share)) for m in shown[:count]]
+        due = sum(sizes) / max(1, sum(map(len, identities)))
+        for example in (i for own in identities for i in own):
+            self._due[example] = self._due.get(example, 0.0) + due
+        return [self._part(micro, size) for micro, size in zip(shown, sizes, strict=False)]
+
+    def _part(self, micro: MicroBatch, size: int) -> MicroBatch:
+        own = _identities(micro.batch)
+        order = sorted(range(len(own)), key=lambda row: -self._due.get(own[row], 0.0))
+        rows = sorted(order[:size])
+        for row in rows:
+            self._due[own[row]] = self._due.get(own[row], 0.0) - 1
+        return MicroBatch(take_rows(micro.batch, rows), micro.rng)
 
 
 @dataclass(frozen=True)
@@ -141,8 +184,14 @@ def coarse_steps(
     """
     facts = [steps.facts(number) for number in range(len(steps))]
     rates = [max(float(group["lr"]) for group in record.groups) for record in facts]
+    thinning = Thinning(1 / thin)
     for group in groups_of_equal_rate(rates, round(len(steps) / merge)):
-        batches = thinned_step(steps[kept(group.middle)], thin)
+        shown = steps[kept(group.middle)].batches or []
+        used = shown
+        if thin > 1 and group.merged > 1:
+            others = (steps[number].batches or [] for number in range(group.first, group.last))
+            used = [micro for batches in others for micro in batches] or shown
+        batches = thinning.keep(used, shown)
         examples = sum(batch_size(micro.batch) for micro in batches)
         yield CoarseStep(facts[group.first : group.last], batches, group.last, examples)
 

@@ -17,11 +17,13 @@ from stagelens.estimators.ladder import counterfactuals
 from stagelens.estimators.protocol import Counterfactual
 from stagelens.runs.run import Run
 from stagelens.runs.states import TrainingState
+from stagelens.runs.steps import MicroBatch
 from stagelens.training.coarse import (
     CoarseModel,
+    Thinning,
     coarse_steps,
     groups_of_equal_rate,
-    thinned,
+    take_rows,
     transfer,
 )
 from stagelens.training.replay import replay_stage, replay_without
@@ -115,13 +117,31 @@ def test_the_peak_of_the_schedule_is_merged_least() -> None:
     assert merged[0] > 5 * min(merged)
 
 
-def test_thinning_keeps_the_first_rows_of_every_tensor() -> None:
+def test_rows_are_taken_of_every_tensor_that_has_one_an_example() -> None:
     batch = {"x": torch.arange(8), "more": (torch.arange(16).view(8, 2), "text"), "scale": 3}
-    thin = thinned(batch, 0.25)
-    assert thin["x"].tolist() == [0, 1]
-    assert thin["more"][0].tolist() == [[0, 1], [2, 3]]
-    assert (thin["more"][1], thin["scale"]) == ("text", 3)
-    assert thinned(batch, 0.001)["x"].tolist() == [0]
+    taken = take_rows(batch, [0, 5])
+    assert taken["x"].tolist() == [0, 5]
+    assert taken["more"][0].tolist() == [[0, 1], [10, 11]]
+    assert (taken["more"][1], taken["scale"]) == ("text", 3)
+
+
+def test_over_a_stage_every_example_is_kept_as_often_as_it_is_due() -> None:
+    generator = torch.Generator().manual_seed(0)
+    thinning = Thinning(0.25)
+    uses, kept = torch.zeros(40), torch.zeros(40)
+    for _ in range(100):
+        rows = torch.randint(40, (16,), generator=generator)
+        micro = MicroBatch((torch.eye(40)[rows], rows))
+        uses += torch.bincount(rows, minlength=40)
+        (part,) = thinning.keep([micro], [micro])
+        assert len(part.batch[1]) == 4
+        kept += torch.bincount(part.batch[1], minlength=40)
+    assert (kept - uses / 4).abs().max() <= 2  # by chance alone it would be about 7
+
+
+def test_whole_batches_are_left_as_they_are() -> None:
+    micro = MicroBatch((torch.eye(3), torch.arange(3)))
+    assert Thinning(1.0).keep([micro], [micro]) == [micro]
 
 
 def test_variances_and_second_moments_stay_positive_when_differences_are_carried_over() -> None:
