@@ -169,12 +169,13 @@ def _effect(
         factual, twin, vector = models[1:]
         later_stages = run.stages[run.stage(trust.stage).index + 1 :]
         first = kinds[0].name
+        known = np.isfinite(final.values[first])
         evidence = Evidence(
-            final=final.values[first],
-            factual=factual.values[first],
-            by_weights=effects[first],
-            by_twins=factual.values[first] - twin.values[first],
-            by_task_vector=final.values[first] - vector.values[first],
+            final=final.values[first][known],
+            factual=factual.values[first][known],
+            by_weights=effects[first][known],
+            by_twins=(factual.values[first] - twin.values[first])[known],
+            by_task_vector=(final.values[first] - vector.values[first])[known],
             hardness=max(hardness(later) for later in later_stages),
             sgd=any(later.facts.optimizer.name == "SGD" for later in later_stages),
             sampling=counterfactual.twins.sampling,
@@ -184,7 +185,8 @@ def _effect(
             name: (1 - share) * effect + share * (factual.values[name] - twin.values[name])
             for name, effect in effects.items()
         }
-        trust = judged(trust, evidence)
+        if known.any():
+            trust = judged(trust, evidence)
     for kind in kinds:
         without = np.clip(final.values[kind.name] - effects[kind.name], kind.lowest, kind.highest)
         effects[kind.name] = final.values[kind.name] - without

@@ -21,7 +21,9 @@ REFUSED_ABOVE = 1.3
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the measured models say of one stage's effect, on the first behaviour; (N,) each.
+    """What the measured models say of one stage's effect, on the first behaviour.
+
+    Arrays are (N,), over the examples that have a label.
 
     Attributes:
         final: The final model.
@@ -75,7 +77,8 @@ class Evidence:
         taken = np.linalg.norm(self.by_task_vector - effect) / size
         logs = np.log(np.clip(np.asarray([differ, pattern, taken], float), 1e-3, 1e1))
         unsteady = self.hardness if self.sgd else 0.0
-        return np.asarray([logs[0], logs[1], self.hardness, unsteady, unsteady * logs[2]])
+        last = unsteady * logs[2] if unsteady else 0.0
+        return np.asarray([logs[0], logs[1], self.hardness, unsteady, last])
 
     def expected_error(self) -> float:
         """Relative error to expect of the effects; infinite where they are not finite."""
@@ -93,14 +96,14 @@ def judged(trust: StageTrust, evidence: Evidence) -> StageTrust:
         evidence: From the measured models.
     """
     error = evidence.expected_error()
-    if error > REFUSED_ABOVE:
-        shown = "more than 10 times" if error > 10 else f"{error:.0%} of"
+    if not error <= REFUSED_ABOVE:  # so that a NaN is refused too
+        shown = f"{error:.0%} of" if error <= 10 else "more than 10 times"
         reason = (
             f"Coarse replay: an error of {shown} the effect is to be expected, so no number is "
             "shown; raise the budget, or use replay."
         )
         return trust.model_copy(
-            update={"trust": "refused", "reason": reason, "expected_error": min(error, 1e6)}
+            update={"trust": "refused", "reason": reason, "expected_error": None}
         )
     reliable = error <= RELIABLE_BELOW
     advice = "" if reliable else "; verify it by replay before you lean on it"

@@ -18,6 +18,9 @@ from .runs.files import atomic_path
 from .runs.run import Run
 from .runs.schema import digest
 
+METHOD = 1
+"""Part of every result's key; raised when an estimator or what it says of its error changes."""
+
 EFFECT_COLUMNS = (
     "set",
     "example_id",
@@ -132,11 +135,11 @@ def result_key(run: Run, set_name: str, kind: str, estimator: str, settings: dic
 def _key(
     kind: str, run_digest: str, set_digest: str, estimator: str, settings: dict[str, Any]
 ) -> str:
-    return digest(kind, run_digest, set_digest, estimator, settings)[:32]
+    return digest(METHOD, kind, run_digest, set_digest, estimator, settings)[:32]
 
 
 def _path(run: Run, key: str) -> Path:
-    return run.path / "results" / "tables" / f"{key}.parquet"
+    return run.files.inside(f"results/tables/{key}.parquet")
 
 
 def save_result(run: Run, result: Result) -> Path:

@@ -141,6 +141,7 @@ def compare(estimate: Result, truth: Result, noise: pd.DataFrame | None = None) 
     rows = []
     for stage, trust in estimate.trust.items():
         real = truth.trust[stage]
+        proves = real.trust == "exact" and facts.estimator != "replay"
         for behaviour in estimate.behaviours:
             true = _by_example(truth.table, stage, behaviour)
             own = _by_example(estimate.table, stage, behaviour).reindex(true.index)
@@ -155,7 +156,7 @@ def compare(estimate: Result, truth: Result, noise: pd.DataFrame | None = None) 
                 "wall_cost": trust.seconds / real.seconds if real.seconds > 0 else float("nan"),
                 "expected_error": trust.expected_error,
                 **_noise_figures(noise, stage, behaviour, true),
-                "trust": "verified" if trust.trust == "estimated" else trust.trust,
+                "trust": "verified" if proves and trust.trust == "estimated" else trust.trust,
                 "n": int(own.notna().sum()),
                 "set_digest": facts.set_digest,
                 "settings": canonical_json(facts.settings),
@@ -182,7 +183,7 @@ def _noise_figures(
 
 
 def _noise_path(run: Run, set_digest: str) -> Path:
-    return run.path / "results" / "noise" / f"{digest(run.digest, set_digest)[:32]}.parquet"
+    return run.files.inside(f"results/noise/{digest(run.digest, set_digest)[:32]}.parquet")
 
 
 def load_noise(run: Run, set_digest: str) -> pd.DataFrame | None:
@@ -214,7 +215,7 @@ def noise_sd(noise: pd.DataFrame, replayed: pd.DataFrame | None) -> pd.Series:
 
 
 def _verification_path(run: Run) -> Path:
-    return run.path / "results" / "verification.parquet"
+    return run.files.inside("results/verification.parquet")
 
 
 def load_verification(run: Run) -> pd.DataFrame:
@@ -228,7 +229,7 @@ def load_verification(run: Run) -> pd.DataFrame:
 
 def save_verification(run: Run, rows: pd.DataFrame) -> None:
     """Add rows to the stored table; rows of the same set, stage, estimator and settings go."""
-    rows = rows.assign(run_digest=run.digest)
+    rows = rows.assign(run_digest=run.digest).drop_duplicates(_KEYS)
     stored = load_verification(run)
     if len(stored):
         kept = stored.merge(rows[_KEYS], on=_KEYS, how="left", indicator=True)
@@ -270,13 +271,14 @@ def _verified(stage: StageTrust, rows: pd.DataFrame) -> StageTrust:
     if stage.trust != "estimated" or rows.empty:
         return stage
     row = rows.iloc[0]
-    if not np.isfinite(row["r"]):
+    if row["trust"] != "verified" or not np.isfinite(row["r"]):
         return stage
+    close = bool(row["r"] >= 0.9 and row["relative_error"] <= 0.5)
     reason = (
         f"Verified against a replay ({row['behaviour']}): r {row['r']:.2f}, slope "
         f"{row['slope']:.2f}, relative error {row['relative_error']:.0%}."
     )
-    return stage.model_copy(update={"trust": "verified", "reason": reason})
+    return stage.model_copy(update={"trust": "verified", "reason": reason, "reliable": close})
 
 
 def measure_noise(
@@ -321,8 +323,12 @@ def measure_noise(
             pair = []
             for state in (stage.end(), stage.start()):
 
-                def report(share: float, text: str, before: int = done) -> None:
-                    progress((before + share) / total, f"Noise floor, order {before}: {text}")
+                def report(
+                    share: float, text: str, before: int = done, which: int = order + 1
+                ) -> None:
+                    progress(
+                        (before + share) / total, f"Noise floor, order {which} of {orders}: {text}"
+                    )
 
                 pair.append(replay_later(run, stage, state, report, permuted).state.model)
                 done += 1
@@ -374,7 +380,10 @@ def verify(
         Refused: The run cannot be replayed.
     """
     from .effects import attribute
+    from .estimators.ladder import make_estimator
 
+    for name, settings in estimators:
+        make_estimator(name, settings)  # a setting that it does not take is an error of its own
     parts = 1 + len(estimators) + orders
     truth = attribute(
         run, set_name, "replay", stages, lambda share, text: progress(share / parts, text)

@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -175,54 +176,67 @@ def straightness(stage: Stage) -> float:
     """How straight the weights moved through a stage, from its two ends and learning rates.
 
     Adam moves a weight by about one learning rate a step, so the net movement over
-    sum(lr) sqrt(P) is the share of the way that was not taken back. SGD's steps have no such
-    scale; for it this is 1 - the movement relative to the weights' own size, where 0.1 is much.
+    sum(lr) sqrt(P), over parameter groups, is the share of the way that was not taken back. SGD's
+    steps have no such scale; for it this is 1 - the movement relative to the weights' own size,
+    where 0.1 is much.
     """
     start, end = stage.start().model, stage.end().model
-    moved = size = count = 0.0
-    for name in stage.facts.trainable:
-        moved += float((end[name].double() - start[name].double()).square().sum())
-        size += float(start[name].double().square().sum())
-        count += start[name].numel()
+    steps = stage.read_steps()
+    facts = [steps.facts(number) for number in range(len(steps))]
+    moved = size = way = 0.0
+    for number, group in enumerate(stage.facts.optimizer.groups):
+        rates = math.fsum(float(record.groups[number]["lr"]) for record in facts)
+        for name in set(group.parameters) & set(stage.facts.trainable):
+            moved += float((end[name].double() - start[name].double()).square().sum())
+            size += float(start[name].double().square().sum())
+            way += rates**2 * start[name].numel()
     if stage.facts.optimizer.name == "SGD":
         return 1 - math.sqrt(moved / size) if size else 0.0
-    way = float(stage.table()["lr"].sum()) * math.sqrt(count)
-    return math.sqrt(moved) / way if way else 1.0
+    return math.sqrt(moved / way) if way else 1.0
 
 
 def _pass_stage(
     run: Run, stage: Stage, here: Sequence[_Open], budget: float, progress: Progress
 ) -> None:
     """Carry every open stage's difference through one later stage; back off where it diverges."""
-    plan = choose_plan(run, stage, budget)
-    steps = stage.read_steps()
-    size = sum(batch_size(micro.batch) for micro in steps[_kept(stage, 0)].batches or ())
+    size = sum(
+        batch_size(micro.batch) for micro in stage.read_steps()[_kept(stage, 0)].batches or ()
+    )
+    recorded = stage.end()
     for one in here:
         one.replay_cost += stage.steps * size
-    while True:
+    plan, left = choose_plan(run, stage, budget), list(here)
+    while left:
         began = time.perf_counter()
-        ended, spent = _walk(run, stage, here, plan, progress)
-        for one in here:
-            one.spent += spent / len(here)
-            one.seconds += (time.perf_counter() - began) / len(here)
-        if ended is not None:
-            break
+        factual, twins, spent = _walk(run, stage, left, plan, progress)
+        for one, twin in zip(left, twins, strict=True):
+            one.spent += spent / len(left)
+            one.seconds += (time.perf_counter() - began) / len(left)
+            if factual is not None and twin is not None:
+                one.factual, one.twin = factual, twin
+                one.sampling = max(one.sampling, _sampling(stage, plan))
+                one.without = transfer(recorded, factual, twin)
+        left = [one for one, twin in zip(left, twins, strict=True) if twin is None]
         gentler = Plan(max(1.0, plan.merge / 2), plan.thin * min(2.0, plan.merge))
         if plan.merge == 1 or size / gentler.thin < _SMALLEST_BATCH:
-            for one in here:
-                one.refused = (
-                    f"Coarse replay diverged in stage {stage.name}: a budget of {budget:g} does "
-                    "not buy a stable estimate; raise the budget, or use replay"
-                )
-            return
+            break
         plan = gentler
-    recorded = stage.end()
-    for one, twin in zip(here, ended[1:], strict=True):
-        one.factual, one.twin = ended[0], twin
-        # Relative size of what thinned gradients, averaged over the coarse steps, get wrong.
-        coarse = stage.steps / plan.merge
-        one.sampling = max(one.sampling, math.sqrt((plan.thin - 1) / coarse))
-        one.without = transfer(recorded, ended[0], twin)
+    for one in left:
+        one.refused = (
+            f"Coarse replay diverged in stage {stage.name}: a budget of {budget:g} does not buy a "
+            "stable estimate; raise the budget, or use replay"
+        )
+
+
+def _sampling(stage: Stage, plan: Plan) -> float:
+    """Relative size of what thinned gradients, averaged over the coarse steps, get wrong.
+
+    Where only some steps' batches were kept, coarse steps share them, and are fewer draws.
+    """
+    coarse = stage.steps / plan.merge
+    keep = stage.facts.keep_batches
+    distinct = min(coarse, math.ceil(stage.steps / keep)) if isinstance(keep, int) else coarse
+    return math.sqrt(max(plan.thin * coarse / distinct - 1, 0.0) / coarse)
 
 
 def _kept(stage: Stage, step: int) -> int:
@@ -235,22 +249,24 @@ def _kept(stage: Stage, step: int) -> int:
 
 def _walk(
     run: Run, stage: Stage, here: Sequence[_Open], plan: Plan, progress: Progress
-) -> tuple[list[TrainingState] | None, int]:
+) -> tuple[TrainingState | None, list[TrainingState | None], int]:
     """Run the twins through one stage.
 
     Returns:
-        Their states at its end, the factual one first, or None where they diverged; and how many
-        examples' gradients were computed.
+        The factual twin's state at its end, and every counterfactual twin's, None for those that
+        diverged (all of them where the factual one did); and how many examples' gradients were
+        computed.
     """
     starts = [stage.start(), *(cross_boundary(one.without, stage) for one in here)]
+    nothing: list[TrainingState | None] = [None] * len(here)
     spent = 0
     with same_arithmetic(stage):
         twins = [CoarseModel(run.task, stage, start) for start in starts]
+        before = CoarseModel(run.task, stage, starts[0])
         gaps = [_distance(twins[0], twin) for twin in twins[1:]]
         health = _Health()
-        for step in coarse_steps(
-            stage.read_steps(), plan.merge, plan.thin, lambda s: _kept(stage, s)
-        ):
+        kept = partial(_kept, stage)
+        for step in coarse_steps(stage.read_steps(), plan.merge, plan.thin, kept):
             for twin in twins:
                 twin.step(step)
                 spent += step.examples
@@ -260,11 +276,14 @@ def _walk(
                 f"Coarse replay of stage {stage.name}, step {step.last} of {stage.steps}",
             )
             if health.ill:
-                return None, spent
-        ended = [_distance(twins[0], twin) for twin in twins[1:]]
-    if any(after > _GROWTH * max(gap, 1e-12) for gap, after in zip(gaps, ended, strict=True)):
-        return None, spent
-    return [twin.snapshot() for twin in twins], spent
+                return None, nothing, spent
+        # A gap that was nothing may become a part of the way that the stage went.
+        way = _distance(twins[0], before)
+        ends = [
+            twin.snapshot() if _distance(twins[0], twin) <= _GROWTH * max(gap, 0.01 * way) else None
+            for gap, twin in zip(gaps, twins[1:], strict=True)
+        ]
+        return twins[0].snapshot(), ends, spent
 
 
 def _distance(a: CoarseModel, b: CoarseModel) -> float:

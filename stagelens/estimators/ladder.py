@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from ..contracts import Refused, RunError
-from ..results import StageTrust
+from ..results import METHOD, StageTrust
 from ..runs.files import write_json
 from ..runs.run import Run, Stage
 from ..runs.schema import FileRef, digest
@@ -82,14 +82,28 @@ def counterfactuals(
             found[stage.name] = cached
     missing = [stage for stage in stages if stage.name not in found]
     if missing:
-        try:
-            for computed in estimator.counterfactuals(run, missing, progress):
-                _save(run, run.stage(computed.stage), estimator, computed)
-                found[computed.stage] = computed
-        except Refused as refusal:
-            for stage in missing:
-                found.setdefault(stage.name, _refused(stage, estimator.name, str(refusal)))
+        for computed in _computed(run, estimator, missing, progress):
+            _save(run, run.stage(computed.stage), estimator, computed)
+            found[computed.stage] = computed
     yield from (found[stage.name] for stage in stages)
+
+
+def _computed(
+    run: Run, estimator: Estimator, stages: Sequence[Stage], progress: Progress
+) -> Iterator[Counterfactual]:
+    """All stages together, so that they share work; each alone where one of them is refused."""
+    given: set[str] = set()
+    try:
+        for computed in estimator.counterfactuals(run, stages, progress):
+            given.add(computed.stage)
+            yield computed
+    except Refused as refusal:
+        if len(stages) == 1:
+            yield _refused(stages[0], estimator.name, str(refusal))
+            return
+        for stage in stages:
+            if stage.name not in given:
+                yield from _computed(run, estimator, [stage], progress)
 
 
 def _without_last(stage: Stage, estimator: str) -> Counterfactual:
@@ -121,7 +135,7 @@ class _Cached(BaseModel):
 
 
 def _cache(run: Run, stage: Stage, estimator: Estimator) -> str:
-    key = digest(run.digest, stage.name, estimator.name, dict(estimator.settings))[:32]
+    key = digest(METHOD, run.digest, stage.name, estimator.name, dict(estimator.settings))[:32]
     return f"results/counterfactuals/{key}"
 
 
@@ -129,6 +143,7 @@ def _save(run: Run, stage: Stage, estimator: Estimator, computed: Counterfactual
     if computed.weights is None:
         return
     prefix = _cache(run, stage, estimator)
+    run.files.inside(prefix)
     models = {"weights": computed.weights}
     sampling = computed.twins.sampling if computed.twins is not None else 0.0
     if computed.twins is not None:
@@ -147,7 +162,7 @@ def _save(run: Run, stage: Stage, estimator: Estimator, computed: Counterfactual
 
 def _load(run: Run, stage: Stage, estimator: Estimator) -> Counterfactual | None:
     """From the cache; None where it is not there or was damaged, and is then computed anew."""
-    path = run.path / f"{_cache(run, stage, estimator)}.json"
+    path = run.files.inside(f"{_cache(run, stage, estimator)}.json")
     try:
         cached = _Cached.model_validate_json(path.read_bytes())
         models = {n: load_tensors(run.files.path(file)) for n, file in cached.files.items()}

@@ -104,22 +104,30 @@ def _trust(stage: str, checks: Sequence[ReplayCheck], seconds: float) -> StageTr
             "later stages changed."
         ),
         deviation=worst,
-        expected_error=worst,
         cost=1.0,
         seconds=seconds,
     )
 
 
 def _machine(stage: Stage) -> str:
+    """What decides whether arithmetic is the same: build, threads, processor and device."""
     threads = stage.facts.environment.threads
-    return f"torch {torch.__version__}, {threads} threads, {platform.platform()}"
+    device = "cpu"
+    if stage.facts.environment.device == "cuda" and torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    capability = torch.backends.cpu.get_cpu_capability()
+    build = digest(torch.__config__.show())[:8]
+    return (
+        f"torch {torch.__version__} ({build}), {threads} threads, {platform.platform()}, "
+        f"{platform.processor()}, {capability}, {device}"
+    )
 
 
 def check_replay(run: Run, stage: Stage, progress: Progress) -> ReplayCheck:
     """Replay a stage as it was recorded and say how far it is off; stored and reused."""
     machine = _machine(stage)
     key = digest("replay-check", run.digest, stage.name, machine)[:32]
-    path = run.path / "results" / "checks" / f"{key}.json"
+    path = run.files.inside(f"results/checks/{key}.json")
     try:
         return ReplayCheck.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):

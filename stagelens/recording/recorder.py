@@ -96,7 +96,8 @@ class Recorder:
             stage = next((s for s in run.unfinished if s.name == reference.name), None)
             if stage is None:
                 stages.append(_sealed(self.path, reference))
-            elif stage.facts.checkpoints:
+            elif stage.facts.checkpoints and reference is file.stages[-1]:
+                # A stage after it would have started elsewhere, so it is then no part of the run.
                 stages.append(_end_at_checkpoint(self.path, reference, stage))
             else:
                 set_aside.append(reference)
@@ -147,7 +148,7 @@ class Recorder:
         accumulation: int = 1,
         checkpoint_every: int | None = None,
         keep_batches: Literal["all", "none"] | int = "all",
-        flush_every: int = 256,
+        flush_every: int = 1024,
         build_config: Mapping[str, Any] | None = None,
         reinitialised: Sequence[str] = (),
     ) -> StageRecorder:
@@ -164,8 +165,8 @@ class Recorder:
             checkpoint_every: Steps between checkpoints within the stage; None for none.
             keep_batches: ``"all"``, ``"none"``, or n to keep those of every n-th step. Replay
                 needs all of them.
-            flush_every: Steps between two writes to disk; what was not written is lost when the
-                process is killed. It is also written every ten seconds, and every 64 MB.
+            flush_every: Most steps between two writes to disk; what was not written is lost when
+                the process is killed. It is also written every ten seconds, and every 64 MB.
             build_config: For ``task.build_model``, where this stage's model is another than the
                 task's own (a head that appears later, say).
             reinitialised: Parameters and buffers (names or prefixes) that were given new initial

@@ -342,8 +342,7 @@ class StageRecorder:
                 "optimizer.step() of the model and optimiser that the stage was given"
             )
         self.flush()
-        self._watch.check_parameters()
-        self._watch.check_buffers()
+        self._watch.check_end()
         end = save_state(
             self._recorder.path,
             f"{self._folder}/end",

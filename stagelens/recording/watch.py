@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from functools import partial, reduce
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..contracts import RecordingError
 from ..training.optimizers import check_optimizer, group_hyperparameters
+from .fingerprint import Fingerprint
+
+_SETTINGS_EVERY = 16
+"""Updates between two looks at settings, which stay changed once they are."""
 
 
 class Watch:
@@ -23,8 +24,8 @@ class Watch:
     hyperparameters, and which parameters had no gradient. Parameters must be at every update as
     the update before left them, and buffers at every forward pass as the step before left them.
     One small parameter, the sentinel, is followed closely: from the second update on, its
-    gradient has to be the sum of what backward gave it, and its optimiser state must not change
-    outside ``optimizer.step()``. (The first update is replayed as a whole; see first_step.py.)
+    gradient has to be the sum of what backward gave it. (The first update is replayed as a whole;
+    see first_step.py.)
 
     Attributes:
         updates: How many optimiser steps were seen.
@@ -68,12 +69,13 @@ class Watch:
         self._parameters = list(model.named_parameters())
         self._trainable = [p.requires_grad for _, p in self._parameters]
         self._device = self._parameters[0][1].device
-        parameters = _floating_parameters(model)
-        self._values = _Fingerprint(lambda: parameters)
-        self._buffers = _Fingerprint(partial(_floating_buffers, _buffer_places(model)))
+        self._values = Fingerprint.of_parameters(model)
+        self._buffers = Fingerprint.of_buffers(model)
+        self._values.take()
+        self._buffers.take()
         self._sentinel: nn.Parameter | None = None
         self._incoming: Tensor | None = None
-        self._sentinel_state: list[tuple[Any, int]] = []
+        self._sentinel_state: list[Tensor] = []
         self._handles: list[RemovableHandle] = [
             model.register_forward_pre_hook(self._before_forward),
             optimizer.register_step_pre_hook(self._before_update),
@@ -117,7 +119,7 @@ class Watch:
         self._check_modes()
         if not self.rng and (self.noted == 0 or self._keeps_batches(self.noted)):
             self.rng = self._rng_now()
-        self.check_buffers()
+        self._check_buffers()
         self._buffers.forget()
 
     def _check_modes(self) -> None:
@@ -144,7 +146,7 @@ class Watch:
     def _before_update(
         self, _optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        if kwargs.get("closure") is not None or any(callable(arg) for arg in args[1:]):
+        if kwargs.get("closure") is not None or any(map(callable, args[1:])):
             raise RecordingError(
                 "optimizer.step was called with a closure, which replay does not reproduce; call "
                 "loss.backward() and then optimizer.step()"
@@ -154,19 +156,18 @@ class Watch:
                 f"optimizer.step() was called again before update {self.updates} was noted; call "
                 "stage.step(batch, loss) after every optimizer.step()"
             )
-        self._check_settings()
-        self.check_parameters()
+        self._check_values()
+        if self.updates % _SETTINGS_EVERY == 0:
+            self._check_settings()
         if self.updates == 0:
             check_optimizer(self.optimizer)
             self.gradients = {
                 name: p.grad.detach().clone() for name, p in self._optimised if p.grad is not None
             }
             self._follow(self._choose_sentinel())
-        else:
-            self._check_gradient()
-        self._check_norm()
+        self._check_gradient()
         self.groups = group_hyperparameters(self.optimizer)
-        self.missing = tuple(name for name, p in self._optimised if p.grad is None)
+        self.missing = tuple([name for name, p in self._optimised if p.grad is None])
         if self.rng:
             self.drew_random_numbers = not _same_rng(self.rng, self._rng_now())
 
@@ -183,36 +184,41 @@ class Watch:
     def _sizes(self) -> list[int]:
         return [len(group["params"]) for group in self.optimizer.param_groups]
 
+    def check_end(self) -> None:
+        """Refuse what was changed after the newest step was noted, when the stage ends."""
+        self._check_values()
+        self._check_settings()
+        self._check_buffers()
+
     def _check_settings(self) -> None:
         if self._sizes() != self._group_sizes:
             raise RecordingError(
                 "the optimiser's parameter groups changed within the stage; add or take "
                 "parameters between stages"
             )
-        trainable = [p.requires_grad for _, p in self._parameters]
-        if trainable != self._trainable:
-            changed = next(i for i, now in enumerate(trainable) if now != self._trainable[i])
+        for (name, parameter), before in zip(self._parameters, self._trainable, strict=True):
+            if parameter.requires_grad != before:
+                raise RecordingError(
+                    f"{name} was {'frozen' if before else 'unfrozen'} within the stage; change "
+                    "requires_grad between stages"
+                )
+        own, now = self._sentinel_state, self._state_now()
+        if len(own) != len(now) or any(x is not y for x, y in zip(own, now, strict=True)):
             raise RecordingError(
-                f"{self._parameters[changed][0]} was "
-                f"{'unfrozen' if trainable[changed] else 'frozen'} within the stage; change "
-                "requires_grad between stages"
+                "the optimiser's state was replaced within the stage; load or reset it between "
+                "stages"
             )
 
-    def check_parameters(self) -> None:
-        """Refuse parameters, or optimiser state, that were changed since the newest update."""
+    def _check_values(self) -> None:
         changed = self._values.changed()
-        if self.updates and not _same_objects(self._sentinel_state, self._state_now()):
-            changed = f"the optimiser's state of {self._names[id(self._sentinel)]}"
-        if changed is None:
-            return
-        raise RecordingError(
-            f"{changed} was changed outside optimizer.step(), after update {self.updates}; replay "
-            "could not know that change. Leave parameters to the optimiser within a stage "
-            "(average, constrain or load weights between stages)"
-        )
+        if changed is not None:
+            raise RecordingError(
+                f"{changed} was changed outside optimizer.step(), after update {self.updates}; "
+                "replay could not know that change. Leave parameters to the optimiser within a "
+                "stage (average, constrain or load weights between stages)"
+            )
 
-    def check_buffers(self) -> None:
-        """Refuse buffers that were changed since the newest step was noted."""
+    def _check_buffers(self) -> None:
         changed = self._buffers.changed()
         if changed is None:
             return
@@ -222,18 +228,20 @@ class Watch:
             "model.eval(), and leave buffers alone within a stage"
         )
 
-    def _state_now(self) -> list[tuple[Any, int]]:
-        assert self._sentinel is not None
-        state = self.optimizer.state.get(self._sentinel, {})
-        return [(value, value._version) for value in state.values() if isinstance(value, Tensor)]
+    def _state_now(self) -> list[Tensor]:
+        state = self.optimizer.state.get(self._sentinel, {}) if self._sentinel is not None else {}
+        return [value for value in state.values() if isinstance(value, Tensor)]
 
     def _check_gradient(self) -> None:
         assert self._sentinel is not None
         incoming, self._incoming = self._incoming, None
         gradient = self._sentinel.grad
-        if self.clip_norm is not None or incoming is None or gradient is None:
-            return
-        if not _equal_or_nan(incoming, gradient):
+        same = incoming is None or gradient is None or _equal_or_nan(incoming, gradient)
+        if self.clip_norm is not None:
+            # A gradient that is as it came was not clipped: then its norm needs no clipping.
+            if same or self.updates % _SETTINGS_EVERY == 0:
+                self._check_norm(self.clip_norm)
+        elif not same:
             raise RecordingError(
                 f"the gradient of {self._names[id(self._sentinel)]} was changed between backward "
                 f"and optimizer.step() (update {self.updates + 1}): by clipping, which has to be "
@@ -241,103 +249,25 @@ class Watch:
                 "update before (call optimizer.zero_grad()), or by code that replay does not know"
             )
 
-    def _check_norm(self) -> None:
-        if self.clip_norm is None:
-            return
+    def _check_norm(self, largest: float) -> None:
         gradients = [p.grad for _, p in self._parameters if p.grad is not None]
         norm = float(nn.utils.get_total_norm(gradients))
-        if norm > self.clip_norm * 1.001:
+        if norm > largest * 1.001:
             raise RecordingError(
                 f"the gradients' total norm is {norm:.4g} at update {self.updates + 1}, above "
-                f"the declared clip_norm={self.clip_norm:g}; declare the norm that the loop "
-                "clips to, or no clip_norm if it does not clip"
+                f"the declared clip_norm={largest:g}; declare the norm that the loop clips to, or "
+                "no clip_norm if it does not clip"
             )
 
     def _after_update(self, _optimizer: Any, _args: Any, _kwargs: Any) -> None:
-        assert self._sentinel is not None
         self.updates += 1
         self._values.take()
-        self._sentinel_state = self._state_now()
-
-
-class _Fingerprint:
-    """Tells whether tensors were changed in between, by one sum of squares each: no copy is kept.
-
-    Args:
-        named: Gives the tensors by name, as they are now.
-    """
-
-    def __init__(self, named: Callable[[], dict[str, Tensor]]) -> None:
-        self._named = named
-        self._arrays: list[np.ndarray] = []
-        self._addresses: list[int] = []
-        self._sums: list[float] | None = None
-        tensors = named().values()
-        self._in_numpy = all(
-            t.device.type == "cpu" and t.dtype in (torch.float32, torch.float64) for t in tensors
-        )
-        # Sums in at least float32: half precision would not see small changes.
-        self._dtype = reduce(torch.promote_types, [t.dtype for t in tensors], torch.float32)
-        self.take()
-
-    def _now(self) -> list[float]:
-        tensors = self._named().values()
-        if not self._in_numpy:
-            with torch.no_grad():
-                norms = torch._foreach_norm(list(tensors), 2, dtype=self._dtype)
-                return torch.stack(norms).tolist()
-        # Several times faster than torch for the few and small tensors of a small model.
-        addresses = [tensor.data_ptr() for tensor in tensors]
-        if addresses != self._addresses:
-            self._addresses = addresses
-            self._arrays = [tensor.detach().numpy() for tensor in tensors]
-        return [float(np.vdot(array, array)) for array in self._arrays]
-
-    def take(self) -> None:
-        """Remember the tensors as they are now."""
-        self._sums = self._now()
-
-    def forget(self) -> None:
-        """Anything may change until the next :meth:`take`."""
-        self._sums = None
-
-    def changed(self) -> str | None:
-        """Name of the first tensor that is not as remembered; None where all are."""
-        if self._sums is None or (now := self._now()) == self._sums:
-            return None
-        for name, before, after in zip(self._named(), self._sums, now, strict=True):
-            if before != after and not (math.isnan(before) and math.isnan(after)):
-                return name
-        return None
-
-
-def _floating_parameters(model: nn.Module) -> dict[str, Tensor]:
-    return {name: p for name, p in model.named_parameters() if p.is_floating_point()}
-
-
-def _buffer_places(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
-    """Full name, module and own name of every buffer; None may stand there for now."""
-    return [
-        (f"{prefix}.{name}".removeprefix("."), module, name)
-        for prefix, module in model.named_modules()
-        for name in module._buffers
-    ]
-
-
-def _floating_buffers(places: list[tuple[str, nn.Module, str]]) -> dict[str, Tensor]:
-    # Looked up anew, because a forward pass may put another tensor in a buffer's place.
-    found = {full: module._buffers[name] for full, module, name in places}
-    return {full: b for full, b in found.items() if b is not None and b.is_floating_point()}
+        if self.updates == 1:
+            self._sentinel_state = self._state_now()
 
 
 def _same_rng(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return all(torch.equal(a[device], b[device]) for device in a)
-
-
-def _same_objects(a: list[tuple[Any, int]], b: list[tuple[Any, int]]) -> bool:
-    return len(a) == len(b) and all(
-        x is y and version == later for (x, version), (y, later) in zip(a, b, strict=True)
-    )
 
 
 def _equal_or_nan(a: Tensor, b: Tensor) -> bool:

@@ -34,8 +34,9 @@ def flatten(batch: Any) -> tuple[Any, list[Tensor]]:
 
     def visit(value: Any) -> Any:
         if isinstance(value, Tensor) and value.layout is torch.strided:
-            tensors.append(value.detach().to("cpu", copy=True).contiguous())
-            return {"tensor": len(tensors) - 1, **_layout(value)}
+            kept = value.detach().clone(memory_format=torch.contiguous_format)
+            tensors.append(kept if kept.is_cpu else kept.cpu())
+            return {"tensor": len(tensors) - 1} | _layout(value, kept.stride())
         if value is None or isinstance(value, bool | int | float | str):
             return {"value": value}
         if isinstance(value, tuple):
@@ -67,13 +68,15 @@ def unflatten(description: Any, tensors: Sequence[Tensor]) -> Any:
     return content
 
 
-def _layout(tensor: Tensor) -> dict[str, Any]:
+def _layout(tensor: Tensor, usual_stride: tuple[int, ...]) -> dict[str, Any]:
     """What is unusual about where a tensor lies; nothing for a fresh, contiguous one."""
     layout: dict[str, Any] = {}
-    shape, stride, count = tensor.shape, tensor.stride(), tensor.numel()
-    if stride != _usual_stride(shape) and count <= _span(shape, stride) <= 2 * count:
-        layout["stride"] = list(stride)
-    if tensor.device.type == "cpu" and (offset := tensor.data_ptr() % _ALIGNMENT):
+    stride = tensor.stride()
+    if stride != usual_stride:
+        count = tensor.numel()
+        if count <= _span(tensor.shape, stride) <= 2 * count:
+            layout["stride"] = list(stride)
+    if tensor.is_cpu and (offset := tensor.data_ptr() % _ALIGNMENT):
         layout["offset"] = offset
     return layout
 
@@ -85,13 +88,6 @@ def _laid_out(tensor: Tensor, layout: Mapping[str, Any]) -> Tensor:
     memory = torch.empty(_span(tensor.shape, stride) + _ALIGNMENT // size, dtype=tensor.dtype)
     begin = (layout.get("offset", 0) - memory.data_ptr()) % _ALIGNMENT // size
     return memory.as_strided(tensor.shape, stride, begin).copy_(tensor)
-
-
-def _usual_stride(shape: Sequence[int]) -> tuple[int, ...]:
-    stride = [1]
-    for size in shape[:0:-1]:
-        stride.append(stride[-1] * max(size, 1))
-    return tuple(stride[: len(shape)][::-1])
 
 
 def _span(shape: Sequence[int], stride: Sequence[int]) -> int:

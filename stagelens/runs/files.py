@@ -25,10 +25,15 @@ def sha256_of(path: Path) -> str:
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, sync_folder: bool = True) -> Iterator[Path]:
     """A temporary name beside ``path``; renamed onto it, after fsync, when the block ends well.
 
     A killed process leaves at most a ``.tmp`` file behind, never a half-written ``path``.
+
+    Args:
+        path: The file to write.
+        sync_folder: Whether to wait for the folder too; not needed where another file of the
+            folder, which names this one, is written next.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -37,7 +42,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        if sync_folder:
+            _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -52,19 +58,22 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_file(root: Path, relative: str, writer: Callable[[Path], object]) -> FileRef:
+def write_file(
+    root: Path, relative: str, writer: Callable[[Path], object], *, sync_folder: bool = True
+) -> FileRef:
     """Write one file of the run folder atomically.
 
     Args:
         root: The run folder.
         relative: Path inside it, with forward slashes.
         writer: Called with the temporary path to write to.
+        sync_folder: See :func:`atomic_path`.
 
     Returns:
         The reference that goes into stage.json or set.json.
     """
     target = root / relative
-    with atomic_path(target) as temporary:
+    with atomic_path(target, sync_folder=sync_folder) as temporary:
         writer(temporary)
         reference = FileRef(
             path=relative, sha256=sha256_of(temporary), bytes=temporary.stat().st_size

@@ -149,9 +149,9 @@ def load_optimizer(
 
 
 def save_tensors(root: Path, relative: str, tensors: Mapping[str, Tensor]) -> FileRef:
-    """Write named tensors as safetensors, atomically."""
+    """Write named tensors as safetensors, atomically; a JSON file that names them has to follow."""
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    return write_file(root, relative, lambda path: save_file(contiguous, path))
+    return write_file(root, relative, lambda path: save_file(contiguous, path), sync_folder=False)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -152,7 +152,9 @@ def write_part(
         from safetensors.torch import save_file
 
         relative = f"{folder}/batches-{number:05d}.safetensors"
-        batches = write_file(root, relative, lambda path: save_file(stacks, path))
+        batches = write_file(
+            root, relative, lambda path: save_file(stacks, path), sync_folder=False
+        )
     metadata = {
         _BATCHES_KEY: batches.model_dump_json() if batches else "",
         _DIGEST_KEY: so_far.hexdigest(),

@@ -104,6 +104,11 @@ def _identities(batch: Any) -> list[int]:
     return [hash(tuple(row)) for row in rows]
 
 
+def _size(size: int, share: float) -> int:
+    """How many examples to keep: two at least, which batch statistics need."""
+    return max(min(size, 2), round(size * share))
+
+
 class Thinning:
     """Chooses which examples a coarse step keeps, so that over a stage all get their due.
 
@@ -131,7 +136,7 @@ class Thinning:
         identities = [_identities(micro.batch) for micro in used]
         count = max(1, round(len(shown) * self._share))
         share = min(1.0, len(shown) * self._share / count)
-        sizes = [max(1, round(batch_size(m.batch) * share)) for m in shown[:count]]
+        sizes = [_size(batch_size(micro.batch), share) for micro in shown[:count]]
         due = sum(sizes) / max(1, sum(map(len, identities)))
         for example in (i for own in identities for i in own):
             self._due[example] = self._due.get(example, 0.0) + due
@@ -226,8 +231,16 @@ class CoarseModel:
         self.norms = [(module, float(module.momentum)) for module in norms]
         self.loss = math.nan
 
-    def gradients(self, batches: Sequence[MicroBatch], merged: int) -> dict[str, Tensor]:
+    def gradients(
+        self, batches: Sequence[MicroBatch], merged: int, scale: float = 1.0
+    ) -> dict[str, Tensor]:
         """Gradient of the thinned step, after clipping; also moves running statistics.
+
+        Args:
+            batches: Micro-batches, whose mean loss is differentiated.
+            merged: How many steps it stands for.
+            scale: Of the mean loss: micro-batches over the accumulation, less than one where an
+                accumulation was cut short.
 
         Returns:
             Parameter name to gradient; absent where there is none.
@@ -240,8 +253,8 @@ class CoarseModel:
             if "cpu" in micro.rng:
                 torch.set_rng_state(micro.rng["cpu"])
             batch = to_device(micro.batch, self.device)
-            loss = self.task.loss(self.model, batch) / len(batches)
-            self.loss += float(loss.detach())
+            loss = self.task.loss(self.model, batch) * scale / len(batches)
+            self.loss += float(loss.detach()) / scale
             loss.backward()
         if self.rules.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.rules.clip_norm)
@@ -252,7 +265,8 @@ class CoarseModel:
         """One coarse step in place of the recorded steps that it stands for."""
         middle = coarse.middle
         with torch.enable_grad():
-            gradients = self.gradients(coarse.batches, len(coarse.facts))
+            scale = middle.micro_batches / self.rules.accumulation
+            gradients = self.gradients(coarse.batches, len(coarse.facts), scale)
         for number, names in enumerate(self.groups):
             options = [record.groups[number] for record in coarse.facts]
             present = [name for name in names if name not in middle.missing]
@@ -368,6 +382,8 @@ def transfer(
 
 
 def _moved(name: str, recorded: Tensor, factual: Tensor, counterfactual: Tensor) -> Tensor:
+    if recorded.dtype in (torch.bool, torch.uint8):
+        return recorded.clone()
     if name.endswith("running_var") or name == "exp_avg_sq":
         return recorded * ((counterfactual + _TINY) / (factual + _TINY)).clamp(max=1e3)
     return recorded - (factual - counterfactual)

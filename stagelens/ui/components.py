@@ -277,7 +277,7 @@ def _demo_card() -> None:
 
 def _folder_card() -> None:
     st.subheader("Open a run folder", anchor=False)
-    st.markdown("A run that you recorded with `stagelens.Recorder` or the Trainer callback.")
+    st.markdown("A run that you recorded with `stagelens.Recorder`.")
     known = settings.known_runs()
     if known:
         picked = st.selectbox(

@@ -78,7 +78,7 @@ def test_a_merged_step_leaves_the_moments_that_its_steps_leave_for_a_constant_gr
     model = CoarseModel(run.task, stage, stage.start())
     (step,) = coarse_steps(stage.read_steps(), merge=12, thin=1)
     gradient = {n: torch.randn_like(p) for n, p in model.parameters.items()}
-    model.gradients = lambda _batches, _merged: gradient  # type: ignore[method-assign, assignment]
+    model.gradients = lambda *_: gradient  # type: ignore[method-assign, assignment]
     twin = {n: torch.nn.Parameter(p.detach().clone()) for n, p in model.parameters.items()}
     # Decay makes a gradient follow the weights, so it is left out here.
     optimizer = OPTIMIZERS[name]([{"params": list(twin.values()), "weight_decay": 0.0}])
@@ -203,8 +203,8 @@ def test_what_diverges_is_tried_with_less_merging_and_then_refused(
 
     def watched(run: Run, stage: object, here: object, plan: Plan, progress: object) -> object:
         tried.append(plan.merge)
-        ended, spent = walk(run, stage, here, plan, progress)  # type: ignore[arg-type]
-        return (ended if plan.merge <= stable else None), spent
+        factual, ends, spent = walk(run, stage, here, plan, progress)  # type: ignore[arg-type]
+        return factual, [end if plan.merge <= stable else None for end in ends], spent
 
     monkeypatch.setattr(coarse_replay, "_walk", watched)
     stable = 2.0
@@ -222,8 +222,8 @@ def test_a_twin_that_really_diverges_is_noticed(tmp_path: Path) -> None:
     run = record(tmp_path / "run", "cnn", phases)
     stage = run.stages[0]
     here = [coarse_replay._Open(stage, stage.start(), stage.end())]
-    steady, _ = coarse_replay._walk(run, run.stages[1], here, Plan(1, 1), lambda *_: None)
-    diverged, _ = coarse_replay._walk(run, run.stages[1], here, Plan(12, 1), lambda *_: None)
+    _, (steady,), _ = coarse_replay._walk(run, run.stages[1], here, Plan(1, 1), lambda *_: None)
+    _, (diverged,), _ = coarse_replay._walk(run, run.stages[1], here, Plan(12, 1), lambda *_: None)
     assert steady is not None
     assert diverged is None
 
@@ -257,3 +257,21 @@ def test_the_last_stage_costs_nothing(tmp_path: Path) -> None:
     run = _three(tmp_path / "run", OPTIMIZERS["adamw"])
     (last,) = counterfactuals(run, CoarseReplay(0.25), run.stages[2:])
     assert (last.trust.trust, last.trust.cost) == ("exact", 0.0)
+
+
+def test_masks_and_counters_do_not_stand_in_the_way_of_a_transfer() -> None:
+    def state(value: float, count: int) -> TrainingState:
+        model = {"w": torch.tensor([value]), "mask": torch.tensor([True]), "n": torch.tensor(count)}
+        return TrainingState(model)
+
+    moved = transfer(state(1.0, 36), factual=state(1.0, 36), counterfactual=state(0.5, 24)).model
+    assert moved["mask"].tolist() == [True]
+    assert moved["n"].item() == 24
+
+
+def test_a_shared_batch_counts_as_one_draw(tmp_path: Path) -> None:
+    run = _three(tmp_path / "run", OPTIMIZERS["adamw"])
+    stage = run.stages[1]
+    every = coarse_replay._sampling(stage, Plan(1, 1.25))
+    stage.facts = stage.facts.model_copy(update={"keep_batches": 6})
+    assert coarse_replay._sampling(stage, Plan(1, 1.25)) > 2 * every

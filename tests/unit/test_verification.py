@@ -15,7 +15,7 @@ from scipy import stats
 
 from stagelens import cli, verification
 from stagelens.effects import attribute, measure
-from stagelens.expected_error import REFUSED_ABOVE, RELIABLE_BELOW, Evidence, judged
+from stagelens.expected_error import RELIABLE_BELOW, Evidence, judged
 from stagelens.results import StageTrust
 from stagelens.runs.run import Run, open_run
 from stagelens.training.replay import replay_later
@@ -228,7 +228,6 @@ def test_read_outs_that_disagree_raise_the_expected_error_up_to_refusal() -> Non
     assert (good.trust, good.reliable) == ("estimated", True)
     assert good.expected_error is not None and good.expected_error <= RELIABLE_BELOW
     assert bad.trust == "refused"
-    assert bad.expected_error is not None and bad.expected_error > REFUSED_ABOVE
     assert "raise the budget, or use replay" in bad.reason
 
 
@@ -243,3 +242,22 @@ def test_values_that_are_not_finite_are_refused() -> None:
 def _quiet() -> Iterator[None]:
     with np.errstate(all="ignore"):
         yield
+
+
+def test_an_example_without_a_label_does_not_refuse_the_others(tmp_path: Path) -> None:
+    from stagelens.runs.set_writer import write_set
+
+    phases = [Phase(n, lambda g: torch.optim.AdamW(g, 1e-3), steps=30) for n in ("a", "b", "c")]
+    run = record(tmp_path / "run", "cnn", phases)
+    random = np.random.default_rng(0)
+    images = random.normal(size=(40, 4, 4)).astype(np.float32)
+    labels = random.integers(0, 3, 40).tolist()
+    for name, given in (("all", labels), ("but-one", [None, *labels[1:]]), ("none", [None] * 40)):
+        write_set(run.path, run.task, name, images=images, labels=given)
+    trust = {
+        name: attribute(run, name, "coarse-replay").trust["a"]
+        for name in ("all", "but-one", "none")
+    }
+    assert trust["all"].expected_error is not None
+    assert trust["but-one"].trust == trust["all"].trust
+    assert trust["none"].expected_error is None
