@@ -247,21 +247,24 @@ def _rows(
 ) -> pd.DataFrame:
     """The rows of one stage; without numbers where it was refused."""
     nothing = np.full(len(own), np.nan)
-    nobody = pd.Series(None, range(len(own)), dtype=pd.Series(final.answers).dtype)
+    # Made once: pandas takes its time over texts.
+    answers = pd.Series(final.answers)
+    nobody = pd.Series(None, answers.index, dtype=answers.dtype)
+    answers_without = nobody if without is None else pd.Series(without.model.answers)
     blocks = []
     for behaviour, values in final.values.items():
         effect = nothing if without is None else without.effects[behaviour]
         block = {
             "set": set_name,
-            "example_id": own["example_id"].to_numpy(),
+            "example_id": own["example_id"],
             "stage": stage,
             "behaviour": behaviour,
             "final": values,
             "without": values - effect,
             "effect": effect,
             "estimator": estimator,
-            "prediction": final.answers,
-            "prediction_without": nobody if without is None else without.model.answers,
+            "prediction": answers,
+            "prediction_without": answers_without,
             "confidence": final.confidences,
             "confidence_without": nothing if without is None else without.model.confidences,
             "within_noise": pd.array([None] * len(own), dtype="boolean"),

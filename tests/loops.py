@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import stagelens
+from stagelens.contracts import RecordingError, StageLensError
 from stagelens.recording.stage_recorder import StageRecorder
 from stagelens.runs.states import TrainingState, capture
 from stagelens.tasks import ImageClassification
 
 SHAPE = (1, 4, 5)
 CLASSES = ("a", "b", "c")
+BATCH_NORM = {"kind": "cnn", "channels": [4, 4], "hidden": 6, "dropout": 0.3, "batch_norm": True}
 Batch = tuple[Tensor, Tensor]
 
 
@@ -167,3 +171,47 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     return a.contiguous().numpy().tobytes() == b.contiguous().numpy().tobytes()
+
+
+class Training:
+    """A small training into a new folder; each test spoils it in one way."""
+
+    def __init__(self, path: Path, task: stagelens.Task | None = None) -> None:
+        self.path = path
+        self.task = task or make_task(BATCH_NORM)
+        torch.manual_seed(0)
+        self.model = self.task.build_model()
+        self.optimizer: torch.optim.Optimizer = torch.optim.SGD(
+            self.model.parameters(), lr=0.05, momentum=0.9
+        )
+        self.recorder = stagelens.Recorder(path, self.task)
+        self.updates = 0
+
+    def stage(self, name: str = "first", **settings: Any) -> StageRecorder:
+        return self.recorder.stage(
+            name, **{"model": self.model, "optimizer": self.optimizer, **settings}
+        )
+
+    def loss(self, batch: Batch) -> Tensor:
+        return self.task.loss(self.model, batch)
+
+    def update(self) -> None:
+        self.optimizer.step()
+        self.updates += 1
+
+    def step(self, batch: Batch, stage: StageRecorder) -> None:
+        """One step as it should be."""
+        loss = self.loss(batch)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.update()
+        stage.step(batch, loss)
+
+
+@contextmanager
+def refused(*says: str, by: type[StageLensError] = RecordingError) -> Iterator[None]:
+    """The block is refused, in these words."""
+    with pytest.raises(by) as error:
+        yield
+    message = " ".join(str(error.value).split())
+    assert [words for words in says if words not in message] == [], message

@@ -77,7 +77,7 @@ class Watch:
         self._incoming: Tensor | None = None
         self._sentinel_state: list[Tensor] = []
         self._handles: list[RemovableHandle] = [
-            model.register_forward_pre_hook(self._before_forward),
+            model.register_forward_pre_hook(_Hook(self._before_forward)),
             optimizer.register_step_pre_hook(self._before_update),
             optimizer.register_step_post_hook(self._after_update),
         ]
@@ -102,10 +102,6 @@ class Watch:
         if self._device.type == "cuda":
             states["cuda"] = torch.cuda.get_rng_state(self._device)
         return states
-
-    def __deepcopy__(self, _memo: dict[int, Any]) -> Watch:
-        """A copied model (an average of weights, say) carries the hook along; it sees nothing."""
-        return self
 
     def _before_forward(self, module: nn.Module, _args: Any) -> None:
         if module is not self.model or not torch.is_grad_enabled():
@@ -202,8 +198,8 @@ class Watch:
                     f"{name} was {'frozen' if before else 'unfrozen'} within the stage; change "
                     "requires_grad between stages"
                 )
-        own, now = self._sentinel_state, self._state_now()
-        if len(own) != len(now) or any(x is not y for x, y in zip(own, now, strict=True)):
+        now = {id(tensor) for tensor in self._state_now()}
+        if any(id(tensor) not in now for tensor in self._sentinel_state):
             raise RecordingError(
                 "the optimiser's state was replaced within the stage; load or reset it between "
                 "stages"
@@ -264,6 +260,23 @@ class Watch:
         self._values.take()
         if self.updates == 1:
             self._sentinel_state = self._state_now()
+
+
+class _Hook:
+    """A forward pre-hook that stays behind when its model is copied or saved.
+
+    In its place the copy carries ``{}.get``, which as a pre-hook gives the arguments as they are,
+    and which can be loaded where StageLens is not installed.
+    """
+
+    def __init__(self, see: Callable[[nn.Module, Any], None]) -> None:
+        self._see = see
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        self._see(module, args)
+
+    def __reduce__(self) -> Any:
+        return getattr, ({}, "get")
 
 
 def _same_rng(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:

@@ -25,6 +25,7 @@ from stagelens.runs.run import Stage
 from stagelens.tasks import ImageClassification
 from stagelens.training.replay import replay_without
 from tests.loops import (
+    BATCH_NORM,
     CLASSES,
     SHAPE,
     Plan,
@@ -34,8 +35,6 @@ from tests.loops import (
     record_plans,
     train,
 )
-
-BATCH_NORM = {"kind": "cnn", "channels": [4, 4], "hidden": 6, "dropout": 0.3, "batch_norm": True}
 
 
 def adamw(model: nn.Module, _before: Any) -> torch.optim.Optimizer:
@@ -194,7 +193,7 @@ def test_replay_that_is_not_bit_for_bit_says_how_far_it_is_off(tmp_path: Path) -
     assert trust.trust == "estimated"
     assert trust.deviation is not None
     assert 5e-4 < trust.deviation < 2e-3  # plain SGD's change is 1e-3 larger, to first order
-    assert trust.expected_error == trust.deviation
+    assert trust.expected_error is None  # of weights; what it does to effects is not known
     assert f"deviates from the recording by {trust.deviation:.1e}" in trust.reason
     shown = attribute(run, "test", "replay").trust["first"]
     assert (shown.trust, shown.deviation) == ("estimated", trust.deviation)

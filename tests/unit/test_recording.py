@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -12,14 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import stagelens
+from stagelens.recording import stage_recorder
 from stagelens.training.replay import measure_deviation
-from tests.loops import CLASSES, SHAPE, differing, make_batches, make_task, train
+from tests.loops import BATCH_NORM, CLASSES, SHAPE, differing, make_batches, make_task, train
 
 DROPOUT = {"kind": "mlp", "hidden": [6], "dropout": 0.3}
-BATCH_NORM = {"kind": "cnn", "channels": [4, 4], "hidden": 6, "dropout": 0.3, "batch_norm": True}
 
 
 def made(task: stagelens.Task) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -161,12 +162,27 @@ def copy_and_train_the_copy(model: nn.Module) -> None:
             parameter.add_(1.0)
 
 
-def copy_the_tensors(model: nn.Module) -> None:
-    torch.optim.swa_utils.AveragedModel(model)
-    model.state_dict()
+def save_whole(model: nn.Module) -> None:
+    file = io.BytesIO()
+    torch.save(model, file)
+    assert b"stagelens" not in file.getvalue()  # so it can be loaded anywhere
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    assert differing(loaded.state_dict(), model.state_dict()) == []
+    loaded(make_batches(1)[0][0]).sum().backward()
 
 
-BETWEEN = [evaluate, evaluate_under_averaged_weights, copy_and_train_the_copy, copy_the_tensors]
+def average(model: nn.Module) -> None:
+    torch.optim.swa_utils.AveragedModel(model).update_parameters(model)
+
+
+BETWEEN = [
+    evaluate,
+    evaluate_under_averaged_weights,
+    copy_and_train_the_copy,
+    save_whole,
+    average,
+]
 
 
 @pytest.mark.parametrize("between", BETWEEN)
@@ -186,69 +202,6 @@ def test_what_loops_do_between_steps_does_not_disturb(
             optimizer.step()
             between(model)
             stage.step(batch, loss)
-    assert replays_bit_for_bit(recorder.run())
-
-
-def test_a_batch_that_the_loop_uses_again_is_kept_as_it_was(tmp_path: Path) -> None:
-    task = make_task()
-    model, optimizer = made(task)
-    images, labels = make_batches(1)[0]
-    recorder = stagelens.Recorder(tmp_path / "run", task)
-    with recorder.stage("first", model=model, optimizer=optimizer, accumulation=2) as stage:
-        for number, (own, _) in enumerate(make_batches(6), 1):
-            images.copy_(own)
-            loss = task.loss(model, (images, labels))
-            (loss / 2).backward()
-            if number % 2 == 0:
-                optimizer.step()
-                optimizer.zero_grad()
-            stage.step((images, labels), loss)
-    kept = [micro.batch[0] for s in recorder.run().last.read_steps() for micro in s.batches or ()]
-    assert all(torch.equal(a, b) for a, (b, _) in zip(kept, make_batches(6), strict=True))
-    assert replays_bit_for_bit(recorder.run())
-
-
-class Nested(stagelens.tasks.ImageClassification):
-    """Takes batches of every kind that can be kept."""
-
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        assert batch["note"] == ("text", 1, 0.5, True, None)
-        images, labels = batch["data"]["images"], batch["data"]["more"][0]
-        return super().loss(model, (images, labels))
-
-
-def test_nested_batches_come_back_as_they_were(tmp_path: Path) -> None:
-    task = Nested(CLASSES, SHAPE)
-    model, optimizer = made(task)
-    batches = [
-        {"note": ("text", 1, 0.5, True, None), "data": {"images": images, "more": [labels]}}
-        for images, labels in make_batches(3)
-    ]
-    recorder = stagelens.Recorder(tmp_path / "run", task)
-    with recorder.stage("first", model=model, optimizer=optimizer) as stage:
-        train(task, model, optimizer, batches, stage=stage)
-    kept = [step.batches[0].batch for step in recorder.run().last.read_steps() if step.batches]
-    assert [type(batch["note"]) for batch in kept] == [tuple] * 3
-    assert kept[1]["note"] == batches[1]["note"]
-    assert torch.equal(kept[2]["data"]["more"][0], batches[2]["data"]["more"][0])
-    assert replays_bit_for_bit(recorder.run())
-
-
-class Words(stagelens.tasks.ImageClassification):
-    """A batch is a list of words, and nothing else."""
-
-    def loss(self, model: nn.Module, batch: list[str]) -> Tensor:
-        images = torch.tensor([float(len(word)) for word in batch]).reshape(-1, 1, 1, 1)
-        labels = torch.zeros(len(batch), dtype=torch.int64)
-        return super().loss(model, (images.expand(-1, *SHAPE), labels))
-
-
-def test_batches_without_any_tensor_are_kept_too(tmp_path: Path) -> None:
-    task = Words(CLASSES, SHAPE)
-    model, optimizer = made(task)
-    recorder = stagelens.Recorder(tmp_path / "run", task)
-    with recorder.stage("first", model=model, optimizer=optimizer) as stage:
-        train(task, model, optimizer, [["a", "bc"], ["def", "gh"]], stage=stage)
     assert replays_bit_for_bit(recorder.run())
 
 
@@ -307,6 +260,34 @@ def test_checkpoints_hold_the_training_state_at_their_step(tmp_path: Path) -> No
     assert {name: float(state["step"]) for name, state in kept.optimizer.items()} == {
         name: 2.0 for name, _ in twin.named_parameters()
     }
+
+
+def test_an_optimizer_can_be_copied_and_saved_in_mid_stage(tmp_path: Path) -> None:
+    task = make_task()
+    model, optimizer = made(task)
+    recorder = stagelens.Recorder(tmp_path / "run", task)
+    with recorder.stage("first", model=model, optimizer=optimizer) as stage:
+        train(task, model, optimizer, make_batches(1), stage=stage)
+        copied = copy.deepcopy(optimizer)
+        torch.save(optimizer.state_dict(), io.BytesIO())
+        train(task, model, optimizer, make_batches(1, seed=1), stage=stage)
+    assert copied.state_dict()["state"][0]["step"] == 1
+    assert replays_bit_for_bit(recorder.run())
+
+
+@pytest.mark.parametrize("limit", ["_FLUSH_SECONDS", "_FLUSH_BYTES"])
+def test_long_and_large_steps_are_written_at_once(
+    limit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage_recorder, limit, 0)
+    task = make_task()
+    model, optimizer = made(task)
+    recorder = stagelens.Recorder(tmp_path / "run", task)
+    with recorder.stage("first", model=model, optimizer=optimizer) as stage:
+        for number, batch in enumerate(make_batches(3), 1):
+            train(task, model, optimizer, [batch], stage=stage)
+            assert stage.steps_on_disk == number
+    assert replays_bit_for_bit(recorder.run())
 
 
 def test_steps_on_disk_counts_finished_flushes(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stagelens import Recorder
 from stagelens.contracts import Refused
 from stagelens.training.replay import (
     Progress,
@@ -20,16 +19,15 @@ from stagelens.training.replay import (
     replay_without,
 )
 from tests.loops import (
+    BATCH_NORM,
     CLASSES,
     Optimizer,
     Plan,
     differing,
     differing_state,
-    make_batches,
     make_task,
     record_plans,
     run_plans,
-    train,
 )
 
 LOOPS = {"for-loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
@@ -42,7 +40,6 @@ RULES = {
 }
 PLAIN = {"kind": "mlp", "hidden": [6]}
 DROPOUT = {"kind": "mlp", "hidden": [6], "dropout": 0.3}
-BATCH_NORM = {"kind": "cnn", "channels": [4, 4], "hidden": 6, "dropout": 0.3, "batch_norm": True}
 
 
 def new(rule: str, loop: str = "for-loop", **options: Any) -> Optimizer:
@@ -376,39 +373,6 @@ def test_fused_sgd_takes_fresh_and_carried_momentum_in_one_group(tmp_path: Path)
     plans = [Plan(first.name, apart, prepare=first.prepare), *later]
     by_hand = run_plans(task, plans, without="body")
     assert differing_state(replay_without(run, run.stage("body")).state, by_hand) == []
-
-
-VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
-    "slices": lambda images: images,
-    "channels last": lambda images: images.to(memory_format=torch.channels_last),
-    "columns": lambda images: torch.cat([images, images], 3)[..., 3:8],
-    "turned": lambda images: images.transpose(2, 3).contiguous().transpose(2, 3),
-    "the same for all": lambda images: images[:1].expand(images.shape),
-}
-
-
-@pytest.mark.parametrize("view", VIEWS)
-def test_batches_lie_in_memory_as_they_lay_in_training(view: str, tmp_path: Path) -> None:
-    """Where they did not, matrix products differed in the last bit."""
-    images, labels = make_batches(1, size=60)[0]
-    batches = [
-        (VIEWS[view](images[begin : begin + 7]), labels[begin : begin + 7])
-        for begin in range(0, 49, 7)
-    ]
-    task = make_task(PLAIN)
-    model = task.build_model()
-    optimizer = torch.optim.AdamW(model.parameters())
-    recorder = Recorder(tmp_path / "run", task)
-    with recorder.stage("first", model=model, optimizer=optimizer) as stage:
-        train(task, model, optimizer, batches, stage=stage)
-    run = recorder.run()
-    kept = [step.batches[0].batch[0] for step in run.last.read_steps() if step.batches]
-    assert all(torch.equal(own, image) for own, (image, _) in zip(kept, batches, strict=True))
-    if view != "the same for all":
-        assert [(k.stride(), k.data_ptr() % 64) for k in kept] == [
-            (image.stride(), image.data_ptr() % 64) for image, _ in batches
-        ]
-    assert measure_deviation(task, run.last).bitwise
 
 
 def test_without_the_last_stage_no_step_is_replayed(tmp_path: Path) -> None:

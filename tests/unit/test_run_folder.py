@@ -370,48 +370,6 @@ def test_names_that_are_not_there_are_listed(whole: Path) -> None:
         run.evaluation_set("other")
 
 
-# The run digest
-
-
-def test_the_same_training_recorded_twice_has_the_same_digest(tmp_path: Path) -> None:
-    digests = [record(tmp_path / name, name="run").digest for name in ("one", "two")]
-    assert digests[0] == digests[1]
-
-
-def test_the_digest_does_not_depend_on_when_it_was_written_or_what_it_is_called(
-    tmp_path: Path,
-) -> None:
-    usual = record(tmp_path / "run").digest
-    settings = {"flush_every": 1, "description": "another", "checkpoint_every": 5}
-    plans = [Plan(plan.name, plan.optimizer, recorder=settings) for plan in PLANS]
-    assert record(tmp_path / "other", plans, name="other").digest == usual
-
-
-def test_sets_and_results_do_not_change_the_digest(tmp_path: Path) -> None:
-    run = record(tmp_path / "run")
-    before = run.digest
-    recorder = stagelens.Recorder(run.path, run.task, resume=True)
-    recorder.add_set("another", images=make_batches(1)[0][0])
-    attribute(run, "test", "replay")
-    assert stagelens.open_run(run.path).digest == before
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        [Plan("first", sgd, batches=5), PLANS[1]],
-        [Plan("first", sgd, recorder={"keep_batches": "none"}), PLANS[1]],
-        [Plan("first", sgd, loop={"clip_norm": 1e9}), PLANS[1]],
-        [Plan("First", sgd), PLANS[1]],
-        PLANS[::-1],
-        PLANS[:1],
-    ],
-    ids=["fewer steps", "other batches kept", "clipping", "name", "order", "fewer stages"],
-)
-def test_another_training_has_another_digest(other: list[Plan], tmp_path: Path) -> None:
-    assert record(tmp_path / "a").digest != record(tmp_path / "b", other).digest
-
-
 def test_two_recorders_on_one_folder_are_refused(tmp_path: Path) -> None:
     task = make_task()
     first = stagelens.Recorder(tmp_path / "run", task)
