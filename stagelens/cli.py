@@ -93,16 +93,11 @@ def one_line(error: BaseException) -> str:
 def _open(path: Path, task: str | None) -> Run:
     if task is None:
         return open_run(path)
-    from .tasks import load_task_class
+    from .tasks import load_task_class, make_task
 
-    config = open_run(path).file.task.config
-    try:
-        return open_run(path, load_task_class(task)(**config))
-    except TypeError as error:
-        raise StageLensError(
-            f"task {task} does not accept the recorded config ({error}); give the task that the "
-            "run was recorded with"
-        ) from None
+    found = load_task_class(task)
+    run = open_run(path)
+    return open_run(path, make_task(found, run.file.task.config, run.task_assets()))
 
 
 @app.callback()

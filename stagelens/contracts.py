@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import nn
 
@@ -78,7 +79,8 @@ class Example:
 
     Attributes:
         example_id: Unique and stable within its set.
-        input: What the task eats: ``{"image": array (H, W) or (H, W, C)}`` or ``{"text": str}``.
+        input: What the task eats, by the names of its ``input_fields``: ``{"image": array (H, W)
+            or (H, W, C)}``, ``{"text": str}``, or several texts, None where one is missing.
         label: Class name, or None where the set has no label for this example.
         columns: Further metadata, for instance ``{"group": "stamped"}``.
     """
@@ -102,23 +104,59 @@ class Predictions:
     confidences: Sequence[float]
 
 
+@dataclass(frozen=True)
+class TokenValues:
+    """One text as a model reads it, with a number per token.
+
+    Attributes:
+        tokens: (T,) printable pieces; together they are the text.
+        values: (T,) floats, NaN where a token has none.
+    """
+
+    tokens: Sequence[str]
+    values: np.ndarray
+
+
 class Task(ABC):
     """What a model eats and answers: the one thing to write for a model of your own.
 
-    Four methods are required; the rest has defaults. ``config`` must be plain JSON, because the
-    run folder stores it beside ``name``, and ``type(task)(**task.config)`` has to give the task
-    again. A run folder never names code: a task is found by ``name`` among the installed ones
-    (entry-point group ``stagelens.tasks``), or given by the user.
+    The abstract methods are required; the rest has defaults. ``config`` must be plain JSON,
+    because the run folder stores it beside ``name``, and ``type(task)(**task.config)`` has to give
+    the task again. A run folder never names code: a task is found by ``name`` among the installed
+    ones (entry-point group ``stagelens.tasks``), or given by the user.
+
+    Attributes:
+        name: As it is registered, and stored in run folders.
+        behaviour_kinds: What ``behaviours`` gives, the most telling one first.
+        input_kind: What an example's input is.
+        input_fields: Names in ``Example.input``; by default the kind itself.
+        has_token_values: Whether ``token_values`` is there.
     """
 
     name: ClassVar[str]
     behaviour_kinds: ClassVar[tuple[Behaviour, ...]] = ()
     input_kind: ClassVar[Literal["image", "text"]]
+    input_fields: ClassVar[tuple[str, ...]] = ()
+    has_token_values: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if not cls.input_fields and hasattr(cls, "input_kind"):
+            cls.input_fields = (cls.input_kind,)
 
     @property
     @abstractmethod
     def config(self) -> dict[str, Any]:
         """Keyword arguments, as plain JSON, that make this task again."""
+
+    @property
+    def assets(self) -> Mapping[str, bytes]:
+        """Small files that the task needs to be made again, by name: a tokenizer, say.
+
+        A run folder keeps them, and gives them back as the keyword ``assets`` beside ``config``.
+        They are data: never code, never pickled.
+        """
+        return {}
 
     @abstractmethod
     def build_model(self, config: Mapping[str, Any] | None = None) -> nn.Module:
@@ -156,6 +194,31 @@ class Task(ABC):
             ValueError: The label is none of the task's; names those that are.
         """
         return None if label is None else str(label)
+
+    def check_input(self, value: Mapping[str, Any]) -> str | None:
+        """Look at an input before it enters an evaluation set.
+
+        Args:
+            value: As ``Example.input`` has it.
+
+        Returns:
+            What a person should know of it, for instance ``"cut to 512 tokens"``; None where all
+            is well.
+
+        Raises:
+            ValueError: The task cannot take it; goes on from "example 'x' ...".
+        """
+        return None
+
+    def token_values(self, outputs: Any, batch: Any) -> list[TokenValues]:
+        """Every text of a batch, token by token, with the model's value for each.
+
+        The stage effect on a token is the difference of two models' values.
+
+        Raises:
+            NotImplementedError: The task has none (``has_token_values`` is False).
+        """
+        raise NotImplementedError(f"task {self.name!r} has no values per token")
 
 
 @dataclass(frozen=True)

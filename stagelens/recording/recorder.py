@@ -13,9 +13,10 @@ from torch import nn
 from ..contracts import BASE, RecordingError, Task
 from ..runs.files import read_json, sha256_of, write_json
 from ..runs.run import Run, Stage, open_run
-from ..runs.schema import RunFile, StageFile, StageRef, TaskRef, check_name
+from ..runs.schema import RunFile, StageFile, StageRef, check_name
 from ..runs.set_writer import SetReport, write_set
 from ..runs.states import TrainingState, load_into, load_optimizer
+from ..runs.task_files import describes, write_task
 from ..training.optimizers import optimizer_facts
 from .stage_recorder import StageRecorder
 
@@ -74,19 +75,17 @@ class Recorder:
 
     def _begun(self, name: str | None) -> RunFile:
         try:
-            return RunFile(
-                name=check_name(name if name is not None else self.path.resolve().name),
-                task=TaskRef(name=self.task.name, config=self.task.config),
-            )
+            own_name = check_name(name if name is not None else self.path.resolve().name)
         except ValueError as error:
             raise RecordingError(f"the run's name: {error}; pass name=...") from None
+        return RunFile(name=own_name, task=write_task(self.path, self.task))
 
     def _resumed(self, name: str | None) -> RunFile:
         run = open_run(self.path, self.task)
         file = run.file
         if name is not None and name != file.name:
             raise RecordingError(f"{self.path} holds run {file.name!r}, not {name!r}; name it so")
-        if (file.task.name, file.task.config) != (self.task.name, self.task.config):
+        if not describes(file.task, self.task):
             raise RecordingError(
                 f"{self.path} was recorded with another task, or the same task configured "
                 "otherwise; resume with the task that it was recorded with"

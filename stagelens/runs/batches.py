@@ -99,15 +99,16 @@ def _span(shape: Sequence[int], stride: Sequence[int]) -> int:
 
 def batch_size(batch: Any) -> int:
     """Number of examples: the first dimension of the first tensor with one; 1 without any."""
-    if isinstance(batch, Tensor):
-        return batch.shape[0] if batch.ndim else 1
-    items = batch.values() if isinstance(batch, Mapping) else batch
-    if isinstance(items, str) or not hasattr(items, "__iter__"):
-        return 1
-    for item in items:
-        if isinstance(item, Tensor | tuple | list | Mapping):
-            return batch_size(item)
-    return 1
+    return _first_dimension(batch) or 1
+
+
+def _first_dimension(value: Any) -> int | None:
+    if isinstance(value, Tensor):
+        return value.shape[0] if value.ndim else None
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    items = value if isinstance(value, tuple | list) else ()
+    return next((n for n in map(_first_dimension, items) if n is not None), None)
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

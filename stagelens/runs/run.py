@@ -13,6 +13,7 @@ from .evaluation_sets import EvaluationSet
 from .files import CheckedFiles, read_json
 from .schema import PartRef, RunFile, StageFile, StageRef, StateRef, digest
 from .steps import RecordedSteps, discover_parts, recorded_digest, steps_table
+from .task_files import identity, read_assets
 
 if TYPE_CHECKING:
     from .states import TrainingState
@@ -111,6 +112,8 @@ class Run:
         self.problems: list[str] = []
         self.files = CheckedFiles(path)
         self._task = task
+        for asset in file.task.files.values():
+            self.files.present(asset)
         for reference in file.stages:
             self._open_stage(reference)
         for reference in file.set_aside:
@@ -123,7 +126,7 @@ class Run:
     def digest(self) -> str:
         """Over the recorded training of the finished stages; results are keyed by it."""
         return digest(
-            self.file.task.model_dump(mode="json"),
+            identity(self.file.task),
             [
                 (
                     stage.facts.model_dump(mode="json", include=_DIGESTED),
@@ -204,7 +207,15 @@ class Run:
             return self._task
         from ..tasks import find_task
 
-        return find_task(self.file.task.name, self.file.task.config)
+        return find_task(self.file.task.name, self.file.task.config, self.task_assets())
+
+    def task_assets(self) -> dict[str, bytes]:
+        """The small files that the task is made again from, by name; read now, and checked.
+
+        Raises:
+            RunError: One was changed after it was written.
+        """
+        return read_assets(self.files, self.file.task)
 
     def stage(self, name: str) -> Stage:
         """A finished stage by name.

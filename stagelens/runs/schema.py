@@ -3,6 +3,7 @@
 Layout::
 
     run.json                          RunFile
+    task/tokenizer.json, ...          small files that the task needs, where it needs any
     stages/00-pretrain/stage.json     StageFile
     stages/00-pretrain/steps-00000.parquet, batches-00000.safetensors, ...   numbered parts
     stages/00-pretrain/start.model.safetensors, start.optimizer.safetensors, end....
@@ -161,10 +162,11 @@ class StageFile(_Model):
 
 
 class TaskRef(_Model):
-    """How the run's task is found again: its registered name and its own JSON config."""
+    """How the run's task is found again: its registered name, its own JSON config, its assets."""
 
     name: str
     config: dict[str, Any]
+    files: dict[Name, FileRef] = {}
 
 
 class StageRef(_Model):

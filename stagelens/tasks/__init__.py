@@ -10,12 +10,29 @@ from typing import TYPE_CHECKING, Any
 from ..contracts import Task, TaskError
 
 if TYPE_CHECKING:
+    from .causal_lm import CausalLM
     from .image_classification import ImageClassification
+    from .text_classification import TextClassification
 
-__all__ = ["ImageClassification", "find_task", "load_task_class"]
+__all__ = [
+    "CausalLM",
+    "ImageClassification",
+    "TextClassification",
+    "find_task",
+    "load_task_class",
+    "make_task",
+]
 
-_BUILT_IN = {"image-classification": "stagelens.tasks.image_classification:ImageClassification"}
-_HOMES = {"ImageClassification": "image_classification"}
+_BUILT_IN = {
+    "image-classification": "stagelens.tasks.image_classification:ImageClassification",
+    "text-classification": "stagelens.tasks.text_classification:TextClassification",
+    "causal-lm": "stagelens.tasks.causal_lm:CausalLM",
+}
+_HOMES = {
+    "CausalLM": "causal_lm",
+    "ImageClassification": "image_classification",
+    "TextClassification": "text_classification",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -43,12 +60,42 @@ def load_task_class(target: str) -> type[Task]:
     return found
 
 
-def find_task(name: str, config: Mapping[str, Any]) -> Task:
+def make_task(
+    task_class: type[Task], config: Mapping[str, Any], assets: Mapping[str, bytes]
+) -> Task:
+    """The task that a run was recorded with, from what its folder keeps of it.
+
+    Args:
+        task_class: From :func:`load_task_class`, or found by its registered name.
+        config: As recorded.
+        assets: As recorded; given as the keyword ``assets`` where there are any.
+
+    Raises:
+        TaskError: The class does not accept them.
+    """
+    try:
+        return task_class(**config, **({"assets": assets} if assets else {}))
+    except (TypeError, ValueError) as error:
+        where = f"{task_class.__module__}:{task_class.__qualname__}"
+        raise TaskError(
+            f"task {where} does not accept the recorded config ({error}); open the run with the "
+            "task, and the version of it, that the run was recorded with"
+        ) from None
+
+
+def find_task(
+    name: str, config: Mapping[str, Any], assets: Mapping[str, bytes] | None = None
+) -> Task:
     """Make the installed task of a registered name.
 
     Built-in tasks come first; others are found through the entry-point group
     ``stagelens.tasks``. Only installed packages can register there: nothing that stands in a run
     folder is imported.
+
+    Args:
+        name: As registered.
+        config: As recorded.
+        assets: As recorded; None for none.
 
     Raises:
         TaskError: No installed task has this name, or it does not accept the config.
@@ -64,10 +111,4 @@ def find_task(name: str, config: Mapping[str, Any]) -> Task:
                 "--task package.module:Class. Stored results can be read without it"
             )
         task_class = found[0].load()
-    try:
-        return task_class(**config)
-    except (TypeError, ValueError) as error:
-        raise TaskError(
-            f"task {name!r} does not accept the recorded config ({error}); open the run with the "
-            "version of the task that it was recorded with"
-        ) from None
+    return make_task(task_class, config, assets or {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,22 @@ CLASSIFIER_BEHAVIOURS = (
         highest=1.0,
     ),
 )
+
+
+def check_class(classes: Sequence[str], label: Any) -> str | None:
+    """A class name, or a class index as a number or as text, to the class name.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if label is None:
+        return None
+    if str(label) in classes:
+        return str(label)
+    index = int(label) if str(label).isdecimal() else -1
+    if 0 <= index < len(classes):
+        return classes[index]
+    raise ValueError(f"label {label!r} is none of the classes {', '.join(classes[:12])}")
 
 
 def classifier_behaviours(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:

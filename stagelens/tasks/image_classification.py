@@ -13,6 +13,7 @@ from ..contracts import Example, Predictions, Task, TaskError
 from .classification import (
     CLASSIFIER_BEHAVIOURS,
     NO_LABEL,
+    check_class,
     classifier_behaviours,
     classifier_predictions,
 )
@@ -109,14 +110,7 @@ class ImageClassification(Task):
         Raises:
             ValueError: It is neither.
         """
-        if label is None:
-            return None
-        if str(label) in self.classes:
-            return str(label)
-        index = int(label) if str(label).isdecimal() else -1
-        if 0 <= index < len(self.classes):
-            return self.classes[index]
-        raise ValueError(f"label {label!r} is none of the classes {', '.join(self.classes[:12])}")
+        return check_class(self.classes, label)
 
     def collate(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
         """Examples to (B, C, H, W) images and (B,) class indices.

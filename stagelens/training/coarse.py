@@ -76,20 +76,37 @@ def groups_of_equal_rate(rates: Sequence[float], count: int) -> list[Group]:
     return groups
 
 
+_ITEMS = "num_items_in_batch"
+"""What a ``transformers`` model divides its summed loss by: the labels of the whole step."""
+_IGNORED = -100
+
+
 def take_rows(batch: Any, rows: Sequence[int]) -> Any:
-    """The examples ``rows`` of a batch: those rows of every tensor with one row an example."""
+    """The examples ``rows`` of a batch: those rows of every tensor with one row an example.
+
+    A count of labels that the loss is divided by shrinks as the labels do, so that the loss stays
+    what it is in size.
+    """
     size = batch_size(batch)
 
     def take(value: Any) -> Any:
         if isinstance(value, Tensor):
             return value[list(rows)] if value.ndim and value.shape[0] == size else value
         if isinstance(value, Mapping):
-            return {key: take(item) for key, item in value.items()}
+            taken = {key: take(item) for key, item in value.items()}
+            if value.get(_ITEMS) is not None and isinstance(value.get("labels"), Tensor):
+                taken[_ITEMS] = value[_ITEMS] * _labels(taken["labels"]) / _labels(value["labels"])
+            return taken
         if isinstance(value, tuple | list):
             return type(value)(take(item) for item in value)
         return value
 
     return take(batch)
+
+
+def _labels(labels: Tensor) -> int:
+    """How many there are that a loss is computed from; 1 at least."""
+    return max(int((labels != _IGNORED).sum()), 1)
 
 
 def _identities(batch: Any) -> list[int]:

@@ -77,6 +77,7 @@ class StageLoss:
         self.accumulation = facts.accumulation
         self.gauss_newton = gauss_newton
         self.model = task.build_model(facts.build_config)
+        _check_attention(self.model)
         load_into(self.model, stage.start().model)
         self.model.to(self.device, dtype)
         rules = StepRules(
@@ -232,6 +233,21 @@ class StageLoss:
                 self.model.get_submodule(module)._buffers[attribute] = leaf
             x.append(leaf)
         return x
+
+
+def _check_attention(model: nn.Module) -> None:
+    """Refuse beforehand where transformers chose an attention without a second derivative.
+
+    Raises:
+        Refused: It is another than "eager".
+    """
+    chosen = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    if chosen not in (None, "eager"):
+        raise Refused(
+            f"the model was recorded with attn_implementation={chosen!r}, whose attention has no "
+            'second derivative; load it with attn_implementation="eager" before recording, or use '
+            "coarse-replay or replay"
+        )
 
 
 class Split:

@@ -1,0 +1,56 @@
+"""A run's task on disk: its registered name, its config, and the assets it is made again from."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..contracts import RunError, Task
+from .files import CheckedFiles, write_file
+from .schema import TaskRef, check_name
+
+
+def write_task(root: Path, task: Task) -> TaskRef:
+    """Write the task's assets below ``root/task``, for run.json to name them.
+
+    Args:
+        root: The run folder.
+        task: Its config must be plain JSON.
+
+    Raises:
+        RunError: An asset has a name that no file can have.
+    """
+    files = {}
+    for name, content in sorted(task.assets.items()):
+        try:
+            relative = f"task/{check_name(name)}"
+        except ValueError as error:
+            raise RunError(f"asset of task {task.name!r}: {error}") from None
+        files[name] = write_file(root, relative, partial(Path.write_bytes, data=content))
+    return TaskRef(name=task.name, config=task.config, files=files)
+
+
+def read_assets(files: CheckedFiles, reference: TaskRef) -> dict[str, bytes]:
+    """The task's assets, by name.
+
+    Raises:
+        RunError: One is missing or was changed after it was written; names the file.
+    """
+    return {name: files.path(file).read_bytes() for name, file in reference.files.items()}
+
+
+def identity(reference: TaskRef) -> dict[str, Any]:
+    """What tells one task from another: name, config and content of its assets."""
+    own: dict[str, Any] = {"name": reference.name, "config": reference.config}
+    if reference.files:  # absent otherwise, so that digests of runs without any stay what they are
+        own["files"] = {name: file.sha256 for name, file in reference.files.items()}
+    return own
+
+
+def describes(reference: TaskRef, task: Task) -> bool:
+    """Whether a run's task is this one, configured as it is, with the same assets."""
+    content = {name: hashlib.sha256(data).hexdigest() for name, data in task.assets.items()}
+    recorded = {name: file.sha256 for name, file in reference.files.items()}
+    return (reference.name, reference.config, recorded) == (task.name, task.config, content)

@@ -1,0 +1,309 @@
+"""Causal language models: how likely a completion is after a prompt, or a text by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..contracts import Behaviour, Example, Predictions, TaskError, TokenValues
+from .transformer_task import IGNORED, Batch, TransformerTask, model_facts, pieces
+
+_PIECE_BYTES = 256 << 20
+"""Most that the logits of one piece of a batch take, unless a single row takes more."""
+_POSITIONS = 128
+"""Positions whose logits are held in float64 at a time."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a language model says of a batch of B examples.
+
+    Attributes:
+        tokens: (B, T) float64, log-probability of each token given those before it, in nats; NaN
+            for tokens of the prompt, for padding, and for a first token.
+        rejected: (B,) float64, log-likelihood of the rejected completion; NaN where there is none.
+        answers: (B,) the most probable next token behind the prompt, or behind the text.
+        confidences: (B,) float64, its probability.
+    """
+
+    tokens: Tensor
+    rejected: Tensor
+    answers: list[str]
+    confidences: Tensor
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One sequence of tokens, of which the first ``prompt`` are given and not scored."""
+
+    ids: list[int]
+    prompt: int
+    cut: bool = False
+
+
+class CausalLM(TransformerTask):
+    """Texts, or prompts and completions, by a ``transformers`` model (``AutoModelForCausalLM``).
+
+    An example's input has a ``completion`` with or without a ``prompt``, and with or without a
+    ``rejected`` completion of the same prompt; or it has a ``text``. Prompt and completion are
+    tokenised by themselves and put together, so where one ends and the other begins does not
+    depend on how they would merge: a completion after a space begins with that space. What the
+    tokenizer puts before a text (a token for its beginning) stands before the prompt; what it
+    puts behind a text stands behind a ``text`` only. An empty prompt is a beginning-of-text token.
+
+    What is longer than the model takes is cut: a text at its end, a prompt at its beginning.
+
+    Args:
+        model: Configuration of the model, ``model.config.to_dict()``; it is kept as plain JSON,
+            and the model is made from it alone.
+        tokenizer: A fast tokenizer; its files become the task's assets.
+        assets: Those files, where there is no tokenizer object.
+        max_length: Longer ones are cut to so many tokens; None for what model and tokenizer take.
+        attention: The model's ``attn_implementation``; None for transformers' default.
+        make_model: Builds a module of your own from ``model``; see :class:`ImageClassification`.
+
+    Example:
+        >>> task = CausalLM.from_model(model, tokenizer)      # doctest: +SKIP
+        >>> batch = task.batch(prompts=["Two and two make"], completions=[" four"])
+        >>> loss = task.loss(model, batch)
+    """
+
+    name: ClassVar[str] = "causal-lm"
+    input_fields: ClassVar[tuple[str, ...]] = ("text", "prompt", "completion", "rejected")
+    has_token_values: ClassVar[bool] = True
+    behaviour_kinds = (
+        Behaviour(
+            "log-likelihood",
+            "higher",
+            "nats",
+            "Log-probability of the completion after its prompt, or of the text: summed over its "
+            "tokens.",
+            highest=0.0,
+        ),
+        Behaviour(
+            "log-likelihood per token",
+            "higher",
+            "nats",
+            "Mean log-probability of the tokens of the completion, or of the text.",
+            highest=0.0,
+        ),
+        Behaviour(
+            "preference",
+            "higher",
+            "nats",
+            "Log-likelihood of the completion minus that of the rejected one, after one prompt.",
+        ),
+        Behaviour(
+            "perplexity",
+            "lower",
+            "",
+            "exp of minus the log-likelihood per token: among how many equally likely tokens the "
+            "model chooses, so to say.",
+            lowest=1.0,
+        ),
+    )
+    _auto_class = "AutoModelForCausalLM"
+
+    @classmethod
+    def from_model(cls, model: Any, tokenizer: Any, *, max_length: int | None = None) -> CausalLM:
+        """The task of a model as it is: configuration and attention are read from it.
+
+        Args:
+            model: Of ``transformers``.
+            tokenizer: The model's fast tokenizer.
+            max_length: Longer texts are cut to so many tokens.
+
+        Raises:
+            TaskError: Model and tokenizer do not fit each other, or the task.
+        """
+        return cls(tokenizer=tokenizer, max_length=max_length, **model_facts(model))
+
+    def check_input(self, value: Mapping[str, Any]) -> str | None:
+        """Says where an input is longer than the model takes.
+
+        Raises:
+            ValueError: It has neither a text nor a completion, or both.
+        """
+        main, rejected = self._rows(value)
+        cut = main.cut or (rejected is not None and rejected.cut)
+        return f"cut to {self.longest} tokens" if cut else None
+
+    def batch(
+        self,
+        texts: Sequence[str] | None = None,
+        *,
+        prompts: Sequence[str] | None = None,
+        completions: Sequence[str] | None = None,
+    ) -> Batch:
+        """Texts, or prompts with completions, as a batch for training.
+
+        The loss is over the tokens of texts and completions, not over those of prompts.
+
+        Args:
+            texts: Whole texts; either these or completions.
+            prompts: One per completion; None for none.
+            completions: What the model learns to answer.
+
+        Raises:
+            TaskError: Neither or both are given.
+        """
+        if (texts is None) == (completions is None):
+            raise TaskError("a batch needs texts or completions, and not both; give one of them")
+        if completions is None:
+            return self._labelled([self._text(text) for text in texts or ()])
+        pairs = zip(prompts or [""] * len(completions), completions, strict=True)
+        return self._labelled([self._completed(*pair) for pair in pairs])
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """Examples as one batch; ``rejected_...`` are the rejected completions of some of them.
+
+        Raises:
+            TaskError: An example has neither a text nor a completion, or both.
+        """
+        rows = []
+        for example in examples:
+            try:
+                rows.append(self._rows(example.input))
+            except ValueError as error:
+                raise TaskError(f"example {example.example_id!r} {error}") from None
+        batch = self._labelled([main for main, _ in rows])
+        other = {number: rejected for number, (_, rejected) in enumerate(rows) if rejected}
+        if other:
+            labelled = self._labelled(list(other.values()))
+            batch |= {f"rejected_{name}": tensor for name, tensor in labelled.items()}
+            batch["rejected_rows"] = torch.tensor(list(other))
+        return batch
+
+    def _rows(self, value: Mapping[str, Any]) -> tuple[_Row, _Row | None]:
+        """An example's input as the row that is scored, and that of the rejected completion."""
+        text, prompt, completion, rejected = (value.get(name) for name in self.input_fields)
+        if (text is None) == (not completion):
+            raise ValueError("needs a text or a completion, and not both")
+        if text is not None:
+            return self._text(text), None
+        other = self._completed(prompt or "", rejected) if rejected else None
+        return self._completed(prompt or "", str(completion)), other
+
+    def _text(self, text: str) -> _Row:
+        encoded = self.tokenizer.encode(text)
+        if not encoded.ids:
+            return _Row([self._start_id], 0)
+        kept = encoded if self.longest is None else encoded.cut(self.longest)
+        return _Row(kept.ids, 0, kept is not encoded)
+
+    def _completed(self, prompt: str, completion: str) -> _Row:
+        framed = self.tokenizer.encode(completion)
+        begin = framed.ids[: framed.put_before]
+        body = self.tokenizer.encode(prompt, special=False).ids
+        answer = self.tokenizer.encode(completion, special=False).ids
+        if not answer:
+            raise ValueError(f"has a completion without any token ({completion!r}); leave it out")
+        if not begin and not body:
+            begin = [self._start_id]
+        room = len(body) + len(answer)
+        if self.longest is not None:
+            room = min(room, max(self.longest - len(begin), 2))
+        cut = room < len(body) + len(answer)
+        if cut:
+            answer = answer[: room if begin else room - 1]
+            body = body[len(body) - (room - len(answer)) :]
+        return _Row([*begin, *body, *answer], len(begin) + len(body), cut)
+
+    def _labelled(self, rows: Sequence[_Row]) -> Batch:
+        """Rows as a batch whose labels are the tokens behind each row's prompt."""
+        batch = self._padded([row.ids for row in rows])
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
+        for number, row in enumerate(rows):
+            labels[number, : row.prompt] = IGNORED
+        return {**batch, "labels": labels}
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        """The loss that the model computes on texts and completions: ``model(**batch).loss``."""
+        own = {name: t for name, t in batch.items() if not name.startswith("rejected_")}
+        return super().loss(model, own)
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Scored:
+        """One pass over texts and completions, and one over rejected ones, a few rows at a time."""
+        tokens, ids, confidences = self._score(model, batch, "")
+        rejected = torch.full_like(confidences, torch.nan)
+        if "rejected_rows" in batch:
+            values = self._score(model, batch, "rejected_")[0]
+            rejected[batch["rejected_rows"]] = values.nansum(1)
+        answers = [self._shown(number) for number in ids.tolist()]
+        return Scored(tokens, rejected, answers, confidences)
+
+    def _score(self, model: nn.Module, batch: Batch, prefix: str) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T) log-probabilities of labels; ids and probabilities of (B,) next tokens."""
+        names = ("input_ids", "attention_mask", "labels")
+        own = {name: batch[prefix + name] for name in names}
+        values = torch.full(own["labels"].shape, torch.nan, dtype=torch.float64)
+        values = values.to(own["labels"].device)
+        next_ids = torch.zeros_like(own["labels"][:, 0])
+        next_values = torch.zeros_like(values[:, 0])
+        limit = _PIECE_BYTES // (4 * int(self.model.get("vocab_size", 1 << 17)))
+        options = {"use_cache": False} if "use_cache" in self.model else {}
+        for rows, piece in pieces(own, max(limit, 1)):
+            labels = piece.pop("labels")
+            logits = model(**piece, **options).logits
+            # What stands at a place is the answer of the place before.
+            row, place = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+            chances = _gathered(logits, row, place, labels[row, place + 1])
+            values[rows[row], place + 1] = chances
+            every = torch.arange(len(rows), device=rows.device)
+            answered = labels != IGNORED
+            behind = piece["attention_mask"].sum(1) - 1  # of a text: its last token
+            before = answered.int().argmax(1) - 1  # of a completion: the token before it
+            last = torch.where(answered[:, 0], behind, before)
+            best = logits[every, last].argmax(1)
+            next_ids[rows] = best
+            next_values[rows] = _gathered(logits, every, last, best).exp()
+        return values, next_ids, next_values
+
+    def _shown(self, token: int) -> str:
+        """One token as a short answer: its text, or what it is called where that is blank."""
+        text = self.tokenizer.decode([token]).strip()
+        return text or repr(self.tokenizer.decode([token])).strip("'")
+
+    def behaviours(self, outputs: Scored, batch: Batch) -> dict[str, Tensor]:
+        """Log-likelihood (sum, and per token), preference and perplexity; NaN where there is none.
+
+        With l_t = log p(token t | tokens before it) over the T tokens of the completion, or of the
+        text save its first token where nothing stands before that: sum l_t, mean l_t, sum l_t - sum
+        of the rejected completion's, and exp(-mean l_t).
+        """
+        count = (~outputs.tokens.isnan()).sum(1)
+        total = torch.where(count > 0, outputs.tokens.nansum(1), torch.nan)
+        mean = total / count
+        return {
+            "log-likelihood": total,
+            "log-likelihood per token": mean,
+            "preference": total - outputs.rejected,
+            "perplexity": (-mean).exp(),
+        }
+
+    def predictions(self, outputs: Scored) -> Predictions:
+        """The most probable next token behind each prompt, or behind each whole text."""
+        return Predictions(outputs.answers, outputs.confidences.tolist())
+
+    def token_values(self, outputs: Scored, batch: Batch) -> list[TokenValues]:
+        """Log-probability of every token of completions and texts, in nats; NaN for a prompt's."""
+        lengths = batch["attention_mask"].sum(1).tolist()
+        return [
+            TokenValues(self.tokenizer.pieces(ids[:length]), values[:length].cpu().numpy())
+            for ids, values, length in zip(
+                batch["input_ids"].tolist(), outputs.tokens, lengths, strict=True
+            )
+        ]
+
+
+def _gathered(logits: Tensor, rows: Tensor, places: Tensor, tokens: Tensor) -> Tensor:
+    """Log p of some tokens, (N,) float64, from (B, T, V) logits; few rows at a time in float64."""
+    parts = [logits.new_empty(0, dtype=torch.float64)]
+    for part in torch.arange(len(rows), device=rows.device).split(_POSITIONS):
+        own = logits[rows[part], places[part]].double()
+        parts.append(own.gather(1, tokens[part, None]).squeeze(1) - own.logsumexp(1))
+    return torch.cat(parts)

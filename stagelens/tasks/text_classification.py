@@ -1,0 +1,196 @@
+"""Text classification: a text in, one of C classes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..contracts import Example, Predictions, TaskError
+from .classification import (
+    CLASSIFIER_BEHAVIOURS,
+    NO_LABEL,
+    check_class,
+    classifier_behaviours,
+    classifier_predictions,
+)
+from .tokenizer import Encoded
+from .transformer_task import (
+    IGNORED,
+    Batch,
+    TransformerTask,
+    filled,
+    model_facts,
+    pieces,
+    plain_config,
+)
+
+
+class TextClassification(TransformerTask):
+    """Texts, classified by a ``transformers`` model (``AutoModelForSequenceClassification``).
+
+    A batch is a dictionary of the model's keyword arguments: ``input_ids``, ``attention_mask``
+    and ``labels``, with ``token_type_ids`` where any is not 0.
+
+    Args:
+        classes: Class names, in the order of the model's outputs.
+        model: Configuration of the model, ``model.config.to_dict()``; it is kept as plain JSON,
+            and the model is made from it alone.
+        tokenizer: A fast tokenizer; its files become the task's assets.
+        assets: Those files, where there is no tokenizer object.
+        max_length: Longer texts are cut to so many tokens; None for what model and tokenizer take.
+        attention: The model's ``attn_implementation``; None for transformers' default.
+        make_model: Builds a module of your own from ``model``; see :class:`ImageClassification`.
+
+    Example:
+        >>> task = TextClassification.from_model(model, tokenizer)      # doctest: +SKIP
+        >>> batch = task.batch(["how kind", "you fool"], ["harmless", "toxic"])
+        >>> loss = task.loss(model, batch)
+    """
+
+    name: ClassVar[str] = "text-classification"
+    behaviour_kinds = CLASSIFIER_BEHAVIOURS
+    _auto_class = "AutoModelForSequenceClassification"
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        model: Mapping[str, Any],
+        tokenizer: Any = None,
+        assets: Mapping[str, bytes] | None = None,
+        max_length: int | None = None,
+        attention: str | None = None,
+        make_model: Callable[[Mapping[str, Any]], nn.Module] | None = None,
+    ) -> None:
+        self.classes = [str(name) for name in classes]
+        if len(set(self.classes)) != len(self.classes) or len(self.classes) < 2:
+            raise TaskError("classes must be distinct names, at least two; name each one")
+        super().__init__(
+            self._classifying(plain_config(model)),
+            tokenizer,
+            assets,
+            max_length,
+            attention,
+            make_model,
+        )
+
+    def _classifying(self, model: dict[str, Any]) -> dict[str, Any]:
+        """The configuration with the task's classes, which have to be those that it has."""
+        kind = model.get("problem_type")
+        if kind not in (None, "single_label_classification"):
+            raise TaskError(
+                f"the model's problem_type is {kind!r}, but text-classification gives each text "
+                'one class; set model.config.problem_type = "single_label_classification"'
+            )
+        if "pad_token_id" in model and model["pad_token_id"] is None:
+            raise TaskError(
+                "the model knows no padding, so it cannot tell where a text of a batch ends; set "
+                "model.config.pad_token_id (for GPT-2, to the tokenizer's eos_token_id)"
+            )
+        known = model.get("id2label")
+        count = len(known) if known else model.pop("num_labels", len(self.classes))
+        if count != len(self.classes):
+            raise TaskError(
+                f"the model has {count} outputs (id2label), but there are {len(self.classes)} "
+                "classes; give one class name per output, in their order"
+            )
+        # A model sets its problem_type at its first loss, so it says nothing about the model.
+        return {
+            **model,
+            "problem_type": "single_label_classification",
+            "id2label": {str(number): name for number, name in enumerate(self.classes)},
+            "label2id": {name: number for number, name in enumerate(self.classes)},
+        }
+
+    @classmethod
+    def from_model(
+        cls, model: Any, tokenizer: Any, *, max_length: int | None = None
+    ) -> TextClassification:
+        """The task of a model as it is: classes, configuration and attention are read from it.
+
+        Args:
+            model: Of ``transformers``; classes are ``model.config.id2label``.
+            tokenizer: The model's fast tokenizer.
+            max_length: Longer texts are cut to so many tokens.
+
+        Raises:
+            TaskError: Model and tokenizer do not fit each other, or the task.
+        """
+        labels = model.config.id2label
+        return cls(
+            [labels[number] for number in sorted(labels)],
+            tokenizer=tokenizer,
+            max_length=max_length,
+            **model_facts(model),
+        )
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """See :class:`~stagelens.contracts.Task`."""
+        return {"classes": self.classes, **super().config}
+
+    def check_label(self, label: Any) -> str | None:
+        """A class name, or a class index as a number or as text, to the class name.
+
+        Raises:
+            ValueError: It is neither.
+        """
+        return check_class(self.classes, label)
+
+    def check_input(self, value: Mapping[str, Any]) -> str | None:
+        """Says where a text is longer than the model takes."""
+        longest = self.longest
+        length = len(self.tokenizer.encode(str(value["text"])).ids)
+        return f"cut to {longest} tokens" if longest is not None and length > longest else None
+
+    def batch(self, texts: Sequence[str], labels: Sequence[Any] | None = None) -> Batch:
+        """Texts as a batch for training or evaluation.
+
+        Args:
+            texts: Longer ones are cut at ``max_length`` tokens, and keep what the tokenizer puts
+                at their end.
+            labels: Class names or indices, None for a text without one (which gives no loss);
+                None for a batch without labels.
+
+        Raises:
+            ValueError: A label is no class.
+        """
+        rows = [self._encoded(text) for text in texts]
+        padded = self._padded([row.ids for row in rows])
+        if any(any(row.types) for row in rows):  # 0 is what models take without any
+            padded["token_type_ids"] = filled([row.types for row in rows], 0)
+        if labels is None:
+            return padded
+        names = [self.check_label(label) for label in labels]
+        numbers = [IGNORED if name is None else self.classes.index(name) for name in names]
+        return {**padded, "labels": torch.tensor(numbers)}
+
+    def _encoded(self, text: str) -> Encoded:
+        encoded = self.tokenizer.encode(text)
+        if not encoded.ids:
+            return Encoded([self._start_id], [0], [1])
+        return encoded if self.longest is None else encoded.cut(self.longest)
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """See :meth:`batch`; examples without a label give no loss."""
+        return self.batch([e.input["text"] for e in examples], [e.label for e in examples])
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+        """(B, C) logits, a few rows at a time."""
+        given = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        parts, order = [], []
+        for rows, piece in pieces(given):
+            parts.append(model(**piece).logits)
+            order.append(rows)
+        return torch.cat(parts)[torch.cat(order).argsort()]
+
+    def behaviours(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Margin, loss and probability of the label; see :func:`classifier_behaviours`."""
+        labels = batch["labels"]
+        return classifier_behaviours(outputs, labels.masked_fill(labels == IGNORED, NO_LABEL))
+
+    def predictions(self, outputs: Tensor) -> Predictions:
+        """The most probable class of each text."""
+        return classifier_predictions(outputs, self.classes)

@@ -1,0 +1,153 @@
+"""A tokenizer as a run folder keeps it, and gives it back: from bytes alone, without any code.
+
+``tokenizer.json`` is what the ``tokenizers`` library reads and writes; ``tokenizer_config.json``
+holds the facts that are not in it, under the names that ``transformers`` has for them. So the two
+files are a tokenizer for ``transformers`` as well.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import tokenizers
+
+from ..contracts import TaskError
+
+TOKENIZER, FACTS = "tokenizer.json", "tokenizer_config.json"
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "cls_token", "pad_token")
+_UNLIMITED = 10**6
+"""A ``model_max_length`` from here on means that there is none."""
+
+
+def tokenizer_assets(tokenizer: Any) -> dict[str, bytes]:
+    """The files that a fast tokenizer of ``transformers`` is made again from.
+
+    Args:
+        tokenizer: With a ``backend_tokenizer`` of the ``tokenizers`` library.
+
+    Raises:
+        TaskError: It has none (a "slow" tokenizer, written in Python).
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(backend, tokenizers.Tokenizer):
+        raise TaskError(
+            f"tokenizer {type(tokenizer).__name__} is a slow one, written in Python, which a run "
+            "folder cannot keep; give a fast one, as AutoTokenizer.from_pretrained(...) makes for "
+            "most models, or convert it: PreTrainedTokenizerFast(tokenizer_object="
+            "transformers.convert_slow_tokenizer.convert_slow_tokenizer(tokenizer))"
+        )
+    own = tokenizers.Tokenizer.from_str(backend.to_str())
+    own.no_padding()  # left over from the last call of the tokenizer
+    own.no_truncation()
+    facts: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    for name in _SPECIAL:
+        token = getattr(tokenizer, name, None)
+        if token is not None:
+            facts[name] = str(token)
+    facts["model_input_names"] = list(tokenizer.model_input_names)
+    facts["padding_side"] = tokenizer.padding_side
+    if tokenizer.model_max_length < _UNLIMITED:
+        facts["model_max_length"] = int(tokenizer.model_max_length)
+    return {
+        TOKENIZER: own.to_str().encode(),
+        FACTS: (json.dumps(facts, indent=1, sort_keys=True) + "\n").encode(),
+    }
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One text in tokens.
+
+    Attributes:
+        ids: (T,) token ids.
+        types: (T,) segment ids, as BERT's ``token_type_ids``.
+        put: (T,) 1 for what the tokenizer put around the text, 0 for the text itself.
+    """
+
+    ids: list[int]
+    types: list[int]
+    put: list[int]
+
+    @property
+    def put_before(self) -> int:
+        """How many tokens the tokenizer put before the text."""
+        return _leading(self.put)
+
+    def cut(self, length: int) -> Encoded:
+        """At most ``length`` tokens: the text is cut at its end, not what was put behind it."""
+        if len(self.ids) <= length:
+            return self
+        behind = min(_leading(self.put[::-1]), length - 1)
+        first, last = length - behind, len(self.ids) - behind
+        return Encoded(*([*row[:first], *row[last:]] for row in (self.ids, self.types, self.put)))
+
+
+def _leading(put: list[int]) -> int:
+    return next((number for number, own in enumerate(put) if not own), len(put))
+
+
+class KeptTokenizer:
+    """A tokenizer made of its assets.
+
+    Attributes:
+        facts: What stands in ``tokenizer_config.json``.
+        longest: The ``model_max_length`` that it was given; None for none.
+
+    Raises:
+        TaskError: An asset is missing, or not what its name says.
+    """
+
+    def __init__(self, assets: Mapping[str, bytes]) -> None:
+        for name in (TOKENIZER, FACTS):
+            if name not in assets:
+                raise TaskError(
+                    f"the task's assets lack {name}, so its tokenizer cannot be made; give the "
+                    "assets of a task that has a tokenizer, or tokenizer=..."
+                )
+        try:
+            self._backend = tokenizers.Tokenizer.from_str(assets[TOKENIZER].decode())
+        except Exception as error:  # what the library raises is a plain Exception
+            raise TaskError(f"asset {TOKENIZER} is no tokenizer ({error}); restore it") from None
+        try:
+            self.facts: dict[str, Any] = dict(json.loads(assets[FACTS]))
+        except (ValueError, TypeError) as error:
+            raise TaskError(f"asset {FACTS} is no JSON object ({error}); restore it") from None
+        self.longest: int | None = self.facts.get("model_max_length")
+
+    @cached_property
+    def highest_id(self) -> tuple[str, int]:
+        """The token with the highest id, and that id."""
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        return max(vocabulary.items(), key=lambda pair: pair[1])
+
+    def special_id(self, *names: str) -> int | None:
+        """Id of the first of some special tokens (``"bos_token"``) that there is; else None."""
+        for name in names:
+            token = self.facts.get(name)
+            number = None if token is None else self._backend.token_to_id(token)
+            if number is not None:
+                return int(number)
+        return None
+
+    def encode(self, text: str, *, special: bool = True) -> Encoded:
+        """A text in tokens, with what the tokenizer puts around it unless ``special`` is False."""
+        encoding = self._backend.encode(text, add_special_tokens=special)
+        return Encoded(encoding.ids, encoding.type_ids, encoding.special_tokens_mask)
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of some tokens, special ones included."""
+        return str(self._backend.decode(ids, skip_special_tokens=False))
+
+    def pieces(self, ids: list[int]) -> list[str]:
+        """The text of each token where it stands; together they are about the text."""
+        pieces = []
+        for place, own in enumerate(ids):
+            alone = self.decode(ids[place - 1 : place]) if place else ""
+            both = self.decode(ids[max(place - 1, 0) : place + 1])
+            # A token can begin with a space that is only there behind another one.
+            pieces.append(both[len(alone) :] if both.startswith(alone) else self.decode([own]))
+        return pieces

@@ -1,0 +1,306 @@
+"""What the tasks on ``transformers`` models share: the model, the tokenizer, batches of texts.
+
+Models are made from a plain JSON configuration by ``transformers``' own classes: nothing is ever
+fetched from a hub, and no code that a configuration names is run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..contracts import Task, TaskError
+from .tokenizer import KeptTokenizer, tokenizer_assets
+
+Batch = dict[str, Tensor]
+"""Keyword arguments of a ``transformers`` model, each (B, T) or (B,)."""
+
+IGNORED = -100
+"""In ``labels``: no loss here; the value that ``transformers`` knows."""
+
+_NO_PART = frozenset(
+    {
+        "_name_or_path",
+        "name_or_path",
+        "transformers_version",
+        "architectures",
+        "auto_map",
+        "custom_pipelines",
+        "attn_implementation",
+        "_attn_implementation",
+        "_attn_implementation_internal",
+        "_attn_implementation_autoset",
+        "experts_implementation",
+        "_experts_implementation",
+        "_experts_implementation_internal",
+        "use_pretrained_backbone",
+    }
+)
+"""Keys of a configuration that say where a model came from, or would fetch code or weights."""
+
+_ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2")
+
+_OFFSET_POSITIONS = frozenset(
+    {"camembert", "data2vec-text", "longformer", "mpnet", "roberta", "roberta-prelayernorm"}
+    | {"xlm-roberta", "xlm-roberta-xl", "xmod", "ibert", "esm"}
+)
+"""Model types that count positions from behind the padding id, so hold fewer than they say."""
+
+_PIECE_TOKENS = 8192
+"""Most tokens, padding included, that pass through a model at once in evaluation."""
+
+
+def plain_config(config: Any) -> dict[str, Any]:
+    """A ``transformers`` configuration as plain JSON, without what is no part of the architecture.
+
+    Args:
+        config: A ``PreTrainedConfig``, or such a dictionary.
+
+    Raises:
+        TaskError: The model is quantised, or the configuration does not say its type.
+    """
+    if hasattr(config, "to_json_string"):
+        config = json.loads(config.to_json_string(use_diff=False))
+    kept = _without(dict(config))
+    if kept.pop("quantization_config", None) is not None:
+        raise TaskError(
+            "the model is quantised, and updates of quantised weights cannot be replayed; load it "
+            "without quantization_config"
+        )
+    if not isinstance(kept.get("model_type"), str):
+        raise TaskError(
+            "the model configuration has no model_type; give model.config.to_dict() of a "
+            "transformers model"
+        )
+    return kept
+
+
+def model_facts(model: Any) -> dict[str, Any]:
+    """What makes a model again, as the keywords ``model`` and ``attention`` of a task."""
+    config = plain_config(model.config)
+    config["dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")
+    return {"model": config, "attention": getattr(model.config, "_attn_implementation", None)}
+
+
+def _without(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _without(item) for k, item in value.items() if k not in _NO_PART}
+    return [_without(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+class TransformerTask(Task):
+    """Base of the tasks on ``transformers`` models; see there.
+
+    Args:
+        model: The configuration of the model, as plain JSON with its ``model_type``.
+        tokenizer: A fast tokenizer; its files become the task's assets.
+        assets: Those files, where there is no tokenizer object: as a run folder gives them back.
+        max_length: Longer texts are cut to so many tokens; None for what model and tokenizer take.
+        attention: transformers' ``attn_implementation``; None for its default.
+        make_model: Builds a module of your own from the configuration. It is code, so no run
+            folder can name it: give the task again when you open the run.
+    """
+
+    input_kind: ClassVar[Literal["image", "text"]] = "text"
+    _auto_class: ClassVar[str]
+
+    def __init__(
+        self,
+        model: Mapping[str, Any],
+        tokenizer: Any = None,
+        assets: Mapping[str, bytes] | None = None,
+        max_length: int | None = None,
+        attention: str | None = None,
+        make_model: Callable[[Mapping[str, Any]], nn.Module] | None = None,
+    ) -> None:
+        self.model = plain_config(model)
+        self.attention = _checked_attention(attention)
+        self.make_model = make_model
+        if tokenizer is not None:
+            assets = tokenizer_assets(tokenizer)
+        self._assets = dict(assets or {})
+        self._tokenizer = KeptTokenizer(self._assets) if self._assets else None
+        if max_length is not None and (not isinstance(max_length, int) or max_length < 2):
+            raise TaskError(
+                f"max_length={max_length!r}; give a whole number of at least 2, or None"
+            )
+        self.max_length = max_length
+        self._check_vocabulary()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """See :class:`~stagelens.contracts.Task`."""
+        return {
+            "model": self.model,
+            "max_length": self.max_length,
+            "attention": self.attention,
+        }
+
+    @property
+    def assets(self) -> Mapping[str, bytes]:
+        """The tokenizer's files."""
+        return self._assets
+
+    @property
+    def tokenizer(self) -> KeptTokenizer:
+        """The tokenizer.
+
+        Raises:
+            TaskError: The task was made without one.
+        """
+        if self._tokenizer is None:
+            raise TaskError(
+                f"this {self.name} task has no tokenizer, so it cannot read texts; make it with "
+                "tokenizer=..."
+            )
+        return self._tokenizer
+
+    def _check_vocabulary(self) -> None:
+        size = self.model.get("vocab_size")
+        if self._tokenizer is None or not isinstance(size, int):
+            return
+        token, number = self._tokenizer.highest_id
+        if number >= size:
+            raise TaskError(
+                f"the tokenizer does not fit the model: its token {token!r} has the id {number}, "
+                f"but the model's vocabulary (vocab_size) has {size} entries; use the model's own "
+                "tokenizer, or call model.resize_token_embeddings(len(tokenizer)) before training"
+            )
+
+    def build_model(self, config: Mapping[str, Any] | None = None) -> nn.Module:
+        """The module of a stage's ``{"model": {...}}``, by default of the task's own model.
+
+        Raises:
+            TaskError: transformers cannot make such a model.
+        """
+        own = self.model if config is None else plain_config(config.get("model", self.model))
+        if self.make_model is not None:
+            return self.make_model(own)
+        import transformers
+
+        auto = getattr(transformers, self._auto_class)
+        options = {key: value for key, value in own.items() if key != "model_type"}
+        try:
+            made = transformers.AutoConfig.for_model(own["model_type"], **options)
+            chosen = {} if self.attention is None else {"attn_implementation": self.attention}
+            dtype = made.dtype or torch.float32
+            module: nn.Module = auto.from_config(made, dtype=dtype, **chosen)
+        except Exception as error:  # whatever a foreign configuration makes transformers raise
+            raise TaskError(
+                f"transformers cannot make a {own['model_type']!r} model for {self.name} from the "
+                f"recorded configuration ({type(error).__name__}: {error}); use the version of "
+                "transformers that the run was recorded with, or give the task with make_model=..."
+            ) from None
+        return module
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        """The loss that the model itself computes: ``model(**batch).loss``.
+
+        Raises:
+            TaskError: The batch has no labels to compute it from.
+        """
+        loss: Tensor | None = model(**batch).loss
+        if loss is None:
+            raise TaskError(
+                "the model gave no loss, since the batch has no 'labels'; put them into the batch "
+                "(task.batch makes such batches)"
+            )
+        return loss
+
+    # Texts to batches
+
+    @property
+    def longest(self) -> int | None:
+        """Most tokens of a text that the model and the tokenizer take; None where any are."""
+        if self.max_length is not None:
+            return self.max_length
+        config = self.model
+        names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+        positions = next((config[n] for n in names if isinstance(config.get(n), int)), None)
+        if positions is not None and config["model_type"] in _OFFSET_POSITIONS:
+            positions -= int(config.get("pad_token_id") or 0) + 1
+        limits = [n for n in (positions, self.tokenizer.longest) if n is not None and n > 0]
+        return min(limits, default=None)
+
+    @property
+    def _pad_id(self) -> int:
+        """What fills a batch up: the id that the model knows as padding, where it knows one.
+
+        Attention never reaches it, so any id serves a model that knows none.
+        """
+        known = self.model.get("pad_token_id")
+        if isinstance(known, int) and known >= 0:
+            return known
+        return self.tokenizer.special_id("pad_token", "eos_token", "unk_token") or 0
+
+    @property
+    def _start_id(self) -> int:
+        """What stands for a text without any token, and before one that needs something."""
+        found = self.tokenizer.special_id("bos_token", "cls_token", "eos_token")
+        return self._pad_id if found is None else found
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> Batch:
+        """Rows of token ids as one batch, filled up on the right.
+
+        Positions then count from 0 in every row, which holds for models of any kind: nothing is
+        generated here, so no model needs its texts to end in the same column.
+        """
+        ids = filled(rows, self._pad_id)
+        mask = filled([[1] * len(row) for row in rows], 0)
+        return {"input_ids": ids, "attention_mask": mask}
+
+
+def filled(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    """Rows of numbers as (B, T), filled up on the right with ``value``."""
+    tensor = torch.full((len(rows), max(map(len, rows))), value, dtype=torch.int64)
+    for number, row in enumerate(rows):
+        tensor[number, : len(row)] = torch.tensor(row)
+    return tensor
+
+
+def pieces(
+    batch: Mapping[str, Tensor], tokens: int = _PIECE_TOKENS
+) -> Iterator[tuple[Tensor, Batch]]:
+    """Cut a batch up for evaluation: rows of about one length together, without needless padding.
+
+    Args:
+        batch: ``input_ids``, ``attention_mask`` and other (B, T) tensors, filled up on the right.
+        tokens: Most tokens of a piece, padding included; a longer row is a piece by itself.
+
+    Yields:
+        Numbers of the rows, and their part of every tensor.
+    """
+    lengths = batch["attention_mask"].sum(1)
+    order = lengths.argsort(descending=True, stable=True)
+    start = 0
+    while start < len(order):
+        longest = max(int(lengths[order[start]]), 1)
+        rows = order[start : start + max(tokens // longest, 1)]
+        yield rows, {name: tensor[rows, :longest] for name, tensor in batch.items()}
+        start += len(rows)
+
+
+def _checked_attention(attention: str | None) -> str | None:
+    """The attention implementation, which must be one of transformers' own.
+
+    Raises:
+        TaskError: It is another, which transformers would fetch, or is not installed.
+    """
+    if attention is None:
+        return None
+    if attention not in _ATTENTION:
+        raise TaskError(
+            f"attention {attention!r} is none of {', '.join(_ATTENTION)}; load the model with "
+            'attn_implementation="sdpa" or "eager"'
+        )
+    if attention.startswith("flash") and importlib.util.find_spec("flash_attn") is None:
+        raise TaskError(
+            f"the model uses attention {attention!r}, but flash_attn is not installed; install "
+            'it, or make the task with attention="sdpa"'
+        )
+    return attention
