@@ -207,14 +207,14 @@ def test_the_command_prints_one_json_row_per_stage_behaviour_and_estimator(
 
 def _evidence(disagreement: float, hardness: float = 0.0, sgd: bool = False) -> Evidence:
     random = np.random.default_rng(0)
-    effect, other = random.normal(size=(2, 300))
+    effect, other, third = random.normal(size=(3, 300))
     final = random.normal(size=300)
     return Evidence(
         final=final,
         factual=final + 0.05 * other,
         by_weights=effect,
         by_twins=effect + disagreement * other,
-        by_task_vector=effect + other,
+        by_task_vector=effect + third,
         hardness=hardness,
         sgd=sgd,
     )
