@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from .contracts import BASE, Example, Refused, Task
+from .contracts import BASE, Behaviour, Example, Refused, Task
 from .estimators.coarse_replay import hardness
 from .estimators.ladder import counterfactuals, make_estimator
 from .estimators.protocol import Counterfactual, Weights
@@ -95,14 +95,14 @@ def measure(
             collated = [to_device(task.collate(examples), device) for examples in chunk]
             for number, one in enumerate(weights):
                 load_into(model, one)
-                parts[number] += [_measure_batch(task, model, batch) for batch in collated]
+                parts[number] += [read(task, task.outputs(model, b), b) for b in collated]
             done += sum(map(len, chunk))
             progress(done / max(count, 1), f"measuring {len(weights)} models, {done} of {count}")
     return [_joined(part) for part in parts]
 
 
-def _measure_batch(task: Task, model: nn.Module, batch: Any) -> Measured:
-    outputs = task.outputs(model, batch)
+def read(task: Task, outputs: Any, batch: Any) -> Measured:
+    """What a forward pass says of the examples of its batch."""
     predictions = task.predictions(outputs)
     return Measured(
         {n: v.double().cpu().numpy() for n, v in task.behaviours(outputs, batch).items()},
@@ -144,8 +144,8 @@ def _models(run: Run, counterfactual: Counterfactual) -> list[Weights]:
 
 
 @dataclass(frozen=True)
-class _Without:
-    """One stage's effect, measured.
+class Without:
+    """One stage's effect on N examples, measured.
 
     Attributes:
         effects: Behaviour name to (N,) effects, final - without.
@@ -160,11 +160,10 @@ class _Without:
 
 def _effect(
     run: Run, final: Measured, models: Sequence[Measured], counterfactual: Counterfactual
-) -> _Without:
+) -> Without:
     """The effect by the weights, sharpened by the twins where there are any."""
     kinds = run.task.behaviour_kinds
     own, trust = models[0], counterfactual.trust
-    effects = {name: final.values[name] - own.values[name] for name in final.values}
     if counterfactual.twins is not None:
         factual, twin, vector = models[1:]
         later_stages = run.stages[run.stage(trust.stage).index + 1 :]
@@ -173,24 +172,44 @@ def _effect(
         evidence = Evidence(
             final=final.values[first][known],
             factual=factual.values[first][known],
-            by_weights=effects[first][known],
+            by_weights=(final.values[first] - own.values[first])[known],
             by_twins=(factual.values[first] - twin.values[first])[known],
             by_task_vector=(final.values[first] - vector.values[first])[known],
             hardness=max(hardness(later) for later in later_stages),
             sgd=any(later.facts.optimizer.name == "SGD" for later in later_stages),
             sampling=counterfactual.twins.sampling,
         )
-        share = evidence.twins_share
+        trust = trust.model_copy(update={"twins_share": evidence.twins_share})
+        if known.any():
+            trust = judged(trust, evidence)
+    return Without(combined(kinds, final, models, trust.twins_share), own, trust)
+
+
+def combined(
+    kinds: Sequence[Behaviour], final: Measured, models: Sequence[Measured], share: float
+) -> dict[str, np.ndarray]:
+    """Effects by the counterfactual's weights, sharpened by its twins, in the behaviours' ranges.
+
+    Args:
+        kinds: The behaviours.
+        final: The final model.
+        models: The counterfactual; its factual and counterfactual twin follow where it has them.
+        share: Weight of the twins' difference; they are not looked at where it is 0.
+
+    Returns:
+        Behaviour name to (N,) effects, final - without.
+    """
+    effects = {name: final.values[name] - models[0].values[name] for name in final.values}
+    if share:
+        factual, twin = models[1:3]
         effects = {
             name: (1 - share) * effect + share * (factual.values[name] - twin.values[name])
             for name, effect in effects.items()
         }
-        if known.any():
-            trust = judged(trust, evidence)
     for kind in kinds:
         without = np.clip(final.values[kind.name] - effects[kind.name], kind.lowest, kind.highest)
         effects[kind.name] = final.values[kind.name] - without
-    return _Without(effects, own, trust)
+    return effects
 
 
 def effect_table(
@@ -233,19 +252,28 @@ def effect_table(
             trust = one.trust
             one = None if trust.trust == "refused" else one
         trusts.append(trust)
-        blocks.append(_rows(table, examples.name, counterfactual.stage, estimator, final, one))
+        blocks.append(stage_rows(table, examples.name, counterfactual.stage, estimator, final, one))
     return pd.concat(blocks, ignore_index=True), trusts
 
 
-def _rows(
+def stage_rows(
     own: pd.DataFrame,
     set_name: str,
     stage: str,
     estimator: str,
     final: Measured,
-    without: _Without | None,
+    without: Without | None,
 ) -> pd.DataFrame:
-    """The rows of one stage; without numbers where it was refused."""
+    """The rows of one stage in an effect table; without numbers where it was refused.
+
+    Args:
+        own: ``example_id``, ``label`` and metadata, N rows.
+        set_name: Of the evaluation set.
+        stage: The stage that is left out.
+        estimator: How its counterfactual was obtained.
+        final: The final model.
+        without: The stage's effects; None where it was refused.
+    """
     nothing = np.full(len(own), np.nan)
     # Made once: pandas takes its time over texts.
     answers = pd.Series(final.answers)

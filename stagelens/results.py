@@ -62,6 +62,8 @@ class StageTrust(BaseModel):
             and the recorded end of the later stages, over the norm of what these stages changed.
         expected_error: Relative error to expect of the effects; None where it is not known.
         reliable: Whether an estimate may be leaned on without a replay; None where not known.
+        twins_share: Weight of the twins in the effects, the rest is the counterfactual's own; 0
+            without twins.
         cost: Example-gradients spent, in replays of the later stages.
         seconds: Wall time that obtaining the counterfactual took.
     """
@@ -75,6 +77,7 @@ class StageTrust(BaseModel):
     deviation: float | None = None
     expected_error: float | None = None
     reliable: bool | None = None
+    twins_share: float = 0.0
     cost: float = 0.0
     seconds: float = 0.0
 

@@ -109,16 +109,21 @@ def _computed(
 def _without_last(stage: Stage, estimator: str) -> Counterfactual:
     began = time.perf_counter()
     weights = stage.start().model
-    trust = StageTrust(
-        stage=stage.name,
+    seconds = time.perf_counter() - began
+    trust = exact_trust(stage, estimator).model_copy(update={"seconds": seconds})
+    return Counterfactual(stage.name, weights, trust)
+
+
+def exact_trust(last: Stage, estimator: str) -> StageTrust:
+    """What is known of the counterfactual without the last stage, whatever the estimator."""
+    return StageTrust(
+        stage=last.name,
         estimator=estimator,
         trust="exact",
         reason="Exact: the last stage's start is the model without it.",
         deviation=0.0,
         expected_error=0.0,
-        seconds=time.perf_counter() - began,
     )
-    return Counterfactual(stage.name, weights, trust)
 
 
 def _refused(stage: Stage, estimator: str, reason: str) -> Counterfactual:
@@ -126,8 +131,14 @@ def _refused(stage: Stage, estimator: str, reason: str) -> Counterfactual:
     return Counterfactual(stage.name, None, trust)
 
 
-class _Cached(BaseModel):
-    """What stands beside cached weights: their trust, and what proves the files untouched."""
+class Cached(BaseModel):
+    """What stands beside cached weights.
+
+    Attributes:
+        trust: What is known of the counterfactual.
+        files: ``weights``, and ``factual`` and ``counterfactual`` where there are twins.
+        sampling: See :class:`~stagelens.estimators.protocol.Twins`.
+    """
 
     trust: StageTrust
     files: dict[str, FileRef]
@@ -156,19 +167,29 @@ def _save(run: Run, stage: Stage, estimator: Estimator, computed: Counterfactual
         for name, tensors in models.items()
     }
     write_json(
-        run.path / f"{prefix}.json", _Cached(trust=computed.trust, files=files, sampling=sampling)
+        run.path / f"{prefix}.json", Cached(trust=computed.trust, files=files, sampling=sampling)
     )
+
+
+def find_cached(run: Run, stage: Stage, estimator: Estimator) -> Cached | None:
+    """What the cache holds for a stage, with the weights unread; None where it holds nothing."""
+    path = run.files.inside(f"{_cache(run, stage, estimator)}.json")
+    try:
+        return Cached.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
 
 
 def _load(run: Run, stage: Stage, estimator: Estimator) -> Counterfactual | None:
     """From the cache; None where it is not there or was damaged, and is then computed anew."""
-    path = run.files.inside(f"{_cache(run, stage, estimator)}.json")
+    cached = find_cached(run, stage, estimator)
+    if cached is None:
+        return None
     try:
-        cached = _Cached.model_validate_json(path.read_bytes())
         models = {n: load_tensors(run.files.path(file)) for n, file in cached.files.items()}
         twins = None
         if "factual" in models:
             twins = Twins(models["factual"], models["counterfactual"], cached.sampling)
         return Counterfactual(stage.name, models["weights"], cached.trust, twins)
-    except (OSError, ValidationError, RunError, KeyError):
+    except (RunError, KeyError):
         return None

@@ -1,0 +1,151 @@
+"""An example of one's own on the final model and every counterfactual: M + 1 forward passes.
+
+The counterfactuals are those that an estimator left in the run folder, read out in the way in
+which :func:`~stagelens.effects.attribute` read them out over an evaluation set. So an example of
+the set, given as one's own, has the effects that stand in the set's table. Where an estimator's
+twins have a say in these, they are asked too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from torch import inference_mode
+
+from .contracts import Example, Refused
+from .effects import Measured, Without, combined, read, stage_rows
+from .estimators.ladder import Cached, counterfactuals, exact_trust, find_cached, make_estimator
+from .estimators.protocol import Estimator, Weights
+from .estimators.task_vector import TaskVector
+from .loaded_weights import LoadedWeights
+from .results import ResultFacts, StageTrust
+from .runs.run import Run, Stage
+from .runs.schema import FileRef
+from .runs.states import load_tensors
+
+NAME = "own example"
+"""Its id, and the name of its set, in the effect table."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the models say of one example.
+
+    Attributes:
+        table: Effect table of the one example.
+        trust: What is known of each stage's counterfactual.
+        label: What the behaviours are about; None where the task has no labels.
+        label_given: Whether it was given; else it is the final model's own answer.
+    """
+
+    table: pd.DataFrame
+    trust: Mapping[str, StageTrust]
+    label: str | None
+    label_given: bool
+
+
+def answer(run: Run, example: Example, known: ResultFacts | None, loaded: LoadedWeights) -> Answer:
+    """The effect of every stage on an example.
+
+    Where no label is given and no behaviour can do without one, the final model's own answer is
+    taken as the label.
+
+    Args:
+        run: The run.
+        example: Its id and metadata do not matter.
+        known: What the effect table of an evaluation set says of itself: its estimator, how its
+            twins were weighed, and which stages were refused. None where there is no table yet:
+            the task vector, from the boundaries.
+        loaded: Keeps weights between questions.
+
+    Raises:
+        Refused: A counterfactual is no longer in the run folder; says what to do.
+        RunError: Weights cannot be read, or are not those of the task's model.
+        TaskError: The task is not installed, or the example does not fit it.
+    """
+    estimator = make_estimator(known.estimator, known.settings) if known else TaskVector()
+    with loaded.lock, inference_mode():
+        bench = _Bench(run, loaded, estimator, {t.stage: t for t in known.stages} if known else {})
+        final = bench.final(example)
+        given = example.label is not None
+        if not given and all(np.isnan(values).all() for values in final.values.values()):
+            example = replace(example, label=run.task.check_label(final.answers[0]))
+            final = bench.final(example)
+        found = {stage.name: bench.without(stage, example, final) for stage in run.stages}
+    own = pd.DataFrame({"example_id": [NAME], "label": [example.label]}, dtype=object)
+    table = pd.concat(
+        [
+            stage_rows(own, NAME, name, estimator.name, final, without)
+            for name, (without, _trust) in found.items()
+        ],
+        ignore_index=True,
+    )
+    return Answer(table, {name: trust for name, (_, trust) in found.items()}, example.label, given)
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """Where models are asked.
+
+    Attributes:
+        run: The run.
+        loaded: Keeps weights; its lock is held.
+        estimator: Whose counterfactuals are used.
+        known: Stage to what its table says of it; empty where there is no table.
+    """
+
+    run: Run
+    loaded: LoadedWeights
+    estimator: Estimator
+    known: Mapping[str, StageTrust]
+
+    def final(self, example: Example) -> Measured:
+        """The final model on an example."""
+        end = self.run.last.facts.end
+        assert end is not None, "the last stage of a run is finished"
+        return self._ask(example, end.model)
+
+    def without(
+        self, stage: Stage, example: Example, final: Measured
+    ) -> tuple[Without | None, StageTrust]:
+        """A stage's effect on an example, None where it is refused; and what is known of it."""
+        known = self.known.get(stage.name)
+        if stage.index == len(self.run.stages) - 1:
+            models = [self._ask(example, stage.facts.start.model)]
+            trust = known or exact_trust(stage, self.estimator.name)
+        elif known is not None and known.trust == "refused":
+            return None, known
+        else:
+            cached = find_cached(self.run, stage, self.estimator) or self._computed(stage)
+            trust = known or cached.trust
+            names = ["weights", "factual", "counterfactual"][: 3 if trust.twins_share else 1]
+            models = [self._ask(example, cached.files[name]) for name in names]
+        effects = combined(self.run.task.behaviour_kinds, final, models, trust.twins_share)
+        return Without(effects, models[0], trust), trust
+
+    def _computed(self, stage: Stage) -> Cached:
+        """The task vector, which costs no gradient; other estimators are no work for here."""
+        if self.estimator.name == TaskVector.name:
+            for _ in counterfactuals(self.run, self.estimator, [stage]):
+                pass
+            cached = find_cached(self.run, stage, self.estimator)
+            if cached is not None:
+                return cached
+        raise Refused(
+            f"the model without {stage.name} by {self.estimator.name} is no longer in the run "
+            f"folder; choose another estimator, or delete {self.run.path / 'results'} and have "
+            "everything computed again"
+        )
+
+    def _ask(self, example: Example, file: FileRef) -> Measured:
+        def load() -> Weights:
+            return load_tensors(self.run.files.path(file))
+
+        task = self.run.task
+        weights = self.loaded.get(file.sha256, file.bytes, load)
+        with self.loaded.worn(self.run, weights) as model:
+            batch = task.collate([example])
+            return read(task, task.outputs(model, batch), batch)
