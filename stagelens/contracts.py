@@ -131,6 +131,8 @@ class Task(ABC):
         input_kind: What an example's input is.
         input_fields: Names in ``Example.input``; by default the kind itself.
         has_token_values: Whether ``token_values`` is there.
+        image_shape: (channels, height, width) of the images that it takes; None where it takes any
+            or none.
     """
 
     name: ClassVar[str]
@@ -138,6 +140,7 @@ class Task(ABC):
     input_kind: ClassVar[Literal["image", "text"]]
     input_fields: ClassVar[tuple[str, ...]] = ()
     has_token_values: ClassVar[bool] = False
+    image_shape: tuple[int, ...] | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

@@ -84,26 +84,29 @@ def _channels_last(array: np.ndarray, channels: Channels | None) -> np.ndarray:
     )
 
 
-def decode_image(data: bytes) -> np.ndarray:
+def decode_image(data: bytes, most_pixels: int | None = None) -> np.ndarray:
     """Pixels of an image file's bytes: (H, W), (H, W, 3) or (H, W, 4).
 
     A camera's note of orientation is applied, palettes become colours, and an animation gives its
     first frame.
 
+    Args:
+        data: The file.
+        most_pixels: Larger images are refused; None for Pillow's own limit.
+
     Raises:
-        ValueError: Empty, truncated, of an unknown kind, or larger than Pillow's limit.
+        ValueError: Empty, truncated, of an unknown kind, or too large.
     """
+    most_pixels = most_pixels or Image.MAX_IMAGE_PIXELS
     if not data:
         raise ValueError("is empty; replace the file")
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+            if most_pixels and image.width * image.height > most_pixels:
                 raise Image.DecompressionBombError
             return _pixels(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ValueError(
-            f"has more than {Image.MAX_IMAGE_PIXELS:,} pixels; scale it down first"
-        ) from None
+        raise ValueError(f"has more than {most_pixels:,} pixels; scale it down first") from None
     except UnidentifiedImageError:
         raise ValueError(f"is no image of a kind that is read ({', '.join(_FORMATS)})") from None
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged bytes

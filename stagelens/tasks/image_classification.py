@@ -45,6 +45,7 @@ class ImageClassification(Task):
     name: ClassVar[str] = "image-classification"
     behaviour_kinds = CLASSIFIER_BEHAVIOURS
     input_kind: ClassVar[Literal["image", "text"]] = "image"
+    image_shape: tuple[int, ...]
 
     def __init__(
         self,
