@@ -1,17 +1,27 @@
-"""Examples: filter, sort and page through a set by stage effect; open one of them."""
+"""Examples: filter, sort and page through a set by stage effect; open one, or ask an own one."""
 
 from __future__ import annotations
 
-from stagelens.ui import examples, filters
+import streamlit as st
+
+from stagelens.ui import examples, filters, own, state
 from stagelens.ui.workspace import nothing_measured, open_workspace
 
 workspace = open_workspace("Examples")
 if workspace is not None:
     examples.heading(workspace)
-    effects = workspace.effects
-    if effects is None:
-        nothing_measured(workspace)
-    else:
-        chosen = filters.choose(workspace, effects)
-        filters.count_and_export(workspace, effects, chosen)
-        examples.browser(workspace, effects, chosen)
+    of_the_set, own_example = st.tabs(
+        [state.OF_THE_SET, state.OWN], key=state.VIEW, bind="query-params"
+    )
+    if of_the_set.open:
+        with of_the_set:
+            effects = workspace.effects
+            if effects is None:
+                nothing_measured(workspace)
+            else:
+                chosen = filters.choose(workspace, effects)
+                filters.count_and_export(workspace, effects, chosen)
+                examples.browser(workspace, effects, chosen)
+    if own_example.open:
+        with own_example:
+            own.panel(workspace)

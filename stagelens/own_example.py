@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from torch import inference_mode
 
-from .contracts import Example, Refused
+from .contracts import Behaviour, Example, Refused, Task, TaskError
 from .effects import Measured, Without, combined, read, stage_rows
 from .estimators.ladder import Cached, counterfactuals, exact_trust, find_cached, make_estimator
 from .estimators.protocol import Estimator, Weights
@@ -36,15 +37,34 @@ class Answer:
 
     Attributes:
         table: Effect table of the one example.
+        behaviours: What was measured.
         trust: What is known of each stage's counterfactual.
         label: What the behaviours are about; None where the task has no labels.
         label_given: Whether it was given; else it is the final model's own answer.
     """
 
     table: pd.DataFrame
+    behaviours: tuple[Behaviour, ...]
     trust: Mapping[str, StageTrust]
     label: str | None
     label_given: bool
+
+
+def own_example(task: Task, content: Mapping[str, Any], label: str | None) -> Example:
+    """An example that stands in no set.
+
+    Args:
+        task: It has to take it.
+        content: What the task eats, for instance ``{"text": "a comment"}``.
+        label: Where one was given; as a name, or as the task's files spell it.
+
+    Raises:
+        TaskError: The label is none of the task's.
+    """
+    try:
+        return Example(NAME, content, task.check_label(label))
+    except ValueError as error:
+        raise TaskError(f"{error}; choose one of these, or none") from None
 
 
 def answer(run: Run, example: Example, known: ResultFacts | None, loaded: LoadedWeights) -> Answer:
@@ -55,7 +75,7 @@ def answer(run: Run, example: Example, known: ResultFacts | None, loaded: Loaded
 
     Args:
         run: The run.
-        example: Its id and metadata do not matter.
+        example: From :func:`own_example`, or of a set.
         known: What the effect table of an evaluation set says of itself: its estimator, how its
             twins were weighed, and which stages were refused. None where there is no table yet:
             the task vector, from the boundaries.
@@ -83,7 +103,8 @@ def answer(run: Run, example: Example, known: ResultFacts | None, loaded: Loaded
         ],
         ignore_index=True,
     )
-    return Answer(table, {name: trust for name, (_, trust) in found.items()}, example.label, given)
+    trust = {name: trust for name, (_, trust) in found.items()}
+    return Answer(table, run.task.behaviour_kinds, trust, example.label, given)
 
 
 @dataclass(frozen=True)

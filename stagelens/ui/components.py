@@ -24,6 +24,14 @@ PAGES = (
 
 _SIDEBAR = 264
 
+_SELECTED_STYLE = (
+    '<style>[data-testid="stTab"][data-selected],'
+    '[data-testid="stButtonGroup"] button[data-selected]'
+    "{color:inherit!important}</style>"
+)
+"""The accent is dark enough for white text on it, so on the dark background it is no text colour:
+what is selected has the page's own, and is told by its edge."""
+
 DEMO_COMMAND = ("demo", "digits")
 
 _BADGES: dict[Trust, tuple[str, str]] = {
@@ -54,7 +62,7 @@ def start_page(title: str) -> None:
         layout="wide",
         initial_sidebar_state=_SIDEBAR,
     )
-    st.html(EITHER_STYLE)
+    st.html(EITHER_STYLE + _SELECTED_STYLE)
     reference = state.reference()
     with st.sidebar:
         st.html("<div style='font-size:1.25rem;font-weight:600'>StageLens</div>")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from math import isfinite
 
 import pandas as pd
@@ -40,7 +41,8 @@ def beside(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: s
         _input(workspace, example_id)
     with facts:
         _facts(workspace, chosen.behaviour, row)
-    _sentences(workspace, effects, chosen.behaviour, row)
+    sentences(workspace.stages, effects, chosen.behaviour, row)
+    _noise(effects, chosen.behaviour, example_id)
 
 
 def below(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: str | None) -> None:
@@ -49,11 +51,11 @@ def below(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: st
         return
     row = _row(chosen, example_id)
     st.subheader("Answers", anchor=False)
-    _answers(workspace, effects, row)
+    answers(workspace.stages, effects, row)
     grid = st.grid(2, min_column_width=340, gap="medium")
     with grid.cell():
         st.subheader("Effect of each stage", anchor=False)
-        _bars(workspace, effects, chosen.behaviour, row)
+        bars(workspace.stages, effects, chosen.behaviour, row)
     with grid.cell():
         _path(workspace, chosen.behaviour, example_id)
 
@@ -107,15 +109,21 @@ def _shown(value: object) -> str:
     return "none" if value is None or value is pd.NA or value != value else str(value)
 
 
-def _answers(workspace: Workspace, effects: Effects, row: pd.Series) -> None:
-    """The final model and every counterfactual side by side."""
+def answers(stages: Sequence[str], effects: Effects, row: pd.Series) -> None:
+    """The final model and every counterfactual side by side.
+
+    Args:
+        stages: Stage names in training order.
+        effects: Hold the example's answers.
+        row: The example, of ``browse.example_frame``.
+    """
     rows = effects.table[
         (effects.table["example_id"] == row["example_id"])
         & (effects.table["behaviour"] == next(iter(effects.behaviours)))
     ].set_index("stage")
     label = row["label"]
     cards = [_card("final model", row["prediction"], row["confidence"], label, None)]
-    for stage in workspace.stages:
+    for stage in stages:
         if stage in rows.index:
             one = rows.loc[stage]
             known = effects.trust.get(stage)
@@ -161,9 +169,10 @@ def _card(
     )
 
 
-def _sentences(
-    workspace: Workspace, effects: Effects, behaviour: Behaviour, row: pd.Series
+def sentences(
+    stages: Sequence[str], effects: Effects, behaviour: Behaviour, row: pd.Series
 ) -> None:
+    """Every stage's effect on an example, in words; see :func:`answers`."""
     label = None if _shown(row["label"]) == "none" else str(row["label"])
     said = [
         example_sentence(
@@ -174,21 +183,18 @@ def _sentences(
             (str(row["prediction"]), str(row[answer_column(stage)])),
             label,
         )
-        for stage in workspace.stages
+        for stage in stages
     ]
     components.sentences(said, brief=True)
-    _noise(effects, behaviour, str(row["example_id"]))
 
 
-def _bars(workspace: Workspace, effects: Effects, behaviour: Behaviour, row: pd.Series) -> None:
-    bars = pd.DataFrame(
-        {
-            "stage": workspace.stages,
-            "effect": [row[effect_column(stage)] for stage in workspace.stages],
-        }
+def bars(stages: Sequence[str], effects: Effects, behaviour: Behaviour, row: pd.Series) -> None:
+    """Every stage's effect on an example, as bars; see :func:`answers`."""
+    values = pd.DataFrame(
+        {"stage": stages, "effect": [row[effect_column(stage)] for stage in stages]}
     )
     trust = {name: known.trust for name, known in effects.trust.items()}
-    chart = charts.example_effects(bars, behaviour, trust, charts.EITHER)
+    chart = charts.example_effects(values, behaviour, trust, charts.EITHER)
     components.show(chart, "example-effects")
 
 

@@ -1,24 +1,50 @@
-"""Where runs may lie, and how a link names one. Read from the environment, never from a page.
+"""Where runs may lie, how a link names one, and what memory they may take.
+
+All of it is read from the environment, never from a page.
 
 ``STAGELENS_HOME`` is the folder that runs and the demo are kept in (default: ``runs`` under the
 current directory). ``STAGELENS_ROOTS`` lists the folders that runs may be opened from, separated
 as in PATH (default: the home and the current directory). Every path, typed or from a link, goes
 through :func:`resolve`.
+
+``STAGELENS_MEMORY`` is how much memory the weights of models may take that answer own examples,
+for instance ``500 MB`` (default: 2 GB).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..contracts import RunError
+from ..contracts import RunError, StageLensError
 
 DEMO = "digits"
 """How links name the demo."""
 
+MEMORY = "2 GB"
+"""What weights may take where the environment says nothing."""
+
 _LONGEST = 1024
+_UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
+
+
+def memory() -> int:
+    """Bytes that the weights of models may take between questions.
+
+    Raises:
+        StageLensError: ``STAGELENS_MEMORY`` is no amount of memory.
+    """
+    text = (os.environ.get("STAGELENS_MEMORY") or MEMORY).strip()
+    amount = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG]i?B)", text, re.IGNORECASE)
+    if amount is None:
+        raise StageLensError(
+            f"STAGELENS_MEMORY is {text!r}, which is no amount of memory; start the dashboard with "
+            "one such as 500MB or 4GB"
+        )
+    return int(float(amount[1]) * _UNITS[amount[2].upper()])
 
 
 def home() -> Path:

@@ -17,6 +17,9 @@ RUN = "run"
 EXAMPLE = "example"
 PAGE = "page"
 
+VIEW, OF_THE_SET, OWN = "view", "Evaluation set", "Own example"
+"""Key of the tabs of the Examples page, and what these are called; in links too."""
+
 SHARED = ("set", "estimator", "by", "group")
 """Keys of the widgets that several pages have."""
 
@@ -32,6 +35,9 @@ _OF_A_RUN = (
     "strength",
     "q",
     "sort",
+    VIEW,
+    "own-upload",
+    "own-label",
 )
 _OWN = "stagelens:"
 _LONGEST = 1024

@@ -1,0 +1,139 @@
+"""The own example on the Examples page: asked and answered without a browser."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+from streamlit.testing.v1 import AppTest
+
+from stagelens.results import load_result
+from stagelens.runs.images import encode_pixels
+from stagelens.runs.run import open_run
+from stagelens.summary import number
+from tests.pages.reading import check, figures, words
+
+PAGE = "pages/1_Examples.py"
+OWN = "run=digits&view=Own+example"
+
+
+def picture(demo: Path, example_id: str) -> bytes:
+    """An image of the set as a file."""
+    example = open_run(demo).evaluation_set("test").by_id([example_id])[0]
+    return encode_pixels(example.input["image"])
+
+
+def upload(app: AppTest, data: bytes, name: str = "mine.png") -> AppTest:
+    app.file_uploader[0].set_value((name, data, "image/png"))
+    return app.run()
+
+
+def effects_of(demo: Path, example_id: str, estimator: str, settings: dict) -> pd.DataFrame:
+    result = load_result(open_run(demo), "test", "effects", estimator, settings)
+    assert result is not None
+    return result.table[result.table["example_id"] == example_id]
+
+
+def test_a_link_opens_the_box_and_nothing_is_asked_yet(open_page, demo: Path) -> None:
+    app = check(open_page(demo.parent, OWN, PAGE))
+    assert len(app.file_uploader) == 1 and len(app.dataframe) == 0
+    assert "its 4 counterfactuals, one without each stage, answer at once" in words(app)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "settings", "name"),
+    [("replay", {}, "replay"), ("coarse-replay", {"budget": 0.25}, "coarse-replay 1/4"),
+     ("task-vector", {}, "task-vector")],
+)  # fmt: skip
+def test_an_image_of_the_set_has_the_numbers_of_the_set(
+    open_page, demo: Path, estimator: str, settings: dict, name: str
+) -> None:
+    rows = effects_of(demo, "stamped-003", estimator, settings)
+    app = open_page(demo.parent, f"{OWN}&estimator={name}", PAGE)
+    check(upload(app, picture(demo, "stamped-003")))
+    label = rows["label"].iloc[0]
+    app.selectbox(key="own-label").select(label)
+    for behaviour in ("loss", "margin"):
+        app.selectbox(key="behaviour").select(behaviour)
+        said = words(check(app.run()))
+        for row in rows[rows["behaviour"] == behaviour].to_dict("records"):
+            way = "higher" if row["effect"] < 0 else "lower"
+            amount = f"would be {number(abs(row['effect']))} {way}"
+            assert f"Without {row['stage']}, the {behaviour} {amount}" in said
+    assert f"The final model answers {rows['prediction'].iloc[0]}" in said
+    assert "adapt: exact" in said
+    assert figures(app)[0]["alt"].startswith("Effect of each stage on this example's margin.")
+    for stage, answer in zip(rows["stage"], rows["prediction_without"], strict=True):
+        assert re.search(rf"without {stage}\s+{answer}\b", said)
+
+
+def test_without_a_label_it_is_about_the_models_own_answer(open_page, demo: Path) -> None:
+    app = open_page(demo.parent, OWN, PAGE)
+    said = words(check(upload(app, picture(demo, "clean-003"))))
+    assert "No label was chosen, so the loss is about this answer" in said
+    assert "✓ right" not in said and "✗ wrong" not in said
+
+
+def test_what_was_done_to_an_image_of_another_size_is_said(open_page, demo: Path) -> None:
+    file = io.BytesIO()
+    Image.new("RGBA", (60, 40), (200, 10, 10, 100)).save(file, "WEBP")
+    app = check(upload(open_page(demo.parent, OWN, PAGE), file.getvalue(), "mine.webp"))
+    said = words(app)
+    assert (
+        "mine.webp, as the model sees it: transparent parts became white; colours became grey; "
+        "its middle 40 × 40 of 60 × 40 pixels were kept; scaled from 40 × 40 to 8 × 8 pixels."
+    ) in said
+    assert "The final model answers" in said
+
+
+@pytest.mark.parametrize(
+    ("data", "said"), [(b"no image", "no image of a kind that is read"), (b"", "is empty")]
+)
+def test_a_wrong_file_is_refused_in_words(open_page, demo: Path, data: bytes, said: str) -> None:
+    app = check(upload(open_page(demo.parent, OWN, PAGE), data))
+    assert said in words(app) and "The final model answers" not in words(app)
+    check(upload(app, picture(demo, "clean-003")))  # and the next one is answered
+    assert "The final model answers" in words(app) and not app.error
+
+
+def test_a_removed_image_is_asked_no_more(open_page, demo: Path) -> None:
+    app = check(upload(open_page(demo.parent, OWN, PAGE), picture(demo, "clean-003")))
+    app.file_uploader[0].clear()
+    assert "The final model answers" not in words(check(app.run()))
+
+
+def test_before_anything_is_measured_the_task_vector_answers(open_page, demo_copy: Path) -> None:
+    shutil.rmtree(demo_copy / "results")
+    app = open_page(demo_copy.parent, OWN, PAGE)
+    said = words(check(upload(app, picture(demo_copy, "clean-003"))))
+    assert "The final model answers" in said and "Counterfactuals: task-vector." in said
+    assert "pretrain: estimated" in said and "adapt: exact" in said
+
+
+def test_the_filters_are_as_they_were_when_one_comes_back(open_page, demo: Path) -> None:
+    app = check(open_page(demo.parent, "run=digits&label=3&stage=shortcut&example=clean-003", PAGE))
+    before = words(app)
+    for view in ("Own example", "Evaluation set"):
+        app.session_state["view"] = view
+        check(app.run())
+    assert words(app) == before
+
+
+@pytest.mark.parametrize("memory", ["a lot", "-1 GB", "5"])
+def test_a_limit_that_is_none_is_named(
+    open_page, demo: Path, monkeypatch: pytest.MonkeyPatch, memory: str
+) -> None:
+    monkeypatch.setenv("STAGELENS_MEMORY", memory)
+    app = check(open_page(demo.parent, OWN, PAGE))
+    assert f"STAGELENS_MEMORY is '{memory}'" in words(app)
+
+
+def test_the_limit_on_memory_is_told(open_page, demo: Path, monkeypatch) -> None:
+    monkeypatch.setenv("STAGELENS_MEMORY", "1.5gb")
+    app = check(open_page(demo.parent, OWN, PAGE))
+    assert "STAGELENS_MEMORY, now 1.5 GB" in app.file_uploader[0].help
