@@ -284,7 +284,7 @@ def replay(run: Run, stage: Stage, state: Flat, xi: float = 1.0) -> Flat:
     facts = stage.facts
     model = run.task.build_model(facts.build_config)
     load_into(model, stage.start().model)
-    prepare(model, StepRules(1, None, facts.evaluation_mode, facts.trainable))
+    prepare(model, StepRules.of(facts))
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
     optimizer = torch.optim.SGD(
         [parameters[n] for group in facts.optimizer.groups for n in group.parameters], 0.1

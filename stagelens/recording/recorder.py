@@ -16,6 +16,7 @@ from ..runs.run import Run, Stage, open_run
 from ..runs.schema import RunFile, StageFile, StageRef, check_name
 from ..runs.set_writer import SetReport, write_set
 from ..runs.states import TrainingState, load_into, load_optimizer
+from ..runs.steps import parts_until
 from ..runs.task_files import describes, write_task
 from ..training.optimizers import optimizer_facts
 from .stage_recorder import StageRecorder
@@ -292,11 +293,8 @@ def _end_at_checkpoint(root: Path, reference: StageRef, stage: Stage) -> StageRe
     checkpoint = stage.facts.checkpoints[-1]
     path = root / reference.folder / "stage.json"
     facts = read_json(path, StageFile)
-    parts, steps = [], 0
-    for part in stage.facts.parts:
-        if steps + part.steps <= checkpoint.step:
-            parts.append(part)
-            steps += part.steps
+    parts = parts_until(stage.facts.parts, checkpoint.step)
+    steps = sum(part.steps for part in parts)
     if steps != checkpoint.step:
         raise RecordingError(
             f"{path}: the newest checkpoint is at step {checkpoint.step}, but only {steps} steps "

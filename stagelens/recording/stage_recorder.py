@@ -14,27 +14,19 @@ from torch import Tensor, nn
 
 from ..contracts import RecordingError
 from ..runs.batches import flatten, unflatten
-from ..runs.schema import Boundary, Checkpoint, Environment, PartRef, StageFile, StateRef
+from ..runs.schema import Boundary, Checkpoint, Environment, StageFile, StateRef
 from ..runs.states import TrainingState, capture, model_tensors, same_tensor, save_state
-from ..runs.steps import (
-    FlatMicroBatch,
-    FlatStep,
-    MicroBatch,
-    StepRecord,
-    StepsDigest,
-    write_part,
-)
+from ..runs.steps import FlatMicroBatch, MicroBatch, StepRecord
 from ..training.optimizers import optimizer_facts
 from ..training.replay import StepRules
+from .best_model import Best
 from .boundary import find_boundary, first_boundary
 from .first_step import check_first_step
+from .step_writer import StepWriter
 from .watch import Watch
 
 if TYPE_CHECKING:
     from .recorder import Recorder
-
-_FLUSH_SECONDS = 10.0
-_FLUSH_BYTES = 64 * 2**20
 
 
 class StageRecorder:
@@ -43,7 +35,6 @@ class StageRecorder:
     Attributes:
         name: The stage's name.
         recording: Whether the block was entered and not left yet.
-        steps_on_disk: How many steps the last finished flush reached.
     """
 
     def __init__(
@@ -65,7 +56,6 @@ class StageRecorder:
     ) -> None:
         self.name = name
         self.recording = False
-        self.steps_on_disk = 0
         self._recorder = recorder
         self._folder = folder
         self._model = model
@@ -75,24 +65,20 @@ class StageRecorder:
         self._accumulation = accumulation
         self._checkpoint_every = checkpoint_every
         self._keep_batches = keep_batches
-        self._flush_every = flush_every
         self._build_config = build_config
         self._reinitialised = reinitialised
         self._names = {id(p): n for n, p in model.named_parameters()}
-        self._pending: list[FlatStep] = []
-        self._losses: list[list[Tensor | float]] = []
-        self._pending_bytes = 0
+        self._writer = StepWriter(recorder.path, folder, flush_every)
         self._micro: list[FlatMicroBatch] = []
         self._micro_losses: list[Tensor | float] = []
         self._first_batches: list[Any] = []
         self._forwards_per_batch = 0
-        self._parts: list[PartRef] = []
-        self._digest = StepsDigest()
-        self._checkpoints: list[Checkpoint] = []
+        self._best: Best | None = None
+        self._at_best = False
 
     def __enter__(self) -> StageRecorder:
         self._recorder.begin(self)
-        self._started = self._flushed = time.monotonic()
+        self._started = time.monotonic()
         optimizer = optimizer_facts(self._optimizer, self._names)
         trainable = [n for n, p in self._model.named_parameters() if p.requires_grad]
         optimised = {name for group in optimizer.groups for name in group.parameters}
@@ -166,7 +152,17 @@ class StageRecorder:
         there = end.model if unchanged and end is not None else None
         return boundary, save_state(root, prefix, start, model=there)
 
-    def step(self, batch: Any, loss: Tensor | float) -> None:
+    @property
+    def steps_on_disk(self) -> int:
+        """How many steps the last finished flush reached."""
+        return self._writer.steps
+
+    @property
+    def steps(self) -> int:
+        """How many steps were noted."""
+        return self._watch.noted
+
+    def step(self, batch: Any, loss: Tensor | float, divisor: float | None = None) -> None:
         """Note the update that just happened, or a micro-batch on the way to it.
 
         Call it after ``optimizer.step()``. Where gradients are accumulated, call it at the same
@@ -177,6 +173,8 @@ class StageRecorder:
             batch: What ``task.loss`` was computed from: tensors, numbers and strings, nested in
                 tuples, lists and dictionaries.
             loss: Its loss, divided by the accumulation or not.
+            divisor: What the loss was divided by before backward, for loops in which that is not
+                always the accumulation; then given for every micro-batch, with the loss undivided.
 
         Raises:
             RecordingError: Replay could not reproduce the step; says what to declare or change.
@@ -189,12 +187,12 @@ class StageRecorder:
         first = watch.noted == 0
         keep = _keeps(self._keep_batches, watch.noted)
         description, tensors = flatten(batch) if keep else (None, [])
-        self._micro.append(FlatMicroBatch(description, tensors, watch.take_rng()))
+        self._micro.append(FlatMicroBatch(description, tensors, watch.take_rng(), divisor))
         self._micro_losses.append(loss.detach() if isinstance(loss, Tensor) else float(loss))
         if first:
             kept = unflatten(description, tensors) if keep else copy.deepcopy(batch)
             self._first_batches.append(kept)
-        if len(self._micro) > self._accumulation:
+        if divisor is None and len(self._micro) > self._accumulation:
             raise RecordingError(
                 f"{len(self._micro)} batches were noted before update {watch.noted + 1}; call "
                 "stage.step(batch, loss) after optimizer.step(), and declare gradient "
@@ -209,14 +207,10 @@ class StageRecorder:
         watch.noted += 1
         watch.forwards = 0
         self._micro, self._micro_losses = [], []
-        if self._checkpoint_every and watch.noted % self._checkpoint_every == 0:
+        if self._checkpoint_due(watch.noted):
             self._checkpoint()
-        elif (
-            len(self._pending) >= self._flush_every
-            or self._pending_bytes >= _FLUSH_BYTES
-            or time.monotonic() - self._flushed >= _FLUSH_SECONDS
-        ):
-            self.flush()
+        elif self._writer.due:
+            self._writer.flush()
 
     def _note(self, keep: bool) -> None:
         watch = self._watch
@@ -225,17 +219,10 @@ class StageRecorder:
             loss=0.0,
             groups=watch.groups,
             missing=watch.missing,
-            micro_batches=len(self._micro),
+            divisors=tuple(micro.divisor for micro in self._micro),
             batches=None,
         )
-        self._pending.append(FlatStep(record, self._micro if keep else []))
-        # Reading a loss waits for an accelerator, so it is left to the flush.
-        self._losses.append(self._micro_losses)
-        self._pending_bytes += sum(
-            tensor.nbytes
-            for micro in self._pending[-1].micro
-            for tensor in (*micro.tensors, *micro.rng.values())
-        )
+        self._writer.note(record, self._micro if keep else [], self._micro_losses)
 
     def _check_first_step(self) -> None:
         watch = self._watch
@@ -254,13 +241,15 @@ class StageRecorder:
             self._clip_norm,
             watch.evaluation_mode or [],
             self._facts.trainable,
+            watch.precision,
         )
         batches = [
-            MicroBatch(batch, micro.rng)
+            MicroBatch(batch, micro.rng, micro.divisor)
             for batch, micro in zip(self._first_batches, self._micro, strict=True)
         ]
         losses = [float(loss) for loss in self._micro_losses]
-        record = StepRecord(0, losses[0], watch.groups, watch.missing, len(batches), batches)
+        divisors = tuple(micro.divisor for micro in self._micro)
+        record = StepRecord(0, losses[0], watch.groups, watch.missing, divisors, batches)
         try:
             check_first_step(
                 self._recorder.task,
@@ -282,9 +271,7 @@ class StageRecorder:
                 "stage(..., accumulation=G) and call stage.step after every backward pass"
             ) from None
         self._built, self._start, watch.gradients, self._first_batches = None, None, {}, []
-        if watch.evaluation_mode:
-            self._facts = self._facts.model_copy(update={"evaluation_mode": watch.evaluation_mode})
-            self._recorder.announce(self._facts, self._folder)
+        self._announce(evaluation_mode=watch.evaluation_mode or [], precision=watch.precision)
 
     def _check_forwards(self) -> None:
         watch = self._watch
@@ -297,27 +284,70 @@ class StageRecorder:
                 "forward passes under torch.no_grad()"
             )
 
-    def flush(self) -> None:
-        """Write what was noted since the last flush; afterwards it survives a killed process."""
-        for step, losses in zip(self._pending, self._losses, strict=True):
-            step.record.loss = sum(map(float, losses)) / len(losses)
-        if self._pending:
-            part = write_part(
-                self._recorder.path, self._folder, len(self._parts), self._pending, self._digest
-            )
-            self._parts.append(part)
-            self.steps_on_disk += part.steps
-        self._pending, self._losses, self._pending_bytes = [], [], 0
-        self._flushed = time.monotonic()
+    def _announce(self, **update: Any) -> None:
+        """Write the stage's facts, where something changes."""
+        facts = self._facts.model_copy(update=update)
+        if facts != self._facts:
+            self._facts = facts
+            self._recorder.announce(facts, self._folder)
 
-    def _checkpoint(self) -> None:
-        self.flush()
-        step = self._watch.noted
+    def _checkpoint(self) -> Checkpoint:
+        """The training state as it is now, on disk, and all steps up to it."""
+        self._watch.check_now()
+        self._writer.flush()
+        known = self._facts.checkpoints
+        if known and known[-1].step == self.steps:
+            return known[-1]
+        prefix = f"{self._folder}/checkpoint-{self.steps:06d}"
+        checkpoint = Checkpoint(step=self.steps, state=self._save_state(prefix))
+        self._announce(checkpoints=[*known, checkpoint])
+        return checkpoint
+
+    def _checkpoint_due(self, step: int) -> bool:
+        return self._checkpoint_every is not None and step % self._checkpoint_every == 0
+
+    def _save_state(self, prefix: str) -> StateRef:
         state = capture(self._model, self._optimizer, self._names)
-        reference = save_state(self._recorder.path, f"{self._folder}/checkpoint-{step:06d}", state)
-        self._checkpoints.append(Checkpoint(step=step, state=reference))
-        self._facts = self._facts.model_copy(update={"checkpoints": list(self._checkpoints)})
-        self._recorder.announce(self._facts, self._folder)
+        return save_state(self._recorder.path, prefix, state)
+
+    def keep_best(self, metric: str, value: float) -> None:
+        """Keep the training state as it is now as the best so far, in place of the best before.
+
+        Args:
+            metric: What is best about it, as the loop names it.
+            value: Its value.
+
+        Raises:
+            RecordingError: The model is not as the newest update left it.
+        """
+        best = self._checkpoint()
+        self._best = Best(best, metric, value)
+        kept = [c for c in self._facts.checkpoints if c == best or self._checkpoint_due(c.step)]
+        self._announce(checkpoints=kept)
+        self._tidy("checkpoint-*")
+
+    def back_to_best(self) -> None:
+        """The loop loaded the best model again, behind its last step, so the stage ends there.
+
+        The steps behind it do not count: they are taken out of the run when the stage ends.
+
+        Raises:
+            RecordingError: No best model was kept, or the model is another one.
+        """
+        if self._best is None:
+            raise RecordingError(
+                "the loop went back to its best model, but none was kept; call "
+                "stage.keep_best(metric, value) at the step where it is found"
+            )
+        self._best.check(self._recorder.path, self._model)
+        self._at_best = True
+
+    def _tidy(self, pattern: str) -> None:
+        """Delete files of the stage that its facts do not name any more."""
+        named = {file.path for file in self._facts.files()} | {f"{self._folder}/stage.json"}
+        for path in (self._recorder.path / self._folder).glob(pattern):
+            if path.relative_to(self._recorder.path).as_posix() not in named:
+                path.unlink()
 
     def __exit__(
         self,
@@ -330,7 +360,7 @@ class StageRecorder:
         self._watch.close()
         if kind is not None:
             # What was noted is kept; the stage stays unfinished, because its end is not known.
-            self.flush()
+            self._writer.flush()
             return
         if self._watch.updates > self._watch.noted:
             raise RecordingError(
@@ -341,23 +371,21 @@ class StageRecorder:
                 f"stage {self.name!r} has no step; call stage.step(batch, loss) after every "
                 "optimizer.step() of the model and optimiser that the stage was given"
             )
-        self.flush()
-        self._watch.check_end()
-        end = save_state(
-            self._recorder.path,
-            f"{self._folder}/end",
-            capture(self._model, self._optimizer, self._names),
+        self._writer.flush()
+        seconds = time.monotonic() - self._started
+        if self._best is not None and self._at_best:
+            ending = self._best.ending(self._facts.checkpoints, self._writer.parts)
+            self._announce(status="complete", seconds=seconds, **ending)
+            self._tidy("*")
+            return
+        self._watch.check_now()
+        self._announce(
+            status="complete",
+            seconds=seconds,
+            end=self._save_state(f"{self._folder}/end"),
+            parts=list(self._writer.parts),
+            steps=self.steps,
         )
-        self._facts = self._facts.model_copy(
-            update={
-                "status": "complete",
-                "end": end,
-                "parts": list(self._parts),
-                "steps": self._watch.noted,
-                "seconds": time.monotonic() - self._started,
-            }
-        )
-        self._recorder.announce(self._facts, self._folder)
 
 
 def _keeps(keep_batches: str | int, step: int) -> bool:

@@ -10,8 +10,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..contracts import RecordingError
+from ..runs.schema import Precision
 from ..training.optimizers import check_optimizer, group_hyperparameters
 from .fingerprint import Fingerprint
+from .hooks import PassiveHook
+from .precision import PrecisionWatch
 
 _SETTINGS_EVERY = 16
 """Updates between two looks at settings, which stay changed once they are."""
@@ -69,6 +72,7 @@ class Watch:
         self._parameters = list(model.named_parameters())
         self._trainable = [p.requires_grad for _, p in self._parameters]
         self._device = self._parameters[0][1].device
+        self._precision = PrecisionWatch(model, self._device.type)
         self._values = Fingerprint.of_parameters(model)
         self._buffers = Fingerprint.of_buffers(model)
         self._values.take()
@@ -77,7 +81,7 @@ class Watch:
         self._incoming: Tensor | None = None
         self._sentinel_state: list[Tensor] = []
         self._handles: list[RemovableHandle] = [
-            model.register_forward_pre_hook(_Hook(self._before_forward)),
+            model.register_forward_pre_hook(PassiveHook(self._before_forward)),
             optimizer.register_step_pre_hook(self._before_update),
             optimizer.register_step_post_hook(self._after_update),
         ]
@@ -87,6 +91,12 @@ class Watch:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self._precision.close()
+
+    @property
+    def precision(self) -> Precision:
+        """That of the stage's forward passes."""
+        return self._precision.precision
 
     def take_rng(self) -> dict[str, Tensor]:
         """Generator states of the micro-batch just noted; empty where it drew no numbers."""
@@ -106,11 +116,7 @@ class Watch:
     def _before_forward(self, module: nn.Module, _args: Any) -> None:
         if module is not self.model or not torch.is_grad_enabled():
             return
-        if torch.is_autocast_enabled(self._device.type):
-            raise RecordingError(
-                "the forward pass runs in mixed precision (autocast), which replay does not "
-                "reproduce; train in float32"
-            )
+        self._precision.before_pass()
         self.forwards += 1
         self._check_modes()
         if not self.rng and (self.noted == 0 or self._keeps_batches(self.noted)):
@@ -180,8 +186,8 @@ class Watch:
     def _sizes(self) -> list[int]:
         return [len(group["params"]) for group in self.optimizer.param_groups]
 
-    def check_end(self) -> None:
-        """Refuse what was changed after the newest step was noted, when the stage ends."""
+    def check_now(self) -> None:
+        """Refuse what was changed after the newest step was noted."""
         self._check_values()
         self._check_settings()
         self._check_buffers()
@@ -260,23 +266,6 @@ class Watch:
         self._values.take()
         if self.updates == 1:
             self._sentinel_state = self._state_now()
-
-
-class _Hook:
-    """A forward pre-hook that stays behind when its model is copied or saved.
-
-    In its place the copy carries ``{}.get``, which as a pre-hook gives the arguments as they are,
-    and which can be loaded where StageLens is not installed.
-    """
-
-    def __init__(self, see: Callable[[nn.Module, Any], None]) -> None:
-        self._see = see
-
-    def __call__(self, module: nn.Module, args: Any) -> None:
-        self._see(module, args)
-
-    def __reduce__(self) -> Any:
-        return getattr, ({}, "get")
 
 
 def _same_rng(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:

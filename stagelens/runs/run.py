@@ -28,6 +28,7 @@ _DIGESTED: Any = {
     "evaluation_mode": True,
     "clip_norm": True,
     "accumulation": True,
+    "precision": True,
     "build_config": True,
     "start": {"model": {"sha256"}, "optimizer": {"sha256"}},
     "end": {"model": {"sha256"}, "optimizer": {"sha256"}},

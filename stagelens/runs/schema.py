@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -137,6 +138,27 @@ class Environment(_Model):
     machine: str
 
 
+Precision = Literal["float32", "bf16", "fp16"]
+"""What forward passes cast matrix products to under autocast; float32 where they cast nothing."""
+
+
+class BestModel(_Model):
+    """A boundary operation at a stage's end: the loop went back to its best model.
+
+    The stage ends at that step, with the training state as it was there. A replay goes back to the
+    same step, also where it trains another model that might have been best elsewhere.
+
+    Attributes:
+        trained: How many steps were trained; those behind the stage's last one do not count.
+        metric: What was best, as the loop names it.
+        value: Its value.
+    """
+
+    trained: int = Field(ge=1)
+    metric: str
+    value: float
+
+
 class StageFile(_Model):
     """``stage.json``: one stage. While it is being recorded, ``status`` is ``recording``."""
 
@@ -150,6 +172,7 @@ class StageFile(_Model):
     evaluation_mode: list[str] = []
     clip_norm: float | None = None
     accumulation: int = Field(default=1, ge=1)
+    precision: Precision = "float32"
     keep_batches: Literal["all", "none"] | Annotated[int, Field(ge=2)] = "all"
     build_config: dict[str, Any] | None = None
     environment: Environment
@@ -157,8 +180,17 @@ class StageFile(_Model):
     end: StateRef | None = None
     checkpoints: list[Checkpoint] = []
     parts: list[PartRef] = []
+    best_model: BestModel | None = None
     steps: int = Field(default=0, ge=0)
     seconds: float | None = None
+
+    def files(self) -> Iterator[FileRef]:
+        """All files that it names."""
+        states = [self.start, self.end, *(checkpoint.state for checkpoint in self.checkpoints)]
+        pairs: list[tuple[FileRef, FileRef | None]]
+        pairs = [(state.model, state.optimizer) for state in states if state is not None]
+        pairs += [(part.table, part.batches) for part in self.parts]
+        yield from (file for pair in pairs for file in pair if file is not None)
 
 
 class TaskRef(_Model):

@@ -37,10 +37,14 @@ _COLUMNS = pa.schema(
         ("groups", pa.string()),
         ("missing", pa.list_(pa.string())),
         ("micro_batches", pa.int32()),
+        ("divisors", pa.list_(pa.float64())),
         ("batch", pa.string()),
         ("tensors", pa.list_(pa.string())),
     ]
 )
+_DIVISORS = _COLUMNS.get_field_index("divisors")
+_COLUMNS_WITHOUT_DIVISORS = _COLUMNS.remove(_DIVISORS)
+"""As earlier versions recorded steps: every loss was divided by the accumulation."""
 
 
 @dataclass
@@ -51,10 +55,13 @@ class MicroBatch:
         batch: As :func:`stagelens.runs.batches.unflatten` gives it.
         rng: Device name to the generator's state just before the forward pass; empty where the
             pass drew no random numbers.
+        divisor: What its loss was divided by before backward; None where that is the stage's
+            accumulation.
     """
 
     batch: Any
     rng: dict[str, Tensor] = field(default_factory=dict)
+    divisor: float | None = None
 
 
 @dataclass
@@ -63,10 +70,12 @@ class StepRecord:
 
     Attributes:
         step: Number within the stage, from 0.
-        loss: As the training loop reported it, mean over the micro-batches.
+        loss: As the training loop reported it, mean over the micro-batches; where these have
+            divisors of their own, the sum of their divided losses.
         groups: Hyperparameters per parameter group, as they were for this step.
         missing: Parameters of the optimiser that had no gradient.
-        micro_batches: How many forward passes were accumulated.
+        divisors: One per micro-batch, kept or not: what its loss was divided by before backward.
+            None for all of them where that is the stage's accumulation.
         batches: One entry per micro-batch, or None where the step's batches were not kept.
     """
 
@@ -74,8 +83,28 @@ class StepRecord:
     loss: float
     groups: list[dict[str, Any]]
     missing: tuple[str, ...]
-    micro_batches: int
+    divisors: tuple[float | None, ...]
     batches: list[MicroBatch] | None
+
+    @property
+    def micro_batches(self) -> int:
+        """How many forward passes were accumulated."""
+        return len(self.divisors)
+
+    @property
+    def plain(self) -> bool:
+        """Whether every micro-batch's loss was divided by the stage's accumulation."""
+        return not any(self.divisors)
+
+    def weight(self, accumulation: int) -> float:
+        """What the losses of its micro-batches were multiplied by, summed: 1 for their mean."""
+        return sum(1 / (divisor or accumulation) for divisor in self.divisors)
+
+    def reported_loss(self, losses: Sequence[float]) -> float:
+        """The step's loss from those of its micro-batches; see ``loss``."""
+        if self.plain:
+            return sum(losses) / len(losses)
+        return sum(loss / d for loss, d in zip(losses, self.divisors, strict=True) if d)
 
 
 @dataclass
@@ -86,11 +115,13 @@ class FlatMicroBatch:
         description: As :func:`stagelens.runs.batches.flatten` gives it.
         tensors: Those that the description numbers.
         rng: As in :class:`MicroBatch`.
+        divisor: As in :class:`MicroBatch`.
     """
 
     description: Any
     tensors: list[Tensor]
     rng: dict[str, Tensor]
+    divisor: float | None = None
 
 
 @dataclass
@@ -185,6 +216,7 @@ def _row(step: FlatStep, collected: dict[str, list[Tensor]]) -> dict[str, Any]:
         "groups": json.dumps(record.groups),
         "missing": list(record.missing),
         "micro_batches": record.micro_batches,
+        "divisors": list(record.divisors),
         "batch": json.dumps([m.description for m in step.micro]) if step.micro else None,
         "tensors": names,
     }
@@ -217,6 +249,11 @@ def discover_parts(files: CheckedFiles, folder: str) -> list[PartRef]:
     return parts
 
 
+def parts_until(parts: Sequence[PartRef], step: int) -> list[PartRef]:
+    """The parts that hold the first ``step`` steps, where one of them ends there."""
+    return [part for part in parts if part.first_step + part.steps <= step]
+
+
 def recorded_digest(files: CheckedFiles, parts: Sequence[PartRef]) -> str:
     """Digest of all steps of these parts, as recorded with the last of them; reads its footer.
 
@@ -241,6 +278,9 @@ def _read_table(path: Path) -> pa.Table:
         raise RunError(
             f"{path} is damaged or no parquet file ({str(error).splitlines()[0]}); restore it"
         ) from None
+    if table.schema.equals(_COLUMNS_WITHOUT_DIVISORS):
+        nulls = pa.nulls(table.num_rows, _COLUMNS.field("divisors").type)
+        table = table.add_column(_DIVISORS, "divisors", nulls)
     if table.num_rows == 0 or not table.schema.equals(_COLUMNS):
         raise _foreign(path)
     return table
@@ -325,6 +365,7 @@ def _record(row: dict[str, Any], tensors: Sequence[tuple[str, Tensor]] | None = 
     """A step; with its batches where its tensors are given, each with its place in the step."""
     from .batches import unflatten
 
+    divisors = tuple(row["divisors"] or [None] * row["micro_batches"])
     batches: list[MicroBatch] | None = None
     if row["batch"] is not None and tensors is not None:
         batches = []
@@ -336,12 +377,12 @@ def _record(row: dict[str, Any], tensors: Sequence[tuple[str, Tensor]] | None = 
             }
             rng = {place: tensor for place, tensor in own.items() if not place.isdigit()}
             leaves = [tensor for place, tensor in own.items() if place.isdigit()]
-            batches.append(MicroBatch(unflatten(description, leaves), rng))
+            batches.append(MicroBatch(unflatten(description, leaves), rng, divisors[number]))
     return StepRecord(
         step=row["step"],
         loss=row["loss"],
         groups=json.loads(row["groups"]),
         missing=tuple(row["missing"]),
-        micro_batches=row["micro_batches"],
+        divisors=divisors,
         batches=batches,
     )

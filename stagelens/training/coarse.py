@@ -27,7 +27,7 @@ from ..runs.batches import batch_size, flatten, to_device
 from ..runs.run import Stage
 from ..runs.states import TrainingState, load_into, model_tensors
 from ..runs.steps import MicroBatch, RecordedSteps, StepRecord
-from .replay import StepRules, prepare
+from .replay import StepRules, loss_of, prepare
 
 _TINY = 1e-30
 
@@ -232,9 +232,7 @@ class CoarseModel:
         self.task = task
         self.model = task.build_model(facts.build_config)
         load_into(self.model, state.model)
-        self.rules = StepRules(
-            facts.accumulation, facts.clip_norm, facts.evaluation_mode, facts.trainable
-        )
+        self.rules = StepRules.of(facts)
         prepare(self.model, self.rules)
         self.rule = facts.optimizer.name
         self.groups = [group.parameters for group in facts.optimizer.groups]
@@ -249,15 +247,15 @@ class CoarseModel:
         self.loss = math.nan
 
     def gradients(
-        self, batches: Sequence[MicroBatch], merged: int, scale: float = 1.0
+        self, batches: Sequence[MicroBatch], merged: int, weight: float
     ) -> dict[str, Tensor]:
         """Gradient of the thinned step, after clipping; also moves running statistics.
 
         Args:
-            batches: Micro-batches, whose mean loss is differentiated.
+            batches: Micro-batches; their losses are differentiated, each over its divisor.
             merged: How many steps it stands for.
-            scale: Of the mean loss: micro-batches over the accumulation, less than one where an
-                accumulation was cut short.
+            weight: Sum of the factors of all micro-batches of the step; what is kept of them is
+                scaled up to it.
 
         Returns:
             Parameter name to gradient; absent where there is none.
@@ -266,12 +264,14 @@ class CoarseModel:
             module.momentum = 1 - (1 - momentum) ** merged
         self.model.zero_grad(set_to_none=True)
         self.loss = 0.0
-        for micro in batches:
+        factors = [1 / self.rules.divisor(micro) for micro in batches]
+        scale = weight / sum(factors)
+        for micro, factor in zip(batches, factors, strict=True):
             if "cpu" in micro.rng:
                 torch.set_rng_state(micro.rng["cpu"])
             batch = to_device(micro.batch, self.device)
-            loss = self.task.loss(self.model, batch) * scale / len(batches)
-            self.loss += float(loss.detach()) / scale
+            loss = loss_of(self.task, self.model, batch, self.rules) * (scale * factor)
+            self.loss += float(loss.detach())
             loss.backward()
         if self.rules.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.rules.clip_norm)
@@ -282,8 +282,9 @@ class CoarseModel:
         """One coarse step in place of the recorded steps that it stands for."""
         middle = coarse.middle
         with torch.enable_grad():
-            scale = middle.micro_batches / self.rules.accumulation
-            gradients = self.gradients(coarse.batches, len(coarse.facts), scale)
+            weight = middle.weight(self.rules.accumulation)
+            gradients = self.gradients(coarse.batches, len(coarse.facts), weight)
+        self.loss /= weight if middle.plain else 1.0
         for number, names in enumerate(self.groups):
             options = [record.groups[number] for record in coarse.facts]
             present = [name for name in names if name not in middle.missing]

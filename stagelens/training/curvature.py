@@ -74,16 +74,13 @@ class StageLoss:
         self.device = torch.device("cuda" if cuda else "cpu")
         self.task = task
         self.dtype = dtype
-        self.accumulation = facts.accumulation
         self.gauss_newton = gauss_newton
         self.model = task.build_model(facts.build_config)
         _check_attention(self.model)
         load_into(self.model, stage.start().model)
         self.model.to(self.device, dtype)
-        rules = StepRules(
-            facts.accumulation, facts.clip_norm, facts.evaluation_mode, facts.trainable
-        )
-        prepare(self.model, rules)
+        self.rules = StepRules.of(facts)
+        prepare(self.model, self.rules)
         self.model.requires_grad_(False)
         names = [n for n, _ in self.model.named_parameters()]
         names += [n for n, b in self.model.named_buffers() if b.is_floating_point()]
@@ -211,11 +208,12 @@ class StageLoss:
             elif self.device.type != "cpu":
                 torch.cuda.set_rng_state(generator_state, self.device)
         batch = cast(to_device(micro.batch, self.device), self.dtype)
+        divisor = self.rules.divisor(micro)
         with torch.enable_grad(), self.batch_norm as statistics:
             if split or self.gauss_newton:
-                parts = Split.of(self.task, self.model, batch, self.accumulation)
+                parts = Split.of(self.task, self.model, batch, divisor)
                 return x, parts.loss, list(statistics), parts
-            loss = self.task.loss(self.model, batch) / self.accumulation
+            loss = self.task.loss(self.model, batch) / divisor
         return x, loss, list(statistics), None
 
     def place(self, values: Mapping[str, Tensor]) -> list[Tensor]:
@@ -267,14 +265,14 @@ class Split:
         self.loss = torch.stack([(z * s.detach()).sum() for z, s in pairs]).sum()
 
     @classmethod
-    def of(cls, task: Task, model: nn.Module, batch: Any, accumulation: int) -> Split:
+    def of(cls, task: Task, model: nn.Module, batch: Any, divisor: float) -> Split:
         """Run the task's loss, with the model's outputs held apart.
 
         Raises:
             Refused: The loss is no function of one call's outputs.
         """
         apart = _Apart(model)
-        loss = task.loss(apart, batch) / accumulation
+        loss = task.loss(apart, batch) / divisor
         if apart.calls == 1 and loss.requires_grad:
             split = cls(apart.outputs, apart.detached, loss)
             if all(z.ndim > 0 for z in split.outputs):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,13 @@ from torch import Tensor, nn
 from ..contracts import Refused, RunError, Task
 from ..runs.batches import batch_size, to_device
 from ..runs.run import Run, Stage
+from ..runs.schema import Precision, StageFile
 from ..runs.states import TrainingState, capture, load_into, load_optimizer, same_tensor
-from ..runs.steps import StepRecord
+from ..runs.steps import MicroBatch, StepRecord
 from .optimizers import build_optimizer, set_group_hyperparameters
+
+AUTOCAST: Mapping[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""What autocast casts to, of the precisions that it makes."""
 
 Progress = Callable[[float, str], None]
 """Called with the share that is done, 0 to 1, and what is being done now."""
@@ -29,16 +34,34 @@ class StepRules:
     """What a stage does at each of its steps beside the optimiser's update.
 
     Attributes:
-        accumulation: Each micro-batch's loss is divided by it before backward.
+        accumulation: Each micro-batch's loss is divided by it before backward, where the
+            micro-batch has no divisor of its own.
         clip_norm: Largest total gradient norm; None where nothing is clipped.
         evaluation_mode: Modules that stay in evaluation mode while training.
         trainable: Parameters that require a gradient.
+        precision: Of forward passes; other than float32 under autocast.
     """
 
     accumulation: int = 1
     clip_norm: float | None = None
     evaluation_mode: Sequence[str] = ()
     trainable: Sequence[str] = ()
+    precision: Precision = "float32"
+
+    @classmethod
+    def of(cls, facts: StageFile) -> StepRules:
+        """Those of a recorded stage."""
+        return cls(
+            facts.accumulation,
+            facts.clip_norm,
+            facts.evaluation_mode,
+            facts.trainable,
+            facts.precision,
+        )
+
+    def divisor(self, micro: MicroBatch) -> float:
+        """What a micro-batch's loss is divided by before backward."""
+        return micro.divisor or self.accumulation
 
 
 def prepare(model: nn.Module, rules: StepRules) -> None:
@@ -52,6 +75,15 @@ def prepare(model: nn.Module, rules: StepRules) -> None:
         parameter.requires_grad_(name in trainable)
 
 
+def loss_of(task: Task, model: nn.Module, batch: Any, rules: StepRules) -> Tensor:
+    """The task's loss of a batch on the model's device, in the precision of the stage; ()."""
+    if rules.precision == "float32":
+        return task.loss(model, batch)
+    device = next(model.parameters()).device.type
+    with torch.autocast(device, dtype=AUTOCAST[rules.precision]):
+        return task.loss(model, batch).float()
+
+
 def step(
     task: Task,
     model: nn.Module,
@@ -62,7 +94,7 @@ def step(
     """Run one recorded step on a prepared model, in place.
 
     Returns:
-        The task's loss of each micro-batch, before division by the accumulation.
+        The task's loss of each micro-batch, before division.
     """
     if record.batches is None:
         raise Refused(f"the batch of step {record.step} was not kept, so it cannot be replayed")
@@ -76,9 +108,10 @@ def step(
                 torch.set_rng_state(generator_state)
             elif device.type != "cpu":
                 torch.cuda.set_rng_state(generator_state, device)
-        loss = task.loss(model, to_device(micro.batch, device))
+        loss = loss_of(task, model, to_device(micro.batch, device), rules)
         losses.append(float(loss.detach()))
-        (loss / rules.accumulation if rules.accumulation > 1 else loss).backward()
+        divisor = rules.divisor(micro)
+        (loss if divisor == 1 else loss / divisor).backward()
     restore_missing(parameters, record.missing, optimizer)
     if rules.clip_norm is not None:
         nn.utils.clip_grad_norm_(model.parameters(), rules.clip_norm)
@@ -178,9 +211,7 @@ class StageReplay:
         self.task = task
         self.stage = stage
         facts = stage.facts
-        self.rules = StepRules(
-            facts.accumulation, facts.clip_norm, facts.evaluation_mode, facts.trainable
-        )
+        self.rules = StepRules.of(facts)
         device = "cuda" if facts.environment.device == "cuda" and _has_cuda() else "cpu"
         state = stage.start() if state is None else state
         self.model = task.build_model(facts.build_config)

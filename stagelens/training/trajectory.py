@@ -92,8 +92,14 @@ def working_dtype(run: Run, options: DerivativeOptions) -> torch.dtype:
     """The dtype that derivatives are computed in.
 
     Raises:
-        Refused: The run was trained in half precision.
+        Refused: The run was trained in half precision, or its forward passes ran in it.
     """
+    for stage in run.stages:
+        if stage.facts.precision != "float32":
+            raise Refused(
+                f"stage {stage.name!r} was trained in {stage.facts.precision} mixed precision, "
+                "whose rounding within every pass has no derivative; use coarse-replay or replay"
+            )
     tensors = run.last.start().model
     floats = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     half = floats & {torch.bfloat16, torch.float16}

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import stagelens
-from stagelens.recording import stage_recorder
+from stagelens.recording import step_writer
 from stagelens.training.replay import measure_deviation
 from tests.loops import BATCH_NORM, CLASSES, SHAPE, differing, make_batches, make_task, train
 
@@ -279,7 +279,7 @@ def test_an_optimizer_can_be_copied_and_saved_in_mid_stage(tmp_path: Path) -> No
 def test_long_and_large_steps_are_written_at_once(
     limit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage_recorder, limit, 0)
+    monkeypatch.setattr(step_writer, limit, 0)
     task = make_task()
     model, optimizer = made(task)
     recorder = stagelens.Recorder(tmp_path / "run", task)

@@ -174,14 +174,15 @@ def test_a_model_that_is_not_called_itself(training: Training) -> None:
         stage.step(batch, loss)
 
 
-def test_mixed_precision(training: Training) -> None:
-    batch = make_batches(1)[0]
+def test_a_precision_that_changes_within_the_stage(training: Training) -> None:
+    first, second = make_batches(2)
     with (
-        refused("mixed precision (autocast)", "train in float32"),
-        training.stage(),
-        torch.autocast("cpu", dtype=torch.bfloat16),
+        refused("run in bf16, but the stage's first ran in float32", "or record two stages"),
+        training.stage() as stage,
     ):
-        training.loss(batch)
+        training.step(first, stage)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            training.loss(second)
 
 
 class Noisy(nn.Sequential):

@@ -1,0 +1,63 @@
+"""The best training state of a stage, for loops that go back to it behind their last step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..contracts import RecordingError
+from ..runs.files import CheckedFiles
+from ..runs.schema import BestModel, Checkpoint, PartRef
+from ..runs.states import load_state, model_tensors, same_tensor
+from ..runs.steps import parts_until
+
+
+@dataclass(frozen=True)
+class Best:
+    """A training state that was kept.
+
+    Attributes:
+        checkpoint: It, on disk.
+        metric: What was best about it, as the loop names it.
+        value: Its value.
+    """
+
+    checkpoint: Checkpoint
+    metric: str
+    value: float
+
+    def check(self, root: Path, model: nn.Module) -> None:
+        """Refuse a model that is not the one that was kept.
+
+        Args:
+            root: The run folder.
+            model: As the loop loaded it.
+
+        Raises:
+            RecordingError: Names the first parameter or buffer that is another.
+        """
+        kept, own = (
+            load_state(CheckedFiles(root), self.checkpoint.state).model,
+            model_tensors(model),
+        )
+        for name, tensor in kept.items():
+            if not same_tensor(own[name].cpu(), tensor):
+                raise RecordingError(
+                    f"{name} is not as it was at step {self.checkpoint.step}, which was kept as "
+                    "the best; load all weights of that step, and change nothing afterwards"
+                )
+
+    def ending(self, checkpoints: Sequence[Checkpoint], parts: Sequence[PartRef]) -> dict[str, Any]:
+        """What a stage's facts say where it ends here, of all that it has on disk."""
+        step, trained = self.checkpoint.step, sum(part.steps for part in parts)
+        return {
+            "end": self.checkpoint.state,
+            "parts": parts_until(parts, step),
+            "steps": step,
+            "checkpoints": [one for one in checkpoints if one.step <= step],
+            "best_model": BestModel(trained=trained, metric=self.metric, value=self.value),
+        }

@@ -1,0 +1,81 @@
+"""Noted steps on their way to disk, and the parts that are there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from ..runs.schema import PartRef
+from ..runs.steps import FlatMicroBatch, FlatStep, StepRecord, StepsDigest, write_part
+
+_FLUSH_SECONDS = 10.0
+_FLUSH_BYTES = 64 * 2**20
+
+
+class StepWriter:
+    """Holds noted steps until they are written as a part.
+
+    Args:
+        root: The run folder.
+        folder: The stage's folder inside it.
+        flush_every: Most steps to hold.
+
+    Attributes:
+        parts: Those on disk, in order.
+        steps: How many steps they hold.
+    """
+
+    def __init__(self, root: Path, folder: str, flush_every: int) -> None:
+        self.parts: list[PartRef] = []
+        self.steps = 0
+        self._root = root
+        self._folder = folder
+        self._flush_every = flush_every
+        self._pending: list[FlatStep] = []
+        self._losses: list[Sequence[Tensor | float]] = []
+        self._bytes = 0
+        self._digest = StepsDigest()
+        self._flushed = time.monotonic()
+
+    def note(
+        self,
+        record: StepRecord,
+        micro: Sequence[FlatMicroBatch],
+        losses: Sequence[Tensor | float],
+    ) -> None:
+        """Hold a step.
+
+        Args:
+            record: Its loss is not set yet: reading it waits for an accelerator.
+            micro: Its micro-batches; none where they are not kept.
+            losses: Of all its micro-batches, as the loop reported them.
+        """
+        self._pending.append(FlatStep(record, list(micro)))
+        self._losses.append(losses)
+        self._bytes += sum(
+            tensor.nbytes for own in micro for tensor in (*own.tensors, *own.rng.values())
+        )
+
+    @property
+    def due(self) -> bool:
+        """Whether as much is held as should ever be lost."""
+        return (
+            len(self._pending) >= self._flush_every
+            or self._bytes >= _FLUSH_BYTES
+            or time.monotonic() - self._flushed >= _FLUSH_SECONDS
+        )
+
+    def flush(self) -> None:
+        """Write what is held; afterwards it survives a killed process."""
+        for step, losses in zip(self._pending, self._losses, strict=True):
+            step.record.loss = step.record.reported_loss([float(loss) for loss in losses])
+        if self._pending:
+            number = len(self.parts)
+            part = write_part(self._root, self._folder, number, self._pending, self._digest)
+            self.parts.append(part)
+            self.steps += part.steps
+        self._pending, self._losses, self._bytes = [], [], 0
+        self._flushed = time.monotonic()
