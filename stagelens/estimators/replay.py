@@ -15,6 +15,7 @@ from ..runs.files import write_json
 from ..runs.run import Run, Stage
 from ..runs.schema import digest
 from ..training.replay import (
+    AUTOCAST,
     Progress,
     check_replayable,
     measure_deviation,
@@ -66,11 +67,8 @@ class Replay:
             began = time.perf_counter()
             report = _part(progress, done, steps, work, f"Replaying without {stage.name}: ")
             replayed = replay_without(run, stage, report)
-            trust = _trust(
-                stage.name,
-                [checks[s.name] for s in after],
-                time.perf_counter() - began,
-            )
+            own = [checks[s.name] for s in after]
+            trust = _trust(stage.name, own, _mixed_precision(after), time.perf_counter() - began)
             done += steps
             yield Counterfactual(stage.name, replayed.state.model, trust)
 
@@ -82,13 +80,20 @@ def _part(progress: Progress, before: int, own: int, work: int, prefix: str) -> 
     return report
 
 
-def _trust(stage: str, checks: Sequence[ReplayCheck], seconds: float) -> StageTrust:
+def _mixed_precision(stages: Sequence[Stage]) -> str:
+    """``" (recorded in bfloat16 mixed precision)"``, where any stage was; else nothing."""
+    used = {AUTOCAST[s.facts.precision] for s in stages if s.facts.precision != "float32"}
+    names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in used))
+    return f" (recorded in {names} mixed precision)" if used else ""
+
+
+def _trust(stage: str, checks: Sequence[ReplayCheck], mixed: str, seconds: float) -> StageTrust:
     if all(check.bitwise for check in checks):
         return StageTrust(
             stage=stage,
             estimator=Replay.name,
             trust="exact",
-            reason="Exact replay.",
+            reason=f"Exact replay{mixed}.",
             deviation=0.0,
             expected_error=0.0,
             cost=1.0,
@@ -101,7 +106,7 @@ def _trust(stage: str, checks: Sequence[ReplayCheck], seconds: float) -> StageTr
         trust="estimated",
         reason=(
             f"Replay; on this machine it deviates from the recording by {worst:.1e} of what the "
-            "later stages changed."
+            f"later stages changed{mixed}."
         ),
         deviation=worst,
         cost=1.0,

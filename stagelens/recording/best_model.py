@@ -40,12 +40,9 @@ class Best:
         Raises:
             RecordingError: Names the first parameter or buffer that is another.
         """
-        kept, own = (
-            load_state(CheckedFiles(root), self.checkpoint.state).model,
-            model_tensors(model),
-        )
-        for name, tensor in kept.items():
-            if not same_tensor(own[name].cpu(), tensor):
+        kept = load_state(CheckedFiles(root), self.checkpoint.state).model
+        for name, tensor in model_tensors(model).items():
+            if not same_tensor(tensor.cpu(), kept[name]):
                 raise RecordingError(
                     f"{name} is not as it was at step {self.checkpoint.step}, which was kept as "
                     "the best; load all weights of that step, and change nothing afterwards"

@@ -212,6 +212,8 @@ def _card(stage: Stage, color: str, rates: pd.Series) -> str:
         optimizer.append(f"weight decay {group['weight_decay']:g}")
     if facts.clip_norm is not None:
         optimizer.append(f"clipped at {facts.clip_norm:g}")
+    if facts.precision != "float32":
+        optimizer.append(f"{facts.precision} mixed precision")
     rate = ""
     if len(rates):
         low, high = float(rates.min()), float(rates.max())
@@ -222,6 +224,9 @@ def _card(stage: Stage, color: str, rates: pd.Series) -> str:
         (f"{rate}, {count_text(stage.steps, 'step')}".lstrip(", "), ""),
         (f"optimiser state at its start: {facts.boundary.optimizer}", ""),
     ]
+    if (best := facts.best_model) is not None:
+        where = f"ended at the best of {count_text(best.trained, 'step')}"
+        lines.append((f"{where}, by {best.metric} ({best.value:.3g})", ""))
     body = "".join(
         f"<div style='overflow-wrap:anywhere;{style or 'opacity:.75;font-size:.875em'}'>"
         f"{html.escape(text)}</div>"

@@ -221,6 +221,32 @@ def test_the_loss_may_be_given_as_a_number_and_divided_by_the_accumulation(tmp_p
     assert replays_bit_for_bit(recorder.run())
 
 
+@pytest.mark.parametrize("keep", ["all", "none"])
+def test_every_micro_batch_may_have_a_divisor_of_its_own(keep: str, tmp_path: Path) -> None:
+    divisors = [(2.0, 2.0), (1.0,), (4.0, 0.5, 3.0)]
+    task = make_task(DROPOUT)
+    model, optimizer = made(task)
+    recorder = stagelens.Recorder(tmp_path / "run", task)
+    losses = []
+    with recorder.stage("first", model=model, optimizer=optimizer, keep_batches=keep) as stage:
+        for number, own in enumerate(divisors):
+            losses.append(0.0)
+            for last, (batch, divisor) in enumerate(
+                zip(make_batches(len(own), seed=number), own, strict=True), 1 - len(own)
+            ):
+                loss = task.loss(model, batch)
+                (loss / divisor).backward()
+                losses[-1] += loss.item() / divisor
+                if last == 0:
+                    optimizer.step()
+                    optimizer.zero_grad()
+                stage.step(batch, loss, divisor)
+    run = recorder.run()
+    assert [step.divisors for step in run.last.read_steps()] == divisors
+    assert run.last.table()["loss"].tolist() == pytest.approx(losses)
+    assert keep == "none" or replays_bit_for_bit(run)
+
+
 @pytest.mark.parametrize(("keep", "kept"), [("all", [0, 1, 2, 3, 4]), (2, [0, 2, 4]), ("none", [])])
 def test_batches_are_kept_as_asked(keep: str | int, kept: list[int], tmp_path: Path) -> None:
     task = make_task(DROPOUT)

@@ -339,6 +339,14 @@ def test_a_table_of_steps_that_is_another_parquet_file_is_refused(folder: Path) 
         assert "steps-00001.parquet" in str(error.value)
 
 
+def test_steps_that_were_recorded_before_divisors_were_are_read(folder: Path) -> None:
+    part = folder / "stages/02-third/steps-00001.parquet"
+    pq.write_table(pq.read_table(part).drop_columns("divisors"), part)
+    step = stagelens.open_run(folder).unfinished[0].read_steps()[2]
+    assert step.divisors == (None,)
+    assert [micro.divisor for micro in step.batches or ()] == [None]
+
+
 def test_what_a_killed_process_left_half_written_is_ignored(folder: Path, whole: Path) -> None:
     for name in (".run.json.1f2e3d4c.tmp", "stages/02-third/.steps-00003.parquet.00000000.tmp"):
         (folder / name).write_bytes(b"half")
