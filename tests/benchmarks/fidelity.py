@@ -115,6 +115,8 @@ def measure(
             true = _margin(truth.table, stage.name)
             for _, other in mine.groupby("order"):
                 note("noise floor", stage.name, other["effect"].to_numpy(), true, refused=False)
+    if scenario.data == "text":  # per-example gradients of 22M weights do not fit
+        return rows
     examples = run.evaluation_set("test").examples(0, PEER_EXAMPLES)
     images, labels = run.task.collate(examples)
     for name, peer in peers.available().items():
@@ -181,6 +183,12 @@ def goals(rows: pd.DataFrame) -> list[str]:
             hard = by["coarse 1/4"]["regime"] != "fine-tuning"
             won = (coarse[hard] < own.reindex(coarse.index)[hard]).mean()
             lines.append(f"where training is hard it beats {name} on {won:.0%} of cells (>= 90 %)")
+    text = part("coarse 1/4", "text")
+    if len(text):
+        lines.append(
+            f"pretrained encoder, coarse 1/4: r {text['r'].median():.3f} (>= 0.93), relative error "
+            f"{text['relative_error'].median():.2f} (<= 0.4)"
+        )
     adam = by["coarse 1/4"][by["coarse 1/4"]["regime"] != "sgd"]
     every = pd.concat([by[n] for n in by if n.startswith("coarse")])
     called = every[every["reliable"] == True]  # noqa: E712 - the column holds None too
@@ -198,7 +206,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache", type=Path, default=Path("benchmark-runs"), help="recorded runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[3, 4, 5])
-    parser.add_argument("--scenarios", nargs="+", default=list(SCENARIOS), choices=SCENARIOS)
+    without_text = [name for name, scenario in SCENARIOS.items() if scenario.data != "text"]
+    parser.add_argument("--scenarios", nargs="+", default=without_text, choices=SCENARIOS)
     parser.add_argument("--only", nargs="+", default=[], help="estimators, as printed")
     parser.add_argument("--orders", type=int, default=3, help="replays for the noise floor")
     parser.add_argument("--out", type=Path, help="also write all rows to this CSV file")

