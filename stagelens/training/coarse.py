@@ -110,14 +110,17 @@ def _labels(labels: Tensor) -> int:
 
 
 def _identities(batch: Any) -> list[int]:
-    """One number per example, equal where an example's tensors are."""
+    """One number per example, equal where an example's tensors are, zeros behind them aside.
+
+    So a text is the same whatever its batch was padded to.
+    """
     size = batch_size(batch)
     rows: list[list[bytes]] = [[] for _ in range(size)]
     _, tensors = flatten(batch)
     for tensor in tensors:
         if tensor.ndim and tensor.shape[0] == size:
             for row, values in zip(rows, tensor.reshape(size, -1), strict=True):
-                row.append(values.view(torch.uint8).numpy().tobytes())
+                row.append(values.view(torch.uint8).numpy().tobytes().rstrip(b"\0"))
     return [hash(tuple(row)) for row in rows]
 
 
@@ -150,17 +153,19 @@ class Thinning:
         """
         if self._share >= 1:
             return list(shown)
-        identities = [_identities(micro.batch) for micro in used]
+        identities = {id(micro): _identities(micro.batch) for micro in (*used, *shown)}
         count = max(1, round(len(shown) * self._share))
         share = min(1.0, len(shown) * self._share / count)
         sizes = [_size(batch_size(micro.batch), share) for micro in shown[:count]]
-        due = sum(sizes) / max(1, sum(map(len, identities)))
-        for example in (i for own in identities for i in own):
-            self._due[example] = self._due.get(example, 0.0) + due
-        return [self._part(micro, size) for micro, size in zip(shown, sizes, strict=False)]
+        examples = [example for micro in used for example in identities[id(micro)]]
+        for example in examples:
+            self._due[example] = self._due.get(example, 0.0) + sum(sizes) / len(examples)
+        return [
+            self._part(micro, identities[id(micro)], size)
+            for micro, size in zip(shown, sizes, strict=False)
+        ]
 
-    def _part(self, micro: MicroBatch, size: int) -> MicroBatch:
-        own = _identities(micro.batch)
+    def _part(self, micro: MicroBatch, own: Sequence[int], size: int) -> MicroBatch:
         order = sorted(range(len(own)), key=lambda row: -self._due.get(own[row], 0.0))
         rows = sorted(order[:size])
         for row in rows:
@@ -208,11 +213,11 @@ def coarse_steps(
     rates = [max(float(group["lr"]) for group in record.groups) for record in facts]
     thinning = Thinning(1 / thin)
     for group in groups_of_equal_rate(rates, round(len(steps) / merge)):
-        shown = steps[kept(group.middle)].batches or []
-        used = shown
-        if thin > 1 and group.merged > 1:
-            others = (steps[number].batches or [] for number in range(group.first, group.last))
-            used = [micro for batches in others for micro in batches] or shown
+        numbers = range(group.first, group.last) if thin > 1 else range(0)
+        read = {number: steps[number].batches or [] for number in numbers}
+        middle = kept(group.middle)
+        shown = read.get(middle) or steps[middle].batches or []
+        used = [micro for batches in read.values() for micro in batches] or shown
         batches = thinning.keep(used, shown)
         examples = sum(batch_size(micro.batch) for micro in batches)
         yield CoarseStep(facts[group.first : group.last], batches, group.last, examples)
