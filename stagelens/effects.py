@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .contracts import BASE, Behaviour, Example, Refused, Task
 from .estimators.coarse_replay import hardness
@@ -29,7 +30,7 @@ from .results import (
 )
 from .runs.batches import to_device
 from .runs.evaluation_sets import EvaluationSet
-from .runs.run import Run
+from .runs.run import Run, Stage
 from .runs.states import load_into
 from .training.replay import Progress, no_progress
 
@@ -381,25 +382,54 @@ def _chosen(result: Result, stages: Sequence[str] | None) -> Result:
     return Result(facts, table)
 
 
+def _answers_as_the_final_model(run: Run, stage: Stage, examples: EvaluationSet) -> bool:
+    """Whether a stage's model gives outputs of the same shapes."""
+    configs = stage.facts.build_config, run.last.facts.build_config
+    if configs[0] == configs[1]:
+        return True
+    batch = run.task.collate(next(examples.batches(1)))
+    models = [run.task.build_model(config).eval() for config in configs]
+    with torch.inference_mode():
+        own, final = (_shapes(run.task.outputs(model, batch)) for model in models)
+    return own == final
+
+
+def _shapes(outputs: Any) -> list[tuple[int, ...]]:
+    if isinstance(outputs, Tensor):
+        return [tuple(outputs.shape)]
+    parts = list(outputs.values()) if isinstance(outputs, Mapping) else outputs
+    nested = isinstance(parts, tuple | list)
+    return [shape for part in parts for shape in _shapes(part)] if nested else []
+
+
 def boundaries(run: Run, set_name: str, progress: Progress = no_progress) -> Result:
     """Behaviour after every boundary (observed, not estimated); stored once computed.
 
-    A boundary whose model is of another architecture than the final one is left out.
+    Every boundary is measured on a model of its own stage. Where that gives outputs of another
+    shape than the final model (it has other classes, say), the behaviours are not comparable, and
+    the boundary is left out.
     """
     stored = load_result(run, set_name, "boundaries")
     if stored is not None:
         return stored
     examples = run.evaluation_set(set_name)
-    config = run.last.facts.build_config
-    names, weights = [], []
-    if run.stages[0].facts.build_config == config:
-        names, weights = [BASE], [run.stages[0].start().model]
-    for stage in run.stages:
-        if stage.facts.build_config == config:
-            names.append(stage.name)
-            weights.append(stage.end().model)
-    batches = examples.batches(BATCH_SIZE)
-    measured = measure(run.task, _final_model(run), weights, batches, examples.count, progress)
+    first = run.stages[0]
+    held = [(BASE, first, first.start), *((stage.name, stage, stage.end) for stage in run.stages)]
+    names: list[str] = []
+    measured: list[Measured] = []
+    for config, group in groupby(held, key=lambda one: one[1].facts.build_config):
+        alike = list(group)
+        if not _answers_as_the_final_model(run, alike[0][1], examples):
+            continue
+        names += [name for name, _, _ in alike]
+        measured += measure(
+            run.task,
+            run.task.build_model(config),
+            [state().model for _, _, state in alike],
+            examples.batches(BATCH_SIZE),
+            examples.count,
+            progress,
+        )
     ids = examples.table(["example_id"])["example_id"].to_numpy()
     blocks = [
         pd.DataFrame(

@@ -19,6 +19,7 @@ import stagelens
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.states import TrainingState, load_into
 from stagelens.tasks import ImageClassification
+from stagelens.tasks.adapters import with_adapter
 from stagelens.training.replay import StepRules, prepare, restore_missing
 from stagelens.training.step import AdamState, SGDState, adam_update, sgd_update
 
@@ -137,7 +138,8 @@ NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
 
 
 def make_model(config: Mapping[str, Any]) -> nn.Module:
-    return NETWORKS[config["network"]]().to(getattr(torch, config.get("dtype", "float64")))
+    model = NETWORKS[config["network"]]().to(getattr(torch, config.get("dtype", "float64")))
+    return with_adapter(model, config["peft"]) if "peft" in config else model
 
 
 @dataclass
@@ -150,6 +152,8 @@ class Phase:
         steps: How many.
         schedule: Called with the optimiser and the step's number before every update.
         network: Where it is another than the run's.
+        peft: The adapter that the model has.
+        change: Puts an adapter on, or takes it off.
         prepare: What happens to the model before.
         accumulation: Micro-batches per step.
         clip_norm: As recorded.
@@ -161,6 +165,8 @@ class Phase:
     steps: int = 5
     schedule: Callable[[torch.optim.Optimizer, int], None] = lambda _optimizer, _step: None
     network: str | None = None
+    peft: Mapping[str, Any] | None = None
+    change: Callable[[nn.Module], nn.Module] = lambda model: model
     prepare: Callable[[nn.Module], None] = lambda _model: None
     accumulation: int = 1
     clip_norm: float | None = None
@@ -190,6 +196,9 @@ def record(path: Path, network: str, phases: Sequence[Phase], dtype: str = "floa
             before, model = model.state_dict(), task.build_model(config)
             known = {k: v for k, v in before.items() if k in model.state_dict()}
             model.load_state_dict(known, strict=False)
+        if phase.peft is not None:
+            config = {"network": network, "dtype": dtype, "peft": dict(phase.peft)}
+        model = phase.change(model)
         model.train()
         phase.prepare(model)
         if phase.optimizer is not None:
@@ -268,7 +277,15 @@ def crossed(state: Flat, stage: Stage) -> Flat:
     out = {}
     for key, tensor in start.items():
         block, _, name = key.partition("/")
-        out[key] = tensor if block == "value" and name in boundary.new else state[key]
+        if block == "value" and name in boundary.new:
+            out[key] = tensor
+            continue
+        out[key] = state[f"{block}/{boundary.renamed.get(name, name)}"]
+        if block == "value" and name in boundary.merged:
+            term = boundary.merged[name]
+            b, a = state[f"value/{term.b}"], state[f"value/{term.a}"]
+            product = torch.einsum("or,ri->oi", b, a)
+            out[key] = out[key] + term.scaling * (product.T if term.transposed else product)
     return out
 
 
@@ -374,8 +391,8 @@ def final_values(run: Run, stage: Stage, reading: str, step: float) -> Flat:
         if later:
             state = crossed(state, later[0])
     elif later:
-        end, start = flat(later[0], stage.end()), flat(later[0], stage.start())
-        state = crossed(moved(start, end, 1 + step), later[0])
+        end, start = (flat(later[0], own) for own in (stage.end(), stage.start()))
+        state = moved(crossed(start, later[0]), crossed(end, later[0]), 1 + step)
     else:
         state = moved(flat(stage, stage.start()), flat(stage, stage.end()), 1 + step)
     for number, other in enumerate(later):

@@ -68,7 +68,9 @@ class Replay:
             report = _part(progress, done, steps, work, f"Replaying without {stage.name}: ")
             replayed = replay_without(run, stage, report)
             own = [checks[s.name] for s in after]
-            trust = _trust(stage.name, own, _mixed_precision(after), time.perf_counter() - began)
+            merging = max((s.facts.boundary.deviation for s in after), default=0.0)
+            seconds = time.perf_counter() - began
+            trust = _trust(stage.name, own, merging, _mixed_precision(after), seconds)
             done += steps
             yield Counterfactual(stage.name, replayed.state.model, trust)
 
@@ -87,8 +89,20 @@ def _mixed_precision(stages: Sequence[Stage]) -> str:
     return f" (recorded in {names} mixed precision)" if used else ""
 
 
-def _trust(stage: str, checks: Sequence[ReplayCheck], mixed: str, seconds: float) -> StageTrust:
-    if all(check.bitwise for check in checks):
+def _trust(
+    stage: str, checks: Sequence[ReplayCheck], merging: float, mixed: str, seconds: float
+) -> StageTrust:
+    """What is known of a replay.
+
+    Args:
+        stage: The stage that is left out.
+        checks: Of the later stages.
+        merging: How far merging an adapter in between is from the recorded weights, at most.
+        mixed: What to say of mixed precision.
+        seconds: Taken.
+    """
+    bitwise = all(check.bitwise for check in checks)
+    if bitwise and not merging:
         return StageTrust(
             stage=stage,
             estimator=Replay.name,
@@ -100,15 +114,23 @@ def _trust(stage: str, checks: Sequence[ReplayCheck], mixed: str, seconds: float
             seconds=seconds,
         )
     worst = max(check.relative for check in checks)
+    reasons = []
+    if not bitwise:
+        reasons.append(
+            f"on this machine it deviates from the recording by {worst:.1e} of what the later "
+            "stages changed"
+        )
+    if merging:
+        reasons.append(
+            f"the recording merged an adapter with other rounding, {merging:.1e} of a weight's "
+            "norm away from merging it here"
+        )
     return StageTrust(
         stage=stage,
         estimator=Replay.name,
         trust="estimated",
-        reason=(
-            f"Replay; on this machine it deviates from the recording by {worst:.1e} of what the "
-            f"later stages changed{mixed}."
-        ),
-        deviation=worst,
+        reason=f"Replay; {', and '.join(reasons)}{mixed}.",
+        deviation=max(worst, merging),
         cost=1.0,
         seconds=seconds,
     )

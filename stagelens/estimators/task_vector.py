@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..results import StageTrust
+from ..runs.boundaries import carry
 from ..runs.run import Run, Stage
 from ..training.replay import Progress
 from .protocol import Counterfactual
@@ -21,7 +22,8 @@ class TaskVector:
     With s_b - s_a+ the change of stage k, the model without it is theta_final - (s_b - s_a+).
     What later stages did with the change is ignored (task arithmetic: Ilharco et al., ICLR 2023),
     but not their boundary rules: a parameter that was initialised anew later keeps its final
-    value. Variances are divided instead of subtracted, so they stay positive; integer buffers are
+    value, and an adapter that was merged later has changed the weight that it was merged into.
+    Variances are divided instead of subtracted, so they stay positive; integer buffers are
     those of the final model.
     """
 
@@ -59,25 +61,25 @@ def subtract_stage(
     Args:
         final: The final model's parameters and buffers.
         stage: Its change is end - start.
-        later: The stages after it; what they initialised anew no longer carries the change.
+        later: The stages after it; their boundary rules carry the change into the final model.
 
     Returns:
         New parameters and buffers, of the final model's names and shapes.
     """
     start, end = stage.start().model, stage.end().model
-    renewed = {name for other in later for name in other.facts.boundary.new}
-    removed = {name for other in later for name in other.facts.boundary.removed}
+    boundaries = [other.facts.boundary for other in later]
     without: dict[str, Tensor] = {}
     for name, tensor in final.items():
-        changed = name in end and name not in renewed | removed and tensor.is_floating_point()
-        if not changed:
+        before = after = None
+        if tensor.is_floating_point():
+            before, after = (carry(name, boundaries, tensors) for tensors in (start, end))
+        if before is None or after is None:
             without[name] = tensor.clone()
         elif name.endswith("running_var"):
-            ratio = start[name].double() / end[name].double()
+            ratio = before / after
             usable = torch.isfinite(ratio) & (ratio > 0)
             scaled = tensor.double() * torch.where(usable, ratio, 1.0)
             without[name] = scaled.to(tensor.dtype)
         else:
-            difference = end[name].double() - start[name].double()
-            without[name] = (tensor.double() - difference).to(tensor.dtype)
+            without[name] = (tensor.double() - (after - before)).to(tensor.dtype)
     return without

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
 
 from ..contracts import RecordingError
-from ..runs.schema import Boundary
+from ..runs.boundaries import low_rank_product, merged_weight
+from ..runs.schema import Boundary, LowRank
 from ..runs.states import TrainingState, same_tensor
+from .adapters import Adapter
+
+_ROUNDING = 1e-6
+"""Largest norm, relative to the weight's own, by which a merged weight may differ from the merge
+that is done here: another device or another order of additions, and nothing else."""
 
 
 def first_boundary(start: TrainingState, frozen: Sequence[str]) -> Boundary:
@@ -24,6 +34,7 @@ def find_boundary(
     stage: str,
     reinitialised: Sequence[str] = (),
     frozen: Sequence[str] = (),
+    adapters: tuple[Adapter | None, Adapter | None] = (None, None),
 ) -> Boundary:
     """Name the boundary rule that leads from the end of the stage before to a stage's start.
 
@@ -34,43 +45,179 @@ def find_boundary(
         reinitialised: Names, or prefixes of names, of parameters and buffers that were given new
             initial values on purpose.
         frozen: Parameters that the new stage does not train.
+        adapters: Those of the models of the stage before and of the new stage.
 
     Raises:
         RecordingError: A value changed in between that nothing explains: replay could not tell
             what the change would have been without an earlier stage.
     """
-    new, carried = [], []
-    for name, tensor in start.model.items():
-        declared = any(name == r or name.startswith(r.rstrip(".") + ".") for r in reinitialised)
-        known = before.model.get(name)
-        if known is None or known.shape != tensor.shape or declared:
-            new.append(name)
-        elif not same_tensor(known, tensor):
-            raise RecordingError(
-                f"{name} differs from its value at the end of the stage before, so stage "
-                f"{stage!r} does not start where that one ended. Start from that model (after an "
-                "interruption: recorder.restore(model, optimizer)); if it was initialised anew on "
-                f"purpose, pass reinitialised=[{name!r}]"
-            )
+    declared = {
+        name
+        for name in start.model
+        if any(name == r or name.startswith(r.rstrip(".") + ".") for r in reinitialised)
+    }
+    candidates = _operations(before.model, start.model, *adapters)
+    fits = [_Fit.of(operation, before.model, start.model, declared) for operation in candidates]
+    fit = min(fits, key=lambda fit: fit.rank)
+    if fit.changed is not None:
+        raise RecordingError(_unexplained(fits, stage))
+    sources = fit.operation.sources
+    carried = []
     for name, tensors in start.optimizer.items():
-        earlier = before.optimizer.get(name)
+        earlier = before.optimizer.get(sources.get(name, name))
         same = earlier is not None and earlier.keys() == tensors.keys()
         if not same or not all(same_tensor(earlier[key], tensors[key]) for key in tensors):  # type: ignore[index]
             raise RecordingError(
                 f"the optimiser's state of {name} is neither new nor that of the end of the stage "
                 "before; pass a new optimiser, or the one of the stage before untouched"
             )
-        if name in new:
+        if name in fit.new:
             raise RecordingError(
                 f"{name} is new in stage {stage!r}, but the optimiser already has a state for it; "
                 "pass a new optimiser"
             )
         carried.append(name)
-    lost = [name for name in before.optimizer if name in start.model and name not in carried]
+    kept = {name: old for name, old in sources.items() if name not in fit.new}
+    lost = [n for n in start.model if sources.get(n, n) in before.optimizer and n not in carried]
+    gone = before.model.keys() - start.model.keys() - set(kept.values())
     return Boundary(
         optimizer="new" if not carried else "partly carried" if lost else "carried",
         carried=carried,
-        new=new,
-        removed=[name for name in before.model if name not in start.model],
+        new=fit.new,
+        removed=[name for name in before.model if name in gone],
         frozen=list(frozen),
+        adapters=fit.operation.adapters,
+        renamed={name: old for name, old in kept.items() if name != old},
+        merged={name: term for name, term in fit.operation.merged.items() if name in kept},
+        deviation=fit.deviation,
+    )
+
+
+@dataclass(frozen=True)
+class _Operation:
+    """What may have happened.
+
+    Attributes:
+        adapters: To adapters, in order.
+        sources: Name to the name before.
+        merged: Name to what was added to its value.
+        zero: Factors whose products have to be nothing, or the operation is another one.
+    """
+
+    adapters: list[Literal["added", "merged", "removed"]]
+    sources: Mapping[str, str]
+    merged: Mapping[str, LowRank] = field(default_factory=dict)
+    zero: Collection[LowRank] = ()
+
+
+def _operations(
+    before: Mapping[str, Tensor],
+    start: Mapping[str, Tensor],
+    was: Adapter | None,
+    now: Adapter | None,
+) -> list[_Operation]:
+    """The operations that lead from one architecture to the other, the likeliest first."""
+    same = [_Operation([], {name: name for name in start})] if was == now else []
+    if was is None and now is None:
+        return same
+    left = {name: name for name in before} if was is None else was.left
+    origin = {name: name for name in start} if now is None else now.origin
+    sources = {name: left[plain] for name, plain in origin.items() if plain in left}
+    added: list[Literal["added", "merged", "removed"]] = [] if now is None else ["added"]
+    if was is None:
+        return [_Operation(added, sources)]
+    merged = {n: was.low_rank[old] for n, old in sources.items() if old in was.low_rank}
+    # An adapter with other values in the place of one with the same names was not added unless it
+    # does nothing yet: it may be the same one, changed by hand.
+    zero = list(now.low_rank.values()) if now is not None and was == now else []
+    return [
+        *same,
+        _Operation(["merged", *added], sources, merged),
+        _Operation(["removed", *added], sources, zero=zero),
+    ]
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """How well an operation explains a start.
+
+    Attributes:
+        operation: The operation.
+        new: Names that it does not explain, and need not.
+        deviation: Of the merged weights from the recorded ones, at most.
+        changed: A name whose value it does not explain; None where it explains all.
+        gap: By how much that value differs, as a share of its norm.
+    """
+
+    operation: _Operation
+    new: list[str]
+    deviation: float = 0.0
+    changed: str | None = None
+    gap: float = 0.0
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """Less is better: what explains all, then what does so most closely."""
+        return self.changed is not None, self.deviation
+
+    @classmethod
+    def of(
+        cls,
+        operation: _Operation,
+        before: Mapping[str, Tensor],
+        start: Mapping[str, Tensor],
+        declared: Collection[str],
+    ) -> _Fit:
+        new: list[str] = []
+        deviation = 0.0
+        for name, tensor in start.items():
+            known = before.get(operation.sources.get(name, ""))
+            if known is None or known.shape != tensor.shape or name in declared:
+                new.append(name)
+                continue
+            term = operation.merged.get(name)
+            if term is not None:
+                known = merged_weight(known, term, before)
+            if same_tensor(known, tensor):
+                continue
+            gap = _relative_gap(known, tensor)
+            if term is None or not gap <= _ROUNDING:
+                return cls(operation, new, deviation, name, gap)
+            deviation = max(deviation, gap)
+        for term in operation.zero:
+            if low_rank_product(term, start[term.a], start[term.b]).any():
+                return cls(operation, new, deviation, term.b)
+        return cls(operation, new, deviation)
+
+
+def _relative_gap(a: Tensor, b: Tensor) -> float:
+    size = float(b.double().norm())
+    gap = float((a.double() - b.double()).norm())
+    return gap / size if size else gap
+
+
+def _unexplained(fits: Sequence[_Fit], stage: str) -> str:
+    """Says which value changed; ``fits`` all failed."""
+    first = fits[0]
+    name = first.changed
+    if first.operation.adapters == ["added"]:
+        return (
+            f"{name} changed when the adapter was added, so stage {stage!r} does not start where "
+            "the stage before ended. Add the adapter to that model; initial values that rewrite "
+            "its weights (PiSSA, OLoRA, CorDA, LoftQ) cannot be replayed from other weights, so "
+            "use init_lora_weights=True"
+        )
+    if first.operation.adapters:
+        return (
+            f"{name} at the start of stage {stage!r} is neither what merging the adapter gives "
+            f"(it is {first.gap:.1e} of its norm away, and rounding explains {_ROUNDING:g}) nor "
+            "what it was without. Take the adapter off the model that the stage before trained, "
+            "with model.merge_and_unload() or model.unload(), and change nothing else; if "
+            f"{name} was initialised anew on purpose, pass reinitialised=[{name!r}]"
+        )
+    return (
+        f"{name} differs from its value at the end of the stage before, so stage "
+        f"{stage!r} does not start where that one ended. Start from that model (after an "
+        "interruption: recorder.restore(model, optimizer)); if it was initialised anew on "
+        f"purpose, pass reinitialised=[{name!r}]"
     )

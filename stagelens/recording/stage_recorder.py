@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import platform
 import time
+from collections.abc import Mapping
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,11 +15,13 @@ from torch import Tensor, nn
 
 from ..contracts import RecordingError
 from ..runs.batches import flatten, unflatten
+from ..runs.run import Stage
 from ..runs.schema import Boundary, Checkpoint, Environment, StageFile, StateRef
 from ..runs.states import TrainingState, capture, model_tensors, same_tensor, save_state
 from ..runs.steps import FlatMicroBatch, MicroBatch, StepRecord
 from ..training.optimizers import optimizer_facts
 from ..training.replay import StepRules
+from .adapters import Adapter, read_adapter
 from .best_model import Best
 from .boundary import find_boundary, first_boundary
 from .first_step import check_first_step
@@ -87,7 +90,9 @@ class StageRecorder:
                 "the optimiser has no parameter that requires a gradient; pass the parameters "
                 "that this stage trains"
             )
-        self._built: nn.Module | None = self._build()
+        self._adapter = read_adapter(self._model)
+        self._built: nn.Module | None = self._build(self._build_config)
+        self._check_built(self._built)
         self._start: TrainingState | None = capture(self._model, self._optimizer, self._names)
         boundary, reference = self._write_start(
             self._start, [n for n in self._names.values() if n not in trainable]
@@ -117,10 +122,12 @@ class StageRecorder:
         self.recording = True
         return self
 
-    def _build(self) -> nn.Module:
-        """The task's own module, which has to be of the architecture that is trained."""
+    def _build(self, config: Mapping[str, Any] | None) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
-            built = self._recorder.task.build_model(self._build_config)
+            return self._recorder.task.build_model(config)
+
+    def _check_built(self, built: nn.Module) -> None:
+        """The task's own module has to be of the architecture that is trained."""
         own = {n: tuple(t.shape) for n, t in model_tensors(self._model).items()}
         task = {n: tuple(t.shape) for n, t in model_tensors(built).items()}
         for name in (*own, *task):
@@ -130,7 +137,6 @@ class StageRecorder:
                     f"{own.get(name, 'absent')} here and {task.get(name, 'absent')} there; let "
                     "task.build_model make this architecture, or pass build_config for this stage"
                 )
-        return built
 
     def _write_start(self, start: TrainingState, frozen: list[str]) -> tuple[Boundary, StateRef]:
         root, prefix = self._recorder.path, f"{self._folder}/start"
@@ -144,6 +150,7 @@ class StageRecorder:
             stage=self.name,
             reinitialised=self._reinitialised,
             frozen=frozen,
+            adapters=(self._adapter_before(run.last, before), self._adapter),
         )
         unchanged = before.model.keys() == start.model.keys() and all(
             same_tensor(before.model[name], tensor) for name, tensor in start.model.items()
@@ -151,6 +158,12 @@ class StageRecorder:
         end = run.last.facts.end
         there = end.model if unchanged and end is not None else None
         return boundary, save_state(root, prefix, start, model=there)
+
+    def _adapter_before(self, stage: Stage, end: TrainingState) -> Adapter | None:
+        """That of the stage before, whose model is made for it only where it can have had one."""
+        if self._adapter is None and end.model.keys() == model_tensors(self._model).keys():
+            return None
+        return read_adapter(self._build(stage.facts.build_config))
 
     @property
     def steps_on_disk(self) -> int:

@@ -36,12 +36,18 @@ _DIGESTED: Any = {
 
 
 class Stage:
-    """A recorded stage. ``facts`` is its stage.json; states and steps are read when asked for."""
+    """A recorded stage. ``facts`` is its stage.json; states and steps are read when asked for.
 
-    def __init__(self, files: CheckedFiles, facts: StageFile, index: int) -> None:
+    ``previous`` is the finished stage before it, None for the first.
+    """
+
+    def __init__(
+        self, files: CheckedFiles, facts: StageFile, index: int, previous: Stage | None
+    ) -> None:
         self._files = files
         self.facts = facts
         self.index = index
+        self.previous = previous
         self.name = facts.name
 
     def __repr__(self) -> str:
@@ -165,7 +171,8 @@ class Run:
             )
         elif facts.end is None:
             raise RunError(f"{path}: end: missing in a finished stage; restore the original file")
-        stage = Stage(self.files, facts, len(self.stages))
+        previous = self.stages[-1] if self.stages else None
+        stage = Stage(self.files, facts, len(self.stages), previous)
         for state in (facts.start, facts.end, *(c.state for c in facts.checkpoints)):
             for file in (state.model, state.optimizer) if state else ():
                 if file is not None:

@@ -95,6 +95,22 @@ class OptimizerFacts(_Model):
     flags: dict[str, bool | None]
 
 
+class LowRank(_Model):
+    """What a merged adapter adds to a weight: ``scaling * B A``, by the names of its factors.
+
+    Attributes:
+        a: A, (r, in), in the stage before.
+        b: B, (out, r), in the stage before.
+        scaling: alpha / r, or alpha / sqrt(r).
+        transposed: Whether the weight is (in, out), as in embeddings and GPT-2's Conv1D.
+    """
+
+    a: str
+    b: str
+    scaling: float
+    transposed: bool = False
+
+
 class Boundary(_Model):
     """What happened between the end of the stage before and this stage's start.
 
@@ -104,6 +120,12 @@ class Boundary(_Model):
         new: Parameters and buffers that did not exist before, or were initialised anew.
         removed: Parameters and buffers that no longer exist.
         frozen: Parameters of the model that this stage does not train.
+        adapters: What happened to LoRA adapters, in order.
+        renamed: Name to the name before, where it is another. Two names can have had the same:
+            an adapter that trains a whole module trains a copy of it.
+        merged: Name to what was added to its value before.
+        deviation: Largest norm, over the merged weights, by which the recorded start differs from
+            what this operation gives here, relative to the weight's own; 0 is bit for bit.
     """
 
     optimizer: Literal["new", "carried", "partly carried"]
@@ -111,6 +133,14 @@ class Boundary(_Model):
     new: list[str] = []
     removed: list[str] = []
     frozen: list[str] = []
+    adapters: list[Literal["added", "merged", "removed"]] = []
+    renamed: dict[str, str] = {}
+    merged: dict[str, LowRank] = {}
+    deviation: float = Field(default=0.0, ge=0)
+
+    def source(self, name: str) -> str:
+        """What a name that is not new was called before."""
+        return self.renamed.get(name, name)
 
 
 class PartRef(_Model):

@@ -2,8 +2,8 @@
 
 Two readings of "without stage k", both exact derivatives of the real optimiser's steps:
 
-* ``jump``: the finite, exactly known change s_end - s_start of the stage, carried to first order
-  through the boundary rules and the later steps.
+* ``jump``: the finite, exactly known change s_end - s_start of the stage, carried exactly over its
+  own boundary, and to first order through the later steps and boundary rules.
 * ``scale``: d/dxi at xi = 1 of s_{t+1} = s_t + xi (F_t(s_t) - s_t) within the stage, so the forcing
   s_{t+1} - s_t at each of its steps, carried through the rest of the stage and the later ones. It
   is also the exact answer to "what if the stage had been a little weaker".
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ..runs.batches import batch_size
+from ..runs.boundaries import carry
 from ..runs.run import Run, Stage
 from ..runs.steps import StepRecord
 from .replay import Progress, no_progress, same_arithmetic
@@ -53,7 +54,8 @@ class StageTangent:
         values: Parameter or floating buffer of the final model to derivative, of its shape;
             absent where the stage could not have changed it.
         growth: Norm of the derivative of the parameters over the norm of the stage's own change
-            of them: 1 where later stages keep the change as it is; NaN where it overflowed.
+            of them, carried over the later boundaries: 1 where later stages keep the change as it
+            is; NaN where it overflowed.
         cost: Example-gradients, in replays of the later stages, as if the stage were asked for
             alone: the trajectory's gradients once, and :data:`HESSIAN_PRODUCT_COST` for each
             product. Stages that are asked for together share the first.
@@ -150,7 +152,7 @@ def final_tangents(
     assert before is not None
     if reading == "jump" and before.stage.name in asked:
         lanes.open(before.stage, _own_change(before))
-    return {stage.name: _result(stage, lanes, k) for k, stage in enumerate(lanes.stages)}
+    return {stage.name: _result(run, stage, lanes, k) for k, stage in enumerate(lanes.stages)}
 
 
 def _part(progress: Progress, before: int, stage: Stage, total: int) -> Progress:
@@ -221,14 +223,19 @@ def _stacked(one: StateVectors, other: StateVectors) -> StateVectors:
     )
 
 
-def _result(stage: Stage, lanes: _Lanes, lane: int) -> StageTangent:
+def _result(run: Run, stage: Stage, lanes: _Lanes, lane: int) -> StageTangent:
     assert lanes.vectors is not None
     values = {name: t[lane].detach().cpu() for name, t in lanes.vectors.values.items()}
+    later = [other.facts.boundary for other in run.stages[stage.index + 1 :]]
     start, end = stage.start().model, stage.end().model
-    trained = [n for n in stage.facts.trainable if not torch.equal(start[n], end[n])]
-    change = norm([end[name].double() - start[name].double() for name in trained])
     statistics = ("running_mean", "running_var")
-    size = norm([t for n, t in values.items() if n.rpartition(".")[2] not in statistics])
+    parameters = [name for name in values if name.rpartition(".")[2] not in statistics]
+    changes = []
+    for name in parameters:
+        before, after = carry(name, later, start), carry(name, later, end)
+        if before is not None and after is not None:
+            changes.append(after - before)
+    change, size = norm(changes), norm([values[name] for name in parameters])
     growth = size / change if change else math.inf if size else 0.0
     if not all(bool(tensor.isfinite().all()) for tensor in values.values()):
         growth = math.nan

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..contracts import Refused, RunError, Task
 from ..runs.batches import batch_size, to_device
+from ..runs.boundaries import apply_boundary
 from ..runs.run import Run, Stage
 from ..runs.schema import Precision, StageFile
 from ..runs.states import TrainingState, capture, load_into, load_optimizer, same_tensor
@@ -170,16 +171,24 @@ def restore_missing(
 def cross_boundary(state: TrainingState, stage: Stage) -> TrainingState:
     """Apply the boundary rule of ``stage`` to the end state of the stage before.
 
-    New parameters and buffers take their recorded initial values, removed ones are dropped, and
-    the optimiser's state stays only where it was carried. For the recorded end state this gives
-    the recorded start state.
+    New parameters and buffers take their recorded initial values, removed ones are dropped,
+    adapters are added, merged or removed, and the optimiser's state stays only where it was
+    carried. For the recorded end state this gives the recorded start state: where merging rounds
+    otherwise here than it did in the recording, the recorded weights are moved by the difference
+    that ``state`` makes to the merge.
     """
-    recorded = stage.start()
-    boundary = stage.facts.boundary
-    new = set(boundary.new)
+    recorded, boundary = stage.start().model, stage.facts.boundary
+    model = apply_boundary(boundary, state.model, recorded)
+    if boundary.merged and stage.previous is not None:
+        factual = apply_boundary(boundary, stage.previous.end().model, recorded)
+        for name in boundary.merged:
+            start, own, usual = recorded[name], model[name], factual[name]
+            if not same_tensor(usual, start):
+                model[name] = torch.where(own == usual, start, start + (own - usual))
+    sources = {name: boundary.source(name) for name in boundary.carried}
     return TrainingState(
-        {name: t if name in new else state.model[name] for name, t in recorded.model.items()},
-        {name: state.optimizer[name] for name in boundary.carried if name in state.optimizer},
+        model,
+        {n: state.optimizer[old] for n, old in sources.items() if old in state.optimizer},
     )
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
+from torch import Tensor
+from torch.func import jvp, vjp
 
 from ..contracts import Refused
+from ..runs.boundaries import low_rank_product
 from ..runs.run import Run, Stage
 from ..runs.states import TrainingState
 from .batch_norm import tracking
 from .curvature import StageLoss
 from .replay import check_replayable
-from .step_map import Layout, State, StateVectors, difference, rebase_factors, state_of
+from .step_map import Betas, Layout, State, StateVectors, difference, rebase_factors, state_of
+from .tangent import MASSES, Blocks
 
 _LARGEST_DEVIATION = 0.05
 """Of the factual trajectory from the recording, relative to what the stage changed."""
@@ -115,13 +120,15 @@ def working_dtype(run: Run, options: DerivativeOptions) -> torch.dtype:
 
 
 def active_names(run: Run, stages: Sequence[Stage]) -> frozenset[str]:
-    """Names that derivatives are taken for: what the stages train or change.
+    """Names that derivatives are taken for: what stages train or change, and what becomes of it.
 
     Everything else is the same with and without any stage, so it is a constant.
     """
     names: set[str] = set()
     for stage in stages:
         facts = stage.facts
+        names |= {new for new, old in facts.boundary.renamed.items() if old in names}
+        names |= {n for n, term in facts.boundary.merged.items() if names & {term.a, term.b}}
         optimised = {n for group in facts.optimizer.groups for n in group.parameters}
         names |= optimised & set(facts.trainable)
         start, end = stage.start().model, stage.end().model
@@ -151,46 +158,85 @@ def check_differentiable(stages: Sequence[Stage]) -> None:
 
 
 class Crossing:
-    """The boundary rule between two stages, as a linear map of vectors.
+    """The boundary rule between two stages, linearised: a map of vectors.
 
     New parameters and buffers start from their recorded values, so their tangents are zero; so are
     those of moments where the optimiser is new. Where carried masses are computed from other betas
-    than before, they are rebased.
+    than before, they are rebased. A weight that an adapter was merged into gets
+    ``dW' = dW + scaling (dB A + B dA)``.
     """
 
     def __init__(self, before: LinearStage, after: LinearStage) -> None:
         boundary = after.stage.facts.boundary
         new = set(boundary.new)
         self.before, self.after = before.layout, after.layout
-        self.values = [n for n in self.after.values if n in self.before.values and n not in new]
-        optimised = set(self.before.optimised)
-        self.moments = [
-            n for n in boundary.carried if n in optimised and n in after.layout.optimised
-        ]
+        sources = {n: boundary.source(n) for n in self.after.values if n not in new}
+        self.values = {n: old for n, old in sources.items() if old in self.before.values}
+        self.merged = {n: term for n, term in boundary.merged.items() if n in self.after.values}
+        carried = {n: boundary.source(n) for n in boundary.carried}
+        self.moments = {
+            n: old
+            for n, old in carried.items()
+            if old in self.before.optimised and n in self.after.optimised
+        }
         self.betas = after.start.betas
         self.counts = {n: float(getattr(after.start.optimised[n], "t", 0)) for n in self.moments}
 
     def push(self, vectors: StateVectors, end: State) -> StateVectors:
         """Tangents at the end of the stage before, to tangents at the start of the next."""
-        return self._transfer(vectors, self.after, end)
+        return self._push(vectors, end.values, end.betas)
+
+    def jump(self, before: LinearStage) -> StateVectors:
+        """``s_end - s_start`` of the stage before, carried over the boundary; K = 1.
+
+        A merge is bilinear in the factors, so its derivative at their midpoint gives the finite
+        difference of the merged weights exactly.
+        """
+        betas = {old: self.betas[n] for n, old in self.moments.items() if n in self.betas}
+        jump = difference(before.end, before.start, before.layout, betas)
+        start, end = before.start.values, before.end.values
+        midpoint = {name: (start[name] + tensor) / 2 for name, tensor in end.items()}
+        return self._push(jump, midpoint, betas)
+
+    def _push(
+        self, vectors: StateVectors, point: Mapping[str, Tensor], betas: Mapping[str, Betas]
+    ) -> StateVectors:
+        count = len(vectors.tensors()[0])
+        out = self.after.zeros(count)
+        for name, old in self.values.items():
+            out.values[name] = vectors.values[old]
+        for name, term in self.merged.items():
+            product, factors = partial(low_rank_product, term), (point[term.a], point[term.b])
+            tangents = [
+                vectors.values.get(factor, point[factor].new_zeros(count, *point[factor].shape))
+                for factor in (term.a, term.b)
+            ]
+            moved = [jvp(product, factors, pair)[1] for pair in zip(*tangents, strict=True)]
+            out.values[name] = out.values[name] + torch.stack(moved)
+        for name, old in self.moments.items():
+            out.moments[name] = self._rebased(name, vectors.moments[old], betas.get(old))
+        return out
 
     def pull(self, vectors: StateVectors, end: State) -> StateVectors:
         """The transpose of :meth:`push`."""
-        return self._transfer(vectors, self.before, end)
-
-    def _transfer(self, vectors: StateVectors, to: Layout, end: State) -> StateVectors:
-        out = to.zeros(len(vectors.tensors()[0]))
-        for name in self.values:
-            out.values[name] = vectors.values[name]
-        for name in self.moments:
-            out.moments[name] = dict(vectors.moments[name])
-            if name in self.betas:
-                factors = rebase_factors(end.betas[name], self.betas[name], self.counts[name])
-                for block, factor in zip(("w1", "w2"), factors, strict=True):
-                    out.moments[name][block] = factor * vectors.moments[name][block]
+        out, point = self.before.zeros(len(vectors.tensors()[0])), end.values
+        for name, old in self.values.items():
+            out.values[old] = out.values[old] + vectors.values[name]
+        for name, term in self.merged.items():
+            back = vjp(partial(low_rank_product, term), point[term.a], point[term.b])[1]
+            pairs = [back(cotangent) for cotangent in vectors.values[name]]
+            for factor, parts in zip((term.a, term.b), zip(*pairs, strict=True), strict=True):
+                if factor in out.values:
+                    out.values[factor] = out.values[factor] + torch.stack(parts)
+        for name, old in self.moments.items():
+            out.moments[old] = self._rebased(name, vectors.moments[name], end.betas.get(old))
         return out
 
-    def jump(self, before: LinearStage) -> StateVectors:
-        """``s_end - s_start`` of the stage before, carried over the boundary; K = 1."""
-        jump = difference(before.end, before.start, before.layout, self.betas)
-        return self._transfer(jump, self.after, State({}, {}, {}, self.betas))
+    def _rebased(self, name: str, moments: Blocks, before: Betas | None) -> Blocks:
+        """Moments whose masses were computed from the betas ``before``; it is its own transpose."""
+        if before is None or name not in self.betas:
+            return dict(moments)
+        factors = rebase_factors(before, self.betas[name], self.counts[name])
+        return dict(moments) | {
+            mass: factor * moments[mass] for mass, factor in zip(MASSES, factors, strict=True)
+        }

@@ -1,0 +1,157 @@
+"""What a LoRA adapter is in a model's own names: read from the module that is trained."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..contracts import RecordingError, TaskError
+from ..runs.schema import LowRank
+from ..tasks.adapters import adapter_config
+
+_BASE = "base_model.model."
+"""What ``peft`` puts in front of the names of the model that it wraps."""
+
+_LAYERS = ("Linear", "Embedding", "Conv1d", "Conv2d", "Conv3d")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter, by names of the model that carries it, factors left out.
+
+    Attributes:
+        origin: Name to the name without the adapter, which its value came from when the adapter
+            was added. A module that the adapter trains as a whole is there twice.
+        left: Name without the adapter to the name here whose value it has when the adapter is
+            taken off.
+        low_rank: Name of a weight to what merging adds to it.
+    """
+
+    origin: Mapping[str, str]
+    left: Mapping[str, str]
+    low_rank: Mapping[str, LowRank]
+
+
+def read_adapter(model: nn.Module) -> Adapter | None:
+    """The LoRA adapter of a model; None where it has none.
+
+    Raises:
+        RecordingError: It has adapters that cannot be recorded; says which, and what to do.
+    """
+    if "peft" not in sys.modules:  # then nothing can have made one
+        return None
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import AuxiliaryTrainingWrapper
+
+    layers = {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
+    }
+    if not isinstance(model, PeftModel):
+        if layers:
+            raise RecordingError(
+                f"{next(iter(layers))} carries an adapter, but the model is no PeftModel; make it "
+                "one with peft.get_peft_model(model, config), and train that"
+            )
+        return None
+    try:
+        name = adapter_config(model).get("adapter_name", "default")
+    except TaskError as error:
+        raise RecordingError(str(error)) from None
+    return _read(model, layers, name)
+
+
+def _read(model: nn.Module, layers: Mapping[str, Any], adapter: str) -> Adapter:
+    from peft.tuners.lora.layer import LoraLayer
+    from peft.utils import ModulesToSaveWrapper
+
+    tensors: dict[str, Tensor] = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+    names: dict[int, str] = {}  # a shared tensor keeps its first name, as in states
+    for name, tensor in tensors.items():
+        names.setdefault(id(tensor), name)
+    without: dict[str, str] = {}  # beginning of a name to what it is without the adapter
+    copies: dict[str, str] = {}  # beginning of a copy's name to that of the original's
+    low_rank = {}
+    for path, layer in layers.items():
+        if isinstance(layer, ModulesToSaveWrapper):
+            copy, original = f"{path}.modules_to_save.{adapter}.", f"{path}.original_module."
+            without |= {copy: f"{path}.", original: f"{path}."}
+            copies[copy] = original
+        elif isinstance(layer, LoraLayer):
+            _check_layer(path, layer, adapter)
+            without[f"{path}.base_layer."] = f"{path}."
+            a, b, transposed = _factors(layer, adapter)
+            low_rank[names[id(layer.get_base_layer().weight)]] = LowRank(
+                a=names[id(a)],
+                b=names[id(b)],
+                scaling=float(layer.scaling[adapter]),
+                transposed=transposed,
+            )
+        else:
+            raise RecordingError(
+                f"{path} carries an adapter of kind {type(layer).__name__}, and only LoRA and "
+                "modules_to_save can be recorded and replayed; use a plain peft.LoraConfig"
+            )
+    factors = {name for term in low_rank.values() for name in (term.a, term.b)}
+    plain = {
+        name: _exchanged(name, without).removeprefix(_BASE)
+        for name in names.values()
+        if name not in factors
+    }
+    # The original of a copy can be shared, and is then known by another name.
+    originals = {name: names[id(tensors[_exchanged(name, copies)])] for name in plain}
+    # A copy is what stays, so it comes last.
+    order = sorted(plain, key=lambda name: originals[name] != name)
+    return Adapter(
+        origin={name: plain[originals[name]] for name in plain},
+        left={plain[name]: name for name in order},
+        low_rank=low_rank,
+    )
+
+
+def _exchanged(name: str, beginnings: Mapping[str, str]) -> str:
+    for beginning, other in beginnings.items():
+        if name.startswith(beginning):
+            return other + name.removeprefix(beginning)
+    return name
+
+
+def _check_layer(path: str, layer: Any, adapter: str) -> None:
+    """Refuse a LoRA layer whose merging is not ``W + scaling * B A``, or that is not in use."""
+    kind = type(layer)
+    where = path.removeprefix(_BASE)
+    if kind.__module__ != "peft.tuners.lora.layer" or kind.__name__ not in _LAYERS:
+        raise RecordingError(
+            f"the adapter on {where} is a {kind.__module__}.{kind.__name__} (a quantised or "
+            "special layer), whose merging cannot be replayed; load the base model unquantised, "
+            "and target linear, embedding and convolution layers"
+        )
+    if layer.lora_variant:
+        variant = type(next(iter(layer.lora_variant.values()))).__name__
+        raise RecordingError(
+            f"the adapter on {where} is a {variant}, a variant of LoRA that cannot be recorded and "
+            "replayed; use a plain peft.LoraConfig (use_dora=False, init_lora_weights=True)"
+        )
+    if layer.merged or layer.disable_adapters or adapter not in layer.active_adapters:
+        raise RecordingError(
+            f"the adapter on {where} is merged in place or disabled, so it is not trained; call "
+            "model.unmerge_adapter() or model.enable_adapter_layers() before the stage, or "
+            "model = model.merge_and_unload()"
+        )
+
+
+def _factors(layer: Any, adapter: str) -> tuple[Tensor, Tensor, bool]:
+    """A, B, and whether the weight is (in, out)."""
+    if adapter in layer.lora_embedding_A:
+        return layer.lora_embedding_A[adapter], layer.lora_embedding_B[adapter], True
+    a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+    return a, b, bool(getattr(layer, "fan_in_fan_out", False))

@@ -1,0 +1,132 @@
+"""LoRA adapters of ``peft``: their configuration as plain JSON, and models made with it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from ..contracts import TaskError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+_KEPT = (
+    "task_type",
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "bias",
+    "use_rslora",
+    "fan_in_fan_out",
+)
+"""What decides which modules there are and what they compute."""
+
+_IMMATERIAL = {
+    # Where the adapter came from, and what is done with it.
+    "auto_mapping",
+    "base_model_name_or_path",
+    "inference_mode",
+    "peft_version",
+    "revision",
+    "runtime_config",
+    # Initial values, which a recorded state replaces.
+    "corda_config",
+    "eva_config",
+    "init_lora_weights",
+    "lora_ga_config",
+    "loftq_config",
+}
+
+
+def plain_adapter(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration of ``peft``, as plain JSON that :func:`with_adapter` takes.
+
+    Args:
+        config: As ``LoraConfig.to_dict()`` or an ``adapter_config.json`` holds it, whole or in
+            part; ``adapter_name`` may stand beside, where it is not ``"default"``.
+
+    Raises:
+        TaskError: It is of another tuner than LoRA, or of a variant of LoRA (DoRA, say), whose
+            merging is another operation; names it.
+    """
+    from peft import LoraConfig
+
+    kind = _plain(config.get("peft_type") or "LORA")
+    if kind != "LORA":
+        raise TaskError(
+            f"the adapter is of kind {kind}, and only LoRA can be recorded and replayed; use "
+            "peft.LoraConfig"
+        )
+    usual = LoraConfig().to_dict()
+    known = {*_KEPT, *_IMMATERIAL, "peft_type", "adapter_name"}
+    for name, value in config.items():
+        if name not in known and value and _plain(value) != _plain(usual.get(name)):
+            raise TaskError(
+                f"the adapter's configuration says {name}={_plain(value)!r}, which is beyond the "
+                "plain LoRA that can be recorded and replayed; leave it away"
+            )
+    kept = {name: _plain(config.get(name)) for name in _KEPT}
+    kept = {name: value for name, value in kept.items() if value not in (None, {})}
+    name = config.get("adapter_name", "default")
+    return {"peft_type": kind, **kept} | ({} if name == "default" else {"adapter_name": name})
+
+
+def _plain(value: Any) -> Any:
+    """Enums as strings, sets as sorted lists."""
+    if isinstance(value, str):
+        return str(getattr(value, "value", value))
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    if isinstance(value, tuple):
+        return list(value)
+    return value
+
+
+def adapter_config(model: PeftModel) -> dict[str, Any]:
+    """The one adapter of a model, as plain JSON for :func:`with_adapter`.
+
+    Raises:
+        TaskError: There are several, or it is none that can be recorded; says what to do.
+    """
+    if len(model.peft_config) != 1:
+        raise TaskError(
+            f"the model has {len(model.peft_config)} adapters "
+            f"({', '.join(model.peft_config)}), and one at a time can be recorded; merge the "
+            "others (model.merge_and_unload()) or take them off (model.delete_adapter(name))"
+        )
+    ((name, config),) = model.peft_config.items()
+    return plain_adapter({**config.to_dict(), "adapter_name": name})
+
+
+def with_adapter(model: nn.Module, config: Mapping[str, Any]) -> PeftModel:
+    """Wrap a model with a fresh LoRA adapter, in place; recorded states are loaded into it.
+
+    Args:
+        model: Without adapters.
+        config: As :func:`adapter_config` or an ``adapter_config.json`` gives it.
+
+    Raises:
+        TaskError: ``config`` is no plain LoRA, or does not fit the model.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    options = plain_adapter(config)
+    name = options.pop("adapter_name", "default")
+    del options["peft_type"]
+    try:
+        with warnings.catch_warnings():
+            # Said where the adapter was first made; peft chooses rightly for every layer.
+            warnings.filterwarnings("ignore", "fan_in_fan_out is set to")
+            return get_peft_model(model, LoraConfig(**options), adapter_name=name)
+    except (TypeError, ValueError) as error:
+        raise TaskError(f"the adapter's configuration does not fit the model: {error}") from None
