@@ -392,7 +392,8 @@ def final_values(run: Run, stage: Stage, reading: str, step: float) -> Flat:
             state = crossed(state, later[0])
     elif later:
         end, start = (flat(later[0], own) for own in (stage.end(), stage.start()))
-        state = moved(crossed(start, later[0]), crossed(end, later[0]), 1 + step)
+        ends = (crossed(moved(start, end, share), later[0]) for share in (0.0, 1.0))
+        state = moved(*ends, 1 + step)
     else:
         state = moved(flat(stage, stage.start()), flat(stage, stage.end()), 1 + step)
     for number, other in enumerate(later):

@@ -58,9 +58,9 @@ def find_boundary(
     }
     candidates = _operations(before.model, start.model, *adapters)
     fits = [_Fit.of(operation, before.model, start.model, declared) for operation in candidates]
-    fit = min(fits, key=lambda fit: fit.rank)
-    if fit.changed is not None:
-        raise RecordingError(_unexplained(fits, stage))
+    fit = min(fits, key=lambda fit: (len(fit.changed), fit.deviation))
+    if fit.changed:
+        raise RecordingError(_unexplained(fit, stage))
     sources = fit.operation.sources
     carried = []
     for name, tensors in start.optimizer.items():
@@ -144,21 +144,15 @@ class _Fit:
     Attributes:
         operation: The operation.
         new: Names that it does not explain, and need not.
+        changed: Names whose values it does not explain, to by how much they differ, as a share of
+            their norm.
         deviation: Of the merged weights from the recorded ones, at most.
-        changed: A name whose value it does not explain; None where it explains all.
-        gap: By how much that value differs, as a share of its norm.
     """
 
     operation: _Operation
     new: list[str]
-    deviation: float = 0.0
-    changed: str | None = None
-    gap: float = 0.0
-
-    @property
-    def rank(self) -> tuple[bool, float]:
-        """Less is better: what explains all, then what does so most closely."""
-        return self.changed is not None, self.deviation
+    changed: dict[str, float]
+    deviation: float
 
     @classmethod
     def of(
@@ -169,25 +163,22 @@ class _Fit:
         declared: Collection[str],
     ) -> _Fit:
         new: list[str] = []
-        deviation = 0.0
+        gaps: dict[str, float] = {}
         for name, tensor in start.items():
             known = before.get(operation.sources.get(name, ""))
             if known is None or known.shape != tensor.shape or name in declared:
                 new.append(name)
                 continue
-            term = operation.merged.get(name)
-            if term is not None:
+            if (term := operation.merged.get(name)) is not None:
                 known = merged_weight(known, term, before)
-            if same_tensor(known, tensor):
-                continue
-            gap = _relative_gap(known, tensor)
-            if term is None or not gap <= _ROUNDING:
-                return cls(operation, new, deviation, name, gap)
-            deviation = max(deviation, gap)
+            if not same_tensor(known, tensor):
+                gaps[name] = _relative_gap(known, tensor)
+        rounded = {n: gap for n, gap in gaps.items() if n in operation.merged and gap <= _ROUNDING}
+        changed = {name: gap for name, gap in gaps.items() if name not in rounded}
         for term in operation.zero:
             if low_rank_product(term, start[term.a], start[term.b]).any():
-                return cls(operation, new, deviation, term.b)
-        return cls(operation, new, deviation)
+                changed[term.b] = 1.0
+        return cls(operation, new, changed, max(rounded.values(), default=0.0))
 
 
 def _relative_gap(a: Tensor, b: Tensor) -> float:
@@ -196,28 +187,20 @@ def _relative_gap(a: Tensor, b: Tensor) -> float:
     return gap / size if size else gap
 
 
-def _unexplained(fits: Sequence[_Fit], stage: str) -> str:
-    """Says which value changed; ``fits`` all failed."""
-    first = fits[0]
-    name = first.changed
-    if first.operation.adapters == ["added"]:
+def _unexplained(fit: _Fit, stage: str) -> str:
+    """Says which value changed, of the operation that explains most."""
+    name, gap = next(iter(fit.changed.items()))
+    anew = f"if it was initialised anew on purpose, pass reinitialised=[{name!r}]"
+    if not fit.operation.adapters:
         return (
-            f"{name} changed when the adapter was added, so stage {stage!r} does not start where "
-            "the stage before ended. Add the adapter to that model; initial values that rewrite "
-            "its weights (PiSSA, OLoRA, CorDA, LoftQ) cannot be replayed from other weights, so "
-            "use init_lora_weights=True"
-        )
-    if first.operation.adapters:
-        return (
-            f"{name} at the start of stage {stage!r} is neither what merging the adapter gives "
-            f"(it is {first.gap:.1e} of its norm away, and rounding explains {_ROUNDING:g}) nor "
-            "what it was without. Take the adapter off the model that the stage before trained, "
-            "with model.merge_and_unload() or model.unload(), and change nothing else; if "
-            f"{name} was initialised anew on purpose, pass reinitialised=[{name!r}]"
+            f"{name} differs from its value at the end of the stage before, so stage {stage!r} "
+            "does not start where that one ended. Start from that model (after an interruption: "
+            f"recorder.restore(model, optimizer)); {anew}"
         )
     return (
-        f"{name} differs from its value at the end of the stage before, so stage "
-        f"{stage!r} does not start where that one ended. Start from that model (after an "
-        "interruption: recorder.restore(model, optimizer)); if it was initialised anew on "
-        f"purpose, pass reinitialised=[{name!r}]"
+        f"an adapter was {' and another '.join(fit.operation.adapters)} before stage {stage!r}, "
+        f"but {name} is {gap:.1e} of its norm away from what that gives (rounding explains "
+        f"{_ROUNDING:g}). Between the stages change nothing but the adapter, with get_peft_model, "
+        "merge_and_unload or unload, and add it with init_lora_weights=True, since PiSSA, OLoRA, "
+        f"CorDA and LoftQ rewrite the weights beneath; {anew}"
     )

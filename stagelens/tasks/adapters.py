@@ -82,14 +82,10 @@ def plain_adapter(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Enums as strings, sets as sorted lists."""
+    """Enums as strings, collections as sorted lists: nowhere here does their order matter."""
     if isinstance(value, str):
         return str(getattr(value, "value", value))
-    if isinstance(value, set | frozenset):
-        return sorted(value)
-    if isinstance(value, tuple):
-        return list(value)
-    return value
+    return sorted(set(value)) if isinstance(value, set | list | tuple) else value
 
 
 def adapter_config(model: PeftModel) -> dict[str, Any]:

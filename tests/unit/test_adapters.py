@@ -30,6 +30,8 @@ from tests.loops import (
     run_plans,
 )
 
+pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set")
+
 Optimizer = torch.optim.Optimizer
 
 
