@@ -170,6 +170,16 @@ class Task(ABC):
                 that appears later, say); None for the task's own.
         """
 
+    def stage_config(self, model: nn.Module) -> dict[str, Any] | None:
+        """What ``build_model`` takes to make a stage's model, read from the model that is trained.
+
+        A recorder asks for it where it was given no ``build_config``.
+
+        Returns:
+            Plain JSON; None, the default, where it is the task's own model.
+        """
+        return None
+
     @abstractmethod
     def collate(self, examples: Sequence[Example]) -> Any:
         """Examples of an evaluation set to one batch, as ``loss`` and ``outputs`` take it."""

@@ -86,6 +86,7 @@ class Plan:
         optimizer: Makes the optimiser, or takes the one of the stage before.
         prepare: What happens to the model before the stage: a new head, frozen parameters, modes.
         batches: How many, of this stage's own.
+        data: Makes them, from how many and a seed.
         schedule: Makes the scheduler.
         loop: Settings of :func:`train`.
         recorder: Further settings of ``Recorder.stage``.
@@ -95,6 +96,7 @@ class Plan:
     optimizer: Optimizer
     prepare: Callable[[nn.Module], nn.Module] = lambda model: model
     batches: int = 6
+    data: Callable[[int, int], Sequence[Any]] = make_batches
     schedule: Schedule | None = None
     loop: Mapping[str, Any] = field(default_factory=dict)
     recorder: Mapping[str, Any] = field(default_factory=dict)
@@ -129,7 +131,7 @@ def run_plans(
         model = plan.prepare(model)
         model.zero_grad()
         optimizer = plan.optimizer(model, optimizer)
-        batches = make_batches(plan.batches, seed=number)
+        batches = plan.data(plan.batches, number)
         if plan.name == without:
             continue
         scheduler = plan.schedule(optimizer) if plan.schedule is not None else None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..contracts import RecordingError, TaskError
 from ..runs.schema import LowRank
-from ..tasks.adapters import adapter_config
+from ..tasks.adapters import adapter_config, is_adapted
 
 _BASE = "base_model.model."
 """What ``peft`` puts in front of the names of the model that it wraps."""
@@ -44,7 +44,6 @@ def read_adapter(model: nn.Module) -> Adapter | None:
     """
     if "peft" not in sys.modules:  # then nothing can have made one
         return None
-    from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import AuxiliaryTrainingWrapper
 
@@ -53,7 +52,7 @@ def read_adapter(model: nn.Module) -> Adapter | None:
         for path, module in model.named_modules()
         if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
     }
-    if not isinstance(model, PeftModel):
+    if not is_adapted(model):
         if layers:
             raise RecordingError(
                 f"{next(iter(layers))} carries an adapter, but the model is no PeftModel; make it "

@@ -168,7 +168,8 @@ class Recorder:
             flush_every: Most steps between two writes to disk; what was not written is lost when
                 the process is killed. It is also written every ten seconds, and every 64 MB.
             build_config: For ``task.build_model``, where this stage's model is another than the
-                task's own (a head that appears later, say).
+                task's own (a head that appears later, say). Tasks on ``transformers`` models read
+                it from a ``PeftModel`` themselves.
             reinitialised: Parameters and buffers (names or prefixes) that were given new initial
                 values on purpose before this stage.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..contracts import Task, TaskError
 
 if TYPE_CHECKING:
+    from .adapters import adapter_config, with_adapter
     from .causal_lm import CausalLM
     from .image_classification import ImageClassification
     from .text_classification import TextClassification
@@ -18,9 +19,11 @@ __all__ = [
     "CausalLM",
     "ImageClassification",
     "TextClassification",
+    "adapter_config",
     "find_task",
     "load_task_class",
     "make_task",
+    "with_adapter",
 ]
 
 _BUILT_IN = {
@@ -32,6 +35,8 @@ _HOMES = {
     "CausalLM": "causal_lm",
     "ImageClassification": "image_classification",
     "TextClassification": "text_classification",
+    "adapter_config": "adapters",
+    "with_adapter": "adapters",
 }
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from torch import nn
 
@@ -86,6 +87,15 @@ def _plain(value: Any) -> Any:
     if isinstance(value, str):
         return str(getattr(value, "value", value))
     return sorted(set(value)) if isinstance(value, set | list | tuple) else value
+
+
+def is_adapted(model: nn.Module) -> TypeGuard[PeftModel]:
+    """Whether a model is a ``PeftModel``; loads ``peft`` only where something else has."""
+    if "peft" not in sys.modules:
+        return False
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel)
 
 
 def adapter_config(model: PeftModel) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..contracts import Task, TaskError
+from .adapters import adapter_config, is_adapted, with_adapter
 from .tokenizer import KeptTokenizer, tokenizer_assets
 
 Batch = dict[str, Tensor]
@@ -173,12 +174,24 @@ class TransformerTask(Task):
             )
 
     def build_model(self, config: Mapping[str, Any] | None = None) -> nn.Module:
-        """The module of a stage's ``{"model": {...}}``, by default of the task's own model.
+        """The module of a stage's ``{"model": {...}, "peft": {...}}``, each of which may be absent.
+
+        Args:
+            config: The model's configuration, by default the task's own, and that of a LoRA
+                adapter, by default none.
 
         Raises:
-            TaskError: transformers cannot make such a model.
+            TaskError: transformers cannot make such a model, or the adapter does not fit it.
         """
-        own = self.model if config is None else plain_config(config.get("model", self.model))
+        config = {} if config is None else config
+        module = self._build(plain_config(config.get("model", self.model)))
+        return with_adapter(module, config["peft"]) if config.get("peft") else module
+
+    def stage_config(self, model: nn.Module) -> dict[str, Any] | None:
+        """The adapter of a ``PeftModel``; see :class:`~stagelens.contracts.Task`."""
+        return {"peft": adapter_config(model)} if is_adapted(model) else None
+
+    def _build(self, own: dict[str, Any]) -> nn.Module:
         if self.make_model is not None:
             return self.make_model(own)
         import transformers

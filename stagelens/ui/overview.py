@@ -223,6 +223,7 @@ def _card(stage: Stage, color: str, rates: pd.Series) -> str:
         (", ".join(optimizer), ""),
         (f"{rate}, {count_text(stage.steps, 'step')}".lstrip(", "), ""),
         (f"optimiser state at its start: {facts.boundary.optimizer}", ""),
+        *((f"LoRA adapter {how} before it", "") for how in facts.boundary.adapters),
     ]
     if (best := facts.best_model) is not None:
         where = f"ended at the best of {count_text(best.trained, 'step')}"
