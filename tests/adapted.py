@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from stagelens.tasks import ImageClassification
-from stagelens.tasks.adapters import adapter_config, with_adapter
+from stagelens.tasks.adapters import plain_adapter, with_adapter
 from tests.loops import Plan, make_task
 
 Optimizer = Callable[[nn.Module, torch.optim.Optimizer | None], torch.optim.Optimizer]
@@ -72,7 +72,7 @@ def unloaded(model: nn.Module) -> nn.Module:
 
 def config_of(**settings: Any) -> dict[str, Any]:
     """The ``build_config`` of a model with the adapter."""
-    return {"peft": adapter_config(get_peft_model(Layers(), lora(**settings)))}
+    return {"peft": plain_adapter(lora(**settings).to_dict())}
 
 
 def adapting(
