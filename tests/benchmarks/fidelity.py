@@ -33,6 +33,7 @@ from stagelens.results import Result
 from stagelens.runs.run import Run
 from stagelens.verification import fidelity, load_noise, measure_noise
 from tests.benchmarks import peers
+from tests.benchmarks.goals import goals
 from tests.benchmarks.scenarios import SCENARIOS, Scenario, recorded
 
 BUDGETS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
@@ -140,65 +141,6 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     table["refused"] = rows.groupby(["scenario", "estimator"], sort=False)["refused"].mean()
     table["cells"] = rows.groupby(["scenario", "estimator"], sort=False).size()
     return table
-
-
-def goals(rows: pd.DataFrame) -> list[str]:
-    """What the design asks for, beside what was measured."""
-    lines = []
-    cell = ["scenario", "seed", "stage"]
-    floor = rows[rows["estimator"] == "noise floor"].groupby(cell)["r"].mean()
-    by = {name: part.set_index(cell) for name, part in rows.groupby("estimator")}
-
-    def part(name: str, regime: str) -> pd.DataFrame:
-        found = by[name]
-        return found[found["regime"] == regime]
-
-    gentle = part("coarse 1/4", "fine-tuning")
-    lines.append(
-        f"AdamW fine-tuning, coarse 1/4: r {gentle['r'].median():.3f} (>= 0.97), relative error "
-        f"{gentle['relative_error'].median():.2f} (<= 0.25); 1/8: r "
-        f"{part('coarse 1/8', 'fine-tuning')['r'].median():.3f} (>= 0.95)"
-    )
-    for name, allowed in (("coarse 1/4", 0.03), ("coarse 1/8", 0.12)):
-        hard = part(name, "hard")
-        gap = (floor.reindex(hard.index) - hard["r"]).median()
-        lines.append(f"AdamW trained hard, {name}: {gap:.3f} below the floor (<= {allowed})")
-    sgd = part("coarse 1/2", "sgd")
-    vector = part("task vector", "sgd")["r"].reindex(sgd.index)
-    way = (sgd["r"] - vector) / (floor.reindex(sgd.index) - vector)
-    lines.append(
-        f"SGD, coarse 1/2: {way[~sgd['refused'].astype(bool)].median():.2f} of the way from task "
-        f"vector to floor (>= 0.67), refused {sgd['refused'].mean():.0%} (<= 50 %)"
-    )
-    coarse = by["coarse 1/4"]["relative_error"].where(
-        ~by["coarse 1/4"]["refused"].astype(bool), np.inf
-    )
-    others = [n for n in ("task vector", *peers.available()) if n in by]
-    for name in others:
-        won = (coarse < by[name]["relative_error"].reindex(coarse.index).fillna(np.inf)).mean()
-        lines.append(f"coarse 1/4 beats {name} in relative error on {won:.0%} of cells (>= 90 %)")
-    for name in ("unrolled jump", "unrolled scale"):
-        if name in by:
-            own = by[name]["relative_error"].where(~by[name]["refused"].astype(bool), np.inf)
-            hard = by["coarse 1/4"]["regime"] != "fine-tuning"
-            won = (coarse[hard] < own.reindex(coarse.index)[hard]).mean()
-            lines.append(f"where training is hard it beats {name} on {won:.0%} of cells (>= 90 %)")
-    text = part("coarse 1/4", "text")
-    if len(text):
-        lines.append(
-            f"pretrained encoder, coarse 1/4: r {text['r'].median():.3f} (>= 0.93), relative error "
-            f"{text['relative_error'].median():.2f} (<= 0.4)"
-        )
-    adam = by["coarse 1/4"][by["coarse 1/4"]["regime"] != "sgd"]
-    every = pd.concat([by[n] for n in by if n.startswith("coarse")])
-    called = every[every["reliable"] == True]  # noqa: E712 - the column holds None too
-    good = ((called["r"] >= 0.9) & (called["relative_error"] <= 0.5)).mean()
-    lines.append(
-        f"of {len(called)} estimates called reliable {good:.0%} are (>= 95 %); AdamW cells at 1/4: "
-        f"reliable {(adam['reliable'] == True).mean():.0%} (>= 60 %), "  # noqa: E712
-        f"refused {adam['refused'].mean():.0%} (<= 10 %)"
-    )
-    return lines
 
 
 def main() -> None:
