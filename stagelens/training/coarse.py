@@ -110,17 +110,21 @@ def _labels(labels: Tensor) -> int:
 
 
 def _identities(batch: Any) -> list[int]:
-    """One number per example, equal where an example's tensors are, zeros behind them aside.
+    """One number per example, equal where an example's tensors are, padding left out of account.
 
-    So a text is the same whatever its batch was padded to.
+    A text is filled up to the longest of its batch, which is another at every epoch.
     """
     size = batch_size(batch)
     rows: list[list[bytes]] = [[] for _ in range(size)]
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    kept = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
     _, tensors = flatten(batch)
     for tensor in tensors:
         if tensor.ndim and tensor.shape[0] == size:
-            for row, values in zip(rows, tensor.reshape(size, -1), strict=True):
-                row.append(values.view(torch.uint8).numpy().tobytes().rstrip(b"\0"))
+            padded = kept is not None and tensor.shape == kept.shape
+            for number, values in enumerate(tensor.reshape(size, -1)):
+                values = values[kept[number]] if padded and kept is not None else values
+                rows[number].append(values.view(torch.uint8).numpy().tobytes())
     return [hash(tuple(row)) for row in rows]
 
 

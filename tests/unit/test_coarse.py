@@ -15,6 +15,7 @@ from stagelens.estimators import coarse_replay
 from stagelens.estimators.coarse_replay import CoarseReplay, Plan, choose_plan
 from stagelens.estimators.ladder import counterfactuals
 from stagelens.estimators.protocol import Counterfactual
+from stagelens.runs.batches import batch_size
 from stagelens.runs.run import Run
 from stagelens.runs.states import TrainingState
 from stagelens.runs.steps import MicroBatch
@@ -123,6 +124,27 @@ def test_rows_are_taken_of_every_tensor_that_has_one_an_example() -> None:
     assert taken["x"].tolist() == [0, 5]
     assert taken["more"][0].tolist() == [[0, 1], [10, 11]]
     assert (taken["more"][1], taken["scale"]) == ("text", 3)
+
+
+def test_a_count_of_labels_shrinks_with_the_labels() -> None:
+    labels = torch.tensor([[1, 2, -100], [3, -100, -100], [4, 5, 6], [7, 8, -100]])
+    batch = {"num_items_in_batch": torch.tensor(16), "input_ids": labels.abs(), "labels": labels}
+    assert batch_size(batch) == 4
+    taken = take_rows(batch, [0, 2])
+    assert taken["input_ids"].tolist() == [[1, 2, 100], [4, 5, 6]]
+    assert float(taken["num_items_in_batch"]) == 16 * 5 / 8
+    assert take_rows({**batch, "num_items_in_batch": 16}, [1])["num_items_in_batch"] == 2
+
+
+def test_a_text_is_known_again_however_it_is_padded() -> None:
+    thinning = Thinning(0.5)
+    kept = []
+    for width in (3, 5, 7, 9):
+        ids, mask = torch.zeros(2, 4, width, dtype=torch.int64).unbind()
+        ids[:, :2], mask[:, :2] = torch.arange(8).view(4, 2), 1
+        micro = MicroBatch({"input_ids": ids, "attention_mask": mask})
+        kept += thinning.keep([micro], [micro])[0].batch["input_ids"][:, 0].tolist()
+    assert sorted(kept) == [0, 0, 2, 2, 4, 4, 6, 6]
 
 
 def test_over_a_stage_every_example_is_kept_as_often_as_it_is_due() -> None:
