@@ -292,7 +292,8 @@ def _print_verification(rows: Any) -> None:
 @app.command(
     name="add-set",
     epilog="Examples: stagelens add-set runs/digits photos/ --name photos   "
-    "stagelens add-set runs/digits test.npz --name test --label-column y",
+    "stagelens add-set runs/digits test.npz --name test --label-column y   "
+    "stagelens add-set runs/chat pairs.jsonl --name pairs --completion-column chosen",
 )
 def add_set(
     run: RunFolder,
@@ -300,19 +301,32 @@ def add_set(
         Path,
         typer.Argument(
             metavar="FILE",
-            help="An image folder (metadata.csv, or a folder per class), or a .npz, .parquet, "
-            ".csv or .jsonl file.",
+            help="An image folder (metadata.csv, or a folder per class), a folder that "
+            "datasets saved, or a .npz, .parquet, .csv, .tsv or .jsonl file.",
         ),
     ],
     name: Annotated[str, typer.Option("--name", help="The set's name in this run.")],
-    label_column: Annotated[str, typer.Option(help="Column of the labels.")] = "label",
+    label_column: Annotated[
+        str, typer.Option(help='Column of the labels; "" for a set without labels.')
+    ] = "label",
     id_column: Annotated[
         str | None, typer.Option(help="Column of stable ids; by default row numbers or names.")
     ] = None,
     text_column: Annotated[str | None, typer.Option(help="Column of the texts.")] = None,
+    completion_column: Annotated[
+        str | None, typer.Option(help="Column of completions, for a language model.")
+    ] = None,
+    prompt_column: Annotated[
+        str | None, typer.Option(help="Column of their prompts [prompt, where there is one].")
+    ] = None,
+    rejected_column: Annotated[
+        str | None,
+        typer.Option(help="Column of rejected completions [rejected, where there is one]."),
+    ] = None,
     image_column: Annotated[
         str | None, typer.Option(help="Column of the images, or of their paths.")
     ] = None,
+    split: Annotated[str | None, typer.Option(help="Split of a saved dataset.")] = None,
     description: Annotated[str, typer.Option(help="What the set is, for people.")] = "",
     task: TaskOption = None,
 ) -> None:
@@ -326,7 +340,13 @@ def add_set(
         label_column=label_column,
         id_column=id_column,
         text_column=text_column,
+        completion_column=completion_column,
+        prompt_column=prompt_column,
+        rejected_column=rejected_column,
         image_column=image_column,
+        split=split,
+        needs_labels=opened.task.takes_labels,
+        flags=True,
     )
     report = write_set(run, opened.task, name, description=description, **content)
     typer.echo(report.sentence())

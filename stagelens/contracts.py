@@ -130,6 +130,7 @@ class Task(ABC):
         behaviour_kinds: What ``behaviours`` gives, the most telling one first.
         input_kind: What an example's input is.
         input_fields: Names in ``Example.input``; by default the kind itself.
+        takes_labels: Whether behaviours are about an example's label.
         has_token_values: Whether ``token_values`` is there.
         image_shape: (channels, height, width) of the images that it takes; None where it takes any
             or none.
@@ -139,6 +140,7 @@ class Task(ABC):
     behaviour_kinds: ClassVar[tuple[Behaviour, ...]] = ()
     input_kind: ClassVar[Literal["image", "text"]]
     input_fields: ClassVar[tuple[str, ...]] = ()
+    takes_labels: ClassVar[bool] = True
     has_token_values: ClassVar[bool] = False
     image_shape: tuple[int, ...] | None = None
 

@@ -2,9 +2,10 @@
 
 ``sets/<name>/set.json`` describes a set, ``sets/<name>/examples.parquet`` holds it: ``example_id``,
 ``label`` (class name or null), the input, and the user's metadata columns. A text input is a column
-``text``; an image is a column ``image`` with the bytes of a file: the original file, PNG for an
-array of uint8, ``.npy`` (exact, little-endian) for any other array. Row groups are small and pages
-carry checksums, so a page of 25 rows reads little and damage is noticed.
+``text``, or several columns such as ``prompt`` and ``completion``; an image is a column ``image``
+with the bytes of a file: the original file, PNG for an array of uint8, ``.npy`` (exact,
+little-endian) for any other array. Row groups are small and pages carry checksums, so a page of 25
+rows reads little and damage is noticed.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class EvaluationSet:
     Attributes:
         name: As in the run folder.
         kind: What an input is, ``"image"`` or ``"text"``.
+        inputs: Names of the input's columns: the kind itself, or for instance ``("prompt",
+            "completion")``.
         count: Number of examples.
         digest: Over ids, inputs, labels and metadata; results are keyed by it.
         description: As given when the set was added.
@@ -44,6 +47,7 @@ class EvaluationSet:
         self.facts = facts
         self.name, self.kind, self.count = facts.name, facts.kind, facts.count
         self.digest, self.description = facts.digest, facts.description
+        self.inputs = tuple(facts.inputs) or (facts.kind,)
         self.columns = tuple(facts.columns)
         self._files = CheckedFiles(root)
         self._path = self._files.present(facts.table)
@@ -51,7 +55,7 @@ class EvaluationSet:
             if facts.footer_sha256 != footer_sha256(self._path):
                 raise ValueError("its footer was changed")
             self._metadata = pq.read_metadata(self._path)
-            names = ["example_id", "label", self.kind, *self.columns]
+            names = ["example_id", "label", *self.inputs, *self.columns]
             if self._metadata.schema.to_arrow_schema().names != names:
                 raise ValueError(f"its columns are not {names}")
             if self._metadata.num_rows != self.count:
@@ -189,17 +193,17 @@ class EvaluationSet:
         """Examples of a row group, decoded one at a time."""
         table = file.read_row_group(group)
         for row in (table if rows is None else table.take(rows)).to_pylist():
-            content = row[self.kind]
+            content = {name: row[name] for name in self.inputs}
             if self.kind == "image":
                 try:
-                    content = decode_pixels(content)
+                    content = {"image": decode_pixels(row["image"])}
                 except ValueError as error:
                     raise RunError(
                         f"{self._path}: image of example {row['example_id']!r} {error}"
                     ) from None
             yield Example(
                 example_id=row["example_id"],
-                input={self.kind: content},
+                input=content,
                 label=row["label"],
                 columns={name: row[name] for name in self.columns},
             )

@@ -254,15 +254,18 @@ class SetFile(_Model):
 
     Attributes:
         kind: What an example's input is.
+        inputs: Names of the columns of the input, where they are others than the kind itself.
         columns: Metadata columns, in order.
         digest: Over ids, inputs, labels and metadata, so over everything that results depend on.
         footer_sha256: Of the table's parquet footer, which page checksums do not cover.
+        notes: What the task said of inputs when they were added, to how many it applies.
     """
 
     version: Literal[1] = VERSION
     name: Name
     kind: Literal["image", "text"]
     count: int = Field(ge=1)
+    inputs: list[str] = []
     columns: list[str] = []
     description: str = ""
     digest: Sha256
@@ -270,6 +273,7 @@ class SetFile(_Model):
     footer_sha256: Sha256
     missing_labels: int = Field(default=0, ge=0)
     duplicate_inputs: int = Field(default=0, ge=0)
+    notes: dict[str, int] = {}
 
 
 def canonical_json(value: Any) -> str:

@@ -6,59 +6,62 @@ memory. Labels and ids stay the text that the file holds: ``007`` is not 7.
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import os
 import re
-import zipfile
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ..contracts import SetError
-
-_Table = dict[str, Any]
-
-
-_Roles = dict[str, str | None]
-
+from .table_readers import Table, listing, read_table, saved_splits
 
 _SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 )
-
-
-_DAMAGE = (pa.ArrowException, zipfile.BadZipFile, zlib.error)
-
-
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-
-
 _NPZ_IMAGES = ("images", "image", "x", "X", "test_images", "x_test", "X_test")
-
-
 _NPZ_LABELS = ("label", "labels", "y")
-
-
 _SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
-
-
 _INTEGER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
-
-
 _DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?inf|nan", re.ASCII | re.I)
-
-
 _PADDED = re.compile(r"[+-]?0\d+", re.ASCII)
-
-
 _TRUTH = {"True": True, "true": True, "False": False, "false": False}
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What was asked for, and how the one who asked calls it.
+
+    Attributes:
+        roles: Role (``"label"``) to the column that plays it; None where none was named.
+        needs_labels: Whether the column ``label`` has to be there.
+        flags: Whether options are flags of the command line, or else Python keywords.
+    """
+
+    roles: dict[str, str | None]
+    needs_labels: bool
+    flags: bool
+
+    def column(self, role: str) -> str:
+        """The option that names a role's column."""
+        return f"--{role}-column" if self.flags else f"{role}_column"
+
+    @property
+    def no_labels(self) -> str:
+        """The option for a set without labels."""
+        return '--label-column ""' if self.flags else "label_column=''"
+
+    @property
+    def a_split(self) -> str:
+        """The option that names a split."""
+        return "--split NAME" if self.flags else "split=NAME"
+
+    def playing(self, **roles: str | None) -> _Options:
+        """The same with other columns in some roles."""
+        return replace(self, roles={**self.roles, **roles})
 
 
 def read_set_file(
@@ -68,6 +71,12 @@ def read_set_file(
     id_column: str | None = None,
     text_column: str | None = None,
     image_column: str | None = None,
+    prompt_column: str | None = None,
+    completion_column: str | None = None,
+    rejected_column: str | None = None,
+    split: str | None = None,
+    needs_labels: bool = True,
+    flags: bool = False,
 ) -> dict[str, Any]:
     """Read a file or folder of examples as keyword arguments of ``write_set``.
 
@@ -76,61 +85,89 @@ def read_set_file(
       per class. Ids are the file names.
     - ``.csv``, ``.tsv`` and ``.jsonl`` hold texts, or paths of images relative to their folder.
     - ``.parquet`` holds texts, or images as bytes, paths or ``{bytes, path}`` as ``datasets``
-      writes them; the class names that ``datasets`` keeps there are used.
+      writes them; so does a folder that ``Dataset.save_to_disk`` wrote. The class names that
+      ``datasets`` keeps there are used.
     - ``.npz`` holds images as ``images``, ``x`` or ``x_test`` with labels ``labels``, ``y`` or
       ``y_test``; other arrays with one value per image are metadata.
 
-    Without ``text_column`` and ``image_column`` the input is the column ``text``, ``image`` or
-    ``file_name``. A column ``example_id`` holds the ids unless ``id_column`` names another.
+    Where no column of inputs is named, the input is the column ``text``, ``image``, ``file_name``
+    or ``completion``. A column ``example_id`` holds the ids unless ``id_column`` names another.
 
     Args:
         path: The file or folder.
         label_column: Where the labels stand; None or "" for a set without labels. Class folders
-            need no such column.
+            need no such column, and completions none either.
         id_column: Where unique ids stand; row numbers where None.
         text_column: Where the texts stand.
         image_column: Where the images or their paths stand; for ``.npz`` the key of the images.
+        prompt_column: Where the prompts of completions stand; by default ``prompt`` if there is
+            one, "" for none.
+        completion_column: Where completions stand.
+        rejected_column: Where rejected completions stand; by default ``rejected`` if there is one.
+        split: Which split of a saved ``DatasetDict``.
+        needs_labels: Whether the column ``label`` has to be there, where no other is named.
+        flags: Whether messages name options as the command line does.
 
     Returns:
-        ``images`` or ``texts``, ``labels``, ``ids``, ``columns`` and ``left_out``.
+        ``images``, ``texts`` or ``inputs``, and ``labels``, ``ids``, ``columns``, ``left_out``.
 
     Raises:
         SetError: The file cannot be read as a set; names file and row, and what to do.
     """
     path = Path(path)
-    given = {"label": label_column, "id": id_column, "text": text_column, "image": image_column}
-    roles = {role: name or None for role, name in given.items()}  # a command line gives ""
-    if roles["text"] and (roles["image"] or path.is_dir() or path.suffix.lower() == ".npz"):
+    roles: dict[str, str | None] = {
+        "label": label_column or None,  # a command line gives ""
+        "id": id_column or None,
+        "text": text_column or None,
+        "image": image_column or None,
+        "completion": completion_column or None,
+        "prompt": prompt_column,
+        "rejected": rejected_column,
+    }
+    options = _Options(roles, needs_labels, flags)
+    splits = saved_splits(path) if path.is_dir() else None
+    if splits:
+        if split not in splits:
+            raise SetError(f"{path} has the splits {listing(splits)}; name one: {options.a_split}")
+        path = path / str(split)
+    elif split is not None:
+        raise SetError(f"{path} has no splits; read it without {options.a_split}")
+    _check_roles(path, options, saved=splits is not None)
+    if path.is_dir() and splits is None:
+        return _read_folder(path, options)
+    return _keywords(path, read_table(path), options)
+
+
+def _check_roles(path: Path, options: _Options, saved: bool) -> None:
+    """Refuse columns that do not go together, or not with this kind of file."""
+    roles = options.roles
+    texts = [role for role in ("text", "completion", "prompt", "rejected") if roles[role]]
+    pictures = (path.is_dir() and not saved) or path.suffix.lower() == ".npz"
+    if texts and (roles["image"] or pictures):
         raise SetError(
-            f"{path} was asked for images and texts at once; name a text column of a .csv, .tsv, "
-            ".jsonl or .parquet file, or read images without one"
+            f"{path} was asked for images and texts at once; name columns of texts of a .csv, "
+            ".tsv, .jsonl or .parquet file or a saved dataset, or read images without them"
         )
-    if path.is_dir():
-        return _read_folder(path, roles)
-    return _keywords(path, _read_table(path), roles)
+    if roles["text"] and len(texts) > 1:
+        raise SetError(
+            f"{path}: {options.column('text')} is for whole texts, {options.column(texts[1])} for "
+            "prompts with completions; name one or the other"
+        )
 
 
-def _keywords(path: Path, table: _Table, roles: _Roles) -> dict[str, Any]:
+def _keywords(path: Path, table: Table, options: _Options) -> dict[str, Any]:
     """Columns of a table to keyword arguments of ``write_set``."""
     left_out: list[str] = []
     if path.suffix.lower() == ".npz":
-        roles, left_out = _npz_roles(path, table, roles)
-    if roles["text"] is None and roles["image"] is None:
-        found = [name for name in ("text", "image", "file_name") if name in table]
-        if len(found) != 1:
-            raise SetError(
-                f"{path}: name the column that holds the input (text_column or image_column); "
-                f"it has {_listing(table)}"
-            )
-        roles = {**roles, "text" if found == ["text"] else "image": found[0]}
-    if roles["id"] is None and "example_id" in table:
-        roles = {**roles, "id": "example_id"}
+        options, left_out = _npz_roles(path, table, options)
+    options = _with_input(path, table, options)
+    roles = options.roles
     for role, name in roles.items():
         if name is not None and name not in table:
-            advice = ", or label_column='' for a set without labels" if role == "label" else ""
+            advice = f", or {options.no_labels} for a set without labels"
             raise SetError(
-                f"{path} has no {name!r}; it has {_listing(table)}: name one of these as "
-                f"{role}_column{advice}"
+                f"{path} has no {name!r}; it has {listing(table)}: name one of these as "
+                f"{options.column(role)}{advice if role == 'label' else ''}"
             )
     typed = _typed if path.suffix.lower() in (".csv", ".tsv") else lambda values: values
     keywords = {
@@ -141,21 +178,57 @@ def _keywords(path: Path, table: _Table, roles: _Roles) -> dict[str, Any]:
     }
     if roles["text"] is not None:
         return {"texts": table[roles["text"]], **keywords}
+    if roles["completion"] is not None:
+        own = {role: roles[role] for role in ("prompt", "completion", "rejected")}
+        return {"inputs": {role: table[name] for role, name in own.items() if name}, **keywords}
     images = table[str(roles["image"])]
     if not isinstance(images, np.ndarray):
-        images = [_image_cell(path, row, cell) for row, cell in enumerate(images, start=1)]
+        folder = path if path.is_dir() else path.parent
+        images = [_image_cell(folder, path, n, cell) for n, cell in enumerate(images, start=1)]
     return {"images": images, **keywords}
 
 
-def _image_cell(path: Path, row: int, cell: Any) -> Path | bytes:
-    """A table's image: bytes, a path, or ``{bytes, path}``; of paths only those inside."""
+def _with_input(path: Path, table: Table, options: _Options) -> _Options:
+    """The options with the columns that go by their usual names, where none was named."""
+    roles = options.roles
+    if not any(roles[role] for role in ("text", "image", "completion")):
+        usual = {"text": "text", "image": "image", "file_name": "image", "completion": "completion"}
+        found = [name for name in usual if name in table]
+        if len(found) != 1:
+            named = [options.column(role) for role in ("text", "completion", "image")]
+            raise SetError(
+                f"{path}: name the column that holds the input ({', '.join(named[:2])} or "
+                f"{named[2]}); it has {listing(table)}"
+            )
+        options = options.playing(**{usual[found[0]]: found[0]})
+    if roles["id"] is None and "example_id" in table:
+        options = options.playing(id="example_id")
+    completed = options.roles["completion"] is not None
+    optional = completed or not options.needs_labels
+    if optional and roles["label"] == "label" and "label" not in table:
+        options = options.playing(label=None)
+    for role in ("prompt", "rejected"):
+        own = roles[role]
+        if own and not completed:
+            raise SetError(
+                f"{path}: {options.column(role)} goes with completions; name their column too: "
+                f"{options.column('completion')}"
+            )
+        if own is None and completed and role in table:
+            own = role
+        options = options.playing(**{role: own or None})
+    return options
+
+
+def _image_cell(folder: Path, path: Path, row: int, cell: Any) -> Path | bytes:
+    """A table's image: bytes, a path, or ``{bytes, path}``; of paths only those in ``folder``."""
     if isinstance(cell, Mapping):
         cell = cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
     if isinstance(cell, bytes):
         return cell
     if not isinstance(cell, str) or not cell:
         raise SetError(f"{path}: row {row} has no image; give its path or bytes, or delete the row")
-    return _inside(path.parent, cell, f"{path}: row {row}")
+    return _inside(folder, cell, f"{path}: row {row}")
 
 
 def _inside(folder: Path, name: str, where: str) -> Path:
@@ -180,35 +253,35 @@ def _inside(folder: Path, name: str, where: str) -> Path:
     return target
 
 
-def _read_folder(folder: Path, roles: _Roles) -> dict[str, Any]:
+def _read_folder(folder: Path, options: _Options) -> dict[str, Any]:
     """An image folder: described by a metadata file, or with one subfolder per class."""
     left_out: list[str] = []
     files = sorted(_walk(folder, left_out))
     described = [name for name in files if name.rpartition("/")[2] in _METADATA]
     if len(described) > 1 or (described and "/" in described[0]):
         raise SetError(
-            f"{folder} holds {_listing(described)}; give a folder with one of {_listing(_METADATA)}"
+            f"{folder} holds {listing(described)}; give a folder with one of {listing(_METADATA)}"
         )
     if described:
         path = _inside(folder, described[0], str(folder))
-        table = _read_table(path)
-        roles = {**roles, "image": roles["image"] or "file_name"}
-        if roles["id"] is None and roles["image"] in table:
-            table = {"example_id": table[str(roles["image"])], **table}
-        keywords = _keywords(path, table, roles)
+        table = read_table(path)
+        column = options.roles["image"] or "file_name"
+        if options.roles["id"] is None and column in table:
+            table = {"example_id": table[column], **table}
+        keywords = _keywords(path, table, options.playing(image=column))
         paths = [image for image in keywords["images"] if isinstance(image, Path)]
         read = {os.path.relpath(image, folder).replace(os.sep, "/") for image in paths}
         reason = f"not listed in {described[0]}"
     else:
         images = [name for name in files if Path(name).suffix.lower() in _SUFFIXES]
-        labelled = roles["label"] is not None
+        labelled = options.roles["label"] is not None
         stray = next((name for name in images if labelled and name.count("/") != 1), None)
-        if not images or stray or not {"label", None}.issuperset(roles.values()):
+        if not images or stray or not {"label", "", None}.issuperset(options.roles.values()):
             found = f"{stray!r} lies outside a class folder" if stray else f"{len(images)} images"
             raise SetError(
                 f"{folder} has no metadata.csv that names columns ({found}); add one with the "
                 "columns file_name and label, or move every image to CLASS/FILE, or give "
-                "label_column='' for images without labels"
+                f"{options.no_labels} for images without labels"
             )
         keywords = {
             "images": [_inside(folder, name, str(folder)) for name in images],
@@ -231,124 +304,14 @@ def _walk(folder: Path, left_out: list[str]) -> Iterator[str]:
         yield from ((base / name).as_posix() for name in names if not name.startswith("."))
 
 
-def _read_table(path: Path) -> _Table:
-    """Column name to values of a file with rows, or key to array of a ``.npz`` file.
-
-    Raises:
-        SetError: Unreadable, without rows, of an unknown kind, or a column stands there twice.
-    """
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        kinds = ", ".join(_READERS)
-        raise SetError(f"{path}: give a folder of images or a file of one of the kinds {kinds}")
-    try:
-        if not path.is_file() or path.stat().st_size == 0:
-            raise SetError(f"{path} is empty or no file; check the path, or save the file again")
-        header, columns = reader(path)
-    except (OSError, ValueError, EOFError, *_DAMAGE) as error:
-        raise SetError(f"{path} is damaged or not what its name says: {error}") from None
-    twice = next((name for name in header if header.count(name) > 1), None)
-    if twice is not None:
-        raise SetError(f"{path}: column {twice!r} stands there twice; rename one of them")
-    if not columns or (isinstance(columns[0], list) and not columns[0]):
-        raise SetError(f"{path} has no rows; an evaluation set needs at least one example")
-    return dict(zip(header, columns, strict=True))
-
-
-def _utf8(path: Path) -> str:
-    data = path.read_bytes()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise SetError(
-            f"{path}: line {line} is not UTF-8 text (byte 0x{data[error.start]:02x}); save the "
-            "file with the encoding UTF-8"
-        ) from None
-
-
-def _read_csv(path: Path) -> tuple[list[str], list[Any]]:
-    # Not pandas: it fills short rows up, and takes "NA" and "007", which can be labels, for others.
-    csv.field_size_limit(2**31 - 1)
-    separator = "\t" if path.suffix.lower() == ".tsv" else ","
-    reader = csv.reader(io.StringIO(_utf8(path), newline=""), delimiter=separator, strict=True)
-    rows: list[list[str]] = []
-    try:
-        for row in reader:
-            if row and len(row) != len(rows[0] if rows else row):
-                raise csv.Error(f"{len(row)} fields, but the header has {len(rows[0])}")
-            if row:
-                rows.append(row)
-    except csv.Error as error:
-        raise SetError(
-            f"{path}: line {reader.line_num}: {error}; mend that line, with quotes around fields "
-            f"that hold {separator!r} or a line break"
-        ) from None
-    header = [name or f"Unnamed: {i}" for i, name in enumerate(rows[0] if rows else [])]
-    return header, [list(column) for column in zip(*rows[1:], strict=True)]
-
-
-def _read_jsonl(path: Path) -> tuple[list[str], list[Any]]:
-    # Line by line: pandas and pyarrow take texts such as "007" and "2024-01-01" for something else.
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(_utf8(path).split("\n"), start=1):
-        try:
-            row = json.loads(line) if line.strip() else None
-        except (ValueError, RecursionError) as error:
-            raise SetError(f"{path}: line {number} is not JSON: {error}; mend that line") from None
-        if isinstance(row, dict):
-            rows.append(row)
-        elif line.strip():
-            raise SetError(f"{path}: line {number} is no JSON object; write one {{...}} a line")
-    header = list(dict.fromkeys(name for row in rows for name in row))
-    return header, [[row.get(name) for row in rows] for name in header]
-
-
-def _read_parquet(path: Path) -> tuple[list[str], list[Any]]:
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        table = file.read()
-    try:
-        features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
-    except (KeyError, TypeError, ValueError):
-        features = {}
-    columns = []
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        feature = features.get(name) or {}
-        names = feature.get("names") if isinstance(feature, dict) else None
-        cells = column.to_pylist()
-        if names and pa.types.is_integer(column.type):  # a ClassLabel, where -1 is a missing label
-            wrong = next((c for c in cells if c is not None and not -1 <= c < len(names)), None)
-            if wrong is not None:
-                raise SetError(f"{path}: column {name!r} has {wrong}, but {len(names)} class names")
-            cells = [names[c] if c is not None and c >= 0 else None for c in cells]
-        columns.append(cells)
-    return list(table.column_names), columns
-
-
-def _read_npz(path: Path) -> tuple[list[str], list[Any]]:
-    file = np.load(path, allow_pickle=False)
-    if not isinstance(file, np.lib.npyio.NpzFile):
-        raise SetError(f"{path} holds a single array; save images and labels with np.savez")
-    columns = []
-    with file:
-        for key in file.files:
-            try:
-                columns.append(file[key])
-            except ValueError as error:
-                raise SetError(
-                    f"{path}: array {key!r} cannot be read ({error}); save it with np.savez as "
-                    "numbers or text, not as Python objects"
-                ) from None
-        return list(file.files), columns
-
-
-def _npz_roles(path: Path, table: _Table, roles: _Roles) -> tuple[_Roles, list[str]]:
+def _npz_roles(path: Path, table: Table, options: _Options) -> tuple[_Options, list[str]]:
     """Which arrays of a ``.npz`` file are images and labels; the ones that do not belong go."""
+    roles = options.roles
     images = roles["image"] or next((key for key in _NPZ_IMAGES if key in table), None)
     if images is None or images not in table:
         raise SetError(
-            f"{path} has no array {images or 'of images'}; name it as image_column, it has "
-            f"{_listing(table)}"
+            f"{path} has no array {images or 'of images'}; name it as "
+            f"{options.column('image')}, it has {listing(table)}"
         )
     label, words = roles["label"], images.split("_")
     if label == "label":  # the default: x_test goes with y_test, images with labels
@@ -361,7 +324,7 @@ def _npz_roles(path: Path, table: _Table, roles: _Roles) -> tuple[_Roles, list[s
         if other or table[key].shape != table[images].shape[:1]:
             del table[key]
             left_out.append(f"{key} (an array that does not go with {images})")
-    return {**roles, "image": images, "label": label}, left_out
+    return options.playing(image=images, label=label), left_out
 
 
 def _typed(values: list[Any]) -> list[Any]:
@@ -379,16 +342,3 @@ def _typed(values: list[Any]) -> list[Any]:
         elif all(_DECIMAL.fullmatch(v) for v in given):
             convert = float
     return [convert(v) if v else None for v in values]
-
-
-def _listing(names: Iterable[str]) -> str:
-    return ", ".join(repr(name) for name in names)
-
-
-_READERS = {
-    ".csv": _read_csv,
-    ".tsv": _read_csv,
-    ".jsonl": _read_jsonl,
-    ".parquet": _read_parquet,
-    ".npz": _read_npz,
-}

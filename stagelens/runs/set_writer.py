@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from ..contracts import RunError, SetError, Task
 from .evaluation_sets import few, footer_sha256, usable_name
 from .files import CheckedFiles, read_json, write_file, write_json
 from .images import Channels, as_array, as_image, encode_pixels
 from .schema import FileRef, SetFile, canonical_json
+from .set_values import check_length, checked_ids, checked_inputs, checked_labels
 
 # fmt: off
 RESERVED_COLUMNS = frozenset({
@@ -44,6 +41,7 @@ class SetReport:
         count: Number of examples.
         missing_labels: Ids of the examples without a label.
         duplicate_inputs: (id, id of the first example with the same input).
+        notes: What the task says of inputs (``"cut to 512 tokens"``), to the ids it applies to.
         left_out: What the file or folder held besides, each with the reason.
     """
 
@@ -51,6 +49,7 @@ class SetReport:
     count: int
     missing_labels: list[str] = field(default_factory=list)
     duplicate_inputs: list[tuple[str, str]] = field(default_factory=list)
+    notes: dict[str, list[str]] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
 
     def sentence(self) -> str:
@@ -62,6 +61,8 @@ class SetReport:
         if self.duplicate_inputs:
             pairs = [f"{name} = {first}" for name, first in self.duplicate_inputs]
             parts.append(f"{len(pairs):,} with the input of an earlier one ({few(pairs, str)})")
+        for note, ids in self.notes.items():
+            parts.append(f"{len(ids):,} {note} ({few(ids)})")
         if self.left_out:
             parts.append(f"{len(self.left_out):,} left out: {few(self.left_out, str)}")
         return "; ".join(parts) + "."
@@ -74,6 +75,7 @@ def write_set(
     *,
     images: Any = None,
     texts: Any = None,
+    inputs: Mapping[str, Any] | None = None,
     labels: Any = None,
     ids: Any = None,
     columns: Mapping[str, Any] | None = None,
@@ -89,7 +91,9 @@ def write_set(
         name: Of the set.
         images: N images: an array or tensor (N, H, W), (N, H, W, C) or (N, C, H, W), or a list of
             images as ``as_image`` takes them.
-        texts: N strings; either these or ``images``.
+        texts: N strings.
+        inputs: Several texts per example, by the names of ``task.input_fields``: N strings or None
+            each. One of ``images``, ``texts`` and ``inputs`` is given.
         labels: N labels as ``task.check_label`` takes them; None, NaN and "" are missing.
         ids: N unique ids, kept as text; row numbers from 0 where None.
         columns: Metadata, N values of one kind per column; lists and dicts are kept as JSON text.
@@ -103,11 +107,18 @@ def write_set(
     root, folder = Path(run_path), f"sets/{usable_name(name)}"
     if not root.is_dir():
         raise SetError(f"{root} is no folder; give the path of a run folder")
-    kind, inputs = _inputs(name, images, texts)
+    kind, fields, given = checked_inputs(name, images, texts, inputs)
     if task is not None and task.input_kind != kind:
         raise SetError(f"set {name!r} holds {kind}s, but the run's task takes {task.input_kind}s")
-    id_list = _ids(name, ids, len(inputs))
-    rows = _Rows(name, kind, id_list, _labels(name, task, id_list, labels), inputs, {}, channels)
+    other = [own for own in fields if task is not None and own not in task.input_fields]
+    if other and task is not None:
+        raise SetError(
+            f"set {name!r} has the input {few(other)}, but the run's task takes "
+            f"{', '.join(map(repr, task.input_fields))}; name the inputs so"
+        )
+    id_list = checked_ids(name, ids, len(given))
+    label_list = checked_labels(name, task, id_list, labels)
+    rows = _Rows(name, kind, fields, id_list, label_list, given, task, channels)
     for column, values in () if columns is None else columns.items():
         rows.add_column(column, values)
     path = root / folder / "set.json"
@@ -123,10 +134,13 @@ def write_set(
     if table is None:
         table = write_file(root, f"{folder}/examples.parquet", rows.write)
     missing = [key for key, label in zip(rows.ids, rows.labels, strict=True) if label is None]
+    if task is not None and not task.takes_labels:
+        missing = []
     facts = SetFile(
         name=name,
         kind=kind,
         count=len(rows.ids),
+        inputs=[] if fields == (kind,) else list(fields),
         columns=list(rows.columns),
         description=description or (old.description if old is not None else ""),
         digest=rows.digest,
@@ -134,25 +148,33 @@ def write_set(
         footer_sha256=footer_sha256(root / table.path),
         missing_labels=len(missing),
         duplicate_inputs=len(rows.duplicates),
+        notes={note: len(own) for note, own in rows.notes.items()},
     )
     if facts != old:
         write_json(path, facts)
-    return SetReport(name, facts.count, missing, rows.duplicates, list(left_out))
+    return SetReport(name, facts.count, missing, rows.duplicates, rows.notes, list(left_out))
 
 
 @dataclass
 class _Rows:
-    """Checked values on their way to disk; ``digest`` and ``duplicates`` stand after ``stream``."""
+    """Checked values on their way to disk.
+
+    ``digest``, ``duplicates`` and ``notes`` stand after ``stream``. Of one field the inputs are
+    its values, of several they are tuples.
+    """
 
     name: str
     kind: Literal["image", "text"]
+    fields: tuple[str, ...]
     ids: list[str]
     labels: list[str | None]
     inputs: Sequence[Any]
-    columns: dict[str, pa.Array]
+    task: Task | None
     channels: Channels | None
+    columns: dict[str, pa.Array] = field(default_factory=dict)
     digest: str = ""
     duplicates: list[tuple[str, str]] = field(default_factory=list)
+    notes: dict[str, list[str]] = field(default_factory=dict)
 
     def add_column(self, column: Any, values: Any) -> None:
         """Check one metadata column and give it one type."""
@@ -160,7 +182,7 @@ class _Rows:
         usable = isinstance(column, str) and column.encode(errors="ignore").decode() == column
         if not usable or not column or column in self.columns:
             raise SetError(f"{where} needs a name of its own, as text; rename it")
-        if column in RESERVED_COLUMNS:
+        if column in RESERVED_COLUMNS or column in self.fields:
             raise SetError(
                 f"{where} has a name that StageLens uses itself; rename it, for instance to "
                 f"{'own_' + column!r}"
@@ -186,13 +208,14 @@ class _Rows:
         plain = (pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating)
         if not any(is_it(array.type) for is_it in (*plain, *_TEXT_AND_TIME)):
             raise SetError(f"{where} holds {array.type}; make it numbers or text, or leave it out")
-        _same_length(self.name, len(self.ids), f"column {column!r}", len(array))
+        check_length(self.name, len(self.ids), f"column {column!r}", len(array))
         self.columns[column] = array
 
     def write(self, path: Path) -> None:
         """Write the parquet file."""
         kind = pa.binary() if self.kind == "image" else pa.string()
-        fields = [("example_id", pa.string()), ("label", pa.string()), (self.kind, kind)]
+        fields = [("example_id", pa.string()), ("label", pa.string())]
+        fields += [(name, kind) for name in self.fields]
         fields += [(name, array.type) for name, array in self.columns.items()]
         schema = pa.schema(fields)
         with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
@@ -205,16 +228,17 @@ class _Rows:
         depends neither on pyarrow's version nor on the row groups.
         """
         order = sorted(self.columns)
-        hasher = hashlib.sha256(canonical_json(["stagelens-set-1", self.kind, order]).encode())
+        what = self.kind if self.fields == (self.kind,) else list(self.fields)
+        hasher = hashlib.sha256(canonical_json(["stagelens-set-1", what, order]).encode())
         metadata = [self.columns[name].to_pylist() for name in order]
         first: dict[bytes, str] = {}
-        self.duplicates = []
-        stored: list[Any] = []
+        self.duplicates, self.notes = [], {}
+        stored: list[tuple[Any, ...]] = []
         start = size = 0
         for row, (key, given) in enumerate(zip(self.ids, self.inputs, strict=True)):
             try:
-                value, content, same = self._input(given)
-                cells = (key, self.labels[row], *(values[row] for values in metadata))
+                values, content, same = self._input(key, given)
+                cells = (key, self.labels[row], *(own[row] for own in metadata))
                 for part in (content, *map(_token, cells)):
                     hasher.update(f"{len(part)}:".encode() + part)
             except UnicodeEncodeError:
@@ -231,24 +255,37 @@ class _Rows:
             earlier = first.setdefault(hashlib.sha256(same).digest(), key)
             if earlier != key:
                 self.duplicates.append((key, earlier))
-            stored.append(value)
-            size += len(value)
+            stored.append(values)
+            size += len(content)
             if len(stored) == _GROUP_ROWS or size >= _GROUP_BYTES or row == len(self.ids) - 1:
                 rest = [array.slice(start, len(stored)) for array in self.columns.values()]
                 end = row + 1
-                sink([self.ids[start:end], self.labels[start:end], stored, *rest])
+                inputs = map(list, zip(*stored, strict=True))
+                sink([self.ids[start:end], self.labels[start:end], *inputs, *rest])
                 start, size, stored = end, 0, []
         self.digest = hasher.hexdigest()
 
-    def _input(self, given: Any) -> tuple[str | bytes, bytes, bytes]:
+    def _input(self, key: str, given: Any) -> tuple[tuple[Any, ...], bytes, bytes]:
         """An input as it is stored, as the digest covers it, and as duplicates are known by."""
-        if self.kind == "text":
-            if not isinstance(given, str):
-                raise ValueError(f"is {type(given).__name__}, no text; give a string")
-            return given, given.encode(), given.encode()
-        pixels, data = as_image(given, self.channels)
-        same = f"{pixels.dtype.str}{pixels.shape}".encode() + pixels.tobytes()
-        return (encode_pixels(pixels), same, same) if data is None else (data, data, same)
+        if self.kind == "image":
+            pixels, data = as_image(given, self.channels)
+            self._check(key, {"image": pixels})
+            same = f"{pixels.dtype.str}{pixels.shape}".encode() + pixels.tobytes()
+            return ((encode_pixels(pixels),), same, same) if data is None else ((data,), data, same)
+        texts = given if len(self.fields) > 1 else (given,)
+        for text in texts:
+            if not isinstance(text, str) and (text is not None or len(texts) == 1):
+                raise ValueError(f"is {type(text).__name__}, no text; give a string")
+        encoded = [None if text is None else text.encode() for text in texts]
+        self._check(key, dict(zip(self.fields, texts, strict=True)))
+        content = encoded[0] if len(texts) == 1 else canonical_json(list(texts)).encode()
+        assert content is not None
+        return tuple(texts), content, content
+
+    def _check(self, key: str, value: Mapping[str, Any]) -> None:
+        note = None if self.task is None else self.task.check_input(value)
+        if note is not None:
+            self.notes.setdefault(note, []).append(key)
 
 
 _TEXT_AND_TIME = (pa.types.is_string, pa.types.is_temporal, pa.types.is_decimal)
@@ -261,89 +298,6 @@ def _token(value: Any) -> bytes:
     if hasattr(value, "isoformat"):
         return b"t" + value.isoformat().encode()
     return f"{type(value).__name__}:{value}".encode()
-
-
-def _inputs(name: str, images: Any, texts: Any) -> tuple[Literal["image", "text"], Any]:
-    if (images is None) == (texts is None):
-        raise SetError(f"set {name!r} needs images or texts, and not both; give one of them")
-    kind: Literal["image", "text"] = "text" if images is None else "image"
-    given = texts if images is None else images
-    if isinstance(given, str | bytes | Path | Image.Image):
-        raise SetError(f"set {name!r} was given a single {kind}; give a list of them")
-    if kind == "image" and hasattr(given, "ndim"):
-        try:
-            array = as_array(given)
-        except ValueError as error:
-            raise SetError(f"set {name!r}: images {error}") from None
-        # (H, W, C) of a single image looks like H images of W x C pixels; a tiny square does not.
-        single = array.ndim == 3 and array.shape[2] in {1, 3, 4} - {array.shape[1]}
-        if array.dtype != object and (array.ndim not in (3, 4) or single):
-            raise SetError(
-                f"set {name!r}: images have the shape {array.shape}; give (N, H, W), (N, H, W, C) "
-                "or (N, C, H, W), so images[None] for a single one"
-            )
-        given = array
-    inputs = given if isinstance(given, np.ndarray) else list(given)
-    if len(inputs) == 0:
-        raise SetError(f"set {name!r} is empty; an evaluation set needs at least one example")
-    return kind, inputs
-
-
-def _same_length(name: str, expected: int, what: str, found: int) -> None:
-    if found != expected:
-        raise SetError(
-            f"set {name!r} has {expected} examples but {found} values of {what}; give one per "
-            "example, in the same order"
-        )
-
-
-def _scalars(name: str, what: str, values: Any, count: int) -> list[Any]:
-    """One plain value per example, None where it is missing (None, NaN, NA or "")."""
-    listed = values.tolist() if hasattr(values, "tolist") else list(values)
-    _same_length(name, count, what, len(listed))
-    plain: list[Any] = []
-    for row, value in enumerate(listed):
-        value = value[0] if isinstance(value, list) and len(value) == 1 else value  # (N, 1)
-        value = value.item() if hasattr(value, "item") else value
-        if not pd.api.types.is_scalar(value):
-            raise SetError(f"set {name!r}: row {row} of {what} is {value!r}; give one value each")
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)  # a column of integers with gaps comes as floats
-        plain.append(None if pd.isna(value) or value == "" else value)
-    return plain
-
-
-def _ids(name: str, ids: Any, count: int) -> list[str]:
-    if ids is None:
-        return [str(row) for row in range(count)]
-    given = _scalars(name, "ids", ids, count)
-    if None in given:
-        raise SetError(f"set {name!r}: row {given.index(None)} has no id; give every example one")
-    texts = [str(value) for value in given]
-    twice = [text for text, times in Counter(texts).items() if times > 1]
-    if twice:
-        raise SetError(
-            f"set {name!r}: {len(twice)} ids stand there more than once ({few(twice)}); ids must "
-            "be unique, leave them out to use row numbers"
-        )
-    return texts
-
-
-def _labels(name: str, task: Task | None, ids: list[str], labels: Any) -> list[str | None]:
-    if labels is None:
-        return [None] * len(ids)
-    checked: list[str | None] = []
-    refused: list[str] = []
-    for key, value in zip(ids, _scalars(name, "labels", labels, len(ids)), strict=True):
-        try:
-            label = value if task is None or value is None else task.check_label(value)
-            checked.append(None if label is None else str(label))
-        except ValueError as error:
-            refused.append(f"example {key!r}: {error}")
-    if refused:
-        more = f"; so have {len(refused) - 1:,} more examples" if len(refused) > 1 else ""
-        raise SetError(f"set {name!r}: {refused[0]}{more}; correct the labels or leave them empty")
-    return checked
 
 
 def _intact(root: Path, table: FileRef) -> bool:

@@ -74,6 +74,7 @@ class CausalLM(TransformerTask):
 
     name: ClassVar[str] = "causal-lm"
     input_fields: ClassVar[tuple[str, ...]] = ("text", "prompt", "completion", "rejected")
+    takes_labels: ClassVar[bool] = False
     has_token_values: ClassVar[bool] = True
     behaviour_kinds = (
         Behaviour(
@@ -128,6 +129,8 @@ class CausalLM(TransformerTask):
         Raises:
             ValueError: It has neither a text nor a completion, or both.
         """
+        if not self.assets:
+            return None
         main, rejected = self._rows(value)
         cut = main.cut or (rejected is not None and rejected.cut)
         return f"cut to {self.longest} tokens" if cut else None

@@ -113,19 +113,33 @@ class ImageClassification(Task):
         """
         return check_class(self.classes, label)
 
+    def check_input(self, value: Mapping[str, Any]) -> str | None:
+        """Refuses an image of another size.
+
+        Raises:
+            ValueError: It has another size or number of channels than the task takes.
+        """
+        self._pixels(value["image"])
+        return None
+
     def collate(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
         """Examples to (B, C, H, W) images and (B,) class indices.
 
         Raises:
             TaskError: An image has another size or number of channels; names the example.
         """
-        images = np.stack([self._pixels(example) for example in examples])
+        images = []
+        for example in examples:
+            try:
+                images.append(self._pixels(example.input["image"]))
+            except ValueError as error:
+                raise TaskError(f"example {example.example_id!r} {error}") from None
         index = {name: number for number, name in enumerate(self.classes)}
         labels = [NO_LABEL if e.label is None else index[e.label] for e in examples]
-        return torch.from_numpy(images), torch.tensor(labels, dtype=torch.int64)
+        return torch.from_numpy(np.stack(images)), torch.tensor(labels, dtype=torch.int64)
 
-    def _pixels(self, example: Example) -> np.ndarray:
-        image = np.asarray(example.input["image"])
+    def _pixels(self, image: Any) -> np.ndarray:
+        image = np.asarray(image)
         if image.ndim == 2:
             image = image[:, :, None]
         channels = self.image_shape[0]
@@ -135,8 +149,8 @@ class ImageClassification(Task):
             image = np.repeat(image, 3, axis=2)
         pixels = np.moveaxis(image, 2, 0)
         if pixels.shape != self.image_shape:
-            raise TaskError(
-                f"example {example.example_id!r} is {pixels.shape[0]} x {pixels.shape[1]} x "
+            raise ValueError(
+                f"is {pixels.shape[0]} x {pixels.shape[1]} x "
                 f"{pixels.shape[2]} (channels, height, width), but the task takes "
                 f"{' x '.join(map(str, self.image_shape))}; resize the images first"
             )

@@ -141,6 +141,8 @@ class TextClassification(TransformerTask):
 
     def check_input(self, value: Mapping[str, Any]) -> str | None:
         """Says where a text is longer than the model takes."""
+        if not self.assets:
+            return None
         longest = self.longest
         length = len(self.tokenizer.encode(str(value["text"])).ids)
         return f"cut to {longest} tokens" if longest is not None and length > longest else None
