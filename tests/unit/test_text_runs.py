@@ -32,7 +32,7 @@ from tests.small_texts import (
 Made = tuple[stagelens.Task, Any]
 
 
-def batches(task: stagelens.Task, seed: int, count: int = 4) -> list[Any]:
+def batches(task: stagelens.Task, seed: int, count: int = 10) -> list[Any]:
     """Batches of texts of different lengths, as a loader makes them."""
     random = np.random.default_rng(seed)
     made = []
@@ -88,7 +88,8 @@ def test_every_stage_replays_bit_for_bit(run: stagelens.Run) -> None:
     "estimator", ["task-vector", "coarse-replay", "unrolled-jump", "unrolled-scale", "replay"]
 )
 def test_every_estimator_gives_effects(run: stagelens.Run, estimator: str) -> None:
-    result = attribute(run, "test", estimator)
+    settings = {"budget": 0.5} if estimator == "coarse-replay" else None
+    result = attribute(run, "test", estimator, settings=settings)
     assert {trust.trust for trust in result.trust.values()} <= {"exact", "estimated"}
     first = run.task.behaviour_kinds[0].name
     rows = result.table[result.table["behaviour"] == first]
