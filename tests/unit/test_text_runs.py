@@ -55,7 +55,7 @@ def record(path: Path, made: Made, stages: int = 3, seed: int = 0) -> stagelens.
     for number in range(stages):
         model.train()
         kind = torch.optim.SGD if number == 1 else torch.optim.AdamW
-        optimizer = kind(model.parameters(), lr=0.05 if number == 1 else 1e-3)
+        optimizer = kind(model.parameters(), lr=0.01 if number == 1 else 1e-4)
         with recorder.stage(f"s{number}", model=model, optimizer=optimizer) as stage:
             train(task, model, optimizer, batches(task, number), stage=stage)
     labels = ["calm", "loud", "odd", "calm", None]
