@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from . import tasks
     from .contracts import Behaviour, Example, Predictions, StageLensError, Task
     from .recording.recorder import Recorder
+    from .recording.trainer_callback import StageRecorderCallback
     from .runs.run import Run, open_run
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Recorder",
     "Run",
     "StageLensError",
+    "StageRecorderCallback",
     "Task",
     "open_run",
     "tasks",
@@ -33,6 +35,7 @@ _HOMES = {
     "StageLensError": "contracts",
     "Task": "contracts",
     "Recorder": "recording.recorder",
+    "StageRecorderCallback": "recording.trainer_callback",
     "Run": "runs.run",
     "open_run": "runs.run",
 }

@@ -1,0 +1,87 @@
+"""The task of a model that a Trainer trains, read from the model and its tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..contracts import RecordingError, Task
+from ..runs.run import open_run
+from ..tasks import CausalLM, TextClassification
+
+BuildConfig = dict[str, Any]
+
+_CLASSIFIER, _LANGUAGE_MODEL = "ForSequenceClassification", ("ForCausalLM", "LMHeadModel")
+"""How transformers ends the names of its classes."""
+
+
+def infer_task(model: Any, tokenizer: Any) -> TextClassification | CausalLM:
+    """The task of a ``transformers`` model.
+
+    Args:
+        model: A sequence classifier or a causal language model.
+        tokenizer: The Trainer's ``processing_class``.
+
+    Raises:
+        RecordingError: It is neither, or the Trainer has no tokenizer; says what to pass.
+        TaskError: Model and tokenizer do not fit each other, or the task.
+    """
+    name = type(model).__name__
+    language_model = name.endswith(_LANGUAGE_MODEL)
+    if not (language_model or name.endswith(_CLASSIFIER)):
+        raise RecordingError(
+            f"which task a {name} is trained for is not known; pass "
+            "StageRecorderCallback(..., task=...), a stagelens.Task whose loss(model, batch) takes "
+            "the keyword arguments of a forward pass as the batch"
+        )
+    if tokenizer is None:
+        raise RecordingError(
+            "the Trainer has no tokenizer, without which the run could not read texts later; pass "
+            "Trainer(..., processing_class=tokenizer), or StageRecorderCallback(..., task=...)"
+        )
+    task = CausalLM if language_model else TextClassification
+    return task.from_model(model, tokenizer)
+
+
+def task_of_stage(path: Path, model: Any, tokenizer: Any) -> tuple[Task, BuildConfig | None]:
+    """The task to record a stage with: the run's own, where there is a run already.
+
+    Args:
+        path: The run folder.
+        model: As in :func:`infer_task`.
+        tokenizer: As in :func:`infer_task`.
+
+    Returns:
+        The task, and the stage's own ``build_config`` where its model is configured otherwise.
+
+    Raises:
+        RecordingError: Also where the run has another task; names the difference.
+    """
+    task = infer_task(model, tokenizer)
+    if not (path / "run.json").exists():
+        return task, None
+    known = open_run(path).task
+    _check_same(path, known, task)
+    if known.config["model"] == task.model:
+        return known, None
+    return known, {"model": task.model}
+
+
+def _check_same(path: Path, known: Task, task: Task) -> None:
+    differences: list[tuple[str, Any, Any]] = []
+    if known.name != task.name:
+        differences = [("task", known.name, task.name)]
+    else:
+        differences = [
+            (key, known.config.get(key), value)
+            for key, value in task.config.items()
+            if key != "model" and known.config.get(key) != value
+        ]
+    if not differences and known.assets != task.assets:
+        differences = [("tokenizer", "another", "this one")]
+    for key, before, now in differences:
+        raise RecordingError(
+            f"the model does not go on with the run in {path}: its {key} was {before!r} there, and "
+            f"is {now!r} here; load it as it was in the stages before, choose another folder, or "
+            "pass the task of the whole run, StageRecorderCallback(..., task=...)"
+        )

@@ -1,0 +1,229 @@
+"""Recording the trainings of ``transformers.Trainer``, each as one stage."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..contracts import RecordingError, Task
+from .infer_task import task_of_stage
+from .recorder import Recorder
+from .stage_recorder import StageRecorder
+from .trainer_settings import TrainerSettings
+from .training_passes import TrainingPasses
+
+_KNOWN = (
+    "Recorded is what the Trainer gives to the model, and what it does with the model's own loss; "
+    "what a subclass or another callback adds to that, to gradients or to weights is not known"
+)
+
+
+class StageRecorderCallback(TrainerCallback):
+    """Records a ``transformers.Trainer`` training as a stage of a run.
+
+    Trainings after each other become stages of one run: give each Trainer a callback of its own,
+    with the same ``path``. A second one, in the same process or in another, starts from what the
+    first left: its model, or that model saved and loaded again.
+
+    Recorded are the keyword arguments of every training pass (what the model really saw, after
+    collation), what its loss was divided by before backward, parameter groups and schedule,
+    clipping, accumulation, random state, and mixed precision where it is bfloat16. Evaluation,
+    logging and saving within the training do not matter. Where the Trainer loads its best model at
+    the end (``load_best_model_at_end``), the stage ends at the step where that was found, and so
+    does its replay. What replay could not reproduce is refused by name, when the training begins or
+    at its first step.
+
+    A training that is interrupted leaves a stage that is not finished. The next callback on the
+    folder goes on as ``Recorder(..., resume=True)`` does: from the newest checkpoint, if
+    ``checkpoint_every`` made any, else that stage is set aside. So with ``checkpoint_every`` as
+    large as the Trainer's ``save_steps``, ``trainer.train(resume_from_checkpoint=...)`` goes on
+    where the recording ended, as a stage of another name.
+
+    Args:
+        path: The run folder; it is made by the first training.
+        stage: The stage's name, unique within the run.
+        task: What the model eats and answers; by default read off the model, which then has to be
+            a sequence classifier or a causal language model of ``transformers`` with a tokenizer
+            (``Trainer(processing_class=...)``).
+        description: What the stage's data are, for people.
+        keep_batches: ``"all"``, ``"none"``, or n to keep those of every n-th step. Replay needs
+            all of them.
+        checkpoint_every: Steps between checkpoints within the stage; None for none.
+        name: The run's name; by default the folder's.
+        build_config: For ``task.build_model``, where this stage's model is another than the
+            task's own.
+        reinitialised: Parameters and buffers (names or prefixes) that were given new initial
+            values on purpose before this stage.
+        flush_every: Most steps between two writes to disk.
+
+    Example:
+        >>> trainer = Trainer(                                          # doctest: +SKIP
+        ...     model, args, train_dataset=data, processing_class=tokenizer,
+        ...     callbacks=[StageRecorderCallback("runs/chat", stage="sft")],
+        ... )
+        >>> trainer.train()                                             # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        stage: str,
+        *,
+        task: Task | None = None,
+        description: str = "",
+        keep_batches: Literal["all", "none"] | int = "all",
+        checkpoint_every: int | None = None,
+        name: str | None = None,
+        build_config: Mapping[str, Any] | None = None,
+        reinitialised: Sequence[str] = (),
+        flush_every: int = 1024,
+    ) -> None:
+        self.path = Path(path).expanduser()
+        self.stage = stage
+        self._task = task
+        self._name = name
+        self._build_config = build_config
+        self._settings: dict[str, Any] = {
+            "description": description,
+            "keep_batches": keep_batches,
+            "checkpoint_every": checkpoint_every,
+            "reinitialised": reinitialised,
+            "flush_every": flush_every,
+        }
+        self._open: _Open | None = None
+        self._interrupt: weakref.finalize | None = None
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Begin the stage.
+
+        Raises:
+            RecordingError: The training cannot be recorded; says what to change.
+        """
+        settings = TrainerSettings.read(args, state, kwargs["optimizer"])
+        place = self.path.resolve()
+        if (before := _recording.get(place)) is not None:
+            before.interrupt()
+        with ExitStack() as closing:
+            stage = self._enter(closing, settings, state.global_step, **kwargs)
+            passes = TrainingPasses(kwargs["model"])
+            closing.callback(passes.close)
+            self._open = _Open(stage, passes, closing.pop_all())
+        # It counts as interrupted when nobody holds it any more, or the process ends.
+        self._interrupt = weakref.finalize(self, _leave, self._open.closing)
+        _recording[place] = self
+
+    def _enter(
+        self,
+        closing: ExitStack,
+        settings: TrainerSettings,
+        steps_before: int,
+        *,
+        model: Any,
+        processing_class: Any = None,
+        **_: Any,
+    ) -> StageRecorder:
+        task, build_config = self._task, self._build_config
+        if task is None:
+            task, own = task_of_stage(self.path, model, processing_class)
+            build_config = build_config or own
+        there = (self.path / "run.json").exists()
+        recorder = Recorder(self.path, task, self._name, resume=there)
+        closing.callback(recorder.close)
+        if steps_before and not recorder.run().stages:
+            raise RecordingError(
+                f"the Trainer goes on from step {steps_before} (resume_from_checkpoint), but run "
+                f"{recorder.file.name!r} holds no stage that ends there; train from the beginning, "
+                "with checkpoint_every=save_steps where a recording should survive an interruption"
+            )
+        stage = recorder.stage(
+            self.stage,
+            model=model,
+            optimizer=settings.optimizer,
+            clip_norm=settings.clip_norm,
+            accumulation=settings.accumulation,
+            build_config=build_config,
+            **self._settings,
+        )
+        return closing.enter_context(stage)
+
+    def on_substep_end(self, *_: Any, **__: Any) -> None:
+        """Note a micro-batch without an update."""
+        self._note()
+
+    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+        """Note a micro-batch and the update that followed it."""
+        self._note()
+
+    def _note(self) -> None:
+        if self._open is None:
+            raise RecordingError(
+                f"stage {self.stage!r} is not being recorded: give the callback to the Trainer "
+                "before its training begins, and let only one at a time record into one folder"
+            )
+        try:
+            seen = self._open.passes.take()
+            self._open.stage.step(seen.inputs, seen.loss, seen.divisor)
+        except RecordingError as error:
+            self.interrupt()
+            raise RecordingError(f"{error}. {_KNOWN}") from error
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Keep the state that ``load_best_model_at_end`` may go back to."""
+        best = args.load_best_model_at_end and state.best_global_step == state.global_step
+        if self._open is not None and best:
+            metric, value = str(args.metric_for_best_model), float(state.best_metric or 0.0)
+            self._open.stage.keep_best(metric, value)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Finish the stage.
+
+        Raises:
+            RecordingError: Weights are not as the last update, or the best step, left them.
+        """
+        if self._open is None or self._interrupt is None:
+            return
+        self._interrupt.detach()
+        stage, closing, self._open = self._open.stage, self._open.closing, None
+        with closing:
+            if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+                stage.back_to_best()
+
+    def interrupt(self) -> None:
+        """Let the stage be interrupted, and go of the run folder; nothing where none is open."""
+        self._open = None
+        if self._interrupt is not None:
+            self._interrupt()
+
+
+@dataclass(frozen=True)
+class _Open:
+    """A stage that is being recorded, and what closes it."""
+
+    stage: StageRecorder
+    passes: TrainingPasses
+    closing: ExitStack
+
+
+_recording: weakref.WeakValueDictionary[Path, StageRecorderCallback] = weakref.WeakValueDictionary()
+"""Run folder to the newest callback that recorded into it, in this process."""
+
+
+def _leave(closing: ExitStack) -> None:
+    """Leave a stage's block as an exception would: what was noted is written."""
+    closing.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)

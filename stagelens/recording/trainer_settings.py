@@ -1,0 +1,100 @@
+"""What transformers' Trainer is set to do, as far as a recording has to know or to refuse it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..contracts import RecordingError
+
+if TYPE_CHECKING:
+    from transformers import TrainerState, TrainingArguments
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """What is declared to the recorder.
+
+    Attributes:
+        optimizer: Torch's own, out of the wrapper that accelerate puts around it.
+        clip_norm: Largest total norm of the gradients; None where nothing is clipped.
+        accumulation: Micro-batches of an update, where an epoch is not cut short.
+    """
+
+    optimizer: torch.optim.Optimizer
+    clip_norm: float | None
+    accumulation: int
+
+    @classmethod
+    def read(cls, args: TrainingArguments, state: TrainerState, optimizer: Any) -> TrainerSettings:
+        """Those of a Trainer whose training begins.
+
+        Raises:
+            RecordingError: A setting does what replay does not reproduce; names it.
+        """
+        for setting, found, why in _refused(args, state, optimizer):
+            if found:
+                raise RecordingError(f"a Trainer with {setting} cannot be recorded: {why}")
+        return cls(
+            optimizer=getattr(optimizer, "optimizer", optimizer),
+            clip_norm=args.max_grad_norm if args.max_grad_norm > 0 else None,
+            accumulation=args.gradient_accumulation_steps,
+        )
+
+
+def _refused(
+    args: TrainingArguments, state: TrainerState, optimizer: Any
+) -> list[tuple[str, Any, str]]:
+    """Setting, whether it is on, and why it is refused with what to do instead."""
+    scaler = getattr(optimizer, "scaler", None)
+    return [
+        ("deepspeed", args.deepspeed, "it trains partitioned weights; train without"),
+        ("fsdp", args.fsdp, "it trains partitioned weights; train without"),
+        (
+            "several processes or devices",
+            args.world_size > 1 or args.n_gpu > 1,
+            "gradients are summed over them, in an order that a replay on one does not have; make "
+            "one device visible (CUDA_VISIBLE_DEVICES=0) and start one process",
+        ),
+        (
+            "torch_compile",
+            args.torch_compile,
+            "compiled arithmetic is another in its last bits, and hooks do not see it; leave it "
+            "away",
+        ),
+        (
+            "use_liger_kernel",
+            args.use_liger_kernel,
+            "it replaces layers that replay makes as they were; leave it away",
+        ),
+        (
+            "neftune_noise_alpha",
+            args.neftune_noise_alpha is not None,
+            "the noise is added by a hook that the run does not keep; leave it away",
+        ),
+        (
+            "label_smoothing_factor",
+            args.label_smoothing_factor,
+            "the Trainer then computes another loss than the model's own; leave it away, or "
+            "smooth labels in the model's forward",
+        ),
+        (
+            "auto_find_batch_size",
+            args.auto_find_batch_size,
+            "it may begin a training anew from weights that were trained already; set "
+            "per_device_train_batch_size",
+        ),
+        (
+            "a hyperparameter search",
+            state.is_hyper_param_search,
+            "its trials are no stages after each other; record the training with what it found",
+        ),
+        (
+            "fp16",
+            scaler is not None and scaler.is_enabled(),
+            "it scales losses by factors that change within the training, and leaves out updates; "
+            "use bf16=True, or float32",
+        ),
+    ]
