@@ -185,10 +185,6 @@ def test_a_factor_that_the_trainer_puts_on_the_loss_is_recorded(tmp_path: Path) 
     assert measure_deviation(run.task, run.last).bitwise
 
 
-def accuracy(prediction: Any) -> dict[str, float]:
-    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
-
-
 @pytest.mark.parametrize(
     "settings",
     [

@@ -1,0 +1,239 @@
+"""What a Trainer may do that replay could not do again is refused, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+from transformers import Trainer, TrainerCallback
+
+import stagelens
+from stagelens import StageRecorderCallback
+from tests.loops import make_task, refused
+from tests.small_trainings import arguments, collator, examples, made, trainer
+
+
+def train(
+    path: Path,
+    *others: TrainerCallback,
+    make: type[Trainer] = Trainer,
+    options: dict[str, Any] | None = None,
+    **settings: Any,
+) -> None:
+    model, tokenizer = made("bert")
+    callbacks = [StageRecorderCallback(path / "run", "sft"), *others]
+    args = arguments(path / "out", **settings)
+    made_options = {"callbacks": callbacks, "make": make, **(options or {})}
+    trainer("bert", model, tokenizer, args, **made_options).train()
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"label_smoothing_factor": 0.1}, ("label_smoothing_factor", "another loss")),
+        ({"neftune_noise_alpha": 5.0}, ("neftune_noise_alpha", "noise")),
+        ({"torch_compile": True}, ("torch_compile", "leave it away")),
+        ({"auto_find_batch_size": True}, ("auto_find_batch_size", "per_device_train_batch_size")),
+        ({"optim": "adafactor"}, ("Adafactor is not supported", "torch.optim.AdamW")),
+        ({"optim": "rmsprop"}, ("RMSprop is not supported", "torch.optim.AdamW")),
+    ],
+    ids=lambda value: next(iter(value.values())) if isinstance(value, dict) else "",
+)
+def test_settings(settings: dict[str, Any], says: tuple[str, ...], tmp_path: Path) -> None:
+    with refused(*says):
+        train(tmp_path, **settings)
+    assert not list((tmp_path / "run").glob("stages/*/steps*"))
+
+
+class Scaler:
+    """Stands for the gradient scaler that a Trainer has on an accelerator with fp16=True."""
+
+    def is_enabled(self) -> bool:
+        return True
+
+
+def test_gradient_scaling(tmp_path: Path) -> None:
+    class Scaling(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            given["optimizer"].scaler = Scaler()
+
+    model, tokenizer = made("bert")
+    callbacks = [Scaling(), StageRecorderCallback(tmp_path / "run", "sft")]
+    args = arguments(tmp_path / "out")
+    with refused("a Trainer with fp16 cannot be recorded", "use bf16=True"):
+        trainer("bert", model, tokenizer, args, callbacks=callbacks).train()
+
+
+def smoothed(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+    return nn.functional.cross_entropy(outputs.logits, labels, label_smoothing=0.1)
+
+
+def test_a_loss_function_of_the_users_own(tmp_path: Path) -> None:
+    with refused("the model gave no loss (it was called with input_ids", "compute_loss_func"):
+        train(tmp_path, options={"compute_loss_func": smoothed})
+
+
+class Own(Trainer):
+    """Computes the loss beside the model."""
+
+    def compute_loss(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
+        outputs = model(**inputs)
+        return nn.functional.cross_entropy(outputs.logits, inputs["labels"])
+
+
+class Penalised(Trainer):
+    """Adds a penalty to the model's loss."""
+
+    def compute_loss(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        penalty = sum(p.square().sum() for p in model.parameters())
+        return super().compute_loss(model, *args, **kwargs) + 1e-2 * penalty
+
+
+class Twice(Trainer):
+    """Calls the model twice."""
+
+    def compute_loss(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
+        return model(**inputs).loss + model(**inputs).loss
+
+
+class Positional(Trainer):
+    """Calls the model without names."""
+
+    def compute_loss(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
+        return model(inputs["input_ids"], labels=inputs["labels"]).loss
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (Own, ("is not the model's own", "compute_loss computes another")),
+        (Penalised, ("a penalty", "a subclass or another callback")),
+        (Twice, ("called twice with gradients", "torch.no_grad()")),
+        (Positional, ("positional arguments", "model(**inputs)")),
+    ],
+)
+def test_losses_at_the_first_step(
+    make: type[Trainer], says: tuple[str, ...], tmp_path: Path
+) -> None:
+    with refused(*says):
+        train(tmp_path, make=make)
+    assert stagelens.open_run(tmp_path / "run").stages == []
+
+
+class Between(TrainerCallback):
+    """Does something between the second and the third update."""
+
+    def __init__(self, act: Callable[[Any], None], event: str) -> None:
+        setattr(self, event, lambda args, state, control, model, **_: self.see(state, model))
+        self.act = act
+
+    def see(self, state: Any, model: Any) -> None:
+        if state.global_step == 2:
+            self.act(model)
+
+
+@torch.no_grad()
+def shrink(model: Any) -> None:
+    model.classifier.weight.mul_(0.9)
+
+
+def add_noise(model: Any) -> None:
+    for parameter in model.parameters():
+        parameter.grad.add_(torch.randn_like(parameter))
+
+
+def run_it(model: Any) -> None:
+    model(input_ids=torch.ones(1, 2, dtype=torch.int64), labels=torch.tensor([1]))
+
+
+@pytest.mark.parametrize(
+    ("act", "event", "says"),
+    [
+        (shrink, "on_step_end", "changed outside optimizer.step(), after update 2"),
+        (add_noise, "on_pre_optimizer_step", "was changed between backward and optimizer.step()"),
+        (run_it, "on_step_begin", "called twice with gradients"),
+    ],
+)
+def test_what_another_callback_changes(
+    act: Callable[[Any], None], event: str, says: str, tmp_path: Path
+) -> None:
+    with refused(says):
+        train(tmp_path, Between(act, event), max_grad_norm=0.0)
+
+
+def test_weights_that_are_changed_after_the_last_update(tmp_path: Path) -> None:
+    with refused("changed outside optimizer.step(), after update 2"):
+        train(tmp_path, Between(shrink, "on_epoch_end"), max_steps=2)
+
+
+def test_a_model_whose_task_is_not_known(tmp_path: Path) -> None:
+    classifier, tokenizer = made("bert")
+    model = transformers.BertForTokenClassification(classifier.config)
+    callback = StageRecorderCallback(tmp_path / "run", "sft")
+    args = arguments(tmp_path / "out")
+    with refused("a BertForTokenClassification is trained for", "task=..."):
+        trainer("bert", model, tokenizer, args, callbacks=[callback]).train()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_trainer_without_a_tokenizer(tmp_path: Path) -> None:
+    model, tokenizer = made("bert")
+    options = {
+        "train_dataset": examples("bert", tokenizer),
+        "data_collator": collator("bert", tokenizer),
+        "callbacks": [StageRecorderCallback(tmp_path / "run", "sft")],
+    }
+    with refused("the Trainer has no tokenizer", "processing_class=tokenizer"):
+        Trainer(model, arguments(tmp_path / "out"), **options).train()
+
+
+def test_a_stage_of_another_task(tmp_path: Path) -> None:
+    train(tmp_path)
+    model, tokenizer = made("gpt")
+    callback = StageRecorderCallback(tmp_path / "run", "more")
+    with refused("its task was 'text-classification' there, and is 'causal-lm' here"):
+        trainer("gpt", model, tokenizer, arguments(tmp_path / "out"), callbacks=[callback]).train()
+
+
+def test_a_stage_of_another_attention(tmp_path: Path) -> None:
+    train(tmp_path)
+    model, tokenizer = made("bert")
+    model.set_attn_implementation("sdpa")
+    callback = StageRecorderCallback(tmp_path / "run", "more")
+    with refused("its attention was 'eager' there, and is 'sdpa' here", "load it as it was"):
+        trainer("bert", model, tokenizer, arguments(tmp_path / "out"), callbacks=[callback]).train()
+
+
+def test_a_stage_from_another_model(tmp_path: Path) -> None:
+    train(tmp_path)
+    model, tokenizer = made("bert", seed=5)
+    callback = StageRecorderCallback(tmp_path / "run", "more")
+    with refused("differs from its value at the end of the stage before"):
+        trainer("bert", model, tokenizer, arguments(tmp_path / "out"), callbacks=[callback]).train()
+
+
+def test_a_task_that_does_not_take_the_models_arguments(tmp_path: Path) -> None:
+    model, tokenizer = made("bert")
+    task = make_task(make_model=lambda _: made("bert")[0])
+    callback = StageRecorderCallback(tmp_path / "run", "sft", task=task)
+    with refused("task.loss(model, batch) cannot be computed again"):
+        trainer("bert", model, tokenizer, arguments(tmp_path / "out"), callbacks=[callback]).train()
+
+
+def test_a_callback_that_comes_too_late(tmp_path: Path) -> None:
+    model, tokenizer = made("bert")
+    late = StageRecorderCallback(tmp_path / "run", "sft")
+
+    class Adding(TrainerCallback):
+        def on_epoch_begin(self, *_: Any, **__: Any) -> None:
+            trained.add_callback(late)
+
+    args = arguments(tmp_path / "out")
+    trained = trainer("bert", model, tokenizer, args, callbacks=[Adding()])
+    with refused("stage 'sft' is not being recorded", "before its training begins"):
+        trained.train()
