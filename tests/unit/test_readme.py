@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import stagelens
 from stagelens.cli import app
+from tests.small_trainings import arguments, examples, made
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
@@ -43,6 +44,22 @@ def test_the_ten_lines_record_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     run = stagelens.open_run("runs/mine", task=own["task"])
     assert [stage.steps for stage in run.stages] == [3]
     assert run.set_names == ["test"]
+
+
+def test_the_callback_records_a_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, tokenizer = made("bert")
+    own = {
+        "model": model,
+        "tokenizer": tokenizer,
+        "args": arguments(tmp_path / "out", max_steps=2),
+        "articles": examples("bert", tokenizer),
+        "chats": examples("bert", tokenizer, seed=1),
+    }
+    (block,) = [block for block in _blocks("python") if "StageRecorderCallback" in block]
+    exec(block, own)
+    run = stagelens.open_run("runs/chat")
+    assert [(stage.name, stage.steps) for stage in run.stages] == [("general", 2), ("sft", 2)]
 
 
 def test_every_command_that_it_names_exists() -> None:
