@@ -200,17 +200,25 @@ def combined(
     Returns:
         Behaviour name to (N,) effects, final - without.
     """
-    effects = {name: final.values[name] - models[0].values[name] for name in final.values}
-    if share:
-        factual, twin = models[1:3]
-        effects = {
-            name: (1 - share) * effect + share * (factual.values[name] - twin.values[name])
-            for name, effect in effects.items()
-        }
+    effects = {}
     for kind in kinds:
-        without = np.clip(final.values[kind.name] - effects[kind.name], kind.lowest, kind.highest)
-        effects[kind.name] = final.values[kind.name] - without
+        value = final.values[kind.name]
+        effect = weighed(value, *(model.values[kind.name] for model in models), share=share)
+        effects[kind.name] = value - np.clip(value - effect, kind.lowest, kind.highest)
     return effects
+
+
+def weighed(final: np.ndarray, own: np.ndarray, *twins: np.ndarray, share: float) -> np.ndarray:
+    """Values of the final model and of one without a stage, to effects; see :func:`combined`.
+
+    Args:
+        final: The final model.
+        own: The counterfactual.
+        twins: Its factual and counterfactual twin, where it has them.
+        share: Weight of the twins' difference.
+    """
+    effect = final - own
+    return effect if not share else (1 - share) * effect + share * (twins[0] - twins[1])
 
 
 def effect_table(

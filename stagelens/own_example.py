@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 from torch import inference_mode
 
-from .contracts import Behaviour, Example, Refused, Task, TaskError
-from .effects import Measured, Without, combined, read, stage_rows
+from .contracts import Behaviour, Example, Refused, Task, TaskError, TokenValues
+from .effects import Measured, Without, combined, read, stage_rows, weighed
 from .estimators.ladder import Cached, counterfactuals, exact_trust, find_cached, make_estimator
 from .estimators.protocol import Estimator, Weights
 from .estimators.task_vector import TaskVector
@@ -32,11 +32,30 @@ NAME = "own example"
 
 
 @dataclass(frozen=True)
+class TokenEffects:
+    """The stage effects on one text, token by token.
+
+    Where the values are log-probabilities, a stage's effects over all tokens sum to its effect on
+    the log-likelihood.
+
+    Attributes:
+        tokens: (T,) printable pieces.
+        final: (T,) the final model's values; NaN where a token has none.
+        effects: Stage name to (T,), final - without; NaN where the stage was refused too.
+    """
+
+    tokens: tuple[str, ...]
+    final: np.ndarray
+    effects: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
 class Answer:
     """What the models say of one example.
 
     Attributes:
         table: Effect table of the one example.
+        tokens: The same per token; None where the task has no values per token.
         behaviours: What was measured.
         trust: What is known of each stage's counterfactual.
         label: What the behaviours are about; None where the task has no labels.
@@ -44,6 +63,7 @@ class Answer:
     """
 
     table: pd.DataFrame
+    tokens: TokenEffects | None
     behaviours: tuple[Behaviour, ...]
     trust: Mapping[str, StageTrust]
     label: str | None
@@ -91,20 +111,57 @@ def answer(run: Run, example: Example, known: ResultFacts | None, loaded: Loaded
         bench = _Bench(run, loaded, estimator, {t.stage: t for t in known.stages} if known else {})
         final = bench.final(example)
         given = example.label is not None
-        if not given and all(np.isnan(values).all() for values in final.values.values()):
-            example = replace(example, label=run.task.check_label(final.answers[0]))
+        if not given and all(np.isnan(values).all() for values in final.measured.values.values()):
+            example = replace(example, label=_own_label(run.task, final.measured))
             final = bench.final(example)
         found = {stage.name: bench.without(stage, example, final) for stage in run.stages}
     own = pd.DataFrame({"example_id": [NAME], "label": [example.label]}, dtype=object)
-    table = pd.concat(
-        [
-            stage_rows(own, NAME, name, estimator.name, final, without)
-            for name, (without, _trust) in found.items()
-        ],
-        ignore_index=True,
+    blocks = [
+        stage_rows(own, NAME, name, estimator.name, final.measured, one.without)
+        for name, one in found.items()
+    ]
+    return Answer(
+        table=pd.concat(blocks, ignore_index=True),
+        tokens=_token_effects(final, found),
+        behaviours=run.task.behaviour_kinds,
+        trust={name: one.trust for name, one in found.items()},
+        label=example.label,
+        label_given=given,
     )
-    trust = {name: trust for name, (_, trust) in found.items()}
-    return Answer(table, run.task.behaviour_kinds, trust, example.label, given)
+
+
+def _own_label(task: Task, final: Measured) -> str | None:
+    """The model's answer as a label; None where the task's answers are no labels."""
+    try:
+        return task.check_label(final.answers[0])
+    except ValueError:
+        return None
+
+
+@dataclass(frozen=True)
+class _Said:
+    """One model on the example; ``tokens`` is None where the task has no values per token."""
+
+    measured: Measured
+    tokens: TokenValues | None
+
+
+@dataclass(frozen=True)
+class _Effect:
+    """One stage's effect on the example; ``without`` is None where the stage was refused."""
+
+    without: Without | None
+    tokens: np.ndarray | None
+    trust: StageTrust
+
+
+def _token_effects(final: _Said, found: Mapping[str, _Effect]) -> TokenEffects | None:
+    if final.tokens is None:
+        return None
+    values = np.asarray(final.tokens.values, dtype=float)
+    nothing = np.full(len(values), np.nan)
+    effects = {n: nothing if one.tokens is None else one.tokens for n, one in found.items()}
+    return TokenEffects(tuple(final.tokens.tokens), values, effects)
 
 
 @dataclass(frozen=True)
@@ -123,29 +180,31 @@ class _Bench:
     estimator: Estimator
     known: Mapping[str, StageTrust]
 
-    def final(self, example: Example) -> Measured:
+    def final(self, example: Example) -> _Said:
         """The final model on an example."""
         end = self.run.last.facts.end
         assert end is not None, "the last stage of a run is finished"
         return self._ask(example, end.model)
 
-    def without(
-        self, stage: Stage, example: Example, final: Measured
-    ) -> tuple[Without | None, StageTrust]:
-        """A stage's effect on an example, None where it is refused; and what is known of it."""
+    def without(self, stage: Stage, example: Example, final: _Said) -> _Effect:
+        """A stage's effect on an example, and what is known of it."""
         known = self.known.get(stage.name)
         if stage.index == len(self.run.stages) - 1:
-            models = [self._ask(example, stage.facts.start.model)]
+            said = [self._ask(example, stage.facts.start.model)]
             trust = known or exact_trust(stage, self.estimator.name)
         elif known is not None and known.trust == "refused":
-            return None, known
+            return _Effect(None, None, known)
         else:
             cached = find_cached(self.run, stage, self.estimator) or self._computed(stage)
             trust = known or cached.trust
             names = ["weights", "factual", "counterfactual"][: 3 if trust.twins_share else 1]
-            models = [self._ask(example, cached.files[name]) for name in names]
-        effects = combined(self.run.task.behaviour_kinds, final, models, trust.twins_share)
-        return Without(effects, models[0], trust), trust
+            said = [self._ask(example, cached.files[name]) for name in names]
+        kinds, share = self.run.task.behaviour_kinds, trust.twins_share
+        effects = combined(kinds, final.measured, [one.measured for one in said], share)
+        tokens = None
+        if final.tokens is not None:
+            tokens = weighed(*(_values(one) for one in (final, *said)), share=share)
+        return _Effect(Without(effects, said[0].measured, trust), tokens, trust)
 
     def _computed(self, stage: Stage) -> Cached:
         """The task vector, which costs no gradient; other estimators are no work for here."""
@@ -161,7 +220,7 @@ class _Bench:
             "everything computed again"
         )
 
-    def _ask(self, example: Example, file: FileRef) -> Measured:
+    def _ask(self, example: Example, file: FileRef) -> _Said:
         def load() -> Weights:
             return load_tensors(self.run.files.path(file))
 
@@ -169,4 +228,11 @@ class _Bench:
         weights = self.loaded.get(file.sha256, file.bytes, load)
         with self.loaded.worn(self.run, weights) as model:
             batch = task.collate([example])
-            return read(task, task.outputs(model, batch), batch)
+            outputs = task.outputs(model, batch)
+            tokens = task.token_values(outputs, batch)[0] if task.has_token_values else None
+            return _Said(read(task, outputs, batch), tokens)
+
+
+def _values(said: _Said) -> np.ndarray:
+    assert said.tokens is not None, "every model gives tokens, or none does"
+    return np.asarray(said.tokens.values, dtype=float)

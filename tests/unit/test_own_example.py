@@ -16,9 +16,10 @@ from stagelens.contracts import Example, Refused, RunError, TaskError
 from stagelens.effects import attribute
 from stagelens.estimators.ladder import ESTIMATORS
 from stagelens.loaded_weights import LoadedWeights
-from stagelens.own_example import Answer, answer
+from stagelens.own_example import Answer, answer, own_example
 from stagelens.results import Result, ResultFacts
-from tests.loops import BATCH_NORM, Plan, make_batches, make_task, record_plans
+from tests.loops import BATCH_NORM, Plan, make_batches, make_task, record_plans, train
+from tests.small_texts import TEXTS, language
 
 PLENTY = 2**30
 COUNT = 40
@@ -142,6 +143,63 @@ def test_batch_statistics_are_those_of_each_model(tmp_path: Path) -> None:
         own = answer(run, example, result.facts, loaded)
         expected = rows_of(result, example)
         np.testing.assert_allclose(own.table["effect"], expected["effect"], rtol=1e-5, atol=1e-6)
+
+
+# -------------------------------------------------------------------------------------- texts
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> stagelens.Run:
+    """A language model in three stages."""
+    task, model = language()
+    path = tmp_path_factory.mktemp("spoken") / "run"
+    recorder = stagelens.Recorder(path, task, name="spoken")
+    for name in ("first", "second", "third"):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        batches = [task.batch([text, "birds sing"]) for text in TEXTS] * 2
+        with recorder.stage(name, model=model, optimizer=optimizer) as stage:
+            train(task, model, optimizer, batches, stage=stage)
+    recorder.add_set("test", texts=list(TEXTS))
+    recorder.close()
+    return stagelens.open_run(path)
+
+
+@pytest.mark.parametrize("estimator", ["task-vector", "coarse-replay", "replay"])
+def test_effects_per_token_sum_to_the_effect_on_the_log_likelihood(
+    spoken: stagelens.Run, estimator: str
+) -> None:
+    result = attribute(spoken, "test", estimator)
+    example = spoken.evaluation_set("test").examples()[3]
+    tokens = answer(spoken, example, result.facts, LoadedWeights(PLENTY)).tokens
+    assert tokens is not None and "".join(tokens.tokens) == TEXTS[3]
+    rows = rows_of(result, example).query("behaviour == 'log-likelihood'").set_index("stage")
+    assert np.nansum(tokens.final) == pytest.approx(rows["final"].iloc[0], rel=1e-5)
+    for stage in ("first", "second", "third"):
+        effect = tokens.effects[stage]
+        assert np.isnan(effect).tolist() == np.isnan(tokens.final).tolist()
+        assert np.nansum(effect) == pytest.approx(rows.loc[stage, "effect"], abs=1e-4)
+
+
+def test_a_completion_is_asked_after_its_prompt(spoken: stagelens.Run) -> None:
+    content = {"prompt": "two and two", "completion": " make four", "rejected": " bark"}
+    example = own_example(spoken.task, content, None)
+    own = answer(spoken, example, None, LoadedWeights(PLENTY))
+    assert own.tokens is not None and "".join(own.tokens.tokens) == "two and two make four"
+    assert (own.label, own.label_given) == (None, False)
+    assert np.isnan(own.tokens.final[0]) and np.isfinite(own.tokens.final[-1])
+    preference = own.table.query("behaviour == 'preference'")
+    assert np.isfinite(preference["effect"]).all()
+
+
+def test_a_refused_stage_has_no_numbers_per_token(spoken: stagelens.Run) -> None:
+    facts = attribute(spoken, "test", "coarse-replay").facts
+    first, *others = facts.stages
+    refused = first.model_copy(update={"trust": "refused"})
+    facts = facts.model_copy(update={"stages": [refused, *others]})
+    example = spoken.evaluation_set("test").examples()[0]
+    tokens = answer(spoken, example, facts, LoadedWeights(PLENTY)).tokens
+    assert tokens is not None and np.isnan(tokens.effects["first"]).all()
+    assert np.isfinite(tokens.effects["third"][1:]).all()
 
 
 # ------------------------------------------------------------------------------------- memory
