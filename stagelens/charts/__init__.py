@@ -1,8 +1,9 @@
-"""Plain functions from tables to plotly figures, every colour and every range explicit.
+"""Plain functions from tables to plotly figures and to markup, every colour and range explicit.
 
-Each returns a :class:`Chart`: the figure and its takeaway as one sentence, for ``alt=``. Credit is
-blue and solid, blame is vermilion and hatched; both stand on fixed sides of zero as well, so
-colour never says anything alone. Names come from data: they are escaped before plotly sees them.
+Each returns a :class:`Chart` or :class:`Markup`, with its takeaway as one sentence for ``alt=``.
+Credit is blue and solid, blame is vermilion and hatched or wavy; in charts both stand on fixed
+sides of zero as well, so colour never says anything alone. Names come from data: they are escaped
+before plotly or a browser sees them.
 """
 
 from .bars import credit_and_blame, example_effects
@@ -20,6 +21,7 @@ from .style import (
     Palette,
     stage_color,
 )
+from .tokens import Markup, largest_effect, shaded_tokens, visible
 
 __all__ = [
     "BLAME",
@@ -30,10 +32,14 @@ __all__ = [
     "LIGHT",
     "TRUST_MARKS",
     "Chart",
+    "Markup",
     "Palette",
     "boundary_path",
     "credit_and_blame",
     "example_effects",
+    "largest_effect",
+    "shaded_tokens",
     "stage_color",
     "time_line",
+    "visible",
 ]

@@ -1,0 +1,155 @@
+"""Tokens shaded by a stage's effect: colour, and a line below that tells credit from blame too.
+
+Tokens come from data and from whoever types. Each stands alone: escaped, kept from turning the
+direction of what follows, and with everything that cannot be seen written out.
+"""
+
+from __future__ import annotations
+
+import html
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..contracts import Behaviour
+from ..summary import amount_text, signed_text
+from .style import BLAME, CREDIT, short
+
+MOST = 2000
+"""Tokens that are drawn; of longer texts the first ones."""
+
+_STRONGEST = 0.55
+"""Opacity of the strongest effect; text keeps a contrast of 5:1 on it, light and dark."""
+_FAINT = 0.04
+"""Effects below this share of the range have no line below them."""
+_LINES = {True: f"solid {CREDIT}", False: f"wavy {BLAME}"}
+
+
+@dataclass(frozen=True)
+class Markup:
+    """HTML with everything from data escaped, and its takeaway in words."""
+
+    html: str
+    alt: str
+
+
+def shaded_tokens(
+    tokens: Sequence[str],
+    effects: np.ndarray,
+    behaviour: Behaviour,
+    stage: str,
+    largest: float | None = None,
+) -> Markup:
+    """A text with every token shaded by a stage's effect on it, and a legend.
+
+    Args:
+        tokens: (T,) pieces of the text.
+        effects: (T,) final - without; NaN for tokens without a value.
+        behaviour: What the effects are on, per token; tells credit from blame.
+        stage: The stage.
+        largest: Size of the effect that has the strongest shade, to compare stages; None for the
+            largest of these.
+    """
+    gains = behaviour.sign * np.asarray(effects, dtype=float)[:MOST]
+    sizes = np.abs(gains[np.isfinite(gains)])
+    largest = largest or (float(sizes.max()) if len(sizes) else 0.0)
+    spans = "".join(
+        _token(token, float(gain), behaviour, stage, largest)
+        for token, gain in zip(tokens, gains, strict=False)
+    )
+    alt = _takeaway(tokens, gains, behaviour, stage)
+    style = (
+        "line-height:2.1;overflow-wrap:anywhere;white-space:pre-wrap;overflow:hidden;"
+        "font-family:'Source Code Pro',ui-monospace,monospace;font-size:.95em"
+    )
+    more = f" Shown: the first {MOST:,} of {len(tokens):,} tokens." if len(tokens) > MOST else ""
+    return Markup(
+        f"<div role='group' aria-label='{html.escape(alt, quote=True)}'>"
+        f"<div dir='ltr' style=\"{style}\">{spans}</div>{_legend(largest, behaviour, more)}</div>",
+        alt,
+    )
+
+
+def largest_effect(effects: Sequence[np.ndarray]) -> float:
+    """The size of the largest effect of any stage on any token; 0 where there is none."""
+    known = np.concatenate([np.zeros(1), *(np.abs(e[np.isfinite(e)]) for e in effects)])
+    return float(known.max())
+
+
+def _token(token: str, gain: float, behaviour: Behaviour, stage: str, largest: float) -> str:
+    shown = html.escape(visible(token))
+    if not np.isfinite(gain):
+        return f"<bdi style='opacity:.7'>{shown}</bdi>"
+    share = min(abs(gain) / largest, 1.0) if largest else 0.0
+    color = CREDIT if gain > 0 else BLAME
+    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
+    style = f"background:rgba({red},{green},{blue},{_STRONGEST * share:.3f});border-radius:.2em"
+    if share >= _FAINT:
+        style += f";text-decoration:underline {_LINES[gain > 0]} {1 + 2 * share:.1f}px"
+        style += ";text-underline-offset:.3em;text-decoration-skip-ink:none"
+    effect = behaviour.sign * gain
+    way = "lower" if effect > 0 else "higher"
+    said = f"{short(visible(token), 40)}: without {stage}, {amount_text(effect, behaviour)} {way}"
+    return f"<bdi title='{html.escape(said, quote=True)}' style='{style}'>{shown}</bdi>"
+
+
+def visible(token: str) -> str:
+    """A token with what cannot be seen written out, and with nothing that acts on what follows.
+
+    A line break keeps breaking the line; spaces within a token stay spaces.
+    """
+    if token and not token.strip():
+        return "".join(_BLANKS.get(c, "␣") for c in token)
+    shown = "".join(map(_character, token))
+    # An accent would sit on the token before.
+    return f"◌{shown}" if token and unicodedata.category(token[0]) in ("Mn", "Me") else shown
+
+
+_BLANKS = {"\n": "↵\n", "\t": "⇥", "\r": "␍"}
+
+
+def _character(character: str) -> str:
+    if character in _BLANKS:
+        return _BLANKS[character]
+    code = ord(character)
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+        return f"[U+{code:04X}]"
+    return character
+
+
+def _legend(largest: float, behaviour: Behaviour, more: str) -> str:
+    unit = f" {behaviour.unit}" if behaviour.unit else ""
+    gradient = ", ".join(
+        f"rgba({int(c[1:3], 16)},{int(c[3:5], 16)},{int(c[5:7], 16)},{a})"
+        for c, a in ((BLAME, _STRONGEST), (BLAME, 0), (CREDIT, 0), (CREDIT, _STRONGEST))
+    )
+    ends = [signed_text(end, behaviour) for end in (-largest, largest)]
+    line = "text-underline-offset:.3em;text-decoration:underline"
+    return (
+        "<div style='display:flex;flex-wrap:wrap;align-items:center;gap:.3em .8em;margin-top:.6em;"
+        "font-size:.85em'>"
+        f"<span style='{line} wavy {BLAME} 2px'>▼ blame</span>"
+        f"<span>{html.escape(ends[0])}</span>"
+        f"<span style='width:9em;height:.9em;border:1px solid #8794A1;border-radius:.2em;"
+        f"background:linear-gradient(90deg, {gradient})'></span>"
+        f"<span>{html.escape(ends[1] + unit)}</span>"
+        f"<span style='{line} solid {CREDIT} 2px'>▲ credit</span>"
+        f"<span style='opacity:.75'>Paler: tokens without a value.{html.escape(more)}</span></div>"
+    )
+
+
+def _takeaway(tokens: Sequence[str], gains: np.ndarray, behaviour: Behaviour, stage: str) -> str:
+    opening = f"Effect of {stage} on each of {len(tokens):,} tokens."
+    if not np.isfinite(gains).any():
+        return f"{opening} No token has a number."
+    said = []
+    for word, place in (("credit", np.nanargmax(gains)), ("blame", np.nanargmin(gains))):
+        gain = float(gains[place])
+        if (gain > 0) == (word == "credit") and gain != 0:
+            token = short(visible(tokens[place]).strip(), 40)
+            said.append(f"most {word} for {token!r} ({amount_text(gain, behaviour)})")
+    return f"{opening} {'; '.join(said).capitalize() or 'None has an effect'}."
