@@ -139,7 +139,8 @@ def test_what_cannot_be_seen_is_written_out(token: str, shown: str) -> None:
 @pytest.mark.parametrize(
     "evil",
     ["<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "'><b onclick='x'>",
-     "</bdi></div>", '" onmouseover="alert(1)', "&lt;b&gt;", "![](https://example.org/x.png)", "<!--", "]]>"],
+     "</bdi></div>", '" onmouseover="alert(1)', "&lt;b&gt;",
+     "![](https://example.org/x.png)", "<!--", "]]>"],
 )  # fmt: skip
 def test_markup_in_a_token_or_a_stage_is_shown_as_text(evil: str) -> None:
     tokens = drawn([evil, "next"], [1.0, -1.0], stage=evil)
