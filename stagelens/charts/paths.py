@@ -78,6 +78,7 @@ def draw_paths(
         part = boundaries[boundaries["group"].isna() if overall else boundaries["group"] == group]
         name = "all" if overall else str(group)
         color = palette.line if overall else palette.groups[number % 6]
+        pattern = (number + number // 6) % 6  # a colour that returns has another dash and symbol
         values = [scaled(value, behaviour) for value in part["value"]]
         figure.add_trace(
             go.Scatter(
@@ -87,12 +88,12 @@ def draw_paths(
                 line={
                     "color": color,
                     "width": 2.5,
-                    "dash": "solid" if overall else _GROUP_DASHES[number % 6],
+                    "dash": "solid" if overall else _GROUP_DASHES[pattern],
                 },
                 marker={
                     "size": 9,
                     "color": color,
-                    "symbol": "circle" if overall else _GROUP_SYMBOLS[number % 6],
+                    "symbol": "circle" if overall else _GROUP_SYMBOLS[pattern],
                 },
                 customdata=[
                     f"{html.escape(_boundary_name(b))}<br>{html.escape(name)}: "
@@ -110,9 +111,9 @@ def draw_paths(
             said.append(f"{name}: {course}")
         number += 0 if overall else 1
     if len(groups) > 1:
-        for (name, _), y in zip(
-            ends, _apart([end[1] for end in ends], 17 * (high - low) / pixels), strict=True
-        ):
+        gap = 17 * (high - low) / pixels
+        places = _apart([end[1] for end in ends], gap, low + gap / 2, high - gap / 2)
+        for (name, _), y in zip(ends, places, strict=True):
             figure.add_annotation(
                 x=edges[-1],
                 y=y,
@@ -149,10 +150,19 @@ def _value_range(values: pd.Series, behaviour: Behaviour) -> tuple[float, float]
     return low - pad, high + pad
 
 
-def _apart(values: Sequence[float], gap: float) -> list[float]:
-    """The same values moved up just enough that no two are closer than ``gap``."""
+def _apart(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """The same values, moved just so far that they are ``gap`` apart and stay in the range.
+
+    Where they cannot all be ``gap`` apart, they are as far apart as the range allows.
+    """
+    if not values:
+        return []
     order = np.argsort(values)
-    placed = np.asarray(values, dtype=float)
+    gap = min(gap, (high - low) / max(len(values) - 1, 1))
+    placed = np.clip(np.asarray(values, dtype=float), low, high)
     for before, after in pairwise(order):
         placed[after] = max(placed[after], placed[before] + gap)
+    placed[order[-1]] = min(placed[order[-1]], high)
+    for after, before in pairwise(reversed(order)):
+        placed[before] = min(placed[before], placed[after] - gap)
     return placed.tolist()

@@ -170,6 +170,28 @@ def test_groups_differ_by_dash_and_marker_and_are_named_at_their_line() -> None:
     assert all(b - a >= 0.08 * (high - low) for a, b in pairwise(heights))
 
 
+@pytest.mark.parametrize("behaviour", [LOSS, summary.ACCURACY])
+def test_many_groups_that_end_together_are_all_named_within_the_chart(behaviour) -> None:
+    ends = [1.0] * 6 + [0.99, 0.5, 0.02, 0.0, 0.0, 0.0]
+    rows = [
+        {"boundary": boundary, "group": f"group {number}", "value": value}
+        for number, end in enumerate(ends)
+        for boundary, value in zip(("base", *STAGES), (0.5, 0.5, 0.5, end), strict=True)
+    ]
+    paths = pd.concat([PATHS, pd.DataFrame(rows)])
+    figure = charts.time_line(STEPS, RATES, paths[paths["boundary"].isin(("base", *STAGES))],
+                              behaviour).figure  # fmt: skip
+    low, high = figure.layout.yaxis3.range
+    names = [n for n in figure.layout.annotations if n.yref == "y3" and n.xref == "x3"]
+    assert len(names) == 12 + PATHS["group"].nunique(dropna=False)
+    heights = sorted(note.y for note in names)
+    assert low <= heights[0] and heights[-1] <= high
+    assert all(b - a >= 0.05 * (high - low) for a, b in pairwise(heights))
+    lines = [trace for trace in figure.data if trace.yaxis == "y3"]
+    looks = {(t.line.color, t.line.dash, t.marker.symbol) for t in lines}
+    assert len(looks) == len(lines)
+
+
 def test_a_boundary_that_was_not_measured_is_left_out() -> None:
     part = PATHS[PATHS["group"].isna() & (PATHS["boundary"] != "base")]
     figure = charts.boundary_path(part, LOSS, STAGES).figure
