@@ -150,6 +150,6 @@ def _takeaway(tokens: Sequence[str], gains: np.ndarray, behaviour: Behaviour, st
     for word, place in (("credit", np.nanargmax(gains)), ("blame", np.nanargmin(gains))):
         gain = float(gains[place])
         if (gain > 0) == (word == "credit") and gain != 0:
-            token = short(visible(tokens[place]).strip(), 40)
+            token = short(visible(tokens[int(place)]).strip(), 40)
             said.append(f"most {word} for {token!r} ({amount_text(gain, behaviour)})")
     return f"{opening} {'; '.join(said).capitalize() or 'None has an effect'}."

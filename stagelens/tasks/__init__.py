@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
 from ..contracts import Task, TaskError
@@ -23,8 +23,12 @@ __all__ = [
     "find_task",
     "load_task_class",
     "make_task",
+    "why_missing",
     "with_adapter",
 ]
+
+IMAGE_MODELS = ("cnn", "mlp")
+"""Kinds of models that image classification builds itself."""
 
 _BUILT_IN = {
     "image-classification": "stagelens.tasks.image_classification:ImageClassification",
@@ -88,6 +92,28 @@ def make_task(
         ) from None
 
 
+def why_missing(name: str, config: Mapping[str, Any]) -> str | None:
+    """Why a run's models cannot be built by what is installed here, without importing any of it.
+
+    Args:
+        name: The run's task, as registered.
+        config: As recorded.
+
+    Returns:
+        Words that go on from "its task ..."; None where nothing is known to be missing.
+    """
+    if name not in _BUILT_IN and not _registered(name):
+        return f"{name!r} is not installed here"
+    kind = (config.get("model") or {}).get("kind")
+    if name == "image-classification" and kind not in IMAGE_MODELS:
+        return f"{name!r} was given a model of the user's own, which is code that no run keeps"
+    return None
+
+
+def _registered(name: str) -> list[EntryPoint]:
+    return [entry for entry in entry_points(group="stagelens.tasks") if entry.name == name]
+
+
 def find_task(
     name: str, config: Mapping[str, Any], assets: Mapping[str, bytes] | None = None
 ) -> Task:
@@ -108,7 +134,7 @@ def find_task(
     if name in _BUILT_IN:
         task_class = load_task_class(_BUILT_IN[name])
     else:
-        found = [entry for entry in entry_points(group="stagelens.tasks") if entry.name == name]
+        found = _registered(name)
         if not found:
             raise TaskError(
                 f"task {name!r} is not installed, so models of this run cannot be built; install "

@@ -63,6 +63,9 @@ def _loaded() -> LoadedWeights:
 @st.fragment
 def panel(workspace: Workspace) -> None:
     """The box, and below it what the models say of what is in it."""
+    if not workspace.computable:
+        st.info("Without the run's task no model can be asked.", icon=":material/info:")
+        return
     try:
         with st.container(border=True):
             label = _image_box(workspace)

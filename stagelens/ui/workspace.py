@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import streamlit as st
 
 from .. import summary
+from ..charts.style import short
 from ..contracts import StageLensError
 from ..runs.evaluation_sets import EvaluationSet
 from ..runs.run import Run
-from . import components, loaders, progressive
+from ..tasks import why_missing
+from . import components, loaders, progressive, state
 from .loaders import Effects, Source
 
 _ESTIMATOR_HELP = (
@@ -20,6 +24,9 @@ _ESTIMATOR_HELP = (
     "again and is the ground truth; coarse-replay does so cheaply, within a budget; task-vector "
     "is free and approximate. The page Trust holds them against each other."
 )
+
+_NO_SUCH_SET = state.own("no-such-set")
+"""The set that a link named in vain, until another one is chosen."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,7 @@ class Workspace:
         effects: The chosen estimator's table; None where nothing has been measured yet.
         by: The column that groups come from; None where there is none.
         groups: Its values, as text, sorted.
+        computable: Whether models of the run can be built here, so that numbers can be computed.
     """
 
     at: Source
@@ -41,6 +49,7 @@ class Workspace:
     effects: Effects | None
     by: str | None
     groups: tuple[str, ...]
+    computable: bool = True
 
     @property
     def stages(self) -> list[str]:
@@ -83,7 +92,7 @@ def _open(path: Path, with_effects: bool) -> Workspace | None:
     for problem in run.problems:
         st.warning(components.plain(problem), icon=":material/warning:")
     if not run.stages:
-        components.error_state("No stage of this run is finished yet, so there is no final model.")
+        components.error_state(_no_stage(run))
         return None
     names = sorted(run.set_names, key=lambda name: (name != "test", name))
     if not names:
@@ -92,22 +101,79 @@ def _open(path: Path, with_effects: bool) -> Workspace | None:
             f"one with: stagelens add-set {path} FILE --name test"
         )
         return None
+    computable = _computable(run, names[0])
     with st.sidebar:
-        chosen = st.selectbox(
-            "Evaluation set",
-            names,
-            key="set",
-            bind="query-params",
-            help="The examples that behaviours are measured on.",
-        )
+        chosen = _choose_set(names)
         examples = loaders.evaluation_set(at, chosen)
         if not with_effects:
-            return Workspace(at, run, examples, None, None, ())
+            return Workspace(at, run, examples, None, None, (), computable)
         effects = _choose_estimator(at, chosen)
         by, groups = _choose_groups(at, chosen, examples)
-        if effects is not None:
+        if effects is not None and computable:
             progressive.better(progressive.Ladder.of(at, chosen))
-    return Workspace(at, run, examples, effects, by, groups)
+    return Workspace(at, run, examples, effects, by, groups, computable)
+
+
+def _no_stage(run: Run) -> str:
+    """Why there is no final model, and what to do."""
+    if run.unfinished:
+        name = run.unfinished[0].name
+        return (
+            f"The first stage, {name}, is not finished, so there is no final model to look at yet. "
+            "Where it is still being recorded, come back when it is done; where its recording was "
+            "stopped, go on with stagelens.Recorder(path, resume=True)."
+        )
+    return (
+        "Nothing has been recorded into this run yet. Record its stages with stagelens.Recorder, "
+        "or open another run."
+    )
+
+
+def _computable(run: Run, set_name: str) -> bool:
+    """Whether models of the run can be built here; where not, says what to do."""
+    task = run.file.task
+    why = why_missing(task.name, task.config)
+    if why is None:
+        return True
+    st.warning(
+        components.plain(
+            f"What has been computed for this run is shown, but nothing new can be computed here: "
+            f"its task {why}. Install the package that registers the task and start the dashboard "
+            "again; or compute on the command line, with the task given:"
+        ),
+        icon=":material/extension_off:",
+    )
+    command = f"stagelens attribute {shlex.quote(str(run.path))} --set {shlex.quote(set_name)}"
+    st.code(f"{command} --task package.module:Class", language=None, wrap_lines=True)
+    return False
+
+
+def _choose_set(names: Sequence[str]) -> str:
+    """The evaluation set; where a link names one that is not there, that is said."""
+
+    def forget() -> None:
+        st.session_state.pop(_NO_SUCH_SET, None)
+
+    asked = st.query_params.get("set")
+    if asked is not None and asked not in names:
+        st.session_state[_NO_SUCH_SET] = asked
+    chosen = st.selectbox(
+        "Evaluation set",
+        names,
+        key="set",
+        bind="query-params",
+        on_change=forget,
+        help="The examples that behaviours are measured on.",
+    )
+    if (missing := st.session_state.get(_NO_SUCH_SET)) is not None:
+        st.warning(
+            components.plain(
+                f"The link names the set {short(missing, 60)}, which this run does not have; "
+                f"{chosen} is shown instead."
+            ),
+            icon=":material/link_off:",
+        )
+    return chosen
 
 
 def _choose_estimator(at: Source, set_name: str) -> Effects | None:
@@ -141,6 +207,9 @@ def _choose_groups(
 
 def nothing_measured(workspace: Workspace) -> None:
     """In the place of numbers where there are none yet: the free ones start by themselves."""
+    if not workspace.computable:
+        st.info("No stage effect has been measured on this set yet.", icon=":material/info:")
+        return
     st.info(
         "No stage effect has been measured on this set yet. The task vector is free and takes "
         "seconds; better numbers follow by themselves.",
