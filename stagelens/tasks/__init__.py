@@ -141,5 +141,5 @@ def find_task(
                 "the package that registers it, or give it: open_run(path, task=...) or "
                 "--task package.module:Class. Stored results can be read without it"
             )
-        task_class = found[0].load()
+        task_class = load_task_class(found[0].value)
     return make_task(task_class, config, assets or {})

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import datasets
+import numpy as np
 import pytest
 import torch
+import transformers
 from torch import nn
 from typer.testing import CliRunner
 
 import stagelens
 from stagelens.cli import app
+from stagelens.effects import attribute
+from tests.small_texts import bert, bert_tokenizer
 from tests.small_trainings import arguments, examples, made
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -19,6 +28,11 @@ README = (Path(__file__).parents[2] / "README.md").read_text()
 
 def _blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def _block_with(text: str) -> str:
+    (block,) = (block for block in _blocks("python") if text in block)
+    return block
 
 
 def test_the_ten_lines_record_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,10 +70,100 @@ def test_the_callback_records_a_trainer(tmp_path: Path, monkeypatch: pytest.Monk
         "articles": examples("bert", tokenizer),
         "chats": examples("bert", tokenizer, seed=1),
     }
-    (block,) = [block for block in _blocks("python") if "StageRecorderCallback" in block]
-    exec(block, own)
+    exec(_block_with("StageRecorderCallback"), own)
     run = stagelens.open_run("runs/chat")
     assert [(stage.name, stage.steps) for stage in run.stages] == [("general", 2), ("sft", 2)]
+
+
+@pytest.fixture
+def ages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The task of one's own as an installed package, whose runs stand beside it."""
+    (tmp_path / "ages.py").write_text(_block_with("class Ages(Task)"))
+    (entry,) = (block for block in _blocks("toml") if "stagelens.tasks" in block)
+    facts = tmp_path / "ages-1.0.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: ages\nVersion: 1.0\n")
+    entries = entry.replace("project.entry-points.", "").replace('"', "")
+    (facts / "entry_points.txt").write_text(entries)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop("ages", None)
+
+
+def test_a_task_of_ones_own_records_and_attributes(ages: Path) -> None:
+    assert len(_block_with("class Ages(Task)").splitlines()) < 40
+    task = importlib.import_module("ages").Ages()
+    torch.manual_seed(0)
+    model = task.build_model()
+    recorder = stagelens.Recorder("run", task)
+    images = torch.randint(256, (40, 8, 8), dtype=torch.uint8)
+    years = images.float().mean((1, 2)) / 2
+    for name in ("first", "second"):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        with recorder.stage(name, model=model, optimizer=optimizer) as stage:
+            for rows in torch.randperm(40).split(8):
+                batch = (images[rows] / 255, years[rows])
+                loss = task.loss(model, batch)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                stage.step(batch, loss)
+    recorder.add_set("test", images=images[:9], labels=[*years[:8].tolist(), None])
+    recorder.close()
+    run = stagelens.open_run("run")  # found by its registered name
+    assert type(run.task) is type(task)
+    table = attribute(run, "test", "replay").table
+    assert table["effect"].notna().sum() == 2 * 8
+    assert set(table["behaviour"]) == {"error"}
+    for option in ([], ["--task", "ages:Ages"]):
+        done = CliRunner().invoke(app, ["attribute", "run", "--estimator", "replay", *option])
+        assert done.exit_code == 0, done.output
+
+
+def _comments(count: int, columns: Sequence[str], seed: int) -> datasets.Dataset:
+    """Invented comments in the columns of CivilComments."""
+    random = np.random.default_rng(seed)
+    words = ["cat", "dog", "mat", "women", "muslim", "rain", "birds", "man"]
+    texts = [" ".join(random.choice(words, 5)) for _ in range(count)]
+    scores = {name: random.random(count).astype(np.float32).tolist() for name in columns}
+    return datasets.Dataset.from_dict({"text": texts, **scores})
+
+
+CIVIL = ["toxicity", "severe_toxicity", "obscene", "threat", "insult", "identity_attack"]
+
+
+@pytest.mark.parametrize("identities", [[], ["male", "female", "muslim", "black"]])
+def test_civil_comments_on_comments_with_the_same_columns(
+    identities: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = []
+
+    def load_dataset(name: str, split: str) -> datasets.Dataset:
+        asked.append((name, split))
+        return _comments(60, [*CIVIL, *identities], seed=len(asked))
+
+    tokenizer = bert_tokenizer()
+
+    def load_model(_name: str, id2label: dict[int, str], attn_implementation: str) -> Any:
+        assert attn_implementation == "eager"
+        return bert(tokenizer, id2label=id2label)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda _name: tokenizer)
+    auto = transformers.AutoModelForSequenceClassification
+    monkeypatch.setattr(auto, "from_pretrained", load_model)
+    own: dict[str, Any] = {}
+    exec(_block_with("load_dataset("), own)
+    exec(_block_with("effects = attribute("), own)
+    assert [name for name, _ in asked] == ["google/civil_comments"] * 2
+    run = stagelens.open_run("runs/civil")
+    assert [stage.name for stage in run.stages] == ["general", "identities"]
+    columns = run.evaluation_set("test").columns
+    assert columns == ("mention", *sorted({"male", "female", "muslim"} & set(identities)))
+    assert own["effects"]["effect"].notna().all()
+    assert set(own["effects"]["mention"]) <= {"yes", "no"}
 
 
 def test_every_command_that_it_names_exists() -> None:
