@@ -62,6 +62,13 @@ def disabled() -> nn.Module:
     return model
 
 
+def variant() -> nn.Module:
+    """Its configuration says nothing of it, as where ``init_lora_weights`` chooses one."""
+    model = adapter(use_dora=True)
+    model.peft_config["default"].use_dora = False
+    return model
+
+
 def attention() -> nn.Module:
     model = nn.Sequential(nn.MultiheadAttention(4, 2))
     return get_peft_model(model, LoraConfig(target_modules=["0"]))
@@ -82,8 +89,8 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
         ("of kind IA3", "use peft.LoraConfig"),
     ),
     "a variant of LoRA": (
-        lambda: adapter(init_lora_weights="mica", target_modules=["outer"]),
-        ("outer is a MiCALinearVariant", "init_lora_weights=True"),
+        variant,
+        ("is a DoraEmbeddingVariant", "variant of LoRA", "init_lora_weights=True"),
     ),
     "a special layer": (attention, ("0 is a peft.tuners.lora.layer.MultiheadAttention",)),
     "several adapters": (several, ("2 adapters (default, second)", "merge_and_unload()")),
