@@ -175,7 +175,7 @@ class Task(ABC):
     def stage_config(self, model: nn.Module) -> dict[str, Any] | None:
         """What ``build_model`` takes to make a stage's model, read from the model that is trained.
 
-        A recorder asks for it where it was given no ``build_config``.
+        A recorder puts a ``build_config`` that it was given on top of it.
 
         Returns:
             Plain JSON; None, the default, where it is the task's own model.

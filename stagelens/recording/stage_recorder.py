@@ -91,8 +91,8 @@ class StageRecorder:
                 "that this stage trains"
             )
         self._adapter = read_adapter(self._model)
-        if self._build_config is None:
-            self._build_config = self._recorder.task.stage_config(self._model)
+        if (read := self._recorder.task.stage_config(self._model)) is not None:
+            self._build_config = {**read, **(self._build_config or {})}
         self._built: nn.Module | None = self._build(self._build_config)
         self._check_built(self._built)
         self._start: TrainingState | None = capture(self._model, self._optimizer, self._names)
