@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
+import stagelens
 from stagelens.effects import boundaries
 from stagelens.estimators.replay import Replay
 from stagelens.estimators.task_vector import subtract_stage
@@ -28,6 +29,7 @@ from tests.loops import (
     make_task,
     record_plans,
     run_plans,
+    train,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set")
@@ -162,6 +164,21 @@ def test_optimiser_state_goes_over_with_the_parameters_that_were_renamed(tmp_pat
     before, after, boundary = run.stages[0].end(), run.last.start(), run.last.facts.boundary
     assert sorted(boundary.carried) == sorted(after.optimizer)
     assert {boundary.renamed[name] for name in boundary.carried} == set(before.optimizer)
+
+
+def test_a_recording_that_goes_on_in_another_process_knows_the_adapter(tmp_path: Path) -> None:
+    task = layers_task()
+    recorder = stagelens.Recorder(tmp_path / "run", task)
+    run_plans(task, [FULL, LORA], recorder=recorder)
+    recorder.close()
+    again = stagelens.Recorder(tmp_path / "run", layers_task(), resume=True)
+    model = task.build_model(LORA.recorder["build_config"])
+    again.restore(model)
+    model = merged(model).train()
+    optimizer = momentum(model, None)
+    with again.stage("after", model=model, optimizer=optimizer) as stage:
+        train(task, model, optimizer, make_batches(2), stage=stage)
+    assert again.run().last.facts.boundary.adapters == ["merged"]
 
 
 def test_without_a_stage_whose_adapter_stays_on_the_adapter_does_nothing(tmp_path: Path) -> None:
