@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from . import tasks
+    from .assembling.assemble import assemble
     from .contracts import Behaviour, Example, Predictions, StageLensError, Task
     from .recording.recorder import Recorder
     from .recording.trainer_callback import StageRecorderCallback
@@ -23,6 +24,7 @@ __all__ = [
     "StageLensError",
     "StageRecorderCallback",
     "Task",
+    "assemble",
     "open_run",
     "tasks",
 ]
@@ -36,6 +38,7 @@ _HOMES = {
     "Task": "contracts",
     "Recorder": "recording.recorder",
     "StageRecorderCallback": "recording.trainer_callback",
+    "assemble": "assembling.assemble",
     "Run": "runs.run",
     "open_run": "runs.run",
 }

@@ -352,6 +352,76 @@ def add_set(
     typer.echo(report.sentence())
 
 
+@app.command(
+    epilog="Example: stagelens assemble --stage base=bert --stage sft=out/sft --stage dpo=out/dpo "
+    "--eval test.csv --out runs/mine",
+)
+def assemble(
+    stage: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME=DIR",
+            help="A checkpoint folder; the first is the base, each further one the end of a stage "
+            "of that name. Give them in the order of training.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="A folder that holds nothing yet.")],
+    evaluation: Annotated[
+        Path | None,
+        typer.Option("--eval", metavar="FILE", help="A file to add as evaluation set."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The run's name; by default the folder's.")
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="text-classification, causal-lm or MODULE:CLASS; by default what config.json "
+            "names."
+        ),
+    ] = None,
+    link: Annotated[
+        bool,
+        typer.Option(
+            "--link", help="Link weights instead of copying; never edit the originals then."
+        ),
+    ] = False,
+    label_column: Annotated[str, typer.Option(help="Column of the labels.")] = "label",
+    id_column: Annotated[str | None, typer.Option(help="Column of stable ids.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column of the texts.")] = None,
+    progress: ProgressFile = None,
+) -> None:
+    """Make a run from checkpoint folders, without any recording: task vectors at once.
+
+    Folders hold a transformers model as safetensors (one file, or shards with their index), or
+    are those that a Trainer writes.
+    """
+    folders = []
+    for given in stage:
+        label, equals, folder = given.partition("=")
+        if not equals or not folder:
+            raise StageLensError(f"--stage {given}: give a name and a folder, as sft=DIR")
+        folders.append((label, folder))
+    with _Reporter(progress).running() as report:
+        from .assembling.assemble import assemble as assemble_run
+
+        run = assemble_run(
+            folders,
+            out,
+            evaluation=evaluation,
+            task=task,
+            name=name,
+            link=link,
+            progress=report,
+            label_column=label_column,
+            id_column=id_column,
+            text_column=text_column,
+        )
+    for problem in run.problems:
+        typer.echo(f"Note: {problem}", err=True)
+    typer.echo(f"{out}: {len(run.stages)} stages, sets {', '.join(run.set_names) or 'none yet'}")
+
+
 def main() -> None:
     """Run the command line; an error is one line on stderr and exit status 1."""
     try:

@@ -177,7 +177,7 @@ def _effect(
             by_twins=(factual.values[first] - twin.values[first])[known],
             by_task_vector=(final.values[first] - vector.values[first])[known],
             hardness=max(hardness(later) for later in later_stages),
-            sgd=any(later.facts.optimizer.name == "SGD" for later in later_stages),
+            sgd=any(later.optimizer.name == "SGD" for later in later_stages),
             sampling=counterfactual.twins.sampling,
         )
         trust = trust.model_copy(update={"twins_share": evidence.twins_share})
@@ -415,7 +415,8 @@ def boundaries(run: Run, set_name: str, progress: Progress = no_progress) -> Res
 
     Every boundary is measured on a model of its own stage. Where that gives outputs of another
     shape than the final model (it has other classes, say), the behaviours are not comparable, and
-    the boundary is left out.
+    the boundary is left out. So is one that lacks what an assembled run knows from a later
+    checkpoint only, as a head.
     """
     stored = load_result(run, set_name, "boundaries")
     if stored is not None:
@@ -423,9 +424,10 @@ def boundaries(run: Run, set_name: str, progress: Progress = no_progress) -> Res
     examples = run.evaluation_set(set_name)
     first = run.stages[0]
     held = [(BASE, first, first.start), *((stage.name, stage, stage.end) for stage in run.stages)]
+    whole = [one for n, one in enumerate(held) if not any(s.appeared for s in run.stages[n:])]
     names: list[str] = []
     measured: list[Measured] = []
-    for config, group in groupby(held, key=lambda one: one[1].facts.build_config):
+    for config, group in groupby(whole, key=lambda one: one[1].facts.build_config):
         alike = list(group)
         if not _answers_as_the_final_model(run, alike[0][1], examples):
             continue

@@ -8,7 +8,7 @@ twins have a say in these, they are asked too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,14 +18,15 @@ from torch import inference_mode
 
 from .contracts import Behaviour, Example, Refused, Task, TaskError, TokenValues
 from .effects import Measured, Without, combined, read, stage_rows, weighed
-from .estimators.ladder import Cached, counterfactuals, exact_trust, find_cached, make_estimator
+from .estimators.ladder import Cached, counterfactuals, find_cached, make_estimator
 from .estimators.protocol import Estimator, Weights
 from .estimators.task_vector import TaskVector
 from .loaded_weights import LoadedWeights
 from .results import ResultFacts, StageTrust
 from .runs.run import Run, Stage
 from .runs.schema import FileRef
-from .runs.states import load_tensors
+from .runs.states import load_model
+from .runs.streaming import map_tensors
 
 NAME = "own example"
 """Its id, and the name of its set, in the effect table."""
@@ -184,21 +185,23 @@ class _Bench:
         """The final model on an example."""
         end = self.run.last.facts.end
         assert end is not None, "the last stage of a run is finished"
-        return self._ask(example, end.model)
+        return self._ask(example, "", lambda: load_model(self.run.files, end))
 
     def without(self, stage: Stage, example: Example, final: _Said) -> _Effect:
         """A stage's effect on an example, and what is known of it."""
         known = self.known.get(stage.name)
-        if stage.index == len(self.run.stages) - 1:
-            said = [self._ask(example, stage.facts.start.model)]
-            trust = known or exact_trust(stage, self.estimator.name)
-        elif known is not None and known.trust == "refused":
+        free = self.estimator.name == TaskVector.name or stage.index == len(self.run.stages) - 1
+        if known is not None and known.trust == "refused":
             return _Effect(None, None, known)
+        if free:
+            (found,) = counterfactuals(self.run, self.estimator, [stage])
+            trust = known or found.trust
+            said = [self._ask(example, stage.name, lambda: dict(found.weights or {}))]
         else:
-            cached = find_cached(self.run, stage, self.estimator) or self._computed(stage)
+            cached = self._cached(stage)
             trust = known or cached.trust
             names = ["weights", "factual", "counterfactual"][: 3 if trust.twins_share else 1]
-            said = [self._ask(example, cached.files[name]) for name in names]
+            said = [self._ask_file(example, cached.files[name]) for name in names]
         kinds, share = self.run.task.behaviour_kinds, trust.twins_share
         effects = combined(kinds, final.measured, [one.measured for one in said], share)
         tokens = None
@@ -206,26 +209,23 @@ class _Bench:
             tokens = weighed(*(_values(one) for one in (final, *said)), share=share)
         return _Effect(Without(effects, said[0].measured, trust), tokens, trust)
 
-    def _computed(self, stage: Stage) -> Cached:
-        """The task vector, which costs no gradient; other estimators are no work for here."""
-        if self.estimator.name == TaskVector.name:
-            for _ in counterfactuals(self.run, self.estimator, [stage]):
-                pass
-            cached = find_cached(self.run, stage, self.estimator)
-            if cached is not None:
-                return cached
-        raise Refused(
-            f"the model without {stage.name} by {self.estimator.name} is no longer in the run "
-            f"folder; choose another estimator, or delete {self.run.path / 'results'} and have "
-            "everything computed again"
-        )
+    def _cached(self, stage: Stage) -> Cached:
+        cached = find_cached(self.run, stage, self.estimator)
+        if cached is None:
+            raise Refused(
+                f"the model without {stage.name} by {self.estimator.name} is no longer in the run "
+                f"folder; choose another estimator, or delete {self.run.path / 'results'} and have "
+                "everything computed again"
+            )
+        return cached
 
-    def _ask(self, example: Example, file: FileRef) -> _Said:
-        def load() -> Weights:
-            return load_tensors(self.run.files.path(file))
+    def _ask_file(self, example: Example, file: FileRef) -> _Said:
+        return self._ask(example, file.sha256, lambda: map_tensors(self.run.files.path(file)))
 
-        task = self.run.task
-        weights = self.loaded.get(file.sha256, file.bytes, load)
+    def _ask(self, example: Example, name: str, load: Callable[[], Weights]) -> _Said:
+        task, end = self.run.task, self.run.last.facts.end
+        size = 0 if end is None else sum(file.bytes for file in end.shards)
+        weights = self.loaded.get((self.run.digest, name), size, load)
         with self.loaded.worn(self.run, weights) as model:
             batch = task.collate([example])
             outputs = task.outputs(model, batch)

@@ -8,8 +8,6 @@ stage *mislabelled* two classes are mixed up in part.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..contracts import StageLensError
 from ..effects import attribute, boundaries
 from ..recording.recorder import Recorder
+from ..runs.files import new_folder
 from ..runs.run import Run, open_run
 from ..tasks.image_classification import ImageClassification
 from ..training.replay import Progress, no_progress
@@ -215,18 +213,9 @@ def build(path: Path, seed: int = 0, progress: Progress = no_progress) -> Run:
     Raises:
         StageLensError: The folder holds something already.
     """
-    if path.exists() and any(path.iterdir()):
-        raise StageLensError(
-            f"{path} is not empty; choose another folder for the demo, or delete it first"
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        prefix=f".{path.name}-", dir=path.parent, ignore_cleanup_errors=True
-    ) as folder:
-        whole = Path(folder) / "run"
+    with new_folder(path) as whole:
         run = record(whole, seed, lambda share, text: progress(0.3 * share, text))
         _measure(run, lambda share, text: progress(0.3 + 0.7 * share, text))
-        os.replace(whole, path)
     return open_run(path, run.task)
 
 

@@ -79,6 +79,8 @@ class CoarseReplay:
         first = min(stage.index for stage in stages)
         later = run.stages[first + 1 :]
         for stage in later:
+            if stage.facts.origin == "assembled":
+                raise Refused(stage.not_recorded)
             if stage.steps == 0 or stage.facts.keep_batches == "none":
                 raise Refused(
                     f"stage {stage.name!r} cannot be replayed coarsely, because none of its "
@@ -159,7 +161,7 @@ def choose_plan(run: Run, stage: Stage, budget: float) -> Plan:
     work = [later.steps * later.index for later in run.stages[1:]]
     twins = [later.steps * (later.index + 1) for later in run.stages[1:]]
     cheaper = max(1.0, sum(twins) / sum(work) / budget)
-    most = _THINNING[stage.facts.optimizer.name][2]
+    most = _THINNING[stage.optimizer.name][2]
     hard = hardness(stage)
     thin = min(cheaper, most**hard * _THIN_GENTLE ** (1 - hard))
     merge = min(cheaper / thin, max(1.0, stage.steps / _FEWEST_STEPS))
@@ -168,7 +170,7 @@ def choose_plan(run: Run, stage: Stage, budget: float) -> Plan:
 
 def hardness(stage: Stage) -> float:
     """How unsafe merging the steps of a stage is, 0 to 1, from how straight its weights moved."""
-    low, high, _ = _THINNING[stage.facts.optimizer.name]
+    low, high, _ = _THINNING[stage.optimizer.name]
     return 1 - min(max((straightness(stage) - low) / (high - low), 0.0), 1.0)
 
 
@@ -184,13 +186,13 @@ def straightness(stage: Stage) -> float:
     steps = stage.read_steps()
     facts = [steps.facts(number) for number in range(len(steps))]
     moved = size = way = 0.0
-    for number, group in enumerate(stage.facts.optimizer.groups):
+    for number, group in enumerate(stage.optimizer.groups):
         rates = math.fsum(float(record.groups[number]["lr"]) for record in facts)
         for name in set(group.parameters) & set(stage.facts.trainable):
             moved += float((end[name].double() - start[name].double()).square().sum())
             size += float(start[name].double().square().sum())
             way += rates**2 * start[name].numel()
-    if stage.facts.optimizer.name == "SGD":
+    if stage.optimizer.name == "SGD":
         return 1 - math.sqrt(moved / size) if size else 0.0
     return math.sqrt(moved / way) if way else 1.0
 

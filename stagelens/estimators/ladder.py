@@ -13,12 +13,13 @@ from ..results import METHOD, StageTrust
 from ..runs.files import write_json
 from ..runs.run import Run, Stage
 from ..runs.schema import FileRef, digest
-from ..runs.states import load_tensors, save_tensors
+from ..runs.states import save_tensors
+from ..runs.streaming import map_tensors
 from ..training.replay import Progress, no_progress
 from .coarse_replay import CoarseReplay
-from .protocol import Counterfactual, Estimator, Twins
+from .protocol import Counterfactual, Estimator, Twins, Weights
 from .replay import Replay
-from .task_vector import TaskVector
+from .task_vector import TaskVector, WithoutStage, keeps, subtract_stage
 from .unrolled import UnrolledJump, UnrolledScale
 
 ESTIMATORS: Mapping[str, Callable[..., Estimator]] = {
@@ -53,8 +54,9 @@ def make_estimator(name: str, settings: Mapping[str, Any] | None = None) -> Esti
 
 def default_estimator(run: Run) -> str:
     """``coarse-replay`` where batches of all later stages were kept, else ``task-vector``."""
-    recorded = all(s.steps > 0 and s.facts.keep_batches != "none" for s in run.stages[1:])
-    return CoarseReplay.name if recorded else TaskVector.name
+    later = all(s.steps > 0 and s.facts.keep_batches != "none" for s in run.stages[1:])
+    recorded = any(s.facts.origin == "recorded" for s in run.stages)
+    return CoarseReplay.name if later and recorded else TaskVector.name
 
 
 def counterfactuals(
@@ -83,8 +85,7 @@ def counterfactuals(
     missing = [stage for stage in stages if stage.name not in found]
     if missing:
         for computed in _computed(run, estimator, missing, progress):
-            _save(run, run.stage(computed.stage), estimator, computed)
-            found[computed.stage] = computed
+            found[computed.stage] = _kept(run, run.stage(computed.stage), estimator, computed)
     yield from (found[stage.name] for stage in stages)
 
 
@@ -108,6 +109,10 @@ def _computed(
 
 def _without_last(stage: Stage, estimator: str) -> Counterfactual:
     began = time.perf_counter()
+    if stage.appeared:
+        reason = f"The last stage's start is the model without it. {keeps(stage)}."
+        trust = StageTrust(stage=stage.name, estimator=estimator, trust="estimated", reason=reason)
+        return Counterfactual(stage.name, subtract_stage(stage.end().model, stage, []), trust)
     weights = stage.start().model
     seconds = time.perf_counter() - began
     trust = exact_trust(stage, estimator).model_copy(update={"seconds": seconds})
@@ -150,9 +155,13 @@ def _cache(run: Run, stage: Stage, estimator: Estimator) -> str:
     return f"results/counterfactuals/{key}"
 
 
-def _save(run: Run, stage: Stage, estimator: Estimator, computed: Counterfactual) -> None:
-    if computed.weights is None:
-        return
+def _kept(run: Run, stage: Stage, estimator: Estimator, computed: Counterfactual) -> Counterfactual:
+    """Write a counterfactual to the cache; returns it memory-mapped, so that memory is free again.
+
+    A task vector is not written: its weights are read from the states again when they are used.
+    """
+    if computed.weights is None or isinstance(computed.weights, WithoutStage):
+        return computed
     prefix = _cache(run, stage, estimator)
     run.files.inside(prefix)
     models = {"weights": computed.weights}
@@ -169,6 +178,17 @@ def _save(run: Run, stage: Stage, estimator: Estimator, computed: Counterfactual
     write_json(
         run.path / f"{prefix}.json", Cached(trust=computed.trust, files=files, sampling=sampling)
     )
+    mapped = {name: map_tensors(run.path / file.path) for name, file in files.items()}
+    return _counterfactual(stage, computed.trust, mapped, sampling)
+
+
+def _counterfactual(
+    stage: Stage, trust: StageTrust, models: Mapping[str, Weights], sampling: float
+) -> Counterfactual:
+    twins = None
+    if "factual" in models:
+        twins = Twins(models["factual"], models["counterfactual"], sampling)
+    return Counterfactual(stage.name, models["weights"], trust, twins)
 
 
 def find_cached(run: Run, stage: Stage, estimator: Estimator) -> Cached | None:
@@ -186,10 +206,7 @@ def _load(run: Run, stage: Stage, estimator: Estimator) -> Counterfactual | None
     if cached is None:
         return None
     try:
-        models = {n: load_tensors(run.files.path(file)) for n, file in cached.files.items()}
-        twins = None
-        if "factual" in models:
-            twins = Twins(models["factual"], models["counterfactual"], cached.sampling)
-        return Counterfactual(stage.name, models["weights"], cached.trust, twins)
+        models = {n: map_tensors(run.files.path(file)) for n, file in cached.files.items()}
+        return _counterfactual(stage, cached.trust, models, cached.sampling)
     except (RunError, KeyError):
         return None

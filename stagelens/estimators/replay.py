@@ -138,9 +138,9 @@ def _trust(
 
 def _machine(stage: Stage) -> str:
     """What decides whether arithmetic is the same: build, threads, processor and device."""
-    threads = stage.facts.environment.threads
+    threads = stage.environment.threads
     device = "cpu"
-    if stage.facts.environment.device == "cuda" and torch.cuda.is_available():
+    if stage.environment.device == "cuda" and torch.cuda.is_available():
         device = torch.cuda.get_device_name()
     capability = torch.backends.cpu.get_cpu_capability()
     build = digest(torch.__config__.show())[:8]

@@ -157,9 +157,8 @@ class StageRecorder:
         unchanged = before.model.keys() == start.model.keys() and all(
             same_tensor(before.model[name], tensor) for name, tensor in start.model.items()
         )
-        end = run.last.facts.end
-        there = end.model if unchanged and end is not None else None
-        return boundary, save_state(root, prefix, start, model=there)
+        there = run.last.facts.end if unchanged else None
+        return boundary, save_state(root, prefix, start, there)
 
     def _adapter_before(self, stage: Stage, end: TrainingState) -> Adapter | None:
         """That of the stage before, whose model is made for it only where it can have had one."""
@@ -243,6 +242,7 @@ class StageRecorder:
         watch = self._watch
         assert self._built is not None
         assert self._start is not None
+        assert self._facts.optimizer is not None
         if watch.forwards % len(self._micro) or not watch.forwards:
             raise RecordingError(
                 f"{watch.forwards} forward passes of the model came before the first update, but "

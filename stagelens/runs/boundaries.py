@@ -68,10 +68,11 @@ def carry(name: str, later: Sequence[Boundary], tensors: Mapping[str, Tensor]) -
         tensors: Floating tensors of the stage, at its start or its end.
 
     Returns:
-        (*shape) float64; None where nothing of the stage's state is left in it.
+        (*shape), float64 where an adapter was merged into it; None where nothing of the stage's
+        state is left in it.
     """
     if not later:
-        return tensors[name].double() if name in tensors else None
+        return tensors.get(name)
     *earlier, boundary = later
     if name in boundary.new:
         return None
@@ -79,6 +80,6 @@ def carry(name: str, later: Sequence[Boundary], tensors: Mapping[str, Tensor]) -
     if (term := boundary.merged.get(name)) is not None:
         a, b = (carry(factor, earlier, tensors) for factor in (term.a, term.b))
         if a is not None and b is not None:
-            product = low_rank_product(term, a, b)
-            return product if own is None else own + product
+            product = low_rank_product(term, a.double(), b.double())
+            return product if own is None else own.double() + product
     return own

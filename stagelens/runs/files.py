@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from ..contracts import RunError
+from ..contracts import RunError, StageLensError
 from .schema import VERSION, FileRef
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -46,6 +47,30 @@ def atomic_path(path: Path, *, sync_folder: bool = True) -> Iterator[Path]:
             _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A hidden folder beside ``path``; renamed to it when the block ends well, else removed.
+
+    Args:
+        path: A folder that does not exist, or holds nothing.
+
+    Raises:
+        StageLensError: It holds something; nothing is ever overwritten.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise StageLensError(f"{path} is not empty; choose another folder, or delete it first")
+    path = path.absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        prefix=f".{path.name}-", dir=path.parent, ignore_cleanup_errors=True
+    ) as folder:
+        whole = Path(folder) / path.name
+        whole.mkdir()
+        yield whole
+        os.replace(whole, path)
+        _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:

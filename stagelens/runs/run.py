@@ -8,11 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ..contracts import RunError, Task
+from ..contracts import Refused, RunError, Task
 from .evaluation_sets import EvaluationSet
 from .files import CheckedFiles, read_json
-from .schema import PartRef, RunFile, StageFile, StageRef, StateRef, digest
-from .steps import RecordedSteps, discover_parts, recorded_digest, steps_table
+from .schema import (
+    Environment,
+    OptimizerFacts,
+    PartRef,
+    RunFile,
+    StageFile,
+    StageRef,
+    StateRef,
+    digest,
+)
+from .steps import RecordedSteps, discover_parts, read_history, recorded_digest, steps_table
 from .task_files import identity, read_assets
 
 if TYPE_CHECKING:
@@ -23,7 +32,7 @@ if TYPE_CHECKING:
 _DIGESTED: Any = {
     "name": True,
     "optimizer": True,
-    "boundary": True,
+    "boundary": {"optimizer", "carried", "new", "removed", "frozen"},
     "trainable": True,
     "evaluation_mode": True,
     "clip_norm": True,
@@ -33,10 +42,26 @@ _DIGESTED: Any = {
     "start": {"model": {"sha256"}, "optimizer": {"sha256"}},
     "end": {"model": {"sha256"}, "optimizer": {"sha256"}},
 }
+# Absent where they say nothing, so that digests of runs that do without them stay what they are.
+_STATE: Any = {"more": {"__all__": {"sha256"}}, "fixed": {"sha256"}, "names": True}
+_DIGESTED_IF_SAID: Any = {
+    "origin": True,
+    "boundary": {"grown", "adapters", "renamed", "merged"},
+    "start": _STATE,
+    "end": _STATE,
+}
+
+
+def _identity(facts: StageFile) -> dict[str, Any]:
+    """What tells one recorded stage from another, beside its steps."""
+    said = facts.model_dump(mode="json", include=_DIGESTED_IF_SAID, exclude_defaults=True)
+    said = {name: value for name, value in said.items() if value}
+    own = facts.model_dump(mode="json", include=_DIGESTED)
+    return {**own, "also": said} if said else own
 
 
 class Stage:
-    """A recorded stage. ``facts`` is its stage.json; states and steps are read when asked for.
+    """A stage of a run. ``facts`` is its stage.json; states and steps are read when asked for.
 
     ``previous`` is the finished stage before it, None for the first.
     """
@@ -68,8 +93,55 @@ class Stage:
         """Whether the batches of all steps were kept."""
         return self.facts.keep_batches == "all" and self.steps > 0
 
+    @property
+    def updates(self) -> int:
+        """How many optimiser steps the stage had: recorded, or reported by a Trainer; else 0."""
+        return self.facts.updates or self.steps
+
+    @property
+    def optimizer(self) -> OptimizerFacts:
+        """The optimiser as replay makes it again.
+
+        Raises:
+            Refused: No steps were recorded.
+        """
+        if self.facts.optimizer is None:
+            raise Refused(self.not_recorded)
+        return self.facts.optimizer
+
+    @property
+    def environment(self) -> Environment:
+        """Where the stage was recorded.
+
+        Raises:
+            Refused: No steps were recorded.
+        """
+        if self.facts.environment is None:
+            raise Refused(self.not_recorded)
+        return self.facts.environment
+
+    @property
+    def appeared(self) -> list[str]:
+        """What has no value, or fewer rows, before an assembled stage; a recorded one knows all."""
+        if self.facts.origin == "recorded":
+            return []
+        return [*self.facts.boundary.new, *self.facts.boundary.grown]
+
+    @property
+    def not_recorded(self) -> str:
+        """Why nothing that needs the steps of an assembled stage can be given, for messages."""
+        return (
+            f"no steps were recorded of stage {self.name!r}: this run was assembled from "
+            "checkpoints; use --estimator task-vector, or record the stage while it is trained"
+        )
+
     def table(self) -> pd.DataFrame:
-        """One row per step: ``step``, ``loss`` and ``lr`` (of the first parameter group)."""
+        """One row per step: ``step``, ``loss`` and ``lr`` (of the first parameter group).
+
+        Of an assembled stage, those steps that a Trainer reported, with NaN where it left one out.
+        """
+        if self.facts.history is not None:
+            return read_history(self._files, self.facts.history)
         return steps_table(self._files, self.facts.parts)
 
     def read_steps(self) -> RecordedSteps:
@@ -107,7 +179,8 @@ class Run:
         name: As given at recording.
         stages: The finished stages, in training order.
         unfinished: Stages whose recording was stopped or is still under way.
-        problems: Sentences on what is missing or set aside; empty where all is well.
+        problems: Sentences on what is missing, set aside, or to be known of an assembled run;
+            empty where all is well.
     """
 
     def __init__(self, path: Path, file: RunFile, task: Task | None) -> None:
@@ -116,7 +189,7 @@ class Run:
         self.name = file.name
         self.stages: list[Stage] = []
         self.unfinished: list[Stage] = []
-        self.problems: list[str] = []
+        self.problems: list[str] = list(file.notes)
         self.files = CheckedFiles(path)
         self._task = task
         for asset in file.task.files.values():
@@ -135,10 +208,7 @@ class Run:
         return digest(
             identity(self.file.task),
             [
-                (
-                    stage.facts.model_dump(mode="json", include=_DIGESTED),
-                    recorded_digest(self.files, stage.facts.parts),
-                )
+                (_identity(stage.facts), recorded_digest(self.files, stage.facts.parts))
                 for stage in self.stages
             ],
         )
@@ -174,9 +244,10 @@ class Run:
         previous = self.stages[-1] if self.stages else None
         stage = Stage(self.files, facts, len(self.stages), previous)
         for state in (facts.start, facts.end, *(c.state for c in facts.checkpoints)):
-            for file in (state.model, state.optimizer) if state else ():
-                if file is not None:
-                    self.files.present(file)
+            for file in state.files if state else ():
+                self.files.present(file)
+        for file in (*facts.beside.values(), *([facts.history] if facts.history else [])):
+            self.files.present(file)
         self._check_parts(stage)
         if facts.status == "complete":
             self.stages.append(stage)

@@ -7,6 +7,7 @@ Layout::
     stages/00-pretrain/stage.json     StageFile
     stages/00-pretrain/steps-00000.parquet, batches-00000.safetensors, ...   numbered parts
     stages/00-pretrain/start.model.safetensors, start.optimizer.safetensors, end....
+    checkpoints/00-base/model.safetensors, ...    of an assembled run: checkpoints, as they were
     sets/test/set.json, examples.parquet      SetFile
     results/                          derived; keyed by digest, never part of the run digest
 
@@ -22,7 +23,7 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 VERSION: Literal[1] = 1
 """Version of the layout; a folder of a newer one is refused with what to do."""
@@ -74,10 +75,32 @@ class FileRef(_Model):
 
 
 class StateRef(_Model):
-    """A boundary on disk: parameters and buffers, and the optimiser's state beside them."""
+    """A boundary on disk: parameters and buffers, and the optimiser's state beside them.
+
+    Attributes:
+        model: Parameters and buffers, or the first shard of them.
+        more: Further shards of them.
+        fixed: Buffers that the architecture determines, which a checkpoint leaves out.
+        names: Parameter or buffer to its name in these files, which may hold others too; None
+            where they hold what the module has, under its names.
+        optimizer: Its state, where there is any.
+    """
 
     model: FileRef
+    more: list[FileRef] = []
+    fixed: FileRef | None = None
+    names: dict[str, str] | None = None
     optimizer: FileRef | None = None
+
+    @property
+    def shards(self) -> list[FileRef]:
+        """The files of what was trained."""
+        return [self.model, *self.more]
+
+    @property
+    def files(self) -> list[FileRef]:
+        """All files."""
+        return [*self.shards, *(file for file in (self.fixed, self.optimizer) if file)]
 
 
 class ParameterGroup(_Model):
@@ -88,7 +111,10 @@ class ParameterGroup(_Model):
 
 
 class OptimizerFacts(_Model):
-    """The optimiser of a stage, as replay makes it again."""
+    """The optimiser of a stage, as replay makes it again.
+
+    In an assembled run it is what a Trainer's checkpoint tells: parameters are then not known.
+    """
 
     name: Literal["SGD", "Adam", "AdamW"]
     groups: list[ParameterGroup]
@@ -118,6 +144,7 @@ class Boundary(_Model):
         optimizer: Whether the optimiser's state was carried over; for people to read.
         carried: Parameters whose optimiser state was carried.
         new: Parameters and buffers that did not exist before, or were initialised anew.
+        grown: Parameters that got further rows behind those that they had, to how many these were.
         removed: Parameters and buffers that no longer exist.
         frozen: Parameters of the model that this stage does not train.
         adapters: What happened to LoRA adapters, in order.
@@ -128,9 +155,10 @@ class Boundary(_Model):
             what this operation gives here, relative to the weight's own; 0 is bit for bit.
     """
 
-    optimizer: Literal["new", "carried", "partly carried"]
+    optimizer: Literal["new", "carried", "partly carried", "not known"]
     carried: list[str] = []
     new: list[str] = []
+    grown: dict[str, Annotated[int, Field(ge=1)]] = {}
     removed: list[str] = []
     frozen: list[str] = []
     adapters: list[Literal["added", "merged", "removed"]] = []
@@ -190,13 +218,23 @@ class BestModel(_Model):
 
 
 class StageFile(_Model):
-    """``stage.json``: one stage. While it is being recorded, ``status`` is ``recording``."""
+    """``stage.json``: one stage. While it is being recorded, ``status`` is ``recording``.
+
+    An assembled stage is known by its boundaries alone: it has no steps, no environment, and an
+    optimiser only where a Trainer wrote one down. What is new in it is in its end state only.
+
+    Attributes:
+        history: Table of the steps that a Trainer reported: ``step``, ``loss``, ``lr``.
+        updates: How many updates it reported.
+        beside: Further files of an assembled stage's checkpoint, by name: its configuration.
+    """
 
     version: Literal[1] = VERSION
     name: Name
     description: str = ""
+    origin: Literal["recorded", "assembled"] = "recorded"
     status: Literal["recording", "complete"]
-    optimizer: OptimizerFacts
+    optimizer: OptimizerFacts | None = None
     boundary: Boundary
     trainable: list[str]
     evaluation_mode: list[str] = []
@@ -205,7 +243,7 @@ class StageFile(_Model):
     precision: Precision = "float32"
     keep_batches: Literal["all", "none"] | Annotated[int, Field(ge=2)] = "all"
     build_config: dict[str, Any] | None = None
-    environment: Environment
+    environment: Environment | None = None
     start: StateRef
     end: StateRef | None = None
     checkpoints: list[Checkpoint] = []
@@ -213,6 +251,15 @@ class StageFile(_Model):
     best_model: BestModel | None = None
     steps: int = Field(default=0, ge=0)
     seconds: float | None = None
+    history: FileRef | None = None
+    updates: int | None = Field(default=None, ge=0)
+    beside: dict[str, FileRef] = {}
+
+    @model_validator(mode="after")
+    def _recorded_facts(self) -> StageFile:
+        if self.origin == "recorded" and (self.optimizer is None or self.environment is None):
+            raise ValueError("a recorded stage has an optimizer and an environment")
+        return self
 
     def files(self) -> Iterator[FileRef]:
         """All files that it names."""
@@ -240,13 +287,14 @@ class StageRef(_Model):
 
 
 class RunFile(_Model):
-    """``run.json``."""
+    """``run.json``. ``notes`` are sentences on what people should know of an assembled run."""
 
     version: Literal[1] = VERSION
     name: Name
     task: TaskRef
     stages: list[StageRef] = []
     set_aside: list[StageRef] = []
+    notes: list[str] = []
 
 
 class SetFile(_Model):

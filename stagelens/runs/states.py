@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..contracts import SUPPORTED_OPTIMIZERS, RunError
 from .files import CheckedFiles, write_file
 from .schema import FileRef, StateRef
+from .streaming import map_tensors
 
 OptimizerState = dict[str, dict[str, Tensor]]
 """Parameter name to the tensors that torch keeps for it, for instance ``exp_avg`` and ``step``."""
@@ -85,15 +85,16 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         )
     with torch.no_grad():
         for name, tensor in own.items():
-            if tensor.shape != tensors[name].shape:
+            recorded = tensors[name]  # once: a mapping may compute it
+            if tensor.shape != recorded.shape:
                 raise RunError(
                     f"{name} has shape {tuple(tensor.shape)} in the model that the task builds, "
-                    f"but {tuple(tensors[name].shape)} in the recorded state; open the run with "
+                    f"but {tuple(recorded.shape)} in the recorded state; open the run with "
                     "the task that it was recorded with"
                 )
-            if tensor.dtype != tensors[name].dtype:
-                tensor = _retyped(model, name, tensors[name].dtype)
-            tensor.copy_(tensors[name])
+            if tensor.dtype != recorded.dtype:
+                tensor = _retyped(model, name, recorded.dtype)
+            tensor.copy_(recorded)
 
 
 def _retyped(model: nn.Module, name: str, dtype: torch.dtype) -> Tensor:
@@ -154,20 +155,8 @@ def save_tensors(root: Path, relative: str, tensors: Mapping[str, Tensor]) -> Fi
     return write_file(root, relative, lambda path: save_file(contiguous, path), sync_folder=False)
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
-
-    Raises:
-        RunError: It is truncated or no safetensors file.
-    """
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise RunError(f"{path} is damaged or no safetensors file ({error}); restore it") from None
-
-
 def save_state(
-    root: Path, prefix: str, state: TrainingState, model: FileRef | None = None
+    root: Path, prefix: str, state: TrainingState, there: StateRef | None = None
 ) -> StateRef:
     """Write ``{prefix}.model.safetensors`` and, where there is any, ``{prefix}.optimizer...``.
 
@@ -175,14 +164,15 @@ def save_state(
         root: The run folder.
         prefix: Path inside it, without the endings.
         state: What to write.
-        model: A file that holds the same parameters and buffers already; they are not written
-            again then.
+        there: A state whose files hold the same parameters and buffers already; they are not
+            written again then.
     """
     flat = {f"{n}/{key}": t for n, keys in state.optimizer.items() for key, t in keys.items()}
-    return StateRef(
-        model=model or save_tensors(root, f"{prefix}.model.safetensors", state.model),
-        optimizer=save_tensors(root, f"{prefix}.optimizer.safetensors", flat) if flat else None,
-    )
+    optimizer = save_tensors(root, f"{prefix}.optimizer.safetensors", flat) if flat else None
+    if there is not None:
+        return there.model_copy(update={"optimizer": optimizer})
+    model = save_tensors(root, f"{prefix}.model.safetensors", state.model)
+    return StateRef(model=model, optimizer=optimizer)
 
 
 def load_state(files: CheckedFiles, reference: StateRef) -> TrainingState:
@@ -193,10 +183,38 @@ def load_state(files: CheckedFiles, reference: StateRef) -> TrainingState:
     """
     optimizer: OptimizerState = {}
     if reference.optimizer is not None:
-        for flat, tensor in load_tensors(files.path(reference.optimizer)).items():
+        for flat, tensor in map_tensors(files.path(reference.optimizer)).items():
             name, _, key = flat.rpartition("/")
             optimizer.setdefault(name, {})[key] = tensor
-    return TrainingState(load_tensors(files.path(reference.model)), optimizer)
+    return TrainingState(load_model(files, reference), optimizer)
+
+
+def load_model(
+    files: CheckedFiles, reference: StateRef, *, checked: bool = True
+) -> dict[str, Tensor]:
+    """Parameters and buffers by name; views of the memory-mapped files, read when used.
+
+    Args:
+        files: Of the run folder.
+        reference: A boundary or checkpoint.
+        checked: Whether the files are read once now, to check their digest; without it only their
+            size is looked at.
+
+    Raises:
+        RunError: A file is missing, truncated or edited.
+    """
+    found: dict[str, Tensor] = {}
+    for file in (*reference.shards, *([reference.fixed] if reference.fixed else [])):
+        found |= map_tensors(files.path(file) if checked else files.present(file))
+    if reference.names is None:
+        return found
+    for own, name in reference.names.items():
+        if name not in found:
+            raise RunError(
+                f"{files.root / reference.model.path} has no tensor {name!r}, which should be "
+                f"{own!r} of the model; restore the original run folder"
+            )
+    return {own: found[name] for own, name in reference.names.items()}
 
 
 def same_tensor(a: Tensor, b: Tensor) -> bool:

@@ -45,6 +45,7 @@ _COLUMNS = pa.schema(
 _DIVISORS = _COLUMNS.get_field_index("divisors")
 _COLUMNS_WITHOUT_DIVISORS = _COLUMNS.remove(_DIVISORS)
 """As earlier versions recorded steps: every loss was divided by the accumulation."""
+_HISTORY = pa.schema([_COLUMNS.field(name) for name in ("step", "loss", "lr")])
 
 
 @dataclass
@@ -269,7 +270,7 @@ def recorded_digest(files: CheckedFiles, parts: Sequence[PartRef]) -> str:
         raise _foreign(path) from None
 
 
-def _read_table(path: Path) -> pa.Table:
+def _read_table(path: Path, columns: pa.Schema = _COLUMNS) -> pa.Table:
     try:
         table = pq.read_table(path, page_checksum_verification=True)
     except FileNotFoundError:
@@ -281,7 +282,7 @@ def _read_table(path: Path) -> pa.Table:
     if table.schema.equals(_COLUMNS_WITHOUT_DIVISORS):
         nulls = pa.nulls(table.num_rows, _COLUMNS.field("divisors").type)
         table = table.add_column(_DIVISORS, "divisors", nulls)
-    if table.num_rows == 0 or not table.schema.equals(_COLUMNS):
+    if table.num_rows == 0 or not table.schema.equals(columns):
         raise _foreign(path)
     return table
 
@@ -296,6 +297,23 @@ def steps_table(files: CheckedFiles, parts: Sequence[PartRef]) -> pd.DataFrame:
         return pd.DataFrame({"step": [], "loss": [], "lr": []})
     tables = [_read_table(files.path(part.table)) for part in parts]
     return pa.concat_tables(tables).select(["step", "loss", "lr"]).to_pandas()
+
+
+def write_history(root: Path, relative: str, rows: pd.DataFrame) -> FileRef:
+    """Write what a Trainer reported of its steps: ``step``, ``loss`` and ``lr``."""
+    table = pa.Table.from_pandas(rows, schema=_HISTORY, preserve_index=False)
+    return write_file(
+        root, relative, lambda path: pq.write_table(table, path, write_page_checksum=True)
+    )
+
+
+def read_history(files: CheckedFiles, reference: FileRef) -> pd.DataFrame:
+    """The table of :func:`write_history`.
+
+    Raises:
+        RunError: It is missing, damaged or foreign.
+    """
+    return _read_table(files.path(reference), _HISTORY).to_pandas()
 
 
 class RecordedSteps(Sequence[StepRecord]):

@@ -243,8 +243,8 @@ class CoarseModel:
         load_into(self.model, state.model)
         self.rules = StepRules.of(facts)
         prepare(self.model, self.rules)
-        self.rule = facts.optimizer.name
-        self.groups = [group.parameters for group in facts.optimizer.groups]
+        self.rule = stage.optimizer.name
+        self.groups = [group.parameters for group in stage.optimizer.groups]
         self.parameters = dict(self.model.named_parameters())
         self.device = next(iter(self.parameters.values())).device
         self.state = {

@@ -70,7 +70,7 @@ class StageLoss:
         gauss_newton: bool = False,
     ) -> None:
         facts = stage.facts
-        cuda = facts.environment.device == "cuda" and torch.cuda.is_available()
+        cuda = stage.environment.device == "cuda" and torch.cuda.is_available()
         self.device = torch.device("cuda" if cuda else "cpu")
         self.task = task
         self.dtype = dtype

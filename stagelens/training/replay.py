@@ -199,6 +199,8 @@ def check_replayable(stages: Sequence[Stage]) -> None:
         Refused: Batches were not kept for all steps; says what to do.
     """
     for stage in stages:
+        if stage.facts.origin == "assembled":
+            raise Refused(stage.not_recorded)
         if not stage.replayable:
             raise Refused(
                 f"stage {stage.name!r} cannot be replayed, because its batches were not all kept "
@@ -221,7 +223,7 @@ class StageReplay:
         self.stage = stage
         facts = stage.facts
         self.rules = StepRules.of(facts)
-        device = "cuda" if facts.environment.device == "cuda" and _has_cuda() else "cpu"
+        device = "cuda" if stage.environment.device == "cuda" and _has_cuda() else "cpu"
         state = stage.start() if state is None else state
         self.model = task.build_model(facts.build_config)
         load_into(self.model, state.model)
@@ -229,7 +231,7 @@ class StageReplay:
         prepare(self.model, self.rules)
         parameters = dict(self.model.named_parameters())
         self.names = {id(parameter): name for name, parameter in parameters.items()}
-        self.optimizer = build_optimizer(facts.optimizer, parameters)
+        self.optimizer = build_optimizer(stage.optimizer, parameters)
         load_optimizer(self.optimizer, self.names, state.optimizer)
 
     def run(self, order: Sequence[int] | None = None) -> Iterator[StepRecord]:
@@ -262,7 +264,7 @@ def same_arithmetic(stage: Stage) -> Iterator[None]:
     """Replay with the recorded thread count, leaving threads and random state as they were."""
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if _has_cuda() else ()):
-        torch.set_num_threads(stage.facts.environment.threads)
+        torch.set_num_threads(stage.environment.threads)
         try:
             yield
         finally:

@@ -103,7 +103,7 @@ class Layout:
     def __init__(self, stage: Stage, loss: StageLoss, state: State) -> None:
         values = state.values
         self.values = {name: values[name] for name in loss.names}
-        self.rule = stage.facts.optimizer.name
+        self.rule = stage.optimizer.name
         self.optimised = [name for name in state.optimised if name in self.values]
 
     def zeros(self, count: int) -> StateVectors:
@@ -128,16 +128,16 @@ def state_of(
     facts = stage.facts
     tensors = {name: tensor.to(device) for name, tensor in recorded.model.items()}
     floats = {n: t.to(dtype) for n, t in tensors.items() if t.is_floating_point()}
-    trained = [n for group in facts.optimizer.groups for n in group.parameters]
+    trained = [n for group in stage.optimizer.groups for n in group.parameters]
     trained = [n for n in trained if n in set(facts.trainable)]
     entries = {
         name: {k: t if k == "step" else t.to(device, dtype) for k, t in entry.items()}
         for name, entry in recorded.optimizer.items()
     }
-    optimised = state_from_torch(facts.optimizer.name, {n: floats[n] for n in trained}, entries)
+    optimised = state_from_torch(stage.optimizer.name, {n: floats[n] for n in trained}, entries)
     betas = {
         name: (float(group.hyperparameters["betas"][0]), float(group.hyperparameters["betas"][1]))
-        for group in facts.optimizer.groups
+        for group in stage.optimizer.groups
         for name in group.parameters
         if "betas" in group.hyperparameters
     }
@@ -151,7 +151,7 @@ def state_of(
 
 def options_by_name(stage: Stage, record: StepRecord) -> dict[str, Mapping[str, Any]]:
     """Every optimised parameter's hyperparameters at a step."""
-    groups = stage.facts.optimizer.groups
+    groups = stage.optimizer.groups
     return {
         name: values
         for group, values in zip(groups, record.groups, strict=True)
@@ -196,7 +196,7 @@ class StepMap:
             self.clip = ClipOperator(gradients, stage.facts.clip_norm, self.factor)
             gradients = {name: self.factor * g for name, g in gradients.items()}
         self.gradients = gradients
-        rule = stage.facts.optimizer.name
+        rule = stage.optimizer.name
         padded = {name: gradients.get(name) for name in before.optimised}
         optimised = pure_step(rule, before.optimised, padded, options)
         betas = dict(before.betas)

@@ -129,7 +129,7 @@ def active_names(run: Run, stages: Sequence[Stage]) -> frozenset[str]:
         facts = stage.facts
         names |= {new for new, old in facts.boundary.renamed.items() if old in names}
         names |= {n for n, term in facts.boundary.merged.items() if names & {term.a, term.b}}
-        optimised = {n for group in facts.optimizer.groups for n in group.parameters}
+        optimised = {n for group in stage.optimizer.groups for n in group.parameters}
         names |= optimised & set(facts.trainable)
         start, end = stage.start().model, stage.end().model
         for name, tensor in start.items():
@@ -148,7 +148,7 @@ def check_differentiable(stages: Sequence[Stage]) -> None:
     check_replayable(stages)
     for stage in stages:
         facts = stage.facts
-        optimised = {n for group in facts.optimizer.groups for n in group.parameters}
+        optimised = {n for group in stage.optimizer.groups for n in group.parameters}
         outside = [name for name in facts.trainable if name not in optimised]
         if facts.clip_norm is not None and outside:
             raise Refused(

@@ -23,7 +23,7 @@ def heading(workspace: Workspace) -> None:
     """The run, its set, and what was planted, in words."""
     run, examples = workspace.run, workspace.examples
     st.title(components.plain(run.name), anchor=False)
-    steps = sum(stage.steps for stage in run.stages)
+    steps = sum(stage.updates for stage in run.stages)
     facts = [
         count_text(len(run.stages), "stage"),
         count_text(steps, "step"),
@@ -193,19 +193,28 @@ def time_line(workspace: Workspace, behaviour: Behaviour | None) -> None:
         workspace.at, workspace.examples.name, better.name, better.better, workspace.by
     )
     curve = loaders.rates(workspace.at)
-    steps = {stage.name: stage.steps for stage in workspace.run.stages}
+    steps = {stage.name: stage.updates for stage in workspace.run.stages}
     chart = charts.time_line(steps, curve, measured, better, charts.EITHER)
     components.show(chart, "time-line")
     with st.grid(_CARDS_A_ROW, min_column_width=170, border=True):
         for stage in workspace.run.stages:
-            values = curve.loc[curve["stage"] == stage.name, "lr"]
+            values = curve.loc[curve["stage"] == stage.name, "lr"].dropna()
             st.html(_card(stage, charts.stage_color(stage.index), values))
+
+
+def _steps(stage: Stage) -> str:
+    if stage.facts.origin == "recorded":
+        return count_text(stage.steps, "step")
+    if stage.updates:
+        return f"{count_text(stage.updates, 'step')}, none of them recorded"
+    return "assembled from checkpoints: no steps recorded"
 
 
 def _card(stage: Stage, color: str, rates: pd.Series) -> str:
     facts = stage.facts
-    group = facts.optimizer.groups[0].hyperparameters if facts.optimizer.groups else {}
-    optimizer: list[str] = [facts.optimizer.name]
+    known = facts.optimizer
+    group = known.groups[0].hyperparameters if known is not None and known.groups else {}
+    optimizer: list[str] = ["optimiser not known" if known is None else known.name]
     if group.get("momentum"):
         optimizer.append(f"momentum {group['momentum']:g}")
     if group.get("weight_decay"):
@@ -221,7 +230,7 @@ def _card(stage: Stage, color: str, rates: pd.Series) -> str:
     lines = [
         (facts.description or "No data description was recorded.", "margin:.35em 0 .5em 0"),
         (", ".join(optimizer), ""),
-        (f"{rate}, {count_text(stage.steps, 'step')}".lstrip(", "), ""),
+        (f"{rate}, {_steps(stage)}".lstrip(", "), ""),
         (f"optimiser state at its start: {facts.boundary.optimizer}", ""),
         *((f"LoRA adapter {how} before it", "") for how in facts.boundary.adapters),
     ]

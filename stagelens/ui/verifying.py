@@ -88,6 +88,8 @@ def _refusal(workspace: Workspace) -> str | None:
     if len(workspace.stages) < 2:
         return "This run has one stage: its effect is exact, and there is nothing to verify."
     for stage in workspace.run.stages[1:]:
+        if stage.facts.origin == "assembled":
+            return f"Refused: {stage.not_recorded}."
         if not stage.replayable:
             return (
                 f"Refused: stage {stage.name} cannot be replayed, because its batches were not "

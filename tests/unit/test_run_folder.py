@@ -187,6 +187,8 @@ def lead_out_of_the_folder(file: Path) -> None:
 
 
 # run.json is the root of trust: a bit flipped in the run's name there is another name.
+# No sha256 of these is kept: one of their bits can turn a name into another.
+UNSEALED = ("run.json", "stages/02-third/stage.json")
 DAMAGES = [
     (damage, file)
     for damage in (
@@ -199,7 +201,7 @@ DAMAGES = [
         lead_out_of_the_folder,
     )
     for file in FILES
-    if (damage, file) != (flip_a_bit_in_the_middle, "run.json")
+    if damage is not flip_a_bit_in_the_middle or file not in UNSEALED
 ]
 
 

@@ -1,0 +1,263 @@
+"""Checkpoints held against the final model: which tensor is which, and what does not fit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from ..contracts import RunError
+from ..runs.states import model_tensors, same_tensor
+from .checkpoints import Checkpoint
+
+if TYPE_CHECKING:
+    from ..runs.streaming import TensorFacts
+
+_OLD_NAMES = ((".gamma", ".weight"), (".beta", ".bias"))
+"""Endings of names in checkpoints from before PyTorch's own, as the first BERT models have them."""
+
+_BOOKKEEPING = re.compile(
+    r"drop|_token_id|^initializer|^vocab_size$|^use_cache$|^pretraining_tp$|^classifier_|^summary_"
+)
+"""Keys of a configuration that change nothing in what a body of given weights computes."""
+
+_CONTEXT = re.compile(r"^rope_|^max_position_embeddings$|^n_positions$|^n_ctx$|sliding_window$")
+"""Keys that a stage may change on purpose: how far, and how, a model sees positions."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What the final model is made of.
+
+    Attributes:
+        shapes: Parameter or buffer to its shape; shared ones stand once.
+        own_names: Every name that its state_dict has, to the name in ``shapes``.
+        fixed: Buffers that its state_dict has not: the architecture determines them.
+        body: What names of the body begin with, as ``bert.``; the rest is a head. Empty where
+            everything is body.
+        vocabulary: Parameters that have one row per token.
+        expendable: Patterns of names that may be missing from a module without harm.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    own_names: Mapping[str, str]
+    fixed: Mapping[str, Tensor]
+    body: str
+    vocabulary: frozenset[str]
+    expendable: tuple[str, ...]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Architecture:
+        """Read off a module of ``transformers``."""
+        kept = module.state_dict(keep_vars=True)
+        own = {id(t): name for name, t in (*module.named_parameters(), *module.named_buffers())}
+        tensors = model_tensors(module)
+        prefix = getattr(module, "base_model_prefix", "")
+        saved = {name: own[id(tensor)] for name, tensor in kept.items()}
+        return cls(
+            shapes={name: tuple(tensor.shape) for name, tensor in tensors.items()},
+            own_names=saved,
+            fixed={name: t for name, t in tensors.items() if name not in saved.values()},
+            body=f"{prefix}." if prefix else "",
+            vocabulary=frozenset(_vocabulary(module, own)),
+            expendable=tuple(getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()),
+        )
+
+    def own_name(self, name: str) -> str | None:
+        """What a checkpoint's tensor is in the final model; None where it is no part of it.
+
+        A checkpoint of the body alone has no ``bert.`` before its names.
+        """
+        for ending, today in _OLD_NAMES:
+            name = name.removesuffix(ending) + today if name.endswith(ending) else name
+        return self.own_names.get(name) or self.own_names.get(self.body + name)
+
+    def is_unused(self, name: str) -> bool:
+        """Whether a tensor that is no part of the model is of no account, as a mask."""
+        fixed = name in self.fixed or self.body + name in self.fixed
+        return fixed or any(re.search(pattern, name) for pattern in self.expendable)
+
+
+def _vocabulary(module: nn.Module, own: Mapping[int, str]) -> set[str]:
+    names = set()
+    for getter in ("get_input_embeddings", "get_output_embeddings"):
+        layer = getattr(module, getter, lambda: None)()
+        for parameter in layer.parameters() if isinstance(layer, nn.Module) else ():
+            if id(parameter) in own:
+                names.add(own[id(parameter)])
+    return names
+
+
+@dataclass(frozen=True)
+class Matched:
+    """A checkpoint's state in the final model's terms.
+
+    Attributes:
+        names: The final model's name to the checkpoint's.
+        rows: Of tensors with fewer rows than in the final model, how many they have.
+        left_out: Tensors of the checkpoint that the final model has not, or has in another shape.
+    """
+
+    names: Mapping[str, str]
+    rows: Mapping[str, int]
+    left_out: list[str]
+
+
+def match(checkpoint: Checkpoint, final: Architecture, *, last: bool) -> Matched:
+    """Find every tensor of a checkpoint in the final model.
+
+    Args:
+        checkpoint: To look at.
+        final: The final model.
+        last: Whether this is the last checkpoint, which has to have everything.
+
+    Raises:
+        RunError: A tensor is missing, or of another shape, and no head or vocabulary that changed;
+            names it. Nothing is ever broadcast.
+    """
+    names: dict[str, str] = {}
+    rows: dict[str, int] = {}
+    left_out = []
+    for name, facts in checkpoint.tensors.items():
+        own = final.own_name(name)
+        if own is None:
+            if not final.is_unused(name):
+                left_out.append(name)
+        elif own in names:
+            _check_tied(checkpoint, names[own], name)
+        elif _takes(checkpoint, own, name, facts, final, rows, last):
+            names[own] = name
+        else:
+            left_out.append(name)
+    _check_complete(checkpoint, names, final, last)
+    return Matched(names, rows, left_out)
+
+
+def _check_tied(checkpoint: Checkpoint, one: str, other: str) -> None:
+    """Names of one parameter of the final model have to hold the same values."""
+    if not same_tensor(checkpoint.mapped[one], checkpoint.mapped[other]):
+        raise RunError(
+            f"{checkpoint.name}: {one} and {other} differ, but the final model shares them (tied "
+            "weights); give checkpoints that all share them, or all do not"
+        )
+
+
+def _takes(
+    checkpoint: Checkpoint,
+    own: str,
+    name: str,
+    facts: TensorFacts,
+    final: Architecture,
+    rows: dict[str, int],
+    last: bool,
+) -> bool:
+    """Whether a tensor is that of the final model; notes where it has fewer rows."""
+    shape, wanted = facts.shape, final.shapes[own]
+    if shape == wanted:
+        return True
+    if not last and own in final.vocabulary and shape[1:] == wanted[1:]:
+        if shape[0] < wanted[0]:
+            rows[own] = shape[0]
+            return True
+        raise RunError(
+            f"{checkpoint.name}: {name} has {shape[0]:,} rows, but only {wanted[0]:,} in the last "
+            "checkpoint: a vocabulary that shrinks cannot be followed. Give the folders in the "
+            "order of training"
+        )
+    if not last and not own.startswith(final.body):
+        return False  # a head of other classes, which the final model has not
+    raise RunError(
+        f"{checkpoint.name}: {name} has shape {shape}, but the final model's is {wanted}: "
+        "another architecture, whose weights cannot be subtracted; give checkpoints of one model"
+    )
+
+
+def _check_complete(
+    checkpoint: Checkpoint,
+    names: Mapping[str, str],
+    final: Architecture,
+    last: bool,
+) -> None:
+    missing = [name for name in dict.fromkeys(final.own_names.values()) if name not in names]
+    if last and missing:
+        raise RunError(
+            f"{checkpoint.name}: {checkpoint.folder} has no {missing[0]}, which its configuration "
+            "asks for; give the folder of a whole model"
+        )
+    if not any(name.startswith(final.body) for name in names):
+        found = next(iter(checkpoint.tensors), "nothing")
+        raise RunError(
+            f"{checkpoint.name}: none of its tensors ({found}, ...) is one of the final model's "
+            f"body ({final.body}...): another architecture; give checkpoints of one model"
+        )
+    for name in missing:
+        # A classifier has a pooler, which a masked language model of the same body does without.
+        if name.startswith(final.body) and not name.startswith(f"{final.body}pooler."):
+            raise RunError(
+                f"{checkpoint.name}: {checkpoint.folder} has no {name}, which the final model's "
+                "body has; restore the folder, or give checkpoints of one model"
+            )
+
+
+def compare_configs(earlier: Checkpoint, last: Checkpoint) -> list[str]:
+    """Hold two configurations against each other.
+
+    Returns:
+        Sentences on differences that do no harm, but change what a stage effect means.
+
+    Raises:
+        RunError: They describe different architectures; names the keys and their values.
+    """
+    one, other = (normalised(each) for each in (earlier, last))
+    if one["model_type"] != other["model_type"]:
+        raise RunError(
+            f"{earlier.name} is a {one['model_type']!r} model and {last.name} a "
+            f"{other['model_type']!r} model; give checkpoints of one model"
+        )
+    keys = _own_keys(last) | {"tie_word_embeddings"}
+    keys = {key for key in keys if not _BOOKKEEPING.search(key)}
+    differing = [key for key in sorted(keys) if one.get(key) != other.get(key)]
+    said = [f"{key} {one.get(key)!r} and {other.get(key)!r}" for key in differing]
+    harmful = [text for key, text in zip(differing, said, strict=True) if not _CONTEXT.search(key)]
+    if harmful:
+        raise RunError(
+            f"{earlier.name} and {last.name} have different architectures, whose weights cannot be "
+            f"subtracted: {'; '.join(harmful)} (config.json); give checkpoints of one model"
+        )
+    return [
+        f"{earlier.name} and {last.name} differ in {text} (config.json); every boundary is "
+        f"measured with the configuration of {last.name}"
+        for text in said
+    ]
+
+
+def normalised(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Its configuration with every default filled in, as plain JSON.
+
+    Raises:
+        RunError: ``transformers`` does not know such a model.
+    """
+    config = dict(checkpoint.config)
+    kind = config.pop("model_type", None)
+    try:
+        import transformers
+
+        made = transformers.AutoConfig.for_model(kind, **config)
+    except Exception as error:  # whatever a foreign configuration makes transformers raise
+        raise RunError(
+            f"{checkpoint.folder / 'config.json'}: transformers cannot make a configuration of it "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        ) from None
+    found: dict[str, Any] = made.to_dict()
+    return found
+
+
+def _own_keys(checkpoint: Checkpoint) -> set[str]:
+    """Keys that this kind of model adds to what every configuration has."""
+    import transformers
+
+    own = type(transformers.AutoConfig.for_model(checkpoint.config["model_type"]))
+    return set(own().to_dict()) - set(transformers.PretrainedConfig().to_dict())

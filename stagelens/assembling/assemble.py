@@ -1,0 +1,354 @@
+"""Checkpoint folders to a run: no recording is needed to attribute what exists already."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations, pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..contracts import BASE, RunError, StageLensError, Task
+from ..runs.files import new_folder, write_file, write_json
+from ..runs.run import Run, open_run
+from ..runs.schema import (
+    Boundary,
+    FileRef,
+    RunFile,
+    StageFile,
+    StageRef,
+    StateRef,
+    check_name,
+)
+from ..runs.set_readers import read_set_file
+from ..runs.set_writer import write_set
+from ..runs.states import same_tensor, save_tensors
+from ..runs.steps import write_history
+from ..runs.streaming import read_header
+from ..runs.task_files import write_task
+from ..training.replay import Progress, no_progress
+from .architecture import Architecture, Matched, compare_configs, match
+from .checkpoints import Checkpoint, open_checkpoint
+from .task import find_tokenizer, task_of
+from .trainer_facts import TrainerFacts, trainer_facts
+
+_BLOCK = 4 * 2**20
+_BESIDE = ("config.json", "generation_config.json")
+
+
+def assemble(
+    checkpoints: Mapping[str, str | Path] | Iterable[tuple[str, str | Path]],
+    out: str | Path,
+    *,
+    evaluation: str | Path | None = None,
+    task: Task | str | None = None,
+    name: str | None = None,
+    link: bool = False,
+    progress: Progress = no_progress,
+    **columns: Any,
+) -> Run:
+    """Make a run from checkpoint folders of ``transformers``, without any recording.
+
+    The first folder is the base: the boundary before the first stage. Each further one is the end
+    of a stage of that name, which starts where the one before ended. So M + 1 folders give M
+    stages, and the base's own name is only for people. Task vectors are there for all stages at
+    once, and the model without the last stage exactly; what needs recorded steps is refused.
+
+    Args:
+        checkpoints: Name to folder, in the order of training; at least two. Weights are
+            safetensors. A Trainer's folder gives learning rates, losses and the optimiser's
+            settings too.
+        out: The run folder to make; it must not hold anything yet.
+        evaluation: A file to add as evaluation set, named after the file or ``test``.
+        task: What the model eats and answers; None to find it from the last ``config.json``. A
+            name: ``text-classification``, ``causal-lm``, or ``package.module:Class``.
+        name: The run's name; by default the folder's.
+        link: Link the weights instead of copying them, where they lie on the same file system.
+            The originals must then not be edited any more.
+        progress: Told of the bytes that are copied.
+        **columns: For the reader of ``evaluation``, for instance ``label_column="toxicity"``.
+
+    Returns:
+        The run; ``run.problems`` says what people should know of it.
+
+    Raises:
+        RunError: A folder is no checkpoint, or the folders are not those of one model; names the
+            folder, the tensor or the key, and says what to do.
+        TaskError: There is no task for the model.
+        SetError: The evaluation file cannot be read.
+    """
+    out = Path(out).expanduser()
+    run_name = _run_name(name, out)
+    pairs = checkpoints.items() if isinstance(checkpoints, Mapping) else checkpoints
+    opened = [open_checkpoint(each, Path(path)) for each, path in _checked_names(list(pairs))]
+    _check_order(opened)
+    examples = None if evaluation is None else read_set_file(evaluation, **columns)
+    last = opened[-1]
+    notes = [note for each in opened for note in each.notes]
+    for each in opened[:-1]:
+        notes += compare_configs(each, last)
+    made = task_of(opened, task)
+    final = _architecture(made)
+    matched = [match(each, final, last=each is last) for each in opened]
+    notes += _look_at(opened, matched)
+    facts = [trainer_facts(each) for each in opened[1:]]
+    notes += [note for each in facts for note in each.notes]
+    with new_folder(out) as root:
+        _check_room(opened, root, link)
+        states = _states(root, opened, matched, final, link, progress)
+        stages = [
+            _write_stage(root, number, opened, matched, states, facts[number])
+            for number in range(len(opened) - 1)
+        ]
+        reference = write_task(root, made)
+        file = RunFile(name=run_name, task=reference, stages=stages, notes=notes)
+        write_json(root / "run.json", file)
+        if examples is not None:
+            write_set(root, made, _set_name(Path(str(evaluation))), **examples)
+    return open_run(out, made)
+
+
+def _checked_names(pairs: Sequence[tuple[str, str | Path]]) -> Sequence[tuple[str, str | Path]]:
+    if len(pairs) < 2:
+        raise StageLensError(
+            "a run needs two checkpoints at least: the base, and the end of one stage, for "
+            "instance --stage base=DIR --stage sft=DIR"
+        )
+    names = [name for name, _ in pairs]
+    for number, name in enumerate(names):
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise StageLensError(f"a stage's name: {error}") from None
+        if name in names[:number] or (number > 0 and name == BASE):
+            raise StageLensError(
+                f"the name {name!r} is given twice, or is that of the base; give every stage a "
+                "name of its own, in the order of training"
+            )
+    return pairs
+
+
+def _check_order(opened: Sequence[Checkpoint]) -> None:
+    """Refuse what cannot be the order of training."""
+    for one, other in combinations(opened, 2):
+        if one.folder.resolve() == other.folder.resolve():
+            raise RunError(f"{one.name} and {other.name} are the same folder, {one.folder}")
+    for one, other in pairwise(opened):
+        if one.folder.resolve().parent == other.folder.resolve().parent:
+            numbers = one.step, other.step
+            if numbers[0] is not None and numbers[1] is not None and numbers[0] > numbers[1]:
+                raise RunError(
+                    f"{one.name} ({one.folder.name}) is later than {other.name} "
+                    f"({other.folder.name}); give the folders in the order of training"
+                )
+
+
+def _architecture(task: Task) -> Architecture:
+    with torch.random.fork_rng(devices=[]):
+        return Architecture.of(task.build_model())
+
+
+def _look_at(opened: Sequence[Checkpoint], matched: Sequence[Matched]) -> list[str]:
+    """What people should know of the states, beside what is refused.
+
+    Raises:
+        RunError: A state is one before the last once more, so the order is wrong.
+    """
+    notes = []
+    for (i, one), (j, other) in combinations(enumerate(opened), 2):
+        if not _same(one, matched[i], other, matched[j]):
+            continue
+        if j > i + 1:
+            raise RunError(
+                f"{other.name} has bit for bit the weights of {one.name}, with other ones between "
+                "them; give the folders in the order of training, each once"
+            )
+        notes.append(
+            f"{other.name} changed nothing: its weights are bit for bit those of {one.name}"
+        )
+    for number, (checkpoint, found) in enumerate(zip(opened, matched, strict=True)):
+        if found.left_out:
+            notes.append(
+                f"{checkpoint.name}: {_few(found.left_out)} not in the final model, so left out"
+            )
+        if number and (new := _new(matched[number - 1], found)):
+            notes.append(
+                f"{checkpoint.name}: {_few(new)} first there, so kept as in the final model where "
+                "the stage is left out"
+            )
+        if number and found.rows != matched[number - 1].rows:
+            grown = [name for name in matched[number - 1].rows if name not in found.rows]
+            notes.append(
+                f"{checkpoint.name}: {_few(grown or list(found.rows))} got more rows; the new ones "
+                "are kept as in the final model where the stage is left out"
+            )
+    kinds = {each.name: each.precision for each in opened}
+    if len(set(kinds.values())) > 1:
+        said = ", ".join(f"{name} {kind}" for name, kind in kinds.items())
+        notes.append(f"the checkpoints are of different precision ({said}); changes are rounded so")
+    return notes
+
+
+def _same(one: Checkpoint, a: Matched, other: Checkpoint, b: Matched) -> bool:
+    """Whether two checkpoints hold the same values; mostly known after the first tensor."""
+    return a.names.keys() == b.names.keys() and all(
+        same_tensor(one.mapped[a.names[name]], other.mapped[b.names[name]]) for name in a.names
+    )
+
+
+def _new(before: Matched, after: Matched) -> list[str]:
+    return [name for name in after.names if name not in before.names]
+
+
+def _few(names: Sequence[str]) -> str:
+    first = ", ".join(names[:2])
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    return f"{first}{more} {'is' if len(names) == 1 else 'are'}"
+
+
+def _run_name(name: str | None, out: Path) -> str:
+    try:
+        return check_name(name if name is not None else out.resolve().name.lstrip("."))
+    except ValueError as error:
+        raise StageLensError(f"the run's name: {error}; give one with --name") from None
+
+
+def _check_room(opened: Sequence[Checkpoint], root: Path, link: bool) -> None:
+    needed, free = sum(each.bytes for each in opened), shutil.disk_usage(root).free
+    if not link and needed > free:
+        raise StageLensError(
+            f"the checkpoints take {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free at "
+            f"{root.parent}; choose another place, or link them (--link)"
+        )
+
+
+def _states(
+    root: Path,
+    opened: Sequence[Checkpoint],
+    matched: Sequence[Matched],
+    final: Architecture,
+    link: bool,
+    progress: Progress,
+) -> list[StateRef]:
+    """Bring the weights into the run folder."""
+    fixed = None
+    if final.fixed:
+        fixed = save_tensors(root, "checkpoints/buffers.safetensors", dict(final.fixed))
+    total, done = sum(each.bytes for each in opened), 0
+    states = []
+    for number, (checkpoint, found) in enumerate(zip(opened, matched, strict=True)):
+        folder = _folder(number, checkpoint)
+        files = []
+        for name, header in checkpoint.shards.items():
+            progress(done / total, f"{'Linking' if link else 'Copying'} {checkpoint.name}: {name}")
+            file = _bring(checkpoint.folder / name, root, f"{folder}/{name}", link)
+            if read_header(root / file.path) != header:
+                raise RunError(f"{checkpoint.folder / name} was changed while it was read")
+            done += file.bytes
+            files.append(file)
+        names = {**found.names, **{name: name for name in final.fixed}}
+        states.append(StateRef(model=files[0], more=files[1:], fixed=fixed, names=names))
+    progress(1.0, "Describing the run")
+    return states
+
+
+def _folder(number: int, checkpoint: Checkpoint) -> str:
+    return f"checkpoints/{number:02d}-{checkpoint.name.replace(' ', '_')}"
+
+
+def _bring(source: Path, root: Path, relative: str, link: bool) -> FileRef:
+    """Copy or link one file; its sha256 is taken as its bytes pass."""
+    target = root / relative
+    target.parent.mkdir(parents=True, exist_ok=True)
+    hasher, size = hashlib.sha256(), 0
+    with open(source, "rb") as original:
+        if link:
+            try:
+                os.link(source.resolve(), target)
+            except OSError as error:
+                raise StageLensError(
+                    f"{source} cannot be linked into {root.parent} ({error.strerror}); leave "
+                    "--link away to copy it"
+                ) from None
+        with open(os.devnull if link else target, "wb") as copy:
+            while block := original.read(_BLOCK):
+                hasher.update(block)
+                size += copy.write(block)
+            if not link:
+                copy.flush()
+                os.fsync(copy.fileno())
+    return FileRef(path=relative, sha256=hasher.hexdigest(), bytes=size)
+
+
+def _write_stage(
+    root: Path,
+    number: int,
+    opened: Sequence[Checkpoint],
+    matched: Sequence[Matched],
+    states: Sequence[StateRef],
+    facts: TrainerFacts,
+) -> StageRef:
+    """Write one stage: from checkpoint ``number`` to the one after it."""
+    checkpoint = opened[number + 1]
+    before, after = matched[number], matched[number + 1]
+    folder = f"stages/{number:02d}-{checkpoint.name.replace(' ', '_')}"
+    history = None
+    if facts.history is not None:
+        history = write_history(root, f"{folder}/history.parquet", facts.history)
+    stage = StageFile(
+        name=checkpoint.name,
+        description=_description(checkpoint, opened[number] if number == 0 else None),
+        origin="assembled",
+        status="complete",
+        optimizer=facts.optimizer,
+        boundary=Boundary(
+            optimizer="not known",
+            new=_new(before, after),
+            grown={
+                name: rows
+                for name, rows in before.rows.items()
+                if name in after.names and after.rows.get(name) != rows
+            },
+            removed=_new(after, before),
+        ),
+        trainable=[],
+        keep_batches="none",
+        start=states[number],
+        end=states[number + 1],
+        history=history,
+        updates=facts.updates,
+        beside=_write_beside(root, number + 1, opened) if checkpoint is opened[-1] else {},
+    )
+    sha256 = write_json(root / folder / "stage.json", stage)
+    return StageRef(name=checkpoint.name, folder=folder, sha256=sha256)
+
+
+def _description(checkpoint: Checkpoint, base: Checkpoint | None) -> str:
+    start = "" if base is None else f", from {base.name} ({base.label})"
+    return f"checkpoint {checkpoint.label}, {checkpoint.precision}{start}"
+
+
+def _write_beside(root: Path, number: int, opened: Sequence[Checkpoint]) -> dict[str, FileRef]:
+    """Keep what makes the final weights a checkpoint that ``from_pretrained`` loads."""
+    last = opened[-1]
+    files = [last.folder / name for name in _BESIDE if (last.folder / name).is_file()]
+    files += find_tokenizer(opened)
+    return {
+        file.name: write_file(
+            root,
+            f"{_folder(number, last)}/{file.name}",
+            lambda path, source=file: shutil.copyfile(source, path),  # type: ignore[misc]
+        )
+        for file in files
+    }
+
+
+def _set_name(file: Path) -> str:
+    try:
+        return check_name(file.stem)
+    except ValueError:
+        return "test"

@@ -1,0 +1,230 @@
+"""One checkpoint folder of ``transformers``: its configuration and its safetensors files."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..contracts import RunError
+from ..runs.schema import check_name
+from ..runs.streaming import Header, TensorFacts, map_tensors, read_header
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+"""Files that a tokenizer of ``transformers`` is made of; no model has all of them."""
+
+_MAKES_A_TOKENIZER = {"tokenizer.json", "vocab.json", "vocab.txt"} | {
+    name for name in TOKENIZER_FILES if name.endswith(".model")
+}
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_LARGEST_JSON = 64 * 2**20
+
+
+@dataclass
+class Checkpoint:
+    """A checkpoint folder, found and looked at; its weights are read when used.
+
+    Attributes:
+        name: What the user calls it.
+        given: The folder that the user named.
+        folder: The folder that holds the weights: ``given``, or its last ``checkpoint-N``.
+        config: What its config.json says.
+        shards: Its safetensors files, in order, with their headers.
+        notes: What people should know of it.
+    """
+
+    name: str
+    given: Path
+    folder: Path
+    config: Mapping[str, Any]
+    shards: Mapping[str, Header]
+    notes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorFacts]:
+        """Every tensor of the files, by its name there."""
+        return {name: t for header in self.shards.values() for name, t in header.tensors.items()}
+
+    @cached_property
+    def mapped(self) -> dict[str, Tensor]:
+        """The tensors themselves, memory-mapped."""
+        found: dict[str, Tensor] = {}
+        for file in self.shards:
+            found |= map_tensors(self.folder / file)
+        return found
+
+    @property
+    def label(self) -> str:
+        """The folder as people know it, without where it lies."""
+        inside = self.folder.name if self.folder != self.given else ""
+        return "/".join(filter(None, (self.given.resolve().name, inside)))
+
+    @property
+    def step(self) -> int | None:
+        """N of a folder ``checkpoint-N``."""
+        match = _CHECKPOINT.fullmatch(self.folder.resolve().name)
+        return int(match[1]) if match else None
+
+    @property
+    def precision(self) -> str:
+        """The dtype of most of its weights, for instance ``bfloat16``."""
+        sizes: Counter[str] = Counter()
+        for facts in self.tensors.values():
+            if facts.dtype.is_floating_point:
+                sizes[str(facts.dtype).removeprefix("torch.")] += facts.bytes
+        return sizes.most_common(1)[0][0] if sizes else "float32"
+
+    @property
+    def bytes(self) -> int:
+        """Size of the weights."""
+        return sum((self.folder / file).stat().st_size for file in self.shards)
+
+    def tokenizer_files(self) -> list[Path]:
+        """Files of its tokenizer; none where they would not make one."""
+        for folder in (self.folder, self.given):
+            files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+            if any(file.name in _MAKES_A_TOKENIZER for file in files):
+                return files
+        return []
+
+
+def open_checkpoint(name: str, path: Path) -> Checkpoint:
+    """Look at a checkpoint folder: a saved model, or a Trainer's output.
+
+    Args:
+        name: What the user calls it, for messages.
+        path: The folder. Where it holds no weights itself but ``checkpoint-N`` folders, as a
+            Trainer writes them, the one with the highest N is taken.
+
+    Raises:
+        RunError: It holds no model, or something else than safetensors and JSON; names the file
+            and says what to do.
+    """
+    given = Path(path).expanduser()
+    if not given.is_dir():
+        raise RunError(f"{name}: {given} is no folder; give the folder of a saved model")
+    folder, notes = given, []
+    inside = numbered(given)
+    if not _has_weights(given) and inside:
+        folder = inside[-1]
+        if len(inside) > 1:
+            others = ", ".join(each.name for each in inside[:-1])
+            notes.append(f"{name}: ends at {folder.name}; {others} are not looked at")
+    _refuse_others(name, folder)
+    config = read_json_object(folder / "config.json")
+    if "quantization_config" in config:
+        raise RunError(
+            f"{name}: {folder} is quantised, so its weights cannot be subtracted; save it "
+            "dequantised (model.dequantize().save_pretrained(...))"
+        )
+    return Checkpoint(name, given, folder, config, _shards(name, folder), notes)
+
+
+def numbered(folder: Path) -> list[Path]:
+    """The ``checkpoint-N`` folders in a folder, by N."""
+    found = [(_CHECKPOINT.fullmatch(path.name), path) for path in folder.iterdir()]
+    steps = [(int(match[1]), path) for match, path in found if match and path.is_dir()]
+    return [path for _, path in sorted(steps)]
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
+
+
+def _refuse_others(name: str, folder: Path) -> None:
+    if (folder / WEIGHTS).is_file() or (folder / INDEX).is_file():
+        return
+    if (folder / "adapter_config.json").is_file():
+        raise RunError(
+            f"{name}: {folder} holds an adapter, not a model; merge it first, and give the folder "
+            "of the merged model: PeftModel.from_pretrained(model, DIR).merge_and_unload()"
+            ".save_pretrained(MERGED)"
+        )
+    if any(folder.glob("pytorch_model*.bin")):
+        raise RunError(
+            f"{name}: {folder} holds pytorch_model.bin, a pickle, which is not opened; convert it: "
+            "AutoModel.from_pretrained(DIR).save_pretrained(OTHER) writes safetensors (use the "
+            "class that config.json names, to keep its head)"
+        )
+    raise RunError(
+        f"{name}: {folder} holds neither {WEIGHTS} nor {INDEX}; give the folder that "
+        "save_pretrained or a Trainer wrote"
+    )
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        RunError: It is missing, larger than 64 MB, or something else.
+    """
+    try:
+        if path.stat().st_size > _LARGEST_JSON:
+            raise RunError(f"{path} is larger than 64 MB, so it is not what its name says")
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise RunError(f"{path} is missing; give the folder of a saved model") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path} cannot be read ({error}); save the model again") from None
+    if not isinstance(content, dict):
+        raise RunError(f"{path} holds no JSON object; save the model again")
+    return content
+
+
+def _shards(name: str, folder: Path) -> dict[str, Header]:
+    """The safetensors files with their headers, held against the index where there is one."""
+    if not (folder / INDEX).is_file():
+        return {WEIGHTS: _header(folder, WEIGHTS)}
+    index = folder / INDEX
+    places = read_json_object(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise RunError(f"{index}: weight_map: missing or no object; save the model again")
+    files = sorted({_checked_file(index, tensor, file) for tensor, file in places.items()})
+    shards = {file: _header(folder, file) for file in files}
+    found = [(tensor, file) for file, header in shards.items() for tensor in header.tensors]
+    if sorted(found) != sorted(places.items()):
+        wrong = min(set(found) ^ set(places.items()))
+        raise RunError(
+            f"{index} and the files that it names differ in tensor {wrong[0]!r} of {wrong[1]}; "
+            "restore the folder, or save the model again"
+        )
+    return shards
+
+
+def _checked_file(index: Path, tensor: str, file: Any) -> str:
+    """A file that an index names, which has to lie beside it."""
+    try:
+        if not isinstance(file, str) or not file.endswith(".safetensors"):
+            raise ValueError(f"{file!r} is no name of a safetensors file")
+        return check_name(file)
+    except ValueError as error:
+        raise RunError(f"{index}: weight_map.{tensor}: {error}; it is not opened") from None
+
+
+def _header(folder: Path, file: str) -> Header:
+    path = folder / file
+    if not path.is_file():
+        raise RunError(f"{path} is missing; restore it, or save the model again")
+    return read_header(path)

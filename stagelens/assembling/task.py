@@ -1,0 +1,97 @@
+"""The task of a checkpoint, from what its configuration says, and its tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..contracts import Task, TaskError
+from ..tasks import CausalLM, TextClassification, load_task_class
+from ..tasks.tokenizer import tokenizer_assets
+from ..tasks.transformer_task import TransformerTask
+from .architecture import normalised
+from .checkpoints import Checkpoint
+
+_BY_NAME: Mapping[str, type[TransformerTask]] = {
+    TextClassification.name: TextClassification,
+    CausalLM.name: CausalLM,
+}
+_MAPPINGS = (
+    ("MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES", TextClassification),
+    ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", CausalLM),
+)
+
+
+def task_of(checkpoints: Sequence[Checkpoint], task: Task | str | None) -> Task:
+    """The task of the last of some checkpoints.
+
+    Args:
+        checkpoints: In the order of training.
+        task: One that was given; its name, or ``package.module:Class``; None to find it.
+
+    Raises:
+        TaskError: There is none for this architecture, or it cannot be made from a checkpoint.
+    """
+    if isinstance(task, Task):
+        return task
+    last = checkpoints[-1]
+    if task is None:
+        made: type[Task] = _by_architecture(last)
+    else:
+        made = _BY_NAME[task] if task in _BY_NAME else load_task_class(task)
+    if not issubclass(made, TransformerTask):
+        raise TaskError(
+            f"{task} cannot be made from a checkpoint folder; derive it from TextClassification "
+            "or CausalLM, or make it in Python: stagelens.assemble(..., task=YourTask(...))"
+        )
+    model = {**normalised(last), "dtype": last.precision}
+    assets = _assets(checkpoints)
+    if not issubclass(made, TextClassification):
+        return made(model, assets=assets)
+    labels = {int(number): str(name) for number, name in model["id2label"].items()}
+    return made([labels[number] for number in sorted(labels)], model, assets=assets)
+
+
+def _by_architecture(checkpoint: Checkpoint) -> type[TransformerTask]:
+    from transformers.models.auto import modeling_auto
+
+    kind, named = checkpoint.config.get("model_type"), checkpoint.config.get("architectures")
+    architecture = named[0] if isinstance(named, list) and named else None
+    for mapping, task in _MAPPINGS:
+        if architecture is not None and getattr(modeling_auto, mapping).get(kind) == architecture:
+            return task
+    raise TaskError(
+        f"{checkpoint.name}: config.json names the architecture {architecture!r}, for which there "
+        "is no task; give the folder of a ...ForSequenceClassification or ...ForCausalLM model as "
+        "the last one, or name the task (--task)"
+    )
+
+
+def find_tokenizer(checkpoints: Sequence[Checkpoint]) -> list[Path]:
+    """The tokenizer's files, of the last checkpoint that has them; none where none has."""
+    found = (checkpoint.tokenizer_files() for checkpoint in reversed(checkpoints))
+    return next(filter(None, found), [])
+
+
+def _assets(checkpoints: Sequence[Checkpoint]) -> dict[str, bytes]:
+    files = find_tokenizer(checkpoints)
+    if not files:
+        raise TaskError(
+            "none of the folders has a tokenizer (tokenizer.json); save it into the last one: "
+            "tokenizer.save_pretrained(DIR)"
+        )
+    folder = files[0].parent
+    import transformers
+
+    try:
+        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # whatever a foreign file makes transformers raise
+        raise TaskError(
+            f"the tokenizer in {folder} cannot be made ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}); save a fast one there: "
+            "tokenizer.save_pretrained(DIR)"
+        ) from None
+    return tokenizer_assets(tokenizer)

@@ -1,0 +1,139 @@
+"""What a ``transformers`` Trainer wrote beside a checkpoint: its schedule and its optimiser.
+
+Facts for people: nothing is computed from them. ``optimizer.pt`` is read with
+``weights_only=True``, so that no code in it can run; ``training_args.bin`` is never opened.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..contracts import SUPPORTED_OPTIMIZERS, RunError
+from ..runs.schema import OptimizerFacts, ParameterGroup
+from .checkpoints import Checkpoint, numbered, read_json_object
+
+STATE, OPTIMIZER = "trainer_state.json", "optimizer.pt"
+
+
+@dataclass(frozen=True)
+class TrainerFacts:
+    """What is known of a stage's training.
+
+    Attributes:
+        updates: How many optimiser steps it had; None where not known.
+        history: ``step`` (from 0), ``loss`` and ``lr`` where the Trainer logged them; NaN where it
+            logged only one of them.
+        optimizer: Its kind and hyperparameters; parameters are not known by name.
+        notes: What could not be read.
+    """
+
+    updates: int | None = None
+    history: pd.DataFrame | None = None
+    optimizer: OptimizerFacts | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def trainer_facts(checkpoint: Checkpoint) -> TrainerFacts:
+    """Read what a Trainer left in a checkpoint folder; nothing where it left nothing.
+
+    Files in the folder of the weights come first, then those of the folder that was given, then
+    those of its last ``checkpoint-N``.
+    """
+    folders = (checkpoint.folder, checkpoint.given, *reversed(numbered(checkpoint.given)))
+    notes: list[str] = []
+    updates, history, optimizer = None, None, None
+    if (state := _first(folders, STATE)) is not None:
+        try:
+            content = read_json_object(state)
+            updates = _count(content.get("global_step"))
+            history = _history(content.get("log_history"))
+        except RunError as error:
+            notes.append(f"{checkpoint.name}: {error}")
+    if (file := _first(folders, OPTIMIZER)) is not None:
+        try:
+            optimizer = _optimizer(file)
+        except Exception as error:  # of whatever a damaged or hostile file makes torch raise
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            notes.append(f"{checkpoint.name}: {file} is not read: {reason[0]}")
+    return TrainerFacts(updates, history, optimizer, notes)
+
+
+def _first(folders: Sequence[Path], name: str) -> Path | None:
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def _number(value: Any) -> float:
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if known and math.isfinite(value) else math.nan
+
+
+def _history(log: Any) -> pd.DataFrame | None:
+    """What was logged of training; a step that was logged twice counts as logged last."""
+    rows: dict[int, dict[str, float]] = {}
+    for entry in log if isinstance(log, list) else ():
+        step = _count(entry.get("step")) if isinstance(entry, dict) else None
+        if step is None:
+            continue
+        for key, name in (("loss", "loss"), ("learning_rate", "lr")):
+            if not math.isnan(value := _number(entry.get(key))):
+                # After so many updates: the number of the last of them, counted from 0.
+                rows.setdefault(step - 1, {"loss": math.nan, "lr": math.nan})[name] = value
+    if not rows:
+        return None
+    table = pd.DataFrame.from_dict(rows, orient="index").sort_index()
+    return table.rename_axis("step").reset_index()
+
+
+def _optimizer(path: Path) -> OptimizerFacts | None:
+    """Kind and hyperparameters; None where the kind is none that torch's supported ones have."""
+    import torch
+
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    groups = [dict(group) for group in content["param_groups"]]
+    kind = _kind(groups)
+    if kind is None:
+        return None
+    rule = SUPPORTED_OPTIMIZERS[kind]
+    return OptimizerFacts.model_validate(
+        {
+            "name": kind,
+            "groups": [
+                ParameterGroup(parameters=[], hyperparameters=_plain(group, rule.hyperparameters))
+                for group in groups
+            ],
+            "flags": {name: groups[0].get(name) for name in rule.flags},
+        }
+    )
+
+
+def _kind(groups: Sequence[Mapping[str, Any]]) -> str | None:
+    if all({"betas", "eps", "amsgrad"} <= group.keys() for group in groups):
+        # Older versions of torch do not say which; of the two, a Trainer has only AdamW.
+        return "AdamW" if groups[0].get("decoupled_weight_decay", True) else "Adam"
+    if all({"momentum", "dampening", "nesterov"} <= group.keys() for group in groups):
+        return "SGD"
+    return None
+
+
+def _plain(group: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Hyperparameters as JSON has them; the learning rate is that before the schedule."""
+    found: dict[str, Any] = {}
+    for name in names:
+        value = group.get("initial_lr", group.get("lr")) if name == "lr" else group.get(name)
+        if isinstance(value, bool):
+            found[name] = value
+        elif isinstance(value, list | tuple):
+            found[name] = [float(each) for each in value]
+        elif value is not None:
+            found[name] = float(value)
+    return found
