@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stagelens.ui import trust, verifying
+from stagelens.ui import costs, trust, verifying
 from stagelens.ui.workspace import open_workspace
 
 workspace = open_workspace("Trust", effects=False)
@@ -15,5 +15,5 @@ if workspace is not None:
     else:
         trust.stages(workspace, view)
         trust.noise(workspace, view)
-        trust.every_estimate(workspace, view)
+        costs.every_estimate(workspace, view)
         verifying.panel(workspace)

@@ -105,7 +105,7 @@ def judged(trust: StageTrust, evidence: Evidence) -> StageTrust:
     """
     error = evidence.expected_error()
     if not error <= REFUSED_ABOVE:  # so that a NaN is refused too
-        shown = f"{error:.0%} of" if error <= 10 else "more than 10 times"
+        shown = f"{100 * error:.0f} % of" if error <= 10 else "more than 10 times"
         reason = (
             f"Coarse replay: an error of {shown} the effect is to be expected, so no number is "
             "shown; raise the budget, or use replay."
@@ -113,13 +113,11 @@ def judged(trust: StageTrust, evidence: Evidence) -> StageTrust:
         return trust.model_copy(
             update={"trust": "refused", "reason": reason, "expected_error": None}
         )
-    reliable = error <= RELIABLE_BELOW
-    advice = "" if reliable else "; verify it by replay before you lean on it"
     return trust.model_copy(
         update={
-            "reason": f"Coarse replay; expected error {error:.0%}{advice}.",
+            "reason": f"Coarse replay; expected error {100 * error:.0f} %.",
             "expected_error": error,
-            "reliable": reliable,
+            "reliable": error <= RELIABLE_BELOW,
         }
     )
 

@@ -18,7 +18,7 @@ from .runs.files import atomic_path
 from .runs.run import Run
 from .runs.schema import digest
 
-METHOD = 3
+METHOD = 4
 """Part of every result's key; raised when an estimator or what it says of its error changes."""
 
 EFFECT_COLUMNS = (
@@ -50,6 +50,34 @@ BOUNDARY_COLUMNS = (
 """Columns of a boundary table; ``boundary`` is ``base`` or the stage that it ends."""
 
 
+AGREES_R, AGREES_ERROR = 0.9, 0.5
+"""An estimate agrees with replay from this Pearson r on, up to this relative error. Estimates are
+called reliable where 95 % of their like agree; the benchmark counts the same."""
+
+
+class Agreement(BaseModel):
+    """How the estimated effects of one stage compare with those by replay, on one behaviour.
+
+    Attributes:
+        behaviour: Its name.
+        r: Pearson correlation over the examples.
+        slope: Replay on estimate, through the origin: 1 is right, below 1 the estimate overstates.
+        relative_error: Size of the error over the size of the effects by replay.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    behaviour: str
+    r: float
+    slope: float
+    relative_error: float
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the estimate is close enough to the replay to be leaned on."""
+        return self.r >= AGREES_R and self.relative_error <= AGREES_ERROR
+
+
 class StageTrust(BaseModel):
     """What is known of one counterfactual.
 
@@ -64,6 +92,8 @@ class StageTrust(BaseModel):
         reliable: Whether an estimate may be leaned on without a replay; None where not known.
         twins_share: Weight of the twins in the effects, the rest is the counterfactual's own; 0
             without twins.
+        agreements: With replay, by behaviour; some where ``trust`` is verified. Joined at reading,
+            see ``verification.trusted``.
         cost: Example-gradients spent, in replays of the later stages.
         seconds: Wall time that obtaining the counterfactual took.
     """
@@ -78,8 +108,14 @@ class StageTrust(BaseModel):
     expected_error: float | None = None
     reliable: bool | None = None
     twins_share: float = 0.0
+    agreements: tuple[Agreement, ...] = ()
     cost: float = 0.0
     seconds: float = 0.0
+
+    def agreement(self, behaviour: str | None = None) -> Agreement | None:
+        """With replay on a behaviour; on the first one where there is none for it, as accuracy."""
+        named = [each for each in self.agreements if each.behaviour == behaviour]
+        return next(iter([*named, *self.agreements]), None)
 
 
 class BehaviourFacts(BaseModel):
@@ -163,6 +199,30 @@ def save_result(run: Run, result: Result) -> Path:
             write_page_checksum=True,
         )
     return path
+
+
+def stored_results(run: Run, set_name: str) -> list[ResultFacts]:
+    """What the effect tables that are stored for a set as it is now say of themselves.
+
+    Only the descriptions are read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    set_digest = run.evaluation_set(set_name).digest
+    found = []
+    for path in sorted((run.path / "results" / "tables").glob("*.parquet")):
+        try:
+            metadata = pq.read_schema(path).metadata or {}
+            facts = ResultFacts.model_validate_json(metadata[b"stagelens"])
+        except (OSError, pa.ArrowException, KeyError, ValidationError):
+            continue
+        if facts.kind != "effects" or facts.set_digest != set_digest:
+            continue
+        key = _key(facts.kind, run.digest, set_digest, facts.estimator, facts.settings)
+        if path.stem == key:  # not of another recording, nor by an older method
+            found.append(facts)
+    return found
 
 
 def load_result(

@@ -1,4 +1,4 @@
-"""From effect tables to the numbers and sentences that people read. Pure pandas.
+"""From effect tables to the numbers that people read. Pure pandas.
 
 Sign convention, everywhere: ``effect = final - without``. The *gain* of a stage is ``sign *
 effect``, with the behaviour's own sign (+1 where higher is better, -1 where lower is), so a
@@ -9,17 +9,12 @@ blame are the means of the positive and of the negative parts of the gain over a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
 
 from .contracts import BASE, Behaviour
-
-if TYPE_CHECKING:
-    from .results import StageTrust
 
 ACCURACY = Behaviour(
     "accuracy",
@@ -45,6 +40,8 @@ SUMMARY_COLUMNS = (
     "blame_share",
     "error",
     "noise_share",
+    "noise_sd",
+    "within_noise",
 )
 """Columns of :func:`stage_summary`; ``group`` is null in rows over all examples."""
 
@@ -68,6 +65,11 @@ def phrase(behaviour: Behaviour) -> str:
 def axis_unit(behaviour: Behaviour) -> str:
     """What differences are measured in, for axis titles; empty where the behaviour has none."""
     return "points" if is_share(behaviour) else behaviour.unit
+
+
+def scaled(value: float, behaviour: Behaviour) -> float:
+    """As axes and tables print it: percent for shares, else the value."""
+    return 100 * value if is_share(behaviour) else value
 
 
 def number(value: float) -> str:
@@ -114,127 +116,6 @@ def count_text(n: int, noun: str = "example") -> str:
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
-# --------------------------------------------------------------------------------- sentences
-
-
-@dataclass(frozen=True)
-class Part:
-    """A piece of a sentence; ``kind`` tells the page what to emphasise. Never markup."""
-
-    text: str
-    kind: Literal["plain", "stage", "group", "amount"] = "plain"
-
-
-@dataclass(frozen=True)
-class Sentence:
-    """A sentence with what is known of its number.
-
-    Attributes:
-        parts: Its words. Stage and group names come from data: escape them before showing.
-        trust: What is known of the counterfactual behind it; None for plain descriptions.
-    """
-
-    parts: tuple[Part, ...]
-    trust: StageTrust | None = None
-
-    def __str__(self) -> str:
-        return "".join(part.text for part in self.parts)
-
-
-def slice_parts(noun: str, column: str | None = None, value: object = None) -> tuple[Part, ...]:
-    """Which examples a number is about: ``all images``, ``stamped images``, ...
-
-    Args:
-        noun: What an example is called, in the singular: ``image``, ``text`` or ``example``.
-        column: Metadata column of the group; None for all examples.
-        value: The group.
-    """
-    if column is None:
-        return (Part(f"all {noun}s"),)
-    if column == "group":
-        return (Part(str(value), "group"), Part(f" {noun}s"))
-    if column == "label":
-        return (Part(f"{noun}s labelled "), Part(str(value), "group"))
-    return (Part(f"{noun}s with {column} "), Part(str(value), "group"))
-
-
-def mean_sentence(
-    row: Mapping[str, object],
-    behaviour: Behaviour,
-    noun: str,
-    column: str | None,
-    trust: StageTrust | None = None,
-) -> Sentence:
-    """One row of :func:`stage_summary` as a sentence a person can read aloud.
-
-    Args:
-        row: With ``stage``, ``group``, ``effect``.
-        behaviour: What was measured.
-        noun: What an example is called.
-        column: The column that ``group`` is a value of; ignored where ``group`` is null.
-        trust: What is known of the stage's counterfactual.
-    """
-    group = row["group"]
-    effect = float(row["effect"])  # type: ignore[arg-type]
-    about = slice_parts(noun, None if pd.isna(group) else column, group)
-    subject = "accuracy" if behaviour.name == "accuracy" else f"the mean {phrase(behaviour)}"
-    return Sentence(
-        (
-            Part("Without "),
-            Part(str(row["stage"]), "stage"),
-            Part(f", {subject} on "),
-            *about,
-            *_would_be(effect, behaviour),
-            Part("."),
-        ),
-        trust,
-    )
-
-
-def example_sentence(
-    stage: str,
-    behaviour: Behaviour,
-    effect: float,
-    trust: StageTrust | None = None,
-    answers: tuple[str, str] | None = None,
-    label: str | None = None,
-) -> Sentence:
-    """One stage's effect on one example: "Without *shortcut*, the loss would be 0.41 higher.".
-
-    Args:
-        stage: The stage that is left out.
-        behaviour: What was measured.
-        effect: ``final - without``; NaN where the stage was refused.
-        trust: What is known of the counterfactual.
-        answers: Of the final model and of the counterfactual; said where they differ.
-        label: Tells whether the counterfactual's answer is right.
-    """
-    opening = (Part("Without "), Part(stage, "stage"))
-    if trust is not None and trust.trust == "refused":
-        return Sentence((*opening, Part(f": not known. {trust.reason}")), trust)
-    changed: tuple[Part, ...] = ()
-    if answers is not None and answers[0] != answers[1]:
-        verdict = "" if label is None else " (right)" if answers[1] == label else " (wrong)"
-        changed = (
-            Part(", and the answer "),
-            Part(f"{answers[1]}{verdict}", "amount"),
-            Part(f" instead of {answers[0]}"),
-        )
-    subject = Part(f", the {phrase(behaviour)}")
-    return Sentence((*opening, subject, *_would_be(effect, behaviour), *changed, Part(".")), trust)
-
-
-def _would_be(effect: float, behaviour: Behaviour) -> tuple[Part, ...]:
-    text = amount_text(effect, behaviour)
-    if not np.isfinite(effect):
-        return (Part(" is not known"),)
-    if not any(c in "123456789" for c in text):
-        same = "the same" if effect == 0 else "practically the same"
-        return (Part(" would be "), Part(same, "amount"))
-    direction = "lower" if effect > 0 else "higher"
-    return (Part(" would be "), Part(f"{text} {direction}", "amount"))
-
-
 # ----------------------------------------------------------------------------------- tables
 
 
@@ -252,8 +133,8 @@ def with_accuracy(table: pd.DataFrame) -> pd.DataFrame:
         return table
     rows = table[table["behaviour"] == table["behaviour"].iloc[0]].copy()
     rows["behaviour"] = ACCURACY.name
-    rows["final"] = _right(rows["prediction"], rows["label"])
-    rows["without"] = _right(rows["prediction_without"], rows["label"])
+    rows["final"] = right_answers(rows["prediction"], rows["label"])
+    rows["without"] = right_answers(rows["prediction_without"], rows["label"])
     rows["effect"] = rows["final"] - rows["without"]
     rows["within_noise"] = None
     rows["within_noise"] = rows["within_noise"].astype(table["within_noise"].dtype)
@@ -273,11 +154,12 @@ def boundaries_with_accuracy(table: pd.DataFrame, examples: pd.DataFrame) -> pd.
         return table
     rows = table[table["behaviour"] == table["behaviour"].iloc[0]].copy()
     rows["behaviour"] = ACCURACY.name
-    rows["value"] = _right(rows["prediction"], rows["label"])
+    rows["value"] = right_answers(rows["prediction"], rows["label"])
     return pd.concat([table, rows], ignore_index=True)
 
 
-def _right(answers: pd.Series, labels: pd.Series) -> pd.Series:
+def right_answers(answers: pd.Series, labels: pd.Series) -> pd.Series:
+    """1 where an answer is the label, 0 where it is not, NaN where one of them is not known."""
     known = answers.notna() & labels.notna()
     right = (answers.astype(object) == labels.astype(object)).astype(float)
     return right.where(known, np.nan)
@@ -288,6 +170,7 @@ def stage_summary(
     behaviour: Behaviour,
     stages: Sequence[str],
     by: str | None = None,
+    orders: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Means per stage, over all examples or per group.
 
@@ -296,26 +179,53 @@ def stage_summary(
         behaviour: Which of its behaviours.
         stages: Stage names in training order; rows come in this order.
         by: Column to group by; None for all examples.
+        orders: Effects in several orders of the batches, as ``noise.load_orders`` gives them;
+            None where the training noise is not known.
 
     Returns:
         :data:`SUMMARY_COLUMNS`. ``n`` examples were measured, ``missing`` had no value (no label,
         or a refused stage). ``error`` is the standard error of the mean effect over examples,
-        ``noise_share`` the share of examples whose effect is within training noise (NaN: not
-        known). A refused stage keeps its row, with NaN.
+        ``noise_share`` the share of examples whose effect is within training noise, ``noise_sd``
+        the standard deviation of the mean effect over orders (NaN: not known), ``within_noise``
+        whether the mean effect is less than two of these (NA: not known). A refused stage keeps
+        its row, with NaN.
     """
     rows = table[table["behaviour"] == behaviour.name]
     rows = rows.assign(_gain=behaviour.sign * rows["effect"])
     keys = ["stage"] if by is None else ["stage", by]
+    noise = _noise_of_means(rows, orders, behaviour, keys)
     result = []
     for key, part in rows.groupby(keys, sort=True, dropna=True, observed=True):
         stage, group = (key[0], None) if by is None else key
-        result.append({"stage": stage, "group": group, **_means(part)})
+        means = _means(part)
+        sd = noise.get(key, np.nan)
+        known = np.isfinite(sd) and means["n"] > 0
+        within = abs(means["effect"]) < 2 * sd if known else None
+        result.append(
+            {"stage": stage, "group": group, **means, "noise_sd": sd, "within_noise": within}
+        )
     summary = pd.DataFrame(result, columns=list(SUMMARY_COLUMNS))
+    summary["within_noise"] = summary["within_noise"].astype("boolean")
     order = {name: position for position, name in enumerate(stages)}
     summary = summary[summary["stage"].isin(order)]
     return summary.sort_values(
         "stage", key=lambda column: column.map(order), kind="stable"
     ).reset_index(drop=True)
+
+
+def _noise_of_means(
+    rows: pd.DataFrame, orders: pd.DataFrame | None, behaviour: Behaviour, keys: list[str]
+) -> dict[tuple[str, ...], float]:
+    """Standard deviation of the mean effect over orders, for the examples in ``rows``."""
+    if orders is None:
+        return {}
+    members = rows[["example_id", *keys]]
+    effects = orders[orders["behaviour"] == behaviour.name].merge(
+        members, on=["stage", "example_id"]
+    )
+    means = effects.groupby([*keys, "order"], observed=True)["effect"].mean()
+    found = means.groupby(level=keys, observed=True).std()
+    return {key if isinstance(key, tuple) else (key,): float(sd) for key, sd in found.items()}
 
 
 def _means(part: pd.DataFrame) -> dict[str, float]:
@@ -371,55 +281,3 @@ def group_columns(table: pd.DataFrame, columns: Iterable[str], limit: int = 12) 
         name for name in columns if name in table and 2 <= table[name].nunique(dropna=True) <= limit
     ]
     return sorted(usable, key=lambda name: (name != "group", name == "label"))
-
-
-# -------------------------------------------------------------------------------- headlines
-
-
-def headlines(
-    table: pd.DataFrame,
-    behaviour: Behaviour,
-    stages: Sequence[str],
-    trust: Mapping[str, StageTrust],
-    noun: str = "example",
-    by: str | None = None,
-    limit: int = 3,
-    groups_only: bool = False,
-) -> list[Sentence]:
-    """The strongest mean effects as sentences, each of another stage or of opposite sign.
-
-    Only what stands out is said: a mean effect must exceed two standard errors over the examples,
-    and an effect that is within training noise for most of them is no finding. Refused stages
-    give none. The strongest blame comes first, because that is what people act on; the others
-    follow by size.
-
-    Args:
-        table: An effect table, with :func:`with_accuracy` applied where accuracy is asked for.
-        behaviour: Which of its behaviours.
-        stages: Stage names in training order.
-        trust: What is known of each stage's counterfactual.
-        noun: What an example is called.
-        by: Metadata column whose groups are looked at beside all examples.
-        limit: How many sentences at most.
-        groups_only: Say nothing about all examples, because ``table`` is a part of them.
-    """
-    frames = [] if groups_only else [stage_summary(table, behaviour, stages)]
-    if by is not None:
-        frames.append(stage_summary(table, behaviour, stages, by))
-    rows = [row for frame in frames for row in frame.to_dict("records") if _stands_out(row)]
-    rows.sort(key=lambda row: -abs(row["effect"]))
-    blamed = [row for row in rows if row["gain"] < 0][:1]
-    chosen: list[dict[str, object]] = []
-    for row in blamed + rows:
-        seen = {(str(c["stage"]), float(c["gain"]) > 0) for c in chosen}  # type: ignore[arg-type]
-        if (str(row["stage"]), row["gain"] > 0) not in seen and len(chosen) < limit:
-            chosen.append(row)
-    return [mean_sentence(row, behaviour, noun, by, trust.get(str(row["stage"]))) for row in chosen]
-
-
-def _stands_out(row: Mapping[str, float]) -> bool:
-    if not np.isfinite(row["effect"]) or row["n"] < 5 or row["effect"] == 0:
-        return False
-    if row["noise_share"] > 0.5:
-        return False
-    return bool(abs(row["effect"]) > 2 * row["error"])

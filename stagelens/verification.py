@@ -1,12 +1,12 @@
 """Estimates held against replays: how far each number can be trusted.
 
-Importing this module does not import torch; only :func:`verify` and :func:`measure_noise` do work
-that needs it.
+Importing this module does not import torch; only :func:`verify` does work that needs it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ import numpy as np
 import pandas as pd
 
 from .contracts import Refused
-from .results import Result, StageTrust, load_result
+from .noise import load_noise, load_orders, marked, measure_noise
+from .results import METHOD, Agreement, Result, StageTrust, load_result, stored_results
 from .runs.files import atomic_path
 from .runs.run import Run
-from .runs.schema import canonical_json, digest
+from .runs.schema import canonical_json
 
 COLUMNS = (
     "set",
@@ -41,7 +42,9 @@ COLUMNS = (
 """Columns of a verification table, as ``stagelens verify --json`` prints them."""
 
 _FIGURES = ("r", "rho", "slope", "relative_error", "sign_agreement")
-_EFFECT = ["stage", "behaviour", "example_id"]
+_SETTLES = 0.1
+"""A replay that is not bit for bit still verifies estimates, where its own expected error is at
+most this."""
 _KEYS = ["set_digest", "stage", "behaviour", "estimator", "settings"]
 
 
@@ -129,6 +132,14 @@ def _by_example(table: pd.DataFrame, stage: str, behaviour: str) -> pd.Series:
     return rows.set_index("example_id")["effect"]
 
 
+def _paired(
+    estimate: Result, truth: Result, stage: str, behaviour: str
+) -> tuple[pd.Series, pd.Series]:
+    """Effects by the estimate and by replay, of the same examples."""
+    true = _by_example(truth.table, stage, behaviour)
+    return _by_example(estimate.table, stage, behaviour).reindex(true.index), true
+
+
 def compare(estimate: Result, truth: Result, noise: pd.DataFrame | None = None) -> pd.DataFrame:
     """One row per stage and behaviour: an effect table against the one by replay.
 
@@ -141,10 +152,9 @@ def compare(estimate: Result, truth: Result, noise: pd.DataFrame | None = None) 
     rows = []
     for stage, trust in estimate.trust.items():
         real = truth.trust[stage]
-        proves = real.trust == "exact" and facts.estimator != "replay"
+        proves = settles(real) and facts.estimator != "replay"
         for behaviour in estimate.behaviours:
-            true = _by_example(truth.table, stage, behaviour)
-            own = _by_example(estimate.table, stage, behaviour).reindex(true.index)
+            own, true = _paired(estimate, truth, stage, behaviour)
             row: dict[str, Any] = {
                 "set": facts.set_name,
                 "stage": stage,
@@ -158,6 +168,7 @@ def compare(estimate: Result, truth: Result, noise: pd.DataFrame | None = None) 
                 **_noise_figures(noise, stage, behaviour, true),
                 "trust": "verified" if proves and trust.trust == "estimated" else trust.trust,
                 "n": int(own.notna().sum()),
+                "reason": trust.reason,
                 "set_digest": facts.set_digest,
                 "settings": canonical_json(facts.settings),
             }
@@ -182,38 +193,6 @@ def _noise_figures(
     return {"noise_floor_r": float(np.mean(r)), "noise_sd": float((sd**2).mean() ** 0.5)}
 
 
-def _noise_path(run: Run, set_digest: str) -> Path:
-    return run.files.inside(f"results/noise/{digest(run.digest, set_digest)[:32]}.parquet")
-
-
-def load_noise(run: Run, set_digest: str) -> pd.DataFrame | None:
-    """Effects under other orders of the recorded batches; None where none were computed.
-
-    Returns:
-        Columns ``stage, behaviour, order, example_id, effect``.
-    """
-    try:
-        return pd.read_parquet(_noise_path(run, set_digest))
-    except (OSError, ValueError):
-        return None
-
-
-def noise_sd(noise: pd.DataFrame, replayed: pd.DataFrame | None) -> pd.Series:
-    """Standard deviation of every effect over orders of the batches.
-
-    Args:
-        noise: From :func:`load_noise`.
-        replayed: The effect table by replay: the recorded order is one of the orders. None where
-            it is not stored.
-
-    Returns:
-        One value per (stage, behaviour, example_id); NaN where only one order is known.
-    """
-    columns = [*_EFFECT, "effect"]
-    tables = [noise[columns]] if replayed is None else [noise[columns], replayed[columns]]
-    return pd.concat(tables).groupby(_EFFECT)["effect"].std()
-
-
 def _verification_path(run: Run) -> Path:
     return run.files.inside("results/verification.parquet")
 
@@ -224,12 +203,13 @@ def load_verification(run: Run) -> pd.DataFrame:
         table = pd.read_parquet(_verification_path(run))
     except (OSError, ValueError):
         return pd.DataFrame(columns=[*COLUMNS, "set_digest", "settings", "run_digest"])
-    return table[table["run_digest"] == run.digest].reset_index(drop=True)
+    mine = (table["run_digest"] == run.digest) & (table.get("method") == METHOD)
+    return table[mine].reset_index(drop=True)
 
 
 def save_verification(run: Run, rows: pd.DataFrame) -> None:
     """Add rows to the stored table; rows of the same set, stage, estimator and settings go."""
-    rows = rows.assign(run_digest=run.digest).drop_duplicates(_KEYS)
+    rows = rows.assign(run_digest=run.digest, method=METHOD).drop_duplicates(_KEYS)
     stored = load_verification(run)
     if len(stored):
         kept = stored.merge(rows[_KEYS], on=_KEYS, how="left", indicator=True)
@@ -239,120 +219,74 @@ def save_verification(run: Run, rows: pd.DataFrame) -> None:
         rows.to_parquet(temporary, index=False)
 
 
-def trusted(run: Run, result: Result) -> Result:
-    """A result with what was verified of it: trust from replays, and the noise mark per effect.
+def settles(trust: StageTrust) -> bool:
+    """Whether this is the truth of a stage, or a replay close enough to it to verify others by."""
+    expected = trust.expected_error if trust.estimator == "replay" else None
+    return trust.trust == "exact" or (expected is not None and expected <= _SETTLES)
 
-    ``within_noise`` becomes true where the effect's size is below 2 noise sd; it stays null where
-    no noise floor was computed.
+
+def trusted(run: Run, result: Result) -> Result:
+    """A result with all that is known of it from what is stored; computes no model.
+
+    Estimates are held against the stored replay of the same set, and where there is none, against
+    one of which the figures were kept. Where coarse replay was refused, the cheaper estimates of
+    the stage say so. ``within_noise`` is filled in where the training noise was measured.
     """
     facts = result.facts
-    table = load_verification(run)
-    settings = canonical_json(facts.settings)
-    mine = table[
-        (table["set_digest"] == facts.set_digest)
-        & (table["estimator"] == facts.estimator)
-        & (table["settings"] == settings)
-    ]
-    stages = [_verified(stage, mine[mine["stage"] == stage.stage]) for stage in facts.stages]
-    effects = result.table
-    noise = load_noise(run, facts.set_digest)
-    if noise is not None:
-        replayed = load_result(run, facts.set_name, "effects", "replay")
-        known = noise_sd(noise, replayed.table if replayed is not None else None)
-        rows = pd.MultiIndex.from_frame(effects[_EFFECT])
-        sd = pd.Series(known.reindex(rows).to_numpy(), effects.index)
-        within = pd.array(effects["effect"].abs() < 2 * sd, dtype="boolean")
-        within[(sd.isna() | effects["effect"].isna()).to_numpy()] = pd.NA
-        effects = effects.assign(within_noise=within)
-    return Result(facts.model_copy(update={"stages": stages}), effects)
+    found = _agreements(run, result)
+    refused = _refused_by_coarse(run, facts.set_name)
+    stages = [_joined(stage, found.get(stage.stage, ()), refused) for stage in facts.stages]
+    table = marked(result.table, load_orders(run, facts.set_name))
+    return Result(facts.model_copy(update={"stages": stages}), table)
 
 
-def _verified(stage: StageTrust, rows: pd.DataFrame) -> StageTrust:
-    if stage.trust != "estimated" or rows.empty:
+def _agreements(run: Run, result: Result) -> dict[str, tuple[Agreement, ...]]:
+    """Stage to its agreement with replay, by behaviour in the result's order."""
+    facts = result.facts
+    if facts.estimator == "replay":
+        return {}
+    truth = load_result(run, facts.set_name, "effects", "replay")
+    if truth is not None:
+        rows = []
+        settled = [stage for stage, real in truth.trust.items() if settles(real)]
+        for stage, behaviour in product(settled, result.behaviours):
+            own, true = _paired(result, truth, stage, behaviour)
+            rows.append((stage, behaviour, fidelity(own.to_numpy(), true.to_numpy())))
+    else:
+        stored = load_verification(run)
+        mine = stored[
+            (stored["set_digest"] == facts.set_digest)
+            & (stored["estimator"] == facts.estimator)
+            & (stored["settings"] == canonical_json(facts.settings))
+            & (stored["trust"] == "verified")
+        ]
+        rows = [(row["stage"], row["behaviour"], row) for row in mine.to_dict("records")]
+    found: dict[str, tuple[Agreement, ...]] = {}
+    for stage, behaviour, row in rows:
+        if np.isfinite(row["r"]):
+            agreement = Agreement.model_validate({**row, "behaviour": behaviour})
+            found[stage] = (*found.get(stage, ()), agreement)
+    return found
+
+
+def _refused_by_coarse(run: Run, set_name: str) -> set[str]:
+    """Stages that every stored coarse replay of the set refused."""
+    coarse = [f for f in stored_results(run, set_name) if f.estimator == "coarse-replay"]
+    refused = [{t.stage for t in facts.stages if t.trust == "refused"} for facts in coarse]
+    return set.intersection(*refused) if refused else set()
+
+
+def _joined(stage: StageTrust, found: tuple[Agreement, ...], refused: set[str]) -> StageTrust:
+    if stage.trust != "estimated":
         return stage
-    row = rows.iloc[0]
-    if row["trust"] != "verified" or not np.isfinite(row["r"]):
-        return stage
-    close = bool(row["r"] >= 0.9 and row["relative_error"] <= 0.5)
-    reason = (
-        f"Verified against a replay ({row['behaviour']}): r {row['r']:.2f}, slope "
-        f"{row['slope']:.2f}, relative error {row['relative_error']:.0%}."
-    )
-    return stage.model_copy(update={"trust": "verified", "reason": reason, "reliable": close})
-
-
-def measure_noise(
-    run: Run, set_name: str, orders: int, progress: Any, stages: Sequence[str] | None = None
-) -> pd.DataFrame:
-    """Effects by paired replays under other orders of the recorded batches; stored with the run.
-
-    Within each later stage the batches are permuted and the learning rates stay in place. Both
-    the model with the stage and the one without are replayed in the new order.
-
-    Args:
-        run: The run.
-        set_name: An evaluation set.
-        orders: How many other orders.
-        progress: Told of every replay.
-        stages: Their names; None for all but the last, which needs no replay.
-
-    Raises:
-        Refused: Batches of a later stage were not kept.
-    """
-    from .effects import measure
-    from .training.replay import replay_later
-
-    examples = run.evaluation_set(set_name)
-    stored = load_noise(run, examples.digest)
-    open_stages = [s for s in run.stages[:-1] if stages is None or s.name in stages]
-    found = [] if stored is None else [stored]
-    blocks = []
-    total = max(1, orders * len(open_stages) * 2)
-    done = 0
-    model = run.task.build_model(run.last.facts.build_config)
-    for order in range(orders):
-        random = np.random.default_rng(order)
-        permuted = {s.name: random.permutation(s.steps).tolist() for s in run.stages}
-        for stage in open_stages:
-            if (
-                stored is not None
-                and ((stored["order"] == order) & (stored["stage"] == stage.name)).any()
-            ):
-                done += 2
-                continue
-            pair = []
-            for state in (stage.end(), stage.start()):
-
-                def report(
-                    share: float, text: str, before: int = done, which: int = order + 1
-                ) -> None:
-                    progress(
-                        (before + share) / total, f"Noise floor, order {which} of {orders}: {text}"
-                    )
-
-                pair.append(replay_later(run, stage, state, report, permuted).state.model)
-                done += 1
-            measured = measure(run.task, model, pair, examples.batches(256), examples.count)
-            ids = examples.table(["example_id"])["example_id"].to_numpy()
-            for behaviour, values in measured[0].values.items():
-                blocks.append(
-                    pd.DataFrame(
-                        {
-                            "stage": stage.name,
-                            "behaviour": behaviour,
-                            "order": order,
-                            "example_id": ids,
-                            "effect": values - measured[1].values[behaviour],
-                        }
-                    )
-                )
-    if not blocks and not found:
-        return pd.DataFrame(columns=["stage", "behaviour", "order", "example_id", "effect"])
-    table = pd.concat([*found, *blocks], ignore_index=True)
-    if blocks:
-        with atomic_path(_noise_path(run, examples.digest)) as temporary:
-            table.to_parquet(temporary, index=False)
-    return table
+    if found:
+        return stage.model_copy(
+            update={"trust": "verified", "agreements": found, "reliable": found[0].agrees}
+        )
+    if stage.stage in refused:
+        reason = f"{stage.reason} Coarse replay of this stage was refused."
+        return stage.model_copy(update={"reason": reason, "reliable": False})
+    return stage
 
 
 def verify(

@@ -2,8 +2,8 @@
 
 Each returns a :class:`Chart` or :class:`Markup`, with its takeaway as one sentence for ``alt=``.
 Credit is blue and solid, blame is vermilion and hatched or wavy; in charts both stand on fixed
-sides of zero as well, so colour never says anything alone. Names come from data: they are escaped
-before plotly or a browser sees them.
+sides of zero as well, so colour never says anything alone. What may not be leaned on is drawn
+faintly. Names come from data: they are escaped before plotly or a browser sees them.
 """
 
 from .bars import credit_and_blame, example_effects
@@ -16,7 +16,6 @@ from .style import (
     EITHER,
     EITHER_STYLE,
     LIGHT,
-    TRUST_MARKS,
     Chart,
     Palette,
     stage_color,
@@ -30,7 +29,6 @@ __all__ = [
     "EITHER",
     "EITHER_STYLE",
     "LIGHT",
-    "TRUST_MARKS",
     "Chart",
     "Markup",
     "Palette",

@@ -10,11 +10,15 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from ..contracts import Behaviour, Trust
-from ..summary import amount_text, axis_unit, is_share, phrase, signed_text
-from .style import BLAME, CREDIT, LIGHT, TRUST_MARKS, ZERO, Chart, Palette, scaled, short, style
+from ..contracts import Behaviour
+from ..results import StageTrust
+from ..standing import MARKS, WORDS, label, may_lean_on, standing_of
+from ..summary import amount_text, axis_unit, is_share, phrase, scaled, signed_text
+from .style import BLAME, CREDIT, LIGHT, ZERO, Chart, Palette, short, style
 
 _BAR_HEIGHT = 54
+_FAINT = 0.4
+_WITHIN_NOISE = "≈ within training noise"
 _NET = {
     "symbol": "diamond",
     "size": 13,
@@ -26,7 +30,7 @@ _NET = {
 def credit_and_blame(
     summary: pd.DataFrame,
     behaviour: Behaviour,
-    trust: Mapping[str, Trust],
+    trust: Mapping[str, StageTrust],
     palette: Palette = LIGHT,
     about: str = "all examples",
 ) -> Chart:
@@ -34,9 +38,10 @@ def credit_and_blame(
 
     Args:
         summary: One row per stage, as ``summary.stage_summary`` makes it (``gain``, ``credit``,
-            ``blame``, ``effect``, ``n``); NaN where a stage is refused.
+            ``blame``, ``effect``, ``n``, ``within_noise``); NaN where a stage is refused.
         behaviour: What was measured.
-        trust: Stage to what is known of its counterfactual; printed under its name.
+        trust: Stage to what is known of its counterfactual; printed under its name. Bars that may
+            not be leaned on are faint.
         palette: Light or dark.
         about: Which examples, for the alternative text.
     """
@@ -48,11 +53,13 @@ def credit_and_blame(
         f"{_percent(r['blame_share'])}"
         for r in rows
     ]
+    within = [_is_true(r["within_noise"]) for r in rows]
     figure = _diverging(
         [str(r["stage"]) for r in rows],
         [float(r["credit"]) for r in rows],
         [float(r["blame"]) for r in rows],
         hovers,
+        within,
         behaviour,
         trust,
         palette,
@@ -74,8 +81,9 @@ def credit_and_blame(
             if not np.isfinite(r["gain"])
             else f"credit {amount_text(r['credit'], behaviour)}, "
             f"blame {amount_text(r['blame'], behaviour)}"
+            + _known(trust.get(str(r["stage"])), behaviour, noisy)
         )
-        for r in rows
+        for r, noisy in zip(rows, within, strict=True)
     )
     return Chart(
         figure,
@@ -86,19 +94,21 @@ def credit_and_blame(
 def example_effects(
     effects: pd.DataFrame,
     behaviour: Behaviour,
-    trust: Mapping[str, Trust],
+    trust: Mapping[str, StageTrust],
     palette: Palette = LIGHT,
 ) -> Chart:
     """Every stage's effect on one example as a bar: credit to the right, blame to the left.
 
     Args:
-        effects: One row per stage in training order, with ``stage`` and ``effect``.
+        effects: One row per stage in training order, with ``stage``, ``effect`` and, where the
+            training noise is known, ``within_noise``.
         behaviour: What was measured.
         trust: Stage to what is known of its counterfactual.
         palette: Light or dark.
     """
     stages = [str(stage) for stage in effects["stage"]]
     gains = [behaviour.sign * float(effect) for effect in effects["effect"]]
+    within = [_is_true(one) for one in effects.get("within_noise", [None] * len(stages))]
     hovers = [
         f"<b>{html.escape(stage)}</b><br>without it: {phrase(behaviour)} "
         + _change(-behaviour.sign * gain, behaviour)
@@ -109,6 +119,7 @@ def example_effects(
         [max(g, 0.0) if np.isfinite(g) else g for g in gains],
         [min(g, 0.0) if np.isfinite(g) else g for g in gains],
         hovers,
+        within,
         behaviour,
         trust,
         palette,
@@ -120,8 +131,9 @@ def example_effects(
             "no number"
             if not np.isfinite(gain)
             else f"{'credit' if gain > 0 else 'blame'} {amount_text(gain, behaviour)}"
+            + _known(trust.get(stage), behaviour, noisy)
         )
-        for stage, gain in zip(stages, gains, strict=True)
+        for stage, gain, noisy in zip(stages, gains, within, strict=True)
     )
     return Chart(figure, f"Effect of each stage on this example's {phrase(behaviour)}. {said}.")
 
@@ -131,13 +143,20 @@ def _diverging(
     credit: Sequence[float],
     blame: Sequence[float],
     hovers: Sequence[str],
+    within: Sequence[bool],
     behaviour: Behaviour,
-    trust: Mapping[str, Trust],
+    trust: Mapping[str, StageTrust],
     palette: Palette,
     narrow: bool = False,
 ) -> go.Figure:
     places = list(range(len(stages)))
     figure = go.Figure()
+    known = [trust.get(stage) for stage in stages]
+    faint = [one is not None and not may_lean_on(one, behaviour.name) for one in known]
+    hovers = [
+        hover + _known(one, behaviour, noisy, "<br>")
+        for hover, one, noisy in zip(hovers, known, within, strict=True)
+    ]
     for name, values, color, shape in (
         ("credit", credit, CREDIT, ""),
         ("blame", blame, BLAME, "/"),
@@ -152,6 +171,7 @@ def _diverging(
                 width=0.5,
                 marker={
                     "color": color,
+                    "opacity": [_FAINT if one else 1.0 for one in faint],
                     "line": {"color": color, "width": 1},
                     "pattern": {
                         "shape": shape,
@@ -178,12 +198,13 @@ def _diverging(
     sizes = [abs(scaled(v, behaviour)) for v in (*credit, *blame) if np.isfinite(v)]
     # Effects that all round to zero are drawn small, instead of being blown up.
     reach = (1.5 if narrow else 1.25) * max(*sizes, 1.0 if is_share(behaviour) else 0.01)
-    for place, (stage, one, other) in enumerate(zip(stages, credit, blame, strict=True)):
+    for place, (of, one, other) in enumerate(zip(known, credit, blame, strict=True)):
         if not (np.isfinite(one) and np.isfinite(other)):
+            refused = of is not None and of.trust == "refused"
             figure.add_annotation(
                 x=0,
                 y=place,
-                text="refused: no number" if trust.get(stage) == "refused" else "no number",
+                text="refused: no number" if refused else "no number",
                 showarrow=False,
                 xanchor="left",
                 xshift=8,
@@ -200,7 +221,10 @@ def _diverging(
     figure.update_yaxes(
         tickmode="array",
         tickvals=places,
-        ticktext=[_stage_label(stage, trust.get(stage)) for stage in stages],
+        ticktext=[
+            _stage_label(stage, one, behaviour, noisy)
+            for stage, one, noisy in zip(stages, known, within, strict=True)
+        ],
         range=[len(stages) - 0.5, -0.5],
         automargin=True,
         showgrid=False,
@@ -236,11 +260,32 @@ def _diverging(
     return figure
 
 
-def _stage_label(stage: str, trust: Trust | None) -> str:
+def _stage_label(
+    stage: str, trust: StageTrust | None, behaviour: Behaviour, within_noise: bool
+) -> str:
+    lines = []
+    if trust is not None:
+        standing = standing_of(trust, behaviour.name)
+        lines.append(f"{MARKS[standing]} {WORDS[standing]}")
+    lines += [_WITHIN_NOISE] if within_noise else []
     name = html.escape(short(stage, 28))
-    if trust is None:
-        return f"{name} "
-    return f"<b>{name}</b> <br><span style='font-size:12px'>{TRUST_MARKS[trust]} {trust}</span> "
+    below = "".join(f"<br><span style='font-size:12px'>{line}</span> " for line in lines)
+    return f"<b>{name}</b> {below}" if lines else f"{name} "
+
+
+def _known(
+    trust: StageTrust | None, behaviour: Behaviour, within_noise: bool, between: str = ", "
+) -> str:
+    """What is known of a bar beyond its length."""
+    said = [] if trust is None else [label(trust, behaviour.name)]
+    if trust is not None and trust.trust != "refused" and not may_lean_on(trust, behaviour.name):
+        said.append("not to be leaned on")
+    said += [_WITHIN_NOISE] if within_noise else []
+    return "".join(f"{between}{one}" for one in said)
+
+
+def _is_true(value: object) -> bool:
+    return bool(value) if pd.notna(value) else False
 
 
 def _would_be_mean(row: Mapping[str, Any], behaviour: Behaviour) -> str:

@@ -11,8 +11,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ..contracts import BASE, Behaviour
-from ..summary import is_share, phrase, value_text
-from .style import LIGHT, Chart, Palette, boundary_ticks, scaled, short, style
+from ..summary import is_share, phrase, scaled, value_text
+from .style import LIGHT, Chart, Palette, boundary_ticks, short, style
 
 _GROUP_SYMBOLS = ("square", "diamond", "triangle-up", "cross", "star", "hexagon")
 _GROUP_DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot", "dash")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
-from ..contracts import BASE, Behaviour, Trust
-from ..summary import is_share
+from ..contracts import BASE
 
 CREDIT = "#0072B2"
 BLAME = "#D55E00"
@@ -20,14 +19,6 @@ ZERO = "#7B8794"
 
 STAGE_COLORS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#B7A38C", "#8FA3BF")
 """By position in the run, so a stage has one colour on every page; text on them is black."""
-
-TRUST_MARKS: Mapping[Trust, str] = {
-    "exact": "●",
-    "verified": "◆",
-    "estimated": "△",
-    "refused": "✕",
-}
-"""One shape each, so that trust can be told without colour."""
 
 _FONT = "Source Sans, Source Sans Pro, system-ui, sans-serif"
 
@@ -106,11 +97,6 @@ def stage_color(index: int) -> str:
 def boundary_ticks(stages: Iterable[str]) -> list[str]:
     """Tick texts for the base and the boundary after each stage."""
     return [BASE, *(f"after<br>{html.escape(short(name, 14))}" for name in stages)]
-
-
-def scaled(value: float, behaviour: Behaviour) -> float:
-    """As axes print it: percent for shares, else the value."""
-    return 100 * value if is_share(behaviour) else value
 
 
 def short(text: str, length: int) -> str:

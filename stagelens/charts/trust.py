@@ -9,8 +9,10 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ..contracts import Behaviour
-from ..summary import axis_unit, phrase, signed_text
-from .style import BLAME, CREDIT, LIGHT, ZERO, Chart, Palette, scaled, style
+from ..results import Agreement
+from ..standing import decimal, percent
+from ..summary import axis_unit, phrase, scaled, signed_text
+from .style import BLAME, CREDIT, LIGHT, ZERO, Chart, Palette, style
 
 _WEBGL_FROM = 1000
 _HEIGHT = 284
@@ -199,16 +201,16 @@ def _said(
 ) -> str:
     if points.empty:
         return f"Stage {stage}: no example has both an estimate and a replay."
-    r = np.nan
+    r, error = np.nan, np.nan
     if len(points) > 1 and points["estimate"].std() > 0 and points["replay"].std() > 0:
         r = float(np.corrcoef(points["estimate"], points["replay"])[0, 1])
-    close = (
-        "The estimate follows replay closely"
-        if r >= 0.9 and abs(slope - 1) <= 0.25
-        else "The estimate does not follow replay closely"
-    )
-    figures = f"r {r:.2f}, slope {slope:.2f}".replace("-", "−").replace("nan", "n/a")
+        gap = np.linalg.norm(points["estimate"] - points["replay"])
+        error = float(gap / np.linalg.norm(points["replay"]))
+    found = Agreement(behaviour=behaviour.name, r=r, slope=slope, relative_error=error)
+    verdict = "agrees with replay" if found.agrees else "does not agree with replay"
+    figures = f"r {decimal(r)}, slope {decimal(slope)}, relative error {percent(error)}"
     return (
         f"Stage effect of {stage} on the {phrase(behaviour)} by {estimate} against replay, "
-        f"{len(points):,} examples. {close}: {figures}; {100 * wrong:.0f} % have the wrong sign."
+        f"{len(points):,} examples. The estimate {verdict}: {figures}; {100 * wrong:.0f} % have "
+        "the wrong sign."
     )

@@ -125,7 +125,7 @@ def exact_trust(last: Stage, estimator: str) -> StageTrust:
         stage=last.name,
         estimator=estimator,
         trust="exact",
-        reason="Exact: the last stage's start is the model without it.",
+        reason="The last stage's start is the model without it.",
         deviation=0.0,
         expected_error=0.0,
     )

@@ -107,7 +107,7 @@ def _trust(
             stage=stage,
             estimator=Replay.name,
             trust="exact",
-            reason=f"Exact replay{mixed}.",
+            reason=f"Replay repeats the recording bit for bit{mixed}.",
             deviation=0.0,
             expected_error=0.0,
             cost=1.0,

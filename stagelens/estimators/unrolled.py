@@ -70,7 +70,7 @@ class _Unrolled:
             stage=stage.name,
             estimator=self.name,
             trust="exact",
-            reason="Exact: the last stage's start is the model without it.",
+            reason="The last stage's start is the model without it.",
             deviation=0.0,
             expected_error=0.0,
         )

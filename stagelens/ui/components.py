@@ -10,10 +10,21 @@ from pathlib import Path
 
 import streamlit as st
 
-from ..charts import EITHER_STYLE, TRUST_MARKS, Chart
-from ..contracts import StageLensError, Trust
+from ..charts import EITHER_STYLE, Chart
+from ..contracts import StageLensError
 from ..results import StageTrust
-from ..summary import Sentence
+from ..sentences import Sentence
+from ..standing import (
+    MARKS,
+    MEANINGS,
+    WORDS,
+    Standing,
+    advice,
+    explained,
+    label,
+    may_lean_on,
+    standing_of,
+)
 from . import jobs, settings, state
 
 PAGES = (
@@ -34,17 +45,13 @@ what is selected has the page's own, and is told by its edge."""
 
 DEMO_COMMAND = ("demo", "digits")
 
-_BADGES: dict[Trust, tuple[str, str]] = {
+_BADGES: dict[Standing, tuple[str, str]] = {
     "exact": (":material/check_circle:", "green"),
-    "verified": (":material/verified:", "blue"),
-    "estimated": (":material/change_history:", "orange"),
-    "refused": (":material/block:", "red"),
-}
-TRUST_MEANING: dict[Trust, str] = {
-    "exact": "The counterfactual was obtained by replay, or is known exactly.",
-    "verified": "An estimate that was checked against a replay.",
-    "estimated": "An estimate that has not been checked against a replay.",
-    "refused": "The estimator declined to give a number that could not be trusted.",
+    "agrees": (":material/verified:", "blue"),
+    "disagrees": (":material/gpp_bad:", "red"),
+    "reliable": (":material/contrast:", "violet"),
+    "rough": (":material/radio_button_unchecked:", "orange"),
+    "refused": (":material/block:", "gray"),
 }
 _MARKUP = re.compile(r"([\\`*_{}\[\]()#+\-.!|~<>$:&@=])")
 
@@ -97,32 +104,54 @@ def show(chart: Chart, key: str) -> None:
     )
 
 
-def trust_badge(trust: Trust, name: str | None = None, reason: str = "") -> None:
-    """Shape, colour and word for what is known of a number.
+def trust_badge(trust: StageTrust, behaviour: str, name: str | None = None) -> None:
+    """Shape, colour and words for what is known of a stage's effects.
 
     Args:
-        trust: Which.
-        name: What it is the trust of, printed before it.
-        reason: One sentence, shown on hover and to keyboards.
+        trust: What is known.
+        behaviour: Of the effects on which behaviour.
+        name: What it is the trust of, printed before it; then the figures follow. Without a name
+            the words stand alone, because the figures stand nearby.
     """
-    icon, color = _BADGES[trust]
-    label = f"{plain(name)}: {trust}" if name else trust
-    text = f"{plain(reason)} {TRUST_MEANING[trust]}".strip()
-    st.badge(label, icon=icon, color=color, help=text)  # type: ignore[arg-type]
+    standing = standing_of(trust, behaviour)
+    icon, color = _BADGES[standing]
+    st.badge(
+        plain(f"{name}: {label(trust, behaviour)}" if name else WORDS[standing]),
+        icon=icon,
+        color=color,  # type: ignore[arg-type]
+        help=plain(explained(trust, behaviour)),
+    )
 
 
-def trust_badges(stages: Iterable[StageTrust]) -> None:
-    """One badge per stage in a row, and under it the reasons that are not plain exactness."""
+def trust_badges(stages: Iterable[StageTrust], behaviour: str) -> None:
+    """One badge per stage in a row, and under it why some may not be leaned on."""
     stages = list(stages)
     with st.container(horizontal=True, gap="small"):
         for stage in stages:
-            trust_badge(stage.trust, stage.stage, stage.reason)
-    reasons: dict[tuple[Trust, str], list[str]] = {}
+            trust_badge(stage, behaviour, stage.stage)
+    reasons: dict[tuple[str, str], list[str]] = {}
     for stage in stages:
-        if stage.trust != "exact":
-            reasons.setdefault((stage.trust, stage.reason), []).append(stage.stage)
-    for (trust, reason), names in reasons.items():
-        st.caption(f"{TRUST_MARKS[trust]} {plain(', '.join(names))}: {plain(reason)}")
+        if not may_lean_on(stage, behaviour):
+            verified = stage.trust == "verified"  # its figures stand in the badge
+            said = (advice if verified else explained)(stage, behaviour)
+            reasons.setdefault((MARKS[standing_of(stage, behaviour)], said), []).append(stage.stage)
+    for (mark, said), names in reasons.items():
+        st.caption(f"{mark} {plain(', '.join(names))}: {plain(said)}")
+
+
+def trust_legend() -> None:
+    """What every mark and word means, on any page, folded away."""
+    with st.expander("What exact, verified, reliable, rough and refused mean"):
+        rows = "".join(
+            f"<div style='white-space:nowrap'>{MARKS[one]} <b>{WORDS[one]}</b></div>"
+            f"<div>{html.escape(MEANINGS[one])}.</div>"
+            for one in MARKS
+        )
+        st.html(
+            "<div style='display:grid;grid-template-columns:minmax(8em,auto) 1fr;gap:.3em 1.2em;"
+            f"font-size:.9rem'>{rows}</div>"
+        )
+        st.caption("Filled marks may be leaned on, hollow ones may not.")
 
 
 def sentence_html(sentence: Sentence, brief: bool = False) -> str:
@@ -139,18 +168,20 @@ def sentence_html(sentence: Sentence, brief: bool = False) -> str:
         text = html.escape(part.text)
         words.append(f"<{tag}>{text}</{tag}>" if tag else text)
     if sentence.trust is not None:
-        words.append(f" {_trust_html(sentence.trust, brief)}")
+        words.append(f" {_trust_html(sentence, sentence.trust, brief)}")
     return "".join(words)
 
 
-def _trust_html(trust: StageTrust, brief: bool) -> str:
-    said = trust.reason if trust.trust == "exact" else trust.trust
-    title = html.escape(f"{trust.trust}: {trust.reason}", quote=True)
-    mark = TRUST_MARKS[trust.trust]
+def _trust_html(sentence: Sentence, trust: StageTrust, brief: bool) -> str:
+    standing = standing_of(trust, sentence.behaviour)
+    said = label(trust, sentence.behaviour)
+    if trust.estimator == "replay" or standing != "exact":
+        said += f", by {trust.estimator}"
+    title = html.escape(f"{said}. {explained(trust, sentence.behaviour)}", quote=True)
+    words = "" if brief else f" {html.escape(said)}"
     return (
         f"<span title='{title}' role='img' aria-label='{title}' style='opacity:.75;"
-        f"white-space:nowrap;font-size:.85em'>{mark}{'' if brief else ' ' + html.escape(said)}"
-        "</span>"
+        f"font-size:.85em'>{MARKS[standing]}{words}</span>"
     )
 
 

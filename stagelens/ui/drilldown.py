@@ -12,9 +12,11 @@ import streamlit as st
 from .. import charts
 from ..contracts import BASE, Behaviour
 from ..results import StageTrust
-from ..summary import example_sentence, phrase, value_text
+from ..sentences import example_sentence
+from ..standing import MARKS, WORDS, standing_of
+from ..summary import phrase, value_text
 from . import browse, components, loaders, state
-from .browse import answer_column, effect_column
+from .browse import answer_column, effect_column, noise_column
 from .filters import Chosen
 from .loaders import Effects
 from .workspace import Workspace
@@ -42,7 +44,8 @@ def beside(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: s
     with facts:
         _facts(workspace, chosen.behaviour, row)
     sentences(workspace.stages, effects, chosen.behaviour, row)
-    _noise(effects, chosen.behaviour, example_id)
+    if all(pd.isna(row[noise_column(stage)]) for stage in workspace.stages):
+        components.text_block("Training noise not known.", muted=True)
 
 
 def below(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: str | None) -> None:
@@ -51,7 +54,7 @@ def below(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: st
         return
     row = _row(chosen, example_id)
     st.subheader("Answers", anchor=False)
-    answers(workspace.stages, effects, row)
+    answers(workspace.stages, effects, chosen.behaviour, row)
     grid = st.grid(2, min_column_width=340, gap="medium")
     with grid.cell():
         st.subheader("Effect of each stage", anchor=False)
@@ -109,12 +112,15 @@ def _shown(value: object) -> str:
     return "none" if value is None or value is pd.NA or value != value else str(value)
 
 
-def answers(stages: Sequence[str], effects: Effects, row: pd.Series) -> None:
+def answers(
+    stages: Sequence[str], effects: Effects, behaviour: Behaviour, row: pd.Series
+) -> None:
     """The final model and every counterfactual side by side.
 
     Args:
         stages: Stage names in training order.
         effects: Hold the example's answers.
+        behaviour: Whose trust is printed.
         row: The example, of ``browse.example_frame``.
     """
     rows = effects.table[
@@ -122,7 +128,8 @@ def answers(stages: Sequence[str], effects: Effects, row: pd.Series) -> None:
         & (effects.table["behaviour"] == next(iter(effects.behaviours)))
     ].set_index("stage")
     label = row["label"]
-    cards = [_card("final model", row["prediction"], row["confidence"], label, None)]
+    name = behaviour.name
+    cards = [_card("final model", row["prediction"], row["confidence"], label, None, name)]
     for stage in stages:
         if stage in rows.index:
             one = rows.loc[stage]
@@ -134,6 +141,7 @@ def answers(stages: Sequence[str], effects: Effects, row: pd.Series) -> None:
                     one["confidence_without"],
                     label,
                     known,
+                    name,
                     changed=one["prediction_without"] != row["prediction"],
                 )
             )
@@ -149,6 +157,7 @@ def _card(
     confidence: float,
     label: object,
     trust: StageTrust | None,
+    behaviour: str,
     changed: bool = False,
 ) -> str:
     refused = trust is not None and trust.trust == "refused"
@@ -157,7 +166,8 @@ def _card(
     if not refused and _shown(label) != "none":
         verdict = "✓ right" if answer == label else "✗ wrong"
     sure = f"{100 * confidence:.0f} % sure" if isfinite(confidence) else ""
-    mark = "" if trust is None else f"{charts.TRUST_MARKS[trust.trust]} {trust.trust}"
+    standing = None if trust is None else standing_of(trust, behaviour)
+    mark = "" if standing is None else f"{MARKS[standing]} {WORDS[standing]}"
     head = f"without <i>{html.escape(name)}</i>" if trust is not None else html.escape(name)
     edge = "2px solid currentColor" if changed and not refused else "1px solid #8794A1"
     lines = "".join(f"<div>{html.escape(text)}</div>" for text in (verdict, sure, mark) if text)
@@ -182,31 +192,29 @@ def sentences(
             effects.trust.get(stage),
             (str(row["prediction"]), str(row[answer_column(stage)])),
             label,
+            within_noise=_within_noise(row, stage),
         )
         for stage in stages
     ]
     components.sentences(said, brief=True)
 
 
+def _within_noise(row: pd.Series, stage: str) -> bool:
+    within = row[noise_column(stage)]
+    return bool(within) if pd.notna(within) else False
+
+
 def bars(stages: Sequence[str], effects: Effects, behaviour: Behaviour, row: pd.Series) -> None:
     """Every stage's effect on an example, as bars; see :func:`answers`."""
     values = pd.DataFrame(
-        {"stage": stages, "effect": [row[effect_column(stage)] for stage in stages]}
+        {
+            "stage": stages,
+            "effect": [row[effect_column(stage)] for stage in stages],
+            "within_noise": [_within_noise(row, stage) for stage in stages],
+        }
     )
-    trust = {name: known.trust for name, known in effects.trust.items()}
-    chart = charts.example_effects(values, behaviour, trust, charts.EITHER)
+    chart = charts.example_effects(values, behaviour, effects.trust, charts.EITHER)
     components.show(chart, "example-effects")
-
-
-def _noise(effects: Effects, behaviour: Behaviour, example_id: str) -> None:
-    rows = effects.table[
-        (effects.table["example_id"] == example_id) & (effects.table["behaviour"] == behaviour.name)
-    ]
-    within = rows.loc[rows["within_noise"].fillna(False).astype(bool), "stage"].tolist()
-    if rows["within_noise"].isna().all():
-        components.text_block("Training noise not known.", muted=True)
-    elif within:
-        components.text_block(f"Within training noise: {', '.join(within)}.", muted=True)
 
 
 def _path(workspace: Workspace, behaviour: Behaviour, example_id: str) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from ..charts import TRUST_MARKS
-from ..contracts import Behaviour, Trust
+from ..contracts import Behaviour
+from ..standing import MARKS, WORDS, Standing, standing_of
 from ..summary import amount_text, axis_unit, count_text, phrase
 from . import browse, components, drilldown, loaders, state
 from .browse import Filters, effect_column, noise_column
@@ -79,14 +79,14 @@ def _table(
         height="content",
         on_select="rerun",
         selection_mode=("single-row", "single-cell"),
-        column_config=_columns(workspace, chosen.behaviour),
+        column_config=_columns(workspace, effects, chosen.behaviour),
         alt=f"Examples {start + 1} to {start + len(ids)} of {len(rows)}, with answers and effects.",
     )
     better = chosen.behaviour.better
     st.caption(
         f"▲ credit: {phrase(chosen.behaviour)} {better} because of the stage. ▼ blame: "
         f"{'lower' if better == 'higher' else 'higher'}. {_noise(workspace, shown)}"
-        f"{_trust(workspace, effects)} Click a row to look at the example."
+        f"{_trust(workspace, effects, chosen.behaviour)} Click a row to look at the example."
     )
     return example_id
 
@@ -97,18 +97,19 @@ def _noise(workspace: Workspace, shown: pd.DataFrame) -> str:
     return "≈ within training noise: no finding. " if known else ""
 
 
-def _trust(workspace: Workspace, effects: Effects) -> str:
+def _trust(workspace: Workspace, effects: Effects, behaviour: Behaviour) -> str:
     """What is known of the columns of effects, as one line of Markdown."""
-    stages: dict[Trust, list[str]] = {}
+    stages: dict[Standing, list[str]] = {}
     for stage in workspace.stages:
         if stage in effects.trust:
-            stages.setdefault(effects.trust[stage].trust, []).append(stage)
+            standing = standing_of(effects.trust[stage], behaviour.name)
+            stages.setdefault(standing, []).append(stage)
     if len(stages) == 1:
         only = next(iter(stages))
-        return f"{TRUST_MARKS[only]} all {only}."
+        return f"{MARKS[only]} all {WORDS[only]}."
     return " ".join(
-        f"{TRUST_MARKS[trust]} {trust}: {components.plain(', '.join(names))}."
-        for trust, names in stages.items()
+        f"{MARKS[standing]} {WORDS[standing]}: {components.plain(', '.join(names))}."
+        for standing, names in stages.items()
     )
 
 
@@ -200,7 +201,7 @@ def _effect_cell(effect: float, behaviour: Behaviour, within_noise: bool) -> str
     return text if text in ("0", "0.0") else f"{'▲' if gain > 0 else '▼'} {text}"
 
 
-def _columns(workspace: Workspace, behaviour: Behaviour) -> dict[str, Any]:
+def _columns(workspace: Workspace, effects: Effects, behaviour: Behaviour) -> dict[str, Any]:
     config = st.column_config
     text = workspace.examples.kind == "text"
     columns: dict[str, Any] = {
@@ -215,8 +216,9 @@ def _columns(workspace: Workspace, behaviour: Behaviour) -> dict[str, Any]:
     }
     unit = axis_unit(behaviour)
     for stage in workspace.stages:
+        known = effects.trust.get(stage)
         columns[effect_column(stage)] = config.TextColumn(
-            stage,
+            stage if known is None else f"{MARKS[standing_of(known, behaviour.name)]} {stage}",
             width=72,
             help=f"Stage effect on the {phrase(behaviour)}{f', in {unit}' if unit else ''}: "
             "final model minus the counterfactual without the stage.",

@@ -15,12 +15,13 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from .. import summary
+from .. import noise, sentences, summary
 from ..contracts import Behaviour
 from ..results import Result, ResultFacts, StageTrust, load_result
 from ..runs.evaluation_sets import EvaluationSet
 from ..runs.run import Run, open_run
-from ..verification import load_noise, trusted
+from ..standing import may_lean_on
+from ..verification import settles, trusted
 from . import estimates
 
 _CURVE_POINTS = 240
@@ -124,11 +125,41 @@ def effects(at: Source, set_name: str, estimate: str) -> Effects | None:
     found = result(at, set_name, estimate)
     if found is None:
         return None
-    table = summary.with_accuracy(found.table)
+    table = noise.marked(summary.with_accuracy(found.table), orders(at, set_name))
     behaviours = dict(found.behaviours)
     if (table["behaviour"] == summary.ACCURACY.name).any():
         behaviours = {summary.ACCURACY.name: summary.ACCURACY, **behaviours}
     return Effects(estimate, table, behaviours, found.trust)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def orders(at: Source, set_name: str) -> pd.DataFrame | None:
+    """``noise.load_orders``: effects in several orders of the batches, None where not known."""
+    return noise.load_orders(run(at), set_name)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def best_known(at: Source, set_name: str, estimate: str) -> Effects | None:
+    """Per stage the numbers that most is known of: by replay, else what may be leaned on.
+
+    Where no other table of a stage may be leaned on, its numbers are those of ``estimate``.
+    """
+    chosen = effects(at, set_name, estimate)
+    if chosen is None:
+        return None
+    others = [effects(at, set_name, name) for name in available(at, set_name) if name != estimate]
+    tables = [chosen, *(other for other in others if other is not None)]
+    taken = {stage: _best_for(stage, tables) for stage in chosen.trust}
+    rows = [one.table[one.table["stage"] == stage] for stage, one in taken.items()]
+    trust = {stage: one.trust[stage] for stage, one in taken.items()}
+    return Effects(estimate, pd.concat(rows, ignore_index=True), chosen.behaviours, trust)
+
+
+def _best_for(stage: str, tables: Sequence[Effects]) -> Effects:
+    of = [table for table in tables if stage in table.trust]
+    settled = [table for table in of if settles(table.trust[stage])]
+    leaned_on = [table for table in of if may_lean_on(table.trust[stage])]
+    return [*settled, *leaned_on, *of][0]
 
 
 def available(at: Source, set_name: str) -> list[str]:
@@ -162,32 +193,8 @@ def stage_summary(
         return pd.DataFrame(columns=list(summary.SUMMARY_COLUMNS))
     names = [stage.name for stage in run(at).stages]
     table = slice_of(found.table, by, group)
-    return summary.stage_summary(table, found.behaviours[behaviour], names)
-
-
-@st.cache_data(max_entries=128, show_spinner=False)
-def noise_of_means(
-    at: Source, set_name: str, estimate: str, behaviour: str, by: str | None, group: str | None
-) -> dict[str, bool]:
-    """Stage to whether its mean effect is within training noise; no entry where not known.
-
-    The noise sd of a mean is its standard deviation over orders of the recorded batches, the
-    recorded one included; within it is what is smaller than 2 of them.
-    """
-    found = result(at, set_name, estimate)
-    noise = None if found is None else load_noise(run(at), found.facts.set_digest)
-    if found is None or noise is None:
-        return {}
-    ids = slice_of(examples(at, set_name), by, group)["example_id"]
-    tables = [t[(t["behaviour"] == behaviour) & t["example_id"].isin(ids)] for t in
-              (noise, found.table)]  # fmt: skip
-    orders = tables[0].groupby(["stage", "order"])["effect"].mean().reset_index()
-    within = {}
-    for stage, own in tables[1].groupby("stage", sort=False)["effect"].mean().items():
-        others = orders.loc[orders["stage"] == stage, "effect"]
-        if len(others) and pd.notna(own):
-            within[str(stage)] = bool(abs(own) < 2 * pd.Series([own, *others]).std())
-    return within
+    kind = found.behaviours[behaviour]
+    return summary.stage_summary(table, kind, names, None, orders(at, set_name))
 
 
 @st.cache_data(max_entries=128, show_spinner=False)
@@ -199,7 +206,8 @@ def group_summary(
     if found is None:
         return pd.DataFrame(columns=list(summary.SUMMARY_COLUMNS))
     names = [stage.name for stage in run(at).stages]
-    return summary.stage_summary(found.table, found.behaviours[behaviour], names, by)
+    kind = found.behaviours[behaviour]
+    return summary.stage_summary(found.table, kind, names, by, orders(at, set_name))
 
 
 @st.cache_data(max_entries=128, show_spinner=False)
@@ -211,12 +219,12 @@ def headlines(
     by: str | None,
     group: str | None,
     noun: str,
-) -> list[summary.Sentence]:
-    """``summary.headlines`` over a set, or one of its groups."""
-    found = effects(at, set_name, estimator)
+) -> list[sentences.Sentence]:
+    """``sentences.headlines`` over a set, or one of its groups, from the best known numbers."""
+    found = best_known(at, set_name, estimator)
     if found is None:
         return []
-    return summary.headlines(
+    return sentences.headlines(
         slice_of(found.table, by, group),
         found.behaviours[behaviour],
         [stage.name for stage in run(at).stages],
@@ -224,6 +232,7 @@ def headlines(
         noun,
         by,
         groups_only=group is not None,
+        orders=orders(at, set_name),
     )
 
 

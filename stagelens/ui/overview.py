@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
 
 import pandas as pd
 import streamlit as st
@@ -11,7 +10,9 @@ import streamlit as st
 from .. import charts
 from ..contracts import Behaviour
 from ..runs.run import Stage
-from ..summary import ACCURACY, axis_unit, count_text, is_share, slice_parts
+from ..sentences import FEWEST, slice_parts
+from ..standing import label
+from ..summary import ACCURACY, axis_unit, count_text, is_share
 from . import components, loaders
 from .loaders import Effects
 from .workspace import Workspace
@@ -78,13 +79,22 @@ def headlines(
         group,
         workspace.noun,
     )
+    noise_known = loaders.orders(workspace.at, workspace.examples.name) is not None
     with st.container(border=True):
         if not found:
-            st.markdown(
-                "No stage stands out: no mean effect on this behaviour exceeds two standard "
-                "errors over the examples."
-            )
+            st.markdown("No stage stands out on this behaviour.")
         components.sentences(found, size="1.15rem")
+        components.text_block(
+            f"Headlines are mean effects over at least {count_text(FEWEST, workspace.noun)}, "
+            "beyond two standard errors"
+            + (
+                " and beyond training noise; by replay where one is stored."
+                if noise_known
+                else "; by replay where one is stored. Training noise is not known: the Trust page "
+                "measures it."
+            ),
+            muted=True,
+        )
 
 
 def credit_and_blame(
@@ -95,19 +105,18 @@ def credit_and_blame(
     parts = (workspace.at, workspace.examples.name, effects.estimator, behaviour.name)
     means = loaders.stage_summary(*parts, by, group)
     about = "".join(part.text for part in slice_parts(workspace.noun, by, group))
-    trust = {name: known.trust for name, known in effects.trust.items()}
     st.header("Credit and blame", anchor=False)
     components.text_block(
         f"Mean stage effect on the {behaviour.name} of {about}: what each stage made better "
         "(credit) and worse (blame) for single examples, and the net of both.",
         muted=True,
     )
-    components.show(charts.credit_and_blame(means, behaviour, trust, charts.EITHER, about), "bars")
-    components.trust_badges(
-        effects.trust[name] for name in workspace.stages if name in effects.trust
-    )
-    _counts(means, workspace.noun)
-    _noise(loaders.noise_of_means(*parts, by, group))
+    chart = charts.credit_and_blame(means, behaviour, effects.trust, charts.EITHER, about)
+    components.show(chart, "bars")
+    trusts = [effects.trust[name] for name in workspace.stages if name in effects.trust]
+    components.trust_badges(trusts, behaviour.name)
+    components.text_block(" ".join([*_counts(means, workspace.noun), *_noise(means)]), muted=True)
+    components.trust_legend()
     with st.expander("The same numbers as a table, with groups"):
         rows = means
         if workspace.by is not None and group is None:
@@ -116,29 +125,26 @@ def credit_and_blame(
         _table(rows, behaviour, effects)
 
 
-def _counts(means: pd.DataFrame, noun: str) -> None:
+def _counts(means: pd.DataFrame, noun: str) -> list[str]:
+    """How many examples the means are over."""
     if means.empty:
-        return
+        return []
     row = means.loc[means["n"].idxmax()]
-    said = [f"Measured on {count_text(int(row['n']), noun)}"]
+    said = f"Measured on {count_text(int(row['n']), noun)}"
     if row["missing"]:
-        said.append(f"{count_text(int(row['missing']), noun)} without a label left out")
-    if means["noise_share"].isna().all():
-        said.append("training noise not known")
-    components.text_block("; ".join(said) + ".", muted=True)
+        said += f"; {count_text(int(row['missing']), noun)} without a label left out"
+    return [f"{said}."]
 
 
-def _noise(within: Mapping[str, bool]) -> None:
+def _noise(means: pd.DataFrame) -> list[str]:
     """Which mean effects are no more than the order of the batches, where that is known."""
-    if not within:
-        return
-    named = [stage for stage, is_within in within.items() if is_within]
-    said = (
-        f"≈ Within training noise, so no finding: the mean effect of {', '.join(named)}."
-        if named
-        else f"Beyond training noise: the mean effects of {', '.join(within)}."
-    )
-    components.text_block(said, muted=True)
+    known = means[means["within_noise"].notna()]
+    if known.empty:
+        return ["Training noise not known."]
+    within = known.loc[known["within_noise"].astype(bool), "stage"].tolist()
+    if within:
+        return [f"≈ Within training noise, so no finding: the mean effect of {', '.join(within)}."]
+    return [f"Beyond training noise: the mean effects of {', '.join(known['stage'])}."]
 
 
 def _table(rows: pd.DataFrame, behaviour: Behaviour, effects: Effects) -> None:
@@ -148,7 +154,7 @@ def _table(rows: pd.DataFrame, behaviour: Behaviour, effects: Effects) -> None:
         {
             "stage": rows["stage"],
             "group": rows["group"].astype(object).where(rows["group"].notna(), "all"),
-            "trust": [effects.trust[name].trust for name in rows["stage"]],
+            "trust": [label(effects.trust[name], behaviour.name) for name in rows["stage"]],
             "examples": rows["n"],
             "final": scale * rows["final"],
             "without the stage": scale * rows["without"],
@@ -156,10 +162,12 @@ def _table(rows: pd.DataFrame, behaviour: Behaviour, effects: Effects) -> None:
             "credit": scale * rows["credit"],
             "blame": scale * rows["blame"],
             "standard error": scale * rows["error"],
+            "noise sd": scale * rows["noise_sd"],
             "within noise": 100 * rows["noise_share"].astype(float),
         }
     )
-    numbers = ("final", "without the stage", "stage effect", "credit", "blame", "standard error")
+    errors = ("standard error", "noise sd")
+    numbers = ("final", "without the stage", "stage effect", "credit", "blame", *errors)
     digits = "%.1f" if is_share(behaviour) else "%.3f"
     st.dataframe(
         shown,

@@ -202,10 +202,11 @@ def _show(workspace: Workspace, question: _Question, answer: Answer, fitted: Fit
                 f"No label was chosen, so the {phrase(behaviour)} is about this answer.", muted=True
             )
         drilldown.sentences(workspace.stages, effects, behaviour, row)
-        components.text_block(f"Counterfactuals: {estimator}.", muted=True)
-        components.trust_badges(answer.trust.values())
+        said = f"Counterfactuals: {estimator}. Training noise is not known for an own example."
+        components.text_block(said, muted=True)
+        components.trust_badges(answer.trust.values(), behaviour.name)
     st.subheader("Answers", anchor=False)
-    drilldown.answers(workspace.stages, effects, row)
+    drilldown.answers(workspace.stages, effects, behaviour, row)
     st.subheader("Effect of each stage", anchor=False)
     drilldown.bars(workspace.stages, effects, behaviour, row)
 

@@ -1,7 +1,8 @@
 """Answers that get better by themselves: free at once, coarse in the background, replay last.
 
-The task vector is there within seconds. ``coarse-replay`` within a budget follows by itself, and
-``replay`` where it is predicted to take less than a minute; else a button starts it. One job at a
+The task vector is there within seconds. ``coarse-replay`` within a budget follows by itself, save
+where replay takes hardly longer, and ``replay`` where it is predicted to take less than a minute;
+else a button starts it. One job at a
 time, in child processes. A page that shows the best numbers moves on to better ones when they
 arrive; where somebody chose others on purpose, the better ones are offered.
 """
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 
 import streamlit as st
 
+from .. import durations
 from ..runs.run import Run
 from . import components, estimates, jobs, loaders, state
 from .loaders import Source
@@ -77,7 +79,12 @@ class Ladder:
     @property
     def seconds(self) -> float | None:
         """What replay is predicted to take."""
-        return estimates.replay_seconds(self.run.stages)
+        return durations.replay_seconds(self.run.stages)
+
+    @property
+    def short(self) -> bool:
+        """Whether replay starts by itself."""
+        return self.replayable and self.seconds is not None and self.seconds < estimates.SHORT
 
 
 def first(ladder: Ladder) -> None:
@@ -139,11 +146,14 @@ def better(ladder: Ladder) -> None:
     waiting = False
     if ladder.coarse:
         budget = _budget()
-        waiting = _coarse(ladder, budget)
+        at_once = ladder.short and not durations.coarse_saves_time(ladder.run.stages, budget)
+        if not at_once:
+            waiting = _coarse(ladder, budget)
+        elif jobs.find(replay) is None:
+            st.caption("Replay should take hardly longer here than a coarse replay: it runs now.")
     if waiting or not ladder.replayable:
         return
-    seconds = ladder.seconds
-    if seconds is not None and seconds < estimates.SHORT and jobs.find(replay) is None:
+    if ladder.short and jobs.find(replay) is None:
         jobs.start(replay, "Replay")
     if not _running(replay, "Replay"):
         _button(replay, _replay_label(ladder), "Replay", _REPLAY_HELP)
@@ -180,14 +190,14 @@ def _coarse(ladder: Ladder, budget: float) -> bool:
         return False
     arguments = ladder.arguments("coarse-replay", budget)
     title = f"Coarse replay, budget {estimates.budget_text(budget)}"
-    seconds = ladder.seconds
-    if jobs.find(arguments) is None and (seconds is None or budget * seconds < _LONG):
+    seconds = durations.estimate_seconds(ladder.run.stages, "coarse-replay", {"budget": budget})
+    if jobs.find(arguments) is None and (seconds is None or seconds < _LONG):
         jobs.start(arguments, title)
     if _running(arguments, title):
         return True
     job = jobs.find(arguments)
     if job is None or job.status().state == "cancelled":
-        long = "" if seconds is None else f" ({estimates.duration(budget * seconds)})"
+        long = "" if seconds is None else f" ({durations.duration(seconds)})"
         _button(arguments, f"{title}{long}", title, _BUDGET_HELP)
     return False
 
@@ -201,7 +211,7 @@ def _running(arguments: tuple[str, ...], title: str) -> bool:
 
 def _replay_label(ladder: Ladder) -> str:
     seconds = ladder.seconds
-    return "Replay (exact)" if seconds is None else f"Replay ({estimates.duration(seconds)})"
+    return "Replay (exact)" if seconds is None else f"Replay ({durations.duration(seconds)})"
 
 
 def _button(arguments: tuple[str, ...], label: str, title: str, text: str) -> None:

@@ -14,12 +14,14 @@ import streamlit as st
 from .. import charts
 from ..charts.trust import agreement
 from ..contracts import Behaviour
-from ..results import Result, ResultFacts, StageTrust
+from ..expected_error import RELIABLE_BELOW
+from ..noise import RECORDED, load_noise
+from ..results import Result, StageTrust
 from ..runs.schema import canonical_json
+from ..standing import decimal, explained, percent
 from ..summary import count_text, number, signed_text
-from ..verification import compare, load_noise, load_verification
-from . import components, estimates, loaders
-from .estimates import percent
+from ..verification import compare, load_verification
+from . import components, loaders
 from .loaders import Source
 from .workspace import Workspace
 
@@ -151,7 +153,8 @@ def stages(workspace: Workspace, view: View) -> None:
                 _stage(workspace, view, stage)
     for stage in workspace.stages:
         if stage not in open_stages:
-            components.text_block(f"● {stage}: {estimates.verdict(_trust(view, stage), None)}")
+            components.text_block(f"● {stage}: exact. {_trust(view, stage).reason}")
+    components.trust_legend()
 
 
 def _legend() -> None:
@@ -186,8 +189,8 @@ def _stage(workspace: Workspace, view: View, stage: str) -> None:
             f"{html.escape(stage)}</h3></div>",
             width="content",
         )
-        components.trust_badge(trust.trust, None, trust.reason)
-    said = html.escape(estimates.verdict(trust, row)).replace(" %", "&nbsp;%")
+        components.trust_badge(trust, view.behaviour.name)
+    said = html.escape(explained(trust, view.behaviour.name)).replace(" %", "&nbsp;%")
     room = "6em" if row is not None and trust.trust != "refused" else "0"  # charts stand in line
     st.html(
         f"<p style='margin:0;min-height:{room};line-height:1.5;overflow-wrap:anywhere'>{said}</p>"
@@ -234,8 +237,10 @@ def _figures(view: View, trust: StageTrust, row: Mapping[str, Any] | None) -> No
             "Expected error",
             "not known" if trust.expected_error is None else percent(trust.expected_error),
             ""
-            if trust.expected_error is None or trust.trust != "estimated"
-            else _LEANING[trust.reliable],
+            if trust.expected_error is None
+            else "reliable"
+            if trust.expected_error <= RELIABLE_BELOW
+            else "rough",
             "Relative error that was to be expected, found without a replay.",
         )
     )
@@ -267,13 +272,12 @@ def _figures(view: View, trust: StageTrust, row: Mapping[str, Any] | None) -> No
     st.html(f"<table style='{_TABLE};font-size:.875rem'><tbody>{cells}</tbody></table>")
 
 
-_LEANING = {True: "reliable", False: "not reliable", None: ""}
 _CELL = "border:0;padding:.14em .5em .14em 0;vertical-align:baseline;white-space:nowrap"
 _TABLE = "border-collapse:collapse;border:0;width:100%;margin:0;font-variant-numeric:tabular-nums"
 
 
 def _text(name: str, value: float) -> str:
-    return percent(value) if name in _AS_PERCENT else f"{value:.2f}".replace("-", "−")
+    return percent(value) if name in _AS_PERCENT else decimal(value)
 
 
 # -------------------------------------------------------------------------------------- noise
@@ -282,13 +286,14 @@ def _text(name: str, value: float) -> str:
 def noise(workspace: Workspace, view: View) -> None:
     """How much of the effects is no more than the order of the batches."""
     st.header("Training noise", anchor=False)
-    known = _orders(workspace.at, view.result.facts)
-    if not known:
+    orders = loaders.orders(workspace.at, workspace.examples.name)
+    if orders is None:
         components.text_block(
             "Noise not known: no other order of the recorded batches has been replayed. Verify "
             "with at least one other order to learn which effects are no more than chance."
         )
         return
+    known = orders.loc[orders["order"] != RECORDED, "order"].nunique()
     effects = view.truth or view.result
     said = []
     for stage in workspace.stages[:-1]:
@@ -301,79 +306,3 @@ def noise(workspace: Workspace, view: View) -> None:
         f"effects on the {view.behaviour.name}, within training noise: "
         f"{', '.join(said) or 'not known'}."
     )
-
-
-@st.cache_data(max_entries=32, show_spinner=False)
-def _orders(at: Source, _facts: ResultFacts) -> int:
-    table = load_noise(loaders.run(at), _facts.set_digest)
-    return 0 if table is None else int(table["order"].nunique())
-
-
-# ----------------------------------------------------------------------------- every estimate
-
-
-def every_estimate(workspace: Workspace, view: View) -> None:
-    """What each stored estimate cost on this run, and how good it was: one line each."""
-    st.header("What each estimate costs", anchor=False)
-    components.text_block(
-        f"Time on this run for the stages before the last, whose effect comes free; errors are "
-        f"relative errors on the {view.behaviour.name} against replay.",
-        muted=True,
-    )
-    at, name = workspace.at, workspace.examples.name
-    shown = workspace.stages[:-1]
-    heads = ["estimate", "time", "cost in replays", *shown]
-    body = []
-    for estimate in loaders.available(at, name):
-        result = loaders.result(at, name, estimate)
-        known = {} if result is None else result.trust
-        trusts = {stage: trust for stage, trust in known.items() if stage in shown}
-        rows = {} if estimate == "replay" else figures(at, name, estimate, view.behaviour.name)
-        costs = [t.cost for t in trusts.values() if t.trust != "refused" or t.cost]
-        cells = [
-            f"<b>{html.escape(estimate)}</b>",
-            _seconds(sum(t.seconds for t in trusts.values())),
-            f"{np.mean(costs):.2f}" if costs else "n/a",
-            *(_brief(trusts.get(stage), rows.get(stage)) for stage in shown),
-        ]
-        mark = ";background:rgba(123,135,148,.14)" if estimate == view.estimate else ""
-        body.append(
-            f"<tr style='{mark[1:]}'>"
-            + "".join(f"<td style='{_WIDE}'>{cell}</td>" for cell in cells)
-            + "</tr>"
-        )
-    top = "".join(
-        f"<th scope='col' style='{_WIDE};text-align:left;opacity:.75;font-weight:400'>"
-        f"{html.escape(head)}</th>"
-        for head in heads
-    )
-    st.html(
-        f"<div style='overflow-x:auto'><table style='{_TABLE};font-size:.9rem'><thead><tr>{top}"
-        f"</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
-    )
-
-
-_WIDE = (
-    "border:0;border-bottom:1px solid rgba(123,135,148,.35);padding:.45em 1em .45em .4em;"
-    "white-space:nowrap"
-)
-
-
-def _seconds(seconds: float) -> str:
-    if seconds < 0.95:
-        return f"{1000 * seconds:.0f} ms" if seconds >= 0.0005 else "0 ms"
-    return f"{seconds:.1f} s" if seconds < 60 else f"{seconds / 60:.1f} min"
-
-
-def _brief(trust: StageTrust | None, row: Mapping[str, Any] | None) -> str:
-    if trust is None:
-        return "not computed"
-    mark = charts.TRUST_MARKS[trust.trust]
-    if trust.trust == "refused":
-        return f"{mark} refused"
-    if row is not None and np.isfinite(row["r"]):
-        r = f"{row['r']:.2f}".replace("-", "−")
-        return f"{mark} r {r}, error {percent(row['relative_error'])}"
-    if trust.trust == "exact" or trust.expected_error is None:
-        return f"{mark} {trust.trust}"
-    return f"{mark} expected error {percent(trust.expected_error)}"

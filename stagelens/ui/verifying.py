@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
+from .. import durations
 from . import components, estimates, jobs, loaders
 from .progressive import VERIFICATION
 from .workspace import Workspace
@@ -128,19 +129,19 @@ def _run(workspace: Workspace, chosen: tuple[str, ...], complete: bool) -> None:
 
 def _prediction(workspace: Workspace, chosen: tuple[str, ...]) -> None:
     stored = loaders.stored(workspace.at, workspace.examples.name)
-    wanted: list[tuple[str, float | None]] = []
+    wanted: list[tuple[str, dict[str, float]]] = []
     values = list(zip(chosen[4::2], chosen[5::2], strict=True))
-    budgets = [float(value) for option, value in values if option == "--budget"]
+    budgets = [{"budget": float(value)} for option, value in values if option == "--budget"]
     for option, value in values:
         if option == "--estimator":
-            each: list[float | None] = list(budgets) if value == "coarse-replay" else [None]
-            wanted += [(value, budget) for budget in each]
+            wanted += [(value, each) for each in (budgets if value == "coarse-replay" else [{}])]
     orders = int(chosen[-1])
-    seconds = estimates.verify_seconds(workspace.run.stages, wanted, orders, stored)
+    facts = list(stored.values())
+    seconds = durations.verify_seconds(workspace.run.stages, wanted, orders, facts)
     if seconds is None:
         text = "How long it takes is not known: the recording did not note its seconds."
     else:
-        text = f"Predicted: {estimates.duration(seconds)}, from the seconds that were recorded."
+        text = f"Predicted: {durations.duration(seconds)}, from the seconds that were recorded."
     if "replay" in stored:
         text += " The replay itself is stored already."
     components.text_block(text, muted=True)

@@ -11,11 +11,12 @@ import plotly.graph_objects as go
 import pytest
 
 from stagelens import charts, summary
-from stagelens.contracts import Behaviour, Trust
+from stagelens.contracts import Behaviour
+from tests.stage_trust import AGREES, ALL, DISAGREES, EXACT, REFUSED, RELIABLE, ROUGH
 
 LOSS = Behaviour("loss", "lower", "nats")
 STAGES = ["pretrain", "shortcut", "adapt"]
-TRUST: dict[str, Trust] = {"pretrain": "exact", "shortcut": "estimated", "adapt": "refused"}
+TRUST = {"pretrain": EXACT, "shortcut": ROUGH, "adapt": REFUSED}
 HOSTILE = "<b onmouseover=alert(1)>x</b>"
 PALETTES = [charts.LIGHT, charts.DARK, charts.EITHER]
 
@@ -35,6 +36,7 @@ def stage_means(gains: dict[str, tuple[float, float]]) -> pd.DataFrame:
                 "blame": blame,
                 "credit_share": 0.5,
                 "blame_share": 0.5,
+                "within_noise": pd.NA,
             }
             for stage, (credit, blame) in gains.items()
         ]
@@ -114,9 +116,34 @@ def test_effects_that_round_to_zero_are_not_blown_up() -> None:
 
 
 def test_every_bar_carries_its_trust_as_shape_and_word() -> None:
-    ticks = charts.credit_and_blame(MEANS, LOSS, TRUST).figure.layout.yaxis.ticktext
-    assert "● exact" in ticks[0] and "△ estimated" in ticks[1] and "✕ refused" in ticks[2]
-    assert len(set(charts.TRUST_MARKS.values())) == 4
+    figure = charts.credit_and_blame(MEANS, LOSS, TRUST).figure
+    ticks = figure.layout.yaxis.ticktext
+    assert "● exact" in ticks[0] and "○ estimated, rough" in ticks[1] and "✕ refused" in ticks[2]
+
+
+@pytest.mark.parametrize("standing", ALL)
+def test_what_may_not_be_leaned_on_is_faint_and_says_so(standing: str) -> None:
+    means = stage_means({"pretrain": (2.0, -0.5)})
+    chart = charts.credit_and_blame(means, LOSS, {"pretrain": ALL[standing]})
+    leaned_on = ALL[standing] in (EXACT, AGREES, RELIABLE)
+    for name in ("credit", "blame"):
+        assert (bars(chart.figure, name).marker.opacity[0] == 1) is leaned_on
+    said = bars(chart.figure, "credit").customdata[0]
+    assert ("not to be leaned on" in said) is (ALL[standing] in (DISAGREES, ROUGH))
+    assert ("not to be leaned on" in chart.alt) is (ALL[standing] in (DISAGREES, ROUGH))
+
+
+def test_a_mean_within_training_noise_is_marked_at_its_bar() -> None:
+    means = stage_means({"pretrain": (2.0, -0.5), "shortcut": (1.0, 0.0)})
+    chart = charts.credit_and_blame(means.assign(within_noise=[False, True]), LOSS, TRUST)
+    ticks = chart.figure.layout.yaxis.ticktext
+    assert "≈" not in ticks[0] and "≈ within training noise" in ticks[1]
+    assert chart.alt.count("within training noise") == 1
+    one = pd.DataFrame(
+        {"stage": STAGES, "effect": [1.0, 1.0, 1.0], "within_noise": [True, False, None]}
+    )
+    ticks = charts.example_effects(one, LOSS, TRUST).figure.layout.yaxis.ticktext
+    assert ["≈" in tick for tick in ticks] == [True, False, False]
 
 
 def test_a_refused_stage_shows_words_and_no_bar() -> None:
@@ -202,7 +229,7 @@ def test_names_from_data_are_escaped() -> None:
     means = stage_means({HOSTILE: (1.0, 0.0)})
     paths = PATHS.assign(group=HOSTILE)
     for chart in (
-        charts.credit_and_blame(means, LOSS, {HOSTILE: "exact"}),
+        charts.credit_and_blame(means, LOSS, {HOSTILE: EXACT}),
         charts.time_line({HOSTILE: 5}, RATES.assign(stage=HOSTILE), None, None),
         charts.boundary_path(pd.concat([PATHS, paths]), LOSS, STAGES),
     ):

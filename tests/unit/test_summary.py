@@ -1,4 +1,4 @@
-"""Numbers and sentences from effect tables."""
+"""Numbers from effect tables."""
 
 from __future__ import annotations
 
@@ -12,53 +12,12 @@ from hypothesis import strategies as st
 
 from stagelens import summary
 from stagelens.contracts import Behaviour
-from stagelens.results import EFFECT_COLUMNS, StageTrust
+from tests.effect_tables import effect_table, other_orders
 
 LOSS = Behaviour("loss", "lower", "nats")
 MARGIN = Behaviour("margin", "higher", "nats")
 PROBABILITY = Behaviour("probability", "higher")
 STAGES = ["pretrain", "shortcut"]
-EXACT = StageTrust(stage="shortcut", estimator="replay", trust="exact", reason="Exact replay.")
-REFUSED = StageTrust(
-    stage="shortcut", estimator="task-vector", trust="refused", reason="It would diverge."
-)
-
-
-def effect_table(
-    effects: dict[str, list[float]],
-    behaviour: str = "loss",
-    labels: list[str | None] | None = None,
-    predictions: list[str] | None = None,
-    without: dict[str, list[str]] | None = None,
-    groups: list[str] | None = None,
-) -> pd.DataFrame:
-    """A small effect table; every example's final value is 1."""
-    count = len(next(iter(effects.values())))
-    blocks = [
-        pd.DataFrame(
-            {
-                "set": "test",
-                "example_id": [f"e{i}" for i in range(count)],
-                "stage": stage,
-                "behaviour": behaviour,
-                "final": 1.0,
-                "without": 1.0 - np.asarray(values),
-                "effect": values,
-                "estimator": "replay",
-                "prediction": predictions or ["a"] * count,
-                "prediction_without": (without or {}).get(stage, ["a"] * count),
-                "confidence": 0.9,
-                "confidence_without": 0.8,
-                "within_noise": pd.array([None] * count, dtype="boolean"),
-                "label": labels or ["a"] * count,
-                "group": groups or ["g"] * count,
-            }
-        )
-        for stage, values in effects.items()
-    ]
-    table = pd.concat(blocks, ignore_index=True)
-    assert list(table.columns[: len(EFFECT_COLUMNS)]) == list(EFFECT_COLUMNS)
-    return table
 
 
 # ------------------------------------------------------------------------------------- means
@@ -111,6 +70,33 @@ def test_a_refused_stage_keeps_its_row_without_a_number() -> None:
     row = summary.stage_summary(table, LOSS, STAGES).set_index("stage").loc["shortcut"]
     assert (row["n"], row["missing"]) == (0, 2)
     assert math.isnan(row["effect"]) and math.isnan(row["credit"])
+
+
+def test_the_noise_of_a_mean_is_its_spread_over_orders_of_the_batches() -> None:
+    table = effect_table({"pretrain": [1.0, 3.0], "shortcut": [0.1, 0.1]}, groups=["x", "y"])
+    orders = other_orders(
+        {"pretrain": [[1.0, 3.0], [3.0, 1.0]], "shortcut": [[0.1, 0.1], [1.1, -0.5]]}
+    )
+    all_of_them = summary.stage_summary(table, LOSS, STAGES, None, orders).set_index("stage")
+    # one example's noise is another's luck: the means of pretrain are 2 in both orders
+    assert all_of_them["noise_sd"].tolist() == pytest.approx([0.0, 0.2 / math.sqrt(2)])
+    assert all_of_them["within_noise"].tolist() == [False, True]
+    groups = summary.stage_summary(table, LOSS, STAGES, "group", orders)
+    assert groups["noise_sd"].tolist()[:2] == pytest.approx([math.sqrt(2)] * 2)
+    assert groups["within_noise"].tolist() == [True, False, True, True]
+    part = table[table["group"] == "y"]
+    assert summary.stage_summary(part, LOSS, STAGES, None, orders)["noise_sd"].tolist() == (
+        groups[groups["group"] == "y"]["noise_sd"].tolist()
+    )
+
+
+def test_noise_that_was_not_measured_is_not_known() -> None:
+    table = effect_table({"pretrain": [1.0, 3.0], "shortcut": [np.nan, np.nan]})
+    assert summary.stage_summary(table, LOSS, STAGES)["within_noise"].isna().all()
+    one_order = other_orders({"pretrain": [[1.0, 3.0]]})
+    assert summary.stage_summary(table, LOSS, STAGES, None, one_order)["within_noise"].isna().all()
+    orders = other_orders({"shortcut": [[1.0, 3.0], [2.0, 2.0]]})
+    assert summary.stage_summary(table, LOSS, STAGES, None, orders)["within_noise"].isna().all()
 
 
 def test_accuracy_comes_from_answers_and_leaves_out_examples_without_a_label() -> None:
@@ -167,127 +153,6 @@ def test_groups_are_columns_of_few_values_with_group_first() -> None:
         {"label": ["a", "b"] * 10, "group": ["x", "y"] * 10, "one": 1, "many": range(20)}
     )
     assert summary.group_columns(table, ["many", "one", "label", "group"]) == ["group", "label"]
-
-
-# --------------------------------------------------------------------------------- sentences
-
-
-@pytest.mark.parametrize(
-    ("behaviour", "effect", "said"),
-    [
-        (LOSS, -0.41, "Without shortcut, the loss would be 0.41 higher."),
-        (LOSS, 0.41, "Without shortcut, the loss would be 0.41 lower."),
-        (MARGIN, 3.0, "Without shortcut, the margin would be 3.00 lower."),
-        (PROBABILITY, -0.5, "Without shortcut, the probability of the label would be 50 points "
-         "higher."),
-        (LOSS, 0.0, "Without shortcut, the loss would be the same."),
-        (LOSS, 1e-7, "Without shortcut, the loss would be practically the same."),
-    ],
-)  # fmt: skip
-def test_an_effect_is_said_from_the_side_of_the_counterfactual(
-    behaviour: Behaviour, effect: float, said: str
-) -> None:
-    assert str(summary.example_sentence("shortcut", behaviour, effect)) == said
-
-
-def test_a_changed_answer_is_said_with_its_verdict() -> None:
-    sentence = summary.example_sentence("shortcut", LOSS, 2.0, EXACT, ("3", "9"), "9")
-    assert str(sentence) == (
-        "Without shortcut, the loss would be 2.00 lower, and the answer 9 (right) instead of 3."
-    )
-    assert sentence.trust is EXACT
-    same = summary.example_sentence("shortcut", LOSS, 2.0, EXACT, ("3", "3"), "9")
-    assert "answer" not in str(same)
-
-
-def test_a_refused_stage_says_why_instead_of_a_number() -> None:
-    sentence = summary.example_sentence("shortcut", LOSS, math.nan, REFUSED, ("3", "nan"))
-    assert str(sentence) == "Without shortcut: not known. It would diverge."
-
-
-def test_an_example_without_a_label_has_no_number_but_still_an_answer() -> None:
-    sentence = summary.example_sentence("shortcut", LOSS, math.nan, EXACT, ("3", "9"))
-    assert (
-        str(sentence) == "Without shortcut, the loss is not known, and the answer 9 instead of 3."
-    )
-
-
-@pytest.mark.parametrize(
-    ("column", "group", "said"),
-    [
-        ("group", "stamped", "accuracy on stamped images would be 41 points higher."),
-        ("label", "7", "accuracy on images labelled 7 would be 41 points higher."),
-        ("camera", "old", "accuracy on images with camera old would be 41 points higher."),
-        ("group", None, "accuracy on all images would be 41 points higher."),
-    ],
-)
-def test_a_group_is_named_as_people_would(column: str, group: str | None, said: str) -> None:
-    row = {"stage": "shortcut", "group": group, "effect": -0.41}
-    sentence = summary.mean_sentence(row, summary.ACCURACY, "image", column, EXACT)
-    assert str(sentence) == f"Without shortcut, {said}"
-
-
-def test_names_from_data_stay_apart_from_words() -> None:
-    row = {"stage": "a_b", "group": "<b>*x*</b>", "effect": -0.41}
-    parts = summary.mean_sentence(row, summary.ACCURACY, "image", "group").parts
-    assert [part.text for part in parts if part.kind == "group"] == ["<b>*x*</b>"]
-    assert [part.text for part in parts if part.kind == "stage"] == ["a_b"]
-
-
-# --------------------------------------------------------------------------------- headlines
-
-
-def accuracy_table(count: int = 100) -> pd.DataFrame:
-    """``shortcut`` makes every second stamped example wrong; ``pretrain`` makes all right."""
-    groups = ["stamped", "clean"] * (count // 2)
-    final = ["b" if g == "stamped" and i % 4 == 0 else "a" for i, g in enumerate(groups)]
-    return summary.with_accuracy(
-        effect_table(
-            {"pretrain": [0.0] * count, "shortcut": [0.0] * count},
-            labels=["a"] * count,
-            predictions=final,
-            without={"pretrain": ["b"] * count, "shortcut": ["a"] * count},
-            groups=groups,
-        )
-    )
-
-
-def test_the_strongest_blame_comes_first_and_names_its_group() -> None:
-    found = summary.headlines(
-        accuracy_table(), summary.ACCURACY, STAGES, {"shortcut": EXACT}, "image", "group"
-    )
-    assert [str(sentence) for sentence in found] == [
-        "Without shortcut, accuracy on stamped images would be 50 points higher.",
-        "Without pretrain, accuracy on clean images would be 100 points lower.",
-    ]
-    assert found[0].trust is EXACT
-
-
-def test_a_part_of_the_set_is_never_called_all_of_it() -> None:
-    table = accuracy_table()
-    part = table[table["group"] == "stamped"]
-    found = summary.headlines(
-        part, summary.ACCURACY, STAGES, {}, "image", "group", groups_only=True
-    )
-    assert found and all("all images" not in str(sentence) for sentence in found)
-
-
-def test_what_does_not_stand_out_is_not_said() -> None:
-    noise = list(np.random.default_rng(0).normal(0, 1, 200))
-    table = effect_table({"pretrain": noise})
-    assert summary.headlines(table, LOSS, STAGES, {}) == []
-
-
-def test_an_effect_within_training_noise_is_no_finding() -> None:
-    table = effect_table({"pretrain": list(np.linspace(1.0, 1.1, 50))})
-    assert len(summary.headlines(table, LOSS, STAGES, {})) == 1
-    table["within_noise"] = pd.array([True] * 50, dtype="boolean")
-    assert summary.headlines(table, LOSS, STAGES, {}) == []
-
-
-def test_a_refused_stage_makes_no_headline() -> None:
-    table = effect_table({"pretrain": [np.nan] * 50})
-    assert summary.headlines(table, LOSS, STAGES, {}) == []
 
 
 # ----------------------------------------------------------------------------------- numbers

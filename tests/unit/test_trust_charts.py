@@ -1,8 +1,7 @@
-"""Scatter of estimate against replay, verdicts in words, and predicted times."""
+"""Scatter of estimate against replay, and names of estimates."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ import pytest
 from stagelens import charts
 from stagelens.charts.trust import agreement
 from stagelens.contracts import Behaviour
-from stagelens.results import StageTrust
 from stagelens.ui import estimates
 
 LOSS = Behaviour("loss", "lower", "nats")
@@ -84,9 +82,12 @@ def test_an_identity_line_spans_the_square() -> None:
 
 
 def test_the_alternative_text_has_the_takeaway() -> None:
-    assert "follows replay closely: r 1.00, slope 1.00; 0 % have the wrong" in drawn(points()).alt
+    said = drawn(points()).alt
+    assert "agrees with replay: r 1.00, slope 1.00, relative error 0 %; 0 % have the wrong" in said
     wrong = drawn(points(slope=-1.0), slope=-1.0).alt
-    assert "does not follow replay closely: r −1.00" in wrong and "100 %" in wrong
+    assert "does not agree with replay: r −1.00" in wrong and "100 % have the wrong" in wrong
+    steep = drawn(points(slope=0.4), slope=0.4).alt
+    assert "does not agree with replay: r 1.00, slope 0.40, relative error 150 %" in steep
 
 
 def test_no_points_and_undefined_slopes_are_drawn_empty() -> None:
@@ -99,84 +100,6 @@ def test_no_points_and_undefined_slopes_are_drawn_empty() -> None:
 def test_ids_from_data_are_escaped() -> None:
     text = drawn(points().assign(example_id=HOSTILE)).figure.to_json()
     assert HOSTILE not in text.replace("\\u003c", "<").replace("\\u003e", ">")
-
-
-# ------------------------------------------------------------------------------------ verdicts
-
-
-def trust(kind: str = "estimated", **more: Any) -> StageTrust:
-    facts = {"stage": "a", "estimator": "coarse-replay", "trust": kind, "reason": "R.", **more}
-    return StageTrust.model_validate(facts)
-
-
-ROW = {"r": 0.97, "slope": 1.02, "relative_error": 0.12}
-
-
-def test_a_verified_stage_says_r_slope_and_error_together() -> None:
-    said = estimates.verdict(trust("verified"), ROW)
-    assert said.startswith("verified: r 0.97, slope 1.02, relative error 12 %")
-    assert "close enough to lean on" in said
-
-
-def test_high_correlation_with_a_large_error_is_not_close() -> None:
-    assert "too far off" in estimates.verdict(trust("verified"), {**ROW, "relative_error": 0.8})
-
-
-def test_an_expected_error_that_was_far_too_low_is_said() -> None:
-    said = estimates.verdict(trust("verified", expected_error=0.04), {**ROW, "relative_error": 0.6})
-    assert "only 4 % was expected" in said
-    fair = estimates.verdict(trust("verified", expected_error=0.1), ROW)
-    assert "was expected" not in fair
-
-
-def test_estimates_say_what_is_expected_of_them() -> None:
-    said = estimates.verdict(trust(expected_error=0.12, reliable=True), None)
-    assert said == "estimated; expected error 12 %; reliable."
-    said = estimates.verdict(trust(expected_error=0.5, reliable=False), None)
-    assert said == "estimated; expected error 50 %; not reliable without a replay."
-    assert estimates.verdict(trust(), None) == "estimated; its error is not known."
-
-
-def test_refusals_and_exact_stages_give_their_reason() -> None:
-    assert estimates.verdict(trust("refused", reason="It diverged."), None) == (
-        "refused: it diverged."
-    )
-    exact = trust("exact", reason="Exact: the last stage's start is the model without it.")
-    assert estimates.verdict(exact, None) == (
-        "exact: the last stage's start is the model without it."
-    )
-
-
-# --------------------------------------------------------------------------------- predictions
-
-
-def run_of(*seconds: float | None) -> list[Any]:
-    return [SimpleNamespace(facts=SimpleNamespace(seconds=s)) for s in seconds]
-
-
-def test_replay_is_predicted_from_the_later_stages_of_every_open_stage() -> None:
-    # without 1: 20 + 40; without 2: 40; and both once more as recorded: 60
-    assert estimates.replay_seconds(run_of(10, 20, 40)) == 60 + 40 + 60
-    assert estimates.replay_seconds(run_of(10)) == 0
-    assert estimates.replay_seconds(run_of(10, None)) is None
-
-
-def test_a_verification_is_predicted_from_what_is_not_stored_yet() -> None:
-    stages = run_of(10, 20, 40)
-    alone = estimates.verify_seconds(stages, [("task-vector", None)], 0, {})
-    assert alone is not None
-    coarse = estimates.verify_seconds(stages, [("coarse-replay", 0.25)], 0, {})
-    noise = estimates.verify_seconds(stages, [("task-vector", None)], 2, {})
-    assert coarse == pytest.approx(alone + 25) and noise == pytest.approx(alone + 400)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "said"),
-    [(3, "a few seconds"), (21, "about 20 seconds"), (62, "about a minute"),
-     (200, "about 3 minutes"), (9000, "about 2 hours")],
-)  # fmt: skip
-def test_durations_are_no_more_exact_than_they_deserve(seconds: float, said: str) -> None:
-    assert estimates.duration(seconds) == said
 
 
 def test_estimates_are_named_by_their_budget() -> None:

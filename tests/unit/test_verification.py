@@ -1,4 +1,4 @@
-"""Estimates held against replays: the figures, their intervals, and the noise floor."""
+"""Estimates held against replays: the figures, their intervals, and what is joined at reading."""
 
 from __future__ import annotations
 
@@ -8,42 +8,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from scipy import stats
 
 from stagelens import cli, verification
-from stagelens.effects import attribute, measure
+from stagelens.effects import attribute
 from stagelens.expected_error import RELIABLE_BELOW, Evidence, judged
-from stagelens.results import StageTrust
+from stagelens.results import Result, StageTrust, result_key, save_result
 from stagelens.runs.run import Run, open_run
-from stagelens.training.replay import replay_later
+from stagelens.standing import standing_of
 from tests.conftest import DemoRun
 from tests.small_runs import Phase, record
+from tests.stage_trust import trust
 
 QUIET = lambda *_: None  # noqa: E731
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    path = tmp_path_factory.mktemp("verified") / "run"
-    phases = [
-        Phase(name, lambda groups: torch.optim.AdamW(groups, 0.01), steps=20)
-        for name in ("first", "second", "third")
-    ]
-    made = record(path, "cnn", phases)
-    random = np.random.default_rng(0)
-    from stagelens.runs.set_writer import write_set
-
-    write_set(
-        path,
-        made.task,
-        "test",
-        images=random.normal(size=(60, 4, 4)).astype(np.float32),
-        labels=random.integers(0, 3, 60).tolist(),
-    )
-    return made
 
 
 def test_the_figures_are_those_of_scipy() -> None:
@@ -110,12 +89,80 @@ def test_verify_compares_every_stage_with_replay_and_stores_it(run: Run) -> None
 
 
 def test_a_verified_estimate_says_so_wherever_it_is_read(run: Run) -> None:
-    verification.verify(run, "test", [("task-vector", {})], QUIET)
+    rows = verification.verify(run, "test", [("task-vector", {})], QUIET)
+    rows = rows[rows["stage"] == "first"].set_index("behaviour")
     result = verification.trusted(run, attribute(run, "test", "task-vector"))
-    assert result.trust["first"].trust == "verified"
-    assert "slope" in result.trust["first"].reason
-    assert "relative error" in result.trust["first"].reason
+    first = result.trust["first"]
+    assert first.trust == "verified"
+    for name in ("margin", "loss", "probability"):
+        found = first.agreement(name)
+        assert found is not None and found.behaviour == name
+        assert found.r == pytest.approx(rows.loc[name, "r"])
+        assert found.relative_error == pytest.approx(rows.loc[name, "relative_error"])
+    assert first.reliable is first.agreements[0].agrees
     assert result.trust["third"].trust == "exact"
+
+
+def test_a_stored_replay_verifies_every_estimate_by_itself(run: Run, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(run.path, tmp_path / "run"))
+    shutil.rmtree(folder / "results")
+    fresh = open_run(folder, run.task)
+    vector = attribute(fresh, "test", "task-vector")
+    assert verification.trusted(fresh, vector).trust["first"].trust == "estimated"
+    attribute(fresh, "test", "replay")
+    assert verification.trusted(fresh, vector).trust["first"].trust == "verified"
+    assert verification.load_verification(fresh).empty
+
+
+def test_figures_outlive_the_replay_that_they_came_from(run: Run, tmp_path: Path) -> None:
+    verification.verify(run, "test", [("task-vector", {})], QUIET)
+    before = verification.trusted(run, attribute(run, "test", "task-vector")).trust
+    folder = Path(shutil.copytree(run.path, tmp_path / "run"))
+    copy = open_run(folder, run.task)
+    replay = result_key(copy, "test", "effects", "replay", {})
+    (folder / "results" / "tables" / f"{replay}.parquet").unlink()
+    after = verification.trusted(copy, attribute(copy, "test", "task-vector")).trust
+    assert {n: t.agreements for n, t in after.items()} == {
+        n: t.agreements for n, t in before.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("real", "verifies"),
+    [
+        (trust("exact", estimator="replay"), True),
+        (trust("exact", estimator="task-vector"), True),  # the last stage
+        (trust(estimator="replay", expected_error=0.02, deviation=1e-6), True),
+        (trust(estimator="replay", expected_error=0.5, deviation=0.1), False),
+        (trust(estimator="replay", deviation=0.1), False),
+        (trust(estimator="coarse-replay", expected_error=0.02, reliable=True), False),
+    ],
+)
+def test_only_a_replay_that_repeats_the_recording_closely_verifies(
+    real: StageTrust, verifies: bool
+) -> None:
+    assert verification.settles(real) is verifies
+
+
+def test_what_coarse_replay_refused_is_doubtful_by_cheaper_estimates_too(
+    run: Run, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(run.path, tmp_path / "run"))
+    shutil.rmtree(folder / "results")
+    fresh = open_run(folder, run.task)
+    vector = attribute(fresh, "test", "task-vector")
+    coarse = attribute(fresh, "test", "coarse-replay")
+    refused = [
+        t.model_copy(update={"trust": "refused"}) if t.stage == "first" else t
+        for t in coarse.facts.stages
+    ]
+    save_result(fresh, Result(coarse.facts.model_copy(update={"stages": refused}), coarse.table))
+    known = verification.trusted(fresh, vector).trust
+    assert "Coarse replay of this stage was refused." in known["first"].reason
+    assert standing_of(known["first"]) == "rough"
+    assert "refused" not in known["second"].reason
+    attribute(fresh, "test", "replay")  # settles it
+    assert verification.trusted(fresh, vector).trust["first"].trust == "verified"
 
 
 def test_verifying_again_replaces_the_rows_and_keeps_the_others(run: Run) -> None:
@@ -135,50 +182,6 @@ def test_rows_of_another_recording_are_not_read(run: Run, tmp_path: Path) -> Non
     )
     shutil.copytree(run.path / "results", other.path / "results")
     assert verification.load_verification(other).empty
-
-
-def test_the_noise_floor_is_the_paired_replay_in_another_order(run: Run) -> None:
-    noise = verification.measure_noise(run, "test", 2, QUIET)
-    assert set(noise["stage"]) == {"first", "second"}
-    random = np.random.default_rng(1)
-    orders = {s.name: random.permutation(s.steps).tolist() for s in run.stages}
-    stage = run.stages[0]
-    pair = [
-        replay_later(run, stage, state, orders=orders).state.model
-        for state in (stage.end(), stage.start())
-    ]
-    examples = run.evaluation_set("test")
-    model = run.task.build_model()
-    with_stage, without = measure(run.task, model, pair, examples.batches(256), examples.count)
-    mine = noise[
-        (noise["order"] == 1) & (noise["stage"] == "first") & (noise["behaviour"] == "margin")
-    ]
-    effect = with_stage.values["margin"] - without.values["margin"]
-    np.testing.assert_allclose(mine["effect"], effect)
-
-
-def test_effects_below_two_noise_sd_are_marked_and_unknown_noise_is_not(run: Run) -> None:
-    verification.measure_noise(run, "test", 2, QUIET)
-    plain = attribute(run, "test", "replay")
-    assert plain.table["within_noise"].isna().all()
-    table = verification.trusted(run, plain).table
-    noise = verification.load_noise(run, plain.facts.set_digest)
-    assert noise is not None
-    known = verification.noise_sd(noise, plain.table)
-    first = table["stage"] == "first"
-    key = pd.MultiIndex.from_frame(table.loc[first, ["stage", "behaviour", "example_id"]])
-    sd = known.reindex(key).to_numpy()
-    expected = table.loc[first, "effect"].abs() < 2 * sd
-    assert (table.loc[first, "within_noise"] == expected).all()
-    assert 0 < expected.mean() < 1
-    assert table.loc[table["stage"] == "third", "within_noise"].isna().all()
-
-
-def test_the_recorded_order_is_one_of_the_orders_of_the_noise_sd() -> None:
-    key = {"stage": "a", "behaviour": "loss", "example_id": "1"}
-    noise = pd.DataFrame([{**key, "order": 0, "effect": 1.0}, {**key, "order": 1, "effect": 3.0}])
-    effects = pd.DataFrame([{**key, "effect": 2.0}])
-    assert verification.noise_sd(noise, effects).tolist() == [pytest.approx(1.0)]
 
 
 def test_the_command_prints_one_json_row_per_stage_behaviour_and_estimator(

@@ -1,0 +1,195 @@
+"""Sentences and headlines from effect tables, whose words carry the trust."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stagelens import sentences, summary
+from stagelens.contracts import Behaviour
+from stagelens.results import StageTrust
+from tests.effect_tables import effect_table, other_orders
+from tests.stage_trust import AGREES, DISAGREES, EXACT, REFUSED, RELIABLE, ROUGH, UNKNOWN
+
+LOSS = Behaviour("loss", "lower", "nats")
+MARGIN = Behaviour("margin", "higher", "nats")
+PROBABILITY = Behaviour("probability", "higher")
+STAGES = ["pretrain", "shortcut"]
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "effect", "said"),
+    [
+        (LOSS, -0.41, "Without shortcut, the loss would be 0.41 higher."),
+        (LOSS, 0.41, "Without shortcut, the loss would be 0.41 lower."),
+        (MARGIN, 3.0, "Without shortcut, the margin would be 3.00 lower."),
+        (PROBABILITY, -0.5, "Without shortcut, the probability of the label would be 50 points "
+         "higher."),
+        (LOSS, 0.0, "Without shortcut, the loss would be the same."),
+        (LOSS, 1e-7, "Without shortcut, the loss would be practically the same."),
+    ],
+)  # fmt: skip
+def test_an_effect_is_said_from_the_side_of_the_counterfactual(
+    behaviour: Behaviour, effect: float, said: str
+) -> None:
+    assert str(sentences.example_sentence("shortcut", behaviour, effect)) == said
+
+
+@pytest.mark.parametrize(
+    ("trust", "said"),
+    [
+        (EXACT, "would be 0.41 higher"),
+        (AGREES, "would be about 0.41 higher"),
+        (RELIABLE, "would be about 0.41 higher"),
+        (ROUGH, "may be some 0.4 higher"),
+        (UNKNOWN, "may be some 0.4 higher"),
+        (DISAGREES, "may be some 0.4 higher"),
+    ],
+)
+def test_the_words_carry_the_trust(trust: StageTrust, said: str) -> None:
+    sentence = sentences.example_sentence("shortcut", LOSS, -0.41, trust)
+    assert str(sentence) == f"Without shortcut, the loss {said}."
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "effect", "said"),
+    [(LOSS, 23.4, "some 20 lower"), (LOSS, -0.0312, "some 0.03 higher"),
+     (PROBABILITY, 0.084, "some 8 points lower"), (summary.ACCURACY, -0.842, "some 80 points "
+     "higher"), (LOSS, 0.96, "some 1.0 lower"), (LOSS, 0.0, "practically the same")],
+)  # fmt: skip
+def test_a_rough_amount_has_one_digit(behaviour: Behaviour, effect: float, said: str) -> None:
+    assert str(sentences.example_sentence("a", behaviour, effect, ROUGH)).endswith(
+        f"may be {said}."
+    )
+
+
+def test_a_changed_answer_is_said_with_its_verdict() -> None:
+    sentence = sentences.example_sentence("shortcut", LOSS, 2.0, EXACT, ("3", "9"), "9")
+    assert str(sentence) == (
+        "Without shortcut, the loss would be 2.00 lower, and the answer 9 (right) instead of 3."
+    )
+    assert sentence.trust is EXACT
+    same = sentences.example_sentence("shortcut", LOSS, 2.0, EXACT, ("3", "3"), "9")
+    assert "answer" not in str(same)
+    rough = sentences.example_sentence("shortcut", LOSS, 2.0, ROUGH, ("3", "9"), "9")
+    assert "and the answer perhaps 9 (right) instead of 3" in str(rough)
+
+
+def test_an_effect_within_training_noise_says_so() -> None:
+    noisy = sentences.example_sentence("shortcut", LOSS, 2.0, EXACT, within_noise=True)
+    assert str(noisy).endswith("2.00 lower; this is within training noise, so no finding.")
+
+
+def test_a_refused_stage_says_why_instead_of_a_number() -> None:
+    sentence = sentences.example_sentence("shortcut", LOSS, math.nan, REFUSED, ("3", "nan"))
+    assert str(sentence) == "Without shortcut: not known. It would diverge."
+
+
+def test_an_example_without_a_label_has_no_number_but_still_an_answer() -> None:
+    sentence = sentences.example_sentence("shortcut", LOSS, math.nan, EXACT, ("3", "9"))
+    assert (
+        str(sentence) == "Without shortcut, the loss is not known, and the answer 9 instead of 3."
+    )
+
+
+@pytest.mark.parametrize(
+    ("column", "group", "said"),
+    [
+        ("group", "stamped", "accuracy on stamped images would be 41 points higher"),
+        ("label", "7", "accuracy on images labelled 7 would be 41 points higher"),
+        ("camera", "old", "accuracy on images with camera old would be 41 points higher"),
+        ("group", None, "accuracy on all images would be 41 points higher"),
+    ],
+)
+def test_a_group_is_named_as_people_would_and_counted(
+    column: str, group: str | None, said: str
+) -> None:
+    row = {"stage": "shortcut", "group": group, "effect": -0.41, "n": 1200}
+    sentence = sentences.mean_sentence(row, summary.ACCURACY, "image", column, EXACT)
+    assert str(sentence) == f"Without shortcut, {said} (1,200 images)."
+
+
+def test_names_from_data_stay_apart_from_words() -> None:
+    row = {"stage": "a_b", "group": "<b>*x*</b>", "effect": -0.41, "n": 30}
+    parts = sentences.mean_sentence(row, summary.ACCURACY, "image", "group").parts
+    assert [part.text for part in parts if part.kind == "group"] == ["<b>*x*</b>"]
+    assert [part.text for part in parts if part.kind == "stage"] == ["a_b"]
+
+
+# --------------------------------------------------------------------------------- headlines
+
+
+def accuracy_table(count: int = 100) -> pd.DataFrame:
+    """``shortcut`` makes every second stamped example wrong; ``pretrain`` makes all right."""
+    groups = ["stamped", "clean"] * (count // 2)
+    final = ["b" if g == "stamped" and i % 4 == 0 else "a" for i, g in enumerate(groups)]
+    return summary.with_accuracy(
+        effect_table(
+            {"pretrain": [0.0] * count, "shortcut": [0.0] * count},
+            labels=["a"] * count,
+            predictions=final,
+            without={"pretrain": ["b"] * count, "shortcut": ["a"] * count},
+            groups=groups,
+        )
+    )
+
+
+def said_of(trust: dict[str, StageTrust], count: int = 100, **more: object) -> list[str]:
+    table = accuracy_table(count)
+    found = sentences.headlines(table, summary.ACCURACY, STAGES, trust, "image", "group", **more)  # type: ignore[arg-type]
+    return [str(sentence) for sentence in found]
+
+
+def test_the_strongest_blame_comes_first_with_its_group_and_its_count() -> None:
+    assert said_of({"shortcut": EXACT, "pretrain": EXACT}) == [
+        "Without shortcut, accuracy on stamped images would be 50 points higher (50 images).",
+        "Without pretrain, accuracy on clean images would be 100 points lower (50 images).",
+    ]
+
+
+def test_a_part_of_the_set_is_never_called_all_of_it() -> None:
+    table = accuracy_table()
+    part = table[table["group"] == "stamped"]
+    found = sentences.headlines(
+        part, summary.ACCURACY, STAGES, {}, "image", "group", groups_only=True
+    )
+    assert found and all("all images" not in str(sentence) for sentence in found)
+
+
+def test_groups_below_the_minimum_make_no_headline() -> None:
+    least = 2 * sentences.FEWEST
+    assert any("stamped images" in said for said in said_of({}, least))
+    assert all("all images" in said for said in said_of({}, least - 4))
+    assert said_of({}, sentences.FEWEST - 2) == []
+
+
+def test_a_rough_estimate_is_hedged_and_comes_after_what_may_be_leaned_on() -> None:
+    assert said_of({"shortcut": ROUGH, "pretrain": EXACT}) == [
+        "Without pretrain, accuracy on clean images would be 100 points lower (50 images).",
+        "Without shortcut, accuracy on stamped images may be some 50 points higher (50 images).",
+    ]
+
+
+@pytest.mark.parametrize("trust", [DISAGREES, REFUSED])
+def test_what_does_not_agree_with_its_replay_or_is_refused_makes_no_headline(
+    trust: StageTrust,
+) -> None:
+    assert [s for s in said_of({"shortcut": trust, "pretrain": EXACT}) if "shortcut" in s] == []
+
+
+def test_what_does_not_stand_out_is_not_said() -> None:
+    noise = list(np.random.default_rng(0).normal(0, 1, 200))
+    table = effect_table({"pretrain": noise})
+    assert sentences.headlines(table, LOSS, STAGES, {}) == []
+
+
+def test_a_mean_within_training_noise_is_no_finding() -> None:
+    effects = list(np.linspace(1.0, 1.1, 50))
+    table = effect_table({"pretrain": effects})
+    assert len(sentences.headlines(table, LOSS, STAGES, {})) == 1
+    for others, count in (([[3.0] * 50, [-3.0] * 50], 0), ([[1.0] * 50, [1.1] * 50], 1)):
+        orders = other_orders({"pretrain": [effects, *others]})
+        assert len(sentences.headlines(table, LOSS, STAGES, {}, orders=orders)) == count
