@@ -210,6 +210,8 @@ def _console() -> Console:
 def _print_effects(result: Any) -> None:
     count = result.table["example_id"].nunique()
     facts = result.facts
+    from .standing import WORDS, explained, standing_of
+
     printed = Table(title=f"Mean stage effect on {facts.set_name} ({count:,} examples)")
     printed.add_column("stage")
     for name, behaviour in result.behaviours.items():
@@ -219,7 +221,7 @@ def _print_effects(result: Any) -> None:
     for stage, trust in result.trust.items():
         values = [means.get((stage, name), float("nan")) for name in result.behaviours]
         cells = ["-" if value != value else f"{value:+.3f}" for value in values]
-        printed.add_row(stage, *cells, f"{trust.trust}: {trust.reason}")
+        printed.add_row(stage, *cells, f"{WORDS[standing_of(trust)]}: {explained(trust)}")
     _console().print(printed, markup=False)
 
 

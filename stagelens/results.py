@@ -85,7 +85,8 @@ class StageTrust(BaseModel):
         stage: The stage that is left out.
         estimator: How the counterfactual was obtained.
         trust: exact, verified, estimated or refused.
-        reason: One sentence for people, for instance "Exact replay.".
+        reason: One sentence for people, for instance "Replay repeats the recording bit for
+            bit.".
         deviation: Where replay is not bit for bit: norm of the difference between the replayed
             and the recorded end of the later stages, over the norm of what these stages changed.
         expected_error: Relative error to expect of the effects; None where it is not known.

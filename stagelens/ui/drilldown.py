@@ -112,9 +112,7 @@ def _shown(value: object) -> str:
     return "none" if value is None or value is pd.NA or value != value else str(value)
 
 
-def answers(
-    stages: Sequence[str], effects: Effects, behaviour: Behaviour, row: pd.Series
-) -> None:
+def answers(stages: Sequence[str], effects: Effects, behaviour: Behaviour, row: pd.Series) -> None:
     """The final model and every counterfactual side by side.
 
     Args:

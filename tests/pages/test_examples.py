@@ -172,7 +172,10 @@ def test_another_set_has_its_own_groups(open_page, demo: Path) -> None:
 
 @pytest.mark.parametrize(
     ("estimator", "said"),
-    [("replay", "● all exact."), ("task-vector", "△ estimated: pretrain, shortcut, mislabelled.")],
+    [
+        ("replay", "● all exact."),
+        ("task-vector", "◇ verified, does not agree: pretrain, mislabelled."),
+    ],
 )
 def test_the_table_says_what_is_known_of_its_numbers(
     open_page, demo: Path, estimator: str, said: str

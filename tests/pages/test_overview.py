@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stagelens.results import load_result
+from stagelens.results import load_result, result_key, stored_results
 from stagelens.runs.run import open_run
 from stagelens.ui import jobs
 from tests.pages.reading import check, figures, labels, words
@@ -25,7 +25,8 @@ def test_the_demo_opens_with_headlines_bars_and_stages(open_page, demo: Path) ->
     app = check(open_page(demo.parent, "run=digits"))
     said = words(app)
     assert "Without shortcut, accuracy on stamped images would be" in said
-    assert "Exact replay." in said
+    assert "(447 images). ● exact, by replay" in said
+    assert "mean effects over at least 20 images" in said
     bars, line = figures(app)
     assert bars["alt"].startswith("Credit and blame of each stage for the accuracy on all images.")
     assert [text.split("<")[1][2:] for text in bars["layout"]["yaxis"]["ticktext"]] == STAGES
@@ -74,11 +75,46 @@ def test_a_group_and_a_behaviour_from_the_link_are_shown(open_page, demo: Path) 
     assert "the mean loss on clean images" in words(app)
 
 
-def test_an_estimate_says_that_it_is_one(open_page, demo: Path) -> None:
+def forget(folder: Path, *estimators: str) -> None:
+    """Remove the stored tables of these estimators."""
+    run = open_run(folder)
+    for name in run.set_names:
+        for facts in stored_results(run, name):
+            if facts.estimator in estimators:
+                key = result_key(run, name, "effects", facts.estimator, facts.settings)
+                (folder / "results" / "tables" / f"{key}.parquet").unlink()
+
+
+def test_an_estimate_says_that_it_is_one_and_is_hedged(open_page, demo_copy: Path) -> None:
+    forget(demo_copy, "replay", "coarse-replay")
+    app = check(open_page(demo_copy.parent, "run=digits&estimator=task-vector"))
+    bars = figures(app)[0]
+    assert "○ estimated, rough" in bars["layout"]["yaxis"]["ticktext"][0]
+    assert bars["data"][0]["marker"]["opacity"] == [0.4, 0.4, 0.4, 1]
+    said = words(app)
+    assert "pretrain: estimated, rough (error not known)" in said
+    assert said.index("Without adapt, accuracy on") < said.index("Without pretrain, accuracy on")
+    assert "may be some" in said
+    assert "○ estimated, rough (error not known), by task-vector" in said
+    assert "Do not lean on it before a replay has settled it." in said
+
+
+def test_headlines_take_the_replay_where_one_is_stored(open_page, demo: Path) -> None:
+    by_replay = words(check(open_page(demo.parent, "run=digits")))
     app = check(open_page(demo.parent, "run=digits&estimator=task-vector"))
-    assert "△ estimated" in figures(app)[0]["layout"]["yaxis"]["ticktext"][0]
-    assert "pretrain: estimated" in words(app)
-    assert "its error is not known" in words(app)
+    said = words(app)
+    headline = next(x for x in by_replay.splitlines() if "stamped images would be" in x)
+    assert headline.strip() in said
+    assert "◇ verified, does not agree" in figures(app)[0]["layout"]["yaxis"]["ticktext"][0]
+    assert "pretrain: verified, does not agree (margin: r" in said
+    assert "Too far off to lean on: use replay." in said
+
+
+def test_the_words_of_trust_are_explained_on_the_page(open_page, demo: Path) -> None:
+    said = words(check(open_page(demo.parent, "run=digits")))
+    for word in ("verified, agrees", "verified, does not agree", "reliable", "rough", "refused"):
+        assert word in said
+    assert "r at least 0.9, relative error at most 50 %" in said
 
 
 def test_replay_is_shown_where_it_is_there(open_page, demo: Path) -> None:

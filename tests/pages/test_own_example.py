@@ -13,10 +13,12 @@ import pytest
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
-from stagelens.results import load_result
+from stagelens.contracts import Behaviour
+from stagelens.results import Result, StageTrust, load_result
 from stagelens.runs.images import encode_pixels
 from stagelens.runs.run import open_run
-from stagelens.summary import number
+from stagelens.sentences import example_sentence
+from stagelens.verification import trusted
 from tests.pages.reading import check, figures, words
 
 PAGE = "pages/1_Examples.py"
@@ -34,19 +36,19 @@ def upload(app: AppTest, data: bytes, name: str = "mine.png") -> AppTest:
     return app.run()
 
 
-def effects_of(demo: Path, example_id: str, estimator: str, settings: dict) -> pd.DataFrame:
-    result = load_result(open_run(demo), "test", "effects", estimator, settings)
+def stored(demo: Path, estimator: str, settings: dict) -> Result:
+    run = open_run(demo)
+    result = load_result(run, "test", "effects", estimator, settings)
     assert result is not None
-    return result.table[result.table["example_id"] == example_id]
+    return trusted(run, result)
 
 
-def sentence(row: dict) -> str:
+def sentence(row: dict, trust: StageTrust) -> str:
     """What is said of a row of the effect table, as far as it goes in every case."""
     if np.isnan(row["effect"]):
         return f"Without {row['stage']} : not known."  # markup stood between
-    way = "higher" if row["effect"] < 0 else "lower"
-    amount = number(abs(row["effect"]))
-    return f"Without {row['stage']}, the {row['behaviour']} would be {amount} {way}"
+    kind = Behaviour(row["behaviour"], "lower" if row["behaviour"] == "loss" else "higher")
+    return str(example_sentence(row["stage"], kind, row["effect"], trust)).rstrip(".")
 
 
 def test_a_link_opens_the_box_and_nothing_is_asked_yet(open_page, demo: Path) -> None:
@@ -63,7 +65,8 @@ def test_a_link_opens_the_box_and_nothing_is_asked_yet(open_page, demo: Path) ->
 def test_an_image_of_the_set_has_the_numbers_of_the_set(
     open_page, demo: Path, estimator: str, settings: dict, name: str
 ) -> None:
-    rows = effects_of(demo, "stamped-003", estimator, settings)
+    result = stored(demo, estimator, settings)
+    rows, trust = result.table[result.table["example_id"] == "stamped-003"], result.trust
     app = open_page(demo.parent, f"{OWN}&estimator={name}", PAGE)
     check(upload(app, picture(demo, "stamped-003")))
     label = rows["label"].iloc[0]
@@ -72,7 +75,7 @@ def test_an_image_of_the_set_has_the_numbers_of_the_set(
         app.selectbox(key="behaviour").select(behaviour)
         said = words(check(app.run()))
         for row in rows[rows["behaviour"] == behaviour].to_dict("records"):
-            assert sentence(row) in said
+            assert sentence(row, trust[row["stage"]]) in said
     assert f"The final model answers {rows['prediction'].iloc[0]}" in said
     assert "adapt: exact" in said
     assert figures(app)[0]["alt"].startswith("Effect of each stage on this example's margin.")

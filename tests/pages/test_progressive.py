@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from stagelens.ui import estimates, jobs
-from tests.pages.reading import check, figures, labels
+from stagelens import durations
+from stagelens.ui import jobs
+from tests.pages.reading import check, figures, labels, words
 
 EXAMPLES = "pages/1_Examples.py"
 
@@ -34,6 +35,24 @@ def wait_for(app: AppTest, words_: tuple[str, ...]) -> AppTest:
     return check(app.run())
 
 
+@pytest.fixture
+def slow_replay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay that is predicted to take long enough for a coarse replay to come first."""
+    monkeypatch.setattr(durations, "replay_seconds", lambda stages: 40.0)
+
+
+def test_where_replay_takes_hardly_longer_it_comes_instead_of_a_coarse_one(
+    open_page, bare: Path
+) -> None:
+    app = check(open_page(bare.parent, "run=digits"))
+    app = wait_for(app, arguments(bare, "task-vector"))
+    assert "it runs now" in words(app)
+    assert jobs.find(arguments(bare, "coarse-replay", "--budget", "0.25")) is None
+    app = wait_for(app, arguments(bare, "replay"))
+    assert app.selectbox(key="estimator").options == ["replay", "task-vector"]
+
+
+@pytest.mark.usefixtures("slow_replay")
 @pytest.mark.parametrize("page", ["app.py", EXAMPLES])
 def test_numbers_come_free_then_coarse_then_exact(open_page, bare: Path, page: str) -> None:
     app = check(open_page(bare.parent, "run=digits", page))
@@ -50,6 +69,7 @@ def test_numbers_come_free_then_coarse_then_exact(open_page, bare: Path, page: s
     assert not app.get("button_group") and "Cancel" not in labels(app)
 
 
+@pytest.mark.usefixtures("slow_replay")
 def test_better_numbers_do_not_move_the_place(open_page, bare: Path) -> None:
     link = "run=digits&stage=shortcut&strength=1&sort=id&page=2&example=stamped-001"
     app = check(open_page(bare.parent, link, EXAMPLES))
@@ -63,6 +83,7 @@ def test_better_numbers_do_not_move_the_place(open_page, bare: Path) -> None:
     assert [toast.value for toast in app.toast if "Better numbers" in toast.value]
 
 
+@pytest.mark.usefixtures("slow_replay")
 def test_numbers_chosen_on_purpose_stay_and_the_better_ones_are_offered(
     open_page, bare: Path
 ) -> None:
@@ -81,7 +102,7 @@ def test_numbers_chosen_on_purpose_stay_and_the_better_ones_are_offered(
 def test_a_long_replay_waits_for_its_button(
     open_page, bare: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(estimates, "replay_seconds", lambda stages: 600.0)
+    monkeypatch.setattr(durations, "replay_seconds", lambda stages: 600.0)
     app = check(open_page(bare.parent, "run=digits&budget=1/8"))
     app = wait_for(app, arguments(bare, "task-vector"))
     app = wait_for(app, arguments(bare, "coarse-replay", "--budget", "0.125"))
@@ -93,7 +114,8 @@ def test_a_long_replay_waits_for_its_button(
 def test_a_very_long_coarse_replay_waits_too(
     open_page, bare: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(estimates, "replay_seconds", lambda stages: 36_000.0)
+    monkeypatch.setattr(durations, "replay_seconds", lambda stages: 36_000.0)
+    monkeypatch.setattr(durations, "estimate_seconds", lambda *_: 7_200.0)
     app = check(open_page(bare.parent, "run=digits"))
     app = wait_for(app, arguments(bare, "task-vector"))
     assert jobs.find(arguments(bare, "coarse-replay", "--budget", "0.25")) is None
@@ -101,6 +123,7 @@ def test_a_very_long_coarse_replay_waits_too(
     assert "Replay (about 10 hours)" in labels(app)
 
 
+@pytest.mark.usefixtures("slow_replay")
 def test_what_was_cancelled_does_not_start_again(open_page, bare: Path) -> None:
     app = check(open_page(bare.parent, "run=digits"))
     app = wait_for(app, arguments(bare, "task-vector"))

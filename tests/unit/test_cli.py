@@ -118,8 +118,8 @@ def test_attribute_prints_a_line_for_every_stage(digits_run: DemoRun, command: C
         assert behaviour in answer.out
     for stage in STAGES:
         assert f" {stage} " in answer.out
-    assert "exact: Exact replay." in answer.out
-    assert "exact: Exact: the last stage's start is the model without it." in answer.out
+    assert "exact: Replay repeats the recording bit for bit." in answer.out
+    assert "exact: The last stage's start is the model without it." in answer.out
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])

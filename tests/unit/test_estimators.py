@@ -165,7 +165,10 @@ def test_replay_gives_the_replayed_weights_and_calls_them_exact(run: stagelens.R
         replayed = replay_without(run, run.stage(counterfactual.stage)).state.model
         assert differing(counterfactual.weights, replayed) == []
         trust = counterfactual.trust
-        assert (trust.trust, trust.reason) == ("exact", "Exact replay.")
+        assert (trust.trust, trust.reason) == (
+            "exact",
+            "Replay repeats the recording bit for bit.",
+        )
         assert (trust.deviation, trust.expected_error, trust.cost) == (0.0, 0.0, 1.0)
 
 
@@ -239,7 +242,7 @@ def test_the_last_stage_is_exact_and_reads_no_step(
     assert differing(counterfactual.weights, run.last.start().model) == []
     trust = counterfactual.trust
     assert (trust.trust, trust.estimator, trust.cost) == ("exact", name, 0.0)
-    assert trust.reason == "Exact: the last stage's start is the model without it."
+    assert trust.reason == "The last stage's start is the model without it."
     assert not (run.path / "results").exists()
 
 

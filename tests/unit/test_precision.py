@@ -66,7 +66,9 @@ def test_trust_names_mixed_precision(tmp_path: Path) -> None:
     run = record(tmp_path / "run", within_the_call)
     trust = attribute(run, "test", "replay").trust["first"]
     assert (trust.trust, trust.deviation) == ("exact", 0.0)
-    assert trust.reason == "Exact replay (recorded in bfloat16 mixed precision)."
+    assert trust.reason == (
+        "Replay repeats the recording bit for bit (recorded in bfloat16 mixed precision)."
+    )
 
 
 def test_a_coarse_step_runs_under_the_same_autocast(tmp_path: Path) -> None:
