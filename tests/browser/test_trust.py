@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
+from stagelens.results import AGREES_ERROR, AGREES_R
 from stagelens.runs.run import open_run
 from stagelens.verification import load_verification
 
@@ -60,7 +61,7 @@ def test_press_verify_and_read_how_far_each_number_can_be_trusted(
     settle(page, "Stages")
     page.get_by_role("link", name="Trust").click()
 
-    verdict = page.get_by_text(re.compile(r"^verified: r 0\.\d\d, slope"))
+    verdict = page.get_by_text(re.compile(r"^Held against a replay, on the margin: r 0\.\d\d"))
     expect(verdict.first).to_be_visible(timeout=VERIFY_TIME)
     settle(page)
     expect(page.locator(".js-plotly-plot .scatterlayer .point").first).to_be_attached()
@@ -70,6 +71,9 @@ def test_press_verify_and_read_how_far_each_number_can_be_trusted(
     rows = table[(table["behaviour"] == "margin") & (table["budget"] == 0.25)]
     row = rows.set_index("stage").loc["shortcut"]
     expect(page.get_by_text(f"r {row['r']:.2f}, slope {row['slope']:.2f}").first).to_be_visible()
+    agrees = row["r"] >= AGREES_R and row["relative_error"] <= AGREES_ERROR
+    badge = "verified, agrees" if agrees else "verified, does not agree"
+    expect(page.get_by_text(badge).filter(visible=True).first).to_be_visible()
     expect(page.get_by_text("Noise-floor r").first).to_be_visible()
     expect(page.get_by_text(re.compile("1 other order of the recorded batches"))).to_be_visible()
     screenshot(page, "trust")
@@ -86,11 +90,11 @@ def test_cancelling_leaves_the_page_as_it_was(server, page: Page, settle) -> Non
 
 def test_a_link_opens_the_same_comparison(server, page: Page, settle) -> None:
     page.goto(f"{server.url}/Trust?run=digits&estimate=task-vector&trusted=loss")
-    settle(page, "compared with the stored replay")
+    settle(page, "Held against a replay")
     chart = page.get_by_role("figure", name=re.compile("on the loss by task-vector"))
     expect(chart.first).to_be_attached()
     page.reload()
-    settle(page, "compared with the stored replay")
+    settle(page, "Held against a replay")
     assert "estimate=task-vector" in page.url and "trusted=loss" in page.url
 
 
@@ -107,7 +111,7 @@ def test_the_button_is_reached_by_keyboard(server, page: Page, settle) -> None:
 def test_a_narrow_window_is_usable(server, page: Page, settle, screenshot, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 1200})
     page.goto(f"{server.url}/Trust?run=digits")
-    settle(page, "compared with the stored replay")
+    settle(page, "Held against a replay")
     overflow = page.get_by_test_id("stMain").evaluate("e => e.scrollWidth - e.clientWidth")
     assert overflow <= 1
     screenshot(page, f"narrow-{width}-trust")
@@ -116,5 +120,5 @@ def test_a_narrow_window_is_usable(server, page: Page, settle, screenshot, width
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
 def test_the_server_never_loads_torch(server, page: Page, settle) -> None:
     page.goto(f"{server.url}/Trust?run=digits")
-    settle(page, "compared with the stored replay")
+    settle(page, "Held against a replay")
     assert "libtorch" not in Path(f"/proc/{server.process.pid}/maps").read_text()
