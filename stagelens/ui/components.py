@@ -30,6 +30,7 @@ from . import jobs, settings, state
 PAGES = (
     ("app.py", "Overview", ":material/insights:"),
     ("pages/1_Examples.py", "Examples", ":material/grid_view:"),
+    ("pages/2_Spurious_features.py", "Spurious features", ":material/troubleshoot:"),
     ("pages/4_Trust.py", "Trust", ":material/verified:"),
 )
 

@@ -38,6 +38,10 @@ _OF_A_RUN = (
     VIEW,
     "own-upload",
     "own-label",
+    "gap",
+    "crossed",
+    "errors",
+    "left-out",
 )
 _OWN = "stagelens:"
 _LONGEST = 1024

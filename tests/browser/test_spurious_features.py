@@ -1,0 +1,48 @@
+"""The page *Spurious features* as a person meets it."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.conftest import DemoRun
+
+QUIET = {"STREAMLIT_SERVER_FILE_WATCHER_TYPE": "none"}
+
+
+@pytest.fixture(scope="module")
+def server(start_server, digits_run: DemoRun):
+    """A server whose home has the digits demo."""
+    return start_server({**QUIET, "STAGELENS_HOME": str(digits_run.path.parent)})
+
+
+def test_the_gap_between_groups_is_read_with_and_without_each_stage(
+    server, page: Page, settle, screenshot
+) -> None:
+    page.goto(f"{server.url}/?run=digits")
+    settle(page, "Credit and blame")
+    page.get_by_role("link", name="Spurious features").click()
+    settle(page, "The gap in accuracy between")
+    expect(page.get_by_text(re.compile("without shortcut it would be"))).to_be_visible()
+    chart = page.get_by_role("figure", name=re.compile("Accuracy of 2 groups under every model"))
+    expect(chart.first).to_be_attached()
+    screenshot(page, "group-gaps")
+    page.get_by_role("radio", name="margin").click()
+    settle(page, "The gap in mean margin between")
+    page.get_by_text("Cross group with the label").click()
+    settle(page, re.compile("stamped · "))
+    assert "gap=margin" in page.url and "crossed=true" in page.url
+    page.reload()
+    settle(page, "The gap in mean margin between")
+
+
+@pytest.mark.parametrize("width", [420, 800])
+def test_a_narrow_window_is_usable(server, page: Page, settle, screenshot, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 1200})
+    page.goto(f"{server.url}/Spurious_features?run=digits")
+    settle(page, "The gap in accuracy between")
+    overflow = page.get_by_test_id("stMain").evaluate("e => e.scrollWidth - e.clientWidth")
+    assert overflow <= 1
+    screenshot(page, f"narrow-{width}-group-gaps")
