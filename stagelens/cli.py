@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from .contracts import StageLensError
+from .contracts import StageLensError, TaskError
+from .durations import coarse_saves_time, estimate_seconds, measured, replay_seconds
+from .results import stored_results
+from .runs.files import atomic_path, check_writable
 from .runs.run import Run, open_run
+from .terminal import Reporter, one_line, print_effects, print_verification
 
 app = typer.Typer(
     name="stagelens",
@@ -39,55 +36,6 @@ TaskOption = Annotated[
     ),
 ]
 ProgressFile = Annotated[Path | None, typer.Option("--progress", hidden=True)]
-_EVERY = 0.2
-
-
-class _Reporter:
-    """Shows progress on the terminal, or writes it to a file that the dashboard reads."""
-
-    def __init__(self, file: Path | None) -> None:
-        self._file = file
-        self._written = 0.0
-        self._share = 0.0
-        self._text = ""
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-        hidden = file is not None or not sys.stderr.isatty()
-        self._bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden)
-        self._bar_task = self._bar.add_task("", total=1.0)
-
-    def __call__(self, share: float, text: str) -> None:
-        self._share, self._text = min(max(share, 0.0), 1.0), text
-        self._bar.update(self._bar_task, completed=self._share, description=text)
-        if time.monotonic() - self._written >= _EVERY:
-            self.write("running")
-
-    def write(self, state: str, error: str | None = None) -> None:
-        if self._file is None:
-            return
-        done = 1.0 if state == "done" else self._share
-        content = {"done": done, "text": self._text, "state": state, "error": error}
-        temporary = self._file.with_name(f"{self._file.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(content))
-        os.replace(temporary, self._file)
-        self._written = time.monotonic()
-
-    @contextmanager
-    def running(self) -> Iterator[_Reporter]:
-        """Report success or failure at the end, whatever happens."""
-        self.write("running")
-        try:
-            with self._bar:
-                yield self
-        except BaseException as error:
-            self.write("failed", one_line(error))
-            raise
-        self.write("done")
-
-
-def one_line(error: BaseException) -> str:
-    """An error for people, on one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if isinstance(error, StageLensError) else f"{type(error).__name__}: {text}"
 
 
 def _open(path: Path, task: str | None) -> Run:
@@ -97,7 +45,22 @@ def _open(path: Path, task: str | None) -> Run:
 
     found = load_task_class(task)
     run = open_run(path)
-    return open_run(path, make_task(found, run.file.task.config, run.task_assets()))
+    opened = open_run(path, make_task(found, run.file.task.config, run.task_assets()))
+    _check_task(opened, task)
+    return opened
+
+
+def _check_task(run: Run, given: str) -> None:
+    """Refuse a class that is not the run's, also where stored results would answer without it."""
+    if run.task.name != run.file.task.name:
+        raise TaskError(
+            f"--task {given} is the task {run.task.name!r}, but the run was recorded with "
+            f"{run.file.task.name!r}; give the class that it was recorded with"
+        )
+    if run.stages:
+        from .runs.states import load_into
+
+        load_into(run.task.build_model(run.last.facts.build_config), run.last.end().model)
 
 
 @app.callback()
@@ -121,7 +84,7 @@ def demo(
     """
     if name != "digits":
         raise StageLensError(f"there is no demo {name!r}; use: digits")
-    with _Reporter(progress).running() as report:
+    with Reporter(progress, phases=True).running() as report:
         from .demos import digits
 
         run = digits.build(out, seed, report)
@@ -161,68 +124,58 @@ def attribute(
     progress: ProgressFile = None,
 ) -> None:
     """Compute every stage's effect on every example of an evaluation set."""
-    if out is not None and out.suffix not in (".parquet", ".csv"):
-        raise StageLensError(f"{out}: name the file .parquet or .csv")
-    with _Reporter(progress).running() as report:
+    if out is not None:
+        if out.suffix not in (".parquet", ".csv"):
+            raise StageLensError(f"{out}: name the file .parquet or .csv")
+        check_writable(out)
+    with Reporter(progress).running() as report:
         opened = _open(run, task)
+        _ = opened.last  # a run without a finished stage is refused for that, not for its sets
         examples = opened.evaluation_set(set_name)
         from . import effects
-        from .estimators.ladder import default_estimator
+        from .estimators.ladder import default_estimator, make_estimator
         from .verification import trusted
 
-        chosen = estimator or default_estimator(opened)
+        settings = None if budget is None else {"budget": budget}
+        made = make_estimator(estimator or default_estimator(opened), settings)
+        used = made.name, dict(made.settings)
+        stored = used in [(f.estimator, f.settings) for f in stored_results(opened, examples.name)]
+        began = time.perf_counter()
         effects.boundaries(opened, examples.name)
         result = effects.attribute(
-            opened,
-            examples.name,
-            chosen,
-            stage or None,
-            report,
-            None if budget is None else {"budget": budget},
+            opened, examples.name, made.name, stage or None, report, settings
         )
+        took = time.perf_counter() - began
         result = trusted(opened, result)
-    for problem in opened.problems:
-        typer.echo(f"Note: {problem}", err=True)
-    _print_effects(result)
+    notes = [] if stored or stage else _times(opened, *used, took)
+    for note in (*opened.problems, *notes):
+        typer.echo(f"Note: {note}", err=True)
+    print_effects(result)
     if out is not None:
         table = result.table.assign(
             trust=result.table["stage"].map({n: t.trust for n, t in result.trust.items()})
         )
-        _write_table(table, out)
+        with atomic_path(out) as temporary:
+            write = table.to_csv if out.suffix == ".csv" else table.to_parquet
+            write(temporary, index=False)
         typer.echo(f"{out}: {len(table):,} rows")
 
 
-def _write_table(table: Any, out: Path) -> None:
-    from .runs.files import atomic_path
-
-    with atomic_path(out) as temporary:
-        if out.suffix == ".csv":
-            table.to_csv(temporary, index=False)
-        else:
-            table.to_parquet(temporary, index=False)
-
-
-def _console() -> Console:
-    """As wide as the terminal; wide enough for every column where the output is kept."""
-    return Console(width=None if sys.stdout.isatty() else 200)
-
-
-def _print_effects(result: Any) -> None:
-    count = result.table["example_id"].nunique()
-    facts = result.facts
-    from .standing import WORDS, explained, standing_of
-
-    printed = Table(title=f"Mean stage effect on {facts.set_name} ({count:,} examples)")
-    printed.add_column("stage")
-    for name, behaviour in result.behaviours.items():
-        printed.add_column(f"{name} ({behaviour.better} is better)", justify="right")
-    printed.add_column("trust")
-    means = result.table.groupby(["stage", "behaviour"], sort=False)["effect"].mean()
-    for stage, trust in result.trust.items():
-        values = [means.get((stage, name), float("nan")) for name in result.behaviours]
-        cells = ["-" if value != value else f"{value:+.3f}" for value in values]
-        printed.add_row(stage, *cells, f"{WORDS[standing_of(trust)]}: {explained(trust)}")
-    _console().print(printed, markup=False)
+def _times(run: Run, estimator: str, settings: dict[str, Any], took: float) -> list[str]:
+    """What an estimate took and should have taken, and whether replay would have been as quick."""
+    predicted = estimate_seconds(run.stages, estimator, settings)
+    replay = replay_seconds(run.stages)
+    if predicted is None or replay is None:
+        return []
+    notes = [f"this took {measured(took)}; predicted, without other load: {measured(predicted)}"]
+    replayable = all(stage.replayable for stage in run.stages[1:])
+    budget = settings.get("budget")
+    if budget is not None and replayable and not coarse_saves_time(run.stages, budget):
+        notes.append(
+            f"replay should take hardly longer on this run ({measured(replay)} predicted); "
+            "--estimator replay gives exact numbers"
+        )
+    return notes
 
 
 @app.command(
@@ -261,34 +214,15 @@ def verify(
     for name in names:
         budgets = (budget or [0.25]) if name == "coarse-replay" else []
         wanted += [(name, {"budget": value}) for value in budgets] or [(name, {})]
-    with _Reporter(progress).running() as report:
+    with Reporter(progress).running() as report:
         opened = _open(run, task)
+        _ = opened.last
         examples = opened.evaluation_set(set_name)
         rows = verification.verify(opened, examples.name, wanted, report, stage or None, orders)
-    rows = rows[list(verification.COLUMNS)]
     if as_json:
-        typer.echo(rows.to_json(orient="records", indent=1))
+        typer.echo(rows[list(verification.COLUMNS)].to_json(orient="records", indent=1))
         return
-    _print_verification(rows)
-
-
-def _print_verification(rows: Any) -> None:
-    printed = Table(title=f"Estimates against replay on {rows['set'].iloc[0]}")
-    for name in ("stage", "behaviour", "estimator", "budget"):
-        printed.add_column(name)
-    figures = ("r", "rho", "slope", "relative_error", "sign_agreement", "cost", "wall_cost")
-    for name in (*figures, "expected_error", "noise_floor_r"):
-        printed.add_column(name.replace("_", " "), justify="right")
-    printed.add_column("trust")
-    for row in rows.to_dict("records"):
-        values = [row[name] for name in (*figures, "expected_error", "noise_floor_r")]
-        cells = ["-" if v is None or v != v else f"{v:.2f}" for v in values]
-        budget = row["budget"]
-        shown = "" if budget is None or budget != budget else f"{budget:g}"
-        printed.add_row(
-            row["stage"], row["behaviour"], row["estimator"], shown, *cells, row["trust"]
-        )
-    _console().print(printed, markup=False)
+    print_verification(rows)
 
 
 @app.command(
@@ -404,7 +338,7 @@ def assemble(
         if not equals or not folder:
             raise StageLensError(f"--stage {given}: give a name and a folder, as sft=DIR")
         folders.append((label, folder))
-    with _Reporter(progress).running() as report:
+    with Reporter(progress).running() as report:
         from .assembling.assemble import assemble as assemble_run
 
         run = assemble_run(

@@ -155,18 +155,20 @@ def compare(estimate: Result, truth: Result, noise: pd.DataFrame | None = None) 
         proves = settles(real) and facts.estimator != "replay"
         for behaviour in estimate.behaviours:
             own, true = _paired(estimate, truth, stage, behaviour)
+            found = fidelity(own.to_numpy(), true.to_numpy())
+            verified = proves and trust.trust == "estimated" and np.isfinite(found["r"])
             row: dict[str, Any] = {
                 "set": facts.set_name,
                 "stage": stage,
                 "behaviour": behaviour,
                 "estimator": facts.estimator,
                 "budget": facts.settings.get("budget"),
-                **fidelity(own.to_numpy(), true.to_numpy()),
+                **found,
                 "cost": trust.cost,
                 "wall_cost": trust.seconds / real.seconds if real.seconds > 0 else float("nan"),
                 "expected_error": trust.expected_error,
                 **_noise_figures(noise, stage, behaviour, true),
-                "trust": "verified" if proves and trust.trust == "estimated" else trust.trust,
+                "trust": "verified" if verified else trust.trust,
                 "n": int(own.notna().sum()),
                 "reason": trust.reason,
                 "set_digest": facts.set_digest,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
@@ -71,6 +72,32 @@ def new_folder(path: Path) -> Iterator[Path]:
         yield whole
         os.replace(whole, path)
         _sync_folder(path.parent)
+
+
+def check_writable(path: Path) -> None:
+    """Find out before long work whether a file can be written in the end; leaves nothing behind.
+
+    Raises:
+        RunError: It cannot; says why, and what to do.
+    """
+    folder = next(each for each in path.absolute().parents if each.exists())
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RunError(cannot_write(path, error)) from None
+
+
+def cannot_write(path: Path, error: OSError) -> str:
+    """Why a file or folder cannot be written, and what to do about it."""
+    why = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{path} cannot be written ({why}); free some space, or choose another disk"
+    if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+        return f"{path} cannot be written ({why}): something else is in its place; rename that"
+    return f"{path} cannot be written ({why}); choose a folder that you may write to"
 
 
 def _sync_folder(folder: Path) -> None:

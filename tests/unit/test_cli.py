@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 import stagelens
-from stagelens import cli
+from stagelens import cli, terminal
 from stagelens.contracts import StageLensError
 from tests.conftest import DemoRun
 
@@ -107,7 +107,54 @@ def test_the_demo_does_not_overwrite(digits_run: DemoRun, command: Command) -> N
     assert answer.err.startswith(f"stagelens: {digits_run.path} is not empty; choose another")
 
 
+def test_without_a_terminal_the_demo_prints_a_line_for_every_phase(tmp_path: Path) -> None:
+    done = in_a_process("demo", "digits", "--out", tmp_path / "digits")
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    for stage in STAGES:
+        assert sum(line.endswith(f" %  Training stage {stage}") for line in lines) == 1
+    assert any("Replaying without shortcut" in line for line in lines)
+    assert len(lines) < 60
+
+
 # attribute
+
+
+def test_an_output_that_cannot_be_written_is_said_before_anything_is_computed(
+    copied: Path, command: Command
+) -> None:
+    shutil.rmtree(copied / "results")
+    answer = command("attribute", copied, "--out", copied / "run.json" / "effects.parquet")
+    assert answer.status == 1
+    assert not (copied / "results").exists()
+
+
+def test_the_time_is_told_beside_the_prediction_where_something_was_computed(
+    copied: Path, command: Command
+) -> None:
+    options = ("attribute", copied, "--set", "mixed-up", "--budget", "0.5")
+    first, again = command(*options), command(*options)
+    assert "Note: this took " in first.err and "; predicted, without other load: " in first.err
+    assert again.err == "" and again.out == first.out
+
+
+def test_where_replay_takes_hardly_longer_it_is_recommended(
+    copied: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for quick in (True, False):
+        monkeypatch.setattr(cli, "coarse_saves_time", lambda *_, quick=quick: not quick)
+        shutil.rmtree(copied / "results")
+        answer = command("attribute", copied, "--set", "mixed-up")
+        assert ("--estimator replay gives exact numbers" in answer.err) is quick
+
+
+def test_a_run_without_a_finished_stage_is_said_to_be_one(command: Command, tmp_path: Path) -> None:
+    task = stagelens.tasks.ImageClassification(["a", "b"], (1, 4, 4), model={"kind": "mlp"})
+    stagelens.Recorder(tmp_path / "empty", task).close()
+    for name in ("attribute", "verify"):
+        answer = command(name, tmp_path / "empty")
+        assert answer.status == 1
+        assert "has no finished stage yet, so there is no final model" in answer.err
 
 
 def test_attribute_prints_a_line_for_every_stage(digits_run: DemoRun, command: Command) -> None:
@@ -183,7 +230,21 @@ def test_add_set_reports_what_it_found(copied: Path, command: Command, tmp_path:
         (["attribute", "RUN", "--task", "pathlib:Path"], "'pathlib:Path' is no stagelens.Task"),
         (["add-set", "RUN", "nothing.npz", "--name", "x"], "nothing.npz"),
         (["demo", "numbers", "--out", "new"], "there is no demo 'numbers'; use: digits"),
-        (["attribute", "RUN", "--progress", "no/such/folder/file"], "No such file or directory"),
+        (
+            ["attribute", "RUN", "--progress", "no/such/folder/file"],
+            "no/such/folder cannot be written (No such file or directory); choose a folder that",
+        ),
+        (["attribute", "RUN", "--out", "FILE/effects.csv"], "effects.csv cannot be written (Not a"),
+        (["attribute", "RUN", "--out", "folder.csv"], "folder.csv cannot be written (Is a dir"),
+        (["demo", "digits", "--out", "FILE/digits"], "something else is in its place; rename that"),
+        (
+            ["attribute", "RUN", "--estimator", "replay", "--task", "tests.other_tasks:Renamed"],
+            "is the task 'renamed', but the run was recorded with 'image-classification'",
+        ),
+        (
+            ["attribute", "RUN", "--estimator", "replay", "--task", "tests.other_tasks:Wider"],
+            "open the run with the task that it was recorded with",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -196,6 +257,8 @@ def test_an_error_is_one_line_and_status_1(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.csv").mkdir()
+    words = [w.replace("FILE", str(digits_run.path / "run.json")) for w in words]
     words = [str(digits_run.path) if word == "RUN" else word for word in words]
     answer = command(*words)
     assert answer.status == 1
@@ -260,15 +323,15 @@ def test_progress_goes_from_running_to_done(
     copied: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.rmtree(copied / "results")
-    monkeypatch.setattr(cli, "_EVERY", 0.0)
+    monkeypatch.setattr(terminal, "EVERY", 0.0)
     file, states = tmp_path / "progress.json", []
-    real = cli._Reporter.write
+    real = terminal.Reporter.write
 
-    def write(self: cli._Reporter, state: str, error: str | None = None) -> None:
+    def write(self: terminal.Reporter, state: str, error: str | None = None) -> None:
         real(self, state, error)
         states.append(json.loads(file.read_text()))
 
-    monkeypatch.setattr(cli._Reporter, "write", write)
+    monkeypatch.setattr(terminal.Reporter, "write", write)
     options = ("--estimator", "task-vector", "--set", "mixed-up", "--progress", file)
     assert command("attribute", copied, *options).status == 0
     assert [state["state"] for state in states[:-1]] == ["running"] * (len(states) - 1)

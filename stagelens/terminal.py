@@ -1,0 +1,151 @@
+"""What the command line prints: progress, tables, and errors on one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from .contracts import StageLensError
+from .results import Agreement, Result
+from .runs.files import cannot_write
+from .standing import WORDS, explained, standing_of
+
+EVERY = 0.2
+"""Seconds between two reports to a file."""
+
+
+class Reporter:
+    """Shows progress on the terminal, or writes it to a file that the dashboard reads.
+
+    Args:
+        file: Where to write it; None for the terminal.
+        phases: Where stderr is no terminal, print a line for every phase instead of a bar.
+    """
+
+    def __init__(self, file: Path | None, phases: bool = False) -> None:
+        self._file = file
+        self._written = 0.0
+        self._share = 0.0
+        self._text = ""
+        self._began = time.monotonic()
+        terminal = sys.stderr.isatty()
+        self._phases = phases and file is None and not terminal
+        self._phase = ""
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        hidden = file is not None or not terminal
+        self._bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden)
+        self._bar_task = self._bar.add_task("", total=1.0)
+
+    def __call__(self, share: float, text: str) -> None:
+        self._share, self._text = min(max(share, 0.0), 1.0), text
+        self._bar.update(self._bar_task, completed=self._share, description=text)
+        if self._phases:
+            self._print_phase()
+        if time.monotonic() - self._written >= EVERY:
+            self.write("running")
+
+    def _print_phase(self) -> None:
+        phase = self._text.split(",")[0].split(":")[0]
+        if phase != self._phase:
+            self._phase = phase
+            seconds = time.monotonic() - self._began
+            typer.echo(f"{seconds:6.1f} s  {100 * self._share:3.0f} %  {phase}", err=True)
+
+    def write(self, state: str, error: str | None = None) -> None:
+        """Write the progress to the file, if there is one."""
+        if self._file is None:
+            return
+        done = 1.0 if state == "done" else self._share
+        content = {"done": done, "text": self._text, "state": state, "error": error}
+        temporary = self._file.with_name(f"{self._file.name}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(content))
+        os.replace(temporary, self._file)
+        self._written = time.monotonic()
+
+    @contextmanager
+    def running(self) -> Iterator[Reporter]:
+        """Report success or failure at the end, whatever happens."""
+        self.write("running")
+        try:
+            with self._bar:
+                yield self
+        except BaseException as error:
+            self.write("failed", one_line(error))
+            raise
+        self.write("done")
+
+
+def one_line(error: BaseException) -> str:
+    """An error for people, on one line."""
+    if isinstance(error, OSError) and not isinstance(error, StageLensError) and error.filename:
+        path = Path(os.fsdecode(error.filename))
+        # Files and folders are made under a temporary name, which nobody knows.
+        temporary = path.name.startswith(".") or path.suffix == ".tmp"
+        return cannot_write(path.parent if temporary else path, error)
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if isinstance(error, StageLensError) else f"{type(error).__name__}: {text}"
+
+
+def _console() -> Console:
+    """As wide as the terminal; wide enough for every column where the output is kept."""
+    return Console(width=None if sys.stdout.isatty() else 200)
+
+
+def print_effects(result: Result) -> None:
+    """The mean effect of every stage on every behaviour, and what is known of it."""
+    count = result.table["example_id"].nunique()
+    printed = Table(title=f"Mean stage effect on {result.facts.set_name} ({count:,} examples)")
+    printed.add_column("stage")
+    for name, behaviour in result.behaviours.items():
+        printed.add_column(f"{name} ({behaviour.better} is better)", justify="right")
+    printed.add_column("trust")
+    means = result.table.groupby(["stage", "behaviour"], sort=False)["effect"].mean()
+    for stage, trust in result.trust.items():
+        values = [means.get((stage, name), float("nan")) for name in result.behaviours]
+        cells = ["-" if value != value else f"{value:+.3f}" for value in values]
+        printed.add_row(stage, *cells, f"{WORDS[standing_of(trust)]}: {explained(trust)}")
+    _console().print(printed, markup=False)
+
+
+def print_verification(rows: pd.DataFrame) -> None:
+    """A verification table, and why stages were refused."""
+    printed = Table(title=f"Estimates against replay on {rows['set'].iloc[0]}")
+    for name in ("stage", "behaviour", "estimator", "budget"):
+        printed.add_column(name)
+    figures = ("r", "rho", "slope", "relative_error", "sign_agreement", "cost", "wall_cost")
+    for name in (*figures, "expected_error", "noise_floor_r"):
+        printed.add_column(name.replace("_", " "), justify="right")
+    printed.add_column("trust")
+    for row in rows.to_dict("records"):
+        values = [row[name] for name in (*figures, "expected_error", "noise_floor_r")]
+        cells = ["-" if v is None or v != v else f"{v:.2f}" for v in values]
+        names = row["stage"], row["behaviour"], row["estimator"]
+        printed.add_row(*names, _budget(row), *cells, _trust(row))
+    _console().print(printed, markup=False)
+    refused = rows[rows["trust"] == "refused"]
+    for row in refused.drop_duplicates(["stage", "estimator", "settings"]).to_dict("records"):
+        estimate = f"{row['estimator']} {_budget(row)}".strip()
+        typer.echo(f"Refused: {row['stage']} by {estimate}: {row['reason']}")
+
+
+def _budget(row: Mapping[str, Any]) -> str:
+    budget = row["budget"]
+    return "" if budget is None or budget != budget else f"{budget:g}"
+
+
+def _trust(row: Mapping[str, Any]) -> str:
+    if row["trust"] != "verified":
+        return str(row["trust"])
+    return WORDS["agrees" if Agreement.model_validate(dict(row)).agrees else "disagrees"]
