@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .contracts import BASE, Behaviour, Example, Refused, Task
-from .estimators.coarse_replay import hardness
+from .estimators.hardness import hardness
 from .estimators.ladder import counterfactuals, make_estimator
 from .estimators.protocol import Counterfactual, Weights
 from .estimators.task_vector import subtract_stage

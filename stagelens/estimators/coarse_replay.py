@@ -27,14 +27,15 @@ from ..runs.run import Run, Stage
 from ..runs.states import TrainingState
 from ..training.coarse import CoarseModel, CoarseStep, coarse_steps, transfer
 from ..training.replay import Progress, cross_boundary, same_arithmetic
+from .hardness import hardness
 from .protocol import Counterfactual, Twins
 
 DEFAULT_BUDGET = 0.25
 
 _THIN_GENTLE = 1.25
-_THINNING = {"SGD": (0.8, 0.95, 8.0), "Adam": (0.2, 0.3, 3.5), "AdamW": (0.2, 0.3, 3.5)}
-"""Optimiser to the straightness below which batches are thinned most, that above which they are
-thinned least, and the most; chosen on the benchmark's seeds 0 to 2."""
+_THIN_HARD = {"SGD": 8.0, "Adam": 3.5, "AdamW": 3.5}
+"""How much batches are thinned before steps are merged, where training was gentle and where it was
+hard; chosen on the benchmark's seeds 0 to 2."""
 
 _FEWEST_STEPS = 24
 """A short stage is not merged into fewer steps; it may cost more than its part of the budget."""
@@ -161,40 +162,11 @@ def choose_plan(run: Run, stage: Stage, budget: float) -> Plan:
     work = [later.steps * later.index for later in run.stages[1:]]
     twins = [later.steps * (later.index + 1) for later in run.stages[1:]]
     cheaper = max(1.0, sum(twins) / sum(work) / budget)
-    most = _THINNING[stage.optimizer.name][2]
+    most = _THIN_HARD[stage.optimizer.name]
     hard = hardness(stage)
     thin = min(cheaper, most**hard * _THIN_GENTLE ** (1 - hard))
     merge = min(cheaper / thin, max(1.0, stage.steps / _FEWEST_STEPS))
     return Plan(merge, min(cheaper / merge, most))
-
-
-def hardness(stage: Stage) -> float:
-    """How unsafe merging the steps of a stage is, 0 to 1, from how straight its weights moved."""
-    low, high, _ = _THINNING[stage.optimizer.name]
-    return 1 - min(max((straightness(stage) - low) / (high - low), 0.0), 1.0)
-
-
-def straightness(stage: Stage) -> float:
-    """How straight the weights moved through a stage, from its two ends and learning rates.
-
-    Adam moves a weight by about one learning rate a step, so the net movement over
-    sum(lr) sqrt(P), over parameter groups, is the share of the way that was not taken back. SGD's
-    steps have no such scale; for it this is 1 - the movement relative to the weights' own size,
-    where 0.1 is much.
-    """
-    start, end = stage.start().model, stage.end().model
-    steps = stage.read_steps()
-    facts = [steps.facts(number) for number in range(len(steps))]
-    moved = size = way = 0.0
-    for number, group in enumerate(stage.optimizer.groups):
-        rates = math.fsum(float(record.groups[number]["lr"]) for record in facts)
-        for name in set(group.parameters) & set(stage.facts.trainable):
-            moved += float((end[name].double() - start[name].double()).square().sum())
-            size += float(start[name].double().square().sum())
-            way += rates**2 * start[name].numel()
-    if stage.optimizer.name == "SGD":
-        return 1 - math.sqrt(moved / size) if size else 0.0
-    return math.sqrt(moved / way) if way else 1.0
 
 
 def _pass_stage(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from stagelens.contracts import Refused
 from stagelens.estimators import coarse_replay
+from stagelens.estimators import hardness as hardness_module
 from stagelens.estimators.coarse_replay import CoarseReplay, Plan, choose_plan
 from stagelens.estimators.ladder import counterfactuals
 from stagelens.estimators.protocol import Counterfactual
@@ -263,7 +264,7 @@ def test_straight_ways_are_merged_and_zigzag_ways_thinned(
     run = record(tmp_path / "run", "linear", phases)
     plans = []
     for straight in (0.1, 0.25, 0.5):
-        monkeypatch.setattr(coarse_replay, "straightness", lambda _stage, s=straight: s)
+        monkeypatch.setattr(hardness_module, "straightness", lambda _stage, s=straight: s)
         plans.append(choose_plan(run, run.stages[1], 0.25))
     assert [p.merge * p.thin for p in plans] == [pytest.approx(5 / 3 / 0.25)] * 3
     assert plans[0].thin > plans[1].thin > plans[2].thin

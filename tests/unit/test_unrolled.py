@@ -262,6 +262,19 @@ def test_a_derivative_that_explodes_is_refused_with_its_size(tmp_path: Path) -> 
     assert found["two"].weights is not None
 
 
+def test_derivatives_through_sgd_near_the_edge_of_stability_are_refused(tmp_path: Path) -> None:
+    def refused(rate: float) -> list[bool]:
+        phases = [Phase("one", sgd()), Phase("two", sgd(lr=rate, momentum=0.9), steps=60)]
+        run = record(tmp_path / f"{rate}", "cnn", phases)
+        found = list(counterfactuals(run, UnrolledScale(), run.stages))
+        reasons = [one.trust.reason for one in found if one.weights is None]
+        assert all("Stage two trained near the edge of stability" in reason for reason in reasons)
+        return [one.weights is None for one in found]
+
+    assert refused(0.2) == [True, False]
+    assert refused(1e-4) == [False, False]
+
+
 def test_variances_stay_positive() -> None:
     final = {"1.running_var": torch.tensor([1.0, 1.0, 2.0]), "n": torch.tensor(7)}
     tangent = {"1.running_var": torch.tensor([1e-6, 50.0, -3.0])}
