@@ -8,6 +8,7 @@ from typing import Any
 from ..contracts import RecordingError, Task
 from ..runs.run import open_run
 from ..tasks import CausalLM, TextClassification
+from ..tasks.adapters import is_adapted
 
 BuildConfig = dict[str, Any]
 
@@ -26,6 +27,7 @@ def infer_task(model: Any, tokenizer: Any) -> TextClassification | CausalLM:
         RecordingError: It is neither, or the Trainer has no tokenizer; says what to pass.
         TaskError: Model and tokenizer do not fit each other, or the task.
     """
+    model = model.get_base_model() if is_adapted(model) else model
     name = type(model).__name__
     language_model = name.endswith(_LANGUAGE_MODEL)
     if not (language_model or name.endswith(_CLASSIFIER)):
