@@ -68,3 +68,17 @@ def data_folder() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data sets at {folder} (set STAGELENS_DATA to a folder that has them)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def text_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with the runs ``comments`` and ``prompts``, each with a set of hostile texts too.
+
+    Read it only; copy it to change it.
+    """
+    from tests.text_runs import add_hostile_set, record_comments, record_prompts
+
+    home = tmp_path_factory.mktemp("texts")
+    for record in (record_comments, record_prompts):
+        add_hostile_set(record(home / record.__name__.removeprefix("record_")))
+    return home

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from ..contracts import Behaviour
 from ..results import StageTrust
 from ..standing import MARKS, WORDS, label, may_lean_on, standing_of
 from ..summary import amount_text, axis_unit, is_share, phrase, scaled, signed_text
-from .style import BLAME, CREDIT, LIGHT, ZERO, Chart, Palette, short, style
+from .style import BLAME, CREDIT, LIGHT, ZERO, Chart, Palette, escaped, style
 
 _BAR_HEIGHT = 54
 _FAINT = 0.4
@@ -47,7 +46,7 @@ def credit_and_blame(
     """
     rows = summary.to_dict("records")
     hovers = [
-        f"<b>{html.escape(str(r['stage']))}</b><br>{_would_be_mean(r, behaviour)}"
+        f"<b>{escaped(str(r['stage']))}</b><br>{_would_be_mean(r, behaviour)}"
         f"<br>credit {signed_text(r['credit'], behaviour)}, in {_percent(r['credit_share'])} of "
         f"{r['n']:,} examples<br>blame {signed_text(r['blame'], behaviour)}, in "
         f"{_percent(r['blame_share'])}"
@@ -110,7 +109,7 @@ def example_effects(
     gains = [behaviour.sign * float(effect) for effect in effects["effect"]]
     within = [_is_true(one) for one in effects.get("within_noise", [None] * len(stages))]
     hovers = [
-        f"<b>{html.escape(stage)}</b><br>without it: {phrase(behaviour)} "
+        f"<b>{escaped(stage)}</b><br>without it: {phrase(behaviour)} "
         + _change(-behaviour.sign * gain, behaviour)
         for stage, gain in zip(stages, gains, strict=True)
     ]
@@ -197,7 +196,7 @@ def _diverging(
         )
     sizes = [abs(scaled(v, behaviour)) for v in (*credit, *blame) if np.isfinite(v)]
     # Effects that all round to zero are drawn small, instead of being blown up.
-    reach = (1.5 if narrow else 1.25) * max(*sizes, 1.0 if is_share(behaviour) else 0.01)
+    reach = (1.5 if narrow else 1.25) * max([*sizes, 1.0 if is_share(behaviour) else 0.01])
     for place, (of, one, other) in enumerate(zip(known, credit, blame, strict=True)):
         if not (np.isfinite(one) and np.isfinite(other)):
             refused = of is not None and of.trust == "refused"
@@ -268,7 +267,7 @@ def _stage_label(
         standing = standing_of(trust, behaviour.name)
         lines.append(f"{MARKS[standing]} {WORDS[standing]}")
     lines += [_WITHIN_NOISE] if within_noise else []
-    name = html.escape(short(stage, 28))
+    name = escaped(stage, 28)
     below = "".join(f"<br><span style='font-size:12px'>{line}</span> " for line in lines)
     return f"<b>{name}</b> {below}" if lines else f"{name} "
 

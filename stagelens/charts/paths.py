@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -12,7 +11,7 @@ import plotly.graph_objects as go
 
 from ..contracts import BASE, Behaviour
 from ..summary import is_share, phrase, scaled, value_text
-from .style import LIGHT, Chart, Palette, boundary_ticks, short, style
+from .style import LIGHT, Chart, Palette, boundary_ticks, escaped, style
 
 _GROUP_SYMBOLS = ("square", "diamond", "triangle-up", "cross", "star", "hexagon")
 _GROUP_DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot", "dash")
@@ -96,7 +95,7 @@ def draw_paths(
                     "symbol": "circle" if overall else _GROUP_SYMBOLS[pattern],
                 },
                 customdata=[
-                    f"{html.escape(_boundary_name(b))}<br>{html.escape(name)}: "
+                    f"{escaped(_boundary_name(b))}<br>{escaped(name)}: "
                     f"{phrase(behaviour)} {value_text(v, behaviour)}"
                     for b, v in zip(part["boundary"], part["value"], strict=True)
                 ],
@@ -117,7 +116,7 @@ def draw_paths(
             figure.add_annotation(
                 x=edges[-1],
                 y=y,
-                text=html.escape(short(name, 14)),
+                text=escaped(name, 14),
                 xanchor="left",
                 xshift=12,
                 showarrow=False,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
@@ -14,7 +13,7 @@ from plotly.subplots import make_subplots
 from ..contracts import Behaviour
 from ..summary import is_share, phrase
 from .paths import draw_paths
-from .style import LIGHT, ZERO, Chart, Palette, boundary_ticks, short, stage_color, style
+from .style import LIGHT, ZERO, Chart, Palette, boundary_ticks, escaped, stage_color, style
 
 
 def time_line(
@@ -112,15 +111,14 @@ def _bands(figure: go.Figure, steps: Mapping[str, int], edges: Sequence[float]) 
             width=[width - 0.004 for width in widths],
             marker={"color": [stage_color(index) for index in range(len(widths))]},
             text=[
-                f"<b>{html.escape(short(name, 24))}</b><br>{count:,} steps"
-                for name, count in steps.items()
+                f"<b>{escaped(name, 24)}</b><br>{count:,} steps" for name, count in steps.items()
             ],
             textposition="inside",
             insidetextanchor="middle",
             textangle=0,
             textfont={"color": "#000000", "size": 13},
             constraintext="inside",
-            customdata=[f"{html.escape(name)}: {count:,} steps" for name, count in steps.items()],
+            customdata=[f"{escaped(name)}: {count:,} steps" for name, count in steps.items()],
             hovertemplate="%{customdata}<extra></extra>",
         ),
         row=1,
@@ -152,7 +150,7 @@ def _rates(
                 fill="tozeroy",
                 fillcolor=_faint(stage_color(index)),
                 customdata=[
-                    f"{html.escape(name)}, step {step:,}<br>learning rate {rate:.3g}"
+                    f"{escaped(name)}, step {step:,}<br>learning rate {rate:.3g}"
                     for step, rate in zip(part["step"], part["lr"], strict=True)
                 ],
                 hovertemplate="%{customdata}<extra></extra>",
@@ -182,7 +180,7 @@ def _faint(color: str) -> str:
 
 def _heading(figure: go.Figure, text: str, row: int, palette: Palette) -> None:
     figure.add_annotation(
-        text=html.escape(text),
+        text=escaped(text),
         x=0,
         xref="x domain",
         xanchor="left",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -96,12 +97,30 @@ def stage_color(index: int) -> str:
 
 def boundary_ticks(stages: Iterable[str]) -> list[str]:
     """Tick texts for the base and the boundary after each stage."""
-    return [BASE, *(f"after<br>{html.escape(short(name, 14))}" for name in stages)]
+    return [BASE, *(f"after<br>{escaped(name, 14)}" for name in stages)]
 
 
 def short(text: str, length: int) -> str:
     """At most ``length`` characters, with an ellipsis where something is cut off."""
     return text if len(text) <= length else text[: max(length - 1, 1)] + "…"
+
+
+def escaped(text: str, length: int = 200) -> str:
+    """A name from data for plotly, which reads tags in texts, but knows no ``&quot;``."""
+    return html.escape(written_out(short(text, length)), quote=False)
+
+
+def written_out(text: str) -> str:
+    """A name from data, with what would turn the line or hide in it written out.
+
+    Marks of direction that a script needs stay; what overrides or embeds a direction does not,
+    because it would turn the words behind the name too. Line breaks and tabs become spaces.
+    """
+    return _ACTING.sub(lambda found: f"[U+{ord(found[0]):04X}]", _BREAKS.sub(" ", text))
+
+
+_BREAKS = re.compile(r"[\t\n\r\x0b\x0c\x85\u2028\u2029]+")
+_ACTING = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 
 
 def style(figure: go.Figure, palette: Palette, height: int) -> None:

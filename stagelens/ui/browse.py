@@ -18,6 +18,9 @@ PAGE_SIZE = 12
 SORTS = ("strongest effect", "most blame", "most credit", "order of the set", "id")
 """How examples can be sorted, the default first."""
 
+SEARCHED = "searched"
+"""Column of an example frame that a search looks at: ids, and texts where these are the inputs."""
+
 Answers = Literal["right", "wrong"]
 Side = Literal["credit", "blame"]
 
@@ -35,7 +38,7 @@ class Filters:
         changed: Only where the answer differs without the stage.
         side: Only where the stage's effect is credit, or blame.
         strength: Smallest size of the effect, in the behaviour's unit.
-        search: Part of an example id, in any case.
+        search: Part of what :data:`SEARCHED` holds, in any case.
         sort: One of :data:`SORTS`.
     """
 
@@ -115,7 +118,7 @@ def select(
     """The examples that the filters ask for, sorted.
 
     Args:
-        frame: From :func:`example_frame`.
+        frame: From :func:`example_frame`, with :data:`SEARCHED` where ``filters`` search.
         filters: What is asked.
         behaviour: The behaviour that ``frame`` holds; tells credit from blame.
         stages: Stage names in training order.
@@ -130,7 +133,7 @@ def select(
     if filters.answers is not None:
         keep &= frame["right"] == (1.0 if filters.answers == "right" else 0.0)
     if filters.search:
-        keep &= frame["example_id"].str.contains(filters.search, case=False, regex=False)
+        keep &= frame[SEARCHED].str.contains(filters.search, case=False, regex=False)
     if filters.changed:
         others = frame[[answer_column(s) for s in chosen if s is not None]]
         differs = others.ne(frame["prediction"], axis=0) & others.notna()

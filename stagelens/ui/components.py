@@ -11,6 +11,7 @@ from pathlib import Path
 import streamlit as st
 
 from ..charts import EITHER_STYLE, Chart
+from ..charts.style import short, written_out
 from ..contracts import StageLensError
 from ..results import StageTrust
 from ..sentences import Sentence
@@ -35,14 +36,17 @@ PAGES = (
 )
 
 _SIDEBAR = 264
+_LONGEST = 1500
+"""Characters of a name or description that are shown; inputs are shown whole, in other places."""
 
-_SELECTED_STYLE = (
+_STYLE = (
     '<style>[data-testid="stTab"][data-selected],'
     '[data-testid="stButtonGroup"] button[data-selected]'
-    "{color:inherit!important}</style>"
+    "{color:inherit!important}"
+    '[data-testid="stHeading"] :is(h1,h2,h3){overflow:hidden;overflow-wrap:anywhere}</style>'
 )
 """The accent is dark enough for white text on it, so on the dark background it is no text colour:
-what is selected has the page's own, and is told by its edge."""
+what is selected has the page's own, and is told by its edge. No heading is wider than its place."""
 
 DEMO_COMMAND = ("demo", "digits")
 
@@ -59,7 +63,12 @@ _MARKUP = re.compile(r"([\\`*_{}\[\]()#+\-.!|~<>$:&@=])")
 
 def plain(text: str) -> str:
     """Text for places that read Markdown, with everything in it shown as it is."""
-    return _MARKUP.sub(r"\\\1", text.replace("\n", " "))
+    return _MARKUP.sub(r"\\\1", written_out(short(text, _LONGEST)))
+
+
+def shown(text: str) -> str:
+    """Text for places that read HTML, with everything in it shown as it is, cut to a few lines."""
+    return html.escape(written_out(short(text, _LONGEST)), quote=True)
 
 
 def start_page(title: str) -> None:
@@ -70,7 +79,7 @@ def start_page(title: str) -> None:
         layout="wide",
         initial_sidebar_state=_SIDEBAR,
     )
-    st.html(EITHER_STYLE + _SELECTED_STYLE)
+    st.html(EITHER_STYLE + _STYLE)
     reference = state.reference()
     with st.sidebar:
         st.html("<div style='font-size:1.25rem;font-weight:600'>StageLens</div>")
@@ -166,7 +175,7 @@ def sentence_html(sentence: Sentence, brief: bool = False) -> str:
     words = []
     for part in sentence.parts:
         tag = weight[part.kind]
-        text = html.escape(part.text)
+        text = shown(part.text) if part.kind == "plain" else f"<bdi>{shown(part.text)}</bdi>"
         words.append(f"<{tag}>{text}</{tag}>" if tag else text)
     if sentence.trust is not None:
         words.append(f" {_trust_html(sentence, sentence.trust, brief)}")
@@ -191,14 +200,16 @@ def sentences(items: Sequence[Sentence], size: str = "1rem", brief: bool = False
     lines = "".join(f"<div>{sentence_html(item, brief)}</div>" for item in items)
     st.html(
         f"<div style='font-size:{size};line-height:1.5;display:flex;flex-direction:column;"
+        "overflow:hidden;overflow-wrap:anywhere;"
         f"gap:.4em'>{lines}</div>"
     )
 
 
 def text_block(text: str, muted: bool = False) -> None:
     """Words from a data set or a run folder, never read as markup."""
-    style = "overflow-wrap:anywhere;margin:0" + (";opacity:.75;font-size:.9em" if muted else "")
-    st.html(f"<p style='{style}'>{html.escape(text)}</p>")
+    style = "overflow-wrap:anywhere;overflow:hidden;margin:0"
+    style += ";opacity:.75;font-size:.9em" if muted else ""
+    st.html(f"<p style='{style}'>{shown(text)}</p>")
 
 
 def error_state(message: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Sequence
 from math import isfinite
 
 import pandas as pd
@@ -15,7 +13,7 @@ from ..results import StageTrust
 from ..sentences import example_sentence
 from ..standing import MARKS, WORDS, standing_of
 from ..summary import phrase, value_text
-from . import browse, components, loaders, state
+from . import asking, browse, components, inputs, loaders, state, tokens
 from .browse import answer_column, effect_column, noise_column
 from .filters import Chosen
 from .loaders import Effects
@@ -38,12 +36,19 @@ def beside(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: s
     st.subheader(components.plain(example_id), anchor=False)
     if browse.page_of(chosen.rows, example_id) is None:
         st.caption("This example is not among those that the filters leave.")
-    picture, facts = st.columns([2, 3], vertical_alignment="top")
-    with picture:
-        _input(workspace, example_id)
-    with facts:
+    if workspace.noun == "image":
+        picture, facts = st.columns([2, 3], vertical_alignment="top")
+        with picture:
+            alt = f"The input of example {example_id}"
+            inputs.image(
+                loaders.picture(workspace.at, workspace.examples.name, example_id, _LARGE), alt
+            )
+        with facts:
+            _facts(workspace, chosen.behaviour, row)
+    else:
+        _texts(workspace, example_id)
         _facts(workspace, chosen.behaviour, row)
-    sentences(workspace.stages, effects, chosen.behaviour, row)
+    sentences(workspace, effects, chosen.behaviour, row)
     if all(pd.isna(row[noise_column(stage)]) for stage in workspace.stages):
         components.text_block("Training noise not known.", muted=True)
 
@@ -53,14 +58,14 @@ def below(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: st
     if example_id is None:
         return
     row = _row(chosen, example_id)
-    st.subheader("Answers", anchor=False)
-    answers(workspace.stages, effects, chosen.behaviour, row)
+    answers(workspace, effects, chosen.behaviour, row)
     grid = st.grid(2, min_column_width=340, gap="medium")
     with grid.cell():
         st.subheader("Effect of each stage", anchor=False)
-        bars(workspace.stages, effects, chosen.behaviour, row)
+        bars(workspace, effects, chosen.behaviour, row)
     with grid.cell():
         _path(workspace, chosen.behaviour, example_id)
+    tokens.of_the_set(workspace, effects, example_id)
 
 
 def _row(chosen: Chosen, example_id: str) -> pd.Series:
@@ -81,29 +86,37 @@ def _steps(rows: pd.DataFrame, example_id: str | None) -> None:
             st.button(label, icon=icon, on_click=go, args=(to,), disabled=to is None, shortcut=key)
 
 
-def _input(workspace: Workspace, example_id: str) -> None:
-    name = workspace.examples.name
-    if workspace.examples.kind == "image":
-        st.image(
-            loaders.picture(workspace.at, name, example_id, _LARGE),
-            width="stretch",
-            alt=f"The input of example {example_id}",
-        )
-    else:
-        st.code(loaders.texts(workspace.at, name, [example_id])[0], language=None, wrap_lines=True)
+def _texts(workspace: Workspace, example_id: str) -> None:
+    """The texts, and the way to change them and ask again."""
+    content = loaders.texts(workspace.at, workspace.examples.name, [example_id])[0]
+    inputs.texts(content)
+    given = {field: text for field, text in content.items() if text is not None}
+    st.button(
+        "Change it and ask again",
+        icon=":material/edit:",
+        key="start-from",
+        on_click=asking.start_from,
+        args=(given,),
+        help="Opens it as an own example.",
+    )
+    # The click reruns this fragment only; the tabs stand outside.
+    if st.session_state.get("start-from"):
+        st.rerun()
 
 
 def _facts(workspace: Workspace, behaviour: Behaviour, row: pd.Series) -> None:
-    pairs = [("label", row["label"])]
+    pairs = [("label", row["label"])] if workspace.labelled else []
     pairs += [(column, row[column]) for column in workspace.examples.columns]
     pairs.append((f"final {phrase(behaviour)}", value_text(row["final"], behaviour)))
     lines = "".join(
-        f"<div style='opacity:.75'>{html.escape(str(name))}</div>"
-        f"<div style='overflow-wrap:anywhere'>{html.escape(_shown(value))}</div>"
+        f"<div style='opacity:.75'>{components.shown(str(name))}</div>"
+        "<div style='overflow-wrap:anywhere;overflow:hidden'>"
+        f"{components.shown(_shown(value))}</div>"
         for name, value in pairs
     )
     st.html(
-        "<div style='display:grid;grid-template-columns:auto 1fr;gap:.3em 1em;font-size:.9em'>"
+        "<div style='display:grid;grid-template-columns:fit-content(40%) minmax(0,1fr);"
+        "gap:.3em 1em;font-size:.9em;overflow:hidden'>"
         f"{lines}</div>"
     )
 
@@ -112,15 +125,20 @@ def _shown(value: object) -> str:
     return "none" if value is None or value is pd.NA or value != value else str(value)
 
 
-def answers(stages: Sequence[str], effects: Effects, behaviour: Behaviour, row: pd.Series) -> None:
+def answers(workspace: Workspace, effects: Effects, behaviour: Behaviour, row: pd.Series) -> None:
     """The final model and every counterfactual side by side.
 
     Args:
-        stages: Stage names in training order.
+        workspace: What is open.
         effects: Hold the example's answers.
         behaviour: Whose trust is printed.
         row: The example, of ``browse.example_frame``.
     """
+    st.subheader("Answers", anchor=False)
+    if workspace.continues:
+        components.text_block(
+            "The most probable next token behind the prompt, or behind the text.", muted=True
+        )
     rows = effects.table[
         (effects.table["example_id"] == row["example_id"])
         & (effects.table["behaviour"] == next(iter(effects.behaviours)))
@@ -128,7 +146,7 @@ def answers(stages: Sequence[str], effects: Effects, behaviour: Behaviour, row: 
     label = row["label"]
     name = behaviour.name
     cards = [_card("final model", row["prediction"], row["confidence"], label, None, name)]
-    for stage in stages:
+    for stage in workspace.stages:
         if stage in rows.index:
             one = rows.loc[stage]
             known = effects.trust.get(stage)
@@ -166,21 +184,30 @@ def _card(
     sure = f"{100 * confidence:.0f} % sure" if isfinite(confidence) else ""
     standing = None if trust is None else standing_of(trust, behaviour)
     mark = "" if standing is None else f"{MARKS[standing]} {WORDS[standing]}"
-    head = f"without <i>{html.escape(name)}</i>" if trust is not None else html.escape(name)
+    head = (
+        f"without <i>{components.shown(name)}</i>" if trust is not None else components.shown(name)
+    )
     edge = "2px solid currentColor" if changed and not refused else "1px solid #8794A1"
-    lines = "".join(f"<div>{html.escape(text)}</div>" for text in (verdict, sure, mark) if text)
+    lines = "".join(
+        f"<div>{components.shown(text)}</div>" for text in (verdict, sure, mark) if text
+    )
     return (
-        f"<div style='border:{edge};border-radius:.5em;padding:.5em .7em'>"
+        f"<div style='border:{edge};border-radius:.5em;padding:.5em .7em;overflow:hidden'>"
         f"<div style='font-size:.8em;opacity:.8;overflow-wrap:anywhere'>{head}</div>"
         "<div style='font-size:1.6em;font-weight:600;line-height:1.3;overflow-wrap:anywhere'>"
-        f"{html.escape(shown)}</div><div style='font-size:.8em;opacity:.8'>{lines}</div></div>"
+        f"{components.shown(shown)}</div><div style='font-size:.8em;opacity:.8'>{lines}</div></div>"
     )
 
 
-def sentences(
-    stages: Sequence[str], effects: Effects, behaviour: Behaviour, row: pd.Series
-) -> None:
-    """Every stage's effect on an example, in words; see :func:`answers`."""
+def sentences(workspace: Workspace, effects: Effects, behaviour: Behaviour, row: pd.Series) -> None:
+    """Every stage's effect on an example, in words.
+
+    Args:
+        workspace: What is open.
+        effects: Hold the example's effects.
+        behaviour: Which of its behaviours.
+        row: The example, of ``browse.example_frame``.
+    """
     label = None if _shown(row["label"]) == "none" else str(row["label"])
     said = [
         example_sentence(
@@ -188,11 +215,13 @@ def sentences(
             behaviour,
             float(row[effect_column(stage)]),
             effects.trust.get(stage),
-            (str(row["prediction"]), str(row[answer_column(stage)])),
+            None
+            if workspace.continues
+            else (str(row["prediction"]), str(row[answer_column(stage)])),
             label,
             within_noise=_within_noise(row, stage),
         )
-        for stage in stages
+        for stage in workspace.stages
     ]
     components.sentences(said, brief=True)
 
@@ -202,13 +231,13 @@ def _within_noise(row: pd.Series, stage: str) -> bool:
     return bool(within) if pd.notna(within) else False
 
 
-def bars(stages: Sequence[str], effects: Effects, behaviour: Behaviour, row: pd.Series) -> None:
-    """Every stage's effect on an example, as bars; see :func:`answers`."""
+def bars(workspace: Workspace, effects: Effects, behaviour: Behaviour, row: pd.Series) -> None:
+    """Every stage's effect on an example, as bars; see :func:`sentences`."""
     values = pd.DataFrame(
         {
-            "stage": stages,
-            "effect": [row[effect_column(stage)] for stage in stages],
-            "within_noise": [_within_noise(row, stage) for stage in stages],
+            "stage": workspace.stages,
+            "effect": [row[effect_column(stage)] for stage in workspace.stages],
+            "within_noise": [_within_noise(row, stage) for stage in workspace.stages],
         }
     )
     chart = charts.example_effects(values, behaviour, effects.trust, charts.EITHER)

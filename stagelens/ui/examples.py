@@ -9,16 +9,21 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from ..charts.style import short
 from ..contracts import Behaviour
 from ..standing import MARKS, WORDS, Standing, standing_of
 from ..summary import amount_text, axis_unit, count_text, phrase
-from . import browse, components, drilldown, loaders, state
+from . import browse, components, drilldown, inputs, loaders, state
 from .browse import Filters, effect_column, noise_column
 from .filters import Chosen
 from .loaders import Effects
 from .workspace import Workspace
 
 _THUMBNAIL = 40
+_CELL = 300
+"""Characters of a text that a cell of the table holds."""
+_TEXT_WIDTH = 300
+"""Pixels that the texts of an example share in the table."""
 _PAGE_STATE = state.own("page")
 _FOLLOW = drilldown.FOLLOW
 _MARKED = state.own("marked")
@@ -165,12 +170,16 @@ def _cells(workspace: Workspace, behaviour: Behaviour, shown: pd.DataFrame) -> p
     ids = shown["example_id"].tolist()
     cells: dict[str, object] = {}
     name = workspace.examples.name
-    if workspace.examples.kind == "image":
+    if workspace.noun == "image":
         cells["input"] = loaders.pictures(workspace.at, name, ids, _THUMBNAIL)
     else:
-        cells["input"] = loaders.texts(workspace.at, name, ids)
-    cells["id"] = ids
-    cells["label"] = shown["label"].tolist()
+        texts = loaders.texts(workspace.at, name, ids)
+        for field in workspace.examples.inputs:
+            cells[_input_column(field)] = [short(text[field] or "", _CELL) for text in texts]
+    if workspace.noun == "image":
+        cells["id"] = ids
+    if workspace.labelled:
+        cells["label"] = shown["label"].tolist()
     cells["answer"] = [
         f"{mark} {answer}"
         for mark, answer in zip(_marks(shown["right"]), shown["prediction"], strict=True)
@@ -184,7 +193,14 @@ def _cells(workspace: Workspace, behaviour: Behaviour, shown: pd.DataFrame) -> p
                 strict=True,
             )
         ]
+    if workspace.noun == "text":  # words say more than ids do
+        cells["id"] = ids
     return pd.DataFrame(cells)
+
+
+def _input_column(field: str) -> str:
+    """The column of a text; no column of effects has such a name."""
+    return f"input {field}"
 
 
 def _marks(right: pd.Series) -> list[str]:
@@ -203,11 +219,15 @@ def _effect_cell(effect: float, behaviour: Behaviour, within_noise: bool) -> str
 
 def _columns(workspace: Workspace, effects: Effects, behaviour: Behaviour) -> dict[str, Any]:
     config = st.column_config
-    text = workspace.examples.kind == "text"
     columns: dict[str, Any] = {
-        "input": config.TextColumn("text", width="medium")
-        if text
-        else config.ImageColumn("image", width=50),
+        "input": config.ImageColumn("image", width=50),
+        **{
+            _input_column(field): config.TextColumn(
+                inputs.title(field).lower(), width=_TEXT_WIDTH // len(workspace.examples.inputs)
+            )
+            for field in workspace.examples.inputs
+            if workspace.noun == "text"
+        },
         "id": config.TextColumn("id", width=100),
         "label": config.TextColumn("label", width=50),
         "answer": config.TextColumn(

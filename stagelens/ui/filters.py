@@ -43,7 +43,8 @@ def _frame(at: Source, set_name: str, estimator: str, behaviour: str) -> pd.Data
     assert found is not None, "pages ask only for estimators that have a result"
     names = [stage.name for stage in loaders.run(at).stages]
     columns = loaders.evaluation_set(at, set_name).columns
-    return browse.example_frame(found.table, found.behaviours[behaviour], names, columns)
+    frame = browse.example_frame(found.table, found.behaviours[behaviour], names, columns)
+    return frame.assign(**{browse.SEARCHED: loaders.searchable(at, set_name).to_numpy()})
 
 
 def choose(workspace: Workspace, effects: Effects) -> Chosen:
@@ -63,7 +64,7 @@ def choose(workspace: Workspace, effects: Effects) -> Chosen:
             frame = _frame(workspace.at, workspace.examples.name, effects.estimator, name)
             filters = _filters(workspace, frame, behaviour)
         with st.container(horizontal=True, vertical_alignment="bottom"):
-            search, changed = _search()
+            search, changed = _search(workspace.noun == "text")
     filters = replace(filters, search=search, changed=changed)
     rows = browse.select(frame, filters, behaviour, workspace.stages)
     return Chosen(behaviour, filters, frame, rows)
@@ -73,16 +74,18 @@ def _filters(workspace: Workspace, frame: pd.DataFrame, behaviour: Behaviour) ->
     stage = _pick(
         "Stage", workspace.stages, "stage", "Any stage", "The stage whose effect is filtered."
     )
-    label = _label(frame)
+    label = _label(frame) if workspace.labelled else None
     title = "Group" if workspace.by in (None, "group") else f"Group of {workspace.by}"
     group = _pick(title, workspace.groups, "group", "All groups", "Examples of one group only.")
-    answers = _pick(
-        "Final answer",
-        ("right", "wrong"),
-        "answers",
-        "Right and wrong",
-        "Whether the final model's answer is the label.",
-    )
+    answers = None
+    if workspace.labelled:
+        answers = _pick(
+            "Final answer",
+            ("right", "wrong"),
+            "answers",
+            "Right and wrong",
+            "Whether the final model's answer is the label.",
+        )
     side = _pick(
         "Credit or blame",
         ("credit", "blame"),
@@ -106,13 +109,13 @@ def _filters(workspace: Workspace, frame: pd.DataFrame, behaviour: Behaviour) ->
     )
 
 
-def _search() -> tuple[str, bool]:
+def _search(in_texts: bool) -> tuple[str, bool]:
     text = st.text_input(
-        "Search by id",
+        "Search" if in_texts else "Search by id",
         key="q",
         bind="query-params",
         max_chars=200,
-        placeholder="Part of an example id",
+        placeholder="Words of a text, or of an id" if in_texts else "Part of an example id",
         icon=":material/search:",
         width=320,
     )

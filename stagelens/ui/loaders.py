@@ -282,6 +282,19 @@ def picture(at: Source, set_name: str, example_id: str, side: int) -> bytes:
 
 
 @st.cache_data(max_entries=128, show_spinner=False)
-def texts(at: Source, set_name: str, ids: Sequence[str]) -> list[str]:
-    """Texts of these examples."""
-    return [str(e.input["text"]) for e in evaluation_set(at, set_name).by_id(list(ids))]
+def texts(at: Source, set_name: str, ids: Sequence[str]) -> list[dict[str, str | None]]:
+    """Texts of these examples, by the name of their field."""
+    return [dict(example.input) for example in evaluation_set(at, set_name).by_id(list(ids))]
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def searchable(at: Source, set_name: str) -> pd.Series:
+    """What a search looks at: ids, and the texts of a set of texts. In the set's order."""
+    examples = evaluation_set(at, set_name)
+    if examples.kind != "text":
+        return examples.table(())["example_id"].astype(object)
+    found = examples.examples()
+    return pd.Series(
+        ["\n".join([e.example_id, *(t for t in e.input.values() if t)]) for e in found],
+        dtype=object,
+    )

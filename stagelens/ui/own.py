@@ -1,63 +1,40 @@
-"""The own example: typed or uploaded, and answered at once by every model of the run.
-
-The forward passes run in this process, so torch is loaded here, and only once somebody asks.
-"""
+"""The own example: typed or uploaded, and answered at once by every model of the run."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
 from math import isfinite
 from pathlib import PurePath
-from typing import TYPE_CHECKING
 
 import pandas as pd
 import streamlit as st
 
 from ..contracts import Behaviour, StageLensError
-from ..results import ResultFacts
 from ..runs.images import display_png
-from ..runs.uploads import MOST_PIXELS, Fitted, fit_image
+from ..runs.uploads import MOST_PIXELS
 from ..summary import count_text, phrase
-from . import browse, components, drilldown, loaders, settings, state
+from . import asking, browse, components, drilldown, inputs, settings, tokens
+from .asking import Asked, Question
 from .loaders import Effects
 from .workspace import Workspace
 
-if TYPE_CHECKING:
-    from ..loaded_weights import LoadedWeights
-    from ..own_example import Answer
-
-_QUESTION = state.own("question")
-_ANSWERED = state.own("answered")
-_UPLOAD = "own-upload"
-_LABEL = "own-label"
 _KINDS = ("png", "jpg", "jpeg", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm")
 _MANY = 200
 """More classes than this are typed, not listed."""
 _LARGE = 256
 """Pixels on the longer side of the image as it is shown."""
-
-
-@dataclass(frozen=True)
-class _Question:
-    """What was asked: an image file, or texts by the name of their field."""
-
-    content: Mapping[str, bytes | str]
-    name: str = ""
-
-    @property
-    def key(self) -> str:
-        """The same for the same content."""
-        return hashlib.sha256(repr(sorted(self.content.items())).encode()).hexdigest()
-
-
-@st.cache_resource(show_spinner=False)
-def _loaded() -> LoadedWeights:
-    """The one of this server, shared between all sessions."""
-    from ..loaded_weights import LoadedWeights
-
-    return LoadedWeights(settings.memory())
+_UPLOAD = asking.widget("upload")
+_LABEL = asking.widget("label")
+_FORM = asking.widget("form")
+_COMPLETED, _WHOLE = "Prompt and completion", "Whole text"
+_FORMS = {_COMPLETED: ("prompt", "completion", "rejected"), _WHOLE: ("text",)}
+"""What a language model can be asked about."""
+_HELP = {
+    "completion": "What the model is asked about, after the prompt. The two are put together as "
+    "they are: a completion that follows a space begins with that space.",
+    "rejected": "Optional: another completion of the same prompt, to compare the first one with.",
+}
+_STAYS = "It stays in this server's memory while your session lasts."
 
 
 @st.fragment
@@ -68,17 +45,17 @@ def panel(workspace: Workspace) -> None:
         return
     try:
         with st.container(border=True):
-            label = _image_box(workspace)
-        question = st.session_state.get(_QUESTION)
+            label = (_image_box if workspace.noun == "image" else _text_box)(workspace)
+        question = asking.question()
         if question is None:
             _invite(workspace)
             return
         with st.spinner("Asking the final model and every counterfactual"):
-            answer, fitted = _answered(workspace, question, label)
+            asked = asking.answered(workspace, question, label)
     except StageLensError as error:
         components.error_state(str(error))
     else:
-        _show(workspace, question, answer, fitted)
+        _show(workspace, question, asked)
 
 
 def _invite(workspace: Workspace) -> None:
@@ -94,14 +71,11 @@ def _invite(workspace: Workspace) -> None:
 
 
 def _image_box(workspace: Workspace) -> str | None:
-    """The place for an image, and the label that was chosen for it."""
+    """The place for an image; returns the label that was chosen for it."""
 
     def take() -> None:
         file = st.session_state[_UPLOAD]
-        asked = None
-        if file is not None:
-            asked = _Question({"image": file.getvalue()}, PurePath(file.name).name)
-        st.session_state[_QUESTION] = asked
+        asking.put(file and Question({"image": file.getvalue()}, PurePath(file.name).name))
 
     left, right = st.columns([2, 1])
     with left:
@@ -110,12 +84,56 @@ def _image_box(workspace: Workspace) -> str | None:
             type=list(_KINDS),
             key=_UPLOAD,
             on_change=take,
-            help="It stays on this server, in memory, while your session lasts. Up to 10 MB and "
-            f"{MOST_PIXELS // 10**6} million pixels; it is made to fit what the model takes. "
-            + _memory_help(),
+            help=f"{_STAYS} Up to 10 MB and {MOST_PIXELS // 10**6} million pixels; it is made to "
+            f"fit what the model takes. {_memory_help()}",
         )
     with right:
         return _label(workspace)
+
+
+def _text_box(workspace: Workspace) -> str | None:
+    """The places for texts; returns the label that was chosen for them."""
+    fields = _fields(workspace)
+
+    def take() -> None:
+        typed = {field: st.session_state[asking.widget(field)] for field in fields}
+        content = {field: text for field, text in typed.items() if text}
+        asking.put(Question(content) if content else None)
+
+    with st.form(_FORM, border=False):
+        for field in fields:
+            st.text_area(
+                "A text of your own" if field == "text" else inputs.title(field),
+                key=asking.widget(field),
+                max_chars=asking.MOST_CHARACTERS,
+                height=120 if field == "text" else 68,
+                help=_HELP.get(field) or f"{_STAYS} {_memory_help()}",
+                persist_state="session",
+            )
+        label = _label(workspace)
+        st.form_submit_button(
+            "Ask the models",
+            type="primary",
+            icon=":material/forum:",
+            on_click=take,
+        )
+    return label
+
+
+def _fields(workspace: Workspace) -> Sequence[str]:
+    """The input fields to ask for: those of the set, and all that a language model takes."""
+    own = workspace.examples.inputs
+    if workspace.run.file.task.name != "causal-lm":
+        return own
+    kind = st.segmented_control(
+        "What is asked about",
+        list(_FORMS),
+        default=_WHOLE if own == _FORMS[_WHOLE] else _COMPLETED,
+        key=asking.widget("kind"),
+        required=True,
+        persist_state="session",
+    )
+    return _FORMS[kind or _COMPLETED]
 
 
 def _memory_help() -> str:
@@ -135,118 +153,83 @@ def _label(workspace: Workspace) -> str | None:
         "answer."
     )
     none = "The model's own answer"
-    if len(classes) <= _MANY:
-        names = [str(name) for name in classes]
-        return st.selectbox("Label", names, None, placeholder=none, key=_LABEL, help=text)
-    return st.text_input("Label", key=_LABEL, placeholder=none, help=text) or None
-
-
-def _answered(
-    workspace: Workspace, question: _Question, label: str | None
-) -> tuple[Answer, Fitted | None]:
-    """The answer to what is asked now; models are asked only where something changed."""
-    known = _known(workspace)
-    estimate = None if known is None else (known.estimator, str(known.settings), known.set_digest)
-    key = (workspace.at, estimate, question.key, label)
-    before = st.session_state.get(_ANSWERED)
-    if before is not None and before[0] == key:
-        answered: tuple[Answer, Fitted | None] = before[1]
-        return answered
-    answered = _ask(workspace, question, label, known)
-    st.session_state[_ANSWERED] = (key, answered)
-    return answered
-
-
-def _known(workspace: Workspace) -> ResultFacts | None:
-    if workspace.effects is None:
-        return None
-    found = loaders.result(workspace.at, workspace.examples.name, workspace.effects.estimator)
-    return None if found is None else found.facts
-
-
-def _ask(
-    workspace: Workspace, question: _Question, label: str | None, known: ResultFacts | None
-) -> tuple[Answer, Fitted | None]:
-    from .. import own_example
-
-    task = workspace.run.task
-    fitted = None
-    content: dict[str, object] = dict(question.content)
-    if (data := question.content.get("image")) is not None and isinstance(data, bytes):
-        fitted = fit_image(data, task.image_shape)
-        content["image"] = fitted.pixels
-    example = own_example.own_example(task, content, label)
-    return own_example.answer(workspace.run, example, known, _loaded()), fitted
+    if len(classes) > _MANY:
+        return st.text_input("Label", key=_LABEL, placeholder=none, help=text) or None
+    names = [str(name) for name in classes]
+    return st.selectbox(
+        "Label", names, None, placeholder=none, key=_LABEL, help=text, persist_state="session"
+    )
 
 
 # --------------------------------------------------------------------------------------- showing
 
 
-def _show(workspace: Workspace, question: _Question, answer: Answer, fitted: Fitted | None) -> None:
-    """What the models say: like an example of the set, without a way through the boundaries."""
+def _show(workspace: Workspace, question: Question, asked: Asked) -> None:
+    """What the models say: like an example of the set, without its way through the boundaries."""
+    answer = asked.answer
     behaviours = {b.name: b for b in answer.behaviours}
     estimator = workspace.effects.estimator if workspace.effects else "task-vector"
     effects = Effects(estimator, answer.table, behaviours, answer.trust)
     grid = st.grid(3, min_column_width=240, gap="medium")
     with grid.cell():
-        _input(question, fitted)
+        _input(question, asked)
     with grid.cell(column_span=2):
         verdict, choice = st.columns([2, 1], vertical_alignment="bottom")
         with choice:
-            behaviour = _behaviour(behaviours)
-        row = _row(effects, behaviour, workspace.stages, answer)
+            behaviour = _behaviour(effects)
+        row = _row(workspace, effects, behaviour, asked)
         with verdict:
-            _verdict(row)
+            _verdict(workspace, row)
         if answer.label is not None and not answer.label_given:
             components.text_block(
                 f"No label was chosen, so the {phrase(behaviour)} is about this answer.", muted=True
             )
-        drilldown.sentences(workspace.stages, effects, behaviour, row)
+        drilldown.sentences(workspace, effects, behaviour, row)
         said = f"Counterfactuals: {estimator}. Training noise is not known for an own example."
         components.text_block(said, muted=True)
         components.trust_badges(answer.trust.values(), behaviour.name)
-    st.subheader("Answers", anchor=False)
-    drilldown.answers(workspace.stages, effects, behaviour, row)
+    drilldown.answers(workspace, effects, behaviour, row)
     st.subheader("Effect of each stage", anchor=False)
-    drilldown.bars(workspace.stages, effects, behaviour, row)
+    drilldown.bars(workspace, effects, behaviour, row)
+    if answer.tokens is not None:
+        tokens.section(workspace.stages, answer.tokens, answer.behaviours[0], answer.trust)
 
 
-def _behaviour(behaviours: Mapping[str, Behaviour]) -> Behaviour:
-    names = sorted(behaviours, key=lambda name: name != "loss")
+def _behaviour(effects: Effects) -> Behaviour:
+    """The behaviour to show; one that this example has a value of comes first."""
+    finals = effects.table.groupby("behaviour", sort=False)["final"].first()
+    known = finals[finals.notna()].index.tolist() or list(effects.behaviours)
     name = st.selectbox(
         "Behaviour",
-        names,
+        sorted(known, key=lambda name: name != "loss"),
         key="behaviour",
         bind="query-params",
         help="One number per example measured on a model; stage effects are about it.",
     )
-    return behaviours[name]
+    return effects.behaviours[name]
 
 
-def _row(effects: Effects, behaviour: Behaviour, stages: list[str], answer: Answer) -> pd.Series:
-    row = browse.example_frame(effects.table, behaviour, stages, ()).iloc[0]
+def _row(workspace: Workspace, effects: Effects, behaviour: Behaviour, asked: Asked) -> pd.Series:
+    row = browse.example_frame(effects.table, behaviour, workspace.stages, ()).iloc[0]
     # The model's own answer is what the behaviours are about, but no verdict on the answers.
-    return row if answer.label_given else row.where(row.index != "label", None)
+    return row if asked.answer.label_given else row.where(row.index != "label", None)
 
 
-def _verdict(row: pd.Series) -> None:
+def _verdict(workspace: Workspace, row: pd.Series) -> None:
+    said = "goes on with" if workspace.continues else "answers"
     sure = f", {100 * row['confidence']:.0f} % sure" if isfinite(row["confidence"]) else ""
-    said = components.plain(f"The final model answers {row['prediction']}{sure}")
-    st.subheader(said, anchor=False)
+    st.subheader(
+        components.plain(f"The final model {said} {row['prediction']}{sure}"), anchor=False
+    )
 
 
-def _input(question: _Question, fitted: Fitted | None) -> None:
-    if fitted is None:
+def _input(question: Question, asked: Asked) -> None:
+    notes = "; ".join(asked.notes)
+    if asked.pixels is None:
+        inputs.texts({field: str(text) for field, text in question.content.items()})
+        if notes:
+            components.text_block(f"As the model reads it: {notes}.", muted=True)
         return
-    st.image(
-        display_png(fitted.pixels, _LARGE),
-        width="stretch",
-        alt="The own example as the model sees it",
-    )
-    said = "; ".join(fitted.changes)
-    components.text_block(
-        f"{question.name}, as the model sees it: {said}."
-        if said
-        else f"{question.name}, as it is in the file.",
-        muted=True,
-    )
+    inputs.image(display_png(asked.pixels, _LARGE), "The own example as the model sees it")
+    said = f"as the model sees it: {notes}" if notes else "as it is in the file"
+    components.text_block(f"{question.name}, {said}.", muted=True)

@@ -35,14 +35,16 @@ _OF_A_RUN = (
     "strength",
     "q",
     "sort",
+    "tokens",
     VIEW,
-    "own-upload",
-    "own-label",
     "gap",
     "crossed",
     "errors",
     "left-out",
 )
+OWN_WIDGET = "own-"
+"""Keys of the widgets of the own example begin with it."""
+
 _OWN = "stagelens:"
 _LONGEST = 1024
 
@@ -78,7 +80,7 @@ def reference() -> str | None:
 
 def open_reference(reference: str | None) -> None:
     """Open another run, or none: everything that was chosen in the one before is forgotten."""
-    mine = [key for key in st.session_state if str(key).startswith(_OWN)]
+    mine = [key for key in st.session_state if str(key).startswith((_OWN, OWN_WIDGET))]
     for key in (*_OF_A_RUN, *mine):
         st.session_state.pop(key, None)
     for name in (EXAMPLE, PAGE):

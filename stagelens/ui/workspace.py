@@ -61,6 +61,16 @@ class Workspace:
         """What an example is called."""
         return self.examples.kind
 
+    @property
+    def labelled(self) -> bool:
+        """Whether any example of the set has a label."""
+        return bool(loaders.examples(self.at, self.examples.name)["label"].notna().any())
+
+    @property
+    def continues(self) -> bool:
+        """Whether an answer is the most probable next token, which nobody marks right or wrong."""
+        return self.run.file.task.name == "causal-lm"
+
 
 def open_workspace(title: str, effects: bool = True) -> Workspace | None:
     """Draw a page's frame and open what it looks at; None after showing what to do instead.

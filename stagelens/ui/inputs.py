@@ -1,0 +1,40 @@
+"""Inputs as they are: texts as text, whatever stands in them, and images with sharp pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import streamlit as st
+
+from . import components
+
+TITLES: Mapping[str, str] = {
+    "text": "Text",
+    "prompt": "Prompt",
+    "completion": "Completion",
+    "rejected": "Rejected completion",
+}
+"""What the known fields are called; others go by their own name."""
+
+_LONG = 1200
+"""Characters from which a text scrolls in its place."""
+
+
+def title(field: str) -> str:
+    """What a field of an input is called."""
+    return TITLES.get(field, field)
+
+
+def texts(content: Mapping[str, str | None]) -> None:
+    """The texts of an example, each under its name where there are several."""
+    given = {field: text for field, text in content.items() if text is not None}
+    for field, text in given.items():
+        if len(given) > 1 or field not in ("text",):
+            components.text_block(title(field), muted=True)
+        height = 280 if len(text) > _LONG else "content"
+        st.code(text, language=None, wrap_lines=True, height=height)  # type: ignore[arg-type]
+
+
+def image(png: bytes, alt: str) -> None:
+    """An image, as wide as its place."""
+    st.image(png, width="stretch", alt=alt)
