@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 
 _STAGE = "tokens"
 """Key of the control, also in links."""
+_WITHOUT = ("image-classification", "text-classification")
+"""Tasks without values per token, which is known here without loading torch."""
 
 
 def of_the_set(workspace: Workspace, effects: Effects, example_id: str) -> None:
     """The tokens of an example of the set, where its task has values per token."""
-    task = workspace.run.file.task.name
-    # Known without loading torch; other tasks on texts are asked.
-    if workspace.noun != "text" or task == "text-classification" or not workspace.computable:
+    without = workspace.run.file.task.name in _WITHOUT
+    if workspace.noun != "text" or without or not workspace.computable:
         return
     try:
         with st.spinner("Asking the models about every token"):

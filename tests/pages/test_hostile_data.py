@@ -117,7 +117,7 @@ def test_nothing_from_data_becomes_markup(open_page, home: Path, page: str) -> N
 
 def test_texts_are_shown_in_the_table_and_in_full(open_page, home: Path) -> None:
     app = check(open_page(home, "run=digits&set=texts&sort=order+of+the+set", PAGE))
-    assert table(app)["input"][3] == f"{EVIL} text 3"
+    assert table(app)["input text"][3] == f"{EVIL} text 3"
     key = app.dataframe[0].key
     app.session_state[key] = {"selection": {"rows": [3], "columns": [], "cells": []}}
     check(app.run())
