@@ -1,0 +1,6 @@
+"""Remove a stage: edits of the final weights guided by an estimate, measured before they are kept.
+
+``edits`` says what an edit is and applies it, ``parts`` keeps the examples on which edits are
+chosen apart from those on which they are reported, ``targeted`` searches the smallest edit that
+closes a gap, ``measuring`` measures edits, and ``comparison`` holds before against after.
+"""
