@@ -24,6 +24,9 @@ from ..runs.run import Run
 from ..training.replay import Progress, no_progress
 from .spec import Edit
 
+_BLOCK = 1 << 18
+"""Elements that are edited at a time, so that a large tensor takes no more memory than this."""
+
 _MOST_LAYERS = 48
 """Modules are put together until there are no more layers than this."""
 
@@ -90,30 +93,53 @@ class EditedWeights(Mapping[str, Tensor]):
     """The weights after an edit; a tensor is computed each time that it is asked for."""
 
     def __init__(self, material: Material, edit: Edit) -> None:
-        self._final, self._edit = material.final, edit
+        self.final, self._edit = material.final, edit
         self._without = {stage: material.counterfactual(stage) for stage in edit.strengths}
-        self._layers = layers_of(self._final)
+        self._layers = layers_of(self.final)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._final)
+        return iter(self.final)
 
     def __len__(self) -> int:
-        return len(self._final)
+        return len(self.final)
 
     def __getitem__(self, name: str) -> Tensor:
-        final, layer = self._final[name], self._layers[name]
-        if not final.is_floating_point():
-            return final
-        taken = [
-            (without[name], strength)
-            for stage, without in self._without.items()
-            if (strength := self._edit.strength(stage, layer))
-        ]
+        final, taken = self.final[name], self._taken(name)
         if not taken:
             return final
-        if len(taken) == 1 and taken[0][1] == 1:
-            return taken[0][0]  # as it is, without the rounding
-        return subtracted(name, final.double(), taken).to(final.dtype)
+        if _whole(taken):
+            return taken[0][0]
+        return torch.cat(list(_edited_blocks(name, final, taken))).view(final.shape)
+
+    def blocks(self, name: str) -> Iterator[Tensor]:
+        """The values of one tensor, in order, in blocks of (n,)."""
+        final, taken = self.final[name], self._taken(name)
+        if taken and not _whole(taken):
+            yield from _edited_blocks(name, final, taken)
+        else:
+            yield (taken[0][0] if taken else final).reshape(-1)
+
+    def _taken(self, name: str) -> list[tuple[Tensor, float]]:
+        """Per stage that is taken out of a tensor its value in the counterfactual, and how much."""
+        if not self.final[name].is_floating_point():
+            return []
+        strengths = {s: self._edit.strength(s, self._layers[name]) for s in self._without}
+        return [(self._without[s][name], strength) for s, strength in strengths.items() if strength]
+
+
+def _whole(taken: Sequence[tuple[Tensor, float]]) -> bool:
+    """Whether one stage is taken out as a whole: its counterfactual then, without the rounding."""
+    return len(taken) == 1 and taken[0][1] == 1
+
+
+def _edited_blocks(
+    name: str, final: Tensor, taken: Sequence[tuple[Tensor, float]]
+) -> Iterator[Tensor]:
+    flat = [(without.reshape(-1), strength) for without, strength in taken]
+    for first in range(0, max(final.numel(), 1), _BLOCK):
+        part = slice(first, first + _BLOCK)
+        own = [(without[part], strength) for without, strength in flat]
+        yield subtracted(name, final.reshape(-1)[part].double(), own).to(final.dtype)
 
 
 def subtracted(name: str, final: Tensor, taken: Sequence[tuple[Tensor, float | Tensor]]) -> Tensor:

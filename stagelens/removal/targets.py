@@ -81,6 +81,24 @@ class Found(BaseModel):
     tried: int
     examples: int
 
+    def sentence(self) -> str:
+        """What was found, in words."""
+        group, control = self.target.group, self.target.control or "all others"
+        points = [100 * value for value in (self.gap_before, self.gap_after, self.drop)]
+        if not self.edit.strengths:
+            return (
+                f"Nothing that was tried closes any of the gap of {points[0]:.1f} points between "
+                f"{control} and {group} at the price that is allowed."
+            )
+        outcome = "closes" if self.closed else "narrows, but does not close,"
+        price = f"loses {points[2]:.1f}" if points[2] > 0 else f"gains {-points[2]:.1f}"
+        return (
+            f"The edit {outcome} the gap between {control} and {group}: {points[0]:.1f} points "
+            f"before, {points[1]:.1f} after, at {group}'s own mix of labels. {control} {price} "
+            f"points of accuracy. It is {self.size:.0%} as long as taking the stages out as a "
+            f"whole. Found on the validation part ({self.examples:,} examples)."
+        ).replace("-", "−")
+
 
 def groups_of(table: pd.DataFrame, by: str) -> pd.Series:
     """The group of every example, as text; null where it has none.

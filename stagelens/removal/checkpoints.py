@@ -15,15 +15,18 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .contracts import StageLensError
-from .runs.files import new_folder
-from .runs.run import Run
-from .runs.schema import FileRef, StateRef
+from ..contracts import StageLensError
+from ..runs.files import new_folder
+from ..runs.run import Run
+from ..runs.schema import FileRef, StateRef
 
 if TYPE_CHECKING:
-    from .estimators.task_vector import WithoutStage
-    from .runs.streaming import TensorFacts
-    from .training.replay import Progress
+    from torch import Tensor
+
+    from ..estimators.task_vector import WithoutStage
+    from ..runs.streaming import TensorFacts
+    from ..training.replay import Progress
+    from .edits import EditedWeights
 
 
 def write_counterfactual(
@@ -53,8 +56,8 @@ def write_counterfactual(
         StageLensError: The strength is none, or the folder holds something.
         RunError: A file of the run is damaged; nothing is written then.
     """
-    from .estimators.task_vector import WithoutStage
-    from .runs.states import load_model
+    from ..estimators.task_vector import WithoutStage
+    from ..runs.states import load_model
 
     if not 0 <= strength <= 1:
         raise StageLensError(f"a strength of {strength:g} is not between 0 and 1")
@@ -68,7 +71,7 @@ def write_counterfactual(
         [each.facts.boundary for each in run.stages[left_out.index :]],
         strength,
     )
-    shards, beside = _layout(run, weights)
+    shards, beside = _layout(run, weights.final)
     with new_folder(Path(out)) as folder, ThreadPoolExecutor(1) as pool:
         # As the weights are read, another thread checks what was read.
         checks = [pool.submit(run.files.path, file) for file in _in_step(final, start, end)]
@@ -81,6 +84,39 @@ def write_counterfactual(
         finally:
             pool.shutdown(cancel_futures=True)
     return Path(out)
+
+
+def write_edited(
+    run: Run,
+    weights: EditedWeights,
+    folder: Path,
+    cards: Mapping[str, bytes],
+    progress: Progress | None = None,
+) -> None:
+    """Write edited weights as a checkpoint into a folder, see :func:`write_counterfactual`.
+
+    Of a model that is not of ``transformers`` the configuration stands in ``config.json`` too: the
+    task's name, and what ``build_model`` takes.
+
+    Args:
+        run: The run.
+        weights: The edited weights.
+        folder: Holds nothing yet.
+        cards: Further files, by name: they say how the model was made.
+        progress: Told of every tensor.
+
+    Raises:
+        StageLensError: The final model is no checkpoint by itself.
+    """
+    shards, beside = _layout(run, weights.final)
+    if "config.json" not in beside:
+        task = run.file.task
+        model = run.last.facts.build_config or task.config.get("model")
+        content = {"task": task.name, "task_config": task.config, "model": model}
+        beside = {**beside, "config.json": _json(content)}
+    _write_weights(shards, weights, folder, progress)
+    for name, data in {**beside, **cards}.items():
+        _write(folder / name, data)
 
 
 def _in_step(*states: StateRef) -> list[FileRef]:
@@ -101,13 +137,13 @@ _Shards = Mapping[str, Mapping[str, _Tensor]]
 """File name to tensors by their names there."""
 
 
-def _layout(run: Run, weights: WithoutStage) -> tuple[_Shards, dict[str, bytes]]:
+def _layout(run: Run, final: Mapping[str, Tensor]) -> tuple[_Shards, dict[str, bytes]]:
     """What goes into which file, as the final model's own files have it; and what stands beside.
 
     Raises:
         StageLensError: The final model has an adapter, so it is no checkpoint by itself.
     """
-    from .runs.streaming import TensorFacts, read_header
+    from ..runs.streaming import TensorFacts, read_header
 
     facts = run.last.facts
     assert facts.end is not None
@@ -132,7 +168,7 @@ def _layout(run: Run, weights: WithoutStage) -> tuple[_Shards, dict[str, bytes]]
     module = run.task.build_model(facts.build_config)
     kept = {
         name: _Tensor(name, TensorFacts(tensor.dtype, tuple(tensor.shape)))
-        for name, tensor in weights.final.items()
+        for name, tensor in final.items()
         if name in module.state_dict()  # without the buffers that a module makes by itself
     }
     model = config.get("model", run.file.task.config.get("model"))
@@ -143,10 +179,10 @@ def _layout(run: Run, weights: WithoutStage) -> tuple[_Shards, dict[str, bytes]]
 
 
 def _write_weights(
-    shards: _Shards, weights: WithoutStage, folder: Path, progress: Progress | None
+    shards: _Shards, weights: WithoutStage | EditedWeights, folder: Path, progress: Progress | None
 ) -> None:
     """Write the shards, and where there are several, the index of them."""
-    from .runs.streaming import write_tensors
+    from ..runs.streaming import write_tensors
 
     total = sum(tensor.facts.bytes for shard in shards.values() for tensor in shard.values())
     done = 0

@@ -1,0 +1,293 @@
+"""Before and after an edit: accuracy by group, calibration, confusion, and strengths by layer."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from .style import LIGHT, ZERO, Chart, Palette, short, style
+
+_MARKS = (("#7B8794", "circle-open"), ("#009E73", "diamond"), ("#B5599A", "square-open"))
+"""Colour and shape by position: before, after, by replay."""
+
+_ROW = 58
+_CONFUSED = [[0.0, "rgba(123,135,148,0.06)"], [0.5, "#6F8FB0"], [1.0, "#2F5173"]]
+
+
+def group_accuracy(
+    rows: pd.DataFrame, palette: Palette = LIGHT, approximate: str | None = None
+) -> Chart:
+    """Accuracy per group, one mark per model with its 95 % interval.
+
+    Args:
+        rows: ``model``, ``group`` (printable), ``n``, ``accuracy``, ``accuracy_low`` and
+            ``accuracy_high`` (NaN: no interval); models and groups in the order of the rows.
+        palette: Light or dark.
+        approximate: A model whose figures are interpolated; its marks are pale then.
+    """
+    groups = list(dict.fromkeys(rows["group"]))
+    models = list(dict.fromkeys(rows["model"]))
+    shifts = np.linspace(-0.2, 0.2, len(models)) if len(models) > 1 else [0.0]
+    figure = go.Figure()
+    for (color, symbol), shift, model in zip(_MARKS, shifts, models, strict=False):
+        own = rows[rows["model"] == model]
+        accuracy = 100 * own["accuracy"].to_numpy(float)
+        high = 100 * own["accuracy_high"].to_numpy(float) - accuracy
+        low = accuracy - 100 * own["accuracy_low"].to_numpy(float)
+        sign = "≈ " if model == approximate else ""
+        figure.add_trace(
+            go.Scatter(
+                x=accuracy,
+                y=[groups.index(group) + shift for group in own["group"]],
+                mode="markers+text",
+                name=html.escape(model),
+                text=[f"{sign}{value:.1f}" for value in accuracy],
+                textposition=["middle left" if value > 88 else "middle right" for value in accuracy]
+                if not np.isfinite(high).any()
+                else "top center",
+                textfont={"color": palette.text, "size": 12},
+                marker={
+                    "color": color,
+                    "symbol": symbol,
+                    "size": 11,
+                    "opacity": 0.55 if model == approximate else 1.0,
+                    "line": {"color": color, "width": 2},
+                },
+                error_x={
+                    "type": "data",
+                    "symmetric": False,
+                    "array": np.nan_to_num(high),
+                    "arrayminus": np.nan_to_num(low),
+                    "color": color,
+                    "thickness": 1.5,
+                    "width": 0,
+                },
+                cliponaxis=False,
+                hovertemplate="%{customdata}<extra></extra>",
+                customdata=[_hover(model, row) for row in own.to_dict("records")],
+            )
+        )
+    style(figure, palette, height=76 + _ROW * max(len(groups), 1))
+    counts = rows.drop_duplicates("group").set_index("group")["n"]
+    known = rows[["accuracy", "accuracy_low"]].min(axis=1).dropna()
+    lowest = 100 * float(known.min()) if len(known) else 0.0
+    figure.update_xaxes(
+        range=[max(0.0, 10 * np.floor((lowest - 6) / 10)), 103],
+        ticksuffix=" %",
+        fixedrange=True,
+        zeroline=False,
+        nticks=6,
+    )
+    figure.update_yaxes(
+        tickmode="array",
+        tickvals=list(range(len(groups))),
+        ticktext=[
+            f"<b>{html.escape(short(group, 22))}</b> <br>"
+            f"<span style='font-size:12px'>{counts[group]:,} examples</span> "
+            for group in groups
+        ],
+        range=[len(groups) - 0.5, -0.55],
+        automargin=True,
+        showgrid=False,
+        zeroline=False,
+        ticks="",
+    )
+    figure.update_layout(
+        margin={"l": 8, "r": 12, "t": 34, "b": 32},
+        legend={"x": 0.0, "xanchor": "left", "y": 1.0, "yanchor": "bottom"},
+        hoverlabel={"align": "left"},
+    )
+    said = "; ".join(
+        f"{row['group']}, {row['model']}: {100 * row['accuracy']:.1f} %"
+        for row in rows.to_dict("records")
+    )
+    return Chart(figure, f"Accuracy by group. {said}.")
+
+
+def _hover(model: str, row: Mapping[str, object]) -> str:
+    low, high = float(row["accuracy_low"]), float(row["accuracy_high"])  # type: ignore[arg-type]
+    between = f"<br>95 % interval {100 * low:.1f} to {100 * high:.1f} %" if low == low else ""
+    share = 100 * float(row["accuracy"])  # type: ignore[arg-type]
+    name = html.escape(str(row["group"]))
+    return f"<b>{name}</b>, {html.escape(model)}<br>accuracy {share:.1f} %{between}"
+
+
+def calibration_curve(models: Mapping[str, pd.DataFrame], palette: Palette = LIGHT) -> Chart:
+    """How often answers are right against how sure the model was; on the diagonal is honest.
+
+    Args:
+        models: Name to bins, as ``comparison.calibration`` makes them.
+        palette: Light or dark.
+    """
+    figure = go.Figure()
+    figure.add_trace(
+        go.Scatter(
+            x=[0, 100],
+            y=[0, 100],
+            mode="lines",
+            line={"color": palette.muted, "width": 1.5, "dash": "dot"},
+            hoverinfo="skip",
+            showlegend=False,
+        )
+    )
+    for (color, symbol), (model, bins) in zip(_MARKS, models.items(), strict=False):
+        figure.add_trace(
+            go.Scatter(
+                x=100 * bins["confidence"],
+                y=100 * bins["accuracy"],
+                mode="lines+markers",
+                name=html.escape(model),
+                line={"color": color, "width": 2},
+                marker={
+                    "color": color,
+                    "symbol": symbol,
+                    "size": 6 + 10 * np.sqrt(bins["n"] / max(bins["n"].max(), 1)),
+                    "line": {"color": color, "width": 2},
+                },
+                customdata=bins["n"],
+                hovertemplate="sure %{x:.0f} %<br>right %{y:.0f} %<br>"
+                "%{customdata:,} examples<extra></extra>",
+            )
+        )
+    style(figure, palette, height=330)
+    axis = {
+        "range": [-3, 103],
+        "ticksuffix": " %",
+        "fixedrange": True,
+        "zeroline": False,
+        "nticks": 6,
+        "tickfont": {"color": palette.muted, "size": 12},
+    }
+    title = {"font": {"color": palette.muted, "size": 12}, "standoff": 6}
+    figure.update_xaxes(**axis, title={**title, "text": "how sure the model is of its answer"})
+    figure.update_yaxes(**axis, title={**title, "text": "how often it is right"})
+    figure.update_layout(
+        margin={"l": 58, "r": 8, "t": 34, "b": 48},
+        legend={"x": 0.0, "xanchor": "left", "y": 1.0, "yanchor": "bottom"},
+    )
+    return Chart(figure, f"Calibration of {' and '.join(models)}: accuracy by confidence.")
+
+
+def confusion_map(counts: pd.DataFrame, model: str, palette: Palette = LIGHT) -> Chart:
+    """Labels by answers: each row's shares as shades, counts as numbers.
+
+    Args:
+        counts: As ``comparison.confusion`` makes them, C by C.
+        model: Its name, for the alternative text.
+        palette: Light or dark.
+    """
+    names = [html.escape(short(str(name), 12)) for name in counts.index]
+    values = counts.to_numpy()
+    totals = np.maximum(values.sum(1, keepdims=True), 1)
+    shares = values / totals
+    places = list(range(len(names)))
+    figure = go.Figure(
+        go.Heatmap(
+            z=shares,
+            x=places,
+            y=places,
+            zmin=0,
+            zmax=1,
+            colorscale=_CONFUSED,
+            showscale=False,
+            xgap=2,
+            ygap=2,
+            customdata=values,
+            hovertemplate="label %{y}, answer %{x}: %{customdata}<extra></extra>",
+        )
+    )
+    if len(names) <= 12:
+        for row, column in zip(*np.nonzero(values), strict=True):
+            figure.add_annotation(
+                x=int(column),
+                y=int(row),
+                text=str(values[row, column]),
+                showarrow=False,
+                font={
+                    "size": 12,
+                    "color": "#FFFFFF" if shares[row, column] > 0.4 else palette.text,
+                },
+            )
+    style(figure, palette, height=min(150 + 30 * len(names), 560))
+    axis = {
+        "tickmode": "array",
+        "tickvals": places,
+        "ticktext": names,
+        "showgrid": False,
+        "zeroline": False,
+        "fixedrange": True,
+        "ticks": "",
+        "tickfont": {"color": palette.muted, "size": 12},
+    }
+    title = {"font": {"color": palette.muted, "size": 12}, "standoff": 4}
+    figure.update_xaxes(**axis, automargin=True, title={**title, "text": "answer"})
+    figure.update_yaxes(
+        **axis, automargin=True, autorange="reversed", title={**title, "text": "label"}
+    )
+    figure.update_layout(margin={"l": 8, "r": 4, "t": 6, "b": 8})
+    wrong = int(values.sum() - np.trace(values))
+    said = f"Confusion matrix of the {model}: {wrong:,} of {int(values.sum()):,} answers are wrong."
+    return Chart(figure, said)
+
+
+def layer_strengths(
+    stages: Mapping[str, Mapping[str, float]], colors: Sequence[str], palette: Palette = LIGHT
+) -> Chart:
+    """How much of each stage is taken out of each layer, in the order of the model.
+
+    Args:
+        stages: Stage to layer to strength, 0 to 1.
+        colors: One per stage.
+        palette: Light or dark.
+    """
+    layers = list(dict.fromkeys(layer for own in stages.values() for layer in own))
+    figure = go.Figure()
+    for color, (stage, own) in zip(colors, stages.items(), strict=True):
+        values = [100 * own.get(layer, 0.0) for layer in layers]
+        figure.add_trace(
+            go.Bar(
+                name=html.escape(stage),
+                orientation="h",
+                x=values,
+                y=list(range(len(layers))),
+                marker={"color": color},
+                text=[f"{value:.0f} %" for value in values],
+                textposition="outside",
+                textfont={"color": palette.text, "size": 12},
+                cliponaxis=False,
+                hovertemplate="%{x:.0f} %<extra></extra>",
+            )
+        )
+    style(figure, palette, height=60 + (16 + 14 * len(stages)) * max(len(layers), 1))
+    figure.update_xaxes(
+        range=[0, 116],
+        tickvals=[0, 50, 100],
+        ticksuffix=" %",
+        fixedrange=True,
+        zeroline=True,
+        zerolinecolor=ZERO,
+    )
+    figure.update_yaxes(
+        tickmode="array",
+        tickvals=list(range(len(layers))),
+        ticktext=[f"{html.escape(short(layer, 32))} " for layer in layers],
+        range=[len(layers) - 0.5, -0.5],
+        automargin=True,
+        showgrid=False,
+        ticks="",
+    )
+    figure.update_layout(
+        margin={"l": 8, "r": 8, "t": 28, "b": 24},
+        legend={"x": 0.0, "xanchor": "left", "y": 1.0, "yanchor": "bottom"},
+        showlegend=len(stages) > 1,
+        barmode="group",
+    )
+    said = "; ".join(
+        f"{stage}: " + ", ".join(f"{layer} {100 * value:.0f} %" for layer, value in own.items())
+        for stage, own in stages.items()
+    )
+    return Chart(figure, f"Strength by layer. {said}.")
