@@ -62,7 +62,8 @@ def grid(estimator: str, settings: Mapping[str, Any], stages: Sequence[str]) -> 
     return [Edit.model_validate({**common, "strengths": each}) for each in [{}, *alone]]
 
 
-def _path(run: Run, examples: EvaluationSet, edit: Edit) -> Path:
+def path(run: Run, examples: EvaluationSet, edit: Edit) -> Path:
+    """Where a measurement is kept."""
     spec = edit.model_dump() if edit.strengths else {}  # nothing done is the same by any estimator
     key = digest(METHOD, run.digest, examples.digest, spec)[:32]
     return run.files.inside(f"{FOLDER}/{key}.parquet")
@@ -74,7 +75,7 @@ def stored(run: Run, examples: EvaluationSet, edit: Edit) -> Measurement | None:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(_path(run, examples, edit), page_checksum_verification=True)
+        table = pq.read_table(path(run, examples, edit), page_checksum_verification=True)
         facts = _Facts.model_validate_json((table.schema.metadata or {})[b"stagelens"])
     except (OSError, pa.ArrowException, KeyError, ValidationError):
         return None
@@ -95,7 +96,7 @@ def _store(run: Run, examples: EvaluationSet, measurement: Measurement) -> None:
     )
     table = pa.Table.from_pandas(measurement.table, preserve_index=False)
     metadata = {**(table.schema.metadata or {}), b"stagelens": facts.model_dump_json().encode()}
-    with atomic_path(_path(run, examples, measurement.edit)) as temporary:
+    with atomic_path(path(run, examples, measurement.edit)) as temporary:
         pq.write_table(
             table.replace_schema_metadata(metadata),
             temporary,

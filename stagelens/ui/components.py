@@ -32,6 +32,7 @@ PAGES = (
     ("app.py", "Overview", ":material/insights:"),
     ("pages/1_Examples.py", "Examples", ":material/grid_view:"),
     ("pages/2_Spurious_features.py", "Spurious features", ":material/troubleshoot:"),
+    ("pages/3_Remove_a_stage.py", "Remove a stage", ":material/content_cut:"),
     ("pages/4_Trust.py", "Trust", ":material/verified:"),
 )
 

@@ -46,6 +46,8 @@ OWN_WIDGET = "own-"
 """Keys of the widgets of the own example begin with it."""
 
 _OWN = "stagelens:"
+_REMOVAL = "remove-"
+"""Keys of the widgets of the page Remove a stage; there is one per stage."""
 _LONGEST = 1024
 
 
@@ -80,7 +82,8 @@ def reference() -> str | None:
 
 def open_reference(reference: str | None) -> None:
     """Open another run, or none: everything that was chosen in the one before is forgotten."""
-    mine = [key for key in st.session_state if str(key).startswith((_OWN, OWN_WIDGET))]
+    begins = (_OWN, OWN_WIDGET, _REMOVAL)
+    mine = [key for key in st.session_state if str(key).startswith(begins)]
     for key in (*_OF_A_RUN, *mine):
         st.session_state.pop(key, None)
     for name in (EXAMPLE, PAGE):

@@ -1,0 +1,202 @@
+"""Before and after an edit: a preview at once, the exact figures, and both models side by side."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from .. import charts
+from ..charts.removal import calibration_curve, confusion_map, group_accuracy
+from ..removal import comparison, measuring
+from ..removal.comparison import AFTER, BEFORE, Preview
+from ..removal.measuring import Measurement
+from ..summary import number
+from . import components, flipped, jobs, loaders, removals, settled, state
+from .removals import ALL, Compared, View, Wanted
+
+_MANY_CLASSES = 30
+_JOB = state.own("removal-job")
+
+
+def figures(view: View, wanted: Wanted) -> None:
+    """Everything below the controls: a preview at once, and the exact figures after it."""
+    edit, nothing = wanted.edit, view.edit({})
+    grid = None
+    if wanted.by_hand:
+        grid = _grid(view)
+        if grid is None:
+            return
+    headline = st.empty()
+    before, after = removals.find(view, nothing), removals.find(view, edit)
+    if grid is not None and after is None:
+        guess = removals.preview(*view.key, view.effects.estimator, view.by, view, grid)
+        with headline.container():
+            _preview(view, guess, wanted)
+    if before is None or after is None:
+        if not removals.at_once(view.workspace.run, view.workspace.examples.count, 2):
+            _measure_in_background(wanted)
+            return
+        before, after = removals.measure_now(view, [nothing, edit])
+    compared = removals.compare(view, {BEFORE: before, AFTER: after})
+    with headline.container():
+        _exact(view, compared)
+    if edit.strengths:
+        _side_by_side(view, compared)
+        flipped.table(view, compared)
+        flipped.control(view, compared)
+        settled.check(view, wanted)
+        settled.save(view, wanted)
+
+
+def _grid(view: View) -> list[Measurement] | None:
+    found = removals.grid(view)
+    if found is not None:
+        return found
+    models = 1 + 4 * len(view.removable)
+    if removals.at_once(view.workspace.run, view.workspace.examples.count, models):
+        with st.spinner("Measuring every stage at four strengths"):
+            edits = measuring.grid(view.estimator, view.settings, view.removable)
+            return removals.measure_now(view, edits)
+    arguments = removals.grid_arguments(view)
+    job = jobs.find(arguments)
+    if job is None:
+        jobs.start(arguments, "Measuring every stage at four strengths")
+    components.job_state(arguments, "Try again")
+    st.caption("Every stage is measured at four strengths once, so that sliders answer at once.")
+    return None
+
+
+def _measure_in_background(wanted: Wanted) -> None:
+    """Where the exact figures take longer: one job at a time, the one that is looked at."""
+    before = st.session_state.get(_JOB)
+    if before not in (None, wanted.arguments) and (old := jobs.find(before)) is not None:
+        old.cancel()
+    st.session_state[_JOB] = wanted.arguments
+    if jobs.find(wanted.arguments) is None:
+        jobs.start(wanted.arguments, "The exact figures")
+    components.job_state(wanted.arguments, "Try again")
+
+
+# -------------------------------------------------------------------------------------- headline
+
+
+def _preview(view: View, guess: Preview, wanted: Wanted) -> None:
+    st.badge(
+        "Preview: interpolated between computed strengths; exact figures follow",
+        icon=":material/hourglass_top:",
+        color="orange",
+    )
+    groups = [ALL if name is None else name for name in guess.groups]
+    counts = _counts(view)
+    values = guess.at(wanted.edit.strengths)
+    rows = [
+        {
+            "model": model,
+            "group": group,
+            "n": counts[group],
+            "accuracy": accuracy,
+            "accuracy_low": float("nan"),
+            "accuracy_high": float("nan"),
+        }
+        for model, own in ((BEFORE, guess.final), (AFTER, values))
+        for group, accuracy in zip(groups, own, strict=True)
+    ]
+    _metrics({(r["model"], r["group"]): float(r["accuracy"]) for r in rows}, groups, "≈ ")
+    components.show(group_accuracy(pd.DataFrame(rows), charts.EITHER, AFTER), "remove-preview")
+
+
+def _counts(view: View) -> dict[str, int]:
+    at, name = view.workspace.at, view.workspace.examples.name
+    table = loaders.examples(at, name)[removals.report_rows(at, name, view.by)]
+    table = table[table["label"].notna()]
+    counts = {} if view.by is None else table[view.by].astype(str).value_counts().to_dict()
+    return {ALL: len(table), **counts}
+
+
+def _exact(view: View, compared: Compared) -> None:
+    st.badge("Exact: measured on the edited weights", icon=":material/check:", color="green")
+    rows = compared.rows(view.by)
+    groups = list(dict.fromkeys(rows["group"]))
+    values = {(r["model"], r["group"]): float(r["accuracy"]) for r in rows.to_dict("records")}
+    _metrics(values, groups, "")
+    components.show(group_accuracy(rows, charts.EITHER), "remove-exact")
+
+
+def _metrics(values: dict[tuple[str, str], float], groups: list[str], sign: str) -> None:
+    """Accuracy over all, on the group that was worst, and the gap, with what changed."""
+    own = [name for name in groups if name != ALL]
+    shown = [(ALL, f"Accuracy, {ALL}")]
+    if own:
+        worst = min(own, key=lambda name: values[BEFORE, name])
+        shown.append((worst, f"Accuracy, {worst} (worst before)"))
+    with st.grid(3, min_column_width=200, gap="small"):
+        for group, label in shown:
+            before, after = values[BEFORE, group], values[AFTER, group]
+            st.metric(
+                components.plain(label),
+                f"{sign}{100 * after:.1f} %",
+                _points(after - before),
+                border=True,
+            )
+        if len(own) > 1:
+            best = max(own, key=lambda name: values[BEFORE, name])
+            gaps = [values[model, best] - values[model, worst] for model in (BEFORE, AFTER)]
+            st.metric(
+                components.plain(f"Gap, {best} to {worst}"),
+                f"{sign}{number(100 * gaps[1])} points",
+                _points(gaps[1] - gaps[0]),
+                delta_color="inverse",
+                border=True,
+            )
+
+
+def _points(difference: float) -> str:
+    return f"{100 * difference:+.1f} points".replace("+0.0", "0.0").replace("-0.0", "0.0")
+
+
+# ---------------------------------------------------------------------------------- side by side
+
+
+def _side_by_side(view: View, compared: Compared) -> None:
+    st.header("Before and after", anchor=False)
+    names = [BEFORE, AFTER]
+    classes = _classes(view, compared)
+    with st.grid(2, min_column_width=330, gap="medium"):
+        for name in names:
+            with st.container():
+                st.markdown(f"**{name.capitalize()}**: answers by label")
+                if len(classes) > _MANY_CLASSES:
+                    st.caption(f"{len(classes)} classes are too many to draw.")
+                    continue
+                counts = comparison.confusion(compared.answers[name], classes)
+                components.show(confusion_map(counts, name, charts.EITHER), f"remove-{name}")
+    bins = {name: comparison.calibration(compared.answers[name]) for name in names}
+    with st.grid(2, min_column_width=330, gap="medium"):
+        with st.container():
+            st.markdown("**Calibration**: is it right as often as it is sure?")
+            components.show(calibration_curve(bins, charts.EITHER), "remove-calibration")
+        with st.container():
+            st.markdown("**In figures**, with 95 % intervals over examples")
+            _table(compared.rows(view.by), bins)
+
+
+def _classes(view: View, compared: Compared) -> list[str]:
+    classes = view.workspace.run.file.task.config.get("classes")
+    if isinstance(classes, list):
+        return [str(name) for name in classes]
+    answers = compared.answers[BEFORE]
+    return sorted({*answers["label"].dropna().astype(str), *answers["prediction"].astype(str)})
+
+
+def _table(rows: pd.DataFrame, bins: dict[str, pd.DataFrame]) -> None:
+    cells: dict[str, dict[str, str]] = {}
+    for row in rows.to_dict("records"):
+        low, high = row["accuracy_low"], row["accuracy_high"]
+        between = "" if low != low else f" ({100 * low:.1f} to {100 * high:.1f})"
+        label = f"accuracy, {row['group']}"
+        cells.setdefault(label, {})[row["model"]] = f"{100 * row['accuracy']:.1f} %{between}"
+    for name, own in bins.items():
+        error = comparison.calibration_error(own)
+        cells.setdefault("calibration error", {})[name] = f"{100 * error:.1f} points"
+    table = pd.DataFrame.from_dict(cells, orient="index").fillna("").reset_index(names="figure")
+    st.dataframe(table, hide_index=True, height="content")
