@@ -10,7 +10,6 @@ from ..charts.removal import calibration_curve, confusion_map, group_accuracy
 from ..removal import comparison, measuring
 from ..removal.comparison import AFTER, BEFORE, Preview
 from ..removal.measuring import Measurement
-from ..summary import number
 from . import components, flipped, jobs, loaders, removals, settled, state
 from .removals import ALL, Compared, View, Wanted
 
@@ -143,7 +142,7 @@ def _metrics(values: dict[tuple[str, str], float], groups: list[str], sign: str)
             gaps = [values[model, best] - values[model, worst] for model in (BEFORE, AFTER)]
             st.metric(
                 components.plain(f"Gap, {best} to {worst}"),
-                f"{sign}{number(100 * gaps[1])} points",
+                f"{sign}{100 * gaps[1]:.1f} points".replace("-", "−"),
                 _points(gaps[1] - gaps[0]),
                 delta_color="inverse",
                 border=True,

@@ -86,16 +86,15 @@ def _sliders(view: View) -> dict[str, float]:
     stages = view.workspace.stages
     _preset(view)
     strengths = {}
-    with st.grid(min(len(stages), 4), min_column_width=190, gap="medium"):
+    with st.grid(min(len(stages), 4), min_column_width=150, gap="medium"):
         for number, stage in enumerate(stages):
             with st.container(gap="small"):
                 _name(view, number, stage)
                 percent = st.slider(
                     f"Strength of {stage}",
-                    0,
-                    100,
-                    0,
-                    _STEP,
+                    min_value=0,
+                    max_value=100,
+                    step=_STEP,
                     format="%d %%",
                     key=f"remove-{number}",
                     bind="query-params",
@@ -146,7 +145,7 @@ def _preset(view: View) -> None:
             groups = list(view.workspace.groups)
             start = removals.worst_group(view)
             st.selectbox(
-                f"Group ({components.plain(view.by)})",
+                "Group",
                 groups,
                 index=groups.index(start) if start in groups else 0,
                 key="remove-group",

@@ -53,7 +53,7 @@ def check(view: View, wanted: Wanted) -> None:
         return
     if st.button("Check by replay", icon=":material/verified:", key="remove-check"):
         jobs.start(arguments, f"Replay without {missing[0]}")
-        st.rerun(scope="fragment")
+        st.rerun()
 
 
 def _settled(view: View, edit: Edit) -> None:

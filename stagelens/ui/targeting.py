@@ -99,7 +99,7 @@ def _start(view: View, target: Target) -> None:
         return
     if st.button("Find the smallest edit", type="primary", icon=":material/target:"):
         jobs.start(chosen, "The search")
-        st.rerun(scope="fragment")
+        st.rerun()
 
 
 def _show(view: View, found: Found) -> None:

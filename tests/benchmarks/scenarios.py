@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from stagelens.contracts import Task
 from stagelens.recording.recorder import Recorder
 from stagelens.runs.run import Run, open_run
+from stagelens.runs.states import model_tensors
 from stagelens.tasks.image_classification import ImageClassification
 from stagelens.tasks.text_classification import TextClassification
 from tests.real_texts import CLASSES, Comments, text_scenario
@@ -219,6 +220,49 @@ def _optimizer(scenario: Scenario, model: torch.nn.Module) -> torch.optim.Optimi
     )
 
 
+def _trained(
+    scenario: Scenario,
+    work: Work,
+    number: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+) -> Iterator[tuple[Any, Tensor]]:
+    """Train one stage; yields the batch and the loss of every update that just happened."""
+    part = work.stages[number]
+    for rate in _rates(scenario, number):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        size = _BATCH_SIZES[scenario.data]
+        batch = part.batch(torch.randint(0, part.count, (size,), generator=generator))
+        loss = work.task.loss(model, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        yield batch, loss
+
+
+def retrained(scenario: Scenario, seed: int, without: str, other: int) -> dict[str, Tensor]:
+    """Weights of a new training on the same data without a stage, with another seed.
+
+    Args:
+        scenario: What is trained.
+        seed: Of the data.
+        without: The stage that is left out.
+        other: Of the initial weights and the batches.
+    """
+    work = _DATA[scenario.data](seed)
+    torch.manual_seed(other)
+    model = work.model().train()
+    generator = torch.Generator().manual_seed(other)
+    for number, part in enumerate(work.stages):
+        if part.name != without:
+            optimizer = _optimizer(scenario, model)
+            for _ in _trained(scenario, work, number, model, optimizer, generator):
+                pass
+    return model_tensors(model)
+
+
 def recorded(scenario: Scenario, seed: int, cache: Path) -> Run:
     """The scenario's run for one seed, recorded if the cache does not hold it yet."""
     path = cache / f"{scenario.name}-{seed}"
@@ -235,15 +279,7 @@ def recorded(scenario: Scenario, seed: int, cache: Path) -> Run:
     for number, part in enumerate(work.stages):
         optimizer = _optimizer(scenario, model)
         with recorder.stage(part.name, model=model, optimizer=optimizer) as stage:
-            for rate in _rates(scenario, number):
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                size = _BATCH_SIZES[scenario.data]
-                batch = part.batch(torch.randint(0, part.count, (size,), generator=generator))
-                loss = work.task.loss(model, batch)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+            for batch, loss in _trained(scenario, work, number, model, optimizer, generator):
                 stage.step(batch, loss)
     for name, content in work.sets.items():
         recorder.add_set(name, **content)
