@@ -14,7 +14,8 @@ from .style import LIGHT, ZERO, Chart, Palette, short, style
 _MARKS = (("#7B8794", "circle-open"), ("#009E73", "diamond"), ("#B5599A", "square-open"))
 """Colour and shape by position: before, after, by replay."""
 
-_ROW = 58
+_ROW = 29
+"""Height of a mark with its number."""
 _CONFUSED = [[0.0, "rgba(123,135,148,0.06)"], [0.5, "#6F8FB0"], [1.0, "#2F5173"]]
 
 
@@ -31,7 +32,7 @@ def group_accuracy(
     """
     groups = list(dict.fromkeys(rows["group"]))
     models = list(dict.fromkeys(rows["model"]))
-    shifts = np.linspace(-0.2, 0.2, len(models)) if len(models) > 1 else [0.0]
+    shifts = np.linspace(-0.3, 0.3, len(models)) if len(models) > 2 else [-0.2, 0.2]
     figure = go.Figure()
     for (color, symbol), shift, model in zip(_MARKS, shifts, models, strict=False):
         own = rows[rows["model"] == model]
@@ -71,7 +72,7 @@ def group_accuracy(
                 customdata=[_hover(model, row) for row in own.to_dict("records")],
             )
         )
-    style(figure, palette, height=76 + _ROW * max(len(groups), 1))
+    style(figure, palette, height=76 + _ROW * max(len(models), 2) * max(len(groups), 1))
     counts = rows.drop_duplicates("group").set_index("group")["n"]
     known = rows[["accuracy", "accuracy_low"]].min(axis=1).dropna()
     lowest = 100 * float(known.min()) if len(known) else 0.0
@@ -90,7 +91,7 @@ def group_accuracy(
             f"<span style='font-size:12px'>{counts[group]:,} examples</span> "
             for group in groups
         ],
-        range=[len(groups) - 0.5, -0.55],
+        range=[len(groups) - 0.5, -0.62],
         automargin=True,
         showgrid=False,
         zeroline=False,

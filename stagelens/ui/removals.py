@@ -218,16 +218,22 @@ def _compared(
 
 def worst_group(view: View) -> str | None:
     """The group that the final model answers worst, on the validation part."""
-    at, name = view.workspace.at, view.workspace.examples.name
     if view.by is None:
         return None
-    table = view.effects.table
-    rows = table[table["stage"] == view.workspace.stages[0]]
+    return _worst_group(*view.key, view.effects.estimator, view.by, view)
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def _worst_group(
+    path: str, recorded: str, set_name: str, estimate: str, by: str, _view: View
+) -> str | None:
+    table = _view.effects.table
+    rows = table[table["stage"] == _view.workspace.stages[0]]
     rows = rows[rows["behaviour"] == rows["behaviour"].iloc[0]]
-    rows = rows[~report_rows(at, name, view.by)]
-    rows = rows[rows["label"].notna() & rows[view.by].notna()]
+    rows = rows[~report_rows(_view.workspace.at, set_name, by)]
+    rows = rows[rows["label"].notna() & rows[by].notna()]
     right = rows["prediction"].astype(object) == rows["label"].astype(object)
-    means = right.groupby(rows[view.by].astype(str)).mean()
+    means = right.groupby(rows[by].astype(str)).mean()
     return str(means.idxmin()) if len(means) else None
 
 
