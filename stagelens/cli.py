@@ -14,7 +14,7 @@ from .durations import coarse_saves_time, estimate_seconds, measured, replay_sec
 from .results import stored_results
 from .runs.files import atomic_path, check_writable
 from .runs.run import Run, open_run
-from .terminal import Reporter, one_line, print_effects, print_verification
+from .terminal import Reporter, one_line, print_effects, print_removal, print_verification
 
 app = typer.Typer(
     name="stagelens",
@@ -421,7 +421,7 @@ def remove(
         )
     if close_gap is None and (control is not None or tolerance is not None):
         raise StageLensError("--control and --tolerance belong to --close-gap; give it a group")
-    with _Reporter(progress).running() as report:
+    with Reporter(progress).running() as report:
         opened = _open(run, task)
         from .estimators.ladder import default_estimator, make_estimator
         from .removal import measuring, saving
@@ -464,24 +464,9 @@ def remove(
         if out is not None:
             saving.save(opened, edit, out, examples, by, report)
     if figures is not None and examples is not None:
-        _print_removal(figures, trusts, edit, examples.name)
+        print_removal(figures, trusts, edit.strengths, examples.name)
     if out is not None:
         typer.echo(f"{out}: the edited model; {out / 'README.md'} says how it was made")
-
-
-def _print_removal(figures: Any, trusts: Any, edit: Any, set_name: str) -> None:
-    printed = Table(title=f"Before and after on the report part of {set_name}")
-    for name in ("model", "examples", "n", "accuracy", "95 % interval"):
-        printed.add_column(name, justify="left" if name in ("model", "examples") else "right")
-    for row in figures.groups.to_dict("records"):
-        about = "all" if row["group"] is None or row["group"] != row["group"] else row["group"]
-        low, high = (f"{row[f'accuracy_{end}']:.1%}" for end in ("low", "high"))
-        share = f"{row['accuracy']:.1%}"
-        printed.add_row(row["model"], about, f"{row['n']:,}", share, f"{low} to {high}")
-    _console().print(printed, markup=False)
-    for trust in trusts:
-        strength = edit.strengths[trust.stage]
-        typer.echo(f"{trust.stage}, {strength:.0%}: {trust.trust}: {trust.reason}")
 
 
 def main() -> None:

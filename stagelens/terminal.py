@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from .contracts import StageLensError
-from .results import Agreement, Result
+from .group_metrics import GroupMetrics
+from .results import Agreement, Result, StageTrust
 from .runs.files import cannot_write
 from .standing import WORDS, explained, standing_of
 
@@ -149,3 +150,27 @@ def _trust(row: Mapping[str, Any]) -> str:
     if row["trust"] != "verified":
         return str(row["trust"])
     return WORDS["agrees" if Agreement.model_validate(dict(row)).agrees else "disagrees"]
+
+
+def print_removal(
+    figures: GroupMetrics, trusts: Sequence[StageTrust], strengths: Mapping[str, float], name: str
+) -> None:
+    """Accuracy before and after an edit, overall and by group, and what the edit rests on.
+
+    Args:
+        figures: Of the final and the edited model.
+        trusts: Of the stages that are taken out.
+        strengths: Stage to how much of it is taken out.
+        name: Of the evaluation set.
+    """
+    printed = Table(title=f"Before and after on the report part of {name}")
+    for heading in ("model", "examples", "n", "accuracy", "95 % interval"):
+        printed.add_column(heading, justify="left" if heading in ("model", "examples") else "right")
+    for row in figures.groups.fillna({"group": "all"}).to_dict("records"):
+        low, high = (f"{row[f'accuracy_{end}']:.1%}" for end in ("low", "high"))
+        share, count = f"{row['accuracy']:.1%}", f"{row['n']:,}"
+        printed.add_row(row["model"], row["group"], count, share, f"{low} to {high}")
+    _console().print(printed, markup=False)
+    for trust in trusts:
+        strength = f"{strengths[trust.stage]:.0%}"
+        typer.echo(f"{trust.stage}, {strength}: {trust.trust}: {trust.reason}")
