@@ -101,9 +101,14 @@ class Checkpoint:
         """Size of the weights."""
         return sum((self.folder / file).stat().st_size for file in self.shards)
 
+    @property
+    def folders(self) -> list[Path]:
+        """Where files beside the weights may lie: a Trainer spreads them over its folders."""
+        return list(dict.fromkeys([self.folder, self.given, *_numbered(self.given)[-1:]]))
+
     def tokenizer_files(self) -> list[Path]:
         """Files of its tokenizer; none where they would not make one."""
-        for folder in (self.folder, self.given):
+        for folder in self.folders:
             files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
             if any(file.name in _MAKES_A_TOKENIZER for file in files):
                 return files
@@ -126,12 +131,12 @@ def open_checkpoint(name: str, path: Path) -> Checkpoint:
     if not given.is_dir():
         raise RunError(f"{name}: {given} is no folder; give the folder of a saved model")
     folder, notes = given, []
-    inside = numbered(given)
+    inside = _numbered(given)
     if not _has_weights(given) and inside:
         folder = inside[-1]
         if len(inside) > 1:
             others = ", ".join(each.name for each in inside[:-1])
-            notes.append(f"{name}: ends at {folder.name}; {others} are not looked at")
+            notes.append(f"{name}: ends at {folder.name}; what is earlier is not used ({others})")
     _refuse_others(name, folder)
     config = read_json_object(folder / "config.json")
     if "quantization_config" in config:
@@ -142,7 +147,7 @@ def open_checkpoint(name: str, path: Path) -> Checkpoint:
     return Checkpoint(name, given, folder, config, _shards(name, folder), notes)
 
 
-def numbered(folder: Path) -> list[Path]:
+def _numbered(folder: Path) -> list[Path]:
     """The ``checkpoint-N`` folders in a folder, by N."""
     found = [(_CHECKPOINT.fullmatch(path.name), path) for path in folder.iterdir()]
     steps = [(int(match[1]), path) for match, path in found if match and path.is_dir()]

@@ -16,7 +16,7 @@ import pandas as pd
 
 from ..contracts import SUPPORTED_OPTIMIZERS, RunError
 from ..runs.schema import OptimizerFacts, ParameterGroup
-from .checkpoints import Checkpoint, numbered, read_json_object
+from .checkpoints import Checkpoint, read_json_object
 
 STATE, OPTIMIZER = "trainer_state.json", "optimizer.pt"
 
@@ -45,7 +45,7 @@ def trainer_facts(checkpoint: Checkpoint) -> TrainerFacts:
     Files in the folder of the weights come first, then those of the folder that was given, then
     those of its last ``checkpoint-N``.
     """
-    folders = (checkpoint.folder, checkpoint.given, *reversed(numbered(checkpoint.given)))
+    folders = checkpoint.folders
     notes: list[str] = []
     updates, history, optimizer = None, None, None
     if (state := _first(folders, STATE)) is not None:

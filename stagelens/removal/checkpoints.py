@@ -9,16 +9,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..contracts import StageLensError
+from ..runs.checking import CheckedAhead
 from ..runs.files import new_folder
 from ..runs.run import Run
-from ..runs.schema import FileRef, StateRef
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,17 +70,13 @@ def write_counterfactual(
         strength,
     )
     shards, beside = _layout(run, weights.final)
-    with new_folder(Path(out)) as folder, ThreadPoolExecutor(1) as pool:
-        # As the weights are read, another thread checks what was read.
-        checks = [pool.submit(run.files.path, file) for file in _in_step(final, start, end)]
-        try:
-            _write_weights(shards, weights, folder, progress)
-            for name, content in beside.items():
-                _write(folder / name, content)
-            for check in checks:
-                check.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    states = [final, *(state for state in (start, end) if state != final)]
+    checked = CheckedAhead(run.files, [state.shards for state in states])
+    with new_folder(Path(out)) as folder:
+        with checked.running():
+            _write_weights(shards, weights, folder, progress, checked)
+        for name, content in beside.items():
+            _write(folder / name, content)
     return Path(out)
 
 
@@ -117,12 +111,6 @@ def write_edited(
     _write_weights(shards, weights, folder, progress)
     for name, data in {**beside, **cards}.items():
         _write(folder / name, data)
-
-
-def _in_step(*states: StateRef) -> list[FileRef]:
-    """The shards of all states, in the order in which they are read together."""
-    files = zip_longest(*(state.shards for state in states))
-    return list({file.path: file for shards in files for file in shards if file}.values())
 
 
 @dataclass(frozen=True)
@@ -179,9 +167,16 @@ def _layout(run: Run, final: Mapping[str, Tensor]) -> tuple[_Shards, dict[str, b
 
 
 def _write_weights(
-    shards: _Shards, weights: WithoutStage | EditedWeights, folder: Path, progress: Progress | None
+    shards: _Shards,
+    weights: WithoutStage | EditedWeights,
+    folder: Path,
+    progress: Progress | None,
+    checked: CheckedAhead | None = None,
 ) -> None:
-    """Write the shards, and where there are several, the index of them."""
+    """Write the shards, and where there are several, the index of them.
+
+    ``checked`` is waited for where the files that the weights come from are not checked yet.
+    """
     from ..runs.streaming import write_tensors
 
     total = sum(tensor.facts.bytes for shard in shards.values() for tensor in shard.values())
@@ -190,8 +185,11 @@ def _write_weights(
 
         def blocks(name: str, own: Mapping[str, _Tensor] = shard, where: int = number) -> Any:
             nonlocal done
-            yield from weights.blocks(own[name].own_name)
-            done += own[name].facts.bytes
+            for block in weights.blocks(own[name].own_name):
+                if checked is not None:
+                    checked.wait(done / total)
+                yield block
+                done += block.nbytes
             if progress is not None:
                 progress(done / total, f"Writing file {where + 1} of {len(shards)}")
 

@@ -171,6 +171,11 @@ def read_json(path: Path, schema: type[Schema], sha256: str | None = None) -> Sc
         ) from None
 
 
+def _times(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
 class CheckedFiles:
     """Files of one run folder, checked against their references once, when first used."""
 
@@ -184,17 +189,31 @@ class CheckedFiles:
         Raises:
             RunError: Missing, outside the run folder, truncated or edited; names the file.
         """
+        if not self.is_checked(reference):
+            self.confirm(reference, sha256_of(self.present(reference)))
+        return self.root / reference.path
+
+    def is_checked(self, reference: FileRef) -> bool:
+        """Whether the file was checked before, and is still the same by its times.
+
+        Raises:
+            RunError: Missing, outside the run folder, or truncated.
+        """
+        return self._checked.get(reference.path) == _times(self.present(reference))
+
+    def confirm(self, reference: FileRef, sha256: str) -> None:
+        """Note what a file's sha256 was found to be.
+
+        Raises:
+            RunError: It is not what was recorded.
+        """
         path = self.present(reference)
-        stat = path.stat()
-        seen = (stat.st_size, stat.st_mtime_ns)
-        if self._checked.get(reference.path) != seen:
-            if sha256_of(path) != reference.sha256:
-                raise RunError(
-                    f"{path} was changed after it was recorded (its sha256 differs); restore the "
-                    "original file"
-                )
-            self._checked[reference.path] = seen
-        return path
+        if sha256 != reference.sha256:
+            raise RunError(
+                f"{path} was changed after it was recorded (its sha256 differs); restore the "
+                "original file"
+            )
+        self._checked[reference.path] = _times(path)
 
     def present(self, reference: FileRef) -> Path:
         """The file's path, after a look at its size only; cheap enough for opening a run."""

@@ -1,0 +1,251 @@
+"""A model without a stage, written as an ordinary checkpoint folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+import stagelens
+from stagelens.contracts import RunError, StageLensError
+from stagelens.removal.checkpoints import write_counterfactual
+from stagelens.runs.streaming import read_header
+from tests.checkpoints import changed, classifiers, labelled_texts, language_models, save
+from tests.loops import BATCH_NORM, Plan, differing, make_task, record_plans
+from tests.small_texts import TEXTS, bert, bert_tokenizer, gpt, gpt_tokenizer
+
+CLASSIFIER, LANGUAGE = "AutoModelForSequenceClassification", "AutoModelForCausalLM"
+
+
+def parameters(folder: Path, kind: str = CLASSIFIER) -> dict[str, torch.Tensor]:
+    model = getattr(transformers, kind).from_pretrained(folder)
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+@pytest.fixture(params=[{}, {"max_shard_size": "8KB"}], ids=["one file", "shards"])
+def folders(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Path]:
+    return classifiers(tmp_path, ["base", "sft", "dpo", "last"], **request.param)
+
+
+@pytest.fixture
+def run(folders: dict[str, Path], tmp_path: Path) -> stagelens.Run:
+    return stagelens.assemble(folders, tmp_path / "run")
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.25])
+def test_the_stages_change_is_subtracted(
+    strength: float, folders: dict[str, Path], run: stagelens.Run, tmp_path: Path
+) -> None:
+    out = write_counterfactual(run, "dpo", tmp_path / "out", strength)
+    without = parameters(out)
+    start, end, final = (parameters(folders[name]) for name in ("sft", "dpo", "last"))
+    for name, tensor in without.items():
+        expected = final[name].double() - strength * (end[name].double() - start[name].double())
+        assert torch.equal(tensor, expected.float()), name
+    assert not torch.equal(without["classifier.weight"], final["classifier.weight"])
+
+
+def test_it_is_sharded_as_the_final_model_is(
+    folders: dict[str, Path], run: stagelens.Run, tmp_path: Path
+) -> None:
+    out = write_counterfactual(run, "sft", tmp_path / "out")
+    expected = {path.name for path in folders["last"].iterdir()}
+    assert {path.name for path in out.iterdir()} == expected
+    for path in out.glob("*.safetensors"):
+        mine, final = read_header(path), read_header(folders["last"] / path.name)
+        assert (mine.tensors, mine.metadata) == (final.tensors, final.metadata)
+    for name in ("config.json", "tokenizer.json"):
+        assert (out / name).read_bytes() == (folders["last"] / name).read_bytes()
+    index = "model.safetensors.index.json"
+    if (out / index).exists():
+        maps = [json.loads((f / index).read_text())["weight_map"] for f in (out, folders["last"])]
+        assert maps[0] == maps[1]
+
+
+def test_without_the_last_stage_it_is_bit_for_bit_the_one_before(
+    folders: dict[str, Path], run: stagelens.Run, tmp_path: Path
+) -> None:
+    out = write_counterfactual(run, "last", tmp_path / "out")
+    assert differing(parameters(out), parameters(folders["dpo"])) == []
+
+
+def test_at_strength_0_it_is_the_final_model(
+    folders: dict[str, Path], run: stagelens.Run, tmp_path: Path
+) -> None:
+    out = write_counterfactual(run, "sft", tmp_path / "out", 0)
+    assert differing(parameters(out), parameters(folders["last"])) == []
+
+
+def test_what_is_measured_is_what_is_written(tmp_path: Path) -> None:
+    from stagelens.effects import attribute
+
+    run = stagelens.assemble(
+        classifiers(tmp_path), tmp_path / "run", evaluation=labelled_texts(tmp_path / "few.jsonl")
+    )
+    table = attribute(run, "few", "task-vector").table
+    out = write_counterfactual(run, "sft", tmp_path / "out")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(out).eval()
+    examples = run.evaluation_set("few").examples()
+    batch = run.task.collate(examples)
+    with torch.inference_mode():
+        expected = run.task.behaviours(run.task.outputs(model, batch), batch)["margin"]
+    rows = table[(table["stage"] == "sft") & (table["behaviour"] == "margin")]
+    torch.testing.assert_close(torch.tensor(rows["without"].to_numpy()), expected)
+
+
+def test_half_precision_is_subtracted_in_float32_and_rounded_once(tmp_path: Path) -> None:
+    tokenizer = gpt_tokenizer()
+    model = gpt(tokenizer).bfloat16()
+    folders = {
+        name: save(changed(model, number), tmp_path / name, tokenizer)
+        for number, name in enumerate(("base", "sft", "dpo"))
+    }
+    run = stagelens.assemble(folders, tmp_path / "run")
+    out = write_counterfactual(run, "sft", tmp_path / "out")
+    start, end, final = (load_file(folders[n] / "model.safetensors") for n in folders)
+    for name, tensor in load_file(out / "model.safetensors").items():
+        expected = final[name].float() - (end[name].float() - start[name].float())
+        assert tensor.dtype == torch.bfloat16
+        assert torch.equal(tensor, expected.bfloat16()), name
+
+
+def test_shared_weights_stay_shared(tmp_path: Path) -> None:
+    folders = language_models(tmp_path)
+    run = stagelens.assemble(folders, tmp_path / "run")
+    out = write_counterfactual(run, "sft", tmp_path / "out")
+    model = transformers.AutoModelForCausalLM.from_pretrained(out)
+    assert model.lm_head.weight is model.transformer.wte.weight
+    assert (out / "generation_config.json").is_file()
+
+
+def test_new_rows_of_a_vocabulary_keep_their_final_values(tmp_path: Path) -> None:
+    tokenizer = gpt_tokenizer()
+    model = gpt(tokenizer)
+    name, rows = "transformer.wte.weight", model.transformer.wte.weight.shape[0]
+    folders = {"base": save(model, tmp_path / "base")}
+    tokenizer.add_tokens(["<one>", "<two>"])
+    model.resize_token_embeddings(rows + 2)
+    folders["sft"] = save(changed(model, 1), tmp_path / "sft")
+    folders["dpo"] = save(changed(model, 2), tmp_path / "dpo", tokenizer)
+    run = stagelens.assemble(folders, tmp_path / "run")
+    start, end, final = (parameters(folder, LANGUAGE)[name] for folder in folders.values())
+
+    without = parameters(write_counterfactual(run, "sft", tmp_path / "sft-out"), LANGUAGE)[name]
+    change = end[:rows].double() - start.double()
+    assert torch.equal(without[:rows], (final[:rows].double() - change).float())
+    assert torch.equal(without[rows:], final[rows:])
+
+    without = parameters(write_counterfactual(run, "dpo", tmp_path / "dpo-out"), LANGUAGE)[name]
+    assert torch.equal(without, end)
+
+
+def test_a_head_that_appears_in_the_stage_keeps_its_final_value(tmp_path: Path) -> None:
+    tokenizer = bert_tokenizer()
+    classifier = bert(tokenizer)
+    folders = {
+        "base": save(classifier.bert, tmp_path / "base"),
+        "sft": save(changed(classifier, 1), tmp_path / "sft"),
+        "dpo": save(changed(classifier, 2), tmp_path / "dpo", tokenizer),
+    }
+    run = stagelens.assemble(folders, tmp_path / "run")
+    without = parameters(write_counterfactual(run, "sft", tmp_path / "out"))
+    final = parameters(folders["dpo"])
+    for name in without:
+        kept = name.startswith("classifier.")
+        assert torch.equal(without[name], final[name]) == kept, name
+
+
+def test_of_a_recorded_run_it_is_a_checkpoint_too(tmp_path: Path) -> None:
+    tokenizer = bert_tokenizer()
+    model: Any = bert(tokenizer)
+    task = stagelens.tasks.TextClassification.from_model(model, tokenizer)
+    recorder = stagelens.Recorder(tmp_path / "run", task)
+    model.train()
+    for name in ("one", "two"):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        with recorder.stage(name, model=model, optimizer=optimizer) as stage:
+            batch = task.batch(list(TEXTS), ["calm"] * len(TEXTS))
+            loss = task.loss(model, batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            stage.step(batch, loss)
+    run = recorder.run()
+    out = write_counterfactual(run, "one", tmp_path / "out")
+    assert {path.name for path in out.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    assert json.loads((out / "config.json").read_text())["architectures"] == [
+        "BertForSequenceClassification"
+    ]
+    start, end = run.stage("one").start().model, run.stage("one").end().model
+    final, without = run.last.end().model, parameters(out)
+    name = "bert.pooler.dense.weight"
+    change = end[name].double() - start[name].double()
+    assert torch.equal(without[name], (final[name].double() - change).float())
+    tokens = transformers.AutoTokenizer.from_pretrained(out)(TEXTS[0])["input_ids"]
+    assert tokens == tokenizer(TEXTS[0])["input_ids"]
+
+
+def test_of_another_task_it_is_the_weights_alone(tmp_path: Path) -> None:
+    plans = [
+        Plan(name, lambda model, _: torch.optim.AdamW(model.parameters(), lr=0.02))
+        for name in ("first", "second")
+    ]
+    run = record_plans(tmp_path / "run", make_task(BATCH_NORM), plans)
+    out = write_counterfactual(run, "first", tmp_path / "out", 0.5)
+    assert [path.name for path in out.iterdir()] == ["model.safetensors"]
+    written, model = load_file(out / "model.safetensors"), run.task.build_model()
+    model.load_state_dict(written)
+    final = run.last.end().model
+    start, end = run.stage("first").start().model, run.stage("first").end().model
+    for name, tensor in written.items():
+        if name.endswith("running_var"):
+            expected = final[name].double() * (start[name].double() / end[name].double()) ** 0.5
+            torch.testing.assert_close(tensor.double(), expected, rtol=1e-6, atol=0)
+        elif name.endswith("num_batches_tracked"):
+            assert torch.equal(tensor, final[name])
+
+
+def test_a_damaged_state_leaves_nothing_behind(run: stagelens.Run, tmp_path: Path) -> None:
+    reference = run.stage("sft").facts.start.model
+    path = run.path / reference.path
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    out = tmp_path / "out"
+    with pytest.raises(RunError, match=r"was changed after it was recorded"):
+        write_counterfactual(stagelens.open_run(run.path), "sft", out)
+    assert [path.name for path in tmp_path.glob("*out*")] == []
+
+
+@pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan"), float("inf")])
+def test_a_strength_that_is_none_is_refused(
+    strength: float, run: stagelens.Run, tmp_path: Path
+) -> None:
+    with pytest.raises(StageLensError, match="is not between 0 and 1"):
+        write_counterfactual(run, "sft", tmp_path / "out", strength)
+
+
+def test_nothing_is_overwritten(run: stagelens.Run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine").write_text("mine")
+    with pytest.raises(StageLensError, match="is not empty"):
+        write_counterfactual(run, "sft", out)
+    assert [path.name for path in out.iterdir()] == ["mine"]
+
+
+def test_progress_rises_to_one(run: stagelens.Run, tmp_path: Path) -> None:
+    told: list[float] = []
+    write_counterfactual(run, "sft", tmp_path / "out", progress=lambda share, _: told.append(share))
+    assert told == sorted(told)
+    assert told[-1] == pytest.approx(1.0)
