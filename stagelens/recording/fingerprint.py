@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial, reduce
+from operator import itemgetter
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+_ALL_EVERY = 16
+"""Times that a sampled fingerprint is taken between two that are taken of all values."""
+
+Values = float | tuple[float, ...]
+"""What is remembered of a tensor."""
+Sampler = Callable[[Any], tuple[float, ...]]
+"""Takes some values of a tensor, from its memory in a row."""
 
 
 class Fingerprint:
@@ -20,64 +29,147 @@ class Fingerprint:
 
     def __init__(self, named: Callable[[], Mapping[str, Tensor]]) -> None:
         self._named = named
-        self._sums: list[float] | None = None
+        self._remembered: list[float] | None = None
         self._arrays: list[np.ndarray] = []
         self._addresses: list[int] = []
         tensors = named().values()
-        self._in_numpy = all(
+        self.in_numpy = all(
             t.device.type == "cpu" and t.dtype in (torch.float32, torch.float64) for t in tensors
         )
         # Sums in at least float32: half precision would not see small changes.
         self._dtype = reduce(torch.promote_types, [t.dtype for t in tensors], torch.float32)
 
     @classmethod
-    def of_parameters(cls, model: nn.Module) -> Fingerprint:
-        """Of a module's parameters; those that are no floating-point numbers are left out."""
-        floating = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
-        return cls(lambda: floating)
+    def of_buffers(cls, model: nn.Module) -> Fingerprint | None:
+        """Of a module's buffers, each looked up anew: a forward pass may replace it.
 
-    @classmethod
-    def of_buffers(cls, model: nn.Module) -> Fingerprint:
-        """Of a module's buffers, each looked up anew: a forward pass may replace it."""
+        None where it has no buffer of floating-point numbers.
+        """
         places = [
             (f"{prefix}.{name}".removeprefix("."), module, name)
             for prefix, module in model.named_modules()
             for name, buffer in module._buffers.items()
             if buffer is not None and buffer.is_floating_point()
         ]
-        return cls(partial(_look_up, places))
+        return cls(partial(_look_up, places)) if places else None
 
     def take(self) -> None:
         """Remember the tensors as they are now."""
-        self._sums = self._now()
+        self._remembered = self._sums()
 
     def forget(self) -> None:
         """Anything may change until the next :meth:`take`."""
-        self._sums = None
+        self._remembered = None
 
     def changed(self) -> str | None:
         """Name of the first tensor that is not as remembered; None where all are."""
-        if self._sums is None or (now := self._now()) == self._sums:
-            return None
-        for name, before, after in zip(self._named(), self._sums, now, strict=True):
-            if before != after and not (math.isnan(before) and math.isnan(after)):
-                return name
-        return None
+        return None if self._remembered is None else self._differing(self._remembered, self._sums())
 
-    def _now(self) -> list[float]:
+    def _differing(self, before: Sequence[Values], now: Sequence[Values]) -> str | None:
+        """Name of the first tensor whose values are others; NaN equals NaN."""
+        if before == now:
+            return None
+        named = zip(self._named(), before, now, strict=True)
+        return next((name for name, own, other in named if not _same(own, other)), None)
+
+    def _sums(self) -> list[float]:
+        if self.in_numpy:
+            # For the few and small tensors of a small model several times faster than torch.
+            return [float(np.vdot(array, array)) for array in self._own_memory()]
+        with torch.no_grad():
+            norms = torch._foreach_norm(list(self._named().values()), 2, dtype=self._dtype)
+            return torch.stack(norms).tolist()
+
+    def _own_memory(self) -> list[np.ndarray]:
+        """The tensors as arrays that share their memory."""
         tensors = self._named().values()
-        if not tensors:
-            return []
-        if not self._in_numpy:
-            with torch.no_grad():
-                norms = torch._foreach_norm(list(tensors), 2, dtype=self._dtype)
-                return torch.stack(norms).tolist()
-        # For the few and small tensors of a small model this is several times faster than torch.
         addresses = [tensor.data_ptr() for tensor in tensors]
         if addresses != self._addresses:
             self._addresses = addresses
             self._arrays = [tensor.detach().numpy() for tensor in tensors]
-        return [float(np.vdot(array, array)) for array in self._arrays]
+        return self._arrays
+
+
+class SampledFingerprint(Fingerprint):
+    """A fingerprint of parameters that mostly reads four values of each: cheap at every update.
+
+    These are the first, the last, the smallest and the largest (as of the last time that all were
+    read), so weights that are averaged, scaled, clamped, loaded or drawn anew are seen at once, and
+    so are ``p.data = ...`` and most changes of single values. Every 16th time, all values are
+    compared; and every time from then on that a parameter was written to, which torch counts
+    (``Tensor._version``), although its sampled values came out the same, as they do where averaged
+    weights are swapped in for an evaluation and out again.
+
+    What it may miss is a change of few values, none of them sampled: in place, at the first such
+    time; through ``p.data`` or NumPy, which torch does not count, if it does not come again within
+    16 times. A run with such a change is not replayed bit for bit, and its trust says so.
+
+    On an accelerator, in half precision, or where a parameter is not contiguous in memory, all
+    values are compared every time.
+
+    Args:
+        model: Its parameters; those that hold no floating-point numbers are left out.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        named = model.named_parameters()
+        floating = {name: p for name, p in named if p.is_floating_point() and p.numel()}
+        super().__init__(lambda: floating)
+        self._parameters = list(floating.values())
+        self._taken = 0
+        self._samplers: list[Sampler] = []
+        self._memory: list[Any] = []
+        self._sampled: list[tuple[float, ...]] = []
+        self._versions: list[int] = []
+        # In any other order, a row of them is a copy, which does not show what happens to them.
+        self._always_all = not (self.in_numpy and all(p.is_contiguous() for p in self._parameters))
+
+    def take(self) -> None:
+        """Remember the parameters as they are now."""
+        if self._always_all or self._taken % _ALL_EVERY == 0:
+            super().take()
+            self._samplers = []
+        else:
+            self.forget()
+            if not self._samplers:
+                self._samplers = [_telling_values(array) for array in self._own_memory()]
+                self._look_at_memory()
+            self._sampled = self._samples()
+            self._versions = [parameter._version for parameter in self._parameters]
+        self._taken += 1
+
+    def changed(self) -> str | None:
+        """Name of the first parameter that is not as remembered, as far as it can be seen."""
+        if self._remembered is not None:
+            return super().changed()
+        moved = [parameter.data_ptr() for parameter in self._parameters] != self._addresses
+        if moved:
+            self._look_at_memory()
+        found = self._differing(self._sampled, self._samples())
+        if moved or self._versions != [parameter._version for parameter in self._parameters]:
+            self._always_all = True
+        return found
+
+    def _look_at_memory(self) -> None:
+        arrays = self._own_memory()
+        self._memory = [memoryview(array.reshape(-1)) for array in arrays]  # type: ignore[arg-type]
+
+    def _samples(self) -> list[tuple[float, ...]]:
+        # One call into C for each parameter: this runs between passes that evict Python's own code
+        # from the processor's caches, where every operation takes ten times as long.
+        pairs = zip(self._samplers, self._memory, strict=True)
+        return [sample(memory) for sample, memory in pairs]
+
+
+def _telling_values(array: np.ndarray) -> Sampler:
+    """Takes the first, the last, the smallest and the largest value, wherever these lie now."""
+    return itemgetter(0, array.size - 1, int(array.argmin()), int(array.argmax()))
+
+
+def _same(a: Values, b: Values) -> bool:
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return all(map(_same, a, b))
+    return a == b or (a != a and b != b)
 
 
 def _look_up(places: list[tuple[str, nn.Module, str]]) -> dict[str, Tensor]:

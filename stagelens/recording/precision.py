@@ -17,11 +17,11 @@ _NAMES: dict[torch.dtype, Precision] = {dtype: name for name, dtype in AUTOCAST.
 
 
 class PrecisionWatch:
-    """Reads whether autocast is on inside training passes, and what it casts to.
+    """Reads whether autocast is on in training passes, and what it casts to.
 
-    Training loops enter autocast around the call of the model. ``accelerate``, and with it
-    transformers' Trainer, enters it within the call, where a hook on the model itself does not see
-    it; so the first module inside that is called is asked too.
+    Training loops enter autocast around the call of the model, which may change from pass to pass.
+    ``accelerate``, and with it transformers' Trainer, puts it into the model, where a hook on the
+    model itself does not see it; so the first module inside that is called is asked once.
 
     Args:
         model: The model that is trained.
@@ -34,17 +34,17 @@ class PrecisionWatch:
     def __init__(self, model: nn.Module, device: str) -> None:
         self.precision: Precision = "float32"
         self._device = device
-        self._seen = False
-        self._handles: dict[nn.Module, RemovableHandle] = {
-            child: child.register_forward_pre_hook(PassiveHook(self._inside))
+        self._around: Precision | None = None
+        self._handles: list[RemovableHandle] = [
+            child.register_forward_pre_hook(PassiveHook(self._inside_first_pass))
             for child in model.children()
-        }
+        ]
 
     def close(self) -> None:
         """Take all hooks away."""
-        for handle in self._handles.values():
+        for handle in self._handles:
             handle.remove()
-        self._handles = {}
+        self._handles = []
 
     def before_pass(self) -> None:
         """Called by a hook on the model itself, before a training pass.
@@ -52,30 +52,26 @@ class PrecisionWatch:
         Raises:
             RecordingError: The precision changed, or has no name here.
         """
-        if torch.is_autocast_enabled(self._device):
-            self._note()
-
-    def _inside(self, module: nn.Module, _args: Any) -> None:
-        if not torch.is_grad_enabled():
-            return
-        for other in [other for other in self._handles if other is not module]:
-            self._handles.pop(other).remove()
-        self._note()
-
-    def _note(self) -> None:
-        precision: Precision = "float32"
-        if torch.is_autocast_enabled(self._device):
-            dtype = torch.get_autocast_dtype(self._device)
-            if dtype not in _NAMES:
-                raise RecordingError(
-                    f"autocast casts to {dtype}, which replay does not reproduce; use "
-                    "torch.bfloat16"
-                )
-            precision = _NAMES[dtype]
-        if self._seen and precision != self.precision:
+        around = self._now()
+        if self._around is None:
+            self.precision = self._around = around
+        elif around != self._around:
             raise RecordingError(
-                f"forward passes run in {precision}, but the stage's first ran in "
-                f"{self.precision}; keep to one precision (autocast) within a stage, or record "
-                "two stages"
+                f"forward passes run in {around}, but the stage's first ran in {self._around}; "
+                "keep to one precision (autocast) within a stage, or record two stages"
             )
-        self.precision, self._seen = precision, True
+
+    def _inside_first_pass(self, _module: nn.Module, _args: Any) -> None:
+        if torch.is_grad_enabled():
+            self.precision = self._now()
+            self.close()
+
+    def _now(self) -> Precision:
+        if not torch.is_autocast_enabled(self._device):
+            return "float32"
+        dtype = torch.get_autocast_dtype(self._device)
+        if dtype not in _NAMES:
+            raise RecordingError(
+                f"autocast casts to {dtype}, which replay does not reproduce; use torch.bfloat16"
+            )
+        return _NAMES[dtype]

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from ..contracts import RecordingError
 from ..runs.schema import Precision
 from ..training.optimizers import check_optimizer, group_hyperparameters
-from .fingerprint import Fingerprint
+from .fingerprint import Fingerprint, SampledFingerprint
 from .hooks import PassiveHook
 from .precision import PrecisionWatch
 
@@ -73,10 +73,11 @@ class Watch:
         self._trainable = [p.requires_grad for _, p in self._parameters]
         self._device = self._parameters[0][1].device
         self._precision = PrecisionWatch(model, self._device.type)
-        self._values = Fingerprint.of_parameters(model)
+        self._values = SampledFingerprint(model)
         self._buffers = Fingerprint.of_buffers(model)
         self._values.take()
-        self._buffers.take()
+        if self._buffers is not None:
+            self._buffers.take()
         self._sentinel: nn.Parameter | None = None
         self._incoming: Tensor | None = None
         self._sentinel_state: list[Tensor] = []
@@ -100,7 +101,8 @@ class Watch:
 
     def take_rng(self) -> dict[str, Tensor]:
         """Generator states of the micro-batch just noted; empty where it drew no numbers."""
-        self._buffers.take()
+        if self._buffers is not None:
+            self._buffers.take()
         rng, self.rng = self.rng, {}
         drew, self.drew_random_numbers = self.drew_random_numbers, False
         if rng and self.updates == self.noted:  # no update followed, which would have looked
@@ -121,8 +123,9 @@ class Watch:
         self._check_modes()
         if not self.rng and (self.noted == 0 or self._keeps_batches(self.noted)):
             self.rng = self._rng_now()
-        self._check_buffers()
-        self._buffers.forget()
+        if self._buffers is not None:
+            self._check_buffers(self._buffers)
+            self._buffers.forget()
 
     def _check_modes(self) -> None:
         modes = [module.training for module in self._modules]
@@ -190,7 +193,8 @@ class Watch:
         """Refuse what was changed after the newest step was noted."""
         self._check_values()
         self._check_settings()
-        self._check_buffers()
+        if self._buffers is not None:
+            self._check_buffers(self._buffers)
 
     def _check_settings(self) -> None:
         if self._sizes() != self._group_sizes:
@@ -220,8 +224,8 @@ class Watch:
                 "stage (average, constrain or load weights between stages)"
             )
 
-    def _check_buffers(self) -> None:
-        changed = self._buffers.changed()
+    def _check_buffers(self, buffers: Fingerprint) -> None:
+        changed = buffers.changed()
         if changed is None:
             return
         raise RecordingError(
