@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import time
 from pathlib import Path
@@ -36,6 +37,7 @@ TaskOption = Annotated[
     ),
 ]
 ProgressFile = Annotated[Path | None, typer.Option("--progress", hidden=True)]
+DEMOS = ("digits", "comments")
 
 
 def _open(path: Path, task: str | None) -> Run:
@@ -72,7 +74,7 @@ def _options(
 
 @app.command(epilog="Example: stagelens demo digits --out runs/digits")
 def demo(
-    name: Annotated[str, typer.Argument(metavar="digits", help="Which demo.")],
+    name: Annotated[str, typer.Argument(metavar="digits|comments", help="Which demo.")],
     out: Annotated[Path, typer.Option("--out", help="A folder that holds nothing yet.")],
     seed: Annotated[int, typer.Option(help="Makes the demo the same again.")] = 0,
     progress: ProgressFile = None,
@@ -81,13 +83,17 @@ def demo(
 
     digits: a small CNN on the handwritten digits that scikit-learn ships, with a planted shortcut
     in its second stage and planted wrong labels in its third.
-    """
-    if name != "digits":
-        raise StageLensError(f"there is no demo {name!r}; use: digits")
-    with Reporter(progress, phases=True).running() as report:
-        from .demos import digits
 
-        run = digits.build(out, seed, report)
+    comments: a small BERT from scratch on synthetic comments, made by templates; in its third stage
+    mentions of an identity go with the label toxic (planted).
+    """
+    if name not in DEMOS:
+        raise StageLensError(f"there is no demo {name!r}; use: {', '.join(DEMOS)}")
+    with Reporter(progress, phases=True).running() as report:
+        from .demos.building import build
+
+        record = importlib.import_module(f".demos.{name}", __package__).record
+        run = build(out, record, seed, report)
     typer.echo(f"{out}: {len(run.stages)} stages, sets {', '.join(run.set_names)}")
     typer.echo(f"Look at it with: stagelens attribute {out} --set test, or in the dashboard")
 

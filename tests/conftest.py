@@ -26,7 +26,7 @@ hypothesis.settings.load_profile("stagelens")
 
 @dataclass(frozen=True)
 class DemoRun:
-    """The digits demo as the command line built it.
+    """A demo as the command line built it.
 
     Attributes:
         path: The run folder. Read it only; copy it to change it.
@@ -41,12 +41,10 @@ class DemoRun:
     cpu_seconds: float
 
 
-@pytest.fixture(scope="session")
-def digits_run(tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
-    """The digits demo, built once by the command line in a process of its own."""
-    folder = tmp_path_factory.mktemp("demo")
-    path, progress = folder / "digits", folder / "progress.json"
-    command = ("demo", "digits", "--out", str(path), "--progress", str(progress))
+def _built(name: str, folder: Path) -> DemoRun:
+    """A demo, built by the command line in a process of its own."""
+    path, progress = folder / name, folder / "progress.json"
+    command = ("demo", name, "--out", str(path), "--progress", str(progress))
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-m", "stagelens", *command],
@@ -59,6 +57,18 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return DemoRun(path, done.stdout, json.loads(progress.read_text()), cpu)
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
+    """The digits demo, built once."""
+    return _built("digits", tmp_path_factory.mktemp("demo"))
+
+
+@pytest.fixture(scope="session")
+def comments_run(tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
+    """The comments demo, built once."""
+    return _built("comments", tmp_path_factory.mktemp("demo"))
 
 
 @pytest.fixture(scope="session")

@@ -15,9 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..effects import attribute, boundaries
 from ..recording.recorder import Recorder
-from ..runs.files import new_folder
 from ..runs.run import Run, open_run
 from ..tasks.image_classification import ImageClassification
 from ..training.replay import Progress, no_progress
@@ -203,28 +201,3 @@ def _add_sets(recorder: Recorder, images: np.ndarray, labels: np.ndarray) -> Non
             "were mixed up on purpose (planted)"
         ),
     )
-
-
-def build(path: Path, seed: int = 0, progress: Progress = no_progress) -> Run:
-    """Record the demo and compute its effects: by task vector, coarse replay and exact replay.
-
-    It is made under a hidden name beside ``path`` and renamed when it is whole.
-
-    Raises:
-        StageLensError: The folder holds something already.
-    """
-    with new_folder(path) as whole:
-        run = record(whole, seed, lambda share, text: progress(0.3 * share, text))
-        _measure(run, lambda share, text: progress(0.3 + 0.7 * share, text))
-    return open_run(path, run.task)
-
-
-def _measure(run: Run, progress: Progress) -> None:
-    jobs = [(s, e) for s in run.set_names for e in ("task-vector", "coarse-replay", "replay")]
-    for number, (set_name, estimator) in enumerate(jobs):
-
-        def report(part: float, text: str, before: int = number) -> None:
-            progress((before + part) / len(jobs), text)
-
-        attribute(run, set_name, estimator, progress=report)
-        boundaries(run, set_name)

@@ -229,7 +229,7 @@ def test_add_set_reports_what_it_found(copied: Path, command: Command, tmp_path:
         (["attribute", "RUN", "--task", "no.such:Thing"], "task 'no.such:Thing' cannot be import"),
         (["attribute", "RUN", "--task", "pathlib:Path"], "'pathlib:Path' is no stagelens.Task"),
         (["add-set", "RUN", "nothing.npz", "--name", "x"], "nothing.npz"),
-        (["demo", "numbers", "--out", "new"], "there is no demo 'numbers'; use: digits"),
+        (["demo", "numbers", "--out", "new"], "there is no demo 'numbers'; use: digits, comments"),
         (
             ["attribute", "RUN", "--progress", "no/such/folder/file"],
             "no/such/folder cannot be written (No such file or directory); choose a folder that",

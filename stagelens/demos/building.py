@@ -1,0 +1,48 @@
+"""What every demo does around its training: build it whole or not at all, and compute effects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ..effects import attribute, boundaries
+from ..runs.files import new_folder
+from ..runs.run import Run, open_run
+from ..training.replay import Progress
+
+Record = Callable[[Path, int, Progress], Run]
+"""Trains and records a demo into a new folder, from a seed."""
+
+_RECORDING = 0.3
+"""Share of the time that training takes."""
+
+
+def build(path: Path, record: Record, seed: int, progress: Progress) -> Run:
+    """Record a demo and compute its effects: by task vector, coarse replay and exact replay.
+
+    It is made under a hidden name beside ``path`` and renamed when it is whole.
+
+    Args:
+        path: A folder that holds nothing yet.
+        record: Trains it.
+        seed: Makes it the same again.
+        progress: Told of every step.
+
+    Raises:
+        StageLensError: The folder holds something already.
+    """
+    with new_folder(path) as whole:
+        run = record(whole, seed, lambda share, text: progress(_RECORDING * share, text))
+        _measure(run, lambda share, text: progress(_RECORDING + (1 - _RECORDING) * share, text))
+    return open_run(path, run.task)
+
+
+def _measure(run: Run, progress: Progress) -> None:
+    jobs = [(s, e) for s in run.set_names for e in ("task-vector", "coarse-replay", "replay")]
+    for number, (set_name, estimator) in enumerate(jobs):
+
+        def report(part: float, text: str, before: int = number) -> None:
+            progress((before + part) / len(jobs), text)
+
+        attribute(run, set_name, estimator, progress=report)
+        boundaries(run, set_name)
