@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +11,7 @@ import typer
 
 from .contracts import StageLensError, TaskError
 from .durations import coarse_saves_time, estimate_seconds, measured, replay_seconds
-from .results import stored_results
+from .results import Result, stored_results
 from .runs.files import atomic_path, check_writable
 from .runs.run import Run, open_run
 from .terminal import Reporter, one_line, print_effects, print_removal, print_verification
@@ -146,14 +145,12 @@ def attribute(
         made = make_estimator(estimator or default_estimator(opened), settings)
         used = made.name, dict(made.settings)
         stored = used in [(f.estimator, f.settings) for f in stored_results(opened, examples.name)]
-        began = time.perf_counter()
         effects.boundaries(opened, examples.name)
         result = effects.attribute(
             opened, examples.name, made.name, stage or None, report, settings
         )
-        took = time.perf_counter() - began
         result = trusted(opened, result)
-    notes = [] if stored or stage else _times(opened, *used, took)
+    notes = [] if stored or stage else _times(opened, result)
     for note in (*opened.problems, *notes):
         typer.echo(f"Note: {note}", err=True)
     print_effects(result)
@@ -167,13 +164,15 @@ def attribute(
         typer.echo(f"{out}: {len(table):,} rows")
 
 
-def _times(run: Run, estimator: str, settings: dict[str, Any], took: float) -> list[str]:
+def _times(run: Run, result: Result) -> list[str]:
     """What an estimate took and should have taken, and whether replay would have been as quick."""
-    predicted = estimate_seconds(run.stages, estimator, settings)
+    settings = result.facts.settings
+    predicted = estimate_seconds(run.stages, result.facts.estimator, settings)
     replay = replay_seconds(run.stages)
     if predicted is None or replay is None:
         return []
-    notes = [f"this took {measured(took)}; predicted, without other load: {measured(predicted)}"]
+    took = measured(sum(trust.seconds for trust in result.trust.values()))
+    notes = [f"computed in {took}; predicted, without other load: {measured(predicted)}"]
     replayable = all(stage.replayable for stage in run.stages[1:])
     budget = settings.get("budget")
     if budget is not None and replayable and not coarse_saves_time(run.stages, budget):

@@ -42,7 +42,10 @@ def _once(stages: Sequence[Stage]) -> float | None:
 def estimate_seconds(
     stages: Sequence[Stage], estimator: str, settings: Mapping[str, Any]
 ) -> float | None:
-    """How long an estimator should take for all stages; None where nothing was recorded.
+    """How long an estimator should take for the counterfactuals of all stages.
+
+    It is what ``StageTrust.seconds`` add up to: for replay without the check, see
+    :func:`replay_seconds`. None where nothing was recorded to tell it from.
 
     Args:
         stages: Of the run, in training order.
@@ -55,7 +58,7 @@ def estimate_seconds(
     if once is None:
         return None
     if estimator == "replay":
-        return replay_seconds(stages)
+        return once
     if estimator == "unrolled-jump":
         return _TANGENT * once
     if estimator == "unrolled-scale":  # it goes through the stage itself as well
@@ -89,11 +92,13 @@ def verify_seconds(
     if once is None:
         return None
     there = [(facts.estimator, facts.settings) for facts in stored]
-    missing = [each for each in (("replay", {}), *wanted) if (each[0], dict(each[1])) not in there]
+    missing = [each for each in wanted if (each[0], dict(each[1])) not in there]
     total = STARTING + sum(estimate_seconds(stages, *each) or 0.0 for each in missing)
-    for facts in stored:
-        if facts.estimator == "replay":
-            once = sum(stage.seconds for stage in facts.stages) or once
+    replayed = [facts for facts in stored if facts.estimator == "replay"]
+    if replayed:
+        once = sum(stage.seconds for stage in replayed[0].stages) or once
+    else:
+        total += replay_seconds(stages) or 0.0
     return total + 2 * orders * once
 
 

@@ -17,7 +17,7 @@ from .estimators.hardness import hardness
 from .estimators.ladder import counterfactuals, make_estimator
 from .estimators.protocol import Counterfactual, Weights
 from .estimators.task_vector import subtract_stage
-from .expected_error import Evidence, judged
+from .expected_error import Evidence, judged, judged_replay
 from .results import (
     BOUNDARY_COLUMNS,
     EFFECT_COLUMNS,
@@ -128,13 +128,15 @@ def _final_model(run: Run) -> nn.Module:
 def _models(run: Run, counterfactual: Counterfactual) -> list[Weights]:
     """The models that one counterfactual is measured on.
 
-    Without twins this is the counterfactual. With twins they follow, and the task vector, which
-    costs a forward pass only and says how much the later stages did with the stage's change.
+    Without twins this is the counterfactual, and the final model as it is repeated where that is
+    not bit for bit. With twins they follow, and the task vector, which costs a forward pass only
+    and says how much the later stages did with the stage's change.
     """
     if counterfactual.weights is None:
         return []
     if counterfactual.twins is None:
-        return [counterfactual.weights]
+        repeated = counterfactual.repeated
+        return [counterfactual.weights, *([] if repeated is None else [repeated])]
     stage = run.stage(counterfactual.stage)
     return [
         counterfactual.weights,
@@ -165,11 +167,14 @@ def _effect(
     """The effect by the weights, sharpened by the twins where there are any."""
     kinds = run.task.behaviour_kinds
     own, trust = models[0], counterfactual.trust
+    first = kinds[0].name
+    known = np.isfinite(final.values[first])
+    if counterfactual.repeated is not None and known.any():
+        values = [each.values[first][known] for each in (final, models[1], own)]
+        trust = judged_replay(trust, values[0], values[1], values[0] - values[2], first)
     if counterfactual.twins is not None:
         factual, twin, vector = models[1:]
         later_stages = run.stages[run.stage(trust.stage).index + 1 :]
-        first = kinds[0].name
-        known = np.isfinite(final.values[first])
         evidence = Evidence(
             final=final.values[first][known],
             factual=factual.values[first][known],

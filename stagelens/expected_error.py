@@ -122,6 +122,39 @@ def judged(trust: StageTrust, evidence: Evidence) -> StageTrust:
     )
 
 
+def judged_replay(
+    trust: StageTrust, final: np.ndarray, repeated: np.ndarray, effect: np.ndarray, behaviour: str
+) -> StageTrust:
+    """What is known of a replay that is not bit for bit: what its deviation means for the effect.
+
+    The recorded stages, repeated in the same way, should give the final model; what they miss of
+    it, the replay without the stage misses too.
+
+    Args:
+        trust: As the estimator gave it.
+        final: (N,) behaviour of the final model.
+        repeated: (N,) behaviour of the final model as it is repeated here.
+        effect: (N,) effect of the stage.
+        behaviour: Its name.
+    """
+    error = float(np.linalg.norm(final - repeated) / (np.linalg.norm(effect) + _TINY))
+    if not error <= REFUSED_ABOVE:
+        reason = (
+            f"{trust.reason} Repeating the recorded stages here changes the {behaviour} by more "
+            "than this stage's effect, so no number is shown; replay it on a machine like the one "
+            "that recorded it."
+        )
+        return trust.model_copy(update={"trust": "refused", "reason": reason})
+    share = "less than 1" if error < 0.005 else f"{100 * error:.0f}"
+    reason = (
+        f"{trust.reason} Repeating the recorded stages here changes the {behaviour} by {share} % "
+        "of this stage's effect."
+    )
+    return trust.model_copy(
+        update={"reason": reason, "expected_error": error, "reliable": error <= RELIABLE_BELOW}
+    )
+
+
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
     known = np.isfinite(a) & np.isfinite(b)
     if known.sum() < 2 or a[known].std() == 0 or b[known].std() == 0:

@@ -141,7 +141,8 @@ class Cached(BaseModel):
 
     Attributes:
         trust: What is known of the counterfactual.
-        files: ``weights``, and ``factual`` and ``counterfactual`` where there are twins.
+        files: ``weights``; ``factual`` and ``counterfactual`` where there are twins; ``repeated``
+            where a replay is not bit for bit.
         sampling: See :class:`~stagelens.estimators.protocol.Twins`.
     """
 
@@ -171,6 +172,8 @@ def _kept(run: Run, stage: Stage, estimator: Estimator, computed: Counterfactual
             "factual": computed.twins.factual,
             "counterfactual": computed.twins.counterfactual,
         }
+    if computed.repeated is not None:
+        models["repeated"] = computed.repeated
     files = {
         name: save_tensors(run.path, f"{prefix}.{name}.safetensors", tensors)
         for name, tensors in models.items()
@@ -188,7 +191,7 @@ def _counterfactual(
     twins = None
     if "factual" in models:
         twins = Twins(models["factual"], models["counterfactual"], sampling)
-    return Counterfactual(stage.name, models["weights"], trust, twins)
+    return Counterfactual(stage.name, models["weights"], trust, twins, models.get("repeated"))
 
 
 def find_cached(run: Run, stage: Stage, estimator: Estimator) -> Cached | None:

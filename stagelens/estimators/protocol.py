@@ -40,12 +40,15 @@ class Counterfactual:
         weights: The model, None where the estimator refused.
         trust: What is known of it; also says at what cost it was obtained.
         twins: Where the estimator has them.
+        repeated: The final model as the same work gives it with the stage, where that should be
+            the recorded one and is not bit for bit; None where it is.
     """
 
     stage: str
     weights: Weights | None
     trust: StageTrust
     twins: Twins | None = None
+    repeated: Weights | None = None
 
 
 class Estimator(Protocol):

@@ -27,8 +27,8 @@ def every_estimate(workspace: Workspace, view: View) -> None:
     st.header("What each estimate costs", anchor=False)
     components.text_block(
         "Time that the estimates took on this run for the stages before the last, whose effect "
-        "comes free, and the time predicted for an idle machine; for replay with the check that it "
-        f"repeats the recording. Errors are relative errors on the {view.behaviour.name}.",
+        "comes free, and the time predicted for an idle machine. Errors are relative errors on the "
+        f"{view.behaviour.name}.",
         muted=True,
     )
     at, name = workspace.at, workspace.examples.name

@@ -134,7 +134,7 @@ def test_the_time_is_told_beside_the_prediction_where_something_was_computed(
 ) -> None:
     options = ("attribute", copied, "--set", "mixed-up", "--budget", "0.5")
     first, again = command(*options), command(*options)
-    assert "Note: this took " in first.err and "; predicted, without other load: " in first.err
+    assert "Note: computed in " in first.err and "; predicted, without other load: " in first.err
     assert again.err == "" and again.out == first.out
 
 
