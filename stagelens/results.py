@@ -18,7 +18,7 @@ from .runs.files import atomic_path
 from .runs.run import Run
 from .runs.schema import digest
 
-METHOD = 4
+METHOD = 5
 """Part of every result's key; raised when an estimator or what it says of its error changes."""
 
 EFFECT_COLUMNS = (

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from stagelens import standing
 from stagelens.expected_error import RELIABLE_BELOW
 from stagelens.results import AGREES_ERROR, AGREES_R, StageTrust
+from stagelens.sentences import FEWEST
 from stagelens.standing import advice, explained, label, may_lean_on, percent, standing_of
 from tests.stage_trust import (
     AGREES,
@@ -77,6 +80,15 @@ def test_thresholds_stand_in_the_meanings() -> None:
     assert f"r at least {AGREES_R:g}" in standing.MEANINGS["agrees"]
     assert percent(AGREES_ERROR) in standing.MEANINGS["agrees"]
     assert percent(RELIABLE_BELOW) in standing.MEANINGS["reliable"]
+
+
+def test_the_readme_has_the_marks_and_the_thresholds_that_hold() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    for name, mark in standing.MARKS.items():
+        assert f"| {mark} | {standing.WORDS[name]} |" in readme
+    assert f"r at least {AGREES_R:g} and relative error at most {percent(AGREES_ERROR)}" in readme
+    assert f"expected error at most {percent(RELIABLE_BELOW)}" in readme
+    assert f"at least {FEWEST} examples" in readme
 
 
 def test_a_verified_stage_says_r_slope_and_error_together_and_what_follows() -> None:
