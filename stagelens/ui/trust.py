@@ -181,15 +181,13 @@ def _stage(workspace: Workspace, view: View, stage: str) -> None:
     trust = _trust(view, stage)
     row = view.rows.get(stage)
     color = charts.stage_color(workspace.stages.index(stage))
-    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        st.html(
-            "<div style='display:flex;align-items:center;gap:.5em'>"
-            f"<span style='width:.8em;height:.8em;border-radius:.2em;background:{color}'></span>"
-            "<h3 style='margin:0;padding:0;font-size:1.1rem;overflow-wrap:anywhere'>"
-            f"{html.escape(stage)}</h3></div>",
-            width="content",
-        )
-        components.trust_badge(trust, view.behaviour.name)
+    st.html(
+        "<div style='display:flex;align-items:center;gap:.5em'>"
+        f"<span style='width:.8em;height:.8em;border-radius:.2em;background:{color}'></span>"
+        "<h3 style='margin:0;padding:0;font-size:1.1rem;overflow-wrap:anywhere'>"
+        f"{html.escape(stage)}</h3></div>",
+    )
+    components.trust_badge(trust, view.behaviour.name)
     said = html.escape(explained(trust, view.behaviour.name)).replace(" %", "&nbsp;%")
     room = "6em" if row is not None and trust.trust != "refused" else "0"  # charts stand in line
     st.html(
