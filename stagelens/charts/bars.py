@@ -15,9 +15,10 @@ from ..standing import MARKS, WORDS, label, may_lean_on, standing_of
 from ..summary import amount_text, axis_unit, is_share, phrase, scaled, signed_text
 from .style import BLAME, CREDIT, LIGHT, ZERO, Chart, Palette, escaped, style
 
-_BAR_HEIGHT = 54
+_BAR_HEIGHT = 64
 _FAINT = 0.4
 _WITHIN_NOISE = "≈ within training noise"
+_SHORT_NOISE = "≈ within noise"
 _NET = {
     "symbol": "diamond",
     "size": 13,
@@ -262,11 +263,12 @@ def _diverging(
 def _stage_label(
     stage: str, trust: StageTrust | None, behaviour: Behaviour, within_noise: bool
 ) -> str:
-    lines = []
+    """The name, and below it in short lines, because room is scarce, what is known."""
+    lines: list[str] = []
     if trust is not None:
         standing = standing_of(trust, behaviour.name)
-        lines.append(f"{MARKS[standing]} {WORDS[standing]}")
-    lines += [_WITHIN_NOISE] if within_noise else []
+        lines += f"{MARKS[standing]} {WORDS[standing]}".replace(", ", ",|").split("|")
+    lines += [_SHORT_NOISE] if within_noise else []
     name = escaped(stage, 28)
     below = "".join(f"<br><span style='font-size:12px'>{line}</span> " for line in lines)
     return f"<b>{name}</b> {below}" if lines else f"{name} "
