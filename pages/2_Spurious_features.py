@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from stagelens.ui import groups
+from stagelens.ui import features, groups, state
 from stagelens.ui.workspace import nothing_measured, open_workspace
 
 workspace = open_workspace("Spurious features")
@@ -14,4 +14,10 @@ if workspace is not None:
     if effects is None:
         nothing_measured(workspace)
     else:
-        groups.panel(workspace, effects)
+        gaps, found = st.tabs([state.GAPS, state.FOUND], key=state.PART, bind="query-params")
+        if gaps.open:
+            with gaps:
+                groups.panel(workspace, effects)
+        if found.open:
+            with found:
+                features.panel(workspace, effects)

@@ -14,7 +14,14 @@ from .durations import coarse_saves_time, estimate_seconds, measured, replay_sec
 from .results import Result, stored_results
 from .runs.files import atomic_path, check_writable
 from .runs.run import Run, open_run
-from .terminal import Reporter, one_line, print_effects, print_removal, print_verification
+from .terminal import (
+    Reporter,
+    one_line,
+    print_effects,
+    print_features,
+    print_removal,
+    print_verification,
+)
 
 app = typer.Typer(
     name="stagelens",
@@ -181,6 +188,37 @@ def _times(run: Run, result: Result) -> list[str]:
             "--estimator replay gives exact numbers"
         )
     return notes
+
+
+@app.command(epilog="Example: stagelens features runs/digits --set test --top 5")
+def features(
+    run: RunFolder,
+    set_name: Annotated[
+        str | None, typer.Option("--set", help="Evaluation set; by default the only one, or test.")
+    ] = None,
+    estimator: Annotated[
+        str | None,
+        typer.Option(help="Whose stage effects; by default as for attribute."),
+    ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(help="What coarse-replay may spend, as a share of replay's cost [0.25]."),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many features to print per stage.")] = 5,
+    task: TaskOption = None,
+    progress: ProgressFile = None,
+) -> None:
+    """Find features that go with a stage's effect, without being told what to look for."""
+    with Reporter(progress).running() as report:
+        opened = _open(run, task)
+        examples = opened.evaluation_set(set_name)
+        from .estimators.ladder import default_estimator
+        from .spurious.features import find_features
+
+        settings = None if budget is None else {"budget": budget}
+        chosen = estimator or default_estimator(opened)
+        found = find_features(opened, examples.name, chosen, settings, report)
+    print_features(found, top)
 
 
 @app.command(

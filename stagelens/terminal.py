@@ -21,6 +21,7 @@ from .contracts import StageLensError
 from .group_metrics import GroupMetrics
 from .results import Agreement, Result, StageTrust
 from .runs.files import cannot_write
+from .spurious.stored import Features, strongest
 from .standing import WORDS, explained, standing_of
 
 EVERY = 0.2
@@ -118,6 +119,23 @@ def print_effects(result: Result) -> None:
         cells = ["-" if value != value else f"{value:+.3f}" for value in values]
         printed.add_row(stage, *cells, f"{WORDS[standing_of(trust)]}: {explained(trust)}")
     _console().print(printed, markup=False)
+
+
+def print_features(found: Features, top: int) -> None:
+    """The strongest features of every stage."""
+    behaviour = found.facts.behaviour.name
+    for stage in found.facts.stages:
+        counts = f"{stage.passed:,} of {stage.tested:,} tests pass"
+        printed = Table(title=f"What goes with the effect of {stage.stage} ({counts})")
+        for name in ("feature", "label", "examples", f"{behaviour} with", "without", "at least"):
+            printed.add_column(
+                name, justify="right" if name not in ("feature", "label") else "left"
+            )
+        for row in strongest(found, stage.stage).head(top).to_dict("records"):
+            figures = [f"{row[name]:+.3f}" for name in ("mean_with", "mean_without")]
+            cells = [str(row["label"] or "any"), f"{row['support']:,}", *figures]
+            printed.add_row(str(row["name"]), *cells, f"{row['evidence']:.3f}")
+        _console().print(printed, markup=False)
 
 
 def print_verification(rows: pd.DataFrame) -> None:

@@ -62,7 +62,9 @@ class Effects:
 def source(path: Path) -> Source:
     """Stamps of a run folder; a few calls of stat, so made on every rerun."""
     recorded = [path / "run.json", *sorted(path.glob("stages/*")), *sorted(path.glob("sets/*"))]
-    results = [path / "results" / name for name in ("tables", "verification.parquet", "noise")]
+    results = [
+        path / "results" / name for name in ("tables", "verification.parquet", "noise", "features")
+    ]
     return Source(
         str(path),
         "-".join(_stamp(each) for each in recorded),

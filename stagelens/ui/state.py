@@ -20,6 +20,10 @@ PAGE = "page"
 VIEW, OF_THE_SET, OWN = "view", "Evaluation set", "Own example"
 """Key of the tabs of the Examples page, and what these are called; in links too."""
 
+PART = "part"
+GAPS, FOUND, WHERE = "Group gaps", "Found without metadata", "Where in the input"
+"""Key of the tabs of the page Spurious features, and what these are called; in links too."""
+
 SHARED = ("set", "estimator", "by", "group")
 """Keys of the widgets that several pages have."""
 
@@ -41,6 +45,9 @@ _OF_A_RUN = (
     "crossed",
     "errors",
     "left-out",
+    PART,
+    "of-stage",
+    "kind",
 )
 OWN_WIDGET = "own-"
 """Keys of the widgets of the own example begin with it."""

@@ -1,0 +1,98 @@
+"""Features that examples may share: words, word pairs, values of columns, likeness to the model."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from .statistics import SUPPORT, Candidates
+
+MOST = 5000
+"""Words, and word pairs, that are tested; the most frequent ones where there are more."""
+MOST_VALUES = 50
+"""Different values of a column that are tested as they are; numbers come in four bins."""
+_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+_BINS = 4
+
+
+def words(texts: Sequence[str]) -> list[Candidates]:
+    """Words, in any case, and pairs of neighbouring words.
+
+    A pair that stands in exactly the texts of one of its words says nothing more, and is left out.
+    """
+    found = [_WORD.findall(text.lower()) for text in texts]
+    single = _frequent("word", [set(own) for own in found])
+    pairs = _frequent("pair", [{f"{a} {b}" for a, b in pairwise(own)} for own in found])
+    known = {_fingerprint(single.members, place) for place in range(len(single.names))}
+    new = [p for p in range(len(pairs.names)) if _fingerprint(pairs.members, p) not in known]
+    names = [pairs.names[place] for place in new]
+    return [single, Candidates("pair", names, pairs.rows, pairs.members[:, new].tocsr())]
+
+
+def _fingerprint(members: sparse.csr_matrix, place: int) -> bytes:
+    return bytes(members[:, [place]].nonzero()[0].tobytes())
+
+
+def _frequent(kind: str, texts: Sequence[set[str]]) -> Candidates:
+    counts = Counter(word for own in texts for word in own)
+    most = len(texts) - SUPPORT
+    kept = [w for w, count in counts.most_common() if SUPPORT <= count <= most][:MOST]
+    place = {word: number for number, word in enumerate(sorted(kept))}
+    pairs = [(row, place[w]) for row, own in enumerate(texts) for w in own if w in place]
+    return Candidates(kind, list(place), *_members(pairs, len(texts), len(place)))
+
+
+def _members(
+    pairs: Iterable[tuple[int, int]], count: int, features: int
+) -> tuple[np.ndarray, sparse.csr_matrix]:
+    rows, columns = np.array(list(pairs), dtype=int).reshape(-1, 2).T
+    ones = np.ones(len(rows))
+    members = sparse.csr_matrix((ones, (rows, columns)), shape=(count, features))
+    return np.arange(count), members
+
+
+def columns(table: pd.DataFrame, names: Sequence[str]) -> Candidates:
+    """Values of metadata columns; numbers with many values come in four bins of equal count.
+
+    Args:
+        table: One row per example.
+        names: The columns; those of ids, with nearly as many values as examples, are left out.
+    """
+    found: list[tuple[str, np.ndarray]] = []
+    for name in names:
+        column = table[name]
+        if column.nunique() > MOST_VALUES and pd.api.types.is_numeric_dtype(column):
+            column = pd.qcut(column, _BINS, duplicates="drop")
+        values = column.value_counts()
+        if len(values) <= MOST_VALUES:
+            found += [(f"{name} = {value}", (column == value).to_numpy()) for value in values.index]
+    pairs = [(row, p) for p, (_, own) in enumerate(found) for row in np.flatnonzero(own).tolist()]
+    return Candidates("column", [n for n, _ in found], *_members(pairs, len(table), len(found)))
+
+
+def clusters(representations: np.ndarray, labels: np.ndarray) -> Candidates:
+    """Groups of examples that are alike to the final model (k-means, of a fixed seed).
+
+    Args:
+        representations: (N, D) what the model's last layer is given.
+        labels: (N,) for the names: "cluster 3, 80 % labelled 9".
+    """
+    from sklearn.cluster import KMeans
+
+    scale = representations.std(axis=0)
+    scaled = (representations - representations.mean(axis=0)) / np.where(scale > 0, scale, 1.0)
+    count = int(np.clip(len(scaled) // 40, 2, 20))
+    of = KMeans(count, n_init=4, random_state=0).fit_predict(scaled)
+    names = []
+    for number in range(count):
+        inside = [label for label in labels[of == number] if label is not None]
+        usual, times = Counter(inside).most_common(1)[0] if inside else (None, 0)
+        share = f", {100 * times / len(inside):.0f} % labelled {usual}" if inside else ""
+        names.append(f"cluster {number + 1}{share}")
+    return Candidates("cluster", names, *_members(enumerate(of), len(of), count))

@@ -1,0 +1,193 @@
+"""Does a stage's effect go with a feature? Tests within label, corrected for how many are made.
+
+Examples that have a feature are compared with those of the same label that have it not. The test
+is the rank-sum test (Mann-Whitney, with ties), because stage effects have heavy tails; the size
+is the difference of the two means. All tests of a stage are corrected together (Benjamini and
+Hochberg). A feature *passes* where
+
+- at least :data:`SUPPORT` examples of the label have it, and as many have it not,
+- its false-discovery rate q is at most :data:`LEVEL`,
+- the difference is at least :data:`SMALLEST` standard deviations of the effect within its label,
+- its 95 % interval, over examples and where it is known over the training noise, leaves zero out,
+  and it is beyond 2 noise sd,
+- the effect is stronger with the feature than without: what a stage does where something is *not*
+  there is found as the feature of the others.
+
+Features are sorted by *evidence*: the end of the interval that is nearer to zero, so the size of
+the difference that is certain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+from scipy.stats import norm, rankdata
+
+SUPPORT = 10
+LEVEL = 0.05
+SMALLEST = 0.2
+_Z = 1.96
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Features of one kind, and which examples have them.
+
+    Attributes:
+        kind: ``"word"``, ``"pair"``, ``"patch"``, ``"cluster"`` or ``"column"``.
+        names: (P,) as they are shown.
+        rows: (n,) places of the examples that were looked at, among all N.
+        members: (n, P) sparse, 1 where an example has a feature.
+        changes: (n, P) how much the stage effect of each example changes when the feature is
+            taken away; None where features cannot be taken away, and the effect itself is tested.
+    """
+
+    kind: str
+    names: Sequence[str]
+    rows: np.ndarray
+    members: sparse.csr_matrix
+    changes: np.ndarray | None = None
+
+
+def judged_features(
+    candidates: Sequence[Candidates],
+    effects: np.ndarray,
+    labels: np.ndarray,
+    orders: np.ndarray | None = None,
+) -> pd.DataFrame:
+    """Test every feature within every label.
+
+    Args:
+        candidates: Features by kind.
+        effects: (N,) stage effects; NaN where there is none.
+        labels: (N,) label of each example, None for those without.
+        orders: (N, K) effects in K orders of the recorded batches; None where the training noise
+            is not known.
+
+    Returns:
+        One row per feature and label with enough support, the strongest evidence first: ``kind``,
+        ``name``, ``label``, ``feature`` (place within its kind), ``support``, ``without``
+        (counts), ``mean_with``, ``mean_without``, ``difference``, ``low``, ``high``, ``p``, ``q``,
+        ``noise_sd`` (NaN: not known), ``smallest`` (the least difference that passes),
+        ``evidence`` and ``passes``.
+    """
+    frames = []
+    for each in candidates:
+        for label in _labels(labels):
+            of = labels[each.rows] == label if label is not None else np.ones(len(each.rows), bool)
+            of &= np.isfinite(effects[each.rows])
+            if of.sum() >= 2 * SUPPORT:
+                frames.append(_within(each, label, np.flatnonzero(of), effects, orders))
+    table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=_COLUMNS)
+    return _judged(table)
+
+
+def _labels(labels: np.ndarray) -> Sequence[str | None]:
+    """Those that there are; None, for all examples, where there are none."""
+    known = sorted({str(label) for label in labels if label is not None})
+    return known or [None]
+
+
+_COLUMNS = (
+    *("kind", "name", "label", "feature", "support", "without", "mean_with", "mean_without"),
+    *("difference", "low", "high", "p", "noise_sd", "smallest"),
+)
+
+
+def _judged(table: pd.DataFrame) -> pd.DataFrame:
+    from statsmodels.stats.multitest import multipletests
+
+    p = table["p"].to_numpy(dtype=float)
+    q = multipletests(p, LEVEL, method="fdr_bh")[1] if len(p) else p
+    size = table["difference"].abs()
+    nearer = np.minimum(table["low"].abs(), table["high"].abs())
+    certain = np.where(np.sign(table["low"]) == np.sign(table["high"]), nearer, 0.0)
+    stronger = table["mean_with"].abs() > table["mean_without"].abs()
+    within = size < 2 * table["noise_sd"]  # false where the noise is not known
+    passes = (q <= LEVEL) & (size >= table["smallest"]) & (certain > 0) & stronger & ~within
+    table = table.assign(q=q, evidence=np.where(stronger, certain, 0.0), passes=passes)
+    order = ["passes", "evidence", "support"]
+    return table.sort_values(order, ascending=False, kind="stable").reset_index(drop=True)
+
+
+def _within(
+    candidates: Candidates,
+    label: str | None,
+    places: np.ndarray,
+    effects: np.ndarray,
+    orders: np.ndarray | None,
+) -> pd.DataFrame:
+    """All features of one kind within one label that have enough support."""
+    members = candidates.members[places]
+    n1 = np.asarray(members.sum(axis=0)).ravel()
+    keep = np.flatnonzero((n1 >= SUPPORT) & (len(places) - n1 >= SUPPORT))
+    members, n1 = members[:, keep], n1[keep]
+    rows = candidates.rows[places]
+    own = effects[rows]
+    values = own if candidates.changes is None else candidates.changes[np.ix_(places, keep)]
+    with_, without, error, p = _compared(members, n1, values)
+    noise = np.full(len(keep), np.nan)
+    if orders is not None and orders.shape[1] > 1:
+        noise = _contrast(members, n1, orders[rows]).std(axis=1, ddof=1)
+    reach = _Z * np.sqrt(error**2 + np.nan_to_num(noise) ** 2)
+    difference = with_ - without
+    facts: dict[str, Any] = {
+        "kind": candidates.kind,
+        "name": [candidates.names[int(place)] for place in keep],
+        "label": label,
+        "feature": keep,
+        "support": n1.astype(int),
+        "without": (len(places) - n1).astype(int),
+        "mean_with": with_,
+        "mean_without": without,
+        "difference": difference,
+        "low": difference - reach,
+        "high": difference + reach,
+        "p": p,
+        "noise_sd": noise,
+        "smallest": SMALLEST * own.std(ddof=1),
+    }
+    return pd.DataFrame(facts, columns=list(_COLUMNS))
+
+
+def _compared(
+    members: sparse.csr_matrix, n1: np.ndarray, values: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Mean with and without each feature, standard error of the difference, and p of rank sums.
+
+    Args:
+        members: (n, P).
+        n1: (P,) how many have each feature.
+        values: (n,), or (n, P) where each feature has its own.
+    """
+    count = len(values)
+    n0 = count - n1
+    sums, squares = _sums(members, values), _sums(members, values**2)
+    all_sums, all_squares = values.sum(axis=0), (values**2).sum(axis=0)
+    with_, without = sums / n1, (all_sums - sums) / n0
+    var1 = np.maximum(squares / n1 - with_**2, 0) / np.maximum(n1 - 1, 1)
+    var0 = np.maximum((all_squares - squares) / n0 - without**2, 0) / np.maximum(n0 - 1, 1)
+    ranks = rankdata(values, axis=0)
+    spread = ranks.var(axis=0, ddof=1)  # ties make it smaller than n (n + 1) / 12
+    with np.errstate(divide="ignore", invalid="ignore"):
+        z = (_sums(members, ranks) / n1 - (count + 1) / 2) / np.sqrt(spread * n0 / (n1 * count))
+    p = 2 * norm.sf(np.abs(np.nan_to_num(z)))
+    return with_, without, np.sqrt(var1 + var0), p
+
+
+def _sums(members: sparse.csr_matrix, values: np.ndarray) -> np.ndarray:
+    if values.ndim == 1:
+        return np.asarray(members.T @ values)
+    return np.asarray(members.multiply(values).sum(axis=0)).ravel()
+
+
+def _contrast(members: sparse.csr_matrix, n1: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """(P, K): mean with each feature less mean without, in every column of (n, K) values."""
+    sums = np.asarray(members.T @ values)
+    n1 = n1[:, None]
+    return np.asarray(sums / n1 - (values.sum(axis=0) - sums) / (len(values) - n1))

@@ -1,0 +1,79 @@
+"""Features found without metadata, on the page and on the real demo."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stagelens.results import load_result
+from stagelens.runs.run import open_run
+from stagelens.spurious.features import find_features
+from stagelens.ui import jobs
+from tests.pages.reading import check, figures, labels, words
+
+PAGE = "pages/2_Spurious_features.py"
+LINK = "run=digits&estimator=task-vector&part=Found+without+metadata"
+
+
+@pytest.fixture(scope="module")
+def searched(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo, with features looked for in the effects by task vector."""
+    folder = tmp_path_factory.mktemp("searched") / "digits"
+    shutil.copytree(demo, folder)
+    find_features(open_run(folder), "test", "task-vector")
+    return folder
+
+
+def test_the_search_starts_by_itself_and_its_result_is_shown(open_page, demo_copy: Path) -> None:
+    app = check(open_page(demo_copy.parent, LINK, PAGE))
+    job = jobs.find(("features", str(demo_copy), "--set", "test", "--estimator", "task-vector"))
+    assert job is not None
+    assert "Which features go with a stage's effect" in words(app)
+    job._reaper.join(200)
+    assert job.status().state == "done", job.log()
+    check(app.run())
+    assert "What goes most with the effect of" in words(app)
+
+
+def test_a_feature_comes_with_its_figures_its_rules_and_its_examples(
+    open_page, searched: Path
+) -> None:
+    app = check(open_page(searched.parent, f"{LINK}&of-stage=shortcut&kind=Patches", PAGE))
+    said = words(app)
+    assert "What goes most with the effect of shortcut : the patch" in said
+    assert "at least 10 of either" in said and "false discovery rate at most 5 %" in said
+    assert "the training noise is not known" in said
+    cards = [e.proto.body for e in app.get("html") if "stamped-" in e.proto.body]
+    assert any("Examples?run=digits" in body and "border:2px solid" in body for body in cards)
+    assert "Where the effect of shortcut on the margin sits" in figures(app)[0]["alt"]
+    assert "without rows" in figures(app)[0]["alt"]
+
+
+def test_columns_are_shown_only_where_they_are_asked_for(open_page, searched: Path) -> None:
+    said = words(check(open_page(searched.parent, f"{LINK}&of-stage=shortcut", PAGE)))
+    assert "Group = stamped" not in said
+    link = f"{LINK}&of-stage=shortcut&kind=Columns"
+    assert "Group = stamped" in words(check(open_page(searched.parent, link, PAGE)))
+
+
+def test_a_search_that_fails_says_why(open_page, demo_copy: Path) -> None:
+    run = open_run(demo_copy)
+    assert load_result(run, "test", "effects", "task-vector") is not None
+    end = next((demo_copy / "stages").glob("03-*")).glob("*.safetensors")
+    for path in end:
+        path.write_bytes(b"damaged")
+    app = check(open_page(demo_copy.parent, LINK, PAGE))
+    job = jobs.find(("features", str(demo_copy), "--set", "test", "--estimator", "task-vector"))
+    assert job is not None
+    job._reaper.join(120)
+    check(app.run())
+    assert "The search for features failed" in app.error[0].value and "Try again" in labels(app)
+
+
+def test_the_page_alone_needs_no_torch() -> None:
+    code = "import sys, stagelens.ui.features as f; assert f; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

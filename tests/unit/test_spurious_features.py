@@ -1,0 +1,236 @@
+"""Features that go with a stage's effect: planted ones are found, chance is not."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+from scipy.stats import mannwhitneyu, ttest_ind
+
+from stagelens.effects import attribute
+from stagelens.runs.run import open_run
+from stagelens.spurious.candidates import clusters, columns, words
+from stagelens.spurious.features import Look, find_features
+from stagelens.spurious.patches import Patch, background, grid, standing_out, taken_out
+from stagelens.spurious.statistics import LEVEL, SUPPORT, Candidates, judged_features
+from stagelens.spurious.stored import load_features, strongest
+from stagelens.training.replay import no_progress
+from tests.benchmarks.spurious_features import permuted_share
+from tests.conftest import DemoRun
+
+N = 400
+
+
+def features(has: np.ndarray, kind: str = "word") -> Candidates:
+    names = [f"{kind} {number}" for number in range(has.shape[1])]
+    return Candidates(kind, names, np.arange(len(has)), sparse.csr_matrix(has.astype(float)))
+
+
+@pytest.fixture
+def random() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+# ------------------------------------------------------------------------------------- tests
+
+
+def test_a_planted_feature_comes_first_in_the_label_that_it_was_planted_in(random) -> None:
+    has = random.random((N, 50)) < 0.2
+    labels = np.array(["a", "b"] * (N // 2), dtype=object)
+    effects = random.standard_t(3, N)
+    effects[has[:, 7] & (labels == "b")] -= 2.0
+    table = judged_features([features(has)], effects, labels)
+    assert (table.loc[0, "name"], table.loc[0, "label"]) == ("word 7", "b")
+    assert table["passes"].sum() <= 3 and table.loc[0, "passes"]
+    assert table.loc[0, "low"] < -2.0 < table.loc[0, "high"]
+
+
+def test_a_difference_between_labels_alone_is_no_feature(random) -> None:
+    labels = np.array(["a", "b"] * (N // 2), dtype=object)
+    has = random.random((N, 20)) < np.where(labels == "a", 0.8, 0.2)[:, None]
+    effects = random.normal(np.where(labels == "a", 3.0, -3.0), 1.0)
+    assert judged_features([features(has)], effects, labels)["passes"].mean() <= LEVEL
+
+
+def test_figures_are_those_of_scipy(random) -> None:
+    has = random.random((N, 1)) < 0.3
+    effects = np.round(random.normal(size=N), 1)  # with ties
+    row = judged_features([features(has)], effects, np.full(N, None)).iloc[0]
+    one, other = effects[has[:, 0]], effects[~has[:, 0]]
+    rank = mannwhitneyu(one, other, use_continuity=False, method="asymptotic")
+    assert row["p"] == pytest.approx(rank.pvalue, rel=1e-6)
+    welch = ttest_ind(one, other, equal_var=False)
+    assert row["difference"] == pytest.approx(one.mean() - other.mean())
+    error = (one.mean() - other.mean()) / welch.statistic
+    assert row["high"] - row["low"] == pytest.approx(2 * 1.96 * error)
+
+
+def test_features_of_few_examples_are_not_tested(random) -> None:
+    has = np.zeros((N, 3), dtype=bool)
+    has[: SUPPORT - 1, 0] = has[:SUPPORT, 1] = has[: N - SUPPORT + 1, 2] = True
+    assert set(
+        judged_features([features(has)], random.normal(size=N), np.full(N, None))["name"]
+    ) == {"word 1"}
+
+
+def test_a_small_difference_does_not_pass_however_many_examples_show_it(random) -> None:
+    has = random.random((40_000, 1)) < 0.5
+    effects = random.normal(size=40_000) + 0.1 * has[:, 0]
+    row = judged_features([features(has)], effects, np.full(40_000, None)).iloc[0]
+    assert row["q"] < 1e-6 and not row["passes"]
+
+
+def test_a_difference_within_training_noise_does_not_pass(random) -> None:
+    has = random.random((N, 1)) < 0.5
+    effects = random.normal(size=N) + 2 * has[:, 0]
+    for noise, passes in ((0.1, True), (3.0, False)):
+        orders = effects[:, None] + noise * has * np.array([[-1.0, 0.0, 1.0]])
+        row = judged_features([features(has)], effects, np.full(N, None), orders).iloc[0]
+        assert row["noise_sd"] == pytest.approx(noise)
+        assert bool(row["passes"]) is passes
+
+
+def test_what_is_weaker_with_the_feature_is_found_as_the_feature_of_the_others(random) -> None:
+    has = random.random(N) < 0.5
+    effects = random.normal(size=N) + np.where(has, 0.0, 3.0)
+    table = judged_features([features(np.stack([has, ~has], axis=1))], effects, np.full(N, None))
+    assert table.set_index("name")["passes"].to_dict() == {"word 1": True, "word 0": False}
+
+
+# -------------------------------------------------------------------------------- candidates
+
+
+def test_words_come_in_any_case_with_their_neighbours() -> None:
+    texts = ["The cat sat"] * 15 + ["cat's sat, a CAT"] * 15 + ["sat the cat? A dog!"] * 15
+    single, pairs = words(texts)
+    assert set(single.names) == {"the", "a", "cat's", "dog"}  # the others are in every text
+    assert "cat sat" in pairs.names  # of the first texts alone
+    assert "a dog" not in pairs.names  # in just the texts that hold "dog"
+    the = single.members[:, [list(single.names).index("the")]].toarray().ravel()
+    assert the.tolist() == [1] * 15 + [0] * 15 + [1] * 15
+
+
+def test_columns_give_values_and_bins() -> None:
+    table = pd.DataFrame({"group": ["x", "y"] * 100, "age": np.arange(200.0)})
+    found = columns(table, ["group", "age"])
+    assert found.names[:2] == ["group = x", "group = y"]
+    assert len(found.names) == 6 and found.members.sum(axis=0).tolist()[0][2:] == [50] * 4
+
+
+def test_examples_that_are_alike_to_the_model_fall_into_one_cluster(random) -> None:
+    near = random.normal(size=(120, 8)) + np.repeat([[0.0], [9.0], [-9.0]], 40, axis=0)
+    labels = np.repeat(np.array(["a", "b", "c"], dtype=object), 40)
+    found = clusters(near, labels)
+    assert "100 % labelled b" in " ".join(found.names)
+
+
+# ----------------------------------------------------------------------------------- patches
+
+
+def test_patches_cover_an_image_overlap_by_half_and_stay_inside() -> None:
+    for height, width in ((8, 8), (28, 28), (5, 9), (1, 3)):
+        covered = np.zeros((height, width))
+        for patch in grid(height, width):
+            assert patch.height >= 1 and patch.width >= 1
+            assert patch.top + patch.height <= height and patch.left + patch.width <= width
+            covered[
+                patch.top : patch.top + patch.height, patch.left : patch.left + patch.width
+            ] += 1
+        assert (covered > 0).all()
+    assert len(grid(8, 8)) == 49
+
+
+def test_a_patch_is_filled_with_the_background_or_with_its_surroundings(random) -> None:
+    plain = np.zeros((8, 8), np.uint8)
+    plain[2:5, 2:5] = 200
+    ground = background([plain])
+    assert ground == 0
+    assert (taken_out(plain, Patch(2, 2, 3, 3), ground) == 0).all()
+    photo = random.integers(0, 256, (8, 8, 3)).astype(np.uint8)
+    assert background([photo]) is None
+    flat = np.full((8, 8, 3), 90, np.uint8)
+    flat[2:4, 2:4] = (255, 0, 0)
+    assert (taken_out(flat, Patch(2, 2, 2, 2), None) == 90).all()
+    assert standing_out([flat], [Patch(2, 2, 2, 2), Patch(5, 5, 2, 2)], None).tolist() == [
+        [True, False]
+    ]
+
+
+# ------------------------------------------------------------------------------- on the demo
+
+
+@pytest.fixture(scope="module")
+def found(digits_run: DemoRun, tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("found") / "digits"
+    shutil.copytree(digits_run.path, folder)
+    run = open_run(folder)
+    return run, find_features(run, "test", "coarse-replay")
+
+
+@pytest.mark.slow
+def test_the_planted_stamp_of_the_demo_is_found_without_its_column(found) -> None:
+    _run, features = found
+    rows = strongest(features, "shortcut")
+    patch = rows[rows["kind"] == "patch"].iloc[0]
+    assert (patch["top"], patch["left"]) == (0, 0) and patch["evidence"] > 1.0
+    assert sum("stamped" in each for each in patch["examples"]) >= 10
+    blind = rows[rows["kind"] != "column"].iloc[0]
+    assert blind["kind"] == "cluster" or (blind["top"], blind["left"]) == (0, 0)
+
+
+@pytest.mark.slow
+def test_what_was_found_is_stored_and_read_again(found) -> None:
+    run, features = found
+    again = load_features(run, "test", "coarse-replay", features.facts.settings, "")
+    assert again is not None and again.facts == features.facts
+    pd.testing.assert_frame_equal(
+        again.table.drop(columns="examples"), features.table.drop(columns="examples"),
+        check_dtype=False,
+    )  # fmt: skip
+    assert load_features(run, "mixed-up", "coarse-replay", features.facts.settings, "") is None
+
+
+@pytest.mark.slow
+def test_with_stage_effects_permuted_within_label_next_to_nothing_passes(found) -> None:
+    run, _features = found
+    result = attribute(run, "test", "coarse-replay")
+    look = Look.at(run, "test", result)
+    removed = look.patches(no_progress)
+    for stage in look.stages:
+        each = [*look.candidates(), removed[stage.stage]]
+        effects = look.gains(result.table, stage.stage)
+        shares = [permuted_share(look, each, effects, seed) for seed in range(5)]
+        assert np.mean(shares) <= 0.05
+
+
+@pytest.mark.slow
+def test_the_command_prints_the_strongest(found) -> None:
+    command = ("features", str(found[0].path), "--set", "test", "--top", "2")
+    done = subprocess.run(
+        [sys.executable, "-m", "stagelens", *command], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    assert "What goes with the effect of shortcut" in done.stdout
+    assert "group = stamped" in done.stdout
+
+
+def test_reading_features_needs_no_torch() -> None:
+    code = "import sys, stagelens.spurious.stored as s; assert s; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_damaged_table_is_looked_for_again(found, tmp_path: Path) -> None:
+    run, features = found
+    path = next((run.path / "results" / "features").glob("*.parquet"))
+    content = path.read_bytes()
+    try:
+        path.write_bytes(content[:100])
+        assert load_features(run, "test", "coarse-replay", features.facts.settings, "") is None
+    finally:
+        path.write_bytes(content)
