@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,7 +11,7 @@ import plotly.graph_objects as go
 from ..contracts import Behaviour
 from ..group_metrics import GroupMetrics
 from ..summary import amount_text, is_share, scaled, value_text
-from .style import LIGHT, Chart, Palette, short, style
+from .style import LIGHT, Chart, Palette, escaped, style
 
 _SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "star")
 _COLOURED = 6
@@ -99,8 +98,8 @@ def group_gaps(
 
 
 def _name(model: str, note: str | None) -> str:
-    name = f"<b>{html.escape(short(model, 30))}</b> "
-    return f"{name}<br><span style='font-size:12px'>{html.escape(note)}</span> " if note else name
+    name = f"<b>{escaped(model, 30)}</b> "
+    return f"{name}<br><span style='font-size:12px'>{escaped(note)}</span> " if note else name
 
 
 def _gap_bars(
@@ -157,7 +156,7 @@ def _marks(
             x=x,
             y=np.arange(len(models)) + apart,
             mode="markers",
-            name=html.escape(short(group, 24)),
+            name=escaped(group, 24),
             showlegend=named,
             marker={
                 "color": color,
@@ -176,7 +175,7 @@ def _marks(
                 "visible": named,
             },
             customdata=[
-                f"<b>{html.escape(model)}</b><br>{html.escape(group)}: "
+                f"<b>{escaped(model)}</b><br>{escaped(group)}: "
                 f"{value_text(row[kind], behaviour)}<br>95 % interval "
                 f"{value_text(row[f'{kind}_low'], behaviour)} to "
                 f"{value_text(row[f'{kind}_high'], behaviour)}<br>{int(row['n']):,} examples"
@@ -238,8 +237,8 @@ def class_errors(classes: pd.DataFrame, model: str, kind: str, palette: Palette 
     figure.add_trace(
         go.Heatmap(
             z=shares,
-            x=[f" {html.escape(short(str(c), 12))} " for c in table.columns],
-            y=[f"{html.escape(short(str(g), 18))} " for g in table.index],
+            x=[f" {escaped(str(c), 12)} " for c in table.columns],
+            y=[f"{escaped(str(g), 18)} " for g in table.index],
             zmin=0,
             zmax=1,
             colorscale=[list(stop) for stop in _ERROR_SCALE],
@@ -251,7 +250,7 @@ def class_errors(classes: pd.DataFrame, model: str, kind: str, palette: Palette 
             textfont={"color": palette.text, "size": 12},
             customdata=[
                 [
-                    f"<b>{html.escape(str(g))}, class {html.escape(str(c))}</b><br>"
+                    f"<b>{escaped(str(g))}, class {escaped(str(c))}</b><br>"
                     f"{100 * table.loc[g, c]:.1f} % of {counts.loc[g, c]:,.0f} examples {verb}"
                     for c in table.columns
                 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +12,7 @@ import streamlit as st
 
 from ..charts import EITHER
 from ..charts.places import patch_map
+from ..charts.style import short
 from ..sentences import Part, Sentence
 from ..spurious.statistics import LEVEL, SMALLEST, SUPPORT
 from ..spurious.stored import Features, load_features, noise_key, strongest
@@ -188,16 +188,17 @@ def _card(workspace: Workspace, found: Features, row: dict[str, Any]) -> None:
         ("false-discovery rate", "q " + ("< 0.001" if row["q"] < 0.001 else number(row["q"])), ""),
     ]  # fmt: skip
     lines = "".join(
-        f"<div style='opacity:.75'>{html.escape(name)}</div>"
-        f"<div style='font-weight:600;white-space:nowrap'>{html.escape(value)}</div>"
-        f"<div style='opacity:.75'>{html.escape(more)}</div>"
+        f"<div style='opacity:.75'>{components.shown(name)}</div>"
+        f"<div style='font-weight:600;white-space:nowrap'>{components.shown(value)}</div>"
+        f"<div style='opacity:.75'>{components.shown(more)}</div>"
         for name, value, more in pairs
     )
     st.html(
         f"<div style='display:flex;justify-content:space-between;gap:1em;align-items:baseline'>"
-        f"<b style='overflow-wrap:anywhere'>{html.escape(_title(row))}</b>"
+        f"<b style='overflow-wrap:anywhere'><bdi>{components.shown(_title(row))}</bdi></b>"
         f"<span style='white-space:nowrap'>{mark}</span></div>"
-        f"<div style='opacity:.75;font-size:.9em;margin-bottom:.4em'>{html.escape(about)}</div>"
+        "<div style='opacity:.75;font-size:.9em;margin-bottom:.4em'>"
+        f"{components.shown(about)}</div>"
         "<div style='display:grid;grid-template-columns:auto auto 1fr;gap:.1em .8em;"
         f"font-size:.875rem'>{lines}</div>"
     )
@@ -216,9 +217,9 @@ def _examples(workspace: Workspace, found: Features, row: dict[str, Any]) -> Non
         ids = ids[:_SHOWN]
         pictures = loaders.pictures(at, name, ids, _THUMBNAIL)
         cells = "".join(
-            f"<a href='{_link(workspace, each)}' target='_self' title='{html.escape(each, True)}'"
+            f"<a href='{_link(workspace, each)}' target='_self' title='{components.shown(each)}'"
             f" style='position:relative;display:block'><img src='{picture}' alt='Example "
-            f"{html.escape(each, True)}' style='width:100%;display:block;image-rendering:pixelated;"
+            f"{components.shown(each)}' style='width:100%;display:block;image-rendering:pixelated;"
             f"border-radius:.2em'>{_outline(row, found)}</a>"
             for each, picture in zip(ids, pictures, strict=True)
         )
@@ -226,12 +227,14 @@ def _examples(workspace: Workspace, found: Features, row: dict[str, Any]) -> Non
             f"<div style='display:grid;grid-template-columns:repeat(6,1fr);gap:.4em'>{cells}</div>"
         )
         return
-    for each, text in zip(ids[:_TEXTS], loaders.texts(at, name, ids[:_TEXTS]), strict=True):
+    ids = ids[:_TEXTS]
+    for each, content in zip(ids, loaders.texts(at, name, ids), strict=True):
+        text = " ".join(part for part in content.values() if part)
         st.html(
             f"<a href='{_link(workspace, each)}' target='_self' style='color:inherit;"
             "text-decoration:none'><p style='margin:0;padding-left:.6em;border-left:2px solid "
-            f"rgba(123,135,148,.5);overflow-wrap:anywhere;font-size:.9rem'>{_marked(text, row)}"
-            "</p></a>"
+            "rgba(123,135,148,.5);overflow-wrap:anywhere;font-size:.9rem'>"
+            f"<bdi>{_marked(text, row)}</bdi></p></a>"
         )
 
 
@@ -258,14 +261,15 @@ def _outline(row: Mapping[str, Any], found: Features) -> str:
 
 def _marked(text: str, row: Mapping[str, Any]) -> str:
     """A text, cut to what fits, with the feature's words in bold; everything escaped."""
-    at = re.search(re.escape(str(row["name"])).replace(r"\ ", r"\W+"), text, re.IGNORECASE)
+    words = re.escape(str(row["name"])).replace(r"\ ", r"\W+")
+    at = re.search(rf"\b{words}\b", text, re.IGNORECASE)
     if row["kind"] not in ("word", "pair") or at is None:
-        return html.escape(text[:_LONGEST])
+        return components.shown(short(text, _LONGEST))
     start = max(at.start() - _LONGEST // 2, 0)
-    before, inside = text[start : at.start()], text[at.start() : at.end()]
-    after = text[at.end() : at.end() + _LONGEST // 2]
-    dots = "…" if start else ""
-    return f"{dots}{html.escape(before)}<b>{html.escape(inside)}</b>{html.escape(after)}"
+    pieces = (text[start : at.start()], text[at.start() : at.end()])
+    before, inside = (components.shown(piece) for piece in pieces)
+    after = components.shown(text[at.end() : at.end() + _LONGEST // 2])
+    return f"{'…' if start else ''}{before}<b>{inside}</b>{after}"
 
 
 # ------------------------------------------------------------------------------ where, and how

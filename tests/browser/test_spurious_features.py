@@ -46,3 +46,28 @@ def test_a_narrow_window_is_usable(server, page: Page, settle, screenshot, width
     overflow = page.get_by_test_id("stMain").evaluate("e => e.scrollWidth - e.clientWidth")
     assert overflow <= 1
     screenshot(page, f"narrow-{width}-group-gaps")
+
+
+@pytest.mark.slow
+def test_features_are_looked_for_and_their_examples_opened(
+    server, page: Page, settle, screenshot
+) -> None:
+    page.goto(f"{server.url}/Spurious_features?run=digits&estimator=task-vector")
+    settle(page, "The gap in accuracy between")
+    page.get_by_role("tab", name="Found without metadata").click()
+    found = page.get_by_text(re.compile("What goes most with the effect of"))
+    expect(found).to_be_visible(timeout=200_000)
+    settle(page)
+    chart = page.get_by_role("figure", name=re.compile("Where the effect of .* sits"))
+    expect(chart.first).to_be_attached()
+    assert "part=Found+without+metadata" in page.url
+    screenshot(page, "features")
+    page.set_viewport_size({"width": 420, "height": 1200})
+    settle(page)
+    overflow = page.get_by_test_id("stMain").evaluate("e => e.scrollWidth - e.clientWidth")
+    assert overflow <= 1
+    screenshot(page, "narrow-420-features")
+    example = page.get_by_role("link").filter(has=page.get_by_role("img", name="Example ")).first
+    example.click()
+    settle(page, "Effect of each stage")
+    assert "/Examples" in page.url and "example=" in page.url

@@ -5,15 +5,22 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+import stagelens
+from stagelens.effects import attribute
 from stagelens.results import load_result
 from stagelens.runs.run import open_run
 from stagelens.spurious.features import find_features
+from stagelens.spurious.stored import strongest
 from stagelens.ui import jobs
+from tests.hostile import MARKUP
 from tests.pages.reading import check, figures, labels, words
+from tests.small_texts import TEXTS
+from tests.text_runs import record_comments
 
 PAGE = "pages/2_Spurious_features.py"
 LINK = "run=digits&estimator=task-vector&part=Found+without+metadata"
@@ -76,3 +83,27 @@ def test_a_search_that_fails_says_why(open_page, demo_copy: Path) -> None:
 def test_the_page_alone_needs_no_torch() -> None:
     code = "import sys, stagelens.ui.features as f; assert f; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def comments(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on texts; a set of 90 of them, half of which hold a word and markup."""
+    path = record_comments(tmp_path_factory.mktemp("texts") / "comments", ("task-vector",))
+    texts = [f"{TEXTS[n % 5]} {n}{f' barked {MARKUP[0]}' if n % 2 else ''}" for n in range(90)]
+    with closing(stagelens.Recorder(path, open_run(path).task, resume=True)) as recorder:
+        recorder.add_set("many", texts=texts, labels=["calm"] * 90)
+    attribute(open_run(path), "many", "task-vector")
+    return path
+
+
+def test_words_are_found_and_shown_in_their_texts(open_page, comments: Path) -> None:
+    found = find_features(open_run(comments), "many", "task-vector")
+    assert {"word", "cluster"} <= set(found.facts.kinds)
+    by_stage = {s.stage: strongest(found, s.stage) for s in found.facts.stages}
+    stage = next(s for s, rows in by_stage.items() if (rows["kind"] == "word").any())
+    link = "run=comments&set=many&estimator=task-vector&part=Found+without+metadata"
+    app = check(open_page(comments.parent, f"{link}&of-stage={stage}&kind=Words", PAGE))
+    assert "What goes most with the effect of" in words(app) and "the word" in words(app)
+    bodies = [e.proto.body for e in app.get("html")]
+    assert any("target='_self'" in body and "<b>" in body for body in bodies)
+    assert all("<script" not in body for body in bodies)
