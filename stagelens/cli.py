@@ -368,6 +368,12 @@ def assemble(
     label_column: Annotated[str, typer.Option(help="Column of the labels.")] = "label",
     id_column: Annotated[str | None, typer.Option(help="Column of stable ids.")] = None,
     text_column: Annotated[str | None, typer.Option(help="Column of the texts.")] = None,
+    completion_column: Annotated[str | None, typer.Option(help="Column of completions.")] = None,
+    prompt_column: Annotated[str | None, typer.Option(help="Column of their prompts.")] = None,
+    rejected_column: Annotated[
+        str | None, typer.Option(help="Column of rejected completions.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Split of a saved dataset.")] = None,
     progress: ProgressFile = None,
 ) -> None:
     """Make a run from checkpoint folders, without any recording: task vectors at once.
@@ -395,10 +401,17 @@ def assemble(
             label_column=label_column,
             id_column=id_column,
             text_column=text_column,
+            completion_column=completion_column,
+            prompt_column=prompt_column,
+            rejected_column=rejected_column,
+            split=split,
+            flags=True,
         )
     for problem in run.problems:
         typer.echo(f"Note: {problem}", err=True)
     typer.echo(f"{out}: {len(run.stages)} stages, sets {', '.join(run.set_names) or 'none yet'}")
+    if not run.set_names:
+        typer.echo(f"Add an evaluation set with: stagelens add-set {out} FILE --name test")
 
 
 @app.command(

@@ -86,12 +86,14 @@ def assemble(
     pairs = checkpoints.items() if isinstance(checkpoints, Mapping) else checkpoints
     opened = [open_checkpoint(each, Path(path)) for each, path in _checked_names(list(pairs))]
     _check_order(opened)
-    examples = None if evaluation is None else read_set_file(evaluation, **columns)
     last = opened[-1]
     notes = [note for each in opened for note in each.notes]
     for each in opened[:-1]:
         notes += compare_configs(each, last)
     made = task_of(opened, task)
+    examples = None
+    if evaluation is not None:  # read before anything is copied
+        examples = read_set_file(evaluation, needs_labels=made.takes_labels, **columns)
     final = _architecture(made)
     matched = [match(each, final, last=each is last) for each in opened]
     notes += _look_at(opened, matched)

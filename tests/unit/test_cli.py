@@ -19,7 +19,7 @@ from stagelens import cli, terminal
 from stagelens.contracts import StageLensError
 from tests.conftest import DemoRun
 
-COMMANDS = ("demo", "attribute", "verify", "add-set")
+COMMANDS = ("demo", "attribute", "verify", "add-set", "assemble")
 STAGES = ["pretrain", "shortcut", "mislabelled", "adapt"]
 
 

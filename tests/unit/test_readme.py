@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from typer.testing import CliRunner
 import stagelens
 from stagelens.cli import app
 from stagelens.effects import attribute
+from tests.checkpoints import classifiers
 from tests.small_texts import bert, bert_tokenizer
 from tests.small_trainings import arguments, examples, made
 
@@ -73,6 +75,24 @@ def test_the_callback_records_a_trainer(tmp_path: Path, monkeypatch: pytest.Monk
     exec(_block_with("StageRecorderCallback"), own)
     run = stagelens.open_run("runs/chat")
     assert [(stage.name, stage.steps) for stage in run.stages] == [("general", 2), ("sft", 2)]
+
+
+def test_checkpoints_that_exist_become_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = classifiers(tmp_path, ["bert", "out/sft", "out/dpo"])
+    rows = [f"{text},{label}" for text, label in (("a dog barked", "loud"), ("birds sing", "calm"))]
+    Path("test.csv").write_text("\n".join(["text,label", *rows]))
+    exec(_block_with("stagelens.assemble"), {})
+    shutil.move("runs/mine", "from-python")
+    for line in re.findall(r"^stagelens .* runs/mine$", README, re.MULTILINE):
+        answer = CliRunner().invoke(app, line.split()[1:])
+        assert answer.exit_code == 0, answer.output
+    one, other = (stagelens.open_run(path) for path in ("from-python", "runs/mine"))
+    assert [stage.name for stage in one.stages] == ["sft", "dpo"]
+    assert one.digest == other.digest
+    assert len(folders) == len(one.stages) + 1
 
 
 @pytest.fixture
