@@ -50,7 +50,8 @@ def finished(app: AppTest) -> AppTest:
         deadline = time.monotonic() + 120
         while job.running and time.monotonic() < deadline:
             time.sleep(0.1)
-        assert job.status().state == "done", job.status().error
+        # The page cancels a measurement itself where its strengths were changed meanwhile.
+        assert job.status().state in ("done", "cancelled"), job.status().error
     return check(app.run())
 
 
