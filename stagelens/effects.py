@@ -362,7 +362,7 @@ def attribute(
     stored = load_result(run, set_name, "effects", estimator, used)
     if stored is not None and list(stored.trust) == [stage.name for stage in run.stages]:
         return _chosen(stored, stages)
-    examples = run.evaluation_set(set_name)
+    examples = run.measurable_set(set_name)
     without = list(
         counterfactuals(run, made, chosen, lambda share, text: progress(0.9 * share, text))
     )
@@ -426,7 +426,7 @@ def boundaries(run: Run, set_name: str, progress: Progress = no_progress) -> Res
     stored = load_result(run, set_name, "boundaries")
     if stored is not None:
         return stored
-    examples = run.evaluation_set(set_name)
+    examples = run.measurable_set(set_name)
     first = run.stages[0]
     held = [(BASE, first, first.start), *((stage.name, stage, stage.end) for stage in run.stages)]
     whole = [one for n, one in enumerate(held) if not any(s.appeared for s in run.stages[n:])]

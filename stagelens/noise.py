@@ -110,7 +110,7 @@ def measure_noise(
     from .effects import measure
     from .training.replay import replay_later
 
-    examples = run.evaluation_set(set_name)
+    examples = run.measurable_set(set_name)
     stored = load_noise(run, examples.digest)
     there = set() if stored is None else set(zip(stored["order"], stored["stage"], strict=True))
     open_stages = [s for s in run.stages[:-1] if stages is None or s.name in stages]

@@ -136,6 +136,7 @@ def _measured(
     from ..training.replay import no_progress
     from .edits import EditedWeights, Material, material
 
+    examples.check_fits(run.task)
     report = progress or no_progress
     kinds = list(dict.fromkeys((edit.estimator, edit.settings_key) for edit in edits))
     materials: dict[tuple[str, str], Material] = {}

@@ -23,7 +23,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..contracts import Example, RunError, SetError
+from ..contracts import Example, RunError, SetError, Task
 from .files import CheckedFiles, read_json
 from .images import decode_pixels, display_png
 from .schema import SetFile, check_name
@@ -93,6 +93,14 @@ class EvaluationSet:
             RunError: It was changed after it was written.
         """
         self._files.path(self.facts.table)
+
+    def check_fits(self, task: Task) -> None:
+        """Refuse to measure a task's models on inputs that they do not take.
+
+        Raises:
+            SetError: The inputs are of another kind, or have other names.
+        """
+        check_inputs(self.name, self.kind, self.inputs, task)
 
     def table(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """One row per example, in order: ``example_id``, ``label`` and metadata; never the inputs.
@@ -237,6 +245,28 @@ def _series(column: pa.ChunkedArray) -> pd.Series:
     elif column.null_count and pa.types.is_boolean(column.type):
         gapped = {column.type: pd.BooleanDtype()}
     return column.to_pandas(types_mapper=gapped.get)
+
+
+def check_inputs(name: str, kind: str, fields: Sequence[str], task: Task) -> None:
+    """Whether a set's inputs are what a task takes.
+
+    Args:
+        name: Of the set.
+        kind: What an input is, ``"image"`` or ``"text"``.
+        fields: Names of the inputs.
+        task: That shall take them.
+
+    Raises:
+        SetError: They are not.
+    """
+    if task.input_kind != kind:
+        raise SetError(f"set {name!r} holds {kind}s, but the run's task takes {task.input_kind}s")
+    other = [own for own in fields if own not in task.input_fields]
+    if other:
+        raise SetError(
+            f"set {name!r} has the input {few(other)}, but the run's task takes "
+            f"{', '.join(map(repr, task.input_fields))}; name the inputs so"
+        )
 
 
 def usable_name(name: str) -> str:

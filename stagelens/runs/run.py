@@ -332,6 +332,17 @@ class Run:
             return []
         return sorted(p.parent.name for p in folder.glob("*/set.json"))
 
+    def measurable_set(self, name: str) -> EvaluationSet:
+        """An evaluation set that models of the run can be measured on.
+
+        Raises:
+            SetError: Its inputs are none that the run's task takes.
+            RunError: There is none of that name.
+        """
+        examples = self.evaluation_set(name)
+        examples.check_fits(self.task)
+        return examples
+
     def evaluation_set(self, name: str | None = None) -> EvaluationSet:
         """An evaluation set by name; None takes the only one, else ``test``.
 

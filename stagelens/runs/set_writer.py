@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..contracts import RunError, SetError, Task
-from .evaluation_sets import few, footer_sha256, usable_name
+from .evaluation_sets import check_inputs, few, footer_sha256, usable_name
 from .files import CheckedFiles, read_json, write_file, write_json
 from .images import Channels, as_array, as_image, encode_pixels
 from .schema import FileRef, SetFile, canonical_json
@@ -108,14 +108,8 @@ def write_set(
     if not root.is_dir():
         raise SetError(f"{root} is no folder; give the path of a run folder")
     kind, fields, given = checked_inputs(name, images, texts, inputs)
-    if task is not None and task.input_kind != kind:
-        raise SetError(f"set {name!r} holds {kind}s, but the run's task takes {task.input_kind}s")
-    other = [own for own in fields if task is not None and own not in task.input_fields]
-    if other and task is not None:
-        raise SetError(
-            f"set {name!r} has the input {few(other)}, but the run's task takes "
-            f"{', '.join(map(repr, task.input_fields))}; name the inputs so"
-        )
+    if task is not None:
+        check_inputs(name, kind, fields, task)
     id_list = checked_ids(name, ids, len(given))
     label_list = checked_labels(name, task, id_list, labels)
     rows = _Rows(name, kind, fields, id_list, label_list, given, task, channels)

@@ -130,7 +130,7 @@ class Look:
 
     @classmethod
     def at(cls, run: Run, set_name: str, result: Result) -> Look:
-        examples = run.evaluation_set(set_name)
+        examples = run.measurable_set(set_name)
         table = examples.table()
         labels = table["label"].astype(object).map(str, na_action="ignore")
         kinds = result.behaviours

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..contracts import Task, TaskError
 
@@ -21,6 +21,7 @@ __all__ = [
     "TextClassification",
     "adapter_config",
     "find_task",
+    "input_kind",
     "load_task_class",
     "make_task",
     "why_missing",
@@ -34,6 +35,11 @@ _BUILT_IN = {
     "image-classification": "stagelens.tasks.image_classification:ImageClassification",
     "text-classification": "stagelens.tasks.text_classification:TextClassification",
     "causal-lm": "stagelens.tasks.causal_lm:CausalLM",
+}
+_INPUT_KINDS: dict[str, Literal["image", "text"]] = {
+    "image-classification": "image",
+    "text-classification": "text",
+    "causal-lm": "text",
 }
 _HOMES = {
     "CausalLM": "causal_lm",
@@ -108,6 +114,11 @@ def why_missing(name: str, config: Mapping[str, Any]) -> str | None:
     if name == "image-classification" and kind not in IMAGE_MODELS:
         return f"{name!r} was given a model of the user's own, which is code that no run keeps"
     return None
+
+
+def input_kind(name: str) -> Literal["image", "text"] | None:
+    """What examples of a built-in task are, without importing it; None for any other task."""
+    return _INPUT_KINDS.get(name)
 
 
 def _registered(name: str) -> list[EntryPoint]:

@@ -14,7 +14,7 @@ from ..charts.style import short
 from ..contracts import StageLensError
 from ..runs.evaluation_sets import EvaluationSet
 from ..runs.run import Run
-from ..tasks import why_missing
+from ..tasks import input_kind, why_missing
 from . import components, loaders, progressive, state
 from .loaders import Effects, Source
 
@@ -111,10 +111,11 @@ def _open(path: Path, with_effects: bool) -> Workspace | None:
             f"one with: stagelens add-set {path} FILE --name test"
         )
         return None
-    computable = _computable(run, names[0])
+    buildable = _buildable(run, names[0])
     with st.sidebar:
         chosen = _choose_set(names)
         examples = loaders.evaluation_set(at, chosen)
+        computable = buildable and _fits(run, examples)
         if not with_effects:
             return Workspace(at, run, examples, None, None, (), computable)
         effects = _choose_estimator(at, chosen)
@@ -139,7 +140,22 @@ def _no_stage(run: Run) -> str:
     )
 
 
-def _computable(run: Run, set_name: str) -> bool:
+def _fits(run: Run, examples: EvaluationSet) -> bool:
+    """Whether the run's models take the inputs of a set; where not, says what to do."""
+    kind = input_kind(run.file.task.name)
+    if kind is None or kind == examples.kind:
+        return True
+    st.warning(
+        components.plain(
+            f"Set {examples.name} holds {examples.kind}s, but the models of this run take "
+            f"{kind}s: nothing new can be computed on it. Choose another set."
+        ),
+        icon=":material/extension_off:",
+    )
+    return False
+
+
+def _buildable(run: Run, set_name: str) -> bool:
     """Whether models of the run can be built here; where not, says what to do."""
     task = run.file.task
     why = why_missing(task.name, task.config)

@@ -6,12 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import parse_qsl
 
 import pytest
 from streamlit.testing.v1 import AppTest
+
+from stagelens.ui import jobs
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,6 +32,13 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
         timeout=280,
     )
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _no_job_outlives_its_test() -> Iterator[None]:
+    """All tests of this process share one server's jobs; none shall see, or wait for, another's."""
+    yield
+    jobs.registry().cancel_all()
 
 
 @pytest.fixture

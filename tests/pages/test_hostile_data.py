@@ -12,6 +12,7 @@ import pytest
 from stagelens.results import BehaviourFacts, Result, ResultFacts, StageTrust, save_result
 from stagelens.runs.run import open_run
 from stagelens.runs.set_writer import write_set
+from stagelens.ui import jobs
 from tests.pages.reading import check, figures, table, words
 
 PAGE = "pages/1_Examples.py"
@@ -149,3 +150,9 @@ def test_an_effect_within_training_noise_is_said_to_be(open_page, home: Path) ->
 def test_boundaries_that_were_not_measured_are_left_out(open_page, home: Path) -> None:
     app = check(open_page(home, "run=digits&set=texts"))
     assert "Accuracy at base" not in figures(app)[1]["alt"]
+
+
+def test_nothing_is_computed_on_inputs_of_another_kind(open_page, home: Path) -> None:
+    app = check(open_page(home, "run=digits&set=texts"))
+    assert "Set texts holds texts, but the models of this run take images" in words(app)
+    assert not [job for job in jobs.registry()._jobs.values() if str(home) in str(job.command)]

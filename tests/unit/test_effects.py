@@ -16,10 +16,11 @@ from torch import nn
 
 import stagelens
 from stagelens import effects
-from stagelens.contracts import Behaviour, RunError
+from stagelens.contracts import Behaviour, RunError, SetError
 from stagelens.effects import attribute, boundaries, effect_table
 from stagelens.estimators.protocol import Counterfactual
 from stagelens.results import StageTrust, load_result, result_key
+from stagelens.runs.set_writer import write_set
 from stagelens.tasks import ImageClassification
 from tests.loops import Plan, make_batches, make_task, record_plans
 
@@ -297,3 +298,11 @@ def test_boundaries_are_measured_after_every_stage_and_at_the_base(run: stagelen
         for behaviour, values in expected.items():
             rows = table[(table["boundary"] == boundary) & (table["behaviour"] == behaviour)]
             np.testing.assert_allclose(rows["value"], values, rtol=1e-12)
+
+
+def test_inputs_that_the_task_does_not_take_are_refused_by_name(run) -> None:
+    write_set(run.path, None, "words", texts=["a", "b"], labels=["0", "1"])
+    for measuring in (attribute, boundaries):
+        arguments = ("task-vector",) if measuring is attribute else ()
+        with pytest.raises(SetError, match="'words' holds texts, but the run's task takes images"):
+            measuring(stagelens.open_run(run.path, task=run.task), "words", *arguments)
