@@ -1,6 +1,6 @@
 """Are planted shortcuts ranked first, by seed; and what passes where nothing was planted?
 
-    python -m tests.benchmarks.spurious_features digits 10 --cache DIR --out rows.csv
+    python -m tests.benchmarks.spurious_features digits --cache DIR [--seeds 0 1 ...] [--out FILE]
 
 Per seed: the strongest feature of the planted stage without the help of any column, whether it is
 the planted one, the share of features that pass, and the mean share that passes with the stage
@@ -126,13 +126,13 @@ def main() -> None:
     """Print and record a row per seed, and what they come to."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kind", choices=list(PLANTED))
-    parser.add_argument("seeds", type=int)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     options.cache.mkdir(parents=True, exist_ok=True)
     rows = []
-    for seed in range(options.seeds):
+    for seed in options.seeds:
         rows.append(measured(options.kind, seed, options.cache))
         print({k: round(v, 3) if isinstance(v, float) else v for k, v in rows[-1].items()})
         if options.out:

@@ -16,12 +16,13 @@ import torch
 from typer.testing import CliRunner
 
 import stagelens
-from stagelens.cli import app, one_line
+from stagelens.cli import app
 from stagelens.contracts import SetError
 from stagelens.runs.evaluation_sets import EvaluationSet
 from stagelens.runs.set_readers import read_set_file
 from stagelens.runs.set_writer import write_set
 from stagelens.tasks import ImageClassification
+from stagelens.terminal import one_line
 from tests.loops import refused
 from tests.small_texts import classification, language
 

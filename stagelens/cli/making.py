@@ -1,0 +1,188 @@
+"""Commands that make a run: a demo, one assembled from checkpoints, a set added to it."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..contracts import StageLensError
+from ..terminal import Reporter
+from .options import ProgressFile, RunFolder, TaskOption, opened_with
+
+commands = typer.Typer()
+DEMOS = ("digits", "comments")
+
+
+@commands.command(epilog="Example: stagelens demo digits --out runs/digits")
+def demo(
+    name: Annotated[str, typer.Argument(metavar="digits|comments", help="Which demo.")],
+    out: Annotated[Path, typer.Option("--out", help="A folder that holds nothing yet.")],
+    seed: Annotated[int, typer.Option(help="Makes the demo the same again.")] = 0,
+    progress: ProgressFile = None,
+) -> None:
+    """Make a built-in demo: train it in stages, record it, and compute its effects.
+
+    digits: a small CNN on the handwritten digits that scikit-learn ships, with a planted shortcut
+    in its second stage and planted wrong labels in its third.
+
+    comments: a small BERT from scratch on synthetic comments, made by templates; in its third stage
+    mentions of an identity go with the label toxic (planted).
+    """
+    if name not in DEMOS:
+        raise StageLensError(f"there is no demo {name!r}; use: {', '.join(DEMOS)}")
+    with Reporter(progress, phases=True).running() as report:
+        from ..demos.building import build
+
+        record = importlib.import_module(f"stagelens.demos.{name}").record
+        run = build(out, record, seed, report)
+    typer.echo(f"{out}: {len(run.stages)} stages, sets {', '.join(run.set_names)}")
+    typer.echo(f"Look at it with: stagelens attribute {out} --set test, or in the dashboard")
+
+
+@commands.command(
+    epilog="Example: stagelens assemble --stage base=bert --stage sft=out/sft --stage dpo=out/dpo "
+    "--eval test.csv --out runs/mine",
+)
+def assemble(
+    stage: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME=DIR",
+            help="A checkpoint folder; the first is the base, each further one the end of a stage "
+            "of that name. Give them in the order of training.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="A folder that holds nothing yet.")],
+    evaluation: Annotated[
+        Path | None,
+        typer.Option("--eval", metavar="FILE", help="A file to add as evaluation set."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The run's name; by default the folder's.")
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="text-classification, causal-lm or MODULE:CLASS; by default what config.json "
+            "names."
+        ),
+    ] = None,
+    link: Annotated[
+        bool,
+        typer.Option(
+            "--link", help="Link weights instead of copying; never edit the originals then."
+        ),
+    ] = False,
+    label_column: Annotated[str, typer.Option(help="Column of the labels.")] = "label",
+    id_column: Annotated[str | None, typer.Option(help="Column of stable ids.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column of the texts.")] = None,
+    completion_column: Annotated[str | None, typer.Option(help="Column of completions.")] = None,
+    prompt_column: Annotated[str | None, typer.Option(help="Column of their prompts.")] = None,
+    rejected_column: Annotated[
+        str | None, typer.Option(help="Column of rejected completions.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Split of a saved dataset.")] = None,
+    progress: ProgressFile = None,
+) -> None:
+    """Make a run from checkpoint folders, without any recording: task vectors at once.
+
+    Folders hold a transformers model as safetensors (one file, or shards with their index), or
+    are those that a Trainer writes.
+    """
+    folders = []
+    for given in stage:
+        label, equals, folder = given.partition("=")
+        if not equals or not folder:
+            raise StageLensError(f"--stage {given}: give a name and a folder, as sft=DIR")
+        folders.append((label, folder))
+    with Reporter(progress).running() as report:
+        from ..assembling.assemble import assemble as assemble_run
+
+        run = assemble_run(
+            folders,
+            out,
+            evaluation=evaluation,
+            task=task,
+            name=name,
+            link=link,
+            progress=report,
+            label_column=label_column,
+            id_column=id_column,
+            text_column=text_column,
+            completion_column=completion_column,
+            prompt_column=prompt_column,
+            rejected_column=rejected_column,
+            split=split,
+            flags=True,
+        )
+    for problem in run.problems:
+        typer.echo(f"Note: {problem}", err=True)
+    typer.echo(f"{out}: {len(run.stages)} stages, sets {', '.join(run.set_names) or 'none yet'}")
+    if not run.set_names:
+        typer.echo(f"Add an evaluation set with: stagelens add-set {out} FILE --name test")
+
+
+@commands.command(
+    name="add-set",
+    epilog="Examples: stagelens add-set runs/digits photos/ --name photos   "
+    "stagelens add-set runs/digits test.npz --name test --label-column y   "
+    "stagelens add-set runs/chat pairs.jsonl --name pairs --completion-column chosen",
+)
+def add_set(
+    run: RunFolder,
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="An image folder (metadata.csv, or a folder per class), a folder that "
+            "datasets saved, or a .npz, .parquet, .csv, .tsv or .jsonl file.",
+        ),
+    ],
+    name: Annotated[str, typer.Option("--name", help="The set's name in this run.")],
+    label_column: Annotated[
+        str, typer.Option(help='Column of the labels; "" for a set without labels.')
+    ] = "label",
+    id_column: Annotated[
+        str | None, typer.Option(help="Column of stable ids; by default row numbers or names.")
+    ] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column of the texts.")] = None,
+    completion_column: Annotated[
+        str | None, typer.Option(help="Column of completions, for a language model.")
+    ] = None,
+    prompt_column: Annotated[
+        str | None, typer.Option(help="Column of their prompts [prompt, where there is one].")
+    ] = None,
+    rejected_column: Annotated[
+        str | None,
+        typer.Option(help="Column of rejected completions [rejected, where there is one]."),
+    ] = None,
+    image_column: Annotated[
+        str | None, typer.Option(help="Column of the images, or of their paths.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Split of a saved dataset.")] = None,
+    description: Annotated[str, typer.Option(help="What the set is, for people.")] = "",
+    task: TaskOption = None,
+) -> None:
+    """Add an evaluation set from a file; ids are kept, duplicates and missing labels reported."""
+    from ..runs.set_readers import read_set_file
+    from ..runs.set_writer import write_set
+
+    opened = opened_with(run, task)
+    content = read_set_file(
+        file,
+        label_column=label_column,
+        id_column=id_column,
+        text_column=text_column,
+        completion_column=completion_column,
+        prompt_column=prompt_column,
+        rejected_column=rejected_column,
+        image_column=image_column,
+        split=split,
+        needs_labels=opened.task.takes_labels,
+        flags=True,
+    )
+    report = write_set(run, opened.task, name, description=description, **content)
+    typer.echo(report.sentence())

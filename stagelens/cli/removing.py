@@ -1,0 +1,125 @@
+"""The command that takes stages out of the final model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..contracts import StageLensError
+from ..terminal import Reporter, print_removal
+from .options import ProgressFile, RunFolder, TaskOption, opened_with
+
+commands = typer.Typer()
+
+
+@commands.command(
+    epilog="Examples: stagelens remove runs/digits --stage shortcut --strength 0.8   "
+    "stagelens remove runs/digits --stage shortcut --close-gap stamped --out edited",
+)
+def remove(
+    run: RunFolder,
+    stage: Annotated[
+        list[str], typer.Option(help="The stage to take out; may be given several times.")
+    ],
+    strength: Annotated[
+        list[float] | None,
+        typer.Option(help="How much of it, 0 to 1; as often as --stage, in its order [1.0]."),
+    ] = None,
+    estimator: Annotated[
+        str | None,
+        typer.Option(
+            help="How the counterfactual is obtained; by default coarse-replay where steps are "
+            "recorded, else task-vector."
+        ),
+    ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(help="What coarse-replay may spend, as a share of replay's cost [0.25]."),
+    ] = None,
+    set_name: Annotated[
+        str | None,
+        typer.Option("--set", help="Where to measure; by default the only set, or test."),
+    ] = None,
+    by: Annotated[
+        str | None, typer.Option(help="Column of groups to measure apart [group, if there is one].")
+    ] = None,
+    close_gap: Annotated[
+        str | None,
+        typer.Option(
+            metavar="GROUP",
+            help="Look for the smallest edit, layer by layer, with which this group is served as "
+            "well as --control.",
+        ),
+    ] = None,
+    control: Annotated[
+        str | None, typer.Option(metavar="GROUP", help="Its counterpart [all other examples].")
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="Share of right answers that the control group may lose [0.02]."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Save the edited model as a checkpoint in a folder that holds nothing."),
+    ] = None,
+    preview: Annotated[bool, typer.Option("--preview", hidden=True)] = False,
+    task: TaskOption = None,
+    progress: ProgressFile = None,
+) -> None:
+    """Take a stage out of the final model, measure what that does, and save the edited model."""
+    strengths = dict(zip(stage, strength or [1.0] * len(stage), strict=False))
+    if len(set(stage)) != len(stage) or (strength and len(strength) != len(stage)):
+        raise StageLensError(
+            f"--stage names {len(set(stage))} stages and --strength gives "
+            f"{len(strength or stage)} strengths; give each stage once, with one strength each"
+        )
+    if close_gap is None and (control is not None or tolerance is not None):
+        raise StageLensError("--control and --tolerance belong to --close-gap; give it a group")
+    with Reporter(progress).running() as report:
+        opened = opened_with(run, task)
+        from ..estimators.ladder import default_estimator, make_estimator
+        from ..removal import measuring, saving
+        from ..removal.spec import Edit
+        from ..removal.targets import TOLERANCE, Target, find
+
+        chosen = estimator or default_estimator(opened)
+        made = make_estimator(chosen, None if budget is None else {"budget": budget})
+        examples = None
+        if opened.set_names or set_name is not None:
+            examples = opened.evaluation_set(set_name)
+        if examples is None and (close_gap is not None or out is None):
+            opened.evaluation_set(set_name)  # says how to add one
+        if by is None and examples is not None and "group" in examples.columns:
+            by = "group"
+        edit = Edit(estimator=chosen, settings=dict(made.settings), strengths=strengths)
+        if preview and examples is not None:
+            measuring.measured(
+                opened, examples, measuring.grid(chosen, edit.settings, stage), report
+            )
+            return
+        if close_gap is not None and examples is not None:
+            if by is None:
+                raise StageLensError("--close-gap needs the column of the group; give it with --by")
+            target = Target(
+                estimator=chosen,
+                settings=edit.settings,
+                stages=stage,
+                by=by,
+                group=close_gap,
+                control=control,
+                tolerance=TOLERANCE if tolerance is None else tolerance,
+            )
+            found = find(opened, examples, target, report)
+            typer.echo(found.sentence())
+            edit = found.edit
+        figures = None
+        if examples is not None:
+            figures, trusts = saving.before_and_after(opened, examples, edit, by, report)
+        if out is not None:
+            saving.save(opened, edit, out, examples, by, report)
+    if figures is not None and examples is not None:
+        print_removal(figures, trusts, edit.strengths, examples.name)
+    if out is not None:
+        typer.echo(f"{out}: the edited model; {out / 'README.md'} says how it was made")
