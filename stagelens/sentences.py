@@ -16,6 +16,7 @@ import pandas as pd
 
 from .contracts import Behaviour
 from .results import StageTrust
+from .slices.saved import COLUMN, OTHERS
 from .standing import may_lean_on, standing_of
 from .summary import ACCURACY, amount_text, count_text, is_share, phrase, scaled, stage_summary
 
@@ -63,6 +64,9 @@ def slice_parts(noun: str, column: str | None = None, value: object = None) -> t
         return (Part(str(value), "group"), Part(f" {noun}s"))
     if column == "label":
         return (Part(f"{noun}s labelled "), Part(str(value), "group"))
+    if column.startswith(COLUMN):
+        inside = "outside" if value == OTHERS else "in"
+        return (Part(f"{noun}s {inside} slice "), Part(column.removeprefix(COLUMN), "group"))
     return (Part(f"{noun}s with {column} "), Part(str(value), "group"))
 
 
@@ -91,7 +95,7 @@ def mean_sentence(
             Part(str(row["stage"]), "stage"),
             Part(f", {subject} on "),
             *about,
-            *_would_be(float(row["effect"]), behaviour, trust),
+            *would_be(float(row["effect"]), behaviour, trust),
             Part(f" ({count_text(int(row['n']), noun)})."),
         ),
         trust,
@@ -132,7 +136,7 @@ def example_sentence(
             Part(f" instead of {answers[0]}"),
         )
     noise = (Part("; this is within training noise, so no finding"),) if within_noise else ()
-    said = Part(f", the {phrase(behaviour)}"), *_would_be(effect, behaviour, trust)
+    said = Part(f", the {phrase(behaviour)}"), *would_be(effect, behaviour, trust)
     return Sentence((*opening, *said, *changed, *noise, Part(".")), trust, behaviour.name)
 
 
@@ -140,7 +144,8 @@ def _certain(trust: StageTrust | None, behaviour: Behaviour) -> bool:
     return trust is None or may_lean_on(trust, behaviour.name)
 
 
-def _would_be(effect: float, behaviour: Behaviour, trust: StageTrust | None) -> tuple[Part, ...]:
+def would_be(effect: float, behaviour: Behaviour, trust: StageTrust | None) -> tuple[Part, ...]:
+    """What the behaviour would be without the stage, as strongly as its trust allows."""
     if not np.isfinite(effect):
         return (Part(" is not known"),)
     certain = _certain(trust, behaviour)

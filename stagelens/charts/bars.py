@@ -13,7 +13,7 @@ from ..contracts import Behaviour
 from ..results import StageTrust
 from ..standing import MARKS, WORDS, label, may_lean_on, standing_of
 from ..summary import amount_text, axis_unit, is_share, phrase, scaled, signed_text
-from .style import BLAME, CREDIT, LIGHT, ZERO, Chart, Palette, escaped, style
+from .style import BLAME, CREDIT, INK, LIGHT, PAPER, ZERO, Chart, Palette, escaped, style
 
 _BAR_HEIGHT = 64
 _FAINT = 0.4
@@ -22,8 +22,8 @@ _SHORT_NOISE = "≈ within noise"
 _NET = {
     "symbol": "diamond",
     "size": 13,
-    "color": "#FFFFFF",
-    "line": {"color": "#1F2933", "width": 2},
+    "color": PAPER,
+    "line": {"color": INK, "width": 2},
 }
 
 
@@ -176,7 +176,7 @@ def _diverging(
                     "pattern": {
                         "shape": shape,
                         "fillmode": "overlay",
-                        "fgcolor": "#FFFFFF",
+                        "fgcolor": PAPER,
                         "fgopacity": 0.65,
                         "size": 7,
                         "solidity": 0.25,

@@ -11,14 +11,14 @@ import plotly.graph_objects as go
 from ..contracts import Behaviour
 from ..group_metrics import GroupMetrics
 from ..summary import amount_text, is_share, scaled, value_text
-from .style import LIGHT, Chart, Palette, escaped, style
+from .style import BLAME, LIGHT, Chart, Palette, escaped, see_through, style
 
 _SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "star")
 _COLOURED = 6
 """More groups than this are not told apart by colour: the best and the worst are, the rest is
 grey."""
 _ROW = 58
-_ERROR_SCALE = ((0.0, "rgba(213,94,0,0)"), (1.0, "rgba(213,94,0,0.95)"))
+_ERROR_SCALE = ((0.0, see_through(BLAME, 0)), (1.0, see_through(BLAME, 0.95)))
 
 
 def group_gaps(

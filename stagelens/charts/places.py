@@ -8,9 +8,9 @@ import plotly.graph_objects as go
 
 from ..contracts import Behaviour
 from ..summary import amount_text
-from .style import LIGHT, Chart, Palette, style
+from .style import BLAME, LIGHT, ZERO, Chart, Palette, see_through, style
 
-_SCALE = ((0.0, "rgba(213,94,0,0.04)"), (1.0, "rgba(213,94,0,0.95)"))
+_SCALE = ((0.0, see_through(BLAME, 0.04)), (1.0, see_through(BLAME, 0.95)))
 _HEIGHT = 300
 
 
@@ -74,7 +74,7 @@ def _box(figure: go.Figure, shape: tuple[int, int]) -> None:
         y0=-0.5,
         x1=shape[1] - 0.5,
         y1=shape[0] - 0.5,
-        line={"color": "#7B8794", "width": 1},
+        line={"color": ZERO, "width": 1},
     )
 
 

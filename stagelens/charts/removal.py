@@ -9,14 +9,25 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from .style import LIGHT, ZERO, Chart, Palette, short, style
+from .style import (
+    AMOUNTS,
+    BEFORE_AFTER,
+    LIGHT,
+    PAPER,
+    ZERO,
+    Chart,
+    Palette,
+    see_through,
+    short,
+    style,
+)
 
-_MARKS = (("#7B8794", "circle-open"), ("#009E73", "diamond"), ("#B5599A", "square-open"))
+_MARKS = tuple(zip(BEFORE_AFTER, ("circle-open", "diamond", "square-open"), strict=True))
 """Colour and shape by position: before, after, by replay."""
 
 _ROW = 29
 """Height of a mark with its number."""
-_CONFUSED = [[0.0, "rgba(123,135,148,0.06)"], [0.5, "#6F8FB0"], [1.0, "#2F5173"]]
+_CONFUSED = [[0.0, see_through(ZERO, 0.06)], [0.5, AMOUNTS[0]], [1.0, AMOUNTS[1]]]
 
 
 def group_accuracy(
@@ -210,7 +221,7 @@ def confusion_map(counts: pd.DataFrame, model: str, palette: Palette = LIGHT) ->
                 showarrow=False,
                 font={
                     "size": 12,
-                    "color": "#FFFFFF" if shares[row, column] > 0.4 else palette.text,
+                    "color": PAPER if shares[row, column] > 0.4 else palette.text,
                 },
             )
     style(figure, palette, height=min(150 + 30 * len(names), 560))

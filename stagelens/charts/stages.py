@@ -13,7 +13,18 @@ from plotly.subplots import make_subplots
 from ..contracts import Behaviour
 from ..summary import is_share, phrase
 from .paths import draw_paths
-from .style import LIGHT, ZERO, Chart, Palette, boundary_ticks, escaped, stage_color, style
+from .style import (
+    BLACK,
+    LIGHT,
+    ZERO,
+    Chart,
+    Palette,
+    boundary_ticks,
+    escaped,
+    see_through,
+    stage_color,
+    style,
+)
 
 
 def time_line(
@@ -116,7 +127,7 @@ def _bands(figure: go.Figure, steps: Mapping[str, int], edges: Sequence[float]) 
             textposition="inside",
             insidetextanchor="middle",
             textangle=0,
-            textfont={"color": "#000000", "size": 13},
+            textfont={"color": BLACK, "size": 13},
             constraintext="inside",
             customdata=[f"{escaped(name)}: {count:,} steps" for name, count in steps.items()],
             hovertemplate="%{customdata}<extra></extra>",
@@ -148,7 +159,7 @@ def _rates(
                 mode="lines" if len(part) > 1 else "markers",
                 line={"color": stage_color(index), "width": 2.5},
                 fill="tozeroy",
-                fillcolor=_faint(stage_color(index)),
+                fillcolor=see_through(stage_color(index), 0.18),
                 customdata=[
                     f"{escaped(name)}, step {step:,}<br>learning rate {rate:.3g}"
                     for step, rate in zip(part["step"], part["lr"], strict=True)
@@ -171,11 +182,6 @@ def _rates(
 
 def _rate(rate: float) -> str:
     return f"{rate:.2g}".replace("-", "−")
-
-
-def _faint(color: str) -> str:
-    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},0.18)"
 
 
 def _heading(figure: go.Figure, text: str, row: int, palette: Palette) -> None:

@@ -17,6 +17,15 @@ NEUTRAL = "#999999"
 
 ZERO = "#7B8794"
 """The zero line: visible on white and on black."""
+MUTED = "#8794A1"
+"""Edges, and marks of what is no finding: at least 3:1 on white and on the dark background."""
+INK, PAPER, BLACK = "#1F2933", "#FFFFFF", "#000000"
+"""Dark and light on filled areas, whatever the theme; text on a stage's colour is black."""
+
+BEFORE_AFTER = (ZERO, "#009E73", "#B5599A")
+"""Models before an edit, after it, and by replay."""
+AMOUNTS = ("#6F8FB0", "#2F5173")
+"""Of what has no sign, from the middle to the most; nothing is :func:`see_through`."""
 
 STAGE_COLORS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#B7A38C", "#8FA3BF")
 """By position in the run, so a stage has one colour on every page; text on them is black."""
@@ -90,6 +99,18 @@ class Chart:
     alt: str
 
 
+def see_through(color: str, share: float) -> str:
+    """A colour over whatever is behind it; ``share`` 0 is nothing, 1 the full colour."""
+    red, green, blue = (int(color[at : at + 2], 16) for at in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{share:.3g})"
+
+
+FAINT_AREA = see_through(ZERO, 0.13)
+"""Areas behind points, and the chosen row of a table."""
+HAIRLINE = see_through(ZERO, 0.35)
+"""Lines between rows."""
+
+
 def stage_color(index: int) -> str:
     """The colour of the stage at this position; it never depends on what else is shown."""
     return STAGE_COLORS[index % len(STAGE_COLORS)]
@@ -138,9 +159,9 @@ def style(figure: go.Figure, palette: Palette, height: int) -> None:
             "itemdoubleclick": False,
         },
         hoverlabel={
-            "bgcolor": "#1F2933",
-            "bordercolor": "#7B8794",
-            "font": {"family": _FONT, "color": "#FFFFFF", "size": 13},
+            "bgcolor": INK,
+            "bordercolor": ZERO,
+            "font": {"family": _FONT, "color": PAPER, "size": 13},
         },
         uirevision="fixed",
         dragmode=False,

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..contracts import Behaviour
 from ..summary import amount_text, signed_text
-from .style import BLAME, CREDIT, short
+from .style import BLAME, CREDIT, MUTED, see_through, short
 
 MOST = 2000
 """Tokens that are drawn; of longer texts the first ones."""
@@ -84,8 +84,7 @@ def _token(token: str, gain: float, behaviour: Behaviour, stage: str, largest: f
         return f"<bdi style='opacity:.7'>{shown}</bdi>"
     share = min(abs(gain) / largest, 1.0) if largest else 0.0
     color = CREDIT if gain > 0 else BLAME
-    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
-    style = f"background:rgba({red},{green},{blue},{_STRONGEST * share:.3f});border-radius:.2em"
+    style = f"background:{see_through(color, _STRONGEST * share)};border-radius:.2em"
     if share >= _FAINT:
         style += f";text-decoration:underline {_LINES[gain > 0]} {1 + 2 * share:.1f}px"
         style += ";text-underline-offset:.3em;text-decoration-skip-ink:none"
@@ -124,7 +123,7 @@ def _character(character: str) -> str:
 def _legend(largest: float, behaviour: Behaviour, more: str) -> str:
     unit = f" {behaviour.unit}" if behaviour.unit else ""
     gradient = ", ".join(
-        f"rgba({int(c[1:3], 16)},{int(c[3:5], 16)},{int(c[5:7], 16)},{a})"
+        see_through(c, a)
         for c, a in ((BLAME, _STRONGEST), (BLAME, 0), (CREDIT, 0), (CREDIT, _STRONGEST))
     )
     ends = [signed_text(end, behaviour) for end in (-largest, largest)]
@@ -134,7 +133,7 @@ def _legend(largest: float, behaviour: Behaviour, more: str) -> str:
         "font-size:.85em'>"
         f"<span style='{line} wavy {BLAME} 2px'>▼ blame</span>"
         f"<span>{html.escape(ends[0])}</span>"
-        f"<span style='width:9em;height:.9em;border:1px solid #8794A1;border-radius:.2em;"
+        f"<span style='width:9em;height:.9em;border:1px solid {MUTED};border-radius:.2em;"
         f"background:linear-gradient(90deg, {gradient})'></span>"
         f"<span>{html.escape(ends[1] + unit)}</span>"
         f"<span style='{line} solid {CREDIT} 2px'>▲ credit</span>"

@@ -12,15 +12,14 @@ from ..contracts import Behaviour
 from ..results import Agreement
 from ..standing import decimal, percent
 from ..summary import axis_unit, phrase, scaled, signed_text
-from .style import BLAME, CREDIT, LIGHT, ZERO, Chart, Palette, style
+from .style import BLAME, CREDIT, FAINT_AREA, LIGHT, MUTED, ZERO, Chart, Palette, style
 
 _WEBGL_FROM = 1000
 _HEIGHT = 284
-_WRONG_SIGN = "rgba(123,135,148,0.13)"
 _KINDS = (
     ("credit", CREDIT, "circle"),
     ("blame", BLAME, "diamond"),
-    ("within noise", "#8794A1", "x-thin-open"),
+    ("within noise", MUTED, "x-thin-open"),
 )
 
 
@@ -148,7 +147,7 @@ def _corners(figure: go.Figure, low: float, high: float, palette: Palette, wrong
             x1=x[1],
             y0=y[0],
             y1=y[1],
-            fillcolor=_WRONG_SIGN,
+            fillcolor=FAINT_AREA,
             line={"width": 0},
             layer="below",
         )

@@ -14,6 +14,7 @@ from ..results import StageTrust
 from ..runs.evaluation_sets import EvaluationSet
 from ..runs.files import new_folder
 from ..runs.run import Run
+from ..slices.saved import examples_of
 from ..summary import number
 from .comparison import AFTER, BEFORE, answers, by_groups
 from .measuring import known_trust, measured
@@ -46,7 +47,7 @@ def before_and_after(
         Refused: An estimator cannot give a stage.
         SetError: There is no such column.
     """
-    table = examples.table()
+    table = examples_of(run, examples)
     if by is not None:
         groups_of(table, by)
     rows = ~validation_part(table, [by] if by else [])

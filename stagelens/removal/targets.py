@@ -14,6 +14,7 @@ from ..runs.evaluation_sets import EvaluationSet
 from ..runs.files import read_json, write_json
 from ..runs.run import Run
 from ..runs.schema import digest
+from ..slices.saved import column_key, examples_of
 from .measuring import FOLDER
 from .parts import validation_part
 from .spec import Edit
@@ -115,7 +116,8 @@ def groups_of(table: pd.DataFrame, by: str) -> pd.Series:
 
 
 def _path(run: Run, examples: EvaluationSet, target: Target) -> str:
-    key = digest(METHOD, "target", run.digest, examples.digest, target.model_dump())[:32]
+    groups = column_key(run, examples, target.by)
+    key = digest(METHOD, "target", run.digest, examples.digest, target.model_dump(), *groups)[:32]
     return f"{FOLDER}/{key}.json"
 
 
@@ -153,7 +155,7 @@ def find(
             f"a tolerance of {target.tolerance:g} is not between 0 and 1; it is the share of "
             "right answers that the control group may lose, for instance 0.02"
         )
-    table = examples.table()
+    table = examples_of(run, examples)
     groups = groups_of(table, target.by)
     names = sorted(groups.dropna().unique())
     for name in filter(None, (target.group, target.control)):

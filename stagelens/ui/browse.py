@@ -53,6 +53,22 @@ class Filters:
     search: str = ""
     sort: str = SORTS[0]
 
+    def asked(self) -> dict[str, str | float | bool]:
+        """What is asked, by name; without what asks nothing, and without the order."""
+        said: dict[str, str | float | bool] = {}
+        if self.side is not None or self.strength > 0 or self.changed:
+            said["stage"] = self.stage or "any"
+        if self.group is not None:
+            said[str(self.by)] = self.group
+        for name in ("label", "answers", "side", "search"):
+            if value := getattr(self, name):
+                said[name] = value
+        if self.strength > 0:
+            said["strength"] = self.strength
+        if self.changed:
+            said["changed"] = True
+        return said
+
     @property
     def key(self) -> str:
         """Short and the same for equal filters; goes into widget keys."""

@@ -81,12 +81,16 @@ def start_page(title: str) -> None:
         initial_sidebar_state=_SIDEBAR,
     )
     st.html(EITHER_STYLE + _STYLE)
-    reference = state.reference()
     with st.sidebar:
         st.html("<div style='font-size:1.25rem;font-weight:600'>StageLens</div>")
         for path, label, icon in PAGES:
-            query = {state.RUN: reference} if reference else None
-            st.page_link(path, label=label, icon=icon, width="stretch", query_params=query)
+            st.page_link(path, label=label, icon=icon, width="stretch", query_params=here())
+
+
+def here(**more: str) -> dict[str, str] | None:
+    """Query parameters of a link to another page of the open run."""
+    reference = state.reference()
+    return {**({state.RUN: reference} if reference else {}), **more} or None
 
 
 def run_in_sidebar(name: str) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import streamlit as st
 
 from .. import durations
+from ..charts.style import FAINT_AREA, HAIRLINE
 from ..results import StageTrust
 from ..standing import MARKS, decimal, percent, standing_of
 from . import components, estimates, loaders
@@ -17,8 +18,7 @@ from .workspace import Workspace
 
 _TABLE = "border-collapse:collapse;border:0;width:100%;margin:0;font-variant-numeric:tabular-nums"
 _CELL = (
-    "border:0;border-bottom:1px solid rgba(123,135,148,.35);padding:.45em 1em .45em .4em;"
-    "white-space:nowrap"
+    f"border:0;border-bottom:1px solid {HAIRLINE};padding:.45em 1em .45em .4em;white-space:nowrap"
 )
 
 
@@ -66,7 +66,7 @@ def every_estimate(workspace: Workspace, view: View) -> None:
 
 
 def _row(estimate: str, cells: list[str], chosen: bool) -> str:
-    mark = "background:rgba(123,135,148,.14)" if chosen else ""
+    mark = f"background:{FAINT_AREA}" if chosen else ""
     name = f"<td style='{_CELL}'><b>{html.escape(estimate)}</b></td>"
     return (
         f"<tr style='{mark}'>{name}"

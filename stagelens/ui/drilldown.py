@@ -8,6 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from .. import charts
+from ..charts.style import MUTED
 from ..contracts import BASE, Behaviour
 from ..results import StageTrust
 from ..sentences import example_sentence
@@ -187,7 +188,7 @@ def _card(
     head = (
         f"without <i>{components.shown(name)}</i>" if trust is not None else components.shown(name)
     )
-    edge = "2px solid currentColor" if changed and not refused else "1px solid #8794A1"
+    edge = "2px solid currentColor" if changed and not refused else f"1px solid {MUTED}"
     lines = "".join(
         f"<div>{components.shown(text)}</div>" for text in (verdict, sure, mark) if text
     )

@@ -10,9 +10,9 @@ from urllib.parse import quote
 import pandas as pd
 import streamlit as st
 
-from ..charts import EITHER
+from ..charts import BLAME, EITHER
 from ..charts.places import patch_map
-from ..charts.style import short
+from ..charts.style import MUTED, short
 from ..sentences import Part, Sentence
 from ..spurious.statistics import LEVEL, SMALLEST, SUPPORT
 from ..spurious.stored import Features, load_features, noise_key, strongest
@@ -233,7 +233,7 @@ def _examples(workspace: Workspace, found: Features, row: dict[str, Any]) -> Non
         st.html(
             f"<a href='{_link(workspace, each)}' target='_self' style='color:inherit;"
             "text-decoration:none'><p style='margin:0;padding-left:.6em;border-left:2px solid "
-            "rgba(123,135,148,.5);overflow-wrap:anywhere;font-size:.9rem'>"
+            f"{MUTED};overflow-wrap:anywhere;font-size:.9rem'>"
             f"<bdi>{_marked(text, row)}</bdi></p></a>"
         )
 
@@ -254,7 +254,7 @@ def _outline(row: Mapping[str, Any], found: Features) -> str:
     wide, tall = 100 * row["width"] / width, 100 * row["height"] / height
     return (
         f"<span style='position:absolute;left:{left:.2f}%;top:{top:.2f}%;width:{wide:.2f}%;"
-        f"height:{tall:.2f}%;box-sizing:border-box;border:2px solid #D55E00;border-radius:.15em'>"
+        f"height:{tall:.2f}%;box-sizing:border-box;border:2px solid {BLAME};border-radius:.15em'>"
         "</span>"
     )
 

@@ -11,7 +11,7 @@ import streamlit as st
 
 from ..contracts import Behaviour
 from ..summary import ACCURACY, axis_unit, is_share
-from . import browse, components, loaders
+from . import browse, components, loaders, slicing
 from .browse import Filters
 from .loaders import Effects, Source
 from .workspace import Workspace
@@ -42,7 +42,7 @@ def _frame(at: Source, set_name: str, estimator: str, behaviour: str) -> pd.Data
     found = loaders.effects(at, set_name, estimator)
     assert found is not None, "pages ask only for estimators that have a result"
     names = [stage.name for stage in loaders.run(at).stages]
-    columns = loaders.evaluation_set(at, set_name).columns
+    columns = list(loaders.examples(at, set_name).columns.drop(["example_id", "label"]))
     frame = browse.example_frame(found.table, found.behaviours[behaviour], names, columns)
     return frame.assign(**{browse.SEARCHED: loaders.searchable(at, set_name).to_numpy()})
 
@@ -75,8 +75,7 @@ def _filters(workspace: Workspace, frame: pd.DataFrame, behaviour: Behaviour) ->
         "Stage", workspace.stages, "stage", "Any stage", "The stage whose effect is filtered."
     )
     label = _label(frame) if workspace.labelled else None
-    title = "Group" if workspace.by in (None, "group") else f"Group of {workspace.by}"
-    group = _pick(title, workspace.groups, "group", "All groups", "Examples of one group only.")
+    by, group = workspace.pick_group("Examples of one group, or of one saved slice, only.")
     answers = None
     if workspace.labelled:
         answers = _pick(
@@ -100,7 +99,7 @@ def _filters(workspace: Workspace, frame: pd.DataFrame, behaviour: Behaviour) ->
     return Filters(
         stage=stage,
         label=label,
-        by=workspace.by,
+        by=by,
         group=group,
         answers="right" if answers == "right" else "wrong" if answers == "wrong" else None,
         side="credit" if side == "credit" else "blame" if side == "blame" else None,
@@ -165,11 +164,12 @@ def _strength(frame: pd.DataFrame, behaviour: Behaviour, stages: Sequence[str]) 
 def count_and_export(workspace: Workspace, effects: Effects, chosen: Chosen) -> None:
     """How many examples are left, and these as CSV."""
     count, total = len(chosen.rows), len(chosen.frame)
-    left, right = st.columns([3, 1], vertical_alignment="center")
-    with left:
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         of = "" if count == total else f" of {total:,}"
-        components.text_block(f"{count:,}{of} {workspace.noun}s")
-    with right, st.container(horizontal=True, horizontal_alignment="right"):
+        with st.container(width="stretch"):
+            components.text_block(f"{count:,}{of} {workspace.noun}s")
+        behaviour, rows = chosen.behaviour.name, chosen.rows
+        slicing.save(workspace, effects.estimator, behaviour, chosen.filters, rows)
         st.download_button(
             "Export CSV",
             data=lambda: _csv(effects, chosen),

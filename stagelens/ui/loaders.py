@@ -8,9 +8,10 @@ written, its stamps change, and everything is read anew. Nothing here imports to
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -20,6 +21,8 @@ from ..contracts import Behaviour
 from ..results import Result, ResultFacts, StageTrust, load_result
 from ..runs.evaluation_sets import EvaluationSet
 from ..runs.run import Run, open_run
+from ..slices import effects as slice_effects
+from ..slices.saved import Slice, joined, stored_slices
 from ..standing import may_lean_on
 from ..verification import settles, trusted
 from . import estimates
@@ -35,11 +38,22 @@ class Source:
         path: The run folder.
         recorded: Changes with its stages and sets.
         results: Changes with its results, and with what is verified of them.
+        slices: Changes with its saved slices.
     """
 
     path: str
     recorded: str
     results: str
+    slices: str = ""
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """All but the slices: what is measured stays in the caches when one is saved."""
+        return self.path, self.recorded, self.results
+
+
+MEASURED: dict[str | type[Any], Callable[[Any], Any]] = {Source: lambda at: at.key}
+"""``hash_funcs`` of caches that do not look at slices."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +83,7 @@ def source(path: Path) -> Source:
         str(path),
         "-".join(_stamp(each) for each in recorded),
         "-".join(_stamp(each) for each in results),
+        _stamp(path / "slices"),
     )
 
 
@@ -93,7 +108,7 @@ def _run(path: str, recorded: str) -> Run:
     return open_run(path)
 
 
-@st.cache_resource(max_entries=8, show_spinner=False)
+@st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=MEASURED)
 def evaluation_set(at: Source, name: str) -> EvaluationSet:
     """One of the run's evaluation sets."""
     return run(at).evaluation_set(name)
@@ -101,17 +116,23 @@ def evaluation_set(at: Source, name: str) -> EvaluationSet:
 
 @st.cache_resource(max_entries=8, show_spinner=False)
 def examples(at: Source, set_name: str) -> pd.DataFrame:
-    """One row per example of a set: ``example_id``, ``label`` and metadata. Never changed."""
-    return evaluation_set(at, set_name).table()
+    """One row per example of a set: ``example_id``, ``label``, metadata, slices; never changed."""
+    return joined(evaluation_set(at, set_name).table(), slices(at, set_name)[0])
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
+def slices(at: Source, set_name: str) -> tuple[list[Slice], list[str]]:
+    """``slices.saved.stored_slices``: the slices of a set, and what cannot be shown of others."""
+    return stored_slices(run(at), evaluation_set(at, set_name))
+
+
+@st.cache_resource(max_entries=16, show_spinner=False, hash_funcs=MEASURED)
 def stored(at: Source, set_name: str) -> Mapping[str, ResultFacts]:
     """What the stored effect tables say of themselves, by name of the estimate, best first."""
     return estimates.stored(run(at), set_name)
 
 
-@st.cache_resource(max_entries=8, show_spinner=False)
+@st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=MEASURED)
 def result(at: Source, set_name: str, estimate: str) -> Result | None:
     """A stored effect table with what was verified of it; None where there is none."""
     facts = stored(at, set_name).get(estimate)
@@ -124,6 +145,14 @@ def result(at: Source, set_name: str, estimate: str) -> Result | None:
 @st.cache_resource(max_entries=8, show_spinner=False)
 def effects(at: Source, set_name: str, estimate: str) -> Effects | None:
     """An effect table as pages use it, or None where there is none."""
+    found = _measured(at, set_name, estimate)
+    if found is None:
+        return None
+    return replace(found, table=joined(found.table, slices(at, set_name)[0]))
+
+
+@st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=MEASURED)
+def _measured(at: Source, set_name: str, estimate: str) -> Effects | None:
     found = result(at, set_name, estimate)
     if found is None:
         return None
@@ -134,7 +163,7 @@ def effects(at: Source, set_name: str, estimate: str) -> Effects | None:
     return Effects(estimate, table, behaviours, found.trust)
 
 
-@st.cache_resource(max_entries=8, show_spinner=False)
+@st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=MEASURED)
 def orders(at: Source, set_name: str) -> pd.DataFrame | None:
     """``noise.load_orders``: effects in several orders of the batches, None where not known."""
     return noise.load_orders(run(at), set_name)
@@ -239,6 +268,30 @@ def headlines(
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
+def slice_summary(at: Source, set_name: str, estimator: str, behaviour: str) -> pd.DataFrame:
+    """``slices.effects.slice_summary`` over all slices of a set."""
+    found = effects(at, set_name, estimator)
+    assert found is not None, "pages ask only for estimators that have a result"
+    names = [stage.name for stage in run(at).stages]
+    own = slices(at, set_name)[0]
+    kind = found.behaviours[behaviour]
+    return slice_effects.slice_summary(found.table, kind, names, own, orders(at, set_name))
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def largest_difference(
+    at: Source, set_name: str, estimator: str, behaviour: str
+) -> slice_effects.Difference | None:
+    """``slices.effects.largest_difference`` between the slices of a set."""
+    found = effects(at, set_name, estimator)
+    assert found is not None, "pages ask only for estimators that have a result"
+    kind = found.behaviours[behaviour]
+    return slice_effects.largest_difference(
+        found.table, kind, found.trust, slices(at, set_name)[0], orders(at, set_name)
+    )
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
 def boundary_summary(
     at: Source, set_name: str, behaviour: str, better: str, by: str | None
 ) -> pd.DataFrame | None:
@@ -254,7 +307,7 @@ def boundary_summary(
     return pd.concat(parts, ignore_index=True) if len(parts) > 1 else parts[0]
 
 
-@st.cache_data(max_entries=16, show_spinner=False)
+@st.cache_data(max_entries=16, show_spinner=False, hash_funcs=MEASURED)
 def rates(at: Source) -> pd.DataFrame:
     """``stage``, ``step``, ``lr`` of every stage, thinned to what a screen can show."""
     parts = []
@@ -270,26 +323,26 @@ def rates(at: Source) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-@st.cache_data(max_entries=256, show_spinner=False)
+@st.cache_data(max_entries=256, show_spinner=False, hash_funcs=MEASURED)
 def pictures(at: Source, set_name: str, ids: Sequence[str], side: int) -> list[str]:
     """Images of these examples as ``data:`` addresses, for table cells."""
     found = evaluation_set(at, set_name).image_pngs(ids, side)
     return ["data:image/png;base64," + base64.b64encode(png).decode() for png in found]
 
 
-@st.cache_data(max_entries=128, show_spinner=False)
+@st.cache_data(max_entries=128, show_spinner=False, hash_funcs=MEASURED)
 def picture(at: Source, set_name: str, example_id: str, side: int) -> bytes:
     """One image as PNG bytes."""
     return evaluation_set(at, set_name).image_png(example_id, side)
 
 
-@st.cache_data(max_entries=128, show_spinner=False)
+@st.cache_data(max_entries=128, show_spinner=False, hash_funcs=MEASURED)
 def texts(at: Source, set_name: str, ids: Sequence[str]) -> list[dict[str, str | None]]:
     """Texts of these examples, by the name of their field."""
     return [dict(example.input) for example in evaluation_set(at, set_name).by_id(list(ids))]
 
 
-@st.cache_resource(max_entries=4, show_spinner=False)
+@st.cache_resource(max_entries=4, show_spinner=False, hash_funcs=MEASURED)
 def searchable(at: Source, set_name: str) -> pd.Series:
     """What a search looks at: ids, and the texts of a set of texts. In the set's order."""
     examples = evaluation_set(at, set_name)

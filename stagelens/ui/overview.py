@@ -35,8 +35,8 @@ def heading(workspace: Workspace) -> None:
         components.text_block(f"{examples.description}.".replace("..", "."))
 
 
-def choose(workspace: Workspace, effects: Effects) -> tuple[Behaviour, str | None]:
-    """The behaviour and the group that the page shows."""
+def choose(workspace: Workspace, effects: Effects) -> tuple[Behaviour, str | None, str | None]:
+    """The behaviour that the page shows, the column of groups, and the one group or None."""
     left, right = st.columns(2)
     with left:
         name = st.selectbox(
@@ -52,22 +52,18 @@ def choose(workspace: Workspace, effects: Effects) -> tuple[Behaviour, str | Non
             ),
         )
     with right:
-        group = None
-        if workspace.by is not None:
-            group = st.selectbox(
-                "Group" if workspace.by == "group" else f"Group of {workspace.by}",
-                workspace.groups,
-                index=None,
-                placeholder="All groups",
-                key="group",
-                bind="query-params",
-                help="Show credit and blame over the examples of one group only.",
-            )
-    return effects.behaviours[name], group
+        by, group = workspace.pick_group(
+            "Show credit and blame over the examples of one group, or of one saved slice, only."
+        )
+    return effects.behaviours[name], by, group
 
 
 def headlines(
-    workspace: Workspace, effects: Effects, behaviour: Behaviour, group: str | None
+    workspace: Workspace,
+    effects: Effects,
+    behaviour: Behaviour,
+    by: str | None,
+    group: str | None,
 ) -> None:
     """Two or three sentences that a stakeholder can read aloud."""
     found = loaders.headlines(
@@ -75,7 +71,7 @@ def headlines(
         workspace.examples.name,
         effects.estimator,
         behaviour.name,
-        workspace.by,
+        None if workspace.chosen_by_outcome(by) else by,
         group,
         workspace.noun,
     )
@@ -98,13 +94,17 @@ def headlines(
 
 
 def credit_and_blame(
-    workspace: Workspace, effects: Effects, behaviour: Behaviour, group: str | None
+    workspace: Workspace,
+    effects: Effects,
+    behaviour: Behaviour,
+    by: str | None,
+    group: str | None,
 ) -> None:
     """One diverging bar per stage, its trust, and the same numbers as a table."""
-    by = workspace.by if group is not None else None
     parts = (workspace.at, workspace.examples.name, effects.estimator, behaviour.name)
     means = loaders.stage_summary(*parts, by, group)
-    about = "".join(part.text for part in slice_parts(workspace.noun, by, group))
+    column = None if group is None else by
+    about = "".join(part.text for part in slice_parts(workspace.noun, column, group))
     st.header("Credit and blame", anchor=False)
     components.text_block(
         f"Mean stage effect on the {behaviour.name} of {about}: what each stage made better "
@@ -119,8 +119,8 @@ def credit_and_blame(
     components.trust_legend()
     with st.expander("The same numbers as a table, with groups"):
         rows = means
-        if workspace.by is not None and group is None:
-            groups = loaders.group_summary(*parts, workspace.by)
+        if by is not None and group is None:
+            groups = loaders.group_summary(*parts, by)
             rows = pd.concat([means, groups], ignore_index=True)
         _table(rows, behaviour, effects)
 

@@ -57,8 +57,9 @@ class View:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """Run, recording and set, for cache keys."""
-        return self.workspace.at.path, self.workspace.at.recorded, self.workspace.examples.name
+        """Run, recording with its slices, and set, for cache keys."""
+        at = self.workspace.at
+        return at.path, f"{at.recorded} {at.slices}", self.workspace.examples.name
 
     @property
     def removable(self) -> list[str]:

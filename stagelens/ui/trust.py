@@ -12,6 +12,7 @@ import pandas as pd
 import streamlit as st
 
 from .. import charts
+from ..charts.style import MUTED
 from ..charts.trust import agreement
 from ..contracts import Behaviour
 from ..expected_error import RELIABLE_BELOW
@@ -162,7 +163,7 @@ def _legend() -> None:
         "<div style='display:flex;flex-wrap:wrap;gap:.2em 1.3em;font-size:.875rem'>"
         f"<span><b style='color:{charts.CREDIT}'>●</b> credit</span>"
         f"<span><b style='color:{charts.BLAME}'>◆</b> blame, by replay</span>"
-        "<span><b style='color:#8794A1'>×</b> within training noise</span>"
+        f"<span><b style='color:{MUTED}'>×</b> within training noise</span>"
         "<span>— estimate equals replay</span>"
         "<span><b>- -</b> slope through the origin</span>"
         "<span style='opacity:.75'>Figures with 95 % intervals over examples.</span></div>"

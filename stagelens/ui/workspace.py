@@ -14,6 +14,7 @@ from ..charts.style import short
 from ..contracts import StageLensError
 from ..runs.evaluation_sets import EvaluationSet
 from ..runs.run import Run
+from ..slices.saved import Slice
 from ..tasks import input_kind, why_missing
 from . import components, loaders, progressive, state
 from .loaders import Effects, Source
@@ -23,6 +24,11 @@ _ESTIMATOR_HELP = (
     "updates not happened, all later stages run as they were. Replay runs the recorded steps "
     "again and is the ground truth; coarse-replay does so cheaply, within a budget; task-vector "
     "is free and approximate. The page Trust holds them against each other."
+)
+
+_BY_OUTCOME = (
+    ":material/filter_alt: This slice was chosen by effects or answers: what sets it apart in "
+    "these follows from the choice, and is no finding."
 )
 
 _NO_SUCH_SET = state.own("no-such-set")
@@ -38,7 +44,7 @@ class Workspace:
         run: The run.
         examples: The chosen evaluation set.
         effects: The chosen estimator's table; None where nothing has been measured yet.
-        by: The column that groups come from; None where there is none.
+        by: The column that groups come from, a slice's too; None where there is none.
         groups: Its values, as text, sorted.
         computable: Whether models of the run can be built here, so that numbers can be computed.
     """
@@ -65,6 +71,37 @@ class Workspace:
     def labelled(self) -> bool:
         """Whether any example of the set has a label."""
         return bool(loaders.examples(self.at, self.examples.name)["label"].notna().any())
+
+    @property
+    def slices(self) -> list[Slice]:
+        """The saved slices of the set."""
+        return loaders.slices(self.at, self.examples.name)[0]
+
+    def pick_group(self, help: str) -> tuple[str | None, str | None]:
+        """A control for one group or saved slice: its column and its value; None for all."""
+        of_slices = {one.column: one.name for one in self.slices}
+        options = [*self.groups, *(name for name in of_slices if name not in self.groups)]
+        if not options:
+            return None, None
+        column = self.by is not None and self.by not in ("group", *of_slices)
+        picked = st.selectbox(
+            f"Group of {self.by}" if column else "Group or slice" if of_slices else "Group",
+            options,
+            index=None,
+            placeholder="All groups",
+            key="group",
+            bind="query-params",
+            help=help,
+        )
+        if picked is None or picked in self.groups:
+            return self.by, picked
+        if self.chosen_by_outcome(picked):
+            st.caption(_BY_OUTCOME)
+        return picked, of_slices[picked]
+
+    def chosen_by_outcome(self, column: str | None) -> bool:
+        """Whether a column stands for a slice that was chosen by what is measured."""
+        return any(one.column == column and one.by_outcome for one in self.slices)
 
     @property
     def continues(self) -> bool:
@@ -218,7 +255,11 @@ def _choose_groups(
     at: Source, set_name: str, examples: EvaluationSet
 ) -> tuple[str | None, tuple[str, ...]]:
     table = loaders.examples(at, set_name)
+    slices, problems = loaders.slices(at, set_name)
+    for problem in problems:
+        st.warning(components.plain(problem), icon=":material/warning:")
     columns = summary.group_columns(table, (*examples.columns, "label"))
+    columns += [one.column for one in slices if len(one.example_ids) < len(table)]
     if not columns:
         return None, ()
     by = st.selectbox(
@@ -226,8 +267,11 @@ def _choose_groups(
         columns,
         key="by",
         bind="query-params",
-        help="Examples that share a value of this column form a group.",
+        help="Examples that share a value of this column form a group. A saved slice divides the "
+        "set in two: its examples, and the others.",
     )
+    if any(one.column == by and one.by_outcome for one in slices):
+        st.caption(_BY_OUTCOME)
     return by, tuple(sorted(table[by].dropna().astype(str).unique()))
 
 

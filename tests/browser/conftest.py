@@ -99,6 +99,37 @@ class Server:
                 self.process.wait(timeout=10)
 
 
+def launch(folder: Path, env: Mapping[str, str], script: str | Path = "app.py") -> Server:
+    """A server that answers; its log, and its home unless ``env`` says otherwise, in ``folder``."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log_file = folder / "streamlit.log"
+    command = [sys.executable, "-m", "streamlit", "run", str(script)]
+    options = [f"--server.port={port}", "--server.headless=true", "--logger.enableRich=false"]
+    with open(log_file, "wb") as log:
+        process = subprocess.Popen(
+            [*command, *options],
+            cwd=ROOT,
+            env={**os.environ, "STAGELENS_HOME": str(folder / "home"), **env},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    server = Server(f"http://127.0.0.1:{port}", log_file, process)
+    deadline = time.monotonic() + 90
+    while not server.healthy():
+        late = time.monotonic() > deadline
+        if late or process.poll() is not None:
+            ended = process.returncode
+            server.stop()
+            why = "did not answer within 90 seconds" if late else f"ended with status {ended}"
+            raise RuntimeError(f"the server {why}:\n{server.log()[-10_000:]}")
+        time.sleep(0.1)
+    return server
+
+
 StartServer = Callable[..., Server]
 Settle = Callable[..., None]
 Screenshot = Callable[..., tuple[Path, Path]]
@@ -181,33 +212,9 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServ
     started: list[Server] = []
 
     def start(env: Mapping[str, str] | None = None, script: str | Path = "app.py") -> Server:
-        folder = tmp_path_factory.mktemp("server")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        log_file = folder / "streamlit.log"
-        command = [sys.executable, "-m", "streamlit", "run", str(script)]
-        options = [f"--server.port={port}", "--server.headless=true", "--logger.enableRich=false"]
-        with open(log_file, "wb") as log:
-            process = subprocess.Popen(
-                [*command, *options],
-                cwd=ROOT,
-                env={**os.environ, "STAGELENS_HOME": str(folder / "home"), **(env or {})},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        server = Server(f"http://127.0.0.1:{port}", log_file, process)
+        server = launch(tmp_path_factory.mktemp("server"), env or {}, script)
         started.append(server)
         _running.append(server)
-        deadline = time.monotonic() + 90
-        while not server.healthy():
-            if process.poll() is not None:
-                pytest.fail(f"the server ended with exit status {process.returncode}")
-            if time.monotonic() > deadline:
-                pytest.fail("the server did not answer within 90 seconds")
-            time.sleep(0.1)
         return server
 
     yield start
