@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from .contracts import BASE, Behaviour
+from .runs.run import Stage
 
 ACCURACY = Behaviour(
     "accuracy",
@@ -44,6 +45,9 @@ SUMMARY_COLUMNS = (
     "within_noise",
 )
 """Columns of :func:`stage_summary`; ``group`` is null in rows over all examples."""
+
+_CURVE_POINTS = 240
+"""Of a stage's learning rate: what a screen can show."""
 
 _SHARES = ("accuracy", "probability")
 _PHRASES = {"probability": "probability of the label"}
@@ -273,6 +277,21 @@ def boundary_summary(
     means = means[means["boundary"].isin(order)]
     means = means.sort_values("boundary", key=lambda c: c.map(order), kind="stable")
     return means[["boundary", "group", "n", "value"]].reset_index(drop=True)
+
+
+def learning_rates(stages: Iterable[Stage]) -> pd.DataFrame:
+    """``stage``, ``step``, ``lr`` of every stage, thinned to what a screen can show."""
+    parts = []
+    for stage in stages:
+        table = stage.table()
+        every = max(len(table) // _CURVE_POINTS, 1)
+        kept = table.iloc[::every]
+        if len(table) and kept.index[-1] != table.index[-1]:
+            kept = pd.concat([kept, table.iloc[[-1]]])
+        parts.append(kept.assign(stage=stage.name)[["stage", "step", "lr"]])
+    if not parts:
+        return pd.DataFrame({"stage": [], "step": [], "lr": []})
+    return pd.concat(parts, ignore_index=True)
 
 
 def group_columns(table: pd.DataFrame, columns: Iterable[str], limit: int = 12) -> list[str]:

@@ -12,7 +12,7 @@ from ..contracts import Behaviour
 from ..group_metrics import GroupMetrics, crossed, group_metrics
 from ..results import StageTrust
 from ..sentences import Part, Sentence
-from ..standing import may_lean_on
+from ..standing import MARKS, WORDS, may_lean_on, standing_of
 from ..summary import ACCURACY, amount_text
 
 FINAL = "final model"
@@ -181,6 +181,16 @@ def gap_sentences(
         words = (*start, Part(stage, "stage"), *_would_be(gap, behaviour, trust[stage]), Part("."))
         said.append(Sentence(words, trust[stage], behaviour.name))
     return said
+
+
+def gap_notes(gaps: Gaps, stages: Sequence[str], trust: Mapping[str, StageTrust]) -> dict[str, str]:
+    """The model without each stage to a few words on what is known of it, for a chart."""
+    notes = {}
+    for stage in stages:
+        standing = standing_of(trust[stage], gaps.behaviour.name)
+        noise = ", ≈ within noise" if gaps.within_noise.get(stage) else ""
+        notes[without(stage)] = f"{MARKS[standing]} {WORDS[standing]}{noise}"
+    return notes
 
 
 def _would_be(gap: float, behaviour: Behaviour, trust: StageTrust) -> tuple[Part, ...]:

@@ -7,11 +7,11 @@ import html
 import numpy as np
 import streamlit as st
 
-from .. import durations
+from .. import durations, estimates
 from ..charts.style import FAINT_AREA, HAIRLINE
 from ..results import StageTrust
 from ..standing import MARKS, decimal, percent, standing_of
-from . import components, estimates, loaders
+from . import components, loaders
 from .trust import View
 from .verifying import OFFERED
 from .workspace import Workspace

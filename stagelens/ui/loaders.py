@@ -16,18 +16,15 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from .. import noise, sentences, summary
+from .. import estimates, noise, sentences, summary
 from ..contracts import Behaviour
-from ..results import Result, ResultFacts, StageTrust, load_result
+from ..estimates import Effects, as_effects
+from ..results import Result, ResultFacts, load_result
 from ..runs.evaluation_sets import EvaluationSet
 from ..runs.run import Run, open_run
 from ..slices import effects as slice_effects
 from ..slices.saved import Slice, joined, stored_slices
-from ..standing import may_lean_on
-from ..verification import settles, trusted
-from . import estimates
-
-_CURVE_POINTS = 240
+from ..verification import trusted
 
 
 @dataclass(frozen=True)
@@ -54,23 +51,6 @@ class Source:
 
 MEASURED: dict[str | type[Any], Callable[[Any], Any]] = {Source: lambda at: at.key}
 """``hash_funcs`` of caches that do not look at slices."""
-
-
-@dataclass(frozen=True)
-class Effects:
-    """An effect table as pages use it.
-
-    Attributes:
-        estimator: How the counterfactuals were obtained, as ``estimates.estimate_name`` writes it.
-        table: With rows for accuracy where the set has labels.
-        behaviours: Accuracy first, then as the result lists them.
-        trust: What is known of each stage's counterfactual.
-    """
-
-    estimator: str
-    table: pd.DataFrame
-    behaviours: Mapping[str, Behaviour]
-    trust: Mapping[str, StageTrust]
 
 
 def source(path: Path) -> Source:
@@ -156,11 +136,7 @@ def _measured(at: Source, set_name: str, estimate: str) -> Effects | None:
     found = result(at, set_name, estimate)
     if found is None:
         return None
-    table = noise.marked(summary.with_accuracy(found.table), orders(at, set_name))
-    behaviours = dict(found.behaviours)
-    if (table["behaviour"] == summary.ACCURACY.name).any():
-        behaviours = {summary.ACCURACY.name: summary.ACCURACY, **behaviours}
-    return Effects(estimate, table, behaviours, found.trust)
+    return as_effects(estimate, found, orders(at, set_name))
 
 
 @st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=MEASURED)
@@ -171,26 +147,12 @@ def orders(at: Source, set_name: str) -> pd.DataFrame | None:
 
 @st.cache_resource(max_entries=8, show_spinner=False)
 def best_known(at: Source, set_name: str, estimate: str) -> Effects | None:
-    """Per stage the numbers that most is known of: by replay, else what may be leaned on.
-
-    Where no other table of a stage may be leaned on, its numbers are those of ``estimate``.
-    """
+    """``estimates.best_known`` of all stored tables of a set."""
     chosen = effects(at, set_name, estimate)
     if chosen is None:
         return None
     others = [effects(at, set_name, name) for name in available(at, set_name) if name != estimate]
-    tables = [chosen, *(other for other in others if other is not None)]
-    taken = {stage: _best_for(stage, tables) for stage in chosen.trust}
-    rows = [one.table[one.table["stage"] == stage] for stage, one in taken.items()]
-    trust = {stage: one.trust[stage] for stage, one in taken.items()}
-    return Effects(estimate, pd.concat(rows, ignore_index=True), chosen.behaviours, trust)
-
-
-def _best_for(stage: str, tables: Sequence[Effects]) -> Effects:
-    of = [table for table in tables if stage in table.trust]
-    settled = [table for table in of if settles(table.trust[stage])]
-    leaned_on = [table for table in of if may_lean_on(table.trust[stage])]
-    return [*settled, *leaned_on, *of][0]
+    return estimates.best_known(chosen, [other for other in others if other is not None])
 
 
 def available(at: Source, set_name: str) -> list[str]:
@@ -309,18 +271,8 @@ def boundary_summary(
 
 @st.cache_data(max_entries=16, show_spinner=False, hash_funcs=MEASURED)
 def rates(at: Source) -> pd.DataFrame:
-    """``stage``, ``step``, ``lr`` of every stage, thinned to what a screen can show."""
-    parts = []
-    for stage in run(at).stages:
-        table = stage.table()
-        every = max(len(table) // _CURVE_POINTS, 1)
-        kept = table.iloc[::every]
-        if len(table) and kept.index[-1] != table.index[-1]:
-            kept = pd.concat([kept, table.iloc[[-1]]])
-        parts.append(kept.assign(stage=stage.name)[["stage", "step", "lr"]])
-    if not parts:
-        return pd.DataFrame({"stage": [], "step": [], "lr": []})
-    return pd.concat(parts, ignore_index=True)
+    """``summary.learning_rates`` of the run."""
+    return summary.learning_rates(run(at).stages)
 
 
 @st.cache_data(max_entries=256, show_spinner=False, hash_funcs=MEASURED)

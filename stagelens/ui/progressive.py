@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from .. import durations
+from .. import durations, estimates
 from ..runs.run import Run
-from . import components, estimates, jobs, loaders, state
+from . import components, jobs, loaders, state
 from .loaders import Source
 
 VERIFICATION = state.own("verification")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import streamlit as st
 
-from .. import durations
-from . import components, estimates, jobs, loaders
+from .. import durations, estimates
+from . import components, jobs, loaders
 from .progressive import VERIFICATION
 from .workspace import Workspace
 

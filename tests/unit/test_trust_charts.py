@@ -8,10 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stagelens import charts
+from stagelens import charts, estimates
 from stagelens.charts.trust import agreement
 from stagelens.contracts import Behaviour
-from stagelens.ui import estimates
 
 LOSS = Behaviour("loss", "lower", "nats")
 MARGIN = Behaviour("margin", "higher", "nats")
