@@ -65,7 +65,7 @@ class Agreement(BaseModel):
         relative_error: Size of the error over the size of the effects by replay.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     behaviour: str
     r: float
@@ -99,7 +99,7 @@ class StageTrust(BaseModel):
         seconds: Wall time that obtaining the counterfactual took.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     stage: str
     estimator: str

@@ -88,6 +88,7 @@ def credit_and_blame(
     return Chart(
         figure,
         f"Credit and blame of each stage for the {phrase(behaviour)} on {about}. {said}.",
+        summary,
     )
 
 
@@ -135,7 +136,8 @@ def example_effects(
         )
         for stage, gain, noisy in zip(stages, gains, within, strict=True)
     )
-    return Chart(figure, f"Effect of each stage on this example's {phrase(behaviour)}. {said}.")
+    said = f"Effect of each stage on this example's {phrase(behaviour)}. {said}."
+    return Chart(figure, said, effects)
 
 
 def _diverging(

@@ -94,7 +94,7 @@ def group_gaps(
         hoverlabel={"align": "left"},
         hovermode="closest",
     )
-    return Chart(figure, _said(metrics, behaviour, models, groups))
+    return Chart(figure, _said(metrics, behaviour, models, groups), metrics.groups)
 
 
 def _name(model: str, note: str | None) -> str:
@@ -278,7 +278,7 @@ def class_errors(classes: pd.DataFrame, model: str, kind: str, palette: Palette 
         zeroline=False,
         fixedrange=True,
     )
-    return Chart(figure, _worst_cell(table, model, verb))
+    return Chart(figure, _worst_cell(table, model, verb), rows)
 
 
 def _worst_cell(table: pd.DataFrame, model: str, verb: str) -> str:

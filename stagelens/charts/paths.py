@@ -51,7 +51,7 @@ def boundary_path(
         fixedrange=True,
     )
     figure.update_yaxes(fixedrange=True, zeroline=False)
-    return Chart(figure, said)
+    return Chart(figure, said, boundaries)
 
 
 def draw_paths(

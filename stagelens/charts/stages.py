@@ -96,7 +96,7 @@ def time_line(
         ticktext=boundary_ticks(steps),
         tickfont={"color": palette.text, "size": 13},
     )
-    return Chart(figure, alt)
+    return Chart(figure, alt, boundaries if measured else rates)
 
 
 def _edges(counts: Sequence[int]) -> list[float]:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import pandas as pd
 import plotly.graph_objects as go
 
 from ..contracts import BASE
@@ -44,6 +45,8 @@ class Palette:
         grid: Grid lines.
         line: The line over all examples.
         groups: Lines of groups, in order.
+        background: Of the page that figures stand on.
+        panel: Of a box on it.
     """
 
     name: str
@@ -52,6 +55,8 @@ class Palette:
     grid: str
     line: str
     groups: tuple[str, ...]
+    background: str = "transparent"
+    panel: str = "transparent"
 
 
 LIGHT = Palette(
@@ -61,6 +66,8 @@ LIGHT = Palette(
     "#E6EAEE",
     "#1F2933",
     ("#8A5A00", "#A8447E", "#00775A", "#6F5AA8", "#6B5B4B", "#4F6B85"),
+    "#FFFFFF",
+    "#F3F5F7",
 )
 DARK = Palette(
     "dark",
@@ -69,6 +76,8 @@ DARK = Palette(
     "#2D353E",
     "#E6EAEE",
     ("#E69F00", "#CC79A7", "#2BBF94", "#A99AE0", "#B7A38C", "#8FA3BF"),
+    "#0E1116",
+    "#1B2027",
 )
 EITHER = Palette(
     "either",
@@ -93,10 +102,17 @@ EITHER_STYLE = (
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure, and its takeaway in words for people who cannot see it."""
+    """A figure, its takeaway in words for people who cannot see it, and what it is drawn from.
+
+    Attributes:
+        figure: What is drawn.
+        alt: The takeaway, one sentence or a few.
+        rows: The rows behind it, for reports and exports; None to take them off the figure.
+    """
 
     figure: go.Figure
     alt: str
+    rows: pd.DataFrame | None = None
 
 
 def see_through(color: str, share: float) -> str:

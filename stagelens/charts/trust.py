@@ -84,7 +84,8 @@ def agreement(
             )
         )
     _axes(figure, low, high, behaviour, palette)
-    return Chart(figure, _said(points, behaviour, stage, estimate, slope, _wrong_share(x, y)))
+    said = _said(points, behaviour, stage, estimate, slope, _wrong_share(x, y))
+    return Chart(figure, said, points)
 
 
 def _kinds(gains: np.ndarray, within_noise: pd.Series) -> np.ndarray:

@@ -1,0 +1,75 @@
+"""The command that writes a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..contracts import StageLensError
+from ..results import stored_results
+from ..runs.files import atomic_path, check_writable
+from ..runs.run import Run
+from ..terminal import Reporter
+from .options import ProgressFile, RunFolder, TaskOption, opened_with
+
+commands = typer.Typer()
+
+
+@commands.command(
+    epilog="Examples: stagelens report runs/digits --out report.html   "
+    "stagelens report runs/digits --set test --out rows.csv --force"
+)
+def report(
+    run: RunFolder,
+    out: Annotated[
+        Path,
+        typer.Option(help="A .html file, or .csv or .json for the rows behind the report."),
+    ],
+    set_name: Annotated[
+        str | None, typer.Option("--set", help="Evaluation set; by default the only one, or test.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write over a file that is there.")
+    ] = False,
+    task: TaskOption = None,
+    progress: ProgressFile = None,
+) -> None:
+    """Write a report that opens anywhere: what stands out, every chart, and the pinned findings.
+
+    One HTML file that needs no network and no StageLens. Where nothing has been measured on the
+    set yet, the default estimator measures it first.
+    """
+    from ..report.page import as_html
+    from ..report.rows import as_csv, as_json
+    from ..report.sections import whole_report
+
+    writers = {".html": as_html, ".csv": as_csv, ".json": as_json}
+    if out.suffix not in writers:
+        raise StageLensError(f"{out}: name the file .html, .csv or .json")
+    if out.exists() and not force:
+        raise StageLensError(f"{out} is there already; give another name, or --force")
+    check_writable(out)
+    with Reporter(progress).running() as told:
+        opened = opened_with(run, task)
+        _ = opened.last
+        examples = opened.evaluation_set(set_name)
+        if not stored_results(opened, examples.name):
+            _measure(opened, examples.name, told)
+        told(1.0, "Writing the report")
+        made, problems = whole_report(opened, examples.name)
+        content = writers[out.suffix](made)
+    for problem in (*opened.problems, *problems):
+        typer.echo(f"Note: {problem}", err=True)
+    with atomic_path(out) as temporary:
+        temporary.write_bytes(content)
+    typer.echo(f"{out}: {len(made.findings)} findings, {len(content) / 1e6:.1f} MB")
+
+
+def _measure(run: Run, set_name: str, told: Reporter) -> None:
+    from .. import effects
+    from ..estimators.ladder import default_estimator
+
+    effects.boundaries(run, set_name)
+    effects.attribute(run, set_name, default_estimator(run), None, told)

@@ -1,0 +1,189 @@
+"""Figures that lie in files: what is drawn of them, what they hold, and how much room they take.
+
+A file may have been written by anybody, so a figure is drawn only where it asks nothing of the
+network: its kinds of traces are known, and its pictures are part of it.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..charts.style import Chart
+from ..contracts import RunError
+from .finding import Rows
+
+TRACES = frozenset(
+    ("bar", "box", "contour", "heatmap", "histogram", "image", "scatter", "scattergl", "violin")
+)
+"""Kinds of traces that need nothing but their data; maps fetch tiles and shapes."""
+
+MOST_MARKS = 1_500
+"""Marks of one trace in a report; of more, evenly spread ones are drawn, and that is said."""
+
+_PICTURES = ("source", "sourcesrc")
+_TAG = re.compile(r"<[^>]*>")
+
+
+def kept(chart: Chart) -> tuple[dict[str, Any], Rows]:
+    """What a finding keeps of a chart: its figure as plotly writes it in JSON, and its rows."""
+    figure: dict[str, Any] = json.loads(chart.figure.to_json(validate=False))
+    return figure, Rows.of(drawn_rows(figure) if chart.rows is None else chart.rows)
+
+
+def check_figure(figure: Mapping[str, Any], path: Path) -> None:
+    """See that a figure can be drawn without asking anybody.
+
+    Raises:
+        RunError: It cannot; names the file.
+    """
+    traces = figure.get("data")
+    if not isinstance(traces, list) or not isinstance(figure.get("layout"), dict):
+        raise RunError(f"{path}: figure: it has no data or no layout")
+    for trace in traces:
+        kind = trace.get("type", "scatter") if isinstance(trace, dict) else None
+        if kind not in TRACES:
+            raise RunError(f"{path}: figure: a trace is of the kind {kind!r}, which is not drawn")
+    for value in _pictures(figure):
+        if not (isinstance(value, str) and value.startswith("data:image/")):
+            raise RunError(f"{path}: figure: a picture in it lies elsewhere, and is not fetched")
+
+
+def _pictures(value: object) -> Iterator[object]:
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            if key in _PICTURES and each is not None:
+                yield each
+            else:
+                yield from _pictures(each)
+    elif isinstance(value, list):
+        for each in value:
+            if isinstance(each, Mapping | list):
+                yield from _pictures(each)
+
+
+# ------------------------------------------------------------------------------------- values
+
+
+def values_of(array: object) -> list[Any]:
+    """The values of an array of a figure, which plotly may have written as bytes."""
+    if isinstance(array, Mapping) and "bdata" in array:
+        flat = np.frombuffer(base64.b64decode(array["bdata"]), np.dtype(str(array["dtype"])))
+        shape = [int(n) for n in str(array.get("shape", len(flat))).split(",")]
+        values = flat.astype(object)
+        values[flat != flat] = None  # JSON knows no NaN
+        found: list[Any] = values.reshape(shape).tolist()
+        return found
+    return list(array) if isinstance(array, list | tuple) else []
+
+
+def drawn_rows(figure: Mapping[str, Any]) -> pd.DataFrame:
+    """What a figure is drawn from, one row per mark, where nobody gave the rows themselves.
+
+    Args:
+        figure: As plotly writes it in JSON.
+
+    Returns:
+        ``trace``, ``x``, ``y``, ``z`` where there are shades, and ``said``: what a pointer reads.
+    """
+    parts = []
+    for trace in figure["data"]:
+        x, y, z = (values_of(trace.get(axis)) for axis in ("x", "y", "z"))
+        said = values_of(trace.get("customdata"))
+        if z and isinstance(z[0], list):
+            across = x or list(range(len(z[0])))
+            down = y or list(range(len(z)))
+            told = said if said and isinstance(said[0], list) else [[None] * len(r) for r in z]
+            part = [
+                (trace.get("name"), a, d, value, words)
+                for d, row, line in zip(down, z, told, strict=False)
+                for a, value, words in zip(across, row, line, strict=False)
+            ]
+        else:
+            count = max(len(x), len(y))
+            told = said if len(said) == count else [None] * count
+            x, y = x or list(range(count)), y or list(range(count))
+            part = [
+                (trace.get("name"), a, b, None, words)
+                for a, b, words in zip(x, y, told, strict=False)
+            ]
+        parts += part
+    rows = pd.DataFrame(parts, columns=["trace", "x", "y", "z", "said"])
+    rows["said"] = [_bare(words) for words in rows["said"]]
+    return rows.dropna(axis="columns", how="all")
+
+
+def _bare(words: object) -> str | None:
+    """What a pointer reads, without plotly's markup."""
+    if not isinstance(words, str):
+        return None
+    return html.unescape(_TAG.sub("", words.replace("<br>", "; ")))
+
+
+# ---------------------------------------------------------------------------------- for a report
+
+
+def fitted(figure: Mapping[str, Any], room: int) -> tuple[str | None, str]:
+    """A figure as a report draws it: without WebGL, and within its room.
+
+    Args:
+        figure: As plotly writes it in JSON.
+        room: Bytes that it may take.
+
+    Returns:
+        JSON that may stand between script tags, None where it does not fit; and what was left
+        out, empty where nothing was.
+    """
+    said = []
+    traces = [dict(trace) for trace in figure["data"]]
+    for trace in traces:
+        if trace.get("type") == "scattergl":
+            trace["type"] = "scatter"
+        count = max(len(values_of(trace.get("x"))), len(values_of(trace.get("y"))))
+        if trace.get("mode") == "markers" and count > MOST_MARKS:
+            _thin(trace, count)
+            name = f" of {trace['name']}" if trace.get("name") else ""
+            said.append(f"{MOST_MARKS:,} of {count:,} marks{name} are drawn")
+    small = {"data": traces, "layout": figure["layout"]}
+    text = _script_json(small)
+    if len(text) > room:
+        for trace in traces:
+            for name in ("customdata", "hovertemplate", "hovertext"):
+                trace.pop(name, None)
+            trace["hoverinfo"] = "skip"
+        text = _script_json(small)
+        said.append("what a pointer reads at each mark is left out for room")
+    if len(text) > room:
+        return None, "The picture is too large for a report; its rows are in the JSON"
+    told = "; ".join(said)
+    return text, told[:1].upper() + told[1:]
+
+
+def _thin(trace: dict[str, Any], count: int) -> None:
+    """Keep evenly spread marks of a trace, in everything that it says of each."""
+    kept = np.linspace(0, count - 1, MOST_MARKS).round().astype(int).tolist()
+
+    def of(value: Any) -> Any:
+        if isinstance(value, dict) and "bdata" not in value:
+            return {key: of(each) for key, each in value.items()}
+        values = values_of(value)
+        return [values[at] for at in kept] if len(values) == count else value
+
+    for key in list(trace):
+        trace[key] = of(trace[key])
+
+
+def _script_json(figure: Mapping[str, Any]) -> str:
+    """JSON in which nothing can end a script block."""
+    text = json.dumps(figure, separators=(",", ":"), allow_nan=False)
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text

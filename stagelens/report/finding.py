@@ -1,0 +1,216 @@
+"""What a finding is: something that was seen, and what people say of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..results import StageTrust
+from ..sentences import Sentence
+
+VERSION = 1
+MOST_ROWS = 5_000
+"""Rows that a finding keeps; of more, the first ones, and their number is said."""
+
+LONGEST_NOTE = 4_000
+"""Characters of a note."""
+
+Cell = str | float | int | bool | None
+
+
+class Rows(BaseModel):
+    """Rows of a table, or those that a chart is drawn from, as plain values.
+
+    Attributes:
+        columns: Names in order.
+        values: One list per row, as long as ``columns``; None where there is no number.
+        total: How many rows there were; more than ``values`` where some were left out.
+        formats: Column to how its numbers are printed, as for ``%``.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    columns: tuple[str, ...] = ()
+    values: tuple[tuple[Cell, ...], ...] = ()
+    total: int = 0
+    formats: dict[str, str] = {}
+
+    @classmethod
+    def of(cls, frame: pd.DataFrame, formats: Mapping[str, str] | None = None) -> Rows:
+        """The rows of a frame, at most :data:`MOST_ROWS`."""
+        kept = frame.head(MOST_ROWS)
+        return cls(
+            columns=tuple(str(name) for name in kept.columns),
+            values=tuple(
+                tuple(_cell(value) for value in row)
+                for row in kept.itertuples(index=False, name=None)
+            ),
+            total=len(frame),
+            formats=dict(formats or {}),
+        )
+
+    def records(self) -> list[dict[str, Cell]]:
+        """One dictionary per row."""
+        return [dict(zip(self.columns, row, strict=True)) for row in self.values]
+
+
+def _cell(value: object) -> Cell:
+    if isinstance(value, str):
+        return value
+    if value is None or value is pd.NA or value is pd.NaT:
+        return None
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, int | np.integer):
+        return int(value)
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, list | tuple | np.ndarray):
+        return ", ".join(str(each) for each in value)
+    return str(value)
+
+
+class View(BaseModel):
+    """Where something was seen: a page, and the query parameters that show it again.
+
+    Attributes:
+        page: As it stands in the address; empty for the Overview.
+        title: What the page is called.
+        query: Query parameters but for the run, which has another name on another server.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    page: str = Field(default="", pattern=r"^[A-Za-z0-9_]*$")
+    title: str = ""
+    query: dict[str, str] = {}
+
+
+class Seen(BaseModel):
+    """What was seen. Written once and never changed, so that a finding stays what it was.
+
+    Attributes:
+        version: Of this schema.
+        id: Name of the finding in the run folder.
+        kind: A chart, a table, or sentences alone.
+        title: What it shows, in a few words.
+        said: Its takeaway in words; what a chart says to people who cannot see it.
+        sentences: Stage effects in the sentence form, each with its trust.
+        run_name: Name of the run.
+        run_digest: Of the recorded training.
+        set_name: The evaluation set.
+        set_digest: Of its content.
+        noun: What an example is called.
+        behaviour: What was measured; empty where several were.
+        estimator: How the counterfactuals were obtained, with settings; empty where nothing
+            is counterfactual.
+        trust: What is known of every counterfactual that is shown.
+        observed: The models that all of it was measured on, where nothing is estimated; else empty.
+        filters: What was asked of the examples, by name.
+        view: Where it was seen.
+        figure: A plotly figure, as plotly writes it in JSON; None for a table.
+        rows: The rows of the table, or those that the figure is drawn from.
+        pinned: When.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    version: int = VERSION
+    id: str = Field(pattern=r"^[0-9a-f]{16}$")
+    kind: Literal["chart", "table", "sentences"]
+    title: str
+    said: str
+    sentences: tuple[Sentence, ...] = ()
+    run_name: str
+    run_digest: str
+    set_name: str
+    set_digest: str
+    noun: str = "example"
+    behaviour: str = ""
+    estimator: str = ""
+    trust: tuple[StageTrust, ...] = ()
+    observed: str = ""
+    filters: dict[str, str] = {}
+    view: View = View()
+    figure: dict[str, Any] | None = None
+    rows: Rows = Rows()
+    pinned: datetime = Field(default_factory=lambda: datetime.now(UTC))
+
+
+class Edit(BaseModel):
+    """One change of what people say of a finding; only what it changes is set.
+
+    Attributes:
+        version: Of this schema.
+        at: Nanoseconds since 1970; later than every edit that its writer saw.
+        note: The note.
+        place: Findings are ordered by it.
+        removed: Whether the finding is taken out of the report.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    version: int = VERSION
+    at: int
+    note: str | None = Field(default=None, max_length=LONGEST_NOTE)
+    place: float | None = None
+    removed: bool | None = None
+
+    @property
+    def time(self) -> datetime:
+        """When it was made."""
+        return datetime.fromtimestamp(self.at / 1e9, UTC)
+
+
+class Finding(BaseModel):
+    """Something that was seen, with what people say of it now and said before.
+
+    Attributes:
+        seen: What was seen.
+        history: Every edit, oldest first. Of each thing that edits change, the last one counts.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    seen: Seen
+    history: tuple[Edit, ...] = ()
+
+    @property
+    def id(self) -> str:
+        """Its name in the run folder."""
+        return self.seen.id
+
+    @property
+    def notes(self) -> list[Edit]:
+        """The edits that wrote a note, oldest first."""
+        return [edit for edit in self.history if edit.note is not None]
+
+    @property
+    def note(self) -> str:
+        """The note as it is now."""
+        return self._last("note", "")
+
+    @property
+    def place(self) -> float:
+        """Findings are ordered by it; by default by the time of pinning."""
+        return self._last("place", self.seen.pinned.timestamp())
+
+    @property
+    def removed(self) -> bool:
+        """Whether it is taken out of the report."""
+        return self._last("removed", False)
+
+    def _last(self, name: str, default: Any) -> Any:
+        values = [getattr(edit, name) for edit in self.history]
+        return next((value for value in reversed(values) if value is not None), default)
+
+
+def in_order(findings: Iterable[Finding]) -> list[Finding]:
+    """By place; findings that share one keep the same order everywhere."""
+    return sorted(findings, key=lambda finding: (finding.place, finding.id))

@@ -1,0 +1,210 @@
+"""A report as one HTML page that needs nothing else: no network, no server, no second file.
+
+Everything that comes from data goes through the template's escaping; plotly.js stands in the page
+once, and a content security policy lets the browser run this and nothing more.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from importlib import resources
+from typing import Any
+from urllib.parse import urlencode, urljoin
+
+import jinja2
+from markupsafe import Markup
+
+from ..charts.style import DARK, EITHER_STYLE, LIGHT, short, written_out
+from ..standing import MARKS, MEANINGS, WORDS
+from ..summary import number
+from . import telling
+from .figures import fitted
+from .finding import Cell, Finding, Rows, View
+from .words import GLOSSARY, METHOD, SOURCE
+
+LARGEST = 8_000_000
+"""Bytes that a report may have."""
+
+_MOST_ROOM = 400_000
+"""Bytes of one figure, where the report has room."""
+_WORDS = 400
+"""Bytes that are said of a figure, at most."""
+_HEIGHT = 360
+_SHOWN_ROWS = 100
+_LONGEST = 600
+"""Characters of a cell."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """Some findings under a heading.
+
+    Attributes:
+        title: The heading.
+        about: What the reader is looking at, in a sentence.
+        findings: In order.
+    """
+
+    title: str
+    about: str = ""
+    findings: Sequence[Finding] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report holds.
+
+    Attributes:
+        run_name: Name of the run.
+        run_digest: Of its recorded training.
+        sections: In order; those without findings are left out.
+        made: When.
+        address: Where the dashboard is, for links back to a view; empty where it is not known.
+        run_reference: How the dashboard's links name the run.
+    """
+
+    run_name: str
+    run_digest: str
+    sections: Sequence[Section]
+    made: datetime = field(default_factory=lambda: datetime.now(UTC))
+    address: str = ""
+    run_reference: str = ""
+
+    @property
+    def findings(self) -> list[Finding]:
+        """All findings, in order."""
+        return [finding for section in self.sections for finding in section.findings]
+
+
+def as_html(report: Report) -> bytes:
+    """The report as one file.
+
+    Args:
+        report: What it holds. A figure that leaves no room for the others is thinned, and that
+            is said under it.
+    """
+    from plotly.offline import get_plotlyjs
+
+    plotly, draw = get_plotlyjs(), _file("report.js")
+    drawn = {f.id: f.seen.figure for f in report.findings if f.seen.figure is not None}
+
+    def render(figures: Mapping[str, tuple[Markup | None, int, str]]) -> bytes:
+        return (
+            _templates()
+            .get_template("report.html")
+            .render(
+                report=report,
+                sections=[section for section in report.sections if section.findings],
+                figures=figures,
+                plotly=Markup(plotly if drawn else ""),
+                draw=Markup(draw),
+                style=Markup(_colours() + _file("report.css")),
+                chart_style=Markup(EITHER_STYLE),
+                policy=_policy([plotly, draw] if drawn else [draw]),
+                marks=[(MARKS[one], WORDS[one], MEANINGS[one]) for one in MARKS],
+                method=METHOD,
+                source=SOURCE,
+                glossary=GLOSSARY,
+                links={each.id: _link(report, each.seen.view) for each in report.findings},
+            )
+            .encode()
+        )
+
+    nothing = (Markup("{}"), 0, "")
+    left = LARGEST - len(render(dict.fromkeys(drawn, nothing)))
+    room = min(left // max(len(drawn), 1) - _WORDS, _MOST_ROOM)
+    return render({name: _figure(figure, room) for name, figure in drawn.items()})
+
+
+def _figure(figure: Mapping[str, Any], room: int) -> tuple[Markup | None, int, str]:
+    """A figure as JSON for a script block, its height, and what was left out."""
+    text, said = fitted(figure, room)
+    height = figure["layout"].get("height")
+    pixels = int(height) if isinstance(height, int | float) else _HEIGHT
+    return (None if text is None else Markup(text), pixels, said)
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    """Only these scripts run, and nothing is fetched."""
+    hashes = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+        for script in scripts
+    )
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _link(report: Report, view: View) -> tuple[str, bool]:
+    """What shows a finding's view again, and whether it is an address that can be followed."""
+    query = {"run": report.run_reference, **view.query} if report.run_reference else view.query
+    words = f"{view.page}?{urlencode(query)}" if query else view.page
+    if report.address.startswith(("http://", "https://")):
+        return urljoin(report.address, words), True
+    return words, False
+
+
+# ------------------------------------------------------------------------------------ template
+
+
+@cache
+def _templates() -> jinja2.Environment:
+    made = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_file),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        # Names from data can neither turn nor hide what stands behind them.
+        finalize=lambda value: written_out(value) if type(value) is str else value,
+    )
+    made.globals.update(telling=telling, cell=_cell, is_number=_is_number, most=_SHOWN_ROWS)
+    return made
+
+
+def _file(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text("utf-8")
+
+
+def _cell(rows: Rows, column: str, value: Cell) -> str | Markup:
+    """A cell as people read it."""
+    if value is None:
+        return "–"
+    if isinstance(value, str):
+        if value.startswith("data:image/png;base64,"):
+            return Markup('<img src="{}" alt="">').format(value)
+        return short(value, _LONGEST)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if column in rows.formats:
+        try:
+            return rows.formats[column] % value
+        except (TypeError, ValueError):
+            return number(value)
+    return f"{value:,}" if isinstance(value, int) else number(value)
+
+
+def _is_number(value: Cell) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _colours() -> str:
+    """The charts' own colours, for both backgrounds; printed pages are light."""
+
+    def of(palette: Any) -> str:
+        return (
+            f"--text:{palette.text};--muted:{palette.muted};--line:{palette.grid};"
+            f"--page:{palette.background};--panel:{palette.panel}"
+        )
+
+    return (
+        f":root{{{of(LIGHT)};color-scheme:light}}\n"
+        "@media screen and (prefers-color-scheme:dark)"
+        f"{{:root{{{of(DARK)};color-scheme:dark}}}}\n"
+    )

@@ -1,0 +1,110 @@
+"""The rows that findings rest on, as CSV and as JSON; every row says what it needs to be read."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from . import telling
+from .finding import Cell, Finding, Rows
+from .page import Report
+
+LEADING = (
+    *("finding", "title", "set", "set_digest", "run_digest", "estimator", "trust_of_row"),
+    *("filters", "sentence", "note"),
+)
+"""Columns that a row of the CSV begins with; the finding's own follow, under their own names."""
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What spreadsheets take for the beginning of a formula."""
+
+
+def as_json(report: Report) -> bytes:
+    """All findings of a report with their rows."""
+    document = {
+        "made_by": "StageLens",
+        "made": report.made.isoformat(timespec="seconds"),
+        "run": {"name": report.run_name, "digest": report.run_digest},
+        "findings": [_finding(each) for each in report.findings],
+    }
+    return (json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    seen = finding.seen
+    return {
+        "id": seen.id,
+        "kind": seen.kind,
+        "title": seen.title,
+        "sentences": [str(each) for each in telling.sentences(seen)],
+        "note": finding.note,
+        "run_digest": seen.run_digest,
+        "set": {"name": seen.set_name, "digest": seen.set_digest},
+        "behaviour": seen.behaviour,
+        "estimator": telling.estimator(seen),
+        "trust": [
+            {"stage": each.stage, "estimator": each.by, "trust": each.words, "means": each.meaning}
+            for each in telling.known(seen)
+        ],
+        "filters": seen.filters,
+        "view": seen.view.model_dump(),
+        "pinned": seen.pinned.isoformat(timespec="seconds"),
+        "total_rows": seen.rows.total,
+        "rows": [
+            {name: None if is_picture(value) else value for name, value in row.items()}
+            for row in seen.rows.records()
+        ],
+    }
+
+
+def as_csv(report: Report) -> bytes:
+    """One line per row of every finding; lines that begin with # stand before the table."""
+    text = io.StringIO()
+    for line in (
+        f"StageLens, {report.made.isoformat(timespec='seconds')}",
+        f"run: {report.run_name}",
+        f"run digest: {report.run_digest}",
+        *(
+            f"finding {number}: {each.seen.title}; filters: "
+            f"{telling.filters_text(each.seen.filters)}"
+            for number, each in enumerate(report.findings, 1)
+        ),
+    ):
+        text.write(f"# {' '.join(line.split())}\n")
+    own = list(dict.fromkeys(c for each in report.findings for c in each.seen.rows.columns))
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*LEADING, *(f"{c} of row" if c in LEADING else c for c in own)])
+    for number, finding in enumerate(report.findings, 1):
+        writer.writerows(_lines(number, finding, own))
+    return text.getvalue().encode()
+
+
+def _lines(number: int, finding: Finding, own: Sequence[str]) -> list[list[Cell]]:
+    seen = finding.seen
+    said = " ".join(str(each) for each in telling.sentences(seen))
+    lines = []
+    for row in (seen.rows if seen.rows.values else Rows(values=((),), total=1)).records():
+        leading = (
+            *(number, seen.title, seen.set_name, seen.set_digest, seen.run_digest),
+            *(telling.estimator(seen), telling.trust_text(seen, row.get("stage"))),
+            *(telling.filters_text(seen.filters), said, finding.note),
+        )
+        lines.append([_cell(each) for each in (*leading, *(row.get(name) for name in own))])
+    return lines
+
+
+def _cell(value: Cell) -> Cell:
+    """Text from data is never a formula, and pictures are left out."""
+    if is_picture(value):
+        return ""
+    if isinstance(value, str) and value.startswith(_FORMULA):
+        return f"'{value}"
+    return value
+
+
+def is_picture(value: object) -> bool:
+    """Whether a cell is an image rather than words."""
+    return isinstance(value, str) and value.startswith("data:image/")

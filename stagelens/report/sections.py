@@ -1,0 +1,346 @@
+"""The full default report of a run: what the dashboard's pages say, without the dashboard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from .. import charts, noise, summary
+from ..charts.groups import group_gaps as draw_gaps
+from ..contracts import Behaviour, StageLensError
+from ..estimates import Effects, as_effects, best_known, stored
+from ..results import ResultFacts, StageTrust, load_result
+from ..runs.evaluation_sets import EvaluationSet
+from ..runs.run import Run
+from ..sentences import FEWEST, Sentence, headlines, mean_sentence
+from ..spurious.gaps import gap_notes, gap_sentences, group_gaps
+from ..spurious.stored import load_features, noise_key, strongest
+from ..spurious.telling import feature_sentence
+from ..standing import WORDS, label, standing_of
+from ..summary import ACCURACY, count_text, phrase
+from ..verification import trusted
+from .figures import kept
+from .finding import Finding, Rows, Seen
+from .page import Report, Section
+from .store import FindingStore, new_id
+from .telling import RECORDED
+
+_FEATURES = 3
+"""Found features per stage."""
+_ABOUT_GAPS = "Groups under the final model, and under the model without each stage."
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What a default report is made from.
+
+    Attributes:
+        run: The run.
+        examples: The evaluation set.
+        facts: What the shown effect table says of itself.
+        effects: The best estimate that is stored.
+        every: All stored estimates, best first.
+        orders: Effects in several orders of the batches; None where the noise is not known.
+        by: The column that groups come from; None where there is none.
+    """
+
+    run: Run
+    examples: EvaluationSet
+    facts: ResultFacts
+    effects: Effects
+    every: Sequence[Effects]
+    orders: pd.DataFrame | None
+    by: str | None
+
+    @classmethod
+    def of(cls, run: Run, set_name: str) -> Basis:
+        """Read what is stored for a set.
+
+        Raises:
+            StageLensError: Nothing has been measured on it yet; says how to.
+        """
+        examples = run.evaluation_set(set_name)
+        orders = noise.load_orders(run, set_name)
+        every: list[tuple[ResultFacts, Effects]] = []
+        for name, facts in stored(run, set_name).items():
+            found = load_result(run, set_name, "effects", facts.estimator, facts.settings)
+            if found is not None:
+                every.append((facts, as_effects(name, trusted(run, found), orders)))
+        if not every:
+            raise StageLensError(
+                f"no stage effect has been measured on set {set_name!r} of {run.path} yet; measure "
+                f"them with: stagelens attribute {run.path} --set {set_name}"
+            )
+        facts, best = every[0]
+        columns = summary.group_columns(examples.table(), (*examples.columns, "label"))
+        by = columns[0] if columns else None
+        tables = [effects for _, effects in every]
+        return cls(run, examples, facts, best, tables, orders, by)
+
+    @property
+    def stages(self) -> list[str]:
+        """Stage names in training order."""
+        return [stage.name for stage in self.run.stages]
+
+    @property
+    def noun(self) -> str:
+        """What an example is called."""
+        return self.examples.kind
+
+    @property
+    def trust(self) -> tuple[StageTrust, ...]:
+        """What is known of the shown estimate's counterfactuals, in training order."""
+        return tuple(
+            self.effects.trust[stage] for stage in self.stages if stage in self.effects.trust
+        )
+
+    def finding(self, **seen: Any) -> Finding:
+        """A finding on this set of this run."""
+        return Finding(
+            seen=Seen(
+                id=new_id(),
+                run_name=self.run.name,
+                run_digest=self.run.digest,
+                set_name=self.examples.name,
+                set_digest=self.examples.digest,
+                noun=self.noun,
+                **seen,
+            )
+        )
+
+    def chart(self, chart: charts.Chart, **seen: Any) -> Finding:
+        """A chart as a finding."""
+        figure, rows = kept(chart)
+        return self.finding(kind="chart", said=chart.alt, figure=figure, rows=rows, **seen)
+
+
+def whole_report(run: Run, set_name: str) -> tuple[Report, list[str]]:
+    """The default report with the pinned findings behind it, and what could not be read.
+
+    Raises:
+        StageLensError: Nothing has been measured on the set yet.
+    """
+    found = FindingStore(run).read()
+    pinned = Section("Findings", "Pinned by people who looked at this run.", found.kept)
+    sections = [*default_sections(run, set_name), pinned]
+    return Report(run.name, run.digest, sections), found.problems
+
+
+def default_sections(run: Run, set_name: str) -> list[Section]:
+    """Headlines, credit and blame, stages, group gaps, found features and trust.
+
+    Raises:
+        StageLensError: Nothing has been measured on the set yet.
+    """
+    basis = Basis.of(run, set_name)
+    parts: tuple[tuple[str, str, Callable[[Basis], list[Finding]]], ...] = (
+        ("What stands out", _about(basis), _headlines),
+        (
+            "Credit and blame",
+            "What each stage made better (credit) and worse (blame) for single examples, and the "
+            "net of both.",
+            _bars,
+        ),
+        ("Stages", "In training order, with what was measured after each.", _time_line),
+        ("Group gaps", _ABOUT_GAPS, _gaps),
+        (
+            "Features found without metadata",
+            "What goes with a stage's effect, tested within each label. That a feature goes with "
+            "an effect does not say that it is spurious: look at the examples.",
+            _features,
+        ),
+        ("Trust", "Every estimate that is stored for this set.", _trust),
+    )
+    return [Section(title, about, make(basis)) for title, about, make in parts]
+
+
+def _about(basis: Basis) -> str:
+    count = count_text(basis.examples.count, basis.noun)
+    told = f": {basis.examples.description}" if basis.examples.description else ""
+    known = "by replay where one is stored"
+    beyond = (
+        "two standard errors and training noise"
+        if basis.orders is not None
+        else ("two standard errors; training noise is not known")
+    )
+    return (
+        f"Set {basis.examples.name}, {count}{told}. Mean effects over at least "
+        f"{count_text(FEWEST, basis.noun)}, {known}, beyond {beyond}."
+    )
+
+
+def _headlines(basis: Basis) -> list[Finding]:
+    best = best_known(basis.effects, basis.every[1:])
+    made = []
+    for behaviour in _shown(best):
+        found = headlines(
+            best.table, behaviour, basis.stages, best.trust, basis.noun, basis.by,
+            orders=basis.orders,
+        )  # fmt: skip
+        if not found:
+            continue
+        trust = dict.fromkeys(each.trust for each in found if each.trust is not None)
+        made.append(
+            basis.finding(
+                kind="sentences",
+                title=phrase(behaviour).capitalize(),
+                said=" ".join(str(each) for each in found),
+                sentences=tuple(found),
+                behaviour=behaviour.name,
+                estimator=", ".join(dict.fromkeys(each.estimator for each in trust)),
+                trust=tuple(trust),
+            )
+        )
+    return made
+
+
+def _shown(effects: Effects) -> list[Behaviour]:
+    """The first two behaviours: accuracy where there are labels, and the first measured one."""
+    return list(effects.behaviours.values())[:2]
+
+
+def _bars(basis: Basis) -> list[Finding]:
+    made = []
+    for behaviour in _shown(basis.effects):
+        table, trust = basis.effects.table, basis.effects.trust
+        means = summary.stage_summary(table, behaviour, basis.stages, None, basis.orders)
+        about = f"all {basis.noun}s"
+        chart = charts.credit_and_blame(means, behaviour, trust, charts.EITHER, about)
+        made.append(
+            basis.chart(
+                chart,
+                title=f"Credit and blame of each stage for the {phrase(behaviour)} on {about}",
+                sentences=_mean_sentences(basis, means, behaviour),
+                behaviour=behaviour.name,
+                estimator=basis.effects.estimator,
+                trust=basis.trust,
+            )
+        )
+    return made
+
+
+def _mean_sentences(
+    basis: Basis, means: pd.DataFrame, behaviour: Behaviour
+) -> tuple[Sentence, ...]:
+    trust = basis.effects.trust
+    rows = means.to_dict("records")
+    return tuple(
+        mean_sentence(row, behaviour, basis.noun, None, trust.get(str(row["stage"])))
+        for row in rows
+    )
+
+
+def _time_line(basis: Basis) -> list[Finding]:
+    steps = {stage.name: stage.updates for stage in basis.run.stages}
+    found = load_result(basis.run, basis.examples.name, "boundaries")
+    behaviour = _shown(basis.effects)[0]
+    measured = None
+    if found is not None:
+        table = summary.boundaries_with_accuracy(found.table, basis.examples.table())
+        parts = [summary.boundary_summary(table, behaviour, basis.stages)]
+        if basis.by is not None:
+            parts.append(summary.boundary_summary(table, behaviour, basis.stages, basis.by))
+        measured = pd.concat([part for part in parts if len(part)], ignore_index=True)
+    rates = summary.learning_rates(basis.run.stages)
+    chart = charts.time_line(steps, rates, measured, behaviour, charts.EITHER)
+    title = "Learning rates" + (
+        "" if measured is None else f", and the {phrase(behaviour)} after each boundary"
+    )
+    return [basis.chart(chart, title=title, behaviour=behaviour.name, observed=RECORDED)]
+
+
+def _gaps(basis: Basis) -> list[Finding]:
+    by, effects = basis.by, basis.effects
+    if by is None or by == "label" or ACCURACY.name not in effects.behaviours:
+        return []
+    gaps = group_gaps(effects.table, basis.stages, (by,), ACCURACY, basis.orders)
+    stages = [stage for stage in basis.stages if stage in effects.trust]
+    notes = gap_notes(gaps, stages, effects.trust)
+    return [
+        basis.chart(
+            draw_gaps(gaps.metrics, gaps.behaviour, notes, charts.EITHER),
+            title="Accuracy by group" if by == "group" else f"Accuracy by {by}",
+            sentences=tuple(gap_sentences(gaps, stages, effects.trust, basis.noun)),
+            behaviour=ACCURACY.name,
+            estimator=effects.estimator,
+            trust=basis.trust,
+        )
+    ]
+
+
+def _features(basis: Basis) -> list[Finding]:
+    facts, name = basis.facts, basis.examples.name
+    known = noise_key(basis.orders)
+    found = load_features(basis.run, name, facts.estimator, facts.settings, known)
+    if found is None:
+        return []
+    behaviour = found.facts.behaviour.behaviour()
+    best = [strongest(found, stage.stage).head(_FEATURES) for stage in found.facts.stages]
+    best = [rows[rows["kind"] != "column"] for rows in best]
+    rows = pd.concat(best, ignore_index=True) if best else pd.DataFrame()
+    if rows.empty:
+        return []
+    trust = basis.effects.trust
+    said = [
+        feature_sentence(of.iloc[0].to_dict(), behaviour, basis.noun, trust.get(str(stage)))
+        for stage, of in rows.groupby("stage", sort=False)
+    ]
+    columns = (
+        *("stage", "kind", "name", "label", "support", "mean_with", "mean_without"),
+        *("difference", "low", "high", "q"),
+    )
+    return [
+        basis.finding(
+            kind="table",
+            title=f"Features that go with the effect of a stage on the {phrase(behaviour)}",
+            said=" ".join(str(each) for each in said),
+            sentences=tuple(said),
+            behaviour=behaviour.name,
+            estimator=basis.effects.estimator,
+            trust=basis.trust,
+            rows=Rows.of(rows[list(columns)].rename(columns=lambda c: c.replace("_", " "))),
+        )
+    ]
+
+
+def _trust(basis: Basis) -> list[Finding]:
+    behaviour = _shown(basis.effects)[-1].name
+    rows, trusts = [], []
+    for effects in basis.every:
+        for stage in basis.stages:
+            if (trust := effects.trust.get(stage)) is None:
+                continue
+            agreement = trust.agreement(behaviour)
+            trusts.append(trust)
+            rows.append(
+                {
+                    "estimator": effects.estimator,
+                    "stage": stage,
+                    "trust": WORDS[standing_of(trust, behaviour)],
+                    "r with replay": None if agreement is None else agreement.r,
+                    "slope": None if agreement is None else agreement.slope,
+                    "error %": None if agreement is None else 100 * agreement.relative_error,
+                    "expected error %": None
+                    if trust.expected_error is None
+                    else 100 * trust.expected_error,
+                }
+            )
+    said = (
+        f"{effects.estimator}: "
+        + ", ".join(f"{s} {label(t, behaviour)}" for s, t in effects.trust.items())
+        for effects in basis.every
+    )
+    return [
+        basis.finding(
+            kind="table",
+            title=f"What is known of each stage effect on the {behaviour}",
+            said=f"{'. '.join(said)}.",
+            behaviour=behaviour,
+            estimator=", ".join(effects.estimator for effects in basis.every),
+            trust=basis.trust,
+            rows=Rows.of(pd.DataFrame(rows)),
+        )
+    ]

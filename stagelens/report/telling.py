@@ -1,0 +1,86 @@
+"""What every number of a report is told with: its trust, its estimator, its set, and a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..sentences import Part, Sentence
+from ..standing import MARKS, explained, label, standing_of
+from .finding import Seen
+
+OBSERVED = "observed"
+"""In the place of trust and of an estimator, where what is shown was measured and not estimated."""
+
+RECORDED = "the models that training recorded"
+"""What behaviours after each boundary are measured on."""
+
+UNKNOWN = "trust not known"
+_UNKNOWN = "It is not known how far this may be leaned on; look at the view that it is from."
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of one counterfactual, as it is printed.
+
+    Attributes:
+        stage: The stage that is left out; empty where everything is observed.
+        mark: One shape, so that standings can be told without colour.
+        words: A few words with the figures that matter.
+        meaning: In sentences.
+        by: The estimator.
+    """
+
+    stage: str
+    mark: str
+    words: str
+    meaning: str
+    by: str
+
+
+def known(seen: Seen) -> list[Known]:
+    """What is known of every counterfactual of a finding; never empty."""
+    behaviour = seen.behaviour or None
+    found = [
+        Known(
+            trust.stage,
+            MARKS[standing_of(trust, behaviour)],
+            label(trust, behaviour),
+            explained(trust, behaviour),
+            trust.estimator,
+        )
+        for trust in seen.trust
+    ]
+    if found:
+        return found
+    if seen.observed:
+        meaning = f"Measured on {seen.observed}; nothing in it is estimated."
+        return [Known("", MARKS["exact"], OBSERVED, meaning, OBSERVED)]
+    return [Known("", MARKS["rough"], UNKNOWN, _UNKNOWN, UNKNOWN)]
+
+
+def estimator(seen: Seen) -> str:
+    """How the counterfactuals were obtained."""
+    return seen.estimator or ", ".join(dict.fromkeys(each.by for each in known(seen)))
+
+
+def sentences(seen: Seen) -> tuple[Sentence, ...]:
+    """The sentence form; the takeaway in words where no stage effect is shown. Never empty."""
+    return seen.sentences or (Sentence((Part(seen.said),)),)
+
+
+def trust_text(seen: Seen, stage: object = None) -> str:
+    """What is known in one line: of one stage where a number is of one, else of all.
+
+    Args:
+        seen: The finding's.
+        stage: A stage's name; anything else stands for all stages.
+    """
+    found = known(seen)
+    own = [each for each in found if each.stage == stage] or found
+    return "; ".join(f"{each.stage}: {each.words}" if each.stage else each.words for each in own)
+
+
+def filters_text(filters: Mapping[str, str]) -> str:
+    """What was asked of the examples."""
+    return "; ".join(f"{name}: {value}" for name, value in filters.items()) or "none"

@@ -1,0 +1,49 @@
+"""The method and the words of a report, for readers who never saw the dashboard."""
+
+from __future__ import annotations
+
+METHOD = (
+    "A model is the product of several training stages. A stage effect is the difference in the "
+    "final model's behaviour with and without the stage's updates: the behaviour of the final "
+    "model minus that of the counterfactual, the model as it would be had the stage not happened "
+    "and all later stages run as they were.",
+    "An estimator is a way to obtain a counterfactual without training anew. Replay runs the "
+    "recorded steps again, same batches, same schedule, same random numbers, and is the ground "
+    "truth that every other estimator is held against. What is known of an estimate's error is its "
+    "trust; it stands beside every number.",
+    "Credit is a stage effect that makes the behaviour better for an example, blame one that makes "
+    "it worse, by the behaviour's own direction: lower loss is better, higher margin is better. "
+    "Over many examples both are means, and their sum is the net effect. An effect of less than "
+    "two noise sd, that is how much it varies with the order of the batches, is no finding.",
+)
+"""Paragraphs."""
+
+SOURCE = (
+    "Zhang, Du, Ma and Lakkaraju, Who Gets Credit or Blame? Attributing Accountability in Modern "
+    "AI Systems, arXiv 2506.00175"
+)
+
+GLOSSARY: tuple[tuple[str, str], ...] = (
+    ("run", "one model's training history: its stages, recorded steps, sets and results"),
+    ("stage", "a contiguous block of optimiser steps with its own data, loss and schedule"),
+    ("boundary", "the training state between two stages; the state before the first is the base"),
+    (
+        "behaviour",
+        "one number per example measured on a model, such as the loss, the margin (log-odds of "
+        "the label) or the probability of the label",
+    ),
+    (
+        "counterfactual",
+        "the model as it would be had a stage's updates not happened, all later stages run as "
+        "they were",
+    ),
+    ("stage effect", "behaviour of the final model minus behaviour of the counterfactual"),
+    ("credit", "a stage effect that makes the behaviour better"),
+    ("blame", "a stage effect that makes the behaviour worse"),
+    ("estimator", "a way to obtain a counterfactual"),
+    ("replay", "running recorded steps again; the ground truth for a counterfactual"),
+    ("trust", "what is known of an estimate's error"),
+    ("set", "an evaluation set: the examples that behaviours are measured on"),
+    ("run digest", "names the recorded training exactly; another training has another one"),
+)
+"""Words and their meanings, in the order in which they build on each other."""

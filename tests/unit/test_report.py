@@ -1,0 +1,350 @@
+"""A report stands alone, holds what every number needs, and shows names from data as they are."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import io
+import json
+import re
+import shutil
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from stagelens.cli import app
+from stagelens.report.finding import Edit, Finding, Rows, View
+from stagelens.report.page import LARGEST, Report, Section, as_html
+from stagelens.report.rows import LEADING, as_csv, as_json
+from stagelens.report.sections import whole_report
+from stagelens.report.store import FindingStore
+from stagelens.runs.run import open_run
+from tests.conftest import DemoRun
+from tests.findings import finding, scatter, seen, trust_of
+from tests.hostile import MARKUP, OWNED, TEXTS
+
+VOID = {"meta", "img", "br", "link", "input"}
+
+
+@dataclass
+class Element:
+    """One element of a page, with its text."""
+
+    tag: str
+    attributes: dict[str, str | None]
+    children: list[Element | str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return "".join(one if isinstance(one, str) else one.text for one in self.children)
+
+    def all(self, tag: str = "", of: str = "") -> list[Element]:
+        """Elements below, by tag and by class."""
+        found = []
+        for one in self.children:
+            if isinstance(one, Element):
+                classes = (one.attributes.get("class") or "").split()
+                if (not tag or one.tag == tag) and (not of or of in classes):
+                    found.append(one)
+                found += one.all(tag, of)
+        return found
+
+
+class Page(HTMLParser):
+    """A page as a tree."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__()
+        self.root = Element("", {})
+        self.open = [self.root]
+        self.feed(content.decode())
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        element = Element(tag, dict(attrs))
+        self.open[-1].children.append(element)
+        if tag not in VOID:
+            self.open.append(element)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open[-1].tag == tag, f"{tag} ends {self.open[-1].tag}"
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        self.open[-1].children.append(data)
+
+
+def page_of(content: bytes) -> Element:
+    page = Page(content)
+    assert len(page.open) == 1, "everything that is opened is closed"
+    return page.root
+
+
+def report_of(*findings: Finding, **changes: str) -> Report:
+    return Report("mine", "d" * 64, [Section("Findings", "", findings)], **changes)
+
+
+def table_of(frame: pd.DataFrame, **changes: object) -> Finding:
+    return finding(kind="table", figure=None, rows=Rows.of(frame), **changes)
+
+
+@pytest.fixture
+def short_plotly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing is drawn, 5 MB of plotly.js need not be read."""
+    monkeypatch.setattr("plotly.offline.get_plotlyjs", lambda: "const Plotly = {};")
+
+
+@pytest.fixture(scope="module")
+def whole(digits_run: DemoRun, tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """The default report of the demo, with one pinned finding."""
+    folder = tmp_path_factory.mktemp("report") / "digits"
+    shutil.copytree(digits_run.path, folder)
+    run = open_run(folder)
+    FindingStore(run).pin(seen(run_digest=run.digest), "A note beside it")
+    made, problems = whole_report(run, "test")
+    assert not problems
+    return made
+
+
+# --------------------------------------------------------------------------- what numbers need
+
+
+def test_every_number_of_the_page_has_trust_estimator_set_and_sentence(
+    whole: Report, short_plotly: None
+) -> None:
+    (main,) = page_of(as_html(whole)).all("main")
+    articles = main.all("article")
+    assert len(articles) == len(whole.findings) > 6
+    for article in articles:
+        for needed in ("trust", "estimator", "set", "said"):
+            (place,) = article.all(of=needed)
+            assert place.text.strip(), f"{article.text[:60]}: {needed}"
+        assert re.search(r"[●◆◇◐○✕]", article.all(of="trust")[0].text)
+    inside = {id(each) for article in articles for each in [article, *article.all()]}
+    for element in main.all():
+        if id(element) not in inside and element.tag in ("p", "dd", "td", "h2"):
+            assert not re.search(r"\d\.\d", element.text), f"a number stands alone: {element.text}"
+
+
+def test_every_row_of_the_json_has_trust_estimator_set_and_sentence(whole: Report) -> None:
+    document = json.loads(as_json(whole))
+    assert document["run"]["digest"] == whole.run_digest
+    rows = 0
+    for each in document["findings"]:
+        assert each["estimator"] and each["run_digest"]
+        assert each["set"]["name"] and each["set"]["digest"]
+        assert each["trust"] and all(one["trust"] and one["means"] for one in each["trust"])
+        assert each["sentences"] and all(each["sentences"])
+        assert "filters" in each
+        rows += len(each["rows"])
+    assert rows > 30
+
+
+def test_every_line_of_the_csv_has_trust_estimator_set_and_sentence(whole: Report) -> None:
+    text = as_csv(whole).decode()
+    comments = [line for line in text.splitlines() if line.startswith("# ")]
+    assert f"# run digest: {whole.run_digest}" in comments
+    assert any("filters: group: stamped" in line for line in comments)
+    table = pd.read_csv(io.StringIO(text), skiprows=len(comments), keep_default_na=False)
+    assert list(table.columns[: len(LEADING)]) == list(LEADING)
+    assert len(table) > 30 and table.columns.is_unique
+    for name in set(LEADING) - {"note"}:
+        assert (table[name].astype(str) != "").all(), name
+    bars = table[(table["title"] == "Credit and blame") & (table["stage"] == "two")]
+    assert bars["trust_of_row"].tolist() == ["two: verified, agrees (r 0.97, error 20 %)"]
+
+
+def test_trust_that_nobody_told_is_not_made_up(short_plotly: None) -> None:
+    text = page_of(as_html(report_of(finding(trust=(), estimator="")))).all(of="trust")[0].text
+    assert "○ trust not known" in text
+    text = page_of(as_html(report_of(finding(trust=(), observed="the models")))).all(of="trust")
+    assert "● observed" in text[0].text
+
+
+def test_the_default_report_says_what_the_demo_hides(whole: Report, short_plotly: None) -> None:
+    main = page_of(as_html(whole)).all("main")[0]
+    headings = [each.text for each in main.all("h2")]
+    assert headings == [
+        *("What stands out", "Credit and blame", "Stages", "Group gaps", "Trust", "Findings"),
+    ]
+    said = main.text.replace("\n", "")
+    assert re.search(
+        r"Without shortcut, accuracy on stamped images would be \d+ points higher", said
+    )
+    assert "The gap in accuracy between stamped and clean images" in said
+    assert "A note beside it" in said
+
+
+def test_a_finding_of_another_recording_says_so(whole: Report, short_plotly: None) -> None:
+    other = finding(run_digest="f" * 64)
+    text = page_of(as_html(report_of(other))).all("article")[0].text
+    assert "of another recording than this report" in text
+
+
+# -------------------------------------------------------------------------------- stands alone
+
+
+def test_nothing_is_loaded_from_anywhere(whole: Report) -> None:
+    root = page_of(as_html(whole))
+    for element in root.all():
+        for name, value in element.attributes.items():
+            loads = name in ("src", "href", "srcset", "action", "data", "poster", "background")
+            assert not loads or (value or "").startswith("data:"), (element.tag, name, value)
+            assert not name.startswith("on"), (element.tag, name)
+    assert not root.all("link") and not root.all("iframe") and not root.all("base")
+    for style in root.all("style"):
+        assert "url(" not in style.text and "@import" not in style.text
+
+
+def test_only_the_two_scripts_of_the_report_may_run(whole: Report) -> None:
+    root = page_of(as_html(whole))
+    (policy,) = (
+        each.attributes["content"] or ""
+        for each in root.all("meta")
+        if each.attributes.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert "default-src 'none'" in policy and "unsafe-eval" not in policy
+    allowed = set(re.findall(r"'sha256-([^']+)'", policy))
+    run = {
+        base64.b64encode(hashlib.sha256(each.text.encode()).digest()).decode()
+        for each in root.all("script")
+        if each.attributes.get("type") != "application/json"
+    }
+    assert run == allowed and len(run) == 2
+
+
+def test_plotly_stands_in_it_once_and_twenty_large_findings_fit() -> None:
+    many = [*(finding() for _ in range(14)), *(Finding(seen=scatter(6_000)) for _ in range(6))]
+    content = as_html(report_of(*many))
+    assert len(content) < LARGEST
+    assert content.count(b"plotly.js v") == 1
+    root = page_of(content)
+    assert len(root.all(of="chart")) == 20
+    assert "1,500 of" in root.text and "marks of credit are drawn" in root.text
+    kinds = {
+        t["type"] for e in root.all("script") if e.attributes for t in json.loads(e.text)["data"]
+    }
+    assert kinds == {"bar", "scatter"}  # WebGL would need scripts that are made while running
+
+
+def test_a_picture_that_leaves_no_room_is_left_out_and_that_is_said() -> None:
+    huge = {"data": [{"type": "heatmap", "z": [[0.123456789] * 40_000] * 10}], "layout": {}}
+    content = as_html(report_of(finding(figure=huge), finding()))
+    assert len(content) < LARGEST
+    root = page_of(content)
+    assert len(root.all(of="chart")) == 1
+    assert "too large for a report" in root.text
+
+
+def test_a_report_without_charts_needs_no_plotly() -> None:
+    content = as_html(report_of(table_of(pd.DataFrame({"a": [1, 2]}))))
+    assert len(content) < 50_000 and b"plotly.js v" not in content
+
+
+def test_links_lead_back_to_the_view(short_plotly: None) -> None:
+    view = View(page="Examples", title="Examples", query={"set": "a&b", "q": "<x>"})
+    one = finding(view=view)
+    known = report_of(one, address="http://127.0.0.1:8501/Report", run_reference="digits")
+    (link,) = page_of(as_html(known)).all("article")[0].all("a")
+    assert link.attributes["href"] == (
+        "http://127.0.0.1:8501/Examples?run=digits&set=a%26b&q=%3Cx%3E"
+    )
+    assert not page_of(as_html(report_of(one))).all("article")[0].all("a")
+    script = report_of(one, address="javascript:alert(1)//")
+    assert not page_of(as_html(script)).all("article")[0].all("a")
+
+
+# ------------------------------------------------------------------------------------ escaping
+
+
+@pytest.mark.parametrize("text", TEXTS[:-1], ids=range(len(TEXTS) - 1))
+def test_names_and_notes_are_shown_as_they_are(text: str, short_plotly: None) -> None:
+    name = text.replace("\x00", "")
+    what = seen(
+        (name, "two"),
+        title=name,
+        said=name,
+        set_name=name,
+        run_name=name,
+        estimator=name,
+        filters={name: name},
+        view=View(title=name, query={name: name}),
+        trust=(trust_of(name),),
+    )
+    rows = pd.DataFrame({name: [name, "b"], "n": [1, 2]})
+    findings = [
+        Finding(seen=what, history=(Edit(at=1, note=name),)),
+        table_of(rows, title=name),
+    ]
+    report = Report(name, "d" * 64, [Section(name, name, findings)])
+    root = page_of(as_html(report))
+    plain = page_of(
+        as_html(report_of(finding(), table_of(pd.DataFrame({"a": ["a", "b"], "n": [1, 2]}))))
+    )
+    tags = {each.tag for each in plain.all()}
+    assert {each.tag for each in root.all()} <= tags | {"h2"}
+    assert len(root.all("script")) == len(plain.all("script"))
+    for element in root.all():
+        assert not any(each.startswith("on") for each in element.attributes)
+    shown = root.all("main")[0].text
+    assert not re.search("[\u202a-\u202e\u2066-\u2069\u200b\ufeff]", shown)
+    words = " ".join(re.findall(r"[a-z]{4,}", name)[:2])
+    assert words in " ".join(re.findall(r"[a-z]{4,}", shown))
+    assert json.loads(as_json(report))["findings"][0]["title"] == name
+    list(csv.reader(io.StringIO(as_csv(report).decode())))
+
+
+def test_figures_cannot_end_their_script(short_plotly: None) -> None:
+    evil = {"data": [{"type": "bar", "name": MARKUP[0], "x": [1], "y": [1]}], "layout": {}}
+    content = as_html(report_of(finding(figure=evil)))
+    assert f"<script>{OWNED}".encode() not in content
+    (figure,) = (each for each in page_of(content).all("script") if each.attributes)
+    assert json.loads(figure.text)["data"][0]["name"] == MARKUP[0]
+
+
+def test_no_cell_of_the_csv_is_a_formula() -> None:
+    rows = pd.DataFrame({"name": ["=1+1", "@x", "-2", "+3"], "value": [-1.0, 2.0, -3.0, 4.0]})
+    text = as_csv(report_of(table_of(rows, title="=HYPERLINK()"))).decode()
+    lines = list(csv.DictReader(line for line in text.splitlines() if not line.startswith("#")))
+    assert [line["name"] for line in lines] == ["'=1+1", "'@x", "'-2", "'+3"]
+    assert [line["value"] for line in lines] == ["-1.0", "2.0", "-3.0", "4.0"]
+    assert lines[0]["title"] == "'=HYPERLINK()"
+
+
+def test_tables_print_numbers_and_pictures_as_the_page_did(short_plotly: None) -> None:
+    picture = "data:image/png;base64,iVBORw0KGgo="
+    rows = pd.DataFrame({"input": [picture], "share": [12.345], "n": [1200], "right": [True]})
+    one = finding(kind="table", figure=None, rows=Rows.of(rows, {"share": "%.1f"}))
+    cells = page_of(as_html(report_of(one))).all("td")
+    assert [each.text for each in cells] == ["", "12.3", "1,200", "yes"]
+    assert cells[0].all("img")[0].attributes["src"] == picture
+    assert json.loads(as_json(report_of(one)))["findings"][0]["rows"][0]["input"] is None
+
+
+# --------------------------------------------------------------------------------- command line
+
+
+def test_the_command_writes_a_report_and_never_over_a_file(
+    whole: Report, digits_run: DemoRun, tmp_path: Path
+) -> None:
+    out = tmp_path / "report.json"
+    command = ["report", str(digits_run.path), "--set", "test", "--out", str(out)]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert f"{out}: 7 findings" in done.output
+    before = out.read_bytes()
+    refused = CliRunner().invoke(app, command)
+    assert "is there already; give another name, or --force" in str(refused.exception)
+    assert out.read_bytes() == before
+    assert CliRunner().invoke(app, [*command, "--force"]).exit_code == 0
+    wrong = CliRunner().invoke(app, [*command[:-1], str(tmp_path / "report.pdf")])
+    assert "name the file .html, .csv or .json" in str(wrong.exception)
+    nowhere = CliRunner().invoke(
+        app, [*command[:3], "no-such-set", "--out", str(tmp_path / "x.csv")]
+    )
+    assert "has no evaluation set 'no-such-set'" in str(nowhere.exception)
