@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 import streamlit as st
 
@@ -10,7 +12,9 @@ from ..charts.removal import calibration_curve, confusion_map, group_accuracy
 from ..removal import comparison, measuring
 from ..removal.comparison import AFTER, BEFORE, Preview
 from ..removal.measuring import Measurement
+from ..removal.spec import Edit
 from . import components, flipped, jobs, loaders, removals, settled, state
+from .pinning import About
 from .removals import ALL, Compared, View, Wanted
 
 _MANY_CLASSES = 30
@@ -38,11 +42,11 @@ def figures(view: View, wanted: Wanted) -> None:
         before, after = removals.measure_now(view, [nothing, edit])
     compared = removals.compare(view, {BEFORE: before, AFTER: after})
     with headline.container():
-        _exact(view, compared)
+        _exact(view, compared, edit)
     if edit.strengths:
-        _side_by_side(view, compared)
-        flipped.table(view, compared)
-        flipped.control(view, compared)
+        _side_by_side(view, compared, edit)
+        flipped.table(view, compared, edit)
+        flipped.control(view, compared, edit)
         settled.check(view, wanted)
         settled.save(view, wanted)
 
@@ -101,7 +105,9 @@ def _preview(view: View, guess: Preview, wanted: Wanted) -> None:
         for group, accuracy in zip(groups, own, strict=True)
     ]
     _metrics({(r["model"], r["group"]): float(r["accuracy"]) for r in rows}, groups, "≈ ")
-    components.show(group_accuracy(pd.DataFrame(rows), charts.EITHER, AFTER), "remove-preview")
+    about = replace(removals.about(view, wanted.edit), observed="")  # a preview, not yet exact
+    chart = group_accuracy(pd.DataFrame(rows), charts.EITHER, AFTER)
+    components.show(chart, "remove-preview", about)
 
 
 def _counts(view: View) -> dict[str, int]:
@@ -112,13 +118,14 @@ def _counts(view: View) -> dict[str, int]:
     return {ALL: len(table), **counts}
 
 
-def _exact(view: View, compared: Compared) -> None:
+def _exact(view: View, compared: Compared, edit: Edit) -> None:
     st.badge("Exact: measured on the edited weights", icon=":material/check:", color="green")
     rows = compared.rows(view.by)
     groups = list(dict.fromkeys(rows["group"]))
     values = {(r["model"], r["group"]): float(r["accuracy"]) for r in rows.to_dict("records")}
     _metrics(values, groups, "")
-    components.show(group_accuracy(rows, charts.EITHER), "remove-exact")
+    chart = group_accuracy(rows, charts.EITHER)
+    components.show(chart, "remove-exact", removals.about(view, edit))
 
 
 def _metrics(values: dict[tuple[str, str], float], groups: list[str], sign: str) -> None:
@@ -156,9 +163,10 @@ def _points(difference: float) -> str:
 # ---------------------------------------------------------------------------------- side by side
 
 
-def _side_by_side(view: View, compared: Compared) -> None:
+def _side_by_side(view: View, compared: Compared, edit: Edit) -> None:
     st.header("Before and after", anchor=False)
     names = [BEFORE, AFTER]
+    about = removals.about(view, edit)
     classes = _classes(view, compared)
     with st.grid(2, min_column_width=330, gap="medium"):
         for name in names:
@@ -168,15 +176,16 @@ def _side_by_side(view: View, compared: Compared) -> None:
                     st.caption(f"{len(classes)} classes are too many to draw.")
                     continue
                 counts = comparison.confusion(compared.answers[name], classes)
-                components.show(confusion_map(counts, name, charts.EITHER), f"remove-{name}")
+                chart = confusion_map(counts, name, charts.EITHER)
+                components.show(chart, f"remove-{name}", about)
     bins = {name: comparison.calibration(compared.answers[name]) for name in names}
     with st.grid(2, min_column_width=330, gap="medium"):
         with st.container():
             st.markdown("**Calibration**: is it right as often as it is sure?")
-            components.show(calibration_curve(bins, charts.EITHER), "remove-calibration")
+            components.show(calibration_curve(bins, charts.EITHER), "remove-calibration", about)
         with st.container():
             st.markdown("**In figures**, with 95 % intervals over examples")
-            _table(compared.rows(view.by), bins)
+            _table(compared.rows(view.by), bins, about)
 
 
 def _classes(view: View, compared: Compared) -> list[str]:
@@ -187,7 +196,7 @@ def _classes(view: View, compared: Compared) -> list[str]:
     return sorted({*answers["label"].dropna().astype(str), *answers["prediction"].astype(str)})
 
 
-def _table(rows: pd.DataFrame, bins: dict[str, pd.DataFrame]) -> None:
+def _table(rows: pd.DataFrame, bins: dict[str, pd.DataFrame], about: About) -> None:
     cells: dict[str, dict[str, str]] = {}
     for row in rows.to_dict("records"):
         low, high = row["accuracy_low"], row["accuracy_high"]
@@ -198,4 +207,5 @@ def _table(rows: pd.DataFrame, bins: dict[str, pd.DataFrame]) -> None:
         error = comparison.calibration_error(own)
         cells.setdefault("calibration error", {})[name] = f"{100 * error:.1f} points"
     table = pd.DataFrame.from_dict(cells, orient="index").fillna("").reset_index(names="figure")
-    st.dataframe(table, hide_index=True, height="content")
+    said = "Accuracy by group and calibration error before and after, with 95 % intervals."
+    components.table(table, "remove-figures", said, about, height="content")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import html
 import os
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import streamlit as st
 
 from ..charts import EITHER_STYLE, Chart
-from ..charts.style import short, written_out
 from ..contracts import StageLensError
 from ..results import StageTrust
 from ..sentences import Sentence
@@ -26,7 +26,9 @@ from ..standing import (
     may_lean_on,
     standing_of,
 )
-from . import jobs, settings, state
+from . import jobs, pinning, settings, state
+from .escaping import plain, shown
+from .pinning import About
 
 PAGES = (
     ("app.py", "Overview", ":material/insights:"),
@@ -34,12 +36,10 @@ PAGES = (
     ("pages/2_Spurious_features.py", "Spurious features", ":material/troubleshoot:"),
     ("pages/3_Remove_a_stage.py", "Remove a stage", ":material/content_cut:"),
     ("pages/4_Trust.py", "Trust", ":material/verified:"),
+    ("pages/5_Report.py", "Report", ":material/description:"),
 )
 
 _SIDEBAR = 264
-_LONGEST = 1500
-"""Characters of a name or description that are shown; inputs are shown whole, in other places."""
-
 _STYLE = (
     '<style>[data-testid="stTab"][data-selected],'
     '[data-testid="stButtonGroup"] button[data-selected]'
@@ -59,17 +59,6 @@ _BADGES: dict[Standing, tuple[str, str]] = {
     "rough": (":material/radio_button_unchecked:", "orange"),
     "refused": (":material/block:", "gray"),
 }
-_MARKUP = re.compile(r"([\\`*_{}\[\]()#+\-.!|~<>$:&@=])")
-
-
-def plain(text: str) -> str:
-    """Text for places that read Markdown, with everything in it shown as it is."""
-    return _MARKUP.sub(r"\\\1", written_out(short(text, _LONGEST)))
-
-
-def shown(text: str) -> str:
-    """Text for places that read HTML, with everything in it shown as it is, cut to a few lines."""
-    return html.escape(written_out(short(text, _LONGEST)), quote=True)
 
 
 def start_page(title: str) -> None:
@@ -80,7 +69,7 @@ def start_page(title: str) -> None:
         layout="wide",
         initial_sidebar_state=_SIDEBAR,
     )
-    st.html(EITHER_STYLE + _STYLE)
+    st.html(EITHER_STYLE + _STYLE + pinning.STYLE)
     with st.sidebar:
         st.html("<div style='font-size:1.25rem;font-weight:600'>StageLens</div>")
         for path, label, icon in PAGES:
@@ -108,15 +97,45 @@ def run_in_sidebar(name: str) -> None:
         )
 
 
-def show(chart: Chart, key: str) -> None:
-    """A chart, as wide as its place, with its takeaway as alternative text."""
-    st.plotly_chart(
-        chart.figure,
-        theme=None,
-        key=key,
-        alt=chart.alt,
-        config={"displayModeBar": False, "responsive": True},
-    )
+def show(chart: Chart, key: str, about: About | None = None) -> None:
+    """A chart, as wide as its place, with its takeaway as alternative text.
+
+    It can be pinned to findings as it is. Where the page's estimate, its trust or its filters are
+    not those of the chart, ``about`` gives the chart's own; ``chart.rows`` are its numbers in
+    exports.
+
+    Args:
+        chart: What to draw.
+        key: No other chart or table on the page has it.
+        about: What the chart shows, where the page alone does not tell.
+    """
+    with pinning.pinnable(key, chart, chart.alt, about):
+        st.plotly_chart(
+            chart.figure,
+            theme=None,
+            key=key,
+            alt=chart.alt,
+            config={"displayModeBar": False, "responsive": True},
+        )
+
+
+def table(
+    frame: pd.DataFrame, key: str, alt: str, about: About | None = None, **options: Any
+) -> None:
+    """A table that can be pinned to findings: call this in the place of ``st.dataframe``.
+
+    Args:
+        frame: Its rows; those that are shown are those that are pinned.
+        key: No other chart or table on the page has it.
+        alt: What the table says, units included, in a sentence.
+        about: What it shows, where the page alone does not tell.
+        options: As ``st.dataframe`` takes them, ``column_config`` for instance.
+    """
+    config = options.get("column_config") or {}
+    formats = {name: (each.get("type_config") or {}).get("format") for name, each in config.items()}
+    printed = {name: form for name, form in formats.items() if form and "%" in form}
+    with pinning.pinnable(key, frame, alt, about, printed):
+        st.dataframe(frame, key=key, alt=alt, **{"hide_index": True, **options})
 
 
 def trust_badge(trust: StageTrust, behaviour: str, name: str | None = None) -> None:

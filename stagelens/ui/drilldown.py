@@ -10,14 +10,16 @@ import streamlit as st
 from .. import charts
 from ..charts.style import MUTED
 from ..contracts import BASE, Behaviour
+from ..report.telling import RECORDED
 from ..results import StageTrust
-from ..sentences import example_sentence
+from ..sentences import Sentence, example_sentence
 from ..standing import MARKS, WORDS, standing_of
 from ..summary import phrase, value_text
 from . import asking, browse, components, inputs, loaders, state, tokens
 from .browse import answer_column, effect_column, noise_column
 from .filters import Chosen
 from .loaders import Effects
+from .pinning import About
 from .workspace import Workspace
 
 FOLLOW = state.own("follow")
@@ -201,7 +203,14 @@ def _card(
 
 
 def sentences(workspace: Workspace, effects: Effects, behaviour: Behaviour, row: pd.Series) -> None:
-    """Every stage's effect on an example, in words.
+    """Every stage's effect on an example, in words; see :func:`said`."""
+    components.sentences(said(workspace, effects, behaviour, row), brief=True)
+
+
+def said(
+    workspace: Workspace, effects: Effects, behaviour: Behaviour, row: pd.Series
+) -> list[Sentence]:
+    """Every stage's effect on an example, as sentences.
 
     Args:
         workspace: What is open.
@@ -210,7 +219,7 @@ def sentences(workspace: Workspace, effects: Effects, behaviour: Behaviour, row:
         row: The example, of ``browse.example_frame``.
     """
     label = None if _shown(row["label"]) == "none" else str(row["label"])
-    said = [
+    return [
         example_sentence(
             stage,
             behaviour,
@@ -224,7 +233,6 @@ def sentences(workspace: Workspace, effects: Effects, behaviour: Behaviour, row:
         )
         for stage in workspace.stages
     ]
-    components.sentences(said, brief=True)
 
 
 def _within_noise(row: pd.Series, stage: str) -> bool:
@@ -232,8 +240,22 @@ def _within_noise(row: pd.Series, stage: str) -> bool:
     return bool(within) if pd.notna(within) else False
 
 
-def bars(workspace: Workspace, effects: Effects, behaviour: Behaviour, row: pd.Series) -> None:
-    """Every stage's effect on an example, as bars; see :func:`sentences`."""
+def bars(
+    workspace: Workspace,
+    effects: Effects,
+    behaviour: Behaviour,
+    row: pd.Series,
+    own: bool = False,
+) -> None:
+    """Every stage's effect on an example, as bars; see :func:`sentences`.
+
+    Args:
+        workspace: What is open.
+        effects: Hold the example's effects.
+        behaviour: Which of its behaviours.
+        row: The example, of ``browse.example_frame``.
+        own: Whether it is an own example, which is in no set.
+    """
     values = pd.DataFrame(
         {
             "stage": workspace.stages,
@@ -242,7 +264,15 @@ def bars(workspace: Workspace, effects: Effects, behaviour: Behaviour, row: pd.S
         }
     )
     chart = charts.example_effects(values, behaviour, effects.trust, charts.EITHER)
-    components.show(chart, "example-effects")
+    about = About(
+        title="" if own else f"Effect of each stage on example {row['example_id']}",
+        behaviour=behaviour.name,
+        sentences=lambda: said(workspace, effects, behaviour, row),
+        trust=[effects.trust[stage] for stage in workspace.stages if stage in effects.trust],
+        filters={"example": str(row["example_id"])} if not own else {},
+        own=own,
+    )
+    components.show(chart, "example-effects", about)
 
 
 def _path(workspace: Workspace, behaviour: Behaviour, example_id: str) -> None:
@@ -260,5 +290,11 @@ def _path(workspace: Workspace, behaviour: Behaviour, example_id: str) -> None:
         for boundary, answer in zip(rows["boundary"], rows["prediction"], strict=True)
     ]
     chart = charts.boundary_path(rows, behaviour, workspace.stages, charts.EITHER)
-    components.show(chart, "example-path")
+    about = About(
+        title=f"{phrase(behaviour).capitalize()} of example {example_id} after each boundary",
+        behaviour=behaviour.name,
+        observed=RECORDED,
+        filters={"example": example_id},
+    )
+    components.show(chart, "example-path", about)
     components.text_block(f"Answers: {', '.join(answers)}.", muted=True)

@@ -17,6 +17,7 @@ from . import browse, components, drilldown, inputs, loaders, state
 from .browse import Filters, effect_column, noise_column
 from .filters import Chosen
 from .loaders import Effects
+from .pinning import About
 from .workspace import Workspace
 
 _THUMBNAIL = 40
@@ -76,16 +77,18 @@ def _table(
     key = f"table-{chosen.filters.key}-{chosen.behaviour.name}-{page}-{workspace.examples.name}"
     example_id = _picked(key, ids, example_id)
     _mark(key, [ids.index(example_id)] if example_id in ids else [])
-    st.dataframe(
+    unit = axis_unit(chosen.behaviour)
+    components.table(
         _cells(workspace, chosen.behaviour, shown),
-        key=key,
-        hide_index=True,
+        key,
+        f"Examples {start + 1:,} to {start + len(ids):,} of {len(rows):,}, with answers and stage "
+        f"effects on the {phrase(chosen.behaviour)}{f' in {unit}' if unit else ''}.",
+        About(behaviour=chosen.behaviour.name),
         row_height=46,
         height="content",
         on_select="rerun",
         selection_mode=("single-row", "single-cell"),
         column_config=_columns(workspace, effects, chosen.behaviour),
-        alt=f"Examples {start + 1} to {start + len(ids)} of {len(rows)}, with answers and effects.",
     )
     better = chosen.behaviour.better
     st.caption(

@@ -13,21 +13,22 @@ import streamlit as st
 from ..charts import BLAME, EITHER
 from ..charts.places import patch_map
 from ..charts.style import MUTED, short
-from ..sentences import Part, Sentence
 from ..spurious.statistics import LEVEL, SMALLEST, SUPPORT
 from ..spurious.stored import Features, load_features, noise_key, strongest
+from ..spurious.telling import feature_sentence
 from ..standing import percent
 from ..summary import count_text, number, phrase, signed_text
 from . import components, jobs, loaders, state
 from .loaders import Effects, Source
+from .pinning import About
 from .workspace import Workspace
 
 KINDS = {
-    "patch": ("Patches", "patch"),
-    "word": ("Words", "word"),
-    "pair": ("Word pairs", "word pair"),
-    "cluster": ("Look-alikes", "group of look-alikes"),
-    "column": ("Columns", "column"),
+    "patch": "Patches",
+    "word": "Words",
+    "pair": "Word pairs",
+    "cluster": "Look-alikes",
+    "column": "Columns",
 }
 _CARDS = 6
 _THUMBNAIL = 96
@@ -99,7 +100,7 @@ def _controls(workspace: Workspace, found: Features) -> tuple[str, str | None]:
             width=220,
             help="The stage whose effect the features go with; first the one with most to blame.",
         )
-        names = {KINDS[kind][0]: kind for kind in KINDS if kind in found.facts.kinds}
+        names = {KINDS[kind]: kind for kind in KINDS if kind in found.facts.kinds}
         kind = st.segmented_control(
             "Kind",
             list(names),
@@ -120,43 +121,9 @@ def _headline(
                 "its effect beyond chance, noise and the smallest difference that counts."
             )
             return
-        components.sentences([_said(workspace, effects, found, stage, rows.iloc[0])], "1.15rem")
-
-
-def _said(
-    workspace: Workspace, effects: Effects, found: Features, stage: str, row: pd.Series
-) -> Sentence:
-    behaviour = found.facts.behaviour.behaviour()
-    with_, without = (signed_text(row[name], behaviour) for name in ("mean_with", "mean_without"))
-    among = _among(row, workspace.noun)
-    if row["kind"] == "patch":
-        rest = (
-            Part(f"{among} that have something there, it makes up "),
-            Part(with_, "amount"),
-            Part(f" of the stage's effect on the {phrase(behaviour)}."),
-        )
-    else:
-        rest = (
-            Part(f"{among}, the stage's effect on the {phrase(behaviour)} is "),
-            Part(with_, "amount"),
-            Part(f" with it, and {without} without."),
-        )
-    opening = (
-        Part("What goes most with the effect of "),
-        Part(stage, "stage"),
-        Part(f": the {KINDS[row['kind']][1]} "),
-        Part(_bare(row), "group"),
-        Part(". "),
-    )
-    return Sentence((*opening, *rest), effects.trust.get(stage), behaviour.name)
-
-
-def _bare(row: Mapping[str, Any] | pd.Series) -> str:
-    return str(row["name"]).removeprefix(f"{row['kind']} ")
-
-
-def _among(row: pd.Series, noun: str) -> str:
-    return f"Among {noun}s labelled {row['label']}" if row["label"] else f"Among all {noun}s"
+        behaviour, trust = found.facts.behaviour.behaviour(), effects.trust.get(stage)
+        said = feature_sentence(rows.iloc[0].to_dict(), behaviour, workspace.noun, trust)
+        components.sentences([said], "1.15rem")
 
 
 # --------------------------------------------------------------------------------------- cards
@@ -289,7 +256,7 @@ def _map(found: Features, stage: str) -> None:
     with st.grid(2, min_column_width=330, gap="medium") as grid:
         with grid.cell():
             chart = patch_map(rows, found.facts.shape, behaviour, stage, EITHER)
-            components.show(chart, "patch-map")
+            components.show(chart, "patch-map", About(behaviour=behaviour.name))
         with grid.cell():
             components.text_block(
                 f"How much the effect of {stage} on the {behaviour.name} changes when a patch is "
@@ -320,4 +287,10 @@ def _how(found: Features, stage: str) -> None:
     with st.expander("All tests of this stage as a table"):
         rows = found.table[found.table["stage"] == stage]
         rows = rows.drop(columns=["stage", "top", "left", "height", "width", "examples"])
-        st.dataframe(rows, hide_index=True, height=320)
+        measured = found.facts.behaviour.behaviour()
+        said = (
+            f"All tests for {stage}: mean effect on the {phrase(measured)} with and without each "
+            "feature, within its label."
+        )
+        about = About(behaviour=measured.name)
+        components.table(rows, "features-table", said, about, height=320)

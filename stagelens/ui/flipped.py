@@ -9,14 +9,15 @@ import streamlit as st
 
 from ..removal import comparison
 from ..removal.comparison import AFTER, BEFORE
+from ..removal.spec import Edit
 from ..summary import count_text, number
-from . import browse, components, loaders, state
+from . import browse, components, loaders, removals, state
 from .removals import ALL, Compared, View
 
 _THUMBNAIL = 40
 
 
-def table(view: View, compared: Compared) -> None:
+def table(view: View, compared: Compared, edit: Edit) -> None:
     """The flipped answers, a page at a time."""
     rows = compared.flipped
     counts = comparison.flips(rows)
@@ -40,14 +41,14 @@ def table(view: View, compared: Compared) -> None:
     if pages > 1:
         page = st.pagination(pages, key=f"remove-page-{kind}", max_visible_pages=5)
     start = (page - 1) * browse.PAGE_SIZE
-    _flip_table(view, shown.iloc[start : start + browse.PAGE_SIZE])
+    _flip_table(view, shown.iloc[start : start + browse.PAGE_SIZE], edit)
     st.caption(
         f"Showing {start + 1} to {min(start + browse.PAGE_SIZE, len(shown))} of {len(shown)}, the "
         "surest answers of the edited model first. An id opens the example on the page Examples."
     )
 
 
-def _flip_table(view: View, rows: pd.DataFrame) -> None:
+def _flip_table(view: View, rows: pd.DataFrame, edit: Edit) -> None:
     at, name = view.workspace.at, view.workspace.examples.name
     ids = rows["example_id"].tolist()
     image = view.workspace.examples.kind == "image"
@@ -55,7 +56,7 @@ def _flip_table(view: View, rows: pd.DataFrame) -> None:
     link = {state.RUN: state.reference() or "", "set": name}
     marks = {"mended": "✓ mended", "broken": "✗ broken", "other": "other"}
     config = st.column_config
-    st.dataframe(
+    components.table(
         pd.DataFrame(
             {
                 "input": inputs,
@@ -66,7 +67,9 @@ def _flip_table(view: View, rows: pd.DataFrame) -> None:
                 "change": [marks.get(str(change), "no label") for change in rows["change"]],
             }
         ),
-        hide_index=True,
+        "remove-flipped",
+        f"{len(ids)} examples whose answer changed, with the answers before and after.",
+        removals.about(view, edit),
         row_height=46,
         height="content",
         column_config={
@@ -75,7 +78,6 @@ def _flip_table(view: View, rows: pd.DataFrame) -> None:
             else config.TextColumn("text", width="medium"),
             "example": config.LinkColumn("example", display_text=rf"{state.EXAMPLE}=([^&]*)"),
         },
-        alt=f"{len(ids)} examples whose answer changed, with the answers before and after.",
     )
 
 
@@ -86,7 +88,7 @@ def _answers(rows: pd.DataFrame, side: str) -> list[str]:
     ]
 
 
-def control(view: View, compared: Compared) -> None:
+def control(view: View, compared: Compared, edit: Edit) -> None:
     """Mean change of every behaviour on a control group."""
     st.header("What else changed", anchor=False)
     options = [ALL, *view.workspace.groups] if view.by is not None else [ALL]
@@ -119,5 +121,7 @@ def control(view: View, compared: Compared) -> None:
         }
         for change in comparison.mean_changes(before, after, kinds)
     ]
-    st.dataframe(pd.DataFrame(rows), hide_index=True, height="content")
+    said = f"Mean change of every behaviour on {chosen}, with 95 % intervals over examples."
+    about = removals.about(view, edit, "")
+    components.table(pd.DataFrame(rows), "remove-changes", said, about, height="content")
     st.caption(f"{count_text(len(before), view.workspace.noun)}; 95 % intervals over them.")

@@ -11,13 +11,13 @@ from ..charts import EITHER
 from ..charts.groups import class_errors, group_gaps
 from ..contracts import Behaviour
 from ..group_metrics import MINIMUM
-from ..results import StageTrust
-from ..spurious.gaps import FINAL, Gaps, findings, gap_sentences, without
+from ..report.telling import RECORDED
+from ..spurious.gaps import FINAL, Gaps, findings, gap_notes, gap_sentences, without
 from ..spurious.gaps import group_gaps as measure_gaps
-from ..standing import MARKS, WORDS, standing_of
 from ..summary import ACCURACY, count_text
 from . import components, loaders
 from .loaders import Effects, Source
+from .pinning import About
 from .workspace import Workspace
 
 _ERRORS = {
@@ -61,7 +61,7 @@ def panel(workspace: Workspace, effects: Effects) -> None:
         return
     stages = [name for name in workspace.stages if name in effects.trust]
     _sentences(workspace, effects, gaps, stages)
-    _picture(effects, gaps, stages)
+    _picture(workspace, effects, gaps, stages)
     _tables(gaps)
     if workspace.by != "label":
         parts = (workspace.at, workspace.examples.name, effects.estimator)
@@ -111,10 +111,14 @@ def _sentences(workspace: Workspace, effects: Effects, gaps: Gaps, stages: Seque
         )
 
 
-def _picture(effects: Effects, gaps: Gaps, stages: Sequence[str]) -> None:
-    notes = {without(s): _note(effects.trust[s], gaps, s) for s in stages}
+def _picture(workspace: Workspace, effects: Effects, gaps: Gaps, stages: Sequence[str]) -> None:
+    notes = gap_notes(gaps, stages, effects.trust)
     chart = group_gaps(gaps.metrics, gaps.behaviour, notes, EITHER)
-    components.show(chart, "group-gaps")
+    about = About(
+        behaviour=gaps.behaviour.name,
+        sentences=lambda: gap_sentences(gaps, stages, effects.trust, workspace.noun),
+    )
+    components.show(chart, "group-gaps", about)
     components.trust_badges([effects.trust[s] for s in stages], gaps.behaviour.name)
     said = ["Lines are 95 % intervals over resampled examples."]
     if gaps.metrics.unlabelled:
@@ -127,12 +131,6 @@ def _picture(effects: Effects, gaps: Gaps, stages: Sequence[str]) -> None:
     elif not gaps.within_noise:
         said.append("Training noise not known.")
     components.text_block(" ".join(said), muted=True)
-
-
-def _note(trust: StageTrust, gaps: Gaps, stage: str) -> str:
-    standing = standing_of(trust, gaps.behaviour.name)
-    noise = ", ≈ within noise" if gaps.within_noise.get(stage) else ""
-    return f"{MARKS[standing]} {WORDS[standing]}{noise}"
 
 
 def _errors(gaps: Gaps, stages: Sequence[str]) -> None:
@@ -166,15 +164,19 @@ def _errors(gaps: Gaps, stages: Sequence[str]) -> None:
             with grid.cell():
                 components.text_block(model)
                 chart = class_errors(classes, model, measured, EITHER)
-                components.show(chart, f"errors-{model == FINAL}")
+                about = About(behaviour=ACCURACY.name, observed=RECORDED if model == FINAL else "")
+                components.show(chart, f"errors-{model == FINAL}", about)
     components.text_block(meaning, muted=True)
     with st.expander("The same errors as a table"):
-        st.dataframe(_readable(classes), hide_index=True)
+        said = "Errors by group and class under every model, with 95 % intervals."
+        components.table(_readable(classes), "errors-table", said, About(behaviour=ACCURACY.name))
 
 
 def _tables(gaps: Gaps) -> None:
     with st.expander("The same numbers as a table"):
-        st.dataframe(_readable(gaps.metrics.groups), hide_index=True)
+        said = "Accuracy and margin of every group under every model, with 95 % intervals."
+        about = About(behaviour=gaps.behaviour.name)
+        components.table(_readable(gaps.metrics.groups), "groups-table", said, about)
 
 
 def _readable(table: pd.DataFrame) -> pd.DataFrame:

@@ -9,12 +9,14 @@ import streamlit as st
 
 from .. import charts
 from ..contracts import Behaviour
+from ..report.telling import RECORDED
 from ..runs.run import Stage
-from ..sentences import FEWEST, slice_parts
+from ..sentences import FEWEST, mean_sentence, slice_parts
 from ..standing import label
 from ..summary import ACCURACY, axis_unit, count_text, is_share
 from . import components, loaders
 from .loaders import Effects
+from .pinning import About
 from .workspace import Workspace
 
 _CARDS_A_ROW = 4
@@ -112,7 +114,15 @@ def credit_and_blame(
         muted=True,
     )
     chart = charts.credit_and_blame(means, behaviour, effects.trust, charts.EITHER, about)
-    components.show(chart, "bars")
+    about_it = About(
+        behaviour=behaviour.name,
+        sentences=lambda: [
+            mean_sentence(row, behaviour, workspace.noun, by, effects.trust.get(str(row["stage"])))
+            for row in means.assign(group=group).to_dict("records")
+        ],
+        filters={by: group} if by is not None and group is not None else {},
+    )
+    components.show(chart, "bars", about_it)
     trusts = [effects.trust[name] for name in workspace.stages if name in effects.trust]
     components.trust_badges(trusts, behaviour.name)
     components.text_block(" ".join([*_counts(means, workspace.noun), *_noise(means)]), muted=True)
@@ -169,9 +179,12 @@ def _table(rows: pd.DataFrame, behaviour: Behaviour, effects: Effects) -> None:
     errors = ("standard error", "noise sd")
     numbers = ("final", "without the stage", "stage effect", "credit", "blame", *errors)
     digits = "%.1f" if is_share(behaviour) else "%.3f"
-    st.dataframe(
+    components.table(
         shown,
-        hide_index=True,
+        "stage-table",
+        "Mean stage effect, credit and blame per stage and group, "
+        f"in {'percent and points' if is_share(behaviour) else unit or 'its unit'}.",
+        About(behaviour=behaviour.name),
         column_config={
             **{
                 name: st.column_config.NumberColumn(
@@ -189,7 +202,6 @@ def _table(rows: pd.DataFrame, behaviour: Behaviour, effects: Effects) -> None:
                 "not known.",
             ),
         },
-        alt="Mean stage effect, credit and blame per stage and group, as numbers.",
     )
 
 
@@ -203,7 +215,10 @@ def time_line(workspace: Workspace, behaviour: Behaviour | None) -> None:
     curve = loaders.rates(workspace.at)
     steps = {stage.name: stage.updates for stage in workspace.run.stages}
     chart = charts.time_line(steps, curve, measured, better, charts.EITHER)
-    components.show(chart, "time-line")
+    about_it = About(
+        behaviour=better.name if measured is not None else "", observed=RECORDED, filters={}
+    )
+    components.show(chart, "time-line", about_it)
     with st.grid(_CARDS_A_ROW, min_column_width=170, border=True):
         for stage in workspace.run.stages:
             values = curve.loc[curve["stage"] == stage.name, "lr"].dropna()

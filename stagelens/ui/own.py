@@ -190,7 +190,7 @@ def _show(workspace: Workspace, question: Question, asked: Asked) -> None:
         components.trust_badges(answer.trust.values(), behaviour.name)
     drilldown.answers(workspace, effects, behaviour, row)
     st.subheader("Effect of each stage", anchor=False)
-    drilldown.bars(workspace, effects, behaviour, row)
+    drilldown.bars(workspace, effects, behaviour, row, own=True)
     if answer.tokens is not None:
         tokens.section(workspace.stages, answer.tokens, answer.behaviours[0], answer.trust)
 

@@ -20,8 +20,10 @@ from ..removal.measuring import Measurement
 from ..removal.parts import validation_part
 from ..removal.spec import Edit
 from ..runs.run import Run
+from ..summary import ACCURACY
 from . import loaders
 from .loaders import Effects, Source
+from .pinning import About
 from .workspace import Workspace
 
 ALL = "all examples"
@@ -83,6 +85,21 @@ class View:
         if self.by is not None:
             words += ["--by", self.by]
         return tuple(words)
+
+
+def about(view: View, edit: Edit, behaviour: str = ACCURACY.name) -> About:
+    """What figures of an edited model rest on, for those who pin them."""
+    return About(
+        behaviour=behaviour,
+        estimator=view.effects.estimator,
+        trust=(),
+        observed="the edited weights: an edit guided by an estimate, and not the model that "
+        "training without the stage would have given",
+        filters={
+            f"strength of {stage}": f"{100 * strength:.0f} %"
+            for stage, strength in edit.strengths.items()
+        },
+    )
 
 
 @dataclass(frozen=True)

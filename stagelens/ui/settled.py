@@ -80,7 +80,8 @@ def _settled(view: View, edit: Edit) -> None:
             )
         )
         rows = compared.rows(view.by)
-        components.show(group_accuracy(rows, charts.EITHER), f"remove-settled-{stage}")
+        chart = group_accuracy(rows, charts.EITHER)
+        components.show(chart, f"remove-settled-{stage}", removals.about(view, edit))
 
 
 def save(view: View, wanted: Wanted) -> None:

@@ -18,6 +18,7 @@ from ..summary import amount_text, axis_unit, count_text, phrase, signed_text
 from . import components, loaders, state
 from .browse import Filters
 from .loaders import Effects
+from .pinning import About
 from .workspace import Workspace
 
 _SAID = state.own("slice-said")
@@ -133,9 +134,11 @@ def _table(
     unit = axis_unit(behaviour)
     about = f"Mean stage effect on the {phrase(behaviour)}{f', in {unit}' if unit else ''}"
     column = st.column_config.TextColumn
-    st.dataframe(
+    components.table(
         pd.DataFrame(lines),
-        hide_index=True,
+        "slice-table",
+        f"{about} of each slice, with 95 % intervals.",
+        About(behaviour=behaviour.name),
         height="content",
         column_config={
             "slice": column("slice", pinned=True),
@@ -147,7 +150,6 @@ def _table(
                 for stage, known in effects.trust.items()
             },
         },
-        alt=f"Mean effect of each stage on each slice's {phrase(behaviour)}, with intervals.",
     )
     components.text_block(
         f"{about}: final model minus the counterfactual without the stage; in brackets the 95 % "

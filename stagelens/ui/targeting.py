@@ -112,4 +112,5 @@ def _show(view: View, found: Found) -> None:
     }
     colors = [charts.stage_color(view.workspace.stages.index(stage)) for stage in strengths]
     with st.expander("Strength by layer"):
-        components.show(layer_strengths(strengths, colors, charts.EITHER), "remove-layers")
+        chart = layer_strengths(strengths, colors, charts.EITHER)
+        components.show(chart, "remove-layers", removals.about(view, found.edit, ""))

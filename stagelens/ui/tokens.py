@@ -102,9 +102,9 @@ def _table(stages: Sequence[str], tokens: TokenEffects) -> None:
         for name in columns
         if name != "token"
     }
-    st.dataframe(
+    components.table(
         pd.DataFrame(columns),
-        hide_index=True,
+        "tokens-table",
+        "The final model's value for every token, and the effect of every stage on it.",
         column_config=numbers,
-        alt="The final model's value for every token, and the effect of every stage on it.",
     )

@@ -24,6 +24,7 @@ from ..summary import count_text, number, signed_text
 from ..verification import compare, load_verification
 from . import components, loaders
 from .loaders import Source
+from .pinning import About
 from .workspace import Workspace
 
 FIGURES = {
@@ -201,7 +202,8 @@ def _stage(workspace: Workspace, view: View, stage: str) -> None:
         chart = agreement(
             points, view.behaviour, stage, view.estimate, float(row["slope"]), charts.EITHER
         )
-        components.show(chart, f"agreement-{workspace.stages.index(stage)}")
+        about = About(behaviour=view.behaviour.name, estimator=view.estimate, trust=[trust])
+        components.show(chart, f"agreement-{workspace.stages.index(stage)}", about)
     _figures(view, trust, row)
 
 

@@ -16,8 +16,9 @@ from ..runs.evaluation_sets import EvaluationSet
 from ..runs.run import Run
 from ..slices.saved import Slice
 from ..tasks import input_kind, why_missing
-from . import components, loaders, progressive, state
+from . import components, loaders, pinning, progressive, state
 from .loaders import Effects, Source
+from .pinning import Scene
 
 _ESTIMATOR_HELP = (
     "An estimator is a way to obtain a counterfactual: the model as it would be had a stage's "
@@ -122,10 +123,16 @@ def open_workspace(title: str, effects: bool = True) -> Workspace | None:
     if path is None:
         return None
     try:
-        return _open(path, effects)
+        workspace = _open(path, effects)
     except StageLensError as error:
         components.error_state(str(error))
         return None
+    if workspace is not None:
+        shown = workspace.effects
+        estimate = None if shown is None else shown.estimator
+        name = workspace.examples.name
+        pinning.enter(Scene(title, workspace.at, name, workspace.noun, estimate))
+    return workspace
 
 
 def _open(path: Path, with_effects: bool) -> Workspace | None:

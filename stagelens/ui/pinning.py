@@ -1,0 +1,253 @@
+"""Pin to findings: the small button beside every chart and table, and its dialog.
+
+A page's frame calls :func:`enter` with what the page shows; ``components.show`` and
+``components.table`` draw the button. Until somebody presses it, nothing is computed or written:
+what is kept (figure, rows, trust, filters, the link back) is put together when *Pin* is pressed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pandas as pd
+import streamlit as st
+
+from ..charts import Chart
+from ..charts.style import short
+from ..contracts import StageLensError
+from ..report.figures import kept
+from ..report.finding import LONGEST_NOTE, Rows, Seen, View
+from ..report.store import FindingStore, new_id
+from ..results import StageTrust
+from ..sentences import Sentence
+from . import loaders, state
+from .escaping import plain, shown
+from .loaders import Source
+
+STYLE = (
+    '<style>[class*="st-key-pinnable-"]{position:relative}'
+    '[class*="st-key-pinnable-table-"]{padding-right:2.2rem}'
+    '[class*="st-key-pin-to-"]{position:absolute;top:0;right:0;z-index:2;width:auto!important}'
+    '[class*="st-key-pin-to-"] button{opacity:.5;min-height:0;padding:.15rem .35rem}'
+    '[class*="st-key-pin-to-"] button:is(:hover,:focus-visible){opacity:1}'
+    '[class*="st-key-pin-to-"] button p{position:absolute;width:1px;height:1px;overflow:hidden;'
+    "clip-path:inset(50%);white-space:nowrap}</style>"
+)
+"""The button lies in the corner of what it pins and takes no room; its words are for readers of
+the page who do not see its icon."""
+
+_SCENE = state.own("scene")
+_DRAFT = state.own("pinning")
+_PINNED = state.own("pinned")
+
+_WHERE = (
+    *(state.RUN, state.PAGE, "set", "estimator", "estimate", "measure", "behaviour", "trusted"),
+    *(state.VIEW, state.PART),
+)
+"""Query parameters that say where one is; all others are filters."""
+
+_FILTERS = {
+    "by": "groups by",
+    "answers": "final answer",
+    "side": "credit or blame",
+    "changed": "answer changes without the stage",
+    "strength": "strength of effect",
+    "q": "search",
+    "sort": "sorted by",
+    "left-out": "without",
+}
+"""Query parameter to its name for people, where these differ."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a page shows.
+
+    Attributes:
+        title: Of the page.
+        at: The run folder.
+        set_name: The evaluation set.
+        noun: What an example is called.
+        estimate: Whose effects are shown; None where the page shows no single one.
+    """
+
+    title: str
+    at: Source
+    set_name: str
+    noun: str
+    estimate: str | None
+
+
+@dataclass(frozen=True)
+class About:
+    """What a chart or table shows, where the page alone does not tell.
+
+    Attributes:
+        title: In a few words; by default the beginning of its takeaway.
+        behaviour: What was measured.
+        sentences: Stage effects in the sentence form; made when somebody pins.
+        observed: The models that all of it was measured on, where nothing is estimated.
+        estimator: By which estimates; by default the page's.
+        trust: What is known of the counterfactuals that are shown; by default of the estimate's.
+        filters: What was asked of the examples, by name; by default what the address says.
+        own: Whether it is of an own example, which is in no set.
+    """
+
+    title: str = ""
+    behaviour: str = ""
+    sentences: Callable[[], Sequence[Sentence]] = tuple
+    observed: str = ""
+    estimator: str | None = None
+    trust: Sequence[StageTrust] | None = None
+    filters: Mapping[str, str] | None = None
+    own: bool = False
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Something that is about to be pinned, as it was when the button was drawn."""
+
+    key: str
+    scene: Scene
+    about: About
+    said: str
+    content: Chart | pd.DataFrame
+    formats: Mapping[str, str]
+    query: Mapping[str, str]
+
+    @property
+    def title(self) -> str:
+        """In a few words."""
+        return short(self.about.title or re.split(r"[.:] ", self.said, maxsplit=1)[0], 160)
+
+
+def enter(scene: Scene) -> None:
+    """Say what the page shows; called by its frame before anything is drawn."""
+    st.session_state[_SCENE] = scene
+    draft = st.session_state.get(_DRAFT)
+    if draft is not None and draft.scene.title != scene.title:
+        st.session_state.pop(_DRAFT)
+    if (title := st.session_state.pop(_PINNED, None)) is not None:
+        st.toast(f"Pinned: {plain(title)}. The page Report has it.", icon=":material/push_pin:")
+
+
+@contextmanager
+def pinnable(
+    key: str,
+    content: Chart | pd.DataFrame,
+    said: str,
+    about: About | None,
+    formats: Mapping[str, str] | None = None,
+) -> Iterator[None]:
+    """The place of a chart or table, with its button in the corner.
+
+    Args:
+        key: Of the chart or table; no other on the page has it.
+        content: What is pinned.
+        said: Its takeaway.
+        about: What it shows, where the page alone does not tell.
+        formats: Column of a table to how its numbers are printed.
+    """
+    kind = "chart" if isinstance(content, Chart) else "table"
+    with st.container(key=f"pinnable-{kind}-{key}"):
+        yield
+        scene: Scene | None = st.session_state.get(_SCENE)
+        if scene is None:
+            return
+        query = {name: str(value) for name, value in st.query_params.items()}
+        draft = Draft(key, scene, about or About(), said, content, formats or {}, query)
+        st.button(
+            plain(f"Pin to findings: {draft.title}"),
+            key=f"pin-to-{key}",
+            icon=":material/push_pin:",
+            type="tertiary",
+            help="Pin to findings: keep this as it is, with a note, for the report.",
+            on_click=_begin,
+            args=(draft,),
+        )
+        begun: Draft | None = st.session_state.get(_DRAFT)
+        if begun is not None and begun.key == key:
+            _dialog(begun)
+
+
+def _begin(draft: Draft) -> None:
+    st.session_state[_DRAFT] = draft
+
+
+def _end() -> None:
+    st.session_state.pop(_DRAFT, None)
+
+
+@st.dialog("Pin to findings", icon=":material/push_pin:", on_dismiss=_end)
+def _dialog(draft: Draft) -> None:
+    st.html(f"<b style='overflow-wrap:anywhere'>{shown(draft.title)}</b>")
+    note = st.text_area(
+        "Note",
+        key="pin-note",
+        max_chars=LONGEST_NOTE,
+        placeholder="What it means, or what to do about it",
+        help="Stands beside the finding in the report; it can be changed there.",
+    )
+    if st.button("Pin", key="pin-it", type="primary", icon=":material/push_pin:"):
+        try:
+            FindingStore(loaders.run(draft.scene.at)).pin(_seen(draft), (note or "").strip())
+        except StageLensError as error:
+            st.error(plain(str(error)), icon=":material/error:")
+            return
+        st.session_state[_PINNED] = draft.title
+        _end()
+        st.rerun()
+
+
+def _seen(draft: Draft) -> Seen:
+    """Everything that a finding keeps, put together."""
+    scene, about = draft.scene, draft.about
+    run = loaders.run(scene.at)
+    estimate = None if about.observed else scene.estimate
+    digest = loaders.evaluation_set(scene.at, scene.set_name).digest
+    trust = about.trust
+    if trust is None and estimate is not None:
+        found = loaders.effects(scene.at, scene.set_name, estimate)
+        known = {} if found is None else found.trust
+        trust = [known[stage.name] for stage in run.stages if stage.name in known]
+    if isinstance(draft.content, Chart):
+        figure, rows = kept(draft.content)
+    else:
+        figure, rows = None, Rows.of(draft.content, draft.formats)
+    return Seen(
+        id=new_id(),
+        kind="table" if figure is None else "chart",
+        title=draft.title,
+        said=draft.said,
+        sentences=tuple(about.sentences()),
+        run_name=run.name,
+        run_digest=run.digest,
+        set_name="an own example" if about.own else scene.set_name,
+        set_digest="" if about.own else digest,
+        noun=scene.noun,
+        behaviour=about.behaviour,
+        estimator=(estimate or "") if about.estimator is None else about.estimator,
+        trust=tuple(trust or ()),
+        observed=about.observed,
+        filters=dict(_filters(draft.query) if about.filters is None else about.filters),
+        view=_view(draft),
+        figure=figure,
+        rows=rows,
+    )
+
+
+def _filters(query: Mapping[str, str]) -> dict[str, str]:
+    return {_FILTERS.get(name, name): value for name, value in query.items() if name not in _WHERE}
+
+
+def _view(draft: Draft) -> View:
+    scene = draft.scene
+    query = {"set": scene.set_name, **draft.query}
+    if scene.estimate is not None:
+        query["estimator"] = scene.estimate
+    query.pop(state.RUN, None)
+    page = "" if scene.title == "Overview" else scene.title.replace(" ", "_")
+    return View(page=page, title=scene.title, query=query)
