@@ -46,6 +46,9 @@ Trust = Literal["exact", "verified", "estimated", "refused"]
 BASE = "base"
 """Name of the boundary before the first stage."""
 
+CARRIED = "carried momentum and decay"
+"""What moments of earlier steps, weight decay and the step count contributed to a step."""
+
 
 @dataclass(frozen=True)
 class Behaviour:
@@ -201,6 +204,18 @@ class Task(ABC):
     def outputs(self, model: nn.Module, batch: Any) -> Any:
         """Forward pass for evaluation; by default the model on the batch's first element."""
         return model(batch[0])
+
+    def examples(self, batch: Any) -> Sequence[Example] | None:
+        """The examples of a training batch, for people to look at; about what undoes ``collate``.
+
+        Args:
+            batch: As ``loss`` takes it.
+
+        Returns:
+            B examples in the batch's order, with the input and the label that the model was given;
+            their ids say nothing. None, the default, where the task cannot say what they were.
+        """
+        return None
 
     def check_label(self, label: Any) -> str | None:
         """A label as a file holds it, to the name used in tables; None where it is missing.

@@ -21,6 +21,9 @@ _COARSE_OVERHEAD = 0.005
 _TANGENT = 3.0
 """A step with its tangent, in steps."""
 
+_SWEEP = 3.0
+"""A step with its transpose and the shares of its examples, in steps."""
+
 
 def replay_seconds(stages: Sequence[Stage]) -> float | None:
     """How long replaying without every stage should take.
@@ -119,3 +122,10 @@ def measured(seconds: float) -> str:
     if seconds < 0.95:
         return f"{1000 * seconds:.0f} ms" if seconds >= 0.0005 else "0 ms"
     return f"{seconds:.1f} s" if seconds < 60 else f"{seconds / 60:.1f} min"
+
+
+def contributions_seconds(stages: Sequence[Stage]) -> float | None:
+    """How long the sweep for contributions should take; None where no seconds were recorded."""
+    if any(stage.facts.seconds is None for stage in stages):
+        return None
+    return STARTING + _SWEEP * sum(stage.facts.seconds or 0.0 for stage in stages)

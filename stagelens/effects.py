@@ -395,7 +395,7 @@ def _chosen(result: Result, stages: Sequence[str] | None) -> Result:
     return Result(facts, table)
 
 
-def _answers_as_the_final_model(run: Run, stage: Stage, examples: EvaluationSet) -> bool:
+def answers_as_the_final_model(run: Run, stage: Stage, examples: EvaluationSet) -> bool:
     """Whether a stage's model gives outputs of the same shapes."""
     configs = stage.facts.build_config, run.last.facts.build_config
     if configs[0] == configs[1]:
@@ -434,7 +434,7 @@ def boundaries(run: Run, set_name: str, progress: Progress = no_progress) -> Res
     measured: list[Measured] = []
     for config, group in groupby(whole, key=lambda one: one[1].facts.build_config):
         alike = list(group)
-        if not _answers_as_the_final_model(run, alike[0][1], examples):
+        if not answers_as_the_final_model(run, alike[0][1], examples):
             continue
         names += [name for name, _, _ in alike]
         measured += measure(

@@ -17,12 +17,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from .contracts import StageLensError
+from .contracts import CARRIED, StageLensError
+from .contributions.stored import Stored
 from .group_metrics import GroupMetrics
 from .results import Agreement, Result, StageTrust
 from .runs.files import cannot_write
 from .spurious.stored import Features, strongest
 from .standing import WORDS, explained, standing_of
+from .summary import count_text
 
 EVERY = 0.2
 """Seconds between two reports to a file."""
@@ -135,6 +137,36 @@ def print_features(found: Features, top: int) -> None:
             figures = [f"{row[name]:+.3f}" for name in ("mean_with", "mean_without")]
             cells = [str(row["label"] or "any"), f"{row['support']:,}", *figures]
             printed.add_row(str(row["name"]), *cells, f"{row['evidence']:.3f}")
+        _console().print(printed, markup=False)
+
+
+def print_contributions(found: Stored, top: int) -> None:
+    """What the steps of every stage add up to, and which training examples contributed most."""
+    behaviour = found.facts.behaviour
+    of = count_text(found.facts.count)
+    printed = Table(title=f"Contributions to the {behaviour.name} of {of}, to first order")
+    for name in ("stage", "steps", "together", CARRIED):
+        printed.add_column(name, justify="left" if name == "stage" else "right")
+    for stage, steps in found.facts.steps.items():
+        carried = found.part("carried", stage)["value"]
+        own = f"{carried.iloc[0]:+.3f}" if len(carried) else "-"
+        printed.add_row(stage, f"{steps:,}", f"{found.linearised(stage):+.3f}", own)
+    _console().print(printed, markup=False)
+    for stage in found.facts.steps:
+        rows = found.part("example", stage)
+        if rows.empty:
+            typer.echo(f"{stage}: BatchNorm in training mode couples examples; steps only")
+            continue
+        rows = rows.loc[rows["value"].abs().sort_values(ascending=False).index].head(top)
+        printed = Table(title=f"Training examples of {stage}, the largest contributions first")
+        names = ("contribution", "uses", "first step", "place", "label", "final model", "before")
+        for name in names:
+            printed.add_column(name, justify="right")
+        for row in rows.to_dict("records"):
+            told = [row[name] for name in ("label", "answer", "before")]
+            cells = [f"{row[name]:,}" for name in ("uses", "step", "position")]
+            told = ["-" if pd.isna(each) else str(each) for each in told]
+            printed.add_row(f"{row['value']:+.3f}", *cells, *told)
         _console().print(printed, markup=False)
 
 

@@ -46,7 +46,7 @@ def time_line(
         behaviour: What ``boundaries`` holds.
         palette: Light or dark.
     """
-    edges = _edges(list(steps.values()))
+    edges = stage_edges(list(steps.values()))
     measured = boundaries is not None and behaviour is not None and not boundaries.empty
     heights = [44, 90, 230] if measured else [44, 100]
     figure = make_subplots(
@@ -64,7 +64,7 @@ def time_line(
         range=[-0.012, 1.012], showgrid=False, zeroline=False, showticklabels=False, fixedrange=True
     )
     figure.update_yaxes(zeroline=False, fixedrange=True)
-    _bands(figure, steps, edges)
+    draw_bands(figure, steps, edges)
     own = _rates(figure, steps, rates, edges, palette)
     for row in range(2, len(heights) + 1):
         for edge in edges:
@@ -76,13 +76,13 @@ def time_line(
                 opacity=0.5,
                 layer="below",
             )
-    _heading(figure, f"learning rate{' (each stage on its own scale)' if own else ''}", 2, palette)
+    heading(figure, f"learning rate{' (each stage on its own scale)' if own else ''}", 2, palette)
     said = " then ".join(f"{name} ({count:,} steps)" for name, count in steps.items())
     alt = f"Stages in training order: {said}."
     if measured and boundaries is not None and behaviour is not None:
         unit = "%" if is_share(behaviour) else behaviour.unit
         title = f"{phrase(behaviour)}{f' ({unit})' if unit else ''} after each boundary"
-        _heading(figure, f"{title}: {behaviour.better} is better", 3, palette)
+        heading(figure, f"{title}: {behaviour.better} is better", 3, palette)
         alt += " " + draw_paths(
             figure, boundaries, behaviour, edges, list(steps), 230, palette, row=3
         )
@@ -99,7 +99,7 @@ def time_line(
     return Chart(figure, alt, boundaries if measured else rates)
 
 
-def _edges(counts: Sequence[int]) -> list[float]:
+def stage_edges(counts: Sequence[int]) -> list[float]:
     """Boundaries on 0..1: widths in proportion to steps, none under its minimum."""
     if not counts:
         return [0.0, 1.0]
@@ -110,7 +110,7 @@ def _edges(counts: Sequence[int]) -> list[float]:
     return [0.0, *np.cumsum(shares).tolist()]
 
 
-def _bands(figure: go.Figure, steps: Mapping[str, int], edges: Sequence[float]) -> None:
+def draw_bands(figure: go.Figure, steps: Mapping[str, int], edges: Sequence[float]) -> None:
     """Stage names on their colours; a name that does not fit shrinks, then goes to the hover."""
     figure.update_layout(uniformtext={"minsize": 9, "mode": "hide"}, bargap=0)
     figure.update_yaxes(row=1, col=1, range=[0, 1], visible=False)
@@ -184,14 +184,15 @@ def _rate(rate: float) -> str:
     return f"{rate:.2g}".replace("-", "−")
 
 
-def _heading(figure: go.Figure, text: str, row: int, palette: Palette) -> None:
+def heading(figure: go.Figure, text: str, row: int, palette: Palette) -> None:
+    """What a row of a figure shows, above it at its left."""
     figure.add_annotation(
         text=escaped(text),
         x=0,
         xref="x domain",
         xanchor="left",
         y=1,
-        yref=f"y{row} domain",
+        yref=f"y{row if row > 1 else ''} domain",
         yanchor="bottom",
         yshift=4,
         showarrow=False,

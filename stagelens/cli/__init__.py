@@ -9,7 +9,7 @@ import typer
 
 from ..contracts import StageLensError
 from ..terminal import one_line
-from . import making, measuring, removing, reporting, spurious
+from . import contributing, making, measuring, removing, reporting, spurious
 
 app = typer.Typer(
     name="stagelens",
@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for group in (making, measuring, spurious, removing, reporting):
+for group in (making, measuring, contributing, spurious, removing, reporting):
     app.add_typer(group.commands)
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..contracts import Example, Refused
+from ..contracts import CARRIED, Example, Refused
 from ..runs.batches import to_device
 from ..runs.run import Run
 from ..training.adjoint import StepContribution, has_coupled_examples, sweep
@@ -19,7 +19,6 @@ from ..training.curvature import cast
 from ..training.replay import Progress, no_progress
 from ..training.trajectory import DerivativeOptions, LinearStage
 
-CARRIED = "carried momentum and decay"
 _BATCH = 256
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -164,6 +165,12 @@ class Stage:
                 "with Recorder(path, resume=True)"
             )
         return self._state(self.facts.end)
+
+    def within(self) -> Iterator[tuple[int, TrainingState]]:
+        """The recorded checkpoints before the stage's end: steps so far, and the state then."""
+        for checkpoint in self.facts.checkpoints:
+            if checkpoint.step < self.steps:
+                yield checkpoint.step, self._state(checkpoint.state)
 
     def _state(self, reference: StateRef) -> TrainingState:
         from .states import load_state

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..contracts import Behaviour, Example, Predictions, TaskError, TokenValues
-from .transformer_task import IGNORED, Batch, TransformerTask, model_facts, pieces
+from .transformer_task import IGNORED, Batch, TransformerTask, model_facts, pieces, unpadded
 
 _PIECE_BYTES = 256 << 20
 """Most that the logits of one piece of a batch take, unless a single row takes more."""
@@ -180,6 +180,22 @@ class CausalLM(TransformerTask):
             batch |= {f"rejected_{name}": tensor for name, tensor in labelled.items()}
             batch["rejected_rows"] = torch.tensor(list(other))
         return batch
+
+    def examples(self, batch: Batch) -> list[Example] | None:
+        """Texts, or prompts and completions, as the tokenizer reads the tokens back."""
+        if not self.assets or "labels" not in batch:
+            return None
+        mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"])) != 0
+        found = []
+        for number, ids in enumerate(unpadded(batch)):
+            scored = batch["labels"][number][mask[number]] != IGNORED
+            first = int(scored.int().argmax()) if scored.any() else len(ids)
+            prompt, rest = (
+                self.tokenizer.decode(part, special=False) for part in (ids[:first], ids[first:])
+            )
+            content = {"prompt": prompt, "completion": rest} if prompt else {"text": rest}
+            found.append(Example(str(number), content))
+        return found
 
     def _rows(self, value: Mapping[str, Any]) -> tuple[_Row, _Row | None]:
         """An example's input as the row that is scored, and that of the rejected completion."""

@@ -48,6 +48,18 @@ def check_class(classes: Sequence[str], label: Any) -> str | None:
     raise ValueError(f"label {label!r} is none of the classes {', '.join(classes[:12])}")
 
 
+def class_names(classes: Sequence[str], labels: Tensor) -> list[str | None]:
+    """Labels of a batch as names; None for what is no class, and where a label is not one class.
+
+    Args:
+        classes: C names.
+        labels: (B,) class indices; of any other shape, as (B, C) probabilities, they have no names.
+    """
+    if labels.ndim != 1 or labels.is_floating_point():
+        return [None] * len(labels)
+    return [classes[i] if 0 <= i < len(classes) else None for i in labels.tolist()]
+
+
 def classifier_behaviours(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Loss, margin and probability of the label.
 

@@ -14,6 +14,7 @@ from .classification import (
     CLASSIFIER_BEHAVIOURS,
     NO_LABEL,
     check_class,
+    class_names,
     classifier_behaviours,
     classifier_predictions,
 )
@@ -162,6 +163,31 @@ class ImageClassification(Task):
         if self.std is not None:
             scaled = scaled / np.asarray(self.std, np.float32)[:, None, None]
         return scaled
+
+    def examples(self, batch: tuple[Tensor, Tensor]) -> list[Example] | None:
+        """Images with their pixels as they were before scaling; see :class:`Task`."""
+        images, labels = batch
+        if images.ndim != 4:
+            return None
+        pixels = images.detach().cpu().double().numpy()
+        if self.std is not None:
+            pixels = pixels * np.asarray(self.std)[:, None, None]
+        if self.mean is not None:
+            pixels = pixels + np.asarray(self.mean)[:, None, None]
+        # Images of 8 bits come back exactly; floats were never scaled.
+        whole = np.round(pixels * self.scale)
+        if (
+            np.abs(pixels * self.scale - whole).max(initial=0) < 1e-3
+            and 0 <= whole.min(initial=0) <= whole.max(initial=0) <= 255
+        ):
+            pixels = whole.astype(np.uint8)
+        pixels = np.moveaxis(pixels, 1, 3)
+        shown = pixels[..., 0] if pixels.shape[3] == 1 else pixels
+        names = class_names(self.classes, labels)
+        return [
+            Example(str(number), {"image": image}, name)
+            for number, (image, name) in enumerate(zip(shown, names, strict=True))
+        ]
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Mean cross-entropy of the batch."""

@@ -13,6 +13,7 @@ from .classification import (
     CLASSIFIER_BEHAVIOURS,
     NO_LABEL,
     check_class,
+    class_names,
     classifier_behaviours,
     classifier_predictions,
 )
@@ -25,6 +26,7 @@ from .transformer_task import (
     model_facts,
     pieces,
     plain_config,
+    unpadded,
 )
 
 
@@ -178,6 +180,16 @@ class TextClassification(TransformerTask):
     def collate(self, examples: Sequence[Example]) -> Batch:
         """See :meth:`batch`; examples without a label give no loss."""
         return self.batch([e.input["text"] for e in examples], [e.label for e in examples])
+
+    def examples(self, batch: Batch) -> list[Example] | None:
+        """Texts as the tokenizer reads the tokens back; see :class:`~stagelens.contracts.Task`."""
+        if not self.assets or "labels" not in batch:
+            return None
+        names = class_names(self.classes, batch["labels"])
+        return [
+            Example(str(number), {"text": self.tokenizer.decode(ids, special=False)}, name)
+            for number, (ids, name) in enumerate(zip(unpadded(batch), names, strict=True))
+        ]
 
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
         """(B, C) logits, a few rows at a time."""

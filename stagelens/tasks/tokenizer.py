@@ -138,9 +138,9 @@ class KeptTokenizer:
         encoding = self._backend.encode(text, add_special_tokens=special)
         return Encoded(encoding.ids, encoding.type_ids, encoding.special_tokens_mask)
 
-    def decode(self, ids: list[int]) -> str:
-        """The text of some tokens, special ones included."""
-        return str(self._backend.decode(ids, skip_special_tokens=False))
+    def decode(self, ids: list[int], *, special: bool = True) -> str:
+        """The text of some tokens, without what is put around texts unless ``special``."""
+        return str(self._backend.decode(ids, skip_special_tokens=not special))
 
     def pieces(self, ids: list[int]) -> list[str]:
         """The text of each token where it stands; together they are about the text."""

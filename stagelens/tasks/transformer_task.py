@@ -276,6 +276,13 @@ def filled(rows: Sequence[Sequence[int]], value: int) -> Tensor:
     return tensor
 
 
+def unpadded(batch: Batch) -> list[list[int]]:
+    """The token ids of every row of a batch, without what fills it up."""
+    ids = batch["input_ids"]
+    mask = batch.get("attention_mask", torch.ones_like(ids)) != 0
+    return [row[own].tolist() for row, own in zip(ids, mask, strict=True)]
+
+
 def pieces(
     batch: Mapping[str, Tensor], tokens: int = _PIECE_TOKENS
 ) -> Iterator[tuple[Tensor, Batch]]:

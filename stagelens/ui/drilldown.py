@@ -9,13 +9,22 @@ import streamlit as st
 
 from .. import charts
 from ..charts.style import MUTED
-from ..contracts import BASE, Behaviour
-from ..report.telling import RECORDED
+from ..contracts import Behaviour
 from ..results import StageTrust
 from ..sentences import Sentence, example_sentence
 from ..standing import MARKS, WORDS, standing_of
 from ..summary import phrase, value_text
-from . import asking, browse, components, inputs, loaders, state, tokens
+from . import (
+    asking,
+    browse,
+    components,
+    inputs,
+    loaders,
+    state,
+    tokens,
+    training_data,
+    when,
+)
 from .browse import answer_column, effect_column, noise_column
 from .filters import Chosen
 from .loaders import Effects
@@ -57,18 +66,34 @@ def beside(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: s
 
 
 def below(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: str | None) -> None:
-    """What stands below both: all answers side by side, and the charts."""
+    """What stands below both: the questions that one example raises, one tab for each."""
     if example_id is None:
         return
     row = _row(chosen, example_id)
-    answers(workspace, effects, chosen.behaviour, row)
+    names = [state.EFFECTS, state.WHEN, state.DATA]
+    names += [state.INPUT] if tokens.has_tokens(workspace) else []
+    tabs = dict(zip(names, st.tabs(names, key=state.LOOK, bind="query-params"), strict=True))
+    name, tab = next(((name, tab) for name, tab in tabs.items() if tab.open), (None, None))
+    if tab is None:
+        return
+    with tab:
+        if name == state.EFFECTS:
+            _effects(workspace, effects, chosen.behaviour, row)
+        elif name == state.WHEN:
+            when.panel(workspace, effects, chosen, example_id)
+        elif name == state.DATA:
+            training_data.panel(workspace, effects, chosen, example_id)
+        elif name == state.INPUT:
+            tokens.of_the_set(workspace, effects, example_id)
+
+
+def _effects(workspace: Workspace, effects: Effects, behaviour: Behaviour, row: pd.Series) -> None:
     grid = st.grid(2, min_column_width=340, gap="medium")
     with grid.cell():
-        st.subheader("Effect of each stage", anchor=False)
-        bars(workspace, effects, chosen.behaviour, row)
+        answers(workspace, effects, behaviour, row)
     with grid.cell():
-        _path(workspace, chosen.behaviour, example_id)
-    tokens.of_the_set(workspace, effects, example_id)
+        st.subheader("Effect of each stage", anchor=False)
+        bars(workspace, effects, behaviour, row)
 
 
 def _row(chosen: Chosen, example_id: str) -> pd.Series:
@@ -273,28 +298,3 @@ def bars(
         own=own,
     )
     components.show(chart, "example-effects", about)
-
-
-def _path(workspace: Workspace, behaviour: Behaviour, example_id: str) -> None:
-    table = loaders.boundaries(workspace.at, workspace.examples.name)
-    if table is None:
-        return
-    rows = table[(table["example_id"] == example_id) & (table["behaviour"] == behaviour.name)]
-    if rows.empty:
-        return
-    st.subheader(f"{phrase(behaviour).capitalize()} after each boundary", anchor=False)
-    order = {name: place for place, name in enumerate((BASE, *workspace.stages))}
-    rows = rows.assign(group=None).sort_values("boundary", key=lambda c: c.map(order))
-    answers = [
-        f"{boundary if boundary == BASE else f'after {boundary}'}: {answer}"
-        for boundary, answer in zip(rows["boundary"], rows["prediction"], strict=True)
-    ]
-    chart = charts.boundary_path(rows, behaviour, workspace.stages, charts.EITHER)
-    about = About(
-        title=f"{phrase(behaviour).capitalize()} of example {example_id} after each boundary",
-        behaviour=behaviour.name,
-        observed=RECORDED,
-        filters={"example": example_id},
-    )
-    components.show(chart, "example-path", about)
-    components.text_block(f"Answers: {', '.join(answers)}.", muted=True)

@@ -24,6 +24,10 @@ PART = "part"
 GAPS, FOUND, WHERE = "Group gaps", "Found without metadata", "Where in the input"
 """Key of the tabs of the page Spurious features, and what these are called; in links too."""
 
+LOOK = "look"
+EFFECTS, WHEN, DATA, INPUT = "Effects", "When", "Which data", "Where"
+"""Key of the tabs below the chosen example, and what these are called; in links too."""
+
 SHARED = ("set", "estimator", "by", "group")
 """Keys of the widgets that several pages have."""
 
@@ -41,6 +45,10 @@ _OF_A_RUN = (
     "sort",
     "tokens",
     VIEW,
+    LOOK,
+    "about",
+    "within",
+    "all-data",
     "gap",
     "crossed",
     "errors",

@@ -25,11 +25,14 @@ _WITHOUT = ("image-classification", "text-classification")
 """Tasks without values per token, which is known here without loading torch."""
 
 
-def of_the_set(workspace: Workspace, effects: Effects, example_id: str) -> None:
-    """The tokens of an example of the set, where its task has values per token."""
+def has_tokens(workspace: Workspace) -> bool:
+    """Whether the task has values per token, and can be asked for them here."""
     without = workspace.run.file.task.name in _WITHOUT
-    if workspace.noun != "text" or without or not workspace.computable:
-        return
+    return workspace.noun == "text" and workspace.computable and not without
+
+
+def of_the_set(workspace: Workspace, effects: Effects, example_id: str) -> None:
+    """The tokens of an example of the set, where :func:`has_tokens` says that there are any."""
     try:
         with st.spinner("Asking the models about every token"):
             answer = asking.about(

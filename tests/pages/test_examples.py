@@ -109,10 +109,16 @@ def test_a_picked_row_shows_the_example_everywhere(
             assert f"the loss would be {abs(row['effect']):.2f} {way}" in said
     for stage in STAGES:
         assert f"without {stage}" in said  # its answer, side by side
-    bars, path = figures(app)
+    (bars,) = figures(app)
     assert bars["alt"].startswith("Effect of each stage on this example's loss.")
-    assert path["alt"].startswith("Loss at base, after pretrain")
     assert chosen in app.subheader[0].value.replace("\\", "")
+
+
+def test_a_link_opens_what_it_asks_of_the_example(open_page, demo: Path) -> None:
+    app = check(open_page(demo.parent, "run=digits&example=clean-003&look=When", PAGE))
+    (path,) = figures(app)
+    assert path["alt"].startswith("Loss observed. base: ") and "after shortcut: " in path["alt"]
+    assert "without shortcut" not in words(app)
 
 
 def test_a_choice_survives_a_filter_that_moves_its_row(open_page, demo: Path) -> None:
@@ -152,7 +158,7 @@ def test_a_linked_page_is_opened(open_page, demo: Path) -> None:
     ["example=nope", "page=99999999999999999999", "page=-1", "page=x", "stage=nope",
      "label=%3Cb%3E", "strength=1e308", "strength=nan", "sort=drop+table", "side=both",
      "set=..%2Fx", "estimator=__import__", "group=%00", "behaviour=accuracy", "changed=maybe",
-     "example=" + "x" * 5000],
+     "example=" + "x" * 5000, "example=clean-003&look=nowhere"],
 )  # fmt: skip
 def test_nonsense_in_a_link_is_ignored(open_page, demo: Path, link: str) -> None:
     app = check(open_page(demo.parent, f"run=digits&{link}", PAGE))

@@ -73,7 +73,7 @@ def test_the_tokens_of_an_example_carry_the_effects_of_the_chosen_stage(
     result = load_result(open_run(text_runs / "prompts"), "test", "effects", "replay")
     assert result is not None
     for stage in STAGES:
-        app = check(open_page(text_runs, f"run=prompts&example=1&tokens={stage}", PAGE))
+        app = check(open_page(text_runs, f"run=prompts&example=1&look=Where&tokens={stage}", PAGE))
         tokens = next(body for body in bodies(app) if "role='group'" in body)
         shown = re.findall(r"<bdi[^>]*>([^<]*)</bdi>", tokens)
         assert "".join(shown) == "two and two make four"
@@ -86,7 +86,7 @@ def test_the_tokens_of_an_example_carry_the_effects_of_the_chosen_stage(
 
 
 def test_a_classifier_has_no_tokens(open_page, text_runs: Path) -> None:
-    app = check(open_page(text_runs, "run=comments&example=1", PAGE))
+    app = check(open_page(text_runs, "run=comments&example=1&look=Where", PAGE))
     assert "Tokens" not in [s.value for s in app.subheader]
 
 

@@ -1,0 +1,62 @@
+"""The command that looks into a stage: what its steps and training examples contributed."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ..contracts import StageLensError
+from ..terminal import Reporter, print_contributions
+from .options import ProgressFile, RunFolder, TaskOption, opened_with
+
+commands = typer.Typer()
+
+
+@commands.command(
+    epilog="Examples: stagelens contributions runs/digits --set test --example stamped-003   "
+    "stagelens contributions runs/digits --set mixed-up --behaviour margin --group label=4"
+)
+def contributions(
+    run: RunFolder,
+    set_name: Annotated[
+        str | None, typer.Option("--set", help="Evaluation set; by default the only one, or test.")
+    ] = None,
+    example: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ID",
+            help="The example that is asked about; several times for the mean of several "
+            "[the mean of the set].",
+        ),
+    ] = None,
+    group: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN=VALUE",
+            help="Ask about the mean of the examples with this value; several times for those "
+            "that have them all.",
+        ),
+    ] = None,
+    behaviour: Annotated[
+        str | None, typer.Option(help="Contributions to which behaviour; by default the first.")
+    ] = None,
+    top: Annotated[
+        int, typer.Option(min=1, help="How many training examples to print per stage.")
+    ] = 5,
+    task: TaskOption = None,
+    progress: ProgressFile = None,
+) -> None:
+    """Compute what every step and every training example contributed, to first order."""
+    groups = dict(each.split("=", 1) for each in group or [] if "=" in each)
+    if len(groups) != len(group or []):
+        raise StageLensError("--group takes COLUMN=VALUE, each column once; for instance label=4")
+    with Reporter(progress).running() as report:
+        opened = opened_with(run, task)
+        examples = opened.evaluation_set(set_name)
+        from ..contributions.computing import contribute
+        from ..contributions.stored import Question
+
+        question = Question(ids=tuple(example or ()), groups=groups)
+        found = contribute(opened, examples.name, question, behaviour, report)
+    print_contributions(found, top)

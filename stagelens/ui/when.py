@@ -1,0 +1,94 @@
+"""When a prediction came about: observed after stages and checkpoints, and step by step."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from .. import charts
+from ..charts.steps import observed_path, step_contributions
+from ..contracts import BASE
+from ..contributions.stored import Stored
+from ..summary import phrase
+from . import components, contributing, loaders
+from .contributing import Asked
+from .filters import Chosen
+from .loaders import Effects
+from .pinning import About
+from .workspace import Workspace
+
+
+def panel(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: str) -> None:
+    """The observed course, and below it the contributions of a stage's steps."""
+    asked = contributing.choose(workspace, effects, chosen, example_id)
+    st.subheader(f"{phrase(asked.behaviour).capitalize()} during training", anchor=False)
+    course = st.container()
+    st.subheader("What each step contributed", anchor=False)
+    found = contributing.answer(workspace, asked)
+    with course:
+        _observed(workspace, asked, found)
+    if found is None:
+        return
+    contributing.first_order(found, asked)
+    number = workspace.stages.index(asked.stage)
+    rates = loaders.rates(workspace.at)
+    chart = step_contributions(
+        found.part("step", asked.stage)[["step", "value"]],
+        rates[rates["stage"] == asked.stage],
+        asked.behaviour,
+        asked.stage,
+        asked.effect,
+        charts.stage_color(number),
+        charts.EITHER,
+    )
+    about = About(
+        title=f"Contributions of the steps of {asked.stage}, {asked.about}",
+        behaviour=asked.behaviour.name,
+        estimator=contributing.ESTIMATOR,
+        trust=(),
+        filters=asked.filters,
+    )
+    components.show(chart, "step-contributions", about)
+    components.text_block(
+        "To first order: the derivative of the final behaviour along each recorded update, with "
+        "all later steps carried through. Blue raised what is better, orange lowered it.",
+        muted=True,
+    )
+
+
+def _observed(workspace: Workspace, asked: Asked, found: Stored | None) -> None:
+    """The behaviour where it was measured; checkpoints come with the contributions."""
+    counts = {stage.name: max(stage.updates, 1) for stage in workspace.run.stages}
+    rows = _boundaries(workspace, asked, counts) if found is None else found.part("observed")
+    if rows is None or rows.empty:
+        components.text_block("The behaviour after each stage has not been measured.", muted=True)
+        return
+    components.show(observed_path(rows, asked.behaviour, counts, charts.EITHER), "observed-path")
+    if len(asked.ids) == 1:
+        ends = rows[rows["step"].isin([0]) | (rows["step"] == rows["stage"].map(counts))]
+        answers = [
+            f"{BASE if row.step == 0 else f'after {row.stage}'}: {row.answer}"
+            for row in ends.itertuples()
+        ]
+        components.text_block(f"Answers: {', '.join(answers)}.", muted=True)
+
+
+def _boundaries(workspace: Workspace, asked: Asked, counts: dict[str, int]) -> pd.DataFrame | None:
+    """The stored behaviours after each boundary as ``stage``, ``step``, ``value``, ``answer``."""
+    table = loaders.boundaries(workspace.at, workspace.examples.name)
+    if table is None:
+        return None
+    rows = table[(table["behaviour"] == asked.behaviour.name) & table["example_id"].isin(asked.ids)]
+    means = rows.groupby("boundary", sort=False).agg(
+        value=("value", "mean"), answer=("prediction", "first")
+    )
+    places = {BASE: (workspace.stages[0], 0), **{name: (name, counts[name]) for name in counts}}
+    known = [name for name in places if name in means.index]
+    return pd.DataFrame(
+        {
+            "stage": [places[name][0] for name in known],
+            "step": [places[name][1] for name in known],
+            "value": means.loc[known, "value"].to_numpy(),
+            "answer": means.loc[known, "answer"].to_numpy(),
+        }
+    )
