@@ -17,11 +17,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from .contracts import CARRIED, StageLensError
+from .contracts import CARRIED, Behaviour, StageLensError
 from .contributions.stored import Stored
 from .group_metrics import GroupMetrics
 from .results import Agreement, Result, StageTrust
 from .runs.files import cannot_write
+from .saliency.concentration import where_most
+from .saliency.stored import Map
 from .spurious.stored import Features, strongest
 from .standing import WORDS, explained, standing_of
 from .summary import count_text
@@ -168,6 +170,25 @@ def print_contributions(found: Stored, top: int) -> None:
             told = ["-" if pd.isna(each) else str(each) for each in told]
             printed.add_row(f"{row['value']:+.3f}", *cells, *told)
         _console().print(printed, markup=False)
+
+
+def print_saliency(
+    maps: Sequence[Map], stage: str, behaviour: Behaviour, baseline: str, trust: StageTrust
+) -> None:
+    """What the maps of a stage's effect sum to, and where they have most."""
+    printed = Table(title=f"Where the effect of {stage} on the {behaviour.name} sits")
+    for name in ("example", "effect", "in the input", f"on the baseline ({baseline})", "steps", ""):
+        printed.add_column(name, justify="right" if name not in ("example", "") else "left")
+    for one in maps:
+        total = f"{one.total:+.3f}" if one.holds else "-"
+        figures = f"{one.effect:+.3f}", total, f"{one.baseline_effect:+.3f}", f"{one.steps}"
+        note = "" if one.holds else f"sums are {one.error:.0%} apart"
+        printed.add_row(one.example_id, *figures, note)
+    _console().print(printed, markup=False)
+    held = [one for one in maps if one.holds]
+    sentence = where_most(held, stage, behaviour, trust)
+    if sentence is not None:
+        typer.echo(f"{sentence} ({WORDS[standing_of(trust, behaviour.name)]})")
 
 
 def print_verification(rows: pd.DataFrame) -> None:

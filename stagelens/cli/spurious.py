@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..terminal import Reporter, print_features
+from ..terminal import Reporter, print_features, print_saliency
 from .options import ProgressFile, RunFolder, TaskOption, opened_with
 
 commands = typer.Typer()
@@ -41,3 +41,53 @@ def features(
         chosen = estimator or default_estimator(opened)
         found = find_features(opened, examples.name, chosen, settings, report)
     print_features(found, top)
+
+
+@commands.command(
+    epilog="Example: stagelens saliency runs/digits --stage shortcut --example stamped-4 "
+    "--example stamped-7"
+)
+def saliency(
+    run: RunFolder,
+    stage: Annotated[str, typer.Option(help="The stage whose effect is attributed.")],
+    example: Annotated[
+        list[str], typer.Option(help="Id of an example of the set; may be given several times.")
+    ],
+    set_name: Annotated[
+        str | None, typer.Option("--set", help="Evaluation set; by default the only one, or test.")
+    ] = None,
+    behaviour: Annotated[
+        str | None, typer.Option(help="What is attributed; by default the task's first behaviour.")
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            help="What nothing looks like: black, white or mean for images [black]; padding, mask "
+            "or unknown for texts [padding]."
+        ),
+    ] = None,
+    estimator: Annotated[
+        str | None,
+        typer.Option(help="How the counterfactual is obtained; by default as for attribute."),
+    ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(help="What coarse-replay may spend, as a share of replay's cost [0.25]."),
+    ] = None,
+    task: TaskOption = None,
+    progress: ProgressFile = None,
+) -> None:
+    """Find where in the input a stage's effect sits: in which pixels, or in which tokens."""
+    with Reporter(progress).running() as report:
+        opened = opened_with(run, task)
+        examples = opened.evaluation_set(set_name)
+        from ..estimators.ladder import default_estimator
+        from ..saliency.maps import stage_maps
+
+        chosen = estimator or default_estimator(opened)
+        settings = None if budget is None else {"budget": budget}
+        found = stage_maps(
+            *(opened, examples.name, stage, example, chosen, settings, behaviour, baseline),
+            progress=report,
+        )
+    print_saliency(found.maps, stage, found.behaviour, found.baseline, found.trust)

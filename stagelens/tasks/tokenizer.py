@@ -18,7 +18,9 @@ import tokenizers
 from ..contracts import TaskError
 
 TOKENIZER, FACTS = "tokenizer.json", "tokenizer_config.json"
-_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "cls_token", "pad_token")
+_SPECIAL = (
+    *("bos_token", "eos_token", "unk_token", "sep_token", "cls_token", "pad_token", "mask_token"),
+)
 _UNLIMITED = 10**6
 """A ``model_max_length`` from here on means that there is none."""
 

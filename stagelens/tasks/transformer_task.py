@@ -257,6 +257,29 @@ class TransformerTask(Task):
         found = self.tokenizer.special_id("bos_token", "cls_token", "eos_token")
         return self._pad_id if found is None else found
 
+    @property
+    def special_ids(self) -> set[int]:
+        """Tokens that frame texts and say nothing, where the tokenizer knows such."""
+        names = ("bos_token", "cls_token", "sep_token", "eos_token", "pad_token")
+        known = [self.tokenizer.special_id(name) for name in names]
+        return {number for number in known if number is not None}
+
+    def filler(self, name: str) -> int:
+        """The token that stands for no word at all.
+
+        Args:
+            name: ``"padding"``, ``"mask"`` or ``"unknown"``.
+
+        Raises:
+            TaskError: The tokenizer has no such token.
+        """
+        if name == "padding":
+            return self._pad_id
+        found = self.tokenizer.special_id({"mask": "mask_token", "unknown": "unk_token"}[name])
+        if found is None:
+            raise TaskError(f"the tokenizer has no token {name!r} to fill a text with; use padding")
+        return found
+
     def _padded(self, rows: Sequence[Sequence[int]]) -> Batch:
         """Rows of token ids as one batch, filled up on the right.
 
