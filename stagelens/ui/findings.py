@@ -147,7 +147,7 @@ def listed(workspace: Workspace, found: Findings) -> None:
     _undo(workspace, found)
     if not found.kept:
         st.info(
-            "No finding has been pinned yet. Look at the pages, and press the pin in the corner of "
+            "No finding has been pinned yet. Look at the pages, and press the pin beside "
             "what should be kept.",
             icon=":material/push_pin:",
         )

@@ -29,15 +29,16 @@ from .loaders import Source
 
 STYLE = (
     '<style>[class*="st-key-pinnable-"]{position:relative}'
-    '[class*="st-key-pinnable-table-"]{padding-right:2.2rem}'
-    '[class*="st-key-pin-to-"]{position:absolute;top:0;right:0;z-index:2;width:auto!important}'
-    '[class*="st-key-pin-to-"] button{opacity:.5;min-height:0;padding:.15rem .35rem}'
+    '[class*="st-key-pin-to-"]{position:absolute;top:0;right:-1rem;z-index:2;width:1rem!important}'
+    '[class*="st-key-pin-to-"] button{opacity:.55;min-height:1.6rem;min-width:0;width:1rem;'
+    "padding:0;position:relative}"
+    '[class*="st-key-pin-to-"] button *{gap:0}'
     '[class*="st-key-pin-to-"] button:is(:hover,:focus-visible){opacity:1}'
-    '[class*="st-key-pin-to-"] button p{position:absolute;width:1px;height:1px;overflow:hidden;'
+    '[class*="st-key-pin-to-"] button p{position:absolute;left:0;width:1px;height:1px;overflow:hidden;'
     "clip-path:inset(50%);white-space:nowrap}</style>"
 )
-"""The button lies in the corner of what it pins and takes no room; its words are for readers of
-the page who do not see its icon."""
+"""The button lies beside the right edge of what it pins, in the margin of the page or card, and
+takes no room; its words are for readers of the page who do not see its icon."""
 
 _SCENE = state.own("scene")
 _DRAFT = state.own("pinning")

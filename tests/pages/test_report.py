@@ -123,7 +123,7 @@ def test_a_run_that_cannot_be_written_says_so(open_page, demo_copy: Path) -> Non
 
 def test_without_findings_the_page_says_how_to_pin(open_page, demo: Path) -> None:
     app = check(open_page(demo.parent, "run=digits", PAGE))
-    assert "press the pin in the corner" in words(app)
+    assert "press the pin beside" in words(app)
     assert app.toggle(key="whole").value is True
 
 
