@@ -33,8 +33,8 @@ def heading(workspace: Workspace) -> None:
     st.title("Report", anchor=False)
     components.text_block(
         "Findings of this run, in the order of the report. Pin a chart or a table on any page with "
-        "the pin in its corner; it stays as it was when it was pinned. Findings lie in the run "
-        "folder, so everybody who opens the run sees them."
+        "the pin beside it; it stays as it was when it was pinned. Findings lie in the run folder, "
+        "so everybody who opens the run sees them."
     )
     if (said := st.session_state.pop(_SAID, None)) is not None:
         st.warning(said, icon=":material/group:")

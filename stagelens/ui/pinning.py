@@ -34,8 +34,8 @@ STYLE = (
     "padding:0;position:relative}"
     '[class*="st-key-pin-to-"] button *{gap:0}'
     '[class*="st-key-pin-to-"] button:is(:hover,:focus-visible){opacity:1}'
-    '[class*="st-key-pin-to-"] button p{position:absolute;left:0;width:1px;height:1px;overflow:hidden;'
-    "clip-path:inset(50%);white-space:nowrap}</style>"
+    '[class*="st-key-pin-to-"] button p{position:absolute;left:0;width:1px;height:1px;'
+    "overflow:hidden;clip-path:inset(50%);white-space:nowrap}</style>"
 )
 """The button lies beside the right edge of what it pins, in the margin of the page or card, and
 takes no room; its words are for readers of the page who do not see its icon."""

@@ -16,6 +16,7 @@ from . import components, contributing, inputs
 from .contributing import Asked
 from .filters import Chosen
 from .loaders import Effects
+from .pinning import About
 from .workspace import Workspace
 
 _AT_FIRST = 8
@@ -183,4 +184,14 @@ def _table(rows: pd.DataFrame, asked: Asked) -> None:
             "other_labels": "same input with label",
         }
         kept = rows[list(names)].rename(columns=names).dropna(axis=1, how="all")
-        st.dataframe(kept, hide_index=True, height=320)
+        said = (
+            f"Contribution of every training example of {asked.stage} to the "
+            f"{phrase(asked.behaviour)}, to first order."
+        )
+        about = About(
+            behaviour=asked.behaviour.name,
+            estimator=contributing.ESTIMATOR,
+            trust=(),
+            filters=asked.filters,
+        )
+        components.table(kept, "training-table", said, about, height=320)

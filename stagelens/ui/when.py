@@ -9,6 +9,7 @@ from .. import charts
 from ..charts.steps import observed_path, step_contributions
 from ..contracts import BASE
 from ..contributions.stored import Stored
+from ..report.telling import RECORDED
 from ..summary import phrase
 from . import components, contributing, loaders
 from .contributing import Asked
@@ -63,7 +64,9 @@ def _observed(workspace: Workspace, asked: Asked, found: Stored | None) -> None:
     if rows is None or rows.empty:
         components.text_block("The behaviour after each stage has not been measured.", muted=True)
         return
-    components.show(observed_path(rows, asked.behaviour, counts, charts.EITHER), "observed-path")
+    chart = observed_path(rows, asked.behaviour, counts, charts.EITHER)
+    about = About(behaviour=asked.behaviour.name, observed=RECORDED, filters=asked.filters)
+    components.show(chart, "observed-path", about)
     if len(asked.ids) == 1:
         ends = rows[rows["step"].isin([0]) | (rows["step"] == rows["stage"].map(counts))]
         answers = [

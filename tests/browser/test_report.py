@@ -1,0 +1,155 @@
+"""From a chart on a page to a report that opens anywhere: pin, note, order, export, read, print."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from stagelens.report.page import Report, Section, as_html
+from stagelens.report.store import FindingStore
+from stagelens.runs.run import open_run
+from tests.browser.conftest import OUTPUT, VIEWPORT
+from tests.conftest import DemoRun
+from tests.findings import finding
+
+QUIET = {"STREAMLIT_SERVER_FILE_WATCHER_TYPE": "none"}
+NOTE = "The shortcut stage is to blame. <b>Remove it?</b>"
+
+
+@pytest.fixture(scope="module")
+def home(digits_run: DemoRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    shutil.copytree(digits_run.path, folder / "digits")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(start_server, home: Path):
+    """A server whose home has the digits demo."""
+    return start_server({**QUIET, "STAGELENS_HOME": str(home)})
+
+
+def pin(page: Page, name: str, note: str) -> None:
+    page.get_by_role("button", name=re.compile(f"Pin to findings: {name}")).click()
+    page.get_by_role("textbox", name="Note").fill(note)
+    page.get_by_role("dialog").get_by_role("button", name="Pin", exact=True).click()
+    expect(page.get_by_text(re.compile("^Pinned: "))).to_be_visible()
+
+
+def read_report(chromium: Browser, file: Path, name: str) -> None:
+    """Open a report without any network, in light and dark and narrow, and print it."""
+    for scheme, width in (("light", 1100), ("dark", 1100), ("light", 420)):
+        context = chromium.new_context(
+            offline=True,
+            color_scheme=scheme,  # type: ignore[arg-type]
+            viewport={"width": width, "height": 1000},
+        )
+        page, asked, errors = context.new_page(), [], []
+        page.on("request", lambda request, asked=asked: asked.append(request.url))
+        page.on("console", lambda said, errors=errors: errors.append(said.text))
+        page.on("pageerror", lambda error, errors=errors: errors.append(str(error)))
+        page.goto(file.as_uri())
+        expect(page.locator("html[data-drawn=all]")).to_be_attached()
+        charts = page.locator("article.of-chart")
+        assert charts.count() >= 2
+        for chart in charts.all():
+            expect(chart.locator(".main-svg").first).to_be_attached()
+        text = charts.first.locator(".ytick text").first
+        paper, ink = (
+            [int(part) for part in re.findall(r"\d+", colour)[:3]]
+            for colour in (
+                page.locator("html").evaluate("e => getComputedStyle(e).backgroundColor"),
+                text.evaluate("e => getComputedStyle(e).fill"),
+            )
+        )
+        assert (max(paper) < 128) == (scheme == "dark") == (min(ink) > 128)
+        assert page.locator("html").evaluate("e => e.scrollWidth - e.clientWidth") <= 0
+        page.screenshot(path=OUTPUT / f"{name}-{width}-{scheme}.png", full_page=True)
+        if scheme == "dark":  # printed pages are light all the same
+            printed = page.pdf(path=OUTPUT / f"{name}.pdf", format="A4", print_background=True)
+            assert printed.startswith(b"%PDF") and len(printed) > 20_000
+            page.set_viewport_size({"width": 703, "height": 1000})
+            page.emulate_media(media="print")
+            page.screenshot(path=OUTPUT / f"{name}-print.png", full_page=True)
+            background = page.locator("html").evaluate("e => getComputedStyle(e).backgroundColor")
+            assert background == "rgb(255, 255, 255)"
+            for chart in page.locator(".chart").all():
+                box = chart.locator(".main-svg").first.bounding_box()
+                assert box is not None and box["x"] + box["width"] <= 703
+        assert errors == [] and asked == [file.as_uri()]
+        context.close()
+
+
+def test_a_chart_is_pinned_and_its_report_opens_anywhere(
+    server, home: Path, page: Page, chromium: Browser, settle, screenshot, tmp_path: Path
+) -> None:
+    page.goto(server.url + "/?run=digits&group=stamped")
+    settle(page, "Credit and blame")
+    pin(page, "Credit and blame", NOTE)
+    settle(page)
+    pin(page, "Stages in training order", "When it happened.")
+    page.goto(server.url + "/Examples?run=digits&example=stamped-001")
+    settle(page, "Effect of each stage")
+    pin(page, "Effect of each stage on example stamped-001", "One of them.")
+    page.get_by_role("link", name="Report").click()
+    settle(page, "3 findings")
+    heads = page.get_by_role("heading", level=3)
+    expect(heads).to_have_text(
+        [re.compile(r"1\. Credit"), re.compile(r"2\. Stages"), re.compile(r"3\. Effect of each")]
+    )
+    screenshot(page, "report-page")
+    page.get_by_role("button", name="Up").nth(2).click()
+    expect(heads.nth(1)).to_have_text(re.compile(r"2\. Effect of each stage on example"))
+    settle(page)
+    note = page.get_by_role("textbox", name="Note").nth(1)
+    note.fill("One of many.")
+    note.blur()
+    expect(page.get_by_text("Earlier notes (1)")).to_be_visible()
+    settle(page)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export HTML").click()
+    file = tmp_path / "report.html"
+    download.value.save_as(file)
+    notes = [each.note for each in FindingStore(open_run(home / "digits")).read().kept]
+    assert notes == [NOTE, "One of many.", "When it happened."]
+    read_report(chromium, file, "report")
+    content = file.read_text()
+    assert f"{server.url}/Examples?run=digits" in content
+    assert "&lt;b&gt;Remove it?&lt;/b&gt;" in content
+    page.get_by_role("link", name="Open on the page Examples").click()
+    settle(page, "Effect of each stage")
+    expect(page.get_by_role("heading", name="stamped-001")).to_be_visible()
+
+
+def test_a_narrow_window_is_usable(server, home: Path, page: Page, settle, screenshot) -> None:
+    page.set_viewport_size({"width": 700, "height": 1200})
+    page.goto(server.url + "/Report?run=digits")
+    settle(page, "Export HTML")
+    overflow = page.get_by_test_id("stMain").evaluate("e => e.scrollWidth - e.clientWidth")
+    assert overflow <= 1
+    screenshot(page, "narrow-700-report")
+
+
+def test_twenty_findings_open_and_the_time_is_printed(chromium: Browser, tmp_path: Path) -> None:
+    file = tmp_path / "twenty.html"
+    findings = [finding(title=f"Finding {number}") for number in range(20)]
+    file.write_bytes(as_html(Report("mine", "d" * 64, [Section("Findings", "", findings)])))
+    context = chromium.new_context(offline=True, viewport=VIEWPORT)  # type: ignore[arg-type]
+    page = context.new_page()
+    began = time.monotonic()
+    page.goto(file.as_uri())
+    opened = time.monotonic() - began
+    expect(page.locator("html[data-drawn=all]")).to_be_attached()
+    drawn = time.monotonic() - began
+    assert page.locator(".main-svg").count() >= 20
+    context.close()
+    print(
+        f"{file.stat().st_size / 1e6:.1f} MB, 20 charts: opened in {opened:.2f} s, all drawn "
+        f"in {drawn:.2f} s, load {os.getloadavg()[0]:.1f}"
+    )
