@@ -114,7 +114,6 @@ def where_most(
         return None
     noun, place = ("text", "tokens") if texts else ("image", "pixels")
     count = count_text(len(maps), noun)
-    one = found.count == 1
     among = f"On this {noun}" if len(maps) == 1 else f"On these {count}"
     if found.count < len(maps):
         have = "has" if found.count == 1 else "have"
