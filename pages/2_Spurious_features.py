@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from stagelens.ui import features, groups, state
+from stagelens.ui import features, groups, state, where
 from stagelens.ui.workspace import nothing_measured, open_workspace
 
 workspace = open_workspace("Spurious features")
@@ -14,10 +14,15 @@ if workspace is not None:
     if effects is None:
         nothing_measured(workspace)
     else:
-        gaps, found = st.tabs([state.GAPS, state.FOUND], key=state.PART, bind="query-params")
+        gaps, found, places = st.tabs(
+            [state.GAPS, state.FOUND, state.WHERE], key=state.PART, bind="query-params"
+        )
         if gaps.open:
             with gaps:
                 groups.panel(workspace, effects)
         if found.open:
             with found:
                 features.panel(workspace, effects)
+        if places.open:
+            with places:
+                where.gallery(workspace, effects)

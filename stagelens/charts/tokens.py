@@ -20,6 +20,12 @@ from .style import BLAME, CREDIT, MUTED, see_through, short
 MOST = 2000
 """Tokens that are drawn; of longer texts the first ones."""
 
+TEXT = (
+    "line-height:2.1;overflow-wrap:anywhere;white-space:pre-wrap;overflow:hidden;"
+    "font-family:'Source Code Pro',ui-monospace,monospace;font-size:.95em"
+)
+"""Style of what holds the tokens."""
+
 _STRONGEST = 0.55
 """Opacity of the strongest effect; text keeps a contrast of 5:1 on it, light and dark."""
 _FAINT = 0.04
@@ -60,14 +66,11 @@ def shaded_tokens(
         for token, gain in zip(tokens, gains, strict=False)
     )
     alt = _takeaway(tokens, gains, behaviour, stage)
-    style = (
-        "line-height:2.1;overflow-wrap:anywhere;white-space:pre-wrap;overflow:hidden;"
-        "font-family:'Source Code Pro',ui-monospace,monospace;font-size:.95em"
-    )
     more = f" Shown: the first {MOST:,} of {len(tokens):,} tokens." if len(tokens) > MOST else ""
     return Markup(
         f"<div role='group' aria-label='{html.escape(alt, quote=True)}'>"
-        f"<div dir='ltr' style=\"{style}\">{spans}</div>{_legend(largest, behaviour, more)}</div>",
+        f"<div dir='ltr' style=\"{TEXT}\">{spans}</div>"
+        f"{legend(largest, behaviour, f'Paler: tokens without a value.{more}')}</div>",
         alt,
     )
 
@@ -79,19 +82,31 @@ def largest_effect(effects: Sequence[np.ndarray]) -> float:
 
 
 def _token(token: str, gain: float, behaviour: Behaviour, stage: str, largest: float) -> str:
-    shown = html.escape(visible(token))
     if not np.isfinite(gain):
-        return f"<bdi style='opacity:.7'>{shown}</bdi>"
+        return f"<bdi style='opacity:.7'>{html.escape(visible(token))}</bdi>"
+    effect = behaviour.sign * gain
+    way = "lower" if effect > 0 else "higher"
+    said = f"without {stage}, {amount_text(effect, behaviour)} {way}"
+    return shaded(token, gain, largest, said)
+
+
+def shaded(token: str, gain: float, largest: float, said: str) -> str:
+    """One token: blue with a line below where its value is a gain, vermilion and wavy where not.
+
+    Args:
+        token: From data.
+        gain: Its value, positive where it makes the behaviour better.
+        largest: Size of the value with the strongest shade.
+        said: What the value says, shown when somebody points at the token.
+    """
     share = min(abs(gain) / largest, 1.0) if largest else 0.0
     color = CREDIT if gain > 0 else BLAME
     style = f"background:{see_through(color, _STRONGEST * share)};border-radius:.2em"
     if share >= _FAINT:
         style += f";text-decoration:underline {_LINES[gain > 0]} {1 + 2 * share:.1f}px"
         style += ";text-underline-offset:.3em;text-decoration-skip-ink:none"
-    effect = behaviour.sign * gain
-    way = "lower" if effect > 0 else "higher"
-    said = f"{short(visible(token), 40)}: without {stage}, {amount_text(effect, behaviour)} {way}"
-    return f"<bdi title='{html.escape(said, quote=True)}' style='{style}'>{shown}</bdi>"
+    title = html.escape(f"{short(visible(token), 40)}: {said}", quote=True)
+    return f"<bdi title='{title}' style='{style}'>{html.escape(visible(token))}</bdi>"
 
 
 def visible(token: str) -> str:
@@ -120,13 +135,14 @@ def _character(character: str) -> str:
     return character
 
 
-def _legend(largest: float, behaviour: Behaviour, more: str) -> str:
+def legend(largest: float, behaviour: Behaviour, more: str) -> str:
+    """What the shades mean, with the ends of their range."""
     unit = f" {behaviour.unit}" if behaviour.unit else ""
     gradient = ", ".join(
         see_through(c, a)
         for c, a in ((BLAME, _STRONGEST), (BLAME, 0), (CREDIT, 0), (CREDIT, _STRONGEST))
     )
-    ends = [signed_text(end, behaviour) for end in (-largest, largest)]
+    ends = [signed_text(behaviour.sign * end, behaviour) for end in (-largest, largest)]
     line = "text-underline-offset:.3em;text-decoration:underline"
     return (
         "<div style='display:flex;flex-wrap:wrap;align-items:center;gap:.3em .8em;margin-top:.6em;"
@@ -137,7 +153,7 @@ def _legend(largest: float, behaviour: Behaviour, more: str) -> str:
         f"background:linear-gradient(90deg, {gradient})'></span>"
         f"<span>{html.escape(ends[1] + unit)}</span>"
         f"<span style='{line} solid {CREDIT} 2px'>▲ credit</span>"
-        f"<span style='opacity:.75'>Paler: tokens without a value.{html.escape(more)}</span></div>"
+        f"<span style='opacity:.75'>{html.escape(more)}</span></div>"
     )
 
 

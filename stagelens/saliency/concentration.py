@@ -117,7 +117,7 @@ def where_most(
     among = f"On this {noun}" if len(maps) == 1 else f"On these {count}"
     if found.count < len(maps):
         have = "has" if found.count == 1 else "have"
-        among = f"In {found.count} of these {count}, which {have} it"
+        among = f"In the {found.count} of these {count} that {have} it"
     parts = (
         Part(f"{among}, "),
         Part(f"{100 * found.share:.0f} %", "amount"),

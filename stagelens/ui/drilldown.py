@@ -24,6 +24,7 @@ from . import (
     tokens,
     training_data,
     when,
+    where,
 )
 from .browse import answer_column, effect_column, noise_column
 from .filters import Chosen
@@ -70,8 +71,7 @@ def below(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: st
     if example_id is None:
         return
     row = _row(chosen, example_id)
-    names = [state.EFFECTS, state.WHEN, state.DATA]
-    names += [state.INPUT] if tokens.has_tokens(workspace) else []
+    names = [state.EFFECTS, state.WHEN, state.DATA, state.INPUT]
     tabs = dict(zip(names, st.tabs(names, key=state.LOOK, bind="query-params"), strict=True))
     name, tab = next(((name, tab) for name, tab in tabs.items() if tab.open), (None, None))
     if tab is None:
@@ -84,7 +84,9 @@ def below(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: st
         elif name == state.DATA:
             training_data.panel(workspace, effects, chosen, example_id)
         elif name == state.INPUT:
-            tokens.of_the_set(workspace, effects, example_id)
+            if tokens.has_tokens(workspace):
+                tokens.of_the_set(workspace, effects, example_id)
+            where.section(workspace, effects, chosen.behaviour, example_id)
 
 
 def _effects(workspace: Workspace, effects: Effects, behaviour: Behaviour, row: pd.Series) -> None:

@@ -12,7 +12,7 @@ import streamlit as st
 from ..contracts import Behaviour
 from ..summary import ACCURACY, axis_unit, is_share
 from . import browse, components, loaders, slicing
-from .browse import Filters
+from .browse import Filters, Side
 from .loaders import Effects, Source
 from .workspace import Workspace
 
@@ -38,7 +38,8 @@ class Chosen:
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
-def _frame(at: Source, set_name: str, estimator: str, behaviour: str) -> pd.DataFrame:
+def every_example(at: Source, set_name: str, estimator: str, behaviour: str) -> pd.DataFrame:
+    """All examples of a set with their stage effects, see ``browse.example_frame``."""
     found = loaders.effects(at, set_name, estimator)
     assert found is not None, "pages ask only for estimators that have a result"
     names = [stage.name for stage in loaders.run(at).stages]
@@ -61,7 +62,7 @@ def choose(workspace: Workspace, effects: Effects) -> Chosen:
                 help="One number per example measured on a model; stage effects are about it.",
             )
             behaviour = effects.behaviours[name]
-            frame = _frame(workspace.at, workspace.examples.name, effects.estimator, name)
+            frame = every_example(workspace.at, workspace.examples.name, effects.estimator, name)
             filters = _filters(workspace, frame, behaviour)
         with st.container(horizontal=True, vertical_alignment="bottom"):
             search, changed = _search(workspace.noun == "text")
@@ -74,7 +75,7 @@ def _filters(workspace: Workspace, frame: pd.DataFrame, behaviour: Behaviour) ->
     stage = _pick(
         "Stage", workspace.stages, "stage", "Any stage", "The stage whose effect is filtered."
     )
-    label = _label(frame) if workspace.labelled else None
+    label = pick_label(frame) if workspace.labelled else None
     by, group = workspace.pick_group("Examples of one group, or of one saved slice, only.")
     answers = None
     if workspace.labelled:
@@ -85,13 +86,7 @@ def _filters(workspace: Workspace, frame: pd.DataFrame, behaviour: Behaviour) ->
             "Right and wrong",
             "Whether the final model's answer is the label.",
         )
-    side = _pick(
-        "Credit or blame",
-        ("credit", "blame"),
-        "side",
-        "Both",
-        "Credit: the stage makes the behaviour better for this example. Blame: worse.",
-    )
+    side = pick_side()
     strength = _strength(frame, behaviour, workspace.stages)
     sort = st.selectbox(
         "Sort by", browse.SORTS, key="sort", bind="query-params", help="Order of the examples."
@@ -102,10 +97,22 @@ def _filters(workspace: Workspace, frame: pd.DataFrame, behaviour: Behaviour) ->
         by=by,
         group=group,
         answers="right" if answers == "right" else "wrong" if answers == "wrong" else None,
-        side="credit" if side == "credit" else "blame" if side == "blame" else None,
+        side=side,
         strength=strength,
         sort=sort,
     )
+
+
+def pick_side() -> Side | None:
+    """A control for credit or blame; None for both."""
+    side = _pick(
+        "Credit or blame",
+        ("credit", "blame"),
+        "side",
+        "Both",
+        "Credit: the stage makes the behaviour better for this example. Blame: worse.",
+    )
+    return "credit" if side == "credit" else "blame" if side == "blame" else None
 
 
 def _search(in_texts: bool) -> tuple[str, bool]:
@@ -133,7 +140,8 @@ def _pick(label: str, options: Sequence[str], key: str, none: str, text: str) ->
     )
 
 
-def _label(frame: pd.DataFrame) -> str | None:
+def pick_label(frame: pd.DataFrame) -> str | None:
+    """A control for one label; None for all."""
     text = "The class that an example belongs to."
     labels = sorted(frame["label"].dropna().astype(str).unique())
     if len(labels) <= _MANY:

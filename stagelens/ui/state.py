@@ -56,6 +56,7 @@ _OF_A_RUN = (
     PART,
     "of-stage",
     "kind",
+    "baseline",
 )
 OWN_WIDGET = "own-"
 """Keys of the widgets of the own example begin with it."""
