@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +31,10 @@ from .summary import count_text
 
 EVERY = 0.2
 """Seconds between two reports to a file."""
+
+
+_OUT_OF_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory", re.IGNORECASE)
+"""How torch says so."""
 
 
 class Reporter:
@@ -100,6 +105,11 @@ def one_line(error: BaseException) -> str:
         # Files and folders are made under a temporary name, which nobody knows.
         temporary = path.name.startswith(".") or path.suffix == ".tmp"
         return cannot_write(path.parent if temporary else path, error)
+    if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
+        return (
+            "memory ran out; what was finished before is kept. Try again when less else is "
+            "running, with a higher limit on memory, or on a machine with more of it"
+        )
     text = " ".join(str(error).split()) or type(error).__name__
     return text if isinstance(error, StageLensError) else f"{type(error).__name__}: {text}"
 

@@ -13,6 +13,7 @@ import streamlit as st
 
 from ..charts import EITHER_STYLE, Chart
 from ..contracts import StageLensError
+from ..durations import duration
 from ..results import StageTrust
 from ..sentences import Sentence
 from ..standing import (
@@ -26,7 +27,8 @@ from ..standing import (
     may_lean_on,
     standing_of,
 )
-from . import jobs, pinning, settings, state
+from . import jobs, left_over, pinning, settings, state
+from .child import Status
 from .escaping import plain, shown
 from .pinning import About
 
@@ -74,6 +76,7 @@ def start_page(title: str) -> None:
         st.html("<div style='font-size:1.25rem;font-weight:600'>StageLens</div>")
         for path, label, icon in PAGES:
             st.page_link(path, label=label, icon=icon, width="stretch", query_params=here())
+    _left_over()
 
 
 def here(**more: str) -> dict[str, str] | None:
@@ -258,7 +261,7 @@ def job_state(arguments: Sequence[str], again: str) -> bool:
     if job is None:
         return False
     status = job.status()
-    if status.state == "running":
+    if job.running:
         _progress(tuple(arguments))
         return True
     if status.state == "failed":
@@ -276,12 +279,28 @@ def _progress(arguments: tuple[str, ...]) -> None:
     job = jobs.find(arguments)
     if job is None or not job.running:
         st.rerun()
-    status = job.status()
-    st.progress(
-        status.done,
-        text=f"{plain(status.text)} · {100 * status.done:.0f} % · {status.seconds:.0f} s",
-    )
+    st.progress(job.status().done, text=_so_far(job.status()))
     st.button("Cancel", on_click=job.cancel, key=f"cancel-{arguments}", icon=":material/close:")
+
+
+def _so_far(status: Status) -> str:
+    """What a job is doing, how far it is, and how long it will take."""
+    if status.state == "waiting":
+        return plain(status.text)
+    left = "" if status.left is None else f" · {duration(status.left)} left"
+    return f"{plain(status.text)} · {100 * status.done:.0f} % · {status.seconds:.0f} s{left}"
+
+
+def _left_over() -> None:
+    """What was cut short when the server before this one ended; said until it is dismissed."""
+    for number, left in enumerate(left_over.found()):
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.warning(
+                f"The server ended while this was running: {plain(left.title)}. What was finished "
+                "is kept; its page offers the rest again.",
+                icon=":material/restart_alt:",
+            )
+            st.button("Dismiss", key=f"left-{number}", on_click=left.dismiss)
 
 
 # ------------------------------------------------------------------------------ nothing open yet

@@ -9,6 +9,9 @@ through :func:`resolve`.
 
 ``STAGELENS_MEMORY`` is how much memory the weights of models may take that answer own examples,
 for instance ``500 MB`` (default: 2 GB).
+
+``STAGELENS_JOBS`` is how many jobs run at once (default: 2); ``STAGELENS_JOB_MEMORY`` and
+``STAGELENS_JOB_THREADS`` limit each of them (default: no limit).
 """
 
 from __future__ import annotations
@@ -24,6 +27,9 @@ from ..contracts import RunError, StageLensError
 DEMO = "digits"
 """How links name the demo."""
 
+JOBS = 2
+"""How many jobs run at once where the environment says nothing."""
+
 MEMORY = "2 GB"
 """What weights may take where the environment says nothing."""
 
@@ -37,12 +43,55 @@ def memory() -> int:
     Raises:
         StageLensError: ``STAGELENS_MEMORY`` is no amount of memory.
     """
-    text = (os.environ.get("STAGELENS_MEMORY") or MEMORY).strip()
+    return _amount("STAGELENS_MEMORY", os.environ.get("STAGELENS_MEMORY") or MEMORY)
+
+
+def jobs_at_once() -> int:
+    """How many jobs run at the same time.
+
+    Raises:
+        StageLensError: ``STAGELENS_JOBS`` is no such number.
+    """
+    return _count("STAGELENS_JOBS") or JOBS
+
+
+def job_threads() -> int | None:
+    """How many threads one job may compute with; None for what its libraries choose.
+
+    Raises:
+        StageLensError: ``STAGELENS_JOB_THREADS`` is no such number.
+    """
+    return _count("STAGELENS_JOB_THREADS")
+
+
+def job_memory() -> int | None:
+    """Bytes of memory that one job may take; None for any.
+
+    Raises:
+        StageLensError: ``STAGELENS_JOB_MEMORY`` is no amount of memory.
+    """
+    text = os.environ.get("STAGELENS_JOB_MEMORY")
+    return _amount("STAGELENS_JOB_MEMORY", text) if text else None
+
+
+def _count(variable: str) -> int | None:
+    text = (os.environ.get(variable) or "").strip()
+    if not text:
+        return None
+    if not re.fullmatch(r"[1-9]\d{0,3}", text):
+        raise StageLensError(
+            f"{variable} is {text!r}; start the dashboard with a whole number of at least 1"
+        )
+    return int(text)
+
+
+def _amount(variable: str, text: str) -> int:
+    text = text.strip()
     amount = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG]i?B)", text, re.IGNORECASE)
     if amount is None:
         raise StageLensError(
-            f"STAGELENS_MEMORY is {text!r}, which is no amount of memory; start the dashboard with "
-            "one such as 500MB or 4GB"
+            f"{variable} is {text!r}, which is no amount of memory; start the dashboard with one "
+            "such as 500MB or 4GB"
         )
     return int(float(amount[1]) * _UNITS[amount[2].upper()])
 

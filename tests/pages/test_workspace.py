@@ -13,7 +13,7 @@ from stagelens import tasks
 from stagelens.runs.run import open_run
 from stagelens.tasks import IMAGE_MODELS, input_kind, why_missing
 from stagelens.tasks.image_classification import _BUILDERS
-from stagelens.ui import jobs
+from stagelens.ui import jobs, left_over
 from tests.loops import make_task
 from tests.pages.reading import check, labels, words
 
@@ -103,3 +103,18 @@ def test_what_is_built_in_is_known_without_importing_it() -> None:
     for name in ("text-classification", "causal-lm"):
         assert why_missing(name, {"model": {"model_type": "bert"}}) is None
     assert why_missing("image-classification", make_task().config) is None
+
+
+def test_what_a_server_left_unfinished_is_told_until_it_is_dismissed(
+    open_page, demo_copy: Path
+) -> None:
+    folder = demo_copy.parent / left_over.FOLDER
+    folder.mkdir()
+    gone = {"pid": 999_999_999, "born": 1}
+    record = {"title": "Replay **without** <b>shortcut</b>", "server": gone, "child": gone}
+    (folder / "one.json").write_text(json.dumps(record))
+    app = check(open_page(demo_copy.parent, "run=digits"))
+    assert "The server ended while this was running" in words(app)
+    assert not any("**without**" in warning.value for warning in app.warning)
+    next(button for button in app.button if button.label == "Dismiss").click()
+    assert "The server ended" not in words(check(app.run())) and not list(folder.iterdir())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from stagelens.ui import jobs
-from stagelens.ui.jobs import Job, Registry
+from stagelens.terminal import one_line
+from stagelens.ui import jobs, left_over
+from stagelens.ui.child import Job, Limits, Status
+from stagelens.ui.jobs import Registry
 
 REPORTING = """
 import json, os, sys, time
@@ -22,6 +25,13 @@ def report(done, text, state, error=None):
         json.dump({"done": done, "text": text, "state": state, "error": error}, out)
     os.replace(file + ".tmp", file)
 """
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home of its own, where records of running jobs lie."""
+    monkeypatch.setenv("STAGELENS_HOME", str(tmp_path))
+    return tmp_path
 
 
 @pytest.fixture
@@ -39,6 +49,13 @@ def wait(job: Job, seconds: float = 20) -> None:
     end = time.monotonic() + seconds
     while job.running:
         assert time.monotonic() < end, "the job did not end"
+        time.sleep(0.02)
+
+
+def wait_for(registry: Registry, command: tuple[str, ...], state: str) -> None:
+    end = time.monotonic() + 20
+    while registry.find(command).status().state != state:
+        assert time.monotonic() < end, registry.find(command).status()
         time.sleep(0.02)
 
 
@@ -79,7 +96,7 @@ def test_a_finished_job_is_done(registry: Registry) -> None:
         ("report(0.5, 'x', 'failed', 'the set is missing'); sys.exit(1)", "the set is missing"),
         ("print('first'); sys.exit('folder X is not empty')", "folder X is not empty"),
         ("os._exit(3)", "the process ended with status 3 without a message"),
-        ("os.kill(os.getpid(), 9)", "the process was stopped by signal 9 without a message"),
+        ("os.kill(os.getpid(), 15)", "the process was stopped by signal 15 without a message"),
     ],
 )
 def test_a_failure_says_why(registry: Registry, code: str, error: str) -> None:
@@ -168,7 +185,7 @@ def test_a_child_that_ignores_the_request_is_ended_anyway(registry: Registry) ->
 
 def test_nobody_needs_to_look_for_a_child_to_be_reaped(registry: Registry) -> None:
     job = registry.start(python("pass"), "Test")
-    pid = job._process.pid
+    pid = job.pid
     end = time.monotonic() + 20
     while alive(pid):
         assert time.monotonic() < end, "a zombie is left"
@@ -198,7 +215,7 @@ def test_what_fails_or_is_cancelled_leaves_nothing_behind(
         wait_for_text(job, "up")
         job.cancel()
     wait(job)
-    assert list(tmp_path.iterdir()) == []
+    assert [path for path in tmp_path.iterdir() if path.name != left_over.FOLDER] == []
 
 
 def test_a_folder_in_the_way_is_named(registry: Registry, tmp_path: Path) -> None:
@@ -225,3 +242,151 @@ def test_arguments_reach_the_command_line_as_they_are() -> None:
     assert hostile in str(job.status().error)
     assert job.command[:3] == (sys.executable, "-m", "stagelens")
     jobs.forget(("demo", hostile, "--out", "/nonexistent"))
+
+
+# ------------------------------------------------------------------------------ queue and limits
+
+SLEEP = "time.sleep(60)"
+
+
+def test_only_so_many_run_at_once_and_the_others_follow_in_order() -> None:
+    registry = Registry(at_once=1)
+    commands = [python(f"{SLEEP}  # {number}") for number in range(3)]
+    for command in commands:
+        registry.start(command, "Test")
+    assert [registry.find(c).status().state for c in commands] == ["running", "waiting", "waiting"]
+    registry.find(commands[0]).cancel()
+    wait_for(registry, commands[1], "running")
+    assert registry.find(commands[2]).waiting
+    registry.cancel_all()
+
+
+def test_a_job_that_is_cancelled_while_it_waits_never_begins() -> None:
+    registry = Registry(at_once=1)
+    first = registry.start(python(SLEEP), "Test")
+    waiting = registry.start(python(SLEEP + "  # 2"), "Test")
+    waiting.cancel()
+    assert (waiting.status().state, waiting.pid, waiting.running) == ("cancelled", None, False)
+    first.cancel()
+    assert waiting.pid is None
+    registry.cancel_all()
+
+
+def test_nothing_that_waits_begins_when_the_server_ends() -> None:
+    registry = Registry(at_once=1)
+    jobs = [registry.start(python(f"{SLEEP}  # {number}"), "Test") for number in range(3)]
+    registry.close()
+    assert [job.pid is None for job in jobs] == [False, True, True]
+    assert not any(job.running for job in jobs)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits on memory are set on Linux only")
+def test_a_job_that_takes_too_much_memory_ends_with_a_reason() -> None:
+    registry = Registry(limits=Limits(memory=200_000_000))
+    code = "time.sleep(0.3); kept = bytearray(400_000_000); print('not reached')"
+    job = registry.start(python(code), "Test")
+    wait(job)
+    assert job.status().state == "failed" and "MemoryError" in str(job.status().error)
+    assert "not reached" not in job.log()
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 GB")]
+)
+def test_memory_that_ran_out_is_said_in_words(error: BaseException) -> None:
+    assert one_line(error).startswith("memory ran out; what was finished before is kept")
+
+
+def test_a_job_that_the_machine_killed_says_what_that_means(registry: Registry) -> None:
+    job = registry.start(python("os.kill(os.getpid(), 9)"), "Test")
+    wait(job)
+    assert "ran out of memory" in str(job.status().error)
+
+
+def test_threads_are_limited_through_the_environment() -> None:
+    registry = Registry(limits=Limits(threads=3))
+    job = registry.start(python("sys.exit(os.environ['OMP_NUM_THREADS'])"), "Test")
+    wait(job)
+    assert job.status().error == "3"
+
+
+def test_the_time_left_follows_from_the_pace_once_enough_is_done() -> None:
+    assert Status("running", 0.25, "", None, 10.0).left == 30.0
+    assert Status("running", 0.01, "", None, 10.0).left is None
+    assert Status("done", 1.0, "", None, 10.0).left is None
+
+
+def test_a_clock_that_jumps_changes_no_time(registry: Registry, monkeypatch) -> None:
+    job = registry.start(python(SLEEP), "Test")
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    assert 0 <= job.status().seconds < 20
+
+
+# ---------------------------------------------------------------------------------- what was left
+
+
+def records(home: Path) -> list[Path]:
+    return sorted((home / left_over.FOLDER).glob("*.json"))
+
+
+def test_a_running_job_is_on_record_until_it_is_over(registry: Registry, home: Path) -> None:
+    job = registry.start(python(SLEEP), "Replay of <b>")
+    assert len(records(home)) == 1 and left_over.found() == []
+    job.cancel()
+    assert records(home) == []
+
+
+SERVER = """
+import sys, time
+from pathlib import Path
+from stagelens.ui.jobs import Registry
+registry = Registry()
+code = "import os, sys, time; os.mkdir(sys.argv[sys.argv.index('--out') + 1]); time.sleep(60)"
+job = registry.start((sys.executable, "-c", code), "Replay", Path(sys.argv[1]) / "made")
+while not job.unfinished.exists():
+    time.sleep(0.02)
+print(job.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_the_next_server_ends_and_tells_what_a_killed_one_left(home: Path) -> None:
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER, str(home)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(jobs.__file__).parents[2])},
+    )
+    child = int(server.stdout.readline())
+    assert left_over.found() == []
+    server.kill()
+    server.wait()
+    (left,) = left_over.found()
+    assert left.title == "Replay"
+    end = time.monotonic() + 20
+    while alive(child) and "zombie" not in _state(child):
+        assert time.monotonic() < end, "the child still runs"
+        time.sleep(0.02)
+    assert [path.name for path in home.iterdir()] == [left_over.FOLDER]
+    left.dismiss()
+    assert left_over.found() == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "nonsense",
+        '{"title": "x", "server": {"pid": -1}, "child": {"pid": 0}}',
+        '{"title": "x", "server": {"pid": 999999999}, "child": {"pid": 2}, "unfinished": "../up"}',
+        '{"title": "x", "server": {"pid": 999999999}, "child": {"pid": 2}, "unfinished": "mine"}',
+    ],
+)
+def test_a_forged_record_ends_and_deletes_nothing(home: Path, text: str, monkeypatch) -> None:
+    killed: list[int] = []
+    monkeypatch.setattr(os, "killpg", lambda pid, _: killed.append(pid))
+    for name in ("mine", "up"):
+        (home / name).mkdir()
+    (home / left_over.FOLDER).mkdir()
+    (home / left_over.FOLDER / "a.json").write_text(text)
+    left_over.found()
+    assert killed == [] and (home / "mine").is_dir() and (home / "up").is_dir()

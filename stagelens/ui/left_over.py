@@ -1,0 +1,166 @@
+"""What was running when a server ended, told by the next one.
+
+While a child runs, ``.jobs/<key>.json`` below the home says what it is and whose. A record whose
+server is gone is left over: its child is ended if it still runs, and the pages say what was left.
+Nothing in a record is ever run; pages offer the work again by themselves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from . import settings
+from .child import Job
+
+FOLDER = ".jobs"
+_MOST = 20
+_UNFINISHED = re.compile(r"\.[^/]+-[0-9a-f]{8}")
+
+
+class Process(BaseModel):
+    """A process, told apart from a later one with the same number.
+
+    Attributes:
+        pid: Its number.
+        born: When it began, in the kernel's ticks since the machine started; None where unknown.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    pid: int = Field(gt=1)
+    born: int | None = None
+
+    @classmethod
+    def of(cls, pid: int) -> Process:
+        """The process that has this number now."""
+        return cls(pid=pid, born=_born(pid))
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        if self.born is not None:
+            return _born(self.pid) == self.born
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except OSError:
+            pass
+        return True
+
+
+def _born(pid: int) -> int | None:
+    try:
+        # The name of the program, in brackets, may hold anything.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[19])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+class Record(BaseModel):
+    """What is written of a running child.
+
+    Attributes:
+        title: What it is, for people.
+        server: The server's process.
+        child: The child's; it leads a process group.
+        unfinished: Name of the hidden folder, below the home, that it was making; None for none.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    title: str = Field(max_length=500)
+    server: Process
+    child: Process
+    unfinished: str | None = None
+
+
+@dataclass(frozen=True)
+class Left:
+    """Work that a server's end cut short.
+
+    Attributes:
+        title: What it was, for people.
+        path: Its record; deleted when somebody has seen it.
+    """
+
+    title: str
+    path: Path
+
+    def dismiss(self) -> None:
+        """Forget it."""
+        with contextlib.suppress(OSError):
+            self.path.unlink(missing_ok=True)
+
+
+def _path(job: Job) -> Path:
+    key = hashlib.sha256("\0".join((str(os.getpid()), *job.command)).encode()).hexdigest()[:24]
+    return settings.home() / FOLDER / f"{key}.json"
+
+
+def note(job: Job) -> None:
+    """Write down that a job runs. Where that cannot be written, the job runs all the same."""
+    if job.pid is None:
+        return
+    unfinished = job.unfinished
+    below = unfinished is not None and unfinished.parent.resolve() == settings.home()
+    record = Record(
+        title=job.title[:500],
+        server=Process.of(os.getpid()),
+        child=Process.of(job.pid),
+        unfinished=unfinished.name if below and unfinished is not None else None,
+    )
+    path = _path(job)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(record.model_dump_json())
+        os.replace(temporary, path)
+
+
+def forget(job: Job) -> None:
+    """A job is over."""
+    with contextlib.suppress(OSError):
+        _path(job).unlink(missing_ok=True)
+
+
+def found() -> list[Left]:
+    """What servers that are gone have left, after ending what still runs of it."""
+    try:
+        paths = sorted((settings.home() / FOLDER).glob("*.json"))[:_MOST]
+    except OSError:
+        return []
+    left = []
+    for path in paths:
+        try:
+            record = Record.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError):
+            Left("", path).dismiss()
+            continue
+        if record.server.alive:
+            continue
+        _end(record)
+        left.append(Left(record.title, path))
+    return left
+
+
+def _end(record: Record) -> None:
+    child = record.child
+    if child.born is not None and child.alive:
+        with contextlib.suppress(OSError):
+            os.killpg(child.pid, signal.SIGTERM)
+    name = record.unfinished
+    if name is not None and _UNFINISHED.fullmatch(name):
+        folder = settings.home() / name
+        if not folder.is_symlink():
+            shutil.rmtree(folder, ignore_errors=True)
