@@ -20,6 +20,7 @@ from . import (
     components,
     inputs,
     loaders,
+    side_by_side,
     state,
     tokens,
     training_data,
@@ -41,7 +42,7 @@ _LARGE = 256
 
 def beside(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: str | None) -> None:
     """What stands beside the table: the input, its facts, and every stage's effect in words."""
-    _steps(chosen.rows, example_id)
+    _steps(chosen, example_id)
     if example_id is None:
         st.info("Pick an example from the table.", icon=":material/touch_app:")
         return
@@ -71,7 +72,7 @@ def below(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: st
     if example_id is None:
         return
     row = _row(chosen, example_id)
-    names = [state.EFFECTS, state.WHEN, state.DATA, state.INPUT]
+    names = [state.EFFECTS, state.WHEN, state.DATA, state.INPUT, state.COMPARE]
     tabs = dict(zip(names, st.tabs(names, key=state.LOOK, bind="query-params"), strict=True))
     name, tab = next(((name, tab) for name, tab in tabs.items() if tab.open), (None, None))
     if tab is None:
@@ -87,6 +88,10 @@ def below(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: st
             if tokens.has_tokens(workspace):
                 tokens.of_the_set(workspace, effects, example_id)
             where.section(workspace, effects, chosen.behaviour, example_id)
+        elif name == state.COMPARE:
+            side_by_side.panel(
+                workspace, chosen, lambda own: said(workspace, effects, chosen.behaviour, own)
+            )
 
 
 def _effects(workspace: Workspace, effects: Effects, behaviour: Behaviour, row: pd.Series) -> None:
@@ -102,7 +107,7 @@ def _row(chosen: Chosen, example_id: str) -> pd.Series:
     return chosen.frame[chosen.frame["example_id"] == example_id].iloc[0]
 
 
-def _steps(rows: pd.DataFrame, example_id: str | None) -> None:
+def _steps(chosen: Chosen, example_id: str | None) -> None:
     def go(to: str | None) -> None:
         state.choose(to)
         st.session_state[FOLLOW] = True
@@ -112,8 +117,10 @@ def _steps(rows: pd.DataFrame, example_id: str | None) -> None:
             ("Previous", ":material/arrow_back:", -1, "K"),
             ("Next", ":material/arrow_forward:", 1, "J"),
         ):
-            to = browse.neighbour(rows, example_id, step)
+            to = browse.neighbour(chosen.rows, example_id, step)
             st.button(label, icon=icon, on_click=go, args=(to,), disabled=to is None, shortcut=key)
+        if example_id is not None:
+            side_by_side.button(chosen, example_id)
 
 
 def _texts(workspace: Workspace, example_id: str) -> None:

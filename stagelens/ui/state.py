@@ -1,21 +1,24 @@
 """What is open and what is chosen: one place, mirrored in the URL.
 
-The run (``run``), the chosen example (``example``) and the page of the table (``page``) are plain
-query parameters kept here. All other parameters belong to widgets with ``bind="query-params"``, so
-Streamlit validates them against the widget's options and keeps them when pages are switched.
-Whatever comes from the URL is checked: the run by ``settings.resolve``, the example against the
-ids of its set, the page against the number of pages.
+The run (``run``), the chosen example (``example``), those that stand side by side (``compare``)
+and the page of the table (``page``) are plain query parameters kept here. All other parameters
+belong to widgets with ``bind="query-params"``, so Streamlit validates them against the widget's
+options and keeps them when pages are switched. Whatever comes from the URL is checked: the run by
+``settings.resolve``, examples against the ids of their set, the page against the number of pages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import streamlit as st
 
 RUN = "run"
 EXAMPLE = "example"
 PAGE = "page"
+COMPARED = "compare"
+MOST_COMPARED = 5
+"""Examples that stand side by side."""
 
 VIEW, OF_THE_SET, OWN = "view", "Evaluation set", "Own example"
 """Key of the tabs of the Examples page, and what these are called; in links too."""
@@ -25,7 +28,7 @@ GAPS, FOUND, WHERE = "Group gaps", "Found without metadata", "Where in the input
 """Key of the tabs of the page Spurious features, and what these are called; in links too."""
 
 LOOK = "look"
-EFFECTS, WHEN, DATA, INPUT = "Effects", "When", "Which data", "Where"
+EFFECTS, WHEN, DATA, INPUT, COMPARE = "Effects", "When", "Which data", "Where", "Compare"
 """Key of the tabs below the chosen example, and what these are called; in links too."""
 
 SHARED = ("set", "estimator", "by", "group")
@@ -102,7 +105,7 @@ def open_reference(reference: str | None) -> None:
     mine = [key for key in st.session_state if str(key).startswith(begins)]
     for key in (*_OF_A_RUN, *mine):
         st.session_state.pop(key, None)
-    for name in (EXAMPLE, PAGE):
+    for name in (EXAMPLE, PAGE, COMPARED):
         _set(name, None)
     _set(RUN, reference)
 
@@ -116,6 +119,26 @@ def example(ids: Collection[str]) -> str | None:
 def choose(example_id: str | None) -> None:
     """Choose an example, or none; the URL follows."""
     _set(EXAMPLE, example_id)
+
+
+def compared(ids: Collection[str]) -> list[str]:
+    """The examples that stand side by side, those that are among ``ids``; the URL names them."""
+    linked = st.query_params.get_all(COMPARED)[: 4 * MOST_COMPARED]
+    named = linked or st.session_state.get(own(COMPARED), [])
+    known = set(ids)
+    found = [name for name in dict.fromkeys(named) if name in known][:MOST_COMPARED]
+    if named and found != linked:
+        compare(found)
+    return found
+
+
+def compare(example_ids: Sequence[str]) -> None:
+    """Let these examples stand side by side; the URL follows."""
+    st.session_state[own(COMPARED)] = list(example_ids)
+    if example_ids:
+        st.query_params[COMPARED] = list(example_ids)
+    else:
+        st.query_params.pop(COMPARED, None)
 
 
 def linked_page() -> int | None:

@@ -1,0 +1,135 @@
+"""Up to five examples side by side: inputs, answers, and every stage's effect on one scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import isfinite
+
+import pandas as pd
+import streamlit as st
+
+from ..charts.style import BLAME, CREDIT, ZERO, short
+from ..contracts import Behaviour
+from ..sentences import Sentence
+from ..summary import phrase, signed_text
+from . import browse, components, inputs, loaders, state
+from .browse import effect_column
+from .filters import Chosen
+from .workspace import Workspace
+
+Said = Callable[[pd.Series], Sequence[Sentence]]
+"""From an example to the effect of every stage on it, in words."""
+
+_SIDE = 160
+"""Pixels on the longer side of an image."""
+_LONGEST = 240
+"""Characters of a text."""
+
+
+def button(chosen: Chosen, example_id: str) -> None:
+    """Put an example beside others, or take it away again."""
+    ids = state.compared(chosen.frame["example_id"])
+    there = example_id in ids
+    full = not there and len(ids) >= state.MOST_COMPARED
+    after = [name for name in ids if name != example_id] if there else [*ids, example_id]
+    st.button(
+        "Compared" if there else "Compare",
+        icon=":material/check:" if there else ":material/add:",
+        key="compare-this",
+        on_click=state.compare,
+        args=(after,),
+        disabled=full,
+        help=f"{state.MOST_COMPARED} examples stand in the tab {state.COMPARE}, which is full."
+        if full
+        else f"{'Takes it out of' if there else 'Puts it into'} the tab {state.COMPARE}, where up "
+        f"to {state.MOST_COMPARED} examples stand side by side.",
+    )
+
+
+def panel(workspace: Workspace, chosen: Chosen, said: Said) -> None:
+    """The examples that were put side by side.
+
+    Args:
+        workspace: What is open.
+        chosen: The examples and the behaviour that they are compared on.
+        said: Tells the effects on one of ``chosen.frame``.
+    """
+    ids = state.compared(chosen.frame["example_id"])
+    if not ids:
+        st.info(
+            "Nothing to compare yet: the button Compare above puts the chosen example here.",
+            icon=":material/compare_arrows:",
+        )
+        return
+    rows = chosen.frame.set_index("example_id", drop=False).loc[ids]
+    largest = browse.largest(rows, workspace.stages)
+    behaviour = chosen.behaviour
+    components.text_block(
+        f"Effect of each stage on the {phrase(behaviour)}, on one scale: credit to the right, "
+        "blame to the left.",
+        muted=True,
+    )
+    with st.grid(len(ids), min_column_width=190, gap="medium") as grid:
+        for example_id in ids:
+            with grid.cell():
+                row = rows.loc[example_id]
+                _input(workspace, example_id, ids)
+                _answer(workspace, row)
+                values = {stage: float(row[effect_column(stage)]) for stage in workspace.stages}
+                st.html(_bars(values, behaviour, largest))
+                known = {stage: abs(value) for stage, value in values.items() if isfinite(value)}
+                if known:
+                    strongest = workspace.stages.index(max(known, key=lambda stage: known[stage]))
+                    components.sentences([said(row)[strongest]], size=".9rem", brief=True)
+
+
+def _input(workspace: Workspace, example_id: str, ids: Sequence[str]) -> None:
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.html(f"<b style='overflow-wrap:anywhere'><bdi>{components.shown(example_id)}</bdi></b>")
+        st.button(
+            "Remove",
+            icon=":material/close:",
+            key=f"compare-without-{example_id}",
+            type="tertiary",
+            on_click=state.compare,
+            args=([name for name in ids if name != example_id],),
+        )
+    name = workspace.examples.name
+    if workspace.noun == "image":
+        picture = loaders.picture(workspace.at, name, example_id, _SIDE)
+        st.image(picture, width=_SIDE, alt=f"The input of example {example_id}")
+    else:
+        content = loaders.texts(workspace.at, name, [example_id])[0]
+        inputs.texts({field: text and short(text, _LONGEST) for field, text in content.items()})
+
+
+def _answer(workspace: Workspace, row: pd.Series) -> None:
+    verdict = {1.0: "✓ ", 0.0: "✗ "}.get(row["right"], "")
+    label = f"label {row['label']}, " if workspace.labelled and pd.notna(row["label"]) else ""
+    components.text_block(f"{label}answer {verdict}{row['prediction']}")
+
+
+def _bars(values: dict[str, float], behaviour: Behaviour, largest: float) -> str:
+    """Effects as bars from one zero line; the numbers stand beside them."""
+    lines = []
+    for stage, value in values.items():
+        gain = behaviour.sign * value if isfinite(value) else 0.0
+        width = 50 * abs(gain) / largest if largest else 0.0
+        side = "left" if gain >= 0 else "right"
+        bar = (
+            f"<span style='position:absolute;{side}:50%;top:.25em;height:.6em;width:{width:.2f}%;"
+            f"background:{CREDIT if gain >= 0 else BLAME}'></span>"
+        )
+        mark = "" if not gain else "▲ " if gain > 0 else "▼ "
+        number = mark + signed_text(value, behaviour) if isfinite(value) else "no number"
+        lines.append(
+            f"<div style='overflow-wrap:anywhere'>{components.shown(short(stage, 40))}</div>"
+            f"<div style='white-space:nowrap;text-align:right'>{components.shown(number)}</div>"
+            "<div style='grid-column:1/-1;position:relative;height:1.1em;margin-bottom:.3em'>"
+            f"<span style='position:absolute;left:50%;top:0;bottom:0;border-left:1px solid {ZERO}'>"
+            f"</span>{bar}</div>"
+        )
+    return (
+        "<div style='display:grid;grid-template-columns:1fr auto;gap:0 .6em;font-size:.875rem'>"
+        f"{''.join(lines)}</div>"
+    )
