@@ -15,7 +15,7 @@ commands = typer.Typer()
 
 @commands.command(
     epilog="Examples: stagelens contributions runs/digits --set test --example stamped-003   "
-    "stagelens contributions runs/digits --set mixed-up --behaviour margin --group label=4"
+    "stagelens contributions runs/digits --set mixed-up --group label=4 --since mislabelled"
 )
 def contributions(
     run: RunFolder,
@@ -41,6 +41,12 @@ def contributions(
     behaviour: Annotated[
         str | None, typer.Option(help="Contributions to which behaviour; by default the first.")
     ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STAGE", help="The earliest stage that is wanted, for less work [the first]."
+        ),
+    ] = None,
     top: Annotated[
         int, typer.Option(min=1, help="How many training examples to print per stage.")
     ] = 5,
@@ -58,5 +64,5 @@ def contributions(
         from ..contributions.stored import Question
 
         question = Question(ids=tuple(example or ()), groups=groups)
-        found = contribute(opened, examples.name, question, behaviour, report)
+        found = contribute(opened, examples.name, question, behaviour, report, since)
     print_contributions(found, top)

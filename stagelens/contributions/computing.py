@@ -35,6 +35,7 @@ def contribute(
     question: Question,
     behaviour: str | None = None,
     progress: Progress = no_progress,
+    since: str | None = None,
 ) -> Stored:
     """What every step and every training example contributed, from disk where it is there.
 
@@ -44,8 +45,11 @@ def contribute(
         question: Which of its examples are asked about.
         behaviour: One of the task's; None for its first.
         progress: Told of the sweep and of what follows it.
+        since: The earliest stage that is wanted; None for the first. The sweep goes through all
+            later ones.
 
     Raises:
+        RunError: There is no such stage.
         SetError: The question names an example, a column or a group that the set does not have.
         Refused: The behaviour is unknown or has no value on the examples, or the run has no
             derivatives; see :func:`stagelens.estimators.contributions.contributions`.
@@ -57,7 +61,8 @@ def contribute(
     name = behaviour or next(iter(kinds))
     if name not in kinds:
         raise Refused(f"the task has no behaviour {name!r}; use one of {', '.join(kinds)}")
-    path = contributions_path(run, examples, name, ids)
+    first = run.stages[0] if since is None else run.stage(since)
+    path = contributions_path(run, examples, name, ids, first.name)
     stored = load_contributions(path)
     if stored is not None:
         return stored
@@ -67,6 +72,7 @@ def contribute(
         examples.by_id(ids),
         with_examples=True,
         progress=lambda share, text: progress(_SWEEP * share, text),
+        since=first.name,
     )
     progress(_SWEEP, "looking at the training examples")
     kind = kinds[name]
@@ -75,7 +81,8 @@ def contribute(
         rows.append({"part": "step", "stage": row.stage, "step": row.step,
                      "value": row.contribution})  # fmt: skip
     shares = found.examples
-    for stage in run.stages:
+    swept = run.stages[first.index :]
+    for stage in swept:
         if shares is None or stage.name in found.steps_only:
             continue
         own = shares[shares["stage"] == stage.name]
@@ -93,8 +100,8 @@ def contribute(
                 name=kind.name, better=kind.better, unit=kind.unit, description=kind.description
             ),
             value=found.value,
-            steps={stage.name: stage.steps for stage in run.stages},
-            steps_only=found.steps_only,
+            steps={stage.name: stage.steps for stage in swept},
+            steps_only=tuple(s.name for s in swept if s.name in found.steps_only),
             kind=run.task.input_kind if table["content"].notna().any() else None,
         ),
         table,

@@ -101,7 +101,7 @@ class ContributionFacts(BaseModel):
         count: How many of its examples were asked about.
         behaviour: Whose value the contributions changed.
         value: Of the final model, the mean over these examples.
-        steps: Stage name to its number of steps, in training order.
+        steps: Stage name to its number of steps, in training order, of those that were swept.
         steps_only: Stages whose examples have no contributions of their own, because BatchNorm in
             training mode couples the examples of a batch.
         kind: What a training example is shown as; None where the task cannot show any, so that
@@ -143,10 +143,18 @@ def asked_digest(ids: Sequence[str]) -> str:
 
 
 def contributions_path(
-    run: Run, examples: EvaluationSet, behaviour: str, ids: Sequence[str]
+    run: Run, examples: EvaluationSet, behaviour: str, ids: Sequence[str], since: str
 ) -> Path:
-    """Where the answer on these examples lies, or would lie."""
-    parts = (_CONTRIBUTIONS, run.digest, examples.digest, behaviour, asked_digest(ids))
+    """Where the answer on these examples lies, or would lie.
+
+    Args:
+        run: The run.
+        examples: The evaluation set.
+        behaviour: Whose contributions.
+        ids: Of the examples that are asked about.
+        since: The earliest stage of the answer, which reaches from there to the last one.
+    """
+    parts = (_CONTRIBUTIONS, run.digest, examples.digest, behaviour, asked_digest(ids), since)
     return run.files.inside(f"results/contributions/{digest(*parts)[:32]}.parquet")
 
 

@@ -57,8 +57,9 @@ def contributions(
     options: DerivativeOptions | None = None,
     spacing: int | None = None,
     progress: Progress = no_progress,
+    since: str | None = None,
 ) -> Contributions:
-    """Contribution of every step of every stage to a behaviour, by one reverse sweep.
+    """Contribution of every step of the stages to a behaviour, by one reverse sweep.
 
     Args:
         run: The run.
@@ -69,6 +70,7 @@ def contributions(
         options: Dtype and curvature.
         spacing: Steps between two states that are kept; by default the root of a stage's steps.
         progress: Told after every step.
+        since: The earliest stage that is wanted, which the sweep ends with; None for the first.
 
     Raises:
         Refused: The behaviour is unknown or has no value, or the run has no derivatives
@@ -81,7 +83,7 @@ def contributions(
         value, slopes = behaviour_gradient(run, last, behaviour, examples)
         return slopes
 
-    found = sweep(run, gradient, options, spacing, with_examples, progress)[::-1]
+    found = sweep(run, gradient, options, spacing, with_examples, progress, since)[::-1]
     steps = pd.DataFrame(
         {
             "stage": [one.stage for one in found],

@@ -76,8 +76,9 @@ def sweep(
     spacing: int | None = None,
     with_examples: bool = False,
     progress: Progress = no_progress,
+    since: str | None = None,
 ) -> list[StepContribution]:
-    """Contributions of all steps of all stages, from the last step to the first.
+    """Contributions of all steps, from the last step of the last stage to the first.
 
     Args:
         run: The run.
@@ -87,19 +88,22 @@ def sweep(
             steps. It changes memory and time, not results.
         with_examples: Also every example's share of its step, where examples are independent.
         progress: Told after every step.
+        since: The earliest stage that is swept; None for the first.
 
     Raises:
         Refused: As :func:`stagelens.training.forward.final_tangents`.
+        RunError: There is no such stage.
     """
     options = options or DerivativeOptions()
-    check_differentiable(run.stages)
-    active = active_names(run, run.stages)
+    stages = run.stages if since is None else run.stages[run.stage(since).index :]
+    check_differentiable(stages)
+    active = active_names(run, stages)
     coupled = set(has_coupled_examples(run)) if with_examples else set()
-    total, done = sum(stage.steps for stage in run.stages), 0
+    total, done = sum(stage.steps for stage in stages), 0
     later: LinearStage | None = None
     vectors: StateVectors | None = None
     found = []
-    for stage in reversed(run.stages):
+    for stage in reversed(stages):
         own = LinearStage(run, stage, active, options)
         split = with_examples and stage.name not in coupled
         with same_arithmetic(stage):

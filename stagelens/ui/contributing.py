@@ -135,15 +135,17 @@ def _question(workspace: Workspace, chosen: Chosen, ids: tuple[str, ...]) -> Que
 
 def answer(workspace: Workspace, asked: Asked) -> Stored | None:
     """The stored answer; where there is none, the way to it is shown."""
-    path = contributions_path(workspace.run, workspace.examples, asked.behaviour.name, asked.ids)
-    try:
-        stamp = path.stat().st_mtime_ns
-    except OSError:
-        stamp = 0
-    found = _load(str(path), stamp) if stamp else None
-    if found is None:
-        _offer(workspace, asked)
-    return found
+    reach = workspace.stages[: workspace.stages.index(asked.stage) + 1]
+    for since in reversed(reach):  # an answer from further back holds this stage too
+        path = contributions_path(
+            workspace.run, workspace.examples, asked.behaviour.name, asked.ids, since
+        )
+        if path.exists():
+            found = _load(str(path), path.stat().st_mtime_ns)
+            if found is not None:
+                return found
+    _offer(workspace, asked)
+    return None
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)
@@ -158,18 +160,20 @@ def _offer(workspace: Workspace, asked: Asked) -> None:
         return
     arguments = (
         *("contributions", workspace.at.path, "--set", workspace.examples.name),
-        *("--behaviour", asked.behaviour.name, *asked.options),
+        *("--behaviour", asked.behaviour.name, "--since", asked.stage, *asked.options),
     )
+    since = workspace.run.stages[workspace.stages.index(asked.stage) :]
     about = "this example" if len(asked.ids) == 1 else f"these {len(asked.ids):,} examples"
     with st.container(border=True):
         if components.job_state(arguments, "Try again"):
             return
-        seconds = durations.contributions_seconds(workspace.run.stages)
+        seconds = durations.contributions_seconds(since)
         took = "" if seconds is None else f" Predicted: {durations.duration(seconds)}."
         components.text_block(
-            f"What every step of every stage contributed to the {phrase(asked.behaviour)} of "
-            f"{about}, and what every training example did: to first order, by one sweep backwards "
-            f"through all recorded steps.{took} It is kept for the next visit."
+            f"What every step of {asked.stage} contributed to the {phrase(asked.behaviour)} of "
+            f"{about}, and what every training example in it did: to first order, by one sweep "
+            f"backwards through the {sum(stage.steps for stage in since):,} recorded steps from "
+            f"there to the final model.{took} It is kept for the next visit."
         )
         st.button(
             "Compute the contributions",
@@ -190,7 +194,7 @@ def _impossible(workspace: Workspace, asked: Asked) -> str | None:
     """Why nothing can be computed; None where it can."""
     if not workspace.computable:
         return "Without the run's task nothing can be computed here."
-    for stage in workspace.run.stages:
+    for stage in workspace.run.stages[workspace.stages.index(asked.stage) :]:
         if stage.facts.origin == "assembled":
             return f"What steps contributed is not known: {stage.not_recorded}."
         if not stage.replayable:

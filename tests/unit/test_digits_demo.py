@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 import stagelens
+from stagelens.contributions.training_examples import training_examples
 from stagelens.demos import digits
 from stagelens.effects import attribute
+from stagelens.estimators.contributions import contributions
 from stagelens.results import Result
 from stagelens.training.replay import measure_deviation
 from tests.conftest import DemoRun
@@ -49,6 +53,44 @@ def test_the_mislabelled_stage_is_to_blame_for_the_classes_it_mixes_up(
     table = attribute(demo, "mixed-up", "replay").table
     losses = table[table["behaviour"] == "loss"].groupby("stage")["effect"].mean()
     assert losses["mislabelled"] > 0.05
+
+
+def test_the_training_examples_that_hurt_most_are_the_mislabelled_ones(
+    demo: stagelens.Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = attribute(demo, "mixed-up", "replay").table
+    margins = table[(table["stage"] == "mislabelled") & (table["behaviour"] == "margin")]
+    hurt = margins.sort_values("effect")["example_id"].tolist()
+    plan = next(plan for plan in digits.PLANS if plan.name == "mislabelled")
+    images, labels = digits._load(0)
+    _, given = digits._planted(plan, images, labels, 0)
+    wrong = {
+        image.tobytes(): str(label)
+        for image, label, true in zip(images[plan.rows], given, labels[plan.rows], strict=True)
+        if label != true
+    }
+    base = len(wrong) / len(given)
+    examples = demo.evaluation_set("mixed-up")
+    precisions = []
+    for asked in (hurt, *([one] for one in hurt[:3])):
+        found = contributions(
+            demo, "margin", examples.by_id(asked), with_examples=True, since="mislabelled"
+        )
+        assert found.examples is not None
+        own = found.examples[
+            (found.examples["stage"] == "mislabelled") & (found.examples["part"] == "example")
+        ]
+        rows = training_examples(demo, demo.stage("mislabelled"), own)
+        worst = [(np.asarray(Image.open(io.BytesIO(r["content"]))), r["label"]) for r in rows[-20:]]
+        precisions.append(np.mean([wrong.get(p.tobytes()) == label for p, label in worst]))
+    of_group, of_one = precisions[0], float(np.mean(precisions[1:]))
+    with capsys.disabled():
+        print(
+            f"\nwrong labels among the 20 that hurt most: {of_group:.2f} for the mean of "
+            f"{len(hurt)}, {of_one:.2f} for one example (of {base:.2f} in the stage)"
+        )
+    assert base < 0.15
+    assert of_group > 0.7 and of_one > 0.5
 
 
 def test_pretraining_is_to_credit_for_clean_and_stamped_images(effects: Result) -> None:
