@@ -1,0 +1,69 @@
+"""From an example to the steps and the training data behind it, and to others beside it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.conftest import DemoRun
+
+QUIET = {"STREAMLIT_SERVER_FILE_WATCHER_TYPE": "none"}
+LINK = "Examples?run=digits&set=mixed-up&behaviour=margin&estimator=replay&sort=id"
+
+
+@pytest.fixture(scope="module")
+def server(start_server, digits_run: DemoRun, tmp_path_factory: pytest.TempPathFactory):
+    """A server whose home has a copy of the digits demo."""
+    home: Path = tmp_path_factory.mktemp("home")
+    shutil.copytree(digits_run.path, home / "digits")
+    return start_server({**QUIET, "STAGELENS_HOME": str(home)})
+
+
+@pytest.mark.slow
+def test_from_an_example_to_its_steps_its_data_and_others_beside_it(
+    server, page: Page, settle, screenshot
+) -> None:
+    page.goto(f"{server.url}/{LINK}&example=clean-044&within=mislabelled")
+    settle(page, "Effect of each stage")
+    page.get_by_role("tab", name="When").click()
+    expect(page.get_by_role("figure", name=re.compile("Margin observed")).first).to_be_attached()
+    settle(page)
+    page.get_by_role("button", name="Compute the contributions").click()
+    expect(page.get_by_text("its 42 steps together")).to_be_visible(timeout=200_000)
+    settle(page)
+    chart = page.get_by_role("figure", name=re.compile("Contributions of the 42 steps"))
+    expect(chart.first).to_be_attached()
+    assert "look=When" in page.url
+    screenshot(page, "when")
+    page.get_by_role("tab", name="Which data").click()
+    settle(page, "Hurt most")
+    expect(page.get_by_role("img", name="A training image").first).to_be_visible()
+    expect(page.get_by_text(re.compile("carried momentum and decay"))).to_be_visible()
+    screenshot(page, "which-data")
+    compare = page.get_by_role("button", name="Compare", exact=True)
+    compare.click()
+    expect(page.get_by_role("button", name="Compared")).to_be_visible()
+    settle(page)
+    page.keyboard.press("j")
+    expect(compare).to_be_visible()
+    settle(page)
+    compare.click()
+    expect(page.get_by_role("button", name="Compared")).to_be_visible()
+    settle(page)
+    page.get_by_role("tab", name="Compare").click()
+    settle(page, "Effect of each stage on the margin, on one scale")
+    inputs = page.get_by_role("img", name=re.compile("The input of example"))
+    expect(inputs).to_have_count(3)  # two side by side, and the chosen one
+    assert page.url.count("compare=") == 2
+    screenshot(page, "compare")
+    page.set_viewport_size({"width": 700, "height": 1200})
+    settle(page)
+    overflow = page.get_by_test_id("stMain").evaluate("e => e.scrollWidth - e.clientWidth")
+    assert overflow <= 1
+    page.reload()
+    settle(page, "Effect of each stage on the margin, on one scale")
+    expect(inputs).to_have_count(3)

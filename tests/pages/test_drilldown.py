@@ -1,0 +1,186 @@
+"""What the tabs below an example show: when, which data, and examples side by side."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from stagelens.contributions.computing import contribute
+from stagelens.contributions.stored import Question, Stored
+from stagelens.results import load_result
+from stagelens.runs.run import open_run
+from stagelens.summary import signed_text
+from stagelens.ui import jobs
+from tests.pages.reading import check, figures, words
+
+PAGE = "pages/1_Examples.py"
+LINK = "run=digits&set=mixed-up&behaviour=margin&estimator=replay"
+STAGES = ["pretrain", "shortcut", "mislabelled", "adapt"]
+
+
+@pytest.fixture(scope="module")
+def effects(demo: Path) -> pd.DataFrame:
+    result = load_result(open_run(demo), "mixed-up", "effects", "replay")
+    assert result is not None
+    return result.table[result.table["behaviour"] == "margin"]
+
+
+@pytest.fixture(scope="module")
+def hurt(effects: pd.DataFrame) -> str:
+    """The example that the stage mislabelled hurts most."""
+    rows = effects[effects["stage"] == "mislabelled"]
+    return str(rows.loc[rows["effect"].idxmin(), "example_id"])
+
+
+@pytest.fixture(scope="module")
+def asked(demo: Path, hurt: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Stored]:
+    """A copy of the demo that was asked about that example, and the answer."""
+    path = Path(shutil.copytree(demo, tmp_path_factory.mktemp("home") / "digits"))
+    question = Question(ids=(hurt,))
+    return path, contribute(open_run(path), "mixed-up", question, "margin", since="mislabelled")
+
+
+def test_without_an_answer_the_way_to_it_is_offered(open_page, demo_copy: Path, hurt: str) -> None:
+    link = f"{LINK}&example={hurt}&look=When&within=adapt"
+    app = check(open_page(demo_copy.parent, link, PAGE))
+    (path,) = figures(app)
+    assert path["alt"].startswith("Margin observed. base: ") and "after adapt: " in path["alt"]
+    assert "through the 15 recorded steps" in words(app) and "Predicted: " in words(app)
+    button = next(b for b in app.button if b.label == "Compute the contributions")
+    check(button.click().run())
+    job = jobs.find(
+        (
+            *("contributions", str(demo_copy), "--set", "mixed-up", "--behaviour", "margin"),
+            *("--since", "adapt", f"--example={hurt}"),
+        )
+    )
+    assert job is not None
+    job._reaper.join(200)
+    assert job.status().state == "done", job.log()
+    assert "its 15 steps together" in words(check(app.run()))
+
+
+def test_steps_are_held_against_the_stages_effect(
+    open_page, asked: tuple[Path, Stored], effects: pd.DataFrame, hurt: str
+) -> None:
+    path, found = asked
+    app = check(open_page(path.parent, f"{LINK}&example={hurt}&look=When&within=mislabelled", PAGE))
+    effect = effects.set_index(["example_id", "stage"]).loc[(hurt, "mislabelled"), "effect"]
+    total = found.linearised("mislabelled")
+    behaviour = found.facts.behaviour.behaviour()
+    said = words(app)
+    for name, value in (
+        ("effect of mislabelled", effect),
+        ("its 42 steps together", total),
+        ("not explained to first order", effect - total),
+    ):
+        assert f"{name} {signed_text(value, behaviour)}" in re.sub(r"\s+", " ", said)
+    assert "● exact, by replay" in said
+    observed, steps = figures(app)
+    assert observed["alt"].startswith("Margin observed.")
+    assert f"together {signed_text(total, behaviour)}; the stage's effect is" in steps["alt"]
+    bars = next(trace for trace in steps["data"] if trace["type"] == "bar")
+    assert len(bars["customdata"]) == 42
+
+
+def test_the_training_examples_that_helped_and_hurt_are_shown(
+    open_page, asked: tuple[Path, Stored], hurt: str
+) -> None:
+    path, found = asked
+    link = f"{LINK}&example={hurt}&look=Which+data&within=mislabelled"
+    app = check(open_page(path.parent, link, PAGE))
+    rows = found.part("example", "mislabelled")
+    said = re.sub(r"\s+", " ", words(app))
+    behaviour = found.facts.behaviour.behaviour()
+    carried = found.part("carried", "mislabelled")["value"].item()
+    assert f"carried momentum and decay: {signed_text(carried, behaviour)}" in said
+    worst, best = rows.iloc[-1], rows.iloc[0]
+    for side, row in (("Hurt most", worst), ("Helped most", best)):
+        card = said[said.index(f"{signed_text(row['value'], behaviour)}") :][:200]
+        assert side in said or any(side in each.value for each in app.subheader)
+        assert f"label {row['label']}" in card and f"before the stage {row['before']}" in card
+    differ = rows["label"] != rows["answer"]
+    assert f"in the whole stage {differ.sum()} of {len(rows)}" in said
+    bodies = [e.proto.body for e in app.get("html")]
+    assert sum(body.count("alt='A training image'") for body in bodies) == 16
+    app.toggle(key="all-data").set_value(True)
+    bodies = [e.proto.body for e in check(app.run()).get("html")]
+    assert sum(body.count("alt='A training image'") for body in bodies) == 40
+
+
+@pytest.mark.parametrize(
+    ("filters", "options"),
+    [
+        ("", ()),
+        ("label=4", ("--group=label=4",)),
+        ("label=9&group=digit+9", ("--group=group=digit 9", "--group=label=9")),
+        ("q=clean-05", ()),
+    ],
+)
+def test_the_mean_of_what_the_filters_leave_is_asked_about_as_a_group_where_it_is_one(
+    open_page,
+    demo: Path,
+    effects: pd.DataFrame,
+    monkeypatch: pytest.MonkeyPatch,
+    filters: str,
+    options: tuple[str, ...],
+) -> None:
+    started: list[tuple[str, ...]] = []
+    monkeypatch.setattr(jobs, "start", lambda arguments, title: started.append(arguments))
+    ids = [name for name in effects["example_id"].unique() if "clean-05" in name]
+    options = options if "q=" not in filters else tuple(f"--example={name}" for name in ids)
+    mean = "look=Which+data&within=adapt&about=Mean+of+the+examples+shown"
+    app = open_page(demo.parent, f"{LINK}&{filters}&example=clean-044&sort=id&{mean}", PAGE)
+    next(b for b in check(app).button if b.label == "Compute the contributions").click()
+    check(app.run())
+    at = ("contributions", str(demo), "--set", "mixed-up", "--behaviour", "margin")
+    assert started == [(*at, "--since", "adapt", *options)]
+
+
+def compared(app: AppTest) -> list[str]:
+    named = app.query_params.get("compare", [])
+    return [named] if isinstance(named, str) else named
+
+
+def test_examples_are_put_side_by_side_and_taken_away_again(
+    open_page, demo: Path, effects: pd.DataFrame, hurt: str
+) -> None:
+    other = next(name for name in effects["example_id"] if name != hurt)
+    link = f"{LINK}&example={hurt}&look=Compare&compare={other}"
+    app = check(open_page(demo.parent, link, PAGE))
+    next(b for b in app.button if b.label == "Compare").click()
+    said = words(check(app.run()))
+    assert compared(app) == [other, hurt]
+    largest = effects[effects["example_id"].isin([hurt, other])]["effect"].abs().max()
+    widths = [
+        float(width)
+        for e in app.get("html")
+        for width in re.findall(r"width:([\d.]+)%;background", e.proto.body)
+    ]
+    assert len(widths) == 2 * len(STAGES) and max(widths) == 50.0
+    effect = effects.set_index(["example_id", "stage"])["effect"]
+    expected = [50 * abs(effect[name, s]) / largest for name in (other, hurt) for s in STAGES]
+    assert widths == pytest.approx(expected, abs=0.01)
+    assert said.count("Without ") == len(STAGES) + 2
+    app.button(key=f"compare-without-{other}").click()
+    check(app.run())
+    assert compared(app) == [hurt]
+
+
+def test_a_link_compares_at_most_five_examples_of_its_set(
+    open_page, demo: Path, effects: pd.DataFrame
+) -> None:
+    ids = effects["example_id"].unique()[:6].tolist()
+    link = f"{LINK}&example={ids[5]}&look=Compare&compare=nope"
+    app = open_page(demo.parent, link, PAGE)
+    assert "Nothing to compare yet" in words(check(app)) and compared(app) == []
+    app.query_params["compare"] = ["nope", *ids]
+    check(app.run())
+    assert compared(app) == ids[:5]
+    button = next(b for b in app.button if b.label == "Compare")
+    assert button.disabled
