@@ -24,7 +24,7 @@ from .runs.schema import digest
 from .summary import ACCURACY, right_answers, with_accuracy
 
 if TYPE_CHECKING:
-    from .effects import Measured
+    from .measuring import Measured
 
 COLUMNS = ("stage", "behaviour", "order", "example_id", "effect")
 """Columns of a table of effects under other orders."""
@@ -107,7 +107,7 @@ def measure_noise(
     Raises:
         Refused: Batches of a later stage were not kept.
     """
-    from .effects import measure
+    from .measuring import measure
     from .training.replay import replay_later
 
     examples = run.measurable_set(set_name)

@@ -17,11 +17,12 @@ import pandas as pd
 from torch import inference_mode
 
 from .contracts import Behaviour, Example, Refused, Task, TaskError, TokenValues
-from .effects import Measured, Without, combined, read, stage_rows, weighed
+from .effects import Without, combined, stage_rows, weighed
 from .estimators.ladder import Cached, counterfactuals, find_cached, make_estimator
 from .estimators.protocol import Estimator, Weights
 from .estimators.task_vector import TaskVector
 from .loaded_weights import LoadedWeights
+from .measuring import Measured, read
 from .results import ResultFacts, StageTrust
 from .runs.run import Run, Stage
 from .runs.schema import FileRef

@@ -25,7 +25,8 @@ from ..results import StageTrust
 from ..runs.batches import batch_size
 from ..runs.run import Run, Stage
 from ..runs.states import TrainingState
-from ..training.coarse import CoarseModel, CoarseStep, coarse_steps, transfer
+from ..training.coarse import CoarseModel, transfer
+from ..training.coarse_steps import CoarseStep, coarse_steps
 from ..training.replay import Progress, cross_boundary, same_arithmetic
 from .hardness import hardness
 from .protocol import Counterfactual, Twins

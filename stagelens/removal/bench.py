@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..contracts import Refused, Task
-from ..effects import BATCH_SIZE
+from ..measuring import BATCH_SIZE
 from ..runs.batches import to_device
 from ..runs.evaluation_sets import EvaluationSet
 from ..runs.run import Run

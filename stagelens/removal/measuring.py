@@ -19,7 +19,7 @@ from ..runs.schema import digest
 from .spec import Edit
 
 if TYPE_CHECKING:
-    from ..effects import Measured
+    from ..measuring import Measured
     from ..training.replay import Progress
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
@@ -132,7 +132,7 @@ def measured(
 def _measured(
     run: Run, examples: EvaluationSet, edits: Sequence[Edit], progress: Progress | None
 ) -> Iterator[Measurement]:
-    from ..effects import BATCH_SIZE, measure
+    from ..measuring import BATCH_SIZE, measure
     from ..training.replay import no_progress
     from .edits import EditedWeights, Material, material
 

@@ -18,9 +18,10 @@ import torch
 from torch import nn
 
 from ..contracts import Behaviour, Example, Task
-from ..effects import BATCH_SIZE, attribute, combined, measure
+from ..effects import attribute, combined
 from ..estimators.ladder import counterfactuals, make_estimator
 from ..estimators.protocol import Weights
+from ..measuring import BATCH_SIZE, measure
 from ..noise import load_orders
 from ..results import BehaviourFacts, Result, StageTrust
 from ..runs.batches import to_device

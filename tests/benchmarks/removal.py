@@ -27,7 +27,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from stagelens.effects import BATCH_SIZE, measure
+from stagelens.measuring import BATCH_SIZE, measure
 from stagelens.removal.edits import EditedWeights, material
 from stagelens.removal.parts import validation_part
 from stagelens.removal.targets import Target, find

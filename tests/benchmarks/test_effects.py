@@ -16,8 +16,9 @@ from torch import nn
 
 import stagelens
 from stagelens.demos import digits
-from stagelens.effects import BATCH_SIZE, effect_table
+from stagelens.effects import effect_table
 from stagelens.estimators.protocol import Counterfactual
+from stagelens.measuring import BATCH_SIZE
 from stagelens.results import StageTrust
 from stagelens.runs.run import Run
 from stagelens.tasks import ImageClassification

@@ -20,13 +20,12 @@ from stagelens.runs.batches import batch_size
 from stagelens.runs.run import Run
 from stagelens.runs.states import TrainingState
 from stagelens.runs.steps import MicroBatch
-from stagelens.training.coarse import (
-    CoarseModel,
+from stagelens.training.coarse import CoarseModel, transfer
+from stagelens.training.coarse_steps import (
     Thinning,
     coarse_steps,
     groups_of_equal_rate,
     take_rows,
-    transfer,
 )
 from stagelens.training.replay import replay_stage, replay_without
 from tests.small_runs import Phase, record

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import stagelens
-from stagelens import effects
+from stagelens import effects, measuring
 from stagelens.contracts import Behaviour, RunError, SetError
 from stagelens.effects import attribute, boundaries, effect_table
 from stagelens.estimators.protocol import Counterfactual
@@ -151,7 +151,7 @@ def test_several_batches_equal_one_batch(
     whole, _ = effect_table(run, examples, [without("second", other)], "hand")
     for size, chunk in ((1, 8), (7, 2), (49, 1)):
         monkeypatch.setattr(effects, "BATCH_SIZE", size)
-        monkeypatch.setattr(effects, "_CHUNK", chunk)
+        monkeypatch.setattr(measuring, "_CHUNK", chunk)
         parts, _ = effect_table(run, examples, [without("second", other)], "hand")
         # Logits are float32, and their last bit may depend on the batch.
         pd.testing.assert_frame_equal(parts, whole, rtol=1e-5, atol=1e-6)
@@ -181,7 +181,7 @@ def test_memory_is_bounded_by_the_batches_of_a_chunk(
     run: stagelens.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(effects, "BATCH_SIZE", 4)
-    monkeypatch.setattr(effects, "_CHUNK", 2)
+    monkeypatch.setattr(measuring, "_CHUNK", 2)
     task = make_task()
     counted = stagelens.open_run(run.path, Counted(**task.config))
     attribute(counted, "test", "task-vector")
@@ -302,7 +302,7 @@ def test_boundaries_are_measured_after_every_stage_and_at_the_base(run: stagelen
 
 def test_inputs_that_the_task_does_not_take_are_refused_by_name(run) -> None:
     write_set(run.path, None, "words", texts=["a", "b"], labels=["0", "1"])
-    for measuring in (attribute, boundaries):
-        arguments = ("task-vector",) if measuring is attribute else ()
+    for made in (attribute, boundaries):
+        arguments = ("task-vector",) if made is attribute else ()
         with pytest.raises(SetError, match="'words' holds texts, but the run's task takes images"):
-            measuring(stagelens.open_run(run.path, task=run.task), "words", *arguments)
+            made(stagelens.open_run(run.path, task=run.task), "words", *arguments)

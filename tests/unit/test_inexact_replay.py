@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 import stagelens
 from stagelens.contracts import Refused
-from stagelens.effects import attribute, measure
+from stagelens.effects import attribute
 from stagelens.estimators.ladder import counterfactuals, make_estimator
+from stagelens.measuring import measure
 from stagelens.tasks import ImageClassification
 from stagelens.training.replay import replay_later
 from stagelens.verification import trusted, verify

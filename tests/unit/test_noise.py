@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from stagelens import noise, verification
-from stagelens.effects import attribute, measure
+from stagelens.effects import attribute
+from stagelens.measuring import measure
 from stagelens.runs.run import Run, open_run
 from stagelens.summary import with_accuracy
 from stagelens.training.replay import replay_later

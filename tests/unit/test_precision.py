@@ -13,7 +13,8 @@ import stagelens
 from stagelens.effects import attribute
 from stagelens.estimators.ladder import counterfactuals, make_estimator
 from stagelens.runs.run import Run
-from stagelens.training.coarse import CoarseModel, coarse_steps
+from stagelens.training.coarse import CoarseModel
+from stagelens.training.coarse_steps import coarse_steps
 from stagelens.training.replay import measure_deviation
 from tests.loops import Training, make_batches, make_task
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import stagelens
 from stagelens.contracts import Refused, StageLensError
-from stagelens.effects import BATCH_SIZE, measure
+from stagelens.measuring import BATCH_SIZE, measure
 from stagelens.removal import measuring, saving
 from stagelens.removal.spec import Edit
 from stagelens.runs.run import Run, open_run
