@@ -98,14 +98,16 @@ def _effect(
             sgd=any(later.optimizer.name == "SGD" for later in later_stages),
             sampling=counterfactual.twins.sampling,
         )
-        trust = trust.model_copy(update={"twins_share": evidence.twins_share})
+        trust = trust.model_copy(
+            update={"twins_share": evidence.twins_share, "twins_anchor": evidence.twins_anchor}
+        )
         if known.any():
             trust = judged(trust, evidence)
-    return Without(combined(kinds, final, models, trust.twins_share), own, trust)
+    return Without(combined(kinds, final, models, trust), own, trust)
 
 
 def combined(
-    kinds: Sequence[Behaviour], final: Measured, models: Sequence[Measured], share: float
+    kinds: Sequence[Behaviour], final: Measured, models: Sequence[Measured], trust: StageTrust
 ) -> dict[str, np.ndarray]:
     """Effects by the counterfactual's weights, sharpened by its twins, in the behaviours' ranges.
 
@@ -113,7 +115,7 @@ def combined(
         kinds: The behaviours.
         final: The final model.
         models: The counterfactual; its factual and counterfactual twin follow where it has them.
-        share: Weight of the twins' difference; they are not looked at where it is 0.
+        trust: Says how the twins are weighed; they are not looked at where their share is 0.
 
     Returns:
         Behaviour name to (N,) effects, final - without.
@@ -121,22 +123,27 @@ def combined(
     effects = {}
     for kind in kinds:
         value = final.values[kind.name]
-        effect = weighed(value, *(model.values[kind.name] for model in models), share=share)
+        effect = weighed(value, *(model.values[kind.name] for model in models), trust=trust)
         effects[kind.name] = value - np.clip(value - effect, kind.lowest, kind.highest)
     return effects
 
 
-def weighed(final: np.ndarray, own: np.ndarray, *twins: np.ndarray, share: float) -> np.ndarray:
+def weighed(
+    final: np.ndarray, own: np.ndarray, *twins: np.ndarray, trust: StageTrust
+) -> np.ndarray:
     """Values of the final model and of one without a stage, to effects; see :func:`combined`.
 
     Args:
         final: The final model.
         own: The counterfactual.
         twins: Its factual and counterfactual twin, where it has them.
-        share: Weight of the twins' difference.
+        trust: Says how the twins are weighed.
     """
-    effect = final - own
-    return effect if not share else (1 - share) * effect + share * (twins[0] - twins[1])
+    effect, share, anchor = final - own, trust.twins_share, trust.twins_anchor
+    if not share:
+        return effect
+    factual, twin = twins[:2]
+    return (1 - share) * effect + share * (anchor * final + (1 - anchor) * factual - twin)
 
 
 def effect_table(

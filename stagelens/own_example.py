@@ -203,11 +203,11 @@ class _Bench:
             trust = known or cached.trust
             names = ["weights", "factual", "counterfactual"][: 3 if trust.twins_share else 1]
             said = [self._ask_file(example, cached.files[name]) for name in names]
-        kinds, share = self.run.task.behaviour_kinds, trust.twins_share
-        effects = combined(kinds, final.measured, [one.measured for one in said], share)
+        kinds = self.run.task.behaviour_kinds
+        effects = combined(kinds, final.measured, [one.measured for one in said], trust)
         tokens = None
         if final.tokens is not None:
-            tokens = weighed(*(_values(one) for one in (final, *said)), share=share)
+            tokens = weighed(*(_values(one) for one in (final, *said)), trust=trust)
         return _Effect(Without(effects, said[0].measured, trust), tokens, trust)
 
     def _cached(self, stage: Stage) -> Cached:

@@ -18,7 +18,7 @@ from .runs.files import atomic_path
 from .runs.run import Run
 from .runs.schema import digest
 
-METHOD = 5
+METHOD = 6
 """Part of every result's key; raised when an estimator or what it says of its error changes."""
 
 EFFECT_COLUMNS = (
@@ -93,6 +93,8 @@ class StageTrust(BaseModel):
         reliable: Whether an estimate may be leaned on without a replay; None where not known.
         twins_share: Weight of the twins in the effects, the rest is the counterfactual's own; 0
             without twins.
+        twins_anchor: What the counterfactual twin is compared with: 0 for the factual twin, 1 for
+            the final model, in between for a mean of the two.
         agreements: With replay, by behaviour; some where ``trust`` is verified. Joined at reading,
             see ``verification.trusted``.
         cost: Example-gradients spent, in replays of the later stages.
@@ -109,6 +111,7 @@ class StageTrust(BaseModel):
     expected_error: float | None = None
     reliable: bool | None = None
     twins_share: float = 0.0
+    twins_anchor: float = 0.0
     agreements: tuple[Agreement, ...] = ()
     cost: float = 0.0
     seconds: float = 0.0

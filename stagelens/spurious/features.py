@@ -222,7 +222,7 @@ class Look:
         left, gains = iter(rest), {}
         for own, trust in zip(models, self.stages, strict=True):
             measured = [next(left) for _ in own]
-            effects = combined(task.behaviour_kinds, final, measured, trust.twins_share)
+            effects = combined(task.behaviour_kinds, final, measured, trust)
             gains[trust.stage] = self.behaviour.sign * effects[self.behaviour.name]
         return gains
 

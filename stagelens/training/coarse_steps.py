@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,23 +95,29 @@ def _labels(labels: Tensor) -> int:
     return max(int((labels != _IGNORED).sum()), 1)
 
 
-def _identities(batch: Any) -> list[int]:
-    """One number per example, equal where an example's tensors are, padding left out of account.
+def _kinds(batch: Any) -> list[tuple[int, ...]]:
+    """Per example what has a due of its own: the example itself, and its label where it has one.
 
-    A text is filled up to the longest of its batch, which is another at every epoch.
+    An example is known again by its tensors, padding left out of account: a text is filled up to
+    the longest of its batch, which is another at every epoch. A label is a whole number, one an
+    example.
     """
     size = batch_size(batch)
     rows: list[list[bytes]] = [[] for _ in range(size)]
+    labels: list[list[int]] = [[] for _ in range(size)]
     mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
     kept = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
     _, tensors = flatten(batch)
-    for tensor in tensors:
+    for place, tensor in enumerate(tensors):
         if tensor.ndim and tensor.shape[0] == size:
             padded = kept is not None and tensor.shape == kept.shape
             for number, values in enumerate(tensor.reshape(size, -1)):
                 values = values[kept[number]] if padded and kept is not None else values
                 rows[number].append(values.view(torch.uint8).numpy().tobytes())
-    return [hash(tuple(row)) for row in rows]
+            if tensor.ndim == 1 and not tensor.is_floating_point():
+                for number, value in enumerate(tensor.tolist()):
+                    labels[number].append(hash((place, value)))
+    return [(hash(tuple(row)), *own) for row, own in zip(rows, labels, strict=True)]
 
 
 def _size(size: int, share: float) -> int:
@@ -119,9 +128,9 @@ def _size(size: int, share: float) -> int:
 class Thinning:
     """Chooses which examples a coarse step keeps, so that over a stage all get their due.
 
-    An example is due its recorded uses, scaled down as the batches are. Of a batch, those that
-    have had the least of their due are kept; so what was drawn often is kept often, and chance
-    does not choose again.
+    An example is due its recorded uses, scaled down as the batches are, and so is a label. Of a
+    batch, those are kept that, with their label, have had the least of their due; so what was drawn
+    often is kept often, chance does not choose again, and few examples hold the labels of many.
 
     Args:
         share: Of the examples, how many are kept.
@@ -129,7 +138,7 @@ class Thinning:
 
     def __init__(self, share: float) -> None:
         self._share = share
-        self._due: dict[int, float] = {}
+        self._due: defaultdict[int, float] = defaultdict(float)
 
     def keep(self, used: Sequence[MicroBatch], shown: Sequence[MicroBatch]) -> list[MicroBatch]:
         """The examples to keep of one recorded step.
@@ -140,24 +149,33 @@ class Thinning:
         """
         if self._share >= 1:
             return list(shown)
-        identities = {id(micro): _identities(micro.batch) for micro in (*used, *shown)}
+        kinds = {id(micro): _kinds(micro.batch) for micro in (*used, *shown)}
         count = max(1, round(len(shown) * self._share))
         share = min(1.0, len(shown) * self._share / count)
         sizes = [_size(batch_size(micro.batch), share) for micro in shown[:count]]
-        examples = [example for micro in used for example in identities[id(micro)]]
-        for example in examples:
-            self._due[example] = self._due.get(example, 0.0) + sum(sizes) / len(examples)
+        examples = [example for micro in used for example in kinds[id(micro)]]
+        for kind in chain.from_iterable(examples):
+            self._due[kind] += sum(sizes) / len(examples)
         return [
-            self._part(micro, identities[id(micro)], size)
+            self._part(micro, kinds[id(micro)], size)
             for micro, size in zip(shown, sizes, strict=False)
         ]
 
-    def _part(self, micro: MicroBatch, own: Sequence[int], size: int) -> MicroBatch:
-        order = sorted(range(len(own)), key=lambda row: -self._due.get(own[row], 0.0))
-        rows = sorted(order[:size])
-        for row in rows:
-            self._due[own[row]] = self._due.get(own[row], 0.0) - 1
-        return MicroBatch(take_rows(micro.batch, rows), micro.rng)
+    def _part(self, micro: MicroBatch, own: Sequence[tuple[int, ...]], size: int) -> MicroBatch:
+        members: defaultdict[int, list[int]] = defaultdict(list)
+        for row, kinds in enumerate(own):
+            for kind in kinds:
+                members[kind].append(row)
+        due = np.asarray([sum(self._due[kind] for kind in kinds) for kinds in own])
+        rows = []
+        for _ in range(size):
+            row = int(due.argmax())
+            rows.append(row)
+            for kind in own[row]:
+                self._due[kind] -= 1
+                due[members[kind]] -= 1
+            due[row] = -np.inf
+        return MicroBatch(take_rows(micro.batch, sorted(rows)), micro.rng)
 
 
 @dataclass(frozen=True)

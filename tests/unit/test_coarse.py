@@ -161,6 +161,19 @@ def test_over_a_stage_every_example_is_kept_as_often_as_it_is_due() -> None:
     assert (kept - uses / 4).abs().max() <= 2  # by chance alone it would be about 7
 
 
+def test_labels_are_kept_in_the_proportions_in_which_they_were_used() -> None:
+    generator = torch.Generator().manual_seed(0)
+    thinning = Thinning(0.125)
+    used, kept = torch.zeros(10), torch.zeros(10)
+    for _ in range(20):
+        labels = torch.randint(10, (32,), generator=generator)
+        micro = MicroBatch({"x": torch.rand(32, 3, generator=generator), "labels": labels})
+        used += torch.bincount(labels, minlength=10)
+        (part,) = thinning.keep([micro], [micro])
+        kept += torch.bincount(part.batch["labels"], minlength=10)
+        assert (kept - used / 8).abs().max() <= 1.5  # by chance alone it would soon be about 5
+
+
 def test_whole_batches_are_left_as_they_are() -> None:
     micro = MicroBatch((torch.eye(3), torch.arange(3)))
     assert Thinning(1.0).keep([micro], [micro]) == [micro]

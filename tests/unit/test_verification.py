@@ -234,6 +234,24 @@ def test_read_outs_that_disagree_raise_the_expected_error_up_to_refusal() -> Non
     assert "raise the budget, or use replay" in bad.reason
 
 
+def test_near_the_edge_of_stability_half_of_the_factual_twins_error_stays_out() -> None:
+    steady, unsteady = _evidence(0.02, 1.0), _evidence(0.02, 1.0, sgd=True)
+    np.testing.assert_allclose(unsteady.twins_share, 1.0)
+    half = (unsteady.final + unsteady.factual) / 2
+    twin = unsteady.factual - unsteady.by_twins
+    np.testing.assert_allclose(unsteady.effect(), half - twin)
+    share = steady.twins_share
+    both = (1 - share) * steady.by_weights + share * steady.by_twins
+    np.testing.assert_allclose(steady.effect(), both)
+
+
+def test_the_more_the_read_outs_differ_the_more_the_twins_count() -> None:
+    shares = [_evidence(d, hardness=1.0).twins_share for d in (0.02, 0.5, 2.0)]
+    np.testing.assert_allclose(shares[0], 0.5)
+    assert shares[0] < shares[1] < shares[2]
+    np.testing.assert_allclose(shares[2], 0.9)
+
+
 def test_values_that_are_not_finite_are_refused() -> None:
     evidence = _evidence(0.1)
     evidence.by_twins[3] = np.inf
