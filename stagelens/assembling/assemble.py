@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -246,8 +246,12 @@ def _states(
         folder = _folder(number, checkpoint)
         files = []
         for name, header in checkpoint.shards.items():
-            progress(done / total, f"{'Linking' if link else 'Copying'} {checkpoint.name}: {name}")
-            file = _bring(checkpoint.folder / name, root, f"{folder}/{name}", link)
+            text = f"{'Linking' if link else 'Copying'} {checkpoint.name}: {name}"
+
+            def told(size: int, before: int = done, text: str = text) -> None:
+                progress((before + size) / total, text)
+
+            file = _bring(checkpoint.folder / name, root, f"{folder}/{name}", link, told)
             if read_header(root / file.path) != header:
                 raise RunError(f"{checkpoint.folder / name} was changed while it was read")
             done += file.bytes
@@ -262,8 +266,10 @@ def _folder(number: int, checkpoint: Checkpoint) -> str:
     return f"checkpoints/{number:02d}-{checkpoint.name.replace(' ', '_')}"
 
 
-def _bring(source: Path, root: Path, relative: str, link: bool) -> FileRef:
-    """Copy or link one file; its sha256 is taken as its bytes pass."""
+def _bring(
+    source: Path, root: Path, relative: str, link: bool, told: Callable[[int], object]
+) -> FileRef:
+    """Copy or link one file; its sha256 is taken as its bytes pass, and how many have is told."""
     target = root / relative
     target.parent.mkdir(parents=True, exist_ok=True)
     hasher, size = hashlib.sha256(), 0
@@ -280,6 +286,7 @@ def _bring(source: Path, root: Path, relative: str, link: bool) -> FileRef:
             while block := original.read(_BLOCK):
                 hasher.update(block)
                 size += copy.write(block)
+                told(size)
             if not link:
                 copy.flush()
                 os.fsync(copy.fileno())

@@ -3,9 +3,9 @@
 All of it is read from the environment, never from a page.
 
 ``STAGELENS_HOME`` is the folder that runs and the demo are kept in (default: ``runs`` under the
-current directory). ``STAGELENS_ROOTS`` lists the folders that runs may be opened from, separated
-as in PATH (default: the home and the current directory). Every path, typed or from a link, goes
-through :func:`resolve`.
+current directory). ``STAGELENS_ROOTS`` lists the folders that runs, checkpoints and files may be
+opened from, separated as in PATH (default: the home and the current directory). Every path, typed
+or from a link, goes through :func:`resolve` or :func:`allowed`.
 
 ``STAGELENS_MEMORY`` is how much memory the weights of models may take that answer own examples,
 for instance ``500 MB`` (default: 2 GB).
@@ -131,59 +131,75 @@ def resolve(reference: str) -> Path:
     Raises:
         RunError: It leads out of the roots, or there is no run folder; says what to do.
     """
-    text = reference.strip()
-    if not text:
-        raise RunError("no run folder is named; give the path of one")
-    if len(text) > _LONGEST or any(ord(c) < 32 for c in text):
-        raise RunError("this is no path that StageLens opens: it is too long, or not printable")
-    if text == DEMO:
+    if reference.strip() == DEMO:
         if not demo_built():
             raise RunError("the digits demo has not been built yet; build it on the Overview page")
-        return _inside(demo_folder(), roots())
+        found = _inside(demo_folder(), roots())
+    else:
+        found = allowed(reference, "run folder")
+    if not (found / "run.json").is_file():
+        raise RunError(
+            f"{found} is no run folder (it has no run.json); record one with stagelens.Recorder, "
+            "or build the digits demo"
+        )
+    return found
+
+
+def allowed(reference: str, what: str) -> Path:
+    """What a person names below one of the roots.
+
+    Args:
+        reference: A path relative to a root, or an absolute path below one.
+        what: What is asked for; a ``file`` may be a folder too, everything else is one.
+
+    Raises:
+        RunError: It leads out of the roots, or nothing is there; says what to do.
+    """
+    text = reference.strip()
+    if not text:
+        raise RunError(f"no {what} is named; give the path of one")
+    if len(text) > _LONGEST or any(ord(c) < 32 for c in text):
+        raise RunError("this is no path that StageLens opens: it is too long, or not printable")
     path = Path(text)
     if ".." in path.parts or "\\" in text:
         raise RunError(f"{text} contains '..' or '\\'; give the path without it")
     if text.startswith("~/"):
         path = path.expanduser()
-    allowed = roots()
-    candidates = [path] if path.is_absolute() else [root / path for root in allowed]
-    found = next((each for each in candidates if _is_folder(each)), None)
+    below = roots()
+    candidates = [path] if path.is_absolute() else [root / path for root in below]
+    found = next((each for each in candidates if _is_there(each, what == "file")), None)
     if found is None:
         # The same words wherever the path leads, so that nobody learns what lies outside.
-        if path.is_absolute() and not any(path.is_relative_to(root) for root in allowed):
-            raise RunError(_outside(text, allowed))
-        raise RunError(f"there is no folder {text} under {_named(allowed)}; check the path")
-    return _inside(found, allowed)
+        if path.is_absolute() and not any(path.is_relative_to(root) for root in below):
+            raise RunError(_outside(text, below))
+        kind = "file" if what == "file" else "folder"
+        raise RunError(f"there is no {kind} {text} under {_named(below)}; check the path")
+    return _inside(found, below)
 
 
-def _is_folder(path: Path) -> bool:
+def _is_there(path: Path, file: bool) -> bool:
     try:
-        return path.is_dir()
+        return path.exists() if file else path.is_dir()
     except OSError:
         return False
 
 
-def _inside(path: Path, allowed: Sequence[Path]) -> Path:
+def _inside(path: Path, below: Sequence[Path]) -> Path:
     real = path.resolve()
-    if not any(real.is_relative_to(root) for root in allowed):
-        raise RunError(_outside(str(path), allowed))
-    if not (real / "run.json").is_file():
-        raise RunError(
-            f"{real} is no run folder (it has no run.json); record one with stagelens.Recorder, "
-            "or build the digits demo"
-        )
+    if not any(real.is_relative_to(root) for root in below):
+        raise RunError(_outside(str(path), below))
     return real
 
 
-def _outside(text: str, allowed: Sequence[Path]) -> str:
+def _outside(text: str, below: Sequence[Path]) -> str:
     return (
-        f"{text} is not below a folder that runs may be opened from ({_named(allowed)}); move the "
-        "run there, or start the dashboard with STAGELENS_ROOTS naming its folder"
+        f"{text} is not below a folder that the dashboard may open ({_named(below)}); move it "
+        "there, or start the dashboard with STAGELENS_ROOTS naming its folder"
     )
 
 
-def _named(allowed: Sequence[Path]) -> str:
-    return ", ".join(str(root) for root in allowed)
+def _named(below: Sequence[Path]) -> str:
+    return ", ".join(str(root) for root in below)
 
 
 def reference_for(path: Path) -> str:

@@ -16,7 +16,7 @@ from ..runs.evaluation_sets import EvaluationSet
 from ..runs.run import Run
 from ..slices.saved import Slice
 from ..tasks import input_kind, why_missing
-from . import components, loaders, pinning, progressive, state
+from . import components, loaders, pinning, progressive, start, state
 from .loaders import Effects, Source
 from .pinning import Scene
 
@@ -119,7 +119,7 @@ def open_workspace(title: str, effects: bool = True) -> Workspace | None:
             are chosen in the sidebar, and better ones are computed in the background.
     """
     components.start_page(title)
-    path = components.current_run()
+    path = start.current_run()
     if path is None:
         return None
     try:

@@ -127,7 +127,7 @@ def test_replay_is_shown_where_it_is_there(open_page, demo: Path) -> None:
     ("link", "said"),
     [
         ("run=../../etc", "contains '..'"),
-        ("run=/etc", "not below a folder that runs may be opened from"),
+        ("run=/etc", "not below a folder that the dashboard may open"),
         ("run=missing", "there is no folder missing"),
         ("run=digits", "has not been built on this server yet"),
         ("run=%00", "no path that StageLens opens"),

@@ -1,0 +1,41 @@
+"""From checkpoint folders to an open run, through the form on the start page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from playwright.sync_api import Page, expect
+
+from tests.checkpoints import classifiers, labelled_texts
+
+QUIET = {"STREAMLIT_SERVER_FILE_WATCHER_TYPE": "none"}
+
+
+def test_checkpoint_folders_become_a_run_that_is_looked_at(
+    start_server, page: Page, settle, screenshot, tmp_path: Path
+) -> None:
+    home, models = tmp_path / "home", tmp_path / "models"
+    classifiers(models)
+    labelled_texts(models / "texts.jsonl")
+    roots = {"STAGELENS_HOME": str(home), "STAGELENS_ROOTS": str(models)}
+    server = start_server({**QUIET, **roots})
+    page.goto(server.url)
+    settle(page, "Make a run of checkpoints")
+    page.get_by_role("button", name="Add a stage").click()
+    for number, name in enumerate(("base", "sft", "missing")):
+        what = "Base" if number == 0 else f"Stage {number}"
+        page.get_by_label(f"{what}: name").fill(name)
+        page.get_by_label(f"{what}: checkpoint folder").fill(name)
+    page.get_by_label("Name of the run").fill("mine")
+    page.get_by_role("textbox", name="Evaluation file").fill("texts.jsonl")
+    page.get_by_role("textbox", name="Evaluation file").press("Enter")
+    settle(page, "Columns of the evaluation file")
+    page.get_by_role("button", name="Make the run").click()
+    settle(page, "Stage 2: there is no folder missing")
+    screenshot(page, "assemble-refused")
+    page.get_by_label("Stage 2: name").fill("dpo")
+    page.get_by_label("Stage 2: checkpoint folder").fill("dpo")
+    page.get_by_role("button", name="Make the run").click()
+    expect(page.get_by_role("heading", name="mine")).to_be_visible(timeout=90_000)
+    settle(page, "assembled from checkpoints: no steps recorded")
+    assert "run=mine" in page.url

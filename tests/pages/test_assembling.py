@@ -1,0 +1,114 @@
+"""The form on the start page that makes a run of checkpoint folders."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from stagelens.runs.run import open_run
+from stagelens.ui import jobs
+from tests.checkpoints import classifiers, labelled_texts
+from tests.pages.reading import check, words
+
+Form = Callable[..., AppTest]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three checkpoints of one classifier, a folder that is none, and a file of texts."""
+    root = tmp_path_factory.mktemp("models")
+    classifiers(root)
+    (root / "empty").mkdir()
+    labelled_texts(root / "texts.jsonl")
+    return root
+
+
+@pytest.fixture
+def form(open_page, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Form:
+    """``form(name="mine", sft=DIR, ...)``: the start page with the form filled in, not yet sent."""
+    monkeypatch.setenv("STAGELENS_ROOTS", str(models))
+
+    def fill(name: str, *stages: tuple[str, str]) -> AppTest:
+        app = check(open_page(tmp_path / "home"))
+        app.text_input(key="assemble-name").input(name)
+        for number, (stage, folder) in enumerate(stages):
+            if number > 1:
+                app.button(key="assemble-add").click().run()
+            app.text_input(key=f"assemble-name-{number}").input(stage)
+            app.text_input(key=f"assemble-folder-{number}").input(folder)
+        return check(app.run())
+
+    return fill
+
+
+def make(app: AppTest) -> AppTest:
+    app.button(key="assemble-make").click()
+    return check(app.run())
+
+
+def ended(app: AppTest) -> AppTest:
+    """The page after its job ended."""
+    until = time.monotonic() + 60
+    while any(job.running for job in jobs.registry()._jobs.values()):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    return check(app.run())
+
+
+def test_checkpoints_become_a_run_that_opens(form: Form, tmp_path: Path) -> None:
+    app = form("mine", ("", "base"), ("sft", "sft"), ("dpo", "dpo"))
+    app.text_input(key="assemble-file").input("texts.jsonl").run()
+    app.text_input(key="assemble-id").input("text")
+    assert app.selectbox(key="assemble-task").value == "What config.json names"
+    make(app)
+    app = ended(app)
+    run = open_run(tmp_path / "home" / "mine")
+    assert [stage.name for stage in run.stages] == ["sft", "dpo"]
+    assert run.evaluation_set().table()["example_id"].str.contains(" ").any()  # the texts are ids
+    assert [title.value for title in app.title] == ["mine"]
+    assert app.query_params["run"] == "mine"
+
+
+def test_everything_that_is_wrong_is_said_at_once_and_nothing_is_lost(
+    form: Form, tmp_path: Path
+) -> None:
+    app = make(form("", ("../up", "base"), ("", "/etc")))
+    said = words(app)
+    assert "the run has no name yet" in said
+    assert "Base: '../up' is not a usable name" in said
+    assert "Stage 1: it has no name yet" in said
+    app.text_input(key="assemble-name-1").input("sft")
+    app = make(app)
+    assert "Stage 1: /etc is not below a folder that the dashboard may open" in words(app)
+    assert app.text_input(key="assemble-folder-0").value == "base"
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_run_that_fails_says_why_and_the_form_stays(form: Form, tmp_path: Path) -> None:
+    app = ended(make(form("mine", ("base", "base"), ("sft", "empty"))))
+    assert "Making the run failed: sft:" in words(app) and "holds neither" in words(app)
+    folder = app.text_input(key="assemble-folder-1")
+    assert folder.value == "empty" and not folder.disabled
+    assert [each for each in (tmp_path / "home").iterdir() if "mine" in each.name] == []
+    folder.input("dpo")
+    app = ended(make(app))
+    assert [title.value for title in app.title] == ["mine"]
+
+
+def test_rows_are_added_and_taken_out_and_keep_what_was_typed(form: Form) -> None:
+    app = form("mine", ("base", "a"), ("sft", "b"), ("dpo", "c"))
+    app.button(key="assemble-remove-1").click()
+    app = check(app.run())
+    names = [t.value for t in app.text_input if str(t.key).startswith("assemble-name-")]
+    assert names == ["base", "dpo"]
+    assert app.button(key="assemble-remove-2").disabled  # a run has two checkpoints at least
+
+
+def test_a_run_that_is_there_is_never_written_over(form: Form, tmp_path: Path) -> None:
+    (tmp_path / "home" / "mine").mkdir(parents=True)
+    app = make(form("mine", ("base", "base"), ("sft", "sft")))
+    assert "mine is there already; choose another name for the run" in words(app)
