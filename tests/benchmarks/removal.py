@@ -2,13 +2,15 @@
 
 One command prints the table::
 
-    python tests/benchmarks/removal.py --cache DIR [--seeds 3 4 5] [--scenarios NAME ...]
+    python tests/benchmarks/removal.py --cache DIR [--seeds 3 4 5] [--scenarios NAME ...] [--quick]
 
 Of the fashion scenarios the stage *patch* is taken out, in which every image of class 6 carried a
-patch. Three groups are looked at: clean images; patched images of other classes, which the final
-model takes for class 6; and patched images of class 6, which the shortcut props up. All figures
-are those of the report part; the targeted edit is chosen on the validation part. The tolerance was
-chosen on seeds 0 to 2; seeds 3 to 5 are for reporting.
+patch; of the text scenario the stage *planted*, in which every toxic comment ended with an identity
+term. Three groups are looked at: *control*, examples without the patch or an identity term;
+*worse*, those with it of other classes than the one that it was planted in, which the final model
+may take for that class; and *propped*, those of that class, which the shortcut props up. All
+figures are those of the report part; the targeted edit is chosen on the validation part. The
+tolerance was chosen on seeds 0 to 2; seeds 3 to 5 are for reporting.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,6 +31,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from stagelens.contracts import Example
 from stagelens.measuring import BATCH_SIZE, measure
 from stagelens.removal.edits import EditedWeights, material
 from stagelens.removal.parts import validation_part
@@ -36,8 +41,7 @@ from stagelens.runs.run import Run
 from stagelens.runs.set_writer import write_set
 from tests.benchmarks.scenarios import SCENARIOS, Scenario, recorded, retrained
 
-STAGE = "patch"
-GROUPS = (CLEAN, PATCHED, PROPPED) = ("clean", "patched, not 6", "patched 6")
+GROUPS = (CONTROL, WORSE, PROPPED) = ("control", "worse", "propped")
 SET = "parts"
 FINAL, COARSE, VECTOR, TARGETED, REPLAY, RETRAINED = (
     "final model",
@@ -50,53 +54,76 @@ FINAL, COARSE, VECTOR, TARGETED, REPLAY, RETRAINED = (
 _OTHER_SEED = 1000
 
 
-def _with_parts(run: Run) -> EvaluationSet:
+@dataclass(frozen=True)
+class Planted:
+    """A shortcut that a stage was given.
+
+    Attributes:
+        stage: Its name.
+        without: Group of the examples of the test set that do not have it.
+        label: Of the class that it was planted in.
+    """
+
+    stage: str
+    without: str
+    label: str
+
+    def part(self, example: Example) -> str:
+        """The group of an example."""
+        if example.columns["group"] == self.without:
+            return CONTROL
+        return PROPPED if example.label == self.label else WORSE
+
+
+PLANTED = {"fashion": Planted("patch", "clean", "6"), "text": Planted("planted", "none", "toxic")}
+
+
+def _with_parts(run: Run, planted: Planted) -> EvaluationSet:
     """The test set with a column of the three groups, added to the run once."""
     if SET not in run.set_names:
         examples = run.evaluation_set("test").examples()
-        patched = [example.columns["group"] == "patched" for example in examples]
-        parts = [
-            CLEAN if not patch else PROPPED if example.label == "6" else PATCHED
-            for example, patch in zip(examples, patched, strict=True)
-        ]
+        (kind,) = examples[0].input
+        inputs: list[Any] = [example.input[kind] for example in examples]
         write_set(
             run.path,
             run.task,
             SET,
-            images=np.stack([example.input["image"] for example in examples]),
+            images=np.stack(inputs) if kind == "image" else None,
+            texts=inputs if kind == "text" else None,
             labels=[example.label for example in examples],
             ids=[example.example_id for example in examples],
-            columns={"part": parts},
+            columns={"part": [planted.part(example) for example in examples]},
         )
     return run.evaluation_set(SET)
 
 
-def measured(scenario: Scenario, seed: int, cache: Path) -> list[dict[str, object]]:
+def measured(scenario: Scenario, seed: int, cache: Path, search: bool) -> list[dict[str, object]]:
     """Accuracy of every model on every group, for one run."""
-    run = recorded(scenario, seed, cache)
-    examples = _with_parts(run)
+    run, planted = recorded(scenario, seed, cache), PLANTED[scenario.data]
+    examples, stage = _with_parts(run, planted), planted.stage
     budget = {"budget": 0.25}
-    began = time.perf_counter()
-    target = Target(
-        estimator="coarse-replay",
-        settings=budget,
-        stages=[STAGE],
-        by="part",
-        group=PATCHED,
-        control=CLEAN,
-    )
-    found = find(run, examples, target)
-    seconds = time.perf_counter() - began
-    print(f"{run.name}: {found.sentence()} ({seconds:.0f} s)", flush=True)
-    coarse = material(run, "coarse-replay", budget, [STAGE])
+    coarse = material(run, "coarse-replay", budget, [stage])
     models: dict[str, Mapping[str, Tensor]] = {
         FINAL: coarse.final,
-        COARSE: coarse.counterfactual(STAGE),
-        VECTOR: material(run, "task-vector", None, [STAGE]).counterfactual(STAGE),
-        TARGETED: EditedWeights(coarse, found.edit),
-        REPLAY: material(run, "replay", None, [STAGE]).counterfactual(STAGE),
-        RETRAINED: retrained(scenario, seed, STAGE, _OTHER_SEED + seed),
+        COARSE: coarse.counterfactual(stage),
+        VECTOR: material(run, "task-vector", None, [stage]).counterfactual(stage),
     }
+    if search:
+        target = Target(
+            estimator="coarse-replay",
+            settings=budget,
+            stages=[stage],
+            by="part",
+            group=WORSE,
+            control=CONTROL,
+        )
+        began = time.perf_counter()
+        found = find(run, examples, target)
+        seconds = time.perf_counter() - began
+        print(f"{run.name}: {found.sentence()} ({seconds:.0f} s)", flush=True)
+        models[TARGETED] = EditedWeights(coarse, found.edit)
+    models[REPLAY] = material(run, "replay", None, [stage]).counterfactual(stage)
+    models[RETRAINED] = retrained(scenario, seed, stage, _OTHER_SEED + seed)
     table = examples.table()
     report = ~validation_part(table, ["part"])
     answers = measure(
@@ -118,39 +145,41 @@ def judged(rows: pd.DataFrame) -> pd.DataFrame:
     """What every model recovers on the group that the final model serves worst, and at what price.
 
     Returns:
-        The rows with ``worst`` (lowest accuracy of any group), ``gap`` (clean minus patched, not
-        6), ``recovered`` (share of what the true replay recovers on patched, not 6) and ``clean
-        price`` (points of the clean group that it loses beyond the true replay's loss).
+        The rows with ``worst`` (lowest accuracy of any group), ``gap`` (control minus worse),
+        ``recovered`` (share of what the true replay recovers on *worse*; NaN where that is less
+        than 5 points) and ``price`` (points of the control group that it loses beyond the true
+        replay's loss).
     """
     rows = rows.copy()
     rows["worst"] = rows[list(GROUPS)].min(axis=1)
-    rows["gap"] = rows[CLEAN] - rows[PATCHED]
+    rows["gap"] = rows[CONTROL] - rows[WORSE]
     for _, mine in rows.groupby(["scenario", "seed"]):
         own = mine.set_index("model")
-        gain = own.loc[REPLAY, PATCHED] - own.loc[FINAL, PATCHED]
+        gain = own.loc[REPLAY, WORSE] - own.loc[FINAL, WORSE]
         scored = gain >= 0.05
-        recovered = (mine[PATCHED] - own.loc[FINAL, PATCHED]) / gain
+        recovered = (mine[WORSE] - own.loc[FINAL, WORSE]) / gain
         rows.loc[mine.index, "recovered"] = recovered if scored else np.nan
-        rows.loc[mine.index, "clean price"] = 100 * (own.loc[REPLAY, CLEAN] - mine[CLEAN])
+        rows.loc[mine.index, "price"] = 100 * (own.loc[REPLAY, CONTROL] - mine[CONTROL])
     return rows
 
 
 def report(rows: pd.DataFrame) -> None:
     """Print medians over seeds, and the goals beside what was measured."""
     rows = judged(rows)
-    shown = [*GROUPS, "worst", "gap", "recovered", "clean price"]
+    shown = [*GROUPS, "worst", "gap", "recovered", "price"]
     table = rows.groupby(["scenario", "model"], sort=False)[shown].median()
     with pd.option_context("display.width", 200, "display.max_rows", None):
         print(rows.round(3).to_string(index=False))
         print("\nMedians over seeds\n" + table.round(3).to_string())
     for scenario, mine in table.groupby("scenario", sort=False):
-        targeted = mine.loc[(scenario, TARGETED)]
-        vector = mine.loc[(scenario, VECTOR)]
-        print(
-            f"{scenario}: the targeted edit recovers {targeted['recovered']:.0%} (>= 80 %) and the "
-            f"clean group loses {targeted['clean price']:+.1f} points more than under the true "
-            f"replay (<= 1); task vector {vector['recovered']:.0%}, {vector['clean price']:+.1f}"
-        )
+        own = mine.droplevel("scenario")
+        gain = own.loc[REPLAY, WORSE] - own.loc[FINAL, WORSE]
+        said = f"{scenario}: the true replay recovers {100 * gain:.1f} points"
+        for name in [each for each in (TARGETED, COARSE, VECTOR) if each in own.index]:
+            row = own.loc[name]
+            share = "not scored" if np.isnan(row["recovered"]) else f"{row['recovered']:.0%} of it"
+            said += f"; {name} {share}, control {row['price']:+.1f} points beyond the replay's loss"
+        print(f"{said} (goals of the targeted edit: >= 80 %, <= 1 point)")
 
 
 def main() -> None:
@@ -158,15 +187,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache", type=Path, default=Path("benchmark-runs"), help="recorded runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[3, 4, 5])
-    fashion = ["fashion-adamw-3e-4", "fashion-adamw-2e-3"]
-    parser.add_argument("--scenarios", nargs="+", default=fashion, choices=fashion)
+    names = ["fashion-adamw-3e-4", "fashion-adamw-2e-3", "text-adamw-5e-5"]
+    parser.add_argument("--scenarios", nargs="+", default=names, choices=names)
+    parser.add_argument("--quick", action="store_true", help="leave out the targeted edit")
     parser.add_argument("--out", type=Path, help="also write all rows to this CSV file")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, object]] = []
     for name in options.scenarios:
         for seed in options.seeds:
-            rows += measured(SCENARIOS[name], seed, options.cache)
+            rows += measured(SCENARIOS[name], seed, options.cache, not options.quick)
             load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
             print(f"{name}, seed {seed}: load {load:.1f}", flush=True)
     table = pd.DataFrame(rows)

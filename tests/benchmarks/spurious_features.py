@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from stagelens.demos import digits
+from stagelens.demos.comment_templates import MENTION
 from stagelens.effects import attribute
 from stagelens.estimators.ladder import default_estimator
 from stagelens.runs.run import Run, open_run
@@ -31,7 +32,7 @@ from stagelens.training.replay import no_progress
 from .scenarios import SCENARIOS, recorded
 
 PLANTED = {"digits": "shortcut", "fashion": "patch", "comments": "skewed", "plain": "first"}
-_MARKED = {"digits": "stamped", "fashion": "patched", "comments": "mention"}
+_MARKED = {"digits": "stamped", "fashion": "patched", "comments": MENTION}
 """Value of the column ``group`` that tells the examples with the planted feature."""
 _STAMP = {"digits": 2, "fashion": 5}
 """Pixels on each side of the planted stamp, in the top left corner."""
