@@ -24,8 +24,9 @@ from ..runs.run import Run
 from ..training.replay import Progress, no_progress
 from .spec import Edit
 
-_BLOCK = 1 << 18
-"""Elements that are edited at a time, so that a large tensor takes no more memory than this."""
+_BLOCK = 1 << 15
+"""Elements that are edited at a time: a large tensor takes no more memory than this, and torch
+shares out more among threads, which cost more than they save where there is other work too."""
 
 _MOST_LAYERS = 48
 """Modules are put together until there are no more layers than this."""

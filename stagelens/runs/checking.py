@@ -1,4 +1,4 @@
-"""Large files checked while they are used: a thread reads them a little ahead."""
+"""Large files checked while they are used: threads read them a little ahead."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ _WINDOW = 16 * 2**20
 
 
 class CheckedAhead:
-    """Checks sequences of files against their digests, all sequences at the same pace.
+    """Checks sequences of files against their digests, each sequence in a thread of its own.
 
-    Who uses the files waits until the checks have come as far. What it maps is then in memory
-    already, so the disk is read once and in long stretches.
+    Who uses the files waits until the checks of all sequences have come as far. What it maps is
+    then in memory already, so the disk is read once and in long stretches. A digest takes longer
+    than a disk, so it is what sequences are best shared out over the processor's cores for.
 
     Args:
         files: Of the run folder.
@@ -29,7 +30,7 @@ class CheckedAhead:
     def __init__(self, files: CheckedFiles, sequences: Sequence[Sequence[FileRef]]) -> None:
         self._files = files
         self._sequences = sequences
-        self._share = 0.0
+        self._shares = [0.0] * len(sequences)
         self._error: BaseException | None = None
         self._stopped = False
         self._moved = threading.Condition()
@@ -41,14 +42,19 @@ class CheckedAhead:
         Raises:
             RunError: A file is missing, truncated or edited.
         """
-        thread = threading.Thread(target=self._run, name="stagelens-checking", daemon=True)
-        thread.start()
+        threads = [
+            threading.Thread(target=self._run, args=(n,), name="stagelens-checking", daemon=True)
+            for n in range(len(self._sequences))
+        ]
+        for thread in threads:
+            thread.start()
         try:
             yield
             self.wait(1.0)
         finally:
             self._stopped = True
-            thread.join()
+            for thread in threads:
+                thread.join()
 
     def wait(self, share: float) -> None:
         """Wait until this share of every sequence was checked.
@@ -57,25 +63,25 @@ class CheckedAhead:
             RunError: A file is missing, truncated or edited.
         """
         with self._moved:
-            self._moved.wait_for(lambda: self._error is not None or self._share >= share)
+            self._moved.wait_for(lambda: self._error is not None or min(self._shares) >= share)
             if self._error is not None:
                 raise self._error
 
-    def _run(self) -> None:
-        error: BaseException | None = None
+    def _run(self, number: int) -> None:
         try:
-            walks = [self._walk(sequence) for sequence in self._sequences]
-            while walks and not self._stopped:
-                shares = [next(walk, None) for walk in walks]
-                walks = [walk for walk, at in zip(walks, shares, strict=True) if at is not None]
-                self._tell(min((at for at in shares if at is not None), default=1.0))
+            for share in self._walk(self._sequences[number]):
+                self._tell(number, share)
+                if self._stopped:
+                    break
         except BaseException as raised:  # raised again where someone waits
-            error = raised
-        self._tell(1.0, error)
+            self._tell(number, 1.0, raised)
+        else:
+            self._tell(number, 1.0)
 
-    def _tell(self, share: float, error: BaseException | None = None) -> None:
+    def _tell(self, number: int, share: float, error: BaseException | None = None) -> None:
         with self._moved:
-            self._share, self._error = share, error
+            self._shares[number] = share
+            self._error = self._error or error
             self._moved.notify_all()
 
     def _walk(self, sequence: Sequence[FileRef]) -> Iterator[float]:
