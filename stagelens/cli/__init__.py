@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -33,6 +34,8 @@ def _options(
 
 def main() -> None:
     """Run the command line; an error is one line on stderr and exit status 1."""
+    # Read when torch is loaded: its threads wait for each other asleep, where other work runs too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(standalone_mode=True)
     except (StageLensError, OSError) as error:
