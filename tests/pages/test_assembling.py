@@ -96,7 +96,8 @@ def test_a_run_that_fails_says_why_and_the_form_stays(form: Form, tmp_path: Path
     assert [each for each in (tmp_path / "home").iterdir() if "mine" in each.name] == []
     folder.input("dpo")
     app = ended(make(app))
-    assert [title.value for title in app.title] == ["mine"]
+    assert app.query_params["run"] == "mine"
+    assert "This run has no evaluation set" in words(app)
 
 
 def test_rows_are_added_and_taken_out_and_keep_what_was_typed(form: Form) -> None:
