@@ -54,8 +54,10 @@ def load_noise(run: Run, set_digest: str) -> pd.DataFrame | None:
 def load_orders(run: Run, set_name: str) -> pd.DataFrame | None:
     """As :func:`load_noise`, with the effects in the recorded order where its replay is stored."""
     noise = load_noise(run, run.evaluation_set(set_name).digest)
+    if noise is None:
+        return None
     replayed = load_result(run, set_name, "effects", "replay")
-    if noise is None or replayed is None:
+    if replayed is None:
         return noise
     recorded = with_accuracy(replayed.table).assign(order=RECORDED)
     return pd.concat([noise, recorded[list(COLUMNS)]], ignore_index=True)

@@ -135,8 +135,7 @@ def with_accuracy(table: pd.DataFrame) -> pd.DataFrame:
     """
     if table.empty or "label" not in table or table["label"].isna().all():
         return table
-    rows = table[table["behaviour"] == table["behaviour"].iloc[0]].copy()
-    rows["behaviour"] = ACCURACY.name
+    table, rows = _first_behaviour(table)
     rows["final"] = right_answers(rows["prediction"], rows["label"])
     rows["without"] = right_answers(rows["prediction_without"], rows["label"])
     rows["effect"] = rows["final"] - rows["without"]
@@ -152,21 +151,39 @@ def boundaries_with_accuracy(table: pd.DataFrame, examples: pd.DataFrame) -> pd.
         table: A boundary table.
         examples: One row per example, with ``example_id`` and further columns.
     """
-    own = [c for c in examples.columns if c != "example_id" and c not in table.columns]
-    table = table.merge(examples[["example_id", *own]], on="example_id", how="left")
+    own = examples.set_index("example_id")
+    rows_of = own.index.get_indexer(table["example_id"])
+    added = {
+        name: own[name].take(rows_of).set_axis(table.index)
+        for name in own.columns
+        if name not in table.columns
+    }
+    table = table.assign(**added)
     if table.empty or "label" not in table or table["label"].isna().all():
         return table
-    rows = table[table["behaviour"] == table["behaviour"].iloc[0]].copy()
-    rows["behaviour"] = ACCURACY.name
+    table, rows = _first_behaviour(table)
     rows["value"] = right_answers(rows["prediction"], rows["label"])
     return pd.concat([table, rows], ignore_index=True)
+
+
+def _first_behaviour(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The table, and its rows of the first behaviour, named accuracy; of equal types."""
+    behaviours = table["behaviour"]
+    if isinstance(behaviours.dtype, pd.CategoricalDtype):
+        if ACCURACY.name not in behaviours.cat.categories:
+            behaviours = behaviours.cat.add_categories([ACCURACY.name])
+        table = table.assign(behaviour=behaviours)
+    rows = table[behaviours == behaviours.iloc[0]].copy()
+    rows["behaviour"] = pd.Series(ACCURACY.name, rows.index, dtype=table["behaviour"].dtype)
+    return table, rows
 
 
 def right_answers(answers: pd.Series, labels: pd.Series) -> pd.Series:
     """1 where an answer is the label, 0 where it is not, NaN where one of them is not known."""
     known = answers.notna() & labels.notna()
-    right = (answers.astype(object) == labels.astype(object)).astype(float)
-    return right.where(known, np.nan)
+    if answers.dtype != labels.dtype or not isinstance(answers.dtype, pd.CategoricalDtype):
+        answers, labels = answers.astype(object), labels.astype(object)
+    return (answers == labels).astype(float).where(known, np.nan)
 
 
 def stage_summary(

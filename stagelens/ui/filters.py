@@ -45,7 +45,7 @@ def every_example(at: Source, set_name: str, estimator: str, behaviour: str) -> 
     names = [stage.name for stage in loaders.run(at).stages]
     columns = list(loaders.examples(at, set_name).columns.drop(["example_id", "label"]))
     frame = browse.example_frame(found.table, found.behaviours[behaviour], names, columns)
-    return frame.assign(**{browse.SEARCHED: loaders.searchable(at, set_name).to_numpy()})
+    return frame.assign(**{browse.SEARCHED: loaders.searchable(at, set_name).array})
 
 
 def choose(workspace: Workspace, effects: Effects) -> Chosen:
@@ -124,6 +124,7 @@ def _search(in_texts: bool) -> tuple[str, bool]:
         placeholder="Words of a text, or of an id" if in_texts else "Part of an example id",
         icon=":material/search:",
         width=320,
+        help="Examples that contain this, in capitals or not.",
     )
     changed = st.toggle(
         "Only where the answer changes without the stage",

@@ -118,7 +118,7 @@ def result(at: Source, set_name: str, estimate: str) -> Result | None:
     facts = stored(at, set_name).get(estimate)
     if facts is None:
         return None
-    found = load_result(run(at), set_name, "effects", facts.estimator, facts.settings)
+    found = load_result(run(at), set_name, "effects", facts.estimator, facts.settings, coded=True)
     return None if found is None else trusted(run(at), found)
 
 
@@ -151,19 +151,21 @@ def best_known(at: Source, set_name: str, estimate: str) -> Effects | None:
     chosen = effects(at, set_name, estimate)
     if chosen is None:
         return None
+    if all(settles(known) for known in chosen.trust.values()):
+        return chosen  # nothing is known better, so the others need not be read
     others = [effects(at, set_name, name) for name in available(at, set_name) if name != estimate]
     return estimates.best_known(chosen, [other for other in others if other is not None])
 
 
 def available(at: Source, set_name: str) -> list[str]:
-    """Estimates that have a readable table for this set, best first."""
-    return [name for name in stored(at, set_name) if result(at, set_name, name) is not None]
+    """Estimates that have a table for this set, best first."""
+    return list(stored(at, set_name))
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
 def boundaries(at: Source, set_name: str) -> pd.DataFrame | None:
     """The stored boundary table, with accuracy and the set's own columns; None without one."""
-    result = load_result(run(at), set_name, "boundaries")
+    result = load_result(run(at), set_name, "boundaries", coded=True)
     if result is None:
         return None
     return summary.boundaries_with_accuracy(result.table, examples(at, set_name))
@@ -299,7 +301,7 @@ def searchable(at: Source, set_name: str) -> pd.Series:
     """What a search looks at: ids, and the texts of a set of texts. In the set's order."""
     examples = evaluation_set(at, set_name)
     if examples.kind != "text":
-        return examples.table(())["example_id"].astype(object)
+        return examples.table(())["example_id"]
     found = examples.examples()
     return pd.Series(
         ["\n".join([e.example_id, *(t for t in e.input.values() if t)]) for e in found],

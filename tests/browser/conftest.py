@@ -144,6 +144,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("browser")
 
 
+def pytest_sessionfinish() -> None:
+    """One page with every screenshot, light beside dark, for whoever looks at the tests' output."""
+    names = sorted(path.stem.removesuffix("-light") for path in OUTPUT.glob("*-light.png"))
+    if names:
+        rows = "".join(
+            f"<h2>{name}</h2><img src='{name}-light.png'> <img src='{name}-dark.png'>"
+            for name in names
+        )
+        style = "<style>img{width:49%;vertical-align:top}</style>"
+        (OUTPUT / "index.html").write_text(
+            f"<!doctype html><title>Screenshots</title>{style}{rows}"
+        )
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
