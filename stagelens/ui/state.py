@@ -20,7 +20,7 @@ COMPARED = "compare"
 MOST_COMPARED = 5
 """Examples that stand side by side."""
 
-VIEW, OF_THE_SET, OWN = "view", "Evaluation set", "Own example"
+VIEW, OF_THE_SET, OWN, COMPARED = "view", "Evaluation set", "Own example", "Compare"
 """Key of the tabs of the Examples page, and what these are called; in links too."""
 
 PART = "part"
@@ -44,6 +44,7 @@ _OF_A_RUN = (
     "side",
     "changed",
     "strength",
+    "trusted-slice",
     "q",
     "sort",
     "tokens",
@@ -60,6 +61,14 @@ _OF_A_RUN = (
     "of-stage",
     "kind",
     "baseline",
+    "compared",
+    "compared-stage",
+    "compared-behaviour",
+    "compared-first",
+    "compared-second",
+    "compared-first-behaviour",
+    "compared-second-behaviour",
+    "compared-run",
 )
 OWN_WIDGET = "own-"
 """Keys of the widgets of the own example begin with it."""
