@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stagelens.ui import overview, slicing
+from stagelens.ui import overview, slicing, story
 from stagelens.ui.workspace import nothing_measured, open_workspace
 
 workspace = open_workspace("Overview")
@@ -13,6 +13,7 @@ if workspace is not None:
         nothing_measured(workspace)
         overview.time_line(workspace, None)
     else:
+        story.tell(workspace, effects)
         behaviour, by, group = overview.choose(workspace, effects)
         overview.headlines(workspace, effects, behaviour, by, group)
         overview.credit_and_blame(workspace, effects, behaviour, by, group)

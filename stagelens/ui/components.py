@@ -24,7 +24,7 @@ from ..standing import (
     may_lean_on,
     standing_of,
 )
-from . import jobs, left_over, pinning, state
+from . import glossary, jobs, left_over, pinning, state
 from .child import Status
 from .escaping import plain, shown
 from .pinning import About
@@ -42,11 +42,13 @@ _SIDEBAR = 264
 _STYLE = (
     '<style>[data-testid="stTab"][data-selected],'
     '[data-testid="stButtonGroup"] button[data-selected]'
-    "{color:inherit!important}"
+    ",[data-testid='stSliderThumbValue'] p{color:inherit!important}"
+    '[data-testid="stCaptionContainer"]{color:inherit!important;opacity:.8}'
     '[data-testid="stHeading"] :is(h1,h2,h3){overflow:hidden;overflow-wrap:anywhere}</style>'
 )
 """The accent is dark enough for white text on it, so on the dark background it is no text colour:
-what is selected has the page's own, and is told by its edge. No heading is wider than its place."""
+what is selected has the page's own, and is told by its edge; so has a slider's value. Captions are
+pale no further than they can be read (4.5:1). No heading is wider than its place."""
 
 _BADGES: dict[Standing, tuple[str, str]] = {
     "exact": (":material/check_circle:", "green"),
@@ -71,6 +73,7 @@ def start_page(title: str) -> None:
         st.html("<div style='font-size:1.25rem;font-weight:600'>StageLens</div>")
         for path, label, icon in PAGES:
             st.page_link(path, label=label, icon=icon, width="stretch", query_params=here())
+        glossary.link()
     _left_over()
 
 

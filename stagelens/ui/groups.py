@@ -149,6 +149,7 @@ def _errors(gaps: Gaps, stages: Sequence[str]) -> None:
             required=True,
             key="errors",
             bind="query-params",
+            help=" ".join(f"**{name}**: {said}" for name, (_, said) in _ERRORS.items()),
         )
         stage = st.selectbox(
             "Compare with the model without",
@@ -157,6 +158,7 @@ def _errors(gaps: Gaps, stages: Sequence[str]) -> None:
             key="left-out",
             bind="query-params",
             width=260,
+            help="Its errors stand beside those of the final model.",
         )
     measured, meaning = _ERRORS[kind or "Missed"]
     with st.grid(2, min_column_width=330, gap="medium") as grid:

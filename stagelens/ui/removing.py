@@ -100,6 +100,8 @@ def _sliders(view: View) -> dict[str, float]:
                     bind="query-params",
                     disabled=stage not in view.removable,
                     label_visibility="collapsed",
+                    help="How much of what the stage did to the weights is taken out; 0 leaves "
+                    "the final model.",
                 )
             if stage in view.removable:
                 strengths[stage] = percent / 100
@@ -150,6 +152,8 @@ def _preset(view: View) -> None:
                 index=groups.index(start) if start in groups else 0,
                 key="remove-group",
                 width=220,
+                help="Whom the preset beside it serves; at first the group that the final model "
+                "answers worst.",
             )
             st.button(
                 "Remove the worst stage for this group",

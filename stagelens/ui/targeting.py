@@ -60,6 +60,7 @@ def _target(view: View) -> Target | None:
             0.5,
             format="%.1f",
             key="remove-tolerance",
+            help="Of the control group: an edit that costs it more is not proposed.",
         )
         worst = removals.worst_stage(view, group)
         stages = st.multiselect(

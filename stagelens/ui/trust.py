@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from .. import charts
 from ..charts.style import MUTED
@@ -19,6 +20,8 @@ from ..expected_error import RELIABLE_BELOW
 from ..noise import RECORDED, load_noise
 from ..results import Result, StageTrust
 from ..runs.schema import canonical_json
+from ..sentences import FEWEST
+from ..slices.saved import Slice
 from ..standing import decimal, explained, percent
 from ..summary import count_text, number, signed_text
 from ..verification import compare, load_verification
@@ -49,6 +52,7 @@ class View:
         result: The estimate's table.
         truth: The table by replay; None where replay has not run.
         rows: Stage to its row of figures; no entry where there is no replay to compare with.
+        only: The slice that the figures are of; None for all examples.
     """
 
     estimate: str
@@ -56,6 +60,7 @@ class View:
     result: Result
     truth: Result | None
     rows: Mapping[str, Mapping[str, Any]]
+    only: Slice | None = None
 
 
 def heading(workspace: Workspace) -> None:
@@ -74,7 +79,8 @@ def choose(workspace: Workspace) -> View | None:
     proposed = [e for e in loaders.available(at, name) if e != "replay"]
     if not proposed:
         return None
-    left, right = st.columns(2)
+    slices = workspace.slices
+    left, right, *more = st.columns(3 if slices else 2)
     with left:
         estimate = st.selectbox(
             "Estimate",
@@ -95,18 +101,52 @@ def choose(workspace: Workspace) -> View | None:
             bind="query-params",
             help="One number per example measured on a model.",
         )
-    rows = figures(at, name, estimate, kind)
+    only = _choose_slice(more[0], slices) if slices else None
+    rows = figures(at, name, estimate, kind, only.name if only else None)
     behaviour = result.behaviours[kind]
-    return View(estimate, behaviour, result, loaders.result(at, name, "replay"), rows)
+    return View(estimate, behaviour, result, loaders.result(at, name, "replay"), rows, only)
+
+
+def _choose_slice(place: DeltaGenerator, slices: Sequence[Slice]) -> Slice | None:
+    by_name = {one.name: one for one in slices}
+    chosen = place.selectbox(
+        "Slice",
+        list(by_name),
+        index=None,
+        placeholder="All examples",
+        key="trusted-slice",
+        bind="query-params",
+        help="Holds the estimate against replay on the examples of one saved slice only. The "
+        "verdicts in the badges are those on all examples.",
+    )
+    return None if chosen is None else by_name[chosen]
 
 
 @st.cache_data(max_entries=128, show_spinner="Comparing with replay")
-def figures(at: Source, set_name: str, estimate: str, behaviour: str) -> dict[str, dict[str, Any]]:
-    """Stage to its row of a verification table, stored or compared from the stored tables."""
+def figures(
+    at: Source, set_name: str, estimate: str, behaviour: str, only: str | None = None
+) -> dict[str, dict[str, Any]]:
+    """Stage to its row of a verification table, stored or compared from the stored tables.
+
+    Args:
+        at: The run folder.
+        set_name: One of its sets.
+        estimate: Held against replay.
+        behaviour: On which behaviour.
+        only: Name of the slice whose examples count; None for all, of which rows may be stored.
+    """
     result = loaders.result(at, set_name, estimate)
     if result is None:
         return {}
     facts, run = result.facts, loaders.run(at)
+    known = load_noise(run, facts.set_digest)
+    truth = loaders.result(at, set_name, "replay")
+    if only is not None:
+        ids = next(one.example_ids for one in loaders.slices(at, set_name)[0] if one.name == only)
+        if truth is None:
+            return {}
+        own, true = (_only(each, behaviour, ids) for each in (result, truth))
+        return _by_stage(compare(own, true, known))
     table = load_verification(run)
     table = table[
         (table["set_digest"] == facts.set_digest)
@@ -114,21 +154,24 @@ def figures(at: Source, set_name: str, estimate: str, behaviour: str) -> dict[st
         & (table["estimator"] == facts.estimator)
         & (table["settings"] == canonical_json(facts.settings))
     ]
-    stored = {str(row["stage"]): row for row in table.to_dict("records")}
-    truth = loaders.result(at, set_name, "replay")
+    stored = _by_stage(table)
     if truth is None:
         return stored
-    known = load_noise(run, facts.set_digest)
     floors = [np.isfinite(row["noise_floor_r"]) for row in stored.values()]
     if set(stored) >= set(result.trust) and (known is None or any(floors)):
         return stored
-    compared = compare(_only(result, behaviour), _only(truth, behaviour), known)
-    return {str(row["stage"]): row for row in compared.to_dict("records")}
+    return _by_stage(compare(_only(result, behaviour), _only(truth, behaviour), known))
 
 
-def _only(result: Result, behaviour: str) -> Result:
+def _by_stage(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    return {str(row["stage"]): row for row in rows.to_dict("records")}
+
+
+def _only(result: Result, behaviour: str, ids: Sequence[str] | None = None) -> Result:
+    """A result about one behaviour, of these examples where they are given."""
     kinds = [b for b in result.facts.behaviours if b.name == behaviour]
-    return Result(result.facts.model_copy(update={"behaviours": kinds}), result.table)
+    table = result.table if ids is None else result.table[result.table["example_id"].isin(ids)]
+    return Result(result.facts.model_copy(update={"behaviours": kinds}), table)
 
 
 # ---------------------------------------------------------------------------------- per stage
@@ -148,6 +191,13 @@ def stages(workspace: Workspace, view: View) -> None:
         st.caption(components.plain(" ".join(reasons)))
     if view.truth is not None:
         _legend()
+    if view.only is not None:
+        count = len(view.only.example_ids)
+        few = f" Fewer than {FEWEST} examples prove nothing." if count < FEWEST else ""
+        components.text_block(
+            f"Points and figures are those of slice {view.only.name}, "
+            f"{count_text(count, workspace.noun)}; verdicts are those on all examples.{few}"
+        )
     open_stages = [s for s in workspace.stages if _trust(view, s).trust != "exact"]
     with st.grid(3, min_column_width=255, gap="small"):
         for stage in open_stages:
@@ -211,6 +261,8 @@ def _points(view: View, stage: str) -> pd.DataFrame | None:
     if view.truth is None:
         return None
     own, true = (_of(table, stage, view.behaviour) for table in (view.result, view.truth))
+    if view.only is not None:
+        true = true[true["example_id"].isin(view.only.example_ids)]
     return (
         own[["example_id", "effect"]]
         .rename(columns={"effect": "estimate"})

@@ -133,3 +133,18 @@ def test_a_damaged_slice_does_not_take_the_page_down(open_page, home: Path) -> N
     app = check(open_page(home, "run=digits"))
     assert "bad.json" in words(app) and "Credit and blame" in words(app)
     assert len(slice_table(app)) == 2
+
+
+def test_trust_is_told_of_one_slice(open_page, home: Path) -> None:
+    link = "run=digits&estimate=coarse-replay 1/4&trusted=loss"
+    whole = check(open_page(home, link, "pages/4_Trust.py"))
+    app = check(open_page(home, f"{link}&trusted-slice=clean ones", "pages/4_Trust.py"))
+    assert "those of slice clean ones" in words(app)
+    (scatter,) = [f for f in figures(app) if "Stage effect of shortcut" in f["alt"]]
+    run = open_run(home / "digits")
+    (one,) = [
+        s for s in stored_slices(run, run.evaluation_set("test"))[0] if s.name == "clean ones"
+    ]
+    assert f"{len(one.example_ids)} examples" in scatter["alt"]
+    (of_all,) = [f for f in figures(whole) if "Stage effect of shortcut" in f["alt"]]
+    assert "894 examples" in of_all["alt"]

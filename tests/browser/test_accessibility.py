@@ -1,0 +1,108 @@
+"""axe-core on every page, in light and dark: nothing serious or critical that is ours to mend."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page, expect
+
+from tests.conftest import DemoRun
+
+PAGES = {
+    "welcome": ("/", "Which stage is to credit"),
+    "overview": ("/?run=digits", "Credit and blame"),
+    "example": ("/Examples?run=digits&example=stamped-001", "Answers"),
+    "own-example": ("/Examples?run=digits&view=Own+example", "Upload"),
+    "compare": ("/Examples?run=digits&view=Compare", "Largest disagreements"),
+    "group-gaps": ("/Spurious_features?run=digits", "Errors by class"),
+    "features": ("/Spurious_features?run=digits&part=Found+without+metadata", "Look for"),
+    "removal": ("/Remove_a_stage?run=digits", "Nothing is taken out yet"),
+    "trust": ("/Trust?run=digits", "Training noise"),
+}
+
+NOT_OURS: dict[str, dict[str, str]] = {}
+"""Rule to the selectors that Streamlit itself draws so, each with the reason; nothing else is let
+through."""
+
+SERIOUS = ("serious", "critical")
+
+
+def violations(page: Page) -> list[str]:
+    """What axe-core finds serious or critical, but for :data:`NOT_OURS`."""
+    found = Axe().run(page).response["violations"]
+    said = []
+    for rule in found:
+        if rule["impact"] not in SERIOUS:
+            continue
+        theirs = NOT_OURS.get(rule["id"], {})
+        for node in rule["nodes"]:
+            target = str(node["target"][0])
+            if not any(
+                page.locator(target).first.evaluate("(e, s) => e.closest(s) !== null", selector)
+                for selector in theirs
+            ):
+                said.append(f"{rule['id']}: {target}: {node['failureSummary']}")
+    return said
+
+
+@pytest.fixture(scope="module")
+def server(start_server, digits_run: DemoRun, tmp_path_factory: pytest.TempPathFactory):
+    """A server whose home has the digits demo."""
+    home = tmp_path_factory.mktemp("accessible")
+    shutil.copytree(digits_run.path, home / "digits")
+    return start_server({"STREAMLIT_SERVER_FILE_WATCHER_TYPE": "none", "STAGELENS_HOME": str(home)})
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_page_can_be_used_by_everybody(
+    server, page: Page, settle, screenshot, name: str
+) -> None:
+    path, text = PAGES[name]
+    page.goto(server.url + path)
+    settle(page, text)
+    assert violations(page) == [], "in light"
+    page.emulate_media(color_scheme="dark")
+    settle(page)
+    assert violations(page) == [], "in dark"
+    screenshot(page, f"page-{name}")
+
+
+def test_axe_finds_what_is_wrong(server, page: Page, settle) -> None:
+    page.goto(server.url)
+    settle(page, "Which stage is to credit")
+    page.evaluate(
+        "document.querySelector('[data-testid=stMain]').insertAdjacentHTML('beforeend',"
+        "'<p style=\"color:#aaa;background:#bbb\">pale on pale</p><button></button>')"
+    )
+    found = violations(page)
+    assert any(each.startswith("color-contrast") for each in found)
+    assert any(each.startswith("button-name") for each in found)
+
+
+def test_the_story_of_the_demo_leads_into_the_pages(server, page: Page, settle) -> None:
+    page.goto(f"{server.url}/?run=digits")
+    settle(page, "The story of this demo, in four sentences")
+    page.get_by_role("link", name="See which images it hurts").click()
+    settle(page, "of 894 images")
+    assert "stage=shortcut" in page.url and "side=blame" in page.url
+    page.go_back()
+    settle(page, "The story of this demo")
+    page.get_by_role("link", name="Take it out").click()
+    settle(page, "Exact: measured on the edited weights")
+    expect(page.get_by_role("heading", name="Flipped answers")).to_be_visible()
+
+
+def test_the_glossary_is_reached_by_keyboard_from_any_page(
+    server, page: Page, settle, screenshot
+) -> None:
+    page.goto(f"{server.url}/Trust?run=digits")
+    settle(page, "Training noise")
+    page.get_by_role("button", name="Glossary").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog").get_by_text("counterfactual", exact=True)).to_be_visible()
+    settle(page)
+    assert violations(page) == []
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)

@@ -1,0 +1,58 @@
+"""A slice from filter to finding, and two estimators held against each other, in Chromium."""
+
+from __future__ import annotations
+
+import re
+import shutil
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.conftest import DemoRun
+
+
+@pytest.fixture
+def server(start_server, digits_run: DemoRun, tmp_path):
+    """A server whose home has a digits demo of its own."""
+    shutil.copytree(digits_run.path, tmp_path / "digits")
+    return start_server(
+        {"STREAMLIT_SERVER_FILE_WATCHER_TYPE": "none", "STAGELENS_HOME": str(tmp_path)}
+    )
+
+
+def save(page: Page, settle, name: str) -> None:
+    page.get_by_role("button", name="Save as slice").click()
+    page.get_by_label("Name of the slice").fill(name)
+    page.get_by_label("Name of the slice").press("Enter")
+    page.get_by_role("button", name="Save", exact=True).click()
+    settle(page, f"Saved as slice {name}")
+
+
+def test_a_slice_is_saved_and_every_page_knows_it(server, page: Page, settle, screenshot) -> None:
+    for label in ("0", "3"):
+        page.goto(f"{server.url}/Examples?run=digits&group=stamped&label={label}")
+        settle(page, "of 894 images")
+        save(page, settle, f"stamped {label}s")
+    page.goto(f"{server.url}/?run=digits&measure=loss")
+    settle(page, "Credit and blame")
+    said = page.get_by_text(re.compile("on images in slice stamped 0s, but would be"))
+    expect(said.first).to_contain_text("95 % interval")
+    screenshot(page, "slices")
+    page.get_by_role("combobox", name="Group or slice").click()
+    page.get_by_role("option", name="slice: stamped 3s").click()
+    settle(page, "of images in slice stamped 3s")
+    page.get_by_role("link", name="Spurious features").click()
+    settle(page, "Errors by class")
+    page.get_by_role("combobox", name="Groups by").click()
+    page.get_by_role("option", name="slice: stamped 3s").click()
+    settle(page, re.compile("stamped 3s"))
+
+
+def test_the_largest_disagreement_is_opened(server, page: Page, settle, screenshot) -> None:
+    page.goto(f"{server.url}/Examples?run=digits&view=Compare&compared-stage=shortcut")
+    settle(page, "Largest disagreements")
+    screenshot(page, "compare")
+    page.get_by_test_id("stDataFrame").last.click(position={"x": 12, "y": 36 + 23})
+    expect(page.get_by_role("heading", name="Answers")).to_be_visible()
+    settle(page)
+    assert re.search(r"example=(clean|stamped)-\d+", page.url)
