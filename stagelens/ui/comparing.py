@@ -26,6 +26,7 @@ from ..standing import decimal, percent
 from ..summary import ACCURACY, amount_text, axis_unit, signed_text
 from . import components, drilldown, loaders, settings, state
 from .loaders import Effects, Source
+from .pinning import About
 from .workspace import Workspace
 
 ESTIMATORS, BEHAVIOURS, RUNS = "Two estimators", "Two behaviours", "Two runs"
@@ -224,15 +225,23 @@ def _result(workspace: Workspace, wanted: _Wanted) -> None:
         )
         return
     found = compare_effects(*wanted.sides())
+    said = comparison_sentence(found, wanted.stage)
+    about = About(
+        behaviour=found.second.behaviour.name,
+        sentences=lambda: [said],
+        estimator=" and ".join(dict.fromkeys(each.estimator for each in wanted.effects)),
+        trust=(found.first.trust, found.second.trust),
+        filters={"stage": wanted.stage},
+    )
     with st.container(border=True):
-        components.sentences([comparison_sentence(found, wanted.stage)], size="1.15rem")
+        components.sentences([said], size="1.15rem")
         with st.container(horizontal=True, gap="small"):
             for side in (found.first, found.second):
                 components.trust_badge(side.trust, side.behaviour.name, side.name)
     with st.grid(3, min_column_width=240, gap="medium") as grid:
         with grid.cell(column_span=2):
             chart = effect_against_effect(found, wanted.stage, EITHER)
-            components.show(chart, "comparison")
+            components.show(chart, "comparison", about)
             components.text_block(
                 f"One point per {workspace.noun}; both axes point towards credit. In the shaded "
                 "corners one side has credit and the other blame"
@@ -241,11 +250,11 @@ def _result(workspace: Workspace, wanted: _Wanted) -> None:
                 muted=True,
             )
         with grid.cell():
-            _figures(found)
-    _disagreements(workspace, found)
+            _figures(found, about)
+    _disagreements(workspace, found, about)
 
 
-def _figures(found: Comparison) -> None:
+def _figures(found: Comparison, about: About) -> None:
     rows = [
         ("Pearson r", "r", decimal),
         ("Spearman rho", "rho", decimal),
@@ -264,14 +273,17 @@ def _figures(found: Comparison) -> None:
         for title, name, text in rows
         if name != "relative_error" or found.one_unit
     ]
-    st.dataframe(pd.DataFrame(lines), hide_index=True, height="content")
+    names = f"{found.first.name} against {found.second.name}"
+    components.table(
+        pd.DataFrame(lines), "comparison-figures", f"{names}: figures.", about, height="content"
+    )
     said = f"Over {len(found.points):,} examples, with intervals over resampled ones."
     if not found.one_unit:
         said += " They are different behaviours, so there is no relative difference."
     components.text_block(said, muted=True)
 
 
-def _disagreements(workspace: Workspace, found: Comparison) -> None:
+def _disagreements(workspace: Workspace, found: Comparison, about: About) -> None:
     """The examples on which the two differ most; a click opens one."""
     st.subheader("Largest disagreements", anchor=False)
     top = found.points.head(_SHOWN)
@@ -297,10 +309,11 @@ def _disagreements(workspace: Workspace, found: Comparison) -> None:
             st.session_state[drilldown.FOLLOW] = True
             st.session_state[state.VIEW] = state.OF_THE_SET
 
-    st.dataframe(
+    components.table(
         shown,
-        key=_TABLE,
-        hide_index=True,
+        _TABLE,
+        f"The {len(top)} examples on which {found.first.name} and {found.second.name} differ most.",
+        about,
         row_height=46,
         height="content",
         on_select=opened,
@@ -314,7 +327,6 @@ def _disagreements(workspace: Workspace, found: Comparison) -> None:
                 else "Size of second minus what the slope makes of the first.",
             ),
         },
-        alt=f"The {len(top)} examples on which the two differ most.",
     )
     components.text_block(
         f"Showing {len(top):,} of {len(found.points):,}. Effects are final model minus the "

@@ -24,7 +24,7 @@ from ..runs.evaluation_sets import EvaluationSet
 from ..runs.run import Run, open_run
 from ..slices import effects as slice_effects
 from ..slices.saved import Slice, joined, stored_slices
-from ..verification import trusted
+from ..verification import settles, trusted
 
 
 @dataclass(frozen=True)
