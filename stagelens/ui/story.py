@@ -24,6 +24,8 @@ def tell(workspace: Workspace, effects: Effects) -> None:
     """Four sentences, where the open run is the demo and its numbers are there."""
     of_demo = state.reference() == settings.DEMO and workspace.examples.name == "test"
     names = {_SHORTCUT, _MISLABELLED}
+    if "group" in st.query_params:  # somebody is past the first look
+        return
     if not of_demo or not names <= set(effects.trust) or "group" not in workspace.examples.columns:
         return
     planted = _stamped(workspace, effects), _mixed_up(workspace)
