@@ -22,8 +22,9 @@ def server(start_server, digits_run: DemoRun, tmp_path):
 
 def save(page: Page, settle, name: str) -> None:
     page.get_by_role("button", name="Save as slice").click()
-    page.get_by_label("Name of the slice").fill(name)
-    page.get_by_label("Name of the slice").press("Enter")
+    box = page.get_by_role("textbox", name="Name of the slice")
+    box.fill(name)
+    box.press("Enter")
     page.get_by_role("button", name="Save", exact=True).click()
     settle(page, f"Saved as slice {name}")
 
