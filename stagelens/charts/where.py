@@ -20,7 +20,7 @@ _ACROSS = 64
 """Cells that are drawn along one side; of larger images each holds the sum of some pixels."""
 _SIGNED = 12
 """Up to so many cells along one side they carry their sign too."""
-_STRONG = 0.2
+_STRONG = 0.3
 """Share of the range from which they do."""
 _OPAQUE, _FAINT = 0.92, 0.45
 """Of the strongest cells; faint is what may not be leaned on."""
@@ -227,7 +227,7 @@ def token_maps(one: Map, behaviour: Behaviour, stage: str) -> Markup:
             f"<div style='font-size:.85em;opacity:.75;margin-top:.5em'>{html.escape(name)}</div>"
             f"<div dir='ltr' style=\"{TEXT}\">{spans}</div>"
         )
-    more = "In the models' own maps: worse, better."
+    more = f"In the two models' own maps: makes the {phrase(behaviour)} worse, or better."
     if len(one.tokens) > MOST:
         more += f" Shown: the first {MOST:,} of {len(one.tokens):,} tokens."
     place = int(np.abs(one.stage).argmax())

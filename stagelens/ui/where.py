@@ -36,7 +36,7 @@ _SIDE = 256
 """Pixels on the longer side of the image behind a map."""
 _STAGE, _BASELINE = "of-stage", "baseline"
 """Keys of the controls, in links too."""
-_QUICK = 4 << 20
+_QUICK = 1 << 20
 """Bytes of the final model's weights times examples that are attributed in this process."""
 
 
