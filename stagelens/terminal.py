@@ -167,7 +167,7 @@ def print_contributions(found: Stored, top: int) -> None:
     for stage in found.facts.steps:
         rows = found.part("example", stage)
         if rows.empty:
-            typer.echo(f"{stage}: BatchNorm in training mode couples examples; steps only")
+            typer.echo(f"{stage}: steps only; {found.facts.steps_only[stage]}")
             continue
         rows = rows.loc[rows["value"].abs().sort_values(ascending=False).index].head(top)
         printed = Table(title=f"Training examples of {stage}, the largest contributions first")

@@ -9,11 +9,12 @@ import numpy as np
 
 from ..contracts import Refused
 from ..effects import BATCH_SIZE, answers_as_the_final_model, measure
-from ..estimators.contributions import contributions
+from ..estimators.contributions import Contributions, contributions
 from ..results import BehaviourFacts
 from ..runs.run import Run, Stage
 from ..runs.states import TrainingState
 from ..training.replay import Progress, no_progress
+from ..training.split import NotSeparable
 from .stored import (
     ContributionFacts,
     Question,
@@ -24,6 +25,8 @@ from .stored import (
     save_contributions,
 )
 from .training_examples import training_examples
+
+_COUPLED = "BatchNorm in training mode couples the examples of a batch"
 
 _SWEEP = 0.9
 """The share of the time that the sweep takes, for ``progress``."""
@@ -66,14 +69,25 @@ def contribute(
     stored = load_contributions(path)
     if stored is not None:
         return stored
-    found = contributions(
-        run,
-        name,
-        examples.by_id(ids),
-        with_examples=True,
-        progress=lambda share, text: progress(_SWEEP * share, text),
-        since=first.name,
-    )
+    swept = run.stages[first.index :]
+    steps_only: dict[str, str] = {}
+
+    def sweep(with_examples: bool) -> Contributions:
+        return contributions(
+            run,
+            name,
+            examples.by_id(ids),
+            with_examples=with_examples,
+            progress=lambda share, text: progress(_SWEEP * share, text),
+            since=first.name,
+        )
+
+    try:
+        found = sweep(with_examples=True)
+        steps_only = {s.name: _COUPLED for s in swept if s.name in found.steps_only}
+    except NotSeparable as error:
+        found = sweep(with_examples=False)
+        steps_only = {stage.name: str(error) for stage in swept}
     progress(_SWEEP, "looking at the training examples")
     kind = kinds[name]
     rows = _observed(run, set_name, ids, name)
@@ -81,9 +95,8 @@ def contribute(
         rows.append({"part": "step", "stage": row.stage, "step": row.step,
                      "value": row.contribution})  # fmt: skip
     shares = found.examples
-    swept = run.stages[first.index :]
     for stage in swept:
-        if shares is None or stage.name in found.steps_only:
+        if shares is None or stage.name in steps_only:
             continue
         own = shares[shares["stage"] == stage.name]
         of_examples = own["part"] == "example"
@@ -101,7 +114,7 @@ def contribute(
             ),
             value=found.value,
             steps={stage.name: stage.steps for stage in swept},
-            steps_only=tuple(s.name for s in swept if s.name in found.steps_only),
+            steps_only=steps_only,
             kind=run.task.input_kind if table["content"].notna().any() else None,
         ),
         table,

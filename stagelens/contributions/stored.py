@@ -102,8 +102,7 @@ class ContributionFacts(BaseModel):
         behaviour: Whose value the contributions changed.
         value: Of the final model, the mean over these examples.
         steps: Stage name to its number of steps, in training order, of those that were swept.
-        steps_only: Stages whose examples have no contributions of their own, because BatchNorm in
-            training mode couples the examples of a batch.
+        steps_only: Stages whose examples have no contributions of their own, and why.
         kind: What a training example is shown as; None where the task cannot show any, so that
             every place in a batch stands for itself.
     """
@@ -116,7 +115,7 @@ class ContributionFacts(BaseModel):
     behaviour: BehaviourFacts
     value: float
     steps: dict[str, int]
-    steps_only: tuple[str, ...] = ()
+    steps_only: dict[str, str] = {}
     kind: str | None = None
 
 

@@ -12,9 +12,7 @@ x stands for everything that derivatives are taken for: parameters, and the floa
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +25,9 @@ from ..runs.run import Stage
 from ..runs.states import load_into
 from ..runs.steps import MicroBatch, StepRecord
 from .batch_norm import ExplicitBatchNorm, Statistics
+from .derivatives import derivative, explained, gradients
 from .replay import StepRules, prepare
+from .split import Split
 
 Vectors = dict[str, Tensor]
 """Name to K vectors, (K, *shape)."""
@@ -106,7 +106,7 @@ class StageLoss:
             scalar = loss
             for statistic, probe in zip(_flat(statistics), probes, strict=True):
                 scalar = scalar + (statistic * probe).sum()
-            g = _gradients(scalar, x, graph=bool(dx))
+            g = gradients(scalar, x, graph=bool(dx))
             _add(total.gradient, dict(zip(self.names, (t.detach() for t in g), strict=True)))
             total.statistics += [s.detached() for s in statistics]
             if dx:
@@ -129,9 +129,9 @@ class StageLoss:
             v = [dx[name][k] for name in self.names]
             with explained():
                 if split is None:
-                    both = _derivative(g, v, [*x, *probes])
+                    both = derivative(g, v, [*x, *probes])
                 else:
-                    both = split.product(x, v) + (_derivative(g, v, probes) if probes else [])
+                    both = split.product(x, v) + (derivative(g, v, probes) if probes else [])
             h.append(both[: len(x)])
             statistics.append(both[len(x) :])
         stacked = {name: torch.stack([hk[i] for hk in h]) for i, name in enumerate(self.names)}
@@ -158,18 +158,18 @@ class StageLoss:
             x, loss, taken, split = self._forward(values, micro)
             own = statistics[used : used + len(taken)]
             used += len(taken)
-            g = dict(zip(self.names, _gradients(loss, x, graph=True), strict=True))
+            g = dict(zip(self.names, gradients(loss, x, graph=True), strict=True))
             rows = []
             for k in range(len(next(iter(gradient.values())))):
                 w = {name: vectors[k] for name, vectors in gradient.items()}
                 with explained():
                     if split is None:
-                        row = _derivative([g[name] for name in w], list(w.values()), x)
+                        row = derivative([g[name] for name in w], list(w.values()), x)
                     else:
                         row = split.product(x, self._filled(w, x))
                     if taken:
                         covector = [part[k] for pair in own for part in pair]
-                        through = _derivative(_flat(taken), covector, x)
+                        through = derivative(_flat(taken), covector, x)
                         row = [a + b for a, b in zip(row, through, strict=True)]
                 rows.append(row)
             _add(total, {n: torch.stack([r[i] for r in rows]) for i, n in enumerate(self.names)})
@@ -189,7 +189,7 @@ class StageLoss:
         This is exact for any loss, with the masks of dropout, and the g_i sum to the gradient.
 
         Raises:
-            Refused: Outputs do not have one row per example.
+            NotSeparable: The loss cannot be told apart by examples.
         """
         parts = []
         for micro in _batches(record):
@@ -248,91 +248,6 @@ def _check_attention(model: nn.Module) -> None:
         )
 
 
-class Split:
-    """A loss taken apart at the model's outputs: z = f(x), then L(z).
-
-    Attributes:
-        loss: ``z . dL/dz`` with the slopes held: its gradient in x is that of L(f(x)).
-    """
-
-    def __init__(self, outputs: list[Tensor], detached: list[Tensor], loss: Tensor) -> None:
-        slopes = torch.autograd.grad(loss, detached, create_graph=True, allow_unused=True)
-        used = [i for i, slope in enumerate(slopes) if slope is not None]
-        self.outputs = [outputs[i] for i in used]
-        self.detached = [detached[i] for i in used]
-        self.slopes = [slopes[i] for i in used]
-        pairs = zip(self.outputs, self.slopes, strict=True)
-        self.loss = torch.stack([(z * s.detach()).sum() for z, s in pairs]).sum()
-
-    @classmethod
-    def of(cls, task: Task, model: nn.Module, batch: Any, divisor: float) -> Split:
-        """Run the task's loss, with the model's outputs held apart.
-
-        Raises:
-            Refused: The loss is no function of one call's outputs.
-        """
-        apart = _Apart(model)
-        loss = task.loss(apart, batch) / divisor
-        if apart.calls == 1 and loss.requires_grad:
-            split = cls(apart.outputs, apart.detached, loss)
-            if all(z.ndim > 0 for z in split.outputs):
-                return split
-        raise Refused(
-            "the task's loss does not come from the outputs of one call of the model (or the "
-            "model computes it itself), so examples' shares and Gauss-Newton curvature are not "
-            "defined; ask for steps and exact curvature"
-        )
-
-    def product(self, x: list[Tensor], v: list[Tensor]) -> list[Tensor]:
-        """``v -> Jv -> H_L J v -> J^T H_L J v``."""
-        pushed = self._outputs_along(x, v)
-        bent = _derivative(self.slopes, pushed, self.detached)
-        return _derivative(self.outputs, bent, x)
-
-    def per_example(self, x: list[Tensor], v: list[Tensor], examples: int) -> Tensor:
-        """``dL/dz_i . (J v)_i`` for every row i of the outputs; (B,)."""
-        if any(z.shape[0] != examples for z in self.outputs):
-            raise Refused(
-                "the model's outputs do not have one row per example, so examples' shares of a "
-                "step are not defined; ask for steps"
-            )
-        pairs = zip(self.slopes, self._outputs_along(x, v), strict=True)
-        return torch.stack([(s * t).reshape(examples, -1).sum(1) for s, t in pairs]).sum(0).detach()
-
-    def _outputs_along(self, x: list[Tensor], v: list[Tensor]) -> list[Tensor]:
-        """``v -> J v``, by differentiating ``p -> J^T p . v``, which is linear in p."""
-        probes = [torch.zeros_like(z, requires_grad=True) for z in self.outputs]
-        scalar = torch.stack([(z * p).sum() for z, p in zip(self.outputs, probes, strict=True)])
-        with explained():
-            return _derivative(_gradients(scalar.sum(), x, graph=True), v, probes)
-
-
-class _Apart(nn.Module):
-    """Stands in for the model, and gives outputs that the loss's graph ends at."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self._held = [model]  # in a list: no submodule, so nothing is registered twice
-        self.calls = 0
-        self.outputs: list[Tensor] = []
-        self.detached: list[Tensor] = []
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self.calls += 1
-        return self._cut(self._held[0](*args, **kwargs))
-
-    def _cut(self, value: Any) -> Any:
-        if isinstance(value, Tensor) and value.requires_grad:
-            self.outputs.append(value)
-            self.detached.append(value.detach().requires_grad_(True))
-            return self.detached[-1]
-        if isinstance(value, Mapping):
-            return type(value)({key: self._cut(item) for key, item in value.items()})  # type: ignore[call-arg]
-        if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
-            return type(value)(self._cut(item) for item in value)
-        return value
-
-
 def _batches(record: StepRecord) -> Sequence[MicroBatch]:
     if record.batches is None:
         raise Refused(f"the batch of step {record.step} was not kept, so it has no derivative")
@@ -341,30 +256,6 @@ def _batches(record: StepRecord) -> Sequence[MicroBatch]:
 
 def _flat(statistics: Sequence[Statistics]) -> list[Tensor]:
     return [tensor for s in statistics for tensor in (s.mean, s.variance)]
-
-
-def _gradients(scalar: Tensor, x: Sequence[Tensor], graph: bool) -> Sequence[Tensor]:
-    return torch.autograd.grad(
-        scalar, x, create_graph=graph, allow_unused=True, materialize_grads=True
-    )
-
-
-def _derivative(
-    outputs: Sequence[Tensor], vector: Sequence[Tensor], x: Sequence[Tensor]
-) -> list[Tensor]:
-    """Gradient in x of ``outputs . vector``; the graph is kept. Zero where nothing depends on x."""
-    pairs = [(o, v) for o, v in zip(outputs, vector, strict=True) if o.requires_grad]
-    if not pairs:
-        return [torch.zeros_like(t) for t in x]
-    grads = torch.autograd.grad(
-        [o for o, _ in pairs],
-        x,
-        [v for _, v in pairs],
-        retain_graph=True,
-        allow_unused=True,
-        materialize_grads=True,
-    )
-    return [grad.detach() for grad in grads]
 
 
 def _add(total: Vectors, more: Mapping[str, Tensor]) -> None:
@@ -381,26 +272,3 @@ def cast(batch: Any, dtype: torch.dtype) -> Any:
     if isinstance(batch, Mapping):
         return {key: cast(item, dtype) for key, item in batch.items()}
     return batch
-
-
-@contextmanager
-def explained() -> Iterator[None]:
-    """Turn torch's words for a missing derivative into a refusal that says what to do."""
-    try:
-        yield
-    except (RuntimeError, NotImplementedError) as error:
-        text = str(error)
-        found = re.search(r"derivative for '?(?:aten::)?(\w+)'? is not implemented", text)
-        if "attention" in text:
-            raise Refused(
-                "the model uses fused attention, which has no second derivative; load it with "
-                'attn_implementation="eager" (in your own module, compute softmax(q k^T) v), or '
-                "use coarse-replay or replay"
-            ) from error
-        if found or "once_differentiable" in text or "double backward" in text.lower():
-            operation = found.group(1) if found else "an operation"
-            raise Refused(
-                f"the model uses {operation}, which has no second derivative in torch; use "
-                "coarse-replay or replay"
-            ) from error
-        raise

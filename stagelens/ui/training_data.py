@@ -38,8 +38,8 @@ def panel(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: st
     if asked.stage in found.facts.steps_only:
         st.info(
             components.plain(
-                f"In {asked.stage} BatchNorm in training mode couples the examples of a batch, so "
-                "no example has a contribution of its own. The tab When shows the steps."
+                f"No training example of {asked.stage} has a contribution of its own: "
+                f"{found.facts.steps_only[asked.stage]}. The tab When shows the steps."
             ),
             icon=":material/info:",
         )

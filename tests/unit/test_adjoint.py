@@ -15,10 +15,13 @@ from stagelens.contracts import Example, Refused
 from stagelens.estimators.contributions import CARRIED, behaviour_gradient, contributions
 from stagelens.runs.run import Run
 from stagelens.tasks.image_classification import ImageClassification
-from stagelens.training.curvature import Split
+from stagelens.tasks.transformer_task import IGNORED
 from stagelens.training.forward import final_tangents
+from stagelens.training.split import NotSeparable, Split
 from stagelens.training.trajectory import DerivativeOptions, LinearStage, active_names
 from tests.small_runs import CLASSES, SHAPE, Optimizer, Phase, record
+from tests.small_texts import CLASSES as LABELS
+from tests.small_texts import TEXTS, classification, language
 
 DOUBLE = DerivativeOptions("float64")
 
@@ -233,4 +236,54 @@ def test_a_loss_inside_the_model_has_no_examples_shares_and_no_gauss_newton() ->
     task = OwnLoss(CLASSES, SHAPE, make_model=lambda _config: LossInside())
     batch = (torch.randn(4, *SHAPE).double(), torch.tensor([0, 1, 2, 0]))
     with pytest.raises(Refused, match="ask for steps and exact curvature"):
+        Split.of(task, task.build_model(), batch, 1)
+
+
+@pytest.mark.parametrize("kind", ["classifier", "language model", "completions"])
+def test_a_models_own_cross_entropy_is_told_apart_by_examples(kind: str) -> None:
+    """Example i of n_i scored tokens (a classifier's: 1) has the gradient n_i/n grad loss_i."""
+    task, model = classification() if kind == "classifier" else language()
+    if kind == "completions":
+        batch = task.batch(prompts=["two and", "the", ""], completions=[" two", " cat sat", "sing"])
+    else:
+        batch = task.batch(TEXTS[:3], *([list(LABELS)] if kind == "classifier" else []))
+    model = model.double().eval()
+    x = list(model.parameters())
+    v = [torch.randn_like(p) for p in x]
+    split = Split.of(task, model, batch, 1)
+    shares = split.per_example(x, v, 3)
+    own, counts = [], []
+    for row in range(3):
+        one = {name: tensor[row : row + 1] for name, tensor in batch.items()}
+        gradient = torch.autograd.grad(task.loss(model, one), x, allow_unused=True)
+        pairs = [(g, w) for g, w in zip(gradient, v, strict=True) if g is not None]
+        own.append(sum(float((g * w).sum()) for g, w in pairs))
+        scored = one["labels"] if kind == "classifier" else one["labels"][:, 1:]
+        counts.append(int((scored != IGNORED).sum()))
+    expected = np.asarray(own) * counts / np.sum(counts)
+    # transformers computes a language model's loss in float32, whatever the model's precision.
+    close = {"rtol": 1e-9, "atol": 1e-12} if kind == "classifier" else {"rtol": 1e-5, "atol": 1e-6}
+    np.testing.assert_allclose(shares.numpy(), expected, **close)
+    whole = torch.autograd.grad(split.loss, x, allow_unused=True)
+    plain = torch.autograd.grad(task.loss(model, batch), x, allow_unused=True)
+    for mine, other in zip(whole, plain, strict=True):
+        assert (mine is None) == (other is None)
+        if mine is not None:
+            torch.testing.assert_close(mine, other, **close)
+
+
+class Decayed(ImageClassification):
+    """Weighs its parameters in the loss, beside the outputs."""
+
+    def loss(self, model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return super().loss(model, batch) + sum(p.square().sum() for p in decayed.parameters())
+
+
+decayed = nn.Linear(16, 3).double()
+
+
+def test_a_loss_that_looks_past_the_outputs_is_not_told_apart() -> None:
+    task = Decayed(CLASSES, SHAPE, make_model=lambda _c: nn.Sequential(nn.Flatten(), decayed))
+    batch = (torch.randn(4, *SHAPE).double(), torch.tensor([0, 1, 2, 0]))
+    with pytest.raises(NotSeparable, match="ask for steps"):
         Split.of(task, task.build_model(), batch, 1)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import stagelens
@@ -58,7 +59,7 @@ def _record(path: Path, task: ImageClassification) -> stagelens.Run:
             ids=["a", "b", "c"],
             columns={"group": ["x", "x", "y"]},
         )
-    return stagelens.open_run(path)
+    return stagelens.open_run(path, task)
 
 
 @pytest.fixture(scope="module")
@@ -199,8 +200,35 @@ def test_batch_norm_in_training_mode_leaves_steps_only(tmp_path: Path) -> None:
     model = {"kind": "cnn", "channels": [2], "strides": [1], "hidden": 3, "batch_norm": True}
     run = _record(tmp_path / "run", ImageClassification(["a", "b"], (1, 4, 4), model))
     found = contribute(run, "test", ONE, since="second")
-    assert found.facts.steps_only == ("second",) and found.part("example").empty
+    assert list(found.facts.steps_only) == ["second"] and found.part("example").empty
     assert len(found.part("step")) == 4
+
+
+class Columns(nn.Module):
+    """Gives a column of scores for every example."""
+
+    def forward(self, scores: Tensor) -> Tensor:
+        return scores.T
+
+
+class Sideways(ImageClassification):
+    """A task whose model's outputs do not have a row per example."""
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(model(batch[0]).T, batch[1])
+
+    def outputs(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return super().outputs(model, batch).T
+
+
+def test_what_cannot_be_told_apart_by_examples_leaves_steps_only(tmp_path: Path) -> None:
+    def make(_config: object) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(16, 2), Columns())
+
+    run = _record(tmp_path / "run", Sideways(["a", "b"], (1, 4, 4), make_model=make))
+    found = contribute(run, "test", ONE, since="second")
+    assert "one row per example" in found.facts.steps_only["second"]
+    assert found.part("example").empty and len(found.part("step")) == 4
 
 
 def test_the_command_prints_sums_and_the_largest_examples(run: stagelens.Run) -> None:
