@@ -35,7 +35,7 @@ _MOST_ROOM = 400_000
 _WORDS = 400
 """Bytes that are said of a figure, at most."""
 _HEIGHT = 360
-_SHOWN_ROWS = 100
+_SHOWN_ROWS = 40
 _LONGEST = 600
 """Characters of a cell."""
 
@@ -184,7 +184,7 @@ def _cell(rows: Rows, column: str, value: Cell) -> str | Markup:
         return "yes" if value else "no"
     if column in rows.formats:
         try:
-            return rows.formats[column] % value
+            return (rows.formats[column] % value).replace("-", "−")
         except (TypeError, ValueError):
             return number(value)
     return f"{value:,}" if isinstance(value, int) else number(value)

@@ -54,8 +54,8 @@ def known(seen: Seen) -> list[Known]:
     if found:
         return found
     if seen.observed:
-        meaning = f"Measured on {seen.observed}; nothing in it is estimated."
-        return [Known("", MARKS["exact"], OBSERVED, meaning, OBSERVED)]
+        words = f"{OBSERVED} on {seen.observed}"
+        return [Known("", MARKS["exact"], words, "Nothing in it is estimated.", OBSERVED)]
     return [Known("", MARKS["rough"], UNKNOWN, _UNKNOWN, UNKNOWN)]
 
 
@@ -67,6 +67,11 @@ def estimator(seen: Seen) -> str:
 def sentences(seen: Seen) -> tuple[Sentence, ...]:
     """The sentence form; the takeaway in words where no stage effect is shown. Never empty."""
     return seen.sentences or (Sentence((Part(seen.said),)),)
+
+
+def says_itself(seen: Seen) -> bool:
+    """Whether the title is all that is said, so that it need not be said twice."""
+    return " ".join(str(each) for each in sentences(seen)).rstrip(".") == seen.title.rstrip(".")
 
 
 def trust_text(seen: Seen, stage: object = None) -> str:

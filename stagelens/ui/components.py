@@ -121,7 +121,12 @@ def show(chart: Chart, key: str, about: About | None = None) -> None:
 
 
 def table(
-    frame: pd.DataFrame, key: str, alt: str, about: About | None = None, **options: Any
+    frame: pd.DataFrame,
+    key: str,
+    alt: str,
+    about: About | None = None,
+    kept: pd.DataFrame | None = None,
+    **options: Any,
 ) -> None:
     """A table that can be pinned to findings: call this in the place of ``st.dataframe``.
 
@@ -130,12 +135,11 @@ def table(
         key: No other chart or table on the page has it.
         alt: What the table says, units included, in a sentence.
         about: What it shows, where the page alone does not tell.
+        kept: The rows to pin, where those on the page are links, say.
         options: As ``st.dataframe`` takes them, ``column_config`` for instance.
     """
     config = options.get("column_config") or {}
-    formats = {name: (each.get("type_config") or {}).get("format") for name, each in config.items()}
-    printed = {name: form for name, form in formats.items() if form and "%" in form}
-    with pinning.pinnable(key, frame, alt, about, printed):
+    with pinning.pinnable(key, frame if kept is None else kept, alt, about, config):
         st.dataframe(frame, key=key, alt=alt, **{"hide_index": True, **options})
 
 

@@ -157,7 +157,8 @@ def listed(workspace: Workspace, found: Findings) -> None:
         with st.container(border=True, key=f"finding-{finding.id}"):
             _head(workspace, found.kept, number)
             _note(workspace, finding)
-            components.sentences(telling.sentences(finding.seen))
+            if not telling.says_itself(finding.seen):
+                components.sentences(telling.sentences(finding.seen))
             _seen(workspace, finding)
             _facts(workspace, finding)
 
@@ -269,7 +270,7 @@ def _facts(workspace: Workspace, finding: Finding) -> None:
         components.trust_badges(seen.trust, seen.behaviour)
     else:
         known = telling.known(seen)[0]
-        components.text_block(f"{known.mark} {known.words}: {known.meaning}", muted=True)
+        components.text_block(f"{known.mark} {known.words}. {known.meaning}", muted=True)
     facts = [f"set {seen.set_name}"]
     facts += [seen.behaviour] if seen.behaviour else []
     facts += [f"by {telling.estimator(seen)}"] if seen.trust else []

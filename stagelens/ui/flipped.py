@@ -56,20 +56,22 @@ def _flip_table(view: View, rows: pd.DataFrame, edit: Edit) -> None:
     link = {state.RUN: state.reference() or "", "set": name}
     marks = {"mended": "✓ mended", "broken": "✗ broken", "other": "other"}
     config = st.column_config
+    shown = pd.DataFrame(
+        {
+            "input": inputs,
+            "example": [f"/Examples?{urlencode({**link, state.EXAMPLE: i})}" for i in ids],
+            "label": rows["label"].tolist(),
+            "before": _answers(rows, "before"),
+            "after": _answers(rows, "after"),
+            "change": [marks.get(str(change), "no label") for change in rows["change"]],
+        }
+    )
     components.table(
-        pd.DataFrame(
-            {
-                "input": inputs,
-                "example": [f"/Examples?{urlencode({**link, state.EXAMPLE: i})}" for i in ids],
-                "label": rows["label"].tolist(),
-                "before": _answers(rows, "before"),
-                "after": _answers(rows, "after"),
-                "change": [marks.get(str(change), "no label") for change in rows["change"]],
-            }
-        ),
+        shown,
         "remove-flipped",
         f"{len(ids)} examples whose answer changed, with the answers before and after.",
         removals.about(view, edit),
+        kept=shown.assign(example=ids),
         row_height=46,
         height="content",
         column_config={

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -116,13 +117,14 @@ class Draft:
     about: About
     said: str
     content: Chart | pd.DataFrame
-    formats: Mapping[str, str]
+    config: Mapping[str, Any]
     query: Mapping[str, str]
 
     @property
     def title(self) -> str:
         """In a few words."""
-        return short(self.about.title or re.split(r"[.:] ", self.said, maxsplit=1)[0], 160)
+        said = re.split(r"[.:] ", self.said, maxsplit=1)[0].rstrip(".")
+        return short(self.about.title or said, 160)
 
 
 def enter(scene: Scene) -> None:
@@ -141,16 +143,16 @@ def pinnable(
     content: Chart | pd.DataFrame,
     said: str,
     about: About | None,
-    formats: Mapping[str, str] | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> Iterator[None]:
-    """The place of a chart or table, with its button in the corner.
+    """The place of a chart or table, with its button beside it.
 
     Args:
         key: Of the chart or table; no other on the page has it.
         content: What is pinned.
         said: Its takeaway.
         about: What it shows, where the page alone does not tell.
-        formats: Column of a table to how its numbers are printed.
+        config: The ``column_config`` of a table.
     """
     kind = "chart" if isinstance(content, Chart) else "table"
     with st.container(key=f"pinnable-{kind}-{key}"):
@@ -159,7 +161,7 @@ def pinnable(
         if scene is None:
             return
         query = {name: str(value) for name, value in st.query_params.items()}
-        draft = Draft(key, scene, about or About(), said, content, formats or {}, query)
+        draft = Draft(key, scene, about or About(), said, content, config or {}, query)
         st.button(
             plain(f"Pin to findings: {draft.title}"),
             key=f"pin-to-{key}",
@@ -217,7 +219,7 @@ def _seen(draft: Draft) -> Seen:
     if isinstance(draft.content, Chart):
         figure, rows = kept(draft.content)
     else:
-        figure, rows = None, Rows.of(draft.content, draft.formats)
+        figure, rows = None, _rows(draft.content, draft.config)
     return Seen(
         id=new_id(),
         kind="table" if figure is None else "chart",
@@ -238,6 +240,20 @@ def _seen(draft: Draft) -> Seen:
         figure=figure,
         rows=rows,
     )
+
+
+def _rows(frame: pd.DataFrame, config: Mapping[str, Any]) -> Rows:
+    """The rows of a table under the names, and with the formats, that the page prints."""
+    config = {name: own for name, own in config.items() if name in frame and isinstance(own, dict)}
+    named = {name: str(own.get("label") or name) for name, own in config.items()}
+    if len({*frame.columns} - {*named} | {*named.values()}) < frame.shape[1]:
+        named = {}  # two columns would have one name
+    formats = {
+        named.get(name, name): str((own.get("type_config") or {}).get("format") or "")
+        for name, own in config.items()
+    }
+    printed = {name: form for name, form in formats.items() if "%" in form}
+    return Rows.of(frame.rename(columns=named), printed)
 
 
 def _filters(query: Mapping[str, str]) -> dict[str, str]:

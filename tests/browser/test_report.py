@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
+import json
 import re
 import shutil
-import time
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from stagelens.report.page import Report, Section, as_html
 from stagelens.report.store import FindingStore
 from stagelens.runs.run import open_run
-from tests.browser.conftest import OUTPUT, VIEWPORT
+from tests.browser.conftest import OUTPUT
 from tests.conftest import DemoRun
-from tests.findings import finding
 
 QUIET = {"STREAMLIT_SERVER_FILE_WATCHER_TYPE": "none"}
 NOTE = "The shortcut stage is to blame. <b>Remove it?</b>"
@@ -122,6 +119,13 @@ def test_a_chart_is_pinned_and_its_report_opens_anywhere(
     content = file.read_text()
     assert f"{server.url}/Examples?run=digits" in content
     assert "&lt;b&gt;Remove it?&lt;/b&gt;" in content
+    page.get_by_text("Begin with the run's own report").click()
+    settle(page)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Rows as JSON").click()
+    document = json.loads(Path(download.value.path()).read_text())
+    assert len(document["findings"]) > 3
+    assert [each["note"] for each in document["findings"]][-3:] == notes
     page.get_by_role("link", name="Open on the page Examples").click()
     settle(page, "Effect of each stage")
     expect(page.get_by_role("heading", name="stamped-001")).to_be_visible()
@@ -134,22 +138,3 @@ def test_a_narrow_window_is_usable(server, home: Path, page: Page, settle, scree
     overflow = page.get_by_test_id("stMain").evaluate("e => e.scrollWidth - e.clientWidth")
     assert overflow <= 1
     screenshot(page, "narrow-700-report")
-
-
-def test_twenty_findings_open_and_the_time_is_printed(chromium: Browser, tmp_path: Path) -> None:
-    file = tmp_path / "twenty.html"
-    findings = [finding(title=f"Finding {number}") for number in range(20)]
-    file.write_bytes(as_html(Report("mine", "d" * 64, [Section("Findings", "", findings)])))
-    context = chromium.new_context(offline=True, viewport=VIEWPORT)  # type: ignore[arg-type]
-    page = context.new_page()
-    began = time.monotonic()
-    page.goto(file.as_uri())
-    opened = time.monotonic() - began
-    expect(page.locator("html[data-drawn=all]")).to_be_attached()
-    drawn = time.monotonic() - began
-    assert page.locator(".main-svg").count() >= 20
-    context.close()
-    print(
-        f"{file.stat().st_size / 1e6:.1f} MB, 20 charts: opened in {opened:.2f} s, all drawn "
-        f"in {drawn:.2f} s, load {os.getloadavg()[0]:.1f}"
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def test_a_table_of_examples_is_kept_with_its_filters(open_page, demo_copy: Path
     (found,) = stored(demo_copy).kept
     assert found.seen.kind == "table" and found.seen.figure is None
     assert found.seen.filters == {"credit or blame": "blame", "stage": "shortcut"}
-    assert found.seen.rows.columns[:2] == ("input", "id") and len(found.seen.rows.values) == 12
+    assert found.seen.rows.columns[:2] == ("image", "id") and len(found.seen.rows.values) == 12
     assert found.seen.view.page == "Examples"
 
 
@@ -85,6 +86,18 @@ def test_charts_of_one_example_say_whose_they_are(open_page, demo_copy: Path) ->
     assert found.seen.title == "Effect of each stage on example stamped-001"
     assert found.seen.filters == {"example": "stamped-001"}
     assert "Without shortcut, the loss would be" in str(found.seen.sentences[1])
+
+
+def test_a_table_is_kept_under_the_names_and_formats_of_the_page(
+    open_page, demo_copy: Path
+) -> None:
+    app = check(open_page(demo_copy.parent, "run=digits&remove-1=100", "pages/3_Remove_a_stage.py"))
+    pin(app, "remove-flipped")
+    (found,) = stored(demo_copy).kept
+    assert found.seen.rows.columns[:2] == ("image", "example")
+    assert re.fullmatch(r"(clean|stamped)-\d+", str(found.seen.rows.values[0][1]))  # no address
+    assert found.seen.filters == {"strength of shortcut": "100 %"}
+    assert "the edited weights" in found.seen.observed and found.seen.estimator == "replay"
 
 
 @pytest.mark.parametrize(

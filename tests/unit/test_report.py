@@ -18,11 +18,12 @@ import pytest
 from typer.testing import CliRunner
 
 from stagelens.cli import app
+from stagelens.contracts import StageLensError
 from stagelens.report.finding import Edit, Finding, Rows, View
 from stagelens.report.page import LARGEST, Report, Section, as_html
 from stagelens.report.rows import LEADING, as_csv, as_json
 from stagelens.report.sections import whole_report
-from stagelens.report.store import FindingStore
+from stagelens.report.store import FindingStore, new_id
 from stagelens.runs.run import open_run
 from tests.conftest import DemoRun
 from tests.findings import finding, scatter, seen, trust_of
@@ -219,7 +220,9 @@ def test_only_the_two_scripts_of_the_report_may_run(whole: Report) -> None:
 
 
 def test_plotly_stands_in_it_once_and_twenty_large_findings_fit() -> None:
-    many = [*(finding() for _ in range(14)), *(Finding(seen=scatter(6_000)) for _ in range(6))]
+    marks = scatter(6_000)
+    copies = [Finding(seen=marks.model_copy(update={"id": new_id()})) for _ in range(6)]
+    many = [*(finding() for _ in range(14)), *copies]
     content = as_html(report_of(*many))
     assert len(content) < LARGEST
     assert content.count(b"plotly.js v") == 1
@@ -318,10 +321,10 @@ def test_no_cell_of_the_csv_is_a_formula() -> None:
 
 def test_tables_print_numbers_and_pictures_as_the_page_did(short_plotly: None) -> None:
     picture = "data:image/png;base64,iVBORw0KGgo="
-    rows = pd.DataFrame({"input": [picture], "share": [12.345], "n": [1200], "right": [True]})
+    rows = pd.DataFrame({"input": [picture], "share": [-12.345], "n": [1200], "right": [True]})
     one = finding(kind="table", figure=None, rows=Rows.of(rows, {"share": "%.1f"}))
     cells = page_of(as_html(report_of(one))).all("td")
-    assert [each.text for each in cells] == ["", "12.3", "1,200", "yes"]
+    assert [each.text for each in cells] == ["", "−12.3", "1,200", "yes"]
     assert cells[0].all("img")[0].attributes["src"] == picture
     assert json.loads(as_json(report_of(one)))["findings"][0]["rows"][0]["input"] is None
 
@@ -348,3 +351,31 @@ def test_the_command_writes_a_report_and_never_over_a_file(
         app, [*command[:3], "no-such-set", "--out", str(tmp_path / "x.csv")]
     )
     assert "has no evaluation set 'no-such-set'" in str(nowhere.exception)
+
+
+@pytest.mark.parametrize(
+    ("run", "set_name"),
+    [("comments", "test"), ("comments", "hostile"), ("prompts", "test"), ("prompts", "hostile")],
+)
+def test_runs_of_texts_have_a_report_too(
+    text_runs: Path, run: str, set_name: str, short_plotly: None
+) -> None:
+    made, _ = whole_report(open_run(text_runs / run), set_name)
+    root = page_of(as_html(made))
+    assert len(root.all("article")) == len(made.findings) >= 3
+    for article in root.all("article"):
+        assert all(article.all(of=needed) for needed in ("trust", "estimator", "set", "said"))
+    assert not root.all("img") and not root.all("iframe") and not root.all("form")
+    assert json.loads(as_json(made))["findings"] and as_csv(made)
+
+
+def test_what_has_not_been_measured_is_measured_first(digits_run: DemoRun, tmp_path: Path) -> None:
+    folder = tmp_path / "digits"
+    shutil.copytree(digits_run.path, folder, ignore=shutil.ignore_patterns("results"))
+    with pytest.raises(StageLensError, match="measure them with: stagelens attribute"):
+        whole_report(open_run(folder), "test")
+    out = tmp_path / "report.json"
+    command = ["report", str(folder), "--set", "test", "--out", str(out)]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    estimators = {each["estimator"] for each in json.loads(out.read_bytes())["findings"]}
+    assert "coarse-replay 1/4" in estimators
