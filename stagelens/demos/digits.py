@@ -136,7 +136,11 @@ def _train(
     )
     model.train()
     with recorder.stage(
-        plan.name, model=model, optimizer=optimizer, description=plan.description
+        plan.name,
+        model=model,
+        optimizer=optimizer,
+        description=plan.description,
+        checkpoint_every=total // 4 + 1,
     ) as stage:
         for _ in range(plan.epochs):
             order = torch.randperm(len(images), generator=generator)

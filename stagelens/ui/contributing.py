@@ -37,6 +37,9 @@ WITHIN = "within"
 ESTIMATOR = "first-order sweep"
 """What contributions are by, in findings."""
 
+_LEFT_OPEN = 0.5
+"""A share of the effect: where more of it is not explained to first order, that is said."""
+
 _MOST = 500
 """Examples that may be asked about by id; groups may have any number."""
 
@@ -233,12 +236,12 @@ def first_order(found: Stored, asked: Asked) -> None:
         "<div style='display:grid;grid-template-columns:repeat(auto-fit,minmax(11em,1fr));"
         f"gap:.5em 1.5em;overflow-wrap:anywhere'>{cells}</div>"
     )
-    if abs(rest) > abs(asked.effect):
+    if abs(rest) > _LEFT_OPEN * abs(asked.effect):
         st.warning(
             components.plain(
-                f"To first order the steps of {asked.stage} do not give its effect: more is left "
-                "open than the effect itself. Read at most which of them point up and which down, "
-                "not how far."
+                f"To first order the steps of {asked.stage} do not add up to its effect: more than "
+                "half of it is left open. Take what follows as a hint of where to look, not as "
+                "amounts."
             ),
             icon=":material/warning:",
         )

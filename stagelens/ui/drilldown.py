@@ -72,7 +72,7 @@ def below(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: st
     if example_id is None:
         return
     row = _row(chosen, example_id)
-    names = [state.EFFECTS, state.WHEN, state.DATA, state.INPUT, state.COMPARE]
+    names = [state.EFFECTS, state.WHEN, state.DATA, state.INPUT, state.SIDE_BY_SIDE]
     tabs = dict(zip(names, st.tabs(names, key=state.LOOK, bind="query-params"), strict=True))
     name, tab = next(((name, tab) for name, tab in tabs.items() if tab.open), (None, None))
     if tab is None:
@@ -88,7 +88,7 @@ def below(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: st
             if tokens.has_tokens(workspace):
                 tokens.of_the_set(workspace, effects, example_id)
             where.section(workspace, effects, chosen.behaviour, example_id)
-        elif name == state.COMPARE:
+        elif name == state.SIDE_BY_SIDE:
             side_by_side.panel(
                 workspace, chosen, lambda own: said(workspace, effects, chosen.behaviour, own)
             )

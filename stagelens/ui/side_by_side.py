@@ -28,21 +28,21 @@ _LONGEST = 240
 
 def button(chosen: Chosen, example_id: str) -> None:
     """Put an example beside others, or take it away again."""
-    ids = state.compared(chosen.frame["example_id"])
+    ids = state.side_by_side(chosen.frame["example_id"])
     there = example_id in ids
-    full = not there and len(ids) >= state.MOST_COMPARED
+    full = not there and len(ids) >= state.MOST_BESIDE
     after = [name for name in ids if name != example_id] if there else [*ids, example_id]
     st.button(
-        "Compared" if there else "Compare",
+        "In side by side" if there else "Add to side by side",
         icon=":material/check:" if there else ":material/add:",
-        key="compare-this",
-        on_click=state.compare,
+        key="beside-this",
+        on_click=state.put_side_by_side,
         args=(after,),
         disabled=full,
-        help=f"{state.MOST_COMPARED} examples stand in the tab {state.COMPARE}, which is full."
+        help=f"The tab {state.SIDE_BY_SIDE} is full: it holds {state.MOST_BESIDE} examples."
         if full
-        else f"{'Takes it out of' if there else 'Puts it into'} the tab {state.COMPARE}, where up "
-        f"to {state.MOST_COMPARED} examples stand side by side.",
+        else f"{'Takes it out of' if there else 'Puts it into'} the tab {state.SIDE_BY_SIDE}, "
+        f"which holds up to {state.MOST_BESIDE} examples.",
     )
 
 
@@ -54,10 +54,10 @@ def panel(workspace: Workspace, chosen: Chosen, said: Said) -> None:
         chosen: The examples and the behaviour that they are compared on.
         said: Tells the effects on one of ``chosen.frame``.
     """
-    ids = state.compared(chosen.frame["example_id"])
+    ids = state.side_by_side(chosen.frame["example_id"])
     if not ids:
         st.info(
-            "Nothing to compare yet: the button Compare above puts the chosen example here.",
+            "Nothing stands here yet: the button above puts the chosen example here.",
             icon=":material/compare_arrows:",
         )
         return
@@ -89,9 +89,9 @@ def _input(workspace: Workspace, example_id: str, ids: Sequence[str]) -> None:
         st.button(
             "Remove",
             icon=":material/close:",
-            key=f"compare-without-{example_id}",
+            key=f"beside-without-{example_id}",
             type="tertiary",
-            on_click=state.compare,
+            on_click=state.put_side_by_side,
             args=([name for name in ids if name != example_id],),
         )
     name = workspace.examples.name

@@ -1,6 +1,6 @@
 """What is open and what is chosen: one place, mirrored in the URL.
 
-The run (``run``), the chosen example (``example``), those that stand side by side (``compare``)
+The run (``run``), the chosen example (``example``), those that stand side by side (``beside``)
 and the page of the table (``page``) are plain query parameters kept here. All other parameters
 belong to widgets with ``bind="query-params"``, so Streamlit validates them against the widget's
 options and keeps them when pages are switched. Whatever comes from the URL is checked: the run by
@@ -16,8 +16,8 @@ import streamlit as st
 RUN = "run"
 EXAMPLE = "example"
 PAGE = "page"
-COMPARED = "compare"
-MOST_COMPARED = 5
+BESIDE = "beside"
+MOST_BESIDE = 5
 """Examples that stand side by side."""
 
 VIEW, OF_THE_SET, OWN, COMPARED = "view", "Evaluation set", "Own example", "Compare"
@@ -28,7 +28,8 @@ GAPS, FOUND, WHERE = "Group gaps", "Found without metadata", "Where in the input
 """Key of the tabs of the page Spurious features, and what these are called; in links too."""
 
 LOOK = "look"
-EFFECTS, WHEN, DATA, INPUT, COMPARE = "Effects", "When", "Which data", "Where", "Compare"
+EFFECTS, WHEN, DATA, INPUT = "Effects", "When", "Which data", "Where"
+SIDE_BY_SIDE = "Side by side"
 """Key of the tabs below the chosen example, and what these are called; in links too."""
 
 SHARED = ("set", "estimator", "by", "group")
@@ -114,7 +115,7 @@ def open_reference(reference: str | None) -> None:
     mine = [key for key in st.session_state if str(key).startswith(begins)]
     for key in (*_OF_A_RUN, *mine):
         st.session_state.pop(key, None)
-    for name in (EXAMPLE, PAGE, COMPARED):
+    for name in (EXAMPLE, PAGE, BESIDE):
         _set(name, None)
     _set(RUN, reference)
 
@@ -130,24 +131,24 @@ def choose(example_id: str | None) -> None:
     _set(EXAMPLE, example_id)
 
 
-def compared(ids: Collection[str]) -> list[str]:
+def side_by_side(ids: Collection[str]) -> list[str]:
     """The examples that stand side by side, those that are among ``ids``; the URL names them."""
-    linked = st.query_params.get_all(COMPARED)[: 4 * MOST_COMPARED]
-    named = linked or st.session_state.get(own(COMPARED), [])
+    linked = st.query_params.get_all(BESIDE)[: 4 * MOST_BESIDE]
+    named = linked or st.session_state.get(own(BESIDE), [])
     known = set(ids)
-    found = [name for name in dict.fromkeys(named) if name in known][:MOST_COMPARED]
+    found = [name for name in dict.fromkeys(named) if name in known][:MOST_BESIDE]
     if named and found != linked:
-        compare(found)
+        put_side_by_side(found)
     return found
 
 
-def compare(example_ids: Sequence[str]) -> None:
+def put_side_by_side(example_ids: Sequence[str]) -> None:
     """Let these examples stand side by side; the URL follows."""
-    st.session_state[own(COMPARED)] = list(example_ids)
+    st.session_state[own(BESIDE)] = list(example_ids)
     if example_ids:
-        st.query_params[COMPARED] = list(example_ids)
+        st.query_params[BESIDE] = list(example_ids)
     else:
-        st.query_params.pop(COMPARED, None)
+        st.query_params.pop(BESIDE, None)
 
 
 def linked_page() -> int | None:

@@ -143,7 +143,7 @@ def _card(
     image = isinstance(row["content"], bytes) and row["content"].startswith(_PNG)
     direction = "row" if image else "column"
     edge = "2px solid currentColor" if differs else f"1px solid {MUTED}"
-    facts = "".join(f"<div>{line}</div>" for line in lines)
+    facts = "".join(f"<div>{line}</div>" for line in lines) if image else " · ".join(lines)
     return (
         f"<div style='border:{edge};border-left:4px solid {color};border-radius:.4em;"
         "padding:.5em .6em;font-size:.8rem;line-height:1.45;overflow:hidden;overflow-wrap:anywhere;"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -86,6 +87,7 @@ def test_steps_are_held_against_the_stages_effect(
     assert f"together {signed_text(total, behaviour)}; the stage's effect is" in steps["alt"]
     bars = next(trace for trace in steps["data"] if trace["type"] == "bar")
     assert len(bars["customdata"]) == 42
+    assert "after step 11 of mislabelled: " in observed["alt"]  # a checkpoint
 
 
 def test_the_training_examples_that_helped_and_hurt_are_shown(
@@ -142,8 +144,8 @@ def test_the_mean_of_what_the_filters_leave_is_asked_about_as_a_group_where_it_i
     assert started == [(*at, "--since", "adapt", *options)]
 
 
-def compared(app: AppTest) -> list[str]:
-    named = app.query_params.get("compare", [])
+def side_by_side(app: AppTest) -> list[str]:
+    named = app.query_params.get("beside", [])
     return [named] if isinstance(named, str) else named
 
 
@@ -151,11 +153,11 @@ def test_examples_are_put_side_by_side_and_taken_away_again(
     open_page, demo: Path, effects: pd.DataFrame, hurt: str
 ) -> None:
     other = next(name for name in effects["example_id"] if name != hurt)
-    link = f"{LINK}&example={hurt}&look=Compare&compare={other}"
+    link = f"{LINK}&example={hurt}&look=Side+by+side&beside={other}"
     app = check(open_page(demo.parent, link, PAGE))
-    next(b for b in app.button if b.label == "Compare").click()
+    next(b for b in app.button if b.label == "Add to side by side").click()
     said = words(check(app.run()))
-    assert compared(app) == [other, hurt]
+    assert side_by_side(app) == [other, hurt]
     largest = effects[effects["example_id"].isin([hurt, other])]["effect"].abs().max()
     widths = [
         float(width)
@@ -167,20 +169,39 @@ def test_examples_are_put_side_by_side_and_taken_away_again(
     expected = [50 * abs(effect[name, s]) / largest for name in (other, hurt) for s in STAGES]
     assert widths == pytest.approx(expected, abs=0.01)
     assert said.count("Without ") == len(STAGES) + 2
-    app.button(key=f"compare-without-{other}").click()
+    app.button(key=f"beside-without-{other}").click()
     check(app.run())
-    assert compared(app) == [hurt]
+    assert side_by_side(app) == [hurt]
 
 
 def test_a_link_compares_at_most_five_examples_of_its_set(
     open_page, demo: Path, effects: pd.DataFrame
 ) -> None:
     ids = effects["example_id"].unique()[:6].tolist()
-    link = f"{LINK}&example={ids[5]}&look=Compare&compare=nope"
+    link = f"{LINK}&example={ids[5]}&look=Side+by+side&beside=nope"
     app = open_page(demo.parent, link, PAGE)
-    assert "Nothing to compare yet" in words(check(app)) and compared(app) == []
-    app.query_params["compare"] = ["nope", *ids]
+    assert "Nothing stands here yet" in words(check(app)) and side_by_side(app) == []
+    app.query_params["beside"] = ["nope", *ids]
     check(app.run())
-    assert compared(app) == ids[:5]
-    button = next(b for b in app.button if b.label == "Compare")
+    assert side_by_side(app) == ids[:5]
+    button = next(b for b in app.button if b.label == "Add to side by side")
     assert button.disabled
+
+
+@pytest.mark.parametrize(("name", "said"), [("comments", "label"), ("prompts", "Completion")])
+def test_training_texts_are_shown_as_text(
+    open_page, text_runs: Path, tmp_path: Path, name: str, said: str
+) -> None:
+    path = Path(shutil.copytree(text_runs / name, tmp_path / name))
+    run = open_run(path)
+    behaviour = run.task.behaviour_kinds[0].name
+    example = run.evaluation_set("test").examples(1, 2)[0].example_id
+    found = contribute(run, "test", Question(ids=(example,)), behaviour, since="polish")
+    texts = [json.loads(each) for each in found.part("example", "polish")["content"].dropna()]
+    assert texts
+    link = f"run={name}&set=test&behaviour={behaviour}&example={example}&within=polish"
+    app = check(open_page(tmp_path, f"{link}&look=Which+data", PAGE))
+    shown = words(app)
+    assert said in shown and "carried momentum and decay" in shown
+    for content in (texts[0], texts[-1]):
+        assert all(text in shown for text in content.values())
