@@ -116,8 +116,9 @@ def where_most(
     count = count_text(len(maps), noun)
     among = f"On this {noun}" if len(maps) == 1 else f"On these {count}"
     if found.count < len(maps):
-        have = "has" if found.count == 1 else "have"
-        among = f"In the {found.count} of these {count} that {have} it"
+        among = f"In the {found.count} of these {count} that have it"
+        if found.count == 1:
+            among = f"In the only one of these {count} that has it"
     parts = (
         Part(f"{among}, "),
         Part(f"{100 * found.share:.0f} %", "amount"),

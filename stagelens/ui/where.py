@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
+import html
 from collections.abc import Sequence
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import pandas as pd
 import streamlit as st
@@ -87,7 +88,9 @@ def gallery(workspace: Workspace, effects: Effects) -> None:
     with st.grid(across, min_column_width=400, gap="small"):
         for each in maps:
             with st.container(border=True, height="stretch", gap="small"):
-                _head(workspace, rows.loc[rows["example_id"] == each.example_id].iloc[0], stage)
+                row = rows.loc[rows["example_id"] == each.example_id].iloc[0]
+                link = _link(workspace, effects, stage, behaviour, each.example_id)
+                _head(workspace, row, stage, link)
                 _show(workspace, effects, stage, behaviour, each)
     if len(rows) > len(ids):
         components.text_block(
@@ -245,14 +248,14 @@ def _job(arguments: tuple[str, ...]) -> None:
 # -------------------------------------------------------------------------------------- showing
 
 
-def _head(workspace: Workspace, row: pd.Series, stage: str) -> None:
+def _head(workspace: Workspace, row: pd.Series, stage: str, link: str) -> None:
     """An example's id, the way to it, and what the two models answer."""
     answers = f"{row['prediction']}, without {stage} {row[answer_column(stage)]}"
     label = f"label {row['label']} · " if workspace.labelled and pd.notna(row["label"]) else ""
     st.html(
         "<div style='display:flex;flex-wrap:wrap;justify-content:space-between;gap:.1em 1em;"
         "align-items:baseline;overflow-wrap:anywhere'>"
-        f"<a href='{_link(workspace, row['example_id'])}' target='_self' style='color:inherit;"
+        f"<a href='{html.escape(link)}' target='_self' style='color:inherit;"
         f"font-weight:600'><bdi>{components.shown(row['example_id'])}</bdi></a>"
         f"<span style='opacity:.75;font-size:.9em'>{components.shown(label)}answer "
         f"{components.shown(answers)}</span></div>"
@@ -347,9 +350,18 @@ def _how(workspace: Workspace, baseline: str) -> None:
     )
 
 
-def _link(workspace: Workspace, example_id: str) -> str:
-    run = quote(state.reference() or "", safe="")
-    return (
-        f"Examples?{state.RUN}={run}&set={quote(workspace.examples.name, safe='')}"
-        f"&{state.EXAMPLE}={quote(example_id, safe='')}&{state.LOOK}={state.INPUT}"
-    )
+def _link(
+    workspace: Workspace, effects: Effects, stage: str, behaviour: Behaviour, example_id: str
+) -> str:
+    """To the map of one example, as it is here."""
+    query = {
+        state.RUN: state.reference() or "",
+        "set": workspace.examples.name,
+        "estimator": effects.estimator,
+        "behaviour": behaviour.name,
+        state.EXAMPLE: example_id,
+        state.LOOK: state.INPUT,
+        _STAGE: stage,
+        _BASELINE: st.session_state[_BASELINE],
+    }
+    return f"Examples?{urlencode(query, quote_via=quote)}"

@@ -44,4 +44,6 @@ def test_from_the_gallery_of_a_stage_to_the_map_of_one_example(
     expect(charts).to_have_count(1, timeout=FIRST)
     expect(page.get_by_text(re.compile(r"Effect \S+ = pixels \S+ \+ baseline"))).to_be_visible()
     assert "/Examples" in page.url and "look=Where" in page.url
+    alt = re.compile("example stamped-.* the effect of shortcut on the margin sits")
+    expect(page.get_by_role("figure", name=alt)).to_be_attached()
     screenshot(page, "where-example")

@@ -257,6 +257,14 @@ def test_what_cannot_be_attributed_is_refused_by_name() -> None:
         Pixels(Named(), image(), ground)
 
 
+def test_a_task_that_embeds_texts_in_its_own_way_is_refused_by_name(run) -> None:
+    class Reviews(Score):
+        name, input_kind = "reviews", "text"
+
+    with pytest.raises(Refused, match="'reviews' cannot be attributed to tokens"):
+        Baseline(Reviews(), run.evaluation_set("test"), "padding")
+
+
 def test_maps_of_a_run_are_stored_and_found_again(run) -> None:
     ids = run.evaluation_set("test").table([])["example_id"].iloc[[3, 7]].tolist()
     found = stage_maps(run, "test", "second", ids, "task-vector", baseline="mean")

@@ -55,7 +55,9 @@ def test_a_token_counts_by_what_it_has_more_than_its_places() -> None:
         [text_map(tuple(t), list(m)) for t, m in zip(tokens, maps, strict=True)],
         *("sft", MARGIN, None),
     )
-    assert str(said).startswith("In the 1 of these 2 texts that has it, 90 % of the effect of sft")
+    assert str(said).startswith(
+        "In the only one of these 2 texts that has it, 90 % of the effect of sft"
+    )
 
 
 def test_three_maps_have_one_range_about_zero_and_their_sign() -> None:
