@@ -23,6 +23,8 @@ from .workspace import Workspace
 
 _SAID = state.own("slice-said")
 _NAME = state.own("slice-name")
+_DOUBT = "no finding, because"
+"""Column of the table; there where any slice has a reason."""
 
 
 def save(
@@ -128,14 +130,15 @@ def _table(
         rows = by_slice[one.name]
         cells = {row["stage"]: _cell(row, behaviour) for row in rows.to_dict("records")}
         n = int(rows["n"].max())
-        lines.append(
-            {"slice": one.name, "examples": n, **cells, "no finding, because": _doubt(one, n)}
-        )
+        lines.append({"slice": one.name, "examples": n, _DOUBT: _doubt(one, n), **cells})
+    shown = pd.DataFrame(lines)
+    if not shown[_DOUBT].any():
+        shown = shown.drop(columns=_DOUBT)
     unit = axis_unit(behaviour)
     about = f"Mean stage effect on the {phrase(behaviour)}{f', in {unit}' if unit else ''}"
     column = st.column_config.TextColumn
     components.table(
-        pd.DataFrame(lines),
+        shown,
         "slice-table",
         f"{about} of each slice, with 95 % intervals.",
         About(behaviour=behaviour.name),

@@ -20,6 +20,7 @@ PAGES = {
     "features": ("/Spurious_features?run=digits&part=Found+without+metadata", "Look for"),
     "removal": ("/Remove_a_stage?run=digits", "Nothing is taken out yet"),
     "trust": ("/Trust?run=digits", "Training noise"),
+    "report": ("/Report?run=digits", "Report"),
 }
 
 NOT_OURS: dict[str, dict[str, str]] = {}
