@@ -42,7 +42,8 @@ _SIDEBAR = 264
 _STYLE = (
     '<style>[data-testid="stTab"][data-selected],'
     '[data-testid="stButtonGroup"] button[data-selected]'
-    ",[data-testid='stSliderThumbValue'] p{color:inherit!important}"
+    ",[data-testid='stSliderThumbValue'],[data-testid='stSliderThumbValue'] *"
+    "{color:inherit!important}"
     '[data-testid="stCaptionContainer"]{color:inherit!important;opacity:.8}'
     '[data-testid="stHeading"] :is(h1,h2,h3){overflow:hidden;overflow-wrap:anywhere}</style>'
 )

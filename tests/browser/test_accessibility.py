@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
+from tests.browser.axe import violations
 from tests.conftest import DemoRun
 
 PAGES = {
@@ -17,35 +17,10 @@ PAGES = {
     "own-example": ("/Examples?run=digits&view=Own+example", "Upload"),
     "compare": ("/Examples?run=digits&view=Compare", "Largest disagreements"),
     "group-gaps": ("/Spurious_features?run=digits", "Errors by class"),
-    "features": ("/Spurious_features?run=digits&part=Found+without+metadata", "Look for"),
     "removal": ("/Remove_a_stage?run=digits", "Nothing is taken out yet"),
     "trust": ("/Trust?run=digits", "Training noise"),
     "report": ("/Report?run=digits", "Report"),
 }
-
-NOT_OURS: dict[str, dict[str, str]] = {}
-"""Rule to the selectors that Streamlit itself draws so, each with the reason; nothing else is let
-through."""
-
-SERIOUS = ("serious", "critical")
-
-
-def violations(page: Page) -> list[str]:
-    """What axe-core finds serious or critical, but for :data:`NOT_OURS`."""
-    found = Axe().run(page).response["violations"]
-    said = []
-    for rule in found:
-        if rule["impact"] not in SERIOUS:
-            continue
-        theirs = NOT_OURS.get(rule["id"], {})
-        for node in rule["nodes"]:
-            target = str(node["target"][0])
-            if not any(
-                page.locator(target).first.evaluate("(e, s) => e.closest(s) !== null", selector)
-                for selector in theirs
-            ):
-                said.append(f"{rule['id']}: {target}: {node['failureSummary']}")
-    return said
 
 
 @pytest.fixture(scope="module")

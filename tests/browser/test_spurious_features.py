@@ -7,6 +7,7 @@ import re
 import pytest
 from playwright.sync_api import Page, expect
 
+from tests.browser.axe import violations
 from tests.conftest import DemoRun
 
 QUIET = {"STREAMLIT_SERVER_FILE_WATCHER_TYPE": "none"}
@@ -61,6 +62,7 @@ def test_features_are_looked_for_and_their_examples_opened(
     chart = page.get_by_role("figure", name=re.compile("Where the effect of .* sits"))
     expect(chart.first).to_be_attached()
     assert "part=Found+without+metadata" in page.url
+    assert violations(page) == []
     screenshot(page, "features")
     page.set_viewport_size({"width": 420, "height": 1200})
     settle(page)

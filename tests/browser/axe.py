@@ -1,0 +1,21 @@
+"""What axe-core, run in Chromium, finds wrong with a page for people who cannot see or point."""
+
+from __future__ import annotations
+
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page
+
+SERIOUS = ("serious", "critical")
+
+
+def violations(page: Page) -> list[str]:
+    """What is serious or critical, element by element, with what would mend it.
+
+    Nothing is left out: Streamlit itself has none on these pages.
+    """
+    return [
+        f"{rule['id']}: {node['target'][0]}: {node['failureSummary']}"
+        for rule in Axe().run(page).response["violations"]
+        if rule["impact"] in SERIOUS
+        for node in rule["nodes"]
+    ]
