@@ -1,4 +1,4 @@
-"""The tab *Compare*: two estimators, two behaviours, or two runs, on the same examples.
+"""The tab *Comparison*: two estimators, two behaviours, or two runs, on the same examples.
 
 It stands on the Examples page, because what comes of it are examples to look at.
 """

@@ -20,7 +20,7 @@ BESIDE = "beside"
 MOST_BESIDE = 5
 """Examples that stand side by side."""
 
-VIEW, OF_THE_SET, OWN, COMPARED = "view", "Evaluation set", "Own example", "Compare"
+VIEW, OF_THE_SET, OWN, COMPARED = "view", "Evaluation set", "Own example", "Comparison"
 """Key of the tabs of the Examples page, and what these are called; in links too."""
 
 PART = "part"

@@ -15,7 +15,7 @@ PAGES = {
     "overview": ("/?run=digits", "Credit and blame"),
     "example": ("/Examples?run=digits&example=stamped-001", "Answers"),
     "own-example": ("/Examples?run=digits&view=Own+example", "Upload"),
-    "compare": ("/Examples?run=digits&view=Compare", "Largest disagreements"),
+    "compare": ("/Examples?run=digits&view=Comparison", "Largest disagreements"),
     "group-gaps": ("/Spurious_features?run=digits", "Errors by class"),
     "removal": ("/Remove_a_stage?run=digits", "Nothing is taken out yet"),
     "trust": ("/Trust?run=digits", "Training noise"),

@@ -50,7 +50,7 @@ def test_a_slice_is_saved_and_every_page_knows_it(server, page: Page, settle, sc
 
 
 def test_the_largest_disagreement_is_opened(server, page: Page, settle, screenshot) -> None:
-    page.goto(f"{server.url}/Examples?run=digits&view=Compare&compared-stage=shortcut")
+    page.goto(f"{server.url}/Examples?run=digits&view=Comparison&compared-stage=shortcut")
     settle(page, "Largest disagreements")
     screenshot(page, "compare")
     page.get_by_test_id("stDataFrame").last.click(position={"x": 12, "y": 36 + 23})

@@ -1,4 +1,4 @@
-"""The tab Compare: estimators, behaviours and runs against each other."""
+"""The tab Comparison: estimators, behaviours and runs against each other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stagelens.runs.run import open_run
 from tests.pages.reading import check, figures, words
 
 PAGE = "pages/1_Examples.py"
-LINK = "run=digits&view=Compare"
+LINK = "run=digits&view=Comparison"
 
 
 def test_two_estimators_are_held_against_each_other(open_page, demo: Path) -> None:

@@ -14,7 +14,7 @@ PAGES = {
     "app.py": "",
     "pages/1_Examples.py": "",
     "pages/1_Examples.py?own": "view=Own example",
-    "pages/1_Examples.py?compare": "view=Compare",
+    "pages/1_Examples.py?compare": "view=Comparison",
     "pages/2_Spurious_features.py": "",
     "pages/2_Spurious_features.py?found": "part=Found without metadata",
     "pages/3_Remove_a_stage.py": "",
