@@ -77,7 +77,8 @@ def _parts(found: Stored, asked: Asked, rows: pd.DataFrame) -> None:
     components.text_block(
         f"{count_text(len(rows), 'training example')}: {of_examples}; {CARRIED}: "
         f"{signed_text(carried, behaviour)}. To first order, with the optimiser's denominators and "
-        "clipping held; uses of one example at several steps are added up."
+        "clipping held; uses of one example at several steps are added up. "
+        "Percentages are of all steps together."
     )
 
 
@@ -122,7 +123,7 @@ def _card(
     value = float(row["value"])  # type: ignore[arg-type]
     lines = [f"<b style='white-space:nowrap'>{components.shown(signed_text(value, behaviour))}</b>"]
     if total is not None and value * total > 0:
-        lines[0] += f", {100 * value / total:.0f} % of the sum"
+        lines[0] += f" ({100 * value / total:.0f} %)"
     label = row["label"]
     if isinstance(label, str):
         lines.append(f"label <b><bdi>{components.shown(short(label, 40))}</bdi></b>")
@@ -136,9 +137,7 @@ def _card(
         others = components.shown(short(row["other_labels"], 60))
         lines.append(f"≠ also with label <b><bdi>{others}</bdi></b>")
     uses = int(row["uses"])  # type: ignore[call-overload]
-    place = (
-        f"step {row['step']:,}" if uses == 1 else f"{uses:,} uses, first at step {row['step']:,}"
-    )
+    place = f"step {row['step']:,}" if uses == 1 else f"{uses:,} uses, from step {row['step']:,}"
     lines.append(f"<span style='opacity:.75'>{place}</span>")
     image = isinstance(row["content"], bytes) and row["content"].startswith(_PNG)
     direction = "row" if image else "column"

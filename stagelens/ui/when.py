@@ -52,7 +52,7 @@ def panel(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: st
     components.show(chart, "step-contributions", about)
     components.text_block(
         "To first order: the derivative of the final behaviour along each recorded update, with "
-        "all later steps carried through. Blue raised what is better, orange lowered it.",
+        "all later steps carried through. Blue: better because of the step; orange: worse.",
         muted=True,
     )
 
