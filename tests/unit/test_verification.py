@@ -208,13 +208,15 @@ def test_the_command_prints_one_json_row_per_stage_behaviour_and_estimator(
     assert {t.trust for t in result.facts.stages} <= {"verified", "exact", "refused"}
 
 
-def _evidence(disagreement: float, hardness: float = 0.0, sgd: bool = False) -> Evidence:
+def _evidence(
+    disagreement: float, hardness: float = 0.0, sgd: bool = False, missed: float = 0.05
+) -> Evidence:
     random = np.random.default_rng(0)
     effect, other, third = random.normal(size=(3, 300))
     final = random.normal(size=300)
     return Evidence(
         final=final,
-        factual=final + 0.05 * other,
+        factual=final + missed * other,
         by_weights=effect,
         by_twins=effect + disagreement * other,
         by_task_vector=effect + third,
@@ -227,7 +229,8 @@ def test_read_outs_that_disagree_raise_the_expected_error_up_to_refusal() -> Non
     errors = [_evidence(d, hardness=1.0).expected_error() for d in (0.02, 0.1, 0.5, 2.0)]
     assert errors == sorted(errors)
     trust = StageTrust(stage="a", estimator="coarse-replay", trust="estimated", reason="")
-    good, bad = judged(trust, _evidence(0.02)), judged(trust, _evidence(3.0, 1.0, True))
+    good = judged(trust, _evidence(0.02))
+    bad = judged(trust, _evidence(0.02, hardness=1.0, sgd=True, missed=5.0))
     assert (good.trust, good.reliable) == ("estimated", True)
     assert good.expected_error is not None and good.expected_error <= RELIABLE_BELOW
     assert bad.trust == "refused"
@@ -249,7 +252,16 @@ def test_the_more_the_read_outs_differ_the_more_the_twins_count() -> None:
     shares = [_evidence(d, hardness=1.0).twins_share for d in (0.02, 0.5, 2.0)]
     np.testing.assert_allclose(shares[0], 0.5)
     assert shares[0] < shares[1] < shares[2]
-    np.testing.assert_allclose(shares[2], 0.9)
+    np.testing.assert_allclose(shares[2], 0.75)
+
+
+def test_a_factual_twin_that_missed_the_final_model_raises_the_expected_error() -> None:
+    for sgd in (False, True):
+        errors = [
+            _evidence(0.1, hardness=1.0, sgd=sgd, missed=missed).expected_error()
+            for missed in (0.05, 0.2, 1.0, 3.0)
+        ]
+        assert errors == sorted(errors)
 
 
 def test_values_that_are_not_finite_are_refused() -> None:
