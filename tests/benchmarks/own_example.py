@@ -25,7 +25,9 @@ from tests.browser.conftest import IDLE
 LINK = "/Examples?run={demo}&view=Own+example"
 
 ANSWERED = """shown => {
-    const main = document.querySelector('[data-testid="stMain"]').textContent;
+    const echoes = document.querySelectorAll('[data-testid="stCode"], [data-testid="stHtml"]');
+    const main = [...echoes].map(each => each.textContent).join();
+    if (document.querySelector('[data-stale="true"]') !== null) return null;
     const bars = document.querySelectorAll('[data-testid="stPlotlyChart"] .barlayer path').length;
     if (window.began === undefined || !main.includes(shown) || !bars) return null;
     return performance.now() - window.began;
@@ -76,7 +78,7 @@ def texts(page: Page, url: str, times: int) -> list[float]:
     found = []
     for number, comment in enumerate(comments):
         text = f"{comment.text} number{number}"
-        page.get_by_label("A text of your own").fill(text)
+        page.get_by_role("textbox", name="A text of your own").fill(text)
         page.evaluate("() => { window.began = undefined; }")
         page.get_by_role("button", name="Ask the models").click()
         found.append(_answered(page, text))
