@@ -7,7 +7,6 @@ faintly. Names come from data: they are escaped before plotly or a browser sees 
 """
 
 from .bars import credit_and_blame, example_effects
-from .paths import boundary_path
 from .stages import time_line
 from .style import (
     BLAME,
@@ -32,7 +31,6 @@ __all__ = [
     "Chart",
     "Markup",
     "Palette",
-    "boundary_path",
     "credit_and_blame",
     "example_effects",
     "largest_effect",

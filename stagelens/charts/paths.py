@@ -11,47 +11,10 @@ import plotly.graph_objects as go
 
 from ..contracts import BASE, Behaviour
 from ..summary import is_share, phrase, scaled, value_text
-from .style import LIGHT, Chart, Palette, boundary_ticks, escaped, style
+from .style import Palette, escaped
 
 _GROUP_SYMBOLS = ("square", "diamond", "triangle-up", "cross", "star", "hexagon")
 _GROUP_DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot", "dash")
-
-
-def boundary_path(
-    boundaries: pd.DataFrame,
-    behaviour: Behaviour,
-    stages: Sequence[str],
-    palette: Palette = LIGHT,
-) -> Chart:
-    """A behaviour after each boundary, equally spaced: for one example, or for groups.
-
-    Args:
-        boundaries: ``boundary``, ``group`` (null for "all") and ``value``.
-        behaviour: What ``value`` is.
-        stages: Stage names in training order.
-        palette: Light or dark.
-    """
-    figure = go.Figure()
-    height = 190
-    style(figure, palette, height=height + 70)
-    groups = boundaries["group"].nunique(dropna=False)
-    figure.update_layout(
-        showlegend=False, margin={"l": 56, "r": 118 if groups > 1 else 28, "t": 16, "b": 54}
-    )
-    edges = np.linspace(0, 1, len(stages) + 1).tolist()
-    said = draw_paths(figure, boundaries, behaviour, edges, stages, height, palette)
-    figure.update_xaxes(
-        range=[-0.08, 1.08],
-        tickmode="array",
-        tickvals=edges,
-        ticktext=boundary_ticks(stages),
-        tickfont={"color": palette.text, "size": 13},
-        showgrid=False,
-        zeroline=False,
-        fixedrange=True,
-    )
-    figure.update_yaxes(fixedrange=True, zeroline=False)
-    return Chart(figure, said, boundaries)
 
 
 def draw_paths(

@@ -68,8 +68,12 @@ def every_chart(palette: charts.Palette) -> list[charts.Chart]:
         charts.example_effects(effects, LOSS, TRUST, palette),
         charts.time_line(STEPS, RATES, PATHS, summary.ACCURACY, palette),
         charts.time_line(STEPS, RATES, None, None, palette),
-        charts.boundary_path(PATHS, LOSS, STAGES, palette),
     ]
+
+
+def paths_of(figure: go.Figure) -> list[go.Scatter]:
+    """The lines of a behaviour after each boundary, below a time line."""
+    return [trace for trace in figure.data if trace.yaxis == "y3"]
 
 
 def bars(figure: go.Figure, name: str) -> go.Bar:
@@ -188,14 +192,12 @@ def test_very_different_learning_rates_get_a_scale_each() -> None:
 
 
 def test_groups_differ_by_dash_and_marker_and_are_named_at_their_line() -> None:
-    figure = charts.boundary_path(PATHS, LOSS, STAGES).figure
-    assert len({trace.line.dash for trace in figure.data}) == 3
-    assert len({trace.marker.symbol for trace in figure.data}) == 3
+    figure = charts.time_line(STEPS, RATES, PATHS, LOSS).figure
+    lines = paths_of(figure)
+    assert len({trace.line.dash for trace in lines}) == 3
+    assert len({trace.marker.symbol for trace in lines}) == 3
     names = [note for note in figure.layout.annotations if note.text in ("all", "clean", "stamped")]
     assert len(names) == 3
-    low, high = figure.layout.yaxis.range
-    heights = sorted(note.y for note in names)
-    assert all(b - a >= 0.08 * (high - low) for a, b in pairwise(heights))
 
 
 @pytest.mark.parametrize("behaviour", [LOSS, summary.ACCURACY])
@@ -215,15 +217,15 @@ def test_many_groups_that_end_together_are_all_named_within_the_chart(behaviour)
     heights = sorted(note.y for note in names)
     assert low <= heights[0] and heights[-1] <= high
     assert all(b - a >= 0.05 * (high - low) for a, b in pairwise(heights))
-    lines = [trace for trace in figure.data if trace.yaxis == "y3"]
+    lines = paths_of(figure)
     looks = {(t.line.color, t.line.dash, t.marker.symbol) for t in lines}
     assert len(looks) == len(lines)
 
 
 def test_a_boundary_that_was_not_measured_is_left_out() -> None:
     part = PATHS[PATHS["group"].isna() & (PATHS["boundary"] != "base")]
-    figure = charts.boundary_path(part, LOSS, STAGES).figure
-    assert len(figure.data[0].x) == 3
+    (path,) = paths_of(charts.time_line(STEPS, RATES, part, LOSS).figure)
+    assert len(path.x) == 3
 
 
 def test_names_from_data_are_escaped() -> None:
@@ -232,7 +234,7 @@ def test_names_from_data_are_escaped() -> None:
     for chart in (
         charts.credit_and_blame(means, LOSS, {HOSTILE: EXACT}),
         charts.time_line({HOSTILE: 5}, RATES.assign(stage=HOSTILE), None, None),
-        charts.boundary_path(pd.concat([PATHS, paths]), LOSS, STAGES),
+        charts.time_line(STEPS, RATES, pd.concat([PATHS, paths]), LOSS),
     ):
         assert HOSTILE not in chart.figure.to_json().replace("\\u003c", "<").replace("\\u003e", ">")
 
