@@ -13,7 +13,19 @@ from ..contracts import Behaviour
 from ..saliency.concentration import densest_patch
 from ..saliency.stored import Map
 from ..summary import amount_text, phrase, signed_text
-from .style import BLAME, CREDIT, LIGHT, MUTED, Chart, Palette, escaped, see_through, short, style
+from .style import (
+    BLAME,
+    CREDIT,
+    LIGHT,
+    MUTED,
+    PAPER,
+    Chart,
+    Palette,
+    escaped,
+    see_through,
+    short,
+    style,
+)
 from .tokens import MOST, TEXT, Markup, legend, shaded, visible
 
 _ACROSS = 64
@@ -78,7 +90,7 @@ def pixel_maps(
                 hovertemplate="%{customdata}<extra></extra>",
                 text=_signs(gains, largest),
                 texttemplate="%{text}" if max(cells.shape) <= _SIGNED else None,
-                textfont={"color": "#FFFFFF", "size": 11},
+                textfont={"color": PAPER, "size": 11},
                 xgap=0,
                 ygap=0,
             ),

@@ -121,7 +121,7 @@ def measure(
     examples = run.evaluation_set("test").examples(0, PEER_EXAMPLES)
     images, labels = run.task.collate(examples)
     for name, peer in peers.available().items():
-        if wanted and name not in wanted:
+        if (wanted and name not in wanted) or not peers.fits(name, run):
             continue
         for stage in stages:
             began = time.perf_counter()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.states import load_into
+from stagelens.training.replay import StageReplay
 
 Peer = Callable[[Run, Stage, Tensor, Tensor], np.ndarray]
 
@@ -29,7 +31,19 @@ def available() -> dict[str, Peer]:
         found["captum TracInCP"] = captum_tracin
     if importlib.util.find_spec("dattri"):
         found["dattri TracIn"] = dattri_tracin
+        found["dattri DVEmb"] = dattri_dvemb
     return found
+
+
+MOST_PARAMETERS = 20_000
+"""Of a network that DVEmb is run on: it keeps a matrix of parameters times parameters."""
+
+
+def fits(peer: str, run: Run) -> bool:
+    """Whether a peer can be run on a run's network."""
+    if peer != "dattri DVEmb":
+        return True
+    return sum(p.numel() for p in run.task.build_model().parameters()) <= MOST_PARAMETERS
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
@@ -106,3 +120,55 @@ def dattri_tracin(run: Run, stage: Stage, images: Tensor, labels: Tensor) -> np.
     test = DataLoader(TensorDataset(images, labels), batch_size=64)
     scores = scorer.attribute(train, test).detach().numpy()
     return np.asarray(-rate / 2 * (counts @ scores))
+
+
+def dattri_dvemb(run: Run, stage: Stage, images: Tensor, labels: Tensor) -> np.ndarray:
+    """dattri's data value embeddings, summed over a stage, (N,) effects on the margin."""
+    final = run.task.build_model().eval()
+    load_into(final, run.last.end().model)
+    embedding = _embeddings(run)[stage.name]
+    names = [name for name, _ in final.named_parameters()]
+
+    def one(parameters: tuple[Tensor, ...], image: Tensor, label: Tensor) -> Tensor:
+        own = dict(zip(names, parameters, strict=True))
+        logits = torch.func.functional_call(final, own, (image.unsqueeze(0),))
+        return margin(logits, label.unsqueeze(0)).squeeze()
+
+    gradients = torch.func.vmap(torch.func.grad(one), (None, 0, 0))(
+        tuple(p.detach() for p in final.parameters()), images, labels
+    )
+    flat = torch.cat([g.flatten(1) for g in gradients], dim=1)
+    return np.asarray(-(flat @ embedding))
+
+
+@lru_cache(maxsize=1)
+def _embeddings(run: Run) -> dict[str, Tensor]:
+    """Stage to the sum of its examples' embeddings, (P,); plain SGD is assumed.
+
+    With momentum mu, a gradient moves the weights 1 / (1 - mu) times as far in the end.
+    """
+    from dattri.algorithm.dvemb import DVEmbAttributor
+    from dattri.task import AttributionTask
+
+    model = run.task.build_model().eval()
+
+    def loss(params: Any, data: Any) -> Tensor:
+        image, label = data
+        logits = torch.func.functional_call(model, params, (image.unsqueeze(0),))
+        return nn.functional.cross_entropy(logits, label.long().unsqueeze(0))
+
+    task = AttributionTask(loss_func=loss, model=model, checkpoints=run.last.end().model)
+    scorer = DVEmbAttributor(task, factorization_type="none")
+    for number, stage in enumerate(run.stages):
+        replay = StageReplay(run.task, stage)
+        load_into(scorer.model, replay.state().model)
+        for record in replay.run():
+            (images, labels) = (record.batches or [])[0].batch
+            group = record.groups[0]
+            rate = float(group["lr"]) / (1 - float(group.get("momentum", 0.0)))
+            # Every example under one index, so that their embeddings are summed.
+            nobody = torch.zeros(len(labels), dtype=torch.int64)
+            scorer.cache_gradients(number, (images, labels), nobody, rate)
+            load_into(scorer.model, replay.state().model)  # after the step: the next one's model
+    scorer.cache()
+    return {stage.name: scorer.embeddings[n][0] for n, stage in enumerate(run.stages)}
