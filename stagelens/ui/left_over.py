@@ -129,9 +129,11 @@ def note(job: Job) -> None:
 
 
 def forget(job: Job) -> None:
-    """A job is over."""
+    """A job is over; the folder of records goes with the last of them."""
+    path = _path(job)
     with contextlib.suppress(OSError):
-        _path(job).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        path.parent.rmdir()
 
 
 def found() -> list[Left]:
