@@ -125,7 +125,7 @@ def test_filter_pick_an_example_and_read_its_effect(
 ) -> None:
     page.goto(f"{server.url}/?run=digits")
     settle(page, "Credit and blame")
-    page.get_by_role("link", name="Examples").click()
+    page.get_by_role("link", name="Examples", exact=True).click()
     settle(page, "894 images")
     choose(page, "Stage", "shortcut")
     choose(page, "Credit or blame", "blame")
