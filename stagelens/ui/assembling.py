@@ -19,6 +19,7 @@ _MOST = 12
 _LONGEST = 1024
 _ROWS, _NEXT, _ASKED = "assemble-rows", "assemble-next", "assemble-asked"
 _FROM_CONFIG = "What config.json names"
+_SPLIT, _UNLABELLED = "Split of a saved dataset", "Without labels"
 _TASKS = (_FROM_CONFIG, "text-classification", "causal-lm")
 _COLUMNS = {
     "label": ("Labels", "label"),
@@ -86,7 +87,7 @@ def card() -> None:
             help="Takes no further room, where the folders lie on the disk of the runs. The "
             "original files must then never be edited.",
         )
-    if asked is not None and components.job_state(asked.arguments, "Dismiss"):
+    if asked is not None and components.job_state(asked.arguments, "Dismiss", _in_fields):
         return
     if st.button("Make the run", type="primary", icon=":material/layers:", key="assemble-make"):
         _start(rows)
@@ -155,7 +156,28 @@ def _evaluation(busy: bool) -> None:
     with st.expander("Columns of the evaluation file"), st.grid(3, min_column_width=180):
         for role, (label, default) in _COLUMNS.items():
             _text(label, role, busy, placeholder=default)
-        _text("Split of a saved dataset", "split", busy, placeholder="the only one")
+        _text(_SPLIT, "split", busy, placeholder="the only one")
+        st.checkbox(
+            _UNLABELLED,
+            key="assemble-unlabelled",
+            disabled=busy,
+            persist_state="session",
+            help="The set has no labels; behaviours that need one are then not known.",
+        )
+
+
+def _in_fields(message: str) -> str:
+    """A message of the command line that names this form's fields instead of options."""
+    fields = {
+        '--label-column ""': f"a tick at {_UNLABELLED!r}",
+        "--split NAME": f"the field {_SPLIT!r}",
+        "give one with --name": "give it another name",
+        "(--task)": "in the field 'Task'",
+        **{f"--{role}-column": f"the field {label!r}" for role, (label, _) in _COLUMNS.items()},
+    }
+    for option, field in fields.items():
+        message = message.replace(option, field)
+    return message
 
 
 def _typed(name: str) -> str:
@@ -187,6 +209,8 @@ def _start(rows: Sequence[int]) -> None:
         named = {f"--{role}-column": _typed(role) for role in _COLUMNS}
         for option, value in {**named, "--split": _typed("split")}.items():
             words += [f"{option}={value}"] if value else []
+        if st.session_state.get("assemble-unlabelled"):
+            words.append("--label-column=")  # the last one counts
     if st.session_state["assemble-task"] != _FROM_CONFIG:
         words += ["--task", st.session_state["assemble-task"]]
     if st.session_state["assemble-link"]:

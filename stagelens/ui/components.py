@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -250,12 +250,13 @@ def error_state(message: str) -> None:
 # ---------------------------------------------------------------------------------------- jobs
 
 
-def job_state(arguments: Sequence[str], again: str) -> bool:
+def job_state(arguments: Sequence[str], again: str, worded: Callable[[str], str] = str) -> bool:
     """Show a job's progress or failure.
 
     Args:
         arguments: Of its command line.
         again: Label of the button that drops a failed job.
+        worded: Puts the command line's message into the words of the page.
 
     Returns:
         Whether it is running, so that the page offers nothing else in its place.
@@ -268,7 +269,7 @@ def job_state(arguments: Sequence[str], again: str) -> bool:
         _progress(tuple(arguments))
         return True
     if status.state == "failed":
-        error_state(f"{job.title} failed: {status.error}")
+        error_state(f"{job.title} failed: {worded(status.error)}")
         log = job.log().strip()
         if log and log != status.error:
             with st.expander("What the process printed last"):

@@ -11,7 +11,7 @@ import pandas as pd
 import streamlit as st
 
 from .. import charts
-from ..charts.where import pixel_maps, token_maps
+from ..charts.where import pixel_maps, titles, token_maps
 from ..contracts import Behaviour, StageLensError
 from ..saliency.concentration import where_most
 from ..saliency.stored import (
@@ -28,7 +28,7 @@ from ..summary import axis_unit, count_text, phrase, signed_text
 from . import browse, components, filters, jobs, loaders, state
 from .browse import Filters, answer_column, effect_column
 from .loaders import Effects
-from .pinning import About
+from .pinning import About, pinnable
 from .workspace import Workspace
 
 _IMAGES, _TEXTS = 6, 4
@@ -105,7 +105,11 @@ def section(workspace: Workspace, effects: Effects, behaviour: Behaviour, exampl
     """The same for one example."""
     st.subheader("Which part of the input carries the effect", anchor=False)
     if behaviour.name in NOT_ATTRIBUTED:
-        components.text_block(f"{phrase(behaviour).capitalize()} cannot be attributed.", muted=True)
+        components.text_block(
+            f"{phrase(behaviour).capitalize()} cannot be attributed: it is no smooth number of one "
+            "input. Choose another behaviour.",
+            muted=True,
+        )
         return
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         stage = _pick_stage(workspace, effects, example_id)
@@ -291,16 +295,18 @@ def _show(
             "allowed. Try another baseline."
         )
         return
+    about = About(f"Where the effect of {stage} sits in {one.example_id}", behaviour.name)
     if workspace.noun == "image":
         png = loaders.picture(workspace.at, workspace.examples.name, one.example_id, _SIDE)
         address = "data:image/png;base64," + base64.b64encode(png).decode()
         known = effects.trust.get(stage)
         faint = known is None or not may_lean_on(known, behaviour.name)
         chart = pixel_maps(one, address, behaviour, stage, charts.EITHER, height, faint)
-        about = About(f"Where the effect of {stage} sits in {one.example_id}", behaviour.name)
         components.show(chart, f"where-{one.example_id}", about)
     else:
-        st.html(token_maps(one, behaviour, stage).html)
+        shaded = token_maps(one, behaviour, stage)
+        with pinnable(f"where-{one.example_id}", _by_token(one, stage), shaded.alt, about):
+            st.html(shaded.html)
     unit = axis_unit(behaviour)
     amounts = [signed_text(v, behaviour, unit=False) for v in (one.effect, one.total,
                one.baseline_effect)]  # fmt: skip
@@ -309,6 +315,12 @@ def _show(
         f"{f' {unit}' if unit else ''}"
     )
     _differs(effects, stage, behaviour, one)
+
+
+def _by_token(one: Map, stage: str) -> pd.DataFrame:
+    """A text's three maps as what is pinned: a row per token, in reading order."""
+    columns = zip(titles(stage), (one.final, one.without, one.stage), strict=True)
+    return pd.DataFrame({"token": one.tokens, **dict(columns)})
 
 
 def _differs(effects: Effects, stage: str, behaviour: Behaviour, one: Map) -> None:

@@ -113,3 +113,17 @@ def test_a_run_that_is_there_is_never_written_over(form: Form, tmp_path: Path) -
     (tmp_path / "home" / "mine").mkdir(parents=True)
     app = make(form("mine", ("base", "base"), ("sft", "sft")))
     assert "mine is there already; choose another name for the run" in words(app)
+
+
+def test_a_file_that_does_not_fit_is_told_in_the_words_of_the_form(
+    form: Form, models: Path, tmp_path: Path
+) -> None:
+    (models / "bare.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    app = form("mine", ("base", "base"), ("dpo", "dpo"))
+    app = check(app.text_input(key="assemble-file").input("bare.jsonl").run())
+    app = ended(make(app))
+    assert "as the field 'Labels', or a tick at 'Without labels' for a set" in words(app)
+    assert "--" not in words(app).split("What the process printed last")[0]
+    app.checkbox(key="assemble-unlabelled").check()
+    ended(make(app))
+    assert open_run(tmp_path / "home" / "mine").evaluation_set().table()["label"].isna().all()

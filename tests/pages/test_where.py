@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from stagelens.report.store import FindingStore
 from stagelens.runs.run import open_run
 from stagelens.saliency.stored import load_maps, map_facts, save_maps
 from stagelens.ui import jobs, where
@@ -107,6 +108,12 @@ def test_texts_have_their_tokens_shaded(
     bodies = [e.proto.body for e in app.get("html") if "Where in example" in e.proto.body]
     assert len(bodies) == 1 and "final model" in bodies[0] and "blame" in bodies[0]
     assert re.search(r"Effect \S+ = tokens \S+ \+ baseline \S+ nats", words(app))
+    check(app.button(key="pin-to-where-1").click().run())
+    check(app.button(key="pin-it").click().run())
+    (found,) = FindingStore(open_run(home / run)).read().kept
+    assert (
+        found.seen.rows.columns[:2] == ("token", "final model") and len(found.seen.rows.values) > 1
+    )
     app = check(open_page(home, f"run={run}&set=hostile&part=Where+in+the+input", PAGE))
     bodies = [e.proto.body for e in app.get("html")]
     assert any("Where in example" in body for body in bodies)
