@@ -106,14 +106,18 @@ def _kinds(batch: Any) -> list[tuple[int, ...]]:
     rows: list[list[bytes]] = [[] for _ in range(size)]
     labels: list[list[int]] = [[] for _ in range(size)]
     mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-    kept = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
+    kept = mask.bool().numpy() if isinstance(mask, Tensor) and mask.ndim == 2 else None
     _, tensors = flatten(batch)
     for place, tensor in enumerate(tensors):
         if tensor.ndim and tensor.shape[0] == size:
-            padded = kept is not None and tensor.shape == kept.shape
-            for number, values in enumerate(tensor.reshape(size, -1)):
-                values = values[kept[number]] if padded and kept is not None else values
-                rows[number].append(values.view(torch.uint8).numpy().tobytes())
+            values = tensor.reshape(size, -1).view(torch.uint8).numpy()
+            if kept is not None and tensor.shape == kept.shape:
+                values = values.reshape(*kept.shape, -1)
+                own = [row[mine] for row, mine in zip(values, kept, strict=True)]
+            else:
+                own = list(values)
+            for row, part in zip(rows, own, strict=True):
+                row.append(part.tobytes())
             if tensor.ndim == 1 and not tensor.is_floating_point():
                 for number, value in enumerate(tensor.tolist()):
                     labels[number].append(hash((place, value)))
