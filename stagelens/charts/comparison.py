@@ -8,7 +8,8 @@ import plotly.graph_objects as go
 from ..comparing import Comparison, Side
 from ..standing import decimal
 from ..summary import axis_unit, phrase, scaled, signed_text
-from .style import BLAME, CREDIT, FAINT_AREA, LIGHT, MUTED, ZERO, Chart, Palette, escaped, style
+from .planes import Range, around_zero, shade_other_signs, straight
+from .style import BLAME, CREDIT, LIGHT, MUTED, ZERO, Chart, Palette, escaped, style
 
 _WEBGL_FROM = 1000
 _HEIGHT = 420
@@ -33,22 +34,12 @@ def effect_against_effect(found: Comparison, stage: str, palette: Palette = LIGH
     points = found.points
     x = scaled(1.0, found.first.behaviour) * points["first"].to_numpy(float)
     y = scaled(1.0, found.second.behaviour) * points["second"].to_numpy(float)
-    x_range, y_range = _range(x), _range(y)
+    x_range, y_range = around_zero(x), around_zero(y)
     if found.one_unit:
         x_range = y_range = (min(x_range[0], y_range[0]), max(x_range[1], y_range[1]))
     figure = go.Figure()
     style(figure, palette, height=_HEIGHT)
-    for across, up in (((x_range[0], 0), (0, y_range[1])), ((0, x_range[1]), (y_range[0], 0))):
-        figure.add_shape(
-            type="rect",
-            x0=across[0],
-            x1=across[1],
-            y0=up[0],
-            y1=up[1],
-            fillcolor=FAINT_AREA,
-            line={"width": 0},
-            layer="below",
-        )
+    shade_other_signs(figure, x_range, y_range)
     if found.one_unit:
         _line(figure, 1.0, x_range, "solid", palette.muted)
     if np.isfinite(found.figures["slope"]):
@@ -85,26 +76,8 @@ def _hover(side: Side, gain: float) -> str:
     return f"{escaped(side.name, 40)}: {signed_text(gain * side.behaviour.sign, side.behaviour)}"
 
 
-def _range(values: np.ndarray) -> tuple[float, float]:
-    """With zero inside and room at both ends."""
-    low, high = min(0.0, *values, -1e-9), max(0.0, *values, 1e-9)
-    pad = 0.06 * (high - low)
-    return low - pad, high + pad
-
-
-def _line(
-    figure: go.Figure, slope: float, across: tuple[float, float], dash: str, color: str
-) -> None:
-    figure.add_trace(
-        go.Scatter(
-            x=list(across),
-            y=[slope * end for end in across],
-            mode="lines",
-            line={"color": color, "width": 2, "dash": dash},
-            hoverinfo="skip",
-            showlegend=False,
-        )
-    )
+def _line(figure: go.Figure, slope: float, across: Range, dash: str, color: str) -> None:
+    straight(figure, across, [slope * end for end in across], dash, 2, color)
 
 
 def _axes(

@@ -12,7 +12,8 @@ from ..contracts import Behaviour
 from ..results import Agreement
 from ..standing import decimal, percent
 from ..summary import axis_unit, phrase, scaled, signed_text
-from .style import BLAME, CREDIT, FAINT_AREA, LIGHT, MUTED, ZERO, Chart, Palette, style
+from .planes import around_zero, shade_other_signs, straight
+from .style import BLAME, CREDIT, LIGHT, MUTED, ZERO, Chart, Palette, style
 
 _WEBGL_FROM = 1000
 _HEIGHT = 284
@@ -52,10 +53,10 @@ def agreement(
     figure = go.Figure()
     style(figure, palette, height=_HEIGHT)
     _corners(figure, low, high, palette, _wrong_share(x, y))
-    _line(figure, (low, high), (low, high), "solid", 1.5, palette.muted)
+    straight(figure, (low, high), (low, high), "solid", 1.5, palette.muted)
     if np.isfinite(slope):
         along, up = _clipped(slope, low, high)
-        _line(figure, along, up, "dash", 2.5, palette.line)
+        straight(figure, along, up, "dash", 2.5, palette.line)
     kinds = _kinds(y, points["within_noise"])
     scatter = go.Scattergl if len(points) >= _WEBGL_FROM else go.Scatter
     for number, (name, color, symbol) in enumerate(_KINDS):
@@ -100,9 +101,9 @@ def _wrong_share(x: np.ndarray, y: np.ndarray) -> float:
 
 def _range(values: np.ndarray) -> tuple[float, float]:
     """One range for both axes, with zero inside and room at both ends."""
-    low, high = min(0.0, *values, -1e-9), max(0.0, *values, 1e-9)
-    pad = 0.06 * (high - low)
-    return min(low - pad, -0.15 * (high - low)), max(high + pad, 0.15 * (high - low))
+    low, high = around_zero(values)
+    room = 0.15 / 1.12 * (high - low)  # of the values' own span
+    return min(low, -room), max(high, room)
 
 
 def _clipped(
@@ -120,38 +121,8 @@ def _clipped(
     return (ends[0][0], ends[1][0]), (ends[0][1], ends[1][1])
 
 
-def _line(
-    figure: go.Figure,
-    x: tuple[float, float],
-    y: tuple[float, float],
-    dash: str,
-    width: float,
-    color: str,
-) -> None:
-    figure.add_trace(
-        go.Scatter(
-            x=list(x),
-            y=list(y),
-            mode="lines",
-            line={"color": color, "width": width, "dash": dash},
-            hoverinfo="skip",
-            showlegend=False,
-        )
-    )
-
-
 def _corners(figure: go.Figure, low: float, high: float, palette: Palette, wrong: float) -> None:
-    for x, y in (((low, 0), (0, high)), ((0, high), (low, 0))):
-        figure.add_shape(
-            type="rect",
-            x0=x[0],
-            x1=x[1],
-            y0=y[0],
-            y1=y[1],
-            fillcolor=FAINT_AREA,
-            line={"width": 0},
-            layer="below",
-        )
+    shade_other_signs(figure, (low, high), (low, high))
     if np.isfinite(wrong):
         right = high >= -low  # the corner that is wider than tall
         figure.add_annotation(
