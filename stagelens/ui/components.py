@@ -269,7 +269,7 @@ def job_state(arguments: Sequence[str], again: str, worded: Callable[[str], str]
         _progress(tuple(arguments))
         return True
     if status.state == "failed":
-        error_state(f"{job.title} failed: {worded(status.error)}")
+        error_state(f"{job.title} failed: {worded(status.error or 'it says nothing')}")
         log = job.log().strip()
         if log and log != status.error:
             with st.expander("What the process printed last"):
