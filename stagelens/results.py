@@ -288,10 +288,32 @@ def _texts(schema: pa.Schema) -> list[str]:
 
 
 def _coded_ids(table: pa.Table) -> pa.Table:
-    """Ids as categories: encoded once as a whole, because every part of a file has them all."""
-    place = table.column_names.index("example_id")
-    ids = table["example_id"].combine_chunks().dictionary_encode()
-    return table.set_column(place, "example_id", ids)
+    """Ids as categories. Every stage and behaviour repeats them: one round is encoded for all."""
+    import numpy as np
+    import pyarrow as pa
+
+    ids = table["example_id"].combine_chunks()
+    count = _round(ids)
+    one = ids.slice(0, count).dictionary_encode()
+    codes = one.indices
+    if count < len(ids):
+        codes = pa.array(np.tile(codes.to_numpy(), len(ids) // count))
+    coded = pa.DictionaryArray.from_arrays(codes, one.dictionary)
+    return table.set_column(table.column_names.index("example_id"), "example_id", coded)
+
+
+def _round(ids: pa.Array) -> int:
+    """How many ids come before the same ones follow again, up to the end; all where they do not."""
+    import pyarrow.compute as pc
+
+    if not len(ids) or ids.null_count:
+        return len(ids)
+    count = 1 + pc.index(ids.slice(1), ids[0]).as_py()
+    if not count or len(ids) % count:
+        return len(ids)
+    first = ids.slice(0, count)
+    again = (ids.slice(start, count).equals(first) for start in range(count, len(ids), count))
+    return count if all(again) else len(ids)
 
 
 def _alike(frame: pd.DataFrame) -> pd.DataFrame:

@@ -139,8 +139,7 @@ def with_accuracy(table: pd.DataFrame) -> pd.DataFrame:
     rows["final"] = right_answers(rows["prediction"], rows["label"])
     rows["without"] = right_answers(rows["prediction_without"], rows["label"])
     rows["effect"] = rows["final"] - rows["without"]
-    rows["within_noise"] = None
-    rows["within_noise"] = rows["within_noise"].astype(table["within_noise"].dtype)
+    rows["within_noise"] = pd.Series(pd.NA, rows.index, dtype="boolean")
     return pd.concat([table, rows], ignore_index=True)
 
 
@@ -173,7 +172,7 @@ def _first_behaviour(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         if ACCURACY.name not in behaviours.cat.categories:
             behaviours = behaviours.cat.add_categories([ACCURACY.name])
         table = table.assign(behaviour=behaviours)
-    rows = table[behaviours == behaviours.iloc[0]].copy()
+    rows = table[behaviours == behaviours.iloc[0]]
     rows["behaviour"] = pd.Series(ACCURACY.name, rows.index, dtype=table["behaviour"].dtype)
     return table, rows
 

@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..contracts import Example, RunError, SetError, Task
@@ -63,7 +64,7 @@ class EvaluationSet:
         self._starts = [0]
         for group in range(self._metadata.num_row_groups):
             self._starts.append(self._starts[-1] + self._metadata.row_group(group).num_rows)
-        self._rows: dict[str, int] | None = None
+        self._ids: pa.Array | None = None
 
     @classmethod
     def open(cls, run_path: str | Path, name: str) -> EvaluationSet:
@@ -148,17 +149,23 @@ class EvaluationSet:
         Raises:
             SetError: An id is none of the set's.
         """
-        if self._rows is None:
-            with self._open() as file:
-                names = file.read(columns=["example_id"])["example_id"].to_pylist()
-            self._rows = {name: row for row, name in enumerate(names)}
-        unknown = [name for name in ids if name not in self._rows]
+        rows = self._rows(ids)
+        unknown = [name for name in ids if name not in rows]
         if unknown:
             raise SetError(
                 f"set {self.name!r} has no example {few(unknown)}; choose one of its "
                 f"{self.count:,} ids"
             )
-        return self._at([self._rows[name] for name in ids])
+        return self._at([rows[name] for name in ids])
+
+    def _rows(self, ids: Sequence[str]) -> dict[str, int]:
+        """The rows of those ids that are in the set."""
+        if self._ids is None:
+            with self._open() as file:
+                self._ids = file.read(columns=["example_id"])["example_id"].combine_chunks()
+        asked = pc.is_in(self._ids, value_set=pa.array(ids, self._ids.type))
+        rows = np.flatnonzero(asked.to_numpy(zero_copy_only=False))
+        return dict(zip(self._ids.take(rows).to_pylist(), rows.tolist(), strict=True))
 
     def image_png(self, example_id: str, side: int | None = None) -> bytes:
         """One image as PNG bytes for a page to show; see ``display_png``."""
@@ -239,12 +246,11 @@ def footer_sha256(path: Path) -> str:
 
 def _series(column: pa.ChunkedArray) -> pd.Series:
     """As pandas has it, save that integers and truth values with gaps stay what they are."""
-    gapped: dict[Any, Any] = {}
     if column.null_count and pa.types.is_integer(column.type):
-        gapped = {column.type: pd.Int64Dtype()}
-    elif column.null_count and pa.types.is_boolean(column.type):
-        gapped = {column.type: pd.BooleanDtype()}
-    return column.to_pandas(types_mapper=gapped.get)
+        return column.to_pandas(types_mapper={column.type: pd.Int64Dtype()}.get)
+    if column.null_count and pa.types.is_boolean(column.type):
+        return column.to_pandas(types_mapper={column.type: pd.BooleanDtype()}.get)
+    return column.to_pandas()
 
 
 def check_inputs(name: str, kind: str, fields: Sequence[str], task: Task) -> None:

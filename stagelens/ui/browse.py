@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from ..contracts import Behaviour
-from ..summary import ACCURACY
+from ..summary import ACCURACY, right_answers
 
 PAGE_SIZE = 12
 
 SORTS = ("strongest effect", "most blame", "most credit", "order of the set", "id")
 """How examples can be sorted, the default first."""
-
-SEARCHED = "searched"
-"""Column of an example frame that a search looks at: ids, and texts where these are the inputs."""
 
 Answers = Literal["right", "wrong"]
 Side = Literal["credit", "blame"]
@@ -38,7 +36,7 @@ class Filters:
         changed: Only where the answer differs without the stage.
         side: Only where the stage's effect is credit, or blame.
         strength: Smallest size of the effect, in the behaviour's unit.
-        search: Part of what :data:`SEARCHED` holds, in any case.
+        search: Part of an id, or of a text, in capitals or not.
         sort: One of :data:`SORTS`.
     """
 
@@ -106,20 +104,109 @@ def example_frame(
         label), ``final``, ``columns``, and per stage :func:`effect_column`,
         :func:`answer_column` and :func:`noise_column`.
     """
-    rows = table[table["behaviour"] == behaviour.name]
-    first = rows[rows["stage"] == (stages[0] if stages else "")]
-    own = [name for name in ("label", *columns) if name in rows]
+    own = [name for name in ("label", *columns) if name in table]
     base = ["example_id", *own, "prediction", "confidence", "final"]
-    frame = first[base].set_index("example_id")
-    right = (frame["prediction"].astype(object) == frame["label"].astype(object)).astype(float)
-    frame["right"] = right.where(frame["label"].notna(), np.nan)
+    per_stage = ["effect", "prediction_without", "within_noise"]
+    rows = table.loc[table["behaviour"] == behaviour.name, ["stage", *base, *per_stage]]
+    parts = [rows[rows["stage"] == stage] for stage in stages]
+    first = parts[0] if parts else rows[:0]
+    frame = first[base].reset_index(drop=True)
+    frame["right"] = right_answers(frame["prediction"], frame["label"])
     added = {}
-    for stage in stages:
-        part = rows[rows["stage"] == stage].set_index("example_id")
-        added[effect_column(stage)] = part["effect"]
-        added[answer_column(stage)] = part["prediction_without"]
-        added[noise_column(stage)] = part["within_noise"].astype("boolean")
-    return pd.concat([frame, pd.DataFrame(added, index=frame.index)], axis=1).reset_index()
+    for stage, part in zip(stages, parts, strict=True):
+        if not part["example_id"].array.equals(first["example_id"].array):
+            part = part.set_index("example_id").reindex(first["example_id"])
+        added[effect_column(stage)] = part["effect"].array
+        added[answer_column(stage)] = part["prediction_without"].array
+        added[noise_column(stage)] = part["within_noise"].astype("boolean").array
+    return pd.concat([frame, pd.DataFrame(added, index=frame.index)], axis=1)
+
+
+@dataclass(frozen=True)
+class Every:
+    """All examples of a set with their effects on one behaviour; shared, and never changed.
+
+    Attributes:
+        frame: From :func:`example_frame`.
+        places: Every id's row in it.
+        labels: The labels that occur, sorted.
+        largest: From :func:`largest`.
+    """
+
+    frame: pd.DataFrame
+    places: Mapping[str, int]
+    labels: tuple[str, ...]
+    largest: float
+
+    @classmethod
+    def of(cls, frame: pd.DataFrame, stages: Sequence[str]) -> Every:
+        """Prepare a frame of examples for questions."""
+        ids = frame["example_id"].tolist()
+        labels = sorted(frame["label"].dropna().astype(str).unique())
+        places = dict(zip(ids, range(len(ids)), strict=True))
+        return cls(frame, places, tuple(labels), largest(frame, stages))
+
+    def row(self, example_id: str) -> pd.Series:
+        """One example."""
+        return self.frame.iloc[self.places[example_id]]
+
+    @cached_property
+    def rank_of_id(self) -> np.ndarray:
+        """The place of every row in the order of ids."""
+        return np.argsort(self.frame["example_id"].astype(str).array.argsort())
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The examples that the filters ask for.
+
+    Attributes:
+        behaviour: Whose effects are shown.
+        filters: What was asked.
+        every: All examples of the set.
+        order: Rows of ``every.frame`` that were asked for, sorted.
+    """
+
+    behaviour: Behaviour
+    filters: Filters
+    every: Every
+    order: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @property
+    def rows(self) -> pd.DataFrame:
+        """Those asked for, sorted."""
+        return self.every.frame.iloc[self.order]
+
+    @property
+    def ids(self) -> list[str]:
+        """Their ids."""
+        return self.every.frame["example_id"].iloc[self.order].tolist()
+
+    def page(self, number: int) -> pd.DataFrame:
+        """Those on one page, from 1."""
+        start = (number - 1) * PAGE_SIZE
+        return self.every.frame.iloc[self.order[start : start + PAGE_SIZE]]
+
+    def page_of(self, example_id: str | None) -> int | None:
+        """The page, from 1, that shows an example; None where it is not among these."""
+        place = self._place(example_id)
+        return None if place is None else place // PAGE_SIZE + 1
+
+    def neighbour(self, example_id: str | None, step: int) -> str | None:
+        """The example ``step`` further; the first where none is chosen; None at the ends."""
+        place = self._place(example_id)
+        place = 0 if place is None else place + step
+        if not 0 <= place < len(self):
+            return None
+        return str(self.every.frame["example_id"].iloc[self.order[place]])
+
+    def _place(self, example_id: str | None) -> int | None:
+        row = None if example_id is None else self.every.places.get(example_id)
+        found = [] if row is None else np.flatnonzero(self.order == row)
+        return int(found[0]) if len(found) else None
 
 
 def largest(frame: pd.DataFrame, stages: Sequence[str]) -> float:
@@ -129,72 +216,76 @@ def largest(frame: pd.DataFrame, stages: Sequence[str]) -> float:
 
 
 def select(
-    frame: pd.DataFrame, filters: Filters, behaviour: Behaviour, stages: Sequence[str]
-) -> pd.DataFrame:
+    every: Every,
+    filters: Filters,
+    behaviour: Behaviour,
+    stages: Sequence[str],
+    searched: pd.Series | None = None,
+) -> Chosen:
     """The examples that the filters ask for, sorted.
 
     Args:
-        frame: From :func:`example_frame`, with :data:`SEARCHED` where ``filters`` search.
+        every: All examples.
         filters: What is asked.
-        behaviour: The behaviour that ``frame`` holds; tells credit from blame.
+        behaviour: The behaviour that ``every`` holds; tells credit from blame.
         stages: Stage names in training order.
+        searched: What a search looks at, in the order of ``every``; needed where one is asked for.
     """
+    frame = every.frame
     chosen = [filters.stage] if filters.stage in stages else list(stages)
-    gains = behaviour.sign * frame[[effect_column(s) for s in chosen if s is not None]]
-    keep = pd.Series(True, index=frame.index)
+    gains = behaviour.sign * frame[[effect_column(s) for s in chosen if s is not None]].to_numpy()
+    keep = np.ones(len(frame), dtype=bool)
     if filters.label is not None:
-        keep &= frame["label"].astype(str) == filters.label
+        keep &= _says(frame["label"], filters.label)
     if filters.by in frame and filters.group is not None:
-        keep &= frame[filters.by].astype(str) == filters.group
+        keep &= _says(frame[filters.by], filters.group)
     if filters.answers is not None:
-        keep &= frame["right"] == (1.0 if filters.answers == "right" else 0.0)
-    if filters.search:
-        keep &= frame[SEARCHED].str.contains(filters.search, case=False, regex=False)
+        keep &= frame["right"].to_numpy() == (1.0 if filters.answers == "right" else 0.0)
+    if filters.search and searched is not None:
+        found = searched.str.contains(filters.search, case=False, regex=False)
+        keep &= found.to_numpy(dtype=bool)
     if filters.changed:
         others = frame[[answer_column(s) for s in chosen if s is not None]]
         differs = others.ne(frame["prediction"], axis=0) & others.notna()
-        keep &= differs.any(axis=1)
+        keep &= differs.any(axis=1).to_numpy()
     asked = gains
     if filters.side == "credit":
-        asked = gains.where(gains > 0)
+        asked = np.where(gains > 0, gains, np.nan)
     elif filters.side == "blame":
-        asked = gains.where(gains < 0)
+        asked = np.where(gains < 0, gains, np.nan)
     if filters.side is not None or filters.strength > 0:
-        keep &= (asked.abs() >= filters.strength).any(axis=1)
-    order = _order(frame, asked.abs().max(axis=1), gains, filters.sort)
-    return frame.loc[order[keep.loc[order].to_numpy()]].reset_index(drop=True)
+        keep &= (np.abs(asked) >= filters.strength).any(axis=1)
+    rows = np.flatnonzero(keep)
+    order = rows[_order(every, rows, asked[rows], gains[rows], filters.sort)]
+    return Chosen(behaviour, filters, every, order)
 
 
-def _order(frame: pd.DataFrame, size: pd.Series, gains: pd.DataFrame, sort: str) -> pd.Index:
+def _says(column: pd.Series, text: str) -> np.ndarray:
+    """Where a column's value, as text, is this one."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        named = [code for code, value in enumerate(column.cat.categories) if str(value) == text]
+        return np.isin(column.cat.codes.to_numpy(), named)
+    return (column.astype(str) == text).to_numpy()
+
+
+def _order(
+    every: Every, rows: np.ndarray, asked: np.ndarray, gains: np.ndarray, sort: str
+) -> np.ndarray:
+    """How to sort some rows; what has no number comes last, equals stay as they are in the set."""
     if sort == "id":
-        return frame["example_id"].sort_values(kind="stable").index
+        return np.argsort(every.rank_of_id[rows])
     if sort == "most blame":
-        return gains.min(axis=1).sort_values(kind="stable").index
+        return np.argsort(np.fmin.reduce(gains, axis=1), kind="stable")
     if sort == "most credit":
-        return gains.max(axis=1).sort_values(ascending=False, kind="stable").index
+        return np.argsort(-np.fmax.reduce(gains, axis=1), kind="stable")
     if sort == "strongest effect":
-        return size.sort_values(ascending=False, kind="stable").index
-    return frame.index
+        return np.argsort(-np.fmax.reduce(np.abs(asked), axis=1), kind="stable")
+    return np.arange(len(rows))
 
 
 def pages(count: int) -> int:
     """How many pages ``count`` examples fill; at least one."""
     return max(-(-count // PAGE_SIZE), 1)
-
-
-def page_of(frame: pd.DataFrame, example_id: str | None) -> int | None:
-    """The page, from 1, that shows an example; None where it is not among these."""
-    places = np.flatnonzero(frame["example_id"] == example_id)
-    return int(places[0]) // PAGE_SIZE + 1 if len(places) else None
-
-
-def neighbour(frame: pd.DataFrame, example_id: str | None, step: int) -> str | None:
-    """The example ``step`` rows further; the first where none is chosen; None at the ends."""
-    if frame.empty:
-        return None
-    places = np.flatnonzero(frame["example_id"] == example_id)
-    place = int(places[0]) + step if len(places) else 0
-    return str(frame["example_id"].iloc[place]) if 0 <= place < len(frame) else None
 
 
 def export(table: pd.DataFrame, ids: Sequence[str], behaviours: Sequence[str]) -> bytes:

@@ -22,8 +22,7 @@ from ..results import StageTrust
 from ..standing import MARKS, WORDS, standing_of
 from ..summary import count_text, phrase, signed_text
 from . import components, jobs
-from .browse import effect_column
-from .filters import Chosen
+from .browse import Chosen, effect_column
 from .loaders import Effects
 from .workspace import Workspace
 
@@ -94,10 +93,10 @@ def choose(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: s
             bind="query-params",
             required=True,
             help=f"The behaviour of this example, or its mean over the "
-            f"{count_text(len(chosen.rows), workspace.noun)} that the filters leave.",
+            f"{count_text(len(chosen), workspace.noun)} that the filters leave.",
         )
-        mean = about == SHOWN and len(chosen.rows) > 0
-        rows = chosen.rows if mean else chosen.frame[chosen.frame["example_id"] == example_id]
+        mean = about == SHOWN and len(chosen) > 0
+        rows = chosen.rows if mean else chosen.every.frame.iloc[[chosen.every.places[example_id]]]
         columns = [effect_column(stage) for stage in workspace.stages]
         means = dict(zip(workspace.stages, rows[columns].mean().tolist(), strict=True))
         stage = _stage(workspace, means)

@@ -16,7 +16,6 @@ from ..standing import MARKS, WORDS, standing_of
 from ..summary import phrase, value_text
 from . import (
     asking,
-    browse,
     components,
     inputs,
     loaders,
@@ -27,8 +26,7 @@ from . import (
     when,
     where,
 )
-from .browse import answer_column, effect_column, noise_column
-from .filters import Chosen
+from .browse import Chosen, answer_column, effect_column, noise_column
 from .loaders import Effects
 from .pinning import About
 from .workspace import Workspace
@@ -46,9 +44,9 @@ def beside(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: s
     if example_id is None:
         st.info("Pick an example from the table.", icon=":material/touch_app:")
         return
-    row = _row(chosen, example_id)
+    row = chosen.every.row(example_id)
     st.subheader(components.plain(example_id), anchor=False)
-    if browse.page_of(chosen.rows, example_id) is None:
+    if chosen.page_of(example_id) is None:
         st.caption("This example is not among those that the filters leave.")
     if workspace.noun == "image":
         picture, facts = st.columns([2, 3], vertical_alignment="top")
@@ -71,7 +69,7 @@ def below(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: st
     """What stands below both: the questions that one example raises, one tab for each."""
     if example_id is None:
         return
-    row = _row(chosen, example_id)
+    row = chosen.every.row(example_id)
     names = [state.EFFECTS, state.WHEN, state.DATA, state.INPUT, state.SIDE_BY_SIDE]
     tabs = dict(zip(names, st.tabs(names, key=state.LOOK, bind="query-params"), strict=True))
     name, tab = next(((name, tab) for name, tab in tabs.items() if tab.open), (None, None))
@@ -103,10 +101,6 @@ def _effects(workspace: Workspace, effects: Effects, behaviour: Behaviour, row: 
         bars(workspace, effects, behaviour, row)
 
 
-def _row(chosen: Chosen, example_id: str) -> pd.Series:
-    return chosen.frame[chosen.frame["example_id"] == example_id].iloc[0]
-
-
 def _steps(chosen: Chosen, example_id: str | None) -> None:
     def go(to: str | None) -> None:
         state.choose(to)
@@ -117,7 +111,7 @@ def _steps(chosen: Chosen, example_id: str | None) -> None:
             ("Previous", ":material/arrow_back:", -1, "K"),
             ("Next", ":material/arrow_forward:", 1, "J"),
         ):
-            to = browse.neighbour(chosen.rows, example_id, step)
+            to = chosen.neighbour(example_id, step)
             st.button(label, icon=icon, on_click=go, args=(to,), disabled=to is None, shortcut=key)
         if example_id is not None:
             side_by_side.button(chosen, example_id)

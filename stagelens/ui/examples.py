@@ -14,8 +14,7 @@ from ..contracts import Behaviour
 from ..standing import MARKS, WORDS, Standing, standing_of
 from ..summary import amount_text, axis_unit, count_text, phrase
 from . import browse, components, drilldown, inputs, loaders, state
-from .browse import Filters, effect_column, noise_column
-from .filters import Chosen
+from .browse import Chosen, effect_column, noise_column
 from .loaders import Effects
 from .pinning import About
 from .workspace import Workspace
@@ -43,15 +42,14 @@ def heading(workspace: Workspace) -> None:
 @st.fragment
 def browser(workspace: Workspace, effects: Effects, chosen: Chosen) -> None:
     """The table beside the chosen example; clicks in here leave the filters alone."""
-    ids = set(chosen.frame["example_id"])
     asked = st.query_params.get(state.EXAMPLE)
-    example_id = state.example(ids)
-    if asked and asked not in ids:
+    example_id = state.example(chosen.every.places)
+    if asked and asked not in chosen.every.places:
         st.warning(
             "The example that the link names is not in this set; pick one from the table.",
             icon=":material/link_off:",
         )
-    if chosen.rows.empty and example_id is None:
+    if not len(chosen) and example_id is None:
         st.info("No example is left. Loosen a filter.", icon=":material/filter_alt_off:")
         return
     grid = st.grid(3, min_column_width=240)
@@ -66,13 +64,12 @@ def _table(
     workspace: Workspace, effects: Effects, chosen: Chosen, example_id: str | None
 ) -> str | None:
     """One page of the table; returns the chosen example, which a click may just have changed."""
-    rows = chosen.rows
-    if rows.empty:
+    if not len(chosen):
         st.info("No example is left. Loosen a filter.", icon=":material/filter_alt_off:")
         return example_id
-    page = _page(rows, browse.pages(len(rows)), chosen.filters, example_id)
+    page = _page(chosen, example_id)
+    shown = chosen.page(page)
     start = (page - 1) * browse.PAGE_SIZE
-    shown = rows.iloc[start : start + browse.PAGE_SIZE]
     ids = shown["example_id"].tolist()
     key = f"table-{chosen.filters.key}-{chosen.behaviour.name}-{page}-{workspace.examples.name}"
     example_id = _picked(key, ids, example_id)
@@ -81,8 +78,8 @@ def _table(
     components.table(
         _cells(workspace, chosen.behaviour, shown),
         key,
-        f"Examples {start + 1:,} to {start + len(ids):,} of {len(rows):,}, with answers and stage "
-        f"effects on the {phrase(chosen.behaviour)}{f' in {unit}' if unit else ''}.",
+        f"Examples {start + 1:,} to {start + len(ids):,} of {len(chosen):,}, with answers and "
+        f"stage effects on the {phrase(chosen.behaviour)}{f' in {unit}' if unit else ''}.",
         About(behaviour=chosen.behaviour.name),
         row_height=46,
         height="content",
@@ -149,22 +146,23 @@ def _mark(key: str, rows: list[int]) -> None:
     st.session_state[key] = {"selection": {"rows": rows, "columns": [], "cells": []}}
 
 
-def _page(rows: pd.DataFrame, count: int, filters: Filters, example_id: str | None) -> int:
+def _page(chosen: Chosen, example_id: str | None) -> int:
     """The page to show: the one asked for; on a first visit the one with the chosen example.
 
     The widget's key changes only when the page is moved from outside of it, so it keeps its focus
     while somebody pages by keyboard.
     """
-    first = (filters.key, state.linked_page(), 0)
+    count, key = browse.pages(len(chosen)), chosen.filters.key
+    first = (key, state.linked_page(), 0)
     asked_of, page, moves = st.session_state.get(_PAGE_STATE, first)
     if page is None or st.session_state.pop(_FOLLOW, False):
-        page, moves = browse.page_of(rows, example_id) or 1, moves + 1
-    elif asked_of != filters.key:
+        page, moves = chosen.page_of(example_id) or 1, moves + 1
+    elif asked_of != key:
         page = 1
     shown = st.pagination(
-        count, default=min(page, count), key=f"page-{filters.key}-{moves}", max_visible_pages=5
+        count, default=min(page, count), key=f"page-{key}-{moves}", max_visible_pages=5
     )
-    st.session_state[_PAGE_STATE] = (filters.key, shown, moves)
+    st.session_state[_PAGE_STATE] = (key, shown, moves)
     state.link_page(shown)
     return shown
 

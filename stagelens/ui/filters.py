@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import streamlit as st
 
 from ..contracts import Behaviour
 from ..summary import ACCURACY, axis_unit, is_share
 from . import browse, components, loaders, slicing
-from .browse import Filters, Side
+from .browse import Chosen, Every, Filters, Side
 from .loaders import Effects, Source
 from .workspace import Workspace
 
@@ -20,32 +19,15 @@ _MANY = 200
 """More labels than this are typed, not listed."""
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """The examples that the filters ask for.
-
-    Attributes:
-        behaviour: Whose effects are shown.
-        filters: What was asked.
-        frame: All examples of the set, see ``browse.example_frame``.
-        rows: Those asked for, sorted.
-    """
-
-    behaviour: Behaviour
-    filters: Filters
-    frame: pd.DataFrame
-    rows: pd.DataFrame
-
-
 @st.cache_resource(max_entries=8, show_spinner=False)
-def every_example(at: Source, set_name: str, estimator: str, behaviour: str) -> pd.DataFrame:
-    """All examples of a set with their stage effects, see ``browse.example_frame``."""
+def every_example(at: Source, set_name: str, estimator: str, behaviour: str) -> Every:
+    """All examples of a set with their stage effects."""
     found = loaders.effects(at, set_name, estimator)
     assert found is not None, "pages ask only for estimators that have a result"
     names = [stage.name for stage in loaders.run(at).stages]
     columns = list(loaders.examples(at, set_name).columns.drop(["example_id", "label"]))
     frame = browse.example_frame(found.table, found.behaviours[behaviour], names, columns)
-    return frame.assign(**{browse.SEARCHED: loaders.searchable(at, set_name).array})
+    return Every.of(frame, names)
 
 
 def choose(workspace: Workspace, effects: Effects) -> Chosen:
@@ -62,20 +44,20 @@ def choose(workspace: Workspace, effects: Effects) -> Chosen:
                 help="One number per example measured on a model; stage effects are about it.",
             )
             behaviour = effects.behaviours[name]
-            frame = every_example(workspace.at, workspace.examples.name, effects.estimator, name)
-            filters = _filters(workspace, frame, behaviour)
+            every = every_example(workspace.at, workspace.examples.name, effects.estimator, name)
+            filters = _filters(workspace, every, behaviour)
         with st.container(horizontal=True, vertical_alignment="bottom"):
             search, changed = _search(workspace.noun == "text")
     filters = replace(filters, search=search, changed=changed)
-    rows = browse.select(frame, filters, behaviour, workspace.stages)
-    return Chosen(behaviour, filters, frame, rows)
+    searched = loaders.searchable(workspace.at, workspace.examples.name) if search else None
+    return browse.select(every, filters, behaviour, workspace.stages, searched)
 
 
-def _filters(workspace: Workspace, frame: pd.DataFrame, behaviour: Behaviour) -> Filters:
+def _filters(workspace: Workspace, every: Every, behaviour: Behaviour) -> Filters:
     stage = _pick(
         "Stage", workspace.stages, "stage", "Any stage", "The stage whose effect is filtered."
     )
-    label = pick_label(frame) if workspace.labelled else None
+    label = pick_label(every.labels) if workspace.labelled else None
     by, group = workspace.pick_group("Examples of one group, or of one saved slice, only.")
     answers = None
     if workspace.labelled:
@@ -87,7 +69,7 @@ def _filters(workspace: Workspace, frame: pd.DataFrame, behaviour: Behaviour) ->
             "Whether the final model's answer is the label.",
         )
     side = pick_side()
-    strength = _strength(frame, behaviour, workspace.stages)
+    strength = _strength(every.largest, behaviour)
     sort = st.selectbox(
         "Sort by", browse.SORTS, key="sort", bind="query-params", help="Order of the examples."
     )
@@ -141,19 +123,18 @@ def _pick(label: str, options: Sequence[str], key: str, none: str, text: str) ->
     )
 
 
-def pick_label(frame: pd.DataFrame) -> str | None:
-    """A control for one label; None for all."""
+def pick_label(labels: Sequence[str]) -> str | None:
+    """A control for one of these labels; None for all."""
     text = "The class that an example belongs to."
-    labels = sorted(frame["label"].dropna().astype(str).unique())
     if len(labels) <= _MANY:
         return _pick("Label", labels, "label", "All labels", text)
     return st.text_input("Label", key="label", bind="query-params", help=text) or None
 
 
-def _strength(frame: pd.DataFrame, behaviour: Behaviour, stages: Sequence[str]) -> float:
+def _strength(largest: float, behaviour: Behaviour) -> float:
     scale = 100.0 if is_share(behaviour) else 1.0
     unit = axis_unit(behaviour)
-    most = scale * browse.largest(frame, stages)
+    most = scale * largest
     step = 10.0 ** np.floor(np.log10(most / 20)) if most > 0 else 0.1
     top = float(np.ceil(most / step) * step) if most > 0 else 1.0
     chosen = st.slider(
@@ -172,13 +153,12 @@ def _strength(frame: pd.DataFrame, behaviour: Behaviour, stages: Sequence[str]) 
 
 def count_and_export(workspace: Workspace, effects: Effects, chosen: Chosen) -> None:
     """How many examples are left, and these as CSV."""
-    count, total = len(chosen.rows), len(chosen.frame)
+    count, total = len(chosen), len(chosen.every.frame)
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         of = "" if count == total else f" of {total:,}"
         with st.container(width="stretch"):
             components.text_block(f"{count:,}{of} {workspace.noun}s")
-        behaviour, rows = chosen.behaviour.name, chosen.rows
-        slicing.save(workspace, effects.estimator, behaviour, chosen.filters, rows)
+        slicing.save(workspace, effects.estimator, chosen)
         st.download_button(
             "Export CSV",
             data=lambda: _csv(effects, chosen),
@@ -194,4 +174,4 @@ def count_and_export(workspace: Workspace, effects: Effects, chosen: Chosen) -> 
 def _csv(effects: Effects, chosen: Chosen) -> bytes:
     trust = {name: known.trust for name, known in effects.trust.items()}
     table = effects.table.assign(trust=effects.table["stage"].map(trust))
-    return browse.export(table, chosen.rows["example_id"].tolist(), [chosen.behaviour.name])
+    return browse.export(table, chosen.ids, [chosen.behaviour.name])

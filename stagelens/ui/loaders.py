@@ -101,6 +101,22 @@ def examples(at: Source, set_name: str) -> pd.DataFrame:
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
+def labelled(at: Source, set_name: str) -> bool:
+    """Whether any example of a set has a label."""
+    return bool(examples(at, set_name)["label"].notna().any())
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def groups(at: Source, set_name: str) -> Mapping[str, tuple[str, ...]]:
+    """Columns that groups come from, slices' too, with their values as text, sorted."""
+    table = examples(at, set_name)
+    names = summary.group_columns(table, (*evaluation_set(at, set_name).columns, "label"))
+    made = slices(at, set_name)[0]
+    names += [one.column for one in made if len(one.example_ids) < len(table)]
+    return {name: tuple(sorted(table[name].dropna().astype(str).unique())) for name in names}
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
 def slices(at: Source, set_name: str) -> tuple[list[Slice], list[str]]:
     """``slices.saved.stored_slices``: the slices of a set, and what cannot be shown of others."""
     return stored_slices(run(at), evaluation_set(at, set_name))
@@ -299,11 +315,11 @@ def texts(at: Source, set_name: str, ids: Sequence[str]) -> list[dict[str, str |
 @st.cache_resource(max_entries=4, show_spinner=False, hash_funcs=MEASURED)
 def searchable(at: Source, set_name: str) -> pd.Series:
     """What a search looks at: ids, and the texts of a set of texts. In the set's order."""
-    examples = evaluation_set(at, set_name)
-    if examples.kind != "text":
-        return examples.table(())["example_id"]
-    found = examples.examples()
+    of_texts = evaluation_set(at, set_name)
+    if of_texts.kind != "text":
+        return examples(at, set_name)["example_id"]
+    found = of_texts.examples()
     return pd.Series(
         ["\n".join([e.example_id, *(t for t in e.input.values() if t)]) for e in found],
-        dtype=object,
+        dtype="str",
     )

@@ -13,8 +13,7 @@ from ..contracts import Behaviour
 from ..sentences import Sentence
 from ..summary import phrase, signed_text
 from . import browse, components, inputs, loaders, state
-from .browse import effect_column
-from .filters import Chosen
+from .browse import Chosen, effect_column
 from .workspace import Workspace
 
 Said = Callable[[pd.Series], Sequence[Sentence]]
@@ -28,7 +27,7 @@ _LONGEST = 240
 
 def button(chosen: Chosen, example_id: str) -> None:
     """Put an example beside others, or take it away again."""
-    ids = state.side_by_side(chosen.frame["example_id"])
+    ids = state.side_by_side(chosen.every.places)
     there = example_id in ids
     full = not there and len(ids) >= state.MOST_BESIDE
     after = [name for name in ids if name != example_id] if there else [*ids, example_id]
@@ -52,16 +51,17 @@ def panel(workspace: Workspace, chosen: Chosen, said: Said) -> None:
     Args:
         workspace: What is open.
         chosen: The examples and the behaviour that they are compared on.
-        said: Tells the effects on one of ``chosen.frame``.
+        said: Tells the effects on one of ``chosen.every.frame``.
     """
-    ids = state.side_by_side(chosen.frame["example_id"])
+    ids = state.side_by_side(chosen.every.places)
     if not ids:
         st.info(
             "Nothing stands here yet: the button above puts the chosen example here.",
             icon=":material/compare_arrows:",
         )
         return
-    rows = chosen.frame.set_index("example_id", drop=False).loc[ids]
+    rows = chosen.every.frame.iloc[[chosen.every.places[name] for name in ids]]
+    rows = rows.set_index("example_id", drop=False)
     largest = browse.largest(rows, workspace.stages)
     behaviour = chosen.behaviour
     components.text_block(

@@ -16,7 +16,7 @@ from ..slices.saved import Slice, delete_slice, save_slice
 from ..standing import MARKS, label, standing_of
 from ..summary import amount_text, axis_unit, count_text, phrase, signed_text
 from . import components, loaders, state
-from .browse import Filters
+from .browse import Chosen
 from .loaders import Effects
 from .pinning import About
 from .workspace import Workspace
@@ -27,17 +27,13 @@ _DOUBT = "no finding, because"
 """Column of the table; there where any slice has a reason."""
 
 
-def save(
-    workspace: Workspace, estimate: str, behaviour: str, filters: Filters, rows: pd.DataFrame
-) -> None:
+def save(workspace: Workspace, estimate: str, chosen: Chosen) -> None:
     """Keep the examples that the filters leave under a name.
 
     Args:
         workspace: What is open.
         estimate: Whose effects the filters look at.
-        behaviour: Of these effects.
-        filters: What was asked.
-        rows: What is left, with ``example_id``.
+        chosen: What was asked, and what is left.
     """
 
     def keep() -> None:
@@ -47,10 +43,10 @@ def save(
                 workspace.run,
                 workspace.examples,
                 name,
-                rows["example_id"],
-                filters.asked(),
+                chosen.ids,
+                chosen.filters.asked(),
                 estimate,
-                behaviour,
+                chosen.behaviour.name,
             )
         except StageLensError as error:
             st.session_state[_SAID] = str(error)
@@ -65,11 +61,11 @@ def save(
     with st.popover(
         "Save as slice",
         icon=":material/bookmark_add:",
-        disabled=rows.empty,
+        disabled=len(chosen) == 0,
         help="Keeps these examples under a name in the run folder; groups of every page offer it.",
     ):
-        count = count_text(len(rows), workspace.noun)
-        asked = Slice.words_of(filters.asked()) or "no filter"
+        count = count_text(len(chosen), workspace.noun)
+        asked = Slice.words_of(chosen.filters.asked()) or "no filter"
         components.text_block(f"{count}: {asked}.", muted=True)
         st.text_input(
             "Name of the slice",

@@ -13,8 +13,8 @@ from ..contracts import CARRIED, Behaviour
 from ..contributions.stored import SHOWN, Stored
 from ..summary import count_text, phrase, signed_text
 from . import components, contributing, inputs
+from .browse import Chosen
 from .contributing import Asked
-from .filters import Chosen
 from .loaders import Effects
 from .pinning import About
 from .workspace import Workspace

@@ -12,8 +12,8 @@ from ..contributions.stored import Stored
 from ..report.telling import RECORDED
 from ..summary import phrase
 from . import components, contributing, loaders
+from .browse import Chosen
 from .contributing import Asked
-from .filters import Chosen
 from .loaders import Effects
 from .pinning import About
 from .workspace import Workspace

@@ -61,10 +61,10 @@ def gallery(workspace: Workspace, effects: Effects) -> None:
             help="What is attributed: one number per example measured on a model.",
         )
         behaviour = effects.behaviours[name]
-        frame = filters.every_example(
+        every = filters.every_example(
             workspace.at, workspace.examples.name, effects.estimator, name
         )
-        label = filters.pick_label(frame) if workspace.labelled else None
+        label = filters.pick_label(every.labels) if workspace.labelled else None
         by, group = workspace.pick_group("Examples of one group, or of one saved slice, only.")
         side = filters.pick_side()
         baseline = _pick_baseline(workspace, wide=True)
@@ -73,7 +73,7 @@ def gallery(workspace: Workspace, effects: Effects) -> None:
     asked = Filters(
         stage=stage, label=label, by=by, group=group, side=side, sort="strongest effect"
     )
-    rows = browse.select(frame, asked, behaviour, workspace.stages)
+    rows = browse.select(every, asked, behaviour, workspace.stages).rows
     rows = rows[rows[effect_column(stage)].notna()]
     if rows.empty:
         st.info("No example is left. Loosen a filter.", icon=":material/filter_alt_off:")

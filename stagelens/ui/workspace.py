@@ -9,7 +9,6 @@ from pathlib import Path
 
 import streamlit as st
 
-from .. import summary
 from ..charts.style import short
 from ..contracts import StageLensError
 from ..runs.evaluation_sets import EvaluationSet
@@ -71,7 +70,7 @@ class Workspace:
     @property
     def labelled(self) -> bool:
         """Whether any example of the set has a label."""
-        return bool(loaders.examples(self.at, self.examples.name)["label"].notna().any())
+        return loaders.labelled(self.at, self.examples.name)
 
     @property
     def slices(self) -> list[Slice]:
@@ -163,7 +162,7 @@ def _open(path: Path, with_effects: bool) -> Workspace | None:
         if not with_effects:
             return Workspace(at, run, examples, None, None, (), computable)
         effects = _choose_estimator(at, chosen)
-        by, groups = _choose_groups(at, chosen, examples)
+        by, groups = _choose_groups(at, chosen)
         if effects is not None and computable:
             progressive.better(progressive.Ladder.of(at, chosen))
     return Workspace(at, run, examples, effects, by, groups, computable)
@@ -258,20 +257,16 @@ def _choose_estimator(at: Source, set_name: str) -> Effects | None:
     return loaders.effects(at, set_name, name)
 
 
-def _choose_groups(
-    at: Source, set_name: str, examples: EvaluationSet
-) -> tuple[str | None, tuple[str, ...]]:
-    table = loaders.examples(at, set_name)
+def _choose_groups(at: Source, set_name: str) -> tuple[str | None, tuple[str, ...]]:
     slices, problems = loaders.slices(at, set_name)
     for problem in problems:
         st.warning(components.plain(problem), icon=":material/warning:")
-    columns = summary.group_columns(table, (*examples.columns, "label"))
-    columns += [one.column for one in slices if len(one.example_ids) < len(table)]
-    if not columns:
+    groups = loaders.groups(at, set_name)
+    if not groups:
         return None, ()
     by = st.selectbox(
         "Groups by",
-        columns,
+        list(groups),
         key="by",
         bind="query-params",
         help="Examples that share a value of this column form a group. A saved slice divides the "
@@ -279,7 +274,7 @@ def _choose_groups(
     )
     if any(one.column == by and one.by_outcome for one in slices):
         st.caption(_BY_OUTCOME)
-    return by, tuple(sorted(table[by].dropna().astype(str).unique()))
+    return by, groups[by]
 
 
 def nothing_measured(workspace: Workspace) -> None:

@@ -42,7 +42,7 @@ WATCH = """() => {
 SINCE = f"""(shown) => {{
     const settled = {IDLE};
     const asked = new Function("return " + shown);
-    if (window.began === null || !asked() || !settled()) return null;
+    if (window.began === null || !settled() || !asked()) return null;
     return performance.now() - window.began;
 }}"""
 
