@@ -204,8 +204,9 @@ class Chosen:
         return str(self.every.frame["example_id"].iloc[self.order[place]])
 
     def _place(self, example_id: str | None) -> int | None:
-        row = None if example_id is None else self.every.places.get(example_id)
-        found = [] if row is None else np.flatnonzero(self.order == row)
+        if example_id is None or example_id not in self.every.places:
+            return None
+        found = np.flatnonzero(self.order == self.every.places[example_id])
         return int(found[0]) if len(found) else None
 
 
