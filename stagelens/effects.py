@@ -9,19 +9,20 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .contracts import BASE, Behaviour, Refused
+from . import processes
+from .contracts import BASE, Behaviour, Refused, RunError
 from .estimators.hardness import hardness
 from .estimators.ladder import counterfactuals, make_estimator
 from .estimators.protocol import Counterfactual, Weights
 from .estimators.task_vector import subtract_stage
 from .expected_error import Evidence, judged, judged_replay
-from .measuring import BATCH_SIZE, Measured, measure
+from .measuring import Measured, answers_as_the_final_model, measure_set
 from .results import (
     BOUNDARY_COLUMNS,
     EFFECT_COLUMNS,
+    METHOD,
     BehaviourFacts,
     Result,
     ResultFacts,
@@ -30,7 +31,8 @@ from .results import (
     save_result,
 )
 from .runs.evaluation_sets import EvaluationSet
-from .runs.run import Run, Stage
+from .runs.run import Run
+from .runs.schema import digest
 from .training.replay import Progress, no_progress
 
 
@@ -152,6 +154,7 @@ def effect_table(
     without: Sequence[Counterfactual],
     estimator: str,
     progress: Progress = no_progress,
+    settings: Mapping[str, Any] | None = None,
 ) -> tuple[pd.DataFrame, list[StageTrust]]:
     """The effect table: one row per example, stage and behaviour; and what is known of each stage.
 
@@ -164,14 +167,16 @@ def effect_table(
         without: One counterfactual per stage.
         estimator: Its name, for the table.
         progress: Told of the forward passes.
+        settings: Of the estimator.
     """
     models = [_models(run, counterfactual) for counterfactual in without]
-    final, *measured = measure(
-        run.task,
+    known = [each.trust.model_dump(exclude={"seconds"}) for each in without]
+    final, *measured = measure_set(
+        run,
+        examples,
         _final_model(run),
         [run.last.end().model, *(weights for own in models for weights in own)],
-        examples.batches(BATCH_SIZE),
-        examples.count,
+        _key(run, examples, "effects", estimator, dict(settings or {}), known),
         progress,
     )
     left = iter(measured)
@@ -236,6 +241,11 @@ def stage_rows(
     return pd.concat(blocks, ignore_index=True)
 
 
+def _key(run: Run, examples: EvaluationSet, *models: Any) -> str:
+    """Names what is measured, for parts of it that are kept."""
+    return digest(METHOD, run.digest, examples.digest, *models)[:32]
+
+
 def _facts(run: Run, examples: EvaluationSet, kind: str, **more: Any) -> ResultFacts:
     behaviours = [
         BehaviourFacts(name=b.name, better=b.better, unit=b.unit, description=b.description)
@@ -280,8 +290,9 @@ def attribute(
     _ = run.last  # refuses a run without a finished stage, by name
     chosen = [run.stage(name) for name in stages] if stages is not None else run.stages
     stored = load_result(run, set_name, "effects", estimator, used)
-    if stored is not None and list(stored.trust) == [stage.name for stage in run.stages]:
-        return _chosen(stored, stages)
+    whole = stored is not None and list(stored.trust) == [stage.name for stage in run.stages]
+    if processes.by_main(lambda: whole):
+        return _chosen(_seen(stored), stages)
     examples = run.measurable_set(set_name)
     without = list(
         counterfactuals(run, made, chosen, lambda share, text: progress(0.9 * share, text))
@@ -289,7 +300,12 @@ def attribute(
     if all(c.weights is None for c in without):
         raise Refused(without[0].trust.reason)
     table, trusts = effect_table(
-        run, examples, without, estimator, lambda share, text: progress(0.9 + 0.1 * share, text)
+        run,
+        examples,
+        without,
+        estimator,
+        lambda share, text: progress(0.9 + 0.1 * share, text),
+        used,
     )
     facts = _facts(
         run,
@@ -301,8 +317,15 @@ def attribute(
     )
     result = Result(facts, table)
     if stages is None:
-        save_result(run, result)
+        processes.by_main(lambda: save_result(run, result))
     return result
+
+
+def _seen(stored: Result | None) -> Result:
+    """What is stored, which the main process has seen."""
+    if stored is None:
+        raise RunError("a stored result is not seen by every process; start the command again")
+    return stored
 
 
 def _chosen(result: Result, stages: Sequence[str] | None) -> Result:
@@ -315,26 +338,6 @@ def _chosen(result: Result, stages: Sequence[str] | None) -> Result:
     return Result(facts, table)
 
 
-def answers_as_the_final_model(run: Run, stage: Stage, examples: EvaluationSet) -> bool:
-    """Whether a stage's model gives outputs of the same shapes."""
-    configs = stage.facts.build_config, run.last.facts.build_config
-    if configs[0] == configs[1]:
-        return True
-    batch = run.task.collate(next(examples.batches(1)))
-    models = [run.task.build_model(config).eval() for config in configs]
-    with torch.inference_mode():
-        own, final = (_shapes(run.task.outputs(model, batch)) for model in models)
-    return own == final
-
-
-def _shapes(outputs: Any) -> list[tuple[int, ...]]:
-    if isinstance(outputs, Tensor):
-        return [tuple(outputs.shape)]
-    parts = list(outputs.values()) if isinstance(outputs, Mapping) else outputs
-    nested = isinstance(parts, tuple | list)
-    return [shape for part in parts for shape in _shapes(part)] if nested else []
-
-
 def boundaries(run: Run, set_name: str, progress: Progress = no_progress) -> Result:
     """Behaviour after every boundary (observed, not estimated); stored once computed.
 
@@ -344,8 +347,8 @@ def boundaries(run: Run, set_name: str, progress: Progress = no_progress) -> Res
     checkpoint only, as a head.
     """
     stored = load_result(run, set_name, "boundaries")
-    if stored is not None:
-        return stored
+    if processes.by_main(lambda: stored is not None):
+        return _seen(stored)
     examples = run.measurable_set(set_name)
     first = run.stages[0]
     held = [(BASE, first, first.start), *((stage.name, stage, stage.end) for stage in run.stages)]
@@ -356,13 +359,14 @@ def boundaries(run: Run, set_name: str, progress: Progress = no_progress) -> Res
         alike = list(group)
         if not answers_as_the_final_model(run, alike[0][1], examples):
             continue
-        names += [name for name, _, _ in alike]
-        measured += measure(
-            run.task,
+        own = [name for name, _, _ in alike]
+        names += own
+        measured += measure_set(
+            run,
+            examples,
             run.task.build_model(config),
             [state().model for _, _, state in alike],
-            examples.batches(BATCH_SIZE),
-            examples.count,
+            _key(run, examples, "boundaries", own),
             progress,
         )
     ids = examples.table(["example_id"])["example_id"].to_numpy()
@@ -384,5 +388,5 @@ def boundaries(run: Run, set_name: str, progress: Progress = no_progress) -> Res
     ]
     facts = _facts(run, examples, "boundaries", estimator="")
     result = Result(facts, pd.concat(blocks, ignore_index=True))
-    save_result(run, result)
+    processes.by_main(lambda: save_result(run, result))
     return result

@@ -17,14 +17,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from . import processes
 from .results import METHOD, load_result
 from .runs.files import atomic_path
-from .runs.run import Run
+from .runs.run import Run, Stage
 from .runs.schema import digest
+from .shards import Shards
 from .summary import ACCURACY, right_answers, with_accuracy
 
 if TYPE_CHECKING:
     from .measuring import Measured
+    from .runs.evaluation_sets import EvaluationSet
+    from .training.replay import Progress
 
 COLUMNS = ("stage", "behaviour", "order", "example_id", "effect")
 """Columns of a table of effects under other orders."""
@@ -109,35 +113,60 @@ def measure_noise(
     Raises:
         Refused: Batches of a later stage were not kept.
     """
-    from .measuring import measure
-    from .training.replay import replay_later
-
     examples = run.measurable_set(set_name)
-    stored = load_noise(run, examples.digest)
+    stored = processes.by_main(lambda: load_noise(run, examples.digest))
     there = set() if stored is None else set(zip(stored["order"], stored["stage"], strict=True))
     open_stages = [s for s in run.stages[:-1] if stages is None or s.name in stages]
-    wanted = [(o, s) for o in range(orders) for s in open_stages if (o, s.name) not in there]
+    wanted = [(o, s.name) for o in range(orders) for s in open_stages if (o, s.name) not in there]
+    shards = Shards(run, digest("noise", METHOD, run.digest, examples.digest)[:32])
+
+    def work() -> None:
+        mine = processes.own(wanted, lambda one: run.steps_after(run.stage(one[1])))
+        for number, (order, name) in enumerate(mine):
+
+            def told(share: float, text: str, n: int = number, order: int = order) -> None:
+                text = f"Noise floor, order {order + 1} of {orders}: {text}"
+                progress((n + share) / len(mine), text)
+
+            make = partial(_in_order, run, examples, run.stage(name), order, told)
+            shards.keep(f"{order}-{name}", make)
+
+    processes.together(work)
     found = [pd.DataFrame(columns=list(COLUMNS)) if stored is None else stored]
-    model = run.task.build_model(run.last.facts.build_config)
-    for number, (order, stage) in enumerate(wanted):
-        random = np.random.default_rng(order)
-        permuted = {s.name: random.permutation(s.steps).tolist() for s in run.stages}
-
-        def report(half: int, share: float, text: str, n: int = number, o: int = order) -> None:
-            done = (2 * n + half + share) / (2 * len(wanted))
-            progress(done, f"Noise floor, order {o + 1} of {orders}: {text}")
-
-        pair = [
-            replay_later(run, stage, state, partial(report, half), permuted).state.model
-            for half, state in enumerate((stage.end(), stage.start()))
-        ]
-        measured = measure(run.task, model, pair, examples.batches(256), examples.count)
-        found.append(_effects(measured, examples.table([]), stage.name, order))
+    found += [shards.load(f"{order}-{name}") for order, name in wanted]
     table = pd.concat([t for t in found if len(t)] or found, ignore_index=True)
-    if wanted:
+    processes.wait()  # until all have read them
+
+    def store() -> None:
         with atomic_path(_path(run, examples.digest)) as temporary:
             table.to_parquet(temporary, index=False)
+        shards.clear()
+
+    if wanted:
+        processes.by_main(store)
     return table
+
+
+def _in_order(
+    run: Run, examples: EvaluationSet, stage: Stage, order: int, progress: Progress
+) -> pd.DataFrame:
+    """The effects of one stage in one order of the batches."""
+    from .measuring import BATCH_SIZE, measure
+    from .training.replay import replay_later
+
+    random = np.random.default_rng(order)
+    permuted = {s.name: random.permutation(s.steps).tolist() for s in run.stages}
+
+    def report(half: int, share: float, text: str) -> None:
+        progress((half + share) / 2, text)
+
+    pair = [
+        replay_later(run, stage, state, partial(report, half), permuted).state.model
+        for half, state in enumerate((stage.end(), stage.start()))
+    ]
+    model = run.task.build_model(run.last.facts.build_config)
+    measured = measure(run.task, model, pair, examples.batches(BATCH_SIZE), examples.count)
+    return _effects(measured, examples.table([]), stage.name, order)
 
 
 def _effects(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from . import processes
 from .contracts import Refused
 from .noise import load_noise, load_orders, marked, measure_noise
 from .results import METHOD, Agreement, Result, StageTrust, load_result, stored_results
@@ -350,7 +351,7 @@ def verify(
             estimate = load_refused(run, truth, name, dict(settings), str(refusal))
         tables.append(compare(estimate, truth, noise))
     rows = pd.concat(tables, ignore_index=True)
-    save_verification(run, rows)
+    processes.by_main(lambda: save_verification(run, rows))
     return rows
 
 

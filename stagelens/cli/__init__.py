@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from typing import Annotated
 
 import typer
 
+from .. import processes
 from ..contracts import StageLensError
 from ..terminal import one_line
 from . import contributing, making, measuring, removing, reporting, spurious
+from .options import at_end
 
 app = typer.Typer(
     name="stagelens",
@@ -25,21 +28,34 @@ for group in (making, measuring, contributing, spurious, removing, reporting):
     app.add_typer(group.commands)
 
 
+_SHARED = ("attribute", "verify")
+"""Commands whose work the processes of a launcher share; the main one does any other alone."""
+
+
 @app.callback()
 def _options(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Options of every command; ``--debug`` is read in :func:`main`."""
+    if processes.is_worker() and context.invoked_subcommand not in _SHARED:
+        raise typer.Exit
 
 
 def main() -> None:
     """Run the command line; an error is one line on stderr and exit status 1."""
     # Read when torch is loaded: its threads wait for each other asleep, where other work runs too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
-        app(standalone_mode=True)
-    except (StageLensError, OSError) as error:
-        if "--debug" in sys.argv:
-            raise
-        typer.echo(f"stagelens: {one_line(error)}", err=True)
-        sys.exit(1)
+    with ExitStack() as stack:
+        if processes.is_worker():  # only the main process prints
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(redirect_stdout(nowhere))
+            stack.enter_context(redirect_stderr(nowhere))
+        try:
+            with at_end:
+                app(standalone_mode=True)
+        except (StageLensError, OSError) as error:
+            if "--debug" in sys.argv:
+                raise
+            typer.echo(f"stagelens: {one_line(error)}", err=True)
+            sys.exit(1)

@@ -184,5 +184,5 @@ def add_set(
         needs_labels=opened.task.takes_labels,
         flags=True,
     )
-    report = write_set(run, opened.task, name, description=description, **content)
+    report = write_set(opened.path, opened.task, name, description=description, **content)
     typer.echo(report.sentence())

@@ -7,13 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
+from .. import processes
 from ..contracts import StageLensError
 from ..durations import coarse_saves_time, estimate_seconds, measured, replay_seconds
 from ..results import Result, stored_results
 from ..runs.files import atomic_path, check_writable
 from ..runs.run import Run
 from ..terminal import Reporter, print_effects, print_verification
-from .options import ProgressFile, RunFolder, TaskOption, opened_with
+from .options import DeviceOption, ProgressFile, RunFolder, TaskOption, opened_together, own_file
 
 commands = typer.Typer()
 
@@ -43,6 +44,7 @@ def attribute(
         str | None, typer.Option("--set", help="Evaluation set; by default the only one, or test.")
     ] = None,
     task: TaskOption = None,
+    device: DeviceOption = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Write the effect table, with trust, to a .parquet or .csv file."),
@@ -54,8 +56,8 @@ def attribute(
         if out.suffix not in (".parquet", ".csv"):
             raise StageLensError(f"{out}: name the file .parquet or .csv")
         check_writable(out)
-    with Reporter(progress).running() as report:
-        opened = opened_with(run, task)
+    with processes.joined(), Reporter(own_file(progress)).running() as report:
+        opened = opened_together(run, task)
         _ = opened.last  # a run without a finished stage is refused for that, not for its sets
         examples = opened.evaluation_set(set_name)
         from .. import effects
@@ -75,7 +77,7 @@ def attribute(
     for note in (*opened.problems, *notes):
         typer.echo(f"Note: {note}", err=True)
     print_effects(result)
-    if out is not None:
+    if out is not None and not processes.is_worker():
         table = result.table.assign(
             trust=result.table["stage"].map({n: t.trust for n, t in result.trust.items()})
         )
@@ -130,6 +132,7 @@ def verify(
     ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print rows as JSON.")] = False,
     task: TaskOption = None,
+    device: DeviceOption = None,
     progress: ProgressFile = None,
 ) -> None:
     """Hold estimates against replays, and say how far each number can be trusted."""
@@ -140,8 +143,8 @@ def verify(
     for name in names:
         budgets = (budget or [0.25]) if name == "coarse-replay" else []
         wanted += [(name, {"budget": value}) for value in budgets] or [(name, {})]
-    with Reporter(progress).running() as report:
-        opened = opened_with(run, task)
+    with processes.joined(), Reporter(own_file(progress)).running() as report:
+        opened = opened_together(run, task)
         _ = opened.last
         examples = opened.evaluation_set(set_name)
         rows = verification.verify(opened, examples.name, wanted, report, stage or None, orders)

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..contracts import TaskError
+from .. import processes
+from ..contracts import StageLensError, TaskError
+from ..runs.remote import Origin, is_remote
 from ..runs.run import Run, open_run
 
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")]
+RunFolder = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN", help="The run folder, or its address, for instance s3://bucket/run."
+    ),
+]
 TaskOption = Annotated[
     str | None,
     typer.Option(
@@ -19,20 +28,65 @@ TaskOption = Annotated[
         help="The run's task, where it is not installed. It is made from the recorded config.",
     ),
 ]
+at_end = ExitStack()
+"""What is left to do when the command ends, well or not."""
+
+
+def _use_device(name: str | None) -> str | None:
+    if name is not None:
+        os.environ["STAGELENS_DEVICE"] = name
+    return name
+
+
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        callback=_use_device,
+        help="auto, cpu, cuda or cuda:N [STAGELENS_DEVICE, or auto: a GPU where there is one; "
+        "a stage that was recorded on the CPU is replayed there].",
+    ),
+]
 ProgressFile = Annotated[Path | None, typer.Option("--progress", hidden=True)]
 
 
-def opened_with(path: Path, task: str | None) -> Run:
-    """The run, with the task that its user names; by default the installed one."""
+def opened_with(path: str, task: str | None) -> Run:
+    """The run, with the task that its user names; by default the installed one.
+
+    What the command computes for a run elsewhere is brought there when it ends.
+    """
+    run = open_run(path)
+    if is_remote(path) and not processes.is_worker():
+        at_end.callback(_upload, run.path)
     if task is None:
-        return open_run(path)
+        return run
     from ..tasks import load_task_class, make_task
 
     found = load_task_class(task)
-    run = open_run(path)
-    opened = open_run(path, make_task(found, run.file.task.config, run.task_assets()))
+    opened = open_run(run.path, make_task(found, run.file.task.config, run.task_assets()))
     _check_task(opened, task)
     return opened
+
+
+def _upload(copy: Path) -> None:
+    origin = Origin(copy)
+    try:
+        origin.upload()
+    except StageLensError as error:
+        typer.echo(f"Note: results are kept in {copy} only: {error}", err=True)
+
+
+def opened_together(path: str, task: str | None) -> Run:
+    """:func:`opened_with` in every process that shares the command's work."""
+    opened: list[Run] = []
+    processes.together(lambda: opened.append(opened_with(path, task)))
+    processes.check_shared(opened[0].path)
+    return opened[0]
+
+
+def own_file(progress: Path | None) -> Path | None:
+    """Where this process writes its progress: the main one alone does."""
+    return None if processes.is_worker() else progress
 
 
 def _check_task(run: Run, given: str) -> None:

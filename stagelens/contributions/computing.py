@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..contracts import Refused
-from ..effects import BATCH_SIZE, answers_as_the_final_model, measure
 from ..estimators.contributions import Contributions, contributions
+from ..measuring import BATCH_SIZE, answers_as_the_final_model, measure
 from ..results import BehaviourFacts
 from ..runs.run import Run, Stage
 from ..runs.states import TrainingState

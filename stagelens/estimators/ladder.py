@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from .. import processes
 from ..contracts import Refused, RunError
 from ..results import METHOD, StageTrust
 from ..runs.files import write_json
@@ -18,7 +19,7 @@ from ..runs.streaming import map_tensors
 from ..training.replay import Progress, no_progress
 from .coarse_replay import CoarseReplay
 from .protocol import Counterfactual, Estimator, Twins, Weights
-from .replay import Replay
+from .replay import Replay, check_together
 from .task_vector import TaskVector, WithoutStage, keeps, subtract_stage
 from .unrolled import UnrolledJump, UnrolledScale
 
@@ -82,11 +83,45 @@ def counterfactuals(
             found[stage.name] = _without_last(stage, estimator.name)
         elif (cached := _load(run, stage, estimator)) is not None:
             found[stage.name] = cached
-    missing = [stage for stage in stages if stage.name not in found]
-    if missing:
+    names = processes.by_main(lambda: [s.name for s in stages if s.name not in found])
+    missing = [run.stage(name) for name in names]
+    if missing and processes.count() > 1 and not isinstance(estimator, TaskVector):
+        found |= _shared_out(run, estimator, missing, progress)
+    elif missing:
         for computed in _computed(run, estimator, missing, progress):
             found[computed.stage] = _kept(run, run.stage(computed.stage), estimator, computed)
     yield from (found[stage.name] for stage in stages)
+
+
+def _shared_out(
+    run: Run, estimator: Estimator, stages: Sequence[Stage], progress: Progress
+) -> dict[str, Counterfactual]:
+    """Whole counterfactuals, each computed by one process and read by all from the cache."""
+    if isinstance(estimator, Replay):
+        check_together(run, stages, progress)
+
+    def work() -> list[StageTrust]:
+        """Of the stages that are refused: these have nothing in the cache."""
+        mine = processes.own(stages, run.steps_after)
+        kept = [
+            _kept(run, run.stage(computed.stage), estimator, computed)
+            for computed in (_computed(run, estimator, mine, progress) if mine else ())
+        ]
+        progress(1.0, "waiting for the other processes")
+        return [each.trust for each in kept if each.weights is None]
+
+    refused = {trust.stage: trust for own in processes.together(work) for trust in own}
+    found = {name: Counterfactual(name, None, trust) for name, trust in refused.items()}
+    for stage in stages:
+        if stage.name not in found:
+            cached = _load(run, stage, estimator)
+            if cached is None:
+                raise RunError(
+                    f"the model without {stage.name!r} was computed by another process and is not "
+                    f"seen in {run.path}; start the command again"
+                )
+            found[stage.name] = cached
+    return found
 
 
 def _computed(

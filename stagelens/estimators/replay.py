@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ValidationError
 
+from .. import devices, processes
 from ..results import StageTrust
 from ..runs.files import write_json
 from ..runs.run import Run, Stage
@@ -141,15 +142,26 @@ def _trust(stage: str, checks: Sequence[ReplayCheck], merging: float, mixed: str
 def _machine(stage: Stage) -> str:
     """What decides whether arithmetic is the same: build, threads, processor and device."""
     threads = stage.environment.threads
-    device = "cpu"
-    if stage.environment.device == "cuda" and torch.cuda.is_available():
-        device = torch.cuda.get_device_name()
+    used = devices.replaying(stage.environment.device)
+    device = torch.cuda.get_device_name(used) if used.type == "cuda" else "cpu"
     capability = torch.backends.cpu.get_cpu_capability()
     build = digest(torch.__config__.show())[:8]
     return (
         f"torch {torch.__version__} ({build}), {threads} threads, {platform.platform()}, "
         f"{platform.processor()}, {capability}, {device}"
     )
+
+
+def check_together(run: Run, stages: Sequence[Stage], progress: Progress) -> None:
+    """:func:`check_replay` of all that leaving out ``stages`` needs, shared out over processes."""
+    chains = [run.stages[stage.index + 1 :] for stage in stages]
+    needed = {s.index: s for later in chains if all(s.replayable for s in later) for s in later}
+
+    def work() -> None:
+        for stage in processes.own([needed[n] for n in sorted(needed)], lambda s: s.steps):
+            check_replay(run, stage, progress)
+
+    processes.together(work)
 
 
 def check_replay(run: Run, stage: Stage, progress: Progress) -> ReplayCheck:

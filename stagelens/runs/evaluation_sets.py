@@ -15,7 +15,7 @@ import io
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -128,14 +128,27 @@ class EvaluationSet:
         """Examples of the rows ``start`` to ``stop`` (exclusive; None for the last), as a slice."""
         return self._at(range(self.count)[start:stop])
 
-    def batches(self, size: int) -> Iterator[list[Example]]:
-        """All examples in order, ``size`` at a time; holds one row group and one batch."""
+    def batches(
+        self, size: int, start: int = 0, stop: int | None = None
+    ) -> Iterator[list[Example]]:
+        """Examples in order, ``size`` at a time; holds one row group and one batch.
+
+        Args:
+            size: Of a batch.
+            start: The first row.
+            stop: The row after the last one; None for all.
+        """
         if size < 1:
             raise ValueError(f"batches of {size} examples; give a size of at least 1")
         batch: list[Example] = []
+        wanted = range(self.count)[start:stop]
         with self._open() as file:
-            for group in range(len(self._starts) - 1):
-                for example in self._group(file, group):
+            for group, (first, end) in enumerate(pairwise(self._starts)):
+                rows = range(max(first, wanted.start), min(end, wanted.stop))
+                if not rows:
+                    continue
+                local = None if len(rows) == end - first else [row - first for row in rows]
+                for example in self._group(file, group, local):
                     batch.append(example)
                     if len(batch) == size:
                         yield batch

@@ -10,12 +10,15 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from ..contracts import RunError, StageLensError
 from .schema import VERSION, FileRef
+
+if TYPE_CHECKING:
+    from .remote import Origin
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -177,11 +180,19 @@ def _times(path: Path) -> tuple[int, int]:
 
 
 class CheckedFiles:
-    """Files of one run folder, checked against their references once, when first used."""
+    """Files of one run folder, checked against their references once, when first used.
+
+    Where the folder is the copy of a run elsewhere, files are fetched when they are used.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
         self._checked: dict[str, tuple[int, int]] = {}
+        self._origin: Origin | None = None
+        if (self.root.parent / "origin.json").is_file():
+            from .remote import Origin
+
+            self._origin = Origin.of(self.root)
 
     def path(self, reference: FileRef) -> Path:
         """The file's path, after its size and sha256 were found to be as recorded.
@@ -190,7 +201,11 @@ class CheckedFiles:
             RunError: Missing, outside the run folder, truncated or edited; names the file.
         """
         if not self.is_checked(reference):
-            self.confirm(reference, sha256_of(self.present(reference)))
+            found = sha256_of(self.present(reference))
+            if self._origin is not None and found != reference.sha256:  # the copy was damaged
+                self._origin.drop(reference.path)
+                found = sha256_of(self.present(reference))
+            self.confirm(reference, found)
         return self.root / reference.path
 
     def is_checked(self, reference: FileRef) -> bool:
@@ -215,9 +230,21 @@ class CheckedFiles:
             )
         self._checked[reference.path] = _times(path)
 
+    def listed(self, reference: FileRef) -> None:
+        """Look at a file's size only, without fetching it; cheap enough for opening a run.
+
+        Raises:
+            RunError: Missing, outside the run folder, or truncated.
+        """
+        entry = self._origin.entry(reference.path) if self._origin is not None else None
+        if entry is None or entry.bytes != reference.bytes:
+            self.present(reference)
+
     def present(self, reference: FileRef) -> Path:
-        """The file's path, after a look at its size only; cheap enough for opening a run."""
+        """The file's path, after a look at its size only."""
         path = self.inside(reference.path)
+        if self._origin is not None:
+            self._origin.bring(reference)
         try:
             size = path.stat().st_size
         except OSError:

@@ -12,6 +12,7 @@ import pandas as pd
 from ..contracts import Refused, RunError, Task
 from .evaluation_sets import EvaluationSet
 from .files import CheckedFiles, read_json
+from .remote import copy_of, is_remote
 from .schema import (
     Environment,
     OptimizerFacts,
@@ -200,7 +201,7 @@ class Run:
         self.files = CheckedFiles(path)
         self._task = task
         for asset in file.task.files.values():
-            self.files.present(asset)
+            self.files.listed(asset)
         for reference in file.stages:
             self._open_stage(reference)
         for reference in file.set_aside:
@@ -252,9 +253,9 @@ class Run:
         stage = Stage(self.files, facts, len(self.stages), previous)
         for state in (facts.start, facts.end, *(c.state for c in facts.checkpoints)):
             for file in state.files if state else ():
-                self.files.present(file)
+                self.files.listed(file)
         for file in (*facts.beside.values(), *([facts.history] if facts.history else [])):
-            self.files.present(file)
+            self.files.listed(file)
         self._check_parts(stage)
         if facts.status == "complete":
             self.stages.append(stage)
@@ -273,9 +274,9 @@ class Run:
             )
 
     def _check_part(self, stage: Stage, part: PartRef, expected: int) -> None:
-        self.files.present(part.table)
+        self.files.listed(part.table)
         if part.batches is not None:
-            self.files.present(part.batches)
+            self.files.listed(part.batches)
         if part.first_step != expected:
             raise RunError(
                 f"{part.table.path} of stage {stage.name!r} starts at step {part.first_step}, but "
@@ -316,6 +317,10 @@ class Run:
             f"run {self.name!r} has no finished stage {name!r}; it has "
             + (", ".join(repr(stage.name) for stage in self.stages) or "none")
         )
+
+    def steps_after(self, stage: Stage) -> int:
+        """How many steps a replay without ``stage`` has."""
+        return sum(later.steps for later in self.stages[stage.index + 1 :])
 
     @property
     def last(self) -> Stage:
@@ -376,13 +381,14 @@ def open_run(path: str | Path, task: Task | None = None) -> Run:
     unpickled, and no code is imported because the folder names it.
 
     Args:
-        path: The run folder.
+        path: The run folder, or its address on any file system that ``fsspec`` knows, for instance
+            ``s3://bucket/run``: it is then read through a copy in the cache; see ``runs.remote``.
         task: The task, where it is not installed or needs code of your own (a ``build_model``).
 
     Raises:
         RunError: The folder is missing, damaged or foreign; names the file and the field.
     """
-    folder = Path(path).expanduser()
+    folder = copy_of(str(path)) if is_remote(path) else Path(path).expanduser()
     if not folder.is_dir():
         raise RunError(f"{folder} is no folder; give the path of a run folder")
     if not (folder / "run.json").is_file():

@@ -45,7 +45,12 @@ def check_name(name: str) -> str:
     return name
 
 
-def _check_relative(path: str) -> str:
+def check_relative(path: str) -> str:
+    """A path that leads to a file below the run folder.
+
+    Raises:
+        ValueError: It leads elsewhere, or is none that every system takes.
+    """
     parts = path.split("/")
     if (
         path.startswith("/")
@@ -58,7 +63,7 @@ def _check_relative(path: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(check_name)]
-RelativePath = Annotated[str, AfterValidator(_check_relative)]
+RelativePath = Annotated[str, AfterValidator(check_relative)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 

@@ -55,7 +55,8 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[int, str]
     return states
 
 
-def _copied(tensor: Tensor) -> Tensor:
+def copied(tensor: Tensor) -> Tensor:
+    """A copy on the CPU, without gaps and without gradients."""
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
@@ -65,8 +66,8 @@ def capture(
     """A copy, on the CPU, of everything at this moment."""
     states = {} if optimizer is None else optimizer_tensors(optimizer, names)
     return TrainingState(
-        {name: _copied(tensor) for name, tensor in model_tensors(model).items()},
-        {name: {k: _copied(v) for k, v in state.items()} for name, state in states.items()},
+        {name: copied(tensor) for name, tensor in model_tensors(model).items()},
+        {name: {k: copied(v) for k, v in state.items()} for name, state in states.items()},
     )
 
 

@@ -21,10 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import devices
 from ..contracts import Task
+from ..devices import restore_random
 from ..runs.batches import to_device
 from ..runs.run import Stage
-from ..runs.states import TrainingState, load_into, model_tensors
+from ..runs.states import TrainingState, copied, load_into, model_tensors
 from ..runs.steps import MicroBatch
 from .coarse_steps import CoarseStep
 from .replay import StepRules, loss_of, prepare
@@ -46,14 +48,18 @@ class CoarseModel:
         self.task = task
         self.model = task.build_model(facts.build_config)
         load_into(self.model, state.model)
+        self.device = devices.computing()
+        self.model.to(self.device)
         self.rules = StepRules.of(facts)
         prepare(self.model, self.rules)
         self.rule = stage.optimizer.name
         self.groups = [group.parameters for group in stage.optimizer.groups]
         self.parameters = dict(self.model.named_parameters())
-        self.device = next(iter(self.parameters.values())).device
         self.state = {
-            name: {key: value.clone() for key, value in tensors.items()}
+            name: {
+                key: value.to("cpu" if key == "step" else self.device, copy=True)
+                for key, value in tensors.items()
+            }
             for name, tensors in state.optimizer.items()
         }
         norms: list[Any] = [m for m in self.model.modules() if _keeps_running_mean(m)]
@@ -81,8 +87,7 @@ class CoarseModel:
         factors = [1 / self.rules.divisor(micro) for micro in batches]
         scale = weight / sum(factors)
         for micro, factor in zip(batches, factors, strict=True):
-            if "cpu" in micro.rng:
-                torch.set_rng_state(micro.rng["cpu"])
+            restore_random(micro.rng, self.device)
             batch = to_device(micro.batch, self.device)
             loss = loss_of(self.task, self.model, batch, self.rules) * (scale * factor)
             self.loss += float(loss.detach())
@@ -182,8 +187,8 @@ class CoarseModel:
     def snapshot(self) -> TrainingState:
         """A copy of the training state as it is now."""
         return TrainingState(
-            {name: tensor.clone() for name, tensor in model_tensors(self.model).items()},
-            {n: {key: value.clone() for key, value in s.items()} for n, s in self.state.items()},
+            {name: copied(tensor) for name, tensor in model_tensors(self.model).items()},
+            {n: {key: copied(value) for key, value in s.items()} for n, s in self.state.items()},
         )
 
 

@@ -19,7 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import devices
 from ..contracts import Refused, Task
+from ..devices import restore_random
 from ..runs.batches import batch_size, to_device
 from ..runs.run import Stage
 from ..runs.states import load_into
@@ -70,8 +72,7 @@ class StageLoss:
         gauss_newton: bool = False,
     ) -> None:
         facts = stage.facts
-        cuda = stage.environment.device == "cuda" and torch.cuda.is_available()
-        self.device = torch.device("cuda" if cuda else "cpu")
+        self.device = devices.replaying(stage.environment.device)
         self.task = task
         self.dtype = dtype
         self.gauss_newton = gauss_newton
@@ -202,11 +203,7 @@ class StageLoss:
         self, values: Mapping[str, Tensor], micro: MicroBatch, split: bool = False
     ) -> tuple[list[Tensor], Tensor, list[Statistics], Split | None]:
         x = self.place(values)
-        for name, generator_state in micro.rng.items():
-            if name == "cpu":
-                torch.set_rng_state(generator_state)
-            elif self.device.type != "cpu":
-                torch.cuda.set_rng_state(generator_state, self.device)
+        restore_random(micro.rng, self.device)
         batch = cast(to_device(micro.batch, self.device), self.dtype)
         divisor = self.rules.divisor(micro)
         with torch.enable_grad(), self.batch_norm as statistics:

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import devices
 from ..contracts import Refused, RunError, Task
+from ..devices import restore_random
 from ..runs.batches import batch_size, to_device
 from ..runs.boundaries import apply_boundary
 from ..runs.run import Run, Stage
@@ -104,11 +106,7 @@ def step(
     losses = []
     optimizer.zero_grad(set_to_none=True)
     for micro in record.batches:
-        for name, generator_state in micro.rng.items():
-            if name == "cpu":
-                torch.set_rng_state(generator_state)
-            elif device.type != "cpu":
-                torch.cuda.set_rng_state(generator_state, device)
+        restore_random(micro.rng, device)
         loss = loss_of(task, model, to_device(micro.batch, device), rules)
         losses.append(float(loss.detach()))
         divisor = rules.divisor(micro)
@@ -223,7 +221,7 @@ class StageReplay:
         self.stage = stage
         facts = stage.facts
         self.rules = StepRules.of(facts)
-        device = "cuda" if stage.environment.device == "cuda" and _has_cuda() else "cpu"
+        device = devices.replaying(stage.environment.device)
         state = stage.start() if state is None else state
         self.model = task.build_model(facts.build_config)
         load_into(self.model, state.model)

@@ -150,7 +150,7 @@ def test_several_batches_equal_one_batch(
     examples = run.evaluation_set("test")
     whole, _ = effect_table(run, examples, [without("second", other)], "hand")
     for size, chunk in ((1, 8), (7, 2), (49, 1)):
-        monkeypatch.setattr(effects, "BATCH_SIZE", size)
+        monkeypatch.setattr(measuring, "BATCH_SIZE", size)
         monkeypatch.setattr(measuring, "_CHUNK", chunk)
         parts, _ = effect_table(run, examples, [without("second", other)], "hand")
         # Logits are float32, and their last bit may depend on the batch.
@@ -180,7 +180,7 @@ class Counted(ImageClassification):
 def test_memory_is_bounded_by_the_batches_of_a_chunk(
     run: stagelens.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(effects, "BATCH_SIZE", 4)
+    monkeypatch.setattr(measuring, "BATCH_SIZE", 4)
     monkeypatch.setattr(measuring, "_CHUNK", 2)
     task = make_task()
     counted = stagelens.open_run(run.path, Counted(**task.config))
@@ -191,7 +191,7 @@ def test_memory_is_bounded_by_the_batches_of_a_chunk(
 
 
 def test_progress_rises_to_one(run: stagelens.Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(effects, "BATCH_SIZE", 4)
+    monkeypatch.setattr(measuring, "BATCH_SIZE", 4)
     told: list[float] = []
     attribute(run, "test", "replay", progress=lambda share, _text: told.append(share))
     assert told == sorted(told)
@@ -209,7 +209,7 @@ def test_a_stored_result_is_used_and_equals_what_was_computed(
     def refuse(*_args: Any, **_kwargs: Any) -> None:
         raise AssertionError("a model was measured again")
 
-    monkeypatch.setattr(effects, "measure", refuse)
+    monkeypatch.setattr(effects, "measure_set", refuse)
     stored = attribute(stagelens.open_run(run.path), "test", "replay")
     pd.testing.assert_frame_equal(stored.table, computed.table)
     assert stored.facts == computed.facts

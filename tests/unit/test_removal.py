@@ -115,7 +115,7 @@ def test_what_was_measured_is_read_again_and_what_was_not_is_added(run, monkeypa
     examples = run.evaluation_set("mixed-up")
     edits = measuring.grid("task-vector", {}, ["shortcut"])
     first = measuring.measured(run, examples, edits)
-    monkeypatch.setattr("stagelens.effects.measure", None)  # nothing may be measured any more
+    monkeypatch.setattr("stagelens.measuring.measure", None)  # nothing may be measured any more
     again = measuring.measured(run, examples, edits)
     for one, other in zip(first, again, strict=True):
         pd.testing.assert_frame_equal(one.table, other.table)

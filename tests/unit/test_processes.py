@@ -1,0 +1,244 @@
+"""One command in several processes: the same numbers, written once; a killed process is told."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import stagelens
+from stagelens import measuring, noise, processes, verification
+from stagelens.effects import attribute, boundaries
+from stagelens.results import Result, load_result
+from stagelens.runs.run import Run, open_run
+from tests.conftest import ROOT
+from tests.loops import Plan, differing, make_batches, make_task, record_plans
+
+COUNT = 60
+ESTIMATORS = ("task-vector", "coarse-replay", "unrolled-jump", "unrolled-scale")
+FLAGS = ("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
+QUIET = lambda *_: None  # noqa: E731
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four stages in float32, with dropout and clipping, and a set; nothing computed."""
+    config = {"kind": "cnn", "channels": [4, 4], "hidden": 6, "dropout": 0.3}
+    task = make_task(config)
+    plans = [
+        Plan(
+            name,
+            lambda model, _: torch.optim.AdamW(model.parameters(), lr=0.01),
+            batches=4,
+            loop={"clip_norm": 1.0},
+        )
+        for name in ("first", "second", "third", "fourth")
+    ]
+    path = tmp_path_factory.mktemp("processes") / "run"
+    record_plans(path, task, plans)
+    images, labels = make_batches(1, seed=5, size=COUNT)[0]
+    recorder = stagelens.Recorder(path, task, resume=True)
+    recorder.add_set("test", images=images, labels=labels.tolist())
+    recorder.close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def alone(recorded: Path) -> Run:
+    """What one process computes."""
+    path = recorded.with_name("alone")
+    shutil.copytree(recorded, path)
+    run = open_run(path)
+    boundaries(run, "test")
+    wanted: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in ESTIMATORS]
+    verification.verify(run, "test", wanted, QUIET, orders=1)
+    return run
+
+
+@pytest.fixture(scope="module")
+def server() -> Any:
+    """Forks processes that have imported everything already, and have used none of it."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["accelerate", "stagelens.cli", "stagelens.verification"])
+    return context
+
+
+def run_all(server: Any, count: int, folder: Path, *words: str) -> list[int]:
+    """``stagelens WORDS`` in ``count`` processes of one job; the exit status of each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = [
+        server.Process(target=one_of, args=(rank, count, port, folder, words))
+        for rank in range(count)
+    ]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(200)
+    return [process.exitcode for process in started]
+
+
+def one_of(rank: int, count: int, port: int, folder: Path, words: Sequence[str]) -> None:
+    """What a launcher makes of a new process, and then the command."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(folder / f"{name}-{rank}", os.O_CREAT | os.O_WRONLY), number)
+    torch.set_num_threads(1)
+    from stagelens.cli import main
+
+    sys.argv = ["stagelens", *words]
+    main()
+
+
+def stored(run: Run, estimator: str) -> Result:
+    settings = {"budget": 0.25} if estimator == "coarse-replay" else {}
+    found = load_result(run, "test", "effects", estimator, settings)
+    assert found is not None, estimator
+    return found
+
+
+def counterfactuals(run: Run) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+    for path in sorted((run.path / "results" / "counterfactuals").glob("*.safetensors")):
+        yield path.name, load_file(path)
+
+
+def assert_same_numbers(run: Run, alone: Run) -> None:
+    """Counterfactuals to the bit, effects to the rounding of float32."""
+    own, other = dict(counterfactuals(run)), dict(counterfactuals(alone))
+    assert own.keys() == other.keys()
+    assert len(own) == 3 * (1 + 3 + 1 + 1)  # replay, coarse with its twins, unrolled twice
+    for name, weights in own.items():
+        assert differing(weights, other[name]) == [], name
+    for estimator in ("replay", *ESTIMATORS):
+        one, two = stored(run, estimator), stored(alone, estimator)
+        figures = list(one.table.select_dtypes("number"))
+        for name in figures:
+            np.testing.assert_allclose(one.table[name], two.table[name], rtol=2e-5, atol=2e-6)
+        rest = one.table.columns.difference(figures)
+        pd.testing.assert_frame_equal(one.table[rest], two.table[rest])
+        for stage, trust in one.trust.items():
+            assert trust.trust == two.trust[stage].trust
+            assert trust.deviation == two.trust[stage].deviation
+    first, second = (noise.load_noise(r, r.evaluation_set("test").digest) for r in (run, alone))
+    assert first is not None and second is not None
+    np.testing.assert_allclose(first["effect"], second["effect"], rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_give_the_numbers_of_one(
+    count: int, server: Any, recorded: Path, alone: Run, tmp_path: Path
+) -> None:
+    path, progress = tmp_path / "run", tmp_path / "progress.json"
+    shutil.copytree(recorded, path)
+    chosen = [word for name in ESTIMATORS for word in ("--estimator", name)]
+    more = ("--orders", "1", "--json", "--progress", str(progress))
+    ended = run_all(server, count, tmp_path, "verify", str(path), *chosen, *more)
+    told = [(tmp_path / f"err-{rank}").read_text() for rank in range(count)]
+    assert ended == [0] * count, told
+    assert len(json.loads((tmp_path / "out-0").read_text())) == len(ESTIMATORS) * 4 * 3
+    silent = [(tmp_path / f"out-{rank}").read_text() for rank in range(1, count)]
+    assert {*silent, *told[1:]} == {""}
+    assert json.loads(progress.read_text())["state"] == "done"
+    assert_same_numbers(open_run(path), alone)
+    assert not list((path / "results" / "shards").iterdir())
+    assert not list(path.rglob("*.tmp"))
+
+
+def test_what_fails_in_one_process_is_told_once_and_ends_all(
+    server: Any, recorded: Path, tmp_path: Path
+) -> None:
+    words = ("attribute", str(recorded), "--set", "nothing")
+    assert run_all(server, 2, tmp_path, *words) == [1, 1]
+    told = (tmp_path / "err-0").read_text()
+    assert told.startswith("stagelens: run 'run' has no evaluation set 'nothing'")
+    assert told.count("\n") == 1
+    assert (tmp_path / "err-1").read_text() == ""
+
+
+def test_a_killed_process_ends_the_job_in_one_line_and_shards_are_kept(
+    recorded: Path, alone: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(recorded, path)
+    launcher = ("accelerate.commands.accelerate_cli", "launch", "--multi_gpu")
+    words = ("--num_processes", "2", "--main_process_port", "0", *FLAGS)
+    command = ("-m", "tests.killed_worker", "attribute", str(path), "--estimator", "task-vector")
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, *words, *command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode != 0
+    told = [line for line in done.stderr.splitlines() if line.startswith("stagelens: ")]
+    assert len(told) == 1, done.stderr
+    assert "one of them died" in told[0] and "start the same command again" in told[0]
+    assert done.stdout == ""
+
+    monkeypatch.setattr(measuring, "SHARD", 10)
+    (folder,) = (path / "results" / "shards").iterdir()
+    kept = len(list(folder.glob("*.parquet")))
+    assert 1 <= kept < 6
+    measured: list[int] = []
+    measure = measuring.measure
+
+    def counted(*arguments: Any) -> Any:
+        measured.append(arguments[-1])
+        return measure(*arguments)
+
+    monkeypatch.setattr(measuring, "measure", counted)
+    again = boundaries(open_run(path), "test")
+    assert measured == [10] * (6 - kept)
+    whole = load_result(alone, "test", "boundaries")
+    assert whole is not None
+    np.testing.assert_allclose(again.table["value"], whole.table["value"], rtol=2e-5, atol=2e-6)
+    assert not folder.exists()
+
+
+def test_a_damaged_shard_is_measured_again(
+    recorded: Path, alone: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(recorded, tmp_path / "run")
+    run = open_run(tmp_path / "run")
+    monkeypatch.setattr(measuring, "SHARD", 25)
+    clear = measuring.Shards.clear
+    monkeypatch.setattr(measuring.Shards, "clear", lambda self: None)
+    first = attribute(run, "test", "task-vector", ["first"])
+    (folder,) = (run.path / "results" / "shards").iterdir()
+    assert sorted(each.stem for each in folder.iterdir()) == ["0-25", "25-50", "50-60"]
+    (folder / "25-50.parquet").write_bytes(b"PAR1 no more")
+    monkeypatch.setattr(measuring.Shards, "clear", clear)
+    again = attribute(run, "test", "task-vector", ["first"])
+    pd.testing.assert_frame_equal(again.table, first.table)
+    assert not folder.exists()
+    one = stored(alone, "task-vector").table
+    one = one[one["stage"] == "first"]
+    np.testing.assert_allclose(again.table["effect"], one["effect"], rtol=2e-5, atol=2e-6)
+
+
+# What one process may find out by itself
+
+
+def test_without_a_launcher_one_process_does_everything(tmp_path: Path) -> None:
+    with processes.joined():
+        assert (processes.count(), processes.is_main(), processes.is_worker()) == (1, True, False)
+        assert processes.own([3, 1, 2]) == [3, 1, 2]
+        assert processes.together(lambda: 5) == [5]
+        processes.check_shared(tmp_path)
+    assert list(tmp_path.iterdir()) == []
