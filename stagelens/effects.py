@@ -14,7 +14,7 @@ from torch import nn
 from . import processes
 from .contracts import BASE, Behaviour, Refused, RunError
 from .estimators.hardness import hardness
-from .estimators.ladder import counterfactuals, make_estimator
+from .estimators.ladder import check_final, counterfactuals, diverged, make_estimator
 from .estimators.protocol import Counterfactual, Weights
 from .estimators.task_vector import subtract_stage
 from .expected_error import Evidence, judged, judged_replay
@@ -84,6 +84,10 @@ def _effect(
     own, trust = models[0], counterfactual.trust
     first = kinds[0].name
     known = np.isfinite(final.values[first])
+    if known.any() and not np.isfinite(own.values[first][known]).any():
+        reason = "The model without it answers with numbers that are NaN or infinite."
+        refused = trust.model_copy(update={"trust": "refused", "reason": reason})
+        return Without({}, own, refused)
     if counterfactual.repeated is not None and known.any():
         values = [each.values[first][known] for each in (final, models[1], own)]
         trust = judged_replay(trust, values[0], values[1], values[0] - values[2], first)
@@ -344,7 +348,7 @@ def boundaries(run: Run, set_name: str, progress: Progress = no_progress) -> Res
     Every boundary is measured on a model of its own stage. Where that gives outputs of another
     shape than the final model (it has other classes, say), the behaviours are not comparable, and
     the boundary is left out. So is one that lacks what an assembled run knows from a later
-    checkpoint only, as a head.
+    checkpoint only, as a head, and one at which training had diverged.
     """
     stored = load_result(run, set_name, "boundaries")
     if processes.by_main(lambda: stored is not None):
@@ -356,19 +360,22 @@ def boundaries(run: Run, set_name: str, progress: Progress = no_progress) -> Res
     names: list[str] = []
     measured: list[Measured] = []
     for config, group in groupby(whole, key=lambda one: one[1].facts.build_config):
-        alike = list(group)
-        if not answers_as_the_final_model(run, alike[0][1], examples):
+        alike = [(n, s, state().model) for n, s, state in group]
+        alike = [one for one in alike if diverged(one[1], one[2]) is None]
+        if not alike or not answers_as_the_final_model(run, alike[0][1], examples):
             continue
-        own = [name for name, _, _ in alike]
+        own = [name for name, *_ in alike]
         names += own
         measured += measure_set(
             run,
             examples,
             run.task.build_model(config),
-            [state().model for _, _, state in alike],
+            [model for *_, model in alike],
             _key(run, examples, "boundaries", own),
             progress,
         )
+    if not names:
+        check_final(run)
     ids = examples.table(["example_id"])["example_id"].to_numpy()
     blocks = [
         pd.DataFrame(

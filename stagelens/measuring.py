@@ -37,7 +37,7 @@ class Measured:
     """One model on N examples.
 
     Attributes:
-        values: Behaviour name to (N,) float64.
+        values: Behaviour name to (N,) float64; NaN where it is not known, or not finite.
         answers: (N,) printable predictions.
         confidences: (N,) probability that the model gives to its own prediction.
     """
@@ -96,8 +96,9 @@ def measure(
 def read(task: Task, outputs: Any, batch: Any) -> Measured:
     """What a forward pass says of the examples of its batch."""
     predictions = task.predictions(outputs)
+    values = {n: v.double().cpu().numpy() for n, v in task.behaviours(outputs, batch).items()}
     return Measured(
-        {n: v.double().cpu().numpy() for n, v in task.behaviours(outputs, batch).items()},
+        {name: np.where(np.isfinite(value), value, np.nan) for name, value in values.items()},
         np.asarray(predictions.answers, dtype=object),
         np.asarray(predictions.confidences, dtype=float),
     )

@@ -66,16 +66,25 @@ def time_line(
     figure.update_yaxes(zeroline=False, fixedrange=True)
     draw_bands(figure, steps, edges)
     own = _rates(figure, steps, rates, edges, palette)
-    for row in range(2, len(heights) + 1):
-        for edge in edges:
-            figure.add_vline(
-                x=edge,
-                row=row,
-                col=1,
-                line={"color": ZERO, "width": 1, "dash": "dot"},
-                opacity=0.5,
-                layer="below",
-            )
+    # All at once: plotly looks at every shape again whenever one is added.
+    figure.update_layout(
+        shapes=[
+            {
+                "type": "line",
+                "x0": edge,
+                "x1": edge,
+                "xref": f"x{row}",
+                "y0": 0,
+                "y1": 1,
+                "yref": f"y{row} domain",
+                "line": {"color": ZERO, "width": 1, "dash": "dot"},
+                "opacity": 0.5,
+                "layer": "below",
+            }
+            for row in range(2, len(heights) + 1)
+            for edge in edges
+        ]
+    )
     heading(figure, f"learning rate{' (each stage on its own scale)' if own else ''}", 2, palette)
     said = " then ".join(f"{name} ({count:,} steps)" for name, count in steps.items())
     alt = f"Stages in training order: {said}."

@@ -13,8 +13,8 @@ from ..contracts import Refused, RunError
 from ..results import METHOD, StageTrust
 from ..runs.files import write_json
 from ..runs.run import Run, Stage
-from ..runs.schema import FileRef, digest
-from ..runs.states import save_tensors
+from ..runs.schema import FileRef, StateRef, digest
+from ..runs.states import not_finite, save_tensors
 from ..runs.streaming import map_tensors
 from ..training.replay import Progress, no_progress
 from .coarse_replay import CoarseReplay
@@ -68,19 +68,27 @@ def counterfactuals(
 ) -> Iterator[Counterfactual]:
     """The model without each of ``stages``, in their order; from the cache where it is there.
 
-    Without the last stage the model is the stage's own start state: exact and free, whatever the
-    estimator. What an estimator refuses comes as a counterfactual without weights.
+    Without the last stage the model is the stage's own start state, and without a stage that
+    changed nothing it is the final model: exact and free, whatever the estimator. What an
+    estimator refuses comes as a counterfactual without weights; so does what is not finite.
 
     Args:
         run: The run.
         estimator: Computes what is not in the cache.
         stages: Finished stages of the run.
         progress: Told of the work that is not in the cache.
+
+    Raises:
+        Refused: Training diverged, so that there is no final model to speak of.
     """
+    check_final(run)
     found: dict[str, Counterfactual] = {}
     for stage in stages:
         if stage.index == len(run.stages) - 1:
-            found[stage.name] = _without_last(stage, estimator.name)
+            found[stage.name] = _finite(stage, _without_last(stage, estimator.name))
+        elif _changed_nothing(run, stage):
+            trust = exact_trust(stage, estimator.name, "The stage changed nothing.")
+            found[stage.name] = Counterfactual(stage.name, run.last.end().model, trust)
         elif (cached := _load(run, stage, estimator)) is not None:
             found[stage.name] = cached
     names = processes.by_main(lambda: [s.name for s in stages if s.name not in found])
@@ -89,7 +97,8 @@ def counterfactuals(
         found |= _shared_out(run, estimator, missing, progress)
     elif missing:
         for computed in _computed(run, estimator, missing, progress):
-            found[computed.stage] = _kept(run, run.stage(computed.stage), estimator, computed)
+            stage = run.stage(computed.stage)
+            found[stage.name] = _kept(run, stage, estimator, computed)
     yield from (found[stage.name] for stage in stages)
 
 
@@ -124,6 +133,64 @@ def _shared_out(
     return found
 
 
+def check_final(run: Run) -> None:
+    """Refuse a run whose training ended with weights that are not finite.
+
+    Raises:
+        Refused: It did; names the stage in which training diverged, and what to do.
+    """
+    name = diverged(run.last, run.last.end().model)
+    if name is None:
+        return
+    first = run.last
+    for stage in reversed(run.stages[:-1]):
+        if diverged(stage, stage.end().model) is None:
+            break
+        first = stage
+    raise Refused(
+        f"training diverged in stage {first.name!r}: weights of the final model are NaN or "
+        f"infinite ({name}), so its answers mean nothing, and no stage has an effect on them; "
+        "train with a lower learning rate, or with clipping, and record the run again"
+    )
+
+
+def diverged(stage: Stage, weights: Weights) -> str | None:
+    """A parameter of a stage's model that is NaN or infinite in some weights; None for none."""
+    return not_finite(weights, stage.facts.trainable or weights)
+
+
+def _finite(stage: Stage, found: Counterfactual) -> Counterfactual:
+    """The counterfactual, refused where its weights are not finite."""
+    if found.weights is None:
+        return found
+    models: list[Weights] = [found.weights]
+    if isinstance(found.weights, WithoutStage):
+        models = [stage.start().model, stage.end().model]  # it is computed anew at each look
+    elif found.twins is not None:
+        models += [found.twins.factual, found.twins.counterfactual]
+    for model in models:
+        name = diverged(stage, model)
+        if name is not None:
+            reason = f"Weights of the model without it are NaN or infinite ({name})."
+            return _refused(stage, found.trust.estimator, reason)
+    return found
+
+
+def _changed_nothing(run: Run, stage: Stage) -> bool:
+    """Whether a stage ended as it began, and left nothing else behind for the next one."""
+    start, end = stage.facts.start, stage.facts.end
+    following = run.stages[stage.index + 1].facts.boundary
+    if end is None or stage.appeared or following.optimizer != "new":
+        return False
+    return _content(start) == _content(end)
+
+
+def _content(state: StateRef) -> tuple[object, ...]:
+    """What tells the parameters and buffers of one state from those of another."""
+    fixed = state.fixed.sha256 if state.fixed is not None else None
+    return [file.sha256 for file in state.shards], fixed, state.names
+
+
 def _computed(
     run: Run, estimator: Estimator, stages: Sequence[Stage], progress: Progress
 ) -> Iterator[Counterfactual]:
@@ -154,13 +221,17 @@ def _without_last(stage: Stage, estimator: str) -> Counterfactual:
     return Counterfactual(stage.name, weights, trust)
 
 
-def exact_trust(last: Stage, estimator: str) -> StageTrust:
-    """What is known of the counterfactual without the last stage, whatever the estimator."""
+def exact_trust(
+    stage: Stage,
+    estimator: str,
+    reason: str = "The last stage's start is the model without it.",
+) -> StageTrust:
+    """What is known of a counterfactual that is read off the recording, by default the last's."""
     return StageTrust(
-        stage=last.name,
+        stage=stage.name,
         estimator=estimator,
         trust="exact",
-        reason="The last stage's start is the model without it.",
+        reason=reason,
         deviation=0.0,
         expected_error=0.0,
     )
@@ -194,8 +265,11 @@ def _cache(run: Run, stage: Stage, estimator: Estimator) -> str:
 def _kept(run: Run, stage: Stage, estimator: Estimator, computed: Counterfactual) -> Counterfactual:
     """Write a counterfactual to the cache; returns it memory-mapped, so that memory is free again.
 
+    It is refused instead where it is not finite.
+
     A task vector is not written: its weights are read from the states again when they are used.
     """
+    computed = _finite(stage, computed)
     if computed.weights is None or isinstance(computed.weights, WithoutStage):
         return computed
     prefix = _cache(run, stage, estimator)

@@ -75,7 +75,7 @@ class EvaluationSet:
             RunError: The set is missing, damaged or foreign; names the file.
         """
         root = Path(run_path)
-        path = root / "sets" / usable_name(name) / "set.json"
+        path = CheckedFiles(root).inside(f"sets/{usable_name(name)}/set.json")
         facts = read_json(path, SetFile)
         if facts.name != name:
             raise RunError(f"{path}: name: {facts.name!r}, but its folder is {name!r}; rename it")
@@ -122,6 +122,7 @@ class EvaluationSet:
         names = list(dict.fromkeys(("example_id", "label", *wanted)))
         with self._open() as file:
             table = file.read(columns=names)
+            _checked_ids(table["example_id"])
         return pd.DataFrame({name: _series(table[name]) for name in names})
 
     def examples(self, start: int = 0, stop: int | None = None) -> list[Example]:
@@ -175,7 +176,7 @@ class EvaluationSet:
         """The rows of those ids that are in the set."""
         if self._ids is None:
             with self._open() as file:
-                self._ids = file.read(columns=["example_id"])["example_id"].combine_chunks()
+                self._ids = _checked_ids(file.read(columns=["example_id"])["example_id"])
         asked = pc.is_in(self._ids, value_set=pa.array(ids, self._ids.type))
         rows = np.flatnonzero(asked.to_numpy(zero_copy_only=False))
         return dict(zip(self._ids.take(rows).to_pylist(), rows.tolist(), strict=True))
@@ -246,6 +247,13 @@ def _reading(path: Path) -> Iterator[None]:
         raise RunError(
             f"{path} is damaged or foreign: {error}; restore it, or add the set again"
         ) from None
+
+
+def _checked_ids(ids: pa.ChunkedArray) -> pa.Array:
+    """The ids, once no two examples share one: every example is known by its id."""
+    if not pa.types.is_string(ids.type) or pc.count_distinct(ids).as_py() != len(ids):
+        raise ValueError("its ids are not text, or stand there more than once")
+    return ids.combine_chunks()
 
 
 def footer_sha256(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -216,6 +216,18 @@ def load_model(
                 f"{own!r} of the model; restore the original run folder"
             )
     return {own: found[name] for own, name in reference.names.items()}
+
+
+def not_finite(tensors: Mapping[str, Tensor], names: Iterable[str]) -> str | None:
+    """The first of these names whose tensor holds a NaN or an infinity; None where none does."""
+    for name in names:
+        tensor = tensors.get(name)
+        if tensor is None or not tensor.is_floating_point():
+            continue
+        # The sum is quick and needs no memory, but may overflow where every value is finite.
+        if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
+            return name
+    return None
 
 
 def same_tensor(a: Tensor, b: Tensor) -> bool:

@@ -13,6 +13,9 @@ from ..contracts import Behaviour, Predictions
 NO_LABEL = -1
 """Class index of an example without a label."""
 
+NO_ANSWER = "no answer"
+"""The answer of a model whose outputs are not finite; it is never right."""
+
 CLASSIFIER_BEHAVIOURS = (
     Behaviour(
         "margin",
@@ -88,11 +91,13 @@ def classifier_behaviours(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
 
 def classifier_predictions(logits: Tensor, classes: Sequence[str]) -> Predictions:
-    """The most probable class of each row, by name, with its probability.
+    """The most probable class of each row, by name, with its probability; else ``NO_ANSWER``.
 
     Args:
         logits: (B, C).
         classes: C names.
     """
     confidences, answers = logits.double().softmax(1).max(1)
-    return Predictions([classes[i] for i in answers.tolist()], confidences.tolist())
+    known = confidences.isfinite().tolist()
+    named = zip(answers.tolist(), known, strict=True)
+    return Predictions([classes[i] if k else NO_ANSWER for i, k in named], confidences.tolist())

@@ -44,7 +44,8 @@ def figures(view: View, wanted: Wanted) -> None:
     with headline.container():
         _exact(view, compared, edit)
     if edit.strengths:
-        _side_by_side(view, compared, edit)
+        if compared.answers[BEFORE]["label"].notna().any():
+            _side_by_side(view, compared, edit)
         flipped.table(view, compared, edit)
         flipped.control(view, compared, edit)
         settled.check(view, wanted)
@@ -104,10 +105,8 @@ def _preview(view: View, guess: Preview, wanted: Wanted) -> None:
         for model, own in ((BEFORE, guess.final), (AFTER, values))
         for group, accuracy in zip(groups, own, strict=True)
     ]
-    _metrics({(r["model"], r["group"]): float(r["accuracy"]) for r in rows}, groups, "≈ ")
     about = replace(removals.about(view, wanted.edit), observed="")  # a preview, not yet exact
-    chart = group_accuracy(pd.DataFrame(rows), charts.EITHER, AFTER)
-    components.show(chart, "remove-preview", about)
+    _accuracies(pd.DataFrame(rows), "remove-preview", about, AFTER)
 
 
 def _counts(view: View) -> dict[str, int]:
@@ -120,12 +119,22 @@ def _counts(view: View) -> dict[str, int]:
 
 def _exact(view: View, compared: Compared, edit: Edit) -> None:
     st.badge("Exact: measured on the edited weights", icon=":material/check:", color="green")
-    rows = compared.rows(view.by)
+    _accuracies(compared.rows(view.by), "remove-exact", removals.about(view, edit))
+
+
+def _accuracies(rows: pd.DataFrame, key: str, about: About, approximate: str | None = None) -> None:
+    """Accuracy in figures and as a chart, over the groups that have labels."""
+    rows = rows[rows["accuracy"].notna()]
+    if rows.empty:
+        st.info(
+            "None of these examples has a label, so there is no accuracy to compare.",
+            icon=":material/label_off:",
+        )
+        return
     groups = list(dict.fromkeys(rows["group"]))
     values = {(r["model"], r["group"]): float(r["accuracy"]) for r in rows.to_dict("records")}
-    _metrics(values, groups, "")
-    chart = group_accuracy(rows, charts.EITHER)
-    components.show(chart, "remove-exact", removals.about(view, edit))
+    _metrics(values, groups, "" if approximate is None else "≈ ")
+    components.show(group_accuracy(rows, charts.EITHER, approximate), key, about)
 
 
 def _metrics(values: dict[tuple[str, str], float], groups: list[str], sign: str) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import streamlit as st
 
 from ..contracts import Behaviour
-from ..summary import ACCURACY, axis_unit, is_share
+from ..summary import ACCURACY, axis_unit, count_text, is_share
 from . import browse, components, loaders, slicing
 from .browse import Chosen, Every, Filters, Side
 from .loaders import Effects, Source
@@ -155,9 +155,9 @@ def count_and_export(workspace: Workspace, effects: Effects, chosen: Chosen) -> 
     """How many examples are left, and these as CSV."""
     count, total = len(chosen), len(chosen.every.frame)
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        of = "" if count == total else f" of {total:,}"
+        of = "" if count == total else f"{count:,} of "
         with st.container(width="stretch"):
-            components.text_block(f"{count:,}{of} {workspace.noun}s")
+            components.text_block(of + count_text(total, workspace.noun))
         slicing.save(workspace, effects.estimator, chosen)
         st.download_button(
             "Export CSV",

@@ -79,9 +79,10 @@ def _settled(view: View, edit: Edit) -> None:
                 else ""
             )
         )
-        rows = compared.rows(view.by)
-        chart = group_accuracy(rows, charts.EITHER)
-        components.show(chart, f"remove-settled-{stage}", removals.about(view, edit))
+        rows = compared.rows(view.by).dropna(subset="accuracy")
+        if len(rows):
+            chart = group_accuracy(rows, charts.EITHER)
+            components.show(chart, f"remove-settled-{stage}", removals.about(view, edit))
 
 
 def save(view: View, wanted: Wanted) -> None:
