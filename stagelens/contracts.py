@@ -193,6 +193,15 @@ class Task(ABC):
     def loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
         """The training loss of one batch, a scalar that the training loop calls backward on."""
 
+    def loss_terms(self, batch: Any) -> float | None:
+        """How many terms the loss of a batch is the mean of, for batches that processes share.
+
+        Returns:
+            None, the default: one per example. 0 where it is a sum, so that the losses of parts
+            of a batch add up as they are.
+        """
+        return None
+
     @abstractmethod
     def behaviours(self, outputs: Any, batch: Any) -> dict[str, torch.Tensor]:
         """Behaviour name to (B,) values, NaN where an example has no label."""

@@ -24,6 +24,7 @@ from .contracts import RunError, StageLensError
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -174,6 +175,28 @@ def _gathered(value: T) -> list[T]:
     except RuntimeError:  # the connection to a process was closed
         raise StageLensError(_ENDED) from None
     return gathered
+
+
+def number() -> int:
+    """The number of this process, from 0 for the main one."""
+    return 0 if _state is None else int(_state.process_index)
+
+
+def added(tensor: Tensor) -> Tensor:
+    """The sum over processes of a tensor that each of them has; of its shape.
+
+    Raises:
+        StageLensError: Another process died.
+    """
+    if _state is None:
+        return tensor
+    from accelerate.utils import reduce
+
+    try:
+        summed: Tensor = reduce(tensor, reduction="sum")
+    except RuntimeError:
+        raise StageLensError(_ENDED) from None
+    return summed
 
 
 def wait() -> None:

@@ -299,6 +299,7 @@ def verify(
     progress: Any,
     stages: Sequence[str] | None = None,
     orders: int = 0,
+    split_batches: bool = False,
 ) -> pd.DataFrame:
     """Replay, compare every estimator with it, and store the figures.
 
@@ -309,6 +310,7 @@ def verify(
         progress: Told of all of it.
         stages: Their names; None for all.
         orders: Other orders of the batches for the noise floor; 0 for none.
+        split_batches: See :class:`~stagelens.estimators.replay.Replay`.
 
     Returns:
         One row per estimator, stage and behaviour; see :data:`COLUMNS`.
@@ -323,7 +325,12 @@ def verify(
         make_estimator(name, settings)  # a setting that it does not take is an error of its own
     parts = 1 + len(estimators) + orders
     truth = attribute(
-        run, set_name, "replay", stages, lambda share, text: progress(share / parts, text)
+        run,
+        set_name,
+        "replay",
+        stages,
+        lambda share, text: progress(share / parts, text),
+        {"split_batches": split_batches},
     )
     refused = [t for t in truth.facts.stages if t.trust == "refused"]
     if refused:

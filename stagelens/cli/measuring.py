@@ -14,7 +14,15 @@ from ..results import Result, stored_results
 from ..runs.files import atomic_path, check_writable
 from ..runs.run import Run
 from ..terminal import Reporter, print_effects, print_verification
-from .options import DeviceOption, ProgressFile, RunFolder, TaskOption, opened_together, own_file
+from .options import (
+    DeviceOption,
+    ProgressFile,
+    RunFolder,
+    SplitBatches,
+    TaskOption,
+    opened_together,
+    own_file,
+)
 
 commands = typer.Typer()
 
@@ -45,6 +53,7 @@ def attribute(
     ] = None,
     task: TaskOption = None,
     device: DeviceOption = None,
+    split_batches: SplitBatches = False,
     out: Annotated[
         Path | None,
         typer.Option(help="Write the effect table, with trust, to a .parquet or .csv file."),
@@ -64,7 +73,8 @@ def attribute(
         from ..estimators.ladder import default_estimator, make_estimator
         from ..verification import trusted
 
-        settings = None if budget is None else {"budget": budget}
+        settings: dict[str, Any] = {} if budget is None else {"budget": budget}
+        settings |= {"split_batches": True} if split_batches else {}
         made = make_estimator(estimator or default_estimator(opened), settings)
         used = made.name, dict(made.settings)
         stored = used in [(f.estimator, f.settings) for f in stored_results(opened, examples.name)]
@@ -133,6 +143,7 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print rows as JSON.")] = False,
     task: TaskOption = None,
     device: DeviceOption = None,
+    split_batches: SplitBatches = False,
     progress: ProgressFile = None,
 ) -> None:
     """Hold estimates against replays, and say how far each number can be trusted."""
@@ -147,7 +158,9 @@ def verify(
         opened = opened_together(run, task)
         _ = opened.last
         examples = opened.evaluation_set(set_name)
-        rows = verification.verify(opened, examples.name, wanted, report, stage or None, orders)
+        rows = verification.verify(
+            opened, examples.name, wanted, report, stage or None, orders, split_batches
+        )
     if as_json:
         typer.echo(rows[list(verification.COLUMNS)].to_json(orient="records", indent=1))
         return

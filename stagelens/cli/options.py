@@ -47,6 +47,13 @@ DeviceOption = Annotated[
         "a stage that was recorded on the CPU is replayed there].",
     ),
 ]
+SplitBatches = Annotated[
+    bool,
+    typer.Option(
+        "--split-batches",
+        help="Processes share every batch of a replay, instead of whole counterfactuals.",
+    ),
+]
 ProgressFile = Annotated[Path | None, typer.Option("--progress", hidden=True)]
 
 

@@ -93,13 +93,35 @@ def counterfactuals(
             found[stage.name] = cached
     names = processes.by_main(lambda: [s.name for s in stages if s.name not in found])
     missing = [run.stage(name) for name in names]
-    if missing and processes.count() > 1 and not isinstance(estimator, TaskVector):
+    in_step = isinstance(estimator, Replay) and estimator.split
+    if missing and in_step:
+        found |= _in_step(run, estimator, missing, progress)
+    elif missing and processes.count() > 1 and not isinstance(estimator, TaskVector):
         found |= _shared_out(run, estimator, missing, progress)
     elif missing:
         for computed in _computed(run, estimator, missing, progress):
             stage = run.stage(computed.stage)
             found[stage.name] = _kept(run, stage, estimator, computed)
     yield from (found[stage.name] for stage in stages)
+
+
+def _in_step(
+    run: Run, estimator: Estimator, stages: Sequence[Stage], progress: Progress
+) -> dict[str, Counterfactual]:
+    """Every counterfactual by all processes together; the main one writes it to the cache.
+
+    What fails in one process ends it, and so the others, which wait for its gradients.
+    """
+    found = {}
+    for computed in _computed(run, estimator, stages, progress):
+        stage = run.stage(computed.stage)
+
+        def keep(stage: Stage = stage, computed: Counterfactual = computed) -> None:
+            _kept(run, stage, estimator, computed)
+
+        processes.by_main(keep)
+        found[stage.name] = computed
+    return found
 
 
 def _shared_out(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,10 +45,18 @@ class Replay:
     gives their recorded ends bit for bit, the counterfactual is exact. Where it does not, they are
     replayed once more from the stage's recorded end: how far that final model is from the recorded
     one, in the behaviours, is the error to expect of the effects.
+
+    Args:
+        split_batches: Whether the processes of the job share every batch, where there are several,
+            instead of whole counterfactuals. Sums of gradients are then rounded otherwise than in
+            the recording, which is measured like any other deviation.
     """
 
     name = "replay"
     settings: Mapping[str, Any] = {}
+
+    def __init__(self, split_batches: bool = False) -> None:
+        self.split = split_batches and processes.count() > 1
 
     def counterfactuals(
         self, run: Run, stages: Sequence[Stage], progress: Progress
@@ -63,24 +72,28 @@ class Replay:
         checks: dict[str, ReplayCheck] = {}
         for stage in later:
             report = _part(progress, done, stage.steps, work, "Checking replay: ")
-            checks[stage.name] = check_replay(run, stage, report)
+            checks[stage.name] = check_replay(run, stage, report, self.split)
             done += stage.steps
         for stage in stages:
             after = run.stages[stage.index + 1 :]
             steps = sum(s.steps for s in after)
             began = time.perf_counter()
             report = _part(progress, done, steps, work, f"Replaying without {stage.name}: ")
-            replayed = replay_without(run, stage, report)
+            replayed = replay_without(run, stage, report, split=self.split)
             own = [checks[s.name] for s in after]
             merging = max((s.facts.boundary.deviation for s in after), default=0.0)
-            trust = _trust(stage.name, own, merging, _mixed_precision(after))
+            trust = _trust(stage.name, own, merging, _mixed_precision(after) + self._shared())
             repeated = None
             if trust.trust != "exact":
                 report = _part(progress, done, steps, work, f"Repeating with {stage.name}: ")
-                repeated = replay_later(run, stage, stage.end(), report).state.model
+                again = replay_later(run, stage, stage.end(), report, split=self.split)
+                repeated = again.state.model
             done += steps
             trust = trust.model_copy(update={"seconds": time.perf_counter() - began})
             yield Counterfactual(stage.name, replayed.state.model, trust, repeated=repeated)
+
+    def _shared(self) -> str:
+        return f" (batches split over {processes.count()} processes)" if self.split else ""
 
 
 def _part(progress: Progress, before: int, own: int, work: int, prefix: str) -> Progress:
@@ -104,7 +117,7 @@ def _trust(stage: str, checks: Sequence[ReplayCheck], merging: float, mixed: str
         stage: The stage that is left out.
         checks: Of the later stages.
         merging: How far merging an adapter in between is from the recorded weights, at most.
-        mixed: What to say of mixed precision.
+        mixed: What to say of mixed precision, and of batches that were split.
     """
     bitwise = all(check.bitwise for check in checks)
     if bitwise and not merging:
@@ -139,7 +152,7 @@ def _trust(stage: str, checks: Sequence[ReplayCheck], merging: float, mixed: str
     )
 
 
-def _machine(stage: Stage) -> str:
+def _machine(stage: Stage, split: bool) -> str:
     """What decides whether arithmetic is the same: build, threads, processor and device."""
     threads = stage.environment.threads
     used = devices.replaying(stage.environment.device)
@@ -149,6 +162,7 @@ def _machine(stage: Stage) -> str:
     return (
         f"torch {torch.__version__} ({build}), {threads} threads, {platform.platform()}, "
         f"{platform.processor()}, {capability}, {device}"
+        + (f", split over {processes.count()}" if split else "")
     )
 
 
@@ -164,16 +178,15 @@ def check_together(run: Run, stages: Sequence[Stage], progress: Progress) -> Non
     processes.together(work)
 
 
-def check_replay(run: Run, stage: Stage, progress: Progress) -> ReplayCheck:
+def check_replay(run: Run, stage: Stage, progress: Progress, split: bool = False) -> ReplayCheck:
     """Replay a stage as it was recorded and say how far it is off; stored and reused."""
-    machine = _machine(stage)
+    machine = _machine(stage, split)
     key = digest("replay-check", run.digest, stage.name, machine)[:32]
     path = run.files.inside(f"results/checks/{key}.json")
-    try:
-        return ReplayCheck.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
-        pass
-    deviation = measure_deviation(run.task, stage, progress)
+    stored = processes.by_main(lambda: _stored_check(path)) if split else _stored_check(path)
+    if stored is not None:
+        return stored
+    deviation = measure_deviation(run.task, stage, progress, split)
     check = ReplayCheck(
         run_digest=run.digest,
         stage=stage.name,
@@ -184,3 +197,10 @@ def check_replay(run: Run, stage: Stage, progress: Progress) -> ReplayCheck:
     )
     write_json(path, check)
     return check
+
+
+def _stored_check(path: Path) -> ReplayCheck | None:
+    try:
+        return ReplayCheck.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None

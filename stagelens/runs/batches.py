@@ -111,6 +111,22 @@ def _first_dimension(value: Any) -> int | None:
     return next((n for n in map(_first_dimension, items) if n is not None), None)
 
 
+def rows_of(batch: Any, start: int, stop: int) -> Any:
+    """Some examples of a batch: the rows of every tensor that has one for each."""
+    size = batch_size(batch)
+
+    def visit(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value[start:stop] if value.ndim and value.shape[0] == size else value
+        if isinstance(value, Mapping):
+            return {key: visit(item) for key, item in value.items()}
+        return (
+            type(value)(visit(item) for item in value) if isinstance(value, tuple | list) else value
+        )
+
+    return visit(batch)
+
+
 def to_device(batch: Any, device: torch.device) -> Any:
     """The same batch with its tensors on ``device``; on the CPU nothing is copied."""
     if device.type == "cpu":

@@ -245,6 +245,12 @@ class CausalLM(TransformerTask):
         own = {name: t for name, t in batch.items() if not name.startswith("rejected_")}
         return super().loss(model, own)
 
+    def loss_terms(self, batch: Mapping[str, Any]) -> float:
+        """The tokens that are predicted; 0 where the batch says what its sum is divided by."""
+        if "num_items_in_batch" in batch:
+            return 0.0
+        return float((batch["labels"][:, 1:] != IGNORED).sum())
+
     def outputs(self, model: nn.Module, batch: Batch) -> Scored:
         """One pass over texts and completions, and one over rejected ones, a few rows at a time."""
         tokens, ids, confidences = self._score(model, batch, "")

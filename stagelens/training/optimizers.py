@@ -170,3 +170,35 @@ def _plain(value: Any) -> Any:
 def _for_torch(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     """JSON knows no tuples; torch's ``betas`` is one."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in hyperparameters.items()}
+
+
+def update(optimizer: torch.optim.Optimizer) -> None:
+    """``optimizer.step()``, in two halves where torch's fused SGD cannot take it at once.
+
+    It raises TypeError where one group holds parameters with and without a momentum buffer, which
+    a counterfactual can bring about. SGD updates every parameter by itself, so the fresh ones
+    first and then the others is the same arithmetic.
+    """
+    updated = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    fresh = {id(parameter) for parameter in _fresh_among_others(optimizer)}
+    halves = [[p for p in updated if (id(p) in fresh) is half] for half in (True, False)]
+    if not all(halves):
+        optimizer.step()
+        return
+    gradients = {id(parameter): parameter.grad for parameter in updated}
+    for now, later in (halves, halves[::-1]):
+        for parameter in now:
+            parameter.grad = gradients[id(parameter)]
+        for parameter in later:
+            parameter.grad = None
+        optimizer.step()
+
+
+def _fresh_among_others(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    fresh = []
+    for group in optimizer.param_groups:
+        if group.get("fused") and group.get("momentum"):
+            updated = [p for p in group["params"] if p.grad is not None]
+            own = [p for p in updated if "momentum_buffer" not in optimizer.state.get(p, {})]
+            fresh += own if len(own) < len(updated) else []
+    return fresh

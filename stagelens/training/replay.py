@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ from ..runs.run import Run, Stage
 from ..runs.schema import Precision, StageFile
 from ..runs.states import TrainingState, capture, load_into, load_optimizer, same_tensor
 from ..runs.steps import MicroBatch, StepRecord
-from .optimizers import build_optimizer, set_group_hyperparameters
+from .optimizers import build_optimizer, set_group_hyperparameters, update
+from .splitting import SplitGradient
 
 AUTOCAST: Mapping[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """What autocast casts to, of the precisions that it makes."""
@@ -93,62 +95,45 @@ def step(
     optimizer: torch.optim.Optimizer,
     record: StepRecord,
     rules: StepRules,
+    split: SplitGradient | None = None,
 ) -> list[float]:
     """Run one recorded step on a prepared model, in place.
 
+    Args:
+        task: Computes the loss.
+        model: Prepared.
+        optimizer: Of its parameters.
+        record: The step.
+        rules: Of its stage.
+        split: Where every process takes its part of each micro-batch.
+
     Returns:
-        The task's loss of each micro-batch, before division.
+        The task's loss of each micro-batch, before division; of a split one this process's part.
     """
     if record.batches is None:
         raise Refused(f"the batch of step {record.step} was not kept, so it cannot be replayed")
     parameters = dict(model.named_parameters())
     device = next(iter(parameters.values())).device
     losses = []
+    loss = partial(loss_of, task, model, rules=rules)
     optimizer.zero_grad(set_to_none=True)
     for micro in record.batches:
         restore_random(micro.rng, device)
-        loss = loss_of(task, model, to_device(micro.batch, device), rules)
-        losses.append(float(loss.detach()))
-        divisor = rules.divisor(micro)
-        (loss if divisor == 1 else loss / divisor).backward()
+        batch, divisor = to_device(micro.batch, device), rules.divisor(micro)
+        if split is not None:
+            losses.append(split.backward(batch, loss, divisor))
+            continue
+        whole = loss(batch)
+        losses.append(float(whole.detach()))
+        (whole if divisor == 1 else whole / divisor).backward()
+    if split is not None:
+        split.add_up(parameters, record.missing)
     restore_missing(parameters, record.missing, optimizer)
     if rules.clip_norm is not None:
         nn.utils.clip_grad_norm_(model.parameters(), rules.clip_norm)
     set_group_hyperparameters(optimizer, record.groups)
-    _update(optimizer)
+    update(optimizer)
     return losses
-
-
-def _update(optimizer: torch.optim.Optimizer) -> None:
-    """``optimizer.step()``, in two halves where torch's fused SGD cannot take it at once.
-
-    It raises TypeError where one group holds parameters with and without a momentum buffer, which
-    a counterfactual can bring about. SGD updates every parameter by itself, so the fresh ones
-    first and then the others is the same arithmetic.
-    """
-    updated = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    fresh = {id(parameter) for parameter in _fresh_among_others(optimizer)}
-    halves = [[p for p in updated if (id(p) in fresh) is half] for half in (True, False)]
-    if not all(halves):
-        optimizer.step()
-        return
-    gradients = {id(parameter): parameter.grad for parameter in updated}
-    for now, later in (halves, halves[::-1]):
-        for parameter in now:
-            parameter.grad = gradients[id(parameter)]
-        for parameter in later:
-            parameter.grad = None
-        optimizer.step()
-
-
-def _fresh_among_others(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    fresh = []
-    for group in optimizer.param_groups:
-        if group.get("fused") and group.get("momentum"):
-            updated = [p for p in group["params"] if p.grad is not None]
-            own = [p for p in updated if "momentum_buffer" not in optimizer.state.get(p, {})]
-            fresh += own if len(own) < len(updated) else []
-    return fresh
 
 
 def restore_missing(
@@ -214,9 +199,12 @@ class StageReplay:
         task: Builds the model.
         stage: The recorded stage.
         state: Where to start; by default where the recording started.
+        split: Whether the processes of the job share every batch.
     """
 
-    def __init__(self, task: Task, stage: Stage, state: TrainingState | None = None) -> None:
+    def __init__(
+        self, task: Task, stage: Stage, state: TrainingState | None = None, split: bool = False
+    ) -> None:
         self.task = task
         self.stage = stage
         facts = stage.facts
@@ -231,6 +219,7 @@ class StageReplay:
         self.names = {id(parameter): name for name, parameter in parameters.items()}
         self.optimizer = build_optimizer(stage.optimizer, parameters)
         load_optimizer(self.optimizer, self.names, state.optimizer)
+        self.split = SplitGradient(task, self.model, stage.name) if split else None
 
     def run(self, order: Sequence[int] | None = None) -> Iterator[StepRecord]:
         """Run all steps; yields each record after its update.
@@ -245,7 +234,7 @@ class StageReplay:
             record = steps[number]
             if order:
                 record = replace(record, groups=rates[place])
-            step(self.task, self.model, self.optimizer, record, self.rules)
+            step(self.task, self.model, self.optimizer, record, self.rules, self.split)
             yield record
 
     def state(self) -> TrainingState:
@@ -288,12 +277,16 @@ def replay_stage(
     state: TrainingState | None = None,
     progress: Progress = no_progress,
     order: Sequence[int] | None = None,
+    split: bool = False,
 ) -> Replayed:
-    """Replay one stage from ``state`` (by default its recorded start), in ``order`` if given."""
+    """Replay one stage from ``state`` (by default its recorded start), in ``order`` if given.
+
+    With ``split``, the processes of the job share every batch.
+    """
     check_replayable([stage])
     examples = 0
     with same_arithmetic(stage):
-        replay = StageReplay(task, stage, state)
+        replay = StageReplay(task, stage, state, split)
         for number, record in enumerate(replay.run(order), 1):
             examples += sum(batch_size(micro.batch) for micro in record.batches or ())
             progress(number / stage.steps, f"stage {stage.name}, step {number} of {stage.steps}")
@@ -305,7 +298,11 @@ Orders = Mapping[str, Sequence[int]]
 
 
 def replay_without(
-    run: Run, stage: Stage, progress: Progress = no_progress, orders: Orders | None = None
+    run: Run,
+    stage: Stage,
+    progress: Progress = no_progress,
+    orders: Orders | None = None,
+    split: bool = False,
 ) -> Replayed:
     """The training state at the end of the run as it would be without ``stage``.
 
@@ -317,11 +314,12 @@ def replay_without(
         stage: The stage that is left out.
         progress: Told of every step.
         orders: Another order of the later stages' batches, for the noise floor.
+        split: Whether the processes of the job share every batch.
 
     Raises:
         Refused: Batches of a later stage were not kept.
     """
-    return replay_later(run, stage, stage.start(), progress, orders)
+    return replay_later(run, stage, stage.start(), progress, orders, split)
 
 
 def replay_later(
@@ -330,6 +328,7 @@ def replay_later(
     state: TrainingState,
     progress: Progress = no_progress,
     orders: Orders | None = None,
+    split: bool = False,
 ) -> Replayed:
     """Replay all stages after ``stage``, with ``state`` in place of its end; see above."""
     later = run.stages[stage.index + 1 :]
@@ -343,7 +342,8 @@ def replay_later(
             progress((before + share * here.steps) / total, text)
 
         order = (orders or {}).get(other.name)
-        replayed = replay_stage(run.task, other, cross_boundary(state, other), report, order)
+        begin = cross_boundary(state, other)
+        replayed = replay_stage(run.task, other, begin, report, order, split)
         state, examples = replayed.state, examples + replayed.example_gradients
         done += other.steps
     return Replayed(state, examples)
@@ -366,13 +366,15 @@ class Deviation:
     relative: float
 
 
-def measure_deviation(task: Task, stage: Stage, progress: Progress = no_progress) -> Deviation:
+def measure_deviation(
+    task: Task, stage: Stage, progress: Progress = no_progress, split: bool = False
+) -> Deviation:
     """Replay one stage as recorded and compare with its recorded end.
 
     Raises:
         RunError: The replay gives other parameters or buffers than were recorded.
     """
-    replayed = replay_stage(task, stage, progress=progress).state
+    replayed = replay_stage(task, stage, progress=progress, split=split).state
     recorded, start = stage.end(), stage.start()
     if replayed.model.keys() != recorded.model.keys():
         raise RunError(

@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,12 @@ from safetensors.torch import load_file
 
 import stagelens
 from stagelens import measuring, noise, processes, verification
+from stagelens.cli import main
 from stagelens.effects import attribute, boundaries
 from stagelens.results import Result, load_result
 from stagelens.runs.run import Run, open_run
+from stagelens.runs.set_writer import write_set
+from tests import small_runs
 from tests.conftest import ROOT
 from tests.loops import Plan, differing, make_batches, make_task, record_plans
 
@@ -76,31 +79,34 @@ def server() -> Any:
     return context
 
 
-def run_all(server: Any, count: int, folder: Path, *words: str) -> list[int]:
-    """``stagelens WORDS`` in ``count`` processes of one job; the exit status of each."""
+def started(server: Any, count: int, work: Any, folder: Path, *more: Any) -> list[int]:
+    """Run ``work`` in ``count`` processes of one job; the exit status of each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    started = [
-        server.Process(target=one_of, args=(rank, count, port, folder, words))
+    began = [
+        server.Process(target=work, args=(rank, count, port, folder, *more))
         for rank in range(count)
     ]
-    for process in started:
+    for process in began:
         process.start()
-    for process in started:
+    for process in began:
         process.join(200)
-    return [process.exitcode for process in started]
+    return [process.exitcode for process in began]
 
 
-def one_of(rank: int, count: int, port: int, folder: Path, words: Sequence[str]) -> None:
-    """What a launcher makes of a new process, and then the command."""
+def as_launched(rank: int, count: int, port: int, folder: Path) -> None:
+    """What a launcher makes of a new process, which prints into files."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(folder / f"{name}-{rank}", os.O_CREAT | os.O_WRONLY), number)
     torch.set_num_threads(1)
-    from stagelens.cli import main
 
+
+def command(rank: int, count: int, port: int, folder: Path, *words: str) -> None:
+    """``stagelens WORDS``."""
+    as_launched(rank, count, port, folder)
     sys.argv = ["stagelens", *words]
     main()
 
@@ -147,7 +153,7 @@ def test_several_processes_give_the_numbers_of_one(
     shutil.copytree(recorded, path)
     chosen = [word for name in ESTIMATORS for word in ("--estimator", name)]
     more = ("--orders", "1", "--json", "--progress", str(progress))
-    ended = run_all(server, count, tmp_path, "verify", str(path), *chosen, *more)
+    ended = started(server, count, command, tmp_path, "verify", str(path), *chosen, *more)
     told = [(tmp_path / f"err-{rank}").read_text() for rank in range(count)]
     assert ended == [0] * count, told
     assert len(json.loads((tmp_path / "out-0").read_text())) == len(ESTIMATORS) * 4 * 3
@@ -159,11 +165,54 @@ def test_several_processes_give_the_numbers_of_one(
     assert not list(path.rglob("*.tmp"))
 
 
+def split_replay(rank: int, count: int, port: int, folder: Path) -> None:
+    """A replay in float64 whose batches the processes share."""
+    as_launched(rank, count, port, folder)
+    run = open_run(folder / "run", small_runs.make_task("cnn"))
+    with processes.joined():
+        attribute(run, "test", "replay", settings={"split_batches": True})
+
+
+def test_batches_that_are_split_give_the_replay_to_rounding_and_say_so(
+    server: Any, tmp_path: Path
+) -> None:
+    phases = [
+        small_runs.Phase(
+            name,
+            lambda groups: torch.optim.AdamW(groups, 0.01),
+            steps=4,
+            accumulation=2,
+            clip_norm=0.5,
+        )
+        for name in ("first", "second", "third")
+    ]
+    made = small_runs.record(tmp_path / "run", "cnn", phases)  # 3 examples in a micro-batch
+    images = np.random.default_rng(0).normal(size=(20, 4, 4)).astype(np.float32)
+    write_set(made.path, made.task, "test", images=images, labels=[n % 3 for n in range(20)])
+    shutil.copytree(tmp_path / "run", tmp_path / "whole")
+    assert started(server, 2, split_replay, tmp_path) == [0, 0], (tmp_path / "err-0").read_text()
+    run, whole = (open_run(tmp_path / name, made.task) for name in ("run", "whole"))
+    expected = attribute(whole, "test", "replay")
+    found = load_result(run, "test", "effects", "replay")
+    assert found is not None
+    np.testing.assert_allclose(found.table["effect"], expected.table["effect"], rtol=1e-8)
+    own, other = dict(counterfactuals(run)), dict(counterfactuals(whole))
+    for name in own.keys() & other.keys():
+        for tensor, value in own[name].items():
+            torch.testing.assert_close(value, other[name][tensor], rtol=1e-8, atol=1e-12)
+    assert len(other) == 2 and other.keys() <= own.keys()
+    trust = found.trust["first"]
+    assert expected.trust["first"].trust == "exact"
+    assert trust.trust == "estimated" and "batches split over 2 processes" in trust.reason
+    assert trust.deviation is not None and 0 < trust.deviation < 1e-8
+    assert trust.expected_error is not None and trust.expected_error < 1e-6
+
+
 def test_what_fails_in_one_process_is_told_once_and_ends_all(
     server: Any, recorded: Path, tmp_path: Path
 ) -> None:
     words = ("attribute", str(recorded), "--set", "nothing")
-    assert run_all(server, 2, tmp_path, *words) == [1, 1]
+    assert started(server, 2, command, tmp_path, *words) == [1, 1]
     told = (tmp_path / "err-0").read_text()
     assert told.startswith("stagelens: run 'run' has no evaluation set 'nothing'")
     assert told.count("\n") == 1
@@ -177,9 +226,9 @@ def test_a_killed_process_ends_the_job_in_one_line_and_shards_are_kept(
     shutil.copytree(recorded, path)
     launcher = ("accelerate.commands.accelerate_cli", "launch", "--multi_gpu")
     words = ("--num_processes", "2", "--main_process_port", "0", *FLAGS)
-    command = ("-m", "tests.killed_worker", "attribute", str(path), "--estimator", "task-vector")
+    module = ("-m", "tests.killed_worker", "attribute", str(path), "--estimator", "task-vector")
     done = subprocess.run(
-        [sys.executable, "-m", *launcher, *words, *command],
+        [sys.executable, "-m", *launcher, *words, *module],
         cwd=ROOT,
         capture_output=True,
         text=True,
