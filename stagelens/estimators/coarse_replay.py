@@ -225,7 +225,7 @@ def _kept(stage: Stage, step: int) -> int:
 def _walk(
     run: Run, stage: Stage, here: Sequence[_Open], plan: Plan, progress: Progress
 ) -> tuple[TrainingState | None, list[TrainingState | None], int]:
-    """Run the twins through one stage.
+    """Run the twins through one stage. What one of them does changes nothing for the others.
 
     Returns:
         The factual twin's state at its end, and every counterfactual twin's, None for those that
@@ -240,23 +240,30 @@ def _walk(
         before = CoarseModel(run.task, stage, starts[0])
         gaps = [_distance(twins[0], twin) for twin in twins[1:]]
         health = _Health()
+        finite = [True] * len(here)
         kept = partial(_kept, stage)
         for step in coarse_steps(stage.read_steps(), plan.merge, plan.thin, kept):
             for twin in twins:
                 twin.step(step)
                 spent += step.examples
-            health.note(step, [twin.loss for twin in twins])
+            health.note(step, twins[0].loss)
+            finite = [
+                so_far and math.isfinite(twin.loss)
+                for so_far, twin in zip(finite, twins[1:], strict=True)
+            ]
             progress(
                 step.last / stage.steps,
                 f"Coarse replay of stage {stage.name}, step {step.last} of {stage.steps}",
             )
-            if health.ill:
+            if health.ill or not any(finite):
                 return None, nothing, spent
         # A gap that was nothing may become a part of the way that the stage went.
         way = _distance(twins[0], before)
         ends = [
-            twin.snapshot() if _distance(twins[0], twin) <= _GROWTH * max(gap, 0.01 * way) else None
-            for gap, twin in zip(gaps, twins[1:], strict=True)
+            twin.snapshot()
+            if well and _distance(twins[0], twin) <= _GROWTH * max(gap, 0.01 * way)
+            else None
+            for gap, twin, well in zip(gaps, twins[1:], finite, strict=True)
         ]
         return twins[0].snapshot(), ends, spent
 
@@ -275,11 +282,11 @@ class _Health:
         self._recorded: list[float] = []
         self.ill = False
 
-    def note(self, step: CoarseStep, losses: Sequence[float]) -> None:
-        if not all(math.isfinite(loss) for loss in losses):
+    def note(self, step: CoarseStep, loss: float) -> None:
+        if not math.isfinite(loss):
             self.ill = True
             return
-        self._own.append(losses[0])
+        self._own.append(loss)
         self._recorded.append(step.middle.loss)
         recent = min(20, len(self._own))
         if recent < 5:

@@ -28,6 +28,7 @@ from stagelens.training.coarse_steps import (
     take_rows,
 )
 from stagelens.training.replay import replay_stage, replay_without
+from tests.loops import differing_state
 from tests.small_runs import Phase, record
 
 Make = Callable[[list[dict[str, object]]], torch.optim.Optimizer]
@@ -261,6 +262,22 @@ def test_a_twin_that_really_diverges_is_noticed(tmp_path: Path) -> None:
     _, (diverged,), _ = coarse_replay._walk(run, run.stages[1], here, Plan(12, 1), lambda *_: None)
     assert steady is not None
     assert diverged is None
+
+
+def test_a_twin_that_diverges_does_not_change_the_others(tmp_path: Path) -> None:
+    """So a stage has one estimate, whichever are asked for with it, in one process or several."""
+    run = _three(tmp_path / "run", OPTIMIZERS["sgd"])
+    first, second, third = run.stages
+    broken = first.start()
+    broken.model = {name: tensor * float("nan") for name, tensor in broken.model.items()}
+    steady = coarse_replay._Open(second, second.start(), second.end())
+    apart = coarse_replay._Open(first, broken, second.end())
+    plan = Plan(2, 1)
+    _, (alone,), _ = coarse_replay._walk(run, third, [steady], plan, lambda *_: None)
+    _, (lost, beside), _ = coarse_replay._walk(run, third, [apart, steady], plan, lambda *_: None)
+    assert lost is None
+    assert alone is not None and beside is not None
+    assert differing_state(alone, beside) == []
 
 
 def test_a_budget_outside_0_to_1_is_refused() -> None:
