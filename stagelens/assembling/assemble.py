@@ -14,6 +14,7 @@ import torch
 
 from ..contracts import BASE, RunError, StageLensError, Task
 from ..runs.files import new_folder, write_file, write_json
+from ..runs.remote import local_folders
 from ..runs.run import Run, open_run
 from ..runs.schema import (
     Boundary,
@@ -59,9 +60,9 @@ def assemble(
     once, and the model without the last stage exactly; what needs recorded steps is refused.
 
     Args:
-        checkpoints: Name to folder, in the order of training; at least two. Weights are
-            safetensors. A Trainer's folder gives learning rates, losses and the optimiser's
-            settings too.
+        checkpoints: Name to folder, or its address on any file system that ``fsspec`` knows, in
+            the order of training; at least two. Weights are safetensors. A Trainer's folder gives
+            learning rates, losses and the optimiser's settings too.
         out: The run folder to make; it must not hold anything yet.
         evaluation: A file to add as evaluation set, named after the file or ``test``.
         task: What the model eats and answers; None to find it from the last ``config.json``. A
@@ -81,10 +82,28 @@ def assemble(
         TaskError: There is no task for the model.
         SetError: The evaluation file cannot be read.
     """
-    out = Path(out).expanduser()
+    given = checkpoints.items() if isinstance(checkpoints, Mapping) else checkpoints
+    pairs = _checked_names(list(given))
+    with local_folders([path for _, path in pairs]) as folders:
+        here = [(each, folder) for (each, _), folder in zip(pairs, folders, strict=True)]
+        return _assembled(
+            here, Path(out).expanduser(), evaluation, task, name, link, progress, columns
+        )
+
+
+def _assembled(
+    checkpoints: Sequence[tuple[str, Path]],
+    out: Path,
+    evaluation: str | Path | None,
+    task: Task | str | None,
+    name: str | None,
+    link: bool,
+    progress: Progress,
+    columns: Mapping[str, Any],
+) -> Run:
+    """:func:`assemble` of local folders."""
     run_name = _run_name(name, out)
-    pairs = checkpoints.items() if isinstance(checkpoints, Mapping) else checkpoints
-    opened = [open_checkpoint(each, Path(path)) for each, path in _checked_names(list(pairs))]
+    opened = [open_checkpoint(each, path) for each, path in checkpoints]
     _check_order(opened)
     last = opened[-1]
     notes = [note for each in opened for note in each.notes]

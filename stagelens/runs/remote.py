@@ -13,9 +13,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -36,6 +37,7 @@ _NEVER = re.compile(r"(^|/)\.|\.tmp$|^results/shards/")
 _ADDED = ("results/", "findings/", "slices/", "sets/")
 """What is computed, or added by people, and goes back to where the run is."""
 
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)/")
 _UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
@@ -124,6 +126,50 @@ def copy_of(url: str) -> Path:
 
 def _read_listing(root: Path) -> _Listing:
     return read_json(root.parent / "origin.json", _Listing)
+
+
+@contextmanager
+def local_folders(paths: Sequence[str | Path]) -> Iterator[list[Path]]:
+    """Checkpoint folders; of those elsewhere copies, which go when the block ends.
+
+    Of the folders ``checkpoint-N`` that a Trainer writes only the last one is fetched whole.
+
+    Args:
+        paths: Folders, or addresses of folders.
+
+    Raises:
+        RunError: An address cannot be read.
+    """
+    if not any(map(is_remote, paths)):
+        yield [Path(path) for path in paths]
+        return
+    cache_folder().mkdir(parents=True, exist_ok=True, mode=0o700)
+    with TemporaryDirectory(prefix="checkpoints-", dir=cache_folder()) as temporary:
+        found = []
+        for path in paths:
+            if not is_remote(path):
+                found.append(Path(path))
+                continue
+            above, _, name = str(path).rstrip("/").rpartition("/")
+            folder = Path(temporary) / hashlib.sha256(above.encode()).hexdigest()[:8] / name
+            with _reading(str(path)):
+                _fetch_checkpoint(str(path), folder)
+            found.append(folder)
+        yield found
+
+
+def _fetch_checkpoint(url: str, folder: Path) -> None:
+    files, root = _file_system(url)
+    names = {_relative(root, path, url): path for path in files.find(root)}
+    if not names:
+        raise RunError(f"{url} holds no files; give the folder of a saved model")
+    steps = {int(m[1]) for name in names if (m := _CHECKPOINT.match(name))}
+    for name, path in names.items():
+        numbered = _CHECKPOINT.match(name)
+        own = folder / name
+        own.parent.mkdir(parents=True, exist_ok=True)
+        if numbered is None or int(numbered[1]) == max(steps):
+            files.get_file(path, str(own))
 
 
 class Origin:

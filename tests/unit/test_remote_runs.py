@@ -14,12 +14,14 @@ import pytest
 import torch
 
 import stagelens
+from stagelens.assembling.assemble import assemble
 from stagelens.cli import main
 from stagelens.contracts import RunError, StageLensError
 from stagelens.effects import attribute
 from stagelens.runs import remote
 from stagelens.runs.remote import Origin
 from stagelens.runs.run import open_run
+from tests.checkpoints import classifiers
 from tests.loops import Plan, make_batches, make_task, record_plans
 
 URL = "memory://bucket/run"
@@ -230,6 +232,25 @@ def test_a_cache_size_that_is_none_is_refused(text: str, monkeypatch: pytest.Mon
     monkeypatch.setenv("STAGELENS_CACHE_SIZE", text)
     with pytest.raises(StageLensError, match="STAGELENS_CACHE_SIZE"):
         remote.cache_size()
+
+
+def test_checkpoints_elsewhere_make_the_run_that_they_make_here(
+    there: fsspec.AbstractFileSystem, cache: Path, tmp_path: Path
+) -> None:
+    folders = classifiers(tmp_path / "saved", ("base", "sft"))
+    (tmp_path / "saved" / "output").mkdir()
+    for name in ("checkpoint-9", "checkpoint-10"):
+        shutil.copytree(folders["sft"], tmp_path / "saved" / "output" / name)
+    there.put(str(tmp_path / "saved"), "/bucket/saved", recursive=True)
+    named = {"base": "memory://bucket/saved/base", "sft": "memory://bucket/saved/output"}
+    run = assemble(named, tmp_path / "run")
+    local = {"base": folders["base"], "sft": tmp_path / "saved" / "output"}
+    here = assemble(local, tmp_path / "here", name="run")
+    assert run.digest == here.digest
+    assert run.problems == here.problems
+    assert not list(cache.glob("checkpoints-*"))
+    with pytest.raises(RunError, match=r"memory://bucket/none (holds no files|cannot be read)"):
+        assemble({"base": named["base"], "sft": "memory://bucket/none"}, tmp_path / "none")
 
 
 def test_a_run_on_s3_gives_the_numbers_of_the_run_and_takes_the_results(
