@@ -65,7 +65,7 @@ def attribute(
         if out.suffix not in (".parquet", ".csv"):
             raise StageLensError(f"{out}: name the file .parquet or .csv")
         check_writable(out)
-    with processes.joined(), Reporter(own_file(progress)).running() as report:
+    with Reporter(own_file(progress)).running() as report, processes.joined():
         opened = opened_together(run, task)
         _ = opened.last  # a run without a finished stage is refused for that, not for its sets
         examples = opened.evaluation_set(set_name)
@@ -154,7 +154,7 @@ def verify(
     for name in names:
         budgets = (budget or [0.25]) if name == "coarse-replay" else []
         wanted += [(name, {"budget": value}) for value in budgets] or [(name, {})]
-    with processes.joined(), Reporter(own_file(progress)).running() as report:
+    with Reporter(own_file(progress)).running() as report, processes.joined():
         opened = opened_together(run, task)
         _ = opened.last
         examples = opened.evaluation_set(set_name)
