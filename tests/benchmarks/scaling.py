@@ -26,7 +26,6 @@ from stagelens.effects import effect_table
 from stagelens.estimators.coarse_replay import CoarseReplay
 from stagelens.estimators.protocol import Counterfactual, Estimator
 from stagelens.estimators.replay import Replay
-from stagelens.estimators.task_vector import TaskVector
 from stagelens.estimators.unrolled import UnrolledJump
 from stagelens.measuring import BATCH_SIZE
 from stagelens.placing import Placed
@@ -101,7 +100,6 @@ def measured(run: Run) -> Callable[[], object]:
 
 
 KINDS: dict[str, Callable[[Run], Callable[[], object]]] = {
-    "task-vector": lambda run: estimated(run, TaskVector()),
     "coarse-replay": lambda run: estimated(run, CoarseReplay(0.25)),
     "unrolled-jump": lambda run: estimated(run, UnrolledJump()),
     "replay": lambda run: estimated(run, Replay()),
@@ -109,7 +107,7 @@ KINDS: dict[str, Callable[[Run], Callable[[], object]]] = {
 }
 
 
-COPIES = {"task-vector": 4, "coarse-replay": 12, "unrolled-jump": 12, "replay": 6, "effects": 5}
+COPIES = {"coarse-replay": 12, "unrolled-jump": 12, "replay": 6, "effects": 5}
 """How many copies of the weights each holds at most, about."""
 
 
@@ -135,7 +133,7 @@ def growth(what: str, sizes: Sequence[float], make: Callable[[Path, float], Run]
             print(f"{what} {size:12,.0f}  {told}", flush=True)
     for name, taken in rows.items():
         own, times = list(taken), list(taken.values())
-        upper = len(own) // 2
+        upper = min(len(own) // 2, len(own) - 2)
         print(
             f"{name}: exponent {exponent(own, times):.2f} over all, "
             f"{exponent(own[upper:], times[upper:]):.2f} over the larger half"
