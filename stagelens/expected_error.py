@@ -20,10 +20,6 @@ RELIABLE_BELOW = 0.28
 two, 97 % of such estimates had r >= 0.9 and a relative error <= 0.5."""
 REFUSED_ABOVE = 1.0
 """An error as large as the effect itself leaves nothing to say."""
-_HARD, _THINNEST = 0.5, 0.22
-"""Where SGD trained at least so hard, batches with a larger sampling error said nothing: of 24 such
-estimates on the same seeds, at budgets of 1/8 and 1/16, 22 were off by more than 1.2 times the
-effect, and none by less than 0.7."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +108,6 @@ class Evidence:
         sampling = np.log(max(self.sampling, _LEAST_SAMPLING))
         return np.asarray([pattern, self.hardness, unsteady, away, sampling, near])
 
-    @property
-    def too_thin(self) -> bool:
-        """Whether batches were too thin to say anything near SGD's edge of stability."""
-        return self.sgd and self.hardness >= _HARD and self.sampling > _THINNEST
-
     def expected_error(self) -> float:
         """Relative error to expect of the effects; infinite where they are not finite."""
         if not np.isfinite(self.effect()).all():
@@ -132,14 +123,6 @@ def judged(trust: StageTrust, evidence: Evidence) -> StageTrust:
         trust: As the estimator gave it.
         evidence: From the measured models.
     """
-    if evidence.too_thin:
-        reason = (
-            "Coarse replay: SGD trained near the edge of stability here, where batches as thin as "
-            "this budget buys say nothing, so no number is shown; raise the budget, or use replay."
-        )
-        return trust.model_copy(
-            update={"trust": "refused", "reason": reason, "expected_error": None}
-        )
     error = evidence.expected_error()
     if not error <= REFUSED_ABOVE:  # so that a NaN is refused too
         shown = f"{100 * error:.0f} % of" if error <= 10 else "more than 10 times"

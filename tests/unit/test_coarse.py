@@ -220,7 +220,10 @@ def test_a_stage_gets_the_same_estimate_whichever_others_are_asked_for(tmp_path:
 
 
 @pytest.mark.parametrize("budget", [0.5, 0.25, 0.125])
-def test_it_spends_its_budget(budget: float, tmp_path: Path) -> None:
+def test_it_spends_its_budget(
+    budget: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardness_module, "straightness", lambda _stage: 0.9)  # gentle enough
     phases = [Phase(n, OPTIMIZERS["sgd"], steps=48, batch=16) for n in ("a", "b", "c", "d")]
     run = record(tmp_path / "run", "linear", phases)
     found = list(CoarseReplay(budget).counterfactuals(run, run.stages[:3], lambda *_: None))
@@ -251,6 +254,33 @@ def test_what_diverges_is_tried_with_less_merging_and_then_refused(
     assert (found.trust.trust, found.weights) == ("refused", None)
     assert "third" in found.trust.reason
     assert "raise the budget, or use replay" in found.trust.reason
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "straight", "thin", "trust"),
+    [
+        ("sgd", 0.1, 8, "refused"),
+        ("sgd", 0.1, 2, "estimated"),
+        ("sgd", 0.99, 8, "estimated"),
+        ("adamw", 0.1, 8, "estimated"),
+    ],
+)
+def test_thin_batches_are_refused_only_where_sgd_trained_hard(
+    optimizer: str,
+    straight: float,
+    thin: float,
+    trust: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    phases = [Phase(n, OPTIMIZERS[optimizer], steps=48, batch=16) for n in "ab"]
+    run = record(tmp_path / "run", "linear", phases)
+    monkeypatch.setattr(hardness_module, "straightness", lambda _stage: straight)
+    monkeypatch.setattr(coarse_replay, "choose_plan", lambda *_: Plan(1, thin))
+    (found,) = CoarseReplay(0.5).counterfactuals(run, run.stages[:1], lambda *_: None)
+    assert found.trust.trust == trust
+    assert ("batches as thin as" in found.trust.reason) == (trust == "refused")
+    assert found.trust.cost > 0 or trust == "refused"  # a refusal costs nothing
 
 
 def test_a_twin_that_really_diverges_is_noticed(tmp_path: Path) -> None:

@@ -209,11 +209,7 @@ def test_the_command_prints_one_json_row_per_stage_behaviour_and_estimator(
 
 
 def _evidence(
-    disagreement: float,
-    hardness: float = 0.0,
-    sgd: bool = False,
-    missed: float = 0.05,
-    sampling: float = 0.0,
+    disagreement: float, hardness: float = 0.0, sgd: bool = False, missed: float = 0.05
 ) -> Evidence:
     random = np.random.default_rng(0)
     effect, other, third = random.normal(size=(3, 300))
@@ -226,7 +222,6 @@ def _evidence(
         by_task_vector=effect + third,
         hardness=hardness,
         sgd=sgd,
-        sampling=sampling,
     )
 
 
@@ -267,19 +262,6 @@ def test_a_factual_twin_that_missed_the_final_model_raises_the_expected_error() 
             for missed in (0.05, 0.2, 1.0, 3.0)
         ]
         assert errors == sorted(errors)
-
-
-def test_thin_batches_are_refused_near_the_edge_of_stability_only() -> None:
-    trust = StageTrust(stage="a", estimator="coarse-replay", trust="estimated", reason="")
-    thin, thick = ({"missed": 0.02, "sampling": share} for share in (0.25, 0.18))
-    refused = judged(trust, _evidence(0.02, hardness=0.8, sgd=True, **thin))
-    assert refused.trust == "refused" and "batches as thin as this budget buys" in refused.reason
-    for spared in (
-        _evidence(0.02, hardness=0.8, sgd=True, **thick),
-        _evidence(0.02, hardness=0.1, sgd=True, **thin),
-        _evidence(0.02, hardness=0.8, **thin),
-    ):
-        assert judged(trust, spared).trust == "estimated"
 
 
 def test_values_that_are_not_finite_are_refused() -> None:
