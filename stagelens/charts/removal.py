@@ -43,7 +43,7 @@ def group_accuracy(
     """
     groups = list(dict.fromkeys(rows["group"]))
     models = list(dict.fromkeys(rows["model"]))
-    shifts = np.linspace(-0.3, 0.3, len(models)) if len(models) > 2 else [-0.2, 0.2]
+    shifts = np.linspace(-0.3, 0.3, len(models)) if len(models) > 2 else [-0.13, 0.13]
     figure = go.Figure()
     for (color, symbol), shift, model in zip(_MARKS, shifts, models, strict=False):
         own = rows[rows["model"] == model]
@@ -60,7 +60,7 @@ def group_accuracy(
                 text=[f"{sign}{value:.1f}" for value in accuracy],
                 textposition=["middle left" if value > 88 else "middle right" for value in accuracy]
                 if not np.isfinite(high).any()
-                else "top center",
+                else ("bottom center" if shift == shifts[-1] else "top center"),
                 textfont={"color": palette.text, "size": 12},
                 marker={
                     "color": color,

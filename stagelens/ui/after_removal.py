@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -150,7 +151,7 @@ def _metrics(values: dict[tuple[str, str], float], groups: list[str], sign: str)
             st.metric(
                 components.plain(label),
                 f"{sign}{100 * after:.1f} %",
-                _points(after - before),
+                **_delta(after - before, "normal"),
                 border=True,
             )
         if len(own) > 1:
@@ -159,10 +160,19 @@ def _metrics(values: dict[tuple[str, str], float], groups: list[str], sign: str)
             st.metric(
                 components.plain(f"Gap, {best} to {worst}"),
                 f"{sign}{100 * gaps[1]:.1f} points".replace("-", "−"),
-                _points(gaps[1] - gaps[0]),
-                delta_color="inverse",
+                **_delta(gaps[1] - gaps[0], "inverse"),
                 border=True,
             )
+
+
+def _delta(difference: float, color: str) -> dict[str, Any]:
+    """A difference below a figure; what is printed as zero is neither good nor bad."""
+    zero = abs(100 * difference) < 0.05
+    return {
+        "delta": _points(difference),
+        "delta_color": "off" if zero else color,
+        "delta_arrow": "off" if zero else "auto",
+    }
 
 
 def _points(difference: float) -> str:
