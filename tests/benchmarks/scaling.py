@@ -127,7 +127,7 @@ def growth(what: str, sizes: Sequence[float], make: Callable[[Path, float], Run]
             run.digest  # noqa: B018 - read once, before anything is timed
             for name in filter(partial(fits, run), KINDS):
                 work = KINDS[name](run)
-                repeats = 3 if size < sizes[-1] else 1
+                repeats = 3 if size < sizes[-1] else 2
                 rows[name][size] = min(seconds(work) for _ in range(repeats))
             told = "  ".join(f"{n} {t[size]:8.4f} s" for n, t in rows.items() if size in t)
             print(f"{what} {size:12,.0f}  {told}", flush=True)
@@ -162,7 +162,7 @@ def passes(examples: int) -> None:
 
         effects = measured(run)
         ratios = []
-        for _ in range(7):
+        for _ in range(5):
             ratios.append(seconds(effects) / seconds(plain))
         per = seconds(plain) / len(weights) / examples
         print(f"device {module.device}; a plain forward pass takes {1e6 * per:.1f} us an example")
@@ -220,7 +220,7 @@ def main() -> None:
         make = lambda path, n: recorded(path, task_of(1e5), 3, int(n))  # noqa: E731
         growth("examples", (1_000, 4_000, 16_000, 64_000), make)
     if "passes" in options.kind:
-        passes(20_000)
+        passes(6_000)
     if "processes" in options.kind:
         over_processes((1, 2))
     print(f"load {os.getloadavg()}")
