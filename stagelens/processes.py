@@ -104,6 +104,7 @@ def joined() -> Iterator[None]:
 
 
 def _stop(_signal: int, _frame: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: files are put in order now
     raise _Stopped
 
 

@@ -108,10 +108,10 @@ class SplitGradient:
     @torch.no_grad()
     def _check(self, batch: Any, loss_of: LossOf) -> None:
         """Compare a whole batch with its parts, and look for what kinds of modules do not tell."""
-        random = torch.get_rng_state()
+        random = self._random_states()
         buffers = {name: b.clone() for name, b in self._model.named_buffers()}
         whole = loss_of(batch)
-        if not torch.equal(random, torch.get_rng_state()):
+        if not all(map(torch.equal, random, self._random_states())):
             raise _refusal(self._stage, "its passes draw random numbers")
         for name, buffer in self._model.named_buffers():
             if not torch.equal(buffers[name], buffer):
@@ -125,6 +125,11 @@ class SplitGradient:
                 f"the loss of a batch is {float(whole):.6g}, but its parts give {added:.6g} (what "
                 "it is the mean of is said by the task's loss_terms)",
             )
+
+    def _random_states(self) -> list[Tensor]:
+        device = next(self._model.parameters()).device
+        on_gpu = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+        return [torch.get_rng_state(), *on_gpu]
 
     def add_up(self, parameters: Mapping[str, nn.Parameter], missing: Sequence[str]) -> None:
         """Make every process's gradients those of the whole step.
