@@ -177,15 +177,15 @@ def test_the_check_of_a_replay_is_made_once_for_a_machine(
     measured: list[str] = []
     real = replay_module.measure_deviation
 
-    def counted(task: Task, stage: Stage, progress: Any) -> Any:
+    def counted(task: Task, stage: Stage, progress: Any, split: bool) -> Any:
         measured.append(stage.name)
-        return real(task, stage, progress)
+        return real(task, stage, progress, split)
 
     monkeypatch.setattr(replay_module, "measure_deviation", counted)
     without(run, "replay", "second")
     without(run, "replay", "first")
     assert measured == ["third", "second"]
-    monkeypatch.setattr(replay_module, "_machine", lambda _stage: "another")
+    monkeypatch.setattr(replay_module, "_machine", lambda _stage, _split: "another")
     without(stagelens.open_run(run.path), "replay", "first")
     assert measured == ["third", "second"]  # the counterfactual itself comes from the cache
     for file in (run.path / "results" / "counterfactuals").iterdir():
