@@ -13,7 +13,7 @@ import streamlit as st
 from ..contracts import TaskError
 from ..results import ResultFacts
 from ..runs.uploads import fit_image
-from . import loaders, settings, state
+from . import forward, loaders, settings, state
 from .loaders import Source
 from .workspace import Workspace
 
@@ -130,7 +130,8 @@ def _ask(workspace: Workspace, asked: Question, label: str | None, estimate: str
         raise TaskError(f"this {task.input_kind} {error}") from None
     example = own_example.own_example(task, content, label)
     known = _known(workspace.at, workspace.examples.name, estimate)
-    answer = own_example.answer(workspace.run, example, known, _loaded())
+    with forward.alone():
+        answer = own_example.answer(workspace.run, example, known, _loaded())
     return Asked(answer, pixels, tuple(notes))
 
 
@@ -145,4 +146,5 @@ def about(at: Source, set_name: str, estimate: str, example_id: str) -> Answer:
 
     example = loaders.evaluation_set(at, set_name).by_id([example_id])[0]
     known = _known(at, set_name, estimate)
-    return own_example.answer(loaders.run(at), example, known, _loaded())
+    with forward.alone():
+        return own_example.answer(loaders.run(at), example, known, _loaded())

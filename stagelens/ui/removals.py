@@ -21,7 +21,7 @@ from ..removal.parts import validation_part
 from ..removal.spec import Edit
 from ..runs.run import Run
 from ..summary import ACCURACY
-from . import loaders
+from . import forward, loaders
 from .loaders import Effects, Source
 from .pinning import About
 from .workspace import Workspace
@@ -145,7 +145,8 @@ def _stored(
 
 def measure_now(view: View, edits: Sequence[Edit]) -> list[Measurement]:
     """Measure in this process; what is measured is stored, and found the next time."""
-    return measuring.measured(view.workspace.run, view.workspace.examples, edits)
+    with forward.alone():
+        return measuring.measured(view.workspace.run, view.workspace.examples, edits)
 
 
 def grid(view: View) -> list[Measurement] | None:

@@ -25,7 +25,7 @@ from ..saliency.stored import (
 )
 from ..standing import may_lean_on, percent
 from ..summary import axis_unit, count_text, phrase, signed_text
-from . import browse, components, filters, jobs, loaders, state
+from . import browse, components, filters, forward, jobs, loaders, state
 from .browse import Filters, answer_column, effect_column
 from .loaders import Effects
 from .pinning import About, pinnable
@@ -210,11 +210,12 @@ def _maps(
             with st.spinner("Attributing the models' behaviour"):
                 from ..saliency.maps import stage_maps
 
-                made = stage_maps(
-                    *(workspace.run, name, stage, ids, stored.estimator, stored.settings),
-                    behaviour=behaviour.name,
-                    baseline=baseline,
-                )
+                with forward.alone():
+                    made = stage_maps(
+                        *(workspace.run, name, stage, ids, stored.estimator, stored.settings),
+                        behaviour=behaviour.name,
+                        baseline=baseline,
+                    )
         except StageLensError as error:
             components.error_state(str(error))
             return None
