@@ -1,0 +1,34 @@
+"""Several people at once on one server, each on a websocket of its own, each with own numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.load import Truth, together
+from tests.browser.conftest import Server
+
+
+@pytest.fixture(scope="module")
+def home(digits_run) -> Path:
+    return digits_run.path.parent
+
+
+@pytest.fixture(scope="module")
+def server(start_server, home: Path) -> Server:
+    return start_server({"STAGELENS_HOME": str(home)})
+
+
+def test_three_sessions_see_their_own_numbers_and_choices(server: Server, home: Path) -> None:
+    sessions = together(server.url, Truth.of(home / "digits", "test"), "test", 3, 0.0, fewest=6)
+    assert [each.wrong for each in sessions] == [[], [], []]
+    assert len({str(each.asked) for each in sessions}) == 3  # they did look at different things
+
+
+def test_a_wrong_number_would_be_noticed(server: Server, home: Path) -> None:
+    truth = Truth.of(home / "digits", "test")
+    other = replace(truth, labels=truth.labels.where(truth.labels != "3", "8"))
+    (session,) = together(server.url, other, "test", 1, 0.0, fewest=10)
+    assert any("there are" in each for each in session.wrong)
