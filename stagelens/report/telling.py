@@ -15,6 +15,13 @@ OBSERVED = "observed"
 RECORDED = "the models that training recorded"
 """What behaviours after each boundary are measured on."""
 
+FIRST_ORDER = "first-order sweep"
+"""What contributions of steps and of training examples are by."""
+_FIRST_ORDER = (
+    "To first order: the derivative of the final behaviour along recorded updates, with all later "
+    "steps carried through. No replay was held against it, so it says where to look, not how much."
+)
+
 UNKNOWN = "trust not known"
 _UNKNOWN = "It is not known how far this may be leaned on; look at the view that it is from."
 
@@ -56,6 +63,9 @@ def known(seen: Seen) -> list[Known]:
     if seen.observed:
         words = f"{OBSERVED} on {seen.observed}"
         return [Known("", MARKS["exact"], words, "Nothing in it is estimated.", OBSERVED)]
+    if seen.estimator == FIRST_ORDER:
+        words = "first order, not verified"
+        return [Known("", MARKS["rough"], words, _FIRST_ORDER, FIRST_ORDER)]
     return [Known("", MARKS["rough"], UNKNOWN, _UNKNOWN, UNKNOWN)]
 
 

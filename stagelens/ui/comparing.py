@@ -33,16 +33,25 @@ ESTIMATORS, BEHAVIOURS, RUNS = "Two estimators", "Two behaviours", "Two runs"
 _SHOWN = 12
 """Largest disagreements that the table has."""
 _TABLE = state.own("disagreements")
+_ONE_RECORDING = "Both run folders hold the same recorded training."
+_TWO_TRAININGS = (
+    "The two runs were trained separately. Their effects differ by chance too (first weights, "
+    "order of the batches), so a difference on single examples is no error of either estimate."
+)
 
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What is held against what: a stage, and for either side whose effects on what."""
+    """What is held against what: a stage, and for either side whose effects on what.
+
+    The note says what else may set the two apart.
+    """
 
     stage: str
     names: tuple[str, str]
     effects: tuple[Effects, Effects]
     behaviours: tuple[Behaviour, Behaviour]
+    note: str = ""
 
     def sides(self) -> tuple[Side, Side]:
         """The two, as they are compared."""
@@ -146,7 +155,8 @@ def _runs(workspace: Workspace, effects: Effects) -> _Wanted | None:
         stage = _stage(shared, effects, found)
         behaviour = _behaviour(effects, "Behaviour", "compared-behaviour", 0)
     names = _apart(workspace, effects, name, other.name, found)
-    return _Wanted(stage, names, (effects, found), (behaviour, behaviour))
+    note = _ONE_RECORDING if other.digest == workspace.run.digest else _TWO_TRAININGS
+    return _Wanted(stage, names, (effects, found), (behaviour, behaviour), note)
 
 
 def _known() -> list[str]:
@@ -238,6 +248,8 @@ def _result(workspace: Workspace, wanted: _Wanted) -> None:
         with st.container(horizontal=True, gap="small"):
             for side in (found.first, found.second):
                 components.trust_badge(side.trust, side.behaviour.name, side.name)
+        if wanted.note:
+            components.text_block(wanted.note, muted=True)
     with st.grid(3, min_column_width=240, gap="medium") as grid:
         with grid.cell(column_span=2):
             chart = effect_against_effect(found, wanted.stage, EITHER)

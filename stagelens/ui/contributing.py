@@ -33,9 +33,6 @@ ONE, SHOWN = "This example", "Mean of the examples shown"
 WITHIN = "within"
 """Key of the control of the stage."""
 
-ESTIMATOR = "first-order sweep"
-"""What contributions are by, in findings."""
-
 _LEFT_OPEN = 0.5
 """A share of the effect: where more of it is not explained to first order, that is said."""
 

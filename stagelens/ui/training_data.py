@@ -11,6 +11,7 @@ import streamlit as st
 from ..charts.style import BLAME, CREDIT, MUTED, short
 from ..contracts import CARRIED, Behaviour
 from ..contributions.stored import SHOWN, Stored
+from ..report.telling import FIRST_ORDER
 from ..summary import count_text, phrase, signed_text
 from . import components, contributing, inputs
 from .browse import Chosen
@@ -189,7 +190,7 @@ def _table(rows: pd.DataFrame, asked: Asked) -> None:
         )
         about = About(
             behaviour=asked.behaviour.name,
-            estimator=contributing.ESTIMATOR,
+            estimator=FIRST_ORDER,
             trust=(),
             filters=asked.filters,
         )

@@ -9,7 +9,7 @@ from .. import charts
 from ..charts.steps import observed_path, step_contributions
 from ..contracts import BASE
 from ..contributions.stored import Stored
-from ..report.telling import RECORDED
+from ..report.telling import FIRST_ORDER, RECORDED
 from ..summary import phrase
 from . import components, contributing, loaders
 from .browse import Chosen
@@ -45,7 +45,7 @@ def panel(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: st
     about = About(
         title=f"Contributions of the steps of {asked.stage}, {asked.about}",
         behaviour=asked.behaviour.name,
-        estimator=contributing.ESTIMATOR,
+        estimator=FIRST_ORDER,
         trust=(),
         filters=asked.filters,
     )

@@ -6,27 +6,32 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from stagelens.demos import digits
+from stagelens.effects import attribute
 from stagelens.results import load_result
-from stagelens.runs.run import open_run
+from stagelens.runs.run import Run, open_run
 from tests.pages.reading import check, figures, words
 
 PAGE = "pages/1_Examples.py"
 LINK = "run=digits&view=Comparison"
 
 
+def effects_of(run: Run, stage: str, estimator: str, settings: dict | None = None) -> pd.Series:
+    """The stored effects of a stage on the loss, by id."""
+    result = load_result(run, "test", "effects", estimator, settings)
+    assert result is not None
+    rows = result.table[(result.table["stage"] == stage) & (result.table["behaviour"] == "loss")]
+    return rows.set_index("example_id")["effect"]
+
+
 def test_two_estimators_are_held_against_each_other(open_page, demo: Path) -> None:
     app = check(open_page(demo.parent, f"{LINK}&compared-stage=shortcut", PAGE))
     run = open_run(demo)
-    tables = [
-        load_result(run, "test", "effects", *which).table
-        for which in (("coarse-replay", {"budget": 0.25}), ("replay", {}))
-    ]
-    own, other = (
-        t[(t["stage"] == "shortcut") & (t["behaviour"] == "loss")].set_index("example_id")["effect"]
-        for t in tables
-    )
+    own = effects_of(run, "shortcut", "coarse-replay", {"budget": 0.25})
+    other = effects_of(run, "shortcut", "replay")
     r = np.corrcoef(own, other.loc[own.index])[0, 1]
     assert "coarse-replay 1/4 and replay" in words(app)
     assert f"r {r:.2f} (95 % interval" in words(app)
@@ -52,6 +57,24 @@ def test_two_runs_of_one_task_on_one_set(open_page, demo_copy: Path) -> None:
     shutil.copytree(demo_copy, demo_copy.with_name("again"))
     app = check(open_page(demo_copy.parent, f"{LINK}&compared=Two runs", PAGE))
     assert "digits and digits (again) order the examples alike: r 1.00" in words(app)
+    assert "Both run folders hold the same recorded training." in words(app)
+
+
+def test_two_separate_trainings_are_held_against_each_other(open_page, demo_copy: Path) -> None:
+    path = demo_copy.with_name("again")
+    digits.record(path, seed=1)
+    shutil.rmtree(path / "sets" / "test")
+    shutil.copytree(demo_copy / "sets" / "test", path / "sets" / "test")
+    own, other = open_run(demo_copy), open_run(path)
+    assert own.digest != other.digest
+    assert own.evaluation_set("test").digest == other.evaluation_set("test").digest
+    attribute(other, "test", "task-vector")
+    link = f"{LINK}&compared=Two runs&estimator=task-vector&compared-stage=adapt"
+    app = check(open_page(demo_copy.parent, link, PAGE))
+    first, second = (effects_of(run, "adapt", "task-vector") for run in (own, other))
+    r = np.corrcoef(first, second.loc[first.index])[0, 1]
+    assert f"r {r:.2f} (95 % interval" in words(app)
+    assert "The two runs were trained separately. Their effects differ by chance too" in words(app)
 
 
 def test_without_another_run_it_says_so(open_page, demo_copy: Path) -> None:

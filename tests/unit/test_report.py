@@ -24,6 +24,7 @@ from stagelens.report.page import LARGEST, Report, Section, as_html
 from stagelens.report.rows import LEADING, as_csv, as_json
 from stagelens.report.sections import whole_report
 from stagelens.report.store import FindingStore, new_id
+from stagelens.report.telling import FIRST_ORDER
 from stagelens.runs.run import open_run
 from tests.conftest import DemoRun
 from tests.findings import finding, scatter, seen, trust_of
@@ -165,6 +166,8 @@ def test_trust_that_nobody_told_is_not_made_up(short_plotly: None) -> None:
     assert "○ trust not known" in text
     text = page_of(as_html(report_of(finding(trust=(), observed="the models")))).all(of="trust")
     assert "● observed" in text[0].text
+    text = page_of(as_html(report_of(finding(trust=(), estimator=FIRST_ORDER)))).all(of="trust")
+    assert "○ first order, not verified" in text[0].text and "not known" not in text[0].text
 
 
 def test_the_default_report_says_what_the_demo_hides(whole: Report, short_plotly: None) -> None:
