@@ -24,7 +24,7 @@ from ..standing import (
     may_lean_on,
     standing_of,
 )
-from . import glossary, jobs, left_over, pinning, state
+from . import glossary, jobs, left_over, pinning, signing_in, state
 from .child import Status
 from .escaping import plain, shown
 from .pinning import About
@@ -70,11 +70,13 @@ def start_page(title: str) -> None:
         initial_sidebar_state=_SIDEBAR,
     )
     st.html(EITHER_STYLE + _STYLE + pinning.STYLE)
+    signing_in.gate()
     with st.sidebar:
         st.html("<div style='font-size:1.25rem;font-weight:600'>StageLens</div>")
         for path, label, icon in PAGES:
             st.page_link(path, label=label, icon=icon, width="stretch", query_params=here())
         glossary.link()
+        signing_in.way_out()
     _left_over()
 
 

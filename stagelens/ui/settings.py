@@ -12,6 +12,8 @@ for instance ``500 MB`` (default: 2 GB).
 
 ``STAGELENS_JOBS`` is how many jobs run at once (default: 2); ``STAGELENS_JOB_MEMORY`` and
 ``STAGELENS_JOB_THREADS`` limit each of them (default: no limit).
+
+``STAGELENS_SIGN_IN`` set to 1 asks people to sign in, see ``signing_in``.
 """
 
 from __future__ import annotations
@@ -94,6 +96,11 @@ def _amount(variable: str, text: str) -> int:
             "such as 500MB or 4GB"
         )
     return int(float(amount[1]) * _UNITS[amount[2].upper()])
+
+
+def sign_in() -> bool:
+    """Whether people have to sign in before they see anything: any value but 0 asks for it."""
+    return (os.environ.get("STAGELENS_SIGN_IN") or "0").strip() != "0"
 
 
 def home() -> Path:
