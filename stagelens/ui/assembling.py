@@ -47,7 +47,7 @@ class _Asked:
 
 def card() -> None:
     """The form, and in its place of the button how far the run is; a finished run is opened."""
-    st.subheader("Make a run of checkpoints", anchor=False)
+    st.header("Make a run of checkpoints", anchor=False)
     st.markdown(
         "Models that were trained without a recorder: give the folder of every `transformers` "
         "checkpoint in the order of training, the base first. Task vectors are there at once."

@@ -250,8 +250,8 @@ def _result(workspace: Workspace, wanted: _Wanted) -> None:
                 components.trust_badge(side.trust, side.behaviour.name, side.name)
         if wanted.note:
             components.text_block(wanted.note, muted=True)
-    with st.grid(3, min_column_width=240, gap="medium") as grid:
-        with grid.cell(column_span=2):
+    with st.grid(5, min_column_width=140, gap="medium") as grid:
+        with grid.cell(column_span=3):
             chart = effect_against_effect(found, wanted.stage, EITHER)
             components.show(chart, "comparison", about)
             components.text_block(
@@ -261,7 +261,7 @@ def _result(workspace: Workspace, wanted: _Wanted) -> None:
                 + ", the dashed one the slope.",
                 muted=True,
             )
-        with grid.cell():
+        with grid.cell(column_span=2):
             _figures(found, about)
     _disagreements(workspace, found, about)
 
@@ -297,7 +297,7 @@ def _figures(found: Comparison, about: About) -> None:
 
 def _disagreements(workspace: Workspace, found: Comparison, about: About) -> None:
     """The examples on which the two differ most; a click opens one."""
-    st.subheader("Largest disagreements", anchor=False)
+    st.header("Largest disagreements", anchor=False)
     top = found.points.head(_SHOWN)
     ids = top["example_id"].tolist()
     sides = (found.first, found.second)

@@ -45,7 +45,8 @@ _STYLE = (
     ",[data-testid='stSliderThumbValue'],[data-testid='stSliderThumbValue'] *"
     "{color:inherit!important}"
     '[data-testid="stCaptionContainer"]{color:inherit!important;opacity:.8}'
-    '[data-testid="stHeading"] :is(h1,h2,h3){overflow:hidden;overflow-wrap:anywhere}</style>'
+    '[data-testid="stHeading"] :is(h1,h2,h3){overflow:hidden;overflow-wrap:anywhere}'
+    '[class*="st-key-finding-"] h2{font-size:1.25rem}</style>'
 )
 """The accent is dark enough for white text on it, so on the dark background it is no text colour:
 what is selected has the page's own, and is told by its edge; so has a slider's value. Captions are

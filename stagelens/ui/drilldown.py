@@ -45,7 +45,7 @@ def beside(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: s
         st.info("Pick an example from the table.", icon=":material/touch_app:")
         return
     row = chosen.every.row(example_id)
-    st.subheader(components.plain(example_id), anchor=False)
+    st.header(components.plain(example_id), anchor=False)
     if chosen.page_of(example_id) is None:
         st.caption("This example is not among those that the filters leave.")
     if workspace.noun == "image":

@@ -167,7 +167,7 @@ def _head(workspace: Workspace, order: Sequence[Finding], number: int) -> None:
     finding = order[number]
     left, right = st.columns([3, 2], vertical_alignment="top")
     with left:
-        st.subheader(f"{number + 1}\\. {components.plain(finding.seen.title)}", anchor=False)
+        st.header(f"{number + 1}\\. {components.plain(finding.seen.title)}", anchor=False)
     with right, st.container(horizontal=True, horizontal_alignment="right", gap="small"):
         for label, icon, step, off in (
             ("Up", ":material/arrow_upward:", -1, number == 0),

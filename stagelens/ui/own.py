@@ -218,9 +218,7 @@ def _row(workspace: Workspace, effects: Effects, behaviour: Behaviour, asked: As
 def _verdict(workspace: Workspace, row: pd.Series) -> None:
     said = "goes on with" if workspace.continues else "answers"
     sure = f", {100 * row['confidence']:.0f} % sure" if isfinite(row["confidence"]) else ""
-    st.subheader(
-        components.plain(f"The final model {said} {row['prediction']}{sure}"), anchor=False
-    )
+    st.header(components.plain(f"The final model {said} {row['prediction']}{sure}"), anchor=False)
 
 
 def _input(question: Question, asked: Asked) -> None:

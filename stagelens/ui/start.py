@@ -53,7 +53,7 @@ def welcome(note: str | None = None) -> None:
 
 
 def _demo_card() -> None:
-    st.subheader("See it on real digits", anchor=False)
+    st.header("See it on real digits", anchor=False)
     st.markdown(
         "A small network, trained in four stages on the real handwritten digits that scikit-learn "
         "ships. Two faults are **planted**, on purpose: a stamp in the corner of the images of one "
@@ -79,7 +79,7 @@ def _demo_card() -> None:
 
 
 def _folder_card() -> None:
-    st.subheader("Open a run folder", anchor=False)
+    st.header("Open a run folder", anchor=False)
     st.markdown("A run that you recorded with `stagelens.Recorder`.")
     known = settings.known_runs()
     if known:

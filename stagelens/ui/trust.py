@@ -236,8 +236,8 @@ def _stage(workspace: Workspace, view: View, stage: str) -> None:
     st.html(
         "<div style='display:flex;align-items:center;gap:.5em'>"
         f"<span style='width:.8em;height:.8em;border-radius:.2em;background:{color}'></span>"
-        "<h3 style='margin:0;padding:0;font-size:1.1rem;overflow-wrap:anywhere'>"
-        f"{html.escape(stage)}</h3></div>",
+        "<h2 style='margin:0;padding:0;font-size:1.1rem;overflow-wrap:anywhere'>"
+        f"{html.escape(stage)}</h2></div>",
     )
     components.trust_badge(trust, view.behaviour.name)
     said = html.escape(explained(trust, view.behaviour.name)).replace(" %", "&nbsp;%")

@@ -164,7 +164,7 @@ COUNT = (
     "([...document.querySelectorAll('[data-testid=stMain] p')].map(each => each.textContent)"
     r".find(text => /^[\d,]+( of [\d,]+)? images$/.test(text)) || null)"
 )
-HEADING = "[...document.querySelectorAll('h3')].map(each => each.textContent).join()"
+HEADING = "[...document.querySelectorAll('h2')].map(each => each.textContent).join()"
 
 
 def filters(bench: Bench, set_name: str, goal: float) -> None:

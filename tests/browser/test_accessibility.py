@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from itertools import pairwise
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -23,6 +24,11 @@ PAGES = {
 }
 
 
+HEADINGS = """[...document.querySelectorAll("h1,h2,h3,h4,h5,h6")]
+    .filter(each => each.checkVisibility()).map(each => Number(each.tagName[1]))"""
+"""JavaScript: the levels of all headings, in the order of the page."""
+
+
 @pytest.fixture(scope="module")
 def server(start_server, digits_run: DemoRun, tmp_path_factory: pytest.TempPathFactory):
     """A server whose home has the digits demo."""
@@ -38,6 +44,9 @@ def test_every_page_can_be_used_by_everybody(
     path, text = PAGES[name]
     page.goto(server.url + path)
     settle(page, text)
+    headings = page.evaluate(HEADINGS)
+    assert headings.count(1) == 1 and headings[0] == 1, headings
+    assert all(after <= before + 1 for before, after in pairwise(headings)), headings
     assert violations(page) == [], "in light"
     page.emulate_media(color_scheme="dark")
     settle(page)

@@ -96,7 +96,7 @@ def test_a_chart_is_pinned_and_its_report_opens_anywhere(
     pin(page, "Effect of each stage on example stamped-001", "One of them.")
     page.get_by_role("link", name="Report").click()
     settle(page, "3 findings")
-    heads = page.get_by_role("heading", level=3)
+    heads = page.get_by_role("heading", level=2)
     expect(heads).to_have_text(
         [re.compile(r"1\. Credit"), re.compile(r"2\. Stages"), re.compile(r"3\. Effect of each")]
     )

@@ -111,7 +111,7 @@ def test_a_picked_row_shows_the_example_everywhere(
         assert f"without {stage}" in said  # its answer, side by side
     (bars,) = figures(app)
     assert bars["alt"].startswith("Effect of each stage on this example's loss.")
-    assert chosen in app.subheader[0].value.replace("\\", "")
+    assert chosen in app.header[0].value.replace("\\", "")
 
 
 def test_a_link_opens_what_it_asks_of_the_example(open_page, demo: Path) -> None:

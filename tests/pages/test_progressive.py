@@ -77,7 +77,7 @@ def test_better_numbers_do_not_move_the_place(open_page, bare: Path) -> None:
     before = dict(app.query_params)
     app = wait_for(app, arguments(bare, "coarse-replay", "--budget", "0.25"))
     assert app.selectbox(key="estimator").value == "coarse-replay 1/4"
-    assert r"stamped\-001" in [h.value for h in app.subheader]
+    assert r"stamped\-001" in [h.value for h in app.header]
     assert dict(app.query_params) == before
     assert app.slider(key="strength").value == 1
     assert [toast.value for toast in app.toast if "Better numbers" in toast.value]

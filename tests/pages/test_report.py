@@ -39,7 +39,7 @@ def pinned(demo: Path, count: int, **changes: Any) -> list[Finding]:
 
 
 def titles(app: AppTest) -> list[str]:
-    return [each.value.replace("\\", "") for each in app.subheader]
+    return [each.value.replace("\\", "") for each in app.header]
 
 
 def test_a_chart_of_the_overview_is_kept_as_it_was(open_page, demo_copy: Path) -> None:
@@ -204,7 +204,7 @@ def test_nothing_from_a_finding_becomes_markup(open_page, demo_copy: Path) -> No
     store.pin(seen(title=EVIL, set_name=EVIL, kind="table", figure=None))
     store.edit(store.pin(seen(title=EVIL)), removed=True)
     app = check(open_page(demo_copy.parent, "run=digits", PAGE))
-    for kind in ("markdown", "caption", "subheader", "warning", "info"):
+    for kind in ("markdown", "caption", "header", "warning", "info"):
         for element in getattr(app, kind):
             text = str(element.value)
             assert "![](" not in text and ":red[" not in text and "**b**" not in text

@@ -19,7 +19,7 @@ from tests.text_runs import PROMPTS, STAGES
 
 PAGE = "pages/1_Examples.py"
 TAG = re.compile(r"<\s*/?\s*([a-zA-Z0-9]+)")
-OWN_TAGS = {"p", "div", "span", "b", "i", "bdi", "style", "h3"}
+OWN_TAGS = {"p", "div", "span", "b", "i", "bdi", "style", "h2"}
 """Tags that pages themselves write."""
 
 
