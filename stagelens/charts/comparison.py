@@ -105,7 +105,7 @@ def _axes(
         text = f"{escaped(side.name, 40)} ({towards})"
         update(**common, range=list(ends), title={**title, "text": text})
     figure.update_layout(
-        margin={"l": 56, "r": 4, "t": 8, "b": 46},
+        margin={"l": 56, "r": 4, "t": 32, "b": 46},
         legend={"y": 1.02, "yanchor": "bottom", "x": 0},
         hovermode="closest",
         hoverlabel={"align": "left"},
