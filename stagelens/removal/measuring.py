@@ -110,6 +110,7 @@ def measured(
     examples: EvaluationSet,
     edits: Sequence[Edit],
     progress: Progress | None = None,
+    keep: bool = True,
 ) -> list[Measurement]:
     """Measure edited models; what was measured before comes from the run folder.
 
@@ -118,6 +119,7 @@ def measured(
         examples: One of its evaluation sets.
         edits: Any number of them; one without strengths is the final model.
         progress: Told of counterfactuals (nine tenths of it) and forward passes.
+        keep: Whether to write what is measured into the run folder.
 
     Raises:
         Refused: An estimator cannot give a stage.
@@ -125,12 +127,16 @@ def measured(
     """
     found = {number: stored(run, examples, edit) for number, edit in enumerate(edits)}
     missing = [edits[number] for number, one in found.items() if one is None]
-    fresh = iter(_measured(run, examples, missing, progress) if missing else [])
+    fresh = iter(_measured(run, examples, missing, progress, keep) if missing else [])
     return [one if one is not None else next(fresh) for one in found.values()]
 
 
 def _measured(
-    run: Run, examples: EvaluationSet, edits: Sequence[Edit], progress: Progress | None
+    run: Run,
+    examples: EvaluationSet,
+    edits: Sequence[Edit],
+    progress: Progress | None,
+    keep: bool,
 ) -> Iterator[Measurement]:
     from ..measuring import BATCH_SIZE, measure
     from ..training.replay import no_progress
@@ -164,7 +170,8 @@ def _measured(
     for edit, own, model in zip(edits, made, models, strict=True):
         trust = {stage: own.without[stage].trust for stage in edit.strengths}
         one = Measurement(edit, _table(ids, model), trust)
-        _store(run, examples, one)
+        if keep:
+            _store(run, examples, one)
         yield one
 
 

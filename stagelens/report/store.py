@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..contracts import RunError, StageLensError
-from ..runs.files import cannot_write, read_json, write_json
+from ..runs.files import cannot_write, check_changeable, read_json, write_json
 from ..runs.run import Run
 from .figures import check_figure
 from .finding import Edit, Finding, Seen, in_order
@@ -175,6 +175,7 @@ class FindingStore:
             self.edit(each, place=float(number))
 
     def _write(self, relative: str, value: Seen | Edit) -> None:
+        check_changeable("Findings")
         try:
             write_json(self._files.inside(relative), value)
         except OSError as error:

@@ -23,22 +23,51 @@ if TYPE_CHECKING:
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
+_FULL = {f"{code})": code for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)}
+"""No room: the disk's, the user's or the process's; by what safetensors puts behind its errors."""
+
+
 def sha256_of(path: Path) -> str:
     """sha256 of a file's bytes, read in blocks."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def read_only() -> bool:
+    """Whether ``STAGELENS_READ_ONLY`` is set: a dashboard for everybody then only shows."""
+    return os.environ.get("STAGELENS_READ_ONLY", "") not in ("", "0")
+
+
+def check_changeable(what: str) -> None:
+    """Refuse what people would change, where everything is only shown.
+
+    Args:
+        what: In the plural, for the message.
+
+    Raises:
+        RunError: ``STAGELENS_READ_ONLY`` is set.
+    """
+    if read_only():
+        raise RunError(
+            f"{what} cannot be changed here: this server is read-only (STAGELENS_READ_ONLY); copy "
+            "the run folder and start a dashboard of your own for that"
+        )
+
+
 @contextmanager
 def atomic_path(path: Path, *, sync_folder: bool = True) -> Iterator[Path]:
     """A temporary name beside ``path``; renamed onto it, after fsync, when the block ends well.
 
-    A killed process leaves at most a ``.tmp`` file behind, never a half-written ``path``.
+    A killed process leaves at most a ``.tmp`` file behind, never a half-written ``path``; a full
+    disk leaves nothing.
 
     Args:
         path: The file to write.
         sync_folder: Whether to wait for the folder too; not needed where another file of the
             folder, which names this one, is written next.
+
+    Raises:
+        OSError: It cannot be written; names ``path``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -49,6 +78,12 @@ def atomic_path(path: Path, *, sync_folder: bool = True) -> Iterator[Path]:
         os.replace(temporary, path)
         if sync_folder:
             _sync_folder(path.parent)
+    except Exception as error:
+        # What libraries raise names no file, and safetensors has an error of its own.
+        code = getattr(error, "errno", None) or _FULL.get(str(error).rpartition("(os error ")[2])
+        if code is None or getattr(error, "filename", None) is not None:
+            raise
+        raise OSError(code, os.strerror(code), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -61,8 +96,9 @@ def new_folder(path: Path) -> Iterator[Path]:
         path: A folder that does not exist, or holds nothing.
 
     Raises:
-        StageLensError: It holds something; nothing is ever overwritten.
+        StageLensError: It holds something; nothing is ever overwritten. Or nothing may be made.
     """
+    check_changeable("Folders")
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise StageLensError(f"{path} is not empty; choose another folder, or delete it first")
     path = path.absolute()
@@ -96,7 +132,7 @@ def check_writable(path: Path) -> None:
 def cannot_write(path: Path, error: OSError) -> str:
     """Why a file or folder cannot be written, and what to do about it."""
     why = error.strerror or str(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in _FULL.values():
         return f"{path} cannot be written ({why}); free some space, or choose another disk"
     if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
         return f"{path} cannot be written ({why}): something else is in its place; rename that"

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..contracts import RunError, StageLensError
 from ..runs.evaluation_sets import EvaluationSet
-from ..runs.files import cannot_write, read_json, write_json
+from ..runs.files import cannot_write, check_changeable, read_json, write_json
 from ..runs.run import Run
 from ..runs.schema import VERSION, Name, check_name, digest
 
@@ -156,6 +156,7 @@ def save_slice(
         example_ids=tuple(one for one in order if one in chosen),
         saved=datetime.now(UTC).replace(microsecond=0),
     )
+    check_changeable("Slices")
     kept, _ = stored_slices(run, examples)
     if len(kept) >= MOST:
         raise StageLensError(f"set {examples.name!r} has {MOST} slices; delete one first")
@@ -203,8 +204,17 @@ def stored_slices(run: Run, examples: EvaluationSet) -> tuple[list[Slice], list[
 
 
 def delete_slice(run: Run, one: Slice) -> None:
-    """Forget a slice; nothing happens where somebody else has deleted it."""
-    _path(run, one.set_digest, one.name).unlink(missing_ok=True)
+    """Forget a slice; nothing happens where somebody else has deleted it.
+
+    Raises:
+        RunError: The run folder cannot be written; says what to do.
+    """
+    check_changeable("Slices")
+    path = _path(run, one.set_digest, one.name)
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise RunError(cannot_write(path, error)) from None
 
 
 def joined(table: pd.DataFrame, slices: Sequence[Slice]) -> pd.DataFrame:

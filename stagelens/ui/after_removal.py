@@ -62,6 +62,8 @@ def _grid(view: View) -> list[Measurement] | None:
         with st.spinner("Measuring every stage at four strengths"):
             edits = measuring.grid(view.estimator, view.settings, view.removable)
             return removals.measure_now(view, edits)
+    if components.only_shown():
+        return None
     arguments = removals.grid_arguments(view)
     job = jobs.find(arguments)
     if job is None:
@@ -73,6 +75,8 @@ def _grid(view: View) -> list[Measurement] | None:
 
 def _measure_in_background(wanted: Wanted) -> None:
     """Where the exact figures take longer: one job at a time, the one that is looked at."""
+    if components.only_shown():
+        return
     before = st.session_state.get(_JOB)
     if before not in (None, wanted.arguments) and (old := jobs.find(before)) is not None:
         old.cancel()

@@ -24,7 +24,7 @@ from ..standing import (
     may_lean_on,
     standing_of,
 )
-from . import glossary, jobs, left_over, pinning, signing_in, state
+from . import glossary, jobs, left_over, pinning, settings, signing_in, state
 from .child import Status
 from .escaping import plain, shown
 from .pinning import About
@@ -78,6 +78,8 @@ def start_page(title: str) -> None:
             st.page_link(path, label=label, icon=icon, width="stretch", query_params=here())
         glossary.link()
         signing_in.way_out()
+        if settings.read_only():
+            st.caption(f":material/lock: {settings.READ_ONLY}")
     _left_over()
 
 
@@ -251,6 +253,13 @@ def error_state(message: str) -> None:
 
 
 # ---------------------------------------------------------------------------------------- jobs
+
+
+def only_shown() -> bool:
+    """Whether nothing can be computed in the background here; says so in the place of a job."""
+    if settings.read_only():
+        st.info(settings.READ_ONLY, icon=":material/lock:")
+    return settings.read_only()
 
 
 def job_state(arguments: Sequence[str], again: str, worded: Callable[[str], str] = str) -> bool:

@@ -21,7 +21,7 @@ from ..contributions.stored import (
 from ..results import StageTrust
 from ..standing import MARKS, WORDS, standing_of
 from ..summary import count_text, phrase, signed_text
-from . import components, jobs
+from . import components, jobs, settings
 from .browse import Chosen, effect_column
 from .loaders import Effects
 from .workspace import Workspace
@@ -177,11 +177,14 @@ def _offer(workspace: Workspace, asked: Asked) -> None:
         st.button(
             "Compute the contributions",
             type="primary",
+            disabled=settings.read_only(),
             icon=":material/timeline:",
             key="contribute",
             on_click=_start,
             args=(arguments,),
-            help="Runs in the background: python -m stagelens contributions.",
+            help=settings.READ_ONLY
+            if settings.read_only()
+            else "Runs in the background: python -m stagelens contributions.",
         )
 
 

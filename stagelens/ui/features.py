@@ -75,6 +75,8 @@ def _search(arguments: tuple[str, ...]) -> None:
         "patches of images and groups of examples that the model sees as alike are tested within "
         "each label."
     )
+    if components.only_shown():
+        return
     job = jobs.find(arguments)
     if job is None:
         job = jobs.start(arguments, "The search for features")

@@ -17,7 +17,7 @@ from ..report.rows import as_csv, as_json
 from ..report.sections import default_sections
 from ..report.store import Findings, FindingStore
 from ..summary import count_text
-from . import components, loaders, state
+from . import components, loaders, settings, state
 from .loaders import Source
 from .workspace import Workspace
 
@@ -177,7 +177,7 @@ def _head(workspace: Workspace, order: Sequence[Finding], number: int) -> None:
                 label,
                 key=f"{label.lower()}-{finding.id}",
                 icon=icon,
-                disabled=off,
+                disabled=off or settings.read_only(),
                 on_click=_move,
                 args=(workspace, order, finding, step),
             )
@@ -187,6 +187,7 @@ def _head(workspace: Workspace, order: Sequence[Finding], number: int) -> None:
             icon=":material/close:",
             on_click=_take_out,
             args=(workspace, finding),
+            disabled=settings.read_only(),
             help="Takes it out of the report. It can be put back.",
         )
 
@@ -201,6 +202,7 @@ def _note(workspace: Workspace, finding: Finding) -> None:
         max_chars=LONGEST_NOTE,
         height="content",
         placeholder="What it means, or what to do about it",
+        disabled=settings.read_only(),
         on_change=_write_note,
         args=(workspace, finding, shown),
     )
@@ -356,6 +358,7 @@ def taken_out(workspace: Workspace, found: Findings) -> None:
                     "Put back",
                     key=f"back-{finding.id}",
                     icon=":material/undo:",
+                    disabled=settings.read_only(),
                     on_click=_put_back,
                     args=(workspace, finding),
                 )

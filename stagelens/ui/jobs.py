@@ -16,6 +16,7 @@ from pathlib import Path
 
 import streamlit as st
 
+from ..contracts import StageLensError
 from . import left_over, settings
 from .child import Job, Limits
 
@@ -122,7 +123,12 @@ def start(arguments: Sequence[str], title: str, out: Path | None = None) -> Job:
         title: What it is, for people.
         out: A folder that the command makes with ``--out``. It is made under a temporary name and
             renamed when it is whole, so a job that fails or is cancelled leaves nothing behind.
+
+    Raises:
+        StageLensError: Nothing is computed on a server that is read-only.
     """
+    if settings.read_only():
+        raise StageLensError(settings.READ_ONLY)
     return registry().start(_command(arguments), title, out)
 
 

@@ -83,8 +83,11 @@ def _image_box(workspace: Workspace) -> str | None:
             "An image of your own",
             type=list(_KINDS),
             key=_UPLOAD,
+            disabled=settings.read_only(),
             on_change=take,
-            help=f"{_STAYS} Up to 10 MB and {MOST_PIXELS // 10**6} million pixels; it is made to "
+            help=settings.READ_ONLY
+            if settings.read_only()
+            else f"{_STAYS} Up to 10 MB and {MOST_PIXELS // 10**6} million pixels; it is made to "
             f"fit what the model takes. {_memory_help()}",
         )
     with right:

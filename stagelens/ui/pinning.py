@@ -24,7 +24,7 @@ from ..report.finding import LONGEST_NOTE, Rows, Seen, View
 from ..report.store import FindingStore, new_id
 from ..results import StageTrust
 from ..sentences import Sentence
-from . import loaders, state
+from . import loaders, settings, state
 from .escaping import plain, shown
 from .loaders import Source
 
@@ -158,7 +158,7 @@ def pinnable(
     with st.container(key=f"pinnable-{kind}-{key}"):
         yield
         scene: Scene | None = st.session_state.get(_SCENE)
-        if scene is None:
+        if scene is None or settings.read_only():
             return
         query = {name: str(value) for name, value in st.query_params.items()}
         draft = Draft(key, scene, about or About(), said, content, config or {}, query)

@@ -16,7 +16,7 @@ import streamlit as st
 
 from .. import durations, estimates
 from ..runs.run import Run
-from . import components, jobs, loaders, state
+from . import components, jobs, loaders, settings, state
 from .loaders import Source
 
 VERIFICATION = state.own("verification")
@@ -89,7 +89,7 @@ class Ladder:
 
 def first(ladder: Ladder) -> None:
     """Where nothing is stored yet: start the task vector, and show how far it is."""
-    if _verifying():
+    if _verifying() or components.only_shown():
         return
     free = ladder.arguments("task-vector")
     job = jobs.find(free)
@@ -138,7 +138,7 @@ def offer_best(available: Sequence[str], shown: str) -> None:
 
 def better(ladder: Ladder) -> None:
     """Below the estimator: what is being computed, or can be."""
-    if "replay" in ladder.stored or _verifying():
+    if "replay" in ladder.stored or settings.read_only() or _verifying():
         return
     replay = ladder.arguments("replay")
     if _running(replay, "Replay"):

@@ -21,7 +21,7 @@ from ..removal.parts import validation_part
 from ..removal.spec import Edit
 from ..runs.run import Run
 from ..summary import ACCURACY
-from . import forward, loaders
+from . import forward, loaders, settings
 from .loaders import Effects, Source
 from .pinning import About
 from .workspace import Workspace
@@ -144,9 +144,13 @@ def _stored(
 
 
 def measure_now(view: View, edits: Sequence[Edit]) -> list[Measurement]:
-    """Measure in this process; what is measured is stored, and found the next time."""
+    """Measure in this process; what is measured is stored where it can be, and found again."""
+    run, examples = view.workspace.run, view.workspace.examples
     with forward.alone():
-        return measuring.measured(view.workspace.run, view.workspace.examples, edits)
+        try:
+            return measuring.measured(run, examples, edits, keep=not settings.read_only())
+        except OSError:  # the folder cannot be written: what is measured is shown all the same
+            return measuring.measured(run, examples, edits, keep=False)
 
 
 def grid(view: View) -> list[Measurement] | None:

@@ -10,6 +10,9 @@ or from a link, goes through :func:`resolve` or :func:`allowed`.
 ``STAGELENS_MEMORY`` is how much memory the weights of models may take that answer own examples,
 for instance ``500 MB`` (default: 2 GB).
 
+``STAGELENS_READ_ONLY=1`` makes a dashboard for everybody: nothing is uploaded, computed in the
+background or saved.
+
 ``STAGELENS_JOBS`` is how many jobs run at once (default: 2); ``STAGELENS_JOB_MEMORY`` and
 ``STAGELENS_JOB_THREADS`` limit each of them (default: no limit).
 
@@ -25,12 +28,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..contracts import RunError, StageLensError
+from ..runs.files import read_only as read_only
 
 DEMO = "digits"
 """How links name the demo."""
 
 JOBS = 2
 """How many jobs run at once where the environment says nothing."""
+
+READ_ONLY = (
+    "This dashboard is read-only: nothing is uploaded, computed in the background or saved here."
+)
+"""Why controls are disabled or not there."""
 
 MEMORY = "2 GB"
 """What weights may take where the environment says nothing."""

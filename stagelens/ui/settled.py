@@ -48,6 +48,8 @@ def check(view: View, wanted: Wanted) -> None:
         "Replay runs the recorded steps of the later stages again without the stage. That is the "
         "real counterfactual; the edit above only estimates it."
     )
+    if components.only_shown():
+        return
     arguments = view.arguments(_replayed(missing[0]))
     if components.job_state(arguments, "Try again"):
         return
@@ -94,6 +96,8 @@ def save(view: View, wanted: Wanted) -> None:
         "there is one, and a model card that says how it was made, how far that can be trusted, "
         "and what was measured before and after."
     )
+    if components.only_shown():
+        return
     stages = "-".join(wanted.edit.strengths)
     proposed = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{view.workspace.run.name}-without-{stages}")[:64]
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):

@@ -15,7 +15,7 @@ from ..slices.effects import difference_sentence
 from ..slices.saved import Slice, delete_slice, save_slice
 from ..standing import MARKS, label, standing_of
 from ..summary import amount_text, axis_unit, count_text, phrase, signed_text
-from . import components, loaders, state
+from . import components, loaders, settings, state
 from .browse import Chosen
 from .loaders import Effects
 from .pinning import About
@@ -61,8 +61,10 @@ def save(workspace: Workspace, estimate: str, chosen: Chosen) -> None:
     with st.popover(
         "Save as slice",
         icon=":material/bookmark_add:",
-        disabled=len(chosen) == 0,
-        help="Keeps these examples under a name in the run folder; groups of every page offer it.",
+        disabled=len(chosen) == 0 or settings.read_only(),
+        help=settings.READ_ONLY
+        if settings.read_only()
+        else "Keeps these examples under a name in the run folder; groups of every page offer it.",
     ):
         count = count_text(len(chosen), workspace.noun)
         asked = Slice.words_of(chosen.filters.asked()) or "no filter"
@@ -74,7 +76,8 @@ def save(workspace: Workspace, estimate: str, chosen: Chosen) -> None:
             placeholder="hard threes",
             help="Letters, digits, spaces, dots, dashes and underscores.",
         )
-        st.button("Save", type="primary", on_click=keep, key="save-slice")
+        closed = settings.read_only()
+        st.button("Save", type="primary", on_click=keep, key="save-slice", disabled=closed)
         if (said := st.session_state.get(_SAID)) is not None:
             components.error_state(said)
 
@@ -185,7 +188,10 @@ def _doubt(one: Slice, n: int) -> str:
 
 def _delete(workspace: Workspace, slices: list[Slice]) -> None:
     def forget(one: Slice) -> None:
-        delete_slice(workspace.run, one)
+        try:
+            delete_slice(workspace.run, one)
+        except StageLensError as error:
+            st.toast(components.plain(str(error)), icon=":material/error:")
 
     with st.expander("What the slices hold, and deleting them"):
         for one in slices:
@@ -199,6 +205,7 @@ def _delete(workspace: Workspace, slices: list[Slice]) -> None:
                     icon=":material/delete:",
                     on_click=forget,
                     args=(one,),
+                    disabled=settings.read_only(),
                     key=f"delete-slice-{one.name}",
                     help="Takes it out of the run folder, for everybody.",
                 )

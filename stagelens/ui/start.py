@@ -48,8 +48,9 @@ def welcome(note: str | None = None) -> None:
         _demo_card()
     with right, st.container(border=True, height="stretch"):
         _folder_card()
-    with st.container(border=True):
-        assembling.card()
+    if not settings.read_only():
+        with st.container(border=True):
+            assembling.card()
 
 
 def _demo_card() -> None:
@@ -59,6 +60,8 @@ def _demo_card() -> None:
         "ships. Two faults are **planted**, on purpose: a stamp in the corner of the images of one "
         "class, and wrong labels. Watch StageLens find the stages that learned them."
     )
+    if not settings.demo_built() and components.only_shown():
+        return
     if components.job_state(DEMO_COMMAND, "Try again"):
         st.caption("The demo is being trained and measured. You can leave this page open.")
         return

@@ -95,6 +95,8 @@ def arguments(view: View, target: Target) -> tuple[str, ...]:
 
 def _start(view: View, target: Target) -> None:
     chosen = arguments(view, target)
+    if components.only_shown():
+        return
     if components.job_state(chosen, "Try again"):
         st.caption("The search measures edits on the validation part only.")
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from .. import durations, estimates
-from . import components, jobs, loaders
+from . import components, jobs, loaders, settings
 from .progressive import VERIFICATION
 from .workspace import Workspace
 
@@ -118,9 +118,11 @@ def _run(workspace: Workspace, chosen: tuple[str, ...], complete: bool) -> None:
         "Verify by replay",
         type="primary",
         icon=":material/verified:",
-        disabled=not complete,
+        disabled=not complete or settings.read_only(),
         key="start-verify",
-        help="Runs in the background: python -m stagelens verify.",
+        help=settings.READ_ONLY
+        if settings.read_only()
+        else "Runs in the background: python -m stagelens verify.",
     ):
         jobs.start(chosen, _TITLE)
         st.session_state[VERIFICATION] = chosen

@@ -240,6 +240,8 @@ def _weights(workspace: Workspace) -> int:
 
 def _job(arguments: tuple[str, ...]) -> None:
     """Make maps in a child process; started when they are first asked for."""
+    if components.only_shown():
+        return
     job = jobs.find(arguments)
     if job is None:
         job = jobs.start(arguments, "The search in the inputs")
