@@ -15,10 +15,10 @@ PACKAGE := $(VENV)/.package-installed
 $(shell test -x $(BIN)/python || rm -f $(REQUIREMENTS) $(PACKAGE))
 
 .DEFAULT_GOAL := help
-.PHONY: help app test lint bench setup clean distclean
+.PHONY: help app test lint bench fuzz setup clean distclean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 20
 	@echo "Variables: PORT=8501, HEADLESS=1 (open no browser), ARGS='...' (for pytest), PYTHON=..."
 
 app: setup ## build the demo on the first start, then open the dashboard
@@ -36,6 +36,9 @@ lint: setup ## ruff, mypy and import-linter
 
 bench: setup ## benchmarks, which `make test` leaves out
 	$(BIN)/python -m pytest --timeout=0 -s tests/benchmarks $(ARGS)
+
+fuzz: setup ## broken input for every reader; ARGS='--count 200000'
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 setup: $(PACKAGE) ## make the environment; instant when there is nothing to do
 

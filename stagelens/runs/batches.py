@@ -84,6 +84,8 @@ def _layout(tensor: Tensor, usual_stride: tuple[int, ...]) -> dict[str, Any]:
 def _laid_out(tensor: Tensor, layout: Mapping[str, Any]) -> Tensor:
     """A copy that lies as :func:`_layout` says."""
     stride = layout.get("stride") or tensor.stride()
+    if not 0 <= _span(tensor.shape, stride) <= 2 * max(tensor.numel(), 1):
+        raise ValueError("a tensor that lies as none was recorded")
     size = tensor.element_size()
     memory = torch.empty(_span(tensor.shape, stride) + _ALIGNMENT // size, dtype=tensor.dtype)
     begin = (layout.get("offset", 0) - memory.data_ptr()) % _ALIGNMENT // size

@@ -248,8 +248,14 @@ def _inside(folder: Path, name: str, where: str) -> Path:
             f"{where}: {name!r} leads out of {folder}; copy the image into that folder and name "
             "it relative to it"
         )
-    if not target.is_file():
-        raise SetError(f"{where}: {name!r} is not in {folder}; add the file or delete the row")
+    try:
+        there = target.is_file()
+    except OSError:  # a name that no file system takes
+        there = False
+    if not there:
+        raise SetError(
+            f"{where}: {name[:200]!r} is not in {folder}; add the file or delete the row"
+        )
     return target
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -19,6 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
+from safetensors import SafetensorError
 
 from ..contracts import RunError
 from .files import CheckedFiles, sha256_of, write_file
@@ -42,6 +44,10 @@ _COLUMNS = pa.schema(
         ("tensors", pa.list_(pa.string())),
     ]
 )
+_NO_STEP = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError)
+"""What a row gives that was not recorded: its JSON, names and tensors do not go together."""
+
+_MOST_MICRO_BATCHES = 1 << 20
 _DIVISORS = _COLUMNS.get_field_index("divisors")
 _COLUMNS_WITHOUT_DIVISORS = _COLUMNS.remove(_DIVISORS)
 """As earlier versions recorded steps: every loss was divided by the accumulation."""
@@ -266,7 +272,7 @@ def recorded_digest(files: CheckedFiles, parts: Sequence[PartRef]) -> str:
     path = files.path(parts[-1].table)
     try:
         return str(pq.read_schema(path).metadata[_DIGEST_KEY], "ascii")
-    except (pa.ArrowException, KeyError, TypeError, UnicodeDecodeError):
+    except (pa.ArrowException, OSError, KeyError, TypeError, UnicodeDecodeError):
         raise _foreign(path) from None
 
 
@@ -346,12 +352,23 @@ class RecordedSteps(Sequence[StepRecord]):
     def __getitem__(self, index: int | slice) -> StepRecord | list[StepRecord]:
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
-        row = self._row(range(len(self))[index])
-        return _record(row, [self._tensor(name, row["step"]) for name in row["tensors"]])
+        with self._reading(step := range(len(self))[index]) as row:
+            return _record(row, [self._tensor(name, step) for name in row["tensors"]])
 
     def facts(self, step: int) -> StepRecord:
         """A step without its batches."""
-        return _record(self._row(step))
+        with self._reading(step) as row:
+            return _record(row)
+
+    @contextmanager
+    def _reading(self, step: int) -> Iterator[dict[str, Any]]:
+        """A step's row; what it holds that no step does becomes an error that names the file."""
+        row = self._row(step)
+        assert self._part is not None
+        try:
+            yield row
+        except _NO_STEP:
+            raise _foreign(self._files.root / self._part.table.path) from None
 
     def _tensor(self, name: str, step: int) -> tuple[str, Tensor]:
         """A tensor of a step with its place in it."""
@@ -367,11 +384,15 @@ class RecordedSteps(Sequence[StepRecord]):
         return self._rows[step - self._part.first_step]
 
     def _open(self, part: PartRef) -> None:
+        path = self._files.path(part.table)
         self._part = part
-        self._rows = _read_table(self._files.path(part.table)).to_pylist()
+        self._rows = _read_table(path).to_pylist()
+        numbers = [row["step"] for row in self._rows]
+        if numbers != list(range(part.first_step, part.first_step + part.steps)):
+            raise _foreign(path)
         self._tensors, self._places = None, {}
         for row in self._rows:
-            for name in row["tensors"]:
+            for name in row["tensors"] or ():
                 self._places.setdefault(name, []).append(row["step"])
         if part.batches is not None:
             from safetensors import safe_open
@@ -383,6 +404,8 @@ def _record(row: dict[str, Any], tensors: Sequence[tuple[str, Tensor]] | None = 
     """A step; with its batches where its tensors are given, each with its place in the step."""
     from .batches import unflatten
 
+    if not 1 <= row["micro_batches"] <= _MOST_MICRO_BATCHES:
+        raise ValueError("no such number of forward passes")
     divisors = tuple(row["divisors"] or [None] * row["micro_batches"])
     batches: list[MicroBatch] | None = None
     if row["batch"] is not None and tensors is not None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import lzma
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -26,7 +28,11 @@ Table = dict[str, Any]
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
 """What marks a folder that ``datasets`` saved, and one of several splits."""
 
-_DAMAGE = (pa.ArrowException, zipfile.BadZipFile, zlib.error)
+_DAMAGE = (
+    *(pa.ArrowException, zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError),
+    *(RuntimeError, OverflowError),  # of zip files: encrypted, or packed in an unknown way
+    MemoryError,  # a header that claims more than there is
+)
 
 
 def read_table(path: Path) -> Table:
@@ -148,6 +154,7 @@ def _read_saved(folder: Path) -> tuple[list[str], list[Any]]:
             raise SetError(f"{folder / _STATE} names {name!r}, no file of {folder}; save it again")
         with pa.memory_map(str(folder / name)) as source:
             tables.append(pa.ipc.open_stream(source).read_all())
+            tables[-1].validate(full=True)  # lengths that lead out of the file end the process
     if not tables:
         raise SetError(f"{folder / _STATE} names no data files; save the dataset again")
     return _arrow_columns(folder, pa.concat_tables(tables))
