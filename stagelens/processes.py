@@ -93,10 +93,13 @@ def joined() -> Iterator[None]:
         _state = PartialState(cpu=cpu, backend="gloo", timeout=_LONGEST_WAIT)
         yield
         wait()  # nobody leaves while another one still needs an answer
-    except _Stopped:
-        raise StageLensError(_ENDED) from None
-    finally:
         signal.signal(signal.SIGTERM, before)
+    except BaseException as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # there is time to say what failed
+        if isinstance(error, _Stopped):
+            raise StageLensError(_ENDED) from None
+        raise
+    finally:
         if _state is not None:
             _state.destroy_process_group()
             PartialState._reset_state()

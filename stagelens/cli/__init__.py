@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import ExitStack, redirect_stderr, redirect_stdout
+import time
+from contextlib import redirect_stderr, redirect_stdout
 from typing import Annotated
 
 import typer
@@ -42,20 +43,32 @@ def _options(
         raise typer.Exit
 
 
+_HEAD_START = 3.0
+"""Seconds for the main process to say what failed: with the first that exits, all are ended."""
+
+
 def main() -> None:
     """Run the command line; an error is one line on stderr and exit status 1."""
     # Read when torch is loaded: its threads wait for each other asleep, where other work runs too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    with ExitStack() as stack:
-        if processes.is_worker():  # only the main process prints
-            nowhere = stack.enter_context(open(os.devnull, "w"))
-            stack.enter_context(redirect_stdout(nowhere))
-            stack.enter_context(redirect_stderr(nowhere))
+    if not processes.is_worker():
+        _run()
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         try:
-            with at_end:
-                app(standalone_mode=True)
-        except (StageLensError, OSError) as error:
-            if "--debug" in sys.argv:
-                raise
-            typer.echo(f"stagelens: {one_line(error)}", err=True)
-            sys.exit(1)
+            _run()
+        except SystemExit as ended:
+            if ended.code:
+                time.sleep(_HEAD_START)
+            raise
+
+
+def _run() -> None:
+    try:
+        with at_end:
+            app(standalone_mode=True)
+    except (StageLensError, OSError) as error:
+        if "--debug" in sys.argv:
+            raise
+        typer.echo(f"stagelens: {one_line(error)}", err=True)
+        sys.exit(1)
