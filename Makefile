@@ -6,6 +6,10 @@ BIN := $(VENV)/bin
 PORT ?= 8501
 HEADLESS ?=
 ARGS ?=
+OLDEST := .venv-oldest
+OLDEST_TESTS := tests/unit/test_odd_runs.py tests/unit/test_run_folder.py \
+	tests/unit/test_set_readers.py tests/unit/test_evaluation_sets.py tests/unit/test_uploads.py \
+	tests/unit/test_charts.py tests/unit/test_report.py tests/pages/test_odd_runs.py
 DEMO := $(or $(STAGELENS_HOME),runs)/digits
 
 REQUIREMENTS := $(VENV)/.requirements-installed
@@ -15,7 +19,7 @@ PACKAGE := $(VENV)/.package-installed
 $(shell test -x $(BIN)/python || rm -f $(REQUIREMENTS) $(PACKAGE))
 
 .DEFAULT_GOAL := help
-.PHONY: help app test lint bench fuzz setup clean distclean
+.PHONY: help app test lint bench fuzz test-oldest audit setup clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 20
@@ -40,6 +44,18 @@ bench: setup ## benchmarks, which `make test` leaves out
 fuzz: setup ## broken input for every reader; ARGS='--count 200000'
 	$(BIN)/python -m tests.fuzz $(ARGS)
 
+test-oldest: ## a part of the tests with the oldest versions that are allowed (torch excepted)
+	test -x $(OLDEST)/bin/python || $(firstword $(PYTHON)) -m venv $(OLDEST)
+	sed -n '/^torch>/d; s/^\([a-z-]*\)>=\([^,]*\),.*/\1==\2/p' requirements.txt > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --disable-pip-version-check --quiet -r requirements.txt \
+		-c $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --disable-pip-version-check --quiet --no-deps --editable .
+	$(OLDEST)/bin/python -m pytest -q $(OLDEST_TESTS) $(ARGS)
+
+audit: setup ## known weaknesses of what is installed (asks an index of them by pip-audit)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet 'pip-audit>=2.9,<3'
+	$(BIN)/pip-audit --requirement requirements.txt
+
 setup: $(PACKAGE) ## make the environment; instant when there is nothing to do
 
 clean: ## remove caches and outputs
@@ -47,7 +63,7 @@ clean: ## remove caches and outputs
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## remove the environment too
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(OLDEST)
 
 $(REQUIREMENTS): requirements.txt
 	@usable='import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))'; \

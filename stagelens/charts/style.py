@@ -123,6 +123,7 @@ def see_through(color: str, share: float) -> str:
 
 FAINT_AREA = see_through(ZERO, 0.13)
 """Areas behind points, and the chosen row of a table."""
+_NO_COLOR = see_through(ZERO, 0)
 HAIRLINE = see_through(ZERO, 0.35)
 """Lines between rows."""
 
@@ -183,8 +184,8 @@ def style(figure: go.Figure, palette: Palette, height: int) -> None:
         dragmode=False,
     )
     figure.update_xaxes(
-        gridcolor=palette.grid, tickfont={"color": palette.muted, "size": 12}, linecolor="#00000000"
+        gridcolor=palette.grid, tickfont={"color": palette.muted, "size": 12}, linecolor=_NO_COLOR
     )
     figure.update_yaxes(
-        gridcolor=palette.grid, tickfont={"color": palette.text, "size": 13}, linecolor="#00000000"
+        gridcolor=palette.grid, tickfont={"color": palette.text, "size": 13}, linecolor=_NO_COLOR
     )
