@@ -21,7 +21,7 @@ from .runs.schema import digest
 if TYPE_CHECKING:
     import pyarrow as pa
 
-METHOD = 8
+METHOD = 9
 """Part of every result's key; raised when an estimator or what it says of its error changes."""
 
 EFFECT_COLUMNS = (

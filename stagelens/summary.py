@@ -173,8 +173,8 @@ def _first_behaviour(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
             behaviours = behaviours.cat.add_categories([ACCURACY.name])
         table = table.assign(behaviour=behaviours)
     rows = table[behaviours == behaviours.iloc[0]]
-    rows["behaviour"] = pd.Series(ACCURACY.name, rows.index, dtype=table["behaviour"].dtype)
-    return table, rows
+    named = pd.Series(ACCURACY.name, rows.index, dtype=table["behaviour"].dtype)
+    return table, rows.assign(behaviour=named)
 
 
 def right_answers(answers: pd.Series, labels: pd.Series) -> pd.Series:

@@ -34,6 +34,21 @@ def images(count: int = COUNT, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(count, *SHAPE[1:])).astype(np.float32)
 
 
+def one_step(
+    stage: Any,
+    task: ImageClassification,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    """One recorded step of training."""
+    loss = task.loss(model, batch)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    stage.step(batch, loss)
+
+
 def record(
     path: Path, stages: Mapping[str, tuple[int, float]], spoilt: tuple[str, ...] = ()
 ) -> Run:
@@ -57,11 +72,7 @@ def record(
                 y = torch.randint(len(CLASSES), (8,), generator=generator)
                 if name in spoilt and step == 2:
                     x[0, 0, 0, 0] = torch.nan
-                loss = own.loss(model, (x, y))
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                stage.step((x, y), loss)
+                one_step(stage, own, model, optimizer, (x, y))
     recorder.close()
     labels = [CLASSES[number % 3] for number in range(COUNT)]
     groups = {"group": ["left", "right"] * (COUNT // 2)}

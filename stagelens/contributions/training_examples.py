@@ -22,7 +22,7 @@ from ..runs.batches import batch_size, to_device
 from ..runs.images import display_png
 from ..runs.run import Run, Stage
 from ..runs.states import load_into
-from ..runs.steps import MicroBatch
+from ..runs.step_records import MicroBatch
 from .stored import SHOWN
 
 

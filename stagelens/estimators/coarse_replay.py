@@ -45,7 +45,6 @@ _SMALLEST_BATCH = 2
 _GROWTH = 30.0
 """Twins whose distance grew by this factor within a stage have diverged."""
 
-
 _UNSTEADY, _THINNEST = 0.5, 0.22
 """Where SGD trained at least so hard, batches with a larger sampling error say nothing: of 24 such
 estimates on the benchmark's seeds 0 to 2, at budgets of 1/8 and 1/16, 22 were off by more than 1.2
@@ -187,15 +186,15 @@ def _pass_stage(
     for one in here:
         one.replay_cost += stage.steps * size
     plan, left = choose_plan(run, stage, budget), list(here)
-    if _too_thin(stage, plan):
-        for one in left:
-            one.refused = (
-                f"Coarse replay: SGD trained stage {stage.name} near the edge of stability, where "
-                f"batches as thin as a budget of {budget:g} buys say nothing; raise the budget, or "
-                "use replay"
-            )
-        return
     while left:
+        if _too_thin(stage, plan):  # at once, or after merging less and thinning more
+            for one in left:
+                one.refused = (
+                    f"Coarse replay: SGD trained stage {stage.name} near the edge of stability, "
+                    f"where batches as thin as a budget of {budget:g} buys say nothing; raise the "
+                    "budget, or use replay"
+                )
+            return
         began = time.perf_counter()
         factual, twins, spent = _walk(run, stage, left, plan, progress)
         for one, twin in zip(left, twins, strict=True):

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..contracts import RecordingError, Task
 from ..runs.schema import OptimizerFacts
 from ..runs.states import TrainingState, load_into, load_optimizer, model_tensors
-from ..runs.steps import StepRecord
+from ..runs.step_records import StepRecord
 from ..training.optimizers import build_optimizer
 from ..training.replay import StepRules, prepare, step
 

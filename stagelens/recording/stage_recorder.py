@@ -18,7 +18,8 @@ from ..runs.batches import flatten, unflatten
 from ..runs.run import Stage
 from ..runs.schema import Boundary, Checkpoint, Environment, StageFile, StateRef
 from ..runs.states import TrainingState, capture, model_tensors, same_tensor, save_state
-from ..runs.steps import FlatMicroBatch, MicroBatch, StepRecord
+from ..runs.step_records import MicroBatch, StepRecord
+from ..runs.steps import FlatMicroBatch
 from ..training.optimizers import optimizer_facts
 from ..training.replay import StepRules
 from .adapters import Adapter, read_adapter

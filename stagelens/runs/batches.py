@@ -9,7 +9,7 @@ lie in memory. So these are described too, and a batch is put together again jus
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -113,20 +113,30 @@ def _first_dimension(value: Any) -> int | None:
     return next((n for n in map(_first_dimension, items) if n is not None), None)
 
 
-def rows_of(batch: Any, start: int, stop: int) -> Any:
-    """Some examples of a batch: the rows of every tensor that has one for each."""
-    size = batch_size(batch)
+def rows_of(
+    batch: Any,
+    rows: slice | Sequence[int],
+    mapped: Callable[[Mapping[Any, Any], dict[Any, Any]], dict[Any, Any]] = lambda _, taken: taken,
+) -> Any:
+    """Some examples of a batch: those rows of every tensor that has one for each.
 
-    def visit(value: Any) -> Any:
+    Args:
+        batch: Tensors in any nesting of mappings, tuples and lists.
+        rows: Which examples.
+        mapped: Is given every mapping and what was taken of it, and may change that.
+    """
+    size, chosen = batch_size(batch), rows if isinstance(rows, slice) else list(rows)
+
+    def take(value: Any) -> Any:
         if isinstance(value, Tensor):
-            return value[start:stop] if value.ndim and value.shape[0] == size else value
+            return value[chosen] if value.ndim and value.shape[0] == size else value
         if isinstance(value, Mapping):
-            return {key: visit(item) for key, item in value.items()}
-        return (
-            type(value)(visit(item) for item in value) if isinstance(value, tuple | list) else value
-        )
+            return mapped(value, {key: take(item) for key, item in value.items()})
+        if isinstance(value, tuple | list):
+            return type(value)(take(item) for item in value)
+        return value
 
-    return visit(batch)
+    return take(batch)
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from ..contracts import RunError
 from .files import CheckedFiles, sha256_of, write_file
 from .schema import FileRef, PartRef, digest
+from .step_records import MicroBatch, StepRecord
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,66 +53,6 @@ _DIVISORS = _COLUMNS.get_field_index("divisors")
 _COLUMNS_WITHOUT_DIVISORS = _COLUMNS.remove(_DIVISORS)
 """As earlier versions recorded steps: every loss was divided by the accumulation."""
 _HISTORY = pa.schema([_COLUMNS.field(name) for name in ("step", "loss", "lr")])
-
-
-@dataclass
-class MicroBatch:
-    """What one forward pass and its backward saw.
-
-    Attributes:
-        batch: As :func:`stagelens.runs.batches.unflatten` gives it.
-        rng: Device name to the generator's state just before the forward pass; empty where the
-            pass drew no random numbers.
-        divisor: What its loss was divided by before backward; None where that is the stage's
-            accumulation.
-    """
-
-    batch: Any
-    rng: dict[str, Tensor] = field(default_factory=dict)
-    divisor: float | None = None
-
-
-@dataclass
-class StepRecord:
-    """One optimiser step.
-
-    Attributes:
-        step: Number within the stage, from 0.
-        loss: As the training loop reported it, mean over the micro-batches; where these have
-            divisors of their own, the sum of their divided losses.
-        groups: Hyperparameters per parameter group, as they were for this step.
-        missing: Parameters of the optimiser that had no gradient.
-        divisors: One per micro-batch, kept or not: what its loss was divided by before backward.
-            None for all of them where that is the stage's accumulation.
-        batches: One entry per micro-batch, or None where the step's batches were not kept.
-    """
-
-    step: int
-    loss: float
-    groups: list[dict[str, Any]]
-    missing: tuple[str, ...]
-    divisors: tuple[float | None, ...]
-    batches: list[MicroBatch] | None
-
-    @property
-    def micro_batches(self) -> int:
-        """How many forward passes were accumulated."""
-        return len(self.divisors)
-
-    @property
-    def plain(self) -> bool:
-        """Whether every micro-batch's loss was divided by the stage's accumulation."""
-        return not any(self.divisors)
-
-    def weight(self, accumulation: int) -> float:
-        """What the losses of its micro-batches were multiplied by, summed: 1 for their mean."""
-        return sum(1 / (divisor or accumulation) for divisor in self.divisors)
-
-    def reported_loss(self, losses: Sequence[float]) -> float:
-        """The step's loss from those of its micro-batches; see ``loss``."""
-        if self.plain:
-            return sum(losses) / len(losses)
-        return sum(loss / d for loss, d in zip(losses, self.divisors, strict=True) if d)
 
 
 @dataclass

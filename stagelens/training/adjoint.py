@@ -21,7 +21,8 @@ import numpy as np
 from torch import Tensor
 
 from ..runs.run import Run
-from ..runs.steps import RecordedSteps, StepRecord
+from ..runs.step_records import StepRecord
+from ..runs.steps import RecordedSteps
 from .batch_norm import tracking
 from .curvature import Evaluated
 from .replay import Progress, no_progress, same_arithmetic

@@ -23,11 +23,10 @@ from torch import Tensor, nn
 
 from .. import devices
 from ..contracts import Task
-from ..devices import restore_random
 from ..runs.batches import to_device
 from ..runs.run import Stage
 from ..runs.states import TrainingState, copied, load_into, model_tensors
-from ..runs.steps import MicroBatch
+from ..runs.step_records import MicroBatch
 from .coarse_steps import CoarseStep
 from .replay import StepRules, loss_of, prepare
 
@@ -87,7 +86,7 @@ class CoarseModel:
         factors = [1 / self.rules.divisor(micro) for micro in batches]
         scale = weight / sum(factors)
         for micro, factor in zip(batches, factors, strict=True):
-            restore_random(micro.rng, self.device)
+            devices.restore_random(micro.rng, self.device)
             batch = to_device(micro.batch, self.device)
             loss = loss_of(self.task, self.model, batch, self.rules) * (scale * factor)
             self.loss += float(loss.detach())

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..runs.batches import batch_size, flatten
-from ..runs.steps import MicroBatch, RecordedSteps, StepRecord
+from ..runs.batches import batch_size, flatten, rows_of
+from ..runs.step_records import MicroBatch, StepRecord
+from ..runs.steps import RecordedSteps
 
 _TINY = 1e-30
 
@@ -73,21 +74,13 @@ def take_rows(batch: Any, rows: Sequence[int]) -> Any:
     A count of labels that the loss is divided by shrinks as the labels do, so that the loss stays
     what it is in size.
     """
-    size = batch_size(batch)
+    return rows_of(batch, rows, _rescaled)
 
-    def take(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value[list(rows)] if value.ndim and value.shape[0] == size else value
-        if isinstance(value, Mapping):
-            taken = {key: take(item) for key, item in value.items()}
-            if value.get(_ITEMS) is not None and isinstance(value.get("labels"), Tensor):
-                taken[_ITEMS] = value[_ITEMS] * _labels(taken["labels"]) / _labels(value["labels"])
-            return taken
-        if isinstance(value, tuple | list):
-            return type(value)(take(item) for item in value)
-        return value
 
-    return take(batch)
+def _rescaled(whole: Mapping[str, Any], taken: dict[str, Any]) -> dict[str, Any]:
+    if whole.get(_ITEMS) is not None and isinstance(whole.get("labels"), Tensor):
+        taken[_ITEMS] = whole[_ITEMS] * _labels(taken["labels"]) / _labels(whole["labels"])
+    return taken
 
 
 def _labels(labels: Tensor) -> int:

@@ -21,11 +21,10 @@ from torch import Tensor, nn
 
 from .. import devices
 from ..contracts import Refused, Task
-from ..devices import restore_random
 from ..runs.batches import batch_size, to_device
 from ..runs.run import Stage
 from ..runs.states import load_into
-from ..runs.steps import MicroBatch, StepRecord
+from ..runs.step_records import MicroBatch, StepRecord
 from .batch_norm import ExplicitBatchNorm, Statistics
 from .derivatives import derivative, explained, gradients
 from .replay import StepRules, prepare
@@ -203,7 +202,7 @@ class StageLoss:
         self, values: Mapping[str, Tensor], micro: MicroBatch, split: bool = False
     ) -> tuple[list[Tensor], Tensor, list[Statistics], Split | None]:
         x = self.place(values)
-        restore_random(micro.rng, self.device)
+        devices.restore_random(micro.rng, self.device)
         batch = cast(to_device(micro.batch, self.device), self.dtype)
         divisor = self.rules.divisor(micro)
         with torch.enable_grad(), self.batch_norm as statistics:

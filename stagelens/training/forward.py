@@ -27,7 +27,7 @@ from torch import Tensor
 from ..runs.batches import batch_size
 from ..runs.boundaries import carry
 from ..runs.run import Run, Stage
-from ..runs.steps import StepRecord
+from ..runs.step_records import StepRecord
 from .replay import Progress, no_progress, same_arithmetic
 from .step_map import State, StateVectors, StepMap
 from .trajectory import (

@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from .. import devices
 from ..contracts import Refused, RunError, Task
-from ..devices import restore_random
 from ..runs.batches import batch_size, to_device
 from ..runs.boundaries import apply_boundary
 from ..runs.run import Run, Stage
 from ..runs.schema import Precision, StageFile
 from ..runs.states import TrainingState, capture, load_into, load_optimizer, same_tensor
-from ..runs.steps import MicroBatch, StepRecord
+from ..runs.step_records import MicroBatch, StepRecord
 from .optimizers import build_optimizer, set_group_hyperparameters, update
 from .splitting import SplitGradient
 
@@ -118,7 +117,7 @@ def step(
     loss = partial(loss_of, task, model, rules=rules)
     optimizer.zero_grad(set_to_none=True)
     for micro in record.batches:
-        restore_random(micro.rng, device)
+        devices.restore_random(micro.rng, device)
         batch, divisor = to_device(micro.batch, device), rules.divisor(micro)
         if split is not None:
             losses.append(split.backward(batch, loss, divisor))

@@ -99,7 +99,7 @@ class SplitGradient:
         start, stop = size * number // count, size * (number + 1) // count
         if start == stop:
             return 0.0, None
-        part = rows_of(batch, start, stop)
+        part = rows_of(batch, slice(start, stop))
         terms = self._task.loss_terms(batch)
         if terms is None:
             return (stop - start) / size, part

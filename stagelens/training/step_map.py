@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..runs.run import Stage
 from ..runs.states import TrainingState
-from ..runs.steps import StepRecord
+from ..runs.step_records import StepRecord
 from .batch_norm import Statistics, tracking
 from .curvature import Evaluated, StageLoss
 from .curvature import Vectors as Values

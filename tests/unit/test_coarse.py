@@ -19,7 +19,7 @@ from stagelens.estimators.protocol import Counterfactual
 from stagelens.runs.batches import batch_size
 from stagelens.runs.run import Run
 from stagelens.runs.states import TrainingState
-from stagelens.runs.steps import MicroBatch
+from stagelens.runs.step_records import MicroBatch
 from stagelens.training.coarse import CoarseModel, transfer
 from stagelens.training.coarse_steps import (
     Thinning,
@@ -236,6 +236,7 @@ def test_what_diverges_is_tried_with_less_merging_and_then_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = _three(tmp_path / "run", OPTIMIZERS["sgd"], "linear")
+    monkeypatch.setattr(hardness_module, "straightness", lambda _stage: 0.9)  # gentle enough
     monkeypatch.setattr(coarse_replay, "choose_plan", lambda *_: Plan(4, 1))
     tried: list[float] = []
     walk = coarse_replay._walk
@@ -281,6 +282,25 @@ def test_thin_batches_are_refused_only_where_sgd_trained_hard(
     assert found.trust.trust == trust
     assert ("batches as thin as" in found.trust.reason) == (trust == "refused")
     assert found.trust.cost > 0 or trust == "refused"  # a refusal costs nothing
+
+
+def test_less_merging_is_no_way_to_batches_that_are_too_thin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phases = [Phase(n, OPTIMIZERS["sgd"], steps=48, batch=16) for n in "ab"]
+    run = record(tmp_path / "run", "linear", phases)
+    monkeypatch.setattr(hardness_module, "straightness", lambda _stage: 0.1)
+    monkeypatch.setattr(coarse_replay, "choose_plan", lambda *_: Plan(4, 1.4))
+    tried: list[Plan] = []
+
+    def diverging(_run: Run, _stage: object, here: list[object], plan: Plan, _: object) -> object:
+        tried.append(plan)
+        return None, [None] * len(here), 0
+
+    monkeypatch.setattr(coarse_replay, "_walk", diverging)
+    (found,) = CoarseReplay(0.5).counterfactuals(run, run.stages[:1], lambda *_: None)
+    assert tried == [Plan(4, 1.4)]  # the next one, half as merged, would be twice as thin
+    assert found.trust.trust == "refused" and "batches as thin as" in found.trust.reason
 
 
 def test_a_twin_that_really_diverges_is_noticed(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from stagelens.runs.set_writer import write_set
 from stagelens.summary import ACCURACY, learning_rates, stage_summary, with_accuracy
 from stagelens.tasks import ImageClassification
 from stagelens.tasks.classification import NO_ANSWER, classifier_predictions
-from tests.odd_runs import CLASSES, SHAPE, add_odd_sets, images, many_stages, record
+from tests.odd_runs import CLASSES, SHAPE, add_odd_sets, images, many_stages, one_step, record
 
 STAGES = {"first": (6, 0.05), "single": (1, 0.05), "still": (4, 0.0), "last": (6, 0.05)}
 
@@ -86,11 +86,7 @@ def test_one_stage_that_diverged_and_was_undone_is_refused_alone(tmp_path: Path)
         names = ["1", "3"] if name == "third" else []
         with recorder.stage(name, model=model, optimizer=optimizer, reinitialised=names) as stage:
             batch = torch.randn(4, *SHAPE), torch.tensor([0, 1, 2, 0])
-            loss = task.loss(model, batch)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            stage.step(batch, loss)
+            one_step(stage, task, model, optimizer, batch)
     recorder.close()
     write_set(tmp_path / "run", task, "test", images=images(), labels=["a", "b", "c"] * 8)
     made = attribute(open_run(tmp_path / "run"), "test", "task-vector")
@@ -126,11 +122,7 @@ def test_what_changed_nothing_but_the_optimizer_is_not_called_exact(tmp_path: Pa
         optimizer.param_groups[0]["lr"] = rate
         with recorder.stage(name, model=model, optimizer=optimizer) as stage:
             batch = torch.randn(4, *SHAPE), torch.tensor([0, 1, 2, 0])
-            loss = task.loss(model, batch)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            stage.step(batch, loss)
+            one_step(stage, task, model, optimizer, batch)
     recorder.close()
     write_set(tmp_path / "run", task, "test", images=images(), labels=["a", "b", "c"] * 8)
     made = open_run(tmp_path / "run")

@@ -1,0 +1,70 @@
+"""One optimiser step as it was recorded: its settings, and what its forward passes saw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass
+class MicroBatch:
+    """What one forward pass and its backward saw.
+
+    Attributes:
+        batch: As :func:`stagelens.runs.batches.unflatten` gives it.
+        rng: Device name to the generator's state just before the forward pass; empty where the
+            pass drew no random numbers.
+        divisor: What its loss was divided by before backward; None where that is the stage's
+            accumulation.
+    """
+
+    batch: Any
+    rng: dict[str, Tensor] = field(default_factory=dict)
+    divisor: float | None = None
+
+
+@dataclass
+class StepRecord:
+    """One optimiser step.
+
+    Attributes:
+        step: Number within the stage, from 0.
+        loss: As the training loop reported it, mean over the micro-batches; where these have
+            divisors of their own, the sum of their divided losses.
+        groups: Hyperparameters per parameter group, as they were for this step.
+        missing: Parameters of the optimiser that had no gradient.
+        divisors: One per micro-batch, kept or not: what its loss was divided by before backward.
+            None for all of them where that is the stage's accumulation.
+        batches: One entry per micro-batch, or None where the step's batches were not kept.
+    """
+
+    step: int
+    loss: float
+    groups: list[dict[str, Any]]
+    missing: tuple[str, ...]
+    divisors: tuple[float | None, ...]
+    batches: list[MicroBatch] | None
+
+    @property
+    def micro_batches(self) -> int:
+        """How many forward passes were accumulated."""
+        return len(self.divisors)
+
+    @property
+    def plain(self) -> bool:
+        """Whether every micro-batch's loss was divided by the stage's accumulation."""
+        return not any(self.divisors)
+
+    def weight(self, accumulation: int) -> float:
+        """What the losses of its micro-batches were multiplied by, summed: 1 for their mean."""
+        return sum(1 / (divisor or accumulation) for divisor in self.divisors)
+
+    def reported_loss(self, losses: Sequence[float]) -> float:
+        """The step's loss from those of its micro-batches; see ``loss``."""
+        if self.plain:
+            return sum(losses) / len(losses)
+        return sum(loss / d for loss, d in zip(losses, self.divisors, strict=True) if d)
