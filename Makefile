@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 PORT ?= 8501
 HEADLESS ?=
 ARGS ?=
+WORKERS ?= auto
 OLDEST := .venv-oldest
 OLDEST_TESTS := tests/unit/test_odd_runs.py tests/unit/test_run_folder.py \
 	tests/unit/test_set_readers.py tests/unit/test_evaluation_sets.py tests/unit/test_uploads.py \
@@ -23,14 +24,14 @@ $(shell test -x $(BIN)/python || rm -f $(REQUIREMENTS) $(PACKAGE))
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 20
-	@echo "Variables: PORT=8501, HEADLESS=1 (open no browser), ARGS='...' (for pytest), PYTHON=..."
+	@echo "Variables: PORT=8501, HEADLESS=1 (open no browser), ARGS='...' (for pytest), WORKERS=1, PYTHON=..."
 
 app: setup ## build the demo on the first start, then open the dashboard
 	@test -e $(DEMO) || $(BIN)/stagelens demo digits --out $(DEMO)
 	$(BIN)/streamlit run app.py --server.port $(PORT) $(if $(filter 1,$(HEADLESS)),--server.headless true)
 
 test: lint ## linters, types, layers and all tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile $(ARGS)
 
 lint: setup ## ruff, mypy and import-linter
 	$(BIN)/ruff check .

@@ -7,11 +7,14 @@ import os
 import resource
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -47,6 +50,30 @@ def offline() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
+def made_once(
+    factory: pytest.TempPathFactory, name: str, make: Callable[[Path], dict[str, Any]]
+) -> tuple[Path, dict[str, Any]]:
+    """A folder that all workers of one call of pytest share, made by the first that asks for it.
+
+    Args:
+        factory: Of the worker.
+        name: Of the folder.
+        make: Fills a new folder and returns what JSON can hold, for every worker.
+
+    Returns:
+        The folder and what ``make`` returned.
+    """
+    base = factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        base = base.parent
+    folder, told = base / name, base / f"{name}.json"
+    with FileLock(base / f"{name}.lock"):
+        if not told.exists():
+            folder.mkdir()
+            told.write_text(json.dumps(make(folder)))
+    return folder, json.loads(told.read_text())
+
+
 def _built(name: str, folder: Path) -> DemoRun:
     """A demo, built by the command line in a process of its own."""
     path, progress = folder / name, folder / "progress.json"
@@ -66,16 +93,26 @@ def _built(name: str, folder: Path) -> DemoRun:
     return DemoRun(path, done.stdout, json.loads(progress.read_text()), cpu)
 
 
+def _shared(name: str, factory: pytest.TempPathFactory) -> DemoRun:
+    """A demo, built by the first worker that needs it."""
+
+    def make(folder: Path) -> dict[str, Any]:
+        return {**asdict(_built(name, folder)), "path": name}
+
+    folder, told = made_once(factory, f"demo-{name}", make)
+    return DemoRun(**{**told, "path": folder / name})
+
+
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
     """The digits demo, built once."""
-    return _built("digits", tmp_path_factory.mktemp("demo"))
+    return _shared("digits", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def comments_run(tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
     """The comments demo, built once."""
-    return _built("comments", tmp_path_factory.mktemp("demo"))
+    return _shared("comments", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
@@ -95,7 +132,9 @@ def text_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     from tests.text_runs import add_hostile_set, record_comments, record_prompts
 
-    home = tmp_path_factory.mktemp("texts")
-    for record in (record_comments, record_prompts):
-        add_hostile_set(record(home / record.__name__.removeprefix("record_")))
-    return home
+    def make(home: Path) -> dict[str, Any]:
+        for record in (record_comments, record_prompts):
+            add_hostile_set(record(home / record.__name__.removeprefix("record_")))
+        return {}
+
+    return made_once(tmp_path_factory, "texts", make)[0]

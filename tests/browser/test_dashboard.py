@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import re
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -16,8 +14,8 @@ from playwright.sync_api import Page, expect
 
 from stagelens.results import load_result
 from stagelens.runs.run import open_run
+from tests.conftest import DemoRun
 
-ROOT = Path(__file__).resolve().parents[2]
 BUILD_TIME = 280_000
 """Milliseconds; the demo takes under a minute on two idle cores."""
 
@@ -29,17 +27,10 @@ QUIET = {"STREAMLIT_SERVER_FILE_WATCHER_TYPE": "none"}
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo(digits_run: DemoRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of the digits demo."""
     folder = tmp_path_factory.mktemp("home") / "digits"
-    subprocess.run(
-        [sys.executable, "-m", "stagelens", "demo", "digits", "--out", str(folder)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        check=True,
-        timeout=280,
-    )
-    return folder
+    return Path(shutil.copytree(digits_run.path, folder))
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +154,7 @@ def test_a_copied_link_opens_the_same_view_on_a_fresh_server(
     fresh = start_server({**QUIET, "STAGELENS_HOME": str(demo.parent)})
     page.goto(fresh.url + link)
     settle(page, "of 894 images")
-    expect(heading(page, "Answers")).to_be_visible()
+    expect(page.get_by_role("heading", name="Answers")).to_be_visible()
     assert page.get_by_test_id("stMain").inner_text() == before
     assert page.url == fresh.url + link
 

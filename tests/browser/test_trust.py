@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,8 +12,8 @@ from playwright.sync_api import Page, expect
 from stagelens.results import AGREES_ERROR, AGREES_R
 from stagelens.runs.run import open_run
 from stagelens.verification import load_verification
+from tests.conftest import DemoRun
 
-ROOT = Path(__file__).resolve().parents[2]
 VERIFY_TIME = 280_000
 """Milliseconds; it takes about ten seconds on two idle cores."""
 
@@ -24,16 +21,10 @@ QUIET = {"STREAMLIT_SERVER_FILE_WATCHER_TYPE": "none"}
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(digits_run: DemoRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with the demo, and with a copy of it that has no results."""
     folder = tmp_path_factory.mktemp("home")
-    subprocess.run(
-        [sys.executable, "-m", "stagelens", "demo", "digits", "--out", str(folder / "digits")],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        check=True,
-        timeout=280,
-    )
+    shutil.copytree(digits_run.path, folder / "digits")
     for name in ("bare", "early"):
         shutil.copytree(folder / "digits", folder / name)
         shutil.rmtree(folder / name / "results")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import parse_qsl
@@ -13,7 +11,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from stagelens.ui import jobs
-from tests.conftest import offline
+from tests.conftest import DemoRun
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,17 +19,10 @@ OpenPage = Callable[..., AppTest]
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo(digits_run: DemoRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of the digits demo. Read it only; take ``demo_copy`` to change it."""
     folder = tmp_path_factory.mktemp("home") / "digits"
-    subprocess.run(
-        [sys.executable, "-m", "stagelens", "demo", "digits", "--out", str(folder)],
-        cwd=ROOT,
-        env=offline(),
-        check=True,
-        timeout=280,
-    )
-    return folder
+    return Path(shutil.copytree(digits_run.path, folder))
 
 
 @pytest.fixture(autouse=True)
