@@ -34,6 +34,7 @@ from stagelens.ui import left_over, settings
 from tests import odd_runs
 from tests.findings import seen
 from tests.fuzz.inputs import NAMES, changed, changed_json, names
+from tests.fuzz.links import home_with, links, open_link
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,14 @@ class Reader:
         inputs: What it is given.
         read: Reads one; ends well, or with a StageLensError.
         weight: Share of a run's inputs, in relation to the others.
+        watched: Whether what it opens and starts is watched. Pages are not: Streamlit's cache
+            unpickles what it pickled itself.
     """
 
     inputs: st.SearchStrategy[Any]
     read: Callable[[Any], object]
     weight: float = 1.0
+    watched: bool = True
 
 
 def recorded(folder: Path) -> Run:
@@ -137,6 +141,8 @@ def readers(folder: Path) -> Mapping[str, Reader]:
     _results(found, copy)
     _added(found, copy)
     _names(found, folder)
+    ids = home_with(whole, folder)
+    found["links to pages"] = Reader(links(ids), open_link, weight=0.3, watched=False)
     return found
 
 

@@ -6,7 +6,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,8 @@ def run(reader: Reader, count: int, folder: Path, seed: int = 0) -> Done:
     def one(value: Any) -> None:
         began = time.monotonic()
         try:
-            with only_below(folder), warnings.catch_warnings():
+            watch = only_below(folder) if reader.watched else nullcontext()
+            with watch, warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 reader.read(value)
             done.taken += 1
