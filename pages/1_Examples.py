@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from stagelens.ui import comparing, examples, filters, own, state
+from stagelens.ui import comparing, examples, own, state
 from stagelens.ui.workspace import nothing_measured, open_workspace
 
 workspace = open_workspace("Examples")
@@ -19,9 +19,7 @@ if workspace is not None:
             if effects is None:
                 nothing_measured(workspace)
             else:
-                chosen = filters.choose(workspace, effects)
-                filters.count_and_export(workspace, effects, chosen)
-                examples.browser(workspace, effects, chosen)
+                examples.of_the_set(workspace, effects)
     if own_example.open:
         with own_example:
             own.panel(workspace)

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 
 from stagelens import charts
-from stagelens.charts.trust import agreement
 from stagelens.contracts import Behaviour
 from stagelens.report.figures import kept
 from stagelens.report.finding import Finding, Seen, View
@@ -80,6 +80,18 @@ def scatter(points: int) -> Seen:
             "within_noise": pd.array([False] * points, dtype="boolean"),
         }
     )
-    chart = agreement(table, LOSS, "one", "task-vector", 0.5, charts.EITHER)
+    figure = go.Figure()
+    for name, of in (("credit", table["replay"] < 0), ("blame", table["replay"] >= 0)):
+        part = table[of]
+        figure.add_trace(
+            go.Scattergl(
+                x=part["estimate"],
+                y=part["replay"],
+                mode="markers",
+                name=name,
+                customdata=[f"<b>{one}</b><br>estimate and replay" for one in part["example_id"]],
+            )
+        )
+    chart = charts.Chart(figure, f"Estimate against replay, {points:,} examples.", table)
     figure, rows = kept(chart)
     return seen(title="Estimate against replay", said=chart.alt, figure=figure, rows=rows)

@@ -7,6 +7,7 @@ faintly. Names come from data: they are escaped before plotly or a browser sees 
 """
 
 from .bars import credit_and_blame, example_effects
+from .effect_bars import effect_bars, marked
 from .stages import time_line
 from .style import (
     BLAME,
@@ -32,8 +33,10 @@ __all__ = [
     "Markup",
     "Palette",
     "credit_and_blame",
+    "effect_bars",
     "example_effects",
     "largest_effect",
+    "marked",
     "shaded_tokens",
     "stage_color",
     "time_line",

@@ -16,9 +16,10 @@ from ..summary import amount_text, axis_unit, is_share, phrase, scaled, signed_t
 from .style import BLAME, CREDIT, INK, LIGHT, PAPER, ZERO, Chart, Palette, escaped, style
 
 _BAR_HEIGHT = 64
-_FAINT = 0.4
+FAINT = 0.4
+"""Opacity of what may not be leaned on."""
 _WITHIN_NOISE = "≈ within training noise"
-_SHORT_NOISE = "≈ within noise"
+SHORT_NOISE = "≈ within noise"
 _NET = {
     "symbol": "diamond",
     "size": 13,
@@ -53,7 +54,7 @@ def credit_and_blame(
         f"{_percent(r['blame_share'])}"
         for r in rows
     ]
-    within = [_is_true(r["within_noise"]) for r in rows]
+    within = [is_true(r["within_noise"]) for r in rows]
     figure = _diverging(
         [str(r["stage"]) for r in rows],
         [float(r["credit"]) for r in rows],
@@ -109,7 +110,7 @@ def example_effects(
     """
     stages = [str(stage) for stage in effects["stage"]]
     gains = [behaviour.sign * float(effect) for effect in effects["effect"]]
-    within = [_is_true(one) for one in effects.get("within_noise", [None] * len(stages))]
+    within = [is_true(one) for one in effects.get("within_noise", [None] * len(stages))]
     hovers = [
         f"<b>{escaped(stage)}</b><br>without it: {phrase(behaviour)} "
         + _change(-behaviour.sign * gain, behaviour)
@@ -126,6 +127,17 @@ def example_effects(
         palette,
         narrow=True,
     )
+    return Chart(figure, said_of_one(stages, gains, within, behaviour, trust), effects)
+
+
+def said_of_one(
+    stages: Sequence[str],
+    gains: Sequence[float],
+    within: Sequence[bool],
+    behaviour: Behaviour,
+    trust: Mapping[str, StageTrust],
+) -> str:
+    """The effects on one example in words; a gain is credit where it is positive."""
     said = "; ".join(
         f"{stage}: "
         + (
@@ -136,8 +148,7 @@ def example_effects(
         )
         for stage, gain, noisy in zip(stages, gains, within, strict=True)
     )
-    said = f"Effect of each stage on this example's {phrase(behaviour)}. {said}."
-    return Chart(figure, said, effects)
+    return f"Effect of each stage on this example's {phrase(behaviour)}. {said}."
 
 
 def _diverging(
@@ -173,7 +184,7 @@ def _diverging(
                 width=0.5,
                 marker={
                     "color": color,
-                    "opacity": [_FAINT if one else 1.0 for one in faint],
+                    "opacity": [FAINT if one else 1.0 for one in faint],
                     "line": {"color": color, "width": 1},
                     "pattern": {
                         "shape": shape,
@@ -270,7 +281,7 @@ def _stage_label(
     if trust is not None:
         standing = standing_of(trust, behaviour.name)
         lines += f"{MARKS[standing]} {WORDS[standing]}".replace(", ", ",|").split("|")
-    lines += [_SHORT_NOISE] if within_noise else []
+    lines += [SHORT_NOISE] if within_noise else []
     name = escaped(stage, 28)
     below = "".join(f"<br><span style='font-size:12px'>{line}</span> " for line in lines)
     return f"<b>{name}</b> {below}" if lines else f"{name} "
@@ -287,7 +298,8 @@ def _known(
     return "".join(f"{between}{one}" for one in said)
 
 
-def _is_true(value: object) -> bool:
+def is_true(value: object) -> bool:
+    """Whether a value is true; what is not known is not."""
     return bool(value) if pd.notna(value) else False
 
 

@@ -8,10 +8,9 @@ import plotly.graph_objects as go
 from ..comparing import Comparison, Side
 from ..standing import decimal
 from ..summary import axis_unit, phrase, scaled, signed_text
-from .planes import Range, around_zero, shade_other_signs, straight
+from .planes import Range, around_zero, drawn_of, drawn_points, shade_other_signs, straight
 from .style import BLAME, CREDIT, LIGHT, MUTED, ZERO, Chart, Palette, escaped, style
 
-_WEBGL_FROM = 1000
 _HEIGHT = 420
 _KINDS = (
     ("credit by both", CREDIT, "circle"),
@@ -46,11 +45,11 @@ def effect_against_effect(found: Comparison, stage: str, palette: Palette = LIGH
         factor = scaled(1.0, found.second.behaviour) / scaled(1.0, found.first.behaviour)
         _line(figure, found.figures["slope"] * factor, x_range, "dash", palette.line)
     kinds = np.where(np.sign(x) != np.sign(y), 2, np.where(y >= 0, 0, 1))
-    scatter = go.Scattergl if len(points) >= _WEBGL_FROM else go.Scatter
+    seen = drawn_points(x, y)
     for number, (name, color, symbol) in enumerate(_KINDS):
-        of = kinds == number
+        of = seen[kinds[seen] == number]
         figure.add_trace(
-            scatter(
+            go.Scatter(
                 x=x[of],
                 y=y[of],
                 mode="markers",
@@ -59,7 +58,7 @@ def effect_against_effect(found: Comparison, stage: str, palette: Palette = LIGH
                 customdata=[
                     f"<b>{escaped(str(row.example_id))}</b>"
                     f"<br>{_hover(found.first, row.first)}<br>{_hover(found.second, row.second)}"
-                    for row in points[of].itertuples(index=False)
+                    for row in points.iloc[of].itertuples(index=False)
                 ],
                 hovertemplate="%{customdata}<extra></extra>",
             )
@@ -67,9 +66,12 @@ def effect_against_effect(found: Comparison, stage: str, palette: Palette = LIGH
     _axes(figure, found, x_range, y_range, palette)
     said = (
         f"Effect of {stage} by {found.first.name} against {found.second.name}, {len(points):,} "
-        f"examples: r {decimal(found.figures['r'])}, slope {decimal(found.figures['slope'])}."
+        f"examples: r {decimal(found.figures['r'])}, slope {decimal(found.figures['slope'])}. "
+        f"{drawn_of(len(points))}"
     )
-    return Chart(figure, said)
+    towards = {"first": found.first.name, "second": found.second.name}
+    rows = points.rename(columns={key: f"{name}, towards credit" for key, name in towards.items()})
+    return Chart(figure, said.rstrip(), rows)
 
 
 def _hover(side: Side, gain: float) -> str:

@@ -11,12 +11,42 @@ from .style import FAINT_AREA
 
 Range = tuple[float, float]
 
+MOST_POINTS = 400
+"""Points that are drawn; a browser takes its time over more, and more hide each other."""
+_OUTERMOST = 25
+
 
 def around_zero(values: np.ndarray) -> Range:
     """A range with zero inside and room at both ends."""
     low, high = min(0.0, *values, -1e-9), max(0.0, *values, 1e-9)
     pad = 0.06 * (high - low)
     return low - pad, high + pad
+
+
+def drawn_points(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Which points to draw: all, or the outermost along both axes and a fixed sample of the rest.
+
+    Args:
+        x: (N,) finite.
+        y: (N,) finite.
+
+    Returns:
+        (min(N, MOST_POINTS),) ascending positions, the same for the same points.
+    """
+    if len(x) <= MOST_POINTS:
+        return np.arange(len(x))
+    ranked = [np.argsort(along, kind="stable") for along in (x, y)]
+    kept = np.unique([[ranks[:_OUTERMOST], ranks[-_OUTERMOST:]] for ranks in ranked])
+    others = np.setdiff1d(np.arange(len(x)), kept)
+    more = np.random.default_rng(0).choice(others, MOST_POINTS - len(kept), replace=False)
+    return np.sort(np.concatenate([kept, more]))
+
+
+def drawn_of(count: int) -> str:
+    """What is left out of a chart of this many points, as a sentence; empty where nothing is."""
+    if count <= MOST_POINTS:
+        return ""
+    return f"Drawn are {MOST_POINTS} of {count:,} examples, the outermost among them."
 
 
 def shade_other_signs(figure: go.Figure, x_range: Range, y_range: Range) -> None:

@@ -6,6 +6,7 @@ import html
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -148,6 +149,11 @@ def escaped(text: str, length: int = 200) -> str:
     return html.escape(written_out(short(text, length)), quote=False)
 
 
+def written(text: str) -> str:
+    """Text for markup and for what its attributes hold, with everything in it shown as it is."""
+    return html.escape(written_out(text), quote=True)
+
+
 def written_out(text: str) -> str:
     """A name from data, with what would turn the line or hide in it written out.
 
@@ -162,30 +168,42 @@ _ACTING = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b\u202a-\u202e\u2060-\u2069\ufeff
 
 
 def style(figure: go.Figure, palette: Palette, height: int) -> None:
-    """Everything that the figures share; backgrounds stay transparent."""
-    figure.update_layout(
-        template="none",
-        height=height,
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": _FONT, "size": 14, "color": palette.text},
-        legend={
+    """Everything that the figures share; backgrounds stay transparent.
+
+    The layout is set in one go, because each update of plotly's looks through all of it.
+    """
+    axis = {"gridcolor": palette.grid, "linecolor": _NO_COLOR}
+    ticks = {
+        "x": {**axis, "tickfont": {"color": palette.muted, "size": 12}},
+        "y": {**axis, "tickfont": {"color": palette.text, "size": 13}},
+    }
+    layout = figure.layout.to_plotly_json()
+    axes = {name for name in layout if _AXIS.fullmatch(name)} | {"xaxis", "yaxis"}
+    own: dict[str, Any] = {
+        "template": "none",
+        "height": height,
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": _FONT, "size": 14, "color": palette.text},
+        "legend": {
             "orientation": "h",
             "font": {"color": palette.text, "size": 13},
             "itemclick": False,
             "itemdoubleclick": False,
         },
-        hoverlabel={
+        "hoverlabel": {
             "bgcolor": INK,
             "bordercolor": ZERO,
             "font": {"family": _FONT, "color": PAPER, "size": 13},
         },
-        uirevision="fixed",
-        dragmode=False,
-    )
-    figure.update_xaxes(
-        gridcolor=palette.grid, tickfont={"color": palette.muted, "size": 12}, linecolor=_NO_COLOR
-    )
-    figure.update_yaxes(
-        gridcolor=palette.grid, tickfont={"color": palette.text, "size": 13}, linecolor=_NO_COLOR
-    )
+        "uirevision": "fixed",
+        "dragmode": False,
+        **{name: ticks[name[0]] for name in axes},
+    }
+    for name, value in own.items():
+        merged = isinstance(value, dict) and isinstance(layout.get(name), dict)
+        layout[name] = {**layout[name], **value} if merged else value
+    figure.layout = layout
+
+
+_AXIS = re.compile(r"[xy]axis\d*")

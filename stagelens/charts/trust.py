@@ -12,10 +12,9 @@ from ..contracts import Behaviour
 from ..results import Agreement
 from ..standing import decimal, percent
 from ..summary import axis_unit, phrase, scaled, signed_text
-from .planes import around_zero, shade_other_signs, straight
+from .planes import around_zero, drawn_of, drawn_points, shade_other_signs, straight
 from .style import BLAME, CREDIT, LIGHT, MUTED, ZERO, Chart, Palette, style
 
-_WEBGL_FROM = 1000
 _HEIGHT = 284
 _KINDS = (
     ("credit", CREDIT, "circle"),
@@ -32,7 +31,7 @@ def agreement(
     slope: float,
     palette: Palette = LIGHT,
 ) -> Chart:
-    """Effect by an estimate against effect by replay, one point per example.
+    """Effect by an estimate against effect by replay, one point per example or for some of them.
 
     Both axes point towards credit, whatever the behaviour's own direction. A point on the solid
     diagonal is right; the dashed line is the slope of replay on estimate through the origin; in
@@ -57,12 +56,14 @@ def agreement(
     if np.isfinite(slope):
         along, up = _clipped(slope, low, high)
         straight(figure, along, up, "dash", 2.5, palette.line)
-    kinds = _kinds(y, points["within_noise"])
-    scatter = go.Scattergl if len(points) >= _WEBGL_FROM else go.Scatter
+    wrong = _wrong_share(x, y)
+    seen = drawn_points(x, y)
+    x, y, shown = x[seen], y[seen], points.iloc[seen]
+    kinds = _kinds(y, shown["within_noise"])
     for number, (name, color, symbol) in enumerate(_KINDS):
         of = kinds == number
         figure.add_trace(
-            scatter(
+            go.Scatter(
                 x=x[of],
                 y=y[of],
                 mode="markers",
@@ -77,15 +78,15 @@ def agreement(
                 customdata=[
                     f"<b>{html.escape(str(one))}</b><br>estimate {signed_text(e, behaviour)}"
                     f"<br>replay {signed_text(r, behaviour)}"
-                    for one, e, r in points.loc[
-                        of, ["example_id", "estimate", "replay"]
-                    ].itertuples(index=False)
+                    for one, e, r in shown.loc[of, ["example_id", "estimate", "replay"]].itertuples(
+                        index=False
+                    )
                 ],
                 hovertemplate="%{customdata}<extra></extra>",
             )
         )
     _axes(figure, low, high, behaviour, palette)
-    said = _said(points, behaviour, stage, estimate, slope, _wrong_share(x, y))
+    said = _said(points, behaviour, stage, estimate, slope, wrong)
     return Chart(figure, said, points)
 
 
@@ -183,5 +184,5 @@ def _said(
     return (
         f"Stage effect of {stage} on the {phrase(behaviour)} by {estimate} against replay, "
         f"{len(points):,} examples. The estimate {verdict}: {figures}; {100 * wrong:.0f} % have "
-        "the wrong sign."
-    )
+        f"the wrong sign. {drawn_of(len(points))}"
+    ).rstrip()

@@ -14,7 +14,7 @@ from ..removal import comparison, measuring
 from ..removal.comparison import AFTER, BEFORE, Preview
 from ..removal.measuring import Measurement
 from ..removal.spec import Edit
-from . import components, flipped, jobs, loaders, removals, settled, state
+from . import components, drawing, flipped, jobs, loaders, removals, settled, state
 from .pinning import About
 from .removals import ALL, Compared, View, Wanted
 
@@ -32,18 +32,33 @@ def figures(view: View, wanted: Wanted) -> None:
             return
     headline = st.empty()
     before, after = removals.find(view, nothing), removals.find(view, edit)
+    rows = None
     if grid is not None and after is None:
         guess = removals.preview(*view.key, view.effects.estimator, view.by, view, grid)
+        rows = _interpolated(view, guess, edit)
         with headline.container():
-            _preview(view, guess, wanted)
+            st.badge(
+                "Preview: interpolated between computed strengths; exact figures follow",
+                icon=":material/hourglass_top:",
+                color="orange",
+            )
+            _metrics(rows, "≈ ")
     if before is None or after is None:
         if not removals.at_once(view.workspace.run, view.workspace.examples.count, 2):
+            if rows is not None:
+                about = replace(removals.about(view, edit), observed="")  # not yet exact
+                _chart(rows, about, AFTER)
             _measure_in_background(wanted)
             return
+        # Until these are there, the chart of the strength before stays where it is.
         before, after = removals.measure_now(view, [nothing, edit])
     compared = removals.compare(view, {BEFORE: before, AFTER: after})
+    rows = compared.rows(view.by)
+    rows = rows[rows["accuracy"].notna()]
     with headline.container():
-        _exact(view, compared, edit)
+        st.badge("Exact: measured on the edited weights", icon=":material/check:", color="green")
+        _metrics(rows)
+    _chart(rows, removals.about(view, edit))
     if edit.strengths:
         if compared.answers[BEFORE]["label"].notna().any():
             _side_by_side(view, compared, edit)
@@ -89,15 +104,10 @@ def _measure_in_background(wanted: Wanted) -> None:
 # -------------------------------------------------------------------------------------- headline
 
 
-def _preview(view: View, guess: Preview, wanted: Wanted) -> None:
-    st.badge(
-        "Preview: interpolated between computed strengths; exact figures follow",
-        icon=":material/hourglass_top:",
-        color="orange",
-    )
+def _interpolated(view: View, guess: Preview, edit: Edit) -> pd.DataFrame:
+    """Accuracies by model and group as ``Compared.rows`` gives them, without intervals."""
     groups = [ALL if name is None else name for name in guess.groups]
     counts = _counts(view)
-    values = guess.at(wanted.edit.strengths)
     rows = [
         {
             "model": model,
@@ -107,11 +117,11 @@ def _preview(view: View, guess: Preview, wanted: Wanted) -> None:
             "accuracy_low": float("nan"),
             "accuracy_high": float("nan"),
         }
-        for model, own in ((BEFORE, guess.final), (AFTER, values))
+        for model, own in ((BEFORE, guess.final), (AFTER, guess.at(edit.strengths)))
         for group, accuracy in zip(groups, own, strict=True)
     ]
-    about = replace(removals.about(view, wanted.edit), observed="")  # a preview, not yet exact
-    _accuracies(pd.DataFrame(rows), "remove-preview", about, AFTER)
+    table = pd.DataFrame(rows)
+    return table[table["accuracy"].notna()]
 
 
 def _counts(view: View) -> dict[str, int]:
@@ -122,28 +132,24 @@ def _counts(view: View) -> dict[str, int]:
     return {ALL: len(table), **counts}
 
 
-def _exact(view: View, compared: Compared, edit: Edit) -> None:
-    st.badge("Exact: measured on the edited weights", icon=":material/check:", color="green")
-    _accuracies(compared.rows(view.by), "remove-exact", removals.about(view, edit))
-
-
-def _accuracies(rows: pd.DataFrame, key: str, about: About, approximate: str | None = None) -> None:
-    """Accuracy in figures and as a chart, over the groups that have labels."""
-    rows = rows[rows["accuracy"].notna()]
+def _chart(rows: pd.DataFrame, about: About, approximate: str | None = None) -> None:
+    """Accuracy over the groups that have labels."""
     if rows.empty:
         st.info(
             "None of these examples has a label, so there is no accuracy to compare.",
             icon=":material/label_off:",
         )
         return
+    chart = drawing.chart(group_accuracy, rows, charts.EITHER, approximate)
+    components.show(chart, "remove-accuracy", about)
+
+
+def _metrics(rows: pd.DataFrame, sign: str = "") -> None:
+    """Accuracy over all, on the group that was worst, and the gap, with what changed."""
+    if rows.empty:
+        return
     groups = list(dict.fromkeys(rows["group"]))
     values = {(r["model"], r["group"]): float(r["accuracy"]) for r in rows.to_dict("records")}
-    _metrics(values, groups, "" if approximate is None else "≈ ")
-    components.show(group_accuracy(rows, charts.EITHER, approximate), key, about)
-
-
-def _metrics(values: dict[tuple[str, str], float], groups: list[str], sign: str) -> None:
-    """Accuracy over all, on the group that was worst, and the gap, with what changed."""
     own = [name for name in groups if name != ALL]
     shown = [(ALL, f"Accuracy, {ALL}")]
     if own:
@@ -199,13 +205,14 @@ def _side_by_side(view: View, compared: Compared, edit: Edit) -> None:
                     st.caption(f"{len(classes)} classes are too many to draw.")
                     continue
                 counts = comparison.confusion(compared.answers[name], classes)
-                chart = confusion_map(counts, name, charts.EITHER)
+                chart = drawing.chart(confusion_map, counts, name, charts.EITHER)
                 components.show(chart, f"remove-{name}", about)
     bins = {name: comparison.calibration(compared.answers[name]) for name in names}
     with st.grid(2, min_column_width=330, gap="medium"):
         with st.container():
             st.markdown("**Calibration**: is it right as often as it is sure?")
-            components.show(calibration_curve(bins, charts.EITHER), "remove-calibration", about)
+            chart = drawing.chart(calibration_curve, bins, charts.EITHER)
+            components.show(chart, "remove-calibration", about)
         with st.container():
             st.markdown("**In figures**, with 95 % intervals over examples")
             _table(compared.rows(view.by), bins, about)

@@ -14,6 +14,7 @@ import streamlit as st
 
 from ..charts import EITHER
 from ..charts.comparison import effect_against_effect
+from ..charts.planes import drawn_of
 from ..comparing import (
     Comparison,
     Side,
@@ -24,7 +25,7 @@ from ..comparing import (
 from ..contracts import Behaviour, StageLensError
 from ..standing import decimal, percent
 from ..summary import ACCURACY, amount_text, axis_unit, signed_text
-from . import components, drilldown, loaders, settings, state
+from . import components, drawing, drilldown, loaders, settings, state
 from .loaders import Effects, Source
 from .pinning import About
 from .workspace import Workspace
@@ -252,13 +253,13 @@ def _result(workspace: Workspace, wanted: _Wanted) -> None:
             components.text_block(wanted.note, muted=True)
     with st.grid(5, min_column_width=140, gap="medium") as grid:
         with grid.cell(column_span=3):
-            chart = effect_against_effect(found, wanted.stage, EITHER)
+            chart = drawing.chart(effect_against_effect, found, wanted.stage, EITHER)
             components.show(chart, "comparison", about)
             components.text_block(
                 f"One point per {workspace.noun}; both axes point towards credit. In the shaded "
                 "corners one side has credit and the other blame"
                 + ("; the solid line is equality" if found.one_unit else "")
-                + ", the dashed one the slope.",
+                + f", the dashed one the slope. {drawn_of(len(found.points))}",
                 muted=True,
             )
         with grid.cell(column_span=2):

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from ..charts import EITHER_STYLE, Chart
+from ..charts import EITHER_STYLE, Chart, Markup
 from ..durations import duration
 from ..results import StageTrust
 from ..sentences import Sentence
@@ -122,8 +122,30 @@ def show(chart: Chart, key: str, about: About | None = None) -> None:
             theme=None,
             key=key,
             alt=chart.alt,
-            config={"displayModeBar": False, "responsive": True},
+            config={"displayModeBar": False},
         )
+
+
+def drawn(markup: Markup, key: str, chart: Callable[[], Chart], about: About | None = None) -> None:
+    """What a chart says as markup, which costs the browser less; pinned, it is the chart.
+
+    Args:
+        markup: What to show.
+        key: No other chart or table on the page has it.
+        chart: Makes the chart.
+        about: What it shows, where the page alone does not tell.
+    """
+    with pinning.pinnable(key, chart, markup.alt, about):
+        st.html(markup.html)
+
+
+def heading_html(text: str, level: int = 3) -> str:
+    """A heading inside of markup; looks like Streamlit's own."""
+    size = {2: 1.5, 3: 1.25}[level]
+    return (
+        f"<h{level} style='font-size:{size}rem;font-weight:600;margin:0;padding:.5rem 0;"
+        f"overflow-wrap:anywhere'>{shown(text)}</h{level}>"
+    )
 
 
 def table(
@@ -232,8 +254,13 @@ def _trust_html(sentence: Sentence, trust: StageTrust, brief: bool) -> str:
 
 def sentences(items: Sequence[Sentence], size: str = "1rem", brief: bool = False) -> None:
     """Sentences one under the other."""
+    st.html(sentences_html(items, size, brief))
+
+
+def sentences_html(items: Sequence[Sentence], size: str = "1rem", brief: bool = False) -> str:
+    """Sentences one under the other, as markup."""
     lines = "".join(f"<div>{sentence_html(item, brief)}</div>" for item in items)
-    st.html(
+    return (
         f"<div style='font-size:{size};line-height:1.5;display:flex;flex-direction:column;"
         "overflow:hidden;overflow-wrap:anywhere;"
         f"gap:.4em'>{lines}</div>"
@@ -242,9 +269,14 @@ def sentences(items: Sequence[Sentence], size: str = "1rem", brief: bool = False
 
 def text_block(text: str, muted: bool = False) -> None:
     """Words from a data set or a run folder, never read as markup."""
+    st.html(text_html(text, muted))
+
+
+def text_html(text: str, muted: bool = False) -> str:
+    """Words from a data set or a run folder as markup, in which they are shown as they are."""
     style = "overflow-wrap:anywhere;overflow:hidden;margin:0"
     style += ";opacity:.75;font-size:.9em" if muted else ""
-    st.html(f"<p style='{style}'>{shown(text)}</p>")
+    return f"<p style='{style}'>{shown(text)}</p>"
 
 
 def error_state(message: str) -> None:

@@ -48,21 +48,21 @@ def beside(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: s
     st.header(components.plain(example_id), anchor=False)
     if chosen.page_of(example_id) is None:
         st.caption("This example is not among those that the filters leave.")
+    said_of = components.sentences_html(said(workspace, effects, chosen.behaviour, row), brief=True)
+    if all(pd.isna(row[noise_column(stage)]) for stage in workspace.stages):
+        said_of += components.text_html("Training noise not known.", muted=True)
+    facts = _facts(workspace, chosen.behaviour, row)
     if workspace.noun == "image":
-        picture, facts = st.columns([2, 3], vertical_alignment="top")
-        with picture:
-            alt = f"The input of example {example_id}"
-            inputs.image(
-                loaders.picture(workspace.at, workspace.examples.name, example_id, _LARGE), alt
-            )
-        with facts:
-            _facts(workspace, chosen.behaviour, row)
+        alt = f"The input of example {example_id}"
+        png = loaders.picture(workspace.at, workspace.examples.name, example_id, _LARGE)
+        facts = (
+            "<div style='display:grid;grid-template-columns:2fr 3fr;gap:1em'>"
+            f"<div>{inputs.image_html(png, alt)}</div>{facts}</div>"
+        )
     else:
         _texts(workspace, example_id)
-        _facts(workspace, chosen.behaviour, row)
-    sentences(workspace, effects, chosen.behaviour, row)
-    if all(pd.isna(row[noise_column(stage)]) for stage in workspace.stages):
-        components.text_block("Training noise not known.", muted=True)
+    # One element: the browser takes its time over each.
+    st.html(f"<div style='display:flex;flex-direction:column;gap:1em'>{facts}{said_of}</div>")
 
 
 def below(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: str | None) -> None:
@@ -93,12 +93,7 @@ def below(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: st
 
 
 def _effects(workspace: Workspace, effects: Effects, behaviour: Behaviour, row: pd.Series) -> None:
-    grid = st.grid(2, min_column_width=340, gap="medium")
-    with grid.cell():
-        answers(workspace, effects, behaviour, row)
-    with grid.cell():
-        st.subheader("Effect of each stage", anchor=False)
-        bars(workspace, effects, behaviour, row)
+    bars(workspace, effects, behaviour, row, answers_html(workspace, effects, behaviour, row))
 
 
 def _steps(chosen: Chosen, example_id: str | None) -> None:
@@ -135,7 +130,7 @@ def _texts(workspace: Workspace, example_id: str) -> None:
         st.rerun()
 
 
-def _facts(workspace: Workspace, behaviour: Behaviour, row: pd.Series) -> None:
+def _facts(workspace: Workspace, behaviour: Behaviour, row: pd.Series) -> str:
     pairs = [("label", row["label"])] if workspace.labelled else []
     pairs += [(column, row[column]) for column in workspace.examples.columns]
     pairs.append((f"final {phrase(behaviour)}", value_text(row["final"], behaviour)))
@@ -145,9 +140,9 @@ def _facts(workspace: Workspace, behaviour: Behaviour, row: pd.Series) -> None:
         f"{components.shown(_shown(value))}</div>"
         for name, value in pairs
     )
-    st.html(
+    return (
         "<div style='display:grid;grid-template-columns:fit-content(40%) minmax(0,1fr);"
-        "gap:.3em 1em;font-size:.9em;overflow:hidden'>"
+        "align-content:start;gap:.3em 1em;font-size:.9em;overflow:hidden'>"
         f"{lines}</div>"
     )
 
@@ -156,8 +151,10 @@ def _shown(value: object) -> str:
     return "none" if value is None or value is pd.NA or value != value else str(value)
 
 
-def answers(workspace: Workspace, effects: Effects, behaviour: Behaviour, row: pd.Series) -> None:
-    """The final model and every counterfactual side by side.
+def answers_html(
+    workspace: Workspace, effects: Effects, behaviour: Behaviour, row: pd.Series
+) -> str:
+    """The answers of the final model and of every counterfactual side by side, as markup.
 
     Args:
         workspace: What is open.
@@ -165,9 +162,9 @@ def answers(workspace: Workspace, effects: Effects, behaviour: Behaviour, row: p
         behaviour: Whose trust is printed.
         row: The example, of ``browse.example_frame``.
     """
-    st.subheader("Answers", anchor=False)
+    begins = components.heading_html("Answers")
     if workspace.continues:
-        components.text_block(
+        begins += components.text_html(
             "The most probable next token behind the prompt, or behind the text.", muted=True
         )
     rows = effects.table[
@@ -192,9 +189,9 @@ def answers(workspace: Workspace, effects: Effects, behaviour: Behaviour, row: p
                     changed=one["prediction_without"] != row["prediction"],
                 )
             )
-    st.html(
-        "<div style='display:grid;grid-template-columns:repeat(auto-fit,minmax(7.5em,1fr));"
-        f"gap:.6em'>{''.join(cards)}</div>"
+    return (
+        f"{begins}<div style='display:grid;gap:.6em;"
+        f"grid-template-columns:repeat(auto-fit,minmax(7.5em,1fr))'>{''.join(cards)}</div>"
     )
 
 
@@ -273,6 +270,7 @@ def bars(
     effects: Effects,
     behaviour: Behaviour,
     row: pd.Series,
+    before: str,
     own: bool = False,
 ) -> None:
     """Every stage's effect on an example, as bars; see :func:`sentences`.
@@ -282,6 +280,7 @@ def bars(
         effects: Hold the example's effects.
         behaviour: Which of its behaviours.
         row: The example, of ``browse.example_frame``.
+        before: Markup that stands beside it, or above it in a narrow window.
         own: Whether it is an own example, which is in no set.
     """
     values = pd.DataFrame(
@@ -291,7 +290,6 @@ def bars(
             "within_noise": [_within_noise(row, stage) for stage in workspace.stages],
         }
     )
-    chart = charts.example_effects(values, behaviour, effects.trust, charts.EITHER)
     about = About(
         title="" if own else f"Effect of each stage on example {row['example_id']}",
         behaviour=behaviour.name,
@@ -300,4 +298,16 @@ def bars(
         filters={"example": str(row["example_id"])} if not own else {},
         own=own,
     )
-    components.show(chart, "example-effects", about)
+    drawn = charts.effect_bars(values, behaviour, effects.trust)
+    heading = components.heading_html("Effect of each stage")
+    beside = (
+        "<div style='display:grid;gap:1rem 2rem;"
+        "grid-template-columns:repeat(auto-fit,minmax(min(340px,100%),1fr))'>"
+        f"<div>{before}</div><div>{heading}{drawn.html}</div></div>"
+    )
+    components.drawn(
+        charts.Markup(beside, drawn.alt),
+        "example-effects",
+        lambda: charts.example_effects(values, behaviour, effects.trust, charts.EITHER),
+        about,
+    )

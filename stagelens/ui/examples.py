@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import isfinite
 from typing import Any
 
 import pandas as pd
 import streamlit as st
 
+from ..charts import marked
 from ..charts.style import short
 from ..contracts import Behaviour
 from ..standing import MARKS, WORDS, Standing, standing_of
 from ..summary import amount_text, axis_unit, count_text, phrase
-from . import browse, components, drilldown, inputs, loaders, state
+from . import browse, components, drilldown, filters, inputs, loaders, state
 from .browse import Chosen, effect_column, noise_column
-from .loaders import Effects
+from .loaders import Effects, Source
 from .pinning import About
 from .workspace import Workspace
 
@@ -40,7 +41,15 @@ def heading(workspace: Workspace) -> None:
 
 
 @st.fragment
-def browser(workspace: Workspace, effects: Effects, chosen: Chosen) -> None:
+def of_the_set(workspace: Workspace, effects: Effects) -> None:
+    """Filters, and what they leave; a change in here leaves the frame of the page alone."""
+    chosen = filters.choose(workspace, effects)
+    filters.count_and_export(workspace, effects, chosen)
+    _browser(workspace, effects, chosen)
+
+
+@st.fragment
+def _browser(workspace: Workspace, effects: Effects, chosen: Chosen) -> None:
     """The table beside the chosen example; clicks in here leave the filters alone."""
     asked = st.query_params.get(state.EXAMPLE)
     example_id = state.example(chosen.every.places)
@@ -76,7 +85,12 @@ def _table(
     _mark(key, [ids.index(example_id)] if example_id in ids else [])
     unit = axis_unit(chosen.behaviour)
     components.table(
-        _cells(workspace, chosen.behaviour, shown),
+        _page_of_cells(
+            workspace.at,
+            effects.estimator,
+            key,
+            lambda: _cells(workspace, chosen.behaviour, shown),
+        ),
         key,
         f"Examples {start + 1:,} to {start + len(ids):,} of {len(chosen):,}, with answers and "
         f"stage effects on the {phrase(chosen.behaviour)}{f' in {unit}' if unit else ''}.",
@@ -167,6 +181,14 @@ def _page(chosen: Chosen, example_id: str | None) -> int:
     return shown
 
 
+@st.cache_resource(max_entries=64, show_spinner=False)
+def _page_of_cells(
+    at: Source, estimator: str, key: str, _make: Callable[[], pd.DataFrame]
+) -> pd.DataFrame:
+    """One page of the table, made once; whoever steps through its examples gets the same one."""
+    return _make()
+
+
 def _cells(workspace: Workspace, behaviour: Behaviour, shown: pd.DataFrame) -> pd.DataFrame:
     ids = shown["example_id"].tolist()
     cells: dict[str, object] = {}
@@ -211,11 +233,9 @@ def _marks(right: pd.Series) -> list[str]:
 def _effect_cell(effect: float, behaviour: Behaviour, within_noise: bool) -> str:
     if not isfinite(effect):
         return "no number"
-    text = amount_text(effect, behaviour, unit=False)
     if within_noise:
-        return f"≈ {text}"
-    gain = behaviour.sign * effect
-    return text if text in ("0", "0.0") else f"{'▲' if gain > 0 else '▼'} {text}"
+        return f"≈ {amount_text(effect, behaviour, unit=False)}"
+    return marked(behaviour.sign * effect, behaviour, unit=False)
 
 
 def _columns(workspace: Workspace, effects: Effects, behaviour: Behaviour) -> dict[str, Any]:

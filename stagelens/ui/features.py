@@ -18,7 +18,7 @@ from ..spurious.stored import Features, load_features, noise_key, strongest
 from ..spurious.telling import feature_sentence
 from ..standing import percent
 from ..summary import count_text, number, phrase, signed_text
-from . import components, jobs, loaders, state
+from . import components, drawing, jobs, loaders, state
 from .loaders import Effects, Source
 from .pinning import About
 from .workspace import Workspace
@@ -257,7 +257,7 @@ def _map(found: Features, stage: str) -> None:
     )
     with st.grid(2, min_column_width=330, gap="medium") as grid:
         with grid.cell():
-            chart = patch_map(rows, found.facts.shape, behaviour, stage, EITHER)
+            chart = drawing.chart(patch_map, rows, found.facts.shape, behaviour, stage, EITHER)
             components.show(chart, "patch-map", About(behaviour=behaviour.name))
         with grid.cell():
             components.text_block(

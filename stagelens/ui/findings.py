@@ -226,7 +226,7 @@ def _seen(workspace: Workspace, finding: Finding) -> None:
             theme=None,
             key=f"figure-{finding.id}",
             alt=seen.said,
-            config={"displayModeBar": False, "responsive": True},
+            config={"displayModeBar": False},
         )
     elif seen.kind == "table":
         rows = seen.rows

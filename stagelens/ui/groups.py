@@ -15,7 +15,7 @@ from ..report.telling import RECORDED
 from ..spurious.gaps import FINAL, Gaps, findings, gap_notes, gap_sentences, without
 from ..spurious.gaps import group_gaps as measure_gaps
 from ..summary import ACCURACY, count_text
-from . import components, loaders
+from . import components, drawing, loaders
 from .loaders import Effects, Source
 from .pinning import About
 from .workspace import Workspace
@@ -113,7 +113,7 @@ def _sentences(workspace: Workspace, effects: Effects, gaps: Gaps, stages: Seque
 
 def _picture(workspace: Workspace, effects: Effects, gaps: Gaps, stages: Sequence[str]) -> None:
     notes = gap_notes(gaps, stages, effects.trust)
-    chart = group_gaps(gaps.metrics, gaps.behaviour, notes, EITHER)
+    chart = drawing.chart(group_gaps, gaps.metrics, gaps.behaviour, notes, EITHER)
     about = About(
         behaviour=gaps.behaviour.name,
         sentences=lambda: gap_sentences(gaps, stages, effects.trust, workspace.noun),
@@ -165,7 +165,7 @@ def _errors(gaps: Gaps, stages: Sequence[str]) -> None:
         for model in (FINAL, without(stage)):
             with grid.cell():
                 components.text_block(model)
-                chart = class_errors(classes, model, measured, EITHER)
+                chart = drawing.chart(class_errors, classes, model, measured, EITHER)
                 about = About(behaviour=ACCURACY.name, observed=RECORDED if model == FINAL else "")
                 components.show(chart, f"errors-{model == FINAL}", about)
     components.text_block(meaning, muted=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 
 import streamlit as st
@@ -38,3 +39,12 @@ def texts(content: Mapping[str, str | None]) -> None:
 def image(png: bytes, alt: str) -> None:
     """An image, as wide as its place."""
     st.image(png, width="stretch", alt=alt)
+
+
+def image_html(png: bytes, alt: str) -> str:
+    """The same as markup."""
+    data = base64.b64encode(png).decode()
+    return (
+        f"<img src='data:image/png;base64,{data}' alt='{components.shown(alt)}' "
+        "style='width:100%;display:block;image-rendering:pixelated'>"
+    )

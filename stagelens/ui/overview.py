@@ -14,7 +14,7 @@ from ..runs.run import Stage
 from ..sentences import FEWEST, mean_sentence, slice_parts
 from ..standing import label
 from ..summary import ACCURACY, axis_unit, count_text, is_share
-from . import components, loaders
+from . import components, drawing, loaders
 from .loaders import Effects
 from .pinning import About
 from .workspace import Workspace
@@ -113,7 +113,9 @@ def credit_and_blame(
         "(credit) and worse (blame) for single examples, and the net of both.",
         muted=True,
     )
-    chart = charts.credit_and_blame(means, behaviour, effects.trust, charts.EITHER, about)
+    chart = drawing.chart(
+        charts.credit_and_blame, means, behaviour, effects.trust, charts.EITHER, about
+    )
     about_it = About(
         behaviour=behaviour.name,
         sentences=lambda: [
@@ -214,7 +216,7 @@ def time_line(workspace: Workspace, behaviour: Behaviour | None) -> None:
     )
     curve = loaders.rates(workspace.at)
     steps = {stage.name: stage.updates for stage in workspace.run.stages}
-    chart = charts.time_line(steps, curve, measured, better, charts.EITHER)
+    chart = drawing.chart(charts.time_line, steps, curve, measured, better, charts.EITHER)
     about_it = About(
         behaviour=better.name if measured is not None else "", observed=RECORDED, filters={}
     )

@@ -191,9 +191,8 @@ def _show(workspace: Workspace, question: Question, asked: Asked) -> None:
         said = f"Counterfactuals: {estimator}. Training noise is not known for an own example."
         components.text_block(said, muted=True)
         components.trust_badges(answer.trust.values(), behaviour.name)
-    drilldown.answers(workspace, effects, behaviour, row)
-    st.subheader("Effect of each stage", anchor=False)
-    drilldown.bars(workspace, effects, behaviour, row, own=True)
+    answers = drilldown.answers_html(workspace, effects, behaviour, row)
+    drilldown.bars(workspace, effects, behaviour, row, answers, own=True)
     if answer.tokens is not None:
         tokens.section(workspace.stages, answer.tokens, answer.behaviours[0], answer.trust)
 

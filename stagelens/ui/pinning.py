@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
 import streamlit as st
@@ -64,6 +64,10 @@ _FILTERS = {
 """Query parameter to its name for people, where these differ."""
 
 
+Content: TypeAlias = Chart | pd.DataFrame | Callable[[], Chart]
+"""What can be pinned, or makes it when it is."""
+
+
 @dataclass(frozen=True)
 class Scene:
     """What a page shows.
@@ -110,7 +114,10 @@ class About:
 
 @dataclass(frozen=True)
 class Draft:
-    """Something that is about to be pinned, as it was when the button was drawn."""
+    """Something that is about to be pinned, as it was when the button was drawn.
+
+    ``content`` may be how its chart is made, where the page shows markup in its place.
+    """
 
     key: str
     scene: Scene
@@ -140,7 +147,7 @@ def enter(scene: Scene) -> None:
 @contextmanager
 def pinnable(
     key: str,
-    content: Chart | pd.DataFrame,
+    content: Content,
     said: str,
     about: About | None,
     config: Mapping[str, Any] | None = None,
@@ -149,12 +156,12 @@ def pinnable(
 
     Args:
         key: Of the chart or table; no other on the page has it.
-        content: What is pinned.
+        content: What is pinned, or makes it.
         said: Its takeaway.
         about: What it shows, where the page alone does not tell.
         config: The ``column_config`` of a table.
     """
-    kind = "chart" if isinstance(content, Chart) else "table"
+    kind = "table" if isinstance(content, pd.DataFrame) else "chart"
     with st.container(key=f"pinnable-{kind}-{key}"):
         yield
         scene: Scene | None = st.session_state.get(_SCENE)
@@ -216,10 +223,11 @@ def _seen(draft: Draft) -> Seen:
         found = loaders.effects(scene.at, scene.set_name, estimate)
         known = {} if found is None else found.trust
         trust = [known[stage.name] for stage in run.stages if stage.name in known]
-    if isinstance(draft.content, Chart):
-        figure, rows = kept(draft.content)
-    else:
+    if isinstance(draft.content, pd.DataFrame):
         figure, rows = None, _rows(draft.content, draft.config)
+    else:
+        chart = draft.content
+        figure, rows = kept(chart if isinstance(chart, Chart) else chart())
     return Seen(
         id=new_id(),
         kind="table" if figure is None else "chart",

@@ -11,7 +11,7 @@ from .. import charts
 from ..charts.removal import group_accuracy
 from ..removal.comparison import AFTER, BEFORE
 from ..removal.spec import Edit
-from . import components, jobs, removals, settings, state
+from . import components, drawing, jobs, removals, settings, state
 from .removals import View, Wanted
 
 _SAVED = state.own("removal-saved")
@@ -83,7 +83,7 @@ def _settled(view: View, edit: Edit) -> None:
         )
         rows = compared.rows(view.by).dropna(subset="accuracy")
         if len(rows):
-            chart = group_accuracy(rows, charts.EITHER)
+            chart = drawing.chart(group_accuracy, rows, charts.EITHER)
             components.show(chart, f"remove-settled-{stage}", removals.about(view, edit))
 
 

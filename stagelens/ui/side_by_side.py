@@ -8,10 +8,10 @@ from math import isfinite
 import pandas as pd
 import streamlit as st
 
-from ..charts.style import BLAME, CREDIT, ZERO, short
-from ..contracts import Behaviour
+from .. import charts
+from ..charts.style import short
 from ..sentences import Sentence
-from ..summary import phrase, signed_text
+from ..summary import phrase
 from . import browse, components, inputs, loaders, state
 from .browse import Chosen, effect_column
 from .workspace import Workspace
@@ -62,7 +62,7 @@ def panel(workspace: Workspace, chosen: Chosen, said: Said) -> None:
         return
     rows = chosen.every.frame.iloc[[chosen.every.places[name] for name in ids]]
     rows = rows.set_index("example_id", drop=False)
-    largest = browse.largest(rows, workspace.stages)
+    largest = browse.largest(rows, workspace.stages) or None
     behaviour = chosen.behaviour
     components.text_block(
         f"Effect of each stage on the {phrase(behaviour)}, on one scale: credit to the right, "
@@ -76,7 +76,8 @@ def panel(workspace: Workspace, chosen: Chosen, said: Said) -> None:
                 _input(workspace, example_id, ids)
                 _answer(workspace, row)
                 values = {stage: float(row[effect_column(stage)]) for stage in workspace.stages}
-                st.html(_bars(values, behaviour, largest))
+                bars = pd.DataFrame({"stage": list(values), "effect": list(values.values())})
+                st.html(charts.effect_bars(bars, behaviour, {}, largest).html)
                 known = {stage: abs(value) for stage, value in values.items() if isfinite(value)}
                 if known:
                     strongest = workspace.stages.index(max(known, key=lambda stage: known[stage]))
@@ -107,29 +108,3 @@ def _answer(workspace: Workspace, row: pd.Series) -> None:
     verdict = {1.0: "✓ ", 0.0: "✗ "}.get(row["right"], "")
     label = f"label {row['label']}, " if workspace.labelled and pd.notna(row["label"]) else ""
     components.text_block(f"{label}answer {verdict}{row['prediction']}")
-
-
-def _bars(values: dict[str, float], behaviour: Behaviour, largest: float) -> str:
-    """Effects as bars from one zero line; the numbers stand beside them."""
-    lines = []
-    for stage, value in values.items():
-        gain = behaviour.sign * value if isfinite(value) else 0.0
-        width = 50 * abs(gain) / largest if largest else 0.0
-        side = "left" if gain >= 0 else "right"
-        bar = (
-            f"<span style='position:absolute;{side}:50%;top:.25em;height:.6em;width:{width:.2f}%;"
-            f"background:{CREDIT if gain >= 0 else BLAME}'></span>"
-        )
-        mark = "" if not gain else "▲ " if gain > 0 else "▼ "
-        number = mark + signed_text(value, behaviour) if isfinite(value) else "no number"
-        lines.append(
-            f"<div style='overflow-wrap:anywhere'>{components.shown(short(stage, 40))}</div>"
-            f"<div style='white-space:nowrap;text-align:right'>{components.shown(number)}</div>"
-            "<div style='grid-column:1/-1;position:relative;height:1.1em;margin-bottom:.3em'>"
-            f"<span style='position:absolute;left:50%;top:0;bottom:0;border-left:1px solid {ZERO}'>"
-            f"</span>{bar}</div>"
-        )
-    return (
-        "<div style='display:grid;grid-template-columns:1fr auto;gap:0 .6em;font-size:.875rem'>"
-        f"{''.join(lines)}</div>"
-    )

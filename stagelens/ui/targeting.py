@@ -8,7 +8,7 @@ from .. import charts
 from ..charts.removal import layer_strengths
 from ..removal import targets
 from ..removal.targets import Found, Target
-from . import components, jobs, removals
+from . import components, drawing, jobs, removals
 from .removals import View, Wanted
 
 _OTHERS = "All others"
@@ -115,5 +115,5 @@ def _show(view: View, found: Found) -> None:
     }
     colors = [charts.stage_color(view.workspace.stages.index(stage)) for stage in strengths]
     with st.expander("Strength by layer"):
-        chart = layer_strengths(strengths, colors, charts.EITHER)
+        chart = drawing.chart(layer_strengths, strengths, colors, charts.EITHER)
         components.show(chart, "remove-layers", removals.about(view, found.edit, ""))

@@ -13,6 +13,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from .. import charts
+from ..charts.planes import drawn_of
 from ..charts.style import MUTED
 from ..charts.trust import agreement
 from ..contracts import Behaviour
@@ -25,7 +26,7 @@ from ..slices.saved import Slice
 from ..standing import decimal, explained, percent
 from ..summary import count_text, number, signed_text
 from ..verification import compare, load_verification
-from . import components, loaders
+from . import components, drawing, loaders
 from .loaders import Source
 from .pinning import About
 from .workspace import Workspace
@@ -249,11 +250,19 @@ def _stage(workspace: Workspace, view: View, stage: str) -> None:
         return
     points = _points(view, stage)
     if points is not None and row is not None:
-        chart = agreement(
-            points, view.behaviour, stage, view.estimate, float(row["slope"]), charts.EITHER
+        chart = drawing.chart(
+            agreement,
+            points,
+            view.behaviour,
+            stage,
+            view.estimate,
+            float(row["slope"]),
+            charts.EITHER,
         )
         about = About(behaviour=view.behaviour.name, estimator=view.estimate, trust=[trust])
         components.show(chart, f"agreement-{workspace.stages.index(stage)}", about)
+        if left_out := drawn_of(len(points)):
+            components.text_block(left_out, muted=True)
     _figures(view, trust, row)
 
 

@@ -11,7 +11,7 @@ from ..contracts import BASE
 from ..contributions.stored import Stored
 from ..report.telling import FIRST_ORDER, RECORDED
 from ..summary import phrase
-from . import components, contributing, loaders
+from . import components, contributing, drawing, loaders
 from .browse import Chosen
 from .contributing import Asked
 from .loaders import Effects
@@ -33,7 +33,8 @@ def panel(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: st
     contributing.first_order(found, asked)
     number = workspace.stages.index(asked.stage)
     rates = loaders.rates(workspace.at)
-    chart = step_contributions(
+    chart = drawing.chart(
+        step_contributions,
         found.part("step", asked.stage)[["step", "value"]],
         rates[rates["stage"] == asked.stage],
         asked.behaviour,
@@ -64,7 +65,7 @@ def _observed(workspace: Workspace, asked: Asked, found: Stored | None) -> None:
     if rows is None or rows.empty:
         components.text_block("The behaviour after each stage has not been measured.", muted=True)
         return
-    chart = observed_path(rows, asked.behaviour, counts, charts.EITHER)
+    chart = drawing.chart(observed_path, rows, asked.behaviour, counts, charts.EITHER)
     about = About(behaviour=asked.behaviour.name, observed=RECORDED, filters=asked.filters)
     components.show(chart, "observed-path", about)
     if len(asked.ids) == 1:

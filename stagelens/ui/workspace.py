@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import streamlit as st
@@ -67,7 +68,7 @@ class Workspace:
         """What an example is called."""
         return self.examples.kind
 
-    @property
+    @cached_property
     def labelled(self) -> bool:
         """Whether any example of the set has a label."""
         return loaders.labelled(self.at, self.examples.name)

@@ -25,6 +25,13 @@ def figures(app: AppTest) -> list[dict[str, Any]]:
     return [{**json.loads(e.proto.spec), "alt": e.proto.alt} for e in app.get("plotly_chart")]
 
 
+def drawn(app: AppTest) -> list[str]:
+    """The alternative text of everything that is drawn as markup."""
+    bodies = "".join(e.proto.body for e in app.get("html"))
+    found = re.findall(r"role='figure' aria-label='([^']*)'", bodies)
+    return [html.unescape(said) for said in found]
+
+
 def table(app: AppTest) -> pd.DataFrame:
     """The first table."""
     return app.dataframe[0].value

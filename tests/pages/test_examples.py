@@ -11,7 +11,7 @@ from streamlit.testing.v1 import AppTest
 from stagelens.results import load_result
 from stagelens.runs.run import open_run
 from stagelens.ui.browse import PAGE_SIZE
-from tests.pages.reading import check, figures, table, words
+from tests.pages.reading import check, drawn, figures, table, words
 
 PAGE = "pages/1_Examples.py"
 STAGES = ["pretrain", "shortcut", "mislabelled", "adapt"]
@@ -109,8 +109,8 @@ def test_a_picked_row_shows_the_example_everywhere(
             assert f"the loss would be {abs(row['effect']):.2f} {way}" in said
     for stage in STAGES:
         assert f"without {stage}" in said  # its answer, side by side
-    (bars,) = figures(app)
-    assert bars["alt"].startswith("Effect of each stage on this example's loss.")
+    (bars,) = drawn(app)
+    assert bars.startswith("Effect of each stage on this example's loss.")
     assert chosen in app.header[0].value.replace("\\", "")
 
 

@@ -18,7 +18,7 @@ from stagelens.runs.images import encode_pixels
 from stagelens.runs.run import open_run
 from stagelens.sentences import example_sentence
 from stagelens.verification import trusted
-from tests.pages.reading import check, figures, words
+from tests.pages.reading import check, drawn, words
 
 PAGE = "pages/1_Examples.py"
 OWN = "run=digits&view=Own+example"
@@ -77,7 +77,7 @@ def test_an_image_of_the_set_has_the_numbers_of_the_set(
             assert sentence(row, trust[row["stage"]]) in said
     assert f"The final model answers {rows['prediction'].iloc[0]}" in said
     assert "adapt: exact" in said
-    assert figures(app)[0]["alt"].startswith("Effect of each stage on this example's margin.")
+    assert drawn(app)[0].startswith("Effect of each stage on this example's margin.")
     for stage, answer in zip(rows["stage"], rows["prediction_without"], strict=True):
         assert re.search(
             rf"without {stage}\s+{re.escape(answer if isinstance(answer, str) else '?')}\s", said

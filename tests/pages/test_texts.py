@@ -14,12 +14,12 @@ from stagelens.results import load_result
 from stagelens.runs.run import open_run
 from stagelens.summary import number
 from tests import hostile, small_texts
-from tests.pages.reading import check, figures, labels, table, words
+from tests.pages.reading import check, drawn, figures, labels, table, words
 from tests.text_runs import PROMPTS, STAGES
 
 PAGE = "pages/1_Examples.py"
 TAG = re.compile(r"<\s*/?\s*([a-zA-Z0-9]+)")
-OWN_TAGS = {"p", "div", "span", "b", "i", "bdi", "style", "h2"}
+OWN_TAGS = {"p", "div", "span", "b", "i", "bdi", "style", "h2", "h3"}
 """Tags that pages themselves write."""
 
 
@@ -93,7 +93,7 @@ def test_a_classifier_has_no_tokens(open_page, text_runs: Path) -> None:
 def test_an_example_without_a_number_is_no_error(open_page, text_runs: Path) -> None:
     app = check(open_page(text_runs, "run=comments&example=5", PAGE))
     assert "the loss is not known" in words(app)
-    assert "general: no number" in figures(app)[0]["alt"]
+    assert "general: no number" in drawn(app)[0]
 
 
 @pytest.mark.parametrize("run", ["comments", "prompts"])

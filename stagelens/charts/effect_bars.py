@@ -1,0 +1,118 @@
+"""Every stage's effect on one example as bars of markup, which a browser draws at once.
+
+They say what :func:`stagelens.charts.example_effects` draws: whoever goes from example to example
+waits for no figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import isfinite
+
+import pandas as pd
+
+from ..contracts import Behaviour
+from ..results import StageTrust
+from ..standing import MARKS, WORDS, may_lean_on, standing_of
+from ..summary import amount_text, axis_unit, is_share, scaled
+from .bars import FAINT, SHORT_NOISE, is_true, said_of_one
+from .style import BLAME, CREDIT, ZERO, short, written
+from .tokens import Markup
+
+_HATCHED = f"repeating-linear-gradient(135deg,{BLAME} 0 4px,rgba(255,255,255,.65) 4px 6px),{BLAME}"
+"""Blame is told by more than its colour and its side."""
+
+
+def effect_bars(
+    effects: pd.DataFrame,
+    behaviour: Behaviour,
+    trust: Mapping[str, StageTrust],
+    largest: float | None = None,
+) -> Markup:
+    """Every stage's effect on one example: credit to the right of zero, blame to the left.
+
+    Args:
+        effects: As :func:`stagelens.charts.example_effects` takes them: ``stage``, ``effect`` and,
+            where the training noise is known, ``within_noise``.
+        behaviour: What was measured.
+        trust: Stage to what is known of its counterfactual. Bars that may not be leaned on are
+            faint. Without a stage's trust its name stands alone.
+        largest: Size of the effect whose bar fills its side, to compare examples; None for the
+            largest of these.
+    """
+    stages = [str(stage) for stage in effects["stage"]]
+    gains = [behaviour.sign * float(effect) for effect in effects["effect"]]
+    within = [is_true(one) for one in effects.get("within_noise", [None] * len(stages))]
+    sizes = [abs(scaled(gain, behaviour)) for gain in gains if isfinite(gain)]
+    if largest is not None:
+        sizes = [abs(scaled(largest, behaviour))]
+    # Effects that all round to zero are drawn small, instead of being blown up.
+    reach = max([*sizes, 1.0 if is_share(behaviour) else 0.01])
+    lines = "".join(
+        _line(stage, gain, noisy, behaviour, trust.get(stage), reach)
+        for stage, gain, noisy in zip(stages, gains, within, strict=True)
+    )
+    alt = said_of_one(stages, gains, within, behaviour, trust)
+    worse = {"higher": "lower", "lower": "higher"}[behaviour.better]
+    unit = f" ({axis_unit(behaviour)})" if axis_unit(behaviour) else ""
+    axis = (
+        "<div style='display:flex;justify-content:space-between;opacity:.75;font-size:.8125rem'>"
+        f"<span>← {written(behaviour.name)} {worse}</span>"
+        f"<span>{written(behaviour.name)} {behaviour.better}{written(unit)} →</span></div>"
+    )
+    return Markup(
+        f"<div role='figure' aria-label='{written(alt)}' style='font-size:.875rem'>"
+        "<div style='display:grid;grid-template-columns:minmax(0,1fr) auto;gap:0 .6em'>"
+        f"{lines}</div>{axis}</div>",
+        alt,
+    )
+
+
+def _line(
+    stage: str,
+    gain: float,
+    within_noise: bool,
+    behaviour: Behaviour,
+    trust: StageTrust | None,
+    reach: float,
+) -> str:
+    """A stage's name, what is known of it, its amount, and the bar below."""
+    notes = []
+    faint = False
+    if trust is not None:
+        standing = standing_of(trust, behaviour.name)
+        notes.append(f"{MARKS[standing]} {WORDS[standing]}")
+        faint = not may_lean_on(trust, behaviour.name)
+    notes += [SHORT_NOISE] if within_noise else []
+    known = f" <span style='opacity:.75;font-size:.8125rem'>{written(', '.join(notes))}</span>"
+    if isfinite(gain):
+        number = marked(gain, behaviour)
+        bar = _bar(gain, abs(scaled(gain, behaviour)) / reach, faint)
+    else:
+        refused = trust is not None and trust.trust == "refused"
+        number, bar = "refused: no number" if refused else "no number", ""
+    return (
+        f"<div style='overflow-wrap:anywhere'><bdi>{written(short(stage, 40))}</bdi>"
+        f"{known if notes else ''}</div>"
+        f"<div style='white-space:nowrap;text-align:right'>{written(number)}</div>"
+        "<div style='grid-column:1/-1;position:relative;height:1.2em;margin-bottom:.4em'>"
+        f"<span style='position:absolute;left:50%;top:0;bottom:0;border-left:1px solid {ZERO}'>"
+        f"</span>{bar}</div>"
+    )
+
+
+def marked(gain: float, behaviour: Behaviour, unit: bool = True) -> str:
+    """The size of an effect behind its mark, ▲ credit or ▼ blame; what rounds to zero has none."""
+    text = amount_text(gain, behaviour, unit)
+    if not any(digit in text for digit in "123456789"):
+        return text
+    return f"{'▲' if gain > 0 else '▼'} {text}"
+
+
+def _bar(gain: float, share: float, faint: bool) -> str:
+    side, filled = ("left", CREDIT) if gain >= 0 else ("right", _HATCHED)
+    return (
+        f"<span style='position:absolute;{side}:50%;top:.15em;height:.9em;"
+        f"width:{50 * min(share, 1.0):.2f}%;background:{filled};"
+        f"opacity:{FAINT if faint else 1}'></span>"
+    )
