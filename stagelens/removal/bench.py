@@ -19,8 +19,11 @@ from ..runs.evaluation_sets import EvaluationSet
 from ..runs.run import Run
 from .edits import Material, layers_of, subtracted
 
-_SMOOTH = 384
-"""Examples of each of the two groups that the smooth objective looks at."""
+_SMOOTH, _FEWEST = 384, 64
+"""Examples of each of the two groups that the smooth objective looks at, at most. A model of many
+parameters takes long over each, so it proposes by fewer; what is proposed is measured on all."""
+_SMALL = 1_000_000
+"""Parameters from which on they are fewer."""
 
 _STEPS = 20
 _FLAT = 1e-4
@@ -129,8 +132,10 @@ class Bench:
         self._counts = (self.goal.group[smooth].sum(), self.goal.control[smooth].sum())
 
     def _smooth_rows(self) -> np.ndarray:
+        parameters = sum(tensor.numel() for tensor in self.material.final.values())
+        most = max(_FEWEST, _SMOOTH * _SMALL // max(parameters, _SMALL))
         parts = [np.flatnonzero(rows) for rows in (self.goal.group, self.goal.control)]
-        every = [part[:: max(-(-len(part) // _SMOOTH), 1)] for part in parts]
+        every = [part[:: max(-(-len(part) // most), 1)] for part in parts]
         return np.unique(np.concatenate(every))
 
     def _sizes(self) -> np.ndarray:
