@@ -139,12 +139,11 @@ def drawn(markup: Markup, key: str, chart: Callable[[], Chart], about: About | N
         st.html(markup.html)
 
 
-def heading_html(text: str, level: int = 3) -> str:
-    """A heading inside of markup; looks like Streamlit's own."""
-    size = {2: 1.5, 3: 1.25}[level]
+def heading_html(text: str) -> str:
+    """A third-level heading inside of markup; looks like Streamlit's own."""
     return (
-        f"<h{level} style='font-size:{size}rem;font-weight:600;margin:0;padding:.5rem 0;"
-        f"overflow-wrap:anywhere'>{shown(text)}</h{level}>"
+        "<h3 style='font-size:1.25rem;font-weight:600;margin:0;padding:.5rem 0;"
+        f"overflow-wrap:anywhere'>{shown(text)}</h3>"
     )
 
 
