@@ -136,7 +136,7 @@ def _arrow_columns(path: Path, table: pa.Table) -> tuple[list[str], list[Any]]:
 def saved_splits(folder: Path) -> list[str] | None:
     """Splits of a ``DatasetDict`` that ``datasets`` saved; [] for one without; None for neither."""
     if (folder / _SPLITS).is_file():
-        names = map(str, _json_object(folder / _SPLITS).get("splits") or ())
+        names = map(str, _listed(folder / _SPLITS, "splits"))
         return [name for name in names if Path(name).name == name]
     return [] if (folder / _STATE).is_file() else None
 
@@ -148,7 +148,7 @@ def _read_saved(folder: Path) -> tuple[list[str], list[Any]]:
         SetError: It lists none, or one outside the folder.
     """
     tables = []
-    for entry in _json_object(folder / _STATE).get("_data_files") or ():
+    for entry in _listed(folder / _STATE, "_data_files"):
         name = str(entry.get("filename") if isinstance(entry, dict) else entry)
         if Path(name).name != name:
             raise SetError(f"{folder / _STATE} names {name!r}, no file of {folder}; save it again")
@@ -158,6 +158,14 @@ def _read_saved(folder: Path) -> tuple[list[str], list[Any]]:
     if not tables:
         raise SetError(f"{folder / _STATE} names no data files; save the dataset again")
     return _arrow_columns(folder, pa.concat_tables(tables))
+
+
+def _listed(path: Path, name: str) -> list[Any]:
+    """What a file of ``datasets`` lists under a name; nothing where it lists nothing."""
+    found = _json_object(path).get(name) or []
+    if not isinstance(found, list):
+        raise SetError(f"{path}: {name} is no list; save the dataset again")
+    return found
 
 
 def _json_object(path: Path) -> dict[str, Any]:

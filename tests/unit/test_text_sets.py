@@ -267,6 +267,10 @@ def test_images_of_a_saved_dataset_are_read(tmp_path: Path) -> None:
     [
         (lambda folder: (folder / "state.json").write_text("{}"), "names no data files"),
         (lambda folder: (folder / "state.json").write_text("[]"), "is no JSON object"),
+        (
+            lambda folder: (folder / "state.json").write_text('{"_data_files": true}'),
+            "_data_files is no list",
+        ),
         (lambda folder: (folder / "state.json").write_text("{"), "damaged"),
         (
             lambda folder: (folder / "state.json").write_text(
