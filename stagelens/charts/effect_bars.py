@@ -16,10 +16,11 @@ from ..results import StageTrust
 from ..standing import MARKS, WORDS, may_lean_on, standing_of
 from ..summary import amount_text, axis_unit, is_share, scaled
 from .bars import FAINT, SHORT_NOISE, is_true, said_of_one
-from .style import BLAME, CREDIT, ZERO, short, written
+from .style import BLAME, CREDIT, PAPER, ZERO, see_through, short, written
 from .tokens import Markup
 
-_HATCHED = f"repeating-linear-gradient(135deg,{BLAME} 0 4px,rgba(255,255,255,.65) 4px 6px),{BLAME}"
+_STRIPE = see_through(PAPER, 0.65)
+_HATCHED = f"repeating-linear-gradient(135deg,{BLAME} 0 4px,{_STRIPE} 4px 6px),{BLAME}"
 """Blame is told by more than its colour and its side."""
 
 
