@@ -28,7 +28,7 @@ ANSWERED = """shown => {
     const echoes = document.querySelectorAll('[data-testid="stCode"], [data-testid="stHtml"]');
     const main = [...echoes].map(each => each.textContent).join();
     if (document.querySelector('[data-stale="true"]') !== null) return null;
-    const bars = document.querySelectorAll('[data-testid="stPlotlyChart"] .barlayer path').length;
+    const bars = document.querySelectorAll('[data-testid="stHtml"] [role="figure"]').length;
     if (window.began === undefined || !main.includes(shown) || !bars) return null;
     return performance.now() - window.began;
 }"""
