@@ -69,8 +69,9 @@ def effect_against_effect(found: Comparison, stage: str, palette: Palette = LIGH
         f"examples: r {decimal(found.figures['r'])}, slope {decimal(found.figures['slope'])}. "
         f"{drawn_of(len(points))}"
     )
-    towards = {"first": found.first.name, "second": found.second.name}
-    rows = points.rename(columns={key: f"{name}, towards credit" for key, name in towards.items()})
+    sides = {"first": found.first.name, "second": found.second.name}  # may have one name
+    names = {side: f"{side}: {name}, towards credit" for side, name in sides.items()}
+    rows = points.rename(columns=names)
     return Chart(figure, said.rstrip(), rows)
 
 

@@ -24,7 +24,7 @@ _PLAUSIBLE = (
     *(state.GAPS, state.FOUND, state.WHERE, "remove", "most credit"),
 )
 KEYS = (
-    *(state.EXAMPLE, state.PAGE, state.BESIDE, state.VIEW, state.LOOK, state.PART, "page"),
+    *(state.EXAMPLE, state.PAGE, state.BESIDE, state.VIEW, state.LOOK, state.PART),
     *("set", "estimator", "by", "group", "behaviour", "stage", "label", "answers", "side", "q"),
     *("changed", "strength", "sort", "tokens", "within", "gap", "crossed", "errors", "left-out"),
     *("measure", "remove-0", "remove-1", "remove-mode", "trusted-slice", "compared", "all-data"),
@@ -63,11 +63,6 @@ def open_link(value: tuple[str, dict[str, list[Any]]]) -> None:
 
 
 def home_with(run: Run, folder: Path) -> list[str]:
-    """Put a copy of a run into the dashboard's home; returns the ids of its examples.
-
-    Every page is opened once: what it imports is there before anything is watched.
-    """
+    """Put a copy of a run into the dashboard's home; returns the ids of its examples."""
     shutil.copytree(run.path, folder / "home" / "mine")
-    for page in PAGES:
-        open_link((page, {state.RUN: ["mine"]}))
     return run.evaluation_set("test").table([])["example_id"].tolist()
