@@ -6,16 +6,16 @@ stands in controls, in links, in reports and in cache keys. Nothing here imports
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+from threading import RLock
 from typing import Any
 
 import pandas as pd
 
 from . import noise, summary
-from .contracts import Behaviour
-from .results import Result, ResultFacts, StageTrust, stored_results
+from .contracts import Behaviour, RunError
+from .results import Result, ResultFacts, StageTrust, load_result, stored_results
 from .runs.run import Run
 from .standing import may_lean_on
 from .verification import settles
@@ -60,25 +60,75 @@ def _rank(facts: ResultFacts) -> tuple[int, float, str]:
     return ESTIMATORS.index(facts.estimator), best, str(sorted(facts.settings.items()))
 
 
-@dataclass(frozen=True)
 class Effects:
-    """An effect table as pages and reports use it.
+    """Stage effects as pages and reports use them; shared between sessions, and never changed.
 
     Attributes:
         estimator: How the counterfactuals were obtained, as :func:`estimate_name` writes it.
-        table: With rows for accuracy where the set has labels.
-        behaviours: Accuracy first, then as the result lists them.
+        behaviours: By name; accuracy first where the set has labels, then as the result lists them.
         trust: What is known of each stage's counterfactual.
     """
 
-    estimator: str
-    table: pd.DataFrame
-    behaviours: Mapping[str, Behaviour]
-    trust: Mapping[str, StageTrust]
+    def __init__(
+        self,
+        estimator: str,
+        behaviours: Mapping[str, Behaviour],
+        trust: Mapping[str, StageTrust],
+        read: Callable[[str], pd.DataFrame],
+    ) -> None:
+        """Effects whose rows are read when somebody looks at them.
+
+        Args:
+            estimator: See above.
+            behaviours: See above.
+            trust: See above.
+            read: Gives the rows of a behaviour, by its name; called once for each.
+        """
+        self.estimator, self.behaviours, self.trust = estimator, behaviours, trust
+        self._read = read
+        self._rows: dict[str, pd.DataFrame] = {}
+        self._reading = RLock()
+
+    @classmethod
+    def holding(
+        cls,
+        estimator: str,
+        table: pd.DataFrame,
+        behaviours: Mapping[str, Behaviour],
+        trust: Mapping[str, StageTrust],
+    ) -> Effects:
+        """Effects of a table that is there already."""
+        return cls(estimator, behaviours, trust, lambda name: table[table["behaviour"] == name])
+
+    def of(self, behaviour: str) -> pd.DataFrame:
+        """The rows of one behaviour: one per stage and example, in this order.
+
+        Raises:
+            RunError: The table on disk was damaged; says what to do.
+        """
+        with self._reading:
+            if behaviour not in self._rows:
+                self._rows[behaviour] = self._read(behaviour)
+            return self._rows[behaviour]
+
+    @property
+    def first(self) -> pd.DataFrame:
+        """The rows of the first measured behaviour: answers are the same in all."""
+        return self.of(next(name for name in self.behaviours if name != summary.ACCURACY.name))
+
+    def with_rows(self, change: Callable[[pd.DataFrame], pd.DataFrame]) -> Effects:
+        """The same with other rows.
+
+        Args:
+            change: From the rows of a behaviour to those that take their place.
+        """
+        return Effects(
+            self.estimator, self.behaviours, self.trust, lambda name: change(self.of(name))
+        )
 
 
 def as_effects(estimate: str, result: Result, orders: pd.DataFrame | None) -> Effects:
-    """A stored effect table, with accuracy and with what is known of the training noise.
+    """A whole effect table, with accuracy and with what is known of the training noise.
 
     Args:
         estimate: Its name.
@@ -89,7 +139,46 @@ def as_effects(estimate: str, result: Result, orders: pd.DataFrame | None) -> Ef
     behaviours = dict(result.behaviours)
     if (table["behaviour"] == summary.ACCURACY.name).any():
         behaviours = {summary.ACCURACY.name: summary.ACCURACY, **behaviours}
-    return Effects(estimate, table, behaviours, result.trust)
+    return Effects.holding(estimate, table, behaviours, result.trust)
+
+
+def stored_effects(
+    run: Run,
+    estimate: str,
+    facts: ResultFacts,
+    labelled: bool,
+    orders: pd.DataFrame | None,
+    coded: bool = False,
+) -> Effects:
+    """As :func:`as_effects`, of a stored table that is read when somebody looks at it.
+
+    Args:
+        run: The run.
+        estimate: Its name.
+        facts: What it says of itself, see ``verification.trusted_facts``.
+        labelled: Whether any example of the set has a label.
+        orders: ``noise.load_orders``; None where the noise is not known.
+        coded: See ``results.load_result``.
+    """
+    measured = {each.name: each.behaviour() for each in facts.behaviours}
+    behaviours = {summary.ACCURACY.name: summary.ACCURACY, **measured} if labelled else measured
+
+    def read(name: str) -> pd.DataFrame:
+        if name == summary.ACCURACY.name:
+            return noise.marked(summary.accuracy_rows(effects.first), orders)
+        found = load_result(
+            run, facts.set_name, "effects", facts.estimator, facts.settings, coded, name
+        )
+        if found is None:
+            raise RunError(
+                f"the effect table of {estimate} on set {facts.set_name} was damaged or deleted "
+                "while it was open; load the page again, and where that does not help delete "
+                f"{run.path / 'results' / 'tables'}: its tables are computed anew"
+            )
+        return noise.marked(found.table, orders)
+
+    effects = Effects(estimate, behaviours, {t.stage: t for t in facts.stages}, read)
+    return effects
 
 
 def best_known(chosen: Effects, others: Sequence[Effects]) -> Effects:
@@ -98,10 +187,14 @@ def best_known(chosen: Effects, others: Sequence[Effects]) -> Effects:
     Where no other table of a stage may be leaned on, its numbers are those that were chosen.
     """
     taken = {stage: _best_for(stage, [chosen, *others]) for stage in chosen.trust}
-    rows = [one.table[one.table["stage"] == stage] for stage, one in taken.items()]
     trust = {stage: one.trust[stage] for stage, one in taken.items()}
-    table = pd.concat(rows, ignore_index=True)
-    return Effects(chosen.estimator, table, chosen.behaviours, trust)
+
+    def read(behaviour: str) -> pd.DataFrame:
+        tables = {id(one): one.of(behaviour) for one in taken.values()}
+        rows = [(table := tables[id(one)])[table["stage"] == stage] for stage, one in taken.items()]
+        return pd.concat(rows, ignore_index=True)
+
+    return Effects(chosen.estimator, chosen.behaviours, trust, read)
 
 
 def _best_for(stage: str, tables: Sequence[Effects]) -> Effects:

@@ -20,6 +20,11 @@ from .runs.schema import digest
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
+
+_OWN_GROUPS = 5_000
+"""From so many examples on, a stage's rows of one behaviour are a row group of their own, so that
+pages read those of the behaviour that they show."""
 
 METHOD = 9
 """Part of every result's key; raised when an estimator or what it says of its error changes."""
@@ -56,6 +61,10 @@ BOUNDARY_COLUMNS = (
 AGREES_R, AGREES_ERROR = 0.9, 0.5
 """An estimate agrees with replay from this Pearson r on, up to this relative error. Estimates are
 called reliable where 95 % of their like agree; the benchmark counts the same."""
+
+
+FIRST = ""
+"""In the place of a behaviour's name: the first that was measured."""
 
 
 class Agreement(BaseModel):
@@ -198,12 +207,15 @@ def save_result(run: Run, result: Result) -> Path:
     table = pa.Table.from_pandas(result.table, preserve_index=False)
     metadata = {**(table.schema.metadata or {}), b"stagelens": facts.model_dump_json().encode()}
     path = _path(run, key)
+    count = run.evaluation_set(facts.set_name).count
     with atomic_path(path) as temporary:
         pq.write_table(
             table.replace_schema_metadata(metadata),
             temporary,
             compression="zstd",
             write_page_checksum=True,
+            use_dictionary=_texts(table.schema),  # numbers hardly repeat
+            row_group_size=count if count >= _OWN_GROUPS else None,
         )
     return path
 
@@ -239,6 +251,7 @@ def load_result(
     estimator: str = "",
     settings: dict[str, Any] | None = None,
     coded: bool = False,
+    behaviour: str | None = None,
 ) -> Result | None:
     """A stored table, or None where there is none or it cannot be used (it is then made anew).
 
@@ -250,6 +263,9 @@ def load_result(
         settings: As they were stored.
         coded: Whether texts become categories, which take a tenth of the memory and are compared
             in a tenth of the time. Answers and labels share theirs, so that they can be compared.
+            Ids do so only where all behaviours repeat them.
+        behaviour: The only one whose rows are read; :data:`FIRST` for the first that was measured,
+            None for all.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -258,21 +274,42 @@ def load_result(
     path = _path(run, key)
     try:
         names = _texts(pq.read_schema(path)) if coded else []
-        table = pq.read_table(path, page_checksum_verification=True, read_dictionary=names)
-        facts = ResultFacts.model_validate_json((table.schema.metadata or {})[b"stagelens"])
-    except (OSError, pa.ArrowException, KeyError, ValidationError):
+        with pq.ParquetFile(path, page_checksum_verification=True, read_dictionary=names) as file:
+            metadata = file.schema_arrow.metadata or {}
+            facts = ResultFacts.model_validate_json(metadata[b"stagelens"])
+            if behaviour is None:
+                table = file.read()
+            else:
+                table = _read_behaviour(file, behaviour or facts.behaviours[0].name)
+    except (OSError, pa.ArrowException, LookupError, TypeError, ValidationError):
         return None
     columns = EFFECT_COLUMNS if kind == "effects" else BOUNDARY_COLUMNS
     own = _key(facts.kind, facts.run_digest, facts.set_digest, facts.estimator, facts.settings)
     if own != key or not set(columns) <= set(table.column_names):
         return None  # another file under this name
-    frame = (
-        _alike(_coded_ids(table).unify_dictionaries().to_pandas()) if coded else table.to_pandas()
-    )
+    if coded and behaviour is None:
+        table = _coded_ids(table)
+    frame = _alike(table.unify_dictionaries().to_pandas()) if coded else table.to_pandas()
     if facts.set_name != set_name:  # the same examples under another name
         facts = facts.model_copy(update={"set_name": set_name})
         frame["set"] = set_name
     return Result(facts, frame)
+
+
+def _read_behaviour(file: pq.ParquetFile, behaviour: str) -> pa.Table:
+    """The rows of one behaviour; row groups that hold none are not looked at."""
+    import pyarrow.compute as pc
+
+    places = {name: place for place, name in enumerate(file.schema_arrow.names)}
+    column = places["behaviour"]
+    wanted, mixed = [], False
+    for group in range(file.metadata.num_row_groups):
+        found = file.metadata.row_group(group).column(column).statistics
+        if found is None or not found.has_min_max or found.min <= behaviour <= found.max:
+            wanted.append(group)
+            mixed |= found is None or not found.has_min_max or found.min != found.max
+    table = file.read_row_groups(wanted)
+    return table.filter(pc.equal(table["behaviour"], behaviour)) if mixed else table
 
 
 def _texts(schema: pa.Schema) -> list[str]:

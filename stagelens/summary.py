@@ -135,12 +135,24 @@ def with_accuracy(table: pd.DataFrame) -> pd.DataFrame:
     """
     if table.empty or "label" not in table or table["label"].isna().all():
         return table
-    table, rows = _first_behaviour(table)
-    rows["final"] = right_answers(rows["prediction"], rows["label"])
-    rows["without"] = right_answers(rows["prediction_without"], rows["label"])
-    rows["effect"] = rows["final"] - rows["without"]
-    rows["within_noise"] = pd.Series(pd.NA, rows.index, dtype="boolean")
-    return pd.concat([table, rows], ignore_index=True)
+    table, rows = _as_accuracy(table)
+    return pd.concat([table, _right_or_not(rows)], ignore_index=True)
+
+
+def accuracy_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows that :func:`with_accuracy` adds to an effect table of labelled examples."""
+    return _right_or_not(_as_accuracy(table)[1])
+
+
+def _right_or_not(rows: pd.DataFrame) -> pd.DataFrame:
+    final = right_answers(rows["prediction"], rows["label"])
+    without = right_answers(rows["prediction_without"], rows["label"])
+    return rows.assign(
+        final=final,
+        without=without,
+        effect=final - without,
+        within_noise=pd.Series(pd.NA, rows.index, dtype="boolean"),
+    )
 
 
 def boundaries_with_accuracy(table: pd.DataFrame, examples: pd.DataFrame) -> pd.DataFrame:
@@ -160,21 +172,21 @@ def boundaries_with_accuracy(table: pd.DataFrame, examples: pd.DataFrame) -> pd.
     table = table.assign(**added)
     if table.empty or "label" not in table or table["label"].isna().all():
         return table
-    table, rows = _first_behaviour(table)
+    table, rows = _as_accuracy(table)
     rows["value"] = right_answers(rows["prediction"], rows["label"])
     return pd.concat([table, rows], ignore_index=True)
 
 
-def _first_behaviour(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _as_accuracy(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The table, and its rows of the first behaviour, named accuracy; of equal types."""
     behaviours = table["behaviour"]
-    if isinstance(behaviours.dtype, pd.CategoricalDtype):
-        if ACCURACY.name not in behaviours.cat.categories:
-            behaviours = behaviours.cat.add_categories([ACCURACY.name])
-        table = table.assign(behaviour=behaviours)
     rows = table[behaviours == behaviours.iloc[0]]
-    named = pd.Series(ACCURACY.name, rows.index, dtype=table["behaviour"].dtype)
-    return table, rows.assign(behaviour=named)
+    if not isinstance(behaviours.dtype, pd.CategoricalDtype):
+        return table, rows.assign(behaviour=ACCURACY.name)
+    if ACCURACY.name not in behaviours.cat.categories:
+        behaviours = behaviours.cat.add_categories([ACCURACY.name])
+    named = pd.Series(ACCURACY.name, rows.index, dtype=behaviours.dtype)
+    return table.assign(behaviour=behaviours), rows.assign(behaviour=named)
 
 
 def right_answers(answers: pd.Series, labels: pd.Series) -> pd.Series:

@@ -5,7 +5,7 @@ Importing this module does not import torch; only :func:`verify` does work that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import pandas as pd
 from . import processes
 from .contracts import Refused
 from .noise import load_noise, load_orders, marked, measure_noise
-from .results import METHOD, Agreement, Result, StageTrust, load_result, stored_results
+from .results import METHOD, Agreement, Result, ResultFacts, StageTrust, load_result, stored_results
 from .runs.files import atomic_path
 from .runs.run import Run
 from .runs.schema import canonical_json
@@ -235,21 +235,32 @@ def trusted(run: Run, result: Result) -> Result:
     one of which the figures were kept. Where coarse replay was refused, the cheaper estimates of
     the stage say so. ``within_noise`` is filled in where the training noise was measured.
     """
-    facts = result.facts
-    found = _agreements(run, result)
+    table = marked(result.table, load_orders(run, result.facts.set_name))
+    return Result(trusted_facts(run, result.facts, lambda: result), table)
+
+
+def trusted_facts(run: Run, facts: ResultFacts, load: Callable[[], Result | None]) -> ResultFacts:
+    """What a result says of itself, with all that is known of it; see :func:`trusted`.
+
+    Args:
+        run: The run.
+        facts: Of the result.
+        load: Reads its table, which is needed only where a replay is stored to compare with.
+    """
+    found = _agreements(run, facts, load)
     refused = _refused_by_coarse(run, facts.set_name)
     stages = [_joined(stage, found.get(stage.stage, ()), refused) for stage in facts.stages]
-    table = marked(result.table, load_orders(run, facts.set_name))
-    return Result(facts.model_copy(update={"stages": stages}), table)
+    return facts.model_copy(update={"stages": stages})
 
 
-def _agreements(run: Run, result: Result) -> dict[str, tuple[Agreement, ...]]:
+def _agreements(
+    run: Run, facts: ResultFacts, load: Callable[[], Result | None]
+) -> dict[str, tuple[Agreement, ...]]:
     """Stage to its agreement with replay, by behaviour in the result's order."""
-    facts = result.facts
     if facts.estimator == "replay":
         return {}
     truth = load_result(run, facts.set_name, "effects", "replay")
-    if truth is not None:
+    if truth is not None and (result := load()) is not None:
         rows = []
         settled = [stage for stage, real in truth.trust.items() if settles(real)]
         for stage, behaviour in product(settled, result.behaviours):

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from ..contracts import BASE, RecordingError, Task
-from ..runs.files import read_json, sha256_of, write_json
+from ..runs.files import CheckedFiles, read_json, sha256_of, write_json
 from ..runs.run import Run, Stage, open_run
 from ..runs.schema import RunFile, StageFile, StageRef, check_name
 from ..runs.set_writer import SetReport, write_set
-from ..runs.states import TrainingState, load_into, load_optimizer
+from ..runs.states import load_into, load_optimizer
 from ..runs.steps import parts_until
 from ..runs.task_files import describes, write_task
 from ..training.optimizers import optimizer_facts
@@ -31,6 +31,12 @@ class Recorder:
         name: The run's name; by default the folder's.
         resume: Go on with a run that is there already. A stage that was interrupted ends at its
             newest checkpoint, or is set aside where it has none; nothing of it is deleted.
+
+    Attributes:
+        path: The run folder.
+        task: As given.
+        file: What run.json says now.
+        last: The last finished stage; None before the first.
 
     Raises:
         RecordingError: The folder is in use, not empty, or holds a run of another task.
@@ -50,6 +56,7 @@ class Recorder:
         self.path = Path(path).expanduser()
         self.task = task
         self._open_stage: StageRecorder | None = None
+        self.last: Stage | None = None
         there = (self.path / "run.json").exists()
         if there and not resume:
             raise RecordingError(
@@ -64,6 +71,7 @@ class Recorder:
         try:
             self.file = self._resumed(name) if there else self._begun(name)
             write_json(self.path / "run.json", self.file)
+            self.last = next(reversed(self.run().stages), None) if there else None
         except BaseException:
             self.close()
             raise
@@ -123,12 +131,11 @@ class Recorder:
                 of another model.
             RunError: The model or the optimiser is of another kind than was recorded.
         """
-        run = self.run()
-        if not run.stages:
+        stage = self.last
+        if stage is None:
             raise RecordingError(
-                f"run {run.name!r} has no finished stage to go on from; begin the first again"
+                f"run {self.file.name!r} has no finished stage to go on from; begin the first again"
             )
-        stage = run.last
         state = stage.end()
         load_into(model, state.model)
         if optimizer is not None:
@@ -238,11 +245,6 @@ class Recorder:
         """Called when a stage's block is left."""
         self._open_stage = None
 
-    def last_state(self) -> TrainingState | None:
-        """End state of the last finished stage; None before the first."""
-        run = self.run()
-        return run.last.end() if run.stages else None
-
     def announce(self, facts: StageFile, folder: str) -> None:
         """Write a stage's facts, and list the stage in run.json; its sha256 once it is finished."""
         sha256 = write_json(self.path / folder / "stage.json", facts)
@@ -252,6 +254,9 @@ class Recorder:
         if done or len(others) == len(self.file.stages):
             self.file = self.file.model_copy(update={"stages": [*others, reference]})
             write_json(self.path / "run.json", self.file)
+        if done:  # kept, because opening the run takes the longer the more stages it has
+            index = 0 if self.last is None else self.last.index + 1
+            self.last = Stage(CheckedFiles(self.path), facts, index, self.last)
 
     def add_set(
         self,

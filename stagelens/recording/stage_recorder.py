@@ -143,22 +143,22 @@ class StageRecorder:
 
     def _write_start(self, start: TrainingState, frozen: list[str]) -> tuple[Boundary, StateRef]:
         root, prefix = self._recorder.path, f"{self._folder}/start"
-        run = self._recorder.run()
-        if not run.stages:
+        last = self._recorder.last
+        if last is None:
             return first_boundary(start, frozen), save_state(root, prefix, start)
-        before = run.last.end()
+        before = last.end()
         boundary = find_boundary(
             before,
             start,
             stage=self.name,
             reinitialised=self._reinitialised,
             frozen=frozen,
-            adapters=(self._adapter_before(run.last, before), self._adapter),
+            adapters=(self._adapter_before(last, before), self._adapter),
         )
         unchanged = before.model.keys() == start.model.keys() and all(
             same_tensor(before.model[name], tensor) for name, tensor in start.model.items()
         )
-        there = run.last.facts.end if unchanged else None
+        there = last.facts.end if unchanged else None
         return boundary, save_state(root, prefix, start, there)
 
     def _adapter_before(self, stage: Stage, end: TrainingState) -> Adapter | None:

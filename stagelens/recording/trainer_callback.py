@@ -141,7 +141,7 @@ class StageRecorderCallback(TrainerCallback):
         there = (self.path / "run.json").exists()
         recorder = Recorder(self.path, task, self._name, resume=there)
         closing.callback(recorder.close)
-        if steps_before and not recorder.run().stages:
+        if steps_before and recorder.last is None:
             raise RecordingError(
                 f"the Trainer goes on from step {steps_before} (resume_from_checkpoint), but run "
                 f"{recorder.file.name!r} holds no stage that ends there; train from the beginning, "

@@ -16,7 +16,7 @@ from ..results import ResultFacts, StageTrust, load_result
 from ..runs.evaluation_sets import EvaluationSet
 from ..runs.run import Run
 from ..sentences import FEWEST, Sentence, headlines, mean_sentence
-from ..spurious.gaps import gap_notes, gap_sentences, group_gaps
+from ..spurious.gaps import gap_notes, gap_sentences, group_gaps, rows_of
 from ..spurious.stored import load_features, noise_key, strongest
 from ..spurious.telling import feature_sentence
 from ..standing import WORDS, label, standing_of
@@ -177,7 +177,7 @@ def _headlines(basis: Basis) -> list[Finding]:
     made = []
     for behaviour in _shown(best):
         found = headlines(
-            best.table, behaviour, basis.stages, best.trust, basis.noun, basis.by,
+            best.of(behaviour.name), behaviour, basis.stages, best.trust, basis.noun, basis.by,
             orders=basis.orders,
         )  # fmt: skip
         if not found:
@@ -205,7 +205,7 @@ def _shown(effects: Effects) -> list[Behaviour]:
 def _bars(basis: Basis) -> list[Finding]:
     made = []
     for behaviour in _shown(basis.effects):
-        table, trust = basis.effects.table, basis.effects.trust
+        table, trust = basis.effects.of(behaviour.name), basis.effects.trust
         means = summary.stage_summary(table, behaviour, basis.stages, None, basis.orders)
         about = f"all {basis.noun}s"
         chart = charts.credit_and_blame(means, behaviour, trust, charts.EITHER, about)
@@ -256,7 +256,7 @@ def _gaps(basis: Basis) -> list[Finding]:
     by, effects = basis.by, basis.effects
     if by is None or by == "label" or ACCURACY.name not in effects.behaviours:
         return []
-    gaps = group_gaps(effects.table, basis.stages, (by,), ACCURACY, basis.orders)
+    gaps = group_gaps(rows_of(effects), basis.stages, (by,), ACCURACY, basis.orders)
     stages = [stage for stage in basis.stages if stage in effects.trust]
     notes = gap_notes(gaps, stages, effects.trust)
     return [

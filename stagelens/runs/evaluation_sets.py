@@ -122,7 +122,7 @@ class EvaluationSet:
         names = list(dict.fromkeys(("example_id", "label", *wanted)))
         with self._open() as file:
             table = file.read(columns=names)
-            _checked_ids(table["example_id"])
+            self._kept_ids(table["example_id"])
         return pd.DataFrame({name: _series(table[name]) for name in names})
 
     def examples(self, start: int = 0, stop: int | None = None) -> list[Example]:
@@ -172,14 +172,24 @@ class EvaluationSet:
             )
         return self._at([rows[name] for name in ids])
 
+    def _kept_ids(self, read: pa.ChunkedArray) -> pa.Array:
+        """The ids, kept once no two examples share one: every example is known by its id."""
+        if self._ids is not None and read.equals(pa.chunked_array([self._ids])):
+            return self._ids
+        if not pa.types.is_string(read.type) or pc.count_distinct(read).as_py() != len(read):
+            raise ValueError("its ids are not text, or stand there more than once")
+        self._ids = read.combine_chunks()
+        return self._ids
+
     def _rows(self, ids: Sequence[str]) -> dict[str, int]:
         """The rows of those ids that are in the set."""
-        if self._ids is None:
+        known = self._ids
+        if known is None:
             with self._open() as file:
-                self._ids = _checked_ids(file.read(columns=["example_id"])["example_id"])
-        asked = pc.is_in(self._ids, value_set=pa.array(ids, self._ids.type))
+                known = self._kept_ids(file.read(columns=["example_id"])["example_id"])
+        asked = pc.is_in(known, value_set=pa.array(ids, known.type))
         rows = np.flatnonzero(asked.to_numpy(zero_copy_only=False))
-        return dict(zip(self._ids.take(rows).to_pylist(), rows.tolist(), strict=True))
+        return dict(zip(known.take(rows).to_pylist(), rows.tolist(), strict=True))
 
     def image_png(self, example_id: str, side: int | None = None) -> bytes:
         """One image as PNG bytes for a page to show; see ``display_png``."""
@@ -247,13 +257,6 @@ def _reading(path: Path) -> Iterator[None]:
         raise RunError(
             f"{path} is damaged or foreign: {error}; restore it, or add the set again"
         ) from None
-
-
-def _checked_ids(ids: pa.ChunkedArray) -> pa.Array:
-    """The ids, once no two examples share one: every example is known by its id."""
-    if not pa.types.is_string(ids.type) or pc.count_distinct(ids).as_py() != len(ids):
-        raise ValueError("its ids are not text, or stand there more than once")
-    return ids.combine_chunks()
 
 
 def footer_sha256(path: Path) -> str:

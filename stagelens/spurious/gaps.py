@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ..contracts import Behaviour
+from ..estimates import Effects
 from ..group_metrics import GroupMetrics, crossed, group_metrics
 from ..results import StageTrust
 from ..sentences import Part, Sentence
@@ -67,6 +68,11 @@ def group_gaps(
     if orders is not None and metrics.best is not None:
         within = _within_noise(metrics, stages, behaviour, _sides(table, by, metrics), orders)
     return Gaps(metrics, behaviour, within)
+
+
+def rows_of(effects: Effects) -> pd.DataFrame:
+    """What :func:`group_gaps` needs of an estimate: the rows with margins, where these exist."""
+    return effects.of("margin") if "margin" in effects.behaviours else effects.first
 
 
 def models(table: pd.DataFrame, stages: Sequence[str]) -> dict[str, pd.DataFrame]:

@@ -94,8 +94,7 @@ def _loaded() -> LoadedWeights:
 
 
 def _known(at: Source, set_name: str, estimate: str | None) -> ResultFacts | None:
-    found = None if estimate is None else loaders.result(at, set_name, estimate)
-    return None if found is None else found.facts
+    return None if estimate is None else loaders.facts(at, set_name, estimate)
 
 
 def answered(workspace: Workspace, asked: Question, label: str | None) -> Asked:

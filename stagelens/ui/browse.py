@@ -142,7 +142,7 @@ class Every:
     def of(cls, frame: pd.DataFrame, stages: Sequence[str]) -> Every:
         """Prepare a frame of examples for questions."""
         ids = frame["example_id"].tolist()
-        labels = sorted(frame["label"].dropna().astype(str).unique())
+        labels = sorted(frame["label"].dropna().unique().astype(str))
         places = dict(zip(ids, range(len(ids)), strict=True))
         return cls(frame, places, tuple(labels), largest(frame, stages))
 

@@ -57,15 +57,14 @@ class _Wanted:
     def sides(self) -> tuple[Side, Side]:
         """The two, as they are compared."""
         first, second = (
-            Side(name, kind, _of(found.table, self.stage, kind), found.trust[self.stage])
+            Side(name, kind, _of(found.of(kind.name), self.stage), found.trust[self.stage])
             for name, found, kind in zip(self.names, self.effects, self.behaviours, strict=True)
         )
         return first, second
 
 
-def _of(table: pd.DataFrame, stage: str, behaviour: Behaviour) -> pd.DataFrame:
-    rows = table[(table["stage"] == stage) & (table["behaviour"] == behaviour.name)]
-    return rows[["example_id", "effect"]]
+def _of(rows: pd.DataFrame, stage: str) -> pd.DataFrame:
+    return rows.loc[rows["stage"] == stage, ["example_id", "effect"]]
 
 
 def panel(workspace: Workspace, effects: Effects) -> None:

@@ -36,9 +36,8 @@ def every_estimate(workspace: Workspace, view: View) -> None:
     stored = loaders.stored(at, name)
     body = []
     for estimate in loaders.available(at, name):
-        result = loaders.result(at, name, estimate)
-        known = {} if result is None else result.trust
-        trusts = {stage: trust for stage, trust in known.items() if stage in shown}
+        known = loaders.facts(at, name, estimate)
+        trusts = {t.stage: t for t in (known.stages if known else ()) if t.stage in shown}
         costs = [t.cost for t in trusts.values() if t.trust != "refused" or t.cost]
         cells = [
             durations.measured(sum(t.seconds for t in trusts.values())),

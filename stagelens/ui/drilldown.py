@@ -167,10 +167,8 @@ def answers_html(
         begins += components.text_html(
             "The most probable next token behind the prompt, or behind the text.", muted=True
         )
-    rows = effects.table[
-        (effects.table["example_id"] == row["example_id"])
-        & (effects.table["behaviour"] == next(iter(effects.behaviours)))
-    ].set_index("stage")
+    rows = effects.of(behaviour.name)
+    rows = rows[rows["example_id"] == row["example_id"]].set_index("stage")
     label = row["label"]
     name = behaviour.name
     cards = [_card("final model", row["prediction"], row["confidence"], label, None, name)]

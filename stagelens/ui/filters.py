@@ -26,7 +26,7 @@ def every_example(at: Source, set_name: str, estimator: str, behaviour: str) -> 
     assert found is not None, "pages ask only for estimators that have a result"
     names = [stage.name for stage in loaders.run(at).stages]
     columns = list(loaders.examples(at, set_name).columns.drop(["example_id", "label"]))
-    frame = browse.example_frame(found.table, found.behaviours[behaviour], names, columns)
+    frame = browse.example_frame(found.of(behaviour), found.behaviours[behaviour], names, columns)
     return Every.of(frame, names)
 
 
@@ -173,5 +173,6 @@ def count_and_export(workspace: Workspace, effects: Effects, chosen: Chosen) -> 
 
 def _csv(effects: Effects, chosen: Chosen) -> bytes:
     trust = {name: known.trust for name, known in effects.trust.items()}
-    table = effects.table.assign(trust=effects.table["stage"].map(trust))
+    rows = effects.of(chosen.behaviour.name)
+    table = rows.assign(trust=rows["stage"].map(trust))
     return browse.export(table, chosen.ids, [chosen.behaviour.name])

@@ -12,7 +12,7 @@ from ..charts.groups import class_errors, group_gaps
 from ..contracts import Behaviour
 from ..group_metrics import MINIMUM
 from ..report.telling import RECORDED
-from ..spurious.gaps import FINAL, Gaps, findings, gap_notes, gap_sentences, without
+from ..spurious.gaps import FINAL, Gaps, findings, gap_notes, gap_sentences, rows_of, without
 from ..spurious.gaps import group_gaps as measure_gaps
 from ..summary import ACCURACY, count_text
 from . import components, drawing, loaders
@@ -37,7 +37,7 @@ def _gaps(
         return None
     stages = [stage.name for stage in loaders.run(at).stages]
     kind = found.behaviours[behaviour]
-    return measure_gaps(found.table, stages, by, kind, loaders.orders(at, set_name))
+    return measure_gaps(rows_of(found), stages, by, kind, loaders.orders(at, set_name))
 
 
 def panel(workspace: Workspace, effects: Effects) -> None:

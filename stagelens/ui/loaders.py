@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,13 @@ import streamlit as st
 
 from .. import estimates, noise, sentences, summary
 from ..contracts import Behaviour
-from ..estimates import Effects, as_effects
-from ..results import Result, ResultFacts, load_result
+from ..estimates import Effects, stored_effects
+from ..results import FIRST, Result, ResultFacts, load_result
 from ..runs.evaluation_sets import EvaluationSet
 from ..runs.run import Run, open_run
 from ..slices import effects as slice_effects
 from ..slices.saved import Slice, joined, stored_slices
-from ..verification import settles, trusted
+from ..verification import settles, trusted, trusted_facts
 
 
 @dataclass(frozen=True)
@@ -131,11 +131,20 @@ def stored(at: Source, set_name: str) -> Mapping[str, ResultFacts]:
 @st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=MEASURED)
 def result(at: Source, set_name: str, estimate: str) -> Result | None:
     """A stored effect table with what was verified of it; None where there is none."""
-    facts = stored(at, set_name).get(estimate)
-    if facts is None:
+    known = stored(at, set_name).get(estimate)
+    if known is None:
         return None
-    found = load_result(run(at), set_name, "effects", facts.estimator, facts.settings, coded=True)
+    found = load_result(run(at), set_name, "effects", known.estimator, known.settings, coded=True)
     return None if found is None else trusted(run(at), found)
+
+
+@st.cache_resource(max_entries=16, show_spinner=False, hash_funcs=MEASURED)
+def facts(at: Source, set_name: str, estimate: str) -> ResultFacts | None:
+    """What a stored effect table says of itself, with what was verified; None without one."""
+    found = stored(at, set_name).get(estimate)
+    if found is None:
+        return None
+    return trusted_facts(run(at), found, lambda: result(at, set_name, estimate))
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
@@ -144,15 +153,18 @@ def effects(at: Source, set_name: str, estimate: str) -> Effects | None:
     found = _measured(at, set_name, estimate)
     if found is None:
         return None
-    return replace(found, table=joined(found.table, slices(at, set_name)[0]))
+    own = slices(at, set_name)[0]
+    return found.with_rows(lambda rows: joined(rows, own))
 
 
 @st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=MEASURED)
 def _measured(at: Source, set_name: str, estimate: str) -> Effects | None:
-    found = result(at, set_name, estimate)
-    if found is None:
+    known = facts(at, set_name, estimate)
+    if known is None:
         return None
-    return as_effects(estimate, found, orders(at, set_name))
+    return stored_effects(
+        run(at), estimate, known, labelled(at, set_name), orders(at, set_name), coded=True
+    )
 
 
 @st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=MEASURED)
@@ -179,12 +191,15 @@ def available(at: Source, set_name: str) -> list[str]:
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
-def boundaries(at: Source, set_name: str) -> pd.DataFrame | None:
-    """The stored boundary table, with accuracy and the set's own columns; None without one."""
-    result = load_result(run(at), set_name, "boundaries", coded=True)
+def boundaries(at: Source, set_name: str, behaviour: str) -> pd.DataFrame | None:
+    """One behaviour after each boundary, with the set's own columns; None where not measured."""
+    measured = FIRST if behaviour == summary.ACCURACY.name else behaviour
+    result = load_result(run(at), set_name, "boundaries", coded=True, behaviour=measured)
     if result is None:
         return None
-    return summary.boundaries_with_accuracy(result.table, examples(at, set_name))
+    table = summary.boundaries_with_accuracy(result.table, examples(at, set_name))
+    rows = table[table["behaviour"] == behaviour]
+    return rows if len(rows) else None
 
 
 def slice_of(table: pd.DataFrame, by: str | None, group: str | None) -> pd.DataFrame:
@@ -203,7 +218,7 @@ def stage_summary(
     if found is None:
         return pd.DataFrame(columns=list(summary.SUMMARY_COLUMNS))
     names = [stage.name for stage in run(at).stages]
-    table = slice_of(found.table, by, group)
+    table = slice_of(found.of(behaviour), by, group)
     kind = found.behaviours[behaviour]
     return summary.stage_summary(table, kind, names, None, orders(at, set_name))
 
@@ -218,7 +233,7 @@ def group_summary(
         return pd.DataFrame(columns=list(summary.SUMMARY_COLUMNS))
     names = [stage.name for stage in run(at).stages]
     kind = found.behaviours[behaviour]
-    return summary.stage_summary(found.table, kind, names, by, orders(at, set_name))
+    return summary.stage_summary(found.of(behaviour), kind, names, by, orders(at, set_name))
 
 
 @st.cache_data(max_entries=128, show_spinner=False)
@@ -236,7 +251,7 @@ def headlines(
     if found is None:
         return []
     return sentences.headlines(
-        slice_of(found.table, by, group),
+        slice_of(found.of(behaviour), by, group),
         found.behaviours[behaviour],
         [stage.name for stage in run(at).stages],
         found.trust,
@@ -255,7 +270,7 @@ def slice_summary(at: Source, set_name: str, estimator: str, behaviour: str) -> 
     names = [stage.name for stage in run(at).stages]
     own = slices(at, set_name)[0]
     kind = found.behaviours[behaviour]
-    return slice_effects.slice_summary(found.table, kind, names, own, orders(at, set_name))
+    return slice_effects.slice_summary(found.of(behaviour), kind, names, own, orders(at, set_name))
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)
@@ -267,7 +282,7 @@ def largest_difference(
     assert found is not None, "pages ask only for estimators that have a result"
     kind = found.behaviours[behaviour]
     return slice_effects.largest_difference(
-        found.table, kind, found.trust, slices(at, set_name)[0], orders(at, set_name)
+        found.of(behaviour), kind, found.trust, slices(at, set_name)[0], orders(at, set_name)
     )
 
 
@@ -276,8 +291,8 @@ def boundary_summary(
     at: Source, set_name: str, behaviour: str, better: str, by: str | None
 ) -> pd.DataFrame | None:
     """Means after each boundary: over all examples, then per group; None where not measured."""
-    table = boundaries(at, set_name)
-    if table is None or not (table["behaviour"] == behaviour).any():
+    table = boundaries(at, set_name, behaviour)
+    if table is None:
         return None
     kind = Behaviour(behaviour, "lower" if better == "lower" else "higher")
     names = [stage.name for stage in run(at).stages]

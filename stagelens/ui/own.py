@@ -172,7 +172,7 @@ def _show(workspace: Workspace, question: Question, asked: Asked) -> None:
     answer = asked.answer
     behaviours = {b.name: b for b in answer.behaviours}
     estimator = workspace.effects.estimator if workspace.effects else "task-vector"
-    effects = Effects(estimator, answer.table, behaviours, answer.trust)
+    effects = Effects.holding(estimator, answer.table, behaviours, answer.trust)
     grid = st.grid(3, min_column_width=240, gap="medium")
     with grid.cell():
         _input(question, asked)
@@ -199,8 +199,8 @@ def _show(workspace: Workspace, question: Question, asked: Asked) -> None:
 
 def _behaviour(effects: Effects) -> Behaviour:
     """The behaviour to show; one that this example has a value of comes first."""
-    finals = effects.table.groupby("behaviour", sort=False)["final"].first()
-    known = finals[finals.notna()].index.tolist() or list(effects.behaviours)
+    has_value = [name for name in effects.behaviours if effects.of(name)["final"].notna().any()]
+    known = has_value or list(effects.behaviours)
     name = st.selectbox(
         "Behaviour",
         sorted(known, key=lambda name: name != "loss"),
@@ -212,7 +212,7 @@ def _behaviour(effects: Effects) -> Behaviour:
 
 
 def _row(workspace: Workspace, effects: Effects, behaviour: Behaviour, asked: Asked) -> pd.Series:
-    row = browse.example_frame(effects.table, behaviour, workspace.stages, ()).iloc[0]
+    row = browse.example_frame(effects.of(behaviour.name), behaviour, workspace.stages, ()).iloc[0]
     # The model's own answer is what the behaviours are about, but no verdict on the answers.
     return row if asked.answer.label_given else row.where(row.index != "label", None)
 

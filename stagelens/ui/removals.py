@@ -250,9 +250,8 @@ def worst_group(view: View) -> str | None:
 def _worst_group(
     path: str, recorded: str, set_name: str, estimate: str, by: str, _view: View
 ) -> str | None:
-    table = _view.effects.table
-    rows = table[table["stage"] == _view.workspace.stages[0]]
-    rows = rows[rows["behaviour"] == rows["behaviour"].iloc[0]]
+    rows = _view.effects.first
+    rows = rows[rows["stage"] == _view.workspace.stages[0]]
     rows = rows[~report_rows(_view.workspace.at, set_name, by)]
     rows = rows[rows["label"].notna() & rows[by].notna()]
     right = rows["prediction"].astype(object) == rows["label"].astype(object)
@@ -265,7 +264,7 @@ def worst_stage(view: View, group: str) -> str | None:
     at, name = view.workspace.at, view.workspace.examples.name
     assert view.by is not None, "only groups have a worst stage"
     return comparison.worst_stage(
-        view.effects.table,
+        view.effects.first,
         ~report_rows(at, name, view.by),
         view.removable,
         loaders.examples(at, name)[view.by],

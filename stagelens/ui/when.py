@@ -79,10 +79,10 @@ def _observed(workspace: Workspace, asked: Asked, found: Stored | None) -> None:
 
 def _boundaries(workspace: Workspace, asked: Asked, counts: dict[str, int]) -> pd.DataFrame | None:
     """The stored behaviours after each boundary as ``stage``, ``step``, ``value``, ``answer``."""
-    table = loaders.boundaries(workspace.at, workspace.examples.name)
+    table = loaders.boundaries(workspace.at, workspace.examples.name, asked.behaviour.name)
     if table is None:
         return None
-    rows = table[(table["behaviour"] == asked.behaviour.name) & table["example_id"].isin(asked.ids)]
+    rows = table[table["example_id"].isin(asked.ids)]
     means = rows.groupby("boundary", sort=False).agg(
         value=("value", "mean"), answer=("prediction", "first")
     )

@@ -139,7 +139,7 @@ def _places(workspace: Workspace) -> str:
 def _pick_stage(workspace: Workspace, effects: Effects, example_id: str | None = None) -> str:
     """The stage; at first the one with most to blame, for one example or over all."""
     behaviour = effects.behaviours[_behaviours(effects)[0]]
-    rows = effects.table[effects.table["behaviour"] == behaviour.name]
+    rows = effects.of(behaviour.name)
     if example_id is not None:
         rows = rows[rows["example_id"] == example_id]
     gains = (behaviour.sign * rows["effect"]).groupby(rows["stage"], observed=True).mean().dropna()
@@ -341,9 +341,9 @@ def _differs(effects: Effects, stage: str, behaviour: Behaviour, one: Map) -> No
 
 def _effect(effects: Effects, stage: str, behaviour: Behaviour, example_id: str) -> float:
     """What the effect table says of one example."""
-    table = effects.table
-    rows = table[(table["example_id"] == example_id) & (table["stage"] == stage)]
-    return float(rows.loc[rows["behaviour"] == behaviour.name, "effect"].iloc[0])
+    rows = effects.of(behaviour.name)
+    own = (rows["example_id"] == example_id) & (rows["stage"] == stage)
+    return float(rows.loc[own, "effect"].iloc[0])
 
 
 def _how(workspace: Workspace, baseline: str) -> None:

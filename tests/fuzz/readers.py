@@ -23,7 +23,7 @@ import stagelens
 from stagelens import noise, verification
 from stagelens.removal import measuring
 from stagelens.report.store import FOLDER, FindingStore
-from stagelens.results import load_result, stored_results
+from stagelens.results import FIRST, load_result, stored_results
 from stagelens.runs.run import Run, open_run
 from stagelens.runs.set_readers import read_set_file
 from stagelens.runs.set_values import checked_ids, checked_inputs, checked_labels
@@ -376,7 +376,8 @@ def _results(found: dict[str, Reader], copy: Callable[[str], Run]) -> None:
         try:
             stored_results(run, "test")
             for estimator in ("task-vector", "replay"):
-                load_result(run, "test", "effects", estimator, coded=True)
+                for behaviour in (None, FIRST, "loss"):
+                    load_result(run, "test", "effects", estimator, coded=True, behaviour=behaviour)
             load_result(run, "test", "boundaries", coded=True)
             verification.load_verification(run)
             noise.load_orders(run, "test")

@@ -372,3 +372,27 @@ def test_the_second_stage_does_not_write_an_unchanged_model_again(tmp_path: Path
     assert first.facts.end is not None
     assert second.facts.start.model == first.facts.end.model
     assert second.facts.boundary.optimizer == "carried"
+
+
+def test_a_stage_is_begun_without_opening_the_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = make_task()
+    model, optimizer = made(task)
+    recorder = stagelens.Recorder(tmp_path / "run", task=task)
+    opened = []
+    monkeypatch.setattr("stagelens.recording.recorder.open_run", opened.append)
+    for name in ("first", "second", "third"):
+        with recorder.stage(name, model=model, optimizer=optimizer) as stage:
+            train(task, model, optimizer, make_batches(2), stage=stage)
+    recorder.close()
+    monkeypatch.undo()
+    assert opened == []  # it takes the longer the more stages there are
+    run = stagelens.open_run(tmp_path / "run")
+    assert [own.name for own in run.stages] == ["first", "second", "third"]
+    assert run.stages[2].facts.start.model == run.stages[1].facts.end.model
+    assert replays_bit_for_bit(run)
+
+    going_on = stagelens.Recorder(tmp_path / "run", task=task, resume=True)
+    assert (going_on.last.name, going_on.last.index) == ("third", 2)
+    going_on.close()

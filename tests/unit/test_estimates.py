@@ -1,0 +1,137 @@
+"""Stored effect tables as pages read them: one behaviour at a time, when somebody looks at it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import nn
+
+import stagelens
+from stagelens import results, summary
+from stagelens.contracts import RunError
+from stagelens.effects import attribute, boundaries
+from stagelens.estimates import Effects, as_effects, best_known, stored_effects
+from stagelens.results import FIRST, load_result, result_key
+from stagelens.verification import trusted, trusted_facts
+from tests.loops import Plan, make_batches, make_task, record_plans
+
+COUNT = 40
+BEHAVIOURS = ("margin", "loss", "probability")
+
+
+def sgd(model: nn.Module, _before: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.2)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> stagelens.Run:
+    """Two stages, and a set of which a tenth has no label."""
+    plans = [Plan("first", sgd), Plan("second", sgd)]
+    made = record_plans(tmp_path / "run", make_task(), plans)
+    images, labels = make_batches(1, seed=5, size=COUNT)[0]
+    given = [None if row % 10 == 3 else int(label) for row, label in enumerate(labels)]
+    recorder = stagelens.Recorder(made.path, made.task, resume=True)
+    recorder.add_set(
+        "test", images=images, labels=given, columns={"group": ["a", "b"] * (COUNT // 2)}
+    )
+    recorder.close()
+    return made
+
+
+@pytest.fixture(params=[1, 10**6], ids=["own row groups", "one row group"])
+def stored(request: pytest.FixtureRequest, run: stagelens.Run, monkeypatch) -> stagelens.Run:
+    """The run with its results, as those of a large set are stored and as those of a small one."""
+    monkeypatch.setattr(results, "_OWN_GROUPS", request.param)
+    for estimator in ("replay", "task-vector"):
+        attribute(run, "test", estimator)
+    boundaries(run, "test")
+    path = run.path / f"results/tables/{result_key(run, 'test', 'effects', 'replay', {})}.parquet"
+    groups = pq.read_metadata(path).num_row_groups
+    assert groups == (1 if request.param > 1 else 2 * len(BEHAVIOURS))
+    return run
+
+
+def plain(table: Any) -> Any:
+    """Values without the types that hold them."""
+    return table.astype(object).where(table.notna(), None).reset_index(drop=True)
+
+
+@pytest.mark.parametrize("coded", [False, True])
+@pytest.mark.parametrize("behaviour", BEHAVIOURS)
+def test_the_rows_of_one_behaviour_are_those_of_the_table(
+    stored: stagelens.Run, behaviour: str, coded: bool
+) -> None:
+    for kind, estimator in (("effects", "replay"), ("boundaries", "")):
+        whole = load_result(stored, "test", kind, estimator).table
+        one = load_result(stored, "test", kind, estimator, coded=coded, behaviour=behaviour)
+        expected = plain(whole[whole["behaviour"] == behaviour])
+        pd.testing.assert_frame_equal(plain(one.table), expected)
+        assert [b.name for b in one.facts.behaviours] == list(BEHAVIOURS)
+
+
+def test_the_first_behaviour_and_one_that_was_not_measured(stored: stagelens.Run) -> None:
+    first = load_result(stored, "test", "effects", "replay", behaviour=FIRST).table
+    assert set(first["behaviour"]) == {BEHAVIOURS[0]}
+    assert load_result(stored, "test", "effects", "replay", behaviour="courage").table.empty
+
+
+def lazily(run: stagelens.Run, estimate: str) -> Effects:
+    facts = load_result(run, "test", "effects", estimate).facts
+    known = trusted_facts(run, facts, lambda: load_result(run, "test", "effects", estimate))
+    return stored_effects(run, estimate, known, labelled=True, orders=None, coded=True)
+
+
+@pytest.mark.parametrize("estimate", ["replay", "task-vector"])
+def test_effects_are_the_same_whether_they_are_read_at_once_or_when_looked_at(
+    stored: stagelens.Run, estimate: str
+) -> None:
+    whole = trusted(stored, load_result(stored, "test", "effects", estimate))
+    at_once, late = as_effects(estimate, whole, None), lazily(stored, estimate)
+    assert list(at_once.behaviours) == list(late.behaviours) == ["accuracy", *BEHAVIOURS]
+    assert at_once.trust == late.trust
+    table = summary.with_accuracy(whole.table)
+    for name in late.behaviours:
+        expected = plain(table[table["behaviour"] == name])
+        pd.testing.assert_frame_equal(plain(late.of(name)), expected)
+        pd.testing.assert_frame_equal(plain(at_once.of(name)), expected)
+    assert set(late.first["behaviour"]) == {BEHAVIOURS[0]}
+
+
+def test_every_behaviour_is_read_once(stored: stagelens.Run, monkeypatch) -> None:
+    late = lazily(stored, "replay")
+    read = []
+    monkeypatch.setattr(
+        "stagelens.estimates.load_result",
+        lambda *given: read.append(given[-1]) or load_result(*given),
+    )
+    for name in ("loss", "accuracy", "loss", "accuracy", "margin"):
+        late.of(name)
+    assert read == ["loss", "margin"]  # accuracy comes from the answers, which stand in every row
+
+
+def test_the_best_known_numbers_are_taken_stage_by_stage(stored: stagelens.Run) -> None:
+    vector, replayed = lazily(stored, "task-vector"), lazily(stored, "replay")
+    best = best_known(vector, [replayed])
+    assert {stage: known.estimator for stage, known in best.trust.items()} == {
+        "first": "replay",
+        "second": "task-vector",  # of the last stage both are the truth, so the chosen one stays
+    }
+    rows = best.of("loss")
+    for stage, source in (("first", replayed), ("second", vector)):
+        own, expected = (t[t["stage"] == stage]["effect"] for t in (rows, source.of("loss")))
+        pd.testing.assert_series_equal(plain(own), plain(expected))
+
+
+def test_a_table_that_goes_while_it_is_open_is_told(stored: stagelens.Run) -> None:
+    late = lazily(stored, "replay")
+    late.of("loss")
+    key = result_key(stored, "test", "effects", "replay", {})
+    (stored.path / f"results/tables/{key}.parquet").write_bytes(b"damaged")
+    assert len(late.of("loss")) == 2 * COUNT  # what was read stays
+    with pytest.raises(RunError, match=r"replay on set test was damaged or deleted .* load the"):
+        late.of("margin")
