@@ -103,7 +103,10 @@ class Session:
         name, act = self.random.choice(self._moves())
         took = act()
         self.seconds.setdefault(name, []).append(took)
-        self.wrong += [f"after {name}, {self.asked}: {each}" for each in self._differences()]
+        for each in self._differences():
+            self.wrong.append(f"after {name}, {self.asked}: {each}")
+            if len(self.wrong) == 1:  # what follows may come of it
+                print(f"WRONG at {time.strftime('%H:%M:%S')} {self.wrong[0]}", flush=True)
 
     def _moves(self) -> list[tuple[str, Callable[[], float]]]:
         moves = [("filter", self._filter)] * 3 + [("drag", self._drag)] * 2
@@ -217,8 +220,6 @@ def main() -> int:
         answers, errors = sum(map(len, seconds.values())), sum(len(s.wrong) for s in found)
         print(f"{count} sessions: {answers:,} answers, {errors} wrong")
         print(f"server {after:.0f} MB, at most {most:.0f} MB; {base:.0f} MB with one", flush=True)
-    for each in wrong[:20]:
-        print(f"WRONG {each}")
     return 1 if wrong else 0
 
 

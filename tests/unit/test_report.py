@@ -87,6 +87,14 @@ def page_of(content: bytes) -> Element:
     return page.root
 
 
+FIGURE = "application/json"
+
+
+def figures_of(root: Element) -> list[Element]:
+    """The figures that a page holds."""
+    return [each for each in root.all("script") if each.attributes.get("type") == FIGURE]
+
+
 def report_of(*findings: Finding, **changes: str) -> Report:
     return Report("mine", "d" * 64, [Section("Findings", "", findings)], **changes)
 
@@ -217,7 +225,7 @@ def test_only_the_two_scripts_of_the_report_may_run(whole: Report) -> None:
     run = {
         base64.b64encode(hashlib.sha256(each.text.encode()).digest()).decode()
         for each in root.all("script")
-        if each.attributes.get("type") != "application/json"
+        if each.attributes.get("type") != FIGURE
     }
     assert run == allowed and len(run) == 2
 
@@ -232,9 +240,7 @@ def test_plotly_stands_in_it_once_and_twenty_large_findings_fit() -> None:
     root = page_of(content)
     assert len(root.all(of="chart")) == 20
     assert "1,500 of" in root.text and "marks of credit are drawn" in root.text
-    kinds = {
-        t["type"] for e in root.all("script") if e.attributes for t in json.loads(e.text)["data"]
-    }
+    kinds = {t["type"] for e in figures_of(root) for t in json.loads(e.text)["data"]}
     assert kinds == {"bar", "scatter"}  # WebGL would need scripts that are made while running
 
 
@@ -309,7 +315,7 @@ def test_figures_cannot_end_their_script(short_plotly: None) -> None:
     evil = {"data": [{"type": "bar", "name": MARKUP[0], "x": [1], "y": [1]}], "layout": {}}
     content = as_html(report_of(finding(figure=evil)))
     assert f"<script>{OWNED}".encode() not in content
-    (figure,) = (each for each in page_of(content).all("script") if each.attributes)
+    (figure,) = figures_of(page_of(content))
     assert json.loads(figure.text)["data"][0]["name"] == MARKUP[0]
 
 
