@@ -164,7 +164,8 @@ def _page(chosen: Chosen, example_id: str | None) -> int:
     """The page to show: the one asked for; on a first visit the one with the chosen example.
 
     The widget's key changes only when the page is moved from outside of it, so it keeps its focus
-    while somebody pages by keyboard.
+    while somebody pages by keyboard; and it is never used again, so that who comes back to earlier
+    filters begins at their first page.
     """
     count, key = browse.pages(len(chosen)), chosen.filters.key
     first = (key, state.linked_page(), 0)
@@ -172,9 +173,9 @@ def _page(chosen: Chosen, example_id: str | None) -> int:
     if page is None or st.session_state.pop(_FOLLOW, False):
         page, moves = chosen.page_of(example_id) or 1, moves + 1
     elif asked_of != key:
-        page = 1
+        page, moves = 1, moves + 1
     shown = st.pagination(
-        count, default=min(page, count), key=f"page-{key}-{moves}", max_visible_pages=5
+        count, default=min(page, count), key=f"page-{moves}", max_visible_pages=5
     )
     st.session_state[_PAGE_STATE] = (key, shown, moves)
     state.link_page(shown)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.load import Truth, together
+from tests.benchmarks.load import PAGE_SIZE, Asked, Truth, together
+from tests.benchmarks.wire import Client
 from tests.browser.conftest import Server
 
 
@@ -25,6 +27,19 @@ def test_three_sessions_see_their_own_numbers_and_choices(server: Server, home: 
     sessions = together(server.url, Truth.of(home / "digits", "test"), "test", 3, 0.0, fewest=6)
     assert [each.wrong for each in sessions] == [[], [], []]
     assert len({str(each.asked) for each in sessions}) == 3  # they did look at different things
+
+
+def test_who_comes_back_to_earlier_filters_begins_at_their_first_page(
+    server: Server, home: Path
+) -> None:
+    ids = Truth.of(home / "digits", "test").ids(Asked())
+    query = "run=digits&set=test&estimator=replay&behaviour=loss&sort=id"
+    with closing(Client(server.url, "Examples", query)) as client:
+        client.put("pagination", "", 3)
+        assert client.table["id"].tolist() == ids[2 * PAGE_SIZE : 3 * PAGE_SIZE]
+        client.put("selectbox", "Label", "3")
+        client.put("selectbox", "Label", None)
+        assert client.table["id"].tolist() == ids[:PAGE_SIZE]
 
 
 def test_a_wrong_number_would_be_noticed(server: Server, home: Path) -> None:
