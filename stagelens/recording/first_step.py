@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,64 +12,108 @@ from torch import Tensor
 from ..contracts import RecordingError, Task
 from ..runs.schema import OptimizerFacts
 from ..runs.states import TrainingState, load_into, load_optimizer, model_tensors
-from ..runs.step_records import StepRecord
+from ..runs.step_records import MicroBatch, StepRecord
+from ..runs.steps import FlatMicroBatch
 from ..training.optimizers import build_optimizer
 from ..training.replay import StepRules, prepare, step
+from .watch import Watch
 
 _TOLERANCE = 1e-4
 """Relative; far above rounding in float32, far below what a forgotten setting does."""
 
 
-def check_first_step(
-    task: Task,
-    built: torch.nn.Module,
-    start: TrainingState,
-    facts: OptimizerFacts,
-    rules: StepRules,
-    record: StepRecord,
-    reported: list[float],
-    gradients: dict[str, Tensor],
-    after: dict[str, Tensor],
-) -> None:
-    """Replay the first step and compare it with what the training loop did.
+@dataclass
+class FirstStep:
+    """What is kept of a stage until its first step has been done again.
 
-    Args:
+    Attributes:
         task: Computes the loss.
         built: A module that the task built, with any weights.
         start: Training state before the step.
         facts: The stage's optimiser.
-        rules: Accumulation, clipping and modes, as declared.
-        record: The step, with its batches.
-        reported: Loss of each micro-batch, as the loop gave it to ``stage.step``.
-        gradients: What the optimiser saw, after any clipping.
-        after: Parameters and buffers after the step.
-
-    Raises:
-        RecordingError: Loss, gradient or update is another; names the likely cause.
+        batches: Of the step, as they were noted.
     """
-    device = next(iter(after.values())).device
-    load_into(built, start.model)
-    built.to(device)
-    prepare(built, rules)
-    parameters = dict(built.named_parameters())
-    optimizer = build_optimizer(facts, parameters)
-    names = {id(parameter): name for name, parameter in parameters.items()}
-    load_optimizer(optimizer, names, start.optimizer)
-    rng_devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=rng_devices), torch.enable_grad():
-        try:
-            losses = step(task, built, optimizer, record, rules)
-        except Exception as error:
+
+    task: Task
+    built: torch.nn.Module
+    start: TrainingState
+    facts: OptimizerFacts
+    batches: list[Any] = field(default_factory=list)
+
+    def check(
+        self, watch: Watch, rules: StepRules, micro: list[FlatMicroBatch], reported: list[float]
+    ) -> int:
+        """Replay the step and compare it with what the training loop did.
+
+        Args:
+            watch: Saw the step; lets go of its gradients.
+            rules: Accumulation, clipping and modes, as declared.
+            micro: The step's micro-batches.
+            reported: Loss of each, as the loop gave it to ``stage.step``.
+
+        Returns:
+            How many forward passes came before each batch.
+
+        Raises:
+            RecordingError: Loss, gradient or update is another; names the likely cause.
+        """
+        if watch.forwards % len(micro) or not watch.forwards:
             raise RecordingError(
-                f"task.loss(model, batch) cannot be computed again from the batch of the first "
-                f"step ({type(error).__name__}: {error}); pass stage.step the batch that "
-                "task.loss takes, made of tensors, numbers and strings in plain tuples, lists "
-                "and dictionaries"
-            ) from error
-    _check_losses(losses, reported, rules.accumulation)
-    replayed = {n: p.grad for n, p in parameters.items() if p.grad is not None}
-    _check_gradients(replayed, gradients, rules)
-    _check_update(model_tensors(built), after, start.model)
+                f"{watch.forwards} forward passes of the model came before the first update, but "
+                f"{len(micro)} batches were noted; call the model itself (not its parts, nor its "
+                "forward method), and stage.step(batch, loss) once after every backward pass, "
+                "behind optimizer.step()"
+            )
+        batches = [
+            MicroBatch(batch, each.rng, each.divisor)
+            for batch, each in zip(self.batches, micro, strict=True)
+        ]
+        divisors = tuple(each.divisor for each in micro)
+        record = StepRecord(0, reported[0], watch.groups, watch.missing, divisors, batches)
+        try:
+            self._compare(rules, record, reported, watch.gradients, model_tensors(watch.model))
+        except RecordingError as error:
+            if watch.forwards == len(micro):
+                raise
+            raise RecordingError(
+                f"{error}. {watch.forwards} forward passes came before this update, but "
+                f"{len(micro)} batches were noted: where gradients are accumulated, declare "
+                "stage(..., accumulation=G) and call stage.step after every backward pass"
+            ) from None
+        watch.gradients = {}
+        return watch.forwards // len(micro)
+
+    def _compare(
+        self,
+        rules: StepRules,
+        record: StepRecord,
+        reported: list[float],
+        gradients: dict[str, Tensor],
+        after: dict[str, Tensor],
+    ) -> None:
+        device = next(iter(after.values())).device
+        load_into(self.built, self.start.model)
+        self.built.to(device)
+        prepare(self.built, rules)
+        parameters = dict(self.built.named_parameters())
+        optimizer = build_optimizer(self.facts, parameters)
+        names = {id(parameter): name for name, parameter in parameters.items()}
+        load_optimizer(optimizer, names, self.start.optimizer)
+        rng_devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=rng_devices), torch.enable_grad():
+            try:
+                losses = step(self.task, self.built, optimizer, record, rules)
+            except Exception as error:
+                raise RecordingError(
+                    f"task.loss(model, batch) cannot be computed again from the batch of the first "
+                    f"step ({type(error).__name__}: {error}); pass stage.step the batch that "
+                    "task.loss takes, made of tensors, numbers and strings in plain tuples, lists "
+                    "and dictionaries"
+                ) from error
+        _check_losses(losses, reported, rules.accumulation)
+        replayed = {n: p.grad for n, p in parameters.items() if p.grad is not None}
+        _check_gradients(replayed, gradients, rules)
+        _check_update(model_tensors(self.built), after, self.start.model)
 
 
 def _check_losses(losses: list[float], reported: list[float], accumulation: int) -> None:

@@ -18,14 +18,14 @@ from ..runs.batches import flatten, unflatten
 from ..runs.run import Stage
 from ..runs.schema import Boundary, Checkpoint, Environment, StageFile, StateRef
 from ..runs.states import TrainingState, capture, model_tensors, same_tensor, save_state
-from ..runs.step_records import MicroBatch, StepRecord
+from ..runs.step_records import StepRecord
 from ..runs.steps import FlatMicroBatch
 from ..training.optimizers import optimizer_facts
 from ..training.replay import StepRules
 from .adapters import Adapter, read_adapter
 from .best_model import Best
 from .boundary import find_boundary, first_boundary
-from .first_step import check_first_step
+from .first_step import FirstStep
 from .step_writer import StepWriter
 from .watch import Watch
 
@@ -75,7 +75,6 @@ class StageRecorder:
         self._writer = StepWriter(recorder.path, folder, flush_every)
         self._micro: list[FlatMicroBatch] = []
         self._micro_losses: list[Tensor | float] = []
-        self._first_batches: list[Any] = []
         self._forwards_per_batch = 0
         self._best: Best | None = None
         self._at_best = False
@@ -94,12 +93,13 @@ class StageRecorder:
         self._adapter = read_adapter(self._model)
         if (read := self._recorder.task.stage_config(self._model)) is not None:
             self._build_config = {**read, **(self._build_config or {})}
-        self._built: nn.Module | None = self._build(self._build_config)
-        self._check_built(self._built)
-        self._start: TrainingState | None = capture(self._model, self._optimizer, self._names)
+        built = self._build(self._build_config)
+        self._check_built(built)
+        start = capture(self._model, self._optimizer, self._names)
         boundary, reference = self._write_start(
-            self._start, [n for n in self._names.values() if n not in trainable]
+            start, [n for n in self._names.values() if n not in trainable]
         )
+        self._first: FirstStep | None = FirstStep(self._recorder.task, built, start, optimizer)
         self._facts = StageFile(
             name=self.name,
             description=self._description,
@@ -199,14 +199,13 @@ class StageRecorder:
                 f"stage {self.name!r} is not being recorded; call stage.step inside its with block"
             )
         watch = self._watch
-        first = watch.noted == 0
         keep = _keeps(self._keep_batches, watch.noted)
         description, tensors = flatten(batch) if keep else (None, [])
         self._micro.append(FlatMicroBatch(description, tensors, watch.take_rng(), divisor))
         self._micro_losses.append(loss.detach() if isinstance(loss, Tensor) else float(loss))
-        if first:
+        if self._first is not None:
             kept = unflatten(description, tensors) if keep else copy.deepcopy(batch)
-            self._first_batches.append(kept)
+            self._first.batches.append(kept)
         if divisor is None and len(self._micro) > self._accumulation:
             raise RecordingError(
                 f"{len(self._micro)} batches were noted before update {watch.noted + 1}; call "
@@ -215,7 +214,7 @@ class StageRecorder:
             )
         if watch.updates == watch.noted:
             return
-        if first:
+        if self._first is not None:
             self._check_first_step()
         self._check_forwards()
         self._note(keep)
@@ -241,17 +240,7 @@ class StageRecorder:
 
     def _check_first_step(self) -> None:
         watch = self._watch
-        assert self._built is not None
-        assert self._start is not None
-        assert self._facts.optimizer is not None
-        if watch.forwards % len(self._micro) or not watch.forwards:
-            raise RecordingError(
-                f"{watch.forwards} forward passes of the model came before the first update, but "
-                f"{len(self._micro)} batches were noted; call the model itself (not its parts, "
-                "nor its forward method), and stage.step(batch, loss) once after every backward "
-                "pass, behind optimizer.step()"
-            )
-        self._forwards_per_batch = watch.forwards // len(self._micro)
+        assert self._first is not None
         rules = StepRules(
             self._accumulation,
             self._clip_norm,
@@ -259,34 +248,9 @@ class StageRecorder:
             self._facts.trainable,
             watch.precision,
         )
-        batches = [
-            MicroBatch(batch, micro.rng, micro.divisor)
-            for batch, micro in zip(self._first_batches, self._micro, strict=True)
-        ]
         losses = [float(loss) for loss in self._micro_losses]
-        divisors = tuple(micro.divisor for micro in self._micro)
-        record = StepRecord(0, losses[0], watch.groups, watch.missing, divisors, batches)
-        try:
-            check_first_step(
-                self._recorder.task,
-                self._built,
-                self._start,
-                self._facts.optimizer,
-                rules,
-                record,
-                losses,
-                watch.gradients,
-                model_tensors(self._model),
-            )
-        except RecordingError as error:
-            if self._forwards_per_batch == 1:
-                raise
-            raise RecordingError(
-                f"{error}. {watch.forwards} forward passes came before this update, but "
-                f"{len(batches)} batches were noted: where gradients are accumulated, declare "
-                "stage(..., accumulation=G) and call stage.step after every backward pass"
-            ) from None
-        self._built, self._start, watch.gradients, self._first_batches = None, None, {}, []
+        self._forwards_per_batch = self._first.check(watch, rules, self._micro, losses)
+        self._first = None
         self._announce(evaluation_mode=watch.evaluation_mode or [], precision=watch.precision)
 
     def _check_forwards(self) -> None:

@@ -174,9 +174,7 @@ def _page(chosen: Chosen, example_id: str | None) -> int:
         page, moves = chosen.page_of(example_id) or 1, moves + 1
     elif asked_of != key:
         page, moves = 1, moves + 1
-    shown = st.pagination(
-        count, default=min(page, count), key=f"page-{moves}", max_visible_pages=5
-    )
+    shown = st.pagination(count, default=min(page, count), key=f"page-{moves}", max_visible_pages=5)
     st.session_state[_PAGE_STATE] = (key, shown, moves)
     state.link_page(shown)
     return shown
