@@ -26,6 +26,9 @@ PATIENCE = 120.0
 _QUIET = 0.4
 """Seconds without a new run, after which several moves in a row have been answered."""
 
+_LATE = 10.0
+"""Seconds after which none of these answers is waited for any more."""
+
 _DONE = (
     ForwardMsg.FINISHED_SUCCESSFULLY,
     ForwardMsg.FINISHED_FRAGMENT_RUN_SUCCESSFULLY,
@@ -129,9 +132,16 @@ class Client:
         self._sent = time.perf_counter()
         self._socket.send(message.SerializeToString())
 
-    def wait(self, quiet: bool = False) -> float:
+    def late(self) -> float:
+        """Until another answer to the last moves has come; 0 where none comes any more."""
+        try:
+            return self.wait(quiet=True, patience=_LATE)
+        except TimeoutError:
+            return 0.0
+
+    def wait(self, quiet: bool = False, patience: float = PATIENCE) -> float:
         """Until the server has answered; seconds since the last move."""
-        answered, deadline = 0.0, time.perf_counter() + PATIENCE
+        answered, deadline = 0.0, time.perf_counter() + patience
         while True:
             left = deadline - time.perf_counter()
             try:

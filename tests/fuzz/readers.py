@@ -7,7 +7,6 @@ import io
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,39 +19,20 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import stagelens
-from stagelens import noise, verification
 from stagelens.removal import measuring
-from stagelens.report.store import FOLDER, FindingStore
-from stagelens.results import FIRST, load_result, stored_results
+from stagelens.report.store import FindingStore
 from stagelens.runs.run import Run, open_run
 from stagelens.runs.set_readers import read_set_file
 from stagelens.runs.set_values import checked_ids, checked_inputs, checked_labels
 from stagelens.runs.streaming import map_tensors
 from stagelens.runs.uploads import fit_image
-from stagelens.slices.saved import save_slice, stored_slices
-from stagelens.ui import left_over, settings
+from stagelens.slices.saved import save_slice
 from tests import odd_runs
 from tests.findings import seen
-from tests.fuzz.inputs import NAMES, changed, changed_json, names
+from tests.fuzz.inputs import changed, changed_json, names
+from tests.fuzz.kept import added, by_name, results
 from tests.fuzz.links import home_with, links, open_link
-
-
-@dataclass(frozen=True)
-class Reader:
-    """One reader.
-
-    Attributes:
-        inputs: What it is given.
-        read: Reads one; ends well, or with a StageLensError.
-        weight: Share of a run's inputs, in relation to the others.
-        watched: Whether what it opens and starts is watched. Pages are not: Streamlit's cache
-            unpickles what it pickled itself.
-    """
-
-    inputs: st.SearchStrategy[Any]
-    read: Callable[[Any], object]
-    weight: float = 1.0
-    watched: bool = True
+from tests.fuzz.reader import Reader, put
 
 
 def recorded(folder: Path) -> Run:
@@ -67,12 +47,6 @@ def recorded(folder: Path) -> Run:
     finding = FindingStore(run).pin(seen(), "a note")
     FindingStore(run).edit(finding, place=2.0)
     return run
-
-
-def put(path: Path, data: bytes) -> None:
-    """Write a new file in the place of one that may still be mapped into memory."""
-    path.unlink(missing_ok=True)
-    path.write_bytes(data)
 
 
 def _sealed(run: Run, stage: int, file: str, data: bytes) -> None:
@@ -138,9 +112,9 @@ def readers(folder: Path) -> Mapping[str, Reader]:
     _recording(found, copy)
     _sets(found, copy, folder)
     _images(found)
-    _results(found, copy)
-    _added(found, copy)
-    _names(found, folder)
+    results(found, copy)
+    added(found, copy)
+    by_name(found, folder)
     ids = home_with(whole, folder)
     found["links to pages"] = Reader(links(ids), open_link, weight=0.3, watched=False)
     return found
@@ -355,109 +329,3 @@ def _images(found: dict[str, Reader]) -> None:
 
     broken = st.sampled_from(files).flatmap(changed)
     found["images"] = Reader(st.tuples(broken, shapes), read, weight=20)
-
-
-def _results(found: dict[str, Reader], copy: Callable[[str], Run]) -> None:
-    run = copy("results")
-    examples = run.evaluation_set("test")
-    edit = measuring.grid("task-vector", {}, ["first"])[-1]
-    results = run.path / "results"
-    files = sorted(results.rglob("*.parquet"))
-    contents = {path: path.read_bytes() for path in files}
-    facts = {
-        path: json.loads(described)
-        for path in files
-        if (described := (pq.read_schema(path).metadata or {}).get(b"stagelens"))
-    }
-
-    def read(content: tuple[Path, bytes]) -> None:
-        path, data = content
-        put(path, data)
-        try:
-            stored_results(run, "test")
-            for estimator in ("task-vector", "replay"):
-                for behaviour in (None, FIRST, "loss"):
-                    load_result(run, "test", "effects", estimator, coded=True, behaviour=behaviour)
-            load_result(run, "test", "boundaries", coded=True)
-            verification.load_verification(run)
-            noise.load_orders(run, "test")
-            measuring.stored(run, examples, edit)
-        finally:
-            put(path, contents[path])
-
-    def broken(path: Path) -> st.SearchStrategy[tuple[Path, bytes]]:
-        made = changed(contents[path])
-        if path in facts:
-            made = made | changed_json(facts[path]).map(partial(_described, contents[path]))
-        return st.tuples(st.just(path), made)
-
-    found["results"] = Reader(st.sampled_from(files).flatmap(broken), read, weight=0.3)
-
-
-def _described(parquet: bytes, facts: bytes) -> bytes:
-    """A table that says something else of itself."""
-    table, file = pq.read_table(io.BytesIO(parquet)), io.BytesIO()
-    metadata = {**(table.schema.metadata or {}), b"stagelens": facts}
-    pq.write_table(table.replace_schema_metadata(metadata), file)
-    return file.getvalue()
-
-
-def _added(found: dict[str, Reader], copy: Callable[[str], Run]) -> None:
-    run = copy("findings")
-    pinned = next((run.path / FOLDER).iterdir())
-    edits = sorted((pinned / "edits").iterdir())
-    files = {path: path.read_bytes() for path in (pinned / "seen.json", edits[-1])}
-
-    def broken(path: Path) -> st.SearchStrategy[tuple[Path, bytes]]:
-        content = json.loads(files[path])
-        return st.tuples(st.just(path), changed_json(content) | changed(files[path]))
-
-    def read(content: tuple[Path, bytes]) -> None:
-        path, data = content
-        put(path, data)
-        FindingStore(run).read()
-        put(path, files[path])
-
-    found["findings"] = Reader(st.sampled_from(list(files)).flatmap(broken), read, weight=2)
-
-    sliced = copy("slices")
-    path = next((sliced.path / "slices").iterdir())
-    whole = path.read_bytes()
-    examples = sliced.evaluation_set("test")
-
-    def read_slice(data: bytes) -> None:
-        put(path, data)
-        slices, _ = stored_slices(sliced, examples)
-        for one in slices:
-            _ = one.words(), one.column, one.by_outcome
-
-    found["slices"] = Reader(changed_json(json.loads(whole)) | changed(whole), read_slice, weight=4)
-
-
-def _names(found: dict[str, Reader], folder: Path) -> None:
-    roots = folder / "roots"
-    (roots / "run").mkdir(parents=True)
-    (roots / "run" / "run.json").write_text("{}")
-    (roots / "link").symlink_to(folder / "outside")
-    parts = st.sampled_from([*NAMES, "run", "run", "outside", str(roots), "run.json"]) | st.text(
-        max_size=8
-    )
-    paths = st.lists(parts, min_size=1, max_size=4).map("/".join)
-
-    def open_by_name(text: str) -> None:
-        for look in (settings.resolve, lambda t: settings.allowed(t, "file")):
-            reached = look(text)
-            if not any(reached.is_relative_to(root) for root in settings.roots()):
-                raise AssertionError(f"{text!r} led out: {reached}")
-
-    found["links and paths"] = Reader(paths, open_by_name, weight=10)
-
-    record = {"title": "x", "server": {"pid": 2**30}, "child": {"pid": 2**30}, "unfinished": None}
-    kept = folder / "home" / left_over.FOLDER / "a.json"
-    kept.parent.mkdir(parents=True)
-
-    def read_record(data: bytes) -> None:
-        put(kept, data)
-        left_over.found()
-
-    found["records of jobs"] = Reader(changed_json(record), read_record, weight=4)

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given
 
 from stagelens.contracts import StageLensError
 from tests.fuzz.guard import only_below
-from tests.fuzz.readers import Reader
+from tests.fuzz.reader import Reader
 
 _AT_ONCE = 5000
 """Inputs of one seed; hypothesis keeps them all in mind, so many are drawn in several turns."""
