@@ -20,6 +20,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
+from . import pulse
 from .contracts import RunError, StageLensError
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ _RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 """What launchers say in the environment: torchrun and accelerate first, then those of MPI."""
 
 _LONGEST_WAIT = timedelta(hours=24)
-"""For a process that neither answers nor ends. One that ended is noticed at once."""
+"""For the longest work of one process. One that ended is noticed at once, a frozen one by its
+pulse."""
 
 _SEEN_WITHIN = 15.0
 """Seconds after which a file that one host wrote is seen by all, on a shared file system."""
@@ -91,8 +93,9 @@ def joined() -> Iterator[None]:
     try:
         cpu = not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
         _state = PartialState(cpu=cpu, backend="gloo", timeout=_LONGEST_WAIT)
-        yield
-        wait()  # nobody leaves while another one still needs an answer
+        with _pulse(_state):
+            yield
+            wait()  # nobody leaves while another one still needs an answer
         signal.signal(signal.SIGTERM, before)
     except BaseException as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # there is time to say what failed
@@ -104,6 +107,21 @@ def joined() -> Iterator[None]:
             _state.destroy_process_group()
             PartialState._reset_state()
         _state = None
+
+
+@contextmanager
+def _pulse(state: PartialState) -> Iterator[None]:
+    """Notice it where another process is frozen, for as long as the block runs."""
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    own = pulse.Pulse(
+        _get_default_store(), state.process_index, state.num_processes, pulse.end_here
+    )
+    own.start()
+    try:
+        yield
+    finally:
+        own.stop()
 
 
 def _stop(_signal: int, _frame: Any) -> None:
