@@ -31,7 +31,8 @@ app: setup ## build the demo on the first start, then open the dashboard
 	$(BIN)/streamlit run app.py --server.port $(PORT) $(if $(filter 1,$(HEADLESS)),--server.headless true)
 
 test: lint ## linters, types, layers and all tests
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 \
+		--dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup ## ruff, mypy and import-linter
 	$(BIN)/ruff check .
