@@ -8,7 +8,7 @@ import typer
 
 from ..contracts import StageLensError
 from ..terminal import Reporter, print_contributions
-from .options import ProgressFile, RunFolder, TaskOption, opened_with
+from .options import ProgressFile, RunFolder, SetOption, TaskOption, opened_with
 
 commands = typer.Typer()
 
@@ -19,9 +19,7 @@ commands = typer.Typer()
 )
 def contributions(
     run: RunFolder,
-    set_name: Annotated[
-        str | None, typer.Option("--set", help="Evaluation set; by default the only one, or test.")
-    ] = None,
+    set_name: SetOption = None,
     example: Annotated[
         list[str] | None,
         typer.Option(

@@ -15,9 +15,11 @@ from ..runs.files import atomic_path, check_writable
 from ..runs.run import Run
 from ..terminal import Reporter, print_effects, print_verification
 from .options import (
+    BudgetOption,
     DeviceOption,
     ProgressFile,
     RunFolder,
+    SetOption,
     SplitBatches,
     TaskOption,
     opened_together,
@@ -41,16 +43,11 @@ def attribute(
             "recorded, else task-vector."
         ),
     ] = None,
-    budget: Annotated[
-        float | None,
-        typer.Option(help="What coarse-replay may spend, as a share of replay's cost [0.25]."),
-    ] = None,
+    budget: BudgetOption = None,
     stage: Annotated[
         list[str] | None, typer.Option(help="Only this stage; may be given several times.")
     ] = None,
-    set_name: Annotated[
-        str | None, typer.Option("--set", help="Evaluation set; by default the only one, or test.")
-    ] = None,
+    set_name: SetOption = None,
     task: TaskOption = None,
     device: DeviceOption = None,
     split_batches: SplitBatches = False,
@@ -125,9 +122,7 @@ def verify(
     stage: Annotated[
         list[str] | None, typer.Option(help="Only this stage; may be given several times.")
     ] = None,
-    set_name: Annotated[
-        str | None, typer.Option("--set", help="Evaluation set; by default the only one, or test.")
-    ] = None,
+    set_name: SetOption = None,
     estimator: Annotated[
         list[str] | None,
         typer.Option(help="Estimator to verify; may be given several times [all but unrolled]."),

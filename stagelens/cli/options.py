@@ -20,6 +20,15 @@ RunFolder = Annotated[
         metavar="RUN", help="The run folder, or its address, for instance s3://bucket/run."
     ),
 ]
+SetOption = Annotated[
+    str | None, typer.Option("--set", help="Evaluation set; by default the only one, or test.")
+]
+BudgetOption = Annotated[
+    float | None,
+    typer.Option(
+        "--budget", help="What coarse-replay may spend, as a share of replay's cost [0.25]."
+    ),
+]
 TaskOption = Annotated[
     str | None,
     typer.Option(

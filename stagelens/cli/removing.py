@@ -9,7 +9,7 @@ import typer
 
 from ..contracts import StageLensError
 from ..terminal import Reporter, print_removal
-from .options import ProgressFile, RunFolder, TaskOption, opened_with
+from .options import BudgetOption, ProgressFile, RunFolder, SetOption, TaskOption, opened_with
 
 commands = typer.Typer()
 
@@ -34,14 +34,8 @@ def remove(
             "recorded, else task-vector."
         ),
     ] = None,
-    budget: Annotated[
-        float | None,
-        typer.Option(help="What coarse-replay may spend, as a share of replay's cost [0.25]."),
-    ] = None,
-    set_name: Annotated[
-        str | None,
-        typer.Option("--set", help="Where to measure; by default the only set, or test."),
-    ] = None,
+    budget: BudgetOption = None,
+    set_name: SetOption = None,
     by: Annotated[
         str | None, typer.Option(help="Column of groups to measure apart [group, if there is one].")
     ] = None,

@@ -12,7 +12,7 @@ from ..results import stored_results
 from ..runs.files import atomic_path, check_writable
 from ..runs.run import Run
 from ..terminal import Reporter
-from .options import ProgressFile, RunFolder, TaskOption, opened_with
+from .options import ProgressFile, RunFolder, SetOption, TaskOption, opened_with
 
 commands = typer.Typer()
 
@@ -27,9 +27,7 @@ def report(
         Path,
         typer.Option(help="A .html file, or .csv or .json for the rows behind the report."),
     ],
-    set_name: Annotated[
-        str | None, typer.Option("--set", help="Evaluation set; by default the only one, or test.")
-    ] = None,
+    set_name: SetOption = None,
     force: Annotated[
         bool, typer.Option("--force", help="Write over a file that is there.")
     ] = False,

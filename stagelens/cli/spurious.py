@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..terminal import Reporter, print_features, print_saliency
-from .options import ProgressFile, RunFolder, TaskOption, opened_with
+from .options import BudgetOption, ProgressFile, RunFolder, SetOption, TaskOption, opened_with
 
 commands = typer.Typer()
 
@@ -15,17 +15,12 @@ commands = typer.Typer()
 @commands.command(epilog="Example: stagelens features runs/digits --set test --top 5")
 def features(
     run: RunFolder,
-    set_name: Annotated[
-        str | None, typer.Option("--set", help="Evaluation set; by default the only one, or test.")
-    ] = None,
+    set_name: SetOption = None,
     estimator: Annotated[
         str | None,
         typer.Option(help="Whose stage effects; by default as for attribute."),
     ] = None,
-    budget: Annotated[
-        float | None,
-        typer.Option(help="What coarse-replay may spend, as a share of replay's cost [0.25]."),
-    ] = None,
+    budget: BudgetOption = None,
     top: Annotated[int, typer.Option(min=1, help="How many features to print per stage.")] = 5,
     task: TaskOption = None,
     progress: ProgressFile = None,
@@ -53,9 +48,7 @@ def saliency(
     example: Annotated[
         list[str], typer.Option(help="Id of an example of the set; may be given several times.")
     ],
-    set_name: Annotated[
-        str | None, typer.Option("--set", help="Evaluation set; by default the only one, or test.")
-    ] = None,
+    set_name: SetOption = None,
     behaviour: Annotated[
         str | None, typer.Option(help="What is attributed; by default the task's first behaviour.")
     ] = None,
@@ -70,10 +63,7 @@ def saliency(
         str | None,
         typer.Option(help="How the counterfactual is obtained; by default as for attribute."),
     ] = None,
-    budget: Annotated[
-        float | None,
-        typer.Option(help="What coarse-replay may spend, as a share of replay's cost [0.25]."),
-    ] = None,
+    budget: BudgetOption = None,
     task: TaskOption = None,
     progress: ProgressFile = None,
 ) -> None:
