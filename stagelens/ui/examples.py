@@ -58,6 +58,8 @@ def _browser(workspace: Workspace, effects: Effects, chosen: Chosen) -> None:
             "The example that the link names is not in this set; pick one from the table.",
             icon=":material/link_off:",
         )
+    if not len(chosen):
+        _begin_anew(chosen)
     if not len(chosen) and example_id is None:
         st.info("No example is left. Loosen a filter.", icon=":material/filter_alt_off:")
         return
@@ -178,6 +180,12 @@ def _page(chosen: Chosen, example_id: str | None) -> int:
     st.session_state[_PAGE_STATE] = (key, shown, moves)
     state.link_page(shown)
     return shown
+
+
+def _begin_anew(chosen: Chosen) -> None:
+    """Where no page is shown, the next one is the first, whatever filters come."""
+    _, _, moves = st.session_state.get(_PAGE_STATE, ("", 1, 0))
+    st.session_state[_PAGE_STATE] = (chosen.filters.key, 1, moves)
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)

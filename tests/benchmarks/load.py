@@ -32,6 +32,8 @@ from tests.benchmarks.wire import Client
 
 ESTIMATOR = "replay"
 PAGE_SIZE = 12
+_REMEMBERED = 6
+"""Moves that are printed where something is wrong."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Session:
         truth: What it should say.
         seconds: Of every answer, by what was done.
         wrong: What the page said that is not so.
+        moves: The last ones.
     """
 
     client: Client
@@ -97,6 +100,7 @@ class Session:
     example: str | None = None
     seconds: dict[str, list[float]] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
+    moves: list[str] = field(default_factory=list)
 
     def move(self) -> None:
         """Do something, and compare what the page says now."""
@@ -106,10 +110,12 @@ class Session:
         while found and name == "drag" and (later := self.client.late()):
             took, found = later, self._differences()  # the last of several values was still to come
         self.seconds.setdefault(name, []).append(took)
+        self.moves = [*self.moves[-_REMEMBERED:], f"{name}: {self.asked}, page {self.page}"]
         for each in found:
             self.wrong.append(f"after {name}, {self.asked}: {each}")
             if len(self.wrong) == 1:  # what follows may come of it
-                print(f"WRONG at {time.strftime('%H:%M:%S')} {self.wrong[0]}", flush=True)
+                lines = "\n  ".join([time.strftime("%H:%M:%S"), *self.moves, each])
+                print(f"WRONG {lines}", flush=True)
 
     def _moves(self) -> list[tuple[str, Callable[[], float]]]:
         moves = [("filter", self._filter)] * 3 + [("drag", self._drag)] * 2
@@ -137,6 +143,8 @@ class Session:
         slider, _ = next(self.client.elements("slider"))
         steps = round((slider.max - slider.min) / slider.step)
         path = [slider.step * self.random.randint(0, steps // 4) for _ in range(4)]
+        if path[-1] == self.asked.strength:  # nothing would be asked
+            path[-1] += slider.step
         self.asked.strength = path[-1]
         self.page = 1
         return self.client.put("slider", slider.label, *path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from html import unescape
 from typing import Any
 
@@ -33,7 +34,12 @@ _DONE = (
     ForwardMsg.FINISHED_SUCCESSFULLY,
     ForwardMsg.FINISHED_FRAGMENT_RUN_SUCCESSFULLY,
 )
-_SET = {"selectbox": "string_value", "slider": "double_array_value", "pagination": "int_value"}
+_SET = {
+    "selectbox": "string_value",
+    "text_input": "string_value",
+    "slider": "double_array_value",
+    "pagination": "int_value",
+}
 """How the state of a control is called in the protocol."""
 
 
@@ -47,8 +53,9 @@ class Client:
     """
 
     def __init__(self, url: str, page: str, query: str) -> None:
-        self._socket = connect(
-            url.replace("http", "ws", 1) + "/_stcore/stream", max_size=None, proxy=None
+        self._open = ExitStack()
+        self._socket = self._open.enter_context(
+            connect(url.replace("http", "ws", 1) + "/_stcore/stream", max_size=None, proxy=None)
         )
         self._page, self._query, self._page_hash = page, query, ""
         self._shown: dict[tuple[int, ...], Delta] = {}
@@ -58,7 +65,7 @@ class Client:
 
     def close(self) -> None:
         """Leave the page."""
-        self._socket.close()
+        self._open.close()
 
     # -------------------------------------------------------------------------- what is shown
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +40,11 @@ def test_who_comes_back_to_earlier_filters_begins_at_their_first_page(
         assert client.table["id"].tolist() == ids[2 * PAGE_SIZE : 3 * PAGE_SIZE]
         client.put("selectbox", "Label", "3")
         client.put("selectbox", "Label", None)
+        assert client.table["id"].tolist() == ids[:PAGE_SIZE]
+        client.put("pagination", "", 2)
+        client.put("text_input", "Search by id", "no such id")
+        assert re.search(r"^0 of [\d,]+ images$", client.words, re.MULTILINE)
+        client.put("text_input", "Search by id", "")
         assert client.table["id"].tolist() == ids[:PAGE_SIZE]
 
 
