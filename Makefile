@@ -7,10 +7,12 @@ PORT ?= 8501
 HEADLESS ?=
 ARGS ?=
 WORKERS ?= auto
+SPREAD = --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 OLDEST := .venv-oldest
 OLDEST_TESTS := tests/unit/test_odd_runs.py tests/unit/test_run_folder.py \
 	tests/unit/test_set_readers.py tests/unit/test_evaluation_sets.py tests/unit/test_uploads.py \
-	tests/unit/test_charts.py tests/unit/test_report.py tests/pages/test_odd_runs.py
+	tests/unit/test_charts.py tests/unit/test_report.py tests/unit/test_estimates.py \
+	tests/pages/test_odd_runs.py
 DEMO := $(or $(STAGELENS_HOME),runs)/digits
 
 REQUIREMENTS := $(VENV)/.requirements-installed
@@ -31,8 +33,7 @@ app: setup ## build the demo on the first start, then open the dashboard
 	$(BIN)/streamlit run app.py --server.port $(PORT) $(if $(filter 1,$(HEADLESS)),--server.headless true)
 
 test: lint ## linters, types, layers and all tests
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 \
-		--dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest $(SPREAD) $(ARGS)
 
 lint: setup ## ruff, mypy and import-linter
 	$(BIN)/ruff check .
@@ -46,13 +47,13 @@ bench: setup ## benchmarks, which `make test` leaves out
 fuzz: setup ## broken input for every reader; ARGS='--count 200000'
 	$(BIN)/python -m tests.fuzz $(ARGS)
 
-test-oldest: ## a part of the tests with the oldest versions that are allowed (torch excepted)
-	test -x $(OLDEST)/bin/python || $(firstword $(PYTHON)) -m venv $(OLDEST)
+test-oldest: setup ## a part of the tests with the oldest versions that are allowed (torch excepted)
+	test -x $(OLDEST)/bin/python || $(BIN)/python -m venv $(OLDEST)
 	sed -n '/^torch>/d; s/^\([a-z-]*\)>=\([^,]*\),.*/\1==\2/p' requirements.txt > $(OLDEST)/constraints.txt
 	$(OLDEST)/bin/python -m pip install --disable-pip-version-check --quiet -r requirements.txt \
 		-c $(OLDEST)/constraints.txt
 	$(OLDEST)/bin/python -m pip install --disable-pip-version-check --quiet --no-deps --editable .
-	$(OLDEST)/bin/python -m pytest -q $(OLDEST_TESTS) $(ARGS)
+	$(OLDEST)/bin/python -m pytest -q $(SPREAD) $(OLDEST_TESTS) $(ARGS)
 
 audit: setup ## known weaknesses of what is installed (asks an index of them by pip-audit)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet 'pip-audit>=2.9,<3'
