@@ -6,7 +6,7 @@ Importing this module does not import torch; only :func:`verify` does work that 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import product
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,17 +128,16 @@ def bootstrap(
     return intervals
 
 
-def _by_example(table: pd.DataFrame, stage: str, behaviour: str) -> pd.Series:
-    rows = table[(table["stage"] == stage) & (table["behaviour"] == behaviour)]
-    return rows.set_index("example_id")["effect"]
+def _of(table: pd.DataFrame, behaviour: str) -> pd.DataFrame:
+    return table[table["behaviour"] == behaviour]
 
 
-def _paired(
-    estimate: Result, truth: Result, stage: str, behaviour: str
-) -> tuple[pd.Series, pd.Series]:
-    """Effects by the estimate and by replay, of the same examples."""
-    true = _by_example(truth.table, stage, behaviour)
-    return _by_example(estimate.table, stage, behaviour).reindex(true.index), true
+def _paired(estimate: pd.DataFrame, truth: pd.DataFrame, stage: str) -> tuple[pd.Series, pd.Series]:
+    """Effects on one behaviour by the estimate and by replay, of the same examples."""
+    own, true = (
+        rows[rows["stage"] == stage].set_index("example_id")["effect"] for rows in (estimate, truth)
+    )
+    return (own if own.index.equals(true.index) else own.reindex(true.index)), true
 
 
 def compare(estimate: Result, truth: Result, noise: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -155,7 +154,7 @@ def compare(estimate: Result, truth: Result, noise: pd.DataFrame | None = None) 
         real = truth.trust[stage]
         proves = settles(real) and facts.estimator != "replay"
         for behaviour in estimate.behaviours:
-            own, true = _paired(estimate, truth, stage, behaviour)
+            own, true = _paired(_of(estimate.table, behaviour), _of(truth.table, behaviour), stage)
             found = fidelity(own.to_numpy(), true.to_numpy())
             verified = proves and trust.trust == "estimated" and np.isfinite(found["r"])
             row: dict[str, Any] = {
@@ -236,36 +235,50 @@ def trusted(run: Run, result: Result) -> Result:
     the stage say so. ``within_noise`` is filled in where the training noise was measured.
     """
     table = marked(result.table, load_orders(run, result.facts.set_name))
-    return Result(trusted_facts(run, result.facts, lambda: result), table)
+    return Result(trusted_facts(run, result.facts, partial(_of, result.table)), table)
 
 
-def trusted_facts(run: Run, facts: ResultFacts, load: Callable[[], Result | None]) -> ResultFacts:
+def trusted_facts(
+    run: Run, facts: ResultFacts, rows: Callable[[str], pd.DataFrame | None] | None = None
+) -> ResultFacts:
     """What a result says of itself, with all that is known of it; see :func:`trusted`.
 
     Args:
         run: The run.
         facts: Of the result.
-        load: Reads its table, which is needed only where a replay is stored to compare with.
+        rows: Gives those of a behaviour, by its name; None reads the stored ones, where there is a
+            replay to compare with.
     """
-    found = _agreements(run, facts, load)
+    found = _agreements(run, facts, rows or (lambda name: _stored(run, facts, name)))
     refused = _refused_by_coarse(run, facts.set_name)
     stages = [_joined(stage, found.get(stage.stage, ()), refused) for stage in facts.stages]
     return facts.model_copy(update={"stages": stages})
 
 
+def _stored(run: Run, facts: ResultFacts, behaviour: str) -> pd.DataFrame | None:
+    found = load_result(
+        run, facts.set_name, "effects", facts.estimator, facts.settings, True, behaviour
+    )
+    return None if found is None else found.table
+
+
 def _agreements(
-    run: Run, facts: ResultFacts, load: Callable[[], Result | None]
+    run: Run, facts: ResultFacts, rows_of: Callable[[str], pd.DataFrame | None]
 ) -> dict[str, tuple[Agreement, ...]]:
     """Stage to its agreement with replay, by behaviour in the result's order."""
     if facts.estimator == "replay":
         return {}
-    truth = load_result(run, facts.set_name, "effects", "replay")
-    if truth is not None and (result := load()) is not None:
+    known = (f for f in stored_results(run, facts.set_name) if f.estimator == "replay")
+    truth = next(known, None)
+    if truth is not None:
         rows = []
-        settled = [stage for stage, real in truth.trust.items() if settles(real)]
-        for stage, behaviour in product(settled, result.behaviours):
-            own, true = _paired(result, truth, stage, behaviour)
-            rows.append((stage, behaviour, fidelity(own.to_numpy(), true.to_numpy())))
+        for behaviour in (each.name for each in facts.behaviours):
+            both = rows_of(behaviour), _stored(run, truth, behaviour)
+            if both[0] is None or both[1] is None:
+                continue
+            for stage in (real.stage for real in truth.stages if settles(real)):
+                own, true = _paired(both[0], both[1], stage)
+                rows.append((stage, behaviour, fidelity(own.to_numpy(), true.to_numpy())))
     else:
         stored = load_verification(run)
         mine = stored[

@@ -24,7 +24,7 @@ from ..runs.evaluation_sets import EvaluationSet
 from ..runs.run import Run, open_run
 from ..slices import effects as slice_effects
 from ..slices.saved import Slice, joined, stored_slices
-from ..verification import settles, trusted, trusted_facts
+from ..verification import settles, trusted_facts
 
 
 @dataclass(frozen=True)
@@ -128,23 +128,22 @@ def stored(at: Source, set_name: str) -> Mapping[str, ResultFacts]:
     return estimates.stored(run(at), set_name)
 
 
-@st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=MEASURED)
-def result(at: Source, set_name: str, estimate: str) -> Result | None:
-    """A stored effect table with what was verified of it; None where there is none."""
-    known = stored(at, set_name).get(estimate)
-    if known is None:
-        return None
-    found = load_result(run(at), set_name, "effects", known.estimator, known.settings, coded=True)
-    return None if found is None else trusted(run(at), found)
-
-
 @st.cache_resource(max_entries=16, show_spinner=False, hash_funcs=MEASURED)
 def facts(at: Source, set_name: str, estimate: str) -> ResultFacts | None:
     """What a stored effect table says of itself, with what was verified; None without one."""
     found = stored(at, set_name).get(estimate)
     if found is None:
         return None
-    return trusted_facts(run(at), found, lambda: result(at, set_name, estimate))
+    return trusted_facts(run(at), found)
+
+
+def result(at: Source, set_name: str, estimate: str, behaviour: str) -> Result | None:
+    """A stored effect table, its rows of one behaviour only; None where there is none."""
+    known, measured = facts(at, set_name, estimate), _measured(at, set_name, estimate)
+    if known is None or measured is None:
+        return None
+    kinds = [each for each in known.behaviours if each.name == behaviour]
+    return Result(known.model_copy(update={"behaviours": kinds}), measured.of(behaviour))
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)

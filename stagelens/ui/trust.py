@@ -50,8 +50,8 @@ class View:
     Attributes:
         estimate: Name of the estimate that is held against replay.
         behaviour: On which behaviour.
-        result: The estimate's table.
-        truth: The table by replay; None where replay has not run.
+        result: The estimate's table, of that behaviour.
+        truth: The same by replay; None where replay has not run.
         rows: Stage to its row of figures; no entry where there is no replay to compare with.
         only: The slice that the figures are of; None for all examples.
     """
@@ -91,21 +91,23 @@ def choose(workspace: Workspace) -> View | None:
             help="What is held against replay; a fraction is the budget of coarse-replay, as a "
             "share of replay's cost.",
         )
-    result = loaders.result(at, name, estimate)
-    if result is None:
+    facts = loaders.facts(at, name, estimate)
+    if facts is None:
         return None
     with right:
         kind = st.selectbox(
             "Behaviour",
-            list(result.behaviours),
+            [each.name for each in facts.behaviours],
             key="trusted",
             bind="query-params",
             help="One number per example measured on a model.",
         )
     only = _choose_slice(more[0], slices) if slices else None
     rows = figures(at, name, estimate, kind, only.name if only else None)
-    behaviour = result.behaviours[kind]
-    return View(estimate, behaviour, result, loaders.result(at, name, "replay"), rows, only)
+    result, truth = (loaders.result(at, name, which, kind) for which in (estimate, "replay"))
+    if result is None:
+        return None
+    return View(estimate, result.behaviours[kind], result, truth, rows, only)
 
 
 def _choose_slice(place: DeltaGenerator, slices: Sequence[Slice]) -> Slice | None:
@@ -136,18 +138,17 @@ def figures(
         behaviour: On which behaviour.
         only: Name of the slice whose examples count; None for all, of which rows may be stored.
     """
-    result = loaders.result(at, set_name, estimate)
+    result = loaders.result(at, set_name, estimate, behaviour)
     if result is None:
         return {}
     facts, run = result.facts, loaders.run(at)
     known = load_noise(run, facts.set_digest)
-    truth = loaders.result(at, set_name, "replay")
+    truth = loaders.result(at, set_name, "replay", behaviour)
     if only is not None:
         ids = next(one.example_ids for one in loaders.slices(at, set_name)[0] if one.name == only)
         if truth is None:
             return {}
-        own, true = (_only(each, behaviour, ids) for each in (result, truth))
-        return _by_stage(compare(own, true, known))
+        return _by_stage(compare(_only(result, ids), _only(truth, ids), known))
     table = load_verification(run)
     table = table[
         (table["set_digest"] == facts.set_digest)
@@ -161,18 +162,16 @@ def figures(
     floors = [np.isfinite(row["noise_floor_r"]) for row in stored.values()]
     if set(stored) >= set(result.trust) and (known is None or any(floors)):
         return stored
-    return _by_stage(compare(_only(result, behaviour), _only(truth, behaviour), known))
+    return _by_stage(compare(result, truth, known))
 
 
 def _by_stage(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
     return {str(row["stage"]): row for row in rows.to_dict("records")}
 
 
-def _only(result: Result, behaviour: str, ids: Sequence[str] | None = None) -> Result:
-    """A result about one behaviour, of these examples where they are given."""
-    kinds = [b for b in result.facts.behaviours if b.name == behaviour]
-    table = result.table if ids is None else result.table[result.table["example_id"].isin(ids)]
-    return Result(result.facts.model_copy(update={"behaviours": kinds}), table)
+def _only(result: Result, ids: Sequence[str]) -> Result:
+    """A result of these examples."""
+    return Result(result.facts, result.table[result.table["example_id"].isin(ids)])
 
 
 # ---------------------------------------------------------------------------------- per stage
@@ -269,7 +268,7 @@ def _stage(workspace: Workspace, view: View, stage: str) -> None:
 def _points(view: View, stage: str) -> pd.DataFrame | None:
     if view.truth is None:
         return None
-    own, true = (_of(table, stage, view.behaviour) for table in (view.result, view.truth))
+    own, true = (_of(table, stage) for table in (view.result, view.truth))
     if view.only is not None:
         true = true[true["example_id"].isin(view.only.example_ids)]
     return (
@@ -282,9 +281,8 @@ def _points(view: View, stage: str) -> pd.DataFrame | None:
     )
 
 
-def _of(result: Result, stage: str, behaviour: Behaviour) -> pd.DataFrame:
-    table = result.table
-    return table[(table["stage"] == stage) & (table["behaviour"] == behaviour.name)]
+def _of(result: Result, stage: str) -> pd.DataFrame:
+    return result.table[result.table["stage"] == stage]
 
 
 def _figures(view: View, trust: StageTrust, row: Mapping[str, Any] | None) -> None:
@@ -359,7 +357,7 @@ def noise(workspace: Workspace, view: View) -> None:
     effects = view.truth or view.result
     said = []
     for stage in workspace.stages[:-1]:
-        marks = _of(effects, stage, view.behaviour)["within_noise"].dropna()
+        marks = _of(effects, stage)["within_noise"].dropna()
         if len(marks):
             said.append(f"{stage} {percent(float(marks.astype(bool).mean()))}")
     components.text_block(

@@ -82,7 +82,7 @@ def test_the_first_behaviour_and_one_that_was_not_measured(stored: stagelens.Run
 
 def lazily(run: stagelens.Run, estimate: str) -> Effects:
     facts = load_result(run, "test", "effects", estimate).facts
-    known = trusted_facts(run, facts, lambda: load_result(run, "test", "effects", estimate))
+    known = trusted_facts(run, facts)
     return stored_effects(run, estimate, known, labelled=True, orders=None, coded=True)
 
 
