@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from stagelens.ui import findings
+from stagelens.ui import components, findings
 from stagelens.ui.workspace import open_workspace
 
 workspace = open_workspace("Report", effects=False)
 if workspace is not None:
-    findings.heading(workspace)
-    found = findings.read(workspace)
-    findings.export(workspace, found)
-    findings.listed(workspace, found)
-    findings.taken_out(workspace, found)
+    with components.errors_told():
+        findings.heading(workspace)
+        found = findings.read(workspace)
+        findings.export(workspace, found)
+        findings.listed(workspace, found)
+        findings.taken_out(workspace, found)

@@ -15,7 +15,7 @@ import pandas as pd
 
 from . import noise, summary
 from .contracts import Behaviour, RunError
-from .results import Result, ResultFacts, StageTrust, load_result, stored_results
+from .results import Result, ResultFacts, StageTrust, load_result, result_path, stored_results
 from .runs.run import Run
 from .standing import may_lean_on
 from .verification import settles
@@ -170,10 +170,11 @@ def stored_effects(
             run, facts.set_name, "effects", facts.estimator, facts.settings, coded, name
         )
         if found is None:
+            path = result_path(run, facts)
             raise RunError(
-                f"the effect table of {estimate} on set {facts.set_name} was damaged or deleted "
-                "while it was open; load the page again, and where that does not help delete "
-                f"{run.path / 'results' / 'tables'}: its tables are computed anew"
+                f"{path} is damaged or was deleted: the effects by {estimate} on set "
+                f"{facts.set_name} cannot be read; delete it where it is still there, load the "
+                "page again, and have them computed anew"
             )
         return noise.marked(found.table, orders)
 

@@ -9,16 +9,19 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 EVERY = 10.0
 """Seconds between two beats."""
 
-SILENCE = 600.0
-"""Seconds without a beat of another process, after which it counts as frozen. Clocks that stand
-still while a host sleeps do not count that time, so a laptop may be closed and opened again."""
+SILENCE = 60
+"""Beats of one's own without one of another process, after which that one counts as frozen. Time
+in which this process stands still too, because all of the job was stopped or its host sleeps, does
+not count; nor does time in which the store does not answer."""
+
+_SPEAKER = 60.0
+"""Seconds in which the process that tells it can do so, before the others end."""
 
 
 class Store(Protocol):
@@ -41,81 +44,78 @@ class Pulse:
         store: Shared by the processes.
         number: Of this process, from 0.
         count: How many there are.
-        frozen: Called once, with a sentence, when another process is not heard of any more.
-        clock: Seconds that only count while this host is awake.
+        frozen: Called once with a sentence when another process is not heard of any more, in the
+            first process that is not frozen itself; a while later with nothing in the others.
     """
 
     def __init__(
-        self,
-        store: Store,
-        number: int,
-        count: int,
-        frozen: Callable[[str], None],
-        clock: Callable[[], float] = time.monotonic,
+        self, store: Store, number: int, count: int, frozen: Callable[[str], None]
     ) -> None:
         self._store, self._number, self._count = store, number, count
-        self._frozen, self._clock = frozen, clock
+        self._frozen = frozen
         self._beats = 0
-        self._beaten = clock()
-        self._heard = {other: (b"", clock()) for other in range(count) if other != number}
+        self._heard = {other: b"" for other in range(count) if other != number}
+        self._silent = dict.fromkeys(self._heard, 0)
         self._over = threading.Event()
-        # Two, because a store whose process is frozen does not answer either.
-        self._threads = [
-            threading.Thread(target=work, name="pulse", daemon=True)
-            for work in (self._beat_on, self._listen_on)
-        ]
+        self._thread = threading.Thread(target=self._beat_on, name="pulse", daemon=True)
 
     def start(self) -> None:
         """Beat until :meth:`stop`."""
-        for thread in self._threads:
-            thread.start()
+        self._thread.start()
 
     def stop(self) -> None:
         """No beat any more."""
         self._over.set()
+        self._thread.join(1.0)
 
     def _beat_on(self) -> None:
         try:
             while not self._over.is_set():
                 self.beat()
+                if silent := self.silent():
+                    self._tell(silent)
+                    return
                 self._over.wait(EVERY)
         except RuntimeError:
-            self.stop()  # the store went with its process: that one ended, which is noticed anyway
-
-    def _listen_on(self) -> None:
-        while not self._over.wait(EVERY):
-            if (name := self.frozen()) is not None:
-                self._frozen(
-                    f"{name} has not been heard of for {SILENCE / 60:.0f} minutes: it was stopped, "
-                    "or its host sleeps or is cut off. What was finished is kept; start the same "
-                    "command again to go on from it"
-                )
-                return
+            return  # the store went with its process: that one ended, which is noticed anyway
 
     def beat(self) -> None:
         """Show one's own pulse and look at the others'."""
         self._beats += 1
         self._store.set(f"pulse/{self._number}", str(self._beats))
-        for other, (before, _) in self._heard.items():
+        for other, before in self._heard.items():
             key = f"pulse/{other}"
             found = self._store.get(key) if self._store.check([key]) else before
-            if found != before:
-                self._heard[other] = (found, self._clock())
-        self._beaten = self._clock()
+            self._silent[other] = self._silent[other] + 1 if found == before else 0
+            self._heard[other] = found
 
-    def frozen(self) -> str | None:
-        """Who has not been heard of for too long; None where all are."""
-        now = self._clock()
-        if now - self._beaten > SILENCE:
-            return "the process that the others meet at"
-        for other, (_, when) in self._heard.items():
-            if now - when > SILENCE:
-                return f"process {other + 1} of {self._count}"
-        return None
+    def silent(self) -> list[int]:
+        """The processes that have not been heard of for too long."""
+        return [other for other, beats in self._silent.items() if beats > SILENCE]
+
+    def _tell(self, silent: Sequence[int]) -> None:
+        others = [n for n in range(self._number) if n not in silent]
+        if others and not self._over.wait(_SPEAKER):
+            self._frozen("")
+        if others:
+            return
+        who = " and ".join(f"{other + 1}" for other in silent)
+        self._frozen(
+            f"process {who} of {self._count} has not been heard of for "
+            f"{SILENCE * EVERY / 60:.0f} minutes: it was stopped, or its host sleeps or is cut "
+            "off. What was finished is kept; start the same command again to go on from it"
+        )
 
 
 def end_here(message: str) -> None:
-    """End this process at once: its main thread waits for an answer that does not come."""
-    sys.stdout.flush()
-    print(f"stagelens: {message}", file=sys.stderr, flush=True)
-    os._exit(1)
+    """End this process at once: its main thread waits for an answer that does not come.
+
+    Args:
+        message: Printed where there is one, also by a process that prints nothing else.
+    """
+    try:
+        if message and (err := sys.__stderr__) is not None:
+            cursor = "\x1b[?25h" if err.isatty() else ""  # a bar of progress hides it
+            print(f"{cursor}stagelens: {message}", file=err, flush=True)
+    finally:
+        os._exit(1)

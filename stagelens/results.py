@@ -197,16 +197,20 @@ def _path(run: Run, key: str) -> Path:
     return run.files.inside(f"results/tables/{key}.parquet")
 
 
+def result_path(run: Run, facts: ResultFacts) -> Path:
+    """The file of a stored table."""
+    return _path(run, result_key(run, facts.set_name, facts.kind, facts.estimator, facts.settings))
+
+
 def save_result(run: Run, result: Result) -> Path:
     """Store a table under its key, with its facts in the parquet metadata. Atomic."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     facts = result.facts
-    key = result_key(run, facts.set_name, facts.kind, facts.estimator, facts.settings)
     table = pa.Table.from_pandas(result.table, preserve_index=False)
     metadata = {**(table.schema.metadata or {}), b"stagelens": facts.model_dump_json().encode()}
-    path = _path(run, key)
+    path = result_path(run, facts)
     count = run.evaluation_set(facts.set_name).count
     with atomic_path(path) as temporary:
         pq.write_table(
@@ -280,8 +284,13 @@ def load_result(
             if behaviour is None:
                 table = file.read()
             else:
-                table = _read_behaviour(file, behaviour or facts.behaviours[0].name)
-    except (OSError, pa.ArrowException, LookupError, TypeError, ValidationError):
+                measured = [each.name for each in facts.behaviours]
+                name = behaviour or measured[0]
+                table = _read_behaviour(file, name)
+                # Where the rows of a behaviour stand is not under the checksums of the pages.
+                if len(table) * len(measured) != file.metadata.num_rows * (name in measured):
+                    return None
+    except (OSError, pa.ArrowException, LookupError, TypeError, ValueError):
         return None
     columns = EFFECT_COLUMNS if kind == "effects" else BOUNDARY_COLUMNS
     own = _key(facts.kind, facts.run_digest, facts.set_digest, facts.estimator, facts.settings)

@@ -270,8 +270,8 @@ def _agreements(
         return {}
     known = (f for f in stored_results(run, facts.set_name) if f.estimator == "replay")
     truth = next(known, None)
+    rows = []
     if truth is not None:
-        rows = []
         for behaviour in (each.name for each in facts.behaviours):
             both = rows_of(behaviour), _stored(run, truth, behaviour)
             if both[0] is None or both[1] is None:
@@ -279,7 +279,7 @@ def _agreements(
             for stage in (real.stage for real in truth.stages if settles(real)):
                 own, true = _paired(both[0], both[1], stage)
                 rows.append((stage, behaviour, fidelity(own.to_numpy(), true.to_numpy())))
-    else:
+    if not rows:
         stored = load_verification(run)
         mine = stored[
             (stored["set_digest"] == facts.set_digest)

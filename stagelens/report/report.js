@@ -8,6 +8,7 @@
     const script = document.createElement("script");
     script.textContent = document.getElementById("plotly").textContent;
     document.head.append(script);
+    script.remove(); // it has run; a page that is saved keeps one copy
   };
   const draw = (place) => {
     if (!window.Plotly) load();
@@ -33,6 +34,7 @@
     begun = true;
   });
   waiting.forEach((place) => watch.observe(place));
+  document.documentElement.classList.add("drawing");
   addEventListener("beforeprint", () => waiting.forEach(draw));
   if (!waiting.size) next();
 })();

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pandas as pd
 import streamlit as st
 
 from ..charts import EITHER_STYLE, Chart, Markup
+from ..contracts import StageLensError
 from ..durations import duration
 from ..results import StageTrust
 from ..sentences import Sentence
@@ -276,6 +278,15 @@ def text_html(text: str, muted: bool = False) -> str:
     style = "overflow-wrap:anywhere;overflow:hidden;margin:0"
     style += ";opacity:.75;font-size:.9em" if muted else ""
     return f"<p style='{style}'>{shown(text)}</p>"
+
+
+@contextmanager
+def errors_told() -> Iterator[None]:
+    """Show what went wrong within the block in words, in the place of what could not be shown."""
+    try:
+        yield
+    except StageLensError as error:
+        error_state(str(error))
 
 
 def error_state(message: str) -> None:

@@ -41,6 +41,7 @@ def heading(workspace: Workspace) -> None:
 
 
 @st.fragment
+@components.errors_told()
 def of_the_set(workspace: Workspace, effects: Effects) -> None:
     """Filters, and what they leave; a change in here leaves the frame of the page alone."""
     chosen = filters.choose(workspace, effects)
@@ -49,6 +50,7 @@ def of_the_set(workspace: Workspace, effects: Effects) -> None:
 
 
 @st.fragment
+@components.errors_told()
 def _browser(workspace: Workspace, effects: Effects, chosen: Chosen) -> None:
     """The table beside the chosen example; clicks in here leave the filters alone."""
     asked = st.query_params.get(state.EXAMPLE)
@@ -185,7 +187,8 @@ def _page(chosen: Chosen, example_id: str | None) -> int:
 def _begin_anew(chosen: Chosen) -> None:
     """Where no page is shown, the next one is the first, whatever filters come."""
     _, _, moves = st.session_state.get(_PAGE_STATE, ("", 1, 0))
-    st.session_state[_PAGE_STATE] = (chosen.filters.key, 1, moves)
+    st.session_state[_PAGE_STATE] = (chosen.filters.key, 1, moves + 1)
+    state.link_page(1)
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)

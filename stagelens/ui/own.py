@@ -38,6 +38,7 @@ _STAYS = "It stays in this server's memory while your session lasts."
 
 
 @st.fragment
+@components.errors_told()
 def panel(workspace: Workspace) -> None:
     """The box, and below it what the models say of what is in it."""
     if not workspace.computable:

@@ -38,6 +38,7 @@ def nothing_computable() -> None:
 
 
 @st.fragment
+@components.errors_told()
 def panel(workspace: Workspace, effects: Effects) -> None:
     """Controls above, figures below; a moved slider reruns nothing else."""
     try:

@@ -110,7 +110,8 @@ class Session:
         while found and name == "drag" and (later := self.client.late()):
             took, found = later, self._differences()  # the last of several values was still to come
         self.seconds.setdefault(name, []).append(took)
-        self.moves = [*self.moves[-_REMEMBERED:], f"{name}: {self.asked}, page {self.page}"]
+        self.moves.append(f"{name}: {self.asked}, page {self.page}")
+        del self.moves[:-_REMEMBERED]
         for each in found:
             self.wrong.append(f"after {name}, {self.asked}: {each}")
             if len(self.wrong) == 1:  # what follows may come of it

@@ -162,7 +162,7 @@ class Client:
             self._take(message)
             kind = message.WhichOneof("type")
             if kind == "new_session":
-                answered = 0.0
+                answered, deadline = 0.0, time.perf_counter() + PATIENCE
             elif kind == "script_finished" and message.script_finished in _DONE:
                 answered = time.perf_counter() - self._sent
                 if not quiet:

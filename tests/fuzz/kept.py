@@ -7,11 +7,13 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
 from stagelens import noise, verification
+from stagelens import results as stored
 from stagelens.removal import measuring
 from stagelens.report.store import FOLDER, FindingStore
 from stagelens.results import FIRST, load_result, stored_results
@@ -24,6 +26,10 @@ from tests.fuzz.reader import Reader, put
 
 def results(found: dict[str, Reader], copy: Callable[[str], Run]) -> None:
     run = copy("results")
+    with patch.object(stored, "_OWN_GROUPS", 1):  # one is kept as those of large sets are
+        whole = load_result(run, "test", "effects", "replay")
+        assert whole is not None
+        stored.save_result(run, whole)
     examples = run.evaluation_set("test")
     edit = measuring.grid("task-vector", {}, ["first"])[-1]
     results = run.path / "results"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stagelens.results import load_result, result_key, stored_results
+from stagelens.results import load_result, result_key, result_path, stored_results
 from stagelens.runs.run import open_run
 from stagelens.ui import jobs
 from tests.pages.reading import check, figures, labels, words
@@ -161,6 +161,21 @@ def test_a_damaged_run_names_the_file(open_page, demo_copy: Path) -> None:
     (demo_copy / "run.json").write_text("{")
     app = check(open_page(demo_copy.parent, "run=digits"))
     assert "run.json" in app.error[0].value.replace("\\", "")
+
+
+@pytest.mark.parametrize("page", ["app.py", "pages/1_Examples.py", "pages/3_Remove_a_stage.py"])
+def test_a_damaged_effect_table_is_told_in_the_place_of_what_it_would_show(
+    page: str, open_page, demo_copy: Path
+) -> None:
+    run = open_run(demo_copy)
+    facts = next(f for f in stored_results(run, "test") if f.estimator == "replay")
+    path = result_path(run, facts)
+    data = bytearray(path.read_bytes())
+    data[8:4000] = bytes(3992)  # pages, while the footer is as it was
+    path.write_bytes(data)
+    app = check(open_page(demo_copy.parent, "run=digits", page))
+    said = app.error[0].value.replace("\\", "")
+    assert f"{path.name} is damaged or was deleted: the effects by replay on set test" in said
 
 
 def test_a_run_without_results_is_measured_by_itself(open_page, demo_copy: Path) -> None:

@@ -17,7 +17,7 @@ from stagelens.contracts import RunError
 from stagelens.effects import attribute, boundaries
 from stagelens.estimates import Effects, as_effects, best_known, stored_effects
 from stagelens.results import FIRST, load_result, result_key
-from stagelens.verification import trusted, trusted_facts
+from stagelens.verification import trusted, trusted_facts, verify
 from tests.loops import Plan, make_batches, make_task, record_plans
 
 COUNT = 40
@@ -133,5 +133,32 @@ def test_a_table_that_goes_while_it_is_open_is_told(stored: stagelens.Run) -> No
     key = result_key(stored, "test", "effects", "replay", {})
     (stored.path / f"results/tables/{key}.parquet").write_bytes(b"damaged")
     assert len(late.of("loss")) == 2 * COUNT  # what was read stays
-    with pytest.raises(RunError, match=r"replay on set test was damaged or deleted .* load the"):
+    with pytest.raises(
+        RunError, match=rf"{key}.parquet is damaged or was deleted: the effects by replay"
+    ):
         late.of("margin")
+
+
+def test_a_table_whose_index_is_damaged_is_not_taken_for_a_smaller_one(
+    stored: stagelens.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Statistics in the footer, which no checksum covers, say where a behaviour's rows stand."""
+    whole = pq.ParquetFile.read_row_groups
+    monkeypatch.setattr(
+        pq.ParquetFile, "read_row_groups", lambda self, groups: whole(self, groups[1:])
+    )
+    assert load_result(stored, "test", "effects", "replay", behaviour="loss") is None
+
+
+def test_a_damaged_replay_leaves_what_was_verified_by_it(stored: stagelens.Run) -> None:
+    verify(stored, "test", [("task-vector", {})], lambda *_: None)
+    facts = load_result(stored, "test", "effects", "task-vector").facts
+    before = trusted_facts(stored, facts).stages
+    assert before[0].trust == "verified"
+    key = result_key(stored, "test", "effects", "replay", {})
+    path = stored.path / f"results/tables/{key}.parquet"
+    data = bytearray(path.read_bytes())
+    data[8:200] = bytes(192)  # pages, not the footer
+    path.write_bytes(data)
+    assert load_result(stored, "test", "effects", "replay", behaviour="margin") is None
+    assert trusted_facts(stored, facts).stages[0].trust == "verified"

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,74 +15,79 @@ from torch.distributed import HashStore
 
 from stagelens import pulse
 from stagelens.pulse import SILENCE, Pulse
+from tests import odd_runs
 from tests.conftest import ROOT
 
 FROZEN = """
-import os, signal
-from stagelens import processes, pulse
-pulse.EVERY, pulse.SILENCE = 0.2, 3.0
-with processes.joined():
-    processes.wait()
+import os, signal, sys
+from stagelens import cli, processes, pulse
+pulse.EVERY, pulse.SILENCE = 0.2, 15
+check = processes.check_shared
+def frozen(folder):
     if processes.number() == {number}:
-        print(os.getpid(), flush=True)
+        print(os.getpid(), file=sys.__stdout__, flush=True)
         os.kill(os.getpid(), signal.SIGSTOP)
-    processes.wait()
+    check(folder)
+processes.check_shared = frozen
+sys.argv = ["stagelens", "attribute", {run!r}, "--estimator", "task-vector"]
+cli.main()
 """
 
 
-class Clock:
-    """Goes on when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+def three(frozen: Callable[[str], None] = pytest.fail) -> list[Pulse]:
+    """The pulses of three processes with one store."""
+    store = HashStore()
+    return [Pulse(store, number, 3, frozen) for number in range(3)]
 
 
-def three() -> tuple[Clock, list[Pulse]]:
-    """The pulses of three processes with one store and one clock."""
-    clock, store = Clock(), HashStore()
-    return clock, [Pulse(store, number, 3, pytest.fail, clock) for number in range(3)]
-
-
-def beat(pulses: list[Pulse]) -> None:
-    for _ in range(2):  # whoever beats first hears the others' newest beat at the second
+def beat(pulses: list[Pulse], times: int) -> None:
+    for _ in range(times):
         for each in pulses:
             each.beat()
 
 
 def test_processes_that_beat_are_never_frozen_however_long_they_work() -> None:
-    clock, pulses = three()
-    for _ in range(20):
-        clock.now += 0.9 * SILENCE
-        beat(pulses)
-        assert [each.frozen() for each in pulses] == [None] * 3
+    pulses = three()
+    beat(pulses, 5 * SILENCE)
+    assert [each.silent() for each in pulses] == [[]] * 3
 
 
 def test_one_that_stops_is_named_by_all_others_and_not_too_early() -> None:
-    clock, (first, second, third) = three()
-    beat([first, second, third])
-    clock.now += 0.9 * SILENCE
-    beat([first, third])
-    assert [each.frozen() for each in (first, third)] == [None] * 2
-    clock.now += 1.1 * SILENCE
-    beat([first, third])
-    assert [each.frozen() for each in (first, third)] == ["process 2 of 3"] * 2
+    first, second, third = three()
+    beat([first, second, third], 3)
+    beat([first, third], SILENCE)
+    assert [each.silent() for each in (first, third)] == [[], []]
+    beat([first, third], 2)  # whoever beats first heard the newest beat of the others later
+    assert [each.silent() for each in (first, third)] == [[1], [1]]
 
 
 def test_one_that_never_came_is_named() -> None:
-    clock, (first, second, _) = three()
-    clock.now += 1.1 * SILENCE
-    beat([first, second])
-    assert first.frozen() == second.frozen() == "process 3 of 3"
+    first, second, _ = three()
+    beat([first, second], SILENCE + 1)
+    assert first.silent() == second.silent() == [2]
 
 
-def test_a_store_that_does_not_answer_is_told() -> None:
-    clock, (first, *_) = three()
-    first.beat()
-    clock.now += 1.1 * SILENCE
-    assert first.frozen() == "the process that the others meet at"
+def test_a_pause_of_all_is_no_silence_and_one_that_comes_back_is_heard() -> None:
+    first, second, third = three()
+    beat([first, third], SILENCE)
+    beat([first, second, third], 2)  # nobody beat in between, however long it was
+    beat([first, third], SILENCE - 1)
+    assert first.silent() == third.silent() == []
+
+
+def test_the_first_that_is_not_frozen_tells_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulse, "EVERY", 0.01)
+    monkeypatch.setattr(pulse, "SILENCE", 3)
+    monkeypatch.setattr(pulse, "_SPEAKER", 0.5)
+    told: list[str] = []
+    _, second, third = three(told.append)  # the main process never comes
+    for own in (third, second):
+        own.start()
+    until = time.monotonic() + 20
+    while len(told) < 2 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert "process 1 of 3 has not been heard of" in told[0]
+    assert told[1:] == [""]  # the other one ends too, a while later
 
 
 def test_a_store_that_went_with_its_process_ends_the_pulse(monkeypatch) -> None:
@@ -90,20 +96,22 @@ def test_a_store_that_went_with_its_process_ends_the_pulse(monkeypatch) -> None:
             raise RuntimeError("connection reset")
 
     monkeypatch.setattr(pulse, "EVERY", 0.01)
-    monkeypatch.setattr(pulse, "SILENCE", 0.02)
+    monkeypatch.setattr(pulse, "SILENCE", 2)
     told: list[str] = []
     own = Pulse(Gone(), 0, 2, told.append)  # type: ignore[arg-type]
     own.start()
     time.sleep(0.3)
+    own.stop()
     assert told == []  # whoever died is told by the connections that it closed
 
 
 @pytest.mark.parametrize("number", [0, 1], ids=["the main process", "another one"])
 def test_a_frozen_process_ends_the_job_in_one_line(number: int, tmp_path: Path) -> None:
+    run = odd_runs.record(tmp_path / "run", {"first": (2, 0.05)})
     script = tmp_path / "frozen.py"
-    script.write_text(FROZEN.format(number=number))
+    script.write_text(FROZEN.format(number=number, run=str(run.path)))
     launch = ("-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu")
-    words = ("--num_processes", "2", "--main_process_port", "0", "--num_machines", "1")
+    words = ("--num_processes", "3", "--main_process_port", "0", "--num_machines", "1")
     more = ("--mixed_precision", "no", "--dynamo_backend", "no")
     job = subprocess.Popen(
         [sys.executable, *launch, *words, *more, str(script)],
@@ -116,10 +124,11 @@ def test_a_frozen_process_ends_the_job_in_one_line(number: int, tmp_path: Path) 
         assert job.stdout is not None and job.stderr is not None
         frozen = int(job.stdout.readline())
         said = next(line for line in job.stderr if line.startswith("stagelens: "))
-        assert f"process {number + 1} of 2 has not been heard of" in said
+        assert f"process {number + 1} of 3 has not been heard of" in said
         assert "start the same command again" in said
         os.kill(frozen, signal.SIGKILL)  # the launcher itself waits half a minute before it does
-        assert job.wait(60) != 0
+        _, rest = job.communicate(timeout=60)
+        assert "stagelens: " not in rest
+        assert job.returncode != 0
     finally:
         job.kill()
-        job.communicate()
