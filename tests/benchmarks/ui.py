@@ -246,10 +246,12 @@ def large(bench: Bench, server: Server, goal: float) -> None:
     filters(bench, name, goal)
     opened = memory(server)
     bench.open(f"/?run={RUN}&set={name}", "Credit and blame")
+    overview = memory(server)
+    bench.open(f"/Trust?run={RUN}&set={name}", "What each estimate costs")
     print(
         f"{'memory for 100,000 examples':46} {opened - base:5.0f} MB over the base of {base:.0f}; "
-        f"with the Overview {memory(server) - base:.0f} MB, at most "
-        f"{memory(server, 'VmHWM') - base:.0f} MB (goal 600 MB)"
+        f"with the Overview {overview - base:.0f} MB, with Trust {memory(server) - base:.0f} MB, "
+        f"at most {memory(server, 'VmHWM') - base:.0f} MB (goal 600 MB)"
     )
 
 
