@@ -191,11 +191,13 @@ class EvaluationSet:
         rows = np.flatnonzero(asked.to_numpy(zero_copy_only=False))
         return dict(zip(known.take(rows).to_pylist(), rows.tolist(), strict=True))
 
-    def image_png(self, example_id: str, side: int | None = None) -> bytes:
+    def image_png(self, example_id: str, side: int | None = None, framed: bool = False) -> bytes:
         """One image as PNG bytes for a page to show; see ``display_png``."""
-        return self.image_pngs([example_id], side)[0]
+        return self.image_pngs([example_id], side, framed)[0]
 
-    def image_pngs(self, ids: Sequence[str], side: int | None = None) -> list[bytes]:
+    def image_pngs(
+        self, ids: Sequence[str], side: int | None = None, framed: bool = False
+    ) -> list[bytes]:
         """Images as PNG bytes for a page to show, in the order of ``ids``.
 
         Raises:
@@ -203,7 +205,7 @@ class EvaluationSet:
         """
         if self.kind != "image":
             raise SetError(f"set {self.name!r} holds texts, no images; show the text instead")
-        return [display_png(example.input["image"], side) for example in self.by_id(ids)]
+        return [display_png(each.input["image"], side, framed) for each in self.by_id(ids)]
 
     @contextmanager
     def _open(self) -> Iterator[pq.ParquetFile]:

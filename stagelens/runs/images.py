@@ -151,7 +151,7 @@ def decode_pixels(data: bytes) -> np.ndarray:
     return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape).copy()
 
 
-def display_png(image: np.ndarray, side: int | None = None) -> bytes:
+def display_png(image: np.ndarray, side: int | None = None, framed: bool = False) -> bytes:
     """An image for people, as PNG: (H, W), (H, W, 3) or (H, W, 4).
 
     Values of uint8 are shown as they are, truth values as black and white, floats between 0 and 1
@@ -161,6 +161,7 @@ def display_png(image: np.ndarray, side: int | None = None) -> bytes:
         image: The pixels.
         side: Length of the longer side in pixels; None keeps the image's own size. Enlarged pixels
             stay sharp squares.
+        framed: Whether a grey line around it tells where it ends, on a background of any colour.
     """
     pixels = np.asarray(image)
     if pixels.dtype != np.uint8:
@@ -176,6 +177,9 @@ def display_png(image: np.ndarray, side: int | None = None) -> bytes:
         size = [max(1, round(length * scale)) for length in picture.size]
         how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
         picture = picture.resize((size[0], size[1]), how)
+    if framed:
+        grey = {"RGB": (128, 128, 128), "RGBA": (128, 128, 128, 255)}.get(picture.mode, 128)
+        picture = ImageOps.expand(picture, 1, grey)
     file = io.BytesIO()
     picture.save(file, "PNG")
     return file.getvalue()

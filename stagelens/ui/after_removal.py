@@ -56,7 +56,8 @@ def figures(view: View, wanted: Wanted) -> None:
     rows = compared.rows(view.by)
     rows = rows[rows["accuracy"].notna()]
     with headline.container():
-        st.badge("Exact: measured on the edited weights", icon=":material/check:", color="green")
+        weights = "edited weights" if edit.strengths else "weights as they are"
+        st.badge(f"Exact: measured on the {weights}", icon=":material/check:", color="green")
         _metrics(rows)
     _chart(rows, removals.about(view, edit))
     if edit.strengths:

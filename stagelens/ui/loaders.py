@@ -310,14 +310,14 @@ def rates(at: Source) -> pd.DataFrame:
 @st.cache_data(max_entries=256, show_spinner=False, hash_funcs=MEASURED)
 def pictures(at: Source, set_name: str, ids: Sequence[str], side: int) -> list[str]:
     """Images of these examples as ``data:`` addresses, for table cells."""
-    found = evaluation_set(at, set_name).image_pngs(ids, side)
+    found = evaluation_set(at, set_name).image_pngs(ids, side, framed=True)
     return ["data:image/png;base64," + base64.b64encode(png).decode() for png in found]
 
 
 @st.cache_data(max_entries=128, show_spinner=False, hash_funcs=MEASURED)
 def picture(at: Source, set_name: str, example_id: str, side: int) -> bytes:
     """One image as PNG bytes."""
-    return evaluation_set(at, set_name).image_png(example_id, side)
+    return evaluation_set(at, set_name).image_png(example_id, side, framed=True)
 
 
 @st.cache_data(max_entries=128, show_spinner=False, hash_funcs=MEASURED)

@@ -231,6 +231,8 @@ def _input(question: Question, asked: Asked) -> None:
         if notes:
             components.text_block(f"As the model reads it: {notes}.", muted=True)
         return
-    inputs.image(display_png(asked.pixels, _LARGE), "The own example as the model sees it")
+    inputs.image(
+        display_png(asked.pixels, _LARGE, framed=True), "The own example as the model sees it"
+    )
     said = f"as the model sees it: {notes}" if notes else "as it is in the file"
     components.text_block(f"{question.name}, {said}.", muted=True)

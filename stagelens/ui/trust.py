@@ -294,7 +294,7 @@ def _figures(view: View, trust: StageTrust, row: Mapping[str, Any] | None) -> No
         lines.append((title, _text(name, row[name]), between, meaning))
     lines.append(
         (
-            "Expected error",
+            "Expected error" if row is None else "Expected beforehand",
             "not known" if trust.expected_error is None else percent(trust.expected_error),
             ""
             if trust.expected_error is None

@@ -375,3 +375,15 @@ def test_fashion_mnist_comes_back_pixel_for_pixel(tmp_path: Path, data_folder: P
         assert opened.table()["label"].astype(int).tolist() == arrays["y_test"].tolist()
         assert opened.table()["idx_test"].tolist() == arrays["idx_test"].tolist()
     assert os.path.getsize(tmp_path / opened.facts.table.path) < 5_000_000
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (4, 6, 3), (4, 6, 4)], ids=["grey", "RGB", "RGBA"])
+def test_a_frame_tells_where_an_image_ends(shape: tuple[int, ...]) -> None:
+    white = np.full(shape, 255, np.uint8)
+    framed = np.array(Image.open(io.BytesIO(display_png(white, 12, framed=True))))
+    assert framed.shape[:2] == (8 + 2, 12 + 2)
+    assert (framed[1:-1, 1:-1] == 255).all()
+    for line in (framed[0], framed[-1], framed[:, 0], framed[:, -1]):
+        assert (line[..., :3] == 128).all()
+    if framed.shape[2:] == (4,):
+        assert (framed[..., 3] == 255).all()
