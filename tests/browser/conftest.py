@@ -29,6 +29,8 @@ from urllib.error import URLError
 import pytest
 from playwright.sync_api import Browser, Page, Route, WebSocket, expect, sync_playwright
 
+from tests.conftest import DemoRun
+
 ROOT = Path(__file__).resolve().parents[2]
 OUTPUT = ROOT / "test-output"
 
@@ -214,6 +216,14 @@ def page(chromium: Browser) -> Iterator[Page]:
     yield context.new_page()
     context.close()
     assert not outside, f"the page asked other hosts than 127.0.0.1: {sorted(set(outside))}"
+
+
+@pytest.fixture(scope="module")
+def demo_home(digits_run: DemoRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with the digits demo, for one file of tests: what they have computed stays in it."""
+    folder = tmp_path_factory.mktemp("home")
+    shutil.copytree(digits_run.path, folder / "digits")
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -9,16 +9,14 @@ import pytest
 from PIL import Image, ImageDraw
 from playwright.sync_api import Page, expect
 
-from tests.conftest import DemoRun
-
 QUIET = {"STREAMLIT_SERVER_FILE_WATCHER_TYPE": "none"}
 OWN = "/Examples?run=digits&view=Own+example"
 
 
 @pytest.fixture(scope="module")
-def server(start_server, digits_run: DemoRun):
+def server(start_server, demo_home: Path):
     """A server whose home has the digits demo."""
-    return start_server({**QUIET, "STAGELENS_HOME": str(digits_run.path.parent)})
+    return start_server({**QUIET, "STAGELENS_HOME": str(demo_home)})
 
 
 @pytest.fixture

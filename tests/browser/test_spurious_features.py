@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.axe import violations
-from tests.conftest import DemoRun
 
 QUIET = {"STREAMLIT_SERVER_FILE_WATCHER_TYPE": "none"}
 
 
 @pytest.fixture(scope="module")
-def server(start_server, digits_run: DemoRun):
+def server(start_server, demo_home: Path):
     """A server whose home has the digits demo."""
-    return start_server({**QUIET, "STAGELENS_HOME": str(digits_run.path.parent)})
+    return start_server({**QUIET, "STAGELENS_HOME": str(demo_home)})
 
 
 def test_the_gap_between_groups_is_read_with_and_without_each_stage(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
-
-from tests.conftest import DemoRun
 
 QUIET = {"STREAMLIT_SERVER_FILE_WATCHER_TYPE": "none"}
 FIRST = 120_000
@@ -15,9 +14,9 @@ FIRST = 120_000
 
 
 @pytest.fixture(scope="module")
-def server(start_server, digits_run: DemoRun):
+def server(start_server, demo_home: Path):
     """A server whose home has the digits demo."""
-    return start_server({**QUIET, "STAGELENS_HOME": str(digits_run.path.parent)})
+    return start_server({**QUIET, "STAGELENS_HOME": str(demo_home)})
 
 
 def test_from_the_gallery_of_a_stage_to_the_map_of_one_example(
