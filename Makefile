@@ -7,7 +7,7 @@ PORT ?= 8501
 HEADLESS ?=
 ARGS ?=
 WORKERS ?= auto
-SPREAD = --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+SPREAD = --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile
 OLDEST := .venv-oldest
 OLDEST_TESTS := tests/unit/test_odd_runs.py tests/unit/test_run_folder.py \
 	tests/unit/test_set_readers.py tests/unit/test_evaluation_sets.py tests/unit/test_uploads.py \

@@ -27,21 +27,6 @@ hypothesis.settings.register_profile("stagelens", deadline=None, print_blob=True
 hypothesis.settings.load_profile("stagelens")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Spread browser files, each of which keeps two cores busy, evenly among the others.
-
-    Workers take files from the front.
-    """
-    files: dict[Path, list[pytest.Item]] = {}
-    for item in items:
-        files.setdefault(item.path, []).append(item)
-    place: dict[Path, float] = {}
-    for in_browser in (True, False):
-        own = [path for path in files if (path.parent.name == "browser") == in_browser]
-        place |= {path: (number + 0.5) / len(own) for number, path in enumerate(own)}
-    items[:] = [item for path in sorted(files, key=place.__getitem__) for item in files[path]]
-
-
 @dataclass(frozen=True)
 class DemoRun:
     """A demo as the command line built it.
