@@ -191,8 +191,9 @@ def best_known(chosen: Effects, others: Sequence[Effects]) -> Effects:
     trust = {stage: one.trust[stage] for stage, one in taken.items()}
 
     def read(behaviour: str) -> pd.DataFrame:
-        tables = {id(one): one.of(behaviour) for one in taken.values()}
-        rows = [(table := tables[id(one)])[table["stage"] == stage] for stage, one in taken.items()]
+        rows = [
+            (table := one.of(behaviour))[table["stage"] == stage] for stage, one in taken.items()
+        ]
         return pd.concat(rows, ignore_index=True)
 
     return Effects(chosen.estimator, chosen.behaviours, trust, read)
