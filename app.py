@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from stagelens.ui import components, overview, slicing, story
-from stagelens.ui.workspace import nothing_measured, open_workspace
+from stagelens.ui.examples import slices
+from stagelens.ui.opening.workspace import nothing_measured, open_workspace
+from stagelens.ui.overview import sections, story
+from stagelens.ui.pieces import components
 
 workspace = open_workspace("Overview")
 if workspace is not None:
     with components.errors_told():
-        overview.heading(workspace)
+        sections.heading(workspace)
         effects = workspace.effects
         if effects is None:
             nothing_measured(workspace)
-            overview.time_line(workspace, None)
+            sections.time_line(workspace, None)
         else:
-            story.tell(workspace, effects)
-            behaviour, by, group = overview.choose(workspace, effects)
-            overview.headlines(workspace, effects, behaviour, by, group)
-            overview.credit_and_blame(workspace, effects, behaviour, by, group)
-            overview.time_line(workspace, behaviour)
-            slicing.section(workspace, effects, behaviour)
+            story.tell_story(workspace, effects)
+            behaviour, by, group = sections.choose(workspace, effects)
+            sections.headlines(workspace, effects, behaviour, by, group)
+            sections.credit_and_blame(workspace, effects, behaviour, by, group)
+            sections.time_line(workspace, behaviour)
+            slices.slice_table(workspace, effects, behaviour)

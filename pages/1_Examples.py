@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import streamlit as st
 
-from stagelens.ui import comparing, components, examples, own, state
-from stagelens.ui.workspace import nothing_measured, open_workspace
+from stagelens.ui.examples import browser, comparing, own_example
+from stagelens.ui.opening.workspace import nothing_measured, open_workspace
+from stagelens.ui.pieces import components, state
 
 workspace = open_workspace("Examples")
 if workspace is not None:
     with components.errors_told():
-        examples.heading(workspace)
+        browser.heading(workspace)
         of_the_set, own_example, compared = st.tabs(
             [state.OF_THE_SET, state.OWN, state.COMPARED], key=state.VIEW, bind="query-params"
         )
@@ -20,13 +21,13 @@ if workspace is not None:
                 if effects is None:
                     nothing_measured(workspace)
                 else:
-                    examples.of_the_set(workspace, effects)
+                    browser.of_the_set(workspace, effects)
         if own_example.open:
             with own_example:
-                own.panel(workspace)
+                own_example.own_example_tab(workspace)
         if compared.open:
             with compared:
                 if workspace.effects is None:
                     nothing_measured(workspace)
                 else:
-                    comparing.panel(workspace, workspace.effects)
+                    comparing.comparison_tab(workspace, workspace.effects)

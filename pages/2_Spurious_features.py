@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import streamlit as st
 
-from stagelens.ui import components, features, groups, state, where
-from stagelens.ui.workspace import nothing_measured, open_workspace
+from stagelens.ui.examples import saliency
+from stagelens.ui.opening.workspace import nothing_measured, open_workspace
+from stagelens.ui.pieces import components, state
+from stagelens.ui.spurious import features, groups
 
 workspace = open_workspace("Spurious features")
 if workspace is not None:
@@ -20,10 +22,10 @@ if workspace is not None:
             )
             if gaps.open:
                 with gaps:
-                    groups.panel(workspace, effects)
+                    groups.group_gaps_tab(workspace, effects)
             if found.open:
                 with found:
-                    features.panel(workspace, effects)
+                    features.found_features_tab(workspace, effects)
             if places.open:
                 with places:
-                    where.gallery(workspace, effects)
+                    saliency.gallery(workspace, effects)

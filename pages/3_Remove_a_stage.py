@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from stagelens.ui import components, removing
-from stagelens.ui.workspace import nothing_measured, open_workspace
+from stagelens.ui.opening.workspace import nothing_measured, open_workspace
+from stagelens.ui.pieces import components
+from stagelens.ui.removal import sections
 
 workspace = open_workspace("Remove a stage")
 if workspace is not None:
     with components.errors_told():
-        removing.heading(workspace)
+        sections.heading(workspace)
         if workspace.effects is None:
             nothing_measured(workspace)
         elif not workspace.computable:
-            removing.nothing_computable()
+            sections.nothing_computable()
         else:
-            removing.panel(workspace, workspace.effects)
+            sections.removal_controls(workspace, workspace.effects)

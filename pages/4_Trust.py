@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from stagelens.ui import components, costs, trust, verifying
-from stagelens.ui.workspace import open_workspace
+from stagelens.ui.opening.workspace import open_workspace
+from stagelens.ui.pieces import components
+from stagelens.ui.trust import costs, sections, verifying
 
 workspace = open_workspace("Trust", effects=False)
 if workspace is not None:
     with components.errors_told():
-        trust.heading(workspace)
-        view = trust.choose(workspace)
+        sections.heading(workspace)
+        view = sections.choose(workspace)
         if view is None:
             verifying.nothing_yet(workspace)
-            verifying.panel(workspace)
+            verifying.verification_form(workspace)
         else:
-            trust.stages(workspace, view)
-            trust.noise(workspace, view)
+            sections.stages(workspace, view)
+            sections.noise(workspace, view)
             costs.every_estimate(workspace, view)
-            verifying.panel(workspace)
+            verifying.verification_form(workspace)

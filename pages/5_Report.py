@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from stagelens.ui import components, findings
-from stagelens.ui.workspace import open_workspace
+from stagelens.ui.opening.workspace import open_workspace
+from stagelens.ui.pieces import components
+from stagelens.ui.report import sections
 
 workspace = open_workspace("Report", effects=False)
 if workspace is not None:
     with components.errors_told():
-        findings.heading(workspace)
-        found = findings.read(workspace)
-        findings.export(workspace, found)
-        findings.listed(workspace, found)
-        findings.taken_out(workspace, found)
+        sections.heading(workspace)
+        found = sections.read(workspace)
+        sections.export(workspace, found)
+        sections.listed(workspace, found)
+        sections.taken_out(workspace, found)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from . import tasks
-    from .assembling.assemble import assemble
-    from .contracts import Behaviour, Example, Predictions, StageLensError, Task
-    from .recording.recorder import Recorder
-    from .recording.trainer_callback import StageRecorderCallback
-    from .runs.run import Run, open_run
+    pass
+    from stagelens.assembling.assemble import assemble
+    from stagelens.contracts import Behaviour, Example, Predictions, StageLensError, Task
+    from stagelens.recording.recorder import Recorder
+    from stagelens.recording.trainer_callback import StageRecorderCallback
+    from stagelens.runs.run import Run, open_run
 
 __all__ = [
     "Behaviour",

@@ -1,6 +1,6 @@
 """``python -m stagelens``: the command line."""
 
-from .cli import main
+from stagelens.cli import main
 
 if __name__ == "__main__":
     main()

@@ -6,7 +6,7 @@ This module imports nothing of StageLens, and no heavy library, so that any room
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -308,3 +308,29 @@ SUPPORTED_OPTIMIZERS: Mapping[str, OptimizerRule] = {
     ),
 }
 """Class name in ``torch.optim`` to its rule. Anything else is refused when a stage starts."""
+
+
+Progress = Callable[[float, str], None]
+"""Called with the share that is done, 0 to 1, and what is being done now."""
+
+
+def no_progress(_done: float, _text: str) -> None:
+    """A listener that does nothing."""
+
+
+ACCURACY = Behaviour(
+    "accuracy",
+    "higher",
+    "points",
+    "1 where the model's answer is the label, 0 where it is not; its mean is the share of right "
+    "answers. Examples without a label are left out and counted.",
+)
+"""Derived from answers and labels; measured per example like every other behaviour."""
+
+
+SLICE_COLUMN = "slice: "
+"""How columns of slices begin; a set's own column cannot be taken for one, see :func:`joined`."""
+
+
+OTHER_EXAMPLES = "others"
+"""Value of the examples that are not in a slice."""

@@ -46,7 +46,8 @@ class DemoRun:
 
 def offline() -> dict[str, str]:
     """The environment of a child process that cannot reach any other machine."""
-    paths = (str(ROOT / "tests" / "offline"), str(ROOT), os.environ.get("PYTHONPATH", ""))
+    barred = ROOT / "tests" / "support" / "offline"
+    paths = (str(barred), str(ROOT), os.environ.get("PYTHONPATH", ""))
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
@@ -130,7 +131,7 @@ def text_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Read it only; copy it to change it.
     """
-    from tests.text_runs import add_hostile_set, record_comments, record_prompts
+    from tests.support.text_runs import add_hostile_set, record_comments, record_prompts
 
     def make(home: Path) -> dict[str, Any]:
         for record in (record_comments, record_prompts):

@@ -1,0 +1,1 @@
+"""A run made of checkpoints that others saved."""

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from ..contracts import RunError
-from ..runs.states import model_tensors, same_tensor
+from stagelens.contracts import RunError
+from stagelens.runs.states import model_tensors, same_tensor
+
 from .checkpoints import Checkpoint
 
 if TYPE_CHECKING:
-    from ..runs.streaming import TensorFacts
+    from stagelens.runs.streaming import TensorFacts
 
 _OLD_NAMES = ((".gamma", ".weight"), (".beta", ".bias"))
 """Endings of names in checkpoints from before PyTorch's own, as the first BERT models have them."""

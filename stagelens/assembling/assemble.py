@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from ..contracts import BASE, RunError, StageLensError, Task
-from ..runs.files import new_folder, write_file, write_json
-from ..runs.remote import local_folders
-from ..runs.run import Run, open_run
-from ..runs.schema import (
+from stagelens.contracts import BASE, Progress, RunError, StageLensError, Task, no_progress
+from stagelens.runs.files import new_folder, write_file, write_json
+from stagelens.runs.remote import local_folders
+from stagelens.runs.run import Run, open_run
+from stagelens.runs.schema import (
     Boundary,
     FileRef,
     RunFile,
@@ -25,13 +25,13 @@ from ..runs.schema import (
     StateRef,
     check_name,
 )
-from ..runs.set_readers import read_set_file
-from ..runs.set_writer import write_set
-from ..runs.states import same_tensor, save_tensors
-from ..runs.steps import write_history
-from ..runs.streaming import read_header
-from ..runs.task_files import write_task
-from ..training.replay import Progress, no_progress
+from stagelens.runs.sets.readers import read_set_file
+from stagelens.runs.sets.writer import write_set
+from stagelens.runs.states import same_tensor, save_tensors
+from stagelens.runs.steps import write_history
+from stagelens.runs.streaming import read_header
+from stagelens.runs.task_files import write_task
+
 from .architecture import Architecture, Matched, compare_configs, match
 from .checkpoints import Checkpoint, open_checkpoint
 from .task import find_tokenizer, task_of

@@ -11,9 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..contracts import RunError
-from ..runs.schema import check_name
-from ..runs.streaming import Header, TensorFacts, map_tensors, read_header
+from stagelens.contracts import RunError
+from stagelens.runs.schema import check_name
+from stagelens.runs.streaming import Header, TensorFacts, map_tensors, read_header
 
 if TYPE_CHECKING:
     from torch import Tensor

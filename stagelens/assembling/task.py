@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..contracts import Task, TaskError
-from ..tasks import CausalLM, TextClassification, load_task_class
-from ..tasks.tokenizer import tokenizer_assets
-from ..tasks.transformer_task import TransformerTask
+from stagelens.contracts import Task, TaskError
+from stagelens.tasks import CausalLM, TextClassification, load_task_class
+from stagelens.tasks.tokenizer import tokenizer_assets
+from stagelens.tasks.transformer_task import TransformerTask
+
 from .architecture import normalised
 from .checkpoints import Checkpoint
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import pandas as pd
 
-from ..contracts import SUPPORTED_OPTIMIZERS, RunError
-from ..runs.schema import OptimizerFacts, ParameterGroup
+from stagelens.contracts import SUPPORTED_OPTIMIZERS, RunError
+from stagelens.runs.schema import OptimizerFacts, ParameterGroup
+
 from .checkpoints import Checkpoint, read_json_object
 
 STATE, OPTIMIZER = "trainer_state.json", "optimizer.pt"

@@ -6,10 +6,10 @@ sides of zero as well, so colour never says anything alone. What may not be lean
 faintly. Names come from data: they are escaped before plotly or a browser sees them.
 """
 
-from .bars import credit_and_blame, example_effects
-from .effect_bars import effect_bars, marked
-from .stages import time_line
-from .style import (
+from stagelens.charts.bars import credit_and_blame, example_effects
+from stagelens.charts.effect_bars import effect_bars, marked
+from stagelens.charts.stages import time_line
+from stagelens.charts.style import (
     BLAME,
     CREDIT,
     DARK,
@@ -20,7 +20,7 @@ from .style import (
     Palette,
     stage_color,
 )
-from .tokens import Markup, largest_effect, shaded_tokens, visible
+from stagelens.charts.tokens import Markup, largest_effect, shaded_tokens, visible
 
 __all__ = [
     "BLAME",

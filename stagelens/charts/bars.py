@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from ..contracts import Behaviour
-from ..results import StageTrust
-from ..standing import MARKS, WORDS, label, may_lean_on, standing_of
-from ..summary import amount_text, axis_unit, is_share, phrase, scaled, signed_text
+from stagelens.contracts import Behaviour
+from stagelens.estimators.stage_trust import StageTrust
+from stagelens.wording.numbers import amount_text, axis_unit, is_share, phrase, scaled, signed_text
+from stagelens.wording.trust_words import MARKS, WORDS, is_trustworthy, trust_label, trust_word
+
 from .style import BLAME, CREDIT, INK, LIGHT, PAPER, ZERO, Chart, Palette, escaped, style
 
 _BAR_HEIGHT = 64
@@ -165,7 +166,7 @@ def _diverging(
     places = list(range(len(stages)))
     figure = go.Figure()
     known = [trust.get(stage) for stage in stages]
-    faint = [one is not None and not may_lean_on(one, behaviour.name) for one in known]
+    faint = [one is not None and not is_trustworthy(one, behaviour.name) for one in known]
     hovers = [
         hover + _known(one, behaviour, noisy, "<br>")
         for hover, one, noisy in zip(hovers, known, within, strict=True)
@@ -279,7 +280,7 @@ def _stage_label(
     """The name, and below it in short lines, because room is scarce, what is known."""
     lines: list[str] = []
     if trust is not None:
-        standing = standing_of(trust, behaviour.name)
+        standing = trust_word(trust, behaviour.name)
         lines += f"{MARKS[standing]} {WORDS[standing]}".replace(", ", ",|").split("|")
     lines += [SHORT_NOISE] if within_noise else []
     name = escaped(stage, 28)
@@ -291,8 +292,8 @@ def _known(
     trust: StageTrust | None, behaviour: Behaviour, within_noise: bool, between: str = ", "
 ) -> str:
     """What is known of a bar beyond its length."""
-    said = [] if trust is None else [label(trust, behaviour.name)]
-    if trust is not None and trust.trust != "refused" and not may_lean_on(trust, behaviour.name):
+    said = [] if trust is None else [trust_label(trust, behaviour.name)]
+    if trust is not None and trust.trust != "refused" and not is_trustworthy(trust, behaviour.name):
         said.append("not to be leaned on")
     said += [_WITHIN_NOISE] if within_noise else []
     return "".join(f"{between}{one}" for one in said)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 
-from ..comparing import Comparison, Side
-from ..standing import decimal
-from ..summary import axis_unit, phrase, scaled, signed_text
-from .planes import Range, around_zero, drawn_of, drawn_points, shade_other_signs, straight
+from stagelens.trust.comparing import Comparison, Side
+from stagelens.wording.numbers import axis_unit, phrase, scaled, signed_text
+from stagelens.wording.trust_words import decimal
+
+from .effect_scatter import Range, around_zero, drawn_of, drawn_points, shade_other_signs, straight
 from .style import BLAME, CREDIT, LIGHT, MUTED, ZERO, Chart, Palette, escaped, style
 
 _HEIGHT = 420

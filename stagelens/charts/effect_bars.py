@@ -11,10 +11,11 @@ from math import isfinite
 
 import pandas as pd
 
-from ..contracts import Behaviour
-from ..results import StageTrust
-from ..standing import MARKS, WORDS, may_lean_on, standing_of
-from ..summary import amount_text, axis_unit, is_share, scaled
+from stagelens.contracts import Behaviour
+from stagelens.estimators.stage_trust import StageTrust
+from stagelens.wording.numbers import amount_text, axis_unit, is_share, scaled
+from stagelens.wording.trust_words import MARKS, WORDS, is_trustworthy, trust_word
+
 from .bars import FAINT, SHORT_NOISE, is_true, said_of_one
 from .style import BLAME, CREDIT, PAPER, ZERO, see_through, short, written
 from .tokens import Markup
@@ -81,9 +82,9 @@ def _line(
     notes = []
     faint = False
     if trust is not None:
-        standing = standing_of(trust, behaviour.name)
+        standing = trust_word(trust, behaviour.name)
         notes.append(f"{MARKS[standing]} {WORDS[standing]}")
-        faint = not may_lean_on(trust, behaviour.name)
+        faint = not is_trustworthy(trust, behaviour.name)
     notes += [SHORT_NOISE] if within_noise else []
     known = f" <span style='opacity:.75;font-size:.8125rem'>{written(', '.join(notes))}</span>"
     if isfinite(gain):

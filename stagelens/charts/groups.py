@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from ..contracts import Behaviour
-from ..group_metrics import GroupMetrics
-from ..summary import amount_text, is_share, scaled, value_text
+from stagelens.contracts import Behaviour
+from stagelens.effects.groups import GroupMetrics
+from stagelens.wording.numbers import amount_text, is_share, scaled, value_text
+
 from .style import BLAME, LIGHT, Chart, Palette, escaped, see_through, style
 
 _SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "star")

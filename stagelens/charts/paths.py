@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from ..contracts import BASE, Behaviour
-from ..summary import is_share, phrase, scaled, value_text
+from stagelens.contracts import BASE, Behaviour
+from stagelens.wording.numbers import is_share, phrase, scaled, value_text
+
 from .style import Palette, escaped
 
 _GROUP_SYMBOLS = ("square", "diamond", "triangle-up", "cross", "star", "hexagon")

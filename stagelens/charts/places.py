@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from ..contracts import Behaviour
-from ..summary import amount_text
+from stagelens.contracts import Behaviour
+from stagelens.wording.numbers import amount_text
+
 from .style import BLAME, LIGHT, ZERO, Chart, Palette, see_through, style
 
 _SCALE = ((0.0, see_through(BLAME, 0.04)), (1.0, see_through(BLAME, 0.95)))

@@ -10,8 +10,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ..contracts import Behaviour
-from ..summary import is_share, phrase
+from stagelens.contracts import Behaviour
+from stagelens.wording.numbers import is_share, phrase
+
 from .paths import draw_paths
 from .style import (
     BLACK,

@@ -10,8 +10,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ..contracts import BASE, Behaviour
-from ..summary import axis_unit, is_share, phrase, scaled, signed_text, value_text
+from stagelens.contracts import BASE, Behaviour
+from stagelens.wording.numbers import axis_unit, is_share, phrase, scaled, signed_text, value_text
+
 from .stages import draw_bands, heading, stage_edges
 from .style import BLAME, CREDIT, LIGHT, ZERO, Chart, Palette, escaped, see_through, style
 

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from ..contracts import BASE
+from stagelens.contracts import BASE
 
 CREDIT = "#0072B2"
 BLAME = "#D55E00"

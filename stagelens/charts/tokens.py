@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..contracts import Behaviour
-from ..summary import amount_text, signed_text
+from stagelens.contracts import Behaviour
+from stagelens.wording.numbers import amount_text, signed_text
+
 from .style import BLAME, CREDIT, MUTED, see_through, short
 
 MOST = 2000

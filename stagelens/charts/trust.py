@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from ..contracts import Behaviour
-from ..results import Agreement
-from ..standing import decimal, percent
-from ..summary import axis_unit, phrase, scaled, signed_text
-from .planes import around_zero, drawn_of, drawn_points, shade_other_signs, straight
+from stagelens.contracts import Behaviour
+from stagelens.estimators.stage_trust import Agreement
+from stagelens.wording.numbers import axis_unit, phrase, scaled, signed_text
+from stagelens.wording.trust_words import decimal, percent
+
+from .effect_scatter import around_zero, drawn_of, drawn_points, shade_other_signs, straight
 from .style import BLAME, CREDIT, LIGHT, MUTED, ZERO, Chart, Palette, style
 
 _HEIGHT = 284

@@ -10,11 +10,12 @@ from typing import Annotated
 
 import typer
 
-from .. import processes
-from ..contracts import StageLensError
-from ..terminal import one_line
-from . import contributing, making, measuring, removing, reporting, spurious
+from stagelens.compute import processes
+from stagelens.contracts import StageLensError
+
+from . import attributing, contributing, making, removing, reporting, spurious
 from .options import at_end
+from .terminal import one_line
 
 app = typer.Typer(
     name="stagelens",
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for group in (making, measuring, contributing, spurious, removing, reporting):
+for group in (making, attributing, contributing, spurious, removing, reporting):
     app.add_typer(group.commands)
 
 

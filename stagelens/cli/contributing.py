@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from ..contracts import StageLensError
-from ..terminal import Reporter, print_contributions
+from stagelens.contracts import StageLensError
+
 from .options import ProgressFile, RunFolder, SetOption, TaskOption, opened_with
+from .terminal import Reporter, print_contributions
 
 commands = typer.Typer()
 
@@ -58,8 +59,8 @@ def contributions(
     with Reporter(progress).running() as report:
         opened = opened_with(run, task)
         examples = opened.evaluation_set(set_name)
-        from ..contributions.computing import contribute
-        from ..contributions.stored import Question
+        from stagelens.analyses.contributions.computing import contribute
+        from stagelens.analyses.contributions.contribution_table import Question
 
         question = Question(ids=tuple(example or ()), groups=groups)
         found = contribute(opened, examples.name, question, behaviour, report, since)

@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
-from ..contracts import StageLensError
-from ..terminal import Reporter
+from stagelens.contracts import StageLensError
+
 from .options import ProgressFile, RunFolder, TaskOption, opened_with
+from .terminal import Reporter
 
 commands = typer.Typer()
 DEMOS = ("digits", "comments")
@@ -34,7 +35,7 @@ def demo(
     if name not in DEMOS:
         raise StageLensError(f"there is no demo {name!r}; use: {', '.join(DEMOS)}")
     with Reporter(progress, phases=True).running() as report:
-        from ..demos.building import build
+        from stagelens.demos.building import build
 
         record = importlib.import_module(f"stagelens.demos.{name}").record
         run = build(out, record, seed, report)
@@ -99,7 +100,7 @@ def assemble(
             raise StageLensError(f"--stage {given}: give a name and a folder, as sft=DIR")
         folders.append((label, folder))
     with Reporter(progress).running() as report:
-        from ..assembling.assemble import assemble as assemble_run
+        from stagelens.assembling.assemble import assemble as assemble_run
 
         run = assemble_run(
             folders,
@@ -167,8 +168,8 @@ def add_set(
     task: TaskOption = None,
 ) -> None:
     """Add an evaluation set from a file; ids are kept, duplicates and missing labels reported."""
-    from ..runs.set_readers import read_set_file
-    from ..runs.set_writer import write_set
+    from stagelens.runs.sets.readers import read_set_file
+    from stagelens.runs.sets.writer import write_set
 
     opened = opened_with(run, task)
     content = read_set_file(

@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 
-from .. import processes
-from ..contracts import StageLensError, TaskError
-from ..runs.remote import Origin, is_remote
-from ..runs.run import Run, open_run
+from stagelens.compute import processes
+from stagelens.contracts import StageLensError, TaskError
+from stagelens.runs.remote import Origin, is_remote
+from stagelens.runs.run import Run, open_run
 
 RunFolder = Annotated[
     str,
@@ -76,7 +76,7 @@ def opened_with(path: str, task: str | None) -> Run:
         at_end.callback(_upload, run.path)
     if task is None:
         return run
-    from ..tasks import load_task_class, make_task
+    from stagelens.tasks import load_task_class, make_task
 
     found = load_task_class(task)
     opened = open_run(run.path, make_task(found, run.file.task.config, run.task_assets()))
@@ -113,6 +113,6 @@ def _check_task(run: Run, given: str) -> None:
             f"{run.file.task.name!r}; give the class that it was recorded with"
         )
     if run.stages:
-        from ..runs.states import load_into
+        from stagelens.runs.states import load_into
 
         load_into(run.task.build_model(run.last.facts.build_config), run.last.end().model)

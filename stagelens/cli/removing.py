@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from ..contracts import StageLensError
-from ..terminal import Reporter, print_removal
+from stagelens.contracts import StageLensError
+
 from .options import BudgetOption, ProgressFile, RunFolder, SetOption, TaskOption, opened_with
+from .terminal import Reporter, print_removal
 
 commands = typer.Typer()
 
@@ -73,10 +74,10 @@ def remove(
         raise StageLensError("--control and --tolerance belong to --close-gap; give it a group")
     with Reporter(progress).running() as report:
         opened = opened_with(run, task)
-        from ..estimators.ladder import default_estimator, make_estimator
-        from ..removal import measuring, saving
-        from ..removal.spec import Edit
-        from ..removal.targets import TOLERANCE, Target, find
+        from stagelens.analyses.removal import measurements, saving
+        from stagelens.analyses.removal.spec import Edit
+        from stagelens.analyses.removal.targets import TOLERANCE, Target, find
+        from stagelens.estimators.counterfactuals import default_estimator, make_estimator
 
         chosen = estimator or default_estimator(opened)
         made = make_estimator(chosen, None if budget is None else {"budget": budget})
@@ -89,8 +90,8 @@ def remove(
             by = "group"
         edit = Edit(estimator=chosen, settings=dict(made.settings), strengths=strengths)
         if preview and examples is not None:
-            measuring.measured(
-                opened, examples, measuring.grid(chosen, edit.settings, stage), report
+            measurements.measure_edits(
+                opened, examples, measurements.grid(chosen, edit.settings, stage), report
             )
             return
         if close_gap is not None and examples is not None:

@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from ..contracts import StageLensError
-from ..results import stored_results
-from ..runs.files import atomic_path, check_writable
-from ..runs.run import Run
-from ..terminal import Reporter
+from stagelens.contracts import StageLensError
+from stagelens.effects.results import stored_results
+from stagelens.runs.files import atomic_path, check_writable
+from stagelens.runs.run import Run
+
 from .options import ProgressFile, RunFolder, SetOption, TaskOption, opened_with
+from .terminal import Reporter
 
 commands = typer.Typer()
 
@@ -39,9 +40,9 @@ def report(
     One HTML file that needs no network and no StageLens. Where nothing has been measured on the
     set yet, the default estimator measures it first.
     """
-    from ..report.page import as_html
-    from ..report.rows import as_csv, as_json
-    from ..report.sections import whole_report
+    from stagelens.report.page import as_html
+    from stagelens.report.rows import as_csv, as_json
+    from stagelens.report.sections import whole_report
 
     writers = {".html": as_html, ".csv": as_csv, ".json": as_json}
     if out.suffix not in writers:
@@ -66,8 +67,8 @@ def report(
 
 
 def _measure(run: Run, set_name: str, told: Reporter) -> None:
-    from .. import effects
-    from ..estimators.ladder import default_estimator
+    from stagelens.effects import computing
+    from stagelens.estimators.counterfactuals import default_estimator
 
-    effects.boundaries(run, set_name)
-    effects.attribute(run, set_name, default_estimator(run), None, told)
+    computing.boundaries(run, set_name)
+    computing.attribute(run, set_name, default_estimator(run), None, told)

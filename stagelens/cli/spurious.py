@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from ..terminal import Reporter, print_features, print_saliency
 from .options import BudgetOption, ProgressFile, RunFolder, SetOption, TaskOption, opened_with
+from .terminal import Reporter, print_features, print_saliency
 
 commands = typer.Typer()
 
@@ -29,8 +29,8 @@ def features(
     with Reporter(progress).running() as report:
         opened = opened_with(run, task)
         examples = opened.evaluation_set(set_name)
-        from ..estimators.ladder import default_estimator
-        from ..spurious.features import find_features
+        from stagelens.analyses.spurious.features import find_features
+        from stagelens.estimators.counterfactuals import default_estimator
 
         settings = None if budget is None else {"budget": budget}
         chosen = estimator or default_estimator(opened)
@@ -71,8 +71,8 @@ def saliency(
     with Reporter(progress).running() as report:
         opened = opened_with(run, task)
         examples = opened.evaluation_set(set_name)
-        from ..estimators.ladder import default_estimator
-        from ..saliency.maps import stage_maps
+        from stagelens.analyses.saliency.maps import stage_maps
+        from stagelens.estimators.counterfactuals import default_estimator
 
         chosen = estimator or default_estimator(opened)
         settings = None if budget is None else {"budget": budget}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ..effects import attribute, boundaries
-from ..runs.files import new_folder
-from ..runs.run import Run, open_run
-from ..training.replay import Progress
+from stagelens.contracts import Progress
+from stagelens.effects.computing import attribute, boundaries
+from stagelens.runs.files import new_folder
+from stagelens.runs.run import Run, open_run
 
 Record = Callable[[Path, int, Progress], Run]
 """Trains and records a demo into a new folder, from a seed."""

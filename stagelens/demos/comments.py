@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..recording.recorder import Recorder
-from ..runs.run import Run, open_run
-from ..tasks.text_classification import TextClassification
-from ..training.replay import Progress, no_progress
+from stagelens.contracts import Progress, no_progress
+from stagelens.recording.recorder import Recorder
+from stagelens.runs.run import Run, open_run
+from stagelens.tasks.text_classification import TextClassification
+
 from .comment_templates import (
     COMPLAINT,
     HARMLESS,

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..recording.recorder import Recorder
-from ..runs.run import Run, open_run
-from ..tasks.image_classification import ImageClassification
-from ..training.replay import Progress, no_progress
+from stagelens.contracts import Progress, no_progress
+from stagelens.recording.recorder import Recorder
+from stagelens.runs.run import Run, open_run
+from stagelens.tasks.image_classification import ImageClassification
 
 STAMPED_CLASS = 3
 MIXED_UP = (4, 9)

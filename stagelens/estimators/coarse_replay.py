@@ -20,16 +20,17 @@ from typing import Any
 
 import torch
 
-from ..contracts import Refused
-from ..results import StageTrust
-from ..runs.batches import batch_size
-from ..runs.run import Run, Stage
-from ..runs.states import TrainingState
-from ..training.coarse import CoarseModel, transfer
-from ..training.coarse_steps import CoarseStep, coarse_steps
-from ..training.replay import Progress, cross_boundary, same_arithmetic
+from stagelens.contracts import Progress, Refused
+from stagelens.replaying.coarse import CoarseModel, transfer
+from stagelens.replaying.coarse_plan import CoarseStep, coarse_steps
+from stagelens.replaying.replay import cross_boundary, same_arithmetic
+from stagelens.runs.batches import batch_size
+from stagelens.runs.run import Run, Stage
+from stagelens.runs.states import TrainingState
+
 from .hardness import hardness
 from .protocol import Counterfactual, Twins
+from .stage_trust import StageTrust
 
 DEFAULT_BUDGET = 0.25
 

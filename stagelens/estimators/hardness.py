@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ..runs.run import Stage
+from stagelens.runs.run import Stage
 
 _STRAIGHTNESS = {"SGD": (0.8, 0.95), "Adam": (0.2, 0.3), "AdamW": (0.2, 0.3)}
 """Optimiser to the straightness below which training is hard, and above which it is gentle; chosen

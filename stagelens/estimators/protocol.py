@@ -6,14 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import Tensor
+from stagelens.contracts import Progress
+from stagelens.runs.run import Run, Stage
+from stagelens.runs.states import Weights
 
-from ..results import StageTrust
-from ..runs.run import Run, Stage
-from ..training.replay import Progress
-
-Weights = Mapping[str, Tensor]
-"""Parameters and buffers of the final model's architecture, by name."""
+from .stage_trust import StageTrust
 
 
 @dataclass(frozen=True)
@@ -73,3 +70,7 @@ class Estimator(Protocol):
             Refused: None of them can be given; says why and what to use instead.
         """
         ...
+
+
+METHOD = 9
+"""Part of every result's key; raised when an estimator or what it says of its error changes."""

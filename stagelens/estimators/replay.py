@@ -11,20 +11,21 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ValidationError
 
-from .. import devices, processes
-from ..results import StageTrust
-from ..runs.files import write_json
-from ..runs.run import Run, Stage
-from ..runs.schema import digest
-from ..training.replay import (
+from stagelens.compute import devices, processes
+from stagelens.contracts import Progress
+from stagelens.replaying.replay import (
     AUTOCAST,
-    Progress,
     check_replayable,
     measure_deviation,
     replay_later,
     replay_without,
 )
+from stagelens.runs.files import write_json
+from stagelens.runs.run import Run, Stage
+from stagelens.runs.schema import digest
+
 from .protocol import Counterfactual
+from .stage_trust import StageTrust
 
 
 class ReplayCheck(BaseModel):
@@ -172,7 +173,9 @@ def check_together(run: Run, stages: Sequence[Stage], progress: Progress) -> Non
     needed = {s.index: s for later in chains if all(s.replayable for s in later) for s in later}
 
     def work() -> None:
-        for stage in processes.own([needed[n] for n in sorted(needed)], lambda s: s.steps):
+        for stage in processes.share_of_work(
+            [needed[n] for n in sorted(needed)], lambda s: s.steps
+        ):
             check_replay(run, stage, progress)
 
     processes.together(work)

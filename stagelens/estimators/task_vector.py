@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..contracts import RunError
-from ..results import StageTrust
-from ..runs.boundaries import carry
-from ..runs.run import Run, Stage
-from ..runs.schema import Boundary
-from ..training.replay import Progress
+from stagelens.contracts import Progress, RunError
+from stagelens.runs.boundaries import carry
+from stagelens.runs.run import Run, Stage
+from stagelens.runs.schema import Boundary
+
 from .protocol import Counterfactual
+from .stage_trust import StageTrust
 
 _BLOCK = 1 << 15
 """Elements that are subtracted at a time: they stay in the processor's cache, and torch shares out

@@ -9,13 +9,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..results import StageTrust
-from ..runs.run import Run, Stage
-from ..training.forward import Reading, StageTangent, final_tangents
-from ..training.replay import Progress
-from ..training.trajectory import DerivativeOptions
+from stagelens.contracts import Progress
+from stagelens.derivatives.forward_mode import Reading, StageTangent, final_tangents
+from stagelens.derivatives.trajectory import DerivativeOptions
+from stagelens.runs.run import Run, Stage
+
 from .hardness import hardness
 from .protocol import Counterfactual
+from .stage_trust import StageTrust
 
 _LARGEST_GROWTH = 1.75
 """A derivative longer than this many times the stage's own change is no estimate. Chosen on digits

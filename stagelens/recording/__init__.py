@@ -1,0 +1,1 @@
+"""Watching a training loop: the recorder, and the callback of a Trainer."""

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..contracts import RecordingError, TaskError
-from ..runs.schema import LowRank
-from ..tasks.adapters import adapter_config, is_adapted
+from stagelens.contracts import RecordingError, TaskError
+from stagelens.runs.schema import LowRank
+from stagelens.tasks.adapters import adapter_config, is_adapted
 
 _BASE = "base_model.model."
 """What ``peft`` puts in front of the names of the model that it wraps."""

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from ..contracts import RecordingError
-from ..runs.files import CheckedFiles
-from ..runs.schema import BestModel, Checkpoint, PartRef
-from ..runs.states import load_state, model_tensors, same_tensor
-from ..runs.steps import parts_until
+from stagelens.contracts import RecordingError
+from stagelens.runs.checked_files import CheckedFiles
+from stagelens.runs.schema import BestModel, Checkpoint, PartRef
+from stagelens.runs.states import load_state, model_tensors, same_tensor
+from stagelens.runs.steps import parts_until
 
 
 @dataclass(frozen=True)

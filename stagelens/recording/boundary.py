@@ -8,10 +8,11 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..contracts import RecordingError
-from ..runs.boundaries import low_rank_product, merged_weight
-from ..runs.schema import Boundary, LowRank
-from ..runs.states import TrainingState, same_tensor
+from stagelens.contracts import RecordingError
+from stagelens.runs.boundaries import low_rank_product, merged_weight
+from stagelens.runs.schema import Boundary, LowRank
+from stagelens.runs.states import TrainingState, same_tensor
+
 from .adapters import Adapter
 
 _ROUNDING = 1e-6

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..contracts import RecordingError, Task
-from ..runs.schema import OptimizerFacts
-from ..runs.states import TrainingState, load_into, load_optimizer, model_tensors
-from ..runs.step_records import MicroBatch, StepRecord
-from ..runs.steps import FlatMicroBatch
-from ..training.optimizers import build_optimizer
-from ..training.replay import StepRules, prepare, step
+from stagelens.contracts import RecordingError, Task
+from stagelens.replaying.optimizers import build_optimizer
+from stagelens.replaying.replay import StepRules, prepare, step
+from stagelens.runs.schema import OptimizerFacts
+from stagelens.runs.states import TrainingState, load_into, load_optimizer, model_tensors
+from stagelens.runs.step_records import MicroBatch, StepRecord
+from stagelens.runs.steps import FlatMicroBatch
+
 from .watch import Watch
 
 _TOLERANCE = 1e-4

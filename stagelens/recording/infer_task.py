@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..contracts import RecordingError, Task
-from ..runs.run import open_run
-from ..tasks import CausalLM, TextClassification
-from ..tasks.adapters import is_adapted
+from stagelens.contracts import RecordingError, Task
+from stagelens.runs.run import open_run
+from stagelens.tasks import CausalLM, TextClassification
+from stagelens.tasks.adapters import is_adapted
 
 BuildConfig = dict[str, Any]
 

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from ..contracts import RecordingError
-from ..runs.schema import Precision
-from ..training.replay import AUTOCAST
+from stagelens.contracts import RecordingError
+from stagelens.replaying.replay import AUTOCAST
+from stagelens.runs.schema import Precision
+
 from .hooks import PassiveHook
 
 _NAMES: dict[torch.dtype, Precision] = {dtype: name for name, dtype in AUTOCAST.items()}

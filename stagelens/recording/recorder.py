@@ -10,15 +10,17 @@ from typing import IO, Any, Literal
 import torch
 from torch import nn
 
-from ..contracts import BASE, RecordingError, Task
-from ..runs.files import CheckedFiles, read_json, sha256_of, write_json
-from ..runs.run import Run, Stage, open_run
-from ..runs.schema import RunFile, StageFile, StageRef, check_name
-from ..runs.set_writer import SetReport, write_set
-from ..runs.states import load_into, load_optimizer
-from ..runs.steps import parts_until
-from ..runs.task_files import describes, write_task
-from ..training.optimizers import optimizer_facts
+from stagelens.contracts import BASE, RecordingError, Task
+from stagelens.replaying.optimizers import optimizer_facts
+from stagelens.runs.checked_files import CheckedFiles
+from stagelens.runs.files import read_json, sha256_of, write_json
+from stagelens.runs.run import Run, Stage, open_run
+from stagelens.runs.schema import RunFile, StageFile, StageRef, check_name
+from stagelens.runs.sets.writer import SetReport, write_set
+from stagelens.runs.states import load_into, load_optimizer
+from stagelens.runs.steps import parts_until
+from stagelens.runs.task_files import describes, write_task
+
 from .stage_recorder import StageRecorder
 
 
@@ -271,7 +273,7 @@ class Recorder:
         description: str = "",
         channels: Literal["first", "last"] | None = None,
     ) -> SetReport:
-        """Add an evaluation set; see :func:`stagelens.runs.set_writer.write_set`."""
+        """Add an evaluation set; see :func:`stagelens.runs.sets.writer.write_set`."""
         return write_set(
             self.path,
             self.task,

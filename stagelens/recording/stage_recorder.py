@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..contracts import RecordingError
-from ..runs.batches import flatten, unflatten
-from ..runs.run import Stage
-from ..runs.schema import Boundary, Checkpoint, Environment, StageFile, StateRef
-from ..runs.states import TrainingState, capture, model_tensors, same_tensor, save_state
-from ..runs.step_records import StepRecord
-from ..runs.steps import FlatMicroBatch
-from ..training.optimizers import optimizer_facts
-from ..training.replay import StepRules
+from stagelens.contracts import RecordingError
+from stagelens.replaying.optimizers import optimizer_facts
+from stagelens.replaying.replay import StepRules
+from stagelens.runs.batches import flatten, unflatten
+from stagelens.runs.run import Stage
+from stagelens.runs.schema import Boundary, Checkpoint, Environment, StageFile, StateRef
+from stagelens.runs.states import TrainingState, capture, model_tensors, same_tensor, save_state
+from stagelens.runs.step_records import StepRecord
+from stagelens.runs.steps import FlatMicroBatch
+
 from .adapters import Adapter, read_adapter
 from .best_model import Best
 from .boundary import find_boundary, first_boundary

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..runs.schema import PartRef
-from ..runs.step_records import StepRecord
-from ..runs.steps import FlatMicroBatch, FlatStep, StepsDigest, write_part
+from stagelens.runs.schema import PartRef
+from stagelens.runs.step_records import StepRecord
+from stagelens.runs.steps import FlatMicroBatch, FlatStep, StepsDigest, write_part
 
 _FLUSH_SECONDS = 10.0
 _FLUSH_BYTES = 64 * 2**20

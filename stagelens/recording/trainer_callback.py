@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..contracts import RecordingError, Task
+from stagelens.contracts import RecordingError, Task
+
 from .infer_task import task_of_stage
 from .recorder import Recorder
 from .stage_recorder import StageRecorder

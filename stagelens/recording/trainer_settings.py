@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..contracts import RecordingError
+from stagelens.contracts import RecordingError
 
 if TYPE_CHECKING:
     from transformers import TrainerState, TrainingArguments

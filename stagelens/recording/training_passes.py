@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..contracts import RecordingError
+from stagelens.contracts import RecordingError
+
 from .hooks import PassiveHook
 
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..contracts import RecordingError
-from ..runs.schema import Precision
-from ..training.optimizers import check_optimizer, group_hyperparameters
+from stagelens.contracts import RecordingError
+from stagelens.replaying.optimizers import check_optimizer, group_hyperparameters
+from stagelens.runs.schema import Precision
+
 from .fingerprint import Fingerprint, SampledFingerprint
 from .hooks import PassiveHook
 from .precision import PrecisionWatch

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..charts.style import Chart
-from ..contracts import RunError
+from stagelens.charts.style import Chart
+from stagelens.contracts import RunError
+
 from .finding import Rows
 
 TRACES = frozenset(

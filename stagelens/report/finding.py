@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..results import StageTrust
-from ..sentences import Sentence
+from stagelens.estimators.stage_trust import StageTrust
+from stagelens.wording.sentences import Sentence
 
 VERSION = 1
 MOST_ROWS = 5_000
@@ -76,7 +76,7 @@ def _cell(value: object) -> Cell:
     return str(value)
 
 
-class View(BaseModel):
+class FindingView(BaseModel):
     """Where something was seen: a page, and the query parameters that show it again.
 
     Attributes:
@@ -137,13 +137,13 @@ class Seen(BaseModel):
     trust: tuple[StageTrust, ...] = ()
     observed: str = ""
     filters: dict[str, str] = {}
-    view: View = View()
+    view: FindingView = FindingView()
     figure: dict[str, Any] | None = None
     rows: Rows = Rows()
     pinned: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
 
-class Edit(BaseModel):
+class FindingEdit(BaseModel):
     """One change of what people say of a finding; only what it changes is set.
 
     Attributes:
@@ -179,7 +179,7 @@ class Finding(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     seen: Seen
-    history: tuple[Edit, ...] = ()
+    history: tuple[FindingEdit, ...] = ()
 
     @property
     def id(self) -> str:
@@ -187,7 +187,7 @@ class Finding(BaseModel):
         return self.seen.id
 
     @property
-    def notes(self) -> list[Edit]:
+    def notes(self) -> list[FindingEdit]:
         """The edits that wrote a note, oldest first."""
         return [edit for edit in self.history if edit.note is not None]
 

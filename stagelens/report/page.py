@@ -19,13 +19,14 @@ from urllib.parse import urlencode, urljoin
 import jinja2
 from markupsafe import Markup
 
-from ..charts.style import DARK, EITHER_STYLE, LIGHT, short, written_out
-from ..standing import MARKS, MEANINGS, WORDS
-from ..summary import number
-from . import telling
+from stagelens.charts.style import DARK, EITHER_STYLE, LIGHT, short, written_out
+from stagelens.wording.numbers import number
+from stagelens.wording.trust_words import MARKS, MEANINGS, WORDS
+
+from . import provenance
 from .figures import fitted
-from .finding import Cell, Finding, Rows, View
-from .words import GLOSSARY, METHOD, SOURCE
+from .finding import Cell, Finding, FindingView, Rows
+from .method_text import GLOSSARY, METHOD, SOURCE
 
 LARGEST = 8_000_000
 """Bytes that a report may have."""
@@ -141,7 +142,7 @@ def _policy(scripts: Sequence[str]) -> str:
     )
 
 
-def _link(report: Report, view: View) -> tuple[str, bool]:
+def _link(report: Report, view: FindingView) -> tuple[str, bool]:
     """What shows a finding's view again, and whether it is an address that can be followed."""
     query = {"run": report.run_reference, **view.query} if report.run_reference else view.query
     words = f"{view.page}?{urlencode(query)}" if query else view.page
@@ -164,7 +165,7 @@ def _templates() -> jinja2.Environment:
         # Names from data can neither turn nor hide what stands behind them.
         finalize=lambda value: written_out(value) if type(value) is str else value,
     )
-    made.globals.update(telling=telling, cell=_cell, is_number=_is_number, most=_SHOWN_ROWS)
+    made.globals.update(telling=provenance, cell=_cell, is_number=_is_number, most=_SHOWN_ROWS)
     return made
 
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from . import telling
+from . import provenance
 from .finding import Cell, Finding, Rows
 from .page import Report
 
@@ -39,15 +39,15 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "id": seen.id,
         "kind": seen.kind,
         "title": seen.title,
-        "sentences": [str(each) for each in telling.sentences(seen)],
+        "sentences": [str(each) for each in provenance.sentences(seen)],
         "note": finding.note,
         "run_digest": seen.run_digest,
         "set": {"name": seen.set_name, "digest": seen.set_digest},
         "behaviour": seen.behaviour,
-        "estimator": telling.estimator(seen),
+        "estimator": provenance.estimator(seen),
         "trust": [
             {"stage": each.stage, "estimator": each.by, "trust": each.words, "means": each.meaning}
-            for each in telling.known(seen)
+            for each in provenance.known(seen)
         ],
         "filters": seen.filters,
         "view": seen.view.model_dump(),
@@ -69,7 +69,7 @@ def as_csv(report: Report) -> bytes:
         f"run digest: {report.run_digest}",
         *(
             f"finding {number}: {each.seen.title}; filters: "
-            f"{telling.filters_text(each.seen.filters)}"
+            f"{provenance.filters_text(each.seen.filters)}"
             for number, each in enumerate(report.findings, 1)
         ),
     ):
@@ -84,13 +84,13 @@ def as_csv(report: Report) -> bytes:
 
 def _lines(number: int, finding: Finding, own: Sequence[str]) -> list[list[Cell]]:
     seen = finding.seen
-    said = " ".join(str(each) for each in telling.sentences(seen))
+    said = " ".join(str(each) for each in provenance.sentences(seen))
     lines = []
     for row in (seen.rows if seen.rows.values else Rows(values=((),), total=1)).records():
         leading = (
             *(number, seen.title, seen.set_name, seen.set_digest, seen.run_digest),
-            *(telling.estimator(seen), telling.trust_text(seen, row.get("stage"))),
-            *(telling.filters_text(seen.filters), said, finding.note),
+            *(provenance.estimator(seen), provenance.trust_text(seen, row.get("stage"))),
+            *(provenance.filters_text(seen.filters), said, finding.note),
         )
         lines.append([_cell(each) for each in (*leading, *(row.get(name) for name in own))])
     return lines

@@ -8,25 +8,30 @@ from typing import Any
 
 import pandas as pd
 
-from .. import charts, noise, summary
-from ..charts.groups import group_gaps as draw_gaps
-from ..contracts import Behaviour, StageLensError
-from ..estimates import Effects, as_effects, best_known, stored
-from ..results import ResultFacts, StageTrust, load_result
-from ..runs.evaluation_sets import EvaluationSet
-from ..runs.run import Run
-from ..sentences import FEWEST, Sentence, headlines, mean_sentence
-from ..spurious.gaps import gap_notes, gap_sentences, group_gaps, rows_of
-from ..spurious.stored import load_features, noise_key, strongest
-from ..spurious.telling import feature_sentence
-from ..standing import WORDS, label, standing_of
-from ..summary import ACCURACY, count_text, phrase
-from ..verification import trusted
+from stagelens import charts
+from stagelens.analyses.spurious.feature_table import load_features, noise_key, strongest
+from stagelens.analyses.spurious.gaps import gap_notes, gap_sentences, group_gaps, rows_of
+from stagelens.analyses.spurious.sentences import feature_sentence
+from stagelens.charts.groups import group_gaps as draw_gaps
+from stagelens.contracts import ACCURACY, Behaviour, StageLensError
+from stagelens.effects import summary
+from stagelens.effects.headlines import FEWEST, headlines
+from stagelens.effects.results import ResultFacts, load_result
+from stagelens.estimators.stage_trust import StageTrust
+from stagelens.runs.run import Run
+from stagelens.runs.sets.evaluation_set import EvaluationSet
+from stagelens.trust import noise
+from stagelens.trust.estimates import Effects, as_effects, best_known, stored_estimates
+from stagelens.trust.verification import trusted
+from stagelens.wording.numbers import count_text, phrase
+from stagelens.wording.sentences import Sentence, mean_sentence
+from stagelens.wording.trust_words import WORDS, trust_label, trust_word
+
 from .figures import kept
 from .finding import Finding, Rows, Seen
 from .page import Report, Section
+from .provenance import RECORDED
 from .store import FindingStore, new_id
-from .telling import RECORDED
 
 _FEATURES = 3
 """Found features per stage."""
@@ -65,7 +70,7 @@ class Basis:
         examples = run.evaluation_set(set_name)
         orders = noise.load_orders(run, set_name)
         every: list[tuple[ResultFacts, Effects]] = []
-        for name, facts in stored(run, set_name).items():
+        for name, facts in stored_estimates(run, set_name).items():
             found = load_result(run, set_name, "effects", facts.estimator, facts.settings)
             if found is not None:
                 every.append((facts, as_effects(name, trusted(run, found), orders)))
@@ -319,7 +324,7 @@ def _trust(basis: Basis) -> list[Finding]:
                 {
                     "estimator": effects.estimator,
                     "stage": stage,
-                    "trust": WORDS[standing_of(trust, behaviour)],
+                    "trust": WORDS[trust_word(trust, behaviour)],
                     "r with replay": None if agreement is None else agreement.r,
                     "slope": None if agreement is None else agreement.slope,
                     "error %": None if agreement is None else 100 * agreement.relative_error,
@@ -330,7 +335,7 @@ def _trust(basis: Basis) -> list[Finding]:
             )
     said = (
         f"{effects.estimator}: "
-        + ", ".join(f"{s} {label(t, behaviour)}" for s, t in effects.trust.items())
+        + ", ".join(f"{s} {trust_label(t, behaviour)}" for s, t in effects.trust.items())
         for effects in basis.every
     )
     return [

@@ -19,11 +19,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..contracts import RunError, StageLensError
-from ..runs.files import cannot_write, check_changeable, read_json, write_json
-from ..runs.run import Run
+from stagelens.contracts import RunError, StageLensError
+from stagelens.runs.files import cannot_write, check_changeable, read_json, write_json
+from stagelens.runs.run import Run
+
 from .figures import check_figure
-from .finding import Edit, Finding, Seen, in_order
+from .finding import Finding, FindingEdit, Seen, in_order
 
 FOLDER = "findings"
 _LARGEST = 32 * 2**20
@@ -116,7 +117,7 @@ class FindingStore:
                 continue
             try:
                 _check_size(self._files.inside(str(each.relative_to(self._files.root))))
-                edits.append((read_json(each, Edit), each.name))
+                edits.append((read_json(each, FindingEdit), each.name))
             except StageLensError as error:
                 problems.append(
                     f"A change of the finding {seen.title!r} is damaged and left out: {error}"
@@ -141,7 +142,7 @@ class FindingStore:
         note: str | None = None,
         place: float | None = None,
         removed: bool | None = None,
-    ) -> Edit:
+    ) -> FindingEdit:
         """Change what is given, and nothing else.
 
         Raises:
@@ -149,7 +150,7 @@ class FindingStore:
         """
         latest = max((edit.at for edit in finding.history), default=0)
         at = max(time.time_ns(), latest + 1)  # clocks of two hosts differ
-        edit = Edit(at=at, note=note, place=place, removed=removed)
+        edit = FindingEdit(at=at, note=note, place=place, removed=removed)
         name = f"{edit.at:020d}-{secrets.token_hex(4)}.json"
         self._write(f"{FOLDER}/{finding.id}/edits/{name}", edit)
         return edit
@@ -174,7 +175,7 @@ class FindingStore:
         for number, each in enumerate(moved):
             self.edit(each, place=float(number))
 
-    def _write(self, relative: str, value: Seen | Edit) -> None:
+    def _write(self, relative: str, value: Seen | FindingEdit) -> None:
         check_changeable("Findings")
         try:
             write_json(self._files.inside(relative), value)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..contracts import RecordingError
+from stagelens.contracts import RecordingError
 
 _ALIGNMENT = 64
 """Bytes: where torch's own allocations begin, and the most that a vector instruction reads."""

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from .files import CheckedFiles
+from .checked_files import CheckedFiles
 from .schema import FileRef
 
 _WINDOW = 16 * 2**20

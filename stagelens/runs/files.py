@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from ..contracts import RunError, StageLensError
+from stagelens.contracts import RunError, StageLensError
+
 from .schema import VERSION, FileRef
 
 if TYPE_CHECKING:
-    from .remote import Origin
+    pass
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -208,103 +209,3 @@ def read_json(path: Path, schema: type[Schema], sha256: str | None = None) -> Sc
         raise RunError(
             f"{path}: {field}: {first['msg']}; not a file that StageLens wrote"
         ) from None
-
-
-def _times(path: Path) -> tuple[int, int]:
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns
-
-
-class CheckedFiles:
-    """Files of one run folder, checked against their references once, when first used.
-
-    Where the folder is the copy of a run elsewhere, files are fetched when they are used.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.root = root.resolve()
-        self._checked: dict[str, tuple[int, int]] = {}
-        self._origin: Origin | None = None
-        if (self.root.parent / "origin.json").is_file():
-            from .remote import Origin
-
-            self._origin = Origin.of(self.root)
-
-    def path(self, reference: FileRef) -> Path:
-        """The file's path, after its size and sha256 were found to be as recorded.
-
-        Raises:
-            RunError: Missing, outside the run folder, truncated or edited; names the file.
-        """
-        if not self.is_checked(reference):
-            found = sha256_of(self.present(reference))
-            if self._origin is not None and found != reference.sha256:  # the copy was damaged
-                self._origin.drop(reference.path)
-                found = sha256_of(self.present(reference))
-            self.confirm(reference, found)
-        return self.root / reference.path
-
-    def is_checked(self, reference: FileRef) -> bool:
-        """Whether the file was checked before, and is still the same by its times.
-
-        Raises:
-            RunError: Missing, outside the run folder, or truncated.
-        """
-        return self._checked.get(reference.path) == _times(self.present(reference))
-
-    def confirm(self, reference: FileRef, sha256: str) -> None:
-        """Note what a file's sha256 was found to be.
-
-        Raises:
-            RunError: It is not what was recorded.
-        """
-        path = self.present(reference)
-        if sha256 != reference.sha256:
-            raise RunError(
-                f"{path} was changed after it was recorded (its sha256 differs); restore the "
-                "original file"
-            )
-        self._checked[reference.path] = _times(path)
-
-    def listed(self, reference: FileRef) -> None:
-        """Look at a file's size only, without fetching it; cheap enough for opening a run.
-
-        Raises:
-            RunError: Missing, outside the run folder, or truncated.
-        """
-        entry = self._origin.entry(reference.path) if self._origin is not None else None
-        if entry is None or entry.bytes != reference.bytes:
-            self.present(reference)
-
-    def present(self, reference: FileRef) -> Path:
-        """The file's path, after a look at its size only."""
-        path = self.inside(reference.path)
-        if self._origin is not None:
-            self._origin.bring(reference)
-        try:
-            size = path.stat().st_size
-        except OSError:
-            raise RunError(
-                f"{path} is missing; restore it from where the run was recorded"
-            ) from None
-        if size != reference.bytes:
-            raise RunError(
-                f"{path} has {size:,} bytes, but {reference.bytes:,} were recorded: it is "
-                "truncated or was replaced; restore the original file"
-            )
-        return path
-
-    def inside(self, relative: str) -> Path:
-        """The path of a file or folder that may be there, once links on the way are followed.
-
-        Raises:
-            RunError: It leads out of the run folder.
-        """
-        path = self.root / relative
-        try:
-            inside = path.resolve().is_relative_to(self.root)
-        except (OSError, ValueError) as error:  # a loop of links, or a character of no path
-            raise RunError(f"{path} cannot be opened ({error}); restore the run folder") from None
-        if not inside:
-            raise RunError(f"{path} leads out of the run folder; it is not opened")
-        return path

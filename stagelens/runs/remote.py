@@ -21,7 +21,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from ..contracts import RunError, StageLensError
+from stagelens.contracts import RunError, StageLensError
+
 from .files import atomic_path, read_json, sha256_of, write_json
 from .schema import FileRef, check_relative
 

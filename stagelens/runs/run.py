@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ..contracts import Refused, RunError, Task
-from .evaluation_sets import EvaluationSet
-from .files import CheckedFiles, read_json
+from stagelens.contracts import Refused, RunError, Task
+
+from .checked_files import CheckedFiles
+from .files import read_json
 from .remote import copy_of, is_remote
 from .schema import (
     Environment,
@@ -23,6 +24,7 @@ from .schema import (
     StateRef,
     digest,
 )
+from .sets.evaluation_set import EvaluationSet
 from .steps import RecordedSteps, discover_parts, read_history, recorded_digest, steps_table
 from .task_files import identity, read_assets
 
@@ -292,7 +294,7 @@ class Run:
         """
         if self._task is not None:
             return self._task
-        from ..tasks import find_task
+        from stagelens.tasks import find_task
 
         return find_task(self.file.task.name, self.file.task.config, self.task_assets())
 

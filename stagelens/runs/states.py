@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..contracts import SUPPORTED_OPTIMIZERS, RunError
-from .files import CheckedFiles, write_file
+from stagelens.contracts import SUPPORTED_OPTIMIZERS, RunError
+
+from .checked_files import CheckedFiles
+from .files import write_file
 from .schema import FileRef, StateRef
 from .streaming import map_tensors
 
@@ -236,3 +238,7 @@ def same_tensor(a: Tensor, b: Tensor) -> bool:
         return False
     bytes_a, bytes_b = (t.contiguous().reshape(-1).view(torch.uint8) for t in (a, b))
     return torch.equal(bytes_a, bytes_b)
+
+
+Weights = Mapping[str, Tensor]
+"""Parameters and buffers of the final model's architecture, by name."""

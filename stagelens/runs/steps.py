@@ -22,8 +22,10 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
-from ..contracts import RunError
-from .files import CheckedFiles, sha256_of, write_file
+from stagelens.contracts import RunError
+
+from .checked_files import CheckedFiles
+from .files import sha256_of, write_file
 from .schema import FileRef, PartRef, digest
 from .step_records import MicroBatch, StepRecord
 

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..contracts import RunError
+from stagelens.contracts import RunError
 
 _DTYPES = {
     "F64": torch.float64,

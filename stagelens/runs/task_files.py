@@ -7,8 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..contracts import RunError, Task
-from .files import CheckedFiles, write_file
+from stagelens.contracts import RunError, Task
+
+from .checked_files import CheckedFiles
+from .files import write_file
 from .schema import TaskRef, check_name
 
 

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..contracts import Task, TaskError
+from stagelens.contracts import Task, TaskError
 
 if TYPE_CHECKING:
-    from .adapters import adapter_config, with_adapter
-    from .causal_lm import CausalLM
-    from .image_classification import ImageClassification
-    from .text_classification import TextClassification
+    from stagelens.tasks.adapters import adapter_config, with_adapter
+    from stagelens.tasks.causal_lm import CausalLM
+    from stagelens.tasks.image_classification import ImageClassification
+    from stagelens.tasks.text_classification import TextClassification
 
 __all__ = [
     "CausalLM",

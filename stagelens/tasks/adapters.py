@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from torch import nn
 
-from ..contracts import TaskError
+from stagelens.contracts import TaskError
 
 if TYPE_CHECKING:
     from peft import PeftModel

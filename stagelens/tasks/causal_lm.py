@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..contracts import Behaviour, Example, Predictions, TaskError, TokenValues
+from stagelens.contracts import Behaviour, Example, Predictions, TaskError, TokenValues
+
 from .transformer_task import IGNORED, Batch, TransformerTask, model_facts, pieces, unpadded
 
 _PIECE_BYTES = 256 << 20

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..contracts import Behaviour, Predictions
+from stagelens.contracts import Behaviour, Predictions
 
 NO_LABEL = -1
 """Class index of an example without a label."""

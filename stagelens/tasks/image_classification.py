@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..contracts import Example, Predictions, Task, TaskError
+from stagelens.contracts import Example, Predictions, Task, TaskError
+
 from .classification import (
     CLASSIFIER_BEHAVIOURS,
     NO_LABEL,

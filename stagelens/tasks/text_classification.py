@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..contracts import Example, Predictions, TaskError
+from stagelens.contracts import Example, Predictions, TaskError
+
 from .classification import (
     CLASSIFIER_BEHAVIOURS,
     NO_LABEL,

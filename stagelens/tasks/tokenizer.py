@@ -15,7 +15,7 @@ from typing import Any
 
 import tokenizers
 
-from ..contracts import TaskError
+from stagelens.contracts import TaskError
 
 TOKENIZER, FACTS = "tokenizer.json", "tokenizer_config.json"
 _SPECIAL = (

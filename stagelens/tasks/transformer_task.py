@@ -14,7 +14,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ..contracts import Task, TaskError
+from stagelens.contracts import Task, TaskError
+
 from .adapters import adapter_config, is_adapted, with_adapter
 from .tokenizer import KeptTokenizer, tokenizer_assets
 

@@ -26,12 +26,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from stagelens.contracts import Refused
-from stagelens.effects import attribute
-from stagelens.estimators import ladder
+from stagelens.effects.computing import attribute
+from stagelens.effects.results import Result
+from stagelens.estimators import counterfactuals
 from stagelens.estimators.unrolled import UnrolledScale
-from stagelens.results import Result
 from stagelens.runs.run import Run
-from stagelens.verification import fidelity, load_noise, measure_noise
+from stagelens.trust.verification import fidelity, load_noise, measure_noise
 from tests.benchmarks import peers
 from tests.benchmarks.goals import goals
 from tests.benchmarks.scenarios import SCENARIOS, Scenario, recorded
@@ -52,7 +52,7 @@ def _plain_sgd() -> UnrolledScale:
 
 def estimators() -> dict[str, Callable[[Run], Result]]:
     """Name, as printed, to how its effects are computed."""
-    ladder.ESTIMATORS = {**ladder.ESTIMATORS, "scale-as-plain-sgd": _plain_sgd}
+    counterfactuals.ESTIMATORS = {**counterfactuals.ESTIMATORS, "scale-as-plain-sgd": _plain_sgd}
 
     def by(name: str, **settings: float) -> Callable[[Run], Result]:
         return lambda run: attribute(run, "test", name, settings=settings or None)

@@ -20,8 +20,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from stagelens.effects import attribute
-from stagelens.results import Result
+from stagelens.effects.computing import attribute
+from stagelens.effects.results import Result
 from tests.benchmarks.scenarios import SCENARIOS, recorded
 
 ESTIMATORS = (("replay", {}), ("coarse-replay", {"budget": 0.25}), ("task-vector", {}))

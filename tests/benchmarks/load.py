@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stagelens.results import load_result
+from stagelens.effects.results import load_result
 from stagelens.runs.run import open_run
 from tests.benchmarks.ui import RUN, memory, serving
 from tests.benchmarks.wire import Client

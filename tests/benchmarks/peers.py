@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stagelens.replaying.replay import StageReplay
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.states import load_into
-from stagelens.training.replay import StageReplay
 
 Peer = Callable[[Run, Stage, Tensor, Tensor], np.ndarray]
 

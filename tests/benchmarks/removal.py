@@ -31,14 +31,14 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from stagelens.analyses.removal.edits import EditedWeights, material
+from stagelens.analyses.removal.parts import validation_part
+from stagelens.analyses.removal.targets import Target, find
 from stagelens.contracts import Example
-from stagelens.measuring import BATCH_SIZE, measure
-from stagelens.removal.edits import EditedWeights, material
-from stagelens.removal.parts import validation_part
-from stagelens.removal.targets import Target, find
-from stagelens.runs.evaluation_sets import EvaluationSet
+from stagelens.measuring.models import BATCH_SIZE, measure
 from stagelens.runs.run import Run
-from stagelens.runs.set_writer import write_set
+from stagelens.runs.sets.evaluation_set import EvaluationSet
+from stagelens.runs.sets.writer import write_set
 from tests.benchmarks.scenarios import SCENARIOS, Scenario, recorded, retrained
 
 GROUPS = (CONTROL, WORSE, PROPPED) = ("control", "worse", "propped")

@@ -22,14 +22,14 @@ import numpy as np
 import torch
 
 import stagelens
-from stagelens.effects import effect_table
+from stagelens.effects.computing import effect_table
 from stagelens.estimators.coarse_replay import CoarseReplay
 from stagelens.estimators.protocol import Counterfactual, Estimator
 from stagelens.estimators.replay import Replay
+from stagelens.estimators.stage_trust import StageTrust
 from stagelens.estimators.unrolled import UnrolledJump
-from stagelens.measuring import BATCH_SIZE
-from stagelens.placing import Placed
-from stagelens.results import StageTrust
+from stagelens.measuring.models import BATCH_SIZE
+from stagelens.measuring.placed import Placed
 from stagelens.runs.batches import to_device
 from stagelens.runs.run import Run
 from stagelens.runs.states import load_into

@@ -20,7 +20,7 @@ from stagelens.runs.run import Run, open_run
 from stagelens.runs.states import model_tensors
 from stagelens.tasks.image_classification import ImageClassification
 from stagelens.tasks.text_classification import TextClassification
-from tests.real_texts import CLASSES, Comments, text_scenario
+from tests.support.real_texts import CLASSES, Comments, text_scenario
 
 _BATCH_SIZES = {"fashion": 64, "digits": 32, "text": 16}
 DATA = Path(os.environ.get("STAGELENS_DATA", Path(__file__).parents[3] / "shared" / "data"))

@@ -20,16 +20,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from stagelens.analyses.spurious.features import Look
+from stagelens.analyses.spurious.statistics import Candidates, judged_features
+from stagelens.contracts import no_progress
 from stagelens.demos import digits
 from stagelens.demos.comment_templates import MENTION
-from stagelens.effects import attribute
-from stagelens.estimators.ladder import default_estimator
+from stagelens.effects.computing import attribute
+from stagelens.estimators.counterfactuals import default_estimator
 from stagelens.runs.run import Run, open_run
-from stagelens.spurious.features import Look
-from stagelens.spurious.statistics import Candidates, judged_features
-from stagelens.training.replay import no_progress
-
-from .scenarios import SCENARIOS, recorded
+from tests.benchmarks.scenarios import SCENARIOS, recorded
 
 PLANTED = {"digits": "shortcut", "fashion": "patch", "comments": "skewed", "plain": "first"}
 _MARKED = {"digits": "stamped", "fashion": "patched", "comments": MENTION}

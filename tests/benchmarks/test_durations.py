@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from stagelens import durations
 from stagelens.demos import digits
-from stagelens.effects import attribute
-from stagelens.noise import measure_noise
+from stagelens.effects import durations
+from stagelens.effects.computing import attribute
+from stagelens.trust.noise import measure_noise
 
 pytestmark = pytest.mark.benchmark
 

@@ -16,10 +16,10 @@ from torch import nn
 
 import stagelens
 from stagelens.demos import digits
-from stagelens.effects import effect_table
+from stagelens.effects.computing import effect_table
 from stagelens.estimators.protocol import Counterfactual
-from stagelens.measuring import BATCH_SIZE
-from stagelens.results import StageTrust
+from stagelens.estimators.stage_trust import StageTrust
+from stagelens.measuring.models import BATCH_SIZE
 from stagelens.runs.run import Run
 from stagelens.tasks import ImageClassification
 

@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, sync_playwright
 from stagelens.report.finding import Finding
 from stagelens.report.page import LARGEST, Report, Section, as_html
 from tests.browser.conftest import CHROMIUM_ARGS, CHROMIUM_NAMES
-from tests.findings import finding, scatter
+from tests.support.findings import finding, scatter
 
 TIMES = 5
 

@@ -15,15 +15,7 @@ import torch
 from torch import Tensor
 
 from stagelens.runs.files import sha256_of, write_json
-from stagelens.runs.schema import (
-    Boundary,
-    FileRef,
-    RunFile,
-    StageFile,
-    StageRef,
-    StateRef,
-    TaskRef,
-)
+from stagelens.runs.schema import Boundary, FileRef, RunFile, StageFile, StageRef, StateRef, TaskRef
 from stagelens.runs.streaming import TensorFacts, read_header, write_tensors
 
 STATE_BYTES, SHARDS = 4 * 10**9, 4
@@ -35,7 +27,7 @@ ROUNDS = 3
 WRITING = """
 import sys
 import stagelens
-from stagelens.removal.checkpoints import write_counterfactual
+from stagelens.analyses.removal.checkpoints import write_counterfactual
 write_counterfactual(stagelens.open_run(sys.argv[1]), "first", sys.argv[2])
 """
 

@@ -23,12 +23,12 @@ from pathlib import Path
 import numpy as np
 from playwright.sync_api import Page, sync_playwright
 
+from stagelens.contracts import no_progress
 from stagelens.demos import digits
 from stagelens.demos.building import build
-from stagelens.effects import attribute, boundaries
+from stagelens.effects.computing import attribute, boundaries
 from stagelens.runs.run import open_run
-from stagelens.runs.set_writer import write_set
-from stagelens.training.replay import no_progress
+from stagelens.runs.sets.writer import write_set
 from tests.benchmarks.slider import looked_at, measured
 from tests.browser.conftest import CHROMIUM_ARGS, CHROMIUM_NAMES, IDLE, Server, launch
 

@@ -20,11 +20,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from stagelens.contracts import no_progress
 from stagelens.estimators.coarse_replay import CoarseReplay
 from stagelens.estimators.protocol import Estimator
 from stagelens.estimators.replay import Replay
 from stagelens.runs.run import Run
-from stagelens.training.replay import no_progress
 from tests.benchmarks.scenarios import SCENARIOS, recorded
 
 BUDGETS = (1 / 8, 1 / 4)

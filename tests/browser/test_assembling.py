@@ -6,7 +6,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, expect
 
-from tests.checkpoints import classifiers, labelled_texts
+from tests.support.checkpoints import classifiers, labelled_texts
 
 QUIET = {"STREAMLIT_SERVER_FILE_WATCHER_TYPE": "none"}
 

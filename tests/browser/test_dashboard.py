@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from playwright.sync_api import Page, expect
 
-from stagelens.results import load_result
+from stagelens.effects.results import load_result
 from stagelens.runs.run import open_run
 from tests.conftest import DemoRun
 

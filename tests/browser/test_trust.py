@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from stagelens.results import AGREES_ERROR, AGREES_R
+from stagelens.estimators.stage_trust import AGREES_ERROR, AGREES_R
 from stagelens.runs.run import open_run
-from stagelens.verification import load_verification
+from stagelens.trust.verification import load_verification
 from tests.conftest import DemoRun
 
 VERIFY_TIME = 280_000

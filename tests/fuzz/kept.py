@@ -12,14 +12,14 @@ from unittest.mock import patch
 import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
-from stagelens import noise, verification
-from stagelens import results as stored
-from stagelens.removal import measuring
+from stagelens.analyses.removal import measurements
+from stagelens.analyses.slices.saved import stored_slices
+from stagelens.effects import results as stored
+from stagelens.effects.results import FIRST, load_result, stored_results
 from stagelens.report.store import FOLDER, FindingStore
-from stagelens.results import FIRST, load_result, stored_results
 from stagelens.runs.run import Run
-from stagelens.slices.saved import stored_slices
-from stagelens.ui import left_over, settings
+from stagelens.trust import noise, verification
+from stagelens.ui.server import interrupted_jobs, settings
 from tests.fuzz.inputs import NAMES, changed, changed_json
 from tests.fuzz.reader import Reader, put
 
@@ -31,7 +31,7 @@ def results(found: dict[str, Reader], copy: Callable[[str], Run]) -> None:
         assert whole is not None
         stored.save_result(run, whole)
     examples = run.evaluation_set("test")
-    edit = measuring.grid("task-vector", {}, ["first"])[-1]
+    edit = measurements.grid("task-vector", {}, ["first"])[-1]
     results = run.path / "results"
     files = sorted(results.rglob("*.parquet"))
     contents = {path: path.read_bytes() for path in files}
@@ -52,7 +52,7 @@ def results(found: dict[str, Reader], copy: Callable[[str], Run]) -> None:
             load_result(run, "test", "boundaries", coded=True)
             verification.load_verification(run)
             noise.load_orders(run, "test")
-            measuring.stored(run, examples, edit)
+            measurements.load_measurement(run, examples, edit)
         finally:
             put(path, contents[path])
 
@@ -124,11 +124,11 @@ def by_name(found: dict[str, Reader], folder: Path) -> None:
     found["links and paths"] = Reader(paths, open_by_name, weight=10)
 
     record = {"title": "x", "server": {"pid": 2**30}, "child": {"pid": 2**30}, "unfinished": None}
-    kept = folder / "home" / left_over.FOLDER / "a.json"
+    kept = folder / "home" / interrupted_jobs.FOLDER / "a.json"
     kept.parent.mkdir(parents=True)
 
     def read_record(data: bytes) -> None:
         put(kept, data)
-        left_over.found()
+        interrupted_jobs.found()
 
     found["records of jobs"] = Reader(changed_json(record), read_record, weight=4)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from streamlit.testing.v1 import AppTest
 
 from stagelens.runs.run import Run
-from stagelens.ui import state
+from stagelens.ui.pieces import state
 from tests.fuzz.inputs import NAMES
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -19,20 +19,20 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import stagelens
-from stagelens.removal import measuring
+from stagelens.analyses.removal import measurements
+from stagelens.analyses.slices.saved import save_slice
 from stagelens.report.store import FindingStore
 from stagelens.runs.run import Run, open_run
-from stagelens.runs.set_readers import read_set_file
-from stagelens.runs.set_values import checked_ids, checked_inputs, checked_labels
+from stagelens.runs.sets.readers import read_set_file
+from stagelens.runs.sets.uploads import fit_image
+from stagelens.runs.sets.values import checked_ids, checked_inputs, checked_labels
 from stagelens.runs.streaming import map_tensors
-from stagelens.runs.uploads import fit_image
-from stagelens.slices.saved import save_slice
-from tests import odd_runs
-from tests.findings import seen
 from tests.fuzz.inputs import changed, changed_json, names
 from tests.fuzz.kept import added, by_name, results
 from tests.fuzz.links import home_with, links, open_link
 from tests.fuzz.reader import Reader, put
+from tests.support import odd_runs
+from tests.support.findings import seen
 
 
 def recorded(folder: Path) -> Run:
@@ -40,8 +40,8 @@ def recorded(folder: Path) -> Run:
     run = odd_runs.record(folder, {"first": (3, 0.05), "last": (2, 0.05)})
     odd_runs.measure_all(run, "test")
     examples = run.evaluation_set("test")
-    edit = measuring.grid("task-vector", {}, ["first"])[-1]
-    measuring.measured(run, examples, [edit])
+    edit = measurements.grid("task-vector", {}, ["first"])[-1]
+    measurements.measure_edits(run, examples, [edit])
     ids = examples.table([])["example_id"].tolist()
     save_slice(run, examples, "mine", ids[:5], {"label": "a"}, "task-vector", "loss")
     finding = FindingStore(run).pin(seen(), "a note")

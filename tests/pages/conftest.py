@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from stagelens.ui import jobs
+from stagelens.ui.server import jobs
 from tests.conftest import DemoRun
 
 ROOT = Path(__file__).resolve().parents[2]

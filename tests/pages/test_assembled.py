@@ -8,10 +8,10 @@ import pytest
 
 import stagelens
 from stagelens.assembling import trainer_facts
-from stagelens.effects import attribute, boundaries
-from tests.checkpoints import classifiers, edit_json, labelled_texts
+from stagelens.effects.computing import attribute, boundaries
 from tests.pages.conftest import OpenPage
 from tests.pages.reading import check, figures, words
+from tests.support.checkpoints import classifiers, edit_json, labelled_texts
 
 LINK = "run=mine"
 PAGES = ["app.py", "pages/1_Examples.py", "pages/2_Spurious_features.py"]

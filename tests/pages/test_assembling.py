@@ -10,9 +10,9 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from stagelens.runs.run import open_run
-from stagelens.ui import jobs
-from tests.checkpoints import classifiers, labelled_texts
+from stagelens.ui.server import jobs
 from tests.pages.reading import check, words
+from tests.support.checkpoints import classifiers, labelled_texts
 
 Form = Callable[..., AppTest]
 

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from stagelens.demos import digits
-from stagelens.effects import attribute
-from stagelens.results import load_result
+from stagelens.effects.computing import attribute
+from stagelens.effects.results import load_result
 from stagelens.runs.run import Run, open_run
 from tests.pages.reading import check, figures, words
 

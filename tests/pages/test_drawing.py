@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from stagelens.charts import Chart
-from stagelens.ui import drawing
+from stagelens.ui.pieces import drawing
 
 made: list[int] = []
 

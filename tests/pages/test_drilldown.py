@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from stagelens.contributions.computing import contribute
-from stagelens.contributions.stored import Question, Stored
-from stagelens.results import load_result
+from stagelens.analyses.contributions.computing import contribute
+from stagelens.analyses.contributions.contribution_table import Question, Stored
+from stagelens.effects.results import load_result
 from stagelens.runs.run import open_run
-from stagelens.summary import signed_text
-from stagelens.ui import jobs
+from stagelens.ui.server import jobs
+from stagelens.wording.numbers import signed_text
 from tests.pages.reading import check, figures, words
 
 PAGE = "pages/1_Examples.py"

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from stagelens.results import load_result
+from stagelens.effects.results import load_result
 from stagelens.runs.run import open_run
-from stagelens.ui.browse import PAGE_SIZE
+from stagelens.ui.reading.browse import PAGE_SIZE
 from tests.pages.reading import check, drawn, figures, table, words
 
 PAGE = "pages/1_Examples.py"

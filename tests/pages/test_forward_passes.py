@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from stagelens.runs.images import encode_pixels
 from stagelens.runs.run import open_run
-from stagelens.ui import forward
+from stagelens.runs.sets.images import encode_pixels
+from stagelens.ui.server import forward_passes
 from tests.pages.reading import check
 
 EXAMPLES, REMOVAL = "pages/1_Examples.py", "pages/3_Remove_a_stage.py"
@@ -27,7 +27,9 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
 
     monkeypatch.setattr(torch.optim.Optimizer, "step", step)
     in_turn: list[bool] = []
-    hook = register_module_forward_pre_hook(lambda *_: in_turn.append(forward._turn()._is_owned()))
+    hook = register_module_forward_pre_hook(
+        lambda *_: in_turn.append(forward_passes._turn()._is_owned())
+    )
     yield in_turn
     hook.remove()
 
@@ -60,7 +62,7 @@ def test_two_pages_that_ask_models_wait_for_each_other() -> None:
         nonlocal inside, most
         together.wait()
         for _ in range(50):
-            with forward.alone():
+            with forward_passes.alone():
                 inside += 1
                 most = max(most, inside)
                 inside -= 1

@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from stagelens.results import load_result
+from stagelens.analyses.spurious.gaps import group_gaps
+from stagelens.effects.results import load_result
 from stagelens.runs.run import open_run
-from stagelens.spurious.gaps import group_gaps
 from tests.pages.reading import check, figures, labels, words
 
 PAGE = "pages/2_Spurious_features.py"
@@ -53,8 +53,8 @@ def test_nonsense_in_the_link_is_ignored(open_page, demo: Path) -> None:
 
 
 def test_a_set_without_groups_says_what_it_lacks(open_page, demo_copy: Path) -> None:
-    from stagelens.effects import attribute
-    from stagelens.runs.set_writer import write_set
+    from stagelens.effects.computing import attribute
+    from stagelens.runs.sets.writer import write_set
     from stagelens.tasks.image_classification import ImageClassification
 
     run = open_run(demo_copy)
@@ -68,5 +68,7 @@ def test_a_set_without_groups_says_what_it_lacks(open_page, demo_copy: Path) -> 
 
 
 def test_the_page_alone_needs_no_torch() -> None:
-    code = "import sys, stagelens.ui.groups as g; assert g; assert 'torch' not in sys.modules"
+    code = (
+        "import sys, stagelens.ui.spurious.groups as g; assert g; assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

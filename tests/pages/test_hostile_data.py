@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stagelens.results import BehaviourFacts, Result, ResultFacts, StageTrust, save_result
+from stagelens.effects.results import BehaviourFacts, Result, ResultFacts, save_result
+from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs.run import open_run
-from stagelens.runs.set_writer import write_set
-from stagelens.ui import jobs
+from stagelens.runs.sets.writer import write_set
+from stagelens.ui.server import jobs
 from tests.pages.reading import check, figures, table, words
 
 PAGE = "pages/1_Examples.py"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from stagelens.ui import glossary
+from stagelens.ui.pieces import glossary
 from tests.pages.reading import check, words
 
 PAGES = {

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from stagelens.ui import jobs
-from tests.odd_runs import add_odd_sets, measure_all, record
+from stagelens.ui.server import jobs
 from tests.pages.reading import check, figures, words
+from tests.support.odd_runs import add_odd_sets, measure_all, record
 
 REMOVE = "pages/3_Remove_a_stage.py"
 PAGES = {

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import offline
-from tests.odd_runs import measure_all, record
 from tests.pages.reading import check
+from tests.support.odd_runs import measure_all, record
 
 CONNECT = "import socket; socket.create_connection(('192.0.2.1', 80), timeout=1)"
 PAGES = (
@@ -34,10 +34,10 @@ PAGES = (
 def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """This process cannot reach another machine either."""
     connect, look_up = socket.socket.connect, socket.getaddrinfo
-    importlib.import_module("tests.offline.sitecustomize")
+    importlib.import_module("tests.support.offline.sitecustomize")
     yield
     socket.socket.connect, socket.getaddrinfo = connect, look_up  # type: ignore[method-assign]
-    del sys.modules["tests.offline.sitecustomize"]
+    del sys.modules["tests.support.offline.sitecustomize"]
 
 
 def test_a_child_that_connects_is_stopped() -> None:

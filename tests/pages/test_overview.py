@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from stagelens.results import load_result, result_key, result_path, stored_results
+from stagelens.effects.results import load_result, result_key, result_path, stored_results
 from stagelens.runs.run import open_run
-from stagelens.ui import jobs
+from stagelens.ui.server import jobs
 from tests.pages.reading import check, figures, labels, words
 
 STAGES = ["pretrain", "shortcut", "mislabelled", "adapt"]

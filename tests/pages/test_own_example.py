@@ -13,11 +13,12 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from stagelens.contracts import Behaviour
-from stagelens.results import Result, StageTrust, load_result
-from stagelens.runs.images import encode_pixels
+from stagelens.effects.results import Result, load_result
+from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs.run import open_run
-from stagelens.sentences import example_sentence
-from stagelens.verification import trusted
+from stagelens.runs.sets.images import encode_pixels
+from stagelens.trust.verification import trusted
+from stagelens.wording.sentences import example_sentence
 from tests.pages.reading import check, drawn, words
 
 PAGE = "pages/1_Examples.py"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from stagelens import durations
-from stagelens.ui import jobs
+from stagelens.effects import durations
+from stagelens.ui.server import jobs
 from tests.pages.reading import check, figures, labels, words
 
 EXAMPLES = "pages/1_Examples.py"

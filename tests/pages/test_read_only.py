@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from stagelens.analyses.slices.saved import delete_slice, save_slice
 from stagelens.contracts import StageLensError
 from stagelens.report.store import FindingStore
 from stagelens.runs.files import new_folder
 from stagelens.runs.run import open_run
-from stagelens.slices.saved import delete_slice, save_slice
-from stagelens.ui import jobs, settings
-from tests.findings import seen
+from stagelens.ui.server import jobs, settings
 from tests.pages.reading import check, words
+from tests.support.findings import seen
 
 PAGES = {
     "app.py": "",

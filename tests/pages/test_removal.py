@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from stagelens.removal import measuring
-from stagelens.results import load_result, save_result
+from stagelens.analyses.removal import measurements
+from stagelens.effects.results import load_result, save_result
 from stagelens.runs.run import open_run
-from stagelens.ui import jobs, removals
+from stagelens.ui.server import jobs
 from tests.pages.reading import check, figures, words
 
 PAGE = "pages/3_Remove_a_stage.py"
@@ -27,7 +27,9 @@ def measured(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = Path(shutil.copytree(demo, tmp_path_factory.mktemp("removal") / "digits"))
     run = open_run(folder)
     stages = [stage.name for stage in run.stages]
-    measuring.measured(run, run.evaluation_set("test"), measuring.grid("replay", {}, stages))
+    measurements.measure_edits(
+        run, run.evaluation_set("test"), measurements.grid("replay", {}, stages)
+    )
     return folder
 
 
@@ -95,7 +97,7 @@ def test_figures_of_a_strength_that_was_computed_are_exact_at_once(open_page, me
 def test_a_large_model_shows_a_preview_while_a_job_measures(
     open_page, measured, monkeypatch
 ) -> None:
-    monkeypatch.setattr(removals, "_AT_ONCE", 0)
+    monkeypatch.setattr(measurements, "_AT_ONCE", 0)
     started: list[tuple[str, ...]] = []
     monkeypatch.setattr(jobs, "start", lambda arguments, *_, **__: started.append(arguments))
     app = check(open_page(measured.parent, f"{LINK}&remove-1=60&remove-2=35", PAGE))
@@ -117,7 +119,7 @@ def test_every_flipped_answer_links_to_its_example(open_page, measured) -> None:
 
 def test_an_edit_is_settled_by_replay(open_page, measured, tmp_path) -> None:
     folder = Path(shutil.copytree(measured, tmp_path / "home" / "digits"))
-    for file in (folder / measuring.FOLDER).iterdir():
+    for file in (folder / measurements.FOLDER).iterdir():
         file.unlink()
     link = f"{LINK}&estimator=task-vector&remove-1=100"
     app = check(open_page(folder.parent, link, PAGE))

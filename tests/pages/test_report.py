@@ -12,8 +12,8 @@ from streamlit.testing.v1 import AppTest
 from stagelens.report.finding import Finding
 from stagelens.report.store import Findings, FindingStore
 from stagelens.runs.run import open_run
-from tests.findings import seen
 from tests.pages.reading import check, figures, words
+from tests.support.findings import seen
 
 PAGE = "pages/5_Report.py"
 EXAMPLES = "pages/1_Examples.py"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stagelens.contracts import RunError
-from stagelens.ui import settings
+from stagelens.ui.server import settings
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stagelens.ui import signing_in
+from stagelens.ui.server import signing_in
 from tests.pages.reading import check, words
 
 PAGES = ("app.py", *(str(path) for path in sorted(Path("pages").glob("*.py"))))

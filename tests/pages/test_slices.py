@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from stagelens.results import load_result
+from stagelens.analyses.slices.saved import save_slice, stored_slices
+from stagelens.effects.results import load_result
 from stagelens.runs.run import open_run
-from stagelens.slices.saved import save_slice, stored_slices
 from tests.pages.reading import check, figures, words
 
 EXAMPLES = "pages/1_Examples.py"

@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 
 import stagelens
-from stagelens.effects import attribute
-from stagelens.results import load_result
+from stagelens.analyses.spurious.feature_table import strongest
+from stagelens.analyses.spurious.features import find_features
+from stagelens.effects.computing import attribute
+from stagelens.effects.results import load_result
 from stagelens.runs.run import open_run
-from stagelens.spurious.features import find_features
-from stagelens.spurious.stored import strongest
-from stagelens.ui import jobs
-from tests.hostile import MARKUP
+from stagelens.ui.server import jobs
 from tests.pages.reading import check, figures, labels, words
-from tests.small_texts import TEXTS
-from tests.text_runs import record_comments
+from tests.support.hostile import MARKUP
+from tests.support.small_texts import TEXTS
+from tests.support.text_runs import record_comments
 
 PAGE = "pages/2_Spurious_features.py"
 LINK = "run=digits&estimator=task-vector&part=Found+without+metadata"
@@ -81,7 +81,7 @@ def test_a_search_that_fails_says_why(open_page, demo_copy: Path) -> None:
 
 
 def test_the_page_alone_needs_no_torch() -> None:
-    code = "import sys, stagelens.ui.features as f; assert f; assert 'torch' not in sys.modules"
+    code = "import sys; import stagelens.ui.spurious.features; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 

@@ -10,12 +10,12 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from stagelens.contracts import BASE
-from stagelens.results import load_result
+from stagelens.effects.results import load_result
 from stagelens.runs.run import open_run
-from stagelens.summary import number
-from tests import hostile, small_texts
+from stagelens.wording.numbers import number
 from tests.pages.reading import check, drawn, figures, labels, table, words
-from tests.text_runs import PROMPTS, STAGES
+from tests.support import hostile, small_texts
+from tests.support.text_runs import PROMPTS, STAGES
 
 PAGE = "pages/1_Examples.py"
 TAG = re.compile(r"<\s*/?\s*([a-zA-Z0-9]+)")

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from stagelens.analyses.saliency.map_table import load_maps, map_facts, save_maps
 from stagelens.report.store import FindingStore
 from stagelens.runs.run import open_run
-from stagelens.saliency.stored import load_maps, map_facts, save_maps
-from stagelens.ui import jobs, where
+from stagelens.ui.examples import saliency
+from stagelens.ui.server import jobs
 from tests.pages.reading import check, figures, words
 
 PAGE, EXAMPLES = "pages/2_Spurious_features.py", "pages/1_Examples.py"
@@ -73,10 +74,10 @@ def test_a_map_whose_sums_do_not_hold_is_not_shown(open_page, demo_copy: Path) -
 def test_larger_models_are_attributed_in_a_child_process(
     open_page, demo_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(where, "_QUICK", 0)
+    monkeypatch.setattr(saliency, "_QUICK", 0)
     asked = []
     monkeypatch.setattr(jobs, "start", lambda arguments, title: asked.append(arguments))
-    monkeypatch.setattr(where, "_job", lambda arguments: asked.append(arguments))
+    monkeypatch.setattr(saliency, "_job", lambda arguments: asked.append(arguments))
     app = check(open_page(demo_copy.parent, LINK, PAGE))
     assert maps(app) == []
     ((command, path, *options),) = asked

@@ -13,9 +13,9 @@ from stagelens import tasks
 from stagelens.runs.run import open_run
 from stagelens.tasks import IMAGE_MODELS, input_kind, why_missing
 from stagelens.tasks.image_classification import _BUILDERS
-from stagelens.ui import jobs, left_over
-from tests.loops import make_task
+from stagelens.ui.server import interrupted_jobs, jobs
 from tests.pages.reading import check, labels, words
+from tests.support.loops import make_task
 
 EXAMPLES = "pages/1_Examples.py"
 EVERY_PAGE = pytest.mark.parametrize("page", ["app.py", EXAMPLES, "pages/4_Trust.py"])
@@ -79,7 +79,7 @@ def test_a_run_of_a_task_that_is_not_here_says_what_to_do_and_starts_no_job(
 def test_stored_numbers_of_a_task_that_is_not_here_are_shown(
     open_page, demo_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stagelens.ui.workspace.why_missing", lambda *_: "is gone")
+    monkeypatch.setattr("stagelens.ui.opening.workspace.why_missing", lambda *_: "is gone")
     shutil.rmtree(demo_copy / "results" / "counterfactuals")
     app = check(open_page(demo_copy.parent, "run=digits"))
     assert "its task is gone" in words(app) and "Credit and blame" in words(app)
@@ -108,7 +108,7 @@ def test_what_is_built_in_is_known_without_importing_it() -> None:
 def test_what_a_server_left_unfinished_is_told_until_it_is_dismissed(
     open_page, demo_copy: Path
 ) -> None:
-    folder = demo_copy.parent / left_over.FOLDER
+    folder = demo_copy.parent / interrupted_jobs.FOLDER
     folder.mkdir()
     gone = {"pid": 999_999_999, "born": 1}
     record = {"title": "Replay **without** <b>shortcut</b>", "server": gone, "child": gone}

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from stagelens.runs.run import Run
-from stagelens.runs.set_writer import write_set
-from tests.loops import Training
-from tests.small_runs import Phase, record
+from stagelens.runs.sets.writer import write_set
+from tests.support.loops import Training
+from tests.support.small_runs import Phase, record
 
 
 @pytest.fixture

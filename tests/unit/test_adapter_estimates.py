@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import nn
 
+from stagelens.analyses.contributions.first_order import contributions
+from stagelens.derivatives.forward_mode import Reading, final_tangents
+from stagelens.derivatives.trajectory import DerivativeOptions
 from stagelens.estimators import coarse_replay
 from stagelens.estimators.coarse_replay import CoarseReplay, Plan
-from stagelens.estimators.contributions import contributions
+from stagelens.replaying.replay import replay_without
 from stagelens.runs.run import Run
 from stagelens.tasks.adapters import with_adapter
-from stagelens.training.forward import Reading, final_tangents
-from stagelens.training.replay import replay_without
-from stagelens.training.trajectory import DerivativeOptions
-from tests.adapted import merged, unloaded
-from tests.small_runs import Phase, central_difference, record
+from tests.support.adapted import merged, unloaded
+from tests.support.small_runs import Phase, central_difference, record
 from tests.unit.test_adjoint import linearised, some_examples
 
 PEFT: dict[str, Any] = {"r": 2, "lora_alpha": 4, "target_modules": ["qkv", "down", "head"]}

@@ -23,8 +23,8 @@ import stagelens
 from stagelens.contracts import TaskError
 from stagelens.recording.adapters import read_adapter
 from stagelens.tasks.adapters import adapter_config, plain_adapter, with_adapter
-from tests.adapted import Layers, adapting, added, layers_task, lora, merged, unloaded
-from tests.loops import Plan, record_plans, refused
+from tests.support.adapted import Layers, adapting, added, layers_task, lora, merged, unloaded
+from tests.support.loops import Plan, record_plans, refused
 
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set")
 

@@ -12,17 +12,17 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 import stagelens
-from stagelens.effects import boundaries
+from stagelens.effects.computing import boundaries
 from stagelens.estimators.replay import Replay
 from stagelens.estimators.task_vector import subtract_stage
+from stagelens.replaying.replay import cross_boundary, measure_deviation, replay_without
 from stagelens.runs.run import Run
 from stagelens.runs.schema import LowRank
-from stagelens.runs.set_writer import write_set
+from stagelens.runs.sets.writer import write_set
 from stagelens.runs.states import load_into
 from stagelens.tasks.adapters import with_adapter
-from stagelens.training.replay import cross_boundary, measure_deviation, replay_without
-from tests.adapted import adapting, added, layers_task, merged, unloaded
-from tests.loops import (
+from tests.support.adapted import adapting, added, layers_task, merged, unloaded
+from tests.support.loops import (
     Plan,
     differing_state,
     make_batches,
@@ -205,7 +205,7 @@ def vector(run: Run, name: str) -> dict[str, Tensor]:
 
 
 def products(end: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``scaling * B A`` of the adapter that :func:`tests.adapted.lora` describes."""
+    """``scaling * B A`` of the adapter that :func:`tests.support.adapted.lora` describes."""
     at = "base_model.model.{}.lora_{}.default.weight".format
     table = "base_model.model.table.lora_embedding_{}.default".format
     return {

@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch import nn
 
+from stagelens.analyses.contributions.first_order import CARRIED, behaviour_gradient, contributions
 from stagelens.contracts import Example, Refused
-from stagelens.estimators.contributions import CARRIED, behaviour_gradient, contributions
+from stagelens.derivatives.forward_mode import final_tangents
+from stagelens.derivatives.loss_parts import NotSeparable, Split
+from stagelens.derivatives.trajectory import DerivativeOptions, LinearStage, active_names
 from stagelens.runs.run import Run
 from stagelens.tasks.image_classification import ImageClassification
 from stagelens.tasks.transformer_task import IGNORED
-from stagelens.training.forward import final_tangents
-from stagelens.training.split import NotSeparable, Split
-from stagelens.training.trajectory import DerivativeOptions, LinearStage, active_names
-from tests.small_runs import CLASSES, SHAPE, Optimizer, Phase, record
-from tests.small_texts import CLASSES as LABELS
-from tests.small_texts import TEXTS, classification, language
+from tests.support.small_runs import CLASSES, SHAPE, Optimizer, Phase, record
+from tests.support.small_texts import CLASSES as LABELS
+from tests.support.small_texts import TEXTS, classification, language
 
 DOUBLE = DerivativeOptions("float64")
 

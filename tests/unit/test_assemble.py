@@ -12,11 +12,11 @@ import transformers
 
 import stagelens
 from stagelens.contracts import Refused
-from stagelens.effects import attribute, boundaries
-from stagelens.estimators.ladder import default_estimator
+from stagelens.effects.computing import attribute, boundaries
+from stagelens.estimators.counterfactuals import default_estimator
+from stagelens.replaying.replay import check_replayable
 from stagelens.tasks import CausalLM, TextClassification
-from stagelens.training.replay import check_replayable
-from tests.checkpoints import (
+from tests.support.checkpoints import (
     changed,
     classifiers,
     edit_json,
@@ -24,8 +24,8 @@ from tests.checkpoints import (
     language_models,
     save,
 )
-from tests.loops import differing
-from tests.small_texts import CLASSES, TEXTS, bert, bert_tokenizer, gpt, gpt_tokenizer
+from tests.support.loops import differing
+from tests.support.small_texts import CLASSES, TEXTS, bert, bert_tokenizer, gpt, gpt_tokenizer
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 import stagelens
 from stagelens import cli
-from tests.checkpoints import classifiers, labelled_texts, language_models
+from tests.support.checkpoints import classifiers, labelled_texts, language_models
 
 
 def command(*words: object) -> int:

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 import stagelens
 from stagelens.contracts import StageLensError
-from tests.checkpoints import changed, classifiers, edit_json, labelled_texts, save
-from tests.small_texts import bert, bert_tokenizer, gpt, gpt_tokenizer
+from tests.support.checkpoints import changed, classifiers, edit_json, labelled_texts, save
+from tests.support.small_texts import bert, bert_tokenizer, gpt, gpt_tokenizer
 
 INDEX = "model.safetensors.index.json"
 Damage = Callable[[Path], object]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import stagelens
-from stagelens.training.replay import measure_deviation
-from tests.loops import CLASSES, SHAPE, make_batches, make_task, train
+from stagelens.replaying.replay import measure_deviation
+from tests.support.loops import CLASSES, SHAPE, make_batches, make_task, train
 
 
 def made(task: stagelens.Task) -> tuple[nn.Module, torch.optim.Optimizer]:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import stagelens
-from stagelens.training.replay import measure_deviation, replay_without
-from tests.loops import Training, differing, make_batches, refused, train
+from stagelens.replaying.replay import measure_deviation, replay_without
+from tests.support.loops import Training, differing, make_batches, refused, train
 
 BEST, STEPS = 4, 7
 

@@ -12,7 +12,7 @@ import transformers
 
 from stagelens.contracts import Example, TaskError
 from stagelens.tasks import CausalLM, causal_lm, find_task
-from tests.small_texts import TEXTS, bert_tokenizer, gpt, gpt_tokenizer, language
+from tests.support.small_texts import TEXTS, bert_tokenizer, gpt, gpt_tokenizer, language
 
 PAIRS = (
     {"prompt": "the cat sat", "completion": " on the mat", "rejected": " barked"},

@@ -10,9 +10,9 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from stagelens import charts, summary
-from stagelens.contracts import Behaviour
-from tests.stage_trust import AGREES, ALL, DISAGREES, EXACT, REFUSED, RELIABLE, ROUGH
+from stagelens import charts
+from stagelens.contracts import ACCURACY, Behaviour
+from tests.support.stage_trust import AGREES, ALL, DISAGREES, EXACT, REFUSED, RELIABLE, ROUGH
 
 LOSS = Behaviour("loss", "lower", "nats")
 STAGES = ["pretrain", "shortcut", "adapt"]
@@ -66,7 +66,7 @@ def every_chart(palette: charts.Palette) -> list[charts.Chart]:
     return [
         charts.credit_and_blame(MEANS, LOSS, TRUST, palette),
         charts.example_effects(effects, LOSS, TRUST, palette),
-        charts.time_line(STEPS, RATES, PATHS, summary.ACCURACY, palette),
+        charts.time_line(STEPS, RATES, PATHS, ACCURACY, palette),
         charts.time_line(STEPS, RATES, None, None, palette),
     ]
 
@@ -161,7 +161,7 @@ def test_a_refused_stage_shows_words_and_no_bar() -> None:
 
 def test_shares_are_drawn_in_points() -> None:
     means = stage_means({"pretrain": (0.5, -0.25)})
-    figure = charts.credit_and_blame(means, summary.ACCURACY, {}).figure
+    figure = charts.credit_and_blame(means, ACCURACY, {}).figure
     assert bars(figure, "credit").x[0] == 50 and bars(figure, "credit").text[0] == "+50"
 
 
@@ -200,7 +200,7 @@ def test_groups_differ_by_dash_and_marker_and_are_named_at_their_line() -> None:
     assert len(names) == 3
 
 
-@pytest.mark.parametrize("behaviour", [LOSS, summary.ACCURACY])
+@pytest.mark.parametrize("behaviour", [LOSS, ACCURACY])
 def test_many_groups_that_end_together_are_all_named_within_the_chart(behaviour) -> None:
     ends = [1.0] * 6 + [0.99, 0.5, 0.02, 0.0, 0.0, 0.0]
     rows = [

@@ -15,7 +15,8 @@ import pandas as pd
 import pytest
 
 import stagelens
-from stagelens import cli, terminal
+from stagelens import cli
+from stagelens.cli import terminal
 from stagelens.contracts import StageLensError
 from tests.conftest import DemoRun
 
@@ -183,7 +184,7 @@ def test_attribute_writes_the_table_with_its_trust(
     trust = table.groupby("stage")["trust"].unique().map(list).to_dict()
     assert trust["adapt"] == ["exact"]
     assert set(trust["pretrain"]) <= {"estimated", "verified"}
-    stored = stagelens.effects.attribute(  # type: ignore[attr-defined]
+    stored = stagelens.effects.computing.attribute(  # type: ignore[attr-defined]
         stagelens.open_run(digits_run.path), "mixed-up", "task-vector"
     ).table
     np.testing.assert_allclose(table["effect"], stored["effect"], rtol=1e-12)
@@ -238,11 +239,25 @@ def test_add_set_reports_what_it_found(copied: Path, command: Command, tmp_path:
         (["attribute", "RUN", "--out", "folder.csv"], "folder.csv cannot be written (Is a dir"),
         (["demo", "digits", "--out", "FILE/digits"], "something else is in its place; rename that"),
         (
-            ["attribute", "RUN", "--estimator", "replay", "--task", "tests.other_tasks:Renamed"],
+            [
+                "attribute",
+                "RUN",
+                "--estimator",
+                "replay",
+                "--task",
+                "tests.support.other_tasks:Renamed",
+            ],
             "is the task 'renamed', but the run was recorded with 'image-classification'",
         ),
         (
-            ["attribute", "RUN", "--estimator", "replay", "--task", "tests.other_tasks:Wider"],
+            [
+                "attribute",
+                "RUN",
+                "--estimator",
+                "replay",
+                "--task",
+                "tests.support.other_tasks:Wider",
+            ],
             "open the run with the task that it was recorded with",
         ),
     ],

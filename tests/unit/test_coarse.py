@@ -14,22 +14,17 @@ from stagelens.contracts import Refused
 from stagelens.estimators import coarse_replay
 from stagelens.estimators import hardness as hardness_module
 from stagelens.estimators.coarse_replay import CoarseReplay, Plan, choose_plan
-from stagelens.estimators.ladder import counterfactuals
+from stagelens.estimators.counterfactuals import counterfactuals
 from stagelens.estimators.protocol import Counterfactual
+from stagelens.replaying.coarse import CoarseModel, transfer
+from stagelens.replaying.coarse_plan import Thinning, coarse_steps, groups_of_equal_rate, take_rows
+from stagelens.replaying.replay import replay_stage, replay_without
 from stagelens.runs.batches import batch_size
 from stagelens.runs.run import Run
 from stagelens.runs.states import TrainingState
 from stagelens.runs.step_records import MicroBatch
-from stagelens.training.coarse import CoarseModel, transfer
-from stagelens.training.coarse_steps import (
-    Thinning,
-    coarse_steps,
-    groups_of_equal_rate,
-    take_rows,
-)
-from stagelens.training.replay import replay_stage, replay_without
-from tests.loops import differing_state
-from tests.small_runs import Phase, record
+from tests.support.loops import differing_state
+from tests.support.small_runs import Phase, record
 
 Make = Callable[[list[dict[str, object]]], torch.optim.Optimizer]
 

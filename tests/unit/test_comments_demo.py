@@ -12,9 +12,9 @@ import pytest
 import stagelens
 from stagelens.demos import comments
 from stagelens.demos.comment_templates import MENTION, NO_MENTION, vocabulary, write_pairs
-from stagelens.effects import attribute
-from stagelens.results import Result
-from stagelens.training.replay import measure_deviation
+from stagelens.effects.computing import attribute
+from stagelens.effects.results import Result
+from stagelens.replaying.replay import measure_deviation
 from tests.conftest import DemoRun
 
 

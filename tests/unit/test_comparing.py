@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from stagelens.charts.comparison import effect_against_effect
-from stagelens.comparing import Side, comparable_set, compare_effects, comparison_sentence
 from stagelens.contracts import Behaviour, RunError
-from stagelens.results import StageTrust
+from stagelens.estimators.stage_trust import StageTrust
+from stagelens.trust.comparing import Side, comparable_set, compare_effects, comparison_sentence
 
 LOSS = Behaviour("loss", "lower", "nats")
 MARGIN = Behaviour("margin", "higher", "nats")

@@ -15,16 +15,21 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import stagelens
+from stagelens.analyses.contributions import computing
+from stagelens.analyses.contributions.computing import contribute
+from stagelens.analyses.contributions.contribution_table import (
+    Question,
+    Stored,
+    contributions_path,
+    load_contributions,
+)
+from stagelens.analyses.contributions.first_order import contributions
 from stagelens.cli import app
 from stagelens.contracts import CARRIED, Example, StageLensError
-from stagelens.contributions import computing
-from stagelens.contributions.computing import contribute
-from stagelens.contributions.stored import Question, Stored, contributions_path, load_contributions
-from stagelens.effects import boundaries
-from stagelens.estimators.contributions import contributions
+from stagelens.effects.computing import boundaries
 from stagelens.tasks import ImageClassification
 from stagelens.tasks.transformer_task import IGNORED
-from tests.small_texts import TEXTS, classification, language
+from tests.support.small_texts import TEXTS, classification, language
 
 ONE = Question(ids=("a",))
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 4, 4), dtype=np.uint8)

@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from stagelens import devices, measuring
+from stagelens.compute import devices
 from stagelens.contracts import Example, StageLensError
-from stagelens.measuring import measure
-from stagelens.placing import Placed
+from stagelens.measuring import models
+from stagelens.measuring.models import measure
+from stagelens.measuring.placed import Placed
 from stagelens.runs.states import model_tensors
 from stagelens.tasks import CausalLM, TextClassification
-from tests.small_texts import CLASSES, bert, bert_tokenizer, gpt, gpt_tokenizer
+from tests.support.small_texts import CLASSES, bert, bert_tokenizer, gpt, gpt_tokenizer
 
 
 def gpus(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +123,7 @@ def test_a_model_in_parts_answers_as_the_whole(
         placed.append(Placed(module, {"cpu": int(0.7 * size)}))
         return placed[-1]
 
-    monkeypatch.setattr(measuring, "Placed", in_parts)
+    monkeypatch.setattr(models, "Placed", in_parts)
     parts = measure(task, task.build_model(), weights, [examples], len(examples))
     assert set(placed[0].model.hf_device_map.values()) == {"cpu", "disk"}
     for one, other in zip(parts, whole, strict=True):

@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 import stagelens
-from stagelens.contributions.training_examples import training_examples
+from stagelens.analyses.contributions.first_order import contributions
+from stagelens.analyses.contributions.training_examples import training_examples
 from stagelens.demos import digits
-from stagelens.effects import attribute
-from stagelens.estimators.contributions import contributions
-from stagelens.results import Result
-from stagelens.training.replay import measure_deviation
+from stagelens.effects.computing import attribute
+from stagelens.effects.results import Result
+from stagelens.replaying.replay import measure_deviation
 from tests.conftest import DemoRun
 
 

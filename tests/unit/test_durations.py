@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from stagelens import durations
-from stagelens.results import ResultFacts
-from tests.stage_trust import trust
+from stagelens.effects import durations
+from stagelens.effects.results import ResultFacts
+from stagelens.wording import numbers
+from tests.support.stage_trust import trust
 
 
 def run_of(*seconds: float | None, steps: int = 1000) -> list[Any]:
@@ -69,11 +70,11 @@ def test_a_verification_is_predicted_from_what_is_not_stored_yet() -> None:
      (200, "about 3 minutes"), (9000, "about 2 hours")],
 )  # fmt: skip
 def test_predictions_are_no_more_exact_than_they_deserve(seconds: float, said: str) -> None:
-    assert durations.duration(seconds) == said
+    assert numbers.predicted_time(seconds) == said
 
 
 @pytest.mark.parametrize(
     ("seconds", "said"), [(0.0, "0 ms"), (0.0071, "7 ms"), (2.44, "2.4 s"), (186.0, "3.1 min")]
 )
 def test_measured_times(seconds: float, said: str) -> None:
-    assert durations.measured(seconds) == said
+    assert numbers.measured_time(seconds) == said

@@ -10,7 +10,7 @@ import pytest
 
 from stagelens import charts
 from stagelens.contracts import Behaviour
-from tests.stage_trust import trust
+from tests.support.stage_trust import trust
 
 LOSS = Behaviour("loss", "lower", "nats")
 SHARE = Behaviour("accuracy", "higher", "")

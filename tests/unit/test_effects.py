@@ -15,14 +15,16 @@ import torch
 from torch import nn
 
 import stagelens
-from stagelens import effects, measuring
 from stagelens.contracts import Behaviour, RunError, SetError
-from stagelens.effects import attribute, boundaries, effect_table
+from stagelens.effects import computing
+from stagelens.effects.computing import attribute, boundaries, effect_table
+from stagelens.effects.results import load_result, result_key
 from stagelens.estimators.protocol import Counterfactual
-from stagelens.results import StageTrust, load_result, result_key
-from stagelens.runs.set_writer import write_set
+from stagelens.estimators.stage_trust import StageTrust
+from stagelens.measuring import models
+from stagelens.runs.sets.writer import write_set
 from stagelens.tasks import ImageClassification
-from tests.loops import Plan, make_batches, make_task, record_plans
+from tests.support.loops import Plan, make_batches, make_task, record_plans
 
 COUNT = 50
 # fmt: off
@@ -150,8 +152,8 @@ def test_several_batches_equal_one_batch(
     examples = run.evaluation_set("test")
     whole, _ = effect_table(run, examples, [without("second", other)], "hand")
     for size, chunk in ((1, 8), (7, 2), (49, 1)):
-        monkeypatch.setattr(measuring, "BATCH_SIZE", size)
-        monkeypatch.setattr(measuring, "_CHUNK", chunk)
+        monkeypatch.setattr(models, "BATCH_SIZE", size)
+        monkeypatch.setattr(models, "_CHUNK", chunk)
         parts, _ = effect_table(run, examples, [without("second", other)], "hand")
         # Logits are float32, and their last bit may depend on the batch.
         pd.testing.assert_frame_equal(parts, whole, rtol=1e-5, atol=1e-6)
@@ -180,8 +182,8 @@ class Counted(ImageClassification):
 def test_memory_is_bounded_by_the_batches_of_a_chunk(
     run: stagelens.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measuring, "BATCH_SIZE", 4)
-    monkeypatch.setattr(measuring, "_CHUNK", 2)
+    monkeypatch.setattr(models, "BATCH_SIZE", 4)
+    monkeypatch.setattr(models, "_CHUNK", 2)
     task = make_task()
     counted = stagelens.open_run(run.path, Counted(**task.config))
     attribute(counted, "test", "task-vector")
@@ -191,7 +193,7 @@ def test_memory_is_bounded_by_the_batches_of_a_chunk(
 
 
 def test_progress_rises_to_one(run: stagelens.Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "BATCH_SIZE", 4)
+    monkeypatch.setattr(models, "BATCH_SIZE", 4)
     told: list[float] = []
     attribute(run, "test", "replay", progress=lambda share, _text: told.append(share))
     assert told == sorted(told)
@@ -209,7 +211,7 @@ def test_a_stored_result_is_used_and_equals_what_was_computed(
     def refuse(*_args: Any, **_kwargs: Any) -> None:
         raise AssertionError("a model was measured again")
 
-    monkeypatch.setattr(effects, "measure_set", refuse)
+    monkeypatch.setattr(computing, "measure_set", refuse)
     stored = attribute(stagelens.open_run(run.path), "test", "replay")
     pd.testing.assert_frame_equal(stored.table, computed.table)
     assert stored.facts == computed.facts

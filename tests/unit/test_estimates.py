@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 import stagelens
-from stagelens import results, summary
 from stagelens.contracts import RunError
-from stagelens.effects import attribute, boundaries
-from stagelens.estimates import Effects, as_effects, best_known, stored_effects
-from stagelens.results import FIRST, load_result, result_key
-from stagelens.verification import trusted, trusted_facts, verify
-from tests.loops import Plan, make_batches, make_task, record_plans
+from stagelens.effects import results, summary
+from stagelens.effects.computing import attribute, boundaries
+from stagelens.effects.results import FIRST, load_result, result_key
+from stagelens.trust.estimates import Effects, as_effects, best_known, stored_effects
+from stagelens.trust.verification import trusted, trusted_facts, verify
+from tests.support.loops import Plan, make_batches, make_task, record_plans
 
 COUNT = 40
 BEHAVIOURS = ("margin", "loss", "probability")
@@ -106,7 +106,7 @@ def test_every_behaviour_is_read_once(stored: stagelens.Run, monkeypatch) -> Non
     late = lazily(stored, "replay")
     read = []
     monkeypatch.setattr(
-        "stagelens.estimates.load_result",
+        "stagelens.trust.estimates.load_result",
         lambda *given: read.append(given[-1]) or load_result(*given),
     )
     for name in ("loss", "accuracy", "loss", "accuracy", "margin"):

@@ -12,19 +12,19 @@ from torch import Tensor, nn
 
 import stagelens
 from stagelens.contracts import Refused, Task
-from stagelens.effects import attribute
+from stagelens.effects.computing import attribute
 from stagelens.estimators import replay as replay_module
-from stagelens.estimators.ladder import (
+from stagelens.estimators.counterfactuals import (
     ESTIMATORS,
     counterfactuals,
     default_estimator,
     make_estimator,
 )
 from stagelens.estimators.protocol import Counterfactual
+from stagelens.replaying.replay import replay_without
 from stagelens.runs.run import Stage
 from stagelens.tasks import ImageClassification
-from stagelens.training.replay import replay_without
-from tests.loops import (
+from tests.support.loops import (
     BATCH_NORM,
     CLASSES,
     Plan,

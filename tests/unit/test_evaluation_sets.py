@@ -20,10 +20,10 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from stagelens.contracts import RunError, SetError
-from stagelens.runs.evaluation_sets import EvaluationSet
-from stagelens.runs.images import display_png
-from stagelens.runs.set_readers import read_set_file
-from stagelens.runs.set_writer import write_set
+from stagelens.runs.sets.evaluation_set import EvaluationSet
+from stagelens.runs.sets.images import display_png
+from stagelens.runs.sets.readers import read_set_file
+from stagelens.runs.sets.writer import write_set
 
 RANDOM = np.random.default_rng(0)
 GREY = RANDOM.integers(0, 256, (10, 6, 5), dtype=np.uint8)
@@ -275,7 +275,7 @@ def test_ids_that_do_not_exist_are_named(thousand: EvaluationSet) -> None:
 
 def test_reading_sets_needs_no_torch() -> None:
     code = (
-        "import sys; import stagelens.runs.set_writer, stagelens.runs.set_readers; "
+        "import sys; import stagelens.runs.sets.writer, stagelens.runs.sets.readers; "
         "sys.exit('torch' in sys.modules or 'streamlit' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -17,8 +17,8 @@ from stagelens.contracts import RunError
 from stagelens.report import store as store_module
 from stagelens.report.finding import Seen
 from stagelens.report.store import FindingStore
-from stagelens.runs.files import CheckedFiles
-from tests.findings import seen, trust_of
+from stagelens.runs.checked_files import CheckedFiles
+from tests.support.findings import seen, trust_of
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from stagelens.effects import attribute
+from stagelens.effects.computing import attribute
 from stagelens.runs.files import atomic_path
 from stagelens.runs.run import Run, open_run
 from stagelens.runs.states import save_tensors
-from stagelens.ui.child import Job
-from stagelens.ui.jobs import Registry
-from tests.odd_runs import record
+from stagelens.ui.server.child import Job
+from stagelens.ui.server.jobs import Registry
+from tests.support.odd_runs import record
 
 LIMITED = """
 import resource, signal, sys

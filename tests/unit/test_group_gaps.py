@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from stagelens.analyses.spurious import gaps as spurious_gaps
+from stagelens.analyses.spurious.gaps import FINAL, findings, gap_sentences, without
 from stagelens.charts.groups import class_errors, group_gaps
-from stagelens.contracts import Behaviour
-from stagelens.results import StageTrust
-from stagelens.spurious import gaps as spurious_gaps
-from stagelens.spurious.gaps import FINAL, findings, gap_sentences, without
-from stagelens.summary import ACCURACY
+from stagelens.contracts import ACCURACY, Behaviour
+from stagelens.estimators.stage_trust import StageTrust
 
 MARGIN = Behaviour("margin", "higher")
 STAGES = ["pretrain", "shortcut"]

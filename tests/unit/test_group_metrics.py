@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from stagelens.contracts import SetError
-from stagelens.group_metrics import GroupMetrics, crossed, group_metrics
+from stagelens.effects.groups import GroupMetrics, crossed, group_metrics
 
 
 def answers(right_clean: int, right_stamped: int, n: int = 50) -> pd.DataFrame:

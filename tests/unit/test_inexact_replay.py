@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 import stagelens
 from stagelens.contracts import Refused
-from stagelens.effects import attribute
-from stagelens.estimators.ladder import counterfactuals, make_estimator
-from stagelens.measuring import measure
+from stagelens.effects.computing import attribute
+from stagelens.estimators.counterfactuals import counterfactuals, make_estimator
+from stagelens.measuring.models import measure
+from stagelens.replaying.replay import replay_later
 from stagelens.tasks import ImageClassification
-from stagelens.training.replay import replay_later
-from stagelens.verification import trusted, verify
-from tests.loops import CLASSES, SHAPE, Plan, make_batches, record_plans
+from stagelens.trust.verification import trusted, verify
+from tests.support.loops import CLASSES, SHAPE, Plan, make_batches, record_plans
 
 
 class Slightly(ImageClassification):

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from stagelens.terminal import one_line
-from stagelens.ui import jobs, left_over
-from stagelens.ui.child import Job, Limits, Status
-from stagelens.ui.jobs import Registry
+from stagelens.cli.terminal import one_line
+from stagelens.ui.server import interrupted_jobs, jobs
+from stagelens.ui.server.child import Job, Limits, Status
+from stagelens.ui.server.jobs import Registry
 
 REPORTING = """
 import json, os, sys, time
@@ -328,12 +328,12 @@ def test_a_clock_that_jumps_changes_no_time(registry: Registry, monkeypatch) -> 
 
 
 def records(home: Path) -> list[Path]:
-    return sorted((home / left_over.FOLDER).glob("*.json"))
+    return sorted((home / interrupted_jobs.FOLDER).glob("*.json"))
 
 
 def test_a_running_job_is_on_record_until_it_is_over(registry: Registry, home: Path) -> None:
     job = registry.start(python(SLEEP), "Replay of <b>")
-    assert len(records(home)) == 1 and left_over.found() == []
+    assert len(records(home)) == 1 and interrupted_jobs.found() == []
     job.cancel()
     assert list(home.iterdir()) == []
 
@@ -341,7 +341,7 @@ def test_a_running_job_is_on_record_until_it_is_over(registry: Registry, home: P
 SERVER = """
 import sys, time
 from pathlib import Path
-from stagelens.ui.jobs import Registry
+from stagelens.ui.server.jobs import Registry
 registry = Registry()
 code = "import os, sys, time; os.mkdir(sys.argv[sys.argv.index('--out') + 1]); time.sleep(60)"
 job = registry.start((sys.executable, "-c", code), "Replay", Path(sys.argv[1]) / "made")
@@ -357,21 +357,21 @@ def test_the_next_server_ends_and_tells_what_a_killed_one_left(home: Path) -> No
         [sys.executable, "-c", SERVER, str(home)],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(jobs.__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": str(Path(jobs.__file__).parents[3])},
     )
     child = int(server.stdout.readline())
-    assert left_over.found() == []
+    assert interrupted_jobs.found() == []
     server.kill()
     server.wait()
-    (left,) = left_over.found()
+    (left,) = interrupted_jobs.found()
     assert left.title == "Replay"
     end = time.monotonic() + 20
     while alive(child) and "zombie" not in _state(child):
         assert time.monotonic() < end, "the child still runs"
         time.sleep(0.02)
-    assert [path.name for path in home.iterdir()] == [left_over.FOLDER]
+    assert [path.name for path in home.iterdir()] == [interrupted_jobs.FOLDER]
     left.dismiss()
-    assert left_over.found() == []
+    assert interrupted_jobs.found() == []
 
 
 @pytest.mark.parametrize(
@@ -388,7 +388,7 @@ def test_a_forged_record_ends_and_deletes_nothing(home: Path, text: str, monkeyp
     monkeypatch.setattr(os, "killpg", lambda pid, _: killed.append(pid))
     for name in ("mine", "up"):
         (home / name).mkdir()
-    (home / left_over.FOLDER).mkdir()
-    (home / left_over.FOLDER / "a.json").write_text(text)
-    left_over.found()
+    (home / interrupted_jobs.FOLDER).mkdir()
+    (home / interrupted_jobs.FOLDER / "a.json").write_text(text)
+    interrupted_jobs.found()
     assert killed == [] and (home / "mine").is_dir() and (home / "up").is_dir()

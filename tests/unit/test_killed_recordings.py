@@ -15,8 +15,8 @@ from torch import nn
 
 import stagelens
 from stagelens.contracts import RecordingError
-from stagelens.training.replay import measure_deviation
-from tests.loops import make_batches, make_task, train
+from stagelens.replaying.replay import measure_deviation
+from tests.support.loops import make_batches, make_task, train
 
 CONFIG = {"kind": "mlp", "hidden": [6], "dropout": 0.3}
 STAGES = ("first", "second", "third")

@@ -66,7 +66,7 @@ def test_pages_are_thin() -> None:
     [
         ("stagelens", {"streamlit", "torch", "transformers"}),
         ("stagelens.contracts", {"streamlit", "torch", "transformers"}),
-        ("stagelens.results", {"streamlit", "torch", "transformers"}),
+        ("stagelens.effects.results", {"streamlit", "torch", "transformers"}),
         ("stagelens.charts", {"streamlit", "torch", "transformers"}),
         ("stagelens.ui", {"torch", "transformers"}),
     ],

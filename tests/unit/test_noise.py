@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stagelens import noise, verification
-from stagelens.effects import attribute
-from stagelens.measuring import measure
+from stagelens.effects.computing import attribute
+from stagelens.effects.summary import with_accuracy
+from stagelens.measuring.models import measure
+from stagelens.replaying.replay import replay_later
 from stagelens.runs.run import Run, open_run
-from stagelens.summary import with_accuracy
-from stagelens.training.replay import replay_later
+from stagelens.trust import noise, verification
 
 QUIET = lambda *_: None  # noqa: E731
 
@@ -91,5 +91,5 @@ def test_further_orders_are_added_to_those_that_are_stored(
     again = both[both["order"] == 0].reset_index(drop=True)
     of = first[first["order"] == 0].reset_index(drop=True)
     pd.testing.assert_frame_equal(again, of)
-    monkeypatch.setattr("stagelens.training.replay.replay_later", None)  # nothing is replayed
+    monkeypatch.setattr("stagelens.replaying.replay.replay_later", None)  # nothing is replayed
     pd.testing.assert_frame_equal(noise.measure_noise(run, "test", 2, QUIET), both)

@@ -17,20 +17,28 @@ import torch
 from torch import nn
 
 import stagelens
+from stagelens.analyses.own_example import answer, own_example
 from stagelens.charts import credit_and_blame, time_line
-from stagelens.contracts import Refused, RunError, SetError
-from stagelens.effects import attribute, boundaries
-from stagelens.estimators.ladder import ESTIMATORS
-from stagelens.loaded_weights import LoadedWeights
-from stagelens.own_example import answer, own_example
-from stagelens.results import Result
-from stagelens.runs.evaluation_sets import footer_sha256
+from stagelens.contracts import ACCURACY, Refused, RunError, SetError
+from stagelens.effects.computing import attribute, boundaries
+from stagelens.effects.results import Result
+from stagelens.effects.summary import learning_rates, stage_summary, with_accuracy
+from stagelens.estimators.counterfactuals import ESTIMATORS
+from stagelens.measuring.loaded_weights import LoadedWeights
 from stagelens.runs.run import Run, open_run
-from stagelens.runs.set_writer import write_set
-from stagelens.summary import ACCURACY, learning_rates, stage_summary, with_accuracy
+from stagelens.runs.sets.evaluation_set import footer_sha256
+from stagelens.runs.sets.writer import write_set
 from stagelens.tasks import ImageClassification
 from stagelens.tasks.classification import NO_ANSWER, classifier_predictions
-from tests.odd_runs import CLASSES, SHAPE, add_odd_sets, images, many_stages, one_step, record
+from tests.support.odd_runs import (
+    CLASSES,
+    SHAPE,
+    add_odd_sets,
+    images,
+    many_stages,
+    one_step,
+    record,
+)
 
 STAGES = {"first": (6, 0.05), "single": (1, 0.05), "still": (4, 0.0), "last": (6, 0.05)}
 

@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from stagelens.contracts import SUPPORTED_OPTIMIZERS, RecordingError, RunError
-from stagelens.runs.schema import OptimizerFacts
-from stagelens.training.optimizers import (
+from stagelens.replaying.optimizers import (
     build_optimizer,
     check_optimizer,
     group_hyperparameters,
     optimizer_facts,
     set_group_hyperparameters,
 )
+from stagelens.runs.schema import OptimizerFacts
 
 Parameters = dict[str, nn.Parameter]
 

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 import stagelens
+from stagelens.analyses.own_example import Answer, answer, own_example
 from stagelens.contracts import Example, Refused, RunError, TaskError
-from stagelens.effects import attribute
-from stagelens.estimators.ladder import ESTIMATORS
-from stagelens.loaded_weights import LoadedWeights
-from stagelens.own_example import Answer, answer, own_example
-from stagelens.results import Result, ResultFacts
-from tests.loops import BATCH_NORM, Plan, make_batches, make_task, record_plans, train
-from tests.small_texts import TEXTS, language
+from stagelens.effects.computing import attribute
+from stagelens.effects.results import Result, ResultFacts
+from stagelens.estimators.counterfactuals import ESTIMATORS
+from stagelens.measuring.loaded_weights import LoadedWeights
+from tests.support.loops import BATCH_NORM, Plan, make_batches, make_task, record_plans, train
+from tests.support.small_texts import TEXTS, language
 
 PLENTY = 2**30
 COUNT = 40
@@ -237,7 +237,7 @@ def test_what_is_larger_than_the_limit_is_used_and_not_kept() -> None:
 def test_nothing_but_the_loaded_weights_stays_in_memory(run: stagelens.Run) -> None:
     loaded = LoadedWeights(PLENTY)
     final = run.last.end().model
-    with loaded.lock, loaded.worn(run, final) as module:
+    with loaded.lock, loaded.module_with(run, final) as module:
         worn = dict(module.named_parameters())
         assert all(worn[name].data_ptr() == final[name].data_ptr() for name in worn)
     assert all(tensor.numel() == 0 for tensor in module.parameters())

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 import stagelens
-from stagelens.effects import attribute
-from stagelens.estimators.ladder import counterfactuals, make_estimator
+from stagelens.effects.computing import attribute
+from stagelens.estimators.counterfactuals import counterfactuals, make_estimator
+from stagelens.replaying.coarse import CoarseModel
+from stagelens.replaying.coarse_plan import coarse_steps
+from stagelens.replaying.replay import measure_deviation
 from stagelens.runs.run import Run
-from stagelens.training.coarse import CoarseModel
-from stagelens.training.coarse_steps import coarse_steps
-from stagelens.training.replay import measure_deviation
-from tests.loops import Training, make_batches, make_task
+from tests.support.loops import Training, make_batches, make_task
 
 BF16 = torch.bfloat16
 

@@ -20,15 +20,17 @@ import torch
 from safetensors.torch import load_file
 
 import stagelens
-from stagelens import measuring, noise, processes, verification
 from stagelens.cli import main
-from stagelens.effects import attribute, boundaries
-from stagelens.results import Result, load_result
+from stagelens.compute import processes
+from stagelens.effects.computing import attribute, boundaries
+from stagelens.effects.results import Result, load_result
+from stagelens.measuring import models
 from stagelens.runs.run import Run, open_run
-from stagelens.runs.set_writer import write_set
-from tests import small_runs
+from stagelens.runs.sets.writer import write_set
+from stagelens.trust import noise, verification
 from tests.conftest import ROOT
-from tests.loops import Plan, differing, make_batches, make_task, record_plans
+from tests.support import small_runs
+from tests.support.loops import Plan, differing, make_batches, make_task, record_plans
 
 COUNT = 60
 ESTIMATORS = ("task-vector", "coarse-replay", "unrolled-jump", "unrolled-scale")
@@ -75,7 +77,7 @@ def alone(recorded: Path) -> Run:
 def server() -> Any:
     """Forks processes that have imported everything already, and have used none of it."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["accelerate", "stagelens.cli", "stagelens.verification"])
+    context.set_forkserver_preload(["accelerate", "stagelens.cli", "stagelens.trust.verification"])
     return context
 
 
@@ -226,7 +228,14 @@ def test_a_killed_process_ends_the_job_in_one_line_and_shards_are_kept(
     shutil.copytree(recorded, path)
     launcher = ("accelerate.commands.accelerate_cli", "launch", "--multi_gpu")
     words = ("--num_processes", "2", "--main_process_port", "0", *FLAGS)
-    module = ("-m", "tests.killed_worker", "attribute", str(path), "--estimator", "task-vector")
+    module = (
+        "-m",
+        "tests.support.killed_worker",
+        "attribute",
+        str(path),
+        "--estimator",
+        "task-vector",
+    )
     done = subprocess.run(
         [sys.executable, "-m", *launcher, *words, *module],
         cwd=ROOT,
@@ -240,18 +249,18 @@ def test_a_killed_process_ends_the_job_in_one_line_and_shards_are_kept(
     assert "one of them died" in told[0] and "start the same command again" in told[0]
     assert done.stdout == ""
 
-    monkeypatch.setattr(measuring, "SHARD", 10)
+    monkeypatch.setattr(models, "SHARD", 10)
     (folder,) = (path / "results" / "shards").iterdir()
     kept = len(list(folder.glob("*.parquet")))
     assert 1 <= kept < 6
     measured: list[int] = []
-    measure = measuring.measure
+    measure = models.measure
 
     def counted(*arguments: Any) -> Any:
         measured.append(arguments[-1])
         return measure(*arguments)
 
-    monkeypatch.setattr(measuring, "measure", counted)
+    monkeypatch.setattr(models, "measure", counted)
     again = boundaries(open_run(path), "test")
     assert measured == [10] * (6 - kept)
     whole = load_result(alone, "test", "boundaries")
@@ -265,14 +274,14 @@ def test_a_damaged_shard_is_measured_again(
 ) -> None:
     shutil.copytree(recorded, tmp_path / "run")
     run = open_run(tmp_path / "run")
-    monkeypatch.setattr(measuring, "SHARD", 25)
-    clear = measuring.Shards.clear
-    monkeypatch.setattr(measuring.Shards, "clear", lambda self: None)
+    monkeypatch.setattr(models, "SHARD", 25)
+    clear = models.Shards.clear
+    monkeypatch.setattr(models.Shards, "clear", lambda self: None)
     first = attribute(run, "test", "task-vector", ["first"])
     (folder,) = (run.path / "results" / "shards").iterdir()
     assert sorted(each.stem for each in folder.iterdir()) == ["0-25", "25-50", "50-60"]
     (folder / "25-50.parquet").write_bytes(b"PAR1 no more")
-    monkeypatch.setattr(measuring.Shards, "clear", clear)
+    monkeypatch.setattr(models.Shards, "clear", clear)
     again = attribute(run, "test", "task-vector", ["first"])
     pd.testing.assert_frame_equal(again.table, first.table)
     assert not folder.exists()
@@ -287,7 +296,7 @@ def test_a_damaged_shard_is_measured_again(
 def test_without_a_launcher_one_process_does_everything(tmp_path: Path) -> None:
     with processes.joined():
         assert (processes.count(), processes.is_main(), processes.is_worker()) == (1, True, False)
-        assert processes.own([3, 1, 2]) == [3, 1, 2]
+        assert processes.share_of_work([3, 1, 2]) == [3, 1, 2]
         assert processes.together(lambda: 5) == [5]
         processes.check_shared(tmp_path)
     assert list(tmp_path.iterdir()) == []

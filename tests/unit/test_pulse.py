@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from torch.distributed import HashStore
 
-from stagelens import pulse
-from stagelens.pulse import SILENCE, Pulse
-from tests import odd_runs
+from stagelens.compute import pulse
+from stagelens.compute.pulse import SILENCE, Pulse
 from tests.conftest import ROOT
+from tests.support import odd_runs
 
 FROZEN = """
 import os, signal, sys

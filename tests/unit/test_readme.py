@@ -20,10 +20,10 @@ from typer.testing import CliRunner
 
 import stagelens
 from stagelens.cli import app
-from stagelens.effects import attribute
-from tests.checkpoints import classifiers
-from tests.small_texts import bert, bert_tokenizer
-from tests.small_trainings import arguments, examples, made
+from stagelens.effects.computing import attribute
+from tests.support.checkpoints import classifiers
+from tests.support.small_texts import bert, bert_tokenizer
+from tests.support.small_trainings import arguments, examples, made
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 

@@ -9,14 +9,14 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
-from stagelens.effects import attribute
+from stagelens.contracts import no_progress
+from stagelens.effects.computing import attribute
 from stagelens.recording.recorder import Recorder
 from stagelens.runs.run import Run, open_run
 from stagelens.tasks.text_classification import TextClassification
-from stagelens.training.replay import no_progress
-from stagelens.verification import verify
+from stagelens.trust.verification import verify
 from tests.benchmarks.identity_gaps import gaps
-from tests.real_texts import CLASSES, TextScenario, text_scenario
+from tests.support.real_texts import CLASSES, TextScenario, text_scenario
 
 STEPS = 30
 

@@ -17,8 +17,16 @@ from torch import nn
 
 import stagelens
 from stagelens.recording import step_writer
-from stagelens.training.replay import measure_deviation
-from tests.loops import BATCH_NORM, CLASSES, SHAPE, differing, make_batches, make_task, train
+from stagelens.replaying.replay import measure_deviation
+from tests.support.loops import (
+    BATCH_NORM,
+    CLASSES,
+    SHAPE,
+    differing,
+    make_batches,
+    make_task,
+    train,
+)
 
 DROPOUT = {"kind": "mlp", "hidden": [6], "dropout": 0.3}
 

@@ -6,12 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.loops import (
-    Training,
-    make_batches,
-    refused,
-    train,
-)
+from tests.support.loops import Training, make_batches, refused, train
 
 # At the first step where it shows
 

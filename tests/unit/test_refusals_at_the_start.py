@@ -11,13 +11,7 @@ import torch
 
 import stagelens
 from stagelens.contracts import RunError
-from tests.loops import (
-    BATCH_NORM,
-    Training,
-    make_batches,
-    make_task,
-    refused,
-)
+from tests.support.loops import BATCH_NORM, Training, make_batches, make_task, refused
 
 # At the start
 

@@ -15,14 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import stagelens
-from tests.loops import (
-    CLASSES,
-    SHAPE,
-    Training,
-    make_batches,
-    make_task,
-    refused,
-)
+from tests.support.loops import CLASSES, SHAPE, Training, make_batches, make_task, refused
 
 
 def edit_data(model: nn.Module) -> None:

@@ -17,12 +17,12 @@ import stagelens
 from stagelens.assembling.assemble import assemble
 from stagelens.cli import main
 from stagelens.contracts import RunError, StageLensError
-from stagelens.effects import attribute
+from stagelens.effects.computing import attribute
 from stagelens.runs import remote
 from stagelens.runs.remote import Origin
 from stagelens.runs.run import open_run
-from tests.checkpoints import classifiers
-from tests.loops import Plan, make_batches, make_task, record_plans
+from tests.support.checkpoints import classifiers
+from tests.support.loops import Plan, make_batches, make_task, record_plans
 
 URL = "memory://bucket/run"
 

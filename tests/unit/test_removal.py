@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 import torch
 
+from stagelens.analyses.removal import comparison, measurements, targets
+from stagelens.analyses.removal.edits import EditedWeights, Material, layers_of, material
+from stagelens.analyses.removal.parts import validation_part
+from stagelens.analyses.removal.spec import Edit
 from stagelens.contracts import Behaviour, Refused, SetError, StageLensError
-from stagelens.effects import attribute
-from stagelens.estimators.ladder import counterfactuals, make_estimator
-from stagelens.removal import comparison, measuring, targets
-from stagelens.removal.edits import EditedWeights, Material, layers_of, material
-from stagelens.removal.parts import validation_part
-from stagelens.removal.spec import Edit
+from stagelens.effects.computing import attribute
+from stagelens.estimators.counterfactuals import counterfactuals, make_estimator
 from stagelens.runs.run import Run, open_run
 from tests.conftest import DemoRun
 
@@ -36,7 +36,7 @@ def own_material(**stages: torch.Tensor) -> Material:
     """A final model of ones, and counterfactuals that hold something else."""
     final = {"a.weight": torch.ones(3), "b.running_var": torch.full((3,), 4.0)}
     from stagelens.estimators.protocol import Counterfactual
-    from stagelens.results import StageTrust
+    from stagelens.estimators.stage_trust import StageTrust
 
     trust = StageTrust(stage="x", estimator="replay", trust="exact", reason="Exact.")
     without = {
@@ -103,7 +103,7 @@ def test_a_stage_that_an_estimator_refuses_cannot_be_removed(run, monkeypatch) -
 
 def test_an_edit_by_replay_has_the_answers_of_the_effect_table(run) -> None:
     examples = run.evaluation_set("test")
-    (one,) = measuring.measured(run, examples, [replayed({"shortcut": 1.0})])
+    (one,) = measurements.measure_edits(run, examples, [replayed({"shortcut": 1.0})])
     effects = attribute(run, "test", "replay").table
     rows = effects[(effects["stage"] == "shortcut") & (effects["behaviour"] == "loss")]
     assert one.table["prediction"].tolist() == rows["prediction_without"].tolist()
@@ -113,24 +113,26 @@ def test_an_edit_by_replay_has_the_answers_of_the_effect_table(run) -> None:
 
 def test_what_was_measured_is_read_again_and_what_was_not_is_added(run, monkeypatch) -> None:
     examples = run.evaluation_set("mixed-up")
-    edits = measuring.grid("task-vector", {}, ["shortcut"])
-    first = measuring.measured(run, examples, edits)
-    monkeypatch.setattr("stagelens.measuring.measure", None)  # nothing may be measured any more
-    again = measuring.measured(run, examples, edits)
+    edits = measurements.grid("task-vector", {}, ["shortcut"])
+    first = measurements.measure_edits(run, examples, edits)
+    monkeypatch.setattr(
+        "stagelens.measuring.models.measure", None
+    )  # nothing may be measured any more
+    again = measurements.measure_edits(run, examples, edits)
     for one, other in zip(first, again, strict=True):
         pd.testing.assert_frame_equal(one.table, other.table)
         assert one.trust == other.trust
-    assert measuring.stored(run, examples, replayed({"shortcut": 0.3})) is None
+    assert measurements.load_measurement(run, examples, replayed({"shortcut": 0.3})) is None
 
 
 def test_a_measurement_of_another_set_or_a_damaged_one_is_measured_anew(run) -> None:
     edit = replayed({"shortcut": 0.5})
     examples = run.evaluation_set("mixed-up")
-    measuring.measured(run, examples, [edit])
-    (file,) = (run.path / measuring.FOLDER).glob("*.parquet")
+    measurements.measure_edits(run, examples, [edit])
+    (file,) = (run.path / measurements.FOLDER).glob("*.parquet")
     file.write_bytes(file.read_bytes()[:-20])
-    assert measuring.stored(run, examples, edit) is None
-    assert measuring.stored(run, run.evaluation_set("test"), edit) is None
+    assert measurements.load_measurement(run, examples, edit) is None
+    assert measurements.load_measurement(run, run.evaluation_set("test"), edit) is None
 
 
 # --------------------------------------------------------------------------------------- parts
@@ -169,7 +171,7 @@ def test_the_targeted_edit_mends_the_planted_gap_and_is_smaller_than_full_remova
     assert found.drop <= targets.TOLERANCE and 0 < found.size < 1
     table = examples.table()
     report = ~validation_part(table, ["group"])
-    before, after = measuring.measured(run, examples, [replayed({}), found.edit])
+    before, after = measurements.measure_edits(run, examples, [replayed({}), found.edit])
     for name, least in (("stamped", 0.8 * found.gap_before), ("clean", -0.03)):
         rows = report & (table["group"] == name).to_numpy()
         right = [
@@ -196,9 +198,9 @@ def test_the_search_looks_at_the_validation_part_only(run, monkeypatch) -> None:
 def test_the_same_question_has_the_same_answer_and_is_kept(run) -> None:
     examples = run.evaluation_set("test")
     first = targets.find(run, examples, target())
-    assert targets.stored(run, examples, target()) == first
-    shutil.rmtree(run.path / measuring.FOLDER)
-    assert targets.stored(run, examples, target()) is None
+    assert targets.load_found(run, examples, target()) == first
+    shutil.rmtree(run.path / measurements.FOLDER)
+    assert targets.load_found(run, examples, target()) is None
     assert targets.find(run, examples, target()) == first
 
 
@@ -235,11 +237,11 @@ def test_flipped_answers_are_told_apart() -> None:
         ("a", "a", 0.9), ("a", "b", 0.8), ("a", "b", 0.7), ("a", "a", 0.6), (None, "a", 1)
     )
     after = said(("a", "b", 0.6), ("a", "a", 0.9), ("a", "c", 0.7), ("a", "a", 0.6), (None, "b", 1))
-    table = comparison.flipped(before, after)
+    table = comparison.changed_answers(before, after)
     assert table["example_id"].tolist() == ["e0", "e2", "e1", "e4"]
     assert table["change"].tolist()[:3] == ["broken", "other", "mended"]
     assert pd.isna(table["change"].iloc[3])
-    assert comparison.flips(table) == comparison.Flip(mended=1, broken=1, other=1)
+    assert comparison.answer_changes(table) == comparison.AnswerChange(mended=1, broken=1, other=1)
 
 
 def test_calibration_is_perfect_where_answers_are_as_often_right_as_the_model_is_sure() -> None:
@@ -270,7 +272,7 @@ def test_a_preview_is_exact_at_computed_strengths_and_lies_between_them_elsewher
     examples = run.evaluation_set("test")
     table = examples.table()
     rows = ~validation_part(table, ["group"])
-    grid = measuring.measured(run, examples, measuring.grid("replay", {}, STAGES))
+    grid = measurements.measure_edits(run, examples, measurements.grid("replay", {}, STAGES))
     guess = comparison.preview(grid, table, rows, "group")
     assert guess.groups == (None, "clean", "stamped")
     (half,) = [one for one in grid if one.edit.strengths == {"shortcut": 0.5}]

@@ -12,12 +12,12 @@ import transformers
 from safetensors.torch import load_file
 
 import stagelens
+from stagelens.analyses.removal.checkpoints import write_counterfactual
 from stagelens.contracts import RunError, StageLensError
-from stagelens.removal.checkpoints import write_counterfactual
 from stagelens.runs.streaming import read_header
-from tests.checkpoints import changed, classifiers, labelled_texts, language_models, save
-from tests.loops import BATCH_NORM, Plan, differing, make_task, record_plans
-from tests.small_texts import TEXTS, bert, bert_tokenizer, gpt, gpt_tokenizer
+from tests.support.checkpoints import changed, classifiers, labelled_texts, language_models, save
+from tests.support.loops import BATCH_NORM, Plan, differing, make_task, record_plans
+from tests.support.small_texts import TEXTS, bert, bert_tokenizer, gpt, gpt_tokenizer
 
 CLASSIFIER, LANGUAGE = "AutoModelForSequenceClassification", "AutoModelForCausalLM"
 
@@ -82,7 +82,7 @@ def test_at_strength_0_it_is_the_final_model(
 
 
 def test_what_is_measured_is_what_is_written(tmp_path: Path) -> None:
-    from stagelens.effects import attribute
+    from stagelens.effects.computing import attribute
 
     run = stagelens.assemble(
         classifiers(tmp_path), tmp_path / "run", evaluation=labelled_texts(tmp_path / "few.jsonl")

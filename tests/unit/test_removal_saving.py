@@ -15,14 +15,14 @@ import transformers
 from safetensors.torch import load_file
 
 import stagelens
+from stagelens.analyses.removal import measurements, saving
+from stagelens.analyses.removal.spec import Edit
 from stagelens.contracts import Refused, StageLensError
-from stagelens.measuring import BATCH_SIZE, measure
-from stagelens.removal import measuring, saving
-from stagelens.removal.spec import Edit
+from stagelens.measuring.models import BATCH_SIZE, measure
 from stagelens.runs.run import Run, open_run
-from tests.checkpoints import classifiers, labelled_texts
 from tests.conftest import DemoRun
-from tests.small_texts import TEXTS
+from tests.support.checkpoints import classifiers, labelled_texts
+from tests.support.small_texts import TEXTS
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_a_saved_model_of_another_kind_loads_with_load_state_dict(run, tmp_path:
     model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
     weights = dict(model.named_parameters())
     (answers,) = measure(task, model, [weights], examples.batches(BATCH_SIZE), examples.count)
-    (one,) = measuring.measured(run, examples, [edit])
+    (one,) = measurements.measure_edits(run, examples, [edit])
     assert answers.answers.tolist() == one.table["prediction"].tolist()
 
 
@@ -75,7 +75,7 @@ def test_a_saved_text_model_loads_with_from_pretrained_and_says_what_was_measure
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     with torch.inference_mode():
         places = [model(**tokenizer(text, return_tensors="pt")).logits.argmax() for text in TEXTS]
-    (one,) = measuring.measured(texts, examples, [edit])
+    (one,) = measurements.measure_edits(texts, examples, [edit])
     assert [model.config.id2label[int(place)] for place in places] == one.table[
         "prediction"
     ].tolist()

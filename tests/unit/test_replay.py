@@ -10,15 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stagelens.contracts import Refused
-from stagelens.training.replay import (
-    Progress,
+from stagelens.contracts import Progress, Refused
+from stagelens.replaying.replay import (
     cross_boundary,
     measure_deviation,
     replay_stage,
     replay_without,
 )
-from tests.loops import (
+from tests.support.loops import (
     BATCH_NORM,
     CLASSES,
     Optimizer,

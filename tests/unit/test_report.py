@@ -19,16 +19,16 @@ from typer.testing import CliRunner
 
 from stagelens.cli import app
 from stagelens.contracts import StageLensError
-from stagelens.report.finding import Edit, Finding, Rows, View
+from stagelens.report.finding import Finding, FindingEdit, FindingView, Rows
 from stagelens.report.page import LARGEST, Report, Section, as_html
+from stagelens.report.provenance import FIRST_ORDER
 from stagelens.report.rows import LEADING, as_csv, as_json
 from stagelens.report.sections import whole_report
 from stagelens.report.store import FindingStore, new_id
-from stagelens.report.telling import FIRST_ORDER
 from stagelens.runs.run import open_run
 from tests.conftest import DemoRun
-from tests.findings import finding, scatter, seen, trust_of
-from tests.hostile import MARKUP, OWNED, TEXTS
+from tests.support.findings import finding, scatter, seen, trust_of
+from tests.support.hostile import MARKUP, OWNED, TEXTS
 
 VOID = {"meta", "img", "br", "link", "input"}
 
@@ -259,7 +259,7 @@ def test_a_report_without_charts_needs_no_plotly() -> None:
 
 
 def test_links_lead_back_to_the_view(short_plotly: None) -> None:
-    view = View(page="Examples", title="Examples", query={"set": "a&b", "q": "<x>"})
+    view = FindingView(page="Examples", title="Examples", query={"set": "a&b", "q": "<x>"})
     one = finding(view=view)
     known = report_of(one, address="http://127.0.0.1:8501/Report", run_reference="digits")
     (link,) = page_of(as_html(known)).all("article")[0].all("a")
@@ -285,12 +285,12 @@ def test_names_and_notes_are_shown_as_they_are(text: str, short_plotly: None) ->
         run_name=name,
         estimator=name,
         filters={name: name},
-        view=View(title=name, query={name: name}),
+        view=FindingView(title=name, query={name: name}),
         trust=(trust_of(name),),
     )
     rows = pd.DataFrame({name: [name, "b"], "n": [1, 2]})
     findings = [
-        Finding(seen=what, history=(Edit(at=1, note=name),)),
+        Finding(seen=what, history=(FindingEdit(at=1, note=name),)),
         table_of(rows, title=name),
     ]
     report = Report(name, "d" * 64, [Section(name, name, findings)])

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import stagelens
-from stagelens.effects import attribute
-from tests.loops import Plan, make_batches, make_task, run_plans
+from stagelens.effects.computing import attribute
+from tests.support.loops import Plan, make_batches, make_task, run_plans
 
 
 def sgd(model: nn.Module, before: torch.optim.Optimizer | None) -> torch.optim.Optimizer:

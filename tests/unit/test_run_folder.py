@@ -18,8 +18,8 @@ from torch import nn
 
 import stagelens
 from stagelens.contracts import RecordingError, RunError, TaskError
-from stagelens.effects import attribute
-from tests.loops import Plan, differing, make_batches, make_task, run_plans, train
+from stagelens.effects.computing import attribute
+from tests.support.loops import Plan, differing, make_batches, make_task, run_plans, train
 
 
 def sgd(model: nn.Module, before: torch.optim.Optimizer | None) -> torch.optim.Optimizer:

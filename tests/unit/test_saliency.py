@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
+from stagelens.analyses.saliency.map_table import BASELINES, REFERENCES, load_maps, map_facts
+from stagelens.analyses.saliency.maps import attributed, integrated, stage_maps
+from stagelens.analyses.saliency.switched import Baseline, Pixels, Switched, Tokens
 from stagelens.contracts import Example, Refused, Task
-from stagelens.effects import attribute
-from stagelens.saliency.maps import attributed, integrated, stage_maps
-from stagelens.saliency.stored import BASELINES, REFERENCES, load_maps, map_facts
-from stagelens.saliency.switched import Baseline, Pixels, Switched, Tokens
+from stagelens.effects.computing import attribute
 from stagelens.tasks import CausalLM, ImageClassification, TextClassification
-from tests.small_runs import DeadUnits
-from tests.small_texts import bert, bert_tokenizer, gpt, gpt_tokenizer
+from tests.support.small_runs import DeadUnits
+from tests.support.small_texts import bert, bert_tokenizer, gpt, gpt_tokenizer
 
 CLOSE = 1e-6
 """captum holds the weights of the integral in float32."""

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 
 import stagelens
+from stagelens.analyses.saliency.concentration import share_of, where_most
+from stagelens.analyses.saliency.maps import StageMaps, stage_maps
 from stagelens.demos.comment_templates import MENTION, NO_MENTION
-from stagelens.saliency.concentration import share_of, where_most
-from stagelens.saliency.maps import StageMaps, stage_maps
 from tests.conftest import DemoRun
 
 

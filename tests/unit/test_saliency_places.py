@@ -11,11 +11,16 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from stagelens.charts.where import pixel_maps, token_maps
+from stagelens.analyses.saliency.concentration import (
+    densest_patch,
+    densest_token,
+    share_of,
+    where_most,
+)
+from stagelens.analyses.saliency.map_table import Map
+from stagelens.charts.saliency import pixel_maps, token_maps
 from stagelens.cli import app
 from stagelens.contracts import Behaviour, StageLensError
-from stagelens.saliency.concentration import densest_patch, densest_token, share_of, where_most
-from stagelens.saliency.stored import Map
 
 MARGIN = Behaviour("margin", "higher", "nats")
 LOSS = Behaviour("loss", "lower", "nats")

@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stagelens import sentences, summary
-from stagelens.contracts import Behaviour
-from stagelens.results import StageTrust
-from tests.effect_tables import effect_table, other_orders
-from tests.stage_trust import AGREES, DISAGREES, EXACT, REFUSED, RELIABLE, ROUGH, UNKNOWN
+from stagelens.contracts import ACCURACY, Behaviour
+from stagelens.effects import headlines, summary
+from stagelens.estimators.stage_trust import StageTrust
+from stagelens.wording import sentences
+from tests.support.effect_tables import effect_table, other_orders
+from tests.support.stage_trust import AGREES, DISAGREES, EXACT, REFUSED, RELIABLE, ROUGH, UNKNOWN
 
 LOSS = Behaviour("loss", "lower", "nats")
 MARGIN = Behaviour("margin", "higher", "nats")
@@ -57,7 +58,7 @@ def test_the_words_carry_the_trust(trust: StageTrust, said: str) -> None:
 @pytest.mark.parametrize(
     ("behaviour", "effect", "said"),
     [(LOSS, 23.4, "some 20 lower"), (LOSS, -0.0312, "some 0.03 higher"),
-     (PROBABILITY, 0.084, "some 8 points lower"), (summary.ACCURACY, -0.842, "some 80 points "
+     (PROBABILITY, 0.084, "some 8 points lower"), (ACCURACY, -0.842, "some 80 points "
      "higher"), (LOSS, 0.96, "some 1.0 lower"), (LOSS, 0.0, "practically the same")],
 )  # fmt: skip
 def test_a_rough_amount_has_one_digit(behaviour: Behaviour, effect: float, said: str) -> None:
@@ -108,13 +109,13 @@ def test_a_group_is_named_as_people_would_and_counted(
     column: str, group: str | None, said: str
 ) -> None:
     row = {"stage": "shortcut", "group": group, "effect": -0.41, "n": 1200}
-    sentence = sentences.mean_sentence(row, summary.ACCURACY, "image", column, EXACT)
+    sentence = sentences.mean_sentence(row, ACCURACY, "image", column, EXACT)
     assert str(sentence) == f"Without shortcut, {said} (1,200 images)."
 
 
 def test_names_from_data_stay_apart_from_words() -> None:
     row = {"stage": "a_b", "group": "<b>*x*</b>", "effect": -0.41, "n": 30}
-    parts = sentences.mean_sentence(row, summary.ACCURACY, "image", "group").parts
+    parts = sentences.mean_sentence(row, ACCURACY, "image", "group").parts
     assert [part.text for part in parts if part.kind == "group"] == ["<b>*x*</b>"]
     assert [part.text for part in parts if part.kind == "stage"] == ["a_b"]
 
@@ -139,7 +140,7 @@ def accuracy_table(count: int = 100) -> pd.DataFrame:
 
 def said_of(trust: dict[str, StageTrust], count: int = 100, **more: object) -> list[str]:
     table = accuracy_table(count)
-    found = sentences.headlines(table, summary.ACCURACY, STAGES, trust, "image", "group", **more)  # type: ignore[arg-type]
+    found = headlines.headlines(table, ACCURACY, STAGES, trust, "image", "group", **more)  # type: ignore[arg-type]
     return [str(sentence) for sentence in found]
 
 
@@ -153,17 +154,15 @@ def test_the_strongest_blame_comes_first_with_its_group_and_its_count() -> None:
 def test_a_part_of_the_set_is_never_called_all_of_it() -> None:
     table = accuracy_table()
     part = table[table["group"] == "stamped"]
-    found = sentences.headlines(
-        part, summary.ACCURACY, STAGES, {}, "image", "group", groups_only=True
-    )
+    found = headlines.headlines(part, ACCURACY, STAGES, {}, "image", "group", groups_only=True)
     assert found and all("all images" not in str(sentence) for sentence in found)
 
 
 def test_groups_below_the_minimum_make_no_headline() -> None:
-    least = 2 * sentences.FEWEST
+    least = 2 * headlines.FEWEST
     assert any("stamped images" in said for said in said_of({}, least))
     assert all("all images" in said for said in said_of({}, least - 4))
-    assert said_of({}, sentences.FEWEST - 2) == []
+    assert said_of({}, headlines.FEWEST - 2) == []
 
 
 def test_a_rough_estimate_is_hedged_and_comes_after_what_may_be_leaned_on() -> None:
@@ -183,13 +182,13 @@ def test_what_does_not_agree_with_its_replay_or_is_refused_makes_no_headline(
 def test_what_does_not_stand_out_is_not_said() -> None:
     noise = list(np.random.default_rng(0).normal(0, 1, 200))
     table = effect_table({"pretrain": noise})
-    assert sentences.headlines(table, LOSS, STAGES, {}) == []
+    assert headlines.headlines(table, LOSS, STAGES, {}) == []
 
 
 def test_a_mean_within_training_noise_is_no_finding() -> None:
     effects = list(np.linspace(1.0, 1.1, 50))
     table = effect_table({"pretrain": effects})
-    assert len(sentences.headlines(table, LOSS, STAGES, {})) == 1
+    assert len(headlines.headlines(table, LOSS, STAGES, {})) == 1
     for others, count in (([[3.0] * 50, [-3.0] * 50], 0), ([[1.0] * 50, [1.1] * 50], 1)):
         orders = other_orders({"pretrain": [effects, *others]})
-        assert len(sentences.headlines(table, LOSS, STAGES, {}, orders=orders)) == count
+        assert len(headlines.headlines(table, LOSS, STAGES, {}, orders=orders)) == count

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from stagelens.contracts import SetError
-from stagelens.runs.evaluation_sets import EvaluationSet
-from stagelens.runs.set_readers import read_set_file
-from stagelens.runs.set_writer import SetReport, write_set
+from stagelens.runs.sets.evaluation_set import EvaluationSet
+from stagelens.runs.sets.readers import read_set_file
+from stagelens.runs.sets.writer import SetReport, write_set
 
 
 def image(value: int = 0) -> bytes:

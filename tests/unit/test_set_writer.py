@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from stagelens.contracts import SetError, Task
-from stagelens.runs import set_writer
-from stagelens.runs.evaluation_sets import EvaluationSet
-from stagelens.runs.set_writer import RESERVED_COLUMNS, write_set
+from stagelens.runs.sets import writer
+from stagelens.runs.sets.evaluation_set import EvaluationSet
+from stagelens.runs.sets.writer import RESERVED_COLUMNS, write_set
 
 RANDOM = np.random.default_rng(0)
 GREY = RANDOM.integers(0, 256, (10, 6, 5), dtype=np.uint8)
@@ -177,7 +177,7 @@ def test_duplicates_are_kept_and_reported(tmp_path: Path) -> None:
 def test_the_digest_depends_on_values_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = dict(texts=["a", "b", "c"], labels=["x", "y", None], columns={"g": [1, 2, 3]})
     digest = written(tmp_path, "one", **base).digest
-    monkeypatch.setattr(set_writer, "_GROUP_ROWS", 1)
+    monkeypatch.setattr(writer, "_GROUP_ROWS", 1)
     other = written(tmp_path, "two", **base, description="in small row groups")
     assert other.digest == digest and len(other._starts) == 4
     as_arrow = {**base, "columns": {"g": np.array([1, 2, 3], np.int8)}}

@@ -9,19 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stagelens.contracts import Behaviour, StageLensError
-from stagelens.results import StageTrust
-from stagelens.runs.run import Run
-from stagelens.sentences import FEWEST
-from stagelens.slices.effects import (
+from stagelens.analyses.slices.effects import (
     difference_interval,
     difference_sentence,
     interval,
     largest_difference,
     slice_summary,
 )
-from stagelens.slices.saved import (
-    OTHERS,
+from stagelens.analyses.slices.saved import (
     Slice,
     column_key,
     delete_slice,
@@ -30,7 +25,11 @@ from stagelens.slices.saved import (
     save_slice,
     stored_slices,
 )
-from tests.effect_tables import effect_table, other_orders
+from stagelens.contracts import OTHER_EXAMPLES, Behaviour, StageLensError
+from stagelens.effects.headlines import FEWEST
+from stagelens.estimators.stage_trust import StageTrust
+from stagelens.runs.run import Run
+from tests.support.effect_tables import effect_table, other_orders
 
 LOSS = Behaviour("loss", "lower", "nats")
 
@@ -149,7 +148,7 @@ def test_a_slice_is_a_column_of_two_values(kept: Run) -> None:
     table = examples_of(kept, examples)
     column = table.set_index("example_id")["slice: one"]
     assert column.loc[["1", "5"]].tolist() == ["one", "one"]
-    assert (column.drop(["1", "5"]) == OTHERS).all()
+    assert (column.drop(["1", "5"]) == OTHER_EXAMPLES).all()
     assert list(joined(table.head(0), []).columns) == list(table.columns)
 
 

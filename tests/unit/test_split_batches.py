@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from stagelens.contracts import Refused, Task
+from stagelens.replaying import shared_batches
+from stagelens.replaying.replay import StepRules, loss_of
+from stagelens.replaying.shared_batches import SplitGradient
 from stagelens.tasks import CausalLM, TextClassification
-from stagelens.training import splitting
-from stagelens.training.replay import StepRules, loss_of
-from stagelens.training.splitting import SplitGradient
-from tests import small_runs
-from tests.small_texts import CLASSES, bert, bert_tokenizer, gpt, gpt_tokenizer
+from tests.support import small_runs
+from tests.support.small_texts import CLASSES, bert, bert_tokenizer, gpt, gpt_tokenizer
 
 QUIET = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
 
@@ -69,10 +69,10 @@ def test_the_parts_of_a_batch_have_its_gradient_and_its_loss(
     (whole / 2).backward()
     expected = gradient(model)
     model.zero_grad()
-    monkeypatch.setattr(splitting.processes, "count", lambda: count)
+    monkeypatch.setattr(shared_batches.processes, "count", lambda: count)
     told = 0.0
     for number in range(count):
-        monkeypatch.setattr(splitting.processes, "number", lambda own=number: own)
+        monkeypatch.setattr(shared_batches.processes, "number", lambda own=number: own)
         told += SplitGradient(task, model, "first").backward(batch, loss, 2.0)
     assert told == pytest.approx(float(whole.detach()), rel=rounding)
     for name, found in gradient(model).items():
@@ -99,7 +99,7 @@ def test_examples_that_are_not_on_their_own_are_refused_by_name(network: str, wh
 
 def test_batch_norm_and_dropout_in_evaluation_mode_are_no_hindrance() -> None:
     for network in ("batch norm", "encoder"):
-        splitting.check_splittable(small_runs.make_task(network).build_model().eval(), "first")
+        shared_batches.check_splittable(small_runs.make_task(network).build_model().eval(), "first")
 
 
 class Summed(small_runs.ImageClassification):
@@ -124,7 +124,7 @@ def test_a_loss_is_a_mean_over_examples_unless_the_task_says_what_else(
     task = kind(plain.classes, plain.image_shape, model=plain.model, make_model=plain.make_model)
     model = task.build_model()
     batch = torch.randn(6, 1, 4, 4).double(), torch.arange(6) % 3
-    monkeypatch.setattr(splitting.processes, "count", lambda: 2)
+    monkeypatch.setattr(shared_batches.processes, "count", lambda: 2)
     split = SplitGradient(task, model, "first")
     if kind is Summed:
         with pytest.raises(Refused, match=r"its parts give .* loss_terms"):

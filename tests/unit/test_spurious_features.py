@@ -13,14 +13,14 @@ import pytest
 from scipy import sparse
 from scipy.stats import mannwhitneyu, ttest_ind
 
-from stagelens.effects import attribute
+from stagelens.analyses.spurious.candidates import clusters, columns, words
+from stagelens.analyses.spurious.feature_table import load_features, strongest
+from stagelens.analyses.spurious.features import Look, find_features
+from stagelens.analyses.spurious.patches import Patch, background, grid, standing_out, taken_out
+from stagelens.analyses.spurious.statistics import LEVEL, SUPPORT, Candidates, judged_features
+from stagelens.contracts import no_progress
+from stagelens.effects.computing import attribute
 from stagelens.runs.run import open_run
-from stagelens.spurious.candidates import clusters, columns, words
-from stagelens.spurious.features import Look, find_features
-from stagelens.spurious.patches import Patch, background, grid, standing_out, taken_out
-from stagelens.spurious.statistics import LEVEL, SUPPORT, Candidates, judged_features
-from stagelens.spurious.stored import load_features, strongest
-from stagelens.training.replay import no_progress
 from tests.benchmarks.spurious_features import permuted_share
 from tests.conftest import DemoRun
 
@@ -221,7 +221,9 @@ def test_the_command_prints_the_strongest(found) -> None:
 
 
 def test_reading_features_needs_no_torch() -> None:
-    code = "import sys, stagelens.spurious.stored as s; assert s; assert 'torch' not in sys.modules"
+    code = (
+        "import sys, stagelens.analyses.spurious.feature_table; assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 

@@ -6,12 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from stagelens import standing
-from stagelens.expected_error import RELIABLE_BELOW
-from stagelens.results import AGREES_ERROR, AGREES_R, StageTrust
-from stagelens.sentences import FEWEST
-from stagelens.standing import advice, explained, label, may_lean_on, percent, standing_of
-from tests.stage_trust import (
+from stagelens.effects.headlines import FEWEST
+from stagelens.estimators.expected_error import RELIABLE_BELOW
+from stagelens.estimators.stage_trust import AGREES_ERROR, AGREES_R, StageTrust
+from stagelens.wording import trust_words
+from stagelens.wording.trust_words import (
+    is_trustworthy,
+    percent,
+    trust_advice,
+    trust_explanation,
+    trust_label,
+    trust_word,
+)
+from tests.support.stage_trust import (
     AGREES,
     ALL,
     DISAGREES,
@@ -27,18 +34,18 @@ from tests.stage_trust import (
 
 @pytest.mark.parametrize("name", ALL)
 def test_every_standing_has_a_mark_a_word_and_a_meaning(name: str) -> None:
-    assert standing_of(ALL[name]) == name
-    for table in (standing.MARKS, standing.WORDS, standing.MEANINGS):
+    assert trust_word(ALL[name]) == name
+    for table in (trust_words.MARKS, trust_words.WORDS, trust_words.MEANINGS):
         assert list(table) == list(ALL) and len(set(table.values())) == len(ALL)
 
 
 def test_only_what_is_exact_agrees_or_is_reliable_may_be_leaned_on() -> None:
-    assert {name for name, one in ALL.items() if may_lean_on(one)} == {
+    assert {name for name, one in ALL.items() if is_trustworthy(one)} == {
         "exact",
         "agrees",
         "reliable",
     }
-    assert not may_lean_on(UNKNOWN)
+    assert not is_trustworthy(UNKNOWN)
 
 
 @pytest.mark.parametrize(
@@ -54,66 +61,68 @@ def test_only_what_is_exact_agrees_or_is_reliable_may_be_leaned_on() -> None:
     ],
 )
 def test_a_label_has_the_figures_that_matter(of: StageTrust, said: str) -> None:
-    assert label(of) == said
+    assert trust_label(of) == said
 
 
 def test_agreement_needs_a_correlation_and_a_small_error() -> None:
     edge = trust("verified", agreements=(agreement(AGREES_R, AGREES_ERROR),))
-    assert standing_of(edge) == "agrees"
+    assert trust_word(edge) == "agrees"
     for r, error in ((AGREES_R - 0.01, 0.1), (0.99, AGREES_ERROR + 0.01), (0.99, float("inf"))):
-        assert standing_of(trust("verified", agreements=(agreement(r, error),))) == "disagrees"
+        assert trust_word(trust("verified", agreements=(agreement(r, error),))) == "disagrees"
 
 
 def test_each_behaviour_has_its_own_agreement() -> None:
     both = trust("verified", agreements=(agreement(), agreement(0.2, 0.9, behaviour="loss")))
-    assert standing_of(both, "margin") == "agrees"
-    assert standing_of(both, "loss") == "disagrees"
-    assert label(both, "loss") == "verified, does not agree (r 0.20, error 90 %)"
+    assert trust_word(both, "margin") == "agrees"
+    assert trust_word(both, "loss") == "disagrees"
+    assert trust_label(both, "loss") == "verified, does not agree (r 0.20, error 90 %)"
 
 
 def test_for_a_derived_behaviour_the_first_one_stands_and_is_named() -> None:
-    assert label(AGREES, "accuracy") == "verified, agrees (margin: r 0.97, error 12 %)"
-    assert "on the margin" in explained(AGREES, "accuracy")
+    assert trust_label(AGREES, "accuracy") == "verified, agrees (margin: r 0.97, error 12 %)"
+    assert "on the margin" in trust_explanation(AGREES, "accuracy")
 
 
 def test_thresholds_stand_in_the_meanings() -> None:
-    assert f"r at least {AGREES_R:g}" in standing.MEANINGS["agrees"]
-    assert percent(AGREES_ERROR) in standing.MEANINGS["agrees"]
-    assert percent(RELIABLE_BELOW) in standing.MEANINGS["reliable"]
+    assert f"r at least {AGREES_R:g}" in trust_words.MEANINGS["agrees"]
+    assert percent(AGREES_ERROR) in trust_words.MEANINGS["agrees"]
+    assert percent(RELIABLE_BELOW) in trust_words.MEANINGS["reliable"]
 
 
 def test_the_readme_has_the_marks_and_the_thresholds_that_hold() -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
-    for name, mark in standing.MARKS.items():
-        assert f"| {mark} | {standing.WORDS[name]} |" in readme
+    for name, mark in trust_words.MARKS.items():
+        assert f"| {mark} | {trust_words.WORDS[name]} |" in readme
     assert f"r at least {AGREES_R:g} and relative error at most {percent(AGREES_ERROR)}" in readme
     assert f"expected error at most {percent(RELIABLE_BELOW)}" in readme
     assert f"at least {FEWEST} examples" in readme
 
 
 def test_a_verified_stage_says_r_slope_and_error_together_and_what_follows() -> None:
-    assert explained(AGREES) == (
+    assert trust_explanation(AGREES) == (
         "Held against a replay, on the margin: r 0.97, slope 1.02, relative error 12 %. "
         "Close enough to lean on."
     )
-    assert explained(DISAGREES).endswith("Too far off to lean on: use replay.")
+    assert trust_explanation(DISAGREES).endswith("Too far off to lean on: use replay.")
 
 
 def test_an_expected_error_that_was_far_too_low_is_said() -> None:
     missed = trust("verified", agreements=(agreement(0.9, 0.6),), expected_error=0.04)
-    assert "only 4 % was expected" in explained(missed)
-    assert "was expected" not in explained(AGREES)
+    assert "only 4 % was expected" in trust_explanation(missed)
+    assert "was expected" not in trust_explanation(AGREES)
 
 
 def test_estimates_say_whether_to_lean_on_them() -> None:
-    assert explained(RELIABLE) == "Coarse replay. It may be leaned on."
-    assert explained(ROUGH).endswith("Do not lean on it before a replay has settled it.")
-    assert explained(UNKNOWN).startswith("Task vector; its error is not known. Do not lean on it")
+    assert trust_explanation(RELIABLE) == "Coarse replay. It may be leaned on."
+    assert trust_explanation(ROUGH).endswith("Do not lean on it before a replay has settled it.")
+    assert trust_explanation(UNKNOWN).startswith(
+        "Task vector; its error is not known. Do not lean on it"
+    )
 
 
 def test_exact_and_refused_stages_give_their_reason_alone() -> None:
-    assert (explained(EXACT), advice(EXACT)) == (EXACT.reason, "")
-    assert (explained(REFUSED), advice(REFUSED)) == ("It would diverge.", "")
+    assert (trust_explanation(EXACT), trust_advice(EXACT)) == (EXACT.reason, "")
+    assert (trust_explanation(REFUSED), trust_advice(REFUSED)) == ("It would diverge.", "")
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stagelens.contracts import Refused
-from stagelens.training.optimizers import group_hyperparameters
-from stagelens.training.step import (
+from stagelens.derivatives.step import (
     AdamState,
     ParameterState,
     SGDState,
@@ -23,6 +22,7 @@ from stagelens.training.step import (
     state_to_torch,
     step,
 )
+from stagelens.replaying.optimizers import group_hyperparameters
 
 STEPS = 50
 GROUPS = (("weight", "bias"), ("late", "never", "scale"))  # the second group has its own settings

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stagelens.contracts import RunError
 from stagelens.runs.streaming import TensorFacts, map_tensors, read_header, write_tensors
-from tests.loops import differing
+from tests.support.loops import differing
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.bool]
 

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stagelens import summary
-from stagelens.contracts import Behaviour
-from tests.effect_tables import effect_table, other_orders
+from stagelens.contracts import ACCURACY, Behaviour
+from stagelens.effects import summary
+from stagelens.wording import numbers
+from tests.support.effect_tables import effect_table, other_orders
 
 LOSS = Behaviour("loss", "lower", "nats")
 MARGIN = Behaviour("margin", "higher", "nats")
@@ -106,7 +107,7 @@ def test_accuracy_comes_from_answers_and_leaves_out_examples_without_a_label() -
         predictions=["a", "a", "a", "b"],
         without={"pretrain": ["b", "b", "b", "b"]},
     )
-    rows = summary.stage_summary(summary.with_accuracy(table), summary.ACCURACY, STAGES)
+    rows = summary.stage_summary(summary.with_accuracy(table), ACCURACY, STAGES)
     row = rows.iloc[0]
     assert (row["n"], row["missing"]) == (3, 1)
     assert row["final"] == pytest.approx(1 / 3)
@@ -137,7 +138,7 @@ def test_boundaries_come_in_order_with_the_sets_own_columns() -> None:
     means = summary.boundary_summary(table, LOSS, STAGES)
     assert means["boundary"].tolist() == ["base", *STAGES]
     assert means["value"].tolist() == pytest.approx([2.1, 1.1, 0.6])
-    right = summary.boundary_summary(table, summary.ACCURACY, STAGES, "group")
+    right = summary.boundary_summary(table, ACCURACY, STAGES, "group")
     assert right[["boundary", "group", "value"]].to_numpy().tolist() == [
         ["base", "x", 0.0],
         ["base", "y", 0.0],
@@ -164,19 +165,19 @@ def test_groups_are_columns_of_few_values_with_group_first() -> None:
      (1e-6, "0"), (-0.5, "−0.50"), (math.nan, "n/a"), (math.inf, "n/a")],
 )  # fmt: skip
 def test_numbers_have_two_or_three_digits_and_a_true_minus(value: float, text: str) -> None:
-    assert summary.number(value) == text
+    assert numbers.number(value) == text
 
 
 @pytest.mark.parametrize(
     ("difference", "behaviour", "text"),
-    [(0.412, summary.ACCURACY, "+41 points"), (-0.034, summary.ACCURACY, "−3.4 points"),
-     (0.01, summary.ACCURACY, "+1.0 points"), (0.0001, summary.ACCURACY, "0.0 points"),
+    [(0.412, ACCURACY, "+41 points"), (-0.034, ACCURACY, "−3.4 points"),
+     (0.01, ACCURACY, "+1.0 points"), (0.0001, ACCURACY, "0.0 points"),
      (-0.41, LOSS, "−0.41"), (0.0, LOSS, "0"), (math.nan, LOSS, "n/a")],
 )  # fmt: skip
 def test_differences_carry_their_sign(difference: float, behaviour: Behaviour, text: str) -> None:
-    assert summary.signed_text(difference, behaviour) == text
+    assert numbers.signed_text(difference, behaviour) == text
 
 
 def test_shares_are_printed_as_percentages() -> None:
-    assert summary.value_text(0.875, PROBABILITY) == "87.5 %"
-    assert summary.value_text(0.875, LOSS) == "0.88"
+    assert numbers.value_text(0.875, PROBABILITY) == "87.5 %"
+    assert numbers.value_text(0.875, LOSS) == "0.88"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stagelens.training.step import (
+from stagelens.derivatives.step import (
     AdamState,
     ParameterState,
     SGDState,
@@ -18,7 +18,7 @@ from stagelens.training.step import (
     clip_factor,
     sgd_update,
 )
-from stagelens.training.tangent import (
+from stagelens.derivatives.tangent import (
     AdamOperator,
     Blocks,
     ClipOperator,

@@ -11,13 +11,13 @@ from peft import LoraConfig, TaskType, get_peft_model
 from torch import nn
 
 import stagelens
-from stagelens.effects import attribute, boundaries
-from stagelens.estimators.ladder import ESTIMATORS
-from stagelens.runs.set_writer import write_set
-from stagelens.training.replay import cross_boundary, measure_deviation, replay_without
-from tests.adapted import merged
-from tests.loops import Plan, differing_state, record_plans, run_plans
-from tests.small_texts import CLASSES, TEXTS, classification, language
+from stagelens.effects.computing import attribute, boundaries
+from stagelens.estimators.counterfactuals import ESTIMATORS
+from stagelens.replaying.replay import cross_boundary, measure_deviation, replay_without
+from stagelens.runs.sets.writer import write_set
+from tests.support.adapted import merged
+from tests.support.loops import Plan, differing_state, record_plans, run_plans
+from tests.support.small_texts import CLASSES, TEXTS, classification, language
 
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set")
 

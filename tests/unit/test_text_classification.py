@@ -14,7 +14,14 @@ from torch import Tensor
 from stagelens.contracts import Example, TaskError
 from stagelens.runs.states import model_tensors
 from stagelens.tasks import CausalLM, TextClassification, find_task, transformer_task
-from tests.small_texts import CLASSES, TEXTS, bert, bert_tokenizer, classification, gpt_tokenizer
+from tests.support.small_texts import (
+    CLASSES,
+    TEXTS,
+    bert,
+    bert_tokenizer,
+    classification,
+    gpt_tokenizer,
+)
 
 LABELS = ("calm", "loud", "odd", None, "loud")
 

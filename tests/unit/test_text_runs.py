@@ -16,18 +16,12 @@ from typer.testing import CliRunner
 import stagelens
 from stagelens.cli import app
 from stagelens.contracts import RunError, StageLensError
-from stagelens.effects import attribute, boundaries
+from stagelens.derivatives.curvature import StageLoss
+from stagelens.effects.computing import attribute, boundaries
+from stagelens.replaying.replay import measure_deviation
 from stagelens.tasks import CausalLM, TextClassification
-from stagelens.training.curvature import StageLoss
-from stagelens.training.replay import measure_deviation
-from tests.loops import refused, train
-from tests.small_texts import (
-    TEXTS,
-    bert,
-    bert_tokenizer,
-    classification,
-    language,
-)
+from tests.support.loops import refused, train
+from tests.support.small_texts import TEXTS, bert, bert_tokenizer, classification, language
 
 Made = tuple[stagelens.Task, Any]
 

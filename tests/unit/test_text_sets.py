@@ -17,14 +17,14 @@ from typer.testing import CliRunner
 
 import stagelens
 from stagelens.cli import app
+from stagelens.cli.terminal import one_line
 from stagelens.contracts import SetError
-from stagelens.runs.evaluation_sets import EvaluationSet
-from stagelens.runs.set_readers import read_set_file
-from stagelens.runs.set_writer import write_set
+from stagelens.runs.sets.evaluation_set import EvaluationSet
+from stagelens.runs.sets.readers import read_set_file
+from stagelens.runs.sets.writer import write_set
 from stagelens.tasks import ImageClassification
-from stagelens.terminal import one_line
-from tests.loops import refused
-from tests.small_texts import classification, language
+from tests.support.loops import refused
+from tests.support.small_texts import classification, language
 
 PAIRS: dict[str, list[Any]] = {
     "prompt": ["two and two make", "the cat sat", ""],

@@ -13,11 +13,11 @@ from peft import LoraConfig, TaskType, get_peft_model
 from torch import Tensor, nn
 
 import stagelens
+from stagelens.replaying.replay import cross_boundary, measure_deviation, replay_without
 from stagelens.runs.states import model_tensors
-from stagelens.training.replay import cross_boundary, measure_deviation, replay_without
-from tests.adapted import merged
-from tests.loops import differing, differing_state
-from tests.small_trainings import KINDS, arguments, made, trainer
+from tests.support.adapted import merged
+from tests.support.loops import differing, differing_state
+from tests.support.small_trainings import KINDS, arguments, made, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set")
 

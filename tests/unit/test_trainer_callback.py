@@ -14,12 +14,12 @@ from transformers import EarlyStoppingCallback, Trainer
 
 import stagelens
 from stagelens import StageRecorderCallback
-from stagelens.effects import attribute
+from stagelens.effects.computing import attribute
+from stagelens.replaying.replay import measure_deviation, replay_without
 from stagelens.runs.run import Run
-from stagelens.training.replay import measure_deviation, replay_without
-from tests.loops import differing
-from tests.small_texts import TEXTS
-from tests.small_trainings import KINDS, arguments, made, trainer
+from tests.support.loops import differing
+from tests.support.small_texts import TEXTS
+from tests.support.small_trainings import KINDS, arguments, made, trainer
 
 Options = dict[str, Any]
 

@@ -18,8 +18,8 @@ import stagelens
 from stagelens.assembling.checkpoints import open_checkpoint
 from stagelens.assembling.trainer_facts import trainer_facts
 from stagelens.contracts import StageLensError
-from tests.checkpoints import edit_json, save
-from tests.small_texts import TEXTS, bert, bert_tokenizer
+from tests.support.checkpoints import edit_json, save
+from tests.support.small_texts import TEXTS, bert, bert_tokenizer
 
 
 class Rows(torch.utils.data.Dataset):  # type: ignore[type-arg]

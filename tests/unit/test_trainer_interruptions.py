@@ -14,12 +14,12 @@ from transformers import TrainerCallback
 
 import stagelens
 from stagelens import StageRecorderCallback
-from stagelens.training.replay import measure_deviation
-from tests.loops import differing, refused
-from tests.small_trainings import arguments, made, trainer
+from stagelens.replaying.replay import measure_deviation
+from tests.support.loops import differing, refused
+from tests.support.small_trainings import arguments, made, trainer
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["pytest", "torch._dynamo", "tests.small_trainings"])
+CONTEXT.set_forkserver_preload(["pytest", "torch._dynamo", "tests.support.small_trainings"])
 
 
 class StopAt(TrainerCallback):

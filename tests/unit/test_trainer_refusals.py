@@ -14,8 +14,8 @@ from transformers import Trainer, TrainerCallback
 
 import stagelens
 from stagelens import StageRecorderCallback
-from tests.loops import make_task, refused
-from tests.small_trainings import arguments, collator, examples, made, trainer
+from tests.support.loops import make_task, refused
+from tests.support.small_trainings import arguments, collator, examples, made, trainer
 
 
 def train(

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stagelens import charts, estimates
+from stagelens import charts
 from stagelens.charts.trust import agreement
 from stagelens.contracts import Behaviour
+from stagelens.trust import estimates
 
 LOSS = Behaviour("loss", "lower", "nats")
 MARGIN = Behaviour("margin", "higher", "nats")

@@ -10,16 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stagelens.contracts import Refused
-from stagelens.estimators.ladder import counterfactuals, make_estimator
+from stagelens.contracts import Refused, no_progress
+from stagelens.derivatives.forward_mode import Reading, final_tangents
+from stagelens.derivatives.trajectory import DerivativeOptions
+from stagelens.estimators.counterfactuals import counterfactuals, make_estimator
 from stagelens.estimators.protocol import Estimator
 from stagelens.estimators.unrolled import UnrolledJump, UnrolledScale, subtract_tangent
 from stagelens.runs.run import Run
-from stagelens.training.forward import Reading, final_tangents
-from stagelens.training.replay import no_progress
-from stagelens.training.trajectory import DerivativeOptions
-from tests.loops import differing
-from tests.small_runs import Optimizer, Phase, central_difference, record
+from tests.support.loops import differing
+from tests.support.small_runs import Optimizer, Phase, central_difference, record
 
 
 def sgd(**settings: Any) -> Optimizer:

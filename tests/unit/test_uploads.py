@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from stagelens.contracts import StageLensError
-from stagelens.runs.uploads import MOST_PIXELS, fit_image
+from stagelens.runs.sets.uploads import MOST_PIXELS, fit_image
 
 
 def saved(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:

@@ -12,15 +12,18 @@ import pytest
 import torch
 from scipy import stats
 
-from stagelens import cli, verification
-from stagelens.effects import attribute
-from stagelens.expected_error import RELIABLE_BELOW, Evidence, judged
-from stagelens.results import Result, StageTrust, result_key, save_result
+from stagelens import cli
+from stagelens.effects.computing import attribute
+from stagelens.effects.results import Result, result_key, save_result
+from stagelens.estimators import stage_trust
+from stagelens.estimators.expected_error import RELIABLE_BELOW, Evidence, judged
+from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs.run import Run, open_run
-from stagelens.standing import standing_of
+from stagelens.trust import verification
+from stagelens.wording.trust_words import trust_word
 from tests.conftest import DemoRun
-from tests.small_runs import Phase, record
-from tests.stage_trust import trust
+from tests.support.small_runs import Phase, record
+from tests.support.stage_trust import trust
 
 QUIET = lambda *_: None  # noqa: E731
 
@@ -141,7 +144,7 @@ def test_figures_outlive_the_replay_that_they_came_from(run: Run, tmp_path: Path
 def test_only_a_replay_that_repeats_the_recording_closely_verifies(
     real: StageTrust, verifies: bool
 ) -> None:
-    assert verification.settles(real) is verifies
+    assert stage_trust.is_ground_truth(real) is verifies
 
 
 def test_what_coarse_replay_refused_is_doubtful_by_cheaper_estimates_too(
@@ -159,7 +162,7 @@ def test_what_coarse_replay_refused_is_doubtful_by_cheaper_estimates_too(
     save_result(fresh, Result(coarse.facts.model_copy(update={"stages": refused}), coarse.table))
     known = verification.trusted(fresh, vector).trust
     assert "Coarse replay of this stage was refused." in known["first"].reason
-    assert standing_of(known["first"]) == "rough"
+    assert trust_word(known["first"]) == "rough"
     assert "refused" not in known["second"].reason
     attribute(fresh, "test", "replay")  # settles it
     assert verification.trusted(fresh, vector).trust["first"].trust == "verified"
@@ -278,7 +281,7 @@ def _quiet() -> Iterator[None]:
 
 
 def test_an_example_without_a_label_does_not_refuse_the_others(tmp_path: Path) -> None:
-    from stagelens.runs.set_writer import write_set
+    from stagelens.runs.sets.writer import write_set
 
     phases = [Phase(n, lambda g: torch.optim.AdamW(g, 1e-3), steps=30) for n in ("a", "b", "c")]
     run = record(tmp_path / "run", "cnn", phases)

@@ -1,0 +1,159 @@
+"""Asking a run what contributed to a behaviour, and keeping the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from stagelens.contracts import Progress, Refused, no_progress
+from stagelens.derivatives.loss_parts import NotSeparable
+from stagelens.effects.results import BehaviourFacts
+from stagelens.measuring.models import BATCH_SIZE, answers_as_the_final_model, measure
+from stagelens.runs.run import Run, Stage
+from stagelens.runs.states import TrainingState
+
+from .contribution_table import (
+    ContributionFacts,
+    Question,
+    Stored,
+    as_table,
+    contributions_path,
+    load_contributions,
+    save_contributions,
+)
+from .first_order import Contributions, contributions
+from .training_examples import training_examples
+
+_COUPLED = "BatchNorm in training mode couples the examples of a batch"
+
+_SWEEP = 0.9
+"""The share of the time that the sweep takes, for ``progress``."""
+
+
+def contribute(
+    run: Run,
+    set_name: str,
+    question: Question,
+    behaviour: str | None = None,
+    progress: Progress = no_progress,
+    since: str | None = None,
+) -> Stored:
+    """What every step and every training example contributed, from disk where it is there.
+
+    Args:
+        run: The run.
+        set_name: One of its evaluation sets.
+        question: Which of its examples are asked about.
+        behaviour: One of the task's; None for its first.
+        progress: Told of the sweep and of what follows it.
+        since: The earliest stage that is wanted; None for the first. The sweep goes through all
+            later ones.
+
+    Raises:
+        RunError: There is no such stage.
+        SetError: The question names an example, a column or a group that the set does not have.
+        Refused: The behaviour is unknown or has no value on the examples, or the run has no
+            derivatives; see :func:`stagelens.analyses.contributions.first_order.contributions`.
+    """
+    _ = run.last  # refuses a run without a finished stage, by name
+    examples = run.evaluation_set(set_name)
+    ids = question.of(examples)
+    kinds = {kind.name: kind for kind in run.task.behaviour_kinds}
+    name = behaviour or next(iter(kinds))
+    if name not in kinds:
+        raise Refused(f"the task has no behaviour {name!r}; use one of {', '.join(kinds)}")
+    first = run.stages[0] if since is None else run.stage(since)
+    path = contributions_path(run, examples, name, ids, first.name)
+    stored = load_contributions(path)
+    if stored is not None:
+        return stored
+    swept = run.stages[first.index :]
+    steps_only: dict[str, str] = {}
+
+    def sweep(with_examples: bool) -> Contributions:
+        return contributions(
+            run,
+            name,
+            examples.by_id(ids),
+            with_examples=with_examples,
+            progress=lambda share, text: progress(_SWEEP * share, text),
+            since=first.name,
+        )
+
+    try:
+        found = sweep(with_examples=True)
+        steps_only = {s.name: _COUPLED for s in swept if s.name in found.steps_only}
+    except NotSeparable as error:
+        found = sweep(with_examples=False)
+        steps_only = {stage.name: str(error) for stage in swept}
+    progress(_SWEEP, "looking at the training examples")
+    kind = kinds[name]
+    rows = _observed(run, set_name, ids, name)
+    for row in found.steps.itertuples():
+        rows.append({"part": "step", "stage": row.stage, "step": row.step,
+                     "value": row.contribution})  # fmt: skip
+    shares = found.examples
+    for stage in swept:
+        if shares is None or stage.name in steps_only:
+            continue
+        own = shares[shares["stage"] == stage.name]
+        of_examples = own["part"] == "example"
+        carried = own.loc[~of_examples, "contribution"].sum()
+        rows.append({"part": "carried", "stage": stage.name, "value": float(carried)})
+        rows += training_examples(run, stage, own[of_examples])
+    table = as_table(rows)
+    answer = Stored(
+        ContributionFacts(
+            run_digest=run.digest,
+            set_digest=examples.digest,
+            count=len(ids),
+            behaviour=BehaviourFacts(
+                name=kind.name, better=kind.better, unit=kind.unit, description=kind.description
+            ),
+            value=found.value,
+            steps={stage.name: stage.steps for stage in swept},
+            steps_only=steps_only,
+            kind=run.task.input_kind if table["content"].notna().any() else None,
+        ),
+        table,
+    )
+    save_contributions(path, answer)
+    return answer
+
+
+def _observed(run: Run, set_name: str, ids: Sequence[str], behaviour: str) -> list[dict[str, Any]]:
+    """The behaviour before the first stage, and after every checkpoint and stage.
+
+    Stages whose model has other outputs than the final one are left out, as boundaries are.
+    """
+    examples = run.evaluation_set(set_name)
+    asked = examples.by_id(ids)
+    batches = [asked[first : first + BATCH_SIZE] for first in range(0, len(asked), BATCH_SIZE)]
+    rows = []
+    for stage in run.stages:
+        if not answers_as_the_final_model(run, stage, examples):
+            continue
+        model = run.task.build_model(stage.facts.build_config)
+        for step, state in _states(stage):
+            (one,) = measure(run.task, model, [state.model], batches, len(asked))
+            values = one.values[behaviour]
+            rows.append(
+                {
+                    "part": "observed",
+                    "stage": stage.name,
+                    "step": step,
+                    "value": np.nanmean(values) if np.isfinite(values).any() else np.nan,
+                    "answer": str(one.answers[0]) if len(asked) == 1 else None,
+                }
+            )
+    return rows
+
+
+def _states(stage: Stage) -> Iterator[tuple[int, TrainingState]]:
+    """A stage's states with the steps before them; the start only of the first stage."""
+    if stage.index == 0:
+        yield 0, stage.start()
+    yield from stage.within()
+    yield stage.steps, stage.end()

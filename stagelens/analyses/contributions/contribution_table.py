@@ -1,0 +1,189 @@
+"""Contributions on disk: one file per question, which describes itself. Nothing imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from stagelens.contracts import SetError
+from stagelens.effects.results import BehaviourFacts
+from stagelens.runs.files import atomic_path
+from stagelens.runs.run import Run
+from stagelens.runs.schema import digest
+from stagelens.runs.sets.evaluation_set import EvaluationSet
+
+_CONTRIBUTIONS = 1
+"""Part of every key; raised when the sweep, or what is kept of it, changes."""
+
+SHOWN = 20
+"""Training examples of a stage, on either side, whose content is kept."""
+
+COLUMNS = {
+    "part": "string",
+    "stage": "string",
+    "step": "Int64",
+    "value": "float64",
+    "answer": "string",
+    "position": "Int64",
+    "uses": "Int64",
+    "label": "string",
+    "other_labels": "string",
+    "before": "string",
+    "content": "object",
+}
+"""One table for all parts; what a part has no use for is missing.
+
+``observed``: ``value`` of the behaviour after ``step`` steps of the stage (0: before the first
+stage), the mean over the examples asked about, and the ``answer`` where it is one.
+``step``: ``value`` is the step's contribution.
+``carried``: ``value`` is what ``contracts.CARRIED`` added up to over the stage.
+``example``: one training example of the stage. ``value`` is its contribution over all its
+``uses``, the first of them at ``step`` and ``position``; its recorded ``label``; the
+``other_labels`` that the same input has in this stage; where it has a label, the ``answer`` of the
+final model and that of the model ``before`` the stage; and, of those that contributed most, the
+``content``: the bytes of a PNG, or texts as JSON.
+"""
+
+
+class Question(BaseModel):
+    """Which examples of a set are asked about; their mean, where there are several.
+
+    Attributes:
+        ids: These; empty for all that ``groups`` leave.
+        groups: Column of the set, or ``label``, to the value that it has to have.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    ids: tuple[str, ...] = ()
+    groups: dict[str, str] = {}
+
+    def of(self, examples: EvaluationSet) -> list[str]:
+        """Ids of the examples, in the set's order.
+
+        Raises:
+            SetError: There is no such example, column or value.
+        """
+        table = examples.table()
+        for column, value in self.groups.items():
+            if column not in table:
+                known = ", ".join(("label", *examples.columns))
+                raise SetError(f"set {examples.name!r} has no column {column!r}; it has {known}")
+            kept = table[table[column].astype(str) == value]
+            if kept.empty:
+                known = ", ".join(sorted(table[column].dropna().astype(str).unique())[:8])
+                raise SetError(
+                    f"no example of set {examples.name!r} has {column} = {value}; there are {known}"
+                )
+            table = kept
+        if not self.ids:
+            return [str(name) for name in table["example_id"]]
+        examples.by_id(self.ids[:1])  # the set's own words for an id that it does not have
+        known_ids = set(table["example_id"])
+        unknown = [name for name in self.ids if name not in known_ids]
+        if unknown:
+            examples.by_id(unknown)
+            raise SetError(f"example {unknown[0]!r} is none of the group; leave the group out")
+        wanted = set(self.ids)
+        return [str(name) for name in table["example_id"] if name in wanted]
+
+
+class ContributionFacts(BaseModel):
+    """Everything that a stored answer says of itself.
+
+    Attributes:
+        run_digest: Of the run.
+        set_digest: Of the evaluation set.
+        count: How many of its examples were asked about.
+        behaviour: Whose value the contributions changed.
+        value: Of the final model, the mean over these examples.
+        steps: Stage name to its number of steps, in training order, of those that were swept.
+        steps_only: Stages whose examples have no contributions of their own, and why.
+        kind: What a training example is shown as; None where the task cannot show any, so that
+            every place in a batch stands for itself.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    run_digest: str
+    set_digest: str
+    count: int
+    behaviour: BehaviourFacts
+    value: float
+    steps: dict[str, int]
+    steps_only: dict[str, str] = {}
+    kind: str | None = None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An answer: a table (:data:`COLUMNS`) with what it says of itself."""
+
+    facts: ContributionFacts
+    table: pd.DataFrame
+
+    def part(self, name: str, stage: str | None = None) -> pd.DataFrame:
+        """The rows of one part, of one stage or of all."""
+        rows = self.table[self.table["part"] == name]
+        return rows if stage is None else rows[rows["stage"] == stage]
+
+    def linearised(self, stage: str) -> float:
+        """What the steps of a stage add up to: its effect to first order."""
+        return float(self.part("step", stage)["value"].sum())
+
+
+def asked_digest(ids: Sequence[str]) -> str:
+    """The same for the same examples, in any order."""
+    return digest(sorted(ids))
+
+
+def contributions_path(
+    run: Run, examples: EvaluationSet, behaviour: str, ids: Sequence[str], since: str
+) -> Path:
+    """Where the answer on these examples lies, or would lie.
+
+    Args:
+        run: The run.
+        examples: The evaluation set.
+        behaviour: Whose contributions.
+        ids: Of the examples that are asked about.
+        since: The earliest stage of the answer, which reaches from there to the last one.
+    """
+    parts = (_CONTRIBUTIONS, run.digest, examples.digest, behaviour, asked_digest(ids), since)
+    return run.files.inside(f"results/contributions/{digest(*parts)[:32]}.parquet")
+
+
+def as_table(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
+    """Rows of any parts as the one table."""
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
+
+
+def save_contributions(path: Path, found: Stored) -> None:
+    """Store an answer, with its facts in the parquet metadata. Atomic."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.Table.from_pandas(found.table, preserve_index=False)
+    facts = found.facts.model_dump_json().encode()
+    metadata = {**(table.schema.metadata or {}), b"stagelens": facts}
+    with atomic_path(path) as temporary:
+        pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")
+
+
+def load_contributions(path: Path) -> Stored | None:
+    """A stored answer; None without one, or where it cannot be used and is to be made anew."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+        facts = ContributionFacts.model_validate_json((table.schema.metadata or {})[b"stagelens"])
+    except (OSError, pa.ArrowException, KeyError, ValidationError):
+        return None
+    if not set(COLUMNS) <= set(table.column_names):
+        return None
+    return Stored(facts, table.to_pandas())

@@ -1,0 +1,165 @@
+"""What every step, and every training example, contributed to one behaviour, to first order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from stagelens.contracts import CARRIED, Example, Progress, Refused, no_progress
+from stagelens.derivatives.adjoint import StepContribution, has_coupled_examples, sweep
+from stagelens.derivatives.batch_norm import ExplicitBatchNorm
+from stagelens.derivatives.curvature import cast
+from stagelens.derivatives.trajectory import DerivativeOptions, LinearStage
+from stagelens.runs.batches import to_device
+from stagelens.runs.run import Run
+
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """Contributions to one behaviour of the final model, in the behaviour's unit.
+
+    Positive contributions raised the behaviour. A stage's steps sum to the *linearised* effect of
+    scaling the stage, which is not the stage effect of an effect table.
+
+    Attributes:
+        behaviour: Its name.
+        value: Of the final model, the mean over the examples asked about.
+        steps: Columns ``stage, step, contribution``, in training order.
+        examples: Columns ``stage, step, part, position, contribution``: per step one row for each
+            example of its batches (``part`` is ``"example"``, ``position`` counts over the step's
+            micro-batches) and one for :data:`CARRIED` (``position`` is missing); they sum to the
+            step. None where it was not asked for.
+        steps_only: Stages without rows in ``examples``, because BatchNorm in training mode couples
+            the examples of a batch.
+    """
+
+    behaviour: str
+    value: float
+    steps: pd.DataFrame
+    examples: pd.DataFrame | None
+    steps_only: tuple[str, ...] = ()
+
+
+def contributions(
+    run: Run,
+    behaviour: str,
+    examples: Sequence[Example],
+    *,
+    with_examples: bool = False,
+    options: DerivativeOptions | None = None,
+    spacing: int | None = None,
+    progress: Progress = no_progress,
+    since: str | None = None,
+) -> Contributions:
+    """Contribution of every step of the stages to a behaviour, by one reverse sweep.
+
+    Args:
+        run: The run.
+        behaviour: One of the task's, for instance ``"margin"``.
+        examples: One example, or a group whose mean is asked about; those without a label are
+            left out where the behaviour needs one.
+        with_examples: Also the share of every training example of every step.
+        options: Dtype and curvature.
+        spacing: Steps between two states that are kept; by default the root of a stage's steps.
+        progress: Told after every step.
+        since: The earliest stage that is wanted, which the sweep ends with; None for the first.
+
+    Raises:
+        Refused: The behaviour is unknown or has no value, or the run has no derivatives
+            (see :func:`stagelens.derivatives.forward_mode.final_tangents`).
+    """
+    value = float("nan")
+
+    def gradient(last: LinearStage) -> Mapping[str, Tensor]:
+        nonlocal value
+        value, slopes = behaviour_gradient(run, last, behaviour, examples)
+        return slopes
+
+    found = sweep(run, gradient, options, spacing, with_examples, progress, since)[::-1]
+    steps = pd.DataFrame(
+        {
+            "stage": [one.stage for one in found],
+            "step": [one.step for one in found],
+            "contribution": [one.contribution for one in found],
+        }
+    )
+    table = _example_table(found) if with_examples else None
+    only = tuple(has_coupled_examples(run)) if with_examples else ()
+    return Contributions(behaviour, value, steps, table, only)
+
+
+def _example_table(found: Sequence[StepContribution]) -> pd.DataFrame:
+    blocks = []
+    for one in found:
+        if one.examples is None:
+            continue
+        count = len(one.examples)
+        blocks.append(
+            pd.DataFrame(
+                {
+                    "stage": one.stage,
+                    "step": one.step,
+                    "part": ["example"] * count + [CARRIED],
+                    "position": pd.array([*range(count), None], dtype="Int64"),
+                    "contribution": np.append(one.examples, one.carried),
+                }
+            )
+        )
+    if not blocks:
+        names = ["stage", "step", "part", "position", "contribution"]
+        return pd.DataFrame({name: [] for name in names})
+    return pd.concat(blocks, ignore_index=True)
+
+
+def behaviour_gradient(
+    run: Run, last: LinearStage, behaviour: str, examples: Sequence[Example]
+) -> tuple[float, dict[str, Tensor]]:
+    """``(y, grad y)`` at the final model, in evaluation mode; y is the mean over the examples.
+
+    Args:
+        run: The run.
+        last: Its last stage; its model is used and left in the modes that it had.
+        behaviour: Name of y.
+        examples: What y is measured on.
+
+    Raises:
+        Refused: The task has no such behaviour, or none of the examples has a value.
+    """
+    model, loss = last.loss.model, last.loss
+    modes = {name: module.training for name, module in model.named_modules()}
+    x = loss.place(last.end.values)
+    total: list[Tensor] = [torch.zeros_like(t) for t in x]
+    value, count = 0.0, 0
+    model.eval()
+    try:
+        for first in range(0, len(examples), _BATCH):
+            batch = cast(
+                to_device(run.task.collate(examples[first : first + _BATCH]), loss.device),
+                loss.dtype,
+            )
+            with torch.enable_grad(), ExplicitBatchNorm(model):
+                measured = run.task.behaviours(run.task.outputs(model, batch), batch)
+            if behaviour not in measured:
+                known = ", ".join(measured)
+                raise Refused(f"the task has no behaviour {behaviour!r}; use one of {known}")
+            kept = measured[behaviour][~measured[behaviour].isnan()]
+            if kept.numel() == 0:
+                continue
+            slopes = torch.autograd.grad(kept.sum(), x, allow_unused=True, materialize_grads=True)
+            total = [a + b for a, b in zip(total, slopes, strict=True)]
+            value, count = value + float(kept.detach().sum()), count + kept.numel()
+    finally:
+        for name, module in model.named_modules():
+            module.training = modes[name]
+    if not count:
+        raise Refused(
+            f"none of the {len(examples)} examples has a {behaviour}; give examples with labels"
+        )
+    return value / count, {n: t / count for n, t in zip(loss.names, total, strict=True)}

@@ -1,0 +1,161 @@
+"""The training examples behind a stage's contributions, out of its recorded batches.
+
+An example that several steps used is one row: its contributions add up. The same input under
+another label is another row, and each names the labels of the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from stagelens.contracts import Example, Task
+from stagelens.runs.batches import batch_size, to_device
+from stagelens.runs.run import Run, Stage
+from stagelens.runs.sets.images import display_png
+from stagelens.runs.states import load_into
+from stagelens.runs.step_records import MicroBatch
+
+from .contribution_table import SHOWN
+
+
+@dataclass
+class _Used:
+    """A training example of a stage.
+
+    Attributes:
+        content: Which input it is; the same for the same one.
+        label: As it was trained on.
+        step: Of its first use.
+        position: There, over the step's micro-batches.
+        answers: Of the final model (``answer``) and of the one ``before`` the stage.
+        value: Its contributions so far.
+        uses: How many they are.
+        shown: The bytes of a PNG, or texts as JSON.
+    """
+
+    content: str
+    label: str | None
+    step: int
+    position: int
+    answers: dict[str, str] = field(default_factory=dict)
+    value: float = 0.0
+    uses: int = 0
+    shown: bytes | None = None
+
+
+def training_examples(run: Run, stage: Stage, shares: pd.DataFrame) -> list[dict[str, Any]]:
+    """The training examples of a stage, those that raised the behaviour most first.
+
+    Args:
+        run: The run.
+        stage: One of its stages.
+        shares: ``step``, ``position`` and ``contribution`` of every use of an example in it.
+
+    Returns:
+        Rows of ``stored.COLUMNS``, by contribution.
+    """
+    found: dict[tuple[str, str | None], _Used] = {}
+    steps, models = stage.read_steps(), _models(run, stage)
+    for number, own in shares.groupby("step", sort=True):
+        step = int(number)
+        batches = steps[step].batches or []
+        new = []
+        values = own.set_index("position")["contribution"]
+        for position, example in enumerate(_of_step(run.task, batches)):
+            content = f"{step} {position}" if example is None else _content(example)
+            label = None if example is None else example.label
+            if (content, label) not in found:
+                found[content, label] = _Used(content, label, step, position)
+                new.append(found[content, label])
+            found[content, label].value += float(values[position])
+            found[content, label].uses += 1
+        _answer(run.task, models, batches, [used for used in new if used.label is not None])
+    rows = sorted(found.values(), key=lambda used: -used.value)
+    for used in [*rows[:SHOWN], *rows[max(len(rows) - SHOWN, SHOWN) :]]:
+        example = _of_step(run.task, steps[used.step].batches or [])[used.position]
+        used.shown = None if example is None else shown_content(example)
+    labels: dict[str, list[str]] = {}
+    for used in rows:
+        labels.setdefault(used.content, []).append(used.label or "")
+    return [
+        {
+            "part": "example",
+            "stage": stage.name,
+            "step": used.step,
+            "value": used.value,
+            "position": used.position,
+            "uses": used.uses,
+            "label": used.label,
+            "other_labels": ", ".join(o for o in labels[used.content] if o != used.label) or None,
+            "content": used.shown,
+            **used.answers,
+        }
+        for used in rows
+    ]
+
+
+def _of_step(task: Task, batches: Sequence[MicroBatch]) -> list[Example | None]:
+    """The examples of a step over its micro-batches; None for those that cannot be shown."""
+    found: list[Example | None] = []
+    for micro in batches:
+        shown = task.examples(micro.batch)
+        found += [None] * batch_size(micro.batch) if shown is None else shown
+    return found
+
+
+def _content(example: Example) -> str:
+    """A digest of an input; the label is no part of it."""
+    hasher = hashlib.sha256()
+    for name, value in sorted(example.input.items()):
+        if isinstance(value, np.ndarray):
+            hasher.update(f"{name} {value.dtype} {value.shape}".encode())
+            hasher.update(np.ascontiguousarray(value).data)
+        else:
+            hasher.update(f"{name} {value!r}".encode(errors="backslashreplace"))
+    return hasher.hexdigest()
+
+
+def shown_content(example: Example) -> bytes:
+    """An input as it is kept for people: an image as PNG in its own size, texts as JSON."""
+    image = example.input.get("image")
+    if image is not None:
+        return display_png(image)
+    return json.dumps(dict(example.input)).encode()
+
+
+def _models(run: Run, stage: Stage) -> Mapping[str, nn.Module]:
+    """The final model and the one before the stage, in evaluation mode."""
+    final = run.task.build_model(run.last.facts.build_config)
+    load_into(final, run.last.end().model)
+    before = run.task.build_model(stage.facts.build_config)
+    load_into(before, stage.start().model)
+    return {"answer": final.eval(), "before": before.eval()}
+
+
+def _answer(
+    task: Task,
+    models: Mapping[str, nn.Module],
+    batches: Sequence[MicroBatch],
+    wanted: Sequence[_Used],
+) -> None:
+    """Let the models answer the examples of a step, in evaluation mode."""
+    if not wanted:
+        return
+    for name, model in models.items():
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        answers: list[str] = []
+        with torch.inference_mode():
+            for micro in batches:
+                outputs = task.outputs(model, to_device(micro.batch, device))
+                answers += task.predictions(outputs).answers
+        for used in wanted:
+            used.answers[name] = answers[used.position]

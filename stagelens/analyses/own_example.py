@@ -1,0 +1,245 @@
+"""An example of one's own on the final model and every counterfactual: M + 1 forward passes.
+
+The counterfactuals are those that an estimator left in the run folder, read out in the way in
+which :func:`~stagelens.effects.computing.attribute` read them out over an evaluation set. So an
+example of the set, given as one's own, has the effects that stand in the set's table. Where an
+estimator's twins have a say in these, they are asked too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import inference_mode
+
+from stagelens.contracts import Behaviour, Example, Refused, Task, TaskError, TokenValues
+from stagelens.effects.computing import Without, combined, stage_rows, weighed
+from stagelens.effects.results import ResultFacts
+from stagelens.estimators.counterfactuals import (
+    Cached,
+    counterfactuals,
+    find_cached,
+    make_estimator,
+)
+from stagelens.estimators.protocol import Estimator
+from stagelens.estimators.stage_trust import StageTrust
+from stagelens.estimators.task_vector import TaskVector
+from stagelens.measuring.loaded_weights import LoadedWeights
+from stagelens.measuring.models import Measured, read
+from stagelens.runs.run import Run, Stage
+from stagelens.runs.schema import FileRef
+from stagelens.runs.states import Weights, load_model
+from stagelens.runs.streaming import map_tensors
+
+NAME = "own example"
+"""Its id, and the name of its set, in the effect table."""
+
+
+@dataclass(frozen=True)
+class TokenEffects:
+    """The stage effects on one text, token by token.
+
+    Where the values are log-probabilities, a stage's effects over all tokens sum to its effect on
+    the log-likelihood.
+
+    Attributes:
+        tokens: (T,) printable pieces.
+        final: (T,) the final model's values; NaN where a token has none.
+        effects: Stage name to (T,), final - without; NaN where the stage was refused too.
+    """
+
+    tokens: tuple[str, ...]
+    final: np.ndarray
+    effects: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the models say of one example.
+
+    Attributes:
+        table: Effect table of the one example.
+        tokens: The same per token; None where the task has no values per token.
+        behaviours: What was measured.
+        trust: What is known of each stage's counterfactual.
+        label: What the behaviours are about; None where the task has no labels.
+        label_given: Whether it was given; else it is the final model's own answer.
+    """
+
+    table: pd.DataFrame
+    tokens: TokenEffects | None
+    behaviours: tuple[Behaviour, ...]
+    trust: Mapping[str, StageTrust]
+    label: str | None
+    label_given: bool
+
+
+def own_example(task: Task, content: Mapping[str, Any], label: str | None) -> Example:
+    """An example that stands in no set.
+
+    Args:
+        task: It has to take it.
+        content: What the task eats, for instance ``{"text": "a comment"}``.
+        label: Where one was given; as a name, or as the task's files spell it.
+
+    Raises:
+        TaskError: The label is none of the task's.
+    """
+    try:
+        return Example(NAME, content, task.check_label(label))
+    except ValueError as error:
+        raise TaskError(f"{error}; choose one of these, or none") from None
+
+
+def answer(run: Run, example: Example, known: ResultFacts | None, loaded: LoadedWeights) -> Answer:
+    """The effect of every stage on an example.
+
+    Where no label is given and no behaviour can do without one, the final model's own answer is
+    taken as the label.
+
+    Args:
+        run: The run.
+        example: From :func:`own_example`, or of a set.
+        known: What the effect table of an evaluation set says of itself: its estimator, how its
+            twins were weighed, and which stages were refused. None where there is no table yet:
+            the task vector, from the boundaries.
+        loaded: Keeps weights between questions.
+
+    Raises:
+        Refused: A counterfactual is no longer in the run folder; says what to do.
+        RunError: Weights cannot be read, or are not those of the task's model.
+        TaskError: The task is not installed, or the example does not fit it.
+    """
+    estimator = make_estimator(known.estimator, known.settings) if known else TaskVector()
+    with loaded.lock, inference_mode():
+        bench = _Bench(run, loaded, estimator, {t.stage: t for t in known.stages} if known else {})
+        final = bench.final(example)
+        given = example.label is not None
+        if not given and all(np.isnan(values).all() for values in final.measured.values.values()):
+            example = replace(example, label=_own_label(run.task, final.measured))
+            final = bench.final(example)
+        found = {stage.name: bench.without(stage, example, final) for stage in run.stages}
+    own = pd.DataFrame({"example_id": [NAME], "label": [example.label]}, dtype=object)
+    blocks = [
+        stage_rows(own, NAME, name, estimator.name, final.measured, one.without)
+        for name, one in found.items()
+    ]
+    return Answer(
+        table=pd.concat(blocks, ignore_index=True),
+        tokens=_token_effects(final, found),
+        behaviours=run.task.behaviour_kinds,
+        trust={name: one.trust for name, one in found.items()},
+        label=example.label,
+        label_given=given,
+    )
+
+
+def _own_label(task: Task, final: Measured) -> str | None:
+    """The model's answer as a label; None where the task's answers are no labels."""
+    try:
+        return task.check_label(final.answers[0])
+    except ValueError:
+        return None
+
+
+@dataclass(frozen=True)
+class _Said:
+    """One model on the example; ``tokens`` is None where the task has no values per token."""
+
+    measured: Measured
+    tokens: TokenValues | None
+
+
+@dataclass(frozen=True)
+class _Effect:
+    """One stage's effect on the example; ``without`` is None where the stage was refused."""
+
+    without: Without | None
+    tokens: np.ndarray | None
+    trust: StageTrust
+
+
+def _token_effects(final: _Said, found: Mapping[str, _Effect]) -> TokenEffects | None:
+    if final.tokens is None:
+        return None
+    values = np.asarray(final.tokens.values, dtype=float)
+    nothing = np.full(len(values), np.nan)
+    effects = {n: nothing if one.tokens is None else one.tokens for n, one in found.items()}
+    return TokenEffects(tuple(final.tokens.tokens), values, effects)
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """Where models are asked.
+
+    Attributes:
+        run: The run.
+        loaded: Keeps weights; its lock is held.
+        estimator: Whose counterfactuals are used.
+        known: Stage to what its table says of it; empty where there is no table.
+    """
+
+    run: Run
+    loaded: LoadedWeights
+    estimator: Estimator
+    known: Mapping[str, StageTrust]
+
+    def final(self, example: Example) -> _Said:
+        """The final model on an example."""
+        end = self.run.last.facts.end
+        assert end is not None, "the last stage of a run is finished"
+        return self._ask(example, "", lambda: load_model(self.run.files, end))
+
+    def without(self, stage: Stage, example: Example, final: _Said) -> _Effect:
+        """A stage's effect on an example, and what is known of it."""
+        known = self.known.get(stage.name)
+        free = self.estimator.name == TaskVector.name or stage.index == len(self.run.stages) - 1
+        if known is not None and known.trust == "refused":
+            return _Effect(None, None, known)
+        if free:
+            (found,) = counterfactuals(self.run, self.estimator, [stage])
+            trust = known or found.trust
+            said = [self._ask(example, stage.name, lambda: dict(found.weights or {}))]
+        else:
+            cached = self._cached(stage)
+            trust = known or cached.trust
+            names = ["weights", "factual", "counterfactual"][: 3 if trust.twins_share else 1]
+            said = [self._ask_file(example, cached.files[name]) for name in names]
+        kinds = self.run.task.behaviour_kinds
+        effects = combined(kinds, final.measured, [one.measured for one in said], trust)
+        tokens = None
+        if final.tokens is not None:
+            tokens = weighed(*(_values(one) for one in (final, *said)), trust=trust)
+        return _Effect(Without(effects, said[0].measured, trust), tokens, trust)
+
+    def _cached(self, stage: Stage) -> Cached:
+        cached = find_cached(self.run, stage, self.estimator)
+        if cached is None:
+            raise Refused(
+                f"the model without {stage.name} by {self.estimator.name} is no longer in the run "
+                f"folder; choose another estimator, or delete {self.run.path / 'results'} and have "
+                "everything computed again"
+            )
+        return cached
+
+    def _ask_file(self, example: Example, file: FileRef) -> _Said:
+        return self._ask(example, file.sha256, lambda: map_tensors(self.run.files.path(file)))
+
+    def _ask(self, example: Example, name: str, load: Callable[[], Weights]) -> _Said:
+        task, end = self.run.task, self.run.last.facts.end
+        size = 0 if end is None else sum(file.bytes for file in end.shards)
+        weights = self.loaded.get((self.run.digest, name), size, load)
+        with self.loaded.module_with(self.run, weights) as model:
+            batch = task.collate([example])
+            outputs = task.outputs(model, batch)
+            tokens = task.token_values(outputs, batch)[0] if task.has_token_values else None
+            return _Said(read(task, outputs, batch), tokens)
+
+
+def _values(said: _Said) -> np.ndarray:
+    assert said.tokens is not None, "every model gives tokens, or none does"
+    return np.asarray(said.tokens.values, dtype=float)

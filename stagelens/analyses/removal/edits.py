@@ -1,0 +1,167 @@
+"""An edit applied: the final weights minus a strength times what a stage is estimated to have done.
+
+With theta the final weights and theta_k the counterfactual without stage k,
+
+    edited = theta - sum over k of s_k (theta - theta_k),    0 <= s_k <= 1,
+
+where a strength may differ from layer to layer. Variances are scaled instead, by
+``(theta_k / theta) ** s_k``, so that they stay positive; integers are those of the final model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stagelens.contracts import Progress, Refused, no_progress
+from stagelens.estimators.counterfactuals import counterfactuals, make_estimator
+from stagelens.estimators.protocol import Counterfactual
+from stagelens.runs.run import Run
+from stagelens.runs.states import Weights
+
+from .spec import Edit
+
+_BLOCK = 1 << 15
+"""Elements that are edited at a time: a large tensor takes no more memory than this, and torch
+shares out more among threads, which cost more than they save where there is other work too."""
+
+_MOST_LAYERS = 48
+"""Modules are put together until there are no more layers than this."""
+
+
+def layers_of(names: Iterable[str]) -> dict[str, str]:
+    """Tensor name to its layer: the module that holds it.
+
+    Where there are many modules, as in a transformer, whole blocks are layers: names are cut to
+    the longest common depth at which few enough remain.
+    """
+    modules = {name: name.rpartition(".")[0] or name for name in names}
+    deepest = max((module.count(".") + 1 for module in modules.values()), default=1)
+    for depth in range(deepest, 0, -1):
+        cut = {name: ".".join(m.split(".")[:depth]) for name, m in modules.items()}
+        if len(set(cut.values())) <= _MOST_LAYERS:
+            break
+    return cut
+
+
+@dataclass(frozen=True)
+class Material:
+    """What edits are made of: the final weights, and the counterfactuals of some stages."""
+
+    final: Weights
+    without: Mapping[str, Counterfactual]
+
+    def counterfactual(self, stage: str) -> Weights:
+        """The weights without a stage."""
+        weights = self.without[stage].weights
+        assert weights is not None, "refused ones are no material"
+        return weights
+
+
+def material(
+    run: Run,
+    estimator: str,
+    settings: Mapping[str, Any] | None,
+    stages: Sequence[str],
+    progress: Progress = no_progress,
+) -> Material:
+    """Obtain the counterfactuals of some stages.
+
+    Args:
+        run: The run.
+        estimator: Computes what is not in the run folder yet.
+        settings: Of the estimator.
+        stages: Their names.
+        progress: Told of the work.
+
+    Raises:
+        Refused: The estimator can give one of them no weights; says why.
+        RunError: A stage is not there.
+    """
+    chosen = [run.stage(name) for name in stages]
+    made = make_estimator(estimator, settings)
+    found = {c.stage: c for c in counterfactuals(run, made, chosen, progress)}
+    for stage, counterfactual in found.items():
+        if counterfactual.weights is None:
+            raise Refused(f"{stage} cannot be removed: {counterfactual.trust.reason}")
+    return Material(run.last.end().model, found)
+
+
+class EditedWeights(Mapping[str, Tensor]):
+    """The weights after an edit; a tensor is computed each time that it is asked for."""
+
+    def __init__(self, material: Material, edit: Edit) -> None:
+        self.final, self._edit = material.final, edit
+        self._without = {stage: material.counterfactual(stage) for stage in edit.strengths}
+        self._layers = layers_of(self.final)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.final)
+
+    def __len__(self) -> int:
+        return len(self.final)
+
+    def __getitem__(self, name: str) -> Tensor:
+        final, taken = self.final[name], self._taken(name)
+        if not taken:
+            return final
+        if _whole(taken):
+            return taken[0][0]
+        return torch.cat(list(_edited_blocks(name, final, taken))).view(final.shape)
+
+    def blocks(self, name: str) -> Iterator[Tensor]:
+        """The values of one tensor, in order, in blocks of (n,)."""
+        final, taken = self.final[name], self._taken(name)
+        if taken and not _whole(taken):
+            yield from _edited_blocks(name, final, taken)
+        else:
+            yield (taken[0][0] if taken else final).reshape(-1)
+
+    def _taken(self, name: str) -> list[tuple[Tensor, float]]:
+        """Per stage that is taken out of a tensor its value in the counterfactual, and how much."""
+        if not self.final[name].is_floating_point():
+            return []
+        strengths = {s: self._edit.strength(s, self._layers[name]) for s in self._without}
+        return [(self._without[s][name], strength) for s, strength in strengths.items() if strength]
+
+
+def _whole(taken: Sequence[tuple[Tensor, float]]) -> bool:
+    """Whether one stage is taken out as a whole: its counterfactual then, without the rounding."""
+    return len(taken) == 1 and taken[0][1] == 1
+
+
+def _edited_blocks(
+    name: str, final: Tensor, taken: Sequence[tuple[Tensor, float]]
+) -> Iterator[Tensor]:
+    flat = [(without.reshape(-1), strength) for without, strength in taken]
+    for first in range(0, max(final.numel(), 1), _BLOCK):
+        part = slice(first, first + _BLOCK)
+        own = [(without[part], strength) for without, strength in flat]
+        yield subtracted(name, final.reshape(-1)[part].double(), own).to(final.dtype)
+
+
+def subtracted(name: str, final: Tensor, taken: Sequence[tuple[Tensor, float | Tensor]]) -> Tensor:
+    """One tensor of the final model with parts of stages taken out of it.
+
+    Args:
+        name: Its name; variances are told by it.
+        final: Its value in the final model, floating.
+        taken: Per stage its value in the counterfactual, of any floating dtype, and the strength.
+
+    Returns:
+        Of the shape and dtype of ``final``; differentiable in strengths that are tensors.
+    """
+    edited = final
+    for without, strength in taken:
+        without = without.to(final.dtype)
+        if name.endswith("running_var"):
+            ratio = without / final
+            usable = torch.isfinite(ratio) & (ratio > 0)
+            edited = edited * torch.where(usable, ratio, 1.0) ** strength
+        else:
+            edited = edited - strength * (final - without)
+    return edited

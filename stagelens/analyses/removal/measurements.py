@@ -1,0 +1,197 @@
+"""Edited models on an evaluation set: one row per example, kept in the run folder once measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from stagelens.effects.results import load_result
+from stagelens.estimators.protocol import METHOD
+from stagelens.estimators.stage_trust import StageTrust
+from stagelens.runs.files import atomic_path
+from stagelens.runs.run import Run
+from stagelens.runs.schema import digest
+from stagelens.runs.sets.evaluation_set import EvaluationSet
+
+from .spec import Edit
+
+if TYPE_CHECKING:
+    from stagelens.contracts import Progress
+    from stagelens.measuring.models import Measured
+
+STRENGTHS = (0.25, 0.5, 0.75, 1.0)
+"""Strengths at which every stage alone is measured, so that a preview has something to go by."""
+
+FOLDER = "results/removals"
+
+
+class _Facts(BaseModel):
+    """What stands in the metadata of a stored measurement."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run_digest: str
+    set_digest: str
+    edit: Edit
+    stages: list[StageTrust]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """An edited model on an evaluation set.
+
+    Attributes:
+        edit: What was done to the final model; nothing, for the final model itself.
+        table: One row per example in the set's order: ``example_id``, ``prediction``,
+            ``confidence`` and a column per behaviour.
+        trust: Stage to what is known of the counterfactual that the edit was made with.
+    """
+
+    edit: Edit
+    table: pd.DataFrame
+    trust: Mapping[str, StageTrust]
+
+
+def grid(estimator: str, settings: Mapping[str, Any], stages: Sequence[str]) -> list[Edit]:
+    """The edits that a preview goes by: none, and every stage alone at :data:`STRENGTHS`."""
+    common = {"estimator": estimator, "settings": dict(settings)}
+    alone = [{stage: strength} for stage in stages for strength in STRENGTHS]
+    return [Edit.model_validate({**common, "strengths": each}) for each in [{}, *alone]]
+
+
+def path(run: Run, examples: EvaluationSet, edit: Edit) -> Path:
+    """Where a measurement is kept."""
+    spec = edit.model_dump() if edit.strengths else {}  # nothing done is the same by any estimator
+    key = digest(METHOD, run.digest, examples.digest, spec)[:32]
+    return run.files.inside(f"{FOLDER}/{key}.parquet")
+
+
+def load_measurement(run: Run, examples: EvaluationSet, edit: Edit) -> Measurement | None:
+    """A measurement from the run folder; None where there is none that can be used."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path(run, examples, edit), page_checksum_verification=True)
+        facts = _Facts.model_validate_json((table.schema.metadata or {})[b"stagelens"])
+    except (OSError, pa.ArrowException, KeyError, ValidationError):
+        return None
+    if (facts.run_digest, facts.set_digest) != (run.digest, examples.digest):
+        return None
+    return Measurement(edit, table.to_pandas(), {trust.stage: trust for trust in facts.stages})
+
+
+def _store(run: Run, examples: EvaluationSet, measurement: Measurement) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    facts = _Facts(
+        run_digest=run.digest,
+        set_digest=examples.digest,
+        edit=measurement.edit,
+        stages=list(measurement.trust.values()),
+    )
+    table = pa.Table.from_pandas(measurement.table, preserve_index=False)
+    metadata = {**(table.schema.metadata or {}), b"stagelens": facts.model_dump_json().encode()}
+    with atomic_path(path(run, examples, measurement.edit)) as temporary:
+        pq.write_table(
+            table.replace_schema_metadata(metadata),
+            temporary,
+            compression="zstd",
+            write_page_checksum=True,
+        )
+
+
+def measure_edits(
+    run: Run,
+    examples: EvaluationSet,
+    edits: Sequence[Edit],
+    progress: Progress | None = None,
+    keep: bool = True,
+) -> list[Measurement]:
+    """Measure edited models; what was measured before comes from the run folder.
+
+    Args:
+        run: The run.
+        examples: One of its evaluation sets.
+        edits: Any number of them; one without strengths is the final model.
+        progress: Told of counterfactuals (nine tenths of it) and forward passes.
+        keep: Whether to write what is measured into the run folder.
+
+    Raises:
+        Refused: An estimator cannot give a stage.
+        RunError: A stage is not there.
+    """
+    found = {number: load_measurement(run, examples, edit) for number, edit in enumerate(edits)}
+    missing = [edits[number] for number, one in found.items() if one is None]
+    fresh = iter(_measured(run, examples, missing, progress, keep) if missing else [])
+    return [one if one is not None else next(fresh) for one in found.values()]
+
+
+def _measured(
+    run: Run,
+    examples: EvaluationSet,
+    edits: Sequence[Edit],
+    progress: Progress | None,
+    keep: bool,
+) -> Iterator[Measurement]:
+    from stagelens.contracts import no_progress
+    from stagelens.measuring.models import BATCH_SIZE, measure
+
+    from .edits import EditedWeights, Material, material
+
+    examples.check_fits(run.task)
+    report = progress or no_progress
+    kinds = list(dict.fromkeys((edit.estimator, edit.settings_key) for edit in edits))
+    materials: dict[tuple[str, str], Material] = {}
+    for number, kind in enumerate(kinds):
+        mine = [edit for edit in edits if (edit.estimator, edit.settings_key) == kind]
+        stages = [s.name for s in run.stages if any(s.name in edit.strengths for edit in mine)]
+
+        def obtaining(share: float, text: str, before: int = number) -> None:
+            report(0.9 * (before + share) / len(kinds), text)
+
+        materials[kind] = material(run, kind[0], mine[0].settings, stages, obtaining)
+        for edit in mine:
+            for stage in edit.strengths:
+                run.stage(stage)  # one that is not there is an error, by name
+    made = [materials[edit.estimator, edit.settings_key] for edit in edits]
+    models = measure(
+        run.task,
+        run.task.build_model(run.last.facts.build_config),
+        [EditedWeights(own, edit) for own, edit in zip(made, edits, strict=True)],
+        examples.batches(BATCH_SIZE),
+        examples.count,
+        lambda share, text: report(0.9 + 0.1 * share, text),
+    )
+    ids = examples.table([])["example_id"].to_numpy()
+    for edit, own, model in zip(edits, made, models, strict=True):
+        trust = {stage: own.without[stage].trust for stage in edit.strengths}
+        one = Measurement(edit, _table(ids, model), trust)
+        if keep:
+            _store(run, examples, one)
+        yield one
+
+
+def _table(ids: np.ndarray, model: Measured) -> pd.DataFrame:
+    columns = {"example_id": ids, "prediction": model.answers, "confidence": model.confidences}
+    return pd.DataFrame({**columns, **model.values})
+
+
+def known_trust(run: Run, examples: EvaluationSet, measurement: Measurement) -> list[StageTrust]:
+    """What is known of an edit's counterfactuals: as the effect table says, where there is one.
+
+    An estimator's expected error, and what was verified of it, stand there.
+    """
+    from stagelens.trust.verification import trusted
+
+    edit = measurement.edit
+    result = load_result(run, examples.name, "effects", edit.estimator, edit.settings)
+    better = {} if result is None else trusted(run, result).trust
+    return [better.get(stage, trust) for stage, trust in measurement.trust.items()]

@@ -1,0 +1,195 @@
+"""The edited model as an ordinary checkpoint, with a card that says how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from stagelens.analyses.slices.saved import examples_of
+from stagelens.contracts import Refused
+from stagelens.effects.groups import GroupMetrics
+from stagelens.estimators.stage_trust import StageTrust
+from stagelens.runs.files import new_folder
+from stagelens.runs.run import Run
+from stagelens.runs.sets.evaluation_set import EvaluationSet
+from stagelens.wording.numbers import number
+
+from .comparison import AFTER, BEFORE, answers, by_groups
+from .measurements import known_trust, measure_edits
+from .parts import validation_part
+from .spec import Edit
+from .targets import groups_of
+
+if TYPE_CHECKING:
+    from stagelens.contracts import Progress
+
+CARD, SPEC = "README.md", "stagelens_edit.json"
+
+WHAT_IT_IS = (
+    "An edit guided by an estimate: the final weights minus a strength times what the stage is "
+    "estimated to have done to them. It is not the model that training without the stage would "
+    "have given, and no cure; measure it on what it is meant for."
+)
+
+
+def before_and_after(
+    run: Run,
+    examples: EvaluationSet,
+    edit: Edit,
+    by: str | None,
+    progress: Progress | None = None,
+) -> tuple[GroupMetrics, list[StageTrust]]:
+    """Figures of the final and the edited model on the report part, and the trust of the edit.
+
+    Raises:
+        Refused: An estimator cannot give a stage.
+        SetError: There is no such column.
+    """
+    table = examples_of(run, examples)
+    if by is not None:
+        groups_of(table, by)
+    rows = ~validation_part(table, [by] if by else [])
+    nothing = edit.model_copy(update={"strengths": {}, "layers": {}})
+    before, after = measure_edits(run, examples, [nothing, edit], progress)
+    models = {BEFORE: answers(before, table, rows), AFTER: answers(after, table, rows)}
+    return by_groups(models, by), known_trust(run, examples, after)
+
+
+def save(
+    run: Run,
+    edit: Edit,
+    out: str | Path,
+    examples: EvaluationSet | None,
+    by: str | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Write the edited model: weights, configuration, tokenizer, and ``README.md``.
+
+    Args:
+        run: The run.
+        edit: What to do to its final model.
+        out: A folder that does not exist yet, or holds nothing; nothing is ever overwritten.
+        examples: Where to measure before and after; None where the run has no set.
+        by: Column of the groups that are measured apart.
+        progress: Told of counterfactuals, measuring and writing.
+
+    Raises:
+        Refused: The edit takes nothing out, or an estimator cannot give a stage.
+        StageLensError: The folder holds something, or the final model is no checkpoint by itself.
+    """
+    if not edit.strengths:
+        raise Refused("nothing is taken out, so this is the final model; give a stage a strength")
+    from stagelens.contracts import no_progress
+
+    from .checkpoints import write_edited
+    from .edits import EditedWeights, material
+
+    report = progress or no_progress
+    with new_folder(Path(out)) as folder:
+        figures, trust = None, None
+        if examples is not None:
+            figures, trust = before_and_after(
+                run, examples, edit, by, lambda share, text: report(0.7 * share, text)
+            )
+        own = material(run, edit.estimator, edit.settings, list(edit.strengths))
+        trust = trust or [own.without[stage].trust for stage in edit.strengths]
+        card = model_card(run, edit, trust, figures, examples, by)
+        cards = {CARD: card.encode(), SPEC: (edit.model_dump_json(indent=1) + "\n").encode()}
+        weights = EditedWeights(own, edit)
+        write_edited(
+            run, weights, folder, cards, lambda share, text: report(0.7 + 0.3 * share, text)
+        )
+    return Path(out)
+
+
+def model_card(
+    run: Run,
+    edit: Edit,
+    trust: list[StageTrust],
+    figures: GroupMetrics | None,
+    examples: EvaluationSet | None,
+    by: str | None,
+) -> str:
+    """Markdown: what was taken out of which model, how far that can be trusted, and the figures."""
+    stages = ", ".join(f"`{name}`" for name in edit.strengths)
+    lines = [
+        f"# {run.name}, edited",
+        "",
+        f"The final model of the run `{run.name}` with {stages} taken out in part or as a whole. "
+        f"{WHAT_IT_IS}",
+        "",
+        "## How it was made",
+        "",
+        f"- Run digest: `{run.digest}`",
+        f"- Estimator: {edit.estimate}",
+        "",
+        "| stage | strength | trust | what is known |",
+        "|---|---|---|---|",
+        *(
+            f"| `{one.stage}` | {edit.strengths[one.stage]:.0%} | {one.trust} "
+            f"| {_cell(one.reason)} |"
+            for one in trust
+        ),
+        *_layer_lines(edit),
+        "",
+        "## Measured before and after",
+        "",
+    ]
+    if figures is None or examples is None:
+        lines.append("Not measured: the run has no evaluation set.")
+    else:
+        lines += _figure_lines(figures, examples, by)
+    return "\n".join(lines) + "\n"
+
+
+def _layer_lines(edit: Edit) -> list[str]:
+    if not edit.layers:
+        return []
+    lines = ["", "Strengths by layer, found on the validation part of the evaluation set:", ""]
+    for stage, layers in edit.layers.items():
+        said = ", ".join(f"`{name}` {edit.strength(stage, name):.0%}" for name in layers)
+        lines.append(f"- `{stage}`: {said}")
+    return lines
+
+
+def _figure_lines(figures: GroupMetrics, examples: EvaluationSet, by: str | None) -> list[str]:
+    lines = [
+        f"On the report part of the set `{examples.name}` (digest `{examples.digest}`); nothing "
+        "was chosen on these examples by a search. 95 % intervals over examples.",
+        "",
+        "| examples | n | accuracy before | accuracy after |",
+        "|---|---|---|---|",
+    ]
+    for group, rows in _by_group(figures, by).items():
+        before, after = rows[BEFORE], rows[AFTER]
+        lines.append(f"| {_cell(group)} | {before['n']:,} | {_share(before)} | {_share(after)} |")
+    return lines
+
+
+def _by_group(figures: GroupMetrics, by: str | None) -> dict[str, dict[str, Mapping[str, float]]]:
+    """What a row is about, to model, to its figures."""
+    found: dict[str, dict[str, Mapping[str, float]]] = {}
+    for row in figures.groups.to_dict("records"):
+        if pd.isna(row["group"]):
+            name = "all"
+        elif by is None:
+            continue
+        else:
+            name = f"{by} {row['group']}"
+        found.setdefault(name, {})[str(row["model"])] = row
+    return found
+
+
+def _share(row: Mapping[str, float]) -> str:
+    if pd.isna(row["accuracy"]):
+        return "n/a"
+    low, high = (number(100 * row[f"accuracy_{end}"]) for end in ("low", "high"))
+    return f"{100 * row['accuracy']:.1f} % ({low} to {high})"
+
+
+def _cell(text: str) -> str:
+    """Text in a cell of a Markdown table, which ends at a bar or a new line."""
+    return " ".join(text.split()).replace("|", "\\|")

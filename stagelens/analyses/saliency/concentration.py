@@ -1,0 +1,132 @@
+"""Where maps have most: a patch of the images, or a token of the texts. Nothing imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from stagelens.analyses.spurious.patches import Patch, grid
+from stagelens.contracts import Behaviour
+from stagelens.estimators.stage_trust import StageTrust
+from stagelens.wording.numbers import count_text, phrase
+from stagelens.wording.sentences import Part, Sentence
+
+from .map_table import Map
+
+
+@dataclass(frozen=True)
+class Densest:
+    """The part of some inputs in which maps have most.
+
+    Attributes:
+        name: In words: ``rows 0–1, columns 0–1 (top left)``, or a token.
+        share: Of a map's sizes, |a|, that lies in it; mean over the maps.
+        expected: Of a map's places that it has: the share of a map that is the same everywhere.
+        count: Maps that have it.
+    """
+
+    name: str
+    share: float
+    expected: float
+    count: int
+
+
+def share_of(stage_map: np.ndarray, inside: np.ndarray) -> float:
+    """The share of a map's sizes that lies in some of its places; NaN where it is 0 everywhere.
+
+    Args:
+        stage_map: (H, W) or (T,).
+        inside: The same shape, True in these places.
+    """
+    sizes = np.abs(stage_map)
+    total = float(sizes.sum())
+    return float(sizes[inside].sum()) / total if total else float("nan")
+
+
+def densest_patch(maps: Sequence[np.ndarray]) -> Densest | None:
+    """The patch in which images' maps have most; None where they are 0, or differ in size.
+
+    Args:
+        maps: (H, W) each. Patches are a quarter of that wide and high, and overlap by half.
+    """
+    maps = [each for each in maps if np.abs(each).sum() > 0]
+    if not maps or len({each.shape for each in maps}) > 1:
+        return None
+    shares = np.mean([np.abs(each) / np.abs(each).sum() for each in maps], axis=0)
+    height, width = shares.shape
+
+    def inside(at: Patch) -> float:
+        return float(shares[at.top : at.top + at.height, at.left : at.left + at.width].sum())
+
+    best = max(grid(height, width), key=inside)
+    name = best.name.removeprefix("patch at ")
+    place = _place(best.top, best.height, height, ("top", "middle", "bottom"))
+    place += " " + _place(best.left, best.width, width, ("left", "centre", "right"))
+    area = best.height * best.width / shares.size
+    return Densest(f"{name} ({place})", inside(best), area, len(maps))
+
+
+def _place(start: int, length: int, size: int, names: tuple[str, str, str]) -> str:
+    third = int(3 * (start + length / 2) / size)
+    return names[min(third, 2)]
+
+
+def densest_token(tokens: Sequence[Sequence[str]], maps: Sequence[np.ndarray]) -> Densest | None:
+    """The token in which texts' maps have most more than its places would; None where they are 0.
+
+    Args:
+        tokens: (T,) pieces of each text; capital letters and spaces around do not count.
+        maps: (T,) of each.
+    """
+    shares: dict[str, list[float]] = {}
+    places: dict[str, list[float]] = {}
+    for pieces, each in zip(tokens, maps, strict=True):
+        names = np.array([piece.strip().lower() for piece in pieces], dtype=object)
+        for name in dict.fromkeys(names):
+            share = share_of(each, names == name)
+            if name and np.isfinite(share):
+                shares.setdefault(name, []).append(share)
+                places.setdefault(name, []).append(float((names == name).mean()))
+    if not shares:
+        return None
+    best = max(shares, key=lambda name: sum(shares[name]) - sum(places[name]))
+    return Densest(
+        best, float(np.mean(shares[best])), float(np.mean(places[best])), len(shares[best])
+    )
+
+
+def where_most(
+    maps: Sequence[Map], stage: str, behaviour: Behaviour, trust: StageTrust | None
+) -> Sentence | None:
+    """Where a stage's maps have most, as a sentence; None where they have nothing.
+
+    Args:
+        maps: Those that hold.
+        stage: Whose.
+        behaviour: Of the effect.
+        trust: What is known of the counterfactual.
+    """
+    own = [each.stage for each in maps]
+    texts = [each.tokens for each in maps if each.tokens is not None]
+    found = densest_token(texts, own) if texts else densest_patch(own)
+    if found is None:
+        return None
+    noun, place = ("text", "tokens") if texts else ("image", "pixels")
+    count = count_text(len(maps), noun)
+    among = f"On this {noun}" if len(maps) == 1 else f"On these {count}"
+    if found.count < len(maps):
+        among = f"In the {found.count} of these {count} that have it"
+        if found.count == 1:
+            among = f"In the only one of these {count} that has it"
+    parts = (
+        Part(f"{among}, "),
+        Part(f"{100 * found.share:.0f} %", "amount"),
+        Part(" of the effect of "),
+        Part(stage, "stage"),
+        Part(f" on the {phrase(behaviour)}, by size, lies in "),
+        Part(f"“{found.name}”" if texts else found.name, "group"),
+        Part(f", which is {100 * found.expected:.0f} % of the {place}."),
+    )
+    return Sentence(parts, trust, behaviour.name)

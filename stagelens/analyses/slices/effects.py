@@ -1,0 +1,298 @@
+"""What stages do to slices, with intervals over examples, and where two slices differ most.
+
+Intervals are percentile bootstraps over examples: of a mean, over the slice's own; of a difference,
+over the examples of both slices together, so that slices may overlap (an example that is in both is
+drawn for both). Of many differences the largest is large by chance alone: it is chosen, and told
+with an interval, at a level that is corrected for how many were looked at (Bonferroni).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+from scipy.stats import norm
+
+from stagelens.contracts import ACCURACY, Behaviour
+from stagelens.effects.headlines import FEWEST
+from stagelens.effects.summary import stage_summary
+from stagelens.estimators.stage_trust import StageTrust
+from stagelens.wording.numbers import amount_text, phrase
+from stagelens.wording.sentences import Part, Sentence, slice_parts, would_be
+from stagelens.wording.trust_words import trust_word
+
+from .saved import Slice
+
+LEVEL = 0.05
+"""Of intervals: 95 % of them hold the mean, or the difference."""
+
+RESAMPLES = 2000
+_FEWEST_RESAMPLES = 400
+_DRAWS = 20_000_000
+"""Examples drawn for one interval; large slices make do with fewer resamples."""
+_CELLS = 2_000_000
+"""Resampled examples that are in memory at a time."""
+
+COLUMNS = (
+    "slice",
+    "stage",
+    "n",
+    "missing",
+    "final",
+    "without",
+    "effect",
+    "low",
+    "high",
+    "gain",
+    "noise_sd",
+    "within_noise",
+)
+
+
+def interval(values: np.ndarray, seed: int = 0, level: float = LEVEL) -> tuple[float, float]:
+    """Percentile bootstrap of a mean.
+
+    Args:
+        values: (n,) one per example; NaN is left out.
+        seed: Makes the interval the same again.
+        level: Share of intervals that may miss.
+
+    Returns:
+        Its ends; NaN where there are fewer than two values.
+    """
+    values = values[np.isfinite(values)]
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    means = _resampled(values[:, None], seed) / len(values)
+    low, high = np.quantile(means[:, 0], [level / 2, 1 - level / 2])
+    return float(low), float(high)
+
+
+def difference_interval(
+    values: np.ndarray, first: np.ndarray, second: np.ndarray, seed: int = 0, level: float = LEVEL
+) -> tuple[float, float]:
+    """Bootstrap of the difference of two means over examples, which may be in both.
+
+    The interval is the difference and its normal quantile times the bootstrap's standard
+    deviation: percentiles far out in the tail, as a corrected level needs them, would take more
+    resamples than there is time for.
+
+    Args:
+        values: (N,) one per example.
+        first: (N,) bool, who counts in the mean that is subtracted from.
+        second: (N,) bool, who counts in the mean that is subtracted.
+        seed: Makes the interval the same again.
+        level: Share of intervals that may miss.
+    """
+    known = np.isfinite(values) & (first | second)
+    values, first, second = values[known], first[known], second[known]
+    if min(first.sum(), second.sum()) < 2:
+        return float("nan"), float("nan")
+    sums = _resampled(
+        np.column_stack([first * values, first, second * values, second]).astype(float), seed
+    )
+    with np.errstate(invalid="ignore"):  # a resample may hold nobody of a tiny slice
+        drawn = sums[:, 0] / sums[:, 1] - sums[:, 2] / sums[:, 3]
+    reach = float(norm.isf(level / 2) * np.nanstd(drawn, ddof=1))
+    middle = float(values[first].mean() - values[second].mean())
+    return middle - reach, middle + reach
+
+
+def _resampled(columns: np.ndarray, seed: int) -> np.ndarray:
+    """(R, C) sums of (n, C) columns over resamples of the n examples."""
+    random, n = np.random.default_rng(seed), len(columns)
+    resamples = int(np.clip(_DRAWS // n, _FEWEST_RESAMPLES, RESAMPLES))
+    block = max(1, _CELLS // n)
+    parts = []
+    for start in range(0, resamples, block):
+        count = min(block, resamples - start)
+        # How often each example was drawn: one product then gives the sums of all columns.
+        places = random.integers(0, n, (count, n)) + n * np.arange(count)[:, None]
+        times = np.bincount(places.ravel(), minlength=count * n).reshape(count, n)
+        parts.append(times @ columns)
+    return np.concatenate(parts)
+
+
+def slice_summary(
+    table: pd.DataFrame,
+    behaviour: Behaviour,
+    stages: Sequence[str],
+    slices: Sequence[Slice],
+    orders: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """Mean effect of every stage on every slice, with its interval.
+
+    Args:
+        table: An effect table, with ``summary.with_accuracy`` applied where accuracy is asked for.
+        behaviour: Which of its behaviours.
+        stages: Stage names in training order.
+        slices: Of the table's set.
+        orders: Effects in several orders of the batches; None where the noise is not known.
+
+    Returns:
+        :data:`COLUMNS`, one row per slice and stage; ``low`` and ``high`` are the 95 % interval of
+        ``effect`` over the slice's examples, the rest is as ``summary.stage_summary`` has it.
+    """
+    rows = table[table["behaviour"] == behaviour.name]
+    frames = []
+    for one in slices:
+        own = rows[rows["example_id"].isin(one.example_ids)]
+        means = stage_summary(own, behaviour, stages, None, orders)
+        ends = [
+            interval(own.loc[own["stage"] == stage, "effect"].to_numpy(float))
+            for stage in means["stage"]
+        ]
+        low, high = zip(*ends, strict=True) if ends else ((), ())
+        frames.append(means.assign(slice=one.name, low=low, high=high)[list(COLUMNS)])
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(COLUMNS))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much more a stage does to one slice than to another.
+
+    Attributes:
+        stage: Whose effect.
+        more: The slice with the larger effect, ``final - without``.
+        less: The other one.
+        effects: Mean effect on either.
+        low: End of the interval of ``effects[0] - effects[1]``, corrected for ``looked_at``.
+        high: The other end.
+        looked_at: How many differences there were to choose from.
+        within_noise: Whether the training noise is as large; None where it is not known.
+    """
+
+    stage: str
+    more: Slice
+    less: Slice
+    effects: tuple[float, float]
+    low: float
+    high: float
+    looked_at: int
+    within_noise: bool | None
+
+    @property
+    def size(self) -> float:
+        """Of the difference; positive."""
+        return self.effects[0] - self.effects[1]
+
+
+def largest_difference(
+    table: pd.DataFrame,
+    behaviour: Behaviour,
+    trust: Mapping[str, StageTrust],
+    slices: Sequence[Slice],
+    orders: pd.DataFrame | None = None,
+) -> Difference | None:
+    """Where a stage treats two slices most differently, as far as that is certain.
+
+    Looked at are all pairs of slices of at least :data:`FEWEST` measured examples that were not
+    chosen by the outcome, for every stage that is not refused and does not disagree with its
+    replay. Taken is the one whose corrected interval is furthest from zero.
+
+    Returns:
+        None where no corrected interval leaves zero out.
+    """
+    usable = [one for one in slices if not one.by_outcome]
+    rows = table[table["behaviour"] == behaviour.name]
+    found: list[tuple[float, float, str, Slice, Slice]] = []
+    values: dict[str, pd.Series] = {}
+    for stage, known in trust.items():
+        if trust_word(known, behaviour.name) in ("refused", "disagrees"):
+            continue
+        own = rows[rows["stage"] == stage].set_index("example_id")["effect"].dropna()
+        values[stage] = own
+        large = {
+            one.name: inside
+            for one in usable
+            if (inside := own.index.isin(one.example_ids)).sum() >= FEWEST
+        }
+        by_name = {one.name: one for one in usable}
+        for names in combinations(large, 2):
+            size, error = _contrast(own.to_numpy(), large[names[0]], large[names[1]])
+            first, second = (by_name[name] for name in (names if size > 0 else names[::-1]))
+            found.append((abs(size), error, stage, first, second))
+    if not found:
+        return None
+    z = float(norm.isf(LEVEL / len(found) / 2))
+    *_, stage, more, less = max(found, key=lambda each: each[0] - z * each[1])
+    own = values[stage]
+    inside = own.index.isin(more.example_ids), own.index.isin(less.example_ids)
+    effects = float(own[inside[0]].mean()), float(own[inside[1]].mean())
+    low, high = difference_interval(own.to_numpy(float), *inside, level=LEVEL / len(found))
+    if not low > 0:
+        return None
+    sd = _noise_sd(orders, behaviour, stage, own, inside)
+    within = None if np.isnan(sd) else bool(effects[0] - effects[1] < 2 * sd)
+    return Difference(stage, more, less, effects, low, high, len(found), within)
+
+
+def _contrast(values: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+    """Difference of two means and its standard error, to first order, for slices that may overlap.
+
+    Example i moves the difference by ``a_i (e_i - m_A) / n_A - b_i (e_i - m_B) / n_B``.
+    """
+    means = values[first].mean(), values[second].mean()
+    moves = first * (values - means[0]) / first.sum() - second * (values - means[1]) / second.sum()
+    return float(means[0] - means[1]), float(np.sqrt((moves**2).sum()))
+
+
+def _noise_sd(
+    orders: pd.DataFrame | None,
+    behaviour: Behaviour,
+    stage: str,
+    own: pd.Series,
+    inside: Sequence[np.ndarray],
+) -> float:
+    """Standard deviation of the difference over orders of the batches; NaN: not known."""
+    if orders is None:
+        return float("nan")
+    of = orders[(orders["behaviour"] == behaviour.name) & (orders["stage"] == stage)]
+    by_order = of.pivot_table(index="example_id", columns="order", values="effect")
+    by_order = by_order.reindex(own.index)
+    apart = by_order[inside[0]].mean() - by_order[inside[1]].mean()
+    return float(apart.std()) if apart.notna().sum() > 1 else float("nan")
+
+
+def difference_sentence(
+    found: Difference, behaviour: Behaviour, noun: str, trust: StageTrust | None = None
+) -> Sentence:
+    """A difference as a sentence that a person can read aloud, with its interval.
+
+    Args:
+        found: The difference.
+        behaviour: Of which behaviour.
+        noun: What an example is called.
+        trust: What is known of the stage's counterfactual; "about" and "may" follow from it.
+    """
+    either = [(found.more, found.effects[0]), (found.less, found.effects[1])]
+    either.sort(key=lambda each: -abs(each[1]))
+    (large, first), (small, second) = either
+    subject = phrase(behaviour) if behaviour == ACCURACY else f"the mean {phrase(behaviour)}"
+    ends = (
+        f"{amount_text(found.low, behaviour, unit=False)} to {amount_text(found.high, behaviour)}"
+    )
+    corrected = f", corrected for {found.looked_at} comparisons" if found.looked_at > 1 else ""
+    noise = "; this is within training noise, so no finding" if found.within_noise else ""
+    return Sentence(
+        (
+            Part("Without "),
+            Part(found.stage, "stage"),
+            Part(f", {subject}"),
+            *would_be(first, behaviour, trust),
+            Part(" on "),
+            *slice_parts(noun, large.column, large.name),
+            Part(", but"),
+            *would_be(second, behaviour, trust),
+            Part(" on "),
+            *slice_parts(noun, small.column, small.name),
+            Part(": a difference of "),
+            Part(amount_text(found.size, behaviour), "amount"),
+            Part(f" (95 % interval {ends}{corrected}){noise}."),
+        ),
+        trust,
+        behaviour.name,
+    )

@@ -1,0 +1,155 @@
+"""Found features on disk: a table that describes itself. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from stagelens.effects.results import BehaviourFacts
+from stagelens.estimators.protocol import METHOD
+from stagelens.runs.files import atomic_path
+from stagelens.runs.run import Run
+from stagelens.runs.schema import digest
+
+_FEATURES = 1
+"""Part of every key; raised when candidates or tests change."""
+
+COLUMNS = (
+    *("stage", "kind", "name", "label", "support", "without", "mean_with", "mean_without"),
+    *("difference", "low", "high", "p", "q", "noise_sd", "smallest", "evidence", "passes"),
+    *("top", "left", "height", "width", "examples"),
+)
+"""One row per stage, feature and label; ``top`` to ``width`` place a patch, and ``examples`` are
+ids of examples of the label that have the feature, those that show it most first."""
+
+
+class StageFeatures(BaseModel):
+    """How many features of a stage were tested, and how many passed.
+
+    Attributes:
+        stage: The stage.
+        tested: Pairs of feature and label with enough support.
+        passed: Of them.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    stage: str
+    tested: int
+    passed: int
+
+
+class FeatureFacts(BaseModel):
+    """Everything that a table of features says of itself.
+
+    Attributes:
+        run_digest: Of the run.
+        set_digest: Of the evaluation set.
+        estimator: Whose stage effects were tested.
+        settings: Of the estimator.
+        noise: Digest of what was known of the training noise; empty where it was not.
+        behaviour: Whose effects.
+        stages: Stages with numbers, in training order.
+        kinds: Kinds of features that were looked for.
+        examples: How many examples the set has.
+        images: How many of them patches were taken out of; 0 for none.
+        shape: (height, width) of these images in pixels; None for none.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    run_digest: str
+    set_digest: str
+    estimator: str
+    settings: dict[str, Any]
+    noise: str
+    behaviour: BehaviourFacts
+    stages: list[StageFeatures]
+    kinds: list[str]
+    examples: int
+    images: int = 0
+    shape: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Features:
+    """A table of features (:data:`COLUMNS`) with what it says of itself."""
+
+    facts: FeatureFacts
+    table: pd.DataFrame
+
+
+def noise_key(orders: pd.DataFrame | None) -> str:
+    """What is known of the training noise, as a digest; empty where nothing is."""
+    if orders is None:
+        return ""
+    known = orders.groupby(["stage", "order"]).size()
+    return digest([[str(stage), int(order)] for stage, order in known.index])[:16]
+
+
+def _path(
+    run: Run, set_digest: str, estimator: str, settings: Mapping[str, Any], noise: str
+) -> Path:
+    parts = (_FEATURES, METHOD, run.digest, set_digest, estimator, dict(settings), noise)
+    return run.files.inside(f"results/features/{digest(*parts)[:32]}.parquet")
+
+
+def save_features(run: Run, found: Features) -> Path:
+    """Store a table under its key, with its facts in the parquet metadata. Atomic."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    facts = found.facts
+    path = _path(run, facts.set_digest, facts.estimator, facts.settings, facts.noise)
+    table = pa.Table.from_pandas(found.table, preserve_index=False)
+    metadata = {**(table.schema.metadata or {}), b"stagelens": facts.model_dump_json().encode()}
+    with atomic_path(path) as temporary:
+        pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")
+    return path
+
+
+def load_features(
+    run: Run, set_name: str, estimator: str, settings: Mapping[str, Any], noise: str
+) -> Features | None:
+    """A stored table; None where there is none, or it cannot be used and is to be made anew."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    set_digest = run.evaluation_set(set_name).digest
+    try:
+        table = pq.read_table(_path(run, set_digest, estimator, settings, noise))
+        facts = FeatureFacts.model_validate_json((table.schema.metadata or {})[b"stagelens"])
+    except (OSError, pa.ArrowException, KeyError, ValidationError):
+        return None
+    mine = (facts.run_digest, facts.set_digest) == (run.digest, set_digest)
+    if not mine or not set(COLUMNS) <= set(table.column_names):
+        return None
+    return Features(facts, table.to_pandas())
+
+
+def strongest(found: Features, stage: str) -> pd.DataFrame:
+    """The features of a stage that pass, each in the label with the strongest evidence.
+
+    Of patches that overlap only the strongest is kept.
+    """
+    table = found.table
+    rows = table[(table["stage"] == stage) & table["passes"]].drop_duplicates(["kind", "name"])
+    kept: list[int] = []
+    patches: list[Any] = []
+    for row in rows.itertuples():
+        if row.kind == "patch":
+            if any(_overlap(row, other) for other in patches):
+                continue
+            patches.append(row)
+        kept.append(row.Index)
+    return rows.loc[kept].reset_index(drop=True)
+
+
+def _overlap(a: Any, b: Any) -> bool:
+    across = a.left < b.left + b.width and b.left < a.left + a.width
+    return bool(across and a.top < b.top + b.height and b.top < a.top + a.height)

@@ -1,0 +1,289 @@
+"""Features that go with a stage's effect, found without being named by any column.
+
+Which ones are looked for depends on what an example is: words and pairs of words; patches of
+images, by the change of the stage effect when a patch is taken out; and for every task groups of
+examples that the final model sees as alike, and values of the set's columns. How they are tested
+stands in :mod:`~stagelens.analyses.spurious.statistics`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from stagelens.contracts import Behaviour, Example, Progress, Task, no_progress
+from stagelens.effects.computing import attribute, combined
+from stagelens.effects.results import BehaviourFacts, Result
+from stagelens.estimators.counterfactuals import counterfactuals, make_estimator
+from stagelens.estimators.stage_trust import StageTrust
+from stagelens.measuring.models import BATCH_SIZE, measure
+from stagelens.runs.batches import to_device
+from stagelens.runs.run import Run
+from stagelens.runs.sets.evaluation_set import EvaluationSet
+from stagelens.runs.states import Weights, load_into
+from stagelens.trust.noise import load_orders
+
+from .candidates import clusters, columns, words
+from .feature_table import COLUMNS, FeatureFacts, Features, StageFeatures, load_features, noise_key
+from .feature_table import save_features as save
+from .patches import MOST_IMAGES, Patch, background, candidates, grid, occluded, standing_out
+from .statistics import Candidates, judged_features
+
+SHOWN = 12
+"""Examples that are kept per feature and label."""
+_KEPT = 400
+"""Rows per stage that are kept beside those of patches."""
+
+
+def find_features(
+    run: Run,
+    set_name: str,
+    estimator: str,
+    settings: Mapping[str, Any] | None = None,
+    progress: Progress = no_progress,
+) -> Features:
+    """Features that go with the effect of each stage; stored with the run's results.
+
+    Args:
+        run: The run.
+        set_name: One of its evaluation sets.
+        estimator: How counterfactuals are obtained.
+        settings: Of the estimator; None for its defaults.
+        progress: Told of all of it.
+
+    Raises:
+        Refused: The estimator can give none of the stages.
+        RunError: The set is not there.
+    """
+    result = attribute(
+        run, set_name, estimator, None, lambda share, text: progress(0.4 * share, text), settings
+    )
+    orders = load_orders(run, set_name)
+    used, known = result.facts.settings, noise_key(orders)
+    stored = load_features(run, set_name, estimator, used, known)
+    if stored is not None:
+        return stored
+    look = Look.at(run, set_name, result)
+    own = look.candidates(lambda share, text: progress(0.4 + 0.1 * share, text))
+    removed = look.patches(lambda share, text: progress(0.5 + 0.5 * share, text))
+    tables, facts = [], []
+    for stage in look.stages:
+        each = [*own, *([removed[stage.stage]] if removed else [])]
+        effects = look.gains(result.table, stage.stage)
+        noise = None if orders is None else look.noise(orders, stage.stage)
+        table = judged_features(each, effects, look.labels, noise)
+        counts = {"tested": len(table), "passed": int(table["passes"].sum())}
+        facts.append(StageFeatures(stage=stage.stage, **counts))
+        tables.append(look.kept(table, each, effects).assign(stage=stage.stage))
+    found = Features(
+        FeatureFacts(
+            run_digest=run.digest,
+            set_digest=look.examples.digest,
+            estimator=estimator,
+            settings=used,
+            noise=known,
+            behaviour=look.behaviour_facts,
+            stages=facts,
+            kinds=[each.kind for each in own] + (["patch"] if removed else []),
+            examples=look.examples.count,
+            images=len(look.rows) if removed else 0,
+            shape=look.shape,
+        ),
+        pd.concat(tables, ignore_index=True)[list(COLUMNS)],
+    )
+    save(run, found)
+    return found
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is looked at.
+
+    Attributes:
+        run: The run.
+        examples: The evaluation set.
+        table: One row per example.
+        labels: (N,) labels as text, None for none.
+        behaviour: Whose effects; gains are positive where they are credit.
+        settings: Of the estimator.
+        stages: Those with numbers.
+        rows: Places of the examples whose images are changed.
+        grid: Patches of an image; empty where there are no images.
+        shape: (height, width) of the images; None for none.
+    """
+
+    run: Run
+    examples: EvaluationSet
+    table: pd.DataFrame
+    labels: np.ndarray
+    behaviour: Behaviour
+    settings: Mapping[str, Any]
+    stages: list[StageTrust]
+    rows: np.ndarray
+    grid: list[Patch]
+    shape: tuple[int, int] | None
+
+    @classmethod
+    def at(cls, run: Run, set_name: str, result: Result) -> Look:
+        examples = run.measurable_set(set_name)
+        table = examples.table()
+        labels = table["label"].astype(object).map(str, na_action="ignore")
+        kinds = result.behaviours
+        behaviour = kinds.get("margin", next(iter(kinds.values())))
+        stages = [trust for trust in result.facts.stages if trust.trust != "refused"]
+        patches, shape, rows = [], None, np.arange(0)
+        if run.task.input_kind == "image":
+            height, width = np.shape(examples.examples(0, 1)[0].input["image"])[:2]
+            patches, shape = grid(height, width), (height, width)
+            count = min(examples.count, MOST_IMAGES)
+            drawn = np.random.default_rng(0).choice(examples.count, count, replace=False)
+            rows = np.sort(drawn)
+        own = labels.to_numpy(dtype=object, na_value=None)
+        settings = result.facts.settings
+        return cls(run, examples, table, own, behaviour, settings, stages, rows, patches, shape)
+
+    @property
+    def behaviour_facts(self) -> BehaviourFacts:
+        kind = self.behaviour
+        return BehaviourFacts(
+            name=kind.name, better=kind.better, unit=kind.unit, description=kind.description
+        )
+
+    def gains(self, table: pd.DataFrame, stage: str) -> np.ndarray:
+        """(N,) effects of a stage, positive for credit."""
+        rows = table[(table["stage"] == stage) & (table["behaviour"] == self.behaviour.name)]
+        effects = rows.set_index("example_id")["effect"].reindex(self.table["example_id"])
+        return self.behaviour.sign * effects.to_numpy(dtype=float)
+
+    def noise(self, orders: pd.DataFrame, stage: str) -> np.ndarray | None:
+        """(N, K) gains in K orders of the batches."""
+        rows = orders[(orders["stage"] == stage) & (orders["behaviour"] == self.behaviour.name)]
+        if rows.empty:
+            return None
+        wide = rows.pivot(index="example_id", columns="order", values="effect")
+        wide = wide.reindex(self.table["example_id"])
+        return self.behaviour.sign * wide.to_numpy(dtype=float)
+
+    def candidates(self, progress: Progress = no_progress) -> list[Candidates]:
+        """Words, clusters and columns."""
+        found = []
+        if self.run.task.input_kind == "text":
+            progress(0.0, "Counting words")
+            found += words([_text(e) for b in self.examples.batches(BATCH_SIZE) for e in b])
+        progress(0.5, "Grouping examples that are alike to the model")
+        seen = representations(self.run, self.examples)
+        if seen is not None and len(seen) >= 80:
+            found.append(clusters(seen, self.labels))
+        metadata = [name for name in self.examples.columns if name in self.table]
+        return [each for each in (*found, columns(self.table, metadata)) if len(each.names)]
+
+    def patches(self, progress: Progress) -> dict[str, Candidates]:
+        """Stage to patches with how its effects change without each; empty without images."""
+        if not self.grid or not self.stages:
+            return {}
+        ids = self.table["example_id"].to_numpy()[self.rows].tolist()
+        images = self.examples.by_id(ids)
+        pixels = [np.asarray(example.input["image"]) for example in images]
+        ground = background(pixels)
+        there = standing_out(pixels, self.grid, ground)
+        own = self._measured([images], len(images), no_progress)
+        count = len(images) * len(self.grid)
+        batches = occluded(images, self.grid, ground, BATCH_SIZE)
+        without = self._measured(batches, count, progress)
+        found = {}
+        for stage in self.stages:
+            left = without[stage.stage].reshape(len(self.grid), len(images)).T
+            changes = own[stage.stage][:, None] - left
+            found[stage.stage] = candidates(self.grid, self.rows, there, changes)
+        return found
+
+    def _measured(
+        self, batches: Iterable[list[Example]], count: int, progress: Progress
+    ) -> dict[str, np.ndarray]:
+        """Gains of every stage on these examples, by its counterfactual and its twins."""
+        estimator = make_estimator(self.stages[0].estimator, self.settings)
+        chosen = [self.run.stage(trust.stage) for trust in self.stages]
+        models: list[list[Weights]] = []
+        for each, trust in zip(
+            counterfactuals(self.run, estimator, chosen), self.stages, strict=True
+        ):
+            assert each.weights is not None, "refused stages were left out"
+            twins = [each.twins.factual, each.twins.counterfactual] if each.twins else []
+            models.append([each.weights, *(twins if trust.twins_share else [])])
+        flat = [self.run.last.end().model, *(w for own in models for w in own)]
+        task, model = self.run.task, self.run.task.build_model(self.run.last.facts.build_config)
+        final, *rest = measure(task, model, flat, batches, count, progress)
+        left, gains = iter(rest), {}
+        for own, trust in zip(models, self.stages, strict=True):
+            measured = [next(left) for _ in own]
+            effects = combined(task.behaviour_kinds, final, measured, trust)
+            gains[trust.stage] = self.behaviour.sign * effects[self.behaviour.name]
+        return gains
+
+    def kept(
+        self, table: pd.DataFrame, each: Sequence[Candidates], effects: np.ndarray
+    ) -> pd.DataFrame:
+        """The rows that are stored, with places of patches and examples."""
+        by_kind = {one.kind: one for one in each}
+        patch = (table["kind"] == "patch").to_numpy()
+        table = table[patch | (np.cumsum(~patch) <= _KEPT)].reset_index(drop=True)
+        ids = self.table["example_id"].to_numpy()
+        shown, places = [], []
+        for row in table.itertuples():
+            one = by_kind[str(row.kind)]
+            has = one.members[:, [row.feature]].toarray().ravel() > 0
+            if row.label is not None:
+                has &= self.labels[one.rows] == row.label
+            rows = np.flatnonzero(has)
+            values = effects[one.rows] if one.changes is None else one.changes[:, row.feature]
+            order = np.argsort(-np.sign(row.difference) * values[rows], kind="stable")
+            shown.append(ids[one.rows[rows[order[:SHOWN]]]].tolist())
+            at = self.grid[row.feature] if one.kind == "patch" else None
+            places.append((at.top, at.left, at.height, at.width) if at else (None,) * 4)
+        corners = pd.DataFrame(places, columns=["top", "left", "height", "width"], dtype="Int64")
+        return pd.concat([table, corners], axis=1).assign(examples=shown)
+
+
+def _text(example: Example) -> str:
+    return " ".join(str(text) for text in example.input.values() if text is not None)
+
+
+def representations(run: Run, examples: EvaluationSet) -> np.ndarray | None:
+    """(N, D) what the final model gives to its last linear layer; None where it has none.
+
+    Only a layer that reads one vector per example counts, so models that answer for every token
+    have none.
+    """
+    model = run.task.build_model(run.last.facts.build_config)
+    load_into(model, run.last.end().model)
+    return _last_inputs(run.task, model.eval(), examples)
+
+
+def _last_inputs(task: Task, model: nn.Module, examples: EvaluationSet) -> np.ndarray | None:
+    seen: list[torch.Tensor] = []
+
+    def see(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        seen.append(inputs[0])
+
+    hooks = [m.register_forward_pre_hook(see) for m in model.modules() if isinstance(m, nn.Linear)]
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    found = []
+    try:
+        with torch.inference_mode():
+            for batch in examples.batches(BATCH_SIZE):
+                seen.clear()
+                task.outputs(model, to_device(task.collate(batch), device))
+                vectors = [x for x in seen if x.ndim == 2 and len(x) == len(batch)]
+                if not vectors:
+                    return None
+                found.append(vectors[-1].float().cpu().numpy())
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return np.concatenate(found) if found else None

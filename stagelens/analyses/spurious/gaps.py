@@ -1,0 +1,211 @@
+"""Gaps between groups, with and without each stage, and what to say of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from stagelens.contracts import ACCURACY, Behaviour
+from stagelens.effects.groups import GroupMetrics, crossed, group_metrics
+from stagelens.estimators.stage_trust import StageTrust
+from stagelens.trust.estimates import Effects
+from stagelens.wording.numbers import amount_text
+from stagelens.wording.sentences import Part, Sentence
+from stagelens.wording.trust_words import MARKS, WORDS, is_trustworthy, trust_word
+
+FINAL = "final model"
+"""Name of the final model among the models that are compared."""
+
+
+def without(stage: str) -> str:
+    """Name of the model without a stage."""
+    return f"without {stage}"
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """Groups under the final model and without each stage.
+
+    Attributes:
+        metrics: Of the models :data:`FINAL` and :func:`without` each stage.
+        behaviour: What the gap is in, accuracy or margin.
+        within_noise: Stage to whether its effect on the gap is within training noise; no entry
+            where the noise is not known.
+    """
+
+    metrics: GroupMetrics
+    behaviour: Behaviour
+    within_noise: Mapping[str, bool]
+
+
+def group_gaps(
+    table: pd.DataFrame,
+    stages: Sequence[str],
+    by: Sequence[str],
+    behaviour: Behaviour = ACCURACY,
+    orders: pd.DataFrame | None = None,
+) -> Gaps:
+    """Measure every group of a set under the final model and without each stage.
+
+    Accuracy is of the answers of the counterfactual weights, margins are the effect table's.
+
+    Args:
+        table: An effect table; rows of ``accuracy`` are not needed.
+        stages: Stage names in training order.
+        by: Columns that groups come from; several are crossed.
+        behaviour: What the gap is in: accuracy, or the margin.
+        orders: Effects in several orders of the batches, from ``noise.load_orders``; None where
+            the noise is not known.
+
+    Raises:
+        SetError: A column is not there.
+    """
+    metrics = group_metrics(models(table, stages), by, behaviour.name)
+    within: dict[str, bool] = {}
+    if orders is not None and metrics.best is not None:
+        within = _within_noise(metrics, stages, behaviour, _sides(table, by, metrics), orders)
+    return Gaps(metrics, behaviour, within)
+
+
+def rows_of(effects: Effects) -> pd.DataFrame:
+    """What :func:`group_gaps` needs of an estimate: the rows with margins, where these exist."""
+    return effects.of("margin") if "margin" in effects.behaviours else effects.first
+
+
+def models(table: pd.DataFrame, stages: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """The answers of the final model and without each stage, as plain tables.
+
+    Args:
+        table: An effect table.
+        stages: Stage names in training order.
+
+    Returns:
+        Model name to one row per example: ``example_id``, ``label``, the set's own columns,
+        ``prediction``, and ``margin`` where it was measured.
+    """
+    kind = "margin" if (table["behaviour"] == "margin").any() else table["behaviour"].iloc[0]
+    rows = table[table["behaviour"] == kind]
+    found: dict[str, pd.DataFrame] = {}
+    for stage in stages:
+        own = rows[rows["stage"] == stage].reset_index(drop=True)
+        if not found:
+            found[FINAL] = own if kind != "margin" else own.assign(margin=own["final"])
+        answers = own.assign(prediction=own["prediction_without"])
+        name = without(stage)
+        found[name] = answers if kind != "margin" else answers.assign(margin=own["without"])
+    return found
+
+
+def _sides(table: pd.DataFrame, by: Sequence[str], metrics: GroupMetrics) -> pd.Series:
+    """Example id to +1/n in the best group and -1/n in the worst: sums of it are gaps."""
+    examples = table.drop_duplicates("example_id")
+    examples = examples[examples["label"].notna()]
+    group = crossed(examples, by)
+    best, worst = group == metrics.best, group == metrics.worst
+    side = best / max(best.sum(), 1) - worst / max(worst.sum(), 1)
+    return pd.Series(side.to_numpy(dtype=float), examples["example_id"].to_numpy())
+
+
+def _within_noise(
+    metrics: GroupMetrics,
+    stages: Sequence[str],
+    behaviour: Behaviour,
+    side: pd.Series,
+    orders: pd.DataFrame,
+) -> dict[str, bool]:
+    """Whether each stage's effect on the gap is below 2 noise sd over orders of the batches."""
+    rows = orders[orders["behaviour"] == behaviour.name]
+    change = rows["effect"] * rows["example_id"].map(side).fillna(0.0)
+    sums = change.groupby([rows["stage"], rows["order"]]).sum()
+    own = metrics.gaps.set_index("model")["change"]
+    within = {}
+    for stage, of in sums.groupby(level=0):
+        if len(of) > 1 and stage in stages and np.isfinite(own[without(str(stage))]):
+            within[str(stage)] = bool(abs(own[without(str(stage))]) < 2 * of.std())
+    return within
+
+
+# ---------------------------------------------------------------------------------- sentences
+
+
+def findings(gaps: Gaps, stages: Sequence[str]) -> list[str]:
+    """Stages whose effect on the gap is a finding: those that widen it first, then by size.
+
+    The interval of the effect over examples has to leave zero out, and the effect must not be
+    within training noise.
+    """
+    rows = gaps.metrics.gaps.set_index("model")
+    found = []
+    for stage in stages:
+        if without(stage) not in rows.index:
+            continue
+        row = rows.loc[without(stage)]
+        sure = row["change_low"] > 0 or row["change_high"] < 0
+        if sure and not gaps.within_noise.get(stage, False):
+            found.append((row["change"] < 0, -abs(row["change"]), stage))
+    return [stage for *_, stage in sorted(found)]
+
+
+def gap_sentences(
+    gaps: Gaps, stages: Sequence[str], trust: Mapping[str, StageTrust], noun: str, limit: int = 3
+) -> list[Sentence]:
+    """The gap, and what it would be without the stages that change it most.
+
+    Args:
+        gaps: From :func:`group_gaps`.
+        stages: Stage names in training order.
+        trust: What is known of each stage's counterfactual.
+        noun: What an example is called.
+        limit: How many stages are named at most.
+    """
+    metrics, behaviour = gaps.metrics, gaps.behaviour
+    if metrics.best is None or metrics.worst is None:
+        return []
+    rows = metrics.gaps.set_index("model")
+    final = rows.loc[FINAL]
+    measured = "accuracy" if behaviour.name == ACCURACY.name else f"mean {behaviour.name}"
+    opening = (
+        Part(f"The gap in {measured} between "),
+        Part(metrics.worst, "group"),
+        Part(" and "),
+        Part(metrics.best, "group"),
+        Part(f" {noun}s is "),
+        Part(amount_text(final["gap"], behaviour), "amount"),
+    )
+    named = [s for s in findings(gaps, stages) if s in trust][:limit]
+    if not named:
+        chance = ", which may be chance" if final["gap_low"] <= 0 else ""
+        rest = f"{chance}; no stage changes it by more than chance."
+        return [Sentence((*opening, Part(rest)), None, behaviour.name)]
+    said = []
+    for place, stage in enumerate(named):
+        gap = float(rows.loc[without(stage), "gap"])
+        start = (*opening, Part("; without ")) if place == 0 else (Part("Without "),)
+        words = (*start, Part(stage, "stage"), *_would_be(gap, behaviour, trust[stage]), Part("."))
+        said.append(Sentence(words, trust[stage], behaviour.name))
+    return said
+
+
+def gap_notes(gaps: Gaps, stages: Sequence[str], trust: Mapping[str, StageTrust]) -> dict[str, str]:
+    """The model without each stage to a few words on what is known of it, for a chart."""
+    notes = {}
+    for stage in stages:
+        standing = trust_word(trust[stage], gaps.behaviour.name)
+        noise = ", ≈ within noise" if gaps.within_noise.get(stage) else ""
+        notes[without(stage)] = f"{MARKS[standing]} {WORDS[standing]}{noise}"
+    return notes
+
+
+def _would_be(gap: float, behaviour: Behaviour, trust: StageTrust) -> tuple[Part, ...]:
+    verb = " it would be " if is_trustworthy(trust, behaviour.name) else " it may be "
+    turned = gap < 0 and any(c in "123456789" for c in amount_text(gap, behaviour))
+    about = "" if trust.trust == "exact" else "about "
+    text = f"{about}{amount_text(gap, behaviour)}"
+    return (
+        Part(verb),
+        Part(text, "amount"),
+        *((Part(" the other way round"),) if turned else ()),
+    )

@@ -1,0 +1,143 @@
+"""Patches of images: what a stage's effect loses when a patch is taken out of the picture.
+
+A patch is taken out by filling it with the set's background, or, where its images have none, with
+the mean of the pixels right around it. Patches are a quarter of the image wide and high and overlap
+by half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import sparse
+
+from stagelens.contracts import Example
+
+from .statistics import Candidates
+
+ACROSS = 4
+"""Patches side by side; with those halfway between, 2 * ACROSS - 1 in a row."""
+MOST_IMAGES = 1000
+"""Images that patches are taken out of; a random sample where there are more."""
+STANDS_OUT = 0.1
+"""An image has something in a patch where its pixels are on average further from their
+filling than this, as a share of the set's range of values."""
+BACKGROUND = 0.2
+"""A value that at least this share of all pixels has is the background."""
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A part of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def name(self) -> str:
+        """Its place in words: ``patch at rows 0–1, columns 0–1``."""
+        rows = f"{self.top}–{self.top + self.height - 1}"
+        return f"patch at rows {rows}, columns {self.left}–{self.left + self.width - 1}"
+
+
+def grid(height: int, width: int) -> list[Patch]:
+    """All patches of an image, row by row."""
+    return [
+        Patch(top, left, tall, wide) for top, tall in _steps(height) for left, wide in _steps(width)
+    ]
+
+
+def _steps(size: int) -> list[tuple[int, int]]:
+    """First pixel and length of each patch along one side; they end with the image."""
+    edges = np.unique(np.round(np.linspace(0, size, 2 * min(ACROSS, size) + 1)).astype(int))
+    spans = zip(edges[:-2], edges[2:], strict=True) if len(edges) > 2 else [(0, size)]
+    return [(int(start), int(end - start)) for start, end in spans]
+
+
+def background(images: Sequence[np.ndarray]) -> np.ndarray | None:
+    """(C,) the value that most pixels have, or (), where that is the background; None otherwise."""
+    channels = images[0].shape[2:]
+    pixels = np.concatenate([image.reshape(-1, *channels) for image in images])
+    values, counts = np.unique(pixels, axis=0, return_counts=True)
+    usual = counts.argmax()
+    return np.asarray(values[usual]) if counts[usual] >= BACKGROUND * len(pixels) else None
+
+
+def taken_out(image: np.ndarray, patch: Patch, ground: np.ndarray | None) -> np.ndarray:
+    """A copy of an image without a patch.
+
+    Args:
+        image: (H, W) or (H, W, C).
+        patch: What is taken out.
+        ground: The background, from :func:`background`.
+    """
+    filled = image.copy()
+    if ground is not None:
+        filled[_inside(patch)] = ground
+        return filled
+    ring = max(1, min(patch.height, patch.width) // 4)
+    near = np.zeros(image.shape[:2], dtype=bool)
+    bottom, right = patch.top + patch.height + ring, patch.left + patch.width + ring
+    near[max(patch.top - ring, 0) : bottom, max(patch.left - ring, 0) : right] = True
+    near[_inside(patch)] = False
+    around = image[near] if near.any() else image.reshape(-1, *image.shape[2:])
+    mean = around.mean(axis=0)
+    filled[_inside(patch)] = np.round(mean) if image.dtype.kind in "ui" else mean
+    return filled
+
+
+def _inside(patch: Patch) -> tuple[slice, slice]:
+    return (
+        slice(patch.top, patch.top + patch.height),
+        slice(patch.left, patch.left + patch.width),
+    )
+
+
+def occluded(
+    examples: Sequence[Example], patches: Sequence[Patch], ground: np.ndarray | None, size: int
+) -> Iterator[list[Example]]:
+    """Every example without each patch, patch by patch, in batches."""
+    batch: list[Example] = []
+    for patch in patches:
+        for example in examples:
+            image = taken_out(np.asarray(example.input["image"]), patch, ground)
+            batch.append(replace(example, input={**example.input, "image": image}))
+            if len(batch) == size:
+                yield batch
+                batch = []
+    if batch:
+        yield batch
+
+
+def standing_out(
+    images: Sequence[np.ndarray], patches: Sequence[Patch], ground: np.ndarray | None
+) -> np.ndarray:
+    """(n, P) whether each image has something in each patch."""
+    lowest, highest = min(i.min() for i in images), max(i.max() for i in images)
+    span = float(highest) - float(lowest) or 1.0
+    found = np.zeros((len(images), len(patches)), dtype=bool)
+    for column, patch in enumerate(patches):
+        for row, image in enumerate(images):
+            left = taken_out(image, patch, ground)[_inside(patch)].astype(float)
+            change = image[_inside(patch)] - left
+            found[row, column] = np.abs(change).mean() > STANDS_OUT * span
+    return found
+
+
+def candidates(
+    patches: Sequence[Patch], rows: np.ndarray, there: np.ndarray, changes: np.ndarray
+) -> Candidates:
+    """Patches as features.
+
+    Args:
+        patches: P of them.
+        rows: (n,) places of the examples among all.
+        there: (n, P) from :func:`standing_out`.
+        changes: (n, P) stage effect less the stage effect without the patch.
+    """
+    members = sparse.csr_matrix(there.astype(float))
+    return Candidates("patch", [patch.name for patch in patches], rows, members, changes)

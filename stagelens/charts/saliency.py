@@ -1,0 +1,263 @@
+"""Where in one input two models' behaviour and a stage's effect sit: three maps side by side."""
+
+from __future__ import annotations
+
+import html
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from stagelens.analyses.saliency.concentration import densest_patch
+from stagelens.analyses.saliency.map_table import Map
+from stagelens.contracts import Behaviour
+from stagelens.wording.numbers import amount_text, phrase, signed_text
+
+from .style import (
+    BLAME,
+    CREDIT,
+    LIGHT,
+    MUTED,
+    PAPER,
+    Chart,
+    Palette,
+    escaped,
+    see_through,
+    short,
+    style,
+)
+from .tokens import MOST, TEXT, Markup, legend, shaded, visible
+
+_ACROSS = 64
+"""Cells that are drawn along one side; of larger images each holds the sum of some pixels."""
+_SIGNED = 12
+"""Up to so many cells along one side they carry their sign too."""
+_STRONG = 0.3
+"""Share of the range from which they do."""
+_OPAQUE, _FAINT = 0.92, 0.45
+"""Of the strongest cells; faint is what may not be leaned on."""
+_INPUT = 0.35
+"""Opacity of the image behind a map."""
+_MARGIN = {"l": 4, "r": 4, "t": 28, "b": 40}
+
+
+def titles(stage: str) -> tuple[str, str, str]:
+    """What the three maps are called."""
+    return "final model", f"without {stage}", f"effect of {stage}"
+
+
+def pixel_maps(
+    one: Map,
+    picture: str,
+    behaviour: Behaviour,
+    stage: str,
+    palette: Palette = LIGHT,
+    height: int = 216,
+    faint: bool = False,
+) -> Chart:
+    """The maps of the final model, of the one without a stage, and of the stage, over the image.
+
+    All three have one range, symmetric about zero, so that the third is what the first has more
+    than the second.
+
+    Args:
+        one: Of one image.
+        picture: The image as a ``data:`` address.
+        behaviour: What is attributed; tells credit from blame.
+        stage: The stage.
+        palette: Light or dark.
+        height: Of the chart, in pixels.
+        faint: Whether the effect may not be leaned on.
+    """
+    maps = [_cells(each) for each in (one.final, one.without, one.stage)]
+    largest = max(float(np.abs(each).max()) for each in maps) or 1.0
+    figure = make_subplots(
+        rows=1,
+        cols=3,
+        subplot_titles=[escaped(name, 26) for name in titles(stage)],
+        horizontal_spacing=0.025,
+    )
+    style(figure, palette, height)
+    figure.update_annotations(font={"color": palette.text, "size": 13})
+    step = -(-max(one.final.shape) // _ACROSS)
+    for column, cells in enumerate(maps, start=1):
+        gains = behaviour.sign * cells
+        figure.add_trace(
+            go.Heatmap(
+                z=gains,
+                coloraxis="coloraxis",
+                customdata=_said(cells, behaviour, step, stage if column == 3 else ""),
+                hovertemplate="%{customdata}<extra></extra>",
+                text=_signs(gains, largest),
+                texttemplate="%{text}" if max(cells.shape) <= _SIGNED else None,
+                textfont={"color": PAPER, "size": 11},
+                xgap=0,
+                ygap=0,
+            ),
+            row=1,
+            col=column,
+        )
+        _picture(figure, picture, cells.shape, column)
+    axis = {"showgrid": False, "zeroline": False, "showticklabels": False, "ticks": ""}
+    figure.update_xaxes(**axis, constrain="domain", fixedrange=True)
+    figure.update_yaxes(**axis, autorange="reversed", fixedrange=True, constrain="domain")
+    for column in (1, 2, 3):
+        figure.update_yaxes(scaleanchor=f"x{column if column > 1 else ''}", row=1, col=column)
+    figure.update_layout(margin=_MARGIN, coloraxis=_colors(largest, behaviour, palette, faint))
+    places = np.indices(maps[0].shape).reshape(2, -1) * step
+    columns = dict(zip(("row", "column"), places, strict=True))
+    columns |= {n: each.ravel() for n, each in zip(titles(stage), maps, strict=True)}
+    return Chart(figure, _takeaway(one, behaviour, stage), pd.DataFrame(columns))
+
+
+def _cells(values: np.ndarray) -> np.ndarray:
+    """A map with at most :data:`_ACROSS` cells along a side; sums stay what they are."""
+    step = -(-max(values.shape) // _ACROSS)
+    height, width = (-(-size // step) * step for size in values.shape)
+    padded = np.zeros((height, width))
+    padded[: values.shape[0], : values.shape[1]] = values
+    cells: np.ndarray = padded.reshape(height // step, step, width // step, step).sum((1, 3))
+    return cells
+
+
+def _signs(gains: np.ndarray, largest: float) -> np.ndarray:
+    marks = np.where(gains > 0, "+", "−")
+    found: np.ndarray = np.where(np.abs(gains) >= _STRONG * largest, marks, "")
+    return found
+
+
+def _said(cells: np.ndarray, behaviour: Behaviour, step: int, stage: str) -> np.ndarray:
+    """What a cell says when somebody points at it."""
+    texts = np.empty(cells.shape, dtype=object)
+    for (row, column), value in np.ndenumerate(cells):
+        gain = behaviour.sign * value
+        way = "nothing" if gain == 0 else "better" if gain > 0 else "worse"
+        if stage and gain:
+            way = "▲ credit" if gain > 0 else "▼ blame"
+        amount = f"{signed_text(value, behaviour)} ({way})"
+        texts[row, column] = f"{_span('row', row, step)}, {_span('column', column, step)}: {amount}"
+    return texts
+
+
+def _span(name: str, at: int, step: int) -> str:
+    return f"{name} {at}" if step == 1 else f"{name}s {at * step}–{at * step + step - 1}"
+
+
+def _picture(figure: go.Figure, picture: str, shape: tuple[int, ...], column: int) -> None:
+    height, width = shape
+    figure.add_layout_image(
+        source=picture,
+        x=-0.5,
+        y=-0.5,
+        sizex=width,
+        sizey=height,
+        sizing="stretch",
+        layer="below",
+        opacity=_INPUT,
+        row=1,
+        col=column,
+    )
+    figure.add_shape(
+        type="rect",
+        x0=-0.5,
+        y0=-0.5,
+        x1=width - 0.5,
+        y1=height - 0.5,
+        line={"color": MUTED, "width": 1},
+        row=1,
+        col=column,
+    )
+
+
+def _colors(
+    largest: float, behaviour: Behaviour, palette: Palette, faint: bool
+) -> dict[str, object]:
+    opacity = _FAINT if faint else _OPAQUE
+    ends = [signed_text(behaviour.sign * end, behaviour) for end in (-largest, largest)]
+    return {
+        "cmin": -largest,
+        "cmax": largest,
+        "colorscale": [
+            [0.0, see_through(BLAME, opacity)],
+            [0.5, see_through(BLAME, 0)],
+            [0.5, see_through(CREDIT, 0)],
+            [1.0, see_through(CREDIT, opacity)],
+        ],
+        "colorbar": {
+            "orientation": "h",
+            "thickness": 8,
+            "len": 0.6,
+            "y": 0,
+            "yanchor": "top",
+            "ypad": 14,
+            "outlinewidth": 0,
+            "tickvals": [-largest, 0, largest],
+            "ticktext": [f"▼ {ends[0]}", "0", f"▲ {ends[1]}"],
+            "tickfont": {"color": palette.muted, "size": 12},
+        },
+    }
+
+
+def _takeaway(one: Map, behaviour: Behaviour, stage: str) -> str:
+    opening = f"Where in example {one.example_id} the effect of {stage} on the {phrase(behaviour)}"
+    found = densest_patch([one.stage])
+    if found is None:
+        return f"{opening} sits: nowhere, it is zero in every pixel."
+    row, column = np.unravel_index(int(np.abs(one.stage).argmax()), one.stage.shape)
+    value = float(one.stage[row, column])
+    way = "credit" if behaviour.sign * value > 0 else "blame"
+    return (
+        f"{opening} sits: {100 * found.share:.0f} % of it, by size, lies in {found.name}; most in "
+        f"row {row}, column {column}: {way}, {amount_text(value, behaviour)}."
+    )
+
+
+def token_maps(one: Map, behaviour: Behaviour, stage: str) -> Markup:
+    """The same of a text: its tokens shaded three times, with one range and one legend.
+
+    Args:
+        one: Of one text.
+        behaviour: What is attributed; tells credit from blame.
+        stage: The stage.
+    """
+    assert one.tokens is not None, "the maps are of a text"
+    maps = [each[:MOST] for each in (one.final, one.without, one.stage)]
+    largest = max(float(np.abs(each).max()) for each in maps)
+    blocks = []
+    for name, values in zip(titles(stage), maps, strict=True):
+        spans = "".join(
+            shaded(
+                token,
+                behaviour.sign * float(value),
+                largest,
+                f"{signed_text(float(value), behaviour)} in the {phrase(behaviour)}, {name}",
+            )
+            + " " * (not _runs_on(one.tokens))
+            for token, value in zip(one.tokens, values, strict=False)
+        )
+        blocks.append(
+            f"<div style='font-size:.85em;opacity:.75;margin-top:.5em'>{html.escape(name)}</div>"
+            f"<div dir='ltr' style=\"{TEXT}\">{spans}</div>"
+        )
+    more = f"In the two models' own maps: makes the {phrase(behaviour)} worse, or better."
+    if len(one.tokens) > MOST:
+        more += f" Shown: the first {MOST:,} of {len(one.tokens):,} tokens."
+    place = int(np.abs(one.stage).argmax())
+    value = float(one.stage[place])
+    way = "credit" if behaviour.sign * value > 0 else "blame"
+    token = short(visible(one.tokens[place]).strip(), 40)
+    alt = (
+        f"Where in example {one.example_id} the effect of {stage} on the {phrase(behaviour)} sits: "
+        f"most in {token!r} ({way}, {amount_text(value, behaviour)})."
+    )
+    return Markup(
+        f"<div role='group' aria-label='{html.escape(alt, quote=True)}'>{''.join(blocks)}"
+        f"{legend(largest, behaviour, more)}</div>",
+        alt,
+    )
+
+
+def _runs_on(tokens: tuple[str, ...]) -> bool:
+    """Whether the pieces bring their own spaces along."""
+    return any(token[:1].isspace() or token[-1:].isspace() for token in tokens)

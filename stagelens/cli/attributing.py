@@ -1,0 +1,164 @@
+"""Commands that measure: every stage's effect, and how far an estimate can be trusted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stagelens.compute import processes
+from stagelens.contracts import StageLensError
+from stagelens.effects.durations import coarse_saves_time, estimate_seconds, replay_seconds
+from stagelens.effects.results import Result, stored_results
+from stagelens.runs.files import atomic_path, check_writable
+from stagelens.runs.run import Run
+from stagelens.wording.numbers import measured_time
+
+from .options import (
+    BudgetOption,
+    DeviceOption,
+    ProgressFile,
+    RunFolder,
+    SetOption,
+    SplitBatches,
+    TaskOption,
+    opened_together,
+    own_file,
+)
+from .terminal import Reporter, print_effects, print_verification
+
+commands = typer.Typer()
+
+
+@commands.command(
+    epilog="Examples: stagelens attribute runs/digits --set test   "
+    "stagelens attribute runs/digits --estimator task-vector --stage shortcut --out effects.csv"
+)
+def attribute(
+    run: RunFolder,
+    estimator: Annotated[
+        str | None,
+        typer.Option(
+            help="task-vector (free), coarse-replay (within --budget), unrolled-jump, "
+            "unrolled-scale, or replay (exact); by default coarse-replay where steps are "
+            "recorded, else task-vector."
+        ),
+    ] = None,
+    budget: BudgetOption = None,
+    stage: Annotated[
+        list[str] | None, typer.Option(help="Only this stage; may be given several times.")
+    ] = None,
+    set_name: SetOption = None,
+    task: TaskOption = None,
+    device: DeviceOption = None,
+    split_batches: SplitBatches = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write the effect table, with trust, to a .parquet or .csv file."),
+    ] = None,
+    progress: ProgressFile = None,
+) -> None:
+    """Compute every stage's effect on every example of an evaluation set."""
+    if out is not None:
+        if out.suffix not in (".parquet", ".csv"):
+            raise StageLensError(f"{out}: name the file .parquet or .csv")
+        check_writable(out)
+    with Reporter(own_file(progress)).running() as report, processes.joined():
+        opened = opened_together(run, task)
+        _ = opened.last  # a run without a finished stage is refused for that, not for its sets
+        examples = opened.evaluation_set(set_name)
+        from stagelens.effects import computing
+        from stagelens.estimators.counterfactuals import default_estimator, make_estimator
+        from stagelens.trust.verification import trusted
+
+        settings: dict[str, Any] = {} if budget is None else {"budget": budget}
+        settings |= {"split_batches": True} if split_batches else {}
+        made = make_estimator(estimator or default_estimator(opened), settings)
+        used = made.name, dict(made.settings)
+        stored = used in [(f.estimator, f.settings) for f in stored_results(opened, examples.name)]
+        computing.boundaries(opened, examples.name)
+        result = computing.attribute(
+            opened, examples.name, made.name, stage or None, report, settings
+        )
+        result = trusted(opened, result)
+    notes = [] if stored or stage else _times(opened, result)
+    for note in (*opened.problems, *notes):
+        typer.echo(f"Note: {note}", err=True)
+    print_effects(result)
+    if out is not None and not processes.is_worker():
+        table = result.table.assign(
+            trust=result.table["stage"].map({n: t.trust for n, t in result.trust.items()})
+        )
+        with atomic_path(out) as temporary:
+            write = table.to_csv if out.suffix == ".csv" else table.to_parquet
+            write(temporary, index=False)
+        typer.echo(f"{out}: {len(table):,} rows")
+
+
+def _times(run: Run, result: Result) -> list[str]:
+    """What an estimate took and should have taken, and whether replay would have been as quick."""
+    settings = result.facts.settings
+    predicted = estimate_seconds(run.stages, result.facts.estimator, settings)
+    replay = replay_seconds(run.stages)
+    if predicted is None or replay is None:
+        return []
+    took = measured_time(sum(trust.seconds for trust in result.trust.values()))
+    notes = [f"computed in {took}; predicted, without other load: {measured_time(predicted)}"]
+    replayable = all(stage.replayable for stage in run.stages[1:])
+    budget = settings.get("budget")
+    if budget is not None and replayable and not coarse_saves_time(run.stages, budget):
+        notes.append(
+            f"replay should take hardly longer on this run ({measured_time(replay)} predicted); "
+            "--estimator replay gives exact numbers"
+        )
+    return notes
+
+
+@commands.command(
+    epilog="Examples: stagelens verify runs/digits --set test   "
+    "stagelens verify runs/digits --estimator coarse-replay --budget 0.125 --orders 3 --json"
+)
+def verify(
+    run: RunFolder,
+    stage: Annotated[
+        list[str] | None, typer.Option(help="Only this stage; may be given several times.")
+    ] = None,
+    set_name: SetOption = None,
+    estimator: Annotated[
+        list[str] | None,
+        typer.Option(help="Estimator to verify; may be given several times [all but unrolled]."),
+    ] = None,
+    budget: Annotated[
+        list[float] | None,
+        typer.Option(help="Budget of coarse-replay; may be given several times [0.25]."),
+    ] = None,
+    orders: Annotated[
+        int,
+        typer.Option(min=0, help="Other orders of the batches to replay, for the noise floor."),
+    ] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print rows as JSON.")] = False,
+    task: TaskOption = None,
+    device: DeviceOption = None,
+    split_batches: SplitBatches = False,
+    progress: ProgressFile = None,
+) -> None:
+    """Hold estimates against replays, and say how far each number can be trusted."""
+    from stagelens.trust import verification
+
+    names = estimator or ["task-vector", "coarse-replay"]
+    wanted: list[tuple[str, dict[str, Any]]] = []
+    for name in names:
+        budgets = (budget or [0.25]) if name == "coarse-replay" else []
+        wanted += [(name, {"budget": value}) for value in budgets] or [(name, {})]
+    with Reporter(own_file(progress)).running() as report, processes.joined():
+        opened = opened_together(run, task)
+        _ = opened.last
+        examples = opened.evaluation_set(set_name)
+        rows = verification.verify(
+            opened, examples.name, wanted, report, stage or None, orders, split_batches
+        )
+    if as_json:
+        typer.echo(rows[list(verification.COLUMNS)].to_json(orient="records", indent=1))
+        return
+    print_verification(rows)

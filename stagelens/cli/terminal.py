@@ -1,0 +1,258 @@
+"""What the command line prints: progress, tables, and errors on one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from stagelens.analyses.contributions.contribution_table import Stored
+from stagelens.analyses.saliency.concentration import where_most
+from stagelens.analyses.saliency.map_table import Map
+from stagelens.analyses.spurious.feature_table import Features, strongest
+from stagelens.contracts import CARRIED, Behaviour, StageLensError
+from stagelens.effects.groups import GroupMetrics
+from stagelens.effects.results import Result
+from stagelens.estimators.stage_trust import Agreement, StageTrust
+from stagelens.runs.files import cannot_write
+from stagelens.wording.numbers import count_text
+from stagelens.wording.trust_words import WORDS, trust_explanation, trust_word
+
+EVERY = 0.2
+"""Seconds between two reports to a file."""
+
+
+_OUT_OF_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory", re.IGNORECASE)
+"""How torch says so."""
+
+
+class Reporter:
+    """Shows progress on the terminal, or writes it to a file that the dashboard reads.
+
+    Args:
+        file: Where to write it; None for the terminal.
+        phases: Where stderr is no terminal, print a line for every phase instead of a bar.
+    """
+
+    def __init__(self, file: Path | None, phases: bool = False) -> None:
+        self._file = file
+        self._written = 0.0
+        self._share = 0.0
+        self._text = ""
+        self._began = time.monotonic()
+        terminal = sys.stderr.isatty()
+        self._phases = phases and file is None and not terminal
+        self._phase = ""
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        hidden = file is not None or not terminal
+        self._bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden)
+        self._bar_task = self._bar.add_task("", total=1.0)
+
+    def __call__(self, share: float, text: str) -> None:
+        self._share, self._text = min(max(share, 0.0), 1.0), text
+        self._bar.update(self._bar_task, completed=self._share, description=text)
+        if self._phases:
+            self._print_phase()
+        if time.monotonic() - self._written >= EVERY:
+            self.write("running")
+
+    def _print_phase(self) -> None:
+        phase = self._text.split(",")[0].split(":")[0]
+        if phase != self._phase:
+            self._phase = phase
+            seconds = time.monotonic() - self._began
+            typer.echo(f"{seconds:6.1f} s  {100 * self._share:3.0f} %  {phase}", err=True)
+
+    def write(self, state: str, error: str | None = None) -> None:
+        """Write the progress to the file, if there is one."""
+        if self._file is None:
+            return
+        done = 1.0 if state == "done" else self._share
+        content = {"done": done, "text": self._text, "state": state, "error": error}
+        temporary = self._file.with_name(f"{self._file.name}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(content))
+        os.replace(temporary, self._file)
+        self._written = time.monotonic()
+
+    @contextmanager
+    def running(self) -> Iterator[Reporter]:
+        """Report success or failure at the end, whatever happens."""
+        self.write("running")
+        try:
+            with self._bar:
+                yield self
+        except BaseException as error:
+            self.write("failed", one_line(error))
+            raise
+        self.write("done")
+
+
+def one_line(error: BaseException) -> str:
+    """An error for people, on one line."""
+    if isinstance(error, OSError) and not isinstance(error, StageLensError) and error.filename:
+        path = Path(os.fsdecode(error.filename))
+        # Files and folders are made under a temporary name, which nobody knows.
+        temporary = path.name.startswith(".") or path.suffix == ".tmp"
+        return cannot_write(path.parent if temporary else path, error)
+    if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
+        return (
+            "memory ran out; what was finished before is kept. Try again when less else is "
+            "running, with a higher limit on memory, or on a machine with more of it"
+        )
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if isinstance(error, StageLensError) else f"{type(error).__name__}: {text}"
+
+
+def _console() -> Console:
+    """As wide as the terminal; wide enough for every column where the output is kept."""
+    return Console(width=None if sys.stdout.isatty() else 200)
+
+
+def print_effects(result: Result) -> None:
+    """The mean effect of every stage on every behaviour, and what is known of it."""
+    count = result.table["example_id"].nunique()
+    printed = Table(title=f"Mean stage effect on {result.facts.set_name} ({count:,} examples)")
+    printed.add_column("stage")
+    for name, behaviour in result.behaviours.items():
+        printed.add_column(f"{name} ({behaviour.better} is better)", justify="right")
+    printed.add_column("trust")
+    means = result.table.groupby(["stage", "behaviour"], sort=False)["effect"].mean()
+    for stage, trust in result.trust.items():
+        values = [means.get((stage, name), float("nan")) for name in result.behaviours]
+        cells = ["-" if value != value else f"{value:+.3f}" for value in values]
+        printed.add_row(stage, *cells, f"{WORDS[trust_word(trust)]}: {trust_explanation(trust)}")
+    _console().print(printed, markup=False)
+
+
+def print_features(found: Features, top: int) -> None:
+    """The strongest features of every stage."""
+    behaviour = found.facts.behaviour.name
+    for stage in found.facts.stages:
+        counts = f"{stage.passed:,} of {stage.tested:,} tests pass"
+        printed = Table(title=f"What goes with the effect of {stage.stage} ({counts})")
+        for name in ("feature", "label", "examples", f"{behaviour} with", "without", "at least"):
+            printed.add_column(
+                name, justify="right" if name not in ("feature", "label") else "left"
+            )
+        for row in strongest(found, stage.stage).head(top).to_dict("records"):
+            figures = [f"{row[name]:+.3f}" for name in ("mean_with", "mean_without")]
+            cells = [str(row["label"] or "any"), f"{row['support']:,}", *figures]
+            printed.add_row(str(row["name"]), *cells, f"{row['evidence']:.3f}")
+        _console().print(printed, markup=False)
+
+
+def print_contributions(found: Stored, top: int) -> None:
+    """What the steps of every stage add up to, and which training examples contributed most."""
+    behaviour = found.facts.behaviour
+    of = count_text(found.facts.count)
+    printed = Table(title=f"Contributions to the {behaviour.name} of {of}, to first order")
+    for name in ("stage", "steps", "together", CARRIED):
+        printed.add_column(name, justify="left" if name == "stage" else "right")
+    for stage, steps in found.facts.steps.items():
+        carried = found.part("carried", stage)["value"]
+        own = f"{carried.iloc[0]:+.3f}" if len(carried) else "-"
+        printed.add_row(stage, f"{steps:,}", f"{found.linearised(stage):+.3f}", own)
+    _console().print(printed, markup=False)
+    for stage in found.facts.steps:
+        rows = found.part("example", stage)
+        if rows.empty:
+            typer.echo(f"{stage}: steps only; {found.facts.steps_only[stage]}")
+            continue
+        rows = rows.loc[rows["value"].abs().sort_values(ascending=False).index].head(top)
+        printed = Table(title=f"Training examples of {stage}, the largest contributions first")
+        names = ("contribution", "uses", "first step", "place", "label", "final model", "before")
+        for name in names:
+            printed.add_column(name, justify="right")
+        for row in rows.to_dict("records"):
+            told = [row[name] for name in ("label", "answer", "before")]
+            cells = [f"{row[name]:,}" for name in ("uses", "step", "position")]
+            told = ["-" if pd.isna(each) else str(each) for each in told]
+            printed.add_row(f"{row['value']:+.3f}", *cells, *told)
+        _console().print(printed, markup=False)
+
+
+def print_saliency(
+    maps: Sequence[Map], stage: str, behaviour: Behaviour, baseline: str, trust: StageTrust
+) -> None:
+    """What the maps of a stage's effect sum to, and where they have most."""
+    printed = Table(title=f"Where the effect of {stage} on the {behaviour.name} sits")
+    for name in ("example", "effect", "in the input", f"on the baseline ({baseline})", "steps", ""):
+        printed.add_column(name, justify="right" if name not in ("example", "") else "left")
+    for one in maps:
+        total = f"{one.total:+.3f}" if one.holds else "-"
+        figures = f"{one.effect:+.3f}", total, f"{one.baseline_effect:+.3f}", f"{one.steps}"
+        note = "" if one.holds else f"sums are {one.error:.0%} apart"
+        printed.add_row(one.example_id, *figures, note)
+    _console().print(printed, markup=False)
+    held = [one for one in maps if one.holds]
+    sentence = where_most(held, stage, behaviour, trust)
+    if sentence is not None:
+        typer.echo(f"{sentence} ({WORDS[trust_word(trust, behaviour.name)]})")
+
+
+def print_verification(rows: pd.DataFrame) -> None:
+    """A verification table, and why stages were refused."""
+    printed = Table(title=f"Estimates against replay on {rows['set'].iloc[0]}")
+    for name in ("stage", "behaviour", "estimator", "budget"):
+        printed.add_column(name)
+    figures = ("r", "rho", "slope", "relative_error", "sign_agreement", "cost", "wall_cost")
+    for name in (*figures, "expected_error", "noise_floor_r"):
+        printed.add_column(name.replace("_", " "), justify="right")
+    printed.add_column("trust")
+    for row in rows.to_dict("records"):
+        values = [row[name] for name in (*figures, "expected_error", "noise_floor_r")]
+        cells = ["-" if v is None or v != v else f"{v:.2f}" for v in values]
+        names = row["stage"], row["behaviour"], row["estimator"]
+        printed.add_row(*names, _budget(row), *cells, _trust(row))
+    _console().print(printed, markup=False)
+    refused = rows[rows["trust"] == "refused"]
+    for row in refused.drop_duplicates(["stage", "estimator", "settings"]).to_dict("records"):
+        estimate = f"{row['estimator']} {_budget(row)}".strip()
+        typer.echo(f"Refused: {row['stage']} by {estimate}: {row['reason']}")
+
+
+def _budget(row: Mapping[str, Any]) -> str:
+    budget = row["budget"]
+    return "" if budget is None or budget != budget else f"{budget:g}"
+
+
+def _trust(row: Mapping[str, Any]) -> str:
+    if row["trust"] != "verified":
+        return str(row["trust"])
+    return WORDS["agrees" if Agreement.model_validate(dict(row)).agrees else "disagrees"]
+
+
+def print_removal(
+    figures: GroupMetrics, trusts: Sequence[StageTrust], strengths: Mapping[str, float], name: str
+) -> None:
+    """Accuracy before and after an edit, overall and by group, and what the edit rests on.
+
+    Args:
+        figures: Of the final and the edited model.
+        trusts: Of the stages that are taken out.
+        strengths: Stage to how much of it is taken out.
+        name: Of the evaluation set.
+    """
+    printed = Table(title=f"Before and after on the report part of {name}")
+    for heading in ("model", "examples", "n", "accuracy", "95 % interval"):
+        printed.add_column(heading, justify="left" if heading in ("model", "examples") else "right")
+    for row in figures.groups.fillna({"group": "all"}).to_dict("records"):
+        low, high = (f"{row[f'accuracy_{end}']:.1%}" for end in ("low", "high"))
+        share, count = f"{row['accuracy']:.1%}", f"{row['n']:,}"
+        printed.add_row(row["model"], row["group"], count, share, f"{low} to {high}")
+    _console().print(printed, markup=False)
+    for trust in trusts:
+        strength = f"{strengths[trust.stage]:.0%}"
+        typer.echo(f"{trust.stage}, {strength}: {trust.trust}: {trust.reason}")

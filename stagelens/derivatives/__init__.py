@@ -1,0 +1,1 @@
+"""One recorded step as a pure function of the training state, and its derivatives."""

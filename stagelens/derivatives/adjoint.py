@@ -1,0 +1,177 @@
+"""The reverse sweep: what every recorded step contributed to one behaviour, to first order.
+
+For a behaviour y of the final model, lambda_T = grad y is swept backwards through the same steps
+and boundary rules that :mod:`stagelens.derivatives.forward_mode` carries tangents through::
+
+    lambda_t = J_t^T lambda_{t+1}
+    contribution of step t = lambda_{t+1} . (s_{t+1} - s_t)
+
+A stage's contributions sum to the derivative of y in the stage's strength. Training states are
+kept at about sqrt(T) steps of a stage and computed again between them, so a sweep costs two
+gradients per step, and one gradient and one Hessian product more for the transpose.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from stagelens.contracts import Progress, no_progress
+from stagelens.replaying.replay import same_arithmetic
+from stagelens.runs.run import Run
+from stagelens.runs.step_records import StepRecord
+from stagelens.runs.steps import RecordedSteps
+
+from .batch_norm import tracking
+from .curvature import Evaluated
+from .step_map import State, StateVectors, StepMap
+from .trajectory import Crossing, DerivativeOptions, LinearStage, active_names, check_differentiable
+
+Gradient = Callable[[LinearStage], Mapping[str, Tensor]]
+"""From the last stage, made ready, to grad y of the final parameters and floating buffers."""
+
+
+@dataclass(frozen=True)
+class StepContribution:
+    """What one step contributed to the behaviour, to first order.
+
+    Attributes:
+        stage: Name of the stage.
+        step: Its number within the stage.
+        contribution: Change of the behaviour, in its unit; positive where the step raised it.
+        examples: (B,) share of every example, over micro-batches in order; None where not asked
+            for or not defined.
+        carried: What moments of earlier steps, weight decay and the step count did; with the
+            examples it sums to the contribution. NaN where examples is None.
+    """
+
+    stage: str
+    step: int
+    contribution: float
+    examples: np.ndarray | None
+    carried: float
+
+
+def has_coupled_examples(run: Run) -> list[str]:
+    """Stages whose examples see each other, through BatchNorm in training mode."""
+    coupled = []
+    for stage in run.stages:
+        modules = tracking(run.task.build_model(stage.facts.build_config))
+        if set(modules) - set(stage.facts.evaluation_mode):
+            coupled.append(stage.name)
+    return coupled
+
+
+def sweep(
+    run: Run,
+    gradient: Gradient,
+    options: DerivativeOptions | None = None,
+    spacing: int | None = None,
+    with_examples: bool = False,
+    progress: Progress = no_progress,
+    since: str | None = None,
+) -> list[StepContribution]:
+    """Contributions of all steps, from the last step of the last stage to the first.
+
+    Args:
+        run: The run.
+        gradient: Gives lambda_T.
+        options: Dtype and curvature.
+        spacing: Steps between two states that are kept; None for about the root of a stage's
+            steps. It changes memory and time, not results.
+        with_examples: Also every example's share of its step, where examples are independent.
+        progress: Told after every step.
+        since: The earliest stage that is swept; None for the first.
+
+    Raises:
+        Refused: As :func:`stagelens.derivatives.forward_mode.final_tangents`.
+        RunError: There is no such stage.
+    """
+    options = options or DerivativeOptions()
+    stages = run.stages if since is None else run.stages[run.stage(since).index :]
+    check_differentiable(stages)
+    active = active_names(run, stages)
+    coupled = set(has_coupled_examples(run)) if with_examples else set()
+    total, done = sum(stage.steps for stage in stages), 0
+    later: LinearStage | None = None
+    vectors: StateVectors | None = None
+    found = []
+    for stage in reversed(stages):
+        own = LinearStage(run, stage, active, options)
+        split = with_examples and stage.name not in coupled
+        with same_arithmetic(stage):
+            kept = _Kept(own, spacing or max(1, math.isqrt(stage.steps)))
+            if vectors is None or later is None:
+                vectors = own.layout.zeros(1)
+                for name, tensor in gradient(own).items():
+                    if name in vectors.values:
+                        vectors.values[name] = tensor.to(vectors.values[name])[None]
+            else:
+                vectors = Crossing(own, later).pull(vectors, kept.end)
+            for record, step in kept.backwards():
+                vectors, contribution = _step_back(own, record, step, vectors, split)
+                found.append(contribution)
+                done += 1
+                progress(done / total, f"contributions of stage {stage.name}, step {record.step}")
+        later = own
+    return found
+
+
+def _step_back(
+    own: LinearStage, record: StepRecord, step: StepMap, vectors: StateVectors, split: bool
+) -> tuple[StateVectors, StepContribution]:
+    """``lambda_{t+1} -> lambda_t``, and what the step contributed."""
+    values = step.before.values
+    contribution = float(vectors.dot(step.change(own.loss.names))[0])
+    examples, carried = None, float("nan")
+    if split:
+        share = {name: tensor[0] for name, tensor in step.share(vectors).items()}
+        products = own.loss.example_products(values, record, share)
+        examples = step.factor * products.double().cpu().numpy()
+        own_part = sum(float((t.double() * step.gradients[n]).sum()) for n, t in share.items())
+        carried = contribution - own_part
+    before, gradients, statistics = step.pull(vectors)
+    through = own.loss.pull(values, record, gradients, statistics)
+    for name, tensor in through.items():
+        before.values[name] = before.values[name] + tensor
+    return before, StepContribution(own.stage.name, record.step, contribution, examples, carried)
+
+
+class _Kept:
+    """A stage's trajectory, of which some states are kept and the others computed again."""
+
+    def __init__(self, own: LinearStage, spacing: int) -> None:
+        self.own = own
+        self.spacing = spacing
+        self.steps: RecordedSteps = own.stage.read_steps()
+        self.states: list[State] = []
+        state = own.start
+        for number, record in enumerate(self.steps):
+            if number % spacing == 0:
+                self.states.append(state)
+            state = self._step(record, state).after
+        self.end = state
+        own.check_end(state)
+
+    def _step(self, record: StepRecord, state: State) -> StepMap:
+        return self._map(record, state, self.own.loss.gradient(state.values, record))
+
+    def _map(self, record: StepRecord, state: State, evaluated: Evaluated) -> StepMap:
+        return StepMap(self.own.stage, self.own.loss, state, record, evaluated)
+
+    def backwards(self) -> Iterator[tuple[StepRecord, StepMap]]:
+        """Every step with its map, from the last to the first."""
+        for number in range(len(self.states) - 1, -1, -1):
+            first = number * self.spacing
+            records = self.steps[first : first + self.spacing]
+            state, passed = self.states[number], []
+            for record in records:
+                evaluated = self.own.loss.gradient(state.values, record)
+                passed.append((record, state, evaluated))
+                state = self._map(record, state, evaluated).after
+            for record, before, evaluated in reversed(passed):
+                yield record, self._map(record, before, evaluated)

@@ -1,0 +1,60 @@
+"""Gradients through a graph that is kept, and what to do where torch has no derivative."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from stagelens.contracts import Refused
+
+
+def gradients(scalar: Tensor, x: Sequence[Tensor], graph: bool) -> Sequence[Tensor]:
+    """Gradient in x; zero where nothing depends on x."""
+    return torch.autograd.grad(
+        scalar, x, create_graph=graph, allow_unused=True, materialize_grads=True
+    )
+
+
+def derivative(
+    outputs: Sequence[Tensor], vector: Sequence[Tensor], x: Sequence[Tensor]
+) -> list[Tensor]:
+    """Gradient in x of ``outputs . vector``; the graph is kept. Zero where nothing depends on x."""
+    pairs = [(o, v) for o, v in zip(outputs, vector, strict=True) if o.requires_grad]
+    if not pairs:
+        return [torch.zeros_like(t) for t in x]
+    grads = torch.autograd.grad(
+        [o for o, _ in pairs],
+        x,
+        [v for _, v in pairs],
+        retain_graph=True,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    return [grad.detach() for grad in grads]
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn torch's words for a missing derivative into a refusal that says what to do."""
+    try:
+        yield
+    except (RuntimeError, NotImplementedError) as error:
+        text = str(error)
+        found = re.search(r"derivative for '?(?:aten::)?(\w+)'? is not implemented", text)
+        if "attention" in text:
+            raise Refused(
+                "the model uses fused attention, which has no second derivative; load it with "
+                'attn_implementation="eager" (in your own module, compute softmax(q k^T) v), or '
+                "use coarse-replay or replay"
+            ) from error
+        if found or "once_differentiable" in text or "double backward" in text.lower():
+            operation = found.group(1) if found else "an operation"
+            raise Refused(
+                f"the model uses {operation}, which has no second derivative in torch; use "
+                "coarse-replay or replay"
+            ) from error
+        raise

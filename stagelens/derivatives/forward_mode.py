@@ -1,0 +1,243 @@
+"""Forward mode: what stages did to the final model, to first order, by a pass over the replay.
+
+Two readings of "without stage k", both exact derivatives of the real optimiser's steps:
+
+* ``jump``: the finite, exactly known change s_end - s_start of the stage, carried exactly over its
+  own boundary, and to first order through the later steps and boundary rules.
+* ``scale``: d/dxi at xi = 1 of s_{t+1} = s_t + xi (F_t(s_t) - s_t) within the stage, so the forcing
+  s_{t+1} - s_t at each of its steps, carried through the rest of the stage and the later ones. It
+  is also the exact answer to "what if the stage had been a little weaker".
+
+All asked stages share one factual pass: a step's gradient is computed once, and its curvature is
+applied to every open stage's tangent. Each tangent is computed by itself, so it does not depend on
+which others are asked for, or in which order.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from stagelens.contracts import Progress, no_progress
+from stagelens.replaying.replay import same_arithmetic
+from stagelens.runs.batches import batch_size
+from stagelens.runs.boundaries import carry
+from stagelens.runs.run import Run, Stage
+from stagelens.runs.step_records import StepRecord
+
+from .step_map import State, StateVectors, StepMap
+from .trajectory import Crossing, DerivativeOptions, LinearStage, active_names, check_differentiable
+
+Reading = Literal["jump", "scale"]
+
+HESSIAN_PRODUCT_COST = 2.0
+"""A product H v, counted in gradients: it goes backward through the forward and the backward pass,
+so each of a layer's three matrix products (one forward, two backward) costs two more."""
+
+
+@dataclass
+class StageTangent:
+    """What a stage did to the final model, to first order: ``final - without``.
+
+    Attributes:
+        stage: The stage's name.
+        values: Parameter or floating buffer of the final model to derivative, of its shape;
+            absent where the stage could not have changed it.
+        growth: Norm of the derivative of the parameters over the norm of the stage's own change
+            of them, carried over the later boundaries: 1 where later stages keep the change as it
+            is; NaN where it overflowed.
+        cost: Example-gradients, in replays of the later stages, as if the stage were asked for
+            alone: the trajectory's gradients once, and :data:`HESSIAN_PRODUCT_COST` for each
+            product. Stages that are asked for together share the first.
+        seconds: Share of the wall time, the pass divided among the stages open at a time.
+    """
+
+    stage: str
+    values: dict[str, Tensor]
+    growth: float
+    cost: float
+    seconds: float
+
+
+class _Lanes:
+    """The open tangents, one lane per stage."""
+
+    def __init__(self) -> None:
+        self.stages: list[Stage] = []
+        self.vectors: StateVectors | None = None
+        self.examples: dict[str, int] = {}
+        self.later_examples: dict[str, int] = {}
+        self.seconds: dict[str, float] = {}
+
+    def open(self, stage: Stage, vectors: StateVectors) -> None:
+        self.stages.append(stage)
+        self.examples[stage.name] = self.later_examples[stage.name] = 0
+        self.seconds[stage.name] = 0.0
+        if self.vectors is not None:
+            vectors = _stacked(self.vectors, vectors)
+        self.vectors = vectors
+
+    def pay(self, stage: Stage, examples: int, seconds: float) -> None:
+        """Note what one step of ``stage`` cost."""
+        for own in self.stages:
+            self.examples[own.name] += examples
+            self.later_examples[own.name] += examples if own.name != stage.name else 0
+            self.seconds[own.name] += seconds / len(self.stages)
+
+    def cost(self, stage: Stage) -> float:
+        """In replays of the later stages; 0 where there are none."""
+        replay = self.later_examples[stage.name]
+        return (1 + HESSIAN_PRODUCT_COST) * self.examples[stage.name] / replay if replay else 0.0
+
+
+def final_tangents(
+    run: Run,
+    stages: Sequence[Stage],
+    reading: Reading,
+    options: DerivativeOptions | None = None,
+    progress: Progress = no_progress,
+) -> dict[str, StageTangent]:
+    """The derivative of the final parameters and buffers in each of ``stages``.
+
+    Args:
+        run: The run.
+        stages: Finished stages of it, in any order.
+        reading: ``"jump"`` or ``"scale"``.
+        options: Dtype and curvature.
+        progress: Told after every step.
+
+    Returns:
+        One entry per stage; ``final - tangent`` is the first-order model without the stage.
+
+    Raises:
+        Refused: The run is in half precision, its batches were not kept, or the model has no
+            second derivative in torch.
+    """
+    options = options or DerivativeOptions()
+    asked = {stage.name for stage in stages}
+    first = min(stage.index for stage in stages)
+    covered = run.stages[first:]
+    stepped = covered if reading == "scale" else covered[1:]
+    check_differentiable(stepped)
+    active = active_names(run, covered)
+    total = sum(stage.steps for stage in stepped)
+    lanes, done = _Lanes(), 0
+    before: LinearStage | None = None
+    reached: State | None = None
+    for stage in covered:
+        own = LinearStage(run, stage, active, options)
+        if before is not None:
+            crossing = Crossing(before, own)
+            if lanes.vectors is not None:
+                lanes.vectors = crossing.push(lanes.vectors, reached or before.end)
+            if reading == "jump" and before.stage.name in asked:
+                lanes.open(before.stage, crossing.jump(before))
+        if reading == "scale" and stage.name in asked:
+            lanes.open(stage, own.layout.zeros(1))
+        if lanes.vectors is not None:
+            forced = stage.name if reading == "scale" else None
+            reached = _run_stage(own, lanes, forced, options, _part(progress, done, stage, total))
+            done += stage.steps
+        before = own
+    assert before is not None
+    if reading == "jump" and before.stage.name in asked:
+        lanes.open(before.stage, _own_change(before))
+    return {stage.name: _result(run, stage, lanes, k) for k, stage in enumerate(lanes.stages)}
+
+
+def _part(progress: Progress, before: int, stage: Stage, total: int) -> Progress:
+    def report(step: float, _text: str) -> None:
+        text = f"derivatives of stage {stage.name}, step {int(step)} of {stage.steps}"
+        progress((before + step) / total, text)
+
+    return report
+
+
+def _run_stage(
+    own: LinearStage,
+    lanes: _Lanes,
+    forced: str | None,
+    options: DerivativeOptions,
+    report: Progress,
+) -> State:
+    """Step the factual state through a stage, and all open tangents with it."""
+    state = own.start
+    names = [stage.name for stage in lanes.stages]
+    lane = names.index(forced) if forced in names else None
+    with same_arithmetic(own.stage):
+        for record in own.stage.read_steps():
+            began = time.perf_counter()
+            assert lanes.vectors is not None
+            evaluated = own.loss.push(state.values, record, lanes.vectors.values)
+            step = StepMap(own.stage, own.loss, state, record, evaluated, options.plain_sgd)
+            lanes.vectors = step.push(lanes.vectors, evaluated)
+            if lane is not None:
+                _force(lanes.vectors, lane, step.change(own.loss.names))
+            state = step.after
+            lanes.pay(own.stage, examples_of(record), time.perf_counter() - began)
+            report(record.step + 1, "")
+    own.check_end(state)
+    return state
+
+
+def _force(vectors: StateVectors, lane: int, change: StateVectors) -> None:
+    """Add ``s' - s`` to one lane."""
+    for name, tensor in change.values.items():
+        vectors.values[name][lane] += tensor[0]
+    for name, blocks in change.moments.items():
+        for block, tensor in blocks.items():
+            vectors.moments[name][block][lane] += tensor[0]
+
+
+def examples_of(record: StepRecord) -> int:
+    """How many examples a step's batches hold."""
+    return sum(batch_size(micro.batch) for micro in record.batches or ())
+
+
+def _own_change(last: LinearStage) -> StateVectors:
+    """Of the last stage, which nothing follows."""
+    vectors = last.layout.zeros(1)
+    end, start = last.end.values, last.start.values
+    for name in vectors.values:
+        vectors.values[name] = (end[name] - start[name])[None]
+    return vectors
+
+
+def _stacked(one: StateVectors, other: StateVectors) -> StateVectors:
+    return StateVectors(
+        {n: torch.cat([t, other.values[n]]) for n, t in one.values.items()},
+        {
+            n: {block: torch.cat([t, other.moments[n][block]]) for block, t in blocks.items()}
+            for n, blocks in one.moments.items()
+        },
+    )
+
+
+def _result(run: Run, stage: Stage, lanes: _Lanes, lane: int) -> StageTangent:
+    assert lanes.vectors is not None
+    values = {name: t[lane].detach().cpu() for name, t in lanes.vectors.values.items()}
+    later = [other.facts.boundary for other in run.stages[stage.index + 1 :]]
+    start, end = stage.start().model, stage.end().model
+    statistics = ("running_mean", "running_var")
+    parameters = [name for name in values if name.rpartition(".")[2] not in statistics]
+    changes = []
+    for name in parameters:
+        before, after = carry(name, later, start), carry(name, later, end)
+        if before is not None and after is not None:
+            changes.append(after - before)
+    change, size = norm(changes), norm([values[name] for name in parameters])
+    growth = size / change if change else math.inf if size else 0.0
+    if not all(bool(tensor.isfinite().all()) for tensor in values.values()):
+        growth = math.nan
+    return StageTangent(stage.name, values, growth, lanes.cost(stage), lanes.seconds[stage.name])
+
+
+def norm(tensors: Iterable[Tensor]) -> float:
+    """2-norm over all tensors together."""
+    return math.sqrt(sum(float(t.double().square().sum()) for t in tensors))

@@ -1,0 +1,243 @@
+"""A recorded stage made ready for derivatives: what is refused, its space, and its boundaries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vjp
+
+from stagelens.contracts import Refused
+from stagelens.replaying.replay import check_replayable
+from stagelens.runs.boundaries import low_rank_product
+from stagelens.runs.run import Run, Stage
+from stagelens.runs.states import TrainingState
+
+from .batch_norm import tracking
+from .curvature import StageLoss
+from .step_map import Betas, Layout, State, StateVectors, difference, rebase_factors, state_of
+from .tangent import MASSES, Blocks
+
+_LARGEST_DEVIATION = 0.05
+"""Of the factual trajectory from the recording, relative to what the stage changed."""
+
+
+@dataclass(frozen=True)
+class DerivativeOptions:
+    """How derivatives of a run are computed.
+
+    Attributes:
+        dtype: ``"float32"`` or ``"float64"``; None is the dtype of the recording.
+        gauss_newton: Gauss-Newton curvature in place of the exact Hessian.
+        plain_sgd: As if every optimiser were plain SGD; for the benchmark only.
+    """
+
+    dtype: Literal["float32", "float64"] | None = None
+    gauss_newton: bool = False
+    plain_sgd: bool = False
+
+
+class LinearStage:
+    """One stage, ready to be stepped and differentiated."""
+
+    def __init__(
+        self, run: Run, stage: Stage, active: frozenset[str], options: DerivativeOptions
+    ) -> None:
+        self.stage = stage
+        dtype = working_dtype(run, options)
+        self.loss = StageLoss(run.task, stage, active, dtype, options.gauss_newton)
+        self._recorded = stage.start(), stage.end()
+        self._refuse_foreign_buffers()
+        self.start = self.state_of(self._recorded[0])
+        self.end = self.state_of(self._recorded[1])
+        self.layout = Layout(stage, self.loss, self.start)
+
+    def state_of(self, recorded: TrainingState) -> State:
+        """A recorded state as a point of this stage's space."""
+        return state_of(self.stage, recorded, self.loss.dtype, self.loss.device)
+
+    def _refuse_foreign_buffers(self) -> None:
+        """Buffers that training changes, other than BatchNorm's, change in ways not known here."""
+        start, end = (recorded.model for recorded in self._recorded)
+        known = {f"{module}." if module else "" for module in tracking(self.loss.model)}
+        for name, _ in self.loss.model.named_buffers():
+            own = name.rpartition(".")[0]
+            if (
+                f"{own}." not in known
+                and own not in known
+                and not torch.equal(start[name], end[name])
+            ):
+                raise Refused(
+                    f"buffer {name} changes during stage {self.stage.name!r} and is no running "
+                    "statistic of a BatchNorm, so how it depends on the parameters is not known; "
+                    "use coarse-replay or replay"
+                )
+
+    def check_end(self, reached: State) -> None:
+        """Refuse where the trajectory that derivatives belong to is not the recorded one."""
+        gap = change = 0.0
+        start, end, own = self.start.values, self.end.values, reached.values
+        for name in self.layout.values:
+            gap += float((own[name] - end[name]).double().square().sum())
+            change += float((end[name] - start[name]).double().square().sum())
+        if not gap**0.5 <= _LARGEST_DEVIATION * change**0.5:
+            share = (gap / change) ** 0.5 if change else float("inf")
+            raise Refused(
+                f"replaying stage {self.stage.name!r} for its derivatives ends {share:.2g} of the "
+                "stage's own change "
+                "away from the recording, so they are not derivatives of what was trained "
+                "(training amplifies rounding); use coarse-replay or replay"
+            )
+
+
+def working_dtype(run: Run, options: DerivativeOptions) -> torch.dtype:
+    """The dtype that derivatives are computed in.
+
+    Raises:
+        Refused: The run was trained in half precision, or its forward passes ran in it.
+    """
+    for stage in run.stages:
+        if stage.facts.precision != "float32":
+            raise Refused(
+                f"stage {stage.name!r} was trained in {stage.facts.precision} mixed precision, "
+                "whose rounding within every pass has no derivative; use coarse-replay or replay"
+            )
+    tensors = run.last.start().model
+    floats = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    half = floats & {torch.bfloat16, torch.float16}
+    if half:
+        name = str(next(iter(half))).removeprefix("torch.")
+        raise Refused(
+            f"the run was trained in {name}, whose rounding of every update has no derivative; use "
+            "coarse-replay or replay"
+        )
+    if options.dtype is None:
+        return max(floats, key=lambda dtype: dtype.itemsize)
+    return torch.float64 if options.dtype == "float64" else torch.float32
+
+
+def active_names(run: Run, stages: Sequence[Stage]) -> frozenset[str]:
+    """Names that derivatives are taken for: what stages train or change, and what becomes of it.
+
+    Everything else is the same with and without any stage, so it is a constant.
+    """
+    names: set[str] = set()
+    for stage in stages:
+        facts = stage.facts
+        names |= {new for new, old in facts.boundary.renamed.items() if old in names}
+        names |= {n for n, term in facts.boundary.merged.items() if names & {term.a, term.b}}
+        optimised = {n for group in stage.optimizer.groups for n in group.parameters}
+        names |= optimised & set(facts.trainable)
+        start, end = stage.start().model, stage.end().model
+        for name, tensor in start.items():
+            statistic = name.rpartition(".")[2] in ("running_mean", "running_var")
+            if tensor.is_floating_point() and (statistic or not torch.equal(tensor, end[name])):
+                names.add(name)
+    return frozenset(names)
+
+
+def check_differentiable(stages: Sequence[Stage]) -> None:
+    """Refuse, before any work, what has no derivative here.
+
+    Raises:
+        Refused: Batches were not kept, or clipping covers gradients that no optimiser clears.
+    """
+    check_replayable(stages)
+    for stage in stages:
+        facts = stage.facts
+        optimised = {n for group in stage.optimizer.groups for n in group.parameters}
+        outside = [name for name in facts.trainable if name not in optimised]
+        if facts.clip_norm is not None and outside:
+            raise Refused(
+                f"stage {stage.name!r} clips gradients of {outside[0]}, which its optimiser does "
+                "not train; record it with requires_grad_(False) there, or use replay"
+            )
+
+
+class Crossing:
+    """The boundary rule between two stages, linearised: a map of vectors.
+
+    New parameters and buffers start from their recorded values, so their tangents are zero; so are
+    those of moments where the optimiser is new. Where carried masses are computed from other betas
+    than before, they are rebased. A weight that an adapter was merged into gets
+    ``dW' = dW + scaling (dB A + B dA)``.
+    """
+
+    def __init__(self, before: LinearStage, after: LinearStage) -> None:
+        boundary = after.stage.facts.boundary
+        new = set(boundary.new)
+        self.before, self.after = before.layout, after.layout
+        sources = {n: boundary.source(n) for n in self.after.values if n not in new}
+        self.values = {n: old for n, old in sources.items() if old in self.before.values}
+        self.merged = {n: term for n, term in boundary.merged.items() if n in self.after.values}
+        carried = {n: boundary.source(n) for n in boundary.carried}
+        self.moments = {
+            n: old
+            for n, old in carried.items()
+            if old in self.before.optimised and n in self.after.optimised
+        }
+        self.betas = after.start.betas
+        self.counts = {n: float(getattr(after.start.optimised[n], "t", 0)) for n in self.moments}
+
+    def push(self, vectors: StateVectors, end: State) -> StateVectors:
+        """Tangents at the end of the stage before, to tangents at the start of the next."""
+        return self._push(vectors, end.values, end.betas)
+
+    def jump(self, before: LinearStage) -> StateVectors:
+        """``s_end - s_start`` of the stage before, carried over the boundary; K = 1.
+
+        A merge is bilinear in the factors, so its derivative at their midpoint gives the finite
+        difference of the merged weights exactly.
+        """
+        betas = {old: self.betas[n] for n, old in self.moments.items() if n in self.betas}
+        jump = difference(before.end, before.start, before.layout, betas)
+        start, end = before.start.values, before.end.values
+        midpoint = {name: (start[name] + tensor) / 2 for name, tensor in end.items()}
+        return self._push(jump, midpoint, betas)
+
+    def _push(
+        self, vectors: StateVectors, point: Mapping[str, Tensor], betas: Mapping[str, Betas]
+    ) -> StateVectors:
+        count = len(vectors.tensors()[0])
+        out = self.after.zeros(count)
+        for name, old in self.values.items():
+            out.values[name] = vectors.values[old]
+        for name, term in self.merged.items():
+            product, factors = partial(low_rank_product, term), (point[term.a], point[term.b])
+            tangents = [
+                vectors.values.get(factor, point[factor].new_zeros(count, *point[factor].shape))
+                for factor in (term.a, term.b)
+            ]
+            moved = [jvp(product, factors, pair)[1] for pair in zip(*tangents, strict=True)]
+            out.values[name] = out.values[name] + torch.stack(moved)
+        for name, old in self.moments.items():
+            out.moments[name] = self._rebased(name, vectors.moments[old], betas.get(old))
+        return out
+
+    def pull(self, vectors: StateVectors, end: State) -> StateVectors:
+        """The transpose of :meth:`push`."""
+        out, point = self.before.zeros(len(vectors.tensors()[0])), end.values
+        for name, old in self.values.items():
+            out.values[old] = out.values[old] + vectors.values[name]
+        for name, term in self.merged.items():
+            back = vjp(partial(low_rank_product, term), point[term.a], point[term.b])[1]
+            pairs = [back(cotangent) for cotangent in vectors.values[name]]
+            for factor, parts in zip((term.a, term.b), zip(*pairs, strict=True), strict=True):
+                if factor in out.values:
+                    out.values[factor] = out.values[factor] + torch.stack(parts)
+        for name, old in self.moments.items():
+            out.moments[old] = self._rebased(name, vectors.moments[name], end.betas.get(old))
+        return out
+
+    def _rebased(self, name: str, moments: Blocks, before: Betas | None) -> Blocks:
+        """Moments whose masses were computed from the betas ``before``; it is its own transpose."""
+        if before is None or name not in self.betas:
+            return dict(moments)
+        factors = rebase_factors(before, self.betas[name], self.counts[name])
+        return dict(moments) | {
+            mass: factor * moments[mass] for mass, factor in zip(MASSES, factors, strict=True)
+        }

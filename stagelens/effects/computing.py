@@ -1,0 +1,404 @@
+"""Final model and counterfactuals on examples: one tidy table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from stagelens.compute import processes
+from stagelens.contracts import BASE, Behaviour, Progress, Refused, RunError, no_progress
+from stagelens.estimators.counterfactuals import (
+    check_final,
+    counterfactuals,
+    diverged,
+    make_estimator,
+)
+from stagelens.estimators.expected_error import Evidence, judged, judged_replay
+from stagelens.estimators.hardness import hardness
+from stagelens.estimators.protocol import METHOD, Counterfactual
+from stagelens.estimators.stage_trust import StageTrust
+from stagelens.estimators.task_vector import subtract_stage
+from stagelens.measuring.models import Measured, answers_as_the_final_model, measure_set
+from stagelens.runs.run import Run
+from stagelens.runs.schema import digest
+from stagelens.runs.sets.evaluation_set import EvaluationSet
+from stagelens.runs.states import Weights
+
+from .results import (
+    BOUNDARY_COLUMNS,
+    EFFECT_COLUMNS,
+    BehaviourFacts,
+    Result,
+    ResultFacts,
+    load_result,
+    save_result,
+)
+
+
+def _final_model(run: Run) -> nn.Module:
+    return run.task.build_model(run.last.facts.build_config)
+
+
+def _models(run: Run, counterfactual: Counterfactual) -> list[Weights]:
+    """The models that one counterfactual is measured on.
+
+    Without twins this is the counterfactual, and the final model as it is repeated where that is
+    not bit for bit. With twins they follow, and the task vector, which costs a forward pass only
+    and says how much the later stages did with the stage's change.
+    """
+    if counterfactual.weights is None:
+        return []
+    if counterfactual.twins is None:
+        repeated = counterfactual.repeated
+        return [counterfactual.weights, *([] if repeated is None else [repeated])]
+    stage = run.stage(counterfactual.stage)
+    return [
+        counterfactual.weights,
+        counterfactual.twins.factual,
+        counterfactual.twins.counterfactual,
+        subtract_stage(run.last.end().model, stage, run.stages[stage.index + 1 :]),
+    ]
+
+
+@dataclass(frozen=True)
+class Without:
+    """One stage's effect on N examples, measured.
+
+    Attributes:
+        effects: Behaviour name to (N,) effects, final - without.
+        model: The counterfactual model's own answers.
+        trust: What is known of it now.
+    """
+
+    effects: Mapping[str, np.ndarray]
+    model: Measured
+    trust: StageTrust
+
+
+def _effect(
+    run: Run, final: Measured, models: Sequence[Measured], counterfactual: Counterfactual
+) -> Without:
+    """The effect by the weights, sharpened by the twins where there are any."""
+    kinds = run.task.behaviour_kinds
+    own, trust = models[0], counterfactual.trust
+    first = kinds[0].name
+    known = np.isfinite(final.values[first])
+    if known.any() and not np.isfinite(own.values[first][known]).any():
+        reason = "The model without it answers with numbers that are NaN or infinite."
+        refused = trust.model_copy(update={"trust": "refused", "reason": reason})
+        return Without({}, own, refused)
+    if counterfactual.repeated is not None and known.any():
+        values = [each.values[first][known] for each in (final, models[1], own)]
+        trust = judged_replay(trust, values[0], values[1], values[0] - values[2], first)
+    if counterfactual.twins is not None:
+        factual, twin, vector = models[1:]
+        later_stages = run.stages[run.stage(trust.stage).index + 1 :]
+        evidence = Evidence(
+            final=final.values[first][known],
+            factual=factual.values[first][known],
+            by_weights=(final.values[first] - own.values[first])[known],
+            by_twins=(factual.values[first] - twin.values[first])[known],
+            by_task_vector=(final.values[first] - vector.values[first])[known],
+            hardness=max(hardness(later) for later in later_stages),
+            sgd=any(later.optimizer.name == "SGD" for later in later_stages),
+            sampling=counterfactual.twins.sampling,
+        )
+        trust = trust.model_copy(
+            update={"twins_share": evidence.twins_share, "twins_anchor": evidence.twins_anchor}
+        )
+        if known.any():
+            trust = judged(trust, evidence)
+    return Without(combined(kinds, final, models, trust), own, trust)
+
+
+def combined(
+    kinds: Sequence[Behaviour], final: Measured, models: Sequence[Measured], trust: StageTrust
+) -> dict[str, np.ndarray]:
+    """Effects by the counterfactual's weights, sharpened by its twins, in the behaviours' ranges.
+
+    Args:
+        kinds: The behaviours.
+        final: The final model.
+        models: The counterfactual; its factual and counterfactual twin follow where it has them.
+        trust: Says how the twins are weighed; they are not looked at where their share is 0.
+
+    Returns:
+        Behaviour name to (N,) effects, final - without.
+    """
+    effects = {}
+    for kind in kinds:
+        value = final.values[kind.name]
+        effect = weighed(value, *(model.values[kind.name] for model in models), trust=trust)
+        effects[kind.name] = value - np.clip(value - effect, kind.lowest, kind.highest)
+    return effects
+
+
+def weighed(
+    final: np.ndarray, own: np.ndarray, *twins: np.ndarray, trust: StageTrust
+) -> np.ndarray:
+    """Values of the final model and of one without a stage, to effects; see :func:`combined`.
+
+    Args:
+        final: The final model.
+        own: The counterfactual.
+        twins: Its factual and counterfactual twin, where it has them.
+        trust: Says how the twins are weighed.
+    """
+    effect, share, anchor = final - own, trust.twins_share, trust.twins_anchor
+    if not share:
+        return effect
+    factual, twin = twins[:2]
+    return (1 - share) * effect + share * (anchor * final + (1 - anchor) * factual - twin)
+
+
+def effect_table(
+    run: Run,
+    examples: EvaluationSet,
+    without: Sequence[Counterfactual],
+    estimator: str,
+    progress: Progress = no_progress,
+    settings: Mapping[str, Any] | None = None,
+) -> tuple[pd.DataFrame, list[StageTrust]]:
+    """The effect table: one row per example, stage and behaviour; and what is known of each stage.
+
+    ``effect = final - without``; a refused stage keeps its rows, with NaN. Predictions are those
+    of the counterfactual weights.
+
+    Args:
+        run: The run; the end of its last stage is the final model.
+        examples: The evaluation set.
+        without: One counterfactual per stage.
+        estimator: Its name, for the table.
+        progress: Told of the forward passes.
+        settings: Of the estimator.
+    """
+    models = [_models(run, counterfactual) for counterfactual in without]
+    known = [each.trust.model_dump(exclude={"seconds"}) for each in without]
+    final, *measured = measure_set(
+        run,
+        examples,
+        _final_model(run),
+        [run.last.end().model, *(weights for own in models for weights in own)],
+        _key(run, examples, "effects", estimator, dict(settings or {}), known),
+        progress,
+    )
+    left = iter(measured)
+    table = examples.table()
+    blocks, trusts = [], []
+    for counterfactual, own in zip(without, models, strict=True):
+        one = None
+        trust = counterfactual.trust
+        if own:
+            measured_here = [next(left) for _ in own]
+            one = _effect(run, final, measured_here, counterfactual)
+            trust = one.trust
+            one = None if trust.trust == "refused" else one
+        trusts.append(trust)
+        blocks.append(stage_rows(table, examples.name, counterfactual.stage, estimator, final, one))
+    return pd.concat(blocks, ignore_index=True), trusts
+
+
+def stage_rows(
+    own: pd.DataFrame,
+    set_name: str,
+    stage: str,
+    estimator: str,
+    final: Measured,
+    without: Without | None,
+) -> pd.DataFrame:
+    """The rows of one stage in an effect table; without numbers where it was refused.
+
+    Args:
+        own: ``example_id``, ``label`` and metadata, N rows.
+        set_name: Of the evaluation set.
+        stage: The stage that is left out.
+        estimator: How its counterfactual was obtained.
+        final: The final model.
+        without: The stage's effects; None where it was refused.
+    """
+    nothing = np.full(len(own), np.nan)
+    # Made once: pandas takes its time over texts.
+    answers = pd.Series(final.answers)
+    nobody = pd.Series(None, answers.index, dtype=answers.dtype)
+    answers_without = nobody if without is None else pd.Series(without.model.answers)
+    blocks = []
+    for behaviour, values in final.values.items():
+        effect = nothing if without is None else without.effects[behaviour]
+        block = {
+            "set": set_name,
+            "example_id": own["example_id"],
+            "stage": stage,
+            "behaviour": behaviour,
+            "final": values,
+            "without": values - effect,
+            "effect": effect,
+            "estimator": estimator,
+            "prediction": answers,
+            "prediction_without": answers_without,
+            "confidence": final.confidences,
+            "confidence_without": nothing if without is None else without.model.confidences,
+            "within_noise": pd.array([None] * len(own), dtype="boolean"),
+        }
+        frame = pd.DataFrame(block, columns=list(EFFECT_COLUMNS))
+        blocks.append(frame.join(own.drop(columns="example_id")))
+    return pd.concat(blocks, ignore_index=True)
+
+
+def _key(run: Run, examples: EvaluationSet, *models: Any) -> str:
+    """Names what is measured, for parts of it that are kept."""
+    return digest(METHOD, run.digest, examples.digest, *models)[:32]
+
+
+def _facts(run: Run, examples: EvaluationSet, kind: str, **more: Any) -> ResultFacts:
+    behaviours = [
+        BehaviourFacts(name=b.name, better=b.better, unit=b.unit, description=b.description)
+        for b in run.task.behaviour_kinds
+    ]
+    return ResultFacts.model_validate(
+        {
+            "kind": kind,
+            "run_digest": run.digest,
+            "set_name": examples.name,
+            "set_digest": examples.digest,
+            "behaviours": behaviours,
+            **more,
+        }
+    )
+
+
+def attribute(
+    run: Run,
+    set_name: str,
+    estimator: str,
+    stages: Sequence[str] | None = None,
+    progress: Progress = no_progress,
+    settings: Mapping[str, Any] | None = None,
+) -> Result:
+    """Stage effects on an evaluation set, from the stored table where it is there.
+
+    Args:
+        run: The run.
+        set_name: One of its evaluation sets.
+        estimator: How the counterfactuals are obtained.
+        stages: Their names; None for all. Only the table of all stages is stored.
+        progress: Told of counterfactuals (nine tenths of it) and forward passes.
+        settings: Of the estimator, for instance ``{"budget": 0.25}``; None for its defaults.
+
+    Raises:
+        Refused: The estimator can give none of the stages.
+        RunError: A stage or set is not there.
+    """
+    made = make_estimator(estimator, settings)
+    used = dict(made.settings)
+    _ = run.last  # refuses a run without a finished stage, by name
+    chosen = [run.stage(name) for name in stages] if stages is not None else run.stages
+    stored = load_result(run, set_name, "effects", estimator, used)
+    whole = stored is not None and list(stored.trust) == [stage.name for stage in run.stages]
+    if processes.by_main(lambda: whole):
+        return _chosen(_seen(stored), stages)
+    examples = run.measurable_set(set_name)
+    without = list(
+        counterfactuals(run, made, chosen, lambda share, text: progress(0.9 * share, text))
+    )
+    if all(c.weights is None for c in without):
+        raise Refused(without[0].trust.reason)
+    table, trusts = effect_table(
+        run,
+        examples,
+        without,
+        estimator,
+        lambda share, text: progress(0.9 + 0.1 * share, text),
+        used,
+    )
+    facts = _facts(
+        run,
+        examples,
+        "effects",
+        estimator=estimator,
+        settings=used,
+        stages=trusts,
+    )
+    result = Result(facts, table)
+    if stages is None:
+        processes.by_main(lambda: save_result(run, result))
+    return result
+
+
+def _seen(stored: Result | None) -> Result:
+    """What is stored, which the main process has seen."""
+    if stored is None:
+        raise RunError("a stored result is not seen by every process; start the command again")
+    return stored
+
+
+def _chosen(result: Result, stages: Sequence[str] | None) -> Result:
+    if stages is None:
+        return result
+    facts = result.facts.model_copy(
+        update={"stages": [result.trust[name] for name in stages if name in result.trust]}
+    )
+    table = result.table[result.table["stage"].isin(stages)].reset_index(drop=True)
+    return Result(facts, table)
+
+
+def boundaries(run: Run, set_name: str, progress: Progress = no_progress) -> Result:
+    """Behaviour after every boundary (observed, not estimated); stored once computed.
+
+    Every boundary is measured on a model of its own stage. Where that gives outputs of another
+    shape than the final model (it has other classes, say), the behaviours are not comparable, and
+    the boundary is left out. So is one that lacks what an assembled run knows from a later
+    checkpoint only, as a head, and one at which training had diverged.
+    """
+    stored = load_result(run, set_name, "boundaries")
+    if processes.by_main(lambda: stored is not None):
+        return _seen(stored)
+    examples = run.measurable_set(set_name)
+    first = run.stages[0]
+    held = [(BASE, first, first.start), *((stage.name, stage, stage.end) for stage in run.stages)]
+    whole = [one for n, one in enumerate(held) if not any(s.appeared for s in run.stages[n:])]
+    names: list[str] = []
+    measured: list[Measured] = []
+    for config, group in groupby(whole, key=lambda one: one[1].facts.build_config):
+        alike = [(n, s, state().model) for n, s, state in group]
+        alike = [one for one in alike if diverged(one[1], one[2]) is None]
+        if not alike or not answers_as_the_final_model(run, alike[0][1], examples):
+            continue
+        own = [name for name, *_ in alike]
+        names += own
+        measured += measure_set(
+            run,
+            examples,
+            run.task.build_model(config),
+            [model for *_, model in alike],
+            _key(run, examples, "boundaries", own),
+            progress,
+        )
+    if not names:
+        check_final(run)
+    ids = examples.table(["example_id"])["example_id"].to_numpy()
+    blocks = [
+        pd.DataFrame(
+            {
+                "set": set_name,
+                "example_id": ids,
+                "boundary": boundary,
+                "behaviour": name,
+                "value": values,
+                "prediction": model.answers,
+                "confidence": model.confidences,
+            },
+            columns=list(BOUNDARY_COLUMNS),
+        )
+        for boundary, model in zip(names, measured, strict=True)
+        for name, values in model.values.items()
+    ]
+    facts = _facts(run, examples, "boundaries", estimator="")
+    result = Result(facts, pd.concat(blocks, ignore_index=True))
+    processes.by_main(lambda: save_result(run, result))
+    return result

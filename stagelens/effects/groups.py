@@ -1,0 +1,327 @@
+"""How well models do on each group of a set: accuracy, errors by class, margin, and the gap.
+
+Works on plain tables of answers, one row per example: ``label``, ``prediction``, and where it was
+measured ``margin``, beside any column that groups come from. Pure pandas and numpy.
+
+Models are compared on the same examples, so the bootstrap is paired: every resample draws examples
+within each group once, for all models. The gap is the one between two *named* groups, the best and
+the worst of the first model; for the other models it keeps these groups, and is negative where the
+order turned round. (A gap between whatever groups are then furthest apart grows by chance alone.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from stagelens.contracts import SetError
+
+MINIMUM = 10
+"""Examples with a label that a group must have to be called best or worst."""
+
+GROUP_COLUMNS = (
+    "model",
+    "group",
+    "n",
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "margin",
+    "margin_low",
+    "margin_high",
+)
+CLASS_COLUMNS = (
+    "model",
+    "group",
+    "label",
+    "n",
+    "missed",
+    "missed_low",
+    "missed_high",
+    "others",
+    "false",
+    "false_low",
+    "false_high",
+)
+GAP_COLUMNS = (
+    "model",
+    "gap",
+    "gap_low",
+    "gap_high",
+    "change",
+    "change_low",
+    "change_high",
+    "worst",
+    "worst_value",
+)
+_CELLS = 5_000_000
+"""Resampled examples that are in memory at a time."""
+
+
+@dataclass(frozen=True)
+class GroupMetrics:
+    """Models on the groups of a set. Intervals are 95 %.
+
+    Attributes:
+        groups: One row per model and group (:data:`GROUP_COLUMNS`); the row over all examples has
+            a null ``group``. ``n`` counts examples with a label; figures are NaN for a model that
+            gives no answer, as without a refused stage.
+        classes: One row per model, group and class (:data:`CLASS_COLUMNS`). ``missed`` is the
+            share of the group's ``n`` examples of the class that are answered otherwise,
+            ``false`` the share of its ``others`` (examples of other classes) that are answered
+            with it.
+        gaps: One row per model (:data:`GAP_COLUMNS`), empty where fewer than two groups have
+            :data:`MINIMUM` examples. ``gap`` is the value on ``best`` minus that on ``worst``;
+            ``change`` is the gap of the first model minus this one's, so positive where the first
+            is the more unequal. ``worst`` is the model's own worst group.
+        measure: What the gap is in: ``"accuracy"`` or ``"margin"``.
+        best: The first model's best group; None without a gap.
+        worst: Its worst group.
+        unlabelled: Examples that are left out because they have no label.
+    """
+
+    groups: pd.DataFrame
+    classes: pd.DataFrame
+    gaps: pd.DataFrame
+    measure: str
+    best: str | None
+    worst: str | None
+    unlabelled: int
+
+
+def crossed(table: pd.DataFrame, columns: Sequence[str]) -> pd.Series:
+    """One group name per example: the values of the columns, ``"stamped · 3"``; null where any is.
+
+    Args:
+        table: One row per example.
+        columns: One or several of its columns.
+
+    Raises:
+        SetError: A column is not there; names those that are.
+    """
+    missing = [name for name in columns if name not in table]
+    if missing:
+        raise SetError(
+            f"there is no column {missing[0]!r} to make groups of; choose one of "
+            f"{', '.join(map(str, table.columns))}"
+        )
+    name = table[columns[0]].astype(object).map(str, na_action="ignore")
+    for column in columns[1:]:
+        name = name + " · " + table[column].astype(object).map(str, na_action="ignore")
+    return name
+
+
+def group_metrics(
+    models: Mapping[str, pd.DataFrame],
+    by: Sequence[str],
+    measure: str = "accuracy",
+    resamples: int = 1000,
+    seed: int = 0,
+) -> GroupMetrics:
+    """Measure models on the groups of a set, and the gap between the best and the worst of them.
+
+    Args:
+        models: Name to answers on the same examples in the same order; the gap is that of the
+            first. ``label``, ``prediction`` and the columns of ``by``; ``margin`` where there is
+            one.
+        by: Columns that groups come from; several are crossed.
+        measure: What best, worst and the gap are about: ``"accuracy"`` or ``"margin"``.
+        resamples: Of the bootstrap; fewer on large sets, where intervals are narrow anyway.
+        seed: Makes the intervals the same again.
+
+    Raises:
+        SetError: A column is not there, or the models were measured on different examples.
+    """
+    first = next(iter(models.values()))
+    _check_same(models)
+    labelled = first["label"].notna().to_numpy()
+    data = _Data.of(
+        {name: table[labelled] for name, table in models.items()}, crossed(first, by)[labelled]
+    )
+    drawn = _bootstrap(data, resamples, seed)
+    groups = _group_rows(data, drawn)
+    best, worst, gaps = _gaps(data, groups, drawn, measure)
+    unlabelled = int((~labelled).sum())
+    return GroupMetrics(groups, _class_rows(data), gaps, measure, best, worst, unlabelled)
+
+
+def _check_same(models: Mapping[str, pd.DataFrame]) -> None:
+    tables = list(models.values())
+    for name, table in models.items():
+        same = len(table) == len(tables[0])
+        if same and "example_id" in table and "example_id" in tables[0]:
+            same = bool((table["example_id"].array == tables[0]["example_id"].array).all())
+        if not same:
+            raise SetError(
+                f"{name} was measured on other examples than {next(iter(models))}; measure both "
+                "on one set, in one order"
+            )
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Answers as numbers, over the N examples with a label.
+
+    Attributes:
+        models: M names.
+        groups: G names; ``group`` (N,) holds places among them, -1 where an example is in none.
+        classes: C names of labels and answers; ``label`` (N,) and ``answer`` (N, M) hold places
+            among them, -1 where there is no answer.
+        values: (N, 2, M) right (1, 0, or NaN without an answer) and margin of each model.
+    """
+
+    models: list[str]
+    groups: list[str]
+    group: np.ndarray
+    classes: list[str]
+    label: np.ndarray
+    answer: np.ndarray
+    values: np.ndarray
+
+    @classmethod
+    def of(cls, models: Mapping[str, pd.DataFrame], group: pd.Series) -> _Data:
+        tables = list(models.values())
+        columns = [tables[0]["label"], *(table["prediction"] for table in tables)]
+        texts = [column.astype(object).map(str, na_action="ignore") for column in columns]
+        places, classes = pd.factorize(pd.concat(texts, ignore_index=True), sort=True)
+        label, *answers = places.reshape(len(columns), -1)
+        answer = np.stack(answers, axis=1)
+        right = np.where(answer < 0, np.nan, answer == label[:, None])
+        margins = [
+            table["margin"].to_numpy(dtype=float)
+            if "margin" in table
+            else np.full(len(table), np.nan)
+            for table in tables
+        ]
+        codes, names = pd.factorize(group, sort=True)
+        values = np.stack([right, np.stack(margins, axis=1)], axis=1)
+        return cls(list(models), list(names), codes, list(classes), label, answer, values)
+
+    def members(self) -> list[tuple[str | None, np.ndarray]]:
+        """All examples, under None, then those of each group, as (N,) masks."""
+        everyone = np.ones(len(self.group), dtype=bool)
+        return [(None, everyone), *((n, self.group == i) for i, n in enumerate(self.groups))]
+
+
+# ----------------------------------------------------------------------------------- bootstrap
+
+
+def _bootstrap(data: _Data, resamples: int, seed: int) -> dict[str | None, np.ndarray]:
+    """Resampled means, by group; None stands for all examples.
+
+    Returns:
+        Group to (R, 2, M): accuracy and margin of each model.
+    """
+    random = np.random.default_rng(seed)
+    resamples = max(200, min(resamples, 20_000_000 // max(len(data.values), 1)))
+    drawn: dict[str | None, np.ndarray] = {}
+    total, count = np.zeros((resamples, *data.values.shape[1:])), 0
+    for place in sorted(set(data.group)):
+        rows = data.values[data.group == place]
+        means = _resampled(rows, resamples, random)
+        total, count = total + len(rows) * means, count + len(rows)
+        if place >= 0:
+            drawn[data.groups[place]] = means
+    drawn[None] = total / count if count else np.full_like(total, np.nan)
+    return drawn
+
+
+def _resampled(rows: np.ndarray, resamples: int, random: np.random.Generator) -> np.ndarray:
+    """Means of ``resamples`` draws of (n, 2, M) rows with replacement."""
+    flat = rows.reshape(len(rows), -1)
+    block = max(1, _CELLS // len(rows))
+    parts = []
+    for start in range(0, resamples, block):
+        count = min(block, resamples - start)
+        drawn = random.integers(0, len(rows), (count, len(rows)))
+        # How often each example was drawn: one product then gives the sums of all columns.
+        flat_places = drawn + len(rows) * np.arange(count)[:, None]
+        times = np.bincount(flat_places.ravel(), minlength=count * len(rows))
+        parts.append(times.reshape(count, len(rows)) @ flat / len(rows))
+    return np.concatenate(parts).reshape(resamples, *rows.shape[1:])
+
+
+def _interval(draws: np.ndarray) -> tuple[float, float]:
+    if not np.isfinite(draws).all():
+        return float("nan"), float("nan")
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _rate(hits: np.ndarray) -> tuple[float, float, float]:
+    """A share and its interval; the bootstrap of a share is binomial, so nothing is drawn."""
+    from scipy.stats import binom
+
+    if len(hits) == 0 or not np.isfinite(hits).all():
+        return (float("nan"),) * 3
+    share = float(hits.mean())
+    low, high = binom.ppf([0.025, 0.975], len(hits), share) / len(hits)
+    return share, float(low), float(high)
+
+
+# ---------------------------------------------------------------------------------------- rows
+
+
+def _group_rows(data: _Data, drawn: Mapping[str | None, np.ndarray]) -> pd.DataFrame:
+    rows = []
+    for number, model in enumerate(data.models):
+        for name, of in data.members():
+            right, margin = data.values[of, :, number].T
+            mean = float(margin.mean()) if of.any() else float("nan")
+            interval = _interval(drawn[name][:, 1, number])
+            rows.append((model, name, int(of.sum()), *_rate(right), mean, *interval))
+    return pd.DataFrame(rows, columns=list(GROUP_COLUMNS))
+
+
+def _class_rows(data: _Data) -> pd.DataFrame:
+    rows = []
+    for number, model in enumerate(data.models):
+        right, answer = data.values[:, 0, number], data.answer[:, number]
+        for name, of in data.members():
+            for place in sorted(set(data.label)):
+                mine, others = of & (data.label == place), of & (data.label != place)
+                called = np.where(answer < 0, np.nan, answer == place)
+                missed, false = _rate(1 - right[mine]), _rate(called[others])
+                counts = int(mine.sum()), int(others.sum())
+                own = data.classes[place]
+                rows.append((model, name, own, counts[0], *missed, counts[1], *false))
+    return pd.DataFrame(rows, columns=list(CLASS_COLUMNS))
+
+
+def _gaps(
+    data: _Data, groups: pd.DataFrame, drawn: Mapping[str | None, np.ndarray], measure: str
+) -> tuple[str | None, str | None, pd.DataFrame]:
+    """Best and worst group of the first model, and the gap between them for every model."""
+    models = data.models
+    nothing = pd.DataFrame(columns=list(GAP_COLUMNS))
+    large = groups[groups["group"].notna() & (groups["n"] >= MINIMUM)]
+    values = large.pivot(index="group", columns="model", values=measure)
+    if len(values) < 2 or not np.isfinite(values[models[0]]).all():
+        return None, None, nothing
+    best, worst = str(values[models[0]].idxmax()), str(values[models[0]].idxmin())
+    if best == worst:  # all are equal
+        best, worst = (str(name) for name in values.index[:2])
+    which = 0 if measure == "accuracy" else 1
+    draws = drawn[best][:, which] - drawn[worst][:, which]  # (R, M)
+    exact = values.loc[best] - values.loc[worst]
+    rows = []
+    for number, model in enumerate(models):
+        own_worst, value = None, float("nan")
+        if np.isfinite(values[model]).all():
+            own_worst = str(values[model].idxmin())
+            value = float(values[model].min())
+        rows.append(
+            (
+                model,
+                float(exact[model]),
+                *_interval(draws[:, number]),
+                float(exact[models[0]] - exact[model]),
+                *_interval(draws[:, 0] - draws[:, number]),
+                own_worst,
+                value,
+            )
+        )
+    return best, worst, pd.DataFrame(rows, columns=list(GAP_COLUMNS))

@@ -1,0 +1,76 @@
+"""The strongest mean effects of a table as sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stagelens.contracts import Behaviour
+from stagelens.estimators.stage_trust import StageTrust
+from stagelens.wording.sentences import Sentence, is_certain, mean_sentence
+from stagelens.wording.trust_words import trust_word
+
+from .summary import stage_summary
+
+FEWEST = 20
+"""Examples that a headline must rest on: of fewer, a single one moves accuracy by 5 points."""
+
+
+def headlines(
+    table: pd.DataFrame,
+    behaviour: Behaviour,
+    stages: Sequence[str],
+    trust: Mapping[str, StageTrust],
+    noun: str = "example",
+    by: str | None = None,
+    limit: int = 3,
+    groups_only: bool = False,
+    orders: pd.DataFrame | None = None,
+) -> list[Sentence]:
+    """The strongest mean effects as sentences, each of another stage or of opposite sign.
+
+    Only what stands out is said: a mean effect over at least :data:`FEWEST` examples must exceed
+    two standard errors over them and, where it is known, the training noise. Stages that are
+    refused, and those whose estimate does not agree with its replay, give none. What may be leaned
+    on comes before what is rough; of equals the strongest blame comes first, because that is what
+    people act on, and the others follow by size.
+
+    Args:
+        table: An effect table, with :func:`with_accuracy` applied where accuracy is asked for.
+        behaviour: Which of its behaviours.
+        stages: Stage names in training order.
+        trust: What is known of each stage's counterfactual.
+        noun: What an example is called.
+        by: Metadata column whose groups are looked at beside all examples.
+        limit: How many sentences at most.
+        groups_only: Say nothing about all examples, because ``table`` is a part of them.
+        orders: Effects in several orders of the batches; None where the noise is not known.
+    """
+    frames = [] if groups_only else [stage_summary(table, behaviour, stages, None, orders)]
+    if by is not None:
+        frames.append(stage_summary(table, behaviour, stages, by, orders))
+    rows = []
+    for row in (row for frame in frames for row in frame.to_dict("records")):
+        known = trust.get(str(row["stage"]))
+        if _stands_out(row) and (
+            known is None or trust_word(known, behaviour.name) not in ("disagrees", "refused")
+        ):
+            rows.append((not is_certain(known, behaviour), -abs(row["effect"]), row))
+    rows.sort(key=lambda each: each[:2])
+    blamed = [row for rough, _, row in rows if rough == rows[0][0] and row["gain"] < 0]
+    chosen: list[dict[str, Any]] = []
+    for row in [*blamed[:1], *(row for *_, row in rows)]:
+        seen = {(each["stage"], each["gain"] > 0) for each in chosen}
+        if (row["stage"], row["gain"] > 0) not in seen and len(chosen) < limit:
+            chosen.append(row)
+    return [mean_sentence(row, behaviour, noun, by, trust.get(str(row["stage"]))) for row in chosen]
+
+
+def _stands_out(row: Mapping[str, Any]) -> bool:
+    if row["n"] < FEWEST or not np.isfinite(row["effect"]) or row["effect"] == 0:
+        return False
+    within = pd.notna(row["within_noise"]) and bool(row["within_noise"])
+    return not within and bool(abs(row["effect"]) > 2 * row["error"])

@@ -1,0 +1,249 @@
+"""From effect tables to the numbers that people read: means by stage, by group, by boundary.
+
+Sign convention, everywhere: ``effect = final - without``. The *gain* of a stage is ``sign *
+effect``, with the behaviour's own sign (+1 where higher is better, -1 where lower is), so a
+positive gain is credit and a negative one is blame, for every behaviour. Per stage, credit and
+blame are the means of the positive and of the negative parts of the gain over all examples, so
+``credit + blame`` is the mean gain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from stagelens.contracts import ACCURACY, BASE, Behaviour
+from stagelens.runs.run import Stage
+
+SUMMARY_COLUMNS = (
+    "stage",
+    "group",
+    "n",
+    "missing",
+    "final",
+    "without",
+    "effect",
+    "gain",
+    "credit",
+    "blame",
+    "credit_share",
+    "blame_share",
+    "error",
+    "noise_share",
+    "noise_sd",
+    "within_noise",
+)
+"""Columns of :func:`stage_summary`; ``group`` is null in rows over all examples."""
+
+
+_CURVE_POINTS = 240
+"""Of a stage's learning rate: what a screen can show."""
+
+
+def with_accuracy(table: pd.DataFrame) -> pd.DataFrame:
+    """An effect table with rows for the derived behaviour ``accuracy`` added.
+
+    Args:
+        table: An effect table. Answers stand in every row, so one behaviour's rows give them.
+
+    Returns:
+        The same columns. ``final`` and ``without`` of the new rows are 1 where the answer is the
+        label, 0 where it is not, and NaN where the example has no label or the stage was refused.
+    """
+    if table.empty or "label" not in table or table["label"].isna().all():
+        return table
+    table, rows = _as_accuracy(table)
+    return pd.concat([table, _right_or_not(rows)], ignore_index=True)
+
+
+def accuracy_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows that :func:`with_accuracy` adds to an effect table of labelled examples."""
+    return _right_or_not(_as_accuracy(table)[1])
+
+
+def _right_or_not(rows: pd.DataFrame) -> pd.DataFrame:
+    final = right_answers(rows["prediction"], rows["label"])
+    without = right_answers(rows["prediction_without"], rows["label"])
+    return rows.assign(
+        final=final,
+        without=without,
+        effect=final - without,
+        within_noise=pd.Series(pd.NA, rows.index, dtype="boolean"),
+    )
+
+
+def boundaries_with_accuracy(table: pd.DataFrame, examples: pd.DataFrame) -> pd.DataFrame:
+    """A boundary table with the derived behaviour ``accuracy`` and the set's own columns.
+
+    Args:
+        table: A boundary table.
+        examples: One row per example, with ``example_id`` and further columns.
+    """
+    own = examples.set_index("example_id")
+    rows_of = own.index.get_indexer(table["example_id"])
+    added = {
+        name: own[name].take(rows_of).set_axis(table.index)
+        for name in own.columns
+        if name not in table.columns
+    }
+    table = table.assign(**added)
+    if table.empty or "label" not in table or table["label"].isna().all():
+        return table
+    table, rows = _as_accuracy(table)
+    rows["value"] = right_answers(rows["prediction"], rows["label"])
+    return pd.concat([table, rows], ignore_index=True)
+
+
+def _as_accuracy(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The table, and its rows of the first behaviour, named accuracy; of equal types."""
+    behaviours = table["behaviour"]
+    rows = table[behaviours == behaviours.iloc[0]]
+    if not isinstance(behaviours.dtype, pd.CategoricalDtype):
+        return table, rows.assign(behaviour=ACCURACY.name)
+    if ACCURACY.name not in behaviours.cat.categories:
+        behaviours = behaviours.cat.add_categories([ACCURACY.name])
+    named = pd.Series(ACCURACY.name, rows.index, dtype=behaviours.dtype)
+    return table.assign(behaviour=behaviours), rows.assign(behaviour=named)
+
+
+def right_answers(answers: pd.Series, labels: pd.Series) -> pd.Series:
+    """1 where an answer is the label, 0 where it is not, NaN where one of them is not known."""
+    known = answers.notna() & labels.notna()
+    if answers.dtype != labels.dtype or not isinstance(answers.dtype, pd.CategoricalDtype):
+        answers, labels = answers.astype(object), labels.astype(object)
+    return (answers == labels).astype(float).where(known, np.nan)
+
+
+def stage_summary(
+    table: pd.DataFrame,
+    behaviour: Behaviour,
+    stages: Sequence[str],
+    by: str | None = None,
+    orders: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """Means per stage, over all examples or per group.
+
+    Args:
+        table: An effect table, with :func:`with_accuracy` applied where accuracy is asked for.
+        behaviour: Which of its behaviours.
+        stages: Stage names in training order; rows come in this order.
+        by: Column to group by; None for all examples.
+        orders: Effects in several orders of the batches, as ``noise.load_orders`` gives them;
+            None where the training noise is not known.
+
+    Returns:
+        :data:`SUMMARY_COLUMNS`. ``n`` examples were measured, ``missing`` had no value (no label,
+        or a refused stage). ``error`` is the standard error of the mean effect over examples,
+        ``noise_share`` the share of examples whose effect is within training noise, ``noise_sd``
+        the standard deviation of the mean effect over orders (NaN: not known), ``within_noise``
+        whether the mean effect is less than two of these (NA: not known). A refused stage keeps
+        its row, with NaN.
+    """
+    rows = table[table["behaviour"] == behaviour.name]
+    rows = rows.assign(_gain=behaviour.sign * rows["effect"])
+    keys = ["stage"] if by is None else ["stage", by]
+    noise = _noise_of_means(rows, orders, behaviour, keys)
+    result = []
+    for key, part in rows.groupby(keys, sort=True, dropna=True, observed=True):
+        stage, group = (key[0], None) if by is None else key
+        means = _means(part)
+        sd = noise.get(key, np.nan)
+        known = np.isfinite(sd) and means["n"] > 0
+        within = abs(means["effect"]) < 2 * sd if known else None
+        result.append(
+            {"stage": stage, "group": group, **means, "noise_sd": sd, "within_noise": within}
+        )
+    summary = pd.DataFrame(result, columns=list(SUMMARY_COLUMNS))
+    summary["within_noise"] = summary["within_noise"].astype("boolean")
+    order = {name: position for position, name in enumerate(stages)}
+    summary = summary[summary["stage"].isin(order)]
+    return summary.sort_values(
+        "stage", key=lambda column: column.map(order), kind="stable"
+    ).reset_index(drop=True)
+
+
+def _noise_of_means(
+    rows: pd.DataFrame, orders: pd.DataFrame | None, behaviour: Behaviour, keys: list[str]
+) -> dict[tuple[str, ...], float]:
+    """Standard deviation of the mean effect over orders, for the examples in ``rows``."""
+    if orders is None:
+        return {}
+    members = rows[["example_id", *keys]]
+    effects = orders[orders["behaviour"] == behaviour.name].merge(
+        members, on=["stage", "example_id"]
+    )
+    means = effects.groupby([*keys, "order"], observed=True)["effect"].mean()
+    found = means.groupby(level=keys, observed=True).std()
+    return {key if isinstance(key, tuple) else (key,): float(sd) for key, sd in found.items()}
+
+
+def _means(part: pd.DataFrame) -> dict[str, float]:
+    gain = part["_gain"].dropna()
+    effect = part["effect"].dropna()
+    n = len(effect)
+    noise = part["within_noise"].dropna()
+    return {
+        "n": n,
+        "missing": len(part) - n,
+        "final": float(part["final"].mean()),
+        "without": float(part["without"].mean()),
+        "effect": float(effect.mean()) if n else np.nan,
+        "gain": float(gain.mean()) if n else np.nan,
+        "credit": float(gain.clip(lower=0).mean()) if n else np.nan,
+        "blame": float(gain.clip(upper=0).mean()) if n else np.nan,
+        "credit_share": float((gain > 0).mean()) if n else np.nan,
+        "blame_share": float((gain < 0).mean()) if n else np.nan,
+        "error": float(effect.std(ddof=1) / np.sqrt(n)) if n > 1 else np.nan,
+        "noise_share": float(noise.astype(bool).mean()) if len(noise) else np.nan,
+    }
+
+
+def boundary_summary(
+    table: pd.DataFrame,
+    behaviour: Behaviour,
+    stages: Sequence[str],
+    by: str | None = None,
+) -> pd.DataFrame:
+    """Mean of a behaviour after each boundary.
+
+    Returns:
+        ``boundary`` (``base`` first, then stages in training order), ``group`` (null where
+        ``by`` is None), ``n`` and ``value``.
+    """
+    rows = table[table["behaviour"] == behaviour.name]
+    keys = ["boundary"] if by is None else ["boundary", by]
+    means = (
+        rows.groupby(keys, sort=True, dropna=True, observed=True)["value"]
+        .agg(n="count", value="mean")
+        .reset_index()
+    )
+    means = means.rename(columns={by: "group"}) if by is not None else means.assign(group=None)
+    order = {name: position for position, name in enumerate((BASE, *stages))}
+    means = means[means["boundary"].isin(order)]
+    means = means.sort_values("boundary", key=lambda c: c.map(order), kind="stable")
+    return means[["boundary", "group", "n", "value"]].reset_index(drop=True)
+
+
+def learning_rates(stages: Iterable[Stage]) -> pd.DataFrame:
+    """``stage``, ``step``, ``lr`` of every stage, thinned to what a screen can show."""
+    parts = []
+    for stage in stages:
+        table = stage.table()
+        every = max(len(table) // _CURVE_POINTS, 1)
+        kept = table.iloc[::every]
+        if len(table) and kept.index[-1] != table.index[-1]:
+            kept = pd.concat([kept, table.iloc[[-1]]])
+        parts.append(kept.assign(stage=stage.name)[["stage", "step", "lr"]])
+    if not parts:
+        return pd.DataFrame({"stage": [], "step": [], "lr": []})
+    return pd.concat(parts, ignore_index=True)
+
+
+def group_columns(table: pd.DataFrame, columns: Iterable[str], limit: int = 12) -> list[str]:
+    """Columns that can stand as groups, ``group`` first: two to ``limit`` different values."""
+    usable = [
+        name for name in columns if name in table and 2 <= table[name].nunique(dropna=True) <= limit
+    ]
+    return sorted(usable, key=lambda name: (name != "group", name == "label"))

@@ -1,0 +1,346 @@
+"""Counterfactuals by name of the estimator, cached by digest; the last stage comes for free."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from stagelens.compute import processes
+from stagelens.contracts import Progress, Refused, RunError, no_progress
+from stagelens.runs.files import write_json
+from stagelens.runs.run import Run, Stage
+from stagelens.runs.schema import FileRef, StateRef, digest
+from stagelens.runs.states import Weights, not_finite, save_tensors
+from stagelens.runs.streaming import map_tensors
+
+from .coarse_replay import CoarseReplay
+from .protocol import METHOD, Counterfactual, Estimator, Twins
+from .replay import Replay, check_together
+from .stage_trust import StageTrust
+from .task_vector import TaskVector, WithoutStage, keeps, subtract_stage
+from .unrolled import UnrolledJump, UnrolledScale
+
+ESTIMATORS: Mapping[str, Callable[..., Estimator]] = {
+    TaskVector.name: TaskVector,
+    UnrolledJump.name: UnrolledJump,
+    UnrolledScale.name: UnrolledScale,
+    CoarseReplay.name: CoarseReplay,
+    Replay.name: Replay,
+}
+"""Estimators by name, cheapest first."""
+
+
+def make_estimator(name: str, settings: Mapping[str, Any] | None = None) -> Estimator:
+    """An estimator by name.
+
+    Args:
+        name: One of :data:`ESTIMATORS`.
+        settings: Its own arguments, for instance ``{"budget": 0.25}``; None for the defaults.
+
+    Raises:
+        Refused: There is none of that name (lists those that exist), or it does not take a
+            setting.
+    """
+    if name not in ESTIMATORS:
+        raise Refused(f"there is no estimator {name!r}; use one of {', '.join(ESTIMATORS)}")
+    try:
+        return ESTIMATORS[name](**(settings or {}))
+    except TypeError:
+        given = ", ".join(settings or {})
+        raise Refused(f"{name} does not take the setting {given}; leave it away") from None
+
+
+def default_estimator(run: Run) -> str:
+    """``coarse-replay`` where batches of all later stages were kept, else ``task-vector``."""
+    later = all(s.steps > 0 and s.facts.keep_batches != "none" for s in run.stages[1:])
+    recorded = any(s.facts.origin == "recorded" for s in run.stages)
+    return CoarseReplay.name if later and recorded else TaskVector.name
+
+
+def counterfactuals(
+    run: Run,
+    estimator: Estimator,
+    stages: Sequence[Stage],
+    progress: Progress = no_progress,
+) -> Iterator[Counterfactual]:
+    """The model without each of ``stages``, in their order; from the cache where it is there.
+
+    Without the last stage the model is the stage's own start state, and without a stage that
+    changed nothing it is the final model: exact and free, whatever the estimator. What an
+    estimator refuses comes as a counterfactual without weights; so does what is not finite.
+
+    Args:
+        run: The run.
+        estimator: Computes what is not in the cache.
+        stages: Finished stages of the run.
+        progress: Told of the work that is not in the cache.
+
+    Raises:
+        Refused: Training diverged, so that there is no final model to speak of.
+    """
+    check_final(run)
+    found: dict[str, Counterfactual] = {}
+    for stage in stages:
+        if stage.index == len(run.stages) - 1:
+            found[stage.name] = _finite(stage, _without_last(stage, estimator.name))
+        elif _changed_nothing(run, stage):
+            trust = exact_trust(stage, estimator.name, "The stage changed nothing.")
+            found[stage.name] = Counterfactual(stage.name, run.last.end().model, trust)
+        elif (cached := _load(run, stage, estimator)) is not None:
+            found[stage.name] = cached
+    names = processes.by_main(lambda: [s.name for s in stages if s.name not in found])
+    missing = [run.stage(name) for name in names]
+    in_step = isinstance(estimator, Replay) and estimator.split
+    if missing and in_step:
+        found |= _in_step(run, estimator, missing, progress)
+    elif missing and processes.count() > 1 and not isinstance(estimator, TaskVector):
+        found |= _shared_out(run, estimator, missing, progress)
+    elif missing:
+        for computed in _computed(run, estimator, missing, progress):
+            stage = run.stage(computed.stage)
+            found[stage.name] = _kept(run, stage, estimator, computed)
+    yield from (found[stage.name] for stage in stages)
+
+
+def _in_step(
+    run: Run, estimator: Estimator, stages: Sequence[Stage], progress: Progress
+) -> dict[str, Counterfactual]:
+    """Every counterfactual by all processes together; the main one writes it to the cache.
+
+    What fails in one process ends it, and so the others, which wait for its gradients.
+    """
+    found = {}
+    for computed in _computed(run, estimator, stages, progress):
+        stage = run.stage(computed.stage)
+
+        def keep(stage: Stage = stage, computed: Counterfactual = computed) -> None:
+            _kept(run, stage, estimator, computed)
+
+        processes.by_main(keep)
+        found[stage.name] = computed
+    return found
+
+
+def _shared_out(
+    run: Run, estimator: Estimator, stages: Sequence[Stage], progress: Progress
+) -> dict[str, Counterfactual]:
+    """Whole counterfactuals, each computed by one process and read by all from the cache."""
+    if isinstance(estimator, Replay):
+        check_together(run, stages, progress)
+
+    def work() -> list[StageTrust]:
+        """Of the stages that are refused: these have nothing in the cache."""
+        mine = processes.share_of_work(stages, run.steps_after)
+        kept = [
+            _kept(run, run.stage(computed.stage), estimator, computed)
+            for computed in (_computed(run, estimator, mine, progress) if mine else ())
+        ]
+        progress(1.0, "waiting for the other processes")
+        return [each.trust for each in kept if each.weights is None]
+
+    refused = {trust.stage: trust for own in processes.together(work) for trust in own}
+    found = {name: Counterfactual(name, None, trust) for name, trust in refused.items()}
+    for stage in stages:
+        if stage.name not in found:
+            cached = _load(run, stage, estimator)
+            if cached is None:
+                raise RunError(
+                    f"the model without {stage.name!r} was computed by another process and is not "
+                    f"seen in {run.path}; start the command again"
+                )
+            found[stage.name] = cached
+    return found
+
+
+def check_final(run: Run) -> None:
+    """Refuse a run whose training ended with weights that are not finite.
+
+    Raises:
+        Refused: It did; names the stage in which training diverged, and what to do.
+    """
+    name = diverged(run.last, run.last.end().model)
+    if name is None:
+        return
+    first = run.last
+    for stage in reversed(run.stages[:-1]):
+        if diverged(stage, stage.end().model) is None:
+            break
+        first = stage
+    raise Refused(
+        f"training diverged in stage {first.name!r}: weights of the final model are NaN or "
+        f"infinite ({name}), so its answers mean nothing, and no stage has an effect on them; "
+        "train with a lower learning rate, or with clipping, and record the run again"
+    )
+
+
+def diverged(stage: Stage, weights: Weights) -> str | None:
+    """A parameter of a stage's model that is NaN or infinite in some weights; None for none."""
+    return not_finite(weights, stage.facts.trainable or weights)
+
+
+def _finite(stage: Stage, found: Counterfactual) -> Counterfactual:
+    """The counterfactual, refused where its weights are not finite."""
+    if found.weights is None:
+        return found
+    models: list[Weights] = [found.weights]
+    if isinstance(found.weights, WithoutStage):
+        models = [stage.start().model, stage.end().model]  # it is computed anew at each look
+    elif found.twins is not None:
+        models += [found.twins.factual, found.twins.counterfactual]
+    for model in models:
+        name = diverged(stage, model)
+        if name is not None:
+            reason = f"Weights of the model without it are NaN or infinite ({name})."
+            return _refused(stage, found.trust.estimator, reason)
+    return found
+
+
+def _changed_nothing(run: Run, stage: Stage) -> bool:
+    """Whether a stage ended as it began, and left nothing else behind for the next one."""
+    start, end = stage.facts.start, stage.facts.end
+    following = run.stages[stage.index + 1].facts.boundary
+    if end is None or stage.appeared or following.optimizer != "new":
+        return False
+    return _content(start) == _content(end)
+
+
+def _content(state: StateRef) -> tuple[object, ...]:
+    """What tells the parameters and buffers of one state from those of another."""
+    fixed = state.fixed.sha256 if state.fixed is not None else None
+    return [file.sha256 for file in state.shards], fixed, state.names
+
+
+def _computed(
+    run: Run, estimator: Estimator, stages: Sequence[Stage], progress: Progress
+) -> Iterator[Counterfactual]:
+    """All stages together, so that they share work; each alone where one of them is refused."""
+    given: set[str] = set()
+    try:
+        for computed in estimator.counterfactuals(run, stages, progress):
+            given.add(computed.stage)
+            yield computed
+    except Refused as refusal:
+        if len(stages) == 1:
+            yield _refused(stages[0], estimator.name, str(refusal))
+            return
+        for stage in stages:
+            if stage.name not in given:
+                yield from _computed(run, estimator, [stage], progress)
+
+
+def _without_last(stage: Stage, estimator: str) -> Counterfactual:
+    began = time.perf_counter()
+    if stage.appeared:
+        reason = f"The last stage's start is the model without it. {keeps(stage)}."
+        trust = StageTrust(stage=stage.name, estimator=estimator, trust="estimated", reason=reason)
+        return Counterfactual(stage.name, subtract_stage(stage.end().model, stage, []), trust)
+    weights = stage.start().model
+    seconds = time.perf_counter() - began
+    trust = exact_trust(stage, estimator).model_copy(update={"seconds": seconds})
+    return Counterfactual(stage.name, weights, trust)
+
+
+def exact_trust(
+    stage: Stage,
+    estimator: str,
+    reason: str = "The last stage's start is the model without it.",
+) -> StageTrust:
+    """What is known of a counterfactual that is read off the recording, by default the last's."""
+    return StageTrust(
+        stage=stage.name,
+        estimator=estimator,
+        trust="exact",
+        reason=reason,
+        deviation=0.0,
+        expected_error=0.0,
+    )
+
+
+def _refused(stage: Stage, estimator: str, reason: str) -> Counterfactual:
+    trust = StageTrust(stage=stage.name, estimator=estimator, trust="refused", reason=reason)
+    return Counterfactual(stage.name, None, trust)
+
+
+class Cached(BaseModel):
+    """What stands beside cached weights.
+
+    Attributes:
+        trust: What is known of the counterfactual.
+        files: ``weights``; ``factual`` and ``counterfactual`` where there are twins; ``repeated``
+            where a replay is not bit for bit.
+        sampling: See :class:`~stagelens.estimators.protocol.Twins`.
+    """
+
+    trust: StageTrust
+    files: dict[str, FileRef]
+    sampling: float = 0.0
+
+
+def _cache(run: Run, stage: Stage, estimator: Estimator) -> str:
+    key = digest(METHOD, run.digest, stage.name, estimator.name, dict(estimator.settings))[:32]
+    return f"results/counterfactuals/{key}"
+
+
+def _kept(run: Run, stage: Stage, estimator: Estimator, computed: Counterfactual) -> Counterfactual:
+    """Write a counterfactual to the cache; returns it memory-mapped, so that memory is free again.
+
+    It is refused instead where it is not finite.
+
+    A task vector is not written: its weights are read from the states again when they are used.
+    """
+    computed = _finite(stage, computed)
+    if computed.weights is None or isinstance(computed.weights, WithoutStage):
+        return computed
+    prefix = _cache(run, stage, estimator)
+    run.files.inside(prefix)
+    models = {"weights": computed.weights}
+    sampling = computed.twins.sampling if computed.twins is not None else 0.0
+    if computed.twins is not None:
+        models |= {
+            "factual": computed.twins.factual,
+            "counterfactual": computed.twins.counterfactual,
+        }
+    if computed.repeated is not None:
+        models["repeated"] = computed.repeated
+    files = {
+        name: save_tensors(run.path, f"{prefix}.{name}.safetensors", tensors)
+        for name, tensors in models.items()
+    }
+    write_json(
+        run.path / f"{prefix}.json", Cached(trust=computed.trust, files=files, sampling=sampling)
+    )
+    mapped = {name: map_tensors(run.path / file.path) for name, file in files.items()}
+    return _counterfactual(stage, computed.trust, mapped, sampling)
+
+
+def _counterfactual(
+    stage: Stage, trust: StageTrust, models: Mapping[str, Weights], sampling: float
+) -> Counterfactual:
+    twins = None
+    if "factual" in models:
+        twins = Twins(models["factual"], models["counterfactual"], sampling)
+    return Counterfactual(stage.name, models["weights"], trust, twins, models.get("repeated"))
+
+
+def find_cached(run: Run, stage: Stage, estimator: Estimator) -> Cached | None:
+    """What the cache holds for a stage, with the weights unread; None where it holds nothing."""
+    path = run.files.inside(f"{_cache(run, stage, estimator)}.json")
+    try:
+        return Cached.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def _load(run: Run, stage: Stage, estimator: Estimator) -> Counterfactual | None:
+    """From the cache; None where it is not there or was damaged, and is then computed anew."""
+    cached = find_cached(run, stage, estimator)
+    if cached is None:
+        return None
+    try:
+        models = {n: map_tensors(run.files.path(file)) for n, file in cached.files.items()}
+        return _counterfactual(stage, cached.trust, models, cached.sampling)
+    except (RunError, KeyError):
+        return None

@@ -1,0 +1,89 @@
+"""What is known of one counterfactual: its trust, its cost, and how it agrees with a replay."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from stagelens.contracts import Trust
+
+AGREES_R, AGREES_ERROR = 0.9, 0.5
+"""An estimate agrees with replay from this Pearson r on, up to this relative error. Estimates are
+called reliable where 95 % of their like agree; the benchmark counts the same."""
+
+
+class Agreement(BaseModel):
+    """How the estimated effects of one stage compare with those by replay, on one behaviour.
+
+    Attributes:
+        behaviour: Its name.
+        r: Pearson correlation over the examples.
+        slope: Replay on estimate, through the origin: 1 is right, below 1 the estimate overstates.
+        relative_error: Size of the error over the size of the effects by replay.
+    """
+
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
+
+    behaviour: str
+    r: float
+    slope: float
+    relative_error: float
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the estimate is close enough to the replay to be leaned on."""
+        return self.r >= AGREES_R and self.relative_error <= AGREES_ERROR
+
+
+class StageTrust(BaseModel):
+    """What is known of one counterfactual.
+
+    Attributes:
+        stage: The stage that is left out.
+        estimator: How the counterfactual was obtained.
+        trust: exact, verified, estimated or refused.
+        reason: One sentence for people, for instance "Replay repeats the recording bit for
+            bit.".
+        deviation: Where replay is not bit for bit: norm of the difference between the replayed
+            and the recorded end of the later stages, over the norm of what these stages changed.
+        expected_error: Relative error to expect of the effects; None where it is not known.
+        reliable: Whether an estimate may be leaned on without a replay; None where not known.
+        twins_share: Weight of the twins in the effects, the rest is the counterfactual's own; 0
+            without twins.
+        twins_anchor: What the counterfactual twin is compared with: 0 for the factual twin, 1 for
+            the final model, in between for a mean of the two.
+        agreements: With replay, by behaviour; some where ``trust`` is verified. Joined at reading,
+            see ``verification.trusted``.
+        cost: Example-gradients spent, in replays of the later stages.
+        seconds: Wall time that obtaining the counterfactual took.
+    """
+
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
+
+    stage: str
+    estimator: str
+    trust: Trust
+    reason: str
+    deviation: float | None = None
+    expected_error: float | None = None
+    reliable: bool | None = None
+    twins_share: float = 0.0
+    twins_anchor: float = 0.0
+    agreements: tuple[Agreement, ...] = ()
+    cost: float = 0.0
+    seconds: float = 0.0
+
+    def agreement(self, behaviour: str | None = None) -> Agreement | None:
+        """With replay on a behaviour; on the first one where there is none for it, as accuracy."""
+        named = [each for each in self.agreements if each.behaviour == behaviour]
+        return next(iter([*named, *self.agreements]), None)
+
+
+_GROUND_TRUTH_ERROR = 0.1
+"""A replay that is not bit for bit still verifies estimates, where its own expected error is at
+most this."""
+
+
+def is_ground_truth(trust: StageTrust) -> bool:
+    """Whether this is the truth of a stage, or a replay close enough to it to verify others by."""
+    expected = trust.expected_error if trust.estimator == "replay" else None
+    return trust.trust == "exact" or (expected is not None and expected <= _GROUND_TRUTH_ERROR)

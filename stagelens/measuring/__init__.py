@@ -1,0 +1,1 @@
+"""Forward passes of several models over many examples."""

@@ -1,0 +1,210 @@
+"""Measuring models on examples: ordinary forward passes, several models at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from stagelens.compute import devices, processes
+from stagelens.contracts import Example, Progress, Task, no_progress
+from stagelens.runs.batches import to_device
+from stagelens.runs.run import Run, Stage
+from stagelens.runs.sets.evaluation_set import EvaluationSet
+from stagelens.runs.states import Weights
+
+from .partial_results import Shards
+from .placed import Placed
+
+BATCH_SIZE = 256
+_CHUNK = 8
+"""Batches that stay in memory while every model passes over them: inputs are read once, and
+weights are changed once per chunk."""
+
+SHARD = _CHUNK * BATCH_SIZE
+"""Most examples that one process measures before it keeps what it has."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model on N examples.
+
+    Attributes:
+        values: Behaviour name to (N,) float64; NaN where it is not known, or not finite.
+        answers: (N,) printable predictions.
+        confidences: (N,) probability that the model gives to its own prediction.
+    """
+
+    values: Mapping[str, np.ndarray]
+    answers: np.ndarray
+    confidences: np.ndarray
+
+
+def _chunks(batches: Iterable[list[Example]]) -> Iterator[list[list[Example]]]:
+    chunk: list[list[Example]] = []
+    for batch in batches:
+        chunk.append(batch)
+        if len(chunk) == _CHUNK:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def measure(
+    task: Task,
+    model: nn.Module,
+    weights: Sequence[Weights],
+    batches: Iterable[list[Example]],
+    count: int,
+    progress: Progress = no_progress,
+) -> list[Measured]:
+    """Measure several models of one architecture on the same examples, in evaluation mode.
+
+    Args:
+        task: Collates, runs and reads the models.
+        model: A module of the architecture; its weights are overwritten.
+        weights: One entry per model.
+        batches: The examples, batch by batch; gone through once.
+        count: How many examples there are in all, for ``progress``.
+        progress: Told after every chunk of batches.
+
+    Returns:
+        One entry per model, examples in order.
+    """
+    parts: list[list[Measured]] = [[] for _ in weights]
+    placed = Placed(model)
+    done = 0
+    with torch.inference_mode(), devices.full_precision(placed.device):
+        for chunk in _chunks(batches):
+            collated = [to_device(task.collate(examples), placed.device) for examples in chunk]
+            for number, one in enumerate(weights):
+                placed.load(one)
+                parts[number] += [read(task, task.outputs(model, b), b) for b in collated]
+            done += sum(map(len, chunk))
+            progress(done / max(count, 1), f"measuring {len(weights)} models, {done} of {count}")
+    return [_joined(part) for part in parts]
+
+
+def read(task: Task, outputs: Any, batch: Any) -> Measured:
+    """What a forward pass says of the examples of its batch."""
+    predictions = task.predictions(outputs)
+    values = {n: v.double().cpu().numpy() for n, v in task.behaviours(outputs, batch).items()}
+    return Measured(
+        {name: np.where(np.isfinite(value), value, np.nan) for name, value in values.items()},
+        np.asarray(predictions.answers, dtype=object),
+        np.asarray(predictions.confidences, dtype=float),
+    )
+
+
+def _joined(parts: Sequence[Measured]) -> Measured:
+    names = parts[0].values
+    return Measured(
+        {name: np.concatenate([part.values[name] for part in parts]) for name in names},
+        np.concatenate([part.answers for part in parts]),
+        np.concatenate([part.confidences for part in parts]),
+    )
+
+
+def measure_set(
+    run: Run,
+    examples: EvaluationSet,
+    model: nn.Module,
+    weights: Sequence[Weights],
+    key: str,
+    progress: Progress = no_progress,
+) -> list[Measured]:
+    """:func:`measure` on a whole set, shared out over the processes of the job.
+
+    Where it takes more than one shard, finished ones are kept with the run until all are there.
+
+    Args:
+        run: The run.
+        examples: The set.
+        model: A module of the architecture; its weights are overwritten.
+        weights: One entry per model.
+        key: Names the models, and the set.
+        progress: Told after every shard of this process.
+    """
+    size = min(SHARD, math.ceil(examples.count / processes.count()))
+    spans = [(at, min(at + size, examples.count)) for at in range(0, examples.count, max(size, 1))]
+    if len(spans) < 2:
+        batches = examples.batches(BATCH_SIZE)
+        return measure(run.task, model, weights, batches, examples.count, progress)
+    shards = Shards(run, key)
+    names = {span: f"{span[0]}-{span[1]}" for span in spans}
+    left = processes.by_main(lambda: [span for span in spans if names[span] not in shards])
+
+    def measured(start: int, stop: int) -> pd.DataFrame:
+        batches = examples.batches(BATCH_SIZE, start, stop)
+        return _as_frame(measure(run.task, model, weights, batches, stop - start))
+
+    def work() -> None:
+        mine = processes.share_of_work(left, lambda span: span[1] - span[0])
+        total = sum(stop - start for start, stop in mine)
+        done = 0
+        for start, stop in mine:
+            shards.keep(names[start, stop], partial(measured, start, stop))
+            done += stop - start
+            progress(done / total, f"measuring {len(weights)} models, {done} of {total}")
+
+    processes.together(work)
+    parts = [_from_frame(shards.load(name), len(weights)) for name in names.values()]
+    processes.wait()  # until all have read them
+    processes.by_main(shards.clear)
+    return [_joined([part[number] for part in parts]) for number in range(len(weights))]
+
+
+def _as_frame(models: Sequence[Measured]) -> pd.DataFrame:
+    """One row per model and example."""
+    blocks = [
+        pd.DataFrame(
+            {"model": number, "answer": one.answers, "confidence": one.confidences}
+            | {f"value/{name}": values for name, values in one.values.items()}
+        )
+        for number, one in enumerate(models)
+    ]
+    return pd.concat(blocks, ignore_index=True)
+
+
+def _from_frame(frame: pd.DataFrame, count: int) -> list[Measured]:
+    """What :func:`_as_frame` was made of."""
+    return [
+        Measured(
+            {
+                name.removeprefix("value/"): rows[name].to_numpy()
+                for name in rows.columns
+                if name.startswith("value/")
+            },
+            rows["answer"].to_numpy(dtype=object),
+            rows["confidence"].to_numpy(),
+        )
+        for rows in (frame[frame["model"] == number] for number in range(count))
+    ]
+
+
+def answers_as_the_final_model(run: Run, stage: Stage, examples: EvaluationSet) -> bool:
+    """Whether a stage's model gives outputs of the same shapes."""
+    configs = stage.facts.build_config, run.last.facts.build_config
+    if configs[0] == configs[1]:
+        return True
+    batch = run.task.collate(next(examples.batches(1)))
+    models = [run.task.build_model(config).eval() for config in configs]
+    with torch.inference_mode():
+        own, final = (_shapes(run.task.outputs(model, batch)) for model in models)
+    return own == final
+
+
+def _shapes(outputs: Any) -> list[tuple[int, ...]]:
+    if isinstance(outputs, Tensor):
+        return [tuple(outputs.shape)]
+    parts = list(outputs.values()) if isinstance(outputs, Mapping) else outputs
+    nested = isinstance(parts, tuple | list)
+    return [shape for part in parts for shape in _shapes(part)] if nested else []

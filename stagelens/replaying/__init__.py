@@ -1,0 +1,1 @@
+"""Recorded steps run again with torch's own optimisers, exactly or cheaply."""

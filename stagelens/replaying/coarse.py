@@ -1,0 +1,226 @@
+"""Coarse steps: several recorded steps merged into one, on a part of the middle one's batch.
+
+A coarse step stands for r consecutive steps. It computes one gradient g, on a chosen part of the
+middle step's batch (see :mod:`.coarse_steps`), and moves as the r steps would with that gradient:
+
+- SGD: exactly so, ``v_i = mu v_{i-1} + (1 - damp) g~``, ``theta' = theta - sum_i eta_i v_i``, with
+  g~ = g + lam theta;
+- Adam, AdamW: ``m' = b1^r m + (1 - b1^r) g``, ``u' = b2^r u + (1 - b2^r) g^2``, counts ``t + r``,
+  ``theta' = theta - H mhat / (sqrt(uhat) + eps)``, with decay ``1 - H lam`` for AdamW and H the sum
+  of the r learning rates.
+
+For r = 1 and whole batches this is the optimiser's own step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stagelens.compute import devices
+from stagelens.contracts import Task
+from stagelens.runs.batches import to_device
+from stagelens.runs.run import Stage
+from stagelens.runs.states import TrainingState, copied, load_into, model_tensors
+from stagelens.runs.step_records import MicroBatch
+
+from .coarse_plan import CoarseStep
+from .replay import StepRules, loss_of, prepare
+
+_TINY = 1e-30
+
+
+class CoarseModel:
+    """A model on its way through a stage in coarse steps.
+
+    Args:
+        task: Builds the model and computes the loss.
+        stage: Gives optimiser, modes and names.
+        state: The training state to start from.
+    """
+
+    def __init__(self, task: Task, stage: Stage, state: TrainingState) -> None:
+        facts = stage.facts
+        self.task = task
+        self.model = task.build_model(facts.build_config)
+        load_into(self.model, state.model)
+        self.device = devices.computing()
+        self.model.to(self.device)
+        self.rules = StepRules.of(facts)
+        prepare(self.model, self.rules)
+        self.rule = stage.optimizer.name
+        self.groups = [group.parameters for group in stage.optimizer.groups]
+        self.parameters = dict(self.model.named_parameters())
+        self.state = {
+            name: {
+                key: value.to("cpu" if key == "step" else self.device, copy=True)
+                for key, value in tensors.items()
+            }
+            for name, tensors in state.optimizer.items()
+        }
+        norms: list[Any] = [m for m in self.model.modules() if _keeps_running_mean(m)]
+        self.norms = [(module, float(module.momentum)) for module in norms]
+        self.loss = math.nan
+
+    def gradients(
+        self, batches: Sequence[MicroBatch], merged: int, weight: float
+    ) -> dict[str, Tensor]:
+        """Gradient of the thinned step, after clipping; also moves running statistics.
+
+        Args:
+            batches: Micro-batches; their losses are differentiated, each over its divisor.
+            merged: How many steps it stands for.
+            weight: Sum of the factors of all micro-batches of the step; what is kept of them is
+                scaled up to it.
+
+        Returns:
+            Parameter name to gradient; absent where there is none.
+        """
+        for module, momentum in self.norms:
+            module.momentum = 1 - (1 - momentum) ** merged
+        self.model.zero_grad(set_to_none=True)
+        self.loss = 0.0
+        factors = [1 / self.rules.divisor(micro) for micro in batches]
+        scale = weight / sum(factors)
+        for micro, factor in zip(batches, factors, strict=True):
+            devices.restore_random(micro.rng, self.device)
+            batch = to_device(micro.batch, self.device)
+            loss = loss_of(self.task, self.model, batch, self.rules) * (scale * factor)
+            self.loss += float(loss.detach())
+            loss.backward()
+        if self.rules.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.rules.clip_norm)
+        return {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+
+    @torch.no_grad()
+    def step(self, coarse: CoarseStep) -> None:
+        """One coarse step in place of the recorded steps that it stands for."""
+        middle = coarse.middle
+        with torch.enable_grad():
+            weight = middle.weight(self.rules.accumulation)
+            gradients = self.gradients(coarse.batches, len(coarse.facts), weight)
+        self.loss /= weight if middle.plain else 1.0
+        for number, names in enumerate(self.groups):
+            options = [record.groups[number] for record in coarse.facts]
+            present = [name for name in names if name not in middle.missing]
+            self._update(present, gradients, options, middle.groups[number])
+
+    def _update(
+        self,
+        names: Sequence[str],
+        gradients: Mapping[str, Tensor],
+        options: Sequence[Mapping[str, Any]],
+        middle: Mapping[str, Any],
+    ) -> None:
+        rates = [float(option["lr"]) for option in options]
+        for name in names:
+            theta = self.parameters[name]
+            gradient = gradients.get(name, torch.zeros_like(theta))
+            if self.rule == "SGD":
+                self._sgd(name, theta, gradient, rates, middle)
+            else:
+                self._adam(name, theta, gradient, math.fsum(rates), len(rates), middle)
+
+    def _sgd(
+        self,
+        name: str,
+        theta: Tensor,
+        gradient: Tensor,
+        rates: Sequence[float],
+        options: Mapping[str, Any],
+    ) -> None:
+        mu, damp = float(options["momentum"]), float(options["dampening"])
+        gradient = gradient.add(theta, alpha=float(options["weight_decay"]))
+        if mu == 0:
+            theta.sub_(gradient, alpha=math.fsum(rates))
+            return
+        buffer = self.state.get(name, {}).get("momentum_buffer")
+        # After i steps v_i = old v + new g; theta moves by -(moved_v v + moved_g g).
+        old, new, moved_v, moved_g = 1.0, 0.0, 0.0, 0.0
+        for number, rate in enumerate(rates):
+            fresh = buffer is None and number == 0  # torch's first buffer is not dampened
+            old, new = mu * old, mu * new + (1.0 if fresh else 1 - damp)
+            if options["nesterov"]:
+                moved_v, moved_g = moved_v + rate * mu * old, moved_g + rate * (1 + mu * new)
+            else:
+                moved_v, moved_g = moved_v + rate * old, moved_g + rate * new
+        theta.sub_(gradient, alpha=moved_g)
+        if buffer is None:
+            self.state[name] = {"momentum_buffer": gradient * new}
+        else:
+            theta.sub_(buffer, alpha=moved_v)
+            buffer.mul_(old).add_(gradient, alpha=new)
+
+    def _adam(
+        self,
+        name: str,
+        theta: Tensor,
+        gradient: Tensor,
+        rate: float,
+        merged: int,
+        options: Mapping[str, Any],
+    ) -> None:
+        b1, b2 = (float(beta) for beta in options["betas"])
+        decay = float(options["weight_decay"])
+        if self.rule == "AdamW":
+            theta.mul_(1 - rate * decay)
+        elif decay:
+            gradient = gradient.add(theta, alpha=decay)
+        own = self.state.get(name)
+        if own is None:
+            own = self.state[name] = {
+                "step": torch.tensor(0.0),
+                "exp_avg": torch.zeros_like(theta),
+                "exp_avg_sq": torch.zeros_like(theta),
+            }
+        own["step"] += merged
+        m, u, t = own["exp_avg"], own["exp_avg_sq"], float(own["step"])
+        m.lerp_(gradient, 1 - b1**merged)
+        u.mul_(b2**merged).addcmul_(gradient, gradient, value=1 - b2**merged)
+        denominator = u.sqrt().div_(math.sqrt(1 - b2**t)).add_(float(options["eps"]))
+        theta.addcdiv_(m, denominator, value=-rate / (1 - b1**t))
+
+    def snapshot(self) -> TrainingState:
+        """A copy of the training state as it is now."""
+        return TrainingState(
+            {name: copied(tensor) for name, tensor in model_tensors(self.model).items()},
+            {n: {key: copied(value) for key, value in s.items()} for n, s in self.state.items()},
+        )
+
+
+def _keeps_running_mean(module: nn.Module) -> bool:
+    return getattr(module, "running_mean", None) is not None and module.momentum is not None
+
+
+def transfer(
+    recorded: TrainingState, factual: TrainingState, counterfactual: TrainingState
+) -> TrainingState:
+    """Carry the twins' difference over: recorded - (factual - counterfactual).
+
+    Variances and second moments are carried as ratios, so they stay positive.
+    """
+    model = {
+        name: _moved(name, tensor, factual.model[name], counterfactual.model[name])
+        for name, tensor in recorded.model.items()
+    }
+    optimizer = {
+        name: {
+            key: _moved(key, tensor, factual.optimizer[name][key], other[key])
+            for key, tensor in tensors.items()
+        }
+        for name, tensors in recorded.optimizer.items()
+        if name in factual.optimizer and (other := counterfactual.optimizer.get(name)) is not None
+    }
+    return TrainingState(model, optimizer)
+
+
+def _moved(name: str, recorded: Tensor, factual: Tensor, counterfactual: Tensor) -> Tensor:
+    if recorded.dtype in (torch.bool, torch.uint8):
+        return recorded.clone()
+    if name.endswith("running_var") or name == "exp_avg_sq":
+        return recorded * ((counterfactual + _TINY) / (factual + _TINY)).clamp(max=1e3)
+    return recorded - (factual - counterfactual)

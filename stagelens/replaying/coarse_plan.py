@@ -1,0 +1,225 @@
+"""Which recorded steps one coarse step stands for, and which of their examples it looks at."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stagelens.runs.batches import batch_size, flatten, rows_of
+from stagelens.runs.step_records import MicroBatch, StepRecord
+from stagelens.runs.steps import RecordedSteps
+
+_TINY = 1e-30
+
+
+@dataclass(frozen=True)
+class Group:
+    """The recorded steps ``first`` to ``last`` (exclusive) that one coarse step stands for."""
+
+    first: int
+    last: int
+
+    @property
+    def merged(self) -> int:
+        """How many steps, r."""
+        return self.last - self.first
+
+    @property
+    def middle(self) -> int:
+        """The step whose batch is used."""
+        return (self.first + self.last) // 2
+
+
+def groups_of_equal_rate(rates: Sequence[float], count: int) -> list[Group]:
+    """Cut steps into about ``count`` groups of equal summed learning rate.
+
+    What limits merging is the largest sum of a group, so warm-up and decay merge far more than
+    the peak.
+
+    Args:
+        rates: Learning rate of every step.
+        count: Between 1 and the number of steps.
+    """
+    steps = len(rates)
+    count = max(1, min(count, steps))
+    # A step without any learning rate still weighs a little, so that every step has a group.
+    floor = max(sum(rates), _TINY) * 1e-6 / steps
+    total = sum(rates) + floor * steps
+    groups: list[Group] = []
+    first, summed = 0, 0.0
+    for step, rate in enumerate(rates):
+        summed += rate + floor
+        closed = len(groups) + 1
+        if step == steps - 1 or (summed >= total * closed / count - 1e-12 and closed < count):
+            groups.append(Group(first, step + 1))
+            first = step + 1
+    return groups
+
+
+_ITEMS = "num_items_in_batch"
+"""What a ``transformers`` model divides its summed loss by: the labels of the whole step."""
+_IGNORED = -100
+
+
+def take_rows(batch: Any, rows: Sequence[int]) -> Any:
+    """The examples ``rows`` of a batch: those rows of every tensor with one row an example.
+
+    A count of labels that the loss is divided by shrinks as the labels do, so that the loss stays
+    what it is in size.
+    """
+    return rows_of(batch, rows, _rescaled)
+
+
+def _rescaled(whole: Mapping[str, Any], taken: dict[str, Any]) -> dict[str, Any]:
+    if whole.get(_ITEMS) is not None and isinstance(whole.get("labels"), Tensor):
+        taken[_ITEMS] = whole[_ITEMS] * _labels(taken["labels"]) / _labels(whole["labels"])
+    return taken
+
+
+def _labels(labels: Tensor) -> int:
+    """How many there are that a loss is computed from; 1 at least."""
+    return max(int((labels != _IGNORED).sum()), 1)
+
+
+def _kinds(batch: Any) -> list[tuple[int, ...]]:
+    """Per example what has a due of its own: the example itself, and its label where it has one.
+
+    An example is known again by its tensors, padding left out of account: a text is filled up to
+    the longest of its batch, which is another at every epoch. A label is a whole number, one an
+    example.
+    """
+    size = batch_size(batch)
+    rows: list[list[bytes]] = [[] for _ in range(size)]
+    labels: list[list[int]] = [[] for _ in range(size)]
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    kept = mask.bool().numpy() if isinstance(mask, Tensor) and mask.ndim == 2 else None
+    _, tensors = flatten(batch)
+    for place, tensor in enumerate(tensors):
+        if tensor.ndim and tensor.shape[0] == size:
+            values = tensor.reshape(size, -1).view(torch.uint8).numpy()
+            if kept is not None and tensor.shape == kept.shape:
+                values = values.reshape(*kept.shape, -1)
+                own = [row[mine] for row, mine in zip(values, kept, strict=True)]
+            else:
+                own = list(values)
+            for row, part in zip(rows, own, strict=True):
+                row.append(part.tobytes())
+            if tensor.ndim == 1 and not tensor.is_floating_point():
+                for number, value in enumerate(tensor.tolist()):
+                    labels[number].append(hash((place, value)))
+    return [(hash(tuple(row)), *own) for row, own in zip(rows, labels, strict=True)]
+
+
+def _size(size: int, share: float) -> int:
+    """How many examples to keep: two at least, which batch statistics need."""
+    return max(min(size, 2), round(size * share))
+
+
+class Thinning:
+    """Chooses which examples a coarse step keeps, so that over a stage all get their due.
+
+    An example is due its recorded uses, scaled down as the batches are, and so is a label. Of a
+    batch, those are kept that, with their label, have had the least of their due; so what was drawn
+    often is kept often, chance does not choose again, and few examples hold the labels of many.
+
+    Args:
+        share: Of the examples, how many are kept.
+    """
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+        self._due: defaultdict[int, float] = defaultdict(float)
+
+    def keep(self, used: Sequence[MicroBatch], shown: Sequence[MicroBatch]) -> list[MicroBatch]:
+        """The examples to keep of one recorded step.
+
+        Args:
+            used: All micro-batches of the steps that the coarse step stands for.
+            shown: The recorded step's own; fewer of them are kept first, then smaller ones.
+        """
+        if self._share >= 1:
+            return list(shown)
+        kinds = {id(micro): _kinds(micro.batch) for micro in (*used, *shown)}
+        count = max(1, round(len(shown) * self._share))
+        share = min(1.0, len(shown) * self._share / count)
+        sizes = [_size(batch_size(micro.batch), share) for micro in shown[:count]]
+        examples = [example for micro in used for example in kinds[id(micro)]]
+        for kind in chain.from_iterable(examples):
+            self._due[kind] += sum(sizes) / len(examples)
+        return [
+            self._part(micro, kinds[id(micro)], size)
+            for micro, size in zip(shown, sizes, strict=False)
+        ]
+
+    def _part(self, micro: MicroBatch, own: Sequence[tuple[int, ...]], size: int) -> MicroBatch:
+        members: defaultdict[int, list[int]] = defaultdict(list)
+        for row, kinds in enumerate(own):
+            for kind in kinds:
+                members[kind].append(row)
+        due = np.asarray([sum(self._due[kind] for kind in kinds) for kinds in own])
+        rows = []
+        for _ in range(size):
+            row = int(due.argmax())
+            rows.append(row)
+            for kind in own[row]:
+                self._due[kind] -= 1
+                due[members[kind]] -= 1
+            due[row] = -np.inf
+        return MicroBatch(take_rows(micro.batch, sorted(rows)), micro.rng)
+
+
+@dataclass(frozen=True)
+class CoarseStep:
+    """One coarse step, ready to run.
+
+    Attributes:
+        facts: The recorded steps that it stands for, without batches.
+        batches: What its gradient is computed from.
+        last: Number of the step that follows it.
+        examples: How many examples' gradients it costs.
+    """
+
+    facts: list[StepRecord]
+    batches: list[MicroBatch]
+    last: int
+    examples: int
+
+    @property
+    def middle(self) -> StepRecord:
+        """The recorded step in the middle."""
+        return self.facts[len(self.facts) // 2]
+
+
+def coarse_steps(
+    steps: RecordedSteps,
+    merge: float,
+    thin: float,
+    kept: Callable[[int], int] = lambda step: step,
+) -> Iterator[CoarseStep]:
+    """The coarse steps of a stage, in order.
+
+    Args:
+        steps: The stage's recorded steps.
+        merge: Mean number of steps per group, r >= 1.
+        thin: Batches are cut to 1/thin of their examples, q >= 1.
+        kept: Step to the nearest step whose batches were kept.
+    """
+    facts = [steps.facts(number) for number in range(len(steps))]
+    rates = [max(float(group["lr"]) for group in record.groups) for record in facts]
+    thinning = Thinning(1 / thin)
+    for group in groups_of_equal_rate(rates, round(len(steps) / merge)):
+        numbers = range(group.first, group.last) if thin > 1 else range(0)
+        read = {number: steps[number].batches or [] for number in numbers}
+        middle = kept(group.middle)
+        shown = read.get(middle) or steps[middle].batches or []
+        used = [micro for batches in read.values() for micro in batches] or shown
+        batches = thinning.keep(used, shown)
+        examples = sum(batch_size(micro.batch) for micro in batches)
+        yield CoarseStep(facts[group.first : group.last], batches, group.last, examples)

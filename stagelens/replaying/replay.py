@@ -1,0 +1,394 @@
+"""Replay: running recorded steps again, from any training state, with torch's own optimisers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stagelens.compute import devices
+from stagelens.contracts import Progress, Refused, RunError, Task, no_progress
+from stagelens.runs.batches import batch_size, to_device
+from stagelens.runs.boundaries import apply_boundary
+from stagelens.runs.run import Run, Stage
+from stagelens.runs.schema import Precision, StageFile
+from stagelens.runs.states import TrainingState, capture, load_into, load_optimizer, same_tensor
+from stagelens.runs.step_records import MicroBatch, StepRecord
+
+from .optimizers import build_optimizer, set_group_hyperparameters, update
+from .shared_batches import SplitGradient
+
+AUTOCAST: Mapping[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""What autocast casts to, of the precisions that it makes."""
+
+
+@dataclass
+class StepRules:
+    """What a stage does at each of its steps beside the optimiser's update.
+
+    Attributes:
+        accumulation: Each micro-batch's loss is divided by it before backward, where the
+            micro-batch has no divisor of its own.
+        clip_norm: Largest total gradient norm; None where nothing is clipped.
+        evaluation_mode: Modules that stay in evaluation mode while training.
+        trainable: Parameters that require a gradient.
+        precision: Of forward passes; other than float32 under autocast.
+    """
+
+    accumulation: int = 1
+    clip_norm: float | None = None
+    evaluation_mode: Sequence[str] = ()
+    trainable: Sequence[str] = ()
+    precision: Precision = "float32"
+
+    @classmethod
+    def of(cls, facts: StageFile) -> StepRules:
+        """Those of a recorded stage."""
+        return cls(
+            facts.accumulation,
+            facts.clip_norm,
+            facts.evaluation_mode,
+            facts.trainable,
+            facts.precision,
+        )
+
+    def divisor(self, micro: MicroBatch) -> float:
+        """What a micro-batch's loss is divided by before backward."""
+        return micro.divisor or self.accumulation
+
+
+def prepare(model: nn.Module, rules: StepRules) -> None:
+    """Set the training modes and ``requires_grad`` flags of a stage."""
+    model.train()
+    modules = dict(model.named_modules())
+    for name in rules.evaluation_mode:
+        modules[name].training = False
+    trainable = set(rules.trainable)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trainable)
+
+
+def loss_of(task: Task, model: nn.Module, batch: Any, rules: StepRules) -> Tensor:
+    """The task's loss of a batch on the model's device, in the precision of the stage; ()."""
+    if rules.precision == "float32":
+        return task.loss(model, batch)
+    device = next(model.parameters()).device.type
+    with torch.autocast(device, dtype=AUTOCAST[rules.precision]):
+        return task.loss(model, batch).float()
+
+
+def step(
+    task: Task,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    record: StepRecord,
+    rules: StepRules,
+    split: SplitGradient | None = None,
+) -> list[float]:
+    """Run one recorded step on a prepared model, in place.
+
+    Args:
+        task: Computes the loss.
+        model: Prepared.
+        optimizer: Of its parameters.
+        record: The step.
+        rules: Of its stage.
+        split: Where every process takes its part of each micro-batch.
+
+    Returns:
+        The task's loss of each micro-batch, before division; of a split one this process's part.
+    """
+    if record.batches is None:
+        raise Refused(f"the batch of step {record.step} was not kept, so it cannot be replayed")
+    parameters = dict(model.named_parameters())
+    device = next(iter(parameters.values())).device
+    losses = []
+    loss = partial(loss_of, task, model, rules=rules)
+    optimizer.zero_grad(set_to_none=True)
+    for micro in record.batches:
+        devices.restore_random(micro.rng, device)
+        batch, divisor = to_device(micro.batch, device), rules.divisor(micro)
+        if split is not None:
+            losses.append(split.backward(batch, loss, divisor))
+            continue
+        whole = loss(batch)
+        losses.append(float(whole.detach()))
+        (whole if divisor == 1 else whole / divisor).backward()
+    if split is not None:
+        split.add_up(parameters, record.missing)
+    restore_missing(parameters, record.missing, optimizer)
+    if rules.clip_norm is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), rules.clip_norm)
+    set_group_hyperparameters(optimizer, record.groups)
+    update(optimizer)
+    return losses
+
+
+def restore_missing(
+    parameters: dict[str, nn.Parameter],
+    missing: Sequence[str],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Make "no gradient" and "zero gradient" what they were: only the first skips an update."""
+    absent = {id(parameters[name]) for name in missing}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if id(parameter) in absent:
+                parameter.grad = None
+            elif parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+
+
+def cross_boundary(state: TrainingState, stage: Stage) -> TrainingState:
+    """Apply the boundary rule of ``stage`` to the end state of the stage before.
+
+    New parameters and buffers take their recorded initial values, removed ones are dropped,
+    adapters are added, merged or removed, and the optimiser's state stays only where it was
+    carried. For the recorded end state this gives the recorded start state: where merging rounds
+    otherwise here than it did in the recording, the recorded weights are moved by the difference
+    that ``state`` makes to the merge.
+    """
+    recorded, boundary = stage.start().model, stage.facts.boundary
+    model = apply_boundary(boundary, state.model, recorded)
+    if boundary.merged and stage.previous is not None:
+        factual = apply_boundary(boundary, stage.previous.end().model, recorded)
+        for name in boundary.merged:
+            start, own, usual = recorded[name], model[name], factual[name]
+            if not same_tensor(usual, start):
+                model[name] = torch.where(own == usual, start, start + (own - usual))
+    sources = {name: boundary.source(name) for name in boundary.carried}
+    return TrainingState(
+        model,
+        {n: state.optimizer[old] for n, old in sources.items() if old in state.optimizer},
+    )
+
+
+def check_replayable(stages: Sequence[Stage]) -> None:
+    """Refuse before any work where a step of these stages could not be replayed.
+
+    Raises:
+        Refused: Batches were not kept for all steps; says what to do.
+    """
+    for stage in stages:
+        if stage.facts.origin == "assembled":
+            raise Refused(stage.not_recorded)
+        if not stage.replayable:
+            raise Refused(
+                f"stage {stage.name!r} cannot be replayed, because its batches were not all kept "
+                f'(keep_batches={stage.facts.keep_batches!r}); record it with keep_batches="all", '
+                "or use --estimator task-vector"
+            )
+
+
+class StageReplay:
+    """One stage made ready: model and optimiser at a training state, steps to run.
+
+    Args:
+        task: Builds the model.
+        stage: The recorded stage.
+        state: Where to start; by default where the recording started.
+        split: Whether the processes of the job share every batch.
+    """
+
+    def __init__(
+        self, task: Task, stage: Stage, state: TrainingState | None = None, split: bool = False
+    ) -> None:
+        self.task = task
+        self.stage = stage
+        facts = stage.facts
+        self.rules = StepRules.of(facts)
+        device = devices.replaying(stage.environment.device)
+        state = stage.start() if state is None else state
+        self.model = task.build_model(facts.build_config)
+        load_into(self.model, state.model)
+        self.model.to(device)
+        prepare(self.model, self.rules)
+        parameters = dict(self.model.named_parameters())
+        self.names = {id(parameter): name for name, parameter in parameters.items()}
+        self.optimizer = build_optimizer(stage.optimizer, parameters)
+        load_optimizer(self.optimizer, self.names, state.optimizer)
+        self.split = SplitGradient(task, self.model, stage.name) if split else None
+
+    def run(self, order: Sequence[int] | None = None) -> Iterator[StepRecord]:
+        """Run all steps; yields each record after its update.
+
+        Args:
+            order: Which recorded step's batches to use at each step, learning rates staying in
+                place; None for the recorded order.
+        """
+        steps = self.stage.read_steps()
+        rates = [steps.facts(number).groups for number in range(len(steps))] if order else []
+        for place, number in enumerate(order or range(len(steps))):
+            record = steps[number]
+            if order:
+                record = replace(record, groups=rates[place])
+            step(self.task, self.model, self.optimizer, record, self.rules, self.split)
+            yield record
+
+    def state(self) -> TrainingState:
+        """A copy of the training state as it is now."""
+        return capture(self.model, self.optimizer, self.names)
+
+
+def _has_cuda() -> bool:
+    return torch.cuda.is_available()
+
+
+@contextmanager
+def same_arithmetic(stage: Stage) -> Iterator[None]:
+    """Replay with the recorded thread count, leaving threads and random state as they were."""
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if _has_cuda() else ()):
+        torch.set_num_threads(stage.environment.threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+@dataclass
+class Replayed:
+    """What a replay ended in, and what it cost.
+
+    Attributes:
+        state: The training state after the last replayed step.
+        example_gradients: How many examples' gradients were computed.
+    """
+
+    state: TrainingState
+    example_gradients: int
+
+
+def replay_stage(
+    task: Task,
+    stage: Stage,
+    state: TrainingState | None = None,
+    progress: Progress = no_progress,
+    order: Sequence[int] | None = None,
+    split: bool = False,
+) -> Replayed:
+    """Replay one stage from ``state`` (by default its recorded start), in ``order`` if given.
+
+    With ``split``, the processes of the job share every batch.
+    """
+    check_replayable([stage])
+    examples = 0
+    with same_arithmetic(stage):
+        replay = StageReplay(task, stage, state, split)
+        for number, record in enumerate(replay.run(order), 1):
+            examples += sum(batch_size(micro.batch) for micro in record.batches or ())
+            progress(number / stage.steps, f"stage {stage.name}, step {number} of {stage.steps}")
+        return Replayed(replay.state(), examples)
+
+
+Orders = Mapping[str, Sequence[int]]
+"""Stage name to an order of its recorded batches."""
+
+
+def replay_without(
+    run: Run,
+    stage: Stage,
+    progress: Progress = no_progress,
+    orders: Orders | None = None,
+    split: bool = False,
+) -> Replayed:
+    """The training state at the end of the run as it would be without ``stage``.
+
+    The stage's start state stands in for its end state; then the boundary rules and the recorded
+    steps of all later stages follow. For the last stage this is its start state, at no cost.
+
+    Args:
+        run: The run.
+        stage: The stage that is left out.
+        progress: Told of every step.
+        orders: Another order of the later stages' batches, for the noise floor.
+        split: Whether the processes of the job share every batch.
+
+    Raises:
+        Refused: Batches of a later stage were not kept.
+    """
+    return replay_later(run, stage, stage.start(), progress, orders, split)
+
+
+def replay_later(
+    run: Run,
+    stage: Stage,
+    state: TrainingState,
+    progress: Progress = no_progress,
+    orders: Orders | None = None,
+    split: bool = False,
+) -> Replayed:
+    """Replay all stages after ``stage``, with ``state`` in place of its end; see above."""
+    later = run.stages[stage.index + 1 :]
+    check_replayable(later)
+    examples = 0
+    total = sum(other.steps for other in later)
+    done = 0
+    for other in later:
+
+        def report(share: float, text: str, before: int = done, here: Stage = other) -> None:
+            progress((before + share * here.steps) / total, text)
+
+        order = (orders or {}).get(other.name)
+        begin = cross_boundary(state, other)
+        replayed = replay_stage(run.task, other, begin, report, order, split)
+        state, examples = replayed.state, examples + replayed.example_gradients
+        done += other.steps
+    return Replayed(state, examples)
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far a replay from the recorded start is from the recorded end of a stage.
+
+    Attributes:
+        stage: The stage's name.
+        bitwise: Whether parameters, buffers and optimiser state agree bit for bit.
+        largest: Largest absolute difference of a parameter or buffer.
+        relative: Norm of the difference over the norm of the stage's own change.
+    """
+
+    stage: str
+    bitwise: bool
+    largest: float
+    relative: float
+
+
+def measure_deviation(
+    task: Task, stage: Stage, progress: Progress = no_progress, split: bool = False
+) -> Deviation:
+    """Replay one stage as recorded and compare with its recorded end.
+
+    Raises:
+        RunError: The replay gives other parameters or buffers than were recorded.
+    """
+    replayed = replay_stage(task, stage, progress=progress, split=split).state
+    recorded, start = stage.end(), stage.start()
+    if replayed.model.keys() != recorded.model.keys():
+        raise RunError(
+            f"replaying stage {stage.name!r} gives other parameters than its end state has; open "
+            "the run with the task that it was recorded with"
+        )
+    bitwise = _same(replayed.model, recorded.model) and (
+        replayed.optimizer.keys() == recorded.optimizer.keys()
+        and all(_same(replayed.optimizer[n], recorded.optimizer[n]) for n in recorded.optimizer)
+    )
+    difference = change = largest = 0.0
+    for name, end in recorded.model.items():
+        if not end.is_floating_point():
+            continue
+        gap = replayed.model[name].double() - end.double()
+        largest = max(largest, float(gap.abs().max())) if gap.numel() else largest
+        difference += float(gap.square().sum())
+        change += float((end.double() - start.model[name].double()).square().sum())
+    relative = 0.0 if difference == 0 else (difference / change) ** 0.5 if change else float("inf")
+    return Deviation(stage.name, bitwise, largest, relative)
+
+
+def _same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(same_tensor(a[key], b[key]) for key in b)

@@ -1,0 +1,1 @@
+"""Evaluation sets of a run, and the readers of files that people have."""

@@ -1,0 +1,351 @@
+"""Files and images that people have, read as ``write_set`` takes them.
+
+Images of a folder stay paths until ``write_set`` takes them one by one, so a large folder costs no
+memory. Labels and ids stay the text that the file holds: ``007`` is not 7.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stagelens.contracts import SetError
+
+from .tables import Table, listing, read_table, saved_splits
+
+_SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+)
+_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+_NPZ_IMAGES = ("images", "image", "x", "X", "test_images", "x_test", "X_test")
+_NPZ_LABELS = ("label", "labels", "y")
+_SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
+_INTEGER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
+_DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?inf|nan", re.ASCII | re.I)
+_PADDED = re.compile(r"[+-]?0\d+", re.ASCII)
+_TRUTH = {"True": True, "true": True, "False": False, "false": False}
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What was asked for, and how the one who asked calls it.
+
+    Attributes:
+        roles: Role (``"label"``) to the column that plays it; None where none was named.
+        needs_labels: Whether the column ``label`` has to be there.
+        flags: Whether options are flags of the command line, or else Python keywords.
+    """
+
+    roles: dict[str, str | None]
+    needs_labels: bool
+    flags: bool
+
+    def column(self, role: str) -> str:
+        """The option that names a role's column."""
+        return f"--{role}-column" if self.flags else f"{role}_column"
+
+    @property
+    def no_labels(self) -> str:
+        """The option for a set without labels."""
+        return '--label-column ""' if self.flags else "label_column=''"
+
+    @property
+    def a_split(self) -> str:
+        """The option that names a split."""
+        return "--split NAME" if self.flags else "split=NAME"
+
+    def playing(self, **roles: str | None) -> _Options:
+        """The same with other columns in some roles."""
+        return replace(self, roles={**self.roles, **roles})
+
+
+def read_set_file(
+    path: str | Path,
+    *,
+    label_column: str | None = "label",
+    id_column: str | None = None,
+    text_column: str | None = None,
+    image_column: str | None = None,
+    prompt_column: str | None = None,
+    completion_column: str | None = None,
+    rejected_column: str | None = None,
+    split: str | None = None,
+    needs_labels: bool = True,
+    flags: bool = False,
+) -> dict[str, Any]:
+    """Read a file or folder of examples as keyword arguments of ``write_set``.
+
+    - An image folder has a ``metadata.csv`` (or ``.jsonl``, ``.parquet``) with a column
+      ``file_name``, as the ``imagefolder`` of Hugging Face ``datasets`` has it, or one subfolder
+      per class. Ids are the file names.
+    - ``.csv``, ``.tsv`` and ``.jsonl`` hold texts, or paths of images relative to their folder.
+    - ``.parquet`` holds texts, or images as bytes, paths or ``{bytes, path}`` as ``datasets``
+      writes them; so does a folder that ``Dataset.save_to_disk`` wrote. The class names that
+      ``datasets`` keeps there are used.
+    - ``.npz`` holds images as ``images``, ``x`` or ``x_test`` with labels ``labels``, ``y`` or
+      ``y_test``; other arrays with one value per image are metadata.
+
+    Where no column of inputs is named, the input is the column ``text``, ``image``, ``file_name``
+    or ``completion``. A column ``example_id`` holds the ids unless ``id_column`` names another.
+
+    Args:
+        path: The file or folder.
+        label_column: Where the labels stand; None or "" for a set without labels. Class folders
+            need no such column, and completions none either.
+        id_column: Where unique ids stand; row numbers where None.
+        text_column: Where the texts stand.
+        image_column: Where the images or their paths stand; for ``.npz`` the key of the images.
+        prompt_column: Where the prompts of completions stand; by default ``prompt`` if there is
+            one, "" for none.
+        completion_column: Where completions stand.
+        rejected_column: Where rejected completions stand; by default ``rejected`` if there is one.
+        split: Which split of a saved ``DatasetDict``.
+        needs_labels: Whether the column ``label`` has to be there, where no other is named.
+        flags: Whether messages name options as the command line does.
+
+    Returns:
+        ``images``, ``texts`` or ``inputs``, and ``labels``, ``ids``, ``columns``, ``left_out``.
+
+    Raises:
+        SetError: The file cannot be read as a set; names file and row, and what to do.
+    """
+    path = Path(path)
+    roles: dict[str, str | None] = {
+        "label": label_column or None,  # a command line gives ""
+        "id": id_column or None,
+        "text": text_column or None,
+        "image": image_column or None,
+        "completion": completion_column or None,
+        "prompt": prompt_column,
+        "rejected": rejected_column,
+    }
+    options = _Options(roles, needs_labels, flags)
+    splits = saved_splits(path) if path.is_dir() else None
+    if splits:
+        if split not in splits:
+            raise SetError(f"{path} has the splits {listing(splits)}; name one: {options.a_split}")
+        path = path / str(split)
+    elif split is not None:
+        raise SetError(f"{path} has no splits; read it without {options.a_split}")
+    _check_roles(path, options, saved=splits is not None)
+    if path.is_dir() and splits is None:
+        return _read_folder(path, options)
+    return _keywords(path, read_table(path), options)
+
+
+def _check_roles(path: Path, options: _Options, saved: bool) -> None:
+    """Refuse columns that do not go together, or not with this kind of file."""
+    roles = options.roles
+    texts = [role for role in ("text", "completion", "prompt", "rejected") if roles[role]]
+    pictures = (path.is_dir() and not saved) or path.suffix.lower() == ".npz"
+    if texts and (roles["image"] or pictures):
+        raise SetError(
+            f"{path} was asked for images and texts at once; name columns of texts of a .csv, "
+            ".tsv, .jsonl or .parquet file or a saved dataset, or read images without them"
+        )
+    if roles["text"] and len(texts) > 1:
+        raise SetError(
+            f"{path}: {options.column('text')} is for whole texts, {options.column(texts[1])} for "
+            "prompts with completions; name one or the other"
+        )
+
+
+def _keywords(path: Path, table: Table, options: _Options) -> dict[str, Any]:
+    """Columns of a table to keyword arguments of ``write_set``."""
+    left_out: list[str] = []
+    if path.suffix.lower() == ".npz":
+        options, left_out = _npz_roles(path, table, options)
+    options = _with_input(path, table, options)
+    roles = options.roles
+    for role, name in roles.items():
+        if name is not None and name not in table:
+            advice = f", or {options.no_labels} for a set without labels"
+            raise SetError(
+                f"{path} has no {name!r}; it has {listing(table)}: name one of these as "
+                f"{options.column(role)}{advice if role == 'label' else ''}"
+            )
+    typed = _typed if path.suffix.lower() in (".csv", ".tsv") else lambda values: values
+    keywords = {
+        "labels": table[roles["label"]] if roles["label"] is not None else None,
+        "ids": table[roles["id"]] if roles["id"] is not None else None,
+        "columns": {n: typed(values) for n, values in table.items() if n not in roles.values()},
+        "left_out": left_out,
+    }
+    if roles["text"] is not None:
+        return {"texts": table[roles["text"]], **keywords}
+    if roles["completion"] is not None:
+        own = {role: roles[role] for role in ("prompt", "completion", "rejected")}
+        return {"inputs": {role: table[name] for role, name in own.items() if name}, **keywords}
+    images = table[str(roles["image"])]
+    if not isinstance(images, np.ndarray):
+        folder = path if path.is_dir() else path.parent
+        images = [_image_cell(folder, path, n, cell) for n, cell in enumerate(images, start=1)]
+    return {"images": images, **keywords}
+
+
+def _with_input(path: Path, table: Table, options: _Options) -> _Options:
+    """The options with the columns that go by their usual names, where none was named."""
+    roles = options.roles
+    if not any(roles[role] for role in ("text", "image", "completion")):
+        usual = {"text": "text", "image": "image", "file_name": "image", "completion": "completion"}
+        found = [name for name in usual if name in table]
+        if len(found) != 1:
+            named = [options.column(role) for role in ("text", "completion", "image")]
+            raise SetError(
+                f"{path}: name the column that holds the input ({', '.join(named[:2])} or "
+                f"{named[2]}); it has {listing(table)}"
+            )
+        options = options.playing(**{usual[found[0]]: found[0]})
+    if roles["id"] is None and "example_id" in table:
+        options = options.playing(id="example_id")
+    completed = options.roles["completion"] is not None
+    optional = completed or not options.needs_labels
+    if optional and roles["label"] == "label" and "label" not in table:
+        options = options.playing(label=None)
+    for role in ("prompt", "rejected"):
+        own = roles[role]
+        if own and not completed:
+            raise SetError(
+                f"{path}: {options.column(role)} goes with completions; name their column too: "
+                f"{options.column('completion')}"
+            )
+        if own is None and completed and role in table:
+            own = role
+        options = options.playing(**{role: own or None})
+    return options
+
+
+def _image_cell(folder: Path, path: Path, row: int, cell: Any) -> Path | bytes:
+    """A table's image: bytes, a path, or ``{bytes, path}``; of paths only those in ``folder``."""
+    if isinstance(cell, Mapping):
+        cell = cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
+    if isinstance(cell, bytes):
+        return cell
+    if not isinstance(cell, str) or not cell:
+        raise SetError(f"{path}: row {row} has no image; give its path or bytes, or delete the row")
+    return _inside(folder, cell, f"{path}: row {row}")
+
+
+def _inside(folder: Path, name: str, where: str) -> Path:
+    """The file ``name`` in ``folder``.
+
+    Raises:
+        SetError: It leads out of the folder, also by a link, or is absent.
+    """
+    target = folder / name
+    try:
+        inside = ".." not in target.relative_to(folder).parts
+        inside = inside and target.resolve().is_relative_to(folder.resolve())
+    except (ValueError, OSError, RuntimeError):  # elsewhere, a null byte, a loop of links
+        inside = False
+    if not inside:
+        raise SetError(
+            f"{where}: {name!r} leads out of {folder}; copy the image into that folder and name "
+            "it relative to it"
+        )
+    try:
+        there = target.is_file()
+    except OSError:  # a name that no file system takes
+        there = False
+    if not there:
+        raise SetError(
+            f"{where}: {name[:200]!r} is not in {folder}; add the file or delete the row"
+        )
+    return target
+
+
+def _read_folder(folder: Path, options: _Options) -> dict[str, Any]:
+    """An image folder: described by a metadata file, or with one subfolder per class."""
+    left_out: list[str] = []
+    files = sorted(_walk(folder, left_out))
+    described = [name for name in files if name.rpartition("/")[2] in _METADATA]
+    if len(described) > 1 or (described and "/" in described[0]):
+        raise SetError(
+            f"{folder} holds {listing(described)}; give a folder with one of {listing(_METADATA)}"
+        )
+    if described:
+        path = _inside(folder, described[0], str(folder))
+        table = read_table(path)
+        column = options.roles["image"] or "file_name"
+        if options.roles["id"] is None and column in table:
+            table = {"example_id": table[column], **table}
+        keywords = _keywords(path, table, options.playing(image=column))
+        paths = [image for image in keywords["images"] if isinstance(image, Path)]
+        read = {os.path.relpath(image, folder).replace(os.sep, "/") for image in paths}
+        reason = f"not listed in {described[0]}"
+    else:
+        images = [name for name in files if Path(name).suffix.lower() in _SUFFIXES]
+        labelled = options.roles["label"] is not None
+        stray = next((name for name in images if labelled and name.count("/") != 1), None)
+        if not images or stray or not {"label", "", None}.issuperset(options.roles.values()):
+            found = f"{stray!r} lies outside a class folder" if stray else f"{len(images)} images"
+            raise SetError(
+                f"{folder} has no metadata.csv that names columns ({found}); add one with the "
+                "columns file_name and label, or move every image to CLASS/FILE, or give "
+                f"{options.no_labels} for images without labels"
+            )
+        keywords = {
+            "images": [_inside(folder, name, str(folder)) for name in images],
+            "labels": [name.split("/")[0] for name in images] if labelled else None,
+            "ids": images,
+            "columns": {},
+        }
+        read, reason = set(images), "not an image that can be read"
+    left_out += [f"{n} ({reason})" for n in files if n not in read and n not in described]
+    return {**keywords, "left_out": left_out}
+
+
+def _walk(folder: Path, left_out: list[str]) -> Iterator[str]:
+    """Files below ``folder`` with forward slashes, no hidden ones; links to folders are noted."""
+    for root, folders, names in os.walk(folder):
+        base = Path(root).relative_to(folder)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        links = [base / name for name in folders if Path(root, name).is_symlink()]
+        left_out += [f"{link.as_posix()} (a link to a folder)" for link in links]
+        yield from ((base / name).as_posix() for name in names if not name.startswith("."))
+
+
+def _npz_roles(path: Path, table: Table, options: _Options) -> tuple[_Options, list[str]]:
+    """Which arrays of a ``.npz`` file are images and labels; the ones that do not belong go."""
+    roles = options.roles
+    images = roles["image"] or next((key for key in _NPZ_IMAGES if key in table), None)
+    if images is None or images not in table:
+        raise SetError(
+            f"{path} has no array {images or 'of images'}; name it as "
+            f"{options.column('image')}, it has {listing(table)}"
+        )
+    label, words = roles["label"], images.split("_")
+    if label == "label":  # the default: x_test goes with y_test, images with labels
+        split = [word for word in words if word in _SPLITS]
+        beside = ["_".join(w) for n in _NPZ_LABELS for w in ([n, *split], [*split, n])]
+        label = next((key for key in (*beside, *_NPZ_LABELS) if key in table), label)
+    left_out = []
+    for key in [key for key in table if key not in (images, label, roles["id"])]:
+        other = _SPLITS & set(key.split("_")) - set(words)
+        if other or table[key].shape != table[images].shape[:1]:
+            del table[key]
+            left_out.append(f"{key} (an array that does not go with {images})")
+    return options.playing(image=images, label=label), left_out
+
+
+def _typed(values: list[Any]) -> list[Any]:
+    """Metadata cells of a CSV file as truth values or numbers where all read so, else as text.
+
+    Cells such as ``007`` keep a column text: as numbers they would lose their zeros.
+    """
+    given = [v for v in values if v]
+    convert: Any = str
+    if all(v in _TRUTH for v in given):
+        convert = _TRUTH.__getitem__
+    elif not any(_PADDED.fullmatch(v) for v in given):
+        if all(_INTEGER.fullmatch(v) for v in given):
+            convert = int
+        elif all(_DECIMAL.fullmatch(v) for v in given):
+            convert = float
+    return [convert(v) if v else None for v in values]

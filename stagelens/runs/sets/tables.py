@@ -1,0 +1,206 @@
+"""Files with rows, as columns: CSV, JSON lines, parquet, arrays, and what ``datasets`` saved.
+
+Cells stay what the file holds: ``007`` is not 7.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import lzma
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stagelens.contracts import SetError
+
+Table = dict[str, Any]
+"""Column name to values, a list or an array."""
+
+_STATE, _SPLITS = "state.json", "dataset_dict.json"
+"""What marks a folder that ``datasets`` saved, and one of several splits."""
+
+_DAMAGE = (
+    *(pa.ArrowException, zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError),
+    *(RuntimeError, OverflowError),  # of zip files: encrypted, or packed in an unknown way
+    MemoryError,  # a header that claims more than there is
+)
+
+
+def read_table(path: Path) -> Table:
+    """Column name to values of a file with rows or a saved dataset; key to array of a ``.npz``.
+
+    Raises:
+        SetError: Unreadable, without rows, of an unknown kind, or a column stands there twice.
+    """
+    reader = _read_saved if path.is_dir() else _READERS.get(path.suffix.lower())
+    if reader is None:
+        kinds = ", ".join(_READERS)
+        raise SetError(f"{path}: give a folder of images or a file of one of the kinds {kinds}")
+    try:
+        if reader is not _read_saved and (not path.is_file() or path.stat().st_size == 0):
+            raise SetError(f"{path} is empty or no file; check the path, or save the file again")
+        header, columns = reader(path)
+    except (OSError, ValueError, EOFError, *_DAMAGE) as error:
+        raise SetError(f"{path} is damaged or not what its name says: {error}") from None
+    twice = next((name for name in header if header.count(name) > 1), None)
+    if twice is not None:
+        raise SetError(f"{path}: column {twice!r} stands there twice; rename one of them")
+    if not columns or (isinstance(columns[0], list) and not columns[0]):
+        raise SetError(f"{path} has no rows; an evaluation set needs at least one example")
+    return dict(zip(header, columns, strict=True))
+
+
+def _utf8(path: Path) -> str:
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise SetError(
+            f"{path}: line {line} is not UTF-8 text (byte 0x{data[error.start]:02x}); save the "
+            "file with the encoding UTF-8"
+        ) from None
+
+
+def _read_csv(path: Path) -> tuple[list[str], list[Any]]:
+    # Not pandas: it fills short rows up, and takes "NA" and "007", which can be labels, for others.
+    csv.field_size_limit(2**31 - 1)
+    separator = "\t" if path.suffix.lower() == ".tsv" else ","
+    reader = csv.reader(io.StringIO(_utf8(path), newline=""), delimiter=separator, strict=True)
+    rows: list[list[str]] = []
+    try:
+        for row in reader:
+            if row and len(row) != len(rows[0] if rows else row):
+                raise csv.Error(f"{len(row)} fields, but the header has {len(rows[0])}")
+            if row:
+                rows.append(row)
+    except csv.Error as error:
+        raise SetError(
+            f"{path}: line {reader.line_num}: {error}; mend that line, with quotes around fields "
+            f"that hold {separator!r} or a line break"
+        ) from None
+    header = [name or f"Unnamed: {i}" for i, name in enumerate(rows[0] if rows else [])]
+    return header, [list(column) for column in zip(*rows[1:], strict=True)]
+
+
+def _read_jsonl(path: Path) -> tuple[list[str], list[Any]]:
+    # Line by line: pandas and pyarrow take texts such as "007" and "2024-01-01" for something else.
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(_utf8(path).split("\n"), start=1):
+        try:
+            row = json.loads(line) if line.strip() else None
+        except (ValueError, RecursionError) as error:
+            raise SetError(f"{path}: line {number} is not JSON: {error}; mend that line") from None
+        if isinstance(row, dict):
+            rows.append(row)
+        elif line.strip():
+            raise SetError(f"{path}: line {number} is no JSON object; write one {{...}} a line")
+    header = list(dict.fromkeys(name for row in rows for name in row))
+    return header, [[row.get(name) for row in rows] for name in header]
+
+
+def _read_parquet(path: Path) -> tuple[list[str], list[Any]]:
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        return _arrow_columns(path, file.read())
+
+
+def _arrow_columns(path: Path, table: pa.Table) -> tuple[list[str], list[Any]]:
+    """Columns as lists, with the class names that ``datasets`` keeps in the schema."""
+    try:
+        features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
+    except (KeyError, TypeError, ValueError):
+        features = {}
+    columns = []
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        feature = features.get(name) or {}
+        names = feature.get("names") if isinstance(feature, dict) else None
+        cells = column.to_pylist()
+        if names and pa.types.is_integer(column.type):  # a ClassLabel, where -1 is a missing label
+            wrong = next((c for c in cells if c is not None and not -1 <= c < len(names)), None)
+            if wrong is not None:
+                raise SetError(f"{path}: column {name!r} has {wrong}, but {len(names)} class names")
+            cells = [names[c] if c is not None and c >= 0 else None for c in cells]
+        columns.append(cells)
+    return list(table.column_names), columns
+
+
+def saved_splits(folder: Path) -> list[str] | None:
+    """Splits of a ``DatasetDict`` that ``datasets`` saved; [] for one without; None for neither."""
+    if (folder / _SPLITS).is_file():
+        names = map(str, _listed(folder / _SPLITS, "splits"))
+        return [name for name in names if Path(name).name == name]
+    return [] if (folder / _STATE).is_file() else None
+
+
+def _read_saved(folder: Path) -> tuple[list[str], list[Any]]:
+    """Columns of a ``Dataset`` that ``datasets`` saved: the arrow files that it lists.
+
+    Raises:
+        SetError: It lists none, or one outside the folder.
+    """
+    tables = []
+    for entry in _listed(folder / _STATE, "_data_files"):
+        name = str(entry.get("filename") if isinstance(entry, dict) else entry)
+        if Path(name).name != name:
+            raise SetError(f"{folder / _STATE} names {name!r}, no file of {folder}; save it again")
+        with pa.memory_map(str(folder / name)) as source:
+            tables.append(pa.ipc.open_stream(source).read_all())
+            tables[-1].validate(full=True)  # lengths that lead out of the file end the process
+    if not tables:
+        raise SetError(f"{folder / _STATE} names no data files; save the dataset again")
+    return _arrow_columns(folder, pa.concat_tables(tables))
+
+
+def _listed(path: Path, name: str) -> list[Any]:
+    """What a file of ``datasets`` lists under a name; nothing where it lists nothing."""
+    found = _json_object(path).get(name) or []
+    if not isinstance(found, list):
+        raise SetError(f"{path}: {name} is no list; save the dataset again")
+    return found
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    value = json.loads(_utf8(path))
+    if not isinstance(value, dict):
+        raise SetError(f"{path} is no JSON object; save the dataset again")
+    return value
+
+
+def _read_npz(path: Path) -> tuple[list[str], list[Any]]:
+    file = np.load(path, allow_pickle=False)
+    if not isinstance(file, np.lib.npyio.NpzFile):
+        raise SetError(f"{path} holds a single array; save images and labels with np.savez")
+    columns = []
+    with file:
+        for key in file.files:
+            try:
+                columns.append(file[key])
+            except ValueError as error:
+                raise SetError(
+                    f"{path}: array {key!r} cannot be read ({error}); save it with np.savez as "
+                    "numbers or text, not as Python objects"
+                ) from None
+        return list(file.files), columns
+
+
+def listing(names: Iterable[str]) -> str:
+    """Names for a message."""
+    return ", ".join(repr(name) for name in names)
+
+
+_READERS = {
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet,
+    ".npz": _read_npz,
+}

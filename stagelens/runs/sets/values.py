@@ -1,0 +1,141 @@
+"""What people give as inputs, ids and labels of a set, as one plain value per example."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from stagelens.contracts import SetError, Task
+
+from .evaluation_set import few
+from .images import as_array
+
+
+def checked_inputs(
+    name: str, images: Any, texts: Any, inputs: Mapping[str, Any] | None
+) -> tuple[Literal["image", "text"], tuple[str, ...], Any]:
+    """What kind the inputs are, the names of their fields, and one value or tuple per example.
+
+    Raises:
+        SetError: Nothing or too much is given, or it does not go together.
+    """
+    if sum(given is not None for given in (images, texts, inputs)) != 1:
+        raise SetError(
+            f"set {name!r} needs images or texts, or inputs of several texts; give one of them"
+        )
+    if inputs is not None:
+        return "text", tuple(inputs), _several(name, inputs)
+    kind: Literal["image", "text"] = "text" if images is None else "image"
+    return kind, (kind,), _single(name, kind, texts if images is None else images)
+
+
+def _several(name: str, inputs: Mapping[str, Any]) -> list[Any]:
+    columns: list[list[Any]] = []
+    for field_name, values in inputs.items():
+        if not isinstance(field_name, str) or field_name in ("example_id", "label"):
+            raise SetError(f"set {name!r}: {field_name!r} is no name of an input; rename it")
+        if isinstance(values, str | bytes):
+            raise SetError(f"set {name!r} was given a single {field_name}; give a list of them")
+        listed = [None if value is pd.NA or value != value else value for value in values]
+        if columns:
+            check_length(name, len(columns[0]), field_name, len(listed))
+        columns.append(listed)
+    if not columns or not columns[0]:
+        raise SetError(f"set {name!r} is empty; an evaluation set needs at least one example")
+    return columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
+
+
+def _single(name: str, kind: Literal["image", "text"], given: Any) -> Any:
+    if isinstance(given, str | bytes | Path | Image.Image):
+        raise SetError(f"set {name!r} was given a single {kind}; give a list of them")
+    if kind == "image" and hasattr(given, "ndim"):
+        try:
+            array = as_array(given)
+        except ValueError as error:
+            raise SetError(f"set {name!r}: images {error}") from None
+        # (H, W, C) of a single image looks like H images of W x C pixels; a tiny square does not.
+        single = array.ndim == 3 and array.shape[2] in {1, 3, 4} - {array.shape[1]}
+        if array.dtype != object and (array.ndim not in (3, 4) or single):
+            raise SetError(
+                f"set {name!r}: images have the shape {array.shape}; give (N, H, W), (N, H, W, C) "
+                "or (N, C, H, W), so images[None] for a single one"
+            )
+        given = array
+    inputs = given if isinstance(given, np.ndarray) else list(given)
+    if len(inputs) == 0:
+        raise SetError(f"set {name!r} is empty; an evaluation set needs at least one example")
+    return inputs
+
+
+def check_length(name: str, expected: int, what: str, found: int) -> None:
+    """Refuse a column of another length than the inputs."""
+    if found != expected:
+        raise SetError(
+            f"set {name!r} has {expected} examples but {found} values of {what}; give one per "
+            "example, in the same order"
+        )
+
+
+def _scalars(name: str, what: str, values: Any, count: int) -> list[Any]:
+    """One plain value per example, None where it is missing (None, NaN, NA or "")."""
+    listed = values.tolist() if hasattr(values, "tolist") else list(values)
+    check_length(name, count, what, len(listed))
+    plain: list[Any] = []
+    for row, value in enumerate(listed):
+        value = value[0] if isinstance(value, list) and len(value) == 1 else value  # (N, 1)
+        value = value.item() if hasattr(value, "item") else value
+        if not pd.api.types.is_scalar(value):
+            raise SetError(f"set {name!r}: row {row} of {what} is {value!r}; give one value each")
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # a column of integers with gaps comes as floats
+        plain.append(None if pd.isna(value) or value == "" else value)
+    return plain
+
+
+def checked_ids(name: str, ids: Any, count: int) -> list[str]:
+    """Ids as text, row numbers where there are none.
+
+    Raises:
+        SetError: One is missing, or stands there twice.
+    """
+    if ids is None:
+        return [str(row) for row in range(count)]
+    given = _scalars(name, "ids", ids, count)
+    if None in given:
+        raise SetError(f"set {name!r}: row {given.index(None)} has no id; give every example one")
+    texts = [str(value) for value in given]
+    twice = [text for text, times in Counter(texts).items() if times > 1]
+    if twice:
+        raise SetError(
+            f"set {name!r}: {len(twice)} ids stand there more than once ({few(twice)}); ids must "
+            "be unique, leave them out to use row numbers"
+        )
+    return texts
+
+
+def checked_labels(name: str, task: Task | None, ids: list[str], labels: Any) -> list[str | None]:
+    """Labels as the task names them; None where one is missing.
+
+    Raises:
+        SetError: The task does not know one; names the example.
+    """
+    if labels is None:
+        return [None] * len(ids)
+    checked: list[str | None] = []
+    refused: list[str] = []
+    for key, value in zip(ids, _scalars(name, "labels", labels, len(ids)), strict=True):
+        try:
+            label = value if task is None or value is None else task.check_label(value)
+            checked.append(None if label is None else str(label))
+        except ValueError as error:
+            refused.append(f"example {key!r}: {error}")
+    if refused:
+        more = f"; so have {len(refused) - 1:,} more examples" if len(refused) > 1 else ""
+        raise SetError(f"set {name!r}: {refused[0]}{more}; correct the labels or leave them empty")
+    return checked

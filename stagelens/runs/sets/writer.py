@@ -1,0 +1,303 @@
+"""Adding an evaluation set to a run folder: checked, digested, and reported on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stagelens.contracts import RunError, SetError, Task
+
+from ..checked_files import CheckedFiles
+from ..files import read_json, write_file, write_json
+from ..schema import FileRef, SetFile, canonical_json
+from .evaluation_set import check_inputs, few, footer_sha256, usable_name
+from .images import Channels, as_array, as_image, encode_pixels
+from .values import check_length, checked_ids, checked_inputs, checked_labels
+
+# fmt: off
+RESERVED_COLUMNS = frozenset({
+    "example_id", "label", "image", "text",
+    "set", "stage", "behaviour", "final", "without", "effect", "estimator", "prediction",
+    "prediction_without", "confidence", "confidence_without", "within_noise", "trust",
+})
+# fmt: on
+"""Names that metadata columns cannot have: the set's own, and those of the effect table."""
+
+_GROUP_ROWS, _GROUP_BYTES = 256, 4 << 20
+
+
+@dataclass(frozen=True)
+class SetReport:
+    """What ``write_set`` found. Nothing of it is dropped from the set.
+
+    Attributes:
+        name: The set's.
+        count: Number of examples.
+        missing_labels: Ids of the examples without a label.
+        duplicate_inputs: (id, id of the first example with the same input).
+        notes: What the task says of inputs (``"cut to 512 tokens"``), to the ids it applies to.
+        left_out: What the file or folder held besides, each with the reason.
+    """
+
+    name: str
+    count: int
+    missing_labels: list[str] = field(default_factory=list)
+    duplicate_inputs: list[tuple[str, str]] = field(default_factory=list)
+    notes: dict[str, list[str]] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+    def sentence(self) -> str:
+        """What a person should know, in one line."""
+        parts = [f"Set {self.name!r} has {self.count:,} example{'s' * (self.count != 1)}"]
+        if self.missing_labels:
+            missing = f"{len(self.missing_labels):,} without a label"
+            parts.append(f"{missing} ({few(self.missing_labels)})")
+        if self.duplicate_inputs:
+            pairs = [f"{name} = {first}" for name, first in self.duplicate_inputs]
+            parts.append(f"{len(pairs):,} with the input of an earlier one ({few(pairs, str)})")
+        for note, ids in self.notes.items():
+            parts.append(f"{len(ids):,} {note} ({few(ids)})")
+        if self.left_out:
+            parts.append(f"{len(self.left_out):,} left out: {few(self.left_out, str)}")
+        return "; ".join(parts) + "."
+
+
+def write_set(
+    run_path: str | Path,
+    task: Task | None,
+    name: str,
+    *,
+    images: Any = None,
+    texts: Any = None,
+    inputs: Mapping[str, Any] | None = None,
+    labels: Any = None,
+    ids: Any = None,
+    columns: Mapping[str, Any] | None = None,
+    description: str = "",
+    channels: Channels | None = None,
+    left_out: Sequence[str] = (),
+) -> SetReport:
+    """Add an evaluation set to a run folder. The same content again changes nothing.
+
+    Args:
+        run_path: The run folder.
+        task: Checks the labels and the kind of input; None where the run's task is not installed.
+        name: Of the set.
+        images: N images: an array or tensor (N, H, W), (N, H, W, C) or (N, C, H, W), or a list of
+            images as ``as_image`` takes them.
+        texts: N strings.
+        inputs: Several texts per example, by the names of ``task.input_fields``: N strings or None
+            each. One of ``images``, ``texts`` and ``inputs`` is given.
+        labels: N labels as ``task.check_label`` takes them; None, NaN and "" are missing.
+        ids: N unique ids, kept as text; row numbers from 0 where None.
+        columns: Metadata, N values of one kind per column; lists and dicts are kept as JSON text.
+        description: One sentence for people.
+        channels: Where C stands in arrays, for shapes that do not say so themselves.
+        left_out: What a reader found and left out, for the report.
+
+    Raises:
+        SetError: Something does not fit; names the example or column and what to do.
+    """
+    root, folder = Path(run_path), f"sets/{usable_name(name)}"
+    if not root.is_dir():
+        raise SetError(f"{root} is no folder; give the path of a run folder")
+    kind, fields, given = checked_inputs(name, images, texts, inputs)
+    if task is not None:
+        check_inputs(name, kind, fields, task)
+    id_list = checked_ids(name, ids, len(given))
+    label_list = checked_labels(name, task, id_list, labels)
+    rows = _Rows(name, kind, fields, id_list, label_list, given, task, channels)
+    for column, values in () if columns is None else columns.items():
+        rows.add_column(column, values)
+    path = root / folder / "set.json"
+    old = read_json(path, SetFile) if path.exists() else None
+    if old is not None:
+        rows.stream(lambda _: None)
+        if rows.digest != old.digest:
+            raise SetError(
+                f"the run has a set {name!r} with other content ({old.count:,} examples); choose "
+                f"another name, or delete {path.parent} to replace it"
+            )
+    table = old.table if old is not None and _intact(root, old.table) else None
+    if table is None:
+        table = write_file(root, f"{folder}/examples.parquet", rows.write)
+    missing = [key for key, label in zip(rows.ids, rows.labels, strict=True) if label is None]
+    if task is not None and not task.takes_labels:
+        missing = []
+    facts = SetFile(
+        name=name,
+        kind=kind,
+        count=len(rows.ids),
+        inputs=[] if fields == (kind,) else list(fields),
+        columns=list(rows.columns),
+        description=description or (old.description if old is not None else ""),
+        digest=rows.digest,
+        table=table,
+        footer_sha256=footer_sha256(root / table.path),
+        missing_labels=len(missing),
+        duplicate_inputs=len(rows.duplicates),
+        notes={note: len(own) for note, own in rows.notes.items()},
+    )
+    if facts != old:
+        write_json(path, facts)
+    return SetReport(name, facts.count, missing, rows.duplicates, rows.notes, list(left_out))
+
+
+@dataclass
+class _Rows:
+    """Checked values on their way to disk.
+
+    ``digest``, ``duplicates`` and ``notes`` stand after ``stream``. Of one field the inputs are
+    its values, of several they are tuples.
+    """
+
+    name: str
+    kind: Literal["image", "text"]
+    fields: tuple[str, ...]
+    ids: list[str]
+    labels: list[str | None]
+    inputs: Sequence[Any]
+    task: Task | None
+    channels: Channels | None
+    columns: dict[str, pa.Array] = field(default_factory=dict)
+    digest: str = ""
+    duplicates: list[tuple[str, str]] = field(default_factory=list)
+    notes: dict[str, list[str]] = field(default_factory=dict)
+
+    def add_column(self, column: Any, values: Any) -> None:
+        """Check one metadata column and give it one type."""
+        where = f"set {self.name!r}: column {column!r}"
+        usable = isinstance(column, str) and column.encode(errors="ignore").decode() == column
+        if not usable or not column or column in self.columns:
+            raise SetError(f"{where} needs a name of its own, as text; rename it")
+        if column in RESERVED_COLUMNS or column in self.fields:
+            raise SetError(
+                f"{where} has a name that StageLens uses itself; rename it, for instance to "
+                f"{'own_' + column!r}"
+            )
+        try:
+            if isinstance(values, pa.Array | pa.ChunkedArray):
+                values = values.to_pylist()
+            values = as_array(values) if hasattr(values, "detach") else values
+            array = pa.array(values, from_pandas=True)  # NaN and NA become null
+            if isinstance(array, pa.ChunkedArray):
+                array = array.combine_chunks()
+            if pa.types.is_dictionary(array.type):
+                array = array.dictionary_decode()
+            if pa.types.is_nested(array.type):
+                cells = [None if v is None else json.dumps(v) for v in array.to_pylist()]
+                array = pa.array(cells, pa.string())
+            if pa.types.is_null(array.type) or pa.types.is_large_string(array.type):
+                array = array.cast(pa.string())
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+            raise SetError(
+                f"{where} cannot be kept ({error}); give values of one kind, for instance text"
+            ) from None
+        plain = (pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating)
+        if not any(is_it(array.type) for is_it in (*plain, *_TEXT_AND_TIME)):
+            raise SetError(f"{where} holds {array.type}; make it numbers or text, or leave it out")
+        check_length(self.name, len(self.ids), f"column {column!r}", len(array))
+        self.columns[column] = array
+
+    def write(self, path: Path) -> None:
+        """Write the parquet file."""
+        kind = pa.binary() if self.kind == "image" else pa.string()
+        fields = [("example_id", pa.string()), ("label", pa.string())]
+        fields += [(name, kind) for name in self.fields]
+        fields += [(name, array.type) for name, array in self.columns.items()]
+        schema = pa.schema(fields)
+        with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
+            self.stream(lambda columns: writer.write_table(pa.table(columns, schema)))
+
+    def stream(self, sink: Callable[[list[Any]], object]) -> None:
+        """Hand the rows to ``sink`` by row groups, and take their digest.
+
+        The digest is over values (pixels of arrays, bytes of files), each with its length, so it
+        depends neither on pyarrow's version nor on the row groups.
+        """
+        order = sorted(self.columns)
+        what = self.kind if self.fields == (self.kind,) else list(self.fields)
+        hasher = hashlib.sha256(canonical_json(["stagelens-set-1", what, order]).encode())
+        metadata = [self.columns[name].to_pylist() for name in order]
+        first: dict[bytes, str] = {}
+        self.duplicates, self.notes = [], {}
+        stored: list[tuple[Any, ...]] = []
+        start = size = 0
+        for row, (key, given) in enumerate(zip(self.ids, self.inputs, strict=True)):
+            try:
+                values, content, same = self._input(key, given)
+                cells = (key, self.labels[row], *(own[row] for own in metadata))
+                for part in (content, *map(_token, cells)):
+                    hasher.update(f"{len(part)}:".encode() + part)
+            except UnicodeEncodeError:
+                raise SetError(
+                    f"set {self.name!r}: example {key!r} has text that is no Unicode; mend it"
+                ) from None
+            except ValueError as error:
+                source = (
+                    f" ({given})" if isinstance(given, str | Path) and self.kind == "image" else ""
+                )
+                raise SetError(
+                    f"set {self.name!r}: {self.kind} of example {key!r}{source} {error}"
+                ) from None
+            earlier = first.setdefault(hashlib.sha256(same).digest(), key)
+            if earlier != key:
+                self.duplicates.append((key, earlier))
+            stored.append(values)
+            size += len(content)
+            if len(stored) == _GROUP_ROWS or size >= _GROUP_BYTES or row == len(self.ids) - 1:
+                rest = [array.slice(start, len(stored)) for array in self.columns.values()]
+                end = row + 1
+                inputs = map(list, zip(*stored, strict=True))
+                sink([self.ids[start:end], self.labels[start:end], *inputs, *rest])
+                start, size, stored = end, 0, []
+        self.digest = hasher.hexdigest()
+
+    def _input(self, key: str, given: Any) -> tuple[tuple[Any, ...], bytes, bytes]:
+        """An input as it is stored, as the digest covers it, and as duplicates are known by."""
+        if self.kind == "image":
+            pixels, data = as_image(given, self.channels)
+            self._check(key, {"image": pixels})
+            same = f"{pixels.dtype.str}{pixels.shape}".encode() + pixels.tobytes()
+            return ((encode_pixels(pixels),), same, same) if data is None else ((data,), data, same)
+        texts = given if len(self.fields) > 1 else (given,)
+        for text in texts:
+            if not isinstance(text, str) and (text is not None or len(texts) == 1):
+                raise ValueError(f"is {type(text).__name__}, no text; give a string")
+        encoded = [None if text is None else text.encode() for text in texts]
+        self._check(key, dict(zip(self.fields, texts, strict=True)))
+        content = encoded[0] if len(texts) == 1 else canonical_json(list(texts)).encode()
+        assert content is not None
+        return tuple(texts), content, content
+
+    def _check(self, key: str, value: Mapping[str, Any]) -> None:
+        note = None if self.task is None else self.task.check_input(value)
+        if note is not None:
+            self.notes.setdefault(note, []).append(key)
+
+
+_TEXT_AND_TIME = (pa.types.is_string, pa.types.is_temporal, pa.types.is_decimal)
+
+
+def _token(value: Any) -> bytes:
+    """A value of a cell, for the digest: the same whatever library gave it."""
+    if isinstance(value, float):
+        return b"f" + value.hex().encode()
+    if hasattr(value, "isoformat"):
+        return b"t" + value.isoformat().encode()
+    return f"{type(value).__name__}:{value}".encode()
+
+
+def _intact(root: Path, table: FileRef) -> bool:
+    with suppress(RunError):
+        CheckedFiles(root).path(table)
+        return True
+    return False

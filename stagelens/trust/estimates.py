@@ -1,0 +1,208 @@
+"""Which effect tables are stored, how they are named, and how pages and reports read them.
+
+An *estimate* is an estimator with its settings; it has one name, ``coarse-replay 1/4`` say, which
+stands in controls, in links, in reports and in cache keys. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from threading import RLock
+from typing import Any
+
+import pandas as pd
+
+from stagelens.contracts import ACCURACY, Behaviour, RunError
+from stagelens.effects import summary
+from stagelens.effects.results import Result, ResultFacts, load_result, result_path, stored_results
+from stagelens.estimators.stage_trust import StageTrust, is_ground_truth
+from stagelens.runs.run import Run
+from stagelens.wording.trust_words import is_trustworthy
+
+from . import noise
+
+ESTIMATORS = ("replay", "coarse-replay", "unrolled-scale", "unrolled-jump", "task-vector")
+"""Best first; the first that has a result is shown."""
+
+BUDGETS: Mapping[str, float] = {"1/8": 0.125, "1/4": 0.25, "1/2": 0.5}
+"""Budgets that pages offer for coarse-replay."""
+
+SHORT = 60.0
+"""Seconds; a replay that is predicted to take less starts by itself."""
+
+
+def estimate_name(estimator: str, settings: Mapping[str, Any]) -> str:
+    """The name of an estimator with its settings: ``coarse-replay 1/4``, ``replay``."""
+    words = [estimator]
+    for key, value in sorted(settings.items()):
+        words.append(budget_text(value) if key == "budget" else f"{key}={value}")
+    return " ".join(words)
+
+
+def budget_text(budget: float) -> str:
+    """A budget as a fraction where it is a simple one: ``1/4``."""
+    near = Fraction(budget).limit_denominator(64)
+    return f"{near}" if abs(float(near) - budget) < 1e-9 else f"{budget:g}"
+
+
+def stored_estimates(run: Run, set_name: str) -> dict[str, ResultFacts]:
+    """The effect tables that are stored for a set as it is now, by name of the estimate.
+
+    Best first: by estimator, and by budget from the largest.
+    """
+    found = [f for f in stored_results(run, set_name) if f.estimator in ESTIMATORS]
+    found.sort(key=_rank)
+    return {estimate_name(facts.estimator, facts.settings): facts for facts in found}
+
+
+def _rank(facts: ResultFacts) -> tuple[int, float, str]:
+    budget = facts.settings.get("budget")
+    best = -float(budget) if isinstance(budget, int | float) else 0.0
+    return ESTIMATORS.index(facts.estimator), best, str(sorted(facts.settings.items()))
+
+
+class Effects:
+    """Stage effects as pages and reports use them; shared between sessions, and never changed.
+
+    Attributes:
+        estimator: How the counterfactuals were obtained, as :func:`estimate_name` writes it.
+        behaviours: By name; accuracy first where the set has labels, then as the result lists them.
+        trust: What is known of each stage's counterfactual.
+    """
+
+    def __init__(
+        self,
+        estimator: str,
+        behaviours: Mapping[str, Behaviour],
+        trust: Mapping[str, StageTrust],
+        read: Callable[[str], pd.DataFrame],
+    ) -> None:
+        """Effects whose rows are read when somebody looks at them.
+
+        Args:
+            estimator: See above.
+            behaviours: See above.
+            trust: See above.
+            read: Gives the rows of a behaviour, by its name; called once for each.
+        """
+        self.estimator, self.behaviours, self.trust = estimator, behaviours, trust
+        self._read = read
+        self._rows: dict[str, pd.DataFrame] = {}
+        self._reading = RLock()
+
+    @classmethod
+    def holding(
+        cls,
+        estimator: str,
+        table: pd.DataFrame,
+        behaviours: Mapping[str, Behaviour],
+        trust: Mapping[str, StageTrust],
+    ) -> Effects:
+        """Effects of a table that is there already."""
+        return cls(estimator, behaviours, trust, lambda name: table[table["behaviour"] == name])
+
+    def of(self, behaviour: str) -> pd.DataFrame:
+        """The rows of one behaviour: one per stage and example, in this order.
+
+        Raises:
+            RunError: The table on disk was damaged; says what to do.
+        """
+        with self._reading:
+            if behaviour not in self._rows:
+                self._rows[behaviour] = self._read(behaviour)
+            return self._rows[behaviour]
+
+    @property
+    def first(self) -> pd.DataFrame:
+        """The rows of the first measured behaviour: answers are the same in all."""
+        return self.of(next(name for name in self.behaviours if name != ACCURACY.name))
+
+    def with_rows(self, change: Callable[[pd.DataFrame], pd.DataFrame]) -> Effects:
+        """The same with other rows.
+
+        Args:
+            change: From the rows of a behaviour to those that take their place.
+        """
+        return Effects(
+            self.estimator, self.behaviours, self.trust, lambda name: change(self.of(name))
+        )
+
+
+def as_effects(estimate: str, result: Result, orders: pd.DataFrame | None) -> Effects:
+    """A whole effect table, with accuracy and with what is known of the training noise.
+
+    Args:
+        estimate: Its name.
+        result: The table, with what was verified of it.
+        orders: ``noise.load_orders``; None where the noise is not known.
+    """
+    table = noise.marked(summary.with_accuracy(result.table), orders)
+    behaviours = dict(result.behaviours)
+    if (table["behaviour"] == ACCURACY.name).any():
+        behaviours = {ACCURACY.name: ACCURACY, **behaviours}
+    return Effects.holding(estimate, table, behaviours, result.trust)
+
+
+def stored_effects(
+    run: Run,
+    estimate: str,
+    facts: ResultFacts,
+    labelled: bool,
+    orders: pd.DataFrame | None,
+    coded: bool = False,
+) -> Effects:
+    """As :func:`as_effects`, of a stored table that is read when somebody looks at it.
+
+    Args:
+        run: The run.
+        estimate: Its name.
+        facts: What it says of itself, see ``verification.trusted_facts``.
+        labelled: Whether any example of the set has a label.
+        orders: ``noise.load_orders``; None where the noise is not known.
+        coded: See ``results.load_result``.
+    """
+    measured = {each.name: each.behaviour() for each in facts.behaviours}
+    behaviours = {ACCURACY.name: ACCURACY, **measured} if labelled else measured
+
+    def read(name: str) -> pd.DataFrame:
+        if name == ACCURACY.name:
+            return noise.marked(summary.accuracy_rows(effects.first), orders)
+        found = load_result(
+            run, facts.set_name, "effects", facts.estimator, facts.settings, coded, name
+        )
+        if found is None:
+            path = result_path(run, facts)
+            raise RunError(
+                f"{path} is damaged or was deleted: the effects by {estimate} on set "
+                f"{facts.set_name} cannot be read; delete it where it is still there, load the "
+                "page again, and have them computed anew"
+            )
+        return noise.marked(found.table, orders)
+
+    effects = Effects(estimate, behaviours, {t.stage: t for t in facts.stages}, read)
+    return effects
+
+
+def best_known(chosen: Effects, others: Sequence[Effects]) -> Effects:
+    """Per stage the numbers that most is known of: by replay, else what may be leaned on.
+
+    Where no other table of a stage may be leaned on, its numbers are those that were chosen.
+    """
+    taken = {stage: _best_for(stage, [chosen, *others]) for stage in chosen.trust}
+    trust = {stage: one.trust[stage] for stage, one in taken.items()}
+
+    def read(behaviour: str) -> pd.DataFrame:
+        rows = [
+            (table := one.of(behaviour))[table["stage"] == stage] for stage, one in taken.items()
+        ]
+        return pd.concat(rows, ignore_index=True)
+
+    return Effects(chosen.estimator, chosen.behaviours, trust, read)
+
+
+def _best_for(stage: str, tables: Sequence[Effects]) -> Effects:
+    of = [table for table in tables if stage in table.trust]
+    settled = [table for table in of if is_ground_truth(table.trust[stage])]
+    leaned_on = [table for table in of if is_trustworthy(table.trust[stage])]
+    return [*settled, *leaned_on, *of][0]

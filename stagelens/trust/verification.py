@@ -1,0 +1,397 @@
+"""Estimates held against replays: how far each number can be trusted.
+
+Importing this module does not import torch; only :func:`verify` does work that needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stagelens.compute import processes
+from stagelens.contracts import Refused
+from stagelens.effects.results import Result, ResultFacts, load_result, stored_results
+from stagelens.estimators.protocol import METHOD
+from stagelens.estimators.stage_trust import Agreement, StageTrust, is_ground_truth
+from stagelens.runs.files import atomic_path
+from stagelens.runs.run import Run
+from stagelens.runs.schema import canonical_json
+
+from .noise import load_noise, load_orders, marked, measure_noise
+
+COLUMNS = (
+    "set",
+    "stage",
+    "behaviour",
+    "estimator",
+    "budget",
+    "r",
+    "rho",
+    "slope",
+    "relative_error",
+    "sign_agreement",
+    "cost",
+    "wall_cost",
+    "expected_error",
+    "noise_floor_r",
+    "noise_sd",
+    "trust",
+    "n",
+)
+"""Columns of a verification table, as ``stagelens verify --json`` prints them."""
+
+_FIGURES = ("r", "rho", "slope", "relative_error", "sign_agreement")
+_KEYS = ["set_digest", "stage", "behaviour", "estimator", "settings"]
+
+
+def fidelity(estimate: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """How an estimate of effects compares with the effects by replay.
+
+    Args:
+        estimate: (N,) estimated effects.
+        truth: (N,) effects by replay.
+
+    Returns:
+        ``r`` (Pearson), ``rho`` (Spearman), ``slope`` (truth on estimate, through the origin: 1
+        is right, below 1 the estimate overstates), ``relative_error`` (norm of the difference
+        over the norm of the truth), ``sign_agreement`` (share, 0 to 1). NaN where a figure is
+        not defined, as the correlation of a constant.
+    """
+    estimate, truth = np.asarray(estimate, float), np.asarray(truth, float)
+    known = np.isfinite(estimate) & np.isfinite(truth)
+    estimate, truth = estimate[known], truth[known]
+    if len(truth) == 0:
+        return dict.fromkeys(_FIGURES, float("nan"))
+    return {name: float(value[0]) for name, value in _fidelity(estimate[None], truth[None]).items()}
+
+
+def _fidelity(estimate: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
+    """The figures of :func:`fidelity` for each row of (R, N) arrays."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gap = np.linalg.norm(estimate - truth, axis=1)
+        return {
+            "r": _correlation(estimate, truth),
+            "rho": _correlation(_ranks(estimate), _ranks(truth)),
+            "slope": (estimate * truth).sum(1) / (estimate * estimate).sum(1),
+            "relative_error": gap / np.linalg.norm(truth, axis=1),
+            "sign_agreement": (np.sign(estimate) == np.sign(truth)).mean(1),
+        }
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
+    scale = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return np.asarray((a * b).sum(1) / np.where(scale > 0, scale, np.nan))
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    from scipy.stats import rankdata
+
+    return np.asarray(rankdata(values, axis=1))
+
+
+def bootstrap(
+    estimate: np.ndarray, truth: np.ndarray, resamples: int = 500, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """95 % confidence intervals of :func:`fidelity`'s figures, over resampled examples.
+
+    Args:
+        estimate: (N,) estimated effects.
+        truth: (N,) effects by replay.
+        resamples: How many; fewer for large sets, where the intervals are narrow anyway.
+        seed: Makes the intervals the same again.
+    """
+    estimate, truth = np.asarray(estimate, float), np.asarray(truth, float)
+    known = np.isfinite(estimate) & np.isfinite(truth)
+    estimate, truth = estimate[known], truth[known]
+    if len(truth) < 2:
+        return dict.fromkeys(_FIGURES, (float("nan"), float("nan")))
+    random = np.random.default_rng(seed)
+    resamples = max(50, min(resamples, 10_000_000 // len(truth)))
+    drawn: dict[str, list[np.ndarray]] = {name: [] for name in _FIGURES}
+    block = max(1, 500_000 // len(truth))
+    for first in range(0, resamples, block):
+        rows = random.integers(0, len(truth), (min(block, resamples - first), len(truth)))
+        for name, values in _fidelity(estimate[rows], truth[rows]).items():
+            drawn[name].append(values)
+    intervals = {}
+    for name, values_list in drawn.items():
+        values = np.concatenate(values_list)
+        values = values[np.isfinite(values)]
+        low, high = np.quantile(values, [0.025, 0.975]) if len(values) else (np.nan, np.nan)
+        intervals[name] = (float(low), float(high))
+    return intervals
+
+
+def _of(table: pd.DataFrame, behaviour: str) -> pd.DataFrame:
+    return table[table["behaviour"] == behaviour]
+
+
+def _paired(estimate: pd.DataFrame, truth: pd.DataFrame, stage: str) -> tuple[pd.Series, pd.Series]:
+    """Effects on one behaviour by the estimate and by replay, of the same examples."""
+    own, true = (
+        rows[rows["stage"] == stage].set_index("example_id")["effect"] for rows in (estimate, truth)
+    )
+    return (own if own.index.equals(true.index) else own.reindex(true.index)), true
+
+
+def compare(estimate: Result, truth: Result, noise: pd.DataFrame | None = None) -> pd.DataFrame:
+    """One row per stage and behaviour: an effect table against the one by replay.
+
+    Args:
+        estimate: Effects by any estimator.
+        truth: Effects by replay, of the same set.
+        noise: Effects under other orders, from :func:`load_noise`.
+    """
+    facts = estimate.facts
+    rows = []
+    for stage, trust in estimate.trust.items():
+        real = truth.trust[stage]
+        proves = is_ground_truth(real) and facts.estimator != "replay"
+        for behaviour in estimate.behaviours:
+            own, true = _paired(_of(estimate.table, behaviour), _of(truth.table, behaviour), stage)
+            found = fidelity(own.to_numpy(), true.to_numpy())
+            verified = proves and trust.trust == "estimated" and np.isfinite(found["r"])
+            row: dict[str, Any] = {
+                "set": facts.set_name,
+                "stage": stage,
+                "behaviour": behaviour,
+                "estimator": facts.estimator,
+                "budget": facts.settings.get("budget"),
+                **found,
+                "cost": trust.cost,
+                "wall_cost": trust.seconds / real.seconds if real.seconds > 0 else float("nan"),
+                "expected_error": trust.expected_error,
+                **_noise_figures(noise, stage, behaviour, true),
+                "trust": "verified" if verified else trust.trust,
+                "n": int(own.notna().sum()),
+                "reason": trust.reason,
+                "set_digest": facts.set_digest,
+                "settings": canonical_json(facts.settings),
+            }
+            for name, (low, high) in bootstrap(own.to_numpy(), true.to_numpy()).items():
+                row[f"{name}_low"], row[f"{name}_high"] = low, high
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _noise_figures(
+    noise: pd.DataFrame | None, stage: str, behaviour: str, true: pd.Series
+) -> dict[str, float]:
+    """Noise-floor r, and the typical (root mean square) noise sd of an example's effect."""
+    if noise is None:
+        return {"noise_floor_r": float("nan"), "noise_sd": float("nan")}
+    rows = noise[(noise["stage"] == stage) & (noise["behaviour"] == behaviour)]
+    if rows.empty:
+        return {"noise_floor_r": float("nan"), "noise_sd": float("nan")}
+    orders = [o.set_index("example_id")["effect"] for _, o in rows.groupby("order")]
+    r = [fidelity(o.reindex(true.index).to_numpy(), true.to_numpy())["r"] for o in orders]
+    sd = pd.concat([*orders, true], axis=1).std(axis=1)
+    return {"noise_floor_r": float(np.mean(r)), "noise_sd": float((sd**2).mean() ** 0.5)}
+
+
+def _verification_path(run: Run) -> Path:
+    return run.files.inside("results/verification.parquet")
+
+
+def load_verification(run: Run) -> pd.DataFrame:
+    """All stored rows for this run's recording; empty where nothing was verified."""
+    try:
+        table = pd.read_parquet(_verification_path(run))
+    except (OSError, ValueError):
+        return pd.DataFrame(columns=[*COLUMNS, "set_digest", "settings", "run_digest"])
+    mine = (table["run_digest"] == run.digest) & (table.get("method") == METHOD)
+    return table[mine].reset_index(drop=True)
+
+
+def save_verification(run: Run, rows: pd.DataFrame) -> None:
+    """Add rows to the stored table; rows of the same set, stage, estimator and settings go."""
+    rows = rows.assign(run_digest=run.digest, method=METHOD).drop_duplicates(_KEYS)
+    stored = load_verification(run)
+    if len(stored):
+        kept = stored.merge(rows[_KEYS], on=_KEYS, how="left", indicator=True)
+        stored = stored[(kept["_merge"] == "left_only").to_numpy()]
+        rows = pd.concat([stored, rows], ignore_index=True) if len(stored) else rows
+    with atomic_path(_verification_path(run)) as temporary:
+        rows.to_parquet(temporary, index=False)
+
+
+def trusted(run: Run, result: Result) -> Result:
+    """A result with all that is known of it from what is stored; computes no model.
+
+    Estimates are held against the stored replay of the same set, and where there is none, against
+    one of which the figures were kept. Where coarse replay was refused, the cheaper estimates of
+    the stage say so. ``within_noise`` is filled in where the training noise was measured.
+    """
+    table = marked(result.table, load_orders(run, result.facts.set_name))
+    return Result(trusted_facts(run, result.facts, partial(_of, result.table)), table)
+
+
+def trusted_facts(
+    run: Run, facts: ResultFacts, rows: Callable[[str], pd.DataFrame | None] | None = None
+) -> ResultFacts:
+    """What a result says of itself, with all that is known of it; see :func:`trusted`.
+
+    Args:
+        run: The run.
+        facts: Of the result.
+        rows: Gives those of a behaviour, by its name; None reads the stored ones, where there is a
+            replay to compare with.
+    """
+    found = _agreements(run, facts, rows or (lambda name: _stored(run, facts, name)))
+    refused = _refused_by_coarse(run, facts.set_name)
+    stages = [_joined(stage, found.get(stage.stage, ()), refused) for stage in facts.stages]
+    return facts.model_copy(update={"stages": stages})
+
+
+def _stored(run: Run, facts: ResultFacts, behaviour: str) -> pd.DataFrame | None:
+    found = load_result(
+        run, facts.set_name, "effects", facts.estimator, facts.settings, True, behaviour
+    )
+    return None if found is None else found.table
+
+
+def _agreements(
+    run: Run, facts: ResultFacts, rows_of: Callable[[str], pd.DataFrame | None]
+) -> dict[str, tuple[Agreement, ...]]:
+    """Stage to its agreement with replay, by behaviour in the result's order."""
+    if facts.estimator == "replay":
+        return {}
+    known = (f for f in stored_results(run, facts.set_name) if f.estimator == "replay")
+    truth = next(known, None)
+    rows = []
+    if truth is not None:
+        for behaviour in (each.name for each in facts.behaviours):
+            both = rows_of(behaviour), _stored(run, truth, behaviour)
+            if both[0] is None or both[1] is None:
+                continue
+            for stage in (real.stage for real in truth.stages if is_ground_truth(real)):
+                own, true = _paired(both[0], both[1], stage)
+                rows.append((stage, behaviour, fidelity(own.to_numpy(), true.to_numpy())))
+    if not rows:
+        stored = load_verification(run)
+        mine = stored[
+            (stored["set_digest"] == facts.set_digest)
+            & (stored["estimator"] == facts.estimator)
+            & (stored["settings"] == canonical_json(facts.settings))
+            & (stored["trust"] == "verified")
+        ]
+        rows = [(row["stage"], row["behaviour"], row) for row in mine.to_dict("records")]
+    found: dict[str, tuple[Agreement, ...]] = {}
+    for stage, behaviour, row in rows:
+        if np.isfinite(row["r"]):
+            agreement = Agreement.model_validate({**row, "behaviour": behaviour})
+            found[stage] = (*found.get(stage, ()), agreement)
+    return found
+
+
+def _refused_by_coarse(run: Run, set_name: str) -> set[str]:
+    """Stages that every stored coarse replay of the set refused."""
+    coarse = [f for f in stored_results(run, set_name) if f.estimator == "coarse-replay"]
+    refused = [{t.stage for t in facts.stages if t.trust == "refused"} for facts in coarse]
+    return set.intersection(*refused) if refused else set()
+
+
+def _joined(stage: StageTrust, found: tuple[Agreement, ...], refused: set[str]) -> StageTrust:
+    if stage.trust != "estimated":
+        return stage
+    if found:
+        return stage.model_copy(
+            update={"trust": "verified", "agreements": found, "reliable": found[0].agrees}
+        )
+    if stage.stage in refused:
+        reason = f"{stage.reason} Coarse replay of this stage was refused."
+        return stage.model_copy(update={"reason": reason, "reliable": False})
+    return stage
+
+
+def verify(
+    run: Run,
+    set_name: str,
+    estimators: Sequence[tuple[str, Mapping[str, Any]]],
+    progress: Any,
+    stages: Sequence[str] | None = None,
+    orders: int = 0,
+    split_batches: bool = False,
+) -> pd.DataFrame:
+    """Replay, compare every estimator with it, and store the figures.
+
+    Args:
+        run: The run.
+        set_name: An evaluation set.
+        estimators: Name and settings of each.
+        progress: Told of all of it.
+        stages: Their names; None for all.
+        orders: Other orders of the batches for the noise floor; 0 for none.
+        split_batches: See :class:`~stagelens.estimators.replay.Replay`.
+
+    Returns:
+        One row per estimator, stage and behaviour; see :data:`COLUMNS`.
+
+    Raises:
+        Refused: The run cannot be replayed.
+    """
+    from stagelens.effects.computing import attribute
+    from stagelens.estimators.counterfactuals import make_estimator
+
+    for name, settings in estimators:
+        make_estimator(name, settings)  # a setting that it does not take is an error of its own
+    parts = 1 + len(estimators) + orders
+    truth = attribute(
+        run,
+        set_name,
+        "replay",
+        stages,
+        lambda share, text: progress(share / parts, text),
+        {"split_batches": split_batches},
+    )
+    refused = [t for t in truth.facts.stages if t.trust == "refused"]
+    if refused:
+        raise Refused(refused[0].reason)
+    noise = None
+    if orders:
+        noise = measure_noise(
+            run,
+            set_name,
+            orders,
+            lambda share, text: progress((1 + share * orders) / parts, text),
+            stages,
+        )
+    else:
+        noise = load_noise(run, truth.facts.set_digest)
+    tables = []
+    for number, (name, settings) in enumerate(estimators):
+
+        def report(share: float, text: str, before: int = 1 + orders + number) -> None:
+            progress((before + share) / parts, text)
+
+        try:
+            estimate = attribute(run, set_name, name, stages, report, settings)
+        except Refused as refusal:
+            estimate = load_refused(run, truth, name, dict(settings), str(refusal))
+        tables.append(compare(estimate, truth, noise))
+    rows = pd.concat(tables, ignore_index=True)
+    processes.by_main(lambda: save_verification(run, rows))
+    return rows
+
+
+def load_refused(
+    run: Run, truth: Result, estimator: str, settings: dict[str, Any], reason: str
+) -> Result:
+    """What an estimator that refused every stage gives: the same rows, without numbers."""
+    stored = load_result(run, truth.facts.set_name, "effects", estimator, settings)
+    if stored is not None:
+        return stored
+    trusts = [
+        StageTrust(stage=t.stage, estimator=estimator, trust="refused", reason=reason)
+        for t in truth.facts.stages
+    ]
+    facts = truth.facts.model_copy(
+        update={"estimator": estimator, "settings": settings, "stages": trusts}
+    )
+    return Result(facts, truth.table.assign(effect=np.nan, without=np.nan, estimator=estimator))

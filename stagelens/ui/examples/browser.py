@@ -1,0 +1,280 @@
+"""The table of examples with its pages, beside the chosen example."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import isfinite
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from stagelens.charts import marked
+from stagelens.charts.style import short
+from stagelens.contracts import Behaviour
+from stagelens.ui.opening.workspace import Workspace
+from stagelens.ui.pieces import components, inputs, state
+from stagelens.ui.pieces.pinning import About
+from stagelens.ui.reading import browse, loaders
+from stagelens.ui.reading.browse import Chosen, effect_column, noise_column
+from stagelens.ui.reading.loaders import Effects, Source
+from stagelens.wording.numbers import amount_text, axis_unit, count_text, phrase
+from stagelens.wording.trust_words import MARKS, WORDS, TrustWord, trust_word
+
+from . import drilldown, filters
+
+_THUMBNAIL = 40
+_CELL = 300
+"""Characters of a text that a cell of the table holds."""
+_TEXT_WIDTH = 300
+"""Pixels that the texts of an example share in the table."""
+_PAGE_STATE = state.session_key("page")
+_FOLLOW = drilldown.FOLLOW
+_MARKED = state.session_key("marked")
+
+
+def heading(workspace: Workspace) -> None:
+    """What is browsed, in words."""
+    st.title("Examples", anchor=False)
+    examples = workspace.examples
+    count = count_text(examples.count, workspace.noun)
+    components.text_block(
+        f"Set {examples.name}, {count}: {examples.description or 'no description'}."
+    )
+
+
+@st.fragment
+@components.errors_told()
+def of_the_set(workspace: Workspace, effects: Effects) -> None:
+    """Filters, and what they leave; a change in here leaves the frame of the page alone."""
+    chosen = filters.choose(workspace, effects)
+    filters.count_and_export(workspace, effects, chosen)
+    _browser(workspace, effects, chosen)
+
+
+@st.fragment
+@components.errors_told()
+def _browser(workspace: Workspace, effects: Effects, chosen: Chosen) -> None:
+    """The table beside the chosen example; clicks in here leave the filters alone."""
+    asked = st.query_params.get(state.EXAMPLE)
+    example_id = state.example(chosen.every.places)
+    if asked and asked not in chosen.every.places:
+        st.warning(
+            "The example that the link names is not in this set; pick one from the table.",
+            icon=":material/link_off:",
+        )
+    if not len(chosen):
+        _begin_anew(chosen)
+    if not len(chosen) and example_id is None:
+        st.info("No example is left. Loosen a filter.", icon=":material/filter_alt_off:")
+        return
+    grid = st.grid(3, min_column_width=240)
+    with grid.cell(column_span=2):
+        example_id = _table(workspace, effects, chosen, example_id)
+    with grid.cell():
+        drilldown.beside(workspace, effects, chosen, example_id)
+    drilldown.below(workspace, effects, chosen, example_id)
+
+
+def _table(
+    workspace: Workspace, effects: Effects, chosen: Chosen, example_id: str | None
+) -> str | None:
+    """One page of the table; returns the chosen example, which a click may just have changed."""
+    if not len(chosen):
+        st.info("No example is left. Loosen a filter.", icon=":material/filter_alt_off:")
+        return example_id
+    page = _page(chosen, example_id)
+    shown = chosen.page(page)
+    start = (page - 1) * browse.PAGE_SIZE
+    ids = shown["example_id"].tolist()
+    key = f"table-{chosen.filters.key}-{chosen.behaviour.name}-{page}-{workspace.examples.name}"
+    example_id = _picked(key, ids, example_id)
+    _mark(key, [ids.index(example_id)] if example_id in ids else [])
+    unit = axis_unit(chosen.behaviour)
+    components.table(
+        _page_of_cells(
+            workspace.at,
+            effects.estimator,
+            key,
+            lambda: _cells(workspace, chosen.behaviour, shown),
+        ),
+        key,
+        f"Examples {start + 1:,} to {start + len(ids):,} of {len(chosen):,}, with answers and "
+        f"stage effects on the {phrase(chosen.behaviour)}{f' in {unit}' if unit else ''}.",
+        About(behaviour=chosen.behaviour.name),
+        row_height=46,
+        height="content",
+        on_select="rerun",
+        selection_mode=("single-row", "single-cell"),
+        column_config=_columns(workspace, effects, chosen.behaviour),
+    )
+    better = chosen.behaviour.better
+    st.caption(
+        f"▲ credit: {phrase(chosen.behaviour)} {better} because of the stage. ▼ blame: "
+        f"{'lower' if better == 'higher' else 'higher'}. {_noise(workspace, shown)}"
+        f"{_trust(workspace, effects, chosen.behaviour)} Click a row to look at the example."
+    )
+    return example_id
+
+
+def _noise(workspace: Workspace, shown: pd.DataFrame) -> str:
+    """The mark of effects within training noise, where it is known of any."""
+    known = any(shown[noise_column(stage)].notna().any() for stage in workspace.stages)
+    return "≈ within training noise: no finding. " if known else ""
+
+
+def _trust(workspace: Workspace, effects: Effects, behaviour: Behaviour) -> str:
+    """What is known of the columns of effects, as one line of Markdown."""
+    stages: dict[TrustWord, list[str]] = {}
+    for stage in workspace.stages:
+        if stage in effects.trust:
+            standing = trust_word(effects.trust[stage], behaviour.name)
+            stages.setdefault(standing, []).append(stage)
+    if len(stages) == 1:
+        only = next(iter(stages))
+        return f"{MARKS[only]} all {WORDS[only]}."
+    return " ".join(
+        f"{MARKS[standing]} {WORDS[standing]}: {components.plain(', '.join(names))}."
+        for standing, names in stages.items()
+    )
+
+
+def _picked(key: str, ids: Sequence[str], before: str | None) -> str | None:
+    """The example that a click chose.
+
+    Positions mean something on this page of these filters only, which the key stands for; so they
+    become an id at once, and only the id is kept.
+    """
+    marked = st.session_state.get(_MARKED)
+    now = st.session_state.get(key)
+    if now is None or marked is None or marked[0] != key:
+        return before
+    selection = now["selection"]
+    rows, cells = list(selection["rows"]), list(selection["cells"])
+    if (rows, cells) == (marked[1], []):
+        return before
+    picked = [ids[at] for at in [*(cell[0] for cell in cells), *rows] if 0 <= at < len(ids)]
+    other = [name for name in picked if name != before]
+    after = other[0] if other else before if picked else None
+    if after != before:
+        state.choose(after)
+    return after
+
+
+def _mark(key: str, rows: list[int]) -> None:
+    """Mark the chosen example's row, wherever the choice came from."""
+    st.session_state[_MARKED] = (key, rows)
+    st.session_state[key] = {"selection": {"rows": rows, "columns": [], "cells": []}}
+
+
+def _page(chosen: Chosen, example_id: str | None) -> int:
+    """The page to show: the one asked for; on a first visit the one with the chosen example.
+
+    The widget's key changes only when the page is moved from outside of it, so it keeps its focus
+    while somebody pages by keyboard; and it is never used again, so that who comes back to earlier
+    filters begins at their first page.
+    """
+    count, key = browse.pages(len(chosen)), chosen.filters.key
+    first = (key, state.linked_page(), 0)
+    asked_of, page, moves = st.session_state.get(_PAGE_STATE, first)
+    if page is None or st.session_state.pop(_FOLLOW, False):
+        page, moves = chosen.page_of(example_id) or 1, moves + 1
+    elif asked_of != key:
+        page, moves = 1, moves + 1
+    shown = st.pagination(count, default=min(page, count), key=f"page-{moves}", max_visible_pages=5)
+    st.session_state[_PAGE_STATE] = (key, shown, moves)
+    state.link_page(shown)
+    return shown
+
+
+def _begin_anew(chosen: Chosen) -> None:
+    """Where no page is shown, the next one is the first, whatever filters come."""
+    _, _, moves = st.session_state.get(_PAGE_STATE, ("", 1, 0))
+    st.session_state[_PAGE_STATE] = (chosen.filters.key, 1, moves + 1)
+    state.link_page(1)
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def _page_of_cells(
+    at: Source, estimator: str, key: str, _make: Callable[[], pd.DataFrame]
+) -> pd.DataFrame:
+    """One page of the table, made once; whoever steps through its examples gets the same one."""
+    return _make()
+
+
+def _cells(workspace: Workspace, behaviour: Behaviour, shown: pd.DataFrame) -> pd.DataFrame:
+    ids = shown["example_id"].tolist()
+    cells: dict[str, object] = {}
+    name = workspace.examples.name
+    if workspace.noun == "image":
+        cells["input"] = loaders.pictures(workspace.at, name, ids, _THUMBNAIL)
+    else:
+        texts = loaders.texts(workspace.at, name, ids)
+        for field in workspace.examples.inputs:
+            cells[_input_column(field)] = [short(text[field] or "", _CELL) for text in texts]
+    if workspace.noun == "image":
+        cells["id"] = ids
+    if workspace.labelled:
+        cells["label"] = shown["label"].tolist()
+    cells["answer"] = [
+        f"{mark} {answer}"
+        for mark, answer in zip(_marks(shown["right"]), shown["prediction"], strict=True)
+    ]
+    for stage in workspace.stages:
+        cells[effect_column(stage)] = [
+            _effect_cell(effect, behaviour, within)
+            for effect, within in zip(
+                shown[effect_column(stage)],
+                shown[noise_column(stage)].fillna(False),
+                strict=True,
+            )
+        ]
+    if workspace.noun == "text":  # words say more than ids do
+        cells["id"] = ids
+    return pd.DataFrame(cells)
+
+
+def _input_column(field: str) -> str:
+    """The column of a text; no column of effects has such a name."""
+    return f"input {field}"
+
+
+def _marks(right: pd.Series) -> list[str]:
+    return ["✓" if value == 1 else "✗" if value == 0 else "" for value in right]
+
+
+def _effect_cell(effect: float, behaviour: Behaviour, within_noise: bool) -> str:
+    if not isfinite(effect):
+        return "no number"
+    if within_noise:
+        return f"≈ {amount_text(effect, behaviour, unit=False)}"
+    return marked(behaviour.sign * effect, behaviour, unit=False)
+
+
+def _columns(workspace: Workspace, effects: Effects, behaviour: Behaviour) -> dict[str, Any]:
+    config = st.column_config
+    columns: dict[str, Any] = {
+        "input": config.ImageColumn("image", width=50),
+        **{
+            _input_column(field): config.TextColumn(
+                inputs.title(field).lower(), width=_TEXT_WIDTH // len(workspace.examples.inputs)
+            )
+            for field in workspace.examples.inputs
+            if workspace.noun == "text"
+        },
+        "id": config.TextColumn("id", width=100),
+        "label": config.TextColumn("label", width=50),
+        "answer": config.TextColumn(
+            "answer", width=62, help="Of the final model; ✓ right, ✗ wrong."
+        ),
+    }
+    unit = axis_unit(behaviour)
+    for stage in workspace.stages:
+        known = effects.trust.get(stage)
+        columns[effect_column(stage)] = config.TextColumn(
+            stage if known is None else f"{MARKS[trust_word(known, behaviour.name)]} {stage}",
+            width=72,
+            help=f"Stage effect on the {phrase(behaviour)}{f', in {unit}' if unit else ''}: "
+            "final model minus the counterfactual without the stage.",
+        )
+    return columns

@@ -1,0 +1,248 @@
+"""What *When* and *Which data* ask: about which examples, in which stage; and the stored answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import streamlit as st
+
+from stagelens.analyses.contributions.contribution_table import (
+    Question,
+    Stored,
+    asked_digest,
+    contributions_path,
+    load_contributions,
+)
+from stagelens.contracts import Behaviour
+from stagelens.effects import durations
+from stagelens.estimators.stage_trust import StageTrust
+from stagelens.ui.opening.workspace import Workspace
+from stagelens.ui.pieces import components
+from stagelens.ui.reading.browse import Chosen, effect_column
+from stagelens.ui.reading.loaders import Effects
+from stagelens.ui.server import jobs, settings
+from stagelens.wording import numbers
+from stagelens.wording.numbers import count_text, phrase, signed_text
+from stagelens.wording.trust_words import MARKS, WORDS, trust_word
+
+ABOUT = "about"
+ONE, SHOWN = "This example", "Mean of the examples shown"
+"""Key of the control that says whose behaviour is asked about, and what can be chosen."""
+
+WITHIN = "within"
+"""Key of the control of the stage."""
+
+_LEFT_OPEN = 0.5
+"""A share of the effect: where more of it is not explained to first order, that is said."""
+
+_MOST = 500
+"""Examples that may be asked about by id; groups may have any number."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked.
+
+    Attributes:
+        ids: Of the examples whose mean behaviour is asked about.
+        behaviour: The behaviour.
+        stage: The stage that is looked at.
+        effect: Its effect on these examples, by the chosen estimator; NaN where it has no number.
+        trust: What is known of that effect.
+        question: As the command line puts it.
+    """
+
+    ids: tuple[str, ...]
+    behaviour: Behaviour
+    stage: str
+    effect: float
+    trust: StageTrust | None
+    question: Question
+
+    @property
+    def about(self) -> str:
+        """The examples, for titles."""
+        if len(self.ids) == 1:
+            return f"example {self.ids[0]}"
+        return f"the mean of {len(self.ids):,} examples"
+
+    @property
+    def filters(self) -> Mapping[str, str] | None:
+        """For findings: the one example; where there are several, what the address says."""
+        return {"example": self.ids[0]} if len(self.ids) == 1 else None
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Of the command line."""
+        groups = [f"--group={column}={value}" for column, value in self.question.groups.items()]
+        return (*groups, *(f"--example={name}" for name in self.question.ids))
+
+
+def choose(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: str) -> Asked:
+    """The controls: about this example or the mean of those shown, and in which stage."""
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+        about = st.segmented_control(
+            "Asked about",
+            [ONE, SHOWN],
+            default=ONE,
+            key=ABOUT,
+            bind="query-params",
+            required=True,
+            help=f"The behaviour of this example, or its mean over the "
+            f"{count_text(len(chosen), workspace.noun)} that the filters leave.",
+        )
+        mean = about == SHOWN and len(chosen) > 0
+        rows = chosen.rows if mean else chosen.every.frame.iloc[[chosen.every.places[example_id]]]
+        columns = [effect_column(stage) for stage in workspace.stages]
+        means = dict(zip(workspace.stages, rows[columns].mean().tolist(), strict=True))
+        stage = _stage(workspace, means)
+    ids = tuple(rows["example_id"])
+    question = _question(workspace, chosen, ids) if mean else Question(ids=ids)
+    trust = effects.trust.get(stage)
+    return Asked(ids, chosen.behaviour, stage, means[stage], trust, question)
+
+
+def _stage(workspace: Workspace, effects: Mapping[str, float]) -> str:
+    """The chosen stage; at first the one with the largest effect."""
+    if WITHIN not in st.session_state and WITHIN not in st.query_params:
+        sizes = np.nan_to_num(np.abs(list(effects.values())))
+        st.session_state[WITHIN] = list(effects)[int(np.argmax(sizes))]
+    chosen = st.segmented_control(
+        "In the stage",
+        workspace.stages,
+        key=WITHIN,
+        bind="query-params",
+        required=True,
+        help="Whose steps and training data are looked at.",
+    )
+    return chosen or workspace.stages[0]
+
+
+def _question(workspace: Workspace, chosen: Chosen, ids: tuple[str, ...]) -> Question:
+    """The examples shown, by their group where the filters ask for no more than that."""
+    filters, groups = chosen.filters, {}
+    if filters.by in workspace.examples.columns and filters.group is not None:
+        groups[filters.by] = filters.group
+    if filters.label is not None:
+        groups["label"] = filters.label
+    question = Question(groups=groups)
+    if asked_digest(question.of(workspace.examples)) == asked_digest(ids):
+        return question
+    return Question(ids=ids)
+
+
+def answer(workspace: Workspace, asked: Asked) -> Stored | None:
+    """The stored answer; where there is none, the way to it is shown."""
+    reach = workspace.stages[: workspace.stages.index(asked.stage) + 1]
+    for since in reversed(reach):  # an answer from further back holds this stage too
+        path = contributions_path(
+            workspace.run, workspace.examples, asked.behaviour.name, asked.ids, since
+        )
+        if path.exists():
+            found = _load(str(path), path.stat().st_mtime_ns)
+            if found is not None:
+                return found
+    _offer(workspace, asked)
+    return None
+
+
+@st.cache_resource(max_entries=32, show_spinner=False)
+def _load(path: str, stamp: int) -> Stored | None:
+    return load_contributions(Path(path))
+
+
+def _offer(workspace: Workspace, asked: Asked) -> None:
+    why = _impossible(workspace, asked)
+    if why is not None:
+        st.info(components.plain(why), icon=":material/info:")
+        return
+    arguments = (
+        *("contributions", workspace.at.path, "--set", workspace.examples.name),
+        *("--behaviour", asked.behaviour.name, "--since", asked.stage, *asked.options),
+    )
+    since = workspace.run.stages[workspace.stages.index(asked.stage) :]
+    about = "this example" if len(asked.ids) == 1 else f"these {len(asked.ids):,} examples"
+    with st.container(border=True):
+        if components.job_state(arguments, "Try again"):
+            return
+        seconds = durations.contributions_seconds(since)
+        took = "" if seconds is None else f" Predicted: {numbers.predicted_time(seconds)}."
+        components.text_block(
+            f"What every step of {asked.stage} contributed to the {phrase(asked.behaviour)} of "
+            f"{about}, and what every training example in it did: to first order, by one sweep "
+            f"backwards through the {sum(stage.steps for stage in since):,} recorded steps from "
+            f"there to the final model.{took} It is kept for the next visit."
+        )
+        st.button(
+            "Compute the contributions",
+            type="primary",
+            disabled=settings.read_only(),
+            icon=":material/timeline:",
+            key="contribute",
+            on_click=_start,
+            args=(arguments,),
+            help=settings.READ_ONLY
+            if settings.read_only()
+            else "Runs in the background: python -m stagelens contributions.",
+        )
+
+
+def _start(arguments: tuple[str, ...]) -> None:
+    jobs.start(arguments, "The sweep for contributions")
+
+
+def _impossible(workspace: Workspace, asked: Asked) -> str | None:
+    """Why nothing can be computed; None where it can."""
+    if not workspace.computable:
+        return "Without the run's task nothing can be computed here."
+    for stage in workspace.run.stages[workspace.stages.index(asked.stage) :]:
+        if stage.facts.origin == "assembled":
+            return f"What steps contributed is not known: {stage.not_recorded}."
+        if not stage.replayable:
+            return (
+                f"What steps contributed is not known: the batches of stage {stage.name} were not "
+                'all kept. Record it with keep_batches="all".'
+            )
+    if len(asked.question.ids) > _MOST:
+        return (
+            f"{len(asked.ids):,} examples are shown; ask about a whole group or label, or narrow "
+            f"the filters to at most {_MOST} examples."
+        )
+    return None
+
+
+def first_order(found: Stored, asked: Asked) -> None:
+    """The stage's effect beside what its steps add up to, and what that leaves open."""
+    behaviour, total = asked.behaviour, found.linearised(asked.stage)
+    rest = asked.effect - total
+    mark = ""
+    if asked.trust is not None:
+        standing = trust_word(asked.trust, behaviour.name)
+        mark = f"{MARKS[standing]} {WORDS[standing]}, by {asked.trust.estimator}"
+    cells = "".join(
+        f"<div><div style='opacity:.75;font-size:.875rem'>{components.shown(name)}</div>"
+        f"<div style='font-size:1.4rem;font-weight:600;white-space:nowrap'>"
+        f"{components.shown(signed_text(value, behaviour))}</div>"
+        f"<div style='opacity:.75;font-size:.8rem'>{components.shown(note)}</div></div>"
+        for name, value, note in (
+            (f"effect of {asked.stage}", asked.effect, mark),
+            (f"its {found.facts.steps[asked.stage]:,} steps together", total, "first order"),
+            ("not explained to first order", rest, "effect minus steps"),
+        )
+    )
+    st.html(
+        "<div style='display:grid;grid-template-columns:repeat(auto-fit,minmax(11em,1fr));"
+        f"gap:.5em 1.5em;overflow-wrap:anywhere'>{cells}</div>"
+    )
+    if abs(rest) > _LEFT_OPEN * abs(asked.effect):
+        st.warning(
+            components.plain(
+                f"To first order the steps of {asked.stage} do not add up to its effect: more than "
+                "half of it is left open. Take what follows as a hint of where to look, not as "
+                "amounts."
+            ),
+            icon=":material/warning:",
+        )

@@ -1,0 +1,303 @@
+"""One example: its input, every answer, the effect of each stage, and its way through them."""
+
+from __future__ import annotations
+
+from math import isfinite
+
+import pandas as pd
+import streamlit as st
+
+from stagelens import charts
+from stagelens.charts.style import MUTED
+from stagelens.contracts import Behaviour
+from stagelens.estimators.stage_trust import StageTrust
+from stagelens.ui.opening.workspace import Workspace
+from stagelens.ui.pieces import components, inputs, state
+from stagelens.ui.pieces.pinning import About
+from stagelens.ui.reading import loaders
+from stagelens.ui.reading.browse import Chosen, answer_column, effect_column, noise_column
+from stagelens.ui.reading.loaders import Effects
+from stagelens.wording.numbers import phrase, value_text
+from stagelens.wording.sentences import Sentence, example_sentence
+from stagelens.wording.trust_words import MARKS, WORDS, trust_word
+
+from . import live_answers, saliency, side_by_side, tokens, training_data, training_steps
+
+FOLLOW = state.session_key("follow")
+"""Set when an example was chosen by a step, so that its page is turned to."""
+
+_LARGE = 256
+"""Pixels on the longer side of the input as it is shown."""
+
+
+def beside(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: str | None) -> None:
+    """What stands beside the table: the input, its facts, and every stage's effect in words."""
+    _steps(chosen, example_id)
+    if example_id is None:
+        st.info("Pick an example from the table.", icon=":material/touch_app:")
+        return
+    row = chosen.every.row(example_id)
+    st.header(components.plain(example_id), anchor=False)
+    if chosen.page_of(example_id) is None:
+        st.caption("This example is not among those that the filters leave.")
+    said_of = components.sentences_html(said(workspace, effects, chosen.behaviour, row), brief=True)
+    if all(pd.isna(row[noise_column(stage)]) for stage in workspace.stages):
+        said_of += components.text_html("Training noise not known.", muted=True)
+    facts = _facts(workspace, chosen.behaviour, row)
+    if workspace.noun == "image":
+        alt = f"The input of example {example_id}"
+        png = loaders.picture(workspace.at, workspace.examples.name, example_id, _LARGE)
+        facts = (
+            "<div style='display:grid;grid-template-columns:2fr 3fr;gap:1em'>"
+            f"<div>{inputs.image_html(png, alt)}</div>{facts}</div>"
+        )
+    else:
+        _texts(workspace, example_id)
+    # One element: the browser takes its time over each.
+    st.html(f"<div style='display:flex;flex-direction:column;gap:1em'>{facts}{said_of}</div>")
+
+
+def below(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: str | None) -> None:
+    """What stands below both: the questions that one example raises, one tab for each."""
+    if example_id is None:
+        return
+    row = chosen.every.row(example_id)
+    names = [state.EFFECTS, state.WHEN, state.DATA, state.INPUT, state.SIDE_BY_SIDE]
+    tabs = dict(zip(names, st.tabs(names, key=state.LOOK, bind="query-params"), strict=True))
+    name, tab = next(((name, tab) for name, tab in tabs.items() if tab.open), (None, None))
+    if tab is None:
+        return
+    with tab:
+        if name == state.EFFECTS:
+            _effects(workspace, effects, chosen.behaviour, row)
+        elif name == state.WHEN:
+            training_steps.training_steps_tab(workspace, effects, chosen, example_id)
+        elif name == state.DATA:
+            training_data.training_data_tab(workspace, effects, chosen, example_id)
+        elif name == state.INPUT:
+            if tokens.has_tokens(workspace):
+                tokens.of_the_set(workspace, effects, example_id)
+            saliency.saliency_maps(workspace, effects, chosen.behaviour, example_id)
+        elif name == state.SIDE_BY_SIDE:
+            side_by_side.side_by_side_tab(
+                workspace, chosen, lambda own: said(workspace, effects, chosen.behaviour, own)
+            )
+
+
+def _effects(workspace: Workspace, effects: Effects, behaviour: Behaviour, row: pd.Series) -> None:
+    bars(workspace, effects, behaviour, row, answers_html(workspace, effects, behaviour, row))
+
+
+def _steps(chosen: Chosen, example_id: str | None) -> None:
+    def go(to: str | None) -> None:
+        state.choose(to)
+        st.session_state[FOLLOW] = True
+
+    with st.container(horizontal=True, vertical_alignment="center"):
+        for label, icon, step, key in (
+            ("Previous", ":material/arrow_back:", -1, "K"),
+            ("Next", ":material/arrow_forward:", 1, "J"),
+        ):
+            to = chosen.neighbour(example_id, step)
+            st.button(label, icon=icon, on_click=go, args=(to,), disabled=to is None, shortcut=key)
+        if example_id is not None:
+            side_by_side.button(chosen, example_id)
+
+
+def _texts(workspace: Workspace, example_id: str) -> None:
+    """The texts, and the way to change them and ask again."""
+    content = loaders.texts(workspace.at, workspace.examples.name, [example_id])[0]
+    inputs.texts(content)
+    given = {field: text for field, text in content.items() if text is not None}
+    st.button(
+        "Change it and ask again",
+        icon=":material/edit:",
+        key="start-from",
+        on_click=live_answers.start_from,
+        args=(given,),
+        help="Opens it as an own example.",
+    )
+    # The click reruns this fragment only; the tabs stand outside.
+    if st.session_state.get("start-from"):
+        st.rerun()
+
+
+def _facts(workspace: Workspace, behaviour: Behaviour, row: pd.Series) -> str:
+    pairs = [("label", row["label"])] if workspace.labelled else []
+    pairs += [(column, row[column]) for column in workspace.examples.columns]
+    pairs.append((f"final {phrase(behaviour)}", value_text(row["final"], behaviour)))
+    lines = "".join(
+        f"<div style='opacity:.75'>{components.shown(str(name))}</div>"
+        "<div style='overflow-wrap:anywhere;overflow:hidden'>"
+        f"{components.shown(_shown(value))}</div>"
+        for name, value in pairs
+    )
+    return (
+        "<div style='display:grid;grid-template-columns:fit-content(40%) minmax(0,1fr);"
+        "align-content:start;gap:.3em 1em;font-size:.9em;overflow:hidden'>"
+        f"{lines}</div>"
+    )
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None or value is pd.NA or value != value else str(value)
+
+
+def answers_html(
+    workspace: Workspace, effects: Effects, behaviour: Behaviour, row: pd.Series
+) -> str:
+    """The answers of the final model and of every counterfactual side by side, as markup.
+
+    Args:
+        workspace: What is open.
+        effects: Hold the example's answers.
+        behaviour: Whose trust is printed.
+        row: The example, of ``browse.example_frame``.
+    """
+    begins = components.heading_html("Answers")
+    if workspace.continues:
+        begins += components.text_html(
+            "The most probable next token behind the prompt, or behind the text.", muted=True
+        )
+    rows = effects.of(behaviour.name)
+    rows = rows[rows["example_id"] == row["example_id"]].set_index("stage")
+    label = row["label"]
+    name = behaviour.name
+    cards = [_card("final model", row["prediction"], row["confidence"], label, None, name)]
+    for stage in workspace.stages:
+        if stage in rows.index:
+            one = rows.loc[stage]
+            known = effects.trust.get(stage)
+            cards.append(
+                _card(
+                    stage,
+                    one["prediction_without"],
+                    one["confidence_without"],
+                    label,
+                    known,
+                    name,
+                    changed=one["prediction_without"] != row["prediction"],
+                )
+            )
+    return (
+        f"{begins}<div style='display:grid;gap:.6em;"
+        f"grid-template-columns:repeat(auto-fit,minmax(7.5em,1fr))'>{''.join(cards)}</div>"
+    )
+
+
+def _card(
+    name: str,
+    answer: object,
+    confidence: float,
+    label: object,
+    trust: StageTrust | None,
+    behaviour: str,
+    changed: bool = False,
+) -> str:
+    refused = trust is not None and trust.trust == "refused"
+    shown = "?" if refused else _shown(answer)
+    verdict = ""
+    if not refused and _shown(label) != "none":
+        verdict = "✓ right" if answer == label else "✗ wrong"
+    sure = f"{100 * confidence:.0f} % sure" if isfinite(confidence) else ""
+    standing = None if trust is None else trust_word(trust, behaviour)
+    mark = "" if standing is None else f"{MARKS[standing]} {WORDS[standing]}"
+    head = (
+        f"without <i>{components.shown(name)}</i>" if trust is not None else components.shown(name)
+    )
+    edge = "2px solid currentColor" if changed and not refused else f"1px solid {MUTED}"
+    lines = "".join(
+        f"<div>{components.shown(text)}</div>" for text in (verdict, sure, mark) if text
+    )
+    return (
+        f"<div style='border:{edge};border-radius:.5em;padding:.5em .7em;overflow:hidden'>"
+        f"<div style='font-size:.8em;opacity:.8;overflow-wrap:anywhere'>{head}</div>"
+        "<div style='font-size:1.6em;font-weight:600;line-height:1.3;overflow-wrap:anywhere'>"
+        f"{components.shown(shown)}</div><div style='font-size:.8em;opacity:.8'>{lines}</div></div>"
+    )
+
+
+def sentences(workspace: Workspace, effects: Effects, behaviour: Behaviour, row: pd.Series) -> None:
+    """Every stage's effect on an example, in words; see :func:`said`."""
+    components.sentences(said(workspace, effects, behaviour, row), brief=True)
+
+
+def said(
+    workspace: Workspace, effects: Effects, behaviour: Behaviour, row: pd.Series
+) -> list[Sentence]:
+    """Every stage's effect on an example, as sentences.
+
+    Args:
+        workspace: What is open.
+        effects: Hold the example's effects.
+        behaviour: Which of its behaviours.
+        row: The example, of ``browse.example_frame``.
+    """
+    label = None if _shown(row["label"]) == "none" else str(row["label"])
+    return [
+        example_sentence(
+            stage,
+            behaviour,
+            float(row[effect_column(stage)]),
+            effects.trust.get(stage),
+            None
+            if workspace.continues
+            else (str(row["prediction"]), str(row[answer_column(stage)])),
+            label,
+            within_noise=_within_noise(row, stage),
+        )
+        for stage in workspace.stages
+    ]
+
+
+def _within_noise(row: pd.Series, stage: str) -> bool:
+    within = row[noise_column(stage)]
+    return bool(within) if pd.notna(within) else False
+
+
+def bars(
+    workspace: Workspace,
+    effects: Effects,
+    behaviour: Behaviour,
+    row: pd.Series,
+    before: str,
+    own: bool = False,
+) -> None:
+    """Every stage's effect on an example, as bars; see :func:`sentences`.
+
+    Args:
+        workspace: What is open.
+        effects: Hold the example's effects.
+        behaviour: Which of its behaviours.
+        row: The example, of ``browse.example_frame``.
+        before: Markup that stands beside it, or above it in a narrow window.
+        own: Whether it is an own example, which is in no set.
+    """
+    values = pd.DataFrame(
+        {
+            "stage": workspace.stages,
+            "effect": [row[effect_column(stage)] for stage in workspace.stages],
+            "within_noise": [_within_noise(row, stage) for stage in workspace.stages],
+        }
+    )
+    about = About(
+        title="" if own else f"Effect of each stage on example {row['example_id']}",
+        behaviour=behaviour.name,
+        sentences=lambda: said(workspace, effects, behaviour, row),
+        trust=[effects.trust[stage] for stage in workspace.stages if stage in effects.trust],
+        filters={"example": str(row["example_id"])} if not own else {},
+        own=own,
+    )
+    drawn = charts.effect_bars(values, behaviour, effects.trust)
+    heading = components.heading_html("Effect of each stage")
+    beside = (
+        "<div style='display:grid;gap:1rem 2rem;"
+        "grid-template-columns:repeat(auto-fit,minmax(min(340px,100%),1fr))'>"
+        f"<div>{before}</div><div>{heading}{drawn.html}</div></div>"
+    )
+    components.drawn(
+        charts.Markup(beside, drawn.alt),
+        "example-effects",
+        lambda: charts.example_effects(values, behaviour, effects.trust, charts.EITHER),
+        about,
+    )

@@ -1,0 +1,181 @@
+"""The controls that choose examples: every one of them is in the URL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import streamlit as st
+
+from stagelens.contracts import ACCURACY, Behaviour
+from stagelens.ui.opening.workspace import Workspace
+from stagelens.ui.pieces import components
+from stagelens.ui.reading import browse, loaders
+from stagelens.ui.reading.browse import Chosen, Every, Filters, Side
+from stagelens.ui.reading.loaders import Effects, Source
+from stagelens.wording.numbers import axis_unit, count_text, is_share
+
+from . import slices
+
+_MANY = 200
+"""More labels than this are typed, not listed."""
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def every_example(at: Source, set_name: str, estimator: str, behaviour: str) -> Every:
+    """All examples of a set with their stage effects."""
+    found = loaders.effects(at, set_name, estimator)
+    assert found is not None, "pages ask only for estimators that have a result"
+    names = [stage.name for stage in loaders.run(at).stages]
+    columns = list(loaders.examples(at, set_name).columns.drop(["example_id", "label"]))
+    frame = browse.example_frame(found.of(behaviour), found.behaviours[behaviour], names, columns)
+    return Every.of(frame, names)
+
+
+def choose(workspace: Workspace, effects: Effects) -> Chosen:
+    """The filter controls, and what they leave."""
+    behaviours = [name for name in effects.behaviours if name != ACCURACY.name]
+    behaviours.sort(key=lambda name: name != "loss")
+    with st.container(border=True):
+        with st.grid(4, min_column_width=170):
+            name = st.selectbox(
+                "Behaviour",
+                behaviours,
+                key="behaviour",
+                bind="query-params",
+                help="One number per example measured on a model; stage effects are about it.",
+            )
+            behaviour = effects.behaviours[name]
+            every = every_example(workspace.at, workspace.examples.name, effects.estimator, name)
+            filters = _filters(workspace, every, behaviour)
+        with st.container(horizontal=True, vertical_alignment="bottom"):
+            search, changed = _search(workspace.noun == "text")
+    filters = replace(filters, search=search, changed=changed)
+    searched = loaders.searchable(workspace.at, workspace.examples.name) if search else None
+    return browse.select(every, filters, behaviour, workspace.stages, searched)
+
+
+def _filters(workspace: Workspace, every: Every, behaviour: Behaviour) -> Filters:
+    stage = _pick(
+        "Stage", workspace.stages, "stage", "Any stage", "The stage whose effect is filtered."
+    )
+    label = pick_label(every.labels) if workspace.labelled else None
+    by, group = workspace.pick_group("Examples of one group, or of one saved slice, only.")
+    answers = None
+    if workspace.labelled:
+        answers = _pick(
+            "Final answer",
+            ("right", "wrong"),
+            "answers",
+            "Right and wrong",
+            "Whether the final model's answer is the label.",
+        )
+    side = pick_side()
+    strength = _strength(every.largest, behaviour)
+    sort = st.selectbox(
+        "Sort by", browse.SORTS, key="sort", bind="query-params", help="Order of the examples."
+    )
+    return Filters(
+        stage=stage,
+        label=label,
+        by=by,
+        group=group,
+        answers="right" if answers == "right" else "wrong" if answers == "wrong" else None,
+        side=side,
+        strength=strength,
+        sort=sort,
+    )
+
+
+def pick_side() -> Side | None:
+    """A control for credit or blame; None for both."""
+    side = _pick(
+        "Credit or blame",
+        ("credit", "blame"),
+        "side",
+        "Both",
+        "Credit: the stage makes the behaviour better for this example. Blame: worse.",
+    )
+    return "credit" if side == "credit" else "blame" if side == "blame" else None
+
+
+def _search(in_texts: bool) -> tuple[str, bool]:
+    text = st.text_input(
+        "Search" if in_texts else "Search by id",
+        key="q",
+        bind="query-params",
+        max_chars=200,
+        placeholder="Words of a text, or of an id" if in_texts else "Part of an example id",
+        icon=":material/search:",
+        width=320,
+        help="Examples that contain this, in capitals or not.",
+    )
+    changed = st.toggle(
+        "Only where the answer changes without the stage",
+        key="changed",
+        bind="query-params",
+        help="Examples that the final model and a counterfactual answer differently.",
+    )
+    return (text or "").strip(), bool(changed)
+
+
+def _pick(label: str, options: Sequence[str], key: str, none: str, text: str) -> str | None:
+    return st.selectbox(
+        label, options, index=None, placeholder=none, key=key, bind="query-params", help=text
+    )
+
+
+def pick_label(labels: Sequence[str]) -> str | None:
+    """A control for one of these labels; None for all."""
+    text = "The class that an example belongs to."
+    if len(labels) <= _MANY:
+        return _pick("Label", labels, "label", "All labels", text)
+    return st.text_input("Label", key="label", bind="query-params", help=text) or None
+
+
+def _strength(largest: float, behaviour: Behaviour) -> float:
+    scale = 100.0 if is_share(behaviour) else 1.0
+    unit = axis_unit(behaviour)
+    most = scale * largest
+    step = 10.0 ** np.floor(np.log10(most / 20)) if most > 0 else 0.1
+    top = float(np.ceil(most / step) * step) if most > 0 else 1.0
+    chosen = st.slider(
+        f"Strength of effect{f' ({unit})' if unit else ''}",
+        0.0,
+        top,
+        0.0,
+        step=float(step),
+        format=f"%.{max(-int(np.floor(np.log10(step))), 0)}f",
+        key="strength",
+        bind="query-params",
+        help="Smallest size of the stage effect, be it credit or blame.",
+    )
+    return float(chosen) / scale
+
+
+def count_and_export(workspace: Workspace, effects: Effects, chosen: Chosen) -> None:
+    """How many examples are left, and these as CSV."""
+    count, total = len(chosen), len(chosen.every.frame)
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        of = "" if count == total else f"{count:,} of "
+        with st.container(width="stretch"):
+            components.text_block(of + count_text(total, workspace.noun))
+        slices.save(workspace, effects.estimator, chosen)
+        st.download_button(
+            "Export CSV",
+            data=lambda: _csv(effects, chosen),
+            file_name=f"{workspace.run.name}-{workspace.examples.name}-effects.csv",
+            mime="text/csv",
+            icon=":material/download:",
+            disabled=count == 0,
+            on_click="ignore",
+            help="The effect table of the examples that the filters leave, with trust.",
+        )
+
+
+def _csv(effects: Effects, chosen: Chosen) -> bytes:
+    trust = {name: known.trust for name, known in effects.trust.items()}
+    rows = effects.of(chosen.behaviour.name)
+    table = rows.assign(trust=rows["stage"].map(trust))
+    return browse.export(table, chosen.ids, [chosen.behaviour.name])

@@ -1,0 +1,151 @@
+"""Asking a run's models about one example, in this process: torch is loaded when somebody asks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import streamlit as st
+
+from stagelens.contracts import TaskError
+from stagelens.effects.results import ResultFacts
+from stagelens.runs.sets.uploads import fit_image
+from stagelens.ui.opening.workspace import Workspace
+from stagelens.ui.pieces import state
+from stagelens.ui.reading import loaders
+from stagelens.ui.reading.loaders import Source
+from stagelens.ui.server import forward_passes, settings
+
+if TYPE_CHECKING:
+    from stagelens.analyses.own_example import Answer
+    from stagelens.measuring.loaded_weights import LoadedWeights
+
+MOST_CHARACTERS = 200_000
+"""Longer texts are not taken; a task cuts them to far fewer tokens anyway."""
+
+_QUESTION = state.session_key("question")
+_ANSWERED = state.session_key("answered")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What was asked: an image file, or texts by the name of their field.
+
+    Attributes:
+        content: By the task's input fields.
+        name: Of the file; empty for texts.
+    """
+
+    content: Mapping[str, bytes | str]
+    name: str = ""
+
+    @property
+    def key(self) -> str:
+        """The same for the same content."""
+        return hashlib.sha256(repr(sorted(self.content.items())).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """An answer, and what it is about.
+
+    Attributes:
+        answer: What the models say.
+        pixels: The image as the models see it; None for texts.
+        notes: What was done to make the input fit.
+    """
+
+    answer: Answer
+    pixels: np.ndarray | None
+    notes: tuple[str, ...]
+
+
+def question() -> Question | None:
+    """What this session asked last."""
+    asked: Question | None = st.session_state.get(_QUESTION)
+    return asked
+
+
+def put(asked: Question | None) -> None:
+    """Ask something else, or nothing."""
+    st.session_state[_QUESTION] = asked
+
+
+def widget(field: str) -> str:
+    """Key of the widget that a text of this field is typed into."""
+    return f"{state.OWN_WIDGET}{field}"
+
+
+def start_from(content: Mapping[str, str]) -> None:
+    """Put texts into the box, and open it."""
+    for field, text in content.items():
+        st.session_state[widget(field)] = text[:MOST_CHARACTERS]
+    put(Question(dict(content)))
+    st.session_state[state.VIEW] = state.OWN
+
+
+@st.cache_resource(show_spinner=False)
+def _loaded() -> LoadedWeights:
+    """The one of this server, shared between all sessions."""
+    from stagelens.measuring.loaded_weights import LoadedWeights
+
+    return LoadedWeights(settings.memory())
+
+
+def _known(at: Source, set_name: str, estimate: str | None) -> ResultFacts | None:
+    return None if estimate is None else loaders.facts(at, set_name, estimate)
+
+
+def answered(workspace: Workspace, asked: Question, label: str | None) -> Asked:
+    """The answer to a question; models are asked only where something changed.
+
+    Raises:
+        StageLensError: The input does not fit, or the models cannot be asked; says what to do.
+    """
+    estimate = None if workspace.effects is None else workspace.effects.estimator
+    key = (workspace.at, workspace.examples.name, estimate, asked.key, label)
+    before = st.session_state.get(_ANSWERED)
+    if before is None or before[0] != key:
+        before = st.session_state[_ANSWERED] = (key, _ask(workspace, asked, label, estimate))
+    found: Asked = before[1]
+    return found
+
+
+def _ask(workspace: Workspace, asked: Question, label: str | None, estimate: str | None) -> Asked:
+    from stagelens.analyses import own_example
+
+    task = workspace.run.task
+    content: dict[str, object] = dict(asked.content)
+    pixels = None
+    notes: list[str] = []
+    if isinstance(data := content.get("image"), bytes):
+        fitted = fit_image(data, task.image_shape)
+        content["image"] = pixels = fitted.pixels
+        notes += fitted.changes
+    try:
+        notes += [note for note in [task.check_input(content)] if note]
+    except ValueError as error:
+        raise TaskError(f"this {task.input_kind} {error}") from None
+    example = own_example.own_example(task, content, label)
+    known = _known(workspace.at, workspace.examples.name, estimate)
+    with forward_passes.alone():
+        answer = own_example.answer(workspace.run, example, known, _loaded())
+    return Asked(answer, pixels, tuple(notes))
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def about(at: Source, set_name: str, estimate: str, example_id: str) -> Answer:
+    """What the models say of an example of a set: its stage effects per token, above all.
+
+    Raises:
+        StageLensError: The models cannot be asked; says what to do.
+    """
+    from stagelens.analyses import own_example
+
+    example = loaders.evaluation_set(at, set_name).by_id([example_id])[0]
+    known = _known(at, set_name, estimate)
+    with forward_passes.alone():
+        return own_example.answer(loaders.run(at), example, known, _loaded())

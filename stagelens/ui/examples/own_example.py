@@ -1,0 +1,242 @@
+"""The own example: typed or uploaded, and answered at once by every model of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isfinite
+from pathlib import PurePath
+
+import pandas as pd
+import streamlit as st
+
+from stagelens.contracts import Behaviour, StageLensError
+from stagelens.runs.sets.images import display_png
+from stagelens.runs.sets.uploads import MOST_PIXELS
+from stagelens.ui.opening.workspace import Workspace
+from stagelens.ui.pieces import components, inputs
+from stagelens.ui.reading import browse
+from stagelens.ui.reading.loaders import Effects
+from stagelens.ui.server import settings
+from stagelens.wording.numbers import count_text, phrase
+
+from . import drilldown, live_answers, tokens
+from .live_answers import Asked, Question
+
+_KINDS = ("png", "jpg", "jpeg", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm")
+_MANY = 200
+"""More classes than this are typed, not listed."""
+_LARGE = 256
+"""Pixels on the longer side of the image as it is shown."""
+_UPLOAD = live_answers.widget("upload")
+_LABEL = live_answers.widget("label")
+_FORM = live_answers.widget("form")
+_COMPLETED, _WHOLE = "Prompt and completion", "Whole text"
+_FORMS = {_COMPLETED: ("prompt", "completion", "rejected"), _WHOLE: ("text",)}
+"""What a language model can be asked about."""
+_HELP = {
+    "completion": "What the model is asked about, after the prompt. The two are put together as "
+    "they are: a completion that follows a space begins with that space.",
+    "rejected": "Optional: another completion of the same prompt, to compare the first one with.",
+}
+_STAYS = "It stays in this server's memory while your session lasts."
+
+
+@st.fragment
+@components.errors_told()
+def own_example_tab(workspace: Workspace) -> None:
+    """The box, and below it what the models say of what is in it."""
+    if not workspace.computable:
+        st.info("Without the run's task no model can be asked.", icon=":material/info:")
+        return
+    try:
+        with st.container(border=True):
+            label = (_image_box if workspace.noun == "image" else _text_box)(workspace)
+        question = live_answers.question()
+        if question is None:
+            _invite(workspace)
+            return
+        with st.spinner("Asking the final model and every counterfactual"):
+            asked = live_answers.answered(workspace, question, label)
+    except StageLensError as error:
+        components.error_state(str(error))
+    else:
+        _show(workspace, question, asked)
+
+
+def _invite(workspace: Workspace) -> None:
+    count = count_text(len(workspace.stages), "counterfactual")
+    components.text_block(
+        f"The final model and its {count}, one without each stage, answer at once: what is "
+        "predicted, and which stage is to credit or to blame.",
+        muted=True,
+    )
+
+
+# ---------------------------------------------------------------------------------------- asking
+
+
+def _image_box(workspace: Workspace) -> str | None:
+    """The place for an image; returns the label that was chosen for it."""
+
+    def take() -> None:
+        file = st.session_state[_UPLOAD]
+        live_answers.put(file and Question({"image": file.getvalue()}, PurePath(file.name).name))
+
+    left, right = st.columns([2, 1])
+    with left:
+        st.file_uploader(
+            "An image of your own",
+            type=list(_KINDS),
+            key=_UPLOAD,
+            disabled=settings.read_only(),
+            on_change=take,
+            help=settings.READ_ONLY
+            if settings.read_only()
+            else f"{_STAYS} Up to 10 MB and {MOST_PIXELS // 10**6} million pixels; it is made to "
+            f"fit what the model takes. {_memory_help()}",
+        )
+    with right:
+        return _label(workspace)
+
+
+def _text_box(workspace: Workspace) -> str | None:
+    """The places for texts; returns the label that was chosen for them."""
+    fields = _fields(workspace)
+
+    def take() -> None:
+        typed = {field: st.session_state[live_answers.widget(field)] for field in fields}
+        content = {field: text for field, text in typed.items() if text}
+        live_answers.put(Question(content) if content else None)
+
+    with st.form(_FORM, border=False):
+        for field in fields:
+            st.text_area(
+                "A text of your own" if field == "text" else inputs.title(field),
+                key=live_answers.widget(field),
+                max_chars=live_answers.MOST_CHARACTERS,
+                height=120 if field == "text" else 68,
+                help=_HELP.get(field) or f"{_STAYS} {_memory_help()}",
+                persist_state="session",
+            )
+        label = _label(workspace)
+        st.form_submit_button(
+            "Ask the models",
+            type="primary",
+            icon=":material/forum:",
+            on_click=take,
+        )
+    return label
+
+
+def _fields(workspace: Workspace) -> Sequence[str]:
+    """The input fields to ask for: those of the set, and all that a language model takes."""
+    own = workspace.examples.inputs
+    if workspace.run.file.task.name != "causal-lm":
+        return own
+    kind = st.segmented_control(
+        "What is asked about",
+        list(_FORMS),
+        default=_WHOLE if own == _FORMS[_WHOLE] else _COMPLETED,
+        key=live_answers.widget("kind"),
+        required=True,
+        persist_state="session",
+    )
+    return _FORMS[kind or _COMPLETED]
+
+
+def _memory_help() -> str:
+    return (
+        "The weights of the models stay loaded within a limit on memory (STAGELENS_MEMORY, now "
+        f"{settings.memory() / 1e9:.3g} GB)."
+    )
+
+
+def _label(workspace: Workspace) -> str | None:
+    """The label that was chosen; None for none, or where the task has no classes."""
+    classes = workspace.run.file.task.config.get("classes")
+    if not isinstance(classes, list):
+        return None
+    text = (
+        "What the right answer is. Without a label, the behaviours are about the final model's own "
+        "answer."
+    )
+    none = "The model's own answer"
+    if len(classes) > _MANY:
+        return st.text_input("Label", key=_LABEL, placeholder=none, help=text) or None
+    names = [str(name) for name in classes]
+    return st.selectbox(
+        "Label", names, None, placeholder=none, key=_LABEL, help=text, persist_state="session"
+    )
+
+
+# --------------------------------------------------------------------------------------- showing
+
+
+def _show(workspace: Workspace, question: Question, asked: Asked) -> None:
+    """What the models say: like an example of the set, without its way through the boundaries."""
+    answer = asked.answer
+    behaviours = {b.name: b for b in answer.behaviours}
+    estimator = workspace.effects.estimator if workspace.effects else "task-vector"
+    effects = Effects.holding(estimator, answer.table, behaviours, answer.trust)
+    grid = st.grid(3, min_column_width=240, gap="medium")
+    with grid.cell():
+        _input(question, asked)
+    with grid.cell(column_span=2):
+        verdict, choice = st.columns([2, 1], vertical_alignment="bottom")
+        with choice:
+            behaviour = _behaviour(effects)
+        row = _row(workspace, effects, behaviour, asked)
+        with verdict:
+            _verdict(workspace, row)
+        if answer.label is not None and not answer.label_given:
+            components.text_block(
+                f"No label was chosen, so the {phrase(behaviour)} is about this answer.", muted=True
+            )
+        drilldown.sentences(workspace, effects, behaviour, row)
+        said = f"Counterfactuals: {estimator}. Training noise is not known for an own example."
+        components.text_block(said, muted=True)
+        components.trust_badges(answer.trust.values(), behaviour.name)
+    answers = drilldown.answers_html(workspace, effects, behaviour, row)
+    drilldown.bars(workspace, effects, behaviour, row, answers, own=True)
+    if answer.tokens is not None:
+        tokens.token_effects(workspace.stages, answer.tokens, answer.behaviours[0], answer.trust)
+
+
+def _behaviour(effects: Effects) -> Behaviour:
+    """The behaviour to show; one that this example has a value of comes first."""
+    has_value = [name for name in effects.behaviours if effects.of(name)["final"].notna().any()]
+    known = has_value or list(effects.behaviours)
+    name = st.selectbox(
+        "Behaviour",
+        sorted(known, key=lambda name: name != "loss"),
+        key="behaviour",
+        bind="query-params",
+        help="One number per example measured on a model; stage effects are about it.",
+    )
+    return effects.behaviours[name]
+
+
+def _row(workspace: Workspace, effects: Effects, behaviour: Behaviour, asked: Asked) -> pd.Series:
+    row = browse.example_frame(effects.of(behaviour.name), behaviour, workspace.stages, ()).iloc[0]
+    # The model's own answer is what the behaviours are about, but no verdict on the answers.
+    return row if asked.answer.label_given else row.where(row.index != "label", None)
+
+
+def _verdict(workspace: Workspace, row: pd.Series) -> None:
+    said = "goes on with" if workspace.continues else "answers"
+    sure = f", {100 * row['confidence']:.0f} % sure" if isfinite(row["confidence"]) else ""
+    st.header(components.plain(f"The final model {said} {row['prediction']}{sure}"), anchor=False)
+
+
+def _input(question: Question, asked: Asked) -> None:
+    notes = "; ".join(asked.notes)
+    if asked.pixels is None:
+        inputs.texts({field: str(text) for field, text in question.content.items()})
+        if notes:
+            components.text_block(f"As the model reads it: {notes}.", muted=True)
+        return
+    inputs.image(
+        display_png(asked.pixels, _LARGE, framed=True), "The own example as the model sees it"
+    )
+    said = f"as the model sees it: {notes}" if notes else "as it is in the file"
+    components.text_block(f"{question.name}, {said}.", muted=True)

@@ -1,0 +1,201 @@
+"""Which data: the training examples of a stage that helped and hurt a prediction most."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import pandas as pd
+import streamlit as st
+
+from stagelens.analyses.contributions.contribution_table import SHOWN, Stored
+from stagelens.charts.style import BLAME, CREDIT, MUTED, short
+from stagelens.contracts import CARRIED, Behaviour
+from stagelens.report.provenance import FIRST_ORDER
+from stagelens.ui.opening.workspace import Workspace
+from stagelens.ui.pieces import components, inputs
+from stagelens.ui.pieces.pinning import About
+from stagelens.ui.reading.browse import Chosen
+from stagelens.ui.reading.loaders import Effects
+from stagelens.wording.numbers import count_text, phrase, signed_text
+
+from . import contributions
+from .contributions import Asked
+
+_AT_FIRST = 8
+"""Training examples on either side before all are asked for."""
+_LONGEST = 260
+"""Characters of a training text."""
+_PNG = b"\x89PNG"
+_LEAST = 0.1
+"""A share of the stage's sum is printed where the sum is at least this share of all sizes: where
+contributions cancel, shares say nothing."""
+
+
+def training_data_tab(
+    workspace: Workspace, effects: Effects, chosen: Chosen, example_id: str
+) -> None:
+    """The training examples of the chosen stage, by what they contributed."""
+    asked = contributions.choose(workspace, effects, chosen, example_id)
+    found = contributions.answer(workspace, asked)
+    if found is None:
+        return
+    if asked.stage in found.facts.steps_only:
+        st.info(
+            components.plain(
+                f"No training example of {asked.stage} has a contribution of its own: "
+                f"{found.facts.steps_only[asked.stage]}. The tab When shows the steps."
+            ),
+            icon=":material/info:",
+        )
+        return
+    contributions.first_order(found, asked)
+    rows = found.part("example", asked.stage)
+    _parts(found, asked, rows)
+    gains = asked.behaviour.sign * rows["value"]
+    helped = rows[gains > 0].sort_values("value", key=abs, ascending=False, kind="stable")
+    hurt = rows[gains < 0].sort_values("value", key=abs, ascending=False, kind="stable")
+    everything = st.toggle(
+        f"Show {SHOWN} on either side",
+        key="all-data",
+        bind="query-params",
+        help=f"At first there are {_AT_FIRST}.",
+    )
+    count = SHOWN if everything else _AT_FIRST
+    with st.grid(2, min_column_width=340, gap="medium") as grid:
+        for title, side, color in (
+            ("▲ Helped most", helped, CREDIT),
+            ("▼ Hurt most", hurt, BLAME),
+        ):
+            with grid.cell():
+                st.subheader(title, anchor=False)
+                _disagreeing(side.head(SHOWN), rows)
+                _cards(found, asked, side.head(count), color)
+    _table(rows, asked)
+
+
+def _parts(found: Stored, asked: Asked, rows: pd.DataFrame) -> None:
+    """What the sum is made of."""
+    carried = float(found.part("carried", asked.stage)["value"].sum())
+    behaviour = asked.behaviour
+    of_examples = signed_text(float(rows["value"].sum()), behaviour)
+    components.text_block(
+        f"{count_text(len(rows), 'training example')}: {of_examples}; {CARRIED}: "
+        f"{signed_text(carried, behaviour)}. To first order, with the optimiser's denominators and "
+        "clipping held; uses of one example at several steps are added up. "
+        "Percentages are of all steps together."
+    )
+
+
+def _disagreeing(side: pd.DataFrame, rows: pd.DataFrame) -> None:
+    """How many labels are not the final model's own answers, here and in the whole stage."""
+    if rows["label"].isna().all():
+        return
+    here, all_rows = (int(_differs(each).sum()) for each in (side, rows))
+    components.text_block(
+        f"{here} of {len(side)} carry a label that is not the final model's answer; in the whole "
+        f"stage {all_rows} of {len(rows):,}.",
+        muted=True,
+    )
+
+
+def _differs(rows: pd.DataFrame) -> pd.Series:
+    known = rows["label"].notna() & rows["answer"].notna()
+    return known & (rows["label"] != rows["answer"]).fillna(False)
+
+
+def _cards(found: Stored, asked: Asked, rows: pd.DataFrame, color: str) -> None:
+    if rows.empty:
+        components.text_block("None.", muted=True)
+        return
+    width = "12em" if found.facts.kind == "image" else "100%"
+    total, sizes = found.linearised(asked.stage), found.part("example", asked.stage)["value"].abs()
+    share = total if abs(total) >= _LEAST * sizes.sum() else None
+    differs = _differs(rows)
+    cards = "".join(
+        _card(row, bool(other), asked.behaviour, share, color)
+        for row, other in zip(rows.to_dict("records"), differs, strict=True)
+    )
+    st.html(
+        "<div style='display:grid;gap:.6em;"
+        f"grid-template-columns:repeat(auto-fill,minmax(min({width},100%),1fr))'>{cards}</div>"
+    )
+
+
+def _card(
+    row: dict[str, object], differs: bool, behaviour: Behaviour, total: float | None, color: str
+) -> str:
+    value = float(row["value"])  # type: ignore[arg-type]
+    lines = [f"<b style='white-space:nowrap'>{components.shown(signed_text(value, behaviour))}</b>"]
+    if total is not None and value * total > 0:
+        lines[0] += f" ({100 * value / total:.0f} %)"
+    label = row["label"]
+    if isinstance(label, str):
+        lines.append(f"label <b><bdi>{components.shown(short(label, 40))}</bdi></b>")
+    if isinstance(row["answer"], str):
+        answer = f"final model <b><bdi>{components.shown(short(row['answer'], 40))}</bdi></b>"
+        lines.append(f"{'≠ ' if differs else ''}{answer}")
+    if isinstance(row["before"], str):
+        before = components.shown(short(row["before"], 40))
+        lines.append(f"<span style='opacity:.75'>before the stage <bdi>{before}</bdi></span>")
+    if isinstance(row["other_labels"], str):
+        others = components.shown(short(row["other_labels"], 60))
+        lines.append(f"≠ also with label <b><bdi>{others}</bdi></b>")
+    uses = int(row["uses"])  # type: ignore[call-overload]
+    place = f"step {row['step']:,}" if uses == 1 else f"{uses:,} uses, from step {row['step']:,}"
+    lines.append(f"<span style='opacity:.75'>{place}</span>")
+    image = isinstance(row["content"], bytes) and row["content"].startswith(_PNG)
+    direction = "row" if image else "column"
+    edge = "2px solid currentColor" if differs else f"1px solid {MUTED}"
+    facts = "".join(f"<div>{line}</div>" for line in lines) if image else " · ".join(lines)
+    return (
+        f"<div style='border:{edge};border-left:4px solid {color};border-radius:.4em;"
+        "padding:.5em .6em;font-size:.8rem;line-height:1.45;overflow:hidden;overflow-wrap:anywhere;"
+        f"display:flex;flex-direction:{direction};gap:.3em .8em'>{_content(row)}"
+        f"<div>{facts}</div></div>"
+    )
+
+
+def _content(row: dict[str, object]) -> str:
+    content = row["content"]
+    if not isinstance(content, bytes):
+        return f"<div>place {row['position']} in the batch; this task shows no training data</div>"
+    if content.startswith(_PNG):
+        data = base64.b64encode(content).decode()
+        return (
+            f"<img src='data:image/png;base64,{data}' alt='A training image' style='width:5.5em;"
+            "height:5.5em;object-fit:contain;image-rendering:pixelated;border-radius:.2em'>"
+        )
+    texts = {field: text for field, text in json.loads(content).items() if text is not None}
+    return "".join(
+        (f"<div style='opacity:.75'>{components.shown(inputs.title(field))}</div>"
+         if len(texts) > 1 else "")
+        + f"<div style='font-size:.9rem'><bdi>{components.shown(short(text, _LONGEST))}</bdi></div>"
+        for field, text in texts.items()
+    )  # fmt: skip
+
+
+def _table(rows: pd.DataFrame, asked: Asked) -> None:
+    with st.expander("All training examples of this stage as a table"):
+        names = {
+            "value": phrase(asked.behaviour),
+            "uses": "uses",
+            "step": "first step",
+            "position": "place in the batch",
+            "label": "label",
+            "answer": "final model",
+            "before": "before the stage",
+            "other_labels": "same input with label",
+        }
+        kept = rows[list(names)].rename(columns=names).dropna(axis=1, how="all")
+        said = (
+            f"Contribution of every training example of {asked.stage} to the "
+            f"{phrase(asked.behaviour)}, to first order."
+        )
+        about = About(
+            behaviour=asked.behaviour.name,
+            estimator=FIRST_ORDER,
+            trust=(),
+            filters=asked.filters,
+        )
+        components.table(kept, "training-table", said, about, height=320)

@@ -1,0 +1,1 @@
+"""Opening or making a run, and what every page then looks at."""

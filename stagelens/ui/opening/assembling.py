@@ -1,0 +1,250 @@
+"""The form that makes a run of checkpoint folders: what ``stagelens assemble`` does, as a job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from stagelens.contracts import BASE, StageLensError
+from stagelens.runs.schema import check_name
+from stagelens.ui.pieces import components, state
+from stagelens.ui.server import jobs, settings
+
+_FEWEST = 2
+"""A base, and the end of one stage."""
+_MOST = 12
+_LONGEST = 1024
+_ROWS, _NEXT, _ASKED = "assemble-rows", "assemble-next", "assemble-asked"
+_FROM_CONFIG = "What config.json names"
+_SPLIT, _UNLABELLED = "Split of a saved dataset", "Without labels"
+_TASKS = (_FROM_CONFIG, "text-classification", "causal-lm")
+_COLUMNS = {
+    "label": ("Labels", "label"),
+    "id": ("Ids", "row numbers"),
+    "text": ("Texts", "text"),
+    "prompt": ("Prompts", "prompt, where there is one"),
+    "completion": ("Completions", "completion"),
+    "rejected": ("Rejected completions", "rejected, where there is one"),
+}
+"""Role of a column to its name for people, and what stands for it where none is named."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A run that was asked for.
+
+    Attributes:
+        arguments: The command line that makes it.
+        out: Its folder.
+    """
+
+    arguments: tuple[str, ...]
+    out: Path
+
+
+def card() -> None:
+    """The form, and in its place of the button how far the run is; a finished run is opened."""
+    st.header("Make a run of checkpoints", anchor=False)
+    st.markdown(
+        "Models that were trained without a recorder: give the folder of every `transformers` "
+        "checkpoint in the order of training, the base first. Task vectors are there at once."
+    )
+    asked: _Asked | None = st.session_state.get(_ASKED)
+    job = None if asked is None else jobs.find(asked.arguments)
+    if asked is not None and job is not None and job.status().state == "done":
+        _open(asked)
+    busy = job is not None and job.running
+    rows = _rows()
+    for place, row in enumerate(rows):
+        _row(place, row, rows, busy)
+    st.button(
+        "Add a stage",
+        icon=":material/add:",
+        key="assemble-add",
+        on_click=_add,
+        disabled=busy or len(rows) == _MOST,
+    )
+    _evaluation(busy)
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+        _text("Name of the run", "name", busy, max_chars=64, width=260, placeholder="my-run")
+        st.selectbox(
+            "Task",
+            _TASKS,
+            key="assemble-task",
+            width=260,
+            disabled=busy,
+            persist_state="session",
+            help="What the models eat and answer.",
+        )
+        st.checkbox(
+            "Link the weights instead of copying them",
+            key="assemble-link",
+            disabled=busy,
+            persist_state="session",
+            help="Takes no further room, where the folders lie on the disk of the runs. The "
+            "original files must then never be edited.",
+        )
+    if asked is not None and components.job_state(asked.arguments, "Dismiss", _in_fields):
+        return
+    if st.button("Make the run", type="primary", icon=":material/layers:", key="assemble-make"):
+        _start(rows)
+    home = components.plain(str(settings.home()))
+    st.caption(f"It is made below {home}. Checkpoints and files are read from the folders above.")
+
+
+def _rows() -> list[int]:
+    """Numbers of the rows in order; a row keeps its number, and so what was typed into it."""
+    st.session_state.setdefault(_ROWS, list(range(_FEWEST)))
+    st.session_state.setdefault(_NEXT, _FEWEST)
+    rows: list[int] = st.session_state[_ROWS]
+    return rows
+
+
+def _add() -> None:
+    st.session_state[_ROWS] = [*st.session_state[_ROWS], st.session_state[_NEXT]]
+    st.session_state[_NEXT] += 1
+
+
+def _remove(row: int) -> None:
+    st.session_state[_ROWS] = [each for each in st.session_state[_ROWS] if each != row]
+
+
+def _row(place: int, row: int, rows: Sequence[int], busy: bool) -> None:
+    what = "Base" if place == 0 else f"Stage {place}"
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+        example = BASE if place == 0 else "sft"
+        _text(f"{what}: name", f"name-{row}", busy, 64, width=160, placeholder=example)
+        _text(f"{what}: checkpoint folder", f"folder-{row}", busy, placeholder=f"models/{example}")
+        st.button(
+            "Remove",
+            key=f"assemble-remove-{row}",
+            type="tertiary",
+            icon=":material/close:",
+            help=f"Take {what.lower()} out of the list.",
+            on_click=_remove,
+            args=(row,),
+            disabled=busy or len(rows) == _FEWEST,
+        )
+
+
+def _text(label: str, name: str, busy: bool, max_chars: int = _LONGEST, **options: Any) -> None:
+    """A field whose text stays, also while another page is looked at."""
+    st.text_input(
+        label,
+        key=f"assemble-{name}",
+        max_chars=max_chars,
+        disabled=busy,
+        persist_state="session",
+        **options,
+    )
+
+
+def _evaluation(busy: bool) -> None:
+    _text(
+        "Evaluation file (optional)",
+        "file",
+        busy,
+        placeholder="data/test.csv",
+        help="A .csv, .tsv, .jsonl or .parquet file, or a folder that datasets saved: what the "
+        "stages are measured on. A set can be added later too.",
+    )
+    if not _typed("file"):
+        return
+    with st.expander("Columns of the evaluation file"), st.grid(3, min_column_width=180):
+        for role, (label, default) in _COLUMNS.items():
+            _text(label, role, busy, placeholder=default)
+        _text(_SPLIT, "split", busy, placeholder="the only one")
+        st.checkbox(
+            _UNLABELLED,
+            key="assemble-unlabelled",
+            disabled=busy,
+            persist_state="session",
+            help="The set has no labels; behaviours that need one are then not known.",
+        )
+
+
+def _in_fields(message: str) -> str:
+    """A message of the command line that names this form's fields instead of options."""
+    fields = {
+        '--label-column ""': f"a tick at {_UNLABELLED!r}",
+        "--split NAME": f"the field {_SPLIT!r}",
+        "give one with --name": "give it another name",
+        "(--task)": "in the field 'Task'",
+        **{f"--{role}-column": f"the field {label!r}" for role, (label, _) in _COLUMNS.items()},
+    }
+    for option, field in fields.items():
+        message = message.replace(option, field)
+    return message
+
+
+def _typed(name: str) -> str:
+    return str(st.session_state.get(f"assemble-{name}") or "").strip()
+
+
+def _start(rows: Sequence[int]) -> None:
+    """Start the job, or say everything that is wrong; what was typed stays."""
+    wrong: list[str] = []
+    try:
+        out = _folder(_typed("name"))
+    except StageLensError as error:
+        wrong.append(str(error))
+    words = ["assemble", "--name", _typed("name")]
+    for place, row in enumerate(rows):
+        what = "Base" if place == 0 else f"Stage {place}"
+        try:
+            name = _usable(_typed(f"name-{row}") or (BASE if place == 0 else ""))
+            folder = settings.allowed(_typed(f"folder-{row}"), "checkpoint folder")
+        except StageLensError as error:
+            wrong.append(f"{what}: {error}")
+        else:
+            words += ["--stage", f"{name}={folder}"]
+    if _typed("file"):
+        try:
+            words += ["--eval", str(settings.allowed(_typed("file"), "file"))]
+        except StageLensError as error:
+            wrong.append(f"Evaluation file: {error}")
+        named = {f"--{role}-column": _typed(role) for role in _COLUMNS}
+        for option, value in {**named, "--split": _typed("split")}.items():
+            words += [f"{option}={value}"] if value else []
+        if st.session_state.get("assemble-unlabelled"):
+            words.append("--label-column=")  # the last one counts
+    if st.session_state["assemble-task"] != _FROM_CONFIG:
+        words += ["--task", st.session_state["assemble-task"]]
+    if st.session_state["assemble-link"]:
+        words.append("--link")
+    for message in wrong:
+        components.error_state(message)
+    if not wrong:
+        st.session_state[_ASKED] = asked = _Asked(tuple(words), out)
+        jobs.start(asked.arguments, "Making the run", out=out)
+        st.rerun()
+
+
+def _usable(name: str) -> str:
+    try:
+        return check_name(name)
+    except ValueError as error:
+        raise StageLensError(str(error) if name else "it has no name yet; give it one") from None
+
+
+def _folder(name: str) -> Path:
+    """Where the run is made: below the home, where nothing has its name yet."""
+    if not name:
+        raise StageLensError("the run has no name yet; give it one")
+    out = settings.home() / _usable(name)
+    if out.exists():
+        raise StageLensError(f"{out} is there already; choose another name for the run")
+    return out
+
+
+def _open(asked: _Asked) -> None:
+    """Look at the run that was made; the form is empty when it is seen again."""
+    jobs.forget(asked.arguments)
+    for key in [key for key in st.session_state if str(key).startswith("assemble-")]:
+        del st.session_state[key]
+    state.open_reference(settings.reference_for(asked.out.resolve()))
+    st.rerun()

@@ -1,0 +1,225 @@
+"""Answers that get better by themselves: free at once, coarse in the background, replay last.
+
+The task vector is there within seconds. ``coarse-replay`` within a budget follows by itself, save
+where replay takes hardly longer, and ``replay`` where it is predicted to take less than a minute;
+else a button starts it. One job at a
+time, in child processes. A page that shows the best numbers moves on to better ones when they
+arrive; where somebody chose others on purpose, the better ones are offered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import streamlit as st
+
+from stagelens.effects import durations
+from stagelens.runs.run import Run
+from stagelens.trust import estimates
+from stagelens.ui.pieces import components, state
+from stagelens.ui.reading import loaders
+from stagelens.ui.reading.loaders import Source
+from stagelens.ui.server import jobs, settings
+from stagelens.wording import numbers
+
+VERIFICATION = state.session_key("verification")
+"""Arguments of the verification that this session started; it computes the same tables."""
+
+_SEEN = state.session_key("best-estimate")
+_LONG = 600.0
+"""Seconds; a coarse replay that is predicted to take longer waits for its button."""
+
+_REPLAY_HELP = (
+    "Replay runs the recorded steps of the later stages again, without the stage. It is exact, "
+    "and takes about as long as these stages took to train."
+)
+_BUDGET_HELP = (
+    "What coarse replay may spend, as a share of the cost of replay. A larger budget gives a "
+    "better estimate; each is computed in the background and kept."
+)
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """What can be computed for one set of a run.
+
+    Attributes:
+        at: The run folder as it is now.
+        run: The run.
+        set_name: The evaluation set.
+        stored: Names of the estimates that are there.
+    """
+
+    at: Source
+    run: Run
+    set_name: str
+    stored: tuple[str, ...]
+
+    @classmethod
+    def of(cls, at: Source, set_name: str) -> Ladder:
+        """For a set, as it is now."""
+        return cls(at, loaders.run(at), set_name, tuple(loaders.available(at, set_name)))
+
+    def arguments(self, estimator: str, budget: float | None = None) -> tuple[str, ...]:
+        """The command line that measures the set."""
+        settings = () if budget is None else ("--budget", f"{budget:g}")
+        return (
+            *("attribute", self.at.path, "--estimator", estimator),
+            *("--set", self.set_name, *settings),
+        )
+
+    @property
+    def coarse(self) -> bool:
+        """Whether batches of the later stages were kept."""
+        later = self.run.stages[1:]
+        return bool(later) and all(s.steps and s.facts.keep_batches != "none" for s in later)
+
+    @property
+    def replayable(self) -> bool:
+        """Whether the later stages can be replayed; without later stages all is exact already."""
+        return all(stage.replayable for stage in self.run.stages[1:])
+
+    @property
+    def seconds(self) -> float | None:
+        """What replay is predicted to take."""
+        return durations.replay_seconds(self.run.stages)
+
+    @property
+    def short(self) -> bool:
+        """Whether replay starts by itself."""
+        return self.replayable and self.seconds is not None and self.seconds < estimates.SHORT
+
+
+def first(ladder: Ladder) -> None:
+    """Where nothing is stored yet: start the task vector, and show how far it is."""
+    if _verifying() or components.only_shown():
+        return
+    free = ladder.arguments("task-vector")
+    job = jobs.find(free)
+    if job is None:
+        jobs.start(free, "The task vector")
+    if components.job_state(free, "Try again"):
+        return
+    if job is not None and job.status().state == "cancelled":
+        _button(free, "Task vector (free)", "The task vector", "Weights only; takes seconds.")
+    exact = ladder.arguments("replay")
+    if ladder.replayable and not components.job_state(exact, "Try again"):
+        _button(exact, _replay_label(ladder), "Replay", _REPLAY_HELP)
+
+
+def follow(at: Source, set_name: str, available: Sequence[str]) -> None:
+    """Move on to better numbers that have just arrived, where the best ones were looked at."""
+    where, best = st.session_state.get(_SEEN, (None, None))
+    here = (at.path, set_name)
+    shown = st.session_state.get("estimator")
+    if where == here and best != available[0] and shown in (best, None):
+        st.session_state["estimator"] = available[0]
+        st.toast(
+            f"Better numbers have arrived: {components.plain(available[0])}.",
+            icon=":material/trending_up:",
+        )
+    st.session_state[_SEEN] = (here, available[0])
+
+
+def offer_best(available: Sequence[str], shown: str) -> None:
+    """Where others than the best numbers were chosen: the way to the best."""
+    best = available[0]
+    if shown == best:
+        return
+
+    def show_best() -> None:
+        st.session_state["estimator"] = best
+
+    st.button(
+        f"Show the better {best}",
+        icon=":material/trending_up:",
+        on_click=show_best,
+        key="show-best",
+        width="stretch",
+    )
+
+
+def better(ladder: Ladder) -> None:
+    """Below the estimator: what is being computed, or can be."""
+    if "replay" in ladder.stored or settings.read_only() or _verifying():
+        return
+    replay = ladder.arguments("replay")
+    if _running(replay, "Replay"):
+        return
+    waiting = False
+    if ladder.coarse:
+        budget = _budget()
+        at_once = ladder.short and not durations.coarse_saves_time(ladder.run.stages, budget)
+        if not at_once:
+            waiting = _coarse(ladder, budget)
+        elif jobs.find(replay) is None:
+            st.caption("Replay should take hardly longer here than a coarse replay: it runs now.")
+    if waiting or not ladder.replayable:
+        return
+    if ladder.short and jobs.find(replay) is None:
+        jobs.start(replay, "Replay")
+    if not _running(replay, "Replay"):
+        _button(replay, _replay_label(ladder), "Replay", _REPLAY_HELP)
+
+
+def _verifying() -> bool:
+    """Show this session's verification where it is running: nothing else is started beside it."""
+    arguments: tuple[str, ...] | None = st.session_state.get(VERIFICATION)
+    job = None if arguments is None else jobs.find(arguments)
+    if arguments is None or job is None or not job.running:
+        return False
+    st.caption("A verification by replay is running; better numbers come with it.")
+    return components.job_state(arguments, "Dismiss")
+
+
+def _budget() -> float:
+    options = list(estimates.BUDGETS)
+    chosen = st.segmented_control(
+        "Budget of coarse replay",
+        options,
+        default="1/4",
+        key="budget",
+        bind="query-params",
+        required=True,
+        help=_BUDGET_HELP,
+    )
+    return estimates.BUDGETS[chosen or "1/4"]
+
+
+def _coarse(ladder: Ladder, budget: float) -> bool:
+    """Start coarse replay where its table is missing; whether it is running."""
+    name = estimates.estimate_name("coarse-replay", {"budget": budget})
+    if name in ladder.stored:
+        return False
+    arguments = ladder.arguments("coarse-replay", budget)
+    title = f"Coarse replay, budget {estimates.budget_text(budget)}"
+    seconds = durations.estimate_seconds(ladder.run.stages, "coarse-replay", {"budget": budget})
+    if jobs.find(arguments) is None and (seconds is None or seconds < _LONG):
+        jobs.start(arguments, title)
+    if _running(arguments, title):
+        return True
+    job = jobs.find(arguments)
+    if job is None or job.status().state == "cancelled":
+        long = "" if seconds is None else f" ({numbers.predicted_time(seconds)})"
+        _button(arguments, f"{title}{long}", title, _BUDGET_HELP)
+    return False
+
+
+def _running(arguments: tuple[str, ...], title: str) -> bool:
+    job = jobs.find(arguments)
+    if job is not None and job.running:
+        st.caption(f"{title} is being computed; the page moves on to it when it is there.")
+    return components.job_state(arguments, "Try again")
+
+
+def _replay_label(ladder: Ladder) -> str:
+    seconds = ladder.seconds
+    return "Replay (exact)" if seconds is None else f"Replay ({numbers.predicted_time(seconds)})"
+
+
+def _button(arguments: tuple[str, ...], label: str, title: str, text: str) -> None:
+    key = f"start-{arguments[3]}"
+    if st.button(label, icon=":material/replay:", help=text, key=key, width="stretch"):
+        jobs.start(arguments, title)
+        st.rerun()

@@ -1,0 +1,276 @@
+"""The sections of the Overview page."""
+
+from __future__ import annotations
+
+import html
+
+import pandas as pd
+import streamlit as st
+
+from stagelens import charts
+from stagelens.contracts import ACCURACY, Behaviour
+from stagelens.effects.headlines import FEWEST
+from stagelens.report.provenance import RECORDED
+from stagelens.runs.run import Stage
+from stagelens.ui.opening.workspace import Workspace
+from stagelens.ui.pieces import components, drawing
+from stagelens.ui.pieces.pinning import About
+from stagelens.ui.reading import loaders
+from stagelens.ui.reading.loaders import Effects
+from stagelens.wording.numbers import axis_unit, count_text, is_share
+from stagelens.wording.sentences import mean_sentence, slice_parts
+from stagelens.wording.trust_words import trust_label
+
+_CARDS_A_ROW = 4
+
+
+def heading(workspace: Workspace) -> None:
+    """The run, its set, and what was planted, in words."""
+    run, examples = workspace.run, workspace.examples
+    st.title(components.plain(run.name), anchor=False)
+    steps = sum(stage.updates for stage in run.stages)
+    facts = [
+        count_text(len(run.stages), "stage"),
+        count_text(steps, "step"),
+        f"set {examples.name}: {count_text(examples.count, workspace.noun)}",
+    ]
+    components.text_block(" · ".join(facts), muted=True)
+    if examples.description:
+        components.text_block(f"{examples.description}.".replace("..", "."))
+
+
+def choose(workspace: Workspace, effects: Effects) -> tuple[Behaviour, str | None, str | None]:
+    """The behaviour that the page shows, the column of groups, and the one group or None."""
+    left, right = st.columns(2)
+    with left:
+        name = st.selectbox(
+            "Behaviour",
+            list(effects.behaviours),
+            key="measure",
+            bind="query-params",
+            help="One number per example measured on a model. "
+            + " ".join(
+                f"**{components.plain(b.name)}** ({b.better} is better): "
+                f"{components.plain(b.description)}"
+                for b in effects.behaviours.values()
+            ),
+        )
+    with right:
+        by, group = workspace.pick_group(
+            "Show credit and blame over the examples of one group, or of one saved slice, only."
+        )
+    return effects.behaviours[name], by, group
+
+
+def headlines(
+    workspace: Workspace,
+    effects: Effects,
+    behaviour: Behaviour,
+    by: str | None,
+    group: str | None,
+) -> None:
+    """Two or three sentences that a stakeholder can read aloud."""
+    found = loaders.headlines(
+        workspace.at,
+        workspace.examples.name,
+        effects.estimator,
+        behaviour.name,
+        None if workspace.chosen_by_outcome(by) else by,
+        group,
+        workspace.noun,
+    )
+    noise_known = loaders.orders(workspace.at, workspace.examples.name) is not None
+    with st.container(border=True):
+        if not found:
+            st.markdown("No stage stands out on this behaviour.")
+        components.sentences(found, size="1.15rem")
+        components.text_block(
+            f"Headlines are mean effects over at least {count_text(FEWEST, workspace.noun)}, "
+            "beyond two standard errors"
+            + (
+                " and beyond training noise; by replay where one is stored."
+                if noise_known
+                else "; by replay where one is stored. Training noise is not known: the Trust page "
+                "measures it."
+            ),
+            muted=True,
+        )
+
+
+def credit_and_blame(
+    workspace: Workspace,
+    effects: Effects,
+    behaviour: Behaviour,
+    by: str | None,
+    group: str | None,
+) -> None:
+    """One diverging bar per stage, its trust, and the same numbers as a table."""
+    parts = (workspace.at, workspace.examples.name, effects.estimator, behaviour.name)
+    means = loaders.stage_summary(*parts, by, group)
+    column = None if group is None else by
+    about = "".join(part.text for part in slice_parts(workspace.noun, column, group))
+    st.header("Credit and blame", anchor=False)
+    components.text_block(
+        f"Mean stage effect on the {behaviour.name} of {about}: what each stage made better "
+        "(credit) and worse (blame) for single examples, and the net of both.",
+        muted=True,
+    )
+    chart = drawing.chart(
+        charts.credit_and_blame, means, behaviour, effects.trust, charts.EITHER, about
+    )
+    about_it = About(
+        behaviour=behaviour.name,
+        sentences=lambda: [
+            mean_sentence(row, behaviour, workspace.noun, by, effects.trust.get(str(row["stage"])))
+            for row in means.assign(group=group).to_dict("records")
+        ],
+        filters={by: group} if by is not None and group is not None else {},
+    )
+    components.show(chart, "bars", about_it)
+    trusts = [effects.trust[name] for name in workspace.stages if name in effects.trust]
+    components.trust_badges(trusts, behaviour.name)
+    components.text_block(" ".join([*_counts(means, workspace.noun), *_noise(means)]), muted=True)
+    components.trust_legend()
+    with st.expander("The same numbers as a table, with groups"):
+        rows = means
+        if by is not None and group is None:
+            groups = loaders.group_summary(*parts, by)
+            rows = pd.concat([means, groups], ignore_index=True)
+        _table(rows, behaviour, effects)
+
+
+def _counts(means: pd.DataFrame, noun: str) -> list[str]:
+    """How many examples the means are over."""
+    if means.empty:
+        return []
+    row = means.loc[means["n"].idxmax()]
+    said = f"Measured on {count_text(int(row['n']), noun)}"
+    if row["missing"]:
+        said += f"; {count_text(int(row['missing']), noun)} without a label left out"
+    return [f"{said}."]
+
+
+def _noise(means: pd.DataFrame) -> list[str]:
+    """Which mean effects are no more than the order of the batches, where that is known."""
+    known = means[means["within_noise"].notna()]
+    if known.empty:
+        return ["Training noise not known."]
+    within = known.loc[known["within_noise"].astype(bool), "stage"].tolist()
+    if within:
+        return [f"≈ Within training noise, so no finding: the mean effect of {', '.join(within)}."]
+    return [f"Beyond training noise: the mean effects of {', '.join(known['stage'])}."]
+
+
+def _table(rows: pd.DataFrame, behaviour: Behaviour, effects: Effects) -> None:
+    scale = 100 if is_share(behaviour) else 1
+    unit = axis_unit(behaviour)
+    shown = pd.DataFrame(
+        {
+            "stage": rows["stage"],
+            "group": rows["group"].astype(object).where(rows["group"].notna(), "all"),
+            "trust": [trust_label(effects.trust[name], behaviour.name) for name in rows["stage"]],
+            "examples": rows["n"],
+            "final": scale * rows["final"],
+            "without the stage": scale * rows["without"],
+            "stage effect": scale * rows["effect"],
+            "credit": scale * rows["credit"],
+            "blame": scale * rows["blame"],
+            "standard error": scale * rows["error"],
+            "noise sd": scale * rows["noise_sd"],
+            "within noise": 100 * rows["noise_share"].astype(float),
+        }
+    )
+    errors = ("standard error", "noise sd")
+    numbers = ("final", "without the stage", "stage effect", "credit", "blame", *errors)
+    digits = "%.1f" if is_share(behaviour) else "%.3f"
+    components.table(
+        shown,
+        "stage-table",
+        "Mean stage effect, credit and blame per stage and group, "
+        f"in {'percent and points' if is_share(behaviour) else unit or 'its unit'}.",
+        About(behaviour=behaviour.name),
+        column_config={
+            **{
+                name: st.column_config.NumberColumn(
+                    name,
+                    format=digits,
+                    help="In "
+                    f"{'percent and points' if is_share(behaviour) else unit or 'its unit'}.",
+                )
+                for name in numbers
+            },
+            "within noise": st.column_config.NumberColumn(
+                "within noise",
+                format="%.0f %%",
+                help="Share of the examples whose effect is within training noise; empty: noise "
+                "not known.",
+            ),
+        },
+    )
+
+
+def time_line(workspace: Workspace, behaviour: Behaviour | None) -> None:
+    """The stages from left to right, and a card for each."""
+    st.header("Stages", anchor=False)
+    better = behaviour or ACCURACY
+    measured = loaders.boundary_summary(
+        workspace.at, workspace.examples.name, better.name, better.better, workspace.by
+    )
+    curve = loaders.rates(workspace.at)
+    steps = {stage.name: stage.updates for stage in workspace.run.stages}
+    chart = drawing.chart(charts.time_line, steps, curve, measured, better, charts.EITHER)
+    about_it = About(
+        behaviour=better.name if measured is not None else "", observed=RECORDED, filters={}
+    )
+    components.show(chart, "time-line", about_it)
+    with st.grid(_CARDS_A_ROW, min_column_width=170, border=True):
+        for stage in workspace.run.stages:
+            values = curve.loc[curve["stage"] == stage.name, "lr"].dropna()
+            st.html(_card(stage, charts.stage_color(stage.index), values))
+
+
+def _steps(stage: Stage) -> str:
+    if stage.facts.origin == "recorded":
+        return count_text(stage.steps, "step")
+    if stage.updates:
+        return f"{count_text(stage.updates, 'step')}, none of them recorded"
+    return "assembled from checkpoints: no steps recorded"
+
+
+def _card(stage: Stage, color: str, rates: pd.Series) -> str:
+    facts = stage.facts
+    known = facts.optimizer
+    group = known.groups[0].hyperparameters if known is not None and known.groups else {}
+    optimizer: list[str] = ["optimiser not known" if known is None else known.name]
+    if group.get("momentum"):
+        optimizer.append(f"momentum {group['momentum']:g}")
+    if group.get("weight_decay"):
+        optimizer.append(f"weight decay {group['weight_decay']:g}")
+    if facts.clip_norm is not None:
+        optimizer.append(f"clipped at {facts.clip_norm:g}")
+    if facts.precision != "float32":
+        optimizer.append(f"{facts.precision} mixed precision")
+    rate = ""
+    if len(rates):
+        low, high = float(rates.min()), float(rates.max())
+        rate = f"learning rate {high:.2g}" if low == high else f"learning rate up to {high:.2g}"
+    lines = [
+        (facts.description or "No data description was recorded.", "margin:.35em 0 .5em 0"),
+        (", ".join(optimizer), ""),
+        (f"{rate}, {_steps(stage)}".lstrip(", "), ""),
+        (f"optimiser state at its start: {facts.boundary.optimizer}", ""),
+        *((f"LoRA adapter {how} before it", "") for how in facts.boundary.adapters),
+    ]
+    if (best := facts.best_model) is not None:
+        where = f"ended at the best of {count_text(best.trained, 'step')}"
+        lines.append((f"{where}, by {best.metric} ({best.value:.3g})", ""))
+    body = "".join(
+        f"<div style='overflow-wrap:anywhere;{style or 'opacity:.75;font-size:.875em'}'>"
+        f"{html.escape(text)}</div>"
+        for text, style in lines
+    )
+    return (
+        "<div style='display:flex;align-items:center;gap:.5em'>"
+        f"<span style='width:.8em;height:.8em;border-radius:.2em;background:{color}'></span>"
+        f"<b style='overflow-wrap:anywhere'>{html.escape(stage.name)}</b></div>{body}"
+    )

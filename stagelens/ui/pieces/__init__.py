@@ -1,0 +1,1 @@
+"""What every page is made of: frame, badges, state, inputs, charts, pins."""

@@ -1,0 +1,363 @@
+"""Pieces that every page is made of: frame, badges, sentences, jobs, empty and error states."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from stagelens.charts import EITHER_STYLE, Chart, Markup
+from stagelens.contracts import StageLensError
+from stagelens.estimators.stage_trust import StageTrust
+from stagelens.ui.server import interrupted_jobs, jobs, settings, signing_in
+from stagelens.ui.server.child import Status
+from stagelens.wording.numbers import predicted_time
+from stagelens.wording.sentences import Sentence
+from stagelens.wording.trust_words import (
+    MARKS,
+    MEANINGS,
+    WORDS,
+    TrustWord,
+    is_trustworthy,
+    trust_advice,
+    trust_explanation,
+    trust_label,
+    trust_word,
+)
+
+from . import glossary, pinning, state
+from .escaping import plain, shown
+from .pinning import About
+
+PAGES = (
+    ("app.py", "Overview", ":material/insights:"),
+    ("pages/1_Examples.py", "Examples", ":material/grid_view:"),
+    ("pages/2_Spurious_features.py", "Spurious features", ":material/troubleshoot:"),
+    ("pages/3_Remove_a_stage.py", "Remove a stage", ":material/content_cut:"),
+    ("pages/4_Trust.py", "Trust", ":material/verified:"),
+    ("pages/5_Report.py", "Report", ":material/description:"),
+)
+
+_SIDEBAR = 264
+_STYLE = (
+    '<style>[data-testid="stTab"][data-selected],'
+    '[data-testid="stButtonGroup"] button[data-selected]'
+    ",[data-testid='stSliderThumbValue'],[data-testid='stSliderThumbValue'] *"
+    "{color:inherit!important}"
+    '[data-testid="stCaptionContainer"]{color:inherit!important;opacity:.8}'
+    '[data-testid="stHeading"] :is(h1,h2,h3){overflow:hidden;overflow-wrap:anywhere}'
+    '[class*="st-key-finding-"] h2{font-size:1.25rem}</style>'
+)
+"""The accent is dark enough for white text on it, so on the dark background it is no text colour:
+what is selected has the page's own, and is told by its edge; so has a slider's value. Captions are
+pale no further than they can be read (4.5:1). No heading is wider than its place."""
+
+_BADGES: dict[TrustWord, tuple[str, str]] = {
+    "exact": (":material/check_circle:", "green"),
+    "agrees": (":material/verified:", "blue"),
+    "disagrees": (":material/gpp_bad:", "red"),
+    "reliable": (":material/contrast:", "violet"),
+    "rough": (":material/radio_button_unchecked:", "orange"),
+    "refused": (":material/block:", "gray"),
+}
+
+
+def start_page(title: str) -> None:
+    """Page configuration and navigation; the first call of every page."""
+    st.set_page_config(
+        page_title=f"{title} - StageLens",
+        page_icon="🔍",
+        layout="wide",
+        initial_sidebar_state=_SIDEBAR,
+    )
+    st.html(EITHER_STYLE + _STYLE + pinning.STYLE)
+    signing_in.gate()
+    with st.sidebar:
+        st.html("<div style='font-size:1.25rem;font-weight:600'>StageLens</div>")
+        for path, label, icon in PAGES:
+            st.page_link(path, label=label, icon=icon, width="stretch", query_params=here())
+        glossary.link()
+        signing_in.way_out()
+        if settings.read_only():
+            st.caption(f":material/lock: {settings.READ_ONLY}")
+    _left_over()
+
+
+def here(**more: str) -> dict[str, str] | None:
+    """Query parameters of a link to another page of the open run."""
+    reference = state.reference()
+    return {**({state.RUN: reference} if reference else {}), **more} or None
+
+
+def run_in_sidebar(name: str) -> None:
+    """The open run's name, and the way to another one."""
+    with st.sidebar:
+        st.divider()
+        st.caption("Run")
+        st.html(f"<div style='font-weight:600;overflow-wrap:anywhere'>{html.escape(name)}</div>")
+        st.button(
+            "Open another run",
+            icon=":material/folder_open:",
+            on_click=state.open_reference,
+            args=(None,),
+            width="stretch",
+        )
+
+
+def show(chart: Chart, key: str, about: About | None = None) -> None:
+    """A chart, as wide as its place, with its takeaway as alternative text.
+
+    It can be pinned to findings as it is. Where the page's estimate, its trust or its filters are
+    not those of the chart, ``about`` gives the chart's own; ``chart.rows`` are its numbers in
+    exports.
+
+    Args:
+        chart: What to draw.
+        key: No other chart or table on the page has it.
+        about: What the chart shows, where the page alone does not tell.
+    """
+    with pinning.pinnable(key, chart, chart.alt, about):
+        st.plotly_chart(
+            chart.figure,
+            theme=None,
+            key=key,
+            alt=chart.alt,
+            config={"displayModeBar": False},
+        )
+
+
+def drawn(markup: Markup, key: str, chart: Callable[[], Chart], about: About | None = None) -> None:
+    """What a chart says as markup, which costs the browser less; pinned, it is the chart.
+
+    Args:
+        markup: What to show.
+        key: No other chart or table on the page has it.
+        chart: Makes the chart.
+        about: What it shows, where the page alone does not tell.
+    """
+    with pinning.pinnable(key, chart, markup.alt, about):
+        st.html(markup.html)
+
+
+def heading_html(text: str) -> str:
+    """A third-level heading inside of markup; looks like Streamlit's own."""
+    return (
+        "<h3 style='font-size:1.25rem;font-weight:600;margin:0;padding:.5rem 0;"
+        f"overflow-wrap:anywhere'>{shown(text)}</h3>"
+    )
+
+
+def table(
+    frame: pd.DataFrame,
+    key: str,
+    alt: str,
+    about: About | None = None,
+    kept: pd.DataFrame | None = None,
+    **options: Any,
+) -> None:
+    """A table that can be pinned to findings: call this in the place of ``st.dataframe``.
+
+    Args:
+        frame: Its rows; those that are shown are those that are pinned.
+        key: No other chart or table on the page has it.
+        alt: What the table says, units included, in a sentence.
+        about: What it shows, where the page alone does not tell.
+        kept: The rows to pin, where those on the page are links, say.
+        options: As ``st.dataframe`` takes them, ``column_config`` for instance.
+    """
+    config = options.get("column_config") or {}
+    with pinning.pinnable(key, frame if kept is None else kept, alt, about, config):
+        st.dataframe(frame, key=key, alt=alt, **{"hide_index": True, **options})
+
+
+def trust_badge(trust: StageTrust, behaviour: str, name: str | None = None) -> None:
+    """Shape, colour and words for what is known of a stage's effects.
+
+    Args:
+        trust: What is known.
+        behaviour: Of the effects on which behaviour.
+        name: What it is the trust of, printed before it; then the figures follow. Without a name
+            the words stand alone, because the figures stand nearby.
+    """
+    standing = trust_word(trust, behaviour)
+    icon, color = _BADGES[standing]
+    st.badge(
+        plain(f"{name}: {trust_label(trust, behaviour)}" if name else WORDS[standing]),
+        icon=icon,
+        color=color,  # type: ignore[arg-type]
+        help=plain(trust_explanation(trust, behaviour)),
+    )
+
+
+def trust_badges(stages: Iterable[StageTrust], behaviour: str) -> None:
+    """One badge per stage in a row, and under it why some may not be leaned on."""
+    stages = list(stages)
+    with st.container(horizontal=True, gap="small"):
+        for stage in stages:
+            trust_badge(stage, behaviour, stage.stage)
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for stage in stages:
+        if not is_trustworthy(stage, behaviour):
+            verified = stage.trust == "verified"  # its figures stand in the badge
+            said = (trust_advice if verified else trust_explanation)(stage, behaviour)
+            reasons.setdefault((MARKS[trust_word(stage, behaviour)], said), []).append(stage.stage)
+    for (mark, said), names in reasons.items():
+        st.caption(f"{mark} {plain(', '.join(names))}: {plain(said)}")
+
+
+def trust_legend() -> None:
+    """What every mark and word means, on any page, folded away."""
+    with st.expander("What exact, verified, reliable, rough and refused mean"):
+        rows = "".join(
+            f"<div style='white-space:nowrap'>{MARKS[one]} <b>{WORDS[one]}</b></div>"
+            f"<div>{html.escape(MEANINGS[one])}.</div>"
+            for one in MARKS
+        )
+        st.html(
+            "<div style='display:grid;grid-template-columns:minmax(8em,auto) 1fr;gap:.3em 1.2em;"
+            f"font-size:.9rem'>{rows}</div>"
+        )
+        st.caption("Filled marks may be leaned on, hollow ones may not.")
+
+
+def sentence_html(sentence: Sentence, brief: bool = False) -> str:
+    """A sentence with its stage, group and amount emphasised; everything from data escaped.
+
+    Args:
+        sentence: What to say.
+        brief: Print the trust's mark only, where its word stands nearby.
+    """
+    weight = {"plain": "", "stage": "i", "group": "b", "amount": "b"}
+    words = []
+    for part in sentence.parts:
+        tag = weight[part.kind]
+        text = shown(part.text) if part.kind == "plain" else f"<bdi>{shown(part.text)}</bdi>"
+        words.append(f"<{tag}>{text}</{tag}>" if tag else text)
+    if sentence.trust is not None:
+        words.append(f" {_trust_html(sentence, sentence.trust, brief)}")
+    return "".join(words)
+
+
+def _trust_html(sentence: Sentence, trust: StageTrust, brief: bool) -> str:
+    standing = trust_word(trust, sentence.behaviour)
+    said = trust_label(trust, sentence.behaviour)
+    if trust.estimator == "replay" or standing != "exact":
+        said += f", by {trust.estimator}"
+    title = html.escape(f"{said}. {trust_explanation(trust, sentence.behaviour)}", quote=True)
+    words = "" if brief else f" {html.escape(said)}"
+    return (
+        f"<span title='{title}' role='img' aria-label='{title}' style='opacity:.75;"
+        f"font-size:.85em'>{MARKS[standing]}{words}</span>"
+    )
+
+
+def sentences(items: Sequence[Sentence], size: str = "1rem", brief: bool = False) -> None:
+    """Sentences one under the other."""
+    st.html(sentences_html(items, size, brief))
+
+
+def sentences_html(items: Sequence[Sentence], size: str = "1rem", brief: bool = False) -> str:
+    """Sentences one under the other, as markup."""
+    lines = "".join(f"<div>{sentence_html(item, brief)}</div>" for item in items)
+    return (
+        f"<div style='font-size:{size};line-height:1.5;display:flex;flex-direction:column;"
+        "overflow:hidden;overflow-wrap:anywhere;"
+        f"gap:.4em'>{lines}</div>"
+    )
+
+
+def text_block(text: str, muted: bool = False) -> None:
+    """Words from a data set or a run folder, never read as markup."""
+    st.html(text_html(text, muted))
+
+
+def text_html(text: str, muted: bool = False) -> str:
+    """Words from a data set or a run folder as markup, in which they are shown as they are."""
+    style = "overflow-wrap:anywhere;overflow:hidden;margin:0"
+    style += ";opacity:.75;font-size:.9em" if muted else ""
+    return f"<p style='{style}'>{shown(text)}</p>"
+
+
+@contextmanager
+def errors_told() -> Iterator[None]:
+    """Show what went wrong within the block in words, in the place of what could not be shown."""
+    try:
+        yield
+    except StageLensError as error:
+        error_state(str(error))
+
+
+def error_state(message: str) -> None:
+    """Something that the user can mend; the message says how."""
+    st.error(plain(message), icon=":material/error:")
+
+
+# ---------------------------------------------------------------------------------------- jobs
+
+
+def only_shown() -> bool:
+    """Whether nothing can be computed in the background here; says so in the place of a job."""
+    if settings.read_only():
+        st.info(settings.READ_ONLY, icon=":material/lock:")
+    return settings.read_only()
+
+
+def job_state(arguments: Sequence[str], again: str, worded: Callable[[str], str] = str) -> bool:
+    """Show a job's progress or failure.
+
+    Args:
+        arguments: Of its command line.
+        again: Label of the button that drops a failed job.
+        worded: Puts the command line's message into the words of the page.
+
+    Returns:
+        Whether it is running, so that the page offers nothing else in its place.
+    """
+    job = jobs.find(arguments)
+    if job is None:
+        return False
+    status = job.status()
+    if job.running:
+        _progress(tuple(arguments))
+        return True
+    if status.state == "failed":
+        error_state(f"{job.title} failed: {worded(status.error or 'it says nothing')}")
+        log = job.log().strip()
+        if log and log != status.error:
+            with st.expander("What the process printed last"):
+                st.code(log, language=None, wrap_lines=True)
+        st.button(again, on_click=jobs.forget, args=(tuple(arguments),), key=f"again-{arguments}")
+    return False
+
+
+@st.fragment(run_every=0.5)
+def _progress(arguments: tuple[str, ...]) -> None:
+    job = jobs.find(arguments)
+    if job is None or not job.running:
+        st.rerun()
+    st.progress(job.status().done, text=_so_far(job.status()))
+    st.button("Cancel", on_click=job.cancel, key=f"cancel-{arguments}", icon=":material/close:")
+
+
+def _so_far(status: Status) -> str:
+    """What a job is doing, how far it is, and how long it will take."""
+    if status.state == "waiting":
+        return plain(status.text)
+    left = "" if status.left is None else f" · {predicted_time(status.left)} left"
+    return f"{plain(status.text)} · {100 * status.done:.0f} % · {status.seconds:.0f} s{left}"
+
+
+def _left_over() -> None:
+    """What was cut short when the server before this one ended; said until it is dismissed."""
+    for number, left in enumerate(interrupted_jobs.found()):
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.warning(
+                f"The server ended while this was running: {plain(left.title)}. What was finished "
+                "is kept; its page offers the rest again.",
+                icon=":material/restart_alt:",
+            )
+            st.button("Dismiss", key=f"left-{number}", on_click=left.dismiss)

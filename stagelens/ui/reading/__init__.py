@@ -1,0 +1,1 @@
+"""Cached reading of run folders, and filtering of what was read."""

@@ -1,0 +1,343 @@
+"""Cached reading of run folders.
+
+Caches are keyed by strings and bounded; what they hold is shared between all sessions and never
+changed. A :class:`Source` names a run folder *as it is now*: when a stage, a set or a result is
+written, its stamps change, and everything is read anew. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from stagelens.analyses.slices import effects as slice_effects
+from stagelens.analyses.slices.saved import Slice, joined, stored_slices
+from stagelens.contracts import ACCURACY, Behaviour
+from stagelens.effects import headlines as strongest
+from stagelens.effects import summary
+from stagelens.effects.results import FIRST, Result, ResultFacts, load_result
+from stagelens.estimators.stage_trust import is_ground_truth
+from stagelens.runs.run import Run, open_run
+from stagelens.runs.sets.evaluation_set import EvaluationSet
+from stagelens.trust import estimates, noise
+from stagelens.trust.estimates import Effects, stored_effects
+from stagelens.trust.verification import trusted_facts
+from stagelens.wording import sentences
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run folder at one moment.
+
+    Attributes:
+        path: The run folder.
+        recorded: Changes with its stages and sets.
+        results: Changes with its results, and with what is verified of them.
+        slices: Changes with its saved slices.
+    """
+
+    path: str
+    recorded: str
+    results: str
+    slices: str = ""
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """All but the slices: what is measured stays in the caches when one is saved."""
+        return self.path, self.recorded, self.results
+
+
+MEASURED: dict[str | type[Any], Callable[[Any], Any]] = {Source: lambda at: at.key}
+"""``hash_funcs`` of caches that do not look at slices."""
+
+
+def source(path: Path) -> Source:
+    """Stamps of a run folder; a few calls of stat, so made on every rerun."""
+    recorded = [path / "run.json", *sorted(path.glob("stages/*")), *sorted(path.glob("sets/*"))]
+    results = [
+        path / "results" / name for name in ("tables", "verification.parquet", "noise", "features")
+    ]
+    return Source(
+        str(path),
+        "-".join(_stamp(each) for each in recorded),
+        "-".join(_stamp(each) for each in results),
+        _stamp(path / "slices"),
+    )
+
+
+def _stamp(path: Path) -> str:
+    try:
+        return f"{path.stat().st_mtime_ns:x}"
+    except OSError:
+        return "0"
+
+
+def run(at: Source) -> Run:
+    """The run, opened and validated.
+
+    Raises:
+        RunError: It is damaged or foreign.
+    """
+    return _run(at.path, at.recorded)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _run(path: str, recorded: str) -> Run:
+    return open_run(path)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=MEASURED)
+def evaluation_set(at: Source, name: str) -> EvaluationSet:
+    """One of the run's evaluation sets."""
+    return run(at).evaluation_set(name)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def examples(at: Source, set_name: str) -> pd.DataFrame:
+    """One row per example of a set: ``example_id``, ``label``, metadata, slices; never changed."""
+    return joined(evaluation_set(at, set_name).table(), slices(at, set_name)[0])
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def labelled(at: Source, set_name: str) -> bool:
+    """Whether any example of a set has a label."""
+    return bool(examples(at, set_name)["label"].notna().any())
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def groups(at: Source, set_name: str) -> Mapping[str, tuple[str, ...]]:
+    """Columns that groups come from, slices' too, with their values as text, sorted."""
+    table = examples(at, set_name)
+    names = summary.group_columns(table, (*evaluation_set(at, set_name).columns, "label"))
+    made = slices(at, set_name)[0]
+    names += [one.column for one in made if len(one.example_ids) < len(table)]
+    return {name: tuple(sorted(table[name].dropna().astype(str).unique())) for name in names}
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def slices(at: Source, set_name: str) -> tuple[list[Slice], list[str]]:
+    """``slices.saved.stored_slices``: the slices of a set, and what cannot be shown of others."""
+    return stored_slices(run(at), evaluation_set(at, set_name))
+
+
+@st.cache_resource(max_entries=16, show_spinner=False, hash_funcs=MEASURED)
+def stored_estimates(at: Source, set_name: str) -> Mapping[str, ResultFacts]:
+    """What the stored effect tables say of themselves, by name of the estimate, best first."""
+    return estimates.stored_estimates(run(at), set_name)
+
+
+@st.cache_resource(max_entries=16, show_spinner=False, hash_funcs=MEASURED)
+def facts(at: Source, set_name: str, estimate: str) -> ResultFacts | None:
+    """What a stored effect table says of itself, with what was verified; None without one."""
+    found = stored_estimates(at, set_name).get(estimate)
+    if found is None:
+        return None
+    return trusted_facts(run(at), found)
+
+
+def result(at: Source, set_name: str, estimate: str, behaviour: str) -> Result | None:
+    """A stored effect table, its rows of one behaviour only; None where there is none."""
+    known, measured = facts(at, set_name, estimate), _measured(at, set_name, estimate)
+    if known is None or measured is None:
+        return None
+    kinds = [each for each in known.behaviours if each.name == behaviour]
+    return Result(known.model_copy(update={"behaviours": kinds}), measured.of(behaviour))
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def effects(at: Source, set_name: str, estimate: str) -> Effects | None:
+    """An effect table as pages use it, or None where there is none."""
+    found = _measured(at, set_name, estimate)
+    if found is None:
+        return None
+    own = slices(at, set_name)[0]
+    return found.with_rows(lambda rows: joined(rows, own))
+
+
+@st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=MEASURED)
+def _measured(at: Source, set_name: str, estimate: str) -> Effects | None:
+    known = facts(at, set_name, estimate)
+    if known is None:
+        return None
+    return stored_effects(
+        run(at), estimate, known, labelled(at, set_name), orders(at, set_name), coded=True
+    )
+
+
+@st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=MEASURED)
+def orders(at: Source, set_name: str) -> pd.DataFrame | None:
+    """``noise.load_orders``: effects in several orders of the batches, None where not known."""
+    return noise.load_orders(run(at), set_name)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def best_known(at: Source, set_name: str, estimate: str) -> Effects | None:
+    """``estimates.best_known`` of all stored tables of a set."""
+    chosen = effects(at, set_name, estimate)
+    if chosen is None:
+        return None
+    if all(is_ground_truth(known) for known in chosen.trust.values()):
+        return chosen  # nothing is known better, so the others need not be read
+    others = [effects(at, set_name, name) for name in available(at, set_name) if name != estimate]
+    return estimates.best_known(chosen, [other for other in others if other is not None])
+
+
+def available(at: Source, set_name: str) -> list[str]:
+    """Estimates that have a table for this set, best first."""
+    return list(stored_estimates(at, set_name))
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def boundaries(at: Source, set_name: str, behaviour: str) -> pd.DataFrame | None:
+    """One behaviour after each boundary, with the set's own columns; None where not measured."""
+    measured = FIRST if behaviour == ACCURACY.name else behaviour
+    result = load_result(run(at), set_name, "boundaries", coded=True, behaviour=measured)
+    if result is None:
+        return None
+    table = summary.boundaries_with_accuracy(result.table, examples(at, set_name))
+    rows = table[table["behaviour"] == behaviour]
+    return rows if len(rows) else None
+
+
+def slice_of(table: pd.DataFrame, by: str | None, group: str | None) -> pd.DataFrame:
+    """The rows of one group; all where ``group`` is None."""
+    if by is None or group is None:
+        return table
+    return table[table[by].astype(str) == group]
+
+
+@st.cache_data(max_entries=128, show_spinner=False)
+def stage_summary(
+    at: Source, set_name: str, estimator: str, behaviour: str, by: str | None, group: str | None
+) -> pd.DataFrame:
+    """``summary.stage_summary`` over a set, or one of its groups; no rows where nothing is."""
+    found = effects(at, set_name, estimator)
+    if found is None:
+        return pd.DataFrame(columns=list(summary.SUMMARY_COLUMNS))
+    names = [stage.name for stage in run(at).stages]
+    table = slice_of(found.of(behaviour), by, group)
+    kind = found.behaviours[behaviour]
+    return summary.stage_summary(table, kind, names, None, orders(at, set_name))
+
+
+@st.cache_data(max_entries=128, show_spinner=False)
+def group_summary(
+    at: Source, set_name: str, estimator: str, behaviour: str, by: str
+) -> pd.DataFrame:
+    """``summary.stage_summary`` per group of a column."""
+    found = effects(at, set_name, estimator)
+    if found is None:
+        return pd.DataFrame(columns=list(summary.SUMMARY_COLUMNS))
+    names = [stage.name for stage in run(at).stages]
+    kind = found.behaviours[behaviour]
+    return summary.stage_summary(found.of(behaviour), kind, names, by, orders(at, set_name))
+
+
+@st.cache_data(max_entries=128, show_spinner=False)
+def headlines(
+    at: Source,
+    set_name: str,
+    estimator: str,
+    behaviour: str,
+    by: str | None,
+    group: str | None,
+    noun: str,
+) -> list[sentences.Sentence]:
+    """``sentences.headlines`` over a set, or one of its groups, from the best known numbers."""
+    found = best_known(at, set_name, estimator)
+    if found is None:
+        return []
+    return strongest.headlines(
+        slice_of(found.of(behaviour), by, group),
+        found.behaviours[behaviour],
+        [stage.name for stage in run(at).stages],
+        found.trust,
+        noun,
+        by,
+        groups_only=group is not None,
+        orders=orders(at, set_name),
+    )
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def slice_summary(at: Source, set_name: str, estimator: str, behaviour: str) -> pd.DataFrame:
+    """``slices.effects.slice_summary`` over all slices of a set."""
+    found = effects(at, set_name, estimator)
+    assert found is not None, "pages ask only for estimators that have a result"
+    names = [stage.name for stage in run(at).stages]
+    own = slices(at, set_name)[0]
+    kind = found.behaviours[behaviour]
+    return slice_effects.slice_summary(found.of(behaviour), kind, names, own, orders(at, set_name))
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def largest_difference(
+    at: Source, set_name: str, estimator: str, behaviour: str
+) -> slice_effects.Difference | None:
+    """``slices.effects.largest_difference`` between the slices of a set."""
+    found = effects(at, set_name, estimator)
+    assert found is not None, "pages ask only for estimators that have a result"
+    kind = found.behaviours[behaviour]
+    return slice_effects.largest_difference(
+        found.of(behaviour), kind, found.trust, slices(at, set_name)[0], orders(at, set_name)
+    )
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def boundary_summary(
+    at: Source, set_name: str, behaviour: str, better: str, by: str | None
+) -> pd.DataFrame | None:
+    """Means after each boundary: over all examples, then per group; None where not measured."""
+    table = boundaries(at, set_name, behaviour)
+    if table is None:
+        return None
+    kind = Behaviour(behaviour, "lower" if better == "lower" else "higher")
+    names = [stage.name for stage in run(at).stages]
+    parts = [summary.boundary_summary(table, kind, names)]
+    if by is not None:
+        parts.append(summary.boundary_summary(table, kind, names, by))
+    return pd.concat(parts, ignore_index=True) if len(parts) > 1 else parts[0]
+
+
+@st.cache_data(max_entries=16, show_spinner=False, hash_funcs=MEASURED)
+def rates(at: Source) -> pd.DataFrame:
+    """``summary.learning_rates`` of the run."""
+    return summary.learning_rates(run(at).stages)
+
+
+@st.cache_data(max_entries=256, show_spinner=False, hash_funcs=MEASURED)
+def pictures(at: Source, set_name: str, ids: Sequence[str], side: int) -> list[str]:
+    """Images of these examples as ``data:`` addresses, for table cells."""
+    found = evaluation_set(at, set_name).image_pngs(ids, side, framed=True)
+    return ["data:image/png;base64," + base64.b64encode(png).decode() for png in found]
+
+
+@st.cache_data(max_entries=128, show_spinner=False, hash_funcs=MEASURED)
+def picture(at: Source, set_name: str, example_id: str, side: int) -> bytes:
+    """One image as PNG bytes."""
+    return evaluation_set(at, set_name).image_png(example_id, side, framed=True)
+
+
+@st.cache_data(max_entries=128, show_spinner=False, hash_funcs=MEASURED)
+def texts(at: Source, set_name: str, ids: Sequence[str]) -> list[dict[str, str | None]]:
+    """Texts of these examples, by the name of their field."""
+    return [dict(example.input) for example in evaluation_set(at, set_name).by_id(list(ids))]
+
+
+@st.cache_resource(max_entries=4, show_spinner=False, hash_funcs=MEASURED)
+def searchable(at: Source, set_name: str) -> pd.Series:
+    """What a search looks at: ids, and the texts of a set of texts. In the set's order."""
+    of_texts = evaluation_set(at, set_name)
+    if of_texts.kind != "text":
+        return examples(at, set_name)["example_id"]
+    found = of_texts.examples()
+    return pd.Series(
+        ["\n".join([e.example_id, *(t for t in e.input.values() if t)]) for e in found],
+        dtype="str",
+    )

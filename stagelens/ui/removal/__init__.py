@@ -1,0 +1,1 @@
+"""The Remove a stage page."""

@@ -1,0 +1,275 @@
+"""Cached measurements of edited models: where they are stored, and how they are obtained.
+
+Small work is done at once in this process, anything longer in a child process whose result is a
+file. What was measured is kept under a key of strings, see ``loaders``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from stagelens.analyses.removal import comparison, measurements
+from stagelens.analyses.removal.comparison import Preview
+from stagelens.analyses.removal.measurements import Measurement
+from stagelens.analyses.removal.parts import validation_part
+from stagelens.analyses.removal.spec import Edit
+from stagelens.contracts import ACCURACY
+from stagelens.effects.groups import GroupMetrics
+from stagelens.runs.run import Run
+from stagelens.ui.opening.workspace import Workspace
+from stagelens.ui.pieces.pinning import About
+from stagelens.ui.reading import loaders
+from stagelens.ui.reading.loaders import Effects, Source
+from stagelens.ui.server import forward_passes, settings
+
+ALL = "all examples"
+"""Stands among the groups for every example."""
+
+_AT_ONCE = 2 * 10**9
+"""Parameters times examples, over all models to measure, that a page does not leave to a job."""
+
+
+@dataclass(frozen=True)
+class RemovalView:
+    """What is edited and on what it is shown.
+
+    Attributes:
+        workspace: The open run and set.
+        estimator: How counterfactuals are obtained.
+        settings: Of the estimator.
+        effects: Its effect table.
+        by: Column of the groups; None without one.
+    """
+
+    workspace: Workspace
+    estimator: str
+    settings: dict[str, object]
+    effects: Effects
+    by: str | None
+
+    @classmethod
+    def of(cls, workspace: Workspace, effects: Effects) -> RemovalView:
+        """For what the sidebar chose."""
+        stored = loaders.stored_estimates(workspace.at, workspace.examples.name)[effects.estimator]
+        return cls(workspace, stored.estimator, dict(stored.settings), effects, workspace.by)
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Run, recording with its slices, and set, for cache keys."""
+        at = self.workspace.at
+        return at.path, f"{at.recorded} {at.slices}", self.workspace.examples.name
+
+    @property
+    def removable(self) -> list[str]:
+        """Stages whose counterfactual there is."""
+        trust = self.effects.trust
+        return [s for s in self.workspace.stages if s in trust and trust[s].trust != "refused"]
+
+    def edit(self, strengths: dict[str, float]) -> Edit:
+        """An edit by this estimator."""
+        return Edit(estimator=self.estimator, settings=self.settings, strengths=strengths)
+
+    def arguments(self, edit: Edit) -> tuple[str, ...]:
+        """The command line that measures an edit without strengths by layer."""
+        words = ["remove", self.workspace.at.path, "--set", self.workspace.examples.name]
+        words += ["--estimator", edit.estimator]
+        if "budget" in edit.settings:
+            words += ["--budget", f"{edit.settings['budget']:g}"]
+        for stage in self.workspace.stages:
+            if stage in edit.strengths:
+                words += ["--stage", stage, "--strength", f"{edit.strengths[stage]:g}"]
+        if self.by is not None:
+            words += ["--by", self.by]
+        return tuple(words)
+
+
+def about(view: RemovalView, edit: Edit, behaviour: str = ACCURACY.name) -> About:
+    """What figures of an edited model rest on, for those who pin them."""
+    return About(
+        behaviour=behaviour,
+        estimator=view.effects.estimator,
+        trust=(),
+        observed="the edited weights: an edit guided by an estimate, and not the model that "
+        "training without the stage would have given",
+        filters={
+            f"strength of {stage}": f"{100 * strength:.0f} %"
+            for stage, strength in edit.strengths.items()
+        },
+    )
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The edit that the controls ask for.
+
+    Attributes:
+        edit: What is taken out.
+        arguments: The command line that measures it, and saves it with ``--out``.
+        by_hand: Whether strengths are whole stages', so that a preview can be interpolated.
+    """
+
+    edit: Edit
+    arguments: tuple[str, ...]
+    by_hand: bool
+
+
+def at_once(run: Run, examples: int, models: int) -> bool:
+    """Whether so many forward passes may run inside the dashboard."""
+    end = run.last.facts.end
+    size = 0 if end is None else sum(file.bytes for file in end.shards) // 4
+    return size * examples * models <= _AT_ONCE
+
+
+def find(view: RemovalView, edit: Edit) -> Measurement | None:
+    """A measurement that is stored; None where it has yet to be made."""
+    run, examples = view.workspace.run, view.workspace.examples
+    path = measurements.path(run, examples, edit)
+    try:
+        stamp = path.stat().st_mtime_ns
+    except OSError:
+        return None
+    return _stored(*view.key, edit.model_dump_json(), stamp, run)
+
+
+@st.cache_resource(max_entries=128, show_spinner=False)
+def _stored(
+    path: str, recorded: str, set_name: str, edit: str, stamp: int, _run: Run
+) -> Measurement | None:
+    spec = Edit.model_validate_json(edit)
+    return measurements.load_measurement(_run, _run.evaluation_set(set_name), spec)
+
+
+def measure_now(view: RemovalView, edits: Sequence[Edit]) -> list[Measurement]:
+    """Measure in this process; what is measured is stored where it can be, and found again."""
+    run, examples = view.workspace.run, view.workspace.examples
+    with forward_passes.alone():
+        try:
+            return measurements.measure_edits(run, examples, edits, keep=not settings.read_only())
+        except OSError:  # the folder cannot be written: what is measured is shown all the same
+            return measurements.measure_edits(run, examples, edits, keep=False)
+
+
+def grid(view: RemovalView) -> list[Measurement] | None:
+    """Every stage alone at the computed strengths; None while any is missing."""
+    edits = measurements.grid(view.estimator, view.settings, view.removable)
+    found = [find(view, edit) for edit in edits]
+    kept = [one for one in found if one is not None]
+    return kept if len(kept) == len(edits) else None
+
+
+def grid_arguments(view: RemovalView, estimator: str | None = None) -> tuple[str, ...]:
+    """The command line that measures the grid."""
+    settings = view.settings if estimator in (None, view.estimator) else {}
+    full = Edit(
+        estimator=estimator or view.estimator,
+        settings=settings,
+        strengths=dict.fromkeys(view.removable, 1.0),
+    )
+    return (*view.arguments(full), "--preview")
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def report_rows(at: Source, set_name: str, by: str | None) -> np.ndarray:
+    """(N,) bool, the examples that figures are shown of."""
+    table = loaders.examples(at, set_name)
+    return ~validation_part(table, [by] if by else [])
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def preview(
+    path: str,
+    recorded: str,
+    set_name: str,
+    estimate: str,
+    by: str | None,
+    _view: RemovalView,
+    _grid: list[Measurement],
+) -> Preview:
+    """What the grid says of strengths between; computed once per estimate and groups."""
+    at = _view.workspace.at
+    rows = report_rows(at, set_name, by)
+    return comparison.preview(_grid, loaders.examples(at, set_name), rows, by)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Models on the report part.
+
+    Attributes:
+        answers: Name to answers beside labels and columns; the final model first.
+        metrics: Accuracy by group.
+        flipped: From the final to the edited model.
+    """
+
+    answers: dict[str, pd.DataFrame]
+    metrics: GroupMetrics
+    flipped: pd.DataFrame
+
+    def rows(self, by: str | None) -> pd.DataFrame:
+        """Rows of ``metrics.groups``: all examples under :data:`ALL`, then the groups of ``by``."""
+        table = self.metrics.groups
+        table = table[table["group"].isna()] if by is None else table
+        return table.assign(group=table["group"].fillna(ALL))
+
+
+def compare(view: RemovalView, models: dict[str, Measurement]) -> Compared:
+    """Answers and figures of several models; kept per edits and groups."""
+    named = tuple((name, one.edit.model_dump_json()) for name, one in models.items())
+    return _compared(*view.key, view.by, named, view, models)
+
+
+@st.cache_resource(max_entries=32, show_spinner=False)
+def _compared(
+    path: str,
+    recorded: str,
+    set_name: str,
+    by: str | None,
+    named: tuple[tuple[str, str], ...],
+    _view: RemovalView,
+    _models: dict[str, Measurement],
+) -> Compared:
+    at = _view.workspace.at
+    table, rows = loaders.examples(at, set_name), report_rows(at, set_name, by)
+    answers = {name: comparison.answers(one, table, rows) for name, one in _models.items()}
+    before, after, *_ = answers.values()
+    return Compared(
+        answers, comparison.by_groups(answers, by), comparison.changed_answers(before, after)
+    )
+
+
+def worst_group(view: RemovalView) -> str | None:
+    """The group that the final model answers worst, on the validation part."""
+    if view.by is None:
+        return None
+    return _worst_group(*view.key, view.effects.estimator, view.by, view)
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def _worst_group(
+    path: str, recorded: str, set_name: str, estimate: str, by: str, _view: RemovalView
+) -> str | None:
+    rows = _view.effects.first
+    rows = rows[rows["stage"] == _view.workspace.stages[0]]
+    rows = rows[~report_rows(_view.workspace.at, set_name, by)]
+    rows = rows[rows["label"].notna() & rows[by].notna()]
+    right = rows["prediction"].astype(object) == rows["label"].astype(object)
+    means = right.groupby(rows[by].astype(str)).mean()
+    return str(means.idxmin()) if len(means) else None
+
+
+def worst_stage(view: RemovalView, group: str) -> str | None:
+    """The stage to blame most for a group, on the validation part; None where every one helps."""
+    at, name = view.workspace.at, view.workspace.examples.name
+    assert view.by is not None, "only groups have a worst stage"
+    return comparison.worst_stage(
+        view.effects.first,
+        ~report_rows(at, name, view.by),
+        view.removable,
+        loaders.examples(at, name)[view.by],
+        group,
+    )

@@ -1,0 +1,128 @@
+"""An edit held against the real counterfactual, and saved."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import streamlit as st
+
+from stagelens import charts
+from stagelens.analyses.removal.comparison import AFTER, BEFORE
+from stagelens.analyses.removal.spec import Edit
+from stagelens.charts.removal import group_accuracy
+from stagelens.ui.pieces import components, drawing, state
+from stagelens.ui.server import jobs, settings
+
+from . import edited_models
+from .edited_models import RemovalView, Wanted
+
+_SAVED = state.session_key("removal-saved")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def _replayed(stage: str) -> Edit:
+    return Edit(estimator="replay", strengths={stage: 1.0})
+
+
+def check(view: RemovalView, wanted: Wanted) -> None:
+    """Hold the edit against the model that the later stages really give without the stage."""
+    st.header("Check by replay", anchor=False)
+    edit = wanted.edit
+    stages = list(edit.strengths)
+    if any(edit == _replayed(stage) for stage in stages):
+        components.text_block(
+            "This edit is the replay itself: the later stages were run again without "
+            f"{stages[0]}, step by step, and the figures above are those of the real "
+            "counterfactual."
+        )
+        return
+    missing = [stage for stage in stages if edited_models.find(view, _replayed(stage)) is None]
+    if not missing:
+        _settled(view, edit)
+        return
+    if not all(stage.replayable for stage in view.workspace.run.stages[1:]):
+        components.text_block(
+            "Refused: the batches of the later stages were not all kept, so they cannot be "
+            'replayed. Record them with keep_batches="all".'
+        )
+        return
+    components.text_block(
+        "Replay runs the recorded steps of the later stages again without the stage. That is the "
+        "real counterfactual; the edit above only estimates it."
+    )
+    if components.only_shown():
+        return
+    arguments = view.arguments(_replayed(missing[0]))
+    if components.job_state(arguments, "Try again"):
+        return
+    if st.button("Check by replay", icon=":material/verified:", key="remove-check"):
+        jobs.start(arguments, f"Replay without {missing[0]}")
+        st.rerun()
+
+
+def _settled(view: RemovalView, edit: Edit) -> None:
+    """Both, one beside the other."""
+    before, after = edited_models.find(view, view.edit({})), edited_models.find(view, edit)
+    assert before is not None and after is not None, "they were measured above"
+    for stage in edit.strengths:
+        replayed = edited_models.find(view, _replayed(stage))
+        assert replayed is not None, "nothing is missing"
+        name = f"replay without {stage}"
+        compared = edited_models.compare(view, {BEFORE: before, AFTER: after, name: replayed})
+        same = (
+            compared.answers[AFTER]["prediction"] == compared.answers[name]["prediction"]
+        ).mean()
+        partly = edit.strengths[stage] < 1 or len(edit.strengths) > 1 or bool(edit.layers)
+        components.text_block(
+            f"Settled: the edited model and the model that was really trained without {stage} give "
+            f"the same answer on {100 * same:.1f} % of the examples."
+            + (
+                " The edit takes out something else than this stage as a whole, so the two need "
+                "not agree."
+                if partly
+                else ""
+            )
+        )
+        rows = compared.rows(view.by).dropna(subset="accuracy")
+        if len(rows):
+            chart = drawing.chart(group_accuracy, rows, charts.EITHER)
+            components.show(chart, f"remove-settled-{stage}", edited_models.about(view, edit))
+
+
+def save(view: RemovalView, wanted: Wanted) -> None:
+    """Write the edited model below the home, under a name that nothing has yet."""
+    st.header("Save the edited model", anchor=False)
+    folder = settings.home() / "edited"
+    components.text_block(
+        "As an ordinary checkpoint: weights as safetensors, the configuration, the tokenizer where "
+        "there is one, and a model card that says how it was made, how far that can be trusted, "
+        "and what was measured before and after."
+    )
+    if components.only_shown():
+        return
+    stages = "-".join(wanted.edit.strengths)
+    proposed = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{view.workspace.run.name}-without-{stages}")[:64]
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+        name = st.text_input("Name of the folder", proposed, max_chars=64, width=360)
+        pressed = st.button("Save", icon=":material/save:", type="primary", key="remove-save")
+    if pressed:
+        out = folder / name
+        if not _NAME.fullmatch(name):
+            components.error_state(
+                f"{name!r} is no usable name; use letters, digits, '.', '_' and '-'"
+            )
+        elif out.exists():
+            components.error_state(
+                f"{out} is there already, and nothing is ever overwritten; choose another name"
+            )
+        else:
+            jobs.start(wanted.arguments, "Saving the edited model", out=out)
+            st.session_state[_SAVED] = (wanted.arguments, out)
+    saved: tuple[tuple[str, ...], Path] | None = st.session_state.get(_SAVED)
+    if saved is None or saved[0] != wanted.arguments:
+        st.caption(f"It is written below {components.plain(str(folder))}.")
+    elif not components.job_state(wanted.arguments, "Dismiss"):
+        job = jobs.find(wanted.arguments)
+        if job is not None and job.status().state == "done":
+            st.success(components.plain(f"Saved in {saved[1]}"), icon=":material/check_circle:")

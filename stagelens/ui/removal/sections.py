@@ -1,0 +1,184 @@
+"""The Remove a stage page: what removal is, how much of what is taken out, and what follows."""
+
+from __future__ import annotations
+
+import html
+
+import streamlit as st
+
+from stagelens import charts
+from stagelens.contracts import StageLensError
+from stagelens.ui.opening.workspace import Workspace
+from stagelens.ui.pieces import components
+from stagelens.ui.reading.loaders import Effects
+from stagelens.wording.numbers import count_text
+
+from . import before_and_after, edited_models, targeting
+from .edited_models import RemovalView, Wanted
+
+BY_HAND, TARGETED = "By hand", "Targeted"
+_STEP = 5
+
+
+def heading(workspace: Workspace) -> None:
+    """What removal is, plainly."""
+    st.title("Remove a stage", anchor=False)
+    components.text_block(
+        "Removal is an edit guided by an estimate: the final weights minus a strength times what "
+        "a stage is estimated to have done to them. It is not the model that training without "
+        "the stage would have given. The method behind it claims guidance for interventions, not "
+        "a cure: check the edit by replay, and measure it on what the model is for."
+    )
+
+
+def nothing_computable() -> None:
+    """Where models of the run cannot be built on this machine."""
+    st.info(
+        "Taking a stage out needs the model itself, which cannot be built here.",
+        icon=":material/block:",
+    )
+
+
+@st.fragment
+@components.errors_told()
+def removal_controls(workspace: Workspace, effects: Effects) -> None:
+    """Controls above, figures below; a moved slider reruns nothing else."""
+    try:
+        view = RemovalView.of(workspace, effects)
+        if not view.removable:
+            st.info(
+                "This estimator refused every stage; choose another one in the sidebar.",
+                icon=":material/block:",
+            )
+            return
+        with st.container(border=True):
+            mode = st.segmented_control(
+                "Strengths",
+                (BY_HAND, TARGETED),
+                default=BY_HAND,
+                key="remove-mode",
+                bind="query-params",
+                required=True,
+                help="By hand: one strength for each stage. Targeted: the smallest edit, with a "
+                "strength of its own for every layer, that closes a gap between two groups.",
+            )
+            if mode == TARGETED:
+                wanted = targeting.controls(view)
+            else:
+                edit = view.edit(_sliders(view))
+                wanted = Wanted(edit, view.arguments(edit), by_hand=True)
+        _parts(view)
+        if wanted is None:
+            return
+        if not wanted.edit.strengths:
+            st.info(
+                "Nothing is taken out yet: the figures below are those of the final model. Raise "
+                "a strength, or let the page choose.",
+                icon=":material/tune:",
+            )
+        before_and_after.figures(view, wanted)
+    except StageLensError as error:
+        components.error_state(str(error))
+
+
+# --------------------------------------------------------------------------------------- by hand
+
+
+def _sliders(view: RemovalView) -> dict[str, float]:
+    """One strength per stage, 0 to 1."""
+    stages = view.workspace.stages
+    _preset(view)
+    strengths = {}
+    with st.grid(min(len(stages), 4), min_column_width=150, gap="medium"):
+        for number, stage in enumerate(stages):
+            with st.container(gap="small"):
+                _name(view, number, stage)
+                percent = st.slider(
+                    f"Strength of {stage}",
+                    min_value=0,
+                    max_value=100,
+                    step=_STEP,
+                    format="%d %%",
+                    key=f"remove-{number}",
+                    bind="query-params",
+                    disabled=stage not in view.removable,
+                    label_visibility="collapsed",
+                    help="How much of what the stage did to the weights is taken out; 0 leaves "
+                    "the final model.",
+                )
+            if stage in view.removable:
+                strengths[stage] = percent / 100
+    return strengths
+
+
+def _name(view: RemovalView, number: int, stage: str) -> None:
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        st.html(
+            "<div style='display:flex;align-items:center;gap:.45em;font-weight:600;"
+            "overflow-wrap:anywhere'><span style='flex:none;width:.8em;height:.8em;"
+            f"border-radius:.2em;background:{charts.stage_color(number)}'></span>"
+            f"{html.escape(stage)}</div>",
+            width="content",
+        )
+        trust = view.effects.trust.get(stage)
+        if trust is not None:
+            behaviour = next(name for name in view.effects.behaviours if name != "accuracy")
+            components.trust_badge(trust, behaviour)
+
+
+def _preset(view: RemovalView) -> None:
+    """The stage to blame most for a group, taken out at the press of a button."""
+    stages = view.workspace.stages
+
+    def set_all(worst: str | None) -> None:
+        for number, stage in enumerate(stages):
+            st.session_state[f"remove-{number}"] = 100 if stage == worst else 0
+
+    def remove_worst() -> None:
+        group = st.session_state.get("remove-group")
+        worst = edited_models.worst_stage(view, group) if group is not None else None
+        if worst is None:
+            st.toast(
+                f"No stage is to blame for {components.plain(str(group))}: without any of them it "
+                "would be answered worse.",
+                icon=":material/info:",
+            )
+        set_all(worst)
+
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+        if view.by is not None:
+            groups = list(view.workspace.groups)
+            start = edited_models.worst_group(view)
+            st.selectbox(
+                "Group",
+                groups,
+                index=groups.index(start) if start in groups else 0,
+                key="remove-group",
+                width=220,
+                help="Whom the preset beside it serves; at first the group that the final model "
+                "answers worst.",
+            )
+            st.button(
+                "Remove the worst stage for this group",
+                icon=":material/auto_fix_high:",
+                on_click=remove_worst,
+                type="primary",
+                help="Takes out the stage without which the group's accuracy on the validation "
+                "part would be highest, by this estimator.",
+            )
+        st.button("Reset", icon=":material/restart_alt:", on_click=set_all, args=(None,))
+
+
+def _parts(view: RemovalView) -> None:
+    """What the figures are of, and what they are not."""
+    name = view.workspace.examples.name
+    rows = edited_models.report_rows(view.workspace.at, name, view.by)
+    shown, kept = int(rows.sum()), int((~rows).sum())
+    noun = view.workspace.noun
+    components.text_block(
+        f"Set {name} is split in two by its ids, within every group and label. Presets and "
+        f"targeted edits are chosen on the validation part ({count_text(kept, noun)}); all "
+        f"figures below are those of the report part ({count_text(shown, noun)}), on which "
+        "nothing is chosen for you.",
+        muted=True,
+    )

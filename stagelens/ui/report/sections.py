@@ -1,0 +1,367 @@
+"""The sections of the Report page: the findings of a run, their notes, and their export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from urllib.parse import urljoin
+
+import pandas as pd
+import plotly.graph_objects as go
+import streamlit as st
+
+from stagelens.contracts import StageLensError
+from stagelens.report import provenance
+from stagelens.report.finding import LONGEST_NOTE, Finding
+from stagelens.report.page import Report, Section, as_html
+from stagelens.report.rows import as_csv, as_json
+from stagelens.report.sections import default_sections
+from stagelens.report.store import Findings, FindingStore
+from stagelens.ui.opening.workspace import Workspace
+from stagelens.ui.pieces import components, state
+from stagelens.ui.reading import loaders
+from stagelens.ui.reading.loaders import Source
+from stagelens.ui.server import settings
+from stagelens.wording.numbers import count_text
+
+_TAKEN_OUT = state.session_key("taken-out")
+"""The finding that was taken out last, until something else is done."""
+_SAID = state.session_key("report-said")
+_PAGES = {title: path for path, title, _ in components.PAGES}
+_PREVIEW_ROWS = 100
+
+
+def heading(workspace: Workspace) -> None:
+    """What the page is for."""
+    st.title("Report", anchor=False)
+    components.text_block(
+        "Findings of this run, in the order of the report. Pin a chart or a table on any page with "
+        "the pin beside it; it stays as it was when it was pinned. Findings lie in the run folder, "
+        "so everybody who opens the run sees them."
+    )
+    if (said := st.session_state.pop(_SAID, None)) is not None:
+        st.warning(said, icon=":material/group:")
+
+
+def read(workspace: Workspace) -> Findings:
+    """The findings as they are now; what cannot be read is said."""
+    stamp = FindingStore(workspace.run).stamp()
+    found = _read(workspace.at.path, workspace.at.recorded, stamp, workspace.run)
+    for problem in found.problems:
+        st.warning(components.plain(f"{problem}."), icon=":material/warning:")
+    return found
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _read(path: str, recorded: str, stamp: str, _run: object) -> Findings:
+    return FindingStore(_run).read()  # type: ignore[arg-type]
+
+
+# -------------------------------------------------------------------------------------- export
+
+
+def export(workspace: Workspace, found: Findings) -> None:
+    """One HTML file, and the rows as CSV and JSON."""
+    measured = bool(loaders.available(workspace.at, workspace.examples.name))
+    with st.container(border=True):
+        whole = st.toggle(
+            "Begin with the run's own report",
+            value=not found.kept,
+            key="whole",
+            disabled=not measured,
+            help="Headlines, credit and blame, stages, group gaps, found features and trust on "
+            f"set {components.plain(workspace.examples.name)}, ahead of the pinned findings. The "
+            "same as stagelens report writes.",
+        )
+        nothing = not found.kept and not (whole and measured)
+        with st.container(horizontal=True, vertical_alignment="center"):
+            for label, ending, mime, write, text in _KINDS:
+                st.download_button(
+                    label,
+                    data=_writer(workspace, found, bool(whole and measured), write),
+                    file_name=f"{workspace.run.name}-report.{ending}",
+                    mime=mime,
+                    icon=":material/download:",
+                    type="primary" if ending == "html" else "secondary",
+                    disabled=nothing,
+                    on_click="ignore",
+                    help=text,
+                    key=f"export-{ending}",
+                )
+
+
+_KINDS: tuple[tuple[str, str, str, Callable[[Report], bytes], str], ...] = (
+    (
+        "Export HTML",
+        "html",
+        "text/html",
+        as_html,
+        "One file that holds everything: it opens without a network and without StageLens, in "
+        "light and dark, and prints.",
+    ),
+    (
+        "Rows as CSV",
+        "csv",
+        "text/csv",
+        as_csv,
+        "The rows behind every finding, each with its trust, estimator, set and filters.",
+    ),
+    (
+        "Rows as JSON",
+        "json",
+        "application/json",
+        as_json,
+        "The same as one document, with the run digest.",
+    ),
+)
+
+
+def _writer(
+    workspace: Workspace, found: Findings, whole: bool, write: Callable[[Report], bytes]
+) -> Callable[[], bytes]:
+    """What makes the file; called when somebody wants it."""
+    reference, address = state.reference() or "", st.context.url or ""
+
+    def make() -> bytes:
+        first = _default(workspace.at, workspace.examples.name) if whole else []
+        sections = [*first, Section("Findings" if whole else "", "", found.kept)]
+        report = Report(
+            workspace.run.name,
+            workspace.run.digest,
+            sections,
+            address=urljoin(address, "."),
+            run_reference=reference,
+        )
+        return write(report)
+
+    return make
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _default(at: Source, set_name: str) -> list[Section]:
+    return default_sections(loaders.run(at), set_name)
+
+
+# ------------------------------------------------------------------------------------ findings
+
+
+def listed(workspace: Workspace, found: Findings) -> None:
+    """Every finding with its note, in order."""
+    _undo(workspace, found)
+    if not found.kept:
+        st.info(
+            "No finding has been pinned yet. Look at the pages, and press the pin beside "
+            "what should be kept.",
+            icon=":material/push_pin:",
+        )
+        return
+    components.text_block(count_text(len(found.kept), "finding"), muted=True)
+    for number, finding in enumerate(found.kept):
+        with st.container(border=True, key=f"finding-{finding.id}"):
+            _head(workspace, found.kept, number)
+            _note(workspace, finding)
+            if not provenance.says_itself(finding.seen):
+                components.sentences(provenance.sentences(finding.seen))
+            _seen(workspace, finding)
+            _facts(workspace, finding)
+
+
+def _head(workspace: Workspace, order: Sequence[Finding], number: int) -> None:
+    finding = order[number]
+    left, right = st.columns([3, 2], vertical_alignment="top")
+    with left:
+        st.header(f"{number + 1}\\. {components.plain(finding.seen.title)}", anchor=False)
+    with right, st.container(horizontal=True, horizontal_alignment="right", gap="small"):
+        for label, icon, step, off in (
+            ("Up", ":material/arrow_upward:", -1, number == 0),
+            ("Down", ":material/arrow_downward:", 1, number == len(order) - 1),
+        ):
+            st.button(
+                label,
+                key=f"{label.lower()}-{finding.id}",
+                icon=icon,
+                disabled=off or settings.read_only(),
+                on_click=_move,
+                args=(workspace, order, finding, step),
+            )
+        st.button(
+            "Take out",
+            key=f"out-{finding.id}",
+            icon=":material/close:",
+            on_click=_take_out,
+            args=(workspace, finding),
+            disabled=settings.read_only(),
+            help="Takes it out of the report. It can be put back.",
+        )
+
+
+def _note(workspace: Workspace, finding: Finding) -> None:
+    notes = finding.notes
+    shown = f"note-{finding.id}-{len(notes)}"  # a note that others wrote is shown at once
+    st.text_area(
+        "Note",
+        finding.note,
+        key=shown,
+        max_chars=LONGEST_NOTE,
+        height="content",
+        placeholder="What it means, or what to do about it",
+        disabled=settings.read_only(),
+        on_change=_write_note,
+        args=(workspace, finding, shown),
+    )
+    earlier = notes[:-1]
+    if earlier:
+        with st.expander(f"Earlier notes ({len(earlier)})"):
+            for edit in reversed(earlier):
+                st.caption(f"{edit.time:%d %B %Y, %H:%M} UTC")
+                components.text_block(edit.note or "(empty)")
+
+
+def _seen(workspace: Workspace, finding: Finding) -> None:
+    seen = finding.seen
+    if seen.kind == "chart":
+        figure = _figure(workspace.at.path, finding.id, seen.pinned.isoformat(), finding)
+        if isinstance(figure, str):
+            components.error_state(figure)
+            return
+        st.plotly_chart(
+            figure,
+            theme=None,
+            key=f"figure-{finding.id}",
+            alt=seen.said,
+            config={"displayModeBar": False},
+        )
+    elif seen.kind == "table":
+        rows = seen.rows
+        frame = pd.DataFrame(list(rows.values), columns=list(rows.columns)).head(_PREVIEW_ROWS)
+        st.dataframe(
+            frame,
+            key=f"rows-{finding.id}",
+            hide_index=True,
+            alt=seen.said,
+            height="content" if len(frame) < 12 else 420,
+            column_config={
+                name: st.column_config.NumberColumn(name, format=form)
+                for name, form in rows.formats.items()
+            }
+            | {
+                name: st.column_config.ImageColumn(name)
+                for name, value in zip(
+                    rows.columns, rows.values[0] if rows.values else (), strict=False
+                )
+                if isinstance(value, str) and value.startswith("data:image/")
+            },
+        )
+        if rows.total > len(frame):
+            components.text_block(f"{len(frame):,} of {rows.total:,} rows.", muted=True)
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def _figure(path: str, name: str, pinned: str, _finding: Finding) -> go.Figure | str:
+    """The figure, or why there is none."""
+    try:
+        return go.Figure(_finding.seen.figure)
+    except ValueError:
+        return (
+            f"findings/{name}/seen.json holds a figure that plotly does not know; restore the "
+            "file, or take the finding out"
+        )
+
+
+def _facts(workspace: Workspace, finding: Finding) -> None:
+    """Trust, estimator, set and filters, and the way to the view."""
+    seen = finding.seen
+    if seen.trust:
+        components.trust_badges(seen.trust, seen.behaviour)
+    else:
+        known = provenance.known(seen)[0]
+        components.text_block(f"{known.mark} {known.words}. {known.meaning}", muted=True)
+    facts = [f"set {seen.set_name}"]
+    facts += [seen.behaviour] if seen.behaviour else []
+    facts += [f"by {provenance.estimator(seen)}"] if seen.trust else []
+    facts += [provenance.filters_text(seen.filters)] if seen.filters else []
+    facts.append(f"pinned {seen.pinned:%d %B %Y, %H:%M} UTC")
+    components.text_block(" · ".join(facts), muted=True)
+    if seen.run_digest != workspace.run.digest:
+        st.caption("The run has been recorded further since: these are numbers of what it was.")
+    if seen.view.title in _PAGES:
+        st.page_link(
+            _PAGES[seen.view.title],
+            label=f"Open on the page {seen.view.title}",
+            icon=":material/open_in_new:",
+            query_params={**seen.view.query, state.RUN: state.reference() or ""},
+        )
+
+
+# --------------------------------------------------------------------------------------- edits
+
+
+def _store(workspace: Workspace) -> FindingStore:
+    return FindingStore(workspace.run)
+
+
+def _try(change: Callable[[], object]) -> bool:
+    try:
+        change()
+    except StageLensError as error:
+        st.session_state[_SAID] = components.plain(str(error))
+        return False
+    st.session_state.pop(_TAKEN_OUT, None)
+    return True
+
+
+def _move(workspace: Workspace, order: Sequence[Finding], finding: Finding, step: int) -> None:
+    _try(lambda: _store(workspace).move(order, finding, step))
+
+
+def _take_out(workspace: Workspace, finding: Finding) -> None:
+    if _try(lambda: _store(workspace).edit(finding, removed=True)):
+        st.session_state[_TAKEN_OUT] = finding.id
+
+
+def _put_back(workspace: Workspace, finding: Finding) -> None:
+    _try(lambda: _store(workspace).edit(finding, removed=False))
+
+
+def _write_note(workspace: Workspace, finding: Finding, key: str) -> None:
+    """Keep a note; where somebody else wrote one meanwhile, say that both are kept."""
+    note = str(st.session_state.get(key) or "")
+    now = next((f for f in _store(workspace).read().kept if f.id == finding.id), finding)
+    if _try(lambda: _store(workspace).edit(now, note=note)) and now.notes != finding.notes:
+        st.session_state[_SAID] = (
+            "Somebody else changed this note at the same time. Yours is shown; theirs is among the "
+            "earlier notes."
+        )
+
+
+def _undo(workspace: Workspace, found: Findings) -> None:
+    last = st.session_state.get(_TAKEN_OUT)
+    finding = next((each for each in found.removed if each.id == last), None)
+    if finding is None:
+        return
+    with st.container(horizontal=True, vertical_alignment="center"):
+        components.text_block(f"Taken out: {finding.seen.title}.")
+        st.button(
+            "Undo",
+            key="undo",
+            icon=":material/undo:",
+            on_click=_put_back,
+            args=(workspace, finding),
+        )
+
+
+def taken_out(workspace: Workspace, found: Findings) -> None:
+    """Findings that were taken out, and the way back."""
+    if not found.removed:
+        return
+    with st.expander(f"Taken out ({len(found.removed)})"):
+        for finding in found.removed:
+            with st.container(horizontal=True, vertical_alignment="center"):
+                st.button(
+                    "Put back",
+                    key=f"back-{finding.id}",
+                    icon=":material/undo:",
+                    disabled=settings.read_only(),
+                    on_click=_put_back,
+                    args=(workspace, finding),
+                )
+                components.text_block(finding.seen.title)

@@ -1,0 +1,1 @@
+"""What the whole server shares: settings, jobs in child processes, sign-in."""

@@ -1,0 +1,278 @@
+"""One child process: the same command line that a person would type, watched and cancelled.
+
+Progress comes through a file that the child replaces atomically (hidden option ``--progress
+FILE``): ``{"done": 0.0..1.0, "text": "...", "state": "running"|"done"|"failed", "error":
+null|"..."}``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+State = Literal["waiting", "running", "done", "failed", "cancelled"]
+
+_TAIL = 4000
+_PACKAGE_PARENT = str(Path(__file__).resolve().parents[3])
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_KNOWN = 0.05
+"""Share of a job that has to be done before the rest of its time is told from it."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one child may take.
+
+    Attributes:
+        memory: Bytes of its own data (what is mapped from files does not count); None for any.
+        threads: For arithmetic; None for what the libraries choose.
+    """
+
+    memory: int | None = None
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Status:
+    """A job at one moment.
+
+    Attributes:
+        state: Whether it waits or runs, and how it ended.
+        done: 0..1.
+        text: What it is doing, for people.
+        error: One line; None unless it failed.
+        seconds: Wall time since it was launched, so far or in the end.
+    """
+
+    state: State
+    done: float
+    text: str
+    error: str | None
+    seconds: float
+
+    @property
+    def left(self) -> float | None:
+        """Seconds that are left if it goes on at this pace; None where too little is known."""
+        if self.state != "running" or self.done < _KNOWN:
+            return None
+        return self.seconds * (1 - self.done) / self.done
+
+
+class Job:
+    """One child process. It waits until :meth:`launch`; watch it with :meth:`status`.
+
+    Args:
+        command: What is run. Never a shell.
+        title: What it is, for people.
+        out: A folder that the command makes with ``--out``. It is made under a temporary name and
+            renamed when it is whole.
+        ended: Called once, from a thread of its own, when the job is over.
+    """
+
+    def __init__(
+        self,
+        command: tuple[str, ...],
+        title: str,
+        out: Path | None = None,
+        ended: Callable[[Job], None] | None = None,
+    ) -> None:
+        self.title = title
+        self._out = out
+        self.unfinished: Path | None = None
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            self.unfinished = out.with_name(f".{out.name}-{secrets.token_hex(4)}")
+            command = (*command, "--out", str(self.unfinished))
+        self.command = command
+        self._notify = ended
+        self._failed: str | None = None
+        self._folder = tempfile.TemporaryDirectory(prefix="stagelens-job-")
+        self._progress = Path(self._folder.name) / "progress.json"
+        self._log = Path(self._folder.name) / "log.txt"
+        self._started: float | None = None
+        self._ended: float | None = None
+        self._cancelled = False
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._reaper: threading.Thread | None = None
+        self.limits = Limits()
+
+    def launch(self, limits: Limits) -> None:
+        """Start the child, unless the job was cancelled while it waited."""
+        with self._lock:
+            if self._started is not None or self._ended is not None:
+                return
+            self.limits = limits
+            self._started = time.monotonic()
+            try:
+                self._process = self._spawn()
+            except OSError as error:  # out of memory or of processes
+                self._failed = f"the process could not be started ({error.strerror})"
+                self._ended = self._started
+        if self._process is None:
+            self._over()
+            return
+        # wait() in a thread of its own reaps the child the moment it ends: no zombies, whoever
+        # looks or does not look.
+        self._reaper = threading.Thread(target=self._reap, name="stagelens-job", daemon=True)
+        self._reaper.start()
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        paths = [_PACKAGE_PARENT, *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(paths),
+            "PYTHONUNBUFFERED": "1",
+        }
+        if self.limits.threads is not None:
+            environment |= dict.fromkeys(_THREADS, str(self.limits.threads))
+        with open(self._log, "wb") as log:
+            process = subprocess.Popen(
+                [*self.command, "--progress", str(self._progress)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+        if self.limits.memory is not None and sys.platform == "linux":
+            import resource
+
+            # From outside: nothing of ours may run between fork and exec in a threaded server.
+            with contextlib.suppress(ProcessLookupError):
+                limit = (self.limits.memory, self.limits.memory)
+                resource.prlimit(process.pid, resource.RLIMIT_DATA, limit)
+        return process
+
+    def _reap(self) -> None:
+        assert self._process is not None
+        code = self._process.wait()
+        if self._out is not None and self.unfinished is not None:
+            try:
+                if code == 0 and not self._cancelled:
+                    os.replace(self.unfinished, self._out)
+            except OSError as error:
+                self._failed = (
+                    f"{self._out} cannot be written ({error.strerror}); delete or rename it"
+                )
+            shutil.rmtree(self.unfinished, ignore_errors=True)
+        self._ended = time.monotonic()
+        self._over()
+
+    def _over(self) -> None:
+        if self._notify is not None:
+            self._notify(self)
+
+    @property
+    def running(self) -> bool:
+        """Whether it is not over yet: the child is there, or the job waits for its turn."""
+        return self._ended is None
+
+    @property
+    def waiting(self) -> bool:
+        """Whether it has not been launched yet."""
+        return self.running and self._started is None
+
+    @property
+    def pid(self) -> int | None:
+        """Of the child, which leads a process group; None before it was launched."""
+        return None if self._process is None else self._process.pid
+
+    def status(self) -> Status:
+        """What is known now. Reads one small file; never blocks."""
+        over = not self.running  # before the file, so that a final report is not missed
+        report = self._report()
+        now = self._ended or time.monotonic()
+        seconds = now - (self._started if self._started is not None else now)
+        done = min(max(_number(report.get("done")), 0.0), 1.0)
+        text = str(report.get("text") or "Starting")
+        if not over and self._started is None:
+            return Status("waiting", 0.0, "Waiting for other work to end", None, 0.0)
+        if not over:
+            return Status("running", done, text, None, seconds)
+        if self._cancelled:
+            return Status("cancelled", done, "Cancelled", None, seconds)
+        if self._failed:
+            return Status("failed", done, text, self._failed, seconds)
+        code = None if self._process is None else self._process.returncode
+        if code == 0 and report.get("state") != "failed":
+            return Status("done", 1.0, "Done", None, seconds)
+        return Status("failed", done, text, self._error(report, code), seconds)
+
+    def _error(self, report: dict[str, object], code: int | None) -> str:
+        if code == -signal.SIGKILL:
+            return (
+                "the process was killed from outside, most often because the machine ran out of "
+                "memory; what was finished before is kept. Try again when less else is running, "
+                "or on a machine with more memory"
+            )
+        if report.get("error"):
+            return str(report["error"])
+        lines = [line for line in self.log().splitlines() if line.strip()]
+        if lines:
+            return lines[-1].strip().removeprefix("stagelens: ")
+        how = f"was stopped by signal {-code}" if code and code < 0 else f"ended with status {code}"
+        return f"the process {how} without a message"
+
+    def _report(self) -> dict[str, object]:
+        try:
+            report = json.loads(self._progress.read_text())
+        except (OSError, ValueError):
+            return {}
+        return report if isinstance(report, dict) else {}
+
+    def log(self) -> str:
+        """The end of what the child printed."""
+        try:
+            with open(self._log, "rb") as file:
+                file.seek(max(self._log.stat().st_size - _TAIL, 0))
+                return file.read().decode(errors="replace")
+        except OSError:
+            return ""
+
+    def cancel(self, grace: float = 5.0) -> None:
+        """End the child and everything it started; returns when it is gone."""
+        with self._lock:
+            if not self.running:
+                return
+            self._cancelled = True
+            waited = self._started is None
+            if waited:
+                self._ended = time.monotonic()
+        if waited:
+            self._over()
+            return
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            self._signal(number)
+            if self._reaper is not None:
+                self._reaper.join(grace)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if not self.running or self._process is None:
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.name == "posix":
+                os.killpg(self._process.pid, number)
+            else:
+                self._process.kill()
+
+    def dispose(self) -> None:
+        """Remove the job's files."""
+        self._folder.cleanup()
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) and value == value else 0.0

@@ -1,0 +1,143 @@
+"""Long work in child processes, one queue for the whole server.
+
+Jobs are keyed by their command, so two sessions that ask for the same work share one, and a job
+survives reruns and closed tabs. Only so many run at once (``STAGELENS_JOBS``), each within limits
+(``STAGELENS_JOB_MEMORY``, ``STAGELENS_JOB_THREADS``); the others wait for their turn, first come
+first served. What was running when a server ended is told by the next one (see ``left_over``).
+"""
+
+from __future__ import annotations
+
+import atexit
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import streamlit as st
+
+from stagelens.contracts import StageLensError
+
+from . import interrupted_jobs, settings
+from .child import Job, Limits
+
+_KEPT = 32
+
+
+class Registry:
+    """The server's jobs, by command, in the order in which they were asked for.
+
+    Args:
+        at_once: How many run at the same time.
+        limits: What each may take.
+    """
+
+    def __init__(self, at_once: int = 2, limits: Limits | None = None) -> None:
+        self._at_once, self._limits = at_once, limits or Limits()
+        self._lock = threading.RLock()
+        self._jobs: dict[tuple[str, ...], Job] = {}
+        self._ending = False
+
+    def start(self, command: tuple[str, ...], title: str, out: Path | None = None) -> Job:
+        """Queue a command, or join the one that is there; one that has ended starts anew."""
+        with self._lock:
+            job = self._jobs.get(command)
+            if job is not None and job.running:
+                return job
+            self._drop(command)
+            ended = [key for key, job in self._jobs.items() if not job.running]
+            for key in ended[: max(len(self._jobs) - _KEPT, 0)]:
+                self._drop(key)
+            job = self._jobs[command] = Job(command, title, out, self._over)
+            self._launch()
+            return job
+
+    def _launch(self) -> None:
+        """Launch waiting jobs while there is room; the lock is held."""
+        jobs = list(self._jobs.values())
+        free = self._at_once - sum(job.running and not job.waiting for job in jobs)
+        for job in [job for job in jobs if job.waiting][: max(free, 0)]:
+            job.launch(self._limits)
+            interrupted_jobs.note(job)
+
+    def _over(self, job: Job) -> None:
+        with self._lock:  # after its record was written, however quickly it ended
+            if not self._ending:  # what ends with the server is left for the next one to tell
+                interrupted_jobs.forget(job)
+            self._launch()
+
+    def find(self, command: tuple[str, ...]) -> Job | None:
+        """The job of a command, running or ended; None where there is none."""
+        with self._lock:
+            return self._jobs.get(command)
+
+    def forget(self, command: tuple[str, ...]) -> None:
+        """Drop a job that has ended, so that pages no longer show it."""
+        with self._lock:
+            job = self._jobs.get(command)
+            if job is not None and not job.running:
+                self._drop(command)
+
+    def _drop(self, command: tuple[str, ...]) -> None:
+        job = self._jobs.pop(command, None)
+        if job is not None:
+            job.dispose()
+
+    def cancel_all(self) -> None:
+        """End every child, and let none of those that wait begin."""
+        with self._lock:
+            jobs = list(self._jobs.values())
+            self._jobs.clear()
+        for job in jobs:
+            job.cancel(grace=2.0)
+            job.dispose()
+
+    def close(self) -> None:
+        """End every child with the server."""
+        self._ending = True
+        self.cancel_all()
+
+
+@st.cache_resource(show_spinner=False)
+def registry() -> Registry:
+    """The one registry of this server.
+
+    A module's own variable would be lost when Streamlit reloads edited modules, and with it the
+    sight of running children. They end with the server.
+    """
+    made = Registry(settings.jobs_at_once(), Limits(settings.job_memory(), settings.job_threads()))
+    atexit.register(made.close)
+    return made
+
+
+def _command(arguments: Sequence[str]) -> tuple[str, ...]:
+    return (sys.executable, "-m", "stagelens", *arguments)
+
+
+def start(arguments: Sequence[str], title: str, out: Path | None = None) -> Job:
+    """Start ``python -m stagelens ARGUMENTS``, or join the one that is there.
+
+    A job that has ended is started anew.
+
+    Args:
+        arguments: Of the command line; they are the job's key. Never a shell.
+        title: What it is, for people.
+        out: A folder that the command makes with ``--out``. It is made under a temporary name and
+            renamed when it is whole, so a job that fails or is cancelled leaves nothing behind.
+
+    Raises:
+        StageLensError: Nothing is computed on a server that is read-only.
+    """
+    if settings.read_only():
+        raise StageLensError(settings.READ_ONLY)
+    return registry().start(_command(arguments), title, out)
+
+
+def find(arguments: Sequence[str]) -> Job | None:
+    """The job of a command, running or ended; None where there is none."""
+    return registry().find(_command(arguments))
+
+
+def forget(arguments: Sequence[str]) -> None:
+    """Drop a job that has ended, so that pages no longer show it."""
+    registry().forget(_command(arguments))

@@ -1,0 +1,240 @@
+"""Where runs may lie, how a link names one, and what memory they may take.
+
+All of it is read from the environment, never from a page.
+
+``STAGELENS_HOME`` is the folder that runs and the demo are kept in (default: ``runs`` under the
+current directory). ``STAGELENS_ROOTS`` lists the folders that runs, checkpoints and files may be
+opened from, separated as in PATH (default: the home and the current directory). Every path, typed
+or from a link, goes through :func:`resolve` or :func:`allowed`.
+
+``STAGELENS_MEMORY`` is how much memory the weights of models may take that answer own examples,
+for instance ``500 MB`` (default: 2 GB).
+
+``STAGELENS_READ_ONLY=1`` makes a dashboard for everybody: nothing is uploaded, computed in the
+background or saved.
+
+``STAGELENS_JOBS`` is how many jobs run at once (default: 2); ``STAGELENS_JOB_MEMORY`` and
+``STAGELENS_JOB_THREADS`` limit each of them (default: no limit).
+
+``STAGELENS_SIGN_IN`` set to 1 asks people to sign in, see ``signing_in``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from stagelens.contracts import RunError, StageLensError
+from stagelens.runs.files import read_only as read_only
+
+DEMO = "digits"
+"""How links name the demo."""
+
+JOBS = 2
+"""How many jobs run at once where the environment says nothing."""
+
+READ_ONLY = (
+    "This dashboard is read-only: nothing is uploaded, computed in the background or saved here."
+)
+"""Why controls are disabled or not there."""
+
+MEMORY = "2 GB"
+"""What weights may take where the environment says nothing."""
+
+_LONGEST = 1024
+_UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
+
+
+def memory() -> int:
+    """Bytes that the weights of models may take between questions.
+
+    Raises:
+        StageLensError: ``STAGELENS_MEMORY`` is no amount of memory.
+    """
+    return _amount("STAGELENS_MEMORY", os.environ.get("STAGELENS_MEMORY") or MEMORY)
+
+
+def jobs_at_once() -> int:
+    """How many jobs run at the same time.
+
+    Raises:
+        StageLensError: ``STAGELENS_JOBS`` is no such number.
+    """
+    return _count("STAGELENS_JOBS") or JOBS
+
+
+def job_threads() -> int | None:
+    """How many threads one job may compute with; None for what its libraries choose.
+
+    Raises:
+        StageLensError: ``STAGELENS_JOB_THREADS`` is no such number.
+    """
+    return _count("STAGELENS_JOB_THREADS")
+
+
+def job_memory() -> int | None:
+    """Bytes of memory that one job may take; None for any.
+
+    Raises:
+        StageLensError: ``STAGELENS_JOB_MEMORY`` is no amount of memory.
+    """
+    text = os.environ.get("STAGELENS_JOB_MEMORY")
+    return _amount("STAGELENS_JOB_MEMORY", text) if text else None
+
+
+def _count(variable: str) -> int | None:
+    text = (os.environ.get(variable) or "").strip()
+    if not text:
+        return None
+    if not re.fullmatch(r"[1-9]\d{0,3}", text):
+        raise StageLensError(
+            f"{variable} is {text!r}; start the dashboard with a whole number of at least 1"
+        )
+    return int(text)
+
+
+def _amount(variable: str, text: str) -> int:
+    text = text.strip()
+    amount = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG]i?B)", text, re.IGNORECASE)
+    if amount is None:
+        raise StageLensError(
+            f"{variable} is {text!r}, which is no amount of memory; start the dashboard with one "
+            "such as 500MB or 4GB"
+        )
+    return int(float(amount[1]) * _UNITS[amount[2].upper()])
+
+
+def sign_in() -> bool:
+    """Whether people have to sign in before they see anything: any value but 0 asks for it."""
+    return (os.environ.get("STAGELENS_SIGN_IN") or "0").strip() != "0"
+
+
+def home() -> Path:
+    """The folder that runs and the demo are kept in; it need not exist yet."""
+    return Path(os.environ.get("STAGELENS_HOME") or "runs").expanduser().resolve()
+
+
+def roots() -> tuple[Path, ...]:
+    """Folders that runs may be opened from, the home first."""
+    named = [Path(part).expanduser() for part in _listed() if part.strip()]
+    return tuple(dict.fromkeys(path.resolve() for path in (home(), *(named or [Path.cwd()]))))
+
+
+def _listed() -> list[str]:
+    return (os.environ.get("STAGELENS_ROOTS") or "").split(os.pathsep)
+
+
+def demo_folder() -> Path:
+    """Where the demo stands, or will."""
+    return home() / DEMO
+
+
+def demo_built() -> bool:
+    """Whether the demo's run folder is there."""
+    return (demo_folder() / "run.json").is_file()
+
+
+def resolve(reference: str) -> Path:
+    """The run folder that a link or a person names.
+
+    Args:
+        reference: ``digits`` for the demo, a path relative to a root, or an absolute path below
+            one.
+
+    Raises:
+        RunError: It leads out of the roots, or there is no run folder; says what to do.
+    """
+    if reference.strip() == DEMO:
+        if not demo_built():
+            raise RunError("the digits demo has not been built yet; build it on the Overview page")
+        found = _inside(demo_folder(), roots())
+    else:
+        found = allowed(reference, "run folder")
+    if not (found / "run.json").is_file():
+        raise RunError(
+            f"{found} is no run folder (it has no run.json); record one with stagelens.Recorder, "
+            "or build the digits demo"
+        )
+    return found
+
+
+def allowed(reference: str, what: str) -> Path:
+    """What a person names below one of the roots.
+
+    Args:
+        reference: A path relative to a root, or an absolute path below one.
+        what: What is asked for; a ``file`` may be a folder too, everything else is one.
+
+    Raises:
+        RunError: It leads out of the roots, or nothing is there; says what to do.
+    """
+    text = reference.strip()
+    if not text:
+        raise RunError(f"no {what} is named; give the path of one")
+    if len(text) > _LONGEST or any(ord(c) < 32 for c in text):
+        raise RunError("this is no path that StageLens opens: it is too long, or not printable")
+    path = Path(text)
+    if ".." in path.parts or "\\" in text:
+        raise RunError(f"{text} contains '..' or '\\'; give the path without it")
+    if text.startswith("~/"):
+        path = path.expanduser()
+    below = roots()
+    candidates = [path] if path.is_absolute() else [root / path for root in below]
+    found = next((each for each in candidates if _is_there(each, what == "file")), None)
+    if found is None:
+        # The same words wherever the path leads, so that nobody learns what lies outside.
+        if path.is_absolute() and not any(path.is_relative_to(root) for root in below):
+            raise RunError(_outside(text, below))
+        kind = "file" if what == "file" else "folder"
+        raise RunError(f"there is no {kind} {text} under {_named(below)}; check the path")
+    return _inside(found, below)
+
+
+def _is_there(path: Path, file: bool) -> bool:
+    try:
+        return path.exists() if file else path.is_dir()
+    except OSError:
+        return False
+
+
+def _inside(path: Path, below: Sequence[Path]) -> Path:
+    real = path.resolve()
+    if not any(real.is_relative_to(root) for root in below):
+        raise RunError(_outside(str(path), below))
+    return real
+
+
+def _outside(text: str, below: Sequence[Path]) -> str:
+    return (
+        f"{text} is not below a folder that the dashboard may open ({_named(below)}); move it "
+        "there, or start the dashboard with STAGELENS_ROOTS naming its folder"
+    )
+
+
+def _named(below: Sequence[Path]) -> str:
+    return ", ".join(str(root) for root in below)
+
+
+def reference_for(path: Path) -> str:
+    """How a link names a run folder: short, and the same on a server with the same roots."""
+    if path == demo_folder().resolve():
+        return DEMO
+    for root in roots():
+        if path.is_relative_to(root) and path != root:
+            short = path.relative_to(root).as_posix()
+            with contextlib.suppress(RunError):
+                if short != DEMO and resolve(short) == path:
+                    return short
+    return str(path)
+
+
+def known_runs(limit: int = 50) -> list[str]:
+    """Run folders that stand right below the home, by the name a link gives them."""
+    folder = home()
+    if not folder.is_dir():
+        return []
+    names = sorted(path.parent.name for path in folder.glob("*/run.json"))
+    return [name for name in names if name != DEMO and not name.startswith(".")][:limit]

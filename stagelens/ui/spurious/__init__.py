@@ -1,0 +1,1 @@
+"""The Spurious features page."""

@@ -1,0 +1,300 @@
+"""Found without metadata: features that go with a stage's effect, with examples that show it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+import pandas as pd
+import streamlit as st
+
+from stagelens.analyses.spurious.feature_table import Features, load_features, noise_key, strongest
+from stagelens.analyses.spurious.sentences import feature_sentence
+from stagelens.analyses.spurious.statistics import LEVEL, SMALLEST, SUPPORT
+from stagelens.charts import BLAME, EITHER
+from stagelens.charts.places import patch_map
+from stagelens.charts.style import MUTED, short
+from stagelens.ui.opening.workspace import Workspace
+from stagelens.ui.pieces import components, drawing, state
+from stagelens.ui.pieces.pinning import About
+from stagelens.ui.reading import loaders
+from stagelens.ui.reading.loaders import Effects, Source
+from stagelens.ui.server import jobs
+from stagelens.wording.numbers import count_text, number, phrase, signed_text
+from stagelens.wording.trust_words import percent
+
+KINDS = {
+    "patch": "Patches",
+    "word": "Words",
+    "pair": "Word pairs",
+    "cluster": "Look-alikes",
+    "column": "Columns",
+}
+_CARDS = 6
+_THUMBNAIL = 96
+_SHOWN = 6
+"""Examples on a card."""
+_TEXTS = 3
+_LONGEST = 220
+
+
+def found_features_tab(workspace: Workspace, effects: Effects) -> None:
+    """What was found for the chosen stage; where nothing was looked for yet, the search starts."""
+    facts = loaders.stored_estimates(workspace.at, workspace.examples.name)[effects.estimator]
+    found = _found(workspace.at, workspace.examples.name, effects.estimator)
+    if found is None:
+        budget = facts.settings.get("budget")
+        _search(
+            (
+                *("features", workspace.at.path, "--set", workspace.examples.name),
+                *("--estimator", facts.estimator),
+                *(() if budget is None else ("--budget", f"{budget:g}")),
+            )
+        )
+        return
+    stage, kind = _controls(workspace, found)
+    rows = strongest(found, stage)
+    rows = rows[rows["kind"] == kind if kind is not None else rows["kind"] != "column"]
+    _headline(workspace, effects, found, stage, rows)
+    _cards(workspace, found, rows)
+    _map(found, stage)
+    _how(found, stage)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _found(at: Source, set_name: str, estimate: str) -> Features | None:
+    facts = loaders.stored_estimates(at, set_name)[estimate]
+    known = noise_key(loaders.orders(at, set_name))
+    return load_features(loaders.run(at), set_name, facts.estimator, facts.settings, known)
+
+
+def _search(arguments: tuple[str, ...]) -> None:
+    """Start the search on the first visit; after that show how far it is, or the way to it."""
+    components.text_block(
+        "Which features go with a stage's effect, whether or not a column knows of them? Words, "
+        "patches of images and groups of examples that the model sees as alike are tested within "
+        "each label."
+    )
+    if components.only_shown():
+        return
+    job = jobs.find(arguments)
+    if job is None:
+        job = jobs.start(arguments, "The search for features")
+    if components.job_state(arguments, "Try again"):
+        return
+    if job.status().state == "cancelled":
+        st.button("Look for features", icon=":material/search:", on_click=jobs.forget,
+                  args=(arguments,), key="look-for-features")  # fmt: skip
+
+
+def _controls(workspace: Workspace, found: Features) -> tuple[str, str | None]:
+    stages = [each.stage for each in found.facts.stages]
+    best = [strongest(found, stage) for stage in stages]
+    blamed = [b[(b["kind"] != "column") & (b["mean_with"] < 0)]["evidence"].max() for b in best]
+    blamed = [size if size == size else 0.0 for size in blamed]
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+        stage = st.selectbox(
+            "Stage",
+            stages,
+            index=blamed.index(max(blamed)),
+            key="of-stage",
+            bind="query-params",
+            width=220,
+            help="The stage whose effect the features go with; first the one with most to blame.",
+        )
+        names = {KINDS[kind]: kind for kind in KINDS if kind in found.facts.kinds}
+        kind = st.segmented_control(
+            "Kind",
+            list(names),
+            key="kind",
+            bind="query-params",
+            help="All but columns, where none is chosen.",
+        )
+    return stage, names.get(kind) if kind else None
+
+
+def _headline(
+    workspace: Workspace, effects: Effects, found: Features, stage: str, rows: pd.DataFrame
+) -> None:
+    with st.container(border=True):
+        if rows.empty:
+            components.text_block(
+                f"No feature of this kind passes for {stage}: nothing that was tested goes with "
+                "its effect beyond chance, noise and the smallest difference that counts."
+            )
+            return
+        behaviour, trust = found.facts.behaviour.behaviour(), effects.trust.get(stage)
+        said = feature_sentence(rows.iloc[0].to_dict(), behaviour, workspace.noun, trust)
+        components.sentences([said], "1.15rem")
+
+
+# --------------------------------------------------------------------------------------- cards
+
+
+def _cards(workspace: Workspace, found: Features, rows: pd.DataFrame) -> None:
+    with st.grid(2, min_column_width=330, gap="small"):
+        for row in rows.head(_CARDS).to_dict("records"):
+            with st.container(border=True, height="stretch", gap="small"):
+                _card(workspace, found, row)
+    if len(rows) > _CARDS:
+        components.text_block(f"{_CARDS} of {len(rows)} features that pass.", muted=True)
+
+
+def _card(workspace: Workspace, found: Features, row: dict[str, Any]) -> None:
+    behaviour = found.facts.behaviour.behaviour()
+    mark = "▲ credit" if row["mean_with"] > 0 else "▼ blame"
+    about = (
+        f"{workspace.noun}s labelled {row['label']}" if row["label"] else f"all {workspace.noun}s"
+    )
+    patch = row["kind"] == "patch"
+    pairs = [
+        ("when taken out, the effect loses" if patch else "mean effect with it",
+         signed_text(row["mean_with"], behaviour), f"{row['support']:,} {workspace.noun}s"),
+        ("where nothing is there" if patch else "without it",
+         signed_text(row["mean_without"], behaviour), f"{row['without']:,} {workspace.noun}s"),
+        ("difference", signed_text(row["difference"], behaviour),
+         f"{signed_text(row['low'], behaviour)} to {signed_text(row['high'], behaviour)}"),
+        ("false-discovery rate", "q " + ("< 0.001" if row["q"] < 0.001 else number(row["q"])), ""),
+    ]  # fmt: skip
+    lines = "".join(
+        f"<div style='opacity:.75'>{components.shown(name)}</div>"
+        f"<div style='font-weight:600;white-space:nowrap'>{components.shown(value)}</div>"
+        f"<div style='opacity:.75'>{components.shown(more)}</div>"
+        for name, value, more in pairs
+    )
+    st.html(
+        f"<div style='display:flex;justify-content:space-between;gap:1em;align-items:baseline'>"
+        f"<b style='overflow-wrap:anywhere'><bdi>{components.shown(_title(row))}</bdi></b>"
+        f"<span style='white-space:nowrap'>{mark}</span></div>"
+        "<div style='opacity:.75;font-size:.9em;margin-bottom:.4em'>"
+        f"{components.shown(about)}</div>"
+        "<div style='display:grid;grid-template-columns:auto auto 1fr;gap:.1em .8em;"
+        f"font-size:.875rem'>{lines}</div>"
+    )
+    _examples(workspace, found, row)
+
+
+def _title(row: Mapping[str, Any]) -> str:
+    name = str(row["name"])
+    return f"“{name}”" if row["kind"] in ("word", "pair") else name[:1].upper() + name[1:]
+
+
+def _examples(workspace: Workspace, found: Features, row: dict[str, Any]) -> None:
+    ids = [str(each) for each in row["examples"]]
+    at, name = workspace.at, workspace.examples.name
+    if workspace.examples.kind == "image":
+        ids = ids[:_SHOWN]
+        pictures = loaders.pictures(at, name, ids, _THUMBNAIL)
+        cells = "".join(
+            f"<a href='{_link(workspace, each)}' target='_self' title='{components.shown(each)}'"
+            f" style='position:relative;display:block'><img src='{picture}' alt='Example "
+            f"{components.shown(each)}' style='width:100%;display:block;image-rendering:pixelated;"
+            f"border-radius:.2em'>{_outline(row, found)}</a>"
+            for each, picture in zip(ids, pictures, strict=True)
+        )
+        st.html(
+            f"<div style='display:grid;grid-template-columns:repeat(6,1fr);gap:.4em'>{cells}</div>"
+        )
+        return
+    ids = ids[:_TEXTS]
+    for each, content in zip(ids, loaders.texts(at, name, ids), strict=True):
+        text = " ".join(part for part in content.values() if part)
+        st.html(
+            f"<a href='{_link(workspace, each)}' target='_self' style='color:inherit;"
+            "text-decoration:none'><p style='margin:0;padding-left:.6em;border-left:2px solid "
+            f"{MUTED};overflow-wrap:anywhere;font-size:.9rem'>"
+            f"<bdi>{_marked(text, row)}</bdi></p></a>"
+        )
+
+
+def _link(workspace: Workspace, example_id: str) -> str:
+    run = quote(state.reference() or "", safe="")
+    return (
+        f"Examples?{state.RUN}={run}&set={quote(workspace.examples.name, safe='')}"
+        f"&{state.EXAMPLE}={quote(example_id, safe='')}"
+    )
+
+
+def _outline(row: Mapping[str, Any], found: Features) -> str:
+    if row["kind"] != "patch" or found.facts.shape is None:
+        return ""
+    height, width = found.facts.shape
+    left, top = 100 * row["left"] / width, 100 * row["top"] / height
+    wide, tall = 100 * row["width"] / width, 100 * row["height"] / height
+    return (
+        f"<span style='position:absolute;left:{left:.2f}%;top:{top:.2f}%;width:{wide:.2f}%;"
+        f"height:{tall:.2f}%;box-sizing:border-box;border:2px solid {BLAME};border-radius:.15em'>"
+        "</span>"
+    )
+
+
+def _marked(text: str, row: Mapping[str, Any]) -> str:
+    """A text, cut to what fits, with the feature's words in bold; everything escaped."""
+    words = re.escape(str(row["name"])).replace(r"\ ", r"\W+")
+    at = re.search(rf"\b{words}\b", text, re.IGNORECASE)
+    if row["kind"] not in ("word", "pair") or at is None:
+        return components.shown(short(text, _LONGEST))
+    start = max(at.start() - _LONGEST // 2, 0)
+    pieces = (text[start : at.start()], text[at.start() : at.end()])
+    before, inside = (components.shown(piece) for piece in pieces)
+    after = components.shown(text[at.end() : at.end() + _LONGEST // 2])
+    return f"{'…' if start else ''}{before}<b>{inside}</b>{after}"
+
+
+# ------------------------------------------------------------------------------ where, and how
+
+
+def _map(found: Features, stage: str) -> None:
+    rows = found.table[(found.table["stage"] == stage) & (found.table["kind"] == "patch")]
+    if found.facts.shape is None or rows.empty:
+        return
+    st.header("Where in the images", anchor=False)
+    behaviour = found.facts.behaviour.behaviour()
+    drawn = (
+        f", drawn at random from {found.facts.examples:,}"
+        if found.facts.images < found.facts.examples
+        else ""
+    )
+    with st.grid(2, min_column_width=330, gap="medium") as grid:
+        with grid.cell():
+            chart = drawing.chart(patch_map, rows, found.facts.shape, behaviour, stage, EITHER)
+            components.show(chart, "patch-map", About(behaviour=behaviour.name))
+        with grid.cell():
+            components.text_block(
+                f"How much the effect of {stage} on the {behaviour.name} changes when a patch is "
+                "taken out of the picture: mean size over labels, on "
+                f"{count_text(found.facts.images, 'image')}{drawn}. A patch is filled with the "
+                "set's background or, where there is none, with the mean of the pixels around it.",
+                muted=True,
+            )
+
+
+def _how(found: Features, stage: str) -> None:
+    counts = next(each for each in found.facts.stages if each.stage == stage)
+    noise = (
+        "and beyond 2 noise sd of training"
+        if found.facts.noise
+        else "the training noise is not known (the Trust page measures it)"
+    )
+    components.text_block(
+        f"{counts.passed:,} of {count_text(counts.tested, 'test')} pass. Each compares examples of "
+        f"one label with and without a feature, at least {SUPPORT} of either: rank-sum test, false "
+        f"discovery rate at most {percent(LEVEL)} over all tests of the stage (Benjamini and "
+        f"Hochberg), a difference of at least {SMALLEST:g} standard deviations of the effect "
+        f"within its label, {noise}. Sorted by evidence: the end of the 95 % interval that is "
+        "nearer to zero. That a feature goes with an effect does not say that it is spurious: "
+        "look at the examples.",
+        muted=True,
+    )
+    with st.expander("All tests of this stage as a table"):
+        rows = found.table[found.table["stage"] == stage]
+        rows = rows.drop(columns=["stage", "top", "left", "height", "width", "examples"])
+        measured = found.facts.behaviour.behaviour()
+        said = (
+            f"All tests for {stage}: mean effect on the {phrase(measured)} with and without each "
+            "feature, within its label."
+        )
+        about = About(behaviour=measured.name)
+        components.table(rows, "features-table", said, about, height=320)

@@ -1,0 +1,201 @@
+"""Group gaps on the page *Spurious features*: groups with and without each stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import streamlit as st
+
+from stagelens.analyses.spurious.gaps import (
+    FINAL,
+    Gaps,
+    findings,
+    gap_notes,
+    gap_sentences,
+    rows_of,
+    without,
+)
+from stagelens.analyses.spurious.gaps import group_gaps as measure_gaps
+from stagelens.charts import EITHER
+from stagelens.charts.groups import class_errors, group_gaps
+from stagelens.contracts import ACCURACY, Behaviour
+from stagelens.effects.groups import MINIMUM
+from stagelens.report.provenance import RECORDED
+from stagelens.ui.opening.workspace import Workspace
+from stagelens.ui.pieces import components, drawing
+from stagelens.ui.pieces.pinning import About
+from stagelens.ui.reading import loaders
+from stagelens.ui.reading.loaders import Effects, Source
+from stagelens.wording.numbers import count_text
+
+_ERRORS = {
+    "Missed": ("missed", "Of each class, the share that is answered otherwise, in percent."),
+    "Falsely given": ("false", "Of all other classes, the share answered with it, in percent."),
+}
+_MOST_CELLS = 600
+"""Of a picture of errors by class; beyond, the table has them."""
+
+
+@st.cache_resource(max_entries=16, show_spinner="Comparing groups")
+def _gaps(
+    at: Source, set_name: str, estimate: str, by: tuple[str, ...], behaviour: str
+) -> Gaps | None:
+    found = loaders.effects(at, set_name, estimate)
+    if found is None:
+        return None
+    stages = [stage.name for stage in loaders.run(at).stages]
+    kind = found.behaviours[behaviour]
+    return measure_gaps(rows_of(found), stages, by, kind, loaders.orders(at, set_name))
+
+
+def group_gaps_tab(workspace: Workspace, effects: Effects) -> None:
+    """Controls, the sentence, the picture, and errors by class."""
+    if ACCURACY.name not in effects.behaviours:
+        st.info(
+            "The examples of this set have no labels, so there is no accuracy to compare.",
+            icon=":material/label_off:",
+        )
+        return
+    if workspace.by is None:
+        st.info(
+            "This set has no column that could form groups: one with 2 to 12 different values. "
+            "Features that no column knows of are found in the next tab.",
+            icon=":material/category:",
+        )
+        return
+    by, behaviour = _controls(workspace.by, effects)
+    gaps = _gaps(workspace.at, workspace.examples.name, effects.estimator, by, behaviour.name)
+    if gaps is None:
+        return
+    stages = [name for name in workspace.stages if name in effects.trust]
+    _sentences(workspace, effects, gaps, stages)
+    _picture(workspace, effects, gaps, stages)
+    _tables(gaps)
+    if workspace.by != "label":
+        parts = (workspace.at, workspace.examples.name, effects.estimator)
+        each = gaps if len(by) == 1 else _gaps(*parts, by[:1], behaviour.name)
+        if each is not None:
+            _errors(each, stages)
+
+
+def _controls(by: str, effects: Effects) -> tuple[tuple[str, ...], Behaviour]:
+    kinds = [name for name in (ACCURACY.name, "margin") if name in effects.behaviours]
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+        kind = st.segmented_control(
+            "Gap in",
+            kinds,
+            default=kinds[0],
+            required=True,
+            key="gap",
+            bind="query-params",
+            help="Accuracy: the share of right answers. Margin: the mean log-odds of the label.",
+        )
+        crossing = by != "label" and st.toggle(
+            f"Cross {by} with the label" if len(by) < 24 else "Cross with the label",
+            key="crossed",
+            bind="query-params",
+            help="One group for every value and label together. The column itself is chosen in "
+            "the sidebar, under *Groups by*.",
+        )
+    return ((by, "label") if crossing else (by,)), effects.behaviours[kind or kinds[0]]
+
+
+def _sentences(workspace: Workspace, effects: Effects, gaps: Gaps, stages: Sequence[str]) -> None:
+    with st.container(border=True):
+        said = gap_sentences(gaps, stages, effects.trust, workspace.noun)
+        if not said:
+            st.markdown(f"Fewer than two groups have {MINIMUM} labelled examples: no gap is told.")
+        components.sentences(said, size="1.15rem")
+        noise = (
+            "and beyond training noise"
+            if gaps.within_noise
+            else "training noise is not known (the Trust page measures it)"
+        )
+        components.text_block(
+            "A stage is named where the 95 % interval of its effect on the gap, over resampled "
+            f"examples, leaves zero out; {noise}. The gap is the one between the final model's "
+            f"best and worst group of at least {count_text(MINIMUM, workspace.noun)}.",
+            muted=True,
+        )
+
+
+def _picture(workspace: Workspace, effects: Effects, gaps: Gaps, stages: Sequence[str]) -> None:
+    notes = gap_notes(gaps, stages, effects.trust)
+    chart = drawing.chart(group_gaps, gaps.metrics, gaps.behaviour, notes, EITHER)
+    about = About(
+        behaviour=gaps.behaviour.name,
+        sentences=lambda: gap_sentences(gaps, stages, effects.trust, workspace.noun),
+    )
+    components.show(chart, "group-gaps", about)
+    components.trust_badges([effects.trust[s] for s in stages], gaps.behaviour.name)
+    said = ["Lines are 95 % intervals over resampled examples."]
+    if gaps.metrics.unlabelled:
+        said.append(f"{count_text(gaps.metrics.unlabelled)} without a label left out.")
+    noisy = [stage for stage, within in gaps.within_noise.items() if within]
+    if noisy:
+        said.append(
+            f"≈ Within training noise, so no finding: the effect of {', '.join(noisy)} on the gap."
+        )
+    elif not gaps.within_noise:
+        said.append("Training noise not known.")
+    components.text_block(" ".join(said), muted=True)
+
+
+def _errors(gaps: Gaps, stages: Sequence[str]) -> None:
+    """Errors by class for the final model, and beside it without one stage."""
+    classes = gaps.metrics.classes
+    cells = classes["group"].nunique() * classes["label"].nunique()
+    if not stages or cells > _MOST_CELLS:
+        return
+    st.header("Errors by class", anchor=False)
+    found = findings(gaps, stages)
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+        kind = st.segmented_control(
+            "Errors",
+            list(_ERRORS),
+            default="Missed",
+            required=True,
+            key="errors",
+            bind="query-params",
+            help=" ".join(f"**{name}**: {said}" for name, (_, said) in _ERRORS.items()),
+        )
+        stage = st.selectbox(
+            "Compare with the model without",
+            stages,
+            index=stages.index(found[0]) if found else 0,
+            key="left-out",
+            bind="query-params",
+            width=260,
+            help="Its errors stand beside those of the final model.",
+        )
+    measured, meaning = _ERRORS[kind or "Missed"]
+    with st.grid(2, min_column_width=330, gap="medium") as grid:
+        for model in (FINAL, without(stage)):
+            with grid.cell():
+                components.text_block(model)
+                chart = drawing.chart(class_errors, classes, model, measured, EITHER)
+                about = About(behaviour=ACCURACY.name, observed=RECORDED if model == FINAL else "")
+                components.show(chart, f"errors-{model == FINAL}", about)
+    components.text_block(meaning, muted=True)
+    with st.expander("The same errors as a table"):
+        said = "Errors by group and class under every model, with 95 % intervals."
+        components.table(_readable(classes), "errors-table", said, About(behaviour=ACCURACY.name))
+
+
+def _tables(gaps: Gaps) -> None:
+    with st.expander("The same numbers as a table"):
+        said = "Accuracy and margin of every group under every model, with 95 % intervals."
+        about = About(behaviour=gaps.behaviour.name)
+        components.table(_readable(gaps.metrics.groups), "groups-table", said, about)
+
+
+def _readable(table: pd.DataFrame) -> pd.DataFrame:
+    """Shares in percent, the row over all examples by name."""
+    shares = [c for c in table if c.split("_")[0] in ("accuracy", "missed", "false")]
+    shown = table.assign(**{c: 100 * table[c] for c in shares})
+    shown["group"] = shown["group"].astype(object).where(shown["group"].notna(), "all")
+    names = {c: f"{c} %".replace("_", " ") for c in shares} | {
+        c: c.replace("_", " ") for c in table if c not in shares
+    }
+    return shown.rename(columns=names).round(2)

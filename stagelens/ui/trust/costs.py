@@ -1,0 +1,96 @@
+"""What each estimate costs on this run in time and in replays, and how good it was."""
+
+from __future__ import annotations
+
+import html
+
+import numpy as np
+import streamlit as st
+
+from stagelens.charts.style import FAINT_AREA, HAIRLINE
+from stagelens.effects import durations
+from stagelens.estimators.stage_trust import StageTrust
+from stagelens.trust import estimates
+from stagelens.ui.opening.workspace import Workspace
+from stagelens.ui.pieces import components
+from stagelens.ui.reading import loaders
+from stagelens.wording import numbers
+from stagelens.wording.trust_words import MARKS, decimal, percent, trust_word
+
+from .sections import TrustView
+from .verifying import OFFERED
+
+_TABLE = "border-collapse:collapse;border:0;width:100%;margin:0;font-variant-numeric:tabular-nums"
+_CELL = (
+    f"border:0;border-bottom:1px solid {HAIRLINE};padding:.45em 1em .45em .4em;white-space:nowrap"
+)
+
+
+def every_estimate(workspace: Workspace, view: TrustView) -> None:
+    """One line for each estimate: what it took and how good it was, or what it should take."""
+    st.header("What each estimate costs", anchor=False)
+    components.text_block(
+        "Time that the estimates took on this run for the stages before the last, whose effect "
+        "comes free, and the time predicted for an idle machine. Errors are relative errors on the "
+        f"{view.behaviour.name}.",
+        muted=True,
+    )
+    at, name = workspace.at, workspace.examples.name
+    shown = workspace.stages[:-1]
+    stored = loaders.stored_estimates(at, name)
+    body = []
+    for estimate in loaders.available(at, name):
+        known = loaders.facts(at, name, estimate)
+        trusts = {t.stage: t for t in (known.stages if known else ()) if t.stage in shown}
+        costs = [t.cost for t in trusts.values() if t.trust != "refused" or t.cost]
+        cells = [
+            numbers.measured_time(sum(t.seconds for t in trusts.values())),
+            _predicted(workspace, stored[estimate].estimator, stored[estimate].settings),
+            f"{np.mean(costs):.2f}" if costs else "n/a",
+            *(_brief(trusts.get(stage), view.behaviour.name) for stage in shown),
+        ]
+        body.append(_row(estimate, cells, estimate == view.estimate))
+    for estimator in ("replay", *OFFERED):
+        settings = {"budget": 0.25} if estimator == "coarse-replay" else {}
+        estimate = estimates.estimate_name(estimator, settings)
+        if estimate not in stored:
+            cells = ["not computed", _predicted(workspace, estimator, settings)]
+            body.append(_row(estimate, cells + [""] * (1 + len(shown)), False))
+    heads = ["estimate", "time", "predicted", "cost in replays", *shown]
+    top = "".join(
+        f"<th scope='col' style='{_CELL};text-align:left;opacity:.75;font-weight:400'>"
+        f"{html.escape(head)}</th>"
+        for head in heads
+    )
+    st.html(
+        f"<div style='overflow-x:auto'><table style='{_TABLE};font-size:.9rem'><thead><tr>{top}"
+        f"</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def _row(estimate: str, cells: list[str], chosen: bool) -> str:
+    mark = f"background:{FAINT_AREA}" if chosen else ""
+    name = f"<td style='{_CELL}'><b>{html.escape(estimate)}</b></td>"
+    return (
+        f"<tr style='{mark}'>{name}"
+        + "".join(f"<td style='{_CELL}'>{html.escape(cell)}</td>" for cell in cells)
+        + "</tr>"
+    )
+
+
+def _predicted(workspace: Workspace, estimator: str, settings: dict[str, float]) -> str:
+    seconds = durations.estimate_seconds(workspace.run.stages, estimator, settings)
+    return "not known" if seconds is None else numbers.measured_time(seconds)
+
+
+def _brief(trust: StageTrust | None, behaviour: str) -> str:
+    if trust is None:
+        return "not computed"
+    mark = MARKS[trust_word(trust, behaviour)]
+    agreement = trust.agreement(behaviour)
+    if agreement is not None:
+        error = percent(agreement.relative_error)
+        return f"{mark} r {decimal(agreement.r)}, error {error}"
+    if trust.trust == "estimated" and trust.expected_error is not None:
+        return f"{mark} expected error {percent(trust.expected_error)}"
+    return f"{mark} {trust.trust}"

@@ -1,0 +1,370 @@
+"""The sections of the Trust page: how far each stage's numbers can be believed."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
+
+from stagelens import charts
+from stagelens.analyses.slices.saved import Slice
+from stagelens.charts.effect_scatter import drawn_of
+from stagelens.charts.style import MUTED
+from stagelens.charts.trust import agreement
+from stagelens.contracts import Behaviour
+from stagelens.effects.headlines import FEWEST
+from stagelens.effects.results import Result
+from stagelens.estimators.expected_error import RELIABLE_BELOW
+from stagelens.estimators.stage_trust import StageTrust
+from stagelens.runs.schema import canonical_json
+from stagelens.trust.noise import RECORDED, load_noise
+from stagelens.trust.verification import compare, load_verification
+from stagelens.ui.opening.workspace import Workspace
+from stagelens.ui.pieces import components, drawing
+from stagelens.ui.pieces.pinning import About
+from stagelens.ui.reading import loaders
+from stagelens.ui.reading.loaders import Source
+from stagelens.wording.numbers import count_text, number, signed_text
+from stagelens.wording.trust_words import decimal, percent, trust_explanation
+
+FIGURES = {
+    "r": ("Pearson r", "1: the estimate rises and falls with replay over the examples."),
+    "rho": ("Spearman rho", "The same for ranks, so that single large effects do not decide."),
+    "slope": ("Slope", "Replay on estimate, through the origin: 1 is right, below 1 overstates."),
+    "relative_error": ("Relative error", "Size of the error over the size of the true effects."),
+    "sign_agreement": ("Sign agreement", "Examples where credit and blame are told apart."),
+}
+"""Column of a verification table to its name and its meaning."""
+
+_AS_PERCENT = ("relative_error", "sign_agreement")
+
+
+@dataclass(frozen=True)
+class TrustView:
+    """What the page shows.
+
+    Attributes:
+        estimate: Name of the estimate that is held against replay.
+        behaviour: On which behaviour.
+        result: The estimate's table, of that behaviour.
+        truth: The same by replay; None where replay has not run.
+        rows: Stage to its row of figures; no entry where there is no replay to compare with.
+        only: The slice that the figures are of; None for all examples.
+    """
+
+    estimate: str
+    behaviour: Behaviour
+    result: Result
+    truth: Result | None
+    rows: Mapping[str, Mapping[str, Any]]
+    only: Slice | None = None
+
+
+def heading(workspace: Workspace) -> None:
+    """What the page is for."""
+    st.title("Trust", anchor=False)
+    components.text_block(
+        "Estimates propose, replay decides. Each point below is one example of set "
+        f"{workspace.examples.name}: its stage effect by an estimate, held against the effect by "
+        "replay, which runs the recorded steps again and is the ground truth."
+    )
+
+
+def choose(workspace: Workspace) -> TrustView | None:
+    """The estimate and the behaviour that the page shows; None where no estimate is stored."""
+    at, name = workspace.at, workspace.examples.name
+    proposed = [e for e in loaders.available(at, name) if e != "replay"]
+    if not proposed:
+        return None
+    slices = workspace.slices
+    left, right, *more = st.columns(3 if slices else 2)
+    with left:
+        estimate = st.selectbox(
+            "Estimate",
+            proposed,
+            key="estimate",
+            bind="query-params",
+            help="What is held against replay; a fraction is the budget of coarse-replay, as a "
+            "share of replay's cost.",
+        )
+    facts = loaders.facts(at, name, estimate)
+    if facts is None:
+        return None
+    with right:
+        kind = st.selectbox(
+            "Behaviour",
+            [each.name for each in facts.behaviours],
+            key="trusted",
+            bind="query-params",
+            help="One number per example measured on a model.",
+        )
+    only = _choose_slice(more[0], slices) if slices else None
+    rows = figures(at, name, estimate, kind, only.name if only else None)
+    result, truth = (loaders.result(at, name, which, kind) for which in (estimate, "replay"))
+    if result is None:
+        return None
+    return TrustView(estimate, result.behaviours[kind], result, truth, rows, only)
+
+
+def _choose_slice(place: DeltaGenerator, slices: Sequence[Slice]) -> Slice | None:
+    by_name = {one.name: one for one in slices}
+    chosen = place.selectbox(
+        "Slice",
+        list(by_name),
+        index=None,
+        placeholder="All examples",
+        key="trusted-slice",
+        bind="query-params",
+        help="Holds the estimate against replay on the examples of one saved slice only. The "
+        "verdicts in the badges are those on all examples.",
+    )
+    return None if chosen is None else by_name[chosen]
+
+
+@st.cache_data(max_entries=128, show_spinner="Comparing with replay")
+def figures(
+    at: Source, set_name: str, estimate: str, behaviour: str, only: str | None = None
+) -> dict[str, dict[str, Any]]:
+    """Stage to its row of a verification table, stored or compared from the stored tables.
+
+    Args:
+        at: The run folder.
+        set_name: One of its sets.
+        estimate: Held against replay.
+        behaviour: On which behaviour.
+        only: Name of the slice whose examples count; None for all, of which rows may be stored.
+    """
+    result = loaders.result(at, set_name, estimate, behaviour)
+    if result is None:
+        return {}
+    facts, run = result.facts, loaders.run(at)
+    known = load_noise(run, facts.set_digest)
+    truth = loaders.result(at, set_name, "replay", behaviour)
+    if only is not None:
+        ids = next(one.example_ids for one in loaders.slices(at, set_name)[0] if one.name == only)
+        if truth is None:
+            return {}
+        return _by_stage(compare(_only(result, ids), _only(truth, ids), known))
+    table = load_verification(run)
+    table = table[
+        (table["set_digest"] == facts.set_digest)
+        & (table["behaviour"] == behaviour)
+        & (table["estimator"] == facts.estimator)
+        & (table["settings"] == canonical_json(facts.settings))
+    ]
+    stored = _by_stage(table)
+    if truth is None:
+        return stored
+    floors = [np.isfinite(row["noise_floor_r"]) for row in stored.values()]
+    if set(stored) >= set(result.trust) and (known is None or any(floors)):
+        return stored
+    return _by_stage(compare(result, truth, known))
+
+
+def _by_stage(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    return {str(row["stage"]): row for row in rows.to_dict("records")}
+
+
+def _only(result: Result, ids: Sequence[str]) -> Result:
+    """A result of these examples."""
+    return Result(result.facts, result.table[result.table["example_id"].isin(ids)])
+
+
+# ---------------------------------------------------------------------------------- per stage
+
+
+def stages(workspace: Workspace, view: TrustView) -> None:
+    """One card per stage: the verdict, the scatter, and all figures together."""
+    if view.truth is None:
+        st.info(
+            "Nothing has been verified on this set yet: no replay has run, so these are the "
+            "estimates' own expectations. **Verify by replay**, below, shows how far each number "
+            "is off.",
+            icon=":material/science:",
+        )
+    elif view.truth.trust and any(t.trust != "exact" for t in view.truth.trust.values()):
+        reasons = dict.fromkeys(t.reason for t in view.truth.trust.values() if t.trust != "exact")
+        st.caption(components.plain(" ".join(reasons)))
+    if view.truth is not None:
+        _legend()
+    if view.only is not None:
+        count = len(view.only.example_ids)
+        few = f" Fewer than {FEWEST} examples prove nothing." if count < FEWEST else ""
+        components.text_block(
+            f"Points and figures are those of slice {view.only.name}, "
+            f"{count_text(count, workspace.noun)}; verdicts are those on all examples.{few}"
+        )
+    open_stages = [s for s in workspace.stages if _trust(view, s).trust != "exact"]
+    with st.grid(3, min_column_width=255, gap="small"):
+        for stage in open_stages:
+            with st.container(border=True, height="stretch", gap="small"):
+                _stage(workspace, view, stage)
+    for stage in workspace.stages:
+        if stage not in open_stages:
+            components.text_block(f"● {stage}: exact. {_trust(view, stage).reason}")
+    components.trust_legend()
+
+
+def _legend() -> None:
+    st.html(
+        "<div style='display:flex;flex-wrap:wrap;gap:.2em 1.3em;font-size:.875rem'>"
+        f"<span><b style='color:{charts.CREDIT}'>●</b> credit</span>"
+        f"<span><b style='color:{charts.BLAME}'>◆</b> blame, by replay</span>"
+        f"<span><b style='color:{MUTED}'>×</b> within training noise</span>"
+        "<span>— estimate equals replay</span>"
+        "<span><b>- -</b> slope through the origin</span>"
+        "<span style='opacity:.75'>Figures with 95 % intervals over examples.</span></div>"
+    )
+
+
+def _trust(view: TrustView, stage: str) -> StageTrust:
+    known = view.result.trust.get(stage)
+    if known is not None:
+        return known
+    reason = "Not computed for this stage."
+    return StageTrust(stage=stage, estimator=view.estimate, trust="refused", reason=reason)
+
+
+def _stage(workspace: Workspace, view: TrustView, stage: str) -> None:
+    trust = _trust(view, stage)
+    row = view.rows.get(stage)
+    color = charts.stage_color(workspace.stages.index(stage))
+    st.html(
+        "<div style='display:flex;align-items:center;gap:.5em'>"
+        f"<span style='width:.8em;height:.8em;border-radius:.2em;background:{color}'></span>"
+        "<h2 style='margin:0;padding:0;font-size:1.1rem;overflow-wrap:anywhere'>"
+        f"{html.escape(stage)}</h2></div>",
+    )
+    components.trust_badge(trust, view.behaviour.name)
+    said = html.escape(trust_explanation(trust, view.behaviour.name)).replace(" %", "&nbsp;%")
+    room = "6em" if row is not None and trust.trust != "refused" else "0"  # charts stand in line
+    st.html(
+        f"<p style='margin:0;min-height:{room};line-height:1.5;overflow-wrap:anywhere'>{said}</p>"
+    )
+    if trust.trust == "refused":
+        return
+    points = _points(view, stage)
+    if points is not None and row is not None:
+        chart = drawing.chart(
+            agreement,
+            points,
+            view.behaviour,
+            stage,
+            view.estimate,
+            float(row["slope"]),
+            charts.EITHER,
+        )
+        about = About(behaviour=view.behaviour.name, estimator=view.estimate, trust=[trust])
+        components.show(chart, f"agreement-{workspace.stages.index(stage)}", about)
+        if left_out := drawn_of(len(points)):
+            components.text_block(left_out, muted=True)
+    _figures(view, trust, row)
+
+
+def _points(view: TrustView, stage: str) -> pd.DataFrame | None:
+    if view.truth is None:
+        return None
+    own, true = (_of(table, stage) for table in (view.result, view.truth))
+    if view.only is not None:
+        true = true[true["example_id"].isin(view.only.example_ids)]
+    return (
+        own[["example_id", "effect"]]
+        .rename(columns={"effect": "estimate"})
+        .merge(
+            true[["example_id", "effect", "within_noise"]].rename(columns={"effect": "replay"}),
+            on="example_id",
+        )
+    )
+
+
+def _of(result: Result, stage: str) -> pd.DataFrame:
+    return result.table[result.table["stage"] == stage]
+
+
+def _figures(view: TrustView, trust: StageTrust, row: Mapping[str, Any] | None) -> None:
+    lines = []
+    for name, (title, meaning) in FIGURES.items() if row is not None else ():
+        assert row is not None
+        low, high = row.get(f"{name}_low", np.nan), row.get(f"{name}_high", np.nan)
+        between = f"{_text(name, low)} to {_text(name, high)}" if np.isfinite(low) else ""
+        lines.append((title, _text(name, row[name]), between, meaning))
+    lines.append(
+        (
+            "Expected error" if row is None else "Expected beforehand",
+            "not known" if trust.expected_error is None else percent(trust.expected_error),
+            ""
+            if trust.expected_error is None
+            else "reliable"
+            if trust.expected_error <= RELIABLE_BELOW
+            else "rough",
+            "Relative error that was to be expected, found without a replay.",
+        )
+    )
+    floor = np.nan if row is None else row["noise_floor_r"]
+    lines.append(
+        (
+            "Noise-floor r",
+            number(floor) if np.isfinite(floor) else "noise not known",
+            "",
+            "Replay in another order of the batches against replay: no estimate needs more.",
+        )
+    )
+    if np.isfinite(floor):
+        assert row is not None
+        sd = signed_text(float(row["noise_sd"]), view.behaviour).lstrip("+")
+        meaning = "How much an example's effect varies with the order of the batches."
+        lines.append(("Noise sd", sd, "", meaning))
+    cells = "".join(
+        f"<tr title='{html.escape(meaning, quote=True)}'>"
+        f"<th scope='row' style='{_CELL};text-align:left;font-weight:400;opacity:.8'>{title}</th>"
+        + (
+            f"<td style='{_CELL};text-align:right;font-weight:600'>{value}</td>"
+            f"<td style='{_CELL};width:99%;opacity:.75;font-size:.92em'>{more}</td></tr>"
+            if not value.endswith("not known")
+            else f"<td colspan='2' style='{_CELL}'>{value}</td></tr>"
+        )
+        for title, value, more, meaning in lines
+    )
+    st.html(f"<table style='{_TABLE};font-size:.875rem'><tbody>{cells}</tbody></table>")
+
+
+_CELL = "border:0;padding:.14em .5em .14em 0;vertical-align:baseline;white-space:nowrap"
+_TABLE = "border-collapse:collapse;border:0;width:100%;margin:0;font-variant-numeric:tabular-nums"
+
+
+def _text(name: str, value: float) -> str:
+    return percent(value) if name in _AS_PERCENT else decimal(value)
+
+
+# -------------------------------------------------------------------------------------- noise
+
+
+def noise(workspace: Workspace, view: TrustView) -> None:
+    """How much of the effects is no more than the order of the batches."""
+    st.header("Training noise", anchor=False)
+    orders = loaders.orders(workspace.at, workspace.examples.name)
+    if orders is None:
+        components.text_block(
+            "Noise not known: no other order of the recorded batches has been replayed. Verify "
+            "with at least one other order to learn which effects are no more than chance."
+        )
+        return
+    known = orders.loc[orders["order"] != RECORDED, "order"].nunique()
+    effects = view.truth or view.result
+    said = []
+    for stage in workspace.stages[:-1]:
+        marks = _of(effects, stage)["within_noise"].dropna()
+        if len(marks):
+            said.append(f"{stage} {percent(float(marks.astype(bool).mean()))}")
+    components.text_block(
+        f"Measured by replays in {count_text(known, 'other order')} of the recorded batches. An "
+        "effect of less than two noise sd is within training noise, and no finding. Of the "
+        f"effects on the {view.behaviour.name}, within training noise: "
+        f"{', '.join(said) or 'not known'}."
+    )

@@ -1,0 +1,1 @@
+"""Numbers and stage effects in words."""

@@ -1,0 +1,167 @@
+"""Stage effects as sentences that people read aloud, each with what is known of its number.
+
+The words carry the trust: "would be 0.41 higher" where it is exact, "would be about 0.41 higher"
+where an estimate may be leaned on, "may be some 0.4 higher" where it is rough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import floor, log10
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from stagelens.contracts import ACCURACY, OTHER_EXAMPLES, SLICE_COLUMN, Behaviour
+from stagelens.estimators.stage_trust import StageTrust
+
+from .numbers import amount_text, count_text, is_share, phrase, scaled
+from .trust_words import is_trustworthy
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a sentence; ``kind`` tells the page what to emphasise. Never markup."""
+
+    text: str
+    kind: Literal["plain", "stage", "group", "amount"] = "plain"
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence with what is known of its number.
+
+    Attributes:
+        parts: Its words. Stage and group names come from data: escape them before showing.
+        trust: What is known of the counterfactual behind it; None for plain descriptions.
+        behaviour: The behaviour that its number is of.
+    """
+
+    parts: tuple[Part, ...]
+    trust: StageTrust | None = None
+    behaviour: str | None = None
+
+    def __str__(self) -> str:
+        return "".join(part.text for part in self.parts)
+
+
+def slice_parts(noun: str, column: str | None = None, value: object = None) -> tuple[Part, ...]:
+    """Which examples a number is about: ``all images``, ``stamped images``, ...
+
+    Args:
+        noun: What an example is called, in the singular: ``image``, ``text`` or ``example``.
+        column: Metadata column of the group; None for all examples.
+        value: The group.
+    """
+    if column is None:
+        return (Part(f"all {noun}s"),)
+    if column == "group":
+        return (Part(str(value), "group"), Part(f" {noun}s"))
+    if column == "label":
+        return (Part(f"{noun}s labelled "), Part(str(value), "group"))
+    if column.startswith(SLICE_COLUMN):
+        inside = "outside" if value == OTHER_EXAMPLES else "in"
+        return (Part(f"{noun}s {inside} slice "), Part(column.removeprefix(SLICE_COLUMN), "group"))
+    return (Part(f"{noun}s with {column} "), Part(str(value), "group"))
+
+
+def mean_sentence(
+    row: Mapping[str, Any],
+    behaviour: Behaviour,
+    noun: str,
+    column: str | None,
+    trust: StageTrust | None = None,
+) -> Sentence:
+    """One row of :func:`stage_summary` as a sentence a person can read aloud.
+
+    Args:
+        row: With ``stage``, ``group``, ``effect``, ``n``.
+        behaviour: What was measured.
+        noun: What an example is called.
+        column: The column that ``group`` is a value of; ignored where ``group`` is null.
+        trust: What is known of the stage's counterfactual.
+    """
+    group = row["group"]
+    about = slice_parts(noun, None if pd.isna(group) else column, group)
+    subject = phrase(behaviour) if behaviour == ACCURACY else f"the mean {phrase(behaviour)}"
+    return Sentence(
+        (
+            Part("Without "),
+            Part(str(row["stage"]), "stage"),
+            Part(f", {subject} on "),
+            *about,
+            *would_be(float(row["effect"]), behaviour, trust),
+            Part(f" ({count_text(int(row['n']), noun)})."),
+        ),
+        trust,
+        behaviour.name,
+    )
+
+
+def example_sentence(
+    stage: str,
+    behaviour: Behaviour,
+    effect: float,
+    trust: StageTrust | None = None,
+    answers: tuple[str, str] | None = None,
+    label: str | None = None,
+    within_noise: bool = False,
+) -> Sentence:
+    """One stage's effect on one example: "Without *shortcut*, the loss would be 0.41 higher.".
+
+    Args:
+        stage: The stage that is left out.
+        behaviour: What was measured.
+        effect: ``final - without``; NaN where the stage was refused.
+        trust: What is known of the counterfactual.
+        answers: Of the final model and of the counterfactual; said where they differ.
+        label: Tells whether the counterfactual's answer is right.
+        within_noise: Whether the effect is known to be within training noise.
+    """
+    opening = (Part("Without "), Part(stage, "stage"))
+    if trust is not None and trust.trust == "refused":
+        return Sentence((*opening, Part(f": not known. {trust.reason}")), trust, behaviour.name)
+    verb = "would be" if is_certain(trust, behaviour) else "may be"
+    changed: tuple[Part, ...] = ()
+    if answers is not None and answers[0] != answers[1]:
+        verdict = "" if label is None else " (right)" if answers[1] == label else " (wrong)"
+        changed = (
+            Part(", and the answer " if verb == "would be" else ", and the answer perhaps "),
+            Part(f"{answers[1]}{verdict}", "amount"),
+            Part(f" instead of {answers[0]}"),
+        )
+    noise = (Part("; this is within training noise, so no finding"),) if within_noise else ()
+    said = Part(f", the {phrase(behaviour)}"), *would_be(effect, behaviour, trust)
+    return Sentence((*opening, *said, *changed, *noise, Part(".")), trust, behaviour.name)
+
+
+def is_certain(trust: StageTrust | None, behaviour: Behaviour) -> bool:
+    """Whether a number of this trust is said without a reservation."""
+    return trust is None or is_trustworthy(trust, behaviour.name)
+
+
+def would_be(effect: float, behaviour: Behaviour, trust: StageTrust | None) -> tuple[Part, ...]:
+    """What the behaviour would be without the stage, as strongly as its trust allows."""
+    if not np.isfinite(effect):
+        return (Part(" is not known"),)
+    certain = is_certain(trust, behaviour)
+    verb = Part(" would be " if certain else " may be ")
+    text = amount_text(effect, behaviour)
+    if not any(c in "123456789" for c in text):
+        same = "the same" if effect == 0 and certain else "practically the same"
+        return (verb, Part(same, "amount"))
+    if not certain:
+        text = f"some {_roughly(effect, behaviour)}"
+    elif trust is not None and trust.trust != "exact":
+        text = f"about {text}"
+    return (verb, Part(f"{text} {'lower' if effect > 0 else 'higher'}", "amount"))
+
+
+def _roughly(effect: float, behaviour: Behaviour) -> str:
+    """The size of an effect to its first significant digit: ``40 points``, ``0.3``."""
+    size = abs(scaled(effect, behaviour))
+    digits = max(-floor(log10(size)), 0)
+    text = f"{round(size, -floor(log10(size))):.{digits}f}"
+    return f"{text} points" if is_share(behaviour) else text
