@@ -192,9 +192,11 @@ def _moved(base: Table, here: Table, columns: Sequence[str]) -> dict[str, float]
         stem = name.removesuffix("_low").removesuffix("_high")
         low, high = base.get(f"{stem}_low"), base.get(f"{stem}_high")
         old, new = base[name], here[name]
-        if low is None or high is None or len(old) != len(new):
+        numbers = [each for each in (low, high, old, new) if isinstance(each, np.ndarray)]
+        if len(numbers) < 4 or len(old) != len(new):
             moved[name] = float("inf")
             continue
+        low, high, old, new = numbers
         alike = (old == new) | (np.isnan(old) & np.isnan(new))
         with np.errstate(divide="ignore", invalid="ignore"):
             shares = np.where(alike, 0.0, np.abs(new - old) / (high - low))

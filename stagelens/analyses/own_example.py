@@ -23,11 +23,10 @@ from stagelens.estimators.counterfactuals import (
     Cached,
     counterfactuals,
     find_cached,
-    make_estimator,
 )
 from stagelens.estimators.protocol import Estimator
+from stagelens.estimators.registry import free_estimator, make_estimator
 from stagelens.estimators.stage_trust import StageTrust
-from stagelens.estimators.task_vector import TaskVector
 from stagelens.measuring.loaded_weights import LoadedWeights
 from stagelens.measuring.models import Measured, read
 from stagelens.runs.run import Run, Stage
@@ -114,7 +113,7 @@ def answer(run: Run, example: Example, known: ResultFacts | None, loaded: Loaded
         RunError: Weights cannot be read, or are not those of the task's model.
         TaskError: The task is not installed, or the example does not fit it.
     """
-    estimator = make_estimator(known.estimator, known.settings) if known else TaskVector()
+    estimator = make_estimator(known.estimator, known.settings) if known else free_estimator()()
     with loaded.lock, inference_mode():
         bench = _Bench(run, loaded, estimator, {t.stage: t for t in known.stages} if known else {})
         final = bench.final(example)
@@ -197,7 +196,7 @@ class _Bench:
     def without(self, stage: Stage, example: Example, final: _Said) -> _Effect:
         """A stage's effect on an example, and what is known of it."""
         known = self.known.get(stage.name)
-        free = self.estimator.name == TaskVector.name or stage.index == len(self.run.stages) - 1
+        free = self.estimator.free or stage.index == len(self.run.stages) - 1
         if known is not None and known.trust == "refused":
             return _Effect(None, None, known)
         if free:

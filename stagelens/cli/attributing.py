@@ -9,8 +9,18 @@ import typer
 
 from stagelens.compute import processes
 from stagelens.contracts import StageLensError
-from stagelens.effects.durations import coarse_saves_time, estimate_seconds, replay_seconds
 from stagelens.effects.results import Result, stored_results
+from stagelens.estimators.durations import replay_seconds
+from stagelens.estimators.registry import (
+    default_estimator,
+    estimate_seconds,
+    find,
+    help_text,
+    make_estimator,
+    proposed,
+    saves_time,
+)
+from stagelens.estimators.stage_trust import REPLAY
 from stagelens.runs.files import atomic_path, check_writable
 from stagelens.runs.run import Run
 from stagelens.wording.numbers import measured_time
@@ -40,9 +50,8 @@ def attribute(
     estimator: Annotated[
         str | None,
         typer.Option(
-            help="task-vector (free), coarse-replay (within --budget), unrolled-jump, "
-            "unrolled-scale, or replay (exact); by default coarse-replay where steps are "
-            "recorded, else task-vector."
+            help=f"How the model without a stage is obtained: {help_text()}. By default the best "
+            "of those that the recording allows and that cost less than replay."
         ),
     ] = None,
     budget: BudgetOption = None,
@@ -69,7 +78,6 @@ def attribute(
         _ = opened.last  # a run without a finished stage is refused for that, not for its sets
         examples = opened.evaluation_set(set_name)
         from stagelens.effects import computing
-        from stagelens.estimators.counterfactuals import default_estimator, make_estimator
         from stagelens.trust.verification import trusted
 
         settings: dict[str, Any] = {} if budget is None else {"budget": budget}
@@ -106,11 +114,14 @@ def _times(run: Run, result: Result) -> list[str]:
     took = measured_time(sum(trust.seconds for trust in result.trust.values()))
     notes = [f"computed in {took}; predicted, without other load: {measured_time(predicted)}"]
     replayable = all(stage.replayable for stage in run.stages[1:])
-    budget = settings.get("budget")
-    if budget is not None and replayable and not coarse_saves_time(run.stages, budget):
+    if (
+        find(result.facts.estimator).budgets
+        and replayable
+        and not saves_time(run.stages, result.facts.estimator, settings)
+    ):
         notes.append(
             f"replay should take hardly longer on this run ({measured_time(replay)} predicted); "
-            "--estimator replay gives exact numbers"
+            f"--estimator {REPLAY} gives exact numbers"
         )
     return notes
 
@@ -127,7 +138,9 @@ def verify(
     set_name: SetOption = None,
     estimator: Annotated[
         list[str] | None,
-        typer.Option(help="Estimator to verify; may be given several times [all but unrolled]."),
+        typer.Option(
+            help=f"Estimator to verify; may be given several times [{', '.join(proposed())}]."
+        ),
     ] = None,
     budget: Annotated[
         list[float] | None,
@@ -146,11 +159,11 @@ def verify(
     """Hold estimates against replays, and say how far each number can be trusted."""
     from stagelens.trust import verification
 
-    names = estimator or ["task-vector", "coarse-replay"]
     wanted: list[tuple[str, dict[str, Any]]] = []
-    for name in names:
-        budgets = (budget or [0.25]) if name == "coarse-replay" else []
-        wanted += [(name, {"budget": value}) for value in budgets] or [(name, {})]
+    for name in estimator or proposed():
+        kind = find(name)
+        given = [{"budget": value} for value in budget or ()] if kind.budgets else []
+        wanted += [(name, settings) for settings in given or [kind.default_settings()]]
     with Reporter(own_file(progress)).running() as report, processes.joined():
         opened = opened_together(run, task)
         _ = opened.last

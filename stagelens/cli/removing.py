@@ -77,7 +77,7 @@ def remove(
         from stagelens.analyses.removal import measurements, saving
         from stagelens.analyses.removal.spec import Edit
         from stagelens.analyses.removal.targets import TOLERANCE, Target, find
-        from stagelens.estimators.counterfactuals import default_estimator, make_estimator
+        from stagelens.estimators.registry import default_estimator, make_estimator
 
         chosen = estimator or default_estimator(opened)
         made = make_estimator(chosen, None if budget is None else {"budget": budget})

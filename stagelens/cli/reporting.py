@@ -68,7 +68,7 @@ def report(
 
 def _measure(run: Run, set_name: str, told: Reporter) -> None:
     from stagelens.effects import computing
-    from stagelens.estimators.counterfactuals import default_estimator
+    from stagelens.estimators.registry import default_estimator
 
     computing.boundaries(run, set_name)
     computing.attribute(run, set_name, default_estimator(run), None, told)

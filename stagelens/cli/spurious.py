@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from stagelens.estimators.registry import default_estimator
+
 from .options import BudgetOption, ProgressFile, RunFolder, SetOption, TaskOption, opened_with
 from .terminal import Reporter, print_features, print_saliency
 
@@ -30,7 +32,6 @@ def features(
         opened = opened_with(run, task)
         examples = opened.evaluation_set(set_name)
         from stagelens.analyses.spurious.features import find_features
-        from stagelens.estimators.counterfactuals import default_estimator
 
         settings = None if budget is None else {"budget": budget}
         chosen = estimator or default_estimator(opened)
@@ -72,7 +73,6 @@ def saliency(
         opened = opened_with(run, task)
         examples = opened.evaluation_set(set_name)
         from stagelens.analyses.saliency.maps import stage_maps
-        from stagelens.estimators.counterfactuals import default_estimator
 
         chosen = estimator or default_estimator(opened)
         settings = None if budget is None else {"budget": budget}

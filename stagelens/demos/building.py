@@ -7,6 +7,8 @@ from pathlib import Path
 
 from stagelens.contracts import Progress
 from stagelens.effects.computing import attribute, boundaries
+from stagelens.estimators.registry import proposed
+from stagelens.estimators.stage_trust import REPLAY
 from stagelens.runs.files import new_folder
 from stagelens.runs.run import Run, open_run
 
@@ -38,7 +40,7 @@ def build(path: Path, record: Record, seed: int, progress: Progress) -> Run:
 
 
 def _measure(run: Run, progress: Progress) -> None:
-    jobs = [(s, e) for s in run.set_names for e in ("task-vector", "coarse-replay", "replay")]
+    jobs = [(s, e) for s in run.set_names for e in (*proposed(), REPLAY)]
     for number, (set_name, estimator) in enumerate(jobs):
 
         def report(part: float, text: str, before: int = number) -> None:

@@ -17,13 +17,13 @@ from stagelens.estimators.counterfactuals import (
     check_final,
     counterfactuals,
     diverged,
-    make_estimator,
 )
 from stagelens.estimators.expected_error import Evidence, judged, judged_replay
 from stagelens.estimators.hardness import hardness
 from stagelens.estimators.protocol import METHOD, Counterfactual
+from stagelens.estimators.registry import make_estimator
 from stagelens.estimators.stage_trust import StageTrust
-from stagelens.estimators.task_vector import subtract_stage
+from stagelens.estimators.subtraction import subtract_stage
 from stagelens.measuring.models import Measured, answers_as_the_final_model, measure_set
 from stagelens.runs.run import Run
 from stagelens.runs.schema import digest

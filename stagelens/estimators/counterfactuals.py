@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 from pydantic import BaseModel, ValidationError
 
@@ -16,48 +15,9 @@ from stagelens.runs.schema import FileRef, StateRef, digest
 from stagelens.runs.states import Weights, not_finite, save_tensors
 from stagelens.runs.streaming import map_tensors
 
-from .coarse_replay import CoarseReplay
 from .protocol import METHOD, Counterfactual, Estimator, Twins
-from .replay import Replay, check_together
 from .stage_trust import StageTrust
-from .task_vector import TaskVector, WithoutStage, keeps, subtract_stage
-from .unrolled import UnrolledJump, UnrolledScale
-
-ESTIMATORS: Mapping[str, Callable[..., Estimator]] = {
-    TaskVector.name: TaskVector,
-    UnrolledJump.name: UnrolledJump,
-    UnrolledScale.name: UnrolledScale,
-    CoarseReplay.name: CoarseReplay,
-    Replay.name: Replay,
-}
-"""Estimators by name, cheapest first."""
-
-
-def make_estimator(name: str, settings: Mapping[str, Any] | None = None) -> Estimator:
-    """An estimator by name.
-
-    Args:
-        name: One of :data:`ESTIMATORS`.
-        settings: Its own arguments, for instance ``{"budget": 0.25}``; None for the defaults.
-
-    Raises:
-        Refused: There is none of that name (lists those that exist), or it does not take a
-            setting.
-    """
-    if name not in ESTIMATORS:
-        raise Refused(f"there is no estimator {name!r}; use one of {', '.join(ESTIMATORS)}")
-    try:
-        return ESTIMATORS[name](**(settings or {}))
-    except TypeError:
-        given = ", ".join(settings or {})
-        raise Refused(f"{name} does not take the setting {given}; leave it away") from None
-
-
-def default_estimator(run: Run) -> str:
-    """``coarse-replay`` where batches of all later stages were kept, else ``task-vector``."""
-    later = all(s.steps > 0 and s.facts.keep_batches != "none" for s in run.stages[1:])
-    recorded = any(s.facts.origin == "recorded" for s in run.stages)
-    return CoarseReplay.name if later and recorded else TaskVector.name
+from .subtraction import keeps, without_stage
 
 
 def counterfactuals(
@@ -85,7 +45,7 @@ def counterfactuals(
     found: dict[str, Counterfactual] = {}
     for stage in stages:
         if stage.index == len(run.stages) - 1:
-            found[stage.name] = _finite(stage, _without_last(stage, estimator.name))
+            found[stage.name] = _finite(stage, _without_last(run, stage, estimator.name))
         elif _changed_nothing(run, stage):
             trust = exact_trust(stage, estimator.name, "The stage changed nothing.")
             found[stage.name] = Counterfactual(stage.name, run.last.end().model, trust)
@@ -93,10 +53,9 @@ def counterfactuals(
             found[stage.name] = cached
     names = processes.by_main(lambda: [s.name for s in stages if s.name not in found])
     missing = [run.stage(name) for name in names]
-    in_step = isinstance(estimator, Replay) and estimator.split
-    if missing and in_step:
+    if missing and estimator.in_step:
         found |= _in_step(run, estimator, missing, progress)
-    elif missing and processes.count() > 1 and not isinstance(estimator, TaskVector):
+    elif missing and processes.count() > 1 and not estimator.free:
         found |= _shared_out(run, estimator, missing, progress)
     elif missing:
         for computed in _computed(run, estimator, missing, progress):
@@ -128,8 +87,7 @@ def _shared_out(
     run: Run, estimator: Estimator, stages: Sequence[Stage], progress: Progress
 ) -> dict[str, Counterfactual]:
     """Whole counterfactuals, each computed by one process and read by all from the cache."""
-    if isinstance(estimator, Replay):
-        check_together(run, stages, progress)
+    estimator.prepare(run, stages, progress)
 
     def work() -> list[StageTrust]:
         """Of the stages that are refused: these have nothing in the cache."""
@@ -186,8 +144,8 @@ def _finite(stage: Stage, found: Counterfactual) -> Counterfactual:
     if found.weights is None:
         return found
     models: list[Weights] = [found.weights]
-    if isinstance(found.weights, WithoutStage):
-        models = [stage.start().model, stage.end().model]  # it is computed anew at each look
+    if found.derived_from:  # looking at the weights would compute every one of them
+        models = list(found.derived_from)
     elif found.twins is not None:
         models += [found.twins.factual, found.twins.counterfactual]
     for model in models:
@@ -231,16 +189,17 @@ def _computed(
                 yield from _computed(run, estimator, [stage], progress)
 
 
-def _without_last(stage: Stage, estimator: str) -> Counterfactual:
+def _without_last(run: Run, stage: Stage, estimator: str) -> Counterfactual:
     began = time.perf_counter()
     if stage.appeared:
         reason = f"The last stage's start is the model without it. {keeps(stage)}."
         trust = StageTrust(stage=stage.name, estimator=estimator, trust="estimated", reason=reason)
-        return Counterfactual(stage.name, subtract_stage(stage.end().model, stage, []), trust)
-    weights = stage.start().model
+        weights, sources = without_stage(run, stage)
+        return Counterfactual(stage.name, weights, trust, derived_from=sources)
+    start = stage.start().model
     seconds = time.perf_counter() - began
     trust = exact_trust(stage, estimator).model_copy(update={"seconds": seconds})
-    return Counterfactual(stage.name, weights, trust)
+    return Counterfactual(stage.name, start, trust)
 
 
 def exact_trust(
@@ -289,10 +248,10 @@ def _kept(run: Run, stage: Stage, estimator: Estimator, computed: Counterfactual
 
     It is refused instead where it is not finite.
 
-    A task vector is not written: its weights are read from the states again when they are used.
+    Weights that are computed from recorded states are not written: they are read from these again.
     """
     computed = _finite(stage, computed)
-    if computed.weights is None or isinstance(computed.weights, WithoutStage):
+    if computed.weights is None or computed.derived_from:
         return computed
     prefix = _cache(run, stage, estimator)
     run.files.inside(prefix)

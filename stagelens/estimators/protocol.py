@@ -1,16 +1,23 @@
-"""What an estimator is, and what it returns."""
+"""What an estimator is, and what it returns. Nothing here imports torch: pages list estimators."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from stagelens.contracts import Progress
 from stagelens.runs.run import Run, Stage
-from stagelens.runs.states import Weights
 
+from .durations import seconds_without_each
 from .stage_trust import StageTrust
+
+if TYPE_CHECKING:
+    from stagelens.runs.states import Weights
+
+METHOD = 9
+"""Part of every result's key; raised when an estimator or what it says of its error changes."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,9 @@ class Counterfactual:
         twins: Where the estimator has them.
         repeated: The final model as the same work gives it with the stage, where that should be
             the recorded one and is not bit for bit; None where it is.
+        derived_from: Recorded states that ``weights`` are computed from each time they are read,
+            so that caching them would only cost room; empty where the weights are the
+            estimator's own.
     """
 
     stage: str
@@ -46,19 +56,82 @@ class Counterfactual:
     trust: StageTrust
     twins: Twins | None = None
     repeated: Weights | None = None
+    derived_from: tuple[Weights, ...] = ()
 
 
-class Estimator(Protocol):
-    """A way to obtain counterfactuals.
+class Estimator(ABC):
+    """A way to obtain counterfactuals: one file of this room, and one line in ``registry.py``.
+
+    The class attributes are all that pages, the command line and the verification know of it. They
+    read them in processes that must not load torch, so a file of an estimator imports torch, and
+    the rooms that need it, only inside ``counterfactuals``.
 
     Attributes:
         name: As it stands in tables and on the command line.
+        title: In sentences, at their beginning.
+        note: In brackets behind the name in help texts; empty for none.
+        preference: The higher, the better its numbers: of several tables the one with the highest
+            is shown.
+        free: Whether its counterfactuals cost next to nothing. They are then computed by every
+            process for itself, where others are shared out over the processes of a job.
+        automatic: Whether it may be chosen where nobody names an estimator.
+        proposed: Whether a verification includes it where nobody chooses.
+        budgets: Shares of the cost of replay that pages offer, by what these are called; empty
+            where it takes no budget.
+        default_budget: The one that is used where nobody chooses; None where it takes none.
+        warns_cheaper: Whether its refusal of a stage speaks against the cheaper estimates too.
         settings: Plain JSON that the counterfactuals depend on; part of the cache key.
     """
 
-    name: str
-    settings: Mapping[str, Any]
+    name: ClassVar[str]
+    title: ClassVar[str]
+    note: ClassVar[str] = ""
+    preference: ClassVar[int]
+    free: ClassVar[bool] = False
+    automatic: ClassVar[bool] = False
+    proposed: ClassVar[bool] = False
+    budgets: ClassVar[Mapping[str, float]] = {}
+    default_budget: ClassVar[float | None] = None
+    warns_cheaper: ClassVar[bool] = False
+    settings: Mapping[str, Any] = {}
 
+    @property
+    def in_step(self) -> bool:
+        """Whether all processes of the job work on each counterfactual together."""
+        return False
+
+    @classmethod
+    def default_settings(cls) -> dict[str, Any]:
+        """The settings that it has where nobody chooses any."""
+        return {} if cls.default_budget is None else {"budget": cls.default_budget}
+
+    @classmethod
+    def possible(cls, run: Run) -> bool:
+        """Whether what was recorded allows it; looks at no weights."""
+        return True
+
+    @classmethod
+    def seconds(cls, stages: Sequence[Stage], settings: Mapping[str, Any]) -> float | None:
+        """How long the counterfactuals of all stages should take; as long as replay, by default.
+
+        It is what ``StageTrust.seconds`` add up to: wall time on an idle machine, meant to be right
+        within a factor of two.
+
+        Args:
+            stages: Of the run, in training order.
+            settings: Its settings.
+
+        Returns:
+            Seconds; None where nothing was recorded to tell it from.
+        """
+        return seconds_without_each(stages)
+
+    def prepare(  # noqa: B027 - most have nothing to prepare
+        self, run: Run, stages: Sequence[Stage], progress: Progress
+    ) -> None:
+        """Work that counterfactuals share, done before they are shared out over processes."""
+
+    @abstractmethod
     def counterfactuals(
         self, run: Run, stages: Sequence[Stage], progress: Progress
     ) -> Iterator[Counterfactual]:
@@ -69,8 +142,3 @@ class Estimator(Protocol):
         Raises:
             Refused: None of them can be given; says why and what to use instead.
         """
-        ...
-
-
-METHOD = 9
-"""Part of every result's key; raised when an estimator or what it says of its error changes."""

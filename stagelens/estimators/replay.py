@@ -2,44 +2,22 @@
 
 from __future__ import annotations
 
-import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from pydantic import BaseModel, ValidationError
-
-from stagelens.compute import devices, processes
+from stagelens.compute import processes
 from stagelens.contracts import Progress
-from stagelens.replaying.replay import (
-    AUTOCAST,
-    check_replayable,
-    measure_deviation,
-    replay_later,
-    replay_without,
-)
-from stagelens.runs.files import write_json
 from stagelens.runs.run import Run, Stage
-from stagelens.runs.schema import digest
 
-from .protocol import Counterfactual
-from .stage_trust import StageTrust
+from .protocol import Counterfactual, Estimator
+from .stage_trust import REPLAY, StageTrust
 
-
-class ReplayCheck(BaseModel):
-    """How far a stage's replay on one machine is from its recorded end; stored with the run."""
-
-    run_digest: str
-    stage: str
-    machine: str
-    bitwise: bool
-    largest: float
-    relative: float
+if TYPE_CHECKING:
+    from .replay_check import ReplayCheck
 
 
-class Replay:
+class Replay(Estimator):
     """The model without a stage, by replaying all later stages from the stage's start state.
 
     The later stages are also replayed as they were recorded, once per run and machine: where this
@@ -53,16 +31,33 @@ class Replay:
             the recording, which is measured like any other deviation.
     """
 
-    name = "replay"
-    settings: Mapping[str, Any] = {}
+    name = REPLAY
+    title = "Replay"
+    note = "exact"
+    preference = 40
 
     def __init__(self, split_batches: bool = False) -> None:
         self.split = split_batches and processes.count() > 1
+
+    @property
+    def in_step(self) -> bool:
+        """Whether every batch is split over the processes of the job."""
+        return self.split
+
+    def prepare(self, run: Run, stages: Sequence[Stage], progress: Progress) -> None:
+        """Replay the later stages as they were recorded, once each, shared out over processes."""
+        from .replay_check import check_together  # torch
+
+        check_together(run, stages, progress)
 
     def counterfactuals(
         self, run: Run, stages: Sequence[Stage], progress: Progress
     ) -> Iterator[Counterfactual]:
         """See :class:`~stagelens.estimators.protocol.Estimator`."""
+        from stagelens.replaying.replay import check_replayable, replay_later, replay_without
+
+        from .replay_check import check_replay, mixed_precision
+
         first = min(stage.index for stage in stages)
         later = run.stages[first + 1 :]
         check_replayable(later)
@@ -83,7 +78,7 @@ class Replay:
             replayed = replay_without(run, stage, report, split=self.split)
             own = [checks[s.name] for s in after]
             merging = max((s.facts.boundary.deviation for s in after), default=0.0)
-            trust = _trust(stage.name, own, merging, _mixed_precision(after) + self._shared())
+            trust = _trust(stage.name, own, merging, mixed_precision(after) + self._shared())
             repeated = None
             if trust.trust != "exact":
                 report = _part(progress, done, steps, work, f"Repeating with {stage.name}: ")
@@ -102,13 +97,6 @@ def _part(progress: Progress, before: int, own: int, work: int, prefix: str) -> 
         progress((before + share * own) / work, prefix + text)
 
     return report
-
-
-def _mixed_precision(stages: Sequence[Stage]) -> str:
-    """``" (recorded in bfloat16 mixed precision)"``, where any stage was; else nothing."""
-    used = {AUTOCAST[s.facts.precision] for s in stages if s.facts.precision != "float32"}
-    names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in used))
-    return f" (recorded in {names} mixed precision)" if used else ""
 
 
 def _trust(stage: str, checks: Sequence[ReplayCheck], merging: float, mixed: str) -> StageTrust:
@@ -151,59 +139,3 @@ def _trust(stage: str, checks: Sequence[ReplayCheck], merging: float, mixed: str
         deviation=max(worst, merging),
         cost=2.0,
     )
-
-
-def _machine(stage: Stage, split: bool) -> str:
-    """What decides whether arithmetic is the same: build, threads, processor and device."""
-    threads = stage.environment.threads
-    used = devices.replaying(stage.environment.device)
-    device = torch.cuda.get_device_name(used) if used.type == "cuda" else "cpu"
-    capability = torch.backends.cpu.get_cpu_capability()
-    build = digest(torch.__config__.show())[:8]
-    return (
-        f"torch {torch.__version__} ({build}), {threads} threads, {platform.platform()}, "
-        f"{platform.processor()}, {capability}, {device}"
-        + (f", split over {processes.count()}" if split else "")
-    )
-
-
-def check_together(run: Run, stages: Sequence[Stage], progress: Progress) -> None:
-    """:func:`check_replay` of all that leaving out ``stages`` needs, shared out over processes."""
-    chains = [run.stages[stage.index + 1 :] for stage in stages]
-    needed = {s.index: s for later in chains if all(s.replayable for s in later) for s in later}
-
-    def work() -> None:
-        for stage in processes.share_of_work(
-            [needed[n] for n in sorted(needed)], lambda s: s.steps
-        ):
-            check_replay(run, stage, progress)
-
-    processes.together(work)
-
-
-def check_replay(run: Run, stage: Stage, progress: Progress, split: bool = False) -> ReplayCheck:
-    """Replay a stage as it was recorded and say how far it is off; stored and reused."""
-    machine = _machine(stage, split)
-    key = digest("replay-check", run.digest, stage.name, machine)[:32]
-    path = run.files.inside(f"results/checks/{key}.json")
-    stored = processes.by_main(lambda: _stored_check(path)) if split else _stored_check(path)
-    if stored is not None:
-        return stored
-    deviation = measure_deviation(run.task, stage, progress, split)
-    check = ReplayCheck(
-        run_digest=run.digest,
-        stage=stage.name,
-        machine=machine,
-        bitwise=deviation.bitwise,
-        largest=deviation.largest,
-        relative=deviation.relative,
-    )
-    write_json(path, check)
-    return check
-
-
-def _stored_check(path: Path) -> ReplayCheck | None:
-    try:
-        return ReplayCheck.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
-        return None

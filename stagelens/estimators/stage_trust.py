@@ -6,6 +6,9 @@ from pydantic import BaseModel, ConfigDict
 
 from stagelens.contracts import Trust
 
+REPLAY = "replay"
+"""Name of the estimator that decides: the others are compared with it."""
+
 AGREES_R, AGREES_ERROR = 0.9, 0.5
 """An estimate agrees with replay from this Pearson r on, up to this relative error. Estimates are
 called reliable where 95 % of their like agree; the benchmark counts the same."""
@@ -85,5 +88,5 @@ most this."""
 
 def is_ground_truth(trust: StageTrust) -> bool:
     """Whether this is the truth of a stage, or a replay close enough to it to verify others by."""
-    expected = trust.expected_error if trust.estimator == "replay" else None
+    expected = trust.expected_error if trust.estimator == REPLAY else None
     return trust.trust == "exact" or (expected is not None and expected <= _GROUND_TRUTH_ERROR)

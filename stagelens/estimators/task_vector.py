@@ -6,23 +6,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from stagelens.contracts import Progress, RunError
-from stagelens.runs.boundaries import carry
+from stagelens.contracts import Progress
 from stagelens.runs.run import Run, Stage
-from stagelens.runs.schema import Boundary
 
-from .protocol import Counterfactual
+from .protocol import Counterfactual, Estimator
 from .stage_trust import StageTrust
 
-_BLOCK = 1 << 15
-"""Elements that are subtracted at a time: they stay in the processor's cache, and torch shares out
-more among threads, which cost more than they save where the processor has other work too."""
 
-
-class TaskVector:
+class TaskVector(Estimator):
     """final - (end of the stage - start of the stage), in the weights; costs no gradient.
 
     With s_b - s_a+ the change of stage k, the model without it is theta_final - (s_b - s_a+).
@@ -34,16 +25,27 @@ class TaskVector:
     """
 
     name = "task-vector"
-    settings: Mapping[str, Any] = {}
+    title = "Task vector"
+    note = "free"
+    preference = 0
+    free = True
+    automatic = True
+    proposed = True
+
+    @classmethod
+    def seconds(cls, stages: Sequence[Stage], settings: Mapping[str, Any]) -> float | None:
+        """Nothing: weights are subtracted when they are read."""
+        return 0.0
 
     def counterfactuals(
         self, run: Run, stages: Sequence[Stage], progress: Progress
     ) -> Iterator[Counterfactual]:
         """See :class:`~stagelens.estimators.protocol.Estimator`."""
-        final = run.last.end().model
+        from .subtraction import keeps, without_stage  # torch
+
         for number, stage in enumerate(stages):
             began = time.perf_counter()
-            weights = subtract_stage(final, stage, run.stages[stage.index + 1 :])
+            weights, sources = without_stage(run, stage)
             kept = f" {keeps(stage)}." if stage.appeared else ""
             trust = StageTrust(
                 stage=stage.name,
@@ -57,142 +59,4 @@ class TaskVector:
                 seconds=time.perf_counter() - began,
             )
             progress((number + 1) / len(stages), f"task vector of {stage.name}")
-            yield Counterfactual(stage.name, weights, trust)
-
-
-def keeps(stage: Stage) -> str:
-    """Says what a counterfactual without an assembled stage keeps, because it came with it."""
-    first, *others = stage.appeared
-    named = f"{first} and {len(others)} more" if others else first
-    return (
-        f"What first appears in this stage's checkpoint ({named}) keeps its final value: no value "
-        "before is known"
-    )
-
-
-def subtract_stage(
-    final: Mapping[str, Tensor], stage: Stage, later: Sequence[Stage], strength: float = 1.0
-) -> WithoutStage:
-    """Take a stage's change, or a part of it, out of the final weights.
-
-    Args:
-        final: The final model's parameters and buffers.
-        stage: Its change is end - start.
-        later: The stages after it; their boundary rules carry the change into the final model.
-        strength: How much of the change is taken out: 0 for nothing, 1 for all of it.
-    """
-    boundaries = [stage.facts.boundary, *(other.facts.boundary for other in later)]
-    return WithoutStage(final, stage.start().model, stage.end().model, boundaries, strength)
-
-
-class WithoutStage(Mapping[str, Tensor]):
-    """``final - strength * (end - start)``; a tensor is computed each time that it is asked for.
-
-    So the weights without a stage take no memory but that of the tensor in hand: the three states
-    are memory-mapped. Names and shapes are those of the final model.
-
-    Args:
-        final: The final model's parameters and buffers.
-        start: Those of the stage's start.
-        end: Those of its end.
-        boundaries: Before the stage, and before each later stage.
-        strength: From 0 to 1.
-    """
-
-    def __init__(
-        self,
-        final: Mapping[str, Tensor],
-        start: Mapping[str, Tensor],
-        end: Mapping[str, Tensor],
-        boundaries: Sequence[Boundary],
-        strength: float,
-    ) -> None:
-        self.final, self._start, self._end = final, start, end
-        self._strength = strength
-        _, *self._later = boundaries
-        # end - (end - start) is the start itself, without the rounding.
-        self._is_start = not self._later and strength == 1
-        self._grown = {name for boundary in boundaries for name in boundary.grown}
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.final)
-
-    def __len__(self) -> int:
-        return len(self.final)
-
-    def __getitem__(self, name: str) -> Tensor:
-        tensor, change = self.final[name], self._change(name)
-        if change is None:
-            return tensor
-        without = torch.empty_like(tensor, memory_format=torch.contiguous_format)
-        flat, done = without.view(-1), 0
-        for block in self._blocks(name, change):
-            flat[done : done + len(block)] = block
-            done += len(block)
-        return without
-
-    def blocks(self, name: str) -> Iterator[Tensor]:
-        """The values of one tensor, in order, in blocks of (n,)."""
-        return self._blocks(name, self._change(name))
-
-    def _blocks(self, name: str, change: tuple[Tensor, Tensor] | None) -> Iterator[Tensor]:
-        final = self.final[name].reshape(-1)
-        before, after = (final[:0], final[:0]) if change is None else change
-        variance = name.endswith("running_var")
-        for first in range(0, len(before), _BLOCK):
-            part = slice(first, min(first + _BLOCK, len(before)))
-            if self._is_start:
-                yield before[part].to(final.dtype)
-            else:
-                yield _without(final[part], before[part], after[part], self._strength, variance)
-        yield from final[len(before) :].split(_BLOCK)
-
-    def _change(self, name: str) -> tuple[Tensor, Tensor] | None:
-        """Start and end, flat, of the elements that carry the change: those that both have.
-
-        Raises:
-            RunError: The shapes are others, and not because rows were added; nothing is broadcast.
-        """
-        final = self.final[name]
-        if not final.is_floating_point():
-            return None
-        before, after = (carry(name, self._later, each) for each in (self._start, self._end))
-        if before is None or after is None:
-            return None
-        states = (before, after, final)
-        if name in self._grown:
-            rows = [len(state) for state in states]
-            fits = rows == sorted(rows) and len({state.shape[1:] for state in states}) == 1
-        else:
-            fits = len({state.shape for state in states}) == 1
-        if not fits:
-            shapes = ", ".join(str(tuple(state.shape)) for state in states)
-            raise RunError(
-                f"{name} has other shapes at the stage's start, at its end and in the final model "
-                f"({shapes}), so its change cannot be subtracted; restore the original run folder"
-            )
-        before = before.reshape(-1)
-        return before, after.reshape(-1)[: len(before)]
-
-
-def _without(
-    final: Tensor, before: Tensor, after: Tensor, strength: float, variance: bool
-) -> Tensor:
-    """``final - strength * (after - before)``, rounded once; variances stay positive.
-
-    Args:
-        final: (n,) floating; the result has its dtype.
-        before: (n,).
-        after: (n,).
-        strength: From 0 to 1.
-        variance: Whether to scale by ``(before / after) ** strength`` instead; where that is no
-            positive number, the final value is kept.
-    """
-    if variance:
-        ratio = before.double() / after.double()
-        usable = torch.isfinite(ratio) & (ratio > 0)
-        scaled = final.double() * torch.where(usable, ratio**strength, 1.0)
-        return scaled.to(final.dtype)
-    wide = torch.float32 if final.dtype.itemsize <= 2 else torch.float64
-    change = after.to(wide).sub_(before.to(wide))
-    return final.to(wide).sub_(change, alpha=strength).to(final.dtype)
+            yield Counterfactual(stage.name, weights, trust, derived_from=sources)

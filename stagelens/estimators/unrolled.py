@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from stagelens.contracts import Progress
-from stagelens.derivatives.forward_mode import Reading, StageTangent, final_tangents
-from stagelens.derivatives.trajectory import DerivativeOptions
 from stagelens.runs.run import Run, Stage
 
+from .durations import seconds_without_each
 from .hardness import hardness
-from .protocol import Counterfactual
+from .protocol import Counterfactual, Estimator
 from .stage_trust import StageTrust
+
+if TYPE_CHECKING:
+    from stagelens.derivatives.forward_mode import Reading, StageTangent
+    from stagelens.runs.states import Weights
+
+_TANGENT = 3.0
+"""A step with its tangent, in steps."""
 
 _LARGEST_GROWTH = 1.75
 """A derivative longer than this many times the stage's own change is no estimate. Chosen on digits
@@ -24,7 +27,7 @@ _LARGEST_GROWTH = 1.75
 margin, and the longest good one had 1.5. Shorter ones can be wrong too: only a replay tells."""
 
 
-class _Unrolled:
+class _Unrolled(Estimator):
     """final - derivative, in the weights and the floating buffers.
 
     Costs more than a replay: per later step one gradient, shared by the stages that are asked for
@@ -36,17 +39,17 @@ class _Unrolled:
         curvature: ``"exact"`` or ``"gauss-newton"``.
     """
 
-    name: str
     _reading: Reading
     _sentence: str
+    _plain_sgd = False
 
     def __init__(
         self,
         dtype: Literal["float32", "float64"] | None = None,
         curvature: Literal["exact", "gauss-newton"] = "exact",
     ) -> None:
-        self._options = DerivativeOptions(dtype, curvature == "gauss-newton")
-        self.settings: Mapping[str, Any] = {
+        self._dtype, self._gauss_newton = dtype, curvature == "gauss-newton"
+        self.settings = {
             key: value
             for key, value in (("dtype", dtype), ("curvature", curvature))
             if value not in (None, "exact")
@@ -56,11 +59,15 @@ class _Unrolled:
         self, run: Run, stages: Sequence[Stage], progress: Progress
     ) -> Iterator[Counterfactual]:
         """See :class:`~stagelens.estimators.protocol.Estimator`."""
+        from stagelens.derivatives.forward_mode import final_tangents  # torch
+        from stagelens.derivatives.trajectory import DerivativeOptions
+
+        options = DerivativeOptions(self._dtype, self._gauss_newton, plain_sgd=self._plain_sgd)
         edge = _edge_of_stability(run)
         earlier = [s for s in stages if s.index < run.last.index and s.index not in edge]
         tangents = {}
         if earlier:
-            tangents = final_tangents(run, earlier, self._reading, self._options, progress)
+            tangents = final_tangents(run, earlier, self._reading, options, progress)
         final = run.last.end().model
         for stage in stages:
             if stage.name in tangents:
@@ -96,7 +103,7 @@ class _Unrolled:
         return Counterfactual(stage.name, None, trust)
 
     def _counterfactual(
-        self, stage: Stage, tangent: StageTangent, final: Mapping[str, Tensor]
+        self, stage: Stage, tangent: StageTangent, final: Weights
     ) -> Counterfactual:
         trust = StageTrust(
             stage=stage.name,
@@ -113,6 +120,8 @@ class _Unrolled:
                 else "no finite number"
             )
             return self._refused(stage, f"The first-order change is {grown}", tangent)
+        from .subtraction import subtract_tangent  # torch
+
         return Counterfactual(stage.name, subtract_tangent(final, tangent.values), trust)
 
 
@@ -139,8 +148,16 @@ class UnrolledJump(_Unrolled):
     """The stage's change, carried to first order through the later steps."""
 
     name = "unrolled-jump"
-    _reading: Reading = "jump"
+    title = "Unrolled, by the jump"
+    preference = 10
+    _reading = "jump"
     _sentence = "First order: the stage's change carried through the later updates"
+
+    @classmethod
+    def seconds(cls, stages: Sequence[Stage], settings: Mapping[str, Any]) -> float | None:
+        """A tangent along every later stage."""
+        once = seconds_without_each(stages)
+        return None if once is None else _TANGENT * once
 
 
 class UnrolledScale(_Unrolled):
@@ -154,8 +171,18 @@ class UnrolledScale(_Unrolled):
     """
 
     name = "unrolled-scale"
-    _reading: Reading = "scale"
+    title = "Unrolled, by the scale"
+    preference = 20
+    _reading = "scale"
     _sentence = "First order: the derivative in the stage's strength"
+
+    @classmethod
+    def seconds(cls, stages: Sequence[Stage], settings: Mapping[str, Any]) -> float | None:
+        """A tangent along the stage itself and every later one."""
+        once = seconds_without_each(stages)
+        if once is None:
+            return None
+        return _TANGENT * (once + sum(stage.facts.seconds or 0.0 for stage in stages[:-1]))
 
     def __init__(
         self,
@@ -164,26 +191,6 @@ class UnrolledScale(_Unrolled):
         as_plain_sgd: bool = False,
     ) -> None:
         super().__init__(dtype, curvature)
+        self._plain_sgd = as_plain_sgd
         if as_plain_sgd:
-            self._options = DerivativeOptions(dtype, curvature == "gauss-newton", plain_sgd=True)
             self.settings = {**self.settings, "as_plain_sgd": True}
-
-
-def subtract_tangent(
-    final: Mapping[str, Tensor], tangent: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """``final - tangent``, with variances kept positive and integer buffers left as they are.
-
-    A variance s with derivative d > 0 becomes s / (1 + d / s), which is s - d to first order.
-    """
-    without: dict[str, Tensor] = {}
-    for name, tensor in final.items():
-        if name not in tangent:
-            without[name] = tensor.clone()
-            continue
-        s, d = tensor.double(), tangent[name].double()
-        changed = s - d
-        if name.endswith("running_var"):
-            changed = torch.where((d > 0) & (s > 0), s / (1 + d / s), changed)
-        without[name] = changed.to(tensor.dtype)
-    return without

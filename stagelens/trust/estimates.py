@@ -7,43 +7,22 @@ stands in controls, in links, in reports and in cache keys. Nothing here imports
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from fractions import Fraction
 from threading import RLock
-from typing import Any
 
 import pandas as pd
 
 from stagelens.contracts import ACCURACY, Behaviour, RunError
 from stagelens.effects import summary
 from stagelens.effects.results import Result, ResultFacts, load_result, result_path, stored_results
+from stagelens.estimators.registry import estimate_name, estimators, find
 from stagelens.estimators.stage_trust import StageTrust, is_ground_truth
 from stagelens.runs.run import Run
 from stagelens.wording.trust_words import is_trustworthy
 
 from . import noise
 
-ESTIMATORS = ("replay", "coarse-replay", "unrolled-scale", "unrolled-jump", "task-vector")
-"""Best first; the first that has a result is shown."""
-
-BUDGETS: Mapping[str, float] = {"1/8": 0.125, "1/4": 0.25, "1/2": 0.5}
-"""Budgets that pages offer for coarse-replay."""
-
 SHORT = 60.0
 """Seconds; a replay that is predicted to take less starts by itself."""
-
-
-def estimate_name(estimator: str, settings: Mapping[str, Any]) -> str:
-    """The name of an estimator with its settings: ``coarse-replay 1/4``, ``replay``."""
-    words = [estimator]
-    for key, value in sorted(settings.items()):
-        words.append(budget_text(value) if key == "budget" else f"{key}={value}")
-    return " ".join(words)
-
-
-def budget_text(budget: float) -> str:
-    """A budget as a fraction where it is a simple one: ``1/4``."""
-    near = Fraction(budget).limit_denominator(64)
-    return f"{near}" if abs(float(near) - budget) < 1e-9 else f"{budget:g}"
 
 
 def stored_estimates(run: Run, set_name: str) -> dict[str, ResultFacts]:
@@ -51,7 +30,7 @@ def stored_estimates(run: Run, set_name: str) -> dict[str, ResultFacts]:
 
     Best first: by estimator, and by budget from the largest.
     """
-    found = [f for f in stored_results(run, set_name) if f.estimator in ESTIMATORS]
+    found = [f for f in stored_results(run, set_name) if f.estimator in estimators()]
     found.sort(key=_rank)
     return {estimate_name(facts.estimator, facts.settings): facts for facts in found}
 
@@ -59,7 +38,7 @@ def stored_estimates(run: Run, set_name: str) -> dict[str, ResultFacts]:
 def _rank(facts: ResultFacts) -> tuple[int, float, str]:
     budget = facts.settings.get("budget")
     best = -float(budget) if isinstance(budget, int | float) else 0.0
-    return ESTIMATORS.index(facts.estimator), best, str(sorted(facts.settings.items()))
+    return -find(facts.estimator).preference, best, str(sorted(facts.settings.items()))
 
 
 class Effects:

@@ -22,6 +22,7 @@ from stagelens.contracts import ACCURACY
 from stagelens.effects.results import load_result
 from stagelens.effects.summary import right_answers, with_accuracy
 from stagelens.estimators.protocol import METHOD
+from stagelens.estimators.stage_trust import REPLAY
 from stagelens.measuring.partial_results import Shards
 from stagelens.runs.files import atomic_path
 from stagelens.runs.run import Run, Stage
@@ -62,7 +63,7 @@ def load_orders(run: Run, set_name: str) -> pd.DataFrame | None:
     noise = load_noise(run, run.evaluation_set(set_name).digest)
     if noise is None:
         return None
-    replayed = load_result(run, set_name, "effects", "replay")
+    replayed = load_result(run, set_name, "effects", REPLAY)
     if replayed is None:
         return noise
     recorded = with_accuracy(replayed.table).assign(order=RECORDED)

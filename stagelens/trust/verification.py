@@ -17,7 +17,8 @@ from stagelens.compute import processes
 from stagelens.contracts import Refused
 from stagelens.effects.results import Result, ResultFacts, load_result, stored_results
 from stagelens.estimators.protocol import METHOD
-from stagelens.estimators.stage_trust import Agreement, StageTrust, is_ground_truth
+from stagelens.estimators.registry import estimators, make_estimator
+from stagelens.estimators.stage_trust import REPLAY, Agreement, StageTrust, is_ground_truth
 from stagelens.runs.files import atomic_path
 from stagelens.runs.run import Run
 from stagelens.runs.schema import canonical_json
@@ -152,7 +153,7 @@ def compare(estimate: Result, truth: Result, noise: pd.DataFrame | None = None) 
     rows = []
     for stage, trust in estimate.trust.items():
         real = truth.trust[stage]
-        proves = is_ground_truth(real) and facts.estimator != "replay"
+        proves = is_ground_truth(real) and facts.estimator != REPLAY
         for behaviour in estimate.behaviours:
             own, true = _paired(_of(estimate.table, behaviour), _of(truth.table, behaviour), stage)
             found = fidelity(own.to_numpy(), true.to_numpy())
@@ -244,8 +245,8 @@ def trusted_facts(
             replay to compare with.
     """
     found = _agreements(run, facts, rows or (lambda name: _stored(run, facts, name)))
-    refused = _refused_by_coarse(run, facts.set_name)
-    stages = [_joined(stage, found.get(stage.stage, ()), refused) for stage in facts.stages]
+    warned = _warned(run, facts)
+    stages = [_joined(stage, found.get(stage.stage, ()), warned) for stage in facts.stages]
     return facts.model_copy(update={"stages": stages})
 
 
@@ -260,9 +261,9 @@ def _agreements(
     run: Run, facts: ResultFacts, rows_of: Callable[[str], pd.DataFrame | None]
 ) -> dict[str, tuple[Agreement, ...]]:
     """Stage to its agreement with replay, by behaviour in the result's order."""
-    if facts.estimator == "replay":
+    if facts.estimator == REPLAY:
         return {}
-    known = (f for f in stored_results(run, facts.set_name) if f.estimator == "replay")
+    known = (f for f in stored_results(run, facts.set_name) if f.estimator == REPLAY)
     truth = next(known, None)
     rows = []
     if truth is not None:
@@ -290,22 +291,32 @@ def _agreements(
     return found
 
 
-def _refused_by_coarse(run: Run, set_name: str) -> set[str]:
-    """Stages that every stored coarse replay of the set refused."""
-    coarse = [f for f in stored_results(run, set_name) if f.estimator == "coarse-replay"]
-    refused = [{t.stage for t in facts.stages if t.trust == "refused"} for facts in coarse]
-    return set.intersection(*refused) if refused else set()
+def _warned(run: Run, facts: ResultFacts) -> dict[str, str]:
+    """Stage to the title of a better estimator all of whose stored tables of the set refused it.
+
+    What a closer look declined to estimate, a cheaper estimate is not to be relied on for.
+    """
+    stored = [f for f in stored_results(run, facts.set_name) if f.estimator in estimators()]
+    found: dict[str, str] = {}
+    for kind in estimators().values():
+        own = [f for f in stored if f.estimator == kind.name and kind.warns_cheaper]
+        refused = [{t.stage for t in each.stages if t.trust == "refused"} for each in own]
+        for stage in set.intersection(*refused) if refused else ():
+            found.setdefault(stage, kind.title)
+    return found
 
 
-def _joined(stage: StageTrust, found: tuple[Agreement, ...], refused: set[str]) -> StageTrust:
+def _joined(
+    stage: StageTrust, found: tuple[Agreement, ...], warned: Mapping[str, str]
+) -> StageTrust:
     if stage.trust != "estimated":
         return stage
     if found:
         return stage.model_copy(
             update={"trust": "verified", "agreements": found, "reliable": found[0].agrees}
         )
-    if stage.stage in refused:
-        reason = f"{stage.reason} Coarse replay of this stage was refused."
+    if stage.stage in warned:
+        reason = f"{stage.reason} {warned[stage.stage]} of this stage was refused."
         return stage.model_copy(update={"reason": reason, "reliable": False})
     return stage
 
@@ -337,7 +348,6 @@ def verify(
         Refused: The run cannot be replayed.
     """
     from stagelens.effects.computing import attribute
-    from stagelens.estimators.counterfactuals import make_estimator
 
     for name, settings in estimators:
         make_estimator(name, settings)  # a setting that it does not take is an error of its own
@@ -345,7 +355,7 @@ def verify(
     truth = attribute(
         run,
         set_name,
-        "replay",
+        REPLAY,
         stages,
         lambda share, text: progress(share / parts, text),
         {"split_batches": split_batches},

@@ -26,7 +26,7 @@ from stagelens.contracts import no_progress
 from stagelens.demos import digits
 from stagelens.demos.comment_templates import MENTION
 from stagelens.effects.computing import attribute
-from stagelens.estimators.counterfactuals import default_estimator
+from stagelens.estimators.registry import default_estimator
 from stagelens.runs.run import Run, open_run
 from tests.benchmarks.scenarios import SCENARIOS, recorded
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from stagelens.demos import digits
-from stagelens.effects import durations
 from stagelens.effects.computing import attribute
+from stagelens.estimators.registry import estimate_seconds
 from stagelens.trust.noise import measure_noise
 
 pytestmark = pytest.mark.benchmark
@@ -34,13 +34,13 @@ def test_predictions_are_right_within_a_factor_of_two(
     for estimator, settings in ESTIMATES:
         result = attribute(run, "test", estimator, settings=settings)
         took = sum(trust.seconds for trust in result.facts.stages)
-        predicted = durations.estimate_seconds(run.stages, estimator, settings)
+        predicted = estimate_seconds(run.stages, estimator, settings)
         assert predicted
         ratios[estimator, settings.get("budget")] = took / predicted
         print(f"{estimator} {settings}: predicted {predicted:.2f} s, took {took:.2f} s")
     began = time.process_time()
     measure_noise(run, "test", 1, lambda *_: None)
-    took, once = time.process_time() - began, durations.estimate_seconds(run.stages, "replay", {})
+    took, once = time.process_time() - began, estimate_seconds(run.stages, "replay", {})
     assert once
     ratios["noise", None] = took / (2 * once)
     print(f"noise floor, one order: predicted {2 * once:.2f} s, took {took:.2f} s")

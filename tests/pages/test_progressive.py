@@ -8,11 +8,18 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from stagelens.effects import durations
+from stagelens.estimators import registry
+from stagelens.ui.opening import progressive
 from stagelens.ui.server import jobs
 from tests.pages.reading import check, figures, labels, words
 
 EXAMPLES = "pages/1_Examples.py"
+
+
+def replay_takes(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let replay be predicted to take so long."""
+    for module in (progressive, registry):
+        monkeypatch.setattr(module, "replay_seconds", lambda stages: seconds)
 
 
 @pytest.fixture
@@ -38,7 +45,7 @@ def wait_for(app: AppTest, words_: tuple[str, ...]) -> AppTest:
 @pytest.fixture
 def slow_replay(monkeypatch: pytest.MonkeyPatch) -> None:
     """A replay that is predicted to take long enough for a coarse replay to come first."""
-    monkeypatch.setattr(durations, "replay_seconds", lambda stages: 40.0)
+    replay_takes(40.0, monkeypatch)
 
 
 def test_where_replay_takes_hardly_longer_it_comes_instead_of_a_coarse_one(
@@ -102,7 +109,7 @@ def test_numbers_chosen_on_purpose_stay_and_the_better_ones_are_offered(
 def test_a_long_replay_waits_for_its_button(
     open_page, bare: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(durations, "replay_seconds", lambda stages: 600.0)
+    replay_takes(600.0, monkeypatch)
     app = check(open_page(bare.parent, "run=digits&budget=1/8"))
     app = wait_for(app, arguments(bare, "task-vector"))
     app = wait_for(app, arguments(bare, "coarse-replay", "--budget", "0.125"))
@@ -114,8 +121,8 @@ def test_a_long_replay_waits_for_its_button(
 def test_a_very_long_coarse_replay_waits_too(
     open_page, bare: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(durations, "replay_seconds", lambda stages: 36_000.0)
-    monkeypatch.setattr(durations, "estimate_seconds", lambda *_: 7_200.0)
+    replay_takes(36_000.0, monkeypatch)
+    monkeypatch.setattr(registry, "estimate_seconds", lambda *_: 7_200.0)
     app = check(open_page(bare.parent, "run=digits"))
     app = wait_for(app, arguments(bare, "task-vector"))
     assert jobs.find(arguments(bare, "coarse-replay", "--budget", "0.25")) is None

@@ -17,6 +17,7 @@ from stagelens.runs.run import open_run
 from stagelens.trust.verification import load_verification, trusted
 from stagelens.ui.server import jobs
 from tests.pages.reading import check, figures, labels, table, words
+from tests.support.toy_estimator import register_toy
 
 PAGE = "pages/4_Trust.py"
 OPEN = ["pretrain", "shortcut", "mislabelled"]
@@ -219,3 +220,13 @@ def test_the_page_alone_needs_no_torch() -> None:
     code = "import sys; from stagelens.ui.trust import sections, verifying; assert verifying"
     code += "; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_new_estimator_is_offered_and_has_its_line_among_the_costs(
+    open_page, demo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy = register_toy(monkeypatch)
+    app = check(open_page(demo.parent, "run=digits", PAGE))
+    assert re.search(rf"{toy}\s+not computed\s+1\.5 s", words(app))
+    (offered,) = (each for each in app.button_group if each.label == "Estimators")
+    assert toy in offered.options

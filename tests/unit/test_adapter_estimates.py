@@ -11,8 +11,9 @@ from torch import nn
 from stagelens.analyses.contributions.first_order import contributions
 from stagelens.derivatives.forward_mode import Reading, final_tangents
 from stagelens.derivatives.trajectory import DerivativeOptions
-from stagelens.estimators import coarse_replay
-from stagelens.estimators.coarse_replay import CoarseReplay, Plan
+from stagelens.estimators import coarse_twins
+from stagelens.estimators.coarse_replay import CoarseReplay
+from stagelens.estimators.coarse_twins import Plan
 from stagelens.replaying.replay import replay_without
 from stagelens.runs.run import Run
 from stagelens.tasks.adapters import with_adapter
@@ -92,7 +93,7 @@ def test_steps_sum_to_the_linearised_scale_effect_of_their_stage(run: Run) -> No
 def test_coarse_replay_without_merging_and_thinning_is_replay(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coarse_replay, "choose_plan", lambda *_: Plan(1, 1))
+    monkeypatch.setattr(coarse_twins, "choose_plan", lambda *_: Plan(1, 1))
     for found in CoarseReplay(1.0).counterfactuals(run, run.stages[:2], lambda *_: None):
         truth = replay_without(run, run.stage(found.stage)).state.model
         assert found.weights is not None

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import stagelens
 from stagelens.effects.computing import boundaries
 from stagelens.estimators.replay import Replay
-from stagelens.estimators.task_vector import subtract_stage
+from stagelens.estimators.subtraction import subtract_stage
 from stagelens.replaying.replay import cross_boundary, measure_deviation, replay_without
 from stagelens.runs.run import Run
 from stagelens.runs.schema import LowRank

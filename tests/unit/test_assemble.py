@@ -13,7 +13,7 @@ import transformers
 import stagelens
 from stagelens.contracts import Refused
 from stagelens.effects.computing import attribute, boundaries
-from stagelens.estimators.counterfactuals import default_estimator
+from stagelens.estimators.registry import default_estimator
 from stagelens.replaying.replay import check_replayable
 from stagelens.tasks import CausalLM, TextClassification
 from tests.support.checkpoints import (

@@ -143,7 +143,7 @@ def test_where_replay_takes_hardly_longer_it_is_recommended(
     copied: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for quick in (True, False):
-        monkeypatch.setattr(cli.measuring, "coarse_saves_time", lambda *_, quick=quick: not quick)
+        monkeypatch.setattr(cli.attributing, "saves_time", lambda *_, quick=quick: not quick)
         shutil.rmtree(copied / "results")
         answer = command("attribute", copied, "--set", "mixed-up")
         assert ("--estimator replay gives exact numbers" in answer.err) is quick

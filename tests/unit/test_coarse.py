@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stagelens.contracts import Refused
-from stagelens.estimators import coarse_replay
+from stagelens.estimators import coarse_twins
 from stagelens.estimators import hardness as hardness_module
-from stagelens.estimators.coarse_replay import CoarseReplay, Plan, choose_plan
+from stagelens.estimators.coarse_replay import CoarseReplay
+from stagelens.estimators.coarse_twins import Plan, choose_plan
 from stagelens.estimators.counterfactuals import counterfactuals
 from stagelens.estimators.protocol import Counterfactual
 from stagelens.replaying.coarse import CoarseModel, transfer
@@ -196,7 +197,7 @@ def test_without_merging_and_thinning_it_is_replay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = _three(tmp_path / "run", OPTIMIZERS["adamw"], "batch norm")
-    monkeypatch.setattr(coarse_replay, "choose_plan", lambda *_: Plan(1, 1))
+    monkeypatch.setattr(coarse_twins, "choose_plan", lambda *_: Plan(1, 1))
     for name, found in _all(run, 1.0).items():
         truth = replay_without(run, run.stage(name)).state.model
         assert found.weights is not None
@@ -232,16 +233,16 @@ def test_what_diverges_is_tried_with_less_merging_and_then_refused(
 ) -> None:
     run = _three(tmp_path / "run", OPTIMIZERS["sgd"], "linear")
     monkeypatch.setattr(hardness_module, "straightness", lambda _stage: 0.9)  # gentle enough
-    monkeypatch.setattr(coarse_replay, "choose_plan", lambda *_: Plan(4, 1))
+    monkeypatch.setattr(coarse_twins, "choose_plan", lambda *_: Plan(4, 1))
     tried: list[float] = []
-    walk = coarse_replay._walk
+    walk = coarse_twins._walk
 
     def watched(run: Run, stage: object, here: object, plan: Plan, progress: object) -> object:
         tried.append(plan.merge)
         factual, ends, spent = walk(run, stage, here, plan, progress)  # type: ignore[arg-type]
         return factual, [end if plan.merge <= stable else None for end in ends], spent
 
-    monkeypatch.setattr(coarse_replay, "_walk", watched)
+    monkeypatch.setattr(coarse_twins, "_walk", watched)
     stable = 2.0
     found = _all(run, 0.25, "second")["second"]
     assert (tried, found.trust.trust) == ([4, 2], "estimated")
@@ -272,7 +273,7 @@ def test_thin_batches_are_refused_only_where_sgd_trained_hard(
     phases = [Phase(n, OPTIMIZERS[optimizer], steps=48, batch=16) for n in "ab"]
     run = record(tmp_path / "run", "linear", phases)
     monkeypatch.setattr(hardness_module, "straightness", lambda _stage: straight)
-    monkeypatch.setattr(coarse_replay, "choose_plan", lambda *_: Plan(1, thin))
+    monkeypatch.setattr(coarse_twins, "choose_plan", lambda *_: Plan(1, thin))
     (found,) = CoarseReplay(0.5).counterfactuals(run, run.stages[:1], lambda *_: None)
     assert found.trust.trust == trust
     assert ("batches as thin as" in found.trust.reason) == (trust == "refused")
@@ -285,14 +286,14 @@ def test_less_merging_is_no_way_to_batches_that_are_too_thin(
     phases = [Phase(n, OPTIMIZERS["sgd"], steps=48, batch=16) for n in "ab"]
     run = record(tmp_path / "run", "linear", phases)
     monkeypatch.setattr(hardness_module, "straightness", lambda _stage: 0.1)
-    monkeypatch.setattr(coarse_replay, "choose_plan", lambda *_: Plan(4, 1.4))
+    monkeypatch.setattr(coarse_twins, "choose_plan", lambda *_: Plan(4, 1.4))
     tried: list[Plan] = []
 
     def diverging(_run: Run, _stage: object, here: list[object], plan: Plan, _: object) -> object:
         tried.append(plan)
         return None, [None] * len(here), 0
 
-    monkeypatch.setattr(coarse_replay, "_walk", diverging)
+    monkeypatch.setattr(coarse_twins, "_walk", diverging)
     (found,) = CoarseReplay(0.5).counterfactuals(run, run.stages[:1], lambda *_: None)
     assert tried == [Plan(4, 1.4)]  # the next one, half as merged, would be twice as thin
     assert found.trust.trust == "refused" and "batches as thin as" in found.trust.reason
@@ -302,9 +303,9 @@ def test_a_twin_that_really_diverges_is_noticed(tmp_path: Path) -> None:
     phases = [Phase(n, lambda g: torch.optim.SGD(g, 0.3, momentum=0.9), steps=60) for n in "ab"]
     run = record(tmp_path / "run", "cnn", phases)
     stage = run.stages[0]
-    here = [coarse_replay._Open(stage, stage.start(), stage.end())]
-    _, (steady,), _ = coarse_replay._walk(run, run.stages[1], here, Plan(1, 1), lambda *_: None)
-    _, (diverged,), _ = coarse_replay._walk(run, run.stages[1], here, Plan(12, 1), lambda *_: None)
+    here = [coarse_twins._Open(stage, stage.start(), stage.end())]
+    _, (steady,), _ = coarse_twins._walk(run, run.stages[1], here, Plan(1, 1), lambda *_: None)
+    _, (diverged,), _ = coarse_twins._walk(run, run.stages[1], here, Plan(12, 1), lambda *_: None)
     assert steady is not None
     assert diverged is None
 
@@ -315,11 +316,11 @@ def test_a_twin_that_diverges_does_not_change_the_others(tmp_path: Path) -> None
     first, second, third = run.stages
     broken = first.start()
     broken.model = {name: tensor * float("nan") for name, tensor in broken.model.items()}
-    steady = coarse_replay._Open(second, second.start(), second.end())
-    apart = coarse_replay._Open(first, broken, second.end())
+    steady = coarse_twins._Open(second, second.start(), second.end())
+    apart = coarse_twins._Open(first, broken, second.end())
     plan = Plan(2, 1)
-    _, (alone,), _ = coarse_replay._walk(run, third, [steady], plan, lambda *_: None)
-    _, (lost, beside), _ = coarse_replay._walk(run, third, [apart, steady], plan, lambda *_: None)
+    _, (alone,), _ = coarse_twins._walk(run, third, [steady], plan, lambda *_: None)
+    _, (lost, beside), _ = coarse_twins._walk(run, third, [apart, steady], plan, lambda *_: None)
     assert lost is None
     assert alone is not None and beside is not None
     assert differing_state(alone, beside) == []
@@ -369,6 +370,6 @@ def test_masks_and_counters_do_not_stand_in_the_way_of_a_transfer() -> None:
 def test_a_shared_batch_counts_as_one_draw(tmp_path: Path) -> None:
     run = _three(tmp_path / "run", OPTIMIZERS["adamw"])
     stage = run.stages[1]
-    every = coarse_replay._sampling(stage, Plan(1, 1.25))
+    every = coarse_twins._sampling(stage, Plan(1, 1.25))
     stage.facts = stage.facts.model_copy(update={"keep_batches": 6})
-    assert coarse_replay._sampling(stage, Plan(1, 1.25)) > 2 * every
+    assert coarse_twins._sampling(stage, Plan(1, 1.25)) > 2 * every

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from stagelens.effects import durations
 from stagelens.effects.results import ResultFacts
+from stagelens.estimators.durations import replay_seconds
+from stagelens.estimators.registry import estimate_seconds, saves_time
+from stagelens.trust.durations import verify_seconds
 from stagelens.wording import numbers
 from tests.support.stage_trust import trust
 
@@ -22,45 +24,47 @@ LONG = run_of(10, 20, 40)
 
 def test_replay_is_predicted_from_the_later_stages_of_every_open_stage() -> None:
     # without 1: 20 + 40; without 2: 40; and both once more as recorded: 60
-    assert durations.replay_seconds(LONG) == 60 + 40 + 60
-    assert durations.replay_seconds(run_of(10)) == 0
-    assert durations.replay_seconds(run_of(10, None)) is None
+    assert replay_seconds(LONG) == 60 + 40 + 60
+    assert replay_seconds(run_of(10)) == 0
+    assert replay_seconds(run_of(10, None)) is None
 
 
 def test_a_coarse_replay_costs_its_budget_and_time_for_every_step() -> None:
     steps = [run_of(10, 20, 40, steps=n) for n in (0, 1000)]
-    few, many = (durations.estimate_seconds(s, "coarse-replay", {"budget": 0.25}) for s in steps)
+    few, many = (estimate_seconds(s, "coarse-replay", {"budget": 0.25}) for s in steps)
     assert few == pytest.approx(0.25 * 100)
     assert many is not None and many > 25
 
 
 def test_tangents_cost_more_than_a_replay_and_the_task_vector_nothing() -> None:
-    jump = durations.estimate_seconds(LONG, "unrolled-jump", {})
-    scale = durations.estimate_seconds(LONG, "unrolled-scale", {})
+    jump = estimate_seconds(LONG, "unrolled-jump", {})
+    scale = estimate_seconds(LONG, "unrolled-scale", {})
     assert jump == 300 and scale == 390
-    assert durations.estimate_seconds(LONG, "task-vector", {}) == 0
-    assert durations.estimate_seconds(run_of(1, None), "unrolled-jump", {}) is None
+    assert estimate_seconds(LONG, "task-vector", {}) == 0
+    assert estimate_seconds(run_of(1, None), "unrolled-jump", {}) is None
 
 
 def test_where_steps_are_short_a_coarse_replay_saves_no_time() -> None:
-    assert not durations.coarse_saves_time(run_of(0.5, 0.4, 0.1, steps=200), 0.25)
-    assert durations.coarse_saves_time(run_of(500, 400, 100, steps=200), 0.25)
-    assert durations.coarse_saves_time(run_of(1, None), 0.25)  # nothing says that it does not
+    assert not saves_time(run_of(0.5, 0.4, 0.1, steps=200), "coarse-replay", {"budget": 0.25})
+    assert saves_time(run_of(500, 400, 100, steps=200), "coarse-replay", {"budget": 0.25})
+    assert saves_time(
+        run_of(1, None), "coarse-replay", {"budget": 0.25}
+    )  # nothing says that it does not
 
 
 def test_a_verification_is_predicted_from_what_is_not_stored_yet() -> None:
     vector: list[tuple[str, dict[str, float]]] = [("task-vector", {})]
-    alone = durations.verify_seconds(LONG, vector, 0, [])
+    alone = verify_seconds(LONG, vector, 0, [])
     assert alone is not None
-    jump = durations.verify_seconds(LONG, [("unrolled-jump", {})], 0, [])
-    noise = durations.verify_seconds(LONG, vector, 2, [])
+    jump = verify_seconds(LONG, [("unrolled-jump", {})], 0, [])
+    noise = verify_seconds(LONG, vector, 2, [])
     assert jump == pytest.approx(alone + 300) and noise == pytest.approx(alone + 400)
     replayed = ResultFacts(
         kind="effects", run_digest="", set_name="test", set_digest="", estimator="replay",
         behaviours=[], stages=[trust("exact", seconds=50.0)],
     )  # fmt: skip
-    assert durations.verify_seconds(LONG, vector, 0, [replayed]) == pytest.approx(alone - 160)
-    measured = durations.verify_seconds(LONG, vector, 2, [replayed])
+    assert verify_seconds(LONG, vector, 0, [replayed]) == pytest.approx(alone - 160)
+    measured = verify_seconds(LONG, vector, 2, [replayed])
     assert measured == pytest.approx(alone - 160 + 2 * 2 * 50)
 
 

@@ -13,14 +13,10 @@ from torch import Tensor, nn
 import stagelens
 from stagelens.contracts import Refused, Task
 from stagelens.effects.computing import attribute
-from stagelens.estimators import replay as replay_module
-from stagelens.estimators.counterfactuals import (
-    ESTIMATORS,
-    counterfactuals,
-    default_estimator,
-    make_estimator,
-)
+from stagelens.estimators import replay_check as replay_module
+from stagelens.estimators.counterfactuals import counterfactuals
 from stagelens.estimators.protocol import Counterfactual
+from stagelens.estimators.registry import default_estimator, estimators, make_estimator
 from stagelens.replaying.replay import replay_without
 from stagelens.runs.run import Stage
 from stagelens.tasks import ImageClassification
@@ -197,7 +193,7 @@ def test_the_check_of_a_replay_is_made_once_for_a_machine(
 # The ladder
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("name", estimators())
 def test_the_last_stage_is_exact_and_reads_no_step(
     name: str, run: stagelens.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,7 +220,7 @@ def test_a_counterfactual_is_computed_once(
     def refuse(*_args: Any) -> None:
         raise AssertionError("computed a second time")
 
-    monkeypatch.setattr(ESTIMATORS[name], "counterfactuals", refuse)
+    monkeypatch.setattr(estimators()[name], "counterfactuals", refuse)
     again = without(stagelens.open_run(run.path), name)
     for one, other in zip(first, again, strict=True):
         assert one.weights is not None

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 import stagelens
 from stagelens.contracts import Refused
 from stagelens.effects.computing import attribute
-from stagelens.estimators.counterfactuals import counterfactuals, make_estimator
+from stagelens.estimators.counterfactuals import counterfactuals
+from stagelens.estimators.registry import make_estimator
 from stagelens.measuring.models import measure
 from stagelens.replaying.replay import replay_later
 from stagelens.tasks import ImageClassification

@@ -23,7 +23,7 @@ from stagelens.contracts import ACCURACY, Refused, RunError, SetError
 from stagelens.effects.computing import attribute, boundaries
 from stagelens.effects.results import Result
 from stagelens.effects.summary import learning_rates, stage_summary, with_accuracy
-from stagelens.estimators.counterfactuals import ESTIMATORS
+from stagelens.estimators.registry import estimators
 from stagelens.measuring.loaded_weights import LoadedWeights
 from stagelens.runs.run import Run, open_run
 from stagelens.runs.sets.evaluation_set import footer_sha256
@@ -67,7 +67,7 @@ def effects(result: Result, stage: str) -> np.ndarray:
 # ---------------------------------------------------------------------------- weights and stages
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", estimators())
 def test_a_training_that_diverged_is_refused_by_stage_and_parameter(
     diverged: Run, estimator: str
 ) -> None:
@@ -112,7 +112,7 @@ def test_a_model_of_nan_gives_no_answer() -> None:
     assert classifier_predictions(logits, CLASSES).answers == [NO_ANSWER, "a"]
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", estimators())
 def test_a_stage_that_changed_nothing_has_exactly_no_effect(run: Run, estimator: str) -> None:
     made = attribute(run, "test", estimator)
     assert (effects(made, "still") == 0).all()
@@ -241,7 +241,7 @@ def test_a_model_that_answers_with_more_classes_after_a_stage(tmp_path: Path) ->
     made = open_run(tmp_path / "run", task)
     seen = boundaries(made, "test").table
     assert seen["boundary"].unique().tolist() == ["three", "last"]  # the others lack a class
-    for estimator in ESTIMATORS:
+    for estimator in estimators():
         result = attribute(made, "test", estimator)
         for name, trust in result.trust.items():
             assert np.isfinite(effects(result, name)).all() == (trust.trust != "refused")

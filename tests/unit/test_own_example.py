@@ -16,7 +16,7 @@ from stagelens.analyses.own_example import Answer, answer, own_example
 from stagelens.contracts import Example, Refused, RunError, TaskError
 from stagelens.effects.computing import attribute
 from stagelens.effects.results import Result, ResultFacts
-from stagelens.estimators.counterfactuals import ESTIMATORS
+from stagelens.estimators.registry import estimators
 from stagelens.measuring.loaded_weights import LoadedWeights
 from tests.support.loops import BATCH_NORM, Plan, make_batches, make_task, record_plans, train
 from tests.support.small_texts import TEXTS, language
@@ -48,7 +48,7 @@ def rows_of(result: Result, example: Example) -> pd.DataFrame:
     return rows.reset_index(drop=True)
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", estimators())
 def test_an_example_of_the_set_has_the_effects_of_its_table(
     run: stagelens.Run, estimator: str
 ) -> None:

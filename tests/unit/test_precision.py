@@ -11,7 +11,8 @@ import torch
 
 import stagelens
 from stagelens.effects.computing import attribute
-from stagelens.estimators.counterfactuals import counterfactuals, make_estimator
+from stagelens.estimators.counterfactuals import counterfactuals
+from stagelens.estimators.registry import make_estimator
 from stagelens.replaying.coarse import CoarseModel
 from stagelens.replaying.coarse_plan import coarse_steps
 from stagelens.replaying.replay import measure_deviation

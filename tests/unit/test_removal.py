@@ -16,7 +16,8 @@ from stagelens.analyses.removal.parts import validation_part
 from stagelens.analyses.removal.spec import Edit
 from stagelens.contracts import Behaviour, Refused, SetError, StageLensError
 from stagelens.effects.computing import attribute
-from stagelens.estimators.counterfactuals import counterfactuals, make_estimator
+from stagelens.estimators.counterfactuals import counterfactuals
+from stagelens.estimators.registry import make_estimator
 from stagelens.runs.run import Run, open_run
 from tests.conftest import DemoRun
 

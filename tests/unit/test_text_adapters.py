@@ -12,7 +12,7 @@ from torch import nn
 
 import stagelens
 from stagelens.effects.computing import attribute, boundaries
-from stagelens.estimators.counterfactuals import ESTIMATORS
+from stagelens.estimators.registry import estimators
 from stagelens.replaying.replay import cross_boundary, measure_deviation, replay_without
 from stagelens.runs.sets.writer import write_set
 from tests.support.adapted import merged
@@ -89,7 +89,7 @@ def test_every_estimator_gives_effects_of_a_run_that_is_opened_from_its_folder(
     run = stagelens.open_run(recorded.path)
     labels = None if run.task.name == "causal-lm" else list(CLASSES[:2])
     write_set(run.path, run.task, "test", texts=list(TEXTS[:2]), labels=labels)
-    for estimator in ESTIMATORS:
+    for estimator in estimators():
         found = attribute(run, "test", estimator, settings=SETTINGS.get(estimator))
         assert found.trust["lora"].trust in ("estimated", "exact"), (estimator, found.trust)
         of_lora = found.table[found.table["stage"] == "lora"]

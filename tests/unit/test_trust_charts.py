@@ -11,7 +11,7 @@ import pytest
 from stagelens import charts
 from stagelens.charts.trust import agreement
 from stagelens.contracts import Behaviour
-from stagelens.trust import estimates
+from stagelens.estimators import registry
 
 LOSS = Behaviour("loss", "lower", "nats")
 MARGIN = Behaviour("margin", "higher", "nats")
@@ -112,8 +112,8 @@ def test_ids_from_data_are_escaped() -> None:
 
 
 def test_estimates_are_named_by_their_budget() -> None:
-    assert estimates.estimate_name("coarse-replay", {"budget": 0.125}) == "coarse-replay 1/8"
-    assert estimates.estimate_name("coarse-replay", {"budget": 0.3}) == "coarse-replay 3/10"
-    assert estimates.estimate_name("replay", {}) == "replay"
-    named = estimates.estimate_name("unrolled-jump", {"dtype": "float64"})
+    assert registry.estimate_name("coarse-replay", {"budget": 0.125}) == "coarse-replay 1/8"
+    assert registry.estimate_name("coarse-replay", {"budget": 0.3}) == "coarse-replay 3/10"
+    assert registry.estimate_name("replay", {}) == "replay"
+    named = registry.estimate_name("unrolled-jump", {"dtype": "float64"})
     assert named == "unrolled-jump dtype=float64"

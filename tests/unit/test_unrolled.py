@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from stagelens.contracts import Refused, no_progress
 from stagelens.derivatives.forward_mode import Reading, final_tangents
 from stagelens.derivatives.trajectory import DerivativeOptions
-from stagelens.estimators.counterfactuals import counterfactuals, make_estimator
+from stagelens.estimators.counterfactuals import counterfactuals
 from stagelens.estimators.protocol import Estimator
-from stagelens.estimators.unrolled import UnrolledJump, UnrolledScale, subtract_tangent
+from stagelens.estimators.registry import make_estimator
+from stagelens.estimators.subtraction import subtract_tangent
+from stagelens.estimators.unrolled import UnrolledJump, UnrolledScale
 from stagelens.runs.run import Run
 from tests.support.loops import differing
 from tests.support.small_runs import Optimizer, Phase, central_difference, record

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from stagelens.contracts import Progress
-    from stagelens.estimators.task_vector import WithoutStage
+    from stagelens.estimators.subtraction import WithoutStage
     from stagelens.runs.streaming import TensorFacts
 
     from .edits import EditedWeights
@@ -55,7 +55,7 @@ def write_counterfactual(
         StageLensError: The strength is none, or the folder holds something.
         RunError: A file of the run is damaged; nothing is written then.
     """
-    from stagelens.estimators.task_vector import WithoutStage
+    from stagelens.estimators.subtraction import WithoutStage
     from stagelens.runs.states import load_model
 
     if not 0 <= strength <= 1:

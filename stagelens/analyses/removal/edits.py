@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from stagelens.contracts import Progress, Refused, no_progress
-from stagelens.estimators.counterfactuals import counterfactuals, make_estimator
+from stagelens.estimators.counterfactuals import counterfactuals
 from stagelens.estimators.protocol import Counterfactual
+from stagelens.estimators.registry import make_estimator
 from stagelens.runs.run import Run
 from stagelens.runs.states import Weights
 

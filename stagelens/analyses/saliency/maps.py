@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from stagelens.contracts import Behaviour, Progress, Refused, no_progress
 from stagelens.effects.computing import attribute
-from stagelens.estimators.counterfactuals import counterfactuals, make_estimator
+from stagelens.estimators.counterfactuals import counterfactuals
+from stagelens.estimators.registry import make_estimator
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs.run import Run
 from stagelens.runs.states import load_into

@@ -20,7 +20,8 @@ from torch import nn
 from stagelens.contracts import Behaviour, Example, Progress, Task, no_progress
 from stagelens.effects.computing import attribute, combined
 from stagelens.effects.results import BehaviourFacts, Result
-from stagelens.estimators.counterfactuals import counterfactuals, make_estimator
+from stagelens.estimators.counterfactuals import counterfactuals
+from stagelens.estimators.registry import make_estimator
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.measuring.models import BATCH_SIZE, measure
 from stagelens.runs.batches import to_device

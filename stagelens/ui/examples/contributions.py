@@ -16,8 +16,8 @@ from stagelens.analyses.contributions.contribution_table import (
     contributions_path,
     load_contributions,
 )
+from stagelens.analyses.contributions.durations import contributions_seconds
 from stagelens.contracts import Behaviour
-from stagelens.effects import durations
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components
@@ -168,7 +168,7 @@ def _offer(workspace: Workspace, asked: Asked) -> None:
     with st.container(border=True):
         if components.job_state(arguments, "Try again"):
             return
-        seconds = durations.contributions_seconds(since)
+        seconds = contributions_seconds(since)
         took = "" if seconds is None else f" Predicted: {numbers.predicted_time(seconds)}."
         components.text_block(
             f"What every step of {asked.stage} contributed to the {phrase(asked.behaviour)} of "

@@ -10,6 +10,7 @@ import pandas as pd
 import streamlit as st
 
 from stagelens.contracts import Behaviour, StageLensError
+from stagelens.estimators.registry import free_estimator
 from stagelens.runs.sets.images import display_png
 from stagelens.runs.sets.uploads import MOST_PIXELS
 from stagelens.ui.opening.workspace import Workspace
@@ -176,7 +177,7 @@ def _show(workspace: Workspace, question: Question, asked: Asked) -> None:
     """What the models say: like an example of the set, without its way through the boundaries."""
     answer = asked.answer
     behaviours = {b.name: b for b in answer.behaviours}
-    estimator = workspace.effects.estimator if workspace.effects else "task-vector"
+    estimator = workspace.effects.estimator if workspace.effects else free_estimator().name
     effects = Effects.holding(estimator, answer.table, behaviours, answer.trust)
     grid = st.grid(3, min_column_width=240, gap="medium")
     with grid.cell():

@@ -14,7 +14,10 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from stagelens.effects import durations
+from stagelens.estimators import registry
+from stagelens.estimators.coarse_replay import CoarseReplay
+from stagelens.estimators.durations import replay_seconds
+from stagelens.estimators.stage_trust import REPLAY
 from stagelens.runs.run import Run
 from stagelens.trust import estimates
 from stagelens.ui.pieces import components, state
@@ -83,7 +86,7 @@ class Ladder:
     @property
     def seconds(self) -> float | None:
         """What replay is predicted to take."""
-        return durations.replay_seconds(self.run.stages)
+        return replay_seconds(self.run.stages)
 
     @property
     def short(self) -> bool:
@@ -95,7 +98,7 @@ def first(ladder: Ladder) -> None:
     """Where nothing is stored yet: start the task vector, and show how far it is."""
     if _verifying() or components.only_shown():
         return
-    free = ladder.arguments("task-vector")
+    free = ladder.arguments(registry.free_estimator().name)
     job = jobs.find(free)
     if job is None:
         jobs.start(free, "The task vector")
@@ -103,7 +106,7 @@ def first(ladder: Ladder) -> None:
         return
     if job is not None and job.status().state == "cancelled":
         _button(free, "Task vector (free)", "The task vector", "Weights only; takes seconds.")
-    exact = ladder.arguments("replay")
+    exact = ladder.arguments(REPLAY)
     if ladder.replayable and not components.job_state(exact, "Try again"):
         _button(exact, _replay_label(ladder), "Replay", _REPLAY_HELP)
 
@@ -142,15 +145,17 @@ def offer_best(available: Sequence[str], shown: str) -> None:
 
 def better(ladder: Ladder) -> None:
     """Below the estimator: what is being computed, or can be."""
-    if "replay" in ladder.stored or settings.read_only() or _verifying():
+    if REPLAY in ladder.stored or settings.read_only() or _verifying():
         return
-    replay = ladder.arguments("replay")
+    replay = ladder.arguments(REPLAY)
     if _running(replay, "Replay"):
         return
     waiting = False
     if ladder.coarse:
         budget = _budget()
-        at_once = ladder.short and not durations.coarse_saves_time(ladder.run.stages, budget)
+        at_once = ladder.short and not registry.saves_time(
+            ladder.run.stages, CoarseReplay.name, {"budget": budget}
+        )
         if not at_once:
             waiting = _coarse(ladder, budget)
         elif jobs.find(replay) is None:
@@ -174,7 +179,7 @@ def _verifying() -> bool:
 
 
 def _budget() -> float:
-    options = list(estimates.BUDGETS)
+    options = list(CoarseReplay.budgets)
     chosen = st.segmented_control(
         "Budget of coarse replay",
         options,
@@ -184,17 +189,17 @@ def _budget() -> float:
         required=True,
         help=_BUDGET_HELP,
     )
-    return estimates.BUDGETS[chosen or "1/4"]
+    return CoarseReplay.budgets[chosen or "1/4"]
 
 
 def _coarse(ladder: Ladder, budget: float) -> bool:
     """Start coarse replay where its table is missing; whether it is running."""
-    name = estimates.estimate_name("coarse-replay", {"budget": budget})
+    name = registry.estimate_name(CoarseReplay.name, {"budget": budget})
     if name in ladder.stored:
         return False
-    arguments = ladder.arguments("coarse-replay", budget)
-    title = f"Coarse replay, budget {estimates.budget_text(budget)}"
-    seconds = durations.estimate_seconds(ladder.run.stages, "coarse-replay", {"budget": budget})
+    arguments = ladder.arguments(CoarseReplay.name, budget)
+    title = f"Coarse replay, budget {registry.budget_text(budget)}"
+    seconds = registry.estimate_seconds(ladder.run.stages, CoarseReplay.name, {"budget": budget})
     if jobs.find(arguments) is None and (seconds is None or seconds < _LONG):
         jobs.start(arguments, title)
     if _running(arguments, title):

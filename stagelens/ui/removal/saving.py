@@ -11,6 +11,7 @@ from stagelens import charts
 from stagelens.analyses.removal.comparison import AFTER, BEFORE
 from stagelens.analyses.removal.spec import Edit
 from stagelens.charts.removal import group_accuracy
+from stagelens.estimators.stage_trust import REPLAY
 from stagelens.ui.pieces import components, drawing, state
 from stagelens.ui.server import jobs, settings
 
@@ -22,7 +23,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def _replayed(stage: str) -> Edit:
-    return Edit(estimator="replay", strengths={stage: 1.0})
+    return Edit(estimator=REPLAY, strengths={stage: 1.0})
 
 
 def check(view: RemovalView, wanted: Wanted) -> None:

@@ -8,9 +8,8 @@ import numpy as np
 import streamlit as st
 
 from stagelens.charts.style import FAINT_AREA, HAIRLINE
-from stagelens.effects import durations
-from stagelens.estimators.stage_trust import StageTrust
-from stagelens.trust import estimates
+from stagelens.estimators import registry
+from stagelens.estimators.stage_trust import REPLAY, StageTrust
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components
 from stagelens.ui.reading import loaders
@@ -18,7 +17,6 @@ from stagelens.wording import numbers
 from stagelens.wording.trust_words import MARKS, decimal, percent, trust_word
 
 from .sections import TrustView
-from .verifying import OFFERED
 
 _TABLE = "border-collapse:collapse;border:0;width:100%;margin:0;font-variant-numeric:tabular-nums"
 _CELL = (
@@ -50,9 +48,9 @@ def every_estimate(workspace: Workspace, view: TrustView) -> None:
             *(_brief(trusts.get(stage), view.behaviour.name) for stage in shown),
         ]
         body.append(_row(estimate, cells, estimate == view.estimate))
-    for estimator in ("replay", *OFFERED):
-        settings = {"budget": 0.25} if estimator == "coarse-replay" else {}
-        estimate = estimates.estimate_name(estimator, settings)
+    for estimator in (REPLAY, *registry.verifiable()):
+        settings = registry.find(estimator).default_settings()
+        estimate = registry.estimate_name(estimator, settings)
         if estimate not in stored:
             cells = ["not computed", _predicted(workspace, estimator, settings)]
             body.append(_row(estimate, cells + [""] * (1 + len(shown)), False))
@@ -79,7 +77,7 @@ def _row(estimate: str, cells: list[str], chosen: bool) -> str:
 
 
 def _predicted(workspace: Workspace, estimator: str, settings: dict[str, float]) -> str:
-    seconds = durations.estimate_seconds(workspace.run.stages, estimator, settings)
+    seconds = registry.estimate_seconds(workspace.run.stages, estimator, settings)
     return "not known" if seconds is None else numbers.measured_time(seconds)
 
 

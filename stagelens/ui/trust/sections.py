@@ -21,7 +21,7 @@ from stagelens.contracts import Behaviour
 from stagelens.effects.headlines import FEWEST
 from stagelens.effects.results import Result
 from stagelens.estimators.expected_error import RELIABLE_BELOW
-from stagelens.estimators.stage_trust import StageTrust
+from stagelens.estimators.stage_trust import REPLAY, StageTrust
 from stagelens.runs.schema import canonical_json
 from stagelens.trust.noise import RECORDED, load_noise
 from stagelens.trust.verification import compare, load_verification
@@ -79,7 +79,7 @@ def heading(workspace: Workspace) -> None:
 def choose(workspace: Workspace) -> TrustView | None:
     """The estimate and the behaviour that the page shows; None where no estimate is stored."""
     at, name = workspace.at, workspace.examples.name
-    proposed = [e for e in loaders.available(at, name) if e != "replay"]
+    proposed = [e for e in loaders.available(at, name) if e != REPLAY]
     if not proposed:
         return None
     slices = workspace.slices
@@ -106,7 +106,7 @@ def choose(workspace: Workspace) -> TrustView | None:
         )
     only = _choose_slice(more[0], slices) if slices else None
     rows = figures(at, name, estimate, kind, only.name if only else None)
-    result, truth = (loaders.result(at, name, which, kind) for which in (estimate, "replay"))
+    result, truth = (loaders.result(at, name, which, kind) for which in (estimate, REPLAY))
     if result is None:
         return None
     return TrustView(estimate, result.behaviours[kind], result, truth, rows, only)
@@ -145,7 +145,7 @@ def figures(
         return {}
     facts, run = result.facts, loaders.run(at)
     known = load_noise(run, facts.set_digest)
-    truth = loaders.result(at, set_name, "replay", behaviour)
+    truth = loaders.result(at, set_name, REPLAY, behaviour)
     if only is not None:
         ids = next(one.example_ids for one in loaders.slices(at, set_name)[0] if one.name == only)
         if truth is None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import streamlit as st
 
-from stagelens.effects import durations
-from stagelens.trust import estimates
+from stagelens.estimators import registry
+from stagelens.estimators.stage_trust import REPLAY
+from stagelens.trust import durations
 from stagelens.ui.opening.progressive import VERIFICATION
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components
@@ -15,8 +18,6 @@ from stagelens.wording import numbers
 
 _TITLE = "The verification"
 ORDERS = (0, 1, 2, 3, 5)
-OFFERED = ("task-vector", "coarse-replay", "unrolled-jump", "unrolled-scale")
-_DEFAULT = ("task-vector", "coarse-replay")
 
 
 def arguments(
@@ -24,12 +25,23 @@ def arguments(
 ) -> tuple[str, ...]:
     """The command line of a verification."""
     words = ["verify", workspace.at.path, "--set", workspace.examples.name]
-    for name in OFFERED:
+    for name in registry.verifiable():
         words += ["--estimator", name] if name in estimators else []
-    for text, budget in estimates.BUDGETS.items():
-        if text in budgets and "coarse-replay" in estimators:
+    for text, budget in _offered_budgets().items():
+        if text in budgets and _take_budget(estimators):
             words += ["--budget", f"{budget:g}"]
     return (*words, "--orders", str(orders))
+
+
+def _offered_budgets() -> dict[str, float]:
+    """Budgets of all estimators that take one, by what they are called."""
+    kinds = (registry.find(name) for name in registry.verifiable())
+    return {text: budget for kind in kinds for text, budget in kind.budgets.items()}
+
+
+def _take_budget(estimators: Sequence[str]) -> bool:
+    """Whether any of these estimators takes a budget."""
+    return any(registry.find(name).budgets for name in estimators)
 
 
 def nothing_yet(workspace: Workspace) -> None:
@@ -55,9 +67,9 @@ def verification_form(workspace: Workspace) -> None:
         with left:
             names = st.pills(
                 "Estimators",
-                OFFERED,
+                registry.verifiable(),
                 selection_mode="multi",
-                default=list(_DEFAULT),
+                default=registry.proposed(),
                 key="verify",
                 bind="query-params",
                 help="Which estimates are held against replay. The unrolled ones cost more than "
@@ -66,12 +78,12 @@ def verification_form(workspace: Workspace) -> None:
         with right:
             budgets = st.pills(
                 "Budgets of coarse replay",
-                list(estimates.BUDGETS),
+                list(_offered_budgets()),
                 selection_mode="multi",
                 default=["1/4"],
                 key="budgets",
                 bind="query-params",
-                disabled="coarse-replay" not in names,
+                disabled=not _take_budget(names),
                 help="Shares of replay's cost.",
             )
         with left:
@@ -86,7 +98,7 @@ def verification_form(workspace: Workspace) -> None:
                 "steady one.",
             )
         chosen = arguments(workspace, list(names), list(budgets), int(orders or 0))
-        _run(workspace, chosen, bool(names) and bool(budgets or "coarse-replay" not in names))
+        _run(workspace, chosen, bool(names) and bool(budgets or not _take_budget(names)))
 
 
 def _refusal(workspace: Workspace) -> str | None:
@@ -140,7 +152,7 @@ def _prediction(workspace: Workspace, chosen: tuple[str, ...]) -> None:
     budgets = [{"budget": float(value)} for option, value in values if option == "--budget"]
     for option, value in values:
         if option == "--estimator":
-            wanted += [(value, each) for each in (budgets if value == "coarse-replay" else [{}])]
+            wanted += [(value, each) for each in (budgets if _take_budget([value]) else [{}])]
     orders = int(chosen[-1])
     facts = list(stored.values())
     seconds = durations.verify_seconds(workspace.run.stages, wanted, orders, facts)
@@ -148,6 +160,6 @@ def _prediction(workspace: Workspace, chosen: tuple[str, ...]) -> None:
         text = "How long it takes is not known: the recording did not note its seconds."
     else:
         text = f"Predicted: {numbers.predicted_time(seconds)}, from the seconds that were recorded."
-    if "replay" in stored:
+    if REPLAY in stored:
         text += " The replay itself is stored already."
     components.text_block(text, muted=True)

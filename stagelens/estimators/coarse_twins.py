@@ -1,0 +1,280 @@
+"""Paired cheap replays: the twins of ``coarse-replay`` on their way through the later stages."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from stagelens.contracts import Progress
+from stagelens.replaying.coarse import CoarseModel, transfer
+from stagelens.replaying.coarse_plan import CoarseStep, coarse_steps
+from stagelens.replaying.replay import cross_boundary, same_arithmetic
+from stagelens.runs.batches import batch_size
+from stagelens.runs.run import Run, Stage
+from stagelens.runs.states import TrainingState
+
+from .hardness import hardness
+from .protocol import Counterfactual, Twins
+from .stage_trust import StageTrust
+
+_THIN_GENTLE = 1.25
+_THIN_HARD = {"SGD": 8.0, "Adam": 3.5, "AdamW": 3.5}
+"""How much batches are thinned before steps are merged, where training was gentle and where it was
+hard; chosen on the benchmark's seeds 0 to 2."""
+
+_FEWEST_STEPS = 24
+"""A short stage is not merged into fewer steps; it may cost more than its part of the budget."""
+
+_SMALLEST_BATCH = 2
+_GROWTH = 30.0
+"""Twins whose distance grew by this factor within a stage have diverged."""
+
+_UNSTEADY, _THINNEST = 0.5, 0.22
+"""Where SGD trained at least so hard, batches with a larger sampling error say nothing: of 24 such
+estimates on the benchmark's seeds 0 to 2, at budgets of 1/8 and 1/16, 22 were off by more than 1.2
+times the effect, and none by less than 0.7."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How cheap: ``merge`` steps become one (r), on 1/``thin`` of a batch (q)."""
+
+    merge: float
+    thin: float
+
+
+def paired_replays(
+    run: Run, stages: Sequence[Stage], budget: float, estimator: str, progress: Progress
+) -> Iterator[Counterfactual]:
+    """The model without each of ``stages``, by cheap replays that share their factual twins.
+
+    Args:
+        run: The run.
+        stages: Those that are left out, one at a time.
+        budget: See :class:`~stagelens.estimators.coarse_replay.CoarseReplay`.
+        estimator: Its name, for what is known of each.
+        progress: Told of every step.
+    """
+    later = run.stages[min(stage.index for stage in stages) + 1 :]
+    open_stages = {s.index: _Open(s, s.start(), s.end()) for s in stages}
+    total = sum(stage.steps for stage in later)
+    done = 0
+    for stage in later:
+        here = [o for o in open_stages.values() if o.stage.index < stage.index and o.usable]
+        if here:
+            _pass_stage(run, stage, here, budget, _part(progress, done, stage.steps, total))
+        done += stage.steps
+    final = run.last.end()
+    for one in open_stages.values():
+        yield one.counterfactual(estimator, final)
+
+
+def _part(progress: Progress, before: int, own: int, total: int) -> Progress:
+    def report(share: float, text: str) -> None:
+        progress((before + share * own) / total, text)
+
+    return report
+
+
+@dataclass
+class _Open:
+    """A stage that is left out, on its way through the later stages.
+
+    ``without`` is the state without it at the newest boundary; the last twins are kept.
+    ``sampling`` is the share of the effect that thinning may get wrong.
+    """
+
+    stage: Stage
+    without: TrainingState
+    factual: TrainingState
+    twin: TrainingState | None = None
+    refused: str = ""
+    spent: float = 0.0
+    replay_cost: int = 0
+    seconds: float = 0.0
+    sampling: float = 0.0
+
+    @property
+    def usable(self) -> bool:
+        return not self.refused
+
+    def counterfactual(self, estimator: str, final: TrainingState) -> Counterfactual:
+        trust = StageTrust(
+            stage=self.stage.name,
+            estimator=estimator,
+            trust="refused" if self.refused else "estimated",
+            reason=self.refused or "Coarse replay; its error is not known.",
+            cost=self.spent / max(self.replay_cost, 1),
+            seconds=self.seconds,
+        )
+        if self.refused or self.twin is None:
+            return Counterfactual(self.stage.name, None, trust)
+        # A count of batches, say, is what it is in the final model.
+        weights = {
+            name: self.without.model[name] if tensor.is_floating_point() else tensor
+            for name, tensor in final.model.items()
+        }
+        twins = Twins(self.factual.model, self.twin.model, self.sampling)
+        return Counterfactual(self.stage.name, weights, trust, twins)
+
+
+def choose_plan(run: Run, stage: Stage, budget: float) -> Plan:
+    """Merging and thinning for one stage that together keep within the budget.
+
+    The budget is met for all stages of the run together; short stages may cost a little more.
+    Where the weights moved straight, steps are merged and batches stay almost whole; where they
+    zigzagged (trained hard, or near the edge of stability) merging is unsafe, and batches are
+    thinned first.
+    """
+    work = [later.steps * later.index for later in run.stages[1:]]
+    twins = [later.steps * (later.index + 1) for later in run.stages[1:]]
+    cheaper = max(1.0, sum(twins) / sum(work) / budget)
+    most = _THIN_HARD[stage.optimizer.name]
+    hard = hardness(stage)
+    thin = min(cheaper, most**hard * _THIN_GENTLE ** (1 - hard))
+    merge = min(cheaper / thin, max(1.0, stage.steps / _FEWEST_STEPS))
+    return Plan(merge, min(cheaper / merge, most))
+
+
+def _pass_stage(
+    run: Run, stage: Stage, here: Sequence[_Open], budget: float, progress: Progress
+) -> None:
+    """Carry every open stage's difference through one later stage; back off where it diverges."""
+    size = sum(
+        batch_size(micro.batch) for micro in stage.read_steps()[_kept(stage, 0)].batches or ()
+    )
+    recorded = stage.end()
+    for one in here:
+        one.replay_cost += stage.steps * size
+    plan, left = choose_plan(run, stage, budget), list(here)
+    while left:
+        if _too_thin(stage, plan):  # at once, or after merging less and thinning more
+            for one in left:
+                one.refused = (
+                    f"Coarse replay: SGD trained stage {stage.name} near the edge of stability, "
+                    f"where batches as thin as a budget of {budget:g} buys say nothing; raise the "
+                    "budget, or use replay"
+                )
+            return
+        began = time.perf_counter()
+        factual, twins, spent = _walk(run, stage, left, plan, progress)
+        for one, twin in zip(left, twins, strict=True):
+            one.spent += spent / len(left)
+            one.seconds += (time.perf_counter() - began) / len(left)
+            if factual is not None and twin is not None:
+                one.factual, one.twin = factual, twin
+                one.sampling = max(one.sampling, _sampling(stage, plan))
+                one.without = transfer(recorded, factual, twin)
+        left = [one for one, twin in zip(left, twins, strict=True) if twin is None]
+        gentler = Plan(max(1.0, plan.merge / 2), plan.thin * min(2.0, plan.merge))
+        if plan.merge == 1 or size / gentler.thin < _SMALLEST_BATCH:
+            break
+        plan = gentler
+    for one in left:
+        one.refused = (
+            f"Coarse replay diverged in stage {stage.name}: a budget of {budget:g} does not buy a "
+            "stable estimate; raise the budget, or use replay"
+        )
+
+
+def _too_thin(stage: Stage, plan: Plan) -> bool:
+    unsteady = stage.optimizer.name == "SGD" and hardness(stage) >= _UNSTEADY
+    return unsteady and _sampling(stage, plan) > _THINNEST
+
+
+def _sampling(stage: Stage, plan: Plan) -> float:
+    """Relative size of what thinned gradients, averaged over the coarse steps, get wrong.
+
+    Where only some steps' batches were kept, coarse steps share them, and are fewer draws.
+    """
+    coarse = stage.steps / plan.merge
+    keep = stage.facts.keep_batches
+    distinct = min(coarse, math.ceil(stage.steps / keep)) if isinstance(keep, int) else coarse
+    return math.sqrt(max(plan.thin * coarse / distinct - 1, 0.0) / coarse)
+
+
+def _kept(stage: Stage, step: int) -> int:
+    """The step nearest to ``step`` whose batches were kept."""
+    keep = stage.facts.keep_batches
+    if not isinstance(keep, int):
+        return step
+    return min(round(step / keep) * keep, (stage.steps - 1) // keep * keep)
+
+
+def _walk(
+    run: Run, stage: Stage, here: Sequence[_Open], plan: Plan, progress: Progress
+) -> tuple[TrainingState | None, list[TrainingState | None], int]:
+    """Run the twins through one stage. What one of them does changes nothing for the others.
+
+    Returns:
+        The factual twin's state at its end, and every counterfactual twin's, None for those that
+        diverged (all of them where the factual one did); and how many examples' gradients were
+        computed.
+    """
+    starts = [stage.start(), *(cross_boundary(one.without, stage) for one in here)]
+    nothing: list[TrainingState | None] = [None] * len(here)
+    spent = 0
+    with same_arithmetic(stage):
+        twins = [CoarseModel(run.task, stage, start) for start in starts]
+        before = CoarseModel(run.task, stage, starts[0])
+        gaps = [_distance(twins[0], twin) for twin in twins[1:]]
+        health = _Health()
+        finite = [True] * len(here)
+        kept = partial(_kept, stage)
+        for step in coarse_steps(stage.read_steps(), plan.merge, plan.thin, kept):
+            for twin in twins:
+                twin.step(step)
+                spent += step.examples
+            health.note(step, twins[0].loss)
+            finite = [
+                so_far and math.isfinite(twin.loss)
+                for so_far, twin in zip(finite, twins[1:], strict=True)
+            ]
+            progress(
+                step.last / stage.steps,
+                f"Coarse replay of stage {stage.name}, step {step.last} of {stage.steps}",
+            )
+            if health.ill or not any(finite):
+                return None, nothing, spent
+        # A gap that was nothing may become a part of the way that the stage went.
+        way = _distance(twins[0], before)
+        ends = [
+            twin.snapshot()
+            if well and _distance(twins[0], twin) <= _GROWTH * max(gap, 0.01 * way)
+            else None
+            for gap, twin, well in zip(gaps, twins[1:], finite, strict=True)
+        ]
+        return twins[0].snapshot(), ends, spent
+
+
+def _distance(a: CoarseModel, b: CoarseModel) -> float:
+    with torch.no_grad():
+        gaps = torch._foreach_sub(list(a.parameters.values()), list(b.parameters.values()))
+        return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gaps))))
+
+
+class _Health:
+    """Compares the factual twin's loss with what was recorded for the same steps."""
+
+    def __init__(self) -> None:
+        self._own: list[float] = []
+        self._recorded: list[float] = []
+        self.ill = False
+
+    def note(self, step: CoarseStep, loss: float) -> None:
+        if not math.isfinite(loss):
+            self.ill = True
+            return
+        self._own.append(loss)
+        self._recorded.append(step.middle.loss)
+        recent = min(20, len(self._own))
+        if recent < 5:
+            return
+        own = sum(self._own[-recent:]) / recent
+        recorded = sum(self._recorded[-recent:]) / recent
+        self.ill = own > 3 * recorded + 1
