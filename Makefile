@@ -22,7 +22,7 @@ PACKAGE := $(VENV)/.package-installed
 $(shell test -x $(BIN)/python || rm -f $(REQUIREMENTS) $(PACKAGE))
 
 .DEFAULT_GOAL := help
-.PHONY: help app test lint bench fuzz test-oldest audit setup clean distclean
+.PHONY: help app test lint bench fuzz same test-oldest audit setup clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 20
@@ -46,6 +46,9 @@ bench: setup ## benchmarks, which `make test` leaves out
 
 fuzz: setup ## broken input for every reader; ARGS='--count 200000'
 	$(BIN)/python -m tests.fuzz $(ARGS)
+
+same: setup ## the numbers of two versions, side by side: make same BASE=<commit>
+	$(BIN)/python -m tests.same --base $(BASE) $(ARGS)
 
 test-oldest: setup ## a part of the tests with the oldest versions that are allowed (torch excepted)
 	test -x $(OLDEST)/bin/python || $(BIN)/python -m venv $(OLDEST)

@@ -25,6 +25,7 @@ __all__ = [
     "StageRecorderCallback",
     "Task",
     "assemble",
+    "attribute",
     "open_run",
     "tasks",
 ]
@@ -39,6 +40,7 @@ _HOMES = {
     "Recorder": "recording.recorder",
     "StageRecorderCallback": "recording.trainer_callback",
     "assemble": "assembling.assemble",
+    "attribute": "effects.computing",
     "Run": "runs.run",
     "open_run": "runs.run",
 }

@@ -1,4 +1,4 @@
-"""What the README tells people to type works."""
+"""What the README and the documents tell people to type works."""
 
 from __future__ import annotations
 
@@ -25,11 +25,17 @@ from tests.support.checkpoints import classifiers
 from tests.support.small_texts import bert, bert_tokenizer
 from tests.support.small_trainings import arguments, examples, made
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+TEXTS = {
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for path in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")))
+}
+EVERYTHING = "\n".join(TEXTS.values())
 
 
-def _blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def _blocks(language: str, text: str = EVERYTHING) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 def _block_with(text: str) -> str:
@@ -56,7 +62,7 @@ def test_the_ten_lines_record_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "y": [0, 1, 0, 1, 1],
         "group": ["a", "a", "b", "b", "b"],
     }
-    exec(_blocks("python")[0], own)
+    exec(_blocks("python", README)[0], own)
     run = stagelens.open_run("runs/mine", task=own["task"])
     assert [stage.steps for stage in run.stages] == [3]
     assert run.set_names == ["test"]
@@ -86,7 +92,8 @@ def test_checkpoints_that_exist_become_a_run(
     Path("test.csv").write_text("\n".join(["text,label", *rows]))
     exec(_block_with("stagelens.assemble"), {})
     shutil.move("runs/mine", "from-python")
-    for line in re.findall(r"^stagelens .* runs/mine$", README, re.MULTILINE):
+    told = TEXTS["docs/checkpoints.md"]
+    for line in re.findall(r"^stagelens .* runs/mine$", told, re.MULTILINE):
         answer = CliRunner().invoke(app, line.split()[1:])
         assert answer.exit_code == 0, answer.output
     one, other = (stagelens.open_run(path) for path in ("from-python", "runs/mine"))
@@ -176,7 +183,7 @@ def test_civil_comments_on_comments_with_the_same_columns(
     monkeypatch.setattr(auto, "from_pretrained", load_model)
     own: dict[str, Any] = {}
     exec(_block_with("load_dataset("), own)
-    exec(_block_with("effects = attribute("), own)
+    exec(_block_with('effects = stagelens.attribute(stagelens.open_run("runs/civil")'), own)
     assert [name for name, _ in asked] == ["google/civil_comments"] * 2
     run = stagelens.open_run("runs/civil")
     assert [stage.name for stage in run.stages] == ["general", "identities"]
@@ -186,22 +193,36 @@ def test_civil_comments_on_comments_with_the_same_columns(
     assert set(own["effects"]["mention"]) <= {"yes", "no"}
 
 
-def test_every_command_that_it_names_exists() -> None:
-    commands = set(re.findall(r"^stagelens ([a-z-]+)", README, re.MULTILINE))
+def test_every_command_that_they_name_exists() -> None:
+    commands = set(re.findall(r"^stagelens ([a-z-]+)", EVERYTHING, re.MULTILINE))
     assert commands >= {"demo", "attribute", "verify", "add-set"}
     for command in commands:
         shown = CliRunner().invoke(app, [command, "--help"])
         assert shown.exit_code == 0, command
-        for option in re.findall(rf"^stagelens {command} .*$", README, re.MULTILINE):
+        for option in re.findall(rf"^stagelens {command} .*$", EVERYTHING, re.MULTILINE):
             for flag in re.findall(r"--[a-z-]+", option):
                 assert flag in shown.output, (command, flag)
 
 
-def test_its_picture_and_targets_exist() -> None:
-    root = Path(__file__).parents[2]
-    for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
-        assert (root / picture).is_file()
-    targets = set(re.findall(r"`?make ([a-z]+)", README))
-    makefile = (root / "Makefile").read_text()
-    for target in targets & {"app", "test", "lint", "bench"}:
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+def _anchors(text: str) -> set[str]:
+    """What links can name in a document, made from its headings as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_link_and_picture_leads_somewhere(name: str) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", TEXTS[name]):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = ((ROOT / name).parent / path).resolve() if path else ROOT / name
+        assert target.exists(), link
+        if anchor:
+            assert anchor in _anchors(target.read_text()), link
+
+
+def test_every_target_of_make_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"`make ([a-z-]+)", EVERYTHING)):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
