@@ -12,7 +12,7 @@ workspace = open_workspace("Examples")
 if workspace is not None:
     with components.errors_told():
         browser.heading(workspace)
-        of_the_set, own_example, compared = st.tabs(
+        of_the_set, own, compared = st.tabs(
             [state.OF_THE_SET, state.OWN, state.COMPARED], key=state.VIEW, bind="query-params"
         )
         if of_the_set.open:
@@ -22,8 +22,8 @@ if workspace is not None:
                     nothing_measured(workspace)
                 else:
                     browser.of_the_set(workspace, effects)
-        if own_example.open:
-            with own_example:
+        if own.open:
+            with own:
                 own_example.own_example_tab(workspace)
         if compared.open:
             with compared:

@@ -97,7 +97,7 @@ def test_figures_of_a_strength_that_was_computed_are_exact_at_once(open_page, me
 def test_a_large_model_shows_a_preview_while_a_job_measures(
     open_page, measured, monkeypatch
 ) -> None:
-    monkeypatch.setattr(measurements, "_AT_ONCE", 0)
+    monkeypatch.setattr(edited_models, "_AT_ONCE", 0)
     started: list[tuple[str, ...]] = []
     monkeypatch.setattr(jobs, "start", lambda arguments, *_, **__: started.append(arguments))
     app = check(open_page(measured.parent, f"{LINK}&remove-1=60&remove-2=35", PAGE))

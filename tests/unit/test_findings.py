@@ -143,7 +143,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from stagelens.report.finding import Finding, Seen
 from stagelens.report.store import FindingStore, new_id
-from stagelens.runs.files import CheckedFiles
+from stagelens.runs.checked_files import CheckedFiles
 
 folder, shared, name = sys.argv[1:]
 store = FindingStore(SimpleNamespace(files=CheckedFiles(Path(folder))))

@@ -20,7 +20,8 @@ from tests.support import odd_runs
 
 FROZEN = """
 import os, signal, sys
-from stagelens import cli, processes, pulse
+from stagelens import cli
+from stagelens.compute import processes, pulse
 pulse.EVERY, pulse.SILENCE = 0.2, 15
 check = processes.check_shared
 def frozen(folder):
