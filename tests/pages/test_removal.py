@@ -14,6 +14,7 @@ from streamlit.testing.v1 import AppTest
 from stagelens.analyses.removal import measurements
 from stagelens.effects.results import load_result, save_result
 from stagelens.runs.run import open_run
+from stagelens.ui.removal import edited_models
 from stagelens.ui.server import jobs
 from tests.pages.reading import check, figures, words
 
