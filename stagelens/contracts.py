@@ -329,8 +329,8 @@ ACCURACY = Behaviour(
 
 
 SLICE_COLUMN = "slice: "
-"""How columns of slices begin; a set's own column cannot be taken for one, see :func:`joined`."""
-
+"""How columns of slices begin; a set's own column cannot be taken for one, see
+:func:`stagelens.analyses.slices.saved.joined`."""
 
 OTHER_EXAMPLES = "others"
 """Value of the examples that are not in a slice."""

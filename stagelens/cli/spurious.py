@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from stagelens.analyses.saliency.map_table import BASELINES
 from stagelens.estimators.registry import default_estimator
 
 from .options import BudgetOption, ProgressFile, RunFolder, SetOption, TaskOption, opened_with
@@ -40,8 +41,8 @@ def features(
 
 
 @commands.command(
-    epilog="Example: stagelens saliency runs/digits --stage shortcut --example stamped-4 "
-    "--example stamped-7"
+    epilog="Example: stagelens saliency runs/digits --stage shortcut --example stamped-004 "
+    "--example stamped-007"
 )
 def saliency(
     run: RunFolder,
@@ -56,8 +57,9 @@ def saliency(
     baseline: Annotated[
         str | None,
         typer.Option(
-            help="What nothing looks like: black, white or mean for images [black]; padding, mask "
-            "or unknown for texts [padding]."
+            help="What nothing looks like, the default first: "
+            + "; ".join(f"{', '.join(known)} for {kind}s" for kind, known in BASELINES.items())
+            + "."
         ),
     ] = None,
     estimator: Annotated[

@@ -43,7 +43,7 @@ class CoarseReplay(Estimator):
     default_budget = 0.25
     warns_cheaper = True
 
-    def __init__(self, budget: float = 0.25) -> None:
+    def __init__(self, budget: float = default_budget) -> None:
         if not 0 < budget <= 1:
             raise Refused(
                 f"a budget of {budget:g} is not between 0 and 1; it is the share of replay's cost "

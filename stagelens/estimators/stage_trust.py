@@ -10,8 +10,8 @@ REPLAY = "replay"
 """Name of the estimator that decides: the others are compared with it."""
 
 AGREES_R, AGREES_ERROR = 0.9, 0.5
-"""An estimate agrees with replay from this Pearson r on, up to this relative error. Estimates are
-called reliable where 95 % of their like agree; the benchmark counts the same."""
+"""An estimate agrees with replay from this Pearson r on, up to this relative error. Calling
+estimates reliable aims at 95 % of them agreeing; the benchmark counts the same."""
 
 
 class Agreement(BaseModel):

@@ -158,8 +158,9 @@ def _without(
         scaled = final.double() * torch.where(usable, ratio**strength, 1.0)
         return scaled.to(final.dtype)
     wide = torch.float32 if final.dtype.itemsize <= 2 else torch.float64
-    change = after.to(wide).sub_(before.to(wide))
-    return final.to(wide).sub_(change, alpha=strength).to(final.dtype)
+    # Nothing in place: where the dtype is this one already, .to gives the loaded state itself.
+    change = after.to(wide) - before.to(wide)
+    return torch.sub(final.to(wide), change, alpha=strength).to(final.dtype)
 
 
 def subtract_tangent(

@@ -56,8 +56,8 @@ MEANINGS: Mapping[TrustWord, str] = {
     ),
     "disagrees": "an estimate that was held against a replay and is not close to it; use replay",
     "reliable": (
-        "not verified, but of such estimates 95 % agree with replay: the error to expect, found "
-        f"without a replay, is at most {percent(RELIABLE_BELOW)}"
+        "not verified; the error to expect, found without a replay, is at most "
+        f"{percent(RELIABLE_BELOW)}, and only a replay decides"
     ),
     "rough": ("not verified, and the error to expect is larger, or not known; a replay settles it"),
     "refused": (

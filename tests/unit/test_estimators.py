@@ -17,8 +17,10 @@ from stagelens.estimators import replay_check as replay_module
 from stagelens.estimators.counterfactuals import counterfactuals
 from stagelens.estimators.protocol import Counterfactual
 from stagelens.estimators.registry import default_estimator, estimators, make_estimator
+from stagelens.estimators.subtraction import WithoutStage
 from stagelens.replaying.replay import replay_without
 from stagelens.runs.run import Stage
+from stagelens.runs.schema import Boundary
 from stagelens.tasks import ImageClassification
 from tests.support.loops import (
     BATCH_NORM,
@@ -316,3 +318,12 @@ def test_progress_rises_to_one(run: stagelens.Run) -> None:
     list(counterfactuals(run, make_estimator("replay"), run.stages, listen))
     assert told == sorted(told)
     assert told[-1] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_reading_a_task_vector_changes_no_state_in_any_precision(dtype: torch.dtype) -> None:
+    final, start, end = ({"w": torch.tensor(v, dtype=dtype)} for v in ([5, 5], [1, 1], [3, 4]))
+    without = WithoutStage(final, start, end, [Boundary(optimizer="new")] * 2, 1.0)
+    for _ in range(2):
+        assert without["w"].tolist() == [3, 2]
+    assert [state["w"].tolist() for state in (final, start, end)] == [[5, 5], [1, 1], [3, 4]]

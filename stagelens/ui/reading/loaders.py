@@ -249,7 +249,7 @@ def headlines(
     group: str | None,
     noun: str,
 ) -> list[sentences.Sentence]:
-    """``sentences.headlines`` over a set, or one of its groups, from the best known numbers."""
+    """``headlines.headlines`` over a set, or one of its groups, from the best known numbers."""
     found = best_known(at, set_name, estimator)
     if found is None:
         return []
