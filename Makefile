@@ -7,7 +7,7 @@ PORT ?= 8501
 HEADLESS ?=
 ARGS ?=
 WORKERS ?= auto
-SPREAD = --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile
+SPREAD = --numprocesses $(WORKERS) --dist loadfile
 OLDEST := .venv-oldest
 OLDEST_TESTS := tests/unit/test_odd_runs.py tests/unit/test_run_folder.py \
 	tests/unit/test_set_readers.py tests/unit/test_evaluation_sets.py tests/unit/test_uploads.py \
@@ -32,20 +32,18 @@ app: setup ## build the demo on the first start, then open the dashboard
 	@test -e $(DEMO) || $(BIN)/stagelens demo digits --out $(DEMO)
 	$(BIN)/streamlit run app.py --server.port $(PORT) $(if $(filter 1,$(HEADLESS)),--server.headless true)
 
-test: lint ## linters, types, layers and all tests
+test: setup ## all tests, and beside them linters, types and layers
 	$(BIN)/python -m pytest $(SPREAD) $(ARGS)
 
 lint: setup ## ruff, mypy and import-linter
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy stagelens
-	$(BIN)/lint-imports --no-logo --no-cache # its cache overlooks files that were added
+	$(BIN)/python -m pytest -q tests/unit/test_linters.py
 
 bench: setup ## benchmarks, which `make test` leaves out
 	$(BIN)/python -m pytest --timeout=0 -s tests/benchmarks $(ARGS)
 
-fuzz: setup ## broken input for every reader; ARGS='--count 200000'
+fuzz: setup ## broken input for every reader, then the large grids; ARGS='--count 200000'
 	$(BIN)/python -m tests.fuzz $(ARGS)
+	$(BIN)/python -m pytest $(SPREAD) -m extensive tests/unit
 
 same: setup ## the numbers of two versions, side by side: make same BASE=<commit>
 	$(BIN)/python -m tests.same --base $(BASE) $(ARGS)

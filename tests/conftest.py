@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,15 +17,27 @@ import hypothesis
 import pytest
 from filelock import FileLock
 
+from tests.support import processor_time, spreading, warm
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # The models are small: two threads wait for each other longer than one works, above all where
 # other processes hold the cores. Set before torch is imported, here and in child processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+warm.install()
+
 # Examples are bounded in number, not in time: the machines that run this are busy ones.
 hypothesis.settings.register_profile("stagelens", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("stagelens")
+
+
+pytest_configure = processor_time.pytest_configure
+pytest_collection = processor_time.pytest_collection
+pytest_xdist_auto_num_workers = spreading.pytest_xdist_auto_num_workers
+pytest_xdist_make_scheduler = spreading.pytest_xdist_make_scheduler
+pytest_collection_modifyitems = spreading.pytest_collection_modifyitems
+pytest_terminal_summary = spreading.pytest_terminal_summary
 
 
 @dataclass(frozen=True)
@@ -86,7 +99,6 @@ def _built(name: str, folder: Path) -> DemoRun:
         env=offline(),
         capture_output=True,
         text=True,
-        timeout=280,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -114,6 +126,30 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
 def comments_run(tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
     """The comments demo, built once."""
     return _shared("comments", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def verified_run(digits_run: DemoRun, tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
+    """The digits demo after ``verify`` with two budgets and one other order, and what it printed.
+
+    Read it only; copy it to change it.
+    """
+    options = ("--set", "test", "--budget", "0.25", "--budget", "0.5", "--orders", "1", "--json")
+
+    def make(folder: Path) -> dict[str, Any]:
+        path = shutil.copytree(digits_run.path, folder / "digits")
+        done = subprocess.run(
+            [sys.executable, "-m", "stagelens", "verify", str(path), *options],
+            cwd=ROOT,
+            env=offline(),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return {"output": done.stdout}
+
+    folder, told = made_once(tmp_path_factory, "verified-digits", make)
+    return DemoRun(folder / "digits", told["output"], {}, 0.0)
 
 
 @pytest.fixture(scope="session")

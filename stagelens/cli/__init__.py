@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Annotated, Any
 
 import typer
 
@@ -64,9 +66,24 @@ def main() -> None:
             raise
 
 
+@contextmanager
+def _terminated_in_order() -> Iterator[None]:
+    """Let SIGTERM end the block as an exception does, so that half-written files are removed."""
+
+    def end(number: int, _frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt tidying up
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _run() -> None:
     try:
-        with at_end:
+        with _terminated_in_order(), at_end:
             app(standalone_mode=True)
     except (StageLensError, OSError) as error:
         if "--debug" in sys.argv:

@@ -34,8 +34,9 @@ from tests.conftest import DemoRun
 ROOT = Path(__file__).resolve().parents[2]
 OUTPUT = ROOT / "test-output"
 
-WAIT = 30_000
-"""Milliseconds that anything on a page may take; generous, because CI has two busy cores."""
+WAIT = 200_000
+"""Milliseconds that anything on a page may take. A wait ends as soon as the thing is there, so this
+only says when to give up; a machine that is busy with much else must not fail a test."""
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM_ARGS = [
@@ -46,6 +47,9 @@ CHROMIUM_ARGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+QUIET = {"STREAMLIT_SERVER_FILE_WATCHER_TYPE": "none"}
+"""Every file that is watched takes time; no test edits one."""
+
 VIEWPORT = {"width": 1280, "height": 1600}
 
 OUTSIDE = re.compile(r"^(?:https?|wss?)://(?!127\.0\.0\.1[:/])", re.IGNORECASE)
@@ -107,7 +111,8 @@ def launch(folder: Path, env: Mapping[str, str], script: str | Path = "app.py") 
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log_file = folder / "streamlit.log"
-    command = [sys.executable, "-m", "streamlit", "run", str(script)]
+    # Its jobs are forked from a warm process; STAGELENS_COLD=1 starts them as users do.
+    command = [sys.executable, "-m", "tests.support.serve", "run", str(script)]
     options = [f"--server.port={port}", "--server.headless=true", "--logger.enableRich=false"]
     with open(log_file, "wb") as log:
         process = subprocess.Popen(
@@ -120,13 +125,17 @@ def launch(folder: Path, env: Mapping[str, str], script: str | Path = "app.py") 
             start_new_session=True,
         )
     server = Server(f"http://127.0.0.1:{port}", log_file, process)
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + WAIT / 1000
     while not server.healthy():
         late = time.monotonic() > deadline
         if late or process.poll() is not None:
             ended = process.returncode
             server.stop()
-            why = "did not answer within 90 seconds" if late else f"ended with status {ended}"
+            why = (
+                f"did not answer within {WAIT // 1000} seconds"
+                if late
+                else f"ended with status {ended}"
+            )
             raise RuntimeError(f"the server {why}:\n{server.log()[-10_000:]}")
         time.sleep(0.1)
     return server
@@ -137,6 +146,7 @@ Settle = Callable[..., None]
 Screenshot = Callable[..., tuple[Path, Path]]
 
 _running: list[Server] = []
+_FAILED = pytest.StashKey[bool]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -167,6 +177,7 @@ def pytest_runtest_makereport(
     """A failure comes with the servers' logs and a picture of the page."""
     report = yield
     if report.failed:
+        item.stash[_FAILED] = True
         for server in _running:
             report.sections.append((f"log of {server.url}", server.log()[-10_000:]))
         page = getattr(item, "funcargs", {}).get("page")
@@ -194,28 +205,76 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture
-def page(chromium: Browser) -> Iterator[Page]:
-    """An empty page in a fresh profile; the test fails when it asks anything but 127.0.0.1."""
-    outside: list[str] = []
+class _Profile:
+    """One profile of the browser with one page, which tests use in turn.
 
-    def refuse(route: Route) -> None:
-        outside.append(route.request.url)
+    A page that is not closed keeps the compiled scripts of Streamlit; compiling them would take a
+    second of processor time in every test.
+
+    Attributes:
+        page: Emptied and as wide as at first, for the next test.
+        outside: What pages have asked of other hosts than 127.0.0.1.
+    """
+
+    def __init__(self, chromium: Browser) -> None:
+        self.outside: list[str] = []
+        self._context = chromium.new_context(
+            viewport=VIEWPORT, color_scheme="light", service_workers="block", accept_downloads=True
+        )
+        self._context.set_default_timeout(WAIT)
+        self._context.route(OUTSIDE, self._refuse)
+        self._context.on("page", lambda opened: opened.on("websocket", self._watch))
+        self.page = self._context.new_page()
+
+    def _refuse(self, route: Route) -> None:
+        self.outside.append(route.request.url)
         route.abort()
 
-    def watch(web_socket: WebSocket) -> None:
+    def _watch(self, web_socket: WebSocket) -> None:
         if OUTSIDE.match(web_socket.url):
-            outside.append(web_socket.url)
+            self.outside.append(web_socket.url)
 
-    context = chromium.new_context(
-        viewport=VIEWPORT, color_scheme="light", service_workers="block", accept_downloads=True
-    )
-    context.set_default_timeout(WAIT)
-    context.route(OUTSIDE, refuse)
-    context.on("page", lambda opened: opened.on("websocket", watch))
-    yield context.new_page()
-    context.close()
-    assert not outside, f"the page asked other hosts than 127.0.0.1: {sorted(set(outside))}"
+    def reset(self) -> None:
+        """Leave nothing of a test in the profile: no page, no choice, no cookie, no size."""
+        for other in self._context.pages:
+            if other is not self.page:
+                other.close()
+        if self.page.url.startswith("http"):
+            self.page.evaluate("() => { localStorage.clear(); sessionStorage.clear(); }")
+        self.page.goto("about:blank")
+        self._context.clear_cookies()
+        self.page.set_viewport_size(VIEWPORT)
+        self.page.emulate_media(color_scheme="light")
+
+    def close(self) -> None:
+        self._context.close()
+
+
+@pytest.fixture(scope="session")
+def _profiles(chromium: Browser) -> Iterator[list[_Profile]]:
+    """The profile in use, if there is one; a test that fails takes its own with it."""
+    profiles: list[_Profile] = []
+    yield profiles
+    for profile in profiles:
+        profile.close()
+
+
+@pytest.fixture
+def page(
+    chromium: Browser, _profiles: list[_Profile], request: pytest.FixtureRequest
+) -> Iterator[Page]:
+    """An empty page; the test fails when it asks anything but 127.0.0.1."""
+    if not _profiles:
+        _profiles.append(_Profile(chromium))
+    (profile,) = _profiles
+    yield profile.page
+    outside, profile.outside = sorted(set(profile.outside)), []
+    if profile.page.is_closed() or request.node.stash.get(_FAILED, False):
+        _profiles.clear()
+        profile.close()
+    else:
+        profile.reset()
+    assert not outside, f"the page asked other hosts than 127.0.0.1: {outside}"
 
 
 @pytest.fixture(scope="module")
@@ -233,10 +292,16 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServ
     ``env`` is added to this process's environment. STAGELENS_HOME is an empty folder of the
     server's own unless ``env`` says otherwise. ``script`` is relative to the project's root.
     """
+    with _servers(tmp_path_factory) as start:
+        yield start
+
+
+@contextlib.contextmanager
+def _servers(factory: pytest.TempPathFactory) -> Iterator[StartServer]:
     started: list[Server] = []
 
     def start(env: Mapping[str, str] | None = None, script: str | Path = "app.py") -> Server:
-        server = launch(tmp_path_factory.mktemp("server"), env or {}, script)
+        server = launch(factory.mktemp("server"), {**QUIET, **(env or {})}, script)
         started.append(server)
         _running.append(server)
         return server
@@ -245,6 +310,19 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServ
     for server in started:
         server.stop()
         _running.remove(server)
+
+
+@pytest.fixture(scope="session")
+def server(digits_run: DemoRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with the digits demo, for all files that only read it.
+
+    What its pages have measured stays there. A file that changes the demo, or counts on what has
+    not been measured, defines a ``server`` of its own.
+    """
+    home = tmp_path_factory.mktemp("read")
+    shutil.copytree(digits_run.path, home / "digits")
+    with _servers(tmp_path_factory) as start:
+        yield start({"STAGELENS_HOME": str(home)})
 
 
 @pytest.fixture(scope="session")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from itertools import pairwise
 
 import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.axe import violations
-from tests.conftest import DemoRun
 
 PAGES = {
     "welcome": ("/", "Which stage is to credit"),
@@ -27,14 +25,6 @@ PAGES = {
 HEADINGS = """[...document.querySelectorAll("h1,h2,h3,h4,h5,h6")]
     .filter(each => each.checkVisibility()).map(each => Number(each.tagName[1]))"""
 """JavaScript: the levels of all headings, in the order of the page."""
-
-
-@pytest.fixture(scope="module")
-def server(start_server, digits_run: DemoRun, tmp_path_factory: pytest.TempPathFactory):
-    """A server whose home has the digits demo."""
-    home = tmp_path_factory.mktemp("accessible")
-    shutil.copytree(digits_run.path, home / "digits")
-    return start_server({"STREAMLIT_SERVER_FILE_WATCHER_TYPE": "none", "STAGELENS_HOME": str(home)})
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -8,8 +8,6 @@ from playwright.sync_api import Page, expect
 
 from tests.support.checkpoints import classifiers, labelled_texts
 
-QUIET = {"STREAMLIT_SERVER_FILE_WATCHER_TYPE": "none"}
-
 
 def test_checkpoint_folders_become_a_run_that_is_looked_at(
     start_server, page: Page, settle, screenshot, tmp_path: Path
@@ -18,7 +16,7 @@ def test_checkpoint_folders_become_a_run_that_is_looked_at(
     classifiers(models)
     labelled_texts(models / "texts.jsonl")
     roots = {"STAGELENS_HOME": str(home), "STAGELENS_ROOTS": str(models)}
-    server = start_server({**QUIET, **roots})
+    server = start_server({**roots})
     page.goto(server.url)
     settle(page, "Make a run of checkpoints")
     page.get_by_role("button", name="Add a stage").click()
@@ -36,6 +34,6 @@ def test_checkpoint_folders_become_a_run_that_is_looked_at(
     page.get_by_label("Stage 2: name").fill("dpo")
     page.get_by_label("Stage 2: checkpoint folder").fill("dpo")
     page.get_by_role("button", name="Make the run").click()
-    expect(page.get_by_role("heading", name="mine")).to_be_visible(timeout=90_000)
+    expect(page.get_by_role("heading", name="mine")).to_be_visible()
     settle(page, "assembled from checkpoints: no steps recorded")
     assert "run=mine" in page.url

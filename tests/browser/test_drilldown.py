@@ -3,24 +3,11 @@
 from __future__ import annotations
 
 import re
-import shutil
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.conftest import DemoRun
-
-QUIET = {"STREAMLIT_SERVER_FILE_WATCHER_TYPE": "none"}
 LINK = "Examples?run=digits&set=mixed-up&behaviour=margin&estimator=replay&sort=id"
-
-
-@pytest.fixture(scope="module")
-def server(start_server, digits_run: DemoRun, tmp_path_factory: pytest.TempPathFactory):
-    """A server whose home has a copy of the digits demo."""
-    home: Path = tmp_path_factory.mktemp("home")
-    shutil.copytree(digits_run.path, home / "digits")
-    return start_server({**QUIET, "STAGELENS_HOME": str(home)})
 
 
 @pytest.mark.slow
@@ -33,7 +20,7 @@ def test_from_an_example_to_its_steps_its_data_and_others_beside_it(
     expect(page.get_by_role("figure", name=re.compile("Margin observed")).first).to_be_attached()
     settle(page)
     page.get_by_role("button", name="Compute the contributions").click()
-    expect(page.get_by_text("its 42 steps together")).to_be_visible(timeout=200_000)
+    expect(page.get_by_text("its 42 steps together")).to_be_visible()
     settle(page)
     chart = page.get_by_role("figure", name=re.compile("Contributions of the 42 steps"))
     expect(chart.first).to_be_attached()

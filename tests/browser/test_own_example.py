@@ -9,14 +9,7 @@ import pytest
 from PIL import Image, ImageDraw
 from playwright.sync_api import Page, expect
 
-QUIET = {"STREAMLIT_SERVER_FILE_WATCHER_TYPE": "none"}
 OWN = "/Examples?run=digits&view=Own+example"
-
-
-@pytest.fixture(scope="module")
-def server(start_server, demo_home: Path):
-    """A server whose home has the digits demo."""
-    return start_server({**QUIET, "STAGELENS_HOME": str(demo_home)})
 
 
 @pytest.fixture

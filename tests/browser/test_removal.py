@@ -14,7 +14,6 @@ from playwright.sync_api import Page, expect
 
 from tests.conftest import DemoRun
 
-QUIET = {"STREAMLIT_SERVER_FILE_WATCHER_TYPE": "none"}
 LINK = "/Remove_a_stage?run=digits&set=test"
 
 METRIC = '[data-testid="stMetricValue"]'
@@ -30,7 +29,7 @@ def home(digits_run: DemoRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(start_server, home: Path):
     """A server whose home has the digits demo."""
-    return start_server({**QUIET, "STAGELENS_HOME": str(home)})
+    return start_server({"STAGELENS_HOME": str(home)})
 
 
 def exact(page: Page) -> None:
@@ -73,13 +72,13 @@ def test_a_targeted_edit_is_found_and_saved(
     page.goto(server.url + LINK + "&remove-mode=Targeted")
     settle(page, "by taking out parts of")
     page.get_by_role("button", name="Find the smallest edit").click()
-    expect(page.get_by_text("Found on the validation part")).to_be_visible(timeout=90_000)
+    expect(page.get_by_text("Found on the validation part")).to_be_visible()
     exact(page)
     page.get_by_text("Strength by layer", exact=True).click()
     settle(page, "Save the edited model")
     screenshot(page, "removal-targeted")
     page.get_by_role("button", name="Save", exact=True).click()
-    expect(page.get_by_text("Saved in")).to_be_visible(timeout=90_000)
+    expect(page.get_by_text("Saved in")).to_be_visible()
     assert (home / "edited" / "digits-without-shortcut" / "README.md").is_file()
 
 

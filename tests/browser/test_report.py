@@ -15,7 +15,6 @@ from stagelens.runs.run import open_run
 from tests.browser.conftest import OUTPUT
 from tests.conftest import DemoRun
 
-QUIET = {"STREAMLIT_SERVER_FILE_WATCHER_TYPE": "none"}
 NOTE = "The shortcut stage is to blame. <b>Remove it?</b>"
 
 
@@ -29,7 +28,7 @@ def home(digits_run: DemoRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(start_server, home: Path):
     """A server whose home has the digits demo."""
-    return start_server({**QUIET, "STAGELENS_HOME": str(home)})
+    return start_server({"STAGELENS_HOME": str(home)})
 
 
 def pin(page: Page, name: str, note: str) -> None:

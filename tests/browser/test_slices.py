@@ -15,9 +15,7 @@ from tests.conftest import DemoRun
 def server(start_server, digits_run: DemoRun, tmp_path):
     """A server whose home has a digits demo of its own."""
     shutil.copytree(digits_run.path, tmp_path / "digits")
-    return start_server(
-        {"STREAMLIT_SERVER_FILE_WATCHER_TYPE": "none", "STAGELENS_HOME": str(tmp_path)}
-    )
+    return start_server({"STAGELENS_HOME": str(tmp_path)})
 
 
 def save(page: Page, settle, name: str) -> None:

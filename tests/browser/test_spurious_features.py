@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.axe import violations
-
-QUIET = {"STREAMLIT_SERVER_FILE_WATCHER_TYPE": "none"}
-
-
-@pytest.fixture(scope="module")
-def server(start_server, demo_home: Path):
-    """A server whose home has the digits demo."""
-    return start_server({**QUIET, "STAGELENS_HOME": str(demo_home)})
 
 
 def test_the_gap_between_groups_is_read_with_and_without_each_stage(
@@ -57,7 +48,7 @@ def test_features_are_looked_for_and_their_examples_opened(
     settle(page, "The gap in accuracy between")
     page.get_by_role("tab", name="Found without metadata").click()
     found = page.get_by_text(re.compile("What goes most with the effect of"))
-    expect(found).to_be_visible(timeout=200_000)
+    expect(found).to_be_visible()
     settle(page)
     chart = page.get_by_role("figure", name=re.compile("Where the effect of .* sits"))
     expect(chart.first).to_be_attached()

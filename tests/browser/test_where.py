@@ -3,20 +3,8 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
-import pytest
 from playwright.sync_api import Page, expect
-
-QUIET = {"STREAMLIT_SERVER_FILE_WATCHER_TYPE": "none"}
-FIRST = 120_000
-"""Milliseconds for the first maps: torch is loaded for them."""
-
-
-@pytest.fixture(scope="module")
-def server(start_server, demo_home: Path):
-    """A server whose home has the digits demo."""
-    return start_server({**QUIET, "STAGELENS_HOME": str(demo_home)})
 
 
 def test_from_the_gallery_of_a_stage_to_the_map_of_one_example(
@@ -25,7 +13,7 @@ def test_from_the_gallery_of_a_stage_to_the_map_of_one_example(
     link = "part=Where+in+the+input&group=stamped&estimator=task-vector&of-stage=mislabelled"
     page.goto(f"{server.url}/Spurious_features?run=digits&{link}")
     charts = page.get_by_role("figure", name=re.compile("Where in example .* sits"))
-    expect(charts).to_have_count(6, timeout=FIRST)
+    expect(charts).to_have_count(6)
     page.get_by_role("combobox", name="Stage", exact=True).click()
     page.get_by_role("option", name="shortcut", exact=True).click()
     expect(page.get_by_text("of the effect of shortcut on the margin")).to_be_visible()
@@ -40,7 +28,7 @@ def test_from_the_gallery_of_a_stage_to_the_map_of_one_example(
     page.set_viewport_size({"width": 1280, "height": 1600})
     page.get_by_role("link", name=re.compile("^stamped-")).first.click()
     settle(page, "Which part of the input carries the effect")
-    expect(charts).to_have_count(1, timeout=FIRST)
+    expect(charts).to_have_count(1)
     expect(page.get_by_text(re.compile(r"Effect \S+ = pixels \S+ \+ baseline"))).to_be_visible()
     assert "/Examples" in page.url and "look=Where" in page.url
     alt = re.compile("example stamped-.* the effect of shortcut on the margin sits")

@@ -44,7 +44,7 @@ def open_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> OpenPage:
 
     def run(home: Path | None, link: str = "", page: str = "app.py") -> AppTest:
         monkeypatch.setenv("STAGELENS_HOME", str(home or tmp_path / "nothing-yet"))
-        app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+        app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
         for name, value in parse_qsl(link):
             app.query_params[name] = value
         if page != "app.py":

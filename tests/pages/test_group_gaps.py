@@ -71,4 +71,4 @@ def test_the_page_alone_needs_no_torch() -> None:
     code = (
         "import sys, stagelens.ui.spurious.groups as g; assert g; assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True)

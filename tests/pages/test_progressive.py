@@ -48,6 +48,7 @@ def slow_replay(monkeypatch: pytest.MonkeyPatch) -> None:
     replay_takes(40.0, monkeypatch)
 
 
+@pytest.mark.slow
 def test_where_replay_takes_hardly_longer_it_comes_instead_of_a_coarse_one(
     open_page, bare: Path
 ) -> None:
@@ -59,6 +60,7 @@ def test_where_replay_takes_hardly_longer_it_comes_instead_of_a_coarse_one(
     assert app.selectbox(key="estimator").options == ["replay", "task-vector"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("slow_replay")
 @pytest.mark.parametrize("page", ["app.py", EXAMPLES])
 def test_numbers_come_free_then_coarse_then_exact(open_page, bare: Path, page: str) -> None:
@@ -90,6 +92,7 @@ def test_better_numbers_do_not_move_the_place(open_page, bare: Path) -> None:
     assert [toast.value for toast in app.toast if "Better numbers" in toast.value]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("slow_replay")
 def test_numbers_chosen_on_purpose_stay_and_the_better_ones_are_offered(
     open_page, bare: Path

@@ -16,6 +16,7 @@ from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs.run import open_run
 from stagelens.trust.verification import load_verification, trusted
 from stagelens.ui.server import jobs
+from tests.conftest import DemoRun
 from tests.pages.reading import check, figures, labels, table, words
 from tests.support.toy_estimator import register_toy
 
@@ -39,18 +40,10 @@ def press(app: AppTest, label: str) -> AppTest:
 
 
 @pytest.fixture(scope="module")
-def verified(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def verified(verified_run: DemoRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo after a verification with one other order."""
     folder = tmp_path_factory.mktemp("verified") / "digits"
-    shutil.copytree(demo, folder)
-    options = ("--set", "test", "--budget", "0.25", "--budget", "0.5", "--orders", "1")
-    subprocess.run(
-        [sys.executable, "-m", "stagelens", "verify", str(folder), *options],
-        check=True,
-        capture_output=True,
-        timeout=280,
-    )
-    return folder
+    return Path(shutil.copytree(verified_run.path, folder))
 
 
 def test_a_stored_replay_is_compared_with_before_anything_is_verified(open_page, demo) -> None:
@@ -138,6 +131,7 @@ def test_other_pages_say_verified_and_within_noise(open_page, verified: Path) ->
     assert "≈ within training noise: no finding." in words(app)
 
 
+@pytest.mark.slow
 def test_verifying_runs_beside_the_page_and_its_result_is_shown(open_page, demo_copy: Path) -> None:
     app = check(open_page(demo_copy.parent, "run=digits&budgets=1/8&orders=0", PAGE))
     check(press(app, "Verify by replay"))
@@ -219,7 +213,7 @@ def test_nothing_from_data_becomes_markup(open_page, demo_copy: Path) -> None:
 def test_the_page_alone_needs_no_torch() -> None:
     code = "import sys; from stagelens.ui.trust import sections, verifying; assert verifying"
     code += "; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_new_estimator_is_offered_and_has_its_line_among_the_costs(

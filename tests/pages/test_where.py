@@ -96,6 +96,7 @@ def test_an_example_shows_its_own_map(open_page, demo_copy: Path) -> None:
     assert titles == ["final model", "without shortcut", "effect of shortcut"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("run", "behaviour"), [("comments", "margin"), ("prompts", "log-likelihood")]
 )

@@ -19,6 +19,7 @@ from stagelens.derivatives.trajectory import DerivativeOptions, LinearStage, act
 from stagelens.runs.run import Run
 from stagelens.tasks.image_classification import ImageClassification
 from stagelens.tasks.transformer_task import IGNORED
+from tests.support.grids import pairs
 from tests.support.small_runs import CLASSES, SHAPE, Optimizer, Phase, record
 from tests.support.small_texts import CLASSES as LABELS
 from tests.support.small_texts import TEXTS, classification, language
@@ -82,8 +83,12 @@ def linearised(run: Run, behaviour: str = "margin") -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("network", ["dead units", "cnn", "batch norm", "encoder", "branch"])
-@pytest.mark.parametrize("optimizer", [momentum, nesterov, adam, adamw])
+@pytest.mark.parametrize(
+    ("optimizer", "network"),
+    pairs(
+        [momentum, nesterov, adam, adamw], ["dead units", "cnn", "batch norm", "encoder", "branch"]
+    ),
+)
 @pytest.mark.parametrize("clip_norm", [None, 0.1], ids=["unclipped", "clipped"])
 def test_steps_sum_to_the_linearised_scale_effect_of_their_stage(
     tmp_path: Path, optimizer: Optimizer, network: str, clip_norm: float | None
@@ -106,8 +111,10 @@ def test_steps_come_in_training_order_with_their_numbers(tmp_path: Path) -> None
     ]
 
 
-@pytest.mark.parametrize("network", ["dead units", "encoder", "branch"])
-@pytest.mark.parametrize("optimizer", [plain, momentum, nesterov, adam, adamw])
+@pytest.mark.parametrize(
+    ("optimizer", "network"),
+    pairs([plain, momentum, nesterov, adam, adamw], ["dead units", "encoder", "branch"]),
+)
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_examples_and_the_carried_row_sum_to_the_step(
     tmp_path: Path, optimizer: Optimizer, network: str, accumulation: int

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +63,6 @@ def in_a_process(*words: object) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "stagelens", *map(str, words)],
         capture_output=True,
         text=True,
-        timeout=120,
     )
 
 
@@ -108,6 +109,7 @@ def test_the_demo_does_not_overwrite(digits_run: DemoRun, command: Command) -> N
     assert answer.err.startswith(f"stagelens: {digits_run.path} is not empty; choose another")
 
 
+@pytest.mark.slow
 def test_without_a_terminal_the_demo_prints_a_line_for_every_phase(tmp_path: Path) -> None:
     done = in_a_process("demo", "digits", "--out", tmp_path / "digits")
     assert done.returncode == 0, done.stderr
@@ -116,6 +118,21 @@ def test_without_a_terminal_the_demo_prints_a_line_for_every_phase(tmp_path: Pat
         assert sum(line.endswith(f" %  Training stage {stage}") for line in lines) == 1
     assert any("Replaying without shortcut" in line for line in lines)
     assert len(lines) < 60
+
+
+@pytest.mark.slow
+def test_a_terminated_demo_leaves_nothing(tmp_path: Path) -> None:
+    progress = tmp_path / "progress.json"
+    words = ("demo", "digits", "--out", tmp_path / "home" / "digits", "--progress", progress)
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "stagelens", *map(str, words)], stderr=subprocess.DEVNULL
+    )
+    while not any((tmp_path / "home").glob(".digits-*")):
+        assert demo.poll() is None
+        time.sleep(0.01)
+    demo.terminate()
+    assert demo.wait() == 128 + signal.SIGTERM
+    assert list((tmp_path / "home").iterdir()) == []
 
 
 # attribute

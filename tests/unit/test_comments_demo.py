@@ -63,6 +63,7 @@ def test_the_toxicity_stage_is_to_credit_for_finding_toxic_comments(effects: Res
     assert toxic["toxicity"] > 10
 
 
+@pytest.mark.slow
 def test_every_stage_replays_bit_for_bit(demo: stagelens.Run) -> None:
     deviations = [measure_deviation(demo.task, stage) for stage in demo.stages]
     assert [deviation for deviation in deviations if not deviation.bitwise] == []
@@ -73,10 +74,13 @@ def test_only_the_head_is_new_before_toxicity(demo: stagelens.Run) -> None:
     assert new == [["classifier.weight", "classifier.bias"], [], []]
 
 
-def test_the_same_seed_gives_the_same_run_and_another_seed_another(
-    demo: stagelens.Run, tmp_path: Path
-) -> None:
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_run(demo: stagelens.Run, tmp_path: Path) -> None:
     assert comments.record(tmp_path / "again", seed=0).digest == demo.digest
+
+
+@pytest.mark.extensive
+def test_another_seed_gives_another_run(demo: stagelens.Run, tmp_path: Path) -> None:
     assert comments.record(tmp_path / "other", seed=1).digest != demo.digest
 
 

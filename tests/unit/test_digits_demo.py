@@ -55,6 +55,7 @@ def test_the_mislabelled_stage_is_to_blame_for_the_classes_it_mixes_up(
     assert losses["mislabelled"] > 0.05
 
 
+@pytest.mark.slow
 def test_the_training_examples_that_hurt_most_are_the_mislabelled_ones(
     demo: stagelens.Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,10 +106,13 @@ def test_every_stage_replays_bit_for_bit(demo: stagelens.Run) -> None:
     assert [deviation for deviation in deviations if not deviation.bitwise] == []
 
 
-def test_the_same_seed_gives_the_same_run_and_another_seed_another(
-    demo: stagelens.Run, tmp_path: Path
-) -> None:
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_run(demo: stagelens.Run, tmp_path: Path) -> None:
     assert digits.record(tmp_path / "again", seed=0).digest == demo.digest
+
+
+@pytest.mark.extensive
+def test_another_seed_gives_another_run(demo: stagelens.Run, tmp_path: Path) -> None:
     assert digits.record(tmp_path / "other", seed=1).digest != demo.digest
 
 

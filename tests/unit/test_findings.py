@@ -156,6 +156,7 @@ for step in range(10):
 """
 
 
+@pytest.mark.slow
 def test_processes_that_write_at_once_lose_nothing(store: FindingStore, tmp_path: Path) -> None:
     shared = store.pin(seen(figure=None), "start")
     command = [sys.executable, "-c", _WRITER, str(tmp_path), shared.id]
@@ -167,7 +168,7 @@ def test_processes_that_write_at_once_lose_nothing(store: FindingStore, tmp_path
         writer.stdin.write("go\n")
         writer.stdin.flush()
     for writer in writers:
-        writer.communicate(timeout=60)
+        writer.communicate()
         assert writer.returncode == 0
     found = store.read()
     everything = {f"{name}-{step}" for name in "ab" for step in range(10)}

@@ -50,6 +50,7 @@ def over(job: Job) -> None:
     assert not job.running
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "said", "advice"),
     [

@@ -12,9 +12,10 @@ from tests.fuzz.guard import Escape, only_below
 from tests.fuzz.readers import readers
 from tests.fuzz.running import Reader, home_below, run, spread
 
-COUNT = 3000
+COUNT = 1000
 
 
+@pytest.mark.slow
 def test_every_reader_takes_broken_input_or_refuses_it_in_words(tmp_path: Path) -> None:
     with home_below(tmp_path):
         every, refused = readers(tmp_path), 0

@@ -16,6 +16,7 @@ from torch import nn
 import stagelens
 from stagelens.contracts import RecordingError
 from stagelens.replaying.replay import measure_deviation
+from tests.support.grids import part
 from tests.support.loops import make_batches, make_task, train
 
 CONFIG = {"kind": "mlp", "hidden": [6], "dropout": 0.3}
@@ -98,7 +99,7 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", part(range(100), every=25))
 def test_a_killed_recording_keeps_every_finished_flush_and_goes_on(
     seed: int, losses: dict[str, list[float]], tmp_path: Path
 ) -> None:

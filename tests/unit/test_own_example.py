@@ -254,6 +254,7 @@ def test_the_limit_changes_no_number(run: stagelens.Run, limit: int) -> None:
         assert loaded.used <= limit
 
 
+@pytest.mark.slow
 def test_sessions_that_ask_at_once_each_get_their_own_answer(run: stagelens.Run) -> None:
     facts = attribute(run, "test", "coarse-replay").facts
     examples = run.evaluation_set("test").examples()[:8]

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,7 +26,7 @@ from stagelens.runs.run import Run, open_run
 from stagelens.runs.sets.writer import write_set
 from stagelens.trust import noise, verification
 from tests.conftest import ROOT
-from tests.support import small_runs
+from tests.support import launched, small_runs
 from tests.support.loops import Plan, differing, make_batches, make_task, record_plans
 
 COUNT = 60
@@ -73,42 +70,9 @@ def alone(recorded: Path) -> Run:
     return run
 
 
-@pytest.fixture(scope="module")
-def server() -> Any:
-    """Forks processes that have imported everything already, and have used none of it."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["accelerate", "stagelens.cli", "stagelens.trust.verification"])
-    return context
-
-
-def started(server: Any, count: int, work: Any, folder: Path, *more: Any) -> list[int]:
-    """Run ``work`` in ``count`` processes of one job; the exit status of each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    began = [
-        server.Process(target=work, args=(rank, count, port, folder, *more))
-        for rank in range(count)
-    ]
-    for process in began:
-        process.start()
-    for process in began:
-        process.join(200)
-    return [process.exitcode for process in began]
-
-
-def as_launched(rank: int, count: int, port: int, folder: Path) -> None:
-    """What a launcher makes of a new process, which prints into files."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    for number, name in ((1, "out"), (2, "err")):
-        os.dup2(os.open(folder / f"{name}-{rank}", os.O_CREAT | os.O_WRONLY), number)
-    torch.set_num_threads(1)
-
-
 def command(rank: int, count: int, port: int, folder: Path, *words: str) -> None:
     """``stagelens WORDS``."""
-    as_launched(rank, count, port, folder)
+    launched.as_launched(rank, count, port, folder)
     sys.argv = ["stagelens", *words]
     main()
 
@@ -147,15 +111,16 @@ def assert_same_numbers(run: Run, alone: Run) -> None:
     np.testing.assert_allclose(first["effect"], second["effect"], rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
 def test_several_processes_give_the_numbers_of_one(
-    count: int, server: Any, recorded: Path, alone: Run, tmp_path: Path
+    count: int, recorded: Path, alone: Run, tmp_path: Path
 ) -> None:
     path, progress = tmp_path / "run", tmp_path / "progress.json"
     shutil.copytree(recorded, path)
     chosen = [word for name in ESTIMATORS for word in ("--estimator", name)]
     more = ("--orders", "1", "--json", "--progress", str(progress))
-    ended = started(server, count, command, tmp_path, "verify", str(path), *chosen, *more)
+    ended = launched.run(count, command, tmp_path, "verify", str(path), *chosen, *more)
     told = [(tmp_path / f"err-{rank}").read_text() for rank in range(count)]
     assert ended == [0] * count, told
     assert len(json.loads((tmp_path / "out-0").read_text())) == len(ESTIMATORS) * 4 * 3
@@ -169,15 +134,13 @@ def test_several_processes_give_the_numbers_of_one(
 
 def split_replay(rank: int, count: int, port: int, folder: Path) -> None:
     """A replay in float64 whose batches the processes share."""
-    as_launched(rank, count, port, folder)
+    launched.as_launched(rank, count, port, folder)
     run = open_run(folder / "run", small_runs.make_task("cnn"))
     with processes.joined():
         attribute(run, "test", "replay", settings={"split_batches": True})
 
 
-def test_batches_that_are_split_give_the_replay_to_rounding_and_say_so(
-    server: Any, tmp_path: Path
-) -> None:
+def test_batches_that_are_split_give_the_replay_to_rounding_and_say_so(tmp_path: Path) -> None:
     phases = [
         small_runs.Phase(
             name,
@@ -192,7 +155,7 @@ def test_batches_that_are_split_give_the_replay_to_rounding_and_say_so(
     images = np.random.default_rng(0).normal(size=(20, 4, 4)).astype(np.float32)
     write_set(made.path, made.task, "test", images=images, labels=[n % 3 for n in range(20)])
     shutil.copytree(tmp_path / "run", tmp_path / "whole")
-    assert started(server, 2, split_replay, tmp_path) == [0, 0], (tmp_path / "err-0").read_text()
+    assert launched.run(2, split_replay, tmp_path) == [0, 0], (tmp_path / "err-0").read_text()
     run, whole = (open_run(tmp_path / name, made.task) for name in ("run", "whole"))
     expected = attribute(whole, "test", "replay")
     found = load_result(run, "test", "effects", "replay")
@@ -211,16 +174,17 @@ def test_batches_that_are_split_give_the_replay_to_rounding_and_say_so(
 
 
 def test_what_fails_in_one_process_is_told_once_and_ends_all(
-    server: Any, recorded: Path, tmp_path: Path
+    recorded: Path, tmp_path: Path
 ) -> None:
     words = ("attribute", str(recorded), "--set", "nothing")
-    assert started(server, 2, command, tmp_path, *words) == [1, 1]
+    assert launched.run(2, command, tmp_path, *words) == [1, 1]
     told = (tmp_path / "err-0").read_text()
     assert told.startswith("stagelens: run 'run' has no evaluation set 'nothing'")
     assert told.count("\n") == 1
     assert (tmp_path / "err-1").read_text() == ""
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_job_in_one_line_and_shards_are_kept(
     recorded: Path, alone: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,7 +205,6 @@ def test_a_killed_process_ends_the_job_in_one_line_and_shards_are_kept(
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=240,
     )
     assert done.returncode != 0
     told = [line for line in done.stderr.splitlines() if line.startswith("stagelens: ")]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -13,26 +12,28 @@ from pathlib import Path
 import pytest
 from torch.distributed import HashStore
 
-from stagelens.compute import pulse
-from stagelens.compute.pulse import SILENCE, Pulse
-from tests.conftest import ROOT
-from tests.support import odd_runs
-
-FROZEN = """
-import os, signal, sys
 from stagelens import cli
 from stagelens.compute import processes, pulse
-pulse.EVERY, pulse.SILENCE = 0.2, 15
-check = processes.check_shared
-def frozen(folder):
-    if processes.number() == {number}:
-        print(os.getpid(), file=sys.__stdout__, flush=True)
-        os.kill(os.getpid(), signal.SIGSTOP)
-    check(folder)
-processes.check_shared = frozen
-sys.argv = ["stagelens", "attribute", {run!r}, "--estimator", "task-vector"]
-cli.main()
-"""
+from stagelens.compute.pulse import SILENCE, Pulse
+from tests.support import launched, odd_runs
+
+
+def attribute_and_freeze(
+    rank: int, count: int, port: int, folder: Path, run: str, number: int
+) -> None:
+    """``stagelens attribute``, in which one process stops before the work is shared."""
+    launched.as_launched(rank, count, port, folder)
+    pulse.EVERY, pulse.SILENCE, pulse._SPEAKER = 0.2, 15, 2.0
+    check = processes.check_shared
+
+    def frozen(shared: Path) -> None:
+        if processes.number() == number:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        check(shared)
+
+    processes.check_shared = frozen
+    sys.argv = ["stagelens", "attribute", run, "--estimator", "task-vector"]
+    cli.main()
 
 
 def three(frozen: Callable[[str], None] = pytest.fail) -> list[Pulse]:
@@ -106,30 +107,22 @@ def test_a_store_that_went_with_its_process_ends_the_pulse(monkeypatch) -> None:
     assert told == []  # whoever died is told by the connections that it closed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1], ids=["the main process", "another one"])
 def test_a_frozen_process_ends_the_job_in_one_line(number: int, tmp_path: Path) -> None:
     run = odd_runs.record(tmp_path / "run", {"first": (2, 0.05)})
-    script = tmp_path / "frozen.py"
-    script.write_text(FROZEN.format(number=number, run=str(run.path)))
-    launch = ("-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu")
-    words = ("--num_processes", "3", "--main_process_port", "0", "--num_machines", "1")
-    more = ("--mixed_precision", "no", "--dynamo_backend", "no")
-    job = subprocess.Popen(
-        [sys.executable, *launch, *words, *more, str(script)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    job = launched.start(3, attribute_and_freeze, tmp_path, str(run.path), number)
+    frozen = job.pop(number)
     try:
-        assert job.stdout is not None and job.stderr is not None
-        frozen = int(job.stdout.readline())
-        said = next(line for line in job.stderr if line.startswith("stagelens: "))
-        assert f"process {number + 1} of 3 has not been heard of" in said
-        assert "start the same command again" in said
-        os.kill(frozen, signal.SIGKILL)  # the launcher itself waits half a minute before it does
-        _, rest = job.communicate(timeout=60)
-        assert "stagelens: " not in rest
-        assert job.returncode != 0
+        for process in job:
+            process.join()
+            assert process.exitcode
+        assert frozen.is_alive()
+        said = "".join((tmp_path / f"err-{rank}").read_text() for rank in range(3))
+        lines = [line for line in said.splitlines() if line.startswith("stagelens: ")]
+        assert len(lines) == 1, said
+        assert f"process {number + 1} of 3 has not been heard of" in lines[0]
+        assert "start the same command again" in lines[0]
     finally:
-        job.kill()
+        frozen.kill()
+        frozen.join()

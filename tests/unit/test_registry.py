@@ -72,4 +72,4 @@ def test_a_name_is_taken_once(toy: str) -> None:
 
 def test_listing_estimators_needs_no_torch() -> None:
     code = "import sys, stagelens.estimators.registry; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True)

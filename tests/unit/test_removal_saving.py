@@ -47,7 +47,6 @@ def command(*words: object) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "stagelens", "remove", *map(str, words)],
         capture_output=True,
         text=True,
-        timeout=280,
     )
 
 

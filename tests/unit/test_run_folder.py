@@ -19,6 +19,7 @@ from torch import nn
 import stagelens
 from stagelens.contracts import RecordingError, RunError, TaskError
 from stagelens.effects.computing import attribute
+from tests.support.grids import part
 from tests.support.loops import Plan, differing, make_batches, make_task, run_plans, train
 
 
@@ -217,7 +218,7 @@ def no_unpickling(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_unpickling")
-@pytest.mark.parametrize(("damage", "file"), DAMAGES)
+@pytest.mark.parametrize(("damage", "file"), part(DAMAGES, every=3))
 def test_a_damaged_file_is_named_and_nothing_wrong_is_read(
     damage: Callable[[Path], None], file: str, folder: Path, whole: Path
 ) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
+import pytest
 
 import stagelens
 from stagelens.analyses.saliency.concentration import share_of, where_most
@@ -20,8 +24,9 @@ def maps_of(run: stagelens.Run, stage: str, ids: pd.Series, count: int) -> Stage
     return found
 
 
-def test_the_shortcut_lies_in_the_stamp(digits_run: DemoRun) -> None:
-    run = stagelens.open_run(digits_run.path)
+@pytest.mark.slow
+def test_the_shortcut_lies_in_the_stamp(digits_run: DemoRun, tmp_path: Path) -> None:
+    run = stagelens.open_run(shutil.copytree(digits_run.path, tmp_path / "digits"))
     table = run.evaluation_set("test").table()
     ids = table.loc[table["group"] == "stamped", "example_id"]
     stamp = np.zeros((8, 8), dtype=bool)
@@ -40,8 +45,11 @@ def test_the_shortcut_lies_in_the_stamp(digits_run: DemoRun) -> None:
     assert said is not None and "rows 0–1, columns 0–1 (top left)" in str(said)
 
 
-def test_on_harmless_mentions_the_skewed_stage_lies_in_the_mention(comments_run: DemoRun) -> None:
-    run = stagelens.open_run(comments_run.path)
+@pytest.mark.slow
+def test_on_harmless_mentions_the_skewed_stage_lies_in_the_mention(
+    comments_run: DemoRun, tmp_path: Path
+) -> None:
+    run = stagelens.open_run(shutil.copytree(comments_run.path, tmp_path / "comments"))
     examples = run.evaluation_set("test")
     words: dict[str, set[str]] = {MENTION: set(), NO_MENTION: set()}
     for example in examples.examples():

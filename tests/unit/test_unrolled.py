@@ -19,6 +19,7 @@ from stagelens.estimators.registry import make_estimator
 from stagelens.estimators.subtraction import subtract_tangent
 from stagelens.estimators.unrolled import UnrolledJump, UnrolledScale
 from stagelens.runs.run import Run
+from tests.support.grids import pairs
 from tests.support.loops import differing
 from tests.support.small_runs import Optimizer, Phase, central_difference, record
 
@@ -84,8 +85,7 @@ def check(run: Run, accuracy: float = 1e-6) -> None:
             assert error < accuracy, (reading, stage.name, error)
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(("optimizer", "network"), pairs(OPTIMIZERS, NETWORKS, twice=True))
 def test_derivatives_equal_central_differences_of_the_replay(
     tmp_path: Path, optimizer: str, network: str
 ) -> None:
@@ -120,8 +120,9 @@ STRUCTURES = {
 }
 
 
-@pytest.mark.parametrize("optimizer", ["momentum", "adam", "adamw"])
-@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize(
+    ("structure", "optimizer"), pairs(STRUCTURES, ["momentum", "adam", "adamw"], twice=True)
+)
 def test_derivatives_hold_whatever_a_stage_does(
     tmp_path: Path, structure: str, optimizer: str
 ) -> None:

@@ -12,7 +12,6 @@ import pytest
 import torch
 from scipy import stats
 
-from stagelens import cli
 from stagelens.effects.computing import attribute
 from stagelens.effects.results import Result, result_key, save_result
 from stagelens.estimators import stage_trust
@@ -188,25 +187,15 @@ def test_rows_of_another_recording_are_not_read(run: Run, tmp_path: Path) -> Non
 
 
 def test_the_command_prints_one_json_row_per_stage_behaviour_and_estimator(
-    digits_run: DemoRun,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    verified_run: DemoRun,
 ) -> None:
-    path = tmp_path / "digits"
-    shutil.copytree(digits_run.path, path)
-    command = ["verify", str(path), "--set", "test", "--budget", "0.25", "--orders", "1", "--json"]
-    monkeypatch.setattr("sys.argv", ["stagelens", *command])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert not ended.value.code
-    rows = json.loads(capsys.readouterr().out)
-    assert len(rows) == 4 * 3 * 2
+    rows = json.loads(verified_run.output)
+    assert len(rows) == 4 * 3 * 3
     assert list(rows[0]) == list(verification.COLUMNS)
     coarse = [r for r in rows if r["estimator"] == "coarse-replay" and r["behaviour"] == "margin"]
-    assert [r["budget"] for r in coarse] == [0.25] * 4
+    assert [r["budget"] for r in coarse] == [0.25] * 4 + [0.5] * 4
     assert all(r["noise_floor_r"] is not None for r in coarse[:3])
-    run = open_run(path)
+    run = open_run(verified_run.path)
     result = verification.trusted(run, attribute(run, "test", "coarse-replay"))
     assert {t.trust for t in result.facts.stages} <= {"verified", "exact", "refused"}
 

@@ -168,7 +168,10 @@ class Job:
                 self._failed = (
                     f"{self._out} cannot be written ({error.strerror}); delete or rename it"
                 )
-            shutil.rmtree(self.unfinished, ignore_errors=True)
+            # Beside it lies what the command wrote its files into until it was killed.
+            hidden = self.unfinished.parent.glob(f".{self.unfinished.name}-*")
+            for rest in (self.unfinished, *hidden):
+                shutil.rmtree(rest, ignore_errors=True)
         self._ended = time.monotonic()
         self._over()
 
