@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from stagelens.contracts import Behaviour
 from stagelens.estimators.protocol import METHOD
 from stagelens.estimators.stage_trust import StageTrust
-from stagelens.runs.files import atomic_path
+from stagelens.runs import fact_tables
 from stagelens.runs.run import Run
 from stagelens.runs.schema import digest
 
@@ -131,24 +131,19 @@ def result_path(run: Run, facts: ResultFacts) -> Path:
 
 
 def save_result(run: Run, result: Result) -> Path:
-    """Store a table under its key, with its facts in the parquet metadata. Atomic."""
+    """Store a table under its key. Atomic."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    facts = result.facts
-    table = pa.Table.from_pandas(result.table, preserve_index=False)
-    metadata = {**(table.schema.metadata or {}), b"stagelens": facts.model_dump_json().encode()}
-    path = result_path(run, facts)
+    facts, path = result.facts, result_path(run, result.facts)
     count = run.evaluation_set(facts.set_name).count
-    with atomic_path(path) as temporary:
-        pq.write_table(
-            table.replace_schema_metadata(metadata),
-            temporary,
-            compression="zstd",
-            write_page_checksum=True,
-            use_dictionary=_texts(table.schema),  # numbers hardly repeat
-            row_group_size=count if count >= _OWN_GROUPS else None,
-        )
+    table = pa.Table.from_pandas(result.table, preserve_index=False)
+    fact_tables.write(
+        path,
+        table,
+        facts,
+        use_dictionary=_texts(table.schema),  # numbers hardly repeat
+        row_group_size=count if count >= _OWN_GROUPS else None,
+    )
     return path
 
 
@@ -157,18 +152,11 @@ def stored_results(run: Run, set_name: str) -> list[ResultFacts]:
 
     Only the descriptions are read.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     set_digest = run.evaluation_set(set_name).digest
     found = []
     for path in sorted((run.path / "results" / "tables").glob("*.parquet")):
-        try:
-            metadata = pq.read_schema(path).metadata or {}
-            facts = ResultFacts.model_validate_json(metadata[b"stagelens"])
-        except (OSError, pa.ArrowException, KeyError, ValidationError):
-            continue
-        if facts.kind != "effects" or facts.set_digest != set_digest:
+        facts = fact_tables.facts_of(path, ResultFacts)
+        if facts is None or facts.kind != "effects" or facts.set_digest != set_digest:
             continue
         key = _key(facts.kind, run.digest, set_digest, facts.estimator, facts.settings)
         if path.stem == key:  # not of another recording, nor by an older method
@@ -207,8 +195,7 @@ def load_result(
     try:
         names = _texts(pq.read_schema(path)) if coded else []
         with pq.ParquetFile(path, page_checksum_verification=True, read_dictionary=names) as file:
-            metadata = file.schema_arrow.metadata or {}
-            facts = ResultFacts.model_validate_json(metadata[b"stagelens"])
+            facts = fact_tables.facts_in(file.schema_arrow, ResultFacts)
             if behaviour is None:
                 table = file.read()
             else:

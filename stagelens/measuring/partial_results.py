@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from stagelens.contracts import RunError
-from stagelens.runs.files import atomic_path
+from stagelens.runs import fact_tables
 from stagelens.runs.run import Run
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 
 class Shards:
@@ -38,8 +34,7 @@ class Shards:
         """Compute a part and write it, unless it is there and whole."""
         if name in self:
             return
-        with atomic_path(self._folder / f"{name}.parquet") as temporary:
-            make().to_parquet(temporary, index=False, write_page_checksum=True)
+        fact_tables.write(self._folder / f"{name}.parquet", make())
 
     def load(self, name: str) -> pd.DataFrame:
         """A part that is finished.
@@ -53,17 +48,10 @@ class Shards:
                 f"{self._folder / name}.parquet is missing, which was just written; start the "
                 "command again"
             )
-        return found.to_pandas()
+        return found
 
-    def _read(self, name: str) -> pa.Table | None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            path = self._folder / f"{name}.parquet"
-            return pq.read_table(path, page_checksum_verification=True)
-        except (OSError, pa.ArrowException):
-            return None
+    def _read(self, name: str) -> pd.DataFrame | None:
+        return fact_tables.read_plain(self._folder / f"{name}.parquet")
 
     def clear(self) -> None:
         """The result is stored: its parts are needed no more."""

@@ -24,7 +24,7 @@ from stagelens.effects.summary import right_answers, with_accuracy
 from stagelens.estimators.protocol import METHOD
 from stagelens.estimators.stage_trust import REPLAY
 from stagelens.measuring.partial_results import Shards
-from stagelens.runs.files import atomic_path
+from stagelens.runs import fact_tables
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.schema import digest
 
@@ -52,10 +52,7 @@ def load_noise(run: Run, set_digest: str) -> pd.DataFrame | None:
     Returns:
         :data:`COLUMNS`, for the task's behaviours and, where there are labels, for accuracy.
     """
-    try:
-        return pd.read_parquet(_path(run, set_digest))
-    except (OSError, ValueError):
-        return None
+    return fact_tables.read_plain(_path(run, set_digest), COLUMNS)
 
 
 def load_orders(run: Run, set_name: str) -> pd.DataFrame | None:
@@ -141,8 +138,7 @@ def measure_noise(
     processes.wait()  # until all have read them
 
     def store() -> None:
-        with atomic_path(_path(run, examples.digest)) as temporary:
-            table.to_parquet(temporary, index=False)
+        fact_tables.write(_path(run, examples.digest), table)
         shards.clear()
 
     if wanted:

@@ -19,7 +19,7 @@ from stagelens.effects.results import Result, ResultFacts, load_result, stored_r
 from stagelens.estimators.protocol import METHOD
 from stagelens.estimators.registry import estimators, make_estimator
 from stagelens.estimators.stage_trust import REPLAY, Agreement, StageTrust, is_ground_truth
-from stagelens.runs.files import atomic_path
+from stagelens.runs import fact_tables
 from stagelens.runs.run import Run
 from stagelens.runs.schema import canonical_json
 
@@ -202,11 +202,10 @@ def _verification_path(run: Run) -> Path:
 
 def load_verification(run: Run) -> pd.DataFrame:
     """All stored rows for this run's recording; empty where nothing was verified."""
-    try:
-        table = pd.read_parquet(_verification_path(run))
-    except (OSError, ValueError):
+    table = fact_tables.read_plain(_verification_path(run), (*_KEYS, "run_digest", "method"))
+    if table is None:
         return pd.DataFrame(columns=[*COLUMNS, "set_digest", "settings", "run_digest"])
-    mine = (table["run_digest"] == run.digest) & (table.get("method") == METHOD)
+    mine = (table["run_digest"] == run.digest) & (table["method"] == METHOD)
     return table[mine].reset_index(drop=True)
 
 
@@ -218,8 +217,7 @@ def save_verification(run: Run, rows: pd.DataFrame) -> None:
         kept = stored.merge(rows[_KEYS], on=_KEYS, how="left", indicator=True)
         stored = stored[(kept["_merge"] == "left_only").to_numpy()]
         rows = pd.concat([stored, rows], ignore_index=True) if len(stored) else rows
-    with atomic_path(_verification_path(run)) as temporary:
-        rows.to_parquet(temporary, index=False)
+    fact_tables.write(_verification_path(run), rows)
 
 
 def trusted(run: Run, result: Result) -> Result:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from stagelens.contracts import SetError
 from stagelens.effects.results import BehaviourFacts
-from stagelens.runs.files import atomic_path
+from stagelens.runs import fact_tables
 from stagelens.runs.run import Run
 from stagelens.runs.schema import digest
 from stagelens.runs.sets.evaluation_set import EvaluationSet
@@ -163,27 +163,11 @@ def as_table(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
 
 
 def save_contributions(path: Path, found: Stored) -> None:
-    """Store an answer, with its facts in the parquet metadata. Atomic."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    table = pa.Table.from_pandas(found.table, preserve_index=False)
-    facts = found.facts.model_dump_json().encode()
-    metadata = {**(table.schema.metadata or {}), b"stagelens": facts}
-    with atomic_path(path) as temporary:
-        pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")
+    """Store an answer. Atomic."""
+    fact_tables.write(path, found.table, found.facts)
 
 
 def load_contributions(path: Path) -> Stored | None:
     """A stored answer; None without one, or where it cannot be used and is to be made anew."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path)
-        facts = ContributionFacts.model_validate_json((table.schema.metadata or {})[b"stagelens"])
-    except (OSError, pa.ArrowException, KeyError, ValidationError):
-        return None
-    if not set(COLUMNS) <= set(table.column_names):
-        return None
-    return Stored(facts, table.to_pandas())
+    found = fact_tables.read(path, ContributionFacts, COLUMNS)
+    return None if found is None else Stored(*found)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from stagelens.effects.results import load_result
 from stagelens.estimators.protocol import METHOD
 from stagelens.estimators.stage_trust import StageTrust
-from stagelens.runs.files import atomic_path
+from stagelens.runs import fact_tables
 from stagelens.runs.run import Run
 from stagelens.runs.schema import digest
 from stagelens.runs.sets.evaluation_set import EvaluationSet
@@ -74,38 +74,23 @@ def path(run: Run, examples: EvaluationSet, edit: Edit) -> Path:
 
 def load_measurement(run: Run, examples: EvaluationSet, edit: Edit) -> Measurement | None:
     """A measurement from the run folder; None where there is none that can be used."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path(run, examples, edit), page_checksum_verification=True)
-        facts = _Facts.model_validate_json((table.schema.metadata or {})[b"stagelens"])
-    except (OSError, pa.ArrowException, KeyError, ValidationError):
+    found = fact_tables.read(path(run, examples, edit), _Facts)
+    if found is None:
         return None
+    facts, table = found
     if (facts.run_digest, facts.set_digest) != (run.digest, examples.digest):
         return None
-    return Measurement(edit, table.to_pandas(), {trust.stage: trust for trust in facts.stages})
+    return Measurement(edit, table, {trust.stage: trust for trust in facts.stages})
 
 
 def _store(run: Run, examples: EvaluationSet, measurement: Measurement) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     facts = _Facts(
         run_digest=run.digest,
         set_digest=examples.digest,
         edit=measurement.edit,
         stages=list(measurement.trust.values()),
     )
-    table = pa.Table.from_pandas(measurement.table, preserve_index=False)
-    metadata = {**(table.schema.metadata or {}), b"stagelens": facts.model_dump_json().encode()}
-    with atomic_path(path(run, examples, measurement.edit)) as temporary:
-        pq.write_table(
-            table.replace_schema_metadata(metadata),
-            temporary,
-            compression="zstd",
-            write_page_checksum=True,
-        )
+    fact_tables.write(path(run, examples, measurement.edit), measurement.table, facts)
 
 
 def measure_edits(

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from stagelens.contracts import Refused
 from stagelens.estimators.protocol import METHOD
-from stagelens.runs.files import atomic_path
+from stagelens.runs import fact_tables
 from stagelens.runs.run import Run
 from stagelens.runs.schema import digest
 
@@ -186,16 +186,14 @@ def _path(run: Run, facts: MapFacts) -> Path:
 
 def load_maps(run: Run, facts: MapFacts, ids: Sequence[str] | None = None) -> dict[str, Map]:
     """The stored maps of these examples, or of all; those that are not there are left out."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     chosen = None if ids is None else [("example_id", "in", list(ids))]
+    stored = fact_tables.read_arrow(_path(run, facts), MapFacts, filters=chosen)
+    if stored is None or stored[0] != facts:
+        return {}
     try:
-        table = pq.read_table(_path(run, facts), filters=chosen)
-        stored = MapFacts.model_validate_json((table.schema.metadata or {})[b"stagelens"])
-        found = [_read(row) for row in table.to_pylist()] if stored == facts else []
-    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError, ValidationError):
-        return {}  # to be made anew
+        found = [_read(row) for row in stored[1].to_pylist()]
+    except (KeyError, TypeError, ValueError):
+        return {}  # damaged: maps are made again
     return {each.example_id: each for each in found}
 
 
@@ -217,16 +215,9 @@ def save_maps(run: Run, facts: MapFacts, maps: Sequence[Map]) -> Path:
 
     Of two processes that add at one time one may lose; its maps are then made again when asked for.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     every = load_maps(run, facts) | {each.example_id: each for each in maps}
-    rows = pd.DataFrame([_row(each) for each in every.values()])
-    table = pa.Table.from_pandas(rows, preserve_index=False)
-    metadata = {**(table.schema.metadata or {}), b"stagelens": facts.model_dump_json().encode()}
     path = _path(run, facts)
-    with atomic_path(path) as temporary:
-        pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")
+    fact_tables.write(path, pd.DataFrame([_row(each) for each in every.values()]), facts)
     return path
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from stagelens.effects.results import BehaviourFacts
 from stagelens.estimators.protocol import METHOD
-from stagelens.runs.files import atomic_path
+from stagelens.runs import fact_tables
 from stagelens.runs.run import Run
 from stagelens.runs.schema import digest
 
@@ -100,36 +100,23 @@ def _path(
 
 
 def save_features(run: Run, found: Features) -> Path:
-    """Store a table under its key, with its facts in the parquet metadata. Atomic."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    """Store a table under its key. Atomic."""
     facts = found.facts
     path = _path(run, facts.set_digest, facts.estimator, facts.settings, facts.noise)
-    table = pa.Table.from_pandas(found.table, preserve_index=False)
-    metadata = {**(table.schema.metadata or {}), b"stagelens": facts.model_dump_json().encode()}
-    with atomic_path(path) as temporary:
-        pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")
+    fact_tables.write(path, found.table, facts)
     return path
 
 
 def load_features(
     run: Run, set_name: str, estimator: str, settings: Mapping[str, Any], noise: str
 ) -> Features | None:
-    """A stored table; None where there is none, or it cannot be used and is to be made anew."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    """A stored table; None where there is none, or it cannot be used."""
     set_digest = run.evaluation_set(set_name).digest
-    try:
-        table = pq.read_table(_path(run, set_digest, estimator, settings, noise))
-        facts = FeatureFacts.model_validate_json((table.schema.metadata or {})[b"stagelens"])
-    except (OSError, pa.ArrowException, KeyError, ValidationError):
+    path = _path(run, set_digest, estimator, settings, noise)
+    found = fact_tables.read(path, FeatureFacts, COLUMNS)
+    if found is None or (found[0].run_digest, found[0].set_digest) != (run.digest, set_digest):
         return None
-    mine = (facts.run_digest, facts.set_digest) == (run.digest, set_digest)
-    if not mine or not set(COLUMNS) <= set(table.column_names):
-        return None
-    return Features(facts, table.to_pandas())
+    return Features(*found)
 
 
 def strongest(found: Features, stage: str) -> pd.DataFrame:
