@@ -27,7 +27,7 @@ from pathlib import Path
 from urllib.error import URLError
 
 import pytest
-from playwright.sync_api import Browser, Page, Route, WebSocket, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Request, WebSocket, expect, sync_playwright
 
 from tests.conftest import DemoRun
 
@@ -46,6 +46,7 @@ CHROMIUM_ARGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 ]
 QUIET = {"STREAMLIT_SERVER_FILE_WATCHER_TYPE": "none"}
 """Every file that is watched takes time; no test edits one."""
@@ -111,8 +112,7 @@ def launch(folder: Path, env: Mapping[str, str], script: str | Path = "app.py") 
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log_file = folder / "streamlit.log"
-    # Its jobs are forked from a warm process; STAGELENS_COLD=1 starts them as users do.
-    command = [sys.executable, "-m", "tests.support.serve", "run", str(script)]
+    command = [sys.executable, "-m", "streamlit", "run", str(script)]
     options = [f"--server.port={port}", "--server.headless=true", "--logger.enableRich=false"]
     with open(log_file, "wb") as log:
         process = subprocess.Popen(
@@ -222,17 +222,14 @@ class _Profile:
             viewport=VIEWPORT, color_scheme="light", service_workers="block", accept_downloads=True
         )
         self._context.set_default_timeout(WAIT)
-        self._context.route(OUTSIDE, self._refuse)
-        self._context.on("page", lambda opened: opened.on("websocket", self._watch))
+        # Seen, not routed: with a route there is no cache, and a page takes twice as long.
+        self._context.on("request", self._note)
+        self._context.on("page", lambda opened: opened.on("websocket", self._note))
         self.page = self._context.new_page()
 
-    def _refuse(self, route: Route) -> None:
-        self.outside.append(route.request.url)
-        route.abort()
-
-    def _watch(self, web_socket: WebSocket) -> None:
-        if OUTSIDE.match(web_socket.url):
-            self.outside.append(web_socket.url)
+    def _note(self, asked: Request | WebSocket) -> None:
+        if OUTSIDE.match(asked.url):
+            self.outside.append(asked.url)
 
     def reset(self) -> None:
         """Leave nothing of a test in the profile: no page, no choice, no cookie, no size."""

@@ -17,6 +17,7 @@ from stagelens.replaying.replay import (
     replay_stage,
     replay_without,
 )
+from tests.support.grids import part
 from tests.support.loops import (
     BATCH_NORM,
     CLASSES,
@@ -264,7 +265,7 @@ CASES: dict[str, Case] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", part(CASES, every=2))
 def test_replay_is_bit_for_bit_with_and_without_every_stage(case: str, tmp_path: Path) -> None:
     model, plans = CASES[case]
     task = make_task(make_model=model) if callable(model) else make_task(model)
