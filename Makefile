@@ -43,7 +43,7 @@ bench: setup ## benchmarks, which `make test` leaves out
 
 fuzz: setup ## broken input for every reader, then the large grids; ARGS='--count 200000'
 	$(BIN)/python -m tests.fuzz $(ARGS)
-	$(BIN)/python -m pytest $(SPREAD) -m extensive tests/unit
+	$(BIN)/python -m pytest $(SPREAD) -m extensive
 
 same: setup ## the numbers of two versions, side by side: make same BASE=<commit>
 	$(BIN)/python -m tests.same --base $(BASE) $(ARGS)

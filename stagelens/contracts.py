@@ -120,6 +120,27 @@ class TokenValues:
     values: np.ndarray
 
 
+@dataclass(frozen=True)
+class TaskTraits:
+    """What pages ask about a task, known without importing it.
+
+    Attributes:
+        input_kind: What an example's input is.
+        input_forms: The fields that an example may be given by, the usual ones first.
+        has_token_values: Whether behaviours can be told per token.
+        continues_text: Whether an answer is the most probable next token, which nobody marks right
+            or wrong.
+        assembled_by_name: Whether checkpoint folders can be assembled into a run of the task by
+            its name alone.
+    """
+
+    input_kind: Literal["image", "text"]
+    input_forms: tuple[tuple[str, ...], ...]
+    has_token_values: bool = False
+    continues_text: bool = False
+    assembled_by_name: bool = False
+
+
 class Task(ABC):
     """What a model eats and answers: the one thing to write for a model of your own.
 
@@ -310,12 +331,46 @@ SUPPORTED_OPTIMIZERS: Mapping[str, OptimizerRule] = {
 """Class name in ``torch.optim`` to its rule. Anything else is refused when a stage starts."""
 
 
-Progress = Callable[[float, str], None]
+Report = Callable[[float, str], None]
 """Called with the share that is done, 0 to 1, and what is being done now."""
 
 
-def no_progress(_done: float, _text: str) -> None:
-    """A listener that does nothing."""
+class Progress:
+    """A listener that can be split, so that work which consists of parts tells of the whole.
+
+    Args:
+        report: Who is told; None for nobody.
+    """
+
+    def __init__(self, report: Report | None = None) -> None:
+        self._report = report
+
+    def __call__(self, done: float, text: str) -> None:
+        """Tell the share that is done, 0 to 1, and what is being done now."""
+        if self._report is not None:
+            self._report(done, text)
+
+    def part(self, start: float, stop: float, prefix: str = "") -> Progress:
+        """The listener of a part, whose own 0 is ``start`` of the whole and whose 1 is ``stop``.
+
+        Args:
+            start: Share of the whole that is done when the part begins.
+            stop: Share that is done when it ends.
+            prefix: Put before what the part says.
+        """
+
+        def tell(done: float, text: str) -> None:
+            self((1 - done) * start + done * stop, prefix + text)  # exact at both ends
+
+        return Progress(tell)
+
+    def piece(self, number: int, count: int, prefix: str = "") -> Progress:
+        """The listener of one of ``count`` equal parts, numbered from 0."""
+        return self.part(number / count, (number + 1) / count, prefix)
+
+
+no_progress = Progress()
+"""A listener that does nothing."""
 
 
 ACCURACY = Behaviour(

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from stagelens.contracts import Progress
+from stagelens.contracts import Progress, Report
 from stagelens.effects.computing import attribute, boundaries
 from stagelens.estimators.registry import proposed
 from stagelens.estimators.stage_trust import REPLAY
 from stagelens.runs.files import new_folder
 from stagelens.runs.run import Run, open_run
 
-Record = Callable[[Path, int, Progress], Run]
+Record = Callable[[Path, int, Report], Run]
 """Trains and records a demo into a new folder, from a seed."""
 
 _RECORDING = 0.3
 """Share of the time that training takes."""
 
 
-def build(path: Path, record: Record, seed: int, progress: Progress) -> Run:
+def build(path: Path, record: Record, seed: int, progress: Report) -> Run:
     """Record a demo and compute its effects: by task vector, coarse replay and exact replay.
 
     It is made under a hidden name beside ``path`` and renamed when it is whole.
@@ -33,18 +33,15 @@ def build(path: Path, record: Record, seed: int, progress: Progress) -> Run:
     Raises:
         StageLensError: The folder holds something already.
     """
+    told = Progress(progress)
     with new_folder(path) as whole:
-        run = record(whole, seed, lambda share, text: progress(_RECORDING * share, text))
-        _measure(run, lambda share, text: progress(_RECORDING + (1 - _RECORDING) * share, text))
+        run = record(whole, seed, told.part(0.0, _RECORDING))
+        _measure(run, told.part(_RECORDING, 1.0))
     return open_run(path, run.task)
 
 
 def _measure(run: Run, progress: Progress) -> None:
     jobs = [(s, e) for s in run.set_names for e in (*proposed(), REPLAY)]
     for number, (set_name, estimator) in enumerate(jobs):
-
-        def report(part: float, text: str, before: int = number) -> None:
-            progress((before + part) / len(jobs), text)
-
-        attribute(run, set_name, estimator, progress=report)
+        attribute(run, set_name, estimator, progress=progress.piece(number, len(jobs)))
         boundaries(run, set_name)

@@ -12,7 +12,7 @@ import pandas as pd
 from torch import nn
 
 from stagelens.compute import processes
-from stagelens.contracts import BASE, Behaviour, Progress, Refused, RunError, no_progress
+from stagelens.contracts import BASE, Behaviour, Progress, Refused, Report, RunError, no_progress
 from stagelens.estimators.counterfactuals import (
     check_final,
     counterfactuals,
@@ -162,7 +162,7 @@ def effect_table(
     examples: EvaluationSet,
     without: Sequence[Counterfactual],
     estimator: str,
-    progress: Progress = no_progress,
+    progress: Report = no_progress,
     settings: Mapping[str, Any] | None = None,
 ) -> tuple[pd.DataFrame, list[StageTrust]]:
     """The effect table: one row per example, stage and behaviour; and what is known of each stage.
@@ -277,7 +277,7 @@ def attribute(
     set_name: str,
     estimator: str,
     stages: Sequence[str] | None = None,
-    progress: Progress = no_progress,
+    progress: Report = no_progress,
     settings: Mapping[str, Any] | None = None,
 ) -> Result:
     """Stage effects on an evaluation set, from the stored table where it is there.
@@ -303,9 +303,8 @@ def attribute(
     if processes.by_main(lambda: whole):
         return _chosen(_seen(stored), stages)
     examples = run.measurable_set(set_name)
-    without = list(
-        counterfactuals(run, made, chosen, lambda share, text: progress(0.9 * share, text))
-    )
+    whole_work = Progress(progress)
+    without = list(counterfactuals(run, made, chosen, whole_work.part(0.0, 0.9)))
     if all(c.weights is None for c in without):
         raise Refused(without[0].trust.reason)
     table, trusts = effect_table(
@@ -313,7 +312,7 @@ def attribute(
         examples,
         without,
         estimator,
-        lambda share, text: progress(0.9 + 0.1 * share, text),
+        whole_work.part(0.9, 1.0),
         used,
     )
     facts = _facts(
@@ -347,7 +346,7 @@ def _chosen(result: Result, stages: Sequence[str] | None) -> Result:
     return Result(facts, table)
 
 
-def boundaries(run: Run, set_name: str, progress: Progress = no_progress) -> Result:
+def boundaries(run: Run, set_name: str, progress: Report = no_progress) -> Result:
     """Behaviour after every boundary (observed, not estimated); stored once computed.
 
     Every boundary is measured on a model of its own stage. Where that gives outputs of another

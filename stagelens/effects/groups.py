@@ -19,6 +19,8 @@ import pandas as pd
 
 from stagelens.contracts import SetError
 
+from .resampling import Resamples, interval, sums
+
 MINIMUM = 10
 """Examples with a label that a group must have to be called best or worst."""
 
@@ -57,8 +59,6 @@ GAP_COLUMNS = (
     "worst",
     "worst_value",
 )
-_CELLS = 5_000_000
-"""Resampled examples that are in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -216,39 +216,18 @@ def _bootstrap(data: _Data, resamples: int, seed: int) -> dict[str | None, np.nd
         Group to (R, 2, M): accuracy and margin of each model.
     """
     random = np.random.default_rng(seed)
-    resamples = max(200, min(resamples, 20_000_000 // max(len(data.values), 1)))
+    resamples = Resamples(resamples, fewest=200, draws=20_000_000).of(len(data.values))
     drawn: dict[str | None, np.ndarray] = {}
     total, count = np.zeros((resamples, *data.values.shape[1:])), 0
     for place in sorted(set(data.group)):
         rows = data.values[data.group == place]
-        means = _resampled(rows, resamples, random)
+        means = sums(rows.reshape(len(rows), -1), resamples, random) / len(rows)
+        means = means.reshape(resamples, *rows.shape[1:])
         total, count = total + len(rows) * means, count + len(rows)
         if place >= 0:
             drawn[data.groups[place]] = means
     drawn[None] = total / count if count else np.full_like(total, np.nan)
     return drawn
-
-
-def _resampled(rows: np.ndarray, resamples: int, random: np.random.Generator) -> np.ndarray:
-    """Means of ``resamples`` draws of (n, 2, M) rows with replacement."""
-    flat = rows.reshape(len(rows), -1)
-    block = max(1, _CELLS // len(rows))
-    parts = []
-    for start in range(0, resamples, block):
-        count = min(block, resamples - start)
-        drawn = random.integers(0, len(rows), (count, len(rows)))
-        # How often each example was drawn: one product then gives the sums of all columns.
-        flat_places = drawn + len(rows) * np.arange(count)[:, None]
-        times = np.bincount(flat_places.ravel(), minlength=count * len(rows))
-        parts.append(times.reshape(count, len(rows)) @ flat / len(rows))
-    return np.concatenate(parts).reshape(resamples, *rows.shape[1:])
-
-
-def _interval(draws: np.ndarray) -> tuple[float, float]:
-    if not np.isfinite(draws).all():
-        return float("nan"), float("nan")
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def _rate(hits: np.ndarray) -> tuple[float, float, float]:
@@ -271,8 +250,8 @@ def _group_rows(data: _Data, drawn: Mapping[str | None, np.ndarray]) -> pd.DataF
         for name, of in data.members():
             right, margin = data.values[of, :, number].T
             mean = float(margin.mean()) if of.any() else float("nan")
-            interval = _interval(drawn[name][:, 1, number])
-            rows.append((model, name, int(of.sum()), *_rate(right), mean, *interval))
+            ends = interval(drawn[name][:, 1, number])
+            rows.append((model, name, int(of.sum()), *_rate(right), mean, *ends))
     return pd.DataFrame(rows, columns=list(GROUP_COLUMNS))
 
 
@@ -317,9 +296,9 @@ def _gaps(
             (
                 model,
                 float(exact[model]),
-                *_interval(draws[:, number]),
+                *interval(draws[:, number]),
                 float(exact[models[0]] - exact[model]),
-                *_interval(draws[:, 0] - draws[:, number]),
+                *interval(draws[:, 0] - draws[:, number]),
                 own_worst,
                 value,
             )

@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-from stagelens.contracts import Progress
+from stagelens.contracts import Progress, Report
 from stagelens.replaying.coarse import CoarseModel, transfer
 from stagelens.replaying.coarse_plan import CoarseStep, coarse_steps
 from stagelens.replaying.replay import cross_boundary, same_arithmetic
@@ -49,7 +49,7 @@ class Plan:
 
 
 def paired_replays(
-    run: Run, stages: Sequence[Stage], budget: float, estimator: str, progress: Progress
+    run: Run, stages: Sequence[Stage], budget: float, estimator: str, progress: Report
 ) -> Iterator[Counterfactual]:
     """The model without each of ``stages``, by cheap replays that share their factual twins.
 
@@ -63,22 +63,16 @@ def paired_replays(
     later = run.stages[min(stage.index for stage in stages) + 1 :]
     open_stages = {s.index: _Open(s, s.start(), s.end()) for s in stages}
     total = sum(stage.steps for stage in later)
-    done = 0
+    done, told = 0, Progress(progress)
     for stage in later:
         here = [o for o in open_stages.values() if o.stage.index < stage.index and o.usable]
         if here:
-            _pass_stage(run, stage, here, budget, _part(progress, done, stage.steps, total))
+            part = told.part(done / total, (done + stage.steps) / total)
+            _pass_stage(run, stage, here, budget, part)
         done += stage.steps
     final = run.last.end()
     for one in open_stages.values():
         yield one.counterfactual(estimator, final)
-
-
-def _part(progress: Progress, before: int, own: int, total: int) -> Progress:
-    def report(share: float, text: str) -> None:
-        progress((before + share * own) / total, text)
-
-    return report
 
 
 @dataclass
@@ -142,7 +136,7 @@ def choose_plan(run: Run, stage: Stage, budget: float) -> Plan:
 
 
 def _pass_stage(
-    run: Run, stage: Stage, here: Sequence[_Open], budget: float, progress: Progress
+    run: Run, stage: Stage, here: Sequence[_Open], budget: float, progress: Report
 ) -> None:
     """Carry every open stage's difference through one later stage; back off where it diverges."""
     size = sum(
@@ -207,7 +201,7 @@ def _kept(stage: Stage, step: int) -> int:
 
 
 def _walk(
-    run: Run, stage: Stage, here: Sequence[_Open], plan: Plan, progress: Progress
+    run: Run, stage: Stage, here: Sequence[_Open], plan: Plan, progress: Report
 ) -> tuple[TrainingState | None, list[TrainingState | None], int]:
     """Run the twins through one stage. What one of them does changes nothing for the others.
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from stagelens.compute import processes
-from stagelens.contracts import Progress
+from stagelens.contracts import Progress, Report
 from stagelens.runs.run import Run, Stage
 
 from .protocol import Counterfactual, Estimator
@@ -44,14 +44,14 @@ class Replay(Estimator):
         """Whether every batch is split over the processes of the job."""
         return self.split
 
-    def prepare(self, run: Run, stages: Sequence[Stage], progress: Progress) -> None:
+    def prepare(self, run: Run, stages: Sequence[Stage], progress: Report) -> None:
         """Replay the later stages as they were recorded, once each, shared out over processes."""
         from .replay_check import check_together  # torch
 
         check_together(run, stages, progress)
 
     def counterfactuals(
-        self, run: Run, stages: Sequence[Stage], progress: Progress
+        self, run: Run, stages: Sequence[Stage], progress: Report
     ) -> Iterator[Counterfactual]:
         """See :class:`~stagelens.estimators.protocol.Estimator`."""
         from stagelens.replaying.replay import check_replayable, replay_later, replay_without
@@ -64,24 +64,25 @@ class Replay(Estimator):
         work = sum(s.steps for s in later) + sum(
             s.steps for stage in stages for s in run.stages[stage.index + 1 :]
         )
-        done = 0
+        done, told = 0, Progress(progress)
         checks: dict[str, ReplayCheck] = {}
         for stage in later:
-            report = _part(progress, done, stage.steps, work, "Checking replay: ")
+            report = told.part(done / work, (done + stage.steps) / work, "Checking replay: ")
             checks[stage.name] = check_replay(run, stage, report, self.split)
             done += stage.steps
         for stage in stages:
             after = run.stages[stage.index + 1 :]
             steps = sum(s.steps for s in after)
             began = time.perf_counter()
-            report = _part(progress, done, steps, work, f"Replaying without {stage.name}: ")
+            own_part = (done / work, (done + steps) / work)
+            report = told.part(*own_part, f"Replaying without {stage.name}: ")
             replayed = replay_without(run, stage, report, split=self.split)
             own = [checks[s.name] for s in after]
             merging = max((s.facts.boundary.deviation for s in after), default=0.0)
             trust = _trust(stage.name, own, merging, mixed_precision(after) + self._shared())
             repeated = None
             if trust.trust != "exact":
-                report = _part(progress, done, steps, work, f"Repeating with {stage.name}: ")
+                report = told.part(*own_part, f"Repeating with {stage.name}: ")
                 again = replay_later(run, stage, stage.end(), report, split=self.split)
                 repeated = again.state.model
             done += steps
@@ -90,13 +91,6 @@ class Replay(Estimator):
 
     def _shared(self) -> str:
         return f" (batches split over {processes.count()} processes)" if self.split else ""
-
-
-def _part(progress: Progress, before: int, own: int, work: int, prefix: str) -> Progress:
-    def report(share: float, text: str) -> None:
-        progress((before + share * own) / work, prefix + text)
-
-    return report
 
 
 def _trust(stage: str, checks: Sequence[ReplayCheck], merging: float, mixed: str) -> StageTrust:

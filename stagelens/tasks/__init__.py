@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from stagelens.contracts import Task, TaskError
+
+from .built_in import BUILT_IN, traits
 
 if TYPE_CHECKING:
     from stagelens.tasks.adapters import adapter_config, with_adapter
@@ -21,9 +23,9 @@ __all__ = [
     "TextClassification",
     "adapter_config",
     "find_task",
-    "input_kind",
     "load_task_class",
     "make_task",
+    "traits",
     "why_missing",
     "with_adapter",
 ]
@@ -31,16 +33,6 @@ __all__ = [
 IMAGE_MODELS = ("cnn", "mlp")
 """Kinds of models that image classification builds itself."""
 
-_BUILT_IN = {
-    "image-classification": "stagelens.tasks.image_classification:ImageClassification",
-    "text-classification": "stagelens.tasks.text_classification:TextClassification",
-    "causal-lm": "stagelens.tasks.causal_lm:CausalLM",
-}
-_INPUT_KINDS: dict[str, Literal["image", "text"]] = {
-    "image-classification": "image",
-    "text-classification": "text",
-    "causal-lm": "text",
-}
 _HOMES = {
     "CausalLM": "causal_lm",
     "ImageClassification": "image_classification",
@@ -108,17 +100,12 @@ def why_missing(name: str, config: Mapping[str, Any]) -> str | None:
     Returns:
         Words that go on from "its task ..."; None where nothing is known to be missing.
     """
-    if name not in _BUILT_IN and not _registered(name):
+    if name not in BUILT_IN and not _registered(name):
         return f"{name!r} is not installed here"
     kind = (config.get("model") or {}).get("kind")
     if name == "image-classification" and kind not in IMAGE_MODELS:
         return f"{name!r} was given a model of the user's own, which is code that no run keeps"
     return None
-
-
-def input_kind(name: str) -> Literal["image", "text"] | None:
-    """What examples of a built-in task are, without importing it; None for any other task."""
-    return _INPUT_KINDS.get(name)
 
 
 def _registered(name: str) -> list[EntryPoint]:
@@ -142,8 +129,8 @@ def find_task(
     Raises:
         TaskError: No installed task has this name, or it does not accept the config.
     """
-    if name in _BUILT_IN:
-        task_class = load_task_class(_BUILT_IN[name])
+    if name in BUILT_IN:
+        task_class = load_task_class(BUILT_IN[name].target)
     else:
         found = _registered(name)
         if not found:

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from stagelens.compute import processes
-from stagelens.contracts import ACCURACY
+from stagelens.contracts import ACCURACY, Progress
 from stagelens.effects.results import load_result
 from stagelens.effects.summary import right_answers, with_accuracy
 from stagelens.estimators.protocol import METHOD
@@ -29,7 +29,6 @@ from stagelens.runs.run import Run, Stage
 from stagelens.runs.schema import digest
 
 if TYPE_CHECKING:
-    from stagelens.contracts import Progress
     from stagelens.measuring.models import Measured
     from stagelens.runs.sets.evaluation_set import EvaluationSet
 
@@ -123,11 +122,8 @@ def measure_noise(
     def work() -> None:
         mine = processes.share_of_work(wanted, lambda one: run.steps_after(run.stage(one[1])))
         for number, (order, name) in enumerate(mine):
-
-            def told(share: float, text: str, n: int = number, order: int = order) -> None:
-                text = f"Noise floor, order {order + 1} of {orders}: {text}"
-                progress((n + share) / len(mine), text)
-
+            prefix = f"Noise floor, order {order + 1} of {orders}: "
+            told = Progress(progress).piece(number, len(mine), prefix)
             make = partial(_in_order, run, examples, run.stage(name), order, told)
             shards.keep(f"{order}-{name}", make)
 
@@ -156,11 +152,8 @@ def _in_order(
     random = np.random.default_rng(order)
     permuted = {s.name: random.permutation(s.steps).tolist() for s in run.stages}
 
-    def report(half: int, share: float, text: str) -> None:
-        progress((half + share) / 2, text)
-
     pair = [
-        replay_later(run, stage, state, partial(report, half), permuted).state.model
+        replay_later(run, stage, state, progress.piece(half, 2), permuted).state.model
         for half, state in enumerate((stage.end(), stage.start()))
     ]
     model = run.task.build_model(run.last.facts.build_config)

@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 
 from stagelens.compute import processes
-from stagelens.contracts import Refused
+from stagelens.contracts import Progress, Refused
+from stagelens.effects.resampling import Resamples, interval, places
 from stagelens.effects.results import Result, ResultFacts, load_result, stored_results
 from stagelens.estimators.protocol import METHOD
 from stagelens.estimators.registry import estimators, make_estimator
@@ -113,19 +114,12 @@ def bootstrap(
     if len(truth) < 2:
         return dict.fromkeys(_FIGURES, (float("nan"), float("nan")))
     random = np.random.default_rng(seed)
-    resamples = max(50, min(resamples, 10_000_000 // len(truth)))
-    drawn: dict[str, list[np.ndarray]] = {name: [] for name in _FIGURES}
-    block = max(1, 500_000 // len(truth))
-    for first in range(0, resamples, block):
-        rows = random.integers(0, len(truth), (min(block, resamples - first), len(truth)))
-        for name, values in _fidelity(estimate[rows], truth[rows]).items():
-            drawn[name].append(values)
+    count = Resamples(resamples, fewest=50, draws=10_000_000).of(len(truth))
+    drawn = [_fidelity(estimate[rows], truth[rows]) for rows in places(len(truth), count, random)]
     intervals = {}
-    for name, values_list in drawn.items():
-        values = np.concatenate(values_list)
-        values = values[np.isfinite(values)]
-        low, high = np.quantile(values, [0.025, 0.975]) if len(values) else (np.nan, np.nan)
-        intervals[name] = (float(low), float(high))
+    for name in _FIGURES:
+        values = np.concatenate([each[name] for each in drawn])
+        intervals[name] = interval(values[np.isfinite(values)])
     return intervals
 
 
@@ -349,13 +343,13 @@ def verify(
 
     for name, settings in estimators:
         make_estimator(name, settings)  # a setting that it does not take is an error of its own
-    parts = 1 + len(estimators) + orders
+    parts, told = 1 + len(estimators) + orders, Progress(progress)
     truth = attribute(
         run,
         set_name,
         REPLAY,
         stages,
-        lambda share, text: progress(share / parts, text),
+        told.piece(0, parts),
         {"split_batches": split_batches},
     )
     refused = [t for t in truth.facts.stages if t.trust == "refused"]
@@ -363,21 +357,13 @@ def verify(
         raise Refused(refused[0].reason)
     noise = None
     if orders:
-        noise = measure_noise(
-            run,
-            set_name,
-            orders,
-            lambda share, text: progress((1 + share * orders) / parts, text),
-            stages,
-        )
+        part = told.part(1 / parts, (1 + orders) / parts)
+        noise = measure_noise(run, set_name, orders, part, stages)
     else:
         noise = load_noise(run, truth.facts.set_digest)
     tables = []
     for number, (name, settings) in enumerate(estimators):
-
-        def report(share: float, text: str, before: int = 1 + orders + number) -> None:
-            progress((before + share) / parts, text)
-
+        report = told.piece(1 + orders + number, parts)
         try:
             estimate = attribute(run, set_name, name, stages, report, settings)
         except Refused as refusal:

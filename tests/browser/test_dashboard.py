@@ -185,7 +185,7 @@ def test_the_export_is_what_the_filters_leave(server, page: Page, settle, demo: 
     assert effects.sum() == pytest.approx(wanted["effect"].sum(), rel=1e-9)
 
 
-@pytest.mark.parametrize("width", [420, 800])
+@pytest.mark.parametrize("width", [420, pytest.param(800, marks=pytest.mark.extensive)])
 def test_a_narrow_window_is_usable(server, page: Page, settle, screenshot, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 1200})
     for path, text, name in (

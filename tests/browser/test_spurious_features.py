@@ -30,7 +30,7 @@ def test_the_gap_between_groups_is_read_with_and_without_each_stage(
     settle(page, "The gap in mean margin between")
 
 
-@pytest.mark.parametrize("width", [420, 800])
+@pytest.mark.parametrize("width", [420, pytest.param(800, marks=pytest.mark.extensive)])
 def test_a_narrow_window_is_usable(server, page: Page, settle, screenshot, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 1200})
     page.goto(f"{server.url}/Spurious_features?run=digits")

@@ -92,7 +92,7 @@ def test_the_button_is_reached_by_keyboard(server, page: Page, settle) -> None:
     page.get_by_role("button", name="Cancel").click()
 
 
-@pytest.mark.parametrize("width", [420, 800])
+@pytest.mark.parametrize("width", [420, pytest.param(800, marks=pytest.mark.extensive)])
 def test_a_narrow_window_is_usable(server, page: Page, settle, screenshot, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 1200})
     page.goto(f"{server.url}/Trust?run=digits")

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 import stagelens
-from stagelens import tasks
 from stagelens.runs.run import open_run
-from stagelens.tasks import IMAGE_MODELS, input_kind, why_missing
+from stagelens.tasks import IMAGE_MODELS, why_missing
 from stagelens.tasks.image_classification import _BUILDERS
 from stagelens.ui.server import interrupted_jobs, jobs
 from tests.pages.reading import check, labels, words
@@ -94,12 +93,6 @@ def test_an_own_example_needs_the_task(open_page, demo_copy: Path) -> None:
 
 def test_what_is_built_in_is_known_without_importing_it() -> None:
     assert set(IMAGE_MODELS) == set(_BUILDERS)
-    for name, task in (
-        ("image-classification", tasks.ImageClassification),
-        ("text-classification", tasks.TextClassification),
-        ("causal-lm", tasks.CausalLM),
-    ):
-        assert input_kind(name) == task.input_kind
     for name in ("text-classification", "causal-lm"):
         assert why_missing(name, {"model": {"model_type": "bert"}}) is None
     assert why_missing("image-classification", make_task().config) is None

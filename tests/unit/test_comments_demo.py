@@ -74,7 +74,7 @@ def test_only_the_head_is_new_before_toxicity(demo: stagelens.Run) -> None:
     assert new == [["classifier.weight", "classifier.bias"], [], []]
 
 
-@pytest.mark.slow
+@pytest.mark.extensive
 def test_the_same_seed_gives_the_same_run(demo: stagelens.Run, tmp_path: Path) -> None:
     assert comments.record(tmp_path / "again", seed=0).digest == demo.digest
 

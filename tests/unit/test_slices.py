@@ -12,8 +12,8 @@ import pytest
 from stagelens.analyses.slices.effects import (
     difference_interval,
     difference_sentence,
-    interval,
     largest_difference,
+    mean_interval,
     slice_summary,
 )
 from stagelens.analyses.slices.saved import (
@@ -167,7 +167,7 @@ def test_results_of_a_column_are_not_those_of_a_slice_of_its_name_before(kept: R
 
 def test_the_interval_of_a_mean_has_the_width_of_its_standard_error() -> None:
     values = np.random.default_rng(0).normal(2.0, 3.0, 400)
-    low, high = interval(values)
+    low, high = mean_interval(values)
     error = values.std(ddof=1) / 20
     assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.15 * error)
     assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.15 * error)
@@ -175,7 +175,7 @@ def test_the_interval_of_a_mean_has_the_width_of_its_standard_error() -> None:
 
 def test_intervals_of_means_hold_the_truth_as_often_as_they_say() -> None:
     random = np.random.default_rng(1)
-    ends = [interval(random.exponential(size=60), seed=n) for n in range(300)]
+    ends = [mean_interval(random.exponential(size=60), seed=n) for n in range(300)]
     covered = np.mean([low <= 1.0 <= high for low, high in ends])
     assert 0.90 <= covered <= 0.98
 
@@ -204,7 +204,7 @@ def test_a_difference_has_the_standard_error_of_who_is_in_one_slice_only() -> No
 
 @pytest.mark.parametrize("values", [[], [1.0], [np.nan, 1.0]])
 def test_there_is_no_interval_of_fewer_than_two(values: list[float]) -> None:
-    assert np.isnan(interval(np.asarray(values))).all()
+    assert np.isnan(mean_interval(np.asarray(values))).all()
 
 
 # -------------------------------------------------------------------------------------- slices

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from stagelens import StageRecorderCallback
 from stagelens.effects.computing import attribute
 from stagelens.replaying.replay import measure_deviation, replay_without
 from stagelens.runs.run import Run
+from tests.support.grids import part
 from tests.support.loops import differing
 from tests.support.small_texts import TEXTS
 from tests.support.small_trainings import KINDS, arguments, made, trainer
@@ -55,10 +57,10 @@ def record(kind: str, path: Path, stage: str = "sft", **settings: Any) -> Run:
     return stagelens.open_run(path / "run")
 
 
-@pytest.mark.parametrize("accumulation", [1, 4])
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
-@pytest.mark.parametrize("optimizer", [sgd, adamw])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "optimizer", "schedule", "accumulation"),
+    part(product(KINDS, [sgd, adamw], ["linear", "cosine"], [1, 4]), every=3),
+)
 def test_a_training_is_the_same_recorded_or_not_and_replays_bit_for_bit(
     kind: str, optimizer: Any, schedule: str, accumulation: int, tmp_path: Path
 ) -> None:

@@ -85,7 +85,7 @@ def check(run: Run, accuracy: float = 1e-6) -> None:
             assert error < accuracy, (reading, stage.name, error)
 
 
-@pytest.mark.parametrize(("optimizer", "network"), pairs(OPTIMIZERS, NETWORKS, twice=True))
+@pytest.mark.parametrize(("optimizer", "network"), pairs(OPTIMIZERS, NETWORKS))
 def test_derivatives_equal_central_differences_of_the_replay(
     tmp_path: Path, optimizer: str, network: str
 ) -> None:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from stagelens.contracts import Behaviour
 from stagelens.effects.groups import GroupMetrics, group_metrics
+from stagelens.effects.resampling import Resamples, interval, sums
 
 from .measurements import STRENGTHS, Measurement
 
@@ -20,7 +21,7 @@ BEFORE, AFTER, REPLAY = "final model", "edited", "by replay"
 """Names of the models that are compared."""
 
 _BINS = 10
-_RESAMPLES = 1000
+_RESAMPLES = Resamples(most=1000, fewest=200, draws=10_000_000)
 
 
 def answers(measurement: Measurement, examples: pd.DataFrame, rows: np.ndarray) -> pd.DataFrame:
@@ -142,19 +143,16 @@ def mean_changes(
         if not known.any():
             continue
         change = other[known] - one[known]
-        resamples = max(200, min(_RESAMPLES, 10_000_000 // len(change)))
-        drawn = [
-            change[random.integers(0, len(change), len(change))].mean() for _ in range(resamples)
-        ]
-        low, high = np.quantile(drawn, [0.025, 0.975])
+        totals = sums(change[:, None], _RESAMPLES.of(len(change)), random)
+        low, high = interval(totals[:, 0] / len(change))
         found.append(
             Change(
                 behaviour,
                 float(one[known].mean()),
                 float(other[known].mean()),
                 float(change.mean()),
-                float(low),
-                float(high),
+                low,
+                high,
                 len(change),
             )
         )

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
+from stagelens.contracts import Progress
 from stagelens.effects.results import load_result
 from stagelens.estimators.protocol import METHOD
 from stagelens.estimators.stage_trust import StageTrust
@@ -22,7 +23,7 @@ from stagelens.runs.sets.evaluation_set import EvaluationSet
 from .spec import Edit
 
 if TYPE_CHECKING:
-    from stagelens.contracts import Progress
+    from stagelens.contracts import Report
     from stagelens.measuring.models import Measured
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
@@ -97,7 +98,7 @@ def measure_edits(
     run: Run,
     examples: EvaluationSet,
     edits: Sequence[Edit],
-    progress: Progress | None = None,
+    progress: Report | None = None,
     keep: bool = True,
 ) -> list[Measurement]:
     """Measure edited models; what was measured before comes from the run folder.
@@ -123,25 +124,21 @@ def _measured(
     run: Run,
     examples: EvaluationSet,
     edits: Sequence[Edit],
-    progress: Progress | None,
+    progress: Report | None,
     keep: bool,
 ) -> Iterator[Measurement]:
-    from stagelens.contracts import no_progress
     from stagelens.measuring.models import BATCH_SIZE, measure
 
     from .edits import EditedWeights, Material, material
 
     examples.check_fits(run.task)
-    report = progress or no_progress
+    told = Progress(progress)
     kinds = list(dict.fromkeys((edit.estimator, edit.settings_key) for edit in edits))
     materials: dict[tuple[str, str], Material] = {}
     for number, kind in enumerate(kinds):
         mine = [edit for edit in edits if (edit.estimator, edit.settings_key) == kind]
         stages = [s.name for s in run.stages if any(s.name in edit.strengths for edit in mine)]
-
-        def obtaining(share: float, text: str, before: int = number) -> None:
-            report(0.9 * (before + share) / len(kinds), text)
-
+        obtaining = told.part(0.0, 0.9).piece(number, len(kinds))
         materials[kind] = material(run, kind[0], mine[0].settings, stages, obtaining)
         for edit in mine:
             for stage in edit.strengths:
@@ -153,7 +150,7 @@ def _measured(
         [EditedWeights(own, edit) for own, edit in zip(made, edits, strict=True)],
         examples.batches(BATCH_SIZE),
         examples.count,
-        lambda share, text: report(0.9 + 0.1 * share, text),
+        told.part(0.9, 1.0),
     )
     ids = examples.table([])["example_id"].to_numpy()
     for edit, own, model in zip(edits, made, models, strict=True):

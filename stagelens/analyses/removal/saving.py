@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from stagelens.analyses.slices.saved import examples_of
-from stagelens.contracts import Refused
+from stagelens.contracts import Progress, Refused
 from stagelens.effects.groups import GroupMetrics
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs.files import new_folder
@@ -24,7 +24,7 @@ from .spec import Edit
 from .targets import groups_of
 
 if TYPE_CHECKING:
-    from stagelens.contracts import Progress
+    from stagelens.contracts import Report
 
 CARD, SPEC = "README.md", "stagelens_edit.json"
 
@@ -40,7 +40,7 @@ def before_and_after(
     examples: EvaluationSet,
     edit: Edit,
     by: str | None,
-    progress: Progress | None = None,
+    progress: Report | None = None,
 ) -> tuple[GroupMetrics, list[StageTrust]]:
     """Figures of the final and the edited model on the report part, and the trust of the edit.
 
@@ -64,7 +64,7 @@ def save(
     out: str | Path,
     examples: EvaluationSet | None,
     by: str | None = None,
-    progress: Progress | None = None,
+    progress: Report | None = None,
 ) -> Path:
     """Write the edited model: weights, configuration, tokenizer, and ``README.md``.
 
@@ -82,26 +82,20 @@ def save(
     """
     if not edit.strengths:
         raise Refused("nothing is taken out, so this is the final model; give a stage a strength")
-    from stagelens.contracts import no_progress
-
     from .checkpoints import write_edited
     from .edits import EditedWeights, material
 
-    report = progress or no_progress
+    told = Progress(progress)
     with new_folder(Path(out)) as folder:
         figures, trust = None, None
         if examples is not None:
-            figures, trust = before_and_after(
-                run, examples, edit, by, lambda share, text: report(0.7 * share, text)
-            )
+            figures, trust = before_and_after(run, examples, edit, by, told.part(0.0, 0.7))
         own = material(run, edit.estimator, edit.settings, list(edit.strengths))
         trust = trust or [own.without[stage].trust for stage in edit.strengths]
         card = model_card(run, edit, trust, figures, examples, by)
         cards = {CARD: card.encode(), SPEC: (edit.model_dump_json(indent=1) + "\n").encode()}
         weights = EditedWeights(own, edit)
-        write_edited(
-            run, weights, folder, cards, lambda share, text: report(0.7 + 0.3 * share, text)
-        )
+        write_edited(run, weights, folder, cards, told.part(0.7, 1.0))
     return Path(out)
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stagelens.analyses.slices.saved import column_key, examples_of
-from stagelens.contracts import RunError, SetError, StageLensError
+from stagelens.contracts import Progress, RunError, SetError, StageLensError
 from stagelens.estimators.protocol import METHOD
 from stagelens.runs.files import read_json, write_json
 from stagelens.runs.run import Run
@@ -21,7 +21,7 @@ from .parts import validation_part
 from .spec import Edit
 
 if TYPE_CHECKING:
-    from stagelens.contracts import Progress
+    from stagelens.contracts import Report
 
 TOLERANCE = 0.02
 """Share of right answers that the control group may lose, unless told otherwise."""
@@ -133,7 +133,7 @@ def load_found(run: Run, examples: EvaluationSet, target: Target) -> Found | Non
 
 
 def find(
-    run: Run, examples: EvaluationSet, target: Target, progress: Progress | None = None
+    run: Run, examples: EvaluationSet, target: Target, progress: Report | None = None
 ) -> Found:
     """The smallest edit that closes a gap; from the run folder where it was found before.
 
@@ -167,19 +167,11 @@ def find(
     control = (groups == target.control).to_numpy() if target.control else ~group
     validation = validation_part(table, [target.by])
 
-    from stagelens.contracts import no_progress
-
     from .edits import material
     from .targeted import Goal, search
 
-    report = progress or no_progress
-    own = material(
-        run,
-        target.estimator,
-        target.settings,
-        target.stages,
-        lambda share, text: report(0.5 * share, text),
-    )
+    told = Progress(progress)
+    own = material(run, target.estimator, target.settings, target.stages, told.part(0.0, 0.5))
     labels = table["label"].astype(object).to_numpy()
     best = search(
         run,
@@ -188,7 +180,7 @@ def find(
         target.stages,
         Goal(group, control, labels, target.tolerance),
         validation,
-        lambda share, text: report(0.5 + 0.5 * share, text),
+        told.part(0.5, 1.0),
     )
     strengths, layers = best.by_layer()
     edit = Edit(

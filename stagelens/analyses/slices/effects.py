@@ -18,6 +18,7 @@ from scipy.stats import norm
 
 from stagelens.contracts import ACCURACY, Behaviour
 from stagelens.effects.headlines import FEWEST
+from stagelens.effects.resampling import LEVEL, Resamples, interval, sums
 from stagelens.effects.summary import stage_summary
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.wording.numbers import amount_text, phrase
@@ -26,15 +27,8 @@ from stagelens.wording.trust_words import trust_word
 
 from .saved import Slice
 
-LEVEL = 0.05
-"""Of intervals: 95 % of them hold the mean, or the difference."""
-
 RESAMPLES = 2000
-_FEWEST_RESAMPLES = 400
-_DRAWS = 20_000_000
-"""Examples drawn for one interval; large slices make do with fewer resamples."""
-_CELLS = 2_000_000
-"""Resampled examples that are in memory at a time."""
+_RESAMPLES = Resamples(most=RESAMPLES, fewest=400, draws=20_000_000)
 
 COLUMNS = (
     "slice",
@@ -52,7 +46,7 @@ COLUMNS = (
 )
 
 
-def interval(values: np.ndarray, seed: int = 0, level: float = LEVEL) -> tuple[float, float]:
+def mean_interval(values: np.ndarray, seed: int = 0, level: float = LEVEL) -> tuple[float, float]:
     """Percentile bootstrap of a mean.
 
     Args:
@@ -66,9 +60,7 @@ def interval(values: np.ndarray, seed: int = 0, level: float = LEVEL) -> tuple[f
     values = values[np.isfinite(values)]
     if len(values) < 2:
         return float("nan"), float("nan")
-    means = _resampled(values[:, None], seed) / len(values)
-    low, high = np.quantile(means[:, 0], [level / 2, 1 - level / 2])
-    return float(low), float(high)
+    return interval(_sums(values[:, None], seed)[:, 0] / len(values), level)
 
 
 def difference_interval(
@@ -91,29 +83,18 @@ def difference_interval(
     values, first, second = values[known], first[known], second[known]
     if min(first.sum(), second.sum()) < 2:
         return float("nan"), float("nan")
-    sums = _resampled(
+    totals = _sums(
         np.column_stack([first * values, first, second * values, second]).astype(float), seed
     )
     with np.errstate(invalid="ignore"):  # a resample may hold nobody of a tiny slice
-        drawn = sums[:, 0] / sums[:, 1] - sums[:, 2] / sums[:, 3]
+        drawn = totals[:, 0] / totals[:, 1] - totals[:, 2] / totals[:, 3]
     reach = float(norm.isf(level / 2) * np.nanstd(drawn, ddof=1))
     middle = float(values[first].mean() - values[second].mean())
     return middle - reach, middle + reach
 
 
-def _resampled(columns: np.ndarray, seed: int) -> np.ndarray:
-    """(R, C) sums of (n, C) columns over resamples of the n examples."""
-    random, n = np.random.default_rng(seed), len(columns)
-    resamples = int(np.clip(_DRAWS // n, _FEWEST_RESAMPLES, RESAMPLES))
-    block = max(1, _CELLS // n)
-    parts = []
-    for start in range(0, resamples, block):
-        count = min(block, resamples - start)
-        # How often each example was drawn: one product then gives the sums of all columns.
-        places = random.integers(0, n, (count, n)) + n * np.arange(count)[:, None]
-        times = np.bincount(places.ravel(), minlength=count * n).reshape(count, n)
-        parts.append(times @ columns)
-    return np.concatenate(parts)
+def _sums(columns: np.ndarray, seed: int) -> np.ndarray:
+    return sums(columns, _RESAMPLES.of(len(columns)), np.random.default_rng(seed))
 
 
 def slice_summary(
@@ -142,7 +123,7 @@ def slice_summary(
         own = rows[rows["example_id"].isin(one.example_ids)]
         means = stage_summary(own, behaviour, stages, None, orders)
         ends = [
-            interval(own.loc[own["stage"] == stage, "effect"].to_numpy(float))
+            mean_interval(own.loc[own["stage"] == stage, "effect"].to_numpy(float))
             for stage in means["stage"]
         ]
         low, high = zip(*ends, strict=True) if ends else ((), ())

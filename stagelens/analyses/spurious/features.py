@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from stagelens.contracts import Behaviour, Example, Progress, Task, no_progress
+from stagelens.contracts import Behaviour, Example, Progress, Report, Task, no_progress
 from stagelens.effects.computing import attribute, combined
 from stagelens.effects.results import BehaviourFacts, Result
 from stagelens.estimators.counterfactuals import counterfactuals
@@ -47,7 +47,7 @@ def find_features(
     set_name: str,
     estimator: str,
     settings: Mapping[str, Any] | None = None,
-    progress: Progress = no_progress,
+    progress: Report = no_progress,
 ) -> Features:
     """Features that go with the effect of each stage; stored with the run's results.
 
@@ -62,17 +62,16 @@ def find_features(
         Refused: The estimator can give none of the stages.
         RunError: The set is not there.
     """
-    result = attribute(
-        run, set_name, estimator, None, lambda share, text: progress(0.4 * share, text), settings
-    )
+    told = Progress(progress)
+    result = attribute(run, set_name, estimator, None, told.part(0.0, 0.4), settings)
     orders = load_orders(run, set_name)
     used, known = result.facts.settings, noise_key(orders)
     stored = load_features(run, set_name, estimator, used, known)
     if stored is not None:
         return stored
     look = Look.at(run, set_name, result)
-    own = look.candidates(lambda share, text: progress(0.4 + 0.1 * share, text))
-    removed = look.patches(lambda share, text: progress(0.5 + 0.5 * share, text))
+    own = look.candidates(told.part(0.4, 0.5))
+    removed = look.patches(told.part(0.5, 1.0))
     tables, facts = [], []
     for stage in look.stages:
         each = [*own, *([removed[stage.stage]] if removed else [])]
@@ -171,7 +170,7 @@ class Look:
         wide = wide.reindex(self.table["example_id"])
         return self.behaviour.sign * wide.to_numpy(dtype=float)
 
-    def candidates(self, progress: Progress = no_progress) -> list[Candidates]:
+    def candidates(self, progress: Report = no_progress) -> list[Candidates]:
         """Words, clusters and columns."""
         found = []
         if self.run.task.input_kind == "text":
@@ -184,7 +183,7 @@ class Look:
         metadata = [name for name in self.examples.columns if name in self.table]
         return [each for each in (*found, columns(self.table, metadata)) if len(each.names)]
 
-    def patches(self, progress: Progress) -> dict[str, Candidates]:
+    def patches(self, progress: Report) -> dict[str, Candidates]:
         """Stage to patches with how its effects change without each; empty without images."""
         if not self.grid or not self.stages:
             return {}
@@ -205,7 +204,7 @@ class Look:
         return found
 
     def _measured(
-        self, batches: Iterable[list[Example]], count: int, progress: Progress
+        self, batches: Iterable[list[Example]], count: int, progress: Report
     ) -> dict[str, np.ndarray]:
         """Gains of every stage on these examples, by its counterfactual and its twins."""
         estimator = make_estimator(self.stages[0].estimator, self.settings)

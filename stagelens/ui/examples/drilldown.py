@@ -155,7 +155,7 @@ def answers_html(
         row: The example, of ``browse.example_frame``.
     """
     begins = components.heading_html("Answers")
-    if workspace.continues:
+    if workspace.continues_text:
         begins += components.text_html(
             "The most probable next token behind the prompt, or behind the text.", muted=True
         )
@@ -241,7 +241,7 @@ def said(
             float(row[effect_column(stage)]),
             effects.trust.get(stage),
             None
-            if workspace.continues
+            if workspace.continues_text
             else (str(row["prediction"]), str(row[answer_column(stage)])),
             label,
             within_noise=_within_noise(row, stage),

@@ -31,9 +31,11 @@ _LARGE = 256
 _UPLOAD = live_answers.widget("upload")
 _LABEL = live_answers.widget("label")
 _FORM = live_answers.widget("form")
-_COMPLETED, _WHOLE = "Prompt and completion", "Whole text"
-_FORMS = {_COMPLETED: ("prompt", "completion", "rejected"), _WHOLE: ("text",)}
-"""What a language model can be asked about."""
+_FORM_NAMES = {
+    ("prompt", "completion", "rejected"): "Prompt and completion",
+    ("text",): "Whole text",
+}
+"""Input fields that are asked for together, and what that is called."""
 _HELP = {
     "completion": "What the model is asked about, after the prompt. The two are put together as "
     "they are: a completion that follows a space begins with that space.",
@@ -132,17 +134,20 @@ def _text_box(workspace: Workspace) -> str | None:
 def _fields(workspace: Workspace) -> Sequence[str]:
     """The input fields to ask for: those of the set, and all that a language model takes."""
     own = workspace.examples.inputs
-    if workspace.run.file.task.name != "causal-lm":
+    known = workspace.traits
+    if known is None or len(known.input_forms) == 1:
         return own
+    forms = {_FORM_NAMES[form]: form for form in known.input_forms}
+    usual = next(iter(forms))
     kind = st.segmented_control(
         "What is asked about",
-        list(_FORMS),
-        default=_WHOLE if own == _FORMS[_WHOLE] else _COMPLETED,
+        list(forms),
+        default=_FORM_NAMES[own] if own in known.input_forms else usual,
         key=live_answers.widget("kind"),
         required=True,
         persist_state="session",
     )
-    return _FORMS[kind or _COMPLETED]
+    return forms[kind or usual]
 
 
 def _memory_help() -> str:
@@ -224,7 +229,7 @@ def _row(workspace: Workspace, effects: Effects, behaviour: Behaviour, asked: As
 
 
 def _verdict(workspace: Workspace, row: pd.Series) -> None:
-    said = "goes on with" if workspace.continues else "answers"
+    said = "goes on with" if workspace.continues_text else "answers"
     sure = f", {100 * row['confidence']:.0f} % sure" if isfinite(row["confidence"]) else ""
     st.header(components.plain(f"The final model {said} {row['prediction']}{sure}"), anchor=False)
 

@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 _STAGE = "tokens"
 """Key of the control, also in links."""
-_WITHOUT = ("image-classification", "text-classification")
-"""Tasks without values per token, which is known here without loading torch."""
 
 
 def has_tokens(workspace: Workspace) -> bool:
     """Whether the task has values per token, and can be asked for them here."""
-    without = workspace.run.file.task.name in _WITHOUT
-    return workspace.noun == "text" and workspace.computable and not without
+    known = workspace.traits
+    # Of a task that is not known here, only its class says so, which pages do not load.
+    may = known is None or known.has_token_values
+    return workspace.noun == "text" and workspace.computable and may
 
 
 def of_the_set(workspace: Workspace, effects: Effects, example_id: str) -> None:

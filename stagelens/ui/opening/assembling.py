@@ -11,6 +11,7 @@ import streamlit as st
 
 from stagelens.contracts import BASE, StageLensError
 from stagelens.runs.schema import check_name
+from stagelens.tasks.built_in import BUILT_IN
 from stagelens.ui.pieces import components, state
 from stagelens.ui.server import jobs, settings
 
@@ -18,10 +19,13 @@ _FEWEST = 2
 """A base, and the end of one stage."""
 _MOST = 12
 _LONGEST = 1024
-_ROWS, _NEXT, _ASKED = "assemble-rows", "assemble-next", "assemble-asked"
+_ROWS, _NEXT, _ASKED = (f"{state.ASSEMBLE}{name}" for name in ("rows", "next", "asked"))
 _FROM_CONFIG = "What config.json names"
 _SPLIT, _UNLABELLED = "Split of a saved dataset", "Without labels"
-_TASKS = (_FROM_CONFIG, "text-classification", "causal-lm")
+_TASKS = (
+    _FROM_CONFIG,
+    *(name for name, task in BUILT_IN.items() if task.traits.assembled_by_name),
+)
 _COLUMNS = {
     "label": ("Labels", "label"),
     "id": ("Ids", "row numbers"),

@@ -12,10 +12,10 @@ import streamlit as st
 
 from stagelens.analyses.slices.saved import Slice
 from stagelens.charts.style import short
-from stagelens.contracts import StageLensError
+from stagelens.contracts import StageLensError, TaskTraits
 from stagelens.runs.run import Run
 from stagelens.runs.sets.evaluation_set import EvaluationSet
-from stagelens.tasks import input_kind, why_missing
+from stagelens.tasks import traits, why_missing
 from stagelens.ui.pieces import components, pinning, state
 from stagelens.ui.pieces.pinning import Scene
 from stagelens.ui.reading import loaders
@@ -108,9 +108,14 @@ class Workspace:
         return any(one.column == column and one.by_outcome for one in self.slices)
 
     @property
-    def continues(self) -> bool:
+    def traits(self) -> TaskTraits | None:
+        """What is known of the run's task; None where it does not come with StageLens."""
+        return traits(self.run.file.task.name)
+
+    @property
+    def continues_text(self) -> bool:
         """Whether an answer is the most probable next token, which nobody marks right or wrong."""
-        return self.run.file.task.name == "causal-lm"
+        return self.traits is not None and self.traits.continues_text
 
 
 def open_workspace(title: str, effects: bool = True) -> Workspace | None:
@@ -189,13 +194,13 @@ def _no_stage(run: Run) -> str:
 
 def _fits(run: Run, examples: EvaluationSet) -> bool:
     """Whether the run's models take the inputs of a set; where not, says what to do."""
-    kind = input_kind(run.file.task.name)
-    if kind is None or kind == examples.kind:
+    known = traits(run.file.task.name)
+    if known is None or known.input_kind == examples.kind:
         return True
     st.warning(
         components.plain(
             f"Set {examples.name} holds {examples.kind}s, but the models of this run take "
-            f"{kind}s: nothing new can be computed on it. Choose another set."
+            f"{known.input_kind}s: nothing new can be computed on it. Choose another set."
         ),
         icon=":material/extension_off:",
     )

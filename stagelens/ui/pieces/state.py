@@ -32,51 +32,15 @@ EFFECTS, WHEN, DATA, INPUT = "Effects", "When", "Which data", "Where"
 SIDE_BY_SIDE = "Side by side"
 """Key of the tabs below the chosen example, and what these are called; in links too."""
 
-SHARED = ("set", "estimator", "by", "group")
-"""Keys of the widgets that several pages have."""
+ASSEMBLE = "assemble-"
+"""Keys of the form that makes a run of checkpoints begin with it."""
+_KEPT = (ASSEMBLE,)
+"""Keys that begin so are no choice within a run, and outlive the opening of another one."""
 
-_OF_A_RUN = (
-    *SHARED,
-    "measure",
-    "behaviour",
-    "stage",
-    "label",
-    "answers",
-    "side",
-    "changed",
-    "strength",
-    "trusted-slice",
-    "q",
-    "sort",
-    "tokens",
-    VIEW,
-    LOOK,
-    "about",
-    "within",
-    "all-data",
-    "gap",
-    "crossed",
-    "errors",
-    "left-out",
-    PART,
-    "of-stage",
-    "kind",
-    "baseline",
-    "compared",
-    "compared-stage",
-    "compared-behaviour",
-    "compared-first",
-    "compared-second",
-    "compared-first-behaviour",
-    "compared-second-behaviour",
-    "compared-run",
-)
 OWN_WIDGET = "own-"
 """Keys of the widgets of the own example begin with it."""
 
 _OWN = "stagelens:"
-_REMOVAL = "remove-"
-"""Keys of the widgets of the page Remove a stage; there is one per stage."""
 _LONGEST = 1024
 
 
@@ -111,10 +75,8 @@ def reference() -> str | None:
 
 def open_reference(reference: str | None) -> None:
     """Open another run, or none: everything that was chosen in the one before is forgotten."""
-    begins = (_OWN, OWN_WIDGET, _REMOVAL)
-    mine = [key for key in st.session_state if str(key).startswith(begins)]
-    for key in (*_OF_A_RUN, *mine):
-        st.session_state.pop(key, None)
+    for key in [key for key in st.session_state if not str(key).startswith(_KEPT)]:
+        del st.session_state[key]
     for name in (EXAMPLE, PAGE, BESIDE):
         _set(name, None)
     _set(RUN, reference)

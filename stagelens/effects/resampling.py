@@ -1,0 +1,73 @@
+"""The bootstrap: examples drawn with replacement, and the intervals that follow.
+
+B. Efron and R. J. Tibshirani, An Introduction to the Bootstrap, chapter 13 (percentile intervals).
+``scipy.stats.bootstrap`` does the same in ten times as long, and lets no two statistics share their
+draws, which differences between groups and between models rest on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+LEVEL = 0.05
+"""Share of intervals that may miss, unless told otherwise: 95 % intervals."""
+
+_BLOCK = 2_000_000
+"""Places that are held at a time, 16 MB of them."""
+
+
+@dataclass(frozen=True)
+class Resamples:
+    """How many resamples are worth their time: fewer of large sets, whose intervals are narrow.
+
+    Attributes:
+        most: However few examples there are.
+        fewest: However many there are.
+        draws: Examples drawn in all, in between.
+    """
+
+    most: int
+    fewest: int
+    draws: int
+
+    def of(self, examples: int) -> int:
+        """Resamples of so many examples."""
+        return max(self.fewest, min(self.most, self.draws // max(examples, 1)))
+
+
+def places(examples: int, resamples: int, random: np.random.Generator) -> Iterator[np.ndarray]:
+    """Which examples the resamples consist of, as (B, examples) arrays of one block each."""
+    block = max(1, _BLOCK // examples)
+    for start in range(0, resamples, block):
+        yield random.integers(0, examples, (min(block, resamples - start), examples))
+
+
+def sums(columns: np.ndarray, resamples: int, random: np.random.Generator) -> np.ndarray:
+    """Sums of columns over resamples of their rows, all columns by the same draws.
+
+    Args:
+        columns: (n, C) values, a row per example.
+        resamples: R.
+        random: Draws.
+
+    Returns:
+        (R, C).
+    """
+    n, parts = len(columns), []
+    for drawn in places(n, resamples, random):
+        # How often each example was drawn: one product then gives the sums of all columns.
+        flat = drawn + n * np.arange(len(drawn))[:, None]
+        times = np.bincount(flat.ravel(), minlength=drawn.size).reshape(drawn.shape)
+        parts.append(times @ columns)
+    return np.concatenate(parts)
+
+
+def interval(draws: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+    """The percentile interval of a statistic's values over resamples; NaN where one is missing."""
+    if not len(draws) or not np.isfinite(draws).all():
+        return float("nan"), float("nan")
+    low, high = np.quantile(draws, [level / 2, 1 - level / 2])
+    return float(low), float(high)

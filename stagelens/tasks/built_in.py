@@ -1,0 +1,44 @@
+"""The tasks that come with StageLens, by their registered names. Importing this loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from stagelens.contracts import TaskTraits
+
+
+@dataclass(frozen=True)
+class BuiltIn:
+    """A task that comes with StageLens: where its class is, and what is known of it before."""
+
+    target: str
+    traits: TaskTraits
+
+
+BUILT_IN: Mapping[str, BuiltIn] = {
+    "image-classification": BuiltIn(
+        "stagelens.tasks.image_classification:ImageClassification",
+        TaskTraits("image", (("image",),)),
+    ),
+    "text-classification": BuiltIn(
+        "stagelens.tasks.text_classification:TextClassification",
+        TaskTraits("text", (("text",),), assembled_by_name=True),
+    ),
+    "causal-lm": BuiltIn(
+        "stagelens.tasks.causal_lm:CausalLM",
+        TaskTraits(
+            "text",
+            (("prompt", "completion", "rejected"), ("text",)),
+            has_token_values=True,
+            continues_text=True,
+            assembled_by_name=True,
+        ),
+    ),
+}
+
+
+def traits(name: str) -> TaskTraits | None:
+    """What is known of a task by its registered name; None for one that does not come with us."""
+    found = BUILT_IN.get(name)
+    return None if found is None else found.traits
