@@ -10,9 +10,8 @@ from typing import IO, Any, Literal
 import torch
 from torch import nn
 
-from stagelens.contracts import BASE, RecordingError, Task
+from stagelens.contracts import RecordingError, Task
 from stagelens.replaying.optimizers import optimizer_facts
-from stagelens.runs.checked_files import CheckedFiles
 from stagelens.runs.files import read_json, sha256_of, write_json
 from stagelens.runs.run import Run, Stage, open_run
 from stagelens.runs.schema import RunFile, StageFile, StageRef, check_name
@@ -21,7 +20,9 @@ from stagelens.runs.states import load_into, load_optimizer
 from stagelens.runs.steps import parts_until
 from stagelens.runs.task_files import describes, write_task
 
+from .run_writer import RunWriter
 from .stage_recorder import StageRecorder
+from .stage_settings import StageSettings
 
 
 class Recorder:
@@ -37,8 +38,6 @@ class Recorder:
     Attributes:
         path: The run folder.
         task: As given.
-        file: What run.json says now.
-        last: The last finished stage; None before the first.
 
     Raises:
         RecordingError: The folder is in use, not empty, or holds a run of another task.
@@ -57,8 +56,6 @@ class Recorder:
     ) -> None:
         self.path = Path(path).expanduser()
         self.task = task
-        self._open_stage: StageRecorder | None = None
-        self.last: Stage | None = None
         there = (self.path / "run.json").exists()
         if there and not resume:
             raise RecordingError(
@@ -71,12 +68,23 @@ class Recorder:
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(self.path)
         try:
-            self.file = self._resumed(name) if there else self._begun(name)
-            write_json(self.path / "run.json", self.file)
-            self.last = next(reversed(self.run().stages), None) if there else None
+            file = self._resumed(name) if there else self._begun(name)
+            write_json(self.path / "run.json", file)
+            last = next(reversed(self.run().stages), None) if there else None
+            self._writer = RunWriter(self.path, task, file, last)
         except BaseException:
             self.close()
             raise
+
+    @property
+    def file(self) -> RunFile:
+        """What run.json says now."""
+        return self._writer.file
+
+    @property
+    def last(self) -> Stage | None:
+        """The last finished stage; None before the first."""
+        return self._writer.last
 
     def close(self) -> None:
         """Let go of the folder, so that another recorder can go on with it; done at exit too."""
@@ -185,38 +193,14 @@ class Recorder:
         Raises:
             RecordingError: The name is taken or unusable, or a setting is.
         """
-        self._check_free(name)
+        self._writer.check_free(name)
         try:
             check_name(name)
         except ValueError as error:
             raise RecordingError(f"the stage's name: {error}") from None
-        if not (
-            keep_batches in ("all", "none")
-            if isinstance(keep_batches, str)
-            else isinstance(keep_batches, int) and keep_batches >= 1
-        ):
-            raise RecordingError(
-                f'keep_batches={keep_batches!r} is not known; pass "all", "none" or a number n to '
-                "keep the batches of every n-th step"
-            )
-        for label, value in (
-            ("accumulation", accumulation),
-            ("flush_every", flush_every),
-            ("checkpoint_every", 1 if checkpoint_every is None else checkpoint_every),
-        ):
-            if not isinstance(value, int) or value < 1:
-                raise RecordingError(f"{label}={value!r}; pass a whole number of at least 1")
-        if clip_norm is not None and not clip_norm > 0:
-            raise RecordingError(f"clip_norm={clip_norm!r}; pass a positive norm, or None")
-        number = len(self.file.stages) + len(self.file.set_aside)
-        return StageRecorder(
-            self,
-            name=name,
-            folder=f"stages/{number:02d}-{name.replace(' ', '_')}",
-            model=model,
-            optimizer=optimizer,
+        settings = StageSettings(
             description=description,
-            clip_norm=float(clip_norm) if clip_norm is not None else None,
+            clip_norm=clip_norm,
             accumulation=accumulation,
             checkpoint_every=checkpoint_every,
             keep_batches="all" if keep_batches == 1 else keep_batches,
@@ -224,41 +208,9 @@ class Recorder:
             build_config=dict(build_config) if build_config is not None else None,
             reinitialised=tuple(reinitialised),
         )
-
-    def _check_free(self, name: str) -> None:
-        if self._open_stage is not None and self._open_stage.recording:
-            raise RecordingError(
-                f"stage {self._open_stage.name!r} is still being recorded; leave its with block "
-                "before the next stage"
-            )
-        if name == BASE or any(s.name == name for s in (*self.file.stages, *self.file.set_aside)):
-            raise RecordingError(f"the name {name!r} is taken in this run; choose another")
-
-    def begin(self, stage: StageRecorder) -> None:
-        """Called when a stage's block is entered.
-
-        Raises:
-            RecordingError: Another stage is being recorded, or the name was taken meanwhile.
-        """
-        self._check_free(stage.name)
-        self._open_stage = stage
-
-    def end(self) -> None:
-        """Called when a stage's block is left."""
-        self._open_stage = None
-
-    def announce(self, facts: StageFile, folder: str) -> None:
-        """Write a stage's facts, and list the stage in run.json; its sha256 once it is finished."""
-        sha256 = write_json(self.path / folder / "stage.json", facts)
-        done = facts.status == "complete"
-        reference = StageRef(name=facts.name, folder=folder, sha256=sha256 if done else None)
-        others = [stage for stage in self.file.stages if stage.name != facts.name]
-        if done or len(others) == len(self.file.stages):
-            self.file = self.file.model_copy(update={"stages": [*others, reference]})
-            write_json(self.path / "run.json", self.file)
-        if done:  # kept, because opening the run takes the longer the more stages it has
-            index = 0 if self.last is None else self.last.index + 1
-            self.last = Stage(CheckedFiles(self.path), facts, index, self.last)
+        number = len(self.file.stages) + len(self.file.set_aside)
+        folder = f"stages/{number:02d}-{name.replace(' ', '_')}"
+        return StageRecorder(self._writer, name, folder, model, optimizer, settings)
 
     def add_set(
         self,

@@ -6,9 +6,8 @@ import copy
 import platform
 import time
 from collections.abc import Mapping
-from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +26,10 @@ from .adapters import Adapter, read_adapter
 from .best_model import Best
 from .boundary import find_boundary, first_boundary
 from .first_step import FirstStep
+from .run_writer import RunWriter
+from .stage_settings import StageSettings
 from .step_writer import StepWriter
 from .watch import Watch
-
-if TYPE_CHECKING:
-    from .recorder import Recorder
 
 
 class StageRecorder:
@@ -44,36 +42,23 @@ class StageRecorder:
 
     def __init__(
         self,
-        recorder: Recorder,
-        *,
+        run: RunWriter,
         name: str,
         folder: str,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        description: str,
-        clip_norm: float | None,
-        accumulation: int,
-        checkpoint_every: int | None,
-        keep_batches: Literal["all", "none"] | int,
-        flush_every: int,
-        build_config: dict[str, Any] | None,
-        reinitialised: tuple[str, ...],
+        settings: StageSettings,
     ) -> None:
         self.name = name
         self.recording = False
-        self._recorder = recorder
+        self._run = run
         self._folder = folder
         self._model = model
         self._optimizer = optimizer
-        self._description = description
-        self._clip_norm = clip_norm
-        self._accumulation = accumulation
-        self._checkpoint_every = checkpoint_every
-        self._keep_batches = keep_batches
-        self._build_config = build_config
-        self._reinitialised = reinitialised
+        self._settings = settings
+        self._build_config = settings.build_config
         self._names = {id(p): n for n, p in model.named_parameters()}
-        self._writer = StepWriter(recorder.path, folder, flush_every)
+        self._writer = StepWriter(run.path, folder, settings.flush_every)
         self._micro: list[FlatMicroBatch] = []
         self._micro_losses: list[Tensor | float] = []
         self._forwards_per_batch = 0
@@ -81,7 +66,7 @@ class StageRecorder:
         self._at_best = False
 
     def __enter__(self) -> StageRecorder:
-        self._recorder.begin(self)
+        self._run.begin(self)
         self._started = time.monotonic()
         optimizer = optimizer_facts(self._optimizer, self._names)
         trainable = [n for n, p in self._model.named_parameters() if p.requires_grad]
@@ -92,7 +77,7 @@ class StageRecorder:
                 "that this stage trains"
             )
         self._adapter = read_adapter(self._model)
-        if (read := self._recorder.task.stage_config(self._model)) is not None:
+        if (read := self._run.task.stage_config(self._model)) is not None:
             self._build_config = {**read, **(self._build_config or {})}
         built = self._build(self._build_config)
         self._check_built(built)
@@ -100,35 +85,35 @@ class StageRecorder:
         boundary, reference = self._write_start(
             start, [n for n in self._names.values() if n not in trainable]
         )
-        self._first: FirstStep | None = FirstStep(self._recorder.task, built, start, optimizer)
+        self._first: FirstStep | None = FirstStep(self._run.task, built, start, optimizer)
         self._facts = StageFile(
             name=self.name,
-            description=self._description,
+            description=self._settings.description,
             status="recording",
             optimizer=optimizer,
             boundary=boundary,
             trainable=trainable,
-            clip_norm=self._clip_norm,
-            accumulation=self._accumulation,
-            keep_batches=self._keep_batches,
+            clip_norm=self._settings.clip_norm,
+            accumulation=self._settings.accumulation,
+            keep_batches=self._settings.keep_batches,
             build_config=self._build_config,
             environment=_environment(next(self._model.parameters()).device),
             start=reference,
         )
-        self._recorder.announce(self._facts, self._folder)
+        self._run.announce(self._facts, self._folder)
         self._watch = Watch(
             self._model,
             self._optimizer,
             self._names,
-            self._clip_norm,
-            partial(_keeps, self._keep_batches),
+            self._settings.clip_norm,
+            self._settings.keeps,
         )
         self.recording = True
         return self
 
     def _build(self, config: Mapping[str, Any] | None) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
-            return self._recorder.task.build_model(config)
+            return self._run.task.build_model(config)
 
     def _check_built(self, built: nn.Module) -> None:
         """The task's own module has to be of the architecture that is trained."""
@@ -143,8 +128,8 @@ class StageRecorder:
                 )
 
     def _write_start(self, start: TrainingState, frozen: list[str]) -> tuple[Boundary, StateRef]:
-        root, prefix = self._recorder.path, f"{self._folder}/start"
-        last = self._recorder.last
+        root, prefix = self._run.path, f"{self._folder}/start"
+        last = self._run.last
         if last is None:
             return first_boundary(start, frozen), save_state(root, prefix, start)
         before = last.end()
@@ -152,7 +137,7 @@ class StageRecorder:
             before,
             start,
             stage=self.name,
-            reinitialised=self._reinitialised,
+            reinitialised=self._settings.reinitialised,
             frozen=frozen,
             adapters=(self._adapter_before(last, before), self._adapter),
         )
@@ -200,14 +185,14 @@ class StageRecorder:
                 f"stage {self.name!r} is not being recorded; call stage.step inside its with block"
             )
         watch = self._watch
-        keep = _keeps(self._keep_batches, watch.noted)
+        keep = self._settings.keeps(watch.noted)
         description, tensors = flatten(batch) if keep else (None, [])
         self._micro.append(FlatMicroBatch(description, tensors, watch.take_rng(), divisor))
         self._micro_losses.append(loss.detach() if isinstance(loss, Tensor) else float(loss))
         if self._first is not None:
             kept = unflatten(description, tensors) if keep else copy.deepcopy(batch)
             self._first.batches.append(kept)
-        if divisor is None and len(self._micro) > self._accumulation:
+        if divisor is None and len(self._micro) > self._settings.accumulation:
             raise RecordingError(
                 f"{len(self._micro)} batches were noted before update {watch.noted + 1}; call "
                 "stage.step(batch, loss) after optimizer.step(), and declare gradient "
@@ -243,8 +228,8 @@ class StageRecorder:
         watch = self._watch
         assert self._first is not None
         rules = StepRules(
-            self._accumulation,
-            self._clip_norm,
+            self._settings.accumulation,
+            self._settings.clip_norm,
             watch.evaluation_mode or [],
             self._facts.trainable,
             watch.precision,
@@ -270,7 +255,7 @@ class StageRecorder:
         facts = self._facts.model_copy(update=update)
         if facts != self._facts:
             self._facts = facts
-            self._recorder.announce(facts, self._folder)
+            self._run.announce(facts, self._folder)
 
     def _checkpoint(self) -> Checkpoint:
         """The training state as it is now, on disk, and all steps up to it."""
@@ -285,11 +270,14 @@ class StageRecorder:
         return checkpoint
 
     def _checkpoint_due(self, step: int) -> bool:
-        return self._checkpoint_every is not None and step % self._checkpoint_every == 0
+        return (
+            self._settings.checkpoint_every is not None
+            and step % self._settings.checkpoint_every == 0
+        )
 
     def _save_state(self, prefix: str) -> StateRef:
         state = capture(self._model, self._optimizer, self._names)
-        return save_state(self._recorder.path, prefix, state)
+        return save_state(self._run.path, prefix, state)
 
     def keep_best(self, metric: str, value: float) -> None:
         """Keep the training state as it is now as the best so far, in place of the best before.
@@ -320,14 +308,14 @@ class StageRecorder:
                 "the loop went back to its best model, but none was kept; call "
                 "stage.keep_best(metric, value) at the step where it is found"
             )
-        self._best.check(self._recorder.path, self._model)
+        self._best.check(self._run.path, self._model)
         self._at_best = True
 
     def _tidy(self, pattern: str) -> None:
         """Delete files of the stage that its facts do not name any more."""
         named = {file.path for file in self._facts.files()} | {f"{self._folder}/stage.json"}
-        for path in (self._recorder.path / self._folder).glob(pattern):
-            if path.relative_to(self._recorder.path).as_posix() not in named:
+        for path in (self._run.path / self._folder).glob(pattern):
+            if path.relative_to(self._run.path).as_posix() not in named:
                 path.unlink()
 
     def __exit__(
@@ -337,7 +325,7 @@ class StageRecorder:
         trace: TracebackType | None,
     ) -> None:
         self.recording = False
-        self._recorder.end()
+        self._run.end()
         self._watch.close()
         if kind is not None:
             # What was noted is kept; the stage stays unfinished, because its end is not known.
@@ -367,13 +355,6 @@ class StageRecorder:
             parts=list(self._writer.parts),
             steps=self.steps,
         )
-
-
-def _keeps(keep_batches: str | int, step: int) -> bool:
-    """Whether the batches of a step are kept."""
-    if isinstance(keep_batches, str):
-        return keep_batches == "all"
-    return step % keep_batches == 0
 
 
 def _environment(device: torch.device) -> Environment:

@@ -75,3 +75,24 @@ def test_importing_it_leaves_heavy_libraries_out(module: str, heavy: set[str]) -
         pytest.skip(f"{module} does not exist yet")
     loaded = run_python(f"import sys, {module}; print(*sys.modules)").split()
     assert heavy.isdisjoint(loaded)
+
+
+def test_no_two_files_import_each_other() -> None:
+    """Not for types either: what both need belongs into a third file, below them."""
+    edges: set[tuple[str, str]] = set()
+    files = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+        for path in (ROOT / "stagelens").rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    for name, path in files.items():
+        package = name.rpartition(".")[0]
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                parents = package.split(".")[: len(package.split(".")) - max(node.level - 1, 0)]
+                within = ".".join(parents) if node.level else ""
+                module = ".".join(filter(None, (within, node.module)))
+                asked = {module, *(f"{module}.{alias.name}" for alias in node.names)}
+                edges |= {(name, other) for other in asked if other in files}
+    assert len(edges) > len(files)
+    assert [pair for pair in edges if pair[::-1] in edges] == []

@@ -100,10 +100,10 @@ _COLUMNS = (
 
 
 def _judged(table: pd.DataFrame) -> pd.DataFrame:
-    from statsmodels.stats.multitest import multipletests
+    from scipy.stats import false_discovery_control
 
     p = table["p"].to_numpy(dtype=float)
-    q = multipletests(p, LEVEL, method="fdr_bh")[1] if len(p) else p
+    q = false_discovery_control(p) if len(p) else p  # of Benjamini and Hochberg
     size = table["difference"].abs()
     nearer = np.minimum(table["low"].abs(), table["high"].abs())
     certain = np.where(np.sign(table["low"]) == np.sign(table["high"]), nearer, 0.0)

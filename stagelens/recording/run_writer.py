@@ -1,0 +1,74 @@
+"""What a recording writes of the run as a whole: run.json, and the facts of its stages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from stagelens.contracts import BASE, RecordingError, Task
+from stagelens.runs.checked_files import CheckedFiles
+from stagelens.runs.files import write_json
+from stagelens.runs.run import Stage
+from stagelens.runs.schema import RunFile, StageFile, StageRef
+
+
+class OpenStage(Protocol):
+    """A stage whose block may have been entered."""
+
+    name: str
+    recording: bool
+
+
+class RunWriter:
+    """The run folder of one recorder, and what run.json says of it.
+
+    Args:
+        path: The run folder.
+        task: The run's task.
+        file: What run.json is to say.
+        last: The last finished stage; None before the first.
+    """
+
+    def __init__(self, path: Path, task: Task, file: RunFile, last: Stage | None) -> None:
+        self.path, self.task, self.file, self.last = path, task, file, last
+        self._open: OpenStage | None = None
+
+    def check_free(self, name: str) -> None:
+        """Refuse a stage that cannot begin now.
+
+        Raises:
+            RecordingError: Another stage is being recorded, or the name is taken.
+        """
+        if self._open is not None and self._open.recording:
+            raise RecordingError(
+                f"stage {self._open.name!r} is still being recorded; leave its with block "
+                "before the next stage"
+            )
+        if name == BASE or any(s.name == name for s in (*self.file.stages, *self.file.set_aside)):
+            raise RecordingError(f"the name {name!r} is taken in this run; choose another")
+
+    def begin(self, stage: OpenStage) -> None:
+        """Called when a stage's block is entered.
+
+        Raises:
+            RecordingError: Another stage is being recorded, or the name was taken meanwhile.
+        """
+        self.check_free(stage.name)
+        self._open = stage
+
+    def end(self) -> None:
+        """Called when a stage's block is left."""
+        self._open = None
+
+    def announce(self, facts: StageFile, folder: str) -> None:
+        """Write a stage's facts, and list the stage in run.json; its sha256 once it is finished."""
+        sha256 = write_json(self.path / folder / "stage.json", facts)
+        done = facts.status == "complete"
+        reference = StageRef(name=facts.name, folder=folder, sha256=sha256 if done else None)
+        others = [stage for stage in self.file.stages if stage.name != facts.name]
+        if done or len(others) == len(self.file.stages):
+            self.file = self.file.model_copy(update={"stages": [*others, reference]})
+            write_json(self.path / "run.json", self.file)
+        if done:  # kept, because opening the run takes the longer the more stages it has
+            index = 0 if self.last is None else self.last.index + 1
+            self.last = Stage(CheckedFiles(self.path), facts, index, self.last)

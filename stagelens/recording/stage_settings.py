@@ -1,0 +1,53 @@
+"""How one stage is recorded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from stagelens.contracts import RecordingError
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """Settings of a stage's recording; see :meth:`stagelens.Recorder.stage` for their meaning.
+
+    Raises:
+        RecordingError: A setting is unusable.
+    """
+
+    description: str = ""
+    clip_norm: float | None = None
+    accumulation: int = 1
+    checkpoint_every: int | None = None
+    keep_batches: Literal["all", "none"] | int = "all"
+    flush_every: int = 1024
+    build_config: dict[str, Any] | None = None
+    reinitialised: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        keep = self.keep_batches
+        if not (
+            keep in ("all", "none") if isinstance(keep, str) else isinstance(keep, int) and keep > 0
+        ):
+            raise RecordingError(
+                f'keep_batches={keep!r} is not known; pass "all", "none" or a number n to '
+                "keep the batches of every n-th step"
+            )
+        for label, value in (
+            ("accumulation", self.accumulation),
+            ("flush_every", self.flush_every),
+            ("checkpoint_every", 1 if self.checkpoint_every is None else self.checkpoint_every),
+        ):
+            if not isinstance(value, int) or value < 1:
+                raise RecordingError(f"{label}={value!r}; pass a whole number of at least 1")
+        if self.clip_norm is not None:
+            if not self.clip_norm > 0:
+                raise RecordingError(f"clip_norm={self.clip_norm!r}; pass a positive norm, or None")
+            object.__setattr__(self, "clip_norm", float(self.clip_norm))  # a whole number, say
+
+    def keeps(self, step: int) -> bool:
+        """Whether the batches of this step are kept."""
+        if isinstance(self.keep_batches, str):
+            return self.keep_batches == "all"
+        return step % self.keep_batches == 0
