@@ -60,6 +60,7 @@ def test_two_runs_of_one_task_on_one_set(open_page, demo_copy: Path) -> None:
     assert "Both run folders hold the same recorded training." in words(app)
 
 
+@pytest.mark.slow
 def test_two_separate_trainings_are_held_against_each_other(open_page, demo_copy: Path) -> None:
     path = demo_copy.with_name("again")
     digits.record(path, seed=1)

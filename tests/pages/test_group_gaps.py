@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from stagelens.analyses.spurious.gaps import group_gaps
 from stagelens.effects.results import load_result
 from stagelens.runs.run import open_run
@@ -67,6 +69,7 @@ def test_a_set_without_groups_says_what_it_lacks(open_page, demo_copy: Path) -> 
     assert "no labels, so there is no accuracy to compare" in words(app)
 
 
+@pytest.mark.slow
 def test_the_page_alone_needs_no_torch() -> None:
     code = (
         "import sys, stagelens.ui.spurious.groups as g; assert g; assert 'torch' not in sys.modules"

@@ -34,6 +34,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETS)
 def test_pages_show_no_nonsense(open_page, home: Path, name: str) -> None:
     for page, link in PAGES.items():

@@ -47,6 +47,7 @@ def test_a_child_that_connects_is_stopped() -> None:
     assert "a test without a network: '192.0.2.1'" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("alone")
 def test_measuring_and_every_page_need_no_network(open_page, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="without a network"):

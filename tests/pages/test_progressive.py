@@ -78,6 +78,7 @@ def test_numbers_come_free_then_coarse_then_exact(open_page, bare: Path, page: s
     assert not app.get("button_group") and "Cancel" not in labels(app)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("slow_replay")
 def test_better_numbers_do_not_move_the_place(open_page, bare: Path) -> None:
     link = "run=digits&stage=shortcut&strength=1&sort=id&page=2&example=stamped-001"
@@ -109,6 +110,7 @@ def test_numbers_chosen_on_purpose_stay_and_the_better_ones_are_offered(
     assert "● exact" in figures(app)[0]["layout"]["yaxis"]["ticktext"][0]
 
 
+@pytest.mark.slow
 def test_a_long_replay_waits_for_its_button(
     open_page, bare: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

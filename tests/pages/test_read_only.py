@@ -36,6 +36,7 @@ def state_of(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("read_only")
 def test_every_page_shows_and_changes_nothing(open_page, demo: Path) -> None:
     before = state_of(demo.parent)

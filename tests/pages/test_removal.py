@@ -118,6 +118,7 @@ def test_every_flipped_answer_links_to_its_example(open_page, measured) -> None:
         assert re.fullmatch(r"/Examples\?run=digits&set=test&example=(clean|stamped)-\d{3}", link)
 
 
+@pytest.mark.slow
 def test_an_edit_is_settled_by_replay(open_page, measured, tmp_path) -> None:
     folder = Path(shutil.copytree(measured, tmp_path / "home" / "digits"))
     for file in (folder / measurements.FOLDER).iterdir():
@@ -133,6 +134,7 @@ def test_an_edit_is_settled_by_replay(open_page, measured, tmp_path) -> None:
     assert "This edit is the replay itself" in words(app)
 
 
+@pytest.mark.slow
 def test_a_targeted_edit_is_searched_shown_and_saved(open_page, measured, tmp_path) -> None:
     folder = Path(shutil.copytree(measured, tmp_path / "home" / "digits"))
     app = check(open_page(folder.parent, f"{LINK}&remove-mode=Targeted", PAGE))

@@ -214,6 +214,7 @@ def test_every_hostile_example_is_shown_as_text(open_page, text_runs: Path, run:
         assert codes(app)[: len(given)] == given
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [hostile.EVERYTHING, hostile.LONG[0]], ids=["4 KB", "long word"])
 def test_hostile_text_in_the_box_is_asked_about_as_text(
     open_page, text_runs: Path, text: str

@@ -210,6 +210,7 @@ def test_nothing_from_data_becomes_markup(open_page, demo_copy: Path) -> None:
     assert all("<img" not in e.proto.body for e in app.get("html"))
 
 
+@pytest.mark.slow
 def test_the_page_alone_needs_no_torch() -> None:
     code = "import sys; from stagelens.ui.trust import sections, verifying; assert verifying"
     code += "; assert 'torch' not in sys.modules"

@@ -156,6 +156,7 @@ def test_the_time_is_told_beside_the_prediction_where_something_was_computed(
     assert again.err == "" and again.out == first.out
 
 
+@pytest.mark.slow
 def test_where_replay_takes_hardly_longer_it_is_recommended(
     copied: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,6 +94,7 @@ def test_effects_of_real_comments_are_exact_by_replay(run: Run, name: str) -> No
     assert margins.groupby("stage")["effect"].std().min() > 0
 
 
+@pytest.mark.slow
 def test_estimates_of_real_comments_are_held_against_replay(run: Run) -> None:
     wanted = [("task-vector", {}), ("coarse-replay", {"budget": 0.5})]
     rows = verify(run, "test", wanted, no_progress)

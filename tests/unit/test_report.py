@@ -378,6 +378,7 @@ def test_runs_of_texts_have_a_report_too(
     assert json.loads(as_json(made))["findings"] and as_csv(made)
 
 
+@pytest.mark.slow
 def test_what_has_not_been_measured_is_measured_first(digits_run: DemoRun, tmp_path: Path) -> None:
     folder = tmp_path / "digits"
     shutil.copytree(digits_run.path, folder, ignore=shutil.ignore_patterns("results"))

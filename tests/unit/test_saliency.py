@@ -218,6 +218,7 @@ class Step(nn.Module):
         return torch.sigmoid(self.sharp * (pixels.mean((1, 2, 3), keepdim=True)[..., 0, 0] - 0.377))
 
 
+@pytest.mark.slow
 def test_steps_are_doubled_until_sums_hold_and_else_the_map_says_so() -> None:
     one = Example("x", {"image": np.ones((5, 4, 2))})
     own = Pixels(Score(), one, plain(one, 0.0))

@@ -82,6 +82,7 @@ def test_replay_is_bit_for_bit_with_and_without_every_stage(history: Any) -> Non
         assert differing_state(replay_without(run, stage).state, by_hand) == [], stage.name
 
 
+@pytest.mark.slow
 def test_every_estimator_gives_effects_of_a_run_that_is_opened_from_its_folder(
     history: Any,
 ) -> None:
