@@ -13,11 +13,7 @@ from torch import nn
 
 from stagelens.compute import processes
 from stagelens.contracts import BASE, Behaviour, Progress, Refused, Report, RunError, no_progress
-from stagelens.estimators.counterfactuals import (
-    check_final,
-    counterfactuals,
-    diverged,
-)
+from stagelens.estimators.counterfactuals import check_final, counterfactuals, diverged
 from stagelens.estimators.expected_error import Evidence, judged, judged_replay
 from stagelens.estimators.hardness import hardness
 from stagelens.estimators.protocol import METHOD, Counterfactual
@@ -307,22 +303,8 @@ def attribute(
     without = list(counterfactuals(run, made, chosen, whole_work.part(0.0, 0.9)))
     if all(c.weights is None for c in without):
         raise Refused(without[0].trust.reason)
-    table, trusts = effect_table(
-        run,
-        examples,
-        without,
-        estimator,
-        whole_work.part(0.9, 1.0),
-        used,
-    )
-    facts = _facts(
-        run,
-        examples,
-        "effects",
-        estimator=estimator,
-        settings=used,
-        stages=trusts,
-    )
+    table, trusts = effect_table(run, examples, without, estimator, whole_work.part(0.9, 1.0), used)
+    facts = _facts(run, examples, "effects", estimator=estimator, settings=used, stages=trusts)
     result = Result(facts, table)
     if stages is None:
         processes.by_main(lambda: save_result(run, result))

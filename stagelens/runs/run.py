@@ -246,8 +246,7 @@ class Run:
                 )
             self.problems.append(
                 f"stage {facts.name!r} was not finished: {steps} steps were saved, steps after "
-                "those and its end state are missing (recording was stopped, or is still under "
-                "way)"
+                "those and its end state are missing (recording was stopped, or still goes on)"
             )
         elif facts.end is None:
             raise RunError(f"{path}: end: missing in a finished stage; restore the original file")
@@ -276,9 +275,8 @@ class Run:
             )
 
     def _check_part(self, stage: Stage, part: PartRef, expected: int) -> None:
-        self.files.listed(part.table)
-        if part.batches is not None:
-            self.files.listed(part.batches)
+        for file in (part.table, *([part.batches] if part.batches else [])):
+            self.files.listed(file)
         if part.first_step != expected:
             raise RunError(
                 f"{part.table.path} of stage {stage.name!r} starts at step {part.first_step}, but "
@@ -383,8 +381,8 @@ def open_run(path: str | Path, task: Task | None = None) -> Run:
     unpickled, and no code is imported because the folder names it.
 
     Args:
-        path: The run folder, or its address on any file system that ``fsspec`` knows, for instance
-            ``s3://bucket/run``: it is then read through a copy in the cache; see ``runs.remote``.
+        path: The run folder, or its address on a file system that ``fsspec`` knows
+            (``s3://bucket/run``): it is then read through a copy in the cache.
         task: The task, where it is not installed or needs code of your own (a ``build_model``).
 
     Raises:

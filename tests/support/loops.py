@@ -217,3 +217,12 @@ def refused(*says: str, by: type[StageLensError] = RecordingError) -> Iterator[N
         yield
     message = " ".join(str(error.value).split())
     assert [words for words in says if words not in message] == [], message
+
+
+def one_cycle(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+    """Cycles the learning rates, and betas or momentum the other way."""
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, [0.1] * 2, total_steps=8)
+
+
+def halving(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+    return torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.5)

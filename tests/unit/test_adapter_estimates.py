@@ -18,7 +18,8 @@ from stagelens.replaying.replay import replay_without
 from stagelens.runs.run import Run
 from stagelens.tasks.adapters import with_adapter
 from tests.support.adapted import merged, unloaded
-from tests.support.small_runs import Phase, central_difference, record
+from tests.support.central_differences import central_difference
+from tests.support.small_runs import Phase, record
 from tests.unit.test_adjoint import linearised, some_examples
 
 PEFT: dict[str, Any] = {"r": 2, "lora_alpha": 4, "target_modules": ["qkv", "down", "head"]}

@@ -96,3 +96,10 @@ def test_no_two_files_import_each_other() -> None:
                 edges |= {(name, other) for other in asked if other in files}
     assert len(edges) > len(files)
     assert [pair for pair in edges if pair[::-1] in edges] == []
+
+
+def test_no_file_is_longer_than_400_lines() -> None:
+    folders = ("stagelens", "pages", "tests")
+    files = [ROOT / "app.py", *(p for f in folders for p in (ROOT / f).rglob("*.py"))]
+    lengths = {path.relative_to(ROOT): path.read_text().count("\n") for path in files}
+    assert {path: lines for path, lines in lengths.items() if lines > 400} == {}

@@ -184,13 +184,7 @@ def average(model: nn.Module) -> None:
     torch.optim.swa_utils.AveragedModel(model).update_parameters(model)
 
 
-BETWEEN = [
-    evaluate,
-    evaluate_under_averaged_weights,
-    copy_and_train_the_copy,
-    save_whole,
-    average,
-]
+BETWEEN = [evaluate, evaluate_under_averaged_weights, copy_and_train_the_copy, save_whole, average]
 
 
 @pytest.mark.parametrize("between", BETWEEN)

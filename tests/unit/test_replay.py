@@ -25,7 +25,9 @@ from tests.support.loops import (
     Plan,
     differing,
     differing_state,
+    halving,
     make_task,
+    one_cycle,
     record_plans,
     run_plans,
 )
@@ -78,15 +80,6 @@ def grouped(rule: str) -> Optimizer:
         return made
 
     return make
-
-
-def one_cycle(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-    """Cycles the learning rates, and betas or momentum the other way."""
-    return torch.optim.lr_scheduler.OneCycleLR(optimizer, [0.1] * 2, total_steps=8)
-
-
-def halving(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-    return torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.5)
 
 
 def frozen(*numbers: int) -> Callable[[nn.Module], nn.Module]:
@@ -177,10 +170,7 @@ HEAD_THAT_STAYS = [
 ANEW = [
     Plan("first", new("adamw")),
     Plan(
-        "anew",
-        new("adamw"),
-        prepare=initialise_head_anew,
-        recorder={"reinitialised": ["heads.0"]},
+        "anew", new("adamw"), prepare=initialise_head_anew, recorder={"reinitialised": ["heads.0"]}
     ),
     Plan("last", carried),
 ]

@@ -19,6 +19,15 @@ from torch import nn
 import stagelens
 from stagelens.contracts import RecordingError, RunError, TaskError
 from stagelens.effects.computing import attribute
+from tests.support.damage import (
+    empty,
+    flip_a_bit_in_the_middle,
+    lead_out_of_the_folder,
+    remove,
+    replace_by_pickle,
+    replace_by_pickle_of_equal_size,
+    truncate,
+)
 from tests.support.grids import part
 from tests.support.loops import Plan, differing, make_batches, make_task, run_plans, train
 
@@ -145,46 +154,6 @@ FILES = [
 
 def test_the_files_of_a_run_are_these(whole: Path) -> None:
     assert files_of(whole) == sorted(FILES)
-
-
-class Bomb:
-    """Shows that it was unpickled."""
-
-    def __reduce__(self) -> Any:
-        return (open, ("/dev/null/unpickled",))
-
-
-def remove(file: Path) -> None:
-    file.unlink()
-
-
-def truncate(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:-7])
-
-
-def empty(file: Path) -> None:
-    file.write_bytes(b"")
-
-
-def replace_by_pickle(file: Path) -> None:
-    file.write_bytes(pickle.dumps(Bomb()))
-
-
-def replace_by_pickle_of_equal_size(file: Path) -> None:
-    bomb = pickle.dumps(Bomb())
-    file.write_bytes(bomb + bytes(max(0, file.stat().st_size - len(bomb))))
-
-
-def flip_a_bit_in_the_middle(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 4
-    file.write_bytes(content)
-
-
-def lead_out_of_the_folder(file: Path) -> None:
-    outside = file.parents[3 if file.parent.name != "run" else 1] / "outside"
-    file.rename(outside)
-    file.symlink_to(outside)
 
 
 # run.json is the root of trust: a bit flipped in the run's name there is another name.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -10,30 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 
 from stagelens.contracts import SetError
-from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.runs.sets.readers import read_set_file
-from stagelens.runs.sets.writer import SetReport, write_set
-
-
-def image(value: int = 0) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(np.full((4, 5), value, np.uint8)).save(file, "PNG")
-    return file.getvalue()
-
-
-def save(path: Path, content: str | bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
-
-
-def add(run: Path, source: Path, **options: Any) -> tuple[EvaluationSet, SetReport]:
-    run.mkdir(exist_ok=True)
-    report = write_set(run, None, "test", **read_set_file(source, **options))
-    return EvaluationSet.open(run, "test"), report
+from tests.support.set_files import add, image, save
 
 
 @pytest.fixture
@@ -400,8 +379,7 @@ def test_hatecheck_reads_with_every_case(tmp_path: Path, data_folder: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("file", "count"),
-    [("mnist/mnist.npz", 10_000), ("pneumonia_mnist/pneumoniamnist.npz", 624)],
+    ("file", "count"), [("mnist/mnist.npz", 10_000), ("pneumonia_mnist/pneumoniamnist.npz", 624)]
 )
 def test_image_archives_give_their_test_split(data_folder: Path, file: str, count: int) -> None:
     keywords = read_set_file(data_folder / file)

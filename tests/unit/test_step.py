@@ -328,12 +328,10 @@ def test_tangents_under_jvp_are_central_differences(
 
     tangent: dict[str, list[Tensor]] = torch.func.jvp(advance, (state,), (direction,))[1]
 
-    h = 1e-5
-    plus, minus = advance(moved(state, h, direction)), advance(moved(state, -h, direction))
+    plus, minus = (advance(moved(state, h, direction)) for h in (1e-5, -1e-5))
     for name in state:
         for dx, a, b in zip(tangent[name], plus[name], minus[name], strict=True):
-            assert torch.isfinite(dx).all()
-            torch.testing.assert_close(dx, (a - b) / (2 * h), rtol=1e-6, atol=1e-8)
+            torch.testing.assert_close(dx, (a - b) / 2e-5, rtol=1e-6, atol=1e-8)
 
 
 def test_the_tangent_through_a_vanishing_second_moment_is_that_of_the_numerator() -> None:

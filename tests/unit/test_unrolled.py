@@ -19,9 +19,10 @@ from stagelens.estimators.registry import make_estimator
 from stagelens.estimators.subtraction import subtract_tangent
 from stagelens.estimators.unrolled import UnrolledJump, UnrolledScale
 from stagelens.runs.run import Run
+from tests.support.central_differences import central_difference
 from tests.support.grids import pairs
 from tests.support.loops import differing
-from tests.support.small_runs import Optimizer, Phase, central_difference, record
+from tests.support.small_runs import Optimizer, Phase, record
 
 
 def sgd(**settings: Any) -> Optimizer:
