@@ -331,7 +331,7 @@ SUPPORTED_OPTIMIZERS: Mapping[str, OptimizerRule] = {
 """Class name in ``torch.optim`` to its rule. Anything else is refused when a stage starts."""
 
 
-Report = Callable[[float, str], None]
+ProgressCallback = Callable[[float, str], None]
 """Called with the share that is done, 0 to 1, and what is being done now."""
 
 
@@ -342,7 +342,7 @@ class Progress:
         report: Who is told; None for nobody.
     """
 
-    def __init__(self, report: Report | None = None) -> None:
+    def __init__(self, report: ProgressCallback | None = None) -> None:
         self._report = report
 
     def __call__(self, done: float, text: str) -> None:

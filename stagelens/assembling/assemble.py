@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from stagelens.contracts import BASE, Report, RunError, StageLensError, Task, no_progress
+from stagelens.contracts import BASE, ProgressCallback, RunError, StageLensError, Task, no_progress
 from stagelens.runs.files import new_folder, write_file, write_json
 from stagelens.runs.remote import local_folders
 from stagelens.runs.run import Run, open_run
@@ -49,7 +49,7 @@ def assemble(
     task: Task | str | None = None,
     name: str | None = None,
     link: bool = False,
-    progress: Report = no_progress,
+    progress: ProgressCallback = no_progress,
     **columns: Any,
 ) -> Run:
     """Make a run from checkpoint folders of ``transformers``, without any recording.
@@ -98,7 +98,7 @@ def _assembled(
     task: Task | str | None,
     name: str | None,
     link: bool,
-    progress: Report,
+    progress: ProgressCallback,
     columns: Mapping[str, Any],
 ) -> Run:
     """:func:`assemble` of local folders."""
@@ -253,7 +253,7 @@ def _states(
     matched: Sequence[Matched],
     final: Architecture,
     link: bool,
-    progress: Report,
+    progress: ProgressCallback,
 ) -> list[StateRef]:
     """Bring the weights into the run folder."""
     fixed = None

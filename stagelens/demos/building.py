@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from stagelens.contracts import Progress, Report
+from stagelens.contracts import Progress, ProgressCallback
 from stagelens.effects.computing import attribute, boundaries
 from stagelens.estimators.registry import proposed
 from stagelens.estimators.stage_trust import REPLAY
 from stagelens.runs.files import new_folder
 from stagelens.runs.run import Run, open_run
 
-Record = Callable[[Path, int, Report], Run]
+Record = Callable[[Path, int, ProgressCallback], Run]
 """Trains and records a demo into a new folder, from a seed."""
 
 _RECORDING = 0.3
 """Share of the time that training takes."""
 
 
-def build(path: Path, record: Record, seed: int, progress: Report) -> Run:
+def build(path: Path, record: Record, seed: int, progress: ProgressCallback) -> Run:
     """Record a demo and compute its effects: by task vector, coarse replay and exact replay.
 
     It is made under a hidden name beside ``path`` and renamed when it is whole.

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stagelens.contracts import Report, no_progress
+from stagelens.contracts import ProgressCallback, no_progress
 from stagelens.recording.recorder import Recorder
 from stagelens.runs.run import Run, open_run
 from stagelens.tasks.text_classification import TextClassification
@@ -195,7 +195,7 @@ def _train(
                 stage.step(batch, loss)
 
 
-def record(path: Path, seed: int = 0, progress: Report = no_progress) -> Run:
+def record(path: Path, seed: int = 0, progress: ProgressCallback = no_progress) -> Run:
     """Train and record the four stages, and add the evaluation set ``test``.
 
     Args:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stagelens.contracts import Report, no_progress
+from stagelens.contracts import ProgressCallback, no_progress
 from stagelens.recording.recorder import Recorder
 from stagelens.runs.run import Run, open_run
 from stagelens.tasks.image_classification import ImageClassification
@@ -154,7 +154,7 @@ def _train(
                 stage.step(batch, loss)
 
 
-def record(path: Path, seed: int = 0, progress: Report = no_progress) -> Run:
+def record(path: Path, seed: int = 0, progress: ProgressCallback = no_progress) -> Run:
     """Train and record the four stages, and add the evaluation sets ``test`` and ``mixed-up``.
 
     Args:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from stagelens.contracts import Report, no_progress
+from stagelens.contracts import ProgressCallback, no_progress
 from stagelens.replaying.replay import same_arithmetic
 from stagelens.runs.run import Run
 from stagelens.runs.step_records import StepRecord
@@ -72,7 +72,7 @@ def sweep(
     options: DerivativeOptions | None = None,
     spacing: int | None = None,
     with_examples: bool = False,
-    progress: Report = no_progress,
+    progress: ProgressCallback = no_progress,
     since: str | None = None,
 ) -> list[StepContribution]:
     """Contributions of all steps, from the last step of the last stage to the first.

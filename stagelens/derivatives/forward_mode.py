@@ -24,7 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stagelens.contracts import Report, no_progress
+from stagelens.contracts import ProgressCallback, no_progress
 from stagelens.replaying.replay import same_arithmetic
 from stagelens.runs.batches import batch_size
 from stagelens.runs.boundaries import carry
@@ -101,7 +101,7 @@ def final_tangents(
     stages: Sequence[Stage],
     reading: Reading,
     options: DerivativeOptions | None = None,
-    progress: Report = no_progress,
+    progress: ProgressCallback = no_progress,
 ) -> dict[str, StageTangent]:
     """The derivative of the final parameters and buffers in each of ``stages``.
 
@@ -151,7 +151,7 @@ def final_tangents(
     return {stage.name: _result(run, stage, lanes, k) for k, stage in enumerate(lanes.stages)}
 
 
-def _part(progress: Report, before: int, stage: Stage, total: int) -> Report:
+def _part(progress: ProgressCallback, before: int, stage: Stage, total: int) -> ProgressCallback:
     def report(step: float, _text: str) -> None:
         text = f"derivatives of stage {stage.name}, step {int(step)} of {stage.steps}"
         progress((before + step) / total, text)
@@ -164,7 +164,7 @@ def _run_stage(
     lanes: _Lanes,
     forced: str | None,
     options: DerivativeOptions,
-    report: Report,
+    report: ProgressCallback,
 ) -> State:
     """Step the factual state through a stage, and all open tangents with it."""
     state = own.start

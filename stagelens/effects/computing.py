@@ -12,7 +12,15 @@ import pandas as pd
 from torch import nn
 
 from stagelens.compute import processes
-from stagelens.contracts import BASE, Behaviour, Progress, Refused, Report, RunError, no_progress
+from stagelens.contracts import (
+    BASE,
+    Behaviour,
+    Progress,
+    ProgressCallback,
+    Refused,
+    RunError,
+    no_progress,
+)
 from stagelens.estimators.counterfactuals import check_final, counterfactuals, diverged
 from stagelens.estimators.expected_error import Evidence, judged, judged_replay
 from stagelens.estimators.hardness import hardness
@@ -158,7 +166,7 @@ def effect_table(
     examples: EvaluationSet,
     without: Sequence[Counterfactual],
     estimator: str,
-    progress: Report = no_progress,
+    progress: ProgressCallback = no_progress,
     settings: Mapping[str, Any] | None = None,
 ) -> tuple[pd.DataFrame, list[StageTrust]]:
     """The effect table: one row per example, stage and behaviour; and what is known of each stage.
@@ -273,7 +281,7 @@ def attribute(
     set_name: str,
     estimator: str,
     stages: Sequence[str] | None = None,
-    progress: Report = no_progress,
+    progress: ProgressCallback = no_progress,
     settings: Mapping[str, Any] | None = None,
 ) -> Result:
     """Stage effects on an evaluation set, from the stored table where it is there.
@@ -299,11 +307,11 @@ def attribute(
     if processes.by_main(lambda: whole):
         return _chosen(_seen(stored), stages)
     examples = run.measurable_set(set_name)
-    whole_work = Progress(progress)
-    without = list(counterfactuals(run, made, chosen, whole_work.part(0.0, 0.9)))
+    told = Progress(progress)
+    without = list(counterfactuals(run, made, chosen, told.part(0.0, 0.9)))
     if all(c.weights is None for c in without):
         raise Refused(without[0].trust.reason)
-    table, trusts = effect_table(run, examples, without, estimator, whole_work.part(0.9, 1.0), used)
+    table, trusts = effect_table(run, examples, without, estimator, told.part(0.9, 1.0), used)
     facts = _facts(run, examples, "effects", estimator=estimator, settings=used, stages=trusts)
     result = Result(facts, table)
     if stages is None:
@@ -328,7 +336,7 @@ def _chosen(result: Result, stages: Sequence[str] | None) -> Result:
     return Result(facts, table)
 
 
-def boundaries(run: Run, set_name: str, progress: Report = no_progress) -> Result:
+def boundaries(run: Run, set_name: str, progress: ProgressCallback = no_progress) -> Result:
     """Behaviour after every boundary (observed, not estimated); stored once computed.
 
     Every boundary is measured on a model of its own stage. Where that gives outputs of another

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from stagelens.contracts import Refused, Report
+from stagelens.contracts import ProgressCallback, Refused
 from stagelens.runs.run import Run, Stage
 
 from .durations import seconds_without_each
@@ -68,7 +68,7 @@ class CoarseReplay(Estimator):
         return float(settings.get("budget", cls.default_budget)) * (once + overhead)
 
     def counterfactuals(
-        self, run: Run, stages: Sequence[Stage], progress: Report
+        self, run: Run, stages: Sequence[Stage], progress: ProgressCallback
     ) -> Iterator[Counterfactual]:
         """See :class:`~stagelens.estimators.protocol.Estimator`."""
         first = min(stage.index for stage in stages)

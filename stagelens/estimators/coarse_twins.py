@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-from stagelens.contracts import Progress, Report
+from stagelens.contracts import Progress, ProgressCallback
 from stagelens.replaying.coarse import CoarseModel, transfer
 from stagelens.replaying.coarse_plan import CoarseStep, coarse_steps
 from stagelens.replaying.replay import cross_boundary, same_arithmetic
@@ -49,7 +49,7 @@ class Plan:
 
 
 def paired_replays(
-    run: Run, stages: Sequence[Stage], budget: float, estimator: str, progress: Report
+    run: Run, stages: Sequence[Stage], budget: float, estimator: str, progress: ProgressCallback
 ) -> Iterator[Counterfactual]:
     """The model without each of ``stages``, by cheap replays that share their factual twins.
 
@@ -136,7 +136,7 @@ def choose_plan(run: Run, stage: Stage, budget: float) -> Plan:
 
 
 def _pass_stage(
-    run: Run, stage: Stage, here: Sequence[_Open], budget: float, progress: Report
+    run: Run, stage: Stage, here: Sequence[_Open], budget: float, progress: ProgressCallback
 ) -> None:
     """Carry every open stage's difference through one later stage; back off where it diverges."""
     size = sum(
@@ -201,7 +201,7 @@ def _kept(stage: Stage, step: int) -> int:
 
 
 def _walk(
-    run: Run, stage: Stage, here: Sequence[_Open], plan: Plan, progress: Report
+    run: Run, stage: Stage, here: Sequence[_Open], plan: Plan, progress: ProgressCallback
 ) -> tuple[TrainingState | None, list[TrainingState | None], int]:
     """Run the twins through one stage. What one of them does changes nothing for the others.
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pydantic import BaseModel, ValidationError
 
 from stagelens.compute import processes
-from stagelens.contracts import Refused, Report, RunError, no_progress
+from stagelens.contracts import ProgressCallback, Refused, RunError, no_progress
 from stagelens.runs.files import write_json
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.schema import FileRef, StateRef, digest
@@ -24,7 +24,7 @@ def counterfactuals(
     run: Run,
     estimator: Estimator,
     stages: Sequence[Stage],
-    progress: Report = no_progress,
+    progress: ProgressCallback = no_progress,
 ) -> Iterator[Counterfactual]:
     """The model without each of ``stages``, in their order; from the cache where it is there.
 
@@ -65,7 +65,7 @@ def counterfactuals(
 
 
 def _in_step(
-    run: Run, estimator: Estimator, stages: Sequence[Stage], progress: Report
+    run: Run, estimator: Estimator, stages: Sequence[Stage], progress: ProgressCallback
 ) -> dict[str, Counterfactual]:
     """Every counterfactual by all processes together; the main one writes it to the cache.
 
@@ -84,7 +84,7 @@ def _in_step(
 
 
 def _shared_out(
-    run: Run, estimator: Estimator, stages: Sequence[Stage], progress: Report
+    run: Run, estimator: Estimator, stages: Sequence[Stage], progress: ProgressCallback
 ) -> dict[str, Counterfactual]:
     """Whole counterfactuals, each computed by one process and read by all from the cache."""
     estimator.prepare(run, stages, progress)
@@ -172,7 +172,7 @@ def _content(state: StateRef) -> tuple[object, ...]:
 
 
 def _computed(
-    run: Run, estimator: Estimator, stages: Sequence[Stage], progress: Report
+    run: Run, estimator: Estimator, stages: Sequence[Stage], progress: ProgressCallback
 ) -> Iterator[Counterfactual]:
     """All stages together, so that they share work; each alone where one of them is refused."""
     given: set[str] = set()

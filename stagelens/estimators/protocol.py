@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from stagelens.contracts import Report
+from stagelens.contracts import ProgressCallback
 from stagelens.runs.run import Run, Stage
 
 from .durations import seconds_without_each
@@ -127,13 +127,13 @@ class Estimator(ABC):
         return seconds_without_each(stages)
 
     def prepare(  # noqa: B027 - most have nothing to prepare
-        self, run: Run, stages: Sequence[Stage], progress: Report
+        self, run: Run, stages: Sequence[Stage], progress: ProgressCallback
     ) -> None:
         """Work that counterfactuals share, done before they are shared out over processes."""
 
     @abstractmethod
     def counterfactuals(
-        self, run: Run, stages: Sequence[Stage], progress: Report
+        self, run: Run, stages: Sequence[Stage], progress: ProgressCallback
     ) -> Iterator[Counterfactual]:
         """The models without each of ``stages``, in any order; never asked for the last stage.
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from stagelens.compute import processes
-from stagelens.contracts import Progress, Report
+from stagelens.contracts import Progress, ProgressCallback
 from stagelens.runs.run import Run, Stage
 
 from .protocol import Counterfactual, Estimator
@@ -44,14 +44,14 @@ class Replay(Estimator):
         """Whether every batch is split over the processes of the job."""
         return self.split
 
-    def prepare(self, run: Run, stages: Sequence[Stage], progress: Report) -> None:
+    def prepare(self, run: Run, stages: Sequence[Stage], progress: ProgressCallback) -> None:
         """Replay the later stages as they were recorded, once each, shared out over processes."""
         from .replay_check import check_together  # torch
 
         check_together(run, stages, progress)
 
     def counterfactuals(
-        self, run: Run, stages: Sequence[Stage], progress: Report
+        self, run: Run, stages: Sequence[Stage], progress: ProgressCallback
     ) -> Iterator[Counterfactual]:
         """See :class:`~stagelens.estimators.protocol.Estimator`."""
         from stagelens.replaying.replay import check_replayable, replay_later, replay_without

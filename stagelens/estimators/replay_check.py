@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel, ValidationError
 
 from stagelens.compute import devices, processes
-from stagelens.contracts import Report
+from stagelens.contracts import ProgressCallback
 from stagelens.replaying.replay import AUTOCAST, measure_deviation
 from stagelens.runs.files import write_json
 from stagelens.runs.run import Run, Stage
@@ -49,7 +49,7 @@ def _machine(stage: Stage, split: bool) -> str:
     )
 
 
-def check_together(run: Run, stages: Sequence[Stage], progress: Report) -> None:
+def check_together(run: Run, stages: Sequence[Stage], progress: ProgressCallback) -> None:
     """:func:`check_replay` of all that leaving out ``stages`` needs, shared out over processes."""
     chains = [run.stages[stage.index + 1 :] for stage in stages]
     needed = {s.index: s for later in chains if all(s.replayable for s in later) for s in later}
@@ -63,7 +63,9 @@ def check_together(run: Run, stages: Sequence[Stage], progress: Report) -> None:
     processes.together(work)
 
 
-def check_replay(run: Run, stage: Stage, progress: Report, split: bool = False) -> ReplayCheck:
+def check_replay(
+    run: Run, stage: Stage, progress: ProgressCallback, split: bool = False
+) -> ReplayCheck:
     """Replay a stage as it was recorded and say how far it is off; stored and reused."""
     machine = _machine(stage, split)
     key = digest("replay-check", run.digest, stage.name, machine)[:32]

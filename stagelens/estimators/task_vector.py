@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from stagelens.contracts import Report
+from stagelens.contracts import ProgressCallback
 from stagelens.runs.run import Run, Stage
 
 from .protocol import Counterfactual, Estimator
@@ -38,7 +38,7 @@ class TaskVector(Estimator):
         return 0.0
 
     def counterfactuals(
-        self, run: Run, stages: Sequence[Stage], progress: Report
+        self, run: Run, stages: Sequence[Stage], progress: ProgressCallback
     ) -> Iterator[Counterfactual]:
         """See :class:`~stagelens.estimators.protocol.Estimator`."""
         from .subtraction import keeps, without_stage  # torch

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from stagelens.contracts import Report
+from stagelens.contracts import ProgressCallback
 from stagelens.runs.run import Run, Stage
 
 from .durations import seconds_without_each
@@ -56,7 +56,7 @@ class _Unrolled(Estimator):
         }
 
     def counterfactuals(
-        self, run: Run, stages: Sequence[Stage], progress: Report
+        self, run: Run, stages: Sequence[Stage], progress: ProgressCallback
     ) -> Iterator[Counterfactual]:
         """See :class:`~stagelens.estimators.protocol.Estimator`."""
         from stagelens.derivatives.forward_mode import final_tangents  # torch

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from stagelens.compute import devices, processes
-from stagelens.contracts import Example, Report, Task, no_progress
+from stagelens.contracts import Example, ProgressCallback, Task, no_progress
 from stagelens.runs.batches import to_device
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.sets.evaluation_set import EvaluationSet
@@ -64,7 +64,7 @@ def measure(
     weights: Sequence[Weights],
     batches: Iterable[list[Example]],
     count: int,
-    progress: Report = no_progress,
+    progress: ProgressCallback = no_progress,
 ) -> list[Measured]:
     """Measure several models of one architecture on the same examples, in evaluation mode.
 
@@ -119,7 +119,7 @@ def measure_set(
     model: nn.Module,
     weights: Sequence[Weights],
     key: str,
-    progress: Report = no_progress,
+    progress: ProgressCallback = no_progress,
 ) -> list[Measured]:
     """:func:`measure` on a whole set, shared out over the processes of the job.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from stagelens.compute import devices
-from stagelens.contracts import Progress, Refused, Report, RunError, Task, no_progress
+from stagelens.contracts import Progress, ProgressCallback, Refused, RunError, Task, no_progress
 from stagelens.runs.batches import batch_size, to_device
 from stagelens.runs.boundaries import apply_boundary
 from stagelens.runs.run import Run, Stage
@@ -268,7 +268,7 @@ def replay_stage(
     task: Task,
     stage: Stage,
     state: TrainingState | None = None,
-    progress: Report = no_progress,
+    progress: ProgressCallback = no_progress,
     order: Sequence[int] | None = None,
     split: bool = False,
 ) -> Replayed:
@@ -293,7 +293,7 @@ Orders = Mapping[str, Sequence[int]]
 def replay_without(
     run: Run,
     stage: Stage,
-    progress: Report = no_progress,
+    progress: ProgressCallback = no_progress,
     orders: Orders | None = None,
     split: bool = False,
 ) -> Replayed:
@@ -319,7 +319,7 @@ def replay_later(
     run: Run,
     stage: Stage,
     state: TrainingState,
-    progress: Report = no_progress,
+    progress: ProgressCallback = no_progress,
     orders: Orders | None = None,
     split: bool = False,
 ) -> Replayed:
@@ -357,7 +357,7 @@ class Deviation:
 
 
 def measure_deviation(
-    task: Task, stage: Stage, progress: Report = no_progress, split: bool = False
+    task: Task, stage: Stage, progress: ProgressCallback = no_progress, split: bool = False
 ) -> Deviation:
     """Replay one stage as recorded and compare with its recorded end.
 

@@ -17,7 +17,6 @@ from .files import atomic_path
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
 Facts = TypeVar("Facts", bound=BaseModel)
 
@@ -103,7 +102,7 @@ def facts_of(path: Path, kind: type[Facts]) -> Facts | None:
         return None
 
 
-def facts_in(schema: pa.Schema | pq.ParquetSchema, kind: type[Facts]) -> Facts:
+def facts_in(schema: pa.Schema, kind: type[Facts]) -> Facts:
     """The facts in a file's schema.
 
     Raises:

@@ -15,8 +15,7 @@ def test_checkpoint_folders_become_a_run_that_is_looked_at(
     home, models = tmp_path / "home", tmp_path / "models"
     classifiers(models)
     labelled_texts(models / "texts.jsonl")
-    roots = {"STAGELENS_HOME": str(home), "STAGELENS_ROOTS": str(models)}
-    server = start_server({**roots})
+    server = start_server({"STAGELENS_HOME": str(home), "STAGELENS_ROOTS": str(models)})
     page.goto(server.url)
     settle(page, "Make a run of checkpoints")
     page.get_by_role("button", name="Add a stage").click()

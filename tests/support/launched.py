@@ -19,8 +19,8 @@ _CONTEXT.set_forkserver_preload(
     ["accelerate", "stagelens.cli", "stagelens.trust.verification", "pytest"]
 )
 
-
 _stores: list[TCPStore] = []
+"""Kept: a store that is collected takes its server along, while processes may still ask it."""
 
 
 def start(count: int, work: Any, folder: Path, *more: Any) -> list[BaseProcess]:

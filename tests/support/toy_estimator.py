@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from stagelens.contracts import Report
+from stagelens.contracts import ProgressCallback
 from stagelens.estimators import registry
 from stagelens.estimators.protocol import Counterfactual, Estimator
 from stagelens.estimators.stage_trust import StageTrust
@@ -29,7 +29,7 @@ class StartState(Estimator):
         return 1.5
 
     def counterfactuals(
-        self, run: Run, stages: Sequence[Stage], progress: Report
+        self, run: Run, stages: Sequence[Stage], progress: ProgressCallback
     ) -> Iterator[Counterfactual]:
         """See :class:`~stagelens.estimators.protocol.Estimator`."""
         for stage in stages:

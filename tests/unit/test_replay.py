@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stagelens.contracts import Refused, Report
+from stagelens.contracts import ProgressCallback, Refused
 from stagelens.replaying.replay import (
     cross_boundary,
     measure_deviation,
@@ -378,7 +378,7 @@ def test_steps_whose_batches_were_not_kept_are_refused_before_any_work(tmp_path:
     plans[2].recorder = {"keep_batches": 2}
     run = record_plans(tmp_path / "run", make_task(PLAIN), plans)
     told: list[float] = []
-    listen: Report = lambda share, _text: told.append(share)  # noqa: E731
+    listen: ProgressCallback = lambda share, _text: told.append(share)  # noqa: E731
     with pytest.raises(Refused, match=r"stage 'third' cannot be replayed.*keep_batches=2"):
         replay_without(run, run.stage("first"), listen)
     assert told == []

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from stagelens.contracts import Progress, Refused, Report, no_progress
+from stagelens.contracts import Progress, ProgressCallback, Refused, no_progress
 from stagelens.derivatives.loss_parts import NotSeparable
 from stagelens.effects.results import BehaviourFacts
 from stagelens.measuring.models import BATCH_SIZE, answers_as_the_final_model, measure
@@ -37,7 +37,7 @@ def contribute(
     set_name: str,
     question: Question,
     behaviour: str | None = None,
-    progress: Report = no_progress,
+    progress: ProgressCallback = no_progress,
     since: str | None = None,
 ) -> Stored:
     """What every step and every training example contributed, from disk where it is there.

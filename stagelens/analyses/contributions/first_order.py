@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from stagelens.contracts import CARRIED, Example, Refused, Report, no_progress
+from stagelens.contracts import CARRIED, Example, ProgressCallback, Refused, no_progress
 from stagelens.derivatives.adjoint import StepContribution, has_coupled_examples, sweep
 from stagelens.derivatives.batch_norm import ExplicitBatchNorm
 from stagelens.derivatives.curvature import cast
@@ -55,7 +55,7 @@ def contributions(
     with_examples: bool = False,
     options: DerivativeOptions | None = None,
     spacing: int | None = None,
-    progress: Report = no_progress,
+    progress: ProgressCallback = no_progress,
     since: str | None = None,
 ) -> Contributions:
     """Contribution of every step of the stages to a behaviour, by one reverse sweep.

@@ -21,7 +21,7 @@ from stagelens.runs.run import Run
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stagelens.contracts import Report
+    from stagelens.contracts import ProgressCallback
     from stagelens.estimators.subtraction import WithoutStage
     from stagelens.runs.streaming import TensorFacts
 
@@ -33,7 +33,7 @@ def write_counterfactual(
     stage: str,
     out: str | Path,
     strength: float = 1.0,
-    progress: Report | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Path:
     """Write final - strength * (end of the stage - start of the stage) as a checkpoint folder.
 
@@ -86,7 +86,7 @@ def write_edited(
     weights: EditedWeights,
     folder: Path,
     cards: Mapping[str, bytes],
-    progress: Report | None = None,
+    progress: ProgressCallback | None = None,
 ) -> None:
     """Write edited weights as a checkpoint into a folder, see :func:`write_counterfactual`.
 
@@ -171,7 +171,7 @@ def _write_weights(
     shards: _Shards,
     weights: WithoutStage | EditedWeights,
     folder: Path,
-    progress: Report | None,
+    progress: ProgressCallback | None,
     checked: CheckedAhead | None = None,
 ) -> None:
     """Write the shards, and where there are several, the index of them.

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stagelens.contracts import Refused, Report, no_progress
+from stagelens.contracts import ProgressCallback, Refused, no_progress
 from stagelens.estimators.counterfactuals import counterfactuals
 from stagelens.estimators.protocol import Counterfactual
 from stagelens.estimators.registry import make_estimator
@@ -68,7 +68,7 @@ def material(
     estimator: str,
     settings: Mapping[str, Any] | None,
     stages: Sequence[str],
-    progress: Report = no_progress,
+    progress: ProgressCallback = no_progress,
 ) -> Material:
     """Obtain the counterfactuals of some stages.
 

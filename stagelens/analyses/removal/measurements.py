@@ -23,7 +23,7 @@ from stagelens.runs.sets.evaluation_set import EvaluationSet
 from .spec import Edit
 
 if TYPE_CHECKING:
-    from stagelens.contracts import Report
+    from stagelens.contracts import ProgressCallback
     from stagelens.measuring.models import Measured
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
@@ -98,7 +98,7 @@ def measure_edits(
     run: Run,
     examples: EvaluationSet,
     edits: Sequence[Edit],
-    progress: Report | None = None,
+    progress: ProgressCallback | None = None,
     keep: bool = True,
 ) -> list[Measurement]:
     """Measure edited models; what was measured before comes from the run folder.
@@ -124,7 +124,7 @@ def _measured(
     run: Run,
     examples: EvaluationSet,
     edits: Sequence[Edit],
-    progress: Report | None,
+    progress: ProgressCallback | None,
     keep: bool,
 ) -> Iterator[Measurement]:
     from stagelens.measuring.models import BATCH_SIZE, measure

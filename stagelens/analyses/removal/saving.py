@@ -24,7 +24,7 @@ from .spec import Edit
 from .targets import groups_of
 
 if TYPE_CHECKING:
-    from stagelens.contracts import Report
+    from stagelens.contracts import ProgressCallback
 
 CARD, SPEC = "README.md", "stagelens_edit.json"
 
@@ -40,7 +40,7 @@ def before_and_after(
     examples: EvaluationSet,
     edit: Edit,
     by: str | None,
-    progress: Report | None = None,
+    progress: ProgressCallback | None = None,
 ) -> tuple[GroupMetrics, list[StageTrust]]:
     """Figures of the final and the edited model on the report part, and the trust of the edit.
 
@@ -64,7 +64,7 @@ def save(
     out: str | Path,
     examples: EvaluationSet | None,
     by: str | None = None,
-    progress: Report | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Path:
     """Write the edited model: weights, configuration, tokenizer, and ``README.md``.
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stagelens.contracts import Report, no_progress
+from stagelens.contracts import ProgressCallback, no_progress
 from stagelens.runs.run import Run
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 
@@ -70,7 +70,7 @@ def search(
     stages: Sequence[str],
     goal: Goal,
     validation: np.ndarray,
-    progress: Report = no_progress,
+    progress: ProgressCallback = no_progress,
 ) -> Outcome:
     """The smallest edit that closes the gap, see the module.
 
@@ -112,7 +112,7 @@ def search(
 class _Search:
     """Everything that was measured so far."""
 
-    def __init__(self, bench: Trials, tolerance: float, progress: Report) -> None:
+    def __init__(self, bench: Trials, tolerance: float, progress: ProgressCallback) -> None:
         self.bench, self.tolerance, self.progress = bench, tolerance, progress
         self.tried: list[Trial] = []
         self.before = self.measure(np.zeros(bench.shape))

@@ -21,7 +21,7 @@ from .parts import validation_part
 from .spec import Edit
 
 if TYPE_CHECKING:
-    from stagelens.contracts import Report
+    from stagelens.contracts import ProgressCallback
 
 TOLERANCE = 0.02
 """Share of right answers that the control group may lose, unless told otherwise."""
@@ -133,7 +133,7 @@ def load_found(run: Run, examples: EvaluationSet, target: Target) -> Found | Non
 
 
 def find(
-    run: Run, examples: EvaluationSet, target: Target, progress: Report | None = None
+    run: Run, examples: EvaluationSet, target: Target, progress: ProgressCallback | None = None
 ) -> Found:
     """The smallest edit that closes a gap; from the run folder where it was found before.
 

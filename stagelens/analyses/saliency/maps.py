@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stagelens.contracts import Behaviour, Refused, Report, no_progress
+from stagelens.contracts import Behaviour, ProgressCallback, Refused, no_progress
 from stagelens.effects.computing import attribute
 from stagelens.estimators.counterfactuals import counterfactuals
 from stagelens.estimators.registry import make_estimator
@@ -73,7 +73,7 @@ def stage_maps(
     settings: Mapping[str, Any] | None = None,
     behaviour: str | None = None,
     baseline: str | None = None,
-    progress: Report = no_progress,
+    progress: ProgressCallback = no_progress,
 ) -> StageMaps:
     """Where in some examples a stage's effect sits; stored with the run's results.
 

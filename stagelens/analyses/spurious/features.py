@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from stagelens.contracts import Behaviour, Example, Progress, Report, Task, no_progress
+from stagelens.contracts import Behaviour, Example, Progress, ProgressCallback, Task, no_progress
 from stagelens.effects.computing import attribute, combined
 from stagelens.effects.results import BehaviourFacts, Result
 from stagelens.estimators.counterfactuals import counterfactuals
@@ -47,7 +47,7 @@ def find_features(
     set_name: str,
     estimator: str,
     settings: Mapping[str, Any] | None = None,
-    progress: Report = no_progress,
+    progress: ProgressCallback = no_progress,
 ) -> Features:
     """Features that go with the effect of each stage; stored with the run's results.
 
@@ -170,7 +170,7 @@ class Look:
         wide = wide.reindex(self.table["example_id"])
         return self.behaviour.sign * wide.to_numpy(dtype=float)
 
-    def candidates(self, progress: Report = no_progress) -> list[Candidates]:
+    def candidates(self, progress: ProgressCallback = no_progress) -> list[Candidates]:
         """Words, clusters and columns."""
         found = []
         if self.run.task.input_kind == "text":
@@ -183,7 +183,7 @@ class Look:
         metadata = [name for name in self.examples.columns if name in self.table]
         return [each for each in (*found, columns(self.table, metadata)) if len(each.names)]
 
-    def patches(self, progress: Report) -> dict[str, Candidates]:
+    def patches(self, progress: ProgressCallback) -> dict[str, Candidates]:
         """Stage to patches with how its effects change without each; empty without images."""
         if not self.grid or not self.stages:
             return {}
@@ -204,7 +204,7 @@ class Look:
         return found
 
     def _measured(
-        self, batches: Iterable[list[Example]], count: int, progress: Report
+        self, batches: Iterable[list[Example]], count: int, progress: ProgressCallback
     ) -> dict[str, np.ndarray]:
         """Gains of every stage on these examples, by its counterfactual and its twins."""
         estimator = make_estimator(self.stages[0].estimator, self.settings)
