@@ -15,7 +15,6 @@ from stagelens.contracts import BASE
 
 CREDIT = "#0072B2"
 BLAME = "#D55E00"
-NEUTRAL = "#999999"
 
 ZERO = "#7B8794"
 """The zero line: visible on white and on black."""

@@ -244,19 +244,3 @@ def state_from_torch(
             t = torch.tensor(float(entry["step"]), dtype=torch.float64)
             state[name] = AdamState(theta, m, u, t)
     return state
-
-
-def state_to_torch(state: Mapping[str, ParameterState]) -> dict[str, dict[str, Tensor]]:
-    """What torch keeps per parameter: the inverse of :func:`state_from_torch`, not copied.
-
-    Parameters that never had a gradient get no entry, as in torch.
-    """
-    entries: dict[str, dict[str, Tensor]] = {}
-    for name, kept in state.items():
-        if isinstance(kept, AdamState):
-            if kept.t > 0:
-                count = kept.t.to(torch.float32)
-                entries[name] = {"step": count, "exp_avg": kept.m, "exp_avg_sq": kept.u}
-        elif kept.v is not None:
-            entries[name] = {"momentum_buffer": kept.v}
-    return entries

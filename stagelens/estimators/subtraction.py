@@ -14,8 +14,9 @@ from stagelens.runs.schema import Boundary
 from stagelens.runs.states import Weights
 
 _BLOCK = 1 << 15
-"""Elements that are subtracted at a time: they stay in the processor's cache, and torch shares out
-more among threads, which cost more than they save where the processor has other work too."""
+"""Elements that are computed at a time: a large tensor takes no more memory than this, they stay in
+the processor's cache, and torch shares out more among threads, which cost more than they save where
+the processor has other work too."""
 
 
 def keeps(stage: Stage) -> str:
@@ -29,18 +30,17 @@ def keeps(stage: Stage) -> str:
 
 
 def subtract_stage(
-    final: Mapping[str, Tensor], stage: Stage, later: Sequence[Stage], strength: float = 1.0
+    final: Mapping[str, Tensor], stage: Stage, later: Sequence[Stage]
 ) -> WithoutStage:
-    """Take a stage's change, or a part of it, out of the final weights.
+    """Take a stage's change out of the final weights.
 
     Args:
         final: The final model's parameters and buffers.
         stage: Its change is end - start.
         later: The stages after it; their boundary rules carry the change into the final model.
-        strength: How much of the change is taken out: 0 for nothing, 1 for all of it.
     """
     boundaries = [stage.facts.boundary, *(other.facts.boundary for other in later)]
-    return WithoutStage(final, stage.start().model, stage.end().model, boundaries, strength)
+    return WithoutStage(final, stage.start().model, stage.end().model, boundaries)
 
 
 def without_stage(run: Run, stage: Stage) -> tuple[WithoutStage, tuple[Weights, ...]]:
@@ -49,8 +49,15 @@ def without_stage(run: Run, stage: Stage) -> tuple[WithoutStage, tuple[Weights, 
     return without, (stage.start().model, stage.end().model)
 
 
+def flat_blocks(weights: Weights, name: str) -> Iterator[Tensor]:
+    """The values of one tensor, in order, in blocks of (n,), n being the same for all weights."""
+    if isinstance(weights, WithoutStage):
+        return weights.blocks(name)
+    return iter(weights[name].reshape(-1).split(_BLOCK))
+
+
 class WithoutStage(Mapping[str, Tensor]):
-    """``final - strength * (end - start)``; a tensor is computed each time that it is asked for.
+    """``final - (end - start)``; a tensor is computed each time that it is asked for.
 
     So the weights without a stage take no memory but that of the tensor in hand: the three states
     are memory-mapped. Names and shapes are those of the final model.
@@ -60,7 +67,6 @@ class WithoutStage(Mapping[str, Tensor]):
         start: Those of the stage's start.
         end: Those of its end.
         boundaries: Before the stage, and before each later stage.
-        strength: From 0 to 1.
     """
 
     def __init__(
@@ -69,13 +75,11 @@ class WithoutStage(Mapping[str, Tensor]):
         start: Mapping[str, Tensor],
         end: Mapping[str, Tensor],
         boundaries: Sequence[Boundary],
-        strength: float,
     ) -> None:
         self.final, self._start, self._end = final, start, end
-        self._strength = strength
         _, *self._later = boundaries
         # end - (end - start) is the start itself, without the rounding.
-        self._is_start = not self._later and strength == 1
+        self._is_start = not self._later
         self._grown = {name for boundary in boundaries for name in boundary.grown}
 
     def __iter__(self) -> Iterator[str]:
@@ -90,26 +94,28 @@ class WithoutStage(Mapping[str, Tensor]):
             return tensor
         without = torch.empty_like(tensor, memory_format=torch.contiguous_format)
         flat, done = without.view(-1), 0
-        for block in self._blocks(name, change):
+        for block in self._blocks(name, *change):
             flat[done : done + len(block)] = block
             done += len(block)
         return without
 
     def blocks(self, name: str) -> Iterator[Tensor]:
-        """The values of one tensor, in order, in blocks of (n,)."""
-        return self._blocks(name, self._change(name))
+        """See :func:`flat_blocks`."""
+        change = self._change(name)
+        return flat_blocks(self.final, name) if change is None else self._blocks(name, *change)
 
-    def _blocks(self, name: str, change: tuple[Tensor, Tensor] | None) -> Iterator[Tensor]:
-        final = self.final[name].reshape(-1)
-        before, after = (final[:0], final[:0]) if change is None else change
+    def _blocks(self, name: str, before: Tensor, after: Tensor) -> Iterator[Tensor]:
         variance = name.endswith("running_var")
-        for first in range(0, len(before), _BLOCK):
-            part = slice(first, min(first + _BLOCK, len(before)))
+        carried = zip(before.split(_BLOCK), after.split(_BLOCK), strict=True)
+        for final in flat_blocks(self.final, name):
+            start, end = next(carried, (before[:0], after[:0]))
+            n = len(start)
             if self._is_start:
-                yield before[part].to(final.dtype)
+                without = start.to(final.dtype)
             else:
-                yield _without(final[part], before[part], after[part], self._strength, variance)
-        yield from final[len(before) :].split(_BLOCK)
+                without = _without(final[:n], start, end, variance)
+            # Rows that a vocabulary gained have no value before: they keep their final ones.
+            yield without if n == len(final) else torch.cat([without, final[n:]])
 
     def _change(self, name: str) -> tuple[Tensor, Tensor] | None:
         """Start and end, flat, of the elements that carry the change: those that both have.
@@ -139,28 +145,25 @@ class WithoutStage(Mapping[str, Tensor]):
         return before, after.reshape(-1)[: len(before)]
 
 
-def _without(
-    final: Tensor, before: Tensor, after: Tensor, strength: float, variance: bool
-) -> Tensor:
-    """``final - strength * (after - before)``, rounded once; variances stay positive.
+def _without(final: Tensor, before: Tensor, after: Tensor, variance: bool) -> Tensor:
+    """``final - (after - before)``, rounded once; variances stay positive.
 
     Args:
         final: (n,) floating; the result has its dtype.
         before: (n,).
         after: (n,).
-        strength: From 0 to 1.
-        variance: Whether to scale by ``(before / after) ** strength`` instead; where that is no
-            positive number, the final value is kept.
+        variance: Whether to scale by ``before / after`` instead; where that is no positive number,
+            the final value is kept.
     """
     if variance:
         ratio = before.double() / after.double()
         usable = torch.isfinite(ratio) & (ratio > 0)
-        scaled = final.double() * torch.where(usable, ratio**strength, 1.0)
+        scaled = final.double() * torch.where(usable, ratio, 1.0)
         return scaled.to(final.dtype)
     wide = torch.float32 if final.dtype.itemsize <= 2 else torch.float64
     # Nothing in place: where the dtype is this one already, .to gives the loaded state itself.
     change = after.to(wide) - before.to(wide)
-    return torch.sub(final.to(wide), change, alpha=strength).to(final.dtype)
+    return (final.to(wide) - change).to(final.dtype)
 
 
 def subtract_tangent(

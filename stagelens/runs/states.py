@@ -192,23 +192,19 @@ def load_state(files: CheckedFiles, reference: StateRef) -> TrainingState:
     return TrainingState(load_model(files, reference), optimizer)
 
 
-def load_model(
-    files: CheckedFiles, reference: StateRef, *, checked: bool = True
-) -> dict[str, Tensor]:
+def load_model(files: CheckedFiles, reference: StateRef) -> dict[str, Tensor]:
     """Parameters and buffers by name; views of the memory-mapped files, read when used.
 
     Args:
         files: Of the run folder.
         reference: A boundary or checkpoint.
-        checked: Whether the files are read once now, to check their digest; without it only their
-            size is looked at.
 
     Raises:
         RunError: A file is missing, truncated or edited.
     """
     found: dict[str, Tensor] = {}
-    for file in (*reference.shards, *([reference.fixed] if reference.fixed else [])):
-        found |= map_tensors(files.path(file) if checked else files.present(file))
+    for path in files.paths([*reference.shards, *filter(None, [reference.fixed])]):
+        found |= map_tensors(path)
     if reference.names is None:
         return found
     for own, name in reference.names.items():

@@ -21,15 +21,10 @@ from stagelens.runs.streaming import TensorFacts, read_header, write_tensors
 STATE_BYTES, SHARDS = 4 * 10**9, 4
 LEAST_FREE = 25 * 10**9
 MOST_ANONYMOUS = 700 * 2**20
-LEAST_SHARE = 0.5
+# cp reads one state once. Here three are read, to check their digests and that their weights are
+# finite, before the first byte is written.
+LEAST_SHARE = 0.12
 ROUNDS = 3
-
-WRITING = """
-import sys
-import stagelens
-from stagelens.analyses.removal.checkpoints import write_counterfactual
-write_counterfactual(stagelens.open_run(sys.argv[1]), "first", sys.argv[2])
-"""
 
 
 def write_state(root: Path, folder: str, dtype: torch.dtype, seed: int) -> StateRef:
@@ -112,7 +107,8 @@ def copying(source: Path, target: Path) -> float:
 def writing(run: Path, target: Path, size: int) -> tuple[float, int]:
     """Bytes read plus written per second, and the most anonymous memory of the process."""
     began = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-c", WRITING, str(run), str(target)])
+    command = ["remove", str(run), "--stage", "first", "--out", str(target)]
+    process = subprocess.Popen([sys.executable, "-m", "stagelens", *command])
     most = 0
     while process.poll() is None:
         most = max(most, anonymous(process.pid))
@@ -133,7 +129,7 @@ def anonymous(pid: int) -> int:
 @pytest.mark.benchmark
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RssAnon is read from /proc")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
-def test_the_counterfactual_of_a_large_checkpoint_is_streamed(
+def test_removing_a_stage_from_a_large_checkpoint_is_streamed(
     dtype: torch.dtype, tmp_path: Path
 ) -> None:
     free = shutil.disk_usage(tmp_path).free
@@ -160,7 +156,7 @@ def test_the_counterfactual_of_a_large_checkpoint_is_streamed(
     print(
         f"\nstreaming, {dtype}: {share:.2f} of cp's bytes per second "
         f"(cp {', '.join(f'{rate / 1e9:.2f}' for rate in copies)} GB/s; "
-        f"write_counterfactual {', '.join(f'{rate / 1e9:.2f}' for rate in writes)} GB/s), "
+        f"stagelens remove {', '.join(f'{rate / 1e9:.2f}' for rate in writes)} GB/s), "
         f"{most / 2**20:.0f} MB anonymous, load {os.getloadavg()[0]:.1f}"
     )
     assert most <= MOST_ANONYMOUS

@@ -323,7 +323,7 @@ def test_progress_rises_to_one(run: stagelens.Run) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_reading_a_task_vector_changes_no_state_in_any_precision(dtype: torch.dtype) -> None:
     final, start, end = ({"w": torch.tensor(v, dtype=dtype)} for v in ([5, 5], [1, 1], [3, 4]))
-    without = WithoutStage(final, start, end, [Boundary(optimizer="new")] * 2, 1.0)
+    without = WithoutStage(final, start, end, [Boundary(optimizer="new")] * 2)
     for _ in range(2):
         assert without["w"].tolist() == [3, 2]
     assert [state["w"].tolist() for state in (final, start, end)] == [[5, 5], [1, 1], [3, 4]]

@@ -1,4 +1,4 @@
-"""A model without a stage, written as an ordinary checkpoint folder."""
+"""The checkpoint folder that `stagelens remove` writes, with the task vector."""
 
 from __future__ import annotations
 
@@ -12,14 +12,22 @@ import transformers
 from safetensors.torch import load_file
 
 import stagelens
-from stagelens.analyses.removal.checkpoints import write_counterfactual
-from stagelens.contracts import RunError, StageLensError
+from stagelens.analyses.removal import saving
+from stagelens.analyses.removal.spec import Edit
+from stagelens.contracts import RunError
+from stagelens.estimators.subtraction import subtract_stage
 from stagelens.runs.streaming import read_header
 from tests.support.checkpoints import changed, classifiers, labelled_texts, language_models, save
 from tests.support.loops import BATCH_NORM, Plan, differing, make_task, record_plans
 from tests.support.small_texts import TEXTS, bert, bert_tokenizer, gpt, gpt_tokenizer
 
+CARDS = {saving.CARD, saving.SPEC}
 CLASSIFIER, LANGUAGE = "AutoModelForSequenceClassification", "AutoModelForCausalLM"
+
+
+def without_stage(run: stagelens.Run, stage: str, out: Path, strength: float = 1.0) -> Path:
+    edit = Edit(estimator="task-vector", strengths={stage: strength})
+    return saving.save(run, edit, out, None)
 
 
 def parameters(folder: Path, kind: str = CLASSIFIER) -> dict[str, torch.Tensor]:
@@ -41,11 +49,12 @@ def run(folders: dict[str, Path], tmp_path: Path) -> stagelens.Run:
 def test_the_stages_change_is_subtracted(
     strength: float, folders: dict[str, Path], run: stagelens.Run, tmp_path: Path
 ) -> None:
-    out = write_counterfactual(run, "dpo", tmp_path / "out", strength)
+    out = without_stage(run, "dpo", tmp_path / "out", strength)
     without = parameters(out)
     start, end, final = (parameters(folders[name]) for name in ("sft", "dpo", "last"))
     for name, tensor in without.items():
-        expected = final[name].double() - strength * (end[name].double() - start[name].double())
+        left_out = (final[name].double() - (end[name].double() - start[name].double())).float()
+        expected = final[name].double() - strength * (final[name].double() - left_out.double())
         assert torch.equal(tensor, expected.float()), name
     assert not torch.equal(without["classifier.weight"], final["classifier.weight"])
 
@@ -53,9 +62,9 @@ def test_the_stages_change_is_subtracted(
 def test_it_is_sharded_as_the_final_model_is(
     folders: dict[str, Path], run: stagelens.Run, tmp_path: Path
 ) -> None:
-    out = write_counterfactual(run, "sft", tmp_path / "out")
+    out = without_stage(run, "sft", tmp_path / "out")
     expected = {path.name for path in folders["last"].iterdir()}
-    assert {path.name for path in out.iterdir()} == expected
+    assert {path.name for path in out.iterdir()} == expected | CARDS
     for path in out.glob("*.safetensors"):
         mine, final = read_header(path), read_header(folders["last"] / path.name)
         assert (mine.tensors, mine.metadata) == (final.tensors, final.metadata)
@@ -70,15 +79,8 @@ def test_it_is_sharded_as_the_final_model_is(
 def test_without_the_last_stage_it_is_bit_for_bit_the_one_before(
     folders: dict[str, Path], run: stagelens.Run, tmp_path: Path
 ) -> None:
-    out = write_counterfactual(run, "last", tmp_path / "out")
+    out = without_stage(run, "last", tmp_path / "out")
     assert differing(parameters(out), parameters(folders["dpo"])) == []
-
-
-def test_at_strength_0_it_is_the_final_model(
-    folders: dict[str, Path], run: stagelens.Run, tmp_path: Path
-) -> None:
-    out = write_counterfactual(run, "sft", tmp_path / "out", 0)
-    assert differing(parameters(out), parameters(folders["last"])) == []
 
 
 def test_what_is_measured_is_what_is_written(tmp_path: Path) -> None:
@@ -88,7 +90,7 @@ def test_what_is_measured_is_what_is_written(tmp_path: Path) -> None:
         classifiers(tmp_path), tmp_path / "run", evaluation=labelled_texts(tmp_path / "few.jsonl")
     )
     table = attribute(run, "few", "task-vector").table
-    out = write_counterfactual(run, "sft", tmp_path / "out")
+    out = without_stage(run, "sft", tmp_path / "out")
     model = transformers.AutoModelForSequenceClassification.from_pretrained(out).eval()
     examples = run.evaluation_set("few").examples()
     batch = run.task.collate(examples)
@@ -106,7 +108,7 @@ def test_half_precision_is_subtracted_in_float32_and_rounded_once(tmp_path: Path
         for number, name in enumerate(("base", "sft", "dpo"))
     }
     run = stagelens.assemble(folders, tmp_path / "run")
-    out = write_counterfactual(run, "sft", tmp_path / "out")
+    out = without_stage(run, "sft", tmp_path / "out")
     start, end, final = (load_file(folders[n] / "model.safetensors") for n in folders)
     for name, tensor in load_file(out / "model.safetensors").items():
         expected = final[name].float() - (end[name].float() - start[name].float())
@@ -114,10 +116,23 @@ def test_half_precision_is_subtracted_in_float32_and_rounded_once(tmp_path: Path
         assert torch.equal(tensor, expected.bfloat16()), name
 
 
+def test_double_precision_is_the_same_each_time_that_it_is_asked_for(tmp_path: Path) -> None:
+    tokenizer = gpt_tokenizer()
+    model = gpt(tokenizer).double()
+    folders = {
+        name: save(changed(model, number), tmp_path / name, tokenizer)
+        for number, name in enumerate(("base", "sft", "dpo"))
+    }
+    run = stagelens.assemble(folders, tmp_path / "run")
+    without = subtract_stage(run.last.end().model, run.stage("sft"), run.stages[1:])
+    name = "transformer.wte.weight"
+    assert torch.equal(without[name].clone(), without[name])
+
+
 def test_shared_weights_stay_shared(tmp_path: Path) -> None:
     folders = language_models(tmp_path)
     run = stagelens.assemble(folders, tmp_path / "run")
-    out = write_counterfactual(run, "sft", tmp_path / "out")
+    out = without_stage(run, "sft", tmp_path / "out")
     model = transformers.AutoModelForCausalLM.from_pretrained(out)
     assert model.lm_head.weight is model.transformer.wte.weight
     assert (out / "generation_config.json").is_file()
@@ -135,12 +150,12 @@ def test_new_rows_of_a_vocabulary_keep_their_final_values(tmp_path: Path) -> Non
     run = stagelens.assemble(folders, tmp_path / "run")
     start, end, final = (parameters(folder, LANGUAGE)[name] for folder in folders.values())
 
-    without = parameters(write_counterfactual(run, "sft", tmp_path / "sft-out"), LANGUAGE)[name]
+    without = parameters(without_stage(run, "sft", tmp_path / "sft-out"), LANGUAGE)[name]
     change = end[:rows].double() - start.double()
     assert torch.equal(without[:rows], (final[:rows].double() - change).float())
     assert torch.equal(without[rows:], final[rows:])
 
-    without = parameters(write_counterfactual(run, "dpo", tmp_path / "dpo-out"), LANGUAGE)[name]
+    without = parameters(without_stage(run, "dpo", tmp_path / "dpo-out"), LANGUAGE)[name]
     assert torch.equal(without, end)
 
 
@@ -153,7 +168,7 @@ def test_a_head_that_appears_in_the_stage_keeps_its_final_value(tmp_path: Path) 
         "dpo": save(changed(classifier, 2), tmp_path / "dpo", tokenizer),
     }
     run = stagelens.assemble(folders, tmp_path / "run")
-    without = parameters(write_counterfactual(run, "sft", tmp_path / "out"))
+    without = parameters(without_stage(run, "sft", tmp_path / "out"))
     final = parameters(folders["dpo"])
     for name in without:
         kept = name.startswith("classifier.")
@@ -176,12 +191,13 @@ def test_of_a_recorded_run_it_is_a_checkpoint_too(tmp_path: Path) -> None:
             optimizer.step()
             stage.step(batch, loss)
     run = recorder.run()
-    out = write_counterfactual(run, "one", tmp_path / "out")
+    out = without_stage(run, "one", tmp_path / "out")
     assert {path.name for path in out.iterdir()} == {
         "config.json",
         "model.safetensors",
         "tokenizer.json",
         "tokenizer_config.json",
+        *CARDS,
     }
     assert json.loads((out / "config.json").read_text())["architectures"] == [
         "BertForSequenceClassification"
@@ -195,14 +211,13 @@ def test_of_a_recorded_run_it_is_a_checkpoint_too(tmp_path: Path) -> None:
     assert tokens == tokenizer(TEXTS[0])["input_ids"]
 
 
-def test_of_another_task_it_is_the_weights_alone(tmp_path: Path) -> None:
+def test_the_variances_of_another_task_are_scaled_and_its_integers_kept(tmp_path: Path) -> None:
     plans = [
         Plan(name, lambda model, _: torch.optim.AdamW(model.parameters(), lr=0.02))
         for name in ("first", "second")
     ]
     run = record_plans(tmp_path / "run", make_task(BATCH_NORM), plans)
-    out = write_counterfactual(run, "first", tmp_path / "out", 0.5)
-    assert [path.name for path in out.iterdir()] == ["model.safetensors"]
+    out = without_stage(run, "first", tmp_path / "out", 0.5)
     written, model = load_file(out / "model.safetensors"), run.task.build_model()
     model.load_state_dict(written)
     final = run.last.end().model
@@ -223,29 +238,13 @@ def test_a_damaged_state_leaves_nothing_behind(run: stagelens.Run, tmp_path: Pat
     path.write_bytes(content)
     out = tmp_path / "out"
     with pytest.raises(RunError, match=r"was changed after it was recorded"):
-        write_counterfactual(stagelens.open_run(run.path), "sft", out)
+        without_stage(stagelens.open_run(run.path), "sft", out)
     assert [path.name for path in tmp_path.glob("*out*")] == []
-
-
-@pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan"), float("inf")])
-def test_a_strength_that_is_none_is_refused(
-    strength: float, run: stagelens.Run, tmp_path: Path
-) -> None:
-    with pytest.raises(StageLensError, match="is not between 0 and 1"):
-        write_counterfactual(run, "sft", tmp_path / "out", strength)
-
-
-def test_nothing_is_overwritten(run: stagelens.Run, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "mine").write_text("mine")
-    with pytest.raises(StageLensError, match="is not empty"):
-        write_counterfactual(run, "sft", out)
-    assert [path.name for path in out.iterdir()] == ["mine"]
 
 
 def test_progress_rises_to_one(run: stagelens.Run, tmp_path: Path) -> None:
     told: list[float] = []
-    write_counterfactual(run, "sft", tmp_path / "out", progress=lambda share, _: told.append(share))
+    edit = Edit(estimator="task-vector", strengths={"sft": 0.5})
+    saving.save(run, edit, tmp_path / "out", None, progress=lambda share, _: told.append(share))
     assert told == sorted(told)
     assert told[-1] == pytest.approx(1.0)

@@ -19,7 +19,6 @@ from stagelens.derivatives.step import (
     clip,
     clip_factor,
     state_from_torch,
-    state_to_torch,
     step,
 )
 from stagelens.replaying.optimizers import group_hyperparameters
@@ -182,24 +181,6 @@ def test_one_cycle_moves_momentum_and_betas_and_is_followed(rule: str) -> None:
             cycle.step()
     assert len(seen) > 20
     assert deviation(state, training.state()) < 1e-12
-
-
-@pytest.mark.parametrize("rule", ["SGD", "AdamW"])
-def test_a_state_goes_back_to_torch_as_it_came(rule: str) -> None:
-    training = Training(rule, {"momentum": 0.9} if rule == "SGD" else {}, "foreach")
-    for t in range(3):
-        training.torch_step(t, None)
-    entries = {n: entry for n, entry in training.entries().items() if entry}
-    assert not {"late", "never"} & entries.keys()
-
-    back = state_to_torch(training.state())
-
-    assert back.keys() == entries.keys()
-    for name, entry in entries.items():
-        assert back[name].keys() == entry.keys()
-        for key, value in entry.items():
-            assert torch.equal(back[name][key], value)
-            assert back[name][key].dtype == value.dtype
 
 
 def test_in_float32_a_step_equals_torchs_to_rounding() -> None:

@@ -1,4 +1,4 @@
-"""Models without a stage, or with less of it, as ordinary checkpoint folders.
+"""Edited models as ordinary checkpoint folders.
 
 Weights are streamed: the states are memory-mapped and the result is written block by block, so a
 model far larger than memory can be edited.
@@ -14,71 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stagelens.contracts import StageLensError
-from stagelens.runs.checking import CheckedAhead
-from stagelens.runs.files import new_folder
 from stagelens.runs.run import Run
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from stagelens.contracts import ProgressCallback
-    from stagelens.estimators.subtraction import WithoutStage
     from stagelens.runs.streaming import TensorFacts
 
     from .edits import EditedWeights
-
-
-def write_counterfactual(
-    run: Run,
-    stage: str,
-    out: str | Path,
-    strength: float = 1.0,
-    progress: ProgressCallback | None = None,
-) -> Path:
-    """Write final - strength * (end of the stage - start of the stage) as a checkpoint folder.
-
-    It is sharded as the final model is, in its dtypes. Of a ``transformers`` model the folder also
-    holds its configuration and the tokenizer's files, so that ``from_pretrained`` loads it. Every
-    file that is read is checked against its digest meanwhile.
-
-    Args:
-        run: The run.
-        stage: The stage's name.
-        out: A folder that does not exist yet, or holds nothing.
-        strength: How much of the stage is taken out, from 0 (nothing) to 1 (all of it).
-        progress: Told of every tensor.
-
-    Returns:
-        ``out``.
-
-    Raises:
-        StageLensError: The strength is none, or the folder holds something.
-        RunError: A file of the run is damaged; nothing is written then.
-    """
-    from stagelens.estimators.subtraction import WithoutStage
-    from stagelens.runs.states import load_model
-
-    if not 0 <= strength <= 1:
-        raise StageLensError(f"a strength of {strength:g} is not between 0 and 1")
-    left_out = run.stage(stage)
-    start, end, final = left_out.facts.start, left_out.facts.end, run.last.facts.end
-    assert end is not None and final is not None  # of finished stages
-    weights = WithoutStage(
-        load_model(run.files, final, checked=False),
-        load_model(run.files, start, checked=False),
-        load_model(run.files, end, checked=False),
-        [each.facts.boundary for each in run.stages[left_out.index :]],
-        strength,
-    )
-    shards, beside = _layout(run, weights.final)
-    states = [final, *(state for state in (start, end) if state != final)]
-    checked = CheckedAhead(run.files, [state.shards for state in states])
-    with new_folder(Path(out)) as folder:
-        with checked.running():
-            _write_weights(shards, weights, folder, progress, checked)
-        for name, content in beside.items():
-            _write(folder / name, content)
-    return Path(out)
 
 
 def write_edited(
@@ -88,17 +32,18 @@ def write_edited(
     cards: Mapping[str, bytes],
     progress: ProgressCallback | None = None,
 ) -> None:
-    """Write edited weights as a checkpoint into a folder, see :func:`write_counterfactual`.
+    """Write edited weights as a checkpoint into a folder.
 
-    Of a model that is not of ``transformers`` the configuration stands in ``config.json`` too: the
-    task's name, and what ``build_model`` takes.
+    It is sharded as the final model is, in its dtypes. Of a ``transformers`` model the folder also
+    holds its configuration and the tokenizer's files, so that ``from_pretrained`` loads it; of any
+    other model ``config.json`` holds the task's name, and what ``build_model`` takes.
 
     Args:
         run: The run.
         weights: The edited weights.
         folder: Holds nothing yet.
         cards: Further files, by name: they say how the model was made.
-        progress: Told of every tensor.
+        progress: Called after every tensor.
 
     Raises:
         StageLensError: The final model is no checkpoint by itself.
@@ -169,15 +114,11 @@ def _layout(run: Run, final: Mapping[str, Tensor]) -> tuple[_Shards, dict[str, b
 
 def _write_weights(
     shards: _Shards,
-    weights: WithoutStage | EditedWeights,
+    weights: EditedWeights,
     folder: Path,
     progress: ProgressCallback | None,
-    checked: CheckedAhead | None = None,
 ) -> None:
-    """Write the shards, and where there are several, the index of them.
-
-    ``checked`` is waited for where the files that the weights come from are not checked yet.
-    """
+    """Write the shards, and where there are several, the index of them."""
     from stagelens.runs.streaming import write_tensors
 
     total = sum(tensor.facts.bytes for shard in shards.values() for tensor in shard.values())
@@ -187,8 +128,6 @@ def _write_weights(
         def blocks(name: str, own: Mapping[str, _Tensor] = shard, where: int = number) -> Any:
             nonlocal done
             for block in weights.blocks(own[name].own_name):
-                if checked is not None:
-                    checked.wait(done / total)
                 yield block
                 done += block.nbytes
             if progress is not None:

@@ -17,7 +17,7 @@ from stagelens.effects.resampling import Resamples, interval, sums
 
 from .measurements import STRENGTHS, Measurement
 
-BEFORE, AFTER, REPLAY = "final model", "edited", "by replay"
+BEFORE, AFTER = "final model", "edited"
 """Names of the models that are compared."""
 
 _BINS = 10

@@ -21,14 +21,11 @@ from stagelens.contracts import ProgressCallback, Refused, no_progress
 from stagelens.estimators.counterfactuals import counterfactuals
 from stagelens.estimators.protocol import Counterfactual
 from stagelens.estimators.registry import make_estimator
+from stagelens.estimators.subtraction import flat_blocks
 from stagelens.runs.run import Run
 from stagelens.runs.states import Weights
 
 from .spec import Edit
-
-_BLOCK = 1 << 15
-"""Elements that are edited at a time: a large tensor takes no more memory than this, and torch
-shares out more among threads, which cost more than they save where there is other work too."""
 
 _MOST_LAYERS = 48
 """Modules are put together until there are no more layers than this."""
@@ -107,42 +104,41 @@ class EditedWeights(Mapping[str, Tensor]):
         return len(self.final)
 
     def __getitem__(self, name: str) -> Tensor:
-        final, taken = self.final[name], self._taken(name)
+        taken = self._taken(name)
         if not taken:
-            return final
-        if _whole(taken):
-            return taken[0][0]
-        return torch.cat(list(_edited_blocks(name, final, taken))).view(final.shape)
+            return self.final[name]
+        if (stage := _whole(taken)) is not None:
+            return self._without[stage][name]
+        return torch.cat(list(self.blocks(name))).view(self.final[name].shape)
 
     def blocks(self, name: str) -> Iterator[Tensor]:
         """The values of one tensor, in order, in blocks of (n,)."""
-        final, taken = self.final[name], self._taken(name)
-        if taken and not _whole(taken):
-            yield from _edited_blocks(name, final, taken)
+        taken = self._taken(name)
+        if not taken:
+            yield from flat_blocks(self.final, name)
+        elif (stage := _whole(taken)) is not None:
+            yield from flat_blocks(self._without[stage], name)
         else:
-            yield (taken[0][0] if taken else final).reshape(-1)
+            without = [flat_blocks(self._without[stage], name) for stage in taken]
+            for final, *own in zip(flat_blocks(self.final, name), *without, strict=True):
+                parts = list(zip(own, taken.values(), strict=True))
+                yield subtracted(name, final.double(), parts).to(final.dtype)
 
-    def _taken(self, name: str) -> list[tuple[Tensor, float]]:
-        """Per stage that is taken out of a tensor its value in the counterfactual, and how much."""
+    def _taken(self, name: str) -> dict[str, float]:
+        """Which stages are taken out of a tensor, and how much of each."""
         if not self.final[name].is_floating_point():
-            return []
+            return {}
         strengths = {s: self._edit.strength(s, self._layers[name]) for s in self._without}
-        return [(self._without[s][name], strength) for s, strength in strengths.items() if strength]
+        return {stage: strength for stage, strength in strengths.items() if strength}
 
 
-def _whole(taken: Sequence[tuple[Tensor, float]]) -> bool:
-    """Whether one stage is taken out as a whole: its counterfactual then, without the rounding."""
-    return len(taken) == 1 and taken[0][1] == 1
+def _whole(taken: Mapping[str, float]) -> str | None:
+    """The stage, if it is the only one and taken out as a whole.
 
-
-def _edited_blocks(
-    name: str, final: Tensor, taken: Sequence[tuple[Tensor, float]]
-) -> Iterator[Tensor]:
-    flat = [(without.reshape(-1), strength) for without, strength in taken]
-    for first in range(0, max(final.numel(), 1), _BLOCK):
-        part = slice(first, first + _BLOCK)
-        own = [(without[part], strength) for without, strength in flat]
-        yield subtracted(name, final.reshape(-1)[part].double(), own).to(final.dtype)
+    The result is its counterfactual then, without the rounding of a subtraction.
+    """
+    ((stage, strength), *others) = taken.items()
+    return stage if strength == 1 and not others else None
 
 
 def subtracted(name: str, final: Tensor, taken: Sequence[tuple[Tensor, float | Tensor]]) -> Tensor:
