@@ -22,7 +22,7 @@ PACKAGE := $(VENV)/.package-installed
 $(shell test -x $(BIN)/python || rm -f $(REQUIREMENTS) $(PACKAGE))
 
 .DEFAULT_GOAL := help
-.PHONY: help app test lint bench fuzz same test-oldest audit setup clean distclean
+.PHONY: help app test screenshots lint bench fuzz same test-oldest audit setup clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 20
@@ -34,6 +34,9 @@ app: setup ## build the demo on the first start, then open the dashboard
 
 test: setup ## all tests, and beside them linters, types and layers
 	$(BIN)/python -m pytest $(SPREAD) $(ARGS)
+
+screenshots: setup ## the browser tests, with a picture of every page in light and dark
+	STAGELENS_SCREENSHOTS=1 $(BIN)/python -m pytest $(SPREAD) tests/browser $(ARGS)
 
 lint: setup ## ruff, mypy and import-linter
 	$(BIN)/python -m pytest -q tests/unit/test_linters.py

@@ -1,12 +1,13 @@
 """A real Streamlit server and a real Chromium.
 
-A test asks for ``start_server``, ``page``, ``settle`` and ``screenshot``::
+A test asks for ``start_server``, ``page``, ``settle``, ``screenshot`` and ``check_narrow``::
 
     def test_overview_names_the_stages(start_server, page, settle, screenshot):
         server = start_server({"STAGELENS_HOME": str(home)})
         page.goto(server.url + "/?run=digits")
         settle(page, "Overview")
         screenshot(page, "overview")
+        check_narrow(page)
 """
 
 from __future__ import annotations
@@ -52,6 +53,11 @@ QUIET = {"STREAMLIT_SERVER_FILE_WATCHER_TYPE": "none"}
 """Every file that is watched takes time; no test edits one."""
 
 VIEWPORT = {"width": 1280, "height": 1600}
+NARROW = (800, 420)
+"""Widths at which nothing may stick out sideways: a tablet's, a telephone's."""
+
+PICTURES = os.environ.get("STAGELENS_SCREENSHOTS") == "1"
+"""Whether pages are photographed, for people to look at; a picture takes as long as a page."""
 
 OUTSIDE = re.compile(r"^(?:https?|wss?)://(?!127\.0\.0\.1[:/])", re.IGNORECASE)
 
@@ -143,7 +149,7 @@ def launch(folder: Path, env: Mapping[str, str], script: str | Path = "app.py") 
 
 StartServer = Callable[..., Server]
 Settle = Callable[..., None]
-Screenshot = Callable[..., tuple[Path, Path]]
+Screenshot = Callable[..., None]
 
 _running: list[Server] = []
 _FAILED = pytest.StashKey[bool]()
@@ -344,14 +350,16 @@ def settle() -> Settle:
 
 @pytest.fixture(scope="session")
 def screenshot(settle: Settle) -> Screenshot:
-    """``screenshot(page, name) -> (light, dark)``: the whole page as test-output/NAME-light.png.
+    """``screenshot(page, name)``: the whole page as test-output/NAME-light.png and NAME-dark.png.
 
-    The page is as tall as its content for the picture, and as it was afterwards.
+    Only where STAGELENS_SCREENSHOTS=1 asks for pictures. The page is as tall as its content for
+    the picture, and as it was afterwards.
     """
 
-    def take(page: Page, name: str) -> tuple[Path, Path]:
+    def take(page: Page, name: str) -> None:
+        if not PICTURES:
+            return
         before = page.viewport_size or VIEWPORT
-        paths = []
         for scheme in ("light", "dark"):
             page.emulate_media(color_scheme=scheme)
             page.wait_for_function(SHOWN_IN, arg=scheme)
@@ -359,11 +367,26 @@ def screenshot(settle: Settle) -> Screenshot:
             height = page.get_by_test_id("stMain").evaluate("main => main.scrollHeight")
             page.set_viewport_size({"width": before["width"], "height": min(height, 8000)})
             settle(page)
-            paths.append(OUTPUT / f"{name}-{scheme}.png")
-            page.screenshot(path=paths[-1])
+            page.screenshot(path=OUTPUT / f"{name}-{scheme}.png")
             page.set_viewport_size({"width": before["width"], "height": before["height"]})
         page.emulate_media(color_scheme="light")
         page.wait_for_function(SHOWN_IN, arg="light")
-        return paths[0], paths[1]
 
     return take
+
+
+@pytest.fixture(scope="session")
+def check_narrow(settle: Settle, screenshot: Screenshot) -> Callable[[Page, str], None]:
+    """``check_narrow(page, name)``: in narrow windows nothing on the page sticks out sideways."""
+
+    def check(page: Page, name: str) -> None:
+        for width in NARROW:
+            page.set_viewport_size({"width": width, "height": 1200})
+            settle(page)
+            overflow = page.get_by_test_id("stMain").evaluate("e => e.scrollWidth - e.clientWidth")
+            assert overflow <= 1, f"{overflow} pixels stick out where the window is {width} wide"
+            screenshot(page, f"narrow-{width}-{name}")
+        page.set_viewport_size(VIEWPORT)
+        settle(page)
+
+    return check

@@ -29,7 +29,7 @@ HEADINGS = """[...document.querySelectorAll("h1,h2,h3,h4,h5,h6")]
 
 @pytest.mark.parametrize("name", PAGES)
 def test_every_page_can_be_used_by_everybody(
-    server, page: Page, settle, screenshot, name: str
+    server, page: Page, settle, screenshot, check_narrow, name: str
 ) -> None:
     path, text = PAGES[name]
     page.goto(server.url + path)
@@ -42,6 +42,7 @@ def test_every_page_can_be_used_by_everybody(
     settle(page)
     assert violations(page) == [], "in dark"
     screenshot(page, f"page-{name}")
+    check_narrow(page, name)
 
 
 def test_axe_finds_what_is_wrong(server, page: Page, settle) -> None:

@@ -85,8 +85,7 @@ def test_the_overview_in_light_and_dark(server, page: Page, settle, screenshot) 
     expect(headline.first).to_be_visible()
     chart = page.get_by_role("figure", name=re.compile("Credit and blame of each stage"))
     expect(chart.first).to_be_attached()
-    light, _ = screenshot(page, "overview")
-    light.with_name("overview.png").write_bytes(light.read_bytes())
+    screenshot(page, "overview")
 
 
 def test_chart_text_follows_the_theme_without_a_rerun(server, page: Page, settle) -> None:
@@ -183,20 +182,6 @@ def test_the_export_is_what_the_filters_leave(server, page: Page, settle, demo: 
     assert len(rows) == len(wanted) and {row["trust"] for row in rows} == {"exact"}
     effects = pd.Series([float(row["effect"]) for row in rows])
     assert effects.sum() == pytest.approx(wanted["effect"].sum(), rel=1e-9)
-
-
-@pytest.mark.parametrize("width", [420, pytest.param(800, marks=pytest.mark.extensive)])
-def test_a_narrow_window_is_usable(server, page: Page, settle, screenshot, width: int) -> None:
-    page.set_viewport_size({"width": width, "height": 1200})
-    for path, text, name in (
-        ("/?run=digits", "Credit and blame", "overview"),
-        ("/Examples?run=digits&example=stamped-001", "Answers", "examples"),
-    ):
-        page.goto(server.url + path)
-        settle(page, text)
-        overflow = page.get_by_test_id("stMain").evaluate("e => e.scrollWidth - e.clientWidth")
-        assert overflow <= 1, path
-        screenshot(page, f"narrow-{width}-{name}")
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")

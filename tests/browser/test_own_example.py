@@ -27,7 +27,7 @@ def upload(page: Page, file: Path) -> None:
 
 
 def test_an_uploaded_image_is_answered_by_every_model(
-    server, page: Page, settle, screenshot, seven: Path
+    server, page: Page, settle, screenshot, check_narrow, seven: Path
 ) -> None:
     page.goto(f"{server.url}/Examples?run=digits")
     settle(page, "894 images")
@@ -44,6 +44,7 @@ def test_an_uploaded_image_is_answered_by_every_model(
     bars = page.get_by_role("figure", name=re.compile("Effect of each stage on this example"))
     expect(bars.first).to_be_attached()
     screenshot(page, "own-image")
+    check_narrow(page, "own-image")
     page.get_by_role("combobox", name="Label", exact=True).click()
     page.get_by_role("option", name="7", exact=True).click()
     expect(page.get_by_text(re.compile("✓ right|✗ wrong")).first).to_be_visible()
@@ -61,17 +62,3 @@ def test_a_wrong_file_is_refused_and_the_next_one_answered(
     settle(page, "no image of a kind that is read")
     upload(page, seven)
     settle(page, "The final model answers")
-
-
-@pytest.mark.parametrize("width", [420])
-def test_a_narrow_window_is_usable(
-    server, page: Page, settle, screenshot, seven: Path, width: int
-) -> None:
-    page.set_viewport_size({"width": width, "height": 1200})
-    page.goto(server.url + OWN)
-    settle(page, "answer at once")
-    upload(page, seven)
-    settle(page, "The final model answers")
-    overflow = page.get_by_test_id("stMain").evaluate("e => e.scrollWidth - e.clientWidth")
-    assert overflow <= 1
-    screenshot(page, f"narrow-{width}-own-image")

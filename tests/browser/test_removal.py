@@ -37,7 +37,7 @@ def exact(page: Page) -> None:
 
 
 def test_the_worst_stage_is_removed_and_what_follows_is_shown(
-    server, page: Page, settle, screenshot
+    server, page: Page, settle, screenshot, check_narrow
 ) -> None:
     page.goto(server.url + LINK)
     settle(page, "Nothing is taken out yet")
@@ -50,6 +50,7 @@ def test_the_worst_stage_is_removed_and_what_follows_is_shown(
     figure = page.get_by_role("figure", name=re.compile("Accuracy by group.*stamped, edited: [89]"))
     expect(figure.first).to_be_attached()
     screenshot(page, "removal-worst")
+    check_narrow(page, "removal")
 
 
 def test_a_slider_answers_and_the_exact_figures_follow(server, page: Page, settle) -> None:
@@ -80,13 +81,3 @@ def test_a_targeted_edit_is_found_and_saved(
     page.get_by_role("button", name="Save", exact=True).click()
     expect(page.get_by_text("Saved in")).to_be_visible()
     assert (home / "edited" / "digits-without-shortcut" / "README.md").is_file()
-
-
-@pytest.mark.parametrize("width", [420])
-def test_a_narrow_window_is_usable(server, page: Page, settle, screenshot, width: int) -> None:
-    page.set_viewport_size({"width": width, "height": 1200})
-    page.goto(server.url + LINK + "&remove-1=100")
-    settle(page, "Save the edited model")
-    overflow = page.get_by_test_id("stMain").evaluate("e => e.scrollWidth - e.clientWidth")
-    assert overflow <= 1
-    screenshot(page, f"narrow-{width}-removal")

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from stagelens.report.store import FindingStore
 from stagelens.runs.run import open_run
-from tests.browser.conftest import OUTPUT
+from tests.browser.conftest import OUTPUT, PICTURES
 from tests.conftest import DemoRun
 
 NOTE = "The shortcut stage is to blame. <b>Remove it?</b>"
@@ -66,13 +66,15 @@ def read_report(chromium: Browser, file: Path, name: str) -> None:
         )
         assert (max(paper) < 128) == (scheme == "dark") == (min(ink) > 128)
         assert page.locator("html").evaluate("e => e.scrollWidth - e.clientWidth") <= 0
-        page.screenshot(path=OUTPUT / f"{name}-{width}-{scheme}.png", full_page=True)
+        if PICTURES:
+            page.screenshot(path=OUTPUT / f"{name}-{width}-{scheme}.png", full_page=True)
         if scheme == "dark":  # printed pages are light all the same
             printed = page.pdf(path=OUTPUT / f"{name}.pdf", format="A4", print_background=True)
             assert printed.startswith(b"%PDF") and len(printed) > 20_000
             page.set_viewport_size({"width": 703, "height": 1000})
             page.emulate_media(media="print")
-            page.screenshot(path=OUTPUT / f"{name}-print.png", full_page=True)
+            if PICTURES:
+                page.screenshot(path=OUTPUT / f"{name}-print.png", full_page=True)
             background = page.locator("html").evaluate("e => getComputedStyle(e).backgroundColor")
             assert background == "rgb(255, 255, 255)"
             for chart in page.locator(".chart").all():
@@ -83,7 +85,14 @@ def read_report(chromium: Browser, file: Path, name: str) -> None:
 
 
 def test_a_chart_is_pinned_and_its_report_opens_anywhere(
-    server, home: Path, page: Page, chromium: Browser, settle, screenshot, tmp_path: Path
+    server,
+    home: Path,
+    page: Page,
+    chromium: Browser,
+    settle,
+    screenshot,
+    check_narrow,
+    tmp_path: Path,
 ) -> None:
     page.goto(server.url + "/?run=digits&group=stamped")
     settle(page, "Credit and blame")
@@ -100,6 +109,7 @@ def test_a_chart_is_pinned_and_its_report_opens_anywhere(
         [re.compile(r"1\. Credit"), re.compile(r"2\. Stages"), re.compile(r"3\. Effect of each")]
     )
     screenshot(page, "report-page")
+    check_narrow(page, "report")
     page.get_by_role("button", name="Up").nth(2).click()
     expect(heads.nth(1)).to_have_text(re.compile(r"2\. Effect of each stage on example"))
     settle(page)
@@ -128,12 +138,3 @@ def test_a_chart_is_pinned_and_its_report_opens_anywhere(
     page.get_by_role("link", name="Open on the page Examples").click()
     settle(page, "Effect of each stage")
     expect(page.get_by_role("heading", name="stamped-001")).to_be_visible()
-
-
-def test_a_narrow_window_is_usable(server, home: Path, page: Page, settle, screenshot) -> None:
-    page.set_viewport_size({"width": 700, "height": 1200})
-    page.goto(server.url + "/Report?run=digits")
-    settle(page, "Export HTML")
-    overflow = page.get_by_test_id("stMain").evaluate("e => e.scrollWidth - e.clientWidth")
-    assert overflow <= 1
-    screenshot(page, "narrow-700-report")

@@ -11,7 +11,7 @@ from tests.browser.axe import violations
 
 
 def test_the_gap_between_groups_is_read_with_and_without_each_stage(
-    server, page: Page, settle, screenshot
+    server, page: Page, settle, screenshot, check_narrow
 ) -> None:
     page.goto(f"{server.url}/?run=digits")
     settle(page, "Credit and blame")
@@ -21,6 +21,7 @@ def test_the_gap_between_groups_is_read_with_and_without_each_stage(
     chart = page.get_by_role("figure", name=re.compile("Accuracy of 2 groups under every model"))
     expect(chart.first).to_be_attached()
     screenshot(page, "group-gaps")
+    check_narrow(page, "group-gaps")
     page.get_by_role("radio", name="margin").click()
     settle(page, "The gap in mean margin between")
     page.get_by_text("Cross group with the label").click()
@@ -30,19 +31,9 @@ def test_the_gap_between_groups_is_read_with_and_without_each_stage(
     settle(page, "The gap in mean margin between")
 
 
-@pytest.mark.parametrize("width", [420, pytest.param(800, marks=pytest.mark.extensive)])
-def test_a_narrow_window_is_usable(server, page: Page, settle, screenshot, width: int) -> None:
-    page.set_viewport_size({"width": width, "height": 1200})
-    page.goto(f"{server.url}/Spurious_features?run=digits")
-    settle(page, "The gap in accuracy between")
-    overflow = page.get_by_test_id("stMain").evaluate("e => e.scrollWidth - e.clientWidth")
-    assert overflow <= 1
-    screenshot(page, f"narrow-{width}-group-gaps")
-
-
 @pytest.mark.slow
 def test_features_are_looked_for_and_their_examples_opened(
-    server, page: Page, settle, screenshot
+    server, page: Page, settle, screenshot, check_narrow
 ) -> None:
     page.goto(f"{server.url}/Spurious_features?run=digits&estimator=task-vector")
     settle(page, "The gap in accuracy between")
@@ -55,11 +46,7 @@ def test_features_are_looked_for_and_their_examples_opened(
     assert "part=Found+without+metadata" in page.url
     assert violations(page) == []
     screenshot(page, "features")
-    page.set_viewport_size({"width": 420, "height": 1200})
-    settle(page)
-    overflow = page.get_by_test_id("stMain").evaluate("e => e.scrollWidth - e.clientWidth")
-    assert overflow <= 1
-    screenshot(page, "narrow-420-features")
+    check_narrow(page, "features")
     example = page.get_by_role("link").filter(has=page.get_by_role("img", name="Example ")).first
     example.click()
     settle(page, "Effect of each stage")

@@ -33,7 +33,7 @@ def server(start_server, home: Path):
 
 @pytest.mark.slow
 def test_press_verify_and_read_how_far_each_number_can_be_trusted(
-    server, home: Path, page: Page, settle, screenshot
+    server, home: Path, page: Page, settle, screenshot, check_narrow
 ) -> None:
     page.goto(f"{server.url}/Trust?run=bare")
     settle(page, "Nothing has been verified on this set yet")
@@ -62,6 +62,7 @@ def test_press_verify_and_read_how_far_each_number_can_be_trusted(
     expect(page.get_by_text("Noise-floor r").first).to_be_visible()
     expect(page.get_by_text(re.compile("1 other order of the recorded batches"))).to_be_visible()
     screenshot(page, "trust")
+    check_narrow(page, "trust")
 
 
 def test_cancelling_leaves_the_page_as_it_was(server, page: Page, settle) -> None:
@@ -90,16 +91,6 @@ def test_the_button_is_reached_by_keyboard(server, page: Page, settle) -> None:
     page.keyboard.press("Enter")
     expect(page.get_by_role("progressbar")).to_be_visible()
     page.get_by_role("button", name="Cancel").click()
-
-
-@pytest.mark.parametrize("width", [420, pytest.param(800, marks=pytest.mark.extensive)])
-def test_a_narrow_window_is_usable(server, page: Page, settle, screenshot, width: int) -> None:
-    page.set_viewport_size({"width": width, "height": 1200})
-    page.goto(f"{server.url}/Trust?run=digits")
-    settle(page, "Held against a replay")
-    overflow = page.get_by_test_id("stMain").evaluate("e => e.scrollWidth - e.clientWidth")
-    assert overflow <= 1
-    screenshot(page, f"narrow-{width}-trust")
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
