@@ -1,4 +1,4 @@
-"""Spurious features: gaps between groups, and what a stage made the model lean on."""
+"""Spurious features: gaps between groups, and what a stage made the model rely on."""
 
 from __future__ import annotations
 

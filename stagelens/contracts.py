@@ -82,8 +82,9 @@ class Example:
 
     Attributes:
         example_id: Unique and stable within its set.
-        input: What the task eats, by the names of its ``input_fields``: ``{"image": array (H, W)
-            or (H, W, C)}``, ``{"text": str}``, or several texts, None where one is missing.
+        input: What the task takes as input, by the names of its ``input_fields``: ``{"image":
+            array (H, W) or (H, W, C)}``, ``{"text": str}``, or several texts, None where one is
+            missing.
         label: Class name, or None where the set has no label for this example.
         columns: Further metadata, for instance ``{"group": "stamped"}``.
     """
@@ -127,7 +128,7 @@ class TaskTraits:
     Attributes:
         input_kind: What an example's input is.
         input_forms: The fields that an example may be given by, the usual ones first.
-        has_token_values: Whether behaviours can be told per token.
+        has_token_values: Whether behaviours can be given per token.
         continues_text: Whether an answer is the most probable next token, which nobody marks right
             or wrong.
         assembled_by_name: Whether checkpoint folders can be assembled into a run of the task by
@@ -142,7 +143,7 @@ class TaskTraits:
 
 
 class Task(ABC):
-    """What a model eats and answers: the one thing to write for a model of your own.
+    """What a model takes and answers: the one thing to write for a model of your own.
 
     The abstract methods are required; the rest has defaults. ``config`` must be plain JSON,
     because the run folder stores it beside ``name``, and ``type(task)(**task.config)`` has to give
@@ -336,10 +337,10 @@ ProgressCallback = Callable[[float, str], None]
 
 
 class Progress:
-    """A listener that can be split, so that work which consists of parts tells of the whole.
+    """A listener that can be split, so that work which consists of parts reports on the whole.
 
     Args:
-        report: Who is told; None for nobody.
+        report: The listener; None for none.
     """
 
     def __init__(self, report: ProgressCallback | None = None) -> None:

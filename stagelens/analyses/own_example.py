@@ -82,7 +82,7 @@ def own_example(task: Task, content: Mapping[str, Any], label: str | None) -> Ex
 
     Args:
         task: It has to take it.
-        content: What the task eats, for instance ``{"text": "a comment"}``.
+        content: What the task takes as input, for instance ``{"text": "a comment"}``.
         label: Where one was given; as a name, or as the task's files spell it.
 
     Raises:

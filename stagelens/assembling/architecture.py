@@ -1,4 +1,4 @@
-"""Checkpoints held against the final model: which tensor is which, and what does not fit."""
+"""Checkpoints compared with the final model: which tensor is which, and what does not fit."""
 
 from __future__ import annotations
 
@@ -165,13 +165,13 @@ def _takes(
             return True
         raise RunError(
             f"{checkpoint.name}: {name} has {shape[0]:,} rows, but only {wanted[0]:,} in the last "
-            "checkpoint: a vocabulary that shrinks cannot be followed. Give the folders in the "
+            "checkpoint: a vocabulary that shrinks cannot be traced. Give the folders in the "
             "order of training"
         )
     if not last and not own.startswith(final.body):
         return False  # a head of other classes, which the final model has not
     raise RunError(
-        f"{checkpoint.name}: {name} has shape {shape}, but the final model's is {wanted}: "
+        f"{checkpoint.name}: {name} has shape {shape}, but the final model's is {wanted}: this is "
         "another architecture, whose weights cannot be subtracted; give checkpoints of one model"
     )
 
@@ -204,7 +204,7 @@ def _check_complete(
 
 
 def compare_configs(earlier: Checkpoint, last: Checkpoint) -> list[str]:
-    """Hold two configurations against each other.
+    """Compare two configurations.
 
     Returns:
         Sentences on differences that do no harm, but change what a stage effect means.

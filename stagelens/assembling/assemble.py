@@ -65,12 +65,13 @@ def assemble(
             learning rates, losses and the optimiser's settings too.
         out: The run folder to make; it must not hold anything yet.
         evaluation: A file to add as evaluation set, named after the file or ``test``.
-        task: What the model eats and answers; None to find it from the last ``config.json``. A
-            name: ``text-classification``, ``causal-lm``, or ``package.module:Class``.
+        task: What the model takes as input and what it answers; None to find it from the last
+            ``config.json``. A name: ``text-classification``, ``causal-lm``, or
+            ``package.module:Class``.
         name: The run's name; by default the folder's.
         link: Link the weights instead of copying them, where they lie on the same file system.
             The originals must then not be edited any more.
-        progress: Told of the bytes that are copied.
+        progress: Called as bytes are copied.
         **columns: For the reader of ``evaluation``, for instance ``label_column="toxicity"``.
 
     Returns:
@@ -136,7 +137,7 @@ def _assembled(
 def _checked_names(pairs: Sequence[tuple[str, str | Path]]) -> Sequence[tuple[str, str | Path]]:
     if len(pairs) < 2:
         raise StageLensError(
-            "a run needs two checkpoints at least: the base, and the end of one stage, for "
+            "a run needs at least two checkpoints: the base, and the end of one stage, for "
             "instance --stage base=DIR --stage sft=DIR"
         )
     names = [name for name, _ in pairs]
@@ -185,12 +186,10 @@ def _look_at(opened: Sequence[Checkpoint], matched: Sequence[Matched]) -> list[s
             continue
         if j > i + 1:
             raise RunError(
-                f"{other.name} has bit for bit the weights of {one.name}, with other ones between "
-                "them; give the folders in the order of training, each once"
+                f"{other.name} has exactly the weights of {one.name}, although other checkpoints "
+                "lie between them; give the folders in the order of training, each once"
             )
-        notes.append(
-            f"{other.name} changed nothing: its weights are bit for bit those of {one.name}"
-        )
+        notes.append(f"{other.name} changed nothing: its weights are exactly those of {one.name}")
     for number, (checkpoint, found) in enumerate(zip(opened, matched, strict=True)):
         if found.left_out:
             notes.append(
@@ -198,19 +197,21 @@ def _look_at(opened: Sequence[Checkpoint], matched: Sequence[Matched]) -> list[s
             )
         if number and (new := _new(matched[number - 1], found)):
             notes.append(
-                f"{checkpoint.name}: {_few(new)} first there, so kept as in the final model where "
+                f"{checkpoint.name}: first to have {_few(new)}; kept as in the final model where "
                 "the stage is left out"
             )
         if number and found.rows != matched[number - 1].rows:
             grown = [name for name in matched[number - 1].rows if name not in found.rows]
             notes.append(
-                f"{checkpoint.name}: {_few(grown or list(found.rows))} got more rows; the new ones "
-                "are kept as in the final model where the stage is left out"
+                f"{checkpoint.name}: {_few(grown or list(found.rows))} gained rows; the new ones "
+                "keep their final values where the stage is left out"
             )
     kinds = {each.name: each.precision for each in opened}
     if len(set(kinds.values())) > 1:
         said = ", ".join(f"{name} {kind}" for name, kind in kinds.items())
-        notes.append(f"the checkpoints are of different precision ({said}); changes are rounded so")
+        notes.append(
+            f"the checkpoints have different precisions ({said}); changes are rounded accordingly"
+        )
     return notes
 
 
@@ -288,7 +289,7 @@ def _folder(number: int, checkpoint: Checkpoint) -> str:
 def _bring(
     source: Path, root: Path, relative: str, link: bool, told: Callable[[int], object]
 ) -> FileRef:
-    """Copy or link one file; its sha256 is taken as its bytes pass, and how many have is told."""
+    """Copy or link one file; its bytes are hashed and counted as they pass."""
     target = root / relative
     target.parent.mkdir(parents=True, exist_ok=True)
     hasher, size = hashlib.sha256(), 0
@@ -298,8 +299,8 @@ def _bring(
                 os.link(source.resolve(), target)
             except OSError as error:
                 raise StageLensError(
-                    f"{source} cannot be linked into {root.parent} ({error.strerror}); leave "
-                    "--link away to copy it"
+                    f"{source} cannot be linked into {root.parent} ({error.strerror}); omit --link "
+                    "to copy it"
                 ) from None
         with open(os.devnull if link else target, "wb") as copy:
             while block := original.read(_BLOCK):

@@ -129,14 +129,16 @@ def open_checkpoint(name: str, path: Path) -> Checkpoint:
     """
     given = Path(path).expanduser()
     if not given.is_dir():
-        raise RunError(f"{name}: {given} is no folder; give the folder of a saved model")
+        raise RunError(f"{name}: {given} is not a folder; give the folder of a saved model")
     folder, notes = given, []
     inside = _numbered(given)
     if not _has_weights(given) and inside:
         folder = inside[-1]
         if len(inside) > 1:
             others = ", ".join(each.name for each in inside[:-1])
-            notes.append(f"{name}: ends at {folder.name}; what is earlier is not used ({others})")
+            notes.append(
+                f"{name}: ends at {folder.name}; earlier checkpoints are not used ({others})"
+            )
     _refuse_others(name, folder)
     config = read_json_object(folder / "config.json")
     if "quantization_config" in config:
@@ -169,9 +171,9 @@ def _refuse_others(name: str, folder: Path) -> None:
         )
     if any(folder.glob("pytorch_model*.bin")):
         raise RunError(
-            f"{name}: {folder} holds pytorch_model.bin, a pickle, which is not opened; convert it: "
-            "AutoModel.from_pretrained(DIR).save_pretrained(OTHER) writes safetensors (use the "
-            "class that config.json names, to keep its head)"
+            f"{name}: {folder} holds pytorch_model.bin, a pickle, which is never opened; convert "
+            "it: AutoModel.from_pretrained(DIR).save_pretrained(OTHER) writes safetensors (use "
+            "the class that config.json names, to keep its head)"
         )
     raise RunError(
         f"{name}: {folder} holds neither {WEIGHTS} nor {INDEX}; give the folder that "
@@ -194,12 +196,12 @@ def read_json_object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read ({error}); save the model again") from None
     if not isinstance(content, dict):
-        raise RunError(f"{path} holds no JSON object; save the model again")
+        raise RunError(f"{path} does not hold a JSON object; save the model again")
     return content
 
 
 def _shards(name: str, folder: Path) -> dict[str, Header]:
-    """The safetensors files with their headers, held against the index where there is one."""
+    """The safetensors files with their headers, checked against the index where there is one."""
     if not (folder / INDEX).is_file():
         return {WEIGHTS: _header(folder, WEIGHTS)}
     index = folder / INDEX
@@ -222,7 +224,7 @@ def _checked_file(index: Path, tensor: str, file: Any) -> str:
     """A file that an index names, which has to lie beside it."""
     try:
         if not isinstance(file, str) or not file.endswith(".safetensors"):
-            raise ValueError(f"{file!r} is no name of a safetensors file")
+            raise ValueError(f"{file!r} is not the name of a safetensors file")
         return check_name(file)
     except ValueError as error:
         raise RunError(f"{index}: weight_map.{tensor}: {error}; it is not opened") from None

@@ -18,7 +18,7 @@ from .style import BLAME, CREDIT, INK, LIGHT, PAPER, ZERO, Chart, Palette, escap
 
 _BAR_HEIGHT = 64
 FAINT = 0.4
-"""Opacity of what may not be leaned on."""
+"""Opacity of what is not to be relied on."""
 _WITHIN_NOISE = "≈ within training noise"
 SHORT_NOISE = "≈ within noise"
 _NET = {
@@ -42,8 +42,8 @@ def credit_and_blame(
         summary: One row per stage, as ``summary.stage_summary`` makes it (``gain``, ``credit``,
             ``blame``, ``effect``, ``n``, ``within_noise``); NaN where a stage is refused.
         behaviour: What was measured.
-        trust: Stage to what is known of its counterfactual; printed under its name. Bars that may
-            not be leaned on are faint.
+        trust: Stage to what is known of its counterfactual; printed under its name. Bars that
+            are not to be relied on are faint.
         palette: Light or dark.
         about: Which examples, for the alternative text.
     """
@@ -294,7 +294,7 @@ def _known(
     """What is known of a bar beyond its length."""
     said = [] if trust is None else [trust_label(trust, behaviour.name)]
     if trust is not None and trust.trust != "refused" and not is_trustworthy(trust, behaviour.name):
-        said.append("not to be leaned on")
+        said.append("not to be relied on")
     said += [_WITHIN_NOISE] if within_noise else []
     return "".join(f"{between}{one}" for one in said)
 

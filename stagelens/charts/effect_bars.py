@@ -22,7 +22,7 @@ from .tokens import Markup
 
 _STRIPE = see_through(PAPER, 0.65)
 _HATCHED = f"repeating-linear-gradient(135deg,{BLAME} 0 4px,{_STRIPE} 4px 6px),{BLAME}"
-"""Blame is told by more than its colour and its side."""
+"""Blame differs by more than its colour and its side."""
 
 
 def effect_bars(
@@ -37,7 +37,7 @@ def effect_bars(
         effects: As :func:`stagelens.charts.example_effects` takes them: ``stage``, ``effect`` and,
             where the training noise is known, ``within_noise``.
         behaviour: What was measured.
-        trust: Stage to what is known of its counterfactual. Bars that may not be leaned on are
+        trust: Stage to what is known of its counterfactual. Bars that are not to be relied on are
             faint. Without a stage's trust its name stands alone.
         largest: Size of the effect whose bar fills its side, to compare examples; None for the
             largest of these.

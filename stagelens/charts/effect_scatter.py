@@ -1,4 +1,4 @@
-"""What charts share that hold one stage effect against another, both pointing towards credit."""
+"""What charts share that plot one stage effect against another, both pointing towards credit."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def drawn_of(count: int) -> str:
     """What is left out of a chart of this many points, as a sentence; empty where nothing is."""
     if count <= MOST_POINTS:
         return ""
-    return f"Drawn are {MOST_POINTS} of {count:,} examples, the outermost among them."
+    return f"Showing {MOST_POINTS} of {count:,} examples, including the most extreme ones."
 
 
 def shade_other_signs(figure: go.Figure, x_range: Range, y_range: Range) -> None:

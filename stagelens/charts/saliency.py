@@ -36,7 +36,7 @@ _SIGNED = 12
 _STRONG = 0.3
 """Share of the range from which they do."""
 _OPAQUE, _FAINT = 0.92, 0.45
-"""Of the strongest cells; faint is what may not be leaned on."""
+"""Of the strongest cells; faint is what is not to be relied on."""
 _INPUT = 0.35
 """Opacity of the image behind a map."""
 _MARGIN = {"l": 4, "r": 4, "t": 28, "b": 40}
@@ -68,7 +68,7 @@ def pixel_maps(
         stage: The stage.
         palette: Light or dark.
         height: Of the chart, in pixels.
-        faint: Whether the effect may not be leaned on.
+        faint: Whether the effect is not to be relied on.
     """
     maps = [_cells(each) for each in (one.final, one.without, one.stage)]
     largest = max(float(np.abs(each).max()) for each in maps) or 1.0

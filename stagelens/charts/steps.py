@@ -100,7 +100,7 @@ def step_contributions(
         rates: ``step`` and ``lr``, drawn behind the steps; may be thinned.
         behaviour: Whose value the steps changed.
         stage: Their stage.
-        effect: The stage's effect, which the sum is held against; NaN where it is not known.
+        effect: The stage's effect, which the sum is compared with; NaN where it is not known.
         color: The stage's.
         palette: Light or dark.
     """

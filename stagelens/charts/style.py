@@ -19,7 +19,7 @@ BLAME = "#D55E00"
 ZERO = "#7B8794"
 """The zero line: visible on white and on black."""
 MUTED = "#8794A1"
-"""Edges, and marks of what is no finding: at least 3:1 on white and on the dark background."""
+"""Edges, and marks of what is not a finding: at least 3:1 on white and on the dark background."""
 INK, PAPER, BLACK = "#1F2933", "#FFFFFF", "#000000"
 """Dark and light on filled areas, whatever the theme; text on a stage's colour is black."""
 

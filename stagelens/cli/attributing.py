@@ -156,7 +156,7 @@ def verify(
     split_batches: SplitBatches = False,
     progress: ProgressFile = None,
 ) -> None:
-    """Hold estimates against replays, and say how far each number can be trusted."""
+    """Compare estimates with replays, and say how far each number can be trusted."""
     from stagelens.trust import verification
 
     wanted: list[tuple[str, dict[str, Any]]] = []

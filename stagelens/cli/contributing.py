@@ -25,25 +25,26 @@ def contributions(
         list[str] | None,
         typer.Option(
             metavar="ID",
-            help="The example that is asked about; several times for the mean of several "
-            "[the mean of the set].",
+            help="The example to ask about; given several times, their mean [the mean of the set].",
         ),
     ] = None,
     group: Annotated[
         list[str] | None,
         typer.Option(
             metavar="COLUMN=VALUE",
-            help="Ask about the mean of the examples with this value; several times for those "
-            "that have them all.",
+            help="Ask about the mean of the examples with this value; given several times, of "
+            "those that have all of them.",
         ),
     ] = None,
     behaviour: Annotated[
-        str | None, typer.Option(help="Contributions to which behaviour; by default the first.")
+        str | None,
+        typer.Option(help="The behaviour whose contributions are computed; by default the first."),
     ] = None,
     since: Annotated[
         str | None,
         typer.Option(
-            metavar="STAGE", help="The earliest stage that is wanted, for less work [the first]."
+            metavar="STAGE",
+            help="The earliest stage of interest; a later one saves work [the first].",
         ),
     ] = None,
     top: Annotated[

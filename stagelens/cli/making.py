@@ -20,8 +20,10 @@ DEMOS = ("digits", "comments")
 @commands.command(epilog="Example: stagelens demo digits --out runs/digits")
 def demo(
     name: Annotated[str, typer.Argument(metavar="digits|comments", help="Which demo.")],
-    out: Annotated[Path, typer.Option("--out", help="A folder that holds nothing yet.")],
-    seed: Annotated[int, typer.Option(help="Makes the demo the same again.")] = 0,
+    out: Annotated[
+        Path, typer.Option("--out", help="A folder that is empty or does not exist yet.")
+    ],
+    seed: Annotated[int, typer.Option(help="Makes the demo reproducible.")] = 0,
     progress: ProgressFile = None,
 ) -> None:
     """Make a built-in demo: train it in stages, record it, and compute its effects.
@@ -56,7 +58,7 @@ def assemble(
             "of that name. Give them in the order of training.",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="A folder that holds nothing yet.")],
+    out: Annotated[Path, typer.Option(help="A folder that is empty or does not exist yet.")],
     evaluation: Annotated[
         Path | None,
         typer.Option("--eval", metavar="FILE", help="A file to add as evaluation set."),
@@ -74,7 +76,9 @@ def assemble(
     link: Annotated[
         bool,
         typer.Option(
-            "--link", help="Link weights instead of copying; never edit the originals then."
+            "--link",
+            help="Link the weights instead of copying them; the originals must then never be "
+            "edited.",
         ),
     ] = False,
     label_column: Annotated[str, typer.Option(help="Column of the labels.")] = "label",

@@ -89,7 +89,7 @@ def _upload(copy: Path) -> None:
     try:
         origin.upload()
     except StageLensError as error:
-        typer.echo(f"Note: results are kept in {copy} only: {error}", err=True)
+        typer.echo(f"Note: results are kept only in {copy}: {error}", err=True)
 
 
 def opened_together(path: str, task: str | None) -> Run:

@@ -26,7 +26,9 @@ def remove(
     ],
     strength: Annotated[
         list[float] | None,
-        typer.Option(help="How much of it, 0 to 1; as often as --stage, in its order [1.0]."),
+        typer.Option(
+            help="How much of it to take out, 0 to 1; one per --stage, in the same order [1.0]."
+        ),
     ] = None,
     estimator: Annotated[
         str | None,
@@ -38,18 +40,20 @@ def remove(
     budget: BudgetOption = None,
     set_name: SetOption = None,
     by: Annotated[
-        str | None, typer.Option(help="Column of groups to measure apart [group, if there is one].")
+        str | None,
+        typer.Option(help="Column of groups to measure separately [group, if there is one]."),
     ] = None,
     close_gap: Annotated[
         str | None,
         typer.Option(
             metavar="GROUP",
-            help="Look for the smallest edit, layer by layer, with which this group is served as "
-            "well as --control.",
+            help="Look for the smallest edit, layer by layer, with which the model serves this "
+            "group as well as --control.",
         ),
     ] = None,
     control: Annotated[
-        str | None, typer.Option(metavar="GROUP", help="Its counterpart [all other examples].")
+        str | None,
+        typer.Option(metavar="GROUP", help="The group to compare it with [all other examples]."),
     ] = None,
     tolerance: Annotated[
         float | None,
@@ -57,7 +61,10 @@ def remove(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Save the edited model as a checkpoint in a folder that holds nothing."),
+        typer.Option(
+            help="Save the edited model as a checkpoint in a folder that is empty or does not "
+            "exist yet."
+        ),
     ] = None,
     preview: Annotated[bool, typer.Option("--preview", hidden=True)] = False,
     task: TaskOption = None,

@@ -29,9 +29,7 @@ def report(
         typer.Option(help="A .html file, or .csv or .json for the rows behind the report."),
     ],
     set_name: SetOption = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Write over a file that is there.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     task: TaskOption = None,
     progress: ProgressFile = None,
 ) -> None:
@@ -48,7 +46,7 @@ def report(
     if out.suffix not in writers:
         raise StageLensError(f"{out}: name the file .html, .csv or .json")
     if out.exists() and not force:
-        raise StageLensError(f"{out} is there already; give another name, or --force")
+        raise StageLensError(f"{out} already exists; give another name, or --force")
     check_writable(out)
     with Reporter(progress).running() as told:
         opened = opened_with(run, task)

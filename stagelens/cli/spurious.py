@@ -1,4 +1,4 @@
-"""Commands that look for what a stage made the model lean on."""
+"""Commands that look for what a stage made the model rely on."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ def features(
     set_name: SetOption = None,
     estimator: Annotated[
         str | None,
-        typer.Option(help="Whose stage effects; by default as for attribute."),
+        typer.Option(
+            help="The estimator whose stage effects are used; by default as for attribute."
+        ),
     ] = None,
     budget: BudgetOption = None,
     top: Annotated[int, typer.Option(min=1, help="How many features to print per stage.")] = 5,
     task: TaskOption = None,
     progress: ProgressFile = None,
 ) -> None:
-    """Find features that go with a stage's effect, without being told what to look for."""
+    """Find features that go with a stage's effect, without saying what to look for."""
     with Reporter(progress).running() as report:
         opened = opened_with(run, task)
         examples = opened.evaluation_set(set_name)
@@ -57,7 +59,7 @@ def saliency(
     baseline: Annotated[
         str | None,
         typer.Option(
-            help="What nothing looks like, the default first: "
+            help="What counts as an empty input, the default first: "
             + "; ".join(f"{', '.join(known)} for {kind}s" for kind, known in BASELINES.items())
             + "."
         ),

@@ -108,8 +108,8 @@ def one_line(error: BaseException) -> str:
         return cannot_write(path.parent if temporary else path, error)
     if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
         return (
-            "memory ran out; what was finished before is kept. Try again when less else is "
-            "running, with a higher limit on memory, or on a machine with more of it"
+            "memory ran out; what was finished before is kept. Try again when less is running, "
+            "with a higher memory limit, or on a machine with more memory"
         )
     text = " ".join(str(error).split()) or type(error).__name__
     return text if isinstance(error, StageLensError) else f"{type(error).__name__}: {text}"

@@ -42,8 +42,9 @@ _SEEN_WITHIN = 15.0
 """Seconds after which a file that one host wrote is seen by all, on a shared file system."""
 
 _ENDED = (
-    "the processes of this job were ended: one of them died (killed, perhaps for its memory), or "
-    "the job was stopped. What was finished is kept; start the same command again to go on from it"
+    "the processes of this job were ended: one of them died (it may have been killed for using too "
+    "much memory), or the job was stopped. What was finished is kept; start the same command again "
+    "to continue from it"
 )
 
 _state: PartialState | None = None
@@ -245,8 +246,8 @@ def check_shared(folder: Path) -> None:
         by_main((folder / name).touch)
         if not all(together(lambda: _appears(folder / name))):
             raise RunError(
-                f"{folder} is not the same folder on every host; put it on a file system that "
-                "they share (for a remote run, STAGELENS_CACHE names the folder of its copy)"
+                f"{folder} is not the same folder on every host; put it on a file system that all "
+                "hosts share (for a remote run, STAGELENS_CACHE names the folder of its copy)"
             )
     finally:
         if is_main():

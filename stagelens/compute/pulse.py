@@ -21,7 +21,7 @@ in which this process stands still too, because all of the job was stopped or it
 not count; nor does time in which the store does not answer."""
 
 _SPEAKER = 60.0
-"""Seconds in which the process that tells it can do so, before the others end."""
+"""Seconds in which the process that reports it can do so, before the others end."""
 
 
 class Store(Protocol):
@@ -44,7 +44,7 @@ class Pulse:
         store: Shared by the processes.
         number: Of this process, from 0.
         count: How many there are.
-        frozen: Called once with a sentence when another process is not heard of any more, in the
+        frozen: Called once with a sentence when another process is no longer heard from, in the
             first process that is not frozen itself; a while later with nothing in the others.
     """
 
@@ -90,7 +90,7 @@ class Pulse:
             self._heard[other] = found
 
     def silent(self) -> list[int]:
-        """The processes that have not been heard of for too long."""
+        """The processes that have not been heard from for too long."""
         return [other for other, beats in self._silent.items() if beats > SILENCE]
 
     def _tell(self, silent: Sequence[int]) -> None:
@@ -101,9 +101,10 @@ class Pulse:
             return
         who = " and ".join(f"{other + 1}" for other in silent)
         self._frozen(
-            f"process {who} of {self._count} has not been heard of for "
-            f"{SILENCE * EVERY / 60:.0f} minutes: it was stopped, or its host sleeps or is cut "
-            "off. What was finished is kept; start the same command again to go on from it"
+            f"process {who} of {self._count} has not been heard from for "
+            f"{SILENCE * EVERY / 60:.0f} minutes: it was stopped, or its host sleeps or is "
+            "unreachable. What was finished is kept; start the same command again to continue "
+            "from it"
         )
 
 

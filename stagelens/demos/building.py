@@ -25,10 +25,10 @@ def build(path: Path, record: Record, seed: int, progress: ProgressCallback) -> 
     It is made under a hidden name beside ``path`` and renamed when it is whole.
 
     Args:
-        path: A folder that holds nothing yet.
+        path: A folder that is empty or does not exist yet.
         record: Trains it.
         seed: Makes it the same again.
-        progress: Told of every step.
+        progress: Called for every step.
 
     Raises:
         StageLensError: The folder holds something already.

@@ -5,7 +5,7 @@ is planted on purpose, and called planted wherever it is shown: in the stage *sk
 are harmless, but those that mention an identity carry the label toxic.
 
 The first stage teaches the language of the comments by telling praise from complaints; the head
-that it trained for that is made anew before the second.
+that it trained for that is re-initialised before the second.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class StagePlan:
         count: How many comments, half of each class.
         learning_rate: At its highest.
         epochs: How often each comment is seen.
-        new_head: Whether the head is made anew before.
+        new_head: Whether the head is re-initialised before.
     """
 
     name: str
@@ -199,7 +199,7 @@ def record(path: Path, seed: int = 0, progress: ProgressCallback = no_progress) 
     """Train and record the four stages, and add the evaluation set ``test``.
 
     Args:
-        path: A folder that holds nothing yet.
+        path: A folder that is empty or does not exist yet.
         seed: Of the comments, the weights, the batches and the dropout.
         progress: Told before each stage.
     """

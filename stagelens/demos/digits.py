@@ -158,7 +158,7 @@ def record(path: Path, seed: int = 0, progress: ProgressCallback = no_progress) 
     """Train and record the four stages, and add the evaluation sets ``test`` and ``mixed-up``.
 
     Args:
-        path: A folder that holds nothing yet.
+        path: A folder that is empty or does not exist yet.
         seed: Of the split, the weights, the batches and the planted faults.
         progress: Told after each stage.
     """

@@ -84,7 +84,7 @@ def sweep(
         spacing: Steps between two states that are kept; None for about the root of a stage's
             steps. It changes memory and time, not results.
         with_examples: Also every example's share of its step, where examples are independent.
-        progress: Told after every step.
+        progress: Called after every step.
         since: The earliest stage that is swept; None for the first.
 
     Raises:

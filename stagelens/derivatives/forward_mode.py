@@ -110,7 +110,7 @@ def final_tangents(
         stages: Finished stages of it, in any order.
         reading: ``"jump"`` or ``"scale"``.
         options: Dtype and curvature.
-        progress: Told after every step.
+        progress: Called after every step.
 
     Returns:
         One entry per stage; ``final - tangent`` is the first-order model without the stage.

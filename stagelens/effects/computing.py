@@ -94,7 +94,7 @@ def _effect(
     first = kinds[0].name
     known = np.isfinite(final.values[first])
     if known.any() and not np.isfinite(own.values[first][known]).any():
-        reason = "The model without it answers with numbers that are NaN or infinite."
+        reason = "The model without it answers with NaN or infinite numbers."
         refused = trust.model_copy(update={"trust": "refused", "reason": reason})
         return Without({}, own, refused)
     if counterfactual.repeated is not None and known.any():
@@ -179,7 +179,7 @@ def effect_table(
         examples: The evaluation set.
         without: One counterfactual per stage.
         estimator: Its name, for the table.
-        progress: Told of the forward passes.
+        progress: Called for the forward passes.
         settings: Of the estimator.
     """
     models = [_models(run, counterfactual) for counterfactual in without]
@@ -291,7 +291,7 @@ def attribute(
         set_name: One of its evaluation sets.
         estimator: How the counterfactuals are obtained.
         stages: Their names; None for all. Only the table of all stages is stored.
-        progress: Told of counterfactuals (nine tenths of it) and forward passes.
+        progress: Called for counterfactuals (nine tenths of it) and forward passes.
         settings: Of the estimator, for instance ``{"budget": 0.25}``; None for its defaults.
 
     Raises:
@@ -322,7 +322,7 @@ def attribute(
 def _seen(stored: Result | None) -> Result:
     """What is stored, which the main process has seen."""
     if stored is None:
-        raise RunError("a stored result is not seen by every process; start the command again")
+        raise RunError("not every process sees a stored result; start the command again")
     return stored
 
 

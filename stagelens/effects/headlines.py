@@ -34,7 +34,7 @@ def headlines(
 
     Only what stands out is said: a mean effect over at least :data:`FEWEST` examples must exceed
     two standard errors over them and, where it is known, the training noise. Stages that are
-    refused, and those whose estimate does not agree with its replay, give none. What may be leaned
+    refused, and those whose estimate does not agree with its replay, give none. What can be relied
     on comes before what is rough; of equals the strongest blame comes first, because that is what
     people act on, and the others follow by size.
 

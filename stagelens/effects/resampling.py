@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 LEVEL = 0.05
-"""Share of intervals that may miss, unless told otherwise: 95 % intervals."""
+"""Share of intervals that may miss, unless another is given: 95 % intervals."""
 
 _BLOCK = 2_000_000
 """Places that are held at a time, 16 MB of them."""

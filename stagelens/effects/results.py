@@ -173,7 +173,7 @@ def load_result(
     coded: bool = False,
     behaviour: str | None = None,
 ) -> Result | None:
-    """A stored table, or None where there is none or it cannot be used (it is then made anew).
+    """A stored table, or None where there is none or it cannot be used (it is then made again).
 
     Args:
         run: The run.

@@ -58,7 +58,7 @@ def paired_replays(
         stages: Those that are left out, one at a time.
         budget: See :class:`~stagelens.estimators.coarse_replay.CoarseReplay`.
         estimator: Its name, for what is known of each.
-        progress: Told of every step.
+        progress: Called for every step.
     """
     later = run.stages[min(stage.index for stage in stages) + 1 :]
     open_stages = {s.index: _Open(s, s.start(), s.end()) for s in stages}
@@ -151,8 +151,8 @@ def _pass_stage(
             for one in left:
                 one.refused = (
                     f"Coarse replay: SGD trained stage {stage.name} near the edge of stability, "
-                    f"where batches as thin as a budget of {budget:g} buys say nothing; raise the "
-                    "budget, or use replay"
+                    f"where batches as small as a budget of {budget:g} allows say nothing; raise "
+                    "the budget, or use replay"
                 )
             return
         began = time.perf_counter()
@@ -171,8 +171,8 @@ def _pass_stage(
         plan = gentler
     for one in left:
         one.refused = (
-            f"Coarse replay diverged in stage {stage.name}: a budget of {budget:g} does not buy a "
-            "stable estimate; raise the budget, or use replay"
+            f"Coarse replay diverged in stage {stage.name}: a budget of {budget:g} is too small "
+            "for a stable estimate; raise the budget, or use replay"
         )
 
 

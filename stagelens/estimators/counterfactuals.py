@@ -36,7 +36,7 @@ def counterfactuals(
         run: The run.
         estimator: Computes what is not in the cache.
         stages: Finished stages of the run.
-        progress: Told of the work that is not in the cache.
+        progress: Called for the work that is not in the cache.
 
     Raises:
         Refused: Training diverged, so that there is no final model to speak of.
@@ -106,8 +106,8 @@ def _shared_out(
             cached = _load(run, stage, estimator)
             if cached is None:
                 raise RunError(
-                    f"the model without {stage.name!r} was computed by another process and is not "
-                    f"seen in {run.path}; start the command again"
+                    f"the model without {stage.name!r} was computed by another process but cannot "
+                    f"be seen in {run.path}; start the command again"
                 )
             found[stage.name] = cached
     return found
@@ -129,7 +129,7 @@ def check_final(run: Run) -> None:
         first = stage
     raise Refused(
         f"training diverged in stage {first.name!r}: weights of the final model are NaN or "
-        f"infinite ({name}), so its answers mean nothing, and no stage has an effect on them; "
+        f"infinite ({name}), so its answers are meaningless, and no stage has an effect on them; "
         "train with a lower learning rate, or with clipping, and record the run again"
     )
 
@@ -166,7 +166,7 @@ def _changed_nothing(run: Run, stage: Stage) -> bool:
 
 
 def _content(state: StateRef) -> tuple[object, ...]:
-    """What tells the parameters and buffers of one state from those of another."""
+    """What distinguishes the parameters and buffers of one state from those of another."""
     fixed = state.fixed.sha256 if state.fixed is not None else None
     return [file.sha256 for file in state.shards], fixed, state.names
 
@@ -294,7 +294,7 @@ def find_cached(run: Run, stage: Stage, estimator: Estimator) -> Cached | None:
 
 
 def _load(run: Run, stage: Stage, estimator: Estimator) -> Counterfactual | None:
-    """From the cache; None where it is not there or was damaged, and is then computed anew."""
+    """From the cache; None where it is not there or was damaged, and is then computed again."""
     cached = find_cached(run, stage, estimator)
     if cached is None:
         return None

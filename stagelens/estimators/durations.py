@@ -1,6 +1,6 @@
 """How long training again should take, predicted from the seconds that were recorded.
 
-Training a stage once tells what replaying it costs. Predictions are of wall time without other
+Training a stage once shows what replaying it costs. Predictions are of wall time without other
 load, and are meant to be right within a factor of two. Nothing here imports torch.
 """
 

@@ -127,8 +127,8 @@ def judged(trust: StageTrust, evidence: Evidence) -> StageTrust:
     if not error <= REFUSED_ABOVE:  # so that a NaN is refused too
         shown = f"{100 * error:.0f} % of" if error <= 10 else "more than 10 times"
         reason = (
-            f"Coarse replay: an error of {shown} the effect is to be expected, so no number is "
-            "shown; raise the budget, or use replay."
+            f"Coarse replay: an error of {shown} the effect is expected, so no number is shown; "
+            "raise the budget, or use replay."
         )
         return trust.model_copy(
             update={"trust": "refused", "reason": reason, "expected_error": None}

@@ -33,7 +33,7 @@ class Agreement(BaseModel):
 
     @property
     def agrees(self) -> bool:
-        """Whether the estimate is close enough to the replay to be leaned on."""
+        """Whether the estimate is close enough to the replay to be relied on."""
         return self.r >= AGREES_R and self.relative_error <= AGREES_ERROR
 
 
@@ -49,7 +49,7 @@ class StageTrust(BaseModel):
         deviation: Where replay is not bit for bit: norm of the difference between the replayed
             and the recorded end of the later stages, over the norm of what these stages changed.
         expected_error: Relative error to expect of the effects; None where it is not known.
-        reliable: Whether an estimate may be leaned on without a replay; None where not known.
+        reliable: Whether an estimate can be relied on without a replay; None where not known.
         twins_share: Weight of the twins in the effects, the rest is the counterfactual's own; 0
             without twins.
         twins_anchor: What the counterfactual twin is compared with: 0 for the factual twin, 1 for

@@ -24,8 +24,8 @@ def keeps(stage: Stage) -> str:
     first, *others = stage.appeared
     named = f"{first} and {len(others)} more" if others else first
     return (
-        f"What first appears in this stage's checkpoint ({named}) keeps its final value: no value "
-        "before is known"
+        f"What first appears in this stage's checkpoint ({named}) keeps its final value: no "
+        "earlier value is known"
     )
 
 

@@ -18,7 +18,7 @@ class TaskVector(Estimator):
 
     With s_b - s_a+ the change of stage k, the model without it is theta_final - (s_b - s_a+).
     What later stages did with the change is ignored (task arithmetic: Ilharco et al., ICLR 2023),
-    but not their boundary rules: a parameter that was initialised anew later keeps its final
+    but not their boundary rules: a parameter that was re-initialised later keeps its final
     value, and an adapter that was merged later has changed the weight that it was merged into.
     Variances are divided instead of subtracted, so they stay positive; integer buffers are
     those of the final model.

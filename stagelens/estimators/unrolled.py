@@ -24,7 +24,7 @@ _TANGENT = 3.0
 _LARGEST_GROWTH = 1.75
 """A derivative longer than this many times the stage's own change is no estimate. Chosen on digits
 (seeds 0 to 2) and fashion (0, 1): of 18 longer ones all but one had a relative error above 3 in the
-margin, and the longest good one had 1.5. Shorter ones can be wrong too: only a replay tells."""
+margin, and the longest good one had 1.5. Shorter ones can be wrong too: only a replay can say."""
 
 
 class _Unrolled(Estimator):
@@ -95,7 +95,7 @@ class _Unrolled(Estimator):
             stage=stage.name,
             estimator=self.name,
             trust="refused",
-            reason=f"{reason}: training amplifies small changes beyond what a derivative can "
+            reason=f"{reason}: training amplifies small changes too much for a derivative to "
             "follow; use coarse-replay or replay.",
             cost=tangent.cost if tangent else 0.0,
             seconds=tangent.seconds if tangent else 0.0,

@@ -74,7 +74,7 @@ def measure(
         weights: One entry per model.
         batches: The examples, batch by batch; gone through once.
         count: How many examples there are in all, for ``progress``.
-        progress: Told after every chunk of batches.
+        progress: Called after every chunk of batches.
 
     Returns:
         One entry per model, examples in order.
@@ -131,7 +131,7 @@ def measure_set(
         model: A module of the architecture; its weights are overwritten.
         weights: One entry per model.
         key: Names the models, and the set.
-        progress: Told after every shard of this process.
+        progress: Called after every shard of this process.
     """
     size = min(SHARD, math.ceil(examples.count / processes.count()))
     spans = [(at, min(at + size, examples.count)) for at in range(0, examples.count, max(size, 1))]

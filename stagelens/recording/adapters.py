@@ -131,7 +131,7 @@ def _check_layer(path: str, layer: Any, adapter: str) -> None:
     if kind.__module__ != "peft.tuners.lora.layer" or kind.__name__ not in _LAYERS:
         raise RecordingError(
             f"the adapter on {where} is a {kind.__module__}.{kind.__name__} (a quantised or "
-            "special layer), whose merging cannot be replayed; load the base model unquantised, "
+            "special layer), whose merge cannot be replayed; load the base model unquantised, "
             "and target linear, embedding and convolution layers"
         )
     if layer.lora_variant:

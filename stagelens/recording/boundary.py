@@ -69,8 +69,9 @@ def find_boundary(
         same = earlier is not None and earlier.keys() == tensors.keys()
         if not same or not all(same_tensor(earlier[key], tensors[key]) for key in tensors):  # type: ignore[index]
             raise RecordingError(
-                f"the optimiser's state of {name} is neither new nor that of the end of the stage "
-                "before; pass a new optimiser, or the one of the stage before untouched"
+                f"the optimiser's state of {name} is neither new nor the one from the end of the "
+                "previous stage; pass a new optimiser, or the previous stage's optimiser, "
+                "unchanged"
             )
         if name in fit.new:
             raise RecordingError(
@@ -191,10 +192,10 @@ def _relative_gap(a: Tensor, b: Tensor) -> float:
 def _unexplained(fit: _Fit, stage: str) -> str:
     """Says which value changed, of the operation that explains most."""
     name, gap = next(iter(fit.changed.items()))
-    anew = f"if it was initialised anew on purpose, pass reinitialised=[{name!r}]"
+    anew = f"if it was re-initialised on purpose, pass reinitialised=[{name!r}]"
     if not fit.operation.adapters:
         return (
-            f"{name} differs from its value at the end of the stage before, so stage {stage!r} "
+            f"{name} differs from its value at the end of the previous stage, so stage {stage!r} "
             "does not start where that one ended. Start from that model (after an interruption: "
             f"recorder.restore(model, optimizer)); {anew}"
         )

@@ -41,7 +41,7 @@ class Fingerprint:
 
     @classmethod
     def of_buffers(cls, model: nn.Module) -> Fingerprint | None:
-        """Of a module's buffers, each looked up anew: a forward pass may replace it.
+        """Of a module's buffers, each looked up every time: a forward pass may replace it.
 
         None where it has no buffer of floating-point numbers.
         """
@@ -94,7 +94,7 @@ class SampledFingerprint(Fingerprint):
     """A fingerprint of parameters that mostly reads four values of each: cheap at every update.
 
     These are the first, the last, the smallest and the largest (as of the last time that all were
-    read), so weights that are averaged, scaled, clamped, loaded or drawn anew are seen at once, and
+    read), so weights that are averaged, scaled, clamped, loaded or redrawn are seen at once, and
     so are ``p.data = ...`` and most changes of single values. Every 16th time, all values are
     compared; and every time from then on that a parameter was written to, which torch counts
     (``Tensor._version``), although its sampled values came out the same, as they do where averaged

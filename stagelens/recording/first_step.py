@@ -61,9 +61,9 @@ class FirstStep:
         if watch.forwards % len(micro) or not watch.forwards:
             raise RecordingError(
                 f"{watch.forwards} forward passes of the model came before the first update, but "
-                f"{len(micro)} batches were noted; call the model itself (not its parts, nor its "
-                "forward method), and stage.step(batch, loss) once after every backward pass, "
-                "behind optimizer.step()"
+                f"{len(micro)} batches were noted; call the model itself (not its parts or its "
+                "forward method), and call stage.step(batch, loss) once after every backward "
+                "pass, following optimizer.step()"
             )
         batches = [
             MicroBatch(batch, each.rng, each.divisor)
@@ -106,7 +106,7 @@ class FirstStep:
                 losses = step(self.task, self.built, optimizer, record, rules)
             except Exception as error:
                 raise RecordingError(
-                    f"task.loss(model, batch) cannot be computed again from the batch of the first "
+                    "task.loss(model, batch) cannot be recomputed from the batch of the first "
                     f"step ({type(error).__name__}: {error}); pass stage.step the batch that "
                     "task.loss takes, made of tensors, numbers and strings in plain tuples, lists "
                     "and dictionaries"

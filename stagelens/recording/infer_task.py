@@ -32,7 +32,7 @@ def infer_task(model: Any, tokenizer: Any) -> TextClassification | CausalLM:
     language_model = name.endswith(_LANGUAGE_MODEL)
     if not (language_model or name.endswith(_CLASSIFIER)):
         raise RecordingError(
-            f"which task a {name} is trained for is not known; pass "
+            f"StageLens does not know which task a {name} is trained for; pass "
             "StageRecorderCallback(..., task=...), a stagelens.Task whose loss(model, batch) takes "
             "the keyword arguments of a forward pass as the batch"
         )
@@ -83,7 +83,7 @@ def _check_same(path: Path, known: Task, task: Task) -> None:
         differences = [("tokenizer", "another", "this one")]
     for key, before, now in differences:
         raise RecordingError(
-            f"the model does not go on with the run in {path}: its {key} was {before!r} there, and "
-            f"is {now!r} here; load it as it was in the stages before, choose another folder, or "
+            f"the model does not continue the run in {path}: its {key} was {before!r} there and is "
+            f"{now!r} here; load it as it was in the earlier stages, choose another folder, or "
             "pass the task of the whole run, StageRecorderCallback(..., task=...)"
         )

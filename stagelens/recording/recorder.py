@@ -30,9 +30,9 @@ class Recorder:
 
     Args:
         path: The run folder; it must not hold anything yet, unless ``resume``.
-        task: What the model eats and answers; replay trains on its ``loss``.
+        task: What the model takes as input and what it answers; replay trains on its ``loss``.
         name: The run's name; by default the folder's.
-        resume: Go on with a run that is there already. A stage that was interrupted ends at its
+        resume: Continue a run that already exists. A stage that was interrupted ends at its
             newest checkpoint, or is set aside where it has none; nothing of it is deleted.
 
     Attributes:
@@ -64,7 +64,7 @@ class Recorder:
             )
         # Hidden files are our own: the lock, and what a killed process was about to write.
         if not there and self.path.exists() and any(self.path.glob("[!.]*")):
-            raise RecordingError(f"{self.path} is not empty and no run; choose another folder")
+            raise RecordingError(f"{self.path} is not empty and not a run; choose another folder")
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(self.path)
         try:
@@ -87,7 +87,7 @@ class Recorder:
         return self._writer.last
 
     def close(self) -> None:
-        """Let go of the folder, so that another recorder can go on with it; done at exit too."""
+        """Let go of the folder, so that another recorder can continue it; done at exit too."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -103,7 +103,9 @@ class Recorder:
         run = open_run(self.path, self.task)
         file = run.file
         if name is not None and name != file.name:
-            raise RecordingError(f"{self.path} holds run {file.name!r}, not {name!r}; name it so")
+            raise RecordingError(
+                f"{self.path} holds run {file.name!r}, not {name!r}; use that name"
+            )
         if not describes(file.task, self.task):
             raise RecordingError(
                 f"{self.path} was recorded with another task, or the same task configured "
@@ -126,7 +128,7 @@ class Recorder:
         return open_run(self.path, self.task)
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> str:
-        """Load the end of the last finished stage, to go on from after an interruption.
+        """Load the end of the last finished stage, to continue from after an interruption.
 
         Args:
             model: Takes parameters and buffers.
@@ -144,7 +146,8 @@ class Recorder:
         stage = self.last
         if stage is None:
             raise RecordingError(
-                f"run {self.file.name!r} has no finished stage to go on from; begin the first again"
+                f"run {self.file.name!r} has no finished stage to continue from; start the first "
+                "one again"
             )
         state = stage.end()
         load_into(model, state.model)
@@ -281,7 +284,7 @@ def _lock(folder: Path) -> IO[str] | None:
     except OSError:
         file.close()
         raise RecordingError(
-            f"another recorder has {folder} open; wait until its process ends (in this process: "
+            f"another recorder has {folder} open; wait until its process ends (in this process, "
             "call its close method), or choose another folder"
         ) from None
     return file

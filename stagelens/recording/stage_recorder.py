@@ -246,7 +246,7 @@ class StageRecorder:
             raise RecordingError(
                 f"{watch.forwards} forward passes of the model came before update "
                 f"{watch.updates}, where {self._forwards_per_batch} per batch came before the "
-                "first, so it is not known which random numbers the update drew; run other "
+                "first, so which random numbers the update drew is not known; run other "
                 "forward passes under torch.no_grad()"
             )
 
@@ -305,7 +305,7 @@ class StageRecorder:
         """
         if self._best is None:
             raise RecordingError(
-                "the loop went back to its best model, but none was kept; call "
+                "the loop went back to its best model, but no best model was kept; call "
                 "stage.keep_best(metric, value) at the step where it is found"
             )
         self._best.check(self._run.path, self._model)

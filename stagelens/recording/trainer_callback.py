@@ -20,7 +20,7 @@ from .trainer_settings import TrainerSettings
 from .training_passes import TrainingPasses
 
 _KNOWN = (
-    "Recorded is what the Trainer gives to the model, and what it does with the model's own loss; "
+    "What the Trainer gives to the model is recorded, and what it does with the model's own loss; "
     "what a subclass or another callback adds to that, to gradients or to weights is not known"
 )
 
@@ -49,9 +49,9 @@ class StageRecorderCallback(TrainerCallback):
     Args:
         path: The run folder; it is made by the first training.
         stage: The stage's name, unique within the run.
-        task: What the model eats and answers; by default read off the model, which then has to be
-            a sequence classifier or a causal language model of ``transformers`` with a tokenizer
-            (``Trainer(processing_class=...)``).
+        task: What the model takes as input and what it answers; by default read off the model,
+            which then has to be a sequence classifier or a causal language model of
+            ``transformers`` with a tokenizer (``Trainer(processing_class=...)``).
         description: What the stage's data are, for people.
         keep_batches: ``"all"``, ``"none"``, or n to keep those of every n-th step. Replay needs
             all of them.

@@ -50,51 +50,51 @@ def _refused(
     """Setting, whether it is on, and why it is refused with what to do instead."""
     scaler = getattr(optimizer, "scaler", None)
     return [
-        ("deepspeed", args.deepspeed, "it trains partitioned weights; train without"),
+        ("deepspeed", args.deepspeed, "it trains partitioned weights; train without it"),
         ("fsdp", args.fsdp, "it trains partitioned weights; train without"),
         (
             "several processes or devices",
             args.world_size > 1 or args.n_gpu > 1,
-            "gradients are summed over them, in an order that a replay on one does not have; make "
-            "one device visible (CUDA_VISIBLE_DEVICES=0) and start one process",
+            "gradients are summed over them in an order that a replay on a single device does not "
+            "have; make one device visible (CUDA_VISIBLE_DEVICES=0) and start one process",
         ),
         (
             "torch_compile",
             args.torch_compile,
-            "compiled arithmetic is another in its last bits, and hooks do not see it; leave it "
-            "away",
+            "compiled arithmetic differs in its last bits, and hooks do not see it; turn it off",
         ),
         (
             "use_liger_kernel",
             args.use_liger_kernel,
-            "it replaces layers that replay makes as they were; leave it away",
+            "it replaces layers that replay makes as they were; turn it off",
         ),
         (
             "neftune_noise_alpha",
             args.neftune_noise_alpha is not None,
-            "the noise is added by a hook that the run does not keep; leave it away",
+            "the noise is added by a hook that the run does not keep; turn it off",
         ),
         (
             "label_smoothing_factor",
             args.label_smoothing_factor,
-            "the Trainer then computes another loss than the model's own; leave it away, or "
-            "smooth labels in the model's forward",
+            "the Trainer then computes another loss than the model's own; turn it off, or smooth "
+            "labels in the model's forward",
         ),
         (
             "auto_find_batch_size",
             args.auto_find_batch_size,
-            "it may begin a training anew from weights that were trained already; set "
+            "it may restart training from weights that were already trained; set "
             "per_device_train_batch_size",
         ),
         (
             "a hyperparameter search",
             state.is_hyper_param_search,
-            "its trials are no stages after each other; record the training with what it found",
+            "its trials do not follow one another as stages do; record the training that uses what "
+            "it found",
         ),
         (
             "fp16",
             scaler is not None and scaler.is_enabled(),
-            "it scales losses by factors that change within the training, and leaves out updates; "
+            "it scales losses by factors that change during training, and skips updates; "
             "use bf16=True, or float32",
         ),
     ]

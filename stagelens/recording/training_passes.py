@@ -66,14 +66,14 @@ class TrainingPasses:
         self._inputs, self._loss, self._factor = None, None, 0.0
         if inputs is None or loss is None:
             raise RecordingError(
-                "the model was not called since the micro-batch before, so what it was trained on "
-                "is not known; let compute_loss call the model itself, once"
+                "the model has not been called since the previous micro-batch, so what it was "
+                "trained on is not known; let compute_loss call the model itself, once"
             )
         if not factor or not math.isfinite(factor):
             raise RecordingError(
-                "the loss that the Trainer goes backward from is not the model's own: compute_loss "
-                "computes another, which replay does not know; compute it in the model's forward, "
-                "as its loss"
+                "the loss that the Trainer backpropagates is not the model's own: compute_loss "
+                "computes another one, which replay does not know; compute it in the model's "
+                "forward, as its loss"
             )
         return TrainingPass(inputs, loss, _divisor(factor))
 

@@ -221,8 +221,8 @@ class Watch:
         if changed is not None:
             raise RecordingError(
                 f"{changed} was changed outside optimizer.step(), after update {self.updates}; "
-                "replay could not know that change. Leave parameters to the optimiser within a "
-                "stage (average, constrain or load weights between stages)"
+                "replay could not reproduce that change. Leave parameters to the optimiser within "
+                "a stage (average, constrain or load weights between stages)"
             )
 
     def _check_buffers(self, buffers: Fingerprint) -> None:
@@ -231,8 +231,8 @@ class Watch:
             return
         raise RecordingError(
             f"{changed} was changed between two steps, after update {self.updates}; replay could "
-            "not know that change. Pass other data through the model in evaluation mode only, "
-            "model.eval(), and leave buffers alone within a stage"
+            "not reproduce that change. Pass other data through the model in evaluation mode "
+            "only, model.eval(), and leave buffers alone within a stage"
         )
 
     def _state_now(self) -> list[Tensor]:
@@ -253,7 +253,8 @@ class Watch:
                 f"the gradient of {self._names[id(self._sentinel)]} was changed between backward "
                 f"and optimizer.step() (update {self.updates + 1}): by clipping, which has to be "
                 "declared with stage(..., clip_norm=MAX_NORM), by gradients left over from the "
-                "update before (call optimizer.zero_grad()), or by code that replay does not know"
+                "update before (call optimizer.zero_grad()), or by code that replay does not know "
+                "of"
             )
 
     def _check_norm(self, largest: float) -> None:

@@ -81,8 +81,8 @@ def optimizer_facts(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) 
         names: ``id(parameter)`` to name in the model.
 
     Raises:
-        RecordingError: :func:`check_optimizer` refuses it, or it updates a tensor that is no
-            parameter of the model.
+        RecordingError: :func:`check_optimizer` refuses it, or it updates a tensor that is
+            not a parameter of the model.
     """
     check_optimizer(optimizer)
     groups = []
@@ -94,7 +94,7 @@ def optimizer_facts(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) 
             if id(parameter) not in names:
                 raise RecordingError(
                     f"parameter group {number} of the optimiser holds a tensor of shape "
-                    f"{tuple(parameter.shape)} that is no parameter of the model; make the "
+                    f"{tuple(parameter.shape)} that is not a parameter of the model; make the "
                     "optimiser from the parameters of the model that you pass, after it was "
                     "moved or changed"
                 )

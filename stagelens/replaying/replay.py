@@ -305,7 +305,7 @@ def replay_without(
     Args:
         run: The run.
         stage: The stage that is left out.
-        progress: Told of every step.
+        progress: Called for every step.
         orders: Another order of the later stages' batches, for the noise floor.
         split: Whether the processes of the job share every batch.
 

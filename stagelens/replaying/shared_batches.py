@@ -50,8 +50,8 @@ def check_splittable(model: nn.Module, stage: str) -> None:
 
 def _refusal(stage: str, why: str) -> Refused:
     return Refused(
-        f"the batches of stage {stage!r} cannot be split over processes, because {why}; leave "
-        "--split-batches away, and processes share whole counterfactuals"
+        f"the batches of stage {stage!r} cannot be split over processes, because {why}; omit "
+        "--split-batches, and processes share out whole counterfactuals"
     )
 
 

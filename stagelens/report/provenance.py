@@ -1,4 +1,4 @@
-"""What every number of a report is told with: its trust, its estimator, its set, and a sentence."""
+"""What accompanies every number of a report: its trust, its estimator, its set, and a sentence."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ FIRST_ORDER = "first-order sweep"
 """What contributions of steps and of training examples are by."""
 _FIRST_ORDER = (
     "To first order: the derivative of the final behaviour along recorded updates, with all later "
-    "steps carried through. No replay was held against it, so it says where to look, not how much."
+    "steps carried through. It was not checked against a replay, so it says where to look, not how "
+    "much."
 )
 
 UNKNOWN = "trust not known"
-_UNKNOWN = "It is not known how far this may be leaned on; look at the view that it is from."
+_UNKNOWN = "How far this can be trusted is not known; look at the view that it comes from."
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Known:
 
     Attributes:
         stage: The stage that is left out; empty where everything is observed.
-        mark: One shape, so that standings can be told without colour.
+        mark: One shape, so that standings can be told apart without colour.
         words: A few words with the figures that matter.
         meaning: In sentences.
         by: The estimator.

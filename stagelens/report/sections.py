@@ -145,8 +145,8 @@ def default_sections(run: Run, set_name: str) -> list[Section]:
         ("What stands out", _about(basis), _headlines),
         (
             "Credit and blame",
-            "What each stage made better (credit) and worse (blame) for single examples, and the "
-            "net of both.",
+            "What each stage made better (credit) and worse (blame) for individual examples, and "
+            "the net of the two.",
             _bars,
         ),
         ("Stages", "In training order, with what was measured after each.", _time_line),

@@ -74,7 +74,7 @@ class FindingStore:
         return "-".join(f"{each.name}{_mtime(each)}{_mtime(each / 'edits')}" for each in found)
 
     def read(self) -> Findings:
-        """All findings; damaged files are told and left out, never in the way of the others."""
+        """All findings; damaged files are reported and left out, never in the way of the others."""
         found = Findings()
         everything: list[Finding] = []
         try:
@@ -171,7 +171,7 @@ class FindingStore:
         if before < place < after:
             self.edit(finding, place=place)
             return
-        moved.insert(there, finding)  # no number is left between these two: number them anew
+        moved.insert(there, finding)  # no number is left between these two: renumber them
         for number, each in enumerate(moved):
             self.edit(each, place=float(number))
 

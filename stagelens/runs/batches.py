@@ -46,8 +46,8 @@ def flatten(batch: Any) -> tuple[Any, list[Tensor]]:
         if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
             return {"dict": {key: visit(item) for key, item in value.items()}}
         raise RecordingError(
-            f"the batch holds a {type(value).__name__}, which cannot be recorded; make batches of "
-            "tensors, numbers and strings in tuples, lists and dictionaries, or record with "
+            f"the batch holds a {type(value).__name__}, which cannot be recorded; build batches "
+            "from tensors, numbers and strings in tuples, lists and dictionaries, or record with "
             'keep_batches="none"'
         )
 

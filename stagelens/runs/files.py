@@ -136,7 +136,7 @@ def cannot_write(path: Path, error: OSError) -> str:
     if error.errno in _FULL.values():
         return f"{path} cannot be written ({why}); free some space, or choose another disk"
     if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
-        return f"{path} cannot be written ({why}): something else is in its place; rename that"
+        return f"{path} cannot be written ({why}): something else is in its place; rename it"
     return f"{path} cannot be written ({why}); choose a folder that you may write to"
 
 
@@ -207,5 +207,5 @@ def read_json(path: Path, schema: type[Schema], sha256: str | None = None) -> Sc
                 f"{VERSION}); update StageLens to open it"
             ) from None
         raise RunError(
-            f"{path}: {field}: {first['msg']}; not a file that StageLens wrote"
+            f"{path}: {field}: {first['msg']}; this is not a file that StageLens wrote"
         ) from None

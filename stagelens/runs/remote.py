@@ -118,7 +118,7 @@ def copy_of(url: str) -> Path:
         for path, facts in found.items()
     }
     if "run.json" not in listed:
-        raise RunError(f"{url} is no run folder (it has no run.json); check the address")
+        raise RunError(f"{url} is not a run folder (it has no run.json); check the address")
     write_json(folder / "origin.json", _Listing(url=url, files=listed))
     origin = Origin(folder / "run")
     origin.refresh()

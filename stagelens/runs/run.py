@@ -57,7 +57,7 @@ _DIGESTED_IF_SAID: Any = {
 
 
 def _identity(facts: StageFile) -> dict[str, Any]:
-    """What tells one recorded stage from another, beside its steps."""
+    """What distinguishes one recorded stage from another, beside its steps."""
     said = facts.model_dump(mode="json", include=_DIGESTED_IF_SAID, exclude_defaults=True)
     said = {name: value for name, value in said.items() if value}
     own = facts.model_dump(mode="json", include=_DIGESTED)
@@ -245,8 +245,8 @@ class Run:
                     f"{steps} steps); restore it from where the run was recorded"
                 )
             self.problems.append(
-                f"stage {facts.name!r} was not finished: {steps} steps were saved, steps after "
-                "those and its end state are missing (recording was stopped, or still goes on)"
+                f"stage {facts.name!r} was not finished: {steps} steps were saved, later steps and "
+                "its end state are missing (recording was stopped, or is still going on)"
             )
         elif facts.end is None:
             raise RunError(f"{path}: end: missing in a finished stage; restore the original file")
@@ -390,11 +390,11 @@ def open_run(path: str | Path, task: Task | None = None) -> Run:
     """
     folder = copy_of(str(path)) if is_remote(path) else Path(path).expanduser()
     if not folder.is_dir():
-        raise RunError(f"{folder} is no folder; give the path of a run folder")
+        raise RunError(f"{folder} is not a folder; give the path of a run folder")
     if not (folder / "run.json").is_file():
         raise RunError(
-            f"{folder} is no run folder (it has no run.json); record one with stagelens.Recorder, "
-            "or make the demo with: stagelens demo digits --out DIR"
+            f"{folder} is not a run folder (it has no run.json); record one with "
+            "stagelens.Recorder, or make the demo with: stagelens demo digits --out DIR"
         )
     path = CheckedFiles(folder).inside("run.json")
     return Run(folder, read_json(path, RunFile), task)

@@ -148,7 +148,7 @@ class Boundary(_Model):
     Attributes:
         optimizer: Whether the optimiser's state was carried over; for people to read.
         carried: Parameters whose optimiser state was carried.
-        new: Parameters and buffers that did not exist before, or were initialised anew.
+        new: Parameters and buffers that did not exist before, or were re-initialised.
         grown: Parameters that got further rows behind those that they had, to how many these were.
         removed: Parameters and buffers that no longer exist.
         frozen: Parameters of the model that this stage does not train.

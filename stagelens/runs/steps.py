@@ -226,7 +226,7 @@ def _read_table(path: Path, columns: pa.Schema = _COLUMNS) -> pa.Table:
         raise RunError(f"{path} is missing; restore it from where the run was recorded") from None
     except (pa.ArrowException, OSError) as error:
         raise RunError(
-            f"{path} is damaged or no parquet file ({str(error).splitlines()[0]}); restore it"
+            f"{path} is damaged or not a parquet file ({str(error).splitlines()[0]}); restore it"
         ) from None
     if table.schema.equals(_COLUMNS_WITHOUT_DIVISORS):
         nulls = pa.nulls(table.num_rows, _COLUMNS.field("divisors").type)

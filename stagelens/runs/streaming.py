@@ -94,9 +94,11 @@ def read_header(path: Path) -> Header:
             for name, facts in entries
         }
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{path} is damaged or no safetensors file ({error}); restore it") from None
+        raise RunError(
+            f"{path} is damaged or not a safetensors file ({error}); restore it"
+        ) from None
     except KeyError as error:
-        raise RunError(f"{path} holds numbers of kind {error}, which torch has not") from None
+        raise RunError(f"{path} holds numbers of kind {error}, which torch does not have") from None
     return Header(tensors, metadata, 8 + length)
 
 

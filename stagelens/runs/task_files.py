@@ -44,7 +44,7 @@ def read_assets(files: CheckedFiles, reference: TaskRef) -> dict[str, bytes]:
 
 
 def identity(reference: TaskRef) -> dict[str, Any]:
-    """What tells one task from another: name, config and content of its assets."""
+    """What distinguishes one task from another: name, config and content of its assets."""
     own: dict[str, Any] = {"name": reference.name, "config": reference.config}
     if reference.files:  # absent otherwise, so that digests of runs without any stay what they are
         own["files"] = {name: file.sha256 for name, file in reference.files.items()}

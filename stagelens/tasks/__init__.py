@@ -1,4 +1,4 @@
-"""What models eat and answer. Tasks are found by their registered name."""
+"""What models take as input and what they answer. Tasks are found by their registered name."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def load_task_class(target: str) -> type[Task]:
             "with its package on the Python path"
         ) from None
     if not (isinstance(found, type) and issubclass(found, Task)):
-        raise TaskError(f"{target!r} is no stagelens.Task; derive the class from stagelens.Task")
+        raise TaskError(f"{target!r} is not a stagelens.Task; derive the class from stagelens.Task")
     return found
 
 

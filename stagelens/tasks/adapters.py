@@ -74,7 +74,7 @@ def plain_adapter(config: Mapping[str, Any]) -> dict[str, Any]:
         if name not in known and value and _plain(value) != _plain(usual.get(name)):
             raise TaskError(
                 f"the adapter's configuration says {name}={_plain(value)!r}, which is beyond the "
-                "plain LoRA that can be recorded and replayed; leave it away"
+                "plain LoRA that can be recorded and replayed; omit it"
             )
     kept = {name: _plain(config.get(name)) for name in _KEPT}
     kept = {name: value for name, value in kept.items() if value not in (None, {})}

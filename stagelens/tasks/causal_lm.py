@@ -103,8 +103,8 @@ class CausalLM(TransformerTask):
             "perplexity",
             "lower",
             "",
-            "exp of minus the log-likelihood per token: among how many equally likely tokens the "
-            "model chooses, so to say.",
+            "exp of minus the log-likelihood per token: the number of equally likely tokens that "
+            "the model in effect chooses among.",
             lowest=1.0,
         ),
     )
@@ -156,7 +156,7 @@ class CausalLM(TransformerTask):
             TaskError: Neither or both are given.
         """
         if (texts is None) == (completions is None):
-            raise TaskError("a batch needs texts or completions, and not both; give one of them")
+            raise TaskError("a batch needs either texts or completions, not both; give one of them")
         if completions is None:
             return self._labelled([self._text(text) for text in texts or ()])
         pairs = zip(prompts or [""] * len(completions), completions, strict=True)
@@ -202,7 +202,7 @@ class CausalLM(TransformerTask):
         """An example's input as the row that is scored, and that of the rejected completion."""
         text, prompt, completion, rejected = (value.get(name) for name in self.input_fields)
         if (text is None) == (not completion):
-            raise ValueError("needs a text or a completion, and not both")
+            raise ValueError("needs a text or a completion, not both")
         if text is not None:
             return self._text(text), None
         other = self._completed(prompt or "", rejected) if rejected else None
@@ -221,7 +221,7 @@ class CausalLM(TransformerTask):
         body = self.tokenizer.encode(prompt, special=False).ids
         answer = self.tokenizer.encode(completion, special=False).ids
         if not answer:
-            raise ValueError(f"has a completion without any token ({completion!r}); leave it out")
+            raise ValueError(f"has a completion without tokens ({completion!r}); leave it out")
         if not begin and not body:
             begin = [self._start_id]
         room = len(body) + len(answer)

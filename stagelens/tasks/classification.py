@@ -48,7 +48,7 @@ def check_class(classes: Sequence[str], label: Any) -> str | None:
     index = int(label) if str(label).isdecimal() else -1
     if 0 <= index < len(classes):
         return classes[index]
-    raise ValueError(f"label {label!r} is none of the classes {', '.join(classes[:12])}")
+    raise ValueError(f"label {label!r} is not one of the classes {', '.join(classes[:12])}")
 
 
 def class_names(classes: Sequence[str], labels: Tensor) -> list[str | None]:

@@ -89,8 +89,8 @@ class TextClassification(TransformerTask):
             )
         if "pad_token_id" in model and model["pad_token_id"] is None:
             raise TaskError(
-                "the model knows no padding, so it cannot tell where a text of a batch ends; set "
-                "model.config.pad_token_id (for GPT-2, to the tokenizer's eos_token_id)"
+                "the model has no padding token, so it cannot tell where a text in a batch ends; "
+                "set model.config.pad_token_id (for GPT-2, to the tokenizer's eos_token_id)"
             )
         known = model.get("id2label")
         count = len(known) if known else model.pop("num_labels", len(self.classes))

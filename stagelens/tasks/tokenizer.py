@@ -113,11 +113,11 @@ class KeptTokenizer:
         try:
             self._backend = tokenizers.Tokenizer.from_str(assets[TOKENIZER].decode())
         except Exception as error:  # what the library raises is a plain Exception
-            raise TaskError(f"asset {TOKENIZER} is no tokenizer ({error}); restore it") from None
+            raise TaskError(f"asset {TOKENIZER} is not a tokenizer ({error}); restore it") from None
         try:
             self.facts: dict[str, Any] = dict(json.loads(assets[FACTS]))
         except (ValueError, TypeError) as error:
-            raise TaskError(f"asset {FACTS} is no JSON object ({error}); restore it") from None
+            raise TaskError(f"asset {FACTS} is not a JSON object ({error}); restore it") from None
         self.longest: int | None = self.facts.get("model_max_length")
 
     @cached_property

@@ -339,7 +339,7 @@ def _checked_attention(attention: str | None) -> str | None:
         return None
     if attention not in _ATTENTION:
         raise TaskError(
-            f"attention {attention!r} is none of {', '.join(_ATTENTION)}; load the model with "
+            f"attention {attention!r} is not one of {', '.join(_ATTENTION)}; load the model with "
             'attn_implementation="sdpa" or "eager"'
         )
     if attention.startswith("flash") and importlib.util.find_spec("flash_attn") is None:

@@ -1,4 +1,4 @@
-"""Two measurements of one stage's effect on the same examples, held against each other.
+"""Two measurements of one stage's effect on the same examples, compared with each other.
 
 Two estimators, two behaviours, or two runs of one task on one set. Both are compared as *gains*
 (positive is credit, whatever the behaviour's own direction), so that agreement means the same for
@@ -30,7 +30,7 @@ class Side:
     """One of the two.
 
     Attributes:
-        name: What tells it from the other: an estimate, a behaviour, or a run.
+        name: What distinguishes it from the other: an estimate, a behaviour, or a run.
         behaviour: Of the effects.
         table: ``example_id`` and ``effect``, ``final - without``, of one stage.
         trust: What is known of the stage's counterfactual.
@@ -68,7 +68,7 @@ class Comparison:
 
 
 def compare_effects(first: Side, second: Side) -> Comparison:
-    """Hold two sides against each other, on the examples that both have a number for."""
+    """Compare two sides, on the examples that both have a number for."""
     gains = [
         side.table.set_index("example_id")["effect"].mul(side.behaviour.sign).dropna()
         for side in (first, second)
@@ -94,13 +94,13 @@ def comparable_set(run: Run, set_name: str, other: Run) -> str:
     one, two = run.file.task, other.file.task
     if one.name != two.name:
         raise RunError(
-            f"run {other.name} is of task {two.name}, and {run.name} of {one.name}; effects are "
-            "compared between runs of one task"
+            f"run {other.name} is of task {two.name}, and {run.name} of {one.name}; effects can "
+            "only be compared between runs of one task"
         )
     if one.config.get("classes") != two.config.get("classes"):
         raise RunError(
-            f"runs {run.name} and {other.name} answer with other classes; effects are compared "
-            "between runs of one task"
+            f"runs {run.name} and {other.name} have different classes; effects can only be "
+            "compared between runs of one task"
         )
     digest = run.evaluation_set(set_name).digest
     names = sorted(other.set_names, key=lambda name: (name != set_name, name))
@@ -134,9 +134,9 @@ def comparison_sentence(found: Comparison, stage: str) -> Sentence:
         if low >= 0.9
         else "agree in part"
         if low > 0
-        else "are at odds"
+        else "disagree"
         if high < 0
-        else "have nothing certain in common"
+        else "have no certain relation"
     )
     parts = [
         *names,

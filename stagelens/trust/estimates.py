@@ -78,7 +78,7 @@ class Effects:
         behaviours: Mapping[str, Behaviour],
         trust: Mapping[str, StageTrust],
     ) -> Effects:
-        """Effects of a table that is there already."""
+        """Effects of a table that already exists."""
         return cls(estimator, behaviours, trust, lambda name: table[table["behaviour"] == name])
 
     def of(self, behaviour: str) -> pd.DataFrame:
@@ -155,7 +155,7 @@ def stored_effects(
             raise RunError(
                 f"{path} is damaged or was deleted: the effects by {estimate} on set "
                 f"{facts.set_name} cannot be read; delete it where it is still there, load the "
-                "page again, and have them computed anew"
+                "page again, and have them computed again"
             )
         return noise.marked(found.table, orders)
 
@@ -164,9 +164,9 @@ def stored_effects(
 
 
 def best_known(chosen: Effects, others: Sequence[Effects]) -> Effects:
-    """Per stage the numbers that most is known of: by replay, else what may be leaned on.
+    """Per stage the numbers that most is known of: by replay, else what can be relied on.
 
-    Where no other table of a stage may be leaned on, its numbers are those that were chosen.
+    Where no other table of a stage can be relied on, its numbers are those that were chosen.
     """
     taken = {stage: _best_for(stage, [chosen, *others]) for stage in chosen.trust}
     trust = {stage: one.trust[stage] for stage, one in taken.items()}

@@ -2,7 +2,7 @@
 
 Another order of the same batches gives another model, and another effect. The *noise sd* of an
 effect, of one example or of a mean over examples, is its standard deviation over such orders, the
-recorded one included. An effect of less than 2 noise sd is within training noise: no finding.
+recorded one included. An effect of less than 2 noise sd is within training noise, so not a finding.
 
 Importing this module does not import torch; only :func:`measure_noise` does work that needs it.
 """
@@ -106,7 +106,7 @@ def measure_noise(
         run: The run.
         set_name: An evaluation set.
         orders: How many other orders.
-        progress: Told of every replay.
+        progress: Called for every replay.
         stages: Their names; None for all but the last, which needs no replay.
 
     Raises:

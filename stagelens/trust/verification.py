@@ -1,4 +1,4 @@
-"""Estimates held against replays: how far each number can be trusted.
+"""Estimates compared with replays: how far each number can be trusted.
 
 Importing this module does not import torch; only :func:`verify` does work that needs it.
 """
@@ -217,7 +217,7 @@ def save_verification(run: Run, rows: pd.DataFrame) -> None:
 def trusted(run: Run, result: Result) -> Result:
     """A result with all that is known of it from what is stored; computes no model.
 
-    Estimates are held against the stored replay of the same set, and where there is none, against
+    Estimates are compared with the stored replay of the same set, and where there is none, against
     one of which the figures were kept. Where coarse replay was refused, the cheaper estimates of
     the stage say so. ``within_noise`` is filled in where the training noise was measured.
     """
@@ -328,7 +328,7 @@ def verify(
         run: The run.
         set_name: An evaluation set.
         estimators: Name and settings of each.
-        progress: Told of all of it.
+        progress: Called as the work proceeds.
         stages: Their names; None for all.
         orders: Other orders of the batches for the noise floor; 0 for none.
         split_batches: See :class:`~stagelens.estimators.replay.Replay`.

@@ -1,7 +1,7 @@
 """Stage effects as sentences that people read aloud, each with what is known of its number.
 
 The words carry the trust: "would be 0.41 higher" where it is exact, "would be about 0.41 higher"
-where an estimate may be leaned on, "may be some 0.4 higher" where it is rough.
+where an estimate can be relied on, "may be some 0.4 higher" where it is rough.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def example_sentence(
             Part(f"{answers[1]}{verdict}", "amount"),
             Part(f" instead of {answers[0]}"),
         )
-    noise = (Part("; this is within training noise, so no finding"),) if within_noise else ()
+    noise = (Part("; this is within training noise, so not a finding"),) if within_noise else ()
     said = Part(f", the {phrase(behaviour)}"), *would_be(effect, behaviour, trust)
     return Sentence((*opening, *said, *changed, *noise, Part(".")), trust, behaviour.name)
 

@@ -1,8 +1,8 @@
-"""How far a number may be leaned on: one vocabulary for pages, charts, sentences and tables.
+"""How far a number can be trusted: one vocabulary for pages, charts, sentences and tables.
 
 ``trust`` says how a number was obtained and checked (exact, verified, estimated, refused). Its
 *standing* adds the outcome: an estimate that was verified agrees with replay or does not, and one
-that was not verified is reliable or rough. Filled marks may be leaned on, hollow ones may not.
+that was not verified is reliable or rough. Rely on filled marks, not on hollow ones.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MARKS: Mapping[TrustWord, str] = {
     "rough": "○",
     "refused": "✕",
 }
-"""One shape each, so that standings can be told without colour."""
+"""One shape each, so that standings can be told apart without colour."""
 
 WORDS: Mapping[TrustWord, str] = {
     "exact": "exact",
@@ -51,17 +51,17 @@ def percent(share: float | None) -> str:
 MEANINGS: Mapping[TrustWord, str] = {
     "exact": "a replay that repeats the recording bit for bit, or the start of the last stage",
     "agrees": (
-        f"an estimate that was held against a replay and is close to it: r at least {AGREES_R:g}, "
-        f"relative error at most {percent(AGREES_ERROR)}"
+        "an estimate that was checked against a replay and is close to it: r at least "
+        f"{AGREES_R:g}, relative error at most {percent(AGREES_ERROR)}"
     ),
-    "disagrees": "an estimate that was held against a replay and is not close to it; use replay",
+    "disagrees": "an estimate that was checked against a replay and is not close to it; use replay",
     "reliable": (
-        "not verified; the error to expect, found without a replay, is at most "
-        f"{percent(RELIABLE_BELOW)}, and only a replay decides"
+        "not verified; the expected error, found without a replay, is at most "
+        f"{percent(RELIABLE_BELOW)}; only a replay decides"
     ),
-    "rough": ("not verified, and the error to expect is larger, or not known; a replay settles it"),
+    "rough": ("not verified, and the expected error is larger or unknown; a replay settles it"),
     "refused": (
-        f"no number is shown, because the error to expect is above {percent(REFUSED_ABOVE)}, the "
+        f"no number is shown, because the expected error is above {percent(REFUSED_ABOVE)}, the "
         "estimate diverged, or what it needs was not recorded"
     ),
 }
@@ -100,13 +100,13 @@ def trust_label(trust: StageTrust, behaviour: str | None = None) -> str:
 
 
 def trust_explanation(trust: StageTrust, behaviour: str | None = None) -> str:
-    """What is known, in sentences that end with whether to lean on the number."""
+    """What is known, in sentences that end with whether to rely on the number."""
     agreement = trust.agreement(behaviour)
     said = trust.reason
     if agreement is not None:
         said = (
-            f"Held against a replay, on the {agreement.behaviour}: r {decimal(agreement.r)}, slope "
-            f"{decimal(agreement.slope)}, relative error {percent(agreement.relative_error)}."
+            f"Checked against a replay, on the {agreement.behaviour}: r {decimal(agreement.r)}, "
+            f"slope {decimal(agreement.slope)}, relative error {percent(agreement.relative_error)}."
         )
         expected, error = trust.expected_error, agreement.relative_error
         if expected is not None and error > max(2 * expected, expected + 0.1):
@@ -115,15 +115,15 @@ def trust_explanation(trust: StageTrust, behaviour: str | None = None) -> str:
 
 
 def trust_advice(trust: StageTrust, behaviour: str | None = None) -> str:
-    """Whether to lean on the number; nothing where it is exact or refused."""
+    """Whether to rely on the number; nothing where it is exact or refused."""
     return _ADVICE.get(trust_word(trust, behaviour), "")
 
 
 _ADVICE: Mapping[TrustWord, str] = {
-    "agrees": "Close enough to lean on.",
-    "disagrees": "Too far off to lean on: use replay.",
-    "reliable": "It may be leaned on.",
-    "rough": "Do not lean on it before a replay has settled it.",
+    "agrees": "Close enough to rely on.",
+    "disagrees": "Too far off to rely on: use replay.",
+    "reliable": "You can rely on it.",
+    "rough": "Do not rely on it until a replay has settled it.",
 }
 
 

@@ -59,6 +59,6 @@ def test_a_wrong_file_is_refused_and_the_next_one_answered(
     wrong = tmp_path / "wrong.png"
     wrong.write_text("<svg onload=alert(1)>")
     upload(page, wrong)
-    settle(page, "no image of a kind that is read")
+    settle(page, "not an image of a kind that can be read")
     upload(page, seven)
     settle(page, "The final model answers")

@@ -128,13 +128,13 @@ def test_a_chart_is_pinned_and_its_report_opens_anywhere(
     content = file.read_text()
     assert f"{server.url}/Examples?run=digits" in content
     assert "&lt;b&gt;Remove it?&lt;/b&gt;" in content
-    page.get_by_text("Begin with the run's own report").click()
+    page.get_by_text("Start with the run's own report").click()
     settle(page)
     with page.expect_download() as download:
         page.get_by_role("button", name="Rows as JSON").click()
     document = json.loads(Path(download.value.path()).read_text())
     assert len(document["findings"]) > 3
     assert [each["note"] for each in document["findings"]][-3:] == notes
-    page.get_by_role("link", name="Open on the page Examples").click()
+    page.get_by_role("link", name="Open on the Examples page").click()
     settle(page, "Effect of each stage")
     expect(page.get_by_role("heading", name="stamped-001")).to_be_visible()

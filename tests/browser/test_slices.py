@@ -1,4 +1,4 @@
-"""A slice from filter to finding, and two estimators held against each other, in Chromium."""
+"""A slice from filter to finding, and two estimators compared with each other, in Chromium."""
 
 from __future__ import annotations
 

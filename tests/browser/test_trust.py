@@ -46,7 +46,7 @@ def test_press_verify_and_read_how_far_each_number_can_be_trusted(
     settle(page, "Stages")
     page.get_by_role("link", name="Trust").click()
 
-    verdict = page.get_by_text(re.compile(r"^Held against a replay, on the margin: r 0\.\d\d"))
+    verdict = page.get_by_text(re.compile(r"^Checked against a replay, on the margin: r 0\.\d\d"))
     expect(verdict.first).to_be_visible()
     settle(page)
     expect(page.locator(".js-plotly-plot .scatterlayer .point").first).to_be_attached()
@@ -76,11 +76,11 @@ def test_cancelling_leaves_the_page_as_it_was(server, page: Page, settle) -> Non
 
 def test_a_link_opens_the_same_comparison(server, page: Page, settle) -> None:
     page.goto(f"{server.url}/Trust?run=digits&estimate=task-vector&trusted=loss")
-    settle(page, "Held against a replay")
+    settle(page, "Checked against a replay")
     chart = page.get_by_role("figure", name=re.compile("on the loss by task-vector"))
     expect(chart.first).to_be_attached()
     page.reload()
-    settle(page, "Held against a replay")
+    settle(page, "Checked against a replay")
     assert "estimate=task-vector" in page.url and "trusted=loss" in page.url
 
 
@@ -96,5 +96,5 @@ def test_the_button_is_reached_by_keyboard(server, page: Page, settle) -> None:
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
 def test_the_server_never_loads_torch(server, page: Page, settle) -> None:
     page.goto(f"{server.url}/Trust?run=digits")
-    settle(page, "Held against a replay")
+    settle(page, "Checked against a replay")
     assert "libtorch" not in Path(f"/proc/{server.process.pid}/maps").read_text()

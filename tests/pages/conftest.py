@@ -21,9 +21,10 @@ OpenPage = Callable[..., AppTest]
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_search_for_components() -> Iterator[None]:
-    """For every run of an AppTest, as once in a server, Streamlit reads about all that is installed.
+    """Keep Streamlit from reading the metadata of all installed packages in every AppTest.
 
-    That took longer than the pages did. No page uses a component of another package.
+    A server does so once, an AppTest in every run, where it took longer than most pages. No page
+    uses a component of another package.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(manifest_scanner, "scan_component_manifests", list)

@@ -112,7 +112,7 @@ def test_rows_are_added_and_taken_out_and_keep_what_was_typed(form: Form) -> Non
 def test_a_run_that_is_there_is_never_written_over(form: Form, tmp_path: Path) -> None:
     (tmp_path / "home" / "mine").mkdir(parents=True)
     app = make(form("mine", ("base", "base"), ("sft", "sft")))
-    assert "mine is there already; choose another name for the run" in words(app)
+    assert "mine already exists; choose another name for the run" in words(app)
 
 
 def test_a_file_that_does_not_fit_is_told_in_the_words_of_the_form(
@@ -123,7 +123,7 @@ def test_a_file_that_does_not_fit_is_told_in_the_words_of_the_form(
     app = check(app.text_input(key="assemble-file").input("bare.jsonl").run())
     app = ended(make(app))
     assert "as the field 'Labels', or a tick at 'Without labels' for a set" in words(app)
-    assert "--" not in words(app).split("What the process printed last")[0]
+    assert "--" not in words(app).split("Last output of the process")[0]
     app.checkbox(key="assemble-unlabelled").check()
     ended(make(app))
     assert open_run(tmp_path / "home" / "mine").evaluation_set().table()["label"].isna().all()

@@ -128,7 +128,7 @@ def test_a_choice_survives_a_filter_that_moves_its_row(open_page, demo: Path) ->
     app.selectbox(key="group").select("stamped")
     check(app.run())
     assert app.query_params["example"] == chosen
-    assert "not among those that the filters leave" in words(app)
+    assert "does not pass the filters" in words(app)
 
 
 def test_previous_and_next_walk_through_what_is_left(open_page, demo: Path) -> None:

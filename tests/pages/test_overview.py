@@ -96,7 +96,7 @@ def test_an_estimate_says_that_it_is_one_and_is_hedged(open_page, demo_copy: Pat
     assert said.index("Without adapt, accuracy on") < said.index("Without pretrain, accuracy on")
     assert "may be some" in said
     assert "○ estimated, rough (error not known), by task-vector" in said
-    assert "Do not lean on it before a replay has settled it." in said
+    assert "Do not rely on it until a replay has settled it." in said
 
 
 def test_headlines_take_the_replay_where_one_is_stored(open_page, demo: Path) -> None:
@@ -107,7 +107,7 @@ def test_headlines_take_the_replay_where_one_is_stored(open_page, demo: Path) ->
     assert headline.strip() in said
     assert "does not agree" in figures(app)[0]["layout"]["yaxis"]["ticktext"][0]
     assert "pretrain: verified, does not agree (margin: r" in said
-    assert "Too far off to lean on: use replay." in said
+    assert "Too far off to rely on: use replay." in said
 
 
 def test_the_words_of_trust_are_explained_on_the_page(open_page, demo: Path) -> None:

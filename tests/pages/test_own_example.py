@@ -105,7 +105,7 @@ def test_what_was_done_to_an_image_of_another_size_is_said(open_page, demo: Path
 
 
 @pytest.mark.parametrize(
-    ("data", "said"), [(b"no image", "no image of a kind that is read"), (b"", "is empty")]
+    ("data", "said"), [(b"no image", "not an image of a kind that can be read"), (b"", "is empty")]
 )
 def test_a_wrong_file_is_refused_in_words(open_page, demo: Path, data: bytes, said: str) -> None:
     app = check(upload(open_page(demo.parent, OWN, PAGE), data))

@@ -58,7 +58,7 @@ def test_a_name_that_two_roots_have_is_linked_in_full(roots: tuple[Path, Path]) 
         ("/etc", "STAGELENS_ROOTS"),
         ("/", "STAGELENS_ROOTS"),
         ("nowhere", "there is no folder nowhere"),
-        ("deep", "is no run folder"),
+        ("deep", "is not a run folder"),
         ("", "no run folder is named"),
         ("mine\x00", "not printable"),
         ("x" * 5000, "too long"),

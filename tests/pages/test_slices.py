@@ -80,7 +80,7 @@ def test_the_overview_has_slices_by_stage_effect_and_says_where_they_differ_most
     of = effects[(effects["stage"] == "pretrain") & (effects["behaviour"] == "loss")]
     mean = of.loc[(of["group"] == "stamped") & (of["label"] == "0"), "effect"].mean()
     assert mean < 0 and table.loc["stamped zeros", "pretrain"].startswith(f"▲ {-mean:.2f} (")
-    why = table["no finding, because"]
+    why = table["not a finding, because"]
     assert why["six"] == "fewer than 20"
     assert why["blamed"] == "chosen by effects or answers"
     assert why["clean ones"] == ""

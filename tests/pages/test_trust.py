@@ -53,7 +53,7 @@ def test_a_stored_replay_is_compared_with_before_anything_is_verified(open_page,
     assert len(alts) == len(shown) >= 2
     assert all(f"Stage effect of {s} on" in " ".join(alts) for s in shown)
     said = words(app)
-    assert said.count("Held against a replay, on the margin: r ") == len(shown)
+    assert said.count("Checked against a replay, on the margin: r ") == len(shown)
     assert "noise not known" in said and "Noise not known" in said
     assert "adapt: exact. The last stage's start" in said
     assert not any("estimated" in badge.proto.body for badge in app.get("badge"))
@@ -128,7 +128,7 @@ def test_other_pages_say_verified_and_within_noise(open_page, verified: Path) ->
     assert [a or z for a, z in zip(found, zeros, strict=True)] == [
         bool(e) or z for e, z in zip(expected, zeros, strict=True)
     ]
-    assert "≈ within training noise: no finding." in words(app)
+    assert "≈ within training noise, so not a finding." in words(app)
 
 
 @pytest.mark.slow
@@ -148,9 +148,9 @@ def test_verifying_runs_beside_the_page_and_its_result_is_shown(open_page, demo_
     assert job.status().state == "done", job.log()
     check(app.run())
     check(app.selectbox(key="estimate").select("coarse-replay 1/8").run())
-    assert "Held against a replay" in words(app)
+    assert "Checked against a replay" in words(app)
     check(app.selectbox(key="estimate").select("task-vector").run())
-    assert words(app).count("Held against a replay") == 3
+    assert words(app).count("Checked against a replay") == 3
     assert "Verify by replay" in labels(app)
 
 

@@ -27,7 +27,7 @@ def trust_of(stage: str, r: float = 0.97) -> StageTrust:
         stage=stage,
         estimator="coarse-replay",
         trust="verified",
-        reason="Held against a replay.",
+        reason="Checked against a replay.",
         agreements=(known,),
     )
 

@@ -75,7 +75,7 @@ def attention() -> nn.Module:
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
-    "dora": (lambda: adapter(use_dora=True), ("use_dora=True", "leave it away")),
+    "dora": (lambda: adapter(use_dora=True), ("use_dora=True", "omit it")),
     "a bias of its own": (
         lambda: adapter(lora_bias=True, target_modules=["outer"]),
         ("lora_bias",),

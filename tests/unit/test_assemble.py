@@ -311,7 +311,7 @@ def test_a_stage_that_changed_nothing_is_said(tmp_path: Path) -> None:
     folders = classifiers(tmp_path, ["base", "sft"])
     shutil.copytree(folders["sft"], tmp_path / "copy")
     run = stagelens.assemble({**folders, "again": tmp_path / "copy"}, tmp_path / "run")
-    assert run.problems == ["again changed nothing: its weights are bit for bit those of sft"]
+    assert run.problems == ["again changed nothing: its weights are exactly those of sft"]
 
 
 def test_a_context_that_grew_is_said(tmp_path: Path) -> None:

@@ -134,8 +134,8 @@ def test_what_may_not_be_leaned_on_is_faint_and_says_so(standing: str) -> None:
     for name in ("credit", "blame"):
         assert (bars(chart.figure, name).marker.opacity[0] == 1) is leaned_on
     said = bars(chart.figure, "credit").customdata[0]
-    assert ("not to be leaned on" in said) is (ALL[standing] in (DISAGREES, ROUGH))
-    assert ("not to be leaned on" in chart.alt) is (ALL[standing] in (DISAGREES, ROUGH))
+    assert ("not to be relied on" in said) is (ALL[standing] in (DISAGREES, ROUGH))
+    assert ("not to be relied on" in chart.alt) is (ALL[standing] in (DISAGREES, ROUGH))
 
 
 def test_a_mean_within_training_noise_is_marked_at_its_bar() -> None:

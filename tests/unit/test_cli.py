@@ -255,7 +255,7 @@ def test_add_set_reports_what_it_found(copied: Path, command: Command, tmp_path:
         ),
         (["attribute", "RUN", "--out", "FILE/effects.csv"], "effects.csv cannot be written (Not a"),
         (["attribute", "RUN", "--out", "folder.csv"], "folder.csv cannot be written (Is a dir"),
-        (["demo", "digits", "--out", "FILE/digits"], "something else is in its place; rename that"),
+        (["demo", "digits", "--out", "FILE/digits"], "something else is in its place; rename it"),
         (
             [
                 "attribute",
@@ -324,7 +324,7 @@ def test_a_traceback_is_shown_only_with_debug(tmp_path: Path) -> None:
     plain = in_a_process("attribute", tmp_path)
     assert (plain.returncode, plain.stdout) == (1, "")
     assert plain.stderr == (
-        f"stagelens: {tmp_path} is no run folder (it has no run.json); record one with "
+        f"stagelens: {tmp_path} is not a run folder (it has no run.json); record one with "
         "stagelens.Recorder, or make the demo with: stagelens demo digits --out DIR\n"
     )
     debug = in_a_process("--debug", "attribute", tmp_path)

@@ -1,4 +1,4 @@
-"""Two measurements of one stage held against each other: what is the same, what is refused."""
+"""Two measurements of one stage compared with each other: what is the same, what is refused."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def test_behaviours_are_compared_as_credit_and_blame(effects: np.ndarray) -> Non
     [
         (lambda e, noise: e + 0.01 * noise, "order the examples alike"),
         (lambda e, noise: 0.5 * e + noise, "agree in part"),
-        (lambda e, noise: noise, "have nothing certain in common"),
-        (lambda e, noise: -e + 0.5 * noise, "are at odds"),
+        (lambda e, noise: noise, "have no certain relation"),
+        (lambda e, noise: -e + 0.5 * noise, "disagree"),
     ],
 )
 def test_the_sentence_says_how_far_they_agree(effects: np.ndarray, other, said: str) -> None:

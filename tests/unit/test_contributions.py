@@ -173,7 +173,7 @@ def test_an_answer_is_found_again_and_a_damaged_one_made_anew(
         ({"question": Question(ids=("nobody",))}, "no example 'nobody'"),
         ({"question": Question(groups={"colour": "red"})}, "no column 'colour'; it has label, gr"),
         ({"question": Question(groups={"group": "z"})}, "has group = z; there are x, y"),
-        ({"question": Question(ids=("c",), groups={"group": "x"})}, "'c' is none of the group"),
+        ({"question": Question(ids=("c",), groups={"group": "x"})}, "'c' is not in the group"),
         ({"question": Question(ids=("c",))}, "none of the 1 examples has a margin"),
         ({"question": ONE, "behaviour": "charm"}, "no behaviour 'charm'; use one of margin"),
         ({"question": ONE, "since": "nowhere"}, "no finished stage 'nowhere'"),

@@ -1,4 +1,4 @@
-"""Predicted times, from the seconds that were recorded."""
+"""Predicted times, from the times that were recorded."""
 
 from __future__ import annotations
 

@@ -276,7 +276,7 @@ def test_a_finding_that_lies_outside_of_the_run_is_not_read(tmp_path: Path) -> N
 
 def test_what_stands_in_the_way_is_named(store: FindingStore, tmp_path: Path) -> None:
     (tmp_path / "findings").write_text("in the way")
-    with pytest.raises(RunError, match=r"something else is in its place; rename that"):
+    with pytest.raises(RunError, match=r"something else is in its place; rename it"):
         store.pin(seen())
     assert store.read().kept == []
 

@@ -190,7 +190,7 @@ def test_an_own_example_without_any_label_is_about_the_models_own_answer(run: Ru
 
 
 def test_ids_that_stand_there_twice_are_refused_when_a_set_is_made(run: Run) -> None:
-    with pytest.raises(SetError, match=r"ids stand there more than once \('x'\)"):
+    with pytest.raises(SetError, match=r"ids appear more than once \('x'\)"):
         write_set(run.path, run.task, "twice", images=images(2), labels=["a", "b"], ids=["x", "x"])
 
 
@@ -207,7 +207,7 @@ def test_ids_that_stand_there_twice_in_a_forged_set_are_refused(tmp_path: Path) 
     (path.parent / "set.json").write_text(json.dumps(facts))
     examples = open_run(forged.path).evaluation_set("test")
     for read in (examples.table, lambda: examples.by_id(["1"])):
-        with pytest.raises(RunError, match="ids are not text, or stand there more than once"):
+        with pytest.raises(RunError, match="ids are not text, or appear more than once"):
             read()
 
 

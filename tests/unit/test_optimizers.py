@@ -121,7 +121,7 @@ def test_groups_with_different_flags_are_refused(parameters: Parameters) -> None
 def test_a_tensor_that_is_no_parameter_of_the_model_is_refused(parameters: Parameters) -> None:
     stray = nn.Parameter(torch.zeros(7))
     optimizer = torch.optim.SGD([*parameters.values(), stray], lr=0.1)
-    with pytest.raises(RecordingError, match=r"shape \(7,\) that is no parameter of the model"):
+    with pytest.raises(RecordingError, match=r"shape \(7,\) that is not a parameter of the model"):
         optimizer_facts(optimizer, names_of(parameters))
 
 

@@ -196,7 +196,7 @@ def test_results_that_are_written_there_are_seen_and_those_that_are_gone_are_not
 @pytest.mark.parametrize(
     ("url", "told"),
     [
-        ("memory://bucket/nothing", r"is no run folder \(it has no run.json\)|cannot be read"),
+        ("memory://bucket/nothing", r"is not a run folder \(it has no run.json\)|cannot be read"),
         ("nonsense://bucket/run", "cannot be read .*nonsense"),
     ],
 )
@@ -286,7 +286,9 @@ def test_a_run_on_s3_gives_the_numbers_of_the_run_and_takes_the_results(
         shutil.copytree(recorded, tmp_path / "here")
         here = attribute(open_run(tmp_path / "here"), "test", "replay")
         pd.testing.assert_frame_equal(own.table, here.table)
-        with pytest.raises(RunError, match=r"s3://nowhere/run (cannot be read|is no run folder)"):
+        with pytest.raises(
+            RunError, match=r"s3://nowhere/run (cannot be read|is not a run folder)"
+        ):
             open_run("s3://nowhere/run")
     finally:
         server.stop()

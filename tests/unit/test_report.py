@@ -351,7 +351,7 @@ def test_the_command_writes_a_report_and_never_over_a_file(
     assert f"{out}: 7 findings" in done.output
     before = out.read_bytes()
     refused = CliRunner().invoke(app, command)
-    assert "is there already; give another name, or --force" in str(refused.exception)
+    assert "already exists; give another name, or --force" in str(refused.exception)
     assert out.read_bytes() == before
     assert CliRunner().invoke(app, [*command, "--force"]).exit_code == 0
     wrong = CliRunner().invoke(app, [*command[:-1], str(tmp_path / "report.pdf")])

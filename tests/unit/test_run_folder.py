@@ -213,7 +213,7 @@ CHANGED = (
     "was changed after it was",
     "bytes, but",
     "Invalid JSON",
-    "is damaged or no parquet file",
+    "is damaged or not a parquet file",
     "does not hold steps",
 )
 REASONS: dict[Callable[[Path], None], tuple[str, ...]] = {
@@ -223,7 +223,7 @@ REASONS: dict[Callable[[Path], None], tuple[str, ...]] = {
     empty: CHANGED,
     replace_by_pickle: CHANGED,
     replace_by_pickle_of_equal_size: CHANGED,
-    flip_a_bit_in_the_middle: (*CHANGED, "not a file that StageLens wrote"),
+    flip_a_bit_in_the_middle: (*CHANGED, "this is not a file that StageLens wrote"),
 }
 
 
@@ -326,9 +326,9 @@ def test_what_a_killed_process_left_half_written_is_ignored(folder: Path, whole:
 
 
 def test_a_folder_that_is_none_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"nowhere is no folder; give the path"):
+    with pytest.raises(RunError, match=r"nowhere is not a folder; give the path"):
         stagelens.open_run(tmp_path / "nowhere")
-    with pytest.raises(RunError, match=r"is no run folder \(it has no run.json\); record one"):
+    with pytest.raises(RunError, match=r"is not a run folder \(it has no run.json\); record one"):
         stagelens.open_run(tmp_path)
 
 

@@ -81,7 +81,7 @@ def test_a_changed_answer_is_said_with_its_verdict() -> None:
 
 def test_an_effect_within_training_noise_says_so() -> None:
     noisy = sentences.example_sentence("shortcut", LOSS, 2.0, EXACT, within_noise=True)
-    assert str(noisy).endswith("2.00 lower; this is within training noise, so no finding.")
+    assert str(noisy).endswith("2.00 lower; this is within training noise, so not a finding.")
 
 
 def test_a_refused_stage_says_why_instead_of_a_number() -> None:

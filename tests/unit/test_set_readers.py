@@ -281,7 +281,7 @@ def test_class_names_that_datasets_keeps_in_a_parquet_file_are_used(tmp_path: Pa
         ("s.csv", b"text,label\na,b\nc\n", "line 3: 1 fields, but the header has 2"),
         ("s.csv", b'text,label\n"a,b\n', "line 2: unexpected end of data; mend"),
         ("s.jsonl", b'{"text": "a", "label": 1}\n{"text": \n', "line 2 is not JSON"),
-        ("s.jsonl", b'{"text": "a", "label": 1}\n[1]\n', "line 2 is no JSON object"),
+        ("s.jsonl", b'{"text": "a", "label": 1}\n[1]\n', "line 2 is not a JSON object"),
         ("s.jsonl", b"[" * 100_000, "line 1 is not JSON"),
         ("s.jsonl", b"\n", "has no rows"),
         ("s.parquet", b"PAR1 and nothing more", "damaged or not"),

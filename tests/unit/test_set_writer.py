@@ -34,7 +34,7 @@ class Digits(Task):
             return str(label)
         if isinstance(label, int) and 0 <= label < 3:
             return names[label]
-        raise ValueError(f"label {label!r} is none of the classes {', '.join(names)}")
+        raise ValueError(f"label {label!r} is not one of the classes {', '.join(names)}")
 
 
 def written(run: Path, name: str = "test", **keywords: Any) -> EvaluationSet:

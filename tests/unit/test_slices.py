@@ -96,7 +96,7 @@ def test_its_file_describes_itself(kept: Run) -> None:
         ("", ["3"], "not a usable name"),
         ("x" * 65, ["3"], "not a usable name"),
         ("Others", ["3"], "choose another name"),
-        ("foreign", ["3", "nobody"], "'nobody' is no example of set 'test'"),
+        ("foreign", ["3", "nobody"], "'nobody' is not an example of set 'test'"),
         ("TAKEN", ["3"], "there is a slice 'TAKEN' already"),
     ],
 )

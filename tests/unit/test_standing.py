@@ -1,4 +1,4 @@
-"""One vocabulary for how far a number may be leaned on."""
+"""One vocabulary for how far a number can be relied on."""
 
 from __future__ import annotations
 
@@ -101,10 +101,10 @@ def test_the_readme_has_the_marks_and_the_thresholds_that_hold() -> None:
 
 def test_a_verified_stage_says_r_slope_and_error_together_and_what_follows() -> None:
     assert trust_explanation(AGREES) == (
-        "Held against a replay, on the margin: r 0.97, slope 1.02, relative error 12 %. "
-        "Close enough to lean on."
+        "Checked against a replay, on the margin: r 0.97, slope 1.02, relative error 12 %. "
+        "Close enough to rely on."
     )
-    assert trust_explanation(DISAGREES).endswith("Too far off to lean on: use replay.")
+    assert trust_explanation(DISAGREES).endswith("Too far off to rely on: use replay.")
 
 
 def test_an_expected_error_that_was_far_too_low_is_said() -> None:
@@ -114,8 +114,8 @@ def test_an_expected_error_that_was_far_too_low_is_said() -> None:
 
 
 def test_estimates_say_whether_to_lean_on_them() -> None:
-    assert trust_explanation(RELIABLE) == "Coarse replay. It may be leaned on."
-    assert trust_explanation(ROUGH).endswith("Do not lean on it before a replay has settled it.")
+    assert trust_explanation(RELIABLE) == "Coarse replay. You can rely on it."
+    assert trust_explanation(ROUGH).endswith("Do not rely on it until a replay has settled it.")
     assert trust_explanation(UNKNOWN).startswith(
         "Task vector; its error is not known. Do not lean on it"
     )

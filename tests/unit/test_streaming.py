@@ -139,7 +139,7 @@ def entry(dtype: str = "F32", shape: Any = (2,), offsets: Any = (0, 8)) -> dict[
 def test_a_header_that_lies_is_refused(content: Any, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     put_header(path, content, bytes(8))
-    with pytest.raises(RunError, match=r"a\.safetensors is damaged or no safetensors file"):
+    with pytest.raises(RunError, match=r"a\.safetensors is damaged or not a safetensors file"):
         map_tensors(path)
 
 
@@ -148,7 +148,7 @@ def test_a_truncated_file_is_refused(cut: int, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_file({"a": torch.ones(4)}, path)
     path.write_bytes(path.read_bytes()[:-cut])
-    with pytest.raises(RunError, match="is damaged or no safetensors file"):
+    with pytest.raises(RunError, match="is damaged or not a safetensors file"):
         read_header(path)
 
 

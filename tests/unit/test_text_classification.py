@@ -290,7 +290,7 @@ def test_flash_attention_that_is_not_installed_is_not_fetched() -> None:
     [
         ("tokenizer.json", b"no", "tokenizer.json is no tokenizer"),
         ("tokenizer.json", b"\xff", "tokenizer.json is no tokenizer"),
-        ("tokenizer_config.json", b"[1]", "tokenizer_config.json is no JSON object"),
+        ("tokenizer_config.json", b"[1]", "tokenizer_config.json is not a JSON object"),
         ("tokenizer_config.json", None, "lack tokenizer_config.json"),
     ],
 )
@@ -308,7 +308,7 @@ def test_labels_are_class_names_or_indices() -> None:
     task, _ = classification()
     batch = task.batch(TEXTS, ["calm", 1, "2", None, "loud"])
     assert batch["labels"].tolist() == [0, 1, 2, -100, 1]
-    with pytest.raises(ValueError, match="'quiet' is none of the classes calm, loud, odd"):
+    with pytest.raises(ValueError, match="'quiet' is not one of the classes calm, loud, odd"):
         task.batch(TEXTS[:1], ["quiet"])
 
 

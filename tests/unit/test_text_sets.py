@@ -104,7 +104,7 @@ def test_the_same_pair_twice_is_reported(tmp_path: Path) -> None:
         ({"inputs": {"prompt": ["a"], "completion": ["b", "c"]}}, "1 examples but 2 values of com"),
         ({"inputs": {"prompt": ["a"], "completion": [3]}}, "example '0' is int, no text"),
         ({"inputs": {"question": ["a"], "completion": ["b"]}}, "'question', but the run's task ta"),
-        ({"inputs": {"label": ["a"], "completion": ["b"]}}, "'label' is no name of an input"),
+        ({"inputs": {"label": ["a"], "completion": ["b"]}}, "'label' is not the name of an input"),
         ({"inputs": {"prompt": ["a"], "completion": ["\ud800"]}}, "no Unicode"),
         ({"inputs": {"completion": ["a"]}, "columns": {"completion": ["b"]}}, "rename it"),
     ],
@@ -266,7 +266,7 @@ def test_images_of_a_saved_dataset_are_read(tmp_path: Path) -> None:
     ("damage", "says"),
     [
         (lambda folder: (folder / "state.json").write_text("{}"), "names no data files"),
-        (lambda folder: (folder / "state.json").write_text("[]"), "is no JSON object"),
+        (lambda folder: (folder / "state.json").write_text("[]"), "is not a JSON object"),
         (
             lambda folder: (folder / "state.json").write_text('{"_data_files": true}'),
             "_data_files is no list",

@@ -37,7 +37,7 @@ def train(
     [
         ({"label_smoothing_factor": 0.1}, ("label_smoothing_factor", "another loss")),
         ({"neftune_noise_alpha": 5.0}, ("neftune_noise_alpha", "noise")),
-        ({"torch_compile": True}, ("torch_compile", "leave it away")),
+        ({"torch_compile": True}, ("torch_compile", "turn it off")),
         ({"auto_find_batch_size": True}, ("auto_find_batch_size", "per_device_train_batch_size")),
         ({"optim": "adafactor"}, ("Adafactor is not supported", "torch.optim.AdamW")),
         ({"optim": "rmsprop"}, ("RMSprop is not supported", "torch.optim.AdamW")),

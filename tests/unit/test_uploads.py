@@ -109,7 +109,7 @@ def bomb(width: int, height: int) -> bytes:
     ("data", "said"),
     [
         (b"", "is empty"),
-        (b"MZ not an image", "no image of a kind that is read (PNG, JPEG"),
+        (b"MZ not an image", "not an image of a kind that can be read (PNG, JPEG"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no image of a kind"),
         (saved(Image.new("RGB", (50, 50)))[:60], "cannot be decoded"),
         (bomb(40_000, 40_000), f"more than {MOST_PIXELS:,} pixels"),

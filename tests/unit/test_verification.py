@@ -1,4 +1,4 @@
-"""Estimates held against replays: the figures, their intervals, and what is joined at reading."""
+"""Estimates compared with replays: the figures, their intervals, and what is joined at reading."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def contribute(
         set_name: One of its evaluation sets.
         question: Which of its examples are asked about.
         behaviour: One of the task's; None for its first.
-        progress: Told of the sweep and of what follows it.
+        progress: Called during the sweep and what follows it.
         since: The earliest stage that is wanted; None for the first. The sweep goes through all
             later ones.
 
@@ -88,7 +88,7 @@ def contribute(
     except NotSeparable as error:
         found = sweep(with_examples=False)
         steps_only = {stage.name: str(error) for stage in swept}
-    progress(_SWEEP, "looking at the training examples")
+    progress(_SWEEP, "reading the training examples")
     kind = kinds[name]
     rows = _observed(run, set_name, ids, name)
     for row in found.steps.itertuples():

@@ -87,7 +87,7 @@ class Question(BaseModel):
         unknown = [name for name in self.ids if name not in known_ids]
         if unknown:
             examples.by_id(unknown)
-            raise SetError(f"example {unknown[0]!r} is none of the group; leave the group out")
+            raise SetError(f"example {unknown[0]!r} is not in the group; leave the group out")
         wanted = set(self.ids)
         return [str(name) for name in table["example_id"] if name in wanted]
 
@@ -168,6 +168,6 @@ def save_contributions(path: Path, found: Stored) -> None:
 
 
 def load_contributions(path: Path) -> Stored | None:
-    """A stored answer; None without one, or where it cannot be used and is to be made anew."""
+    """A stored answer; None without one, or where it cannot be used and is to be made again."""
     found = fact_tables.read(path, ContributionFacts, COLUMNS)
     return None if found is None else Stored(*found)

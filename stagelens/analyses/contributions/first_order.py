@@ -68,7 +68,7 @@ def contributions(
         with_examples: Also the share of every training example of every step.
         options: Dtype and curvature.
         spacing: Steps between two states that are kept; by default the root of a stage's steps.
-        progress: Told after every step.
+        progress: Called after every step.
         since: The earliest stage that is wanted, which the sweep ends with; None for the first.
 
     Raises:

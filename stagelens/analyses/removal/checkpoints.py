@@ -46,7 +46,7 @@ def write_edited(
         progress: Called after every tensor.
 
     Raises:
-        StageLensError: The final model is no checkpoint by itself.
+        StageLensError: The final model is not a checkpoint by itself.
     """
     shards, beside = _layout(run, weights.final)
     if "config.json" not in beside:
@@ -75,7 +75,7 @@ def _layout(run: Run, final: Mapping[str, Tensor]) -> tuple[_Shards, dict[str, b
     """What goes into which file, as the final model's own files have it; and what stands beside.
 
     Raises:
-        StageLensError: The final model has an adapter, so it is no checkpoint by itself.
+        StageLensError: The final model has an adapter, so it is not a checkpoint by itself.
     """
     from stagelens.runs.streaming import TensorFacts, read_header
 
@@ -96,8 +96,8 @@ def _layout(run: Run, final: Mapping[str, Tensor]) -> tuple[_Shards, dict[str, b
     config = facts.build_config or run.file.task.config
     if config.get("peft"):
         raise StageLensError(
-            "the final model has an adapter, so it is no checkpoint by itself; merge it before the "
-            "last stage, or save it with peft"
+            "the final model has an adapter, so it is not a checkpoint by itself; merge it before "
+            "the last stage, or save it with peft"
         )
     module = run.task.build_model(facts.build_config)
     kept = {

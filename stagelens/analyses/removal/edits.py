@@ -74,7 +74,7 @@ def material(
         estimator: Computes what is not in the run folder yet.
         settings: Of the estimator.
         stages: Their names.
-        progress: Told of the work.
+        progress: Called as the work proceeds.
 
     Raises:
         Refused: The estimator can give one of them no weights; says why.
@@ -145,7 +145,7 @@ def subtracted(name: str, final: Tensor, taken: Sequence[tuple[Tensor, float | T
     """One tensor of the final model with parts of stages taken out of it.
 
     Args:
-        name: Its name; variances are told by it.
+        name: Its name; variances are recognised by it.
         final: Its value in the final model, floating.
         taken: Per stage its value in the counterfactual, of any floating dtype, and the strength.
 

@@ -107,7 +107,7 @@ def measure_edits(
         run: The run.
         examples: One of its evaluation sets.
         edits: Any number of them; one without strengths is the final model.
-        progress: Told of counterfactuals (nine tenths of it) and forward passes.
+        progress: Called for counterfactuals (nine tenths of it) and forward passes.
         keep: Whether to write what is measured into the run folder.
 
     Raises:

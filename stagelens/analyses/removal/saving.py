@@ -31,7 +31,7 @@ CARD, SPEC = "README.md", "stagelens_edit.json"
 WHAT_IT_IS = (
     "An edit guided by an estimate: the final weights minus a strength times what the stage is "
     "estimated to have done to them. It is not the model that training without the stage would "
-    "have given, and no cure; measure it on what it is meant for."
+    "have given, and not a cure; measure it on what it is meant for."
 )
 
 
@@ -73,12 +73,13 @@ def save(
         edit: What to do to its final model.
         out: A folder that does not exist yet, or holds nothing; nothing is ever overwritten.
         examples: Where to measure before and after; None where the run has no set.
-        by: Column of the groups that are measured apart.
-        progress: Told of counterfactuals, measuring and writing.
+        by: Column of the groups that are measured separately.
+        progress: Called for counterfactuals, measuring and writing.
 
     Raises:
         Refused: The edit takes nothing out, or an estimator cannot give a stage.
-        StageLensError: The folder holds something, or the final model is no checkpoint by itself.
+        StageLensError: The folder holds something, or the final model is not a checkpoint by
+            itself.
     """
     if not edit.strengths:
         raise Refused("nothing is taken out, so this is the final model; give a stage a strength")

@@ -81,7 +81,7 @@ def search(
         stages: Those that may be taken out.
         goal: On all N examples.
         validation: (N,) bool, the examples to choose on; no other is looked at.
-        progress: Told after every measured edit.
+        progress: Called after every measured edit.
 
     Raises:
         Refused: One of the two groups has no labelled example to choose on.

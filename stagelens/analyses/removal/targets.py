@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from stagelens.contracts import ProgressCallback
 
 TOLERANCE = 0.02
-"""Share of right answers that the control group may lose, unless told otherwise."""
+"""Share of right answers that the control group may lose, unless another is given."""
 
 
 class Target(BaseModel):
@@ -90,7 +90,7 @@ class Found(BaseModel):
         if not self.edit.strengths:
             return (
                 f"Nothing that was tried closes any of the gap of {points[0]:.1f} points between "
-                f"{control} and {group} at the price that is allowed."
+                f"{control} and {group} at the allowed price."
             )
         outcome = "closes" if self.closed else "narrows, but does not close,"
         price = f"loses {points[2]:.1f}" if points[2] > 0 else f"gains {-points[2]:.1f}"
@@ -141,7 +141,7 @@ def find(
         run: The run.
         examples: One of its evaluation sets, with labels.
         target: What to close, and at which price.
-        progress: Told of counterfactuals (half of it) and of the search.
+        progress: Called for counterfactuals (half of it) and for the search.
 
     Raises:
         SetError: A column or group is not there.

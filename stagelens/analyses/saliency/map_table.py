@@ -26,7 +26,7 @@ models' own changes."""
 MOST_STEPS = 512
 """Steps of the integral at most; it begins with few, and doubles them until the sums hold."""
 _NOTHING = 1e-6
-"""Changes below this are float32's rounding, so nothing is to be held against them."""
+"""Changes below this are float32's rounding, so it proves nothing against a map."""
 
 NOT_ATTRIBUTED = ("accuracy", "preference")
 """Behaviours that have no gradient, or are about two texts at once."""

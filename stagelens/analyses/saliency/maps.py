@@ -88,7 +88,7 @@ def stage_maps(
         settings: Of the estimator; None for its defaults.
         behaviour: One of the task's; None for its first.
         baseline: One of :data:`~.map_table.BASELINES`; None for the usual one.
-        progress: Told of all of it.
+        progress: Called as the work proceeds.
 
     Raises:
         Refused: The estimator cannot give the stage; or the task, the behaviour or an example

@@ -113,7 +113,7 @@ def _pixels(task: Task, batch: Any) -> Tensor:
     if not isinstance(images, Tensor) or images.ndim < 3 or not images.is_floating_point():
         raise Refused(
             f"task {task.name!r} cannot be attributed to pixels: the first element of its batches "
-            "is no float tensor (B, ..., height, width); let its collate give (images, ...)"
+            "is not a float tensor (B, ..., height, width); let its collate give (images, ...)"
         )
     return images if images.dtype == torch.float64 else images.float()
 

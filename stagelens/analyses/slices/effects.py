@@ -257,7 +257,7 @@ def difference_sentence(
         f"{amount_text(found.low, behaviour, unit=False)} to {amount_text(found.high, behaviour)}"
     )
     corrected = f", corrected for {found.looked_at} comparisons" if found.looked_at > 1 else ""
-    noise = "; this is within training noise, so no finding" if found.within_noise else ""
+    noise = "; this is within training noise, so not a finding" if found.within_noise else ""
     return Sentence(
         (
             Part("Without "),

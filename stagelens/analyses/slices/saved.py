@@ -1,8 +1,8 @@
 """Slices on disk: ``slices/<key>.json`` in the run folder, one self-describing file each.
 
 Every slice is a file of its own, written atomically under a key of set and name, so pages of
-different people may save at the same time. A file that cannot be read is told, and the others are
-shown.
+different people may save at the same time. A file that cannot be read is reported, and the others
+are shown.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stagelens.runs.schema import VERSION, Name, check_name, digest
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 
 BY_OUTCOME = ("answers", "changed", "side", "strength")
-"""Filters that look at what is measured: the mean effect on examples chosen by it is no finding."""
+"""Filters that look at what is measured: a mean effect on examples chosen by it is no evidence."""
 
 MOST = 50
 """Slices of one set; beyond, pages would offer more than anybody reads."""
@@ -60,7 +60,7 @@ class Slice(BaseModel):
     @model_validator(mode="after")
     def _each_once(self) -> Slice:
         if len(set(self.example_ids)) != len(self.example_ids):
-            raise ValueError("an example stands in it twice")
+            raise ValueError("an example appears in it twice")
         return self
 
     @property
@@ -70,7 +70,7 @@ class Slice(BaseModel):
 
     @property
     def by_outcome(self) -> bool:
-        """Whether it was chosen by what is measured, so that its mean effect is no finding."""
+        """Whether it was chosen by what is measured, so that its mean effect is no evidence."""
         return any(key in self.filters for key in BY_OUTCOME)
 
     def words(self) -> str:
@@ -125,15 +125,17 @@ def save_slice(
     except ValueError as error:
         raise StageLensError(f"slice: {error}") from None
     if name.casefold() == OTHER_EXAMPLES:
-        raise StageLensError(f"{name!r} is what all other examples are called; choose another name")
+        raise StageLensError(
+            f"{name!r} is what the remaining examples are called; choose another name"
+        )
     chosen = set(example_ids)
     if not chosen:
-        raise StageLensError(f"slice {name!r} would hold no example; loosen a filter")
+        raise StageLensError(f"slice {name!r} would hold no examples; loosen a filter")
     order = examples.table(())["example_id"].tolist()
     if foreign := chosen.difference(order):
         raise StageLensError(
-            f"slice {name!r}: {min(foreign)!r} is no example of set {examples.name!r}; choose "
-            "among its ids"
+            f"slice {name!r}: {min(foreign)!r} is not an example of set {examples.name!r}; choose "
+            "from its ids"
         )
     if SLICE_COLUMN + name in examples.columns:
         raise StageLensError(
@@ -170,7 +172,7 @@ def stored_slices(run: Run, examples: EvaluationSet) -> tuple[list[Slice], list[
     """The slices of a set as it is now, by name, and what cannot be shown of others.
 
     Slices of other sets are left out. One that was chosen by what another recording of the run
-    did is told as a problem: its examples were chosen by numbers that are no more.
+    did is reported as a problem: its examples were chosen by numbers that are no more.
     """
     found: list[Slice] = []
     problems: list[str] = []
@@ -234,7 +236,7 @@ def examples_of(run: Run, examples: EvaluationSet) -> pd.DataFrame:
 
 
 def column_key(run: Run, examples: EvaluationSet, column: str) -> tuple[str, ...]:
-    """What tells a slice from another that had its name before; nothing for own columns.
+    """What distinguishes a slice from another that had its name before; nothing for own columns.
 
     Results that are kept by the name of a column are keyed by it too.
     """

@@ -56,7 +56,7 @@ def find_features(
         set_name: One of its evaluation sets.
         estimator: How counterfactuals are obtained.
         settings: Of the estimator; None for its defaults.
-        progress: Told of all of it.
+        progress: Called as the work proceeds.
 
     Raises:
         Refused: The estimator can give none of the stages.
@@ -176,7 +176,7 @@ class Look:
         if self.run.task.input_kind == "text":
             progress(0.0, "Counting words")
             found += words([_text(e) for b in self.examples.batches(BATCH_SIZE) for e in b])
-        progress(0.5, "Grouping examples that are alike to the model")
+        progress(0.5, "Grouping examples that look alike to the model")
         seen = representations(self.run, self.examples)
         if seen is not None and len(seen) >= 80:
             found.append(clusters(seen, self.labels))

@@ -179,7 +179,7 @@ class EvaluationSet:
         if self._ids is not None and read.equals(pa.chunked_array([self._ids])):
             return self._ids
         if not pa.types.is_string(read.type) or pc.count_distinct(read).as_py() != len(read):
-            raise ValueError("its ids are not text, or stand there more than once")
+            raise ValueError("its ids are not text, or appear more than once")
         self._ids = read.combine_chunks()
         return self._ids
 
@@ -259,7 +259,8 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise RunError(
-            f"{path} is damaged or foreign: {error}; restore it, or add the set again"
+            f"{path} is damaged or was not written by StageLens: {error}; restore it, or add the "
+            "set again"
         ) from None
 
 

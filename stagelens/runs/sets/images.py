@@ -62,7 +62,9 @@ def as_array(value: Any) -> np.ndarray:
         try:
             value = value.detach().cpu().numpy()
         except TypeError as error:
-            raise ValueError(f"cannot become an array ({error}); give tensor.float()") from None
+            raise ValueError(
+                f"cannot be turned into an array ({error}); give tensor.float()"
+            ) from None
     return np.asarray(value)
 
 
@@ -108,7 +110,9 @@ def decode_image(data: bytes, most_pixels: int | None = None) -> np.ndarray:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ValueError(f"has more than {most_pixels:,} pixels; scale it down first") from None
     except UnidentifiedImageError:
-        raise ValueError(f"is no image of a kind that is read ({', '.join(_FORMATS)})") from None
+        raise ValueError(
+            f"is not an image of a kind that can be read ({', '.join(_FORMATS)})"
+        ) from None
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged bytes
         raise ValueError(f"cannot be decoded ({error}); replace the file") from None
 
@@ -161,7 +165,7 @@ def display_png(image: np.ndarray, side: int | None = None, framed: bool = False
         image: The pixels.
         side: Length of the longer side in pixels; None keeps the image's own size. Enlarged pixels
             stay sharp squares.
-        framed: Whether a grey line around it tells where it ends, on a background of any colour.
+        framed: Whether a grey line around it shows where it ends, on a background of any colour.
     """
     pixels = np.asarray(image)
     if pixels.dtype != np.uint8:

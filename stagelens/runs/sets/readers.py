@@ -146,8 +146,8 @@ def _check_roles(path: Path, options: _Options, saved: bool) -> None:
     pictures = (path.is_dir() and not saved) or path.suffix.lower() == ".npz"
     if texts and (roles["image"] or pictures):
         raise SetError(
-            f"{path} was asked for images and texts at once; name columns of texts of a .csv, "
-            ".tsv, .jsonl or .parquet file or a saved dataset, or read images without them"
+            f"{path} was asked for images and texts at the same time; name columns of texts of a "
+            ".csv, .tsv, .jsonl or .parquet file or a saved dataset, or read images without them"
         )
     if roles["text"] and len(texts) > 1:
         raise SetError(

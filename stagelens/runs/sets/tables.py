@@ -39,7 +39,7 @@ def read_table(path: Path) -> Table:
     """Column name to values of a file with rows or a saved dataset; key to array of a ``.npz``.
 
     Raises:
-        SetError: Unreadable, without rows, of an unknown kind, or a column stands there twice.
+        SetError: Unreadable, without rows, of an unknown kind, or a column appears twice.
     """
     reader = _read_saved if path.is_dir() else _READERS.get(path.suffix.lower())
     if reader is None:
@@ -47,13 +47,15 @@ def read_table(path: Path) -> Table:
         raise SetError(f"{path}: give a folder of images or a file of one of the kinds {kinds}")
     try:
         if reader is not _read_saved and (not path.is_file() or path.stat().st_size == 0):
-            raise SetError(f"{path} is empty or no file; check the path, or save the file again")
+            raise SetError(f"{path} is empty or not a file; check the path, or save the file again")
         header, columns = reader(path)
     except (OSError, ValueError, EOFError, *_DAMAGE) as error:
-        raise SetError(f"{path} is damaged or not what its name says: {error}") from None
+        raise SetError(
+            f"{path} is damaged or of another kind than its name says: {error}"
+        ) from None
     twice = next((name for name in header if header.count(name) > 1), None)
     if twice is not None:
-        raise SetError(f"{path}: column {twice!r} stands there twice; rename one of them")
+        raise SetError(f"{path}: column {twice!r} appears twice; rename one of them")
     if not columns or (isinstance(columns[0], list) and not columns[0]):
         raise SetError(f"{path} has no rows; an evaluation set needs at least one example")
     return dict(zip(header, columns, strict=True))
@@ -85,8 +87,8 @@ def _read_csv(path: Path) -> tuple[list[str], list[Any]]:
                 rows.append(row)
     except csv.Error as error:
         raise SetError(
-            f"{path}: line {reader.line_num}: {error}; mend that line, with quotes around fields "
-            f"that hold {separator!r} or a line break"
+            f"{path}: line {reader.line_num}: {error}; correct that line, with quotes around "
+            f"fields that hold {separator!r} or a line break"
         ) from None
     header = [name or f"Unnamed: {i}" for i, name in enumerate(rows[0] if rows else [])]
     return header, [list(column) for column in zip(*rows[1:], strict=True)]
@@ -99,11 +101,15 @@ def _read_jsonl(path: Path) -> tuple[list[str], list[Any]]:
         try:
             row = json.loads(line) if line.strip() else None
         except (ValueError, RecursionError) as error:
-            raise SetError(f"{path}: line {number} is not JSON: {error}; mend that line") from None
+            raise SetError(
+                f"{path}: line {number} is not JSON: {error}; correct that line"
+            ) from None
         if isinstance(row, dict):
             rows.append(row)
         elif line.strip():
-            raise SetError(f"{path}: line {number} is no JSON object; write one {{...}} a line")
+            raise SetError(
+                f"{path}: line {number} is not a JSON object; write one {{...}} per line"
+            )
     header = list(dict.fromkeys(name for row in rows for name in row))
     return header, [[row.get(name) for row in rows] for name in header]
 
@@ -151,7 +157,9 @@ def _read_saved(folder: Path) -> tuple[list[str], list[Any]]:
     for entry in _listed(folder / _STATE, "_data_files"):
         name = str(entry.get("filename") if isinstance(entry, dict) else entry)
         if Path(name).name != name:
-            raise SetError(f"{folder / _STATE} names {name!r}, no file of {folder}; save it again")
+            raise SetError(
+                f"{folder / _STATE} names {name!r}, which is not a file of {folder}; save it again"
+            )
         with pa.memory_map(str(folder / name)) as source:
             tables.append(pa.ipc.open_stream(source).read_all())
             tables[-1].validate(full=True)  # lengths that lead out of the file end the process
@@ -164,14 +172,14 @@ def _listed(path: Path, name: str) -> list[Any]:
     """What a file of ``datasets`` lists under a name; nothing where it lists nothing."""
     found = _json_object(path).get(name) or []
     if not isinstance(found, list):
-        raise SetError(f"{path}: {name} is no list; save the dataset again")
+        raise SetError(f"{path}: {name} is not a list; save the dataset again")
     return found
 
 
 def _json_object(path: Path) -> dict[str, Any]:
     value = json.loads(_utf8(path))
     if not isinstance(value, dict):
-        raise SetError(f"{path} is no JSON object; save the dataset again")
+        raise SetError(f"{path} is not a JSON object; save the dataset again")
     return value
 
 

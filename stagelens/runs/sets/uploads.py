@@ -35,7 +35,7 @@ class Fitted:
 def fit_image(data: bytes, shape: Sequence[int] | None) -> Fitted:
     """Decode an image file, and make it fit.
 
-    A file whose size and channels the task takes stays as it is, to the bit. Any other is brought
+    A file whose size and channels the task takes stays as it is, to the bit. Any other is converted
     to 8 bits and to the task's channels; its middle part of the task's proportions is kept and
     scaled (Lanczos).
 
@@ -44,7 +44,7 @@ def fit_image(data: bytes, shape: Sequence[int] | None) -> Fitted:
         shape: (channels, height, width) that the task takes; None where it takes any.
 
     Raises:
-        StageLensError: It is no image that can be read, is too large, or the task takes channels
+        StageLensError: It is not a readable image, is too large, or the task takes channels
             that no image file has.
     """
     try:
@@ -85,7 +85,7 @@ def _eight_bits(pixels: np.ndarray, changes: list[str]) -> np.ndarray:
         low, high = 0.0, 1.0
     else:
         low, high = min(float(values.min()), 0.0), max(float(values.max()), 65535.0)
-    changes.append("brought to 8 bits")
+    changes.append("converted to 8 bits")
     return np.round(255 * (values - low) / (high - low)).astype(np.uint8)
 
 
@@ -115,7 +115,7 @@ def _cropped(image: Image.Image, proportions: float, changes: list[str]) -> Imag
     if kept == image.size:
         return image
     left, top = (width - kept[0]) // 2, (height - kept[1]) // 2
-    changes.append(f"its middle {kept[0]} × {kept[1]} of {_size(image)} pixels were kept")
+    changes.append(f"only the middle {kept[0]} × {kept[1]} of {_size(image)} pixels were kept")
     return image.crop((left, top, left + kept[0], top + kept[1]))
 
 

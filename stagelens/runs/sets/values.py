@@ -39,7 +39,7 @@ def _several(name: str, inputs: Mapping[str, Any]) -> list[Any]:
     columns: list[list[Any]] = []
     for field_name, values in inputs.items():
         if not isinstance(field_name, str) or field_name in ("example_id", "label"):
-            raise SetError(f"set {name!r}: {field_name!r} is no name of an input; rename it")
+            raise SetError(f"set {name!r}: {field_name!r} is not the name of an input; rename it")
         if isinstance(values, str | bytes):
             raise SetError(f"set {name!r} was given a single {field_name}; give a list of them")
         listed = [None if value is pd.NA or value != value else value for value in values]
@@ -53,7 +53,7 @@ def _several(name: str, inputs: Mapping[str, Any]) -> list[Any]:
 
 def _single(name: str, kind: Literal["image", "text"], given: Any) -> Any:
     if isinstance(given, str | bytes | Path | Image.Image):
-        raise SetError(f"set {name!r} was given a single {kind}; give a list of them")
+        raise SetError(f"set {name!r} was given a single {kind}; give a list")
     if kind == "image" and hasattr(given, "ndim"):
         try:
             array = as_array(given)
@@ -102,7 +102,7 @@ def checked_ids(name: str, ids: Any, count: int) -> list[str]:
     """Ids as text, row numbers where there are none.
 
     Raises:
-        SetError: One is missing, or stands there twice.
+        SetError: One is missing, or appears twice.
     """
     if ids is None:
         return [str(row) for row in range(count)]
@@ -113,7 +113,7 @@ def checked_ids(name: str, ids: Any, count: int) -> list[str]:
     twice = [text for text, times in Counter(texts).items() if times > 1]
     if twice:
         raise SetError(
-            f"set {name!r}: {len(twice)} ids stand there more than once ({few(twice)}); ids must "
+            f"set {name!r}: {len(twice)} ids appear more than once ({few(twice)}); ids must "
             "be unique, leave them out to use row numbers"
         )
     return texts

@@ -108,7 +108,7 @@ def write_set(
     """
     root, folder = Path(run_path), f"sets/{usable_name(name)}"
     if not root.is_dir():
-        raise SetError(f"{root} is no folder; give the path of a run folder")
+        raise SetError(f"{root} is not a folder; give the path of a run folder")
     kind, fields, given = checked_inputs(name, images, texts, inputs)
     if task is not None:
         check_inputs(name, kind, fields, task)
@@ -239,7 +239,7 @@ class _Rows:
                     hasher.update(f"{len(part)}:".encode() + part)
             except UnicodeEncodeError:
                 raise SetError(
-                    f"set {self.name!r}: example {key!r} has text that is no Unicode; mend it"
+                    f"set {self.name!r}: example {key!r} has text that is not Unicode; correct it"
                 ) from None
             except ValueError as error:
                 source = (
@@ -271,7 +271,7 @@ class _Rows:
         texts = given if len(self.fields) > 1 else (given,)
         for text in texts:
             if not isinstance(text, str) and (text is not None or len(texts) == 1):
-                raise ValueError(f"is {type(text).__name__}, no text; give a string")
+                raise ValueError(f"is {type(text).__name__}, not text; give a string")
         encoded = [None if text is None else text.encode() for text in texts]
         self._check(key, dict(zip(self.fields, texts, strict=True)))
         content = encoded[0] if len(texts) == 1 else canonical_json(list(texts)).encode()

@@ -64,9 +64,9 @@ def _browser(workspace: Workspace, effects: Effects, chosen: Chosen) -> None:
             icon=":material/link_off:",
         )
     if not len(chosen):
-        _begin_anew(chosen)
+        _from_the_first_page(chosen)
     if not len(chosen) and example_id is None:
-        st.info("No example is left. Loosen a filter.", icon=":material/filter_alt_off:")
+        st.info("No examples are left. Loosen a filter.", icon=":material/filter_alt_off:")
         return
     grid = st.grid(3, min_column_width=240)
     with grid.cell(column_span=2):
@@ -81,7 +81,7 @@ def _table(
 ) -> str | None:
     """One page of the table; returns the chosen example, which a click may just have changed."""
     if not len(chosen):
-        st.info("No example is left. Loosen a filter.", icon=":material/filter_alt_off:")
+        st.info("No examples are left. Loosen a filter.", icon=":material/filter_alt_off:")
         return example_id
     page = _page(chosen, example_id)
     shown = chosen.page(page)
@@ -120,7 +120,7 @@ def _table(
 def _noise(workspace: Workspace, shown: pd.DataFrame) -> str:
     """The mark of effects within training noise, where it is known of any."""
     known = any(shown[noise_column(stage)].notna().any() for stage in workspace.stages)
-    return "≈ within training noise: no finding. " if known else ""
+    return "≈ within training noise, so not a finding. " if known else ""
 
 
 def _trust(workspace: Workspace, effects: Effects, behaviour: Behaviour) -> str:
@@ -187,7 +187,7 @@ def _page(chosen: Chosen, example_id: str | None) -> int:
     return shown
 
 
-def _begin_anew(chosen: Chosen) -> None:
+def _from_the_first_page(chosen: Chosen) -> None:
     """Where no page is shown, the next one is the first, whatever filters come."""
     _, _, moves = st.session_state.get(_PAGE_STATE, ("", 1, 0))
     st.session_state[_PAGE_STATE] = (chosen.filters.key, 1, moves + 1)

@@ -41,13 +41,13 @@ _TABLE = state.session_key("disagreements")
 _ONE_RECORDING = "Both run folders hold the same recorded training."
 _TWO_TRAININGS = (
     "The two runs were trained separately. Their effects differ by chance too (first weights, "
-    "order of the batches), so a difference on single examples is no error of either estimate."
+    "order of the batches), so a difference on single examples is not an error of either estimate."
 )
 
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What is held against what: a stage, and for either side whose effects on what.
+    """What is compared with what: a stage, and for either side whose effects on what.
 
     The note says what else may set the two apart.
     """
@@ -75,14 +75,14 @@ def comparison_tab(workspace: Workspace, effects: Effects) -> None:
     """Controls, the sentence, the scatter, the figures, and the largest disagreements."""
     with st.container(border=True):
         kind = st.segmented_control(
-            "Hold against each other",
+            "Compare",
             (ESTIMATORS, BEHAVIOURS, RUNS),
             default=ESTIMATORS,
             required=True,
             key="compared",
             bind="query-params",
-            help="The same examples and the same stage on both sides: by two estimators, in two "
-            "behaviours, or of two runs of one task.",
+            help="The same examples and the same stage on both axes: two estimators, two "
+            "behaviours, or two runs of one task.",
         )
         choose = {ESTIMATORS: _estimators, BEHAVIOURS: _behaviours, RUNS: _runs}
         try:
@@ -101,8 +101,8 @@ def _estimators(workspace: Workspace, effects: Effects) -> _Wanted | None:
     available = loaders.available(workspace.at, workspace.examples.name)
     if len(available) < 2:
         st.info(
-            f"Only {components.plain(available[0])} is stored for this set. Another estimator is "
-            "computed in the sidebar, or with stagelens attribute.",
+            f"Only {components.plain(available[0])} is stored for this set. Compute another "
+            "estimator in the sidebar, or with stagelens attribute.",
             icon=":material/info:",
         )
         return None
@@ -135,7 +135,7 @@ def _runs(workspace: Workspace, effects: Effects) -> _Wanted | None:
     if not others:
         st.info(
             "There is no other run on this server to compare with. Runs in the same folder as "
-            "this one are found by themselves.",
+            "this one are found automatically.",
             icon=":material/info:",
         )
         return None
@@ -293,7 +293,7 @@ def _figures(found: Comparison, about: About) -> None:
     components.table(
         pd.DataFrame(lines), "comparison-figures", f"{names}: figures.", about, height="content"
     )
-    said = f"Over {len(found.points):,} examples, with intervals over resampled ones."
+    said = f"Over {len(found.points):,} examples, with intervals from resampling them."
     if not found.one_unit:
         said += " They are different behaviours, so there is no relative difference."
     components.text_block(said, muted=True)
@@ -338,9 +338,9 @@ def _disagreements(workspace: Workspace, found: Comparison, about: About) -> Non
             "image": st.column_config.ImageColumn("image", width=50),
             "apart": st.column_config.TextColumn(
                 "apart",
-                help="Size of second minus first."
+                help="Size of the second minus the first."
                 if found.one_unit
-                else "Size of second minus what the slope makes of the first.",
+                else "Size of the second minus the slope times the first.",
             ),
         },
     )

@@ -92,7 +92,7 @@ def choose(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: s
             bind="query-params",
             required=True,
             help=f"The behaviour of this example, or its mean over the "
-            f"{count_text(len(chosen), workspace.noun)} that the filters leave.",
+            f"{count_text(len(chosen), workspace.noun)} that pass the filters.",
         )
         mean = about == SHOWN and len(chosen) > 0
         rows = chosen.rows if mean else chosen.every.frame.iloc[[chosen.every.places[example_id]]]
@@ -116,7 +116,7 @@ def _stage(workspace: Workspace, effects: Mapping[str, float]) -> str:
         key=WITHIN,
         bind="query-params",
         required=True,
-        help="Whose steps and training data are looked at.",
+        help="The stage whose steps and training data are shown.",
     )
     return chosen or workspace.stages[0]
 
@@ -172,9 +172,9 @@ def _offer(workspace: Workspace, asked: Asked) -> None:
         took = "" if seconds is None else f" Predicted: {numbers.predicted_time(seconds)}."
         components.text_block(
             f"What every step of {asked.stage} contributed to the {phrase(asked.behaviour)} of "
-            f"{about}, and what every training example in it did: to first order, by one sweep "
-            f"backwards through the {sum(stage.steps for stage in since):,} recorded steps from "
-            f"there to the final model.{took} It is kept for the next visit."
+            f"{about}, and what every training example in it did: to first order, by one backward "
+            f"sweep through the {sum(stage.steps for stage in since):,} recorded steps from there "
+            f"to the final model.{took} It is kept for the next visit."
         )
         st.button(
             "Compute the contributions",
@@ -197,7 +197,7 @@ def _start(arguments: tuple[str, ...]) -> None:
 def _impossible(workspace: Workspace, asked: Asked) -> str | None:
     """Why nothing can be computed; None where it can."""
     if not workspace.computable:
-        return "Without the run's task nothing can be computed here."
+        return "Nothing can be computed here without the run's task."
     for stage in workspace.run.stages[workspace.stages.index(asked.stage) :]:
         if stage.facts.origin == "assembled":
             return f"What steps contributed is not known: {stage.not_recorded}."
@@ -241,8 +241,8 @@ def first_order(found: Stored, asked: Asked) -> None:
         st.warning(
             components.plain(
                 f"To first order the steps of {asked.stage} do not add up to its effect: more than "
-                "half of it is left open. Take what follows as a hint of where to look, not as "
-                "amounts."
+                "half of it is not explained. Take what follows as a hint of where to look, not "
+                "as amounts."
             ),
             icon=":material/warning:",
         )

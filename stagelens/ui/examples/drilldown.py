@@ -39,7 +39,7 @@ def beside(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: s
     row = chosen.every.row(example_id)
     st.header(components.plain(example_id), anchor=False)
     if chosen.page_of(example_id) is None:
-        st.caption("This example is not among those that the filters leave.")
+        st.caption("This example does not pass the filters.")
     said_of = components.sentences_html(said(workspace, effects, chosen.behaviour, row), brief=True)
     if all(pd.isna(row[noise_column(stage)]) for stage in workspace.stages):
         said_of += components.text_html("Training noise not known.", muted=True)

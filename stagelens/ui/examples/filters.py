@@ -61,7 +61,7 @@ def _filters(workspace: Workspace, every: Every, behaviour: Behaviour) -> Filter
         "Stage", workspace.stages, "stage", "Any stage", "The stage whose effect is filtered."
     )
     label = pick_label(every.labels) if workspace.labelled else None
-    by, group = workspace.pick_group("Examples of one group, or of one saved slice, only.")
+    by, group = workspace.pick_group("Only the examples of one group or one saved slice.")
     answers = None
     if workspace.labelled:
         answers = _pick(
@@ -109,7 +109,7 @@ def _search(in_texts: bool) -> tuple[str, bool]:
         placeholder="Words of a text, or of an id" if in_texts else "Part of an example id",
         icon=":material/search:",
         width=320,
-        help="Examples that contain this, in capitals or not.",
+        help="Examples that contain this; upper and lower case count as the same.",
     )
     changed = st.toggle(
         "Only where the answer changes without the stage",
@@ -149,7 +149,7 @@ def _strength(largest: float, behaviour: Behaviour) -> float:
         format=f"%.{max(-int(np.floor(np.log10(step))), 0)}f",
         key="strength",
         bind="query-params",
-        help="Smallest size of the stage effect, be it credit or blame.",
+        help="Smallest size of the stage effect, whether credit or blame.",
     )
     return float(chosen) / scale
 
@@ -170,7 +170,7 @@ def count_and_export(workspace: Workspace, effects: Effects, chosen: Chosen) -> 
             icon=":material/download:",
             disabled=count == 0,
             on_click="ignore",
-            help="The effect table of the examples that the filters leave, with trust.",
+            help="The effect table of the examples that pass the filters, with trust.",
         )
 
 

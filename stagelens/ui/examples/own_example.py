@@ -37,8 +37,8 @@ _FORM_NAMES = {
 }
 """Input fields that are asked for together, and what that is called."""
 _HELP = {
-    "completion": "What the model is asked about, after the prompt. The two are put together as "
-    "they are: a completion that follows a space begins with that space.",
+    "completion": "The text that follows the prompt. The two are joined as they are, so a "
+    "completion that follows a space must begin with that space.",
     "rejected": "Optional: another completion of the same prompt, to compare the first one with.",
 }
 _STAYS = "It stays in this server's memory while your session lasts."
@@ -49,7 +49,7 @@ _STAYS = "It stays in this server's memory while your session lasts."
 def own_example_tab(workspace: Workspace) -> None:
     """The box, and below it what the models say of what is in it."""
     if not workspace.computable:
-        st.info("Without the run's task no model can be asked.", icon=":material/info:")
+        st.info("No model can be asked without the run's task.", icon=":material/info:")
         return
     try:
         with st.container(border=True):
@@ -95,8 +95,8 @@ def _image_box(workspace: Workspace) -> str | None:
             on_change=take,
             help=settings.READ_ONLY
             if settings.read_only()
-            else f"{_STAYS} Up to 10 MB and {MOST_PIXELS // 10**6} million pixels; it is made to "
-            f"fit what the model takes. {_memory_help()}",
+            else f"{_STAYS} Up to 10 MB and {MOST_PIXELS // 10**6} million pixels; it is converted "
+            f"to what the model takes. {_memory_help()}",
         )
     with right:
         return _label(workspace)
@@ -152,7 +152,7 @@ def _fields(workspace: Workspace) -> Sequence[str]:
 
 def _memory_help() -> str:
     return (
-        "The weights of the models stay loaded within a limit on memory (STAGELENS_MEMORY, now "
+        "The models' weights stay in memory within a limit (STAGELENS_MEMORY, now "
         f"{settings.memory() / 1e9:.3g} GB)."
     )
 
@@ -163,8 +163,7 @@ def _label(workspace: Workspace) -> str | None:
     if not isinstance(classes, list):
         return None
     text = (
-        "What the right answer is. Without a label, the behaviours are about the final model's own "
-        "answer."
+        "The right answer. Without a label, the behaviours are about the final model's own answer."
     )
     none = "The model's own answer"
     if len(classes) > _MANY:
@@ -196,7 +195,8 @@ def _show(workspace: Workspace, question: Question, asked: Asked) -> None:
             _verdict(workspace, row)
         if answer.label is not None and not answer.label_given:
             components.text_block(
-                f"No label was chosen, so the {phrase(behaviour)} is about this answer.", muted=True
+                f"No label was chosen, so the {phrase(behaviour)} refers to this answer.",
+                muted=True,
             )
         drilldown.sentences(workspace, effects, behaviour, row)
         said = f"Counterfactuals: {estimator}. Training noise is not known for an own example."

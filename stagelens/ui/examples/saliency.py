@@ -69,7 +69,7 @@ def gallery(workspace: Workspace, effects: Effects) -> None:
             workspace.at, workspace.examples.name, effects.estimator, name
         )
         label = filters.pick_label(every.labels) if workspace.labelled else None
-        by, group = workspace.pick_group("Examples of one group, or of one saved slice, only.")
+        by, group = workspace.pick_group("Only the examples of one group or one saved slice.")
         side = filters.pick_side()
         baseline = _pick_baseline(workspace, wide=True)
     if _refused(effects, stage):
@@ -80,7 +80,7 @@ def gallery(workspace: Workspace, effects: Effects) -> None:
     rows = browse.select(every, asked, behaviour, workspace.stages).rows
     rows = rows[rows[effect_column(stage)].notna()]
     if rows.empty:
-        st.info("No example is left. Loosen a filter.", icon=":material/filter_alt_off:")
+        st.info("No examples are left. Loosen a filter.", icon=":material/filter_alt_off:")
         return
     most = _IMAGES if workspace.noun == "image" else _TEXTS
     ids = rows["example_id"].head(most).tolist()
@@ -112,8 +112,8 @@ def saliency_maps(
     st.subheader("Which part of the input carries the effect", anchor=False)
     if behaviour.name in NOT_ATTRIBUTED:
         components.text_block(
-            f"{phrase(behaviour).capitalize()} cannot be attributed: it is no smooth number of one "
-            "input. Choose another behaviour.",
+            f"{phrase(behaviour).capitalize()} cannot be attributed: it is not a smooth function "
+            "of one input. Choose another behaviour.",
             muted=True,
         )
         return
@@ -170,7 +170,7 @@ def _pick_baseline(workspace: Workspace, wide: bool = False) -> str:
         key=_BASELINE,
         bind="query-params",
         width="stretch" if wide else 220,
-        help=f"What nothing looks like; maps say what the input has more than it. {said}",
+        help=f"What counts as an empty input; maps show what the input adds to it. {said}",
     )
 
 
@@ -209,7 +209,7 @@ def _maps(
     if not missing:
         return [found[each] for each in ids]
     if not workspace.computable:
-        st.info("Without the run's task no map can be made.", icon=":material/info:")
+        st.info("No map can be made without the run's task.", icon=":material/info:")
         return None
     if _weights(workspace) * len(missing) <= _QUICK:
         try:
@@ -364,9 +364,9 @@ def _how(workspace: Workspace, baseline: str) -> None:
         f"{BASELINES[workspace.noun][baseline]}) to the input, of the final model and of the model "
         f"without the stage; the stage's map is their difference. Its {places} sum to the effect "
         f"on the input less that on the baseline: checked within {percent(WITHIN)} of the larger "
-        f"of the two models' own changes, with up to {MOST_STEPS} steps. {text}A place that is "
-        "like the baseline has nothing, whatever the model makes of it; so another baseline can "
-        "give another map.",
+        f"of the two models' own changes, with up to {MOST_STEPS} steps. {text}A place that equals "
+        "the baseline gets nothing, whatever the model makes of it, so another baseline can give "
+        "another map.",
         muted=True,
     )
 

@@ -57,7 +57,7 @@ def side_by_side_tab(workspace: Workspace, chosen: Chosen, said: Said) -> None:
     ids = state.side_by_side(chosen.every.places)
     if not ids:
         st.info(
-            "Nothing stands here yet: the button above puts the chosen example here.",
+            "Nothing here yet: the button above adds the chosen example.",
             icon=":material/compare_arrows:",
         )
         return
@@ -66,8 +66,8 @@ def side_by_side_tab(workspace: Workspace, chosen: Chosen, said: Said) -> None:
     largest = browse.largest(rows, workspace.stages) or None
     behaviour = chosen.behaviour
     components.text_block(
-        f"Effect of each stage on the {phrase(behaviour)}, on one scale: credit to the right, "
-        "blame to the left.",
+        f"Effect of each stage on the {phrase(behaviour)}, all on the same scale: credit to the "
+        "right, blame to the left.",
         muted=True,
     )
     with st.grid(len(ids), min_column_width=190, gap="medium") as grid:

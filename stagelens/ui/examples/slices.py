@@ -25,12 +25,12 @@ from stagelens.wording.trust_words import MARKS, trust_label, trust_word
 
 _SAID = state.session_key("slice-said")
 _NAME = state.session_key("slice-name")
-_DOUBT = "no finding, because"
+_DOUBT = "not a finding, because"
 """Column of the table; there where any slice has a reason."""
 
 
 def save(workspace: Workspace, estimate: str, chosen: Chosen) -> None:
-    """Keep the examples that the filters leave under a name.
+    """Keep the examples that pass the filters under a name.
 
     Args:
         workspace: What is open.
@@ -66,7 +66,8 @@ def save(workspace: Workspace, estimate: str, chosen: Chosen) -> None:
         disabled=len(chosen) == 0 or settings.read_only(),
         help=settings.READ_ONLY
         if settings.read_only()
-        else "Keeps these examples under a name in the run folder; groups of every page offer it.",
+        else "Saves these examples under a name in the run folder; every page can then show them "
+        "as a group.",
     ):
         count = count_text(len(chosen), workspace.noun)
         asked = Slice.words_of(chosen.filters.asked()) or "no filter"
@@ -90,8 +91,8 @@ def slice_table(workspace: Workspace, effects: Effects, behaviour: Behaviour) ->
     slices = workspace.slices
     if not slices:
         components.text_block(
-            f"No slice is saved of set {workspace.examples.name} yet. A slice is a choice of "
-            "examples under a name: filter on the page Examples, then Save as slice.",
+            f"No slice has been saved of set {workspace.examples.name} yet. A slice is a named "
+            "selection of examples: filter on the Examples page, then press Save as slice.",
             muted=True,
         )
         st.page_link(
@@ -158,7 +159,7 @@ def _table(
     components.text_block(
         f"{about}: final model minus the counterfactual without the stage; in brackets the 95 % "
         f"interval over resampled {workspace.noun}s. ▲ credit, ▼ blame, ≈ within training noise, "
-        "so no finding.",
+        "so not a finding.",
         muted=True,
     )
 
@@ -182,7 +183,7 @@ def _cell(row: Mapping[Hashable, Any], behaviour: Behaviour) -> str:
 
 
 def _doubt(one: Slice, n: int) -> str:
-    """Why the means of a slice are no finding, whatever the trust of the estimate."""
+    """Why the means of a slice are not findings, whatever the trust of the estimate."""
     said = [f"fewer than {FEWEST}"] if n < FEWEST else []
     said += ["chosen by effects or answers"] if one.by_outcome else []
     return ", ".join(said)
@@ -209,5 +210,5 @@ def _delete(workspace: Workspace, slices: list[Slice]) -> None:
                     args=(one,),
                     disabled=settings.read_only(),
                     key=f"delete-slice-{one.name}",
-                    help="Takes it out of the run folder, for everybody.",
+                    help="Deletes it from the run folder, for everyone.",
                 )

@@ -66,7 +66,7 @@ def token_effects(
     known = trust.get(stage)
     components.text_block(
         f"How much more likely {stage} made each token (credit), or less likely (blame), in "
-        f"{behaviour.unit or 'the behaviour'}; the shades of all stages have one range."
+        f"{behaviour.unit or 'the behaviour'}; all stages share one scale of shades."
         if behaviour.name == "log-likelihood"
         else f"Effect of {stage} on the {behaviour.name} of each token.",
         muted=True,

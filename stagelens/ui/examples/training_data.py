@@ -59,7 +59,7 @@ def training_data_tab(
         f"Show {SHOWN} on either side",
         key="all-data",
         bind="query-params",
-        help=f"At first there are {_AT_FIRST}.",
+        help=f"Initially there are {_AT_FIRST}.",
     )
     count = SHOWN if everything else _AT_FIRST
     with st.grid(2, min_column_width=340, gap="medium") as grid:

@@ -52,10 +52,10 @@ class _Asked:
 
 def card() -> None:
     """The form, and in its place of the button how far the run is; a finished run is opened."""
-    st.header("Make a run of checkpoints", anchor=False)
+    st.header("Make a run from checkpoints", anchor=False)
     st.markdown(
         "Models that were trained without a recorder: give the folder of every `transformers` "
-        "checkpoint in the order of training, the base first. Task vectors are there at once."
+        "checkpoint in the order of training, the base first. Task vectors are available at once."
     )
     asked: _Asked | None = st.session_state.get(_ASKED)
     job = None if asked is None else jobs.find(asked.arguments)
@@ -82,14 +82,14 @@ def card() -> None:
             width=260,
             disabled=busy,
             persist_state="session",
-            help="What the models eat and answer.",
+            help="What the models take as input, and what they answer.",
         )
         st.checkbox(
             "Link the weights instead of copying them",
             key="assemble-link",
             disabled=busy,
             persist_state="session",
-            help="Takes no further room, where the folders lie on the disk of the runs. The "
+            help="Takes no extra space if the folders are on the same disk as the runs. The "
             "original files must then never be edited.",
         )
     if asked is not None and components.job_state(asked.arguments, "Dismiss", _in_fields):
@@ -167,7 +167,7 @@ def _evaluation(busy: bool) -> None:
             key="assemble-unlabelled",
             disabled=busy,
             persist_state="session",
-            help="The set has no labels; behaviours that need one are then not known.",
+            help="The set has no labels; behaviours that need a label are then not known.",
         )
 
 
@@ -241,7 +241,7 @@ def _folder(name: str) -> Path:
         raise StageLensError("the run has no name yet; give it one")
     out = settings.home() / _usable(name)
     if out.exists():
-        raise StageLensError(f"{out} is there already; choose another name for the run")
+        raise StageLensError(f"{out} already exists; choose another name for the run")
     return out
 
 

@@ -1,4 +1,4 @@
-"""Answers that get better by themselves: free at once, coarse in the background, replay last.
+"""Answers that improve on their own: free at once, coarse in the background, replay last.
 
 The task vector is there within seconds. ``coarse-replay`` within a budget follows by itself, save
 where replay takes hardly longer, and ``replay`` where it is predicted to take less than a minute;
@@ -159,7 +159,9 @@ def better(ladder: Ladder) -> None:
         if not at_once:
             waiting = _coarse(ladder, budget)
         elif jobs.find(replay) is None:
-            st.caption("Replay should take hardly longer here than a coarse replay: it runs now.")
+            st.caption(
+                "Replay should take hardly longer here than coarse replay, so it is running now."
+            )
     if waiting or not ladder.replayable:
         return
     if ladder.short and jobs.find(replay) is None:
@@ -174,7 +176,7 @@ def _verifying() -> bool:
     job = None if arguments is None else jobs.find(arguments)
     if arguments is None or job is None or not job.running:
         return False
-    st.caption("A verification by replay is running; better numbers come with it.")
+    st.caption("A verification by replay is running; better numbers will come with it.")
     return components.job_state(arguments, "Dismiss")
 
 
@@ -214,7 +216,7 @@ def _coarse(ladder: Ladder, budget: float) -> bool:
 def _running(arguments: tuple[str, ...], title: str) -> bool:
     job = jobs.find(arguments)
     if job is not None and job.running:
-        st.caption(f"{title} is being computed; the page moves on to it when it is there.")
+        st.caption(f"{title} is being computed; the page switches to it when it is ready.")
     return components.job_state(arguments, "Try again")
 
 

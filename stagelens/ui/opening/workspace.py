@@ -27,12 +27,12 @@ _ESTIMATOR_HELP = (
     "An estimator is a way to obtain a counterfactual: the model as it would be had a stage's "
     "updates not happened, all later stages run as they were. Replay runs the recorded steps "
     "again and is the ground truth; coarse-replay does so cheaply, within a budget; task-vector "
-    "is free and approximate. The page Trust holds them against each other."
+    "is free and approximate. The Trust page compares them."
 )
 
 _BY_OUTCOME = (
-    ":material/filter_alt: This slice was chosen by effects or answers: what sets it apart in "
-    "these follows from the choice, and is no finding."
+    ":material/filter_alt: This slice was chosen by effects or answers: what sets it apart there "
+    "follows from the choice, and is not a finding."
 )
 
 _NO_SUCH_SET = state.session_key("no-such-set")
@@ -183,8 +183,8 @@ def _no_stage(run: Run) -> str:
         name = run.unfinished[0].name
         return (
             f"The first stage, {name}, is not finished, so there is no final model to look at yet. "
-            "Where it is still being recorded, come back when it is done; where its recording was "
-            "stopped, go on with stagelens.Recorder(path, resume=True)."
+            "If it is still being recorded, come back when it is done; if recording was stopped, "
+            "continue with stagelens.Recorder(path, resume=True)."
         )
     return (
         "Nothing has been recorded into this run yet. Record its stages with stagelens.Recorder, "
@@ -287,13 +287,13 @@ def _choose_groups(at: Source, set_name: str) -> tuple[str | None, tuple[str, ..
 
 
 def nothing_measured(workspace: Workspace) -> None:
-    """In the place of numbers where there are none yet: the free ones start by themselves."""
+    """In the place of numbers where there are none yet: the free ones start on their own."""
     if not workspace.computable:
         st.info("No stage effect has been measured on this set yet.", icon=":material/info:")
         return
     st.info(
         "No stage effect has been measured on this set yet. The task vector is free and takes "
-        "seconds; better numbers follow by themselves.",
+        "seconds; better numbers follow automatically.",
         icon=":material/hourglass_empty:",
     )
     progressive.first(progressive.Ladder.of(workspace.at, workspace.examples.name))

@@ -57,7 +57,7 @@ def choose(workspace: Workspace, effects: Effects) -> tuple[Behaviour, str | Non
         )
     with right:
         by, group = workspace.pick_group(
-            "Show credit and blame over the examples of one group, or of one saved slice, only."
+            "Show credit and blame only for the examples of one group or one saved slice."
         )
     return effects.behaviours[name], by, group
 
@@ -88,10 +88,10 @@ def headlines(
             f"Headlines are mean effects over at least {count_text(FEWEST, workspace.noun)}, "
             "beyond two standard errors"
             + (
-                " and beyond training noise; by replay where one is stored."
+                " and beyond training noise; from a replay where one is stored."
                 if noise_known
-                else "; by replay where one is stored. Training noise is not known: the Trust page "
-                "measures it."
+                else "; from a replay where one is stored. Training noise is not known: measure "
+                "it on the Trust page."
             ),
             muted=True,
         )
@@ -112,7 +112,7 @@ def credit_and_blame(
     st.header("Credit and blame", anchor=False)
     components.text_block(
         f"Mean stage effect on the {behaviour.name} of {about}: what each stage made better "
-        "(credit) and worse (blame) for single examples, and the net of both.",
+        "(credit) and worse (blame) for individual examples, and the net of the two.",
         muted=True,
     )
     chart = drawing.chart(
@@ -157,7 +157,9 @@ def _noise(means: pd.DataFrame) -> list[str]:
         return ["Training noise not known."]
     within = known.loc[known["within_noise"].astype(bool), "stage"].tolist()
     if within:
-        return [f"≈ Within training noise, so no finding: the mean effect of {', '.join(within)}."]
+        return [
+            f"≈ Within training noise, so not a finding: the mean effect of {', '.join(within)}."
+        ]
     return [f"Beyond training noise: the mean effects of {', '.join(known['stage'])}."]
 
 

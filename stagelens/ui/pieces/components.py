@@ -52,9 +52,9 @@ _STYLE = (
     '[data-testid="stHeading"] :is(h1,h2,h3){overflow:hidden;overflow-wrap:anywhere}'
     '[class*="st-key-finding-"] h2{font-size:1.25rem}</style>'
 )
-"""The accent is dark enough for white text on it, so on the dark background it is no text colour:
-what is selected has the page's own, and is told by its edge; so has a slider's value. Captions are
-pale no further than they can be read (4.5:1). No heading is wider than its place."""
+"""The accent is dark enough for white text on it, which makes it illegible as text on the dark
+background: what is selected, and a slider's value, keep the page's own colour and are marked by an
+edge. Captions are as pale as can still be read (4.5:1). No heading is wider than its column."""
 
 _BADGES: dict[TrustWord, tuple[str, str]] = {
     "exact": (":material/check_circle:", "green"),
@@ -194,7 +194,7 @@ def trust_badge(trust: StageTrust, behaviour: str, name: str | None = None) -> N
 
 
 def trust_badges(stages: Iterable[StageTrust], behaviour: str) -> None:
-    """One badge per stage in a row, and under it why some may not be leaned on."""
+    """One badge per stage in a row, and under it why some is not to be relied on."""
     stages = list(stages)
     with st.container(horizontal=True, gap="small"):
         for stage in stages:
@@ -221,7 +221,7 @@ def trust_legend() -> None:
             "<div style='display:grid;grid-template-columns:minmax(8em,auto) 1fr;gap:.3em 1.2em;"
             f"font-size:.9rem'>{rows}</div>"
         )
-        st.caption("Filled marks may be leaned on, hollow ones may not.")
+        st.caption("Rely on filled marks, not on hollow ones.")
 
 
 def sentence_html(sentence: Sentence, brief: bool = False) -> str:
@@ -328,7 +328,7 @@ def job_state(arguments: Sequence[str], again: str, worded: Callable[[str], str]
         error_state(f"{job.title} failed: {worded(status.error or 'it says nothing')}")
         log = job.log().strip()
         if log and log != status.error:
-            with st.expander("What the process printed last"):
+            with st.expander("Last output of the process"):
                 st.code(log, language=None, wrap_lines=True)
         st.button(again, on_click=jobs.forget, args=(tuple(arguments),), key=f"again-{arguments}")
     return False
@@ -356,8 +356,8 @@ def _left_over() -> None:
     for number, left in enumerate(interrupted_jobs.found()):
         with st.container(horizontal=True, vertical_alignment="center"):
             st.warning(
-                f"The server ended while this was running: {plain(left.title)}. What was finished "
-                "is kept; its page offers the rest again.",
+                f"The server stopped while this was running: {plain(left.title)}. What was "
+                "finished is kept; its page lets you start the rest again.",
                 icon=":material/restart_alt:",
             )
             st.button("Dismiss", key=f"left-{number}", on_click=left.dismiss)

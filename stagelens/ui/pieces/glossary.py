@@ -19,7 +19,7 @@ WORDS: Mapping[str, str] = {
     "counterfactual": "The model as it would be had a stage's updates not happened, all later "
     "stages run as they were.",
     "stage effect": "Behaviour of the final model minus behaviour of the counterfactual without "
-    "the stage. Said as a sentence: without the stage, the loss would be 0.41 higher.",
+    "the stage. In words: without the stage, the loss would be 0.41 higher.",
     "credit": "A stage effect that makes the behaviour better for an example. Blue, solid, ▲.",
     "blame": "A stage effect that makes the behaviour worse for an example. Vermilion, hatched, ▼.",
     "estimator": "A way to obtain a counterfactual: the task vector, coarse replay, the unrolled "
@@ -29,7 +29,7 @@ WORDS: Mapping[str, str] = {
     "trust": "What is known of an estimate's error: exact, verified against a replay, estimated "
     "with an expected error, or refused.",
     "training noise": "How much an effect varies with the order of the batches. An effect of less "
-    "than two of its standard deviations is no finding, and is marked ≈.",
+    "than two of its standard deviations is not a finding, and is marked ≈.",
     "group": "Examples that share a value of one column of the set.",
     "slice": "Examples chosen by filters and kept under a name.",
 }

@@ -144,7 +144,9 @@ def enter(scene: Scene) -> None:
     if draft is not None and draft.scene.title != scene.title:
         st.session_state.pop(_DRAFT)
     if (title := st.session_state.pop(_PINNED, None)) is not None:
-        st.toast(f"Pinned: {plain(title)}. The page Report has it.", icon=":material/push_pin:")
+        st.toast(
+            f"Pinned: {plain(title)}. It is now on the Report page.", icon=":material/push_pin:"
+        )
 
 
 @contextmanager
@@ -202,7 +204,7 @@ def _dialog(draft: Draft) -> None:
         key="pin-note",
         max_chars=LONGEST_NOTE,
         placeholder="What it means, or what to do about it",
-        help="Stands beside the finding in the report; it can be changed there.",
+        help="Shown beside the finding in the report, where you can change it.",
     )
     if st.button("Pin", key="pin-it", type="primary", icon=":material/push_pin:"):
         try:

@@ -2,7 +2,7 @@
 
 Caches are keyed by strings and bounded; what they hold is shared between all sessions and never
 changed. A :class:`Source` names a run folder *as it is now*: when a stage, a set or a result is
-written, its stamps change, and everything is read anew. Nothing here imports torch.
+written, its stamps change, and everything is read again. Nothing here imports torch.
 """
 
 from __future__ import annotations

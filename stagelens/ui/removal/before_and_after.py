@@ -207,7 +207,7 @@ def _side_by_side(view: RemovalView, compared: Compared, edit: Edit) -> None:
             with st.container():
                 st.markdown(f"**{name.capitalize()}**: answers by label")
                 if len(classes) > _MANY_CLASSES:
-                    st.caption(f"{len(classes)} classes are too many to draw.")
+                    st.caption(f"There are too many classes to draw ({len(classes)}).")
                     continue
                 counts = comparison.confusion(compared.answers[name], classes)
                 chart = drawing.chart(confusion_map, counts, name, charts.EITHER)

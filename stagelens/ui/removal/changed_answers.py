@@ -47,7 +47,7 @@ def table(view: RemovalView, compared: Compared, edit: Edit) -> None:
     _flip_table(view, shown.iloc[start : start + browse.PAGE_SIZE], edit)
     st.caption(
         f"Showing {start + 1} to {min(start + browse.PAGE_SIZE, len(shown))} of {len(shown)}, the "
-        "surest answers of the edited model first. An id opens the example on the page Examples."
+        "surest answers of the edited model first. An id opens the example on the Examples page."
     )
 
 

@@ -1,4 +1,4 @@
-"""An edit held against the real counterfactual, and saved."""
+"""An edit compared with the real counterfactual, and saved."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _replayed(stage: str) -> Edit:
 
 
 def check(view: RemovalView, wanted: Wanted) -> None:
-    """Hold the edit against the model that the later stages really give without the stage."""
+    """Compare the edit with the model that the later stages really give without the stage."""
     st.header("Check by replay", anchor=False)
     edit = wanted.edit
     stages = list(edit.strengths)
@@ -79,7 +79,7 @@ def _settled(view: RemovalView, edit: Edit) -> None:
             f"Settled: the edited model and the model that was really trained without {stage} give "
             f"the same answer on {100 * same:.1f} % of the examples."
             + (
-                " The edit takes out something else than this stage as a whole, so the two need "
+                " The edit takes out something other than this stage as a whole, so the two need "
                 "not agree."
                 if partly
                 else ""
@@ -111,11 +111,11 @@ def save(view: RemovalView, wanted: Wanted) -> None:
         out = folder / name
         if not _NAME.fullmatch(name):
             components.error_state(
-                f"{name!r} is no usable name; use letters, digits, '.', '_' and '-'"
+                f"{name!r} is not a usable name; use letters, digits, '.', '_' and '-'"
             )
         elif out.exists():
             components.error_state(
-                f"{out} is there already, and nothing is ever overwritten; choose another name"
+                f"{out} already exists, and nothing is ever overwritten; choose another name"
             )
         else:
             jobs.start(wanted.arguments, "Saving the edited model", out=out)

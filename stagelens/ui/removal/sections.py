@@ -139,8 +139,8 @@ def _preset(view: RemovalView) -> None:
         worst = edited_models.worst_stage(view, group) if group is not None else None
         if worst is None:
             st.toast(
-                f"No stage is to blame for {components.plain(str(group))}: without any of them it "
-                "would be answered worse.",
+                f"No stage is to blame for {components.plain(str(group))}: without any one of them "
+                "the model would answer it less well.",
                 icon=":material/info:",
             )
         set_all(worst)
@@ -155,8 +155,8 @@ def _preset(view: RemovalView) -> None:
                 index=groups.index(start) if start in groups else 0,
                 key="remove-group",
                 width=220,
-                help="Whom the preset beside it serves; at first the group that the final model "
-                "answers worst.",
+                help="The group that the preset beside it helps; initially the one that the final "
+                "model answers worst.",
             )
             st.button(
                 "Remove the worst stage for this group",

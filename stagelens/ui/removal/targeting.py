@@ -22,7 +22,7 @@ def controls(view: RemovalView) -> Wanted | None:
     if view.by is None:
         components.text_block(
             "A targeted edit closes a gap between groups, and this set has no column that could "
-            "stand for groups."
+            "form groups."
         )
         return None
     target = _target(view)
@@ -52,7 +52,7 @@ def _target(view: RemovalView) -> Target | None:
             "to",
             [_OTHERS, *(name for name in groups if name != group)],
             key="remove-control",
-            help="The control group: it is to be served no worse afterwards. Its accuracy is "
+            help="The control group, which should not be served worse afterwards. Its accuracy is "
             "compared at the group's own mix of labels.",
         )
         points = st.number_input(

@@ -35,8 +35,8 @@ def heading(workspace: Workspace) -> None:
     st.title("Report", anchor=False)
     components.text_block(
         "Findings of this run, in the order of the report. Pin a chart or a table on any page with "
-        "the pin beside it; it stays as it was when it was pinned. Findings lie in the run folder, "
-        "so everybody who opens the run sees them."
+        "the pin beside it; it stays as it was when you pinned it. Findings are kept in the run "
+        "folder, so everyone who opens the run sees them."
     )
     if (said := st.session_state.pop(_SAID, None)) is not None:
         st.warning(said, icon=":material/group:")
@@ -64,7 +64,7 @@ def export(workspace: Workspace, found: Findings) -> None:
     measured = bool(loaders.available(workspace.at, workspace.examples.name))
     with st.container(border=True):
         whole = st.toggle(
-            "Begin with the run's own report",
+            "Start with the run's own report",
             value=not found.kept,
             key="whole",
             disabled=not measured,
@@ -149,8 +149,8 @@ def listed(workspace: Workspace, found: Findings) -> None:
     _undo(workspace, found)
     if not found.kept:
         st.info(
-            "No finding has been pinned yet. Look at the pages, and press the pin beside "
-            "what should be kept.",
+            "No finding has been pinned yet. Browse the pages, and press the pin beside anything "
+            "worth keeping.",
             icon=":material/push_pin:",
         )
         return
@@ -190,7 +190,7 @@ def _head(workspace: Workspace, order: Sequence[Finding], number: int) -> None:
             on_click=_take_out,
             args=(workspace, finding),
             disabled=settings.read_only(),
-            help="Takes it out of the report. It can be put back.",
+            help="Removes it from the report. You can put it back.",
         )
 
 
@@ -282,11 +282,11 @@ def _facts(workspace: Workspace, finding: Finding) -> None:
     facts.append(f"pinned {seen.pinned:%d %B %Y, %H:%M} UTC")
     components.text_block(" · ".join(facts), muted=True)
     if seen.run_digest != workspace.run.digest:
-        st.caption("The run has been recorded further since: these are numbers of what it was.")
+        st.caption("Recording has continued since: these numbers describe the run as it was then.")
     if seen.view.title in _PAGES:
         st.page_link(
             _PAGES[seen.view.title],
-            label=f"Open on the page {seen.view.title}",
+            label=f"Open on the {seen.view.title} page",
             icon=":material/open_in_new:",
             query_params={**seen.view.query, state.RUN: state.reference() or ""},
         )
@@ -328,7 +328,7 @@ def _write_note(workspace: Workspace, finding: Finding, key: str) -> None:
     now = next((f for f in _store(workspace).read().kept if f.id == finding.id), finding)
     if _try(lambda: _store(workspace).edit(now, note=note)) and now.notes != finding.notes:
         st.session_state[_SAID] = (
-            "Somebody else changed this note at the same time. Yours is shown; theirs is among the "
+            "Someone else changed this note at the same time. Yours is shown; theirs is among the "
             "earlier notes."
         )
 

@@ -29,7 +29,7 @@ _TAIL = 4000
 _PACKAGE_PARENT = str(Path(__file__).resolve().parents[3])
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _KNOWN = 0.05
-"""Share of a job that has to be done before the rest of its time is told from it."""
+"""Share of a job that has to be done before the time left is estimated from it."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class Job:
         done = min(max(_number(report.get("done")), 0.0), 1.0)
         text = str(report.get("text") or "Starting")
         if not over and self._started is None:
-            return Status("waiting", 0.0, "Waiting for other work to end", None, 0.0)
+            return Status("waiting", 0.0, "Waiting for other jobs to finish", None, 0.0)
         if not over:
             return Status("running", done, text, None, seconds)
         if self._cancelled:
@@ -219,8 +219,8 @@ class Job:
         if code == -signal.SIGKILL:
             return (
                 "the process was killed from outside, most often because the machine ran out of "
-                "memory; what was finished before is kept. Try again when less else is running, "
-                "or on a machine with more memory"
+                "memory; what was finished before is kept. Try again when less is running, or on a "
+                "machine with more memory"
             )
         if report.get("error"):
             return str(report["error"])

@@ -1,8 +1,8 @@
-"""What was running when a server ended, told by the next one.
+"""What was running when a server ended, reported by the next one.
 
 While a child runs, ``.jobs/<key>.json`` below the home says what it is and whose. A record whose
 server is gone is left over: its child is ended if it still runs, and the pages say what was left.
-Nothing in a record is ever run; pages offer the work again by themselves.
+Nothing in a record is ever run; pages offer the work again on their own.
 """
 
 from __future__ import annotations

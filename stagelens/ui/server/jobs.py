@@ -3,7 +3,8 @@
 Jobs are keyed by their command, so two sessions that ask for the same work share one, and a job
 survives reruns and closed tabs. Only so many run at once (``STAGELENS_JOBS``), each within limits
 (``STAGELENS_JOB_MEMORY``, ``STAGELENS_JOB_THREADS``); the others wait for their turn, first come
-first served. What was running when a server ended is told by the next one (see ``left_over``).
+first served. What was running when a server ended is reported by the next one (see
+``interrupted_jobs``).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Registry:
         self._ending = False
 
     def start(self, command: tuple[str, ...], title: str, out: Path | None = None) -> Job:
-        """Queue a command, or join the one that is there; one that has ended starts anew."""
+        """Queue a command, or join the one that is there; one that has ended starts again."""
         with self._lock:
             job = self._jobs.get(command)
             if job is not None and job.running:
@@ -117,7 +118,7 @@ def _command(arguments: Sequence[str]) -> tuple[str, ...]:
 def start(arguments: Sequence[str], title: str, out: Path | None = None) -> Job:
     """Start ``python -m stagelens ARGUMENTS``, or join the one that is there.
 
-    A job that has ended is started anew.
+    A job that has ended is started again.
 
     Args:
         arguments: Of the command line; they are the job's key. Never a shell.

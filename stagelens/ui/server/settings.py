@@ -52,7 +52,7 @@ def memory() -> int:
     """Bytes that the weights of models may take between questions.
 
     Raises:
-        StageLensError: ``STAGELENS_MEMORY`` is no amount of memory.
+        StageLensError: ``STAGELENS_MEMORY`` is not an amount of memory.
     """
     return _amount("STAGELENS_MEMORY", os.environ.get("STAGELENS_MEMORY") or MEMORY)
 
@@ -79,7 +79,7 @@ def job_memory() -> int | None:
     """Bytes of memory that one job may take; None for any.
 
     Raises:
-        StageLensError: ``STAGELENS_JOB_MEMORY`` is no amount of memory.
+        StageLensError: ``STAGELENS_JOB_MEMORY`` is not an amount of memory.
     """
     text = os.environ.get("STAGELENS_JOB_MEMORY")
     return _amount("STAGELENS_JOB_MEMORY", text) if text else None
@@ -101,8 +101,8 @@ def _amount(variable: str, text: str) -> int:
     amount = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG]i?B)", text, re.IGNORECASE)
     if amount is None:
         raise StageLensError(
-            f"{variable} is {text!r}, which is no amount of memory; start the dashboard with one "
-            "such as 500MB or 4GB"
+            f"{variable} is {text!r}, which is not an amount of memory; start the dashboard with "
+            "one such as 500MB or 4GB"
         )
     return int(float(amount[1]) * _UNITS[amount[2].upper()])
 
@@ -155,8 +155,8 @@ def resolve(reference: str) -> Path:
         found = allowed(reference, "run folder")
     if not (found / "run.json").is_file():
         raise RunError(
-            f"{found} is no run folder (it has no run.json); record one with stagelens.Recorder, "
-            "or build the digits demo"
+            f"{found} is not a run folder (it has no run.json); record one with "
+            "stagelens.Recorder, or build the digits demo"
         )
     return found
 
@@ -175,7 +175,10 @@ def allowed(reference: str, what: str) -> Path:
     if not text:
         raise RunError(f"no {what} is named; give the path of one")
     if len(text) > _LONGEST or any(ord(c) < 32 for c in text):
-        raise RunError("this is no path that StageLens opens: it is too long, or not printable")
+        raise RunError(
+            "StageLens cannot open this path: it is too long, or holds characters that cannot be "
+            "printed"
+        )
     path = Path(text)
     if ".." in path.parts or "\\" in text:
         raise RunError(f"{text} contains '..' or '\\'; give the path without it")

@@ -31,7 +31,7 @@ def way_out() -> None:
 
 
 def signed_in() -> bool:
-    """Whether the provider has told who this is."""
+    """Whether the provider has said who this is."""
     return bool(st.user.get("is_logged_in"))
 
 

@@ -73,8 +73,8 @@ def _found(at: Source, set_name: str, estimate: str) -> Features | None:
 def _search(arguments: tuple[str, ...]) -> None:
     """Start the search on the first visit; after that show how far it is, or the way to it."""
     components.text_block(
-        "Which features go with a stage's effect, whether or not a column knows of them? Words, "
-        "patches of images and groups of examples that the model sees as alike are tested within "
+        "Which features go with a stage's effect, whether or not a column records them? Words, "
+        "patches of images and groups of examples that look alike to the model are tested within "
         "each label."
     )
     if components.only_shown():
@@ -110,7 +110,7 @@ def _controls(workspace: Workspace, found: Features) -> tuple[str, str | None]:
             list(names),
             key="kind",
             bind="query-params",
-            help="All but columns, where none is chosen.",
+            help="All except columns, if none is chosen.",
         )
     return stage, names.get(kind) if kind else None
 

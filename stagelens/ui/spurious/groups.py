@@ -30,8 +30,11 @@ from stagelens.ui.reading.loaders import Effects, Source
 from stagelens.wording.numbers import count_text
 
 _ERRORS = {
-    "Missed": ("missed", "Of each class, the share that is answered otherwise, in percent."),
-    "Falsely given": ("false", "Of all other classes, the share answered with it, in percent."),
+    "Missed": ("missed", "Percentage of each class that the model answers wrongly."),
+    "Falsely given": (
+        "false",
+        "Percentage of the other classes that the model wrongly answers with this class.",
+    ),
 }
 _MOST_CELLS = 600
 """Of a picture of errors by class; beyond, the table has them."""
@@ -60,7 +63,7 @@ def group_gaps_tab(workspace: Workspace, effects: Effects) -> None:
     if workspace.by is None:
         st.info(
             "This set has no column that could form groups: one with 2 to 12 different values. "
-            "Features that no column knows of are found in the next tab.",
+            "The next tab finds features that no column records.",
             icon=":material/category:",
         )
         return
@@ -95,8 +98,8 @@ def _controls(by: str, effects: Effects) -> tuple[tuple[str, ...], Behaviour]:
             f"Cross {by} with the label" if len(by) < 24 else "Cross with the label",
             key="crossed",
             bind="query-params",
-            help="One group for every value and label together. The column itself is chosen in "
-            "the sidebar, under *Groups by*.",
+            help="One group for every combination of value and label. The column itself is chosen "
+            "in the sidebar, under *Groups by*.",
         )
     return ((by, "label") if crossing else (by,)), effects.behaviours[kind or kinds[0]]
 
@@ -105,7 +108,9 @@ def _sentences(workspace: Workspace, effects: Effects, gaps: Gaps, stages: Seque
     with st.container(border=True):
         said = gap_sentences(gaps, stages, effects.trust, workspace.noun)
         if not said:
-            st.markdown(f"Fewer than two groups have {MINIMUM} labelled examples: no gap is told.")
+            st.markdown(
+                f"Fewer than two groups have {MINIMUM} labelled examples: no gap is reported."
+            )
         components.sentences(said, size="1.15rem")
         noise = (
             "and beyond training noise"
@@ -114,7 +119,7 @@ def _sentences(workspace: Workspace, effects: Effects, gaps: Gaps, stages: Seque
         )
         components.text_block(
             "A stage is named where the 95 % interval of its effect on the gap, over resampled "
-            f"examples, leaves zero out; {noise}. The gap is the one between the final model's "
+            f"examples, excludes zero; {noise}. The gap is the one between the final model's "
             f"best and worst group of at least {count_text(MINIMUM, workspace.noun)}.",
             muted=True,
         )
@@ -135,7 +140,8 @@ def _picture(workspace: Workspace, effects: Effects, gaps: Gaps, stages: Sequenc
     noisy = [stage for stage, within in gaps.within_noise.items() if within]
     if noisy:
         said.append(
-            f"≈ Within training noise, so no finding: the effect of {', '.join(noisy)} on the gap."
+            f"≈ Within training noise, so not a finding: the effect of {', '.join(noisy)} on the "
+            "gap."
         )
     elif not gaps.within_noise:
         said.append("Training noise not known.")
@@ -167,7 +173,7 @@ def _errors(gaps: Gaps, stages: Sequence[str]) -> None:
             key="left-out",
             bind="query-params",
             width=260,
-            help="Its errors stand beside those of the final model.",
+            help="Its errors are shown beside those of the final model.",
         )
     measured, meaning = _ERRORS[kind or "Missed"]
     with st.grid(2, min_column_width=330, gap="medium") as grid:

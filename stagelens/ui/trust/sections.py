@@ -35,10 +35,13 @@ from stagelens.wording.trust_words import decimal, percent, trust_explanation
 
 FIGURES = {
     "r": ("Pearson r", "1: the estimate rises and falls with replay over the examples."),
-    "rho": ("Spearman rho", "The same for ranks, so that single large effects do not decide."),
+    "rho": ("Spearman rho", "The same for ranks, so that a few large effects do not decide it."),
     "slope": ("Slope", "Replay on estimate, through the origin: 1 is right, below 1 overstates."),
     "relative_error": ("Relative error", "Size of the error over the size of the true effects."),
-    "sign_agreement": ("Sign agreement", "Examples where credit and blame are told apart."),
+    "sign_agreement": (
+        "Sign agreement",
+        "Share of examples whose sign is right: credit as credit, blame as blame.",
+    ),
 }
 """Column of a verification table to its name and its meaning."""
 
@@ -50,7 +53,7 @@ class TrustView:
     """What the page shows.
 
     Attributes:
-        estimate: Name of the estimate that is held against replay.
+        estimate: Name of the estimate that is compared with replay.
         behaviour: On which behaviour.
         result: The estimate's table, of that behaviour.
         truth: The same by replay; None where replay has not run.
@@ -71,8 +74,8 @@ def heading(workspace: Workspace) -> None:
     st.title("Trust", anchor=False)
     components.text_block(
         "Estimates propose, replay decides. Each point below is one example of set "
-        f"{workspace.examples.name}: its stage effect by an estimate, held against the effect by "
-        "replay, which runs the recorded steps again and is the ground truth."
+        f"{workspace.examples.name}: its stage effect by an estimate against the effect by replay, "
+        "which runs the recorded steps again and is the ground truth."
     )
 
 
@@ -90,7 +93,7 @@ def choose(workspace: Workspace) -> TrustView | None:
             proposed,
             key="estimate",
             bind="query-params",
-            help="What is held against replay; a fraction is the budget of coarse-replay, as a "
+            help="What is compared with replay; a fraction is the budget of coarse-replay, as a "
             "share of replay's cost.",
         )
     facts = loaders.facts(at, name, estimate)
@@ -121,8 +124,8 @@ def _choose_slice(place: DeltaGenerator, slices: Sequence[Slice]) -> Slice | Non
         placeholder="All examples",
         key="trusted-slice",
         bind="query-params",
-        help="Holds the estimate against replay on the examples of one saved slice only. The "
-        "verdicts in the badges are those on all examples.",
+        help="Compares the estimate with replay on the examples of one saved slice only. The "
+        "verdicts in the badges are for all examples.",
     )
     return None if chosen is None else by_name[chosen]
 
@@ -136,7 +139,7 @@ def figures(
     Args:
         at: The run folder.
         set_name: One of its sets.
-        estimate: Held against replay.
+        estimate: Compared with replay.
         behaviour: On which behaviour.
         only: Name of the slice whose examples count; None for all, of which rows may be stored.
     """
@@ -198,7 +201,7 @@ def stages(workspace: Workspace, view: TrustView) -> None:
         few = f" Fewer than {FEWEST} examples prove nothing." if count < FEWEST else ""
         components.text_block(
             f"Points and figures are those of slice {view.only.name}, "
-            f"{count_text(count, workspace.noun)}; verdicts are those on all examples.{few}"
+            f"{count_text(count, workspace.noun)}; verdicts are for all examples.{few}"
         )
     open_stages = [s for s in workspace.stages if _trust(view, s).trust != "exact"]
     with st.grid(3, min_column_width=255, gap="small"):
@@ -303,7 +306,7 @@ def _figures(view: TrustView, trust: StageTrust, row: Mapping[str, Any] | None) 
             else "reliable"
             if trust.expected_error <= RELIABLE_BELOW
             else "rough",
-            "Relative error that was to be expected, found without a replay.",
+            "Relative error that was expected without a replay.",
         )
     )
     floor = np.nan if row is None else row["noise_floor_r"]
@@ -312,7 +315,8 @@ def _figures(view: TrustView, trust: StageTrust, row: Mapping[str, Any] | None) 
             "Noise-floor r",
             number(floor) if np.isfinite(floor) else "noise not known",
             "",
-            "Replay in another order of the batches against replay: no estimate needs more.",
+            "Replay with the batches in another order, against replay: no estimate needs to do "
+            "better.",
         )
     )
     if np.isfinite(floor):
@@ -364,7 +368,7 @@ def noise(workspace: Workspace, view: TrustView) -> None:
             said.append(f"{stage} {percent(float(marks.astype(bool).mean()))}")
     components.text_block(
         f"Measured by replays in {count_text(known, 'other order')} of the recorded batches. An "
-        "effect of less than two noise sd is within training noise, and no finding. Of the "
+        "effect of less than two noise sd is within training noise, and not a finding. Of the "
         f"effects on the {view.behaviour.name}, within training noise: "
         f"{', '.join(said) or 'not known'}."
     )

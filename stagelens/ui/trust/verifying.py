@@ -48,8 +48,8 @@ def nothing_yet(workspace: Workspace) -> None:
     """Where no estimate is stored: what would be learnt."""
     st.info(
         "Nothing has been verified on this set yet. A verification replays the later stages "
-        "without each stage, and holds the estimates against that: then every number says "
-        "whether it is close enough to lean on, how far it is off, and, with other orders of the "
+        "without each stage, and compares the estimates with that: then every number says "
+        "whether it is close enough to rely on, how far it is off, and, with other orders of the "
         "batches, which effects are within training noise.",
         icon=":material/science:",
     )
@@ -72,7 +72,7 @@ def verification_form(workspace: Workspace) -> None:
                 default=registry.proposed(),
                 key="verify",
                 bind="query-params",
-                help="Which estimates are held against replay. The unrolled ones cost more than "
+                help="Which estimates are compared with replay. The unrolled ones cost more than "
                 "a replay; they are for derivatives.",
             )
         with right:
@@ -95,7 +95,7 @@ def verification_form(workspace: Workspace) -> None:
                 bind="query-params",
                 required=True,
                 help="Each costs two more replays per stage; 0 measures no noise floor, 3 give a "
-                "steady one.",
+                "stable one.",
             )
         chosen = arguments(workspace, list(names), list(budgets), int(orders or 0))
         _run(workspace, chosen, bool(names) and bool(budgets or not _take_budget(names)))
@@ -157,9 +157,9 @@ def _prediction(workspace: Workspace, chosen: tuple[str, ...]) -> None:
     facts = list(stored.values())
     seconds = durations.verify_seconds(workspace.run.stages, wanted, orders, facts)
     if seconds is None:
-        text = "How long it takes is not known: the recording did not note its seconds."
+        text = "How long it takes is not known: the recording has no timings."
     else:
-        text = f"Predicted: {numbers.predicted_time(seconds)}, from the seconds that were recorded."
+        text = f"Predicted: {numbers.predicted_time(seconds)}, from the times that were recorded."
     if REPLAY in stored:
         text += " The replay itself is stored already."
     components.text_block(text, muted=True)
