@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    pass
     from stagelens.assembling.assemble import assemble
     from stagelens.contracts import Behaviour, Example, Predictions, StageLensError, Task
     from stagelens.recording.recorder import Recorder
     from stagelens.recording.trainer_callback import StageRecorderCallback
     from stagelens.runs.run import Run, open_run
+    from stagelens.runs.sets.columns import SetColumns
 
 __all__ = [
     "Behaviour",
@@ -21,6 +21,7 @@ __all__ = [
     "Predictions",
     "Recorder",
     "Run",
+    "SetColumns",
     "StageLensError",
     "StageRecorderCallback",
     "Task",
@@ -43,6 +44,7 @@ _HOMES = {
     "attribute": "effects.computing",
     "Run": "runs.run",
     "open_run": "runs.run",
+    "SetColumns": "runs.sets.columns",
 }
 
 

@@ -5,14 +5,21 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations, pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from stagelens.contracts import BASE, ProgressCallback, RunError, StageLensError, Task, no_progress
+from stagelens.contracts import (
+    BASE,
+    Progress,
+    ProgressCallback,
+    RunError,
+    StageLensError,
+    Task,
+    no_progress,
+)
 from stagelens.runs.files import new_folder, write_file, write_json
 from stagelens.runs.remote import local_folders
 from stagelens.runs.run import Run, open_run
@@ -25,6 +32,7 @@ from stagelens.runs.schema import (
     StateRef,
     check_name,
 )
+from stagelens.runs.sets.columns import SetColumns
 from stagelens.runs.sets.readers import read_set_file
 from stagelens.runs.sets.writer import write_set
 from stagelens.runs.states import same_tensor, save_tensors
@@ -50,7 +58,7 @@ def assemble(
     name: str | None = None,
     link: bool = False,
     progress: ProgressCallback = no_progress,
-    **columns: Any,
+    columns: SetColumns | None = None,
 ) -> Run:
     """Make a run from checkpoint folders of ``transformers``, without any recording.
 
@@ -72,7 +80,7 @@ def assemble(
         link: Link the weights instead of copying them, where they lie on the same file system.
             The originals must then not be edited any more.
         progress: Called as bytes are copied.
-        **columns: For the reader of ``evaluation``, for instance ``label_column="toxicity"``.
+        columns: Which columns of ``evaluation`` play which role; None for the usual ones.
 
     Returns:
         The run; ``run.problems`` says what people should know of it.
@@ -100,7 +108,7 @@ def _assembled(
     name: str | None,
     link: bool,
     progress: ProgressCallback,
-    columns: Mapping[str, Any],
+    columns: SetColumns | None,
 ) -> Run:
     """:func:`assemble` of local folders."""
     run_name = _run_name(name, out)
@@ -113,7 +121,7 @@ def _assembled(
     made = task_of(opened, task)
     examples = None
     if evaluation is not None:  # read before anything is copied
-        examples = read_set_file(evaluation, needs_labels=made.takes_labels, **columns)
+        examples = read_set_file(evaluation, columns, needs_labels=made.takes_labels)
     final = _architecture(made)
     matched = [match(each, final, last=each is last) for each in opened]
     notes += _look_at(opened, matched)
@@ -197,14 +205,14 @@ def _look_at(opened: Sequence[Checkpoint], matched: Sequence[Matched]) -> list[s
             )
         if number and (new := _new(matched[number - 1], found)):
             notes.append(
-                f"{checkpoint.name}: first to have {_few(new)}; kept as in the final model where "
+                f"{checkpoint.name}: {_few(new)} new there, so kept as in the final model where "
                 "the stage is left out"
             )
         if number and found.rows != matched[number - 1].rows:
             grown = [name for name in matched[number - 1].rows if name not in found.rows]
             notes.append(
-                f"{checkpoint.name}: {_few(grown or list(found.rows))} gained rows; the new ones "
-                "keep their final values where the stage is left out"
+                f"{checkpoint.name}: {_few(grown or list(found.rows))} longer there; the added "
+                "rows are kept as in the final model where the stage is left out"
             )
     kinds = {each.name: each.precision for each in opened}
     if len(set(kinds.values())) > 1:
@@ -260,20 +268,21 @@ def _states(
     fixed = None
     if final.fixed:
         fixed = save_tensors(root, "checkpoints/buffers.safetensors", dict(final.fixed))
-    total, done = sum(each.bytes for each in opened), 0
+    total, done, overall = sum(each.bytes for each in opened), 0, Progress(progress)
     states = []
     for number, (checkpoint, found) in enumerate(zip(opened, matched, strict=True)):
         folder = _folder(number, checkpoint)
         files = []
         for name, header in checkpoint.shards.items():
-            text = f"{'Linking' if link else 'Copying'} {checkpoint.name}: {name}"
-
-            def told(size: int, before: int = done, text: str = text) -> None:
-                progress((before + size) / total, text)
-
-            file = _bring(checkpoint.folder / name, root, f"{folder}/{name}", link, told)
+            source, to = checkpoint.folder / name, f"{folder}/{name}"
+            part = overall.part(
+                done / total,
+                (done + source.stat().st_size) / total,
+                f"{'Linking' if link else 'Copying'} {checkpoint.name}: ",
+            )
+            file = _bring(source, root, to, link, part)
             if read_header(root / file.path) != header:
-                raise RunError(f"{checkpoint.folder / name} was changed while it was read")
+                raise RunError(f"{source} was changed while it was read")
             done += file.bytes
             files.append(file)
         names = {**found.names, **{name: name for name in final.fixed}}
@@ -287,12 +296,12 @@ def _folder(number: int, checkpoint: Checkpoint) -> str:
 
 
 def _bring(
-    source: Path, root: Path, relative: str, link: bool, told: Callable[[int], object]
+    source: Path, root: Path, relative: str, link: bool, progress: ProgressCallback
 ) -> FileRef:
     """Copy or link one file; its bytes are hashed and counted as they pass."""
     target = root / relative
     target.parent.mkdir(parents=True, exist_ok=True)
-    hasher, size = hashlib.sha256(), 0
+    hasher, size, whole = hashlib.sha256(), 0, max(source.stat().st_size, 1)
     with open(source, "rb") as original:
         if link:
             try:
@@ -306,7 +315,7 @@ def _bring(
             while block := original.read(_BLOCK):
                 hasher.update(block)
                 size += copy.write(block)
-                told(size)
+                progress(min(size / whole, 1.0), source.name)
             if not link:
                 copy.flush()
                 os.fsync(copy.fileno())

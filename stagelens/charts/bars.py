@@ -280,8 +280,8 @@ def _stage_label(
     """The name, and below it in short lines, because room is scarce, what is known."""
     lines: list[str] = []
     if trust is not None:
-        standing = trust_word(trust, behaviour.name)
-        lines += f"{MARKS[standing]} {WORDS[standing]}".replace(", ", ",|").split("|")
+        word = trust_word(trust, behaviour.name)
+        lines += f"{MARKS[word]} {WORDS[word]}".replace(", ", ",|").split("|")
     lines += [SHORT_NOISE] if within_noise else []
     name = escaped(stage, 28)
     below = "".join(f"<br><span style='font-size:12px'>{line}</span> " for line in lines)

@@ -82,8 +82,8 @@ def _line(
     notes = []
     faint = False
     if trust is not None:
-        standing = trust_word(trust, behaviour.name)
-        notes.append(f"{MARKS[standing]} {WORDS[standing]}")
+        word = trust_word(trust, behaviour.name)
+        notes.append(f"{MARKS[word]} {WORDS[word]}")
         faint = not is_trustworthy(trust, behaviour.name)
     notes += [SHORT_NOISE] if within_noise else []
     known = f" <span style='opacity:.75;font-size:.8125rem'>{written(', '.join(notes))}</span>"

@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from stagelens.contracts import StageLensError
+from stagelens.runs.sets.columns import SetColumns
 
-from .options import ProgressFile, RunFolder, TaskOption, opened_with
+from .options import ProgressFile, RunFolder, TaskOption, opened_with, with_columns
 from .terminal import Reporter
 
 commands = typer.Typer()
@@ -49,6 +50,7 @@ def demo(
     epilog="Example: stagelens assemble --stage base=bert --stage sft=out/sft --stage dpo=out/dpo "
     "--eval test.csv --out runs/mine",
 )
+@with_columns
 def assemble(
     stage: Annotated[
         list[str],
@@ -81,15 +83,8 @@ def assemble(
             "edited.",
         ),
     ] = False,
-    label_column: Annotated[str, typer.Option(help="Column of the labels.")] = "label",
-    id_column: Annotated[str | None, typer.Option(help="Column of stable ids.")] = None,
-    text_column: Annotated[str | None, typer.Option(help="Column of the texts.")] = None,
-    completion_column: Annotated[str | None, typer.Option(help="Column of completions.")] = None,
-    prompt_column: Annotated[str | None, typer.Option(help="Column of their prompts.")] = None,
-    rejected_column: Annotated[
-        str | None, typer.Option(help="Column of rejected completions.")
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="Split of a saved dataset.")] = None,
+    *,
+    columns: SetColumns,
     progress: ProgressFile = None,
 ) -> None:
     """Make a run from checkpoint folders, without any recording: task vectors at once.
@@ -114,14 +109,7 @@ def assemble(
             name=name,
             link=link,
             progress=report,
-            label_column=label_column,
-            id_column=id_column,
-            text_column=text_column,
-            completion_column=completion_column,
-            prompt_column=prompt_column,
-            rejected_column=rejected_column,
-            split=split,
-            flags=True,
+            columns=columns,
         )
     for problem in run.problems:
         typer.echo(f"Note: {problem}", err=True)
@@ -136,6 +124,7 @@ def assemble(
     "stagelens add-set runs/digits test.npz --name test --label-column y   "
     "stagelens add-set runs/chat pairs.jsonl --name pairs --completion-column chosen",
 )
+@with_columns
 def add_set(
     run: RunFolder,
     file: Annotated[
@@ -147,27 +136,8 @@ def add_set(
         ),
     ],
     name: Annotated[str, typer.Option("--name", help="The set's name in this run.")],
-    label_column: Annotated[
-        str, typer.Option(help='Column of the labels; "" for a set without labels.')
-    ] = "label",
-    id_column: Annotated[
-        str | None, typer.Option(help="Column of stable ids; by default row numbers or names.")
-    ] = None,
-    text_column: Annotated[str | None, typer.Option(help="Column of the texts.")] = None,
-    completion_column: Annotated[
-        str | None, typer.Option(help="Column of completions, for a language model.")
-    ] = None,
-    prompt_column: Annotated[
-        str | None, typer.Option(help="Column of their prompts [prompt, where there is one].")
-    ] = None,
-    rejected_column: Annotated[
-        str | None,
-        typer.Option(help="Column of rejected completions [rejected, where there is one]."),
-    ] = None,
-    image_column: Annotated[
-        str | None, typer.Option(help="Column of the images, or of their paths.")
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="Split of a saved dataset.")] = None,
+    *,
+    columns: SetColumns,
     description: Annotated[str, typer.Option(help="What the set is, for people.")] = "",
     task: TaskOption = None,
 ) -> None:
@@ -176,18 +146,6 @@ def add_set(
     from stagelens.runs.sets.writer import write_set
 
     opened = opened_with(run, task)
-    content = read_set_file(
-        file,
-        label_column=label_column,
-        id_column=id_column,
-        text_column=text_column,
-        completion_column=completion_column,
-        prompt_column=prompt_column,
-        rejected_column=rejected_column,
-        image_column=image_column,
-        split=split,
-        needs_labels=opened.task.takes_labels,
-        flags=True,
-    )
+    content = read_set_file(file, columns, needs_labels=opened.task.takes_labels)
     report = write_set(opened.path, opened.task, name, description=description, **content)
     typer.echo(report.sentence())

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,6 +16,7 @@ from stagelens.compute import processes
 from stagelens.contracts import StageLensError, TaskError
 from stagelens.runs.remote import Origin, is_remote
 from stagelens.runs.run import Run, open_run
+from stagelens.runs.sets.columns import SetColumns
 
 RunFolder = Annotated[
     str,
@@ -37,6 +41,45 @@ TaskOption = Annotated[
         help="The run's task, where it is not installed. It is made from the recorded config.",
     ),
 ]
+_COLUMNS = {
+    "label": 'Column of the labels; "" for a set without labels.',
+    "id": "Column of stable ids; by default row numbers or names.",
+    "text": "Column of the texts.",
+    "completion": "Column of completions, for a language model.",
+    "prompt": "Column of their prompts [prompt, where there is one].",
+    "rejected": "Column of rejected completions [rejected, where there is one].",
+    "image": "Column of the images, or of their paths.",
+}
+"""Role of a column to what its option says of it."""
+
+
+def with_columns(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option per role for its parameter ``columns``, a SetColumns."""
+    signature = inspect.signature(command, eval_str=True)
+    options = {f"{role}_column": (words, role) for role, words in _COLUMNS.items()}
+    options["split"] = ("Split of a saved dataset.", "split")
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        asked = {role: given.pop(name) for name, (_, role) in options.items()}
+        command(**given, columns=SetColumns(**asked, flags=True))
+
+    parameters = []
+    for parameter in signature.parameters.values():
+        if parameter.name != "columns":
+            parameters.append(parameter)
+            continue
+        for name, (words, role) in options.items():
+            kind = Annotated[str | None, typer.Option(help=words)]
+            default = getattr(SetColumns, role)
+            parameters.append(
+                inspect.Parameter(name, parameter.kind, default=default, annotation=kind)
+            )
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    return run
+
+
 at_end = ExitStack()
 """What is left to do when the command ends, well or not."""
 

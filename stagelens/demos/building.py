@@ -33,10 +33,10 @@ def build(path: Path, record: Record, seed: int, progress: ProgressCallback) -> 
     Raises:
         StageLensError: The folder holds something already.
     """
-    told = Progress(progress)
+    overall = Progress(progress)
     with new_folder(path) as whole:
-        run = record(whole, seed, told.part(0.0, _RECORDING))
-        _measure(run, told.part(_RECORDING, 1.0))
+        run = record(whole, seed, overall.part(0.0, _RECORDING))
+        _measure(run, overall.part(_RECORDING, 1.0))
     return open_run(path, run.task)
 
 

@@ -24,7 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stagelens.contracts import ProgressCallback, no_progress
+from stagelens.contracts import Progress, ProgressCallback, no_progress
 from stagelens.replaying.replay import same_arithmetic
 from stagelens.runs.batches import batch_size
 from stagelens.runs.boundaries import carry
@@ -126,7 +126,7 @@ def final_tangents(
     stepped = covered if reading == "scale" else covered[1:]
     check_differentiable(stepped)
     active = active_names(run, covered)
-    total = sum(stage.steps for stage in stepped)
+    total, overall = sum(stage.steps for stage in stepped), Progress(progress)
     lanes, done = _Lanes(), 0
     before: LinearStage | None = None
     reached: State | None = None
@@ -142,7 +142,8 @@ def final_tangents(
             lanes.open(stage, own.layout.zeros(1))
         if lanes.vectors is not None:
             forced = stage.name if reading == "scale" else None
-            reached = _run_stage(own, lanes, forced, options, _part(progress, done, stage, total))
+            part = overall.part(done / total, (done + stage.steps) / total)
+            reached = _run_stage(own, lanes, forced, options, part)
             done += stage.steps
         before = own
     assert before is not None
@@ -151,20 +152,12 @@ def final_tangents(
     return {stage.name: _result(run, stage, lanes, k) for k, stage in enumerate(lanes.stages)}
 
 
-def _part(progress: ProgressCallback, before: int, stage: Stage, total: int) -> ProgressCallback:
-    def report(step: float, _text: str) -> None:
-        text = f"derivatives of stage {stage.name}, step {int(step)} of {stage.steps}"
-        progress((before + step) / total, text)
-
-    return report
-
-
 def _run_stage(
     own: LinearStage,
     lanes: _Lanes,
     forced: str | None,
     options: DerivativeOptions,
-    report: ProgressCallback,
+    progress: ProgressCallback,
 ) -> State:
     """Step the factual state through a stage, and all open tangents with it."""
     state = own.start
@@ -181,7 +174,8 @@ def _run_stage(
                 _force(lanes.vectors, lane, step.change(own.loss.names))
             state = step.after
             lanes.pay(own.stage, examples_of(record), time.perf_counter() - began)
-            report(record.step + 1, "")
+            at, steps = record.step + 1, own.stage.steps
+            progress(at / steps, f"derivatives of stage {own.stage.name}, step {at} of {steps}")
     own.check_end(state)
     return state
 

@@ -307,11 +307,11 @@ def attribute(
     if processes.by_main(lambda: whole):
         return _chosen(_seen(stored), stages)
     examples = run.measurable_set(set_name)
-    told = Progress(progress)
-    without = list(counterfactuals(run, made, chosen, told.part(0.0, 0.9)))
+    overall = Progress(progress)
+    without = list(counterfactuals(run, made, chosen, overall.part(0.0, 0.9)))
     if all(c.weights is None for c in without):
         raise Refused(without[0].trust.reason)
-    table, trusts = effect_table(run, examples, without, estimator, told.part(0.9, 1.0), used)
+    table, trusts = effect_table(run, examples, without, estimator, overall.part(0.9, 1.0), used)
     facts = _facts(run, examples, "effects", estimator=estimator, settings=used, stages=trusts)
     result = Result(facts, table)
     if stages is None:

@@ -63,11 +63,11 @@ def paired_replays(
     later = run.stages[min(stage.index for stage in stages) + 1 :]
     open_stages = {s.index: _Open(s, s.start(), s.end()) for s in stages}
     total = sum(stage.steps for stage in later)
-    done, told = 0, Progress(progress)
+    done, overall = 0, Progress(progress)
     for stage in later:
         here = [o for o in open_stages.values() if o.stage.index < stage.index and o.usable]
         if here:
-            part = told.part(done / total, (done + stage.steps) / total)
+            part = overall.part(done / total, (done + stage.steps) / total)
             _pass_stage(run, stage, here, budget, part)
         done += stage.steps
     final = run.last.end()

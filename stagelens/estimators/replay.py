@@ -64,10 +64,10 @@ class Replay(Estimator):
         work = sum(s.steps for s in later) + sum(
             s.steps for stage in stages for s in run.stages[stage.index + 1 :]
         )
-        done, told = 0, Progress(progress)
+        done, overall = 0, Progress(progress)
         checks: dict[str, ReplayCheck] = {}
         for stage in later:
-            report = told.part(done / work, (done + stage.steps) / work, "Checking replay: ")
+            report = overall.part(done / work, (done + stage.steps) / work, "Checking replay: ")
             checks[stage.name] = check_replay(run, stage, report, self.split)
             done += stage.steps
         for stage in stages:
@@ -75,14 +75,14 @@ class Replay(Estimator):
             steps = sum(s.steps for s in after)
             began = time.perf_counter()
             own_part = (done / work, (done + steps) / work)
-            report = told.part(*own_part, f"Replaying without {stage.name}: ")
+            report = overall.part(*own_part, f"Replaying without {stage.name}: ")
             replayed = replay_without(run, stage, report, split=self.split)
             own = [checks[s.name] for s in after]
             merging = max((s.facts.boundary.deviation for s in after), default=0.0)
             trust = _trust(stage.name, own, merging, mixed_precision(after) + self._shared())
             repeated = None
             if trust.trust != "exact":
-                report = told.part(*own_part, f"Repeating with {stage.name}: ")
+                report = overall.part(*own_part, f"Repeating with {stage.name}: ")
                 again = replay_later(run, stage, stage.end(), report, split=self.split)
                 repeated = again.state.model
             done += steps

@@ -21,7 +21,7 @@ class LoadedWeights:
     """The weights of final models and counterfactuals, least recently used dropped first.
 
     What is kept never exceeds the limit; a model that is larger than the limit is read for every
-    question. A module is shared between all who ask, and wears one model's weights at a time,
+    question. A module is shared between all who ask, and holds one model's weights at a time,
     so hold ``lock`` as long as one of them is in use.
 
     Args:

@@ -328,9 +328,9 @@ def replay_later(
     check_replayable(later)
     examples = 0
     total = sum(other.steps for other in later)
-    done, told = 0, Progress(progress)
+    done, overall = 0, Progress(progress)
     for other in later:
-        report = told.part(done / total, (done + other.steps) / total)
+        report = overall.part(done / total, (done + other.steps) / total)
         order = (orders or {}).get(other.name)
         begin = cross_boundary(state, other)
         replayed = replay_stage(run.task, other, begin, report, order, split)

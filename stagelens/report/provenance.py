@@ -34,7 +34,7 @@ class Known:
 
     Attributes:
         stage: The stage that is left out; empty where everything is observed.
-        mark: One shape, so that standings can be told apart without colour.
+        mark: One shape, so that trust words can be told apart without colour.
         words: A few words with the figures that matter.
         meaning: In sentences.
         by: The estimator.

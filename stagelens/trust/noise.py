@@ -123,8 +123,8 @@ def measure_noise(
         mine = processes.share_of_work(wanted, lambda one: run.steps_after(run.stage(one[1])))
         for number, (order, name) in enumerate(mine):
             prefix = f"Noise floor, order {order + 1} of {orders}: "
-            told = Progress(progress).piece(number, len(mine), prefix)
-            make = partial(_in_order, run, examples, run.stage(name), order, told)
+            overall = Progress(progress).piece(number, len(mine), prefix)
+            make = partial(_in_order, run, examples, run.stage(name), order, overall)
             shards.keep(f"{order}-{name}", make)
 
     processes.together(work)

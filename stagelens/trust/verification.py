@@ -343,13 +343,13 @@ def verify(
 
     for name, settings in estimators:
         make_estimator(name, settings)  # a setting that it does not take is an error of its own
-    parts, told = 1 + len(estimators) + orders, Progress(progress)
+    parts, overall = 1 + len(estimators) + orders, Progress(progress)
     truth = attribute(
         run,
         set_name,
         REPLAY,
         stages,
-        told.piece(0, parts),
+        overall.piece(0, parts),
         {"split_batches": split_batches},
     )
     refused = [t for t in truth.facts.stages if t.trust == "refused"]
@@ -357,13 +357,13 @@ def verify(
         raise Refused(refused[0].reason)
     noise = None
     if orders:
-        part = told.part(1 / parts, (1 + orders) / parts)
+        part = overall.part(1 / parts, (1 + orders) / parts)
         noise = measure_noise(run, set_name, orders, part, stages)
     else:
         noise = load_noise(run, truth.facts.set_digest)
     tables = []
     for number, (name, settings) in enumerate(estimators):
-        report = told.piece(1 + orders + number, parts)
+        report = overall.piece(1 + orders + number, parts)
         try:
             estimate = attribute(run, set_name, name, stages, report, settings)
         except Refused as refusal:

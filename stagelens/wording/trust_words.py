@@ -1,7 +1,7 @@
 """How far a number can be trusted: one vocabulary for pages, charts, sentences and tables.
 
 ``trust`` says how a number was obtained and checked (exact, verified, estimated, refused). Its
-*standing* adds the outcome: an estimate that was verified agrees with replay or does not, and one
+*trust word* adds the outcome: an estimate that was verified agrees with replay or does not, and one
 that was not verified is reliable or rough. Rely on filled marks, not on hollow ones.
 """
 
@@ -26,7 +26,7 @@ MARKS: Mapping[TrustWord, str] = {
     "rough": "○",
     "refused": "✕",
 }
-"""One shape each, so that standings can be told apart without colour."""
+"""One shape each, so that trust words can be told apart without colour."""
 
 WORDS: Mapping[TrustWord, str] = {
     "exact": "exact",
@@ -85,18 +85,18 @@ def is_trustworthy(trust: StageTrust, behaviour: str | None = None) -> bool:
 
 def trust_label(trust: StageTrust, behaviour: str | None = None) -> str:
     """A few words with the figures that matter: ``verified, agrees (r 0.95, error 38 %)``."""
-    standing = trust_word(trust, behaviour)
+    word = trust_word(trust, behaviour)
     agreement = trust.agreement(behaviour)
     if agreement is not None:
         about = "" if behaviour in (None, agreement.behaviour) else f"{agreement.behaviour}: "
         figures = f"{about}r {decimal(agreement.r)}, error {percent(agreement.relative_error)}"
     elif trust.trust != "estimated":
-        return WORDS[standing]
+        return WORDS[word]
     elif trust.expected_error is None:
         figures = "error not known"
     else:
         figures = f"expected error {percent(trust.expected_error)}"
-    return f"{WORDS[standing]} ({figures})"
+    return f"{WORDS[word]} ({figures})"
 
 
 def trust_explanation(trust: StageTrust, behaviour: str | None = None) -> str:

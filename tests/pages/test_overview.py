@@ -130,7 +130,7 @@ def test_replay_is_shown_where_it_is_there(open_page, demo: Path) -> None:
         ("run=/etc", "not below a folder that the dashboard may open"),
         ("run=missing", "there is no folder missing"),
         ("run=digits", "has not been built on this server yet"),
-        ("run=%00", "no path that StageLens opens"),
+        ("run=%00", "StageLens cannot open this path"),
     ],
 )
 def test_a_link_to_a_wrong_place_is_refused_in_words(open_page, link: str, said: str) -> None:

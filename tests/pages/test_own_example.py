@@ -99,7 +99,7 @@ def test_what_was_done_to_an_image_of_another_size_is_said(open_page, demo: Path
     said = words(app)
     assert (
         "mine.webp, as the model sees it: transparent parts became white; colours became grey; "
-        "its middle 40 × 40 of 60 × 40 pixels were kept; scaled from 40 × 40 to 8 × 8 pixels."
+        "only the middle 40 × 40 of 60 × 40 pixels were kept; scaled from 40 × 40 to 8 × 8 pixels."
     ) in said
     assert "The final model answers" in said
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from stagelens.runs.sets.columns import SetColumns
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.runs.sets.readers import read_set_file
 from stagelens.runs.sets.writer import SetReport, write_set
@@ -28,5 +29,5 @@ def save(path: Path, content: str | bytes) -> Path:
 
 def add(run: Path, source: Path, **options: Any) -> tuple[EvaluationSet, SetReport]:
     run.mkdir(exist_ok=True)
-    report = write_set(run, None, "test", **read_set_file(source, **options))
+    report = write_set(run, None, "test", **read_set_file(source, SetColumns(**options)))
     return EvaluationSet.open(run, "test"), report

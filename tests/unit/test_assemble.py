@@ -214,7 +214,7 @@ def test_a_base_without_head_begins_the_stage_in_which_the_head_appears(tmp_path
     assert run.stages[1].facts.boundary.new == []
     assert not set(head) & run.stages[0].start().model.keys()
     assert len(run.problems) == 1
-    assert "classifier.bias, classifier.weight are first there" in run.problems[0]
+    assert "classifier.bias, classifier.weight are new there" in run.problems[0]
 
     # Left out, the stage takes back what it did to the body; its head stays.
     trust = attribute(run, "few", "task-vector").trust
@@ -270,7 +270,7 @@ def test_rows_that_a_vocabulary_gains_are_new_and_old_rows_stay_what_they_are(
     run = stagelens.assemble({"base": base, "sft": sft, "dpo": dpo}, tmp_path / "run")
     assert run.stages[0].facts.boundary.grown == {"transformer.wte.weight": rows}
     assert run.stages[1].facts.boundary.grown == {}
-    assert "transformer.wte.weight got more rows" in run.problems[0].replace(" is", "")
+    assert "transformer.wte.weight longer there" in run.problems[0].replace(" is", "")
 
 
 def test_weights_that_the_final_model_has_not_are_left_out_and_said(tmp_path: Path) -> None:

@@ -82,7 +82,10 @@ def link_elsewhere(folder: Path) -> None:
 DAMAGES: list[tuple[Damage, str]] = [
     (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
     (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read"),
-    (lambda folder: (folder / "config.json").write_text("[1]"), "config.json holds no JSON object"),
+    (
+        lambda folder: (folder / "config.json").write_text("[1]"),
+        "config.json does not hold a JSON object",
+    ),
     (
         lambda folder: (folder / "config.json").write_text('{"a":' * 10**5 + "1" + "}" * 10**5),
         "config.json cannot be read",
@@ -112,9 +115,9 @@ DAMAGES: list[tuple[Damage, str]] = [
     (lambda folder: shard(folder).unlink(), "is missing"),
     (cut_short, "is damaged or not a safetensors file"),
     (lambda folder: shard(folder).write_bytes(b""), "is damaged or not a safetensors file"),
-    (only_a_pickle, "holds pytorch_model.bin, a pickle, which is not opened; convert it"),
+    (only_a_pickle, "holds pytorch_model.bin, a pickle, which is never opened; convert it"),
     (lambda folder: (folder / INDEX).unlink(), "holds neither model.safetensors nor"),
-    (shutil.rmtree, "is no folder"),
+    (shutil.rmtree, "is not a folder"),
 ]
 
 
@@ -208,7 +211,7 @@ def test_a_state_that_comes_back_later_is_refused(single: dict[str, Path], tmp_p
     stages = [*single.items(), ("again", tmp_path / "again")]
     shutil.copy(single["dpo"] / "tokenizer.json", tmp_path / "again")
     message = refusal(stages, tmp_path / "run")
-    assert "again has bit for bit the weights of base" in message
+    assert "again has exactly the weights of base" in message
 
 
 def test_a_folder_that_is_given_twice_is_refused(single: dict[str, Path], tmp_path: Path) -> None:
@@ -220,8 +223,8 @@ def test_a_folder_that_is_given_twice_is_refused(single: dict[str, Path], tmp_pa
 @pytest.mark.parametrize(
     ("names", "says"),
     [
-        (["base"], "a run needs two checkpoints at least"),
-        ([], "a run needs two checkpoints at least"),
+        (["base"], "a run needs at least two checkpoints"),
+        ([], "a run needs at least two checkpoints"),
         (["base", "sft", "sft"], "the name 'sft' is given twice"),
         (["sft", "sft"], "the name 'sft' is given twice"),
         (["start", "base"], "the name 'base' is given twice, or is that of the base"),
@@ -293,7 +296,7 @@ def test_a_task_that_needs_more_than_a_folder_is_refused(
 ) -> None:
     message = refusal(single, tmp_path / "run", task="stagelens.tasks:ImageClassification")
     assert "cannot be made from a checkpoint folder" in message
-    assert "no stagelens.Task" in refusal(single, tmp_path / "run", task="os:path")
+    assert "not a stagelens.Task" in refusal(single, tmp_path / "run", task="os:path")
 
 
 def test_nothing_is_overwritten(single: dict[str, Path], tmp_path: Path) -> None:
@@ -333,7 +336,7 @@ def test_a_link_that_cannot_be_made_is_refused(
 
     monkeypatch.setattr(os, "link", refuse)
     message = refusal(single, tmp_path / "run", link=True)
-    assert "cannot be linked" in message and "leave --link away" in message
+    assert "cannot be linked" in message and "omit --link" in message
 
 
 def test_an_edited_original_is_found_out_where_it_was_linked(

@@ -240,13 +240,13 @@ def test_add_set_reports_what_it_found(copied: Path, command: Command, tmp_path:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["attribute", "nowhere"], "nowhere is no folder"),
+        (["attribute", "nowhere"], "nowhere is not a folder"),
         (["attribute", "RUN", "--set", "other"], "no evaluation set 'other' (it has: mixed-up, t"),
         (["attribute", "RUN", "--stage", "other"], "no finished stage 'other'; it has 'pretrain'"),
         (["attribute", "RUN", "--estimator", "magic"], "no estimator 'magic'; use one of task-ve"),
         (["attribute", "RUN", "--out", "effects.txt"], "name the file .parquet or .csv"),
         (["attribute", "RUN", "--task", "no.such:Thing"], "task 'no.such:Thing' cannot be import"),
-        (["attribute", "RUN", "--task", "pathlib:Path"], "'pathlib:Path' is no stagelens.Task"),
+        (["attribute", "RUN", "--task", "pathlib:Path"], "'pathlib:Path' is not a stagelens.Task"),
         (["add-set", "RUN", "nothing.npz", "--name", "x"], "nothing.npz"),
         (["demo", "numbers", "--out", "new"], "there is no demo 'numbers'; use: digits, comments"),
         (

@@ -1,4 +1,4 @@
-"""Task vector and replay, and the ladder that caches them and gives the last stage for free."""
+"""Task vector and replay, and the computable that caches them and gives the last stage for free."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def test_the_check_of_a_replay_is_made_once_for_a_machine(
     assert measured == ["third", "second", "second", "third"]
 
 
-# The ladder
+# The computable
 
 
 @pytest.mark.parametrize("name", estimators())

@@ -168,7 +168,7 @@ def test_images_of_different_sizes_can_stand_in_one_set(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("images", "what"),
     [
-        ([GREY[0], b"no image"], "'1'.*no image of a kind"),
+        ([GREY[0], b"no image"], "'1'.*not an image of a kind"),
         ([GREY[0], b""], "'1'.*is empty"),
         ([GREY[0], png(GREY[1])[:60]], "'1'.*cannot be decoded"),
         ([GREY[0], None], "'1'"),
@@ -299,7 +299,7 @@ def test_a_damaged_table_never_gives_wrong_values(tmp_path: Path) -> None:
             np.testing.assert_array_equal(np.stack(pixels(again)), images)
             pd.testing.assert_frame_equal(again.table(), expected)
         except RunError as error:
-            assert "examples.parquet is damaged or foreign" in str(error)
+            assert "examples.parquet is damaged or was not written by StageLens" in str(error)
             refused += 1
     assert refused > 100
     with pytest.raises(RunError, match="changed after it was recorded"):
@@ -321,12 +321,14 @@ def test_missing_and_foreign_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"examples\.parquet has .* truncated"):
         EvaluationSet.open(tmp_path, "test")
     parquet.write_bytes(b"x" * len(data))
-    with pytest.raises(RunError, match=r"examples\.parquet is damaged or foreign"):
+    with pytest.raises(
+        RunError, match=r"examples\.parquet is damaged or was not written by StageLens"
+    ):
         EvaluationSet.open(tmp_path, "test")
 
 
 def test_a_run_folder_that_is_none_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SetError, match="nowhere is no folder"):
+    with pytest.raises(SetError, match="nowhere is not a folder"):
         write_set(tmp_path / "nowhere", None, "test", texts=["a"])
 
 

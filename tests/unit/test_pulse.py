@@ -88,7 +88,7 @@ def test_the_first_that_is_not_frozen_tells_it(monkeypatch: pytest.MonkeyPatch) 
     until = time.monotonic() + 20
     while len(told) < 2 and time.monotonic() < until:
         time.sleep(0.01)
-    assert "process 1 of 3 has not been heard of" in told[0]
+    assert "process 1 of 3 has not been heard from" in told[0]
     assert told[1:] == [""]  # the other one ends too, a while later
 
 
@@ -121,7 +121,7 @@ def test_a_frozen_process_ends_the_job_in_one_line(number: int, tmp_path: Path) 
         said = "".join((tmp_path / f"err-{rank}").read_text() for rank in range(3))
         lines = [line for line in said.splitlines() if line.startswith("stagelens: ")]
         assert len(lines) == 1, said
-        assert f"process {number + 1} of 3 has not been heard of" in lines[0]
+        assert f"process {number + 1} of 3 has not been heard from" in lines[0]
         assert "start the same command again" in lines[0]
     finally:
         frozen.kill()

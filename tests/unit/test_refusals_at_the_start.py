@@ -57,7 +57,7 @@ def test_a_wrapped_optimizer(training: Training) -> None:
 def test_the_optimizer_of_another_model(training: Training) -> None:
     other = training.task.build_model()
     with (
-        refused("no parameter of the model", "from the parameters of the model that you pass"),
+        refused("not a parameter of the model", "from the parameters of the model that you pass"),
         training.stage(optimizer=torch.optim.SGD(other.parameters(), lr=0.1)),
     ):
         pass
@@ -137,7 +137,7 @@ def test_a_step_outside_the_block(training: Training) -> None:
 
 def test_a_folder_that_holds_something_else(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with refused(str(tmp_path), "is not empty and no run", "choose another folder"):
+    with refused(str(tmp_path), "is not empty and not a run", "choose another folder"):
         stagelens.Recorder(tmp_path, make_task())
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
@@ -179,14 +179,17 @@ def test_an_optimizer_that_was_used_between_two_stages(training: Training) -> No
         training.step(make_batches(1)[0], stage)
     for state in training.optimizer.state.values():
         state["momentum_buffer"].zero_()
-    with refused("neither new nor that of the end", "pass a new optimiser"), training.stage("next"):
+    with (
+        refused("neither new nor the one from the end", "pass a new optimiser"),
+        training.stage("next"),
+    ):
         pass
 
 
 def test_to_restore_into_another_kind_of_optimizer_or_that_of_another_model(
     training: Training,
 ) -> None:
-    with refused("no finished stage", "begin the first again"):
+    with refused("no finished stage", "start the first one again"):
         training.recorder.restore(training.model)
     with training.stage("first") as stage:
         training.step(make_batches(1)[0], stage)
@@ -194,5 +197,5 @@ def test_to_restore_into_another_kind_of_optimizer_or_that_of_another_model(
     with refused("(momentum_buffer) is not that of AdamW", by=RunError):
         training.recorder.restore(training.model, adam)
     other = torch.optim.SGD(training.task.build_model().parameters(), lr=0.1, momentum=0.9)
-    with refused("no parameter of the model"):
+    with refused("not a parameter of the model"):
         training.recorder.restore(training.model, other)

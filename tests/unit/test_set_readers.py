@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from stagelens.contracts import SetError
+from stagelens.runs.sets.columns import SetColumns
 from stagelens.runs.sets.readers import read_set_file
 from tests.support.set_files import add, image, save
 
@@ -89,9 +90,11 @@ def test_class_folders_are_labels(tmp_path: Path) -> None:
 def test_a_plain_folder_of_images_needs_the_word_that_it_has_no_labels(tmp_path: Path) -> None:
     folder = tmp_path / "plain"
     save(folder / "1.png", image())
-    with pytest.raises(SetError, match=r"'1.png' lies outside a class folder.*label_column=''"):
+    with pytest.raises(
+        SetError, match=r"'1.png' lies outside a class folder.*SetColumns\(label=None\)"
+    ):
         read_set_file(folder)
-    _, report = add(tmp_path / "run", folder, label_column="")
+    _, report = add(tmp_path / "run", folder, label="")
     assert report.missing_labels == ["1.png"]
 
 
@@ -107,7 +110,10 @@ def test_a_plain_folder_of_images_needs_the_word_that_it_has_no_labels(tmp_path:
         ({"metadata.csv": b""}, r"metadata\.csv is empty"),
         ({"metadata.csv": b"file_name,label\n"}, r"metadata\.csv has no rows"),
         ({"metadata.csv": b"file,label\na.png,x\n"}, "no 'file_name'; it has 'file', 'label'"),
-        ({"metadata.csv": b"file_name,class\na.png,x\n"}, "no 'label'; .*label_column=''"),
+        (
+            {"metadata.csv": b"file_name,class\na.png,x\n"},
+            r"no 'label'; .*SetColumns\(label=None\)",
+        ),
         ({"metadata.csv": b"file_name,label\na.png,x\n"}, "row 1: 'a.png' is not in"),
         ({"metadata.csv": b"file_name,label\n,x\n"}, "row 1 has no image"),
         ({"metadata.csv": b"file_name,label\n../run.json,x\n"}, "row 1: '../run.json' leads out"),
@@ -137,7 +143,7 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path, photos: Path) -> No
         read_set_file(photos)
     (photos / "metadata.csv").rename(tmp_path / "metadata.csv")
     with pytest.raises(SetError, match=r"'a.png' leads out of"):
-        read_set_file(photos, label_column=None)
+        read_set_file(photos, SetColumns(label=None))
     (photos / "metadata.csv").symlink_to(tmp_path / "metadata.csv")
     with pytest.raises(SetError, match=r"'metadata.csv' leads out of"):
         read_set_file(photos)
@@ -195,7 +201,7 @@ def test_a_text_file_becomes_texts_labels_and_metadata(tmp_path: Path, suffix: s
 
 def test_columns_can_be_named(tmp_path: Path) -> None:
     source = save(tmp_path / "set.csv", "key,words,gold,extra\n01,hello,x,5\n1,bye,,6\n")
-    options = {"text_column": "words", "label_column": "gold", "id_column": "key"}
+    options = {"text": "words", "label": "gold", "id": "key"}
     opened, report = add(tmp_path / "run", source, **options)
     assert opened.table()["example_id"].tolist() == ["01", "1"]
     assert report.missing_labels == ["1"] and opened.columns == ("extra",)
@@ -245,11 +251,11 @@ def test_images_in_a_table_may_be_paths_bytes_or_both(tmp_path: Path, how: str) 
 def test_paths_in_a_csv_are_relative_to_it_and_stay_inside(tmp_path: Path) -> None:
     save(tmp_path / "in/a.png", image(1))
     source = save(tmp_path / "in/set.csv", "picture,label\na.png,x\n")
-    opened, _ = add(tmp_path / "run", source, image_column="picture")
+    opened, _ = add(tmp_path / "run", source, image="picture")
     assert opened.kind == "image"
     save(source, "picture,label\na.png,x\n../run/sets/test/set.json,y\n")
     with pytest.raises(SetError, match=r"row 2.*leads out of"):
-        read_set_file(source, image_column="picture")
+        read_set_file(source, SetColumns(image="picture"))
 
 
 def test_class_names_that_datasets_keeps_in_a_parquet_file_are_used(tmp_path: Path) -> None:
@@ -271,15 +277,19 @@ def test_class_names_that_datasets_keeps_in_a_parquet_file_are_used(tmp_path: Pa
         ("s.csv", b"", "is empty"),
         ("s.csv", b"\n\n", "has no rows"),
         ("s.csv", b"text,label\n", "has no rows"),
-        ("s.csv", b"text,label,label\na,b,c\n", "'label' stands there twice"),
+        ("s.csv", b"text,label,label\na,b,c\n", "'label' appears twice"),
         ("s.csv", b"words,label\na,b\n", "name the column that holds the input.*'words', 'label'"),
         ("s.csv", b"text,image,label\na,b,c\n", "name the column that holds the input"),
-        ("s.csv", b"text,class\na,b\n", "no 'label'; it has 'text', 'class'.*label_column=''"),
+        (
+            "s.csv",
+            b"text,class\na,b\n",
+            r"no 'label'; it has 'text', 'class'.*SetColumns\(label=None\)",
+        ),
         ("s.csv", b"text,label\na,b\n\xe9,c\n", "line 3 is not UTF-8 text.*0xe9"),
         ("s.csv", "text,label\na,b\n".encode("utf-16"), "line 1 is not UTF-8 text"),
         ("s.csv", b"text,label\na,b\nc,d,e\n", "line 3: 3 fields, but the header has 2"),
         ("s.csv", b"text,label\na,b\nc\n", "line 3: 1 fields, but the header has 2"),
-        ("s.csv", b'text,label\n"a,b\n', "line 2: unexpected end of data; mend"),
+        ("s.csv", b'text,label\n"a,b\n', "line 2: unexpected end of data; correct"),
         ("s.jsonl", b'{"text": "a", "label": 1}\n{"text": \n', "line 2 is not JSON"),
         ("s.jsonl", b'{"text": "a", "label": 1}\n[1]\n', "line 2 is not a JSON object"),
         ("s.jsonl", b"[" * 100_000, "line 1 is not JSON"),
@@ -307,17 +317,17 @@ def test_a_row_without_a_text_is_named_when_written(tmp_path: Path) -> None:
 
 def test_a_text_may_be_empty_or_very_long(tmp_path: Path) -> None:
     source = save(tmp_path / "s.csv", "text\n" + "x" * 200_000 + '\n""\n\n')
-    assert read_set_file(source, label_column=None)["texts"] == ["x" * 200_000, ""]
+    assert read_set_file(source, SetColumns(label=None))["texts"] == ["x" * 200_000, ""]
 
 
 def test_what_does_not_exist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SetError, match=r"absent\.csv is empty or no file"):
+    with pytest.raises(SetError, match=r"absent\.csv is empty or not a file"):
         read_set_file(tmp_path / "absent.csv")
     source = save(tmp_path / "s.csv", "text,label\na,b\n")
-    with pytest.raises(SetError, match="images and texts at once"):
-        read_set_file(source, text_column="text", image_column="label")
+    with pytest.raises(SetError, match="images and texts at the same time"):
+        read_set_file(source, SetColumns(text="text", image="label"))
     with pytest.raises(SetError, match="no 'key'; it has 'text', 'label'"):
-        read_set_file(source, id_column="key")
+        read_set_file(source, SetColumns(id="key"))
 
 
 # Arrays
@@ -337,15 +347,15 @@ def test_arrays_go_by_their_usual_names(tmp_path: Path, images: str, labels: str
 
 def test_arrays_can_be_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "s.npz", x_test=np.zeros((2, 3, 3)), pics=np.ones((1, 3, 3)), gold=["a"])
-    keywords = read_set_file(tmp_path / "s.npz", image_column="pics", label_column="gold")
+    keywords = read_set_file(tmp_path / "s.npz", SetColumns(image="pics", label="gold"))
     assert keywords["images"].shape == (1, 3, 3) and list(keywords["labels"]) == ["a"]
 
 
 @pytest.mark.parametrize(
     ("arrays", "what"),
     [
-        ({"data": np.zeros((2, 3, 3))}, "no array of images; name it as image_column.*'data'"),
-        ({"images": np.zeros((2, 3, 3))}, "no 'label'; it has 'images'.*label_column=''"),
+        ({"data": np.zeros((2, 3, 3))}, "no array of images; name it as SetColumns.image=.*'data'"),
+        ({"images": np.zeros((2, 3, 3))}, r"no 'label'; it has 'images'.*SetColumns\(label=None\)"),
         ({"images": np.array([{}, None])}, "array 'images' cannot be read.*not as Python objects"),
     ],
 )
@@ -355,8 +365,8 @@ def test_arrays_that_are_no_set_are_refused(
     np.savez(tmp_path / "s.npz", **arrays)
     with pytest.raises(SetError, match=what):
         read_set_file(tmp_path / "s.npz")
-    with pytest.raises(SetError, match="images and texts at once"):
-        read_set_file(tmp_path / "s.npz", text_column="t")
+    with pytest.raises(SetError, match="images and texts at the same time"):
+        read_set_file(tmp_path / "s.npz", SetColumns(text="t"))
 
 
 # Real data; no rows are printed, for the texts hold offensive language
@@ -366,9 +376,9 @@ def test_hatecheck_reads_with_every_case(tmp_path: Path, data_folder: Path) -> N
     opened, report = add(
         tmp_path / "run",
         data_folder / "hatecheck/test_suite_cases.csv",
-        text_column="test_case",
-        label_column="label_gold",
-        id_column="case_id",
+        text="test_case",
+        label="label_gold",
+        id="case_id",
     )
     assert (report.count, report.missing_labels, report.left_out) == (3728, [], [])
     assert opened.table()["label"].value_counts().to_dict() == {

@@ -99,7 +99,7 @@ def test_a_set_of_the_wrong_kind_is_refused(tmp_path: Path) -> None:
         ({}, "images or texts"),
         ({"images": GREY, "texts": ["a"] * 10}, "images or texts"),
         ({"texts": ["a", 3]}, "'1' is int"),
-        ({"texts": ["a", "\ud800"]}, "'1' has text that is no Unicode"),
+        ({"texts": ["a", "\ud800"]}, "'1' has text that is not Unicode"),
         ({"texts": ["a", "b", "c"], "ids": ["x", "y", "x"]}, "more than once.*'x'"),
         ({"texts": ["a", "b"], "ids": [1, "1"]}, "more than once.*'1'"),
         ({"texts": ["a", "b"], "ids": ["x", None]}, "row 1 has no id"),

@@ -16,7 +16,7 @@ from scipy.stats import mannwhitneyu, ttest_ind
 from stagelens.analyses.spurious.candidates import clusters, columns, words
 from stagelens.analyses.spurious.feature_table import load_features, strongest
 from stagelens.analyses.spurious.features import Look, find_features
-from stagelens.analyses.spurious.patches import Patch, background, grid, standing_out, taken_out
+from stagelens.analyses.spurious.patches import Patch, background, grid, occupied, taken_out
 from stagelens.analyses.spurious.statistics import LEVEL, SUPPORT, Candidates, judged_features
 from stagelens.contracts import no_progress
 from stagelens.effects.computing import attribute
@@ -157,7 +157,7 @@ def test_a_patch_is_filled_with_the_background_or_with_its_surroundings(random) 
     flat = np.full((8, 8, 3), 90, np.uint8)
     flat[2:4, 2:4] = (255, 0, 0)
     assert (taken_out(flat, Patch(2, 2, 2, 2), None) == 90).all()
-    assert standing_out([flat], [Patch(2, 2, 2, 2), Patch(5, 5, 2, 2)], None).tolist() == [
+    assert occupied([flat], [Patch(2, 2, 2, 2), Patch(5, 5, 2, 2)], None).tolist() == [
         [True, False]
     ]
 

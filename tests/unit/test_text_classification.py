@@ -275,7 +275,7 @@ def test_a_configuration_fetches_nothing_and_runs_no_code(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("attention", ["someone/evil", "paged|eager", "Eager", ""])
 def test_attention_is_one_of_transformers_own(attention: str) -> None:
     task, _ = classification()
-    with pytest.raises(TaskError, match="is none of eager, sdpa"):
+    with pytest.raises(TaskError, match="is not one of eager, sdpa"):
         TextClassification(**{**task.config, "attention": attention})
 
 

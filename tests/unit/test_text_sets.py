@@ -19,6 +19,7 @@ import stagelens
 from stagelens.cli import app
 from stagelens.cli.terminal import one_line
 from stagelens.contracts import SetError
+from stagelens.runs.sets.columns import SetColumns
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.runs.sets.readers import read_set_file
 from stagelens.runs.sets.writer import write_set
@@ -102,10 +103,10 @@ def test_the_same_pair_twice_is_reported(tmp_path: Path) -> None:
         ({"inputs": {"prompt": []}}, "is empty"),
         ({"inputs": {"prompt": "a"}}, "a single prompt"),
         ({"inputs": {"prompt": ["a"], "completion": ["b", "c"]}}, "1 examples but 2 values of com"),
-        ({"inputs": {"prompt": ["a"], "completion": [3]}}, "example '0' is int, no text"),
+        ({"inputs": {"prompt": ["a"], "completion": [3]}}, "example '0' is int, not text"),
         ({"inputs": {"question": ["a"], "completion": ["b"]}}, "'question', but the run's task ta"),
         ({"inputs": {"label": ["a"], "completion": ["b"]}}, "'label' is not the name of an input"),
-        ({"inputs": {"prompt": ["a"], "completion": ["\ud800"]}}, "no Unicode"),
+        ({"inputs": {"prompt": ["a"], "completion": ["\ud800"]}}, "not Unicode"),
         ({"inputs": {"completion": ["a"]}, "columns": {"completion": ["b"]}}, "rename it"),
     ],
 )
@@ -163,7 +164,7 @@ def test_prompts_and_completions_are_read_from_every_kind_of_file(
 ) -> None:
     path = tmp_path / f"pairs.{kind}"
     WRITERS[kind](pd.DataFrame(ROWS), path)
-    content = read_set_file(path, id_column="key")
+    content = read_set_file(path, SetColumns(id="key"))
     gap = "" if kind in ("csv", "tsv") else None
     expected = {**PAIRS, "rejected": [" five", gap, "a dog\nbarked"]}
     assert {name: list(values) for name, values in content["inputs"].items()} == expected
@@ -185,13 +186,11 @@ def test_columns_are_chosen_by_name(tmp_path: Path) -> None:
         "label": "f",
     }
     path.write_text(json.dumps(row))
-    content = read_set_file(
-        path, prompt_column="question", completion_column="chosen", rejected_column=""
-    )
+    content = read_set_file(path, SetColumns(prompt="question", completion="chosen", rejected=""))
     assert content["inputs"] == {"prompt": ["a"], "completion": ["b"]}
     assert content["labels"] == ["f"]
     assert sorted(content["columns"]) == ["prompt", "rejected", "text"]
-    assert read_set_file(path, text_column="question")["texts"] == ["a"]
+    assert read_set_file(path, SetColumns(text="question"))["texts"] == ["a"]
 
 
 def test_a_set_that_stagelens_wrote_reads_again(tmp_path: Path) -> None:
@@ -220,7 +219,7 @@ def save_classes(path: Path, *, splits: bool = False) -> None:
 
 def test_class_names_of_a_saved_dataset_are_labels(tmp_path: Path) -> None:
     save_classes(tmp_path / "saved")
-    content = read_set_file(tmp_path / "saved", text_column="comment", label_column="tone")
+    content = read_set_file(tmp_path / "saved", SetColumns(text="comment", label="tone"))
     assert content["texts"] == ["a dog barked", "birds sing", "a cat"]
     assert content["labels"] == ["loud", "calm", None]
     task, _ = classification()  # whose classes are calm, loud, odd: indices would be others
@@ -231,21 +230,23 @@ def test_class_names_of_a_saved_dataset_are_labels(tmp_path: Path) -> None:
 
 def test_a_dataset_of_several_splits_needs_one(tmp_path: Path) -> None:
     save_classes(tmp_path / "saved", splits=True)
-    columns = {"text_column": "comment", "label_column": "tone"}
+    columns = {"text": "comment", "label": "tone"}
     for split in (None, "validation", "../saved/test"):
-        with refused("has the splits 'train', 'test'; name one: split=NAME", by=SetError):
-            read_set_file(tmp_path / "saved", split=split, **columns)
+        with refused(
+            "has the splits 'train', 'test'; name one: SetColumns(split=NAME)", by=SetError
+        ):
+            read_set_file(tmp_path / "saved", SetColumns(split=split, **columns))
     with refused("name one: --split NAME", by=SetError):
-        read_set_file(tmp_path / "saved", flags=True)
-    assert len(read_set_file(tmp_path / "saved", split="test", **columns)["texts"]) == 3
+        read_set_file(tmp_path / "saved", SetColumns(flags=True))
+    assert len(read_set_file(tmp_path / "saved", SetColumns(split="test", **columns))["texts"]) == 3
     with refused("has no splits", by=SetError):
-        read_set_file(tmp_path / "saved" / "train", split="train", **columns)
+        read_set_file(tmp_path / "saved" / "train", SetColumns(split="train", **columns))
 
 
 def test_rows_chosen_before_saving_and_many_files_are_read_in_order(tmp_path: Path) -> None:
     own = datasets.Dataset.from_dict({"text": [str(n) for n in range(50)]})
     own.shuffle(seed=1).select(range(20)).save_to_disk(str(tmp_path / "saved"), num_shards=3)
-    content = read_set_file(tmp_path / "saved", label_column=None)
+    content = read_set_file(tmp_path / "saved", SetColumns(label=None))
     assert content["texts"] == list(datasets.load_from_disk(str(tmp_path / "saved"))["text"])
 
 
@@ -269,14 +270,14 @@ def test_images_of_a_saved_dataset_are_read(tmp_path: Path) -> None:
         (lambda folder: (folder / "state.json").write_text("[]"), "is not a JSON object"),
         (
             lambda folder: (folder / "state.json").write_text('{"_data_files": true}'),
-            "_data_files is no list",
+            "_data_files is not a list",
         ),
         (lambda folder: (folder / "state.json").write_text("{"), "damaged"),
         (
             lambda folder: (folder / "state.json").write_text(
                 json.dumps({"_data_files": [{"filename": "../other/data-00000-of-00001.arrow"}]})
             ),
-            "no file of",
+            "not a file of",
         ),
         (lambda folder: (folder / "data-00000-of-00001.arrow").unlink(), "damaged"),
         (lambda folder: (folder / "data-00000-of-00001.arrow").write_bytes(b"x" * 99), "damaged"),
@@ -289,7 +290,7 @@ def test_a_damaged_saved_dataset_is_named(
     folder = Path(shutil.copytree(tmp_path / "other", tmp_path / "saved"))
     damage(folder)
     with refused(says, str(folder), by=SetError):
-        read_set_file(folder, text_column="comment", label_column="tone")
+        read_set_file(folder, SetColumns(text="comment", label="tone"))
 
 
 # The command line

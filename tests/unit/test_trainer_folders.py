@@ -230,4 +230,4 @@ def test_a_state_that_is_no_json_is_said(folder: Path) -> None:
     (folder / "sft/checkpoint-10/trainer_state.json").write_text(json.dumps([]))
     facts = trainer_facts(open_checkpoint("sft", folder / "sft"))
     assert facts.updates is None
-    assert "trainer_state.json holds no JSON object" in facts.notes[0]
+    assert "trainer_state.json does not hold a JSON object" in facts.notes[0]

@@ -64,7 +64,7 @@ def test_the_middle_of_the_tasks_proportions_is_kept() -> None:
     pixels[:, 10:20] = 255
     fitted = fit_image(saved(Image.fromarray(pixels)), (3, 10, 10))
     assert (fitted.pixels == 255).all()
-    assert fitted.changes == ("its middle 10 × 10 of 30 × 10 pixels were kept",)
+    assert fitted.changes == ("only the middle 10 × 10 of 30 × 10 pixels were kept",)
 
 
 def test_what_was_done_is_said_in_order() -> None:
@@ -74,7 +74,7 @@ def test_what_was_done_is_said_in_order() -> None:
     assert fitted.changes == (
         "transparent parts became white",
         "colours became grey",
-        "its middle 48 × 48 of 64 × 48 pixels were kept",
+        "only the middle 48 × 48 of 64 × 48 pixels were kept",
         "scaled from 48 × 48 to 8 × 8 pixels",
     )
 
@@ -110,7 +110,7 @@ def bomb(width: int, height: int) -> bytes:
     [
         (b"", "is empty"),
         (b"MZ not an image", "not an image of a kind that can be read (PNG, JPEG"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no image of a kind"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image of a kind"),
         (saved(Image.new("RGB", (50, 50)))[:60], "cannot be decoded"),
         (bomb(40_000, 40_000), f"more than {MOST_PIXELS:,} pixels"),
         (bomb(6_400, 6_400), f"more than {MOST_PIXELS:,} pixels"),

@@ -132,13 +132,13 @@ def _measured(
     from .edits import EditedWeights, Material, material
 
     examples.check_fits(run.task)
-    told = Progress(progress)
+    overall = Progress(progress)
     kinds = list(dict.fromkeys((edit.estimator, edit.settings_key) for edit in edits))
     materials: dict[tuple[str, str], Material] = {}
     for number, kind in enumerate(kinds):
         mine = [edit for edit in edits if (edit.estimator, edit.settings_key) == kind]
         stages = [s.name for s in run.stages if any(s.name in edit.strengths for edit in mine)]
-        obtaining = told.part(0.0, 0.9).piece(number, len(kinds))
+        obtaining = overall.part(0.0, 0.9).piece(number, len(kinds))
         materials[kind] = material(run, kind[0], mine[0].settings, stages, obtaining)
         for edit in mine:
             for stage in edit.strengths:
@@ -150,7 +150,7 @@ def _measured(
         [EditedWeights(own, edit) for own, edit in zip(made, edits, strict=True)],
         examples.batches(BATCH_SIZE),
         examples.count,
-        told.part(0.9, 1.0),
+        overall.part(0.9, 1.0),
     )
     ids = examples.table([])["example_id"].to_numpy()
     for edit, own, model in zip(edits, made, models, strict=True):

@@ -86,17 +86,17 @@ def save(
     from .checkpoints import write_edited
     from .edits import EditedWeights, material
 
-    told = Progress(progress)
+    overall = Progress(progress)
     with new_folder(Path(out)) as folder:
         figures, trust = None, None
         if examples is not None:
-            figures, trust = before_and_after(run, examples, edit, by, told.part(0.0, 0.7))
+            figures, trust = before_and_after(run, examples, edit, by, overall.part(0.0, 0.7))
         own = material(run, edit.estimator, edit.settings, list(edit.strengths))
         trust = trust or [own.without[stage].trust for stage in edit.strengths]
         card = model_card(run, edit, trust, figures, examples, by)
         cards = {CARD: card.encode(), SPEC: (edit.model_dump_json(indent=1) + "\n").encode()}
         weights = EditedWeights(own, edit)
-        write_edited(run, weights, folder, cards, told.part(0.7, 1.0))
+        write_edited(run, weights, folder, cards, overall.part(0.7, 1.0))
     return Path(out)
 
 

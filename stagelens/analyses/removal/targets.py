@@ -170,8 +170,8 @@ def find(
     from .edits import material
     from .targeted import Goal, search
 
-    told = Progress(progress)
-    own = material(run, target.estimator, target.settings, target.stages, told.part(0.0, 0.5))
+    overall = Progress(progress)
+    own = material(run, target.estimator, target.settings, target.stages, overall.part(0.0, 0.5))
     labels = table["label"].astype(object).to_numpy()
     best = search(
         run,
@@ -180,7 +180,7 @@ def find(
         target.stages,
         Goal(group, control, labels, target.tolerance),
         validation,
-        told.part(0.5, 1.0),
+        overall.part(0.5, 1.0),
     )
     strengths, layers = best.by_layer()
     edit = Edit(

@@ -33,7 +33,7 @@ from stagelens.trust.noise import load_orders
 from .candidates import clusters, columns, words
 from .feature_table import COLUMNS, FeatureFacts, Features, StageFeatures, load_features, noise_key
 from .feature_table import save_features as save
-from .patches import MOST_IMAGES, Patch, background, candidates, grid, occluded, standing_out
+from .patches import MOST_IMAGES, Patch, background, candidates, grid, occluded, occupied
 from .statistics import Candidates, judged_features
 
 SHOWN = 12
@@ -62,16 +62,16 @@ def find_features(
         Refused: The estimator can give none of the stages.
         RunError: The set is not there.
     """
-    told = Progress(progress)
-    result = attribute(run, set_name, estimator, None, told.part(0.0, 0.4), settings)
+    overall = Progress(progress)
+    result = attribute(run, set_name, estimator, None, overall.part(0.0, 0.4), settings)
     orders = load_orders(run, set_name)
     used, known = result.facts.settings, noise_key(orders)
     stored = load_features(run, set_name, estimator, used, known)
     if stored is not None:
         return stored
     look = Look.at(run, set_name, result)
-    own = look.candidates(told.part(0.4, 0.5))
-    removed = look.patches(told.part(0.5, 1.0))
+    own = look.candidates(overall.part(0.4, 0.5))
+    removed = look.patches(overall.part(0.5, 1.0))
     tables, facts = [], []
     for stage in look.stages:
         each = [*own, *([removed[stage.stage]] if removed else [])]
@@ -191,7 +191,7 @@ class Look:
         images = self.examples.by_id(ids)
         pixels = [np.asarray(example.input["image"]) for example in images]
         ground = background(pixels)
-        there = standing_out(pixels, self.grid, ground)
+        there = occupied(pixels, self.grid, ground)
         own = self._measured([images], len(images), no_progress)
         count = len(images) * len(self.grid)
         batches = occluded(images, self.grid, ground, BATCH_SIZE)

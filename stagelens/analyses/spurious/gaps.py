@@ -193,9 +193,9 @@ def gap_notes(gaps: Gaps, stages: Sequence[str], trust: Mapping[str, StageTrust]
     """The model without each stage to a few words on what is known of it, for a chart."""
     notes = {}
     for stage in stages:
-        standing = trust_word(trust[stage], gaps.behaviour.name)
+        word = trust_word(trust[stage], gaps.behaviour.name)
         noise = ", ≈ within noise" if gaps.within_noise.get(stage) else ""
-        notes[without(stage)] = f"{MARKS[standing]} {WORDS[standing]}{noise}"
+        notes[without(stage)] = f"{MARKS[word]} {WORDS[word]}{noise}"
     return notes
 
 

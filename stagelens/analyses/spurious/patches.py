@@ -21,7 +21,7 @@ ACROSS = 4
 """Patches side by side; with those halfway between, 2 * ACROSS - 1 in a row."""
 MOST_IMAGES = 1000
 """Images that patches are taken out of; a random sample where there are more."""
-STANDS_OUT = 0.1
+OCCUPIED = 0.1
 """An image has something in a patch where its pixels are on average further from their
 filling than this, as a share of the set's range of values."""
 BACKGROUND = 0.2
@@ -113,7 +113,7 @@ def occluded(
         yield batch
 
 
-def standing_out(
+def occupied(
     images: Sequence[np.ndarray], patches: Sequence[Patch], ground: np.ndarray | None
 ) -> np.ndarray:
     """(n, P) whether each image has something in each patch."""
@@ -124,7 +124,7 @@ def standing_out(
         for row, image in enumerate(images):
             left = taken_out(image, patch, ground)[_inside(patch)].astype(float)
             change = image[_inside(patch)] - left
-            found[row, column] = np.abs(change).mean() > STANDS_OUT * span
+            found[row, column] = np.abs(change).mean() > OCCUPIED * span
     return found
 
 
@@ -136,7 +136,7 @@ def candidates(
     Args:
         patches: P of them.
         rows: (n,) places of the examples among all.
-        there: (n, P) from :func:`standing_out`.
+        there: (n, P) from :func:`occupied`.
         changes: (n, P) stage effect less the stage effect without the patch.
     """
     members = sparse.csr_matrix(there.astype(float))

@@ -17,6 +17,7 @@ import numpy as np
 
 from stagelens.contracts import SetError
 
+from .columns import SetColumns
 from .tables import Table, listing, read_table, saved_splits
 
 _SUFFIXES = frozenset(
@@ -25,6 +26,9 @@ _SUFFIXES = frozenset(
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _NPZ_IMAGES = ("images", "image", "x", "X", "test_images", "x_test", "X_test")
 _NPZ_LABELS = ("label", "labels", "y")
+_ROLES = ("label", "id", "text", "image", "completion", "prompt", "rejected")
+_EXPLICIT = ("prompt", "rejected")
+"""Roles where "" says that a column by the usual name does not play it."""
 _SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
 _INTEGER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
 _DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?inf|nan", re.ASCII | re.I)
@@ -34,31 +38,28 @@ _TRUTH = {"True": True, "true": True, "False": False, "false": False}
 
 @dataclass(frozen=True)
 class _Options:
-    """What was asked for, and how the one who asked calls it.
+    """What was asked for, with the columns that go by their usual names filled in.
 
     Attributes:
+        asked: As it was asked for; messages name its options.
         roles: Role (``"label"``) to the column that plays it; None where none was named.
         needs_labels: Whether the column ``label`` has to be there.
-        flags: Whether options are flags of the command line, or else Python keywords.
     """
 
+    asked: SetColumns
     roles: dict[str, str | None]
     needs_labels: bool
-    flags: bool
 
-    def column(self, role: str) -> str:
-        """The option that names a role's column."""
-        return f"--{role}-column" if self.flags else f"{role}_column"
+    @classmethod
+    def of(cls, asked: SetColumns, needs_labels: bool) -> _Options:
+        """The options as they were asked for; a command line gives "" for no column."""
+        roles = {role: getattr(asked, role) for role in _ROLES}
+        none = {role: None for role in _ROLES if roles[role] == "" and role not in _EXPLICIT}
+        return cls(asked, {**roles, **none}, needs_labels)
 
-    @property
-    def no_labels(self) -> str:
-        """The option for a set without labels."""
-        return '--label-column ""' if self.flags else "label_column=''"
-
-    @property
-    def a_split(self) -> str:
-        """The option that names a split."""
-        return "--split NAME" if self.flags else "split=NAME"
+    def named(self, role: str) -> str:
+        """How the one who asked names a role's column."""
+        return self.asked.option(role)
 
     def playing(self, **roles: str | None) -> _Options:
         """The same with other columns in some roles."""
@@ -66,18 +67,7 @@ class _Options:
 
 
 def read_set_file(
-    path: str | Path,
-    *,
-    label_column: str | None = "label",
-    id_column: str | None = None,
-    text_column: str | None = None,
-    image_column: str | None = None,
-    prompt_column: str | None = None,
-    completion_column: str | None = None,
-    rejected_column: str | None = None,
-    split: str | None = None,
-    needs_labels: bool = True,
-    flags: bool = False,
+    path: str | Path, columns: SetColumns | None = None, *, needs_labels: bool = True
 ) -> dict[str, Any]:
     """Read a file or folder of examples as keyword arguments of ``write_set``.
 
@@ -91,23 +81,10 @@ def read_set_file(
     - ``.npz`` holds images as ``images``, ``x`` or ``x_test`` with labels ``labels``, ``y`` or
       ``y_test``; other arrays with one value per image are metadata.
 
-    Where no column of inputs is named, the input is the column ``text``, ``image``, ``file_name``
-    or ``completion``. A column ``example_id`` holds the ids unless ``id_column`` names another.
-
     Args:
         path: The file or folder.
-        label_column: Where the labels stand; None or "" for a set without labels. Class folders
-            need no such column, and completions none either.
-        id_column: Where unique ids stand; row numbers where None.
-        text_column: Where the texts stand.
-        image_column: Where the images or their paths stand; for ``.npz`` the key of the images.
-        prompt_column: Where the prompts of completions stand; by default ``prompt`` if there is
-            one, "" for none.
-        completion_column: Where completions stand.
-        rejected_column: Where rejected completions stand; by default ``rejected`` if there is one.
-        split: Which split of a saved ``DatasetDict``.
+        columns: Which columns play which role; None for the usual ones.
         needs_labels: Whether the column ``label`` has to be there, where no other is named.
-        flags: Whether messages name options as the command line does.
 
     Returns:
         ``images``, ``texts`` or ``inputs``, and ``labels``, ``ids``, ``columns``, ``left_out``.
@@ -116,23 +93,15 @@ def read_set_file(
         SetError: The file cannot be read as a set; names file and row, and what to do.
     """
     path = Path(path)
-    roles: dict[str, str | None] = {
-        "label": label_column or None,  # a command line gives ""
-        "id": id_column or None,
-        "text": text_column or None,
-        "image": image_column or None,
-        "completion": completion_column or None,
-        "prompt": prompt_column,
-        "rejected": rejected_column,
-    }
-    options = _Options(roles, needs_labels, flags)
+    asked = columns or SetColumns()
+    options = _Options.of(asked, needs_labels)
     splits = saved_splits(path) if path.is_dir() else None
     if splits:
-        if split not in splits:
-            raise SetError(f"{path} has the splits {listing(splits)}; name one: {options.a_split}")
-        path = path / str(split)
-    elif split is not None:
-        raise SetError(f"{path} has no splits; read it without {options.a_split}")
+        if asked.split not in splits:
+            raise SetError(f"{path} has the splits {listing(splits)}; name one: {asked.a_split}")
+        path = path / str(asked.split)
+    elif asked.split is not None:
+        raise SetError(f"{path} has no splits; read it without {asked.a_split}")
     _check_roles(path, options, saved=splits is not None)
     if path.is_dir() and splits is None:
         return _read_folder(path, options)
@@ -151,7 +120,7 @@ def _check_roles(path: Path, options: _Options, saved: bool) -> None:
         )
     if roles["text"] and len(texts) > 1:
         raise SetError(
-            f"{path}: {options.column('text')} is for whole texts, {options.column(texts[1])} for "
+            f"{path}: {options.named('text')} is for whole texts, {options.named(texts[1])} for "
             "prompts with completions; name one or the other"
         )
 
@@ -165,10 +134,10 @@ def _keywords(path: Path, table: Table, options: _Options) -> dict[str, Any]:
     roles = options.roles
     for role, name in roles.items():
         if name is not None and name not in table:
-            advice = f", or {options.no_labels} for a set without labels"
+            advice = f", or {options.asked.no_labels} for a set without labels"
             raise SetError(
                 f"{path} has no {name!r}; it has {listing(table)}: name one of these as "
-                f"{options.column(role)}{advice if role == 'label' else ''}"
+                f"{options.named(role)}{advice if role == 'label' else ''}"
             )
     typed = _typed if path.suffix.lower() in (".csv", ".tsv") else lambda values: values
     keywords = {
@@ -196,7 +165,7 @@ def _with_input(path: Path, table: Table, options: _Options) -> _Options:
         usual = {"text": "text", "image": "image", "file_name": "image", "completion": "completion"}
         found = [name for name in usual if name in table]
         if len(found) != 1:
-            named = [options.column(role) for role in ("text", "completion", "image")]
+            named = [options.named(role) for role in ("text", "completion", "image")]
             raise SetError(
                 f"{path}: name the column that holds the input ({', '.join(named[:2])} or "
                 f"{named[2]}); it has {listing(table)}"
@@ -212,8 +181,8 @@ def _with_input(path: Path, table: Table, options: _Options) -> _Options:
         own = roles[role]
         if own and not completed:
             raise SetError(
-                f"{path}: {options.column(role)} goes with completions; name their column too: "
-                f"{options.column('completion')}"
+                f"{path}: {options.named(role)} goes with completions; name their column too: "
+                f"{options.named('completion')}"
             )
         if own is None and completed and role in table:
             own = role
@@ -288,7 +257,7 @@ def _read_folder(folder: Path, options: _Options) -> dict[str, Any]:
             raise SetError(
                 f"{folder} has no metadata.csv that names columns ({found}); add one with the "
                 "columns file_name and label, or move every image to CLASS/FILE, or give "
-                f"{options.no_labels} for images without labels"
+                f"{options.asked.no_labels} for images without labels"
             )
         keywords = {
             "images": [_inside(folder, name, str(folder)) for name in images],
@@ -318,7 +287,7 @@ def _npz_roles(path: Path, table: Table, options: _Options) -> tuple[_Options, l
     if images is None or images not in table:
         raise SetError(
             f"{path} has no array {images or 'of images'}; name it as "
-            f"{options.column('image')}, it has {listing(table)}"
+            f"{options.named('image')}, it has {listing(table)}"
         )
     label, words = roles["label"], images.split("_")
     if label == "label":  # the default: x_test goes with y_test, images with labels

@@ -50,9 +50,7 @@ def read_table(path: Path) -> Table:
             raise SetError(f"{path} is empty or not a file; check the path, or save the file again")
         header, columns = reader(path)
     except (OSError, ValueError, EOFError, *_DAMAGE) as error:
-        raise SetError(
-            f"{path} is damaged or of another kind than its name says: {error}"
-        ) from None
+        raise SetError(f"{path} is damaged or not what its name says: {error}") from None
     twice = next((name for name in header if header.count(name) > 1), None)
     if twice is not None:
         raise SetError(f"{path}: column {twice!r} appears twice; rename one of them")

@@ -128,14 +128,14 @@ def _trust(workspace: Workspace, effects: Effects, behaviour: Behaviour) -> str:
     stages: dict[TrustWord, list[str]] = {}
     for stage in workspace.stages:
         if stage in effects.trust:
-            standing = trust_word(effects.trust[stage], behaviour.name)
-            stages.setdefault(standing, []).append(stage)
+            word = trust_word(effects.trust[stage], behaviour.name)
+            stages.setdefault(word, []).append(stage)
     if len(stages) == 1:
         only = next(iter(stages))
         return f"{MARKS[only]} all {WORDS[only]}."
     return " ".join(
-        f"{MARKS[standing]} {WORDS[standing]}: {components.plain(', '.join(names))}."
-        for standing, names in stages.items()
+        f"{MARKS[word]} {WORDS[word]}: {components.plain(', '.join(names))}."
+        for word, names in stages.items()
     )
 
 

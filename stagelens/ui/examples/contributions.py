@@ -220,8 +220,8 @@ def first_order(found: Stored, asked: Asked) -> None:
     rest = asked.effect - total
     mark = ""
     if asked.trust is not None:
-        standing = trust_word(asked.trust, behaviour.name)
-        mark = f"{MARKS[standing]} {WORDS[standing]}, by {asked.trust.estimator}"
+        word = trust_word(asked.trust, behaviour.name)
+        mark = f"{MARKS[word]} {WORDS[word]}, by {asked.trust.estimator}"
     cells = "".join(
         f"<div><div style='opacity:.75;font-size:.875rem'>{components.shown(name)}</div>"
         f"<div style='font-size:1.4rem;font-weight:600;white-space:nowrap'>"

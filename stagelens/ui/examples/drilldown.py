@@ -200,8 +200,8 @@ def _card(
     if not refused and _shown(label) != "none":
         verdict = "✓ right" if answer == label else "✗ wrong"
     sure = f"{100 * confidence:.0f} % sure" if isfinite(confidence) else ""
-    standing = None if trust is None else trust_word(trust, behaviour)
-    mark = "" if standing is None else f"{MARKS[standing]} {WORDS[standing]}"
+    word = None if trust is None else trust_word(trust, behaviour)
+    mark = "" if word is None else f"{MARKS[word]} {WORDS[word]}"
     head = (
         f"without <i>{components.shown(name)}</i>" if trust is not None else components.shown(name)
     )

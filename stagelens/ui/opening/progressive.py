@@ -44,7 +44,7 @@ _BUDGET_HELP = (
 
 
 @dataclass(frozen=True)
-class Ladder:
+class Computable:
     """What can be computed for one set of a run.
 
     Attributes:
@@ -60,7 +60,7 @@ class Ladder:
     stored: tuple[str, ...]
 
     @classmethod
-    def of(cls, at: Source, set_name: str) -> Ladder:
+    def of(cls, at: Source, set_name: str) -> Computable:
         """For a set, as it is now."""
         return cls(at, loaders.run(at), set_name, tuple(loaders.available(at, set_name)))
 
@@ -94,11 +94,11 @@ class Ladder:
         return self.replayable and self.seconds is not None and self.seconds < estimates.SHORT
 
 
-def first(ladder: Ladder) -> None:
+def first(computable: Computable) -> None:
     """Where nothing is stored yet: start the task vector, and show how far it is."""
     if _verifying() or components.only_shown():
         return
-    free = ladder.arguments(registry.free_estimator().name)
+    free = computable.arguments(registry.free_estimator().name)
     job = jobs.find(free)
     if job is None:
         jobs.start(free, "The task vector")
@@ -106,9 +106,9 @@ def first(ladder: Ladder) -> None:
         return
     if job is not None and job.status().state == "cancelled":
         _button(free, "Task vector (free)", "The task vector", "Weights only; takes seconds.")
-    exact = ladder.arguments(REPLAY)
-    if ladder.replayable and not components.job_state(exact, "Try again"):
-        _button(exact, _replay_label(ladder), "Replay", _REPLAY_HELP)
+    exact = computable.arguments(REPLAY)
+    if computable.replayable and not components.job_state(exact, "Try again"):
+        _button(exact, _replay_label(computable), "Replay", _REPLAY_HELP)
 
 
 def follow(at: Source, set_name: str, available: Sequence[str]) -> None:
@@ -143,31 +143,31 @@ def offer_best(available: Sequence[str], shown: str) -> None:
     )
 
 
-def better(ladder: Ladder) -> None:
+def better(computable: Computable) -> None:
     """Below the estimator: what is being computed, or can be."""
-    if REPLAY in ladder.stored or settings.read_only() or _verifying():
+    if REPLAY in computable.stored or settings.read_only() or _verifying():
         return
-    replay = ladder.arguments(REPLAY)
+    replay = computable.arguments(REPLAY)
     if _running(replay, "Replay"):
         return
     waiting = False
-    if ladder.coarse:
+    if computable.coarse:
         budget = _budget()
-        at_once = ladder.short and not registry.saves_time(
-            ladder.run.stages, CoarseReplay.name, {"budget": budget}
+        at_once = computable.short and not registry.saves_time(
+            computable.run.stages, CoarseReplay.name, {"budget": budget}
         )
         if not at_once:
-            waiting = _coarse(ladder, budget)
+            waiting = _coarse(computable, budget)
         elif jobs.find(replay) is None:
             st.caption(
                 "Replay should take hardly longer here than coarse replay, so it is running now."
             )
-    if waiting or not ladder.replayable:
+    if waiting or not computable.replayable:
         return
-    if ladder.short and jobs.find(replay) is None:
+    if computable.short and jobs.find(replay) is None:
         jobs.start(replay, "Replay")
     if not _running(replay, "Replay"):
-        _button(replay, _replay_label(ladder), "Replay", _REPLAY_HELP)
+        _button(replay, _replay_label(computable), "Replay", _REPLAY_HELP)
 
 
 def _verifying() -> bool:
@@ -194,14 +194,16 @@ def _budget() -> float:
     return CoarseReplay.budgets[chosen or "1/4"]
 
 
-def _coarse(ladder: Ladder, budget: float) -> bool:
+def _coarse(computable: Computable, budget: float) -> bool:
     """Start coarse replay where its table is missing; whether it is running."""
     name = registry.estimate_name(CoarseReplay.name, {"budget": budget})
-    if name in ladder.stored:
+    if name in computable.stored:
         return False
-    arguments = ladder.arguments(CoarseReplay.name, budget)
+    arguments = computable.arguments(CoarseReplay.name, budget)
     title = f"Coarse replay, budget {registry.budget_text(budget)}"
-    seconds = registry.estimate_seconds(ladder.run.stages, CoarseReplay.name, {"budget": budget})
+    seconds = registry.estimate_seconds(
+        computable.run.stages, CoarseReplay.name, {"budget": budget}
+    )
     if jobs.find(arguments) is None and (seconds is None or seconds < _LONG):
         jobs.start(arguments, title)
     if _running(arguments, title):
@@ -220,8 +222,8 @@ def _running(arguments: tuple[str, ...], title: str) -> bool:
     return components.job_state(arguments, "Try again")
 
 
-def _replay_label(ladder: Ladder) -> str:
-    seconds = ladder.seconds
+def _replay_label(computable: Computable) -> str:
+    seconds = computable.seconds
     return "Replay (exact)" if seconds is None else f"Replay ({numbers.predicted_time(seconds)})"
 
 

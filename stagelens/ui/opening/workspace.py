@@ -173,7 +173,7 @@ def _open(path: Path, with_effects: bool) -> Workspace | None:
         effects = _choose_estimator(at, chosen)
         by, groups = _choose_groups(at, chosen)
         if effects is not None and computable:
-            progressive.better(progressive.Ladder.of(at, chosen))
+            progressive.better(progressive.Computable.of(at, chosen))
     return Workspace(at, run, examples, effects, by, groups, computable)
 
 
@@ -296,4 +296,4 @@ def nothing_measured(workspace: Workspace) -> None:
         "seconds; better numbers follow automatically.",
         icon=":material/hourglass_empty:",
     )
-    progressive.first(progressive.Ladder.of(workspace.at, workspace.examples.name))
+    progressive.first(progressive.Computable.of(workspace.at, workspace.examples.name))

@@ -183,10 +183,10 @@ def trust_badge(trust: StageTrust, behaviour: str, name: str | None = None) -> N
         name: What it is the trust of, printed before it; then the figures follow. Without a name
             the words stand alone, because the figures stand nearby.
     """
-    standing = trust_word(trust, behaviour)
-    icon, color = _BADGES[standing]
+    word = trust_word(trust, behaviour)
+    icon, color = _BADGES[word]
     st.badge(
-        plain(f"{name}: {trust_label(trust, behaviour)}" if name else WORDS[standing]),
+        plain(f"{name}: {trust_label(trust, behaviour)}" if name else WORDS[word]),
         icon=icon,
         color=color,  # type: ignore[arg-type]
         help=plain(trust_explanation(trust, behaviour)),
@@ -243,15 +243,15 @@ def sentence_html(sentence: Sentence, brief: bool = False) -> str:
 
 
 def _trust_html(sentence: Sentence, trust: StageTrust, brief: bool) -> str:
-    standing = trust_word(trust, sentence.behaviour)
+    word = trust_word(trust, sentence.behaviour)
     said = trust_label(trust, sentence.behaviour)
-    if trust.estimator == "replay" or standing != "exact":
+    if trust.estimator == "replay" or word != "exact":
         said += f", by {trust.estimator}"
     title = html.escape(f"{said}. {trust_explanation(trust, sentence.behaviour)}", quote=True)
     words = "" if brief else f" {html.escape(said)}"
     return (
         f"<span title='{title}' role='img' aria-label='{title}' style='opacity:.75;"
-        f"font-size:.85em'>{MARKS[standing]}{words}</span>"
+        f"font-size:.85em'>{MARKS[word]}{words}</span>"
     )
 
 

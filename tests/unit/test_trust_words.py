@@ -117,7 +117,7 @@ def test_estimates_say_whether_to_lean_on_them() -> None:
     assert trust_explanation(RELIABLE) == "Coarse replay. You can rely on it."
     assert trust_explanation(ROUGH).endswith("Do not rely on it until a replay has settled it.")
     assert trust_explanation(UNKNOWN).startswith(
-        "Task vector; its error is not known. Do not lean on it"
+        "Task vector; its error is not known. Do not rely on it"
     )
 
 
