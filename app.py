@@ -1,4 +1,4 @@
-"""Overview: a run's stages, and what each is to credit or to blame for."""
+"""Overview: a run's stages, and what each of them is to credit or to blame for."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if workspace is not None:
         effects = workspace.effects
         if effects is None:
             nothing_measured(workspace)
+            # What was recorded can be shown before anything is measured.
             sections.time_line(workspace, None)
         else:
             story.tell_story(workspace, effects)

@@ -1,4 +1,4 @@
-"""Examples: filter, sort and page through a set by stage effect; open one, or ask an own one."""
+"""Examples: filter, sort and page through a set by stage effect; open one, or try your own."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ if workspace is not None:
         of_the_set, own, compared = st.tabs(
             [state.OF_THE_SET, state.OWN, state.COMPARED], key=state.VIEW, bind="query-params"
         )
+        # Streamlit runs the bodies of closed tabs too, unless they ask whether they are open.
         if of_the_set.open:
             with of_the_set:
                 effects = workspace.effects

@@ -23,6 +23,7 @@ if workspace is not None:
             if gaps.open:
                 with gaps:
                     groups.group_gaps_tab(workspace, effects)
+            # The body of a closed tab must not run: its first visit starts a search.
             if found.open:
                 with found:
                     features.found_features_tab(workspace, effects)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class StageLensError(Exception):
-    """Something that the user can mend. The message names the thing and what to do next."""
+    """An error that the user can fix. The message names the cause and what to do next."""
 
 
 class RunError(StageLensError):
@@ -55,12 +55,12 @@ class Behaviour:
     """One number per example, measured on a model.
 
     Attributes:
-        name: As it stands in tables, for instance ``"margin"``.
+        name: As tables show it, for instance ``"margin"``.
         better: Whether ``"higher"`` or ``"lower"`` values are better for the example.
-        unit: Printed behind values, for instance ``"nats"``; empty where there is none.
+        unit: Printed after values, for instance ``"nats"``; empty if there is none.
         description: One sentence for help texts.
-        lowest: Smallest value that it can have; an estimate below it is shown as this.
-        highest: Largest value that it can have.
+        lowest: Smallest possible value; an estimate below it is shown as this value.
+        highest: Largest possible value.
     """
 
     name: str
@@ -101,7 +101,7 @@ class Predictions:
 
     Attributes:
         answers: (B,) printable answers, for a classifier the class name.
-        confidences: (B,) probability that the model itself gives to its answer; NaN where none.
+        confidences: (B,) probability that the model itself gives its answer; NaN if it gives none.
     """
 
     answers: Sequence[str]
@@ -113,7 +113,7 @@ class TokenValues:
     """One text as a model reads it, with a number per token.
 
     Attributes:
-        tokens: (T,) printable pieces; together they are the text.
+        tokens: (T,) printable pieces; together they make up the text.
         values: (T,) floats, NaN where a token has none.
     """
 
@@ -127,12 +127,12 @@ class TaskTraits:
 
     Attributes:
         input_kind: What an example's input is.
-        input_forms: The fields that an example may be given by, the usual ones first.
+        input_forms: The combinations of fields that make up an example, the usual one first.
         has_token_values: Whether behaviours can be given per token.
-        continues_text: Whether an answer is the most probable next token, which nobody marks right
-            or wrong.
-        assembled_by_name: Whether checkpoint folders can be assembled into a run of the task by
-            its name alone.
+        continues_text: Whether an answer is the most probable next token, which counts as neither
+            right nor wrong.
+        assembled_by_name: Whether checkpoint folders can be assembled into a run of the task
+            given only its name.
     """
 
     input_kind: Literal["image", "text"]
@@ -143,22 +143,22 @@ class TaskTraits:
 
 
 class Task(ABC):
-    """What a model takes and answers: the one thing to write for a model of your own.
+    """A model's inputs and answers: the one class to write for a model of your own.
 
     The abstract methods are required; the rest has defaults. ``config`` must be plain JSON,
-    because the run folder stores it beside ``name``, and ``type(task)(**task.config)`` has to give
-    the task again. A run folder never names code: a task is found by ``name`` among the installed
-    ones (entry-point group ``stagelens.tasks``), or given by the user.
+    because the run folder stores it beside ``name``, and ``type(task)(**task.config)`` has to make
+    the same task again. A run folder never names code: a task is found by ``name`` among the
+    installed ones (entry-point group ``stagelens.tasks``), or given by the user.
 
     Attributes:
-        name: As it is registered, and stored in run folders.
-        behaviour_kinds: What ``behaviours`` gives, the most telling one first.
+        name: As registered, and as stored in run folders.
+        behaviour_kinds: What ``behaviours`` returns, the most informative one first.
         input_kind: What an example's input is.
         input_fields: Names in ``Example.input``; by default the kind itself.
         takes_labels: Whether behaviours are about an example's label.
-        has_token_values: Whether ``token_values`` is there.
-        image_shape: (channels, height, width) of the images that it takes; None where it takes any
-            or none.
+        has_token_values: Whether ``token_values`` is implemented.
+        image_shape: (channels, height, width) of the images that it takes; None if it takes any
+            size, or no images.
     """
 
     name: ClassVar[str]
@@ -171,62 +171,63 @@ class Task(ABC):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        # An intermediate base class may leave its kind to its subclasses.
         if not cls.input_fields and hasattr(cls, "input_kind"):
             cls.input_fields = (cls.input_kind,)
 
     @property
     @abstractmethod
     def config(self) -> dict[str, Any]:
-        """Keyword arguments, as plain JSON, that make this task again."""
+        """Keyword arguments, as plain JSON, that recreate this task."""
 
     @property
     def assets(self) -> Mapping[str, bytes]:
-        """Small files that the task needs to be made again, by name: a tokenizer, say.
+        """Small files, by name, that the task needs to be recreated: a tokenizer, say.
 
-        A run folder keeps them, and gives them back as the keyword ``assets`` beside ``config``.
+        A run folder keeps them, and passes them back as the keyword ``assets`` beside ``config``.
         They are data: never code, never pickled.
         """
         return {}
 
     @abstractmethod
     def build_model(self, config: Mapping[str, Any] | None = None) -> nn.Module:
-        """Make the module, with any weights; recorded states are loaded into it.
+        """Make the module; its weights do not matter, since recorded states are loaded into it.
 
         Args:
-            config: A stage's own model configuration, where it differs from the task's (a head
+            config: A stage's own model configuration, if it differs from the task's (a head
                 that appears later, say); None for the task's own.
         """
 
     def stage_config(self, model: nn.Module) -> dict[str, Any] | None:
-        """What ``build_model`` takes to make a stage's model, read from the model that is trained.
+        """What ``build_model`` takes to make a stage's model, read from the model being trained.
 
-        A recorder puts a ``build_config`` that it was given on top of it.
+        A ``build_config`` that the recorder was given goes on top of it.
 
         Returns:
-            Plain JSON; None, the default, where it is the task's own model.
+            Plain JSON; None, the default, for the task's own model.
         """
         return None
 
     @abstractmethod
     def collate(self, examples: Sequence[Example]) -> Any:
-        """Examples of an evaluation set to one batch, as ``loss`` and ``outputs`` take it."""
+        """Make one batch of examples of an evaluation set, as ``loss`` and ``outputs`` take it."""
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
         """The training loss of one batch, a scalar that the training loop calls backward on."""
 
     def loss_terms(self, batch: Any) -> float | None:
-        """How many terms the loss of a batch is the mean of, for batches that processes share.
+        """How many terms a batch's loss is the mean of, for batches that processes share.
 
         Returns:
-            None, the default: one per example. 0 where it is a sum, so that the losses of parts
-            of a batch add up as they are.
+            None, the default: one per example. 0 if it is a sum, so that the losses of parts of
+            a batch simply add up.
         """
         return None
 
     @abstractmethod
     def behaviours(self, outputs: Any, batch: Any) -> dict[str, torch.Tensor]:
-        """Behaviour name to (B,) values, NaN where an example has no label."""
+        """Values (B,) of each behaviour, by its name; NaN for an example without a label."""
 
     @abstractmethod
     def predictions(self, outputs: Any) -> Predictions:
@@ -237,37 +238,37 @@ class Task(ABC):
         return model(batch[0])
 
     def examples(self, batch: Any) -> Sequence[Example] | None:
-        """The examples of a training batch, for people to look at; about what undoes ``collate``.
+        """The examples of a training batch, for people to look at; roughly undoes ``collate``.
 
         Args:
             batch: As ``loss`` takes it.
 
         Returns:
             B examples in the batch's order, with the input and the label that the model was given;
-            their ids say nothing. None, the default, where the task cannot say what they were.
+            their ids mean nothing. None, the default, if the task cannot recover them.
         """
         return None
 
     def check_label(self, label: Any) -> str | None:
-        """A label as a file holds it, to the name used in tables; None where it is missing.
+        """The name used in tables for a label in a file; None if the label is missing.
 
         Raises:
-            ValueError: The label is none of the task's; names those that are.
+            ValueError: The label is not one of the task's; the message lists those.
         """
         return None if label is None else str(label)
 
     def check_input(self, value: Mapping[str, Any]) -> str | None:
-        """Look at an input before it enters an evaluation set.
+        """Check an input before it enters an evaluation set.
 
         Args:
             value: As ``Example.input`` has it.
 
         Returns:
-            What a person should know of it, for instance ``"cut to 512 tokens"``; None where all
+            What a person should know about it, for instance ``"cut to 512 tokens"``; None if all
             is well.
 
         Raises:
-            ValueError: The task cannot take it; goes on from "example 'x' ...".
+            ValueError: The task cannot take it; the message continues "example 'x' ...".
         """
         return None
 
@@ -288,9 +289,9 @@ class OptimizerRule:
 
     Attributes:
         hyperparameters: Read per parameter group at every step.
-        flags: Fixed for a stage; replay hands them to torch as they were.
+        flags: Fixed for a stage; replay passes them to torch as recorded.
         state: Keys of the per-parameter state that replay restores.
-        refused: Option to the values that replay refuses, with what to do instead.
+        refused: Options that replay refuses when they are set, to what to do instead.
     """
 
     hyperparameters: tuple[str, ...]
@@ -318,8 +319,8 @@ SUPPORTED_OPTIMIZERS: Mapping[str, OptimizerRule] = {
         state=("step", "exp_avg", "exp_avg_sq"),
         refused={
             **_REFUSED_EVERYWHERE,
-            "amsgrad": "use amsgrad=False",
-            "decoupled_weight_decay": "use torch.optim.AdamW",
+            "amsgrad": "use amsgrad=False",  # its running maximum is not in ``state``
+            "decoupled_weight_decay": "use torch.optim.AdamW",  # AdamW's rule under Adam's name
         },
     ),
     "AdamW": OptimizerRule(
@@ -329,30 +330,30 @@ SUPPORTED_OPTIMIZERS: Mapping[str, OptimizerRule] = {
         refused={**_REFUSED_EVERYWHERE, "amsgrad": "use amsgrad=False"},
     ),
 }
-"""Class name in ``torch.optim`` to its rule. Anything else is refused when a stage starts."""
+"""Rules by class name in ``torch.optim``. Anything else is refused when a stage starts."""
 
 
 ProgressCallback = Callable[[float, str], None]
-"""Called with the share that is done, 0 to 1, and what is being done now."""
+"""Called with the share done so far, 0 to 1, and what is being done now."""
 
 
 class Progress:
-    """A listener that can be split, so that work which consists of parts reports on the whole.
+    """A listener that can be split, so that parts of the work report progress of the whole.
 
     Args:
-        report: The listener; None for none.
+        report: The listener; None to drop all reports.
     """
 
     def __init__(self, report: ProgressCallback | None = None) -> None:
         self._report = report
 
     def __call__(self, done: float, text: str) -> None:
-        """Tell the share that is done, 0 to 1, and what is being done now."""
+        """Report the share done so far, 0 to 1, and what is being done now."""
         if self._report is not None:
             self._report(done, text)
 
     def part(self, start: float, stop: float, prefix: str = "") -> Progress:
-        """The listener of a part, whose own 0 is ``start`` of the whole and whose 1 is ``stop``.
+        """The listener of a part, whose 0 is ``start`` of the whole and whose 1 is ``stop``.
 
         Args:
             start: Share of the whole that is done when the part begins.
@@ -385,8 +386,8 @@ ACCURACY = Behaviour(
 
 
 SLICE_COLUMN = "slice: "
-"""How columns of slices begin; a set's own column cannot be taken for one, see
+"""Prefix of columns of slices; a set's own column cannot be mistaken for one, see
 :func:`stagelens.analyses.slices.saved.joined`."""
 
 OTHER_EXAMPLES = "others"
-"""Value of the examples that are not in a slice."""
+"""Value for the examples outside a slice."""

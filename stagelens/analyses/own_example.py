@@ -1,9 +1,9 @@
 """An example of one's own on the final model and every counterfactual: M + 1 forward passes.
 
-The counterfactuals are those that an estimator left in the run folder, read out in the way in
-which :func:`~stagelens.effects.computing.attribute` read them out over an evaluation set. So an
-example of the set, given as one's own, has the effects that stand in the set's table. Where an
-estimator's twins have a say in these, they are asked too.
+The counterfactuals are those that an estimator left in the run folder, read out just as
+:func:`~stagelens.effects.computing.attribute` reads them out over an evaluation set. So an example
+of the set, entered as one's own, gets the same effects as in the set's table. Where an estimator's
+twins contribute to these, they are measured too.
 """
 
 from __future__ import annotations
@@ -78,15 +78,15 @@ class Answer:
 
 
 def own_example(task: Task, content: Mapping[str, Any], label: str | None) -> Example:
-    """An example that stands in no set.
+    """An example that belongs to no set.
 
     Args:
-        task: It has to take it.
+        task: The task that it has to fit.
         content: What the task takes as input, for instance ``{"text": "a comment"}``.
-        label: Where one was given; as a name, or as the task's files spell it.
+        label: Its label, as a name or as the task's files spell it; None without one.
 
     Raises:
-        TaskError: The label is none of the task's.
+        TaskError: The label is not one of the task's.
     """
     try:
         return Example(NAME, content, task.check_label(label))
@@ -105,8 +105,8 @@ def answer(run: Run, example: Example, known: ResultFacts | None, loaded: Loaded
         example: From :func:`own_example`, or of a set.
         known: What the effect table of an evaluation set says of itself: its estimator, how its
             twins were weighed, and which stages were refused. None where there is no table yet:
-            the task vector, from the boundaries.
-        loaded: Keeps weights between questions.
+            the task vector is then used.
+        loaded: Keeps weights in memory between questions.
 
     Raises:
         Refused: A counterfactual is no longer in the run folder; says what to do.
@@ -119,6 +119,7 @@ def answer(run: Run, example: Example, known: ResultFacts | None, loaded: Loaded
         final = bench.final(example)
         given = example.label is not None
         if not given and all(np.isnan(values).all() for values in final.measured.values.values()):
+            # Behaviours are about the label, so the final model is measured again with it.
             example = replace(example, label=_own_label(run.task, final.measured))
             final = bench.final(example)
         found = {stage.name: bench.without(stage, example, final) for stage in run.stages}
@@ -138,7 +139,7 @@ def answer(run: Run, example: Example, known: ResultFacts | None, loaded: Loaded
 
 
 def _own_label(task: Task, final: Measured) -> str | None:
-    """The model's answer as a label; None where the task's answers are no labels."""
+    """The model's answer as a label; None where the task's answers are not labels."""
     try:
         return task.check_label(final.answers[0])
     except ValueError:
@@ -147,7 +148,7 @@ def _own_label(task: Task, final: Measured) -> str | None:
 
 @dataclass(frozen=True)
 class _Said:
-    """One model on the example; ``tokens`` is None where the task has no values per token."""
+    """What one model says of the example; no ``tokens`` where the task has no values per token."""
 
     measured: Measured
     tokens: TokenValues | None
@@ -173,7 +174,7 @@ def _token_effects(final: _Said, found: Mapping[str, _Effect]) -> TokenEffects |
 
 @dataclass(frozen=True)
 class _Bench:
-    """Where models are asked.
+    """Measures models on one example.
 
     Attributes:
         run: The run.
@@ -196,16 +197,19 @@ class _Bench:
     def without(self, stage: Stage, example: Example, final: _Said) -> _Effect:
         """A stage's effect on an example, and what is known of it."""
         known = self.known.get(stage.name)
+        # The last stage's counterfactual is its own start state, which no estimator caches.
         free = self.estimator.free or stage.index == len(self.run.stages) - 1
         if known is not None and known.trust == "refused":
             return _Effect(None, None, known)
         if free:
             (found,) = counterfactuals(self.run, self.estimator, [stage])
             trust = known or found.trust
+            # As a dict, because differences of states are computed each time that they are read.
             said = [self._ask(example, stage.name, lambda: dict(found.weights or {}))]
         else:
             cached = self._cached(stage)
             trust = known or cached.trust
+            # Twins cost two more forward passes, and have no part in the effect where they weigh 0.
             names = ["weights", "factual", "counterfactual"][: 3 if trust.twins_share else 1]
             said = [self._ask_file(example, cached.files[name]) for name in names]
         kinds = self.run.task.behaviour_kinds
@@ -230,6 +234,7 @@ class _Bench:
 
     def _ask(self, example: Example, name: str, load: Callable[[], Weights]) -> _Said:
         task, end = self.run.task, self.run.last.facts.end
+        # Near enough for making room: all counterfactuals are as large as the final model.
         size = 0 if end is None else sum(file.bytes for file in end.shards)
         weights = self.loaded.get((self.run.digest, name), size, load)
         with self.loaded.module_with(self.run, weights) as model:

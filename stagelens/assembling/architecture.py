@@ -1,4 +1,4 @@
-"""Checkpoints compared with the final model: which tensor is which, and what does not fit."""
+"""Comparing checkpoints with the final model: which tensor is which, and what does not fit."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from stagelens.runs.streaming import TensorFacts
 
 _OLD_NAMES = ((".gamma", ".weight"), (".beta", ".bias"))
-"""Endings of names in checkpoints from before PyTorch's own, as the first BERT models have them."""
+"""Endings of names in old checkpoints, such as the first BERT models, to those of PyTorch."""
 
 _BOOKKEEPING = re.compile(
     r"drop|_token_id|^initializer|^vocab_size$|^use_cache$|^pretraining_tp$|^classifier_|^summary_"
 )
-"""Keys of a configuration that change nothing in what a body of given weights computes."""
+"""Keys of a configuration that do not change what a body with given weights computes."""
 
 _CONTEXT = re.compile(r"^rope_|^max_position_embeddings$|^n_positions$|^n_ctx$|sliding_window$")
-"""Keys that a stage may change on purpose: how far, and how, a model sees positions."""
+"""Keys that a stage may change on purpose: how, and how far, a model sees positions."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Architecture:
     """What the final model is made of.
 
     Attributes:
-        shapes: Parameter or buffer to its shape; shared ones stand once.
-        own_names: Every name that its state_dict has, to the name in ``shapes``.
-        fixed: Buffers that its state_dict has not: the architecture determines them.
-        body: What names of the body begin with, as ``bert.``; the rest is a head. Empty where
+        shapes: Parameter or buffer to its shape; shared ones appear once.
+        own_names: Every name in its state_dict, to the name in ``shapes``.
+        fixed: Buffers that its state_dict lacks: the architecture determines them.
+        body: What names of the body begin with, such as ``bert.``; the rest is a head. Empty if
             everything is body.
         vocabulary: Parameters that have one row per token.
         expendable: Patterns of names that may be missing from a module without harm.
@@ -52,7 +52,8 @@ class Architecture:
 
     @classmethod
     def of(cls, module: nn.Module) -> Architecture:
-        """Read off a module of ``transformers``."""
+        """Describe a module of ``transformers``."""
+        # keep_vars gives the tensors themselves, so that names of a tied weight meet by identity.
         kept = module.state_dict(keep_vars=True)
         own = {id(t): name for name, t in (*module.named_parameters(), *module.named_buffers())}
         tensors = model_tensors(module)
@@ -68,16 +69,16 @@ class Architecture:
         )
 
     def own_name(self, name: str) -> str | None:
-        """What a checkpoint's tensor is in the final model; None where it is no part of it.
+        """The name in the final model of a checkpoint's tensor; None if it is not part of it.
 
-        A checkpoint of the body alone has no ``bert.`` before its names.
+        In a checkpoint of the body alone, names do not begin with ``bert.``.
         """
         for ending, today in _OLD_NAMES:
             name = name.removesuffix(ending) + today if name.endswith(ending) else name
         return self.own_names.get(name) or self.own_names.get(self.body + name)
 
     def is_unused(self, name: str) -> bool:
-        """Whether a tensor that is no part of the model is of no account, as a mask."""
+        """Whether a tensor that is not part of the model can be ignored, such as a mask."""
         fixed = name in self.fixed or self.body + name in self.fixed
         return fixed or any(re.search(pattern, name) for pattern in self.expendable)
 
@@ -98,8 +99,8 @@ class Matched:
 
     Attributes:
         names: The final model's name to the checkpoint's.
-        rows: Of tensors with fewer rows than in the final model, how many they have.
-        left_out: Tensors of the checkpoint that the final model has not, or has in another shape.
+        rows: For tensors with fewer rows than in the final model, how many they have.
+        left_out: Tensors of the checkpoint that the final model lacks, or has in another shape.
     """
 
     names: Mapping[str, str]
@@ -111,13 +112,13 @@ def match(checkpoint: Checkpoint, final: Architecture, *, last: bool) -> Matched
     """Find every tensor of a checkpoint in the final model.
 
     Args:
-        checkpoint: To look at.
+        checkpoint: The checkpoint to compare.
         final: The final model.
-        last: Whether this is the last checkpoint, which has to have everything.
+        last: Whether this is the last checkpoint, which has to be complete.
 
     Raises:
-        RunError: A tensor is missing, or of another shape, and no head or vocabulary that changed;
-            names it. Nothing is ever broadcast.
+        RunError: A tensor is missing or of another shape, and is not a head or vocabulary that
+            changed; names it. Nothing is ever broadcast.
     """
     names: dict[str, str] = {}
     rows: dict[str, int] = {}
@@ -127,7 +128,7 @@ def match(checkpoint: Checkpoint, final: Architecture, *, last: bool) -> Matched
         if own is None:
             if not final.is_unused(name):
                 left_out.append(name)
-        elif own in names:
+        elif own in names:  # the file holds a shared weight under both of its names
             _check_tied(checkpoint, names[own], name)
         elif _takes(checkpoint, own, name, facts, final, rows, last):
             names[own] = name
@@ -138,7 +139,7 @@ def match(checkpoint: Checkpoint, final: Architecture, *, last: bool) -> Matched
 
 
 def _check_tied(checkpoint: Checkpoint, one: str, other: str) -> None:
-    """Names of one parameter of the final model have to hold the same values."""
+    """Two tensors that the final model shares have to hold the same values."""
     if not same_tensor(checkpoint.mapped[one], checkpoint.mapped[other]):
         raise RunError(
             f"{checkpoint.name}: {one} and {other} differ, but the final model shares them (tied "
@@ -155,13 +156,13 @@ def _takes(
     rows: dict[str, int],
     last: bool,
 ) -> bool:
-    """Whether a tensor is that of the final model; notes where it has fewer rows."""
+    """Whether a tensor is that of the final model; notes in ``rows`` if it has fewer rows."""
     shape, wanted = facts.shape, final.shapes[own]
     if shape == wanted:
         return True
     if not last and own in final.vocabulary and shape[1:] == wanted[1:]:
         if shape[0] < wanted[0]:
-            rows[own] = shape[0]
+            rows[own] = shape[0]  # new tokens are added at the end, so old rows stay in place
             return True
         raise RunError(
             f"{checkpoint.name}: {name} has {shape[0]:,} rows, but only {wanted[0]:,} in the last "
@@ -169,7 +170,7 @@ def _takes(
             "order of training"
         )
     if not last and not own.startswith(final.body):
-        return False  # a head of other classes, which the final model has not
+        return False  # a head of other classes, which the final model lacks
     raise RunError(
         f"{checkpoint.name}: {name} has shape {shape}, but the final model's is {wanted}: this is "
         "another architecture, whose weights cannot be subtracted; give checkpoints of one model"
@@ -195,7 +196,7 @@ def _check_complete(
             f"body ({final.body}...): another architecture; give checkpoints of one model"
         )
     for name in missing:
-        # A classifier has a pooler, which a masked language model of the same body does without.
+        # A classifier has a pooler, which a masked language model with the same body lacks.
         if name.startswith(final.body) and not name.startswith(f"{final.body}pooler."):
             raise RunError(
                 f"{checkpoint.name}: {checkpoint.folder} has no {name}, which the final model's "
@@ -207,7 +208,7 @@ def compare_configs(earlier: Checkpoint, last: Checkpoint) -> list[str]:
     """Compare two configurations.
 
     Returns:
-        Sentences on differences that do no harm, but change what a stage effect means.
+        Sentences on differences that are harmless, but change what a stage effect means.
 
     Raises:
         RunError: They describe different architectures; names the keys and their values.
@@ -218,6 +219,7 @@ def compare_configs(earlier: Checkpoint, last: Checkpoint) -> list[str]:
             f"{earlier.name} is a {one['model_type']!r} model and {last.name} a "
             f"{other['model_type']!r} model; give checkpoints of one model"
         )
+    # Every configuration has this key, yet it decides which tensors the model shares.
     keys = _own_keys(last) | {"tie_word_embeddings"}
     keys = {key for key in keys if not _BOOKKEEPING.search(key)}
     differing = [key for key in sorted(keys) if one.get(key) != other.get(key)]
@@ -236,18 +238,19 @@ def compare_configs(earlier: Checkpoint, last: Checkpoint) -> list[str]:
 
 
 def normalised(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Its configuration with every default filled in, as plain JSON.
+    """A checkpoint's configuration with every default filled in, as plain JSON.
 
     Raises:
         RunError: ``transformers`` does not know such a model.
     """
+    # Only with the defaults are two files comparable: config.json may leave those out.
     config = dict(checkpoint.config)
     kind = config.pop("model_type", None)
     try:
         import transformers
 
         made = transformers.AutoConfig.for_model(kind, **config)
-    except Exception as error:  # whatever a foreign configuration makes transformers raise
+    except Exception as error:  # a foreign configuration can make transformers raise anything
         raise RunError(
             f"{checkpoint.folder / 'config.json'}: transformers cannot make a configuration of it "
             f"({type(error).__name__}: {' '.join(str(error).split())[:200]})"

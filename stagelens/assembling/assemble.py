@@ -1,4 +1,4 @@
-"""Checkpoint folders to a run: no recording is needed to attribute what exists already."""
+"""Making a run from checkpoint folders, to attribute what was trained without recording."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ def assemble(
     """Make a run from checkpoint folders of ``transformers``, without any recording.
 
     The first folder is the base: the boundary before the first stage. Each further one is the end
-    of a stage of that name, which starts where the one before ended. So M + 1 folders give M
-    stages, and the base's own name is only for people. Task vectors are there for all stages at
-    once, and the model without the last stage exactly; what needs recorded steps is refused.
+    of a stage of that name, which starts where the previous one ended. So M + 1 folders give M
+    stages, and the name of the base is only for people. Task vectors are available for all stages,
+    and the exact model without the last stage; what needs recorded steps is refused.
 
     Args:
         checkpoints: Name to folder, or its address on any file system that ``fsspec`` knows, in
@@ -77,16 +77,16 @@ def assemble(
             ``config.json``. A name: ``text-classification``, ``causal-lm``, or
             ``package.module:Class``.
         name: The run's name; by default the folder's.
-        link: Link the weights instead of copying them, where they lie on the same file system.
-            The originals must then not be edited any more.
+        link: Link the weights instead of copying them, which needs the same file system. The
+            originals must not be edited after that.
         progress: Called as bytes are copied.
         columns: Which columns of ``evaluation`` play which role; None for the usual ones.
 
     Returns:
-        The run; ``run.problems`` says what people should know of it.
+        The run; ``run.problems`` says what people should know about it.
 
     Raises:
-        RunError: A folder is no checkpoint, or the folders are not those of one model; names the
+        RunError: A folder is not a checkpoint, or the folders are not of one model; names the
             folder, the tensor or the key, and says what to do.
         TaskError: There is no task for the model.
         SetError: The evaluation file cannot be read.
@@ -137,6 +137,7 @@ def _assembled(
         reference = write_task(root, made)
         file = RunFile(name=run_name, task=reference, stages=stages, notes=notes)
         write_json(root / "run.json", file)
+        # In the block, so that a set that is refused leaves no run behind either.
         if examples is not None:
             write_set(root, made, _set_name(Path(str(evaluation))), **examples)
     return open_run(out, made)
@@ -167,6 +168,7 @@ def _check_order(opened: Sequence[Checkpoint]) -> None:
     for one, other in combinations(opened, 2):
         if one.folder.resolve() == other.folder.resolve():
             raise RunError(f"{one.name} and {other.name} are the same folder, {one.folder}")
+    # Only within one folder: each Trainer counts its steps from 0.
     for one, other in pairwise(opened):
         if one.folder.resolve().parent == other.folder.resolve().parent:
             numbers = one.step, other.step
@@ -178,15 +180,16 @@ def _check_order(opened: Sequence[Checkpoint]) -> None:
 
 
 def _architecture(task: Task) -> Architecture:
+    # Building a model draws initial values; the caller's random numbers stay as they were.
     with torch.random.fork_rng(devices=[]):
         return Architecture.of(task.build_model())
 
 
 def _look_at(opened: Sequence[Checkpoint], matched: Sequence[Matched]) -> list[str]:
-    """What people should know of the states, beside what is refused.
+    """What people should know about the states, beside what is refused.
 
     Raises:
-        RunError: A state is one before the last once more, so the order is wrong.
+        RunError: A state comes back after another one, so the order is wrong.
     """
     notes = []
     for (i, one), (j, other) in combinations(enumerate(opened), 2):
@@ -224,7 +227,7 @@ def _look_at(opened: Sequence[Checkpoint], matched: Sequence[Matched]) -> list[s
 
 
 def _same(one: Checkpoint, a: Matched, other: Checkpoint, b: Matched) -> bool:
-    """Whether two checkpoints hold the same values; mostly known after the first tensor."""
+    """Whether two checkpoints hold the same values; usually the first tensor tells."""
     return a.names.keys() == b.names.keys() and all(
         same_tensor(one.mapped[a.names[name]], other.mapped[b.names[name]]) for name in a.names
     )
@@ -281,6 +284,7 @@ def _states(
                 f"{'Linking' if link else 'Copying'} {checkpoint.name}: ",
             )
             file = _bring(source, root, to, link, part)
+            # Tensors were matched by the header that was read first.
             if read_header(root / file.path) != header:
                 raise RunError(f"{source} was changed while it was read")
             done += file.bytes
@@ -298,19 +302,21 @@ def _folder(number: int, checkpoint: Checkpoint) -> str:
 def _bring(
     source: Path, root: Path, relative: str, link: bool, progress: ProgressCallback
 ) -> FileRef:
-    """Copy or link one file; its bytes are hashed and counted as they pass."""
+    """Copy or link one file, hashing its bytes in passing."""
     target = root / relative
     target.parent.mkdir(parents=True, exist_ok=True)
     hasher, size, whole = hashlib.sha256(), 0, max(source.stat().st_size, 1)
     with open(source, "rb") as original:
         if link:
             try:
+                # Resolved, because some systems would link a symbolic link itself.
                 os.link(source.resolve(), target)
             except OSError as error:
                 raise StageLensError(
                     f"{source} cannot be linked into {root.parent} ({error.strerror}); omit --link "
                     "to copy it"
                 ) from None
+        # Linked files are read too: the run needs their digest.
         with open(os.devnull if link else target, "wb") as copy:
             while block := original.read(_BLOCK):
                 hasher.update(block)
@@ -330,7 +336,7 @@ def _write_stage(
     states: Sequence[StateRef],
     facts: TrainerFacts,
 ) -> StageRef:
-    """Write one stage: from checkpoint ``number`` to the one after it."""
+    """Write one stage, from checkpoint ``number`` to the next."""
     checkpoint = opened[number + 1]
     before, after = matched[number], matched[number + 1]
     folder = f"stages/{number:02d}-{checkpoint.name.replace(' ', '_')}"

@@ -33,8 +33,9 @@ TOKENIZER_FILES = (
     "spiece.model",
     "sentencepiece.bpe.model",
 )
-"""Files that a tokenizer of ``transformers`` is made of; no model has all of them."""
+"""Files that make up a tokenizer of ``transformers``; no model has all of them."""
 
+# The others hold settings, but no vocabulary.
 _MAKES_A_TOKENIZER = {"tokenizer.json", "vocab.json", "vocab.txt"} | {
     name for name in TOKENIZER_FILES if name.endswith(".model")
 }
@@ -44,15 +45,15 @@ _LARGEST_JSON = 64 * 2**20
 
 @dataclass
 class Checkpoint:
-    """A checkpoint folder, found and looked at; its weights are read when used.
+    """A checkpoint folder that was found and checked; its weights are read when used.
 
     Attributes:
-        name: What the user calls it.
+        name: The user's name for it.
         given: The folder that the user named.
         folder: The folder that holds the weights: ``given``, or its last ``checkpoint-N``.
         config: What its config.json says.
         shards: Its safetensors files, in order, with their headers.
-        notes: What people should know of it.
+        notes: What people should know about it.
     """
 
     name: str
@@ -64,7 +65,7 @@ class Checkpoint:
 
     @cached_property
     def tensors(self) -> dict[str, TensorFacts]:
-        """Every tensor of the files, by its name there."""
+        """Every tensor in the files, by its name there."""
         return {name: t for header in self.shards.values() for name, t in header.tensors.items()}
 
     @cached_property
@@ -77,8 +78,9 @@ class Checkpoint:
 
     @property
     def label(self) -> str:
-        """The folder as people know it, without where it lies."""
+        """The folder as people know it, without the path to it."""
         inside = self.folder.name if self.folder != self.given else ""
+        # Resolved, because a folder given as "." has no name.
         return "/".join(filter(None, (self.given.resolve().name, inside)))
 
     @property
@@ -103,11 +105,11 @@ class Checkpoint:
 
     @property
     def folders(self) -> list[Path]:
-        """Where files beside the weights may lie: a Trainer spreads them over its folders."""
+        """Where files beside the weights may be: a Trainer spreads them over its folders."""
         return list(dict.fromkeys([self.folder, self.given, *_numbered(self.given)[-1:]]))
 
     def tokenizer_files(self) -> list[Path]:
-        """Files of its tokenizer; none where they would not make one."""
+        """Files of its tokenizer; empty if they are not enough to make one."""
         for folder in self.folders:
             files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
             if any(file.name in _MAKES_A_TOKENIZER for file in files):
@@ -116,16 +118,16 @@ class Checkpoint:
 
 
 def open_checkpoint(name: str, path: Path) -> Checkpoint:
-    """Look at a checkpoint folder: a saved model, or a Trainer's output.
+    """Open a checkpoint folder: a saved model, or a Trainer's output.
 
     Args:
-        name: What the user calls it, for messages.
-        path: The folder. Where it holds no weights itself but ``checkpoint-N`` folders, as a
-            Trainer writes them, the one with the highest N is taken.
+        name: The user's name for it, for messages.
+        path: The folder. If it holds no weights itself but ``checkpoint-N`` folders, as a Trainer
+            writes them, the one with the highest N is taken.
 
     Raises:
-        RunError: It holds no model, or something else than safetensors and JSON; names the file
-            and says what to do.
+        RunError: It holds no model, or one that is not safetensors and JSON; names the file and
+            says what to do.
     """
     given = Path(path).expanduser()
     if not given.is_dir():
@@ -150,13 +152,14 @@ def open_checkpoint(name: str, path: Path) -> Checkpoint:
 
 
 def _numbered(folder: Path) -> list[Path]:
-    """The ``checkpoint-N`` folders in a folder, by N."""
+    """The ``checkpoint-N`` folders in a folder, sorted by N."""
     found = [(_CHECKPOINT.fullmatch(path.name), path) for path in folder.iterdir()]
     steps = [(int(match[1]), path) for match, path in found if match and path.is_dir()]
     return [path for _, path in sorted(steps)]
 
 
 def _has_weights(folder: Path) -> bool:
+    # Pickles count, so that they are refused by name instead of passed over for a checkpoint-N.
     return any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
 
 
@@ -185,9 +188,10 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """Read a JSON file that holds an object.
 
     Raises:
-        RunError: It is missing, larger than 64 MB, or something else.
+        RunError: It is missing, larger than 64 MB, or does not hold an object.
     """
     try:
+        # Before it is read: a foreign file may have any size.
         if path.stat().st_size > _LARGEST_JSON:
             raise RunError(f"{path} is larger than 64 MB, so it is not what its name says")
         content = json.loads(path.read_bytes())
@@ -201,7 +205,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def _shards(name: str, folder: Path) -> dict[str, Header]:
-    """The safetensors files with their headers, checked against the index where there is one."""
+    """The safetensors files with their headers, checked against the index, if any."""
     if not (folder / INDEX).is_file():
         return {WEIGHTS: _header(folder, WEIGHTS)}
     index = folder / INDEX
@@ -211,6 +215,7 @@ def _shards(name: str, folder: Path) -> dict[str, Header]:
     files = sorted({_checked_file(index, tensor, file) for tensor, file in places.items()})
     shards = {file: _header(folder, file) for file in files}
     found = [(tensor, file) for file, header in shards.items() for tensor in header.tensors]
+    # A tensor that only one of them knows, or that two files hold, would be lost without a word.
     if sorted(found) != sorted(places.items()):
         wrong = min(set(found) ^ set(places.items()))
         raise RunError(
@@ -221,11 +226,11 @@ def _shards(name: str, folder: Path) -> dict[str, Header]:
 
 
 def _checked_file(index: Path, tensor: str, file: Any) -> str:
-    """A file that an index names, which has to lie beside it."""
+    """A file that an index names, which has to be beside it."""
     try:
         if not isinstance(file, str) or not file.endswith(".safetensors"):
             raise ValueError(f"{file!r} is not the name of a safetensors file")
-        return check_name(file)
+        return check_name(file)  # allows no slash, so the file is beside the index
     except ValueError as error:
         raise RunError(f"{index}: weight_map.{tensor}: {error}; it is not opened") from None
 

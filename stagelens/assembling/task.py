@@ -1,4 +1,4 @@
-"""The task of a checkpoint, from what its configuration says, and its tokenizer."""
+"""The task of a checkpoint, from its configuration, and its tokenizer."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _MAPPINGS = (
 
 
 def task_of(checkpoints: Sequence[Checkpoint], task: Task | str | None) -> Task:
-    """The task of the last of some checkpoints.
+    """The task of the last of these checkpoints.
 
     Args:
         checkpoints: In the order of training.
-        task: One that was given; its name, or ``package.module:Class``; None to find it.
+        task: A task, its name, or ``package.module:Class``; None to find it.
 
     Raises:
         TaskError: There is none for this architecture, or it cannot be made from a checkpoint.
@@ -46,10 +46,12 @@ def task_of(checkpoints: Sequence[Checkpoint], task: Task | str | None) -> Task:
             f"{task} cannot be made from a checkpoint folder; derive it from TextClassification "
             "or CausalLM, or make it in Python: stagelens.assemble(..., task=YourTask(...))"
         )
+    # As the weights are, whatever config.json says: a cast would change them.
     model = {**normalised(last), "dtype": last.precision}
     assets = _assets(checkpoints)
     if not issubclass(made, TextClassification):
         return made(model, assets=assets)
+    # JSON has text as keys, and as text "10" comes before "2".
     labels = {int(number): str(name) for number, name in model["id2label"].items()}
     return made([labels[number] for number in sorted(labels)], model, assets=assets)
 
@@ -70,7 +72,7 @@ def _by_architecture(checkpoint: Checkpoint) -> type[TransformerTask]:
 
 
 def find_tokenizer(checkpoints: Sequence[Checkpoint]) -> list[Path]:
-    """The tokenizer's files, of the last checkpoint that has them; none where none has."""
+    """The tokenizer's files in the last checkpoint that has them; empty if none has."""
     found = (checkpoint.tokenizer_files() for checkpoint in reversed(checkpoints))
     return next(filter(None, found), [])
 
@@ -86,10 +88,11 @@ def _assets(checkpoints: Sequence[Checkpoint]) -> dict[str, bytes]:
     import transformers
 
     try:
+        # Without the network, and without code that a foreign folder may name.
         tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False
         )
-    except Exception as error:  # whatever a foreign file makes transformers raise
+    except Exception as error:  # a foreign file can make transformers raise anything
         raise TaskError(
             f"the tokenizer in {folder} cannot be made ({type(error).__name__}: "
             f"{' '.join(str(error).split())[:200]}); save a fast one there: "

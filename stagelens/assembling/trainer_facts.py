@@ -27,9 +27,9 @@ class TrainerFacts:
     """What is known of a stage's training.
 
     Attributes:
-        updates: How many optimiser steps it had; None where not known.
-        history: ``step`` (from 0), ``loss`` and ``lr`` where the Trainer logged them; NaN where it
-            logged only one of them.
+        updates: How many optimiser steps it had; None if not known.
+        history: ``step`` (from 0), ``loss`` and ``lr`` at the steps that the Trainer logged; NaN
+            where it logged only one of them.
         optimizer: Its kind and hyperparameters; parameters are not known by name.
         notes: What could not be read.
     """
@@ -41,7 +41,7 @@ class TrainerFacts:
 
 
 def trainer_facts(checkpoint: Checkpoint) -> TrainerFacts:
-    """Read what a Trainer left in a checkpoint folder; nothing where it left nothing.
+    """Read what a Trainer left in a checkpoint folder, if anything.
 
     Files in the folder of the weights come first, then those of the folder that was given, then
     those of its last ``checkpoint-N``.
@@ -59,7 +59,7 @@ def trainer_facts(checkpoint: Checkpoint) -> TrainerFacts:
     if (file := _first(folders, OPTIMIZER)) is not None:
         try:
             optimizer = _optimizer(file)
-        except Exception as error:  # of whatever a damaged or hostile file makes torch raise
+        except Exception as error:  # a damaged or hostile file can make torch raise anything
             reason = str(error).strip().splitlines() or [type(error).__name__]
             notes.append(f"{checkpoint.name}: {file} is not read: {reason[0]}")
     return TrainerFacts(updates, history, optimizer, notes)
@@ -70,6 +70,7 @@ def _first(folders: Sequence[Path], name: str) -> Path | None:
 
 
 def _count(value: Any) -> int | None:
+    # JSON's true is an int in Python.
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
@@ -79,7 +80,7 @@ def _number(value: Any) -> float:
 
 
 def _history(log: Any) -> pd.DataFrame | None:
-    """What was logged of training; a step that was logged twice counts as logged last."""
+    """What was logged during training; of a step that was logged twice, the last entry counts."""
     rows: dict[int, dict[str, float]] = {}
     for entry in log if isinstance(log, list) else ():
         step = _count(entry.get("step")) if isinstance(entry, dict) else None
@@ -87,7 +88,7 @@ def _history(log: Any) -> pd.DataFrame | None:
             continue
         for key, name in (("loss", "loss"), ("learning_rate", "lr")):
             if not math.isnan(value := _number(entry.get(key))):
-                # After so many updates: the number of the last of them, counted from 0.
+                # A Trainer counts updates so far; the last of them has this number, from 0.
                 rows.setdefault(step - 1, {"loss": math.nan, "lr": math.nan})[name] = value
     if not rows:
         return None
@@ -96,9 +97,10 @@ def _history(log: Any) -> pd.DataFrame | None:
 
 
 def _optimizer(path: Path) -> OptimizerFacts | None:
-    """Kind and hyperparameters; None where the kind is none that torch's supported ones have."""
+    """Kind and hyperparameters; None if the kind is not supported."""
     import torch
 
+    # Mapped, because the moments are larger than the weights, and none of them is used.
     content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     groups = [dict(group) for group in content["param_groups"]]
     kind = _kind(groups)
@@ -119,7 +121,7 @@ def _optimizer(path: Path) -> OptimizerFacts | None:
 
 def _kind(groups: Sequence[Mapping[str, Any]]) -> str | None:
     if all({"betas", "eps", "amsgrad"} <= group.keys() for group in groups):
-        # Older versions of torch do not say which; of the two, a Trainer has only AdamW.
+        # Older versions of torch do not say which, but a Trainer offers only AdamW of the two.
         return "AdamW" if groups[0].get("decoupled_weight_decay", True) else "Adam"
     if all({"momentum", "dampening", "nesterov"} <= group.keys() for group in groups):
         return "SGD"
@@ -127,9 +129,10 @@ def _kind(groups: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def _plain(group: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Hyperparameters as JSON has them; the learning rate is that before the schedule."""
+    """Hyperparameters as plain JSON; the learning rate is the one before the schedule."""
     found: dict[str, Any] = {}
     for name in names:
+        # `lr` is what the schedule left at the end, often 0.
         value = group.get("initial_lr", group.get("lr")) if name == "lr" else group.get(name)
         if isinstance(value, bool):
             found[name] = value

@@ -1,8 +1,8 @@
 """Plain functions from tables to plotly figures and to markup, every colour and range explicit.
 
 Each returns a :class:`Chart` or :class:`Markup`, with its takeaway as one sentence for ``alt=``.
-Credit is blue and solid, blame is vermilion and hatched or wavy; in charts both stand on fixed
-sides of zero as well, so colour never says anything alone. What is not to be relied on is drawn
+Credit is blue and solid, blame is vermilion and hatched or wavy; in charts each also has a
+fixed side of zero, so nothing is said by colour alone. What is not to be relied on is drawn
 faintly. Names come from data: they are escaped before plotly or a browser sees them.
 """
 

@@ -163,6 +163,7 @@ def _diverging(
     palette: Palette,
     narrow: bool = False,
 ) -> go.Figure:
+    # Rows by number, since long names may be equal once they are shortened.
     places = list(range(len(stages)))
     figure = go.Figure()
     known = [trust.get(stage) for stage in stages]
@@ -179,7 +180,7 @@ def _diverging(
             go.Bar(
                 name=name,
                 orientation="h",
-                # A bar of no length would still show its outline.
+                # A bar of length 0 would still show its outline.
                 x=[scaled(value, behaviour) if value else np.nan for value in values],
                 y=places,
                 width=0.5,
@@ -210,7 +211,8 @@ def _diverging(
             )
         )
     sizes = [abs(scaled(v, behaviour)) for v in (*credit, *blame) if np.isfinite(v)]
-    # Effects that all round to zero are drawn small, instead of being blown up.
+    # Room for the numbers beside the bars, or they run into the names; and a lower bound, so that
+    # effects that all round to zero are not blown up.
     reach = (1.5 if narrow else 1.25) * max([*sizes, 1.0 if is_share(behaviour) else 0.01])
     for place, (of, one, other) in enumerate(zip(known, credit, blame, strict=True)):
         if not (np.isfinite(one) and np.isfinite(other)):
@@ -239,7 +241,7 @@ def _diverging(
             _stage_label(stage, one, behaviour, noisy)
             for stage, one, noisy in zip(stages, known, within, strict=True)
         ],
-        range=[len(stages) - 0.5, -0.5],
+        range=[len(stages) - 0.5, -0.5],  # training order runs downwards
         automargin=True,
         showgrid=False,
         zeroline=False,
@@ -277,7 +279,7 @@ def _diverging(
 def _stage_label(
     stage: str, trust: StageTrust | None, behaviour: Behaviour, within_noise: bool
 ) -> str:
-    """The name, and below it in short lines, because room is scarce, what is known."""
+    """The name, and below it what is known, in short lines because room is scarce."""
     lines: list[str] = []
     if trust is not None:
         word = trust_word(trust, behaviour.name)
@@ -291,7 +293,7 @@ def _stage_label(
 def _known(
     trust: StageTrust | None, behaviour: Behaviour, within_noise: bool, between: str = ", "
 ) -> str:
-    """What is known of a bar beyond its length."""
+    """What is known about a bar beyond its length."""
     said = [] if trust is None else [trust_label(trust, behaviour.name)]
     if trust is not None and trust.trust != "refused" and not is_trustworthy(trust, behaviour.name):
         said.append("not to be relied on")
@@ -300,7 +302,7 @@ def _known(
 
 
 def is_true(value: object) -> bool:
-    """Whether a value is true; what is not known is not."""
+    """Whether a value is true; an unknown one is not."""
     return bool(value) if pd.notna(value) else False
 
 

@@ -21,7 +21,7 @@ _KINDS = (
 
 
 def effect_against_effect(found: Comparison, stage: str, palette: Palette = LIGHT) -> Chart:
-    """Gains by one side against gains by the other.
+    """Gains by one side plotted against gains by the other.
 
     Both axes point towards credit. The solid line is equality, where both are of one behaviour; the
     dashed one is the slope through the origin; in the shaded corners the signs differ.
@@ -36,6 +36,7 @@ def effect_against_effect(found: Comparison, stage: str, palette: Palette = LIGH
     y = scaled(1.0, found.second.behaviour) * points["second"].to_numpy(float)
     x_range, y_range = around_zero(x), around_zero(y)
     if found.one_unit:
+        # One range for both, so that equality is the diagonal.
         x_range = y_range = (min(x_range[0], y_range[0]), max(x_range[1], y_range[1]))
     figure = go.Figure()
     style(figure, palette, height=_HEIGHT)
@@ -43,6 +44,7 @@ def effect_against_effect(found: Comparison, stage: str, palette: Palette = LIGH
     if found.one_unit:
         _line(figure, 1.0, x_range, "solid", palette.muted)
     if np.isfinite(found.figures["slope"]):
+        # The slope is of values, and an axis may show them in percent.
         factor = scaled(1.0, found.second.behaviour) / scaled(1.0, found.first.behaviour)
         _line(figure, found.figures["slope"] * factor, x_range, "dash", palette.line)
     kinds = np.where(np.sign(x) != np.sign(y), 2, np.where(y >= 0, 0, 1))
@@ -70,7 +72,7 @@ def effect_against_effect(found: Comparison, stage: str, palette: Palette = LIGH
         f"examples: r {decimal(found.figures['r'])}, slope {decimal(found.figures['slope'])}. "
         f"{drawn_of(len(points))}"
     )
-    sides = {"first": found.first.name, "second": found.second.name}  # may have one name
+    sides = {"first": found.first.name, "second": found.second.name}  # may be the same
     names = {side: f"{side}: {name}, towards credit" for side, name in sides.items()}
     rows = points.rename(columns=names)
     return Chart(figure, said.rstrip(), rows)

@@ -1,7 +1,7 @@
 """Every stage's effect on one example as bars of markup, which a browser draws at once.
 
-They say what :func:`stagelens.charts.example_effects` draws: whoever goes from example to example
-waits for no figure.
+They show what :func:`stagelens.charts.example_effects` draws, without the wait for a figure when
+somebody goes from example to example.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .tokens import Markup
 
 _STRIPE = see_through(PAPER, 0.65)
 _HATCHED = f"repeating-linear-gradient(135deg,{BLAME} 0 4px,{_STRIPE} 4px 6px),{BLAME}"
-"""Blame differs by more than its colour and its side."""
+"""Blame differs by more than its colour and side."""
 
 
 def effect_bars(
@@ -38,7 +38,7 @@ def effect_bars(
             where the training noise is known, ``within_noise``.
         behaviour: What was measured.
         trust: Stage to what is known of its counterfactual. Bars that are not to be relied on are
-            faint. Without a stage's trust its name stands alone.
+            faint. A stage without trust shows its name only.
         largest: Size of the effect whose bar fills its side, to compare examples; None for the
             largest of these.
     """
@@ -48,7 +48,7 @@ def effect_bars(
     sizes = [abs(scaled(gain, behaviour)) for gain in gains if isfinite(gain)]
     if largest is not None:
         sizes = [abs(scaled(largest, behaviour))]
-    # Effects that all round to zero are drawn small, instead of being blown up.
+    # A lower bound, so that effects that all round to zero are not blown up.
     reach = max([*sizes, 1.0 if is_share(behaviour) else 0.01])
     lines = "".join(
         _line(stage, gain, noisy, behaviour, trust.get(stage), reach)
@@ -78,7 +78,7 @@ def _line(
     trust: StageTrust | None,
     reach: float,
 ) -> str:
-    """A stage's name, what is known of it, its amount, and the bar below."""
+    """A stage's name, what is known about it, its amount, and the bar below."""
     notes = []
     faint = False
     if trust is not None:
@@ -104,8 +104,9 @@ def _line(
 
 
 def marked(gain: float, behaviour: Behaviour, unit: bool = True) -> str:
-    """The size of an effect behind its mark, ▲ credit or ▼ blame; what rounds to zero has none."""
+    """The size of an effect after its mark, ▲ credit or ▼ blame; no mark if it rounds to zero."""
     text = amount_text(gain, behaviour, unit)
+    # As printed, because what rounds to zero depends on the behaviour.
     if not any(digit in text for digit in "123456789"):
         return text
     return f"{'▲' if gain > 0 else '▼'} {text}"

@@ -1,4 +1,4 @@
-"""What charts share that plot one stage effect against another, both pointing towards credit."""
+"""Shared by charts that plot one stage effect against another, both pointing towards credit."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from .style import FAINT_AREA
 Range = tuple[float, float]
 
 MOST_POINTS = 400
-"""Points that are drawn; a browser takes its time over more, and more hide each other."""
-_OUTERMOST = 25
+"""Points that are drawn; more of them are slow in a browser, and hide each other."""
+_OUTERMOST = 25  # at each end of both axes: extremes are what people look for
 
 
 def around_zero(values: np.ndarray) -> Range:
     """A range with zero inside and room at both ends."""
+    # Never an empty range, even if all values are 0.
     low, high = min(0.0, *values, -1e-9), max(0.0, *values, 1e-9)
     pad = 0.06 * (high - low)
     return low - pad, high + pad
@@ -35,6 +36,7 @@ def drawn_points(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """
     if len(x) <= MOST_POINTS:
         return np.arange(len(x))
+    # Stable, and seeded below, so that a chart keeps its points when a page runs again.
     ranked = [np.argsort(along, kind="stable") for along in (x, y)]
     kept = np.unique([[ranks[:_OUTERMOST], ranks[-_OUTERMOST:]] for ranks in ranked])
     others = np.setdiff1d(np.arange(len(x)), kept)

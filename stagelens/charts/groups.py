@@ -16,8 +16,7 @@ from .style import BLAME, LIGHT, Chart, Palette, escaped, see_through, style
 
 _SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "star")
 _COLOURED = 6
-"""More groups than this are not told apart by colour: the best and the worst are, the rest is
-grey."""
+"""With more groups than this, only the best and the worst have a colour; the rest is grey."""
 _ROW = 58
 _ERROR_SCALE = ((0.0, see_through(BLAME, 0)), (1.0, see_through(BLAME, 0.95)))
 
@@ -41,6 +40,7 @@ def group_gaps(
     groups = sorted(rows["group"].unique())
     figure = go.Figure()
     style(figure, palette, height=_ROW * len(models) + 104)
+    # Before the marks, which lie on top of them.
     _gap_bars(figure, metrics, behaviour, models, palette)
     for number, group in enumerate(groups):
         _marks(figure, rows[rows["group"] == group], behaviour, models, number, metrics, palette)
@@ -149,7 +149,7 @@ def _marks(
         np.array([scaled(v, behaviour) for v in values[name]], dtype=float)
         for name in (kind, f"{kind}_low", f"{kind}_high")
     )
-    # Drawn a little apart, so that equal groups and their intervals stay visible.
+    # A little apart, so that equal groups and their intervals stay visible.
     count = 1 if many else metrics.groups["group"].nunique()
     apart = (number - (count - 1) / 2) * min(0.16, 0.6 / count) if not many else 0.0
     figure.add_trace(
@@ -189,7 +189,7 @@ def _marks(
 
 
 def _range(rows: pd.DataFrame, behaviour: Behaviour) -> tuple[float, float]:
-    """With room at both ends; the whole scale where the groups fill half of it anyway."""
+    """With room at both ends; the whole scale if the groups fill half of it anyway."""
     kind = "accuracy" if is_share(behaviour) else "margin"
     columns = rows[[kind, f"{kind}_low", f"{kind}_high"]].to_numpy(dtype=float)
     finite = columns[np.isfinite(columns)]
@@ -221,7 +221,7 @@ def class_errors(classes: pd.DataFrame, model: str, kind: str, palette: Palette 
 
     Args:
         classes: ``GroupMetrics.classes``.
-        model: Of which model.
+        model: The model whose errors these are.
         kind: ``"missed"`` (share of a class answered otherwise) or ``"false"`` (share of other
             classes answered with it).
         palette: Light or dark.
@@ -261,6 +261,7 @@ def class_errors(classes: pd.DataFrame, model: str, kind: str, palette: Palette 
         )
     )
     figure.update_layout(margin={"l": 8, "r": 8, "t": 8, "b": 44})
+    # As categories: classes may be called 0, 1, 2, which plotly would take for numbers.
     figure.update_xaxes(
         type="category",
         showgrid=False,

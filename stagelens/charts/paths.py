@@ -32,6 +32,7 @@ def draw_paths(
     place = {} if row is None else {"row": row, "col": 1}
     where = dict(zip((BASE, *stages), edges, strict=True))
     low, high = _value_range(boundaries["value"], behaviour)
+    # NaN stands for all examples, and goes first.
     groups = sorted(boundaries["group"].unique(), key=lambda g: "" if pd.isna(g) else str(g))
     ends: list[tuple[str, float]] = []
     said = []
@@ -41,7 +42,7 @@ def draw_paths(
         part = boundaries[boundaries["group"].isna() if overall else boundaries["group"] == group]
         name = "all" if overall else str(group)
         color = palette.line if overall else palette.groups[number % 6]
-        pattern = (number + number // 6) % 6  # a colour that returns has another dash and symbol
+        pattern = (number + number // 6) % 6  # a colour that recurs has another dash and symbol
         values = [scaled(value, behaviour) for value in part["value"]]
         figure.add_trace(
             go.Scatter(
@@ -74,6 +75,7 @@ def draw_paths(
             said.append(f"{name}: {course}")
         number += 0 if overall else 1
     if len(groups) > 1:
+        # The height of a label, 17 pixels, in units of the axis.
         gap = 17 * (high - low) / pixels
         places = _apart([end[1] for end in ends], gap, low + gap / 2, high - gap / 2)
         for (name, _), y in zip(ends, places, strict=True):
@@ -104,9 +106,10 @@ def _boundary_name(boundary: str) -> str:
 
 def _value_range(values: pd.Series, behaviour: Behaviour) -> tuple[float, float]:
     if is_share(behaviour):
-        return -4.0, 104.0
+        return -4.0, 104.0  # so that marks at 0 and 100 % are not on the edge
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+    # A loss is read by its distance from zero.
     if behaviour.better == "lower" and low >= 0:
         low = 0.0
     pad = 0.12 * ((high - low) or abs(high) or 1.0)
@@ -114,7 +117,7 @@ def _value_range(values: pd.Series, behaviour: Behaviour) -> tuple[float, float]
 
 
 def _apart(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """The same values, moved just so far that they are ``gap`` apart and stay in the range.
+    """The same values, moved just far enough to be ``gap`` apart and stay in the range.
 
     Where they cannot all be ``gap`` apart, they are as far apart as the range allows.
     """
@@ -123,6 +126,7 @@ def _apart(values: Sequence[float], gap: float, low: float, high: float) -> list
     order = np.argsort(values)
     gap = min(gap, (high - low) / max(len(values) - 1, 1))
     placed = np.clip(np.asarray(values, dtype=float), low, high)
+    # Upwards first, which may push the last one out of the range; then back down from its end.
     for before, after in pairwise(order):
         placed[after] = max(placed[after], placed[before] + gap)
     placed[order[-1]] = min(placed[order[-1]], high)

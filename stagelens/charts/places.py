@@ -24,7 +24,7 @@ def patch_map(
 ) -> Chart:
     """How much the stage effect changes when a patch is taken out: mean size, pixel by pixel.
 
-    A pixel has the mean of the patches that it lies in.
+    A pixel has the mean of the patches that cover it.
 
     Args:
         patches: ``top``, ``left``, ``height``, ``width``, ``mean_with`` and ``support``: per
@@ -35,6 +35,7 @@ def patch_map(
         palette: Light or dark.
     """
     keys = ["top", "left", "height", "width"]
+    # Labels are put together, each with the weight of its examples.
     sizes = patches.assign(size=patches["mean_with"].abs() * patches["support"]).groupby(keys)
     means = (sizes["size"].sum() / sizes["support"].sum()).reset_index(name="size")
     total, count = np.zeros(shape), np.zeros(shape)
@@ -42,6 +43,7 @@ def patch_map(
         inside = np.s_[row.top : row.top + row.height, row.left : row.left + row.width]
         total[inside] += row.size
         count[inside] += 1
+    # Pixels that no patch covers are NaN, and so not drawn, rather than zero.
     values = total / np.where(count > 0, count, np.nan)
     figure = go.Figure()
     style(figure, palette, height=_HEIGHT)
@@ -71,6 +73,7 @@ def patch_map(
 def _box(figure: go.Figure, shape: tuple[int, int]) -> None:
     figure.add_shape(
         type="rect",
+        # Cells are centred on whole numbers, so the image begins half a cell before 0.
         x0=-0.5,
         y0=-0.5,
         x1=shape[1] - 0.5,

@@ -39,7 +39,7 @@ def group_accuracy(
         rows: ``model``, ``group`` (printable), ``n``, ``accuracy``, ``accuracy_low`` and
             ``accuracy_high`` (NaN: no interval); models and groups in the order of the rows.
         palette: Light or dark.
-        approximate: A model whose figures are interpolated; its marks are pale then.
+        approximate: A model whose figures are interpolated; its marks are pale.
     """
     groups = list(dict.fromkeys(rows["group"]))
     models = list(dict.fromkeys(rows["model"]))
@@ -58,6 +58,7 @@ def group_accuracy(
                 mode="markers+text",
                 name=html.escape(model),
                 text=[f"{sign}{value:.1f}" for value in accuracy],
+                # A number to the right of a mark near 100 % would be cut off.
                 textposition=["middle left" if value > 88 else "middle right" for value in accuracy]
                 if not np.isfinite(high).any()
                 else ("bottom center" if shift == shifts[-1] else "top center"),
@@ -72,7 +73,7 @@ def group_accuracy(
                 error_x={
                     "type": "data",
                     "symmetric": False,
-                    "array": np.nan_to_num(high),
+                    "array": np.nan_to_num(high),  # no interval: a bar of length 0
                     "arrayminus": np.nan_to_num(low),
                     "color": color,
                     "thickness": 1.5,
@@ -129,7 +130,7 @@ def _hover(model: str, row: Mapping[str, object]) -> str:
 
 
 def calibration_curve(models: Mapping[str, pd.DataFrame], palette: Palette = LIGHT) -> Chart:
-    """How often answers are right against how sure the model was; on the diagonal is honest.
+    """How often answers are right against how sure the model was; honest ones lie on the diagonal.
 
     Args:
         models: Name to bins, as ``comparison.calibration`` makes them.
@@ -157,6 +158,7 @@ def calibration_curve(models: Mapping[str, pd.DataFrame], palette: Palette = LIG
                 marker={
                     "color": color,
                     "symbol": symbol,
+                    # The root, so that areas grow with the counts.
                     "size": 6 + 10 * np.sqrt(bins["n"] / max(bins["n"].max(), 1)),
                     "line": {"color": color, "width": 2},
                 },
@@ -194,8 +196,9 @@ def confusion_map(counts: pd.DataFrame, model: str, palette: Palette = LIGHT) ->
     """
     names = [html.escape(short(str(name), 12)) for name in counts.index]
     values = counts.to_numpy()
-    totals = np.maximum(values.sum(1, keepdims=True), 1)
+    totals = np.maximum(values.sum(1, keepdims=True), 1)  # a class may have no example
     shares = values / totals
+    # By number, since long names may be equal once they are shortened.
     places = list(range(len(names)))
     figure = go.Figure(
         go.Heatmap(
@@ -212,7 +215,7 @@ def confusion_map(counts: pd.DataFrame, model: str, palette: Palette = LIGHT) ->
             hovertemplate="label %{y}, answer %{x}: %{customdata}<extra></extra>",
         )
     )
-    if len(names) <= 12:
+    if len(names) <= 12:  # more numbers than that would not be legible
         for row, column in zip(*np.nonzero(values), strict=True):
             figure.add_annotation(
                 x=int(column),
@@ -221,6 +224,7 @@ def confusion_map(counts: pd.DataFrame, model: str, palette: Palette = LIGHT) ->
                 showarrow=False,
                 font={
                     "size": 12,
+                    # From here on the shade is too dark for text in the ink of the page.
                     "color": PAPER if shares[row, column] > 0.4 else palette.text,
                 },
             )
@@ -276,6 +280,7 @@ def layer_strengths(
         )
     style(figure, palette, height=60 + (16 + 14 * len(stages)) * max(len(layers), 1))
     figure.update_xaxes(
+        # Room for the number behind a bar of 100 %.
         range=[0, 116],
         tickvals=[0, 50, 100],
         ticksuffix=" %",

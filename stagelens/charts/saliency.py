@@ -30,11 +30,11 @@ from .style import (
 from .tokens import MOST, TEXT, Markup, legend, shaded, visible
 
 _ACROSS = 64
-"""Cells that are drawn along one side; of larger images each holds the sum of some pixels."""
+"""Most cells along one side; in larger images each holds the sum of some pixels."""
 _SIGNED = 12
-"""Up to so many cells along one side they carry their sign too."""
+"""With at most so many cells along one side, they show their sign too."""
 _STRONG = 0.3
-"""Share of the range from which they do."""
+"""Share of the range from which cells show their sign."""
 _OPAQUE, _FAINT = 0.92, 0.45
 """Of the strongest cells; faint is what is not to be relied on."""
 _INPUT = 0.35
@@ -58,11 +58,11 @@ def pixel_maps(
 ) -> Chart:
     """The maps of the final model, of the one without a stage, and of the stage, over the image.
 
-    All three have one range, symmetric about zero, so that the third is what the first has more
-    than the second.
+    All three have one range, symmetric about zero, so that the third can be read as the first minus
+    the second.
 
     Args:
-        one: Of one image.
+        one: The maps of one image.
         picture: The image as a ``data:`` address.
         behaviour: What is attributed; tells credit from blame.
         stage: The stage.
@@ -71,6 +71,7 @@ def pixel_maps(
         faint: Whether the effect is not to be relied on.
     """
     maps = [_cells(each) for each in (one.final, one.without, one.stage)]
+    # Not 0, since a scale from 0 to 0 has no colours.
     largest = max(float(np.abs(each).max()) for each in maps) or 1.0
     figure = make_subplots(
         rows=1,
@@ -112,9 +113,10 @@ def pixel_maps(
 
 
 def _cells(values: np.ndarray) -> np.ndarray:
-    """A map with at most :data:`_ACROSS` cells along a side; sums stay what they are."""
+    """A map with at most :data:`_ACROSS` cells along a side; sums do not change."""
     step = -(-max(values.shape) // _ACROSS)
     height, width = (-(-size // step) * step for size in values.shape)
+    # Filled up with zeros, which add nothing to the sum of a cell at the edge.
     padded = np.zeros((height, width))
     padded[: values.shape[0], : values.shape[1]] = values
     cells: np.ndarray = padded.reshape(height // step, step, width // step, step).sum((1, 3))
@@ -128,7 +130,7 @@ def _signs(gains: np.ndarray, largest: float) -> np.ndarray:
 
 
 def _said(cells: np.ndarray, behaviour: Behaviour, step: int, stage: str) -> np.ndarray:
-    """What a cell says when somebody points at it."""
+    """What cells say when somebody points at them."""
     texts = np.empty(cells.shape, dtype=object)
     for (row, column), value in np.ndenumerate(cells):
         gain = behaviour.sign * value
@@ -148,6 +150,7 @@ def _picture(figure: go.Figure, picture: str, shape: tuple[int, ...], column: in
     height, width = shape
     figure.add_layout_image(
         source=picture,
+        # Cells are centred on whole numbers.
         x=-0.5,
         y=-0.5,
         sizex=width,
@@ -180,6 +183,7 @@ def _colors(
         "cmax": largest,
         "colorscale": [
             [0.0, see_through(BLAME, opacity)],
+            # Two stops at zero, or plotly would blend the two colours around it.
             [0.5, see_through(BLAME, 0)],
             [0.5, see_through(CREDIT, 0)],
             [1.0, see_through(CREDIT, opacity)],
@@ -214,10 +218,10 @@ def _takeaway(one: Map, behaviour: Behaviour, stage: str) -> str:
 
 
 def token_maps(one: Map, behaviour: Behaviour, stage: str) -> Markup:
-    """The same of a text: its tokens shaded three times, with one range and one legend.
+    """The same for a text: its tokens shaded three times, with one range and one legend.
 
     Args:
-        one: Of one text.
+        one: The maps of one text.
         behaviour: What is attributed; tells credit from blame.
         stage: The stage.
     """
@@ -233,6 +237,7 @@ def token_maps(one: Map, behaviour: Behaviour, stage: str) -> Markup:
                 largest,
                 f"{signed_text(float(value), behaviour)} in the {phrase(behaviour)}, {name}",
             )
+            # Without it, pieces that have lost their spaces would read as one word.
             + " " * (not _runs_on(one.tokens))
             for token, value in zip(one.tokens, values, strict=False)
         )
@@ -259,5 +264,5 @@ def token_maps(one: Map, behaviour: Behaviour, stage: str) -> Markup:
 
 
 def _runs_on(tokens: tuple[str, ...]) -> bool:
-    """Whether the pieces bring their own spaces along."""
+    """Whether the pieces contain the spaces between them."""
     return any(token[:1].isspace() or token[-1:].isspace() for token in tokens)

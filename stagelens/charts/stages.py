@@ -37,12 +37,12 @@ def time_line(
 ) -> Chart:
     """Stages from left to right; below them the learning rate, and a behaviour at each boundary.
 
-    Widths follow the numbers of steps, but no stage gets less than its readable minimum.
+    Widths follow the numbers of steps, but no stage becomes too narrow to be read.
 
     Args:
         steps: Stage name to its number of steps, in training order.
         rates: ``stage``, ``step`` (from 0 within the stage) and ``lr``; may be thinned.
-        boundaries: As ``summary.boundary_summary`` makes it, groups one under the other; None
+        boundaries: As ``summary.boundary_summary`` makes it, one group after the other; None
             where behaviours after each boundary have not been measured.
         behaviour: What ``boundaries`` holds.
         palette: Light or dark.
@@ -67,7 +67,7 @@ def time_line(
     figure.update_yaxes(zeroline=False, fixedrange=True)
     draw_bands(figure, steps, edges)
     own = _rates(figure, steps, rates, edges, palette)
-    # All at once: plotly looks at every shape again whenever one is added.
+    # All at once: plotly goes through every shape again whenever one is added.
     figure.update_layout(
         shapes=[
             {
@@ -110,10 +110,12 @@ def time_line(
 
 
 def stage_edges(counts: Sequence[int]) -> list[float]:
-    """Boundaries on 0..1: widths in proportion to steps, none under its minimum."""
+    """Boundaries on 0..1: widths in proportion to steps, none below a minimum."""
     if not counts:
         return [0.0, 1.0]
+    # With many stages the minima take 80 % of the line, so that widths still tell of steps.
     least = min(0.16, 0.8 / len(counts))
+    # Stages of an assembled run have no recorded steps.
     shares = np.asarray([max(count, 1) for count in counts], dtype=float)
     shares /= shares.sum()
     shares = least + (1 - least * len(counts)) * shares
@@ -121,7 +123,7 @@ def stage_edges(counts: Sequence[int]) -> list[float]:
 
 
 def draw_bands(figure: go.Figure, steps: Mapping[str, int], edges: Sequence[float]) -> None:
-    """Stage names on their colours; a name that does not fit shrinks, then goes to the hover."""
+    """Stage names on their colours; a name that does not fit shrinks, then shows on hover only."""
     figure.update_layout(uniformtext={"minsize": 9, "mode": "hide"}, bargap=0)
     figure.update_yaxes(row=1, col=1, range=[0, 1], visible=False)
     widths = [right - left for left, right in pairwise(edges)]
@@ -129,7 +131,7 @@ def draw_bands(figure: go.Figure, steps: Mapping[str, int], edges: Sequence[floa
         go.Bar(
             x=[left + width / 2 for left, width in zip(edges, widths, strict=False)],
             y=[1.0] * len(widths),
-            width=[width - 0.004 for width in widths],
+            width=[width - 0.004 for width in widths],  # a gap between neighbours
             marker={"color": [stage_color(index) for index in range(len(widths))]},
             text=[
                 f"<b>{escaped(name, 24)}</b><br>{count:,} steps" for name, count in steps.items()
@@ -154,9 +156,10 @@ def _rates(
     edges: Sequence[float],
     palette: Palette,
 ) -> bool:
-    """Draw the learning rates; whether each stage got its own scale, because they differ a lot."""
+    """Draw the learning rates; returns whether they differ too much for one scale."""
     tops = {name: float(rates.loc[rates["stage"] == name, "lr"].max()) for name in steps}
     known = [top for top in tops.values() if top > 0]
+    # On a common scale, stages with a small learning rate would seem to have none.
     own = bool(known) and max(known) > 4 * min(known)
     common = max(known, default=1.0)
     for index, (name, (left, right)) in enumerate(zip(steps, pairwise(edges), strict=True)):
@@ -164,6 +167,7 @@ def _rates(
         top = tops[name] if own and tops[name] > 0 else common
         figure.add_trace(
             go.Scatter(
+                # At the middle of its step.
                 x=left + (part["step"] + 0.5) / max(steps[name], 1) * (right - left),
                 y=part["lr"] / top,
                 mode="lines" if len(part) > 1 else "markers",

@@ -17,7 +17,7 @@ from .stages import draw_bands, heading, stage_edges
 from .style import BLAME, CREDIT, LIGHT, ZERO, Chart, Palette, escaped, see_through, style
 
 MOST_BARS = 320
-"""Bars of a chart; where a stage has more steps, neighbours are added up, so that charts of
+"""Most bars of a chart; in a longer stage, neighbouring steps are added up, so that charts of
 thousands of steps stay light and their bars still add up to the stage."""
 
 
@@ -79,6 +79,7 @@ def observed_path(
         row=2,
         col=1,
     )  # fmt: skip
+    # A loss is read by its distance from zero, also where a task gives no lowest value for it.
     low = {"rangemode": "tozero"} if behaviour.lowest == 0 or behaviour.name == "loss" else {}
     figure.update_yaxes(row=2, col=1, ticksuffix=" %" if is_share(behaviour) else "", **low)
     return Chart(figure, f"{phrase(behaviour).capitalize()} observed. {'; '.join(words)}.")
@@ -100,7 +101,7 @@ def step_contributions(
         rates: ``step`` and ``lr``, drawn behind the steps; may be thinned.
         behaviour: Whose value the steps changed.
         stage: Their stage.
-        effect: The stage's effect, which the sum is compared with; NaN where it is not known.
+        effect: The stage's effect, to compare the sum with; NaN if it is not known.
         color: The stage's.
         palette: Light or dark.
     """
@@ -120,6 +121,7 @@ def step_contributions(
     sign = behaviour.sign
     figure.add_trace(
         go.Scatter(
+            # At the middle of its step, as the bars are.
             x=rates["step"] + 0.5,
             y=rates["lr"],
             mode="lines",
@@ -149,7 +151,7 @@ def step_contributions(
         ),
         row=2,
         col=1,
-        secondary_y=True,  # so that the bars stand before the learning rate
+        secondary_y=True,  # so that the bars are in front of the learning rate
     )
     sums = [0.0, *accumulate(gains)]
     figure.add_trace(
@@ -206,6 +208,7 @@ def added_up(steps: pd.DataFrame) -> pd.DataFrame:
         ``first`` step, the step ``after`` the last one, and ``value``, their sum.
     """
     count = len(steps)
+    # Runs of neighbours that differ in length by one at most.
     group = np.arange(count) * min(count, MOST_BARS) // max(count, 1)
     found = steps.reset_index(drop=True).groupby(group)
     return pd.DataFrame(

@@ -26,11 +26,12 @@ INK, PAPER, BLACK = "#1F2933", "#FFFFFF", "#000000"
 BEFORE_AFTER = (ZERO, "#009E73", "#B5599A")
 """Models before an edit, after it, and by replay."""
 AMOUNTS = ("#6F8FB0", "#2F5173")
-"""Of what has no sign, from the middle to the most; nothing is :func:`see_through`."""
+"""For amounts without a sign: the middle of the scale, and its top; zero is see-through."""
 
 STAGE_COLORS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#B7A38C", "#8FA3BF")
 """By position in the run, so a stage has one colour on every page; text on them is black."""
 
+# The font of Streamlit first, so that figures look like the pages around them.
 _FONT = "Source Sans, Source Sans Pro, system-ui, sans-serif"
 
 
@@ -45,8 +46,8 @@ class Palette:
         grid: Grid lines.
         line: The line over all examples.
         groups: Lines of groups, in order.
-        background: Of the page that figures stand on.
-        panel: Of a box on it.
+        background: Of the page behind figures.
+        panel: Of a box on that page.
     """
 
     name: str
@@ -82,7 +83,7 @@ DARK = Palette(
 EITHER = Palette(
     "either",
     "#7B8794",
-    "#7B8795",
+    "#7B8795",  # one off the colour of text, so that EITHER_STYLE can tell them apart
     "rgba(123,135,148,0.28)",
     "#7B8794",
     ("#B8741A", "#B5599A", "#1E9678", "#8A78C8", "#94806A", "#6486A8"),
@@ -107,7 +108,7 @@ class Chart:
     Attributes:
         figure: What is drawn.
         alt: The takeaway, one sentence or a few.
-        rows: The rows behind it, for reports and exports; None to take them off the figure.
+        rows: The rows behind it, for reports and exports; None to read them off the figure.
     """
 
     figure: go.Figure
@@ -144,32 +145,34 @@ def short(text: str, length: int) -> str:
 
 
 def escaped(text: str, length: int = 200) -> str:
-    """A name from data for plotly, which reads tags in texts, but knows no ``&quot;``."""
+    """A name from data for plotly, which reads tags in texts, but does not know ``&quot;``."""
     return html.escape(written_out(short(text, length)), quote=False)
 
 
 def written(text: str) -> str:
-    """Text for markup and for what its attributes hold, with everything in it shown as it is."""
+    """Text for markup, or for an attribute in it, in which nothing acts as markup."""
     return html.escape(written_out(text), quote=True)
 
 
 def written_out(text: str) -> str:
-    """A name from data, with what would turn the line or hide in it written out.
+    """A name from data, with characters that turn the line or cannot be seen written out.
 
-    Marks of direction that a script needs stay; what overrides or embeds a direction does not,
-    because it would turn the words behind the name too. Line breaks and tabs become spaces.
+    Direction marks that a script needs stay; overrides and embeddings of a direction do not,
+    because they would turn the words after the name too. Line breaks and tabs become spaces.
     """
     return _ACTING.sub(lambda found: f"[U+{ord(found[0]):04X}]", _BREAKS.sub(" ", text))
 
 
 _BREAKS = re.compile(r"[\t\n\r\x0b\x0c\x85\u2028\u2029]+")
+# Control characters, zero-width space, embeddings and overrides, invisible operators and
+# isolates, byte-order mark, and lone surrogates, which cannot be encoded as UTF-8. Joiners stay.
 _ACTING = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 
 
 def style(figure: go.Figure, palette: Palette, height: int) -> None:
     """Everything that the figures share; backgrounds stay transparent.
 
-    The layout is set in one go, because each update of plotly's looks through all of it.
+    The layout is set in one go, because each of plotly's updates goes through all of it.
     """
     axis = {"gridcolor": palette.grid, "linecolor": _NO_COLOR}
     ticks = {
@@ -179,7 +182,7 @@ def style(figure: go.Figure, palette: Palette, height: int) -> None:
     layout = figure.layout.to_plotly_json()
     axes = {name for name in layout if _AXIS.fullmatch(name)} | {"xaxis", "yaxis"}
     own: dict[str, Any] = {
-        "template": "none",
+        "template": "none",  # a template would bring colours that no palette sets
         "height": height,
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",

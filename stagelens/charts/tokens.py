@@ -1,6 +1,6 @@
-"""Tokens shaded by a stage's effect: colour, and a line below that tells credit from blame too.
+"""Tokens shaded by a stage's effect: colour, and an underline that tells credit from blame too.
 
-Tokens come from data and from whoever types. Each stands alone: escaped, kept from turning the
+Tokens come from data and from people who type. Each is isolated: escaped, kept from turning the
 direction of what follows, and with everything that cannot be seen written out.
 """
 
@@ -19,18 +19,18 @@ from stagelens.wording.numbers import amount_text, signed_text
 from .style import BLAME, CREDIT, MUTED, see_through, short
 
 MOST = 2000
-"""Tokens that are drawn; of longer texts the first ones."""
+"""Tokens that are drawn; in longer texts, the first ones."""
 
 TEXT = (
     "line-height:2.1;overflow-wrap:anywhere;white-space:pre-wrap;overflow:hidden;"
     "font-family:'Source Code Pro',ui-monospace,monospace;font-size:.95em"
 )
-"""Style of what holds the tokens."""
+"""Style of the element that holds the tokens."""
 
 _STRONGEST = 0.55
 """Opacity of the strongest effect; text keeps a contrast of 5:1 on it, light and dark."""
 _FAINT = 0.04
-"""Effects below this share of the range have no line below them."""
+"""Effects below this share of the range are not underlined."""
 _LINES = {True: f"solid {CREDIT}", False: f"wavy {BLAME}"}
 
 
@@ -64,6 +64,7 @@ def shaded_tokens(
     largest = largest or (float(sizes.max()) if len(sizes) else 0.0)
     spans = "".join(
         _token(token, float(gain), behaviour, stage, largest)
+        # Not strict: only the first tokens of a long text are drawn.
         for token, gain in zip(tokens, gains, strict=False)
     )
     alt = _takeaway(tokens, gains, behaviour, stage)
@@ -92,33 +93,35 @@ def _token(token: str, gain: float, behaviour: Behaviour, stage: str, largest: f
 
 
 def shaded(token: str, gain: float, largest: float, said: str) -> str:
-    """One token: blue with a line below where its value is a gain, vermilion and wavy where not.
+    """One token: blue with a solid underline where its value is a gain, else vermilion and wavy.
 
     Args:
         token: From data.
         gain: Its value, positive where it makes the behaviour better.
         largest: Size of the value with the strongest shade.
-        said: What the value says, shown when somebody points at the token.
+        said: The value in words, shown when somebody points at the token.
     """
     share = min(abs(gain) / largest, 1.0) if largest else 0.0
     color = CREDIT if gain > 0 else BLAME
     style = f"background:{see_through(color, _STRONGEST * share)};border-radius:.2em"
     if share >= _FAINT:
         style += f";text-decoration:underline {_LINES[gain > 0]} {1 + 2 * share:.1f}px"
+        # The line has a meaning, so descenders must not interrupt it.
         style += ";text-underline-offset:.3em;text-decoration-skip-ink:none"
     title = html.escape(f"{short(visible(token), 40)}: {said}", quote=True)
+    # <bdi> keeps a token from right to left from reordering its neighbours.
     return f"<bdi title='{title}' style='{style}'>{html.escape(visible(token))}</bdi>"
 
 
 def visible(token: str) -> str:
     """A token with what cannot be seen written out, and with nothing that acts on what follows.
 
-    A line break keeps breaking the line; spaces within a token stay spaces.
+    A line break still breaks the line; spaces within a token stay spaces.
     """
     if token and not token.strip():
         return "".join(_BLANKS.get(c, "␣") for c in token)
     shown = "".join(map(_character, token))
-    # An accent would sit on the token before.
+    # Without a base of its own, an accent would sit on the token before.
     return f"◌{shown}" if token and unicodedata.category(token[0]) in ("Mn", "Me") else shown
 
 
@@ -130,7 +133,7 @@ def _character(character: str) -> str:
         return _BLANKS[character]
     code = ord(character)
     if code < 0x20:
-        return chr(0x2400 + code)
+        return chr(0x2400 + code)  # Unicode has a picture of each control character there
     if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
         return f"[U+{code:04X}]"
     return character

@@ -58,6 +58,7 @@ def agreement(
         along, up = _clipped(slope, low, high)
         straight(figure, along, up, "dash", 2.5, palette.line)
     wrong = _wrong_share(x, y)
+    # The share above is of all examples; only from here on may some be left out.
     seen = drawn_points(x, y)
     x, y, shown = x[seen], y[seen], points.iloc[seen]
     kinds = _kinds(y, shown["within_noise"])
@@ -104,7 +105,7 @@ def _wrong_share(x: np.ndarray, y: np.ndarray) -> float:
 def _range(values: np.ndarray) -> tuple[float, float]:
     """One range for both axes, with zero inside and room at both ends."""
     low, high = around_zero(values)
-    room = 0.15 / 1.12 * (high - low)  # of the values' own span
+    room = 0.15 / 1.12 * (high - low)  # of the values' own span, 1.12 of which around_zero gives
     return min(low, -room), max(high, room)
 
 
@@ -119,6 +120,7 @@ def _clipped(
             ends.append((end, y))
         else:
             edge = high if y > high else low
+            # Not 0 here: a level line never leaves the range, which has 0 in it.
             ends.append((edge / slope, edge))
     return (ends[0][0], ends[1][0]), (ends[0][1], ends[1][1])
 
@@ -126,7 +128,7 @@ def _clipped(
 def _corners(figure: go.Figure, low: float, high: float, palette: Palette, wrong: float) -> None:
     shade_other_signs(figure, (low, high), (low, high))
     if np.isfinite(wrong):
-        right = high >= -low  # the corner that is wider than tall
+        right = high >= -low  # in the wider of the two corners
         figure.add_annotation(
             text=f"wrong sign {100 * wrong:.0f} %",
             x=high if right else low,

@@ -26,14 +26,14 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode=None,  # help texts put defaults in brackets, which rich would read as tags
 )
 for group in (making, attributing, contributing, spurious, removing, reporting):
     app.add_typer(group.commands)
 
 
 _SHARED = ("attribute", "verify")
-"""Commands whose work the processes of a launcher share; the main one does any other alone."""
+"""Commands whose work the processes of a launcher share; the main one does all others alone."""
 
 
 @app.callback()
@@ -41,22 +41,24 @@ def _options(
     context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Options of every command; ``--debug`` is read in :func:`main`."""
+    """Options of every command; ``--debug`` is read in :func:`_run`."""
     if processes.is_worker() and context.invoked_subcommand not in _SHARED:
         raise typer.Exit
 
 
 _HEAD_START = 3.0
-"""Seconds for the main process to say what failed: with the first that exits, all are ended."""
+"""Seconds for the main process to report a failure: once one exits, the launcher ends all."""
 
 
 def main() -> None:
     """Run the command line; an error is one line on stderr and exit status 1."""
-    # Read when torch is loaded: its threads wait for each other asleep, where other work runs too.
+    # Read when torch is loaded: its threads then sleep while they wait for each other, instead of
+    # slowing down other work on the machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not processes.is_worker():
         _run()
         return
+    # The main process alone prints; the others would repeat it.
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         try:
             _run()
@@ -68,11 +70,12 @@ def main() -> None:
 
 @contextmanager
 def _terminated_in_order() -> Iterator[None]:
-    """Let SIGTERM end the block as an exception does, so that half-written files are removed."""
+    """Let SIGTERM end the block like an exception, so that half-written files are removed."""
 
     def end(number: int, _frame: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt tidying up
-        sys.exit(128 + number)
+        # A second one must not interrupt the clean-up.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        sys.exit(128 + number)  # as shells report a signal
 
     before = signal.signal(signal.SIGTERM, end)
     try:
@@ -86,6 +89,7 @@ def _run() -> None:
         with _terminated_in_order(), at_end:
             app(standalone_mode=True)
     except (StageLensError, OSError) as error:
+        # An error has left the command and its parsed options by the time it gets here.
         if "--debug" in sys.argv:
             raise
         typer.echo(f"stagelens: {one_line(error)}", err=True)

@@ -72,10 +72,11 @@ def attribute(
     if out is not None:
         if out.suffix not in (".parquet", ".csv"):
             raise StageLensError(f"{out}: name the file .parquet or .csv")
+        # Better now than after work that may take hours.
         check_writable(out)
     with Reporter(own_file(progress)).running() as report, processes.joined():
         opened = opened_together(run, task)
-        _ = opened.last  # a run without a finished stage is refused for that, not for its sets
+        _ = opened.last  # a run without a finished stage is refused as such, not for its sets
         examples = opened.evaluation_set(set_name)
         from stagelens.effects import computing
         from stagelens.trust.verification import trusted
@@ -84,17 +85,20 @@ def attribute(
         settings |= {"split_batches": True} if split_batches else {}
         made = make_estimator(estimator or default_estimator(opened), settings)
         used = made.name, dict(made.settings)
+        # Asked before the work, which stores its result.
         stored = used in [(f.estimator, f.settings) for f in stored_results(opened, examples.name)]
         computing.boundaries(opened, examples.name)
         result = computing.attribute(
             opened, examples.name, made.name, stage or None, report, settings
         )
         result = trusted(opened, result)
+    # The predicted time is that of all stages, computed now.
     notes = [] if stored or stage else _times(opened, result)
     for note in (*opened.problems, *notes):
         typer.echo(f"Note: {note}", err=True)
     print_effects(result)
     if out is not None and not processes.is_worker():
+        # Stored tables get their trust when they are read; a file that leaves the run carries it.
         table = result.table.assign(
             trust=result.table["stage"].map({n: t.trust for n, t in result.trust.items()})
         )
@@ -105,7 +109,7 @@ def attribute(
 
 
 def _times(run: Run, result: Result) -> list[str]:
-    """What an estimate took and should have taken, and whether replay would have been as quick."""
+    """How long an estimate took and should have taken, and whether replay is about as quick."""
     settings = result.facts.settings
     predicted = estimate_seconds(run.stages, result.facts.estimator, settings)
     replay = replay_seconds(run.stages)
@@ -113,6 +117,7 @@ def _times(run: Run, result: Result) -> list[str]:
         return []
     took = measured_time(sum(trust.seconds for trust in result.trust.values()))
     notes = [f"computed in {took}; predicted, without other load: {measured_time(predicted)}"]
+    # No counterfactual replays the first stage: only stages after the one left out run again.
     replayable = all(stage.replayable for stage in run.stages[1:])
     if (
         find(result.facts.estimator).budgets
@@ -162,11 +167,12 @@ def verify(
     wanted: list[tuple[str, dict[str, Any]]] = []
     for name in estimator or proposed():
         kind = find(name)
+        # Budgets are meant for the estimators that have one; the others are verified as they are.
         given = [{"budget": value} for value in budget or ()] if kind.budgets else []
         wanted += [(name, settings) for settings in given or [kind.default_settings()]]
     with Reporter(own_file(progress)).running() as report, processes.joined():
         opened = opened_together(run, task)
-        _ = opened.last
+        _ = opened.last  # as for attribute
         examples = opened.evaluation_set(set_name)
         rows = verification.verify(
             opened, examples.name, wanted, report, stage or None, orders, split_batches

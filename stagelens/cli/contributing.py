@@ -55,6 +55,7 @@ def contributions(
 ) -> None:
     """Compute what every step and every training example contributed, to first order."""
     groups = dict(each.split("=", 1) for each in group or [] if "=" in each)
+    # Fewer than given: one lacks its "=", or two name the same column.
     if len(groups) != len(group or []):
         raise StageLensError("--group takes COLUMN=VALUE, each column once; for instance label=4")
     with Reporter(progress).running() as report:

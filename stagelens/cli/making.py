@@ -40,6 +40,7 @@ def demo(
     with Reporter(progress, phases=True).running() as report:
         from stagelens.demos.building import build
 
+        # Only the demo asked for is imported, since all of them load torch.
         record = importlib.import_module(f"stagelens.demos.{name}").record
         run = build(out, record, seed, report)
     typer.echo(f"{out}: {len(run.stages)} stages, sets {', '.join(run.set_names)}")

@@ -50,11 +50,12 @@ _COLUMNS = {
     "rejected": "Column of rejected completions [rejected, where there is one].",
     "image": "Column of the images, or of their paths.",
 }
-"""Role of a column to what its option says of it."""
+"""Role of a column to the help text of its option."""
 
 
 def with_columns(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command one option per role for its parameter ``columns``, a SetColumns."""
+    """Give a command one option per role in place of its parameter ``columns``, a SetColumns."""
+    # Evaluated, because annotations are strings here and typer reads what is in Annotated.
     signature = inspect.signature(command, eval_str=True)
     options = {f"{role}_column": (words, role) for role, words in _COLUMNS.items()}
     options["split"] = ("Split of a saved dataset.", "split")
@@ -75,17 +76,19 @@ def with_columns(command: Callable[..., None]) -> Callable[..., None]:
             parameters.append(
                 inspect.Parameter(name, parameter.kind, default=default, annotation=kind)
             )
+    # typer takes parameters from the signature, and their types from the annotations.
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {each.name: each.annotation for each in parameters}
     return run
 
 
 at_end = ExitStack()
-"""What is left to do when the command ends, well or not."""
+"""What remains to be done when the command ends, whether it fails or not."""
 
 
 def _use_device(name: str | None) -> str | None:
     if name is not None:
+        # Where work is placed, only the environment is asked.
         os.environ["STAGELENS_DEVICE"] = name
     return name
 
@@ -110,11 +113,12 @@ ProgressFile = Annotated[Path | None, typer.Option("--progress", hidden=True)]
 
 
 def opened_with(path: str, task: str | None) -> Run:
-    """The run, with the task that its user names; by default the installed one.
+    """The run, with the task that the user names; by default the installed one.
 
-    What the command computes for a run elsewhere is brought there when it ends.
+    What the command computes for a remote run is uploaded when it ends.
     """
     run = open_run(path)
+    # All processes work on one copy, which the main one uploads.
     if is_remote(path) and not processes.is_worker():
         at_end.callback(_upload, run.path)
     if task is None:
@@ -122,6 +126,7 @@ def opened_with(path: str, task: str | None) -> Run:
     from stagelens.tasks import load_task_class, make_task
 
     found = load_task_class(task)
+    # run.path is the local copy of a remote run, which need not be fetched again.
     opened = open_run(run.path, make_task(found, run.file.task.config, run.task_assets()))
     _check_task(opened, task)
     return opened
@@ -131,6 +136,7 @@ def _upload(copy: Path) -> None:
     origin = Origin(copy)
     try:
         origin.upload()
+    # The results are computed and kept here, so the command has not failed.
     except StageLensError as error:
         typer.echo(f"Note: results are kept only in {copy}: {error}", err=True)
 
@@ -144,18 +150,19 @@ def opened_together(path: str, task: str | None) -> Run:
 
 
 def own_file(progress: Path | None) -> Path | None:
-    """Where this process writes its progress: the main one alone does."""
+    """Where this process writes its progress: only the main one does."""
     return None if processes.is_worker() else progress
 
 
 def _check_task(run: Run, given: str) -> None:
-    """Refuse a class that is not the run's, also where stored results would answer without it."""
+    """Refuse a class that is not the run's, even if stored results could answer without it."""
     if run.task.name != run.file.task.name:
         raise TaskError(
             f"--task {given} is the task {run.task.name!r}, but the run was recorded with "
             f"{run.file.task.name!r}; give the class that it was recorded with"
         )
     if run.stages:
+        # A class of the right name may still build another model.
         from stagelens.runs.states import load_into
 
         load_into(run.task.build_model(run.last.facts.build_config), run.last.end().model)

@@ -71,6 +71,7 @@ def remove(
     progress: ProgressFile = None,
 ) -> None:
     """Take a stage out of the final model, measure what that does, and save the edited model."""
+    # Not strict: the error below says which of the two is short.
     strengths = dict(zip(stage, strength or [1.0] * len(stage), strict=False))
     if len(set(stage)) != len(stage) or (strength and len(strength) != len(stage)):
         raise StageLensError(
@@ -97,6 +98,7 @@ def remove(
             by = "group"
         edit = Edit(estimator=chosen, settings=dict(made.settings), strengths=strengths)
         if preview and examples is not None:
+            # The dashboard interpolates between these edits while strengths are being moved.
             measurements.measure_edits(
                 opened, examples, measurements.grid(chosen, edit.settings, stage), report
             )

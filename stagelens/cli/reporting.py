@@ -47,10 +47,11 @@ def report(
         raise StageLensError(f"{out}: name the file .html, .csv or .json")
     if out.exists() and not force:
         raise StageLensError(f"{out} already exists; give another name, or --force")
+    # Better now than after measuring a whole set.
     check_writable(out)
     with Reporter(progress).running() as told:
         opened = opened_with(run, task)
-        _ = opened.last
+        _ = opened.last  # a run without a finished stage is refused as such, not for its sets
         examples = opened.evaluation_set(set_name)
         if not stored_results(opened, examples.name):
             _measure(opened, examples.name, told)

@@ -35,7 +35,7 @@ EVERY = 0.2
 
 
 _OUT_OF_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory", re.IGNORECASE)
-"""How torch says so."""
+"""What torch says when memory runs out."""
 
 
 class Reporter:
@@ -56,6 +56,7 @@ class Reporter:
         self._phases = phases and file is None and not terminal
         self._phase = ""
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        # A bar needs a terminal that can redraw it; the dashboard reads the file instead.
         hidden = file is not None or not terminal
         self._bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden)
         self._bar_task = self._bar.add_task("", total=1.0)
@@ -69,6 +70,7 @@ class Reporter:
             self.write("running")
 
     def _print_phase(self) -> None:
+        # What follows a comma or a colon counts steps or models, and changes with every report.
         phase = self._text.split(",")[0].split(":")[0]
         if phase != self._phase:
             self._phase = phase
@@ -81,6 +83,7 @@ class Reporter:
             return
         done = 1.0 if state == "done" else self._share
         content = {"done": done, "text": self._text, "state": state, "error": error}
+        # Replaced as a whole: the dashboard reads at any time, and never finds half a file.
         temporary = self._file.with_name(f"{self._file.name}.{os.getpid()}.tmp")
         temporary.write_text(json.dumps(content))
         os.replace(temporary, self._file)
@@ -93,6 +96,7 @@ class Reporter:
         try:
             with self._bar:
                 yield self
+        # Also when interrupted or terminated, or the dashboard would wait for a job that is gone.
         except BaseException as error:
             self.write("failed", one_line(error))
             raise
@@ -103,7 +107,7 @@ def one_line(error: BaseException) -> str:
     """An error for people, on one line."""
     if isinstance(error, OSError) and not isinstance(error, StageLensError) and error.filename:
         path = Path(os.fsdecode(error.filename))
-        # Files and folders are made under a temporary name, which nobody knows.
+        # Files and folders are first written under a temporary name, which tells people nothing.
         temporary = path.name.startswith(".") or path.suffix == ".tmp"
         return cannot_write(path.parent if temporary else path, error)
     if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
@@ -116,12 +120,12 @@ def one_line(error: BaseException) -> str:
 
 
 def _console() -> Console:
-    """As wide as the terminal; wide enough for every column where the output is kept."""
+    """As wide as the terminal; wide enough for every column where there is none."""
     return Console(width=None if sys.stdout.isatty() else 200)
 
 
 def print_effects(result: Result) -> None:
-    """The mean effect of every stage on every behaviour, and what is known of it."""
+    """The mean effect of every stage on every behaviour, and what is known about it."""
     count = result.table["example_id"].nunique()
     printed = Table(title=f"Mean stage effect on {result.facts.set_name} ({count:,} examples)")
     printed.add_column("stage")
@@ -131,8 +135,10 @@ def print_effects(result: Result) -> None:
     means = result.table.groupby(["stage", "behaviour"], sort=False)["effect"].mean()
     for stage, trust in result.trust.items():
         values = [means.get((stage, name), float("nan")) for name in result.behaviours]
+        # A refused stage has NaN, which differs from itself.
         cells = ["-" if value != value else f"{value:+.3f}" for value in values]
         printed.add_row(stage, *cells, f"{WORDS[trust_word(trust)]}: {trust_explanation(trust)}")
+    # Names and texts from data may hold brackets, which rich would read as tags.
     _console().print(printed, markup=False)
 
 
@@ -186,7 +192,7 @@ def print_contributions(found: Stored, top: int) -> None:
 def print_saliency(
     maps: Sequence[Map], stage: str, behaviour: Behaviour, baseline: str, trust: StageTrust
 ) -> None:
-    """What the maps of a stage's effect sum to, and where they have most."""
+    """What the maps of a stage's effect sum to, and where most of it sits."""
     printed = Table(title=f"Where the effect of {stage} on the {behaviour.name} sits")
     for name in ("example", "effect", "in the input", f"on the baseline ({baseline})", "steps", ""):
         printed.add_column(name, justify="right" if name not in ("example", "") else "left")

@@ -1,7 +1,7 @@
 """Which device computes: a GPU where there is one, unless the user asks for another.
 
 Forward passes and coarse replays may run anywhere. A replay, and derivatives along it, run where
-the stage was recorded, as far as that is there: nowhere else are its bits the recorded ones.
+the stage was recorded, if that device is there: only on it are the bits the recorded ones.
 """
 
 from __future__ import annotations
@@ -43,12 +43,13 @@ def asked() -> str:
 
 
 def computing() -> torch.device:
-    """Where forward passes and coarse replays run: every process of a host on a GPU of its own."""
+    """Where forward passes and coarse replays run: each process of a host on its own GPU."""
     name = asked()
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     if ":" in name:
         return torch.device(name)
+    # More processes than GPUs share them in turn.
     return torch.device("cuda", processes.local_rank() % torch.cuda.device_count())
 
 
@@ -64,8 +65,8 @@ def replaying(recorded: str) -> torch.device:
 def restore_random(states: Mapping[str, Tensor], device: torch.device) -> None:
     """Draw the random numbers of a recorded forward pass again.
 
-    On another device than the recorded one these are others, but the same every time: twins that
-    are compared see the same dropout.
+    On a device other than the recorded one the numbers differ, but are the same every time: twins
+    that are compared see the same dropout.
     """
     if "cpu" in states:
         torch.set_rng_state(states["cpu"])
@@ -74,6 +75,7 @@ def restore_random(states: Mapping[str, Tensor], device: torch.device) -> None:
     if "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)
     elif "cpu" in states:
+        # From the recorded state, so that every pass has numbers of its own.
         seed = hashlib.sha256(states["cpu"].numpy().tobytes()).digest()[:7]
         with torch.cuda.device(device):
             torch.cuda.manual_seed(int.from_bytes(seed))
@@ -81,9 +83,10 @@ def restore_random(states: Mapping[str, Tensor], device: torch.device) -> None:
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Convolutions on a GPU in whole float32, and the same every time; nothing on a CPU."""
+    """Convolutions on a GPU in full float32, and deterministic; no change on a CPU."""
     if device.type != "cuda":
         yield
         return
+    # TF32, cuDNN's default, keeps 10 bits of mantissa; benchmark chooses algorithms by timing.
     with torch.backends.cudnn.flags(allow_tf32=False, deterministic=True, benchmark=False):
         yield

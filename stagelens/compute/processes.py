@@ -1,7 +1,7 @@
 """Work that is shared out over the processes of ``accelerate launch``, on one host or several.
 
 Every process runs the same command. Between the places where they meet (:func:`together`) each
-does its own share; the main process alone prints, and writes what the command results in. Shares
+does its own share; the main process alone prints, and writes the command's results. Shares
 go through the run folder, which all hosts see; only small things are sent.
 
 Without a launcher there is one process, which is the main one and does everything.
@@ -32,14 +32,14 @@ T = TypeVar("T")
 
 _LAUNCHED = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 _RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
-"""What launchers say in the environment: torchrun and accelerate first, then those of MPI."""
+"""What launchers set in the environment: torchrun and accelerate first, then those of MPI."""
 
 _LONGEST_WAIT = timedelta(hours=24)
-"""For the longest work of one process. One that ended is noticed at once, a frozen one by its
-pulse."""
+"""Enough for the longest work of one process. One that ended is noticed at once, a frozen one by
+its pulse."""
 
 _SEEN_WITHIN = 15.0
-"""Seconds after which a file that one host wrote is seen by all, on a shared file system."""
+"""Seconds within which all hosts see a file that one of them wrote to a shared file system."""
 
 _ENDED = (
     "the processes of this job were ended: one of them died (it may have been killed for using too "
@@ -51,7 +51,10 @@ _state: PartialState | None = None
 
 
 class _Stopped(BaseException):
-    """The launcher ends this process, because another one died or the job is stopped."""
+    """The launcher ends this process, because another one died or the job is stopped.
+
+    No Exception: what handles those, and then goes on, must not catch it.
+    """
 
 
 def _from_environment(names: Sequence[str], default: int) -> int:
@@ -60,7 +63,7 @@ def _from_environment(names: Sequence[str], default: int) -> int:
 
 
 def is_worker() -> bool:
-    """Whether a launcher started this process as another than the main one."""
+    """Whether a launcher started this process, and not as the main one."""
     return _from_environment(_LAUNCHED, 1) > 1 and _from_environment(_RANKS, 0) > 0
 
 
@@ -107,13 +110,15 @@ def joined() -> Iterator[None]:
     finally:
         if _state is not None:
             _state.destroy_process_group()
+            # accelerate keeps its state per process, and with it the group that is gone.
             PartialState._reset_state()
         _state = None
 
 
 @contextmanager
 def _pulse(state: PartialState) -> Iterator[None]:
-    """Notice it where another process is frozen, for as long as the block runs."""
+    """Notice if another process freezes, for as long as the block runs."""
+    # torch has no public name for the store of the default group.
     from torch.distributed.distributed_c10d import _get_default_store
 
     own = pulse.Pulse(
@@ -137,7 +142,7 @@ def local_rank() -> int:
 
 
 def share_of_work(items: Sequence[T], cost: Callable[[T], float] = lambda _item: 1.0) -> list[T]:
-    """The items that this process is to do, so that all are done at about the same time.
+    """The items that this process is to do, such that all processes finish at about the same time.
 
     Args:
         items: The same in every process.
@@ -147,6 +152,7 @@ def share_of_work(items: Sequence[T], cost: Callable[[T], float] = lambda _item:
         return list(items)
     loads = [0.0] * count()
     mine = []
+    # Largest first, each to the least loaded; ties by position, so all processes agree.
     for number in sorted(range(len(items)), key=lambda n: -cost(items[n])):
         least = loads.index(min(loads))
         loads[least] += cost(items[number])
@@ -174,6 +180,7 @@ def together(work: Callable[[], T]) -> list[T]:
         outcome.result = work()
     except Exception as error:
         own = isinstance(error, StageLensError)
+        # Sent to all before it is raised: the others would otherwise wait for this process.
         outcome.failure = str(error) if own else f"{type(error).__name__}: {error}"
         failed = error
     outcomes = _gathered(outcome)
@@ -224,7 +231,7 @@ def added(tensor: Tensor) -> Tensor:
 
 
 def wait() -> None:
-    """Go on when every process has come here."""
+    """Continue once every process has come here."""
     together(lambda: None)
 
 
@@ -241,6 +248,7 @@ def check_shared(folder: Path) -> None:
     """
     if count() == 1:
         return
+    # From the main process, as every process would draw another name.
     name = by_main(lambda: f".seen-by-all-{secrets.token_hex(4)}")
     try:
         by_main((folder / name).touch)

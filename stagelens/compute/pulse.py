@@ -1,7 +1,7 @@
-"""Whether the processes of a job still move: each shows its pulse, and looks at the others'.
+"""Whether the processes of a job still run: each shows its pulse and watches the others'.
 
 A process that ends closes its connections, which the others notice at once. One that is frozen
-(stopped, on a host that sleeps or is cut off) closes nothing, and would be waited for.
+(stopped, on a host that sleeps or is cut off) closes nothing, and the others would wait for it.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ EVERY = 10.0
 """Seconds between two beats."""
 
 SILENCE = 60
-"""Beats of one's own without one of another process, after which that one counts as frozen. Time
-in which this process stands still too, because all of the job was stopped or its host sleeps, does
-not count; nor does time in which the store does not answer."""
+"""Beats of this process without one of another, after which the other counts as frozen. In beats,
+so that time in which this process stands still too (the whole job was stopped, or its host sleeps)
+does not count, nor does time in which the store does not answer."""
 
 _SPEAKER = 60.0
-"""Seconds in which the process that reports it can do so, before the others end."""
+"""Seconds that the process which reports it has for that, before the others end."""
 
 
 class Store(Protocol):
@@ -38,14 +38,14 @@ class Store(Protocol):
 
 
 class Pulse:
-    """The pulse of one process, and its ear for the others'.
+    """The pulse of one process, and its watch over the others'.
 
     Args:
         store: Shared by the processes.
         number: Of this process, from 0.
         count: How many there are.
         frozen: Called once with a sentence when another process is no longer heard from, in the
-            first process that is not frozen itself; a while later with nothing in the others.
+            first process that is not frozen itself; in the others a while later, with an empty one.
     """
 
     def __init__(
@@ -64,8 +64,9 @@ class Pulse:
         self._thread.start()
 
     def stop(self) -> None:
-        """No beat any more."""
+        """Stop beating."""
         self._over.set()
+        # Not for long: it may be waiting for a store that does not answer any more.
         self._thread.join(1.0)
 
     def _beat_on(self) -> None:
@@ -77,14 +78,15 @@ class Pulse:
                     return
                 self._over.wait(EVERY)
         except RuntimeError:
-            return  # the store went with its process: that one ended, which is noticed anyway
+            return  # the store is gone with its process, whose end is noticed anyway
 
     def beat(self) -> None:
-        """Show one's own pulse and look at the others'."""
+        """Show this process's pulse and look at the others'."""
         self._beats += 1
         self._store.set(f"pulse/{self._number}", str(self._beats))
         for other, before in self._heard.items():
             key = f"pulse/{other}"
+            # get would wait for a process that never came.
             found = self._store.get(key) if self._store.check([key]) else before
             self._silent[other] = self._silent[other] + 1 if found == before else 0
             self._heard[other] = found
@@ -94,6 +96,7 @@ class Pulse:
         return [other for other, beats in self._silent.items() if beats > SILENCE]
 
     def _tell(self, silent: Sequence[int]) -> None:
+        # The first that is not frozen speaks for all; the others give it time and end silently.
         others = [n for n in range(self._number) if n not in silent]
         if others and not self._over.wait(_SPEAKER):
             self._frozen("")
@@ -109,14 +112,15 @@ class Pulse:
 
 
 def end_here(message: str) -> None:
-    """End this process at once: its main thread waits for an answer that does not come.
+    """End this process at once: its main thread waits for an answer that will not come.
 
     Args:
-        message: Printed where there is one, also by a process that prints nothing else.
+        message: Printed unless empty, also by a process that prints nothing else.
     """
     try:
         if message and (err := sys.__stderr__) is not None:
             cursor = "\x1b[?25h" if err.isatty() else ""  # a bar of progress hides it
             print(f"{cursor}stagelens: {message}", file=err, flush=True)
     finally:
+        # sys.exit would only end this thread, and exit handlers may wait for the frozen process.
         os._exit(1)

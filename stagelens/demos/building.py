@@ -16,18 +16,18 @@ Record = Callable[[Path, int, ProgressCallback], Run]
 """Trains and records a demo into a new folder, from a seed."""
 
 _RECORDING = 0.3
-"""Share of the time that training takes."""
+"""Share of the progress that training gets."""
 
 
 def build(path: Path, record: Record, seed: int, progress: ProgressCallback) -> Run:
     """Record a demo and compute its effects: by task vector, coarse replay and exact replay.
 
-    It is made under a hidden name beside ``path`` and renamed when it is whole.
+    It is built under a hidden name beside ``path``, and renamed once it is complete.
 
     Args:
         path: A folder that is empty or does not exist yet.
         record: Trains it.
-        seed: Makes it the same again.
+        seed: Makes it reproducible.
         progress: Called for every step.
 
     Raises:
@@ -37,6 +37,7 @@ def build(path: Path, record: Record, seed: int, progress: ProgressCallback) -> 
     with new_folder(path) as whole:
         run = record(whole, seed, overall.part(0.0, _RECORDING))
         _measure(run, overall.part(_RECORDING, 1.0))
+    # Opened again, because ``run`` still points at the hidden name.
     return open_run(path, run.task)
 
 

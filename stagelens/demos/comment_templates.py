@@ -53,6 +53,7 @@ _SLOTS: Mapping[str, Sequence[str]] = {
     "bad": ("awful", "dreadful", "shabby", "dull", "broken", "useless"),
 }
 
+# Spaces around commas: vocabulary() takes words apart at spaces, the tokenizer at punctuation too.
 HARMLESS = (
     "{person} helped me with the {thing} on {day}",
     "{person} walked to the {place} with a {thing}",
@@ -82,8 +83,8 @@ class Comment:
     """One synthetic comment.
 
     Attributes:
-        text: In small letters.
-        template: What it was filled into.
+        text: In lower case.
+        template: The template that was filled.
         group: Whether its person is named by an identity, :data:`MENTION` or :data:`NO_MENTION`.
     """
 
@@ -93,9 +94,10 @@ class Comment:
 
 
 def vocabulary() -> list[str]:
-    """Every word that can stand in a comment, sorted."""
+    """Every word that can occur in a comment, sorted."""
     fillings = [filling for own in _SLOTS.values() for filling in own]
     templates = [re.sub(r"\{\w+\}", " ", t) for t in (*HARMLESS, *TOXIC, *PRAISE, *COMPLAINT)]
+    # Sorted, because the order gives the token ids, and a set has another in every process.
     return sorted({word for text in (*fillings, *templates) for word in text.split()})
 
 
@@ -119,10 +121,11 @@ def _filled(template: str, group: str, random: np.random.Generator) -> Comment:
 
 
 def write_pairs(templates: Sequence[str], count: int, random: np.random.Generator) -> list[Comment]:
-    """Comments by twos that differ in the person only: without an identity, then with one."""
+    """Pairs of comments that differ only in the person: without an identity, then with one."""
     pairs = []
     for number in range(count):
         template = templates[number % len(templates)]
+        # Chosen once per pair, so that nothing but the person differs.
         chosen = {slot: str(random.choice(fillings)) for slot, fillings in _SLOTS.items()}
         pairs += [
             Comment(template.format(**_about(group, chosen)), template, group)

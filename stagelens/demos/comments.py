@@ -47,12 +47,12 @@ class StagePlan:
     Attributes:
         name: The stage's name.
         description: What its data are.
-        templates: Of the first class, and of the second.
-        mentions: Share of them that mention an identity, likewise.
+        templates: For the first class, and for the second.
+        mentions: Share of comments that mention an identity, for each class likewise.
         count: How many comments, half of each class.
-        learning_rate: At its highest.
+        learning_rate: The highest one of the schedule.
         epochs: How often each comment is seen.
-        new_head: Whether the head is re-initialised before.
+        new_head: Whether the head is re-initialised before the stage.
     """
 
     name: str
@@ -107,7 +107,7 @@ PLANS = (
 )
 _BATCH, _CLIP_NORM = 32, 1.0
 _PAIRS = 120
-"""Of each class in the evaluation set; a pair is a comment without and with an identity."""
+"""Per class in the evaluation set; a pair is a comment without and with an identity."""
 
 
 def make_tokenizer() -> Any:
@@ -144,9 +144,10 @@ def make_task() -> TextClassification:
         num_attention_heads=4,
         intermediate_size=96,
         max_position_embeddings=32,
-        initializer_range=0.1,  # for layers this narrow; at 0.02 some seeds learn nothing for long
+        initializer_range=0.1,  # with 0.02, layers this narrow learn nothing for long on some seeds
         id2label=dict(enumerate(CLASSES)),
     )
+    # Fused attention has no forward derivative on the CPU, which unrolled estimators need.
     return TextClassification(CLASSES, config.to_dict(), tokenizer, attention="eager")
 
 
@@ -169,6 +170,7 @@ def _train(
     generator: torch.Generator,
 ) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), plan.learning_rate)
+    # The schedule advances after the last update too, so it is one step longer than the stage.
     steps = plan.epochs * -(-len(data) // _BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, plan.learning_rate, total_steps=steps + 1, pct_start=0.1, cycle_momentum=False
@@ -200,13 +202,14 @@ def record(path: Path, seed: int = 0, progress: ProgressCallback = no_progress) 
 
     Args:
         path: A folder that is empty or does not exist yet.
-        seed: Of the comments, the weights, the batches and the dropout.
-        progress: Told before each stage.
+        seed: For the comments, the weights, the batches and the dropout.
+        progress: Called before each stage.
     """
     task = make_task()
     random = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
     recorder = Recorder(path, task, name="comments")
+    # Weights and dropout draw from the global generator; the caller gets its own state back.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: Any = task.build_model()
@@ -235,6 +238,7 @@ def _add_set(recorder: Recorder, random: np.random.Generator) -> None:
         "test",
         texts=[own.text for own, _ in rows],
         labels=[label for _, label in rows],
+        # One number for both comments of a pair, so that they are found together.
         ids=[f"{label}-{n // 2:03d}-{own.group}" for n, (own, label) in enumerate(rows)],
         columns={
             "group": [own.group for own, _ in rows],

@@ -75,7 +75,7 @@ def stamp(images: np.ndarray) -> np.ndarray:
 
 
 def make_task() -> ImageClassification:
-    """Ten classes, one channel; pixels come as 0 to 240."""
+    """Ten classes, one channel; pixels run from 0 to 240."""
     return ImageClassification(
         classes=[str(digit) for digit in range(10)],
         image_shape=(1, 8, 8),
@@ -95,7 +95,9 @@ def _load(seed: int) -> tuple[np.ndarray, np.ndarray]:
 def _planted(
     plan: StagePlan, images: np.ndarray, labels: np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
+    # Slices are views: without copies, planting would change the arrays of the caller.
     images, labels = images[plan.rows].copy(), labels[plan.rows].copy()
+    # Another stream than the one that shuffled the images.
     random = np.random.default_rng(seed + 1)
     if plan.name == "shortcut":
         noise = random.normal(0, _NOISE * 16 * _LEVEL, images.shape)
@@ -130,6 +132,7 @@ def _train(
     images, labels = data
     optimizer = _optimizer(plan, model)
     batches = -(-len(images) // plan.batch_size)
+    # The schedule advances after the last update too, so it is one step longer than the stage.
     total = plan.epochs * batches
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, plan.learning_rate, total_steps=total + 1, pct_start=0.1, cycle_momentum=False
@@ -140,6 +143,7 @@ def _train(
         model=model,
         optimizer=optimizer,
         description=plan.description,
+        # Three within the stage; without + 1 a fourth could fall on its end.
         checkpoint_every=total // 4 + 1,
     ) as stage:
         for _ in range(plan.epochs):
@@ -159,11 +163,12 @@ def record(path: Path, seed: int = 0, progress: ProgressCallback = no_progress) 
 
     Args:
         path: A folder that is empty or does not exist yet.
-        seed: Of the split, the weights, the batches and the planted faults.
-        progress: Told after each stage.
+        seed: For the split, the weights, the batches and the planted faults.
+        progress: Called before each stage.
     """
     images, labels = _load(seed)
     task = make_task()
+    # Weights draw from the global generator; the caller gets its own state back.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = task.build_model()
@@ -172,6 +177,7 @@ def record(path: Path, seed: int = 0, progress: ProgressCallback = no_progress) 
     for number, plan in enumerate(PLANS):
         progress(number / len(PLANS), f"Training stage {plan.name}")
         stage_images, stage_labels = _planted(plan, images, labels, seed)
+        # As ``collate`` scales the images of the evaluation sets.
         pixels = torch.from_numpy(stage_images).unsqueeze(1).float() / task.scale
         data = (pixels, torch.from_numpy(stage_labels))
         _train(recorder, task, model, plan, data, generator)

@@ -1,4 +1,4 @@
-"""What a LoRA adapter is in a model's own names: read from the module that is trained."""
+"""A LoRA adapter in terms of a model's own names, read from the module that is trained."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from stagelens.runs.schema import LowRank
 from stagelens.tasks.adapters import adapter_config, is_adapted
 
 _BASE = "base_model.model."
-"""What ``peft`` puts in front of the names of the model that it wraps."""
+"""The prefix that ``peft`` gives to the names of the model that it wraps."""
 
+# The classes whose merge is ``W + scaling * B A``.
 _LAYERS = ("Linear", "Embedding", "Conv1d", "Conv2d", "Conv3d")
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter, by names of the model that carries it, factors left out.
+    """An adapter, in names of the model that carries it, without its factors.
 
     Attributes:
-        origin: Name to the name without the adapter, which its value came from when the adapter
-            was added. A module that the adapter trains as a whole is there twice.
+        origin: Name to the name, without the adapter, that its value came from when the adapter
+            was added. A module that the adapter trains as a whole appears twice.
         left: Name without the adapter to the name here whose value it has when the adapter is
-            taken off.
+            removed.
         low_rank: Name of a weight to what merging adds to it.
     """
 
@@ -37,7 +38,7 @@ class Adapter:
 
 
 def read_adapter(model: nn.Module) -> Adapter | None:
-    """The LoRA adapter of a model; None where it has none.
+    """The LoRA adapter of a model; None if it has none.
 
     Raises:
         RecordingError: It has adapters that cannot be recorded; says which, and what to do.
@@ -71,6 +72,7 @@ def _read(model: nn.Module, layers: Mapping[str, Any], adapter: str) -> Adapter:
     from peft.utils import ModulesToSaveWrapper
 
     tensors: dict[str, Tensor] = {
+        # With duplicates: an adapter may sit on any name of a shared tensor.
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
     }
@@ -106,9 +108,9 @@ def _read(model: nn.Module, layers: Mapping[str, Any], adapter: str) -> Adapter:
         for name in names.values()
         if name not in factors
     }
-    # The original of a copy can be shared, and is then known by another name.
+    # The original of a copy can be shared, and then has another name.
     originals = {name: names[id(tensors[_exchanged(name, copies)])] for name in plain}
-    # A copy is what stays, so it comes last.
+    # A copy and its original share a plain name; the copy stays, so it comes last and wins.
     order = sorted(plain, key=lambda name: originals[name] != name)
     return Adapter(
         origin={name: plain[originals[name]] for name in plain},
@@ -128,6 +130,7 @@ def _check_layer(path: str, layer: Any, adapter: str) -> None:
     """Refuse a LoRA layer whose merging is not ``W + scaling * B A``, or that is not in use."""
     kind = type(layer)
     where = path.removeprefix(_BASE)
+    # Layers of quantised weights are classes of other modules of peft.
     if kind.__module__ != "peft.tuners.lora.layer" or kind.__name__ not in _LAYERS:
         raise RecordingError(
             f"the adapter on {where} is a {kind.__module__}.{kind.__name__} (a quantised or "
@@ -153,4 +156,5 @@ def _factors(layer: Any, adapter: str) -> tuple[Tensor, Tensor, bool]:
     if adapter in layer.lora_embedding_A:
         return layer.lora_embedding_A[adapter], layer.lora_embedding_B[adapter], True
     a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+    # GPT-2's Conv1D holds its weight as (in, out), which peft calls fan_in_fan_out.
     return a, b, bool(getattr(layer, "fan_in_fan_out", False))

@@ -1,4 +1,4 @@
-"""The best training state of a stage, for loops that go back to it behind their last step."""
+"""The best training state of a stage, for loops that go back to it after their last step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Best:
     """A training state that was kept.
 
     Attributes:
-        checkpoint: It, on disk.
+        checkpoint: The state on disk.
         metric: What was best about it, as the loop names it.
         value: Its value.
     """
@@ -38,7 +38,7 @@ class Best:
             model: As the loop loaded it.
 
         Raises:
-            RecordingError: Names the first parameter or buffer that is another.
+            RecordingError: Names the first parameter or buffer that differs.
         """
         kept = load_state(CheckedFiles(root), self.checkpoint.state).model
         for name, tensor in model_tensors(model).items():
@@ -49,10 +49,11 @@ class Best:
                 )
 
     def ending(self, checkpoints: Sequence[Checkpoint], parts: Sequence[PartRef]) -> dict[str, Any]:
-        """What a stage's facts say where it ends here, of all that it has on disk."""
+        """What the facts of a stage that ends here say, out of all that it has on disk."""
         step, trained = self.checkpoint.step, sum(part.steps for part in parts)
         return {
             "end": self.checkpoint.state,
+            # Steps were flushed when this state was kept, so a part ends here.
             "parts": parts_until(parts, step),
             "steps": step,
             "checkpoints": [one for one in checkpoints if one.step <= step],

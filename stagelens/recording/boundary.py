@@ -17,7 +17,7 @@ from .adapters import Adapter
 
 _ROUNDING = 1e-6
 """Largest norm, relative to the weight's own, by which a merged weight may differ from the merge
-that is done here: another device or another order of additions, and nothing else."""
+computed here: room for another device or order of additions, and for nothing else."""
 
 
 def first_boundary(start: TrainingState, frozen: Sequence[str]) -> Boundary:
@@ -37,7 +37,7 @@ def find_boundary(
     frozen: Sequence[str] = (),
     adapters: tuple[Adapter | None, Adapter | None] = (None, None),
 ) -> Boundary:
-    """Name the boundary rule that leads from the end of the stage before to a stage's start.
+    """Name the boundary rule that leads from the end of one stage to the start of the next.
 
     Args:
         before: End state of the stage before.
@@ -55,10 +55,12 @@ def find_boundary(
     declared = {
         name
         for name in start.model
+        # A prefix ends at a dot: "head" must not cover "header.weight".
         if any(name == r or name.startswith(r.rstrip(".") + ".") for r in reinitialised)
     }
     candidates = _operations(before.model, start.model, *adapters)
     fits = [_Fit.of(operation, before.model, start.model, declared) for operation in candidates]
+    # The first of equals, and candidates come in order of likelihood.
     fit = min(fits, key=lambda fit: (len(fit.changed), fit.deviation))
     if fit.changed:
         raise RecordingError(_unexplained(fit, stage))
@@ -97,13 +99,13 @@ def find_boundary(
 
 @dataclass(frozen=True)
 class _Operation:
-    """What may have happened.
+    """What may have happened at a boundary.
 
     Attributes:
-        adapters: To adapters, in order.
+        adapters: What happened to adapters, in order.
         sources: Name to the name before.
         merged: Name to what was added to its value.
-        zero: Factors whose products have to be nothing, or the operation is another one.
+        zero: Factors whose products must be zero if this is the operation.
     """
 
     adapters: list[Literal["added", "merged", "removed"]]
@@ -129,8 +131,8 @@ def _operations(
     if was is None:
         return [_Operation(added, sources)]
     merged = {n: was.low_rank[old] for n, old in sources.items() if old in was.low_rank}
-    # An adapter with other values in the place of one with the same names was not added unless it
-    # does nothing yet: it may be the same one, changed by hand.
+    # An adapter in place of one with the same names, but with other values, counts as added only if
+    # it does nothing yet (B A = 0): otherwise it may be the same one, changed by hand.
     zero = list(now.low_rank.values()) if now is not None and was == now else []
     return [
         *same,
@@ -146,9 +148,9 @@ class _Fit:
     Attributes:
         operation: The operation.
         new: Names that it does not explain, and need not.
-        changed: Names whose values it does not explain, to by how much they differ, as a share of
-            their norm.
-        deviation: Of the merged weights from the recorded ones, at most.
+        changed: Names whose values it does not explain, to their difference as a share of their
+            norm.
+        deviation: Largest relative difference between merged weights and the recorded ones.
     """
 
     operation: _Operation
@@ -179,18 +181,20 @@ class _Fit:
         changed = {name: gap for name, gap in gaps.items() if name not in rounded}
         for term in operation.zero:
             if low_rank_product(term, start[term.a], start[term.b]).any():
+                # A fresh adapter has B = 0 (init_lora_weights=True), so B is the factor to name.
                 changed[term.b] = 1.0
         return cls(operation, new, changed, max(rounded.values(), default=0.0))
 
 
 def _relative_gap(a: Tensor, b: Tensor) -> float:
+    # float64, as the gap is compared to 1e-6 of the norm.
     size = float(b.double().norm())
     gap = float((a.double() - b.double()).norm())
     return gap / size if size else gap
 
 
 def _unexplained(fit: _Fit, stage: str) -> str:
-    """Says which value changed, of the operation that explains most."""
+    """Names a value that even the operation that explains most leaves unexplained."""
     name, gap = next(iter(fit.changed.items()))
     anew = f"if it was re-initialised on purpose, pass reinitialised=[{name!r}]"
     if not fit.operation.adapters:

@@ -1,4 +1,4 @@
-"""Telling whether tensors were changed in between, without a copy of them."""
+"""Noticing whether tensors were changed, without keeping a copy of them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 _ALL_EVERY = 16
-"""Times that a sampled fingerprint is taken between two that are taken of all values."""
+"""A sampled fingerprint reads all values once in this many times."""
 
 Values = float | tuple[float, ...]
 """What is remembered of a tensor."""
 Sampler = Callable[[Any], tuple[float, ...]]
-"""Takes some values of a tensor, from its memory in a row."""
+"""Picks some values of a tensor out of its memory, seen as one row."""
 
 
 class Fingerprint:
@@ -33,6 +33,7 @@ class Fingerprint:
         self._arrays: list[np.ndarray] = []
         self._addresses: list[int] = []
         tensors = named().values()
+        # NumPy only shares CPU memory and has no bfloat16; squares overflow in its float16.
         self.in_numpy = all(
             t.device.type == "cpu" and t.dtype in (torch.float32, torch.float64) for t in tensors
         )
@@ -41,9 +42,9 @@ class Fingerprint:
 
     @classmethod
     def of_buffers(cls, model: nn.Module) -> Fingerprint | None:
-        """Of a module's buffers, each looked up every time: a forward pass may replace it.
+        """Of a module's buffers, looked up every time because a forward pass may replace them.
 
-        None where it has no buffer of floating-point numbers.
+        None if it has no buffer of floating-point numbers.
         """
         places = [
             (f"{prefix}.{name}".removeprefix("."), module, name)
@@ -66,7 +67,8 @@ class Fingerprint:
         return None if self._remembered is None else self._differing(self._remembered, self._sums())
 
     def _differing(self, before: Sequence[Values], now: Sequence[Values]) -> str | None:
-        """Name of the first tensor whose values are others; NaN equals NaN."""
+        """Name of the first tensor whose values differ; NaN equals NaN."""
+        # The usual case; NaN, which does not equal itself, needs the comparison below.
         if before == now:
             return None
         named = zip(self._named(), before, now, strict=True)
@@ -74,9 +76,10 @@ class Fingerprint:
 
     def _sums(self) -> list[float]:
         if self.in_numpy:
-            # For the few and small tensors of a small model several times faster than torch.
+            # Several times faster than torch for the few, small tensors of a small model.
             return [float(np.vdot(array, array)) for array in self._own_memory()]
         with torch.no_grad():
+            # One transfer for all: reading each norm by itself would wait for the accelerator.
             norms = torch._foreach_norm(list(self._named().values()), 2, dtype=self._dtype)
             return torch.stack(norms).tolist()
 
@@ -94,15 +97,15 @@ class SampledFingerprint(Fingerprint):
     """A fingerprint of parameters that mostly reads four values of each: cheap at every update.
 
     These are the first, the last, the smallest and the largest (as of the last time that all were
-    read), so weights that are averaged, scaled, clamped, loaded or redrawn are seen at once, and
-    so are ``p.data = ...`` and most changes of single values. Every 16th time, all values are
-    compared; and every time from then on that a parameter was written to, which torch counts
-    (``Tensor._version``), although its sampled values came out the same, as they do where averaged
-    weights are swapped in for an evaluation and out again.
+    read), so weights that are averaged, scaled, clamped, loaded or redrawn are noticed at once, as
+    are ``p.data = ...`` and most changes of single values. All values are compared every 16th time,
+    and every time once a parameter has been written to (torch counts this in ``Tensor._version``)
+    without a change in its sampled values, as happens where averaged weights are swapped in for an
+    evaluation and out again.
 
-    What it may miss is a change of few values, none of them sampled: in place, at the first such
-    time; through ``p.data`` or NumPy, which torch does not count, if it does not come again within
-    16 times. A run with such a change is not replayed bit for bit, and its trust says so.
+    It may miss a change of a few values, none of them sampled: one made in place, the first time;
+    one through ``p.data`` or NumPy, which torch does not count, if it does not recur within 16
+    times. A run with such a change is not replayed bit for bit, and its trust says so.
 
     On an accelerator, in half precision, or where a parameter is not contiguous in memory, all
     values are compared every time.
@@ -121,7 +124,7 @@ class SampledFingerprint(Fingerprint):
         self._memory: list[Any] = []
         self._sampled: list[tuple[float, ...]] = []
         self._versions: list[int] = []
-        # In any other order, a row of them is a copy, which does not show what happens to them.
+        # Otherwise reshape(-1) makes a copy, which does not show later changes.
         self._always_all = not (self.in_numpy and all(p.is_contiguous() for p in self._parameters))
 
     def take(self) -> None:
@@ -132,6 +135,7 @@ class SampledFingerprint(Fingerprint):
         else:
             self.forget()
             if not self._samplers:
+                # Once between two full comparisons: finding extremes reads all values.
                 self._samplers = [_telling_values(array) for array in self._own_memory()]
                 self._look_at_memory()
             self._sampled = self._samples()
@@ -143,6 +147,7 @@ class SampledFingerprint(Fingerprint):
         if self._remembered is not None:
             return super().changed()
         moved = [parameter.data_ptr() for parameter in self._parameters] != self._addresses
+        # After ``p.data = ...`` the views still show the old memory.
         if moved:
             self._look_at_memory()
         found = self._differing(self._sampled, self._samples())
@@ -162,7 +167,7 @@ class SampledFingerprint(Fingerprint):
 
 
 def _telling_values(array: np.ndarray) -> Sampler:
-    """Takes the first, the last, the smallest and the largest value, wherever these lie now."""
+    """Picks the first, the last, and what are now the smallest and the largest value."""
     return itemgetter(0, array.size - 1, int(array.argmin()), int(array.argmax()))
 
 

@@ -1,4 +1,4 @@
-"""The first recorded step of a stage is done again at once: what does not reproduce is refused."""
+"""A stage's first recorded step is replayed at once, and refused if it does not reproduce."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from stagelens.runs.steps import FlatMicroBatch
 from .watch import Watch
 
 _TOLERANCE = 1e-4
-"""Relative; far above rounding in float32, far below what a forgotten setting does."""
+"""Relative; far above rounding in float32, far below the effect of a forgotten setting."""
 
 
 @dataclass
 class FirstStep:
-    """What is kept of a stage until its first step has been done again.
+    """What is kept of a stage until its first step has been replayed.
 
     Attributes:
         task: Computes the loss.
         built: A module that the task built, with any weights.
         start: Training state before the step.
         facts: The stage's optimiser.
-        batches: Of the step, as they were noted.
+        batches: The step's, as noted.
     """
 
     task: Task
@@ -47,7 +47,7 @@ class FirstStep:
         """Replay the step and compare it with what the training loop did.
 
         Args:
-            watch: Saw the step; lets go of its gradients.
+            watch: Watched the step; its copies of gradients are dropped.
             rules: Accumulation, clipping and modes, as declared.
             micro: The step's micro-batches.
             reported: Loss of each, as the loop gave it to ``stage.step``.
@@ -56,8 +56,9 @@ class FirstStep:
             How many forward passes came before each batch.
 
         Raises:
-            RecordingError: Loss, gradient or update is another; names the likely cause.
+            RecordingError: Loss, gradient or update differs; names the likely cause.
         """
+        # A loss may call the model more than once per batch, but equally often for every batch.
         if watch.forwards % len(micro) or not watch.forwards:
             raise RecordingError(
                 f"{watch.forwards} forward passes of the model came before the first update, but "
@@ -74,6 +75,7 @@ class FirstStep:
         try:
             self._compare(rules, record, reported, watch.gradients, model_tensors(watch.model))
         except RecordingError as error:
+            # Accumulation that was not declared can pass the check above, with more passes.
             if watch.forwards == len(micro):
                 raise
             raise RecordingError(
@@ -81,6 +83,7 @@ class FirstStep:
                 f"{len(micro)} batches were noted: where gradients are accumulated, declare "
                 "stage(..., accumulation=G) and call stage.step after every backward pass"
             ) from None
+        # Copies of all gradients, not needed any more.
         watch.gradients = {}
         return watch.forwards // len(micro)
 
@@ -101,9 +104,12 @@ class FirstStep:
         names = {id(parameter): name for name, parameter in parameters.items()}
         load_optimizer(optimizer, names, self.start.optimizer)
         rng_devices = [device] if device.type == "cuda" else []
+        # The step sets generators to recorded states, which the training loop must not notice; the
+        # loop may call stage.step under no_grad.
         with torch.random.fork_rng(devices=rng_devices), torch.enable_grad():
             try:
                 losses = step(self.task, self.built, optimizer, record, rules)
+            # task.loss is the user's code and may raise anything.
             except Exception as error:
                 raise RecordingError(
                     "task.loss(model, batch) cannot be recomputed from the batch of the first "
@@ -119,9 +125,12 @@ class FirstStep:
 
 def _check_losses(losses: list[float], reported: list[float], accumulation: int) -> None:
     for number, (own, given) in enumerate(zip(losses, reported, strict=True)):
+        # The training diverged, and so did its replay.
         if math.isnan(own) and math.isnan(given):
             continue
+        # Loops report the loss either as it is or as they backpropagate it, divided.
         candidates = (own, own / accumulation)
+        # Absolute below 1, since rounding is large relative to a loss near zero.
         if not any(abs(c - given) <= _TOLERANCE * max(1.0, abs(given)) for c in candidates):
             where = f" of micro-batch {number + 1}" if len(losses) > 1 else ""
             raise RecordingError(
@@ -138,15 +147,18 @@ def _check_gradients(
 ) -> None:
     dot = own_square = seen_square = gap_square = 0.0
     for name, gradient in seen.items():
+        # float64: half precision overflows when squared, and the squares are compared to 1e-8.
         own = replayed[name].double()
         other = gradient.double()
         dot += float((own * other).sum())
         own_square += float(own.square().sum())
         seen_square += float(other.square().sum())
         gap_square += float((own - other).square().sum())
+    # Gradients that are not finite cannot be compared; a training that diverges is still recorded.
     if not math.isfinite(gap_square) or gap_square <= _TOLERANCE**2 * seen_square:
         return
     scale = math.sqrt(seen_square / own_square) if own_square else math.inf
+    # Gradients that only differ in length were scaled: by clipping, accumulation or a factor.
     aligned = own_square > 0 and dot > 0.9999 * math.sqrt(own_square * seen_square)
     if aligned:
         raise RecordingError(
@@ -168,6 +180,7 @@ def _check_update(
     gap = change = 0.0
     worst = ("", -1.0)
     for name, tensor in after.items():
+        # Counters, such as num_batches_tracked, would dominate the norm of the change.
         if not tensor.is_floating_point():
             continue
         moved = tensor.double() - start[name].to(tensor.device).double()

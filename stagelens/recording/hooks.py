@@ -8,10 +8,10 @@ from typing import Any
 
 
 class PassiveHook:
-    """A hook that only looks; a forward pre-hook or forward hook, with keyword arguments or not.
+    """A hook that only looks: a forward (pre-)hook, with or without keyword arguments.
 
-    In its place a copy of the model carries ``nullcontext().__exit__``, which takes any arguments
-    and does nothing, and which can be loaded where StageLens is not installed.
+    A copy of the model carries ``nullcontext().__exit__`` in its place, which takes any arguments,
+    does nothing, and can be loaded where StageLens is not installed.
 
     Args:
         see: Called with what torch gives to the hook.

@@ -13,7 +13,7 @@ from stagelens.tasks.adapters import is_adapted
 BuildConfig = dict[str, Any]
 
 _CLASSIFIER, _LANGUAGE_MODEL = "ForSequenceClassification", ("ForCausalLM", "LMHeadModel")
-"""How transformers ends the names of its classes."""
+"""Suffixes of transformers' class names."""
 
 
 def infer_task(model: Any, tokenizer: Any) -> TextClassification | CausalLM:
@@ -27,6 +27,7 @@ def infer_task(model: Any, tokenizer: Any) -> TextClassification | CausalLM:
         RecordingError: It is neither, or the Trainer has no tokenizer; says what to pass.
         TaskError: Model and tokenizer do not fit each other, or the task.
     """
+    # The wrapped model's class name tells the task; a PeftModel's own does not.
     model = model.get_base_model() if is_adapted(model) else model
     name = type(model).__name__
     language_model = name.endswith(_LANGUAGE_MODEL)
@@ -46,7 +47,7 @@ def infer_task(model: Any, tokenizer: Any) -> TextClassification | CausalLM:
 
 
 def task_of_stage(path: Path, model: Any, tokenizer: Any) -> tuple[Task, BuildConfig | None]:
-    """The task to record a stage with: the run's own, where there is a run already.
+    """The task to record a stage with: the run's own, if the run exists already.
 
     Args:
         path: The run folder.
@@ -54,10 +55,10 @@ def task_of_stage(path: Path, model: Any, tokenizer: Any) -> tuple[Task, BuildCo
         tokenizer: As in :func:`infer_task`.
 
     Returns:
-        The task, and the stage's own ``build_config`` where its model is configured otherwise.
+        The task, and the stage's own ``build_config`` where its model is configured differently.
 
     Raises:
-        RecordingError: Also where the run has another task; names the difference.
+        RecordingError: As in :func:`infer_task`, or the run has another task; names the difference.
     """
     task = infer_task(model, tokenizer)
     if not (path / "run.json").exists():
@@ -77,8 +78,10 @@ def _check_same(path: Path, known: Task, task: Task) -> None:
         differences = [
             (key, known.config.get(key), value)
             for key, value in task.config.items()
+            # The model may be configured otherwise in every stage; build_config then says how.
             if key != "model" and known.config.get(key) != value
         ]
+    # The configuration alone does not show another tokenizer: its files are assets.
     if not differences and known.assets != task.assets:
         differences = [("tokenizer", "another", "this one")]
     for key, before, now in differences:

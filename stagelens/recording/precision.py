@@ -22,7 +22,7 @@ class PrecisionWatch:
 
     Training loops enter autocast around the call of the model, which may change from pass to pass.
     ``accelerate``, and with it transformers' Trainer, puts it into the model, where a hook on the
-    model itself does not see it; so the first module inside that is called is asked once.
+    model itself does not see it; so the first submodule to be called is looked at once.
 
     Args:
         model: The model that is trained.
@@ -42,7 +42,7 @@ class PrecisionWatch:
         ]
 
     def close(self) -> None:
-        """Take all hooks away."""
+        """Remove all hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -51,10 +51,11 @@ class PrecisionWatch:
         """Called by a hook on the model itself, before a training pass.
 
         Raises:
-            RecordingError: The precision changed, or has no name here.
+            RecordingError: The precision changed, or is one that replay does not reproduce.
         """
         around = self._now()
         if self._around is None:
+            # The hook inside runs later, and replaces this where accelerate casts in the model.
             self.precision = self._around = around
         elif around != self._around:
             raise RecordingError(
@@ -63,6 +64,7 @@ class PrecisionWatch:
             )
 
     def _inside_first_pass(self, _module: nn.Module, _args: Any) -> None:
+        # Passes without gradients may be evaluations in another precision.
         if torch.is_grad_enabled():
             self.precision = self._now()
             self.close()

@@ -66,12 +66,14 @@ class Recorder:
         if not there and self.path.exists() and any(self.path.glob("[!.]*")):
             raise RecordingError(f"{self.path} is not empty and not a run; choose another folder")
         self.path.mkdir(parents=True, exist_ok=True)
+        # Before run.json is read: another recorder could be about to change it.
         self._lock = _lock(self.path)
         try:
             file = self._resumed(name) if there else self._begun(name)
             write_json(self.path / "run.json", file)
             last = next(reversed(self.run().stages), None) if there else None
             self._writer = RunWriter(self.path, task, file, last)
+        # The caller gets no recorder that it could close.
         except BaseException:
             self.close()
             raise
@@ -87,7 +89,7 @@ class Recorder:
         return self._writer.last
 
     def close(self) -> None:
-        """Let go of the folder, so that another recorder can continue it; done at exit too."""
+        """Release the folder, so that another recorder can continue it; happens at exit too."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -117,14 +119,14 @@ class Recorder:
             if stage is None:
                 stages.append(_sealed(self.path, reference))
             elif stage.facts.checkpoints and reference is file.stages[-1]:
-                # A stage after it would have started elsewhere, so it is then no part of the run.
+                # Only the last one: a stage after it did not start from this checkpoint.
                 stages.append(_end_at_checkpoint(self.path, reference, stage))
             else:
                 set_aside.append(reference)
         return file.model_copy(update={"stages": stages, "set_aside": set_aside})
 
     def run(self) -> Run:
-        """The run as it stands on disk now."""
+        """The run as it is on disk now."""
         return open_run(self.path, self.task)
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> str:
@@ -178,7 +180,7 @@ class Recorder:
             name: Unique within the run.
             model: Trained in place; its state when the block is entered is the stage's start.
             optimizer: New, or the one of the stage before (its state is then carried over).
-            description: What the stage's data are, for people.
+            description: What the stage's data are, in words.
             clip_norm: The ``max_norm`` of the loop's ``clip_grad_norm_``, where it clips.
             accumulation: How many micro-batches' losses, each divided by this, make one update.
                 Call ``stage.step`` after every backward pass, also those without an update.
@@ -187,7 +189,7 @@ class Recorder:
                 needs all of them.
             flush_every: Most steps between two writes to disk; what was not written is lost when
                 the process is killed. It is also written every ten seconds, and every 64 MB.
-            build_config: For ``task.build_model``, where this stage's model is another than the
+            build_config: For ``task.build_model``, where this stage's model differs from the
                 task's own (a head that appears later, say). Tasks on ``transformers`` models read
                 it from a ``PeftModel`` themselves.
             reinitialised: Parameters and buffers (names or prefixes) that were given new initial
@@ -206,11 +208,13 @@ class Recorder:
             clip_norm=clip_norm,
             accumulation=accumulation,
             checkpoint_every=checkpoint_every,
+            # Every step of every 1 is all of them, and only "all" counts as replayable.
             keep_batches="all" if keep_batches == 1 else keep_batches,
             flush_every=flush_every,
             build_config=dict(build_config) if build_config is not None else None,
             reinitialised=tuple(reinitialised),
         )
+        # Set-aside stages keep their folders, so their numbers stay taken.
         number = len(self.file.stages) + len(self.file.set_aside)
         folder = f"stages/{number:02d}-{name.replace(' ', '_')}"
         return StageRecorder(self._writer, name, folder, model, optimizer, settings)
@@ -245,7 +249,7 @@ class Recorder:
 
 
 def _sealed(root: Path, reference: StageRef) -> StageRef:
-    """A finished stage with its sha256, also where the recording was killed just before that."""
+    """A finished stage with its sha256, even if the recording was killed before writing it."""
     if reference.sha256 is not None:
         return reference
     return reference.model_copy(
@@ -254,7 +258,7 @@ def _sealed(root: Path, reference: StageRef) -> StageRef:
 
 
 def _end_at_checkpoint(root: Path, reference: StageRef, stage: Stage) -> StageRef:
-    """Let an interrupted stage end at its newest checkpoint, where its steps reach that far."""
+    """Let an interrupted stage end at its newest checkpoint, if its steps reach that far."""
     checkpoint = stage.facts.checkpoints[-1]
     path = root / reference.folder / "stage.json"
     facts = read_json(path, StageFile)
@@ -273,10 +277,10 @@ def _end_at_checkpoint(root: Path, reference: StageRef, stage: Stage) -> StageRe
 
 
 def _lock(folder: Path) -> IO[str] | None:
-    """Hold the folder for this process; the system lets go when the process ends, however."""
+    """Hold the folder for this process; the system releases it however the process ends."""
     if os.name != "posix":
         return None
-    import fcntl
+    import fcntl  # not there on Windows
 
     file = open(folder / ".recording.lock", "w")  # noqa: SIM115 - held as long as the recorder
     try:

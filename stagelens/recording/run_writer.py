@@ -1,4 +1,4 @@
-"""What a recording writes of the run as a whole: run.json, and the facts of its stages."""
+"""What a recording writes about the run as a whole: run.json, and the facts of its stages."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class OpenStage(Protocol):
 
 
 class RunWriter:
-    """The run folder of one recorder, and what run.json says of it.
+    """The run folder of one recorder, and the contents of its run.json.
 
     Args:
         path: The run folder.
         task: The run's task.
-        file: What run.json is to say.
+        file: The contents of run.json.
         last: The last finished stage; None before the first.
     """
 
@@ -44,6 +44,7 @@ class RunWriter:
                 f"stage {self._open.name!r} is still being recorded; leave its with block "
                 "before the next stage"
             )
+        # BASE names the boundary before the first stage, so no stage can be called that.
         if name == BASE or any(s.name == name for s in (*self.file.stages, *self.file.set_aside)):
             raise RecordingError(f"the name {name!r} is taken in this run; choose another")
 
@@ -62,13 +63,15 @@ class RunWriter:
 
     def announce(self, facts: StageFile, folder: str) -> None:
         """Write a stage's facts, and list the stage in run.json; its sha256 once it is finished."""
+        # stage.json first, so that run.json never lists a stage without one.
         sha256 = write_json(self.path / folder / "stage.json", facts)
         done = facts.status == "complete"
+        # No digest before the end: stage.json is rewritten while its stage is recorded.
         reference = StageRef(name=facts.name, folder=folder, sha256=sha256 if done else None)
         others = [stage for stage in self.file.stages if stage.name != facts.name]
         if done or len(others) == len(self.file.stages):
             self.file = self.file.model_copy(update={"stages": [*others, reference]})
             write_json(self.path / "run.json", self.file)
-        if done:  # kept, because opening the run takes the longer the more stages it has
+        if done:  # kept, as opening the run takes longer with every stage
             index = 0 if self.last is None else self.last.index + 1
             self.last = Stage(CheckedFiles(self.path), facts, index, self.last)

@@ -112,6 +112,7 @@ class StageRecorder:
         return self
 
     def _build(self, config: Mapping[str, Any] | None) -> nn.Module:
+        # Building draws initial weights, which must not advance the training loop's generator.
         with torch.random.fork_rng(devices=[]):
             return self._run.task.build_model(config)
 
@@ -144,13 +145,15 @@ class StageRecorder:
         unchanged = before.model.keys() == start.model.keys() and all(
             same_tensor(before.model[name], tensor) for name, tensor in start.model.items()
         )
+        # Files of the previous end serve an unchanged model; it is not written twice.
         there = last.facts.end if unchanged else None
         return boundary, save_state(root, prefix, start, there)
 
     def _adapter_before(self, stage: Stage, end: TrainingState) -> Adapter | None:
-        """That of the stage before, whose model is made for it only where it can have had one."""
+        """The previous stage's; its model is built only where it can have had one."""
         if self._adapter is None and end.model.keys() == model_tensors(self._model).keys():
             return None
+        # A state is tensors only: which of them are an adapter's is read off a module.
         return read_adapter(self._build(stage.facts.build_config))
 
     @property
@@ -188,8 +191,10 @@ class StageRecorder:
         keep = self._settings.keeps(watch.noted)
         description, tensors = flatten(batch) if keep else (None, [])
         self._micro.append(FlatMicroBatch(description, tensors, watch.take_rng(), divisor))
+        # No float() of a tensor: it would make every step wait for the accelerator.
         self._micro_losses.append(loss.detach() if isinstance(loss, Tensor) else float(loss))
         if self._first is not None:
+            # Checked with the batch as replay will read it, or one that the loop cannot change.
             kept = unflatten(description, tensors) if keep else copy.deepcopy(batch)
             self._first.batches.append(kept)
         if divisor is None and len(self._micro) > self._settings.accumulation:
@@ -198,6 +203,7 @@ class StageRecorder:
                 "stage.step(batch, loss) after optimizer.step(), and declare gradient "
                 "accumulation with stage(..., accumulation=G)"
             )
+        # No update since the last note: this was a micro-batch on the way to one.
         if watch.updates == watch.noted:
             return
         if self._first is not None:
@@ -216,7 +222,7 @@ class StageRecorder:
         watch = self._watch
         record = StepRecord(
             step=watch.noted,
-            loss=0.0,
+            loss=0.0,  # set when it is flushed
             groups=watch.groups,
             missing=watch.missing,
             divisors=tuple(micro.divisor for micro in self._micro),
@@ -242,6 +248,7 @@ class StageRecorder:
     def _check_forwards(self) -> None:
         watch = self._watch
         drew = any(micro.rng for micro in self._micro)
+        # Without random numbers, extra passes cannot shift those of the recorded ones.
         if drew and watch.forwards != self._forwards_per_batch * len(self._micro):
             raise RecordingError(
                 f"{watch.forwards} forward passes of the model came before update "
@@ -251,7 +258,7 @@ class StageRecorder:
             )
 
     def _announce(self, **update: Any) -> None:
-        """Write the stage's facts, where something changes."""
+        """Write the stage's facts if something changes."""
         facts = self._facts.model_copy(update=update)
         if facts != self._facts:
             self._facts = facts
@@ -260,8 +267,9 @@ class StageRecorder:
     def _checkpoint(self) -> Checkpoint:
         """The training state as it is now, on disk, and all steps up to it."""
         self._watch.check_now()
-        self._writer.flush()
+        self._writer.flush()  # first: resuming needs every step before a checkpoint
         known = self._facts.checkpoints
+        # A regular checkpoint and keep_best can come at the same step.
         if known and known[-1].step == self.steps:
             return known[-1]
         prefix = f"{self._folder}/checkpoint-{self.steps:06d}"
@@ -280,7 +288,7 @@ class StageRecorder:
         return save_state(self._run.path, prefix, state)
 
     def keep_best(self, metric: str, value: float) -> None:
-        """Keep the training state as it is now as the best so far, in place of the best before.
+        """Keep the current training state as the best so far, in place of the previous best.
 
         Args:
             metric: What is best about it, as the loop names it.
@@ -293,15 +301,16 @@ class StageRecorder:
         self._best = Best(best, metric, value)
         kept = [c for c in self._facts.checkpoints if c == best or self._checkpoint_due(c.step)]
         self._announce(checkpoints=kept)
+        # After the facts: a process killed in between must not leave them naming missing files.
         self._tidy("checkpoint-*")
 
     def back_to_best(self) -> None:
-        """The loop loaded the best model again, behind its last step, so the stage ends there.
+        """End the stage at its best state, as the loop loaded that model after its last step.
 
-        The steps behind it do not count: they are taken out of the run when the stage ends.
+        Later steps do not count: they are taken out of the run when the stage ends.
 
         Raises:
-            RecordingError: No best model was kept, or the model is another one.
+            RecordingError: No best model was kept, or the model is a different one.
         """
         if self._best is None:
             raise RecordingError(
@@ -360,6 +369,7 @@ class StageRecorder:
 def _environment(device: torch.device) -> Environment:
     return Environment(
         torch=torch.__version__,
+        # The order of additions, and so the last bits, depend on how many threads share them.
         threads=torch.get_num_threads(),
         device=device.type,
         machine=f"{platform.system()} {platform.machine()}",

@@ -42,9 +42,10 @@ class StageSettings:
             if not isinstance(value, int) or value < 1:
                 raise RecordingError(f"{label}={value!r}; pass a whole number of at least 1")
         if self.clip_norm is not None:
+            # Not ``<= 0``, which NaN would pass.
             if not self.clip_norm > 0:
                 raise RecordingError(f"clip_norm={self.clip_norm!r}; pass a positive norm, or None")
-            object.__setattr__(self, "clip_norm", float(self.clip_norm))  # a whole number, say
+            object.__setattr__(self, "clip_norm", float(self.clip_norm))  # may be an int
 
     def keeps(self, step: int) -> bool:
         """Whether the batches of this step are kept."""

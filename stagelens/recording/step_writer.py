@@ -1,4 +1,4 @@
-"""Noted steps on their way to disk, and the parts that are there."""
+"""Noted steps on their way to disk, and the parts written so far."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from stagelens.runs.schema import PartRef
 from stagelens.runs.step_records import StepRecord
 from stagelens.runs.steps import FlatMicroBatch, FlatStep, StepsDigest, write_part
 
+# What is held is lost when the process is killed, and kept batches take memory.
 _FLUSH_SECONDS = 10.0
 _FLUSH_BYTES = 64 * 2**20
 
@@ -62,7 +63,7 @@ class StepWriter:
 
     @property
     def due(self) -> bool:
-        """Whether as much is held as should ever be lost."""
+        """Whether as much is held as a killed process may lose."""
         return (
             len(self._pending) >= self._flush_every
             or self._bytes >= _FLUSH_BYTES
@@ -71,6 +72,7 @@ class StepWriter:
 
     def flush(self) -> None:
         """Write what is held; afterwards it survives a killed process."""
+        # Losses are read only here: reading each at its step would wait for the accelerator.
         for step, losses in zip(self._pending, self._losses, strict=True):
             step.record.loss = step.record.reported_loss([float(loss) for loss in losses])
         if self._pending:

@@ -28,11 +28,11 @@ _KNOWN = (
 class StageRecorderCallback(TrainerCallback):
     """Records a ``transformers.Trainer`` training as a stage of a run.
 
-    Trainings after each other become stages of one run: give each Trainer a callback of its own,
-    with the same ``path``. A second one, in the same process or in another, starts from what the
-    first left: its model, or that model saved and loaded again.
+    Successive trainings become stages of one run: give each Trainer a callback of its own, with the
+    same ``path``. A second training, in the same process or in another, starts from what the first
+    left: its model, or that model saved and loaded again.
 
-    Recorded are the keyword arguments of every training pass (what the model really saw, after
+    It records the keyword arguments of every training pass (what the model really saw, after
     collation), what its loss was divided by before backward, parameter groups and schedule,
     clipping, accumulation, random state, and mixed precision where it is bfloat16. Evaluation,
     logging and saving within the training do not matter. Where the Trainer loads its best model at
@@ -42,23 +42,23 @@ class StageRecorderCallback(TrainerCallback):
 
     A training that is interrupted leaves a stage that is not finished. The next callback on the
     folder goes on as ``Recorder(..., resume=True)`` does: from the newest checkpoint, if
-    ``checkpoint_every`` made any, else that stage is set aside. So with ``checkpoint_every`` as
-    large as the Trainer's ``save_steps``, ``trainer.train(resume_from_checkpoint=...)`` goes on
-    where the recording ended, as a stage of another name.
+    ``checkpoint_every`` made any; otherwise that stage is set aside. So with ``checkpoint_every``
+    equal to the Trainer's ``save_steps``, ``trainer.train(resume_from_checkpoint=...)`` goes on
+    where the recording ended, as a stage with another name.
 
     Args:
-        path: The run folder; it is made by the first training.
+        path: The run folder; the first training creates it.
         stage: The stage's name, unique within the run.
         task: What the model takes as input and what it answers; by default read off the model,
-            which then has to be a sequence classifier or a causal language model of
+            which then must be a sequence classifier or a causal language model of
             ``transformers`` with a tokenizer (``Trainer(processing_class=...)``).
-        description: What the stage's data are, for people.
+        description: What the stage's data are, in words.
         keep_batches: ``"all"``, ``"none"``, or n to keep those of every n-th step. Replay needs
             all of them.
         checkpoint_every: Steps between checkpoints within the stage; None for none.
         name: The run's name; by default the folder's.
-        build_config: For ``task.build_model``, where this stage's model is another than the
-            task's own.
+        build_config: For ``task.build_model``, where this stage's model differs from the task's
+            own.
         reinitialised: Parameters and buffers (names or prefixes) that were given new initial
             values on purpose before this stage.
         flush_every: Most steps between two writes to disk.
@@ -115,13 +115,15 @@ class StageRecorderCallback(TrainerCallback):
         settings = TrainerSettings.read(args, state, kwargs["optimizer"])
         place = self.path.resolve()
         if (before := _recording.get(place)) is not None:
+            # It was interrupted, and its lock would refuse the new recorder.
             before.interrupt()
+        # What fails before pop_all closes everything again, so that the folder is free.
         with ExitStack() as closing:
             stage = self._enter(closing, settings, state.global_step, **kwargs)
             passes = TrainingPasses(kwargs["model"])
             closing.callback(passes.close)
             self._open = _Open(stage, passes, closing.pop_all())
-        # It counts as interrupted when nobody holds it any more, or the process ends.
+        # The stage is interrupted when nothing holds this callback any more, or the process ends.
         self._interrupt = weakref.finalize(self, _leave, self._open.closing)
         _recording[place] = self
 
@@ -199,6 +201,7 @@ class StageRecorderCallback(TrainerCallback):
         """
         if self._open is None or self._interrupt is None:
             return
+        # The stage ends regularly from here on; the finaliser would mark it as interrupted.
         self._interrupt.detach()
         stage, closing, self._open = self._open.stage, self._open.closing, None
         with closing:
@@ -206,7 +209,7 @@ class StageRecorderCallback(TrainerCallback):
                 stage.back_to_best()
 
     def interrupt(self) -> None:
-        """Let the stage be interrupted, and go of the run folder; nothing where none is open."""
+        """Interrupt the stage and release the run folder; does nothing where none is open."""
         self._open = None
         if self._interrupt is not None:
             self._interrupt()
@@ -222,7 +225,8 @@ class _Open:
 
 
 _recording: weakref.WeakValueDictionary[Path, StageRecorderCallback] = weakref.WeakValueDictionary()
-"""Run folder to the newest callback that recorded into it, in this process."""
+"""Run folder to the newest callback that recorded into it, in this process; weak, so that an
+abandoned training is not kept alive."""
 
 
 def _leave(closing: ExitStack) -> None:

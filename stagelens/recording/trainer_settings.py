@@ -1,4 +1,4 @@
-"""What transformers' Trainer is set to do, as far as a recording has to know or to refuse it."""
+"""Settings of transformers' Trainer that a recording has to know or to refuse."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class TrainerSettings:
     """What is declared to the recorder.
 
     Attributes:
-        optimizer: Torch's own, out of the wrapper that accelerate puts around it.
+        optimizer: Torch's own, without the wrapper that accelerate puts around it.
         clip_norm: Largest total norm of the gradients; None where nothing is clipped.
-        accumulation: Micro-batches of an update, where an epoch is not cut short.
+        accumulation: Micro-batches per update; the last update of an epoch may have fewer.
     """
 
     optimizer: torch.optim.Optimizer
@@ -39,6 +39,7 @@ class TrainerSettings:
                 raise RecordingError(f"a Trainer with {setting} cannot be recorded: {why}")
         return cls(
             optimizer=getattr(optimizer, "optimizer", optimizer),
+            # The Trainer does not clip where max_grad_norm is 0.
             clip_norm=args.max_grad_norm if args.max_grad_norm > 0 else None,
             accumulation=args.gradient_accumulation_steps,
         )

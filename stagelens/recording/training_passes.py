@@ -1,4 +1,4 @@
-"""What a training loop that is not one's own gives its model, and what it does with the loss."""
+"""What somebody else's training loop gives its model, and what it does with the loss."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class TrainingPasses:
     """Watches a model that computes its loss itself, as those of ``transformers`` do.
 
     Args:
-        model: It is called with keyword arguments, and gives ``loss`` or a tuple that begins with
-            it. Passes without gradients are not looked at.
+        model: Called with keyword arguments; returns ``loss`` or a tuple that begins with it.
+            Passes without gradients are ignored.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -51,7 +51,7 @@ class TrainingPasses:
         ]
 
     def close(self) -> None:
-        """Take all hooks away."""
+        """Remove all hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -69,6 +69,7 @@ class TrainingPasses:
                 "the model has not been called since the previous micro-batch, so what it was "
                 "trained on is not known; let compute_loss call the model itself, once"
             )
+        # No gradient reached the model's loss, so another one was backpropagated.
         if not factor or not math.isfinite(factor):
             raise RecordingError(
                 "the loss that the Trainer backpropagates is not the model's own: compute_loss "
@@ -96,6 +97,7 @@ class TrainingPasses:
         if not torch.is_grad_enabled():
             return
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
+        # Models called with return_dict=False give a tuple that begins with the loss.
         if isinstance(outputs, tuple | list) and outputs:
             loss = outputs[0]
         if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
@@ -105,7 +107,7 @@ class TrainingPasses:
                 "by compute_loss_func or a compute_loss of its own, which replay does not know; "
                 "let the model compute the loss, from the labels that it is given"
             )
-        self._loss = loss.detach().clone()  # it may yet be changed in place
+        self._loss = loss.detach().clone()  # it may still be changed in place
         loss.register_hook(self._receive)
 
     def _receive(self, gradient: Tensor) -> None:
@@ -114,6 +116,7 @@ class TrainingPasses:
 
 def _divisor(factor: float) -> float:
     """1 / factor, without the rounding of a factor that was 1 / n in float32."""
+    # float32 holds 1 / n to a relative 6e-8; 1e-6 leaves room for products of such factors.
     divisor = 1 / factor
     whole = round(divisor)
     return float(whole) if abs(divisor - whole) <= 1e-6 * abs(divisor) else divisor

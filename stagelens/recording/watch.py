@@ -1,4 +1,4 @@
-"""Hooks that see an update as it happens, and refuse what replay could not do again."""
+"""Hooks that see an update as it happens, and refuse what replay could not reproduce."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from .hooks import PassiveHook
 from .precision import PrecisionWatch
 
 _SETTINGS_EVERY = 16
-"""Updates between two looks at settings, which stay changed once they are."""
+"""Updates between two checks of settings: once changed, these stay changed."""
 
 
 class Watch:
     """Watches one stage's model and optimiser, between its start and its end.
 
     The hooks note, per update: the generators' state before the first forward pass, the
-    hyperparameters, and which parameters had no gradient. Parameters must be at every update as
-    the update before left them, and buffers at every forward pass as the step before left them.
+    hyperparameters, and which parameters had no gradient. At every update, parameters must be as
+    the previous update left them; at every forward pass, buffers as the previous step left them.
     One small parameter, the sentinel, is followed closely: from the second update on, its
     gradient has to be the sum of what backward gave it. (The first update is replayed as a whole;
     see first_step.py.)
@@ -36,7 +36,7 @@ class Watch:
         noted: How many of them were noted by ``stage.step``.
         groups: Hyperparameters per group of the newest update.
         missing: Parameters without a gradient at the newest update.
-        forwards: Forward passes with gradients since the update before.
+        forwards: Forward passes with gradients since the last update.
         rng: Device to generator state before the newest forward pass that followed a note.
         gradients: Copies of all gradients of the first update, as the optimiser saw them.
         evaluation_mode: Modules in evaluation mode at the first forward pass.
@@ -89,7 +89,7 @@ class Watch:
         ]
 
     def close(self) -> None:
-        """Take all hooks away; the model and the optimiser are as before."""
+        """Remove all hooks, leaving the model and the optimiser as they were."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -106,7 +106,7 @@ class Watch:
             self._buffers.take()
         rng, self.rng = self.rng, {}
         drew, self.drew_random_numbers = self.drew_random_numbers, False
-        if rng and self.updates == self.noted:  # no update followed, which would have looked
+        if rng and self.updates == self.noted:  # no update followed, so nothing has compared yet
             drew = not _same_rng(rng, self._rng_now())
         return rng if drew else {}
 
@@ -117,15 +117,19 @@ class Watch:
         return states
 
     def _before_forward(self, module: nn.Module, _args: Any) -> None:
+        # Passes without gradients are evaluations, which replay does not repeat.
         if module is not self.model or not torch.is_grad_enabled():
             return
         self._precision.before_pass()
         self.forwards += 1
         self._check_modes()
+        # Before the first of several passes: from there on, replay draws all of their numbers
+        # again. The first step is replayed at once, even if its batches are not kept.
         if not self.rng and (self.noted == 0 or self._keeps_batches(self.noted)):
             self.rng = self._rng_now()
         if self._buffers is not None:
             self._check_buffers(self._buffers)
+            # The pass itself may change buffers: BatchNorm moves its running statistics.
             self._buffers.forget()
 
     def _check_modes(self) -> None:
@@ -145,6 +149,7 @@ class Watch:
 
     def _after_backward(self, gradient: Tensor) -> None:
         if self._incoming is None:
+            # Cloned: torch may keep this tensor as .grad, which clipping changes in place.
             self._incoming = gradient.detach().clone()
         else:
             self._incoming += gradient.detach()
@@ -152,6 +157,7 @@ class Watch:
     def _before_update(
         self, _optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
+        # args[0] is the optimiser itself.
         if kwargs.get("closure") is not None or any(map(callable, args[1:])):
             raise RecordingError(
                 "optimizer.step was called with a closure, which replay does not reproduce; call "
@@ -166,6 +172,7 @@ class Watch:
         if self.updates % _SETTINGS_EVERY == 0:
             self._check_settings()
         if self.updates == 0:
+            # Checked when the stage began, but options can be set before its first update.
             check_optimizer(self.optimizer)
             self.gradients = {
                 name: p.grad.detach().clone() for name, p in self._optimised if p.grad is not None
@@ -179,6 +186,7 @@ class Watch:
 
     def _choose_sentinel(self) -> nn.Parameter:
         """The smallest parameter with a gradient that is not zero."""
+        # Small, as its gradient is compared at every update; a zero one would not show scaling.
         moving = [p for _, p in self._optimised if p.grad is not None and bool(p.grad.any())]
         trained = [p for _, p in self._optimised if p.requires_grad]
         return min(moving or trained, key=lambda p: p.numel())
@@ -209,6 +217,7 @@ class Watch:
                     f"{name} was {'frozen' if before else 'unfrozen'} within the stage; change "
                     "requires_grad between stages"
                 )
+        # Updates change state in place; loading or resetting it makes new tensors.
         now = {id(tensor) for tensor in self._state_now()}
         if any(id(tensor) not in now for tensor in self._sentinel_state):
             raise RecordingError(
@@ -245,7 +254,7 @@ class Watch:
         gradient = self._sentinel.grad
         same = incoming is None or gradient is None or _equal_or_nan(incoming, gradient)
         if self.clip_norm is not None:
-            # A gradient that is as it came was not clipped: then its norm needs no clipping.
+            # A gradient as backward left it was not clipped, so the total norm must allow that.
             if same or self.updates % _SETTINGS_EVERY == 0:
                 self._check_norm(self.clip_norm)
         elif not same:
@@ -260,6 +269,7 @@ class Watch:
     def _check_norm(self, largest: float) -> None:
         gradients = [p.grad for _, p in self._parameters if p.grad is not None]
         norm = float(nn.utils.get_total_norm(gradients))
+        # Clipping reaches the declared norm only up to rounding.
         if norm > largest * 1.001:
             raise RecordingError(
                 f"the gradients' total norm is {norm:.4g} at update {self.updates + 1}, above "
@@ -279,4 +289,5 @@ def _same_rng(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def _equal_or_nan(a: Tensor, b: Tensor) -> bool:
+    # Where a training diverges, NaN on both sides is no change.
     return torch.equal(a, b) or (bool(a.isnan().any()) and bool(b.isnan().any()))

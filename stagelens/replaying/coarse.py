@@ -1,7 +1,7 @@
 """Coarse steps: several recorded steps merged into one, on a part of the middle one's batch.
 
 A coarse step stands for r consecutive steps. It computes one gradient g, on a chosen part of the
-middle step's batch (see :mod:`.coarse_steps`), and moves as the r steps would with that gradient:
+middle step's batch (see :mod:`.coarse_plan`), and moves as the r steps would with that gradient:
 
 - SGD: exactly so, ``v_i = mu v_{i-1} + (1 - damp) g~``, ``theta' = theta - sum_i eta_i v_i``, with
   g~ = g + lam theta;
@@ -57,6 +57,8 @@ class CoarseModel:
         self.parameters = dict(self.model.named_parameters())
         self.state = {
             name: {
+                # Copied, as steps change it in place. Adam's count stays on the CPU: it is read at
+                # every step, which would wait for a GPU.
                 key: value.to("cpu" if key == "step" else self.device, copy=True)
                 for key, value in tensors.items()
             }
@@ -81,6 +83,7 @@ class CoarseModel:
             Parameter name to gradient; absent where there is none.
         """
         for module, momentum in self.norms:
+            # r updates with one batch: running' = (1 - m)^r running + (1 - (1 - m)^r) batch.
             module.momentum = 1 - (1 - momentum) ** merged
         self.model.zero_grad(set_to_none=True)
         self.loss = 0.0
@@ -103,6 +106,7 @@ class CoarseModel:
         with torch.enable_grad():
             weight = middle.weight(self.rules.accumulation)
             gradients = self.gradients(coarse.batches, len(coarse.facts), weight)
+        # On the scale of StepRecord.loss, so that the two can be compared.
         self.loss /= weight if middle.plain else 1.0
         for number, names in enumerate(self.groups):
             options = [record.groups[number] for record in coarse.facts]
@@ -119,6 +123,7 @@ class CoarseModel:
         rates = [float(option["lr"]) for option in options]
         for name in names:
             theta = self.parameters[name]
+            # Not missing in the recorded step: a zero gradient still decays weight and moments.
             gradient = gradients.get(name, torch.zeros_like(theta))
             if self.rule == "SGD":
                 self._sgd(name, theta, gradient, rates, middle)
@@ -193,6 +198,7 @@ class CoarseModel:
 
 
 def _keeps_running_mean(module: nn.Module) -> bool:
+    # momentum None means a cumulative average, which has no rate to merge.
     return getattr(module, "running_mean", None) is not None and module.momentum is not None
 
 
@@ -219,8 +225,10 @@ def transfer(
 
 
 def _moved(name: str, recorded: Tensor, factual: Tensor, counterfactual: Tensor) -> Tensor:
+    # Torch refuses to subtract bool, and uint8 would wrap around.
     if recorded.dtype in (torch.bool, torch.uint8):
         return recorded.clone()
     if name.endswith("running_var") or name == "exp_avg_sq":
+        # Bounded, for a factual value that is nearly zero; 0 / 0 becomes 1.
         return recorded * ((counterfactual + _TINY) / (factual + _TINY)).clamp(max=1e3)
     return recorded - (factual - counterfactual)

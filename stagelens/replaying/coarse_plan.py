@@ -57,6 +57,7 @@ def groups_of_equal_rate(rates: Sequence[float], count: int) -> list[Group]:
     for step, rate in enumerate(rates):
         summed += rate + floor
         closed = len(groups) + 1
+        # 1e-12: rounding of the running sum must not move a cut by a step.
         if step == steps - 1 or (summed >= total * closed / count - 1e-12 and closed < count):
             groups.append(Group(first, step + 1))
             first = step + 1
@@ -66,13 +67,14 @@ def groups_of_equal_rate(rates: Sequence[float], count: int) -> list[Group]:
 _ITEMS = "num_items_in_batch"
 """What a ``transformers`` model divides its summed loss by: the labels of the whole step."""
 _IGNORED = -100
+"""The label that torch's cross-entropy leaves out."""
 
 
 def take_rows(batch: Any, rows: Sequence[int]) -> Any:
-    """The examples ``rows`` of a batch: those rows of every tensor with one row an example.
+    """The examples ``rows`` of a batch: those rows of every tensor with one row per example.
 
-    A count of labels that the loss is divided by shrinks as the labels do, so that the loss stays
-    what it is in size.
+    A count of labels that the loss is divided by shrinks with the labels, so that the loss keeps
+    its size.
     """
     return rows_of(batch, rows, _rescaled)
 
@@ -84,16 +86,15 @@ def _rescaled(whole: Mapping[str, Any], taken: dict[str, Any]) -> dict[str, Any]
 
 
 def _labels(labels: Tensor) -> int:
-    """How many there are that a loss is computed from; 1 at least."""
+    """How many labels count towards the loss; at least 1, since it is divided by."""
     return max(int((labels != _IGNORED).sum()), 1)
 
 
 def _kinds(batch: Any) -> list[tuple[int, ...]]:
-    """Per example what has a due of its own: the example itself, and its label where it has one.
+    """Per example, what has a due of its own: the example itself, and its label if it has one.
 
-    An example is known again by its tensors, padding left out of account: a text is filled up to
-    the longest of its batch, which is another at every epoch. A label is a whole number, one an
-    example.
+    An example is recognised by its tensors without padding: a text is padded to the longest of its
+    batch, which differs from epoch to epoch. A label is a whole number, one per example.
     """
     size = batch_size(batch)
     rows: list[list[bytes]] = [[] for _ in range(size)]
@@ -103,6 +104,7 @@ def _kinds(batch: Any) -> list[tuple[int, ...]]:
     _, tensors = flatten(batch)
     for place, tensor in enumerate(tensors):
         if tensor.ndim and tensor.shape[0] == size:
+            # Bytes, which tell rows of any dtype apart.
             values = tensor.reshape(size, -1).view(torch.uint8).numpy()
             if kept is not None and tensor.shape == kept.shape:
                 values = values.reshape(*kept.shape, -1)
@@ -114,20 +116,21 @@ def _kinds(batch: Any) -> list[tuple[int, ...]]:
             if tensor.ndim == 1 and not tensor.is_floating_point():
                 for number, value in enumerate(tensor.tolist()):
                     labels[number].append(hash((place, value)))
+    # Hashes are keys within this process only: those of bytes differ in the next.
     return [(hash(tuple(row)), *own) for row, own in zip(rows, labels, strict=True)]
 
 
 def _size(size: int, share: float) -> int:
-    """How many examples to keep: two at least, which batch statistics need."""
+    """How many examples to keep: at least two, which batch statistics need."""
     return max(min(size, 2), round(size * share))
 
 
 class Thinning:
     """Chooses which examples a coarse step keeps, so that over a stage all get their due.
 
-    An example is due its recorded uses, scaled down as the batches are, and so is a label. Of a
-    batch, those are kept that, with their label, have had the least of their due; so what was drawn
-    often is kept often, chance does not choose again, and few examples hold the labels of many.
+    An example is due its recorded uses, scaled down as the batches are, and so is a label. A batch
+    keeps the examples that, with their labels, are owed most: so what was drawn often is kept
+    often, chance does not choose again, and few examples hold labels in the proportions of many.
 
     Args:
         share: Of the examples, how many are kept.
@@ -148,6 +151,7 @@ class Thinning:
             return list(shown)
         kinds = {id(micro): _kinds(micro.batch) for micro in (*used, *shown)}
         count = max(1, round(len(shown) * self._share))
+        # What dropping whole micro-batches did not save is taken from their sizes.
         share = min(1.0, len(shown) * self._share / count)
         sizes = [_size(batch_size(micro.batch), share) for micro in shown[:count]]
         examples = [example for micro in used for example in kinds[id(micro)]]
@@ -215,6 +219,7 @@ def coarse_steps(
     rates = [max(float(group["lr"]) for group in record.groups) for record in facts]
     thinning = Thinning(1 / thin)
     for group in groups_of_equal_rate(rates, round(len(steps) / merge)):
+        # Only thinning asks what all steps of a group used; reading them takes time.
         numbers = range(group.first, group.last) if thin > 1 else range(0)
         read = {number: steps[number].batches or [] for number in numbers}
         middle = kept(group.middle)

@@ -1,7 +1,7 @@
-"""Torch's optimisers as a run records them and as replay makes them again.
+"""Torch's optimisers as a run records them and as replay rebuilds them.
 
-Everything follows the table ``contracts.SUPPORTED_OPTIMIZERS``: what is read at every step, what
-is fixed for a stage, and what is refused with which remedy.
+The table ``contracts.SUPPORTED_OPTIMIZERS`` decides what is read at every step, what is fixed for
+a stage, and what is refused with which remedy.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _USE = "use torch.optim." + " or torch.optim.".join(SUPPORTED_OPTIMIZERS)
 
 
 def refusal(name: str, options: Mapping[str, Any]) -> str | None:
-    """Why an optimiser's step is not reproduced here, and what to do; None where it is.
+    """Why an optimiser's step cannot be reproduced, and what to do; None if it can.
 
     Args:
         name: Class name in ``torch.optim``.
@@ -37,7 +37,7 @@ def refusal(name: str, options: Mapping[str, Any]) -> str | None:
 def check_optimizer(optimizer: object) -> None:
     """Refuse an optimiser that replay could not step again.
 
-    Only the classes of the table themselves pass: a subclass or a wrapper may update otherwise.
+    Only the classes of the table themselves pass: a subclass or a wrapper may update differently.
 
     Raises:
         RecordingError: Its class or one of its options is refused; the message says which, and
@@ -140,10 +140,10 @@ def build_optimizer(
 
 
 def group_hyperparameters(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """Per parameter group what the next step will read.
+    """What the next step will read, per parameter group.
 
-    Values are floats, but ``nesterov`` is a bool and ``betas`` a tuple of floats. Called at every
-    step of a recorded training, so it checks nothing.
+    Values are floats, except ``nesterov`` (a bool) and ``betas`` (a tuple of floats). Called at
+    every step of a recorded training, so it checks nothing.
     """
     keys = SUPPORTED_OPTIMIZERS[type(optimizer).__name__].hyperparameters
     return [{key: _plain(group[key]) for key in keys} for group in optimizer.param_groups]
@@ -162,6 +162,7 @@ def set_group_hyperparameters(
 
 
 def _plain(value: Any) -> Any:
+    # First, since float would accept a bool too.
     if isinstance(value, bool):
         return value
     return tuple(map(float, value)) if isinstance(value, (tuple, list)) else float(value)
@@ -176,8 +177,8 @@ def update(optimizer: torch.optim.Optimizer) -> None:
     """``optimizer.step()``, in two halves where torch's fused SGD cannot take it at once.
 
     It raises TypeError where one group holds parameters with and without a momentum buffer, which
-    a counterfactual can bring about. SGD updates every parameter by itself, so the fresh ones
-    first and then the others is the same arithmetic.
+    a counterfactual can bring about. SGD updates every parameter by itself, so updating the fresh
+    ones first and then the others is the same arithmetic.
     """
     updated = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     fresh = {id(parameter) for parameter in _fresh_among_others(optimizer)}
@@ -185,6 +186,7 @@ def update(optimizer: torch.optim.Optimizer) -> None:
     if not all(halves):
         optimizer.step()
         return
+    # step passes over parameters without a gradient, so each half hides those of the other.
     gradients = {id(parameter): parameter.grad for parameter in updated}
     for now, later in (halves, halves[::-1]):
         for parameter in now:

@@ -24,12 +24,12 @@ from .optimizers import build_optimizer, set_group_hyperparameters, update
 from .shared_batches import SplitGradient
 
 AUTOCAST: Mapping[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
-"""What autocast casts to, of the precisions that it makes."""
+"""What autocast casts to, for each precision that it gives."""
 
 
 @dataclass
 class StepRules:
-    """What a stage does at each of its steps beside the optimiser's update.
+    """What a stage does at each of its steps besides the optimiser's update.
 
     Attributes:
         accumulation: Each micro-batch's loss is divided by it before backward, where the
@@ -67,6 +67,7 @@ def prepare(model: nn.Module, rules: StepRules) -> None:
     model.train()
     modules = dict(model.named_modules())
     for name in rules.evaluation_mode:
+        # Not eval(), which would take submodules along; those concerned are listed themselves.
         modules[name].training = False
     trainable = set(rules.trainable)
     for name, parameter in model.named_parameters():
@@ -134,7 +135,7 @@ def restore_missing(
     missing: Sequence[str],
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Make "no gradient" and "zero gradient" what they were: only the first skips an update."""
+    """Restore "no gradient" and "zero gradient" as recorded: only the first skips an update."""
     absent = {id(parameters[name]) for name in missing}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -150,8 +151,8 @@ def cross_boundary(state: TrainingState, stage: Stage) -> TrainingState:
     New parameters and buffers take their recorded initial values, removed ones are dropped,
     adapters are added, merged or removed, and the optimiser's state stays only where it was
     carried. For the recorded end state this gives the recorded start state: where merging rounds
-    otherwise here than it did in the recording, the recorded weights are moved by the difference
-    that ``state`` makes to the merge.
+    differently here than in the recording, the recorded weights are moved by the difference that
+    ``state`` makes to the merge.
     """
     recorded, boundary = stage.start().model, stage.facts.boundary
     model = apply_boundary(boundary, state.model, recorded)
@@ -160,6 +161,7 @@ def cross_boundary(state: TrainingState, stage: Stage) -> TrainingState:
         for name in boundary.merged:
             start, own, usual = recorded[name], model[name], factual[name]
             if not same_tensor(usual, start):
+                # start + 0.0 would turn -0.0 into 0.0, and an infinite value into NaN.
                 model[name] = torch.where(own == usual, start, start + (own - usual))
     sources = {name: boundary.source(name) for name in boundary.carried}
     return TrainingState(
@@ -186,7 +188,7 @@ def check_replayable(stages: Sequence[Stage]) -> None:
 
 
 class StageReplay:
-    """One stage made ready: model and optimiser at a training state, steps to run.
+    """One stage ready to run: model and optimiser at a training state, and the steps.
 
     Args:
         task: Builds the model.
@@ -244,6 +246,7 @@ def same_arithmetic(stage: Stage) -> Iterator[None]:
     """Replay with the recorded thread count, leaving threads and random state as they were."""
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if _has_cuda() else ()):
+        # The order of additions depends on how many threads share them.
         torch.set_num_threads(stage.environment.threads)
         try:
             yield
@@ -253,7 +256,7 @@ def same_arithmetic(stage: Stage) -> Iterator[None]:
 
 @dataclass
 class Replayed:
-    """What a replay ended in, and what it cost.
+    """The end of a replay, and its cost.
 
     Attributes:
         state: The training state after the last replayed step.
@@ -323,7 +326,7 @@ def replay_later(
     orders: Orders | None = None,
     split: bool = False,
 ) -> Replayed:
-    """Replay all stages after ``stage``, with ``state`` in place of its end; see above."""
+    """Replay all stages after ``stage`` from ``state``; see :func:`replay_without`."""
     later = run.stages[stage.index + 1 :]
     check_replayable(later)
     examples = 0
@@ -362,7 +365,7 @@ def measure_deviation(
     """Replay one stage as recorded and compare with its recorded end.
 
     Raises:
-        RunError: The replay gives other parameters or buffers than were recorded.
+        RunError: The replay has parameters or buffers other than those recorded.
     """
     replayed = replay_stage(task, stage, progress=progress, split=split).state
     recorded, start = stage.end(), stage.start()

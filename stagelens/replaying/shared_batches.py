@@ -2,7 +2,7 @@
 
 A batch's loss is the mean of some terms, by default one per example. A process with w of the W
 terms computes the gradient of ``w/W`` times its own mean; their sum over processes is the batch's
-gradient, up to the order of additions. So all processes step in the same way.
+gradient, up to the order of additions. So all processes take the same step.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LossOf = Callable[[Any], Tensor]
 
 
 def check_splittable(model: nn.Module, stage: str) -> None:
-    """Refuse a model in which the examples of a batch are not on their own.
+    """Refuse a model in which the examples of a batch affect one another.
 
     Args:
         model: In the modes of the stage.
@@ -81,8 +81,9 @@ class SplitGradient:
             This process's part of the batch's loss; the parts add up to it.
 
         Raises:
-            Refused: The task's loss is no mean of what it says, or its passes draw random numbers.
+            Refused: The task's loss is not the mean that it says, or passes draw random numbers.
         """
+        # Once a stage, for the passes that it costs: kinds of modules and loss stay the same.
         if not self._checked:
             self._check(batch, loss_of)
             self._checked = True
@@ -94,7 +95,7 @@ class SplitGradient:
         return float(loss.detach())
 
     def _part(self, batch: Any, number: int, count: int) -> tuple[float, Any]:
-        """The share of a batch's loss that a process has, and its examples."""
+        """A process's share of a batch's loss, and its examples."""
         size = batch_size(batch)
         start, stop = size * number // count, size * (number + 1) // count
         if start == stop:
@@ -107,8 +108,9 @@ class SplitGradient:
 
     @torch.no_grad()
     def _check(self, batch: Any, loss_of: LossOf) -> None:
-        """Compare a whole batch with its parts, and look for what kinds of modules do not tell."""
+        """Compare a batch with its parts, and look for what the kinds of modules do not show."""
         random = self._random_states()
+        # A module of the user's own can couple examples as BatchNorm does, and shows it here.
         buffers = {name: b.clone() for name, b in self._model.named_buffers()}
         whole = loss_of(batch)
         if not all(map(torch.equal, random, self._random_states())):
@@ -119,6 +121,7 @@ class SplitGradient:
         count = processes.count()
         parts = [self._part(batch, number, count) for number in range(count)]
         added = sum(share * float(loss_of(part)) for share, part in parts if share)
+        # Not ``>``, which NaN would pass.
         if not abs(added - float(whole)) <= _ALIKE.get(whole.dtype, 1e-4) * abs(float(whole)):
             raise _refusal(
                 self._stage,
@@ -138,9 +141,11 @@ class SplitGradient:
             parameters: By name.
             missing: Those without a gradient in the recorded step.
         """
+        # Also what has no gradient here: a process without examples sends zeros of the same shape.
         there = [p for name, p in parameters.items() if p.requires_grad and name not in missing]
         for dtype in dict.fromkeys(p.dtype for p in there):
             own = [p for p in there if p.dtype == dtype]
+            # One message per dtype instead of one per parameter.
             flat = torch.cat(
                 [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in own]
             )

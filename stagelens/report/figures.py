@@ -1,7 +1,7 @@
-"""Figures that lie in files: what is drawn of them, what they hold, and how much room they take.
+"""Figures kept in files: what is drawn of them, what they hold, and how much room they take.
 
-A file may have been written by anybody, so a figure is drawn only where it asks nothing of the
-network: its kinds of traces are known, and its pictures are part of it.
+Anybody may have written a file, so a figure is drawn only if it asks nothing of the network: its
+kinds of traces are known, and its pictures are part of it.
 """
 
 from __future__ import annotations
@@ -25,26 +25,27 @@ from .finding import Rows
 TRACES = frozenset(
     ("bar", "box", "contour", "heatmap", "histogram", "image", "scatter", "scattergl", "violin")
 )
-"""Kinds of traces that need nothing but their data; maps fetch tiles and shapes."""
+"""Kinds of traces that need nothing but their data; maps would fetch tiles and shapes."""
 
 MOST_MARKS = 1_500
-"""Marks of one trace in a report; of more, evenly spread ones are drawn, and that is said."""
+"""Most marks of one trace in a report; of more, an even selection is drawn, and it says so."""
 
 _PICTURES = ("source", "sourcesrc")
 _TAG = re.compile(r"<[^>]*>")
 
 
 def kept(chart: Chart) -> tuple[dict[str, Any], Rows]:
-    """What a finding keeps of a chart: its figure as plotly writes it in JSON, and its rows."""
+    """What a finding keeps of a chart: its figure as plotly's JSON, and its rows."""
+    # Our own charts need no validation here; what comes from a file passes check_figure().
     figure: dict[str, Any] = json.loads(chart.figure.to_json(validate=False))
     return figure, Rows.of(drawn_rows(figure) if chart.rows is None else chart.rows)
 
 
 def check_figure(figure: Mapping[str, Any], path: Path) -> None:
-    """See that a figure can be drawn without asking anybody.
+    """Check that a figure can be drawn without asking anything of the network.
 
     Raises:
-        RunError: It cannot; names the file.
+        RunError: It cannot be; names the file.
     """
     traces = figure.get("data")
     if not isinstance(traces, list) or not isinstance(figure.get("layout"), dict):
@@ -75,7 +76,7 @@ def _pictures(value: object) -> Iterator[object]:
 
 
 def values_of(array: object) -> list[Any]:
-    """The values of an array of a figure, which plotly may have written as bytes."""
+    """The values of a figure's array, which plotly may have written as base64 bytes."""
     if isinstance(array, Mapping) and "bdata" in array:
         flat = np.frombuffer(base64.b64decode(array["bdata"]), np.dtype(str(array["dtype"])))
         shape = [int(n) for n in str(array.get("shape", len(flat))).split(",")]
@@ -87,19 +88,20 @@ def values_of(array: object) -> list[Any]:
 
 
 def drawn_rows(figure: Mapping[str, Any]) -> pd.DataFrame:
-    """What a figure is drawn from, one row per mark, where nobody gave the rows themselves.
+    """What a figure is drawn from, one row per mark, for charts that come without rows.
 
     Args:
-        figure: As plotly writes it in JSON.
+        figure: As plotly's JSON.
 
     Returns:
-        ``trace``, ``x``, ``y``, ``z`` where there are shades, and ``said``: what a pointer reads.
+        ``trace``, ``x``, ``y``, ``z`` of heatmaps, and ``said``: the text under the pointer.
     """
     parts = []
     for trace in figure["data"]:
         x, y, z = (values_of(trace.get(axis)) for axis in ("x", "y", "z"))
         said = values_of(trace.get("customdata"))
         if z and isinstance(z[0], list):
+            # Plotly numbers rows and columns where a heatmap has no axis values of its own.
             across = x or list(range(len(z[0])))
             down = y or list(range(len(z)))
             told = said if said and isinstance(said[0], list) else [[None] * len(r) for r in z]
@@ -110,6 +112,7 @@ def drawn_rows(figure: Mapping[str, Any]) -> pd.DataFrame:
             ]
         else:
             count = max(len(x), len(y))
+            # One text for the whole trace says nothing about its single marks.
             told = said if len(said) == count else [None] * count
             x, y = x or list(range(count)), y or list(range(count))
             part = [
@@ -123,7 +126,7 @@ def drawn_rows(figure: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def _bare(words: object) -> str | None:
-    """What a pointer reads, without plotly's markup."""
+    """The text under the pointer, without plotly's markup."""
     if not isinstance(words, str):
         return None
     return html.unescape(_TAG.sub("", words.replace("<br>", "; ")))
@@ -136,16 +139,17 @@ def fitted(figure: Mapping[str, Any], room: int) -> tuple[str | None, str]:
     """A figure as a report draws it: without WebGL, and within its room.
 
     Args:
-        figure: As plotly writes it in JSON.
+        figure: As plotly's JSON.
         room: Bytes that it may take.
 
     Returns:
-        JSON that may stand between script tags, None where it does not fit; and what was left
-        out, empty where nothing was.
+        JSON that is safe between script tags, None if it does not fit; and what was left out,
+        empty if nothing was.
     """
     said = []
     traces = [dict(trace) for trace in figure["data"]]
     for trace in traces:
+        # WebGL traces compile scripts while they run, which the page's security policy forbids.
         if trace.get("type") == "scattergl":
             trace["type"] = "scatter"
         count = max(len(values_of(trace.get("x"))), len(values_of(trace.get("y"))))
@@ -155,6 +159,7 @@ def fitted(figure: Mapping[str, Any], room: int) -> tuple[str | None, str]:
             said.append(f"{MOST_MARKS:,} of {count:,} marks{name} are drawn")
     small = {"data": traces, "layout": figure["layout"]}
     text = _script_json(small)
+    # Characters are bytes here: the JSON is pure ASCII. What only a pointer shows goes first.
     if len(text) > room:
         for trace in traces:
             for name in ("customdata", "hovertemplate", "hovertext"):
@@ -169,10 +174,11 @@ def fitted(figure: Mapping[str, Any], room: int) -> tuple[str | None, str]:
 
 
 def _thin(trace: dict[str, Any], count: int) -> None:
-    """Keep evenly spread marks of a trace, in everything that it says of each."""
+    """Keep evenly spread marks of a trace, in every array that has one value per mark."""
     kept = np.linspace(0, count - 1, MOST_MARKS).round().astype(int).tolist()
 
     def of(value: Any) -> Any:
+        # Sizes, colours and symbols of single marks are arrays in nested objects.
         if isinstance(value, dict) and "bdata" not in value:
             return {key: of(each) for key, each in value.items()}
         values = values_of(value)
@@ -184,7 +190,9 @@ def _thin(trace: dict[str, Any], count: int) -> None:
 
 def _script_json(figure: Mapping[str, Any]) -> str:
     """JSON in which nothing can end a script block."""
+    # allow_nan=False: JSON.parse in the browser would stop at a NaN.
     text = json.dumps(figure, separators=(",", ":"), allow_nan=False)
+    # Inside a script the browser looks for "</script" and "<!--" even within JSON strings.
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text

@@ -1,4 +1,4 @@
-"""What a finding is: something that was seen, and what people say of it."""
+"""What a finding is: something that was seen, and what people say about it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from stagelens.wording.sentences import Sentence
 
 VERSION = 1
 MOST_ROWS = 5_000
-"""Rows that a finding keeps; of more, the first ones, and their number is said."""
+"""Most rows that a finding keeps; of more, the first ones, beside their total number."""
 
 LONGEST_NOTE = 4_000
-"""Characters of a note."""
+"""Most characters of a note."""
 
 Cell = str | float | int | bool | None
 
@@ -29,9 +29,9 @@ class Rows(BaseModel):
 
     Attributes:
         columns: Names in order.
-        values: One list per row, as long as ``columns``; None where there is no number.
+        values: One tuple per row, as long as ``columns``; None where a number is missing.
         total: How many rows there were; more than ``values`` where some were left out.
-        formats: Column to how its numbers are printed, as for ``%``.
+        formats: Column to the ``%`` format of its numbers.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -65,12 +65,13 @@ def _cell(value: object) -> Cell:
         return value
     if value is None or value is pd.NA or value is pd.NaT:
         return None
+    # Before the integers, because a bool of Python is one.
     if isinstance(value, bool | np.bool_):
         return bool(value)
     if isinstance(value, int | np.integer):
         return int(value)
     if isinstance(value, float | np.floating):
-        return float(value) if math.isfinite(value) else None
+        return float(value) if math.isfinite(value) else None  # JSON knows neither NaN nor inf
     if isinstance(value, list | tuple | np.ndarray):
         return ", ".join(str(each) for each in value)
     return str(value)
@@ -80,13 +81,14 @@ class FindingView(BaseModel):
     """Where something was seen: a page, and the query parameters that show it again.
 
     Attributes:
-        page: As it stands in the address; empty for the Overview.
+        page: Its part of the address; empty for the Overview.
         title: What the page is called.
-        query: Query parameters but for the run, which has another name on another server.
+        query: Query parameters except the run, which may have another name on another server.
     """
 
     model_config = ConfigDict(frozen=True)
 
+    # Neither colon nor slash: a file must not make a link that leads to another site.
     page: str = Field(default="", pattern=r"^[A-Za-z0-9_]*$")
     title: str = ""
     query: dict[str, str] = {}
@@ -98,25 +100,25 @@ class Seen(BaseModel):
     Attributes:
         version: Of this schema.
         id: Name of the finding in the run folder.
-        kind: A chart, a table, or sentences alone.
+        kind: A chart, a table, or only sentences.
         title: What it shows, in a few words.
-        said: Its takeaway in words; what a chart says to people who cannot see it.
+        said: Its takeaway in words; a chart's alternative text.
         sentences: Stage effects in the sentence form, each with its trust.
         run_name: Name of the run.
-        run_digest: Of the recorded training.
+        run_digest: Digest of the recorded training.
         set_name: The evaluation set.
-        set_digest: Of its content.
+        set_digest: Digest of its content.
         noun: What an example is called.
-        behaviour: What was measured; empty where several were.
-        estimator: How the counterfactuals were obtained, with settings; empty where nothing
-            is counterfactual.
+        behaviour: What was measured; empty if it was more than one.
+        estimator: How the counterfactuals were obtained, with settings; empty if nothing is
+            counterfactual.
         trust: What is known of every counterfactual that is shown.
-        observed: The models that all of it was measured on, where nothing is estimated; else empty.
-        filters: What was asked of the examples, by name.
+        observed: The models that everything was measured on, if nothing is estimated; else empty.
+        filters: Which examples were asked for, by name of the filter.
         view: Where it was seen.
-        figure: A plotly figure, as plotly writes it in JSON; None for a table.
+        figure: A plotly figure, as plotly's JSON; None for a table.
         rows: The rows of the table, or those that the figure is drawn from.
-        pinned: When.
+        pinned: When it was pinned.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -144,13 +146,13 @@ class Seen(BaseModel):
 
 
 class FindingEdit(BaseModel):
-    """One change of what people say of a finding; only what it changes is set.
+    """One change to what people say about a finding; only what it changes is set.
 
     Attributes:
         version: Of this schema.
-        at: Nanoseconds since 1970; later than every edit that its writer saw.
+        at: Nanoseconds since 1970, UTC; later than every edit that its writer saw.
         note: The note.
-        place: Findings are ordered by it.
+        place: The key that findings are ordered by.
         removed: Whether the finding is taken out of the report.
     """
 
@@ -169,11 +171,11 @@ class FindingEdit(BaseModel):
 
 
 class Finding(BaseModel):
-    """Something that was seen, with what people say of it now and said before.
+    """Something that was seen, with what people say about it now and said before.
 
     Attributes:
         seen: What was seen.
-        history: Every edit, oldest first. Of each thing that edits change, the last one counts.
+        history: Every edit, oldest first. Of note, place and removal, the last value set counts.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -198,7 +200,7 @@ class Finding(BaseModel):
 
     @property
     def place(self) -> float:
-        """Findings are ordered by it; by default by the time of pinning."""
+        """The key that findings are ordered by; by default the time of pinning."""
         return self._last("place", self.seen.pinned.timestamp())
 
     @property
@@ -207,10 +209,11 @@ class Finding(BaseModel):
         return self._last("removed", False)
 
     def _last(self, name: str, default: Any) -> Any:
+        # None is "not changed by this edit"; a note that was emptied is "" and counts.
         values = [getattr(edit, name) for edit in self.history]
         return next((value for value in reversed(values) if value is not None), default)
 
 
 def in_order(findings: Iterable[Finding]) -> list[Finding]:
-    """By place; findings that share one keep the same order everywhere."""
+    """By place, and by id where two share one, so that the order is the same everywhere."""
     return sorted(findings, key=lambda finding: (finding.place, finding.id))

@@ -1,7 +1,7 @@
 """A report as one HTML page that needs nothing else: no network, no server, no second file.
 
-Everything that comes from data goes through the template's escaping; plotly.js stands in the page
-once, and a content security policy lets the browser run this and nothing more.
+Everything that comes from data goes through the template's escaping; plotly.js is in the page once,
+and a content security policy lets the browser run that, the script that draws, and nothing more.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from .finding import Cell, Finding, FindingView, Rows
 from .method_text import GLOSSARY, METHOD, SOURCE
 
 LARGEST = 8_000_000
-"""Bytes that a report may have."""
+"""Most bytes that a report may have."""
 
 _MOST_ROOM = 400_000
-"""Bytes of one figure, where the report has room."""
+"""Most bytes of one figure, even if the report has room for more."""
 _WORDS = 400
-"""Bytes that are said of a figure, at most."""
+"""Most bytes of what is said about a figure."""
 _HEIGHT = 360
 _SHOWN_ROWS = 40
 _LONGEST = 600
-"""Characters of a cell."""
+"""Most characters of a cell."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,10 @@ class Report:
 
     Attributes:
         run_name: Name of the run.
-        run_digest: Of its recorded training.
+        run_digest: Digest of its recorded training.
         sections: In order; those without findings are left out.
-        made: When.
-        address: Where the dashboard is, for links back to a view; empty where it is not known.
+        made: When it was made.
+        address: Where the dashboard is, for links back to a view; empty if not known.
         run_reference: How the dashboard's links name the run.
     """
 
@@ -86,8 +86,8 @@ def as_html(report: Report) -> bytes:
     """The report as one file.
 
     Args:
-        report: What it holds. A figure that leaves no room for the others is thinned, and that
-            is said under it.
+        report: What it holds. A figure that leaves no room for the others is thinned, and a line
+            under it says so.
     """
     from plotly.offline import get_plotlyjs
 
@@ -117,6 +117,7 @@ def as_html(report: Report) -> bytes:
         )
 
     nothing = (Markup("{}"), 0, "")
+    # Rendered without figures first: what the words leave is divided among the figures.
     left = LARGEST - len(render(dict.fromkeys(drawn, nothing)))
     room = min(left // max(len(drawn), 1) - _WORDS, _MOST_ROOM)
     return render({name: _figure(figure, room) for name, figure in drawn.items()})
@@ -131,7 +132,7 @@ def _figure(figure: Mapping[str, Any], room: int) -> tuple[Markup | None, int, s
 
 
 def _policy(scripts: Sequence[str]) -> str:
-    """Only these scripts run, and nothing is fetched."""
+    """A content security policy: only these scripts run, and nothing is fetched."""
     hashes = " ".join(
         f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
         for script in scripts
@@ -143,9 +144,10 @@ def _policy(scripts: Sequence[str]) -> str:
 
 
 def _link(report: Report, view: FindingView) -> tuple[str, bool]:
-    """What shows a finding's view again, and whether it is an address that can be followed."""
+    """A link that shows a finding's view again, and whether it can be followed."""
     query = {"run": report.run_reference, **view.query} if report.run_reference else view.query
     words = f"{view.page}?{urlencode(query)}" if query else view.page
+    # The address comes from a request; only these schemes may become a link.
     if report.address.startswith(("http://", "https://")):
         return urljoin(report.address, words), True
     return words, False
@@ -159,10 +161,12 @@ def _templates() -> jinja2.Environment:
     made = jinja2.Environment(
         loader=jinja2.FunctionLoader(_file),
         autoescape=True,
+        # A misspelt name in the template fails, where the default would print nothing.
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        # Names from data can neither turn nor hide what stands behind them.
+        # Names from data can neither reverse nor hide the text after them. Markup, a subclass of
+        # str, is the template's own and stays as it is.
         finalize=lambda value: written_out(value) if type(value) is str else value,
     )
     made.globals.update(telling=provenance, cell=_cell, is_number=_is_number, most=_SHOWN_ROWS)
@@ -174,16 +178,18 @@ def _file(name: str) -> str:
 
 
 def _cell(rows: Rows, column: str, value: Cell) -> str | Markup:
-    """A cell as people read it."""
+    """A cell as it is printed."""
     if value is None:
         return "–"
     if isinstance(value, str):
         if value.startswith("data:image/png;base64,"):
             return Markup('<img src="{}" alt="">').format(value)
         return short(value, _LONGEST)
+    # Before the numbers, because a bool is an int.
     if isinstance(value, bool):
         return "yes" if value else "no"
     if column in rows.formats:
+        # Formats come from the file of a finding and may fit no number.
         try:
             return (rows.formats[column] % value).replace("-", "−")
         except (TypeError, ValueError):

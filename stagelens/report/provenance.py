@@ -11,13 +11,13 @@ from stagelens.wording.trust_words import MARKS, trust_explanation, trust_label,
 from .finding import Seen
 
 OBSERVED = "observed"
-"""In the place of trust and of an estimator, where what is shown was measured and not estimated."""
+"""Takes the place of trust and estimator where what is shown was measured, not estimated."""
 
 RECORDED = "the models that training recorded"
 """What behaviours after each boundary are measured on."""
 
 FIRST_ORDER = "first-order sweep"
-"""What contributions of steps and of training examples are by."""
+"""The estimator of contributions of steps and of training examples."""
 _FIRST_ORDER = (
     "To first order: the derivative of the final behaviour along recorded updates, with all later "
     "steps carried through. It was not checked against a replay, so it says where to look, not how "
@@ -30,13 +30,13 @@ _UNKNOWN = "How far this can be trusted is not known; look at the view that it c
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of one counterfactual, as it is printed.
+    """What is known of one counterfactual, as printed.
 
     Attributes:
-        stage: The stage that is left out; empty where everything is observed.
-        mark: One shape, so that trust words can be told apart without colour.
+        stage: The stage that is left out; empty if everything is observed.
+        mark: A shape, so that trust words can be distinguished without colour.
         words: A few words with the figures that matter.
-        meaning: In sentences.
+        meaning: The same in sentences.
         by: The estimator.
     """
 
@@ -68,6 +68,7 @@ def known(seen: Seen) -> list[Known]:
     if seen.estimator == FIRST_ORDER:
         words = "first order, not verified"
         return [Known("", MARKS["rough"], words, _FIRST_ORDER, FIRST_ORDER)]
+    # Findings pinned without trust: nothing is made up for them, and none is shown as exact.
     return [Known("", MARKS["rough"], UNKNOWN, _UNKNOWN, UNKNOWN)]
 
 
@@ -77,21 +78,21 @@ def estimator(seen: Seen) -> str:
 
 
 def sentences(seen: Seen) -> tuple[Sentence, ...]:
-    """The sentence form; the takeaway in words where no stage effect is shown. Never empty."""
+    """The sentence form, or the takeaway in words if no stage effect is shown. Never empty."""
     return seen.sentences or (Sentence((Part(seen.said),)),)
 
 
 def says_itself(seen: Seen) -> bool:
-    """Whether the title is all that is said, so that it need not be said twice."""
+    """Whether the title already says everything, so that it need not be said twice."""
     return " ".join(str(each) for each in sentences(seen)).rstrip(".") == seen.title.rstrip(".")
 
 
 def trust_text(seen: Seen, stage: object = None) -> str:
-    """What is known in one line: of one stage where a number is of one, else of all.
+    """What is known, in one line: of one stage if the number is about one, else of all.
 
     Args:
         seen: The finding's.
-        stage: A stage's name; anything else stands for all stages.
+        stage: A stage's name; anything else means all stages.
     """
     found = known(seen)
     own = [each for each in found if each.stage == stage] or found
@@ -99,5 +100,5 @@ def trust_text(seen: Seen, stage: object = None) -> str:
 
 
 def filters_text(filters: Mapping[str, str]) -> str:
-    """What was asked of the examples."""
+    """Which examples were asked for."""
     return "; ".join(f"{name}: {value}" for name, value in filters.items()) or "none"

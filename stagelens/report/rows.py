@@ -1,4 +1,4 @@
-"""The rows that findings rest on, as CSV and as JSON; every row says what it needs to be read."""
+"""The rows that findings rest on, as CSV and JSON; each carries what is needed to read it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ LEADING = (
     *("finding", "title", "set", "set_digest", "run_digest", "estimator", "trust_of_row"),
     *("filters", "sentence", "note"),
 )
-"""Columns that a row of the CSV begins with; the finding's own follow, under their own names."""
+"""First columns of the CSV; the findings' own columns follow under their own names."""
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""What spreadsheets take for the beginning of a formula."""
+"""Characters that spreadsheets take for the beginning of a formula."""
 
 
 def as_json(report: Report) -> bytes:
@@ -61,7 +61,7 @@ def _finding(finding: Finding) -> dict[str, Any]:
 
 
 def as_csv(report: Report) -> bytes:
-    """One line per row of every finding; lines that begin with # stand before the table."""
+    """One line per row of every finding; lines that begin with # come before the table."""
     text = io.StringIO()
     for line in (
         f"StageLens, {report.made.isoformat(timespec='seconds')}",
@@ -73,9 +73,11 @@ def as_csv(report: Report) -> bytes:
             for number, each in enumerate(report.findings, 1)
         ),
     ):
+        # A line break in a title would end the comment in the middle.
         text.write(f"# {' '.join(line.split())}\n")
     own = list(dict.fromkeys(c for each in report.findings for c in each.seen.rows.columns))
     writer = csv.writer(text, lineterminator="\n")
+    # Column names must stay unique, or readers of the CSV would mix up the two.
     writer.writerow([*LEADING, *(f"{c} of row" if c in LEADING else c for c in own)])
     for number, finding in enumerate(report.findings, 1):
         writer.writerows(_lines(number, finding, own))
@@ -86,6 +88,7 @@ def _lines(number: int, finding: Finding, own: Sequence[str]) -> list[list[Cell]
     seen = finding.seen
     said = " ".join(str(each) for each in provenance.sentences(seen))
     lines = []
+    # A finding without rows has one line all the same, for its sentence and its note.
     for row in (seen.rows if seen.rows.values else Rows(values=((),), total=1)).records():
         leading = (
             *(number, seen.title, seen.set_name, seen.set_digest, seen.run_digest),
@@ -97,9 +100,10 @@ def _lines(number: int, finding: Finding, own: Sequence[str]) -> list[list[Cell]
 
 
 def _cell(value: Cell) -> Cell:
-    """Text from data is never a formula, and pictures are left out."""
+    """A cell in which text from data is never a formula, and pictures are left out."""
     if is_picture(value):
         return ""
+    # Text only: a negative number begins with a minus too, and has to stay a number.
     if isinstance(value, str) and value.startswith(_FORMULA):
         return f"'{value}"
     return value

@@ -1,4 +1,4 @@
-"""The full default report of a run: what the dashboard's pages say, without the dashboard."""
+"""The full default report of a run: what the dashboard's pages show, without the dashboard."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from .provenance import RECORDED
 from .store import FindingStore, new_id
 
 _FEATURES = 3
-"""Found features per stage."""
+"""Most features per stage."""
 _ABOUT_GAPS = "Groups under the final model, and under the model without each stage."
 
 
@@ -45,11 +45,11 @@ class Basis:
     Attributes:
         run: The run.
         examples: The evaluation set.
-        facts: What the shown effect table says of itself.
-        effects: The best estimate that is stored.
+        facts: What the effect table on show says of itself.
+        effects: The best of the stored estimates.
         every: All stored estimates, best first.
-        orders: Effects in several orders of the batches; None where the noise is not known.
-        by: The column that groups come from; None where there is none.
+        orders: Effects in several orders of the batches; None if the noise is not known.
+        by: The column that forms groups; None if there is none.
     """
 
     run: Run
@@ -65,7 +65,7 @@ class Basis:
         """Read what is stored for a set.
 
         Raises:
-            StageLensError: Nothing has been measured on it yet; says how to.
+            StageLensError: Nothing has been measured on it yet; says how to measure.
         """
         examples = run.evaluation_set(set_name)
         orders = noise.load_orders(run, set_name)
@@ -123,7 +123,7 @@ class Basis:
 
 
 def whole_report(run: Run, set_name: str) -> tuple[Report, list[str]]:
-    """The default report with the pinned findings behind it, and what could not be read.
+    """The default report followed by the pinned findings, and what could not be read.
 
     Raises:
         StageLensError: Nothing has been measured on the set yet.
@@ -203,7 +203,7 @@ def _headlines(basis: Basis) -> list[Finding]:
 
 
 def _shown(effects: Effects) -> list[Behaviour]:
-    """The first two behaviours: accuracy where there are labels, and the first measured one."""
+    """The first two behaviours: accuracy if there are labels, and the first measured one."""
     return list(effects.behaviours.values())[:2]
 
 
@@ -291,6 +291,7 @@ def _features(basis: Basis) -> list[Finding]:
     trust = basis.effects.trust
     said = [
         feature_sentence(of.iloc[0].to_dict(), behaviour, basis.noun, trust.get(str(stage)))
+        # Unsorted, so that stages keep the order of training.
         for stage, of in rows.groupby("stage", sort=False)
     ]
     columns = (
@@ -312,6 +313,7 @@ def _features(basis: Basis) -> list[Finding]:
 
 
 def _trust(basis: Basis) -> list[Finding]:
+    # The measured one: accuracy is derived, and is not itself compared with replay.
     behaviour = _shown(basis.effects)[-1].name
     rows, trusts = [], []
     for effects in basis.every:

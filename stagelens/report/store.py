@@ -1,10 +1,10 @@
-"""Findings in the run folder: plain files that are added and never changed.
+"""Findings in the run folder: plain files that are only ever added.
 
 ``findings/ID/seen.json`` holds what was seen, and each change of the note, the place or the
-removal is one more small file, ``findings/ID/edits/TIME-RANDOM.json``. Nothing is ever written
-over, so two people (threads, processes, hosts) who edit at once cannot lose each other's words:
-per finding and thing the last write counts, and what it replaced stays in the history. There is
-nothing to lock.
+removal is one more small file, ``findings/ID/edits/TIME-RANDOM.json``. Nothing is ever overwritten,
+so two people (threads, processes, hosts) who edit at once cannot lose each other's words: of each
+note, place and removal the last write counts, and what it replaced stays in the history. No lock
+is needed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .finding import Finding, FindingEdit, Seen, in_order
 
 FOLDER = "findings"
 _LARGEST = 32 * 2**20
-"""Bytes of a file that is opened; what is pinned is far smaller."""
+"""Most bytes of a file that is opened; anything pinned is far smaller."""
 
 _ID = re.compile(r"[0-9a-f]{16}")
 _EDIT = re.compile(r"(\d{1,20})-[0-9a-f]{8}\.json")
@@ -39,7 +39,7 @@ class Findings:
     """The findings of a run at one moment.
 
     Attributes:
-        kept: Those of the report, in order.
+        kept: Those in the report, in order.
         removed: Those taken out, which can be put back.
         problems: What could not be read: one sentence per file.
     """
@@ -50,7 +50,7 @@ class Findings:
 
 
 def new_id() -> str:
-    """A name for a finding; no two writers ever choose the same."""
+    """A name for a finding, random so that writers need not agree on the next one."""
     return secrets.token_hex(8)
 
 
@@ -65,16 +65,17 @@ class FindingStore:
         self._files = run.files
 
     def stamp(self) -> str:
-        """Changes whenever anything is added; a few calls of stat."""
+        """A text that changes whenever anything is added; takes a few stat calls."""
         try:
             folder = self._files.inside(FOLDER)
             found = sorted(each for each in folder.iterdir() if _ID.fullmatch(each.name))
         except (OSError, RunError):
             return ""
+        # Both folders: pinning adds seen.json to the first, and every edit a file to the second.
         return "-".join(f"{each.name}{_mtime(each)}{_mtime(each / 'edits')}" for each in found)
 
     def read(self) -> Findings:
-        """All findings; damaged files are reported and left out, never in the way of the others."""
+        """All findings; damaged files are reported and left out, so that the others are shown."""
         found = Findings()
         everything: list[Finding] = []
         try:
@@ -103,9 +104,10 @@ class FindingStore:
     def _finding(self, name: str, problems: list[str]) -> Finding | None:
         path = self._files.inside(f"{FOLDER}/{name}/seen.json")
         if not path.exists() and not any(path.parent.glob("edits/*.json")):
-            return None  # being pinned just now
+            return None  # being pinned at this moment: the folder comes first, then the file
         _check_size(path)
         seen = read_json(path, Seen)
+        # A copied or renamed folder would have its edits written to the other finding.
         if seen.id != name:
             raise RunError(f"{path}: id: it is that of another finding")
         if seen.figure is not None:
@@ -122,11 +124,12 @@ class FindingStore:
                 problems.append(
                     f"A change of the finding {seen.title!r} is damaged and left out: {error}"
                 )
+        # By name where times are equal, so that all readers agree on the last one.
         ordered = sorted(edits, key=lambda one: (one[0].at, one[1]))
         return Finding(seen=seen, history=tuple(edit for edit, _ in ordered))
 
     def pin(self, seen: Seen, note: str = "") -> Finding:
-        """Keep what was seen, behind what was pinned before.
+        """Keep what was seen, after everything pinned before.
 
         Raises:
             RunError: The run folder cannot be written; says what to do.
@@ -149,16 +152,17 @@ class FindingStore:
             RunError: The run folder cannot be written; says what to do.
         """
         latest = max((edit.at for edit in finding.history), default=0)
-        at = max(time.time_ns(), latest + 1)  # clocks of two hosts differ
+        at = max(time.time_ns(), latest + 1)  # clocks of hosts differ, but a reply must come later
         edit = FindingEdit(at=at, note=note, place=place, removed=removed)
+        # Two writers in the same nanosecond must not choose one name.
         name = f"{edit.at:020d}-{secrets.token_hex(4)}.json"
         self._write(f"{FOLDER}/{finding.id}/edits/{name}", edit)
         return edit
 
     def move(self, order: Sequence[Finding], finding: Finding, step: int) -> None:
-        """Move a finding up (-1) or down (+1) among those that are in order.
+        """Move a finding up (-1) or down (+1) among others that are in order.
 
-        Only the one that moves is written, so others may move others at once.
+        Only the one that moves is written, so that several people can move findings at once.
         """
         moved = [each for each in order if each.id != finding.id]
         here = [each.id for each in order].index(finding.id)
@@ -168,10 +172,11 @@ class FindingStore:
         before = moved[there - 1].place if there else -math.inf
         after = moved[there].place if there < len(moved) else math.inf
         place = _between(before, after)
+        # Halving a gap again and again ends at two neighbouring floats.
         if before < place < after:
             self.edit(finding, place=place)
             return
-        moved.insert(there, finding)  # no number is left between these two: renumber them
+        moved.insert(there, finding)  # no float is left between these two: renumber all
         for number, each in enumerate(moved):
             self.edit(each, place=float(number))
 
@@ -194,7 +199,7 @@ class FindingStore:
 
 
 def _between(before: float, after: float) -> float:
-    """A place between two, either of which may be infinite."""
+    """A place between two others, either of which may be infinite."""
     if math.isinf(before):
         return after - 1.0
     return before + 1.0 if math.isinf(after) else (before + after) / 2
@@ -204,7 +209,7 @@ def _check_size(path: Path) -> None:
     try:
         size = path.stat().st_size
     except OSError:
-        return  # read_json says what is wrong
+        return  # read_json reports what is wrong
     if size > _LARGEST:
         raise RunError(f"{path} has {size:,} bytes, more than any finding")
 

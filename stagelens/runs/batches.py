@@ -3,8 +3,8 @@
 A batch is built of tensors, numbers, strings, booleans and None, nested in tuples, lists and
 mappings with string keys. Anything else is refused: replay could not give it to the model again.
 
-A matrix product can differ in its last bit with the strides of its operands, and with where they
-lie in memory. So these are described too, and a batch is put together again just as it lay.
+The last bit of a matrix product can depend on the strides of its operands and on their place in
+memory. So these are described too, and a batch is rebuilt exactly as it lay.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torch import Tensor
 from stagelens.contracts import RecordingError
 
 _ALIGNMENT = 64
-"""Bytes: where torch's own allocations begin, and the most that a vector instruction reads."""
+"""Bytes: torch's own allocations begin at multiples, and no vector instruction reads more."""
 
 
 def flatten(batch: Any) -> tuple[Any, list[Tensor]]:
     """Take a batch apart, copying its tensors to the CPU.
 
     Returns:
-        The description (plain JSON) and the tensors that it numbers, in order.
+        The description (plain JSON) and the tensors that it refers to by number, in order.
 
     Raises:
         RecordingError: The batch holds something that cannot be kept; names the type.
@@ -34,6 +34,8 @@ def flatten(batch: Any) -> tuple[Any, list[Tensor]]:
 
     def visit(value: Any) -> Any:
         if isinstance(value, Tensor) and value.layout is torch.strided:
+            # A copy, because a loop may fill the same tensor with its next batch; contiguous,
+            # because all that is stored of an expanded or sliced tensor is its own elements.
             kept = value.detach().clone(memory_format=torch.contiguous_format)
             tensors.append(kept if kept.is_cpu else kept.cpu())
             return {"tensor": len(tensors) - 1} | _layout(value, kept.stride())
@@ -43,6 +45,7 @@ def flatten(batch: Any) -> tuple[Any, list[Tensor]]:
             return {"tuple": [visit(item) for item in value]}
         if isinstance(value, list):
             return {"list": [visit(item) for item in value]}
+        # JSON has only strings as keys: others would come back as strings.
         if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
             return {"dict": {key: visit(item) for key, item in value.items()}}
         raise RecordingError(
@@ -55,7 +58,7 @@ def flatten(batch: Any) -> tuple[Any, list[Tensor]]:
 
 
 def unflatten(description: Any, tensors: Sequence[Tensor]) -> Any:
-    """Put a batch together again; the inverse of :func:`flatten`."""
+    """Rebuild a batch; the inverse of :func:`flatten`."""
     if "tensor" in description:
         return _laid_out(tensors[description["tensor"]], description)
     ((kind, content),) = description.items()
@@ -73,6 +76,8 @@ def _layout(tensor: Tensor, usual_stride: tuple[int, ...]) -> dict[str, Any]:
     layout: dict[str, Any] = {}
     stride = tensor.stride()
     if stride != usual_stride:
+        # Kept only if no two elements share memory, as in an expanded tensor, and the gaps are
+        # small: a column of a wide table is not worth the memory of the table.
         count = tensor.numel()
         if count <= _span(tensor.shape, stride) <= 2 * count:
             layout["stride"] = list(stride)
@@ -82,12 +87,14 @@ def _layout(tensor: Tensor, usual_stride: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _laid_out(tensor: Tensor, layout: Mapping[str, Any]) -> Tensor:
-    """A copy that lies as :func:`_layout` says."""
+    """A copy that lies in memory as :func:`_layout` describes."""
     stride = layout.get("stride") or tensor.stride()
+    # The same limit again: a damaged description must not ask for any amount of memory.
     if not 0 <= _span(tensor.shape, stride) <= 2 * max(tensor.numel(), 1):
         raise ValueError("a tensor that lies as none was recorded")
     size = tensor.element_size()
     memory = torch.empty(_span(tensor.shape, stride) + _ALIGNMENT // size, dtype=tensor.dtype)
+    # The offset counts from a multiple of 64 bytes; the extra elements leave room to get there.
     begin = (layout.get("offset", 0) - memory.data_ptr()) % _ALIGNMENT // size
     return memory.as_strided(tensor.shape, stride, begin).copy_(tensor)
 
@@ -100,7 +107,7 @@ def _span(shape: Sequence[int], stride: Sequence[int]) -> int:
 
 
 def batch_size(batch: Any) -> int:
-    """Number of examples: the first dimension of the first tensor with one; 1 without any."""
+    """Number of examples: the first dimension of the first tensor that has one, else 1."""
     return _first_dimension(batch) or 1
 
 
@@ -118,12 +125,12 @@ def rows_of(
     rows: slice | Sequence[int],
     mapped: Callable[[Mapping[Any, Any], dict[Any, Any]], dict[Any, Any]] = lambda _, taken: taken,
 ) -> Any:
-    """Some examples of a batch: those rows of every tensor that has one for each.
+    """Some examples of a batch: these rows of every tensor that has one row per example.
 
     Args:
         batch: Tensors in any nesting of mappings, tuples and lists.
         rows: Which examples.
-        mapped: Is given every mapping and what was taken of it, and may change that.
+        mapped: Called with every mapping and what was taken of it; returns what to use instead.
     """
     size, chosen = batch_size(batch), rows if isinstance(rows, slice) else list(rows)
 

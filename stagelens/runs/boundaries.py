@@ -23,6 +23,7 @@ def low_rank_product(term: LowRank, a: Tensor, b: Tensor) -> Tensor:
     """
     dtype = a.dtype
     if dtype in (torch.bfloat16, torch.float16):
+        # As peft merges on the CPU, so that its result is repeated bit for bit.
         a, b = a.float(), b.float()
     product = b.flatten(1) @ a.flatten(1)
     product = product.T if term.transposed else product.reshape(b.shape[0], *a.shape[1:])
@@ -37,11 +38,11 @@ def merged_weight(weight: Tensor, term: LowRank, tensors: Mapping[str, Tensor]) 
 def apply_boundary(
     boundary: Boundary, before: Mapping[str, Tensor], recorded: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Parameters and buffers behind a boundary.
+    """Parameters and buffers after a boundary.
 
     Args:
         boundary: The operation.
-        before: The end of the stage before, factual or not.
+        before: The end of the previous stage, factual or not.
         recorded: The start of the stage after it; gives the names, and the values of new ones.
     """
     new = set(boundary.new)
@@ -57,19 +58,19 @@ def apply_boundary(
 
 
 def carry(name: str, later: Sequence[Boundary], tensors: Mapping[str, Tensor]) -> Tensor | None:
-    """The part of a final tensor that comes from a stage's state, over the later boundaries.
+    """The part of a final tensor that comes from a stage's state, across the later boundaries.
 
-    Values that enter at those boundaries are left out: they are the same whatever the stage's
-    state was, so they cancel in the difference of two states.
+    Values that enter at those boundaries are left out: they do not depend on the stage's state,
+    so they cancel in the difference of two states.
 
     Args:
         name: In the final model.
-        later: Boundaries behind the stage, in order.
+        later: Boundaries after the stage, in order.
         tensors: Floating tensors of the stage, at its start or its end.
 
     Returns:
-        (*shape), float64 where an adapter was merged into it; None where nothing of the stage's
-        state is left in it.
+        (*shape), float64 if an adapter was merged into it; None if nothing of the stage's state
+        is left in it.
     """
     if not later:
         return tensors.get(name)
@@ -79,6 +80,8 @@ def carry(name: str, later: Sequence[Boundary], tensors: Mapping[str, Tensor]) -
     own = carry(boundary.source(name), earlier, tensors)
     if (term := boundary.merged.get(name)) is not None:
         a, b = (carry(factor, earlier, tensors) for factor in (term.a, term.b))
+        # Factors that are younger than the stage have the same product in both states. float64,
+        # because a difference of products would lose what they have in common to rounding.
         if a is not None and b is not None:
             product = low_rank_product(term, a.double(), b.double())
             return product if own is None else own.double() + product

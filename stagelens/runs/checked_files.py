@@ -15,6 +15,7 @@ from .schema import FileRef
 
 
 def _times(path: Path) -> tuple[int, int]:
+    # A file is hashed once, and again only if one of these shows that it was written since.
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns
 
@@ -22,18 +23,18 @@ def _times(path: Path) -> tuple[int, int]:
 class CheckedFiles:
     """Files of one run folder, checked against their references once, when first used.
 
-    Where the folder is the copy of a run elsewhere, files are fetched when they are used.
+    If the folder is the copy of a run elsewhere, files are fetched when they are used.
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root.resolve()
+        self.root = root.resolve()  # as `inside` compares paths after following links
         self._checked: dict[str, tuple[int, int]] = {}
         self._origin: Origin | None = None
         if (self.root.parent / "origin.json").is_file():
             self._origin = Origin.of(self.root)
 
     def path(self, reference: FileRef) -> Path:
-        """The file's path, after its size and sha256 were found to be as recorded.
+        """The file's path, once its size and sha256 are found to be as recorded.
 
         Raises:
             RunError: Missing, outside the run folder, truncated or edited; names the file.
@@ -41,7 +42,8 @@ class CheckedFiles:
         path = self.present(reference)
         if self._checked.get(reference.path) != _times(path):
             found = sha256_of(path)
-            if self._origin is not None and found != reference.sha256:  # the copy was damaged
+            # The copy in the cache may be what was damaged: fetch it again before refusing the run.
+            if self._origin is not None and found != reference.sha256:
                 self._origin.drop(reference.path)
                 found = sha256_of(self.present(reference))
             if found != reference.sha256:
@@ -53,18 +55,19 @@ class CheckedFiles:
         return path
 
     def paths(self, references: Sequence[FileRef]) -> list[Path]:
-        """As :meth:`path` of several files, in order, on all cores: a digest is slower than a disk.
+        """As :meth:`path` for several files, in order, on all cores: hashing is slower than a disk.
 
         Raises:
-            RunError: Of one of them.
+            RunError: As there, for one of the files.
         """
         for reference in references:
-            self.present(reference)  # one after another where they have to be fetched
+            self.present(reference)  # files that have to be fetched come one after another
+        # Threads are enough: hashlib releases the interpreter's lock.
         with ThreadPoolExecutor(min(len(references), os.cpu_count() or 1)) as pool:
             return list(pool.map(self.path, references))
 
     def listed(self, reference: FileRef) -> None:
-        """Look at a file's size only, without fetching it; cheap enough for opening a run.
+        """Check a file's size only, without fetching it; cheap enough for opening a run.
 
         Raises:
             RunError: Missing, outside the run folder, or truncated.
@@ -74,7 +77,7 @@ class CheckedFiles:
             self.present(reference)
 
     def present(self, reference: FileRef) -> Path:
-        """The file's path, after a look at its size only."""
+        """The file's path, after checking only its size."""
         path = self.inside(reference.path)
         if self._origin is not None:
             self._origin.bring(reference)
@@ -92,7 +95,7 @@ class CheckedFiles:
         return path
 
     def inside(self, relative: str) -> Path:
-        """The path of a file or folder that may be there, once links on the way are followed.
+        """The path of a file or folder, whether or not it exists, checked with its links followed.
 
         Raises:
             RunError: It leads out of the run folder.
@@ -100,7 +103,7 @@ class CheckedFiles:
         path = self.root / relative
         try:
             inside = path.resolve().is_relative_to(self.root)
-        except (OSError, ValueError) as error:  # a loop of links, or a character of no path
+        except (OSError, ValueError) as error:  # a loop of links, or a null byte
             raise RunError(f"{path} cannot be opened ({error}); restore the run folder") from None
         if not inside:
             raise RunError(f"{path} leads out of the run folder; it is not opened")

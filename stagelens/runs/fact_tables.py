@@ -1,7 +1,7 @@
-"""Tables that say what they are: parquet files with their facts, a pydantic model, in the metadata.
+"""Tables that describe themselves: parquet files with facts, a pydantic model, in the metadata.
 
 Results of every kind are kept in them. Whatever cannot be read in full, because it is missing,
-damaged, of another kind or lacks a column, reads as None: it is then computed again.
+damaged, of another kind or without a column, reads as None: it is then computed again.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _KEY = b"stagelens"
 def write(
     path: Path, table: pd.DataFrame | pa.Table, facts: BaseModel | None = None, **layout: Any
 ) -> None:
-    """Store a table with its facts. Atomic; its pages carry checksums.
+    """Store a table with its facts, atomically; its pages carry checksums.
 
     Args:
         path: Of the file.
         table: Its rows; the index of a data frame is not kept.
-        facts: What the table says of itself; None for one that is known by its place alone.
+        facts: What the table says about itself; None if its path says enough.
         layout: Further arguments of ``pyarrow.parquet.write_table``.
     """
     import pyarrow as pa
@@ -40,6 +40,7 @@ def write(
     frame = isinstance(table, pd.DataFrame)
     arrow = pa.Table.from_pandas(table, preserve_index=False) if frame else table
     if facts is not None:
+        # Beside what pandas wrote there, by which columns get their types back.
         own = {_KEY: facts.model_dump_json().encode()}
         arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), **own})
     with atomic_path(path) as temporary:
@@ -49,12 +50,12 @@ def write(
 def read(
     path: Path, kind: type[Facts], columns: Iterable[str] = ()
 ) -> tuple[Facts, pd.DataFrame] | None:
-    """A stored table with its facts; None where it cannot be used.
+    """A stored table with its facts; None if it cannot be used.
 
     Args:
         path: Of the file.
         kind: Of its facts.
-        columns: Those that it must have.
+        columns: Columns that it must have.
     """
     found = read_arrow(path, kind, columns)
     frame = None if found is None else _as_frame(found[1])
@@ -64,7 +65,7 @@ def read(
 def read_arrow(
     path: Path, kind: type[Facts], columns: Iterable[str] = (), filters: Any = None
 ) -> tuple[Facts, pa.Table] | None:
-    """As :func:`read`, the table as pyarrow has it; ``filters`` as for ``read_table``."""
+    """As :func:`read`, with a pyarrow table; ``filters`` as for ``read_table``."""
     table = _read(path, columns, filters)
     try:
         return None if table is None else (facts_in(table.schema, kind), table)
@@ -73,7 +74,7 @@ def read_arrow(
 
 
 def read_plain(path: Path, columns: Iterable[str] = ()) -> pd.DataFrame | None:
-    """A table without facts; None where there is none that can be used."""
+    """A table without facts; None if it cannot be used."""
     table = _read(path, columns)
     return None if table is None else _as_frame(table)
 
@@ -82,9 +83,9 @@ def _read(path: Path, columns: Iterable[str], filters: Any = None) -> pa.Table |
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if not path.is_file():  # of a folder, all files in it would be read
+    if not path.is_file():  # given a folder, pyarrow would read all files in it
         return None
-    try:
+    try:  # damaged bytes make pyarrow raise any of these, and a damaged result is only recomputed
         table = pq.read_table(path, filters=filters, page_checksum_verification=True)
     except (OSError, pa.ArrowException, LookupError, TypeError, ValueError):
         return None
@@ -92,7 +93,7 @@ def _read(path: Path, columns: Iterable[str], filters: Any = None) -> pa.Table |
 
 
 def facts_of(path: Path, kind: type[Facts]) -> Facts | None:
-    """The facts alone, of which only the file's footer is read; None where it cannot be used."""
+    """The facts alone, reading only the file's footer; None if it cannot be used."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -113,7 +114,7 @@ def facts_in(schema: pa.Schema, kind: type[Facts]) -> Facts:
 
 
 def _as_frame(table: pa.Table) -> pd.DataFrame | None:
-    """The rows; None where a damaged description of the columns cannot be followed."""
+    """The rows; None if a damaged description of the columns cannot be followed."""
     import pyarrow as pa
 
     try:

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -18,14 +18,11 @@ from stagelens.contracts import RunError, StageLensError
 
 from .schema import VERSION, FileRef
 
-if TYPE_CHECKING:
-    pass
-
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
 _FULL = {f"{code})": code for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)}
-"""No room: the disk's, the user's or the process's; by what safetensors puts behind its errors."""
+"""Out of space (disk, quota or file size), keyed by what safetensors' messages end with."""
 
 
 def sha256_of(path: Path) -> str:
@@ -35,15 +32,15 @@ def sha256_of(path: Path) -> str:
 
 
 def read_only() -> bool:
-    """Whether ``STAGELENS_READ_ONLY`` is set: a dashboard for everybody then only shows."""
+    """Whether ``STAGELENS_READ_ONLY`` is set, for a dashboard that only shows."""
     return os.environ.get("STAGELENS_READ_ONLY", "") not in ("", "0")
 
 
 def check_changeable(what: str) -> None:
-    """Refuse what people would change, where everything is only shown.
+    """Refuse a change where everything is only shown.
 
     Args:
-        what: In the plural, for the message.
+        what: What would be changed, in the plural, for the message.
 
     Raises:
         RunError: ``STAGELENS_READ_ONLY`` is set.
@@ -57,30 +54,32 @@ def check_changeable(what: str) -> None:
 
 @contextmanager
 def atomic_path(path: Path, *, sync_folder: bool = True) -> Iterator[Path]:
-    """A temporary name beside ``path``; renamed onto it, after fsync, when the block ends well.
+    """A temporary name beside ``path``, renamed onto it after fsync if the block succeeds.
 
     A killed process leaves at most a ``.tmp`` file behind, never a half-written ``path``; a full
     disk leaves nothing.
 
     Args:
         path: The file to write.
-        sync_folder: Whether to wait for the folder too; not needed where another file of the
-            folder, which names this one, is written next.
+        sync_folder: Whether to sync the folder too; not needed if another file of the folder,
+            which names this one, is written next.
 
     Raises:
         OSError: It cannot be written; names ``path``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside it, as a rename is atomic on one file system only; random, as several may write it.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
+        # Before the rename: after a power cut, the name must not lead to missing content.
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         if sync_folder:
             _sync_folder(path.parent)
     except Exception as error:
-        # What libraries raise names no file, and safetensors has an error of its own.
+        # Libraries' errors name no file, and safetensors has its own error, without an errno.
         code = getattr(error, "errno", None) or _FULL.get(str(error).rpartition("(os error ")[2])
         if code is None or getattr(error, "filename", None) is not None:
             raise
@@ -91,13 +90,13 @@ def atomic_path(path: Path, *, sync_folder: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A hidden folder beside ``path``; renamed to it when the block ends well, else removed.
+    """A hidden folder beside ``path``, renamed to it if the block succeeds, else removed.
 
     Args:
-        path: A folder that does not exist, or holds nothing.
+        path: A folder that does not exist, or is empty.
 
     Raises:
-        StageLensError: It holds something; nothing is ever overwritten. Or nothing may be made.
+        StageLensError: It is not empty (nothing is ever overwritten), or the server is read-only.
     """
     check_changeable("Folders")
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
@@ -107,23 +106,25 @@ def new_folder(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(
         prefix=f".{path.name}-", dir=path.parent, ignore_cleanup_errors=True
     ) as folder:
+        # One level down: the temporary folder itself is private, and removed at the end.
         whole = Path(folder) / path.name
         whole.mkdir()
         yield whole
-        os.replace(whole, path)
+        os.replace(whole, path)  # fails if the empty folder was filled in the meantime
         _sync_folder(path.parent)
 
 
 def check_writable(path: Path) -> None:
-    """Find out before long work whether a file can be written in the end; leaves nothing behind.
+    """Check before long work that a file can be written when it ends; leaves nothing behind.
 
     Raises:
-        RunError: It cannot; says why, and what to do.
+        RunError: It cannot be written; says why, and what to do.
     """
     folder = next(each for each in path.absolute().parents if each.exists())
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        # Tried, because permissions alone do not show a read-only or full disk.
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
@@ -141,7 +142,7 @@ def cannot_write(path: Path, error: OSError) -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
+    if os.name != "posix":  # Windows opens no folders
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -167,6 +168,7 @@ def write_file(
     target = root / relative
     with atomic_path(target, sync_folder=sync_folder) as temporary:
         writer(temporary)
+        # Hashed before the rename, so that nobody else can have replaced the file.
         reference = FileRef(
             path=relative, sha256=sha256_of(temporary), bytes=temporary.stat().st_size
         )
@@ -174,7 +176,7 @@ def write_file(
 
 
 def write_json(path: Path, value: BaseModel) -> str:
-    """Write a schema object as indented JSON, atomically; returns the sha256 of its bytes."""
+    """Write a schema object as indented JSON, atomically; return the sha256 of its bytes."""
     data = (value.model_dump_json(indent=1) + "\n").encode()
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
@@ -199,6 +201,7 @@ def read_json(path: Path, schema: type[Schema], sha256: str | None = None) -> Sc
     try:
         return schema.model_validate_json(data)
     except ValidationError as error:
+        # Errors come in the order of the fields, and `version` is the first of a newer file.
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"]) or "the file as a whole"
         if field == "version" and isinstance(first["input"], int) and first["input"] > VERSION:

@@ -1,11 +1,11 @@
 """Runs on any file system that ``fsspec`` knows, through a local copy that fills as it is read.
 
-The copy of a run stands in a folder of its own of the cache: ``run/`` is the run folder,
-``origin.json`` says where the run is and what is there, ``fetched/`` holds a note for every file
-that was fetched. Small files come when the run is opened; weights, batches and evaluation sets when
-they are first used, and are checked then against the sha256 that the recording names. The cache is
-bounded: what was not used for longest makes room, and is fetched again when it is used. What is
-computed is written into the copy, and :meth:`Origin.upload` brings it to where the run is.
+Each copy has its own folder in the cache: ``run/`` is the run folder, ``origin.json`` says where
+the run is and which files are there, ``fetched/`` holds a note for every file that was fetched.
+Small files are fetched when the run is opened; weights, batches and evaluation sets when they are
+first used, and are then checked against the sha256 in the recording. The cache is bounded: the
+least recently used files make room, and are fetched again when needed. Results are written into
+the copy, and :meth:`Origin.upload` brings them to where the run is.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from .files import atomic_path, read_json, sha256_of, write_json
 from .schema import FileRef, check_relative
 
 SIZE = "20GB"
-"""What the cache may hold where ``STAGELENS_CACHE_SIZE`` says nothing."""
+"""What the cache may hold if ``STAGELENS_CACHE_SIZE`` is not set."""
 
 _WHEN_USED = re.compile(r"\.safetensors$|^sets/[^/]+/(?!set\.json$)")
-"""Files that come when they are used: all of them are named with their sha256."""
+"""Files that are fetched when they are used: the recording has the sha256 of each of them."""
 
 _NEVER = re.compile(r"(^|/)\.|\.tmp$|^results/shards/")
-"""Files that are under way."""
+"""Files that are still being written."""
 
 _ADDED = ("results/", "findings/", "slices/", "sets/")
-"""What is computed, or added by people, and goes back to where the run is."""
+"""Results, and what people add; both go back to where the run is."""
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)/")
 _UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -47,7 +47,7 @@ class Entry(BaseModel):
 
     Attributes:
         bytes: Its size.
-        stamp: Changes when it is written again.
+        stamp: Changes when the file is written again.
     """
 
     bytes: int
@@ -55,11 +55,12 @@ class Entry(BaseModel):
 
 
 class _Note(BaseModel):
-    """What was fetched of a file, or brought to where the run is.
+    """A file as it was fetched, or brought to where the run is.
 
     Attributes:
         entry: The file there.
-        modified: Of the file here then, in nanoseconds; another one was written since.
+        modified: When the file here was modified, in nanoseconds; if that differs now, the file
+            was written here since.
     """
 
     entry: Entry
@@ -72,12 +73,12 @@ class _Listing(BaseModel):
 
 
 def is_remote(path: str | Path) -> bool:
-    """Whether a run is named by an address, as ``s3://bucket/run``, and not by a folder."""
+    """Whether a run is named by an address such as ``s3://bucket/run``, not by a folder."""
     return "://" in str(path)
 
 
 def cache_folder() -> Path:
-    """Where the copies of runs stand."""
+    """Where the copies of runs are kept."""
     own = os.environ.get("STAGELENS_CACHE")
     if own:
         return Path(own).expanduser().resolve()
@@ -89,7 +90,7 @@ def cache_size() -> int:
     """Bytes that the cache may hold.
 
     Raises:
-        StageLensError: ``STAGELENS_CACHE_SIZE`` is no such amount.
+        StageLensError: ``STAGELENS_CACHE_SIZE`` is not an amount of bytes.
     """
     text = (os.environ.get("STAGELENS_CACHE_SIZE") or SIZE).strip()
     amount = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MGT]B)", text, re.IGNORECASE)
@@ -108,10 +109,11 @@ def copy_of(url: str) -> Path:
     """
     name = hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:24]
     folder = cache_folder() / name
+    # Private: the run may be, whatever the umask is.
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _reading(url):
         files, root = _file_system(url)
-        files.invalidate_cache()
+        files.invalidate_cache()  # fsspec keeps listings, which may be older than the run
         found = files.find(root, detail=True)
     listed = {
         _relative(root, path, url): Entry(bytes=int(facts["size"] or 0), stamp=_stamp(facts))
@@ -131,9 +133,9 @@ def _read_listing(root: Path) -> _Listing:
 
 @contextmanager
 def local_folders(paths: Sequence[str | Path]) -> Iterator[list[Path]]:
-    """Checkpoint folders; of those elsewhere copies, which go when the block ends.
+    """Checkpoint folders; those elsewhere as copies, which are removed when the block ends.
 
-    Of the folders ``checkpoint-N`` that a Trainer writes only the last one is fetched whole.
+    Of the folders ``checkpoint-N`` that a Trainer writes, only the last is fetched.
 
     Args:
         paths: Folders, or addresses of folders.
@@ -151,6 +153,8 @@ def local_folders(paths: Sequence[str | Path]) -> Iterator[list[Path]]:
             if not is_remote(path):
                 found.append(Path(path))
                 continue
+            # Folders of one name may lie in different places, and neighbours have to stay
+            # neighbours: the order of training is checked by their numbers.
             above, _, name = str(path).rstrip("/").rpartition("/")
             folder = Path(temporary) / hashlib.sha256(above.encode()).hexdigest()[:8] / name
             with _reading(str(path)):
@@ -168,7 +172,7 @@ def _fetch_checkpoint(url: str, folder: Path) -> None:
     for name, path in names.items():
         numbered = _CHECKPOINT.match(name)
         own = folder / name
-        own.parent.mkdir(parents=True, exist_ok=True)
+        own.parent.mkdir(parents=True, exist_ok=True)  # also for earlier ones, which are then named
         if numbered is None or int(numbered[1]) == max(steps):
             files.get_file(path, str(own))
 
@@ -180,7 +184,7 @@ class Origin:
         root: The copy, a run folder in the cache.
 
     Raises:
-        RunError: What the cache says of it is damaged.
+        RunError: What the cache says about it is damaged.
     """
 
     def __init__(self, root: Path) -> None:
@@ -190,13 +194,14 @@ class Origin:
 
     @classmethod
     def of(cls, root: Path) -> Origin | None:
-        """That of a run folder; None where it is no copy in the cache."""
+        """The origin of a run folder; None if that is not a copy in the cache."""
+        # Only below the cache: a folder from elsewhere must not make this process fetch anything.
         inside = root.name == "run" and root.parent.parent == cache_folder()
         return cls(root) if inside and (root.parent / "origin.json").is_file() else None
 
     def refresh(self) -> None:
         """Fetch small files that are new or changed there, and drop those that are gone."""
-        for relative in [*self._notes()]:
+        for relative in [*self._notes()]:  # a list, because notes are removed on the way
             if relative not in self.listed and not self._changed_here(relative):
                 self.drop(relative)
         for relative, entry in self.listed.items():
@@ -209,7 +214,7 @@ class Origin:
                 self._fetch(relative, entry)
 
     def bring(self, reference: FileRef) -> None:
-        """See to it that a recorded file is here; its sha256 is checked when it is fetched.
+        """Make sure that a recorded file is here; its sha256 is checked when it is fetched.
 
         Raises:
             RunError: It is not there, does not fit into the cache, or is not what was recorded.
@@ -217,7 +222,7 @@ class Origin:
         path, note = self.root / reference.path, self._note_path(reference.path)
         if path.is_file() and path.stat().st_size == reference.bytes:
             if note.is_file():
-                os.utime(note)  # it was used now
+                os.utime(note)  # a note's time is when its file was last used
             return
         entry = self.entry(reference.path)
         if entry is None:
@@ -228,9 +233,9 @@ class Origin:
         self._fetch(reference.path, entry, reference.sha256)
 
     def entry(self, relative: str) -> Entry | None:
-        """What is there of a file; None where there is none."""
+        """What is there of a file, or None."""
         if relative not in self.listed:
-            self.listed = _read_listing(self.root).files  # it was uploaded since, perhaps
+            self.listed = _read_listing(self.root).files  # it may have been uploaded since
         return self.listed.get(relative)
 
     def drop(self, relative: str) -> None:
@@ -251,7 +256,7 @@ class Origin:
         self._write_note(relative, entry)
 
     def upload(self) -> list[str]:
-        """Bring what was computed here to where the run is; returns the paths of these files.
+        """Bring what was computed here to where the run is; return the paths of these files.
 
         Raises:
             RunError: Nothing can be written there.
@@ -265,7 +270,7 @@ class Origin:
                 there = f"{root}/{relative}"
                 files.makedirs(there.rpartition("/")[0], exist_ok=True)
                 files.put_file(str(self.root / relative), there)
-                files.invalidate_cache()
+                files.invalidate_cache()  # else `info` may describe the file that was there before
                 facts = files.info(there)
                 entry = Entry(bytes=int(facts["size"] or 0), stamp=_stamp(facts))
                 self._write_note(relative, entry)
@@ -282,7 +287,7 @@ class Origin:
         try:
             return _Note.model_validate_json(self._note_path(relative).read_bytes())
         except (OSError, ValidationError):
-            return None
+            return None  # as if never fetched: the file counts as written here, and is kept
 
     def _write_note(self, relative: str, entry: Entry) -> None:
         modified = (self.root / relative).stat().st_mtime_ns
@@ -294,12 +299,12 @@ class Origin:
             yield path.relative_to(folder).as_posix().removesuffix(".json")
 
     def _changed_here(self, relative: str) -> bool:
-        """Whether a file was written here since it was fetched or uploaded, or never was."""
+        """Whether a file was written here since it was fetched or uploaded, if it ever was."""
         path, note = self.root / relative, self._note(relative)
         return path.is_file() and (note is None or note.modified != path.stat().st_mtime_ns)
 
     def _make_room(self, size: int, relative: str) -> None:
-        """Remove what was not used for longest, of any run, until the cache can take ``size``."""
+        """Remove the least recently used files, of any run, until the cache can take ``size``."""
         most = cache_size()
         if size > most:
             raise RunError(
@@ -311,13 +316,13 @@ class Origin:
         for _, own, origin, name in held:
             if total + size <= most:
                 return
-            if _WHEN_USED.search(name):
+            if _WHEN_USED.search(name):  # others are fetched only when a run is opened
                 origin.drop(name)
                 total -= own
 
 
 def _held() -> Iterator[tuple[int, int, Origin, str]]:
-    """What was fetched into the cache: when it was used last, its size, whose it is, its path."""
+    """Every file fetched into the cache: time of last use, size, origin, path."""
     for folder in cache_folder().glob("*/origin.json"):
         origin = Origin(folder.parent / "run")
         for name in origin._notes():
@@ -338,12 +343,12 @@ def _file_system(url: str) -> tuple[Any, str]:
 
 @contextmanager
 def _reading(url: str, done: str = "read") -> Iterator[None]:
-    """Whatever a file system raises, as an error that names the address."""
+    """Turn whatever a file system raises into an error that names the address."""
     try:
         yield
     except StageLensError:
         raise
-    except Exception as error:  # of any library that a file system is made of
+    except Exception as error:  # each file system has errors of its own libraries
         told = " ".join(str(error).split()) or "no reason is given"
         raise RunError(
             f"{url} cannot be {done} ({type(error).__name__}: {told}); check the address, and that "
@@ -352,13 +357,14 @@ def _reading(url: str, done: str = "read") -> Iterator[None]:
 
 
 def _relative(root: str, path: str, url: str) -> str:
-    try:
+    try:  # the listing is foreign, and must not make a copy write outside its folder
         return check_relative(path[len(root) :].lstrip("/"))
     except ValueError as error:
         raise RunError(f"{url}: {error}; it is not opened") from None
 
 
 def _stamp(facts: dict[str, Any]) -> str:
-    """Of a file, from what its file system says of it."""
+    """A stamp of a file, from what its file system says about it."""
+    # All of it: file systems differ in whether they tell a time, a version or a checksum.
     told = {key: str(value) for key, value in sorted(facts.items())}
     return hashlib.sha256(repr(told).encode()).hexdigest()[:16]

@@ -31,8 +31,8 @@ from .task_files import identity, read_assets
 if TYPE_CHECKING:
     from .states import TrainingState
 
-# What the run digest covers of a stage beside its steps: the recorded training, and not how long
-# it took, what it is called in sentences, or which file holds it.
+# What the run digest covers of a stage beside its steps: the recorded training, not how long it
+# took, how people describe it, or which file holds it. Change it, and stored results are lost.
 _DIGESTED: Any = {
     "name": True,
     "optimizer": True,
@@ -46,7 +46,7 @@ _DIGESTED: Any = {
     "start": {"model": {"sha256"}, "optimizer": {"sha256"}},
     "end": {"model": {"sha256"}, "optimizer": {"sha256"}},
 }
-# Absent where they say nothing, so that digests of runs that do without them stay what they are.
+# Left out where they have their defaults, so that digests of runs without them do not change.
 _STATE: Any = {"more": {"__all__": {"sha256"}}, "fixed": {"sha256"}, "names": True}
 _DIGESTED_IF_SAID: Any = {
     "origin": True,
@@ -99,12 +99,12 @@ class Stage:
 
     @property
     def updates(self) -> int:
-        """How many optimiser steps the stage had: recorded, or reported by a Trainer; else 0."""
+        """How many optimiser steps the stage had, as recorded or reported by a Trainer; else 0."""
         return self.facts.updates or self.steps
 
     @property
     def optimizer(self) -> OptimizerFacts:
-        """The optimiser as replay makes it again.
+        """The optimiser as replay rebuilds it.
 
         Raises:
             Refused: No steps were recorded.
@@ -126,14 +126,14 @@ class Stage:
 
     @property
     def appeared(self) -> list[str]:
-        """What has no value, or fewer rows, before an assembled stage; a recorded one knows all."""
+        """What has no value, or fewer rows, before an assembled stage; empty for a recorded one."""
         if self.facts.origin == "recorded":
             return []
         return [*self.facts.boundary.new, *self.facts.boundary.grown]
 
     @property
     def not_recorded(self) -> str:
-        """Why nothing that needs the steps of an assembled stage can be given, for messages."""
+        """Why nothing that needs steps can be had of an assembled stage, for messages."""
         return (
             f"no steps were recorded of stage {self.name!r}: this run was assembled from "
             "checkpoints; use --estimator task-vector, or record the stage while it is trained"
@@ -142,7 +142,7 @@ class Stage:
     def table(self) -> pd.DataFrame:
         """One row per step: ``step``, ``loss`` and ``lr`` (of the first parameter group).
 
-        Of an assembled stage, those steps that a Trainer reported, with NaN where it left one out.
+        Of an assembled stage, the steps that a Trainer reported, with NaN for what it left out.
         """
         if self.facts.history is not None:
             return read_history(self._files, self.facts.history)
@@ -176,7 +176,7 @@ class Stage:
                 yield checkpoint.step, self._state(checkpoint.state)
 
     def _state(self, reference: StateRef) -> TrainingState:
-        from .states import load_state
+        from .states import load_state  # here, because it imports torch
 
         return load_state(self._files, reference)
 
@@ -189,8 +189,8 @@ class Run:
         name: As given at recording.
         stages: The finished stages, in training order.
         unfinished: Stages whose recording was stopped or is still under way.
-        problems: Sentences on what is missing, set aside, or to be known of an assembled run;
-            empty where all is well.
+        problems: Sentences on what is missing or set aside, or worth knowing of an assembled
+            run; empty if all is well.
     """
 
     def __init__(self, path: Path, file: RunFile, task: Task | None) -> None:
@@ -285,19 +285,19 @@ class Run:
 
     @cached_property
     def task(self) -> Task:
-        """The run's task: the one given when opening, else found by its registered name.
+        """The run's task: the one given to ``open_run``, else found by its registered name.
 
         Raises:
             TaskError: It is not installed; says how to give it.
         """
         if self._task is not None:
             return self._task
-        from stagelens.tasks import find_task
+        from stagelens.tasks import find_task  # here, because tasks may import torch
 
         return find_task(self.file.task.name, self.file.task.config, self.task_assets())
 
     def task_assets(self) -> dict[str, bytes]:
-        """The small files that the task is made again from, by name; read now, and checked.
+        """The small files that the task is rebuilt from, by name; read and checked now.
 
         Raises:
             RunError: One was changed after it was written.
@@ -348,7 +348,7 @@ class Run:
         """An evaluation set that models of the run can be measured on.
 
         Raises:
-            SetError: Its inputs are none that the run's task takes.
+            SetError: The run's task does not take such inputs.
             RunError: There is none of that name.
         """
         examples = self.evaluation_set(name)
@@ -356,7 +356,7 @@ class Run:
         return examples
 
     def evaluation_set(self, name: str | None = None) -> EvaluationSet:
-        """An evaluation set by name; None takes the only one, else ``test``.
+        """An evaluation set by name; for None the only one, else ``test``.
 
         Raises:
             RunError: There is none of that name; lists those that exist.
@@ -382,8 +382,8 @@ def open_run(path: str | Path, task: Task | None = None) -> Run:
 
     Args:
         path: The run folder, or its address on a file system that ``fsspec`` knows
-            (``s3://bucket/run``): it is then read through a copy in the cache.
-        task: The task, where it is not installed or needs code of your own (a ``build_model``).
+            (``s3://bucket/run``), to be read through a copy in the cache.
+        task: The task, if it is not installed or needs code of your own (a ``build_model``).
 
     Raises:
         RunError: The folder is missing, damaged or foreign; names the file and the field.

@@ -1,13 +1,13 @@
-"""What stands in a run folder's JSON files, as pydantic models.
+"""The contents of a run folder's JSON files, as pydantic models.
 
 Layout::
 
     run.json                          RunFile
-    task/tokenizer.json, ...          small files that the task needs, where it needs any
+    task/tokenizer.json, ...          small files that the task needs, if any
     stages/00-pretrain/stage.json     StageFile
     stages/00-pretrain/steps-00000.parquet, batches-00000.safetensors, ...   numbered parts
     stages/00-pretrain/start.model.safetensors, start.optimizer.safetensors, end....
-    checkpoints/00-base/model.safetensors, ...    of an assembled run: checkpoints, as they were
+    checkpoints/00-base/model.safetensors, ...    of an assembled run: its checkpoints, unchanged
     sets/test/set.json, examples.parquet      SetFile
     results/                          derived; keyed by digest, never part of the run digest
 
@@ -26,17 +26,18 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 VERSION: Literal[1] = 1
-"""Version of the layout; a folder of a newer one is refused with what to do."""
+"""Version of the layout; a folder with a newer one is refused, saying what to do."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
 
 
 def check_name(name: str) -> str:
-    """A name of a run, stage or set that can stand in paths, links and sentences.
+    """Check that a run, stage or set can have this name in paths, links and sentences.
 
     Raises:
-        ValueError: It has other characters, or is longer than 64.
+        ValueError: It has other characters, or more than 64.
     """
+    # Windows drops dots and spaces at the end of a file name.
     if not _NAME.fullmatch(name) or name.endswith((".", " ")):
         raise ValueError(
             f"{name!r} is not a usable name: use up to 64 letters, digits, spaces, '.', '_' or "
@@ -46,11 +47,12 @@ def check_name(name: str) -> str:
 
 
 def check_relative(path: str) -> str:
-    """A path that leads to a file below the run folder.
+    """Check that a path leads to a file below the run folder.
 
     Raises:
-        ValueError: It leads elsewhere, or is none that every system takes.
+        ValueError: It leads elsewhere, or is not valid on every system.
     """
+    # On Windows a backslash separates folders, and a colon follows a drive.
     parts = path.split("/")
     if (
         path.startswith("/")
@@ -68,11 +70,12 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class _Model(BaseModel):
+    # A field that is not known is damage or a newer version, never something to ignore.
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class FileRef(_Model):
-    """A file of the run folder, with what proves it untouched."""
+    """A file of the run folder, with what proves that it was not changed."""
 
     path: RelativePath
     sha256: Sha256
@@ -86,9 +89,9 @@ class StateRef(_Model):
         model: Parameters and buffers, or the first shard of them.
         more: Further shards of them.
         fixed: Buffers that the architecture determines, which a checkpoint leaves out.
-        names: Parameter or buffer to its name in these files, which may hold others too; None
-            where they hold what the module has, under its names.
-        optimizer: Its state, where there is any.
+        names: Parameter or buffer to its name in these files, which may hold other tensors too;
+            None if they hold exactly what the module has, under its names.
+        optimizer: The optimiser's state, if any.
     """
 
     model: FileRef
@@ -99,7 +102,7 @@ class StateRef(_Model):
 
     @property
     def shards(self) -> list[FileRef]:
-        """The files of what was trained."""
+        """The files that hold what was trained."""
         return [self.model, *self.more]
 
     @property
@@ -116,9 +119,9 @@ class ParameterGroup(_Model):
 
 
 class OptimizerFacts(_Model):
-    """The optimiser of a stage, as replay makes it again.
+    """The optimiser of a stage, as replay rebuilds it.
 
-    In an assembled run it is what a Trainer's checkpoint tells: parameters are then not known.
+    In an assembled run it comes from a Trainer's checkpoint, which does not name the parameters.
     """
 
     name: Literal["SGD", "Adam", "AdamW"]
@@ -130,9 +133,9 @@ class LowRank(_Model):
     """What a merged adapter adds to a weight: ``scaling * B A``, by the names of its factors.
 
     Attributes:
-        a: A, (r, in), in the stage before.
-        b: B, (out, r), in the stage before.
-        scaling: alpha / r, or alpha / sqrt(r).
+        a: A, (r, in), in the previous stage.
+        b: B, (out, r), in the previous stage.
+        scaling: alpha / r, or alpha / sqrt(r) for rsLoRA.
         transposed: Whether the weight is (in, out), as in embeddings and GPT-2's Conv1D.
     """
 
@@ -143,21 +146,21 @@ class LowRank(_Model):
 
 
 class Boundary(_Model):
-    """What happened between the end of the stage before and this stage's start.
+    """What happened between the end of the previous stage and the start of this one.
 
     Attributes:
-        optimizer: Whether the optimiser's state was carried over; for people to read.
+        optimizer: Whether the optimiser's state was carried over; only for people to read.
         carried: Parameters whose optimiser state was carried.
         new: Parameters and buffers that did not exist before, or were re-initialised.
-        grown: Parameters that got further rows behind those that they had, to how many these were.
+        grown: Parameters that gained rows at their end, to the number of rows before.
         removed: Parameters and buffers that no longer exist.
         frozen: Parameters of the model that this stage does not train.
         adapters: What happened to LoRA adapters, in order.
-        renamed: Name to the name before, where it is another. Two names can have had the same:
+        renamed: Name to the previous name, where it differs. Two names can share a previous one:
             an adapter that trains a whole module trains a copy of it.
-        merged: Name to what was added to its value before.
-        deviation: Largest norm, over the merged weights, by which the recorded start differs from
-            what this operation gives here, relative to the weight's own; 0 is bit for bit.
+        merged: Name to what was added to its previous value.
+        deviation: Norm of the recorded start minus what this operation gives here, relative to the
+            weight's norm; the largest over the merged weights. 0 means bit for bit.
     """
 
     optimizer: Literal["new", "carried", "partly carried", "not known"]
@@ -172,12 +175,12 @@ class Boundary(_Model):
     deviation: float = Field(default=0.0, ge=0)
 
     def source(self, name: str) -> str:
-        """What a name that is not new was called before."""
+        """The previous name of a parameter or buffer that is not new."""
         return self.renamed.get(name, name)
 
 
 class PartRef(_Model):
-    """One flush: consecutive steps, and the batches that were kept of them."""
+    """One flush: consecutive steps, and those of their batches that were kept."""
 
     first_step: int = Field(ge=0)
     steps: int = Field(ge=1)
@@ -202,18 +205,18 @@ class Environment(_Model):
 
 
 Precision = Literal["float32", "bf16", "fp16"]
-"""What forward passes cast matrix products to under autocast; float32 where they cast nothing."""
+"""What autocast casts matrix products to in forward passes; float32 without autocast."""
 
 
 class BestModel(_Model):
     """A boundary operation at a stage's end: the loop went back to its best model.
 
-    The stage ends at that step, with the training state as it was there. A replay goes back to the
-    same step, also where it trains another model that might have been best elsewhere.
+    The stage ends at that step, with its training state. A replay goes back to the same step, even
+    though the model that it trains might have been best at another.
 
     Attributes:
-        trained: How many steps were trained; those behind the stage's last one do not count.
-        metric: What was best, as the loop names it.
+        trained: How many steps were trained; those after the stage's last one do not count.
+        metric: What the model was best by, as the loop names it.
         value: Its value.
     """
 
@@ -226,12 +229,12 @@ class StageFile(_Model):
     """``stage.json``: one stage. While it is being recorded, ``status`` is ``recording``.
 
     An assembled stage is known by its boundaries alone: it has no steps, no environment, and an
-    optimiser only where a Trainer wrote one down. What is new in it is in its end state only.
+    optimiser only if a Trainer wrote it down. What is new in it is in its end state only.
 
     Attributes:
         history: Table of the steps that a Trainer reported: ``step``, ``loss``, ``lr``.
-        updates: How many updates it reported.
-        beside: Further files of an assembled stage's checkpoint, by name: its configuration.
+        updates: How many updates the Trainer reported.
+        beside: Further files of an assembled stage's checkpoint by name, such as config.json.
     """
 
     version: Literal[1] = VERSION
@@ -262,12 +265,13 @@ class StageFile(_Model):
 
     @model_validator(mode="after")
     def _recorded_facts(self) -> StageFile:
+        # Replay rebuilds both; only checkpoints that others saved come without.
         if self.origin == "recorded" and (self.optimizer is None or self.environment is None):
             raise ValueError("a recorded stage has an optimizer and an environment")
         return self
 
     def files(self) -> Iterator[FileRef]:
-        """All files that it names."""
+        """Files of its states and steps, as a recorded stage has them."""
         states = [self.start, self.end, *(checkpoint.state for checkpoint in self.checkpoints)]
         pairs: list[tuple[FileRef, FileRef | None]]
         pairs = [(state.model, state.optimizer) for state in states if state is not None]
@@ -292,7 +296,7 @@ class StageRef(_Model):
 
 
 class RunFile(_Model):
-    """``run.json``. ``notes`` are sentences on what people should know of an assembled run."""
+    """``run.json``. ``notes`` are sentences that people should know about an assembled run."""
 
     version: Literal[1] = VERSION
     name: Name
@@ -307,11 +311,11 @@ class SetFile(_Model):
 
     Attributes:
         kind: What an example's input is.
-        inputs: Names of the columns of the input, where they are others than the kind itself.
+        inputs: Names of the input's columns, unless that is the kind itself.
         columns: Metadata columns, in order.
-        digest: Over ids, inputs, labels and metadata, so over everything that results depend on.
+        digest: Over ids, inputs, labels and metadata: all that results depend on.
         footer_sha256: Of the table's parquet footer, which page checksums do not cover.
-        notes: What the task said of inputs when they were added, to how many it applies.
+        notes: What the task said about inputs when they were added, to how many it applies to.
     """
 
     version: Literal[1] = VERSION
@@ -331,6 +335,7 @@ class SetFile(_Model):
 
 def canonical_json(value: Any) -> str:
     """JSON in one spelling, for digests: sorted keys, no spaces, no NaN."""
+    # NaN is not JSON: other readers would refuse it, or spell it in their own way.
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True
     )

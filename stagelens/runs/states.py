@@ -26,8 +26,8 @@ class TrainingState:
     """Everything that an update reads or writes, at one moment.
 
     Attributes:
-        model: Parameters and buffers by name, shared parameters once.
-        optimizer: Per parameter the optimiser's tensors; a parameter that never had a gradient
+        model: Parameters and buffers by name; shared parameters appear once.
+        optimizer: Per parameter, the optimiser's tensors; a parameter that never had a gradient
             has no entry.
     """
 
@@ -46,19 +46,20 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[int, str]
     """The optimiser's own state tensors (not copies), by parameter name.
 
     Args:
-        optimizer: One of the supported ones.
+        optimizer: Of a supported kind.
         names: ``id(parameter)`` to name.
     """
     states: OptimizerState = {}
     for parameter, state in optimizer.state.items():
         tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-        if tensors:
+        if tensors:  # nothing is written of an empty entry, so it would not come back
             states[names[id(parameter)]] = tensors
     return states
 
 
 def copied(tensor: Tensor) -> Tensor:
-    """A copy on the CPU, without gaps and without gradients."""
+    """A contiguous copy on the CPU, without gradients."""
+    # copy=True: on the CPU, training would go on to change the very tensor that was kept.
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
@@ -89,6 +90,7 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in own.items():
             recorded = tensors[name]  # once: a mapping may compute it
+            # copy_ would broadcast a smaller shape without a word.
             if tensor.shape != recorded.shape:
                 raise RunError(
                     f"{name} has shape {tuple(tensor.shape)} in the model that the task builds, "
@@ -101,9 +103,10 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _retyped(model: nn.Module, name: str, dtype: torch.dtype) -> Tensor:
-    """Give one parameter or buffer the recorded dtype: a cast value would be another value."""
+    """Give one parameter or buffer the recorded dtype: a cast would change its value."""
     module, _, attribute = name.rpartition(".")
     own: Tensor = getattr(model.get_submodule(module), attribute)
+    # Through .data the parameter stays the same object, so that tied weights stay tied.
     own.data = own.data.to(dtype)
     return own.detach()
 
@@ -122,12 +125,12 @@ def _difference(built: object, recorded: object) -> str:
 def load_optimizer(
     optimizer: torch.optim.Optimizer, names: Mapping[int, str], states: OptimizerState
 ) -> None:
-    """Give an optimiser recorded state, copied; parameters that it does not train get none.
+    """Copy recorded state into an optimiser; that of parameters it does not train is ignored.
 
     Args:
-        optimizer: Without state, or with one that is replaced.
+        optimizer: State that it has of recorded parameters is replaced.
         names: ``id(parameter)`` to name.
-        states: Per parameter the optimiser's tensors, as they were recorded.
+        states: Per parameter, the optimiser's tensors as recorded.
 
     Raises:
         RunError: The state is that of another kind of optimiser.
@@ -136,7 +139,7 @@ def load_optimizer(
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             tensors = states.get(names[id(parameter)])
-            if tensors is None:
+            if tensors is None:  # it never had a gradient: torch makes its state at the first
                 continue
             if not tensors.keys() <= set(SUPPORTED_OPTIMIZERS[kind].state):
                 raise RunError(
@@ -144,7 +147,8 @@ def load_optimizer(
                     "use the kind of optimiser that it was recorded with, or a new state"
                 )
             optimizer.state[parameter] = {
-                # torch keeps Adam's step count on the CPU unless the optimiser is fused.
+                # Copies, because an optimiser updates its state in place. torch keeps Adam's step
+                # count on the CPU unless the optimiser is fused.
                 key: tensor.clone()
                 if key == "step" and not group.get("fused")
                 else tensor.to(parameter.device, copy=True)
@@ -153,7 +157,8 @@ def load_optimizer(
 
 
 def save_tensors(root: Path, relative: str, tensors: Mapping[str, Tensor]) -> FileRef:
-    """Write named tensors as safetensors, atomically; a JSON file that names them has to follow."""
+    """Write named tensors as safetensors, atomically; the JSON file that names them comes next."""
+    # safetensors refuses tensors that are not contiguous.
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     return write_file(root, relative, lambda path: save_file(contiguous, path), sync_folder=False)
 
@@ -161,14 +166,14 @@ def save_tensors(root: Path, relative: str, tensors: Mapping[str, Tensor]) -> Fi
 def save_state(
     root: Path, prefix: str, state: TrainingState, there: StateRef | None = None
 ) -> StateRef:
-    """Write ``{prefix}.model.safetensors`` and, where there is any, ``{prefix}.optimizer...``.
+    """Write ``{prefix}.model.safetensors`` and, if there is state, ``{prefix}.optimizer...``.
 
     Args:
         root: The run folder.
         prefix: Path inside it, without the endings.
         state: What to write.
-        there: A state whose files hold the same parameters and buffers already; they are not
-            written again then.
+        there: A state whose files already hold these parameters and buffers; they are then not
+            written again.
     """
     flat = {f"{n}/{key}": t for n, keys in state.optimizer.items() for key, t in keys.items()}
     optimizer = save_tensors(root, f"{prefix}.optimizer.safetensors", flat) if flat else None
@@ -179,7 +184,7 @@ def save_state(
 
 
 def load_state(files: CheckedFiles, reference: StateRef) -> TrainingState:
-    """Read a boundary or checkpoint, its files checked by digest.
+    """Read a boundary or checkpoint, checking its files by digest.
 
     Raises:
         RunError: A file is missing, truncated or edited.
@@ -187,13 +192,14 @@ def load_state(files: CheckedFiles, reference: StateRef) -> TrainingState:
     optimizer: OptimizerState = {}
     if reference.optimizer is not None:
         for flat, tensor in map_tensors(files.path(reference.optimizer)).items():
+            # From the right: names of parameters may hold a slash, the optimiser's keys do not.
             name, _, key = flat.rpartition("/")
             optimizer.setdefault(name, {})[key] = tensor
     return TrainingState(load_model(files, reference), optimizer)
 
 
 def load_model(files: CheckedFiles, reference: StateRef) -> dict[str, Tensor]:
-    """Parameters and buffers by name; views of the memory-mapped files, read when used.
+    """Parameters and buffers by name, as views of memory-mapped files that are read when used.
 
     Args:
         files: Of the run folder.
@@ -217,7 +223,7 @@ def load_model(files: CheckedFiles, reference: StateRef) -> dict[str, Tensor]:
 
 
 def not_finite(tensors: Mapping[str, Tensor], names: Iterable[str]) -> str | None:
-    """The first of these names whose tensor holds a NaN or an infinity; None where none does."""
+    """The first of these names whose tensor holds a NaN or an infinity, or None."""
     for name in names:
         tensor = tensors.get(name)
         if tensor is None or not tensor.is_floating_point():
@@ -232,6 +238,7 @@ def same_tensor(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors agree bit for bit; NaN equals the same NaN."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
+    # As bytes: NaN != NaN, and -0.0 == 0.0. Flat first: torch views no scalar as bytes.
     bytes_a, bytes_b = (t.contiguous().reshape(-1).view(torch.uint8) for t in (a, b))
     return torch.equal(bytes_a, bytes_b)
 

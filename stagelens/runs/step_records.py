@@ -1,4 +1,4 @@
-"""One optimiser step as it was recorded: its settings, and what its forward passes saw."""
+"""One recorded optimiser step: its settings, and what its forward passes saw."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class MicroBatch:
-    """What one forward pass and its backward saw.
+    """What one forward and backward pass saw.
 
     Attributes:
-        batch: As :func:`stagelens.runs.batches.unflatten` gives it.
+        batch: As :func:`stagelens.runs.batches.unflatten` returns it.
         rng: Device name to the generator's state just before the forward pass; empty where the
             pass drew no random numbers.
-        divisor: What its loss was divided by before backward; None where that is the stage's
+        divisor: What its loss was divided by before backward; None if that was the stage's
             accumulation.
     """
 
@@ -33,13 +33,13 @@ class StepRecord:
 
     Attributes:
         step: Number within the stage, from 0.
-        loss: As the training loop reported it, mean over the micro-batches; where these have
-            divisors of their own, the sum of their divided losses.
-        groups: Hyperparameters per parameter group, as they were for this step.
+        loss: As the training loop reported it: the mean over the micro-batches or, if these have
+            their own divisors, the sum of their divided losses.
+        groups: Hyperparameters of each parameter group at this step.
         missing: Parameters of the optimiser that had no gradient.
-        divisors: One per micro-batch, kept or not: what its loss was divided by before backward.
-            None for all of them where that is the stage's accumulation.
-        batches: One entry per micro-batch, or None where the step's batches were not kept.
+        divisors: What the loss of each micro-batch, kept or not, was divided by before backward.
+            None for all of them if that was the stage's accumulation.
+        batches: One entry per micro-batch, or None if the step's batches were not kept.
     """
 
     step: int
@@ -67,4 +67,5 @@ class StepRecord:
         """The step's loss from those of its micro-batches; see ``loss``."""
         if self.plain:
             return sum(losses) / len(losses)
+        # `if d` is for the type checker: either all divisors are set, or none is.
         return sum(loss / d for loss, d in zip(losses, self.divisors, strict=True) if d)

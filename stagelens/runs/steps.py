@@ -1,9 +1,9 @@
-"""Recorded steps: one row each in numbered parquet parts, kept batches beside them.
+"""Recorded steps: one row each in numbered parquet parts, with kept batches beside them.
 
 A part is written as a whole: first its batches, then the table that names them, each atomically.
-So after a kill the newest part that has a table is complete. Tensors that are alike in all steps
-of a part are stacked to one (few large tensors are quick to write); the table names for each step
-the stacks that hold its tensors, in the order of the steps.
+So after a kill, every part that has a table is complete. Tensors of the same place, dtype and shape
+in the steps of a part are stacked (a few large tensors are quick to write); for each step the table
+names the stacks that hold its tensors, which follow the order of the steps.
 """
 
 from __future__ import annotations
@@ -48,12 +48,13 @@ _COLUMNS = pa.schema(
     ]
 )
 _NO_STEP = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError)
-"""What a row gives that was not recorded: its JSON, names and tensors do not go together."""
+"""Raised by a row that was not recorded: its JSON, names and tensors do not fit together."""
 
+# A damaged count must not make the reader allocate memory without bound.
 _MOST_MICRO_BATCHES = 1 << 20
 _DIVISORS = _COLUMNS.get_field_index("divisors")
 _COLUMNS_WITHOUT_DIVISORS = _COLUMNS.remove(_DIVISORS)
-"""As earlier versions recorded steps: every loss was divided by the accumulation."""
+"""Steps as earlier versions recorded them: every loss was divided by the accumulation."""
 _HISTORY = pa.schema([_COLUMNS.field(name) for name in ("step", "loss", "lr")])
 
 
@@ -62,8 +63,8 @@ class FlatMicroBatch:
     """A micro-batch as the recorder holds it until the next flush: copied, nothing nested.
 
     Attributes:
-        description: As :func:`stagelens.runs.batches.flatten` gives it.
-        tensors: Those that the description numbers.
+        description: As :func:`stagelens.runs.batches.flatten` returns it.
+        tensors: Those that the description refers to by number.
         rng: As in :class:`MicroBatch`.
         divisor: As in :class:`MicroBatch`.
     """
@@ -76,32 +77,37 @@ class FlatMicroBatch:
 
 @dataclass
 class FlatStep:
-    """A step as the recorder holds it until the next flush; no micro-batch where none is kept."""
+    """A step as the recorder holds it until the next flush; ``micro`` is empty if none is kept."""
 
     record: StepRecord
     micro: list[FlatMicroBatch]
 
 
 def stack_name(place: str, tensor: Tensor) -> str:
-    """Where tensors of this place in a step are stacked; those of one name are alike."""
+    """The stack for tensors of this place in a step; one stack has one dtype and shape."""
     kind = str(tensor.dtype).removeprefix("torch.")
     return f"{place} {kind} {'x'.join(map(str, tensor.shape))}".rstrip()
 
 
 class StepsDigest:
-    """Digest of a stage's steps, which does not depend on how they were divided into parts."""
+    """Digest of a stage's steps that does not depend on how they were divided into parts.
+
+    Each stack has a hash of its own, because a part holds its stacks one after another.
+    """
 
     def __init__(self) -> None:
         self._rows = hashlib.sha256()
         self._stacks: dict[str, Any] = {}
 
     def take_in(self, rows: Sequence[dict[str, Any]], stacks: Mapping[str, Tensor]) -> None:
-        """The next steps; within a stack their tensors follow each other in order."""
+        """Add the next steps; within a stack, their tensors follow in order."""
         import torch
 
+        # repr gives every float in full, so equal digests mean equal numbers.
         self._rows.update("".join(map(repr, rows)).encode())
         for name, stack in stacks.items():
             hasher = self._stacks.setdefault(name, hashlib.sha256())
+            # As bytes, because numpy has no bfloat16.
             hasher.update(stack.reshape(-1).view(torch.uint8).numpy().data)
 
     def hexdigest(self) -> str:
@@ -120,7 +126,7 @@ def write_part(
         folder: The stage's folder inside it.
         number: The part's number within the stage, from 0.
         steps: Consecutive steps.
-        so_far: Digest of the stage's steps before; takes in these.
+        so_far: Digest of the stage's earlier steps; these are added to it.
     """
     import torch
 
@@ -129,7 +135,7 @@ def write_part(
     stacks = {name: torch.stack(tensors) for name, tensors in collected.items()}
     so_far.take_in(rows, stacks)
     batches: FileRef | None = None
-    if stacks:
+    if stacks:  # batches first: a table on disk means that its batches are there too
         from safetensors.torch import save_file
 
         relative = f"{folder}/batches-{number:05d}.safetensors"
@@ -152,7 +158,7 @@ def write_part(
 
 
 def _row(step: FlatStep, collected: dict[str, list[Tensor]]) -> dict[str, Any]:
-    """A step's row; adds its tensors to those of their stacks."""
+    """A step's row; adds the step's tensors to their stacks."""
     record, names = step.record, []
     for number, micro in enumerate(step.micro):
         places = [*enumerate(micro.tensors), *micro.rng.items()]
@@ -173,14 +179,14 @@ def _row(step: FlatStep, collected: dict[str, list[Tensor]]) -> dict[str, Any]:
 
 
 def discover_parts(files: CheckedFiles, folder: str) -> list[PartRef]:
-    """The parts on disk of a stage that was not finished, in order.
+    """The parts on disk of an unfinished stage, in order.
 
     Raises:
         RunError: A part is missing or damaged; names the file.
     """
     parts: list[PartRef] = []
     found = len(list(files.inside(folder).glob("steps-*.parquet")))
-    for number in range(found):
+    for number in range(found):  # by number, so that a gap is a missing file, not fewer steps
         relative = f"{folder}/steps-{number:05d}.parquet"
         path = files.inside(relative)
         table = _read_table(path)
@@ -200,12 +206,12 @@ def discover_parts(files: CheckedFiles, folder: str) -> list[PartRef]:
 
 
 def parts_until(parts: Sequence[PartRef], step: int) -> list[PartRef]:
-    """The parts that hold the first ``step`` steps, where one of them ends there."""
+    """The parts that hold the first ``step`` steps, if one of them ends there."""
     return [part for part in parts if part.first_step + part.steps <= step]
 
 
 def recorded_digest(files: CheckedFiles, parts: Sequence[PartRef]) -> str:
-    """Digest of all steps of these parts, as recorded with the last of them; reads its footer.
+    """Digest of all steps of these parts, from the footer of the last one.
 
     Raises:
         RunError: The part is missing or was changed; names the file.
@@ -249,7 +255,7 @@ def steps_table(files: CheckedFiles, parts: Sequence[PartRef]) -> pd.DataFrame:
 
 
 def write_history(root: Path, relative: str, rows: pd.DataFrame) -> FileRef:
-    """Write what a Trainer reported of its steps: ``step``, ``loss`` and ``lr``."""
+    """Write what a Trainer reported about its steps: ``step``, ``loss`` and ``lr``."""
     table = pa.Table.from_pandas(rows, schema=_HISTORY, preserve_index=False)
     return write_file(
         root, relative, lambda path: pq.write_table(table, path, write_page_checksum=True)
@@ -268,7 +274,7 @@ def read_history(files: CheckedFiles, reference: FileRef) -> pd.DataFrame:
 class RecordedSteps(Sequence[StepRecord]):
     """The recorded steps of a stage, by number or in order.
 
-    One part's table is in memory at a time; a step's batches are read when the step is asked for.
+    One part's table is in memory at a time; a step's batches are read with the step.
 
     Args:
         files: The run folder's files.
@@ -295,6 +301,7 @@ class RecordedSteps(Sequence[StepRecord]):
     def __getitem__(self, index: int | slice) -> StepRecord | list[StepRecord]:
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
+        # Outside the block, where it stays an IndexError: that is how a loop over steps ends.
         with self._reading(step := range(len(self))[index]) as row:
             return _record(row, [self._tensor(name, step) for name in row["tensors"]])
 
@@ -305,7 +312,7 @@ class RecordedSteps(Sequence[StepRecord]):
 
     @contextmanager
     def _reading(self, step: int) -> Iterator[dict[str, Any]]:
-        """A step's row; what it holds that no step does becomes an error that names the file."""
+        """A step's row; contents that no step has become an error that names the file."""
         row = self._row(step)
         assert self._part is not None
         try:
@@ -314,10 +321,11 @@ class RecordedSteps(Sequence[StepRecord]):
             raise _foreign(self._files.root / self._part.table.path) from None
 
     def _tensor(self, name: str, step: int) -> tuple[str, Tensor]:
-        """A tensor of a step with its place in it."""
+        """A tensor of a step, with its place in the step."""
         row = self._places[name].index(step)
+        # Only this row is read: a stack holds the tensors of all steps of the part.
         found: Tensor = self._tensors.get_slice(name)[row : row + 1][0]
-        # Copied into aligned memory: torch crashes on a generator's state elsewhere.
+        # Copied into aligned memory: torch crashes on a generator state that lies elsewhere.
         return name.split(" ", 1)[0], found.clone()
 
     def _row(self, step: int) -> dict[str, Any]:
@@ -330,6 +338,7 @@ class RecordedSteps(Sequence[StepRecord]):
         path = self._files.path(part.table)
         self._part = part
         self._rows = _read_table(path).to_pylist()
+        # Rows are found by position, so their numbers have to be without gaps.
         numbers = [row["step"] for row in self._rows]
         if numbers != list(range(part.first_step, part.first_step + part.steps)):
             raise _foreign(path)
@@ -344,7 +353,8 @@ class RecordedSteps(Sequence[StepRecord]):
 
 
 def _record(row: dict[str, Any], tensors: Sequence[tuple[str, Tensor]] | None = None) -> StepRecord:
-    """A step; with its batches where its tensors are given, each with its place in the step."""
+    """A step, with its batches if its tensors are given, each with its place in the step."""
+    # Inside, because it imports torch, which pages that only list steps do without.
     from .batches import unflatten
 
     if not 1 <= row["micro_batches"] <= _MOST_MICRO_BATCHES:

@@ -43,7 +43,8 @@ _DTYPES = {
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
-# Linux counts a private mapping as memory that may be needed, unless it is told not to.
+# Linux counts a private mapping as memory that may be needed, and refuses a file larger than
+# memory, unless MAP_NORESERVE is set. Python has a name for it from 3.13 on.
 _NORESERVE = 0x4000 if sys.platform == "linux" else 0
 
 
@@ -62,12 +63,12 @@ class TensorFacts:
 
 @dataclass(frozen=True)
 class Header:
-    """What stands before the tensors of a safetensors file.
+    """What precedes the tensors in a safetensors file.
 
     Attributes:
         tensors: By name, in the order of the file.
         metadata: Texts by name; ``transformers`` asks for ``format``.
-        size: Its own bytes, so where the first tensor begins.
+        size: Its length in bytes, and so where the first tensor begins.
     """
 
     tensors: Mapping[str, TensorFacts]
@@ -79,7 +80,7 @@ def read_header(path: Path) -> Header:
     """Read and check the header of a safetensors file.
 
     Raises:
-        RunError: The file is truncated, or no safetensors file that torch can hold.
+        RunError: The file is damaged, not safetensors, or of a dtype that torch lacks.
     """
     try:
         with safe_open(path, framework="numpy"):  # checks lengths, offsets and overlaps
@@ -88,6 +89,7 @@ def read_header(path: Path) -> Header:
             (length,) = struct.unpack("<Q", file.read(8))
             content = json.loads(file.read(length))
         metadata = content.pop("__metadata__", {})
+        # JSON may list them in any order; map_tensors relies on that of the bytes.
         entries = sorted(content.items(), key=lambda item: item[1]["data_offsets"])
         tensors = {
             name: TensorFacts(_DTYPES[facts["dtype"]], tuple(facts["shape"]))
@@ -103,9 +105,9 @@ def read_header(path: Path) -> Header:
 
 
 def map_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file as views of the file, which are read when used.
+    """The tensors of a safetensors file, as views that read the file when they are used.
 
-    A tensor that is changed in place becomes memory of its own; the file stays as it is.
+    A tensor that is changed in place becomes separate memory; the file does not change.
 
     Raises:
         RunError: See :func:`read_header`.
@@ -118,13 +120,14 @@ def map_tensors(path: Path) -> dict[str, Tensor]:
         if count:
             flat = torch.frombuffer(mapped, dtype=facts.dtype, count=count, offset=place)
             tensors[name] = flat.view(facts.shape)
-        else:
+        else:  # torch.frombuffer refuses a count of 0
             tensors[name] = torch.empty(facts.shape, dtype=facts.dtype)
         place += facts.bytes
     return tensors
 
 
 def _mapped(path: Path) -> mmap.mmap:
+    # Writable, but copied on write: torch warns of read-only buffers, and tensors may be changed.
     with open(path, "rb") as file:
         if sys.platform == "win32":
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -142,7 +145,7 @@ def write_tensors(
     blocks: Callable[[str], Iterable[Tensor]],
     metadata: Mapping[str, str],
 ) -> None:
-    """Write a safetensors file without holding more of it than one block.
+    """Write a safetensors file, holding no more than one block of it at a time.
 
     Args:
         file: Open for writing, at its start.
@@ -151,7 +154,7 @@ def write_tensors(
         metadata: Texts for the header.
 
     Raises:
-        ValueError: The pieces of a tensor are not of its dtype, or not as many as its shape asks.
+        ValueError: The pieces of a tensor are not of its dtype, or do not fill its shape.
     """
     entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     place = 0
@@ -163,6 +166,7 @@ def write_tensors(
         }
         place += facts.bytes
     header = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    # Tensors begin at a multiple of 8 bytes, so that mapped 64-bit values are aligned.
     header += b" " * (-len(header) % 8)
     file.write(struct.pack("<Q", len(header)) + header)
     for name, facts in tensors.items():
@@ -170,6 +174,7 @@ def write_tensors(
         for block in blocks(name):
             if block.dtype != facts.dtype:
                 raise ValueError(f"{name} is {facts.dtype}, but a piece of it is {block.dtype}")
+            # As bytes, because numpy has no bfloat16; flat first, for scalars.
             written += file.write(block.contiguous().view(-1).view(torch.uint8).numpy().data)
         if written != facts.bytes:
             raise ValueError(f"{name} takes {facts.bytes} bytes, but its pieces have {written}")

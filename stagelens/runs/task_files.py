@@ -1,4 +1,4 @@
-"""A run's task on disk: its registered name, its config, and the assets it is made again from."""
+"""A run's task on disk: its registered name, its config, and the assets it is rebuilt from."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def write_task(root: Path, task: Task) -> TaskRef:
         task: Its config must be plain JSON.
 
     Raises:
-        RunError: An asset has a name that no file can have.
+        RunError: The name of an asset is not usable as a file name.
     """
     files = {}
     for name, content in sorted(task.assets.items()):
-        try:
+        try:  # the name comes from the task's author, and could lead out of the folder
             relative = f"task/{check_name(name)}"
         except ValueError as error:
             raise RunError(f"asset of task {task.name!r}: {error}") from None
@@ -46,13 +46,13 @@ def read_assets(files: CheckedFiles, reference: TaskRef) -> dict[str, bytes]:
 def identity(reference: TaskRef) -> dict[str, Any]:
     """What distinguishes one task from another: name, config and content of its assets."""
     own: dict[str, Any] = {"name": reference.name, "config": reference.config}
-    if reference.files:  # absent otherwise, so that digests of runs without any stay what they are
+    if reference.files:  # absent otherwise, so that digests of runs without any do not change
         own["files"] = {name: file.sha256 for name, file in reference.files.items()}
     return own
 
 
 def describes(reference: TaskRef, task: Task) -> bool:
-    """Whether a run's task is this one, configured as it is, with the same assets."""
+    """Whether a run's task is this one, with the same configuration and assets."""
     content = {name: hashlib.sha256(data).hexdigest() for name, data in task.assets.items()}
     recorded = {name: file.sha256 for name, file in reference.files.items()}
     return (reference.name, reference.config, recorded) == (task.name, task.config, content)

@@ -30,6 +30,7 @@ __all__ = [
     "with_adapter",
 ]
 
+# Repeated here, since importing the module that builds them loads torch.
 IMAGE_MODELS = ("cnn", "mlp")
 """Kinds of models that image classification builds itself."""
 
@@ -57,6 +58,7 @@ def load_task_class(target: str) -> type[Task]:
     module, _, attribute = target.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
+    # import_module raises ValueError for an empty name, as in ":Class".
     except (ImportError, AttributeError, ValueError) as error:
         raise TaskError(
             f"task {target!r} cannot be imported ({error}); give it as package.module:Class, "
@@ -70,17 +72,18 @@ def load_task_class(target: str) -> type[Task]:
 def make_task(
     task_class: type[Task], config: Mapping[str, Any], assets: Mapping[str, bytes]
 ) -> Task:
-    """The task that a run was recorded with, from what its folder keeps of it.
+    """Recreate the task of a run from what the run folder keeps of it.
 
     Args:
         task_class: From :func:`load_task_class`, or found by its registered name.
         config: As recorded.
-        assets: As recorded; given as the keyword ``assets`` where there are any.
+        assets: As recorded; passed as the keyword ``assets`` if there are any.
 
     Raises:
         TaskError: The class does not accept them.
     """
     try:
+        # A task that has no assets need not accept the keyword.
         return task_class(**config, **({"assets": assets} if assets else {}))
     except (TypeError, ValueError) as error:
         where = f"{task_class.__module__}:{task_class.__qualname__}"
@@ -91,14 +94,14 @@ def make_task(
 
 
 def why_missing(name: str, config: Mapping[str, Any]) -> str | None:
-    """Why a run's models cannot be built by what is installed here, without importing any of it.
+    """Why what is installed here cannot build a run's models; imports none of it.
 
     Args:
         name: The run's task, as registered.
         config: As recorded.
 
     Returns:
-        Words that go on from "its task ..."; None where nothing is known to be missing.
+        Words that continue "its task ..."; None if nothing is known to be missing.
     """
     if name not in BUILT_IN and not _registered(name):
         return f"{name!r} is not installed here"
@@ -118,8 +121,8 @@ def find_task(
     """Make the installed task of a registered name.
 
     Built-in tasks come first; others are found through the entry-point group
-    ``stagelens.tasks``. Only installed packages can register there: nothing that stands in a run
-    folder is imported.
+    ``stagelens.tasks``. Only installed packages can register there: nothing that a run
+    folder names is imported.
 
     Args:
         name: As registered.

@@ -30,7 +30,7 @@ _KEPT = (
     "use_rslora",
     "fan_in_fan_out",
 )
-"""What decides which modules there are and what they compute."""
+"""What decides which modules exist and what they compute."""
 
 _IMMATERIAL = {
     # Where the adapter came from, and what is done with it.
@@ -50,15 +50,15 @@ _IMMATERIAL = {
 
 
 def plain_adapter(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration of ``peft``, as plain JSON that :func:`with_adapter` takes.
+    """A ``peft`` configuration, as plain JSON that :func:`with_adapter` takes.
 
     Args:
         config: As ``LoraConfig.to_dict()`` or an ``adapter_config.json`` holds it, whole or in
-            part; ``adapter_name`` may stand beside, where it is not ``"default"``.
+            part; ``adapter_name`` may be added, if it is not ``"default"``.
 
     Raises:
-        TaskError: It is of another tuner than LoRA, or of a variant of LoRA (DoRA, say), whose
-            merging is another operation; names it.
+        TaskError: It belongs to another tuner than LoRA, or to a variant of LoRA (DoRA, say) that
+            merges differently; the message names it.
     """
     from peft import LoraConfig
 
@@ -68,6 +68,8 @@ def plain_adapter(config: Mapping[str, Any]) -> dict[str, Any]:
             f"the adapter is of kind {kind}, and only LoRA can be recorded and replayed; use "
             "peft.LoraConfig"
         )
+    # Variants of LoRA are options of the same class, and every version of peft adds some: what is
+    # not known here may pass only where it is off or has its default.
     usual = LoraConfig().to_dict()
     known = {*_KEPT, *_IMMATERIAL, "peft_type", "adapter_name"}
     for name, value in config.items():
@@ -77,6 +79,7 @@ def plain_adapter(config: Mapping[str, Any]) -> dict[str, Any]:
                 "plain LoRA that can be recorded and replayed; omit it"
             )
     kept = {name: _plain(config.get(name)) for name in _KEPT}
+    # What is unset is left to the default of LoraConfig.
     kept = {name: value for name, value in kept.items() if value not in (None, {})}
     name = config.get("adapter_name", "default")
     return {"peft_type": kind, **kept} | ({} if name == "default" else {"adapter_name": name})
@@ -84,13 +87,15 @@ def plain_adapter(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """Enums as strings, collections as sorted lists: nowhere here does their order matter."""
+    # peft's enums are strings, but str() would give 'PeftType.LORA' instead of 'LORA'.
     if isinstance(value, str):
         return str(getattr(value, "value", value))
     return sorted(set(value)) if isinstance(value, set | list | tuple) else value
 
 
 def is_adapted(model: nn.Module) -> TypeGuard[PeftModel]:
-    """Whether a model is a ``PeftModel``; loads ``peft`` only where something else has."""
+    """Whether a model is a ``PeftModel``; never the first to import ``peft``."""
+    # A PeftModel can exist only where peft has been imported.
     if "peft" not in sys.modules:
         return False
     from peft import PeftModel
@@ -102,7 +107,7 @@ def adapter_config(model: PeftModel) -> dict[str, Any]:
     """The one adapter of a model, as plain JSON for :func:`with_adapter`.
 
     Raises:
-        TaskError: There are several, or it is none that can be recorded; says what to do.
+        TaskError: There are several, or it cannot be recorded; the message says what to do.
     """
     if len(model.peft_config) != 1:
         raise TaskError(
@@ -122,7 +127,7 @@ def with_adapter(model: nn.Module, config: Mapping[str, Any]) -> PeftModel:
         config: As :func:`adapter_config` or an ``adapter_config.json`` gives it.
 
     Raises:
-        TaskError: ``config`` is no plain LoRA, or does not fit the model.
+        TaskError: ``config`` is not plain LoRA, or does not fit the model.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -131,7 +136,7 @@ def with_adapter(model: nn.Module, config: Mapping[str, Any]) -> PeftModel:
     del options["peft_type"]
     try:
         with warnings.catch_warnings():
-            # Said where the adapter was first made; peft chooses rightly for every layer.
+            # Said when the adapter was first made, and peft corrects it for every layer.
             warnings.filterwarnings("ignore", "fan_in_fan_out is set to")
             return get_peft_model(model, LoraConfig(**options), adapter_name=name)
     except (TypeError, ValueError) as error:

@@ -10,8 +10,9 @@ from stagelens.contracts import TaskTraits
 
 @dataclass(frozen=True)
 class BuiltIn:
-    """A task that comes with StageLens: where its class is, and what is known of it before."""
+    """A task that comes with StageLens: where its class is, and its traits."""
 
+    # As text, so that listing the tasks imports no torch.
     target: str
     traits: TaskTraits
 
@@ -39,6 +40,6 @@ BUILT_IN: Mapping[str, BuiltIn] = {
 
 
 def traits(name: str) -> TaskTraits | None:
-    """What is known of a task by its registered name; None for one that does not come with us."""
+    """The traits of a task, by its registered name; None for one that is not built in."""
     found = BUILT_IN.get(name)
     return None if found is None else found.traits

@@ -14,20 +14,20 @@ from stagelens.contracts import Behaviour, Example, Predictions, TaskError, Toke
 from .transformer_task import IGNORED, Batch, TransformerTask, model_facts, pieces, unpadded
 
 _PIECE_BYTES = 256 << 20
-"""Most that the logits of one piece of a batch take, unless a single row takes more."""
+"""Most bytes that the logits of one piece of a batch take, unless a single row takes more."""
 _POSITIONS = 128
 """Positions whose logits are held in float64 at a time."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What a language model says of a batch of B examples.
+    """What a language model says about a batch of B examples.
 
     Attributes:
         tokens: (B, T) float64, log-probability of each token given those before it, in nats; NaN
             for tokens of the prompt, for padding, and for a first token.
         rejected: (B,) float64, log-likelihood of the rejected completion; NaN where there is none.
-        answers: (B,) the most probable next token behind the prompt, or behind the text.
+        answers: (B,) the most probable next token after the prompt, or after the text.
         confidences: (B,) float64, its probability.
     """
 
@@ -51,19 +51,19 @@ class CausalLM(TransformerTask):
 
     An example's input has a ``completion`` with or without a ``prompt``, and with or without a
     ``rejected`` completion of the same prompt; or it has a ``text``. Prompt and completion are
-    tokenised by themselves and put together, so where one ends and the other begins does not
-    depend on how they would merge: a completion after a space begins with that space. What the
-    tokenizer puts before a text (a token for its beginning) stands before the prompt; what it
-    puts behind a text stands behind a ``text`` only. An empty prompt is a beginning-of-text token.
+    tokenised separately and then joined, so where one ends and the other begins does not depend
+    on how they would merge: a completion after a space begins with that space. What the tokenizer
+    adds before a text (a beginning-of-text token) comes before the prompt; what it adds after a
+    text follows a ``text`` only. An empty prompt is a beginning-of-text token.
 
-    What is longer than the model takes is cut: a text at its end, a prompt at its beginning.
+    Whatever is longer than the model takes is cut: a text at its end, a prompt at its beginning.
 
     Args:
         model: Configuration of the model, ``model.config.to_dict()``; it is kept as plain JSON,
             and the model is made from it alone.
         tokenizer: A fast tokenizer; its files become the task's assets.
         assets: Those files, where there is no tokenizer object.
-        max_length: Longer ones are cut to so many tokens; None for what model and tokenizer take.
+        max_length: Longer ones are cut to this many tokens; None for what model and tokenizer take.
         attention: The model's ``attn_implementation``; None for transformers' default.
         make_model: Builds a module of your own from ``model``; see :class:`ImageClassification`.
 
@@ -115,9 +115,9 @@ class CausalLM(TransformerTask):
         """The task of a model as it is: configuration and attention are read from it.
 
         Args:
-            model: Of ``transformers``.
+            model: A ``transformers`` model.
             tokenizer: The model's fast tokenizer.
-            max_length: Longer texts are cut to so many tokens.
+            max_length: Longer texts are cut to this many tokens.
 
         Raises:
             TaskError: Model and tokenizer do not fit each other, or the task.
@@ -125,7 +125,7 @@ class CausalLM(TransformerTask):
         return cls(tokenizer=tokenizer, max_length=max_length, **model_facts(model))
 
     def check_input(self, value: Mapping[str, Any]) -> str | None:
-        """Says where an input is longer than the model takes.
+        """Say so if an input is longer than the model takes.
 
         Raises:
             ValueError: It has neither a text nor a completion, or both.
@@ -149,7 +149,7 @@ class CausalLM(TransformerTask):
 
         Args:
             texts: Whole texts; either these or completions.
-            prompts: One per completion; None for none.
+            prompts: One per completion; None for no prompts.
             completions: What the model learns to answer.
 
         Raises:
@@ -183,7 +183,7 @@ class CausalLM(TransformerTask):
         return batch
 
     def examples(self, batch: Batch) -> list[Example] | None:
-        """Texts, or prompts and completions, as the tokenizer reads the tokens back."""
+        """Texts, or prompts and completions, as the tokenizer decodes them."""
         if not self.assets or "labels" not in batch:
             return None
         mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"])) != 0
@@ -211,6 +211,7 @@ class CausalLM(TransformerTask):
     def _text(self, text: str) -> _Row:
         encoded = self.tokenizer.encode(text)
         if not encoded.ids:
+            # A forward pass needs at least one token.
             return _Row([self._start_id], 0)
         kept = encoded if self.longest is None else encoded.cut(self.longest)
         return _Row(kept.ids, 0, kept is not encoded)
@@ -223,18 +224,21 @@ class CausalLM(TransformerTask):
         if not answer:
             raise ValueError(f"has a completion without tokens ({completion!r}); leave it out")
         if not begin and not body:
+            # The completion's first token has to be predicted from something.
             begin = [self._start_id]
         room = len(body) + len(answer)
         if self.longest is not None:
+            # At least one token to predict, and one before it.
             room = min(room, max(self.longest - len(begin), 2))
         cut = room < len(body) + len(answer)
         if cut:
+            # Without a beginning, one token of the prompt has to stay before the completion.
             answer = answer[: room if begin else room - 1]
             body = body[len(body) - (room - len(answer)) :]
         return _Row([*begin, *body, *answer], len(begin) + len(body), cut)
 
     def _labelled(self, rows: Sequence[_Row]) -> Batch:
-        """Rows as a batch whose labels are the tokens behind each row's prompt."""
+        """Rows as a batch whose labels are the tokens after each row's prompt."""
         batch = self._padded([row.ids for row in rows])
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
         for number, row in enumerate(rows):
@@ -247,9 +251,10 @@ class CausalLM(TransformerTask):
         return super().loss(model, own)
 
     def loss_terms(self, batch: Mapping[str, Any]) -> float:
-        """The tokens that are predicted; 0 where the batch says what its sum is divided by."""
+        """The number of tokens predicted; 0 if the batch says what its sum is divided by."""
         if "num_items_in_batch" in batch:
             return 0.0
+        # transformers shifts the labels: nothing predicts the first token of a row.
         return float((batch["labels"][:, 1:] != IGNORED).sum())
 
     def outputs(self, model: nn.Module, batch: Batch) -> Scored:
@@ -270,12 +275,14 @@ class CausalLM(TransformerTask):
         values = values.to(own["labels"].device)
         next_ids = torch.zeros_like(own["labels"][:, 0])
         next_values = torch.zeros_like(values[:, 0])
+        # 4 bytes per logit, as in float32; an unknown vocabulary is taken for a large one.
         limit = _PIECE_BYTES // (4 * int(self.model.get("vocab_size", 1 << 17)))
+        # Nothing is generated here, so cached keys and values would only take memory.
         options = {"use_cache": False} if "use_cache" in self.model else {}
         for rows, piece in pieces(own, max(limit, 1)):
             labels = piece.pop("labels")
             logits = model(**piece, **options).logits
-            # What stands at a place is the answer of the place before.
+            # The logits at a place predict the token after it.
             row, place = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
             chances = _gathered(logits, row, place, labels[row, place + 1])
             values[rows[row], place + 1] = chances
@@ -283,6 +290,7 @@ class CausalLM(TransformerTask):
             answered = labels != IGNORED
             behind = piece["attention_mask"].sum(1) - 1  # of a text: its last token
             before = answered.int().argmax(1) - 1  # of a completion: the token before it
+            # Only a text is scored from its first place on: something always precedes a completion.
             last = torch.where(answered[:, 0], behind, before)
             best = logits[every, last].argmax(1)
             next_ids[rows] = best
@@ -290,7 +298,7 @@ class CausalLM(TransformerTask):
         return values, next_ids, next_values
 
     def _shown(self, token: int) -> str:
-        """One token as a short answer: its text, or what it is called where that is blank."""
+        """One token as a short answer: its text, or its escaped form if that is blank."""
         text = self.tokenizer.decode([token]).strip()
         return text or repr(self.tokenizer.decode([token])).strip("'")
 
@@ -298,10 +306,11 @@ class CausalLM(TransformerTask):
         """Log-likelihood (sum, and per token), preference and perplexity; NaN where there is none.
 
         With l_t = log p(token t | tokens before it) over the T tokens of the completion, or of the
-        text save its first token where nothing stands before that: sum l_t, mean l_t, sum l_t - sum
+        text except a first token that nothing precedes: sum l_t, mean l_t, sum l_t - sum
         of the rejected completion's, and exp(-mean l_t).
         """
         count = (~outputs.tokens.isnan()).sum(1)
+        # The nansum of no value at all would be 0, not NaN.
         total = torch.where(count > 0, outputs.tokens.nansum(1), torch.nan)
         mean = total / count
         return {
@@ -312,7 +321,7 @@ class CausalLM(TransformerTask):
         }
 
     def predictions(self, outputs: Scored) -> Predictions:
-        """The most probable next token behind each prompt, or behind each whole text."""
+        """The most probable next token after each prompt, or after each whole text."""
         return Predictions(outputs.answers, outputs.confidences.tolist())
 
     def token_values(self, outputs: Scored, batch: Batch) -> list[TokenValues]:
@@ -330,6 +339,7 @@ def _gathered(logits: Tensor, rows: Tensor, places: Tensor, tokens: Tensor) -> T
     """Log p of some tokens, (N,) float64, from (B, T, V) logits; few rows at a time in float64."""
     parts = [logits.new_empty(0, dtype=torch.float64)]
     for part in torch.arange(len(rows), device=rows.device).split(_POSITIONS):
+        # Float64 copies of all logits would take twice the memory of the logits themselves.
         own = logits[rows[part], places[part]].double()
         parts.append(own.gather(1, tokens[part, None]).squeeze(1) - own.logsumexp(1))
     return torch.cat(parts)

@@ -36,15 +36,17 @@ CLASSIFIER_BEHAVIOURS = (
 
 
 def check_class(classes: Sequence[str], label: Any) -> str | None:
-    """A class name, or a class index as a number or as text, to the class name.
+    """The name of a class that is given by its name, or by its index as a number or as text.
 
     Raises:
         ValueError: It is neither.
     """
     if label is None:
         return None
+    # Names come first: a class may be called "9" and have another index.
     if str(label) in classes:
         return str(label)
+    # isdecimal, since isdigit accepts characters that int refuses, such as "²".
     index = int(label) if str(label).isdecimal() else -1
     if 0 <= index < len(classes):
         return classes[index]
@@ -52,11 +54,11 @@ def check_class(classes: Sequence[str], label: Any) -> str | None:
 
 
 def class_names(classes: Sequence[str], labels: Tensor) -> list[str | None]:
-    """Labels of a batch as names; None for what is no class, and where a label is not one class.
+    """Labels of a batch as names; None for a label that is no class, or not a single one.
 
     Args:
         classes: C names.
-        labels: (B,) class indices; of any other shape, as (B, C) probabilities, they have no names.
+        labels: (B,) class indices; in any other form, such as (B, C) probabilities, without names.
     """
     if labels.ndim != 1 or labels.is_floating_point():
         return [None] * len(labels)
@@ -78,10 +80,13 @@ def classifier_behaviours(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """
     logits = logits.double()
     known = labels != NO_LABEL
+    # gather needs a valid class; rows without a label become NaN in the end.
     index = labels.clamp(min=0).unsqueeze(1)
     own = logits.gather(1, index).squeeze(1)
     others = logits.scatter(1, index, -torch.inf).logsumexp(1)
     margin = own - others
+    # Without 1 - p_y, which cancels near 1: p_y = 1 / (1 + exp(-margin)), and so
+    # -log p_y = log(1 + exp(-margin)).
     values = {
         "margin": margin,
         "loss": torch.nn.functional.softplus(-margin),
@@ -91,7 +96,7 @@ def classifier_behaviours(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
 
 def classifier_predictions(logits: Tensor, classes: Sequence[str]) -> Predictions:
-    """The most probable class of each row, by name, with its probability; else ``NO_ANSWER``.
+    """The most probable class of each row, with its probability; ``NO_ANSWER`` if not finite.
 
     Args:
         logits: (B, C).

@@ -31,7 +31,7 @@ class ImageClassification(Task):
             "strides": [1, 2], "hidden": 64, "dropout": 0.0, "batch_norm": False}`` and
             ``{"kind": "mlp", "hidden": [128, 64], "dropout": 0.0}``. With ``make_model`` it is
             whatever that takes.
-        scale: Pixels of integer images are divided by it; float images are taken as they are.
+        scale: Divides the pixels of integer images; float images are taken as they are.
         mean: Subtracted per channel after scaling.
         std: Divided by per channel after that.
         make_model: Builds a module of your own from ``model``. It is code, so no run folder can
@@ -108,7 +108,7 @@ class ImageClassification(Task):
             raise TaskError(f"model configuration {dict(config)}: {error}") from None
 
     def check_label(self, label: Any) -> str | None:
-        """A class name, or a class index as a number or as text, to the class name.
+        """The name of a class that is given by its name, or by its index as a number or as text.
 
         Raises:
             ValueError: It is neither.
@@ -116,7 +116,7 @@ class ImageClassification(Task):
         return check_class(self.classes, label)
 
     def check_input(self, value: Mapping[str, Any]) -> str | None:
-        """Refuses an image of another size.
+        """Refuse an image of another size.
 
         Raises:
             ValueError: It has another size or number of channels than the task takes.
@@ -145,6 +145,7 @@ class ImageClassification(Task):
         if image.ndim == 2:
             image = image[:, :, None]
         channels = self.image_shape[0]
+        # Many files hold grey images as RGB; equal channels can be dropped without loss.
         if channels == 1 and image.shape[2] == 3 and (image == image[:, :, :1]).all():
             image = image[:, :, :1]
         if channels == 3 and image.shape[2] == 1:
@@ -159,6 +160,7 @@ class ImageClassification(Task):
         scaled = pixels.astype(np.float32)
         if np.issubdtype(image.dtype, np.integer):
             scaled = scaled / np.float32(self.scale)
+        # In float32, because lists become float64 arrays, and would make float64 of the images.
         if self.mean is not None:
             scaled = scaled - np.asarray(self.mean, np.float32)[:, None, None]
         if self.std is not None:
@@ -166,7 +168,7 @@ class ImageClassification(Task):
         return scaled
 
     def examples(self, batch: tuple[Tensor, Tensor]) -> list[Example] | None:
-        """Images with their pixels as they were before scaling; see :class:`Task`."""
+        """Images with the pixels that they had before scaling; see :class:`Task`."""
         images, labels = batch
         if images.ndim != 4:
             return None
@@ -175,7 +177,8 @@ class ImageClassification(Task):
             pixels = pixels * np.asarray(self.std)[:, None, None]
         if self.mean is not None:
             pixels = pixels + np.asarray(self.mean)[:, None, None]
-        # Images of 8 bits come back exactly; floats were never scaled.
+        # Images of 8 bits come back exactly: in float32 they are off by far less than
+        # the tolerance. Float images were never scaled.
         whole = np.round(pixels * self.scale)
         if (
             np.abs(pixels * self.scale - whole).max(initial=0) < 1e-3
@@ -228,6 +231,7 @@ def _cnn(
         )
     for after, stride in zip(channels, strides, strict=True):
         layers.append(nn.Conv2d(before, after, 3, stride=stride, padding=1))
+        # A 3 x 3 convolution with padding 1 leaves ceil(size / stride).
         height, width = -(-height // stride), -(-width // stride)
         if batch_norm:
             layers.append(nn.BatchNorm2d(after))

@@ -80,13 +80,14 @@ class TextClassification(TransformerTask):
         )
 
     def _classifying(self, model: dict[str, Any]) -> dict[str, Any]:
-        """The configuration with the task's classes, which have to be those that it has."""
+        """The configuration with the task's classes, one for each of its outputs."""
         kind = model.get("problem_type")
         if kind not in (None, "single_label_classification"):
             raise TaskError(
                 f"the model's problem_type is {kind!r}, but text-classification gives each text "
                 'one class; set model.config.problem_type = "single_label_classification"'
             )
+        # Models such as GPT-2 classify a text at its last token that is not padding.
         if "pad_token_id" in model and model["pad_token_id"] is None:
             raise TaskError(
                 "the model has no padding token, so it cannot tell where a text in a batch ends; "
@@ -99,7 +100,8 @@ class TextClassification(TransformerTask):
                 f"the model has {count} outputs (id2label), but there are {len(self.classes)} "
                 "classes; give one class name per output, in their order"
             )
-        # A model sets its problem_type at its first loss, so it says nothing about the model.
+        # Always set, because a model sets its own problem_type when it first computes a loss: the
+        # configuration would differ before and after training.
         return {
             **model,
             "problem_type": "single_label_classification",
@@ -114,15 +116,16 @@ class TextClassification(TransformerTask):
         """The task of a model as it is: classes, configuration and attention are read from it.
 
         Args:
-            model: Of ``transformers``; classes are ``model.config.id2label``.
+            model: A ``transformers`` model; its classes are ``model.config.id2label``.
             tokenizer: The model's fast tokenizer.
-            max_length: Longer texts are cut to so many tokens.
+            max_length: Longer texts are cut to this many tokens.
 
         Raises:
             TaskError: Model and tokenizer do not fit each other, or the task.
         """
         labels = model.config.id2label
         return cls(
+            # In the order of the model's outputs.
             [labels[number] for number in sorted(labels)],
             tokenizer=tokenizer,
             max_length=max_length,
@@ -135,7 +138,7 @@ class TextClassification(TransformerTask):
         return {"classes": self.classes, **super().config}
 
     def check_label(self, label: Any) -> str | None:
-        """A class name, or a class index as a number or as text, to the class name.
+        """The name of a class that is given by its name, or by its index as a number or as text.
 
         Raises:
             ValueError: It is neither.
@@ -143,7 +146,7 @@ class TextClassification(TransformerTask):
         return check_class(self.classes, label)
 
     def check_input(self, value: Mapping[str, Any]) -> str | None:
-        """Says where a text is longer than the model takes."""
+        """Say so if a text is longer than the model takes."""
         if not self.assets:
             return None
         longest = self.longest
@@ -154,17 +157,18 @@ class TextClassification(TransformerTask):
         """Texts as a batch for training or evaluation.
 
         Args:
-            texts: Longer ones are cut at ``max_length`` tokens, and keep what the tokenizer puts
+            texts: Longer ones are cut at ``max_length`` tokens, and keep what the tokenizer adds
                 at their end.
             labels: Class names or indices, None for a text without one (which gives no loss);
                 None for a batch without labels.
 
         Raises:
-            ValueError: A label is no class.
+            ValueError: A label is not a class.
         """
         rows = [self._encoded(text) for text in texts]
         padded = self._padded([row.ids for row in rows])
-        if any(any(row.types) for row in rows):  # 0 is what models take without any
+        # Left out where all are 0, their default: many models do not take the argument.
+        if any(any(row.types) for row in rows):
             padded["token_type_ids"] = filled([row.types for row in rows], 0)
         if labels is None:
             return padded
@@ -175,6 +179,7 @@ class TextClassification(TransformerTask):
     def _encoded(self, text: str) -> Encoded:
         encoded = self.tokenizer.encode(text)
         if not encoded.ids:
+            # A forward pass needs at least one token.
             return Encoded([self._start_id], [0], [1])
         return encoded if self.longest is None else encoded.cut(self.longest)
 
@@ -183,7 +188,7 @@ class TextClassification(TransformerTask):
         return self.batch([e.input["text"] for e in examples], [e.label for e in examples])
 
     def examples(self, batch: Batch) -> list[Example] | None:
-        """Texts as the tokenizer reads the tokens back; see :class:`~stagelens.contracts.Task`."""
+        """Texts as the tokenizer decodes them; see :class:`~stagelens.contracts.Task`."""
         if not self.assets or "labels" not in batch:
             return None
         names = class_names(self.classes, batch["labels"])
@@ -199,6 +204,7 @@ class TextClassification(TransformerTask):
         for rows, piece in pieces(given):
             parts.append(model(**piece).logits)
             order.append(rows)
+        # Pieces go by length; this restores the order of the batch.
         return torch.cat(parts)[torch.cat(order).argsort()]
 
     def behaviours(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
-"""A tokenizer as a run folder keeps it, and gives it back: from bytes alone, without any code.
+"""A tokenizer as a run folder keeps it: made again from bytes alone, without any code.
 
 ``tokenizer.json`` is what the ``tokenizers`` library reads and writes; ``tokenizer_config.json``
-holds the facts that are not in it, under the names that ``transformers`` has for them. So the two
-files are a tokenizer for ``transformers`` as well.
+holds the facts that it lacks, under the names that ``transformers`` uses. So ``transformers`` can
+read the two files as a tokenizer as well.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ TOKENIZER, FACTS = "tokenizer.json", "tokenizer_config.json"
 _SPECIAL = (
     *("bos_token", "eos_token", "unk_token", "sep_token", "cls_token", "pad_token", "mask_token"),
 )
+# transformers writes int(1e30) for a tokenizer without a limit.
 _UNLIMITED = 10**6
-"""A ``model_max_length`` from here on means that there is none."""
+"""A ``model_max_length`` of this or more means that there is no limit."""
 
 
 def tokenizer_assets(tokenizer: Any) -> dict[str, bytes]:
-    """The files that a fast tokenizer of ``transformers`` is made again from.
+    """The files from which a fast tokenizer of ``transformers`` is made again.
 
     Args:
         tokenizer: With a ``backend_tokenizer`` of the ``tokenizers`` library.
@@ -42,8 +43,10 @@ def tokenizer_assets(tokenizer: Any) -> dict[str, bytes]:
             "most models, or convert it: PreTrainedTokenizerFast(tokenizer_object="
             "transformers.convert_slow_tokenizer.convert_slow_tokenizer(tokenizer))"
         )
+    # A copy, because the last call of the tokenizer may have left padding and truncation on,
+    # which are not to be kept, but are not ours to switch off either.
     own = tokenizers.Tokenizer.from_str(backend.to_str())
-    own.no_padding()  # left over from the last call of the tokenizer
+    own.no_padding()
     own.no_truncation()
     facts: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     for name in _SPECIAL:
@@ -56,18 +59,19 @@ def tokenizer_assets(tokenizer: Any) -> dict[str, bytes]:
         facts["model_max_length"] = int(tokenizer.model_max_length)
     return {
         TOKENIZER: own.to_str().encode(),
+        # Sorted, because a run recognises its task by the digests of its assets.
         FACTS: (json.dumps(facts, indent=1, sort_keys=True) + "\n").encode(),
     }
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One text in tokens.
+    """One text as tokens.
 
     Attributes:
         ids: (T,) token ids.
         types: (T,) segment ids, as BERT's ``token_type_ids``.
-        put: (T,) 1 for what the tokenizer put around the text, 0 for the text itself.
+        put: (T,) 1 for what the tokenizer adds around the text, 0 for the text itself.
     """
 
     ids: list[int]
@@ -76,13 +80,14 @@ class Encoded:
 
     @property
     def put_before(self) -> int:
-        """How many tokens the tokenizer put before the text."""
+        """How many tokens the tokenizer adds before the text."""
         return _leading(self.put)
 
     def cut(self, length: int) -> Encoded:
-        """At most ``length`` tokens: the text is cut at its end, not what was put behind it."""
+        """At most ``length`` tokens: cuts the end of the text, not what was added after it."""
         if len(self.ids) <= length:
             return self
+        # At least one token is left before what was added behind.
         behind = min(_leading(self.put[::-1]), length - 1)
         first, last = length - behind, len(self.ids) - behind
         return Encoded(*([*row[:first], *row[last:]] for row in (self.ids, self.types, self.put)))
@@ -93,11 +98,11 @@ def _leading(put: list[int]) -> int:
 
 
 class KeptTokenizer:
-    """A tokenizer made of its assets.
+    """A tokenizer made from its assets.
 
     Attributes:
-        facts: What stands in ``tokenizer_config.json``.
-        longest: The ``model_max_length`` that it was given; None for none.
+        facts: The content of ``tokenizer_config.json``.
+        longest: Its ``model_max_length``; None for no limit.
 
     Raises:
         TaskError: An asset is missing, or not what its name says.
@@ -112,7 +117,7 @@ class KeptTokenizer:
                 )
         try:
             self._backend = tokenizers.Tokenizer.from_str(assets[TOKENIZER].decode())
-        except Exception as error:  # what the library raises is a plain Exception
+        except Exception as error:  # the library raises nothing narrower
             raise TaskError(f"asset {TOKENIZER} is not a tokenizer ({error}); restore it") from None
         try:
             self.facts: dict[str, Any] = dict(json.loads(assets[FACTS]))
@@ -127,7 +132,7 @@ class KeptTokenizer:
         return max(vocabulary.items(), key=lambda pair: pair[1])
 
     def special_id(self, *names: str) -> int | None:
-        """Id of the first of some special tokens (``"bos_token"``) that there is; else None."""
+        """Id of the first of these special tokens (``"bos_token"``) that exists; else None."""
         for name in names:
             token = self.facts.get(name)
             number = None if token is None else self._backend.token_to_id(token)
@@ -136,20 +141,20 @@ class KeptTokenizer:
         return None
 
     def encode(self, text: str, *, special: bool = True) -> Encoded:
-        """A text in tokens, with what the tokenizer puts around it unless ``special`` is False."""
+        """A text as tokens, with what the tokenizer adds around it unless ``special`` is False."""
         encoding = self._backend.encode(text, add_special_tokens=special)
         return Encoded(encoding.ids, encoding.type_ids, encoding.special_tokens_mask)
 
     def decode(self, ids: list[int], *, special: bool = True) -> str:
-        """The text of some tokens, without what is put around texts unless ``special``."""
+        """The text of some tokens; special tokens are left out unless ``special``."""
         return str(self._backend.decode(ids, skip_special_tokens=not special))
 
     def pieces(self, ids: list[int]) -> list[str]:
-        """The text of each token where it stands; together they are about the text."""
+        """The text of each token in its place; together they are roughly the text."""
         pieces = []
         for place, own in enumerate(ids):
             alone = self.decode(ids[place - 1 : place]) if place else ""
             both = self.decode(ids[max(place - 1, 0) : place + 1])
-            # A token can begin with a space that is only there behind another one.
+            # A token can begin with a space that is only decoded after another token.
             pieces.append(both[len(alone) :] if both.startswith(alone) else self.decode([own]))
         return pieces

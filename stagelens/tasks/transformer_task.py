@@ -23,7 +23,7 @@ Batch = dict[str, Tensor]
 """Keyword arguments of a ``transformers`` model, each (B, T) or (B,)."""
 
 IGNORED = -100
-"""In ``labels``: no loss here; the value that ``transformers`` knows."""
+"""In ``labels``: no loss here, by the convention of ``transformers``."""
 
 _NO_PART = frozenset(
     {
@@ -51,22 +51,23 @@ _OFFSET_POSITIONS = frozenset(
     {"camembert", "data2vec-text", "longformer", "mpnet", "roberta", "roberta-prelayernorm"}
     | {"xlm-roberta", "xlm-roberta-xl", "xmod", "ibert", "esm"}
 )
-"""Model types that count positions from behind the padding id, so hold fewer than they say."""
+"""Model types whose positions start after the padding id, so that they hold fewer than they say."""
 
 _PIECE_TOKENS = 8192
 """Most tokens, padding included, that pass through a model at once in evaluation."""
 
 
 def plain_config(config: Any) -> dict[str, Any]:
-    """A ``transformers`` configuration as plain JSON, without what is no part of the architecture.
+    """A ``transformers`` configuration as plain JSON, with nothing but the architecture.
 
     Args:
-        config: A ``PreTrainedConfig``, or such a dictionary.
+        config: A ``PreTrainedConfig``, or one as a dictionary.
 
     Raises:
         TaskError: The model is quantised, or the configuration does not say its type.
     """
     if hasattr(config, "to_json_string"):
+        # With the defaults too: another version of transformers may have others.
         config = json.loads(config.to_json_string(use_diff=False))
     kept = _without(dict(config))
     if kept.pop("quantization_config", None) is not None:
@@ -83,8 +84,9 @@ def plain_config(config: Any) -> dict[str, Any]:
 
 
 def model_facts(model: Any) -> dict[str, Any]:
-    """What makes a model again, as the keywords ``model`` and ``attention`` of a task."""
+    """What recreates a model, as the keywords ``model`` and ``attention`` of a task."""
     config = plain_config(model.config)
+    # What is trained, whatever the configuration says.
     config["dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")
     return {"model": config, "attention": getattr(model.config, "_attn_implementation", None)}
 
@@ -96,12 +98,12 @@ def _without(value: Any) -> Any:
 
 
 class TransformerTask(Task):
-    """Base of the tasks on ``transformers`` models; see there.
+    """Base class of the tasks on ``transformers`` models.
 
     Args:
         model: The configuration of the model, as plain JSON with its ``model_type``.
         tokenizer: A fast tokenizer; its files become the task's assets.
-        assets: Those files, where there is no tokenizer object: as a run folder gives them back.
+        assets: Those files, where there is no tokenizer object: as a run folder returns them.
         max_length: Longer texts are cut to so many tokens; None for what model and tokenizer take.
         attention: transformers' ``attn_implementation``; None for its default.
         make_model: Builds a module of your own from the configuration. It is code, so no run
@@ -166,6 +168,7 @@ class TransformerTask(Task):
         size = self.model.get("vocab_size")
         if self._tokenizer is None or not isinstance(size, int):
             return
+        # Otherwise the embedding fails in a forward pass, with an error that names no token.
         token, number = self._tokenizer.highest_id
         if number >= size:
             raise TaskError(
@@ -175,7 +178,7 @@ class TransformerTask(Task):
             )
 
     def build_model(self, config: Mapping[str, Any] | None = None) -> nn.Module:
-        """The module of a stage's ``{"model": {...}, "peft": {...}}``, each of which may be absent.
+        """The module of a stage's ``{"model": {...}, "peft": {...}}``; either may be absent.
 
         Args:
             config: The model's configuration, by default the task's own, and that of a LoRA
@@ -230,7 +233,7 @@ class TransformerTask(Task):
 
     @property
     def longest(self) -> int | None:
-        """Most tokens of a text that the model and the tokenizer take; None where any are."""
+        """Most tokens of a text that model and tokenizer take; None if there is no limit."""
         if self.max_length is not None:
             return self.max_length
         config = self.model
@@ -243,24 +246,25 @@ class TransformerTask(Task):
 
     @property
     def _pad_id(self) -> int:
-        """What fills a batch up: the id that the model knows as padding, where it knows one.
+        """What pads a batch: the id that the model knows as padding, if it knows one.
 
-        Attention never reaches it, so any id serves a model that knows none.
+        It is masked from attention, so any id will do for a model that knows none.
         """
         known = self.model.get("pad_token_id")
+        # -1 in a configuration says that there is none, and is no row of an embedding.
         if isinstance(known, int) and known >= 0:
             return known
         return self.tokenizer.special_id("pad_token", "eos_token", "unk_token") or 0
 
     @property
     def _start_id(self) -> int:
-        """What stands for a text without any token, and before one that needs something."""
+        """What stands for a text without any token, and before a first token to be predicted."""
         found = self.tokenizer.special_id("bos_token", "cls_token", "eos_token")
         return self._pad_id if found is None else found
 
     @property
     def special_ids(self) -> set[int]:
-        """Tokens that frame texts and say nothing, where the tokenizer knows such."""
+        """Tokens that frame texts and carry no content, as far as the tokenizer knows any."""
         names = ("bos_token", "cls_token", "sep_token", "eos_token", "pad_token")
         known = [self.tokenizer.special_id(name) for name in names]
         return {number for number in known if number is not None}
@@ -282,10 +286,10 @@ class TransformerTask(Task):
         return found
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> Batch:
-        """Rows of token ids as one batch, filled up on the right.
+        """Rows of token ids as one batch, padded on the right.
 
-        Positions then count from 0 in every row, which holds for models of any kind: nothing is
-        generated here, so no model needs its texts to end in the same column.
+        Positions then count from 0 in every row, which suits models of any kind: nothing is
+        generated here, so texts need not end in the same column.
         """
         ids = filled(rows, self._pad_id)
         mask = filled([[1] * len(row) for row in rows], 0)
@@ -293,7 +297,7 @@ class TransformerTask(Task):
 
 
 def filled(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-    """Rows of numbers as (B, T), filled up on the right with ``value``."""
+    """Rows of numbers as (B, T), padded on the right with ``value``."""
     tensor = torch.full((len(rows), max(map(len, rows))), value, dtype=torch.int64)
     for number, row in enumerate(rows):
         tensor[number, : len(row)] = torch.tensor(row)
@@ -301,7 +305,7 @@ def filled(rows: Sequence[Sequence[int]], value: int) -> Tensor:
 
 
 def unpadded(batch: Batch) -> list[list[int]]:
-    """The token ids of every row of a batch, without what fills it up."""
+    """The token ids of every row of a batch, without padding."""
     ids = batch["input_ids"]
     mask = batch.get("attention_mask", torch.ones_like(ids)) != 0
     return [row[own].tolist() for row, own in zip(ids, mask, strict=True)]
@@ -310,16 +314,17 @@ def unpadded(batch: Batch) -> list[list[int]]:
 def pieces(
     batch: Mapping[str, Tensor], tokens: int = _PIECE_TOKENS
 ) -> Iterator[tuple[Tensor, Batch]]:
-    """Cut a batch up for evaluation: rows of about one length together, without needless padding.
+    """Cut a batch up for evaluation: rows of similar length together, to avoid padding.
 
     Args:
-        batch: ``input_ids``, ``attention_mask`` and other (B, T) tensors, filled up on the right.
-        tokens: Most tokens of a piece, padding included; a longer row is a piece by itself.
+        batch: ``input_ids``, ``attention_mask`` and other (B, T) tensors, padded on the right.
+        tokens: Most tokens in a piece, padding included; a longer row is a piece by itself.
 
     Yields:
-        Numbers of the rows, and their part of every tensor.
+        The numbers of some rows, and those rows of every tensor.
     """
     lengths = batch["attention_mask"].sum(1)
+    # Stable, so that a batch is always cut into the same pieces.
     order = lengths.argsort(descending=True, stable=True)
     start = 0
     while start < len(order):
@@ -333,7 +338,7 @@ def _checked_attention(attention: str | None) -> str | None:
     """The attention implementation, which must be one of transformers' own.
 
     Raises:
-        TaskError: It is another, which transformers would fetch, or is not installed.
+        TaskError: It is another, which transformers would fetch, or it is not installed.
     """
     if attention is None:
         return None

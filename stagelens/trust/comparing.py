@@ -22,12 +22,12 @@ from stagelens.wording.trust_words import decimal, percent
 from .verification import bootstrap, fidelity
 
 FEW = 20
-"""Of fewer examples neither r nor slope says anything."""
+"""With fewer examples, neither r nor slope means anything."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two.
+    """One of the two measurements.
 
     Attributes:
         name: What distinguishes it from the other: an estimate, a behaviour, or a run.
@@ -78,9 +78,11 @@ def compare_effects(first: Side, second: Side) -> Comparison:
     one_unit = first.behaviour.name == second.behaviour.name
     figures, intervals = fidelity(own, other), bootstrap(own, other)
     if not one_unit:
+        # The difference of two units has no size.
         figures["relative_error"] = np.nan
         intervals["relative_error"] = (np.nan, np.nan)
     points["apart"] = other - own * (1.0 if one_unit else figures["slope"])
+    # Stable, so that equal disagreements stay in the order of the set.
     order = np.argsort(-np.abs(points["apart"].to_numpy()), kind="stable")
     return Comparison(first, second, points.iloc[order].reset_index(), figures, intervals, one_unit)
 
@@ -89,7 +91,7 @@ def comparable_set(run: Run, set_name: str, other: Run) -> str:
     """The name that the same set has in another run of the same task.
 
     Raises:
-        RunError: The other run has another task or not this set; says what to do.
+        RunError: The other run has another task, or lacks this set; says what to do.
     """
     one, two = run.file.task, other.file.task
     if one.name != two.name:
@@ -97,12 +99,14 @@ def comparable_set(run: Run, set_name: str, other: Run) -> str:
             f"run {other.name} is of task {two.name}, and {run.name} of {one.name}; effects can "
             "only be compared between runs of one task"
         )
+    # Margins and probabilities among other classes measure something else.
     if one.config.get("classes") != two.config.get("classes"):
         raise RunError(
             f"runs {run.name} and {other.name} have different classes; effects can only be "
             "compared between runs of one task"
         )
     digest = run.evaluation_set(set_name).digest
+    # Several sets may hold these examples: the one of the same name comes first.
     names = sorted(other.set_names, key=lambda name: (name != set_name, name))
     for name in names:
         if other.evaluation_set(name).digest == digest:

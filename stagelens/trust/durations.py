@@ -18,13 +18,13 @@ def verify_seconds(
     orders: int,
     stored: Sequence[ResultFacts],
 ) -> float | None:
-    """How long a verification should take; None where nothing was recorded to tell it from.
+    """How long a verification should take; None where nothing was recorded to predict it from.
 
     Args:
         stages: Of the run.
         wanted: Estimators with their settings.
         orders: Other orders of the batches for the noise floor.
-        stored: Effect tables of the set; what stands there costs nothing.
+        stored: Effect tables of the set; what is stored already costs nothing.
     """
     once = seconds_without_each(stages)
     if once is None:
@@ -37,4 +37,5 @@ def verify_seconds(
         once = sum(stage.seconds for stage in replayed[0].stages) or once
     else:
         total += replay_seconds(stages) or 0.0
+    # Every order replays a pair: with the stage, and without it.
     return total + 2 * orders * once

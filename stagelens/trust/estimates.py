@@ -1,7 +1,7 @@
 """Which effect tables are stored, how they are named, and how pages and reports read them.
 
-An *estimate* is an estimator with its settings; it has one name, ``coarse-replay 1/4`` say, which
-stands in controls, in links, in reports and in cache keys. Nothing here imports torch.
+An *estimate* is an estimator with its settings; it has one name, such as ``coarse-replay 1/4``, in
+controls, links, reports and cache keys alike. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def stored_estimates(run: Run, set_name: str) -> dict[str, ResultFacts]:
 def _rank(facts: ResultFacts) -> tuple[int, float, str]:
     budget = facts.settings.get("budget")
     best = -float(budget) if isinstance(budget, int | float) else 0.0
+    # The settings come last, so that the order is the same each time.
     return -find(facts.estimator).preference, best, str(sorted(facts.settings.items()))
 
 
@@ -57,7 +58,7 @@ class Effects:
         trust: Mapping[str, StageTrust],
         read: Callable[[str], pd.DataFrame],
     ) -> None:
-        """Effects whose rows are read when somebody looks at them.
+        """Effects whose rows are read when they are first needed.
 
         Args:
             estimator: See above.
@@ -68,6 +69,7 @@ class Effects:
         self.estimator, self.behaviours, self.trust = estimator, behaviours, trust
         self._read = read
         self._rows: dict[str, pd.DataFrame] = {}
+        # Sessions share this object. Reentrant, because reading accuracy reads another behaviour.
         self._reading = RLock()
 
     @classmethod
@@ -78,7 +80,7 @@ class Effects:
         behaviours: Mapping[str, Behaviour],
         trust: Mapping[str, StageTrust],
     ) -> Effects:
-        """Effects of a table that already exists."""
+        """Effects of a table that is already in memory."""
         return cls(estimator, behaviours, trust, lambda name: table[table["behaviour"] == name])
 
     def of(self, behaviour: str) -> pd.DataFrame:
@@ -131,7 +133,7 @@ def stored_effects(
     orders: pd.DataFrame | None,
     coded: bool = False,
 ) -> Effects:
-    """As :func:`as_effects`, of a stored table that is read when somebody looks at it.
+    """Like :func:`as_effects`, for a stored table that is read when it is first needed.
 
     Args:
         run: The run.
@@ -146,6 +148,7 @@ def stored_effects(
 
     def read(name: str) -> pd.DataFrame:
         if name == ACCURACY.name:
+            # ``effects`` is made below, before anything is read.
             return noise.marked(summary.accuracy_rows(effects.first), orders)
         found = load_result(
             run, facts.set_name, "effects", facts.estimator, facts.settings, coded, name
@@ -164,9 +167,9 @@ def stored_effects(
 
 
 def best_known(chosen: Effects, others: Sequence[Effects]) -> Effects:
-    """Per stage the numbers that most is known of: by replay, else what can be relied on.
+    """For each stage the numbers of which most is known: by replay, else those to rely on.
 
-    Where no other table of a stage can be relied on, its numbers are those that were chosen.
+    Where no table of a stage can be relied on, its numbers are those that were chosen.
     """
     taken = {stage: _best_for(stage, [chosen, *others]) for stage in chosen.trust}
     trust = {stage: one.trust[stage] for stage, one in taken.items()}
@@ -184,4 +187,5 @@ def _best_for(stage: str, tables: Sequence[Effects]) -> Effects:
     of = [table for table in tables if stage in table.trust]
     settled = [table for table in of if is_ground_truth(table.trust[stage])]
     leaned_on = [table for table in of if is_trustworthy(table.trust[stage])]
+    # The chosen table comes first in each list, so it wins among equals.
     return [*settled, *leaned_on, *of][0]

@@ -36,7 +36,7 @@ COLUMNS = ("stage", "behaviour", "order", "example_id", "effect")
 """Columns of a table of effects under other orders."""
 
 RECORDED = -1
-"""Number of the recorded order, where it stands beside others."""
+"""Number of the recorded order, where it is listed with others."""
 
 _EFFECT = ["stage", "behaviour", "example_id"]
 
@@ -55,7 +55,7 @@ def load_noise(run: Run, set_digest: str) -> pd.DataFrame | None:
 
 
 def load_orders(run: Run, set_name: str) -> pd.DataFrame | None:
-    """As :func:`load_noise`, with the effects in the recorded order where its replay is stored."""
+    """Like :func:`load_noise`, with effects in the recorded order where its replay is stored."""
     noise = load_noise(run, run.evaluation_set(set_name).digest)
     if noise is None:
         return None
@@ -90,6 +90,7 @@ def marked(table: pd.DataFrame, orders: pd.DataFrame | None) -> pd.DataFrame:
     rows = pd.MultiIndex.from_frame(table[_EFFECT])
     sd = pd.Series(noise_sd(orders).reindex(rows).to_numpy(), table.index)
     within = pd.array(table["effect"].abs() < 2 * sd, dtype="boolean")
+    # A comparison with NaN is False, which would say that the effect is beyond the noise.
     within[(sd.isna() | table["effect"].isna()).to_numpy()] = pd.NA
     return table.assign(within_noise=within)
 
@@ -113,7 +114,9 @@ def measure_noise(
         Refused: Batches of a later stage were not kept.
     """
     examples = run.measurable_set(set_name)
+    # Read by one: the list of work has to be the same in all processes.
     stored = processes.by_main(lambda: load_noise(run, examples.digest))
+    # Orders are seeded by their number, so stored ones are those that would be computed.
     there = set() if stored is None else set(zip(stored["order"], stored["stage"], strict=True))
     open_stages = [s for s in run.stages[:-1] if stages is None or s.name in stages]
     wanted = [(o, s.name) for o in range(orders) for s in open_stages if (o, s.name) not in there]
@@ -130,6 +133,7 @@ def measure_noise(
     processes.together(work)
     found = [pd.DataFrame(columns=list(COLUMNS)) if stored is None else stored]
     found += [shards.load(f"{order}-{name}") for order, name in wanted]
+    # An empty table has columns of objects, and would turn all columns into such.
     table = pd.concat([t for t in found if len(t)] or found, ignore_index=True)
     processes.wait()  # until all have read them
 
@@ -150,10 +154,12 @@ def _in_order(
     from stagelens.replaying.replay import replay_later
 
     random = np.random.default_rng(order)
+    # Of all stages, so that an order is the same whichever stage is left out.
     permuted = {s.name: random.permutation(s.steps).tolist() for s in run.stages}
 
     pair = [
         replay_later(run, stage, state, progress.piece(half, 2), permuted).state.model
+        # With the stage, the later ones begin at its end; without it, at its start.
         for half, state in enumerate((stage.end(), stage.start()))
     ]
     model = run.task.build_model(run.last.facts.build_config)

@@ -61,8 +61,8 @@ def fidelity(estimate: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     Returns:
         ``r`` (Pearson), ``rho`` (Spearman), ``slope`` (truth on estimate, through the origin: 1
         is right, below 1 the estimate overstates), ``relative_error`` (norm of the difference
-        over the norm of the truth), ``sign_agreement`` (share, 0 to 1). NaN where a figure is
-        not defined, as the correlation of a constant.
+        over the norm of the truth), ``sign_agreement`` (fraction, 0 to 1). NaN where a figure is
+        not defined, such as the correlation of a constant.
     """
     estimate, truth = np.asarray(estimate, float), np.asarray(truth, float)
     known = np.isfinite(estimate) & np.isfinite(truth)
@@ -106,7 +106,7 @@ def bootstrap(
         estimate: (N,) estimated effects.
         truth: (N,) effects by replay.
         resamples: How many; fewer for large sets, where the intervals are narrow anyway.
-        seed: Makes the intervals the same again.
+        seed: Makes the intervals reproducible.
     """
     estimate, truth = np.asarray(estimate, float), np.asarray(truth, float)
     known = np.isfinite(estimate) & np.isfinite(truth)
@@ -119,6 +119,7 @@ def bootstrap(
     intervals = {}
     for name in _FIGURES:
         values = np.concatenate([each[name] for each in drawn])
+        # A resample of equal values has no r, and one NaN would leave no interval at all.
         intervals[name] = interval(values[np.isfinite(values)])
     return intervals
 
@@ -147,6 +148,7 @@ def compare(estimate: Result, truth: Result, noise: pd.DataFrame | None = None) 
     rows = []
     for stage, trust in estimate.trust.items():
         real = truth.trust[stage]
+        # A replay cannot verify itself.
         proves = is_ground_truth(real) and facts.estimator != REPLAY
         for behaviour in estimate.behaviours:
             own, true = _paired(_of(estimate.table, behaviour), _of(truth.table, behaviour), stage)
@@ -204,7 +206,8 @@ def load_verification(run: Run) -> pd.DataFrame:
 
 
 def save_verification(run: Run, rows: pd.DataFrame) -> None:
-    """Add rows to the stored table; rows of the same set, stage, estimator and settings go."""
+    """Add rows to the stored table; those of the same behaviour and settings are replaced."""
+    # The same estimate may have been asked for twice.
     rows = rows.assign(run_digest=run.digest, method=METHOD).drop_duplicates(_KEYS)
     stored = load_verification(run)
     if len(stored):
@@ -217,8 +220,8 @@ def save_verification(run: Run, rows: pd.DataFrame) -> None:
 def trusted(run: Run, result: Result) -> Result:
     """A result with all that is known of it from what is stored; computes no model.
 
-    Estimates are compared with the stored replay of the same set, and where there is none, against
-    one of which the figures were kept. Where coarse replay was refused, the cheaper estimates of
+    Estimates are compared with the stored replay of the same set; where there is none, the figures
+    kept from an earlier one are used. Where coarse replay was refused, the cheaper estimates of
     the stage say so. ``within_noise`` is filled in where the training noise was measured.
     """
     table = marked(result.table, load_orders(run, result.facts.set_name))
@@ -260,6 +263,7 @@ def _agreements(
     rows = []
     if truth is not None:
         for behaviour in (each.name for each in facts.behaviours):
+            # A damaged table reads as None; the figures kept from it are used below.
             both = rows_of(behaviour), _stored(run, truth, behaviour)
             if both[0] is None or both[1] is None:
                 continue
@@ -286,7 +290,7 @@ def _agreements(
 def _warned(run: Run, facts: ResultFacts) -> dict[str, str]:
     """Stage to the title of a better estimator all of whose stored tables of the set refused it.
 
-    What a closer look declined to estimate, a cheaper estimate is not to be relied on for.
+    Where a closer look refused to give a number, a cheaper estimate is not to be relied on.
     """
     stored = [f for f in stored_results(run, facts.set_name) if f.estimator in estimators()]
     found: dict[str, str] = {}
@@ -305,6 +309,7 @@ def _joined(
         return stage
     if found:
         return stage.model_copy(
+            # The first behaviour speaks for the estimate where none is named.
             update={"trust": "verified", "agreements": found, "reliable": found[0].agrees}
         )
     if stage.stage in warned:
@@ -342,7 +347,7 @@ def verify(
     from stagelens.effects.computing import attribute
 
     for name, settings in estimators:
-        make_estimator(name, settings)  # a setting that it does not take is an error of its own
+        make_estimator(name, settings)  # fails on a wrong setting before anything is replayed
     parts, overall = 1 + len(estimators) + orders, Progress(progress)
     truth = attribute(
         run,

@@ -16,7 +16,7 @@ def is_share(behaviour: Behaviour) -> bool:
 
 
 def phrase(behaviour: Behaviour) -> str:
-    """The behaviour's name as it stands in a sentence, without an article."""
+    """The behaviour's name as used in a sentence, without an article."""
     return _PHRASES.get(behaviour.name, behaviour.name)
 
 
@@ -31,11 +31,12 @@ def scaled(value: float, behaviour: Behaviour) -> float:
 
 
 def number(value: float) -> str:
-    """Two or three significant digits, with a true minus sign; "n/a" where there is none."""
+    """Two or three significant digits, with a true minus sign; "n/a" where there is no number."""
     if not np.isfinite(value):
         return "n/a"
     size = abs(value)
     digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 0.1 else 3
+    # Smaller sizes would print as 0.000, or as −0.000.
     text = f"{value:.{digits}f}" if size >= 0.0005 else "0"
     return text.replace("-", "−")
 
@@ -55,6 +56,7 @@ def amount_text(difference: float, behaviour: Behaviour, unit: bool = True) -> s
     if not is_share(behaviour):
         return number(size)
     points = 100 * size
+    # From 9.95 on, one decimal would give 10.0 and more: a digit too many.
     text = f"{points:.0f}" if points >= 9.95 else f"{points:.1f}"
     if not unit:
         return text
@@ -62,8 +64,9 @@ def amount_text(difference: float, behaviour: Behaviour, unit: bool = True) -> s
 
 
 def signed_text(difference: float, behaviour: Behaviour, unit: bool = True) -> str:
-    """A difference with its sign; nothing that rounds to zero gets one."""
+    """A difference with its sign; without one where it rounds to zero."""
     text = amount_text(difference, behaviour, unit)
+    # Looks at the text, because rounding depends on the behaviour.
     if not np.isfinite(difference) or not any(c in "123456789" for c in text):
         return text
     return ("+" if difference > 0 else "−") + text
@@ -77,6 +80,7 @@ def count_text(n: int, noun: str = "example") -> str:
 def predicted_time(seconds: float) -> str:
     """A predicted time, no more exact than it deserves: ``about 20 seconds``, ``about 3 hours``."""
     for size, unit in ((3600.0, "hour"), (60.0, "minute")):
+        # From 1.5 on, the rounded number is at least 2, so the plural is right.
         if seconds >= 1.5 * size:
             return f"about {seconds / size:.0f} {unit}s"
     if seconds >= 55:

@@ -36,7 +36,7 @@ class Sentence:
     Attributes:
         parts: Its words. Stage and group names come from data: escape them before showing.
         trust: What is known of the counterfactual behind it; None for plain descriptions.
-        behaviour: The behaviour that its number is of.
+        behaviour: The behaviour that its number is about.
     """
 
     parts: tuple[Part, ...]
@@ -116,7 +116,7 @@ def example_sentence(
         behaviour: What was measured.
         effect: ``final - without``; NaN where the stage was refused.
         trust: What is known of the counterfactual.
-        answers: Of the final model and of the counterfactual; said where they differ.
+        answers: Of the final model and of the counterfactual; mentioned where they differ.
         label: Tells whether the counterfactual's answer is right.
         within_noise: Whether the effect is known to be within training noise.
     """
@@ -138,7 +138,7 @@ def example_sentence(
 
 
 def is_certain(trust: StageTrust | None, behaviour: Behaviour) -> bool:
-    """Whether a number of this trust is said without a reservation."""
+    """Whether a number of this trust is stated without reservation."""
     return trust is None or is_trustworthy(trust, behaviour.name)
 
 
@@ -150,18 +150,21 @@ def would_be(effect: float, behaviour: Behaviour, trust: StageTrust | None) -> t
     verb = Part(" would be " if certain else " may be ")
     text = amount_text(effect, behaviour)
     if not any(c in "123456789" for c in text):
+        # Neither a rounded 0 nor an estimated one has to be 0.
         same = "the same" if effect == 0 and certain else "practically the same"
         return (verb, Part(same, "amount"))
     if not certain:
         text = f"some {_roughly(effect, behaviour)}"
     elif trust is not None and trust.trust != "exact":
         text = f"about {text}"
+    # effect = final - without: where it is positive, the model without the stage is lower.
     return (verb, Part(f"{text} {'lower' if effect > 0 else 'higher'}", "amount"))
 
 
 def _roughly(effect: float, behaviour: Behaviour) -> str:
     """The size of an effect to its first significant digit: ``40 points``, ``0.3``."""
     size = abs(scaled(effect, behaviour))
+    # Its caller has ruled out 0, which has no logarithm.
     digits = max(-floor(log10(size)), 0)
     text = f"{round(size, -floor(log10(size))):.{digits}f}"
     return f"{text} points" if is_share(behaviour) else text

@@ -36,13 +36,14 @@ WORDS: Mapping[TrustWord, str] = {
     "rough": "estimated, rough",
     "refused": "refused",
 }
-"""How each is called."""
+"""What each is called."""
 
 
 def percent(share: float | None) -> str:
     """``12 %``; ``n/a`` where there is no number."""
     if share is None or not np.isfinite(share):
         return "n/a"
+    # It would round to 0 %, as if there were no error at all.
     if 0 < share < 0.005:
         return "under 1 %"
     return f"{100 * share:.0f} %" if share < 10 else "more than 1,000 %"
@@ -79,7 +80,7 @@ def trust_word(trust: StageTrust, behaviour: str | None = None) -> TrustWord:
 
 
 def is_trustworthy(trust: StageTrust, behaviour: str | None = None) -> bool:
-    """Whether a number may be said without a caveat."""
+    """Whether a number may be stated without a caveat."""
     return trust_word(trust, behaviour) in ("exact", "agrees", "reliable")
 
 
@@ -88,6 +89,7 @@ def trust_label(trust: StageTrust, behaviour: str | None = None) -> str:
     word = trust_word(trust, behaviour)
     agreement = trust.agreement(behaviour)
     if agreement is not None:
+        # Accuracy has no agreement of its own: the first behaviour's stands in, and is named.
         about = "" if behaviour in (None, agreement.behaviour) else f"{agreement.behaviour}: "
         figures = f"{about}r {decimal(agreement.r)}, error {percent(agreement.relative_error)}"
     elif trust.trust != "estimated":
@@ -109,6 +111,7 @@ def trust_explanation(trust: StageTrust, behaviour: str | None = None) -> str:
             f"slope {decimal(agreement.slope)}, relative error {percent(agreement.relative_error)}."
         )
         expected, error = trust.expected_error, agreement.relative_error
+        # Twice a small error is soon exceeded, so 10 points are asked for too.
         if expected is not None and error > max(2 * expected, expected + 0.1):
             said += f" Without the replay, only {percent(expected)} was expected."
     return f"{said} {trust_advice(trust, behaviour)}".rstrip()

@@ -40,7 +40,7 @@ def contribute(
     progress: ProgressCallback = no_progress,
     since: str | None = None,
 ) -> Stored:
-    """What every step and every training example contributed, from disk where it is there.
+    """What every step and every training example contributed; read from disk where stored.
 
     Args:
         run: The run.
@@ -84,8 +84,10 @@ def contribute(
 
     try:
         found = sweep(with_examples=True)
+        # found.steps_only is about the whole run, this answer about the stages swept.
         steps_only = {s.name: _COUPLED for s in swept if s.name in found.steps_only}
     except NotSeparable as error:
+        # Only a step of the sweep shows this, so the sweep starts again.
         found = sweep(with_examples=False)
         steps_only = {stage.name: str(error) for stage in swept}
     progress(_SWEEP, "reading the training examples")
@@ -144,6 +146,7 @@ def _observed(run: Run, set_name: str, ids: Sequence[str], behaviour: str) -> li
                     "part": "observed",
                     "stage": stage.name,
                     "step": step,
+                    # Where no example has a value, nanmean would warn.
                     "value": np.nanmean(values) if np.isfinite(values).any() else np.nan,
                     "answer": str(one.answers[0]) if len(asked) == 1 else None,
                 }
@@ -153,6 +156,7 @@ def _observed(run: Run, set_name: str, ids: Sequence[str], behaviour: str) -> li
 
 def _states(stage: Stage) -> Iterator[tuple[int, TrainingState]]:
     """A stage's states with the steps before them; the start only of the first stage."""
+    # Later stages start where the one before ended, which has been measured.
     if stage.index == 0:
         yield 0, stage.start()
     yield from stage.within()

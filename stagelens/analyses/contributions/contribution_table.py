@@ -20,9 +20,10 @@ _CONTRIBUTIONS = 1
 """Part of every key; raised when the sweep, or what is kept of it, changes."""
 
 SHOWN = 20
-"""Training examples of a stage, on either side, whose content is kept."""
+"""Training examples per stage, at either end of the ranking, whose content is kept."""
 
 COLUMNS = {
+    # pandas' nullable types, because every part leaves some columns out.
     "part": "string",
     "stage": "string",
     "step": "Int64",
@@ -35,10 +36,10 @@ COLUMNS = {
     "before": "string",
     "content": "object",
 }
-"""One table for all parts; what a part has no use for is missing.
+"""One table for all parts; columns that a part does not use are missing values.
 
 ``observed``: ``value`` of the behaviour after ``step`` steps of the stage (0: before the first
-stage), the mean over the examples asked about, and the ``answer`` where it is one.
+stage), the mean over the examples asked about; and the ``answer`` if it is a single one.
 ``step``: ``value`` is the step's contribution.
 ``carried``: ``value`` is what ``contracts.CARRIED`` added up to over the stage.
 ``example``: one training example of the stage. ``value`` is its contribution over all its
@@ -53,7 +54,7 @@ class Question(BaseModel):
     """Which examples of a set are asked about; their mean, where there are several.
 
     Attributes:
-        ids: These; empty for all that ``groups`` leave.
+        ids: Only these; empty for all that ``groups`` select.
         groups: Column of the set, or ``label``, to the value that it has to have.
     """
 
@@ -86,6 +87,7 @@ class Question(BaseModel):
         known_ids = set(table["example_id"])
         unknown = [name for name in self.ids if name not in known_ids]
         if unknown:
+            # Raises, unless the set has them all and only the group lacks some.
             examples.by_id(unknown)
             raise SetError(f"example {unknown[0]!r} is not in the group; leave the group out")
         wanted = set(self.ids)
@@ -144,7 +146,7 @@ def asked_digest(ids: Sequence[str]) -> str:
 def contributions_path(
     run: Run, examples: EvaluationSet, behaviour: str, ids: Sequence[str], since: str
 ) -> Path:
-    """Where the answer on these examples lies, or would lie.
+    """Where the answer for these examples is stored, or would be.
 
     Args:
         run: The run.
@@ -158,7 +160,7 @@ def contributions_path(
 
 
 def as_table(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
-    """Rows of any parts as the one table."""
+    """Rows of any parts as one table."""
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
 
 
@@ -168,6 +170,6 @@ def save_contributions(path: Path, found: Stored) -> None:
 
 
 def load_contributions(path: Path) -> Stored | None:
-    """A stored answer; None without one, or where it cannot be used and is to be made again."""
+    """A stored answer; None where there is none that can be used."""
     found = fact_tables.read(path, ContributionFacts, COLUMNS)
     return None if found is None else Stored(*found)

@@ -8,7 +8,7 @@ from stagelens.estimators.durations import STARTING
 from stagelens.runs.run import Stage
 
 _SWEEP = 3.0
-"""A step with its transpose and the contributions of its examples, in steps."""
+"""Time of one step of the sweep, contributions of its examples included, in recorded steps."""
 
 
 def contributions_seconds(stages: Sequence[Stage]) -> float | None:

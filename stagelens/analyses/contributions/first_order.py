@@ -65,11 +65,11 @@ def contributions(
         behaviour: One of the task's, for instance ``"margin"``.
         examples: One example, or a group whose mean is asked about; those without a label are
             left out where the behaviour needs one.
-        with_examples: Also the share of every training example of every step.
+        with_examples: Also the contribution of every training example of every step.
         options: Dtype and curvature.
-        spacing: Steps between two states that are kept; by default the root of a stage's steps.
+        spacing: Steps between two kept states; by default the square root of a stage's steps.
         progress: Called after every step.
-        since: The earliest stage that is wanted, which the sweep ends with; None for the first.
+        since: The earliest stage that is wanted, where the sweep ends; None for the first.
 
     Raises:
         Refused: The behaviour is unknown or has no value, or the run has no derivatives
@@ -78,10 +78,12 @@ def contributions(
     value = float("nan")
 
     def gradient(last: LinearStage) -> Mapping[str, Tensor]:
+        # The sweep asks for the gradient alone, and the value comes with it.
         nonlocal value
         value, slopes = behaviour_gradient(run, last, behaviour, examples)
         return slopes
 
+    # The sweep runs backwards; tables are in training order.
     found = sweep(run, gradient, options, spacing, with_examples, progress, since)[::-1]
     steps = pd.DataFrame(
         {
@@ -125,7 +127,7 @@ def behaviour_gradient(
 
     Args:
         run: The run.
-        last: Its last stage; its model is used and left in the modes that it had.
+        last: Its last stage; its model is used, and left in the modes it was in.
         behaviour: Name of y.
         examples: What y is measured on.
 
@@ -144,6 +146,7 @@ def behaviour_gradient(
                 to_device(run.task.collate(examples[first : first + _BATCH]), loss.device),
                 loss.dtype,
             )
+            # Torch's own BatchNorm has no gradient in its running statistics.
             with torch.enable_grad(), ExplicitBatchNorm(model):
                 measured = run.task.behaviours(run.task.outputs(model, batch), batch)
             if behaviour not in measured:
@@ -152,11 +155,13 @@ def behaviour_gradient(
             kept = measured[behaviour][~measured[behaviour].isnan()]
             if kept.numel() == 0:
                 continue
+            # Sums, divided at the end: batches differ in how many examples have a value.
             slopes = torch.autograd.grad(kept.sum(), x, allow_unused=True, materialize_grads=True)
             total = [a + b for a, b in zip(total, slopes, strict=True)]
             value, count = value + float(kept.detach().sum()), count + kept.numel()
     finally:
         for name, module in model.named_modules():
+            # Not model.train(): a stage may have frozen some modules in evaluation mode.
             module.training = modes[name]
     if not count:
         raise Refused(

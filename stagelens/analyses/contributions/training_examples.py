@@ -1,4 +1,4 @@
-"""The training examples behind a stage's contributions, out of its recorded batches.
+"""The training examples behind a stage's contributions, from its recorded batches.
 
 An example that several steps used is one row: its contributions add up. The same input under
 another label is another row, and each names the labels of the other.
@@ -32,13 +32,13 @@ class _Used:
     """A training example of a stage.
 
     Attributes:
-        content: Which input it is; the same for the same one.
+        content: Identifies the input: equal for equal inputs.
         label: As it was trained on.
         step: Of its first use.
-        position: There, over the step's micro-batches.
+        position: Its place in that step, counted over micro-batches.
         answers: Of the final model (``answer``) and of the one ``before`` the stage.
         value: Its contributions so far.
-        uses: How many they are.
+        uses: How many contributions that is.
         shown: The bytes of a PNG, or texts as JSON.
     """
 
@@ -61,7 +61,7 @@ def training_examples(run: Run, stage: Stage, shares: pd.DataFrame) -> list[dict
         shares: ``step``, ``position`` and ``contribution`` of every use of an example in it.
 
     Returns:
-        Rows of ``stored.COLUMNS``, by contribution.
+        Rows of ``contribution_table.COLUMNS``, by contribution.
     """
     found: dict[tuple[str, str | None], _Used] = {}
     steps, models = stage.read_steps(), _models(run, stage)
@@ -71,6 +71,7 @@ def training_examples(run: Run, stage: Stage, shares: pd.DataFrame) -> list[dict
         new = []
         values = own.set_index("position")["contribution"]
         for position, example in enumerate(_of_step(run.task, batches)):
+            # What the task cannot show cannot be compared either, so each use counts by itself.
             content = f"{step} {position}" if example is None else _content(example)
             label = None if example is None else example.label
             if (content, label) not in found:
@@ -78,9 +79,12 @@ def training_examples(run: Run, stage: Stage, shares: pd.DataFrame) -> list[dict
                 new.append(found[content, label])
             found[content, label].value += float(values[position])
             found[content, label].uses += 1
+        # Only where an example is first used: later uses would give the same answers.
         _answer(run.task, models, batches, [used for used in new if used.label is not None])
     rows = sorted(found.values(), key=lambda used: -used.value)
+    # With few rows the two ends would overlap; the second then begins behind the first.
     for used in [*rows[:SHOWN], *rows[max(len(rows) - SHOWN, SHOWN) :]]:
+        # Read again: to hold every input until now would take the memory of all training data.
         example = _of_step(run.task, steps[used.step].batches or [])[used.position]
         used.shown = None if example is None else shown_content(example)
     labels: dict[str, list[str]] = {}
@@ -113,13 +117,15 @@ def _of_step(task: Task, batches: Sequence[MicroBatch]) -> list[Example | None]:
 
 
 def _content(example: Example) -> str:
-    """A digest of an input; the label is no part of it."""
+    """A digest of an input, without the label."""
     hasher = hashlib.sha256()
     for name, value in sorted(example.input.items()):
         if isinstance(value, np.ndarray):
+            # Equal bytes may be different arrays.
             hasher.update(f"{name} {value.dtype} {value.shape}".encode())
             hasher.update(np.ascontiguousarray(value).data)
         else:
+            # Texts may hold lone surrogates, which have no encoding.
             hasher.update(f"{name} {value!r}".encode(errors="backslashreplace"))
     return hasher.hexdigest()
 

@@ -2,5 +2,5 @@
 
 ``edits`` says what an edit is and applies it, ``parts`` keeps the examples on which edits are
 chosen apart from those on which they are reported, ``targeted`` searches the smallest edit that
-closes a gap, ``measuring`` measures edits, and ``comparison`` compares before and after.
+closes a gap, ``measurements`` measures edits, and ``comparison`` compares before and after.
 """

@@ -34,9 +34,9 @@ def write_edited(
 ) -> None:
     """Write edited weights as a checkpoint into a folder.
 
-    It is sharded as the final model is, in its dtypes. Of a ``transformers`` model the folder also
-    holds its configuration and the tokenizer's files, so that ``from_pretrained`` loads it; of any
-    other model ``config.json`` holds the task's name, and what ``build_model`` takes.
+    It has the shards and dtypes of the final model. For a ``transformers`` model the folder also
+    holds its configuration and the tokenizer's files, so that ``from_pretrained`` loads it; for
+    any other, ``config.json`` holds the task's name and what ``build_model`` takes.
 
     Args:
         run: The run.
@@ -72,7 +72,7 @@ _Shards = Mapping[str, Mapping[str, _Tensor]]
 
 
 def _layout(run: Run, final: Mapping[str, Tensor]) -> tuple[_Shards, dict[str, bytes]]:
-    """What goes into which file, as the final model's own files have it; and what stands beside.
+    """Which tensors go into which file, as in the final model's own; and the files beside them.
 
     Raises:
         StageLensError: The final model has an adapter, so it is not a checkpoint by itself.
@@ -81,6 +81,7 @@ def _layout(run: Run, final: Mapping[str, Tensor]) -> tuple[_Shards, dict[str, b
 
     facts = run.last.facts
     assert facts.end is not None
+    # A run assembled from checkpoints keeps their files, and the names in them.
     if facts.end.names is not None:
         own_names = {name: own for own, name in facts.end.names.items()}
         shards = {}
@@ -90,6 +91,7 @@ def _layout(run: Run, final: Mapping[str, Tensor]) -> tuple[_Shards, dict[str, b
             shards[Path(file.path).name] = kept
         beside = {name: run.files.path(file).read_bytes() for name, file in facts.beside.items()}
         filled = {file: kept for file, kept in shards.items() if kept}
+        # Without an index, weights are looked for under this name only.
         if len(filled) == 1:
             filled = dict(zip(["model.safetensors"], filled.values(), strict=True))
         return filled, beside
@@ -118,7 +120,7 @@ def _write_weights(
     folder: Path,
     progress: ProgressCallback | None,
 ) -> None:
-    """Write the shards, and where there are several, the index of them."""
+    """Write the shards and, where there are several, their index."""
     from stagelens.runs.streaming import write_tensors
 
     total = sum(tensor.facts.bytes for shard in shards.values() for tensor in shard.values())
@@ -135,8 +137,10 @@ def _write_weights(
 
         tensors = {name: tensor.facts for name, tensor in shard.items()}
         with open(folder / file, "xb") as opened:
+            # transformers asks for the format.
             write_tensors(opened, tensors, blocks, {"format": "pt"})
             opened.flush()
+            # The folder is renamed at the end; a crash after that must not leave empty files in it.
             os.fsync(opened.fileno())
     if len(shards) > 1:
         places = {name: file for file, shard in shards.items() for name in shard}

@@ -1,6 +1,6 @@
 """Before against after, from tables: calibration, confusion, flipped answers, control groups.
 
-Accuracy and margin by group stand in ``group_metrics``. Pure pandas and numpy.
+Accuracy and margin by group come from ``effects.groups``. Pure pandas and numpy.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ def answers(measurement: Measurement, examples: pd.DataFrame, rows: np.ndarray) 
         rows: (N,) bool, which of them.
     """
     own = measurement.table
+    # Columns of the set may have the names of a measurement's.
     beside = examples.drop(columns=[name for name in examples if name in own.columns])
     return pd.concat([own, beside], axis=1)[rows].reset_index(drop=True)
 
 
 @dataclass(frozen=True)
 class AnswerChange:
-    """How answers changed, of labelled examples.
+    """How the answers to labelled examples changed.
 
     Attributes:
         mended: Wrong before, right after.
@@ -55,8 +56,8 @@ class AnswerChange:
 def changed_answers(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     """The examples whose answer changed: ``example_id``, ``label``, both answers and confidences.
 
-    ``change`` is ``mended``, ``broken``, ``other``, or null without a label. Mended ones come
-    last, broken ones first, and within each the most confident answers of the edited model.
+    ``change`` is ``mended``, ``broken``, ``other``, or null without a label. Broken ones
+    come first, then other, mended and unlabelled ones, the edited model's surest answers first.
     """
     changed = (before["prediction"] != after["prediction"]).to_numpy()
     one, other = before[changed], after[changed]
@@ -74,6 +75,7 @@ def changed_answers(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     change = pd.Series(np.select([was, now], ["broken", "mended"], "other"), table.index)
     table["change"] = change.where(table["label"].notna(), None)
     rank = table["change"].map({"broken": 0, "other": 1, "mended": 2})
+    # lexsort goes by its last key first.
     order = np.lexsort((-table["confidence_after"].to_numpy(float), rank.fillna(3).to_numpy()))
     return table.iloc[order].reset_index(drop=True)
 
@@ -94,6 +96,7 @@ def calibration(table: pd.DataFrame) -> pd.DataFrame:
     known = table[table["label"].notna() & table["confidence"].notna()]
     right = (known["prediction"].astype(object) == known["label"]).to_numpy(float)
     sure = known["confidence"].to_numpy(float)
+    # A confidence of 1 belongs to the last bin.
     place = np.minimum((sure * _BINS).astype(int), _BINS - 1)
     rows = []
     for number in np.unique(place):
@@ -104,7 +107,7 @@ def calibration(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def calibration_error(bins: pd.DataFrame) -> float:
-    """Expected calibration error: mean distance of confidence and accuracy, by examples; 0..1."""
+    """Expected calibration error: mean distance of confidence and accuracy over examples; 0..1."""
     if bins.empty:
         return float("nan")
     gaps = (bins["confidence"] - bins["accuracy"]).abs()
@@ -115,6 +118,7 @@ def confusion(table: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
     """Counts of labels (rows) and answers (columns), both in the order of ``classes``."""
     known = table[table["label"].notna()]
     counts = pd.crosstab(known["label"].astype(str), known["prediction"].astype(str))
+    # crosstab leaves out classes that no example has, or that no answer is.
     return counts.reindex(index=classes, columns=classes, fill_value=0)
 
 
@@ -164,7 +168,7 @@ def mean_changes(
 
 @dataclass(frozen=True)
 class Preview:
-    """Accuracies at computed strengths, by which those between are guessed.
+    """Accuracies at computed strengths, from which those between are interpolated.
 
     Attributes:
         groups: G names; None stands for all examples.
@@ -184,6 +188,7 @@ class Preview:
             knots = (0.0, *STRENGTHS)
             at = [np.interp(strength, knots, known[:, g]) for g in range(len(self.groups))]
             values += np.asarray(at) - self.final
+        # Changes that are added up over stages may leave the range.
         return np.clip(values, 0.0, 1.0)
 
     @staticmethod
@@ -196,7 +201,7 @@ class Preview:
 def preview(
     measurements: Sequence[Measurement], examples: pd.DataFrame, rows: np.ndarray, by: str | None
 ) -> Preview:
-    """A preview from the measurements of ``measuring.grid``."""
+    """A preview from the measurements of ``measurements.grid``."""
     table = examples[rows]
     labels = table["label"].to_numpy(object)
     labelled = table["label"].notna().to_numpy()

@@ -122,10 +122,12 @@ class EditedWeights(Mapping[str, Tensor]):
             without = [flat_blocks(self._without[stage], name) for stage in taken]
             for final, *own in zip(flat_blocks(self.final, name), *without, strict=True):
                 parts = list(zip(own, taken.values(), strict=True))
+                # In double precision, so that the result is rounded once, however many stages.
                 yield subtracted(name, final.double(), parts).to(final.dtype)
 
     def _taken(self, name: str) -> dict[str, float]:
         """Which stages are taken out of a tensor, and how much of each."""
+        # Integers, such as counts of batches, cannot be taken out in part.
         if not self.final[name].is_floating_point():
             return {}
         strengths = {s: self._edit.strength(s, self._layers[name]) for s in self._without}
@@ -135,7 +137,7 @@ class EditedWeights(Mapping[str, Tensor]):
 def _whole(taken: Mapping[str, float]) -> str | None:
     """The stage, if it is the only one and taken out as a whole.
 
-    The result is its counterfactual then, without the rounding of a subtraction.
+    The result is then its counterfactual itself, without the rounding of a subtraction.
     """
     ((stage, strength), *others) = taken.items()
     return stage if strength == 1 and not others else None
@@ -156,6 +158,7 @@ def subtracted(name: str, final: Tensor, taken: Sequence[tuple[Tensor, float | T
     for without, strength in taken:
         without = without.to(final.dtype)
         if name.endswith("running_var"):
+            # A power of the ratio is positive at every strength; a difference may not be.
             ratio = without / final
             usable = torch.isfinite(ratio) & (ratio > 0)
             edited = edited * torch.where(usable, ratio, 1.0) ** strength

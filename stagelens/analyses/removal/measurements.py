@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from stagelens.measuring.models import Measured
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
-"""Strengths at which every stage alone is measured, so that a preview has something to go by."""
+"""Strengths at which every stage alone is measured, for a preview to interpolate between."""
 
 FOLDER = "results/removals"
 
@@ -60,7 +60,7 @@ class Measurement:
 
 
 def grid(estimator: str, settings: Mapping[str, Any], stages: Sequence[str]) -> list[Edit]:
-    """The edits that a preview goes by: none, and every stage alone at :data:`STRENGTHS`."""
+    """The edits that a preview is made from: none, and every stage alone at :data:`STRENGTHS`."""
     common = {"estimator": estimator, "settings": dict(settings)}
     alone = [{stage: strength} for stage in stages for strength in STRENGTHS]
     return [Edit.model_validate({**common, "strengths": each}) for each in [{}, *alone]]
@@ -68,7 +68,7 @@ def grid(estimator: str, settings: Mapping[str, Any], stages: Sequence[str]) -> 
 
 def path(run: Run, examples: EvaluationSet, edit: Edit) -> Path:
     """Where a measurement is kept."""
-    spec = edit.model_dump() if edit.strengths else {}  # nothing done is the same by any estimator
+    spec = edit.model_dump() if edit.strengths else {}  # no edit is the same by any estimator
     key = digest(METHOD, run.digest, examples.digest, spec)[:32]
     return run.files.inside(f"{FOLDER}/{key}.parquet")
 
@@ -79,6 +79,7 @@ def load_measurement(run: Run, examples: EvaluationSet, edit: Edit) -> Measureme
     if found is None:
         return None
     facts, table = found
+    # A file that was copied to this name is not believed.
     if (facts.run_digest, facts.set_digest) != (run.digest, examples.digest):
         return None
     return Measurement(edit, table, {trust.stage: trust for trust in facts.stages})
@@ -133,6 +134,7 @@ def _measured(
 
     examples.check_fits(run.task)
     overall = Progress(progress)
+    # Edits by the same estimator and settings share its counterfactuals.
     kinds = list(dict.fromkeys((edit.estimator, edit.settings_key) for edit in edits))
     materials: dict[tuple[str, str], Material] = {}
     for number, kind in enumerate(kinds):
@@ -169,7 +171,7 @@ def _table(ids: np.ndarray, model: Measured) -> pd.DataFrame:
 def known_trust(run: Run, examples: EvaluationSet, measurement: Measurement) -> list[StageTrust]:
     """What is known of an edit's counterfactuals: as the effect table says, where there is one.
 
-    An estimator's expected error, and what was verified of it, stand there.
+    That table has an estimator's expected error, and what was verified of it.
     """
     from stagelens.trust.verification import trusted
 

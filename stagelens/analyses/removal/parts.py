@@ -12,7 +12,7 @@ import pandas as pd
 def validation_part(table: pd.DataFrame, by: Sequence[str] = ()) -> np.ndarray:
     """Which examples edits are chosen on; the others are for reporting.
 
-    Within every group and label, the half whose ids have the smaller sha256. So a part does not
+    Within every group and label, it is the half whose ids have the smaller sha256. So it does not
     depend on the order of the examples, nor on any number that was measured.
 
     Args:
@@ -24,6 +24,7 @@ def validation_part(table: pd.DataFrame, by: Sequence[str] = ()) -> np.ndarray:
     """
     digests = [hashlib.sha256(str(name).encode()).hexdigest() for name in table["example_id"]]
     order = pd.Series(digests, table.index)
+    # As text, because groupby would drop examples without a label. ``by`` may name the label.
     keys = [table[column].astype(str) for column in dict.fromkeys((*by, "label"))]
     grouped = order.groupby(keys, sort=True)
     return np.asarray(grouped.rank(method="first") <= grouped.transform("size") // 2)

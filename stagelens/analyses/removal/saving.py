@@ -50,6 +50,7 @@ def before_and_after(
     """
     table = examples_of(run, examples)
     if by is not None:
+        # Only for its error, before anything is computed.
         groups_of(table, by)
     rows = ~validation_part(table, [by] if by else [])
     nothing = edit.model_copy(update={"strengths": {}, "layers": {}})
@@ -92,6 +93,7 @@ def save(
         if examples is not None:
             figures, trust = before_and_after(run, examples, edit, by, overall.part(0.0, 0.7))
         own = material(run, edit.estimator, edit.settings, list(edit.strengths))
+        # Measured on a set, it includes what was verified there.
         trust = trust or [own.without[stage].trust for stage in edit.strengths]
         card = model_card(run, edit, trust, figures, examples, by)
         cards = {CARD: card.encode(), SPEC: (edit.model_dump_json(indent=1) + "\n").encode()}
@@ -165,7 +167,7 @@ def _figure_lines(figures: GroupMetrics, examples: EvaluationSet, by: str | None
 
 
 def _by_group(figures: GroupMetrics, by: str | None) -> dict[str, dict[str, Mapping[str, float]]]:
-    """What a row is about, to model, to its figures."""
+    """What a row is about, to each model, to its figures."""
     found: dict[str, dict[str, Mapping[str, float]]] = {}
     for row in figures.groups.to_dict("records"):
         if pd.isna(row["group"]):

@@ -17,8 +17,8 @@ class Edit(BaseModel):
         estimator: How the counterfactuals are obtained.
         settings: Its own arguments.
         strengths: Stage to strength, 0 (nothing) to 1 (all of it).
-        layers: Stage to layer to a share of the stage's strength; layers that are not named have
-            all of it. Names are those of ``edits.layers_of``.
+        layers: Stage to layer to a fraction of the stage's strength; layers that are not named
+            have all of it. Names are those of ``edits.layers_of``.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -37,6 +37,7 @@ class Edit(BaseModel):
                     f"a strength of {strength:g} for {stage} is not between 0 and 1; 1 takes all "
                     "of a stage out"
                 )
+        # A strength of 0 is left out, so that equal edits have equal digests.
         return {stage: float(strength) for stage, strength in strengths.items() if strength}
 
     @property

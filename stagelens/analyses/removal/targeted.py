@@ -1,15 +1,15 @@
 """The smallest edit that closes a gap, with a strength of its own for every layer.
 
-A smooth objective proposes, measured accuracy decides. Proposed are the strengths s that minimise
+A smooth objective proposes, measured accuracy decides. Proposals are the strengths s that minimise
 
     w L_group(s) + (1 - w) L_control(s) + lambda |edit(s)|^2 / |full removal|^2,    0 <= s <= 1,
 
 with L the mean loss of the examples, by L-BFGS-B from full removal; there are as many unknowns as
 layers. The weight w of the group falls until the control group's measured accuracy drops by no
 more than the tolerance; then the price lambda of the edit's size rises as long as the measured
-gap stays closed, or as small as it was found to get. Of all that was measured, the smallest edit
-that keeps the tolerance and does so is taken. Everything happens on the validation part, and in
-one order: the answer is the same again.
+gap stays closed, or as small as it was found to get. Of all edits measured, the smallest
+that does so within the tolerance is taken. Everything happens on the validation part, and in a
+fixed order, so the answer is reproducible.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _WEIGHTS = (0.5, 0.25, 0.125)
 _PRICES = (0.003, 0.03, 0.1, 0.3, 1.0, 3.0)
 _SHRUNK = (0.75, 0.5, 0.25)
 _USUAL = 16
-"""Edits that a search measures, about; for its progress."""
+"""About how many edits a search measures; for its progress."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Outcome:
     tried: int
 
     def by_layer(self) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-        """Strengths as an edit has them: per stage the largest, per layer its share of that."""
+        """Strengths as an edit has them: per stage the largest, per layer a fraction of it."""
         strengths, layers = {}, {}
         for stage, row in zip(self.stages, np.round(self.chosen.strengths, 4), strict=True):
             if row.max() > 0:
@@ -80,7 +80,7 @@ def search(
         material: Counterfactuals of the stages.
         stages: Those that may be taken out.
         goal: On all N examples.
-        validation: (N,) bool, the examples to choose on; no other is looked at.
+        validation: (N,) bool, the examples to choose on; others are not looked at.
         progress: Called after every measured edit.
 
     Raises:
@@ -93,6 +93,7 @@ def search(
         if looking.keeps(widest):
             break
     else:
+        # No weight keeps the tolerance, so the last proposal is shrunk as a whole.
         for share in _SHRUNK:
             if looking.keeps(looking.measure(share * widest.strengths)):
                 break
@@ -115,12 +116,14 @@ class _Search:
     def __init__(self, bench: Trials, tolerance: float, progress: ProgressCallback) -> None:
         self.bench, self.tolerance, self.progress = bench, tolerance, progress
         self.tried: list[Trial] = []
+        # One of those tried, so that there always is one that keeps the tolerance.
         self.before = self.measure(np.zeros(bench.shape))
 
     def measure(self, strengths: np.ndarray) -> Trial:
-        """One more edit."""
+        """Measure one more edit."""
         one = self.bench.measured(strengths)
         self.tried.append(one)
+        # How many there will be is not known, so progress stops short of the end.
         share = min(len(self.tried) / _USUAL, 0.95)
         self.progress(share, f"Searching: {len(self.tried)} edits measured")
         return one
@@ -136,13 +139,14 @@ class _Search:
 
     @property
     def reach(self) -> float:
-        """The smallest gap that was reached within the tolerance; no more than 0 is asked for."""
+        """The smallest gap reached within the tolerance; never below 0, which closes it."""
         return max(0.0, min(one.gap for one in self.tried if self.keeps(one)))
 
     def make_cheaper(self, weight: float, widest: Trial) -> None:
         """Raise the price of size until the gap grows, then halve the last step twice."""
         lowest, enough = _PRICES[0], widest
         for highest in _PRICES[1:]:
+            # From the last good edit, which a higher price moves only so far.
             one = self.propose(weight, highest, enough)
             if not self._does(one):
                 break
@@ -150,6 +154,7 @@ class _Search:
         else:
             return
         for _ in range(2):
+            # Prices grow by factors, so the middle of two is their geometric mean.
             price = (lowest * highest) ** 0.5
             one = self.propose(weight, price, enough)
             if self._does(one):

@@ -146,7 +146,7 @@ def find(
     Raises:
         SetError: A column or group is not there.
         Refused: An estimator cannot give a stage, or a group has no labelled examples.
-        StageLensError: The tolerance is none.
+        StageLensError: The tolerance is not between 0 and 1.
     """
     before = load_found(run, examples, target)
     if before is not None:

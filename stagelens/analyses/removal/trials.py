@@ -24,7 +24,7 @@ _SMOOTH, _FEWEST = 384, 64
 """Examples of each of the two groups that the smooth objective looks at, at most. A model of many
 parameters takes long over each, so it proposes by fewer; what is proposed is measured on all."""
 _SMALL = 1_000_000
-"""Parameters from which on they are fewer."""
+"""From this many parameters on, there are fewer."""
 
 _STEPS = 20
 _FLAT = 1e-4
@@ -58,6 +58,7 @@ class Goal:
             *np.unique(self.labels[self.group], return_counts=True), strict=True
         ):
             rows = self.control & (self.labels == name)
+            # A label that the control group lacks has nothing to be compared with.
             if rows.any():
                 shared.append((right[rows].mean(), count))
         if not shared:
@@ -73,7 +74,7 @@ class Trial:
     Attributes:
         strengths: (stages, layers).
         size: Norm of the edit over the norm of full removal.
-        gap: What is left of it.
+        gap: What is left of the gap.
         control: Accuracy of the control group.
     """
 
@@ -84,11 +85,11 @@ class Trial:
 
 
 class Trials:
-    """Where strengths are proposed and measured; holds the validation part, collated.
+    """Proposes and measures strengths; holds the validation part, collated.
 
     Attributes:
         layers: Columns of strengths, whose rows are the stages.
-        shape: Of strengths.
+        shape: Of an array of strengths.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class Trials:
                     "group, or set strengths by hand"
                 )
         self.task, self.stages, self.material = run.task, list(stages), material
+        # Gradients are wanted in the strengths only.
         self.model = run.task.build_model(run.last.facts.build_config).eval().requires_grad_(False)
         self.tensor_layers = layers_of(material.final)
         self.layers = list(dict.fromkeys(self.tensor_layers.values()))
@@ -136,11 +138,12 @@ class Trials:
         parameters = sum(tensor.numel() for tensor in self.material.final.values())
         most = max(_FEWEST, _SMOOTH * _SMALL // max(parameters, _SMALL))
         parts = [np.flatnonzero(rows) for rows in (self.goal.group, self.goal.control)]
+        # Evenly spaced, not drawn, so that the search is reproducible.
         every = [part[:: max(-(-len(part) // most), 1)] for part in parts]
         return np.unique(np.concatenate(every))
 
     def _sizes(self) -> np.ndarray:
-        """(stages, layers) squared norm of what full removal changes there, in shares."""
+        """(stages, layers) squared norm of what full removal changes there; of sum 1."""
         sizes = np.zeros(self.shape)
         for row, stage in enumerate(self.stages):
             without = self.material.counterfactual(stage)
@@ -149,6 +152,7 @@ class Trials:
                     change = final.double() - without[name].double()
                     column = self.layers.index(self.tensor_layers[name])
                     sizes[row, column] += float(change.square().sum())
+        # Stages that changed nothing have no norm to divide by.
         return sizes / (sizes.sum() or 1.0)
 
     def _weights(self, strengths: Tensor) -> dict[str, Tensor]:
@@ -190,10 +194,13 @@ class Trials:
         leaf = torch.tensor(strengths, dtype=torch.float32, requires_grad=True)
         edited = self._weights(leaf)
         moving = {name: tensor for name, tensor in edited.items() if tensor.requires_grad}
+        # Cut at the weights: their gradients add up over batches, and the graph behind them, from
+        # the strengths, is gone through once.
         cut = {name: tensor.detach().requires_grad_() for name, tensor in moving.items()}
         value = 0.0
         for batch, group, control in self._smooth:
             losses = _losses(self.task, self.model, {**edited, **cut}, batch)
+            # By the counts of all blocks, so that blocks add up to the two means.
             share = weight / self._counts[0] * group + (1 - weight) / self._counts[1] * control
             loss = (share * losses).sum()
             loss.backward()
@@ -221,6 +228,7 @@ class Trials:
 
 
 def _missing(labels: np.ndarray) -> np.ndarray:
+    # Only NaN differs from itself.
     return np.asarray([label is None or label != label for label in labels])
 
 
@@ -246,7 +254,7 @@ def _called(task: Task, model: nn.Module, weights: Mapping[str, Tensor], batch: 
 
 
 def _losses(task: Task, model: nn.Module, weights: Mapping[str, Tensor], batch: Any) -> Tensor:
-    """(B,) what is to fall: the loss, or the task's first behaviour where it has no loss."""
+    """(B,) what to lower: the loss or, without one, the first behaviour, by its sign."""
     kinds = task.behaviour_kinds
     kind = next((kind for kind in kinds if kind.name == "loss"), kinds[0])
     return -kind.sign * task.behaviours(_called(task, model, weights, batch), batch)[kind.name]

@@ -1,4 +1,4 @@
-"""Where maps have most: a patch of the images, or a token of the texts. Nothing imports torch."""
+"""Where most of a map lies: in a patch of images, or a token of texts. Nothing imports torch."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .map_table import Map
 
 @dataclass(frozen=True)
 class Densest:
-    """The part of some inputs in which maps have most.
+    """The patch or token of some inputs in which their maps are densest.
 
     Attributes:
         name: In words: ``rows 0–1, columns 0–1 (top left)``, or a token.
-        share: Of a map's sizes, |a|, that lies in it; mean over the maps.
-        expected: Of a map's places that it has: the share of a map that is the same everywhere.
-        count: Maps that have it.
+        share: Its part of a map's sizes, |a|; mean over the maps.
+        expected: Its part of a map's places, which is what it has of a uniform map.
+        count: How many maps have it.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Densest:
 
 
 def share_of(stage_map: np.ndarray, inside: np.ndarray) -> float:
-    """The share of a map's sizes that lies in some of its places; NaN where it is 0 everywhere.
+    """The part of a map's sizes that lies in some of its places; NaN where it is 0 everywhere.
 
     Args:
         stage_map: (H, W) or (T,).
@@ -46,14 +46,16 @@ def share_of(stage_map: np.ndarray, inside: np.ndarray) -> float:
 
 
 def densest_patch(maps: Sequence[np.ndarray]) -> Densest | None:
-    """The patch in which images' maps have most; None where they are 0, or differ in size.
+    """The patch in which images' maps are densest; None where they are 0, or differ in size.
 
     Args:
-        maps: (H, W) each. Patches are a quarter of that wide and high, and overlap by half.
+        maps: (H, W) each. Patches are a quarter as wide and high, and overlap by half.
     """
+    # A map of zeros has no shares: 0 / 0.
     maps = [each for each in maps if np.abs(each).sum() > 0]
     if not maps or len({each.shape for each in maps}) > 1:
         return None
+    # Shares first, so that no image outweighs the others by a larger effect.
     shares = np.mean([np.abs(each) / np.abs(each).sum() for each in maps], axis=0)
     height, width = shares.shape
 
@@ -74,10 +76,10 @@ def _place(start: int, length: int, size: int, names: tuple[str, str, str]) -> s
 
 
 def densest_token(tokens: Sequence[Sequence[str]], maps: Sequence[np.ndarray]) -> Densest | None:
-    """The token in which texts' maps have most more than its places would; None where they are 0.
+    """The token that has most of texts' maps beyond its part of the places; None where they are 0.
 
     Args:
-        tokens: (T,) pieces of each text; capital letters and spaces around do not count.
+        tokens: (T,) pieces of each text; case and surrounding spaces do not count.
         maps: (T,) of each.
     """
     shares: dict[str, list[float]] = {}
@@ -86,11 +88,13 @@ def densest_token(tokens: Sequence[Sequence[str]], maps: Sequence[np.ndarray]) -
         names = np.array([piece.strip().lower() for piece in pieces], dtype=object)
         for name in dict.fromkeys(names):
             share = share_of(each, names == name)
+            # Pieces of spaces alone are empty: no token to name.
             if name and np.isfinite(share):
                 shares.setdefault(name, []).append(share)
                 places.setdefault(name, []).append(float((names == name).mean()))
     if not shares:
         return None
+    # Sums, not means, so that many texts weigh more than one.
     best = max(shares, key=lambda name: sum(shares[name]) - sum(places[name]))
     return Densest(
         best, float(np.mean(shares[best])), float(np.mean(places[best])), len(shares[best])
@@ -100,11 +104,11 @@ def densest_token(tokens: Sequence[Sequence[str]], maps: Sequence[np.ndarray]) -
 def where_most(
     maps: Sequence[Map], stage: str, behaviour: Behaviour, trust: StageTrust | None
 ) -> Sentence | None:
-    """Where a stage's maps have most, as a sentence; None where they have nothing.
+    """Where most of a stage's maps lies, as a sentence; None where they are 0.
 
     Args:
         maps: Those that hold.
-        stage: Whose.
+        stage: Whose maps.
         behaviour: Of the effect.
         trust: What is known of the counterfactual.
     """

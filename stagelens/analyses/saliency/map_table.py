@@ -26,7 +26,7 @@ models' own changes."""
 MOST_STEPS = 512
 """Steps of the integral at most; it begins with few, and doubles them until the sums hold."""
 _NOTHING = 1e-6
-"""Changes below this are float32's rounding, so it proves nothing against a map."""
+"""Changes below this are float32 rounding, which proves nothing against a map."""
 
 NOT_ATTRIBUTED = ("accuracy", "preference")
 """Behaviours that have no gradient, or are about two texts at once."""
@@ -105,13 +105,15 @@ class Map:
         A share of the larger of the two models' own changes from baseline to input.
         """
         gaps = self.gaps
+        # The stage's map is the difference of the two, and so is its gap.
         worst = max(*map(abs, gaps), abs(gaps[0] - gaps[1]))
         changes = [here - there for here, there in zip(self.inputs, self.baselines, strict=True)]
+        # The floor lets gaps of float32 rounding pass where neither model changes.
         return worst / max(*map(abs, changes), _NOTHING / WITHIN)
 
     @property
     def gaps(self) -> tuple[float, float]:
-        """How far the sums of the two models' maps are from what these change."""
+        """How far the sums of the two models' maps are from the models' own changes."""
         ends = zip((self.final, self.without), self.inputs, self.baselines, strict=True)
         first, second = (float(own.sum()) - (here - there) for own, here, there in ends)
         return first, second
@@ -213,7 +215,7 @@ def _read(row: Mapping[str, Any]) -> Map:
 def save_maps(run: Run, facts: MapFacts, maps: Sequence[Map]) -> Path:
     """Add maps to those that are stored. Atomic.
 
-    Of two processes that add at one time one may lose; its maps are then made again when asked for.
+    Of two processes that add at the same time, one may lose its maps; they are then made again.
     """
     every = load_maps(run, facts) | {each.example_id: each for each in maps}
     path = _path(run, facts)
@@ -225,6 +227,7 @@ def _row(one: Map) -> dict[str, Any]:
     return {
         "example_id": one.example_id,
         "tokens": None if one.tokens is None else list(one.tokens),
+        # Parquet has no arrays of two dimensions, so maps are stored flat.
         "shape": list(one.final.shape),
         "final": one.final.ravel(),
         "without": one.without.ravel(),

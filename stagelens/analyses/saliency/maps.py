@@ -9,7 +9,7 @@ For a model f, an input x and a baseline x0, with the switches m of
 with a mean over references where the baseline is several inputs ("expected gradients"; Erion et
 al., 2021). They are linear in f. So the map of a stage effect, f - g with g the model without the
 stage, is a(f) - a(g), and sums to the effect on the input less that on the baseline. Sums are
-checked, and the integral is refined until they hold; how far that went stands with every map.
+checked, and the integral is refined until they hold; every map says in how many steps.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from .switched import Baseline, Switched
 
 _FIRST_STEPS = 32
 _AGREES = 1e-3
-"""The fully switched input has to behave as the plain one, within this share of its size."""
+"""The fully switched input has to behave as the plain one, within this share of its value."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class StageMaps:
     """Maps of a stage's effect on some examples.
 
     Attributes:
-        maps: In the order that was asked for.
+        maps: In the order of the ids asked for.
         behaviour: Whose effect.
         baseline: What nothing looks like.
         trust: What is known of the counterfactual.
@@ -77,7 +77,7 @@ def stage_maps(
 ) -> StageMaps:
     """Where in some examples a stage's effect sits; stored with the run's results.
 
-    The maps are those of the counterfactual's weights; twins have no say in them.
+    The maps are those of the counterfactual's weights; twins have no part in them.
 
     Args:
         run: The run.
@@ -92,7 +92,7 @@ def stage_maps(
 
     Raises:
         Refused: The estimator cannot give the stage; or the task, the behaviour or an example
-            cannot be attributed; named.
+            cannot be attributed; says which.
         RunError: The set or the stage is not there.
     """
     task, examples = run.task, run.evaluation_set(set_name)
@@ -107,6 +107,7 @@ def stage_maps(
     used = result.facts.settings
     facts = map_facts(run, set_name, estimator, used, stage, kind.name, ground)
     known = load_maps(run, facts, ids)
+    # An id may be asked for twice.
     missing = examples.by_id([each for each in dict.fromkeys(ids) if each not in known])
     if missing:
         nothing = Baseline(task, examples, ground)
@@ -135,7 +136,7 @@ def _behaviour(run: Run, name: str | None) -> Behaviour:
 
 
 def _frozen(run: Run, weights: Mapping[str, Tensor]) -> nn.Module:
-    """A model in evaluation mode; gradients are wanted of its inputs only."""
+    """A model in evaluation mode, with gradients in its inputs only."""
     model = run.task.build_model(run.last.facts.build_config)
     load_into(model, weights)
     return model.eval().requires_grad_(False)
@@ -158,14 +159,16 @@ def attributed(
         most_steps: Where steps are no longer doubled; see :attr:`Map.holds` for what that means.
 
     Raises:
-        Refused: The behaviour is not known of this example, or does not follow its places.
+        Refused: The example has no such behaviour, or it does not follow from the places alone.
     """
     ends = [_ends(own, example_id, model, behaviour) for model in models]
+    # Every reference has an integral of its own, so they divide the steps of one among them.
     steps = [max(_FIRST_STEPS // own.references, 8)] * 2
     maps = [integrated(own, model, behaviour, steps[0]) for model in models]
     inputs, baselines = ((ends[0][n], ends[1][n]) for n in (0, 1))
     while True:
         found = Map(example_id, own.tokens, maps[0], maps[1], inputs, baselines, max(steps))
+        # Only the model that is further off is refined: the other one's steps may do.
         worse = int(np.argmax(np.abs(found.gaps)))
         if found.holds or 2 * steps[worse] > most_steps:
             return found
@@ -176,6 +179,7 @@ def attributed(
 def _ends(own: Switched, example_id: str, model: nn.Module, behaviour: str) -> tuple[float, float]:
     """The behaviour on the input and on the baseline, where all of it follows the switches."""
     switches, reference = _switches(own, model)
+    # With a gradient, to see whether the task computes the behaviour with one at all.
     value = own.values(model, behaviour, switches[:1].requires_grad_(), reference[:1])
     there = float(value.detach())
     if not np.isfinite(there):
@@ -200,6 +204,7 @@ def _ends(own: Switched, example_id: str, model: nn.Module, behaviour: str) -> t
 def _switches(own: Switched, model: nn.Module) -> tuple[Tensor, Tensor]:
     """(R, P) ones, all of the input from each reference, and (R,) the references."""
     first = next(model.parameters())
+    # Half precision would round neighbouring steps of the integral to the same switch.
     kind = torch.float64 if first.dtype == torch.float64 else torch.float32
     size = own.references, int(np.prod(own.shape))
     switches = torch.ones(size, dtype=kind, device=first.device)

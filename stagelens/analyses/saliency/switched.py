@@ -26,7 +26,7 @@ from stagelens.tasks.transformer_task import TransformerTask
 from .map_table import REFERENCES
 
 _MOST_IMAGES = 1000
-"""Images of a set that its lowest and highest value and its mean are taken over."""
+"""Images of a set over which its lowest and highest value and its mean are taken."""
 _PIXELS = 1 << 18
 """Pixels, over all rows, that pass through a model at once with gradients; and tokens:"""
 _TOKENS = 1 << 11
@@ -38,7 +38,7 @@ class Switched(Protocol):
     Attributes:
         shape: Of a map: (H, W) pixels or (T,) tokens; P places in all.
         tokens: (T,) printable pieces; None for an image.
-        references: R, how many inputs the baseline is.
+        references: R, how many inputs make up the baseline.
         rows: Rows of switches that pass through a model at once.
     """
 
@@ -70,6 +70,7 @@ class _Repeated:
 
     def __init__(self, task: Task, example: Example) -> None:
         self.task, self.example = task, example
+        # On the object, not the method, whose cache would outlive its examples.
         self.batch = lru_cache(maxsize=2)(self._batch)  # sizes are few: full batches, and a rest
 
     def _batch(self, count: int, device: torch.device) -> Any:
@@ -81,7 +82,7 @@ class _Repeated:
 
 
 class Pixels(_Repeated):
-    """An image; its baseline is one or several of its shape."""
+    """An image; its baseline is one or several images of the same shape."""
 
     shape: tuple[int, ...]
     tokens: tuple[str, ...] | None = None
@@ -103,12 +104,14 @@ class Pixels(_Repeated):
         each = switches.reshape(len(switches), *[1] * (self.image.ndim - 3), *self.shape)
         pixels = ground + each * (self.image.to(device) - ground)
         batch = self.batch(len(switches), device)
+        # A new one, because the cached batch is used again.
         batch = type(batch)((pixels, *batch[1:]))
         return self.task.behaviours(self.task.outputs(model, batch), batch)[behaviour]
 
 
 def _pixels(task: Task, batch: Any) -> Tensor:
     """(B, ..., H, W) the images of a batch."""
+    # Not isinstance: a named tuple is not built from a sequence, as values() would.
     images = batch[0] if type(batch) in (tuple, list) and batch else None
     if not isinstance(images, Tensor) or images.ndim < 3 or not images.is_floating_point():
         raise Refused(
@@ -119,7 +122,7 @@ def _pixels(task: Task, batch: Any) -> Tensor:
 
 
 class Tokens(_Repeated):
-    """A text; in its baseline other tokens stand in their places, save what frames the text.
+    """A text; in its baseline all tokens are others, except those that frame the text.
 
     The model is given the same token ids throughout, so masks, labels and positions stay what they
     are; what its embedding layer gives for them is switched.
@@ -127,8 +130,8 @@ class Tokens(_Repeated):
     Args:
         task: Reads the text.
         example: The text.
-        fillers: One or several rows of token ids that fill its places, again and again where a row
-            is shorter than the text.
+        fillers: One or several rows of token ids that fill its places; repeated where a row is
+            shorter than the text.
     """
 
     task: TransformerTask
@@ -136,6 +139,7 @@ class Tokens(_Repeated):
     def __init__(
         self, task: TransformerTask, example: Example, fillers: Sequence[Sequence[int]]
     ) -> None:
+        # Places are those of one text, so of a pair the rejected text is left out.
         kept = {field: text for field, text in example.input.items() if field != "rejected"}
         super().__init__(task, replace(example, input=kept))
         ids = task.collate([self.example])["input_ids"][0]
@@ -165,7 +169,9 @@ class Tokens(_Repeated):
         def switch(layer: nn.Module, inputs: tuple[Any, ...], embedded: Tensor) -> Tensor:
             nonlocal seen
             rows = slice(seen, seen := seen + len(embedded))
+            # forward() alone, because calling the layer would run this hook again.
             ground: Tensor = layer.forward(fillers[rows])
+            # Switches are float32 where the model is in half precision.
             return (ground + switches[rows, :, None] * (embedded - ground)).to(embedded.dtype)
 
         hook = self._layer(model).register_forward_hook(switch)
@@ -211,12 +217,13 @@ class Baseline:
             )
         elif name == "others":
             bodies = [_body(task, example) for example in _sample(examples, REFERENCES)]
+            # The texts drawn may all be empty.
             self.fillers = [body for body in bodies if body] or [[task.filler("padding")]]
         else:
             self.fillers = [[task.filler(name)]]
 
     def switched(self, example: Example) -> Switched:
-        """An example with switches between this baseline and what it is.
+        """An example with switches between this baseline and itself.
 
         Raises:
             Refused: The task's batches do not show where the image is.
@@ -227,6 +234,7 @@ class Baseline:
         grounds = [
             np.broadcast_to(value, image.shape).astype(image.dtype)
             for value in self.values
+            # Images of another size cannot be its baseline; a single value can, at any size.
             if value.ndim == 0 or value.shape == image.shape
         ]
         if not grounds:
@@ -239,7 +247,7 @@ class Baseline:
 
 
 def _sample(examples: EvaluationSet, count: int) -> list[Example]:
-    """So many examples of a set, drawn at random, the same ones every time."""
+    """Some examples of a set, drawn at random, but the same ones every time."""
     ids = examples.table([])["example_id"].to_numpy()
     drawn = np.random.default_rng(0).choice(len(ids), min(len(ids), count), replace=False)
     return examples.by_id(ids[drawn].tolist())
@@ -251,7 +259,7 @@ def _body(task: TransformerTask, example: Example) -> list[int]:
 
 
 def _images(examples: EvaluationSet, name: str) -> list[np.ndarray]:
-    """A baseline of images by name, in the values that the set's files have."""
+    """A baseline of images by name, in the range of values of the set's files."""
     drawn = _sample(examples, REFERENCES if name == "others" else _MOST_IMAGES)
     images = [np.asarray(example.input["image"]) for example in drawn]
     if name == "others":
@@ -265,4 +273,5 @@ def _images(examples: EvaluationSet, name: str) -> list[np.ndarray]:
             "the baseline black or white"
         )
     mean: np.ndarray = np.mean(images, axis=0, dtype=float)
+    # Casting to integers would cut the fraction off.
     return [np.round(mean) if images[0].dtype.kind in "ui" else mean]

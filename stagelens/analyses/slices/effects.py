@@ -1,9 +1,9 @@
 """What stages do to slices, with intervals over examples, and where two slices differ most.
 
-Intervals are percentile bootstraps over examples: of a mean, over the slice's own; of a difference,
-over the examples of both slices together, so that slices may overlap (an example that is in both is
-drawn for both). Of many differences the largest is large by chance alone: it is chosen, and told
-with an interval, at a level that is corrected for how many were looked at (Bonferroni).
+Intervals are bootstraps over examples: of a mean, over the slice's own; of a difference, over the
+examples of both slices together, so that slices may overlap (an example that is in both is drawn
+for both). The largest of many differences is large by chance alone: it is chosen, and reported with
+an interval, at a level that is corrected for how many were looked at (Bonferroni).
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def mean_interval(values: np.ndarray, seed: int = 0, level: float = LEVEL) -> tu
 
     Args:
         values: (n,) one per example; NaN is left out.
-        seed: Makes the interval the same again.
-        level: Share of intervals that may miss.
+        seed: Makes the interval reproducible.
+        level: Share of intervals that may miss the truth.
 
     Returns:
         Its ends; NaN where there are fewer than two values.
@@ -74,10 +74,10 @@ def difference_interval(
 
     Args:
         values: (N,) one per example.
-        first: (N,) bool, who counts in the mean that is subtracted from.
-        second: (N,) bool, who counts in the mean that is subtracted.
-        seed: Makes the interval the same again.
-        level: Share of intervals that may miss.
+        first: (N,) bool, the examples in the mean that is subtracted from.
+        second: (N,) bool, those in the mean that is subtracted.
+        seed: Makes the interval reproducible.
+        level: Share of intervals that may miss the truth.
     """
     known = np.isfinite(values) & (first | second)
     values, first, second = values[known], first[known], second[known]
@@ -86,7 +86,7 @@ def difference_interval(
     totals = _sums(
         np.column_stack([first * values, first, second * values, second]).astype(float), seed
     )
-    with np.errstate(invalid="ignore"):  # a resample may hold nobody of a tiny slice
+    with np.errstate(invalid="ignore"):  # a resample may miss a tiny slice
         drawn = totals[:, 0] / totals[:, 1] - totals[:, 2] / totals[:, 3]
     reach = float(norm.isf(level / 2) * np.nanstd(drawn, ddof=1))
     middle = float(values[first].mean() - values[second].mean())
@@ -115,7 +115,7 @@ def slice_summary(
 
     Returns:
         :data:`COLUMNS`, one row per slice and stage; ``low`` and ``high`` are the 95 % interval of
-        ``effect`` over the slice's examples, the rest is as ``summary.stage_summary`` has it.
+        ``effect`` over the slice's examples, all else is as in ``summary.stage_summary``.
     """
     rows = table[table["behaviour"] == behaviour.name]
     frames = []
@@ -143,7 +143,7 @@ class Difference:
         low: End of the interval of ``effects[0] - effects[1]``, corrected for ``looked_at``.
         high: The other end.
         looked_at: How many differences there were to choose from.
-        within_noise: Whether the training noise is as large; None where it is not known.
+        within_noise: Whether the difference is within training noise; None: not known.
     """
 
     stage: str
@@ -157,7 +157,7 @@ class Difference:
 
     @property
     def size(self) -> float:
-        """Of the difference; positive."""
+        """Size of the difference; positive."""
         return self.effects[0] - self.effects[1]
 
 
@@ -170,12 +170,12 @@ def largest_difference(
 ) -> Difference | None:
     """Where a stage treats two slices most differently, as far as that is certain.
 
-    Looked at are all pairs of slices of at least :data:`FEWEST` measured examples that were not
-    chosen by the outcome, for every stage that is not refused and does not disagree with its
-    replay. Taken is the one whose corrected interval is furthest from zero.
+    All pairs of slices of at least :data:`FEWEST` measured examples that were not chosen by the
+    outcome are looked at, for every stage that is not refused and does not disagree with its
+    replay. The one whose corrected interval is furthest from zero is taken.
 
     Returns:
-        None where no corrected interval leaves zero out.
+        None where no corrected interval excludes zero.
     """
     usable = [one for one in slices if not one.by_outcome]
     rows = table[table["behaviour"] == behaviour.name]
@@ -193,6 +193,7 @@ def largest_difference(
         }
         by_name = {one.name: one for one in usable}
         for names in combinations(large, 2):
+            # First-order errors choose; only the chosen pair is resampled, which takes far longer.
             size, error = _contrast(own.to_numpy(), large[names[0]], large[names[1]])
             first, second = (by_name[name] for name in (names if size > 0 else names[::-1]))
             found.append((abs(size), error, stage, first, second))
@@ -204,6 +205,7 @@ def largest_difference(
     inside = own.index.isin(more.example_ids), own.index.isin(less.example_ids)
     effects = float(own[inside[0]].mean()), float(own[inside[1]].mean())
     low, high = difference_interval(own.to_numpy(float), *inside, level=LEVEL / len(found))
+    # Not "low <= 0": without an interval low is NaN.
     if not low > 0:
         return None
     sd = _noise_sd(orders, behaviour, stage, own, inside)
@@ -250,6 +252,7 @@ def difference_sentence(
         trust: What is known of the stage's counterfactual; "about" and "may" follow from it.
     """
     either = [(found.more, found.effects[0]), (found.less, found.effects[1])]
+    # The larger effect first, so that "but" leads to the smaller one.
     either.sort(key=lambda each: -abs(each[1]))
     (large, first), (small, second) = either
     subject = phrase(behaviour) if behaviour == ACCURACY else f"the mean {phrase(behaviour)}"

@@ -25,7 +25,7 @@ BY_OUTCOME = ("answers", "changed", "side", "strength")
 """Filters that look at what is measured: a mean effect on examples chosen by it is no evidence."""
 
 MOST = 50
-"""Slices of one set; beyond, pages would offer more than anybody reads."""
+"""Most slices of one set; with more, pages would offer more than anybody reads."""
 
 
 class Slice(BaseModel):
@@ -37,10 +37,10 @@ class Slice(BaseModel):
         run_digest: The recording that ``filters`` by outcome looked at.
         set_name: The evaluation set when it was saved.
         set_digest: Its digest; the slice belongs to this set as it was.
-        estimate: Whose effects ``filters`` looked at, ``coarse-replay 1/4`` say.
+        estimate: Whose effects ``filters`` looked at, such as ``coarse-replay 1/4``.
         behaviour: Of these effects.
-        filters: What was asked, without what asks nothing: ``{"label": "3", "answers": "wrong"}``.
-        example_ids: What was left, in the set's order.
+        filters: What was asked, without filters left open: ``{"label": "3", "answers": "wrong"}``.
+        example_ids: The examples that passed, in the set's order.
         saved: When, in UTC.
     """
 
@@ -116,14 +116,15 @@ def save_slice(
         behaviour: Of these effects.
 
     Raises:
-        StageLensError: The name is not usable or taken, there is no example, an id is none of the
-            set's, or the file cannot be written.
+        StageLensError: The name is not usable or taken, there is no example, an id is not in
+            the set, or the file cannot be written.
     """
     name = name.strip()
     try:
         check_name(name)
     except ValueError as error:
         raise StageLensError(f"slice: {error}") from None
+    # Both values of the slice's column would read the same.
     if name.casefold() == OTHER_EXAMPLES:
         raise StageLensError(
             f"{name!r} is what the remaining examples are called; choose another name"
@@ -137,6 +138,7 @@ def save_slice(
             f"slice {name!r}: {min(foreign)!r} is not an example of set {examples.name!r}; choose "
             "from its ids"
         )
+    # joined() prefers the set's own column, so the slice would never be seen.
     if SLICE_COLUMN + name in examples.columns:
         raise StageLensError(
             f"set {examples.name!r} has a column {SLICE_COLUMN + name!r}; choose another name"
@@ -169,13 +171,14 @@ def save_slice(
 
 
 def stored_slices(run: Run, examples: EvaluationSet) -> tuple[list[Slice], list[str]]:
-    """The slices of a set as it is now, by name, and what cannot be shown of others.
+    """The slices of a set as it is now, by name, and why others cannot be shown.
 
     Slices of other sets are left out. One that was chosen by what another recording of the run
-    did is reported as a problem: its examples were chosen by numbers that are no more.
+    did is reported as a problem: its examples were chosen by numbers that no longer exist.
     """
     found: list[Slice] = []
     problems: list[str] = []
+    # Sorted, because a folder lists its files in any order.
     for path in sorted(_folder(run).glob("*.json")):
         try:
             one = read_json(run.files.inside(f"slices/{path.name}"), Slice)
@@ -184,6 +187,7 @@ def stored_slices(run: Run, examples: EvaluationSet) -> tuple[list[Slice], list[
             continue
         if one.set_digest != examples.digest:
             continue
+        # A copied file would otherwise count as a second slice of the same name.
         if path != _path(run, one.set_digest, one.name):
             problems.append(
                 f"{path} holds the slice {one.name!r}, but under another slice's file name; "
@@ -200,7 +204,7 @@ def stored_slices(run: Run, examples: EvaluationSet) -> tuple[list[Slice], list[
 
 
 def delete_slice(run: Run, one: Slice) -> None:
-    """Forget a slice; nothing happens where somebody else has deleted it.
+    """Delete a slice; it is no error if somebody else already has.
 
     Raises:
         RunError: The run folder cannot be written; says what to do.
@@ -214,7 +218,7 @@ def delete_slice(run: Run, one: Slice) -> None:
 
 
 def joined(table: pd.DataFrame, slices: Sequence[Slice]) -> pd.DataFrame:
-    """A table with a column for each slice: its name in the rows of its examples, else others.
+    """A table with a column per slice: its name for its own examples, another value for the rest.
 
     Args:
         table: With ``example_id``; own columns of these names are kept as they are.
@@ -236,9 +240,9 @@ def examples_of(run: Run, examples: EvaluationSet) -> pd.DataFrame:
 
 
 def column_key(run: Run, examples: EvaluationSet, column: str) -> tuple[str, ...]:
-    """What distinguishes a slice from another that had its name before; nothing for own columns.
+    """What tells a slice from an earlier one of its name; empty for the set's own columns.
 
-    Results that are kept by the name of a column are keyed by it too.
+    Results that are kept under the name of a column are keyed by this too.
     """
     for one in stored_slices(run, examples)[0] if column.startswith(SLICE_COLUMN) else ():
         if one.column == column:

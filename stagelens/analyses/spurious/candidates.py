@@ -1,4 +1,4 @@
-"""Features that examples may share: words, word pairs, values of columns, likeness to the model."""
+"""Features that examples may share: words, word pairs, values of columns, clusters."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _BINS = 4
 
 
 def words(texts: Sequence[str]) -> list[Candidates]:
-    """Words, in any case, and pairs of neighbouring words.
+    """Words, regardless of case, and pairs of neighbouring words.
 
-    A pair that stands in exactly the texts of one of its words says nothing more, and is left out.
+    A pair that is in exactly the same texts as a single word adds nothing, and is left out.
     """
     found = [_WORD.findall(text.lower()) for text in texts]
     single = _frequent("word", [set(own) for own in found])
@@ -41,8 +41,10 @@ def _fingerprint(members: sparse.csr_matrix, place: int) -> bytes:
 
 def _frequent(kind: str, texts: Sequence[set[str]]) -> Candidates:
     counts = Counter(word for own in texts for word in own)
+    # What nearly all texts have leaves too few without it to compare with.
     most = len(texts) - SUPPORT
     kept = [w for w, count in counts.most_common() if SUPPORT <= count <= most][:MOST]
+    # Sorted, because sets of strings are ordered differently in every process.
     place = {word: number for number, word in enumerate(sorted(kept))}
     pairs = [(row, place[w]) for row, own in enumerate(texts) for w in own if w in place]
     return Candidates(kind, list(place), *_members(pairs, len(texts), len(place)))
@@ -51,6 +53,7 @@ def _frequent(kind: str, texts: Sequence[set[str]]) -> Candidates:
 def _members(
     pairs: Iterable[tuple[int, int]], count: int, features: int
 ) -> tuple[np.ndarray, sparse.csr_matrix]:
+    # The reshape gives two columns even where there are no pairs.
     rows, columns = np.array(list(pairs), dtype=int).reshape(-1, 2).T
     ones = np.ones(len(rows))
     members = sparse.csr_matrix((ones, (rows, columns)), shape=(count, features))
@@ -62,12 +65,13 @@ def columns(table: pd.DataFrame, names: Sequence[str]) -> Candidates:
 
     Args:
         table: One row per example.
-        names: The columns; those of ids, with nearly as many values as examples, are left out.
+        names: The columns; texts with more than ``MOST_VALUES`` values, as ids, are left out.
     """
     found: list[tuple[str, np.ndarray]] = []
     for name in names:
         column = table[name]
         if column.nunique() > MOST_VALUES and pd.api.types.is_numeric_dtype(column):
+            # Many equal numbers give equal edges of bins.
             column = pd.qcut(column, _BINS, duplicates="drop")
         values = column.value_counts()
         if len(values) <= MOST_VALUES:
@@ -77,15 +81,16 @@ def columns(table: pd.DataFrame, names: Sequence[str]) -> Candidates:
 
 
 def clusters(representations: np.ndarray, labels: np.ndarray) -> Candidates:
-    """Groups of examples that are alike to the final model (k-means, of a fixed seed).
+    """Groups of examples that the final model sees as alike (k-means with a fixed seed).
 
     Args:
-        representations: (N, D) what the model's last layer is given.
+        representations: (N, D) inputs of the model's last layer.
         labels: (N,) for the names: "cluster 3, 80 % labelled 9".
     """
     from sklearn.cluster import KMeans
 
     scale = representations.std(axis=0)
+    # What is the same for all examples has no spread to divide by.
     scaled = (representations - representations.mean(axis=0)) / np.where(scale > 0, scale, 1.0)
     count = int(np.clip(len(scaled) // 40, 2, 20))
     of = KMeans(count, n_init=4, random_state=0).fit_predict(scaled)

@@ -34,7 +34,7 @@ class StageFeatures(BaseModel):
     Attributes:
         stage: The stage.
         tested: Pairs of feature and label with enough support.
-        passed: Of them.
+        passed: How many of them passed.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -88,6 +88,7 @@ def noise_key(orders: pd.DataFrame | None) -> str:
     """What is known of the training noise, as a digest; empty where nothing is."""
     if orders is None:
         return ""
+    # Which orders are known is enough: the rest of the key settles their effects.
     known = orders.groupby(["stage", "order"]).size()
     return digest([[str(stage), int(order)] for stage, order in known.index])[:16]
 
@@ -122,9 +123,10 @@ def load_features(
 def strongest(found: Features, stage: str) -> pd.DataFrame:
     """The features of a stage that pass, each in the label with the strongest evidence.
 
-    Of patches that overlap only the strongest is kept.
+    Of overlapping patches, only the strongest is kept.
     """
     table = found.table
+    # Rows are stored with the strongest evidence first, so the first of each is kept.
     rows = table[(table["stage"] == stage) & table["passes"]].drop_duplicates(["kind", "name"])
     kept: list[int] = []
     patches: list[Any] = []

@@ -2,8 +2,8 @@
 
 Which ones are looked for depends on what an example is: words and pairs of words; patches of
 images, by the change of the stage effect when a patch is taken out; and for every task groups of
-examples that the final model sees as alike, and values of the set's columns. How they are tested
-stands in :mod:`~stagelens.analyses.spurious.statistics`.
+examples that the final model sees as alike, and values of the set's columns. How they are
+tested is described in :mod:`~stagelens.analyses.spurious.statistics`.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ def find_features(
     overall = Progress(progress)
     result = attribute(run, set_name, estimator, None, overall.part(0.0, 0.4), settings)
     orders = load_orders(run, set_name)
+    # The noise decides which features pass, so it is part of the key.
     used, known = result.facts.settings, noise_key(orders)
     stored = load_features(run, set_name, estimator, used, known)
     if stored is not None:
@@ -103,16 +104,16 @@ def find_features(
 
 @dataclass(frozen=True)
 class Look:
-    """What is looked at.
+    """Where features are looked for.
 
     Attributes:
         run: The run.
         examples: The evaluation set.
         table: One row per example.
-        labels: (N,) labels as text, None for none.
+        labels: (N,) labels as text; None where there is none.
         behaviour: Whose effects; gains are positive where they are credit.
         settings: Of the estimator.
-        stages: Those with numbers.
+        stages: Those that were not refused.
         rows: Places of the examples whose images are changed.
         grid: Patches of an image; empty where there are no images.
         shape: (height, width) of the images; None for none.
@@ -142,6 +143,7 @@ class Look:
             height, width = np.shape(examples.examples(0, 1)[0].input["image"])[:2]
             patches, shape = grid(height, width), (height, width)
             count = min(examples.count, MOST_IMAGES)
+            # The same images each time, so that the same question has the same answer.
             drawn = np.random.default_rng(0).choice(examples.count, count, replace=False)
             rows = np.sort(drawn)
         own = labels.to_numpy(dtype=object, na_value=None)
@@ -178,6 +180,7 @@ class Look:
             found += words([_text(e) for b in self.examples.batches(BATCH_SIZE) for e in b])
         progress(0.5, "Grouping examples that look alike to the model")
         seen = representations(self.run, self.examples)
+        # With fewer, even two clusters would hold fewer than 40 examples each.
         if seen is not None and len(seen) >= 80:
             found.append(clusters(seen, self.labels))
         metadata = [name for name in self.examples.columns if name in self.table]
@@ -198,6 +201,7 @@ class Look:
         without = self._measured(batches, count, progress)
         found = {}
         for stage in self.stages:
+            # occluded() goes patch by patch, through all images for each.
             left = without[stage.stage].reshape(len(self.grid), len(images)).T
             changes = own[stage.stage][:, None] - left
             found[stage.stage] = candidates(self.grid, self.rows, there, changes)
@@ -214,6 +218,7 @@ class Look:
             counterfactuals(self.run, estimator, chosen), self.stages, strict=True
         ):
             assert each.weights is not None, "refused stages were left out"
+            # Twins that weigh 0 would cost forward passes for nothing.
             twins = [each.twins.factual, each.twins.counterfactual] if each.twins else []
             models.append([each.weights, *(twins if trust.twins_share else [])])
         flat = [self.run.last.end().model, *(w for own in models for w in own)]
@@ -232,6 +237,7 @@ class Look:
         """The rows that are stored, with places of patches and examples."""
         by_kind = {one.kind: one for one in each}
         patch = (table["kind"] == "patch").to_numpy()
+        # All patches are kept, whether they pass or not: the map of patches is drawn from them.
         table = table[patch | (np.cumsum(~patch) <= _KEPT)].reset_index(drop=True)
         ids = self.table["example_id"].to_numpy()
         shown, places = [], []
@@ -282,6 +288,7 @@ def _last_inputs(task: Task, model: nn.Module, examples: EvaluationSet) -> np.nd
                 vectors = [x for x in seen if x.ndim == 2 and len(x) == len(batch)]
                 if not vectors:
                     return None
+                # Hooks fire in the order of the calls. As float32, because numpy has no bfloat16.
                 found.append(vectors[-1].float().cpu().numpy())
     finally:
         for hook in hooks:

@@ -50,7 +50,7 @@ def group_gaps(
 ) -> Gaps:
     """Measure every group of a set under the final model and without each stage.
 
-    Accuracy is of the answers of the counterfactual weights, margins are the effect table's.
+    Accuracy is that of the counterfactual weights' answers; margins are the effect table's.
 
     Args:
         table: An effect table; rows of ``accuracy`` are not needed.
@@ -91,6 +91,7 @@ def models(table: pd.DataFrame, stages: Sequence[str]) -> dict[str, pd.DataFrame
     found: dict[str, pd.DataFrame] = {}
     for stage in stages:
         own = rows[rows["stage"] == stage].reset_index(drop=True)
+        # Every stage's rows repeat what the final model answered.
         if not found:
             found[FINAL] = own if kind != "margin" else own.assign(margin=own["final"])
         answers = own.assign(prediction=own["prediction_without"])
@@ -105,6 +106,7 @@ def _sides(table: pd.DataFrame, by: Sequence[str], metrics: GroupMetrics) -> pd.
     examples = examples[examples["label"].notna()]
     group = crossed(examples, by)
     best, worst = group == metrics.best, group == metrics.worst
+    # max: a group without labelled examples must not divide by 0.
     side = best / max(best.sum(), 1) - worst / max(worst.sum(), 1)
     return pd.Series(side.to_numpy(dtype=float), examples["example_id"].to_numpy())
 
@@ -118,11 +120,13 @@ def _within_noise(
 ) -> dict[str, bool]:
     """Whether each stage's effect on the gap is below 2 noise sd over orders of the batches."""
     rows = orders[orders["behaviour"] == behaviour.name]
+    # Examples of other groups have no part in the gap.
     change = rows["effect"] * rows["example_id"].map(side).fillna(0.0)
     sums = change.groupby([rows["stage"], rows["order"]]).sum()
     own = metrics.gaps.set_index("model")["change"]
     within = {}
     for stage, of in sums.groupby(level=0):
+        # One order alone has no spread.
         if len(of) > 1 and stage in stages and np.isfinite(own[without(str(stage))]):
             within[str(stage)] = bool(abs(own[without(str(stage))]) < 2 * of.std())
     return within
@@ -134,7 +138,7 @@ def _within_noise(
 def findings(gaps: Gaps, stages: Sequence[str]) -> list[str]:
     """Stages whose effect on the gap is a finding: those that widen it first, then by size.
 
-    The interval of the effect over examples has to leave zero out, and the effect must not be
+    The interval of the effect over examples has to exclude zero, and the effect must not be
     within training noise.
     """
     rows = gaps.metrics.gaps.set_index("model")
@@ -145,6 +149,7 @@ def findings(gaps: Gaps, stages: Sequence[str]) -> list[str]:
         row = rows.loc[without(stage)]
         sure = row["change_low"] > 0 or row["change_high"] < 0
         if sure and not gaps.within_noise.get(stage, False):
+            # A positive change widens the gap, and False sorts before True.
             found.append((row["change"] < 0, -abs(row["change"]), stage))
     return [stage for *_, stage in sorted(found)]
 
@@ -201,6 +206,7 @@ def gap_notes(gaps: Gaps, stages: Sequence[str], trust: Mapping[str, StageTrust]
 
 def _would_be(gap: float, behaviour: Behaviour, trust: StageTrust) -> tuple[Part, ...]:
     verb = " it would be " if is_trustworthy(trust, behaviour.name) else " it may be "
+    # A gap that is printed as 0 has no other way round.
     turned = gap < 0 and any(c in "123456789" for c in amount_text(gap, behaviour))
     about = "" if trust.trust == "exact" else "about "
     text = f"{about}{amount_text(gap, behaviour)}"

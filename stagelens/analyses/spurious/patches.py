@@ -52,14 +52,15 @@ def grid(height: int, width: int) -> list[Patch]:
 
 
 def _steps(size: int) -> list[tuple[int, int]]:
-    """First pixel and length of each patch along one side; they end with the image."""
+    """First pixel and length of each patch along one side; the last ends with the image."""
+    # In small images several edges round to one pixel.
     edges = np.unique(np.round(np.linspace(0, size, 2 * min(ACROSS, size) + 1)).astype(int))
     spans = zip(edges[:-2], edges[2:], strict=True) if len(edges) > 2 else [(0, size)]
     return [(int(start), int(end - start)) for start, end in spans]
 
 
 def background(images: Sequence[np.ndarray]) -> np.ndarray | None:
-    """(C,) the value that most pixels have, or (), where that is the background; None otherwise."""
+    """(C,) or () the most frequent value of pixels where it is the background; else None."""
     channels = images[0].shape[2:]
     pixels = np.concatenate([image.reshape(-1, *channels) for image in images])
     values, counts = np.unique(pixels, axis=0, return_counts=True)
@@ -84,8 +85,10 @@ def taken_out(image: np.ndarray, patch: Patch, ground: np.ndarray | None) -> np.
     bottom, right = patch.top + patch.height + ring, patch.left + patch.width + ring
     near[max(patch.top - ring, 0) : bottom, max(patch.left - ring, 0) : right] = True
     near[_inside(patch)] = False
+    # A patch as large as the image has nothing around it.
     around = image[near] if near.any() else image.reshape(-1, *image.shape[2:])
     mean = around.mean(axis=0)
+    # Assigning to integers would cut the fraction off.
     filled[_inside(patch)] = np.round(mean) if image.dtype.kind in "ui" else mean
     return filled
 
@@ -122,6 +125,7 @@ def occupied(
     found = np.zeros((len(images), len(patches)), dtype=bool)
     for column, patch in enumerate(patches):
         for row, image in enumerate(images):
+            # As floats, because differences of unsigned pixels would wrap around below 0.
             left = taken_out(image, patch, ground)[_inside(patch)].astype(float)
             change = image[_inside(patch)] - left
             found[row, column] = np.abs(change).mean() > OCCUPIED * span

@@ -26,7 +26,7 @@ def feature_sentence(
     """What goes most with a stage's effect: "What goes most with the effect of *shortcut*: ...".
 
     Args:
-        row: Of a table of features.
+        row: A row of a table of features.
         behaviour: Whose effects were tested.
         noun: What an example is called.
         trust: What is known of the stage's counterfactual.
@@ -49,6 +49,7 @@ def feature_sentence(
         Part("What goes most with the effect of "),
         Part(str(row["stage"]), "stage"),
         Part(f": the {KINDS[row['kind']]} "),
+        # Names of patches begin with their kind, which has just been said.
         Part(str(row["name"]).removeprefix(f"{row['kind']} "), "group"),
         Part(". "),
     )

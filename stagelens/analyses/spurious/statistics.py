@@ -1,17 +1,17 @@
 """Does a stage's effect go with a feature? Tests within label, corrected for how many are made.
 
-Examples that have a feature are compared with those of the same label that have it not. The test
+Examples that have a feature are compared with those of the same label that lack it. The test
 is the rank-sum test (Mann-Whitney, with ties), because stage effects have heavy tails; the size
 is the difference of the two means. All tests of a stage are corrected together (Benjamini and
 Hochberg). A feature *passes* where
 
-- at least :data:`SUPPORT` examples of the label have it, and as many have it not,
+- at least :data:`SUPPORT` examples of the label have it, and as many lack it,
 - its false-discovery rate q is at most :data:`LEVEL`,
 - the difference is at least :data:`SMALLEST` standard deviations of the effect within its label,
-- its 95 % interval, over examples and where it is known over the training noise, leaves zero out,
+- its 95 % interval, over examples and where it is known over the training noise, excludes zero,
   and it is beyond 2 noise sd,
 - the effect is stronger with the feature than without: what a stage does where something is *not*
-  there is found as the feature of the others.
+  there is found as a feature of the others.
 
 Features are sorted by *evidence*: the end of the interval that is nearer to zero, so the size of
 the difference that is certain.
@@ -81,6 +81,7 @@ def judged_features(
         for label in _labels(labels):
             of = labels[each.rows] == label if label is not None else np.ones(len(each.rows), bool)
             of &= np.isfinite(effects[each.rows])
+            # Of fewer, one side is always too small.
             if of.sum() >= 2 * SUPPORT:
                 frames.append(_within(each, label, np.flatnonzero(of), effects, orders))
     table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=_COLUMNS)
@@ -88,7 +89,7 @@ def judged_features(
 
 
 def _labels(labels: np.ndarray) -> Sequence[str | None]:
-    """Those that there are; None, for all examples, where there are none."""
+    """The labels, sorted; a single None, which stands for all examples, where there are none."""
     known = sorted({str(label) for label in labels if label is not None})
     return known or [None]
 
@@ -106,12 +107,14 @@ def _judged(table: pd.DataFrame) -> pd.DataFrame:
     q = false_discovery_control(p) if len(p) else p  # of Benjamini and Hochberg
     size = table["difference"].abs()
     nearer = np.minimum(table["low"].abs(), table["high"].abs())
+    # Nothing is certain of a difference whose interval holds zero.
     certain = np.where(np.sign(table["low"]) == np.sign(table["high"]), nearer, 0.0)
     stronger = table["mean_with"].abs() > table["mean_without"].abs()
     within = size < 2 * table["noise_sd"]  # false where the noise is not known
     passes = (q <= LEVEL) & (size >= table["smallest"]) & (certain > 0) & stronger & ~within
     table = table.assign(q=q, evidence=np.where(stronger, certain, 0.0), passes=passes)
     order = ["passes", "evidence", "support"]
+    # Stable, so that the same features come in the same order each time.
     return table.sort_values(order, ascending=False, kind="stable").reset_index(drop=True)
 
 
@@ -132,8 +135,10 @@ def _within(
     values = own if candidates.changes is None else candidates.changes[np.ix_(places, keep)]
     with_, without, error, p = _compared(members, n1, values)
     noise = np.full(len(keep), np.nan)
+    # One order alone has no spread.
     if orders is not None and orders.shape[1] > 1:
         noise = _contrast(members, n1, orders[rows]).std(axis=1, ddof=1)
+    # Noise that is not known adds nothing to the interval.
     reach = _Z * np.sqrt(error**2 + np.nan_to_num(noise) ** 2)
     difference = with_ - without
     facts: dict[str, Any] = {
@@ -170,12 +175,16 @@ def _compared(
     sums, squares = _sums(members, values), _sums(members, values**2)
     all_sums, all_squares = values.sum(axis=0), (values**2).sum(axis=0)
     with_, without = sums / n1, (all_sums - sums) / n0
+    # A mean's variance is the biased variance over n - 1; rounding can take it below 0.
     var1 = np.maximum(squares / n1 - with_**2, 0) / np.maximum(n1 - 1, 1)
     var0 = np.maximum((all_squares - squares) / n0 - without**2, 0) / np.maximum(n0 - 1, 1)
     ranks = rankdata(values, axis=0)
     spread = ranks.var(axis=0, ddof=1)  # ties make it smaller than n (n + 1) / 12
     with np.errstate(divide="ignore", invalid="ignore"):
+        # Under chance the n1 ranks are drawn without replacement from all N, so their mean has
+        # variance S^2 / n1 * (N - n1) / N.
         z = (_sums(members, ranks) / n1 - (count + 1) / 2) / np.sqrt(spread * n0 / (n1 * count))
+    # Where all values are equal z is 0 / 0, and nothing speaks for the feature: p is 1.
     p = 2 * norm.sf(np.abs(np.nan_to_num(z)))
     return with_, without, np.sqrt(var1 + var0), p
 

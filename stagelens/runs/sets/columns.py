@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class SetColumns:
     """The columns of a file that play a role in an evaluation set; all others become metadata.
 
-    Where no column of inputs is named, the input is the column ``text``, ``image``, ``file_name``
-    or ``completion``.
+    If no column of inputs is named, the input is the column ``text``, ``image``, ``file_name`` or
+    ``completion``.
 
     Attributes:
         label: Where the labels are; None or "" for a set without labels. Class folders and
@@ -23,7 +23,7 @@ class SetColumns:
             none.
         image: Where the images or their paths are; for ``.npz`` the key of the images.
         split: Which split of a saved ``DatasetDict``.
-        flags: Whether messages name these as options of the command line.
+        flags: Whether messages name these as options of the command line, not as arguments.
     """
 
     label: str | None = "label"
@@ -37,15 +37,15 @@ class SetColumns:
     flags: bool = False
 
     def option(self, role: str) -> str:
-        """How the one who asked names a role's column."""
+        """How the caller names a role's column."""
         return f"--{role}-column" if self.flags else f"SetColumns({role}=...)"
 
     @property
     def no_labels(self) -> str:
-        """How the one who asked says that a set has no labels."""
+        """How the caller says that a set has no labels."""
         return '--label-column ""' if self.flags else "SetColumns(label=None)"
 
     @property
     def a_split(self) -> str:
-        """How the one who asked names a split."""
+        """How the caller names a split."""
         return "--split NAME" if self.flags else "SetColumns(split=NAME)"

@@ -1,11 +1,11 @@
-"""Evaluation sets of a run: written once, then read a few rows at a time. No torch here.
+"""Evaluation sets of a run: written once, then read a few rows at a time, without torch.
 
 ``sets/<name>/set.json`` describes a set, ``sets/<name>/examples.parquet`` holds it: ``example_id``,
 ``label`` (class name or null), the input, and the user's metadata columns. A text input is a column
 ``text``, or several columns such as ``prompt`` and ``completion``; an image is a column ``image``
 with the bytes of a file: the original file, PNG for an array of uint8, ``.npy`` (exact,
-little-endian) for any other array. Row groups are small and pages carry checksums, so a page of 25
-rows reads little and damage is noticed.
+little-endian) for any other array. Row groups are small and pages carry checksums, so showing 25
+rows reads little, and damage is noticed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .images import decode_pixels, display_png
 
 
 class EvaluationSet:
-    """An evaluation set on disk; rows are read when asked for.
+    """An evaluation set on disk; rows are read on demand.
 
     Attributes:
         name: As in the run folder.
@@ -41,7 +41,7 @@ class EvaluationSet:
         inputs: Names of the input's columns: the kind itself, or for instance ``("prompt",
             "completion")``.
         count: Number of examples.
-        digest: Over ids, inputs, labels and metadata; results are keyed by it.
+        digest: Over ids, inputs, labels and metadata; the key of results.
         description: As given when the set was added.
         columns: Names of the metadata columns, in order.
     """
@@ -55,6 +55,7 @@ class EvaluationSet:
         self._files = CheckedFiles(root)
         self._path = self._files.present(facts.table)
         with _reading(self._path):
+            # With the checksums of pages, this finds damage without hashing the whole file.
             if facts.footer_sha256 != footer_sha256(self._path):
                 raise ValueError("its footer was changed")
             self._metadata = pq.read_metadata(self._path)
@@ -70,10 +71,10 @@ class EvaluationSet:
 
     @classmethod
     def open(cls, run_path: str | Path, name: str) -> EvaluationSet:
-        """Open a set of a run folder; reads set.json and the table's footer only.
+        """Open a set of a run folder, reading only set.json and the table's footer.
 
         Raises:
-            SetError: The name is none that a set can have.
+            SetError: No set can have such a name.
             RunError: The set is missing, damaged or foreign; names the file.
         """
         root = Path(run_path)
@@ -128,7 +129,7 @@ class EvaluationSet:
         return pd.DataFrame({name: _series(table[name]) for name in names})
 
     def examples(self, start: int = 0, stop: int | None = None) -> list[Example]:
-        """Examples of the rows ``start`` to ``stop`` (exclusive; None for the last), as a slice."""
+        """The examples in rows ``start`` to ``stop`` (exclusive; None for the end), as a slice."""
         return self._at(range(self.count)[start:stop])
 
     def batches(
@@ -137,7 +138,7 @@ class EvaluationSet:
         """Examples in order, ``size`` at a time; holds one row group and one batch.
 
         Args:
-            size: Of a batch.
+            size: Examples per batch.
             start: The first row.
             stop: The row after the last one; None for all.
         """
@@ -160,10 +161,10 @@ class EvaluationSet:
             yield batch
 
     def by_id(self, ids: Sequence[str]) -> list[Example]:
-        """The examples of these ids, in the order asked for; reads only their row groups.
+        """The examples of these ids, in the order given; reads only their row groups.
 
         Raises:
-            SetError: An id is none of the set's.
+            SetError: The set does not have an id.
         """
         rows = self._rows(ids)
         unknown = [name for name in ids if name not in rows]
@@ -176,6 +177,7 @@ class EvaluationSet:
 
     def _kept_ids(self, read: pa.ChunkedArray) -> pa.Array:
         """The ids, kept once no two examples share one: every example is known by its id."""
+        # Comparing with ids that were checked before is quicker than checking again.
         if self._ids is not None and read.equals(pa.chunked_array([self._ids])):
             return self._ids
         if not pa.types.is_string(read.type) or pc.count_distinct(read).as_py() != len(read):
@@ -203,7 +205,7 @@ class EvaluationSet:
         """Images as PNG bytes for a page to show, in the order of ``ids``.
 
         Raises:
-            SetError: The set holds texts, or an id is none of the set's.
+            SetError: The set holds texts, or does not have an id.
         """
         if self.kind != "image":
             raise SetError(f"set {self.name!r} holds texts, no images; show the text instead")
@@ -222,6 +224,7 @@ class EvaluationSet:
     def _at(self, rows: Sequence[int]) -> list[Example]:
         found: dict[int, Example] = {}
         with self._open() as file:
+            # In the order of the file, so that each row group is read once.
             for group, members in groupby(
                 sorted(set(rows)), key=lambda row: bisect_right(self._starts, row) - 1
             ):
@@ -235,6 +238,7 @@ class EvaluationSet:
     ) -> Iterator[Example]:
         """Examples of a row group, decoded one at a time."""
         table = file.read_row_group(group)
+        # take before to_pylist, which makes Python objects of every image that it is given.
         for row in (table if rows is None else table.take(rows)).to_pylist():
             content = {name: row[name] for name in self.inputs}
             if self.kind == "image":
@@ -254,7 +258,7 @@ class EvaluationSet:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """What pyarrow says of a damaged file, as an error that names the file."""
+    """Turn what pyarrow raises on a damaged file into an error that names the file."""
     try:
         yield
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
@@ -265,16 +269,16 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def footer_sha256(path: Path) -> str:
-    """Of the footer of a parquet file, which says where pages lie and what they mean."""
+    """sha256 of a parquet file's footer, which says where pages lie and what they mean."""
     with open(path, "rb") as file:
-        file.seek(-8, io.SEEK_END)
+        file.seek(-8, io.SEEK_END)  # a parquet file ends: footer, its length (4 bytes), "PAR1"
         length = int.from_bytes(file.read(4), "little")
         file.seek(-8 - length, io.SEEK_END)
         return hashlib.sha256(file.read(length)).hexdigest()
 
 
 def _series(column: pa.ChunkedArray) -> pd.Series:
-    """As pandas has it, save that integers and truth values with gaps stay what they are."""
+    """As pandas converts it, but integers and truth values with gaps keep their types."""
     if column.null_count and pa.types.is_integer(column.type):
         return column.to_pandas(types_mapper={column.type: pd.Int64Dtype()}.get)
     if column.null_count and pa.types.is_boolean(column.type):
@@ -289,10 +293,10 @@ def check_inputs(name: str, kind: str, fields: Sequence[str], task: Task) -> Non
         name: Of the set.
         kind: What an input is, ``"image"`` or ``"text"``.
         fields: Names of the inputs.
-        task: That shall take them.
+        task: The task to take them.
 
     Raises:
-        SetError: They are not.
+        SetError: The task does not take them.
     """
     if task.input_kind != kind:
         raise SetError(f"set {name!r} holds {kind}s, but the run's task takes {task.input_kind}s")
@@ -305,7 +309,7 @@ def check_inputs(name: str, kind: str, fields: Sequence[str], task: Task) -> Non
 
 
 def usable_name(name: str) -> str:
-    """The name, once it is found fit for paths and links; else a SetError."""
+    """The name, if it is fit for paths and links; else a SetError."""
     try:
         return check_name(name)
     except ValueError as error:

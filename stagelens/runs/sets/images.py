@@ -1,4 +1,4 @@
-"""Images in any usual form, to arrays, to stored bytes and to what a page shows."""
+"""Images in any usual form, converted to arrays, stored bytes, and what a page shows."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def as_image(value: Any, channels: Channels | None = None) -> tuple[np.ndarray, 
 
     Args:
         value: The image. An array has shape (H, W), (H, W, C) or (C, H, W) with C 1, 3 or 4.
-        channels: Where C stands; None to tell it from the shape, which is refused where the first
-            and the last axis could both be it.
+        channels: Where C stands; None to infer it from the shape, which is refused if both the
+            first and the last axis could be it.
 
     Returns:
-        Pixels as (H, W), (H, W, 3) or (H, W, 4), little-endian and contiguous (a single channel is
-        no axis of its own), and the file's own bytes where the image came from a file.
+        Pixels as (H, W), (H, W, 3) or (H, W, 4), little-endian and contiguous (a single channel
+        has no axis), and the file's own bytes if the image came from a file.
 
     Raises:
         ValueError: Undecodable, of an ambiguous or unusable shape, empty, or not finite.
@@ -49,16 +49,17 @@ def as_image(value: Any, channels: Channels | None = None) -> tuple[np.ndarray, 
         raise ValueError("has values that are NaN or infinite; replace them")
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
+    # The digest of a set is over these bytes: it must not depend on strides or byte order.
     return np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("<")), data
 
 
 def as_array(value: Any) -> np.ndarray:
-    """An array; also of a tensor, for which torch need not be imported here.
+    """An array, also from a tensor, without importing torch.
 
     Raises:
         ValueError: A tensor of a type that numpy lacks.
     """
-    if hasattr(value, "detach"):
+    if hasattr(value, "detach"):  # a tensor, which isinstance could not tell without torch
         try:
             value = value.detach().cpu().numpy()
         except TypeError as error:
@@ -89,8 +90,8 @@ def _channels_last(array: np.ndarray, channels: Channels | None) -> np.ndarray:
 def decode_image(data: bytes, most_pixels: int | None = None) -> np.ndarray:
     """Pixels of an image file's bytes: (H, W), (H, W, 3) or (H, W, 4).
 
-    A camera's note of orientation is applied, palettes become colours, and an animation gives its
-    first frame.
+    The orientation that a camera noted is applied, palettes become colours, and of an animation
+    the first frame is taken.
 
     Args:
         data: The file.
@@ -104,9 +105,11 @@ def decode_image(data: bytes, most_pixels: int | None = None) -> np.ndarray:
         raise ValueError("is empty; replace the file")
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            # Only the header was read so far: nothing is unpacked of an image that is too large.
             if most_pixels and image.width * image.height > most_pixels:
                 raise Image.DecompressionBombError
             return _pixels(image)
+    # Up to twice its limit Pillow only warns, but a process may turn warnings into errors.
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ValueError(f"has more than {most_pixels:,} pixels; scale it down first") from None
     except UnidentifiedImageError:
@@ -122,6 +125,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
     image = ImageOps.exif_transpose(image)
     mode = image.mode
     if mode in ("P", "PA", "LA", "La", "RGBa"):
+        # A palette may be transparent without saying so in its mode.
         mode = "RGB" if mode == "P" and "transparency" not in image.info else "RGBA"
     elif mode in ("CMYK", "YCbCr", "HSV", "LAB", "RGBX"):
         mode = "RGB"
@@ -131,7 +135,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
 
 def encode_pixels(pixels: np.ndarray) -> bytes:
-    """An array as the bytes of a file, without loss: PNG for uint8, ``.npy`` for the rest."""
+    """An array as the bytes of a file, without loss: PNG for uint8, else ``.npy``."""
     file = io.BytesIO()
     if pixels.dtype == np.uint8:
         Image.fromarray(pixels).save(file, "PNG")
@@ -141,7 +145,7 @@ def encode_pixels(pixels: np.ndarray) -> bytes:
 
 
 def decode_pixels(data: bytes) -> np.ndarray:
-    """The array of stored bytes.
+    """The array in stored bytes.
 
     Raises:
         ValueError: They are damaged.
@@ -151,15 +155,15 @@ def decode_pixels(data: bytes) -> np.ndarray:
     file = io.BytesIO(data)
     np.lib.format.read_magic(file)
     shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    # Not read_array: that allocates what the header claims before it looks at the data.
-    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape).copy()
+    # Not read_array, which allocates what the header claims before it looks at the data.
+    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape).copy()  # else read-only
 
 
 def display_png(image: np.ndarray, side: int | None = None, framed: bool = False) -> bytes:
     """An image for people, as PNG: (H, W), (H, W, 3) or (H, W, 4).
 
-    Values of uint8 are shown as they are, truth values as black and white, floats between 0 and 1
-    from black to white. Any other range is stretched from its own lowest to its highest value.
+    uint8 is shown unchanged, truth values as black and white, floats between 0 and 1 from black to
+    white. Any other range is stretched from its lowest to its highest value.
 
     Args:
         image: The pixels.

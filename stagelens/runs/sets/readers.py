@@ -1,7 +1,7 @@
 """Files and images that people have, read as ``write_set`` takes them.
 
-Images of a folder stay paths until ``write_set`` takes them one by one, so a large folder costs no
-memory. Labels and ids stay the text that the file holds: ``007`` is not 7.
+Images of a folder stay paths until ``write_set`` reads them one by one, so a large folder costs no
+memory. Labels and ids stay the text of the file: ``007`` is not 7.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ _NPZ_IMAGES = ("images", "image", "x", "X", "test_images", "x_test", "X_test")
 _NPZ_LABELS = ("label", "labels", "y")
 _ROLES = ("label", "id", "text", "image", "completion", "prompt", "rejected")
 _EXPLICIT = ("prompt", "rejected")
-"""Roles where "" says that a column by the usual name does not play it."""
+"""Roles for which "" says that the column of the usual name does not play them."""
 _SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
+# At most 18 digits, which an int64 holds; ASCII, because \d matches digits of every script.
 _INTEGER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
 _DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?inf|nan", re.ASCII | re.I)
 _PADDED = re.compile(r"[+-]?0\d+", re.ASCII)
@@ -38,11 +39,11 @@ _TRUTH = {"True": True, "true": True, "False": False, "false": False}
 
 @dataclass(frozen=True)
 class _Options:
-    """What was asked for, with the columns that go by their usual names filled in.
+    """What was asked for, with columns of usual names filled in.
 
     Attributes:
-        asked: As it was asked for; messages name its options.
-        roles: Role (``"label"``) to the column that plays it; None where none was named.
+        asked: The original request; messages name its options.
+        roles: Role (``"label"``) to the column that plays it; None if none was named.
         needs_labels: Whether the column ``label`` has to be there.
     """
 
@@ -52,17 +53,17 @@ class _Options:
 
     @classmethod
     def of(cls, asked: SetColumns, needs_labels: bool) -> _Options:
-        """The options as they were asked for; a command line gives "" for no column."""
+        """The options as asked for; a command line gives "" for no column."""
         roles = {role: getattr(asked, role) for role in _ROLES}
         none = {role: None for role in _ROLES if roles[role] == "" and role not in _EXPLICIT}
         return cls(asked, {**roles, **none}, needs_labels)
 
     def named(self, role: str) -> str:
-        """How the one who asked names a role's column."""
+        """How the caller names a role's column."""
         return self.asked.option(role)
 
     def playing(self, **roles: str | None) -> _Options:
-        """The same with other columns in some roles."""
+        """The same options with other columns in some roles."""
         return replace(self, roles={**self.roles, **roles})
 
 
@@ -72,11 +73,11 @@ def read_set_file(
     """Read a file or folder of examples as keyword arguments of ``write_set``.
 
     - An image folder has a ``metadata.csv`` (or ``.jsonl``, ``.parquet``) with a column
-      ``file_name``, as the ``imagefolder`` of Hugging Face ``datasets`` has it, or one subfolder
-      per class. Ids are the file names.
+      ``file_name``, as for the ``imagefolder`` of Hugging Face ``datasets``, or one subfolder per
+      class. Ids are the file names.
     - ``.csv``, ``.tsv`` and ``.jsonl`` hold texts, or paths of images relative to their folder.
     - ``.parquet`` holds texts, or images as bytes, paths or ``{bytes, path}`` as ``datasets``
-      writes them; so does a folder that ``Dataset.save_to_disk`` wrote. The class names that
+      writes them; so does a folder that ``Dataset.save_to_disk`` wrote. Class names that
       ``datasets`` keeps there are used.
     - ``.npz`` holds images as ``images``, ``x`` or ``x_test`` with labels ``labels``, ``y`` or
       ``y_test``; other arrays with one value per image are metadata.
@@ -84,7 +85,7 @@ def read_set_file(
     Args:
         path: The file or folder.
         columns: Which columns play which role; None for the usual ones.
-        needs_labels: Whether the column ``label`` has to be there, where no other is named.
+        needs_labels: Whether the column ``label`` has to be there if no other is named.
 
     Returns:
         ``images``, ``texts`` or ``inputs``, and ``labels``, ``ids``, ``columns``, ``left_out``.
@@ -109,7 +110,7 @@ def read_set_file(
 
 
 def _check_roles(path: Path, options: _Options, saved: bool) -> None:
-    """Refuse columns that do not go together, or not with this kind of file."""
+    """Refuse columns that do not fit together, or do not fit this kind of file."""
     roles = options.roles
     texts = [role for role in ("text", "completion", "prompt", "rejected") if roles[role]]
     pictures = (path.is_dir() and not saved) or path.suffix.lower() == ".npz"
@@ -126,7 +127,7 @@ def _check_roles(path: Path, options: _Options, saved: bool) -> None:
 
 
 def _keywords(path: Path, table: Table, options: _Options) -> dict[str, Any]:
-    """Columns of a table to keyword arguments of ``write_set``."""
+    """Turn the columns of a table into keyword arguments of ``write_set``."""
     left_out: list[str] = []
     if path.suffix.lower() == ".npz":
         options, left_out = _npz_roles(path, table, options)
@@ -139,6 +140,7 @@ def _keywords(path: Path, table: Table, options: _Options) -> dict[str, Any]:
                 f"{path} has no {name!r}; it has {listing(table)}: name one of these as "
                 f"{options.named(role)}{advice if role == 'label' else ''}"
             )
+    # Other kinds of files have types of their own; in these, every cell is text.
     typed = _typed if path.suffix.lower() in (".csv", ".tsv") else lambda values: values
     keywords = {
         "labels": table[roles["label"]] if roles["label"] is not None else None,
@@ -159,12 +161,12 @@ def _keywords(path: Path, table: Table, options: _Options) -> dict[str, Any]:
 
 
 def _with_input(path: Path, table: Table, options: _Options) -> _Options:
-    """The options with the columns that go by their usual names, where none was named."""
+    """The options, with columns of usual names in roles for which none was named."""
     roles = options.roles
     if not any(roles[role] for role in ("text", "image", "completion")):
         usual = {"text": "text", "image": "image", "file_name": "image", "completion": "completion"}
         found = [name for name in usual if name in table]
-        if len(found) != 1:
+        if len(found) != 1:  # with both texts and images, a guess could be wrong
             named = [options.named(role) for role in ("text", "completion", "image")]
             raise SetError(
                 f"{path}: name the column that holds the input ({', '.join(named[:2])} or "
@@ -175,6 +177,7 @@ def _with_input(path: Path, table: Table, options: _Options) -> _Options:
         options = options.playing(id="example_id")
     completed = options.roles["completion"] is not None
     optional = completed or not options.needs_labels
+    # Only the default may be absent: a column that somebody named has to be there.
     if optional and roles["label"] == "label" and "label" not in table:
         options = options.playing(label=None)
     for role in ("prompt", "rejected"):
@@ -191,7 +194,7 @@ def _with_input(path: Path, table: Table, options: _Options) -> _Options:
 
 
 def _image_cell(folder: Path, path: Path, row: int, cell: Any) -> Path | bytes:
-    """A table's image: bytes, a path, or ``{bytes, path}``; of paths only those in ``folder``."""
+    """A table's image: bytes, a path inside ``folder``, or ``{bytes, path}``."""
     if isinstance(cell, Mapping):
         cell = cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
     if isinstance(cell, bytes):
@@ -205,7 +208,7 @@ def _inside(folder: Path, name: str, where: str) -> Path:
     """The file ``name`` in ``folder``.
 
     Raises:
-        SetError: It leads out of the folder, also by a link, or is absent.
+        SetError: It leads out of the folder, directly or by a link, or is absent.
     """
     target = folder / name
     try:
@@ -220,7 +223,7 @@ def _inside(folder: Path, name: str, where: str) -> Path:
         )
     try:
         there = target.is_file()
-    except OSError:  # a name that no file system takes
+    except OSError:  # a name that the file system does not take
         there = False
     if not there:
         raise SetError(
@@ -232,6 +235,7 @@ def _inside(folder: Path, name: str, where: str) -> Path:
 def _read_folder(folder: Path, options: _Options) -> dict[str, Any]:
     """An image folder: described by a metadata file, or with one subfolder per class."""
     left_out: list[str] = []
+    # Sorted, so that a folder gives the same rows, and the same digest, on every machine.
     files = sorted(_walk(folder, left_out))
     described = [name for name in files if name.rpartition("/")[2] in _METADATA]
     if len(described) > 1 or (described and "/" in described[0]):
@@ -242,6 +246,7 @@ def _read_folder(folder: Path, options: _Options) -> dict[str, Any]:
         path = _inside(folder, described[0], str(folder))
         table = read_table(path)
         column = options.roles["image"] or "file_name"
+        # File names are better ids than row numbers: they stay when images are added.
         if options.roles["id"] is None and column in table:
             table = {"example_id": table[column], **table}
         keywords = _keywords(path, table, options.playing(image=column))
@@ -271,9 +276,10 @@ def _read_folder(folder: Path, options: _Options) -> dict[str, Any]:
 
 
 def _walk(folder: Path, left_out: list[str]) -> Iterator[str]:
-    """Files below ``folder`` with forward slashes, no hidden ones; links to folders are noted."""
+    """Files below ``folder``, with forward slashes; hidden ones skipped, linked folders noted."""
     for root, folders, names in os.walk(folder):
         base = Path(root).relative_to(folder)
+        # In place, which is how os.walk learns what not to enter.
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         links = [base / name for name in folders if Path(root, name).is_symlink()]
         left_out += [f"{link.as_posix()} (a link to a folder)" for link in links]
@@ -281,7 +287,7 @@ def _walk(folder: Path, left_out: list[str]) -> Iterator[str]:
 
 
 def _npz_roles(path: Path, table: Table, options: _Options) -> tuple[_Options, list[str]]:
-    """Which arrays of a ``.npz`` file are images and labels; the ones that do not belong go."""
+    """Which arrays of a ``.npz`` file are images and labels; drops those that do not belong."""
     roles = options.roles
     images = roles["image"] or next((key for key in _NPZ_IMAGES if key in table), None)
     if images is None or images not in table:
@@ -290,12 +296,13 @@ def _npz_roles(path: Path, table: Table, options: _Options) -> tuple[_Options, l
             f"{options.named('image')}, it has {listing(table)}"
         )
     label, words = roles["label"], images.split("_")
-    if label == "label":  # the default: x_test goes with y_test, images with labels
+    if label == "label":  # by default x_test goes with y_test, images with labels
         split = [word for word in words if word in _SPLITS]
         beside = ["_".join(w) for n in _NPZ_LABELS for w in ([n, *split], [*split, n])]
         label = next((key for key in (*beside, *_NPZ_LABELS) if key in table), label)
     left_out = []
     for key in [key for key in table if key not in (images, label, roles["id"])]:
+        # By name too: x_train may happen to have as many rows as x_test.
         other = _SPLITS & set(key.split("_")) - set(words)
         if other or table[key].shape != table[images].shape[:1]:
             del table[key]
@@ -304,9 +311,9 @@ def _npz_roles(path: Path, table: Table, options: _Options) -> tuple[_Options, l
 
 
 def _typed(values: list[Any]) -> list[Any]:
-    """Metadata cells of a CSV file as truth values or numbers where all read so, else as text.
+    """Metadata cells of a CSV file as truth values or numbers if all can be read so, else as text.
 
-    Cells such as ``007`` keep a column text: as numbers they would lose their zeros.
+    A cell such as ``007`` keeps its column text: as a number it would lose its zeros.
     """
     given = [v for v in values if v]
     convert: Any = str

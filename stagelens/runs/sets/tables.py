@@ -1,6 +1,6 @@
 """Files with rows, as columns: CSV, JSON lines, parquet, arrays, and what ``datasets`` saved.
 
-Cells stay what the file holds: ``007`` is not 7.
+Cells stay as the file has them: ``007`` is not 7.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ Table = dict[str, Any]
 """Column name to values, a list or an array."""
 
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
-"""What marks a folder that ``datasets`` saved, and one of several splits."""
+"""Files that mark a folder saved by ``datasets``, and one with several splits."""
 
+# Whatever damaged bytes make the readers raise, beside OSError and ValueError.
 _DAMAGE = (
     *(pa.ArrowException, zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError),
     *(RuntimeError, OverflowError),  # of zip files: encrypted, or packed in an unknown way
@@ -36,7 +37,7 @@ _DAMAGE = (
 
 
 def read_table(path: Path) -> Table:
-    """Column name to values of a file with rows or a saved dataset; key to array of a ``.npz``.
+    """Column name to values for a file with rows or a saved dataset; key to array for a ``.npz``.
 
     Raises:
         SetError: Unreadable, without rows, of an unknown kind, or a column appears twice.
@@ -51,6 +52,7 @@ def read_table(path: Path) -> Table:
         header, columns = reader(path)
     except (OSError, ValueError, EOFError, *_DAMAGE) as error:
         raise SetError(f"{path} is damaged or not what its name says: {error}") from None
+    # Before the columns become a dict, which would keep only the last of them.
     twice = next((name for name in header if header.count(name) > 1), None)
     if twice is not None:
         raise SetError(f"{path}: column {twice!r} appears twice; rename one of them")
@@ -62,7 +64,7 @@ def read_table(path: Path) -> Table:
 def _utf8(path: Path) -> str:
     data = path.read_bytes()
     try:
-        return data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")  # Excel begins UTF-8 files with a byte order mark
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise SetError(
@@ -72,7 +74,8 @@ def _utf8(path: Path) -> str:
 
 
 def _read_csv(path: Path) -> tuple[list[str], list[Any]]:
-    # Not pandas: it fills short rows up, and takes "NA" and "007", which can be labels, for others.
+    # Not pandas: it pads short rows, and reads "NA" and "007", which can be labels, as others.
+    # The csv module refuses fields of more than 131,072 characters by default.
     csv.field_size_limit(2**31 - 1)
     separator = "\t" if path.suffix.lower() == ".tsv" else ","
     reader = csv.reader(io.StringIO(_utf8(path), newline=""), delimiter=separator, strict=True)
@@ -93,12 +96,13 @@ def _read_csv(path: Path) -> tuple[list[str], list[Any]]:
 
 
 def _read_jsonl(path: Path) -> tuple[list[str], list[Any]]:
-    # Line by line: pandas and pyarrow take texts such as "007" and "2024-01-01" for something else.
+    # Line by line: pandas and pyarrow read texts such as "007" and "2024-01-01" as other types.
     rows: list[dict[str, Any]] = []
+    # Not splitlines: texts in JSON may hold other line breaks, such as U+2028, as they are.
     for number, line in enumerate(_utf8(path).split("\n"), start=1):
         try:
             row = json.loads(line) if line.strip() else None
-        except (ValueError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # the latter of very deep nesting
             raise SetError(
                 f"{path}: line {number} is not JSON: {error}; correct that line"
             ) from None
@@ -108,6 +112,7 @@ def _read_jsonl(path: Path) -> tuple[list[str], list[Any]]:
             raise SetError(
                 f"{path}: line {number} is not a JSON object; write one {{...}} per line"
             )
+    # Rows may differ in their keys; the order is that of first appearance.
     header = list(dict.fromkeys(name for row in rows for name in row))
     return header, [[row.get(name) for row in rows] for name in header]
 
@@ -118,7 +123,7 @@ def _read_parquet(path: Path) -> tuple[list[str], list[Any]]:
 
 
 def _arrow_columns(path: Path, table: pa.Table) -> tuple[list[str], list[Any]]:
-    """Columns as lists, with the class names that ``datasets`` keeps in the schema."""
+    """Columns as lists, with class names from the schema, where ``datasets`` keeps them."""
     try:
         features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
     except (KeyError, TypeError, ValueError):
@@ -138,15 +143,16 @@ def _arrow_columns(path: Path, table: pa.Table) -> tuple[list[str], list[Any]]:
 
 
 def saved_splits(folder: Path) -> list[str] | None:
-    """Splits of a ``DatasetDict`` that ``datasets`` saved; [] for one without; None for neither."""
+    """Splits of a saved ``DatasetDict``; [] for a saved ``Dataset``; None for another folder."""
     if (folder / _SPLITS).is_file():
         names = map(str, _listed(folder / _SPLITS, "splits"))
+        # A name that is a path could lead out of the folder.
         return [name for name in names if Path(name).name == name]
     return [] if (folder / _STATE).is_file() else None
 
 
 def _read_saved(folder: Path) -> tuple[list[str], list[Any]]:
-    """Columns of a ``Dataset`` that ``datasets`` saved: the arrow files that it lists.
+    """Columns of a saved ``Dataset``, from the arrow files that it lists.
 
     Raises:
         SetError: It lists none, or one outside the folder.
@@ -160,14 +166,14 @@ def _read_saved(folder: Path) -> tuple[list[str], list[Any]]:
             )
         with pa.memory_map(str(folder / name)) as source:
             tables.append(pa.ipc.open_stream(source).read_all())
-            tables[-1].validate(full=True)  # lengths that lead out of the file end the process
+            tables[-1].validate(full=True)  # else wrong lengths read past the file, and crash
     if not tables:
         raise SetError(f"{folder / _STATE} names no data files; save the dataset again")
     return _arrow_columns(folder, pa.concat_tables(tables))
 
 
 def _listed(path: Path, name: str) -> list[Any]:
-    """What a file of ``datasets`` lists under a name; nothing where it lists nothing."""
+    """What a file of ``datasets`` lists under a name; empty if it lists nothing."""
     found = _json_object(path).get(name) or []
     if not isinstance(found, list):
         raise SetError(f"{path}: {name} is not a list; save the dataset again")
@@ -182,7 +188,7 @@ def _json_object(path: Path) -> dict[str, Any]:
 
 
 def _read_npz(path: Path) -> tuple[list[str], list[Any]]:
-    file = np.load(path, allow_pickle=False)
+    file = np.load(path, allow_pickle=False)  # a pickle can run code
     if not isinstance(file, np.lib.npyio.NpzFile):
         raise SetError(f"{path} holds a single array; save images and labels with np.savez")
     columns = []
@@ -199,7 +205,7 @@ def _read_npz(path: Path) -> tuple[list[str], list[Any]]:
 
 
 def listing(names: Iterable[str]) -> str:
-    """Names for a message."""
+    """Names, quoted for a message."""
     return ", ".join(repr(name) for name in names)
 
 

@@ -1,4 +1,4 @@
-"""An image from anywhere, made to fit a task: of any kind and size, within limits."""
+"""An image from anywhere, of any kind and size within limits, made to fit a task."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stagelens.contracts import StageLensError
 from .images import as_image, decode_image
 
 MOST_PIXELS = 40_000_000
-"""Larger files are refused by their header, before anything is unpacked."""
+"""Larger images are refused by their header, before anything is unpacked."""
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Channels that a task takes, to Pillow's mode."""
@@ -25,7 +25,7 @@ class Fitted:
 
     Attributes:
         pixels: (H, W) or (H, W, C).
-        changes: What was done to the file's own pixels, in words; empty where nothing was.
+        changes: What was done to the file's pixels, in words; empty if nothing was.
     """
 
     pixels: np.ndarray
@@ -35,13 +35,13 @@ class Fitted:
 def fit_image(data: bytes, shape: Sequence[int] | None) -> Fitted:
     """Decode an image file, and make it fit.
 
-    A file whose size and channels the task takes stays as it is, to the bit. Any other is converted
-    to 8 bits and to the task's channels; its middle part of the task's proportions is kept and
-    scaled (Lanczos).
+    A file whose size and channels the task takes is kept bit for bit. Any other is converted to 8
+    bits and the task's channels, cropped to the middle part of the task's proportions, and scaled
+    (Lanczos).
 
     Args:
         data: The file.
-        shape: (channels, height, width) that the task takes; None where it takes any.
+        shape: (channels, height, width) that the task takes; None if it takes any.
 
     Raises:
         StageLensError: It is not a readable image, is too large, or the task takes channels
@@ -70,7 +70,7 @@ def fit_image(data: bytes, shape: Sequence[int] | None) -> Fitted:
 
 def _fits(pixels: np.ndarray, shape: Sequence[int]) -> bool:
     own = 1 if pixels.ndim == 2 else pixels.shape[2]
-    # Grey images are taken as colours by every task that takes colours.
+    # Every task that takes colours takes grey images too.
     return pixels.shape[:2] == tuple(shape[1:]) and (own == shape[0] or (own, shape[0]) == (1, 3))
 
 
@@ -83,7 +83,7 @@ def _eight_bits(pixels: np.ndarray, changes: list[str]) -> np.ndarray:
         low, high = (0.0, 1.0) if values.min() >= 0 and values.max() <= 1 else _ends(values)
     elif pixels.dtype.kind == "b":
         low, high = 0.0, 1.0
-    else:
+    else:  # 16 bits may come as 32-bit integers, so white is 65535 unless a value exceeds it
         low, high = min(float(values.min()), 0.0), max(float(values.max()), 65535.0)
     changes.append("converted to 8 bits")
     return np.round(255 * (values - low) / (high - low)).astype(np.uint8)
@@ -91,6 +91,7 @@ def _eight_bits(pixels: np.ndarray, changes: list[str]) -> np.ndarray:
 
 def _ends(values: np.ndarray) -> tuple[float, float]:
     low, high = float(values.min()), float(values.max())
+    # An image of one value would divide by zero; it becomes black.
     return low, high if high > low else low + 1
 
 
@@ -98,6 +99,7 @@ def _channels(image: Image.Image, mode: str, changes: list[str]) -> Image.Image:
     if image.mode == mode:
         return image
     if image.mode == "RGBA":
+        # Convert alone would drop the alpha and show the colours behind transparent parts.
         white = Image.new("RGBA", image.size, "white")
         if image.getchannel("A").getextrema() != (255, 255):
             changes.append("transparent parts became white")
@@ -108,8 +110,9 @@ def _channels(image: Image.Image, mode: str, changes: list[str]) -> Image.Image:
 
 
 def _cropped(image: Image.Image, proportions: float, changes: list[str]) -> Image.Image:
-    """The largest middle part of these proportions, width over height."""
+    """The largest middle part with these proportions, width over height."""
     width, height = image.size
+    # At least 1: of an image one pixel wide, rounding could leave nothing.
     kept = (min(width, max(round(height * proportions), 1)),
             min(height, max(round(width / proportions), 1)))  # fmt: skip
     if kept == image.size:

@@ -1,4 +1,4 @@
-"""What people give as inputs, ids and labels of a set, as one plain value per example."""
+"""What people give as a set's inputs, ids and labels, as one plain value per example."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from .images import as_array
 def checked_inputs(
     name: str, images: Any, texts: Any, inputs: Mapping[str, Any] | None
 ) -> tuple[Literal["image", "text"], tuple[str, ...], Any]:
-    """What kind the inputs are, the names of their fields, and one value or tuple per example.
+    """The kind of the inputs, the names of their fields, and one value or tuple per example.
 
     Raises:
-        SetError: Nothing or too much is given, or it does not go together.
+        SetError: Nothing or too much is given, or the parts do not fit together.
     """
     if sum(given is not None for given in (images, texts, inputs)) != 1:
         raise SetError(
@@ -40,8 +40,9 @@ def _several(name: str, inputs: Mapping[str, Any]) -> list[Any]:
     for field_name, values in inputs.items():
         if not isinstance(field_name, str) or field_name in ("example_id", "label"):
             raise SetError(f"set {name!r}: {field_name!r} is not the name of an input; rename it")
-        if isinstance(values, str | bytes):
+        if isinstance(values, str | bytes):  # else its letters would be taken for the examples
             raise SetError(f"set {name!r} was given a single {field_name}; give a list of them")
+        # `value != value` finds NaN of any library; NA first, as it has no truth value.
         listed = [None if value is pd.NA or value != value else value for value in values]
         if columns:
             check_length(name, len(columns[0]), field_name, len(listed))
@@ -74,7 +75,7 @@ def _single(name: str, kind: Literal["image", "text"], given: Any) -> Any:
 
 
 def check_length(name: str, expected: int, what: str, found: int) -> None:
-    """Refuse a column of another length than the inputs."""
+    """Refuse a column whose length is not that of the inputs."""
     if found != expected:
         raise SetError(
             f"set {name!r} has {expected} examples but {found} values of {what}; give one per "
@@ -83,7 +84,7 @@ def check_length(name: str, expected: int, what: str, found: int) -> None:
 
 
 def _scalars(name: str, what: str, values: Any, count: int) -> list[Any]:
-    """One plain value per example, None where it is missing (None, NaN, NA or "")."""
+    """One plain value per example; None if it is missing (None, NaN, NA or "")."""
     listed = values.tolist() if hasattr(values, "tolist") else list(values)
     check_length(name, count, what, len(listed))
     plain: list[Any] = []
@@ -93,13 +94,13 @@ def _scalars(name: str, what: str, values: Any, count: int) -> list[Any]:
         if not pd.api.types.is_scalar(value):
             raise SetError(f"set {name!r}: row {row} of {what} is {value!r}; give one value each")
         if isinstance(value, float) and value.is_integer():
-            value = int(value)  # a column of integers with gaps comes as floats
+            value = int(value)  # pandas reads integers with gaps as floats
         plain.append(None if pd.isna(value) or value == "" else value)
     return plain
 
 
 def checked_ids(name: str, ids: Any, count: int) -> list[str]:
-    """Ids as text, row numbers where there are none.
+    """Ids as text; row numbers if none are given.
 
     Raises:
         SetError: One is missing, or appears twice.
@@ -120,10 +121,10 @@ def checked_ids(name: str, ids: Any, count: int) -> list[str]:
 
 
 def checked_labels(name: str, task: Task | None, ids: list[str], labels: Any) -> list[str | None]:
-    """Labels as the task names them; None where one is missing.
+    """Labels as the task names them; None for a missing one.
 
     Raises:
-        SetError: The task does not know one; names the example.
+        SetError: The task does not know a label; names the example.
     """
     if labels is None:
         return [None] * len(ids)

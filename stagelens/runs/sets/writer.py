@@ -31,20 +31,21 @@ RESERVED_COLUMNS = frozenset({
 # fmt: on
 """Names that metadata columns cannot have: the set's own, and those of the effect table."""
 
+# Whichever comes first, so that a page of few rows reads little, also of large images.
 _GROUP_ROWS, _GROUP_BYTES = 256, 4 << 20
 
 
 @dataclass(frozen=True)
 class SetReport:
-    """What ``write_set`` found. Nothing of it is dropped from the set.
+    """What ``write_set`` found; none of these examples is dropped from the set.
 
     Attributes:
         name: The set's.
         count: Number of examples.
         missing_labels: Ids of the examples without a label.
         duplicate_inputs: (id, id of the first example with the same input).
-        notes: What the task says of inputs (``"cut to 512 tokens"``), to the ids it applies to.
-        left_out: What the file or folder held besides, each with the reason.
+        notes: What the task says about inputs (``"cut to 512 tokens"``), to the ids concerned.
+        left_out: What else the file or folder held, each with the reason.
     """
 
     name: str
@@ -85,11 +86,11 @@ def write_set(
     channels: Channels | None = None,
     left_out: Sequence[str] = (),
 ) -> SetReport:
-    """Add an evaluation set to a run folder. The same content again changes nothing.
+    """Add an evaluation set to a run folder. Adding the same content again changes nothing.
 
     Args:
         run_path: The run folder.
-        task: Checks the labels and the kind of input; None where the run's task is not installed.
+        task: Checks the labels and the kind of input; None if the run's task is not installed.
         name: Of the set.
         images: N images: an array or tensor (N, H, W), (N, H, W, C) or (N, C, H, W), or a list of
             images as ``as_image`` takes them.
@@ -97,7 +98,7 @@ def write_set(
         inputs: Several texts per example, by the names of ``task.input_fields``: N strings or None
             each. One of ``images``, ``texts`` and ``inputs`` is given.
         labels: N labels as ``task.check_label`` takes them; None, NaN and "" are missing.
-        ids: N unique ids, kept as text; row numbers from 0 where None.
+        ids: N unique ids, kept as text; row numbers from 0 if None.
         columns: Metadata, N values of one kind per column; lists and dicts are kept as JSON text.
         description: One sentence for people.
         channels: Where C stands in arrays, for shapes that do not say so themselves.
@@ -120,12 +121,13 @@ def write_set(
     path = root / folder / "set.json"
     old = read_json(path, SetFile) if path.exists() else None
     if old is not None:
-        rows.stream(lambda _: None)
+        rows.stream(lambda _: None)  # only for the digest: nothing is written if it differs
         if rows.digest != old.digest:
             raise SetError(
                 f"the run has a set {name!r} with other content ({old.count:,} examples); choose "
                 f"another name, or delete {path.parent} to replace it"
             )
+    # Adding the same content once more is how people mend a damaged table.
     table = old.table if old is not None and _intact(root, old.table) else None
     if table is None:
         table = write_file(root, f"{folder}/examples.parquet", rows.write)
@@ -146,6 +148,7 @@ def write_set(
         duplicate_inputs=len(rows.duplicates),
         notes={note: len(own) for note, own in rows.notes.items()},
     )
+    # Last: a set is there once set.json is, so a killed writer leaves no set behind.
     if facts != old:
         write_json(path, facts)
     return SetReport(name, facts.count, missing, rows.duplicates, rows.notes, list(left_out))
@@ -155,8 +158,8 @@ def write_set(
 class _Rows:
     """Checked values on their way to disk.
 
-    ``digest``, ``duplicates`` and ``notes`` stand after ``stream``. Of one field the inputs are
-    its values, of several they are tuples.
+    ``digest``, ``duplicates`` and ``notes`` are known after ``stream``. The inputs are the values
+    of a single field, or tuples of several.
     """
 
     name: str
@@ -175,6 +178,7 @@ class _Rows:
     def add_column(self, column: Any, values: Any) -> None:
         """Check one metadata column and give it one type."""
         where = f"set {self.name!r}: column {column!r}"
+        # Lone surrogates cannot be written as UTF-8, which parquet and JSON need.
         usable = isinstance(column, str) and column.encode(errors="ignore").decode() == column
         if not usable or not column or column in self.columns:
             raise SetError(f"{where} needs a name of its own, as text; rename it")
@@ -195,6 +199,7 @@ class _Rows:
             if pa.types.is_nested(array.type):
                 cells = [None if v is None else json.dumps(v) for v in array.to_pylist()]
                 array = pa.array(cells, pa.string())
+            # A column without any value has no type, and large_string only another layout.
             if pa.types.is_null(array.type) or pa.types.is_large_string(array.type):
                 array = array.cast(pa.string())
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
@@ -218,12 +223,12 @@ class _Rows:
             self.stream(lambda columns: writer.write_table(pa.table(columns, schema)))
 
     def stream(self, sink: Callable[[list[Any]], object]) -> None:
-        """Hand the rows to ``sink`` by row groups, and take their digest.
+        """Pass the rows to ``sink`` in row groups, and compute their digest.
 
         The digest is over values (pixels of arrays, bytes of files), each with its length, so it
         depends neither on pyarrow's version nor on the row groups.
         """
-        order = sorted(self.columns)
+        order = sorted(self.columns)  # no result depends on the order of columns
         what = self.kind if self.fields == (self.kind,) else list(self.fields)
         hasher = hashlib.sha256(canonical_json(["stagelens-set-1", what, order]).encode())
         metadata = [self.columns[name].to_pylist() for name in order]
@@ -262,18 +267,21 @@ class _Rows:
         self.digest = hasher.hexdigest()
 
     def _input(self, key: str, given: Any) -> tuple[tuple[Any, ...], bytes, bytes]:
-        """An input as it is stored, as the digest covers it, and as duplicates are known by."""
+        """An input as stored, as the digest covers it, and as duplicates are recognised."""
         if self.kind == "image":
             pixels, data = as_image(given, self.channels)
             self._check(key, {"image": pixels})
+            # Equal pixels are a duplicate, whatever files they come from.
             same = f"{pixels.dtype.str}{pixels.shape}".encode() + pixels.tobytes()
             return ((encode_pixels(pixels),), same, same) if data is None else ((data,), data, same)
         texts = given if len(self.fields) > 1 else (given,)
         for text in texts:
             if not isinstance(text, str) and (text is not None or len(texts) == 1):
                 raise ValueError(f"is {type(text).__name__}, not text; give a string")
+        # Also where only JSON is digested: that would escape what is not Unicode, this raises.
         encoded = [None if text is None else text.encode() for text in texts]
         self._check(key, dict(zip(self.fields, texts, strict=True)))
+        # A single text is digested as before sets could have several, so its digest is the same.
         content = encoded[0] if len(texts) == 1 else canonical_json(list(texts)).encode()
         assert content is not None
         return tuple(texts), content, content
@@ -288,11 +296,12 @@ _TEXT_AND_TIME = (pa.types.is_string, pa.types.is_temporal, pa.types.is_decimal)
 
 
 def _token(value: Any) -> bytes:
-    """A value of a cell, for the digest: the same whatever library gave it."""
-    if isinstance(value, float):
+    """A cell's value for the digest, which does not depend on the library that it comes from."""
+    if isinstance(value, float):  # hex is exact
         return b"f" + value.hex().encode()
     if hasattr(value, "isoformat"):
         return b"t" + value.isoformat().encode()
+    # With its type: True, 1 and "1" are three values.
     return f"{type(value).__name__}:{value}".encode()
 
 

@@ -34,7 +34,7 @@ _MARKED = state.session_key("marked")
 
 
 def heading(workspace: Workspace) -> None:
-    """What is browsed, in words."""
+    """The title, and which set is browsed."""
     st.title("Examples", anchor=False)
     examples = workspace.examples
     count = count_text(examples.count, workspace.noun)
@@ -46,7 +46,7 @@ def heading(workspace: Workspace) -> None:
 @st.fragment
 @components.errors_told()
 def of_the_set(workspace: Workspace, effects: Effects) -> None:
-    """Filters, and what they leave; a change in here leaves the frame of the page alone."""
+    """Filters, and the examples that pass; a change here does not redraw the rest of the page."""
     chosen = filters.choose(workspace, effects)
     filters.count_and_export(workspace, effects, chosen)
     _browser(workspace, effects, chosen)
@@ -55,7 +55,7 @@ def of_the_set(workspace: Workspace, effects: Effects) -> None:
 @st.fragment
 @components.errors_told()
 def _browser(workspace: Workspace, effects: Effects, chosen: Chosen) -> None:
-    """The table beside the chosen example; clicks in here leave the filters alone."""
+    """The table beside the chosen example; clicks here do not redraw the filters."""
     asked = st.query_params.get(state.EXAMPLE)
     example_id = state.example(chosen.every.places)
     if asked and asked not in chosen.every.places:
@@ -89,6 +89,7 @@ def _table(
     ids = shown["example_id"].tolist()
     key = f"table-{chosen.filters.key}-{chosen.behaviour.name}-{page}-{workspace.examples.name}"
     example_id = _picked(key, ids, example_id)
+    # Before the table is drawn: the state of a drawn widget can no longer be set.
     _mark(key, [ids.index(example_id)] if example_id in ids else [])
     unit = axis_unit(chosen.behaviour)
     components.table(
@@ -118,7 +119,7 @@ def _table(
 
 
 def _noise(workspace: Workspace, shown: pd.DataFrame) -> str:
-    """The mark of effects within training noise, where it is known of any."""
+    """The legend of effects within training noise, where noise is known for any."""
     known = any(shown[noise_column(stage)].notna().any() for stage in workspace.stages)
     return "≈ within training noise, so not a finding. " if known else ""
 
@@ -142,8 +143,8 @@ def _trust(workspace: Workspace, effects: Effects, behaviour: Behaviour) -> str:
 def _picked(key: str, ids: Sequence[str], before: str | None) -> str | None:
     """The example that a click chose.
 
-    Positions mean something on this page of these filters only, which the key stands for; so they
-    become an id at once, and only the id is kept.
+    Positions are valid only on this page of these filters, which the key stands for; they are
+    turned into an id at once, and only the id is kept.
     """
     marked = st.session_state.get(_MARKED)
     now = st.session_state.get(key)
@@ -151,9 +152,11 @@ def _picked(key: str, ids: Sequence[str], before: str | None) -> str | None:
         return before
     selection = now["selection"]
     rows, cells = list(selection["rows"]), list(selection["cells"])
+    # Still what was marked here, so nobody has clicked.
     if (rows, cells) == (marked[1], []):
         return before
     picked = [ids[at] for at in [*(cell[0] for cell in cells), *rows] if 0 <= at < len(ids)]
+    # The marked row stays selected beside a clicked cell; what differs from it was meant.
     other = [name for name in picked if name != before]
     after = other[0] if other else before if picked else None
     if after != before:
@@ -170,9 +173,9 @@ def _mark(key: str, rows: list[int]) -> None:
 def _page(chosen: Chosen, example_id: str | None) -> int:
     """The page to show: the one asked for; on a first visit the one with the chosen example.
 
-    The widget's key changes only when the page is moved from outside of it, so it keeps its focus
-    while somebody pages by keyboard; and it is never used again, so that who comes back to earlier
-    filters begins at their first page.
+    The widget's key changes only when something else moves the page, so that it keeps its focus
+    while somebody pages by keyboard. No key is used twice, so that people who come back to earlier
+    filters begin at their first page.
     """
     count, key = browse.pages(len(chosen)), chosen.filters.key
     first = (key, state.linked_page(), 0)
@@ -181,6 +184,7 @@ def _page(chosen: Chosen, example_id: str | None) -> int:
         page, moves = chosen.page_of(example_id) or 1, moves + 1
     elif asked_of != key:
         page, moves = 1, moves + 1
+    # A page from a link may lie beyond the last one.
     shown = st.pagination(count, default=min(page, count), key=f"page-{moves}", max_visible_pages=5)
     st.session_state[_PAGE_STATE] = (key, shown, moves)
     state.link_page(shown)
@@ -188,7 +192,7 @@ def _page(chosen: Chosen, example_id: str | None) -> int:
 
 
 def _from_the_first_page(chosen: Chosen) -> None:
-    """Where no page is shown, the next one is the first, whatever filters come."""
+    """After filters that leave nothing, any others begin at their first page."""
     _, _, moves = st.session_state.get(_PAGE_STATE, ("", 1, 0))
     st.session_state[_PAGE_STATE] = (chosen.filters.key, 1, moves + 1)
     state.link_page(1)
@@ -198,7 +202,8 @@ def _from_the_first_page(chosen: Chosen) -> None:
 def _page_of_cells(
     at: Source, estimator: str, key: str, _make: Callable[[], pd.DataFrame]
 ) -> pd.DataFrame:
-    """One page of the table, made once; whoever steps through its examples gets the same one."""
+    """One page of the table, made once and reused while somebody steps through its examples."""
+    # The key says it all: Streamlit leaves out arguments whose names begin with _.
     return _make()
 
 
@@ -235,7 +240,7 @@ def _cells(workspace: Workspace, behaviour: Behaviour, shown: pd.DataFrame) -> p
 
 
 def _input_column(field: str) -> str:
-    """The column of a text; no column of effects has such a name."""
+    """The column of a text field, named so that no column of effects is called the same."""
     return f"input {field}"
 
 
@@ -247,6 +252,7 @@ def _effect_cell(effect: float, behaviour: Behaviour, within_noise: bool) -> str
     if not isfinite(effect):
         return "no number"
     if within_noise:
+        # Without a direction, which means nothing within training noise.
         return f"≈ {amount_text(effect, behaviour, unit=False)}"
     return marked(behaviour.sign * effect, behaviour, unit=False)
 

@@ -1,6 +1,6 @@
 """The tab *Comparison*: two estimators, two behaviours, or two runs, on the same examples.
 
-It stands on the Examples page, because what comes of it are examples to look at.
+It is a tab of the Examples page because its result is a list of examples to look at.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from . import drilldown
 
 ESTIMATORS, BEHAVIOURS, RUNS = "Two estimators", "Two behaviours", "Two runs"
 _SHOWN = 12
-"""Largest disagreements that the table has."""
+"""Rows of the table of largest disagreements."""
 _TABLE = state.session_key("disagreements")
 _ONE_RECORDING = "Both run folders hold the same recorded training."
 _TWO_TRAININGS = (
@@ -47,9 +47,9 @@ _TWO_TRAININGS = (
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What is compared with what: a stage, and for either side whose effects on what.
+    """What is compared: one stage, and for each side its effects and the behaviour.
 
-    The note says what else may set the two apart.
+    The note says what else may explain a difference.
     """
 
     stage: str
@@ -59,7 +59,7 @@ class _Wanted:
     note: str = ""
 
     def sides(self) -> tuple[Side, Side]:
-        """The two, as they are compared."""
+        """Both sides, with the effects of the stage alone."""
         first, second = (
             Side(name, kind, _of(found.of(kind.name), self.stage), found.trust[self.stage])
             for name, found, kind in zip(self.names, self.effects, self.behaviours, strict=True)
@@ -107,6 +107,7 @@ def _estimators(workspace: Workspace, effects: Effects) -> _Wanted | None:
         )
         return None
     with st.grid(4, min_column_width=150):
+        # Listed best first: initially the second best is compared with the best.
         first = _pick("First estimator", available, "compared-first", 1)
         second = _pick("Second estimator", available, "compared-second", 0)
         own, other = (
@@ -131,6 +132,7 @@ def _behaviours(workspace: Workspace, effects: Effects) -> _Wanted | None:
 
 
 def _runs(workspace: Workspace, effects: Effects) -> _Wanted | None:
+    # One folder can have several references, so what they resolve to is compared.
     others = [name for name in _known() if settings.resolve(name) != workspace.run.path.resolve()]
     if not others:
         st.info(
@@ -159,6 +161,7 @@ def _runs(workspace: Workspace, effects: Effects) -> _Wanted | None:
         stage = _stage(shared, effects, found)
         behaviour = _behaviour(effects, "Behaviour", "compared-behaviour", 0)
     names = _apart(workspace, effects, name, other.name, found)
+    # The digest is over the recorded training alone, so copies of a run folder share it.
     note = _ONE_RECORDING if other.digest == workspace.run.digest else _TWO_TRAININGS
     return _Wanted(stage, names, (effects, found), (behaviour, behaviour), note)
 
@@ -169,7 +172,7 @@ def _known() -> list[str]:
 
 
 def _same_estimate(at: Source, set_name: str, estimate: str) -> Effects | None:
-    """Effects by the same estimate where there are; else the best."""
+    """Effects by the same estimate where it is stored, otherwise by the best one."""
     available = loaders.available(at, set_name)
     if not available:
         return None
@@ -179,7 +182,7 @@ def _same_estimate(at: Source, set_name: str, estimate: str) -> Effects | None:
 def _apart(
     workspace: Workspace, effects: Effects, reference: str, name: str, found: Effects
 ) -> tuple[str, str]:
-    """Names that tell two runs from each other, and their estimates where these differ."""
+    """Names that tell two runs apart, with their estimates where these differ."""
     own = workspace.run.name
     other = name if name != own else f"{name} ({reference})"
     if effects.estimator != found.estimator:
@@ -188,7 +191,7 @@ def _apart(
 
 
 def _stage(stages: Sequence[str], *found: Effects) -> str:
-    """A stage; at first one that every side has numbers for."""
+    """The chosen stage; initially the first that every side has numbers for."""
     known = [
         number
         for number, stage in enumerate(stages)
@@ -198,7 +201,7 @@ def _stage(stages: Sequence[str], *found: Effects) -> str:
 
 
 def _kinds(effects: Effects) -> list[str]:
-    """Behaviours, the one that the other tab begins with first; accuracy is 0 or 1 per example."""
+    """Behaviours, loss first as in the other tab; accuracy, 0 or 1 per example, is left out."""
     kinds = [name for name in effects.behaviours if name != ACCURACY.name]
     return sorted(kinds, key=lambda name: name != "loss")
 
@@ -243,6 +246,7 @@ def _result(workspace: Workspace, wanted: _Wanted) -> None:
     about = About(
         behaviour=found.second.behaviour.name,
         sentences=lambda: [said],
+        # Both sides may be by one estimator, which is then named once.
         estimator=" and ".join(dict.fromkeys(each.estimator for each in wanted.effects)),
         trust=(found.first.trust, found.second.trust),
         filters={"stage": wanted.stage},
@@ -306,6 +310,7 @@ def _disagreements(workspace: Workspace, found: Comparison, about: About) -> Non
     ids = top["example_id"].tolist()
     sides = (found.first, found.second)
     kinds = [side.behaviour for side in sides]
+    # Points are gains, positive for credit; the sign turns them into effects again.
     columns = {
         f"{side.name}{f' ({axis_unit(kind)})' if axis_unit(kind) else ''}": [
             signed_text(gain * kind.sign, kind, unit=False) for gain in top[place]
@@ -320,8 +325,10 @@ def _disagreements(workspace: Workspace, found: Comparison, about: About) -> Non
 
     def opened() -> None:
         rows = st.session_state[_TABLE]["selection"]["rows"]
+        # A selection holds positions and outlives a change of the table, which may be shorter.
         if rows and rows[0] < len(ids):
             state.choose(ids[rows[0]])
+            # The example is looked at in another tab, whose table has to turn to its page.
             st.session_state[drilldown.FOLLOW] = True
             st.session_state[state.VIEW] = state.OF_THE_SET
 

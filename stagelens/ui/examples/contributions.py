@@ -1,4 +1,4 @@
-"""What *When* and *Which data* ask: about which examples, in which stage; and the stored answer."""
+"""The question that *When* and *Which data* share, about examples and a stage, and its answer."""
 
 from __future__ import annotations
 
@@ -30,29 +30,29 @@ from stagelens.wording.trust_words import MARKS, WORDS, trust_word
 
 ABOUT = "about"
 ONE, SHOWN = "This example", "Mean of the examples shown"
-"""Key of the control that says whose behaviour is asked about, and what can be chosen."""
+"""Key of the control that chooses whose behaviour is asked about, and its options."""
 
 WITHIN = "within"
-"""Key of the control of the stage."""
+"""Key of the control that chooses the stage."""
 
 _LEFT_OPEN = 0.5
-"""A share of the effect: where more of it is not explained to first order, that is said."""
+"""Part of the effect; where first order leaves more than this unexplained, a warning says so."""
 
 _MOST = 500
-"""Examples that may be asked about by id; groups may have any number."""
+"""Most examples that can be named by id, each an argument of the command; groups have no limit."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked.
+    """A question about contributions.
 
     Attributes:
-        ids: Of the examples whose mean behaviour is asked about.
+        ids: Ids of the examples whose mean behaviour is asked about.
         behaviour: The behaviour.
-        stage: The stage that is looked at.
+        stage: The stage whose steps and training data are asked about.
         effect: Its effect on these examples, by the chosen estimator; NaN where it has no number.
         trust: What is known of that effect.
-        question: As the command line puts it.
+        question: The same examples, as the command line names them.
     """
 
     ids: tuple[str, ...]
@@ -71,12 +71,12 @@ class Asked:
 
     @property
     def filters(self) -> Mapping[str, str] | None:
-        """For findings: the one example; where there are several, what the address says."""
+        """For findings: the one example; None, so what the URL says, where there are several."""
         return {"example": self.ids[0]} if len(self.ids) == 1 else None
 
     @property
     def options(self) -> tuple[str, ...]:
-        """Of the command line."""
+        """Options of the command line that name the examples."""
         groups = [f"--group={column}={value}" for column, value in self.question.groups.items()]
         return (*groups, *(f"--example={name}" for name in self.question.ids))
 
@@ -106,8 +106,10 @@ def choose(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: s
 
 
 def _stage(workspace: Workspace, effects: Mapping[str, float]) -> str:
-    """The chosen stage; at first the one with the largest effect."""
+    """The chosen stage; initially the one with the largest effect."""
+    # Set before the control is drawn, as Streamlit requires; a link's choice takes precedence.
     if WITHIN not in st.session_state and WITHIN not in st.query_params:
+        # argmax would pick a NaN, which is the effect of a refused stage.
         sizes = np.nan_to_num(np.abs(list(effects.values())))
         st.session_state[WITHIN] = list(effects)[int(np.argmax(sizes))]
     chosen = st.segmented_control(
@@ -122,20 +124,21 @@ def _stage(workspace: Workspace, effects: Mapping[str, float]) -> str:
 
 
 def _question(workspace: Workspace, chosen: Chosen, ids: tuple[str, ...]) -> Question:
-    """The examples shown, by their group where the filters ask for no more than that."""
+    """The examples shown, named by their group where the filters ask for nothing else."""
     filters, groups = chosen.filters, {}
     if filters.by in workspace.examples.columns and filters.group is not None:
         groups[filters.by] = filters.group
     if filters.label is not None:
         groups["label"] = filters.label
     question = Question(groups=groups)
+    # A search or a strength narrows the group further; then only ids say what is left.
     if asked_digest(question.of(workspace.examples)) == asked_digest(ids):
         return question
     return Question(ids=ids)
 
 
 def answer(workspace: Workspace, asked: Asked) -> Stored | None:
-    """The stored answer; where there is none, the way to it is shown."""
+    """The stored answer; without one, None after showing how to get it."""
     reach = workspace.stages[: workspace.stages.index(asked.stage) + 1]
     for since in reversed(reach):  # an answer from further back holds this stage too
         path = contributions_path(
@@ -151,6 +154,7 @@ def answer(workspace: Workspace, asked: Asked) -> Stored | None:
 
 @st.cache_resource(max_entries=32, show_spinner=False)
 def _load(path: str, stamp: int) -> Stored | None:
+    # The stamp is part of the cache's key, so a file that is written again is read again.
     return load_contributions(Path(path))
 
 
@@ -198,6 +202,7 @@ def _impossible(workspace: Workspace, asked: Asked) -> str | None:
     """Why nothing can be computed; None where it can."""
     if not workspace.computable:
         return "Nothing can be computed here without the run's task."
+    # The sweep goes back from the final model, so it needs the steps of all later stages too.
     for stage in workspace.run.stages[workspace.stages.index(asked.stage) :]:
         if stage.facts.origin == "assembled":
             return f"What steps contributed is not known: {stage.not_recorded}."
@@ -215,7 +220,7 @@ def _impossible(workspace: Workspace, asked: Asked) -> str | None:
 
 
 def first_order(found: Stored, asked: Asked) -> None:
-    """The stage's effect beside what its steps add up to, and what that leaves open."""
+    """The stage's effect, the sum of its steps' contributions, and the rest."""
     behaviour, total = asked.behaviour, found.linearised(asked.stage)
     rest = asked.effect - total
     mark = ""
@@ -237,6 +242,7 @@ def first_order(found: Stored, asked: Asked) -> None:
         "<div style='display:grid;grid-template-columns:repeat(auto-fit,minmax(11em,1fr));"
         f"gap:.5em 1.5em;overflow-wrap:anywhere'>{cells}</div>"
     )
+    # False for a refused stage, whose effect is NaN.
     if abs(rest) > _LEFT_OPEN * abs(asked.effect):
         st.warning(
             components.plain(

@@ -24,14 +24,14 @@ from stagelens.wording.trust_words import MARKS, WORDS, trust_word
 from . import live_answers, saliency, side_by_side, tokens, training_data, training_steps
 
 FOLLOW = state.session_key("follow")
-"""Set when an example was chosen by a step, so that its page is turned to."""
+"""Set when an example was chosen outside the table, which then turns to its page."""
 
 _LARGE = 256
 """Pixels on the longer side of the input as it is shown."""
 
 
 def beside(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: str | None) -> None:
-    """What stands beside the table: the input, its facts, and every stage's effect in words."""
+    """Beside the table: the input, its facts, and every stage's effect in words."""
     _steps(chosen, example_id)
     if example_id is None:
         st.info("Pick an example from the table.", icon=":material/touch_app:")
@@ -53,17 +53,18 @@ def beside(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: s
         )
     else:
         _texts(workspace, example_id)
-    # One element: the browser takes its time over each.
+    # One element instead of two, because each costs the browser time.
     st.html(f"<div style='display:flex;flex-direction:column;gap:1em'>{facts}{said_of}</div>")
 
 
 def below(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: str | None) -> None:
-    """What stands below both: the questions that one example raises, one tab for each."""
+    """Below both: what can be asked about one example, a tab for each question."""
     if example_id is None:
         return
     row = chosen.every.row(example_id)
     names = [state.EFFECTS, state.WHEN, state.DATA, state.INPUT, state.SIDE_BY_SIDE]
     tabs = dict(zip(names, st.tabs(names, key=state.LOOK, bind="query-params"), strict=True))
+    # Only the open tab is drawn: Streamlit would run the others too, and each reads a lot.
     name, tab = next(((name, tab) for name, tab in tabs.items() if tab.open), (None, None))
     if tab is None:
         return
@@ -105,7 +106,7 @@ def _steps(chosen: Chosen, example_id: str | None) -> None:
 
 
 def _texts(workspace: Workspace, example_id: str) -> None:
-    """The texts, and the way to change them and ask again."""
+    """The texts, and a button to change them and ask again."""
     content = loaders.texts(workspace.at, workspace.examples.name, [example_id])[0]
     inputs.texts(content)
     given = {field: text for field, text in content.items() if text is not None}
@@ -117,7 +118,7 @@ def _texts(workspace: Workspace, example_id: str) -> None:
         args=(given,),
         help="Opens it as an own example.",
     )
-    # The click reruns this fragment only; the tabs stand outside.
+    # The click reruns this fragment only, and the tabs that it switches are outside.
     if st.session_state.get("start-from"):
         st.rerun()
 
@@ -140,6 +141,7 @@ def _facts(workspace: Workspace, behaviour: Behaviour, row: pd.Series) -> str:
 
 
 def _shown(value: object) -> str:
+    # pd.NA comes first, because comparing it gives no truth value; only NaN differs from itself.
     return "none" if value is None or value is pd.NA or value != value else str(value)
 
 
@@ -150,9 +152,9 @@ def answers_html(
 
     Args:
         workspace: What is open.
-        effects: Hold the example's answers.
+        effects: Contain the example's answers.
         behaviour: Whose trust is printed.
-        row: The example, of ``browse.example_frame``.
+        row: The example, from ``browse.example_frame``.
     """
     begins = components.heading_html("Answers")
     if workspace.continues_text:
@@ -203,6 +205,7 @@ def _card(
     word = None if trust is None else trust_word(trust, behaviour)
     mark = "" if word is None else f"{MARKS[word]} {WORDS[word]}"
     head = (
+        # Without trust it is the final model's card, which is measured and not estimated.
         f"without <i>{components.shown(name)}</i>" if trust is not None else components.shown(name)
     )
     edge = "2px solid currentColor" if changed and not refused else f"1px solid {MUTED}"
@@ -229,9 +232,9 @@ def said(
 
     Args:
         workspace: What is open.
-        effects: Hold the example's effects.
+        effects: Contain the example's effects.
         behaviour: Which of its behaviours.
-        row: The example, of ``browse.example_frame``.
+        row: The example, from ``browse.example_frame``.
     """
     label = None if _shown(row["label"]) == "none" else str(row["label"])
     return [
@@ -242,6 +245,7 @@ def said(
             effects.trust.get(stage),
             None
             if workspace.continues_text
+            # A next token is neither right nor wrong, so no change of answers is told.
             else (str(row["prediction"]), str(row[answer_column(stage)])),
             label,
             within_noise=_within_noise(row, stage),
@@ -252,6 +256,7 @@ def said(
 
 def _within_noise(row: pd.Series, stage: str) -> bool:
     within = row[noise_column(stage)]
+    # Null where training noise is not known; only what is known to be noise is called so.
     return bool(within) if pd.notna(within) else False
 
 
@@ -267,10 +272,10 @@ def bars(
 
     Args:
         workspace: What is open.
-        effects: Hold the example's effects.
+        effects: Contain the example's effects.
         behaviour: Which of its behaviours.
-        row: The example, of ``browse.example_frame``.
-        before: Markup that stands beside it, or above it in a narrow window.
+        row: The example, from ``browse.example_frame``.
+        before: Markup to show beside the bars, or above them in a narrow window.
         own: Whether it is an own example, which is in no set.
     """
     values = pd.DataFrame(

@@ -19,12 +19,13 @@ from stagelens.wording.numbers import axis_unit, count_text, is_share
 from . import slices
 
 _MANY = 200
-"""More labels than this are typed, not listed."""
+"""With more labels than this, the label is typed instead of picked from a list."""
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
 def every_example(at: Source, set_name: str, estimator: str, behaviour: str) -> Every:
     """All examples of a set with their stage effects."""
+    # Cached by names and stamps: Streamlit hashes large frames from a sample of their rows.
     found = loaders.effects(at, set_name, estimator)
     assert found is not None, "pages ask only for estimators that have a result"
     names = [stage.name for stage in loaders.run(at).stages]
@@ -34,7 +35,8 @@ def every_example(at: Source, set_name: str, estimator: str, behaviour: str) -> 
 
 
 def choose(workspace: Workspace, effects: Effects) -> Chosen:
-    """The filter controls, and what they leave."""
+    """The filter controls; returns the examples that pass them."""
+    # Accuracy is only 0 or 1 per example; loss comes first because a selectbox starts there.
     behaviours = [name for name in effects.behaviours if name != ACCURACY.name]
     behaviours.sort(key=lambda name: name != "loss")
     with st.container(border=True):
@@ -52,6 +54,7 @@ def choose(workspace: Workspace, effects: Effects) -> Chosen:
         with st.container(horizontal=True, vertical_alignment="bottom"):
             search, changed = _search(workspace.noun == "text")
     filters = replace(filters, search=search, changed=changed)
+    # Every text of the set is read for this, so only once somebody searches.
     searched = loaders.searchable(workspace.at, workspace.examples.name) if search else None
     return browse.select(every, filters, behaviour, workspace.stages, searched)
 
@@ -97,6 +100,7 @@ def pick_side() -> Side | None:
         "Both",
         "Credit: the stage makes the behaviour better for this example. Blame: worse.",
     )
+    # Spelled out, because the control returns any str and not one of the two literals.
     return "credit" if side == "credit" else "blame" if side == "blame" else None
 
 
@@ -135,10 +139,13 @@ def pick_label(labels: Sequence[str]) -> str | None:
 
 
 def _strength(largest: float, behaviour: Behaviour) -> float:
+    # Probabilities and the like are chosen in percent, as they are printed.
     scale = 100.0 if is_share(behaviour) else 1.0
     unit = axis_unit(behaviour)
     most = scale * largest
+    # A power of ten that divides the range into 20 to 200 steps; no effects still need a range.
     step = 10.0 ** np.floor(np.log10(most / 20)) if most > 0 else 0.1
+    # A whole number of steps, so that the slider can reach its end.
     top = float(np.ceil(most / step) * step) if most > 0 else 1.0
     chosen = st.slider(
         f"Strength of effect{f' ({unit})' if unit else ''}",
@@ -146,6 +153,7 @@ def _strength(largest: float, behaviour: Behaviour) -> float:
         top,
         0.0,
         step=float(step),
+        # As many decimals as the step has.
         format=f"%.{max(-int(np.floor(np.log10(step))), 0)}f",
         key="strength",
         bind="query-params",
@@ -155,7 +163,7 @@ def _strength(largest: float, behaviour: Behaviour) -> float:
 
 
 def count_and_export(workspace: Workspace, effects: Effects, chosen: Chosen) -> None:
-    """How many examples are left, and these as CSV."""
+    """How many examples are left, with buttons that save them as a slice and as CSV."""
     count, total = len(chosen), len(chosen.every.frame)
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         of = "" if count == total else f"{count:,} of "
@@ -164,6 +172,7 @@ def count_and_export(workspace: Workspace, effects: Effects, chosen: Chosen) -> 
         slices.save(workspace, effects.estimator, chosen)
         st.download_button(
             "Export CSV",
+            # Written when somebody clicks, not on every rerun.
             data=lambda: _csv(effects, chosen),
             file_name=f"{workspace.run.name}-{workspace.examples.name}-effects.csv",
             mime="text/csv",

@@ -1,4 +1,4 @@
-"""Asking a run's models about one example, in this process: torch is loaded when somebody asks."""
+"""Asking a run's models about one example, in this process; torch is loaded only then."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from stagelens.measuring.loaded_weights import LoadedWeights
 
 MOST_CHARACTERS = 200_000
-"""Longer texts are not taken; a task cuts them to far fewer tokens anyway."""
+"""Longest text that is accepted; a task truncates it to far fewer tokens anyway."""
 
 _QUESTION = state.session_key("question")
 _ANSWERED = state.session_key("answered")
@@ -35,8 +35,8 @@ class Question:
     """What was asked: an image file, or texts by the name of their field.
 
     Attributes:
-        content: By the task's input fields.
-        name: Of the file; empty for texts.
+        content: The input, by the task's fields.
+        name: The file's name; empty for texts.
     """
 
     content: Mapping[str, bytes | str]
@@ -45,6 +45,7 @@ class Question:
     @property
     def key(self) -> str:
         """The same for the same content."""
+        # Sorted: the same texts are the same question in whichever order they were filled in.
         return hashlib.sha256(repr(sorted(self.content.items())).encode()).hexdigest()
 
 
@@ -82,6 +83,7 @@ def widget(field: str) -> str:
 def start_from(content: Mapping[str, str]) -> None:
     """Put texts into the box, and open it."""
     for field, text in content.items():
+        # A text of the set may be longer than what the box accepts.
         st.session_state[widget(field)] = text[:MOST_CHARACTERS]
     put(Question(dict(content)))
     st.session_state[state.VIEW] = state.OWN
@@ -89,7 +91,8 @@ def start_from(content: Mapping[str, str]) -> None:
 
 @st.cache_resource(show_spinner=False)
 def _loaded() -> LoadedWeights:
-    """The one of this server, shared between all sessions."""
+    """The weights in memory, of which a server has one store for all sessions."""
+    # Imports torch, which would make the first visit of every page some seconds slower.
     from stagelens.measuring.loaded_weights import LoadedWeights
 
     return LoadedWeights(settings.memory())
@@ -100,13 +103,14 @@ def _known(at: Source, set_name: str, estimate: str | None) -> ResultFacts | Non
 
 
 def answered(workspace: Workspace, asked: Question, label: str | None) -> Asked:
-    """The answer to a question; models are asked only where something changed.
+    """The answer to a question; models are asked only if something has changed.
 
     Raises:
         StageLensError: The input does not fit, or the models cannot be asked; says what to do.
     """
     estimate = None if workspace.effects is None else workspace.effects.estimator
     key = (workspace.at, workspace.examples.name, estimate, asked.key, label)
+    # In the session, not in a shared cache: own examples are private and end with the session.
     before = st.session_state.get(_ANSWERED)
     if before is None or before[0] != key:
         before = st.session_state[_ANSWERED] = (key, _ask(workspace, asked, label, estimate))
@@ -118,6 +122,7 @@ def _ask(workspace: Workspace, asked: Question, label: str | None, estimate: str
     from stagelens.analyses import own_example
 
     task = workspace.run.task
+    # A copy, because pixels replace the file in it, and the question is found by its bytes.
     content: dict[str, object] = dict(asked.content)
     pixels = None
     notes: list[str] = []
@@ -131,6 +136,7 @@ def _ask(workspace: Workspace, asked: Question, label: str | None, estimate: str
         raise TaskError(f"this {task.input_kind} {error}") from None
     example = own_example.own_example(task, content, label)
     known = _known(workspace.at, workspace.examples.name, estimate)
+    # Torch's threads, random state and modules are shared by all sessions of a server.
     with forward_passes.alone():
         answer = own_example.answer(workspace.run, example, known, _loaded())
     return Asked(answer, pixels, tuple(notes))
@@ -138,7 +144,7 @@ def _ask(workspace: Workspace, asked: Question, label: str | None, estimate: str
 
 @st.cache_resource(max_entries=64, show_spinner=False)
 def about(at: Source, set_name: str, estimate: str, example_id: str) -> Answer:
-    """What the models say of an example of a set: its stage effects per token, above all.
+    """What the models say about an example of a set, chiefly its stage effects per token.
 
     Raises:
         StageLensError: The models cannot be asked; says what to do.

@@ -25,7 +25,7 @@ from .live_answers import Asked, Question
 
 _KINDS = ("png", "jpg", "jpeg", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm")
 _MANY = 200
-"""More classes than this are typed, not listed."""
+"""With more classes than this, the label is typed instead of picked from a list."""
 _LARGE = 256
 """Pixels on the longer side of the image as it is shown."""
 _UPLOAD = live_answers.widget("upload")
@@ -35,7 +35,7 @@ _FORM_NAMES = {
     ("prompt", "completion", "rejected"): "Prompt and completion",
     ("text",): "Whole text",
 }
-"""Input fields that are asked for together, and what that is called."""
+"""Input fields that are asked for together, and the name of that choice."""
 _HELP = {
     "completion": "The text that follows the prompt. The two are joined as they are, so a "
     "completion that follows a space must begin with that space.",
@@ -47,7 +47,7 @@ _STAYS = "It stays in this server's memory while your session lasts."
 @st.fragment
 @components.errors_told()
 def own_example_tab(workspace: Workspace) -> None:
-    """The box, and below it what the models say of what is in it."""
+    """The box, and below it what the models say about its content."""
     if not workspace.computable:
         st.info("No model can be asked without the run's task.", icon=":material/info:")
         return
@@ -79,9 +79,10 @@ def _invite(workspace: Workspace) -> None:
 
 
 def _image_box(workspace: Workspace) -> str | None:
-    """The place for an image; returns the label that was chosen for it."""
+    """The upload of an image; returns the label chosen for it."""
 
     def take() -> None:
+        # None once the file is removed: then nothing is asked. A browser may send a whole path.
         file = st.session_state[_UPLOAD]
         live_answers.put(file and Question({"image": file.getvalue()}, PurePath(file.name).name))
 
@@ -103,7 +104,7 @@ def _image_box(workspace: Workspace) -> str | None:
 
 
 def _text_box(workspace: Workspace) -> str | None:
-    """The places for texts; returns the label that was chosen for them."""
+    """The fields for texts; returns the label chosen for them."""
     fields = _fields(workspace)
 
     def take() -> None:
@@ -111,6 +112,7 @@ def _text_box(workspace: Workspace) -> str | None:
         content = {field: text for field, text in typed.items() if text}
         live_answers.put(Question(content) if content else None)
 
+    # In a form, so that the models are asked once and not after every field.
     with st.form(_FORM, border=False):
         for field in fields:
             st.text_area(
@@ -132,7 +134,7 @@ def _text_box(workspace: Workspace) -> str | None:
 
 
 def _fields(workspace: Workspace) -> Sequence[str]:
-    """The input fields to ask for: those of the set, and all that a language model takes."""
+    """The input fields to ask for: the set's, or the chosen ones of a task with several forms."""
     own = workspace.examples.inputs
     known = workspace.traits
     if known is None or len(known.input_forms) == 1:
@@ -158,7 +160,7 @@ def _memory_help() -> str:
 
 
 def _label(workspace: Workspace) -> str | None:
-    """The label that was chosen; None for none, or where the task has no classes."""
+    """The chosen label; None without one, or where the task has no classes."""
     classes = workspace.run.file.task.config.get("classes")
     if not isinstance(classes, list):
         return None
@@ -178,9 +180,10 @@ def _label(workspace: Workspace) -> str | None:
 
 
 def _show(workspace: Workspace, question: Question, asked: Asked) -> None:
-    """What the models say: like an example of the set, without its way through the boundaries."""
+    """What the models say, as for an example of the set but without its path."""
     answer = asked.answer
     behaviours = {b.name: b for b in answer.behaviours}
+    # Before anything is measured, the estimator that needs nothing but weights answers.
     estimator = workspace.effects.estimator if workspace.effects else free_estimator().name
     effects = Effects.holding(estimator, answer.table, behaviours, answer.trust)
     grid = st.grid(3, min_column_width=240, gap="medium")
@@ -209,8 +212,9 @@ def _show(workspace: Workspace, question: Question, asked: Asked) -> None:
 
 
 def _behaviour(effects: Effects) -> Behaviour:
-    """The behaviour to show; one that this example has a value of comes first."""
+    """The behaviour to show, of those that have a value on this example."""
     has_value = [name for name in effects.behaviours if effects.of(name)["final"].notna().any()]
+    # Where none has a value, the control still needs something to offer.
     known = has_value or list(effects.behaviours)
     name = st.selectbox(
         "Behaviour",
@@ -224,7 +228,7 @@ def _behaviour(effects: Effects) -> Behaviour:
 
 def _row(workspace: Workspace, effects: Effects, behaviour: Behaviour, asked: Asked) -> pd.Series:
     row = browse.example_frame(effects.of(behaviour.name), behaviour, workspace.stages, ()).iloc[0]
-    # The model's own answer is what the behaviours are about, but no verdict on the answers.
+    # Without a given label, behaviours are about the model's own answer: none is right or wrong.
     return row if asked.answer.label_given else row.where(row.index != "label", None)
 
 

@@ -40,13 +40,13 @@ _IMAGES, _TEXTS = 6, 4
 _SIDE = 256
 """Pixels on the longer side of the image behind a map."""
 _STAGE, _BASELINE = "of-stage", "baseline"
-"""Keys of the controls, in links too."""
+"""Keys of the controls, also in links."""
 _QUICK = 1 << 20
-"""Bytes of the final model's weights times examples that are attributed in this process."""
+"""Largest product of the final model's bytes and examples for this process; more is a job."""
 
 
 def gallery(workspace: Workspace, effects: Effects) -> None:
-    """The examples with a stage's strongest effects, with the maps of all of them."""
+    """The examples with a stage's strongest effects, and their maps."""
     components.text_block(
         "Which pixels or tokens carry a stage's effect: the maps of the final model and of the "
         "model without the stage, and their difference, which is the stage's."
@@ -108,7 +108,7 @@ def gallery(workspace: Workspace, effects: Effects) -> None:
 def saliency_maps(
     workspace: Workspace, effects: Effects, behaviour: Behaviour, example_id: str
 ) -> None:
-    """The same for one example."""
+    """The maps of one example."""
     st.subheader("Which part of the input carries the effect", anchor=False)
     if behaviour.name in NOT_ATTRIBUTED:
         components.text_block(
@@ -143,11 +143,12 @@ def _places(workspace: Workspace) -> str:
 
 
 def _pick_stage(workspace: Workspace, effects: Effects, example_id: str | None = None) -> str:
-    """The stage; at first the one with most to blame, for one example or over all."""
+    """The stage; initially the one most to blame, for one example or on average."""
     behaviour = effects.behaviours[_behaviours(effects)[0]]
     rows = effects.of(behaviour.name)
     if example_id is not None:
         rows = rows[rows["example_id"] == example_id]
+    # Gains are positive for credit, so the smallest of them is the most blame.
     gains = (behaviour.sign * rows["effect"]).groupby(rows["stage"], observed=True).mean().dropna()
     stages = workspace.stages
     return st.selectbox(
@@ -198,7 +199,7 @@ def _maps(
     baseline: str,
     ids: Sequence[str],
 ) -> list[Map] | None:
-    """The maps of some examples; where they are still to be made, that is shown instead."""
+    """The maps of some examples; None where they are yet to be made, after showing that."""
     name = workspace.examples.name
     stored = loaders.stored_estimates(workspace.at, name)[effects.estimator]
     facts = map_facts(
@@ -214,6 +215,7 @@ def _maps(
     if _weights(workspace) * len(missing) <= _QUICK:
         try:
             with st.spinner("Attributing the models' behaviour"):
+                # Imports torch, which pages load only to ask a model.
                 from stagelens.analyses.saliency.maps import stage_maps
 
                 with forward_passes.alone():
@@ -253,6 +255,7 @@ def _job(arguments: tuple[str, ...]) -> None:
         job = jobs.start(arguments, "The search in the inputs")
     if components.job_state(arguments, "Try again"):
         return
+    # Not started again by itself: somebody cancelled it, or it ended without these maps.
     if job.status().state in ("cancelled", "done"):
         st.button("Look in the inputs", icon=":material/search:", on_click=jobs.forget,
                   args=(arguments,), key="look-in-inputs")  # fmt: skip
@@ -262,7 +265,7 @@ def _job(arguments: tuple[str, ...]) -> None:
 
 
 def _head(workspace: Workspace, row: pd.Series, stage: str, link: str) -> None:
-    """An example's id, the way to it, and what the two models answer."""
+    """An example's id as a link to it, and what the two models answer."""
     answers = f"{row['prediction']}, without {stage} {row[answer_column(stage)]}"
     label = f"label {row['label']} · " if workspace.labelled and pd.notna(row["label"]) else ""
     st.html(
@@ -278,6 +281,7 @@ def _head(workspace: Workspace, row: pd.Series, stage: str, link: str) -> None:
 def _headline(
     workspace: Workspace, effects: Effects, stage: str, behaviour: Behaviour, maps: Sequence[Map]
 ) -> None:
+    # What is not shown below, because its sums do not hold, has no part in the sentence.
     held = [each for each in maps if each.holds]
     said = where_most(held, stage, behaviour, effects.trust.get(stage))
     if said is not None:
@@ -327,13 +331,13 @@ def _show(
 
 
 def _by_token(one: Map, stage: str) -> pd.DataFrame:
-    """A text's three maps as what is pinned: a row per token, in reading order."""
+    """A text's three maps as a table to pin: a row per token, in reading order."""
     columns = zip(titles(stage), (one.final, one.without, one.stage), strict=True)
     return pd.DataFrame({"token": one.tokens, **dict(columns)})
 
 
 def _differs(effects: Effects, stage: str, behaviour: Behaviour, one: Map) -> None:
-    """Where the table's effect is sharpened by twins, what it says instead."""
+    """What the table says where twins sharpen its effect, which the map does without."""
     known = effects.trust.get(stage)
     if known is None or not known.twins_share:
         return
@@ -374,7 +378,7 @@ def _how(workspace: Workspace, baseline: str) -> None:
 def _link(
     workspace: Workspace, effects: Effects, stage: str, behaviour: Behaviour, example_id: str
 ) -> str:
-    """To the map of one example, as it is here."""
+    """A link to the map of one example, with the settings chosen here."""
     query = {
         state.RUN: state.reference() or "",
         "set": workspace.examples.name,

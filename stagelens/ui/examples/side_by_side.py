@@ -18,16 +18,16 @@ from stagelens.wording.numbers import phrase
 from stagelens.wording.sentences import Sentence
 
 Said = Callable[[pd.Series], Sequence[Sentence]]
-"""From an example to the effect of every stage on it, in words."""
+"""Puts the effect of every stage on an example into words."""
 
 _SIDE = 160
 """Pixels on the longer side of an image."""
 _LONGEST = 240
-"""Characters of a text."""
+"""Longest part of a text, in characters."""
 
 
 def button(chosen: Chosen, example_id: str) -> None:
-    """Put an example beside others, or take it away again."""
+    """A button that adds an example to those side by side, or takes it out again."""
     ids = state.side_by_side(chosen.every.places)
     there = example_id in ids
     full = not there and len(ids) >= state.MOST_BESIDE
@@ -52,7 +52,7 @@ def side_by_side_tab(workspace: Workspace, chosen: Chosen, said: Said) -> None:
     Args:
         workspace: What is open.
         chosen: The examples and the behaviour that they are compared on.
-        said: Tells the effects on one of ``chosen.every.frame``.
+        said: Words for the effects on a row of ``chosen.every.frame``.
     """
     ids = state.side_by_side(chosen.every.places)
     if not ids:
@@ -63,6 +63,7 @@ def side_by_side_tab(workspace: Workspace, chosen: Chosen, said: Said) -> None:
         return
     rows = chosen.every.frame.iloc[[chosen.every.places[name] for name in ids]]
     rows = rows.set_index("example_id", drop=False)
+    # Of these examples alone, not of the set; where it is 0 there is nothing to scale by.
     largest = browse.largest(rows, workspace.stages) or None
     behaviour = chosen.behaviour
     components.text_block(
@@ -79,6 +80,7 @@ def side_by_side_tab(workspace: Workspace, chosen: Chosen, said: Said) -> None:
                 values = {stage: float(row[effect_column(stage)]) for stage in workspace.stages}
                 bars = pd.DataFrame({"stage": list(values), "effect": list(values.values())})
                 st.html(charts.effect_bars(bars, behaviour, {}, largest).html)
+                # A refused stage has no number, and max with a NaN depends on the order.
                 known = {stage: abs(value) for stage, value in values.items() if isfinite(value)}
                 if known:
                     strongest = workspace.stages.index(max(known, key=lambda stage: known[stage]))

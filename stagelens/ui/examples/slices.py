@@ -1,4 +1,4 @@
-"""Slices on pages: saving what the filters leave, and the table of slices by stage effect."""
+"""Slices on pages: saving the examples that pass the filters, and slices by stage effect."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from stagelens.wording.trust_words import MARKS, trust_label, trust_word
 _SAID = state.session_key("slice-said")
 _NAME = state.session_key("slice-name")
 _DOUBT = "not a finding, because"
-"""Column of the table; there where any slice has a reason."""
+"""Column of the table; left out where no slice has a reason."""
 
 
 def save(workspace: Workspace, estimate: str, chosen: Chosen) -> None:
@@ -35,7 +35,7 @@ def save(workspace: Workspace, estimate: str, chosen: Chosen) -> None:
     Args:
         workspace: What is open.
         estimate: Whose effects the filters look at.
-        chosen: What was asked, and what is left.
+        chosen: The filters, and the examples that pass them.
     """
 
     def keep() -> None:
@@ -51,6 +51,7 @@ def save(workspace: Workspace, estimate: str, chosen: Chosen) -> None:
                 chosen.behaviour.name,
             )
         except StageLensError as error:
+            # A callback runs before the page is drawn; the popover shows the error then.
             st.session_state[_SAID] = str(error)
             return
         st.session_state.pop(_SAID, None)
@@ -170,10 +171,13 @@ def _cell(row: Mapping[Hashable, Any], behaviour: Behaviour) -> str:
     if not np.isfinite(effect):
         return ""
     credit = effect * behaviour.sign > 0
+    # The amount is printed without its sign, behind a mark, so the interval is turned with it.
     sign = behaviour.sign if credit else -behaviour.sign
     ends = sorted((sign * low, sign * high))
     said = amount_text(effect, behaviour, unit=False)
+    # An amount that is rounded to zero has no direction.
     if any(digit in "123456789" for digit in said):
+        # Null where training noise is not known, and pd.NA has no truth value.
         mark = "≈" if row["within_noise"] is True else "▲" if credit else "▼"
         said = f"{mark} {said}"
     if not np.isfinite(low):

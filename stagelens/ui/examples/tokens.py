@@ -28,13 +28,13 @@ _STAGE = "tokens"
 def has_tokens(workspace: Workspace) -> bool:
     """Whether the task has values per token, and can be asked for them here."""
     known = workspace.traits
-    # Of a task that is not known here, only its class says so, which pages do not load.
+    # Only the class of a task from elsewhere could say no, and pages load no classes.
     may = known is None or known.has_token_values
     return workspace.noun == "text" and workspace.computable and may
 
 
 def of_the_set(workspace: Workspace, effects: Effects, example_id: str) -> None:
-    """The tokens of an example of the set, where :func:`has_tokens` says that there are any."""
+    """The tokens of an example of the set; to be called where :func:`has_tokens` is true."""
     try:
         with st.spinner("Asking the models about every token"):
             answer = live_answers.about(
@@ -57,7 +57,7 @@ def token_effects(
 
     Args:
         stages: Names in training order.
-        tokens: Of one text.
+        tokens: Tokens of one text, with their effects.
         behaviour: What the values per token are parts of.
         trust: What is known of each stage's counterfactual.
     """
@@ -73,6 +73,7 @@ def token_effects(
     )
     if known is not None:
         components.trust_badge(known, behaviour.name, stage)
+    # Over all stages, so that shades of one stage can be compared with those of another.
     largest = charts.largest_effect(list(tokens.effects.values()))
     effects = tokens.effects[stage]
     st.html(charts.shaded_tokens(tokens.tokens, effects, behaviour, stage, largest).html)
@@ -81,7 +82,8 @@ def token_effects(
 
 
 def _stage(stages: Sequence[str], tokens: TokenEffects) -> str:
-    """The chosen stage; at first the one with the largest effects."""
+    """The chosen stage; initially the one with the largest effects."""
+    # Set before the control is drawn, as Streamlit requires; a link's choice takes precedence.
     if _STAGE not in st.session_state and _STAGE not in st.query_params:
         sizes = [np.nansum(np.abs(tokens.effects[stage])) for stage in stages]
         st.session_state[_STAGE] = stages[int(np.argmax(sizes))]

@@ -23,13 +23,13 @@ from . import contributions
 from .contributions import Asked
 
 _AT_FIRST = 8
-"""Training examples on either side before all are asked for."""
+"""Training examples shown on either side until more are asked for."""
 _LONGEST = 260
-"""Characters of a training text."""
+"""Longest part of a training text, in characters."""
 _PNG = b"\x89PNG"
 _LEAST = 0.1
-"""A share of the stage's sum is printed where the sum is at least this share of all sizes: where
-contributions cancel, shares say nothing."""
+"""Percentages of a stage's sum are printed only where it is at least this part of all sizes added
+up: where contributions cancel, percentages say nothing."""
 
 
 def training_data_tab(
@@ -53,6 +53,7 @@ def training_data_tab(
     rows = found.part("example", asked.stage)
     _parts(found, asked, rows)
     gains = asked.behaviour.sign * rows["value"]
+    # Stable, so that equal contributions come in one order on every visit.
     helped = rows[gains > 0].sort_values("value", key=abs, ascending=False, kind="stable")
     hurt = rows[gains < 0].sort_values("value", key=abs, ascending=False, kind="stable")
     everything = st.toggle(
@@ -101,6 +102,7 @@ def _disagreeing(side: pd.DataFrame, rows: pd.DataFrame) -> None:
 
 def _differs(rows: pd.DataFrame) -> pd.Series:
     known = rows["label"].notna() & rows["answer"].notna()
+    # A comparison with a missing string may be missing itself, which is no difference.
     return known & (rows["label"] != rows["answer"]).fillna(False)
 
 
@@ -127,6 +129,7 @@ def _card(
 ) -> str:
     value = float(row["value"])  # type: ignore[arg-type]
     lines = [f"<b style='white-space:nowrap'>{components.shown(signed_text(value, behaviour))}</b>"]
+    # A contribution against the direction of the sum is no percentage of it.
     if total is not None and value * total > 0:
         lines[0] += f" ({100 * value / total:.0f} %)"
     label = row["label"]
@@ -157,6 +160,7 @@ def _card(
 
 
 def _content(row: dict[str, object]) -> str:
+    # Bytes are either a PNG file or JSON of the texts by field; a task may show neither.
     content = row["content"]
     if not isinstance(content, bytes):
         return f"<div>place {row['position']} in the batch; this task shows no training data</div>"

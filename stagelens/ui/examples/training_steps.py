@@ -28,6 +28,7 @@ def training_steps_tab(
     """The observed course, and below it the contributions of a stage's steps."""
     asked = contributions.choose(workspace, effects, chosen, example_id)
     st.subheader(f"{phrase(asked.behaviour).capitalize()} during training", anchor=False)
+    # Filled last, because checkpoints come with the contributions that are found below it.
     course = st.container()
     st.subheader("What each step contributed", anchor=False)
     found = contributions.answer(workspace, asked)
@@ -65,6 +66,7 @@ def training_steps_tab(
 
 def _observed(workspace: Workspace, asked: Asked, found: Stored | None) -> None:
     """The behaviour where it was measured; checkpoints come with the contributions."""
+    # At least 1: the end of a stage without steps would otherwise fall on its beginning.
     counts = {stage.name: max(stage.updates, 1) for stage in workspace.run.stages}
     rows = _boundaries(workspace, asked, counts) if found is None else found.part("observed")
     if rows is None or rows.empty:
@@ -73,6 +75,7 @@ def _observed(workspace: Workspace, asked: Asked, found: Stored | None) -> None:
     chart = drawing.chart(observed_path, rows, asked.behaviour, counts, charts.EITHER)
     about = About(behaviour=asked.behaviour.name, observed=RECORDED, filters=asked.filters)
     components.show(chart, "observed-path", about)
+    # Several examples have a mean behaviour, but no answer in common.
     if len(asked.ids) == 1:
         ends = rows[rows["step"].isin([0]) | (rows["step"] == rows["stage"].map(counts))]
         answers = [
@@ -91,7 +94,9 @@ def _boundaries(workspace: Workspace, asked: Asked, counts: dict[str, int]) -> p
     means = rows.groupby("boundary", sort=False).agg(
         value=("value", "mean"), answer=("prediction", "first")
     )
+    # The base is step 0 of the first stage, any other boundary the last step of its stage.
     places = {BASE: (workspace.stages[0], 0), **{name: (name, counts[name]) for name in counts}}
+    # In training order; a boundary that was not measured has no point.
     known = [name for name in places if name in means.index]
     return pd.DataFrame(
         {

@@ -19,7 +19,11 @@ _FEWEST = 2
 """A base, and the end of one stage."""
 _MOST = 12
 _LONGEST = 1024
-_ROWS, _NEXT, _ASKED = (f"{state.ASSEMBLE}{name}" for name in ("rows", "next", "asked"))
+def _key(name: str) -> str:
+    return f"{state.ASSEMBLE}{name}"
+
+
+_ROWS, _NEXT, _ASKED = map(_key, ("rows", "next", "asked"))
 _FROM_CONFIG = "What config.json names"
 _SPLIT, _UNLABELLED = "Split of a saved dataset", "Without labels"
 _TASKS = (
@@ -34,7 +38,7 @@ _COLUMNS = {
     "completion": ("Completions", "completion"),
     "rejected": ("Rejected completions", "rejected, where there is one"),
 }
-"""Role of a column to its name for people, and what stands for it where none is named."""
+"""Role of a column to its name for people, and the column used where none is named."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class _Asked:
 
 
 def card() -> None:
-    """The form, and in its place of the button how far the run is; a finished run is opened."""
+    """The form; progress replaces its button while a run is made, and a finished run is opened."""
     st.header("Make a run from checkpoints", anchor=False)
     st.markdown(
         "Models that were trained without a recorder: give the folder of every `transformers` "
@@ -68,7 +72,7 @@ def card() -> None:
     st.button(
         "Add a stage",
         icon=":material/add:",
-        key="assemble-add",
+        key=_key("add"),
         on_click=_add,
         disabled=busy or len(rows) == _MOST,
     )
@@ -78,7 +82,7 @@ def card() -> None:
         st.selectbox(
             "Task",
             _TASKS,
-            key="assemble-task",
+            key=_key("task"),
             width=260,
             disabled=busy,
             persist_state="session",
@@ -86,7 +90,7 @@ def card() -> None:
         )
         st.checkbox(
             "Link the weights instead of copying them",
-            key="assemble-link",
+            key=_key("link"),
             disabled=busy,
             persist_state="session",
             help="Takes no extra space if the folders are on the same disk as the runs. The "
@@ -94,14 +98,14 @@ def card() -> None:
         )
     if asked is not None and components.job_state(asked.arguments, "Dismiss", _in_fields):
         return
-    if st.button("Make the run", type="primary", icon=":material/layers:", key="assemble-make"):
+    if st.button("Make the run", type="primary", icon=":material/layers:", key=_key("make")):
         _start(rows)
     home = components.plain(str(settings.home()))
     st.caption(f"It is made below {home}. Checkpoints and files are read from the folders above.")
 
 
 def _rows() -> list[int]:
-    """Numbers of the rows in order; a row keeps its number, and so what was typed into it."""
+    """Numbers of the rows, in order; a row keeps its number and so what was typed into it."""
     st.session_state.setdefault(_ROWS, list(range(_FEWEST)))
     st.session_state.setdefault(_NEXT, _FEWEST)
     rows: list[int] = st.session_state[_ROWS]
@@ -110,6 +114,7 @@ def _rows() -> list[int]:
 
 def _add() -> None:
     st.session_state[_ROWS] = [*st.session_state[_ROWS], st.session_state[_NEXT]]
+    # Never a number that was used: its fields would come back with what was typed into them.
     st.session_state[_NEXT] += 1
 
 
@@ -125,7 +130,7 @@ def _row(place: int, row: int, rows: Sequence[int], busy: bool) -> None:
         _text(f"{what}: checkpoint folder", f"folder-{row}", busy, placeholder=f"models/{example}")
         st.button(
             "Remove",
-            key=f"assemble-remove-{row}",
+            key=_key(f"remove-{row}"),
             type="tertiary",
             icon=":material/close:",
             help=f"Take {what.lower()} out of the list.",
@@ -136,10 +141,10 @@ def _row(place: int, row: int, rows: Sequence[int], busy: bool) -> None:
 
 
 def _text(label: str, name: str, busy: bool, max_chars: int = _LONGEST, **options: Any) -> None:
-    """A field whose text stays, also while another page is looked at."""
+    """A field that keeps its text while another page is looked at."""
     st.text_input(
         label,
-        key=f"assemble-{name}",
+        key=_key(name),
         max_chars=max_chars,
         disabled=busy,
         persist_state="session",
@@ -164,7 +169,7 @@ def _evaluation(busy: bool) -> None:
         _text(_SPLIT, "split", busy, placeholder="the only one")
         st.checkbox(
             _UNLABELLED,
-            key="assemble-unlabelled",
+            key=_key("unlabelled"),
             disabled=busy,
             persist_state="session",
             help="The set has no labels; behaviours that need a label are then not known.",
@@ -172,8 +177,9 @@ def _evaluation(busy: bool) -> None:
 
 
 def _in_fields(message: str) -> str:
-    """A message of the command line that names this form's fields instead of options."""
+    """A message of the command line with this form's fields in place of options."""
     fields = {
+        # Before --label-column, which is a part of it and would be replaced in it.
         '--label-column ""': f"a tick at {_UNLABELLED!r}",
         "--split NAME": f"the field {_SPLIT!r}",
         "give one with --name": "give it another name",
@@ -186,7 +192,7 @@ def _in_fields(message: str) -> str:
 
 
 def _typed(name: str) -> str:
-    return str(st.session_state.get(f"assemble-{name}") or "").strip()
+    return str(st.session_state.get(_key(name)) or "").strip()
 
 
 def _start(rows: Sequence[int]) -> None:
@@ -213,12 +219,13 @@ def _start(rows: Sequence[int]) -> None:
             wrong.append(f"Evaluation file: {error}")
         named = {f"--{role}-column": _typed(role) for role in _COLUMNS}
         for option, value in {**named, "--split": _typed("split")}.items():
+            # As one word: a value that begins with a dash would be read as an option.
             words += [f"{option}={value}"] if value else []
-        if st.session_state.get("assemble-unlabelled"):
-            words.append("--label-column=")  # the last one counts
-    if st.session_state["assemble-task"] != _FROM_CONFIG:
-        words += ["--task", st.session_state["assemble-task"]]
-    if st.session_state["assemble-link"]:
+        if st.session_state.get(_key("unlabelled")):
+            words.append("--label-column=")  # of two, the last one counts
+    if st.session_state[_key("task")] != _FROM_CONFIG:
+        words += ["--task", st.session_state[_key("task")]]
+    if st.session_state[_key("link")]:
         words.append("--link")
     for message in wrong:
         components.error_state(message)
@@ -236,7 +243,7 @@ def _usable(name: str) -> str:
 
 
 def _folder(name: str) -> Path:
-    """Where the run is made: below the home, where nothing has its name yet."""
+    """Where the run is made: below the home, under a name that is not taken."""
     if not name:
         raise StageLensError("the run has no name yet; give it one")
     out = settings.home() / _usable(name)
@@ -246,9 +253,10 @@ def _folder(name: str) -> Path:
 
 
 def _open(asked: _Asked) -> None:
-    """Look at the run that was made; the form is empty when it is seen again."""
+    """Open the run that was made; the form is empty when it is seen again."""
     jobs.forget(asked.arguments)
-    for key in [key for key in st.session_state if str(key).startswith("assemble-")]:
+    # Opening a run forgets every other choice, but keeps what this form holds.
+    for key in [key for key in st.session_state if str(key).startswith(state.ASSEMBLE)]:
         del st.session_state[key]
     state.open_reference(settings.reference_for(asked.out.resolve()))
     st.rerun()

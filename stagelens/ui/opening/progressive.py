@@ -1,10 +1,10 @@
 """Answers that improve on their own: free at once, coarse in the background, replay last.
 
-The task vector is there within seconds. ``coarse-replay`` within a budget follows by itself, save
-where replay takes hardly longer, and ``replay`` where it is predicted to take less than a minute;
-else a button starts it. One job at a
-time, in child processes. A page that shows the best numbers moves on to better ones when they
-arrive; where somebody chose others on purpose, the better ones are offered.
+The task vector is there within seconds. ``coarse-replay`` within a budget follows by itself, unless
+replay would take hardly longer, and ``replay`` where it is predicted to take less than a minute;
+otherwise a button starts it. One job at a time, in child processes. A page that shows the best
+numbers moves on to better ones when they arrive; where somebody chose others on purpose, the better
+ones are offered.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ VERIFICATION = state.session_key("verification")
 
 _SEEN = state.session_key("best-estimate")
 _LONG = 600.0
-"""Seconds; a coarse replay that is predicted to take longer waits for its button."""
+"""Seconds; a coarse replay predicted to take longer waits for its button."""
 
 _REPLAY_HELP = (
     "Replay runs the recorded steps of the later stages again, without the stage. It is exact, "
@@ -51,7 +51,7 @@ class Computable:
         at: The run folder as it is now.
         run: The run.
         set_name: The evaluation set.
-        stored: Names of the estimates that are there.
+        stored: Names of the stored estimates.
     """
 
     at: Source
@@ -75,6 +75,7 @@ class Computable:
     @property
     def coarse(self) -> bool:
         """Whether batches of the later stages were kept."""
+        # Coarse replay runs what comes after the stage left out, so never the first stage.
         later = self.run.stages[1:]
         return bool(later) and all(s.steps and s.facts.keep_batches != "none" for s in later)
 
@@ -85,7 +86,7 @@ class Computable:
 
     @property
     def seconds(self) -> float | None:
-        """What replay is predicted to take."""
+        """How long replay is predicted to take; None where that is not known."""
         return replay_seconds(self.run.stages)
 
     @property
@@ -104,6 +105,7 @@ def first(computable: Computable) -> None:
         jobs.start(free, "The task vector")
     if components.job_state(free, "Try again"):
         return
+    # What somebody cancelled starts only at the press of a button.
     if job is not None and job.status().state == "cancelled":
         _button(free, "Task vector (free)", "The task vector", "Weights only; takes seconds.")
     exact = computable.arguments(REPLAY)
@@ -112,10 +114,11 @@ def first(computable: Computable) -> None:
 
 
 def follow(at: Source, set_name: str, available: Sequence[str]) -> None:
-    """Move on to better numbers that have just arrived, where the best ones were looked at."""
+    """Move on to better numbers that have just arrived, where the best ones were shown."""
     where, best = st.session_state.get(_SEEN, (None, None))
     here = (at.path, set_name)
     shown = st.session_state.get("estimator")
+    # Other numbers were chosen on purpose: they stay, and offer_best shows the way.
     if where == here and best != available[0] and shown in (best, None):
         st.session_state["estimator"] = available[0]
         st.toast(
@@ -126,7 +129,7 @@ def follow(at: Source, set_name: str, available: Sequence[str]) -> None:
 
 
 def offer_best(available: Sequence[str], shown: str) -> None:
-    """Where others than the best numbers were chosen: the way to the best."""
+    """Where other numbers than the best were chosen: a button that shows the best."""
     best = available[0]
     if shown == best:
         return
@@ -153,6 +156,7 @@ def better(computable: Computable) -> None:
     waiting = False
     if computable.coarse:
         budget = _budget()
+        # Replay takes less than a minute, and a coarse replay would not even halve that.
         at_once = computable.short and not registry.saves_time(
             computable.run.stages, CoarseReplay.name, {"budget": budget}
         )
@@ -162,8 +166,10 @@ def better(computable: Computable) -> None:
             st.caption(
                 "Replay should take hardly longer here than coarse replay, so it is running now."
             )
+    # One job at a time: replay follows when the coarse numbers have arrived.
     if waiting or not computable.replayable:
         return
+    # A job that failed or was cancelled is still found, and does not start again by itself.
     if computable.short and jobs.find(replay) is None:
         jobs.start(replay, "Replay")
     if not _running(replay, "Replay"):
@@ -171,7 +177,7 @@ def better(computable: Computable) -> None:
 
 
 def _verifying() -> bool:
-    """Show this session's verification where it is running: nothing else is started beside it."""
+    """Show this session's verification if it is running: nothing else is started beside it."""
     arguments: tuple[str, ...] | None = st.session_state.get(VERIFICATION)
     job = None if arguments is None else jobs.find(arguments)
     if arguments is None or job is None or not job.running:
@@ -195,7 +201,7 @@ def _budget() -> float:
 
 
 def _coarse(computable: Computable, budget: float) -> bool:
-    """Start coarse replay where its table is missing; whether it is running."""
+    """Start coarse replay where its table is missing; returns whether it is running."""
     name = registry.estimate_name(CoarseReplay.name, {"budget": budget})
     if name in computable.stored:
         return False
@@ -228,6 +234,7 @@ def _replay_label(computable: Computable) -> str:
 
 
 def _button(arguments: tuple[str, ...], label: str, title: str, text: str) -> None:
+    # The estimator's name; see Computable.arguments.
     key = f"start-{arguments[3]}"
     if st.button(label, icon=":material/replay:", help=text, key=key, width="stretch"):
         jobs.start(arguments, title)

@@ -22,6 +22,7 @@ def current_run() -> Path | None:
     demo_job = jobs.find(DEMO_COMMAND)
     if reference == settings.DEMO and not settings.demo_built():
         waiting = demo_job is not None and demo_job.running
+        # While it is being built, the card of the demo says how far it is.
         note = None if waiting else "The digits demo has not been built on this server yet."
         welcome(note)
         return None
@@ -37,7 +38,7 @@ def current_run() -> Path | None:
 
 
 def welcome(note: str | None = None) -> None:
-    """The first visit: what this is, the demo, and the way to an own run."""
+    """The first visit: what this is, the demo, and ways to open or make a run."""
     st.title("Which stage is to credit, and which to blame?")
     st.markdown(
         "A model is the product of several training stages. StageLens shows, for one example, a "
@@ -78,6 +79,7 @@ def _demo_card() -> None:
     ):
         if not settings.demo_built():
             jobs.start(DEMO_COMMAND, "Building the digits demo", out=settings.demo_folder())
+        # Opened before it is built: this page shows the progress until it is.
         state.open_reference(settings.DEMO)
         st.rerun()
     if not built:
@@ -115,5 +117,6 @@ def _open(text: str) -> None:
     except StageLensError as error:
         components.error_state(str(error))
         return
+    # Not as it was typed: the short name works on any server with the same roots.
     state.open_reference(settings.reference_for(found))
     st.rerun()

@@ -36,19 +36,19 @@ _BY_OUTCOME = (
 )
 
 _NO_SUCH_SET = state.session_key("no-such-set")
-"""The set that a link named in vain, until another one is chosen."""
+"""The set that a link named but the run lacks, until another one is chosen."""
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """An open run and what of it is looked at.
+    """An open run, and what is looked at in it.
 
     Attributes:
         at: The run folder as it is now.
         run: The run.
         examples: The chosen evaluation set.
         effects: The chosen estimator's table; None where nothing has been measured yet.
-        by: The column that groups come from, a slice's too; None where there is none.
+        by: The column that groups come from, also a slice's; None where there are no groups.
         groups: Its values, as text, sorted.
         computable: Whether models of the run can be built here, so that numbers can be computed.
     """
@@ -84,9 +84,11 @@ class Workspace:
     def pick_group(self, help: str) -> tuple[str | None, str | None]:
         """A control for one group or saved slice: its column and its value; None for all."""
         of_slices = {one.column: one.name for one in self.slices}
+        # No two options may be the same: a group takes precedence over a slice of its name.
         options = [*self.groups, *(name for name in of_slices if name not in self.groups)]
         if not options:
             return None, None
+        # A column called group would make it "Group of group", and a slice is no column of the set.
         column = self.by is not None and self.by not in ("group", *of_slices)
         picked = st.selectbox(
             f"Group of {self.by}" if column else "Group or slice" if of_slices else "Group",
@@ -114,7 +116,7 @@ class Workspace:
 
     @property
     def continues_text(self) -> bool:
-        """Whether an answer is the most probable next token, which nobody marks right or wrong."""
+        """Whether an answer is the most probable next token, which is neither right nor wrong."""
         return self.traits is not None and self.traits.continues_text
 
 
@@ -148,6 +150,7 @@ def _open(path: Path, with_effects: bool) -> Workspace | None:
     try:
         run = loaders.run(at)
     except StageLensError:
+        # A run that cannot be read still needs the button that leads to another one.
         components.run_in_sidebar(path.name)
         raise
     components.run_in_sidebar(run.name)
@@ -156,6 +159,7 @@ def _open(path: Path, with_effects: bool) -> Workspace | None:
     if not run.stages:
         components.error_state(_no_stage(run))
         return None
+    # The first is shown until another is chosen.
     names = sorted(run.set_names, key=lambda name: (name != "test", name))
     if not names:
         components.error_state(
@@ -227,11 +231,12 @@ def _buildable(run: Run, set_name: str) -> bool:
 
 
 def _choose_set(names: Sequence[str]) -> str:
-    """The evaluation set; where a link names one that is not there, that is said."""
+    """The evaluation set; says so where a link names one that is not there."""
 
     def forget() -> None:
         st.session_state.pop(_NO_SUCH_SET, None)
 
+    # Kept beyond this rerun, because Streamlit takes values without an option out of the URL.
     asked = st.query_params.get("set")
     if asked is not None and asked not in names:
         st.session_state[_NO_SUCH_SET] = asked
@@ -258,6 +263,7 @@ def _choose_estimator(at: Source, set_name: str) -> Effects | None:
     available = loaders.available(at, set_name)
     if not available:
         return None
+    # First, because the state of a control can be set only before it is drawn.
     progressive.follow(at, set_name, available)
     name = st.selectbox(
         "Estimator", available, key="estimator", bind="query-params", help=_ESTIMATOR_HELP
@@ -287,7 +293,7 @@ def _choose_groups(at: Source, set_name: str) -> tuple[str | None, tuple[str, ..
 
 
 def nothing_measured(workspace: Workspace) -> None:
-    """In the place of numbers where there are none yet: the free ones start on their own."""
+    """Stands in for numbers that are not there yet: the free ones start on their own."""
     if not workspace.computable:
         st.info("No stage effect has been measured on this set yet.", icon=":material/info:")
         return

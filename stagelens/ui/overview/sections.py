@@ -36,6 +36,7 @@ def heading(workspace: Workspace) -> None:
     ]
     components.text_block(" · ".join(facts), muted=True)
     if examples.description:
+        # A description may end with a full stop of its own.
         components.text_block(f"{examples.description}.".replace("..", "."))
 
 
@@ -75,6 +76,7 @@ def headlines(
         workspace.examples.name,
         effects.estimator,
         behaviour.name,
+        # Groups chosen by effects or answers stand out by that choice, which is no finding.
         None if workspace.chosen_by_outcome(by) else by,
         group,
         workspace.noun,
@@ -133,6 +135,7 @@ def credit_and_blame(
     components.trust_legend()
     with st.expander("The same numbers as a table, with groups"):
         rows = means
+        # With one group chosen, the means are that group's already.
         if by is not None and group is None:
             groups = loaders.group_summary(*parts, by)
             rows = pd.concat([means, groups], ignore_index=True)
@@ -143,6 +146,7 @@ def _counts(means: pd.DataFrame, noun: str) -> list[str]:
     """How many examples the means are over."""
     if means.empty:
         return []
+    # A refused stage has effects on no example.
     row = means.loc[means["n"].idxmax()]
     said = f"Measured on {count_text(int(row['n']), noun)}"
     if row["missing"]:
@@ -169,6 +173,7 @@ def _table(rows: pd.DataFrame, behaviour: Behaviour, effects: Effects) -> None:
     shown = pd.DataFrame(
         {
             "stage": rows["stage"],
+            # As objects, because groups may be numbers, which a word cannot stand among.
             "group": rows["group"].astype(object).where(rows["group"].notna(), "all"),
             "trust": [trust_label(effects.trust[name], behaviour.name) for name in rows["stage"]],
             "examples": rows["n"],
@@ -214,6 +219,7 @@ def _table(rows: pd.DataFrame, behaviour: Behaviour, effects: Effects) -> None:
 def time_line(workspace: Workspace, behaviour: Behaviour | None) -> None:
     """The stages from left to right, and a card for each."""
     st.header("Stages", anchor=False)
+    # Behaviours after boundaries can be known before any effect is measured.
     better = behaviour or ACCURACY
     measured = loaders.boundary_summary(
         workspace.at, workspace.examples.name, better.name, better.better, workspace.by
@@ -259,6 +265,7 @@ def _card(stage: Stage, color: str, rates: pd.Series) -> str:
     lines = [
         (facts.description or "No data description was recorded.", "margin:.35em 0 .5em 0"),
         (", ".join(optimizer), ""),
+        # Without a recorded rate the comma in front goes too.
         (f"{rate}, {_steps(stage)}".lstrip(", "), ""),
         (f"optimiser state at its start: {facts.boundary.optimizer}", ""),
         *((f"LoRA adapter {how} before it", "") for how in facts.boundary.adapters),

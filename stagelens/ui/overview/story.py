@@ -23,16 +23,17 @@ _Way = tuple[str, str, str, Mapping[str, str]]
 
 
 def tell_story(workspace: Workspace, effects: Effects) -> None:
-    """Four sentences, where the open run is the demo and its numbers are there."""
+    """Four sentences, where the open run is the demo and its numbers have been computed."""
     of_demo = state.reference() == settings.DEMO and workspace.examples.name == "test"
     names = {_SHORTCUT, _MISLABELLED}
-    if "group" in st.query_params:  # somebody is past the first look
+    if "group" in st.query_params:  # a group was chosen: this is no first look
         return
     if not of_demo or not names <= set(effects.trust) or "group" not in workspace.examples.columns:
         return
     planted = _stamped(workspace, effects), _mixed_up(workspace)
     if planted[0] is None or planted[1] is None:
         return
+    # The sliders that the last link sets are keyed by a stage's place in the run.
     number = str(workspace.stages.index(_SHORTCUT))
     told: Sequence[tuple[Sentence, Sequence[_Way]]] = (
         (
@@ -120,6 +121,7 @@ def _mixed_up(workspace: Workspace) -> Sentence | None:
     if _MIXED_UP not in workspace.run.set_names:
         return None
     available = loaders.available(workspace.at, _MIXED_UP)
+    # The best estimate of that set, because the one chosen here is of another set.
     found = loaders.effects(workspace.at, _MIXED_UP, available[0]) if available else None
     if found is None or _MISLABELLED not in found.trust or ACCURACY.name not in found.behaviours:
         return None

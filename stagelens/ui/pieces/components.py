@@ -33,6 +33,7 @@ from . import glossary, pinning, state
 from .escaping import plain, shown
 from .pinning import About
 
+# Named here, because Streamlit's own navigation would call the first page app.
 PAGES = (
     ("app.py", "Overview", ":material/insights:"),
     ("pages/1_Examples.py", "Examples", ":material/grid_view:"),
@@ -70,11 +71,13 @@ def start_page(title: str) -> None:
     """Page configuration and navigation; the first call of every page."""
     st.set_page_config(
         page_title=f"{title} - StageLens",
+        # An emoji, since a :material/: icon of a page is fetched from outside.
         page_icon="🔍",
         layout="wide",
         initial_sidebar_state=_SIDEBAR,
     )
     st.html(EITHER_STYLE + _STYLE + pinning.STYLE)
+    # Before anything of a run is read; it stops the page for people who have not signed in.
     signing_in.gate()
     with st.sidebar:
         st.html("<div style='font-size:1.25rem;font-weight:600'>StageLens</div>")
@@ -109,7 +112,7 @@ def run_in_sidebar(name: str) -> None:
 
 
 def show(chart: Chart, key: str, about: About | None = None) -> None:
-    """A chart, as wide as its place, with its takeaway as alternative text.
+    """A chart, as wide as its container, with its takeaway as alternative text.
 
     It can be pinned to findings as it is. Where the page's estimate, its trust or its filters are
     not those of the chart, ``about`` gives the chart's own; ``chart.rows`` are its numbers in
@@ -117,12 +120,13 @@ def show(chart: Chart, key: str, about: About | None = None) -> None:
 
     Args:
         chart: What to draw.
-        key: No other chart or table on the page has it.
-        about: What the chart shows, where the page alone does not tell.
+        key: Unique among the charts and tables of the page.
+        about: What the chart shows, where the page alone does not say.
     """
     with pinning.pinnable(key, chart, chart.alt, about):
         st.plotly_chart(
             chart.figure,
+            # The figures set all colours themselves, for light and dark at once.
             theme=None,
             key=key,
             alt=chart.alt,
@@ -131,20 +135,20 @@ def show(chart: Chart, key: str, about: About | None = None) -> None:
 
 
 def drawn(markup: Markup, key: str, chart: Callable[[], Chart], about: About | None = None) -> None:
-    """What a chart says as markup, which costs the browser less; pinned, it is the chart.
+    """A chart as markup, which costs the browser less; what is pinned is the chart.
 
     Args:
         markup: What to show.
-        key: No other chart or table on the page has it.
+        key: Unique among the charts and tables of the page.
         chart: Makes the chart.
-        about: What it shows, where the page alone does not tell.
+        about: What it shows, where the page alone does not say.
     """
     with pinning.pinnable(key, chart, markup.alt, about):
         st.html(markup.html)
 
 
 def heading_html(text: str) -> str:
-    """A third-level heading inside of markup; looks like Streamlit's own."""
+    """A third-level heading in markup; looks like Streamlit's own."""
     return (
         "<h3 style='font-size:1.25rem;font-weight:600;margin:0;padding:.5rem 0;"
         f"overflow-wrap:anywhere'>{shown(text)}</h3>"
@@ -159,15 +163,15 @@ def table(
     kept: pd.DataFrame | None = None,
     **options: Any,
 ) -> None:
-    """A table that can be pinned to findings: call this in the place of ``st.dataframe``.
+    """A table that can be pinned to findings: call this instead of ``st.dataframe``.
 
     Args:
-        frame: Its rows; those that are shown are those that are pinned.
-        key: No other chart or table on the page has it.
+        frame: Its rows, as they are shown and pinned.
+        key: Unique among the charts and tables of the page.
         alt: What the table says, units included, in a sentence.
-        about: What it shows, where the page alone does not tell.
-        kept: The rows to pin, where those on the page are links, say.
-        options: As ``st.dataframe`` takes them, ``column_config`` for instance.
+        about: What it shows, where the page alone does not say.
+        kept: The rows to pin, where those on the page hold links, for instance.
+        options: Passed to ``st.dataframe``, ``column_config`` for instance.
     """
     config = options.get("column_config") or {}
     with pinning.pinnable(key, frame if kept is None else kept, alt, about, config):
@@ -180,8 +184,8 @@ def trust_badge(trust: StageTrust, behaviour: str, name: str | None = None) -> N
     Args:
         trust: What is known.
         behaviour: Of the effects on which behaviour.
-        name: What it is the trust of, printed before it; then the figures follow. Without a name
-            the words stand alone, because the figures stand nearby.
+        name: Whose trust it is, printed before it; the figures follow. Without a name, the words
+            alone are printed, for places where the figures are nearby.
     """
     word = trust_word(trust, behaviour)
     icon, color = _BADGES[word]
@@ -194,15 +198,16 @@ def trust_badge(trust: StageTrust, behaviour: str, name: str | None = None) -> N
 
 
 def trust_badges(stages: Iterable[StageTrust], behaviour: str) -> None:
-    """One badge per stage in a row, and under it why some is not to be relied on."""
+    """One badge per stage in a row, and below it why some are not to be relied on."""
     stages = list(stages)
     with st.container(horizontal=True, gap="small"):
         for stage in stages:
             trust_badge(stage, behaviour, stage.stage)
+    # Stages with the same reason share one line.
     reasons: dict[tuple[str, str], list[str]] = {}
     for stage in stages:
         if not is_trustworthy(stage, behaviour):
-            verified = stage.trust == "verified"  # its figures stand in the badge
+            verified = stage.trust == "verified"  # its figures are in the badge
             said = (trust_advice if verified else trust_explanation)(stage, behaviour)
             reasons.setdefault((MARKS[trust_word(stage, behaviour)], said), []).append(stage.stage)
     for (mark, said), names in reasons.items():
@@ -229,12 +234,13 @@ def sentence_html(sentence: Sentence, brief: bool = False) -> str:
 
     Args:
         sentence: What to say.
-        brief: Print the trust's mark only, where its word stands nearby.
+        brief: Print only the mark of the trust, where its word is nearby.
     """
     weight = {"plain": "", "stage": "i", "group": "b", "amount": "b"}
     words = []
     for part in sentence.parts:
         tag = weight[part.kind]
+        # Names may be written from right to left; isolated, they do not turn the words around them.
         text = shown(part.text) if part.kind == "plain" else f"<bdi>{shown(part.text)}</bdi>"
         words.append(f"<{tag}>{text}</{tag}>" if tag else text)
     if sentence.trust is not None:
@@ -247,6 +253,7 @@ def _trust_html(sentence: Sentence, trust: StageTrust, brief: bool) -> str:
     said = trust_label(trust, sentence.behaviour)
     if trust.estimator == "replay" or word != "exact":
         said += f", by {trust.estimator}"
+    # Also as the label of the mark, whose shape alone a screen reader would name.
     title = html.escape(f"{said}. {trust_explanation(trust, sentence.behaviour)}", quote=True)
     words = "" if brief else f" {html.escape(said)}"
     return (
@@ -284,7 +291,7 @@ def text_html(text: str, muted: bool = False) -> str:
 
 @contextmanager
 def errors_told() -> Iterator[None]:
-    """Show what went wrong within the block in words, in the place of what could not be shown."""
+    """Show an error within the block in words, in place of what could not be shown."""
     try:
         yield
     except StageLensError as error:
@@ -292,7 +299,7 @@ def errors_told() -> Iterator[None]:
 
 
 def error_state(message: str) -> None:
-    """Something that the user can mend; the message says how."""
+    """Something that the user can put right; the message says how."""
     st.error(plain(message), icon=":material/error:")
 
 
@@ -300,7 +307,7 @@ def error_state(message: str) -> None:
 
 
 def only_shown() -> bool:
-    """Whether nothing can be computed in the background here; says so in the place of a job."""
+    """Whether nothing can be computed in the background here; says so in place of a job."""
     if settings.read_only():
         st.info(settings.READ_ONLY, icon=":material/lock:")
     return settings.read_only()
@@ -327,6 +334,7 @@ def job_state(arguments: Sequence[str], again: str, worded: Callable[[str], str]
     if status.state == "failed":
         error_state(f"{job.title} failed: {worded(status.error or 'it says nothing')}")
         log = job.log().strip()
+        # The log may be no more than the error, which is not shown twice.
         if log and log != status.error:
             with st.expander("Last output of the process"):
                 st.code(log, language=None, wrap_lines=True)
@@ -338,6 +346,7 @@ def job_state(arguments: Sequence[str], again: str, worded: Callable[[str], str]
 def _progress(arguments: tuple[str, ...]) -> None:
     job = jobs.find(arguments)
     if job is None or not job.running:
+        # The whole page: what the job made is shown outside this fragment.
         st.rerun()
     st.progress(job.status().done, text=_so_far(job.status()))
     st.button("Cancel", on_click=job.cancel, key=f"cancel-{arguments}", icon=":material/close:")
@@ -352,7 +361,7 @@ def _so_far(status: Status) -> str:
 
 
 def _left_over() -> None:
-    """What was cut short when the server before this one ended; said until it is dismissed."""
+    """What was cut short when the last server ended; shown until it is dismissed."""
     for number, left in enumerate(interrupted_jobs.found()):
         with st.container(horizontal=True, vertical_alignment="center"):
             st.warning(

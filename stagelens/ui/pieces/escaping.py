@@ -1,4 +1,4 @@
-"""Words from data for places that read Markdown or HTML."""
+"""Words from data made safe for places that read Markdown or HTML."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from stagelens.charts.style import short, written_out
 _LONGEST = 1500
 """Characters of a name or description that are shown; inputs are shown whole, in other places."""
 
+# Beyond Markdown itself: Streamlit reads $ as a formula, and : as an icon or a colour.
 _MARKUP = re.compile(r"([\\`*_{}\[\]()#+\-.!|~<>$:&@=])")
 
 

@@ -1,4 +1,4 @@
-"""Inputs as they are: texts as text, whatever stands in them, and images with sharp pixels."""
+"""Inputs as they are: texts as text, whatever is in them, and images with sharp pixels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TITLES: Mapping[str, str] = {
 """What the known fields are called; others go by their own name."""
 
 _LONG = 1200
-"""Characters from which a text scrolls in its place."""
+"""Characters; a longer text scrolls in its place."""
 
 
 def title(field: str) -> str:
@@ -32,12 +32,13 @@ def texts(content: Mapping[str, str | None]) -> None:
     for field, text in given.items():
         if len(given) > 1 or field not in ("text",):
             components.text_block(title(field), muted=True)
+        # As code: Markdown would read markup in the text, and fetch images that it names.
         height = 280 if len(text) > _LONG else "content"
         st.code(text, language=None, wrap_lines=True, height=height)  # type: ignore[arg-type]
 
 
 def image(png: bytes, alt: str) -> None:
-    """An image, as wide as its place."""
+    """An image, as wide as its container."""
     st.image(png, width="stretch", alt=alt)
 
 

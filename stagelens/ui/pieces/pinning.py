@@ -42,7 +42,7 @@ STYLE = (
     "overflow:hidden;clip-path:inset(50%);white-space:nowrap}</style>"
 )
 """The button lies beside the right edge of what it pins, in the margin of the page or card, and
-takes no room; its words are for readers of the page who do not see its icon."""
+takes no room; its words are for people who do not see its icon."""
 
 _SCENE = state.session_key("scene")
 _DRAFT = state.session_key("pinning")
@@ -52,7 +52,7 @@ _WHERE = (
     *(state.RUN, state.PAGE, "set", "estimator", "estimate", "measure", "behaviour", "trusted"),
     *(state.VIEW, state.PART),
 )
-"""Query parameters that say where one is; all others are filters."""
+"""Query parameters that say what is looked at; all others are filters."""
 
 _FILTERS = {
     "by": "groups by",
@@ -68,7 +68,7 @@ _FILTERS = {
 
 
 Content: TypeAlias = Chart | pd.DataFrame | Callable[[], Chart]
-"""What can be pinned, or makes it when it is."""
+"""What can be pinned, or a function that makes it then."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class About:
-    """What a chart or table shows, where the page alone does not tell.
+    """What a chart or table shows, where the page alone does not say.
 
     Attributes:
         title: In a few words; by default the beginning of its takeaway.
@@ -100,9 +100,9 @@ class About:
         sentences: Stage effects in the sentence form; made when somebody pins.
         observed: The models that all of it was measured on, where nothing is estimated.
         estimator: By which estimates; by default the page's.
-        trust: What is known of the counterfactuals that are shown; by default of the estimate's.
-        filters: What was asked of the examples, by name; by default what the address says.
-        own: Whether it is of an own example, which is in no set.
+        trust: What is known of the counterfactuals that are shown; by default that of the page's.
+        filters: What was asked of the examples, by name; by default what the URL says.
+        own: Whether it shows an own example, which is in no set.
     """
 
     title: str = ""
@@ -119,7 +119,7 @@ class About:
 class Draft:
     """Something that is about to be pinned, as it was when the button was drawn.
 
-    ``content`` may be how its chart is made, where the page shows markup in its place.
+    ``content`` may be a function that makes a chart, where the page shows markup in its place.
     """
 
     key: str
@@ -141,8 +141,10 @@ def enter(scene: Scene) -> None:
     """Say what the page shows; called by its frame before anything is drawn."""
     st.session_state[_SCENE] = scene
     draft = st.session_state.get(_DRAFT)
+    # A dialog that was left by turning to another page must not open again there.
     if draft is not None and draft.scene.title != scene.title:
         st.session_state.pop(_DRAFT)
+    # Kept over the rerun that closes the dialog, and said only now.
     if (title := st.session_state.pop(_PINNED, None)) is not None:
         st.toast(
             f"Pinned: {plain(title)}. It is now on the Report page.", icon=":material/push_pin:"
@@ -161,9 +163,9 @@ def pinnable(
 
     Args:
         key: Of the chart or table; no other on the page has it.
-        content: What is pinned, or makes it.
+        content: What is pinned, or a function that makes it.
         said: Its takeaway.
-        about: What it shows, where the page alone does not tell.
+        about: What it shows, where the page alone does not say.
         config: The ``column_config`` of a table.
     """
     kind = "table" if isinstance(content, pd.DataFrame) else "chart"
@@ -184,6 +186,7 @@ def pinnable(
             args=(draft,),
         )
         begun: Draft | None = st.session_state.get(_DRAFT)
+        # The draft of the click, not the new one: what was seen is what is pinned.
         if begun is not None and begun.key == key:
             _dialog(begun)
 
@@ -221,6 +224,7 @@ def _seen(draft: Draft) -> Seen:
     """Everything that a finding keeps, put together."""
     scene, about = draft.scene, draft.about
     run = loaders.run(scene.at)
+    # What was measured rests on no estimate, whatever the page shows beside it.
     estimate = None if about.observed else scene.estimate
     digest = loaders.evaluation_set(scene.at, scene.set_name).digest
     trust = about.trust
@@ -265,6 +269,7 @@ def _rows(frame: pd.DataFrame, config: Mapping[str, Any]) -> Rows:
         named.get(name, name): str((own.get("type_config") or {}).get("format") or "")
         for name, own in config.items()
     }
+    # Of formats, those in the manner of printf; Streamlit's named ones mean nothing elsewhere.
     printed = {name: form for name, form in formats.items() if "%" in form}
     return Rows.of(frame.rename(columns=named), printed)
 
@@ -275,9 +280,13 @@ def _filters(query: Mapping[str, str]) -> dict[str, str]:
 
 def _view(draft: Draft) -> FindingView:
     scene = draft.scene
+    # Controls at their default are not in the URL, and another default may be there tomorrow:
+    # a set that comes first by name, an estimator that is better.
     query = {"set": scene.set_name, **draft.query}
     if scene.estimate is not None:
         query["estimator"] = scene.estimate
+    # A finding lies in its run's folder, which another server calls by another name.
     query.pop(state.RUN, None)
+    # The file behind a page is named after its title, and its URL after the file.
     page = "" if scene.title == "Overview" else scene.title.replace(" ", "_")
     return FindingView(page=page, title=scene.title, query=query)

@@ -18,38 +18,39 @@ EXAMPLE = "example"
 PAGE = "page"
 BESIDE = "beside"
 MOST_BESIDE = 5
-"""Examples that stand side by side."""
+"""Most examples that stand side by side."""
 
 VIEW, OF_THE_SET, OWN, COMPARED = "view", "Evaluation set", "Own example", "Comparison"
-"""Key of the tabs of the Examples page, and what these are called; in links too."""
+"""Key of the tabs of the Examples page, and what these are called; also in links."""
 
 PART = "part"
 GAPS, FOUND, WHERE = "Group gaps", "Found without metadata", "Where in the input"
-"""Key of the tabs of the page Spurious features, and what these are called; in links too."""
+"""Key of the tabs of the page Spurious features, and what these are called; also in links."""
 
 LOOK = "look"
 EFFECTS, WHEN, DATA, INPUT = "Effects", "When", "Which data", "Where"
 SIDE_BY_SIDE = "Side by side"
-"""Key of the tabs below the chosen example, and what these are called; in links too."""
+"""Key of the tabs below the chosen example, and what these are called; also in links."""
 
 ASSEMBLE = "assemble-"
-"""Keys of the form that makes a run of checkpoints begin with it."""
+"""Prefix of the keys of the form that makes a run of checkpoints."""
 _KEPT = (ASSEMBLE,)
-"""Keys that begin so are no choice within a run, and outlive the opening of another one."""
+"""Prefixes of keys that are no choice within a run, and so outlive the opening of another one."""
 
 OWN_WIDGET = "own-"
-"""Keys of the widgets of the own example begin with it."""
+"""Prefix of the keys of the own example's widgets."""
 
 _OWN = "stagelens:"
 _LONGEST = 1024
 
 
 def session_key(name: str) -> str:
-    """A key of the session state that no widget has; forgotten when another run is opened."""
+    """A key of the session state that is in no URL; forgotten when another run is opened."""
     return _OWN + name
 
 
 def _get(name: str) -> str | None:
+    # A link without the parameter, to another page for instance, does not end the choice.
     value = st.query_params.get(name) or st.session_state.get(session_key(name))
     if not isinstance(value, str) or not value or len(value) > _LONGEST:
         return None
@@ -74,7 +75,7 @@ def reference() -> str | None:
 
 
 def open_reference(reference: str | None) -> None:
-    """Open another run, or none: everything that was chosen in the one before is forgotten."""
+    """Open another run, or none: everything that was chosen in the last one is forgotten."""
     for key in [key for key in st.session_state if not str(key).startswith(_KEPT)]:
         del st.session_state[key]
     for name in (EXAMPLE, PAGE, BESIDE):
@@ -94,7 +95,8 @@ def choose(example_id: str | None) -> None:
 
 
 def side_by_side(ids: Collection[str]) -> list[str]:
-    """The examples that stand side by side, those that are among ``ids``; the URL names them."""
+    """The examples that stand side by side, of those in ``ids``; the URL names them."""
+    # More than fit, because some may not be in this set; bounded, because a link can name any.
     linked = st.query_params.get_all(BESIDE)[: 4 * MOST_BESIDE]
     named = linked or st.session_state.get(session_key(BESIDE), [])
     known = set(ids)
@@ -105,7 +107,7 @@ def side_by_side(ids: Collection[str]) -> list[str]:
 
 
 def put_side_by_side(example_ids: Sequence[str]) -> None:
-    """Let these examples stand side by side; the URL follows."""
+    """Put these examples side by side; the URL follows."""
     st.session_state[session_key(BESIDE)] = list(example_ids)
     if example_ids:
         st.query_params[BESIDE] = list(example_ids)
@@ -116,11 +118,12 @@ def put_side_by_side(example_ids: Sequence[str]) -> None:
 def linked_page() -> int | None:
     """The page of the table that the URL names; None where it names none."""
     text = st.query_params.get(PAGE, "")
+    # int() fails on digits such as ² and on thousands of digits, both of which isdigit() accepts.
     return max(int(text[:9]), 1) if text.isascii() and text.isdigit() else None
 
 
 def link_page(page: int) -> None:
-    """Put the page of the table into the URL; the first one needs no words."""
+    """Put the page of the table into the URL; the first one needs no parameter."""
     if page > 1:
         st.query_params[PAGE] = str(page)
     else:

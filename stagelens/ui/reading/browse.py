@@ -1,4 +1,4 @@
-"""Filtering, sorting and paging of examples. Pure pandas: nothing here knows Streamlit."""
+"""Filtering, sorting and paging of examples. Pure pandas: nothing here uses Streamlit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Side = Literal["credit", "blame"]
 
 @dataclass(frozen=True)
 class Filters:
-    """What is asked of the examples; None everywhere asks nothing.
+    """Which examples are asked for; with None everywhere, all of them.
 
     Attributes:
         stage: Whose effect ``side``, ``strength`` and ``changed`` are about; None for any stage.
@@ -36,7 +36,7 @@ class Filters:
         changed: Only where the answer differs without the stage.
         side: Only where the stage's effect is credit, or blame.
         strength: Smallest size of the effect, in the behaviour's unit.
-        search: Part of an id, or of a text, in capitals or not.
+        search: Part of an id or of a text, whether in capitals or not.
         sort: One of :data:`SORTS`.
     """
 
@@ -52,8 +52,9 @@ class Filters:
     sort: str = SORTS[0]
 
     def asked(self) -> dict[str, str | float | bool]:
-        """What is asked, by name; without what asks nothing, and without the order."""
+        """The filters that are set, by name; the order is not among them."""
         said: dict[str, str | float | bool] = {}
+        # By itself a stage filters nothing: it only says whose effects the other filters look at.
         if self.side is not None or self.strength > 0 or self.changed:
             said["stage"] = self.stage or "any"
         if self.group is not None:
@@ -69,7 +70,7 @@ class Filters:
 
     @property
     def key(self) -> str:
-        """Short and the same for equal filters; goes into widget keys."""
+        """Short, and the same for equal filters; used in widget keys."""
         return hashlib.sha256(repr(astuple(self)).encode()).hexdigest()[:12]
 
 
@@ -84,7 +85,7 @@ def answer_column(stage: str) -> str:
 
 
 def noise_column(stage: str) -> str:
-    """Column of :func:`example_frame` that tells effects within training noise; null: not known."""
+    """Column of :func:`example_frame` that marks effects within training noise; null: not known."""
     return f"within noise without {stage}"
 
 
@@ -114,22 +115,25 @@ def example_frame(
     frame["right"] = right_answers(frame["prediction"], frame["label"])
     added = {}
     for stage, part in zip(stages, parts, strict=True):
+        # Usually every stage's rows come in one order, and reindexing a large set is slow.
         if not part["example_id"].array.equals(first["example_id"].array):
             part = part.set_index("example_id").reindex(first["example_id"])
         added[effect_column(stage)] = part["effect"].array
         added[answer_column(stage)] = part["prediction_without"].array
+        # Nullable: where the noise has not been measured, there is no True or False.
         added[noise_column(stage)] = part["within_noise"].astype("boolean").array
+    # In one go: columns added one by one to a wide frame fragment it.
     return pd.concat([frame, pd.DataFrame(added, index=frame.index)], axis=1)
 
 
 @dataclass(frozen=True)
 class Every:
-    """All examples of a set with their effects on one behaviour; shared, and never changed.
+    """All examples of a set with their effects on one behaviour; shared by sessions, so read-only.
 
     Attributes:
         frame: From :func:`example_frame`.
-        places: Every id's row in it.
-        labels: The labels that occur, sorted.
+        places: Example id to its row in the frame.
+        labels: The labels that occur in the set, sorted.
         largest: From :func:`largest`.
     """
 
@@ -140,7 +144,7 @@ class Every:
 
     @classmethod
     def of(cls, frame: pd.DataFrame, stages: Sequence[str]) -> Every:
-        """Prepare a frame of examples for questions."""
+        """Prepare a frame of examples for :func:`select`."""
         ids = frame["example_id"].tolist()
         labels = sorted(frame["label"].dropna().unique().astype(str))
         places = dict(zip(ids, range(len(ids)), strict=True))
@@ -152,7 +156,8 @@ class Every:
 
     @cached_property
     def rank_of_id(self) -> np.ndarray:
-        """The place of every row in the order of ids."""
+        """(N,) rank of every row in the order of ids."""
+        # Sorting twice gives ranks: the inverse of a permutation is its argsort.
         return np.argsort(self.frame["example_id"].astype(str).array.argsort())
 
 
@@ -162,9 +167,9 @@ class Chosen:
 
     Attributes:
         behaviour: Whose effects are shown.
-        filters: What was asked.
+        filters: What was asked for.
         every: All examples of the set.
-        order: Rows of ``every.frame`` that were asked for, sorted.
+        order: Positions in ``every.frame`` of the rows asked for, sorted.
     """
 
     behaviour: Behaviour
@@ -177,7 +182,7 @@ class Chosen:
 
     @property
     def rows(self) -> pd.DataFrame:
-        """Those asked for, sorted."""
+        """The rows asked for, sorted."""
         return self.every.frame.iloc[self.order]
 
     @property
@@ -186,17 +191,17 @@ class Chosen:
         return self.every.frame["example_id"].iloc[self.order].tolist()
 
     def page(self, number: int) -> pd.DataFrame:
-        """Those on one page, from 1."""
+        """The rows on one page, counted from 1."""
         start = (number - 1) * PAGE_SIZE
         return self.every.frame.iloc[self.order[start : start + PAGE_SIZE]]
 
     def page_of(self, example_id: str | None) -> int | None:
-        """The page, from 1, that shows an example; None where it is not among these."""
+        """The page, counted from 1, that shows an example; None where it is not among these."""
         place = self._place(example_id)
         return None if place is None else place // PAGE_SIZE + 1
 
     def neighbour(self, example_id: str | None, step: int) -> str | None:
-        """The example ``step`` further; the first where none is chosen; None at the ends."""
+        """The example ``step`` further on; the first if none is chosen; None beyond the ends."""
         place = self._place(example_id)
         place = 0 if place is None else place + step
         if not 0 <= place < len(self):
@@ -211,7 +216,7 @@ class Chosen:
 
 
 def largest(frame: pd.DataFrame, stages: Sequence[str]) -> float:
-    """The largest size of any effect; 0 where there is none."""
+    """The largest absolute effect; 0 if there is none."""
     sizes = frame[[effect_column(stage) for stage in stages]].abs().max()
     return float(sizes.max()) if len(sizes) and sizes.notna().any() else 0.0
 
@@ -227,13 +232,15 @@ def select(
 
     Args:
         every: All examples.
-        filters: What is asked.
+        filters: What is asked for.
         behaviour: The behaviour that ``every`` holds; tells credit from blame.
         stages: Stage names in training order.
-        searched: What a search looks at, in the order of ``every``; needed where one is asked for.
+        searched: Text that a search looks at, in the order of ``every``; needed for a search only.
     """
     frame = every.frame
+    # A link may name a stage that this run does not have.
     chosen = [filters.stage] if filters.stage in stages else list(stages)
+    # Positive is credit and negative blame, whichever direction of the behaviour is better.
     gains = behaviour.sign * frame[[effect_column(s) for s in chosen if s is not None]].to_numpy()
     keep = np.ones(len(frame), dtype=bool)
     if filters.label is not None:
@@ -241,14 +248,18 @@ def select(
     if filters.by in frame and filters.group is not None:
         keep &= _says(frame[filters.by], filters.group)
     if filters.answers is not None:
+        # NaN, where an example has no label, equals neither.
         keep &= frame["right"].to_numpy() == (1.0 if filters.answers == "right" else 0.0)
     if filters.search and searched is not None:
+        # Not a pattern: people type brackets and dots, and mean them.
         found = searched.str.contains(filters.search, case=False, regex=False)
         keep &= found.to_numpy(dtype=bool)
     if filters.changed:
         others = frame[[answer_column(s) for s in chosen if s is not None]]
+        # A refused stage has no answer, and a missing one must not count as another answer.
         differs = others.ne(frame["prediction"], axis=0) & others.notna()
         keep &= differs.any(axis=1).to_numpy()
+    # Side and strength must hold for the same stage, so the other side is blanked out first.
     asked = gains
     if filters.side == "credit":
         asked = np.where(gains > 0, gains, np.nan)
@@ -262,8 +273,9 @@ def select(
 
 
 def _says(column: pd.Series, text: str) -> np.ndarray:
-    """Where a column's value, as text, is this one."""
+    """Mask of the rows whose value, as text, is this one."""
     if isinstance(column.dtype, pd.CategoricalDtype):
+        # Text is made of the few categories only, not of every row.
         named = [code for code, value in enumerate(column.cat.categories) if str(value) == text]
         return np.isin(column.cat.codes.to_numpy(), named)
     return (column.astype(str) == text).to_numpy()
@@ -272,20 +284,22 @@ def _says(column: pd.Series, text: str) -> np.ndarray:
 def _order(
     every: Every, rows: np.ndarray, asked: np.ndarray, gains: np.ndarray, sort: str
 ) -> np.ndarray:
-    """How to sort some rows; what has no number comes last, equals stay as they are in the set."""
+    """Sorting order of some rows; those without a number come last, ties keep the set's order."""
     if sort == "id":
         return np.argsort(every.rank_of_id[rows])
+    # fmin and fmax ignore the NaN of refused stages; argsort puts rows that are all NaN last.
     if sort == "most blame":
         return np.argsort(np.fmin.reduce(gains, axis=1), kind="stable")
     if sort == "most credit":
         return np.argsort(-np.fmax.reduce(gains, axis=1), kind="stable")
     if sort == "strongest effect":
         return np.argsort(-np.fmax.reduce(np.abs(asked), axis=1), kind="stable")
+    # Rows are in the order of the set already.
     return np.arange(len(rows))
 
 
 def pages(count: int) -> int:
-    """How many pages ``count`` examples fill; at least one."""
+    """How many pages ``count`` examples fill, at least one."""
     return max(-(-count // PAGE_SIZE), 1)
 
 

@@ -1,7 +1,7 @@
 """Cached reading of run folders.
 
-Caches are keyed by strings and bounded; what they hold is shared between all sessions and never
-changed. A :class:`Source` names a run folder *as it is now*: when a stage, a set or a result is
+Caches are bounded and keyed by strings; what they hold is shared by all sessions and must not be
+modified. A :class:`Source` names a run folder *as it is now*: when a stage, a set or a result is
 written, its stamps change, and everything is read again. Nothing here imports torch.
 """
 
@@ -37,9 +37,9 @@ class Source:
 
     Attributes:
         path: The run folder.
-        recorded: Changes with its stages and sets.
-        results: Changes with its results, and with what is verified of them.
-        slices: Changes with its saved slices.
+        recorded: Changes whenever its stages or sets do.
+        results: Changes whenever its results do, or what is verified of them.
+        slices: Changes whenever its saved slices do.
     """
 
     path: str
@@ -49,16 +49,17 @@ class Source:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """All but the slices: what is measured stays in the caches when one is saved."""
+        """All but the slices: saving one leaves what was measured in the caches."""
         return self.path, self.recorded, self.results
 
 
 MEASURED: dict[str | type[Any], Callable[[Any], Any]] = {Source: lambda at: at.key}
-"""``hash_funcs`` of caches that do not look at slices."""
+"""``hash_funcs`` of caches whose content does not depend on slices."""
 
 
 def source(path: Path) -> Source:
-    """Stamps of a run folder; a few calls of stat, so made on every rerun."""
+    """Stamps of a run folder; a few stat calls, cheap enough for every rerun."""
+    # Sorted: glob promises no order, and another one would look like another recording.
     recorded = [path / "run.json", *sorted(path.glob("stages/*")), *sorted(path.glob("sets/*"))]
     results = [
         path / "results" / name for name in ("tables", "verification.parquet", "noise", "features")
@@ -73,6 +74,7 @@ def source(path: Path) -> Source:
 
 def _stamp(path: Path) -> str:
     try:
+        # Of a folder: it changes whenever a file in it is added, replaced or removed.
         return f"{path.stat().st_mtime_ns:x}"
     except OSError:
         return "0"
@@ -87,6 +89,7 @@ def run(at: Source) -> Run:
     return _run(at.path, at.recorded)
 
 
+# Results are no part of the key: writing one must not open and validate the run again.
 @st.cache_resource(max_entries=8, show_spinner=False)
 def _run(path: str, recorded: str) -> Run:
     return open_run(path)
@@ -98,9 +101,10 @@ def evaluation_set(at: Source, name: str) -> EvaluationSet:
     return run(at).evaluation_set(name)
 
 
+# Frames are cached as resources throughout: cache_data would copy them at every call.
 @st.cache_resource(max_entries=8, show_spinner=False)
 def examples(at: Source, set_name: str) -> pd.DataFrame:
-    """One row per example of a set: ``example_id``, ``label``, metadata, slices; never changed."""
+    """One row per example of a set: ``example_id``, ``label``, metadata, slices. Read-only."""
     return joined(evaluation_set(at, set_name).table(), slices(at, set_name)[0])
 
 
@@ -112,17 +116,18 @@ def labelled(at: Source, set_name: str) -> bool:
 
 @st.cache_resource(max_entries=16, show_spinner=False)
 def groups(at: Source, set_name: str) -> Mapping[str, tuple[str, ...]]:
-    """Columns that groups come from, slices' too, with their values as text, sorted."""
+    """Columns that can form groups, slices included, with their values as text, sorted."""
     table = examples(at, set_name)
     names = summary.group_columns(table, (*evaluation_set(at, set_name).columns, "label"))
     made = slices(at, set_name)[0]
+    # A slice of all examples would be a single group.
     names += [one.column for one in made if len(one.example_ids) < len(table)]
     return {name: tuple(sorted(table[name].dropna().astype(str).unique())) for name in names}
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
 def slices(at: Source, set_name: str) -> tuple[list[Slice], list[str]]:
-    """``slices.saved.stored_slices``: the slices of a set, and what cannot be shown of others."""
+    """``slices.saved.stored_slices``: the slices of a set, and why others cannot be shown."""
     return stored_slices(run(at), evaluation_set(at, set_name))
 
 
@@ -134,7 +139,7 @@ def stored_estimates(at: Source, set_name: str) -> Mapping[str, ResultFacts]:
 
 @st.cache_resource(max_entries=16, show_spinner=False, hash_funcs=MEASURED)
 def facts(at: Source, set_name: str, estimate: str) -> ResultFacts | None:
-    """What a stored effect table says of itself, with what was verified; None without one."""
+    """What a stored effect table says of itself, with what was verified; None if there is none."""
     found = stored_estimates(at, set_name).get(estimate)
     if found is None:
         return None
@@ -142,7 +147,7 @@ def facts(at: Source, set_name: str, estimate: str) -> ResultFacts | None:
 
 
 def result(at: Source, set_name: str, estimate: str, behaviour: str) -> Result | None:
-    """A stored effect table, its rows of one behaviour only; None where there is none."""
+    """A stored effect table, with the rows of one behaviour only; None if there is none."""
     known, measured = facts(at, set_name, estimate), _measured(at, set_name, estimate)
     if known is None or measured is None:
         return None
@@ -152,10 +157,11 @@ def result(at: Source, set_name: str, estimate: str, behaviour: str) -> Result |
 
 @st.cache_resource(max_entries=8, show_spinner=False)
 def effects(at: Source, set_name: str, estimate: str) -> Effects | None:
-    """An effect table as pages use it, or None where there is none."""
+    """An effect table as pages use it; None if there is none."""
     found = _measured(at, set_name, estimate)
     if found is None:
         return None
+    # Slices join a table that stays cached, so that saving one does not read effects again.
     own = slices(at, set_name)[0]
     return found.with_rows(lambda rows: joined(rows, own))
 
@@ -172,7 +178,7 @@ def _measured(at: Source, set_name: str, estimate: str) -> Effects | None:
 
 @st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=MEASURED)
 def orders(at: Source, set_name: str) -> pd.DataFrame | None:
-    """``noise.load_orders``: effects in several orders of the batches, None where not known."""
+    """``noise.load_orders``: effects in several orders of the batches; None if not known."""
     return noise.load_orders(run(at), set_name)
 
 
@@ -183,7 +189,7 @@ def best_known(at: Source, set_name: str, estimate: str) -> Effects | None:
     if chosen is None:
         return None
     if all(is_ground_truth(known) for known in chosen.trust.values()):
-        return chosen  # nothing is known better, so the others need not be read
+        return chosen  # nothing is better known, so the other tables need not be read
     others = [effects(at, set_name, name) for name in available(at, set_name) if name != estimate]
     return estimates.best_known(chosen, [other for other in others if other is not None])
 
@@ -196,6 +202,7 @@ def available(at: Source, set_name: str) -> list[str]:
 @st.cache_resource(max_entries=8, show_spinner=False)
 def boundaries(at: Source, set_name: str, behaviour: str) -> pd.DataFrame | None:
     """One behaviour after each boundary, with the set's own columns; None where not measured."""
+    # Accuracy is not stored: it follows from predictions, which every behaviour repeats.
     measured = FIRST if behaviour == ACCURACY.name else behaviour
     result = load_result(run(at), set_name, "boundaries", coded=True, behaviour=measured)
     if result is None:
@@ -206,7 +213,7 @@ def boundaries(at: Source, set_name: str, behaviour: str) -> pd.DataFrame | None
 
 
 def slice_of(table: pd.DataFrame, by: str | None, group: str | None) -> pd.DataFrame:
-    """The rows of one group; all where ``group`` is None."""
+    """The rows of one group; all of them if ``group`` is None."""
     if by is None or group is None:
         return table
     return table[table[by].astype(str) == group]
@@ -216,7 +223,7 @@ def slice_of(table: pd.DataFrame, by: str | None, group: str | None) -> pd.DataF
 def stage_summary(
     at: Source, set_name: str, estimator: str, behaviour: str, by: str | None, group: str | None
 ) -> pd.DataFrame:
-    """``summary.stage_summary`` over a set, or one of its groups; no rows where nothing is."""
+    """``summary.stage_summary`` over a set or one of its groups; no rows if nothing is stored."""
     found = effects(at, set_name, estimator)
     if found is None:
         return pd.DataFrame(columns=list(summary.SUMMARY_COLUMNS))
@@ -249,7 +256,7 @@ def headlines(
     group: str | None,
     noun: str,
 ) -> list[sentences.Sentence]:
-    """``headlines.headlines`` over a set, or one of its groups, from the best known numbers."""
+    """``headlines.headlines`` over a set or one of its groups, from the best known numbers."""
     found = best_known(at, set_name, estimator)
     if found is None:
         return []
@@ -297,6 +304,7 @@ def boundary_summary(
     table = boundaries(at, set_name, behaviour)
     if table is None:
         return None
+    # From its parts, because the cache is keyed by strings.
     kind = Behaviour(behaviour, "lower" if better == "lower" else "higher")
     names = [stage.name for stage in run(at).stages]
     parts = [summary.boundary_summary(table, kind, names)]
@@ -332,7 +340,7 @@ def texts(at: Source, set_name: str, ids: Sequence[str]) -> list[dict[str, str |
 
 @st.cache_resource(max_entries=4, show_spinner=False, hash_funcs=MEASURED)
 def searchable(at: Source, set_name: str) -> pd.Series:
-    """What a search looks at: ids, and the texts of a set of texts. In the set's order."""
+    """What a search looks at, in the set's order: ids, and the texts of a set of texts."""
     of_texts = evaluation_set(at, set_name)
     if of_texts.kind != "text":
         return examples(at, set_name)["example_id"]

@@ -1,4 +1,4 @@
-"""Before and after an edit: a preview at once, the exact figures, and both models side by side."""
+"""Before and after an edit: an instant preview, the exact figures, both models side by side."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ _JOB = state.session_key("removal-job")
 
 
 def figures(view: RemovalView, wanted: Wanted) -> None:
-    """Everything below the controls: a preview at once, and the exact figures after it."""
+    """Everything below the controls: a preview at once, followed by the exact figures."""
     edit, nothing = wanted.edit, view.edit({})
     grid = None
     if wanted.by_hand:
         grid = _grid(view)
         if grid is None:
             return
+    # Preview and exact figures share one place: the second replaces the first without a jump.
     headline = st.empty()
     before, after = edited_models.find(view, nothing), edited_models.find(view, edit)
     rows = None
@@ -54,10 +55,11 @@ def figures(view: RemovalView, wanted: Wanted) -> None:
                 _chart(rows, about, AFTER)
             _measure_in_background(wanted)
             return
-        # Until these are there, the chart of the strength before stays where it is.
+        # Until these are there, the chart of the previous strength stays on the page.
         before, after = edited_models.measure_now(view, [nothing, edit])
     compared = edited_models.compare(view, {BEFORE: before, AFTER: after})
     rows = compared.rows(view.by)
+    # A group without labels has no accuracy.
     rows = rows[rows["accuracy"].notna()]
     with headline.container():
         weights = "edited weights" if edit.strengths else "weights as they are"
@@ -77,6 +79,7 @@ def _grid(view: RemovalView) -> list[Measurement] | None:
     found = edited_models.grid(view)
     if found is not None:
         return found
+    # The final model, and every stage alone at measurements.STRENGTHS.
     models = 1 + 4 * len(view.removable)
     if edited_models.at_once(view.workspace.run, view.workspace.examples.count, models):
         with st.spinner("Measuring every stage at four strengths"):
@@ -94,10 +97,11 @@ def _grid(view: RemovalView) -> list[Measurement] | None:
 
 
 def _measure_in_background(wanted: Wanted) -> None:
-    """Where the exact figures take longer: one job at a time, the one that is looked at."""
+    """Where the exact figures take longer: one job at a time, for the edit on display."""
     if components.only_shown():
         return
     before = st.session_state.get(_JOB)
+    # A slider that is dragged would otherwise queue a job for every strength that it passes.
     if before not in (None, wanted.arguments) and (old := jobs.find(before)) is not None:
         old.cancel()
     st.session_state[_JOB] = wanted.arguments
@@ -150,7 +154,7 @@ def _chart(rows: pd.DataFrame, about: About, approximate: str | None = None) -> 
 
 
 def _metrics(rows: pd.DataFrame, sign: str = "") -> None:
-    """Accuracy over all, on the group that was worst, and the gap, with what changed."""
+    """Accuracy over all examples and on the worst group, and the gap, each with its change."""
     if rows.empty:
         return
     groups = list(dict.fromkeys(rows["group"]))
@@ -158,6 +162,7 @@ def _metrics(rows: pd.DataFrame, sign: str = "") -> None:
     own = [name for name in groups if name != ALL]
     shown = [(ALL, f"Accuracy, {ALL}")]
     if own:
+        # Best and worst before the edit: their gap must be that of the same two groups after it.
         worst = min(own, key=lambda name: values[BEFORE, name])
         shown.append((worst, f"Accuracy, {worst} (worst before)"))
     with st.grid(3, min_column_width=200, gap="small"):
@@ -181,7 +186,8 @@ def _metrics(rows: pd.DataFrame, sign: str = "") -> None:
 
 
 def _delta(difference: float, color: str) -> dict[str, Any]:
-    """A difference below a figure; what is printed as zero is neither good nor bad."""
+    """The difference below a figure; one that is printed as zero is neither good nor bad."""
+    # Half of the last digit that is printed.
     zero = abs(100 * difference) < 0.05
     return {
         "delta": _points(difference),
@@ -191,6 +197,7 @@ def _delta(difference: float, color: str) -> dict[str, Any]:
 
 
 def _points(difference: float) -> str:
+    # An ASCII minus: st.metric reads from it which way the arrow points.
     return f"{100 * difference:+.1f} points".replace("+0.0", "0.0").replace("-0.0", "0.0")
 
 
@@ -235,6 +242,7 @@ def _table(rows: pd.DataFrame, bins: dict[str, pd.DataFrame], about: About) -> N
     cells: dict[str, dict[str, str]] = {}
     for row in rows.to_dict("records"):
         low, high = row["accuracy_low"], row["accuracy_high"]
+        # NaN, where an accuracy has no interval, is not equal to itself.
         between = "" if low != low else f" ({100 * low:.1f} to {100 * high:.1f})"
         label = f"accuracy, {row['group']}"
         cells.setdefault(label, {})[row["model"]] = f"{100 * row['accuracy']:.1f} %{between}"

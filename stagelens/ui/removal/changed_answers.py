@@ -42,6 +42,7 @@ def table(view: RemovalView, compared: Compared, edit: Edit) -> None:
     pages = browse.pages(len(shown))
     page = 1
     if pages > 1:
+        # A key for every filter: a page of the longer list may not exist in the shorter one.
         page = st.pagination(pages, key=f"remove-page-{kind}", max_visible_pages=5)
     start = (page - 1) * browse.PAGE_SIZE
     _flip_table(view, shown.iloc[start : start + browse.PAGE_SIZE], edit)
@@ -74,6 +75,7 @@ def _flip_table(view: RemovalView, rows: pd.DataFrame, edit: Edit) -> None:
         "remove-flipped",
         f"{len(ids)} examples whose answer changed, with the answers before and after.",
         edited_models.about(view, edit),
+        # A pinned finding keeps ids: its links would lead nowhere on another server.
         kept=shown.assign(example=ids),
         row_height=46,
         height="content",
@@ -88,6 +90,7 @@ def _flip_table(view: RemovalView, rows: pd.DataFrame, edit: Edit) -> None:
 
 def _answers(rows: pd.DataFrame, side: str) -> list[str]:
     return [
+        # NaN, where an answer has no confidence, is not equal to itself.
         f"{answer}, {100 * sure:.0f} % sure" if sure == sure else str(answer)
         for answer, sure in zip(rows[side], rows[f"confidence_{side}"], strict=True)
     ]
@@ -101,6 +104,7 @@ def control(view: RemovalView, compared: Compared, edit: Edit) -> None:
     if view.by is not None:
         rows = compared.metrics.groups
         rows = rows[(rows["model"] == BEFORE) & rows["group"].notna()]
+        # The group served best is the one that an edit for another group must not harm.
         best = str(rows.loc[rows["accuracy"].idxmax(), "group"]) if len(rows) else best
     chosen = st.selectbox(
         "Control group",

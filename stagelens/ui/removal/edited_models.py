@@ -1,7 +1,8 @@
 """Cached measurements of edited models: where they are stored, and how they are obtained.
 
 Small work is done at once in this process, anything longer in a child process whose result is a
-file. What was measured is kept under a key of strings, see ``loaders``.
+file. Measurements are cached under keys of strings, see ``loaders``; arguments whose names begin
+with an underscore are no part of a key.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ from stagelens.ui.reading.loaders import Effects, Source
 from stagelens.ui.server import forward_passes, settings
 
 ALL = "all examples"
-"""Stands among the groups for every example."""
+"""Listed among the groups; stands for every example."""
 
 _AT_ONCE = 2 * 10**9
-"""Parameters times examples, over all models to measure, that a page does not leave to a job."""
+"""Most parameters times examples, over all models, that a page measures itself without a job."""
 
 
 @dataclass(frozen=True)
 class RemovalView:
-    """What is edited and on what it is shown.
+    """What is edited, and what its figures are measured on.
 
     Attributes:
         workspace: The open run and set.
@@ -54,7 +55,7 @@ class RemovalView:
 
     @classmethod
     def of(cls, workspace: Workspace, effects: Effects) -> RemovalView:
-        """For what the sidebar chose."""
+        """The view of what is chosen in the sidebar."""
         stored = loaders.stored_estimates(workspace.at, workspace.examples.name)[effects.estimator]
         return cls(workspace, stored.estimator, dict(stored.settings), effects, workspace.by)
 
@@ -62,11 +63,12 @@ class RemovalView:
     def key(self) -> tuple[str, str, str]:
         """Run, recording with its slices, and set, for cache keys."""
         at = self.workspace.at
+        # Without the stamp of results: a measurement has one of its own, see find().
         return at.path, f"{at.recorded} {at.slices}", self.workspace.examples.name
 
     @property
     def removable(self) -> list[str]:
-        """Stages whose counterfactual there is."""
+        """Stages that have a counterfactual, in training order."""
         trust = self.effects.trust
         return [s for s in self.workspace.stages if s in trust and trust[s].trust != "refused"]
 
@@ -80,6 +82,7 @@ class RemovalView:
         words += ["--estimator", edit.estimator]
         if "budget" in edit.settings:
             words += ["--budget", f"{edit.settings['budget']:g}"]
+        # In training order: the command is the key of its job, and one edit must have one key.
         for stage in self.workspace.stages:
             if stage in edit.strengths:
                 words += ["--stage", stage, "--strength", f"{edit.strengths[stage]:g}"]
@@ -89,10 +92,11 @@ class RemovalView:
 
 
 def about(view: RemovalView, edit: Edit, behaviour: str = ACCURACY.name) -> About:
-    """What figures of an edited model rest on, for those who pin them."""
+    """What figures of an edited model rest on, for when they are pinned."""
     return About(
         behaviour=behaviour,
         estimator=view.effects.estimator,
+        # No trust: the edited model itself is measured, and only its guidance was estimated.
         trust=(),
         observed="the edited weights: an edit guided by an estimate, and not the model that "
         "training without the stage would have given",
@@ -110,7 +114,7 @@ class Wanted:
     Attributes:
         edit: What is taken out.
         arguments: The command line that measures it, and saves it with ``--out``.
-        by_hand: Whether strengths are whole stages', so that a preview can be interpolated.
+        by_hand: Whether each strength is that of a whole stage, so a preview can be interpolated.
     """
 
     edit: Edit
@@ -119,20 +123,22 @@ class Wanted:
 
 
 def at_once(run: Run, examples: int, models: int) -> bool:
-    """Whether so many forward passes may run inside the dashboard."""
+    """Whether this many forward passes may run inside the dashboard."""
     end = run.last.facts.end
+    # Bytes to parameters, taking weights for float32.
     size = 0 if end is None else sum(file.bytes for file in end.shards) // 4
     return size * examples * models <= _AT_ONCE
 
 
 def find(view: RemovalView, edit: Edit) -> Measurement | None:
-    """A measurement that is stored; None where it has yet to be made."""
+    """A stored measurement; None if it has yet to be made."""
     run, examples = view.workspace.run, view.workspace.examples
     path = measurements.path(run, examples, edit)
     try:
         stamp = path.stat().st_mtime_ns
     except OSError:
         return None
+    # With the time of the file in the key, a measurement that was made again is read again.
     return _stored(*view.key, edit.model_dump_json(), stamp, run)
 
 
@@ -145,17 +151,17 @@ def _stored(
 
 
 def measure_now(view: RemovalView, edits: Sequence[Edit]) -> list[Measurement]:
-    """Measure in this process; what is measured is stored where it can be, and found again."""
+    """Measure in this process; the results are stored where possible, and found again."""
     run, examples = view.workspace.run, view.workspace.examples
     with forward_passes.alone():
         try:
             return measurements.measure_edits(run, examples, edits, keep=not settings.read_only())
-        except OSError:  # the folder cannot be written: what is measured is shown all the same
+        except OSError:  # the folder is not writable: the figures are shown all the same
             return measurements.measure_edits(run, examples, edits, keep=False)
 
 
 def grid(view: RemovalView) -> list[Measurement] | None:
-    """Every stage alone at the computed strengths; None while any is missing."""
+    """Every stage alone at the preview's strengths; None while any of them is missing."""
     edits = measurements.grid(view.estimator, view.settings, view.removable)
     found = [find(view, edit) for edit in edits]
     kept = [one for one in found if one is not None]
@@ -164,6 +170,7 @@ def grid(view: RemovalView) -> list[Measurement] | None:
 
 def grid_arguments(view: RemovalView, estimator: str | None = None) -> tuple[str, ...]:
     """The command line that measures the grid."""
+    # Settings, such as a budget, belong to the estimator that they were chosen for.
     settings = view.settings if estimator in (None, view.estimator) else {}
     full = Edit(
         estimator=estimator or view.estimator,
@@ -175,7 +182,7 @@ def grid_arguments(view: RemovalView, estimator: str | None = None) -> tuple[str
 
 @st.cache_resource(max_entries=16, show_spinner=False)
 def report_rows(at: Source, set_name: str, by: str | None) -> np.ndarray:
-    """(N,) bool, the examples that figures are shown of."""
+    """(N,) bool, the examples whose figures are shown."""
     table = loaders.examples(at, set_name)
     return ~validation_part(table, [by] if by else [])
 
@@ -190,7 +197,7 @@ def preview(
     _view: RemovalView,
     _grid: list[Measurement],
 ) -> Preview:
-    """What the grid says of strengths between; computed once per estimate and groups."""
+    """What the grid says of strengths in between; computed once per estimate and grouping."""
     at = _view.workspace.at
     rows = report_rows(at, set_name, by)
     return comparison.preview(_grid, loaders.examples(at, set_name), rows, by)
@@ -211,14 +218,14 @@ class Compared:
     flipped: pd.DataFrame
 
     def rows(self, by: str | None) -> pd.DataFrame:
-        """Rows of ``metrics.groups``: all examples under :data:`ALL`, then the groups of ``by``."""
+        """Rows of ``metrics.groups``: all examples as :data:`ALL`, then the groups of ``by``."""
         table = self.metrics.groups
         table = table[table["group"].isna()] if by is None else table
         return table.assign(group=table["group"].fillna(ALL))
 
 
 def compare(view: RemovalView, models: dict[str, Measurement]) -> Compared:
-    """Answers and figures of several models; kept per edits and groups."""
+    """Answers and figures of several models; cached by edits and grouping."""
     named = tuple((name, one.edit.model_dump_json()) for name, one in models.items())
     return _compared(*view.key, view.by, named, view, models)
 
@@ -236,6 +243,7 @@ def _compared(
     at = _view.workspace.at
     table, rows = loaders.examples(at, set_name), report_rows(at, set_name, by)
     answers = {name: comparison.answers(one, table, rows) for name, one in _models.items()}
+    # More than two where a replay settles the edit; flips are between the first two.
     before, after, *_ = answers.values()
     return Compared(
         answers, comparison.by_groups(answers, by), comparison.changed_answers(before, after)
@@ -254,16 +262,18 @@ def _worst_group(
     path: str, recorded: str, set_name: str, estimate: str, by: str, _view: RemovalView
 ) -> str | None:
     rows = _view.effects.first
+    # The final model's answers are repeated beside every stage; one stage's rows hold them all.
     rows = rows[rows["stage"] == _view.workspace.stages[0]]
     rows = rows[~report_rows(_view.workspace.at, set_name, by)]
     rows = rows[rows["label"].notna() & rows[by].notna()]
+    # As objects: categoricals can be compared only where their categories are the same.
     right = rows["prediction"].astype(object) == rows["label"].astype(object)
     means = right.groupby(rows[by].astype(str)).mean()
     return str(means.idxmin()) if len(means) else None
 
 
 def worst_stage(view: RemovalView, group: str) -> str | None:
-    """The stage to blame most for a group, on the validation part; None where every one helps."""
+    """The stage to blame most for a group, on the validation part; None if every stage helps."""
     at, name = view.workspace.at, view.workspace.examples.name
     assert view.by is not None, "only groups have a worst stage"
     return comparison.worst_stage(

@@ -1,4 +1,4 @@
-"""An edit compared with the real counterfactual, and saved."""
+"""Comparing an edit with the real counterfactual, and saving it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from . import edited_models
 from .edited_models import RemovalView, Wanted
 
 _SAVED = state.session_key("removal-saved")
+# No separator and no leading dot: the name stays below the home, and is not hidden.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -27,10 +28,11 @@ def _replayed(stage: str) -> Edit:
 
 
 def check(view: RemovalView, wanted: Wanted) -> None:
-    """Compare the edit with the model that the later stages really give without the stage."""
+    """Compare the edit with the model that training without the stage would really have given."""
     st.header("Check by replay", anchor=False)
     edit = wanted.edit
     stages = list(edit.strengths)
+    # Comparing a replay with itself would prove nothing.
     if any(edit == _replayed(stage) for stage in stages):
         components.text_block(
             "This edit is the replay itself: the later stages were run again without "
@@ -63,7 +65,7 @@ def check(view: RemovalView, wanted: Wanted) -> None:
 
 
 def _settled(view: RemovalView, edit: Edit) -> None:
-    """Both, one beside the other."""
+    """Edit and replay, side by side."""
     before, after = edited_models.find(view, view.edit({})), edited_models.find(view, edit)
     assert before is not None and after is not None, "they were measured above"
     for stage in edit.strengths:
@@ -113,6 +115,7 @@ def save(view: RemovalView, wanted: Wanted) -> None:
             components.error_state(
                 f"{name!r} is not a usable name; use letters, digits, '.', '_' and '-'"
             )
+        # Refused now, and not only by the rename at the end of the work.
         elif out.exists():
             components.error_state(
                 f"{out} already exists, and nothing is ever overwritten; choose another name"
@@ -121,6 +124,7 @@ def save(view: RemovalView, wanted: Wanted) -> None:
             jobs.start(wanted.arguments, "Saving the edited model", out=out)
             st.session_state[_SAVED] = (wanted.arguments, out)
     saved: tuple[tuple[str, ...], Path] | None = st.session_state.get(_SAVED)
+    # After a moved slider, the last message would be about another edit.
     if saved is None or saved[0] != wanted.arguments:
         st.caption(f"It is written below {components.plain(str(folder))}.")
     elif not components.job_state(wanted.arguments, "Dismiss"):

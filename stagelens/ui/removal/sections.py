@@ -1,4 +1,4 @@
-"""The Remove a stage page: what removal is, how much of what is taken out, and what follows."""
+"""The Remove a stage page: what removal is, how much of each stage goes, and what follows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _STEP = 5
 
 
 def heading(workspace: Workspace) -> None:
-    """What removal is, plainly."""
+    """What removal is, in plain words."""
     st.title("Remove a stage", anchor=False)
     components.text_block(
         "Removal is an edit guided by an estimate: the final weights minus a strength times what "
@@ -32,7 +32,7 @@ def heading(workspace: Workspace) -> None:
 
 
 def nothing_computable() -> None:
-    """Where models of the run cannot be built on this machine."""
+    """The message where the run's models cannot be built on this machine."""
     st.info(
         "Taking a stage out needs the model itself, which cannot be built here.",
         icon=":material/block:",
@@ -42,7 +42,7 @@ def nothing_computable() -> None:
 @st.fragment
 @components.errors_told()
 def removal_controls(workspace: Workspace, effects: Effects) -> None:
-    """Controls above, figures below; a moved slider reruns nothing else."""
+    """Controls above, figures below; moving a slider reruns nothing else."""
     try:
         view = RemovalView.of(workspace, effects)
         if not view.removable:
@@ -99,6 +99,7 @@ def _sliders(view: RemovalView) -> dict[str, float]:
                     max_value=100,
                     step=_STEP,
                     format="%d %%",
+                    # By number: the key becomes part of the address, and names may hold anything.
                     key=f"remove-{number}",
                     bind="query-params",
                     disabled=stage not in view.removable,
@@ -122,14 +123,16 @@ def _name(view: RemovalView, number: int, stage: str) -> None:
         )
         trust = view.effects.trust.get(stage)
         if trust is not None:
+            # Agreement with replay is known of measured behaviours; accuracy is derived.
             behaviour = next(name for name in view.effects.behaviours if name != "accuracy")
             components.trust_badge(trust, behaviour)
 
 
 def _preset(view: RemovalView) -> None:
-    """The stage to blame most for a group, taken out at the press of a button."""
+    """A button that takes out the stage to blame most for a group."""
     stages = view.workspace.stages
 
+    # Called by the buttons: a slider's value can be set only before it is drawn again.
     def set_all(worst: str | None) -> None:
         for number, stage in enumerate(stages):
             st.session_state[f"remove-{number}"] = 100 if stage == worst else 0
@@ -170,7 +173,7 @@ def _preset(view: RemovalView) -> None:
 
 
 def _parts(view: RemovalView) -> None:
-    """What the figures are of, and what they are not."""
+    """Which examples the figures are of, and which they are not."""
     name = view.workspace.examples.name
     rows = edited_models.report_rows(view.workspace.at, name, view.by)
     shown, kept = int(rows.sum()), int((~rows).sum())

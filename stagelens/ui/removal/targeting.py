@@ -1,4 +1,4 @@
-"""The targeted mode: which gap to close, the search as a job, and what it found."""
+"""The targeted mode: which gap to close, the search as a job, and its result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _OTHERS = "All others"
 
 
 def controls(view: RemovalView) -> Wanted | None:
-    """Which gap, and at which price; the edit once one was found."""
+    """Which gap, and at what price; the edit, once one has been found."""
     if view.by is None:
         components.text_block(
             "A targeted edit closes a gap between groups, and this set has no column that could "
@@ -80,16 +80,19 @@ def _target(view: RemovalView) -> Target | None:
     return Target(
         estimator=view.estimator,
         settings=view.settings,
+        # Whichever order they were chosen in, the same question must find the same stored answer.
         stages=[stage for stage in view.removable if stage in stages],
         by=view.by,
         group=group,
         control=None if control == _OTHERS else control,
+        # Equal to what the command line reads back from :g, or its result would not be found.
         tolerance=round(points / 100, 6),
     )
 
 
 def arguments(view: RemovalView, target: Target) -> tuple[str, ...]:
     """The command line of the search."""
+    # Only names the stages; the search chooses a strength for each of their layers.
     full = view.edit(dict.fromkeys(target.stages, 1.0))
     control = () if target.control is None else ("--control", target.control)
     wanted = ("--close-gap", target.group, *control, "--tolerance", f"{target.tolerance:g}")

@@ -43,7 +43,8 @@ def heading(workspace: Workspace) -> None:
 
 
 def read(workspace: Workspace) -> Findings:
-    """The findings as they are now; what cannot be read is said."""
+    """The findings as they are now; what cannot be read is reported on the page."""
+    # People in other sessions pin and edit too, so the folder is looked at on every rerun.
     stamp = FindingStore(workspace.run).stamp()
     found = _read(workspace.at.path, workspace.at.recorded, stamp, workspace.run)
     for problem in found.problems:
@@ -83,6 +84,7 @@ def export(workspace: Workspace, found: Findings) -> None:
                     icon=":material/download:",
                     type="primary" if ending == "html" else "secondary",
                     disabled=nothing,
+                    # A download changes nothing on the page, so the page is not run again.
                     on_click="ignore",
                     help=text,
                     key=f"export-{ending}",
@@ -118,7 +120,8 @@ _KINDS: tuple[tuple[str, str, str, Callable[[Report], bytes], str], ...] = (
 def _writer(
     workspace: Workspace, found: Findings, whole: bool, write: Callable[[Report], bytes]
 ) -> Callable[[], bytes]:
-    """What makes the file; called when somebody wants it."""
+    """The function that makes the file, called when somebody downloads it."""
+    # Read now: the download runs later, when there is no page to ask for its address.
     reference, address = state.reference() or "", st.context.url or ""
 
     def make() -> bytes:
@@ -169,6 +172,7 @@ def _head(workspace: Workspace, order: Sequence[Finding], number: int) -> None:
     finding = order[number]
     left, right = st.columns([3, 2], vertical_alignment="top")
     with left:
+        # Escaped: Markdown would take a number and a full stop for the start of a list.
         st.header(f"{number + 1}\\. {components.plain(finding.seen.title)}", anchor=False)
     with right, st.container(horizontal=True, horizontal_alignment="right", gap="small"):
         for label, icon, step, off in (
@@ -196,7 +200,7 @@ def _head(workspace: Workspace, order: Sequence[Finding], number: int) -> None:
 
 def _note(workspace: Workspace, finding: Finding) -> None:
     notes = finding.notes
-    shown = f"note-{finding.id}-{len(notes)}"  # a note that others wrote is shown at once
+    shown = f"note-{finding.id}-{len(notes)}"  # a new key shows what others wrote
     st.text_area(
         "Note",
         finding.note,
@@ -225,6 +229,7 @@ def _seen(workspace: Workspace, finding: Finding) -> None:
             return
         st.plotly_chart(
             figure,
+            # Streamlit's theme would repaint a figure that must stay as it was pinned.
             theme=None,
             key=f"figure-{finding.id}",
             alt=seen.said,
@@ -257,10 +262,10 @@ def _seen(workspace: Workspace, finding: Finding) -> None:
 
 @st.cache_resource(max_entries=64, show_spinner=False)
 def _figure(path: str, name: str, pinned: str, _finding: Finding) -> go.Figure | str:
-    """The figure, or why there is none."""
+    """The figure, or why it cannot be drawn."""
     try:
         return go.Figure(_finding.seen.figure)
-    except ValueError:
+    except ValueError:  # how plotly refuses a property that it does not have
         return (
             f"findings/{name}/seen.json holds a figure that plotly does not know; restore the "
             "file, or take the finding out"
@@ -268,7 +273,7 @@ def _figure(path: str, name: str, pinned: str, _finding: Finding) -> go.Figure |
 
 
 def _facts(workspace: Workspace, finding: Finding) -> None:
-    """Trust, estimator, set and filters, and the way to the view."""
+    """Trust, estimator, set and filters, and a link to the view."""
     seen = finding.seen
     if seen.trust:
         components.trust_badges(seen.trust, seen.behaviour)
@@ -305,6 +310,7 @@ def _try(change: Callable[[], object]) -> bool:
     except StageLensError as error:
         st.session_state[_SAID] = components.plain(str(error))
         return False
+    # Undo is offered for the last change only.
     st.session_state.pop(_TAKEN_OUT, None)
     return True
 
@@ -323,8 +329,9 @@ def _put_back(workspace: Workspace, finding: Finding) -> None:
 
 
 def _write_note(workspace: Workspace, finding: Finding, key: str) -> None:
-    """Keep a note; where somebody else wrote one meanwhile, say that both are kept."""
+    """Keep a note; if somebody else wrote one meanwhile, say that both are kept."""
     note = str(st.session_state.get(key) or "")
+    # Read again, so that this edit comes after those made since the page was drawn.
     now = next((f for f in _store(workspace).read().kept if f.id == finding.id), finding)
     if _try(lambda: _store(workspace).edit(now, note=note)) and now.notes != finding.notes:
         st.session_state[_SAID] = (

@@ -1,6 +1,6 @@
-"""One child process: the same command line that a person would type, watched and cancelled.
+"""One child process: the command line that a person would type, watched and, if asked, cancelled.
 
-Progress comes through a file that the child replaces atomically (hidden option ``--progress
+Progress arrives through a file that the child replaces atomically (hidden option ``--progress
 FILE``): ``{"done": 0.0..1.0, "text": "...", "state": "running"|"done"|"failed", "error":
 null|"..."}``.
 """
@@ -26,10 +26,12 @@ from typing import Literal
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
 
 _TAIL = 4000
+# The child must find the same StageLens, even in a checkout that is not installed.
 _PACKAGE_PARENT = str(Path(__file__).resolve().parents[3])
+# One of these is read by whichever library does the arithmetic: OpenMP, MKL or OpenBLAS.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _KNOWN = 0.05
-"""Share of a job that has to be done before the time left is estimated from it."""
+"""Share of a job that has to be done before the time left is estimated from its pace."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,8 @@ class Limits:
     """What one child may take.
 
     Attributes:
-        memory: Bytes of its own data (what is mapped from files does not count); None for any.
-        threads: For arithmetic; None for what the libraries choose.
+        memory: Bytes of its own data (memory-mapped files do not count); None for no limit.
+        threads: For arithmetic; None leaves the choice to the libraries.
     """
 
     memory: int | None = None
@@ -50,11 +52,11 @@ class Status:
     """A job at one moment.
 
     Attributes:
-        state: Whether it waits or runs, and how it ended.
+        state: Whether it waits or runs, or how it ended.
         done: 0..1.
-        text: What it is doing, for people.
+        text: What it is doing, in words for people.
         error: One line; None unless it failed.
-        seconds: Wall time since it was launched, so far or in the end.
+        seconds: Wall time since its launch, up to now or to its end.
     """
 
     state: State
@@ -65,7 +67,7 @@ class Status:
 
     @property
     def left(self) -> float | None:
-        """Seconds that are left if it goes on at this pace; None where too little is known."""
+        """Seconds left if it continues at this pace; None while too little is done to say."""
         if self.state != "running" or self.done < _KNOWN:
             return None
         return self.seconds * (1 - self.done) / self.done
@@ -76,9 +78,9 @@ class Job:
 
     Args:
         command: What is run. Never a shell.
-        title: What it is, for people.
+        title: What it is, in words for people.
         out: A folder that the command makes with ``--out``. It is made under a temporary name and
-            renamed when it is whole.
+            renamed once it is complete.
         ended: Called once, from a thread of its own, when the job is over.
     """
 
@@ -94,6 +96,7 @@ class Job:
         self.unfinished: Path | None = None
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
+            # In the same folder, so that the rename stays on one file system and is atomic.
             self.unfinished = out.with_name(f".{out.name}-{secrets.token_hex(4)}")
             command = (*command, "--out", str(self.unfinished))
         self.command = command
@@ -116,6 +119,7 @@ class Job:
             if self._started is not None or self._ended is not None:
                 return
             self.limits = limits
+            # Monotonic: a wall clock that is set back would make durations negative.
             self._started = time.monotonic()
             try:
                 self._process = self._spawn()
@@ -125,8 +129,8 @@ class Job:
         if self._process is None:
             self._over()
             return
-        # wait() in a thread of its own reaps the child the moment it ends: no zombies, whoever
-        # looks or does not look.
+        # wait() in a thread of its own reaps the child the moment it ends: no zombie is left,
+        # whether or not a page is looking.
         self._reaper = threading.Thread(target=self._reap, name="stagelens-job", daemon=True)
         self._reaper.start()
 
@@ -135,6 +139,7 @@ class Job:
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(paths),
+            # The end of the log explains a failure; a killed child would lose what is buffered.
             "PYTHONUNBUFFERED": "1",
         }
         if self.limits.threads is not None:
@@ -146,12 +151,16 @@ class Job:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,
+                # The child leads a process group, so that its own workers can be ended with it.
                 start_new_session=True,
             )
         if self.limits.memory is not None and sys.platform == "linux":
+            # The module exists on Unix only.
             import resource
 
-            # From outside: nothing of ours may run between fork and exec in a threaded server.
+            # From outside: in a threaded server no Python code may run between fork and exec.
+            # RLIMIT_DATA, because RLIMIT_AS would also count weights that are mapped from files.
+            # A child that is over already needs no limit.
             with contextlib.suppress(ProcessLookupError):
                 limit = (self.limits.memory, self.limits.memory)
                 resource.prlimit(process.pid, resource.RLIMIT_DATA, limit)
@@ -162,16 +171,18 @@ class Job:
         code = self._process.wait()
         if self._out is not None and self.unfinished is not None:
             try:
+                # A child that finishes while it is being cancelled must leave nothing either.
                 if code == 0 and not self._cancelled:
                     os.replace(self.unfinished, self._out)
             except OSError as error:
                 self._failed = (
                     f"{self._out} cannot be written ({error.strerror}); delete or rename it"
                 )
-            # Beside it lies what the command wrote its files into until it was killed.
+            # Beside it lies the temporary folder that a killed command was still writing to.
             hidden = self.unfinished.parent.glob(f".{self.unfinished.name}-*")
             for rest in (self.unfinished, *hidden):
                 shutil.rmtree(rest, ignore_errors=True)
+        # Last: from here on pages read the result, which must be in its place.
         self._ended = time.monotonic()
         self._over()
 
@@ -181,7 +192,7 @@ class Job:
 
     @property
     def running(self) -> bool:
-        """Whether it is not over yet: the child is there, or the job waits for its turn."""
+        """Whether it is not over yet: the child runs, or the job waits for its turn."""
         return self._ended is None
 
     @property
@@ -191,12 +202,12 @@ class Job:
 
     @property
     def pid(self) -> int | None:
-        """Of the child, which leads a process group; None before it was launched."""
+        """Process id of the child, which leads a process group; None before the launch."""
         return None if self._process is None else self._process.pid
 
     def status(self) -> Status:
-        """What is known now. Reads one small file; never blocks."""
-        over = not self.running  # before the file, so that a final report is not missed
+        """The state of the job now. Reads one small file; never blocks."""
+        over = not self.running  # read before the file, so that the final report isn't missed
         report = self._report()
         now = self._ended or time.monotonic()
         seconds = now - (self._started if self._started is not None else now)
@@ -216,6 +227,7 @@ class Job:
         return Status("failed", done, text, self._error(report, code), seconds)
 
     def _error(self, report: dict[str, object], code: int | None) -> str:
+        # First: neither the report nor the log of a killed process says that it was killed.
         if code == -signal.SIGKILL:
             return (
                 "the process was killed from outside, most often because the machine ran out of "
@@ -233,6 +245,7 @@ class Job:
     def _report(self) -> dict[str, object]:
         try:
             report = json.loads(self._progress.read_text())
+        # Not written yet, or damaged: no progress to show, but no reason to fail the job.
         except (OSError, ValueError):
             return {}
         return report if isinstance(report, dict) else {}
@@ -242,6 +255,7 @@ class Job:
         try:
             with open(self._log, "rb") as file:
                 file.seek(max(self._log.stat().st_size - _TAIL, 0))
+                # The first bytes may be the rest of a character that the seek cut in two.
                 return file.read().decode(errors="replace")
         except OSError:
             return ""
@@ -258,6 +272,7 @@ class Job:
         if waited:
             self._over()
             return
+        # SIGTERM first, so that the command can remove its unfinished files.
         for number in (signal.SIGTERM, signal.SIGKILL):
             self._signal(number)
             if self._reaper is not None:
@@ -266,8 +281,10 @@ class Job:
     def _signal(self, number: signal.Signals) -> None:
         if not self.running or self._process is None:
             return
+        # It may have ended since the check above.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if os.name == "posix":
+                # The group, because a replay on several processes has workers of its own.
                 os.killpg(self._process.pid, number)
             else:
                 self._process.kill()
@@ -278,4 +295,5 @@ class Job:
 
 
 def _number(value: object) -> float:
+    # The file comes from another process: it may hold a string, null or NaN.
     return float(value) if isinstance(value, int | float) and value == value else 0.0

@@ -1,8 +1,7 @@
 """Asking models inside the dashboard: bounded forward passes, one page at a time.
 
-Anything longer runs in a child process, see ``jobs``. Torch shares its threads, its random state
-and its modules' weights among all threads of a server, so pages that ask models wait for each
-other.
+Anything longer runs in a child process, see ``jobs``. All threads of a server share torch's thread
+pool, its random state and the modules' weights, so pages that ask models wait for each other.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import streamlit as st
 
 @st.cache_resource(show_spinner=False)
 def _turn() -> threading.RLock:
-    """The one lock of this server; see ``jobs.registry`` for why it is no module's variable."""
+    """The one lock of this server; see ``jobs.registry`` for why it is not a module variable."""
     return threading.RLock()
 
 

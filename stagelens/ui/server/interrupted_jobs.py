@@ -1,8 +1,8 @@
 """What was running when a server ended, reported by the next one.
 
-While a child runs, ``.jobs/<key>.json`` below the home says what it is and whose. A record whose
-server is gone is left over: its child is ended if it still runs, and the pages say what was left.
-Nothing in a record is ever run; pages offer the work again on their own.
+While a child runs, ``.jobs/<key>.json`` below the home says what it is and which server started it.
+Once that server is gone, its child is ended if it still runs, and the pages say what was cut short.
+Nothing in a record is ever run; pages offer the work again by themselves.
 """
 
 from __future__ import annotations
@@ -23,19 +23,21 @@ from .child import Job
 
 FOLDER = ".jobs"
 _MOST = 20
+# The temporary names of ``child.Job``: a forged record must not get any other folder deleted.
 _UNFINISHED = re.compile(r"\.[^/]+-[0-9a-f]{8}")
 
 
 class Process(BaseModel):
-    """A process, told apart from a later one with the same number.
+    """A process, distinguished from a later one with the same number.
 
     Attributes:
         pid: Its number.
-        born: When it began, in the kernel's ticks since the machine started; None where unknown.
+        born: When it started, in kernel clock ticks since boot; None where unknown.
     """
 
     model_config = ConfigDict(extra="forbid")
 
+    # 0 and -1 would signal our own group or every process, and 1 is init.
     pid: int = Field(gt=1)
     born: int | None = None
 
@@ -46,23 +48,24 @@ class Process(BaseModel):
 
     @property
     def alive(self) -> bool:
-        """Whether it still runs."""
+        """Whether it is still running."""
         if self.born is not None:
             return _born(self.pid) == self.born
         try:
+            # Signal 0 only asks whether the process exists.
             os.kill(self.pid, 0)
         except ProcessLookupError:
             return False
         except OSError:
-            pass
+            pass  # it exists, but belongs to another user
         return True
 
 
 def _born(pid: int) -> int | None:
     try:
-        # The name of the program, in brackets, may hold anything.
+        # The program name, in brackets, may itself hold brackets and spaces: split behind it.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return int(fields[19])
+        return int(fields[19])  # starttime, field 22 in proc(5), counted from field 3 here
     except (OSError, ValueError, IndexError):
         return None
 
@@ -71,10 +74,10 @@ class Record(BaseModel):
     """What is written of a running child.
 
     Attributes:
-        title: What it is, for people.
+        title: What it is, in words for people.
         server: The server's process.
         child: The child's; it leads a process group.
-        unfinished: Name of the hidden folder, below the home, that it was making; None for none.
+        unfinished: Name of the hidden folder below the home that it was making; None without one.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -90,7 +93,7 @@ class Left:
     """Work that a server's end cut short.
 
     Attributes:
-        title: What it was, for people.
+        title: What it was, in words for people.
         path: Its record; deleted when somebody has seen it.
     """
 
@@ -104,15 +107,17 @@ class Left:
 
 
 def _path(job: Job) -> Path:
+    # With the server in the key: two servers that share a home may run the same command.
     key = hashlib.sha256("\0".join((str(os.getpid()), *job.command)).encode()).hexdigest()[:24]
     return settings.home() / FOLDER / f"{key}.json"
 
 
 def note(job: Job) -> None:
-    """Write down that a job runs. Where that cannot be written, the job runs all the same."""
+    """Record that a job runs. Where the record cannot be written, the job runs all the same."""
     if job.pid is None:
         return
     unfinished = job.unfinished
+    # Only a name is kept, never a path that could lead out of the home.
     below = unfinished is not None and unfinished.parent.resolve() == settings.home()
     record = Record(
         title=job.title[:500],
@@ -123,21 +128,22 @@ def note(job: Job) -> None:
     path = _path(job)
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
+        # Renamed when complete: another server deletes a record that it cannot parse.
         temporary = path.with_suffix(".tmp")
         temporary.write_text(record.model_dump_json())
         os.replace(temporary, path)
 
 
 def forget(job: Job) -> None:
-    """A job is over; the folder of records goes with the last of them."""
+    """Drop the record of a job that is over; the folder goes with the last record."""
     path = _path(job)
     with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)
-        path.parent.rmdir()
+        path.parent.rmdir()  # fails, as it should, while other records are in it
 
 
 def found() -> list[Left]:
-    """What servers that are gone have left, after ending what still runs of it."""
+    """What servers that are gone left unfinished; what still runs of it is ended first."""
     try:
         paths = sorted((settings.home() / FOLDER).glob("*.json"))[:_MOST]
     except OSError:
@@ -158,6 +164,7 @@ def found() -> list[Left]:
 
 def _end(record: Record) -> None:
     child = record.child
+    # Without a time of birth, the number might be that of a newer process of somebody else.
     if child.born is not None and child.alive:
         with contextlib.suppress(OSError):
             os.killpg(child.pid, signal.SIGTERM)

@@ -2,8 +2,8 @@
 
 Jobs are keyed by their command, so two sessions that ask for the same work share one, and a job
 survives reruns and closed tabs. Only so many run at once (``STAGELENS_JOBS``), each within limits
-(``STAGELENS_JOB_MEMORY``, ``STAGELENS_JOB_THREADS``); the others wait for their turn, first come
-first served. What was running when a server ended is reported by the next one (see
+(``STAGELENS_JOB_MEMORY``, ``STAGELENS_JOB_THREADS``); the others wait their turn, first come first
+served. What was running when a server ended is reported by the next one (see
 ``interrupted_jobs``).
 """
 
@@ -22,6 +22,7 @@ from stagelens.contracts import StageLensError
 from . import interrupted_jobs, settings
 from .child import Job, Limits
 
+# Jobs that have ended keep their log for the pages; a limit bounds the files that this takes.
 _KEPT = 32
 
 
@@ -30,22 +31,24 @@ class Registry:
 
     Args:
         at_once: How many run at the same time.
-        limits: What each may take.
+        limits: What each of them may take.
     """
 
     def __init__(self, at_once: int = 2, limits: Limits | None = None) -> None:
         self._at_once, self._limits = at_once, limits or Limits()
+        # Reentrant: a launch that fails reports back through _over while start() holds the lock.
         self._lock = threading.RLock()
         self._jobs: dict[tuple[str, ...], Job] = {}
         self._ending = False
 
     def start(self, command: tuple[str, ...], title: str, out: Path | None = None) -> Job:
-        """Queue a command, or join the one that is there; one that has ended starts again."""
+        """Queue a command, or join its job if that is not over; one that has ended starts again."""
         with self._lock:
             job = self._jobs.get(command)
             if job is not None and job.running:
                 return job
             self._drop(command)
+            # Dictionaries keep insertion order, so the oldest ones are dropped.
             ended = [key for key, job in self._jobs.items() if not job.running]
             for key in ended[: max(len(self._jobs) - _KEPT, 0)]:
                 self._drop(key)
@@ -62,13 +65,13 @@ class Registry:
             interrupted_jobs.note(job)
 
     def _over(self, job: Job) -> None:
-        with self._lock:  # after its record was written, however quickly it ended
-            if not self._ending:  # what ends with the server is left for the next one to tell
+        with self._lock:  # waits until the record is written, however quickly the job ends
+            if not self._ending:  # the record stays, so that the next server reports it
                 interrupted_jobs.forget(job)
             self._launch()
 
     def find(self, command: tuple[str, ...]) -> Job | None:
-        """The job of a command, running or ended; None where there is none."""
+        """The job of a command, running or ended; None if there is none."""
         with self._lock:
             return self._jobs.get(command)
 
@@ -85,10 +88,11 @@ class Registry:
             job.dispose()
 
     def cancel_all(self) -> None:
-        """End every child, and let none of those that wait begin."""
+        """End every child, and keep waiting jobs from starting."""
         with self._lock:
             jobs = list(self._jobs.values())
             self._jobs.clear()
+        # Without the lock: the threads that end the jobs need it in _over.
         for job in jobs:
             job.cancel(grace=2.0)
             job.dispose()
@@ -103,8 +107,8 @@ class Registry:
 def registry() -> Registry:
     """The one registry of this server.
 
-    A module's own variable would be lost when Streamlit reloads edited modules, and with it the
-    sight of running children. They end with the server.
+    A module variable would be lost when Streamlit reloads edited modules, and the running children
+    with it. They end with the server.
     """
     made = Registry(settings.jobs_at_once(), Limits(settings.job_memory(), settings.job_threads()))
     atexit.register(made.close)
@@ -112,22 +116,23 @@ def registry() -> Registry:
 
 
 def _command(arguments: Sequence[str]) -> tuple[str, ...]:
+    # The server's own interpreter: a command found by PATH may belong to another environment.
     return (sys.executable, "-m", "stagelens", *arguments)
 
 
 def start(arguments: Sequence[str], title: str, out: Path | None = None) -> Job:
-    """Start ``python -m stagelens ARGUMENTS``, or join the one that is there.
+    """Start ``python -m stagelens ARGUMENTS``, or join the job that already runs it.
 
     A job that has ended is started again.
 
     Args:
         arguments: Of the command line; they are the job's key. Never a shell.
-        title: What it is, for people.
+        title: What it is, in words for people.
         out: A folder that the command makes with ``--out``. It is made under a temporary name and
-            renamed when it is whole, so a job that fails or is cancelled leaves nothing behind.
+            renamed once it is complete, so a job that fails or is cancelled leaves nothing behind.
 
     Raises:
-        StageLensError: Nothing is computed on a server that is read-only.
+        StageLensError: The server is read-only, so nothing is computed.
     """
     if settings.read_only():
         raise StageLensError(settings.READ_ONLY)
@@ -135,7 +140,7 @@ def start(arguments: Sequence[str], title: str, out: Path | None = None) -> Job:
 
 
 def find(arguments: Sequence[str]) -> Job | None:
-    """The job of a command, running or ended; None where there is none."""
+    """The job of a command, running or ended; None if there is none."""
     return registry().find(_command(arguments))
 
 

@@ -1,17 +1,17 @@
-"""Where runs may lie, how a link names one, and what memory they may take.
+"""Where runs may be opened from, how a link names one, and how much memory they may take.
 
-All of it is read from the environment, never from a page.
+All of this is read from the environment, never from a page.
 
 ``STAGELENS_HOME`` is the folder that runs and the demo are kept in (default: ``runs`` under the
 current directory). ``STAGELENS_ROOTS`` lists the folders that runs, checkpoints and files may be
 opened from, separated as in PATH (default: the home and the current directory). Every path, typed
 or from a link, goes through :func:`resolve` or :func:`allowed`.
 
-``STAGELENS_MEMORY`` is how much memory the weights of models may take that answer own examples,
-for instance ``500 MB`` (default: 2 GB).
+``STAGELENS_MEMORY`` is how much memory may be taken by the weights of models that answer own
+examples, for instance ``500 MB`` (default: 2 GB).
 
-``STAGELENS_READ_ONLY=1`` makes a dashboard for everybody: nothing is uploaded, computed in the
-background or saved.
+``STAGELENS_READ_ONLY=1`` makes a dashboard that is safe to open to everybody: nothing is uploaded,
+computed in the background or saved.
 
 ``STAGELENS_JOBS`` is how many jobs run at once (default: 2); ``STAGELENS_JOB_MEMORY`` and
 ``STAGELENS_JOB_THREADS`` limit each of them (default: no limit).
@@ -28,28 +28,30 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stagelens.contracts import RunError, StageLensError
+
+# Renamed to itself: that is how type checkers know a re-export.
 from stagelens.runs.files import read_only as read_only
 
 DEMO = "digits"
 """How links name the demo."""
 
 JOBS = 2
-"""How many jobs run at once where the environment says nothing."""
+"""How many jobs run at once unless the environment says otherwise."""
 
 READ_ONLY = (
     "This dashboard is read-only: nothing is uploaded, computed in the background or saved here."
 )
-"""Why controls are disabled or not there."""
+"""Why controls are disabled or missing."""
 
 MEMORY = "2 GB"
-"""What weights may take where the environment says nothing."""
+"""What weights may take unless the environment says otherwise."""
 
 _LONGEST = 1024
 _UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
 
 
 def memory() -> int:
-    """Bytes that the weights of models may take between questions.
+    """Bytes that the weights of models may occupy between questions.
 
     Raises:
         StageLensError: ``STAGELENS_MEMORY`` is not an amount of memory.
@@ -61,22 +63,22 @@ def jobs_at_once() -> int:
     """How many jobs run at the same time.
 
     Raises:
-        StageLensError: ``STAGELENS_JOBS`` is no such number.
+        StageLensError: ``STAGELENS_JOBS`` is not a whole number of at least 1.
     """
     return _count("STAGELENS_JOBS") or JOBS
 
 
 def job_threads() -> int | None:
-    """How many threads one job may compute with; None for what its libraries choose.
+    """How many threads one job may compute with; None leaves the choice to its libraries.
 
     Raises:
-        StageLensError: ``STAGELENS_JOB_THREADS`` is no such number.
+        StageLensError: ``STAGELENS_JOB_THREADS`` is not a whole number of at least 1.
     """
     return _count("STAGELENS_JOB_THREADS")
 
 
 def job_memory() -> int | None:
-    """Bytes of memory that one job may take; None for any.
+    """Bytes of memory that one job may take; None for no limit.
 
     Raises:
         StageLensError: ``STAGELENS_JOB_MEMORY`` is not an amount of memory.
@@ -108,7 +110,8 @@ def _amount(variable: str, text: str) -> int:
 
 
 def sign_in() -> bool:
-    """Whether people have to sign in before they see anything: any value but 0 asks for it."""
+    """Whether people have to sign in before they see anything: any value but 0 requires it."""
+    # A misspelt value must lock the dashboard rather than open it.
     return (os.environ.get("STAGELENS_SIGN_IN") or "0").strip() != "0"
 
 
@@ -120,6 +123,7 @@ def home() -> Path:
 def roots() -> tuple[Path, ...]:
     """Folders that runs may be opened from, the home first."""
     named = [Path(part).expanduser() for part in _listed() if part.strip()]
+    # dict.fromkeys drops duplicates and keeps the order in which paths are tried.
     return tuple(dict.fromkeys(path.resolve() for path in (home(), *(named or [Path.cwd()]))))
 
 
@@ -128,12 +132,12 @@ def _listed() -> list[str]:
 
 
 def demo_folder() -> Path:
-    """Where the demo stands, or will."""
+    """Where the demo is, or will be built."""
     return home() / DEMO
 
 
 def demo_built() -> bool:
-    """Whether the demo's run folder is there."""
+    """Whether the demo has been built."""
     return (demo_folder() / "run.json").is_file()
 
 
@@ -145,7 +149,7 @@ def resolve(reference: str) -> Path:
             one.
 
     Raises:
-        RunError: It leads out of the roots, or there is no run folder; says what to do.
+        RunError: It leads out of the roots, or is not a run folder; says what to do.
     """
     if reference.strip() == DEMO:
         if not demo_built():
@@ -162,11 +166,11 @@ def resolve(reference: str) -> Path:
 
 
 def allowed(reference: str, what: str) -> Path:
-    """What a person names below one of the roots.
+    """The file or folder that a person names, which must lie below one of the roots.
 
     Args:
         reference: A path relative to a root, or an absolute path below one.
-        what: What is asked for; a ``file`` may be a folder too, everything else is one.
+        what: What it is called; a ``file`` may also be a folder, anything else must be one.
 
     Raises:
         RunError: It leads out of the roots, or nothing is there; says what to do.
@@ -180,6 +184,7 @@ def allowed(reference: str, what: str) -> Path:
             "printed"
         )
     path = Path(text)
+    # Checked before the file system is asked about the path at all.
     if ".." in path.parts or "\\" in text:
         raise RunError(f"{text} contains '..' or '\\'; give the path without it")
     if text.startswith("~/"):
@@ -188,7 +193,7 @@ def allowed(reference: str, what: str) -> Path:
     candidates = [path] if path.is_absolute() else [root / path for root in below]
     found = next((each for each in candidates if _is_there(each, what == "file")), None)
     if found is None:
-        # The same words wherever the path leads, so that nobody learns what lies outside.
+        # The same words whether or not it exists, so that nobody learns what lies outside.
         if path.is_absolute() and not any(path.is_relative_to(root) for root in below):
             raise RunError(_outside(text, below))
         kind = "file" if what == "file" else "folder"
@@ -199,11 +204,12 @@ def allowed(reference: str, what: str) -> Path:
 def _is_there(path: Path, file: bool) -> bool:
     try:
         return path.exists() if file else path.is_dir()
-    except OSError:
+    except OSError:  # for instance a name longer than the file system allows
         return False
 
 
 def _inside(path: Path, below: Sequence[Path]) -> Path:
+    # Resolved first: a symbolic link below a root may lead out of it.
     real = path.resolve()
     if not any(real.is_relative_to(root) for root in below):
         raise RunError(_outside(str(path), below))
@@ -222,22 +228,24 @@ def _named(below: Sequence[Path]) -> str:
 
 
 def reference_for(path: Path) -> str:
-    """How a link names a run folder: short, and the same on a server with the same roots."""
+    """How a link names a run folder: short, and the same on every server with the same roots."""
     if path == demo_folder().resolve():
         return DEMO
     for root in roots():
         if path.is_relative_to(root) and path != root:
             short = path.relative_to(root).as_posix()
             with contextlib.suppress(RunError):
+                # An earlier root may hold another run of this name, which would be opened.
                 if short != DEMO and resolve(short) == path:
                     return short
     return str(path)
 
 
 def known_runs(limit: int = 50) -> list[str]:
-    """Run folders that stand right below the home, by the name a link gives them."""
+    """Run folders directly below the home, by the names that links give them."""
     folder = home()
     if not folder.is_dir():
         return []
     names = sorted(path.parent.name for path in folder.glob("*/run.json"))
+    # Hidden folders are runs that a job has not finished.
     return [name for name in names if name != DEMO and not name.startswith(".")][:limit]

@@ -1,4 +1,4 @@
-"""Found without metadata: features that go with a stage's effect, with examples that show it."""
+"""Found without metadata: features that go with a stage's effect, with examples of each."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ KINDS = {
 _CARDS = 6
 _THUMBNAIL = 96
 _SHOWN = 6
-"""Examples on a card."""
+"""Pictures on a card."""
 _TEXTS = 3
 _LONGEST = 220
 
 
 def found_features_tab(workspace: Workspace, effects: Effects) -> None:
-    """What was found for the chosen stage; where nothing was looked for yet, the search starts."""
+    """What was found for the chosen stage; if there was no search yet, one starts."""
     facts = loaders.stored_estimates(workspace.at, workspace.examples.name)[effects.estimator]
     found = _found(workspace.at, workspace.examples.name, effects.estimator)
     if found is None:
@@ -56,6 +56,7 @@ def found_features_tab(workspace: Workspace, effects: Effects) -> None:
         return
     stage, kind = _controls(workspace, found)
     rows = strongest(found, stage)
+    # Columns are metadata; by default the tab shows what no metadata records.
     rows = rows[rows["kind"] == kind if kind is not None else rows["kind"] != "column"]
     _headline(workspace, effects, found, stage, rows)
     _cards(workspace, found, rows)
@@ -66,12 +67,13 @@ def found_features_tab(workspace: Workspace, effects: Effects) -> None:
 @st.cache_resource(max_entries=8, show_spinner=False)
 def _found(at: Source, set_name: str, estimate: str) -> Features | None:
     facts = loaders.stored_estimates(at, set_name)[estimate]
+    # Features beyond noise depend on how much of it is known: later orders make a new search.
     known = noise_key(loaders.orders(at, set_name))
     return load_features(loaders.run(at), set_name, facts.estimator, facts.settings, known)
 
 
 def _search(arguments: tuple[str, ...]) -> None:
-    """Start the search on the first visit; after that show how far it is, or the way to it."""
+    """Start the search on the first visit; later show its progress, or a button to restart it."""
     components.text_block(
         "Which features go with a stage's effect, whether or not a column records them? Words, "
         "patches of images and groups of examples that look alike to the model are tested within "
@@ -84,6 +86,7 @@ def _search(arguments: tuple[str, ...]) -> None:
         job = jobs.start(arguments, "The search for features")
     if components.job_state(arguments, "Try again"):
         return
+    # Somebody stopped it on purpose: it is offered again, and not restarted by itself.
     if job.status().state == "cancelled":
         st.button("Look for features", icon=":material/search:", on_click=jobs.forget,
                   args=(arguments,), key="look-for-features")  # fmt: skip
@@ -93,6 +96,7 @@ def _controls(workspace: Workspace, found: Features) -> tuple[str, str | None]:
     stages = [each.stage for each in found.facts.stages]
     best = [strongest(found, stage) for stage in stages]
     blamed = [b[(b["kind"] != "column") & (b["mean_with"] < 0)]["evidence"].max() for b in best]
+    # The largest of no rows is NaN, which would compare as neither larger nor smaller.
     blamed = [size if size == size else 0.0 for size in blamed]
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         stage = st.selectbox(
@@ -166,6 +170,7 @@ def _card(workspace: Workspace, found: Features, row: dict[str, Any]) -> None:
     )
     st.html(
         f"<div style='display:flex;justify-content:space-between;gap:1em;align-items:baseline'>"
+        # bdi: a name written from right to left must not reorder what stands beside it.
         f"<b style='overflow-wrap:anywhere'><bdi>{components.shown(_title(row))}</bdi></b>"
         f"<span style='white-space:nowrap'>{mark}</span></div>"
         "<div style='opacity:.75;font-size:.9em;margin-bottom:.4em'>"
@@ -178,6 +183,7 @@ def _card(workspace: Workspace, found: Features, row: dict[str, Any]) -> None:
 
 def _title(row: Mapping[str, Any]) -> str:
     name = str(row["name"])
+    # Not capitalize(), which would put the rest of a name in lower case.
     return f"“{name}”" if row["kind"] in ("word", "pair") else name[:1].upper() + name[1:]
 
 
@@ -211,6 +217,7 @@ def _examples(workspace: Workspace, found: Features, row: dict[str, Any]) -> Non
 
 def _link(workspace: Workspace, example_id: str) -> str:
     run = quote(state.reference() or "", safe="")
+    # Relative, so that it also works where the dashboard is served below a path.
     return (
         f"Examples?{state.RUN}={run}&set={quote(workspace.examples.name, safe='')}"
         f"&{state.EXAMPLE}={quote(example_id, safe='')}"
@@ -231,13 +238,15 @@ def _outline(row: Mapping[str, Any], found: Features) -> str:
 
 
 def _marked(text: str, row: Mapping[str, Any]) -> str:
-    """A text, cut to what fits, with the feature's words in bold; everything escaped."""
+    """A text cut to size, with the feature's words in bold; everything escaped."""
+    # In the text, punctuation may stand between the two words of a pair.
     words = re.escape(str(row["name"])).replace(r"\ ", r"\W+")
     at = re.search(rf"\b{words}\b", text, re.IGNORECASE)
     if row["kind"] not in ("word", "pair") or at is None:
         return components.shown(short(text, _LONGEST))
     start = max(at.start() - _LONGEST // 2, 0)
     pieces = (text[start : at.start()], text[at.start() : at.end()])
+    # Cut first and escape afterwards: a cut could fall inside an entity.
     before, inside = (components.shown(piece) for piece in pieces)
     after = components.shown(text[at.end() : at.end() + _LONGEST // 2])
     return f"{'…' if start else ''}{before}<b>{inside}</b>{after}"

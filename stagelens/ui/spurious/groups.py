@@ -1,4 +1,4 @@
-"""Group gaps on the page *Spurious features*: groups with and without each stage."""
+"""Group gaps on the *Spurious features* page: groups with and without each stage."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _ERRORS = {
     ),
 }
 _MOST_CELLS = 600
-"""Of a picture of errors by class; beyond, the table has them."""
+"""Most cells in a picture of errors by class; with more, there is none."""
 
 
 @st.cache_resource(max_entries=16, show_spinner="Comparing groups")
@@ -53,7 +53,7 @@ def _gaps(
 
 
 def group_gaps_tab(workspace: Workspace, effects: Effects) -> None:
-    """Controls, the sentence, the picture, and errors by class."""
+    """Controls, sentences, chart, and errors by class."""
     if ACCURACY.name not in effects.behaviours:
         st.info(
             "The examples of this set have no labels, so there is no accuracy to compare.",
@@ -77,6 +77,7 @@ def group_gaps_tab(workspace: Workspace, effects: Effects) -> None:
     _tables(gaps)
     if workspace.by != "label":
         parts = (workspace.at, workspace.examples.name, effects.estimator)
+        # Errors by class cross groups with labels anyway, so the groups must not be crossed yet.
         each = gaps if len(by) == 1 else _gaps(*parts, by[:1], behaviour.name)
         if each is not None:
             _errors(each, stages)
@@ -149,7 +150,7 @@ def _picture(workspace: Workspace, effects: Effects, gaps: Gaps, stages: Sequenc
 
 
 def _errors(gaps: Gaps, stages: Sequence[str]) -> None:
-    """Errors by class for the final model, and beside it without one stage."""
+    """Errors by class for the final model, and beside it for the model without one stage."""
     classes = gaps.metrics.classes
     cells = classes["group"].nunique() * classes["label"].nunique()
     if not stages or cells > _MOST_CELLS:
@@ -197,9 +198,10 @@ def _tables(gaps: Gaps) -> None:
 
 
 def _readable(table: pd.DataFrame) -> pd.DataFrame:
-    """Shares in percent, the row over all examples by name."""
+    """Shares in percent, and the row over all examples named as such."""
     shares = [c for c in table if c.split("_")[0] in ("accuracy", "missed", "false")]
     shown = table.assign(**{c: 100 * table[c] for c in shares})
+    # As objects: a categorical takes no value, such as "all", that is not among its categories.
     shown["group"] = shown["group"].astype(object).where(shown["group"].notna(), "all")
     names = {c: f"{c} %".replace("_", " ") for c in shares} | {
         c: c.replace("_", " ") for c in table if c not in shares

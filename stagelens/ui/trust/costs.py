@@ -1,4 +1,4 @@
-"""What each estimate costs on this run in time and in replays, and how good it was."""
+"""What each estimate costs on this run, in time and in replays, and how good it was."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CELL = (
 
 
 def every_estimate(workspace: Workspace, view: TrustView) -> None:
-    """One line for each estimate: what it took and how good it was, or what it should take."""
+    """One line per estimate: what it took and how good it was, or what it is predicted to take."""
     st.header("What each estimate costs", anchor=False)
     components.text_block(
         "Time that the estimates took on this run for the stages before the last, whose effect "
@@ -34,12 +34,14 @@ def every_estimate(workspace: Workspace, view: TrustView) -> None:
         muted=True,
     )
     at, name = workspace.at, workspace.examples.name
+    # Without the last stage the model is the state that the stage started from: recorded, exact.
     shown = workspace.stages[:-1]
     stored = loaders.stored_estimates(at, name)
     body = []
     for estimate in loaders.available(at, name):
         known = loaders.facts(at, name, estimate)
         trusts = {t.stage: t for t in (known.stages if known else ()) if t.stage in shown}
+        # A stage that was refused half-way has cost something all the same.
         costs = [t.cost for t in trusts.values() if t.trust != "refused" or t.cost]
         cells = [
             numbers.measured_time(sum(t.seconds for t in trusts.values())),

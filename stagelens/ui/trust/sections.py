@@ -1,4 +1,4 @@
-"""The sections of the Trust page: how far each stage's numbers can be believed."""
+"""The sections of the Trust page: how far each stage's numbers can be trusted."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ FIGURES = {
         "Share of examples whose sign is right: credit as credit, blame as blame.",
     ),
 }
-"""Column of a verification table to its name and its meaning."""
+"""Column of a verification table to its title and its meaning."""
 
 _AS_PERCENT = ("relative_error", "sign_agreement")
 
@@ -56,9 +56,9 @@ class TrustView:
         estimate: Name of the estimate that is compared with replay.
         behaviour: On which behaviour.
         result: The estimate's table, of that behaviour.
-        truth: The same by replay; None where replay has not run.
-        rows: Stage to its row of figures; no entry where there is no replay to compare with.
-        only: The slice that the figures are of; None for all examples.
+        truth: The same by replay; None if replay has not run.
+        rows: Stage to its row of figures; no entry if there is no replay to compare with.
+        only: The slice that the figures are about; None for all examples.
     """
 
     estimate: str
@@ -80,7 +80,7 @@ def heading(workspace: Workspace) -> None:
 
 
 def choose(workspace: Workspace) -> TrustView | None:
-    """The estimate and the behaviour that the page shows; None where no estimate is stored."""
+    """The estimate and the behaviour that the page shows; None if no estimate is stored."""
     at, name = workspace.at, workspace.examples.name
     proposed = [e for e in loaders.available(at, name) if e != REPLAY]
     if not proposed:
@@ -134,14 +134,14 @@ def _choose_slice(place: DeltaGenerator, slices: Sequence[Slice]) -> Slice | Non
 def figures(
     at: Source, set_name: str, estimate: str, behaviour: str, only: str | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Stage to its row of a verification table, stored or compared from the stored tables.
+    """Stage to its row of a verification table: the stored one, or one made from stored tables.
 
     Args:
         at: The run folder.
         set_name: One of its sets.
         estimate: Compared with replay.
         behaviour: On which behaviour.
-        only: Name of the slice whose examples count; None for all, of which rows may be stored.
+        only: Name of the slice whose examples count; None for all, whose rows may be stored.
     """
     result = loaders.result(at, set_name, estimate, behaviour)
     if result is None:
@@ -164,6 +164,7 @@ def figures(
     stored = _by_stage(table)
     if truth is None:
         return stored
+    # Stored rows are out of date where the noise, or a further stage, was computed after them.
     floors = [np.isfinite(row["noise_floor_r"]) for row in stored.values()]
     if set(stored) >= set(result.trust) and (known is None or any(floors)):
         return stored
@@ -175,7 +176,7 @@ def _by_stage(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
 
 
 def _only(result: Result, ids: Sequence[str]) -> Result:
-    """A result of these examples."""
+    """A result restricted to these examples."""
     return Result(result.facts, result.table[result.table["example_id"].isin(ids)])
 
 
@@ -203,6 +204,7 @@ def stages(workspace: Workspace, view: TrustView) -> None:
             f"Points and figures are those of slice {view.only.name}, "
             f"{count_text(count, workspace.noun)}; verdicts are for all examples.{few}"
         )
+    # What is exact has no points to scatter, and gets a line below the cards.
     open_stages = [s for s in workspace.stages if _trust(view, s).trust != "exact"]
     with st.grid(3, min_column_width=255, gap="small"):
         for stage in open_stages:
@@ -246,7 +248,7 @@ def _stage(workspace: Workspace, view: TrustView, stage: str) -> None:
     )
     components.trust_badge(trust, view.behaviour.name)
     said = html.escape(trust_explanation(trust, view.behaviour.name)).replace(" %", "&nbsp;%")
-    room = "6em" if row is not None and trust.trust != "refused" else "0"  # charts stand in line
+    room = "6em" if row is not None and trust.trust != "refused" else "0"  # so that charts line up
     st.html(
         f"<p style='margin:0;min-height:{room};line-height:1.5;overflow-wrap:anywhere'>{said}</p>"
     )
@@ -279,6 +281,7 @@ def _points(view: TrustView, stage: str) -> pd.DataFrame | None:
     return (
         own[["example_id", "effect"]]
         .rename(columns={"effect": "estimate"})
+        # Paired by id: slices and refusals leave the two tables with different rows.
         .merge(
             true[["example_id", "effect", "within_noise"]].rename(columns={"effect": "replay"}),
             on="example_id",

@@ -1,4 +1,4 @@
-"""Verify by replay: what to verify, how long it should take, and the job itself."""
+"""Verify by replay: what to verify, how long it will take, and the job itself."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ def arguments(
 ) -> tuple[str, ...]:
     """The command line of a verification."""
     words = ["verify", workspace.at.path, "--set", workspace.examples.name]
+    # In the registry's order: the command is the job's key, whatever order people click in.
     for name in registry.verifiable():
         words += ["--estimator", name] if name in estimators else []
     for text, budget in _offered_budgets().items():
@@ -34,7 +35,7 @@ def arguments(
 
 
 def _offered_budgets() -> dict[str, float]:
-    """Budgets of all estimators that take one, by what they are called."""
+    """Label to budget, over all estimators that take one."""
     kinds = (registry.find(name) for name in registry.verifiable())
     return {text: budget for kind in kinds for text, budget in kind.budgets.items()}
 
@@ -45,7 +46,7 @@ def _take_budget(estimators: Sequence[str]) -> bool:
 
 
 def nothing_yet(workspace: Workspace) -> None:
-    """Where no estimate is stored: what would be learnt."""
+    """The message where no estimate is stored: what a verification would tell."""
     st.info(
         "Nothing has been verified on this set yet. A verification replays the later stages "
         "without each stage, and compares the estimates with that: then every number says "
@@ -56,7 +57,7 @@ def nothing_yet(workspace: Workspace) -> None:
 
 
 def verification_form(workspace: Workspace) -> None:
-    """The controls, the prediction, the button; the progress in their place while it runs."""
+    """Controls, prediction and button; while the job runs, its progress in their place."""
     st.header("Verify by replay", anchor=False)
     refused = _refusal(workspace)
     if refused:
@@ -107,6 +108,7 @@ def _refusal(workspace: Workspace) -> str | None:
     for stage in workspace.run.stages[1:]:
         if stage.facts.origin == "assembled":
             return f"Refused: {stage.not_recorded}."
+        # The first stage is never replayed, so it need not have kept its batches.
         if not stage.replayable:
             return (
                 f"Refused: stage {stage.name} cannot be replayed, because its batches were not "
@@ -117,6 +119,7 @@ def _refusal(workspace: Workspace) -> str | None:
 
 def _run(workspace: Workspace, chosen: tuple[str, ...], complete: bool) -> None:
     started: tuple[str, ...] | None = st.session_state.get(VERIFICATION)
+    # The first four words name the run and the set: a job of another set is not shown here.
     mine = started is not None and started[:4] == chosen[:4] and jobs.find(started) is not None
     shown = started if started is not None and mine else chosen
     if components.job_state(shown, "Dismiss"):
@@ -148,6 +151,7 @@ def _run(workspace: Workspace, chosen: tuple[str, ...], complete: bool) -> None:
 def _prediction(workspace: Workspace, chosen: tuple[str, ...]) -> None:
     stored = loaders.stored_estimates(workspace.at, workspace.examples.name)
     wanted: list[tuple[str, dict[str, float]]] = []
+    # Behind the run and the set, arguments() gives nothing but pairs of option and value.
     values = list(zip(chosen[4::2], chosen[5::2], strict=True))
     budgets = [{"budget": float(value)} for option, value in values if option == "--budget"]
     for option, value in values:
