@@ -42,7 +42,7 @@ def test_from_an_example_to_its_steps_its_data_and_others_beside_it(
     expect(page.get_by_role("button", name="In side by side")).to_be_visible()
     settle(page)
     page.get_by_role("tab", name="Side by side").click()
-    settle(page, "Effect of each stage on the margin, on one scale")
+    settle(page, "Effect of each stage on the margin, all on the same scale")
     inputs = page.get_by_role("img", name=re.compile("The input of example"))
     expect(inputs).to_have_count(3)  # two side by side, and the chosen one
     assert page.url.count("beside=") == 2
@@ -52,5 +52,5 @@ def test_from_an_example_to_its_steps_its_data_and_others_beside_it(
     overflow = page.get_by_test_id("stMain").evaluate("e => e.scrollWidth - e.clientWidth")
     assert overflow <= 1
     page.reload()
-    settle(page, "Effect of each stage on the margin, on one scale")
+    settle(page, "Effect of each stage on the margin, all on the same scale")
     expect(inputs).to_have_count(3)

@@ -180,7 +180,7 @@ def test_a_link_compares_at_most_five_examples_of_its_set(
     ids = effects["example_id"].unique()[:6].tolist()
     link = f"{LINK}&example={ids[5]}&look=Side+by+side&beside=nope"
     app = open_page(demo.parent, link, PAGE)
-    assert "Nothing stands here yet" in words(check(app)) and side_by_side(app) == []
+    assert "Nothing here yet" in words(check(app)) and side_by_side(app) == []
     app.query_params["beside"] = ["nope", *ids]
     check(app.run())
     assert side_by_side(app) == ids[:5]

@@ -88,7 +88,7 @@ def test_an_image_of_the_set_has_the_numbers_of_the_set(
 def test_without_a_label_it_is_about_the_models_own_answer(open_page, demo: Path) -> None:
     app = open_page(demo.parent, OWN, PAGE)
     said = words(check(upload(app, picture(demo, "clean-003"))))
-    assert "No label was chosen, so the loss is about this answer" in said
+    assert "No label was chosen, so the loss refers to this answer" in said
     assert "✓ right" not in said and "✗ wrong" not in said
 
 

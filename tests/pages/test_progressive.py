@@ -54,7 +54,7 @@ def test_where_replay_takes_hardly_longer_it_comes_instead_of_a_coarse_one(
 ) -> None:
     app = check(open_page(bare.parent, "run=digits"))
     app = wait_for(app, arguments(bare, "task-vector"))
-    assert "it runs now" in words(app)
+    assert "it is running now" in words(app)
     assert jobs.find(arguments(bare, "coarse-replay", "--budget", "0.25")) is None
     app = wait_for(app, arguments(bare, "replay"))
     assert app.selectbox(key="estimator").options == ["replay", "task-vector"]

@@ -155,7 +155,7 @@ def test_a_name_that_leads_elsewhere_is_refused(open_page, measured) -> None:
     app = check(open_page(measured.parent, f"{LINK}&remove-1=100", PAGE))
     next(t for t in app.text_input if t.label == "Name of the folder").set_value("../elsewhere")
     app = press(app, "Save")
-    assert "is no usable name" in words(app)
+    assert "is not a usable name" in words(app)
     assert not (measured.parent / "edited").exists()
 
 

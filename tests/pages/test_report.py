@@ -150,7 +150,7 @@ def test_findings_are_shown_with_everything_that_numbers_need(open_page, demo_co
     assert "Without one, the mean loss on all images would be" in said
     assert "one: verified, agrees" in said
     assert "set test · loss · by coarse-replay 1/4 · group: stamped" in said
-    assert "recorded further since" in said  # these are of another run digest
+    assert "Recording has continued since" in said  # these are of another run digest
 
 
 def test_findings_are_moved_and_taken_out_and_put_back(open_page, demo_copy: Path) -> None:
@@ -178,7 +178,7 @@ def test_two_people_who_write_one_note_both_keep_theirs(open_page, demo_copy: Pa
     app.text_area[0].set_value("mine")
     check(app.run())
     assert app.text_area[0].value == "mine"
-    assert "Somebody else changed this note" in app.warning[0].value
+    assert "Someone else changed this note" in app.warning[0].value
     assert "theirs" in words(app) and "note 0" in words(app)
     assert [edit.note for edit in stored(demo_copy).kept[0].notes] == ["note 0", "theirs", "mine"]
 

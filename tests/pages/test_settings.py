@@ -60,7 +60,7 @@ def test_a_name_that_two_roots_have_is_linked_in_full(roots: tuple[Path, Path]) 
         ("nowhere", "there is no folder nowhere"),
         ("deep", "is not a run folder"),
         ("", "no run folder is named"),
-        ("mine\x00", "not printable"),
+        ("mine\x00", "cannot be printed"),
         ("x" * 5000, "too long"),
         ("..\\outside", "contains '..' or"),
         ("~root", "there is no folder"),

@@ -107,7 +107,7 @@ def test_what_a_server_left_unfinished_is_told_until_it_is_dismissed(
     record = {"title": "Replay **without** <b>shortcut</b>", "server": gone, "child": gone}
     (folder / "one.json").write_text(json.dumps(record))
     app = check(open_page(demo_copy.parent, "run=digits"))
-    assert "The server ended while this was running" in words(app)
+    assert "The server stopped while this was running" in words(app)
     assert not any("**without**" in warning.value for warning in app.warning)
     next(button for button in app.button if button.label == "Dismiss").click()
     assert "The server ended" not in words(check(app.run())) and not list(folder.iterdir())

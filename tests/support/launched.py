@@ -14,9 +14,20 @@ from typing import Any
 import torch
 from torch.distributed import TCPStore
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    ["accelerate", "stagelens.cli", "stagelens.trust.verification", "pytest"]
+CONTEXT = multiprocessing.get_context("forkserver")
+"""For every test that starts processes of its own: there is one fork server in a process, and what
+it has imported is what was asked for last."""
+CONTEXT.set_forkserver_preload(
+    [
+        "pytest",
+        "torch._dynamo",  # by the first optimiser that is made
+        "accelerate",
+        "stagelens.cli",
+        "stagelens.trust.verification",
+        "stagelens.recording.recorder",
+        "stagelens.tasks.classification",
+        "tests.support.small_trainings",
+    ]
 )
 
 _stores: list[TCPStore] = []
@@ -27,7 +38,7 @@ def start(count: int, work: Any, folder: Path, *more: Any) -> list[BaseProcess]:
     """Start ``work(rank, count, port, folder, *more)`` in ``count`` processes of one job."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     began: list[BaseProcess] = [
-        _CONTEXT.Process(target=work, args=(rank, count, store.port, folder, *more))
+        CONTEXT.Process(target=work, args=(rank, count, store.port, folder, *more))
         for rank in range(count)
     ]
     for process in began:

@@ -155,7 +155,7 @@ def test_a_weight_changed_by_hand_when_the_adapter_came_off_is_refused(
 def test_an_adapter_changed_by_hand_is_refused(tmp_path: Path) -> None:
     factor = "base_model.model.outer.lora_B.default.weight"
     more = adapting("more", adamw, spoiled(lambda model: model, factor))
-    with refused(factor, "differs from its value at the end of the stage before"):
+    with refused(factor, "differs from its value at the end of the previous stage"):
         history(tmp_path, adapting("lora", adamw), more)
 
 

@@ -89,7 +89,7 @@ def test_another_model_than_the_best_is_refused(training: Training) -> None:
 
 
 def test_going_back_to_what_was_not_kept_is_refused(training: Training) -> None:
-    with refused("none was kept", "stage.keep_best"), training.stage("first") as stage:
+    with refused("no best model was kept", "stage.keep_best"), training.stage("first") as stage:
         training.step(make_batches(1)[0], stage)
         stage.back_to_best()
 

@@ -276,7 +276,7 @@ def test_thin_batches_are_refused_only_where_sgd_trained_hard(
     monkeypatch.setattr(coarse_twins, "choose_plan", lambda *_: Plan(1, thin))
     (found,) = CoarseReplay(0.5).counterfactuals(run, run.stages[:1], lambda *_: None)
     assert found.trust.trust == trust
-    assert ("batches as thin as" in found.trust.reason) == (trust == "refused")
+    assert ("batches as small as" in found.trust.reason) == (trust == "refused")
     assert found.trust.cost > 0 or trust == "refused"  # a refusal costs nothing
 
 
@@ -296,7 +296,7 @@ def test_less_merging_is_no_way_to_batches_that_are_too_thin(
     monkeypatch.setattr(coarse_twins, "_walk", diverging)
     (found,) = CoarseReplay(0.5).counterfactuals(run, run.stages[:1], lambda *_: None)
     assert tried == [Plan(4, 1.4)]  # the next one, half as merged, would be twice as thin
-    assert found.trust.trust == "refused" and "batches as thin as" in found.trust.reason
+    assert found.trust.trust == "refused" and "batches as small as" in found.trust.reason
 
 
 def test_a_twin_that_really_diverges_is_noticed(tmp_path: Path) -> None:

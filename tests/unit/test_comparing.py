@@ -114,7 +114,7 @@ def test_the_same_set_is_found_under_another_name() -> None:
     ("other", "said"),
     [
         (fake_run("two", task="text", test="d"), "run two is of task text, and one of image"),
-        (fake_run("two", classes=("a", "c"), test="d"), "answer with other classes"),
+        (fake_run("two", classes=("a", "c"), test="d"), "have different classes"),
         (fake_run("two", test="other"), "its set test holds other examples"),
         (fake_run("two", more="other"), "it has no such set"),
     ],

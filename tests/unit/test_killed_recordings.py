@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 import time
 from multiprocessing.connection import Connection
@@ -17,16 +16,12 @@ import stagelens
 from stagelens.contracts import RecordingError
 from stagelens.replaying.replay import measure_deviation
 from tests.support.grids import part
+from tests.support.launched import CONTEXT
 from tests.support.loops import make_batches, make_task, train
 
 CONFIG = {"kind": "mlp", "hidden": [6], "dropout": 0.3}
 STAGES = ("first", "second", "third")
 STEPS = 24
-CONTEXT = multiprocessing.get_context("forkserver")
-# Imported once for all children; torch imports _dynamo when an optimiser is first made.
-CONTEXT.set_forkserver_preload(
-    ["pytest", "torch._dynamo", "stagelens.recording.recorder", "stagelens.tasks.classification"]
-)
 
 
 def made(task: stagelens.Task) -> tuple[nn.Module, torch.optim.Optimizer]:

@@ -216,7 +216,7 @@ class Named(stagelens.tasks.ImageClassification):
 def test_a_batch_that_does_not_come_back_as_it_was(tmp_path: Path) -> None:
     training = Training(tmp_path / "run", Named(CLASSES, SHAPE))
     with (
-        refused("cannot be computed again", "AttributeError", "plain tuples"),
+        refused("cannot be recomputed", "AttributeError", "plain tuples"),
         training.stage() as stage,
     ):
         training.step(Pair(*make_batches(1)[0]), stage)

@@ -174,7 +174,7 @@ def test_what_a_command_computes_is_brought_to_the_run(
         main()
     assert ended.value.code == 0
     told = capsys.readouterr().err
-    assert f"Note: results are kept in {run.path} only: {URL} cannot be written" in told
+    assert f"Note: results are kept only in {run.path}: {URL} cannot be written" in told
 
 
 def test_results_that_are_written_there_are_seen_and_those_that_are_gone_are_not(

@@ -91,7 +91,7 @@ def test_its_file_describes_itself(kept: Run) -> None:
 @pytest.mark.parametrize(
     ("name", "chosen", "said"),
     [
-        ("empty", [], "'empty' would hold no example; loosen a filter"),
+        ("empty", [], "'empty' would hold no examples; loosen a filter"),
         ("../up", ["3"], "not a usable name"),
         ("", ["3"], "not a usable name"),
         ("x" * 65, ["3"], "not a usable name"),
@@ -284,7 +284,7 @@ def test_a_difference_within_training_noise_is_said_to_be_no_finding() -> None:
     slices = [made("x", ids(0, 30)), made("y", ids(30, 60))]
     found = largest_difference(table, LOSS, trust("a"), slices, other_orders({"a": turned}))
     assert found is not None and found.within_noise is True
-    assert "no finding" in str(difference_sentence(found, LOSS, "image"))
+    assert "not a finding" in str(difference_sentence(found, LOSS, "image"))
     steady = other_orders({"a": [values.tolist(), (values + 0.01).tolist()]})
     found = largest_difference(table, LOSS, trust("a"), slices, steady)
     assert found is not None and found.within_noise is False

@@ -288,8 +288,8 @@ def test_flash_attention_that_is_not_installed_is_not_fetched() -> None:
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("tokenizer.json", b"no", "tokenizer.json is no tokenizer"),
-        ("tokenizer.json", b"\xff", "tokenizer.json is no tokenizer"),
+        ("tokenizer.json", b"no", "tokenizer.json is not a tokenizer"),
+        ("tokenizer.json", b"\xff", "tokenizer.json is not a tokenizer"),
         ("tokenizer_config.json", b"[1]", "tokenizer_config.json is not a JSON object"),
         ("tokenizer_config.json", None, "lack tokenizer_config.json"),
     ],

@@ -68,7 +68,7 @@ def test_the_last_checkpoint_is_the_stages_end(folder: Path, tmp_path: Path) -> 
     stages = {"base": folder / "base", "sft": folder / "sft"}
     run = stagelens.assemble(stages, tmp_path / "run")
     assert run.problems == [
-        "sft: ends at checkpoint-10; what is earlier is not used (checkpoint-5)"
+        "sft: ends at checkpoint-10; earlier checkpoints are not used (checkpoint-5)"
     ]
     end = transformers.AutoModel.from_pretrained(folder / "sft" / "checkpoint-10")
     expected = end.encoder.layer[0].output.dense.weight

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -15,11 +14,9 @@ from transformers import TrainerCallback
 import stagelens
 from stagelens import StageRecorderCallback
 from stagelens.replaying.replay import measure_deviation
+from tests.support.launched import CONTEXT
 from tests.support.loops import differing, refused
 from tests.support.small_trainings import arguments, made, trainer
-
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["pytest", "torch._dynamo", "tests.support.small_trainings"])
 
 
 class StopAt(TrainerCallback):

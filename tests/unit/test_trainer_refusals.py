@@ -196,7 +196,7 @@ def test_a_stage_of_another_task(tmp_path: Path) -> None:
     train(tmp_path)
     model, tokenizer = made("gpt")
     callback = StageRecorderCallback(tmp_path / "run", "more")
-    with refused("its task was 'text-classification' there, and is 'causal-lm' here"):
+    with refused("its task was 'text-classification' there and is 'causal-lm' here"):
         trainer("gpt", model, tokenizer, arguments(tmp_path / "out"), callbacks=[callback]).train()
 
 
@@ -205,7 +205,7 @@ def test_a_stage_of_another_attention(tmp_path: Path) -> None:
     model, tokenizer = made("bert")
     model.set_attn_implementation("sdpa")
     callback = StageRecorderCallback(tmp_path / "run", "more")
-    with refused("its attention was 'eager' there, and is 'sdpa' here", "load it as it was"):
+    with refused("its attention was 'eager' there and is 'sdpa' here", "load it as it was"):
         trainer("bert", model, tokenizer, arguments(tmp_path / "out"), callbacks=[callback]).train()
 
 
@@ -213,7 +213,7 @@ def test_a_stage_from_another_model(tmp_path: Path) -> None:
     train(tmp_path)
     model, tokenizer = made("bert", seed=5)
     callback = StageRecorderCallback(tmp_path / "run", "more")
-    with refused("differs from its value at the end of the stage before"):
+    with refused("differs from its value at the end of the previous stage"):
         trainer("bert", model, tokenizer, arguments(tmp_path / "out"), callbacks=[callback]).train()
 
 
@@ -221,7 +221,7 @@ def test_a_task_that_does_not_take_the_models_arguments(tmp_path: Path) -> None:
     model, tokenizer = made("bert")
     task = make_task(make_model=lambda _: made("bert")[0])
     callback = StageRecorderCallback(tmp_path / "run", "sft", task=task)
-    with refused("task.loss(model, batch) cannot be computed again"):
+    with refused("task.loss(model, batch) cannot be recomputed"):
         trainer("bert", model, tokenizer, arguments(tmp_path / "out"), callbacks=[callback]).train()
 
 
