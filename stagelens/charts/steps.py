@@ -174,7 +174,7 @@ def step_contributions(
     unit = axis_unit(behaviour)
     better = f"↑ credit: {phrase(behaviour)} {behaviour.better}{f', {unit}' if unit else ''}"
     heading(figure, f"steps added up ({better})", 1, palette)
-    heading(figure, "contribution of each step; shaded behind: the learning rate", 2, palette)
+    heading(figure, "contribution of each step; the shading shows the learning rate", 2, palette)
     figure.update_xaxes(
         range=[-0.01 * last, 1.01 * last], showgrid=False, zeroline=False, fixedrange=True
     )

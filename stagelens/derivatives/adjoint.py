@@ -6,9 +6,9 @@ and boundary rules that :mod:`stagelens.derivatives.forward_mode` carries tangen
     lambda_t = J_t^T lambda_{t+1}
     contribution of step t = lambda_{t+1} . (s_{t+1} - s_t)
 
-A stage's contributions sum to the derivative of y in the stage's strength. Training states are
-kept at about sqrt(T) steps of a stage and computed again between them, so a sweep costs two
-gradients per step, and one gradient and one Hessian product more for the transpose.
+A stage's contributions sum to the derivative of y with respect to the stage's strength. Training
+states are kept at about sqrt(T) steps of a stage and recomputed between them, so a sweep costs two
+gradients per step, plus one gradient and one Hessian product for the transpose.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .step_map import State, StateVectors, StepMap
 from .trajectory import Crossing, DerivativeOptions, LinearStage, active_names, check_differentiable
 
 Gradient = Callable[[LinearStage], Mapping[str, Tensor]]
-"""From the last stage, made ready, to grad y of the final parameters and floating buffers."""
+"""From the prepared last stage to grad y in the final parameters and floating buffers."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class StepContribution:
         stage: Name of the stage.
         step: Its number within the stage.
         contribution: Change of the behaviour, in its unit; positive where the step raised it.
-        examples: (B,) share of every example, over micro-batches in order; None where not asked
-            for or not defined.
-        carried: What moments of earlier steps, weight decay and the step count did; with the
-            examples it sums to the contribution. NaN where examples is None.
+        examples: (B,) part of every example, over micro-batches in order; None where not requested
+            or not defined.
+        carried: What moments of earlier steps, weight decay and the step count contributed; with
+            the examples it sums to the contribution. NaN where examples is None.
     """
 
     stage: str
@@ -81,11 +81,11 @@ def sweep(
         run: The run.
         gradient: Gives lambda_T.
         options: Dtype and curvature.
-        spacing: Steps between two states that are kept; None for about the root of a stage's
-            steps. It changes memory and time, not results.
-        with_examples: Also every example's share of its step, where examples are independent.
+        spacing: Steps between two states that are kept; None for about the square root of a
+            stage's steps. It changes memory and time, not results.
+        with_examples: Also return every example's part of its step, where examples are independent.
         progress: Called after every step.
-        since: The earliest stage that is swept; None for the first.
+        since: The earliest stage to sweep; None for the first.
 
     Raises:
         Refused: As :func:`stagelens.derivatives.forward_mode.final_tangents`.
@@ -108,6 +108,7 @@ def sweep(
             if vectors is None or later is None:
                 vectors = own.layout.zeros(1)
                 for name, tensor in gradient(own).items():
+                    # y also depends on what no stage changes, which has no part in any step.
                     if name in vectors.values:
                         vectors.values[name] = tensor.to(vectors.values[name])[None]
             else:
@@ -126,15 +127,19 @@ def _step_back(
 ) -> tuple[StateVectors, StepContribution]:
     """``lambda_{t+1} -> lambda_t``, and what the step contributed."""
     values = step.before.values
+    # Before the pull: the change is weighed by lambda_{t+1}, not by lambda_t.
     contribution = float(vectors.dot(step.change(own.loss.names))[0])
     examples, carried = None, float("nan")
     if split:
         share = {name: tensor[0] for name, tensor in step.share(vectors).items()}
         products = own.loss.example_products(values, record, share)
+        # Example gradients are those before clipping; the clip factor is held, not differentiated.
         examples = step.factor * products.double().cpu().numpy()
         own_part = sum(float((t.double() * step.gradients[n]).sum()) for n, t in share.items())
         carried = contribution - own_part
     before, gradients, statistics = step.pull(vectors)
+    # The state enters a step twice, directly and through g(theta) and the batch statistics, so
+    # lambda_t = (ds'/ds)^T lambda_{t+1} + (dg/ds)^T lambda_g: two parts, added up.
     through = own.loss.pull(values, record, gradients, statistics)
     for name, tensor in through.items():
         before.values[name] = before.values[name] + tensor
@@ -142,7 +147,7 @@ def _step_back(
 
 
 class _Kept:
-    """A stage's trajectory, of which some states are kept and the others computed again."""
+    """A stage's trajectory: some states are kept, the others are recomputed."""
 
     def __init__(self, own: LinearStage, spacing: int) -> None:
         self.own = own
@@ -155,6 +160,7 @@ class _Kept:
                 self.states.append(state)
             state = self._step(record, state).after
         self.end = state
+        # Before this stage is swept, because contributions along another trajectory are worthless.
         own.check_end(state)
 
     def _step(self, record: StepRecord, state: State) -> StepMap:
@@ -171,6 +177,7 @@ class _Kept:
             state, passed = self.states[number], []
             for record in records:
                 evaluated = self.own.loss.gradient(state.values, record)
+                # The gradient is kept, the map is not: it holds several tensors per parameter.
                 passed.append((record, state, evaluated))
                 state = self._map(record, state, evaluated).after
             for record, before, evaluated in reversed(passed):

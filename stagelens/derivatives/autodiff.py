@@ -1,4 +1,4 @@
-"""Gradients through a graph that is kept, and what to do where torch has no derivative."""
+"""Gradients through a retained graph, and what to do where torch has no derivative."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stagelens.contracts import Refused
 
 
 def gradients(scalar: Tensor, x: Sequence[Tensor], graph: bool) -> Sequence[Tensor]:
-    """Gradient in x; zero where nothing depends on x."""
+    """Gradient in x; zero where the scalar does not depend on x."""
     return torch.autograd.grad(
         scalar, x, create_graph=graph, allow_unused=True, materialize_grads=True
     )
@@ -22,7 +22,8 @@ def gradients(scalar: Tensor, x: Sequence[Tensor], graph: bool) -> Sequence[Tens
 def derivative(
     outputs: Sequence[Tensor], vector: Sequence[Tensor], x: Sequence[Tensor]
 ) -> list[Tensor]:
-    """Gradient in x of ``outputs . vector``; the graph is kept. Zero where nothing depends on x."""
+    """Gradient in x of ``outputs . vector``, retaining the graph; zero without dependence on x."""
+    # Torch refuses outputs without a graph, as gradients of a loss that is linear in x are.
     pairs = [(o, v) for o, v in zip(outputs, vector, strict=True) if o.requires_grad]
     if not pairs:
         return [torch.zeros_like(t) for t in x]
@@ -39,12 +40,13 @@ def derivative(
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turn torch's words for a missing derivative into a refusal that says what to do."""
+    """Turn torch's error about a missing derivative into a refusal that says what to do."""
     try:
         yield
     except (RuntimeError, NotImplementedError) as error:
         text = str(error)
         found = re.search(r"derivative for '?(?:aten::)?(\w+)'? is not implemented", text)
+        # First: the next pattern matches these too, but for them there is a remedy to name.
         if "attention" in text:
             raise Refused(
                 "the model uses fused attention, which has no second derivative; load it with "

@@ -1,9 +1,9 @@
 """BatchNorm written out, so that its running statistics have derivatives.
 
 Torch updates running statistics in place, outside autograd: their derivative would silently be 0.
-In evaluation mode it does not differentiate in them either. So while derivatives are taken, every
-BatchNorm computes here, the same numbers to rounding: in training mode it hands out the batch
-statistics that its running statistics average, in evaluation mode it is plain arithmetic.
+Nor does it differentiate with respect to them in evaluation mode. So while derivatives are taken,
+every BatchNorm is computed here, with the same numbers up to rounding: in training mode it returns
+the batch statistics that its running statistics average, in evaluation mode it is plain arithmetic.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 @dataclass(frozen=True)
 class Statistics:
-    """What one call of one BatchNorm in training mode saw.
+    """The batch statistics of one call of one BatchNorm in training mode.
 
     Attributes:
         module: Its name in the model.
@@ -33,12 +33,12 @@ class Statistics:
     variance: Tensor
 
     def detached(self) -> Statistics:
-        """The numbers alone."""
+        """The same numbers without their graph."""
         return Statistics(self.module, self.mean.detach(), self.variance.detach())
 
 
 def tracking(model: nn.Module) -> dict[str, _BatchNorm]:
-    """Name to BatchNorm module that keeps running statistics."""
+    """BatchNorm modules that keep running statistics, by name."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -47,9 +47,9 @@ def tracking(model: nn.Module) -> dict[str, _BatchNorm]:
 
 
 class ExplicitBatchNorm(AbstractContextManager[list[Statistics]]):
-    """Write out every BatchNorm of ``model`` within the block; gives the list of statistics.
+    """Write out every BatchNorm of ``model`` within the block; yields the list of statistics.
 
-    Can be entered again; every time the list starts empty.
+    It can be entered again; the list starts empty every time.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -63,6 +63,7 @@ class ExplicitBatchNorm(AbstractContextManager[list[Statistics]]):
         return self._statistics
 
     def __exit__(self, *_: object) -> None:
+        # The function set on the instance only hides the class's own, which is back without it.
         for module in self._modules.values():
             del module.__dict__["forward"]
 
@@ -72,7 +73,9 @@ class ExplicitBatchNorm(AbstractContextManager[list[Statistics]]):
                 return _evaluated(module, x)
             if module.track_running_stats:
                 over = [d for d in range(x.ndim) if d != 1]
+                # Unbiased, as torch averages it, although it normalises by the biased variance.
                 self._statistics.append(Statistics(name, x.mean(over), x.var(over)))
+            # Without running statistics nothing is updated in place: the step map averages them.
             return functional.batch_norm(
                 x, None, None, module.weight, module.bias, True, 0.0, module.eps
             )

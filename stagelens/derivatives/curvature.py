@@ -2,12 +2,12 @@
 
 ``H v`` is exact: the derivative of g . v, taken through the graph of the gradient. The graph is
 built once per micro-batch and serves every vector (a loop that shares the linearisation). On a CPU
-and with three vectors this takes 2.1 to 2.6 ms against 4.4 to 5.6 for ``vmap`` of forward mode over
+with three vectors this takes 2.1 to 2.6 ms against 4.4 to 5.6 for ``vmap`` of forward mode over
 reverse on a small MLP, and 40 against 36 on a small CNN; it needs no forward-mode derivatives, and
-what a vector gives does not depend on which others are asked for. Finite differences of gradients
-are no alternative: they are off by 10 to 500 times on ReLU networks.
+the result for one vector does not depend on which others are requested. Finite differences of
+gradients are no alternative: they are off by 10 to 500 times on ReLU networks.
 
-x stands for everything that derivatives are taken for: parameters, and the floating buffers.
+x stands for everything that is differentiated: parameters and floating buffers.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ Vectors = dict[str, Tensor]
 
 @dataclass
 class Evaluated:
-    """What one step's forward and backward passes gave.
+    """The results of one step's forward and backward passes.
 
     Attributes:
         gradient: Name to gradient of the step's loss (all micro-batches), before clipping.
-        statistics: Batch statistics, in the order in which running statistics took them.
+        statistics: Batch statistics, in the order in which running statistics averaged them.
         d_gradient: K tangents of the gradient.
         d_statistics: Per entry of ``statistics``, K tangents of mean and variance.
     """
@@ -57,9 +57,9 @@ class StageLoss:
 
     Args:
         task: Builds the model and computes the loss.
-        stage: Gives modes, accumulation and the values of everything that is no x.
-        active: What derivatives are taken for; other names of the model are constants.
-        dtype: Everything is computed in it.
+        stage: Gives modes, accumulation and the values of everything that is not in x.
+        active: Names that are differentiated; other names of the model are constants.
+        dtype: The dtype of all computation.
         gauss_newton: ``J^T H_L J`` of outputs J and loss L in place of the exact Hessian.
     """
 
@@ -78,10 +78,12 @@ class StageLoss:
         self.gauss_newton = gauss_newton
         self.model = task.build_model(facts.build_config)
         _check_attention(self.model)
+        # Loading gives every tensor its recorded dtype, so the working dtype comes after it.
         load_into(self.model, stage.start().model)
         self.model.to(self.device, dtype)
         self.rules = StepRules.of(facts)
         prepare(self.model, self.rules)
+        # Only x is differentiated: `place` sets the flags of its parameters.
         self.model.requires_grad_(False)
         names = [n for n, _ in self.model.named_parameters()]
         names += [n for n, b in self.model.named_buffers() if b.is_floating_point()]
@@ -103,6 +105,8 @@ class StageLoss:
         total = Evaluated({}, [], {}, [])
         for micro in _batches(record):
             x, loss, statistics, split = self._forward(values, micro)
+            # With loss + p . s at p = 0, g is the loss's own gradient and d(g . v)/dp = J_s v: one
+            # backward pass through g gives H v and the statistics' tangents together.
             probes = [torch.zeros_like(s, requires_grad=True) for s in _flat(statistics)]
             scalar = loss
             for statistic, probe in zip(_flat(statistics), probes, strict=True):
@@ -131,7 +135,7 @@ class StageLoss:
             with explained():
                 if split is None:
                     both = derivative(g, v, [*x, *probes])
-                else:
+                else:  # Gauss-Newton replaces H only: the statistics' tangents stay exact
                     both = split.product(x, v) + (derivative(g, v, probes) if probes else [])
             h.append(both[: len(x)])
             statistics.append(both[len(x) :])
@@ -150,7 +154,7 @@ class StageLoss:
         Args:
             values: x, by name.
             record: Its batches are the loss.
-            gradient: K cotangents of the gradient; names that are absent have none.
+            gradient: K cotangents of the gradient; absent names count as zero.
             statistics: K cotangents of every mean and variance, as ``push`` ordered them.
         """
         total: Vectors = {}
@@ -177,7 +181,7 @@ class StageLoss:
         return total
 
     def _filled(self, part: Mapping[str, Tensor], x: list[Tensor]) -> list[Tensor]:
-        """A vector over x, zero where ``part`` says nothing."""
+        """A vector over x, zero for names that ``part`` lacks."""
         pairs = zip(self.names, x, strict=True)
         return [part[name] if name in part else torch.zeros_like(t) for name, t in pairs]
 
@@ -190,7 +194,7 @@ class StageLoss:
         This is exact for any loss, with the masks of dropout, and the g_i sum to the gradient.
 
         Raises:
-            NotSeparable: The loss cannot be told apart by examples.
+            NotSeparable: The loss cannot be separated by example.
         """
         parts = []
         for micro in _batches(record):
@@ -203,6 +207,7 @@ class StageLoss:
         self, values: Mapping[str, Tensor], micro: MicroBatch, split: bool = False
     ) -> tuple[list[Tensor], Tensor, list[Statistics], Split | None]:
         x = self.place(values)
+        # Every pass over a batch has the recorded dropout masks: H and g are of the same loss.
         devices.restore_random(micro.rng, self.device)
         batch = cast(to_device(micro.batch, self.device), self.dtype)
         divisor = self.rules.divisor(micro)
@@ -219,6 +224,7 @@ class StageLoss:
         x = []
         for name in self.names:
             if name in parameters:
+                # Shared, not copied: no pass writes to parameters.
                 leaf: Tensor = parameters[name]
                 leaf.data = values[name].detach()
                 leaf.requires_grad_(True)
@@ -231,10 +237,10 @@ class StageLoss:
 
 
 def _check_attention(model: nn.Module) -> None:
-    """Refuse beforehand where transformers chose an attention without a second derivative.
+    """Refuse up front where transformers chose an attention without a second derivative.
 
     Raises:
-        Refused: It is another than "eager".
+        Refused: It is not "eager".
     """
     chosen = getattr(getattr(model, "config", None), "_attn_implementation", None)
     if chosen not in (None, "eager"):

@@ -1,4 +1,4 @@
-"""Forward mode: what stages did to the final model, to first order, by a pass over the replay.
+"""Forward mode: what stages did to the final model, to first order, in one pass over the replay.
 
 Two readings of "without stage k", both exact derivatives of the real optimiser's steps:
 
@@ -8,9 +8,9 @@ Two readings of "without stage k", both exact derivatives of the real optimiser'
   s_{t+1} - s_t at each of its steps, carried through the rest of the stage and the later ones. It
   is also the exact answer to "what if the stage had been a little weaker".
 
-All asked stages share one factual pass: a step's gradient is computed once, and its curvature is
-applied to every open stage's tangent. Each tangent is computed by itself, so it does not depend on
-which others are asked for, or in which order.
+All requested stages share one factual pass: a step's gradient is computed once, and its curvature
+is applied to every open stage's tangent. Each tangent is computed by itself, so it does not depend
+on which others are requested, or in which order.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ class StageTangent:
 
     Attributes:
         stage: The stage's name.
-        values: Parameter or floating buffer of the final model to derivative, of its shape;
+        values: Derivative of each parameter or floating buffer of the final model, of its shape;
             absent where the stage could not have changed it.
         growth: Norm of the derivative of the parameters over the norm of the stage's own change
-            of them, carried over the later boundaries: 1 where later stages keep the change as it
+            in them, carried over the later boundaries: 1 where later stages keep the change as it
             is; NaN where it overflowed.
-        cost: Example-gradients, in replays of the later stages, as if the stage were asked for
+        cost: Example-gradients, in replays of the later stages, as if the stage were requested
             alone: the trajectory's gradients once, and :data:`HESSIAN_PRODUCT_COST` for each
-            product. Stages that are asked for together share the first.
-        seconds: Share of the wall time, the pass divided among the stages open at a time.
+            product. Stages that are requested together share the first.
+        seconds: Part of the wall time; each step's is divided among the stages open at it.
     """
 
     stage: str
@@ -72,7 +72,7 @@ class _Lanes:
         self.stages: list[Stage] = []
         self.vectors: StateVectors | None = None
         self.examples: dict[str, int] = {}
-        self.later_examples: dict[str, int] = {}
+        self.later_examples: dict[str, int] = {}  # without the stage's own: what a replay costs
         self.seconds: dict[str, float] = {}
 
     def open(self, stage: Stage, vectors: StateVectors) -> None:
@@ -123,6 +123,7 @@ def final_tangents(
     asked = {stage.name for stage in stages}
     first = min(stage.index for stage in stages)
     covered = run.stages[first:]
+    # A jump is read off its stage's recorded ends, so the first stage's steps need not be run.
     stepped = covered if reading == "scale" else covered[1:]
     check_differentiable(stepped)
     active = active_names(run, covered)
@@ -135,7 +136,9 @@ def final_tangents(
         if before is not None:
             crossing = Crossing(before, own)
             if lanes.vectors is not None:
+                # A merge is linearised where the stepped trajectory ended, as the steps are.
                 lanes.vectors = crossing.push(lanes.vectors, reached or before.end)
+            # After the push: a jump comes already carried over its own boundary, exactly.
             if reading == "jump" and before.stage.name in asked:
                 lanes.open(before.stage, crossing.jump(before))
         if reading == "scale" and stage.name in asked:
@@ -170,6 +173,7 @@ def _run_stage(
             evaluated = own.loss.push(state.values, record, lanes.vectors.values)
             step = StepMap(own.stage, own.loss, state, record, evaluated, options.plain_sgd)
             lanes.vectors = step.push(lanes.vectors, evaluated)
+            # d/dxi of s + xi (F(s) - s) at xi = 1 is J ds + (s' - s): the forcing is not pushed.
             if lane is not None:
                 _force(lanes.vectors, lane, step.change(own.loss.names))
             state = step.after
@@ -181,7 +185,7 @@ def _run_stage(
 
 
 def _force(vectors: StateVectors, lane: int, change: StateVectors) -> None:
-    """Add ``s' - s`` to one lane."""
+    """Add the forcing ``s' - s`` to one lane."""
     for name, tensor in change.values.items():
         vectors.values[name][lane] += tensor[0]
     for name, blocks in change.moments.items():
@@ -190,12 +194,12 @@ def _force(vectors: StateVectors, lane: int, change: StateVectors) -> None:
 
 
 def examples_of(record: StepRecord) -> int:
-    """How many examples a step's batches hold."""
+    """The number of examples in a step's batches."""
     return sum(batch_size(micro.batch) for micro in record.batches or ())
 
 
 def _own_change(last: LinearStage) -> StateVectors:
-    """Of the last stage, which nothing follows."""
+    """The last stage's own change, which no later stage carries on."""
     vectors = last.layout.zeros(1)
     end, start = last.end.values, last.start.values
     for name in vectors.values:
@@ -227,6 +231,7 @@ def _result(run: Run, stage: Stage, lanes: _Lanes, lane: int) -> StageTangent:
             changes.append(after - before)
     change, size = norm(changes), norm([values[name] for name in parameters])
     growth = size / change if change else math.inf if size else 0.0
+    # Over all values: the norms above leave out running statistics, which can overflow as well.
     if not all(bool(tensor.isfinite().all()) for tensor in values.values()):
         growth = math.nan
     return StageTangent(stage.name, values, growth, lanes.cost(stage), lanes.seconds[stage.name])

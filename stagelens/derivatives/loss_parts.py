@@ -1,4 +1,4 @@
-"""A loss taken apart where it stops depending on the model, for examples' shares and curvature."""
+"""A loss split where it stops depending on the model, for examples' parts and curvature."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .autodiff import derivative, explained, gradients
 
 @dataclass(frozen=True)
 class _Cut:
-    """A tensor that the loss depends on the model through.
+    """A tensor through which the loss depends on the model.
 
     Attributes:
-        value: It, in the graph of f.
-        detached: The leaf that the loss's graph ends at.
-        inside: Whether the model itself computes a loss of it.
+        value: The tensor, in the graph of f.
+        detached: The leaf at which the loss's graph ends.
+        inside: Whether the model itself computes a loss from it.
     """
 
     value: Tensor
@@ -31,14 +31,14 @@ class _Cut:
 
 
 class NotSeparable(Refused):
-    """A loss that cannot be told apart by examples; steps have contributions all the same."""
+    """A loss that cannot be separated by example; its steps still have contributions."""
 
 
 class Split:
-    """A loss taken apart where it stops depending on the model: z = f(x), then L(z).
+    """A loss split where it stops depending on the model: z = f(x), then L(z).
 
-    z are the model's outputs; where the model computes its loss itself, as those of
-    ``transformers`` do, what it gives to ``cross_entropy``.
+    z are the model's outputs or, where the model computes its loss itself, as those of
+    ``transformers`` do, what it passes to ``cross_entropy``.
 
     Attributes:
         loss: ``z . dL/dz`` with the slopes held: its gradient in x is that of L(f(x)).
@@ -46,6 +46,7 @@ class Split:
 
     def __init__(self, cuts: Sequence[_Cut], loss: Tensor) -> None:
         detached = [cut.detached for cut in cuts]
+        # The slopes keep their graph, whose derivative is the H_L of Gauss-Newton.
         slopes = torch.autograd.grad(loss, detached, create_graph=True, allow_unused=True)
         pairs = [(c, s) for c, s in zip(cuts, slopes, strict=True) if s is not None]
         self.cuts = [cut for cut, _ in pairs]
@@ -60,14 +61,15 @@ class Split:
 
     @classmethod
     def of(cls, task: Task, model: nn.Module, batch: Any, divisor: float) -> Split:
-        """Run the task's loss, with z held apart.
+        """Run the task's loss with z cut off from the model.
 
         Raises:
-            NotSeparable: The loss is no function of one call's z alone.
+            NotSeparable: The loss is not a function of one call's z alone.
         """
         apart = _Apart(model)
         loss = task.loss(apart, batch) / divisor
         if apart.calls == 1 and loss.requires_grad and apart.cuts:
+            # z is cut off, so a gradient left here goes past it, as that of a weight penalty does.
             held = [p for p in model.parameters() if p.requires_grad]
             past = torch.autograd.grad(loss, held, retain_graph=True, allow_unused=True)
             split = cls(apart.cuts, loss)
@@ -98,12 +100,13 @@ class Split:
                     "the model's outputs do not have one row per example, so examples' shares of "
                     "a step are not defined; ask for steps"
                 )
-        # A language model's rows are tokens, those of an example one after the other.
+        # A language model's rows are tokens, with those of one example next to each other.
         pairs = zip(self.slopes, self._outputs_along(x, v), strict=True)
         return torch.stack([(s * t).reshape(examples, -1).sum(1) for s, t in pairs]).sum(0).detach()
 
     def _outputs_along(self, x: list[Tensor], v: list[Tensor]) -> list[Tensor]:
         """``v -> J v``, by differentiating ``p -> J^T p . v``, which is linear in p."""
+        # Backward twice instead of forward mode, which not all operations have (fused attention).
         probes = [torch.zeros_like(z, requires_grad=True) for z in self.outputs]
         scalar = torch.stack([(z * p).sum() for z, p in zip(self.outputs, probes, strict=True)])
         with explained():
@@ -126,22 +129,23 @@ class _Apart(nn.Module):
         return self._outputs(value)
 
     def cut(self, value: Tensor, inside: bool) -> Tensor:
-        """A leaf that stands in for a tensor from here on."""
+        """A leaf that replaces a tensor from here on."""
         self.cuts.append(_Cut(value, value.detach().requires_grad_(True), inside))
         return self.cuts[-1].detached
 
     def _outputs(self, value: Any) -> Any:
-        if isinstance(value, Tensor):  # a loss of the model's own was cut inside
+        if isinstance(value, Tensor):  # a scalar is the model's own loss, which was cut inside
             return self.cut(value, False) if value.requires_grad and value.ndim else value
         if isinstance(value, Mapping):
             return type(value)({key: self._outputs(item) for key, item in value.items()})  # type: ignore[call-arg]
+        # A named tuple takes its items one by one, so it cannot be rebuilt in this way.
         if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
             return type(value)(self._outputs(item) for item in value)
         return value
 
 
 class _InnerLosses(TorchFunctionMode):
-    """Cuts what a model's forward pass gives to ``cross_entropy``."""
+    """Cuts what a model's forward pass passes to ``cross_entropy``."""
 
     def __init__(self, apart: _Apart) -> None:
         super().__init__()

@@ -1,10 +1,10 @@
 """One optimiser step as a pure function of the training state.
 
-Replay steps with torch's own optimisers, so that it can be bitwise. The functions here serve what
-torch's cannot: tangents (they run under ``torch.func.jvp``) and merged steps (no value range is
-enforced, so a learning rate may be a sum and a beta a power). They equal torch's loops to rounding:
-to 1e-12 over 50 steps in float64, and to about 2e-7 per step in float32. Nothing is written in
-place; results may share memory with what was passed.
+Replay uses torch's own optimisers, so that it can be bitwise. The functions here serve what torch's
+cannot: tangents (they run under ``torch.func.jvp``) and merged steps (no value range is enforced,
+so a learning rate may be a sum and a beta a power). They equal torch's loops up to rounding: to
+1e-12 over 50 steps in float64, and to about 2e-7 per step in float32. Nothing is written in place;
+results may share memory with the arguments.
 
 Symbols, elementwise in one parameter: theta parameter, g gradient of the loss, eta learning rate,
 lam weight decay. A step goes *down* the gradient.
@@ -29,12 +29,12 @@ from stagelens.replaying.optimizers import refusal
 
 
 class SGDState(NamedTuple):
-    """What SGD keeps of one parameter.
+    """What SGD keeps for one parameter.
 
     Attributes:
         theta: The parameter.
-        v: Momentum buffer, as theta; None where no update with momentum happened yet
-            (``torch.func.jvp`` takes tensors only: leave a None out of what it is given and gives).
+        v: Momentum buffer, as theta; None before the first update with momentum
+            (``torch.func.jvp`` takes tensors only: leave a None out of its inputs and outputs).
     """
 
     theta: Tensor
@@ -42,14 +42,14 @@ class SGDState(NamedTuple):
 
 
 class AdamState(NamedTuple):
-    """What Adam and AdamW keep of one parameter.
+    """What Adam and AdamW keep for one parameter.
 
     Attributes:
         theta: The parameter.
         m: Mean of gradients, as theta.
         u: Mean of squared gradients, as theta, >= 0.
         t: () float64, how many updates this parameter has had: steps without a gradient for it do
-            not count. Need not be whole.
+            not count. It need not be whole.
     """
 
     theta: Tensor
@@ -62,7 +62,7 @@ ParameterState = SGDState | AdamState
 
 
 def bias_mass(beta: float, t: Tensor) -> Tensor:
-    """Weight that a mean started at zero holds after ``t`` updates: ``w = 1 - beta**t``."""
+    """Total weight of the updates in a mean that started at zero: ``w = 1 - beta**t``."""
     return 1 - beta**t
 
 
@@ -77,10 +77,10 @@ def step(
     Args:
         rule_name: ``"SGD"``, ``"Adam"`` or ``"AdamW"``.
         state: Parameter name to state.
-        gradients: Parameter name to gradient, after clipping. None leaves the parameter wholly
-            alone: no decay, no moments, no count. A zero gradient is a gradient.
-        hyperparameters: Parameter name to its group's values, as ``torch`` names them; further
-            keys of the group are not read.
+        gradients: Parameter name to gradient, after clipping. None leaves the parameter entirely
+            unchanged: no decay, no moments, no count. A zero gradient is a gradient.
+        hyperparameters: Parameter name to its group's values, as ``torch`` names them; other keys
+            of the group are not read.
 
     Raises:
         Refused: The optimiser, or an option that is switched on, has no step here.
@@ -88,7 +88,7 @@ def step(
     after = {}
     for name, before in state.items():
         gradient = gradients[name]
-        after[name] = before
+        after[name] = before  # torch skips a parameter without a gradient: not even decay
         if gradient is not None:
             after[name] = _update(rule_name, before, gradient, hyperparameters[name])
     return after
@@ -115,7 +115,7 @@ def sgd_update(
     weight_decay: float,
     nesterov: bool,
 ) -> SGDState:
-    """One update of SGD, weight decay coupled.
+    """One update of SGD, with coupled weight decay.
 
     With mu momentum::
 
@@ -132,7 +132,7 @@ def sgd_update(
         momentum: mu.
         dampening: Share of g~ that the buffer does not take; negative for merged steps.
         weight_decay: lam.
-        nesterov: Whether to look one update ahead.
+        nesterov: Whether momentum is Nesterov's.
     """
     theta, v = state
     g = gradient + weight_decay * theta if weight_decay else gradient
@@ -162,7 +162,7 @@ def adam_update(
         u'     = b2 u + (1 - b2) g^2
         theta' = (1 - eta lam) theta - eta (m'/w1') / (sqrt(u'/w2') + eps)    Adam: lam = 0 here
 
-    The quotient is computed in float64, for the sake of its tangent.
+    The quotient is computed in float64, because its tangent needs it.
 
     Args:
         state: Before the update.
@@ -172,8 +172,8 @@ def adam_update(
         eps: Added to the root.
         weight_decay: lam.
         decoupled: False for Adam, True for AdamW.
-        masses: w1', w2', the bias masses *after* the update; by default those of the count. Given
-            where masses carry a tangent of their own: a stage's removal is a finite step in them.
+        masses: w1', w2', the bias masses *after* the update; by default those of the count. Passed
+            where masses carry their own tangent: removing a stage is a finite step in them.
     """
     theta, m, u, t = state
     b1, b2 = betas
@@ -190,6 +190,7 @@ def adam_update(
 def _root(x: Tensor) -> Tensor:
     """sqrt(x) whose tangent is 0, not 0/0, where x = 0."""
     zero = x == 0
+    # Replaced before the root: masking afterwards would leave an infinite slope times zero, NaN.
     return torch.where(zero, 1.0, x).sqrt().masked_fill(zero, 0.0)
 
 
@@ -201,6 +202,7 @@ def clip_factor(gradients: Mapping[str, Tensor | None], max_norm: float) -> Tens
     norms = [torch.linalg.vector_norm(g) for g in gradients.values() if g is not None]
     if not norms:
         return torch.tensor(1.0)
+    # Torch's own order of sums and its constant, so that replay and derivatives clip alike.
     total = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
     return torch.clamp(max_norm / (total + 1e-6), max=1.0)
 
@@ -216,13 +218,13 @@ def state_from_torch(
     parameters: Mapping[str, Tensor],
     optimizer_state: Mapping[str, Mapping[str, Tensor]],
 ) -> dict[str, ParameterState]:
-    """The training state from parameters and the entries that torch keeps for them; copies.
+    """The training state, copied, from parameters and the entries that torch keeps for them.
 
     Args:
         rule_name: ``"SGD"``, ``"Adam"`` or ``"AdamW"``.
         parameters: Parameter name to value.
-        optimizer_state: Parameter name to ``optimizer.state[parameter]``; no entry, or an empty
-            one, is a parameter that never had a gradient.
+        optimizer_state: Parameter name to ``optimizer.state[parameter]``; a parameter that never
+            had a gradient has no entry, or an empty one.
 
     Raises:
         Refused: The optimiser has no step here, or the state is amsgrad's.
@@ -237,6 +239,7 @@ def state_from_torch(
             v = entry.get("momentum_buffer")
             state[name] = SGDState(theta, None if v is None else v.detach().clone())
         elif not entry:
+            # Torch computes 1 - beta**t from a Python float; a float32 count would round it.
             zero = torch.zeros((), dtype=torch.float64)
             state[name] = AdamState(theta, torch.zeros_like(theta), torch.zeros_like(theta), zero)
         else:

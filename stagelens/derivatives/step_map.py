@@ -1,11 +1,11 @@
 """A recorded step as a differentiable map of training states: the update, clipping, averages.
 
-:class:`State` is a training state in the dtype that everything is computed in. The factual
-trajectory is made of the pure steps of :mod:`stagelens.derivatives.step`, not of torch's loops: the
-gradient is then computed once, for the step and for its derivative; float64 and float32 run the
-same code; and derivatives belong to exactly the map that is stepped. It starts at every stage's
-recorded start, so rounding does not add up over stages, and :func:`deviation` says at every
-stage's end how far it is from the recording.
+:class:`State` is a training state in the dtype of all computation. The factual trajectory consists
+of the pure steps of :mod:`stagelens.derivatives.step`, not of torch's loops: the gradient is then
+computed once, for the step and for its derivative; float64 and float32 run the same code; and
+derivatives belong to exactly the map that is stepped. It starts at every stage's recorded start, so
+rounding does not add up over stages, and ``LinearStage.check_end`` refuses it where it ends too far
+from the recording.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ Betas = tuple[float, float]
 
 @dataclass
 class State:
-    """A training state: parameters that are optimised, everything else that floats, and counts.
+    """A training state: optimised parameters, all other floating tensors, and integer buffers.
 
     Attributes:
         optimised: Parameters that the stage's optimiser trains, with their moments.
         fixed: All other parameters and floating buffers.
         integers: Integer buffers.
-        betas: Of Adam, per optimised parameter: what its bias masses are computed from.
+        betas: For Adam, per optimised parameter: what its bias masses are computed from.
     """
 
     optimised: dict[str, ParameterState]
@@ -83,7 +83,7 @@ class StateVectors:
         return [*self.values.values(), *(t for b in self.moments.values() for t in b.values())]
 
     def dot(self, other: StateVectors) -> Tensor:
-        """``a . b`` for K vectors and one (or K); (K,) float64. Absent blocks are zero."""
+        """``a . b`` of K vectors with one (or K); (K,) float64. Absent blocks count as zero."""
         total = torch.zeros((), dtype=torch.float64)
         for name, vector in other.values.items():
             if name in self.values:
@@ -99,7 +99,7 @@ def _row_dots(a: Tensor, b: Tensor) -> Tensor:
 
 
 class Layout:
-    """The space of a stage's training states: which blocks there are, and of which shape."""
+    """The space of a stage's training states: its blocks and their shapes."""
 
     def __init__(self, stage: Stage, loss: StageLoss, state: State) -> None:
         values = state.values
@@ -125,11 +125,12 @@ class Layout:
 def state_of(
     stage: Stage, recorded: TrainingState, dtype: torch.dtype, device: torch.device
 ) -> State:
-    """A recorded state of ``stage`` in the dtype that is computed in."""
+    """A recorded state of ``stage`` in the dtype of all computation."""
     facts = stage.facts
     tensors = {name: tensor.to(device) for name, tensor in recorded.model.items()}
     floats = {n: t.to(dtype) for n, t in tensors.items() if t.is_floating_point()}
     trained = [n for group in stage.optimizer.groups for n in group.parameters]
+    # An optimiser may hold parameters that require no gradient, which it never updates.
     trained = [n for n in trained if n in set(facts.trainable)]
     entries = {
         name: {k: t if k == "step" else t.to(device, dtype) for k, t in entry.items()}
@@ -187,6 +188,7 @@ class StepMap:
         self.before = before
         self.statistics = evaluated.statistics
         options = options_by_name(stage, record)
+        # Without a gradient, a parameter is neither updated nor part of the norm that is clipped.
         missing = set(record.missing)
         updated = [n for n in before.optimised if n not in missing]
         gradients = {name: evaluated.gradient[name] for name in updated}
@@ -211,6 +213,7 @@ class StepMap:
             if isinstance(old, AdamState):
                 b1, b2 = (float(b) for b in options[name]["betas"])
                 rebase = rebase_factors(betas[name], (b1, b2), float(old.t))
+                # Only for updated parameters: the others' masses still belong to the earlier betas.
                 betas[name] = (b1, b2)
             self.operators[name] = linearise_update(rule, old, g, new, options[name], rebase)
         self._average(loss, before)
@@ -221,10 +224,12 @@ class StepMap:
         modules = tracking(loss.model)
         self._fixed, self._integers = dict(before.fixed), dict(before.integers)
         self.weights: list[float] = []
+        # One at a time: a module that is called twice in a step averages twice, in this order.
         for s in self.statistics:
             counter = _prefix(s) + "num_batches_tracked"
             if counter in self._integers:
-                self._integers[counter] = self._integers[counter] + 1
+                self._integers[counter] = self._integers[counter] + 1  # `before` keeps its own
+            # Without a momentum, torch averages over all batches so far.
             momentum = modules[s.module].momentum
             a = 1.0 / float(self._integers[counter]) if momentum is None else float(momentum)
             self.weights.append(a)
@@ -260,6 +265,7 @@ class StepMap:
         if self.clip is not None:
             gradients = self.clip.apply(gradients)
         statistics = []
+        # In reverse, because averages of a module that is called twice build on each other.
         for s, a in zip(reversed(self.statistics), reversed(self.weights), strict=True):
             pair = []
             for name, _ in _running(s):
@@ -276,14 +282,15 @@ class StepMap:
             blocks = operator.change()
             values[name] = blocks.pop("theta")
             moments[name] = blocks
+        # A set: after - before holds all averages of a module that is called twice.
         for name in {name for s in self.statistics for name, _ in _running(s)}:
             values[name] = (self.after.fixed[name] - self.before.fixed[name])[None]
         return StateVectors({n: v for n, v in values.items() if n in names}, moments)
 
     def share(self, vectors: StateVectors) -> Values:
-        """Per parameter what an example's gradient meets; see :class:`UpdateOperator`.
+        """Per parameter what an example's gradient is multiplied by; see :class:`UpdateOperator`.
 
-        The clipping factor f is held: example i's part is ``f share . g_i``, g_i not clipped.
+        The clipping factor f is held: example i's part is ``f share . g_i``, with g_i not clipped.
         """
         return {
             name: operator.share(vectors.blocks(name)) for name, operator in self.operators.items()
@@ -316,10 +323,11 @@ def difference(
         blocks = vectors.moments[name]
         if isinstance(one, AdamState) and isinstance(other, AdamState):
             blocks["m"], blocks["u"] = (one.m - other.m)[None], (one.u - other.u)[None]
+            # w = 1 - b^t. Moments that no boundary carries lack betas, and are dropped there.
             for block, beta in zip(MASSES, betas.get(name, (0.0, 0.0)), strict=True):
                 blocks[block] += beta ** float(other.t) - beta ** float(one.t)
         elif not isinstance(one, AdamState) and not isinstance(other, AdamState):
-            zero = torch.zeros_like(one.theta)
+            zero = torch.zeros_like(one.theta)  # of a buffer before its first update
             v, w = (zero if x.v is None else x.v for x in (one, other))
             blocks["v"] = (v - w)[None]
     return vectors

@@ -1,14 +1,14 @@
 """The exact derivative of one parameter's update, as a linear operator: forward and transposed.
 
-Autodiff of an update is not enough: 0/0 where a unit never had a gradient, and a removed stage is
-a finite step in the bias masses. So the derivatives stand here as formulas, once per rule, with
-coefficients that all vectors of a step share: they are computed in float64 and used in the dtype of
-the parameter. :meth:`push` maps tangents forward (``v -> Jv``), :meth:`pull` maps cotangents
-backward (``w -> J^T w``); both take K vectors at once, along a leading dimension.
+Autodiff of an update is not enough: it gives 0/0 where a unit never had a gradient, and a removed
+stage is a finite step in the bias masses. So the derivatives are written out as formulas, once per
+rule, with coefficients that all vectors of a step share: they are computed in float64 and used in
+the dtype of the parameter. :meth:`push` maps tangents forward (``v -> Jv``), :meth:`pull` maps
+cotangents backward (``w -> J^T w``); both take K vectors at once, along a leading dimension.
 
 An update acts on blocks, named as in :mod:`~.derivatives.step`: ``theta``, and ``v`` for SGD
-or ``m, u, w1, w2`` for Adam, where w1, w2 are the bias masses (K,), float64. Masses stand in place
-of the step count because a removed stage changes them by a finite, exactly known amount:
+or ``m, u, w1, w2`` for Adam, where w1, w2 are the bias masses (K,), float64. Masses replace the
+step count because a removed stage changes them by a finite, exactly known amount:
 w' = b w + 1 - b, so dw' = b dw.
 """
 
@@ -58,7 +58,7 @@ class UpdateOperator(Protocol):
         ...
 
     def share(self, after: Blocks) -> Tensor:
-        """What one example's additive part of the update meets.
+        """What one example's gradient is multiplied by in its additive part of the update.
 
         Example i's part of ``lambda' . (s' - s)`` is ``share . g_i``, where the g_i sum to the
         (clipped) gradient, denominators are held, and g^2 is split as g g_i.
@@ -82,7 +82,7 @@ def linearise_update(
         gradient: g, after clipping.
         after: State after it, as :func:`stagelens.derivatives.step.step` gives it.
         options: The parameter group's hyperparameters at this step.
-        rebase: From :func:`rebased_mass`, where betas changed since the update before.
+        rebase: From :func:`rebased_mass`, where betas changed since the previous update.
     """
     if isinstance(before, SGDState) and isinstance(after, SGDState):
         return SGDOperator(before, gradient, after, options)
@@ -92,22 +92,24 @@ def linearise_update(
 
 
 def rebased_mass(beta: float, new_beta: float, count: float) -> float:
-    """Factor of a mass's tangent where the beta that masses are computed from changes.
+    """Factor on a mass's tangent where the beta that masses are computed from changes.
 
     Torch computes w = 1 - b^t from the beta of the current step, so with dt the change of the count
     ``dw = -ln(b) b^t dt``, and the factor is ``ln(b_new) b_new^t / (ln(b) b^t)``; 1 for constant
     betas.
 
     Args:
-        beta: Of the update before.
-        new_beta: Of the update that comes.
+        beta: Of the previous update.
+        new_beta: Of the next update.
         count: t, updates so far.
     """
     if beta == new_beta:
         return 1.0
+    # At beta 0 the mass is 1 whatever the count: its tangent is 0, and ln(0) does not exist.
     if not 0 < beta < 1 or not 0 < new_beta < 1:
         return 0.0
     ratio = math.log(new_beta) / math.log(beta)
+    # One exponential of the difference: each power alone underflows in long stages.
     return ratio * math.exp(count * (math.log(new_beta) - math.log(beta)))
 
 
@@ -130,7 +132,7 @@ class SGDOperator:
         dv'     = mu dv + (1 - dampening) dg~          a fresh parameter: dv' = dg~
         dtheta' = dtheta - eta dv'                     Nesterov: dtheta - eta (dg~ + mu dv')
 
-    At mu = 0 the buffer is left alone and ``dtheta' = dtheta - eta dg~``.
+    At mu = 0 the buffer is left unchanged and ``dtheta' = dtheta - eta dg~``.
     """
 
     def __init__(
@@ -142,7 +144,7 @@ class SGDOperator:
         self.mu = float(options["momentum"])
         self.decay = float(options["weight_decay"])
         self.nesterov = bool(options["nesterov"])
-        fresh = before.v is None
+        fresh = before.v is None  # torch's first buffer is g~ itself, not dampened
         self.kept = 0.0 if fresh else self.mu
         self.taken = 1.0 if fresh else 1.0 - float(options["dampening"])
 
@@ -161,7 +163,7 @@ class SGDOperator:
         direction = -self.lr * after["theta"]
         if not self.mu:
             v, g = after["v"], direction
-        else:
+        else:  # Nesterov's direction g~ + mu v' passes lambda to g~ a second time
             new_v = after["v"] + (self.mu * direction if self.nesterov else direction)
             g = self.taken * new_v + direction if self.nesterov else self.taken * new_v
             v = self.kept * new_v
@@ -222,9 +224,11 @@ class AdamOperator:
         root = uhat.sqrt()
         denominator = root + float(options["eps"])
         q = after.m.double() / (w1 * denominator)
+        # A unit that never had a gradient, where the root has no slope: c is 0, not 0/0.
         dead = root == 0
         c = q / (2 * torch.where(dead, 1.0, root) * denominator * w2)
         c = c.masked_fill(dead, 0.0)
+        # Narrowed last: products like (sqrt(uhat) + eps) w underflow in float32.
         self.a = (1 / (w1 * denominator)).to(dtype)
         self.c = c.to(dtype)
         self.q_over_w1 = (q / w1).to(dtype)
@@ -239,6 +243,7 @@ class AdamOperator:
         w1 = self.b1 * self.rebase[0] * before["w1"]
         w2 = self.b2 * self.rebase[1] * before["w2"]
         dq = self.a * m - self.c * u
+        # Most often zero (an optimiser that is new, a large count): saves two full products.
         if bool(w1.any()) or bool(w2.any()):
             dq = dq - self.q_over_w1 * _over(w1, dq) + self.c_uhat * _over(w2, dq)
         return {"theta": self.kept * theta - self.lr * dq, "m": m, "u": u, "w1": w1, "w2": w2}
@@ -278,6 +283,8 @@ class AdamOperator:
 
     def share(self, after: Blocks) -> Tensor:
         """See :class:`UpdateOperator`."""
+        # u' acts on theta' through the denominator only, which is held, so -c du' is left out; and
+        # (1 - b2) g^2 is split as (1 - b2) g g_i, without the 2 of a derivative.
         m = after["m"] - self.lr * self.a * after["theta"]
         return (1 - self.b1) * m + (1 - self.b2) * self.gradient * after["u"]
 
@@ -321,7 +328,7 @@ class ClipOperator:
     The map is symmetric, so it is its own transpose.
 
     Args:
-        gradients: Parameter name to g before clipping; only those that are there.
+        gradients: Parameter name to g before clipping, without missing gradients.
         max_norm: c.
         factor: f.
     """

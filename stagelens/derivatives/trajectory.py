@@ -1,4 +1,4 @@
-"""A recorded stage made ready for derivatives: what is refused, its space, and its boundaries."""
+"""A recorded stage prepared for derivatives: what is refused, its space, and its boundaries."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .step_map import Betas, Layout, State, StateVectors, difference, rebase_fac
 from .tangent import MASSES, Blocks
 
 _LARGEST_DEVIATION = 0.05
-"""Of the factual trajectory from the recording, relative to what the stage changed."""
+"""Between the factual trajectory and the recording, relative to what the stage changed."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class DerivativeOptions:
     Attributes:
         dtype: ``"float32"`` or ``"float64"``; None is the dtype of the recording.
         gauss_newton: Gauss-Newton curvature in place of the exact Hessian.
-        plain_sgd: As if every optimiser were plain SGD; for the benchmark only.
+        plain_sgd: Treat every optimiser as plain SGD; for the benchmark only.
     """
 
     dtype: Literal["float32", "float64"] | None = None
@@ -61,8 +61,9 @@ class LinearStage:
         return state_of(self.stage, recorded, self.loss.dtype, self.loss.device)
 
     def _refuse_foreign_buffers(self) -> None:
-        """Buffers that training changes, other than BatchNorm's, change in ways not known here."""
+        """Refuse buffers, other than BatchNorm's, that training changes: how is not known here."""
         start, end = (recorded.model for recorded in self._recorded)
+        # The root module's own name is empty, and its buffers have no dot before theirs.
         known = {f"{module}." if module else "" for module in tracking(self.loss.model)}
         for name, _ in self.loss.model.named_buffers():
             own = name.rpartition(".")[0]
@@ -84,6 +85,7 @@ class LinearStage:
         for name in self.layout.values:
             gap += float((own[name] - end[name]).double().square().sum())
             change += float((end[name] - start[name]).double().square().sum())
+        # Negated, so that a trajectory that became NaN is refused too.
         if not gap**0.5 <= _LARGEST_DEVIATION * change**0.5:
             share = (gap / change) ** 0.5 if change else float("inf")
             raise Refused(
@@ -121,13 +123,14 @@ def working_dtype(run: Run, options: DerivativeOptions) -> torch.dtype:
 
 
 def active_names(run: Run, stages: Sequence[Stage]) -> frozenset[str]:
-    """Names that derivatives are taken for: what stages train or change, and what becomes of it.
+    """Names to differentiate: what stages train or change, and what is derived from that later.
 
     Everything else is the same with and without any stage, so it is a constant.
     """
     names: set[str] = set()
     for stage in stages:
         facts = stage.facts
+        # In training order: what an earlier stage changed goes on under its name in this one.
         names |= {new for new, old in facts.boundary.renamed.items() if old in names}
         names |= {n for n, term in facts.boundary.merged.items() if names & {term.a, term.b}}
         optimised = {n for group in stage.optimizer.groups for n in group.parameters}
@@ -141,7 +144,7 @@ def active_names(run: Run, stages: Sequence[Stage]) -> frozenset[str]:
 
 
 def check_differentiable(stages: Sequence[Stage]) -> None:
-    """Refuse, before any work, what has no derivative here.
+    """Refuse, before any work, what cannot be differentiated here.
 
     Raises:
         Refused: Batches were not kept, or clipping covers gradients that no optimiser clears.
@@ -150,6 +153,7 @@ def check_differentiable(stages: Sequence[Stage]) -> None:
     for stage in stages:
         facts = stage.facts
         optimised = {n for group in stage.optimizer.groups for n in group.parameters}
+        # The optimiser's zero_grad leaves these gradients to pile up, and clipping counts them.
         outside = [name for name in facts.trainable if name not in optimised]
         if facts.clip_norm is not None and outside:
             raise Refused(
@@ -161,7 +165,7 @@ def check_differentiable(stages: Sequence[Stage]) -> None:
 class Crossing:
     """The boundary rule between two stages, linearised: a map of vectors.
 
-    New parameters and buffers start from their recorded values, so their tangents are zero; so are
+    New parameters and buffers start from their recorded values, so their tangents are zero, as are
     those of moments where the optimiser is new. Where carried masses are computed from other betas
     than before, they are rebased. A weight that an adapter was merged into gets
     ``dW' = dW + scaling (dB A + B dA)``.
@@ -193,8 +197,11 @@ class Crossing:
         A merge is bilinear in the factors, so its derivative at their midpoint gives the finite
         difference of the merged weights exactly.
         """
+        # Masses by the next stage's betas, from which torch computes them there: exact, where a
+        # rebased difference by the old ones would be of first order only.
         betas = {old: self.betas[n] for n, old in self.moments.items() if n in self.betas}
         jump = difference(before.end, before.start, before.layout, betas)
+        # B'A' - BA = (B' - B) (A + A')/2 + (B + B')/2 (A' - A)
         start, end = before.start.values, before.end.values
         midpoint = {name: (start[name] + tensor) / 2 for name, tensor in end.items()}
         return self._push(jump, midpoint, betas)
@@ -208,6 +215,7 @@ class Crossing:
             out.values[name] = vectors.values[old]
         for name, term in self.merged.items():
             product, factors = partial(low_rank_product, term), (point[term.a], point[term.b])
+            # A factor that no stage changes is a constant, and has no vector.
             tangents = [
                 vectors.values.get(factor, point[factor].new_zeros(count, *point[factor].shape))
                 for factor in (term.a, term.b)
@@ -234,7 +242,7 @@ class Crossing:
         return out
 
     def _rebased(self, name: str, moments: Blocks, before: Betas | None) -> Blocks:
-        """Moments whose masses were computed from the betas ``before``; it is its own transpose."""
+        """Moments whose masses were computed from the betas ``before``; its own transpose."""
         if before is None or name not in self.betas:
             return dict(moments)
         factors = rebase_factors(before, self.betas[name], self.counts[name])

@@ -1,4 +1,4 @@
-"""Final model and counterfactuals on examples: one tidy table."""
+"""Final model and counterfactuals measured on examples: one tidy table."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def _final_model(run: Run) -> nn.Module:
 
 
 def _models(run: Run, counterfactual: Counterfactual) -> list[Weights]:
-    """The models that one counterfactual is measured on.
+    """The models to measure for one counterfactual.
 
-    Without twins this is the counterfactual, and the final model as it is repeated where that is
-    not bit for bit. With twins they follow, and the task vector, which costs a forward pass only
-    and says how much the later stages did with the stage's change.
+    Without twins: the counterfactual, and the repeated final model where it is not bit for bit.
+    With twins: the counterfactual, both twins, and the task vector, which costs only a forward
+    pass and says how much the later stages did with the stage's change.
     """
     if counterfactual.weights is None:
         return []
@@ -77,7 +77,7 @@ class Without:
     Attributes:
         effects: Behaviour name to (N,) effects, final - without.
         model: The counterfactual model's own answers.
-        trust: What is known of it now.
+        trust: What is known of it once measured.
     """
 
     effects: Mapping[str, np.ndarray]
@@ -92,7 +92,7 @@ def _effect(
     kinds = run.task.behaviour_kinds
     own, trust = models[0], counterfactual.trust
     first = kinds[0].name
-    known = np.isfinite(final.values[first])
+    known = np.isfinite(final.values[first])  # examples without a label have no value
     if known.any() and not np.isfinite(own.values[first][known]).any():
         reason = "The model without it answers with NaN or infinite numbers."
         refused = trust.model_copy(update={"trust": "refused", "reason": reason})
@@ -124,13 +124,13 @@ def _effect(
 def combined(
     kinds: Sequence[Behaviour], final: Measured, models: Sequence[Measured], trust: StageTrust
 ) -> dict[str, np.ndarray]:
-    """Effects by the counterfactual's weights, sharpened by its twins, in the behaviours' ranges.
+    """Effects by the counterfactual's weights, sharpened by its twins, within behaviours' ranges.
 
     Args:
         kinds: The behaviours.
         final: The final model.
-        models: The counterfactual; its factual and counterfactual twin follow where it has them.
-        trust: Says how the twins are weighed; they are not looked at where their share is 0.
+        models: The counterfactual, then its factual and counterfactual twin if it has them.
+        trust: Says how the twins are weighed; they are not read where their share is 0.
 
     Returns:
         Behaviour name to (N,) effects, final - without.
@@ -139,6 +139,7 @@ def combined(
     for kind in kinds:
         value = final.values[kind.name]
         effect = weighed(value, *(model.values[kind.name] for model in models), trust=trust)
+        # Clipped as a value of the counterfactual: read-outs added up could be no probability.
         effects[kind.name] = value - np.clip(value - effect, kind.lowest, kind.highest)
     return effects
 
@@ -146,12 +147,12 @@ def combined(
 def weighed(
     final: np.ndarray, own: np.ndarray, *twins: np.ndarray, trust: StageTrust
 ) -> np.ndarray:
-    """Values of the final model and of one without a stage, to effects; see :func:`combined`.
+    """Effects from values of the final model and of one without a stage; see :func:`combined`.
 
     Args:
         final: The final model.
         own: The counterfactual.
-        twins: Its factual and counterfactual twin, where it has them.
+        twins: Its factual and counterfactual twin, if it has them.
         trust: Says how the twins are weighed.
     """
     effect, share, anchor = final - own, trust.twins_share, trust.twins_anchor
@@ -169,7 +170,7 @@ def effect_table(
     progress: ProgressCallback = no_progress,
     settings: Mapping[str, Any] | None = None,
 ) -> tuple[pd.DataFrame, list[StageTrust]]:
-    """The effect table: one row per example, stage and behaviour; and what is known of each stage.
+    """The effect table, one row per example, stage and behaviour, and the trust of each stage.
 
     ``effect = final - without``; a refused stage keeps its rows, with NaN. Predictions are those
     of the counterfactual weights.
@@ -183,6 +184,7 @@ def effect_table(
         settings: Of the estimator.
     """
     models = [_models(run, counterfactual) for counterfactual in without]
+    # Names finished shards: seconds differ from one start to the next, and would hide them.
     known = [each.trust.model_dump(exclude={"seconds"}) for each in without]
     final, *measured = measure_set(
         run,
@@ -216,18 +218,18 @@ def stage_rows(
     final: Measured,
     without: Without | None,
 ) -> pd.DataFrame:
-    """The rows of one stage in an effect table; without numbers where it was refused.
+    """The rows of one stage in an effect table, without numbers where it was refused.
 
     Args:
         own: ``example_id``, ``label`` and metadata, N rows.
-        set_name: Of the evaluation set.
+        set_name: Name of the evaluation set.
         stage: The stage that is left out.
         estimator: How its counterfactual was obtained.
         final: The final model.
         without: The stage's effects; None where it was refused.
     """
     nothing = np.full(len(own), np.nan)
-    # Made once: pandas takes its time over texts.
+    # Once for all behaviours: pandas is slow at converting texts.
     answers = pd.Series(final.answers)
     nobody = pd.Series(None, answers.index, dtype=answers.dtype)
     answers_without = nobody if without is None else pd.Series(without.model.answers)
@@ -255,7 +257,7 @@ def stage_rows(
 
 
 def _key(run: Run, examples: EvaluationSet, *models: Any) -> str:
-    """Names what is measured, for parts of it that are kept."""
+    """Identifies what is measured, for stored parts of it."""
     return digest(METHOD, run.digest, examples.digest, *models)[:32]
 
 
@@ -284,19 +286,19 @@ def attribute(
     progress: ProgressCallback = no_progress,
     settings: Mapping[str, Any] | None = None,
 ) -> Result:
-    """Stage effects on an evaluation set, from the stored table where it is there.
+    """Stage effects on an evaluation set, from the stored table if there is one.
 
     Args:
         run: The run.
         set_name: One of its evaluation sets.
         estimator: How the counterfactuals are obtained.
-        stages: Their names; None for all. Only the table of all stages is stored.
-        progress: Called for counterfactuals (nine tenths of it) and forward passes.
+        stages: Names of stages; None for all. Only the table of all stages is stored.
+        progress: Called for counterfactuals (nine tenths of the way) and forward passes.
         settings: Of the estimator, for instance ``{"budget": 0.25}``; None for its defaults.
 
     Raises:
-        Refused: The estimator can give none of the stages.
-        RunError: A stage or set is not there.
+        Refused: The estimator refuses every stage.
+        RunError: There is no such stage or set.
     """
     made = make_estimator(estimator, settings)
     used = dict(made.settings)
@@ -304,6 +306,7 @@ def attribute(
     chosen = [run.stage(name) for name in stages] if stages is not None else run.stages
     stored = load_result(run, set_name, "effects", estimator, used)
     whole = stored is not None and list(stored.trust) == [stage.name for stage in run.stages]
+    # The main process decides, or some would wait for others that found the table and went on.
     if processes.by_main(lambda: whole):
         return _chosen(_seen(stored), stages)
     examples = run.measurable_set(set_name)
@@ -320,7 +323,7 @@ def attribute(
 
 
 def _seen(stored: Result | None) -> Result:
-    """What is stored, which the main process has seen."""
+    """The stored result that the main process has seen."""
     if stored is None:
         raise RunError("not every process sees a stored result; start the command again")
     return stored
@@ -339,10 +342,10 @@ def _chosen(result: Result, stages: Sequence[str] | None) -> Result:
 def boundaries(run: Run, set_name: str, progress: ProgressCallback = no_progress) -> Result:
     """Behaviour after every boundary (observed, not estimated); stored once computed.
 
-    Every boundary is measured on a model of its own stage. Where that gives outputs of another
-    shape than the final model (it has other classes, say), the behaviours are not comparable, and
-    the boundary is left out. So is one that lacks what an assembled run knows from a later
-    checkpoint only, as a head, and one at which training had diverged.
+    Every boundary is measured on the model of its own stage. Where its outputs differ in shape from
+    the final model's (it has other classes, say), behaviours are not comparable, and the boundary
+    is left out. So are one that lacks what an assembled run knows only from a later checkpoint,
+    such as a head, and one at which training had diverged.
     """
     stored = load_result(run, set_name, "boundaries")
     if processes.by_main(lambda: stored is not None):
@@ -368,7 +371,7 @@ def boundaries(run: Run, set_name: str, progress: ProgressCallback = no_progress
             _key(run, examples, "boundaries", own),
             progress,
         )
-    if not names:
+    if not names:  # the final model itself diverged: refused by the stage where that began
         check_final(run)
     ids = examples.table(["example_id"])["example_id"].to_numpy()
     blocks = [

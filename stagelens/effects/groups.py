@@ -1,12 +1,12 @@
 """How well models do on each group of a set: accuracy, errors by class, margin, and the gap.
 
-Works on plain tables of answers, one row per example: ``label``, ``prediction``, and where it was
-measured ``margin``, beside any column that groups come from. Pure pandas and numpy.
+Works on plain tables of answers, one row per example: ``label``, ``prediction``, ``margin`` where
+it was measured, and any columns that define groups. Pure pandas and numpy.
 
 Models are compared on the same examples, so the bootstrap is paired: every resample draws examples
 within each group once, for all models. The gap is the one between two *named* groups, the best and
 the worst of the first model; for the other models it keeps these groups, and is negative where the
-order turned round. (A gap between whatever groups are then furthest apart grows by chance alone.)
+order is reversed. (A gap between whichever groups are furthest apart would grow by chance alone.)
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stagelens.contracts import SetError
 from .resampling import Resamples, interval, sums
 
 MINIMUM = 10
-"""Examples with a label that a group must have to be called best or worst."""
+"""Labelled examples that a group needs to be called best or worst."""
 
 GROUP_COLUMNS = (
     "model",
@@ -63,24 +63,24 @@ GAP_COLUMNS = (
 
 @dataclass(frozen=True)
 class GroupMetrics:
-    """Models on the groups of a set. Intervals are 95 %.
+    """Measurements of models on the groups of a set. Intervals are 95 %.
 
     Attributes:
         groups: One row per model and group (:data:`GROUP_COLUMNS`); the row over all examples has
-            a null ``group``. ``n`` counts examples with a label; figures are NaN for a model that
-            gives no answer, as without a refused stage.
+            a null ``group``. ``n`` counts labelled examples; figures are NaN for a model without
+            answers, such as that without a refused stage.
         classes: One row per model, group and class (:data:`CLASS_COLUMNS`). ``missed`` is the
-            share of the group's ``n`` examples of the class that are answered otherwise,
-            ``false`` the share of its ``others`` (examples of other classes) that are answered
-            with it.
+            share of the group's ``n`` examples of the class that are given another answer,
+            ``false`` the share of its ``others`` (examples of other classes) that are given the
+            class as answer.
         gaps: One row per model (:data:`GAP_COLUMNS`), empty where fewer than two groups have
             :data:`MINIMUM` examples. ``gap`` is the value on ``best`` minus that on ``worst``;
             ``change`` is the gap of the first model minus this one's, so positive where the first
-            is the more unequal. ``worst`` is the model's own worst group.
+            is more unequal. ``worst`` is the model's own worst group.
         measure: What the gap is in: ``"accuracy"`` or ``"margin"``.
         best: The first model's best group; None without a gap.
         worst: Its worst group.
-        unlabelled: Examples that are left out because they have no label.
+        unlabelled: How many examples are left out because they have no label.
     """
 
     groups: pd.DataFrame
@@ -93,14 +93,14 @@ class GroupMetrics:
 
 
 def crossed(table: pd.DataFrame, columns: Sequence[str]) -> pd.Series:
-    """One group name per example: the values of the columns, ``"stamped · 3"``; null where any is.
+    """One group name per example: the columns' values, ``"stamped · 3"``; null where any is null.
 
     Args:
         table: One row per example.
         columns: One or several of its columns.
 
     Raises:
-        SetError: A column is not there; names those that are.
+        SetError: A column is missing; names those that exist.
     """
     missing = [name for name in columns if name not in table]
     if missing:
@@ -108,6 +108,7 @@ def crossed(table: pd.DataFrame, columns: Sequence[str]) -> pd.Series:
             f"there is no column {missing[0]!r} to make groups of; choose one of "
             f"{', '.join(map(str, table.columns))}"
         )
+    # As objects: a categorical column would map its categories, and refuse to be added to.
     name = table[columns[0]].astype(object).map(str, na_action="ignore")
     for column in columns[1:]:
         name = name + " · " + table[column].astype(object).map(str, na_action="ignore")
@@ -121,19 +122,19 @@ def group_metrics(
     resamples: int = 1000,
     seed: int = 0,
 ) -> GroupMetrics:
-    """Measure models on the groups of a set, and the gap between the best and the worst of them.
+    """Measure models on the groups of a set, and the gap between the best and the worst group.
 
     Args:
         models: Name to answers on the same examples in the same order; the gap is that of the
-            first. ``label``, ``prediction`` and the columns of ``by``; ``margin`` where there is
-            one.
-        by: Columns that groups come from; several are crossed.
-        measure: What best, worst and the gap are about: ``"accuracy"`` or ``"margin"``.
+            first. Each has ``label``, ``prediction`` and the columns of ``by``, and may have
+            ``margin``.
+        by: Columns that define groups; several are crossed.
+        measure: What best, worst and the gap refer to: ``"accuracy"`` or ``"margin"``.
         resamples: Of the bootstrap; fewer on large sets, where intervals are narrow anyway.
-        seed: Makes the intervals the same again.
+        seed: Makes the intervals reproducible.
 
     Raises:
-        SetError: A column is not there, or the models were measured on different examples.
+        SetError: A column is missing, or the models were measured on different examples.
     """
     first = next(iter(models.values()))
     _check_same(models)
@@ -163,14 +164,14 @@ def _check_same(models: Mapping[str, pd.DataFrame]) -> None:
 
 @dataclass(frozen=True)
 class _Data:
-    """Answers as numbers, over the N examples with a label.
+    """Answers as numbers, over the N labelled examples.
 
     Attributes:
         models: M names.
-        groups: G names; ``group`` (N,) holds places among them, -1 where an example is in none.
-        classes: C names of labels and answers; ``label`` (N,) and ``answer`` (N, M) hold places
-            among them, -1 where there is no answer.
-        values: (N, 2, M) right (1, 0, or NaN without an answer) and margin of each model.
+        groups: G names; ``group`` (N,) holds indices into them, -1 where an example is in none.
+        classes: C names of labels and answers; ``label`` (N,) and ``answer`` (N, M) hold indices
+            into them, -1 where there is no answer.
+        values: (N, 2, M) correctness (1, 0, or NaN without an answer) and margin of each model.
     """
 
     models: list[str]
@@ -185,6 +186,7 @@ class _Data:
     def of(cls, models: Mapping[str, pd.DataFrame], group: pd.Series) -> _Data:
         tables = list(models.values())
         columns = [tables[0]["label"], *(table["prediction"] for table in tables)]
+        # As texts, because columns of categories can neither be joined nor compared with others.
         texts = [column.astype(object).map(str, na_action="ignore") for column in columns]
         places, classes = pd.factorize(pd.concat(texts, ignore_index=True), sort=True)
         label, *answers = places.reshape(len(columns), -1)
@@ -201,7 +203,7 @@ class _Data:
         return cls(list(models), list(names), codes, list(classes), label, answer, values)
 
     def members(self) -> list[tuple[str | None, np.ndarray]]:
-        """All examples, under None, then those of each group, as (N,) masks."""
+        """All examples, named None, then those of each group, as (N,) masks."""
         everyone = np.ones(len(self.group), dtype=bool)
         return [(None, everyone), *((n, self.group == i) for i, n in enumerate(self.groups))]
 
@@ -219,10 +221,13 @@ def _bootstrap(data: _Data, resamples: int, seed: int) -> dict[str | None, np.nd
     resamples = Resamples(resamples, fewest=200, draws=20_000_000).of(len(data.values))
     drawn: dict[str | None, np.ndarray] = {}
     total, count = np.zeros((resamples, *data.values.shape[1:])), 0
+    # In a fixed order, so that a seed gives every group the same draws. Examples in no group (-1)
+    # are drawn too, because they count among all.
     for place in sorted(set(data.group)):
         rows = data.values[data.group == place]
         means = sums(rows.reshape(len(rows), -1), resamples, random) / len(rows)
         means = means.reshape(resamples, *rows.shape[1:])
+        # All examples are the weighted mean of the groups' draws, so both share their resamples.
         total, count = total + len(rows) * means, count + len(rows)
         if place >= 0:
             drawn[data.groups[place]] = means
@@ -276,14 +281,16 @@ def _gaps(
     """Best and worst group of the first model, and the gap between them for every model."""
     models = data.models
     nothing = pd.DataFrame(columns=list(GAP_COLUMNS))
+    # Among small groups, chance alone would decide which is best or worst.
     large = groups[groups["group"].notna() & (groups["n"] >= MINIMUM)]
     values = large.pivot(index="group", columns="model", values=measure)
     if len(values) < 2 or not np.isfinite(values[models[0]]).all():
         return None, None, nothing
     best, worst = str(values[models[0]].idxmax()), str(values[models[0]].idxmin())
-    if best == worst:  # all are equal
+    if best == worst:  # all are equal: any two show the gap of 0, with its interval
         best, worst = (str(name) for name in values.index[:2])
     which = 0 if measure == "accuracy" else 1
+    # The same draws for all models: those that answer alike have a change of exactly 0.
     draws = drawn[best][:, which] - drawn[worst][:, which]  # (R, M)
     exact = values.loc[best] - values.loc[worst]
     rows = []

@@ -16,7 +16,7 @@ from stagelens.wording.trust_words import trust_word
 from .summary import stage_summary
 
 FEWEST = 20
-"""Examples that a headline must rest on: of fewer, a single one moves accuracy by 5 points."""
+"""Examples that a headline must rest on: at 20, a single one moves accuracy by 5 points."""
 
 
 def headlines(
@@ -30,13 +30,13 @@ def headlines(
     groups_only: bool = False,
     orders: pd.DataFrame | None = None,
 ) -> list[Sentence]:
-    """The strongest mean effects as sentences, each of another stage or of opposite sign.
+    """The strongest mean effects as sentences, each for another stage or of opposite sign.
 
-    Only what stands out is said: a mean effect over at least :data:`FEWEST` examples must exceed
+    Only what stands out is stated: a mean effect over at least :data:`FEWEST` examples must exceed
     two standard errors over them and, where it is known, the training noise. Stages that are
-    refused, and those whose estimate does not agree with its replay, give none. What can be relied
-    on comes before what is rough; of equals the strongest blame comes first, because that is what
-    people act on, and the others follow by size.
+    refused, and those whose estimate does not agree with its replay, give none. Effects that can be
+    relied on come before rough ones; within each kind the strongest blame comes first, because
+    people act on it, and the others follow by size.
 
     Args:
         table: An effect table, with :func:`with_accuracy` applied where accuracy is asked for.
@@ -44,9 +44,9 @@ def headlines(
         stages: Stage names in training order.
         trust: What is known of each stage's counterfactual.
         noun: What an example is called.
-        by: Metadata column whose groups are looked at beside all examples.
-        limit: How many sentences at most.
-        groups_only: Say nothing about all examples, because ``table`` is a part of them.
+        by: Metadata column whose groups are considered as well as all examples.
+        limit: The largest number of sentences.
+        groups_only: State nothing about all examples, because ``table`` holds only some of them.
         orders: Effects in several orders of the batches; None where the noise is not known.
     """
     frames = [] if groups_only else [stage_summary(table, behaviour, stages, None, orders)]
@@ -59,7 +59,8 @@ def headlines(
             known is None or trust_word(known, behaviour.name) not in ("disagrees", "refused")
         ):
             rows.append((not is_certain(known, behaviour), -abs(row["effect"]), row))
-    rows.sort(key=lambda each: each[:2])
+    rows.sort(key=lambda each: each[:2])  # not by the row, which has no order: ties stay in place
+    # Only as certain as the best row: a rough blame does not push aside what can be relied on.
     blamed = [row for rough, _, row in rows if rough == rows[0][0] and row["gain"] < 0]
     chosen: list[dict[str, Any]] = []
     for row in [*blamed[:1], *(row for *_, row in rows)]:

@@ -1,8 +1,8 @@
 """The bootstrap: examples drawn with replacement, and the intervals that follow.
 
 B. Efron and R. J. Tibshirani, An Introduction to the Bootstrap, chapter 13 (percentile intervals).
-``scipy.stats.bootstrap`` does the same in ten times as long, and lets no two statistics share their
-draws, which differences between groups and between models rest on.
+``scipy.stats.bootstrap`` takes ten times as long and does not let statistics share their draws, on
+which differences between groups and between models rest.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from dataclasses import dataclass
 import numpy as np
 
 LEVEL = 0.05
-"""Share of intervals that may miss, unless another is given: 95 % intervals."""
+"""Share of intervals that may miss, by default: intervals are 95 %."""
 
 _BLOCK = 2_000_000
-"""Places that are held at a time, 16 MB of them."""
+"""Places held at a time: 16 MB."""
 
 
 @dataclass(frozen=True)
 class Resamples:
-    """How many resamples are worth their time: fewer of large sets, whose intervals are narrow.
+    """How many resamples are worth their time: fewer for large sets, whose intervals are narrow.
 
     Attributes:
-        most: However few examples there are.
-        fewest: However many there are.
-        draws: Examples drawn in all, in between.
+        most: At most this many, however few the examples.
+        fewest: At least this many, however many the examples.
+        draws: In between, how many examples are drawn in all.
     """
 
     most: int
@@ -34,31 +34,31 @@ class Resamples:
     draws: int
 
     def of(self, examples: int) -> int:
-        """Resamples of so many examples."""
+        """The number of resamples for a set of ``examples``."""
         return max(self.fewest, min(self.most, self.draws // max(examples, 1)))
 
 
 def places(examples: int, resamples: int, random: np.random.Generator) -> Iterator[np.ndarray]:
-    """Which examples the resamples consist of, as (B, examples) arrays of one block each."""
+    """The examples that each resample consists of, by position, in (B, examples) blocks."""
     block = max(1, _BLOCK // examples)
     for start in range(0, resamples, block):
         yield random.integers(0, examples, (min(block, resamples - start), examples))
 
 
 def sums(columns: np.ndarray, resamples: int, random: np.random.Generator) -> np.ndarray:
-    """Sums of columns over resamples of their rows, all columns by the same draws.
+    """Sums of columns over resamples of their rows, with the same draws for all columns.
 
     Args:
         columns: (n, C) values, a row per example.
         resamples: R.
-        random: Draws.
+        random: The generator.
 
     Returns:
         (R, C).
     """
     n, parts = len(columns), []
     for drawn in places(n, resamples, random):
-        # How often each example was drawn: one product then gives the sums of all columns.
+        # How often each example was drawn, so that one product gives the sums of all columns.
         flat = drawn + n * np.arange(len(drawn))[:, None]
         times = np.bincount(flat.ravel(), minlength=drawn.size).reshape(drawn.shape)
         parts.append(times @ columns)

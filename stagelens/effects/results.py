@@ -1,7 +1,7 @@
 """Results on disk: effect tables and what is known of them. Tables only; nothing imports torch.
 
-A result describes itself and is keyed by (run digest, set digest, estimator, settings), so a
-result of another recording, another set or other settings is never mistaken for it.
+A result describes itself and is keyed by (run digest, set digest, estimator, settings), so it is
+never mistaken for one of another recording, another set or other settings.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 _OWN_GROUPS = 5_000
-"""From so many examples on, a stage's rows of one behaviour are a row group of their own, so that
-pages read those of the behaviour that they show."""
+"""From this many examples on, each stage's rows of one behaviour form their own row group, so that
+pages read only the behaviour that they show."""
 
 
 EFFECT_COLUMNS = (
@@ -55,11 +55,11 @@ BOUNDARY_COLUMNS = (
     "prediction",
     "confidence",
 )
-"""Columns of a boundary table; ``boundary`` is ``base`` or the stage that it ends."""
+"""Columns of a boundary table; ``boundary`` is ``base`` or the stage that ends there."""
 
 
 FIRST = ""
-"""In the place of a behaviour's name: the first that was measured."""
+"""In place of a behaviour's name: the first that was measured."""
 
 
 class BehaviourFacts(BaseModel):
@@ -78,7 +78,7 @@ class BehaviourFacts(BaseModel):
 
 
 class ResultFacts(BaseModel):
-    """Everything that a result says of itself."""
+    """Everything that a result says about itself."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -94,7 +94,7 @@ class ResultFacts(BaseModel):
 
 @dataclass(frozen=True)
 class Result:
-    """A table with what it says of itself."""
+    """A table with its facts."""
 
     facts: ResultFacts
     table: pd.DataFrame
@@ -148,9 +148,9 @@ def save_result(run: Run, result: Result) -> Path:
 
 
 def stored_results(run: Run, set_name: str) -> list[ResultFacts]:
-    """What the effect tables that are stored for a set as it is now say of themselves.
+    """The facts of all effect tables stored for a set in its present form.
 
-    Only the descriptions are read.
+    Only these descriptions are read.
     """
     set_digest = run.evaluation_set(set_name).digest
     found = []
@@ -173,17 +173,17 @@ def load_result(
     coded: bool = False,
     behaviour: str | None = None,
 ) -> Result | None:
-    """A stored table, or None where there is none or it cannot be used (it is then made again).
+    """A stored table, or None where there is none or it cannot be used (it is then recomputed).
 
     Args:
         run: The run.
         set_name: One of its evaluation sets.
         kind: Of the table.
-        estimator: As it was stored.
-        settings: As they were stored.
+        estimator: As stored.
+        settings: As stored.
         coded: Whether texts become categories, which take a tenth of the memory and are compared
             in a tenth of the time. Answers and labels share theirs, so that they can be compared.
-            Ids do so only where all behaviours repeat them.
+            Ids become categories only where all behaviours are read, which repeat them.
         behaviour: The only one whose rows are read; :data:`FIRST` for the first that was measured,
             None for all.
     """
@@ -202,15 +202,15 @@ def load_result(
                 measured = [each.name for each in facts.behaviours]
                 name = behaviour or measured[0]
                 table = _read_behaviour(file, name)
-                # Where the rows of a behaviour stand is not under the checksums of the pages.
+                # Page checksums do not cover the statistics that say where a behaviour's rows are.
                 if len(table) * len(measured) != file.metadata.num_rows * (name in measured):
                     return None
-    except (OSError, pa.ArrowException, LookupError, TypeError, ValueError):
+    except (OSError, pa.ArrowException, LookupError, TypeError, ValueError):  # if it is damaged
         return None
     columns = EFFECT_COLUMNS if kind == "effects" else BOUNDARY_COLUMNS
     own = _key(facts.kind, facts.run_digest, facts.set_digest, facts.estimator, facts.settings)
     if own != key or not set(columns) <= set(table.column_names):
-        return None  # another file under this name
+        return None  # another file was stored or copied under this name
     if coded and behaviour is None:
         table = _coded_ids(table)
     frame = _alike(table.unify_dictionaries().to_pandas()) if coded else table.to_pandas()
@@ -221,11 +221,12 @@ def load_result(
 
 
 def _read_behaviour(file: pq.ParquetFile, behaviour: str) -> pa.Table:
-    """The rows of one behaviour; row groups that hold none are not looked at."""
+    """The rows of one behaviour; row groups that hold none are not read."""
     import pyarrow.compute as pc
 
     places = {name: place for place, name in enumerate(file.schema_arrow.names)}
     column = places["behaviour"]
+    # Tables of small sets have all behaviours in one group; groups without statistics may hold any.
     wanted, mixed = [], False
     for group in range(file.metadata.num_row_groups):
         found = file.metadata.row_group(group).column(column).statistics
@@ -237,7 +238,7 @@ def _read_behaviour(file: pq.ParquetFile, behaviour: str) -> pa.Table:
 
 
 def _texts(schema: pa.Schema) -> list[str]:
-    """Names of the columns that hold texts, but for the ids."""
+    """Names of the columns that hold texts, except the ids."""
     import pyarrow as pa
 
     kinds = (pa.types.is_string, pa.types.is_large_string)
@@ -249,7 +250,7 @@ def _texts(schema: pa.Schema) -> list[str]:
 
 
 def _coded_ids(table: pa.Table) -> pa.Table:
-    """Ids as categories. Every stage and behaviour repeats them: one round is encoded for all."""
+    """Ids as categories. All stages and behaviours repeat them, so one round is encoded for all."""
     import numpy as np
     import pyarrow as pa
 
@@ -264,7 +265,7 @@ def _coded_ids(table: pa.Table) -> pa.Table:
 
 
 def _round(ids: pa.Array) -> int:
-    """How many ids come before the same ones follow again, up to the end; all where they do not."""
+    """How many ids come before they repeat, up to the end; all of them where they do not repeat."""
     import pyarrow.compute as pc
 
     if not len(ids) or ids.null_count:
@@ -278,7 +279,7 @@ def _round(ids: pa.Array) -> int:
 
 
 def _alike(frame: pd.DataFrame) -> pd.DataFrame:
-    """One set of categories for answers and labels, where they have categories."""
+    """Give answers and labels one set of categories, where they are categorical."""
     names = [
         name
         for name in ("prediction", "prediction_without", "label")
@@ -286,5 +287,6 @@ def _alike(frame: pd.DataFrame) -> pd.DataFrame:
     ]
     if not names:
         return frame
+    # Without it pandas refuses to compare answers with labels.
     every = pd.Index([]).append([frame[name].cat.categories for name in names]).unique()
     return frame.assign(**{name: frame[name].cat.set_categories(every) for name in names})

@@ -3,7 +3,7 @@
 Sign convention, everywhere: ``effect = final - without``. The *gain* of a stage is ``sign *
 effect``, with the behaviour's own sign (+1 where higher is better, -1 where lower is), so a
 positive gain is credit and a negative one is blame, for every behaviour. Per stage, credit and
-blame are the means of the positive and of the negative parts of the gain over all examples, so
+blame are the means of the positive and of the negative part of the gain over all examples, so
 ``credit + blame`` is the mean gain.
 """
 
@@ -39,14 +39,14 @@ SUMMARY_COLUMNS = (
 
 
 _CURVE_POINTS = 240
-"""Of a stage's learning rate: what a screen can show."""
+"""Points in the curve of a stage's learning rate: what a screen can show."""
 
 
 def with_accuracy(table: pd.DataFrame) -> pd.DataFrame:
     """An effect table with rows for the derived behaviour ``accuracy`` added.
 
     Args:
-        table: An effect table. Answers stand in every row, so one behaviour's rows give them.
+        table: An effect table. Every row has the answers, so one behaviour's rows are enough.
 
     Returns:
         The same columns. ``final`` and ``without`` of the new rows are 1 where the answer is the
@@ -97,9 +97,10 @@ def boundaries_with_accuracy(table: pd.DataFrame, examples: pd.DataFrame) -> pd.
 
 
 def _as_accuracy(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The table, and its rows of the first behaviour, named accuracy; of equal types."""
+    """The table and its rows of the first behaviour, renamed to accuracy, with equal types."""
     behaviours = table["behaviour"]
     rows = table[behaviours == behaviours.iloc[0]]
+    # Joining categorical columns with other categories would turn them into objects.
     if not isinstance(behaviours.dtype, pd.CategoricalDtype):
         return table, rows.assign(behaviour=ACCURACY.name)
     if ACCURACY.name not in behaviours.cat.categories:
@@ -109,8 +110,9 @@ def _as_accuracy(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def right_answers(answers: pd.Series, labels: pd.Series) -> pd.Series:
-    """1 where an answer is the label, 0 where it is not, NaN where one of them is not known."""
+    """1 where an answer is the label, 0 where it is not, NaN where either is unknown."""
     known = answers.notna() & labels.notna()
+    # Categories are compared by code only where both columns have the same ones.
     if answers.dtype != labels.dtype or not isinstance(answers.dtype, pd.CategoricalDtype):
         answers, labels = answers.astype(object), labels.astype(object)
     return (answers == labels).astype(float).where(known, np.nan)
@@ -146,6 +148,7 @@ def stage_summary(
     keys = ["stage"] if by is None else ["stage", by]
     noise = _noise_of_means(rows, orders, behaviour, keys)
     result = []
+    # observed: categories without examples would otherwise give rows without numbers.
     for key, part in rows.groupby(keys, sort=True, dropna=True, observed=True):
         stage, group = (key[0], None) if by is None else key
         means = _means(part)
@@ -157,6 +160,7 @@ def stage_summary(
         )
     summary = pd.DataFrame(result, columns=list(SUMMARY_COLUMNS))
     summary["within_noise"] = summary["within_noise"].astype("boolean")
+    # A stable sort, which keeps the groups of each stage in order.
     order = {name: position for position, name in enumerate(stages)}
     summary = summary[summary["stage"].isin(order)]
     return summary.sort_values(
@@ -195,6 +199,7 @@ def _means(part: pd.DataFrame) -> dict[str, float]:
         "blame": float(gain.clip(upper=0).mean()) if n else np.nan,
         "credit_share": float((gain > 0).mean()) if n else np.nan,
         "blame_share": float((gain < 0).mean()) if n else np.nan,
+        # Of a sample: the standard error is over examples that might have been drawn otherwise.
         "error": float(effect.std(ddof=1) / np.sqrt(n)) if n > 1 else np.nan,
         "noise_share": float(noise.astype(bool).mean()) if len(noise) else np.nan,
     }
@@ -209,8 +214,8 @@ def boundary_summary(
     """Mean of a behaviour after each boundary.
 
     Returns:
-        ``boundary`` (``base`` first, then stages in training order), ``group`` (null where
-        ``by`` is None), ``n`` and ``value``.
+        ``boundary`` (``base`` first, then stages in training order), ``group`` (null if ``by`` is
+        None), ``n`` and ``value``.
     """
     rows = table[table["behaviour"] == behaviour.name]
     keys = ["boundary"] if by is None else ["boundary", by]
@@ -233,6 +238,7 @@ def learning_rates(stages: Iterable[Stage]) -> pd.DataFrame:
         table = stage.table()
         every = max(len(table) // _CURVE_POINTS, 1)
         kept = table.iloc[::every]
+        # Thinning may drop the last step, and with it the rate that the schedule ends at.
         if len(table) and kept.index[-1] != table.index[-1]:
             kept = pd.concat([kept, table.iloc[[-1]]])
         parts.append(kept.assign(stage=stage.name)[["stage", "step", "lr"]])
@@ -242,7 +248,7 @@ def learning_rates(stages: Iterable[Stage]) -> pd.DataFrame:
 
 
 def group_columns(table: pd.DataFrame, columns: Iterable[str], limit: int = 12) -> list[str]:
-    """Columns that can stand as groups, ``group`` first: two to ``limit`` different values."""
+    """Columns that can serve as groups: 2 to ``limit`` values, ``group`` first, ``label`` last."""
     usable = [
         name for name in columns if name in table and 2 <= table[name].nunique(dropna=True) <= limit
     ]

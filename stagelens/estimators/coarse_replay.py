@@ -1,12 +1,12 @@
 """``coarse-replay``: replay the later stages cheaply twice, and take the difference.
 
 One cheap replay starts where the stage ended (the factual twin), one where it started (the
-counterfactual twin). What cheapness does wrong, it does wrong in both, and the difference keeps
-little of it. At every boundary the factual twin starts from the recorded state again, and the
+counterfactual twin). The errors of cheapness are mostly common to both, and the difference keeps
+little of them. At every boundary the factual twin starts from the recorded state again, and the
 counterfactual twin from that minus the difference so far.
 
-A factual twin serves all stages before it, so leaving out every stage of a run of M stages costs
-(1 + j) cheap replays of the stage with j stages before it, where replay needs j.
+A factual twin serves all stages before it, so leaving out every stage of a run in turn costs 1 + j
+cheap replays of the stage that has j stages before it, where replay needs j.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .durations import seconds_without_each
 from .protocol import Counterfactual, Estimator
 
 _OVERHEAD = 0.005
-"""Seconds that a coarse step takes beside its gradient: on small networks most of its time."""
+"""Seconds that a coarse step takes besides its gradient: most of its time on small networks."""
 
 
 class CoarseReplay(Estimator):
@@ -29,8 +29,8 @@ class CoarseReplay(Estimator):
 
     Args:
         budget: Gradients to spend, as a share of what replaying without every stage of the run
-            costs. Asked for fewer stages, each costs more, because they share fewer twins; the
-            cost that is reported is what was spent.
+            costs. With fewer stages each costs more, because fewer share a factual twin; the
+            reported cost is what was actually spent.
     """
 
     name = "coarse-replay"
@@ -54,13 +54,14 @@ class CoarseReplay(Estimator):
 
     @classmethod
     def possible(cls, run: Run) -> bool:
-        """Whether batches of all later stages were kept."""
+        """Whether batches of every stage but the first were kept."""
+        # Every n-th step's batches are enough: each coarse step takes the nearest that were kept.
         later = all(s.steps > 0 and s.facts.keep_batches != "none" for s in run.stages[1:])
         return later and any(s.facts.origin == "recorded" for s in run.stages)
 
     @classmethod
     def seconds(cls, stages: Sequence[Stage], settings: Mapping[str, Any]) -> float | None:
-        """The budget's share of replay, and of what its steps take beside their gradients."""
+        """The budget's share of replay, and of what its steps take besides their gradients."""
         once = seconds_without_each(stages)
         if once is None:
             return None

@@ -1,4 +1,4 @@
-"""Paired cheap replays: the twins of ``coarse-replay`` on their way through the later stages."""
+"""Paired cheap replays: the twins of ``coarse-replay`` carried through the later stages."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from .stage_trust import StageTrust
 
 _THIN_GENTLE = 1.25
 _THIN_HARD = {"SGD": 8.0, "Adam": 3.5, "AdamW": 3.5}
-"""How much batches are thinned before steps are merged, where training was gentle and where it was
-hard; chosen on the benchmark's seeds 0 to 2."""
+"""How much batches are thinned before steps are merged, in gentle and in hard training; chosen on
+the benchmark's seeds 0 to 2."""
 
 _FEWEST_STEPS = 24
-"""A short stage is not merged into fewer steps; it may cost more than its part of the budget."""
+"""Merging leaves at least this many steps; a short stage may then exceed its part of the budget."""
 
 _SMALLEST_BATCH = 2
 _GROWTH = 30.0
 """Twins whose distance grew by this factor within a stage have diverged."""
 
 _UNSTEADY, _THINNEST = 0.5, 0.22
-"""Where SGD trained at least so hard, batches with a larger sampling error say nothing: of 24 such
-estimates on the benchmark's seeds 0 to 2, at budgets of 1/8 and 1/16, 22 were off by more than 1.2
-times the effect, and none by less than 0.7."""
+"""Where SGD trained at least this hard, batches with a larger sampling error say nothing: of 24
+such estimates on the benchmark's seeds 0 to 2, at budgets of 1/8 and 1/16, 22 were off by more than
+1.2 times the effect, and none by less than 0.7."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How cheap: ``merge`` steps become one (r), on 1/``thin`` of a batch (q)."""
+    """How cheap: ``merge`` steps become one (r), on 1/``thin`` of a batch (q = ``thin``)."""
 
     merge: float
     thin: float
@@ -55,9 +55,9 @@ def paired_replays(
 
     Args:
         run: The run.
-        stages: Those that are left out, one at a time.
+        stages: The stages to leave out, one at a time.
         budget: See :class:`~stagelens.estimators.coarse_replay.CoarseReplay`.
-        estimator: Its name, for what is known of each.
+        estimator: Its name, for each stage's trust.
         progress: Called for every step.
     """
     later = run.stages[min(stage.index for stage in stages) + 1 :]
@@ -79,8 +79,8 @@ def paired_replays(
 class _Open:
     """A stage that is left out, on its way through the later stages.
 
-    ``without`` is the state without it at the newest boundary; the last twins are kept.
-    ``sampling`` is the share of the effect that thinning may get wrong.
+    ``without`` is the state without it at the latest boundary reached; only the last twins are
+    kept. ``sampling`` is the relative error to expect from thinning.
     """
 
     stage: Stage
@@ -108,7 +108,7 @@ class _Open:
         )
         if self.refused or self.twin is None:
             return Counterfactual(self.stage.name, None, trust)
-        # A count of batches, say, is what it is in the final model.
+        # Integer buffers, such as counts of batches, have no difference to carry.
         weights = {
             name: self.without.model[name] if tensor.is_floating_point() else tensor
             for name, tensor in final.model.items()
@@ -122,16 +122,19 @@ def choose_plan(run: Run, stage: Stage, budget: float) -> Plan:
 
     The budget is met for all stages of the run together; short stages may cost a little more.
     Where the weights moved straight, steps are merged and batches stay almost whole; where they
-    zigzagged (trained hard, or near the edge of stability) merging is unsafe, and batches are
+    zigzagged (hard training, or near the edge of stability) merging is unsafe, and batches are
     thinned first.
     """
+    # Replay runs a stage once for each stage before it, coarse replay once more: the factual twin.
     work = [later.steps * later.index for later in run.stages[1:]]
     twins = [later.steps * (later.index + 1) for later in run.stages[1:]]
     cheaper = max(1.0, sum(twins) / sum(work) / budget)
     most = _THIN_HARD[stage.optimizer.name]
     hard = hardness(stage)
+    # Both are factors of cost, so hardness interpolates between them geometrically.
     thin = min(cheaper, most**hard * _THIN_GENTLE ** (1 - hard))
     merge = min(cheaper / thin, max(1.0, stage.steps / _FEWEST_STEPS))
+    # What a short stage cannot merge is thinned instead, but no more than hard training allows.
     return Plan(merge, min(cheaper / merge, most))
 
 
@@ -157,6 +160,7 @@ def _pass_stage(
             return
         began = time.perf_counter()
         factual, twins, spent = _walk(run, stage, left, plan, progress)
+        # Attempts that diverged were paid for as well.
         for one, twin in zip(left, twins, strict=True):
             one.spent += spent / len(left)
             one.seconds += (time.perf_counter() - began) / len(left)
@@ -165,6 +169,7 @@ def _pass_stage(
                 one.sampling = max(one.sampling, _sampling(stage, plan))
                 one.without = transfer(recorded, factual, twin)
         left = [one for one, twin in zip(left, twins, strict=True) if twin is None]
+        # Half as merged on batches half as large: twice the steps at the same cost.
         gentler = Plan(max(1.0, plan.merge / 2), plan.thin * min(2.0, plan.merge))
         if plan.merge == 1 or size / gentler.thin < _SMALLEST_BATCH:
             break
@@ -182,13 +187,14 @@ def _too_thin(stage: Stage, plan: Plan) -> bool:
 
 
 def _sampling(stage: Stage, plan: Plan) -> float:
-    """Relative size of what thinned gradients, averaged over the coarse steps, get wrong.
+    """Relative error of thinned gradients, averaged over the coarse steps.
 
-    Where only some steps' batches were kept, coarse steps share them, and are fewer draws.
+    Where only some steps' batches were kept, coarse steps share them and are fewer draws.
     """
     coarse = stage.steps / plan.merge
     keep = stage.facts.keep_batches
     distinct = min(coarse, math.ceil(stage.steps / keep)) if isinstance(keep, int) else coarse
+    # B/q of B examples, drawn without replacement, leave q - 1 times the variance of the mean of B.
     return math.sqrt(max(plan.thin * coarse / distinct - 1, 0.0) / coarse)
 
 
@@ -197,25 +203,25 @@ def _kept(stage: Stage, step: int) -> int:
     keep = stage.facts.keep_batches
     if not isinstance(keep, int):
         return step
+    # Rounding up can lead past the last step of the stage.
     return min(round(step / keep) * keep, (stage.steps - 1) // keep * keep)
 
 
 def _walk(
     run: Run, stage: Stage, here: Sequence[_Open], plan: Plan, progress: ProgressCallback
 ) -> tuple[TrainingState | None, list[TrainingState | None], int]:
-    """Run the twins through one stage. What one of them does changes nothing for the others.
+    """Run the twins through one stage; none of them affects another.
 
     Returns:
-        The factual twin's state at its end, and every counterfactual twin's, None for those that
-        diverged (all of them where the factual one did); and how many examples' gradients were
-        computed.
+        The factual twin's end state; every counterfactual twin's, None for those that diverged
+        (all of them where the factual one did); and how many examples' gradients were computed.
     """
     starts = [stage.start(), *(cross_boundary(one.without, stage) for one in here)]
     nothing: list[TrainingState | None] = [None] * len(here)
     spent = 0
     with same_arithmetic(stage):
         twins = [CoarseModel(run.task, stage, start) for start in starts]
-        before = CoarseModel(run.task, stage, starts[0])
+        before = CoarseModel(run.task, stage, starts[0])  # never stepped: measures the way below
         gaps = [_distance(twins[0], twin) for twin in twins[1:]]
         health = _Health()
         finite = [True] * len(here)
@@ -235,7 +241,7 @@ def _walk(
             )
             if health.ill or not any(finite):
                 return None, nothing, spent
-        # A gap that was nothing may become a part of the way that the stage went.
+        # A gap that began at nearly nothing may still grow to a part of the way the stage went.
         way = _distance(twins[0], before)
         ends = [
             twin.snapshot()
@@ -248,12 +254,13 @@ def _walk(
 
 def _distance(a: CoarseModel, b: CoarseModel) -> float:
     with torch.no_grad():
+        # One call for all parameters, whose norms then make one number to fetch from the device.
         gaps = torch._foreach_sub(list(a.parameters.values()), list(b.parameters.values()))
         return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gaps))))
 
 
 class _Health:
-    """Compares the factual twin's loss with what was recorded for the same steps."""
+    """Compares the factual twin's loss with the loss recorded for the same steps."""
 
     def __init__(self) -> None:
         self._own: list[float] = []
@@ -266,9 +273,11 @@ class _Health:
             return
         self._own.append(loss)
         self._recorded.append(step.middle.loss)
+        # Single losses of thinned batches scatter too widely to judge by.
         recent = min(20, len(self._own))
         if recent < 5:
             return
         own = sum(self._own[-recent:]) / recent
         recorded = sum(self._recorded[-recent:]) / recent
+        # The 1 gives room where the recorded loss is near zero, as is any multiple of it.
         self.ill = own > 3 * recorded + 1

@@ -1,4 +1,4 @@
-"""Counterfactuals by name of the estimator, cached by digest; the last stage comes for free."""
+"""Counterfactuals by an estimator, cached by digest; the last stage is free."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ def counterfactuals(
     stages: Sequence[Stage],
     progress: ProgressCallback = no_progress,
 ) -> Iterator[Counterfactual]:
-    """The model without each of ``stages``, in their order; from the cache where it is there.
+    """The model without each of ``stages``, in their order; from the cache where possible.
 
     Without the last stage the model is the stage's own start state, and without a stage that
-    changed nothing it is the final model: exact and free, whatever the estimator. What an
-    estimator refuses comes as a counterfactual without weights; so does what is not finite.
+    changed nothing it is the final model: exact and free, whatever the estimator. A stage that the
+    estimator refuses, or whose result is not finite, gives a counterfactual without weights.
 
     Args:
         run: The run.
         estimator: Computes what is not in the cache.
         stages: Finished stages of the run.
-        progress: Called for the work that is not in the cache.
+        progress: Called for that work.
 
     Raises:
-        Refused: Training diverged, so that there is no final model to speak of.
+        Refused: Training diverged, so there is no meaningful final model.
     """
     check_final(run)
     found: dict[str, Counterfactual] = {}
@@ -51,6 +51,7 @@ def counterfactuals(
             found[stage.name] = Counterfactual(stage.name, run.last.end().model, trust)
         elif (cached := _load(run, stage, estimator)) is not None:
             found[stage.name] = cached
+    # The main process decides: on a shared file system the others may see a cached file later.
     names = processes.by_main(lambda: [s.name for s in stages if s.name not in found])
     missing = [run.stage(name) for name in names]
     if missing and estimator.in_step:
@@ -69,7 +70,7 @@ def _in_step(
 ) -> dict[str, Counterfactual]:
     """Every counterfactual by all processes together; the main one writes it to the cache.
 
-    What fails in one process ends it, and so the others, which wait for its gradients.
+    A failure in one process ends it, and with it the others, which wait for its gradients.
     """
     found = {}
     for computed in _computed(run, estimator, stages, progress):
@@ -90,7 +91,7 @@ def _shared_out(
     estimator.prepare(run, stages, progress)
 
     def work() -> list[StageTrust]:
-        """Of the stages that are refused: these have nothing in the cache."""
+        """Returns the trust of refused stages, which leave nothing in the cache."""
         mine = processes.share_of_work(stages, run.steps_after)
         kept = [
             _kept(run, run.stage(computed.stage), estimator, computed)
@@ -117,11 +118,12 @@ def check_final(run: Run) -> None:
     """Refuse a run whose training ended with weights that are not finite.
 
     Raises:
-        Refused: It did; names the stage in which training diverged, and what to do.
+        Refused: It did; names the stage in which training diverged, and says what to do.
     """
     name = diverged(run.last, run.last.end().model)
     if name is None:
         return
+    # Back to the last end that is finite: training diverged in the stage after it.
     first = run.last
     for stage in reversed(run.stages[:-1]):
         if diverged(stage, stage.end().model) is None:
@@ -135,7 +137,8 @@ def check_final(run: Run) -> None:
 
 
 def diverged(stage: Stage, weights: Weights) -> str | None:
-    """A parameter of a stage's model that is NaN or infinite in some weights; None for none."""
+    """A parameter of a stage's model that is NaN or infinite in the given weights, or None."""
+    # An assembled stage does not know what it trained: all of its weights are looked at.
     return not_finite(weights, stage.facts.trainable or weights)
 
 
@@ -144,7 +147,7 @@ def _finite(stage: Stage, found: Counterfactual) -> Counterfactual:
     if found.weights is None:
         return found
     models: list[Weights] = [found.weights]
-    if found.derived_from:  # looking at the weights would compute every one of them
+    if found.derived_from:  # reading the weights themselves would compute every one of them
         models = list(found.derived_from)
     elif found.twins is not None:
         models += [found.twins.factual, found.twins.counterfactual]
@@ -157,12 +160,12 @@ def _finite(stage: Stage, found: Counterfactual) -> Counterfactual:
 
 
 def _changed_nothing(run: Run, stage: Stage) -> bool:
-    """Whether a stage ended as it began, and left nothing else behind for the next one."""
+    """Whether a stage ended as it began and left no optimiser state for the next one."""
     start, end = stage.facts.start, stage.facts.end
     following = run.stages[stage.index + 1].facts.boundary
     if end is None or stage.appeared or following.optimizer != "new":
         return False
-    return _content(start) == _content(end)
+    return _content(start) == _content(end)  # by digest: no weights are read
 
 
 def _content(state: StateRef) -> tuple[object, ...]:
@@ -174,7 +177,7 @@ def _content(state: StateRef) -> tuple[object, ...]:
 def _computed(
     run: Run, estimator: Estimator, stages: Sequence[Stage], progress: ProgressCallback
 ) -> Iterator[Counterfactual]:
-    """All stages together, so that they share work; each alone where one of them is refused."""
+    """All stages together, so that they share work; each by itself where one is refused."""
     given: set[str] = set()
     try:
         for computed in estimator.counterfactuals(run, stages, progress):
@@ -184,6 +187,7 @@ def _computed(
         if len(stages) == 1:
             yield _refused(stages[0], estimator.name, str(refusal))
             return
+        # One stage that cannot be given refuses the whole call; the others may still be possible.
         for stage in stages:
             if stage.name not in given:
                 yield from _computed(run, estimator, [stage], progress)
@@ -207,7 +211,7 @@ def exact_trust(
     estimator: str,
     reason: str = "The last stage's start is the model without it.",
 ) -> StageTrust:
-    """What is known of a counterfactual that is read off the recording, by default the last's."""
+    """Trust in a counterfactual read off the recording, by default the last stage's."""
     return StageTrust(
         stage=stage.name,
         estimator=estimator,
@@ -224,7 +228,7 @@ def _refused(stage: Stage, estimator: str, reason: str) -> Counterfactual:
 
 
 class Cached(BaseModel):
-    """What stands beside cached weights.
+    """What is stored beside cached weights.
 
     Attributes:
         trust: What is known of the counterfactual.
@@ -244,17 +248,17 @@ def _cache(run: Run, stage: Stage, estimator: Estimator) -> str:
 
 
 def _kept(run: Run, stage: Stage, estimator: Estimator, computed: Counterfactual) -> Counterfactual:
-    """Write a counterfactual to the cache; returns it memory-mapped, so that memory is free again.
+    """Write a counterfactual to the cache and return it memory-mapped, which frees its memory.
 
     It is refused instead where it is not finite.
 
-    Weights that are computed from recorded states are not written: they are read from these again.
+    Weights that are derived from recorded states are not written: they are derived again.
     """
     computed = _finite(stage, computed)
     if computed.weights is None or computed.derived_from:
         return computed
     prefix = _cache(run, stage, estimator)
-    run.files.inside(prefix)
+    run.files.inside(prefix)  # refuses a link that leads out of the run folder
     models = {"weights": computed.weights}
     sampling = computed.twins.sampling if computed.twins is not None else 0.0
     if computed.twins is not None:
@@ -268,6 +272,7 @@ def _kept(run: Run, stage: Stage, estimator: Estimator, computed: Counterfactual
         name: save_tensors(run.path, f"{prefix}.{name}.safetensors", tensors)
         for name, tensors in models.items()
     }
+    # Last: only what has its description counts as cached, so a killed process leaves no half.
     write_json(
         run.path / f"{prefix}.json", Cached(trust=computed.trust, files=files, sampling=sampling)
     )
@@ -285,16 +290,16 @@ def _counterfactual(
 
 
 def find_cached(run: Run, stage: Stage, estimator: Estimator) -> Cached | None:
-    """What the cache holds for a stage, with the weights unread; None where it holds nothing."""
+    """The cache entry of a stage, without reading its weights; None where there is none."""
     path = run.files.inside(f"{_cache(run, stage, estimator)}.json")
     try:
         return Cached.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
+    except (OSError, ValidationError):  # missing or damaged: computed again
         return None
 
 
 def _load(run: Run, stage: Stage, estimator: Estimator) -> Counterfactual | None:
-    """From the cache; None where it is not there or was damaged, and is then computed again."""
+    """From the cache; None where it is missing or damaged, and is then computed again."""
     cached = find_cached(run, stage, estimator)
     if cached is None:
         return None

@@ -1,7 +1,7 @@
 """How long training again should take, predicted from the seconds that were recorded.
 
-Training a stage once shows what replaying it costs. Predictions are of wall time without other
-load, and are meant to be right within a factor of two. Nothing here imports torch.
+The time a stage took to train shows what replaying it costs. Predictions are of wall time on an
+idle machine, and are meant to be right within a factor of two. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from collections.abc import Sequence
 from stagelens.runs.run import Stage
 
 STARTING = 4.0
-"""Seconds until a process has loaded what it needs, and measured the models."""
+"""Seconds for a process to load what it needs, and to measure the models."""
 
 
 def seconds_without_each(stages: Sequence[Stage]) -> float | None:
-    """Seconds of replaying the later stages once for each stage that is left out.
+    """Seconds to replay the later stages once for each stage that is left out.
 
-    None where a stage did not record its seconds.
+    None where the seconds of a stage were not recorded.
     """
+    # The first stage is never replayed, so its seconds are not needed.
     if any(stage.facts.seconds is None for stage in stages[1:]):
         return None
     return sum(number * (stage.facts.seconds or 0.0) for number, stage in enumerate(stages))
@@ -27,8 +28,8 @@ def seconds_without_each(stages: Sequence[Stage]) -> float | None:
 def replay_seconds(stages: Sequence[Stage]) -> float | None:
     """How long replaying without every stage should take.
 
-    For each stage but the last, all later ones run again; and every later one runs once more as it
-    was, to see whether replay is bit for bit. None where a stage did not record its seconds.
+    For each stage but the last, all later ones run again; and each of these runs once more as
+    recorded, to see whether replay is bit for bit. None where a stage's seconds were not recorded.
     """
     once = seconds_without_each(stages)
     return None if once is None else once + sum(s.facts.seconds or 0.0 for s in stages[1:])

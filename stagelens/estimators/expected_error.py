@@ -1,4 +1,4 @@
-"""How far a coarse replay can be trusted, found without a replay."""
+"""How far a coarse replay can be trusted, estimated without a replay."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 
 from .stage_trust import StageTrust
 
-_TINY = 1e-12
-_LEAST_SAMPLING = 0.05
+_TINY = 1e-12  # keeps ratios finite where a stage has no effect at all
+_LEAST_SAMPLING = 0.05  # the logarithm of an error of 0, as of whole batches, would be -inf
 
-# Least squares, with no sign of trouble lowering it, on the logarithm of the relative error of the
-# margin (held between 0.08 and 3), over the benchmark scenarios (tests/benchmarks/fidelity.py)
-# weighed alike, budgets 1/8 to 1/2, seeds 0 to 2.
+# Least squares, with no sign of trouble lowering the prediction, on the logarithm of the relative
+# error of the margin (clipped to 0.08 to 3), over the benchmark scenarios
+# (tests/benchmarks/fidelity.py) with equal weights, budgets 1/8 to 1/2, seeds 0 to 2.
 _COEFFICIENTS = np.asarray([-0.829, 0.109, 0.804, 1.289, 0.186, 0.406, 0.535])
 RELIABLE_BELOW = 0.28
 """Expected errors up to this are called reliable: on the same seeds, each predicted by the other
@@ -24,9 +24,9 @@ REFUSED_ABOVE = 1.0
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the measured models say of one stage's effect, on the first behaviour.
+    """What the measured models say about one stage's effect, on the first behaviour.
 
-    Arrays are (N,), over the examples that have a label.
+    Arrays are (N,), over the labelled examples.
 
     Attributes:
         final: The final model.
@@ -50,7 +50,7 @@ class Evidence:
 
     @property
     def fit(self) -> float:
-        """Correlation of the final model and the factual twin."""
+        """Correlation between the final model and the factual twin."""
         return _correlation(self.final, self.factual)
 
     @property
@@ -58,9 +58,9 @@ class Evidence:
         """Weight of the twins' read-out.
 
         Where training is gentle the change carries over to the final weights, which are then the
-        better read-out; where it is hard it does not, and the twins are: 1 for SGD, and for Adam
-        the more the read-outs differ, 0.5 to 0.75. Less where the factual twin ended far from the
-        final model, 0 where it does not speak for it at all.
+        better read-out; where it is hard it does not, and the twins are: 1 for SGD; for Adam 0.5 to
+        0.75, more where the read-outs differ more. Less where the factual twin ended far from the
+        final model, 0 where it does not resemble it at all.
         """
         apart = min(max((0.95 - _correlation(self.by_weights, self.by_twins)) / 0.1, 0.0), 1.0)
         most = self.hardness if self.sgd else 0.2 + (0.3 + 0.25 * apart) * self.hardness
@@ -68,16 +68,16 @@ class Evidence:
 
     @property
     def twins_anchor(self) -> float:
-        """What the counterfactual twin is compared with, from the factual twin to the final model.
+        """What the counterfactual twin is compared with: 0 the factual twin, 1 the final model.
 
-        What cheapness does wrong cancels in the twins' difference as far as it is alike in both.
-        Under Adam nearly all of it is. Near SGD's edge of stability about half of it is, and half
-        of the factual twin's own error would only be added.
+        Errors of cheapness cancel in the twins' difference as far as they are common to both.
+        Under Adam nearly all of them are. Near SGD's edge of stability about half of them are, and
+        half of the factual twin's own error would only be added.
         """
         return 0.5 if self.sgd else 0.0
 
     def effect(self) -> np.ndarray:
-        """(N,) effect by both read-outs together."""
+        """(N,) effect from both read-outs combined."""
         share = self.twins_share
         twins = self.by_twins + self.twins_anchor * (self.final - self.factual)
         return np.asarray((1 - share) * self.by_weights + share * twins)
@@ -102,6 +102,7 @@ class Evidence:
         pattern = 1 - _correlation(self.by_twins, other)
         taken = np.linalg.norm(self.by_task_vector - effect) / size
         relative = np.asarray([pattern, np.linalg.norm(missed) / size, taken], float)
+        # Bounded, because read-outs that agree to the last bit would have the logarithm of 0.
         pattern, away, taken = np.log(np.clip(relative, 1e-3, 1e1))
         unsteady = self.hardness if self.sgd else 0.0
         near = -unsteady * taken if unsteady else 0.0
@@ -113,11 +114,11 @@ class Evidence:
         if not np.isfinite(self.effect()).all():
             return float("inf")
         seen = float(np.exp(_COEFFICIENTS[0] + _COEFFICIENTS[1:] @ self.features()))
-        return max(seen, self.sampling)
+        return max(seen, self.sampling)  # noise of the batches is there whatever else agrees
 
 
 def judged(trust: StageTrust, evidence: Evidence) -> StageTrust:
-    """What is known of a coarse replay, from its own evidence: reliable, doubtful or refused.
+    """Trust in a coarse replay from its own evidence: reliable or not, or refused.
 
     Args:
         trust: As the estimator gave it.
@@ -145,20 +146,20 @@ def judged(trust: StageTrust, evidence: Evidence) -> StageTrust:
 def judged_replay(
     trust: StageTrust, final: np.ndarray, repeated: np.ndarray, effect: np.ndarray, behaviour: str
 ) -> StageTrust:
-    """What is known of a replay that is not bit for bit: what its deviation means for the effect.
+    """Trust in a replay that is not bit for bit, by what its deviation means for the effect.
 
-    The recorded stages, repeated in the same way, should give the final model; what they miss of
-    it, the replay without the stage misses too.
+    The recorded stages, repeated in the same way, should give the final model; by as much as they
+    miss it, the replay without the stage is taken to be wrong too.
 
     Args:
         trust: As the estimator gave it.
         final: (N,) behaviour of the final model.
-        repeated: (N,) behaviour of the final model as it is repeated here.
+        repeated: (N,) behaviour of the final model as repeated here.
         effect: (N,) effect of the stage.
         behaviour: Its name.
     """
     error = float(np.linalg.norm(final - repeated) / (np.linalg.norm(effect) + _TINY))
-    if not error <= REFUSED_ABOVE:
+    if not error <= REFUSED_ABOVE:  # NaN too
         reason = (
             f"{trust.reason} Repeating the recorded stages here changes the {behaviour} by more "
             "than this stage's effect, so no number is shown; replay it on a machine like the one "
@@ -178,5 +179,5 @@ def judged_replay(
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
     known = np.isfinite(a) & np.isfinite(b)
     if known.sum() < 2 or a[known].std() == 0 or b[known].std() == 0:
-        return 0.0
+        return 0.0  # undefined: taken for no agreement, the cautious answer
     return float(np.corrcoef(a[known], b[known])[0, 1])

@@ -1,4 +1,4 @@
-"""What an estimator is, and what it returns. Nothing here imports torch: pages list estimators."""
+"""What an estimator is and what it returns. Nothing here imports torch: pages list estimators."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from stagelens.runs.states import Weights
 
 METHOD = 9
-"""Part of every result's key; raised when an estimator or what it says of its error changes."""
+"""Part of every result's key; raised when an estimator or its own error estimate changes."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ class Counterfactual:
     Attributes:
         stage: The stage that is left out.
         weights: The model, None where the estimator refused.
-        trust: What is known of it; also says at what cost it was obtained.
+        trust: What is known of it, and what it cost.
         twins: Where the estimator has them.
-        repeated: The final model as the same work gives it with the stage, where that should be
-            the recorded one and is not bit for bit; None where it is.
+        repeated: The final model that the same work gives with the stage, where this differs from
+            the recorded one although it should not; None where it is the same bit for bit.
         derived_from: Recorded states that ``weights`` are computed from each time they are read,
-            so that caching them would only cost room; empty where the weights are the
-            estimator's own.
+            so caching them would only take room; empty where the estimator computed
+            the weights itself.
     """
 
     stage: str
@@ -62,24 +62,24 @@ class Counterfactual:
 class Estimator(ABC):
     """A way to obtain counterfactuals: one file of this room, and one line in ``registry.py``.
 
-    The class attributes are all that pages, the command line and the verification know of it. They
-    read them in processes that must not load torch, so a file of an estimator imports torch, and
-    the rooms that need it, only inside ``counterfactuals``.
+    The class attributes are all that pages, the command line and verification know about it. They
+    read them in processes that must not load torch, so an estimator's file imports torch, and the
+    rooms that need it, only inside ``counterfactuals``.
 
     Attributes:
-        name: As it stands in tables and on the command line.
-        title: In sentences, at their beginning.
-        note: In brackets behind the name in help texts; empty for none.
+        name: As used in tables and on the command line.
+        title: As used at the beginning of sentences.
+        note: In brackets after the name in help texts; empty for none.
         preference: The higher, the better its numbers: of several tables the one with the highest
             is shown.
-        free: Whether its counterfactuals cost next to nothing. They are then computed by every
-            process for itself, where others are shared out over the processes of a job.
-        automatic: Whether it may be chosen where nobody names an estimator.
-        proposed: Whether a verification includes it where nobody chooses.
-        budgets: Shares of the cost of replay that pages offer, by what these are called; empty
-            where it takes no budget.
-        default_budget: The one that is used where nobody chooses; None where it takes none.
-        warns_cheaper: Whether its refusal of a stage speaks against the cheaper estimates too.
+        free: Whether its counterfactuals cost next to nothing. Every process then
+            computes them itself, where others are shared out over the processes of a job.
+        automatic: Whether it may be chosen by default, where no estimator is named.
+        proposed: Whether a verification includes it by default.
+        budgets: Shares of the cost of replay that pages offer, by label; empty where it takes no
+            budget.
+        default_budget: The budget used by default; None where it takes none.
+        warns_cheaper: Whether its refusal of a stage casts doubt on cheaper estimates too.
         settings: Plain JSON that the counterfactuals depend on; part of the cache key.
     """
 
@@ -102,43 +102,43 @@ class Estimator(ABC):
 
     @classmethod
     def default_settings(cls) -> dict[str, Any]:
-        """The settings that it has where nobody chooses any."""
+        """The settings used where none are chosen."""
         return {} if cls.default_budget is None else {"budget": cls.default_budget}
 
     @classmethod
     def possible(cls, run: Run) -> bool:
-        """Whether what was recorded allows it; looks at no weights."""
+        """Whether the recording allows it; reads no weights."""
         return True
 
     @classmethod
     def seconds(cls, stages: Sequence[Stage], settings: Mapping[str, Any]) -> float | None:
-        """How long the counterfactuals of all stages should take; as long as replay, by default.
+        """Expected seconds for the counterfactuals of all stages; by default as long as replay.
 
-        It is what ``StageTrust.seconds`` add up to: wall time on an idle machine, meant to be right
-        within a factor of two.
+        This predicts the sum of ``StageTrust.seconds``: wall time on an idle machine, meant to be
+        right within a factor of two.
 
         Args:
             stages: Of the run, in training order.
             settings: Its settings.
 
         Returns:
-            Seconds; None where nothing was recorded to tell it from.
+            Seconds; None where nothing was recorded to predict them from.
         """
         return seconds_without_each(stages)
 
     def prepare(  # noqa: B027 - most have nothing to prepare
         self, run: Run, stages: Sequence[Stage], progress: ProgressCallback
     ) -> None:
-        """Work that counterfactuals share, done before they are shared out over processes."""
+        """Do the work that counterfactuals share, before they are shared out over processes."""
 
     @abstractmethod
     def counterfactuals(
         self, run: Run, stages: Sequence[Stage], progress: ProgressCallback
     ) -> Iterator[Counterfactual]:
-        """The models without each of ``stages``, in any order; never asked for the last stage.
+        """The models without each of ``stages``, in any order; the last stage is never requested.
 
-        Several stages are asked for at once, so that they can share work.
+        Several stages are requested at once, so that they can share work.
 
         Raises:
-            Refused: None of them can be given; says why and what to use instead.
+            Refused: None of them can be computed; says why and what to use instead.
         """

@@ -1,6 +1,6 @@
-"""The estimators that there are. A new one is a file of its own and a line here.
+"""The available estimators. A new one is a file of its own and a line here.
 
-Nothing here imports torch: pages and the command line list what there is.
+Nothing here imports torch: pages and the command line list the estimators.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ for _estimator in (TaskVector, UnrolledJump, UnrolledScale, CoarseReplay, Replay
 
 
 def estimators() -> dict[str, type[Estimator]]:
-    """All of them by name, the one with the best numbers first."""
+    """All estimators by name, the one with the best numbers first."""
     ranked = sorted(_REGISTERED.values(), key=lambda each: -each.preference)
     return {each.name: each for each in ranked}
 
@@ -47,7 +47,7 @@ def find(name: str) -> type[Estimator]:
     """An estimator's class by its name.
 
     Raises:
-        Refused: There is none of that name; lists those that exist.
+        Refused: There is none of that name; lists the existing ones.
     """
     if name not in _REGISTERED:
         known = ", ".join(reversed(estimators()))
@@ -63,41 +63,41 @@ def make_estimator(name: str, settings: Mapping[str, Any] | None = None) -> Esti
         settings: Its own arguments, for instance ``{"budget": 0.25}``; None for the defaults.
 
     Raises:
-        Refused: There is none of that name (lists those that exist), or it does not take a
+        Refused: There is none of that name (lists the existing ones), or it does not take a
             setting.
     """
     kind = find(name)
     try:
         return kind(**(settings or {}))
-    except TypeError:
+    except TypeError:  # the constructor's arguments are the settings that it takes
         given = ", ".join(settings or {})
         raise Refused(f"{name} does not take the setting {given}; omit it") from None
 
 
 def default_estimator(run: Run) -> str:
-    """The best one that may be chosen unasked and that the recording allows."""
+    """The best estimator that may be chosen by default and that the recording allows."""
     return next(n for n, kind in estimators().items() if kind.automatic and kind.possible(run))
 
 
 def free_estimator() -> type[Estimator]:
-    """The best of those whose numbers cost nothing."""
+    """The best estimator whose numbers cost nothing."""
     return next(kind for kind in estimators().values() if kind.free)
 
 
 def verifiable() -> list[str]:
-    """Names of those that can be compared with replay: the proposed ones first, cheapest first."""
+    """Names of estimators to compare with replay: proposed ones first, each cheapest first."""
     others = [kind for kind in estimators().values() if kind.name != REPLAY]
     others.sort(key=lambda kind: (not kind.proposed, kind.preference))
     return [kind.name for kind in others]
 
 
 def proposed() -> list[str]:
-    """Names of those that a verification includes where nobody chooses."""
+    """Names of the estimators that a verification includes by default."""
     return [name for name in verifiable() if find(name).proposed]
 
 
 def help_text() -> str:
-    """All names with their notes, cheapest first, as a help text lists them."""
+    """All names with their notes, cheapest first, for help texts."""
     kinds = reversed(estimators().values())
     return ", ".join(f"{k.name} ({k.note})" if k.note else k.name for k in kinds)
 
@@ -119,10 +119,10 @@ def estimate_name(estimator: str, settings: Mapping[str, Any]) -> str:
 def estimate_seconds(
     stages: Sequence[Stage], estimator: str, settings: Mapping[str, Any]
 ) -> float | None:
-    """How long an estimator should take for the counterfactuals of all stages.
+    """Expected seconds of an estimator for the counterfactuals of all stages.
 
     For replay without its check; see :func:`~stagelens.estimators.durations.replay_seconds`. None
-    where nothing was recorded to tell it from.
+    where nothing was recorded to predict it from.
 
     Args:
         stages: Of the run, in training order.
@@ -134,5 +134,6 @@ def estimate_seconds(
 
 def saves_time(stages: Sequence[Stage], estimator: str, settings: Mapping[str, Any]) -> bool:
     """Whether an estimate should take less than half of the time that replay takes."""
+    # Both start a process, so a saving that its start eats up does not count.
     replay, own = replay_seconds(stages), estimate_seconds(stages, estimator, settings)
     return replay is None or own is None or STARTING + own < 0.5 * (STARTING + replay)

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 class Replay(Estimator):
     """The model without a stage, by replaying all later stages from the stage's start state.
 
-    The later stages are also replayed as they were recorded, once per run and machine: where this
-    gives their recorded ends bit for bit, the counterfactual is exact. Where it does not, they are
-    replayed once more from the stage's recorded end: how far that final model is from the recorded
-    one, in the behaviours, is the error to expect of the effects.
+    The later stages are also replayed as recorded, once per run and machine: where this gives their
+    recorded ends bit for bit, the counterfactual is exact. Where it does not, they are replayed
+    once more from the stage's recorded end: how far that final model is from the recorded one, in
+    the behaviours, is the error to expect of the effects.
 
     Args:
-        split_batches: Whether the processes of the job share every batch, where there are several,
-            instead of whole counterfactuals. Sums of gradients are then rounded otherwise than in
+        split_batches: Whether the processes of the job, where there are several, share every batch
+            instead of whole counterfactuals. Sums of gradients are then rounded differently from
             the recording, which is measured like any other deviation.
     """
 
@@ -45,7 +45,7 @@ class Replay(Estimator):
         return self.split
 
     def prepare(self, run: Run, stages: Sequence[Stage], progress: ProgressCallback) -> None:
-        """Replay the later stages as they were recorded, once each, shared out over processes."""
+        """Replay the later stages as recorded, once each, shared out over processes."""
         from .replay_check import check_together  # torch
 
         check_together(run, stages, progress)
@@ -81,6 +81,7 @@ class Replay(Estimator):
             merging = max((s.facts.boundary.deviation for s in after), default=0.0)
             trust = _trust(stage.name, own, merging, mixed_precision(after) + self._shared())
             repeated = None
+            # With the stage and by the same arithmetic: what this misses, the replay misses too.
             if trust.trust != "exact":
                 report = overall.part(*own_part, f"Repeating with {stage.name}: ")
                 again = replay_later(run, stage, stage.end(), report, split=self.split)
@@ -99,8 +100,8 @@ def _trust(stage: str, checks: Sequence[ReplayCheck], merging: float, mixed: str
     Args:
         stage: The stage that is left out.
         checks: Of the later stages.
-        merging: How far merging an adapter in between is from the recorded weights, at most.
-        mixed: What to say of mixed precision, and of batches that were split.
+        merging: How far merging adapters here is from the recorded weights, at most.
+        mixed: A remark on mixed precision and on split batches; may be empty.
     """
     bitwise = all(check.bitwise for check in checks)
     if bitwise and not merging:
@@ -131,5 +132,5 @@ def _trust(stage: str, checks: Sequence[ReplayCheck], merging: float, mixed: str
         trust="estimated",
         reason=f"Replay; {', and '.join(reasons)}{mixed}.",
         deviation=max(worst, merging),
-        cost=2.0,
+        cost=2.0,  # replayed with the stage and without it
     )

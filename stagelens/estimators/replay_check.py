@@ -1,4 +1,4 @@
-"""How far the replay of a stage on this machine is from its recording; measured once and kept."""
+"""How far a stage's replay on this machine is from its recording; measured once and stored."""
 
 from __future__ import annotations
 
@@ -29,18 +29,19 @@ class ReplayCheck(BaseModel):
 
 
 def mixed_precision(stages: Sequence[Stage]) -> str:
-    """``" (recorded in bfloat16 mixed precision)"``, where any stage was; else nothing."""
+    """``" (recorded in bfloat16 mixed precision)"`` where any stage was; else an empty string."""
     used = {AUTOCAST[s.facts.precision] for s in stages if s.facts.precision != "float32"}
     names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in used))
     return f" (recorded in {names} mixed precision)" if used else ""
 
 
 def _machine(stage: Stage, split: bool) -> str:
-    """What decides whether arithmetic is the same: build, threads, processor and device."""
+    """Everything that arithmetic depends on: build, threads, processor and device."""
     threads = stage.environment.threads
     used = devices.replaying(stage.environment.device)
     device = torch.cuda.get_device_name(used) if used.type == "cuda" else "cpu"
     capability = torch.backends.cpu.get_cpu_capability()
+    # Builds of one torch version differ in the libraries that multiply matrices.
     build = digest(torch.__config__.show())[:8]
     return (
         f"torch {torch.__version__} ({build}), {threads} threads, {platform.platform()}, "
@@ -50,11 +51,13 @@ def _machine(stage: Stage, split: bool) -> str:
 
 
 def check_together(run: Run, stages: Sequence[Stage], progress: ProgressCallback) -> None:
-    """:func:`check_replay` of all that leaving out ``stages`` needs, shared out over processes."""
+    """:func:`check_replay` of every stage after any of ``stages``, shared out over processes."""
     chains = [run.stages[stage.index + 1 :] for stage in stages]
+    # What cannot be replayed is refused later, stage by stage, and must not end the others here.
     needed = {s.index: s for later in chains if all(s.replayable for s in later) for s in later}
 
     def work() -> None:
+        # Sorted, because sharing relies on every process having the same list.
         for stage in processes.share_of_work(
             [needed[n] for n in sorted(needed)], lambda s: s.steps
         ):
@@ -66,10 +69,11 @@ def check_together(run: Run, stages: Sequence[Stage], progress: ProgressCallback
 def check_replay(
     run: Run, stage: Stage, progress: ProgressCallback, split: bool = False
 ) -> ReplayCheck:
-    """Replay a stage as it was recorded and say how far it is off; stored and reused."""
+    """Replay a stage as recorded and measure how far it is off; stored and reused."""
     machine = _machine(stage, split)
     key = digest("replay-check", run.digest, stage.name, machine)[:32]
     path = run.files.inside(f"results/checks/{key}.json")
+    # With split batches all processes must replay or none, whichever of them sees the file.
     stored = processes.by_main(lambda: _stored_check(path)) if split else _stored_check(path)
     if stored is not None:
         return stored
@@ -89,5 +93,5 @@ def check_replay(
 def _stored_check(path: Path) -> ReplayCheck | None:
     try:
         return ReplayCheck.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
+    except (OSError, ValidationError):  # missing or damaged: measured again
         return None

@@ -7,11 +7,11 @@ from pydantic import BaseModel, ConfigDict
 from stagelens.contracts import Trust
 
 REPLAY = "replay"
-"""Name of the estimator that decides: the others are compared with it."""
+"""Name of the estimator that settles a number: the others are compared with it."""
 
 AGREES_R, AGREES_ERROR = 0.9, 0.5
-"""An estimate agrees with replay from this Pearson r on, up to this relative error. Calling
-estimates reliable aims at 95 % of them agreeing; the benchmark counts the same."""
+"""An estimate agrees with replay at this Pearson r or above and this relative error or below.
+The aim is that 95 % of estimates called reliable agree; the benchmark counts in the same way."""
 
 
 class Agreement(BaseModel):
@@ -24,6 +24,7 @@ class Agreement(BaseModel):
         relative_error: Size of the error over the size of the effects by replay.
     """
 
+    # JSON has no NaN or infinity: written as null, they could not be read as numbers again.
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     behaviour: str
@@ -50,12 +51,12 @@ class StageTrust(BaseModel):
             and the recorded end of the later stages, over the norm of what these stages changed.
         expected_error: Relative error to expect of the effects; None where it is not known.
         reliable: Whether an estimate can be relied on without a replay; None where not known.
-        twins_share: Weight of the twins in the effects, the rest is the counterfactual's own; 0
+        twins_share: Weight of the twins in the effects; the rest is the counterfactual's own. 0
             without twins.
         twins_anchor: What the counterfactual twin is compared with: 0 for the factual twin, 1 for
-            the final model, in between for a mean of the two.
-        agreements: With replay, by behaviour; some where ``trust`` is verified. Joined at reading,
-            see ``verification.trusted``.
+            the final model, in between for a weighted mean of the two.
+        agreements: With replay, by behaviour; present where ``trust`` is verified. Joined when
+            read, see ``verification.trusted``.
         cost: Example-gradients spent, in replays of the later stages.
         seconds: Wall time that obtaining the counterfactual took.
     """
@@ -76,17 +77,17 @@ class StageTrust(BaseModel):
     seconds: float = 0.0
 
     def agreement(self, behaviour: str | None = None) -> Agreement | None:
-        """With replay on a behaviour; on the first one where there is none for it, as accuracy."""
+        """Agreement on a behaviour, or on the first one where it has none, as for accuracy."""
         named = [each for each in self.agreements if each.behaviour == behaviour]
         return next(iter([*named, *self.agreements]), None)
 
 
 _GROUND_TRUTH_ERROR = 0.1
-"""A replay that is not bit for bit still verifies estimates, where its own expected error is at
-most this."""
+"""A replay that is not bit for bit still verifies estimates if its own expected error is at most
+this."""
 
 
 def is_ground_truth(trust: StageTrust) -> bool:
-    """Whether this is the truth of a stage, or a replay close enough to it to verify others by."""
+    """Whether this is the truth for a stage, or a replay close enough to it to verify others."""
     expected = trust.expected_error if trust.estimator == REPLAY else None
     return trust.trust == "exact" or (expected is not None and expected <= _GROUND_TRUTH_ERROR)

@@ -1,4 +1,4 @@
-"""Final weights less the change of a stage, tensor by tensor."""
+"""Final weights minus the change of a stage, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from stagelens.runs.schema import Boundary
 from stagelens.runs.states import Weights
 
 _BLOCK = 1 << 15
-"""Elements that are computed at a time: a large tensor takes no more memory than this, they stay in
-the processor's cache, and torch shares out more among threads, which cost more than they save where
-the processor has other work too."""
+"""Elements computed at a time: however large a tensor, no more memory is taken; they stay in the
+processor's cache; and torch would share out more among threads, which cost more than they save on a
+processor with other work to do."""
 
 
 def keeps(stage: Stage) -> str:
-    """Says what a counterfactual without an assembled stage keeps, because it came with it."""
+    """Says what a counterfactual without an assembled stage keeps, as it first appears there."""
     first, *others = stage.appeared
     named = f"{first} and {len(others)} more" if others else first
     return (
@@ -44,22 +44,22 @@ def subtract_stage(
 
 
 def without_stage(run: Run, stage: Stage) -> tuple[WithoutStage, tuple[Weights, ...]]:
-    """The final weights without a stage's change, and the recorded states they are read from."""
+    """The final weights without a stage's change, and the recorded states they are derived from."""
     without = subtract_stage(run.last.end().model, stage, run.stages[stage.index + 1 :])
     return without, (stage.start().model, stage.end().model)
 
 
 def flat_blocks(weights: Weights, name: str) -> Iterator[Tensor]:
-    """The values of one tensor, in order, in blocks of (n,), n being the same for all weights."""
+    """The values of one tensor, in order, in blocks of (n,), with the same n for all weights."""
     if isinstance(weights, WithoutStage):
         return weights.blocks(name)
     return iter(weights[name].reshape(-1).split(_BLOCK))
 
 
 class WithoutStage(Mapping[str, Tensor]):
-    """``final - (end - start)``; a tensor is computed each time that it is asked for.
+    """``final - (end - start)``; a tensor is computed each time it is read.
 
-    So the weights without a stage take no memory but that of the tensor in hand: the three states
+    So the weights without a stage take only the memory of one tensor at a time: the three states
     are memory-mapped. Names and shapes are those of the final model.
 
     Args:
@@ -92,6 +92,7 @@ class WithoutStage(Mapping[str, Tensor]):
         tensor, change = self.final[name], self._change(name)
         if change is None:
             return tensor
+        # Blocks fill it in order through a flat view, which only a contiguous tensor has.
         without = torch.empty_like(tensor, memory_format=torch.contiguous_format)
         flat, done = without.view(-1), 0
         for block in self._blocks(name, *change):
@@ -118,19 +119,20 @@ class WithoutStage(Mapping[str, Tensor]):
             yield without if n == len(final) else torch.cat([without, final[n:]])
 
     def _change(self, name: str) -> tuple[Tensor, Tensor] | None:
-        """Start and end, flat, of the elements that carry the change: those that both have.
+        """Start and end, flat, of the elements that carry the change: those present in both.
 
         Raises:
-            RunError: The shapes are others, and not because rows were added; nothing is broadcast.
+            RunError: The shapes differ other than by added rows; nothing is broadcast.
         """
         final = self.final[name]
         if not final.is_floating_point():
-            return None
+            return None  # a count is no sum of changes: it stays as in the final model
         before, after = (carry(name, self._later, each) for each in (self._start, self._end))
         if before is None or after is None:
             return None
         states = (before, after, final)
         if name in self._grown:
+            # Vocabularies only grow, and new rows come last; anything else is another tensor.
             rows = [len(state) for state in states]
             fits = rows == sorted(rows) and len({state.shape[1:] for state in states}) == 1
         else:
@@ -152,8 +154,8 @@ def _without(final: Tensor, before: Tensor, after: Tensor, variance: bool) -> Te
         final: (n,) floating; the result has its dtype.
         before: (n,).
         after: (n,).
-        variance: Whether to scale by ``before / after`` instead; where that is no positive number,
-            the final value is kept.
+        variance: Whether to scale by ``before / after`` instead; where that is not a positive
+            number, the final value is kept.
     """
     if variance:
         ratio = before.double() / after.double()
@@ -161,7 +163,7 @@ def _without(final: Tensor, before: Tensor, after: Tensor, variance: bool) -> Te
         scaled = final.double() * torch.where(usable, ratio, 1.0)
         return scaled.to(final.dtype)
     wide = torch.float32 if final.dtype.itemsize <= 2 else torch.float64
-    # Nothing in place: where the dtype is this one already, .to gives the loaded state itself.
+    # Nothing in place: where the dtype is already this one, .to returns the loaded state itself.
     change = after.to(wide) - before.to(wide)
     return (final.to(wide) - change).to(final.dtype)
 
@@ -169,7 +171,7 @@ def _without(final: Tensor, before: Tensor, after: Tensor, variance: bool) -> Te
 def subtract_tangent(
     final: Mapping[str, Tensor], tangent: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """``final - tangent``, with variances kept positive and integer buffers left as they are.
+    """``final - tangent``, with variances kept positive and integer buffers unchanged.
 
     A variance s with derivative d > 0 becomes s / (1 + d / s), which is s - d to first order.
     """

@@ -34,7 +34,7 @@ class TaskVector(Estimator):
 
     @classmethod
     def seconds(cls, stages: Sequence[Stage], settings: Mapping[str, Any]) -> float | None:
-        """Nothing: weights are subtracted when they are read."""
+        """Zero: weights are subtracted when they are read."""
         return 0.0
 
     def counterfactuals(

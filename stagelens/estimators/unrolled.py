@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from stagelens.runs.states import Weights
 
 _TANGENT = 3.0
-"""A step with its tangent, in steps."""
+"""Cost of a step with its tangent, in plain steps."""
 
 _LARGEST_GROWTH = 1.75
-"""A derivative longer than this many times the stage's own change is no estimate. Chosen on digits
+"""A derivative longer than this many times the stage's own change is refused. Chosen on digits
 (seeds 0 to 2) and fashion (0, 1): of 18 longer ones all but one had a relative error above 3 in the
-margin, and the longest good one had 1.5. Shorter ones can be wrong too: only a replay can say."""
+margin, and the longest good one had 1.5. Shorter ones can be wrong too: only a replay can tell."""
 
 
 class _Unrolled(Estimator):
     """final - derivative, in the weights and the floating buffers.
 
-    Costs more than a replay: per later step one gradient, shared by the stages that are asked for
+    Costs more than a replay: per later step one gradient, shared by the stages that are requested
     together, and one Hessian-vector product per stage, counted as two gradients. So ``cost`` is 3
-    for the jump, as if the stage were asked for alone.
+    for the jump, as if the stage were requested alone.
 
     Args:
         dtype: ``"float32"`` or ``"float64"``; None is the dtype of the recording.
@@ -49,6 +49,7 @@ class _Unrolled(Estimator):
         curvature: Literal["exact", "gauss-newton"] = "exact",
     ) -> None:
         self._dtype, self._gauss_newton = dtype, curvature == "gauss-newton"
+        # Defaults are left out: spelled out or not, they share one cache key and one table.
         self.settings = {
             key: value
             for key, value in (("dtype", dtype), ("curvature", curvature))
@@ -63,6 +64,7 @@ class _Unrolled(Estimator):
         from stagelens.derivatives.trajectory import DerivativeOptions
 
         options = DerivativeOptions(self._dtype, self._gauss_newton, plain_sgd=self._plain_sgd)
+        # Before any work: a pass costs more than a replay, and here its result would be refused.
         edge = _edge_of_stability(run)
         earlier = [s for s in stages if s.index < run.last.index and s.index not in edge]
         tangents = {}
@@ -113,7 +115,7 @@ class _Unrolled(Estimator):
             cost=tangent.cost,
             seconds=tangent.seconds,
         )
-        if not tangent.growth <= _LARGEST_GROWTH:
+        if not tangent.growth <= _LARGEST_GROWTH:  # NaN too
             grown = (
                 f"{tangent.growth:.3g} times as long as the stage's own change"
                 if math.isfinite(tangent.growth)
@@ -126,11 +128,11 @@ class _Unrolled(Estimator):
 
 
 _LONG = 50
-"""A derivative follows fewer steps than these, however large they are."""
+"""Through fewer steps than this a derivative holds, however large the steps are."""
 
 
 def _edge_of_stability(run: Run) -> dict[int, str]:
-    """Index of every stage with a later one that SGD trained near the edge of stability, and why.
+    """Stages, by index, before one that SGD trained near the edge of stability, and the reason.
 
     On the benchmark's seeds 0 to 2 such derivatives were 1 to 16 times as wrong as the effect is
     large, although most were no longer than the stage's own change.
@@ -155,7 +157,7 @@ class UnrolledJump(_Unrolled):
 
     @classmethod
     def seconds(cls, stages: Sequence[Stage], settings: Mapping[str, Any]) -> float | None:
-        """A tangent along every later stage."""
+        """Seconds for a tangent along every later stage."""
         once = seconds_without_each(stages)
         return None if once is None else _TANGENT * once
 
@@ -166,8 +168,8 @@ class UnrolledScale(_Unrolled):
     Args:
         dtype: ``"float32"`` or ``"float64"``; None is the dtype of the recording.
         curvature: ``"exact"`` or ``"gauss-newton"``.
-        as_plain_sgd: As if the optimiser were plain SGD; shows in benchmarks what ignoring the
-            optimiser costs (arXiv 2605.18814), and is of no other use.
+        as_plain_sgd: Treat the optimiser as plain SGD; shows in benchmarks what ignoring the
+            optimiser costs (arXiv 2605.18814), and has no other use.
     """
 
     name = "unrolled-scale"
@@ -178,7 +180,7 @@ class UnrolledScale(_Unrolled):
 
     @classmethod
     def seconds(cls, stages: Sequence[Stage], settings: Mapping[str, Any]) -> float | None:
-        """A tangent along the stage itself and every later one."""
+        """Seconds for a tangent along the stage itself and every later one."""
         once = seconds_without_each(stages)
         if once is None:
             return None

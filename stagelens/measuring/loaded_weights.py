@@ -1,4 +1,4 @@
-"""Weights that stay in memory between questions, within a limit, shared by all who ask."""
+"""Weights kept in memory between questions, within a limit, and shared by all callers."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from stagelens.runs.run import Run
 from stagelens.runs.states import Weights, load_into
 
 _MODULES = 8
-"""Modules that are kept; without their weights they take next to nothing."""
+"""Modules kept; without their weights they take next to no memory."""
 
 
 class LoadedWeights:
-    """The weights of final models and counterfactuals, least recently used dropped first.
+    """The weights of final models and counterfactuals; the least recently used are dropped first.
 
-    What is kept never exceeds the limit; a model that is larger than the limit is read for every
-    question. A module is shared between all who ask, and holds one model's weights at a time,
-    so hold ``lock`` as long as one of them is in use.
+    They never exceed the limit; a model that is larger than the limit is read for every question.
+    A module is shared by all callers and holds one model's weights at a time, so hold ``lock`` as
+    long as one of them is in use.
 
     Args:
         limit: Bytes that may stay loaded.
@@ -40,11 +40,11 @@ class LoadedWeights:
         return sum(map(_size, self._weights.values()))
 
     def get(self, key: Hashable, size: int, load: Callable[[], Weights]) -> Weights:
-        """Weights by key, read where they are not loaded; room is made before they are read.
+        """Weights by key, read if they are not loaded; room is made before reading.
 
         Args:
             key: Names the content, not the place.
-            size: Bytes that they take, about.
+            size: About how many bytes they take.
             load: Reads them.
         """
         if key in self._weights:
@@ -52,6 +52,7 @@ class LoadedWeights:
             return self._weights[key]
         self._make_room(size)
         weights = load()
+        # Again, because the size was only an estimate, and a limit that is passed is no limit.
         self._make_room(_size(weights))
         if _size(weights) <= self.limit:
             self._weights[key] = weights
@@ -74,6 +75,7 @@ class LoadedWeights:
             _put(own, weights)
             yield module
         finally:
+            # Otherwise the module would keep in memory what the limit has dropped since.
             _put(own, {name: torch.empty(0, dtype=t.dtype) for name, t in own.items()})
 
     def _module(self, run: Run, weights: Weights) -> nn.Module:

@@ -25,21 +25,21 @@ from .placed import Placed
 
 BATCH_SIZE = 256
 _CHUNK = 8
-"""Batches that stay in memory while every model passes over them: inputs are read once, and
-weights are changed once per chunk."""
+"""Batches kept in memory while every model passes over them: inputs are read once, and weights are
+swapped once per chunk."""
 
 SHARD = _CHUNK * BATCH_SIZE
-"""Most examples that one process measures before it keeps what it has."""
+"""The most examples that one process measures before it stores its results."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One model on N examples.
+    """The measurements of one model on N examples.
 
     Attributes:
-        values: Behaviour name to (N,) float64; NaN where it is not known, or not finite.
+        values: Behaviour name to (N,) float64; NaN where the value is unknown or not finite.
         answers: (N,) printable predictions.
-        confidences: (N,) probability that the model gives to its own prediction.
+        confidences: (N,) probability that the model gives its own prediction.
     """
 
     values: Mapping[str, np.ndarray]
@@ -69,11 +69,11 @@ def measure(
     """Measure several models of one architecture on the same examples, in evaluation mode.
 
     Args:
-        task: Collates, runs and reads the models.
+        task: Collates examples, runs the models and reads their outputs.
         model: A module of the architecture; its weights are overwritten.
         weights: One entry per model.
-        batches: The examples, batch by batch; gone through once.
-        count: How many examples there are in all, for ``progress``.
+        batches: The examples, batch by batch; consumed once.
+        count: The total number of examples, for ``progress``.
         progress: Called after every chunk of batches.
 
     Returns:
@@ -82,6 +82,7 @@ def measure(
     parts: list[list[Measured]] = [[] for _ in weights]
     placed = Placed(model)
     done = 0
+    # Effects are small differences between models, in which the rounding of TF32 would show.
     with torch.inference_mode(), devices.full_precision(placed.device):
         for chunk in _chunks(batches):
             collated = [to_device(task.collate(examples), placed.device) for examples in chunk]
@@ -94,8 +95,9 @@ def measure(
 
 
 def read(task: Task, outputs: Any, batch: Any) -> Measured:
-    """What a forward pass says of the examples of its batch."""
+    """What a forward pass says about the examples of its batch."""
     predictions = task.predictions(outputs)
+    # Wide before any is subtracted from another; infinite values would turn means into NaN or inf.
     values = {n: v.double().cpu().numpy() for n, v in task.behaviours(outputs, batch).items()}
     return Measured(
         {name: np.where(np.isfinite(value), value, np.nan) for name, value in values.items()},
@@ -123,16 +125,17 @@ def measure_set(
 ) -> list[Measured]:
     """:func:`measure` on a whole set, shared out over the processes of the job.
 
-    Where it takes more than one shard, finished ones are kept with the run until all are there.
+    If it takes more than one shard, finished ones are stored with the run until all are complete.
 
     Args:
         run: The run.
         examples: The set.
         model: A module of the architecture; its weights are overwritten.
         weights: One entry per model.
-        key: Names the models, and the set.
+        key: Identifies the models and the set.
         progress: Called after every shard of this process.
     """
+    # Small enough that every process gets a shard of a small set.
     size = min(SHARD, math.ceil(examples.count / processes.count()))
     spans = [(at, min(at + size, examples.count)) for at in range(0, examples.count, max(size, 1))]
     if len(spans) < 2:
@@ -140,6 +143,7 @@ def measure_set(
         return measure(run.task, model, weights, batches, examples.count, progress)
     shards = Shards(run, key)
     names = {span: f"{span[0]}-{span[1]}" for span in spans}
+    # One list for all, which sharing relies on: processes may not see the same files at once.
     left = processes.by_main(lambda: [span for span in spans if names[span] not in shards])
 
     def measured(start: int, stop: int) -> pd.DataFrame:
@@ -157,7 +161,7 @@ def measure_set(
 
     processes.together(work)
     parts = [_from_frame(shards.load(name), len(weights)) for name in names.values()]
-    processes.wait()  # until all have read them
+    processes.wait()  # the shards are deleted next, so all must have read them
     processes.by_main(shards.clear)
     return [_joined([part[number] for part in parts]) for number in range(len(weights))]
 
@@ -175,7 +179,7 @@ def _as_frame(models: Sequence[Measured]) -> pd.DataFrame:
 
 
 def _from_frame(frame: pd.DataFrame, count: int) -> list[Measured]:
-    """What :func:`_as_frame` was made of."""
+    """The inverse of :func:`_as_frame`."""
     return [
         Measured(
             {
@@ -191,7 +195,7 @@ def _from_frame(frame: pd.DataFrame, count: int) -> list[Measured]:
 
 
 def answers_as_the_final_model(run: Run, stage: Stage, examples: EvaluationSet) -> bool:
-    """Whether a stage's model gives outputs of the same shapes."""
+    """Whether a stage's model has outputs of the same shapes as the final model."""
     configs = stage.facts.build_config, run.last.facts.build_config
     if configs[0] == configs[1]:
         return True

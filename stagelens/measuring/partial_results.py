@@ -1,7 +1,7 @@
-"""Parts of a result that is being computed; a job that was killed goes on from them.
+"""Parts of a result that is being computed; a killed job continues from them.
 
-Each is a file of ``results/shards/<key>/``, written by whichever process computed it. They go when
-the result is stored.
+Each is a file in ``results/shards/<key>/``, written by whichever process computed it. They are
+deleted when the result is stored.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ class Shards:
     """The finished parts of one result.
 
     Args:
-        run: Whose result it is.
-        key: Names the result, and all that its numbers depend on.
+        run: The run that the result is of.
+        key: Identifies the result, with everything that its numbers depend on.
     """
 
     def __init__(self, run: Run, key: str) -> None:
         self._folder = run.files.inside(f"results/shards/{key}")
 
     def __contains__(self, name: str) -> bool:
-        return self._read(name) is not None
+        return self._read(name) is not None  # a file alone does not do: it may be damaged
 
     def keep(self, name: str, make: Callable[[], pd.DataFrame]) -> None:
-        """Compute a part and write it, unless it is there and whole."""
+        """Compute a part and write it, unless it is already stored and intact."""
         if name in self:
             return
         fact_tables.write(self._folder / f"{name}.parquet", make())
 
     def load(self, name: str) -> pd.DataFrame:
-        """A part that is finished.
+        """A finished part.
 
         Raises:
-            RunError: It is not there.
+            RunError: It is missing or damaged.
         """
         found = self._read(name)
         if found is None:
@@ -54,5 +54,6 @@ class Shards:
         return fact_tables.read_plain(self._folder / f"{name}.parquet")
 
     def clear(self) -> None:
-        """The result is stored: its parts are needed no more."""
+        """Delete the parts, which are no longer needed once the result is stored."""
+        # Parts left behind only take room, which is no reason to fail with the result at hand.
         shutil.rmtree(self._folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""A model where forward passes run: on one device, or in parts on several if one is too small."""
+"""A model placed for forward passes: on one device, or in parts on several if one is too small."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Placed:
 
     Args:
         model: The module; its weights are overwritten.
-        memory: Device to bytes that weights may take, as accelerate has it; None for what is free.
+        memory: Device to bytes that weights may take, in accelerate's form; None for what is free.
     """
 
     def __init__(self, model: Any, memory: Mapping[Any, int | str] | None = None) -> None:
@@ -48,7 +48,7 @@ class Placed:
         """Put another model's weights in.
 
         Raises:
-            RunError: They are those of another architecture.
+            RunError: They belong to another architecture.
             StageLensError: The model is too large for one device, and cannot be split.
         """
         if not self._split:
@@ -59,16 +59,19 @@ class Placed:
 
         if self._places is None:
             self._places = self._spread()
+        # Hooks hold offloaded weights elsewhere, with placeholders in the module. Without them the
+        # module has tensors to copy into again, but two where input and output embeddings were one.
         remove_hook_from_submodules(self.model)
         self.model.tie_weights()
         load_into(self.model, weights)
+        # A new folder for each model: what the last one had on the disk goes with its own.
         self._disk = TemporaryDirectory(prefix="stagelens-", ignore_cleanup_errors=True)
         dispatch_model(
             self.model, self._places, main_device=self.device, offload_dir=self._disk.name
         )
 
     def _spread(self) -> dict[str, Any]:
-        """Names of blocks to devices."""
+        """Which device each block goes to, by name."""
         from accelerate import infer_auto_device_map
 
         blocks = getattr(self.model, "_no_split_modules", None)

@@ -91,7 +91,7 @@ def _laid_out(tensor: Tensor, layout: Mapping[str, Any]) -> Tensor:
     stride = layout.get("stride") or tensor.stride()
     # The same limit again: a damaged description must not ask for any amount of memory.
     if not 0 <= _span(tensor.shape, stride) <= 2 * max(tensor.numel(), 1):
-        raise ValueError("a tensor that lies as none was recorded")
+        raise ValueError("a tensor with a memory layout that is never recorded")
     size = tensor.element_size()
     memory = torch.empty(_span(tensor.shape, stride) + _ALIGNMENT // size, dtype=tensor.dtype)
     # The offset counts from a multiple of 64 bytes; the extra elements leave room to get there.

@@ -62,7 +62,7 @@ def test_an_example_shows_its_texts_as_what_they_are(open_page, text_runs: Path)
     app = check(open_page(text_runs, "run=prompts&example=1", PAGE))
     assert codes(app)[:3] == ["two and two", " make four", " make two"]
     assert all(name in words(app) for name in ("Prompt", "Completion", "Rejected completion"))
-    assert "The most probable next token behind the prompt" in words(app)
+    assert "The most probable next token after the prompt" in words(app)
     app = check(open_page(text_runs, "run=prompts&example=2", PAGE))
     assert codes(app)[:2] == ["a dog", " barked"] and "Rejected" not in words(app)
 

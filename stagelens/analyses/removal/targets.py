@@ -97,8 +97,8 @@ class Found(BaseModel):
         return (
             f"The edit {outcome} the gap between {control} and {group}: {points[0]:.1f} points "
             f"before, {points[1]:.1f} after, at {group}'s own mix of labels. {control} {price} "
-            f"points of accuracy. It is {self.size:.0%} as long as taking the stages out as a "
-            f"whole. Found on the validation part ({self.examples:,} examples)."
+            f"points of accuracy. It changes the weights {self.size:.0%} as much as taking the "
+            f"stages out entirely. Found on the validation part ({self.examples:,} examples)."
         ).replace("-", "−")
 
 

@@ -223,7 +223,7 @@ _HELP: Mapping[str, str] = {
     "Second estimator": "On the vertical axis.",
     "First behaviour": "On the horizontal axis.",
     "Second behaviour": "On the vertical axis.",
-    "Other run": "Of the same task, measured on the same set; it stands on the vertical axis.",
+    "Other run": "A run of the same task, measured on the same set; shown on the vertical axis.",
 }
 
 # --------------------------------------------------------------------------------------- result

@@ -159,7 +159,7 @@ def answers_html(
     begins = components.heading_html("Answers")
     if workspace.continues_text:
         begins += components.text_html(
-            "The most probable next token behind the prompt, or behind the text.", muted=True
+            "The most probable next token after the prompt, or after the text.", muted=True
         )
     rows = effects.of(behaviour.name)
     rows = rows[rows["example_id"] == row["example_id"]].set_index("stage")

@@ -44,7 +44,7 @@ def training_data_tab(
         st.info(
             components.plain(
                 f"No training example of {asked.stage} has a contribution of its own: "
-                f"{found.facts.steps_only[asked.stage]}. The tab When shows the steps."
+                f"{found.facts.steps_only[asked.stage]}. The When tab shows the steps."
             ),
             icon=":material/info:",
         )

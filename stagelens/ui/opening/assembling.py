@@ -19,6 +19,8 @@ _FEWEST = 2
 """A base, and the end of one stage."""
 _MOST = 12
 _LONGEST = 1024
+
+
 def _key(name: str) -> str:
     return f"{state.ASSEMBLE}{name}"
 

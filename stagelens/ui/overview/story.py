@@ -77,7 +77,7 @@ def tell_story(workspace: Workspace, effects: Effects) -> None:
                 (
                     Part("What taking "),
                     Part(_SHORTCUT, "stage"),
-                    Part(" out of the weights mends, and what it costs, can be tried at once; "),
+                    Part(" out of the weights repairs, and what it costs, can be tried at once; "),
                     Part("and every number says how far it can be trusted."),
                 )
             ),
