@@ -30,6 +30,7 @@ class Fingerprint:
     def __init__(self, named: Callable[[], Mapping[str, Tensor]]) -> None:
         self._named = named
         self._remembered: list[float] | None = None
+        self._last: list[float] | None = None
         self._arrays: list[np.ndarray] = []
         self._addresses: list[int] = []
         tensors = named().values()
@@ -58,8 +59,16 @@ class Fingerprint:
         """Remember the tensors as they are now."""
         self._remembered = self._sums()
 
+    def retake(self) -> bool:
+        """As :meth:`take`; whether anything differs from the values remembered last."""
+        before = self._last
+        self.take()
+        self._last = self._remembered
+        return before is not None and self._differing(before, self._last or []) is not None
+
     def forget(self) -> None:
         """Anything may change until the next :meth:`take`."""
+        self._last = self._remembered or self._last
         self._remembered = None
 
     def changed(self) -> str | None:

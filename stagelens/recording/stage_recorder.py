@@ -248,13 +248,16 @@ class StageRecorder:
     def _check_forwards(self) -> None:
         watch = self._watch
         drew = any(micro.rng for micro in self._micro)
-        # Without random numbers, extra passes cannot shift those of the recorded ones.
-        if drew and watch.forwards != self._forwards_per_batch * len(self._micro):
+        # Extra passes shift the random numbers of the recorded ones, and move running statistics.
+        # A model with neither is the same after them.
+        matters = drew or watch.passes_move_buffers
+        if matters and watch.forwards != self._forwards_per_batch * len(self._micro):
+            what = "random numbers the update drew" if drew else "passes moved its buffers"
             raise RecordingError(
                 f"{watch.forwards} forward passes of the model came before update "
                 f"{watch.updates}, where {self._forwards_per_batch} per batch came before the "
-                "first, so which random numbers the update drew is not known; run other "
-                "forward passes under torch.no_grad()"
+                f"first, so which {what} is not known; run other forward passes in evaluation "
+                "mode, under torch.no_grad()"
             )
 
     def _announce(self, **update: Any) -> None:
@@ -341,6 +344,7 @@ class StageRecorder:
             self._writer.flush()
             return
         if self._watch.updates > self._watch.noted:
+            self._writer.flush()
             raise RecordingError(
                 "the last optimizer.step() was not noted; call stage.step(batch, loss) after it"
             )

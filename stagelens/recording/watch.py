@@ -38,6 +38,7 @@ class Watch:
         missing: Parameters without a gradient at the newest update.
         forwards: Forward passes with gradients since the last update.
         rng: Device to generator state before the newest forward pass that followed a note.
+        passes_move_buffers: Whether a step's forward passes changed buffers, as in BatchNorm.
         gradients: Copies of all gradients of the first update, as the optimiser saw them.
         evaluation_mode: Modules in evaluation mode at the first forward pass.
     """
@@ -60,6 +61,7 @@ class Watch:
         self.forwards = 0
         self.rng: dict[str, Tensor] = {}
         self.drew_random_numbers = False
+        self.passes_move_buffers = False
         self.gradients: dict[str, Tensor] = {}
         self.evaluation_mode: list[str] | None = None
         self._keeps_batches = keeps_batches
@@ -102,8 +104,8 @@ class Watch:
 
     def take_rng(self) -> dict[str, Tensor]:
         """Generator states of the micro-batch just noted; empty where it drew no numbers."""
-        if self._buffers is not None:
-            self._buffers.take()
+        if self._buffers is not None and self._buffers.retake():
+            self.passes_move_buffers = True
         rng, self.rng = self.rng, {}
         drew, self.drew_random_numbers = self.drew_random_numbers, False
         if rng and self.updates == self.noted:  # no update followed, so nothing has compared yet

@@ -6,6 +6,7 @@ import copy
 import random
 from collections import namedtuple
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,16 @@ import torch
 from torch import Tensor, nn
 
 import stagelens
-from tests.support.loops import CLASSES, SHAPE, Training, make_batches, make_task, refused
+from stagelens.replaying.replay import measure_deviation
+from tests.support.loops import (
+    BATCH_NORM,
+    CLASSES,
+    SHAPE,
+    Training,
+    make_batches,
+    make_task,
+    refused,
+)
 
 
 def edit_data(model: nn.Module) -> None:
@@ -153,6 +163,28 @@ def test_another_forward_pass_that_draws_random_numbers(training: Training) -> N
             if number:
                 training.model(make_batches(1, seed=9)[0][0])
             training.step(batch, stage)
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+def test_another_forward_pass_that_moves_running_statistics(extra: int, tmp_path: Path) -> None:
+    """Without dropout no random number shows it, but every later evaluation would."""
+    training = Training(tmp_path / "run", make_task({**BATCH_NORM, "dropout": 0.0}))
+    says = ("2 forward passes of the model came before update 2", "moved its buffers")
+    with refused(*says) if extra else nullcontext(), training.stage() as stage:
+        for number, batch in enumerate(make_batches(2)):
+            for other in make_batches(extra, seed=9) if number else []:
+                training.model(other[0])
+            training.step(batch, stage)
+
+
+def test_another_forward_pass_that_changes_nothing(tmp_path: Path) -> None:
+    training = Training(tmp_path / "run", make_task({"kind": "mlp", "hidden": [6]}))
+    with training.stage() as stage:
+        for batch in make_batches(3):
+            training.model(make_batches(1, seed=9)[0][0])
+            training.step(batch, stage)
+    run = stagelens.open_run(tmp_path / "run", training.task)
+    assert measure_deviation(run.task, run.last).bitwise
 
 
 def test_a_model_that_is_not_called_itself(training: Training) -> None:
