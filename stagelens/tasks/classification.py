@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,6 +36,9 @@ CLASSIFIER_BEHAVIOURS = (
 )
 
 
+_POINT_ZERO = re.compile(r"(?<=\d)\.0+$")
+
+
 def check_class(classes: Sequence[str], label: Any) -> str | None:
     """The name of a class that is given by its name, or by its index as a number or as text.
 
@@ -43,11 +47,16 @@ def check_class(classes: Sequence[str], label: Any) -> str | None:
     """
     if label is None:
         return None
+    text = str(label)
     # Names come first: a class may be called "9" and have another index.
-    if str(label) in classes:
-        return str(label)
+    if text in classes:
+        return text
+    # What pandas makes of whole numbers in a column with gaps: 1.0 for 1.
+    text = _POINT_ZERO.sub("", text)
+    if text in classes:
+        return text
     # isdecimal, since isdigit accepts characters that int refuses, such as "²".
-    index = int(label) if str(label).isdecimal() else -1
+    index = int(text) if text.isdecimal() else -1
     if 0 <= index < len(classes):
         return classes[index]
     raise ValueError(f"label {label!r} is not one of the classes {', '.join(classes[:12])}")

@@ -116,12 +116,21 @@ class ImageClassification(Task):
         return check_class(self.classes, label)
 
     def check_input(self, value: Mapping[str, Any]) -> str | None:
-        """Refuse an image of another size.
+        """Refuse an image of another size, or of more bits than the task scales.
 
         Raises:
-            ValueError: It has another size or number of channels than the task takes.
+            ValueError: It has another size or number of channels than the task takes, or whole
+                numbers above the task's ``scale``.
         """
-        self._pixels(value["image"])
+        image = np.asarray(value["image"])
+        self._pixels(image)
+        if image.dtype.kind in "ui" and (highest := int(image.max())) > self.scale:
+            bits = 8 * image.dtype.itemsize
+            raise ValueError(
+                f"has {bits}-bit values up to {highest:,}, but the task divides whole numbers by "
+                f"{self.scale:g} (its scale); convert the images to 8 bits, or make the task with "
+                "the scale that training used"
+            )
         return None
 
     def collate(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:

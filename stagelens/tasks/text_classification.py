@@ -68,6 +68,12 @@ class TextClassification(TransformerTask):
         make_model: Callable[[Mapping[str, Any]], nn.Module] | None = None,
     ) -> None:
         self.classes = [str(name) for name in classes]
+        if len(self.classes) == 1:
+            raise TaskError(
+                "the model has one output (num_labels=1), so it gives a score instead of a class, "
+                "as regression and reward models do; attribute it with a task of your own (task=, "
+                "or --task MODULE:CLASS)"
+            )
         if len(set(self.classes)) != len(self.classes) or len(self.classes) < 2:
             raise TaskError("classes must be distinct names, at least two; name each one")
         super().__init__(

@@ -32,7 +32,10 @@ _EXPLICIT = ("prompt", "rejected")
 _SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
 # At most 18 digits, which an int64 holds; ASCII, because \d matches digits of every script.
 _INTEGER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
-_DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?inf|nan", re.ASCII | re.I)
+_DECIMAL = re.compile(
+    r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]\d+)?|[+-]?\d+\.\d+[eE]\d+|[+-]?inf|nan", re.ASCII | re.I
+)
+# Programs write the sign of an exponent (1e-05); codes such as 12E4 have none.
 _PADDED = re.compile(r"[+-]?0\d+", re.ASCII)
 _TRUTH = {"True": True, "true": True, "False": False, "false": False}
 
@@ -88,7 +91,8 @@ def read_set_file(
         needs_labels: Whether the column ``label`` has to be there if no other is named.
 
     Returns:
-        ``images``, ``texts`` or ``inputs``, and ``labels``, ``ids``, ``columns``, ``left_out``.
+        ``images``, ``texts`` or ``inputs``, and ``labels``, ``ids``, ``columns``, ``left_out``,
+        ``from_file``.
 
     Raises:
         SetError: The file cannot be read as a set; names file and row, and what to do.
@@ -147,6 +151,7 @@ def _keywords(path: Path, table: Table, options: _Options) -> dict[str, Any]:
         "ids": table[roles["id"]] if roles["id"] is not None else None,
         "columns": {n: typed(values) for n, values in table.items() if n not in roles.values()},
         "left_out": left_out,
+        "from_file": True,
     }
     if roles["text"] is not None:
         return {"texts": table[roles["text"]], **keywords}
@@ -310,10 +315,16 @@ def _npz_roles(path: Path, table: Table, options: _Options) -> tuple[_Options, l
     return options.playing(image=images, label=label), left_out
 
 
+def _too_long(cell: str) -> bool:
+    """Whether a whole number has more digits than a float64 tells apart."""
+    return cell.lstrip("+-").isdecimal() and abs(int(cell)) > 2**53
+
+
 def _typed(values: list[Any]) -> list[Any]:
     """Metadata cells of a CSV file as truth values or numbers if all can be read so, else as text.
 
-    A cell such as ``007`` keeps its column text: as a number it would lose its zeros.
+    A column stays text where a number would not be what the cell says: ``007`` would lose its
+    zeros, an id of 19 digits its last ones, and ``12E4`` is a code rather than 120000.
     """
     given = [v for v in values if v]
     convert: Any = str
@@ -322,6 +333,6 @@ def _typed(values: list[Any]) -> list[Any]:
     elif not any(_PADDED.fullmatch(v) for v in given):
         if all(_INTEGER.fullmatch(v) for v in given):
             convert = int
-        elif all(_DECIMAL.fullmatch(v) for v in given):
+        elif all(_DECIMAL.fullmatch(v) for v in given) and not any(map(_too_long, given)):
             convert = float
     return [convert(v) if v else None for v in values]

@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import lzma
+import re
 import tokenize
 import zipfile
 import zlib
@@ -27,6 +28,8 @@ Table = dict[str, Any]
 
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
 """Files that mark a folder saved by ``datasets``, and one with several splits."""
+
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
 # Whatever damaged bytes make the readers raise, beside OSError and ValueError.
 _DAMAGE = (
@@ -77,8 +80,9 @@ def _read_csv(path: Path) -> tuple[list[str], list[Any]]:
     # Not pandas: it pads short rows, and reads "NA" and "007", which can be labels, as others.
     # The csv module refuses fields of more than 131,072 characters by default.
     csv.field_size_limit(2**31 - 1)
-    separator = "\t" if path.suffix.lower() == ".tsv" else ","
-    reader = csv.reader(io.StringIO(_utf8(path), newline=""), delimiter=separator, strict=True)
+    text = _utf8(path)
+    separator = "\t" if path.suffix.lower() == ".tsv" else _separator(text)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     rows: list[list[str]] = []
     try:
         for row in reader:
@@ -93,6 +97,15 @@ def _read_csv(path: Path) -> tuple[list[str], list[Any]]:
         ) from None
     header = [name or f"Unnamed: {i}" for i, name in enumerate(rows[0] if rows else [])]
     return header, [list(column) for column in zip(*rows[1:], strict=True)]
+
+
+def _separator(text: str) -> str:
+    """What separates the columns of a ``.csv`` file, by its header.
+
+    Spreadsheets write semicolons where numbers have a decimal comma.
+    """
+    header = _QUOTED.sub("", text.lstrip("\r\n").partition("\n")[0])
+    return next((each for each in (",", ";", "\t") if each in header), ",")
 
 
 def _read_jsonl(path: Path) -> tuple[list[str], list[Any]]:

@@ -32,7 +32,7 @@ class Fitted:
     changes: tuple[str, ...] = ()
 
 
-def fit_image(data: bytes, shape: Sequence[int] | None) -> Fitted:
+def fit_image(data: bytes, shape: Sequence[int] | None, white: float | None = None) -> Fitted:
     """Decode an image file, and make it fit.
 
     A file whose size and channels the task takes is kept bit for bit. Any other is converted to 8
@@ -42,6 +42,7 @@ def fit_image(data: bytes, shape: Sequence[int] | None) -> Fitted:
     Args:
         data: The file.
         shape: (channels, height, width) that the task takes; None if it takes any.
+        white: The highest whole number that the task takes; files of more bits are brought to 8.
 
     Raises:
         StageLensError: It is not a readable image, is too large, or the task takes channels
@@ -51,15 +52,17 @@ def fit_image(data: bytes, shape: Sequence[int] | None) -> Fitted:
         pixels = as_image(decode_image(data, MOST_PIXELS))[0]
     except ValueError as error:
         raise StageLensError(f"the file {error}") from None
+    changes: list[str] = []
+    if white is not None and pixels.dtype.kind in "ui" and pixels.max() > white:
+        pixels = _eight_bits(pixels, changes)
     if shape is None or _fits(pixels, shape):
-        return Fitted(pixels)
+        return Fitted(pixels, tuple(changes))
     channels, height, width = shape
     if channels not in _MODES:
         raise StageLensError(
             f"the task takes images of {channels} channels, which no image file has; add an array "
             "to an evaluation set instead: stagelens add-set RUN FILE.npz --name NAME"
         )
-    changes: list[str] = []
     image = _channels(Image.fromarray(_eight_bits(pixels, changes)), _MODES[channels], changes)
     image = _cropped(image, width / height, changes)
     if image.size != (width, height):

@@ -85,6 +85,7 @@ def write_set(
     description: str = "",
     channels: Channels | None = None,
     left_out: Sequence[str] = (),
+    from_file: bool = False,
 ) -> SetReport:
     """Add an evaluation set to a run folder. Adding the same content again changes nothing.
 
@@ -103,6 +104,8 @@ def write_set(
         description: One sentence for people.
         channels: Where C stands in arrays, for shapes that do not say so themselves.
         left_out: What a reader found and left out, for the report.
+        from_file: Whether a reader took ``columns`` as they came: one that cannot be kept is then
+            left out, and reported, instead of refused.
 
     Raises:
         SetError: Something does not fit; names the example or column and what to do.
@@ -116,8 +119,14 @@ def write_set(
     id_list = checked_ids(name, ids, len(given))
     label_list = checked_labels(name, task, id_list, labels)
     rows = _Rows(name, kind, fields, id_list, label_list, given, task, channels)
+    left_out = list(left_out)
     for column, values in () if columns is None else columns.items():
-        rows.add_column(column, values)
+        try:
+            rows.add_column(column, values)
+        except SetError as error:
+            if not from_file:
+                raise
+            left_out.append(str(error).removeprefix(f"set {name!r}: ").partition(";")[0])
     path = root / folder / "set.json"
     old = read_json(path, SetFile) if path.exists() else None
     if old is not None:
@@ -151,7 +160,7 @@ def write_set(
     # Last: a set is there once set.json is, so a killed writer leaves no set behind.
     if facts != old:
         write_json(path, facts)
-    return SetReport(name, facts.count, missing, rows.duplicates, rows.notes, list(left_out))
+    return SetReport(name, facts.count, missing, rows.duplicates, rows.notes, left_out)
 
 
 @dataclass
@@ -197,7 +206,10 @@ class _Rows:
             if pa.types.is_dictionary(array.type):
                 array = array.dictionary_decode()
             if pa.types.is_nested(array.type):
-                cells = [None if v is None else json.dumps(v) for v in array.to_pylist()]
+                cells = [
+                    None if v is None else json.dumps(v, default=_in_json)
+                    for v in array.to_pylist()
+                ]
                 array = pa.array(cells, pa.string())
             # A column without any value has no type, and large_string only another layout.
             if pa.types.is_null(array.type) or pa.types.is_large_string(array.type):
@@ -293,6 +305,17 @@ class _Rows:
 
 
 _TEXT_AND_TIME = (pa.types.is_string, pa.types.is_temporal, pa.types.is_decimal)
+
+
+def _in_json(value: Any) -> str:
+    """Dates and decimals within lists and dicts, as text.
+
+    Raises:
+        TypeError: Bytes, whose text nobody could use.
+    """
+    if isinstance(value, bytes | bytearray):
+        raise TypeError(f"{len(value):,} bytes within a cell")
+    return str(value)
 
 
 def _token(value: Any) -> bytes:

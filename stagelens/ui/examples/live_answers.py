@@ -127,7 +127,7 @@ def _ask(workspace: Workspace, asked: Question, label: str | None, estimate: str
     pixels = None
     notes: list[str] = []
     if isinstance(data := content.get("image"), bytes):
-        fitted = fit_image(data, task.image_shape)
+        fitted = fit_image(data, task.image_shape, getattr(task, "scale", None))
         content["image"] = pixels = fitted.pixels
         notes += fitted.changes
     try:
