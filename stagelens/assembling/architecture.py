@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from stagelens.contracts import RunError
@@ -41,6 +43,8 @@ class Architecture:
             everything is body.
         vocabulary: Parameters that have one row per token.
         expendable: Patterns of names that may be missing from a module without harm.
+        in_float32: Parts of names of tensors that stay in float32 whatever the rest is in.
+        rename: What ``transformers`` calls a tensor today, by its name in an older checkpoint.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -49,6 +53,8 @@ class Architecture:
     body: str
     vocabulary: frozenset[str]
     expendable: tuple[str, ...]
+    in_float32: tuple[str, ...]
+    rename: Callable[[str], str]
 
     @classmethod
     def of(cls, module: nn.Module) -> Architecture:
@@ -66,6 +72,12 @@ class Architecture:
             body=f"{prefix}." if prefix else "",
             vocabulary=frozenset(_vocabulary(module, own)),
             expendable=tuple(getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()),
+            in_float32=tuple(
+                part
+                for kind in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
+                for part in getattr(module, kind, None) or ()
+            ),
+            rename=_renaming(module),
         )
 
     def own_name(self, name: str) -> str | None:
@@ -75,12 +87,30 @@ class Architecture:
         """
         for ending, today in _OLD_NAMES:
             name = name.removesuffix(ending) + today if name.endswith(ending) else name
-        return self.own_names.get(name) or self.own_names.get(self.body + name)
+        for known in (name, self.rename(name)):
+            own = self.own_names.get(known) or self.own_names.get(self.body + known)
+            if own is not None:
+                return own
+        return None
 
     def is_unused(self, name: str) -> bool:
         """Whether a tensor that is not part of the model can be ignored, such as a mask."""
         fixed = name in self.fixed or self.body + name in self.fixed
         return fixed or any(re.search(pattern, name) for pattern in self.expendable)
+
+
+def _renaming(module: nn.Module) -> Callable[[str], str]:
+    """How ``transformers`` renames the tensors of an older checkpoint of this model."""
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming
+    except ImportError:  # before version 5, where a class has patterns of its own
+        patterns = getattr(module, "_checkpoint_conversion_mapping", None) or {}
+        return lambda name: reduce(lambda n, one: re.sub(one[0], one[1], n), patterns.items(), name)
+    # Others merge or split tensors, which have no single counterpart here.
+    every = get_model_conversion_mapping(module) or []
+    renamings = [each for each in every if isinstance(each, WeightRenaming)]
+    return lambda name: reduce(lambda n, one: one.rename_source_key(n)[0], renamings, name)
 
 
 def _vocabulary(module: nn.Module, own: Mapping[int, str]) -> set[str]:
@@ -120,6 +150,7 @@ def match(checkpoint: Checkpoint, final: Architecture, *, last: bool) -> Matched
         RunError: A tensor is missing or of another shape, and is not a head or vocabulary that
             changed; names it. Nothing is ever broadcast.
     """
+    _check_unwrapped(checkpoint)
     names: dict[str, str] = {}
     rows: dict[str, int] = {}
     left_out = []
@@ -135,7 +166,45 @@ def match(checkpoint: Checkpoint, final: Architecture, *, last: bool) -> Matched
         else:
             left_out.append(name)
     _check_complete(checkpoint, names, final, last)
+    _check_one_dtype(checkpoint, names, final)
     return Matched(names, rows, left_out)
+
+
+_WRAPPERS = {
+    "_orig_mod.": "torch.compile",
+    "module.": "DataParallel or DistributedDataParallel",
+    "_fsdp_wrapped_module.": "FSDP",
+}
+"""What names begin with where a wrapper was saved instead of the model inside it."""
+
+
+def _check_unwrapped(checkpoint: Checkpoint) -> None:
+    for prefix, wrapper in _WRAPPERS.items():
+        if any(name.startswith(prefix) for name in checkpoint.tensors):
+            raise RunError(
+                f"{checkpoint.name}: names of its tensors begin with {prefix!r}, as where the "
+                f"wrapper of {wrapper} was saved; transformers would not load them. Save the model "
+                "inside it: accelerate's unwrap_model(model).save_pretrained(DIR)"
+            )
+
+
+def _check_one_dtype(checkpoint: Checkpoint, names: Mapping[str, str], final: Architecture) -> None:
+    """Refuse mixed precision: transformers casts such weights when it loads them.
+
+    Raises:
+        RunError: Some tensors have another dtype than most; names one.
+    """
+    wanted = checkpoint.precision
+    for own, name in names.items():
+        dtype = checkpoint.tensors[name].dtype
+        kept = dtype == torch.float32 and any(part in own for part in final.in_float32)
+        if dtype.is_floating_point and str(dtype) != f"torch.{wanted}" and not kept:
+            raise RunError(
+                f"{checkpoint.name}: {name} is {str(dtype).removeprefix('torch.')}, but most "
+                f"weights in {checkpoint.folder} are {wanted}; save the model in one dtype: "
+                f"AutoModel.from_pretrained(DIR, dtype=torch.{wanted}).save_pretrained(OTHER) "
+                "(with the class that config.json names)"
+            )
 
 
 def _check_tied(checkpoint: Checkpoint, one: str, other: str) -> None:

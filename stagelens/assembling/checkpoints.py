@@ -148,7 +148,7 @@ def open_checkpoint(name: str, path: Path) -> Checkpoint:
             f"{name}: {folder} is quantised, so its weights cannot be subtracted; save it "
             "dequantised (model.dequantize().save_pretrained(...))"
         )
-    return Checkpoint(name, given, folder, config, _shards(name, folder), notes)
+    return Checkpoint(name, given, folder, config, _shards(name, folder, notes), notes)
 
 
 def _numbered(folder: Path) -> list[Path]:
@@ -204,11 +204,14 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def _shards(name: str, folder: Path) -> dict[str, Header]:
-    """The safetensors files with their headers, checked against the index, if any."""
-    if not (folder / INDEX).is_file():
-        return {WEIGHTS: _header(folder, WEIGHTS)}
+def _shards(name: str, folder: Path, notes: list[str]) -> dict[str, Header]:
+    """The safetensors files with their headers: those that ``from_pretrained`` would read."""
     index = folder / INDEX
+    if (folder / WEIGHTS).is_file():
+        # The single file wins there, however new the index of shards beside it is.
+        if index.is_file():
+            notes.append(f"{name}: {index.name} is left over: transformers reads {WEIGHTS} alone")
+        return {WEIGHTS: _header(folder, WEIGHTS)}
     places = read_json_object(index).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise RunError(f"{index}: weight_map: missing or no object; save the model again")
