@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import typer
@@ -23,12 +23,14 @@ from stagelens.analyses.saliency.concentration import where_most
 from stagelens.analyses.saliency.map_table import Map
 from stagelens.analyses.spurious.feature_table import Features, strongest
 from stagelens.contracts import CARRIED, Behaviour, StageLensError
-from stagelens.effects.groups import GroupMetrics
 from stagelens.effects.results import Result
 from stagelens.estimators.stage_trust import Agreement, StageTrust
 from stagelens.runs.files import cannot_write
-from stagelens.wording.numbers import count_text
-from stagelens.wording.trust_words import WORDS, trust_explanation, trust_word
+from stagelens.wording.numbers import count_text, number
+from stagelens.wording.trust_words import WORDS, trust_explanation, trust_label, trust_word
+
+if TYPE_CHECKING:
+    from stagelens.analyses.removal.saving import Figures
 
 EVERY = 0.2
 """Seconds between two reports to a file."""
@@ -241,9 +243,9 @@ def _trust(row: Mapping[str, Any]) -> str:
 
 
 def print_removal(
-    figures: GroupMetrics, trusts: Sequence[StageTrust], strengths: Mapping[str, float], name: str
+    figures: Figures, trusts: Sequence[StageTrust], strengths: Mapping[str, float], name: str
 ) -> None:
-    """Accuracy before and after an edit, overall and by group, and what the edit rests on.
+    """What an edit changes, overall and by group, and what the edit rests on.
 
     Args:
         figures: Of the final and the edited model.
@@ -254,11 +256,22 @@ def print_removal(
     printed = Table(title=f"Before and after on the report part of {name}")
     for heading in ("model", "examples", "n", "accuracy", "95 % interval"):
         printed.add_column(heading, justify="left" if heading in ("model", "examples") else "right")
-    for row in figures.groups.fillna({"group": "all"}).to_dict("records"):
+    for row in figures.accuracies:
         low, high = (f"{row[f'accuracy_{end}']:.1%}" for end in ("low", "high"))
         share, count = f"{row['accuracy']:.1%}", f"{row['n']:,}"
-        printed.add_row(row["model"], row["group"], count, share, f"{low} to {high}")
-    _console().print(printed, markup=False)
+        group = "all" if pd.isna(row["group"]) else str(row["group"])
+        printed.add_row(row["model"], group, count, share, f"{low} to {high}")
+    if printed.row_count:
+        _console().print(printed, markup=False)
+    means = Table(title=f"Mean of every behaviour on the report part of {name}")
+    for heading in ("behaviour", "n", "before", "after", "change", "95 % interval"):
+        means.add_column(heading, justify="left" if heading == "behaviour" else "right")
+    for one in figures.changes:
+        values = (number(value) for value in (one.before, one.after, one.change))
+        ends = f"{number(one.low)} to {number(one.high)}"
+        means.add_row(one.behaviour.name, f"{one.n:,}", *values, ends)
+    _console().print(means, markup=False)
     for trust in trusts:
-        strength = f"{strengths[trust.stage]:.0%}"
-        typer.echo(f"{trust.stage}, {strength}: {trust.trust}: {trust.reason}")
+        typer.echo(
+            f"{trust.stage}, {strengths[trust.stage]:.0%}: {trust_label(trust)}: {trust.reason}"
+        )

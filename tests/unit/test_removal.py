@@ -292,3 +292,24 @@ def test_the_worst_stage_for_the_stamped_digits_is_the_one_with_the_stamp(run) -
     choose = comparison.worst_stage
     assert choose(effects, everyone, STAGES, table["group"], "stamped") == "shortcut"
     assert choose(effects, everyone, ["pretrain"], table["group"], "clean") is None
+
+
+def test_what_an_edit_found_is_said_with_names_as_they_are() -> None:
+    target = targets.Target(estimator="replay", stages=["s"], by="group", group="non-toxic")
+    edit = Edit(estimator="replay", strengths={"s": 0.5})
+    found = targets.Found(
+        target=target,
+        run_digest="r",
+        set_digest="s",
+        edit=edit,
+        closed=True,
+        gap_before=0.1,
+        gap_after=-0.02,
+        drop=-0.01,
+        size=0.5,
+        tried=3,
+        examples=1000,
+    )
+    said = found.sentence()
+    assert "between all others and non-toxic: 10.0 points before, −2.0 after" in said
+    assert "all others gains 1.0 points of accuracy" in said

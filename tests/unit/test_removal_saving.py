@@ -88,7 +88,8 @@ def test_the_card_names_the_run_the_edit_its_trust_and_the_figures(run, tmp_path
     for words in (run.digest, examples.digest, "`shortcut` | 50% | exact", "`0` 25%", "replay"):
         assert words in card
     figures, _ = saving.before_and_after(run, examples, edit, "group")
-    rows = figures.groups[figures.groups["group"] == "stamped"].set_index("model")["accuracy"]
+    groups = figures.metrics.groups
+    rows = groups[groups["group"] == "stamped"].set_index("model")["accuracy"]
     before, after = (f"{100 * rows[name]:.1f} %" for name in ("final model", "edited"))
     assert re.search(rf"group stamped .*{before} .*{after} ", card)
     assert Edit.model_validate_json((folder / saving.SPEC).read_text()) == edit

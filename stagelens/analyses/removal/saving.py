@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -16,8 +17,9 @@ from stagelens.runs.files import new_folder
 from stagelens.runs.run import Run
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.wording.numbers import number
+from stagelens.wording.trust_words import WORDS, trust_word
 
-from .comparison import AFTER, BEFORE, answers, by_groups
+from .comparison import AFTER, BEFORE, Change, answers, by_groups, mean_changes
 from .measurements import known_trust, measure_edits
 from .parts import validation_part
 from .spec import Edit
@@ -35,13 +37,32 @@ WHAT_IT_IS = (
 )
 
 
+@dataclass(frozen=True)
+class Figures:
+    """What an edit changed, on the report part of a set.
+
+    Attributes:
+        metrics: Accuracy of either model, overall and by group; none without labels.
+        changes: Mean of every behaviour before and after.
+    """
+
+    metrics: GroupMetrics
+    changes: list[Change]
+
+    @property
+    def accuracies(self) -> list[dict[str, Any]]:
+        """Rows of the groups whose accuracy is known."""
+        rows = self.metrics.groups
+        return rows[rows["accuracy"].notna()].to_dict("records")
+
+
 def before_and_after(
     run: Run,
     examples: EvaluationSet,
     edit: Edit,
     by: str | None,
     progress: ProgressCallback | None = None,
-) -> tuple[GroupMetrics, list[StageTrust]]:
+) -> tuple[Figures, list[StageTrust]]:
     """Figures of the final and the edited model on the report part, and the trust of the edit.
 
     Raises:
@@ -56,7 +77,9 @@ def before_and_after(
     nothing = edit.model_copy(update={"strengths": {}, "layers": {}})
     before, after = measure_edits(run, examples, [nothing, edit], progress)
     models = {BEFORE: answers(before, table, rows), AFTER: answers(after, table, rows)}
-    return by_groups(models, by), known_trust(run, examples, after)
+    kinds = [b for b in run.task.behaviour_kinds if b.name in models[BEFORE]]
+    changes = mean_changes(models[BEFORE], models[AFTER], kinds)
+    return Figures(by_groups(models, by), changes), known_trust(run, examples, after)
 
 
 def save(
@@ -106,7 +129,7 @@ def model_card(
     run: Run,
     edit: Edit,
     trust: list[StageTrust],
-    figures: GroupMetrics | None,
+    figures: Figures | None,
     examples: EvaluationSet | None,
     by: str | None,
 ) -> str:
@@ -126,7 +149,8 @@ def model_card(
         "| stage | strength | trust | what is known |",
         "|---|---|---|---|",
         *(
-            f"| `{one.stage}` | {edit.strengths[one.stage]:.0%} | {one.trust} "
+            f"| `{one.stage}` | {edit.strengths[one.stage]:.0%} | "
+            f"{WORDS[trust_word(one)]} "
             f"| {_cell(one.reason)} |"
             for one in trust
         ),
@@ -152,24 +176,32 @@ def _layer_lines(edit: Edit) -> list[str]:
     return lines
 
 
-def _figure_lines(figures: GroupMetrics, examples: EvaluationSet, by: str | None) -> list[str]:
+def _figure_lines(figures: Figures, examples: EvaluationSet, by: str | None) -> list[str]:
     lines = [
         f"On the report part of the set `{examples.name}` (digest `{examples.digest}`); nothing "
         "was chosen on these examples by a search. 95 % intervals over examples.",
-        "",
-        "| examples | n | accuracy before | accuracy after |",
-        "|---|---|---|---|",
     ]
+    if figures.accuracies:
+        lines += ["", "| examples | n | accuracy before | accuracy after |", "|---|---|---|---|"]
     for group, rows in _by_group(figures, by).items():
         before, after = rows[BEFORE], rows[AFTER]
         lines.append(f"| {_cell(group)} | {before['n']:,} | {_share(before)} | {_share(after)} |")
+    lines += [
+        "",
+        "| behaviour | n | mean before | mean after | mean change |",
+        "|---|---|---|---|---|",
+    ]
+    for one in figures.changes:
+        ends = f"{number(one.change)} ({number(one.low)} to {number(one.high)})"
+        means = f"{number(one.before)} | {number(one.after)}"
+        lines.append(f"| {_cell(one.behaviour.name)} | {one.n:,} | {means} | {ends} |")
     return lines
 
 
-def _by_group(figures: GroupMetrics, by: str | None) -> dict[str, dict[str, Mapping[str, float]]]:
+def _by_group(figures: Figures, by: str | None) -> dict[str, dict[str, Mapping[str, float]]]:
     """What a row is about, to each model, to its figures."""
     found: dict[str, dict[str, Mapping[str, float]]] = {}
-    for row in figures.groups.to_dict("records"):
+    for row in figures.accuracies:
         if pd.isna(row["group"]):
             name = "all"
         elif by is None:
@@ -181,8 +213,6 @@ def _by_group(figures: GroupMetrics, by: str | None) -> dict[str, dict[str, Mapp
 
 
 def _share(row: Mapping[str, float]) -> str:
-    if pd.isna(row["accuracy"]):
-        return "n/a"
     low, high = (number(100 * row[f"accuracy_{end}"]) for end in ("low", "high"))
     return f"{100 * row['accuracy']:.1f} % ({low} to {high})"
 

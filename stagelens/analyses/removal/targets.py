@@ -86,20 +86,21 @@ class Found(BaseModel):
     def sentence(self) -> str:
         """What was found, in words."""
         group, control = self.target.group, self.target.control or "all others"
-        points = [100 * value for value in (self.gap_before, self.gap_after, self.drop)]
+        values = (self.gap_before, self.gap_after, abs(self.drop))
+        before, after, drop = (f"{100 * value:.1f}".replace("-", "−") for value in values)
         if not self.edit.strengths:
             return (
-                f"Nothing that was tried closes any of the gap of {points[0]:.1f} points between "
+                f"Nothing that was tried closes any of the gap of {before} points between "
                 f"{control} and {group} at the allowed price."
             )
         outcome = "closes" if self.closed else "narrows, but does not close,"
-        price = f"loses {points[2]:.1f}" if points[2] > 0 else f"gains {-points[2]:.1f}"
+        price = f"loses {drop}" if self.drop > 0 else f"gains {drop}"
         return (
-            f"The edit {outcome} the gap between {control} and {group}: {points[0]:.1f} points "
-            f"before, {points[1]:.1f} after, at {group}'s own mix of labels. {control} {price} "
+            f"The edit {outcome} the gap between {control} and {group}: {before} points "
+            f"before, {after} after, at {group}'s own mix of labels. {control} {price} "
             f"points of accuracy. It changes the weights {self.size:.0%} as much as taking the "
             f"stages out entirely. Found on the validation part ({self.examples:,} examples)."
-        ).replace("-", "−")
+        )
 
 
 def groups_of(table: pd.DataFrame, by: str) -> pd.Series:
