@@ -21,6 +21,7 @@ from stagelens.effects.computing import Without, combined, stage_rows, weighed
 from stagelens.effects.results import ResultFacts
 from stagelens.estimators.counterfactuals import (
     Cached,
+    changed_nothing,
     counterfactuals,
     find_cached,
 )
@@ -197,8 +198,9 @@ class _Bench:
     def without(self, stage: Stage, example: Example, final: _Said) -> _Effect:
         """A stage's effect on an example, and what is known of it."""
         known = self.known.get(stage.name)
-        # The last stage's counterfactual is its own start state, which no estimator caches.
-        free = self.estimator.free or stage.index == len(self.run.stages) - 1
+        # These are states of the run itself, which no estimator caches.
+        recorded = stage.index == len(self.run.stages) - 1 or changed_nothing(self.run, stage)
+        free = self.estimator.free or recorded
         if known is not None and known.trust == "refused":
             return _Effect(None, None, known)
         if free:

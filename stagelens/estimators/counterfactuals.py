@@ -46,7 +46,7 @@ def counterfactuals(
     for stage in stages:
         if stage.index == len(run.stages) - 1:
             found[stage.name] = _finite(stage, _without_last(run, stage, estimator.name))
-        elif _changed_nothing(run, stage):
+        elif changed_nothing(run, stage):
             trust = exact_trust(stage, estimator.name, "The stage changed nothing.")
             found[stage.name] = Counterfactual(stage.name, run.last.end().model, trust)
         elif (cached := _load(run, stage, estimator)) is not None:
@@ -80,7 +80,7 @@ def _in_step(
             _kept(run, stage, estimator, computed)
 
         processes.by_main(keep)
-        found[stage.name] = computed
+        found[stage.name] = _finite(stage, computed)
     return found
 
 
@@ -159,7 +159,7 @@ def _finite(stage: Stage, found: Counterfactual) -> Counterfactual:
     return found
 
 
-def _changed_nothing(run: Run, stage: Stage) -> bool:
+def changed_nothing(run: Run, stage: Stage) -> bool:
     """Whether a stage ended as it began and left no optimiser state for the next one."""
     start, end = stage.facts.start, stage.facts.end
     following = run.stages[stage.index + 1].facts.boundary

@@ -120,6 +120,15 @@ def test_a_stage_that_changed_nothing_has_exactly_no_effect(run: Run, estimator:
     assert made.trust["still"].reason == "The stage changed nothing."
 
 
+def test_an_own_example_is_answered_beside_a_stage_that_changed_nothing(run: Run) -> None:
+    """Its counterfactual is the final model, which no cache holds."""
+    made = attribute(run, "test", "replay")
+    example = run.evaluation_set("test").examples()[0]
+    own = answer(run, example, made.facts, LoadedWeights(2**30))
+    found = own.table[own.table["stage"] == "still"]
+    assert (found["effect"].dropna() == 0).all() and found["effect"].notna().any()
+
+
 def test_what_changed_nothing_but_the_optimizer_is_not_called_exact(tmp_path: Path) -> None:
     """At rate 0 momentum still builds up, and goes on to the next stage."""
     task = ImageClassification(CLASSES, SHAPE, model={"kind": "mlp", "hidden": [6]})
