@@ -238,8 +238,8 @@ def class_errors(classes: pd.DataFrame, model: str, kind: str, palette: Palette 
     figure.add_trace(
         go.Heatmap(
             z=shares,
-            x=[f" {escaped(str(c), 12)} " for c in table.columns],
-            y=[f"{escaped(str(g), 18)} " for g in table.index],
+            x=list(range(len(table.columns))),
+            y=list(range(len(table))),
             zmin=0,
             zmax=1,
             colorscale=[list(stop) for stop in _ERROR_SCALE],
@@ -261,9 +261,11 @@ def class_errors(classes: pd.DataFrame, model: str, kind: str, palette: Palette 
         )
     )
     figure.update_layout(margin={"l": 8, "r": 8, "t": 8, "b": 44})
-    # As categories: classes may be called 0, 1, 2, which plotly would take for numbers.
+    # By number, since long names may be equal once they are shortened.
     figure.update_xaxes(
-        type="category",
+        tickmode="array",
+        tickvals=list(range(len(table.columns))),
+        ticktext=[f" {escaped(str(c), 12)} " for c in table.columns],
         showgrid=False,
         zeroline=False,
         fixedrange=True,
@@ -272,7 +274,9 @@ def class_errors(classes: pd.DataFrame, model: str, kind: str, palette: Palette 
         title={"text": "class", "font": {"color": palette.muted, "size": 13}, "standoff": 4},
     )
     figure.update_yaxes(
-        type="category",
+        tickmode="array",
+        tickvals=list(range(len(table))),
+        ticktext=[f"{escaped(str(g), 18)} " for g in table.index],
         ticks="",
         autorange="reversed",
         automargin=True,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,8 +16,8 @@ from .style import (
     ZERO,
     Chart,
     Palette,
+    escaped,
     see_through,
-    short,
     style,
 )
 
@@ -56,7 +55,7 @@ def group_accuracy(
                 x=accuracy,
                 y=[groups.index(group) + shift for group in own["group"]],
                 mode="markers+text",
-                name=html.escape(model),
+                name=escaped(model),
                 text=[f"{sign}{value:.1f}" for value in accuracy],
                 # A number to the right of a mark near 100 % would be cut off.
                 textposition=["middle left" if value > 88 else "middle right" for value in accuracy]
@@ -99,7 +98,7 @@ def group_accuracy(
         tickmode="array",
         tickvals=list(range(len(groups))),
         ticktext=[
-            f"<b>{html.escape(short(group, 22))}</b> <br>"
+            f"<b>{escaped(group, 22)}</b> <br>"
             f"<span style='font-size:12px'>{counts[group]:,} examples</span> "
             for group in groups
         ],
@@ -125,8 +124,8 @@ def _hover(model: str, row: Mapping[str, object]) -> str:
     low, high = float(row["accuracy_low"]), float(row["accuracy_high"])  # type: ignore[arg-type]
     between = f"<br>95 % interval {100 * low:.1f} to {100 * high:.1f} %" if low == low else ""
     share = 100 * float(row["accuracy"])  # type: ignore[arg-type]
-    name = html.escape(str(row["group"]))
-    return f"<b>{name}</b>, {html.escape(model)}<br>accuracy {share:.1f} %{between}"
+    name = escaped(str(row["group"]))
+    return f"<b>{name}</b>, {escaped(model)}<br>accuracy {share:.1f} %{between}"
 
 
 def calibration_curve(models: Mapping[str, pd.DataFrame], palette: Palette = LIGHT) -> Chart:
@@ -153,7 +152,7 @@ def calibration_curve(models: Mapping[str, pd.DataFrame], palette: Palette = LIG
                 x=100 * bins["confidence"],
                 y=100 * bins["accuracy"],
                 mode="lines+markers",
-                name=html.escape(model),
+                name=escaped(model),
                 line={"color": color, "width": 2},
                 marker={
                     "color": color,
@@ -194,7 +193,7 @@ def confusion_map(counts: pd.DataFrame, model: str, palette: Palette = LIGHT) ->
         model: Its name, for the alternative text.
         palette: Light or dark.
     """
-    names = [html.escape(short(str(name), 12)) for name in counts.index]
+    names = [escaped(str(name), 12) for name in counts.index]
     values = counts.to_numpy()
     totals = np.maximum(values.sum(1, keepdims=True), 1)  # a class may have no example
     shares = values / totals
@@ -266,7 +265,7 @@ def layer_strengths(
         values = [100 * own.get(layer, 0.0) for layer in layers]
         figure.add_trace(
             go.Bar(
-                name=html.escape(stage),
+                name=escaped(stage),
                 orientation="h",
                 x=values,
                 y=list(range(len(layers))),
@@ -291,7 +290,7 @@ def layer_strengths(
     figure.update_yaxes(
         tickmode="array",
         tickvals=list(range(len(layers))),
-        ticktext=[f"{html.escape(short(layer, 32))} " for layer in layers],
+        ticktext=[f"{escaped(layer, 32)} " for layer in layers],
         range=[len(layers) - 0.5, -0.5],
         automargin=True,
         showgrid=False,

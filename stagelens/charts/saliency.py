@@ -252,9 +252,10 @@ def token_maps(one: Map, behaviour: Behaviour, stage: str) -> Markup:
     value = float(one.stage[place])
     way = "credit" if behaviour.sign * value > 0 else "blame"
     token = short(visible(one.tokens[place]).strip(), 40)
+    where = f"most in {token!r} ({way}, {amount_text(value, behaviour)})"
     alt = (
         f"Where in example {one.example_id} the effect of {stage} on the {phrase(behaviour)} sits: "
-        f"most in {token!r} ({way}, {amount_text(value, behaviour)})."
+        f"{where if value else 'nowhere, it is zero for every token'}."
     )
     return Markup(
         f"<div role='group' aria-label='{html.escape(alt, quote=True)}'>{''.join(blocks)}"

@@ -248,7 +248,7 @@ def _ends(
         row=1,
         col=1,
     )
-    highest = max(y, key=lambda name: y[name])
+    highest = max(y, key=lambda name: y[name], default="")
     for name, value in y.items():
         figure.add_annotation(
             x=last,

@@ -171,4 +171,8 @@ def _takeaway(tokens: Sequence[str], gains: np.ndarray, behaviour: Behaviour, st
         if (gain > 0) == (word == "credit") and gain != 0:
             token = short(visible(tokens[int(place)]).strip(), 40)
             said.append(f"most {word} for {token!r} ({amount_text(gain, behaviour)})")
-    return f"{opening} {'; '.join(said).capitalize() or 'None has an effect'}."
+    if not said:
+        return f"{opening} None has an effect."
+    # Not capitalize(), which would change the letters of the tokens too.
+    said[0] = said[0].replace("most", "Most", 1)
+    return f"{opening} {'; '.join(said)}."

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import html
-
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -14,7 +12,7 @@ from stagelens.wording.numbers import axis_unit, phrase, scaled, signed_text
 from stagelens.wording.trust_words import decimal, percent
 
 from .effect_scatter import around_zero, drawn_of, drawn_points, shade_other_signs, straight
-from .style import BLAME, CREDIT, LIGHT, MUTED, ZERO, Chart, Palette, style
+from .style import BLAME, CREDIT, LIGHT, MUTED, ZERO, Chart, Palette, escaped, style
 
 _HEIGHT = 284
 _KINDS = (
@@ -78,7 +76,7 @@ def agreement(
                     "line": {"color": color, "width": 0 if number < 2 else 1},
                 },
                 customdata=[
-                    f"<b>{html.escape(str(one))}</b><br>estimate {signed_text(e, behaviour)}"
+                    f"<b>{escaped(str(one))}</b><br>estimate {signed_text(e, behaviour)}"
                     f"<br>replay {signed_text(r, behaviour)}"
                     for one, e, r in shown.loc[of, ["example_id", "estimate", "replay"]].itertuples(
                         index=False

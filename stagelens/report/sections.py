@@ -283,8 +283,8 @@ def _features(basis: Basis) -> list[Finding]:
     if found is None:
         return []
     behaviour = found.facts.behaviour.behaviour()
-    best = [strongest(found, stage.stage).head(_FEATURES) for stage in found.facts.stages]
-    best = [rows[rows["kind"] != "column"] for rows in best]
+    every = [strongest(found, stage.stage) for stage in found.facts.stages]
+    best = [rows[rows["kind"] != "column"].head(_FEATURES) for rows in every]
     rows = pd.concat(best, ignore_index=True) if best else pd.DataFrame()
     if rows.empty:
         return []

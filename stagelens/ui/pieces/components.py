@@ -174,8 +174,18 @@ def table(
         options: Passed to ``st.dataframe``, ``column_config`` for instance.
     """
     config = options.get("column_config") or {}
+    frame = _one_kind(frame)
     with pinning.pinnable(key, frame if kept is None else kept, alt, about, config):
         st.dataframe(frame, key=key, alt=alt, **{"hide_index": True, **options})
+
+
+def _one_kind(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with columns of text and numbers as text: Arrow keeps one kind in a column."""
+    for name in frame.select_dtypes("object"):
+        texts = frame[name].map(lambda cell: isinstance(cell, str))
+        if texts.any() and not texts[frame[name].notna()].all():
+            frame = frame.assign(**{name: frame[name].map(str, na_action="ignore")})
+    return frame
 
 
 def trust_badge(trust: StageTrust, behaviour: str, name: str | None = None) -> None:

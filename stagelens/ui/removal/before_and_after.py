@@ -234,8 +234,9 @@ def _classes(view: RemovalView, compared: Compared) -> list[str]:
     classes = view.workspace.run.file.task.config.get("classes")
     if isinstance(classes, list):
         return [str(name) for name in classes]
-    answers = compared.answers[BEFORE]
-    return sorted({*answers["label"].dropna().astype(str), *answers["prediction"].astype(str)})
+    # Those of all models: an edited one may give an answer that the final one never gives.
+    columns = [a[name] for a in compared.answers.values() for name in ("label", "prediction")]
+    return sorted({str(name) for column in columns for name in column.dropna()})
 
 
 def _table(rows: pd.DataFrame, bins: dict[str, pd.DataFrame], about: About) -> None:

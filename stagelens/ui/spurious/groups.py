@@ -153,9 +153,13 @@ def _errors(gaps: Gaps, stages: Sequence[str]) -> None:
     """Errors by class for the final model, and beside it for the model without one stage."""
     classes = gaps.metrics.classes
     cells = classes["group"].nunique() * classes["label"].nunique()
-    if not stages or cells > _MOST_CELLS:
+    if not stages:
         return
     st.header("Errors by class", anchor=False)
+    if cells > _MOST_CELLS:
+        st.caption(f"There are too many groups and classes to draw ({cells:,} cells).")
+        _error_table(classes)
+        return
     found = findings(gaps, stages)
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         kind = st.segmented_control(
@@ -185,6 +189,10 @@ def _errors(gaps: Gaps, stages: Sequence[str]) -> None:
                 about = About(behaviour=ACCURACY.name, observed=RECORDED if model == FINAL else "")
                 components.show(chart, f"errors-{model == FINAL}", about)
     components.text_block(meaning, muted=True)
+    _error_table(classes)
+
+
+def _error_table(classes: pd.DataFrame) -> None:
     with st.expander("The same errors as a table"):
         said = "Errors by group and class under every model, with 95 % intervals."
         components.table(_readable(classes), "errors-table", said, About(behaviour=ACCURACY.name))
