@@ -154,7 +154,7 @@ def default_sections(run: Run, set_name: str) -> list[Section]:
         (
             "Features found without metadata",
             "What goes with a stage's effect, tested within each label. That a feature goes with "
-            "an effect does not say that it is spurious: look at the examples.",
+            "an effect does not mean that it is spurious: look at the examples.",
             _features,
         ),
         ("Trust", "Every estimate that is stored for this set.", _trust),

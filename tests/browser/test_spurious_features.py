@@ -38,7 +38,7 @@ def test_features_are_looked_for_and_their_examples_opened(
     page.goto(f"{server.url}/Spurious_features?run=digits&estimator=task-vector")
     settle(page, "The gap in accuracy between")
     page.get_by_role("tab", name="Found without metadata").click()
-    found = page.get_by_text(re.compile("What goes most with the effect of"))
+    found = page.get_by_text(re.compile("What is most closely associated with the effect of"))
     expect(found).to_be_visible()
     settle(page)
     chart = page.get_by_role("figure", name=re.compile("Where the effect of .* sits"))

@@ -44,7 +44,7 @@ def test_the_search_starts_by_itself_and_its_result_is_shown(open_page, demo_cop
     job._reaper.join(200)
     assert job.status().state == "done", job.log()
     check(app.run())
-    assert "What goes most with the effect of" in words(app)
+    assert "What is most closely associated with the effect of" in words(app)
 
 
 def test_a_feature_comes_with_its_figures_its_rules_and_its_examples(
@@ -52,7 +52,7 @@ def test_a_feature_comes_with_its_figures_its_rules_and_its_examples(
 ) -> None:
     app = check(open_page(searched.parent, f"{LINK}&of-stage=shortcut&kind=Patches", PAGE))
     said = words(app)
-    assert "What goes most with the effect of shortcut : the patch" in said
+    assert "What is most closely associated with the effect of shortcut : the patch" in said
     assert "at least 10 of either" in said and "false discovery rate at most 5 %" in said
     assert "the training noise is not known" in said
     cards = [e.proto.body for e in app.get("html") if "stamped-" in e.proto.body]
@@ -105,7 +105,9 @@ def test_words_are_found_and_shown_in_their_texts(open_page, comments: Path) -> 
     stage = next(s for s, rows in by_stage.items() if (rows["kind"] == "word").any())
     link = "run=comments&set=many&estimator=task-vector&part=Found+without+metadata"
     app = check(open_page(comments.parent, f"{link}&of-stage={stage}&kind=Words", PAGE))
-    assert "What goes most with the effect of" in words(app) and "the word" in words(app)
+    assert "What is most closely associated with the effect of" in words(
+        app
+    ) and "the word" in words(app)
     bodies = [e.proto.body for e in app.get("html")]
     assert any("target='_self'" in body and "<b>" in body for body in bodies)
     assert all("<script" not in body for body in bodies)

@@ -23,7 +23,7 @@ KINDS: Mapping[str, str] = {
 def feature_sentence(
     row: Mapping[Any, Any], behaviour: Behaviour, noun: str, trust: StageTrust | None
 ) -> Sentence:
-    """What goes most with a stage's effect: "What goes most with the effect of *shortcut*: ...".
+    """The strongest feature: "What is most closely associated with the effect of *shortcut*: ...".
 
     Args:
         row: A row of a table of features.
@@ -46,7 +46,7 @@ def feature_sentence(
             Part(f" with it, and {without} without."),
         )
     opening = (
-        Part("What goes most with the effect of "),
+        Part("What is most closely associated with the effect of "),
         Part(str(row["stage"]), "stage"),
         Part(f": the {KINDS[row['kind']]} "),
         # Names of patches begin with their kind, which has just been said.

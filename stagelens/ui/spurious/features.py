@@ -293,7 +293,7 @@ def _how(found: Features, stage: str) -> None:
         f"discovery rate at most {percent(LEVEL)} over all tests of the stage (Benjamini and "
         f"Hochberg), a difference of at least {SMALLEST:g} standard deviations of the effect "
         f"within its label, {noise}. Sorted by evidence: the end of the 95 % interval that is "
-        "nearer to zero. That a feature goes with an effect does not say that it is spurious: "
+        "nearer to zero. That a feature goes with an effect does not mean that it is spurious: "
         "look at the examples.",
         muted=True,
     )
