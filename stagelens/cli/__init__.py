@@ -17,7 +17,7 @@ from stagelens.contracts import StageLensError
 
 from . import attributing, contributing, making, removing, reporting, spurious
 from .options import at_end
-from .terminal import one_line
+from .terminal import one_line, say
 
 app = typer.Typer(
     name="stagelens",
@@ -92,5 +92,5 @@ def _run() -> None:
         # An error has left the command and its parsed options by the time it gets here.
         if "--debug" in sys.argv:
             raise
-        typer.echo(f"stagelens: {one_line(error)}", err=True)
+        say(f"stagelens: {one_line(error)}", err=True)
         sys.exit(1)

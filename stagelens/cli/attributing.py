@@ -23,7 +23,9 @@ from stagelens.estimators.registry import (
 from stagelens.estimators.stage_trust import REPLAY
 from stagelens.runs.files import atomic_path, check_writable
 from stagelens.runs.run import Run
+from stagelens.wording.cells import cells
 from stagelens.wording.numbers import measured_time
+from stagelens.wording.trust_words import WORDS, trust_word
 
 from .options import (
     BudgetOption,
@@ -36,7 +38,7 @@ from .options import (
     opened_together,
     own_file,
 )
-from .terminal import Reporter, print_effects, print_verification
+from .terminal import Reporter, print_effects, print_verification, say
 
 commands = typer.Typer()
 
@@ -95,17 +97,19 @@ def attribute(
     # The predicted time is that of all stages, computed now.
     notes = [] if stored or stage else _times(opened, result)
     for note in (*opened.problems, *notes):
-        typer.echo(f"Note: {note}", err=True)
+        say(f"Note: {note}", err=True)
     print_effects(result)
     if out is not None and not processes.is_worker():
         # Stored tables get their trust when they are read; a file that leaves the run carries it.
-        table = result.table.assign(
-            trust=result.table["stage"].map({n: t.trust for n, t in result.trust.items()})
-        )
+        rows = zip(result.table["stage"], result.table["behaviour"], strict=True)
+        words = [WORDS[trust_word(result.trust[stage], behaviour)] for stage, behaviour in rows]
+        table = result.table.assign(trust=words)
         with atomic_path(out) as temporary:
-            write = table.to_csv if out.suffix == ".csv" else table.to_parquet
-            write(temporary, index=False)
-        typer.echo(f"{out}: {len(table):,} rows")
+            if out.suffix == ".csv":
+                cells(table).to_csv(temporary, index=False)
+            else:
+                table.to_parquet(temporary, index=False)
+        say(f"{out}: {len(table):,} rows")
 
 
 def _times(run: Run, result: Result) -> list[str]:
@@ -178,6 +182,6 @@ def verify(
             opened, examples.name, wanted, report, stage or None, orders, split_batches
         )
     if as_json:
-        typer.echo(rows[list(verification.COLUMNS)].to_json(orient="records", indent=1))
+        say(rows[list(verification.COLUMNS)].to_json(orient="records", indent=1))
         return
     print_verification(rows)

@@ -12,7 +12,7 @@ from stagelens.contracts import StageLensError
 from stagelens.runs.sets.columns import SetColumns
 
 from .options import ProgressFile, RunFolder, TaskOption, opened_with, with_columns
-from .terminal import Reporter
+from .terminal import Reporter, say
 
 commands = typer.Typer()
 DEMOS = ("digits", "comments")
@@ -43,8 +43,8 @@ def demo(
         # Only the demo asked for is imported, since all of them load torch.
         record = importlib.import_module(f"stagelens.demos.{name}").record
         run = build(out, record, seed, report)
-    typer.echo(f"{out}: {len(run.stages)} stages, sets {', '.join(run.set_names)}")
-    typer.echo(f"Look at it with: stagelens attribute {out} --set test, or in the dashboard")
+    say(f"{out}: {len(run.stages)} stages, sets {', '.join(run.set_names)}")
+    say(f"Look at it with: stagelens attribute {out} --set test, or in the dashboard")
 
 
 @commands.command(
@@ -113,10 +113,10 @@ def assemble(
             columns=columns,
         )
     for problem in run.problems:
-        typer.echo(f"Note: {problem}", err=True)
-    typer.echo(f"{out}: {len(run.stages)} stages, sets {', '.join(run.set_names) or 'none yet'}")
+        say(f"Note: {problem}", err=True)
+    say(f"{out}: {len(run.stages)} stages, sets {', '.join(run.set_names) or 'none yet'}")
     if not run.set_names:
-        typer.echo(f"Add an evaluation set with: stagelens add-set {out} FILE --name test")
+        say(f"Add an evaluation set with: stagelens add-set {out} FILE --name test")
 
 
 @commands.command(
@@ -149,4 +149,4 @@ def add_set(
     opened = opened_with(run, task)
     content = read_set_file(file, columns, needs_labels=opened.task.takes_labels)
     report = write_set(opened.path, opened.task, name, description=description, **content)
-    typer.echo(report.sentence())
+    say(report.sentence())

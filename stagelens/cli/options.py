@@ -18,6 +18,8 @@ from stagelens.runs.remote import Origin, is_remote
 from stagelens.runs.run import Run, open_run
 from stagelens.runs.sets.columns import SetColumns
 
+from .terminal import say
+
 RunFolder = Annotated[
     str,
     typer.Argument(
@@ -138,7 +140,7 @@ def _upload(copy: Path) -> None:
         origin.upload()
     # The results are computed and kept here, so the command has not failed.
     except StageLensError as error:
-        typer.echo(f"Note: results are kept only in {copy}: {error}", err=True)
+        say(f"Note: results are kept only in {copy}: {error}", err=True)
 
 
 def opened_together(path: str, task: str | None) -> Run:

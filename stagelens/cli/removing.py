@@ -10,7 +10,7 @@ import typer
 from stagelens.contracts import StageLensError
 
 from .options import BudgetOption, ProgressFile, RunFolder, SetOption, TaskOption, opened_with
-from .terminal import Reporter, print_removal
+from .terminal import Reporter, print_removal, say
 
 commands = typer.Typer()
 
@@ -116,7 +116,7 @@ def remove(
                 tolerance=TOLERANCE if tolerance is None else tolerance,
             )
             found = find(opened, examples, target, report)
-            typer.echo(found.sentence())
+            say(found.sentence())
             edit = found.edit
         figures = None
         if examples is not None:
@@ -126,4 +126,4 @@ def remove(
     if figures is not None and examples is not None:
         print_removal(figures, trusts, edit.strengths, examples.name)
     if out is not None:
-        typer.echo(f"{out}: the edited model; {out / 'README.md'} says how it was made")
+        say(f"{out}: the edited model; {out / 'README.md'} says how it was made")

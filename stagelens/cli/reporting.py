@@ -13,7 +13,7 @@ from stagelens.runs.files import atomic_path, check_writable
 from stagelens.runs.run import Run
 
 from .options import ProgressFile, RunFolder, SetOption, TaskOption, opened_with
-from .terminal import Reporter
+from .terminal import Reporter, say
 
 commands = typer.Typer()
 
@@ -59,10 +59,10 @@ def report(
         made, problems = whole_report(opened, examples.name)
         content = writers[out.suffix](made)
     for problem in (*opened.problems, *problems):
-        typer.echo(f"Note: {problem}", err=True)
+        say(f"Note: {problem}", err=True)
     with atomic_path(out) as temporary:
         temporary.write_bytes(content)
-    typer.echo(f"{out}: {len(made.findings)} findings, {len(content) / 1e6:.1f} MB")
+    say(f"{out}: {len(made.findings)} findings, {len(content) / 1e6:.1f} MB")
 
 
 def _measure(run: Run, set_name: str, told: Reporter) -> None:

@@ -16,7 +16,7 @@ import pandas as pd
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Table as _Table
 
 from stagelens.analyses.contributions.contribution_table import Stored
 from stagelens.analyses.saliency.concentration import where_most
@@ -26,6 +26,7 @@ from stagelens.contracts import CARRIED, Behaviour, StageLensError
 from stagelens.effects.results import Result
 from stagelens.estimators.stage_trust import Agreement, StageTrust
 from stagelens.runs.files import cannot_write
+from stagelens.wording.cells import for_terminal
 from stagelens.wording.numbers import count_text, number
 from stagelens.wording.trust_words import WORDS, trust_explanation, trust_label, trust_word
 
@@ -38,6 +39,22 @@ EVERY = 0.2
 
 _OUT_OF_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory", re.IGNORECASE)
 """What torch says when memory runs out."""
+
+
+def say(text: str, err: bool = False) -> None:
+    """Print a line, in which names and notes of a run act on no terminal."""
+    typer.echo(for_terminal(text), err=err)
+
+
+class Table(_Table):
+    """A table, in whose title and cells names and notes of a run act on no terminal."""
+
+    def __init__(self, title: str) -> None:
+        super().__init__(title=for_terminal(title))
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        """As rich has it."""
+        super().add_row(*(for_terminal(str(each)) for each in cells), **options)
 
 
 class Reporter:
@@ -77,7 +94,7 @@ class Reporter:
         if phase != self._phase:
             self._phase = phase
             seconds = time.monotonic() - self._began
-            typer.echo(f"{seconds:6.1f} s  {100 * self._share:3.0f} %  {phase}", err=True)
+            say(f"{seconds:6.1f} s  {100 * self._share:3.0f} %  {phase}", err=True)
 
     def write(self, state: str, error: str | None = None) -> None:
         """Write the progress to the file, if there is one."""
@@ -176,7 +193,7 @@ def print_contributions(found: Stored, top: int) -> None:
     for stage in found.facts.steps:
         rows = found.part("example", stage)
         if rows.empty:
-            typer.echo(f"{stage}: steps only; {found.facts.steps_only[stage]}")
+            say(f"{stage}: steps only; {found.facts.steps_only[stage]}")
             continue
         rows = rows.loc[rows["value"].abs().sort_values(ascending=False).index].head(top)
         printed = Table(title=f"Training examples of {stage}, the largest contributions first")
@@ -207,7 +224,7 @@ def print_saliency(
     held = [one for one in maps if one.holds]
     sentence = where_most(held, stage, behaviour, trust)
     if sentence is not None:
-        typer.echo(f"{sentence} ({WORDS[trust_word(trust, behaviour.name)]})")
+        say(f"{sentence} ({WORDS[trust_word(trust, behaviour.name)]})")
 
 
 def print_verification(rows: pd.DataFrame) -> None:
@@ -228,7 +245,7 @@ def print_verification(rows: pd.DataFrame) -> None:
     refused = rows[rows["trust"] == "refused"]
     for row in refused.drop_duplicates(["stage", "estimator", "settings"]).to_dict("records"):
         estimate = f"{row['estimator']} {_budget(row)}".strip()
-        typer.echo(f"Refused: {row['stage']} by {estimate}: {row['reason']}")
+        say(f"Refused: {row['stage']} by {estimate}: {row['reason']}")
 
 
 def _budget(row: Mapping[str, Any]) -> str:
@@ -272,6 +289,4 @@ def print_removal(
         means.add_row(one.behaviour.name, f"{one.n:,}", *values, ends)
     _console().print(means, markup=False)
     for trust in trusts:
-        typer.echo(
-            f"{trust.stage}, {strengths[trust.stage]:.0%}: {trust_label(trust)}: {trust.reason}"
-        )
+        say(f"{trust.stage}, {strengths[trust.stage]:.0%}: {trust_label(trust)}: {trust.reason}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,17 +56,21 @@ class ExplicitBatchNorm(AbstractContextManager[list[Statistics]]):
     def __init__(self, model: nn.Module) -> None:
         self._modules = tracking(model)
         self._statistics: list[Statistics] = []
+        self._hidden: dict[str, Any] = {}
 
     def __enter__(self) -> list[Statistics]:
         self._statistics = []
+        self._hidden = {name: m.__dict__.get("forward") for name, m in self._modules.items()}
         for name, module in self._modules.items():
             module.forward = self._written_out(name, module)  # type: ignore[method-assign,assignment]
         return self._statistics
 
     def __exit__(self, *_: object) -> None:
         # The function set on the instance only hides the class's own, which is back without it.
-        for module in self._modules.values():
+        for name, module in self._modules.items():
             del module.__dict__["forward"]
+            if self._hidden[name] is not None:  # a wrapper's, as accelerate sets one
+                module.forward = self._hidden[name]  # type: ignore[method-assign]
 
     def _written_out(self, name: str, module: _BatchNorm) -> Callable[[Tensor], Tensor]:
         def forward(x: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from stagelens.wording.cells import cell
+
 from . import provenance
 from .finding import Cell, Finding, Rows
 from .page import Report
@@ -17,9 +19,6 @@ LEADING = (
     *("filters", "sentence", "note"),
 )
 """First columns of the CSV; the findings' own columns follow under their own names."""
-
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""Characters that spreadsheets take for the beginning of a formula."""
 
 
 def as_json(report: Report) -> bytes:
@@ -103,10 +102,8 @@ def _cell(value: Cell) -> Cell:
     """A cell in which text from data is never a formula, and pictures are left out."""
     if is_picture(value):
         return ""
-    # Text only: a negative number begins with a minus too, and has to stay a number.
-    if isinstance(value, str) and value.startswith(_FORMULA):
-        return f"'{value}"
-    return value
+    kept: Cell = cell(value)
+    return kept
 
 
 def is_picture(value: object) -> bool:

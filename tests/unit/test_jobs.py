@@ -381,6 +381,7 @@ def test_the_next_server_ends_and_tells_what_a_killed_one_left(home: Path) -> No
         '{"title": "x", "server": {"pid": -1}, "child": {"pid": 0}}',
         '{"title": "x", "server": {"pid": 999999999}, "child": {"pid": 2}, "unfinished": "../up"}',
         '{"title": "x", "server": {"pid": 999999999}, "child": {"pid": 2}, "unfinished": "mine"}',
+        '{"title": "x", "server": {"pid": 999999999}, "child": {"pid": 1, "born": 0}}',
     ],
 )
 def test_a_forged_record_ends_and_deletes_nothing(home: Path, text: str, monkeypatch) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from stagelens.contracts import Refused, Task
+from stagelens.derivatives.batch_norm import ExplicitBatchNorm
 from stagelens.measuring.models import BATCH_SIZE
 from stagelens.runs.batches import to_device
 from stagelens.runs.run import Run
@@ -198,13 +199,15 @@ class Trials:
         # the strengths, is gone through once.
         cut = {name: tensor.detach().requires_grad_() for name, tensor in moving.items()}
         value = 0.0
-        for batch, group, control in self._smooth:
-            losses = _losses(self.task, self.model, {**edited, **cut}, batch)
-            # By the counts of all blocks, so that blocks add up to the two means.
-            share = weight / self._counts[0] * group + (1 - weight) / self._counts[1] * control
-            loss = (share * losses).sum()
-            loss.backward()
-            value += float(loss.detach())
+        # Running statistics are edited too, and torch's own BatchNorm has no derivative in them.
+        with ExplicitBatchNorm(self.model):
+            for batch, group, control in self._smooth:
+                losses = _losses(self.task, self.model, {**edited, **cut}, batch)
+                # By the counts of all blocks, so that blocks add up to the two means.
+                share = weight / self._counts[0] * group + (1 - weight) / self._counts[1] * control
+                loss = (share * losses).sum()
+                loss.backward()
+                value += float(loss.detach())
         reached = {name: tensor.grad for name, tensor in cut.items() if tensor.grad is not None}
         torch.autograd.backward([moving[name] for name in reached], list(reached.values()))
         slope = np.zeros(self.shape) if leaf.grad is None else leaf.grad.double().numpy()

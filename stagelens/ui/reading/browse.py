@@ -13,6 +13,7 @@ import pandas as pd
 
 from stagelens.contracts import ACCURACY, Behaviour
 from stagelens.effects.summary import right_answers
+from stagelens.wording.cells import cells
 
 PAGE_SIZE = 12
 
@@ -315,4 +316,4 @@ def export(table: pd.DataFrame, ids: Sequence[str], behaviours: Sequence[str]) -
     names = [name for name in behaviours if name != ACCURACY.name]
     rows = table[table["behaviour"].isin(names) & table["example_id"].isin(place)]
     rows = rows.iloc[np.argsort(rows["example_id"].map(place).to_numpy(), kind="stable")]
-    return rows.to_csv(index=False).encode()
+    return cells(rows).to_csv(index=False).encode()

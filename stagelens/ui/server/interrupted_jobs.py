@@ -16,7 +16,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from . import settings
 from .child import Job
@@ -38,7 +38,7 @@ class Process(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     # 0 and -1 would signal our own group or every process, and 1 is init.
-    pid: int = Field(gt=1)
+    pid: int = Field(gt=0)  # a container's server is process 1
     born: int | None = None
 
     @classmethod
@@ -87,6 +87,14 @@ class Record(BaseModel):
     child: Process
     unfinished: str | None = None
 
+    @field_validator("child")
+    @classmethod
+    def _is_no_first_process(cls, child: Process) -> Process:
+        # Its group would be ended, and that of process 1 is the container.
+        if child.pid == 1:
+            raise ValueError("process 1 is no child of a server")
+        return child
+
 
 @dataclass(frozen=True)
 class Left:
@@ -119,14 +127,14 @@ def note(job: Job) -> None:
     unfinished = job.unfinished
     # Only a name is kept, never a path that could lead out of the home.
     below = unfinished is not None and unfinished.parent.resolve() == settings.home()
-    record = Record(
-        title=job.title[:500],
-        server=Process.of(os.getpid()),
-        child=Process.of(job.pid),
-        unfinished=unfinished.name if below and unfinished is not None else None,
-    )
     path = _path(job)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValidationError):
+        record = Record(
+            title=job.title[:500],
+            server=Process.of(os.getpid()),
+            child=Process.of(job.pid),
+            unfinished=unfinished.name if below and unfinished is not None else None,
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         # Renamed when complete: another server deletes a record that it cannot parse.
         temporary = path.with_suffix(".tmp")
