@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -43,7 +45,7 @@ class Architecture:
             everything is body.
         vocabulary: Parameters that have one row per token.
         expendable: Patterns of names that may be missing from a module without harm.
-        in_float32: Parts of names of tensors that stay in float32 whatever the rest is in.
+        in_float32: Modules whose tensors may stay in float32 while the rest is in half precision.
         rename: What ``transformers`` calls a tensor today, by its name in an older checkpoint.
     """
 
@@ -53,7 +55,7 @@ class Architecture:
     body: str
     vocabulary: frozenset[str]
     expendable: tuple[str, ...]
-    in_float32: tuple[str, ...]
+    in_float32: frozenset[str]
     rename: Callable[[str], str]
 
     @classmethod
@@ -72,7 +74,7 @@ class Architecture:
             body=f"{prefix}." if prefix else "",
             vocabulary=frozenset(_vocabulary(module, own)),
             expendable=tuple(getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()),
-            in_float32=tuple(
+            in_float32=frozenset(
                 part
                 for kind in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
                 for part in getattr(module, kind, None) or ()
@@ -102,12 +104,16 @@ class Architecture:
 def _renaming(module: nn.Module) -> Callable[[str], str]:
     """How ``transformers`` renames the tensors of an older checkpoint of this model."""
     try:
+        from transformers import PreTrainedModel
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightRenaming
+
+        if not isinstance(module, PreTrainedModel):
+            return str  # a module of one's own, which transformers renames nothing of
     except ImportError:  # before version 5, where a class has patterns of its own
         patterns = getattr(module, "_checkpoint_conversion_mapping", None) or {}
         return lambda name: reduce(lambda n, one: re.sub(one[0], one[1], n), patterns.items(), name)
-    # Others merge or split tensors, which have no single counterpart here.
+    # Other conversions merge or split tensors, so a tensor of theirs has no single counterpart.
     every = get_model_conversion_mapping(module) or []
     renamings = [each for each in every if isinstance(each, WeightRenaming)]
     return lambda name: reduce(lambda n, one: one.rename_source_key(n)[0], renamings, name)
@@ -194,16 +200,21 @@ def _check_one_dtype(checkpoint: Checkpoint, names: Mapping[str, str], final: Ar
     Raises:
         RunError: Some tensors have another dtype than most; names one.
     """
-    wanted = checkpoint.precision
+    sizes: Counter[torch.dtype] = Counter()
+    for name in names.values():
+        facts = checkpoint.tensors[name]
+        if facts.dtype.is_floating_point:
+            sizes[facts.dtype] += math.prod(facts.shape)
+    wanted = sizes.most_common(1)[0][0] if sizes else torch.float32
     for own, name in names.items():
         dtype = checkpoint.tensors[name].dtype
-        kept = dtype == torch.float32 and any(part in own for part in final.in_float32)
-        if dtype.is_floating_point and str(dtype) != f"torch.{wanted}" and not kept:
+        kept = dtype == torch.float32 and final.in_float32.intersection(own.split("."))
+        if dtype.is_floating_point and dtype != wanted and not kept:
             raise RunError(
                 f"{checkpoint.name}: {name} is {str(dtype).removeprefix('torch.')}, but most "
-                f"weights in {checkpoint.folder} are {wanted}; save the model in one dtype: "
-                f"AutoModel.from_pretrained(DIR, dtype=torch.{wanted}).save_pretrained(OTHER) "
-                "(with the class that config.json names)"
+                f"weights in {checkpoint.folder} are {str(wanted).removeprefix('torch.')}; save "
+                f"the model in one dtype: AutoModel.from_pretrained(DIR, dtype={wanted})"
+                ".save_pretrained(OTHER) (with the class that config.json names)"
             )
 
 

@@ -135,11 +135,12 @@ def _assembled(
             for number in range(len(opened) - 1)
         ]
         reference = write_task(root, made)
-        file = RunFile(name=run_name, task=reference, stages=stages, notes=notes)
-        write_json(root / "run.json", file)
         # In the block, so that a set that is refused leaves no run behind either.
         if examples is not None:
-            write_set(root, made, _set_name(Path(str(evaluation))), **examples)
+            report = write_set(root, made, _set_name(Path(str(evaluation))), **examples)
+            notes += [f"set {report.name}: left out: {each}" for each in report.left_out]
+        file = RunFile(name=run_name, task=reference, stages=stages, notes=notes)
+        write_json(root / "run.json", file)
     return open_run(out, made)
 
 

@@ -83,7 +83,7 @@ class FirstStep:
                 f"{len(micro)} batches were noted: where gradients are accumulated, declare "
                 "stage(..., accumulation=G) and call stage.step after every backward pass"
             ) from None
-        # Copies of all gradients, not needed any more.
+        # As large as the model, and nobody asks for them again.
         watch.gradients = {}
         return watch.forwards // len(micro)
 

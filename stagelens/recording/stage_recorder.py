@@ -208,7 +208,7 @@ class StageRecorder:
             return
         if self._first is not None:
             self._check_first_step()
-        self._check_forwards()
+        self._check_forwards(keep)
         self._note(keep)
         watch.noted += 1
         watch.forwards = 0
@@ -245,12 +245,12 @@ class StageRecorder:
         self._first = None
         self._announce(evaluation_mode=watch.evaluation_mode or [], precision=watch.precision)
 
-    def _check_forwards(self) -> None:
+    def _check_forwards(self, kept: bool) -> None:
         watch = self._watch
         drew = any(micro.rng for micro in self._micro)
         # Extra passes shift the random numbers of the recorded ones, and move running statistics.
         # A model with neither is the same after them.
-        matters = drew or watch.passes_move_buffers
+        matters = drew or (kept and watch.passes_move_buffers)
         if matters and watch.forwards != self._forwards_per_batch * len(self._micro):
             what = "random numbers the update drew" if drew else "passes moved its buffers"
             raise RecordingError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -54,17 +54,20 @@ class CheckedFiles:
             self._checked[reference.path] = _times(path)
         return path
 
-    def paths(self, references: Sequence[FileRef]) -> list[Path]:
-        """As :meth:`path` for several files, in order, on all cores: hashing is slower than a disk.
+    def paths(self, references: Sequence[FileRef]) -> Iterator[Path]:
+        """As :meth:`path` for several files, in order; local ones are hashed on all cores.
+
+        Use each before asking for the next: the cache of a remote run may be too small for all.
 
         Raises:
             RunError: As there, for one of the files.
         """
-        for reference in references:
-            self.present(reference)  # files that have to be fetched come one after another
+        if self._origin is not None:
+            yield from map(self.path, references)
+            return
         # Threads are enough: hashlib releases the interpreter's lock.
         with ThreadPoolExecutor(min(len(references), os.cpu_count() or 1)) as pool:
-            return list(pool.map(self.path, references))
+            yield from pool.map(self.path, references)
 
     def listed(self, reference: FileRef) -> None:
         """Check a file's size only, without fetching it; cheap enough for opening a run.

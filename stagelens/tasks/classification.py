@@ -36,7 +36,7 @@ CLASSIFIER_BEHAVIOURS = (
 )
 
 
-_POINT_ZERO = re.compile(r"(?<=\d)\.0+$")
+_POINT_ZERO = re.compile(r"([+-]?\d+)\.0+")
 
 
 def check_class(classes: Sequence[str], label: Any) -> str | None:
@@ -52,7 +52,8 @@ def check_class(classes: Sequence[str], label: Any) -> str | None:
     if text in classes:
         return text
     # What pandas makes of whole numbers in a column with gaps: 1.0 for 1.
-    text = _POINT_ZERO.sub("", text)
+    whole = _POINT_ZERO.fullmatch(text)
+    text = whole[1] if whole else text
     if text in classes:
         return text
     # isdecimal, since isdigit accepts characters that int refuses, such as "²".

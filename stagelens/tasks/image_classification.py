@@ -119,12 +119,14 @@ class ImageClassification(Task):
         """Refuse an image of another size, or of more bits than the task scales.
 
         Raises:
-            ValueError: It has another size or number of channels than the task takes, or whole
-                numbers above the task's ``scale``.
+            ValueError: It has another size or number of channels than the task takes, or more
+                than 8 bits and values above the task's ``scale``.
         """
         image = np.asarray(value["image"])
         self._pixels(image)
-        if image.dtype.kind in "ui" and (highest := int(image.max())) > self.scale:
+        # Of 8 bits, white is 255 whatever the task divides by.
+        wide = image.dtype.kind in "ui" and image.dtype.itemsize > 1
+        if wide and (highest := int(image.max())) > max(self.scale, 255):
             bits = 8 * image.dtype.itemsize
             raise ValueError(
                 f"has {bits}-bit values up to {highest:,}, but the task divides whole numbers by "

@@ -68,7 +68,8 @@ class TextClassification(TransformerTask):
         make_model: Callable[[Mapping[str, Any]], nn.Module] | None = None,
     ) -> None:
         self.classes = [str(name) for name in classes]
-        if len(self.classes) == 1:
+        outputs = model.get("id2label") or range(model.get("num_labels", 1))
+        if len(self.classes) == len(outputs) == 1:
             raise TaskError(
                 "the model has one output (num_labels=1), so it gives a score instead of a class, "
                 "as regression and reward models do; attribute it with a task of your own (task=, "

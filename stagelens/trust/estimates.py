@@ -148,7 +148,6 @@ def stored_effects(
 
     def read(name: str) -> pd.DataFrame:
         if name == ACCURACY.name:
-            # ``effects`` is made below, before anything is read.
             return noise.marked(summary.accuracy_rows(effects.first), orders)
         found = load_result(
             run, facts.set_name, "effects", facts.estimator, facts.settings, coded, name

@@ -7,7 +7,7 @@ A test asks for ``start_server``, ``page``, ``settle``, ``screenshot`` and ``che
         page.goto(server.url + "/?run=digits")
         settle(page, "Overview")
         screenshot(page, "overview")
-        check_narrow(page)
+        check_narrow(page, "overview")
 """
 
 from __future__ import annotations

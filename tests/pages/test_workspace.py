@@ -110,4 +110,4 @@ def test_what_a_server_left_unfinished_is_told_until_it_is_dismissed(
     assert "The server stopped while this was running" in words(app)
     assert not any("**without**" in warning.value for warning in app.warning)
     next(button for button in app.button if button.label == "Dismiss").click()
-    assert "The server ended" not in words(check(app.run())) and not list(folder.iterdir())
+    assert "The server stopped" not in words(check(app.run())) and not list(folder.iterdir())

@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
@@ -271,6 +273,15 @@ def test_rows_that_a_vocabulary_gains_are_new_and_old_rows_stay_what_they_are(
     assert run.stages[0].facts.boundary.grown == {"transformer.wte.weight": rows}
     assert run.stages[1].facts.boundary.grown == {}
     assert "transformer.wte.weight longer there" in run.problems[0].replace(" is", "")
+
+
+def test_a_column_that_cannot_be_kept_is_left_out_and_said(tmp_path: Path) -> None:
+    folders = classifiers(tmp_path / "c")
+    table = pa.table({"text": ["a dog"], "label": ["loud"], "raw": [b"x"], "n": [1]})
+    pq.write_table(table, tmp_path / "few.parquet")
+    run = stagelens.assemble(folders, tmp_path / "run", evaluation=tmp_path / "few.parquet")
+    assert run.evaluation_set("few").columns == ("n",)
+    assert "set few: left out: column 'raw' holds binary" in run.problems
 
 
 def test_weights_that_the_final_model_has_not_are_left_out_and_said(tmp_path: Path) -> None:

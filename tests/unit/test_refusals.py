@@ -228,6 +228,7 @@ def test_a_last_update_that_was_not_noted(training: Training) -> None:
         training.optimizer.zero_grad()
         training.loss(last).backward()
         training.update()
+    assert stage.steps_on_disk == 1  # what was noted before it is kept
 
 
 def test_a_stage_without_a_step(training: Training) -> None:

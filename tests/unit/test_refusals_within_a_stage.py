@@ -180,8 +180,9 @@ def test_another_forward_pass_that_moves_running_statistics(extra: int, tmp_path
 def test_another_forward_pass_that_changes_nothing(tmp_path: Path) -> None:
     training = Training(tmp_path / "run", make_task({"kind": "mlp", "hidden": [6]}))
     with training.stage() as stage:
-        for batch in make_batches(3):
-            training.model(make_batches(1, seed=9)[0][0])
+        for number, batch in enumerate(make_batches(3)):
+            for other in make_batches(number, seed=9):  # none before the first update
+                training.model(other[0])
             training.step(batch, stage)
     run = stagelens.open_run(tmp_path / "run", training.task)
     assert measure_deviation(run.task, run.last).bitwise

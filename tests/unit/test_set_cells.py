@@ -58,7 +58,7 @@ def test_whole_numbers_with_a_point_are_labels(label: Any, name: str) -> None:
     assert check_class(["a", "b", "7"], label) == name
 
 
-@pytest.mark.parametrize("label", ["0.5", "1.", "3.0", "-1.0", "a.0"])
+@pytest.mark.parametrize("label", ["0.5", "1.", "3.0", "-1.0", "a.0", "v7.0"])
 def test_other_numbers_are_no_labels(label: str) -> None:
     with pytest.raises(ValueError, match="is not one of the classes"):
         check_class(["a", "b", "7"], label)
@@ -116,3 +116,16 @@ def test_an_upload_of_more_bits_is_brought_to_the_tasks(tmp_path: Path) -> None:
 def test_a_model_with_one_output_is_named_as_what_it_is() -> None:
     with pytest.raises(TaskError, match=r"one output \(num_labels=1\).*regression and reward"):
         TextClassification(["score"], {"model_type": "bert"})
+
+
+def test_a_white_image_of_8_bits_fits_any_scale(tmp_path: Path) -> None:
+    """The digits demo divides by 240: paper of 255 is a little brighter than its white."""
+    image = np.full((8, 8), 255, np.uint8)
+    for scale in (240.0, 127.5, 1.0):
+        task = ImageClassification(["x", "y"], (1, 8, 8), scale=scale)
+        assert task.check_input({"image": image}) is None
+
+
+def test_a_dark_upload_of_more_bits_stays_dark(tmp_path: Path) -> None:
+    data = png16(tmp_path / "a.png", 250).read_bytes()
+    assert fit_image(data, (1, 8, 8), 255.0).pixels.max() <= 1

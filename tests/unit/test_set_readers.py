@@ -215,7 +215,7 @@ def test_a_set_that_stagelens_wrote_reads_again_with_its_ids(tmp_path: Path) -> 
 
 
 def test_numbers_with_leading_zeros_and_words_such_as_na_stay_text(tmp_path: Path) -> None:
-    rows = ["text,label,code,n,f,b,e,w", "t,1,007,1,0.5,true,,NA", "u,01,8,,1.0e3,false,,None"]
+    rows = ["text,label,code,n,f,b,e,w", "t,1,007,1,0.5,true,,NA", "u,01,8,,1e3,false,,None"]
     columns = read_set_file(save(tmp_path / "s.csv", "\n".join(rows)))["columns"]
     assert columns == {
         "code": ["007", "8"],

@@ -121,7 +121,7 @@ def _content(example: Example) -> str:
     hasher = hashlib.sha256()
     for name, value in sorted(example.input.items()):
         if isinstance(value, np.ndarray):
-            # Equal bytes may be different arrays.
+            # Dtype and shape too: the same bytes can be another array.
             hasher.update(f"{name} {value.dtype} {value.shape}".encode())
             hasher.update(np.ascontiguousarray(value).data)
         else:

@@ -137,7 +137,7 @@ def _write_weights(
 
         tensors = {name: tensor.facts for name, tensor in shard.items()}
         with open(folder / file, "xb") as opened:
-            # transformers asks for the format.
+            # Without this entry from_pretrained refuses the file.
             write_tensors(opened, tensors, blocks, {"format": "pt"})
             opened.flush()
             # The folder is renamed at the end; a crash after that must not leave empty files in it.

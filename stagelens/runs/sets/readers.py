@@ -33,9 +33,10 @@ _SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
 # At most 18 digits, which an int64 holds; ASCII, because \d matches digits of every script.
 _INTEGER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
 _DECIMAL = re.compile(
-    r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]\d+)?|[+-]?\d+\.\d+[eE]\d+|[+-]?inf|nan", re.ASCII | re.I
+    r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]\d+|e[1-9]\d*)?|[+-]?\d+\.\d+E\d+|[+-]?inf|nan",
+    re.ASCII | re.I,
 )
-# Programs write the sign of an exponent (1e-05); codes such as 12E4 have none.
+# Not 12E4 or 3e07, which are codes more often than numbers.
 _PADDED = re.compile(r"[+-]?0\d+", re.ASCII)
 _TRUTH = {"True": True, "true": True, "False": False, "false": False}
 
@@ -317,7 +318,8 @@ def _npz_roles(path: Path, table: Table, options: _Options) -> tuple[_Options, l
 
 def _too_long(cell: str) -> bool:
     """Whether a whole number has more digits than a float64 tells apart."""
-    return cell.lstrip("+-").isdecimal() and abs(int(cell)) > 2**53
+    digits = cell.lstrip("+-")
+    return digits.isdecimal() and (len(digits) > 16 or int(digits) > 2**53)
 
 
 def _typed(values: list[Any]) -> list[Any]:

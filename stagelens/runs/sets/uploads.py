@@ -35,9 +35,9 @@ class Fitted:
 def fit_image(data: bytes, shape: Sequence[int] | None, white: float | None = None) -> Fitted:
     """Decode an image file, and make it fit.
 
-    A file whose size and channels the task takes is kept bit for bit. Any other is converted to 8
-    bits and the task's channels, cropped to the middle part of the task's proportions, and scaled
-    (Lanczos).
+    A file whose size, channels and bits the task takes is kept as it is. Any other is converted to
+    8 bits and the task's channels, cropped to the middle part of the task's proportions, and
+    scaled (Lanczos).
 
     Args:
         data: The file.
@@ -53,7 +53,8 @@ def fit_image(data: bytes, shape: Sequence[int] | None, white: float | None = No
     except ValueError as error:
         raise StageLensError(f"the file {error}") from None
     changes: list[str] = []
-    if white is not None and pixels.dtype.kind in "ui" and pixels.max() > white:
+    # By the file's bits, not by its brightest pixel: a dark image is dark at any size.
+    if white is not None and white <= 255 and pixels.dtype.kind in "ui" and pixels.itemsize > 1:
         pixels = _eight_bits(pixels, changes)
     if shape is None or _fits(pixels, shape):
         return Fitted(pixels, tuple(changes))
@@ -73,7 +74,7 @@ def fit_image(data: bytes, shape: Sequence[int] | None, white: float | None = No
 
 def _fits(pixels: np.ndarray, shape: Sequence[int]) -> bool:
     own = 1 if pixels.ndim == 2 else pixels.shape[2]
-    # Every task that takes colours takes grey images too.
+    # A task that takes colours repeats a single grey channel.
     return pixels.shape[:2] == tuple(shape[1:]) and (own == shape[0] or (own, shape[0]) == (1, 3))
 
 

@@ -126,7 +126,8 @@ def write_set(
         except SetError as error:
             if not from_file:
                 raise
-            left_out.append(str(error).removeprefix(f"set {name!r}: ").partition(";")[0])
+            # Without the advice, which is for a program that gives the column itself.
+            left_out.append(str(error).removeprefix(f"set {name!r}: ").rpartition("; ")[0])
     path = root / folder / "set.json"
     old = read_json(path, SetFile) if path.exists() else None
     if old is not None:

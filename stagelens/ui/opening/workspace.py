@@ -159,7 +159,7 @@ def _open(path: Path, with_effects: bool) -> Workspace | None:
     if not run.stages:
         components.error_state(_no_stage(run))
         return None
-    # The first is shown until another is chosen.
+    # The first is shown until another is chosen: a set called test is what people look for.
     names = sorted(run.set_names, key=lambda name: (name != "test", name))
     if not names:
         components.error_state(
