@@ -16,7 +16,7 @@ from .stage_trust import StageTrust
 if TYPE_CHECKING:
     from stagelens.runs.states import Weights
 
-METHOD = 10
+METHOD = 9
 """Part of every result's key; raised when an estimator or its own error estimate changes."""
 
 

@@ -176,7 +176,7 @@ class Thinning:
                 self._due[kind] -= 1
                 due[members[kind]] -= 1
             due[row] = -np.inf
-        return MicroBatch(take_rows(micro.batch, sorted(rows)), micro.rng, micro.divisor)
+        return MicroBatch(take_rows(micro.batch, sorted(rows)), micro.rng)
 
 
 @dataclass(frozen=True)

@@ -176,12 +176,6 @@ def test_whole_batches_are_left_as_they_are() -> None:
     assert Thinning(1.0).keep([micro], [micro]) == [micro]
 
 
-def test_thinned_micro_batches_keep_what_their_losses_are_divided_by() -> None:
-    shown = [MicroBatch((torch.rand(8, 3), torch.arange(8)), {}, divisor) for divisor in (2.0, 6.0)]
-    kept = Thinning(0.5).keep(shown, shown)
-    assert [micro.divisor for micro in kept] == [2.0, 6.0][: len(kept)]
-
-
 def test_variances_and_second_moments_stay_positive_when_differences_are_carried_over() -> None:
     def state(variance: float, moment: float) -> TrainingState:
         model = {"norm.running_var": torch.tensor([variance]), "w": torch.tensor([variance])}
