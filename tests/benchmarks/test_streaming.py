@@ -20,10 +20,10 @@ from stagelens.runs.streaming import TensorFacts, read_header, write_tensors
 
 STATE_BYTES, SHARDS = 4 * 10**9, 4
 LEAST_FREE = 25 * 10**9
-MOST_ANONYMOUS = 700 * 2**20
+MOST_ANONYMOUS = 450 * 2**20
 # cp reads one state once. Here three are read, to check their digests and that their weights are
 # finite, before the first byte is written.
-LEAST_SHARE = 0.12
+LEAST_SHARE = 0.2
 ROUNDS = 3
 
 
