@@ -222,7 +222,7 @@ def class_errors(classes: pd.DataFrame, model: str, kind: str, palette: Palette 
     Args:
         classes: ``GroupMetrics.classes``.
         model: The model whose errors these are.
-        kind: ``"missed"`` (share of a class answered otherwise) or ``"false"`` (share of other
+        kind: ``"missed"`` (share of a class answered wrongly) or ``"false"`` (share of other
             classes answered with it).
         palette: Light or dark.
     """
@@ -234,7 +234,7 @@ def class_errors(classes: pd.DataFrame, model: str, kind: str, palette: Palette 
     figure = go.Figure()
     style(figure, palette, height=34 * max(len(table), 1) + 76)
     shares = table.to_numpy(dtype=float)
-    verb = "answered otherwise" if kind == "missed" else "of other classes answered with it"
+    verb = "answered wrongly" if kind == "missed" else "of other classes wrongly answered with it"
     figure.add_trace(
         go.Heatmap(
             z=shares,

@@ -149,5 +149,5 @@ def test_names_from_data_are_escaped_in_pictures() -> None:
 def test_errors_by_class_show_the_worst_cell() -> None:
     gaps = spurious_gaps.group_gaps(table(), STAGES, ["group"])
     chart = class_errors(gaps.metrics.classes, FINAL, "missed")
-    assert "most in group stamped, class a, 42 % answered otherwise" in chart.alt
+    assert "most in group stamped, class a, 42 % answered wrongly" in chart.alt
     assert np.allclose(chart.figure.data[0].z, [[0.04], [0.42]])

@@ -76,7 +76,7 @@ def headlines(
         workspace.examples.name,
         effects.estimator,
         behaviour.name,
-        # Groups chosen by effects or answers stand out by that choice, which is no finding.
+        # Groups chosen by effects or answers stand out by that choice, which is not a finding.
         None if workspace.chosen_by_outcome(by) else by,
         group,
         workspace.noun,

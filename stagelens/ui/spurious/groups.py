@@ -31,7 +31,7 @@ from stagelens.wording.numbers import count_text
 
 _ERRORS = {
     "Missed": ("missed", "Percentage of each class that the model answers wrongly."),
-    "Falsely given": (
+    "False alarms": (
         "false",
         "Percentage of the other classes that the model wrongly answers with this class.",
     ),
