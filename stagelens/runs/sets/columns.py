@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+ROLES = ("label", "id", "text", "image", "completion", "prompt", "rejected")
+"""What a column can be in a set: the fields of :class:`SetColumns` that name one."""
+
 
 @dataclass(frozen=True)
 class SetColumns:

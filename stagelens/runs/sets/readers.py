@@ -17,7 +17,7 @@ import numpy as np
 
 from stagelens.contracts import SetError
 
-from .columns import SetColumns
+from .columns import ROLES, SetColumns
 from .tables import Table, listing, read_table, saved_splits
 
 _SUFFIXES = frozenset(
@@ -26,7 +26,6 @@ _SUFFIXES = frozenset(
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _NPZ_IMAGES = ("images", "image", "x", "X", "test_images", "x_test", "X_test")
 _NPZ_LABELS = ("label", "labels", "y")
-_ROLES = ("label", "id", "text", "image", "completion", "prompt", "rejected")
 _EXPLICIT = ("prompt", "rejected")
 """Roles for which "" says that the column of the usual name does not play them."""
 _SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
@@ -58,8 +57,8 @@ class _Options:
     @classmethod
     def of(cls, asked: SetColumns, needs_labels: bool) -> _Options:
         """The options as asked for; a command line gives "" for no column."""
-        roles = {role: getattr(asked, role) for role in _ROLES}
-        none = {role: None for role in _ROLES if roles[role] == "" and role not in _EXPLICIT}
+        roles = {role: getattr(asked, role) for role in ROLES}
+        none = {role: None for role in ROLES if roles[role] == "" and role not in _EXPLICIT}
         return cls(asked, {**roles, **none}, needs_labels)
 
     def named(self, role: str) -> str:

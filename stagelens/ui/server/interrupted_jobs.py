@@ -37,8 +37,8 @@ class Process(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    # 0 and -1 would signal our own group or every process, and 1 is init.
-    pid: int = Field(gt=0)  # a container's server is process 1
+    # 0 and -1 would signal our own group or every process. A container's server is process 1.
+    pid: int = Field(gt=0)
     born: int | None = None
 
     @classmethod
