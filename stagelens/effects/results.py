@@ -192,6 +192,8 @@ def load_result(
 
     key = result_key(run, set_name, kind, estimator, settings or {})
     path = _path(run, key)
+    if not fact_tables.is_intact(path):
+        return None
     try:
         names = _texts(pq.read_schema(path)) if coded else []
         with pq.ParquetFile(path, page_checksum_verification=True, read_dictionary=names) as file:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from stagelens.compute import processes
 from stagelens.contracts import ProgressCallback, Refused, RunError, no_progress
-from stagelens.runs.files import write_json
+from stagelens.runs.files import read_json, write_json
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.schema import FileRef, StateRef, digest
 from stagelens.runs.states import Weights, not_finite, save_tensors
@@ -293,8 +293,8 @@ def find_cached(run: Run, stage: Stage, estimator: Estimator) -> Cached | None:
     """The cache entry of a stage, without reading its weights; None where there is none."""
     path = run.files.inside(f"{_cache(run, stage, estimator)}.json")
     try:
-        return Cached.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):  # missing or damaged: computed again
+        return read_json(path, Cached)
+    except RunError:  # missing or damaged: computed again
         return None
 
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from stagelens.compute import devices, processes
-from stagelens.contracts import ProgressCallback
+from stagelens.contracts import ProgressCallback, RunError
 from stagelens.replaying.replay import AUTOCAST, measure_deviation
-from stagelens.runs.files import write_json
+from stagelens.runs.files import read_json, write_json
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.schema import digest
 
@@ -92,6 +92,6 @@ def check_replay(
 
 def _stored_check(path: Path) -> ReplayCheck | None:
     try:
-        return ReplayCheck.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):  # missing or damaged: measured again
+        return read_json(path, ReplayCheck)
+    except RunError:  # missing or damaged: measured again
         return None

@@ -1,12 +1,19 @@
 """Tables that describe themselves: parquet files with facts, a pydantic model, in the metadata.
 
 Results of every kind are kept in them. Whatever cannot be read in full, because it is missing,
-damaged, of another kind or without a column, reads as None: it is then computed again.
+damaged, edited, of another kind or without a column, reads as None: it is then computed again.
+
+With the facts stands a checksum: sha256 of the whole file, with zeros in the checksum's own place.
+Page checksums would not do, as they are made anew by whoever writes an edited table.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import mmap
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,12 +28,14 @@ if TYPE_CHECKING:
 Facts = TypeVar("Facts", bound=BaseModel)
 
 _KEY = b"stagelens"
+_CHECKSUM = "checksum"
+_BLANK = "0" * 64
 
 
 def write(
     path: Path, table: pd.DataFrame | pa.Table, facts: BaseModel | None = None, **layout: Any
 ) -> None:
-    """Store a table with its facts, atomically; its pages carry checksums.
+    """Store a table with its facts and its checksum, atomically.
 
     Args:
         path: Of the file.
@@ -39,12 +48,88 @@ def write(
 
     frame = isinstance(table, pd.DataFrame)
     arrow = pa.Table.from_pandas(table, preserve_index=False) if frame else table
-    if facts is not None:
-        # Beside what pandas wrote there, by which columns get their types back.
-        own = {_KEY: facts.model_dump_json().encode()}
-        arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), **own})
+    said = {} if facts is None else json.loads(facts.model_dump_json())
+    # Beside what pandas wrote there, by which columns get their types back.
+    own = {_KEY: json.dumps({**said, _CHECKSUM: _BLANK}).encode()}
+    arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), **own})
     with atomic_path(path) as temporary:
         pq.write_table(arrow, temporary, compression="zstd", write_page_checksum=True, **layout)
+        seal(temporary)
+
+
+def seal(path: Path) -> None:
+    """Put a table's checksum in its place, if it has one, where zeros stand so far."""
+    place = _place(path, _BLANK)
+    if place is None:
+        return
+    with open(path, "r+b") as file:
+        content = _sha256(file.fileno(), place)
+        file.seek(place)
+        file.write(content.encode())
+
+
+def _place(path: Path, checksum: str) -> int | None:
+    """Where a file's checksum stands: in its footer, so near its end."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        found = content.rfind(f'"{_CHECKSUM}": "{checksum}"'.encode())
+    return None if found < 0 else found + len(f'"{_CHECKSUM}": "')
+
+
+def _sha256(descriptor: int, place: int) -> str:
+    """sha256 of a file, with zeros where its checksum stands."""
+    digest = hashlib.sha256()
+    with (
+        mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as content,
+        memoryview(content) as whole,
+        whole[:place] as before,
+        whole[place + len(_BLANK) :] as after,
+    ):
+        digest.update(before)
+        digest.update(_BLANK.encode())
+        digest.update(after)
+    return digest.hexdigest()
+
+
+def checksum(path: Path) -> str | None:
+    """The checksum that a table carries; None for a table of version 0.1, which has none.
+
+    Raises:
+        ValueError: The file cannot be read as a table.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        footer = pq.read_metadata(path)
+        said = json.loads((footer.metadata or {}).get(_KEY, b"{}"))
+        # Arrow keeps a copy of the facts, from before the checksum was put in.
+        copy = json.loads((footer.schema.to_arrow_schema().metadata or {}).get(_KEY, b"{}"))
+        return str(said.get(_CHECKSUM)) if _CHECKSUM in {*said, *copy} else None
+    except (OSError, pa.ArrowException, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def is_intact(path: Path) -> bool:
+    """Whether a file is a table as it was written, as far as it can tell; hashed once."""
+    try:
+        stat = path.stat()
+        return path.is_file() and _is_intact(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    except OSError:
+        return False
+
+
+@lru_cache(maxsize=4096)
+def _is_intact(path: Path, *_written: int) -> bool:
+    # Sizes, times and inodes are arguments so that a file that was written since is hashed again.
+    try:
+        said = checksum(path)
+        if said is None:
+            return True
+        place = _place(path, said)
+        with open(path, "rb") as file:
+            return place is not None and _sha256(file.fileno(), place) == said
+    except (OSError, ValueError):
+        return False
 
 
 def read(
@@ -83,7 +168,7 @@ def _read(path: Path, columns: Iterable[str], filters: Any = None) -> pa.Table |
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if not path.is_file():  # given a folder, pyarrow would read all files in it
+    if not is_intact(path):
         return None
     try:  # damaged bytes make pyarrow raise any of these, and a damaged result is only recomputed
         table = pq.read_table(path, filters=filters, page_checksum_verification=True)
@@ -93,10 +178,12 @@ def _read(path: Path, columns: Iterable[str], filters: Any = None) -> pa.Table |
 
 
 def facts_of(path: Path, kind: type[Facts]) -> Facts | None:
-    """The facts alone, reading only the file's footer; None if it cannot be used."""
+    """The facts alone, without the table; None if it cannot be used."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if not is_intact(path):
+        return None
     try:
         return facts_in(pq.read_schema(path), kind)
     except (OSError, pa.ArrowException, LookupError, TypeError, ValueError):
@@ -110,7 +197,9 @@ def facts_in(schema: pa.Schema, kind: type[Facts]) -> Facts:
         KeyError: There are none.
         ValueError: They are of another kind.
     """
-    return kind.model_validate_json((schema.metadata or {})[_KEY])
+    said = json.loads((schema.metadata or {})[_KEY])
+    said.pop(_CHECKSUM, None)
+    return kind.model_validate(said)
 
 
 def _as_frame(table: pa.Table) -> pd.DataFrame | None:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import secrets
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from stagelens.contracts import RunError, StageLensError
 
-from .schema import VERSION, FileRef
+from .schema import VERSION, FileRef, Versioned, canonical_json
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -175,9 +176,25 @@ def write_file(
     return reference
 
 
+_CHECKSUM = "checksum"
+
+
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """What a JSON file says, with a checksum over it: sha256, however the file is spaced."""
+    said = {name: value for name, value in content.items() if name != _CHECKSUM}
+    return {**said, _CHECKSUM: hashlib.sha256(canonical_json(said).encode()).hexdigest()}
+
+
 def write_json(path: Path, value: BaseModel) -> str:
-    """Write a schema object as indented JSON, atomically; return the sha256 of its bytes."""
-    data = (value.model_dump_json(indent=1) + "\n").encode()
+    """Write a schema object as indented JSON with a checksum, atomically.
+
+    Returns:
+        sha256 of the file's bytes.
+    """
+    if isinstance(value, Versioned):  # it may have been read from an older layout
+        value = value.model_copy(update={"version": VERSION})
+    content = sealed(json.loads(value.model_dump_json()))
+    data = (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
     return hashlib.sha256(data).hexdigest()
@@ -187,8 +204,8 @@ def read_json(path: Path, schema: type[Schema], sha256: str | None = None) -> Sc
     """Read and validate one JSON file of the run folder.
 
     Raises:
-        RunError: It is missing, truncated, edited since it was written (where ``sha256`` is
-            given), of a newer version, or not what StageLens writes; names file and field.
+        RunError: It is missing, truncated, edited since it was written, of a newer version, or not
+            what StageLens writes; names file and field.
     """
     try:
         data = path.read_bytes()
@@ -196,19 +213,41 @@ def read_json(path: Path, schema: type[Schema], sha256: str | None = None) -> Sc
         raise RunError(f"{path} is missing; restore it from where the run was recorded") from None
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror or error}") from None
+    changed = f"{path} was changed after it was written; restore the original file"
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-        raise RunError(f"{path} was changed after it was written; restore the original file")
+        raise RunError(changed)
     try:
-        return schema.model_validate_json(data)
-    except ValidationError as error:
-        # Errors come in the order of the fields, and `version` is the first of a newer file.
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the file as a whole"
-        if field == "version" and isinstance(first["input"], int) and first["input"] > VERSION:
-            raise RunError(
-                f"{path}: written by a newer StageLens (layout {first['input']}, this one reads "
-                f"{VERSION}); update StageLens to open it"
-            ) from None
-        raise RunError(
-            f"{path}: {field}: {first['msg']}; this is not a file that StageLens wrote"
-        ) from None
+        content = json.loads(data)
+        checksum = None
+        if isinstance(content, dict) and not _newer(content):
+            checksum = content.get(_CHECKSUM)
+            if checksum is not None and content != sealed(content):
+                raise RunError(changed)
+            content.pop(_CHECKSUM, None)
+        found = schema.model_validate_json(json.dumps(content))
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path}: {_wrong(error)}") from None
+    # Files of layout 1 have none; for a finished stage's file, run.json vouches.
+    if checksum is None and sha256 is None and isinstance(found, Versioned) and found.version > 1:
+        raise RunError(f"{path}: checksum: missing; restore the original file")
+    return found
+
+
+def _newer(content: dict[str, Any]) -> bool:
+    version = content.get("version")
+    return isinstance(version, int) and version > VERSION
+
+
+def _wrong(error: Exception) -> str:
+    """What is wrong with a JSON file that could not be read."""
+    if not isinstance(error, ValidationError):
+        return f"Invalid JSON ({error}); this is not a file that StageLens wrote"
+    # Errors come in the order of the fields, and `version` is the first of a newer file.
+    first = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in first["loc"]) or "the file as a whole"
+    if field == "version" and isinstance(first["input"], int) and first["input"] > VERSION:
+        return (
+            f"written by a newer StageLens (layout {first['input']}, this one reads {VERSION}); "
+            "update StageLens to open it"
+        )
+    return f"{field}: {first['msg']}; this is not a file that StageLens wrote"

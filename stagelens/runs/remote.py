@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from stagelens.contracts import RunError, StageLensError
 
@@ -285,8 +285,8 @@ class Origin:
 
     def _note(self, relative: str) -> _Note | None:
         try:
-            return _Note.model_validate_json(self._note_path(relative).read_bytes())
-        except (OSError, ValidationError):
+            return read_json(self._note_path(relative), _Note)
+        except RunError:
             return None  # as if never fetched: the file counts as written here, and is kept
 
     def _write_note(self, relative: str, entry: Entry) -> None:

@@ -12,7 +12,8 @@ Layout::
     results/                          derived; keyed by digest, never part of the run digest
 
 Every file that ``stage.json`` names comes with its sha256; ``run.json`` holds the sha256 of each
-finished ``stage.json``. So the run digest covers the recorded training, and nothing else.
+finished ``stage.json``. So the run digest covers the recorded training, and nothing else. Each of
+the JSON files has a ``checksum`` over all that it says.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-VERSION: Literal[1] = 1
-"""Version of the layout; a folder with a newer one is refused, saying what to do."""
+VERSION: Literal[2] = 2
+"""Version of the layout; a folder with a newer one is refused, saying what to do.
+
+Since 2, files carry a checksum of their own. Layout 1 is still read."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
 
@@ -72,6 +75,12 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 class _Model(BaseModel):
     # A field that is not known is damage or a newer version, never something to ignore.
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Versioned(_Model):
+    """A file that says by which layout it was written."""
+
+    version: Literal[1, 2] = VERSION
 
 
 class FileRef(_Model):
@@ -225,7 +234,7 @@ class BestModel(_Model):
     value: float
 
 
-class StageFile(_Model):
+class StageFile(Versioned):
     """``stage.json``: one stage. While it is being recorded, ``status`` is ``recording``.
 
     An assembled stage is known by its boundaries alone: it has no steps, no environment, and an
@@ -237,7 +246,6 @@ class StageFile(_Model):
         beside: Further files of an assembled stage's checkpoint by name, such as config.json.
     """
 
-    version: Literal[1] = VERSION
     name: Name
     description: str = ""
     origin: Literal["recorded", "assembled"] = "recorded"
@@ -295,10 +303,9 @@ class StageRef(_Model):
     sha256: Sha256 | None = None
 
 
-class RunFile(_Model):
+class RunFile(Versioned):
     """``run.json``. ``notes`` are sentences that people should know about an assembled run."""
 
-    version: Literal[1] = VERSION
     name: Name
     task: TaskRef
     stages: list[StageRef] = []
@@ -306,7 +313,7 @@ class RunFile(_Model):
     notes: list[str] = []
 
 
-class SetFile(_Model):
+class SetFile(Versioned):
     """``set.json``: an evaluation set, described.
 
     Attributes:
@@ -318,7 +325,6 @@ class SetFile(_Model):
         notes: What the task said about inputs when they were added, to how many it applies to.
     """
 
-    version: Literal[1] = VERSION
     name: Name
     kind: Literal["image", "text"]
     count: int = Field(ge=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,8 @@ from stagelens.analyses.slices.saved import stored_slices
 from stagelens.effects import results as stored
 from stagelens.effects.results import FIRST, load_result, stored_results
 from stagelens.report.store import FOLDER, FindingStore
+from stagelens.runs import fact_tables
+from stagelens.runs.files import sealed
 from stagelens.runs.run import Run
 from stagelens.trust import noise, verification
 from stagelens.ui.server import interrupted_jobs, settings
@@ -65,12 +68,21 @@ def results(found: dict[str, Reader], copy: Callable[[str], Run]) -> None:
     found["results"] = Reader(st.sampled_from(files).flatmap(broken), read, weight=0.3)
 
 
+def checked(data: bytes) -> bytes:
+    """With a checksum that fits, so that what it says is read at all."""
+    content = json.loads(data)
+    return json.dumps(sealed(content)).encode() if isinstance(content, dict) else data
+
+
 def _described(parquet: bytes, facts: bytes) -> bytes:
-    """A table that says something else of itself."""
-    table, file = pq.read_table(io.BytesIO(parquet)), io.BytesIO()
+    """A table that says something else of itself, with a checksum that fits."""
+    table = pq.read_table(io.BytesIO(parquet))
     metadata = {**(table.schema.metadata or {}), b"stagelens": facts}
-    pq.write_table(table.replace_schema_metadata(metadata), file)
-    return file.getvalue()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "table.parquet"
+        pq.write_table(table.replace_schema_metadata(metadata), path)
+        fact_tables.seal(path)
+        return path.read_bytes()
 
 
 def added(found: dict[str, Reader], copy: Callable[[str], Run]) -> None:
@@ -81,7 +93,7 @@ def added(found: dict[str, Reader], copy: Callable[[str], Run]) -> None:
 
     def broken(path: Path) -> st.SearchStrategy[tuple[Path, bytes]]:
         content = json.loads(files[path])
-        return st.tuples(st.just(path), changed_json(content) | changed(files[path]))
+        return st.tuples(st.just(path), changed_json(content).map(checked) | changed(files[path]))
 
     def read(content: tuple[Path, bytes]) -> None:
         path, data = content
@@ -102,7 +114,9 @@ def added(found: dict[str, Reader], copy: Callable[[str], Run]) -> None:
         for one in slices:
             _ = one.words(), one.column, one.by_outcome
 
-    found["slices"] = Reader(changed_json(json.loads(whole)) | changed(whole), read_slice, weight=4)
+    found["slices"] = Reader(
+        changed_json(json.loads(whole)).map(checked) | changed(whole), read_slice, weight=4
+    )
 
 
 def by_name(found: dict[str, Reader], folder: Path) -> None:

@@ -22,13 +22,14 @@ import stagelens
 from stagelens.analyses.removal import measurements
 from stagelens.analyses.slices.saved import save_slice
 from stagelens.report.store import FindingStore
+from stagelens.runs.files import sealed
 from stagelens.runs.run import Run, open_run
 from stagelens.runs.sets.readers import read_set_file
 from stagelens.runs.sets.uploads import fit_image
 from stagelens.runs.sets.values import checked_ids, checked_inputs, checked_labels
 from stagelens.runs.streaming import map_tensors
 from tests.fuzz.inputs import changed, changed_json, names
-from tests.fuzz.kept import added, by_name, results
+from tests.fuzz.kept import added, by_name, checked, results
 from tests.fuzz.links import home_with, links, open_link
 from tests.fuzz.reader import Reader, put
 from tests.support import odd_runs
@@ -66,7 +67,7 @@ def _sealed(run: Run, stage: int, file: str, data: bytes) -> None:
                 reference.update(own)
         described.write_text(json.dumps(facts))
     index["stages"][stage]["sha256"] = hashlib.sha256(described.read_bytes()).hexdigest()
-    (run.path / "run.json").write_text(json.dumps(index))
+    (run.path / "run.json").write_text(json.dumps(sealed(index)))
 
 
 def _references(value: Any) -> list[dict[str, Any]]:
@@ -129,7 +130,7 @@ def _recording(found: dict[str, Reader], copy: Callable[[str], Run]) -> None:
         _everything(one.path)
 
     raw = (one.path / "run.json").read_bytes()
-    found["run.json"] = Reader(changed_json(content) | changed(raw), read_run)
+    found["run.json"] = Reader(changed_json(content).map(checked) | changed(raw), read_run)
 
     two = copy("stage.json")
     described = two.path / two.file.stages[1].folder / "stage.json"
@@ -146,12 +147,12 @@ def _recording(found: dict[str, Reader], copy: Callable[[str], Run]) -> None:
     three = copy("steps")
     steps = next((three.path / three.file.stages[1].folder).glob("steps-*.parquet"))
     table = pq.read_table(steps)
-    sealed = {
+    whole_files = {
         path: path.read_bytes() for path in (three.path / "run.json", steps.parent / "stage.json")
     }
 
     def read_steps(data: bytes) -> None:
-        for path, content in sealed.items():
+        for path, content in whole_files.items():
             put(path, content)
         _sealed(three, 1, steps.name, data)
         _everything(three.path)

@@ -14,6 +14,7 @@ from stagelens.tasks import IMAGE_MODELS, why_missing
 from stagelens.tasks.image_classification import _BUILDERS
 from stagelens.ui.server import interrupted_jobs, jobs
 from tests.pages.reading import check, labels, words
+from tests.support.damage import edit_and_seal
 from tests.support.loops import make_task
 
 EXAMPLES = "pages/1_Examples.py"
@@ -45,9 +46,7 @@ def test_a_run_without_a_stage_says_that_nothing_was_recorded(
 
 def rewritten(run: Path, name: str, config: dict) -> Path:
     """The run, as if it had been recorded with another task; its results no longer count."""
-    file = json.loads((run / "run.json").read_text())
-    file["task"].update(name=name, config=config)
-    (run / "run.json").write_text(json.dumps(file))
+    edit_and_seal(run / "run.json", lambda file: file["task"].update(name=name, config=config))
     return run
 
 

@@ -13,6 +13,7 @@ import torch
 
 import stagelens
 from stagelens.effects.computing import attribute, boundaries
+from stagelens.runs.files import sealed
 from stagelens.runs.run import Run
 from stagelens.runs.sets.writer import write_set
 from stagelens.tasks import ImageClassification
@@ -109,11 +110,11 @@ def many_stages(path: Path, count: int) -> Run:
             facts["boundary"] = first[1]["boundary"]
         folder = f"stages/{number:03d}-many"
         (path / folder).mkdir()
-        content = json.dumps(facts).encode()
+        content = json.dumps(sealed(facts)).encode()
         (path / folder / "stage.json").write_bytes(content)
         sha256 = hashlib.sha256(content).hexdigest()
         listed.append({"name": facts["name"], "folder": folder, "sha256": sha256})
-    (path / "run.json").write_text(json.dumps({**described, "stages": listed}))
+    (path / "run.json").write_text(json.dumps(sealed({**described, "stages": listed})))
     return stagelens.open_run(path)
 
 

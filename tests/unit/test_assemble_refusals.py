@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from safetensors.torch import load_file, save_file
 import stagelens
 from stagelens.contracts import StageLensError
 from tests.support.checkpoints import changed, classifiers, edit_json, labelled_texts, save
+from tests.support.damage import edit_and_seal
 from tests.support.small_texts import bert, bert_tokenizer, gpt, gpt_tokenizer
 
 INDEX = "model.safetensors.index.json"
@@ -354,9 +354,7 @@ def test_an_edited_original_is_found_out_where_it_was_linked(
 def test_a_run_whose_names_were_edited_is_refused(single: dict[str, Path], tmp_path: Path) -> None:
     run = stagelens.assemble(single, tmp_path / "run")
     path = run.path / "stages/00-sft/stage.json"
-    edit_json(path, lambda stage: stage["end"]["names"].update({WEIGHT: "elsewhere"}))
-    run_file = json.loads((run.path / "run.json").read_text())
-    run_file["stages"][0]["sha256"] = None
-    (run.path / "run.json").write_text(json.dumps(run_file))
+    edit_and_seal(path, lambda stage: stage["end"]["names"].update({WEIGHT: "elsewhere"}))
+    edit_and_seal(run.path / "run.json", lambda file: file["stages"][0].update(sha256=None))
     with pytest.raises(StageLensError, match="has no tensor 'elsewhere'"):
         stagelens.open_run(run.path).stages[0].end()

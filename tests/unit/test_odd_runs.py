@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from stagelens.runs.sets.evaluation_set import footer_sha256
 from stagelens.runs.sets.writer import write_set
 from stagelens.tasks import ImageClassification
 from stagelens.tasks.classification import NO_ANSWER, classifier_predictions
+from tests.support.damage import edit_and_seal
 from tests.support.odd_runs import (
     CLASSES,
     SHAPE,
@@ -209,11 +209,14 @@ def test_ids_that_stand_there_twice_in_a_forged_set_are_refused(tmp_path: Path) 
     table = pq.read_table(path)
     twice = pa.array(["0", *table["example_id"].to_pylist()[:-1]])
     pq.write_table(table.set_column(0, "example_id", twice), path)
-    facts = json.loads((path.parent / "set.json").read_text())
     content = path.read_bytes()
-    facts["table"] |= {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-    facts["footer_sha256"] = footer_sha256(path)
-    (path.parent / "set.json").write_text(json.dumps(facts))
+    own = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+
+    def mend(facts: Any) -> None:
+        facts["table"] |= own
+        facts["footer_sha256"] = footer_sha256(path)
+
+    edit_and_seal(path.parent / "set.json", mend)
     examples = open_run(forged.path).evaluation_set("test")
     for read in (examples.table, lambda: examples.by_id(["1"])):
         with pytest.raises(RunError, match="ids are not text, or appear more than once"):

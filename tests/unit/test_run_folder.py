@@ -7,6 +7,8 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable, Iterator
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import stagelens
 from stagelens.contracts import RecordingError, RunError, TaskError
 from stagelens.effects.computing import attribute
 from tests.support.damage import (
+    edit_and_seal,
     empty,
     flip_a_bit_in_the_middle,
     lead_out_of_the_folder,
@@ -94,6 +97,8 @@ def everything(path: Path) -> Iterator[Any]:
                 loaded = stage._state(state)
                 yield {name: tensor.tolist() for name, tensor in loaded.model.items()}
                 yield repr(loaded.optimizer)
+    for name in run.set_names:
+        yield run.evaluation_set(name).table().to_dict("list")
 
 
 def files_of(path: Path) -> list[str]:
@@ -234,15 +239,15 @@ def test_an_untouched_copy_reads_the_same(folder: Path, whole: Path) -> None:
 def rewrite(folder: Path, file: str, change: Callable[[Any], None]) -> None:
     """Change a JSON file as someone would who also mends the sha256 of it."""
     path = folder / file
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-    if file != "run.json":
-        index = json.loads((folder / "run.json").read_text())
+    edit_and_seal(path, change)
+
+    def mend(index: Any) -> None:
         for stage in index["stages"]:
             if file.startswith(stage["folder"]) and stage["sha256"]:
                 stage["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-        (folder / "run.json").write_text(json.dumps(index))
+
+    if file != "run.json":
+        edit_and_seal(folder / "run.json", mend)
 
 
 def put(*keys: Any, value: Any) -> Callable[[Any], None]:
@@ -256,7 +261,7 @@ def put(*keys: Any, value: Any) -> Callable[[Any], None]:
 
 STAGE = "stages/01-second/stage.json"
 EDITS = [
-    ("run.json", put("version", value=2), "written by a newer StageLens (layout 2"),
+    ("run.json", put("version", value=3), "written by a newer StageLens (layout 3"),
     ("run.json", put("version", value="one"), "run.json: version:"),
     ("run.json", put("name", value="../run"), "run.json: name:"),
     ("run.json", put("name", value=3), "run.json: name:"),
@@ -295,6 +300,42 @@ def test_an_edited_description_is_refused_by_file_and_field(
     with pytest.raises(RunError) as error:
         list(everything(folder))
     assert says in str(error.value)
+
+
+def _leaves(value: Any, *keys: Any) -> Iterator[tuple[Any, ...]]:
+    inner = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, each in inner:
+        if isinstance(each, dict | list):
+            yield from _leaves(each, *keys, key)
+        else:
+            yield (*keys, key)
+
+
+@pytest.mark.parametrize("file", ["run.json", "sets/test/set.json", STAGE])
+def test_no_value_can_be_edited_unnoticed(file: str, folder: Path) -> None:
+    whole = (folder / file).read_text()
+    places = [each for each in _leaves(json.loads(whole)) if each != ("checksum",)]
+    assert len(places) > 10
+    for keys in places:
+        content = json.loads(whole)
+        put(*keys, value=_another(reduce(getitem, keys, content)))(content)
+        (folder / file).write_text(json.dumps(content))
+        with pytest.raises(RunError, match=r"was changed after it was|newer StageLens"):
+            list(everything(folder))
+
+
+def _another(value: Any) -> Any:
+    if isinstance(value, str):
+        return value + "x"
+    return 7 if value is None else value + 1
+
+
+def test_a_checksum_cannot_be_left_out(folder: Path) -> None:
+    content = json.loads((folder / "run.json").read_text())
+    del content["checksum"]
+    (folder / "run.json").write_text(json.dumps(content))
+    with pytest.raises(RunError, match=r"run\.json: checksum: missing"):
+        stagelens.open_run(folder)
 
 
 def test_a_table_of_steps_that_is_another_parquet_file_is_refused(folder: Path) -> None:

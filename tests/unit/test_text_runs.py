@@ -20,6 +20,7 @@ from stagelens.derivatives.curvature import StageLoss
 from stagelens.effects.computing import attribute, boundaries
 from stagelens.replaying.replay import measure_deviation
 from stagelens.tasks import CausalLM, TextClassification
+from tests.support.damage import edit_and_seal
 from tests.support.loops import refused, train
 from tests.support.small_texts import TEXTS, bert, bert_tokenizer, classification, language
 
@@ -170,10 +171,10 @@ def test_a_changed_asset_is_named_before_it_is_used(copied: Path) -> None:
 
 @pytest.mark.parametrize("path", ["../tokenizer.json", "/etc/passwd", "task/../../x"])
 def test_an_asset_outside_the_run_folder_is_not_opened(copied: Path, path: str) -> None:
-    file = copied / "run.json"
-    content = json.loads(file.read_text())
-    content["task"]["files"]["tokenizer.json"]["path"] = path
-    file.write_text(json.dumps(content))
+    def lead_outside(content: Any) -> None:
+        content["task"]["files"]["tokenizer.json"]["path"] = path
+
+    edit_and_seal(copied / "run.json", lead_outside)
     with refused("path", by=RunError):
         stagelens.open_run(copied)
 

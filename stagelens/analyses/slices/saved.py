@@ -10,15 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from stagelens.contracts import OTHER_EXAMPLES, SLICE_COLUMN, RunError, StageLensError
 from stagelens.runs.files import cannot_write, check_changeable, read_json, write_json
 from stagelens.runs.run import Run
-from stagelens.runs.schema import VERSION, Name, check_name, digest
+from stagelens.runs.schema import Name, Versioned, check_name, digest
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 
 BY_OUTCOME = ("answers", "changed", "side", "strength")
@@ -28,11 +27,10 @@ MOST = 50
 """Most slices of one set; with more, pages would offer more than anybody reads."""
 
 
-class Slice(BaseModel):
+class Slice(Versioned):
     """Examples of one set under a name.
 
     Attributes:
-        version: Of the layout of the run folder.
         name: As people call it.
         run_digest: The recording that ``filters`` by outcome looked at.
         set_name: The evaluation set when it was saved.
@@ -46,7 +44,6 @@ class Slice(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    version: Literal[1] = VERSION
     name: Name
     run_digest: str
     set_name: str
