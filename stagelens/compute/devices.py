@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -60,6 +63,28 @@ def replaying(recorded: str) -> torch.device:
         recorded: The type of the device that it was recorded on.
     """
     return computing() if recorded == "cuda" else torch.device("cpu")
+
+
+@lru_cache
+def arithmetic(device: torch.device) -> str:
+    """Everything but the number of threads that the last bits of a computation depend on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    # Builds of one torch version differ in the libraries that multiply matrices.
+    build = hashlib.sha256(torch.__config__.show().encode()).hexdigest()[:8]
+    capability = torch.backends.cpu.get_cpu_capability()
+    return (
+        f"torch {torch.__version__} ({build}), {platform.platform()}, {_processor()}, "
+        f"{capability}, {name}"
+    )
+
+
+def _processor() -> str:
+    try:  # on Linux, platform.processor() says no more than x86_64
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor())
 
 
 def restore_random(states: Mapping[str, Tensor], device: torch.device) -> None:

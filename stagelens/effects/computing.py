@@ -26,6 +26,7 @@ from stagelens.estimators.expected_error import Evidence, judged, judged_replay
 from stagelens.estimators.hardness import hardness
 from stagelens.estimators.protocol import METHOD, Counterfactual
 from stagelens.estimators.registry import make_estimator
+from stagelens.estimators.replay_check import check_steps
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.estimators.subtraction import subtract_stage
 from stagelens.measuring.models import Measured, answers_as_the_final_model, measure_set
@@ -311,6 +312,7 @@ def attribute(
         return _chosen(_seen(stored), stages)
     examples = run.measurable_set(set_name)
     overall = Progress(progress)
+    check_steps(run, chosen, made)
     without = list(counterfactuals(run, made, chosen, overall.part(0.0, 0.9)))
     if all(c.weights is None for c in without):
         raise Refused(without[0].trust.reason)

@@ -162,8 +162,7 @@ def judged_replay(
     if not error <= REFUSED_ABOVE:  # NaN too
         reason = (
             f"{trust.reason} Repeating the recorded stages here changes the {behaviour} by more "
-            "than this stage's effect, so no number is shown; replay it on a machine like the one "
-            "that recorded it."
+            "than this stage's effect, so no number is shown."
         )
         return trust.model_copy(update={"trust": "refused", "reason": reason})
     share = "less than 1" if error < 0.005 else f"{100 * error:.0f}"

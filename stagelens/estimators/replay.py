@@ -117,10 +117,7 @@ def _trust(stage: str, checks: Sequence[ReplayCheck], merging: float, mixed: str
     worst = max(check.relative for check in checks)
     reasons = []
     if not bitwise:
-        reasons.append(
-            f"on this machine it deviates from the recording by {worst:.1e} of what the later "
-            "stages changed"
-        )
+        reasons.append(_deviates(max(checks, key=lambda check: check.relative)))
     if merging:
         reasons.append(
             f"the recording merged an adapter with other rounding, {merging:.1e} of a weight's "
@@ -133,4 +130,16 @@ def _trust(stage: str, checks: Sequence[ReplayCheck], merging: float, mixed: str
         reason=f"Replay; {', and '.join(reasons)}{mixed}.",
         deviation=max(worst, merging),
         cost=2.0,  # replayed with the stage and without it
+    )
+
+
+def _deviates(worst: ReplayCheck) -> str:
+    """How far a replay is off, and whether that can be laid to the machine."""
+    by = f"deviates from the recording by {worst.relative:.1e} of what the stage changed"
+    if not worst.as_recorded:
+        return f"on this machine it {by}"
+    since = "" if worst.misfit is None else f", from step {worst.misfit} on,"
+    return (
+        f"in stage {worst.stage!r} it {by}{since} on a machine like the one that recorded it, so "
+        "the recording is not all that training did there"
     )

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-import torch
-from pydantic import BaseModel
-
 from stagelens.compute import devices, processes
-from stagelens.contracts import ProgressCallback, RunError
-from stagelens.replaying.replay import AUTOCAST, measure_deviation
+from stagelens.contracts import ProgressCallback, Refused, RunError
+from stagelens.replaying.replay import AUTOCAST
+from stagelens.replaying.reproduction import first_loss, measure_deviation, sample_steps
 from stagelens.runs.files import read_json, write_json
 from stagelens.runs.run import Run, Stage
-from stagelens.runs.schema import digest
 
-
-class ReplayCheck(BaseModel):
-    """How far a stage's replay on one machine is from its recorded end; stored with the run."""
-
-    run_digest: str
-    stage: str
-    machine: str
-    bitwise: bool
-    largest: float
-    relative: float
+from .protocol import Estimator
+from .reproduction import ReplayCheck, StepCheck, check_path, keep_step_check, step_check
 
 
 def mixed_precision(stages: Sequence[Stage]) -> str:
@@ -37,17 +26,9 @@ def mixed_precision(stages: Sequence[Stage]) -> str:
 
 def _machine(stage: Stage, split: bool) -> str:
     """Everything that arithmetic depends on: build, threads, processor and device."""
-    threads = stage.environment.threads
     used = devices.replaying(stage.environment.device)
-    device = torch.cuda.get_device_name(used) if used.type == "cuda" else "cpu"
-    capability = torch.backends.cpu.get_cpu_capability()
-    # Builds of one torch version differ in the libraries that multiply matrices.
-    build = digest(torch.__config__.show())[:8]
-    return (
-        f"torch {torch.__version__} ({build}), {threads} threads, {platform.platform()}, "
-        f"{platform.processor()}, {capability}, {device}"
-        + (f", split over {processes.count()}" if split else "")
-    )
+    shared = f", split over {processes.count()}" if split else ""
+    return f"{devices.arithmetic(used)}, {stage.environment.threads} threads{shared}"
 
 
 def check_together(run: Run, stages: Sequence[Stage], progress: ProgressCallback) -> None:
@@ -71,20 +52,22 @@ def check_replay(
 ) -> ReplayCheck:
     """Replay a stage as recorded and measure how far it is off; stored and reused."""
     machine = _machine(stage, split)
-    key = digest("replay-check", run.digest, stage.name, machine)[:32]
-    path = run.files.inside(f"results/checks/{key}.json")
+    path = check_path(run, "replay-check", stage.name, machine)
     # With split batches all processes must replay or none, whichever of them sees the file.
     stored = processes.by_main(lambda: _stored_check(path)) if split else _stored_check(path)
     if stored is not None:
         return stored
+    used = devices.replaying(stage.environment.device)
     deviation = measure_deviation(run.task, stage, progress, split)
     check = ReplayCheck(
         run_digest=run.digest,
         stage=stage.name,
         machine=machine,
+        as_recorded=stage.environment.arithmetic == devices.arithmetic(used) and not split,
         bitwise=deviation.bitwise,
         largest=deviation.largest,
         relative=deviation.relative,
+        misfit=deviation.misfit,
     )
     write_json(path, check)
     return check
@@ -95,3 +78,28 @@ def _stored_check(path: Path) -> ReplayCheck | None:
         return read_json(path, ReplayCheck)
     except RunError:  # missing or damaged: measured again
         return None
+
+
+def check_steps(run: Run, stages: Sequence[Stage], estimator: Estimator) -> None:
+    """Run first recorded steps again where that was not done yet, for ``problems`` to tell.
+
+    Of every later stage that the estimator's models are trained by; for one that trains nothing,
+    only the loss of the last stage's first step, which needs no memory for gradients. What cannot
+    be run again is left to the estimator, which says why.
+
+    Args:
+        run: The run.
+        stages: Those to be left out.
+        estimator: How.
+    """
+    first = min((stage.index for stage in stages), default=0) + 1
+    for stage in (() if estimator.free else run.stages[first:]) or run.stages[-1:]:
+        wanted = min(1 if estimator.free else 2, stage.steps)
+        known = step_check(run, stage)
+        if not wanted or (known is not None and known.steps >= wanted):
+            continue
+        try:
+            found = sample_steps(run.task, stage, wanted) if wanted > 1 else first_loss(run, stage)
+        except (RunError, Refused):
+            continue
+        keep_step_check(run, StepCheck(run_digest=run.digest, stage=stage.name, **asdict(found)))

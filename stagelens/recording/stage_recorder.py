@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stagelens.compute import devices
 from stagelens.contracts import RecordingError
 from stagelens.replaying.optimizers import optimizer_facts
 from stagelens.replaying.replay import StepRules
@@ -377,4 +378,5 @@ def _environment(device: torch.device) -> Environment:
         threads=torch.get_num_threads(),
         device=device.type,
         machine=f"{platform.system()} {platform.machine()}",
+        arithmetic=devices.arithmetic(device),
     )

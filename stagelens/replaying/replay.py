@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stagelens.compute import devices
-from stagelens.contracts import Progress, ProgressCallback, Refused, RunError, Task, no_progress
+from stagelens.contracts import Progress, ProgressCallback, Refused, Task, no_progress
 from stagelens.runs.batches import batch_size, to_device
 from stagelens.runs.boundaries import apply_boundary
 from stagelens.runs.run import Run, Stage
@@ -187,8 +188,29 @@ def check_replayable(stages: Sequence[Stage]) -> None:
             )
 
 
+_ROUNDING: Mapping[Precision, float] = {"float32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
+
+
+def fits(record: StepRecord, losses: Sequence[float], precision: Precision) -> bool:
+    """Whether losses of micro-batches are those of a recorded step, up to rounding.
+
+    Args:
+        record: The step.
+        losses: The task's, before division.
+        precision: Of the forward passes.
+    """
+    # Another processor rounds otherwise; 1e-6 is what rounding leaves of a loss close to 0.
+    found, tolerance = record.reported_loss(losses), _ROUNDING[precision]
+    return math.isclose(found, record.loss, rel_tol=tolerance, abs_tol=1e-6) or (
+        math.isnan(found) and math.isnan(record.loss)
+    )
+
+
 class StageReplay:
     """One stage ready to run: model and optimiser at a training state, and the steps.
+
+    Attributes:
+        misfit: The first step run so far whose loss is not the recorded one.
 
     Args:
         task: Builds the model.
@@ -215,6 +237,7 @@ class StageReplay:
         self.optimizer = build_optimizer(stage.optimizer, parameters)
         load_optimizer(self.optimizer, self.names, state.optimizer)
         self.split = SplitGradient(task, self.model, stage.name) if split else None
+        self.misfit: int | None = None
 
     def run(self, order: Sequence[int] | None = None) -> Iterator[StepRecord]:
         """Run all steps; yields each record after its update.
@@ -229,8 +252,22 @@ class StageReplay:
             record = steps[number]
             if order:
                 record = replace(record, groups=rates[place])
-            step(self.task, self.model, self.optimizer, record, self.rules, self.split)
+            losses = step(self.task, self.model, self.optimizer, record, self.rules, self.split)
+            if self.misfit is None and not fits(record, losses, self.rules.precision):
+                self.misfit = record.step
             yield record
+
+    def window(self, first: int, length: int) -> Iterator[tuple[StepRecord, list[float]]]:
+        """Run steps from ``first`` on; yields each with the losses of its micro-batches.
+
+        Ends before a step whose batches were not kept.
+        """
+        steps = self.stage.read_steps()
+        for number in range(first, min(first + length, len(steps))):
+            record = steps[number]
+            if record.batches is None:
+                return
+            yield record, step(self.task, self.model, self.optimizer, record, self.rules)
 
     def state(self) -> TrainingState:
         """A copy of the training state as it is now."""
@@ -261,10 +298,12 @@ class Replayed:
     Attributes:
         state: The training state after the last replayed step.
         example_gradients: How many examples' gradients were computed.
+        misfit: The first step whose loss was not the recorded one; None if all were.
     """
 
     state: TrainingState
     example_gradients: int
+    misfit: int | None = None
 
 
 def replay_stage(
@@ -286,7 +325,7 @@ def replay_stage(
         for number, record in enumerate(replay.run(order), 1):
             examples += sum(batch_size(micro.batch) for micro in record.batches or ())
             progress(number / stage.steps, f"stage {stage.name}, step {number} of {stage.steps}")
-        return Replayed(replay.state(), examples)
+        return Replayed(replay.state(), examples, replay.misfit)
 
 
 Orders = Mapping[str, Sequence[int]]
@@ -340,55 +379,3 @@ def replay_later(
         state, examples = replayed.state, examples + replayed.example_gradients
         done += other.steps
     return Replayed(state, examples)
-
-
-@dataclass(frozen=True)
-class Deviation:
-    """How far a replay from the recorded start is from the recorded end of a stage.
-
-    Attributes:
-        stage: The stage's name.
-        bitwise: Whether parameters, buffers and optimiser state agree bit for bit.
-        largest: Largest absolute difference of a parameter or buffer.
-        relative: Norm of the difference over the norm of the stage's own change.
-    """
-
-    stage: str
-    bitwise: bool
-    largest: float
-    relative: float
-
-
-def measure_deviation(
-    task: Task, stage: Stage, progress: ProgressCallback = no_progress, split: bool = False
-) -> Deviation:
-    """Replay one stage as recorded and compare with its recorded end.
-
-    Raises:
-        RunError: The replay has parameters or buffers other than those recorded.
-    """
-    replayed = replay_stage(task, stage, progress=progress, split=split).state
-    recorded, start = stage.end(), stage.start()
-    if replayed.model.keys() != recorded.model.keys():
-        raise RunError(
-            f"replaying stage {stage.name!r} gives other parameters than its end state has; open "
-            "the run with the task that it was recorded with"
-        )
-    bitwise = _same(replayed.model, recorded.model) and (
-        replayed.optimizer.keys() == recorded.optimizer.keys()
-        and all(_same(replayed.optimizer[n], recorded.optimizer[n]) for n in recorded.optimizer)
-    )
-    difference = change = largest = 0.0
-    for name, end in recorded.model.items():
-        if not end.is_floating_point():
-            continue
-        gap = replayed.model[name].double() - end.double()
-        largest = max(largest, float(gap.abs().max())) if gap.numel() else largest
-        difference += float(gap.square().sum())
-        change += float((end.double() - start.model[name].double()).square().sum())
-    relative = 0.0 if difference == 0 else (difference / change) ** 0.5 if change else float("inf")
-    return Deviation(stage.name, bitwise, largest, relative)
-
-
-def _same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(same_tensor(a[key], b[key]) for key in b)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -13,6 +13,7 @@ from stagelens.contracts import Refused, RunError, Task
 
 from .checked_files import CheckedFiles
 from .files import read_json
+from .identity import stage_identity
 from .remote import copy_of, is_remote
 from .schema import (
     Environment,
@@ -25,43 +26,12 @@ from .schema import (
     digest,
 )
 from .sets.evaluation_set import EvaluationSet
+from .sets.seen import check_seen
 from .steps import RecordedSteps, discover_parts, read_history, recorded_digest, steps_table
 from .task_files import identity, read_assets
 
 if TYPE_CHECKING:
     from .states import TrainingState
-
-# What the run digest covers of a stage beside its steps: the recorded training, not how long it
-# took, how people describe it, or which file holds it. Change it, and stored results are lost.
-_DIGESTED: Any = {
-    "name": True,
-    "optimizer": True,
-    "boundary": {"optimizer", "carried", "new", "removed", "frozen"},
-    "trainable": True,
-    "evaluation_mode": True,
-    "clip_norm": True,
-    "accumulation": True,
-    "precision": True,
-    "build_config": True,
-    "start": {"model": {"sha256"}, "optimizer": {"sha256"}},
-    "end": {"model": {"sha256"}, "optimizer": {"sha256"}},
-}
-# Left out where they have their defaults, so that digests of runs without them do not change.
-_STATE: Any = {"more": {"__all__": {"sha256"}}, "fixed": {"sha256"}, "names": True}
-_DIGESTED_IF_SAID: Any = {
-    "origin": True,
-    "boundary": {"grown", "adapters", "renamed", "merged"},
-    "start": _STATE,
-    "end": _STATE,
-}
-
-
-def _identity(facts: StageFile) -> dict[str, Any]:
-    """What distinguishes one recorded stage from another, beside its steps."""
-    said = facts.model_dump(mode="json", include=_DIGESTED_IF_SAID, exclude_defaults=True)
-    said = {name: value for name, value in said.items() if value}
-    own = facts.model_dump(mode="json", include=_DIGESTED)
-    return {**own, "also": said} if said else own
 
 
 class Stage:
@@ -218,7 +188,7 @@ class Run:
         return digest(
             identity(self.file.task),
             [
-                (_identity(stage.facts), recorded_digest(self.files, stage.facts.parts))
+                (stage_identity(stage.facts), recorded_digest(self.files, stage.facts.parts))
                 for stage in self.stages
             ],
         )
@@ -349,10 +319,11 @@ class Run:
 
         Raises:
             SetError: The run's task does not take such inputs.
-            RunError: There is none of that name.
+            RunError: There is none of that name, or the task makes other inputs of it.
         """
         examples = self.evaluation_set(name)
         examples.check_fits(self.task)
+        check_seen(examples, self.task)
         return examples
 
     def evaluation_set(self, name: str | None = None) -> EvaluationSet:

@@ -205,12 +205,17 @@ class Checkpoint(_Model):
 
 
 class Environment(_Model):
-    """Where a stage was recorded; replay is bit for bit where this agrees."""
+    """Where a stage was recorded; replay is bit for bit where this agrees.
+
+    Attributes:
+        arithmetic: All that the last bits depend on beside the threads; empty in layout 1.
+    """
 
     torch: str
     threads: int = Field(ge=1)
     device: str
     machine: str
+    arithmetic: str = ""
 
 
 Precision = Literal["float32", "bf16", "fp16"]
@@ -323,6 +328,7 @@ class SetFile(Versioned):
         digest: Over ids, inputs, labels and metadata: all that results depend on.
         footer_sha256: Of the table's parquet footer, which page checksums do not cover.
         notes: What the task said about inputs when they were added, to how many it applies to.
+        seen: What the task made of the first examples, see ``sets.seen``; empty if not known.
     """
 
     name: Name
@@ -337,6 +343,7 @@ class SetFile(Versioned):
     missing_labels: int = Field(default=0, ge=0)
     duplicate_inputs: int = Field(default=0, ge=0)
     notes: dict[str, int] = {}
+    seen: list[list[float]] = []
 
 
 def canonical_json(value: Any) -> str:

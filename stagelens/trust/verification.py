@@ -19,6 +19,7 @@ from stagelens.effects.resampling import Resamples, interval, places
 from stagelens.effects.results import Result, ResultFacts, load_result, stored_results
 from stagelens.estimators.protocol import METHOD
 from stagelens.estimators.registry import estimators, make_estimator
+from stagelens.estimators.reproduction import doubted
 from stagelens.estimators.stage_trust import REPLAY, Agreement, StageTrust, is_ground_truth
 from stagelens.runs import fact_tables
 from stagelens.runs.run import Run
@@ -241,8 +242,8 @@ def trusted_facts(
     """
     found = _agreements(run, facts, rows or (lambda name: _stored(run, facts, name)))
     warned = _warned(run, facts)
-    stages = [_joined(stage, found.get(stage.stage, ()), warned) for stage in facts.stages]
-    return facts.model_copy(update={"stages": stages})
+    joined = [_joined(stage, found.get(stage.stage, ()), warned) for stage in facts.stages]
+    return facts.model_copy(update={"stages": doubted(run, joined)})
 
 
 def _stored(run: Run, facts: ResultFacts, behaviour: str) -> pd.DataFrame | None:
@@ -267,7 +268,7 @@ def _agreements(
             both = rows_of(behaviour), _stored(run, truth, behaviour)
             if both[0] is None or both[1] is None:
                 continue
-            for stage in (real.stage for real in truth.stages if is_ground_truth(real)):
+            for stage in (t.stage for t in doubted(run, truth.stages) if is_ground_truth(t)):
                 own, true = _paired(both[0], both[1], stage)
                 rows.append((stage, behaviour, fidelity(own.to_numpy(), true.to_numpy())))
     if not rows:
@@ -357,9 +358,10 @@ def verify(
         overall.piece(0, parts),
         {"split_batches": split_batches},
     )
-    refused = [t for t in truth.facts.stages if t.trust == "refused"]
-    if refused:
+    known = doubted(run, truth.facts.stages)
+    if refused := [t for t in known if t.trust == "refused"]:
         raise Refused(refused[0].reason)
+    truth = Result(truth.facts.model_copy(update={"stages": known}), truth.table)
     noise = None
     if orders:
         part = overall.part(1 / parts, (1 + orders) / parts)

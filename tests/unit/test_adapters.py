@@ -15,7 +15,8 @@ import stagelens
 from stagelens.effects.computing import boundaries
 from stagelens.estimators.replay import Replay
 from stagelens.estimators.subtraction import subtract_stage
-from stagelens.replaying.replay import cross_boundary, measure_deviation, replay_without
+from stagelens.replaying.replay import cross_boundary, replay_without
+from stagelens.replaying.reproduction import measure_deviation
 from stagelens.runs.run import Run
 from stagelens.runs.schema import LowRank
 from stagelens.runs.sets.writer import write_set

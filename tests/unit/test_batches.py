@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import stagelens
-from stagelens.replaying.replay import measure_deviation
+from stagelens.replaying.reproduction import measure_deviation
 from tests.support.loops import CLASSES, SHAPE, make_batches, make_task, train
 
 

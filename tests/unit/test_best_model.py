@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import stagelens
-from stagelens.replaying.replay import measure_deviation, replay_without
+from stagelens.replaying.replay import replay_without
+from stagelens.replaying.reproduction import measure_deviation
 from tests.support.loops import Training, differing, make_batches, refused, train
 
 BEST, STEPS = 4, 7

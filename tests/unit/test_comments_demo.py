@@ -14,7 +14,7 @@ from stagelens.demos import comments
 from stagelens.demos.comment_templates import MENTION, NO_MENTION, vocabulary, write_pairs
 from stagelens.effects.computing import attribute
 from stagelens.effects.results import Result
-from stagelens.replaying.replay import measure_deviation
+from stagelens.replaying.reproduction import measure_deviation
 from tests.conftest import DemoRun
 
 

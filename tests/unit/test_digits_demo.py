@@ -16,7 +16,7 @@ from stagelens.analyses.contributions.training_examples import training_examples
 from stagelens.demos import digits
 from stagelens.effects.computing import attribute
 from stagelens.effects.results import Result
-from stagelens.replaying.replay import measure_deviation
+from stagelens.replaying.reproduction import measure_deviation
 from tests.conftest import DemoRun
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 import stagelens
 from stagelens.contracts import RecordingError
-from stagelens.replaying.replay import measure_deviation
+from stagelens.replaying.reproduction import measure_deviation
 from tests.support.grids import part
 from tests.support.launched import CONTEXT
 from tests.support.loops import make_batches, make_task, train

@@ -15,7 +15,7 @@ from stagelens.estimators.counterfactuals import counterfactuals
 from stagelens.estimators.registry import make_estimator
 from stagelens.replaying.coarse import CoarseModel
 from stagelens.replaying.coarse_plan import coarse_steps
-from stagelens.replaying.replay import measure_deviation
+from stagelens.replaying.reproduction import measure_deviation
 from stagelens.runs.run import Run
 from tests.support.loops import Training, make_batches, make_task
 

@@ -17,7 +17,7 @@ from torch import nn
 
 import stagelens
 from stagelens.recording import step_writer
-from stagelens.replaying.replay import measure_deviation
+from stagelens.replaying.reproduction import measure_deviation
 from tests.support.loops import (
     BATCH_NORM,
     CLASSES,

@@ -11,12 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from stagelens.contracts import ProgressCallback, Refused
-from stagelens.replaying.replay import (
-    cross_boundary,
-    measure_deviation,
-    replay_stage,
-    replay_without,
-)
+from stagelens.replaying.replay import cross_boundary, replay_stage, replay_without
+from stagelens.replaying.reproduction import measure_deviation
 from tests.support.grids import part
 from tests.support.loops import (
     BATCH_NORM,

@@ -13,7 +13,8 @@ from torch import nn
 import stagelens
 from stagelens.effects.computing import attribute, boundaries
 from stagelens.estimators.registry import estimators
-from stagelens.replaying.replay import cross_boundary, measure_deviation, replay_without
+from stagelens.replaying.replay import cross_boundary, replay_without
+from stagelens.replaying.reproduction import measure_deviation
 from stagelens.runs.sets.writer import write_set
 from tests.support.adapted import merged
 from tests.support.loops import Plan, differing_state, record_plans, run_plans

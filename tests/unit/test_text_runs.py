@@ -18,7 +18,7 @@ from stagelens.cli import app
 from stagelens.contracts import RunError, StageLensError
 from stagelens.derivatives.curvature import StageLoss
 from stagelens.effects.computing import attribute, boundaries
-from stagelens.replaying.replay import measure_deviation
+from stagelens.replaying.reproduction import measure_deviation
 from stagelens.tasks import CausalLM, TextClassification
 from tests.support.damage import edit_and_seal
 from tests.support.loops import refused, train

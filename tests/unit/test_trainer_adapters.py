@@ -13,7 +13,8 @@ from peft import LoraConfig, TaskType, get_peft_model
 from torch import Tensor, nn
 
 import stagelens
-from stagelens.replaying.replay import cross_boundary, measure_deviation, replay_without
+from stagelens.replaying.replay import cross_boundary, replay_without
+from stagelens.replaying.reproduction import measure_deviation
 from stagelens.runs.states import model_tensors
 from tests.support.adapted import merged
 from tests.support.loops import differing, differing_state

@@ -16,7 +16,8 @@ from transformers import EarlyStoppingCallback, Trainer
 import stagelens
 from stagelens import StageRecorderCallback
 from stagelens.effects.computing import attribute
-from stagelens.replaying.replay import measure_deviation, replay_without
+from stagelens.replaying.replay import replay_without
+from stagelens.replaying.reproduction import measure_deviation
 from stagelens.runs.run import Run
 from tests.support.grids import part
 from tests.support.loops import differing

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 import stagelens
 from stagelens import StageRecorderCallback
-from stagelens.replaying.replay import measure_deviation
+from stagelens.replaying.reproduction import measure_deviation
 from tests.support.launched import CONTEXT
 from tests.support.loops import differing, refused
 from tests.support.small_trainings import arguments, made, trainer

@@ -18,8 +18,9 @@ from stagelens.contracts import RunError, SetError, Task
 from ..checked_files import CheckedFiles
 from ..files import read_json, write_file, write_json
 from ..schema import FileRef, SetFile, canonical_json
-from .evaluation_set import check_inputs, few, footer_sha256, usable_name
+from .evaluation_set import EvaluationSet, check_inputs, few, footer_sha256, usable_name
 from .images import Channels, as_array, as_image, encode_pixels
+from .seen import FIRST, figures
 from .values import check_length, checked_ids, checked_inputs, checked_labels
 
 # fmt: off
@@ -158,6 +159,9 @@ def write_set(
         duplicate_inputs=len(rows.duplicates),
         notes={note: len(own) for note, own in rows.notes.items()},
     )
+    if task is not None:
+        seen = figures(task, EvaluationSet(root, facts).examples(0, FIRST))
+        facts = facts.model_copy(update={"seen": seen})
     # Last: a set is there once set.json is, so a killed writer leaves no set behind.
     if facts != old:
         write_json(path, facts)

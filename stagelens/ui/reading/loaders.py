@@ -62,7 +62,8 @@ def source(path: Path) -> Source:
     # Sorted: glob promises no order, and another one would look like another recording.
     recorded = [path / "run.json", *sorted(path.glob("stages/*")), *sorted(path.glob("sets/*"))]
     results = [
-        path / "results" / name for name in ("tables", "verification.parquet", "noise", "features")
+        path / "results" / name
+        for name in ("tables", "verification.parquet", "noise", "features", "checks")
     ]
     return Source(
         str(path),

@@ -1,0 +1,150 @@
+"""Whether a recording describes what training did: its steps run again from recorded states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stagelens.compute import devices
+from stagelens.contracts import ProgressCallback, RunError, Task, no_progress
+from stagelens.runs.batches import to_device
+from stagelens.runs.run import Run, Stage
+from stagelens.runs.states import TrainingState, load_into, same_tensor
+from stagelens.runs.step_records import StepRecord
+
+from .replay import StageReplay, StepRules, fits, loss_of, prepare, replay_stage, same_arithmetic
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What came of running some recorded steps again.
+
+    Attributes:
+        steps: How many losses were compared.
+        misfit: The first step whose loss is not the recorded one; None if all are.
+        recorded: Its loss as recorded.
+        found: Its loss here.
+    """
+
+    steps: int
+    misfit: int | None = None
+    recorded: float = 0.0
+    found: float = 0.0
+
+
+def sample_steps(task: Task, stage: Stage, length: int, everywhere: bool = False) -> Sampled:
+    """Run the first steps after recorded states again, and compare their losses.
+
+    A loss shows a wrong batch, loss function or random state at its own step, and a wrong update
+    (clipping, learning rate, an edited gradient) of the step before it.
+
+    Args:
+        task: The run's.
+        stage: A recorded stage.
+        length: How many steps to run from each state; fewer where batches were not kept.
+        everywhere: Whether to begin at every recorded checkpoint too, not only at the start.
+    """
+    compared = 0
+    for first, state in _beginnings(stage, everywhere):
+        with same_arithmetic(stage):
+            replay = StageReplay(task, stage, state)
+            for record, losses in replay.window(first, length):
+                if _drawn_elsewhere(stage, record):
+                    break
+                compared += 1
+                if not fits(record, losses, stage.facts.precision):
+                    found = record.reported_loss(losses)
+                    return Sampled(compared, record.step, record.loss, found)
+    return Sampled(compared)
+
+
+def first_loss(run: Run, stage: Stage) -> Sampled:
+    """Compare the loss of a stage's first step alone: a forward pass, without any update."""
+    record = stage.read_steps()[0]
+    if record.batches is None or _drawn_elsewhere(stage, record):
+        return Sampled(0)
+    rules = StepRules.of(stage.facts)
+    device = devices.replaying(stage.environment.device)
+    task, model = run.task, run.task.build_model(stage.facts.build_config)
+    load_into(model, stage.start().model)
+    model.to(device)
+    prepare(model, rules)
+    losses = []
+    with same_arithmetic(stage), torch.no_grad():
+        for micro in record.batches:
+            devices.restore_random(micro.rng, device)
+            losses.append(float(loss_of(task, model, to_device(micro.batch, device), rules)))
+    if fits(record, losses, rules.precision):
+        return Sampled(1)
+    return Sampled(1, record.step, record.loss, record.reported_loss(losses))
+
+
+def _beginnings(stage: Stage, everywhere: bool) -> list[tuple[int, TrainingState]]:
+    within = list(stage.within()) if everywhere else []
+    return [(0, stage.start()), *within]
+
+
+def _drawn_elsewhere(stage: Stage, record: StepRecord) -> bool:
+    """Whether the step drew random numbers on a kind of device that is not used here."""
+    recorded = stage.environment.device
+    drew = any(micro.rng for micro in record.batches or ())
+    return drew and devices.replaying(recorded).type != recorded
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far a replay from the recorded start is from the recorded end of a stage.
+
+    Attributes:
+        stage: The stage's name.
+        bitwise: Whether parameters, buffers and optimiser state agree bit for bit, and all losses
+            are those recorded.
+        largest: Largest absolute difference of a parameter or buffer.
+        relative: Norm of the difference over the norm of the stage's own change.
+        misfit: The first step whose loss was not the recorded one; None if all were, or where
+            processes share batches.
+    """
+
+    stage: str
+    bitwise: bool
+    largest: float
+    relative: float
+    misfit: int | None = None
+
+
+def measure_deviation(
+    task: Task, stage: Stage, progress: ProgressCallback = no_progress, split: bool = False
+) -> Deviation:
+    """Replay one stage as recorded and compare with its recorded end.
+
+    Raises:
+        RunError: The replay has parameters or buffers other than those recorded.
+    """
+    done = replay_stage(task, stage, progress=progress, split=split)
+    replayed, misfit = done.state, None if split else done.misfit
+    recorded, start = stage.end(), stage.start()
+    if replayed.model.keys() != recorded.model.keys():
+        raise RunError(
+            f"replaying stage {stage.name!r} gives other parameters than its end state has; open "
+            "the run with the task that it was recorded with"
+        )
+    bitwise = _same(replayed.model, recorded.model) and (
+        replayed.optimizer.keys() == recorded.optimizer.keys()
+        and all(_same(replayed.optimizer[n], recorded.optimizer[n]) for n in recorded.optimizer)
+    )
+    difference = change = largest = 0.0
+    for name, end in recorded.model.items():
+        if not end.is_floating_point():
+            continue
+        gap = replayed.model[name].double() - end.double()
+        largest = max(largest, float(gap.abs().max())) if gap.numel() else largest
+        difference += float(gap.square().sum())
+        change += float((end.double() - start.model[name].double()).square().sum())
+    relative = 0.0 if difference == 0 else (difference / change) ** 0.5 if change else float("inf")
+    return Deviation(stage.name, bitwise and misfit is None, largest, relative, misfit)
+
+
+def _same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(same_tensor(a[key], b[key]) for key in b)
