@@ -15,7 +15,7 @@ import typer
 from stagelens.compute import processes
 from stagelens.contracts import StageLensError
 
-from . import attributing, contributing, making, removing, reporting, spurious
+from . import attributing, checking, contributing, making, removing, reporting, spurious
 from .options import at_end
 from .terminal import one_line, say
 
@@ -28,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # help texts put defaults in brackets, which rich would read as tags
 )
-for group in (making, attributing, contributing, spurious, removing, reporting):
+for group in (making, attributing, contributing, spurious, removing, reporting, checking):
     app.add_typer(group.commands)
 
 

@@ -50,7 +50,7 @@ def _final_model(run: Run) -> nn.Module:
     return run.task.build_model(run.last.facts.build_config)
 
 
-def _models(run: Run, counterfactual: Counterfactual) -> list[Weights]:
+def models_of(run: Run, counterfactual: Counterfactual) -> list[Weights]:
     """The models to measure for one counterfactual.
 
     Without twins: the counterfactual, and the repeated final model where it is not bit for bit.
@@ -184,7 +184,7 @@ def effect_table(
         progress: Called for the forward passes.
         settings: Of the estimator.
     """
-    models = [_models(run, counterfactual) for counterfactual in without]
+    models = [models_of(run, counterfactual) for counterfactual in without]
     # Names finished shards: seconds differ from one start to the next, and would hide them.
     known = [each.trust.model_dump(exclude={"seconds"}) for each in without]
     final, *measured = measure_set(

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from importlib import resources
@@ -57,6 +58,21 @@ class Section:
 
 
 @dataclass(frozen=True)
+class TableUsed:
+    """A stored effect table, as ``stagelens check`` finds it again.
+
+    Attributes:
+        set_name: The evaluation set.
+        estimate: Estimator and settings.
+        checksum: Of the stored table; empty for one of an earlier version.
+    """
+
+    set_name: str
+    estimate: str
+    checksum: str
+
+
+@dataclass(frozen=True)
 class Report:
     """What a report holds.
 
@@ -67,6 +83,7 @@ class Report:
         made: When it was made.
         address: Where the dashboard is, for links back to a view; empty if not known.
         run_reference: How the dashboard's links name the run.
+        tables: The stored effect tables that it can have been made from.
     """
 
     run_name: str
@@ -75,6 +92,7 @@ class Report:
     made: datetime = field(default_factory=lambda: datetime.now(UTC))
     address: str = ""
     run_reference: str = ""
+    tables: Sequence[TableUsed] = ()
 
     @property
     def findings(self) -> list[Finding]:
@@ -112,6 +130,7 @@ def as_html(report: Report) -> bytes:
                 source=SOURCE,
                 glossary=GLOSSARY,
                 links={each.id: _link(report, each.seen.view) for each in report.findings},
+                sources=Markup(_sources(report)),
             )
             .encode()
         )
@@ -120,7 +139,23 @@ def as_html(report: Report) -> bytes:
     # Rendered without figures first: what the words leave is divided among the figures.
     left = LARGEST - len(render(dict.fromkeys(drawn, nothing)))
     room = min(left // max(len(drawn), 1) - _WORDS, _MOST_ROOM)
-    return render({name: _figure(figure, room) for name, figure in drawn.items()})
+    return sealed(render({name: _figure(figure, room) for name, figure in drawn.items()}))
+
+
+SEAL = b"\n<!-- StageLens report, sha256 of all above: %s -->\n"
+
+
+def sealed(page: bytes) -> bytes:
+    """A page with a digest over it at its end, by which an edited report is known."""
+    return page + SEAL % hashlib.sha256(page).hexdigest().encode()
+
+
+def _sources(report: Report) -> str:
+    """What a report was made from, for a script block."""
+    tables = [asdict(each) for each in report.tables]
+    text = json.dumps({"run_digest": report.run_digest, "tables": tables})
+    # A name cannot end the block that it stands in.
+    return text.replace("<", "\\u003c")
 
 
 def _figure(figure: Mapping[str, Any], room: int) -> tuple[Markup | None, int, str]:

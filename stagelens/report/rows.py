@@ -6,8 +6,10 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
+from stagelens.runs.files import sealed
 from stagelens.wording.cells import cell
 
 from . import provenance
@@ -27,9 +29,11 @@ def as_json(report: Report) -> bytes:
         "made_by": "StageLens",
         "made": report.made.isoformat(timespec="seconds"),
         "run": {"name": report.run_name, "digest": report.run_digest},
+        "tables": [asdict(each) for each in report.tables],
         "findings": [_finding(each) for each in report.findings],
     }
-    return (json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    sealed_one = sealed(document)
+    return (json.dumps(sealed_one, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def _finding(finding: Finding) -> dict[str, Any]:

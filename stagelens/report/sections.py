@@ -16,8 +16,9 @@ from stagelens.charts.groups import group_gaps as draw_gaps
 from stagelens.contracts import ACCURACY, Behaviour, StageLensError
 from stagelens.effects import summary
 from stagelens.effects.headlines import FEWEST, headlines
-from stagelens.effects.results import ResultFacts, load_result
+from stagelens.effects.results import ResultFacts, load_result, result_path
 from stagelens.estimators.stage_trust import StageTrust
+from stagelens.runs import fact_tables
 from stagelens.runs.run import Run
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.trust import noise
@@ -29,7 +30,7 @@ from stagelens.wording.trust_words import WORDS, trust_label, trust_word
 
 from .figures import kept
 from .finding import Finding, Rows, Seen
-from .page import Report, Section
+from .page import Report, Section, TableUsed
 from .provenance import RECORDED
 from .store import FindingStore, new_id
 
@@ -131,7 +132,19 @@ def whole_report(run: Run, set_name: str) -> tuple[Report, list[str]]:
     found = FindingStore(run).read()
     pinned = Section("Findings", "Pinned by people who looked at this run.", found.kept)
     sections = [*default_sections(run, set_name), pinned]
-    return Report(run.name, run.digest, sections), found.problems
+    made = Report(run.name, run.digest, sections, tables=tables_used(run, sections))
+    return made, found.problems
+
+
+def tables_used(run: Run, sections: Sequence[Section]) -> list[TableUsed]:
+    """The stored effect tables of the sets that a report's findings are about."""
+    names = {each.seen.set_name for section in sections for each in section.findings}
+    return [
+        TableUsed(name, estimate, fact_tables.checksum(result_path(run, facts)) or "")
+        for name in run.set_names
+        if name in names
+        for estimate, facts in stored_estimates(run, name).items()
+    ]
 
 
 def default_sections(run: Run, set_name: str) -> list[Section]:

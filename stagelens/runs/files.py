@@ -233,6 +233,15 @@ def read_json(path: Path, schema: type[Schema], sha256: str | None = None) -> Sc
     return found
 
 
+def is_sealed(path: Path) -> bool | None:
+    """Whether a JSON file is as it was written; None for one of layout 1, which cannot tell."""
+    try:
+        content = json.loads(path.read_bytes())
+        return content == sealed(content) if _CHECKSUM in content else None
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return False
+
+
 def _newer(content: dict[str, Any]) -> bool:
     version = content.get("version")
     return isinstance(version, int) and version > VERSION

@@ -14,7 +14,7 @@ from stagelens.report import provenance
 from stagelens.report.finding import LONGEST_NOTE, Finding
 from stagelens.report.page import Report, Section, as_html
 from stagelens.report.rows import as_csv, as_json
-from stagelens.report.sections import default_sections
+from stagelens.report.sections import default_sections, tables_used
 from stagelens.report.store import Findings, FindingStore
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, state
@@ -133,6 +133,7 @@ def _writer(
             sections,
             address=urljoin(address, "."),
             run_reference=reference,
+            tables=tables_used(workspace.run, sections),
         )
         return write(report)
 

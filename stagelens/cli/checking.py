@@ -1,0 +1,96 @@
+"""Commands about whether a run is what was recorded: check and upgrade."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stagelens.contracts import RunError
+from stagelens.trust.checking import Checked, check_run
+
+from .options import DeviceOption, ProgressFile, RunFolder, TaskOption, opened_with
+from .terminal import Reporter, say
+
+commands = typer.Typer()
+
+WRONG, COULD_NOT_TELL = 3, 4
+"""Exit statuses: something is wrong; nothing is, but not everything could be told."""
+
+
+@commands.command(
+    epilog="Examples: stagelens check runs/digits   "
+    "stagelens check runs/digits --full --report report.html"
+)
+def check(
+    run: RunFolder,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Replay every step, instead of a few after each state."),
+    ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Check an exported report (.html or .json) against the run too."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print findings as JSON.")] = False,
+    task: TaskOption = None,
+    device: DeviceOption = None,
+    progress: ProgressFile = None,
+) -> None:
+    """Verify every digest of a run, compute a sample of its numbers again, and say what holds.
+
+    Exit status: 0 everything holds, 3 something is wrong, 4 nothing is wrong but not everything
+    could be told, 1 there is no run.
+    """
+    with Reporter(progress).running() as told:
+        found: list[Checked] = []
+        try:
+            opened = opened_with(run, task)
+        except RunError as error:
+            if not (Path(run).expanduser() / "run.json").is_file():
+                raise
+            # A run that is too damaged to be opened is what this command is asked about.
+            found = [Checked("run", False, str(error))]
+        else:
+            found = list(check_run(opened, full, told))
+            if report is not None:
+                from stagelens.report.checking import check_report
+
+                found += check_report(opened, report)
+    if as_json:
+        say(json.dumps([asdict(each) for each in found], indent=1))
+    else:
+        _print(found)
+    raise typer.Exit(_status(found))
+
+
+_WORDS = {True: "holds", False: "WRONG", None: "not known"}
+
+
+def _print(found: Sequence[Checked]) -> None:
+    width = max(len(each.what) for each in found)
+    # What is wrong comes last, where people see it.
+    for each in sorted(found, key=lambda each: (each.holds is False, each.holds is None)):
+        say(f"{_WORDS[each.holds]:9}  {each.what:{width}}  {each.said}")
+
+
+def _status(found: Sequence[Checked]) -> int:
+    holds = {each.holds for each in found}
+    return WRONG if False in holds else COULD_NOT_TELL if None in holds else 0
+
+
+@commands.command(epilog="Example: stagelens upgrade runs/digits")
+def upgrade(run: RunFolder, task: TaskOption = None) -> None:
+    """Bring a run folder of an earlier version to the present layout; its numbers stay valid."""
+    from stagelens.runs.upgrading import upgrade as rewrite
+
+    opened = opened_with(run, task)
+    written = rewrite(opened)
+    if not written:
+        say(f"{opened.path}: already in the present layout")
+        return
+    say(f"{opened.path}: {', '.join(written)} rewritten with checksums; nothing else changed")
