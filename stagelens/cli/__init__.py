@@ -12,10 +12,20 @@ from typing import Annotated, Any
 
 import typer
 
+from stagelens import __version__
 from stagelens.compute import processes
 from stagelens.contracts import StageLensError
 
-from . import attributing, checking, contributing, making, removing, reporting, spurious
+from . import (
+    attributing,
+    checking,
+    contributing,
+    dashboard,
+    making,
+    removing,
+    reporting,
+    spurious,
+)
 from .options import at_end
 from .terminal import one_line, say
 
@@ -28,7 +38,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # help texts put defaults in brackets, which rich would read as tags
 )
-for group in (making, attributing, contributing, spurious, removing, reporting, checking):
+for group in (
+    making,
+    dashboard,
+    attributing,
+    contributing,
+    spurious,
+    removing,
+    reporting,
+    checking,
+):
     app.add_typer(group.commands)
 
 
@@ -36,10 +55,22 @@ _SHARED = ("attribute", "verify")
 """Commands whose work the processes of a launcher share; the main one does all others alone."""
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        say(f"stagelens {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version."
+        ),
+    ] = False,
 ) -> None:
     """Options of every command; ``--debug`` is read in :func:`_run`."""
     if processes.is_worker() and context.invoked_subcommand not in _SHARED:

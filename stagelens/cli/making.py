@@ -44,7 +44,7 @@ def demo(
         record = importlib.import_module(f"stagelens.demos.{name}").record
         run = build(out, record, seed, report)
     say(f"{out}: {len(run.stages)} stages, sets {', '.join(run.set_names)}")
-    say(f"Look at it with: stagelens attribute {out} --set test, or in the dashboard")
+    say(f"Look at it with: stagelens app {out}, or stagelens attribute {out} --set test")
 
 
 @commands.command(

@@ -115,3 +115,18 @@ def test_runs_in_the_home_are_listed_but_not_the_demo_or_hidden_ones(
     hidden.mkdir()
     (hidden / "run.json").write_text("{}")
     assert settings.known_runs() == ["mine"]
+
+
+def test_the_run_that_it_was_started_with_may_lie_anywhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert settings.started_with() is None
+    elsewhere = tmp_path / "outside" / "run"
+    monkeypatch.setenv("STAGELENS_RUN", str(elsewhere))
+    assert settings.started_with() == str(elsewhere)
+    assert settings.resolve(str(elsewhere)) == elsewhere
+    with pytest.raises(RunError, match="STAGELENS_ROOTS"):
+        settings.resolve(str(elsewhere.parent))
+    for short in ("digits", "deep/run"):
+        monkeypatch.setenv("STAGELENS_RUN", str(settings.resolve(short)))
+        assert settings.started_with() == short

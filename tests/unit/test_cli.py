@@ -22,7 +22,7 @@ from stagelens.cli import terminal
 from stagelens.contracts import StageLensError
 from tests.conftest import DemoRun
 
-COMMANDS = ("demo", "attribute", "verify", "add-set", "assemble")
+COMMANDS = ("demo", "app", "attribute", "verify", "add-set", "assemble")
 STAGES = ["pretrain", "shortcut", "mislabelled", "adapt"]
 
 

@@ -79,6 +79,7 @@ def start_page(title: str) -> None:
     st.html(EITHER_STYLE + _STYLE + pinning.STYLE)
     # Before anything of a run is read; it stops the page for people who have not signed in.
     signing_in.gate()
+    state.begin()
     with st.sidebar:
         st.html("<div style='font-size:1.25rem;font-weight:600'>StageLens</div>")
         for path, label, icon in PAGES:

@@ -13,6 +13,8 @@ from collections.abc import Collection, Sequence
 
 import streamlit as st
 
+from stagelens.ui.server import settings
+
 RUN = "run"
 EXAMPLE = "example"
 PAGE = "page"
@@ -34,7 +36,10 @@ SIDE_BY_SIDE = "Side by side"
 
 ASSEMBLE = "assemble-"
 """Prefix of the keys of the form that makes a run of checkpoints."""
-_KEPT = (ASSEMBLE,)
+_BEGUN = "begun"
+"""Key of whether a page of this visit has been shown."""
+
+_KEPT = (ASSEMBLE, _BEGUN)
 """Prefixes of keys that are no choice within a run, and so outlive the opening of another one."""
 
 OWN_WIDGET = "own-"
@@ -72,6 +77,14 @@ def _set(name: str, value: str | None) -> None:
 def reference() -> str | None:
     """How the URL names the open run; None where none is open. Not yet checked."""
     return _get(RUN)
+
+
+def begin() -> None:
+    """Open the run that the dashboard was started with, if a visit begins without naming one."""
+    if _BEGUN not in st.session_state:
+        st.session_state[_BEGUN] = True
+        if _get(RUN) is None:
+            _set(RUN, settings.started_with())
 
 
 def open_reference(reference: str | None) -> None:

@@ -7,6 +7,9 @@ current directory). ``STAGELENS_ROOTS`` lists the folders that runs, checkpoints
 opened from, separated as in PATH (default: the home and the current directory). Every path, typed
 or from a link, goes through :func:`resolve` or :func:`allowed`.
 
+``STAGELENS_RUN`` is a run folder, wherever it lies, that the first page of a visit opens if its
+address names no run (``stagelens app RUN`` sets it).
+
 ``STAGELENS_MEMORY`` is how much memory may be taken by the weights of models that answer own
 examples, for instance ``500 MB`` (default: 2 GB).
 
@@ -123,8 +126,19 @@ def home() -> Path:
 def roots() -> tuple[Path, ...]:
     """Folders that runs may be opened from, the home first."""
     named = [Path(part).expanduser() for part in _listed() if part.strip()]
+    folders = (home(), *(named or [Path.cwd()]), *_started())
     # dict.fromkeys drops duplicates and keeps the order in which paths are tried.
-    return tuple(dict.fromkeys(path.resolve() for path in (home(), *(named or [Path.cwd()]))))
+    return tuple(dict.fromkeys(path.resolve() for path in folders))
+
+
+def started_with() -> str | None:
+    """How a link names the run that the dashboard was started with; None without one."""
+    return next((reference_for(run.resolve()) for run in _started()), None)
+
+
+def _started() -> list[Path]:
+    run = os.environ.get("STAGELENS_RUN")
+    return [Path(run).expanduser()] if run else []
 
 
 def _listed() -> list[str]:
