@@ -14,15 +14,23 @@ OLDEST_TESTS := tests/unit/test_odd_runs.py tests/unit/test_run_folder.py \
 	tests/unit/test_charts.py tests/unit/test_report.py tests/unit/test_estimates.py \
 	tests/pages/test_odd_runs.py
 DEMO := $(or $(STAGELENS_HOME),runs)/digits
+LOCK := deploy/requirements.lock
+TOOLS := .venv-tools
+TORCH_INDEX ?= $(shell sed -n 's/^ARG TORCH_INDEX=//p' deploy/Containerfile)
+PIP := -m pip install --disable-pip-version-check
 
 REQUIREMENTS := $(VENV)/.requirements-installed
 PACKAGE := $(VENV)/.package-installed
+TESTS := $(VENV)/.tests-installed
+TOOLS_INSTALLED := $(TOOLS)/.installed
 
 # A Python that was removed, or a set-up that was interrupted, invalidates what the stamps say.
-$(shell test -x $(BIN)/python || rm -f $(REQUIREMENTS) $(PACKAGE))
+$(shell test -x $(BIN)/python || rm -f $(REQUIREMENTS) $(PACKAGE) $(TESTS))
+$(shell test -x $(TOOLS)/bin/python || rm -f $(TOOLS_INSTALLED))
 
 .DEFAULT_GOAL := help
-.PHONY: help app test screenshots lint bench fuzz same test-oldest audit setup clean distclean
+.PHONY: help app test screenshots lint bench fuzz same test-oldest lock sbom audit setup clean \
+	distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 20
@@ -30,38 +38,53 @@ help: ## list the targets
 
 app: setup ## build the demo on the first start, then open the dashboard
 	@test -e $(DEMO) || $(BIN)/stagelens demo digits --out $(DEMO)
-	$(BIN)/streamlit run app.py --server.port $(PORT) $(if $(filter 1,$(HEADLESS)),--server.headless true)
+	$(if $(filter 1,$(HEADLESS)),STREAMLIT_SERVER_HEADLESS=true) $(BIN)/stagelens app --port $(PORT)
 
-test: setup ## all tests, and beside them linters, types and layers
+test: $(TESTS) ## all tests, and beside them linters, types and layers
 	$(BIN)/python -m pytest $(SPREAD) $(ARGS)
 
-screenshots: setup ## the browser tests, with a picture of every page in light and dark
+screenshots: $(TESTS) ## the browser tests, with a picture of every page in light and dark
 	STAGELENS_SCREENSHOTS=1 $(BIN)/python -m pytest $(SPREAD) tests/browser $(ARGS)
 
-lint: setup ## ruff, mypy and import-linter
+lint: $(TESTS) ## ruff, mypy and import-linter
 	$(BIN)/python -m pytest -q tests/unit/test_linters.py
 
-bench: setup ## benchmarks, which `make test` leaves out
+bench: $(TESTS) ## benchmarks, which `make test` leaves out
 	$(BIN)/python -m pytest --timeout=0 -s tests/benchmarks $(ARGS)
 
-fuzz: setup ## broken input for every reader, then the large grids; ARGS='--count 200000'
+fuzz: $(TESTS) ## broken input for every reader, then the large grids; ARGS='--count 200000'
 	$(BIN)/python -m tests.fuzz $(ARGS)
 	$(BIN)/python -m pytest $(SPREAD) -m extensive
 
-same: setup ## the numbers of two versions, side by side: make same BASE=<commit>
+same: $(TESTS) ## the numbers of two versions, side by side: make same BASE=<commit>
 	$(BIN)/python -m tests.same --base $(BASE) $(ARGS)
 
-test-oldest: setup ## a part of the tests with the oldest versions that are allowed (torch excepted)
+test-oldest: $(TESTS) ## a part of the tests with the oldest versions that are allowed (torch excepted)
 	test -x $(OLDEST)/bin/python || $(BIN)/python -m venv $(OLDEST)
-	sed -n '/^torch>/d; s/^\([a-z-]*\)>=\([^,]*\),.*/\1==\2/p' requirements.txt > $(OLDEST)/constraints.txt
-	$(OLDEST)/bin/python -m pip install --disable-pip-version-check --quiet -r requirements.txt \
-		-c $(OLDEST)/constraints.txt
-	$(OLDEST)/bin/python -m pip install --disable-pip-version-check --quiet --no-deps --editable .
+	sed -n '/^torch>/d; s/^\([a-z-]*\)>=\([^,]*\),.*/\1==\2/p' requirements.txt requirements-dev.txt \
+		> $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python $(PIP) --quiet -r requirements-dev.txt -c $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python $(PIP) --quiet --no-deps --editable .
 	$(OLDEST)/bin/python -m pytest -q $(SPREAD) $(OLDEST_TESTS) $(ARGS)
 
-audit: setup ## known weaknesses of what is installed (asks an index of them by pip-audit)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet 'pip-audit>=2.9,<3'
-	$(BIN)/pip-audit --requirement requirements.txt
+lock: $(TOOLS_INSTALLED) ## the container's packages with their hashes; ARGS=--upgrade for newer ones
+	@$(TOOLS)/bin/python -c "import platform, sys; \
+		here = sys.version_info[:2], platform.system(), platform.machine(); \
+		sys.exit(here != ((3, 11), 'Linux', 'x86_64') and \
+			f'make lock needs what the container has, Python 3.11 on Linux x86_64, not {here}: ' \
+			'make distclean, then make lock PYTHON=python3.11')"
+	CUSTOM_COMPILE_COMMAND='make lock' $(TOOLS)/bin/pip-compile --quiet --generate-hashes \
+		--allow-unsafe --strip-extras --no-emit-options --no-emit-index-url \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
+		--output-file $(LOCK) deploy/requirements.in $(ARGS)
+
+sbom: $(TOOLS_INSTALLED) ## what the container runs with, as CycloneDX: dist/stagelens.cdx.json
+	mkdir -p dist
+	$(TOOLS)/bin/cyclonedx-py requirements $(LOCK) --pyproject pyproject.toml \
+		--output-reproducible --output-file dist/stagelens.cdx.json
+
+audit: $(TOOLS_INSTALLED) ## known vulnerabilities of what the container runs with (asks an index of them)
+	$(TOOLS)/bin/python -m tests.audit $(LOCK)
 
 setup: $(PACKAGE) ## make the environment; instant when there is nothing to do
 
@@ -70,7 +93,7 @@ clean: ## remove caches and outputs
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## remove the environment too
-	rm -rf $(VENV) $(OLDEST)
+	rm -rf $(VENV) $(OLDEST) $(TOOLS)
 
 $(REQUIREMENTS): requirements.txt
 	@usable='import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))'; \
@@ -85,9 +108,18 @@ $(REQUIREMENTS): requirements.txt
 	echo "StageLens needs Python 3.11 or newer with its venv module, and found none among: $(PYTHON)" >&2; \
 	echo "Install one (Debian, Ubuntu: apt install python3 python3-venv), or name it: make PYTHON=/path/to/python3" >&2; \
 	exit 1
-	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
+	$(BIN)/python $(PIP) -r requirements.txt
 	@touch $@
 
 $(PACKAGE): $(REQUIREMENTS) pyproject.toml
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --editable .
+	$(BIN)/python $(PIP) --quiet --no-deps --editable .
+	@touch $@
+
+$(TESTS): $(PACKAGE) requirements-dev.txt
+	$(BIN)/python $(PIP) -r requirements-dev.txt
+	@touch $@
+
+$(TOOLS_INSTALLED): $(PACKAGE) Makefile
+	$(BIN)/python -m venv $(TOOLS)
+	$(TOOLS)/bin/python $(PIP) --quiet 'pip-tools>=7.5,<8' 'pip-audit>=2.9,<3' 'cyclonedx-bom>=7,<8'
 	@touch $@
