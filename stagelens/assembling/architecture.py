@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +25,8 @@ if TYPE_CHECKING:
 _OLD_NAMES = ((".gamma", ".weight"), (".beta", ".bias"))
 """Endings of names in old checkpoints, such as the first BERT models, to those of PyTorch."""
 
-_BOOKKEEPING = re.compile(
-    r"drop|_token_id|^initializer|^vocab_size$|^use_cache$|^pretraining_tp$|^classifier_|^summary_"
-)
-"""Keys of a configuration that do not change what a body with given weights computes."""
 
-_CONTEXT = re.compile(r"^rope_|^max_position_embeddings$|^n_positions$|^n_ctx$|sliding_window$")
-"""Keys that a stage may change on purpose: how, and how far, a model sees positions."""
+_CLASSIFIER = "ForSequenceClassification"
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,10 @@ class Architecture:
         vocabulary: Parameters that have one row per token.
         expendable: Patterns of names that may be missing from a module without harm.
         in_float32: Modules whose tensors may stay in float32 while the rest is in half precision.
-        rename: What ``transformers`` calls a tensor today, by its name in an older checkpoint.
+        kind: The class of the module, such as ``BertForSequenceClassification``.
+        rename: What ``transformers`` calls the tensors of an older checkpoint today, by their
+            names there; of all at once, because some renamings depend on what else there is.
+        merges: Whether ``transformers`` makes a tensor of an older name, with others, into another.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -56,7 +55,9 @@ class Architecture:
     vocabulary: frozenset[str]
     expendable: tuple[str, ...]
     in_float32: frozenset[str]
-    rename: Callable[[str], str]
+    kind: str
+    rename: Callable[[Iterable[str]], Mapping[str, str]]
+    merges: Callable[[str], bool]
 
     @classmethod
     def of(cls, module: nn.Module) -> Architecture:
@@ -67,6 +68,7 @@ class Architecture:
         tensors = model_tensors(module)
         prefix = getattr(module, "base_model_prefix", "")
         saved = {name: own[id(tensor)] for name, tensor in kept.items()}
+        rename, merges = _conversions(module)
         return cls(
             shapes={name: tuple(tensor.shape) for name, tensor in tensors.items()},
             own_names=saved,
@@ -79,21 +81,23 @@ class Architecture:
                 for kind in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
                 for part in getattr(module, kind, None) or ()
             ),
-            rename=_renaming(module),
+            kind=type(module).__name__,
+            rename=rename,
+            merges=merges,
         )
 
-    def own_name(self, name: str) -> str | None:
-        """The name in the final model of a checkpoint's tensor; None if it is not part of it.
+    def located(self, names: Iterable[str]) -> dict[str, str | None]:
+        """The tensors of a checkpoint to their names in this model; None for one it lacks.
 
         In a checkpoint of the body alone, names do not begin with ``bert.``.
         """
-        for ending, today in _OLD_NAMES:
-            name = name.removesuffix(ending) + today if name.endswith(ending) else name
-        for known in (name, self.rename(name)):
-            own = self.own_names.get(known) or self.own_names.get(self.body + known)
-            if own is not None:
-                return own
-        return None
+        today = {name: _today(name) for name in names}
+        renamed = self.rename(today.values())
+        return {name: self._own(known, renamed[known]) for name, known in today.items()}
+
+    def _own(self, *known: str) -> str | None:
+        both = (name for each in known for name in (each, self.body + each))
+        return next((self.own_names[name] for name in both if name in self.own_names), None)
 
     def is_unused(self, name: str) -> bool:
         """Whether a tensor that is not part of the model can be ignored, such as a mask."""
@@ -101,22 +105,49 @@ class Architecture:
         return fixed or any(re.search(pattern, name) for pattern in self.expendable)
 
 
-def _renaming(module: nn.Module) -> Callable[[str], str]:
-    """How ``transformers`` renames the tensors of an older checkpoint of this model."""
+def _today(name: str) -> str:
+    for ending, today in _OLD_NAMES:
+        name = name.removesuffix(ending) + today if name.endswith(ending) else name
+    return name
+
+
+def _conversions(
+    module: nn.Module,
+) -> tuple[Callable[[Iterable[str]], Mapping[str, str]], Callable[[str], bool]]:
+    """How ``transformers`` renames, and which it merges, the tensors of older checkpoints."""
     try:
         from transformers import PreTrainedModel
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightRenaming
 
-        if not isinstance(module, PreTrainedModel):
-            return str  # a module of one's own, which transformers renames nothing of
+        own = isinstance(module, PreTrainedModel)
+        every = (get_model_conversion_mapping(module) or []) if own else []
     except ImportError:  # before version 5, where a class has patterns of its own
         patterns = getattr(module, "_checkpoint_conversion_mapping", None) or {}
-        return lambda name: reduce(lambda n, one: re.sub(one[0], one[1], n), patterns.items(), name)
-    # Other conversions merge or split tensors, so a tensor of theirs has no single counterpart.
-    every = get_model_conversion_mapping(module) or []
+        return lambda names: {
+            name: reduce(lambda n, one: re.sub(one[0], one[1], n), patterns.items(), name)
+            for name in names
+        }, lambda _name: False
     renamings = [each for each in every if isinstance(each, WeightRenaming)]
-    return lambda name: reduce(lambda n, one: one.rename_source_key(n)[0], renamings, name)
+    # The others merge or split tensors, so a tensor of theirs has no single counterpart.
+    others = [each for each in every if not isinstance(each, WeightRenaming)]
+
+    def rename(names: Iterable[str]) -> dict[str, str]:
+        # Fresh copies, sorted names: some rename only after they have seen another name first.
+        own = deepcopy(renamings)
+        return {
+            name: reduce(lambda n, one: one.rename_source_key(n)[0], own, name)
+            for name in sorted(names)
+        }
+
+    def merges(name: str) -> bool:
+        return any(
+            each.rename_source_key(today)[1] is not None
+            for each in others
+            for today in rename([name]).values()
+        )
+
+    return rename, merges
 
 
 def _vocabulary(module: nn.Module, own: Mapping[int, str]) -> set[str]:
@@ -137,11 +168,13 @@ class Matched:
         names: The final model's name to the checkpoint's.
         rows: For tensors with fewer rows than in the final model, how many they have.
         left_out: Tensors of the checkpoint that the final model lacks, or has in another shape.
+        notes: What people should know about it.
     """
 
     names: Mapping[str, str]
     rows: Mapping[str, int]
     left_out: list[str]
+    notes: list[str] = field(default_factory=list)
 
 
 def match(checkpoint: Checkpoint, final: Architecture, *, last: bool) -> Matched:
@@ -159,9 +192,15 @@ def match(checkpoint: Checkpoint, final: Architecture, *, last: bool) -> Matched
     _check_unwrapped(checkpoint)
     names: dict[str, str] = {}
     rows: dict[str, int] = {}
-    left_out = []
+    left_out: list[str] = []
+    notes: list[str] = []
+    located = final.located(checkpoint.tensors)
+    other_head = "" if last else _other_head(checkpoint, final)
     for name, facts in checkpoint.tensors.items():
-        own = final.own_name(name)
+        own = located[name]
+        if own is not None and other_head and not own.startswith(final.body):
+            left_out.append(name)
+            continue
         if own is None:
             if not final.is_unused(name):
                 left_out.append(name)
@@ -171,9 +210,25 @@ def match(checkpoint: Checkpoint, final: Architecture, *, last: bool) -> Matched
             names[own] = name
         else:
             left_out.append(name)
+    if other_head and left_out:
+        notes.append(
+            f"{checkpoint.name}: its head is that of a {other_head}, so its outputs are others"
+        )
     _check_complete(checkpoint, names, final, last)
     _check_one_dtype(checkpoint, names, final)
-    return Matched(names, rows, left_out)
+    return Matched(names, rows, left_out, notes)
+
+
+def _other_head(checkpoint: Checkpoint, final: Architecture) -> str:
+    """The class of a checkpoint with another head than the final classifier's; "" otherwise.
+
+    The head of a token classifier has the names and shapes of that of a classifier of texts.
+    """
+    import transformers
+
+    named = checkpoint.architecture
+    known = hasattr(transformers, named) and named.startswith(final.kind.removesuffix(_CLASSIFIER))
+    return named if known and named != final.kind and final.kind.endswith(_CLASSIFIER) else ""
 
 
 _WRAPPERS = {
@@ -251,6 +306,12 @@ def _takes(
         )
     if not last and not own.startswith(final.body):
         return False  # a head of other classes, which the final model lacks
+    if last and shape[1:] == wanted[1:] and not own.startswith(final.body):
+        raise RunError(
+            f"{checkpoint.name}: {name} has {shape[0]:,} rows, one per output, but config.json "
+            f"asks for {wanted[0]:,} (id2label, num_labels or vocab_size); correct "
+            f"{checkpoint.folder / 'config.json'}"
+        )
     raise RunError(
         f"{checkpoint.name}: {name} has shape {shape}, but the final model's is {wanted}: this is "
         "another architecture, whose weights cannot be subtracted; give checkpoints of one model"
@@ -264,6 +325,13 @@ def _check_complete(
     last: bool,
 ) -> None:
     missing = [name for name in dict.fromkeys(final.own_names.values()) if name not in names]
+    merged = next(filter(final.merges, checkpoint.tensors if missing else ()), None)
+    if merged is not None:
+        raise RunError(
+            f"{checkpoint.name}: transformers merges or splits {merged} when it loads "
+            f"{checkpoint.folder}, so it has no counterpart in the model; save the model as it is "
+            "in memory: save_pretrained(OTHER, save_original_format=False)"
+        )
     if last and missing:
         raise RunError(
             f"{checkpoint.name}: {checkpoint.folder} has no {missing[0]}, which its configuration "
@@ -282,66 +350,3 @@ def _check_complete(
                 f"{checkpoint.name}: {checkpoint.folder} has no {name}, which the final model's "
                 "body has; restore the folder, or give checkpoints of one model"
             )
-
-
-def compare_configs(earlier: Checkpoint, last: Checkpoint) -> list[str]:
-    """Compare two configurations.
-
-    Returns:
-        Sentences on differences that are harmless, but change what a stage effect means.
-
-    Raises:
-        RunError: They describe different architectures; names the keys and their values.
-    """
-    one, other = (normalised(each) for each in (earlier, last))
-    if one["model_type"] != other["model_type"]:
-        raise RunError(
-            f"{earlier.name} is a {one['model_type']!r} model and {last.name} a "
-            f"{other['model_type']!r} model; give checkpoints of one model"
-        )
-    # Every configuration has this key, yet it decides which tensors the model shares.
-    keys = _own_keys(last) | {"tie_word_embeddings"}
-    keys = {key for key in keys if not _BOOKKEEPING.search(key)}
-    differing = [key for key in sorted(keys) if one.get(key) != other.get(key)]
-    said = [f"{key} {one.get(key)!r} and {other.get(key)!r}" for key in differing]
-    harmful = [text for key, text in zip(differing, said, strict=True) if not _CONTEXT.search(key)]
-    if harmful:
-        raise RunError(
-            f"{earlier.name} and {last.name} have different architectures, whose weights cannot be "
-            f"subtracted: {'; '.join(harmful)} (config.json); give checkpoints of one model"
-        )
-    return [
-        f"{earlier.name} and {last.name} differ in {text} (config.json); every boundary is "
-        f"measured with the configuration of {last.name}"
-        for text in said
-    ]
-
-
-def normalised(checkpoint: Checkpoint) -> dict[str, Any]:
-    """A checkpoint's configuration with every default filled in, as plain JSON.
-
-    Raises:
-        RunError: ``transformers`` does not know such a model.
-    """
-    # Only with the defaults are two files comparable: config.json may leave those out.
-    config = dict(checkpoint.config)
-    kind = config.pop("model_type", None)
-    try:
-        import transformers
-
-        made = transformers.AutoConfig.for_model(kind, **config)
-    except Exception as error:  # a foreign configuration can make transformers raise anything
-        raise RunError(
-            f"{checkpoint.folder / 'config.json'}: transformers cannot make a configuration of it "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-        ) from None
-    found: dict[str, Any] = made.to_dict()
-    return found
-
-
-def _own_keys(checkpoint: Checkpoint) -> set[str]:
-    """Keys that this kind of model adds to what every configuration has."""
-    import transformers
-
-    own = type(transformers.AutoConfig.for_model(checkpoint.config["model_type"]))
-    return set(own().to_dict()) - set(transformers.PretrainedConfig().to_dict())

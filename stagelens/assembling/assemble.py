@@ -35,13 +35,17 @@ from stagelens.runs.schema import (
 from stagelens.runs.sets.columns import SetColumns
 from stagelens.runs.sets.readers import read_set_file
 from stagelens.runs.sets.writer import write_set
-from stagelens.runs.states import same_tensor, save_tensors
+from stagelens.runs.states import save_tensors
 from stagelens.runs.steps import write_history
 from stagelens.runs.streaming import read_header
 from stagelens.runs.task_files import write_task
 
-from .architecture import Architecture, Matched, compare_configs, match
+from .architecture import Architecture, Matched, match
 from .checkpoints import Checkpoint, open_checkpoint
+from .configs import compare_configs
+from .merged import merged_models
+from .outputs import compare_outputs
+from .states import compare_states, new_names
 from .task import find_tokenizer, task_of
 from .trainer_facts import TrainerFacts, trainer_facts
 
@@ -124,7 +128,9 @@ def _assembled(
         examples = read_set_file(evaluation, columns, needs_labels=made.takes_labels)
     final = _architecture(made)
     matched = [match(each, final, last=each is last) for each in opened]
-    notes += _look_at(opened, matched)
+    notes += compare_outputs(opened, matched, final, made)
+    notes += compare_states(opened, matched)
+    notes += merged_models(opened, matched)
     facts = [trainer_facts(each) for each in opened[1:]]
     notes += [note for each in facts for note in each.notes]
     with new_folder(out) as root:
@@ -184,64 +190,6 @@ def _architecture(task: Task) -> Architecture:
     # Building a model draws initial values; the caller's random numbers stay as they were.
     with torch.random.fork_rng(devices=[]):
         return Architecture.of(task.build_model())
-
-
-def _look_at(opened: Sequence[Checkpoint], matched: Sequence[Matched]) -> list[str]:
-    """What people should know about the states, beside what is refused.
-
-    Raises:
-        RunError: A state comes back after another one, so the order is wrong.
-    """
-    notes = []
-    for (i, one), (j, other) in combinations(enumerate(opened), 2):
-        if not _same(one, matched[i], other, matched[j]):
-            continue
-        if j > i + 1:
-            raise RunError(
-                f"{other.name} has exactly the weights of {one.name}, although other checkpoints "
-                "lie between them; give the folders in the order of training, each once"
-            )
-        notes.append(f"{other.name} changed nothing: its weights are exactly those of {one.name}")
-    for number, (checkpoint, found) in enumerate(zip(opened, matched, strict=True)):
-        if found.left_out:
-            notes.append(
-                f"{checkpoint.name}: {_few(found.left_out)} not in the final model, so left out"
-            )
-        if number and (new := _new(matched[number - 1], found)):
-            notes.append(
-                f"{checkpoint.name}: {_few(new)} new there, so kept as in the final model where "
-                "the stage is left out"
-            )
-        if number and found.rows != matched[number - 1].rows:
-            grown = [name for name in matched[number - 1].rows if name not in found.rows]
-            notes.append(
-                f"{checkpoint.name}: {_few(grown or list(found.rows))} longer there; the added "
-                "rows are kept as in the final model where the stage is left out"
-            )
-    kinds = {each.name: each.precision for each in opened}
-    if len(set(kinds.values())) > 1:
-        said = ", ".join(f"{name} {kind}" for name, kind in kinds.items())
-        notes.append(
-            f"the checkpoints have different precisions ({said}); changes are rounded accordingly"
-        )
-    return notes
-
-
-def _same(one: Checkpoint, a: Matched, other: Checkpoint, b: Matched) -> bool:
-    """Whether two checkpoints hold the same values; usually the first tensor tells."""
-    return a.names.keys() == b.names.keys() and all(
-        same_tensor(one.mapped[a.names[name]], other.mapped[b.names[name]]) for name in a.names
-    )
-
-
-def _new(before: Matched, after: Matched) -> list[str]:
-    return [name for name in after.names if name not in before.names]
-
-
-def _few(names: Sequence[str]) -> str:
-    first = ", ".join(names[:2])
-    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
-    return f"{first}{more} {'is' if len(names) == 1 else 'are'}"
 
 
 def _run_name(name: str | None, out: Path) -> str:
@@ -352,13 +300,13 @@ def _write_stage(
         optimizer=facts.optimizer,
         boundary=Boundary(
             optimizer="not known",
-            new=_new(before, after),
+            new=new_names(before, after),
             grown={
                 name: rows
                 for name, rows in before.rows.items()
                 if name in after.names and after.rows.get(name) != rows
             },
-            removed=_new(after, before),
+            removed=new_names(after, before),
         ),
         trainable=[],
         keep_batches="none",

@@ -41,6 +41,40 @@ _MAKES_A_TOKENIZER = {"tokenizer.json", "vocab.json", "vocab.txt"} | {
 }
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _LARGEST_JSON = 64 * 2**20
+_POINTER = b"version https://git-lfs"
+
+_NO_MODEL = (
+    (
+        "model-*-of-*.safetensors",
+        f"a shard without {INDEX}",
+        "restore the index, or save the model again",
+    ),
+    (
+        "model.*.safetensors",
+        "a variant of the weights",
+        "save it as the model: from_pretrained(DIR, variant=...).save_pretrained(OTHER)",
+    ),
+    (
+        "global_step*",
+        "a checkpoint of DeepSpeed",
+        "gather it: python zero_to_fp32.py . OTHER --safe_serialization, and copy config.json and "
+        "the tokenizer there",
+    ),
+    (
+        "pytorch_model_fsdp*",
+        "a checkpoint of FSDP",
+        "gather it: accelerate merge-weights DIR/pytorch_model_fsdp_0 OTHER, and copy config.json "
+        "and the tokenizer there",
+    ),
+    (
+        "modules.json",
+        "a pipeline of sentence-transformers",
+        "give the folder of its transformer, which holds config.json",
+    ),
+    ("tf_model.h5", "a model of TensorFlow", "convert it: from_pretrained(DIR, from_tf=True)"),
+    ("*.gguf", "a file of llama.cpp", "give the model that it was made from"),
+)
+"""Files that mark a folder without a model to read: what they are, and what to do."""
 
 
 @dataclass
@@ -88,6 +122,12 @@ class Checkpoint:
         """N of a folder ``checkpoint-N``."""
         match = _CHECKPOINT.fullmatch(self.folder.resolve().name)
         return int(match[1]) if match else None
+
+    @property
+    def architecture(self) -> str:
+        """The class that its configuration names, such as ``BertModel``; "" if it names none."""
+        named = self.config.get("architectures")
+        return str(named[0]) if isinstance(named, list) and named else ""
 
     @property
     def precision(self) -> str:
@@ -143,10 +183,16 @@ def open_checkpoint(name: str, path: Path) -> Checkpoint:
             )
     _refuse_others(name, folder)
     config = read_json_object(folder / "config.json")
-    if "quantization_config" in config:
+    if config.get("quantization_config") is not None:
         raise RunError(
             f"{name}: {folder} is quantised, so its weights cannot be subtracted; save it "
             "dequantised (model.dequantize().save_pretrained(...))"
+        )
+    if config.get("transformers_weights") not in (None, WEIGHTS):
+        raise RunError(
+            f"{name}: {folder / 'config.json'} names the weights that transformers reads "
+            f"(transformers_weights: {config['transformers_weights']!r}); load the model and save "
+            f"it again, which writes {WEIGHTS}"
         )
     return Checkpoint(name, given, folder, config, _shards(name, folder, notes), notes)
 
@@ -160,24 +206,37 @@ def _numbered(folder: Path) -> list[Path]:
 
 def _has_weights(folder: Path) -> bool:
     # Pickles count, so that they are refused by name instead of passed over for a checkpoint-N.
-    return any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
+    pickles = (path for path in folder.glob("*.bin") if path.name != "training_args.bin")
+    return any(folder.glob("*.safetensors")) or any(pickles)
 
 
 def _refuse_others(name: str, folder: Path) -> None:
-    if (folder / WEIGHTS).is_file() or (folder / INDEX).is_file():
-        return
+    """Refuse what is no whole model in safetensors; says what it is, and what to do."""
+    there = (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
     if (folder / "adapter_config.json").is_file():
-        raise RunError(
-            f"{name}: {folder} holds an adapter, not a model; merge it first, and give the folder "
-            "of the merged model: PeftModel.from_pretrained(model, DIR).merge_and_unload()"
-            ".save_pretrained(MERGED)"
+        beside = (
+            f"beside {WEIGHTS}, which from_pretrained adds to it; if it is merged already, remove "
+            "adapter_config.json; otherwise"
         )
+        raise RunError(
+            f"{name}: {folder} holds an adapter{f' {beside}' if there else ', not a model;'} merge "
+            "it first, and give the folder of the merged model: PeftModel.from_pretrained(model, "
+            "DIR).merge_and_unload().save_pretrained(MERGED)"
+        )
+    if there:
+        return
     if any(folder.glob("pytorch_model*.bin")):
         raise RunError(
             f"{name}: {folder} holds pytorch_model.bin, a pickle, which is never opened; convert "
             "it: AutoModel.from_pretrained(DIR).save_pretrained(OTHER) writes safetensors (use "
             "the class that config.json names, to keep its head)"
         )
+    for pattern, what, advice in _NO_MODEL:
+        if (found := next(iter(sorted(folder.glob(pattern))), None)) is not None:
+            raise RunError(
+                f"{name}: {folder} holds neither {WEIGHTS} nor {INDEX}, but {found.name}, {what}; "
+                f"{advice}"
+            )
     raise RunError(
         f"{name}: {folder} holds neither {WEIGHTS} nor {INDEX}; give the folder that "
         "save_pretrained or a Trainer wrote"
@@ -242,4 +301,9 @@ def _header(folder: Path, file: str) -> Header:
     path = folder / file
     if not path.is_file():
         raise RunError(f"{path} is missing; restore it, or save the model again")
+    with open(path, "rb") as content:
+        if content.read(len(_POINTER)) == _POINTER:
+            raise RunError(
+                f"{path} is a pointer of Git LFS instead of the weights; fetch them: git lfs pull"
+            )
     return read_header(path)

@@ -11,8 +11,8 @@ from stagelens.tasks import CausalLM, TextClassification, load_task_class
 from stagelens.tasks.tokenizer import tokenizer_assets
 from stagelens.tasks.transformer_task import TransformerTask
 
-from .architecture import normalised
 from .checkpoints import Checkpoint
+from .configs import normalised, output_names
 
 _BY_NAME: Mapping[str, type[TransformerTask]] = {
     TextClassification.name: TextClassification,
@@ -51,23 +51,20 @@ def task_of(checkpoints: Sequence[Checkpoint], task: Task | str | None) -> Task:
     assets = _assets(checkpoints)
     if not issubclass(made, TextClassification):
         return made(model, assets=assets)
-    # JSON has text as keys, and as text "10" comes before "2".
-    labels = {int(number): str(name) for number, name in model["id2label"].items()}
-    return made([labels[number] for number in sorted(labels)], model, assets=assets)
+    return made(output_names(last), model, assets=assets)
 
 
 def _by_architecture(checkpoint: Checkpoint) -> type[TransformerTask]:
     from transformers.models.auto import modeling_auto
 
-    kind, named = checkpoint.config.get("model_type"), checkpoint.config.get("architectures")
-    architecture = named[0] if isinstance(named, list) and named else None
+    kind, architecture = checkpoint.config.get("model_type"), checkpoint.architecture
     for mapping, task in _MAPPINGS:
-        if architecture is not None and getattr(modeling_auto, mapping).get(kind) == architecture:
+        if architecture and getattr(modeling_auto, mapping).get(kind) == architecture:
             return task
     raise TaskError(
-        f"{checkpoint.name}: config.json names the architecture {architecture!r}, for which there "
-        "is no task; give the folder of a ...ForSequenceClassification or ...ForCausalLM model as "
-        "the last one, or name the task (--task)"
+        f"{checkpoint.name}: config.json names the architecture {architecture or None!r}, for "
+        "which there is no task; give the folder of a ...ForSequenceClassification or "
+        "...ForCausalLM model as the last one, or name the task (--task)"
     )
 
 
@@ -84,7 +81,15 @@ def _assets(checkpoints: Sequence[Checkpoint]) -> dict[str, bytes]:
             "none of the folders has a tokenizer (tokenizer.json); save it into the last one: "
             "tokenizer.save_pretrained(DIR)"
         )
-    folder = files[0].parent
+    return assets_in(files[0].parent)
+
+
+def assets_in(folder: Path) -> dict[str, bytes]:
+    """The tokenizer in a folder as a run keeps it.
+
+    Raises:
+        TaskError: It cannot be made.
+    """
     import transformers
 
     try:

@@ -107,6 +107,8 @@ class TextClassification(TransformerTask):
                 f"the model has {count} outputs (id2label), but there are {len(self.classes)} "
                 "classes; give one class name per output, in their order"
             )
+        if known:
+            _check_names(known, self.classes)
         # Always set, because a model sets its own problem_type when it first computes a loss: the
         # configuration would differ before and after training.
         return {
@@ -222,3 +224,23 @@ class TextClassification(TransformerTask):
     def predictions(self, outputs: Tensor) -> Predictions:
         """The most probable class of each text."""
         return classifier_predictions(outputs, self.classes)
+
+
+def _check_names(id2label: Mapping[Any, str], classes: Sequence[str]) -> None:
+    """Refuse names in another order than that of a model's own outputs.
+
+    Raises:
+        TaskError: The configuration's numbers are not those of outputs, or its names are others.
+    """
+    own = {int(number): str(name) for number, name in id2label.items()}
+    if sorted(own) != list(range(len(classes))):
+        raise TaskError(
+            f"the model's id2label has the numbers {', '.join(map(str, sorted(own)[:8]))}, but its "
+            f"{len(classes)} outputs are 0 to {len(classes) - 1}; correct model.config.id2label"
+        )
+    moved = next((n for n, name in own.items() if name in classes and classes[n] != name), None)
+    if moved is not None:
+        raise TaskError(
+            f"the model names its output {moved} {own[moved]!r} (id2label), but classes[{moved}] "
+            f"is {classes[moved]!r}; give the classes in the order of the model's outputs"
+        )

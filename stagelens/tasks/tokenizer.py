@@ -131,6 +131,19 @@ class KeptTokenizer:
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
         return max(vocabulary.items(), key=lambda pair: pair[1])
 
+    def moved_token(self, other: KeptTokenizer) -> tuple[str, int, int] | None:
+        """The first token with another id in ``other``, and both ids; None if there is none.
+
+        Tokens that only one of them has do not count: a stage may add some.
+        """
+        known = other._backend.get_vocab(with_added_tokens=True)
+        own = self._backend.get_vocab(with_added_tokens=True)
+        moved = [(n, token) for token, n in own.items() if known.get(token, n) != n]
+        if not moved:
+            return None
+        number, token = min(moved)
+        return token, number, known[token]
+
     def special_id(self, *names: str) -> int | None:
         """Id of the first of these special tokens (``"bos_token"``) that exists; else None."""
         for name in names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import stagelens
+from stagelens.assembling.architecture import Architecture
 from stagelens.contracts import RunError
-from tests.support.checkpoints import changed, labelled_texts, save
+from tests.support.checkpoints import changed, edit_json, labelled_texts, save
 from tests.support.small_texts import bert, bert_tokenizer, gpt_tokenizer
 
 WEIGHTS = "model.safetensors"
@@ -110,3 +112,118 @@ def test_weights_of_two_precisions_are_refused_before_anything_is_copied(
             folders, tmp_path / "run", evaluation=labelled_texts(tmp_path / "few.jsonl")
         )
     assert not (tmp_path / "run").exists()
+
+
+ODD: list[tuple[Callable[[Path], object], str]] = [
+    (
+        lambda folder: (folder / "adapter_config.json").write_text("{}"),
+        "holds an adapter beside model.safetensors, which from_pretrained adds to it",
+    ),
+    (
+        lambda folder: edit_json(
+            folder / "config.json", lambda content: content.update(transformers_weights="w.st")
+        ),
+        "transformers_weights: 'w.st'",
+    ),
+    (
+        lambda folder: (folder / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1"),
+        "is a pointer of Git LFS instead of the weights; fetch them: git lfs pull",
+    ),
+    (
+        lambda folder: (folder / WEIGHTS).rename(folder / "model.fp16.safetensors"),
+        "but model.fp16.safetensors, a variant of the weights",
+    ),
+    (
+        lambda folder: (folder / WEIGHTS).rename(folder / "model-00001-of-00002.safetensors"),
+        "but model-00001-of-00002.safetensors, a shard without model.safetensors.index.json",
+    ),
+    (
+        lambda folder: (folder / WEIGHTS).rename(folder / "global_step12"),
+        "a checkpoint of DeepSpeed; gather it",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "says"), ODD, ids=[says[:40] for _, says in ODD])
+def test_what_is_no_plain_model_is_refused_for_what_it_is(
+    change: Callable[[Path], object], says: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    change(folders["sft"])
+    with pytest.raises(RunError, match=re.escape(says)):
+        stagelens.assemble(folders, tmp_path / "run")
+
+
+def test_keys_that_say_nothing_are_no_reason_to_refuse(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    edit_json(
+        folders["sft"] / "config.json",
+        lambda content: content.update(quantization_config=None, transformers_weights=None),
+    )
+    (folders["sft"] / "pytorch_model.bin").write_bytes(b"older")
+    assert stagelens.assemble(folders, tmp_path / "run").problems == []
+
+
+def test_a_precision_that_only_the_configuration_has_is_noted(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    edit_json(folders["sft"] / "config.json", lambda content: content.update(dtype="bfloat16"))
+    (note,) = stagelens.assemble(folders, tmp_path / "run").problems
+    assert "sft: its weights are float32, but config.json says bfloat16" in note
+
+
+def test_an_output_folder_without_a_model_of_its_own_ends_at_its_last_checkpoint(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    folders["sft"].rename(tmp_path / "out" / "checkpoint-3")
+    (tmp_path / "out" / "training_args.bin").write_bytes(b"a pickle")
+    run = stagelens.assemble({"base": folders["base"], "sft": tmp_path / "out"}, tmp_path / "run")
+    assert run.problems == []
+
+
+def test_experts_that_transformers_merges_are_told(tmp_path: Path) -> None:
+    tokenizer = gpt_tokenizer()
+    config = transformers.MixtralConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        intermediate_size=8,
+        num_local_experts=2,
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    for number, merged in enumerate((False, True)):
+        folders = {
+            name: save(
+                changed(model, seed),
+                tmp_path / f"{name}-{number}",
+                tokenizer,
+                save_original_format=not merged,
+            )
+            for seed, name in enumerate(("base", "sft"))
+        }
+        if merged:
+            stagelens.assemble(folders, tmp_path / "run")
+        else:
+            with pytest.raises(
+                RunError, match=r"merges or splits .*w1.*save_original_format=False"
+            ):
+                stagelens.assemble(folders, tmp_path / "run")
+
+
+def test_renamings_that_depend_on_other_names_begin_anew_with_each_checkpoint() -> None:
+    conversion_mapping = pytest.importorskip("transformers.conversion_mapping")
+    from transformers.core_model_loading import GroupWeightRename
+
+    group = GroupWeightRename(
+        source_patterns=[r"norm0", r"norm1"], target_patterns=[r"norm1", r"norm2"]
+    )
+    module = bert(bert_tokenizer())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(conversion_mapping, "get_model_conversion_mapping", lambda _: [group])
+        rename = Architecture.of(module).rename
+    older, today = ["a.norm1", "a.norm0"], ["a.norm1", "a.norm2"]
+    assert rename(older) == {"a.norm0": "a.norm1", "a.norm1": "a.norm2"}
+    assert rename(today) == {name: name for name in today}
