@@ -9,6 +9,8 @@ from stagelens.contracts import RecordingError, Task
 from stagelens.runs.run import open_run
 from stagelens.tasks import CausalLM, TextClassification
 from stagelens.tasks.adapters import is_adapted
+from stagelens.tasks.tokenizer import READING, KeptTokenizer
+from stagelens.tasks.transformer_task import TransformerTask
 
 BuildConfig = dict[str, Any]
 
@@ -46,7 +48,7 @@ def infer_task(model: Any, tokenizer: Any) -> TextClassification | CausalLM:
     return task.from_model(model, tokenizer)
 
 
-def task_of_stage(path: Path, model: Any, tokenizer: Any) -> tuple[Task, BuildConfig | None]:
+def task_of_stage(path: Path, model: Any, tokenizer: Any) -> tuple[Task, BuildConfig | None, str]:
     """The task to record a stage with: the run's own, if the run exists already.
 
     Args:
@@ -55,19 +57,20 @@ def task_of_stage(path: Path, model: Any, tokenizer: Any) -> tuple[Task, BuildCo
         tokenizer: As in :func:`infer_task`.
 
     Returns:
-        The task, and the stage's own ``build_config`` where its model is configured differently.
+        The task, the stage's own ``build_config`` where its model is configured differently, and
+        how its tokenizer differs in what does not change how texts are read; "" if it does not.
 
     Raises:
         RecordingError: As in :func:`infer_task`, or the run has another task; names the difference.
     """
     task = infer_task(model, tokenizer)
     if not (path / "run.json").exists():
-        return task, None
+        return task, None, ""
     known = open_run(path).task
     _check_same(path, known, task)
-    if known.config["model"] == task.model:
-        return known, None
-    return known, {"model": task.model}
+    differing = _check_tokenizers(path, known, task) if known.assets else ""
+    own = None if known.config["model"] == task.model else {"model": task.model}
+    return known, own, differing
 
 
 def _check_same(path: Path, known: Task, task: Task) -> None:
@@ -81,12 +84,37 @@ def _check_same(path: Path, known: Task, task: Task) -> None:
             # The model may be configured otherwise in every stage; build_config then says how.
             if key != "model" and known.config.get(key) != value
         ]
-    # The configuration alone does not show another tokenizer: its files are assets.
-    if not differences and known.assets != task.assets:
-        differences = [("tokenizer", "another", "this one")]
     for key, before, now in differences:
         raise RecordingError(
             f"the model does not continue the run in {path}: its {key} was {before!r} there and is "
             f"{now!r} here; load it as it was in the earlier stages, choose another folder, or "
             "pass the task of the whole run, StageRecorderCallback(..., task=...)"
         )
+
+
+def _check_tokenizers(path: Path, known: Task, task: TransformerTask) -> str:
+    """Keys in which two tokenizers differ without reading a known text otherwise.
+
+    Padding, lengths, special tokens and added ones are facts of a stage.
+
+    Raises:
+        RecordingError: They give texts other ids; names a token, or the key that differs.
+    """
+    before, now = KeptTokenizer(known.assets), task.tokenizer
+    advice = (
+        "train every stage with the run's tokenizer, choose another folder, or pass the task of "
+        "the whole run, StageRecorderCallback(..., task=...)"
+    )
+    if (moved := before.moved_token(now)) is not None:
+        token, old, new = moved
+        raise RecordingError(
+            f"the tokenizer does not continue the run in {path}: {token!r} had the id {old} there "
+            f"and has {new} here; {advice}"
+        )
+    differing = before.differing(now)
+    if reading := [key for key in differing if key in READING]:
+        raise RecordingError(
+            f"the tokenizer does not continue the run in {path}: its {reading[0]} (tokenizer.json) "
+            f"is another here, so that it gives texts other ids; {advice}"
+        )
+    return ", ".join(differing)

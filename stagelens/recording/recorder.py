@@ -18,7 +18,7 @@ from stagelens.runs.schema import RunFile, StageFile, StageRef, check_name
 from stagelens.runs.sets.writer import SetReport, write_set
 from stagelens.runs.states import load_into, load_optimizer
 from stagelens.runs.steps import parts_until
-from stagelens.runs.task_files import describes, write_task
+from stagelens.runs.task_files import differing, write_task
 
 from .run_writer import RunWriter
 from .stage_recorder import StageRecorder
@@ -83,6 +83,10 @@ class Recorder:
         """What run.json says now."""
         return self._writer.file
 
+    def note(self, sentence: str) -> None:
+        """Keep a sentence that people should know about the run; kept once a stage begins."""
+        self._writer.note(sentence)
+
     @property
     def last(self) -> Stage | None:
         """The last finished stage; None before the first."""
@@ -108,10 +112,11 @@ class Recorder:
             raise RecordingError(
                 f"{self.path} holds run {file.name!r}, not {name!r}; use that name"
             )
-        if not describes(file.task, self.task):
+        if other := differing(file.task, self.task):
             raise RecordingError(
-                f"{self.path} was recorded with another task, or the same task configured "
-                "otherwise; resume with the task that it was recorded with"
+                f"{self.path} was recorded with another task, which differs in "
+                f"{', '.join(other[:4])}; resume with the task that it was "
+                "recorded with, open_run(...).task"
             )
         stages, set_aside = [], list(file.set_aside)
         for reference in file.stages:

@@ -57,6 +57,12 @@ class RunWriter:
         self.check_free(stage.name)
         self._open = stage
 
+    def note(self, sentence: str) -> None:
+        """A sentence for run.json, which is written when a stage is announced."""
+        if sentence not in self.file.notes:
+            notes = [*self.file.notes, sentence]
+            self.file = self.file.model_copy(update={"notes": notes})
+
     def end(self) -> None:
         """Called when a stage's block is left."""
         self._open = None

@@ -137,9 +137,9 @@ class StageRecorderCallback(TrainerCallback):
         processing_class: Any = None,
         **_: Any,
     ) -> StageRecorder:
-        task, build_config = self._task, self._build_config
+        task, build_config, differing = self._task, self._build_config, ""
         if task is None:
-            task, own = task_of_stage(self.path, model, processing_class)
+            task, own, differing = task_of_stage(self.path, model, processing_class)
             build_config = build_config or own
         there = (self.path / "run.json").exists()
         recorder = Recorder(self.path, task, self._name, resume=there)
@@ -149,6 +149,11 @@ class StageRecorderCallback(TrainerCallback):
                 f"the Trainer goes on from step {steps_before} (resume_from_checkpoint), but run "
                 f"{recorder.file.name!r} holds no stage that ends there; train from the beginning, "
                 "with checkpoint_every=save_steps where a recording should survive an interruption"
+            )
+        if differing:
+            recorder.note(
+                f"stage {self.stage!r} was trained with a tokenizer that differs from the run's in "
+                f"{differing}; texts of evaluation sets are read with the run's"
             )
         stage = recorder.stage(
             self.stage,

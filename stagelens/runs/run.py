@@ -159,8 +159,8 @@ class Run:
         name: As given at recording.
         stages: The finished stages, in training order.
         unfinished: Stages whose recording was stopped or is still under way.
-        problems: Sentences on what is missing or set aside, or worth knowing of an assembled
-            run; empty if all is well.
+        problems: Sentences on what is missing or set aside, or worth knowing of the run;
+            empty if all is well.
     """
 
     def __init__(self, path: Path, file: RunFile, task: Task | None) -> None:

@@ -309,7 +309,7 @@ class StageRef(_Model):
 
 
 class RunFile(Versioned):
-    """``run.json``. ``notes`` are sentences that people should know about an assembled run."""
+    """``run.json``. ``notes`` are sentences that people should know about the run."""
 
     name: Name
     task: TaskRef

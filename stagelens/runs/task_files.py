@@ -13,6 +13,8 @@ from .checked_files import CheckedFiles
 from .files import write_file
 from .schema import TaskRef, check_name
 
+_ABSENT = object()
+
 
 def write_task(root: Path, task: Task) -> TaskRef:
     """Write the task's assets below ``root/task``, for run.json to name them.
@@ -51,8 +53,16 @@ def identity(reference: TaskRef) -> dict[str, Any]:
     return own
 
 
-def describes(reference: TaskRef, task: Task) -> bool:
-    """Whether a run's task is this one, with the same configuration and assets."""
-    content = {name: hashlib.sha256(data).hexdigest() for name, data in task.assets.items()}
+def differing(reference: TaskRef, task: Task) -> list[str]:
+    """In what a task is not a run's task: its name, keys of its configuration, its assets."""
+    if reference.name != task.name:
+        return [f"name ({reference.name!r}, not {task.name!r})"]
     recorded = {name: file.sha256 for name, file in reference.files.items()}
-    return (reference.name, reference.config, recorded) == (task.name, task.config, content)
+    given = {name: hashlib.sha256(data).hexdigest() for name, data in task.assets.items()}
+    pairs = ((reference.config, task.config), (recorded, given))
+    return [
+        name
+        for one, other in pairs
+        for name in dict.fromkeys([*one, *other])
+        if one.get(name, _ABSENT) != other.get(name, _ABSENT)
+    ]

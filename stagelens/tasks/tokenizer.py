@@ -21,6 +21,10 @@ TOKENIZER, FACTS = "tokenizer.json", "tokenizer_config.json"
 _SPECIAL = (
     *("bos_token", "eos_token", "unk_token", "sep_token", "cls_token", "pad_token", "mask_token"),
 )
+READING = ("model", "normalizer", "pre_tokenizer", "post_processor")
+"""Parts of a tokenizer that decide which ids a text of known tokens gets."""
+_SETTINGS = ("version", "truncation", "padding")
+
 # transformers writes int(1e30) for a tokenizer without a limit.
 _UNLIMITED = 10**6
 """A ``model_max_length`` of this or more means that there is no limit."""
@@ -143,6 +147,16 @@ class KeptTokenizer:
             return None
         number, token = min(moved)
         return token, number, known[token]
+
+    def differing(self, other: KeptTokenizer) -> list[str]:
+        """Keys of ``tokenizer.json`` and ``tokenizer_config.json`` in which two differ."""
+        parts = tuple(json.loads(each._backend.to_str()) for each in (self, other))
+        return [
+            key
+            for one, two in (parts, (self.facts, other.facts))
+            for key in dict.fromkeys([*one, *two])
+            if key not in _SETTINGS and one.get(key) != two.get(key)
+        ]
 
     def special_id(self, *names: str) -> int | None:
         """Id of the first of these special tokens (``"bos_token"``) that exists; else None."""

@@ -150,7 +150,7 @@ def test_a_folder_that_holds_a_run(training: Training) -> None:
 
 def test_to_resume_with_another_task_or_name(training: Training) -> None:
     training.recorder.close()
-    with refused("recorded with another task", "resume with the task"):
+    with refused("recorded with another task, which differs in ", "resume with the task"):
         stagelens.Recorder(training.path, make_task(), resume=True)
     with refused("holds run 'run', not 'other'"):
         stagelens.Recorder(training.path, training.task, name="other", resume=True)

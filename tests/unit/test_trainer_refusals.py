@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 import transformers
 from torch import nn
@@ -207,6 +209,51 @@ def test_a_stage_of_another_attention(tmp_path: Path) -> None:
     callback = StageRecorderCallback(tmp_path / "run", "more")
     with refused("its attention was 'eager' there and is 'sdpa' here", "load it as it was"):
         trainer("bert", model, tokenizer, arguments(tmp_path / "out"), callbacks=[callback]).train()
+
+
+def with_tokenizer(tokenizer: Any, path: Path) -> None:
+    """Train on what a first stage left, with another tokenizer."""
+    model, first = made("gpt")
+    callback = StageRecorderCallback(path / "run", "sft")
+    args = arguments(path / "out", max_steps=1)
+    trainer("gpt", model, first, args, callbacks=[callback]).train()
+    model.resize_token_embeddings(len(tokenizer))
+    callback = StageRecorderCallback(path / "run", "more")
+    trainer("gpt", model, tokenizer, args, callbacks=[callback]).train()
+
+
+def edited(tokenizer: Any, change: Callable[[dict[str, Any]], object]) -> Any:
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    change(content)
+    own = tokenizers.Tokenizer.from_str(json.dumps(content))
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=own, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
+    )
+
+
+def test_what_a_stage_may_change_of_its_tokenizer_is_noted(tmp_path: Path) -> None:
+    tokenizer = made("gpt")[1]
+    tokenizer.padding_side = "left"
+    tokenizer.model_max_length = 12
+    tokenizer.add_tokens(["<|user|>"])
+    with_tokenizer(tokenizer, tmp_path)
+    run = stagelens.open_run(tmp_path / "run")
+    assert len(run.stages) == 2
+    (note,) = run.problems
+    assert "stage 'more' was trained with a tokenizer that differs from the run's in" in note
+    assert all(key in note for key in ("added_tokens", "padding_side", "model_max_length"))
+
+
+def test_a_tokenizer_that_reads_texts_otherwise(tmp_path: Path) -> None:
+    def swap(content: dict[str, Any]) -> None:
+        vocabulary = content["model"]["vocab"]
+        vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+
+    with refused("'a' had the id", "with the run's tokenizer"):
+        with_tokenizer(edited(made("gpt")[1], swap), tmp_path / "swapped")
+    lower = edited(made("gpt")[1], lambda own: own.update(normalizer={"type": "Lowercase"}))
+    with refused("its normalizer (tokenizer.json) is another here"):
+        with_tokenizer(lower, tmp_path / "lower")
 
 
 def test_a_stage_from_another_model(tmp_path: Path) -> None:
