@@ -133,7 +133,7 @@ def add_set(
         typer.Argument(
             metavar="FILE",
             help="An image folder (metadata.csv, or a folder per class), a folder that "
-            "datasets saved, or a .npz, .parquet, .csv, .tsv or .jsonl file.",
+            "datasets saved, or a .npz, .parquet, .csv, .tsv, .jsonl or .json file.",
         ),
     ],
     name: Annotated[str, typer.Option("--name", help="The set's name in this run.")],

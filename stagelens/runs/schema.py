@@ -329,6 +329,7 @@ class SetFile(Versioned):
         footer_sha256: Of the table's parquet footer, which page checksums do not cover.
         notes: What the task said about inputs when they were added, to how many it applies to.
         seen: What the task made of the first examples, see ``sets.seen``; empty if not known.
+        left_out: What the file or folder held beside the set, each with the reason.
     """
 
     name: Name
@@ -344,6 +345,7 @@ class SetFile(Versioned):
     duplicate_inputs: int = Field(default=0, ge=0)
     notes: dict[str, int] = {}
     seen: list[list[float]] = []
+    left_out: list[str] = []
 
 
 def canonical_json(value: Any) -> str:

@@ -51,6 +51,9 @@ def check_class(classes: Sequence[str], label: Any) -> str | None:
     # Names come first: a class may be called "9" and have another index.
     if text in classes:
         return text
+    text = text.strip()
+    if text in classes:
+        return text
     # What pandas makes of whole numbers in a column with gaps: 1.0 for 1.
     whole = _POINT_ZERO.fullmatch(text)
     text = whole[1] if whole else text

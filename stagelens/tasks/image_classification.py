@@ -118,6 +118,9 @@ class ImageClassification(Task):
     def check_input(self, value: Mapping[str, Any]) -> str | None:
         """Refuse an image of another size, or of more bits than the task scales.
 
+        Returns:
+            A note on an image that is partly transparent, where the task takes no alpha.
+
         Raises:
             ValueError: It has another size or number of channels than the task takes, or more
                 than 8 bits and values above the task's ``scale``.
@@ -133,7 +136,14 @@ class ImageClassification(Task):
                 f"{self.scale:g} (its scale); convert the images to 8 bits, or make the task with "
                 "the scale that training used"
             )
+        if self._drops_alpha(image) and (image[:, :, 3] < 255).any():
+            return "partly transparent, of which only the colours are read"
         return None
+
+    def _drops_alpha(self, image: np.ndarray) -> bool:
+        """Whether this is the RGBA of a file, for a task without transparency."""
+        rgba = image.ndim == 3 and image.shape[2] == 4 and image.dtype == np.uint8
+        return rgba and self.image_shape[0] in (1, 3)
 
     def collate(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
         """Examples to (B, C, H, W) images and (B,) class indices.
@@ -156,6 +166,8 @@ class ImageClassification(Task):
         if image.ndim == 2:
             image = image[:, :, None]
         channels = self.image_shape[0]
+        if self._drops_alpha(image):
+            image = image[:, :, :3]  # as convert("RGB") does, with which most pipelines read files
         # Many files hold grey images as RGB; equal channels can be dropped without loss.
         if channels == 1 and image.shape[2] == 3 and (image == image[:, :, :1]).all():
             image = image[:, :, :1]
@@ -163,10 +175,13 @@ class ImageClassification(Task):
             image = np.repeat(image, 3, axis=2)
         pixels = np.moveaxis(image, 2, 0)
         if pixels.shape != self.image_shape:
+            advice = f"give images of {channels} channel{'s' * (channels > 1)}"
+            if pixels.shape[1:] != self.image_shape[1:]:
+                advice = "resize the images first"
             raise ValueError(
                 f"is {pixels.shape[0]} x {pixels.shape[1]} x "
                 f"{pixels.shape[2]} (channels, height, width), but the task takes "
-                f"{' x '.join(map(str, self.image_shape))}; resize the images first"
+                f"{' x '.join(map(str, self.image_shape))}; {advice}"
             )
         scaled = pixels.astype(np.float32)
         if np.issubdtype(image.dtype, np.integer):

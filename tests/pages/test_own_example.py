@@ -98,8 +98,8 @@ def test_what_was_done_to_an_image_of_another_size_is_said(open_page, demo: Path
     app = check(upload(open_page(demo.parent, OWN, PAGE), file.getvalue(), "mine.webp"))
     said = words(app)
     assert (
-        "mine.webp, as the model sees it: transparent parts became white; colours became grey; "
-        "only the middle 40 × 40 of 60 × 40 pixels were kept; scaled from 40 × 40 to 8 × 8 pixels."
+        "mine.webp, as the model sees it: only the colours of transparent parts are read; colours "
+        "became grey; only the middle 40 × 40 of 60 × 40 pixels were kept; scaled from 40 × 40 to 8 × 8 pixels."
     ) in said
     assert "The final model answers" in said
 

@@ -35,6 +35,18 @@ def test_a_set_that_a_link_names_in_vain_is_said_to_be_missing(
     assert said not in words(check(app.run()))
 
 
+def test_what_was_left_out_of_a_set_is_shown_beside_it(open_page, demo_copy: Path) -> None:
+    path = demo_copy / "sets/test/set.json"
+    facts = json.loads(path.read_text())
+    facts["left_out"] = ["column 'raw' holds binary", "<b>notes.txt</b> (not an image)"]
+    path.write_text(json.dumps(facts))
+    app = check(open_page(demo_copy.parent, "run=digits"))
+    said = words(app)
+    assert "column 'raw' holds binary" in said and "<b>notes.txt</b> (not an image)" in said
+    app.selectbox(key="set").select("mixed-up")
+    assert "holds binary" not in words(check(app.run()))
+
+
 @EVERY_PAGE
 def test_a_run_without_a_stage_says_that_nothing_was_recorded(
     open_page, tmp_path: Path, page: str

@@ -129,3 +129,25 @@ def test_a_white_image_of_8_bits_fits_any_scale(tmp_path: Path) -> None:
 def test_a_dark_upload_of_more_bits_stays_dark(tmp_path: Path) -> None:
     data = png16(tmp_path / "a.png", 250).read_bytes()
     assert fit_image(data, (1, 8, 8), 255.0).pixels.max() <= 1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_of_a_transparent_file_the_colours_are_read(channels: int, tmp_path: Path) -> None:
+    pixels = np.zeros((4, 4, 4), np.uint8)
+    pixels[..., :3], pixels[..., 3] = np.arange(4, dtype=np.uint8)[:, None, None], 255
+    clear = pixels.copy()
+    clear[0, 0] = (0, 0, 0, 7)
+    (tmp_path / "photos" / "x").mkdir(parents=True)
+    for name, array in (("a", pixels), ("b", clear)):
+        Image.fromarray(array).save(tmp_path / "photos" / "x" / f"{name}.png")
+    task = ImageClassification(["x", "y"], (channels, 4, 4))
+    content = read_set_file(tmp_path / "photos")
+    report = write_set(tmp_path, task, "s", **content)
+    assert report.notes == {"partly transparent, of which only the colours are read": ["x/b.png"]}
+
+
+def test_a_wrong_number_of_channels_is_no_wrong_size(tmp_path: Path) -> None:
+    task = ImageClassification(["x", "y"], (1, 4, 4))
+    colours = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    with pytest.raises(ValueError, match=r"takes 1 x 4 x 4; give images of 1 channel$"):
+        task.check_input({"image": colours})

@@ -104,7 +104,10 @@ def test_the_same_pair_twice_is_reported(tmp_path: Path) -> None:
         ({"inputs": {"prompt": []}}, "is empty"),
         ({"inputs": {"prompt": "a"}}, "a single prompt"),
         ({"inputs": {"prompt": ["a"], "completion": ["b", "c"]}}, "1 examples but 2 values of com"),
-        ({"inputs": {"prompt": ["a"], "completion": [3]}}, "example '0' is int, not text"),
+        (
+            {"inputs": {"prompt": ["a"], "completion": [3]}},
+            "example '0' has a completion that is int, not text",
+        ),
         ({"inputs": {"question": ["a"], "completion": ["b"]}}, "'question', but the run's task ta"),
         ({"inputs": {"label": ["a"], "completion": ["b"]}}, "'label' is not the name of an input"),
         ({"inputs": {"prompt": ["a"], "completion": ["\ud800"]}}, "not Unicode"),

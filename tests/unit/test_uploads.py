@@ -68,11 +68,11 @@ def test_the_middle_of_the_tasks_proportions_is_kept() -> None:
 
 
 def test_what_was_done_is_said_in_order() -> None:
-    image = Image.new("RGBA", (64, 48), (0, 0, 0, 0))
+    image = Image.new("RGBA", (64, 48), (9, 9, 9, 0))
     fitted = fit_image(saved(image), (1, 8, 8))
-    assert (fitted.pixels == 255).all()
+    assert (fitted.pixels == 9).all()
     assert fitted.changes == (
-        "transparent parts became white",
+        "only the colours of transparent parts are read",
         "colours became grey",
         "only the middle 48 × 48 of 64 × 48 pixels were kept",
         "scaled from 48 × 48 to 8 × 8 pixels",

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 from stagelens.contracts import SetError
 
 from .columns import ROLES, SetColumns
-from .tables import Table, listing, read_table, saved_splits
+from .tables import FILE_KINDS, Table, listing, read_table, saved_splits
 
 _SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -78,7 +79,8 @@ def read_set_file(
     - An image folder has a ``metadata.csv`` (or ``.jsonl``, ``.parquet``) with a column
       ``file_name``, as for the ``imagefolder`` of Hugging Face ``datasets``, or one subfolder per
       class. Ids are the file names.
-    - ``.csv``, ``.tsv`` and ``.jsonl`` hold texts, or paths of images relative to their folder.
+    - ``.csv``, ``.tsv``, ``.jsonl`` and ``.json`` hold texts, or paths of images relative to their
+      folder.
     - ``.parquet`` holds texts, or images as bytes, paths or ``{bytes, path}`` as ``datasets``
       writes them; so does a folder that ``Dataset.save_to_disk`` wrote. Class names that
       ``datasets`` keeps there are used.
@@ -264,6 +266,8 @@ def _read_folder(folder: Path, options: _Options) -> dict[str, Any]:
         stray = next((name for name in images if labelled and name.count("/") != 1), None)
         if not images or stray or not {"label", "", None}.issuperset(options.roles.values()):
             found = f"{stray!r} lies outside a class folder" if stray else f"{len(images)} images"
+            if not images:
+                raise SetError(f"{folder} holds no image that can be read, but {_kinds(files)}")
             raise SetError(
                 f"{folder} has no metadata.csv that names columns ({found}); add one with the "
                 "columns file_name and label, or move every image to CLASS/FILE, or give "
@@ -278,6 +282,16 @@ def _read_folder(folder: Path, options: _Options) -> dict[str, Any]:
         read, reason = set(images), "not an image that can be read"
     left_out += [f"{n} ({reason})" for n in files if n not in read and n not in described]
     return {**keywords, "left_out": left_out}
+
+
+def _kinds(files: Sequence[str]) -> str:
+    """What a folder without a readable image holds, and what to do."""
+    kinds = Counter(Path(name).suffix.lower() or name for name in files)
+    found = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(4)) or "no file"
+    tables = [name for name in files if Path(name).suffix.lower() in FILE_KINDS]
+    if tables:
+        return f"{found}; give a file instead of the folder, such as {tables[0]!r}"
+    return f"{found}; convert the images to one of {', '.join(sorted(_SUFFIXES))}"
 
 
 def _walk(folder: Path, left_out: list[str]) -> Iterator[str]:

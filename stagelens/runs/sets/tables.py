@@ -5,6 +5,7 @@ Cells stay as the file has them: ``007`` is not 7.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -13,7 +14,7 @@ import re
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,21 @@ Table = dict[str, Any]
 
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
 """Files that mark a folder saved by ``datasets``, and one with several splits."""
+
+_EXCEL_SEPARATOR = re.compile(r"sep=(.)\r?\n")
+_OTHER_KINDS = (
+    ((b"pk\x03\x04",), "an Excel workbook or a zip file", "save its sheet as CSV (UTF-8)"),
+    ((b"\xd0\xcf\x11\xe0",), "an old Excel workbook", "save its sheet as CSV (UTF-8)"),
+    ((b"\x1f\x8b",), "compressed with gzip", "unpack it: gunzip FILE"),
+    ((b"par1",), "a parquet file", "rename it to .parquet"),
+    (
+        (b"<!doctype html", b"<html"),
+        "a web page",
+        "download the file itself, not the page that shows it",
+    ),
+    ((b"version https://git-lfs",), "a pointer of Git LFS", "fetch the file: git lfs pull"),
+)
+"""What other kinds of files begin with, in small letters: what they are, and what to do."""
 
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
@@ -64,8 +80,21 @@ def read_table(path: Path) -> Table:
     return dict(zip(header, columns, strict=True))
 
 
-def _utf8(path: Path) -> str:
+def _text(path: Path) -> str:
+    """A file's text: UTF-8, or UTF-16 with the mark that spreadsheets begin it with.
+
+    Raises:
+        SetError: It is in another encoding, or no text at all; says what it is.
+    """
     data = path.read_bytes()
+    _check_kind(path, data)
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16")
+    if max(data[half:1000:2].count(0) for half in (0, 1)) > len(data[:1000]) // 4:
+        raise SetError(
+            f"{path} holds null bytes, as text in UTF-16 does; save the file with the encoding "
+            "UTF-8"
+        )
     try:
         return data.decode("utf-8-sig")  # Excel begins UTF-8 files with a byte order mark
     except UnicodeDecodeError as error:
@@ -76,61 +105,106 @@ def _utf8(path: Path) -> str:
         ) from None
 
 
+def _check_kind(path: Path, data: bytes) -> None:
+    """Refuse what another kind of file begins with, whatever the file is called."""
+    begin = data[:64].lstrip().lower()
+    for marks, what, advice in _OTHER_KINDS:
+        if begin.startswith(marks):
+            raise SetError(f"{path} is {what}, whatever its name says; {advice}")
+
+
 def _read_csv(path: Path) -> tuple[list[str], list[Any]]:
     # Not pandas: it pads short rows, and reads "NA" and "007", which can be labels, as others.
     # The csv module refuses fields of more than 131,072 characters by default.
     csv.field_size_limit(2**31 - 1)
-    text = _utf8(path)
-    separator = "\t" if path.suffix.lower() == ".tsv" else _separator(text)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    whole = _text(path)
+    text = whole.lstrip("\r\n")
+    told = _EXCEL_SEPARATOR.match(text)  # a first line by which Excel is told the separator
+    text = text[told.end() :] if told else text
+    separator, spaced = _separator(text, ("\t,;" if path.suffix.lower() == ".tsv" else ",;\t|"))
+    separator = told[1] if told else separator
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=spaced
+    )
     rows: list[list[str]] = []
+    before = whole[: len(whole) - len(text)].count("\n")  # lines that the reader does not see
+    begun = 1
     try:
         for row in reader:
-            if row and len(row) != len(rows[0] if rows else row):
-                raise csv.Error(f"{len(row)} fields, but the header has {len(rows[0])}")
-            if row:
+            # Of empty cells alone, as spreadsheets leave them behind, is no example.
+            if any(row) or len(row) == 1:
+                if len(row) != len(rows[0] if rows else row):
+                    raise csv.Error(f"{len(row)} fields, but the header has {len(rows[0])}")
                 rows.append(row)
+            begun = reader.line_num + 1
     except csv.Error as error:
+        said = str(error)
+        if said == "unexpected end of data":
+            said = "a quote begins a field there, which no other one ends"
         raise SetError(
-            f"{path}: line {reader.line_num}: {error}; correct that line, with quotes around "
-            f"fields that hold {separator!r} or a line break"
+            f"{path}: line {before + begun}: {said}; correct that line, with quotes around "
+            f"fields that hold {separator!r} or a line break, and quotes doubled within them"
         ) from None
-    header = [name or f"Unnamed: {i}" for i, name in enumerate(rows[0] if rows else [])]
-    return header, [list(column) for column in zip(*rows[1:], strict=True)]
+    names = [name.strip() for name in rows[0]] if rows else []
+    header = [name or f"Unnamed: {i}" for i, name in enumerate(names)]
+    columns = [list(column) for column in zip(*rows[1:], strict=True)]
+    # A separator at the end of every line begins a column with neither a name nor a value.
+    kept = [i for i, column in enumerate(columns) if names[i] or any(column)]
+    return [header[i] for i in kept] if columns else header, [columns[i] for i in kept]
 
 
-def _separator(text: str) -> str:
-    """What separates the columns of a ``.csv`` file, by its header.
+def _separator(text: str, candidates: str) -> tuple[str, bool]:
+    """What separates the columns, by the header, and whether a space follows it everywhere.
 
     Spreadsheets write semicolons where numbers have a decimal comma.
     """
-    header = _QUOTED.sub("", text.lstrip("\r\n").partition("\n")[0])
-    return next((each for each in (",", ";", "\t") if each in header), ",")
+    header = _QUOTED.sub("", text.partition("\n")[0])
+    found = next((each for each in candidates if each in header), candidates[0])
+    return found, 0 < header.count(found) == header.count(f"{found} ")
 
 
 def _read_jsonl(path: Path) -> tuple[list[str], list[Any]]:
-    # Line by line: pandas and pyarrow read texts such as "007" and "2024-01-01" as other types.
-    rows: list[dict[str, Any]] = []
-    # Not splitlines: texts in JSON may hold other line breaks, such as U+2028, as they are.
-    for number, line in enumerate(_utf8(path).split("\n"), start=1):
-        try:
-            row = json.loads(line) if line.strip() else None
-        except (ValueError, RecursionError) as error:  # the latter of very deep nesting
-            raise SetError(
-                f"{path}: line {number} is not JSON: {error}; correct that line"
-            ) from None
-        if isinstance(row, dict):
-            rows.append(row)
-        elif line.strip():
-            raise SetError(
-                f"{path}: line {number} is not a JSON object; write one {{...}} per line"
-            )
+    # Not pandas or pyarrow, which read texts such as "007" and "2024-01-01" as other types.
+    text = _text(path)
+    rows = _array(path, text) if text.lstrip().startswith("[") else list(_objects(path, text))
     # Rows may differ in their keys; the order is that of first appearance.
     header = list(dict.fromkeys(name for row in rows for name in row))
     return header, [[row.get(name) for row in rows] for name in header]
 
 
+def _objects(path: Path, text: str) -> Iterator[dict[str, Any]]:
+    # Not splitlines: texts in JSON may hold other line breaks, such as U+2028, as they are.
+    for number, line in enumerate(text.split("\n"), start=1):
+        try:
+            row = json.loads(line) if line.strip() else None
+        except (ValueError, RecursionError) as error:  # the latter of very deep nesting
+            raise SetError(
+                f"{path}: line {number} is not JSON: {error}; correct that line, or write one "
+                "{...} per line"
+            ) from None
+        if isinstance(row, dict):
+            yield row
+        elif line.strip():
+            raise SetError(
+                f"{path}: line {number} is not a JSON object; write one {{...}} per line"
+            )
+
+
+def _array(path: Path, text: str) -> list[dict[str, Any]]:
+    """The objects of a file that holds one JSON array."""
+    try:
+        rows = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SetError(f"{path} is not a JSON array: {error}; correct it") from None
+    wrong = next((n for n, row in enumerate(rows, start=1) if not isinstance(row, dict)), None)
+    if wrong is not None:
+        raise SetError(f"{path}: entry {wrong} is not a JSON object; give an array of {{...}}")
+    return list(rows)
+
+
 def _read_parquet(path: Path) -> tuple[list[str], list[Any]]:
+    with open(path, "rb") as content:
+        _check_kind(path, content.read(64).removeprefix(b"PAR1"))
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         return _arrow_columns(path, file.read())
 
@@ -194,7 +268,7 @@ def _listed(path: Path, name: str) -> list[Any]:
 
 
 def _json_object(path: Path) -> dict[str, Any]:
-    value = json.loads(_utf8(path))
+    value = json.loads(_text(path))
     if not isinstance(value, dict):
         raise SetError(f"{path} is not a JSON object; save the dataset again")
     return value
@@ -226,6 +300,9 @@ _READERS = {
     ".csv": _read_csv,
     ".tsv": _read_csv,
     ".jsonl": _read_jsonl,
+    ".json": _read_jsonl,
     ".parquet": _read_parquet,
     ".npz": _read_npz,
 }
+FILE_KINDS = frozenset(_READERS)
+"""Suffixes of the files that can be read."""

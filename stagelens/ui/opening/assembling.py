@@ -160,8 +160,8 @@ def _evaluation(busy: bool) -> None:
         "file",
         busy,
         placeholder="data/test.csv",
-        help="A .csv, .tsv, .jsonl or .parquet file, or a folder that datasets saved: what the "
-        "stages are measured on. A set can be added later too.",
+        help="A .csv, .tsv, .jsonl, .json or .parquet file, or a folder that datasets saved: what "
+        "the stages are measured on. A set can be added later too.",
     )
     if not _typed("file"):
         return

@@ -171,6 +171,7 @@ def _open(path: Path, with_effects: bool) -> Workspace | None:
     with st.sidebar:
         chosen = _choose_set(names)
         examples = loaders.evaluation_set(at, chosen)
+        _show_left_out(examples)
         computable = buildable and _fits(run, examples)
         if not with_effects:
             return Workspace(at, run, examples, None, None, (), computable)
@@ -228,6 +229,14 @@ def _buildable(run: Run, set_name: str) -> bool:
     command = f"stagelens attribute {shlex.quote(str(run.path))} --set {shlex.quote(set_name)}"
     st.code(f"{command} --task package.module:Class", language=None, wrap_lines=True)
     return False
+
+
+def _show_left_out(examples: EvaluationSet) -> None:
+    """What the file of a set held beside it, such as columns that could not be kept."""
+    if left_out := examples.facts.left_out:
+        with st.expander("Left out when this set was added", icon=":material/filter_alt_off:"):
+            for each in left_out:
+                components.text_block(each, muted=True)
 
 
 def _choose_set(names: Sequence[str]) -> str:
