@@ -140,10 +140,15 @@ def rows_of(
         if isinstance(value, Mapping):
             return mapped(value, {key: take(item) for key, item in value.items()})
         if isinstance(value, tuple | list):
-            return type(value)(take(item) for item in value)
+            return _like(value, [take(item) for item in value])
         return value
 
     return take(batch)
+
+
+def _like(value: Any, items: list[Any]) -> Any:
+    """Items as a tuple or list of the same kind; a named tuple takes them one by one."""
+    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
@@ -153,7 +158,7 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, Tensor):
         return batch.to(device)
     if isinstance(batch, tuple | list):
-        return type(batch)(to_device(item, device) for item in batch)
+        return _like(batch, [to_device(item, device) for item in batch])
     if isinstance(batch, Mapping):
         return {key: to_device(item, device) for key, item in batch.items()}
     return batch

@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -311,7 +312,7 @@ class Origin:
                 f"{self.url}/{relative} has {size:,} bytes, but the cache may hold {most:,}; set "
                 "STAGELENS_CACHE_SIZE to more"
             )
-        held = sorted(_held())
+        held = sorted(_held(), key=itemgetter(0))
         total = sum(size for _, size, _, _ in held)
         for _, own, origin, name in held:
             if total + size <= most:

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from stagelens.contracts import Behaviour, Example, Predictions, TaskError, TokenValues
 
-from .transformer_task import IGNORED, Batch, TransformerTask, model_facts, pieces, unpadded
+from .transformer_task import (
+    IGNORED,
+    Batch,
+    TransformerTask,
+    checked_texts,
+    model_facts,
+    pieces,
+    unpadded,
+)
 
 _PIECE_BYTES = 256 << 20
 """Most bytes that the logits of one piece of a batch take, unless a single row takes more."""
@@ -153,14 +161,27 @@ class CausalLM(TransformerTask):
             completions: What the model learns to answer.
 
         Raises:
-            TaskError: Neither or both are given.
+            TaskError: Neither or both are given, not one prompt per completion, or a completion
+                without a token.
         """
         if (texts is None) == (completions is None):
             raise TaskError("a batch needs either texts or completions, not both; give one of them")
         if completions is None:
-            return self._labelled([self._text(text) for text in texts or ()])
-        pairs = zip(prompts or [""] * len(completions), completions, strict=True)
-        return self._labelled([self._completed(*pair) for pair in pairs])
+            return self._labelled([self._text(t) for t in checked_texts("texts", texts or ())])
+        checked_texts("completions", completions)
+        given = [""] * len(completions) if prompts is None else prompts
+        if len(given) != len(completions):
+            raise TaskError(
+                f"{len(given)} prompts but {len(completions)} completions; give one prompt per "
+                "completion, or none at all"
+            )
+        rows = []
+        for number, pair in enumerate(zip(given, completions, strict=True)):
+            try:
+                rows.append(self._completed(*pair))
+            except ValueError as error:
+                raise TaskError(f"row {number} of the batch {error}") from None
+        return self._labelled(rows)
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Examples as one batch; ``rejected_...`` are the rejected completions of some of them.
@@ -229,7 +250,8 @@ class CausalLM(TransformerTask):
         room = len(body) + len(answer)
         if self.longest is not None:
             # At least one token to predict, and one before it.
-            room = min(room, max(self.longest - len(begin), 2))
+            begin = begin[: self.longest - 1]
+            room = min(room, self.longest - len(begin))
         cut = room < len(body) + len(answer)
         if cut:
             # Without a beginning, one token of the prompt has to stay before the completion.

@@ -23,6 +23,7 @@ from .transformer_task import (
     IGNORED,
     Batch,
     TransformerTask,
+    checked_texts,
     filled,
     model_facts,
     pieces,
@@ -172,15 +173,18 @@ class TextClassification(TransformerTask):
                 None for a batch without labels.
 
         Raises:
+            TaskError: There are no texts, or not one label per text.
             ValueError: A label is not a class.
         """
-        rows = [self._encoded(text) for text in texts]
+        rows = [self._encoded(text) for text in checked_texts("texts", texts)]
         padded = self._padded([row.ids for row in rows])
         # Left out where all are 0, their default: many models do not take the argument.
         if any(any(row.types) for row in rows):
             padded["token_type_ids"] = filled([row.types for row in rows], 0)
         if labels is None:
             return padded
+        if len(labels) != len(texts):
+            raise TaskError(f"{len(texts)} texts but {len(labels)} labels; give one label per text")
         names = [self.check_label(label) for label in labels]
         numbers = [IGNORED if name is None else self.classes.index(name) for name in names]
         return {**padded, "labels": torch.tensor(numbers)}

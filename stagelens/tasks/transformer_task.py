@@ -296,6 +296,19 @@ class TransformerTask(Task):
         return {"input_ids": ids, "attention_mask": mask}
 
 
+def checked_texts(what: str, given: Sequence[str]) -> Sequence[str]:
+    """Texts for a batch, of which there must be some.
+
+    Raises:
+        TaskError: There are none, or a single string stands for them.
+    """
+    if isinstance(given, str):  # else its letters would be taken for the texts
+        raise TaskError(f"{what} is a single text; give a list of them")
+    if not len(given):
+        raise TaskError(f"{what} is empty; a batch needs at least one example")
+    return given
+
+
 def filled(rows: Sequence[Sequence[int]], value: int) -> Tensor:
     """Rows of numbers as (B, T), padded on the right with ``value``."""
     tensor = torch.full((len(rows), max(map(len, rows))), value, dtype=torch.int64)

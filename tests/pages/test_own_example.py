@@ -18,6 +18,7 @@ from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs.run import open_run
 from stagelens.runs.sets.images import encode_pixels
 from stagelens.trust.verification import trusted
+from stagelens.ui.examples import live_answers
 from stagelens.wording.sentences import example_sentence
 from tests.pages.reading import check, drawn, words
 
@@ -99,7 +100,8 @@ def test_what_was_done_to_an_image_of_another_size_is_said(open_page, demo: Path
     said = words(app)
     assert (
         "mine.webp, as the model sees it: only the colours of transparent parts are read; colours "
-        "became grey; only the middle 40 × 40 of 60 × 40 pixels were kept; scaled from 40 × 40 to 8 × 8 pixels."
+        "became grey; only the middle 40 × 40 of 60 × 40 pixels were kept; scaled from 40 × 40 to "
+        "8 × 8 pixels."
     ) in said
     assert "The final model answers" in said
 
@@ -150,3 +152,13 @@ def test_the_limit_on_memory_is_told(open_page, demo: Path, monkeypatch) -> None
     monkeypatch.setenv("STAGELENS_MEMORY", "1.5gb")
     app = check(open_page(demo.parent, OWN, PAGE))
     assert "STAGELENS_MEMORY, now 1.5 GB" in app.file_uploader[0].help
+
+
+def test_what_the_box_cuts_is_not_asked_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_answers, "MOST_CHARACTERS", 5)
+    state: dict[str, object] = {}
+    monkeypatch.setattr(live_answers.st, "session_state", state)
+    live_answers.start_from({"text": "a longer text"})
+    asked = live_answers.question()
+    assert asked is not None and asked.content == {"text": "a lon"}
+    assert state[live_answers.widget("text")] == "a lon"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import stagelens
 from stagelens.replaying.reproduction import measure_deviation
+from stagelens.runs.batches import rows_of, to_device
 from tests.support.loops import CLASSES, SHAPE, make_batches, make_task, train
 
 
@@ -115,3 +116,17 @@ def test_batches_lie_in_memory_as_they_lay_in_training(view: str, tmp_path: Path
             (image.stride(), image.data_ptr() % 64) for image, _ in batches
         ]
     assert measure_deviation(task, run.last).bitwise
+
+
+class Pair(NamedTuple):
+    images: Tensor
+    rest: dict[str, Tensor]
+
+
+def test_named_tuples_stay_what_they_are() -> None:
+    pair = Pair(torch.arange(6.0).reshape(3, 2), {"labels": torch.arange(3)})
+    some = rows_of([pair], [2, 0])[0]
+    assert isinstance(some, Pair)
+    assert some.images.tolist() == [[4, 5], [0, 1]] and some.rest["labels"].tolist() == [2, 0]
+    moved = to_device(pair, torch.device("meta"))
+    assert isinstance(moved, Pair) and moved.rest["labels"].is_meta

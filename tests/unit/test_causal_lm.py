@@ -12,7 +12,14 @@ import transformers
 
 from stagelens.contracts import Example, TaskError
 from stagelens.tasks import CausalLM, causal_lm, find_task
-from tests.support.small_texts import TEXTS, bert_tokenizer, gpt, gpt_tokenizer, language
+from tests.support.small_texts import (
+    TEXTS,
+    bert_tokenizer,
+    classification,
+    gpt,
+    gpt_tokenizer,
+    language,
+)
 
 PAIRS = (
     {"prompt": "the cat sat", "completion": " on the mat", "rejected": " barked"},
@@ -237,3 +244,33 @@ def test_models_of_other_families_are_made_again_too() -> None:
     built.load_state_dict(model.state_dict())
     for name, values in measured(task, built, *PAIRS).items():
         np.testing.assert_array_equal(values, measured(task, model, *PAIRS)[name])
+
+
+@pytest.mark.parametrize("begin", [None, "<s>"])
+@pytest.mark.parametrize("longest", [2, 3, 4])
+def test_no_row_is_longer_than_the_longest(begin: str | None, longest: int) -> None:
+    tokenizer = gpt_tokenizer(begin)
+    task = CausalLM.from_model(gpt(tokenizer), tokenizer, max_length=longest)
+    batch = task.batch(prompts=["the cat sat", "", "a"], completions=[" on the mat"] * 3)
+    assert batch["input_ids"].shape[1] == longest
+    # Something stands before the first token that counts.
+    assert (batch["labels"][:, 0] == -100).all() and (batch["labels"] != -100).any(1).all()
+    assert task.check_input({"prompt": "the cat sat", "completion": " on the mat"})
+
+
+def test_a_batch_that_does_not_fit_together_is_refused_in_words() -> None:
+    task, _ = language()
+    for given, says in (
+        ({"prompts": ["a"], "completions": ["b", "c"]}, "1 prompts but 2 completions"),
+        ({"prompts": ["a", "b"], "completions": ["b", ""]}, "row 1 of the batch has a completion"),
+        ({"completions": []}, "completions is empty"),
+        ({"texts": []}, "texts is empty"),
+        ({"texts": "a text"}, "texts is a single text; give a list"),
+    ):
+        with pytest.raises(TaskError, match=says):
+            task.batch(**given)
+    classifier, _ = classification()
+    with pytest.raises(TaskError, match="2 texts but 1 labels"):
+        classifier.batch(["a", "b"], ["calm"])
+    with pytest.raises(TaskError, match="texts is a single text"):
+        classifier.batch("how kind")

@@ -152,7 +152,8 @@ def test_an_answer_is_found_again_and_a_damaged_one_made_anew(
     run: stagelens.Run, found: Stored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = contributions_path(run, run.evaluation_set("test"), "margin", ["a"], "first")
-    again = load_contributions(path)
+    examples = run.evaluation_set("test")
+    again = load_contributions(run, examples, "margin", ["a"], "first")
     assert again is not None and again.facts == found.facts
     for column in found.table:
         kept, made = again.table[column], found.table[column]
@@ -163,7 +164,15 @@ def test_an_answer_is_found_again_and_a_damaged_one_made_anew(
         assert contribute(run, "test", ONE, "margin").facts == found.facts
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    assert load_contributions(path) is None
+    assert load_contributions(run, examples, "margin", ["a"], "first") is None
+    # Under the name of another question, an answer is not believed.
+    for behaviour, ids, since in (("loss", ["a"], "first"), ("margin", ["a", "b"], "first"),
+                                  ("margin", ["a"], "second")):  # fmt: skip
+        other = contributions_path(run, examples, behaviour, ids, since)
+        before = other.read_bytes() if other.exists() else None
+        other.write_bytes(whole)
+        assert load_contributions(run, examples, behaviour, ids, since) is None
+        other.unlink() if before is None else other.write_bytes(before)
     assert contribute(run, "test", ONE, "margin").facts == found.facts
 
 

@@ -292,3 +292,17 @@ def test_a_run_on_s3_gives_the_numbers_of_the_run_and_takes_the_results(
             open_run("s3://nowhere/run")
     finally:
         server.stop()
+
+
+def test_files_that_were_used_at_the_same_time_make_room(
+    there: fsspec.AbstractFileSystem, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_run(URL)
+    origins = [Origin(next(cache.glob("*/run"))) for _ in range(2)]
+    held = [(5, 7, origin, "stages/x.safetensors") for origin in origins]
+    dropped: list[Origin] = []
+    monkeypatch.setattr(remote, "_held", lambda: iter(held))
+    monkeypatch.setattr(remote, "cache_size", lambda: 10)
+    monkeypatch.setattr(Origin, "drop", lambda own, _name: dropped.append(own))
+    origins[0]._make_room(3, "y")
+    assert len(dropped) == 1

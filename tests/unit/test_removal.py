@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -14,7 +15,7 @@ from stagelens.analyses.removal import comparison, measurements, targets
 from stagelens.analyses.removal.edits import EditedWeights, Material, layers_of, material
 from stagelens.analyses.removal.parts import validation_part
 from stagelens.analyses.removal.spec import Edit
-from stagelens.contracts import Behaviour, Refused, SetError, StageLensError
+from stagelens.contracts import Behaviour, Refused, RunError, SetError, StageLensError
 from stagelens.effects.computing import attribute
 from stagelens.estimators.counterfactuals import counterfactuals
 from stagelens.estimators.registry import make_estimator
@@ -134,6 +135,28 @@ def test_a_measurement_of_another_set_or_a_damaged_one_is_measured_anew(run) -> 
     file.write_bytes(file.read_bytes()[:-20])
     assert measurements.load_measurement(run, examples, edit) is None
     assert measurements.load_measurement(run, run.evaluation_set("test"), edit) is None
+
+
+def test_a_measurement_under_the_name_of_another_is_not_believed(run) -> None:
+    examples = run.evaluation_set("mixed-up")
+    edit, other = replayed({"shortcut": 0.5}), replayed({"shortcut": 0.25})
+    measurements.measure_edits(run, examples, [edit])
+    kept, wrong = (measurements.path(run, examples, each) for each in (edit, other))
+    shutil.copy(kept, wrong)
+    assert measurements.load_measurement(run, examples, other) is None
+    assert measurements.load_measurement(run, examples, edit) is not None
+    table = pq.read_table(kept)
+    pq.write_table(table.slice(1), kept)
+    assert measurements.load_measurement(run, examples, edit) is None
+    wrong.unlink()
+
+
+def test_a_stage_that_is_not_there_is_refused_before_any_work(run, monkeypatch) -> None:
+    monkeypatch.setattr("stagelens.analyses.removal.edits.material", None)  # nothing is obtained
+    with pytest.raises(RunError, match="nowhere"):
+        measurements.measure_edits(
+            run, run.evaluation_set("mixed-up"), [replayed({"shortcut": 0.5, "nowhere": 1.0})]
+        )
 
 
 # --------------------------------------------------------------------------------------- parts

@@ -65,8 +65,7 @@ def contribute(
     if name not in kinds:
         raise Refused(f"the task has no behaviour {name!r}; use one of {', '.join(kinds)}")
     first = run.stages[0] if since is None else run.stage(since)
-    path = contributions_path(run, examples, name, ids, first.name)
-    stored = load_contributions(path)
+    stored = load_contributions(run, examples, name, ids, first.name)
     if stored is not None:
         return stored
     swept = run.stages[first.index :]
@@ -121,7 +120,7 @@ def contribute(
         ),
         table,
     )
-    save_contributions(path, answer)
+    save_contributions(contributions_path(run, examples, name, ids, first.name), answer)
     return answer
 
 

@@ -169,7 +169,26 @@ def save_contributions(path: Path, found: Stored) -> None:
     fact_tables.write(path, found.table, found.facts)
 
 
-def load_contributions(path: Path) -> Stored | None:
-    """A stored answer; None where there is none that can be used."""
+def load_contributions(
+    run: Run, examples: EvaluationSet, behaviour: str, ids: Sequence[str], since: str
+) -> Stored | None:
+    """A stored answer; None where there is none that can be used.
+
+    Args:
+        run: As for :func:`contributions_path`, like all others.
+        examples: The evaluation set.
+        behaviour: Whose contributions.
+        ids: Of the examples that are asked about.
+        since: The earliest stage of the answer.
+    """
+    path = contributions_path(run, examples, behaviour, ids, since)
     found = fact_tables.read(path, ContributionFacts, COLUMNS)
-    return None if found is None else Stored(*found)
+    if found is None:
+        return None
+    facts, table = found
+    # A file that was copied to this name is not believed.
+    stages = [stage.name for stage in run.stages[run.stage(since).index :]]
+    own = (facts.run_digest, facts.set_digest, facts.behaviour.name, facts.count, [*facts.steps])
+    if own != (run.digest, examples.digest, behaviour, len(ids), stages):
+        return None
+    return Stored(facts, table)

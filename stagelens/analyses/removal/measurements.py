@@ -31,6 +31,8 @@ STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 
 FOLDER = "results/removals"
 
+_COLUMNS = ("example_id", "prediction", "confidence")
+
 
 class _Facts(BaseModel):
     """What stands in the metadata of a stored measurement."""
@@ -75,12 +77,18 @@ def path(run: Run, examples: EvaluationSet, edit: Edit) -> Path:
 
 def load_measurement(run: Run, examples: EvaluationSet, edit: Edit) -> Measurement | None:
     """A measurement from the run folder; None where there is none that can be used."""
-    found = fact_tables.read(path(run, examples, edit), _Facts)
+    found = fact_tables.read(path(run, examples, edit), _Facts, _COLUMNS)
     if found is None:
         return None
     facts, table = found
     # A file that was copied to this name is not believed.
     if (facts.run_digest, facts.set_digest) != (run.digest, examples.digest):
+        return None
+    # Of no edit it does not matter by which estimator.
+    same = facts.edit == edit or not (facts.edit.strengths or edit.strengths)
+    if not same or {trust.stage for trust in facts.stages} != set(edit.strengths):
+        return None
+    if table["example_id"].tolist() != examples.table([])["example_id"].tolist():
         return None
     return Measurement(edit, table, {trust.stage: trust for trust in facts.stages})
 
@@ -133,6 +141,9 @@ def _measured(
     from .edits import EditedWeights, Material, material
 
     examples.check_fits(run.task)
+    for edit in edits:
+        for stage in edit.strengths:
+            run.stage(stage)  # one that is not there is an error, by name, before any work
     overall = Progress(progress)
     # Edits by the same estimator and settings share its counterfactuals.
     kinds = list(dict.fromkeys((edit.estimator, edit.settings_key) for edit in edits))
@@ -142,9 +153,6 @@ def _measured(
         stages = [s.name for s in run.stages if any(s.name in edit.strengths for edit in mine)]
         obtaining = overall.part(0.0, 0.9).piece(number, len(kinds))
         materials[kind] = material(run, kind[0], mine[0].settings, stages, obtaining)
-        for edit in mine:
-            for stage in edit.strengths:
-                run.stage(stage)  # one that is not there is an error, by name
     made = [materials[edit.estimator, edit.settings_key] for edit in edits]
     models = measure(
         run.task,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import streamlit as st
@@ -145,7 +144,8 @@ def answer(workspace: Workspace, asked: Asked) -> Stored | None:
             workspace.run, workspace.examples, asked.behaviour.name, asked.ids, since
         )
         if path.exists():
-            found = _load(str(path), path.stat().st_mtime_ns)
+            stamp = path.stat().st_mtime_ns
+            found = _load(str(path), stamp, workspace, asked.behaviour.name, asked.ids, since)
             if found is not None:
                 return found
     _offer(workspace, asked)
@@ -153,9 +153,11 @@ def answer(workspace: Workspace, asked: Asked) -> Stored | None:
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)
-def _load(path: str, stamp: int) -> Stored | None:
-    # The stamp is part of the cache's key, so a file that is written again is read again.
-    return load_contributions(Path(path))
+def _load(
+    path: str, stamp: int, _workspace: Workspace, _behaviour: str, _ids: Sequence[str], _since: str
+) -> Stored | None:
+    # The path says what was asked. A file that is written again is read again, by its stamp.
+    return load_contributions(_workspace.run, _workspace.examples, _behaviour, _ids, _since)
 
 
 def _offer(workspace: Workspace, asked: Asked) -> None:

@@ -82,10 +82,11 @@ def widget(field: str) -> str:
 
 def start_from(content: Mapping[str, str]) -> None:
     """Put texts into the box, and open it."""
-    for field, text in content.items():
-        # A text of the set may be longer than what the box accepts.
-        st.session_state[widget(field)] = text[:MOST_CHARACTERS]
-    put(Question(dict(content)))
+    # A text of the set may be longer than what the box accepts; what it shows is what is asked.
+    kept = {field: text[:MOST_CHARACTERS] for field, text in content.items()}
+    for field, text in kept.items():
+        st.session_state[widget(field)] = text
+    put(Question(kept))
     st.session_state[state.VIEW] = state.OWN
 
 

@@ -158,7 +158,8 @@ def _pick_stage(workspace: Workspace, effects: Effects, example_id: str | None =
         key=_STAGE,
         bind="query-params",
         width=220 if example_id is not None else "stretch",
-        help="Whose effect is mapped; first the one with most to blame.",
+        help=f"Whose effect is mapped; at first the one most to blame for the "
+        f"{phrase(behaviour)} {'of this example' if example_id is not None else 'on average'}.",
     )
 
 
