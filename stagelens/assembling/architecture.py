@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import reduce
@@ -193,13 +193,13 @@ def match(checkpoint: Checkpoint, final: Architecture, *, last: bool) -> Matched
     names: dict[str, str] = {}
     rows: dict[str, int] = {}
     left_out: list[str] = []
-    notes: list[str] = []
+    foreign: list[str] = []
     located = final.located(checkpoint.tensors)
     other_head = "" if last else _other_head(checkpoint, final)
     for name, facts in checkpoint.tensors.items():
         own = located[name]
         if own is not None and other_head and not own.startswith(final.body):
-            left_out.append(name)
+            foreign.append(name)
             continue
         if own is None:
             if not final.is_unused(name):
@@ -210,9 +210,11 @@ def match(checkpoint: Checkpoint, final: Architecture, *, last: bool) -> Matched
             names[own] = name
         else:
             left_out.append(name)
-    if other_head and left_out:
+    notes = []
+    if foreign:
         notes.append(
-            f"{checkpoint.name}: its head is that of a {other_head}, so its outputs are others"
+            f"{checkpoint.name}: its head ({', '.join(foreign[:2])}) is that of a {other_head}, "
+            "whose outputs are others, so left out"
         )
     _check_complete(checkpoint, names, final, last)
     _check_one_dtype(checkpoint, names, final)
@@ -231,6 +233,9 @@ def _other_head(checkpoint: Checkpoint, final: Architecture) -> str:
     return named if known and named != final.kind and final.kind.endswith(_CLASSIFIER) else ""
 
 
+_ADAPTED = (".base_layer.", ".lora_A.", ".lora_B.")
+"""Parts of names that only a layer with an adapter has."""
+
 _WRAPPERS = {
     "_orig_mod.": "torch.compile",
     "module.": "DataParallel or DistributedDataParallel",
@@ -247,6 +252,12 @@ def _check_unwrapped(checkpoint: Checkpoint) -> None:
                 f"wrapper of {wrapper} was saved; transformers would not load them. Save the model "
                 "inside it: accelerate's unwrap_model(model).save_pretrained(DIR)"
             )
+    adapted = next((n for n in checkpoint.tensors if any(part in n for part in _ADAPTED)), None)
+    if adapted is not None:
+        raise RunError(
+            f"{checkpoint.name}: {adapted} belongs to an adapter that was not merged; merge it, "
+            "and save the model: model.merge_and_unload().save_pretrained(DIR)"
+        )
 
 
 def _check_one_dtype(checkpoint: Checkpoint, names: Mapping[str, str], final: Architecture) -> None:
@@ -318,6 +329,18 @@ def _takes(
     )
 
 
+def _check_prefix(checkpoint: Checkpoint, missing: Sequence[str]) -> None:
+    """Refuse names that begin with that of whatever held the model, such as ``model.``."""
+    for name in missing[:1]:
+        held = next((own for own in checkpoint.tensors if own.endswith(f".{name}")), None)
+        if held is not None:
+            raise RunError(
+                f"{checkpoint.name}: a tensor is named {held}, but transformers looks for {name}, "
+                "as where the object that holds the model was saved; save the model itself, with "
+                "its save_pretrained(DIR)"
+            )
+
+
 def _check_complete(
     checkpoint: Checkpoint,
     names: Mapping[str, str],
@@ -332,6 +355,13 @@ def _check_complete(
             f"{checkpoint.folder}, so it has no counterpart in the model; save the model as it is "
             "in memory: save_pretrained(OTHER, save_original_format=False)"
         )
+    # A classifier has a pooler, which a masked language model with the same body lacks.
+    body = [
+        name
+        for name in missing
+        if name.startswith(final.body) and not name.startswith(f"{final.body}pooler.")
+    ]
+    _check_prefix(checkpoint, missing if last else body)
     if last and missing:
         raise RunError(
             f"{checkpoint.name}: {checkpoint.folder} has no {missing[0]}, which its configuration "
@@ -343,10 +373,8 @@ def _check_complete(
             f"{checkpoint.name}: none of its tensors ({found}, ...) is one of the final model's "
             f"body ({final.body}...): another architecture; give checkpoints of one model"
         )
-    for name in missing:
-        # A classifier has a pooler, which a masked language model with the same body lacks.
-        if name.startswith(final.body) and not name.startswith(f"{final.body}pooler."):
-            raise RunError(
-                f"{checkpoint.name}: {checkpoint.folder} has no {name}, which the final model's "
-                "body has; restore the folder, or give checkpoints of one model"
-            )
+    if body:
+        raise RunError(
+            f"{checkpoint.name}: {checkpoint.folder} has no {body[0]}, which the final model's "
+            "body has; restore the folder, or give checkpoints of one model"
+        )

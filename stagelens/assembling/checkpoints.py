@@ -171,7 +171,12 @@ def open_checkpoint(name: str, path: Path) -> Checkpoint:
     """
     given = Path(path).expanduser()
     if not given.is_dir():
-        raise RunError(f"{name}: {given} is not a folder; give the folder of a saved model")
+        advice = (
+            "give the folder that it lies in"
+            if given.is_file()
+            else ("give the folder of a saved model (one on a hub has to be downloaded first)")
+        )
+        raise RunError(f"{name}: {given} is not a folder; {advice}")
     folder, notes = given, []
     inside = _numbered(given)
     if not _has_weights(given) and inside:

@@ -73,6 +73,11 @@ def _compare_classes(checkpoint: Checkpoint, last: Checkpoint, classes: Sequence
             f"not the classes of {last.name}; leave it out, or correct problem_type"
         )
     notes = []
+    if _contradicted(checkpoint, own):
+        notes.append(
+            f"{checkpoint.name}: id2label and label2id contradict each other (config.json); as in "
+            "transformers, outputs have the names in id2label"
+        )
     if kind == "multi_label_classification":
         notes.append(
             f"{checkpoint.name} gives a text several labels (problem_type in config.json); its "
@@ -95,6 +100,13 @@ def _names_of(checkpoint: Checkpoint) -> list[str]:
         if sorted(known, key=str) == sorted(range(len(names)), key=str):
             return [known[number] for number in range(len(names))]
     return names
+
+
+def _contradicted(checkpoint: Checkpoint, names: Sequence[str]) -> bool:
+    """Whether ``label2id`` knows the outputs by the same names in other places."""
+    numbers = checkpoint.config.get("label2id")
+    known = numbers if isinstance(numbers, dict) else {}
+    return any(known.get(name, number) != number for number, name in enumerate(names))
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -77,7 +77,10 @@ class TextClassification(TransformerTask):
                 "or --task MODULE:CLASS)"
             )
         if len(set(self.classes)) != len(self.classes) or len(self.classes) < 2:
-            raise TaskError("classes must be distinct names, at least two; name each one")
+            raise TaskError(
+                f"classes must be distinct names, at least two, but are {self.classes[:8]}; name "
+                "each one (id2label, for a model of transformers)"
+            )
         super().__init__(
             self._classifying(plain_config(model)),
             tokenizer,

@@ -63,6 +63,26 @@ def test_an_index_of_shards_that_was_left_over_is_not_read(
     assert any("index.json is left over" in problem for problem in run.problems)
 
 
+@pytest.mark.parametrize("prefix", ["model.", "pretrained_model."])
+@pytest.mark.parametrize("which", ["base", "sft"])
+def test_the_object_that_held_a_model_is_told_by_a_name(
+    prefix: str, which: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    rewrite(folders[which], lambda tensors: {prefix + n: t for n, t in tensors.items()})
+    says = rf"{which}: a tensor is named {prefix}bert\S+, but transformers looks for bert"
+    with pytest.raises(RunError, match=says):
+        stagelens.assemble(folders, tmp_path / "run")
+
+
+def test_an_adapter_inside_the_weights_is_told(folders: dict[str, Path], tmp_path: Path) -> None:
+    rewrite(
+        folders["base"],
+        lambda tensors: {n.replace("query.", "query.base_layer."): t for n, t in tensors.items()},
+    )
+    with pytest.raises(RunError, match=r"base: .*base_layer.* an adapter that was not merged"):
+        stagelens.assemble(folders, tmp_path / "run")
+
+
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "_fsdp_wrapped_module."])
 @pytest.mark.parametrize("which", ["base", "sft"])
 def test_the_weights_of_a_wrapper_are_named(

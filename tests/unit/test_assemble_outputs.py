@@ -132,7 +132,16 @@ def test_the_head_of_a_token_classifier_is_not_that_of_a_classifier_of_texts(
     }
     run = stagelens.assemble(folders, tmp_path / "run")
     assert set(run.stages[0].facts.boundary.new) >= {"classifier.weight", "classifier.bias"}
-    assert any("tags: its head is that of a BertForTokenClassification" in n for n in run.problems)
+    said = "tags: its head (classifier.bias, classifier.weight) is that of a BertForTokenClassifica"
+    assert any(note.startswith(said) for note in run.problems)
+
+
+def test_label2id_that_contradicts_id2label_is_noted(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    configure(folders["sft"], label2id={"calm": 2, "loud": 1, "odd": 0})
+    (note,) = stagelens.assemble(folders, tmp_path / "run").problems
+    assert note.startswith("sft: id2label and label2id contradict each other")
 
 
 def test_tokens_with_other_ids_are_refused_and_added_ones_are_not(tmp_path: Path) -> None:
