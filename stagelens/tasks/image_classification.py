@@ -20,6 +20,9 @@ from .classification import (
     classifier_predictions,
 )
 
+_LARGE = 16
+"""Floats beyond it are hardly scaled or standardised pixels, so that people should know of them."""
+
 
 class ImageClassification(Task):
     """Images of one size, classified; a batch is ``(images, labels)``.
@@ -119,7 +122,8 @@ class ImageClassification(Task):
         """Refuse an image of another size, or of more bits than the task scales.
 
         Returns:
-            A note on an image that is partly transparent, where the task takes no alpha.
+            A note on an image that is partly transparent, where the task takes no alpha, or of
+            floats that look like whole numbers up to 255.
 
         Raises:
             ValueError: It has another size or number of channels than the task takes, or more
@@ -138,6 +142,8 @@ class ImageClassification(Task):
             )
         if self._drops_alpha(image) and (image[:, :, 3] < 255).any():
             return "partly transparent, of which only the colours are read"
+        if image.dtype.kind == "f" and np.abs(image).max() > _LARGE:
+            return f"with floats beyond {_LARGE}, which are not divided by the scale"
         return None
 
     def _drops_alpha(self, image: np.ndarray) -> bool:

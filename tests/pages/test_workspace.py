@@ -36,10 +36,8 @@ def test_a_set_that_a_link_names_in_vain_is_said_to_be_missing(
 
 
 def test_what_was_left_out_of_a_set_is_shown_beside_it(open_page, demo_copy: Path) -> None:
-    path = demo_copy / "sets/test/set.json"
-    facts = json.loads(path.read_text())
-    facts["left_out"] = ["column 'raw' holds binary", "<b>notes.txt</b> (not an image)"]
-    path.write_text(json.dumps(facts))
+    left_out = ["column 'raw' holds binary", "<b>notes.txt</b> (not an image)"]
+    edit_and_seal(demo_copy / "sets/test/set.json", lambda facts: facts.update(left_out=left_out))
     app = check(open_page(demo_copy.parent, "run=digits"))
     said = words(app)
     assert "column 'raw' holds binary" in said and "<b>notes.txt</b> (not an image)" in said

@@ -146,6 +146,13 @@ def test_of_a_transparent_file_the_colours_are_read(channels: int, tmp_path: Pat
     assert report.notes == {"partly transparent, of which only the colours are read": ["x/b.png"]}
 
 
+def test_floats_that_nobody_scaled_are_noted() -> None:
+    task = ImageClassification(["x", "y"], (1, 2, 2))
+    note = task.check_input({"image": np.full((2, 2), 247.0, np.float32)})
+    assert note == "with floats beyond 16, which are not divided by the scale"
+    assert task.check_input({"image": np.full((2, 2), -3.5, np.float32)}) is None
+
+
 def test_a_wrong_number_of_channels_is_no_wrong_size(tmp_path: Path) -> None:
     task = ImageClassification(["x", "y"], (1, 4, 4))
     colours = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
