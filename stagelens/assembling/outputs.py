@@ -6,8 +6,10 @@ mean something else, its numbers would stand under wrong names.
 
 from __future__ import annotations
 
+import filecmp
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from stagelens.contracts import RunError, Task, TaskError
 from stagelens.tasks import TextClassification
@@ -17,7 +19,7 @@ from stagelens.tasks.transformer_task import TransformerTask
 from .architecture import Architecture, Matched
 from .checkpoints import Checkpoint
 from .configs import output_names
-from .task import assets_in
+from .task import assets_in, find_tokenizer
 
 _UNNAMED = re.compile(r"LABEL_\d+")
 """What transformers calls outputs that nobody named."""
@@ -43,8 +45,11 @@ def compare_outputs(
             if head <= found.names.keys():
                 notes += _compare_classes(each, opened[-1], task.classes)
     if isinstance(task, TransformerTask) and task.assets:
+        final_files = find_tokenizer(opened)
         for each in opened[:-1]:
-            notes += _compare_tokens(each, task)
+            files = each.tokenizer_files()
+            if files and not _same_file(files[0], final_files[:1]):
+                notes += _compare_tokens(each, files[0].parent, task)
     return notes
 
 
@@ -113,18 +118,23 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
-def _compare_tokens(checkpoint: Checkpoint, task: TransformerTask) -> list[str]:
-    files = checkpoint.tokenizer_files()
-    if not files:
-        return []
+def _same_file(one: Path, others: Sequence[Path]) -> bool:
+    """Whether both are one tokenizer.json, which need not be made to be compared."""
+    return any(
+        one.name == other.name == "tokenizer.json" and filecmp.cmp(one, other, shallow=False)
+        for other in others
+    )
+
+
+def _compare_tokens(checkpoint: Checkpoint, folder: Path, task: TransformerTask) -> list[str]:
     try:
-        own = KeptTokenizer(assets_in(files[0].parent))
+        own = KeptTokenizer(assets_in(folder))
     except TaskError as error:
         return [f"{checkpoint.name}: not compared with the final tokenizer, as {error}"]
     if (moved := own.moved_token(task.tokenizer)) is not None:
         token, before, after = moved
         raise RunError(
-            f"{checkpoint.name}: the token {token!r} has the id {before:,} in {files[0].parent} "
+            f"{checkpoint.name}: the token {token!r} has the id {before:,} in {folder} "
             f"and {after:,} in the final model's tokenizer, so the two vocabularies do not fit "
             "each other; give checkpoints that share their tokens, or the right tokenizer files"
         )
