@@ -40,8 +40,9 @@ class Refused(StageLensError):
     """An estimator declines to give a number that could not be trusted."""
 
 
-Trust = Literal["exact", "verified", "estimated", "refused"]
-"""What is known of an estimate's error."""
+Trust = Literal["exact", "verified", "does not agree", "estimated", "refused"]
+"""How a number was obtained, and what came of checking it. What is shown and written is the trust
+word that follows from it, see ``stagelens.wording.trust_words``."""
 
 BASE = "base"
 """Name of the boundary before the first stage."""

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from stagelens.contracts import Behaviour
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.wording.numbers import amount_text, axis_unit, is_share, phrase, scaled, signed_text
-from stagelens.wording.trust_words import MARKS, WORDS, is_trustworthy, trust_label, trust_word
+from stagelens.wording.trust_words import MARKS, is_trustworthy, trust_label, trust_word
 
 from .style import BLAME, CREDIT, INK, LIGHT, PAPER, ZERO, Chart, Palette, escaped, style
 
@@ -283,7 +283,7 @@ def _stage_label(
     lines: list[str] = []
     if trust is not None:
         word = trust_word(trust, behaviour.name)
-        lines += f"{MARKS[word]} {WORDS[word]}".replace(", ", ",|").split("|")
+        lines.append(f"{MARKS[word]} {word}")
     lines += [SHORT_NOISE] if within_noise else []
     name = escaped(stage, 28)
     below = "".join(f"<br><span style='font-size:12px'>{line}</span> " for line in lines)

@@ -14,7 +14,7 @@ import pandas as pd
 from stagelens.contracts import Behaviour
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.wording.numbers import amount_text, axis_unit, is_share, scaled
-from stagelens.wording.trust_words import MARKS, WORDS, is_trustworthy, trust_word
+from stagelens.wording.trust_words import MARKS, is_trustworthy, trust_word
 
 from .bars import FAINT, SHORT_NOISE, is_true, said_of_one
 from .style import BLAME, CREDIT, PAPER, ZERO, see_through, short, written
@@ -83,7 +83,7 @@ def _line(
     faint = False
     if trust is not None:
         word = trust_word(trust, behaviour.name)
-        notes.append(f"{MARKS[word]} {WORDS[word]}")
+        notes.append(f"{MARKS[word]} {word}")
         faint = not is_trustworthy(trust, behaviour.name)
     notes += [SHORT_NOISE] if within_noise else []
     known = f" <span style='opacity:.75;font-size:.8125rem'>{written(', '.join(notes))}</span>"

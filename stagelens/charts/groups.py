@@ -95,7 +95,7 @@ def group_gaps(
         hoverlabel={"align": "left"},
         hovermode="closest",
     )
-    return Chart(figure, _said(metrics, behaviour, models, groups), metrics.groups)
+    return Chart(figure, _said(metrics, behaviour, models, groups, notes), metrics.groups)
 
 
 def _name(model: str, note: str | None) -> str:
@@ -203,12 +203,16 @@ def _range(rows: pd.DataFrame, behaviour: Behaviour) -> tuple[float, float]:
 
 
 def _said(
-    metrics: GroupMetrics, behaviour: Behaviour, models: Sequence[str], groups: Sequence[str]
+    metrics: GroupMetrics,
+    behaviour: Behaviour,
+    models: Sequence[str],
+    groups: Sequence[str],
+    notes: Mapping[str, str],
 ) -> str:
     values = metrics.groups.set_index(["model", "group"])[metrics.measure]
     few = groups if len(groups) <= _COLOURED else [metrics.worst, metrics.best]
     said = "; ".join(
-        f"{model}: "
+        f"{model}{f' ({notes[model]})' if model in notes else ''}: "
         + ", ".join(f"{g} {value_text(values[(model, g)], behaviour)}" for g in few if g)
         for model in models
     )

@@ -180,7 +180,7 @@ def _said(
         gap = np.linalg.norm(points["estimate"] - points["replay"])
         error = float(gap / np.linalg.norm(points["replay"]))
     found = Agreement(behaviour=behaviour.name, r=r, slope=slope, relative_error=error)
-    verdict = "agrees with replay" if found.agrees else "does not agree with replay"
+    verdict = "is verified by replay" if found.agrees else "does not agree with replay"
     figures = f"r {decimal(r)}, slope {decimal(slope)}, relative error {percent(error)}"
     return (
         f"Stage effect of {stage} on the {phrase(behaviour)} by {estimate} against replay, "

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from stagelens.compute import processes
-from stagelens.contracts import StageLensError
 from stagelens.effects.results import Result, stored_results
 from stagelens.estimators.durations import replay_seconds
 from stagelens.estimators.registry import (
@@ -21,11 +20,9 @@ from stagelens.estimators.registry import (
     saves_time,
 )
 from stagelens.estimators.stage_trust import REPLAY
-from stagelens.runs.files import atomic_path, check_writable
 from stagelens.runs.run import Run
-from stagelens.wording.cells import cells
 from stagelens.wording.numbers import measured_time
-from stagelens.wording.trust_words import WORDS, trust_word
+from stagelens.wording.trust_words import trust_word
 
 from .options import (
     BudgetOption,
@@ -38,6 +35,7 @@ from .options import (
     opened_together,
     own_file,
 )
+from .table_files import check_table_file, write_table
 from .terminal import Reporter, print_effects, print_verification, say
 
 commands = typer.Typer()
@@ -71,11 +69,7 @@ def attribute(
     progress: ProgressFile = None,
 ) -> None:
     """Compute every stage's effect on every example of an evaluation set."""
-    if out is not None:
-        if out.suffix not in (".parquet", ".csv"):
-            raise StageLensError(f"{out}: name the file .parquet or .csv")
-        # Better now than after work that may take hours.
-        check_writable(out)
+    check_table_file(out)
     with Reporter(own_file(progress)).running() as report, processes.joined():
         opened = opened_together(run, task)
         _ = opened.last  # a run without a finished stage is refused as such, not for its sets
@@ -102,14 +96,8 @@ def attribute(
     if out is not None and not processes.is_worker():
         # Stored tables get their trust when they are read; a file that leaves the run carries it.
         rows = zip(result.table["stage"], result.table["behaviour"], strict=True)
-        words = [WORDS[trust_word(result.trust[stage], behaviour)] for stage, behaviour in rows]
-        table = result.table.assign(trust=words)
-        with atomic_path(out) as temporary:
-            if out.suffix == ".csv":
-                cells(table).to_csv(temporary, index=False)
-            else:
-                table.to_parquet(temporary, index=False)
-        say(f"{out}: {len(table):,} rows")
+        words = [trust_word(result.trust[stage], behaviour) for stage, behaviour in rows]
+        write_table(out, result.table.assign(trust=words))
 
 
 def _times(run: Run, result: Result) -> list[str]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from stagelens.analyses.saliency.map_table import BASELINES
 from stagelens.estimators.registry import default_estimator
+from stagelens.wording.trust_words import trust_word
 
 from .options import BudgetOption, ProgressFile, RunFolder, SetOption, TaskOption, opened_with
+from .table_files import check_table_file, write_table
 from .terminal import Reporter, print_features, print_saliency
 
 commands = typer.Typer()
@@ -28,18 +31,30 @@ def features(
     budget: BudgetOption = None,
     top: Annotated[int, typer.Option(min=1, help="How many features to print per stage.")] = 5,
     task: TaskOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write all tests, with trust, to a .parquet or .csv file."),
+    ] = None,
     progress: ProgressFile = None,
 ) -> None:
     """Find features that go with a stage's effect, without saying what to look for."""
+    check_table_file(out)
     with Reporter(progress).running() as report:
         opened = opened_with(run, task)
         examples = opened.evaluation_set(set_name)
         from stagelens.analyses.spurious.features import find_features
+        from stagelens.trust.estimates import known_trust
 
         settings = None if budget is None else {"budget": budget}
         chosen = estimator or default_estimator(opened)
         found = find_features(opened, examples.name, chosen, settings, report)
-    print_features(found, top)
+        trust = known_trust(opened, examples.name, chosen, found.facts.settings)
+    print_features(found, trust, top)
+    if out is not None:
+        # As for effect tables: what is stored gets its trust when it is read.
+        behaviour = found.facts.behaviour.name
+        words = {stage: trust_word(known, behaviour) for stage, known in trust.items()}
+        write_table(out, found.table.assign(trust=found.table["stage"].map(words)))
 
 
 @commands.command(

@@ -24,11 +24,11 @@ from stagelens.analyses.saliency.map_table import Map
 from stagelens.analyses.spurious.feature_table import Features, strongest
 from stagelens.contracts import CARRIED, Behaviour, StageLensError
 from stagelens.effects.results import Result
-from stagelens.estimators.stage_trust import Agreement, StageTrust
+from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs.files import cannot_write
 from stagelens.wording.cells import for_terminal
 from stagelens.wording.numbers import count_text, number
-from stagelens.wording.trust_words import WORDS, trust_explanation, trust_label, trust_word
+from stagelens.wording.trust_words import FIRST_ORDER, trust_explanation, trust_label, trust_word
 
 if TYPE_CHECKING:
     from stagelens.analyses.removal.saving import Figures
@@ -156,13 +156,13 @@ def print_effects(result: Result) -> None:
         values = [means.get((stage, name), float("nan")) for name in result.behaviours]
         # A refused stage has NaN, which differs from itself.
         cells = ["-" if value != value else f"{value:+.3f}" for value in values]
-        printed.add_row(stage, *cells, f"{WORDS[trust_word(trust)]}: {trust_explanation(trust)}")
+        printed.add_row(stage, *cells, f"{trust_word(trust)}: {trust_explanation(trust)}")
     # Names and texts from data may hold brackets, which rich would read as tags.
     _console().print(printed, markup=False)
 
 
-def print_features(found: Features, top: int) -> None:
-    """The strongest features of every stage."""
+def print_features(found: Features, trust: Mapping[str, StageTrust], top: int) -> None:
+    """The strongest features of every stage, and what is known of the effects they go with."""
     behaviour = found.facts.behaviour.name
     for stage in found.facts.stages:
         counts = f"{stage.passed:,} of {stage.tested:,} tests pass"
@@ -176,6 +176,13 @@ def print_features(found: Features, top: int) -> None:
             cells = [str(row["label"] or "any"), f"{row['support']:,}", *figures]
             printed.add_row(str(row["name"]), *cells, f"{row['evidence']:.3f}")
         _console().print(printed, markup=False)
+        _say_trust(trust[stage.stage], behaviour)
+
+
+def _say_trust(trust: StageTrust, behaviour: str | None = None) -> None:
+    """The word for a stage's effects, and what is known of them in sentences."""
+    word, said = trust_word(trust, behaviour), trust_explanation(trust, behaviour)
+    say(f"Trust in the effect of {trust.stage}: {word}. {said}")
 
 
 def print_contributions(found: Stored, top: int) -> None:
@@ -183,12 +190,12 @@ def print_contributions(found: Stored, top: int) -> None:
     behaviour = found.facts.behaviour
     of = count_text(found.facts.count)
     printed = Table(title=f"Contributions to the {behaviour.name} of {of}, to first order")
-    for name in ("stage", "steps", "together", CARRIED):
-        printed.add_column(name, justify="left" if name == "stage" else "right")
+    for name in ("stage", "steps", "together", CARRIED, "trust"):
+        printed.add_column(name, justify="left" if name in ("stage", "trust") else "right")
     for stage, steps in found.facts.steps.items():
         carried = found.part("carried", stage)["value"]
         own = f"{carried.iloc[0]:+.3f}" if len(carried) else "-"
-        printed.add_row(stage, f"{steps:,}", f"{found.linearised(stage):+.3f}", own)
+        printed.add_row(stage, f"{steps:,}", f"{found.linearised(stage):+.3f}", own, FIRST_ORDER)
     _console().print(printed, markup=False)
     for stage in found.facts.steps:
         rows = found.part("example", stage)
@@ -224,7 +231,8 @@ def print_saliency(
     held = [one for one in maps if one.holds]
     sentence = where_most(held, stage, behaviour, trust)
     if sentence is not None:
-        say(f"{sentence} ({WORDS[trust_word(trust, behaviour.name)]})")
+        say(str(sentence))
+    _say_trust(trust, behaviour.name)
 
 
 def print_verification(rows: pd.DataFrame) -> None:
@@ -240,7 +248,7 @@ def print_verification(rows: pd.DataFrame) -> None:
         values = [row[name] for name in (*figures, "expected_error", "noise_floor_r")]
         cells = ["-" if v is None or v != v else f"{v:.2f}" for v in values]
         names = row["stage"], row["behaviour"], row["estimator"]
-        printed.add_row(*names, _budget(row), *cells, _trust(row))
+        printed.add_row(*names, _budget(row), *cells, row["trust"])
     _console().print(printed, markup=False)
     refused = rows[rows["trust"] == "refused"]
     for row in refused.drop_duplicates(["stage", "estimator", "settings"]).to_dict("records"):
@@ -251,12 +259,6 @@ def print_verification(rows: pd.DataFrame) -> None:
 def _budget(row: Mapping[str, Any]) -> str:
     budget = row["budget"]
     return "" if budget is None or budget != budget else f"{budget:g}"
-
-
-def _trust(row: Mapping[str, Any]) -> str:
-    if row["trust"] != "verified":
-        return str(row["trust"])
-    return WORDS["agrees" if Agreement.model_validate(dict(row)).agrees else "disagrees"]
 
 
 def print_removal(
@@ -289,4 +291,5 @@ def print_removal(
         means.add_row(one.behaviour.name, f"{one.n:,}", *values, ends)
     _console().print(means, markup=False)
     for trust in trusts:
-        say(f"{trust.stage}, {strengths[trust.stage]:.0%}: {trust_label(trust)}: {trust.reason}")
+        taken = f"{trust.stage}, {strengths[trust.stage]:.0%}"
+        say(f"{taken}: {trust_label(trust)}: {trust_explanation(trust)}")

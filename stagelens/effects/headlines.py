@@ -11,7 +11,7 @@ import pandas as pd
 from stagelens.contracts import Behaviour
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.wording.sentences import Sentence, is_certain, mean_sentence
-from stagelens.wording.trust_words import trust_word
+from stagelens.wording.trust_words import may_be_finding
 
 from .summary import stage_summary
 
@@ -34,9 +34,9 @@ def headlines(
 
     Only what stands out is stated: a mean effect over at least :data:`FEWEST` examples must exceed
     two standard errors over them and, where it is known, the training noise. Stages that are
-    refused, and those whose estimate does not agree with its replay, give none. Effects that can be
-    relied on come before rough ones; within each kind the strongest blame comes first, because
-    people act on it, and the others follow by size.
+    refused, and those whose estimate does not agree with its replay or has an uncertain sign, give
+    none. Effects that can be relied on come before rough ones; within each kind the strongest blame
+    comes first, because people act on it, and the others follow by size.
 
     Args:
         table: An effect table, with :func:`with_accuracy` applied where accuracy is asked for.
@@ -55,9 +55,7 @@ def headlines(
     rows = []
     for row in (row for frame in frames for row in frame.to_dict("records")):
         known = trust.get(str(row["stage"]))
-        if _stands_out(row) and (
-            known is None or trust_word(known, behaviour.name) not in ("disagrees", "refused")
-        ):
+        if _stands_out(row) and may_be_finding(known, behaviour.name):
             rows.append((not is_certain(known, behaviour), -abs(row["effect"]), row))
     rows.sort(key=lambda each: each[:2])  # not by the row, which has no order: ties stay in place
     # Only as certain as the best row: a rough blame does not push aside what can be relied on.

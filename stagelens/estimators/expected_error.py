@@ -18,6 +18,9 @@ _COEFFICIENTS = np.asarray([-0.829, 0.109, 0.804, 1.289, 0.186, 0.406, 0.535])
 RELIABLE_BELOW = 0.28
 """Expected errors up to this are called reliable: on the same seeds, each predicted by the other
 two, 97 % of such estimates had r >= 0.9 and a relative error <= 0.5."""
+SIGN_UNCERTAIN_ABOVE = 0.7
+"""Above it, about one example in five is expected on the wrong side of zero: normal errors of
+relative size e, independent of normal effects, turn the sign of arctan(e) / pi of them."""
 REFUSED_ABOVE = 1.0
 """An error as large as the effect itself leaves nothing to say."""
 

@@ -44,7 +44,7 @@ class StageTrust(BaseModel):
     Attributes:
         stage: The stage that is left out.
         estimator: How the counterfactual was obtained.
-        trust: exact, verified, estimated or refused.
+        trust: exact, verified, does not agree, estimated (not checked) or refused.
         reason: One sentence for people, for instance "Replay repeats the recording bit for
             bit.".
         deviation: Where replay is not bit for bit: norm of the difference between the replayed
@@ -55,8 +55,8 @@ class StageTrust(BaseModel):
             without twins.
         twins_anchor: What the counterfactual twin is compared with: 0 for the factual twin, 1 for
             the final model, in between for a weighted mean of the two.
-        agreements: With replay, by behaviour; present where ``trust`` is verified. Joined when
-            read, see ``verification.trusted``.
+        agreements: With replay, by behaviour; present where ``trust`` is verified or does not
+            agree, which is said by the first. Joined when read, see ``verification.trusted``.
         cost: Example-gradients spent, in replays of the later stages.
         seconds: Wall time that obtaining the counterfactual took.
     """

@@ -42,7 +42,7 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ("blame", "a stage effect that makes the behaviour worse"),
     ("estimator", "a way to obtain a counterfactual"),
     ("replay", "running recorded steps again; the ground truth for a counterfactual"),
-    ("trust", "what is known of an estimate's error"),
+    ("trust", "what is known of a number's error, in one of the words above"),
     ("set", "an evaluation set: the examples that behaviours are measured on"),
     ("run digest", "names the recorded training exactly; another training has another one"),
 )

@@ -22,7 +22,7 @@ from markupsafe import Markup
 
 from stagelens.charts.style import DARK, EITHER_STYLE, LIGHT, short, written_out
 from stagelens.wording.numbers import number
-from stagelens.wording.trust_words import MARKS, MEANINGS, WORDS
+from stagelens.wording.trust_words import MARKS, MEANINGS
 
 from . import provenance
 from .figures import fitted
@@ -125,7 +125,7 @@ def as_html(report: Report) -> bytes:
                 style=Markup(_colours() + _file("report.css")),
                 chart_style=Markup(EITHER_STYLE),
                 policy=_policy([plotly, draw] if drawn else [draw]),
-                marks=[(MARKS[one], WORDS[one], MEANINGS[one]) for one in MARKS],
+                marks=[(MARKS[one], one, MEANINGS[one]) for one in MARKS],
                 method=METHOD,
                 source=SOURCE,
                 glossary=GLOSSARY,
@@ -205,6 +205,7 @@ def _templates() -> jinja2.Environment:
         finalize=lambda value: written_out(value) if type(value) is str else value,
     )
     made.globals.update(telling=provenance, cell=_cell, is_number=_is_number, most=_SHOWN_ROWS)
+    made.globals.update(mark_of=MARKS)
     return made
 
 

@@ -6,12 +6,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from stagelens.wording.sentences import Part, Sentence
-from stagelens.wording.trust_words import MARKS, trust_explanation, trust_label, trust_word
+from stagelens.wording.trust_words import (
+    FIRST_ORDER as FIRST_ORDER_WORD,
+)
+from stagelens.wording.trust_words import (
+    MARKS,
+    TrustWord,
+    trust_explanation,
+    trust_label,
+    trust_word,
+    weakest,
+)
 
 from .finding import Seen
 
 OBSERVED = "observed"
-"""Takes the place of trust and estimator where what is shown was measured, not estimated."""
+"""Takes the place of the estimator where what is shown was measured, not estimated."""
 
 RECORDED = "the models that training recorded"
 """What behaviours after each boundary are measured on."""
@@ -24,7 +34,7 @@ _FIRST_ORDER = (
     "much."
 )
 
-UNKNOWN = "trust not known"
+UNKNOWN = "not known"
 _UNKNOWN = "How far this can be trusted is not known; look at the view that it comes from."
 
 
@@ -34,28 +44,34 @@ class Known:
 
     Attributes:
         stage: The stage that is left out; empty if everything is observed.
-        mark: A shape, so that trust words can be distinguished without colour.
-        words: A few words with the figures that matter.
+        word: What is known.
+        words: The same with the figures that matter.
         meaning: The same in sentences.
         by: The estimator.
     """
 
     stage: str
-    mark: str
+    word: TrustWord
     words: str
     meaning: str
     by: str
+
+    @property
+    def mark(self) -> str:
+        """A shape, so that trust words can be distinguished without colour."""
+        return MARKS[self.word]
 
 
 def known(seen: Seen) -> list[Known]:
     """What is known of every counterfactual of a finding; never empty."""
     behaviour = seen.behaviour or None
+    also = f" Measured on {seen.observed}." if seen.observed else ""
     found = [
         Known(
             trust.stage,
-            MARKS[trust_word(trust, behaviour)],
+            trust_word(trust, behaviour),
             trust_label(trust, behaviour),
-            trust_explanation(trust, behaviour),
+            f"{trust_explanation(trust, behaviour)}{also}",
             trust.estimator,
         )
         for trust in seen.trust
@@ -63,13 +79,13 @@ def known(seen: Seen) -> list[Known]:
     if found:
         return found
     if seen.observed:
-        words = f"{OBSERVED} on {seen.observed}"
-        return [Known("", MARKS["exact"], words, "Nothing in it is estimated.", OBSERVED)]
+        words = f"exact ({OBSERVED} on {seen.observed})"
+        return [Known("", "exact", words, "Nothing in it is estimated.", OBSERVED)]
     if seen.estimator == FIRST_ORDER:
-        words = "first order, not verified"
-        return [Known("", MARKS["rough"], words, _FIRST_ORDER, FIRST_ORDER)]
+        words = f"{FIRST_ORDER_WORD} (first order, not checked)"
+        return [Known("", FIRST_ORDER_WORD, words, _FIRST_ORDER, FIRST_ORDER)]
     # Findings pinned without trust: nothing is made up for them, and none is shown as exact.
-    return [Known("", MARKS["rough"], UNKNOWN, _UNKNOWN, UNKNOWN)]
+    return [Known("", "rough", "rough (trust not known)", _UNKNOWN, UNKNOWN)]
 
 
 def estimator(seen: Seen) -> str:
@@ -87,6 +103,22 @@ def says_itself(seen: Seen) -> bool:
     return " ".join(str(each) for each in sentences(seen)).rstrip(".") == seen.title.rstrip(".")
 
 
+def trust_of_row(seen: Seen, stage: object = None) -> TrustWord:
+    """The word for a row: that of its stage, else the weakest of all that the finding rests on.
+
+    Args:
+        seen: The finding's.
+        stage: A stage's name; anything else means all stages.
+    """
+    return weakest(each.word for each in _of_row(seen, stage))
+
+
+def sentence_word(sentence: Sentence) -> TrustWord | None:
+    """What is known of a sentence's number; None where it is a plain description."""
+    known = sentence.trust
+    return None if known is None else trust_word(known, sentence.behaviour)
+
+
 def trust_text(seen: Seen, stage: object = None) -> str:
     """What is known, in one line: of one stage if the number is about one, else of all.
 
@@ -94,9 +126,13 @@ def trust_text(seen: Seen, stage: object = None) -> str:
         seen: The finding's.
         stage: A stage's name; anything else means all stages.
     """
-    found = known(seen)
-    own = [each for each in found if each.stage == stage] or found
+    own = _of_row(seen, stage)
     return "; ".join(f"{each.stage}: {each.words}" if each.stage else each.words for each in own)
+
+
+def _of_row(seen: Seen, stage: object) -> list[Known]:
+    found = known(seen)
+    return [each for each in found if each.stage == stage] or found
 
 
 def filters_text(filters: Mapping[str, str]) -> str:

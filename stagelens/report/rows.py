@@ -18,7 +18,7 @@ from .page import Report
 
 LEADING = (
     *("finding", "title", "set", "set_digest", "run_digest", "estimator", "trust_of_row"),
-    *("filters", "sentence", "note"),
+    *("known_of_row", "filters", "sentence", "note"),
 )
 """First columns of the CSV; the findings' own columns follow under their own names."""
 
@@ -49,7 +49,13 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "behaviour": seen.behaviour,
         "estimator": provenance.estimator(seen),
         "trust": [
-            {"stage": each.stage, "estimator": each.by, "trust": each.words, "means": each.meaning}
+            {
+                "stage": each.stage,
+                "estimator": each.by,
+                "trust": each.word,
+                "known": each.words,
+                "means": each.meaning,
+            }
             for each in provenance.known(seen)
         ],
         "filters": seen.filters,
@@ -95,7 +101,8 @@ def _lines(number: int, finding: Finding, own: Sequence[str]) -> list[list[Cell]
     for row in (seen.rows if seen.rows.values else Rows(values=((),), total=1)).records():
         leading = (
             *(number, seen.title, seen.set_name, seen.set_digest, seen.run_digest),
-            *(provenance.estimator(seen), provenance.trust_text(seen, row.get("stage"))),
+            *(provenance.estimator(seen), provenance.trust_of_row(seen, row.get("stage"))),
+            *(provenance.trust_text(seen, row.get("stage")),),
             *(provenance.filters_text(seen.filters), said, finding.note),
         )
         lines.append([_cell(each) for each in (*leading, *(row.get(name) for name in own))])

@@ -26,7 +26,7 @@ from stagelens.trust.estimates import Effects, as_effects, best_known, stored_es
 from stagelens.trust.verification import trusted
 from stagelens.wording.numbers import count_text, phrase
 from stagelens.wording.sentences import Sentence, mean_sentence
-from stagelens.wording.trust_words import WORDS, trust_label, trust_word
+from stagelens.wording.trust_words import trust_label, trust_word
 
 from .figures import kept
 from .finding import Finding, Rows, Seen
@@ -302,13 +302,15 @@ def _features(basis: Basis) -> list[Finding]:
     if rows.empty:
         return []
     trust = basis.effects.trust
+    words = [trust_word(trust[str(stage)], behaviour.name) for stage in rows["stage"]]
+    rows.insert(1, "trust", words)
     said = [
         feature_sentence(of.iloc[0].to_dict(), behaviour, basis.noun, trust.get(str(stage)))
         # Unsorted, so that stages keep the order of training.
         for stage, of in rows.groupby("stage", sort=False)
     ]
     columns = (
-        *("stage", "kind", "name", "label", "support", "mean_with", "mean_without"),
+        *("stage", "trust", "kind", "name", "label", "support", "mean_with", "mean_without"),
         *("difference", "low", "high", "q"),
     )
     return [
@@ -339,7 +341,7 @@ def _trust(basis: Basis) -> list[Finding]:
                 {
                     "estimator": effects.estimator,
                     "stage": stage,
-                    "trust": WORDS[trust_word(trust, behaviour)],
+                    "trust": trust_word(trust, behaviour),
                     "r with replay": None if agreement is None else agreement.r,
                     "slope": None if agreement is None else agreement.slope,
                     "error %": None if agreement is None else 100 * agreement.relative_error,

@@ -20,6 +20,7 @@ from stagelens.runs.run import Run
 from stagelens.wording.trust_words import is_trustworthy
 
 from . import noise
+from .verification import trusted_facts
 
 SHORT = 60.0
 """Seconds; a replay that is predicted to take less starts by itself."""
@@ -33,6 +34,17 @@ def stored_estimates(run: Run, set_name: str) -> dict[str, ResultFacts]:
     found = [f for f in stored_results(run, set_name) if f.estimator in estimators()]
     found.sort(key=_rank)
     return {estimate_name(facts.estimator, facts.settings): facts for facts in found}
+
+
+def known_trust(
+    run: Run, set_name: str, estimator: str, settings: Mapping[str, object]
+) -> dict[str, StageTrust]:
+    """Stage to what is known of a stored effect table, verification included; else empty."""
+    wanted = estimator, dict(settings)
+    for facts in stored_results(run, set_name):
+        if (facts.estimator, facts.settings) == wanted:
+            return {stage.stage: stage for stage in trusted_facts(run, facts).stages}
+    return {}
 
 
 def _rank(facts: ResultFacts) -> tuple[int, float, str]:

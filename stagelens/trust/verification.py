@@ -24,6 +24,7 @@ from stagelens.estimators.stage_trust import REPLAY, Agreement, StageTrust, is_g
 from stagelens.runs import fact_tables
 from stagelens.runs.run import Run
 from stagelens.runs.schema import canonical_json
+from stagelens.wording.trust_words import trust_word
 
 from .noise import load_noise, load_orders, marked, measure_noise
 
@@ -155,6 +156,8 @@ def compare(estimate: Result, truth: Result, noise: pd.DataFrame | None = None) 
             own, true = _paired(_of(estimate.table, behaviour), _of(truth.table, behaviour), stage)
             found = fidelity(own.to_numpy(), true.to_numpy())
             verified = proves and trust.trust == "estimated" and np.isfinite(found["r"])
+            agreement = Agreement.model_validate({**found, "behaviour": behaviour})
+            agreements = (agreement,) if verified else ()
             row: dict[str, Any] = {
                 "set": facts.set_name,
                 "stage": stage,
@@ -166,7 +169,7 @@ def compare(estimate: Result, truth: Result, noise: pd.DataFrame | None = None) 
                 "wall_cost": trust.seconds / real.seconds if real.seconds > 0 else float("nan"),
                 "expected_error": trust.expected_error,
                 **_noise_figures(noise, stage, behaviour, true),
-                "trust": "verified" if verified else trust.trust,
+                "trust": trust_word(_joined(trust, agreements, {}), behaviour),
                 "n": int(own.notna().sum()),
                 "reason": trust.reason,
                 "set_digest": facts.set_digest,
@@ -277,7 +280,7 @@ def _agreements(
             (stored["set_digest"] == facts.set_digest)
             & (stored["estimator"] == facts.estimator)
             & (stored["settings"] == canonical_json(facts.settings))
-            & (stored["trust"] == "verified")
+            & stored["trust"].isin(("verified", "does not agree"))
         ]
         rows = [(row["stage"], row["behaviour"], row) for row in mine.to_dict("records")]
     found: dict[str, tuple[Agreement, ...]] = {}
@@ -309,10 +312,10 @@ def _joined(
     if stage.trust != "estimated":
         return stage
     if found:
-        return stage.model_copy(
-            # The first behaviour speaks for the estimate where none is named.
-            update={"trust": "verified", "agreements": found, "reliable": found[0].agrees}
-        )
+        # The first behaviour speaks for the estimate where none is named.
+        agrees = found[0].agrees
+        word = "verified" if agrees else "does not agree"
+        return stage.model_copy(update={"trust": word, "agreements": found, "reliable": agrees})
     if stage.stage in warned:
         reason = f"{stage.reason} {warned[stage.stage]} of this stage was refused."
         return stage.model_copy(update={"reason": reason, "reliable": False})

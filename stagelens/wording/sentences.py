@@ -1,7 +1,8 @@
 """Stage effects as sentences that people read aloud, each with what is known of its number.
 
 The words carry the trust: "would be 0.41 higher" where it is exact, "would be about 0.41 higher"
-where an estimate can be relied on, "may be some 0.4 higher" where it is rough.
+where an estimate can be relied on, "may be some 0.4 higher" where it is rough, and "may be some 0.4
+higher or lower" where its sign is uncertain.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from stagelens.contracts import ACCURACY, OTHER_EXAMPLES, SLICE_COLUMN, Behaviou
 from stagelens.estimators.stage_trust import StageTrust
 
 from .numbers import amount_text, count_text, is_share, phrase, scaled
-from .trust_words import is_trustworthy
+from .trust_words import is_trustworthy, trust_word
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,9 @@ def would_be(effect: float, behaviour: Behaviour, trust: StageTrust | None) -> t
     elif trust is not None and trust.trust != "exact":
         text = f"about {text}"
     # effect = final - without: where it is positive, the model without the stage is lower.
-    return (verb, Part(f"{text} {'lower' if effect > 0 else 'higher'}", "amount"))
+    way = ("lower", "higher") if effect > 0 else ("higher", "lower")
+    unsure = trust is not None and trust_word(trust, behaviour.name) == "sign uncertain"
+    return (verb, Part(f"{text} {' or '.join(way if unsure else way[:1])}", "amount"))
 
 
 def _roughly(effect: float, behaviour: Behaviour) -> str:

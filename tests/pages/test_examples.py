@@ -180,7 +180,7 @@ def test_another_set_has_its_own_groups(open_page, demo: Path) -> None:
     ("estimator", "said"),
     [
         ("replay", "● all exact."),
-        ("task-vector", "◇ verified, does not agree: pretrain, mislabelled."),
+        ("task-vector", "◇ does not agree: pretrain, mislabelled."),
     ],
 )
 def test_the_table_says_what_is_known_of_its_numbers(

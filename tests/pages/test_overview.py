@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from stagelens.effects.results import load_result, result_key, result_path, stored_results
 from stagelens.runs.run import open_run
 from stagelens.ui.server import jobs
+from stagelens.wording.trust_words import TrustWord
 from tests.pages.reading import check, figures, labels, words
 
 STAGES = ["pretrain", "shortcut", "mislabelled", "adapt"]
@@ -89,13 +91,13 @@ def test_an_estimate_says_that_it_is_one_and_is_hedged(open_page, demo_copy: Pat
     forget(demo_copy, "replay", "coarse-replay")
     app = check(open_page(demo_copy.parent, "run=digits&estimator=task-vector"))
     bars = figures(app)[0]
-    assert "○ estimated," in bars["layout"]["yaxis"]["ticktext"][0]
+    assert "○ rough" in bars["layout"]["yaxis"]["ticktext"][0]
     assert bars["data"][0]["marker"]["opacity"] == [0.4, 0.4, 0.4, 1]
     said = words(app)
-    assert "pretrain: estimated, rough (error not known)" in said
+    assert "pretrain: rough (error not known)" in said
     assert said.index("Without adapt, accuracy on") < said.index("Without pretrain, accuracy on")
     assert "may be some" in said
-    assert "○ estimated, rough (error not known), by task-vector" in said
+    assert "○ rough (error not known), by task-vector" in said
     assert "Do not rely on it until a replay has settled it." in said
 
 
@@ -106,13 +108,13 @@ def test_headlines_take_the_replay_where_one_is_stored(open_page, demo: Path) ->
     headline = next(x for x in by_replay.splitlines() if "stamped images would be" in x)
     assert headline.strip() in said
     assert "does not agree" in figures(app)[0]["layout"]["yaxis"]["ticktext"][0]
-    assert "pretrain: verified, does not agree (margin: r" in said
+    assert "pretrain: does not agree (margin: r" in said
     assert "Too far off to rely on: use replay." in said
 
 
 def test_the_words_of_trust_are_explained_on_the_page(open_page, demo: Path) -> None:
     said = words(check(open_page(demo.parent, "run=digits")))
-    for word in ("verified, agrees", "verified, does not agree", "reliable", "rough", "refused"):
+    for word in get_args(TrustWord):
         assert word in said
     assert "r at least 0.9, relative error at most 50 %" in said
 
@@ -189,7 +191,7 @@ def test_a_run_without_results_is_measured_by_itself(open_page, demo_copy: Path)
     assert job.status().state == "done", job.log()
     check(app.run())
     assert app.selectbox(key="estimator").options == ["task-vector"]
-    assert "pretrain: estimated" in words(app)
+    assert "pretrain: rough" in words(app)
 
 
 def test_a_failed_measurement_says_why_and_can_be_repeated(open_page, demo_copy: Path) -> None:

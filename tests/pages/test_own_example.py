@@ -127,7 +127,7 @@ def test_before_anything_is_measured_the_task_vector_answers(open_page, demo_cop
     app = open_page(demo_copy.parent, OWN, PAGE)
     said = words(check(upload(app, picture(demo_copy, "clean-003"))))
     assert "The final model answers" in said and "Counterfactuals: task-vector." in said
-    assert "pretrain: estimated" in said and "adapt: exact" in said
+    assert "pretrain: rough" in said and "adapt: exact" in said
 
 
 def test_the_filters_are_as_they_were_when_one_comes_back(open_page, demo: Path) -> None:

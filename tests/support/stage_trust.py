@@ -20,7 +20,8 @@ def agreement(
 
 EXACT = trust("exact", estimator="replay", reason="Replay repeats the recording bit for bit.")
 AGREES = trust("verified", agreements=(agreement(),), expected_error=0.1)
-DISAGREES = trust("verified", agreements=(agreement(0.4, 1.3, 0.35),))
+DISAGREES = trust("does not agree", agreements=(agreement(0.4, 1.3, 0.35),))
+UNSURE = trust(expected_error=0.9, reliable=False, reason="Coarse replay.")
 RELIABLE = trust(expected_error=0.22, reliable=True, reason="Coarse replay.")
 ROUGH = trust(expected_error=0.52, reliable=False, reason="Coarse replay.")
 UNKNOWN = trust(estimator="task-vector", reason="Task vector; its error is not known.")
@@ -28,9 +29,11 @@ REFUSED = trust("refused", reason="It would diverge.")
 
 ALL = {
     "exact": EXACT,
-    "agrees": AGREES,
-    "disagrees": DISAGREES,
+    "verified": AGREES,
     "reliable": RELIABLE,
     "rough": ROUGH,
+    "sign uncertain": UNSURE,
+    "does not agree": DISAGREES,
     "refused": REFUSED,
 }
+"""By the word for it, the best first; no run has been recorded yet whose answers were sampled."""

@@ -57,7 +57,7 @@ def test_they_say_what_the_chart_says() -> None:
 def test_what_may_not_be_leaned_on_is_faint_and_named() -> None:
     known = {
         "first": trust("exact"),
-        "second": trust("estimated", expected_error=0.9),
+        "second": trust("estimated", expected_error=0.5),
         "fourth": trust("refused"),
     }
     drawn = charts.effect_bars(table(noisy=(1,)), LOSS, known).html

@@ -12,6 +12,7 @@ import shutil
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import get_args
 
 import pandas as pd
 import pytest
@@ -26,6 +27,7 @@ from stagelens.report.rows import LEADING, as_csv, as_json
 from stagelens.report.sections import whole_report
 from stagelens.report.store import FindingStore, new_id
 from stagelens.runs.run import open_run
+from stagelens.wording.trust_words import TrustWord
 from tests.conftest import DemoRun
 from tests.support.findings import finding, scatter, seen, trust_of
 from tests.support.hostile import MARKUP, OWNED, TEXTS
@@ -166,16 +168,18 @@ def test_every_line_of_the_csv_has_trust_estimator_set_and_sentence(whole: Repor
     for name in set(LEADING) - {"note"}:
         assert (table[name].astype(str) != "").all(), name
     bars = table[(table["title"] == "Credit and blame") & (table["stage"] == "two")]
-    assert bars["trust_of_row"].tolist() == ["two: verified, agrees (r 0.97, error 20 %)"]
+    assert bars["trust_of_row"].tolist() == ["verified"]
+    assert bars["known_of_row"].tolist() == ["two: verified (r 0.97, error 20 %)"]
+    assert set(table["trust_of_row"]) <= set(get_args(TrustWord))
 
 
 def test_trust_that_nobody_told_is_not_made_up(short_plotly: None) -> None:
     text = page_of(as_html(report_of(finding(trust=(), estimator="")))).all(of="trust")[0].text
-    assert "○ trust not known" in text
+    assert "○ rough (trust not known)" in text
     text = page_of(as_html(report_of(finding(trust=(), observed="the models")))).all(of="trust")
-    assert "● observed" in text[0].text
+    assert "● exact (observed on the models)" in text[0].text
     text = page_of(as_html(report_of(finding(trust=(), estimator=FIRST_ORDER)))).all(of="trust")
-    assert "○ first order, not verified" in text[0].text and "not known" not in text[0].text
+    assert "○ rough (first order, not checked)" in text[0].text and "not known" not in text[0].text
 
 
 def test_the_default_report_says_what_the_demo_hides(whole: Report, short_plotly: None) -> None:

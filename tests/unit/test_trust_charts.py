@@ -92,7 +92,9 @@ def test_an_identity_line_spans_the_square() -> None:
 
 def test_the_alternative_text_has_the_takeaway() -> None:
     said = drawn(points()).alt
-    assert "agrees with replay: r 1.00, slope 1.00, relative error 0 %; 0 % have the wrong" in said
+    assert (
+        "is verified by replay: r 1.00, slope 1.00, relative error 0 %; 0 % have the wrong" in said
+    )
     wrong = drawn(points(slope=-1.0), slope=-1.0).alt
     assert "does not agree with replay: r −1.00" in wrong and "100 % have the wrong" in wrong
     steep = drawn(points(slope=0.4), slope=0.4).alt

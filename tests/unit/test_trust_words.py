@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from stagelens.effects.headlines import FEWEST
-from stagelens.estimators.expected_error import RELIABLE_BELOW
+from stagelens.estimators.expected_error import RELIABLE_BELOW, SIGN_UNCERTAIN_ABOVE
 from stagelens.estimators.stage_trust import AGREES_ERROR, AGREES_R, StageTrust
 from stagelens.wording import trust_words
 from stagelens.wording.trust_words import (
+    TrustWord,
     is_trustworthy,
+    may_be_finding,
     percent,
     trust_advice,
     trust_explanation,
     trust_label,
     trust_word,
+    weakest,
 )
 from tests.support.stage_trust import (
     AGREES,
@@ -27,36 +31,62 @@ from tests.support.stage_trust import (
     RELIABLE,
     ROUGH,
     UNKNOWN,
+    UNSURE,
     agreement,
     trust,
 )
 
+EIGHT = {
+    *("exact", "verified", "does not agree", "reliable", "rough", "sign uncertain"),
+    *("on recorded samples", "refused"),
+}
+
+
+def test_there_are_eight_words_each_with_a_mark_and_a_meaning() -> None:
+    assert set(get_args(TrustWord)) == EIGHT
+    for table in (trust_words.MARKS, trust_words.MEANINGS):
+        assert tuple(table) == get_args(TrustWord) and len(set(table.values())) == len(EIGHT)
+
 
 @pytest.mark.parametrize("name", ALL)
-def test_every_standing_has_a_mark_a_word_and_a_meaning(name: str) -> None:
+def test_every_standing_has_its_word(name: str) -> None:
     assert trust_word(ALL[name]) == name
-    for table in (trust_words.MARKS, trust_words.WORDS, trust_words.MEANINGS):
-        assert list(table) == list(ALL) and len(set(table.values())) == len(ALL)
 
 
-def test_only_what_is_exact_agrees_or_is_reliable_may_be_leaned_on() -> None:
-    assert {name for name, one in ALL.items() if is_trustworthy(one)} == {
-        "exact",
-        "agrees",
-        "reliable",
-    }
+def test_only_what_is_exact_verified_or_reliable_may_be_leaned_on() -> None:
+    leaned_on = {name for name, one in ALL.items() if is_trustworthy(one)}
+    assert leaned_on == {"exact", "verified", "reliable"}
     assert not is_trustworthy(UNKNOWN)
+
+
+def test_where_even_the_sign_may_be_wrong_there_is_no_finding() -> None:
+    kept = {name for name, one in ALL.items() if may_be_finding(one)}
+    assert kept == {"exact", "verified", "reliable", "rough"}
+    assert may_be_finding(None)
+
+
+def test_the_sign_is_uncertain_above_its_threshold_only() -> None:
+    edge = SIGN_UNCERTAIN_ABOVE
+    assert trust_word(trust(expected_error=edge, reliable=False)) == "rough"
+    assert trust_word(trust(expected_error=edge + 0.01, reliable=False)) == "sign uncertain"
+
+
+def test_what_rests_on_several_counterfactuals_is_no_better_than_the_worst() -> None:
+    assert weakest(["exact", "rough", "verified"]) == "rough"
+    assert weakest(ALL) == "refused"
+    assert weakest(["does not agree", "sign uncertain"]) == "does not agree"
 
 
 @pytest.mark.parametrize(
     ("of", "said"),
     [
         (EXACT, "exact"),
-        (AGREES, "verified, agrees (r 0.97, error 12 %)"),
-        (DISAGREES, "verified, does not agree (r 0.40, error 130 %)"),
-        (RELIABLE, "estimated, reliable (expected error 22 %)"),
-        (ROUGH, "estimated, rough (expected error 52 %)"),
-        (UNKNOWN, "estimated, rough (error not known)"),
+        (AGREES, "verified (r 0.97, error 12 %)"),
+        (DISAGREES, "does not agree (r 0.40, error 130 %)"),
+        (RELIABLE, "reliable (expected error 22 %)"),
+        (ROUGH, "rough (expected error 52 %)"),
+        (UNKNOWN, "rough (error not known)"),
+        (UNSURE, "sign uncertain (expected error 90 %)"),
         (REFUSED, "refused"),
     ],
 )
@@ -66,36 +96,46 @@ def test_a_label_has_the_figures_that_matter(of: StageTrust, said: str) -> None:
 
 def test_agreement_needs_a_correlation_and_a_small_error() -> None:
     edge = trust("verified", agreements=(agreement(AGREES_R, AGREES_ERROR),))
-    assert trust_word(edge) == "agrees"
+    assert trust_word(edge) == "verified"
     for r, error in ((AGREES_R - 0.01, 0.1), (0.99, AGREES_ERROR + 0.01), (0.99, float("inf"))):
-        assert trust_word(trust("verified", agreements=(agreement(r, error),))) == "disagrees"
+        assert trust_word(trust("verified", agreements=(agreement(r, error),))) == "does not agree"
 
 
 def test_each_behaviour_has_its_own_agreement() -> None:
     both = trust("verified", agreements=(agreement(), agreement(0.2, 0.9, behaviour="loss")))
-    assert trust_word(both, "margin") == "agrees"
-    assert trust_word(both, "loss") == "disagrees"
-    assert trust_label(both, "loss") == "verified, does not agree (r 0.20, error 90 %)"
+    assert trust_word(both, "margin") == "verified"
+    assert trust_word(both, "loss") == "does not agree"
+    assert trust_label(both, "loss") == "does not agree (r 0.20, error 90 %)"
+
+
+def test_of_several_behaviours_together_the_one_that_agrees_least_speaks() -> None:
+    both = trust("verified", agreements=(agreement(), agreement(0.2, 0.9, behaviour="loss")))
+    assert trust_word(both) == "does not agree" and not is_trustworthy(both)
+    assert trust_label(both) == "does not agree (loss: r 0.20, error 90 %)"
+    assert "on the loss" in trust_explanation(both)
 
 
 def test_for_a_derived_behaviour_the_first_one_stands_and_is_named() -> None:
-    assert trust_label(AGREES, "accuracy") == "verified, agrees (margin: r 0.97, error 12 %)"
+    assert trust_label(AGREES, "accuracy") == "verified (margin: r 0.97, error 12 %)"
     assert "on the margin" in trust_explanation(AGREES, "accuracy")
 
 
 def test_thresholds_stand_in_the_meanings() -> None:
-    assert f"r at least {AGREES_R:g}" in trust_words.MEANINGS["agrees"]
-    assert percent(AGREES_ERROR) in trust_words.MEANINGS["agrees"]
+    assert f"r at least {AGREES_R:g}" in trust_words.MEANINGS["verified"]
+    assert percent(AGREES_ERROR) in trust_words.MEANINGS["verified"]
     assert percent(RELIABLE_BELOW) in trust_words.MEANINGS["reliable"]
+    assert percent(SIGN_UNCERTAIN_ABOVE) in trust_words.MEANINGS["sign uncertain"]
 
 
 def test_the_readme_has_the_marks_and_the_thresholds_that_hold() -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
-    for name, mark in trust_words.MARKS.items():
-        assert f"| {mark} | {trust_words.WORDS[name]} |" in readme
+    for word, mark in trust_words.MARKS.items():
+        assert f"| {mark} | {word} |" in readme
     assert f"r at least {AGREES_R:g} and relative error at most {percent(AGREES_ERROR)}" in readme
     assert f"expected error at most {percent(RELIABLE_BELOW)}" in readme
+    assert f"expected error above {percent(SIGN_UNCERTAIN_ABOVE)}" in readme
     details = (Path(__file__).parents[2] / "docs" / "estimators-and-trust.md").read_text()
+    assert all(f"| {mark} | {word} |" in details for word, mark in trust_words.MARKS.items())
     assert f"at least {FEWEST} examples" in details
 
 
@@ -116,6 +156,7 @@ def test_an_expected_error_that_was_far_too_low_is_said() -> None:
 def test_estimates_say_whether_to_lean_on_them() -> None:
     assert trust_explanation(RELIABLE) == "Coarse replay. You can rely on it."
     assert trust_explanation(ROUGH).endswith("Do not rely on it until a replay has settled it.")
+    assert trust_explanation(UNSURE).endswith("Even its sign may be wrong: use replay.")
     assert trust_explanation(UNKNOWN).startswith(
         "Task vector; its error is not known. Do not rely on it"
     )

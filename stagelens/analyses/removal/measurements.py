@@ -12,13 +12,13 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from stagelens.contracts import Progress
-from stagelens.effects.results import load_result
 from stagelens.estimators.protocol import METHOD
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs import fact_tables
 from stagelens.runs.run import Run
 from stagelens.runs.schema import digest
 from stagelens.runs.sets.evaluation_set import EvaluationSet
+from stagelens.trust import estimates
 
 from .spec import Edit
 
@@ -181,9 +181,6 @@ def known_trust(run: Run, examples: EvaluationSet, measurement: Measurement) -> 
 
     That table has an estimator's expected error, and what was verified of it.
     """
-    from stagelens.trust.verification import trusted
-
     edit = measurement.edit
-    result = load_result(run, examples.name, "effects", edit.estimator, edit.settings)
-    better = {} if result is None else trusted(run, result).trust
+    better = estimates.known_trust(run, examples.name, edit.estimator, edit.settings)
     return [better.get(stage, trust) for stage, trust in measurement.trust.items()]

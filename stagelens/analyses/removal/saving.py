@@ -17,7 +17,7 @@ from stagelens.runs.files import new_folder
 from stagelens.runs.run import Run
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.wording.numbers import number
-from stagelens.wording.trust_words import WORDS, trust_word
+from stagelens.wording.trust_words import trust_explanation, trust_word
 
 from .comparison import AFTER, BEFORE, Change, answers, by_groups, mean_changes
 from .measurements import known_trust, measure_edits
@@ -149,9 +149,8 @@ def model_card(
         "| stage | strength | trust | what is known |",
         "|---|---|---|---|",
         *(
-            f"| `{one.stage}` | {edit.strengths[one.stage]:.0%} | "
-            f"{WORDS[trust_word(one)]} "
-            f"| {_cell(one.reason)} |"
+            f"| `{one.stage}` | {edit.strengths[one.stage]:.0%} | {trust_word(one)} | "
+            f"{_cell(trust_explanation(one))} |"
             for one in trust
         ),
         *_layer_lines(edit),

@@ -23,7 +23,7 @@ from stagelens.effects.summary import stage_summary
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.wording.numbers import amount_text, phrase
 from stagelens.wording.sentences import Part, Sentence, slice_parts, would_be
-from stagelens.wording.trust_words import trust_word
+from stagelens.wording.trust_words import may_be_finding
 
 from .saved import Slice
 
@@ -171,8 +171,9 @@ def largest_difference(
     """Where a stage treats two slices most differently, as far as that is certain.
 
     All pairs of slices of at least :data:`FEWEST` measured examples that were not chosen by the
-    outcome are looked at, for every stage that is not refused and does not disagree with its
-    replay. The one whose corrected interval is furthest from zero is taken.
+    outcome are looked at, for every stage whose number may be a finding
+    (:func:`~stagelens.wording.trust_words.may_be_finding`). The one whose corrected interval is
+    furthest from zero is taken.
 
     Returns:
         None where no corrected interval excludes zero.
@@ -182,7 +183,7 @@ def largest_difference(
     found: list[tuple[float, float, str, Slice, Slice]] = []
     values: dict[str, pd.Series] = {}
     for stage, known in trust.items():
-        if trust_word(known, behaviour.name) in ("refused", "disagrees"):
+        if not may_be_finding(known, behaviour.name):
             continue
         own = rows[rows["stage"] == stage].set_index("example_id")["effect"].dropna()
         values[stage] = own

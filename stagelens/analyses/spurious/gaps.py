@@ -14,7 +14,13 @@ from stagelens.estimators.stage_trust import StageTrust
 from stagelens.trust.estimates import Effects
 from stagelens.wording.numbers import amount_text
 from stagelens.wording.sentences import Part, Sentence
-from stagelens.wording.trust_words import MARKS, WORDS, is_trustworthy, trust_word
+from stagelens.wording.trust_words import (
+    MARKS,
+    TrustWord,
+    is_trustworthy,
+    may_be_finding,
+    trust_word,
+)
 
 FINAL = "final model"
 """Name of the final model among the models that are compared."""
@@ -180,7 +186,11 @@ def gap_sentences(
         Part(f" {noun}s is "),
         Part(amount_text(final["gap"], behaviour), "amount"),
     )
-    named = [s for s in findings(gaps, stages) if s in trust][:limit]
+    named = [
+        stage
+        for stage in findings(gaps, stages)
+        if stage in trust and may_be_finding(trust[stage], behaviour.name)
+    ][:limit]
     if not named:
         chance = ", which may be chance" if final["gap_low"] <= 0 else ""
         rest = f"{chance}; no stage changes it by more than chance."
@@ -196,12 +206,20 @@ def gap_sentences(
 
 def gap_notes(gaps: Gaps, stages: Sequence[str], trust: Mapping[str, StageTrust]) -> dict[str, str]:
     """The model without each stage to a few words on what is known of it, for a chart."""
-    notes = {}
+    words, notes = model_words(gaps, stages, trust), {}
     for stage in stages:
-        word = trust_word(trust[stage], gaps.behaviour.name)
+        word = words[without(stage)]
         noise = ", ≈ within noise" if gaps.within_noise.get(stage) else ""
-        notes[without(stage)] = f"{MARKS[word]} {WORDS[word]}{noise}"
+        notes[without(stage)] = f"{MARKS[word]} {word}{noise}"
     return notes
+
+
+def model_words(
+    gaps: Gaps, stages: Sequence[str], trust: Mapping[str, StageTrust]
+) -> dict[str, TrustWord]:
+    """Every model to what is known of it; the final model was measured."""
+    known: dict[str, TrustWord] = {FINAL: "exact"}
+    return known | {without(s): trust_word(trust[s], gaps.behaviour.name) for s in stages}
 
 
 def _would_be(gap: float, behaviour: Behaviour, trust: StageTrust) -> tuple[Part, ...]:

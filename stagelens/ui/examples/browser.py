@@ -15,11 +15,12 @@ from stagelens.contracts import Behaviour
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, inputs, state
 from stagelens.ui.pieces.pinning import About
+from stagelens.ui.pieces.trust_marks import trust_line
 from stagelens.ui.reading import browse, loaders
 from stagelens.ui.reading.browse import Chosen, effect_column, noise_column
 from stagelens.ui.reading.loaders import Effects, Source
 from stagelens.wording.numbers import amount_text, axis_unit, count_text, phrase
-from stagelens.wording.trust_words import MARKS, WORDS, TrustWord, trust_word
+from stagelens.wording.trust_words import MARKS, trust_word
 
 from . import drilldown, filters
 
@@ -110,10 +111,12 @@ def _table(
         column_config=_columns(workspace, effects, chosen.behaviour),
     )
     better = chosen.behaviour.better
+    known = {s: effects.trust[s] for s in workspace.stages if s in effects.trust}
+    trust = components.plain(trust_line(known, chosen.behaviour.name))
     st.caption(
         f"▲ credit: {phrase(chosen.behaviour)} {better} because of the stage. ▼ blame: "
         f"{'lower' if better == 'higher' else 'higher'}. {_noise(workspace, shown)}"
-        f"{_trust(workspace, effects, chosen.behaviour)} Click a row to look at the example."
+        f"{trust} Click a row to look at the example."
     )
     return example_id
 
@@ -122,22 +125,6 @@ def _noise(workspace: Workspace, shown: pd.DataFrame) -> str:
     """The legend of effects within training noise, where noise is known for any."""
     known = any(shown[noise_column(stage)].notna().any() for stage in workspace.stages)
     return "≈ within training noise, so not a finding. " if known else ""
-
-
-def _trust(workspace: Workspace, effects: Effects, behaviour: Behaviour) -> str:
-    """What is known of the columns of effects, as one line of Markdown."""
-    stages: dict[TrustWord, list[str]] = {}
-    for stage in workspace.stages:
-        if stage in effects.trust:
-            word = trust_word(effects.trust[stage], behaviour.name)
-            stages.setdefault(word, []).append(stage)
-    if len(stages) == 1:
-        only = next(iter(stages))
-        return f"{MARKS[only]} all {WORDS[only]}."
-    return " ".join(
-        f"{MARKS[word]} {WORDS[word]}: {components.plain(', '.join(names))}."
-        for word, names in stages.items()
-    )
 
 
 def _picked(key: str, ids: Sequence[str], before: str | None) -> str | None:

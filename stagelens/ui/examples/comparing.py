@@ -26,6 +26,7 @@ from stagelens.trust.comparing import (
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, drawing, state
 from stagelens.ui.pieces.pinning import About
+from stagelens.ui.pieces.trust_marks import trust_badge
 from stagelens.ui.reading import loaders
 from stagelens.ui.reading.loaders import Effects, Source
 from stagelens.ui.server import settings
@@ -255,7 +256,7 @@ def _result(workspace: Workspace, wanted: _Wanted) -> None:
         components.sentences([said], size="1.15rem")
         with st.container(horizontal=True, gap="small"):
             for side in (found.first, found.second):
-                components.trust_badge(side.trust, side.behaviour.name, side.name)
+                trust_badge(side.trust, side.behaviour.name, side.name)
         if wanted.note:
             components.text_block(wanted.note, muted=True)
     with st.grid(5, min_column_width=140, gap="medium") as grid:

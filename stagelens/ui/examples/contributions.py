@@ -25,7 +25,7 @@ from stagelens.ui.reading.loaders import Effects
 from stagelens.ui.server import jobs, settings
 from stagelens.wording import numbers
 from stagelens.wording.numbers import count_text, phrase, signed_text
-from stagelens.wording.trust_words import MARKS, WORDS, trust_word
+from stagelens.wording.trust_words import FIRST_ORDER, MARKS, trust_word
 
 ABOUT = "about"
 ONE, SHOWN = "This example", "Mean of the examples shown"
@@ -224,11 +224,11 @@ def _impossible(workspace: Workspace, asked: Asked) -> str | None:
 def first_order(found: Stored, asked: Asked) -> None:
     """The stage's effect, the sum of its steps' contributions, and the rest."""
     behaviour, total = asked.behaviour, found.linearised(asked.stage)
-    rest = asked.effect - total
+    rest, first = asked.effect - total, f"{MARKS[FIRST_ORDER]} {FIRST_ORDER}"
     mark = ""
     if asked.trust is not None:
         word = trust_word(asked.trust, behaviour.name)
-        mark = f"{MARKS[word]} {WORDS[word]}, by {asked.trust.estimator}"
+        mark = f"{MARKS[word]} {word}, by {asked.trust.estimator}"
     cells = "".join(
         f"<div><div style='opacity:.75;font-size:.875rem'>{components.shown(name)}</div>"
         f"<div style='font-size:1.4rem;font-weight:600;white-space:nowrap'>"
@@ -236,8 +236,12 @@ def first_order(found: Stored, asked: Asked) -> None:
         f"<div style='opacity:.75;font-size:.8rem'>{components.shown(note)}</div></div>"
         for name, value, note in (
             (f"effect of {asked.stage}", asked.effect, mark),
-            (f"its {found.facts.steps[asked.stage]:,} steps together", total, "first order"),
-            ("not explained to first order", rest, "effect minus steps"),
+            (
+                f"its {found.facts.steps[asked.stage]:,} steps together",
+                total,
+                f"{first}, first order",
+            ),
+            ("not explained to first order", rest, f"{first}, effect minus steps"),
         )
     )
     st.html(

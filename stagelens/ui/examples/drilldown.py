@@ -19,7 +19,7 @@ from stagelens.ui.reading.browse import Chosen, answer_column, effect_column, no
 from stagelens.ui.reading.loaders import Effects
 from stagelens.wording.numbers import phrase, value_text
 from stagelens.wording.sentences import Sentence, example_sentence
-from stagelens.wording.trust_words import MARKS, WORDS, trust_word
+from stagelens.wording.trust_words import MARKS, trust_word
 
 from . import live_answers, saliency, side_by_side, tokens, training_data, training_steps
 
@@ -81,7 +81,10 @@ def below(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: st
             saliency.saliency_maps(workspace, effects, chosen.behaviour, example_id)
         elif name == state.SIDE_BY_SIDE:
             side_by_side.side_by_side_tab(
-                workspace, chosen, lambda own: said(workspace, effects, chosen.behaviour, own)
+                workspace,
+                effects,
+                chosen,
+                lambda own: said(workspace, effects, chosen.behaviour, own),
             )
 
 
@@ -203,7 +206,7 @@ def _card(
         verdict = "✓ right" if answer == label else "✗ wrong"
     sure = f"{100 * confidence:.0f} % sure" if isfinite(confidence) else ""
     word = None if trust is None else trust_word(trust, behaviour)
-    mark = "" if word is None else f"{MARKS[word]} {WORDS[word]}"
+    mark = "" if word is None else f"{MARKS[word]} {word}"
     head = (
         # Without trust it is the final model's card, which is measured and not estimated.
         f"without <i>{components.shown(name)}</i>" if trust is not None else components.shown(name)

@@ -15,7 +15,7 @@ from stagelens.ui.reading import browse, loaders
 from stagelens.ui.reading.browse import Chosen, Every, Filters, Side
 from stagelens.ui.reading.loaders import Effects, Source
 from stagelens.wording.numbers import axis_unit, count_text, is_share
-from stagelens.wording.trust_words import WORDS, trust_word
+from stagelens.wording.trust_words import trust_word
 
 from . import slices
 
@@ -186,7 +186,7 @@ def count_and_export(workspace: Workspace, effects: Effects, chosen: Chosen) -> 
 
 def _csv(effects: Effects, chosen: Chosen) -> bytes:
     behaviour = chosen.behaviour.name
-    trust = {n: WORDS[trust_word(known, behaviour)] for n, known in effects.trust.items()}
+    trust = {n: trust_word(known, behaviour) for n, known in effects.trust.items()}
     rows = effects.of(behaviour)
     table = rows.assign(trust=rows["stage"].map(trust))
     return browse.export(table, chosen.ids, [chosen.behaviour.name])

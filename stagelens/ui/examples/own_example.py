@@ -15,6 +15,7 @@ from stagelens.runs.sets.images import display_png
 from stagelens.runs.sets.uploads import MOST_PIXELS
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, inputs
+from stagelens.ui.pieces.trust_marks import trust_badges
 from stagelens.ui.reading import browse
 from stagelens.ui.reading.loaders import Effects
 from stagelens.ui.server import settings
@@ -204,7 +205,7 @@ def _show(workspace: Workspace, question: Question, asked: Asked) -> None:
         drilldown.sentences(workspace, effects, behaviour, row)
         said = f"Counterfactuals: {estimator}. Training noise is not known for an own example."
         components.text_block(said, muted=True)
-        components.trust_badges(answer.trust.values(), behaviour.name)
+        trust_badges(answer.trust.values(), behaviour.name)
     answers = drilldown.answers_html(workspace, effects, behaviour, row)
     drilldown.bars(workspace, effects, behaviour, row, answers, own=True)
     if answer.tokens is not None:

@@ -26,6 +26,7 @@ from stagelens.contracts import Behaviour, StageLensError
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, state
 from stagelens.ui.pieces.pinning import About, pinnable
+from stagelens.ui.pieces.trust_marks import trust_line
 from stagelens.ui.reading import browse, loaders
 from stagelens.ui.reading.browse import Filters, answer_column, effect_column
 from stagelens.ui.reading.loaders import Effects
@@ -309,11 +310,15 @@ def _show(
             "allowed. Try another baseline."
         )
         return
-    about = About(f"Where the effect of {stage} sits in {one.example_id}", behaviour.name)
+    known = effects.trust.get(stage)
+    about = About(
+        f"Where the effect of {stage} sits in {one.example_id}",
+        behaviour.name,
+        trust=None if known is None else [known],
+    )
     if workspace.noun == "image":
         png = loaders.picture(workspace.at, workspace.examples.name, one.example_id, _SIDE)
         address = "data:image/png;base64," + base64.b64encode(png).decode()
-        known = effects.trust.get(stage)
         faint = known is None or not is_trustworthy(known, behaviour.name)
         chart = pixel_maps(one, address, behaviour, stage, charts.EITHER, height, faint)
         components.show(chart, f"where-{one.example_id}", about)
@@ -321,12 +326,13 @@ def _show(
         shaded = token_maps(one, behaviour, stage)
         with pinnable(f"where-{one.example_id}", _by_token(one, stage), shaded.alt, about):
             st.html(shaded.html)
+    trust = "" if known is None else f" · {trust_line({stage: known}, behaviour.name)}"
     unit = axis_unit(behaviour)
     amounts = [signed_text(v, behaviour, unit=False) for v in (one.effect, one.total,
                one.baseline_effect)]  # fmt: skip
     components.text_block(
         f"Effect {amounts[0]} = {places} {amounts[1]} + baseline {amounts[2]}"
-        f"{f' {unit}' if unit else ''}"
+        f"{f' {unit}' if unit else ''}{trust}"
     )
     _differs(effects, stage, behaviour, one)
 

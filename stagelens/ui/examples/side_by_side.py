@@ -14,6 +14,7 @@ from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, inputs, state
 from stagelens.ui.reading import browse, loaders
 from stagelens.ui.reading.browse import Chosen, effect_column
+from stagelens.ui.reading.loaders import Effects
 from stagelens.wording.numbers import phrase
 from stagelens.wording.sentences import Sentence
 
@@ -46,11 +47,12 @@ def button(chosen: Chosen, example_id: str) -> None:
     )
 
 
-def side_by_side_tab(workspace: Workspace, chosen: Chosen, said: Said) -> None:
+def side_by_side_tab(workspace: Workspace, effects: Effects, chosen: Chosen, said: Said) -> None:
     """The examples that were put side by side.
 
     Args:
         workspace: What is open.
+        effects: Whose trust is printed beside the bars.
         chosen: The examples and the behaviour that they are compared on.
         said: Words for the effects on a row of ``chosen.every.frame``.
     """
@@ -79,7 +81,7 @@ def side_by_side_tab(workspace: Workspace, chosen: Chosen, said: Said) -> None:
                 _answer(workspace, row)
                 values = {stage: float(row[effect_column(stage)]) for stage in workspace.stages}
                 bars = pd.DataFrame({"stage": list(values), "effect": list(values.values())})
-                st.html(charts.effect_bars(bars, behaviour, {}, largest).html)
+                st.html(charts.effect_bars(bars, behaviour, effects.trust, largest).html)
                 # A refused stage has no number, and max with a NaN depends on the order.
                 known = {stage: abs(value) for stage, value in values.items() if isfinite(value)}
                 if known:

@@ -16,6 +16,7 @@ from stagelens.effects.headlines import FEWEST
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, state
 from stagelens.ui.pieces.pinning import About
+from stagelens.ui.pieces.trust_marks import trust_line
 from stagelens.ui.reading import loaders
 from stagelens.ui.reading.browse import Chosen
 from stagelens.ui.reading.loaders import Effects
@@ -160,7 +161,7 @@ def _table(
     components.text_block(
         f"{about}: final model minus the counterfactual without the stage; in brackets the 95 % "
         f"interval over resampled {workspace.noun}s. ▲ credit, ▼ blame, ≈ within training noise, "
-        "so not a finding.",
+        f"so not a finding. {trust_line(effects.trust, behaviour.name)}",
         muted=True,
     )
 

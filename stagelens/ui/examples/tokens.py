@@ -14,6 +14,7 @@ from stagelens.contracts import Behaviour, StageLensError
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components
+from stagelens.ui.pieces.trust_marks import trust_badge, trust_line
 from stagelens.ui.reading.loaders import Effects
 
 from . import live_answers
@@ -72,13 +73,14 @@ def token_effects(
         muted=True,
     )
     if known is not None:
-        components.trust_badge(known, behaviour.name, stage)
+        trust_badge(known, behaviour.name, stage)
     # Over all stages, so that shades of one stage can be compared with those of another.
     largest = charts.largest_effect(list(tokens.effects.values()))
     effects = tokens.effects[stage]
     st.html(charts.shaded_tokens(tokens.tokens, effects, behaviour, stage, largest).html)
     with st.expander("The same numbers as a table, for every stage"):
         _table(stages, tokens)
+        components.text_block(trust_line(trust, behaviour.name), muted=True)
 
 
 def _stage(stages: Sequence[str], tokens: TokenEffects) -> str:

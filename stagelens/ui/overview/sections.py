@@ -15,11 +15,12 @@ from stagelens.runs.run import Stage
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, drawing
 from stagelens.ui.pieces.pinning import About
+from stagelens.ui.pieces.trust_marks import trust_badges, trust_legend
 from stagelens.ui.reading import loaders
 from stagelens.ui.reading.loaders import Effects
 from stagelens.wording.numbers import axis_unit, count_text, is_share
 from stagelens.wording.sentences import mean_sentence, slice_parts
-from stagelens.wording.trust_words import trust_label
+from stagelens.wording.trust_words import trust_word
 
 _CARDS_A_ROW = 4
 
@@ -130,9 +131,9 @@ def credit_and_blame(
     )
     components.show(chart, "bars", about_it)
     trusts = [effects.trust[name] for name in workspace.stages if name in effects.trust]
-    components.trust_badges(trusts, behaviour.name)
+    trust_badges(trusts, behaviour.name)
     components.text_block(" ".join([*_counts(means, workspace.noun), *_noise(means)]), muted=True)
-    components.trust_legend()
+    trust_legend()
     with st.expander("The same numbers as a table, with groups"):
         rows = means
         # With one group chosen, the means are that group's already.
@@ -175,7 +176,7 @@ def _table(rows: pd.DataFrame, behaviour: Behaviour, effects: Effects) -> None:
             "stage": rows["stage"],
             # As objects, because groups may be numbers, which a word cannot stand among.
             "group": rows["group"].astype(object).where(rows["group"].notna(), "all"),
-            "trust": [trust_label(effects.trust[name], behaviour.name) for name in rows["stage"]],
+            "trust": [trust_word(effects.trust[name], behaviour.name) for name in rows["stage"]],
             "examples": rows["n"],
             "final": scale * rows["final"],
             "without the stage": scale * rows["without"],

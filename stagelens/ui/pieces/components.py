@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,26 +12,16 @@ import streamlit as st
 
 from stagelens.charts import EITHER_STYLE, Chart, Markup
 from stagelens.contracts import StageLensError
-from stagelens.estimators.stage_trust import StageTrust
 from stagelens.ui.server import interrupted_jobs, jobs, settings, signing_in
 from stagelens.ui.server.child import Status
 from stagelens.wording.numbers import predicted_time
 from stagelens.wording.sentences import Sentence
-from stagelens.wording.trust_words import (
-    MARKS,
-    MEANINGS,
-    WORDS,
-    TrustWord,
-    is_trustworthy,
-    trust_advice,
-    trust_explanation,
-    trust_label,
-    trust_word,
-)
+from stagelens.wording.trust_words import trust_word
 
 from . import glossary, pinning, state
 from .escaping import plain, shown
 from .pinning import About
+from .trust_marks import trust_html
 
 # Named here, because Streamlit's own navigation would call the first page app.
 PAGES = (
@@ -56,15 +46,6 @@ _STYLE = (
 """The accent is dark enough for white text on it, which makes it illegible as text on the dark
 background: what is selected, and a slider's value, keep the page's own colour and are marked by an
 edge. Captions are as pale as can still be read (4.5:1). No heading is wider than its column."""
-
-_BADGES: dict[TrustWord, tuple[str, str]] = {
-    "exact": (":material/check_circle:", "green"),
-    "agrees": (":material/verified:", "blue"),
-    "disagrees": (":material/gpp_bad:", "red"),
-    "reliable": (":material/contrast:", "violet"),
-    "rough": (":material/radio_button_unchecked:", "orange"),
-    "refused": (":material/block:", "gray"),
-}
 
 
 def start_page(title: str) -> None:
@@ -189,63 +170,12 @@ def _one_kind(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-def trust_badge(trust: StageTrust, behaviour: str, name: str | None = None) -> None:
-    """Shape, colour and words for what is known of a stage's effects.
-
-    Args:
-        trust: What is known.
-        behaviour: Of the effects on which behaviour.
-        name: Whose trust it is, printed before it; the figures follow. Without a name, the words
-            alone are printed, for places where the figures are nearby.
-    """
-    word = trust_word(trust, behaviour)
-    icon, color = _BADGES[word]
-    st.badge(
-        plain(f"{name}: {trust_label(trust, behaviour)}" if name else WORDS[word]),
-        icon=icon,
-        color=color,  # type: ignore[arg-type]
-        help=plain(trust_explanation(trust, behaviour)),
-    )
-
-
-def trust_badges(stages: Iterable[StageTrust], behaviour: str) -> None:
-    """One badge per stage in a row, and below it why some are not to be relied on."""
-    stages = list(stages)
-    with st.container(horizontal=True, gap="small"):
-        for stage in stages:
-            trust_badge(stage, behaviour, stage.stage)
-    # Stages with the same reason share one line.
-    reasons: dict[tuple[str, str], list[str]] = {}
-    for stage in stages:
-        if not is_trustworthy(stage, behaviour):
-            verified = stage.trust == "verified"  # its figures are in the badge
-            said = (trust_advice if verified else trust_explanation)(stage, behaviour)
-            reasons.setdefault((MARKS[trust_word(stage, behaviour)], said), []).append(stage.stage)
-    for (mark, said), names in reasons.items():
-        st.caption(f"{mark} {plain(', '.join(names))}: {plain(said)}")
-
-
-def trust_legend() -> None:
-    """What every mark and word means, on any page, folded away."""
-    with st.expander("What exact, verified, reliable, rough and refused mean"):
-        rows = "".join(
-            f"<div style='white-space:nowrap'>{MARKS[one]} <b>{WORDS[one]}</b></div>"
-            f"<div>{html.escape(MEANINGS[one])}.</div>"
-            for one in MARKS
-        )
-        st.html(
-            "<div style='display:grid;grid-template-columns:minmax(8em,auto) 1fr;gap:.3em 1.2em;"
-            f"font-size:.9rem'>{rows}</div>"
-        )
-        st.caption("Rely on filled marks, not on hollow ones.")
-
-
 def sentence_html(sentence: Sentence, brief: bool = False) -> str:
     """A sentence with its stage, group and amount emphasised; everything from data escaped.
 
     Args:
         sentence: What to say.
-        brief: Print only the mark of the trust, where its word is nearby.
+        brief: Print the word of the trust without its figures.
     """
     weight = {"plain": "", "stage": "i", "group": "b", "amount": "b"}
     words = []
@@ -255,22 +185,11 @@ def sentence_html(sentence: Sentence, brief: bool = False) -> str:
         text = shown(part.text) if part.kind == "plain" else f"<bdi>{shown(part.text)}</bdi>"
         words.append(f"<{tag}>{text}</{tag}>" if tag else text)
     if sentence.trust is not None:
-        words.append(f" {_trust_html(sentence, sentence.trust, brief)}")
+        known, behaviour = sentence.trust, sentence.behaviour
+        named = known.estimator == "replay" or trust_word(known, behaviour) != "exact"
+        by = f", by {known.estimator}" if named else ""
+        words.append(f" {trust_html(known, behaviour, brief, by)}")
     return "".join(words)
-
-
-def _trust_html(sentence: Sentence, trust: StageTrust, brief: bool) -> str:
-    word = trust_word(trust, sentence.behaviour)
-    said = trust_label(trust, sentence.behaviour)
-    if trust.estimator == "replay" or word != "exact":
-        said += f", by {trust.estimator}"
-    # Also as the label of the mark, whose shape alone a screen reader would name.
-    title = html.escape(f"{said}. {trust_explanation(trust, sentence.behaviour)}", quote=True)
-    words = "" if brief else f" {html.escape(said)}"
-    return (
-        f"<span title='{title}' role='img' aria-label='{title}' style='opacity:.75;"
-        f"font-size:.85em'>{MARKS[word]}{words}</span>"
-    )
 
 
 def sentences(items: Sequence[Sentence], size: str = "1rem", brief: bool = False) -> None:

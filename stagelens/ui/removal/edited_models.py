@@ -96,8 +96,8 @@ def about(view: RemovalView, edit: Edit, behaviour: str = ACCURACY.name) -> Abou
     return About(
         behaviour=behaviour,
         estimator=view.effects.estimator,
-        # No trust: the edited model itself is measured, and only its guidance was estimated.
-        trust=(),
+        # The edited model itself is measured, but stands for a counterfactual that is estimated.
+        trust=[view.effects.trust[stage] for stage in edit.strengths],
         observed="the edited weights: an edit guided by an estimate, and not the model that "
         "training without the stage would have given",
         filters={

@@ -10,6 +10,7 @@ from stagelens import charts
 from stagelens.contracts import StageLensError
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components
+from stagelens.ui.pieces.trust_marks import trust_badge
 from stagelens.ui.reading.loaders import Effects
 from stagelens.wording.numbers import count_text
 
@@ -123,9 +124,8 @@ def _name(view: RemovalView, number: int, stage: str) -> None:
         )
         trust = view.effects.trust.get(stage)
         if trust is not None:
-            # Agreement with replay is known of measured behaviours; accuracy is derived.
-            behaviour = next(name for name in view.effects.behaviours if name != "accuracy")
-            components.trust_badge(trust, behaviour)
+            # An edit changes every behaviour, so the one that agrees least with replay decides.
+            trust_badge(trust, None)
 
 
 def _preset(view: RemovalView) -> None:

@@ -18,6 +18,7 @@ from stagelens.report.sections import default_sections, tables_used
 from stagelens.report.store import Findings, FindingStore
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, state
+from stagelens.ui.pieces.trust_marks import trust_badges
 from stagelens.ui.reading import loaders
 from stagelens.ui.reading.loaders import Source
 from stagelens.ui.server import settings
@@ -277,7 +278,7 @@ def _facts(workspace: Workspace, finding: Finding) -> None:
     """Trust, estimator, set and filters, and a link to the view."""
     seen = finding.seen
     if seen.trust:
-        components.trust_badges(seen.trust, seen.behaviour)
+        trust_badges(seen.trust, seen.behaviour or None)
     else:
         known = provenance.known(seen)[0]
         components.text_block(f"{known.mark} {known.words}. {known.meaning}", muted=True)

@@ -16,14 +16,16 @@ from stagelens.analyses.spurious.statistics import LEVEL, SMALLEST, SUPPORT
 from stagelens.charts import BLAME, EITHER
 from stagelens.charts.places import patch_map
 from stagelens.charts.style import MUTED, short
+from stagelens.estimators.stage_trust import StageTrust
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, drawing, state
 from stagelens.ui.pieces.pinning import About
+from stagelens.ui.pieces.trust_marks import trust_html, trust_line
 from stagelens.ui.reading import loaders
 from stagelens.ui.reading.loaders import Effects, Source
 from stagelens.ui.server import jobs
 from stagelens.wording.numbers import count_text, number, phrase, signed_text
-from stagelens.wording.trust_words import percent
+from stagelens.wording.trust_words import percent, trust_word
 
 KINDS = {
     "patch": "Patches",
@@ -59,9 +61,10 @@ def found_features_tab(workspace: Workspace, effects: Effects) -> None:
     # Columns are metadata; by default the tab shows what no metadata records.
     rows = rows[rows["kind"] == kind if kind is not None else rows["kind"] != "column"]
     _headline(workspace, effects, found, stage, rows)
-    _cards(workspace, found, rows)
-    _map(found, stage)
-    _how(found, stage)
+    trust = effects.trust[stage]
+    _cards(workspace, found, rows, trust)
+    _map(found, stage, trust)
+    _how(found, stage, trust)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
@@ -137,16 +140,16 @@ def _headline(
 # --------------------------------------------------------------------------------------- cards
 
 
-def _cards(workspace: Workspace, found: Features, rows: pd.DataFrame) -> None:
+def _cards(workspace: Workspace, found: Features, rows: pd.DataFrame, trust: StageTrust) -> None:
     with st.grid(2, min_column_width=330, gap="small"):
         for row in rows.head(_CARDS).to_dict("records"):
             with st.container(border=True, height="stretch", gap="small"):
-                _card(workspace, found, row)
+                _card(workspace, found, row, trust)
     if len(rows) > _CARDS:
         components.text_block(f"{_CARDS} of {len(rows)} features that pass.", muted=True)
 
 
-def _card(workspace: Workspace, found: Features, row: dict[str, Any]) -> None:
+def _card(workspace: Workspace, found: Features, row: dict[str, Any], trust: StageTrust) -> None:
     behaviour = found.facts.behaviour.behaviour()
     mark = "▲ credit" if row["mean_with"] > 0 else "▼ blame"
     about = (
@@ -174,7 +177,7 @@ def _card(workspace: Workspace, found: Features, row: dict[str, Any]) -> None:
         f"<b style='overflow-wrap:anywhere'><bdi>{components.shown(_title(row))}</bdi></b>"
         f"<span style='white-space:nowrap'>{mark}</span></div>"
         "<div style='opacity:.75;font-size:.9em;margin-bottom:.4em'>"
-        f"{components.shown(about)}</div>"
+        f"{components.shown(about)} · {trust_html(trust, behaviour.name, brief=True)}</div>"
         "<div style='display:grid;grid-template-columns:auto auto 1fr;gap:.1em .8em;"
         f"font-size:.875rem'>{lines}</div>"
     )
@@ -255,7 +258,7 @@ def _marked(text: str, row: Mapping[str, Any]) -> str:
 # ------------------------------------------------------------------------------ where, and how
 
 
-def _map(found: Features, stage: str) -> None:
+def _map(found: Features, stage: str, trust: StageTrust) -> None:
     rows = found.table[(found.table["stage"] == stage) & (found.table["kind"] == "patch")]
     if found.facts.shape is None or rows.empty:
         return
@@ -269,18 +272,19 @@ def _map(found: Features, stage: str) -> None:
     with st.grid(2, min_column_width=330, gap="medium") as grid:
         with grid.cell():
             chart = drawing.chart(patch_map, rows, found.facts.shape, behaviour, stage, EITHER)
-            components.show(chart, "patch-map", About(behaviour=behaviour.name))
+            components.show(chart, "patch-map", About(behaviour=behaviour.name, trust=[trust]))
         with grid.cell():
             components.text_block(
                 f"How much the effect of {stage} on the {behaviour.name} changes when a patch is "
                 "taken out of the picture: mean size over labels, on "
                 f"{count_text(found.facts.images, 'image')}{drawn}. A patch is filled with the "
-                "set's background or, where there is none, with the mean of the pixels around it.",
+                "set's background or, where there is none, with the mean of the pixels around it. "
+                f"{trust_line({stage: trust}, behaviour.name)}",
                 muted=True,
             )
 
 
-def _how(found: Features, stage: str) -> None:
+def _how(found: Features, stage: str, trust: StageTrust) -> None:
     counts = next(each for each in found.facts.stages if each.stage == stage)
     noise = (
         "and beyond 2 noise sd of training"
@@ -301,9 +305,10 @@ def _how(found: Features, stage: str) -> None:
         rows = found.table[found.table["stage"] == stage]
         rows = rows.drop(columns=["stage", "top", "left", "height", "width", "examples"])
         measured = found.facts.behaviour.behaviour()
+        rows.insert(0, "trust", trust_word(trust, measured.name))
         said = (
             f"All tests for {stage}: mean effect on the {phrase(measured)} with and without each "
             "feature, within its label."
         )
-        about = About(behaviour=measured.name)
+        about = About(behaviour=measured.name, trust=[trust])
         components.table(rows, "features-table", said, about, height=320)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import streamlit as st
@@ -13,6 +13,7 @@ from stagelens.analyses.spurious.gaps import (
     findings,
     gap_notes,
     gap_sentences,
+    model_words,
     rows_of,
     without,
 )
@@ -25,9 +26,11 @@ from stagelens.report.provenance import RECORDED
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, drawing
 from stagelens.ui.pieces.pinning import About
+from stagelens.ui.pieces.trust_marks import trust_badges
 from stagelens.ui.reading import loaders
 from stagelens.ui.reading.loaders import Effects, Source
 from stagelens.wording.numbers import count_text
+from stagelens.wording.trust_words import MARKS, TrustWord
 
 _ERRORS = {
     "Missed": ("missed", "Percentage of each class that the model answers wrongly."),
@@ -74,13 +77,14 @@ def group_gaps_tab(workspace: Workspace, effects: Effects) -> None:
     stages = [name for name in workspace.stages if name in effects.trust]
     _sentences(workspace, effects, gaps, stages)
     _picture(workspace, effects, gaps, stages)
-    _tables(gaps)
+    words = model_words(gaps, stages, effects.trust)
+    _tables(gaps, words)
     if workspace.by != "label":
         parts = (workspace.at, workspace.examples.name, effects.estimator)
         # Errors by class cross groups with labels anyway, so the groups must not be crossed yet.
         each = gaps if len(by) == 1 else _gaps(*parts, by[:1], behaviour.name)
         if each is not None:
-            _errors(each, stages)
+            _errors(each, stages, words)
 
 
 def _controls(by: str, effects: Effects) -> tuple[tuple[str, ...], Behaviour]:
@@ -134,7 +138,7 @@ def _picture(workspace: Workspace, effects: Effects, gaps: Gaps, stages: Sequenc
         sentences=lambda: gap_sentences(gaps, stages, effects.trust, workspace.noun),
     )
     components.show(chart, "group-gaps", about)
-    components.trust_badges([effects.trust[s] for s in stages], gaps.behaviour.name)
+    trust_badges([effects.trust[s] for s in stages], gaps.behaviour.name)
     said = ["Lines are 95 % intervals over resampled examples."]
     if gaps.metrics.unlabelled:
         said.append(f"{count_text(gaps.metrics.unlabelled)} without a label left out.")
@@ -149,7 +153,7 @@ def _picture(workspace: Workspace, effects: Effects, gaps: Gaps, stages: Sequenc
     components.text_block(" ".join(said), muted=True)
 
 
-def _errors(gaps: Gaps, stages: Sequence[str]) -> None:
+def _errors(gaps: Gaps, stages: Sequence[str], words: Mapping[str, TrustWord]) -> None:
     """Errors by class for the final model, and beside it for the model without one stage."""
     classes = gaps.metrics.classes
     cells = classes["group"].nunique() * classes["label"].nunique()
@@ -158,7 +162,7 @@ def _errors(gaps: Gaps, stages: Sequence[str]) -> None:
     st.header("Errors by class", anchor=False)
     if cells > _MOST_CELLS:
         st.caption(f"There are too many groups and classes to draw ({cells:,} cells).")
-        _error_table(classes)
+        _error_table(classes, words)
         return
     found = findings(gaps, stages)
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
@@ -184,29 +188,31 @@ def _errors(gaps: Gaps, stages: Sequence[str]) -> None:
     with st.grid(2, min_column_width=330, gap="medium") as grid:
         for model in (FINAL, without(stage)):
             with grid.cell():
-                components.text_block(model)
+                known = "" if model == FINAL else f": {MARKS[words[model]]} {words[model]}"
+                components.text_block(f"{model}{known}")
                 chart = drawing.chart(class_errors, classes, model, measured, EITHER)
                 about = About(behaviour=ACCURACY.name, observed=RECORDED if model == FINAL else "")
                 components.show(chart, f"errors-{model == FINAL}", about)
     components.text_block(meaning, muted=True)
-    _error_table(classes)
+    _error_table(classes, words)
 
 
-def _error_table(classes: pd.DataFrame) -> None:
+def _error_table(classes: pd.DataFrame, words: Mapping[str, TrustWord]) -> None:
     with st.expander("The same errors as a table"):
         said = "Errors by group and class under every model, with 95 % intervals."
-        components.table(_readable(classes), "errors-table", said, About(behaviour=ACCURACY.name))
+        rows = _readable(classes, words)
+        components.table(rows, "errors-table", said, About(behaviour=ACCURACY.name))
 
 
-def _tables(gaps: Gaps) -> None:
+def _tables(gaps: Gaps, words: Mapping[str, TrustWord]) -> None:
     with st.expander("The same numbers as a table"):
         said = "Accuracy and margin of every group under every model, with 95 % intervals."
         about = About(behaviour=gaps.behaviour.name)
-        components.table(_readable(gaps.metrics.groups), "groups-table", said, about)
+        components.table(_readable(gaps.metrics.groups, words), "groups-table", said, about)
 
 
-def _readable(table: pd.DataFrame) -> pd.DataFrame:
-    """Shares in percent, and the row over all examples named as such."""
+def _readable(table: pd.DataFrame, words: Mapping[str, TrustWord]) -> pd.DataFrame:
+    """Shares in percent, the trust of every model, and the row over all examples named as such."""
     shares = [c for c in table if c.split("_")[0] in ("accuracy", "missed", "false")]
     shown = table.assign(**{c: 100 * table[c] for c in shares})
     # As objects: a categorical takes no value, such as "all", that is not among its categories.
@@ -214,4 +220,5 @@ def _readable(table: pd.DataFrame) -> pd.DataFrame:
     names = {c: f"{c} %".replace("_", " ") for c in shares} | {
         c: c.replace("_", " ") for c in table if c not in shares
     }
+    shown.insert(1, "trust", shown["model"].map(words))
     return shown.rename(columns=names).round(2)

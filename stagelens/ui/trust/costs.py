@@ -14,7 +14,7 @@ from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components
 from stagelens.ui.reading import loaders
 from stagelens.wording import numbers
-from stagelens.wording.trust_words import MARKS, decimal, percent, trust_word
+from stagelens.wording.trust_words import MARKS, trust_label, trust_word
 
 from .sections import TrustView
 
@@ -86,11 +86,4 @@ def _predicted(workspace: Workspace, estimator: str, settings: dict[str, float])
 def _brief(trust: StageTrust | None, behaviour: str) -> str:
     if trust is None:
         return "not computed"
-    mark = MARKS[trust_word(trust, behaviour)]
-    agreement = trust.agreement(behaviour)
-    if agreement is not None:
-        error = percent(agreement.relative_error)
-        return f"{mark} r {decimal(agreement.r)}, error {error}"
-    if trust.trust == "estimated" and trust.expected_error is not None:
-        return f"{mark} expected error {percent(trust.expected_error)}"
-    return f"{mark} {trust.trust}"
+    return f"{MARKS[trust_word(trust, behaviour)]} {trust_label(trust, behaviour)}"

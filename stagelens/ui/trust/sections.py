@@ -20,7 +20,6 @@ from stagelens.charts.trust import agreement
 from stagelens.contracts import Behaviour
 from stagelens.effects.headlines import FEWEST
 from stagelens.effects.results import Result
-from stagelens.estimators.expected_error import RELIABLE_BELOW
 from stagelens.estimators.stage_trust import REPLAY, StageTrust
 from stagelens.runs.schema import canonical_json
 from stagelens.trust.noise import RECORDED, load_noise
@@ -28,10 +27,11 @@ from stagelens.trust.verification import compare, load_verification
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, drawing
 from stagelens.ui.pieces.pinning import About
+from stagelens.ui.pieces.trust_marks import trust_badge, trust_legend
 from stagelens.ui.reading import loaders
 from stagelens.ui.reading.loaders import Source
 from stagelens.wording.numbers import count_text, number, signed_text
-from stagelens.wording.trust_words import decimal, percent, trust_explanation
+from stagelens.wording.trust_words import MARKS, decimal, expected_word, percent, trust_explanation
 
 FIGURES = {
     "r": ("Pearson r", "1: the estimate rises and falls with replay over the examples."),
@@ -212,8 +212,8 @@ def stages(workspace: Workspace, view: TrustView) -> None:
                 _stage(workspace, view, stage)
     for stage in workspace.stages:
         if stage not in open_stages:
-            components.text_block(f"● {stage}: exact. {_trust(view, stage).reason}")
-    components.trust_legend()
+            components.text_block(f"{MARKS['exact']} {stage}: exact. {_trust(view, stage).reason}")
+    trust_legend()
 
 
 def _legend() -> None:
@@ -246,7 +246,7 @@ def _stage(workspace: Workspace, view: TrustView, stage: str) -> None:
         "<h2 style='margin:0;padding:0;font-size:1.1rem;overflow-wrap:anywhere'>"
         f"{html.escape(stage)}</h2></div>",
     )
-    components.trust_badge(trust, view.behaviour.name)
+    trust_badge(trust, view.behaviour.name)
     said = html.escape(trust_explanation(trust, view.behaviour.name)).replace(" %", "&nbsp;%")
     room = "6em" if row is not None and trust.trust != "refused" else "0"  # so that charts line up
     st.html(
@@ -304,11 +304,7 @@ def _figures(view: TrustView, trust: StageTrust, row: Mapping[str, Any] | None) 
         (
             "Expected error" if row is None else "Expected beforehand",
             "not known" if trust.expected_error is None else percent(trust.expected_error),
-            ""
-            if trust.expected_error is None
-            else "reliable"
-            if trust.expected_error <= RELIABLE_BELOW
-            else "rough",
+            "" if trust.expected_error is None else expected_word(trust.expected_error),
             "Relative error that was expected without a replay.",
         )
     )
