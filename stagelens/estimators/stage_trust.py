@@ -44,7 +44,7 @@ class StageTrust(BaseModel):
     Attributes:
         stage: The stage that is left out.
         estimator: How the counterfactual was obtained.
-        trust: exact, verified, does not agree, estimated (not checked) or refused.
+        trust: exact; verified or does not agree; estimated, which is not checked; or refused.
         reason: One sentence for people, for instance "Replay repeats the recording bit for
             bit.".
         deviation: Where replay is not bit for bit: norm of the difference between the replayed
