@@ -83,8 +83,8 @@ def credit_and_blame(
             if not np.isfinite(r["gain"])
             else f"credit {amount_text(r['credit'], behaviour)}, "
             f"blame {amount_text(r['blame'], behaviour)}"
-            + _known(trust.get(str(r["stage"])), behaviour, noisy)
         )
+        + _known(trust.get(str(r["stage"])), behaviour, noisy)
         for r, noisy in zip(rows, within, strict=True)
     )
     return Chart(
@@ -145,8 +145,8 @@ def said_of_one(
             "no number"
             if not np.isfinite(gain)
             else f"{'credit' if gain > 0 else 'blame'} {amount_text(gain, behaviour)}"
-            + _known(trust.get(stage), behaviour, noisy)
         )
+        + _known(trust.get(stage), behaviour, noisy)
         for stage, gain, noisy in zip(stages, gains, within, strict=True)
     )
     return f"Effect of each stage on this example's {phrase(behaviour)}. {said}."

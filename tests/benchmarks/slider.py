@@ -40,9 +40,9 @@ ANSWERED = """async slider => {
         await new Promise(done => setTimeout(done, 2));
         if (figures() === before) continue;
         const said = words();
-        if (preview === null && said.includes("Preview: interpolated"))
+        if (preview === null && said.includes("a preview, interpolated"))
             preview = performance.now() - began;
-        if (preview !== null && said.includes("Exact: measured"))
+        if (preview !== null && said.includes("exact: measured"))
             return [preview, performance.now() - began];
     }
     return [preview ?? NaN, NaN];
@@ -53,7 +53,7 @@ ANSWERED = """async slider => {
 def measured(page: Page, url: str, times: int) -> list[tuple[float, float]]:
     """Milliseconds until the preview and until the exact figures, for every step of the slider."""
     page.goto(url + LINK)
-    page.get_by_text("Exact: measured").wait_for(timeout=120_000)
+    page.get_by_text("exact: measured").wait_for(timeout=120_000)
     slider = page.get_by_role("slider", name="Strength of shortcut")
     found = []
     for number in range(min(times, _STEPS) + 1):

@@ -196,7 +196,7 @@ PAGES = {
     "Overview": ("Credit and blame", "/"),
     "Examples": ("Export CSV", "/Examples"),
     "Spurious features": ("Gap in", "/Spurious_features"),
-    "Remove a stage": ("Exact: measured", "/Remove_a_stage"),
+    "Remove a stage": ("exact: measured", "/Remove_a_stage"),
     "Trust": ("What each estimate costs", "/Trust"),
 }
 

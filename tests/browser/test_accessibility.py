@@ -66,7 +66,7 @@ def test_the_story_of_the_demo_leads_into_the_pages(server, page: Page, settle) 
     page.go_back()
     settle(page, "The story of this demo")
     page.get_by_role("link", name="Take it out").click()
-    settle(page, "Exact: measured on the edited weights")
+    settle(page, "exact: measured on the edited weights")
     expect(page.get_by_role("heading", name="Flipped answers")).to_be_visible()
 
 

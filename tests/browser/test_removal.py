@@ -33,7 +33,7 @@ def server(start_server, home: Path):
 
 
 def exact(page: Page) -> None:
-    expect(page.get_by_text("Exact: measured on the edited weights")).to_be_visible()
+    expect(page.get_by_text("exact: measured on the edited weights")).to_be_visible()
 
 
 def test_the_worst_stage_is_removed_and_what_follows_is_shown(

@@ -6,9 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
+from streamlit.testing.v1 import AppTest
 
 from stagelens.ui.server import jobs
-from tests.pages.reading import check, figures, words
+from stagelens.wording.trust_words import MARKS
+from tests.pages.reading import check, drawn, figures, words
+from tests.support.every_standing import SET, STANDINGS, every_standing
 from tests.support.odd_runs import add_odd_sets, measure_all, record
 
 REMOVE = "pages/3_Remove_a_stage.py"
@@ -57,3 +60,52 @@ def test_a_run_that_diverged_says_so_where_numbers_would_stand(open_page, tmp_pa
         job._reaper.join(60)
     check(app.run())
     assert "training diverged in stage 'second'" in words(app)
+
+
+@pytest.fixture(scope="module")
+def standings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose stages have one standing each."""
+    home = tmp_path_factory.mktemp("standings")
+    every_standing(home / "run")
+    return home
+
+
+def test_every_page_says_of_each_stage_what_is_known(
+    open_page, standings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAGELENS_READ_ONLY", "1")  # no replay begins, which would change it
+
+    def shown(page: str, link: str = "") -> tuple[AppTest, str]:
+        app = check(open_page(standings, f"run=run&set={SET}{link}", page))
+        return app, words(app)
+
+    app, overview = shown("app.py")
+    for bar, (stage, word) in zip(
+        figures(app)[0]["layout"]["yaxis"]["ticktext"], STANDINGS.items(), strict=True
+    ):
+        assert f"{MARKS[word]} {word}<" in bar and stage in bar
+        assert re.search(rf"{stage}: {word}( \(|\])", overview), stage
+    table = app.dataframe[0].value
+    assert dict(zip(table["stage"], table["trust"], strict=True)) == STANDINGS
+
+    app, examples = shown("pages/1_Examples.py", "&example=0")
+    (bars,) = drawn(app)
+    for stage, word in STANDINGS.items():
+        assert f"{MARKS[word]} {word}: {stage}." in examples
+        assert re.search(rf"without {stage} .{{,40}}{MARKS[word]} {word}", examples), stage
+        assert re.search(rf"{stage}: (no number|[a-z]+ [\d.]+), {word}", bars), stage
+
+    app, gaps = shown("pages/2_Spurious_features.py")
+    alt = figures(app)[0]["alt"]
+    table = app.dataframe[0].value
+    for stage, word in STANDINGS.items():
+        assert f"without {stage} ({MARKS[word]} {word})" in alt
+        assert re.search(rf"{stage}: {word}( \(|\])", gaps), stage
+        assert set(table.loc[table["model"] == f"without {stage}", "trust"]) == {word}
+
+    app, removal = shown("pages/3_Remove_a_stage.py", "&remove-2=100")
+    assert "exact: measured on the edited weights" in removal
+    assert "without gamma: does not agree (r 0.40, error 130 %)" in removal
+    _, trust = shown("pages/4_Trust.py")
+    for word in STANDINGS.values():
+        assert f": {word}]" in removal and re.search(rf"\b{word}[\].]", trust), word

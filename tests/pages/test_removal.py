@@ -73,7 +73,7 @@ def test_the_preset_takes_out_the_stage_with_the_planted_stamp(open_page, measur
     assert group.value == "stamped"
     app = press(app, "Remove the worst stage for this group")
     assert strengths(app) == {"pretrain": 0, "shortcut": 100, "mislabelled": 0, "adapt": 0}
-    assert "Exact: measured" in badges(app)
+    assert "exact: measured" in badges(app)
     said = words(app)
     changed, mended, broken = map(
         int, re.search(r"(\d+) answers changed: (\d+) mended .*, (\d+) broken", said).groups()
@@ -90,7 +90,7 @@ def test_figures_of_a_strength_that_was_computed_are_exact_at_once(open_page, me
     app = check(open_page(measured.parent, link, PAGE))
     assert strengths(app)["shortcut"] == 75
     alts = [figure["alt"] for figure in figures(app)]
-    assert "Exact: measured" in badges(app) and "Preview" not in badges(app)
+    assert "exact: measured" in badges(app) and "a preview" not in badges(app)
     assert any("Confusion matrix of the edited" in alt for alt in alts)
     assert any("Calibration of final model and edited" in alt for alt in alts)
 
@@ -102,8 +102,8 @@ def test_a_large_model_shows_a_preview_while_a_job_measures(
     started: list[tuple[str, ...]] = []
     monkeypatch.setattr(jobs, "start", lambda arguments, *_, **__: started.append(arguments))
     app = check(open_page(measured.parent, f"{LINK}&remove-1=60&remove-2=35", PAGE))
-    assert "Preview: interpolated between computed strengths" in badges(app)
-    assert "Exact: measured" not in badges(app)
+    assert "a preview, interpolated between computed strengths" in badges(app)
+    assert "exact: measured" not in badges(app)
     assert all("≈" in metric.value for metric in app.metric)
     (arguments,) = started
     assert arguments[:6] == ("remove", str(measured), "--set", "test", "--estimator", "replay")
@@ -141,7 +141,7 @@ def test_a_targeted_edit_is_searched_shown_and_saved(open_page, measured, tmp_pa
     assert next(m.value for m in app.multiselect) == ["shortcut"]
     app = finished(press(app, "Find the smallest edit"))
     said = words(app)
-    assert "Found on the validation part" in said and "Exact: measured" in badges(app)
+    assert "Found on the validation part" in said and "exact: measured" in badges(app)
     assert any("Strength by layer. shortcut" in figure["alt"] for figure in figures(app))
     app = finished(press(app, "Save"))
     (saved,) = (folder.parent / "edited").iterdir()

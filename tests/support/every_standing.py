@@ -13,7 +13,7 @@ from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs.run import Run
 from stagelens.runs.schema import canonical_json
 from stagelens.runs.sets.writer import write_set
-from stagelens.trust.verification import save_verification
+from stagelens.trust.verification import COLUMNS, save_verification
 from stagelens.wording.trust_words import TrustWord
 
 from .odd_runs import CLASSES, images, record
@@ -52,7 +52,8 @@ def every_standing(path: Path) -> Run:
     stages = [_known(one) for one in free.facts.stages]
     refused = made.table["stage"].map(STANDINGS) == "refused"
     table = made.table.assign(estimator="coarse-replay")
-    table.loc[refused, ["effect", "without"]] = np.nan
+    numbers = ["effect", "without", "prediction_without", "confidence_without"]
+    table.loc[refused, numbers] = np.nan
     # Large, of one sign, and larger in one group: only its trust keeps it from being a finding.
     shift = np.where(table["group"] == "left", 5.0, 20.0) * table["effect"].std()
     table["effect"] = table["effect"] + shift
@@ -78,6 +79,7 @@ def _known(one: StageTrust) -> StageTrust:
 def _verification(made: Result) -> pd.DataFrame:
     rows = [
         {
+            **dict.fromkeys(COLUMNS, np.nan),
             "set": SET,
             "stage": stage,
             "behaviour": behaviour,

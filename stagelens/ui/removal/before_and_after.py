@@ -16,6 +16,7 @@ from stagelens.analyses.removal.spec import Edit
 from stagelens.charts.removal import calibration_curve, confusion_map, group_accuracy
 from stagelens.ui.pieces import components, drawing, state
 from stagelens.ui.pieces.pinning import About
+from stagelens.ui.pieces.trust_marks import trust_badge
 from stagelens.ui.reading import loaders
 from stagelens.ui.server import jobs
 
@@ -43,7 +44,7 @@ def figures(view: RemovalView, wanted: Wanted) -> None:
         rows = _interpolated(view, guess, edit)
         with headline.container():
             st.badge(
-                "Preview: interpolated between computed strengths; exact figures follow",
+                "rough: a preview, interpolated between computed strengths; exact figures follow",
                 icon=":material/hourglass_top:",
                 color="orange",
             )
@@ -63,7 +64,11 @@ def figures(view: RemovalView, wanted: Wanted) -> None:
     rows = rows[rows["accuracy"].notna()]
     with headline.container():
         weights = "edited weights" if edit.strengths else "weights as they are"
-        st.badge(f"Exact: measured on the {weights}", icon=":material/check:", color="green")
+        with st.container(horizontal=True, gap="small"):
+            st.badge(f"exact: measured on the {weights}", icon=":material/check:", color="green")
+            # What the edited weights stand for is as uncertain as what they were made with.
+            for stage in edit.strengths:
+                trust_badge(view.effects.trust[stage], None, f"without {stage}")
         _metrics(rows)
     _chart(rows, edited_models.about(view, edit))
     if edit.strengths:
