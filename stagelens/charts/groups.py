@@ -90,7 +90,8 @@ def group_gaps(
         fixedrange=True,
     )
     figure.update_layout(
-        margin={"l": 8, "r": 64, "t": 44, "b": 52},
+        # "no number" is longer than a number.
+        margin={"l": 8, "r": 64 if gaps.notna().all() else 88, "t": 44, "b": 52},
         legend={"x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "yref": "paper"},
         hoverlabel={"align": "left"},
         hovermode="closest",

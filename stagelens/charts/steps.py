@@ -11,7 +11,9 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from stagelens.contracts import BASE, Behaviour
+from stagelens.estimators.stage_trust import StageTrust
 from stagelens.wording.numbers import axis_unit, is_share, phrase, scaled, signed_text, value_text
+from stagelens.wording.trust_words import FIRST_ORDER, TrustWord, trust_word
 
 from .stages import draw_bands, heading, stage_edges
 from .style import BLAME, CREDIT, LIGHT, ZERO, Chart, Palette, escaped, see_through, style
@@ -93,6 +95,7 @@ def step_contributions(
     effect: float,
     color: str,
     palette: Palette = LIGHT,
+    trust: StageTrust | None = None,
 ) -> Chart:
     """What each step of a stage contributed, and how that adds up; credit points upwards.
 
@@ -104,6 +107,7 @@ def step_contributions(
         effect: The stage's effect, to compare the sum with; NaN if it is not known.
         color: The stage's.
         palette: Light or dark.
+        trust: What is known of the effect.
     """
     figure = make_subplots(
         rows=2,
@@ -170,7 +174,10 @@ def step_contributions(
         row=1,
         col=1,
     )
-    _ends(figure, {"first order": total, "stage effect": effect}, behaviour, last, palette)
+    words = {"first order": FIRST_ORDER}
+    if trust is not None:
+        words["stage effect"] = trust_word(trust, behaviour.name)
+    _ends(figure, {"first order": total, "stage effect": effect}, words, behaviour, last, palette)
     unit = axis_unit(behaviour)
     better = f"↑ credit: {phrase(behaviour)} {behaviour.better}{f', {unit}' if unit else ''}"
     heading(figure, f"steps added up ({better})", 1, palette)
@@ -191,10 +198,11 @@ def step_contributions(
     figure.update_yaxes(row=2, col=1, secondary_y=True, side="left", tickmode="auto")
     said = (
         f"Contributions of the {last:,} steps of {stage} to the {phrase(behaviour)}, to first "
-        f"order: together {signed_text(total, behaviour)}"
+        f"order: together {signed_text(total, behaviour)}, {FIRST_ORDER}"
     )
     if np.isfinite(effect):
-        said += f"; the stage's effect is {signed_text(effect, behaviour)}"
+        known = f", {words['stage effect']}" if trust is not None else ""
+        said += f"; the stage's effect is {signed_text(effect, behaviour)}{known}"
     return Chart(figure, f"{said}.")
 
 
@@ -225,7 +233,12 @@ def _named(first: int, after: int) -> str:
 
 
 def _ends(
-    figure: go.Figure, ends: Mapping[str, float], behaviour: Behaviour, last: int, palette: Palette
+    figure: go.Figure,
+    ends: Mapping[str, float],
+    words: Mapping[str, TrustWord],
+    behaviour: Behaviour,
+    last: int,
+    palette: Palette,
 ) -> None:
     """The sum and the stage effect as named marks at the right."""
     known = {name: value for name, value in ends.items() if np.isfinite(value)}
@@ -241,7 +254,11 @@ def _ends(
                 "symbol": ["circle" if name == "first order" else "diamond-open" for name in known],
                 "line": {"width": 2},
             },
-            customdata=[f"{n}: {signed_text(v, behaviour)}" for n, v in known.items()],
+            customdata=[
+                f"{name}: {signed_text(value, behaviour)}"
+                + (f", {words[name]}" if name in words else "")
+                for name, value in known.items()
+            ],
             hovertemplate="%{customdata}<extra></extra>",
             cliponaxis=False,
         ),

@@ -35,9 +35,9 @@ MARKS: Mapping[TrustWord, str] = {
     "exact": "●",
     "verified": "◆",
     "reliable": "◐",
-    "on recorded samples": "◍",
+    "on recorded samples": "◧",
     "rough": "○",
-    "sign uncertain": "◌",
+    "sign uncertain": "□",
     "does not agree": "◇",
     "refused": "✕",
 }

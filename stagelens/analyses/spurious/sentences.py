@@ -8,7 +8,7 @@ from typing import Any
 from stagelens.contracts import Behaviour
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.wording.numbers import phrase, signed_text
-from stagelens.wording.sentences import Part, Sentence
+from stagelens.wording.sentences import Part, Sentence, is_certain
 
 KINDS: Mapping[str, str] = {
     "patch": "patch",
@@ -32,16 +32,18 @@ def feature_sentence(
         trust: What is known of the stage's counterfactual.
     """
     with_, without = (signed_text(row[name], behaviour) for name in ("mean_with", "mean_without"))
+    certain = is_certain(trust, behaviour)
     among = f"Among {noun}s labelled {row['label']}" if row["label"] else f"Among all {noun}s"
     if row["kind"] == "patch":
         rest = (
-            Part(f"{among} that have something there, it makes up "),
+            Part(f"{among} that have something there, it {'makes' if certain else 'may make'} up "),
             Part(with_, "amount"),
             Part(f" of the stage's effect on the {phrase(behaviour)}."),
         )
     else:
         rest = (
-            Part(f"{among}, the stage's effect on the {phrase(behaviour)} is "),
+            Part(f"{among}, the stage's effect on the {phrase(behaviour)} "),
+            Part("is " if certain else "may be "),
             Part(with_, "amount"),
             Part(f" with it, and {without} without."),
         )

@@ -48,6 +48,7 @@ def training_steps_tab(
         asked.effect,
         charts.stage_color(number),
         charts.EITHER,
+        asked.trust,
     )
     about = About(
         title=f"Contributions of the steps of {asked.stage}, {asked.about}",

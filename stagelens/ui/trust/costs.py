@@ -22,6 +22,8 @@ _TABLE = "border-collapse:collapse;border:0;width:100%;margin:0;font-variant-num
 _CELL = (
     f"border:0;border-bottom:1px solid {HAIRLINE};padding:.45em 1em .45em .4em;white-space:nowrap"
 )
+_WRAPPED = "white-space:normal;min-width:8em"
+"""What is known of a stage is longer than figures."""
 
 
 def every_estimate(workspace: Workspace, view: TrustView) -> None:
@@ -73,7 +75,10 @@ def _row(estimate: str, cells: list[str], chosen: bool) -> str:
     name = f"<td style='{_CELL}'><b>{html.escape(estimate)}</b></td>"
     return (
         f"<tr style='{mark}'>{name}"
-        + "".join(f"<td style='{_CELL}'>{html.escape(cell)}</td>" for cell in cells)
+        + "".join(
+            f"<td style='{_CELL};{_WRAPPED if place > 2 else ''}'>{html.escape(cell)}</td>"
+            for place, cell in enumerate(cells)
+        )
         + "</tr>"
     )
 
