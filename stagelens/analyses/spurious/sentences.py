@@ -33,6 +33,7 @@ def feature_sentence(
     """
     with_, without = (signed_text(row[name], behaviour) for name in ("mean_with", "mean_without"))
     certain = is_certain(trust, behaviour)
+    verb = "is" if certain else "may be"
     among = f"Among {noun}s labelled {row['label']}" if row["label"] else f"Among all {noun}s"
     if row["kind"] == "patch":
         rest = (
@@ -42,8 +43,7 @@ def feature_sentence(
         )
     else:
         rest = (
-            Part(f"{among}, the stage's effect on the {phrase(behaviour)} "),
-            Part("is " if certain else "may be "),
+            Part(f"{among}, the stage's effect on the {phrase(behaviour)} {verb} "),
             Part(with_, "amount"),
             Part(f" with it, and {without} without."),
         )
