@@ -84,7 +84,7 @@ def test_steps_are_held_against_the_stages_effect(
     assert "● exact, by replay" in said
     observed, steps = figures(app)
     assert observed["alt"].startswith("Margin observed.")
-    assert f"together {signed_text(total, behaviour)}; the stage's effect is" in steps["alt"]
+    assert f"together {signed_text(total, behaviour)}, rough; the stage's effect is" in steps["alt"]
     bars = next(trace for trace in steps["data"] if trace["type"] == "bar")
     assert len(bars["customdata"]) == 42
     assert "after step 11 of mislabelled: " in observed["alt"]  # a checkpoint

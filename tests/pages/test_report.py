@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from stagelens.report import provenance
 from stagelens.report.finding import Finding
 from stagelens.report.store import Findings, FindingStore
 from stagelens.runs.run import open_run
@@ -98,6 +99,9 @@ def test_a_table_is_kept_under_the_names_and_formats_of_the_page(
     assert re.fullmatch(r"(clean|stamped)-\d+", str(found.seen.rows.values[0][1]))  # no address
     assert found.seen.filters == {"strength of shortcut": "100 %"}
     assert "the edited weights" in found.seen.observed and found.seen.estimator == "replay"
+    # Measured, but no better known than what the edit was made with.
+    (known,) = provenance.known(found.seen)
+    assert (known.stage, known.word) == ("shortcut", "exact") and "Measured on" in known.meaning
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,8 @@ def figures(view: RemovalView, wanted: Wanted) -> None:
     if before is None or after is None:
         if not edited_models.at_once(view.workspace.run, view.workspace.examples.count, 2):
             if rows is not None:
-                about = replace(edited_models.about(view, edit), observed="")  # not yet exact
+                # Interpolated, so neither measured nor as well known as the counterfactuals.
+                about = replace(edited_models.about(view, edit), observed="", trust=())
                 _chart(rows, about, AFTER)
             _measure_in_background(wanted)
             return
