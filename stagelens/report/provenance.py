@@ -18,7 +18,7 @@ from stagelens.wording.trust_words import (
     weakest,
 )
 
-from .finding import Seen
+from .finding import Cell, Seen
 
 OBSERVED = "observed"
 """Takes the place of the estimator where what is shown was measured, not estimated."""
@@ -103,36 +103,31 @@ def says_itself(seen: Seen) -> bool:
     return " ".join(str(each) for each in sentences(seen)).rstrip(".") == seen.title.rstrip(".")
 
 
-def trust_of_row(seen: Seen, stage: object = None) -> TrustWord:
-    """The word for a row: that of its stage, else the weakest of all that the finding rests on.
+def trust_of_row(seen: Seen, row: Mapping[str, Cell]) -> tuple[TrustWord, str]:
+    """The word for a row, and the same with the figures that matter.
+
+    It is the row's own, as of a table of several estimates, else that of its stage, else the
+    weakest of all that the finding rests on.
 
     Args:
         seen: The finding's.
-        stage: A stage's name; anything else means all stages.
+        row: Column to value.
     """
-    return weakest(each.word for each in _of_row(seen, stage))
+    found = known(seen)
+    own = [each for each in found if each.stage == row.get("stage")] or found
+    word = weakest(each.word for each in own)
+    said = "; ".join(f"{each.stage}: {each.words}" if each.stage else each.words for each in own)
+    told = row.get("trust")
+    for one in MARKS:
+        if one == told != word:
+            return one, one
+    return word, said
 
 
 def sentence_word(sentence: Sentence) -> TrustWord | None:
     """What is known of a sentence's number; None where it is a plain description."""
     known = sentence.trust
     return None if known is None else trust_word(known, sentence.behaviour)
-
-
-def trust_text(seen: Seen, stage: object = None) -> str:
-    """What is known, in one line: of one stage if the number is about one, else of all.
-
-    Args:
-        seen: The finding's.
-        stage: A stage's name; anything else means all stages.
-    """
-    own = _of_row(seen, stage)
-    return "; ".join(f"{each.stage}: {each.words}" if each.stage else each.words for each in own)
-
-
-def _of_row(seen: Seen, stage: object) -> list[Known]:
-    found = known(seen)
-    return [each for each in found if each.stage == stage] or found
 
 
 def filters_text(filters: Mapping[str, str]) -> str:

@@ -101,8 +101,7 @@ def _lines(number: int, finding: Finding, own: Sequence[str]) -> list[list[Cell]
     for row in (seen.rows if seen.rows.values else Rows(values=((),), total=1)).records():
         leading = (
             *(number, seen.title, seen.set_name, seen.set_digest, seen.run_digest),
-            *(provenance.estimator(seen), provenance.trust_of_row(seen, row.get("stage"))),
-            *(provenance.trust_text(seen, row.get("stage")),),
+            *(provenance.estimator(seen), *provenance.trust_of_row(seen, row)),
             *(provenance.filters_text(seen.filters), said, finding.note),
         )
         lines.append([_cell(each) for each in (*leading, *(row.get(name) for name in own))])
