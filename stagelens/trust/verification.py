@@ -312,8 +312,7 @@ def _joined(
     if stage.trust != "estimated":
         return stage
     if found:
-        # The first behaviour speaks for the estimate where none is named.
-        agrees = found[0].agrees
+        agrees = found[0].agrees  # the first behaviour speaks where none is named
         word = "verified" if agrees else "does not agree"
         return stage.model_copy(update={"trust": word, "agreements": found, "reliable": agrees})
     if stage.stage in warned:
