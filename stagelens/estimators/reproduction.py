@@ -143,10 +143,8 @@ def _doubted(
         f"{trust.reason} But {own[0].problem}: what was recorded is not all that training did, or "
         "the run was opened with another task."
     )
-    kept = trust.trust if trust.trust != "exact" else "estimated"
-    return trust.model_copy(
-        update={"trust": kept, "reason": reason, "expected_error": None, "reliable": False}
-    )
+    lowered = {"trust": "estimated", "expected_error": None, "reliable": False, "agreements": ()}
+    return trust.model_copy(update={**lowered, "reason": reason})
 
 
 def _through(run: Run, stage: str) -> Sequence[Stage]:

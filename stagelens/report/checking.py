@@ -20,7 +20,7 @@ from stagelens.trust.estimates import stored_estimates
 from .page import SEAL
 
 _SEALED = re.compile(re.escape(SEAL).replace(b"%s", rb"([0-9a-f]{64})") + rb"\Z")
-_SOURCES = re.compile(rb'<script type="application/json" id="sources">(.*?)</script>', re.DOTALL)
+_SOURCES = re.compile(rb'<script type="text/plain" id="sources">(.*?)</script>', re.DOTALL)
 
 
 def check_report(run: Run, path: Path) -> Iterator[Checked]:

@@ -12,6 +12,7 @@ from stagelens.effects.computing import attribute, boundaries
 from tests.pages.conftest import OpenPage
 from tests.pages.reading import check, figures, words
 from tests.support.checkpoints import classifiers, edit_json, labelled_texts
+from tests.support.damage import edit_and_seal
 
 LINK = "run=mine"
 PAGES = ["app.py", "pages/1_Examples.py", "pages/2_Spurious_features.py"]
@@ -60,8 +61,8 @@ def test_the_trust_page_says_why_nothing_can_be_verified(home: Path, open_page: 
 def test_what_is_to_be_known_of_the_run_is_shown(home: Path, open_page: OpenPage) -> None:
     run = stagelens.open_run(home / "mine")
     assert run.problems == []
-    edit_json(run.path / "run.json", lambda file: file.update(notes=["two of them are alike"]))
+    edit_and_seal(run.path / "run.json", lambda file: file.update(notes=["two of them are alike"]))
     try:
         assert "two of them are alike" in words(check(open_page(home, LINK)))
     finally:
-        edit_json(run.path / "run.json", lambda file: file.update(notes=[]))
+        edit_and_seal(run.path / "run.json", lambda file: file.update(notes=[]))
