@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import re
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from stagelens.trust.estimates import stored_estimates
 from .page import SEAL
 
 _SEALED = re.compile(re.escape(SEAL).replace(b"%s", rb"([0-9a-f]{64})") + rb"\Z")
-_SOURCES = re.compile(rb'<script type="text/plain" id="sources">(.*?)</script>', re.DOTALL)
+_SOURCES = re.compile(rb'<meta name="stagelens:sources" content="([^"]*)">')
 
 
 def check_report(run: Run, path: Path) -> Iterator[Checked]:
@@ -62,7 +63,7 @@ def _html(content: bytes) -> tuple[bool | None, dict[str, Any] | None]:
     if hashlib.sha256(page).hexdigest().encode() != found[1]:
         return False, None
     sources = _SOURCES.search(page)
-    return True, json.loads(sources[1]) if sources else None
+    return True, json.loads(html.unescape(sources[1].decode())) if sources else None
 
 
 def _json(path: Path, content: bytes) -> tuple[bool | None, dict[str, Any] | None]:
