@@ -93,6 +93,8 @@ def check_steps(run: Run, stages: Sequence[Stage], estimator: Estimator) -> None
         estimator: How.
     """
     first = min((stage.index for stage in stages), default=0) + 1
+    if estimator.free and run.files.is_copy:  # batches are not fetched for that alone
+        return
     for stage in (() if estimator.free else run.stages[first:]) or run.stages[-1:]:
         wanted = min(1 if estimator.free else 2, stage.steps)
         known = step_check(run, stage)

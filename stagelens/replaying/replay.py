@@ -191,18 +191,22 @@ def check_replayable(stages: Sequence[Stage]) -> None:
 _ROUNDING: Mapping[Precision, float] = {"float32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
 
 
-def fits(record: StepRecord, losses: Sequence[float], precision: Precision) -> bool:
+def fits(record: StepRecord, losses: Sequence[float], rules: StepRules) -> bool:
     """Whether losses of micro-batches are those of a recorded step, up to rounding.
 
     Args:
         record: The step.
         losses: The task's, before division.
-        precision: Of the forward passes.
+        rules: Of its stage.
     """
-    # Another processor rounds otherwise; 1e-6 is what rounding leaves of a loss close to 0.
-    found, tolerance = record.reported_loss(losses), _ROUNDING[precision]
-    return math.isclose(found, record.loss, rel_tol=tolerance, abs_tol=1e-6) or (
-        math.isnan(found) and math.isnan(record.loss)
+    found, tolerance = record.reported_loss(losses), _ROUNDING[rules.precision]
+    if math.isnan(found):
+        return math.isnan(record.loss)
+    # A loop may note its losses as they are divided. Another processor rounds otherwise; 1e-6 is
+    # what rounding leaves of a loss close to 0.
+    return any(
+        math.isclose(found / divisor, record.loss, rel_tol=tolerance, abs_tol=1e-6)
+        for divisor in {1, rules.accumulation}
     )
 
 
@@ -253,7 +257,7 @@ class StageReplay:
             if order:
                 record = replace(record, groups=rates[place])
             losses = step(self.task, self.model, self.optimizer, record, self.rules, self.split)
-            if self.misfit is None and not fits(record, losses, self.rules.precision):
+            if self.misfit is None and not fits(record, losses, self.rules):
                 self.misfit = record.step
             yield record
 

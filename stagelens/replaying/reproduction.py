@@ -54,7 +54,7 @@ def sample_steps(task: Task, stage: Stage, length: int, everywhere: bool = False
                 if _drawn_elsewhere(stage, record):
                     break
                 compared += 1
-                if not fits(record, losses, stage.facts.precision):
+                if not fits(record, losses, replay.rules):
                     found = record.reported_loss(losses)
                     return Sampled(compared, record.step, record.loss, found)
     return Sampled(compared)
@@ -76,7 +76,7 @@ def first_loss(run: Run, stage: Stage) -> Sampled:
         for micro in record.batches:
             devices.restore_random(micro.rng, device)
             losses.append(float(loss_of(task, model, to_device(micro.batch, device), rules)))
-    if fits(record, losses, rules.precision):
+    if fits(record, losses, rules):
         return Sampled(1)
     return Sampled(1, record.step, record.loss, record.reported_loss(losses))
 

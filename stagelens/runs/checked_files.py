@@ -33,6 +33,11 @@ class CheckedFiles:
         if (self.root.parent / "origin.json").is_file():
             self._origin = Origin.of(self.root)
 
+    @property
+    def is_copy(self) -> bool:
+        """Whether the run lies elsewhere, and its files are fetched when they are used."""
+        return self._origin is not None
+
     def path(self, reference: FileRef) -> Path:
         """The file's path, once its size and sha256 are found to be as recorded.
 
