@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stagelens.compute.bounded import no_panic
 from stagelens.contracts import Task, TaskError
 from stagelens.tasks import CausalLM, TextClassification, load_task_class
 from stagelens.tasks.tokenizer import tokenizer_assets
@@ -94,9 +95,10 @@ def assets_in(folder: Path) -> dict[str, bytes]:
 
     try:
         # Without the network, and without code that a foreign folder may name.
-        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
-        )
+        with no_panic():
+            tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
     except Exception as error:  # a foreign file can make transformers raise anything
         raise TaskError(
             f"the tokenizer in {folder} cannot be made ({type(error).__name__}: "

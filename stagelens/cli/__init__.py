@@ -14,6 +14,7 @@ import typer
 
 from stagelens import __version__
 from stagelens.compute import processes
+from stagelens.compute.bounded import NoAnswer, no_panic
 from stagelens.contracts import StageLensError
 
 from . import (
@@ -86,6 +87,9 @@ def main() -> None:
     # Read when torch is loaded: its threads then sleep while they wait for each other, instead of
     # slowing down other work on the machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "--debug" not in sys.argv:
+        # What a library in Rust prints when it panics, beside the line that we print ourselves.
+        os.environ["RUST_BACKTRACE"] = "0"
     if not processes.is_worker():
         _run()
         return
@@ -117,9 +121,9 @@ def _terminated_in_order() -> Iterator[None]:
 
 def _run() -> None:
     try:
-        with _terminated_in_order(), at_end:
+        with _terminated_in_order(), no_panic(), at_end:
             app(standalone_mode=True)
-    except (StageLensError, OSError) as error:
+    except (StageLensError, OSError, NoAnswer) as error:
         # An error has left the command and its parsed options by the time it gets here.
         if "--debug" in sys.argv:
             raise

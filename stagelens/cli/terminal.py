@@ -22,6 +22,7 @@ from stagelens.analyses.contributions.contribution_table import Stored
 from stagelens.analyses.saliency.concentration import where_most
 from stagelens.analyses.saliency.map_table import Map
 from stagelens.analyses.spurious.feature_table import Features, strongest
+from stagelens.compute.bounded import NoAnswer, no_panic
 from stagelens.contracts import CARRIED, Behaviour, StageLensError
 from stagelens.effects.results import Result
 from stagelens.estimators.stage_trust import StageTrust
@@ -113,7 +114,7 @@ class Reporter:
         """Report success or failure at the end, whatever happens."""
         self.write("running")
         try:
-            with self._bar:
+            with self._bar, no_panic():
                 yield self
         # Also when interrupted or terminated, or the dashboard would wait for a job that is gone.
         except BaseException as error:
@@ -134,6 +135,8 @@ def one_line(error: BaseException) -> str:
             "memory ran out; what was finished before is kept. Try again when less is running, "
             "with a higher memory limit, or on a machine with more memory"
         )
+    if isinstance(error, NoAnswer):
+        return f"a library {error}; update the libraries, or report this with the command"
     text = " ".join(str(error).split()) or type(error).__name__
     return text if isinstance(error, StageLensError) else f"{type(error).__name__}: {text}"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stagelens.contracts import Behaviour, Example, Predictions, TaskError, TokenValues
 
+from .tokenizer import TextError
 from .transformer_task import (
     IGNORED,
     Batch,
@@ -161,13 +162,13 @@ class CausalLM(TransformerTask):
             completions: What the model learns to answer.
 
         Raises:
-            TaskError: Neither or both are given, not one prompt per completion, or a completion
-                without a token.
+            TaskError: Neither or both are given, not one prompt per completion, a completion without
+                a token, or one on which the tokenizer fails.
         """
         if (texts is None) == (completions is None):
             raise TaskError("a batch needs either texts or completions, not both; give one of them")
         if completions is None:
-            return self._labelled([self._text(t) for t in checked_texts("texts", texts or ())])
+            return self._labelled(_each(self._text, zip(checked_texts("texts", texts or ()))))
         checked_texts("completions", completions)
         given = [""] * len(completions) if prompts is None else prompts
         if len(given) != len(completions):
@@ -175,13 +176,7 @@ class CausalLM(TransformerTask):
                 f"{len(given)} prompts but {len(completions)} completions; give one prompt per "
                 "completion, or none at all"
             )
-        rows = []
-        for number, pair in enumerate(zip(given, completions, strict=True)):
-            try:
-                rows.append(self._completed(*pair))
-            except ValueError as error:
-                raise TaskError(f"row {number} of the batch {error}") from None
-        return self._labelled(rows)
+        return self._labelled(_each(self._completed, zip(given, completions, strict=True)))
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Examples as one batch; ``rejected_...`` are the rejected completions of some of them.
@@ -355,6 +350,16 @@ class CausalLM(TransformerTask):
                 batch["input_ids"].tolist(), outputs.tokens, lengths, strict=True
             )
         ]
+
+
+def _each(row: Callable[..., _Row], texts: Iterable[tuple[str, ...]]) -> list[_Row]:
+    rows = []
+    for number, given in enumerate(texts):
+        try:
+            rows.append(row(*given))
+        except ValueError as error:
+            raise TextError(number, error) from None
+    return rows
 
 
 def _gathered(logits: Tensor, rows: Tensor, places: Tensor, tokens: Tensor) -> Tensor:

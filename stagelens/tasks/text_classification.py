@@ -18,7 +18,7 @@ from .classification import (
     classifier_behaviours,
     classifier_predictions,
 )
-from .tokenizer import Encoded
+from .tokenizer import Encoded, TextError
 from .transformer_task import (
     IGNORED,
     Batch,
@@ -159,7 +159,11 @@ class TextClassification(TransformerTask):
         return check_class(self.classes, label)
 
     def check_input(self, value: Mapping[str, Any]) -> str | None:
-        """Say so if a text is longer than the model takes."""
+        """Say so if a text is longer than the model takes.
+
+        Raises:
+            ValueError: The tokenizer fails on it.
+        """
         if not self.assets:
             return None
         longest = self.longest
@@ -178,8 +182,12 @@ class TextClassification(TransformerTask):
         Raises:
             TaskError: There are no texts, or not one label per text.
             ValueError: A label is not a class.
+            TextError: The tokenizer fails on a text.
         """
-        rows = [self._encoded(text) for text in checked_texts("texts", texts)]
+        rows = [
+            self._encoded(number, text)
+            for number, text in enumerate(checked_texts("texts", texts))
+        ]
         padded = self._padded([row.ids for row in rows])
         # Left out where all are 0, their default: many models do not take the argument.
         if any(any(row.types) for row in rows):
@@ -192,16 +200,26 @@ class TextClassification(TransformerTask):
         numbers = [IGNORED if name is None else self.classes.index(name) for name in names]
         return {**padded, "labels": torch.tensor(numbers)}
 
-    def _encoded(self, text: str) -> Encoded:
-        encoded = self.tokenizer.encode(text)
+    def _encoded(self, number: int, text: str) -> Encoded:
+        try:
+            encoded = self.tokenizer.encode(text)
+        except ValueError as error:
+            raise TextError(number, error) from None
         if not encoded.ids:
             # A forward pass needs at least one token.
             return Encoded([self._start_id], [0], [1])
         return encoded if self.longest is None else encoded.cut(self.longest)
 
     def collate(self, examples: Sequence[Example]) -> Batch:
-        """See :meth:`batch`; examples without a label give no loss."""
-        return self.batch([e.input["text"] for e in examples], [e.label for e in examples])
+        """See :meth:`batch`; examples without a label give no loss.
+
+        Raises:
+            TaskError: The tokenizer fails on an example.
+        """
+        try:
+            return self.batch([e.input["text"] for e in examples], [e.label for e in examples])
+        except TextError as error:
+            raise error.of(examples) from None
 
     def examples(self, batch: Batch) -> list[Example] | None:
         """Texts as the tokenizer decodes them; see :class:`~stagelens.contracts.Task`."""

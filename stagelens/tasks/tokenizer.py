@@ -7,15 +7,19 @@ read the two files as a tokenizer as well.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import tokenizers
 
-from stagelens.contracts import TaskError
+from stagelens.compute.bounded import NoAnswer, bounded, no_panic
+from stagelens.contracts import Example, TaskError
+
+T = TypeVar("T")
 
 TOKENIZER, FACTS = "tokenizer.json", "tokenizer_config.json"
 _SPECIAL = (
@@ -28,6 +32,10 @@ _SETTINGS = ("version", "truncation", "padding")
 # transformers writes int(1e30) for a tokenizer without a limit.
 _UNLIMITED = 10**6
 """A ``model_max_length`` of this or more means that there is no limit."""
+
+PATIENCE = 30
+"""Seconds for one text, and one more for every so many characters:"""
+_CHARACTERS = 50_000
 
 
 def tokenizer_assets(tokenizer: Any) -> dict[str, bytes]:
@@ -66,6 +74,23 @@ def tokenizer_assets(tokenizer: Any) -> dict[str, bytes]:
         # Sorted, because a run recognises its task by the digests of its assets.
         FACTS: (json.dumps(facts, indent=1, sort_keys=True) + "\n").encode(),
     }
+
+
+class TextError(TaskError):
+    """A text of a batch cannot be made into tokens.
+
+    Args:
+        number: Of the text, from 0.
+        why: The message continues "row 0 of the batch ...".
+    """
+
+    def __init__(self, number: int, why: ValueError) -> None:
+        super().__init__(f"row {number} of the batch {why}")
+        self._number, self._why = number, why
+
+    def of(self, examples: Sequence[Example]) -> TaskError:
+        """The same about the example whose text it is."""
+        return TaskError(f"example {examples[self._number].example_id!r} {self._why}")
 
 
 @dataclass(frozen=True)
@@ -119,8 +144,10 @@ class KeptTokenizer:
                     f"the task's assets lack {name}, so its tokenizer cannot be made; give the "
                     "assets of a task that has a tokenizer, or tokenizer=..."
                 )
+        self._digest = hashlib.sha256(assets[TOKENIZER]).hexdigest()
         try:
-            self._backend = tokenizers.Tokenizer.from_str(assets[TOKENIZER].decode())
+            with no_panic():
+                self._backend = tokenizers.Tokenizer.from_str(assets[TOKENIZER].decode())
         except Exception as error:  # the library raises nothing narrower
             raise TaskError(f"asset {TOKENIZER} is not a tokenizer ({error}); restore it") from None
         try:
@@ -168,20 +195,60 @@ class KeptTokenizer:
         return None
 
     def encode(self, text: str, *, special: bool = True) -> Encoded:
-        """A text as tokens, with what the tokenizer adds around it unless ``special`` is False."""
-        encoding = self._backend.encode(text, add_special_tokens=special)
+        """A text as tokens, with what the tokenizer adds around it unless ``special`` is False.
+
+        Raises:
+            ValueError: The tokenizer fails on it, or takes too long; the message continues
+                "example 'x' ...".
+        """
+        try:
+            encoding = self._within(
+                # Of one text: alone among the library's calls, those of batches release the lock.
+                lambda: self._backend.encode_batch([text], add_special_tokens=special)[0],
+                PATIENCE + len(text) // _CHARACTERS,
+            )
+        except NoAnswer as error:
+            raise ValueError(
+                f"cannot be made into tokens: the tokenizer {error}; leave the text out, or use "
+                "the tokenizer that the model was trained with"
+            ) from None
         return Encoded(encoding.ids, encoding.type_ids, encoding.special_tokens_mask)
 
     def decode(self, ids: list[int], *, special: bool = True) -> str:
-        """The text of some tokens; special tokens are left out unless ``special``."""
-        return str(self._backend.decode(ids, skip_special_tokens=not special))
+        """The text of some tokens; special tokens are left out unless ``special``.
+
+        Raises:
+            TaskError: The tokenizer fails on them, or takes too long.
+        """
+        return self._decoded([ids], special)[0]
 
     def pieces(self, ids: list[int]) -> list[str]:
-        """The text of each token in its place; together they are roughly the text."""
+        """The text of each token in its place; together they are roughly the text.
+
+        Raises:
+            TaskError: The tokenizer fails on them, or takes too long.
+        """
+        single = self._decoded([[own] for own in ids], True)
+        # A token can begin with a space that is only decoded after another token.
+        pairs = self._decoded(
+            [ids[max(place - 1, 0) : place + 1] for place in range(len(ids))], True
+        )
         pieces = []
-        for place, own in enumerate(ids):
-            alone = self.decode(ids[place - 1 : place]) if place else ""
-            both = self.decode(ids[max(place - 1, 0) : place + 1])
-            # A token can begin with a space that is only decoded after another token.
-            pieces.append(both[len(alone) :] if both.startswith(alone) else self.decode([own]))
+        for before, alone, both in zip(["", *single], single, pairs, strict=False):
+            pieces.append(both[len(before) :] if both.startswith(before) else alone)
         return pieces
+
+    def _decoded(self, rows: list[list[int]], special: bool) -> list[str]:
+        try:
+            return self._within(
+                lambda: self._backend.decode_batch(rows, skip_special_tokens=not special),
+                PATIENCE + sum(map(len, rows)) // _CHARACTERS,
+            )
+        except NoAnswer as error:
+            raise TaskError(
+                f"tokens cannot be made into text: the tokenizer {error}; use the tokenizer that "
+                "the model was trained with"
+            ) from None
+
+    def _within(self, work: Callable[[], T], seconds: int) -> T:
+        return bounded(work, seconds, self._digest)

@@ -11,6 +11,7 @@ import pandas as pd
 import streamlit as st
 
 from stagelens.charts import EITHER_STYLE, Chart, Markup
+from stagelens.compute.bounded import NoAnswer, no_panic
 from stagelens.contracts import StageLensError
 from stagelens.ui.server import interrupted_jobs, jobs, settings, signing_in
 from stagelens.ui.server.child import Status
@@ -223,9 +224,13 @@ def text_html(text: str, muted: bool = False) -> str:
 def errors_told() -> Iterator[None]:
     """Show an error within the block in words, in place of what could not be shown."""
     try:
-        yield
+        # A panic would end the page's thread, and the page would seem to run for ever.
+        with no_panic():
+            yield
     except StageLensError as error:
         error_state(str(error))
+    except NoAnswer as error:
+        error_state(f"a library {error}; the server's log says more")
 
 
 def error_state(message: str) -> None:
