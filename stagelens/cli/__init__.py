@@ -120,12 +120,15 @@ def _terminated_in_order() -> Iterator[None]:
 
 
 def _run() -> None:
-    try:
-        with _terminated_in_order(), no_panic(), at_end:
-            app(standalone_mode=True)
-    except (StageLensError, OSError, NoAnswer) as error:
-        # An error has left the command and its parsed options by the time it gets here.
-        if "--debug" in sys.argv:
-            raise
-        say(f"stagelens: {one_line(error)}", err=True)
-        sys.exit(1)
+    with _terminated_in_order():
+        try:
+            with no_panic(), at_end:
+                app(standalone_mode=True)
+        except (StageLensError, OSError, NoAnswer) as error:
+            # A launcher may end this process now; it is about to end, and says why first.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            # An error has left the command and its parsed options by the time it gets here.
+            if "--debug" in sys.argv:
+                raise
+            say(f"stagelens: {one_line(error)}", err=True)
+            sys.exit(1)

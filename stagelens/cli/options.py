@@ -12,8 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from stagelens.compute import processes
+from stagelens.compute import processes, temporaries
 from stagelens.contracts import StageLensError, TaskError
+from stagelens.runs.files import read_only
 from stagelens.runs.remote import Origin, is_remote
 from stagelens.runs.run import Run, open_run
 from stagelens.runs.sets.columns import SetColumns
@@ -123,6 +124,8 @@ def opened_with(path: str, task: str | None) -> Run:
     # All processes work on one copy, which the main one uploads.
     if is_remote(path) and not processes.is_worker():
         at_end.callback(_upload, run.path)
+    if not read_only() and not processes.is_worker():
+        temporaries.sweep_below(run.path)
     if task is None:
         return run
     from stagelens.tasks import load_task_class, make_task

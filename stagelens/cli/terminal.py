@@ -22,6 +22,7 @@ from stagelens.analyses.contributions.contribution_table import Stored
 from stagelens.analyses.saliency.concentration import where_most
 from stagelens.analyses.saliency.map_table import Map
 from stagelens.analyses.spurious.feature_table import Features, strongest
+from stagelens.compute import temporaries
 from stagelens.compute.bounded import NoAnswer, no_panic
 from stagelens.contracts import CARRIED, Behaviour, StageLensError
 from stagelens.effects.results import Result
@@ -104,7 +105,7 @@ class Reporter:
         done = 1.0 if state == "done" else self._share
         content = {"done": done, "text": self._text, "state": state, "error": error}
         # Replaced as a whole: the dashboard reads at any time, and never finds half a file.
-        temporary = self._file.with_name(f"{self._file.name}.{os.getpid()}.tmp")
+        temporary = self._file.with_name(temporaries.name(f".{self._file.name}", ".tmp"))
         temporary.write_text(json.dumps(content))
         os.replace(temporary, self._file)
         self._written = time.monotonic()

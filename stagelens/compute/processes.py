@@ -10,7 +10,6 @@ Without a launcher there is one process, which is the main one and does everythi
 from __future__ import annotations
 
 import os
-import secrets
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from stagelens.contracts import RunError, StageLensError
 
-from . import pulse
+from . import pulse, temporaries
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -101,9 +100,9 @@ def joined() -> Iterator[None]:
         with _pulse(_state):
             yield
             wait()  # nobody leaves while another one still needs an answer
-        signal.signal(signal.SIGTERM, before)
     except BaseException as error:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # there is time to say what failed
+        # The launcher ends all when one fails; until the others are told, there is time.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if isinstance(error, _Stopped):
             raise StageLensError(_ENDED) from None
         raise
@@ -113,6 +112,8 @@ def joined() -> Iterator[None]:
             # accelerate keeps its state per process, and with it the group that is gone.
             PartialState._reset_state()
         _state = None
+        # Also after an error: whoever handles it has to be able to end this process later.
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -249,7 +250,7 @@ def check_shared(folder: Path) -> None:
     if count() == 1:
         return
     # From the main process, as every process would draw another name.
-    name = by_main(lambda: f".seen-by-all-{secrets.token_hex(4)}")
+    name = by_main(lambda: temporaries.name(".seen-by-all", ".tmp"))
     try:
         by_main((folder / name).touch)
         if not all(together(lambda: _appears(folder / name))):

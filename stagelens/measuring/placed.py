@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from stagelens.compute import devices
+from stagelens.compute import devices, temporaries
 from stagelens.contracts import StageLensError
 from stagelens.runs.states import Weights, load_into
 
@@ -65,7 +65,7 @@ class Placed:
         self.model.tie_weights()
         load_into(self.model, weights)
         # A new folder for each model: what the last one had on the disk goes with its own.
-        self._disk = TemporaryDirectory(prefix="stagelens-", ignore_cleanup_errors=True)
+        self._disk = temporaries.folder("stagelens")
         dispatch_model(
             self.model, self._places, main_device=self.device, offload_dir=self._disk.name
         )

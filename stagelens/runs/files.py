@@ -6,7 +6,6 @@ import errno
 import hashlib
 import json
 import os
-import secrets
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from stagelens.compute import temporaries
 from stagelens.contracts import RunError, StageLensError
 
 from .schema import VERSION, FileRef, Versioned, canonical_json
@@ -57,8 +57,8 @@ def check_changeable(what: str) -> None:
 def atomic_path(path: Path, *, sync_folder: bool = True) -> Iterator[Path]:
     """A temporary name beside ``path``, renamed onto it after fsync if the block succeeds.
 
-    A killed process leaves at most a ``.tmp`` file behind, never a half-written ``path``; a full
-    disk leaves nothing.
+    A killed process leaves at most a ``.tmp`` file behind, which the next one deletes, and never a
+    half-written ``path``; a block that fails, or a full disk, leaves nothing.
 
     Args:
         path: The file to write.
@@ -68,9 +68,11 @@ def atomic_path(path: Path, *, sync_folder: bool = True) -> Iterator[Path]:
     Raises:
         OSError: It cannot be written; names ``path``.
     """
+    temporaries.sweep_once(path.parent)
+    there = next(each for each in path.absolute().parents if each.exists())
     path.parent.mkdir(parents=True, exist_ok=True)
     # Beside it, as a rename is atomic on one file system only; random, as several may write it.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(temporaries.name(f".{path.name}", ".tmp"))
     try:
         yield temporary
         # Before the rename: after a power cut, the name must not lead to missing content.
@@ -87,6 +89,8 @@ def atomic_path(path: Path, *, sync_folder: bool = True) -> Iterator[Path]:
         raise OSError(code, os.strerror(code), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+        if not path.exists():
+            temporaries.remove_empty(path.absolute().parent, there)
 
 
 @contextmanager
@@ -104,9 +108,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise StageLensError(f"{path} is not empty; choose another folder, or delete it first")
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        prefix=f".{path.name}-", dir=path.parent, ignore_cleanup_errors=True
-    ) as folder:
+    with temporaries.folder(f".{path.name}", path.parent) as folder:
         # One level down: the temporary folder itself is private, and removed at the end.
         whole = Path(folder) / path.name
         whole.mkdir()

@@ -17,11 +17,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from pydantic import BaseModel
 
+from stagelens.compute import temporaries
 from stagelens.contracts import RunError, StageLensError
 
 from .files import atomic_path, read_json, sha256_of, write_json
@@ -148,7 +148,7 @@ def local_folders(paths: Sequence[str | Path]) -> Iterator[list[Path]]:
         yield [Path(path) for path in paths]
         return
     cache_folder().mkdir(parents=True, exist_ok=True, mode=0o700)
-    with TemporaryDirectory(prefix="checkpoints-", dir=cache_folder()) as temporary:
+    with temporaries.folder("checkpoints", cache_folder()) as temporary:
         found = []
         for path in paths:
             if not is_remote(path):

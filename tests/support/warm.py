@@ -3,6 +3,7 @@
 Importing takes ten times as long as most of what a command does on a small run. One process
 imports once and forks a child for each command, with the arguments, the environment, the folder,
 the pipes and the session that subprocess.Popen was asked for. No child reaches another machine.
+``python -m tests.support.halted``, the same with a halt, is forked likewise.
 
 Linux only; STAGELENS_COLD=1 starts every command from nothing, as users do.
 """
@@ -40,6 +41,9 @@ _CHILD_SUBREAPER = 36  # of prctl(2)
 _MESSAGE = 1 << 20
 
 
+_MODULES = ("stagelens", "tests.support.halted")
+
+
 class WarmPopen(subprocess.Popen[Any]):
     """``subprocess.Popen``, which forks ``python -m stagelens`` from the warm process."""
 
@@ -47,7 +51,8 @@ class WarmPopen(subprocess.Popen[Any]):
         # In the order of subprocess.Popen._execute_child of Python 3.11.
         preexec, cwd, env, session = rest[1], rest[4], rest[5], rest[-2]
         pipes = rest[9:15]
-        ours = list(args)[:3] == [sys.executable, "-m", "stagelens"] if args else False
+        first = list(args)[:3] if args else []
+        ours = first[:2] == [sys.executable, "-m"] and first[2:] and first[2] in _MODULES
         if sys.platform != "linux" or not ours or preexec is not None:
             super()._execute_child(args, *rest)  # type: ignore[misc]
             return
@@ -55,6 +60,7 @@ class WarmPopen(subprocess.Popen[Any]):
         asked = (reading, writing, complaining)
         ends = [end if end != -1 else own for own, end in enumerate(asked)]
         wanted = {
+            "module": first[2],
             "words": [str(word) for word in args[3:]],
             "cwd": os.fspath(cwd or os.getcwd()),
             "env": dict(os.environ if env is None else env),
@@ -169,7 +175,7 @@ def _become(wanted: dict[str, Any], ends: list[int]) -> None:
         random.seed()
         sys.argv = ["stagelens", *wanted["words"]]
         try:
-            runpy.run_module("stagelens", run_name="__main__", alter_sys=True)
+            runpy.run_module(wanted["module"], run_name="__main__", alter_sys=True)
             code = 0
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)

@@ -6,25 +6,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from stagelens.cli.terminal import one_line
 from stagelens.ui.server import interrupted_jobs, jobs
-from stagelens.ui.server.child import Job, Limits, Status
+from stagelens.ui.server.child import Job
 from stagelens.ui.server.jobs import Registry
-
-REPORTING = """
-import json, os, sys, time
-file = sys.argv[sys.argv.index("--progress") + 1]
-def report(done, text, state, error=None):
-    with open(file + ".tmp", "w") as out:
-        json.dump({"done": done, "text": text, "state": state, "error": error}, out)
-    os.replace(file + ".tmp", file)
-"""
+from tests.support.child_jobs import SLEEP, alive, python, wait, wait_for_text
 
 
 @pytest.fixture(autouse=True)
@@ -39,42 +31,6 @@ def registry() -> Iterator[Registry]:
     made = Registry()
     yield made
     made.cancel_all()
-
-
-def python(code: str) -> tuple[str, ...]:
-    return (sys.executable, "-c", REPORTING + code)
-
-
-def wait(job: Job, seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while job.running:
-        assert time.monotonic() < end, "the job did not end"
-        time.sleep(0.02)
-    if job._reaper is not None:
-        job._reaper.join(seconds)  # what follows a job's end follows in its thread
-
-
-def wait_for(registry: Registry, command: tuple[str, ...], state: str) -> None:
-    end = time.monotonic() + 20
-    while registry.find(command).status().state != state:
-        assert time.monotonic() < end, registry.find(command).status()
-        time.sleep(0.02)
-
-
-def wait_for_text(job: Job, text: str, seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while job.status().text != text:
-        assert time.monotonic() < end, job.status()
-        time.sleep(0.02)
-
-
-def alive(pid: int) -> bool:
-    """Whether a process is there; a zombie is."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def test_progress_is_what_the_child_reports(registry: Registry) -> None:
@@ -236,6 +192,50 @@ def test_the_servers_end_is_the_jobs_end(registry: Registry) -> None:
     assert not job.running
 
 
+def test_a_second_folder_is_a_second_job(registry: Registry, tmp_path: Path) -> None:
+    command = python(MAKES_A_FOLDER)
+    made = [registry.start(command, "Test", tmp_path / name) for name in ("one", "two")]
+    alone = registry.start(command, "Test")
+    assert len({*made, alone}) == 3
+    assert registry.find(jobs.into(command, tmp_path / "two")) is made[1]
+    for job in made:
+        wait(job)
+    assert {path.name for path in tmp_path.glob("[!.]*")} == {"one", "two"}
+
+
+def test_a_job_that_another_session_looks_at_is_left_but_not_cancelled(registry: Registry) -> None:
+    command = python("time.sleep(60)")
+    job = registry.start(command, "Test", session="one")
+    assert registry.find(command, "two") is job
+    registry.leave(command, "one")
+    assert job.running
+    registry.leave(command, "two")
+    assert job.status().state == "cancelled"
+
+
+def test_cancelling_waits_for_a_job_that_is_just_being_launched(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spawn = Job._spawn
+    spawned = threading.Event()
+
+    def slow(job: Job) -> subprocess.Popen[bytes]:
+        process = spawn(job)
+        spawned.set()
+        time.sleep(0.2)  # the moment between the child's start and that of its thread
+        return process
+
+    monkeypatch.setattr(Job, "_spawn", slow)
+    command = python("time.sleep(60)")
+    starting = threading.Thread(target=registry.start, args=(command, "Test"))
+    starting.start()
+    spawned.wait()
+    job = registry._jobs[command]  # find would wait for the launch
+    job.cancel()
+    assert not job.running and job.status().state == "cancelled"
+    starting.join()
+
+
 def test_arguments_reach_the_command_line_as_they_are() -> None:
     hostile = "digits; touch never $(id) `id` && x"
     job = jobs.start(("demo", hostile, "--out", "/nonexistent"), "Test")
@@ -244,84 +244,6 @@ def test_arguments_reach_the_command_line_as_they_are() -> None:
     assert hostile in str(job.status().error)
     assert job.command[:3] == (sys.executable, "-m", "stagelens")
     jobs.forget(("demo", hostile, "--out", "/nonexistent"))
-
-
-# ------------------------------------------------------------------------------ queue and limits
-
-SLEEP = "time.sleep(60)"
-
-
-def test_only_so_many_run_at_once_and_the_others_follow_in_order() -> None:
-    registry = Registry(at_once=1)
-    commands = [python(f"{SLEEP}  # {number}") for number in range(3)]
-    for command in commands:
-        registry.start(command, "Test")
-    assert [registry.find(c).status().state for c in commands] == ["running", "waiting", "waiting"]
-    registry.find(commands[0]).cancel()
-    wait_for(registry, commands[1], "running")
-    assert registry.find(commands[2]).waiting
-    registry.cancel_all()
-
-
-def test_a_job_that_is_cancelled_while_it_waits_never_begins() -> None:
-    registry = Registry(at_once=1)
-    first = registry.start(python(SLEEP), "Test")
-    waiting = registry.start(python(SLEEP + "  # 2"), "Test")
-    waiting.cancel()
-    assert (waiting.status().state, waiting.pid, waiting.running) == ("cancelled", None, False)
-    first.cancel()
-    assert waiting.pid is None
-    registry.cancel_all()
-
-
-def test_nothing_that_waits_begins_when_the_server_ends() -> None:
-    registry = Registry(at_once=1)
-    jobs = [registry.start(python(f"{SLEEP}  # {number}"), "Test") for number in range(3)]
-    registry.close()
-    assert [job.pid is None for job in jobs] == [False, True, True]
-    assert not any(job.running for job in jobs)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="limits on memory are set on Linux only")
-def test_a_job_that_takes_too_much_memory_ends_with_a_reason() -> None:
-    registry = Registry(limits=Limits(memory=200_000_000))
-    code = "time.sleep(0.3); kept = bytearray(400_000_000); print('not reached')"
-    job = registry.start(python(code), "Test")
-    wait(job)
-    assert job.status().state == "failed" and "MemoryError" in str(job.status().error)
-    assert "not reached" not in job.log()
-
-
-@pytest.mark.parametrize(
-    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 GB")]
-)
-def test_memory_that_ran_out_is_said_in_words(error: BaseException) -> None:
-    assert one_line(error).startswith("memory ran out; what was finished before is kept")
-
-
-def test_a_job_that_the_machine_killed_says_what_that_means(registry: Registry) -> None:
-    job = registry.start(python("os.kill(os.getpid(), 9)"), "Test")
-    wait(job)
-    assert "ran out of memory" in str(job.status().error)
-
-
-def test_threads_are_limited_through_the_environment() -> None:
-    registry = Registry(limits=Limits(threads=3))
-    job = registry.start(python("sys.exit(os.environ['OMP_NUM_THREADS'])"), "Test")
-    wait(job)
-    assert job.status().error == "3"
-
-
-def test_the_time_left_follows_from_the_pace_once_enough_is_done() -> None:
-    assert Status("running", 0.25, "", None, 10.0).left == 30.0
-    assert Status("running", 0.01, "", None, 10.0).left is None
-    assert Status("done", 1.0, "", None, 10.0).left is None
-
-
-def test_a_clock_that_jumps_changes_no_time(registry: Registry, monkeypatch) -> None:
-    job = registry.start(python(SLEEP), "Test")
-    monkeypatch.setattr(time, "time", lambda: 0.0)
-    assert 0 <= job.status().seconds < 20
 
 
 # ---------------------------------------------------------------------------------- what was left
@@ -342,6 +264,7 @@ SERVER = """
 import sys, time
 from pathlib import Path
 from stagelens.ui.server.jobs import Registry
+from tests.support.child_jobs import SLEEP, alive, python, wait, wait_for, wait_for_text
 registry = Registry()
 code = "import os, sys, time; os.mkdir(sys.argv[sys.argv.index('--out') + 1]); time.sleep(60)"
 job = registry.start((sys.executable, "-c", code), "Replay", Path(sys.argv[1]) / "made")
@@ -369,7 +292,9 @@ def test_the_next_server_ends_and_tells_what_a_killed_one_left(home: Path) -> No
     while alive(child) and "zombie" not in _state(child):
         assert time.monotonic() < end, "the child still runs"
         time.sleep(0.02)
-    assert [path.name for path in home.iterdir()] == [interrupted_jobs.FOLDER]
+    while [path.name for path in home.iterdir()] != [interrupted_jobs.FOLDER]:
+        assert time.monotonic() < end, list(home.iterdir())
+        time.sleep(0.02)
     left.dismiss()
     assert interrupted_jobs.found() == []
 
@@ -379,7 +304,7 @@ def test_the_next_server_ends_and_tells_what_a_killed_one_left(home: Path) -> No
     [
         "nonsense",
         '{"title": "x", "server": {"pid": -1}, "child": {"pid": 0}}',
-        '{"title": "x", "server": {"pid": 999999999}, "child": {"pid": 2}, "unfinished": "../up"}',
+        '{"title": "x", "server": {"pid": 999999999}, "child": {"pid": 2}, "folders": ["/", ".."]}',
         '{"title": "x", "server": {"pid": 999999999}, "child": {"pid": 2}, "unfinished": "mine"}',
         '{"title": "x", "server": {"pid": 999999999}, "child": {"pid": 1, "born": 0}}',
     ],
@@ -392,4 +317,5 @@ def test_a_forged_record_ends_and_deletes_nothing(home: Path, text: str, monkeyp
     (home / interrupted_jobs.FOLDER).mkdir()
     (home / interrupted_jobs.FOLDER / "a.json").write_text(text)
     interrupted_jobs.found()
+    interrupted_jobs.clean_up()
     assert killed == [] and (home / "mine").is_dir() and (home / "up").is_dir()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stagelens.compute import temporaries
 from stagelens.contracts import RunError, SetError, Task
 
 from ..checked_files import CheckedFiles
@@ -143,35 +145,52 @@ def write_set(
                 f"the run has a set {name!r} with other content ({old.count:,} examples); choose "
                 f"another name, or delete {path.parent} to replace it"
             )
-    # Adding the same content once more is how people mend a damaged table.
-    table = old.table if old is not None and _intact(root, old.table) else None
-    if table is None:
-        table = write_file(root, f"{folder}/examples.parquet", rows.write)
     missing = [key for key, label in zip(rows.ids, rows.labels, strict=True) if label is None]
     if task is not None and not task.takes_labels:
         missing = []
-    facts = SetFile(
-        name=name,
-        kind=kind,
-        count=len(rows.ids),
-        inputs=[] if fields == (kind,) else list(fields),
-        columns=list(rows.columns),
-        description=description or (old.description if old is not None else ""),
-        digest=rows.digest,
-        table=table,
-        footer_sha256=footer_sha256(root / table.path),
-        missing_labels=len(missing),
-        duplicate_inputs=len(rows.duplicates),
-        notes={note: len(own) for note, own in rows.notes.items()},
-        left_out=_first(left_out),
-    )
-    if task is not None:
-        seen = figures(task, EvaluationSet(root, facts).examples(0, FIRST))
-        facts = facts.model_copy(update={"seen": seen})
-    # Last: a set is there once set.json is, so a killed writer leaves no set behind.
-    if facts != old:
-        write_json(path, facts)
+    with _whole(root, folder) as base:
+        # Adding the same content once more is how people mend a damaged table.
+        table = old.table if old is not None and _intact(root, old.table) else None
+        if table is None:
+            table = write_file(base, f"{folder}/examples.parquet", rows.write)
+        facts = SetFile(
+            name=name,
+            kind=kind,
+            count=len(rows.ids),
+            inputs=[] if fields == (kind,) else list(fields),
+            columns=list(rows.columns),
+            description=description or (old.description if old is not None else ""),
+            digest=rows.digest,
+            table=table,
+            footer_sha256=footer_sha256(base / table.path),
+            missing_labels=len(missing),
+            duplicate_inputs=len(rows.duplicates),
+            notes={note: len(own) for note, own in rows.notes.items()},
+            left_out=_first(left_out),
+        )
+        if task is not None:
+            seen = figures(task, EvaluationSet(base, facts).examples(0, FIRST))
+            facts = facts.model_copy(update={"seen": seen})
+        if facts != old:
+            write_json(base / folder / "set.json", facts)
     return SetReport(name, facts.count, missing, rows.duplicates, rows.notes, left_out)
+
+
+@contextmanager
+def _whole(root: Path, folder: str) -> Iterator[Path]:
+    """Where ``folder`` is written, to be in ``root`` as a whole or not at all."""
+    target = root / folder
+    if target.exists():  # file by file, set.json last: a set is there once that is
+        yield root
+        return
+    there = next(each for each in target.parents if each.exists())
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with temporaries.folder(f".{target.name}", target.parent) as hidden:
+            yield Path(hidden)
+            os.replace(Path(hidden) / folder, target)
+    finally:
+        temporaries.remove_empty(target.parent, there)
 
 
 @dataclass

@@ -197,7 +197,9 @@ def _offer(workspace: Workspace, asked: Asked) -> None:
 
 
 def _start(arguments: tuple[str, ...]) -> None:
-    jobs.start(arguments, "The sweep for contributions")
+    # A callback, whose errors no page would tell.
+    with components.errors_told():
+        jobs.start(arguments, "The sweep for contributions")
 
 
 def _impossible(workspace: Workspace, asked: Asked) -> str | None:

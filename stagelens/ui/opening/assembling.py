@@ -55,6 +55,11 @@ class _Asked:
     arguments: tuple[str, ...]
     out: Path
 
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What finds its job."""
+        return jobs.into(self.arguments, self.out)
+
 
 def card() -> None:
     """The form; progress replaces its button while a run is made, and a finished run is opened."""
@@ -64,7 +69,7 @@ def card() -> None:
         "checkpoint in the order of training, the base first. Task vectors are available at once."
     )
     asked: _Asked | None = st.session_state.get(_ASKED)
-    job = None if asked is None else jobs.find(asked.arguments)
+    job = None if asked is None else jobs.find(asked.key)
     if asked is not None and job is not None and job.status().state == "done":
         _open(asked)
     busy = job is not None and job.running
@@ -98,7 +103,7 @@ def card() -> None:
             help="Takes no extra space if the folders are on the same disk as the runs. The "
             "original files must then never be edited.",
         )
-    if asked is not None and components.job_state(asked.arguments, "Dismiss", _in_fields):
+    if asked is not None and components.job_state(asked.key, "Dismiss", _in_fields):
         return
     if st.button("Make the run", type="primary", icon=":material/layers:", key=_key("make")):
         _start(rows)
@@ -256,7 +261,7 @@ def _folder(name: str) -> Path:
 
 def _open(asked: _Asked) -> None:
     """Open the run that was made; the form is empty when it is seen again."""
-    jobs.forget(asked.arguments)
+    jobs.forget(asked.key)
     # Opening a run forgets every other choice, but keeps what this form holds.
     for key in [key for key in st.session_state if str(key).startswith(state.ASSEMBLE)]:
         del st.session_state[key]

@@ -16,10 +16,15 @@ from . import assembling
 DEMO_COMMAND = ("demo", "digits")
 
 
+def _demo() -> tuple[str, ...]:
+    """What finds the job that builds the demo."""
+    return jobs.into(DEMO_COMMAND, settings.demo_folder())
+
+
 def current_run() -> Path | None:
     """The open run's folder, checked; None where none is open, after showing how to open one."""
     reference = state.reference()
-    demo_job = jobs.find(DEMO_COMMAND)
+    demo_job = jobs.find(_demo())
     if reference == settings.DEMO and not settings.demo_built():
         waiting = demo_job is not None and demo_job.running
         # While it is being built, the card of the demo says how far it is.
@@ -66,7 +71,7 @@ def _demo_card() -> None:
     )
     if not settings.demo_built() and components.only_shown():
         return
-    if components.job_state(DEMO_COMMAND, "Try again"):
+    if components.job_state(_demo(), "Try again"):
         st.caption("The demo is being trained and measured. You can leave this page open.")
         return
     built = settings.demo_built()

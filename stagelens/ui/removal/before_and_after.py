@@ -108,8 +108,8 @@ def _measure_in_background(wanted: Wanted) -> None:
         return
     before = st.session_state.get(_JOB)
     # A slider that is dragged would otherwise queue a job for every strength that it passes.
-    if before not in (None, wanted.arguments) and (old := jobs.find(before)) is not None:
-        old.cancel()
+    if before not in (None, wanted.arguments):
+        jobs.leave(before)
     st.session_state[_JOB] = wanted.arguments
     if jobs.find(wanted.arguments) is None:
         jobs.start(wanted.arguments, "The exact figures")

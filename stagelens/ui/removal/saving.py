@@ -127,7 +127,7 @@ def save(view: RemovalView, wanted: Wanted) -> None:
     # After a moved slider, the last message would be about another edit.
     if saved is None or saved[0] != wanted.arguments:
         st.caption(f"It is written below {components.plain(str(folder))}.")
-    elif not components.job_state(wanted.arguments, "Dismiss"):
-        job = jobs.find(wanted.arguments)
+    elif not components.job_state(making := jobs.into(*saved), "Dismiss"):
+        job = jobs.find(making)
         if job is not None and job.status().state == "done":
             st.success(components.plain(f"Saved in {saved[1]}"), icon=":material/check_circle:")

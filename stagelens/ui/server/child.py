@@ -10,18 +10,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from stagelens.compute import temporaries
 
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
 
@@ -82,6 +82,8 @@ class Job:
         out: A folder that the command makes with ``--out``. It is made under a temporary name and
             renamed once it is complete.
         ended: Called once, from a thread of its own, when the job is over.
+        folders: What else the command writes to; what it leaves there when it is killed is deleted.
+        asked_by: The session that asked for it first.
     """
 
     def __init__(
@@ -90,19 +92,23 @@ class Job:
         title: str,
         out: Path | None = None,
         ended: Callable[[Job], None] | None = None,
+        folders: Sequence[Path] = (),
+        asked_by: str = "",
     ) -> None:
         self.title = title
+        self.asked_by = asked_by
+        self.folders = tuple(folders)
         self._out = out
         self.unfinished: Path | None = None
         if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
+            self._there = next(each for each in out.absolute().parents if each.exists())
             # In the same folder, so that the rename stays on one file system and is atomic.
-            self.unfinished = out.with_name(f".{out.name}-{secrets.token_hex(4)}")
+            self.unfinished = out.with_name(temporaries.name(f".{out.name}"))
             command = (*command, "--out", str(self.unfinished))
         self.command = command
         self._notify = ended
         self._failed: str | None = None
-        self._folder = tempfile.TemporaryDirectory(prefix="stagelens-job-")
+        self._folder = temporaries.folder("stagelens-job")
         self._progress = Path(self._folder.name) / "progress.json"
         self._log = Path(self._folder.name) / "log.txt"
         self._started: float | None = None
@@ -122,17 +128,21 @@ class Job:
             # Monotonic: a wall clock that is set back would make durations negative.
             self._started = time.monotonic()
             try:
+                if self._out is not None:
+                    self._out.parent.mkdir(parents=True, exist_ok=True)
                 self._process = self._spawn()
             except OSError as error:  # out of memory or of processes
                 self._failed = f"the process could not be started ({error.strerror})"
                 self._ended = self._started
+            else:
+                # wait() in a thread of its own reaps the child the moment it ends: no zombie is
+                # left, whether or not a page is looking. With the lock, as cancel() waits for it.
+                self._reaper = threading.Thread(
+                    target=self._reap, args=(self._process,), name="stagelens-job", daemon=True
+                )
+                self._reaper.start()
         if self._process is None:
             self._over()
-            return
-        # wait() in a thread of its own reaps the child the moment it ends: no zombie is left,
-        # whether or not a page is looking.
-        self._reaper = threading.Thread(target=self._reap, name="stagelens-job", daemon=True)
-        self._reaper.start()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         paths = [_PACKAGE_PARENT, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -166,24 +176,31 @@ class Job:
                 resource.prlimit(process.pid, resource.RLIMIT_DATA, limit)
         return process
 
-    def _reap(self) -> None:
-        assert self._process is not None
-        code = self._process.wait()
-        if self._out is not None and self.unfinished is not None:
-            try:
-                # A child that finishes while it is being cancelled must leave nothing either.
-                if code == 0 and not self._cancelled:
-                    os.replace(self.unfinished, self._out)
-            except OSError as error:
-                self._failed = (
-                    f"{self._out} cannot be written ({error.strerror}); delete or rename it"
-                )
-            # Beside it lies the temporary folder that a killed command was still writing to.
-            hidden = self.unfinished.parent.glob(f".{self.unfinished.name}-*")
-            for rest in (self.unfinished, *hidden):
-                shutil.rmtree(rest, ignore_errors=True)
-        # Last: from here on pages read the result, which must be in its place.
-        self._ended = time.monotonic()
+    def _reap(self, process: subprocess.Popen[bytes]) -> None:
+        if hasattr(os, "waitid"):
+            # While it is not reaped yet, no other group of processes can have its number.
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)  # what it started, and left running
+        code = process.wait()
+        # With the lock: whoever cancels either comes before this, and finds nothing in its place
+        # afterwards, or is told that it is over.
+        with self._lock:
+            if self._out is not None and self.unfinished is not None:
+                try:
+                    if code == 0 and not self._cancelled:
+                        os.replace(self.unfinished, self._out)
+                except OSError as error:
+                    self._failed = (
+                        f"{self._out} cannot be written ({error.strerror}); delete or rename it"
+                    )
+                shutil.rmtree(self.unfinished, ignore_errors=True)
+                temporaries.sweep(self._out.parent)
+                temporaries.remove_empty(self._out.parent, self._there)
+            for folder in self.folders:
+                temporaries.sweep_below(folder)
+            # Last: from here on pages read the result, which must be in its place.
+            self._ended = time.monotonic()
         self._over()
 
     def _over(self) -> None:

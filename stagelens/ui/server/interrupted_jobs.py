@@ -1,8 +1,9 @@
 """What was running when a server ended, reported by the next one.
 
 While a child runs, ``.jobs/<key>.json`` below the home says what it is and which server started it.
-Once that server is gone, its child is ended if it still runs, and the pages say what was cut short.
-Nothing in a record is ever run; pages offer the work again by themselves.
+Once that server is gone, its child is ended if it still runs, what both left half-made is deleted,
+and the pages say what was cut short. Nothing in a record is ever run; pages offer the work again by
+themselves.
 """
 
 from __future__ import annotations
@@ -10,21 +11,24 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import re
-import shutil
 import signal
+import tempfile
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from stagelens.compute import temporaries
 
 from . import settings
 from .child import Job
 
 FOLDER = ".jobs"
 _MOST = 20
-# The temporary names of ``child.Job``: a forged record must not get any other folder deleted.
-_UNFINISHED = re.compile(r"\.[^/]+-[0-9a-f]{8}")
+_GRACE = 5.0
+"""Seconds that a child has to put its files in order once it is told to end."""
 
 
 class Process(BaseModel):
@@ -44,30 +48,12 @@ class Process(BaseModel):
     @classmethod
     def of(cls, pid: int) -> Process:
         """The process that has this number now."""
-        return cls(pid=pid, born=_born(pid))
+        return cls(pid=pid, born=temporaries.born(pid))
 
     @property
     def alive(self) -> bool:
         """Whether it is still running."""
-        if self.born is not None:
-            return _born(self.pid) == self.born
-        try:
-            # Signal 0 only asks whether the process exists.
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return False
-        except OSError:
-            pass  # it exists, but belongs to another user
-        return True
-
-
-def _born(pid: int) -> int | None:
-    try:
-        # The program name, in brackets, may itself hold brackets and spaces: split behind it.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return int(fields[19])  # starttime, field 22 in proc(5), counted from field 3 here
-    except (OSError, ValueError, IndexError):
-        return None
+        return temporaries.alive(self.pid, self.born)
 
 
 class Record(BaseModel):
@@ -77,15 +63,13 @@ class Record(BaseModel):
         title: What it is, in words for people.
         server: The server's process.
         child: The child's; it leads a process group.
-        unfinished: Name of the hidden folder below the home that it was making; None without one.
+        folders: Run folders that it writes to.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     title: str = Field(max_length=500)
     server: Process
     child: Process
-    unfinished: str | None = None
+    folders: list[str] = []
 
     @field_validator("child")
     @classmethod
@@ -124,20 +108,17 @@ def note(job: Job) -> None:
     """Record that a job runs. Where the record cannot be written, the job runs all the same."""
     if job.pid is None:
         return
-    unfinished = job.unfinished
-    # Only a name is kept, never a path that could lead out of the home.
-    below = unfinished is not None and unfinished.parent.resolve() == settings.home()
     path = _path(job)
     with contextlib.suppress(OSError, ValidationError):
         record = Record(
             title=job.title[:500],
             server=Process.of(os.getpid()),
             child=Process.of(job.pid),
-            unfinished=unfinished.name if below and unfinished is not None else None,
+            folders=[str(folder) for folder in job.folders],
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         # Renamed when complete: another server deletes a record that it cannot parse.
-        temporary = path.with_suffix(".tmp")
+        temporary = path.with_name(temporaries.name(f".{path.stem}", ".tmp"))
         temporary.write_text(record.model_dump_json())
         os.replace(temporary, path)
 
@@ -150,8 +131,19 @@ def forget(job: Job) -> None:
         path.parent.rmdir()  # fails, as it should, while other records are in it
 
 
+_seen: set[Path] = set()
+
+
 def found() -> list[Left]:
-    """What servers that are gone left unfinished; what still runs of it is ended first."""
+    """What servers that are gone left unfinished; what is new among it is cleaned up meanwhile."""
+    left = _left()
+    if new := {path for path, _ in left} - _seen:
+        _seen.update(new)
+        threading.Thread(target=clean_up, name="stagelens-clean-up", daemon=True).start()
+    return [Left(record.title, path) for path, record in left]
+
+
+def _left() -> list[tuple[Path, Record]]:
     try:
         paths = sorted((settings.home() / FOLDER).glob("*.json"))[:_MOST]
     except OSError:
@@ -163,21 +155,32 @@ def found() -> list[Left]:
         except (OSError, ValidationError):
             Left("", path).dismiss()
             continue
-        if record.server.alive:
-            continue
-        _end(record)
-        left.append(Left(record.title, path))
+        if not record.server.alive:
+            left.append((path, record))
     return left
 
 
-def _end(record: Record) -> None:
-    child = record.child
-    # Without a time of birth, the number might be that of a newer process of somebody else.
-    if child.born is not None and child.alive:
-        with contextlib.suppress(OSError):
-            os.killpg(child.pid, signal.SIGTERM)
-    name = record.unfinished
-    if name is not None and _UNFINISHED.fullmatch(name):
-        folder = settings.home() / name
-        if not folder.is_symlink():
-            shutil.rmtree(folder, ignore_errors=True)
+def clean_up() -> None:
+    """End what servers that are gone left running, and delete what it left half-made.
+
+    Takes as long as children need to end. A server does it when it starts, and when another one of
+    the same home has ended.
+    """
+    if settings.read_only():
+        return
+    left = [record for _, record in _left()]
+    children = [record.child for record in left if record.child.born is not None]
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        children = [child for child in children if child.alive]
+        for child in children:
+            with contextlib.suppress(OSError):
+                os.killpg(child.pid, number)
+        until = time.monotonic() + _GRACE
+        while any(child.alive for child in children) and time.monotonic() < until:
+            time.sleep(0.05)
+    # Only what processes that are gone made is ever deleted, so a forged record deletes nothing.
+    temporaries.sweep(Path(tempfile.gettempdir()))
+    temporaries.sweep_below(settings.home())
+    for folder in {Path(folder) for record in left for folder in record.folders}:
+        if any(folder.resolve().is_relative_to(root) for root in settings.roots()):
+            temporaries.sweep_below(folder)

@@ -3,8 +3,8 @@
 Jobs are keyed by their command, so two sessions that ask for the same work share one, and a job
 survives reruns and closed tabs. Only so many run at once (``STAGELENS_JOBS``), each within limits
 (``STAGELENS_JOB_MEMORY``, ``STAGELENS_JOB_THREADS``); the others wait their turn, first come first
-served. What was running when a server ended is reported by the next one (see
-``interrupted_jobs``).
+served, and only so many may wait. What was running when a server ended is reported by the next one
+(see ``interrupted_jobs``).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from stagelens.contracts import StageLensError
 
@@ -24,6 +25,11 @@ from .child import Job, Limits
 
 # Jobs that have ended keep their log for the pages; a limit bounds the files that this takes.
 _KEPT = 32
+
+OF_ONE = 8
+"""Jobs that one session may have under way, running or waiting."""
+OF_ALL = 32
+"""Jobs that all sessions together may have under way."""
 
 
 class Registry:
@@ -39,22 +45,55 @@ class Registry:
         # Reentrant: a launch that fails reports back through _over while start() holds the lock.
         self._lock = threading.RLock()
         self._jobs: dict[tuple[str, ...], Job] = {}
+        self._wanted: dict[tuple[str, ...], set[str]] = {}
         self._ending = False
 
-    def start(self, command: tuple[str, ...], title: str, out: Path | None = None) -> Job:
-        """Queue a command, or join its job if that is not over; one that has ended starts again."""
+    def start(
+        self,
+        command: tuple[str, ...],
+        title: str,
+        out: Path | None = None,
+        folders: Sequence[Path] = (),
+        session: str = "",
+    ) -> Job:
+        """Queue a command, or join its job if that is not over; one that has ended starts again.
+
+        Args:
+            command: What is run; with ``--out`` and ``out`` it is the job's key.
+            title: What it is, in words for people.
+            out: A folder that it makes.
+            folders: What else it writes to.
+            session: Who asks.
+
+        Raises:
+            StageLensError: There is no room for one more.
+        """
+        key = command if out is None else into(command, out)
         with self._lock:
-            job = self._jobs.get(command)
+            job = self._jobs.get(key)
             if job is not None and job.running:
+                self._wanted[key].add(session)
                 return job
-            self._drop(command)
+            self._check_room(session)
+            self._drop(key)
             # Dictionaries keep insertion order, so the oldest ones are dropped.
             ended = [key for key, job in self._jobs.items() if not job.running]
-            for key in ended[: max(len(self._jobs) - _KEPT, 0)]:
-                self._drop(key)
-            job = self._jobs[command] = Job(command, title, out, self._over)
+            for old in ended[: max(len(self._jobs) - _KEPT, 0)]:
+                self._drop(old)
+            job = self._jobs[key] = Job(command, title, out, self._over, folders, session)
+            self._wanted[key] = {session}
             self._launch()
             return job
+
+    def _check_room(self, session: str) -> None:
+        busy = [job for job in self._jobs.values() if job.running]
+        own = sum(job.asked_by == session for job in busy)
+        if own >= OF_ONE or len(busy) >= OF_ALL:
+            whose = f"{own} jobs of yours" if own >= OF_ONE else f"{len(busy)} jobs"
+            raise StageLensError(
+                f"{whose} are running or waiting, and no more are taken; start this again when one "
+                "of them is over, or cancel one"
+            )
 
     def _launch(self) -> None:
         """Launch waiting jobs while there is room; the lock is held."""
@@ -70,10 +109,25 @@ class Registry:
                 interrupted_jobs.forget(job)
             self._launch()
 
-    def find(self, command: tuple[str, ...]) -> Job | None:
-        """The job of a command, running or ended; None if there is none."""
+    def find(self, command: tuple[str, ...], session: str = "") -> Job | None:
+        """The job of a command, running or ended, which this session looks at; None without one."""
         with self._lock:
-            return self._jobs.get(command)
+            job = self._jobs.get(command)
+            if job is not None:
+                self._wanted[command].add(session)
+            return job
+
+    def leave(self, command: tuple[str, ...], session: str = "") -> None:
+        """Cancel a job unless another session looks at it too."""
+        with self._lock:
+            job = self._jobs.get(command)
+            if job is None:
+                return
+            self._wanted[command].discard(session)
+            wanted = bool(self._wanted[command])
+        # Without the lock: the thread that ends the job needs it in _over.
+        if not wanted:
+            job.cancel()
 
     def forget(self, command: tuple[str, ...]) -> None:
         """Drop a job that has ended, so that pages no longer show it."""
@@ -84,6 +138,7 @@ class Registry:
 
     def _drop(self, command: tuple[str, ...]) -> None:
         job = self._jobs.pop(command, None)
+        self._wanted.pop(command, None)
         if job is not None:
             job.dispose()
 
@@ -92,6 +147,7 @@ class Registry:
         with self._lock:
             jobs = list(self._jobs.values())
             self._jobs.clear()
+            self._wanted.clear()
         # Without the lock: the threads that end the jobs need it in _over.
         for job in jobs:
             job.cancel(grace=2.0)
@@ -111,6 +167,9 @@ def registry() -> Registry:
     with it. They end with the server.
     """
     made = Registry(settings.jobs_at_once(), Limits(settings.job_memory(), settings.job_threads()))
+    threading.Thread(
+        target=interrupted_jobs.clean_up, name="stagelens-clean-up", daemon=True
+    ).start()
     atexit.register(made.close)
     return made
 
@@ -120,30 +179,47 @@ def _command(arguments: Sequence[str]) -> tuple[str, ...]:
     return (sys.executable, "-m", "stagelens", *arguments)
 
 
+def into(arguments: tuple[str, ...], out: Path) -> tuple[str, ...]:
+    """What finds the job that makes a folder: two folders are two jobs."""
+    return (*arguments, "--out", str(out))
+
+
 def start(arguments: Sequence[str], title: str, out: Path | None = None) -> Job:
     """Start ``python -m stagelens ARGUMENTS``, or join the job that already runs it.
 
     A job that has ended is started again.
 
     Args:
-        arguments: Of the command line; they are the job's key. Never a shell.
+        arguments: Of the command line; they are the job's key, with ``out`` as :func:`into` has it.
+            Never a shell.
         title: What it is, in words for people.
         out: A folder that the command makes with ``--out``. It is made under a temporary name and
             renamed once it is complete, so a job that fails or is cancelled leaves nothing behind.
 
     Raises:
-        StageLensError: The server is read-only, so nothing is computed.
+        StageLensError: The server is read-only, so nothing is computed; or too many jobs wait.
     """
     if settings.read_only():
         raise StageLensError(settings.READ_ONLY)
-    return registry().start(_command(arguments), title, out)
+    folders = [folder for each in arguments if (folder := Path(each)).is_dir()]
+    return registry().start(_command(arguments), title, out, folders, _session())
 
 
 def find(arguments: Sequence[str]) -> Job | None:
     """The job of a command, running or ended; None if there is none."""
-    return registry().find(_command(arguments))
+    return registry().find(_command(arguments), _session())
+
+
+def leave(arguments: Sequence[str]) -> None:
+    """Cancel a job that this session needs no more, unless another one looks at it too."""
+    registry().leave(_command(arguments), _session())
 
 
 def forget(arguments: Sequence[str]) -> None:
     """Drop a job that has ended, so that pages no longer show it."""
     registry().forget(_command(arguments))
+
+
+def _session() -> str:
+    context = get_script_run_ctx(suppress_warning=True)
+    return "" if context is None else context.session_id
