@@ -31,6 +31,14 @@ def _no_search_for_components() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _details_of_errors() -> Iterator[None]:
+    """Show them where pages are tested, so that a failure says what happened."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STREAMLIT_CLIENT_SHOW_ERROR_DETAILS", "full")
+        yield
+
+
 @pytest.fixture(scope="session")
 def demo(digits_run: DemoRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of the digits demo. Read it only; take ``demo_copy`` to change it."""

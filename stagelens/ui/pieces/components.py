@@ -13,7 +13,7 @@ import streamlit as st
 from stagelens.charts import EITHER_STYLE, Chart, Markup
 from stagelens.compute.bounded import NoAnswer, no_panic
 from stagelens.contracts import StageLensError
-from stagelens.ui.server import interrupted_jobs, jobs, settings, signing_in
+from stagelens.ui.server import interrupted_jobs, jobs, settings, signing_in, uploads
 from stagelens.ui.server.child import Status
 from stagelens.wording.numbers import predicted_time
 from stagelens.wording.sentences import Sentence
@@ -51,6 +51,7 @@ edge. Captions are as pale as can still be read (4.5:1). No heading is wider tha
 
 def start_page(title: str) -> None:
     """Page configuration and navigation; the first call of every page."""
+    uploads.guard()
     st.set_page_config(
         page_title=f"{title} - StageLens",
         # An emoji, since a :material/: icon of a page is fetched from outside.

@@ -13,6 +13,9 @@ address names no run (``stagelens app RUN`` sets it).
 ``STAGELENS_MEMORY`` is how much memory may be taken by the weights of models that answer own
 examples, for instance ``500 MB`` (default: 2 GB).
 
+``STAGELENS_UPLOADS`` is how much memory files that people upload may take, of all sessions together
+(default: 200 MB); the largest single file is Streamlit's ``server.maxUploadSize``.
+
 ``STAGELENS_READ_ONLY=1`` makes a dashboard that is safe to open to everybody: nothing is uploaded,
 computed in the background or saved.
 
@@ -49,6 +52,9 @@ READ_ONLY = (
 MEMORY = "2 GB"
 """What weights may take unless the environment says otherwise."""
 
+UPLOADS = "200 MB"
+"""What uploaded files may take unless the environment says otherwise."""
+
 _LONGEST = 1024
 _UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
 
@@ -60,6 +66,15 @@ def memory() -> int:
         StageLensError: ``STAGELENS_MEMORY`` is not an amount of memory.
     """
     return _amount("STAGELENS_MEMORY", os.environ.get("STAGELENS_MEMORY") or MEMORY)
+
+
+def uploads() -> int:
+    """Bytes that uploaded files may occupy, of all sessions together.
+
+    Raises:
+        StageLensError: ``STAGELENS_UPLOADS`` is not an amount of memory.
+    """
+    return _amount("STAGELENS_UPLOADS", os.environ.get("STAGELENS_UPLOADS") or UPLOADS)
 
 
 def jobs_at_once() -> int:
