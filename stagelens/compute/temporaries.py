@@ -15,6 +15,7 @@ import secrets
 import shutil
 import tempfile
 import time
+import uuid
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -69,7 +70,7 @@ def _host() -> str:
             "/proc/self/ns/pid"
         )
     except OSError:
-        seen = platform.node()
+        seen = f"{platform.node()} {uuid.getnode()}"
     return f"{zlib.crc32(seen.encode()):08x}"
 
 

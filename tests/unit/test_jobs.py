@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from stagelens.ui.server import interrupted_jobs, jobs
-from stagelens.ui.server.child import Job
 from stagelens.ui.server.jobs import Registry
 from tests.support.child_jobs import SLEEP, alive, python, wait, wait_for_text
 
@@ -216,20 +215,21 @@ def test_a_job_that_another_session_looks_at_is_left_but_not_cancelled(registry:
 def test_cancelling_waits_for_a_job_that_is_just_being_launched(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spawn = Job._spawn
     spawned = threading.Event()
 
-    def slow(job: Job) -> subprocess.Popen[bytes]:
-        process = spawn(job)
-        spawned.set()
-        time.sleep(0.2)  # the moment between the child's start and that of its thread
-        return process
+    class Late(threading.Thread):
+        """The thread that waits for the child, which starts a moment after it."""
 
-    monkeypatch.setattr(Job, "_spawn", slow)
+        def start(self) -> None:
+            spawned.set()
+            time.sleep(0.2)
+            super().start()
+
     command = python("time.sleep(60)")
     starting = threading.Thread(target=registry.start, args=(command, "Test"))
-    starting.start()
-    spawned.wait()
+    monkeypatch.setattr("stagelens.ui.server.child.threading.Thread", Late)
+    threading.Thread.start(starting)
+    spawned.wait(20)
     job = registry._jobs[command]  # find would wait for the launch
     job.cancel()
     assert not job.running and job.status().state == "cancelled"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 import stagelens
 from stagelens.cli import main
 from stagelens.compute import processes
+from stagelens.contracts import StageLensError
 from stagelens.effects.computing import attribute, boundaries
 from stagelens.effects.results import Result, load_result
 from stagelens.measuring import models
@@ -251,6 +253,19 @@ def test_a_damaged_shard_is_measured_again(
     one = stored(alone, "task-vector").table
     one = one[one["stage"] == "first"]
     np.testing.assert_allclose(again.table["effect"], one["effect"], rtol=2e-5, atol=2e-6)
+
+
+def fails(rank: int, count: int, port: int, folder: Path) -> None:
+    """Shared work that fails, and a process that goes on."""
+    launched.as_launched(rank, count, port, folder)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(StageLensError, match="no such set"), processes.joined():
+        raise StageLensError("no such set")
+    assert signal.getsignal(signal.SIGTERM) == before, "nobody could end this process"
+
+
+def test_a_process_can_still_be_ended_after_work_that_failed(tmp_path: Path) -> None:
+    assert launched.run(2, fails, tmp_path) == [0, 0], (tmp_path / "err-0").read_text()
 
 
 # What one process may find out by itself

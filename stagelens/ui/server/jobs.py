@@ -201,7 +201,8 @@ def start(arguments: Sequence[str], title: str, out: Path | None = None) -> Job:
     """
     if settings.read_only():
         raise StageLensError(settings.READ_ONLY)
-    folders = [folder for each in arguments if (folder := Path(each)).is_dir()]
+    # Pages name the run's folder by its whole path.
+    folders = [folder for each in arguments if (folder := Path(each)).is_absolute()]
     return registry().start(_command(arguments), title, out, folders, _session())
 
 
