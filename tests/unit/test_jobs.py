@@ -228,7 +228,7 @@ def test_cancelling_waits_for_a_job_that_is_just_being_launched(
     command = python("time.sleep(60)")
     starting = threading.Thread(target=registry.start, args=(command, "Test"))
     monkeypatch.setattr("stagelens.ui.server.child.threading.Thread", Late)
-    threading.Thread.start(starting)
+    starting.start()
     spawned.wait(20)
     job = registry._jobs[command]  # find would wait for the launch
     job.cancel()

@@ -146,10 +146,10 @@ def test_the_next_command_deletes_what_a_killed_one_left(home: Path, tmp_path: P
     assert temporary(home)
     child.kill()
     child.communicate()
-    done = [sys.executable, "-m", "stagelens", *words, "--name", "more"]
-    subprocess.run(done, check=True, capture_output=True)
-    added = {f"home/run/sets/more{rest}" for rest in ("", "/examples.parquet", "/set.json")}
-    assert tree(home) == before | added
+    done = [sys.executable, "-m", "stagelens", "attribute", str(home / "run"), "--set", "test"]
+    subprocess.run([*done, "--estimator", "task-vector"], check=True, capture_output=True)
+    assert not temporary(home)
+    assert {each for each in tree(home) - before if "/results/" not in each} == set()
 
 
 SERVER = """
