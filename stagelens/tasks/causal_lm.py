@@ -162,8 +162,8 @@ class CausalLM(TransformerTask):
             completions: What the model learns to answer.
 
         Raises:
-            TaskError: Neither or both are given, not one prompt per completion, a completion without
-                a token, or one on which the tokenizer fails.
+            TaskError: Neither or both are given, not one prompt per completion, a completion
+                without a token, or one on which the tokenizer fails.
         """
         if (texts is None) == (completions is None):
             raise TaskError("a batch needs either texts or completions, not both; give one of them")

@@ -185,8 +185,7 @@ class TextClassification(TransformerTask):
             TextError: The tokenizer fails on a text.
         """
         rows = [
-            self._encoded(number, text)
-            for number, text in enumerate(checked_texts("texts", texts))
+            self._encoded(number, text) for number, text in enumerate(checked_texts("texts", texts))
         ]
         padded = self._padded([row.ids for row in rows])
         # Left out where all are 0, their default: many models do not take the argument.

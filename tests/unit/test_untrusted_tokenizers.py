@@ -58,7 +58,9 @@ def test_a_panic_names_the_text_of_a_batch_by_its_number(
         lambda: writer.batch(["fine", BAD]),
         lambda: writer.batch(prompts=["", ""], completions=["fine", BAD]),
     ):
-        with pytest.raises(TaskError, match=r"^row 1 of the batch cannot be made into tok") as raised:
+        with pytest.raises(
+            TaskError, match=r"^row 1 of the batch cannot be made into tok"
+        ) as raised:
             batch()
         assert SECRET not in str(raised.value) and "\n" not in str(raised.value)
 
