@@ -12,10 +12,13 @@ from streamlit.testing.v1 import AppTest
 from stagelens.contracts import BASE
 from stagelens.effects.results import load_result
 from stagelens.runs.run import open_run
+from stagelens.tasks.tokenizer import KeptTokenizer
+from stagelens.tasks.transformer_task import TransformerTask
 from stagelens.wording.numbers import number
 from tests.pages.reading import check, drawn, figures, labels, table, words
 from tests.support import hostile, small_texts
 from tests.support.text_runs import PROMPTS, STAGES
+from tests.unit.test_untrusted_tokenizers import BAD, PANICS, spoiled
 
 PAGE = "pages/1_Examples.py"
 TAG = re.compile(r"<\s*/?\s*([a-zA-Z0-9]+)")
@@ -155,6 +158,19 @@ def test_a_prompt_without_a_completion_says_what_is_missing(open_page, text_runs
     app = check(open_page(text_runs, "run=prompts&view=Own+example", PAGE))
     check(ask(app, prompt="two and two"))
     assert "needs a text or a completion" in words(app)
+
+
+def test_a_tokenizer_that_panics_is_one_error_and_the_page_goes_on(
+    open_page, text_runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = check(open_page(text_runs, "run=comments&view=Own+example", PAGE))
+    task, _ = small_texts.classification()
+    bad = KeptTokenizer(spoiled(task.assets, PANICS))
+    with monkeypatch.context() as patch:
+        patch.setattr(TransformerTask, "tokenizer", property(lambda _: bad))
+        check(ask(app, text=BAD))
+    assert "this text cannot be made into tokens: the tokenizer fails" in words(app)
+    assert "The final model answers" in words(check(ask(app, text="birds sing")))
 
 
 def test_nothing_typed_asks_nothing(open_page, text_runs: Path) -> None:
