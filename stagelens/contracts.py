@@ -199,6 +199,17 @@ class Task(ABC):
                 that appears later, say); None for the task's own.
         """
 
+    def build_empty(self, config: Mapping[str, Any] | None = None) -> nn.Module:
+        """Make the module to load recorded states into, without values where that saves memory.
+
+        Args:
+            config: As for ``build_model``.
+
+        Returns:
+            The module; its parameters may be on the ``meta`` device.
+        """
+        return self.build_model(config)
+
     def stage_config(self, model: nn.Module) -> dict[str, Any] | None:
         """What ``build_model`` takes to make a stage's model, read from the model being trained.
 

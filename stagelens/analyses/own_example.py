@@ -33,7 +33,7 @@ from stagelens.measuring.models import Measured, read
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.schema import FileRef
 from stagelens.runs.states import Weights, load_model
-from stagelens.runs.streaming import map_tensors
+from stagelens.runs.streaming import MappedTensors
 
 NAME = "own example"
 """Its id, and the name of its set, in the effect table."""
@@ -232,7 +232,7 @@ class _Bench:
         return cached
 
     def _ask_file(self, example: Example, file: FileRef) -> _Said:
-        return self._ask(example, file.sha256, lambda: map_tensors(self.run.files.path(file)))
+        return self._ask(example, file.sha256, lambda: MappedTensors(self.run.files.path(file)))
 
     def _ask(self, example: Example, name: str, load: Callable[[], Weights]) -> _Said:
         task, end = self.run.task, self.run.last.facts.end

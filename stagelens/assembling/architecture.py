@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from stagelens.contracts import RunError
-from stagelens.runs.states import model_tensors, same_tensor
+from stagelens.runs.states import model_tensors, same_values
 
 from .checkpoints import Checkpoint
 
@@ -286,7 +286,7 @@ def _check_one_dtype(checkpoint: Checkpoint, names: Mapping[str, str], final: Ar
 
 def _check_tied(checkpoint: Checkpoint, one: str, other: str) -> None:
     """Two tensors that the final model shares have to hold the same values."""
-    if not same_tensor(checkpoint.mapped[one], checkpoint.mapped[other]):
+    if not same_values(checkpoint.mapped, one, checkpoint.mapped, other):
         raise RunError(
             f"{checkpoint.name}: {one} and {other} differ, but the final model shares them (tied "
             "weights); give checkpoints that all share them, or all do not"

@@ -189,7 +189,7 @@ def _check_order(opened: Sequence[Checkpoint]) -> None:
 def _architecture(task: Task) -> Architecture:
     # Building a model draws initial values; the caller's random numbers stay as they were.
     with torch.random.fork_rng(devices=[]):
-        return Architecture.of(task.build_model())
+        return Architecture.of(task.build_empty())
 
 
 def _run_name(name: str | None, out: Path) -> str:

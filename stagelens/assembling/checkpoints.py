@@ -9,14 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stagelens.contracts import RunError
 from stagelens.runs.schema import check_name
-from stagelens.runs.streaming import Header, TensorFacts, map_tensors, read_header
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from stagelens.runs.streaming import Gathered, Header, TensorFacts, read_header
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -103,12 +100,9 @@ class Checkpoint:
         return {name: t for header in self.shards.values() for name, t in header.tensors.items()}
 
     @cached_property
-    def mapped(self) -> dict[str, Tensor]:
+    def mapped(self) -> Gathered:
         """The tensors themselves, memory-mapped."""
-        found: dict[str, Tensor] = {}
-        for file in self.shards:
-            found |= map_tensors(self.folder / file)
-        return found
+        return Gathered.of(self.folder / file for file in self.shards)
 
     @property
     def label(self) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import combinations
 
 from stagelens.contracts import RunError
-from stagelens.runs.states import same_tensor
+from stagelens.runs.states import same_values
 
 from .architecture import Matched
 from .checkpoints import Checkpoint
@@ -64,7 +64,7 @@ def compare_states(opened: Sequence[Checkpoint], matched: Sequence[Matched]) -> 
 def _same(one: Checkpoint, a: Matched, other: Checkpoint, b: Matched) -> bool:
     """Whether two checkpoints hold the same values; usually the first tensor tells."""
     return a.names.keys() == b.names.keys() and all(
-        same_tensor(one.mapped[a.names[name]], other.mapped[b.names[name]]) for name in a.names
+        same_values(one.mapped, a.names[name], other.mapped, b.names[name]) for name in a.names
     )
 
 

@@ -170,4 +170,4 @@ def _check_task(run: Run, given: str) -> None:
         # A class of the right name may still build another model.
         from stagelens.runs.states import load_into
 
-        load_into(run.task.build_model(run.last.facts.build_config), run.last.end().model)
+        load_into(run.task.build_empty(run.last.facts.build_config), run.last.end().model)

@@ -47,7 +47,7 @@ from .results import (
 
 
 def _final_model(run: Run) -> nn.Module:
-    return run.task.build_model(run.last.facts.build_config)
+    return run.task.build_empty(run.last.facts.build_config)
 
 
 def models_of(run: Run, counterfactual: Counterfactual) -> list[Weights]:
@@ -368,7 +368,7 @@ def boundaries(run: Run, set_name: str, progress: ProgressCallback = no_progress
         measured += measure_set(
             run,
             examples,
-            run.task.build_model(config),
+            run.task.build_empty(config),
             [model for *_, model in alike],
             _key(run, examples, "boundaries", own),
             progress,

@@ -13,7 +13,7 @@ from stagelens.runs.files import read_json, write_json
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.schema import FileRef, StateRef, digest
 from stagelens.runs.states import Weights, not_finite, save_tensors
-from stagelens.runs.streaming import map_tensors
+from stagelens.runs.streaming import MappedTensors
 
 from .protocol import METHOD, Counterfactual, Estimator, Twins
 from .stage_trust import StageTrust
@@ -276,7 +276,7 @@ def _kept(run: Run, stage: Stage, estimator: Estimator, computed: Counterfactual
     write_json(
         run.path / f"{prefix}.json", Cached(trust=computed.trust, files=files, sampling=sampling)
     )
-    mapped = {name: map_tensors(run.path / file.path) for name, file in files.items()}
+    mapped = {name: MappedTensors(run.path / file.path) for name, file in files.items()}
     return _counterfactual(stage, computed.trust, mapped, sampling)
 
 
@@ -304,7 +304,7 @@ def _load(run: Run, stage: Stage, estimator: Estimator) -> Counterfactual | None
     if cached is None:
         return None
     try:
-        models = {n: map_tensors(run.files.path(file)) for n, file in cached.files.items()}
+        models = {n: MappedTensors(run.files.path(file)) for n, file in cached.files.items()}
         return _counterfactual(stage, cached.trust, models, cached.sampling)
     except (RunError, KeyError):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -12,11 +13,7 @@ from stagelens.runs.boundaries import carry
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.schema import Boundary
 from stagelens.runs.states import Weights
-
-_BLOCK = 1 << 15
-"""Elements computed at a time: however large a tensor, no more memory is taken; they stay in the
-processor's cache; and torch would share out more among threads, which cost more than they save on a
-processor with other work to do."""
+from stagelens.runs.streaming import Streamed, TensorFacts, facts_of, flat_blocks
 
 
 def keeps(stage: Stage) -> str:
@@ -49,14 +46,7 @@ def without_stage(run: Run, stage: Stage) -> tuple[WithoutStage, tuple[Weights, 
     return without, (stage.start().model, stage.end().model)
 
 
-def flat_blocks(weights: Weights, name: str) -> Iterator[Tensor]:
-    """The values of one tensor, in order, in blocks of (n,), with the same n for all weights."""
-    if isinstance(weights, WithoutStage):
-        return weights.blocks(name)
-    return iter(weights[name].reshape(-1).split(_BLOCK))
-
-
-class WithoutStage(Mapping[str, Tensor]):
+class WithoutStage(Streamed):
     """``final - (end - start)``; a tensor is computed each time it is read.
 
     So the weights without a stage take only the memory of one tensor at a time: the three states
@@ -89,27 +79,26 @@ class WithoutStage(Mapping[str, Tensor]):
         return len(self.final)
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor, change = self.final[name], self._change(name)
-        if change is None:
-            return tensor
-        # Blocks fill it in order through a flat view, which only a contiguous tensor has.
-        without = torch.empty_like(tensor, memory_format=torch.contiguous_format)
-        flat, done = without.view(-1), 0
-        for block in self._blocks(name, *change):
-            flat[done : done + len(block)] = block
+        if (change := self._change(name)) is None:
+            return self.final[name]
+        facts = self.facts(name)
+        without, done = torch.empty(facts.shape, dtype=facts.dtype), 0
+        for block in self._blocks(name, change):
+            without.view(-1)[done : done + len(block)] = block
             done += len(block)
         return without
 
-    def blocks(self, name: str) -> Iterator[Tensor]:
-        """See :func:`flat_blocks`."""
-        change = self._change(name)
-        return flat_blocks(self.final, name) if change is None else self._blocks(name, *change)
+    def facts(self, name: str) -> TensorFacts:
+        return facts_of(self.final, name)
 
-    def _blocks(self, name: str, before: Tensor, after: Tensor) -> Iterator[Tensor]:
+    def blocks(self, name: str) -> Iterator[Tensor]:
+        change = self._change(name)
+        return flat_blocks(self.final, name) if change is None else self._blocks(name, change)
+
+    def _blocks(self, name: str, change: Iterator[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
         variance = name.endswith("running_var")
-        carried = zip(before.split(_BLOCK), after.split(_BLOCK), strict=True)
         for final in flat_blocks(self.final, name):
-            start, end = next(carried, (before[:0], after[:0]))
+            start, end = next(change, (final[:0], final[:0]))
             n = len(start)
             if self._is_start:
                 without = start.to(final.dtype)
@@ -118,33 +107,54 @@ class WithoutStage(Mapping[str, Tensor]):
             # Rows that a vocabulary gained have no value before: they keep their final ones.
             yield without if n == len(final) else torch.cat([without, final[n:]])
 
-    def _change(self, name: str) -> tuple[Tensor, Tensor] | None:
-        """Start and end, flat, of the elements that carry the change: those present in both.
+    def _change(self, name: str) -> Iterator[tuple[Tensor, Tensor]] | None:
+        """Start and end, in blocks, of the elements that carry the change: those in both.
 
         Raises:
             RunError: The shapes differ other than by added rows; nothing is broadcast.
         """
-        final = self.final[name]
-        if not final.is_floating_point():
+        final = self.facts(name)
+        if not final.dtype.is_floating_point:
             return None  # a count is no sum of changes: it stays as in the final model
-        before, after = (carry(name, self._later, each) for each in (self._start, self._end))
+        before, after = (self._carried(name, each) for each in (self._start, self._end))
         if before is None or after is None:
             return None
-        states = (before, after, final)
+        shapes = [facts_of(*before).shape, facts_of(*after).shape, final.shape]
         if name in self._grown:
             # Vocabularies only grow, and new rows come last; anything else is another tensor.
-            rows = [len(state) for state in states]
-            fits = rows == sorted(rows) and len({state.shape[1:] for state in states}) == 1
+            rows = [shape[0] for shape in shapes]
+            fits = rows == sorted(rows) and len({shape[1:] for shape in shapes}) == 1
         else:
-            fits = len({state.shape for state in states}) == 1
+            fits = len(set(shapes)) == 1
         if not fits:
-            shapes = ", ".join(str(tuple(state.shape)) for state in states)
             raise RunError(
                 f"{name} has other shapes at the stage's start, at its end and in the final model "
-                f"({shapes}), so its change cannot be subtracted; restore the original run folder"
+                f"({', '.join(map(str, shapes))}), so its change cannot be subtracted; restore "
+                "the original run folder"
             )
-        before = before.reshape(-1)
-        return before, after.reshape(-1)[: len(before)]
+        ends = _first(flat_blocks(*after), math.prod(shapes[0]))
+        return zip(flat_blocks(*before), ends, strict=True)
+
+    def _carried(self, name: str, state: Weights) -> tuple[Weights, str] | None:
+        """What the later boundaries leave of a state in a final tensor: weights, and their name."""
+        own = name
+        for boundary in reversed(self._later):
+            if own in boundary.new:
+                return None
+            if own in boundary.merged:
+                tensor = carry(name, self._later, state)
+                return None if tensor is None else ({name: tensor}, name)
+            own = boundary.source(own)
+        return (state, own) if own in state else None
+
+
+def _first(blocks: Iterator[Tensor], count: int) -> Iterator[Tensor]:
+    """The first elements of some blocks."""
+    for block in blocks:
+        yield block[:count]
+        count -= len(block)
+        if count <= 0:
+            return
 
 
 def _without(final: Tensor, before: Tensor, after: Tensor, variance: bool) -> Tensor:

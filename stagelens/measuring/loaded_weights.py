@@ -82,7 +82,7 @@ class LoadedWeights:
         if run.digest in self._modules:
             self._modules.move_to_end(run.digest)
             return self._modules[run.digest]
-        module = run.task.build_model(run.last.facts.build_config)
+        module = run.task.build_empty(run.last.facts.build_config)
         load_into(module, weights)  # refuses, by name, what does not fit
         module.eval()
         self._modules[run.digest] = module

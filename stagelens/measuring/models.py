@@ -200,10 +200,13 @@ def answers_as_the_final_model(run: Run, stage: Stage, examples: EvaluationSet) 
     if configs[0] == configs[1]:
         return True
     batch = run.task.collate(next(examples.batches(1)))
-    models = [run.task.build_model(config).eval() for config in configs]
-    with torch.inference_mode():
-        own, final = (_shapes(run.task.outputs(model, batch)) for model in models)
-    return own == final
+    shapes = []
+    for config in configs:  # one model at a time
+        model = run.task.build_model(config).eval()
+        with torch.inference_mode():
+            shapes.append(_shapes(run.task.outputs(model, batch)))
+        del model
+    return shapes[0] == shapes[1]
 
 
 def _shapes(outputs: Any) -> list[tuple[int, ...]]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from stagelens.compute import devices, temporaries
+from stagelens.compute.unallocated import allocate
 from stagelens.contracts import StageLensError
 from stagelens.runs.states import Weights, load_into
 
@@ -35,6 +36,7 @@ class Placed:
         self._places: dict[str, Any] | None = None
         self._disk: TemporaryDirectory[str] | None = None
         if not self._split:
+            allocate(self.model, self.device)
             self.model.to(self.device)
 
     def _too_large(self) -> bool:

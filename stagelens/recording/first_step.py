@@ -13,7 +13,7 @@ from stagelens.contracts import RecordingError, Task
 from stagelens.replaying.optimizers import build_optimizer
 from stagelens.replaying.replay import StepRules, prepare, step
 from stagelens.runs.schema import OptimizerFacts
-from stagelens.runs.states import TrainingState, load_into, load_optimizer, model_tensors
+from stagelens.runs.states import TrainingState, Weights, load_into, load_optimizer, model_tensors
 from stagelens.runs.step_records import MicroBatch, StepRecord
 from stagelens.runs.steps import FlatMicroBatch
 
@@ -174,9 +174,7 @@ def _check_gradients(
     )
 
 
-def _check_update(
-    replayed: dict[str, Tensor], after: dict[str, Tensor], start: dict[str, Tensor]
-) -> None:
+def _check_update(replayed: Weights, after: Weights, start: Weights) -> None:
     gap = change = 0.0
     worst = ("", -1.0)
     for name, tensor in after.items():

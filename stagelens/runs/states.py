@@ -10,12 +10,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from stagelens.compute.unallocated import allocate
 from stagelens.contracts import SUPPORTED_OPTIMIZERS, RunError
 
 from .checked_files import CheckedFiles
 from .files import write_file
 from .schema import FileRef, StateRef
-from .streaming import map_tensors
+from .streaming import Gathered, MappedTensors, Streamed, facts_of, flat_blocks
+
+Weights = Mapping[str, Tensor]
+"""Parameters and buffers of one architecture, by name."""
 
 OptimizerState = dict[str, dict[str, Tensor]]
 """Parameter name to the tensors that torch keeps for it, for instance ``exp_avg`` and ``step``."""
@@ -31,7 +35,7 @@ class TrainingState:
             has no entry.
     """
 
-    model: dict[str, Tensor]
+    model: Weights
     optimizer: OptimizerState = field(default_factory=dict)
 
 
@@ -80,6 +84,7 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         RunError: A name is missing on either side, or a shape differs; nothing is broadcast.
     """
+    allocate(model)
     own = model_tensors(model)
     if own.keys() != tensors.keys():
         raise RunError(
@@ -89,17 +94,25 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         )
     with torch.no_grad():
         for name, tensor in own.items():
-            recorded = tensors[name]  # once: a mapping may compute it
+            facts = facts_of(tensors, name)
             # copy_ would broadcast a smaller shape without a word.
-            if tensor.shape != recorded.shape:
+            if tensor.shape != facts.shape:
                 raise RunError(
                     f"{name} has shape {tuple(tensor.shape)} in the model that the task builds, "
-                    f"but {tuple(recorded.shape)} in the recorded state; open the run with "
+                    f"but {tuple(facts.shape)} in the recorded state; open the run with "
                     "the task that it was recorded with"
                 )
-            if tensor.dtype != recorded.dtype:
-                tensor = _retyped(model, name, recorded.dtype)
-            tensor.copy_(recorded)
+            if tensor.dtype != facts.dtype:
+                tensor = _retyped(model, name, facts.dtype)
+            # In blocks, so that only the module itself takes memory; to a GPU at once, since
+            # every transfer takes its time.
+            if tensor.device.type == "cpu" and tensor.is_contiguous():
+                flat, done = tensor.view(-1), 0
+                for block in flat_blocks(tensors, name):
+                    flat[done : done + len(block)] = block
+                    done += len(block)
+            else:
+                tensor.copy_(tensors[name])
 
 
 def _retyped(model: nn.Module, name: str, dtype: torch.dtype) -> Tensor:
@@ -191,14 +204,14 @@ def load_state(files: CheckedFiles, reference: StateRef) -> TrainingState:
     """
     optimizer: OptimizerState = {}
     if reference.optimizer is not None:
-        for flat, tensor in map_tensors(files.path(reference.optimizer)).items():
+        for flat, tensor in MappedTensors(files.path(reference.optimizer)).items():
             # From the right: names of parameters may hold a slash, the optimiser's keys do not.
             name, _, key = flat.rpartition("/")
             optimizer.setdefault(name, {})[key] = tensor
     return TrainingState(load_model(files, reference), optimizer)
 
 
-def load_model(files: CheckedFiles, reference: StateRef) -> dict[str, Tensor]:
+def load_model(files: CheckedFiles, reference: StateRef) -> Streamed:
     """Parameters and buffers by name, as views of memory-mapped files that are read when used.
 
     Args:
@@ -208,9 +221,7 @@ def load_model(files: CheckedFiles, reference: StateRef) -> dict[str, Tensor]:
     Raises:
         RunError: A file is missing, truncated or edited.
     """
-    found: dict[str, Tensor] = {}
-    for path in files.paths([*reference.shards, *filter(None, [reference.fixed])]):
-        found |= map_tensors(path)
+    found = Gathered.of(files.paths([*reference.shards, *filter(None, [reference.fixed])]))
     if reference.names is None:
         return found
     for own, name in reference.names.items():
@@ -219,18 +230,18 @@ def load_model(files: CheckedFiles, reference: StateRef) -> dict[str, Tensor]:
                 f"{files.root / reference.model.path} has no tensor {name!r}, which should be "
                 f"{own!r} of the model; restore the original run folder"
             )
-    return {own: found[name] for own, name in reference.names.items()}
+    return found.renamed(reference.names)
 
 
-def not_finite(tensors: Mapping[str, Tensor], names: Iterable[str]) -> str | None:
+def not_finite(tensors: Weights, names: Iterable[str]) -> str | None:
     """The first of these names whose tensor holds a NaN or an infinity, or None."""
     for name in names:
-        tensor = tensors.get(name)
-        if tensor is None or not tensor.is_floating_point():
+        if name not in tensors or not facts_of(tensors, name).dtype.is_floating_point:
             continue
-        # The sum is quick and needs no memory, but may overflow where every value is finite.
-        if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
-            return name
+        for block in flat_blocks(tensors, name):
+            # The sum is quick, but may overflow where every value is finite.
+            if not torch.isfinite(block.sum()) and not torch.isfinite(block).all():
+                return name
     return None
 
 
@@ -243,5 +254,9 @@ def same_tensor(a: Tensor, b: Tensor) -> bool:
     return torch.equal(bytes_a, bytes_b)
 
 
-Weights = Mapping[str, Tensor]
-"""Parameters and buffers of the final model's architecture, by name."""
+def same_values(one: Weights, name: str, other: Weights, there: str) -> bool:
+    """Whether a tensor of one model and a tensor of another agree bit for bit, read in blocks."""
+    if facts_of(one, name) != facts_of(other, there):
+        return False
+    pairs = zip(flat_blocks(one, name), flat_blocks(other, there), strict=True)
+    return all(same_tensor(a, b) for a, b in pairs)

@@ -10,10 +10,14 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import os
 import struct
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import IO
 
@@ -46,6 +50,11 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 # Linux counts a private mapping as memory that may be needed, and refuses a file larger than
 # memory, unless MAP_NORESERVE is set. Python has a name for it from 3.13 on.
 _NORESERVE = 0x4000 if sys.platform == "linux" else 0
+
+BLOCK = 1 << 15
+"""Elements computed at a time: however large a tensor, no more memory is taken; they stay in the
+processor's cache; and torch would share out more among threads, which cost more than they save on a
+processor with other work to do."""
 
 
 @dataclass(frozen=True)
@@ -104,39 +113,143 @@ def read_header(path: Path) -> Header:
     return Header(tensors, metadata, 8 + length)
 
 
-def map_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, as views that read the file when they are used.
+class Streamed(Mapping[str, Tensor]):
+    """Named tensors that can be read in blocks, so that no whole one has to be in memory."""
 
-    A tensor that is changed in place becomes separate memory; the file does not change.
+    @abstractmethod
+    def facts(self, name: str) -> TensorFacts:
+        """What a tensor is, without reading it."""
+
+    @abstractmethod
+    def blocks(self, name: str) -> Iterator[Tensor]:
+        """The values of one tensor, in order, in blocks of (n,) with n at most ``BLOCK``."""
+
+
+def flat_blocks(weights: Mapping[str, Tensor], name: str) -> Iterator[Tensor]:
+    """The values of one tensor, in order, in blocks of (n,), with the same n for all weights."""
+    if isinstance(weights, Streamed):
+        return weights.blocks(name)
+    return iter(weights[name].reshape(-1).split(BLOCK))
+
+
+def facts_of(weights: Mapping[str, Tensor], name: str) -> TensorFacts:
+    """What a tensor is; one that is computed when it is read is not."""
+    if isinstance(weights, Streamed):
+        return weights.facts(name)
+    tensor = weights[name]
+    return TensorFacts(tensor.dtype, tuple(tensor.shape))
+
+
+class MappedTensors(Streamed):
+    """The tensors of a safetensors file, read when they are used.
+
+    A tensor is a view of the file mapped into memory; one that is changed in place becomes separate
+    memory, and the file does not change.
 
     Raises:
         RunError: See :func:`read_header`.
     """
-    header = read_header(path)
-    tensors, place = {}, header.size
-    mapped = _mapped(path)
-    for name, facts in header.tensors.items():
-        count = math.prod(facts.shape)
-        if count:
-            flat = torch.frombuffer(mapped, dtype=facts.dtype, count=count, offset=place)
-            tensors[name] = flat.view(facts.shape)
-        else:  # torch.frombuffer refuses a count of 0
-            tensors[name] = torch.empty(facts.shape, dtype=facts.dtype)
-        place += facts.bytes
-    return tensors
 
+    def __init__(self, path: Path) -> None:
+        header = read_header(path)
+        self._path, self._facts = path, header.tensors
+        ends = accumulate((facts.bytes for facts in header.tensors.values()), initial=header.size)
+        self._places = dict(zip(header.tensors, ends, strict=False))
+        # Kept open, so that it stays this file even if another takes its place.
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115
+        self._views: dict[str, Tensor] = {}
 
-def _mapped(path: Path) -> mmap.mmap:
-    # Writable, but copied on write: torch warns of read-only buffers, and tensors may be changed.
-    with open(path, "rb") as file:
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._facts)
+
+    def __len__(self) -> int:
+        return len(self._facts)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._views:
+            facts, count = self._facts[name], math.prod(self._facts[name].shape)
+            if count:
+                flat = torch.frombuffer(
+                    self._mapped, dtype=facts.dtype, count=count, offset=self._places[name]
+                )
+                self._views[name] = flat.view(facts.shape)
+            else:  # torch.frombuffer refuses a count of 0
+                self._views[name] = torch.empty(facts.shape, dtype=facts.dtype)
+        return self._views[name]
+
+    def facts(self, name: str) -> TensorFacts:
+        return self._facts[name]
+
+    def blocks(self, name: str) -> Iterator[Tensor]:
+        facts, place = self._facts[name], self._places[name]
+        if self._has_view(name) or not facts.bytes:
+            yield from self[name].view(-1).split(BLOCK)
+            return
+        # Read instead of mapped: pages of a mapping count as memory of the process.
+        step, end = BLOCK * facts.dtype.itemsize, place + facts.bytes
+        for start in range(place, end, step):
+            block = bytearray(min(step, end - start))
+            if os.preadv(self._file.fileno(), [block], start) != len(block):
+                raise RunError(f"{self._path} was cut short while it was read; restore it")
+            yield torch.frombuffer(block, dtype=facts.dtype)
+
+    def _has_view(self, name: str) -> bool:
+        """Whether a tensor has to be read through its view: it may have been changed."""
+        if not hasattr(os, "preadv"):
+            return True
+        view = self._views.get(name)
+        return view is not None and (view.is_inference() or view._version > 0)
+
+    @cached_property
+    def _mapped(self) -> mmap.mmap:
+        # Writable, but copied on write: torch warns of read-only buffers, and tensors may change.
         if sys.platform == "win32":
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            return mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
         return mmap.mmap(
-            file.fileno(),
+            self._file.fileno(),
             0,
             flags=mmap.MAP_PRIVATE | _NORESERVE,
             prot=mmap.PROT_READ | mmap.PROT_WRITE,
         )
+
+
+class Gathered(Streamed):
+    """Tensors of several files, by names of one's own.
+
+    Args:
+        places: Name to the file that holds the tensor, and its name there.
+    """
+
+    def __init__(self, places: Mapping[str, tuple[MappedTensors, str]]) -> None:
+        self._places = places
+
+    @classmethod
+    def of(cls, paths: Iterable[Path]) -> Gathered:
+        """Every tensor of some files, by its own name."""
+        files = [MappedTensors(path) for path in paths]
+        return cls({name: (file, name) for file in files for name in file})
+
+    def renamed(self, names: Mapping[str, str]) -> Gathered:
+        """Those tensors that ``names`` lists, from new name to old."""
+        return Gathered({new: self._places[old] for new, old in names.items()})
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, name: str) -> Tensor:
+        file, there = self._places[name]
+        return file[there]
+
+    def facts(self, name: str) -> TensorFacts:
+        file, there = self._places[name]
+        return file.facts(there)
+
+    def blocks(self, name: str) -> Iterator[Tensor]:
+        file, there = self._places[name]
+        return file.blocks(there)
 
 
 def write_tensors(

@@ -9,11 +9,13 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from stagelens.compute.unallocated import parameters_on_meta
 from stagelens.contracts import Task, TaskError
 
 from .adapters import adapter_config, is_adapted, with_adapter
@@ -190,6 +192,19 @@ class TransformerTask(Task):
         config = {} if config is None else config
         module = self._build(plain_config(config.get("model", self.model)))
         return with_adapter(module, config["peft"]) if config.get("peft") else module
+
+    def build_empty(self, config: Mapping[str, Any] | None = None) -> nn.Module:
+        """The module with parameters on the ``meta`` device; see :class:`Task`.
+
+        One that code of the user's own makes has values, since that may compute with them.
+        """
+        if self.make_model is None and type(self).build_model is TransformerTask.build_model:
+            # A class of transformers may compute with its initial values too.
+            with suppress(TaskError), parameters_on_meta():
+                module = self.build_model(config)
+                if not any(buffer.is_meta for buffer in module.buffers()):
+                    return module
+        return self.build_model(config)
 
     def stage_config(self, model: nn.Module) -> dict[str, Any] | None:
         """The adapter of a ``PeftModel``; see :class:`~stagelens.contracts.Task`."""

@@ -27,7 +27,7 @@ from stagelens.runs.run import Run, open_run
 from stagelens.runs.sets.readers import read_set_file
 from stagelens.runs.sets.uploads import fit_image
 from stagelens.runs.sets.values import checked_ids, checked_inputs, checked_labels
-from stagelens.runs.streaming import map_tensors
+from stagelens.runs.streaming import MappedTensors
 from tests.fuzz.inputs import changed, changed_json, names
 from tests.fuzz.kept import added, by_name, checked, results
 from tests.fuzz.links import home_with, links, open_link
@@ -197,7 +197,7 @@ def _recording(found: dict[str, Reader], copy: Callable[[str], Run]) -> None:
 
     def read_tensors(content: bytes) -> None:
         put(weights, content)
-        for tensor in map_tensors(weights).values():
+        for tensor in MappedTensors(weights).values():
             tensor.sum()
 
     both = changed(data) | changed_json(header).map(with_header)

@@ -163,7 +163,7 @@ def differing(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> list[str]:
 def differing_state(a: TrainingState, b: TrainingState) -> list[str]:
     """Names of whatever is not the same to the bit in two training states."""
     flat = [
-        state.model | {f"{n}/{k}": t for n, ts in state.optimizer.items() for k, t in ts.items()}
+        {**state.model, **{f"{n}/{k}": t for n, s in state.optimizer.items() for k, t in s.items()}}
         for state in (a, b)
     ]
     return differing(*flat)

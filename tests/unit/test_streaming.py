@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stagelens.contracts import RunError
-from stagelens.runs.streaming import TensorFacts, map_tensors, read_header, write_tensors
+from stagelens.runs.streaming import MappedTensors, TensorFacts, read_header, write_tensors
 from tests.support.loops import differing
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.bool]
@@ -55,7 +55,7 @@ def test_what_is_written_in_blocks_is_what_safetensors_reads(
     }
     write(path, tensors, block, format="pt")
     assert differing(bits(load_file(path)), bits(tensors)) == []
-    assert differing(bits(map_tensors(path)), bits(tensors)) == []
+    assert differing(bits(MappedTensors(path)), bits(tensors)) == []
     assert list(read_header(path).tensors) == list(tensors)
     with safe_open(path, framework="pt") as file:
         assert file.metadata() == {"format": "pt"}
@@ -72,7 +72,7 @@ def bits(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def test_what_safetensors_writes_is_mapped_as_it_reads_it(tmp_path: Path) -> None:
     tensors = {f"{n}": torch.randn(n, 3).to(dtype) for n, dtype in enumerate(DTYPES, 1)}
     save_file(tensors, tmp_path / "a.safetensors")
-    assert differing(bits(map_tensors(tmp_path / "a.safetensors")), bits(tensors)) == []
+    assert differing(bits(MappedTensors(tmp_path / "a.safetensors")), bits(tensors)) == []
 
 
 @pytest.mark.parametrize("name", ["a", "ab", "abc", "abcd", "ä", "日本"])
@@ -87,11 +87,11 @@ def test_a_mapped_tensor_can_be_changed_without_changing_the_file(tmp_path: Path
     path = tmp_path / "a.safetensors"
     write(path, {"a": torch.ones(4)})
     before = path.read_bytes()
-    mapped = map_tensors(path)["a"]
+    mapped = MappedTensors(path)["a"]
     mapped.mul_(3)
     assert mapped.tolist() == [3.0] * 4
     assert path.read_bytes() == before
-    assert map_tensors(path)["a"].tolist() == [1.0] * 4
+    assert MappedTensors(path)["a"].tolist() == [1.0] * 4
 
 
 def test_a_file_larger_than_memory_can_be_mapped(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_file_larger_than_memory_can_be_mapped(tmp_path: Path) -> None:
     put_header(path, header)
     with open(path, "r+b") as file:
         file.truncate(read_size(path) + 4 * count)  # sparse: it takes no room
-    assert map_tensors(path)["a"][count // 2].item() == 0.0
+    assert MappedTensors(path)["a"][count // 2].item() == 0.0
 
 
 def put_header(path: Path, content: Any, data: bytes = b"") -> None:
@@ -140,7 +140,7 @@ def test_a_header_that_lies_is_refused(content: Any, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     put_header(path, content, bytes(8))
     with pytest.raises(RunError, match=r"a\.safetensors is damaged or not a safetensors file"):
-        map_tensors(path)
+        MappedTensors(path)
 
 
 @pytest.mark.parametrize("cut", [1, 8, 20])

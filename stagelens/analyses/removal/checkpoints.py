@@ -101,7 +101,7 @@ def _layout(run: Run, final: Mapping[str, Tensor]) -> tuple[_Shards, dict[str, b
             "the final model has an adapter, so it is not a checkpoint by itself; merge it before "
             "the last stage, or save it with peft"
         )
-    module = run.task.build_model(facts.build_config)
+    module = run.task.build_empty(facts.build_config)
     kept = {
         name: _Tensor(name, TensorFacts(tensor.dtype, tuple(tensor.shape)))
         for name, tensor in final.items()

@@ -21,9 +21,9 @@ from stagelens.contracts import ProgressCallback, Refused, no_progress
 from stagelens.estimators.counterfactuals import counterfactuals
 from stagelens.estimators.protocol import Counterfactual
 from stagelens.estimators.registry import make_estimator
-from stagelens.estimators.subtraction import flat_blocks
 from stagelens.runs.run import Run
 from stagelens.runs.states import Weights
+from stagelens.runs.streaming import Streamed, TensorFacts, facts_of, flat_blocks
 
 from .spec import Edit
 
@@ -89,7 +89,7 @@ def material(
     return Material(run.last.end().model, found)
 
 
-class EditedWeights(Mapping[str, Tensor]):
+class EditedWeights(Streamed):
     """The weights after an edit; a tensor is computed each time that it is asked for."""
 
     def __init__(self, material: Material, edit: Edit) -> None:
@@ -111,8 +111,10 @@ class EditedWeights(Mapping[str, Tensor]):
             return self._without[stage][name]
         return torch.cat(list(self.blocks(name))).view(self.final[name].shape)
 
+    def facts(self, name: str) -> TensorFacts:
+        return facts_of(self.final, name)
+
     def blocks(self, name: str) -> Iterator[Tensor]:
-        """The values of one tensor, in order, in blocks of (n,)."""
         taken = self._taken(name)
         if not taken:
             yield from flat_blocks(self.final, name)

@@ -1,0 +1,53 @@
+"""Models without values: their parameters take no memory until recorded ones are put in."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """Within the block, parameters that this thread gives a module have shapes, but no values.
+
+    Buffers are computed as usual: what a model derives from its configuration, such as the
+    frequencies of rotary positions, no checkpoint holds.
+    """
+    from torch import nn
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+
+    own = threading.get_ident()
+
+    def moved(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> Any:
+        # One that is there already is shared (tied weights), and has to stay the same object.
+        if threading.get_ident() != own or parameter is None or parameter.is_meta:
+            return None
+        return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+
+    handle = register_module_parameter_registration_hook(moved)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def allocate(module: nn.Module, device: torch.device | str = "cpu") -> None:
+    """Give parameters without values memory of their own, in place; what it holds is arbitrary."""
+    import torch
+    from torch import nn
+
+    made: dict[int, nn.Parameter] = {}
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is None or not parameter.is_meta:
+                continue
+            if id(parameter) not in made:  # else a tied weight, which has to stay one
+                empty = torch.empty_like(parameter, device=device)
+                made[id(parameter)] = nn.Parameter(empty, parameter.requires_grad)
+            part._parameters[name] = made[id(parameter)]
