@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from . import memory
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -38,10 +40,17 @@ def parameters_on_meta() -> Iterator[None]:
 
 
 def allocate(module: nn.Module, device: torch.device | str = "cpu") -> None:
-    """Give parameters without values memory of their own, in place; what it holds is arbitrary."""
+    """Give parameters without values memory of their own, in place; what it holds is arbitrary.
+
+    Raises:
+        StageLensError: There is not enough of the CPU's memory; says how much it takes.
+    """
     import torch
     from torch import nn
 
+    if torch.device(device).type == "cpu":
+        needed = sum(p.nbytes for p in module.parameters() if p.is_meta)
+        memory.check(needed, "the model")
     made: dict[int, nn.Parameter] = {}
     for part in module.modules():
         for name, parameter in part._parameters.items():

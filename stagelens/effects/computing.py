@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from stagelens.compute import processes
+from stagelens.compute import devices, memory, processes
 from stagelens.contracts import (
     BASE,
     Behaviour,
@@ -47,6 +47,9 @@ from .results import (
 
 
 def _final_model(run: Run) -> nn.Module:
+    end = run.last.facts.end
+    if end is not None and devices.computing().type == "cpu":
+        memory.check(sum(file.bytes for file in end.shards), "measuring this run's models")
     return run.task.build_empty(run.last.facts.build_config)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from pydantic import BaseModel
 
-from stagelens.compute import processes
+from stagelens.compute import devices, memory, processes
 from stagelens.contracts import ProgressCallback, Refused, RunError, no_progress
 from stagelens.runs.files import read_json, write_json
 from stagelens.runs.run import Run, Stage
@@ -54,6 +54,8 @@ def counterfactuals(
     # The main process decides: on a shared file system the others may see a cached file later.
     names = processes.by_main(lambda: [s.name for s in stages if s.name not in found])
     missing = [run.stage(name) for name in names]
+    if missing:
+        _check_memory(run, estimator, missing)
     if missing and estimator.in_step:
         found |= _in_step(run, estimator, missing, progress)
     elif missing and processes.count() > 1 and not estimator.free:
@@ -63,6 +65,18 @@ def counterfactuals(
             stage = run.stage(computed.stage)
             found[stage.name] = _kept(run, stage, estimator, computed)
     yield from (found[stage.name] for stage in stages)
+
+
+def _check_memory(run: Run, estimator: Estimator, stages: Sequence[Stage]) -> None:
+    """Refuse, before any work, what cannot fit into memory.
+
+    Raises:
+        StageLensError: It cannot; says how much it takes and what to do.
+    """
+    if devices.computing().type == "cpu":
+        later = run.stages[min(stage.index for stage in stages) + 1 :]
+        advice = "use --estimator task-vector, which takes no more than the model itself"
+        memory.check(estimator.memory(later), estimator.title, advice)
 
 
 def _in_step(

@@ -126,6 +126,18 @@ class Estimator(ABC):
         """
         return seconds_without_each(stages)
 
+    @classmethod
+    def memory(cls, later: Sequence[Stage]) -> int:
+        """Bytes of memory that it takes at least; by default as much as replay.
+
+        A replay holds a model and its optimiser's state while training, and returns copies of both.
+
+        Args:
+            later: The stages that are trained again.
+        """
+        ends = [stage.facts.end for stage in later if stage.facts.end is not None]
+        return max((2 * sum(file.bytes for file in end.files) for end in ends), default=0)
+
     def prepare(  # noqa: B027 - most have nothing to prepare
         self, run: Run, stages: Sequence[Stage], progress: ProgressCallback
     ) -> None:

@@ -37,6 +37,11 @@ class TaskVector(Estimator):
         """Zero: weights are subtracted when they are read."""
         return 0.0
 
+    @classmethod
+    def memory(cls, later: Sequence[Stage]) -> int:
+        """None: they are subtracted block by block."""
+        return 0
+
     def counterfactuals(
         self, run: Run, stages: Sequence[Stage], progress: ProgressCallback
     ) -> Iterator[Counterfactual]:

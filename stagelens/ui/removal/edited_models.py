@@ -31,6 +31,9 @@ from stagelens.ui.server import forward_passes, settings
 ALL = "all examples"
 """Listed among the groups; stands for every example."""
 
+_ITEMS = {"float64": 8, "bfloat16": 2, "float16": 2}
+"""Bytes per parameter, by dtype."""
+
 _AT_ONCE = 2 * 10**9
 """Most parameters times examples, over all models, that a page measures itself without a job."""
 
@@ -124,9 +127,10 @@ class Wanted:
 
 def at_once(run: Run, examples: int, models: int) -> bool:
     """Whether this many forward passes may run inside the dashboard."""
-    end = run.last.facts.end
-    # Bytes to parameters, taking weights for float32.
-    size = 0 if end is None else sum(file.bytes for file in end.shards) // 4
+    end, model = run.last.facts.end, run.file.task.config.get("model")
+    dtype = model.get("dtype") if isinstance(model, dict) else None
+    # Models of tasks that name no dtype are in float32, nearly always.
+    size = 0 if end is None else sum(file.bytes for file in end.shards) // _ITEMS.get(str(dtype), 4)
     return size * examples * models <= _AT_ONCE
 
 

@@ -1,0 +1,86 @@
+"""How much memory there is, and a refusal before an allocation that cannot fit."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from stagelens.contracts import StageLensError
+
+_CGROUPS, _OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+
+
+def available() -> int:
+    """Bytes that this process can still take: of the machine, its container and its own limit."""
+    return max(0, min([int(psutil.virtual_memory().available), *_in_container(), *_of_process()]))
+
+
+def check(needed: int, what: str, advice: str = "") -> None:
+    """Refuse work that cannot fit into memory, before it takes any.
+
+    Args:
+        needed: Bytes that it takes at least.
+        what: What takes them, to begin a sentence with.
+        advice: What else to do about it, beside finding more memory.
+
+    Raises:
+        StageLensError: There is less; says how much is needed and how much there is.
+    """
+    if needed > (free := available()):
+        raise StageLensError(
+            f"{what} takes at least {amount(needed)} of memory, but only {amount(free)} are "
+            "available here; stop other programs, or use a machine, or a limit, with more memory"
+            f"{f', or {advice}' if advice else ''}"
+        )
+
+
+def amount(size: int) -> str:
+    """Bytes in words, for instance ``6.4 GB``."""
+    for unit, one in (("GB", 10**9), ("MB", 10**6)):
+        if size >= one:
+            return f"{size / one:,.1f} {unit}"
+    return f"{size:,} bytes"
+
+
+def _in_container() -> Iterator[int]:
+    """What the control groups of this process leave it, as containers and job queues limit it."""
+    try:
+        groups = _OWN_CGROUP.read_text().splitlines()
+    except OSError:
+        return
+    for line in groups:
+        _, controllers, own = line.split(":", 2)
+        if not controllers:  # version 2
+            root, names, cached = _CGROUPS, ("memory.max", "memory.current"), "inactive_file"
+        elif controllers == "memory":
+            root, cached = _CGROUPS / "memory", "total_inactive_file"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        folder = root / own.lstrip("/")
+        # Every group above limits it too. Inside a container the path is often not to be seen.
+        for each in (folder, *folder.parents):
+            if not each.is_relative_to(root):
+                break
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                most, used = (int((each / name).read_text()) for name in names)
+                stat = dict(row.split() for row in (each / "memory.stat").read_text().splitlines())
+                # Cached files are given back when memory is short.
+                yield most - used + int(stat[cached])
+
+
+def _of_process() -> Iterator[int]:
+    """What a limit on this process leaves it, such as that of a job of the dashboard."""
+    if not sys.platform.startswith("linux"):
+        return
+    import resource  # there is none on Windows
+
+    taken = psutil.Process().memory_info()
+    for kind, own in ((resource.RLIMIT_DATA, taken.data), (resource.RLIMIT_AS, taken.vms)):
+        limit, _ = resource.getrlimit(kind)
+        if limit != resource.RLIM_INFINITY:
+            yield limit - own
