@@ -11,9 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from stagelens.contracts import RunError
+from stagelens.compute.memory import amount
+from stagelens.contracts import RunError, TaskError
 from stagelens.runs.schema import check_name
 from stagelens.runs.streaming import Gathered, Header, TensorFacts, read_header
+from stagelens.tasks.config_limits import check_counts
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -37,7 +39,7 @@ _MAKES_A_TOKENIZER = {"tokenizer.json", "vocab.json", "vocab.txt"} | {
     name for name in TOKENIZER_FILES if name.endswith(".model")
 }
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-_LARGEST_JSON = 64 * 2**20
+_LARGEST_JSON, _LARGEST_CONFIG = 64 * 10**6, 8 * 10**6
 _POINTER = b"version https://git-lfs"
 
 _NO_MODEL = (
@@ -181,7 +183,11 @@ def open_checkpoint(name: str, path: Path) -> Checkpoint:
                 f"{name}: ends at {folder.name}; earlier checkpoints are not used ({others})"
             )
     _refuse_others(name, folder)
-    config = read_json_object(folder / "config.json")
+    config = read_json_object(folder / "config.json", _LARGEST_CONFIG)
+    try:
+        check_counts(config)
+    except TaskError as error:
+        raise RunError(f"{name}: {folder / 'config.json'}: {error}") from None
     if config.get("quantization_config") is not None:
         raise RunError(
             f"{name}: {folder} is quantised, so its weights cannot be subtracted; save it "
@@ -242,16 +248,20 @@ def _refuse_others(name: str, folder: Path) -> None:
     )
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path, most: int = _LARGEST_JSON) -> dict[str, Any]:
     """Read a JSON file that holds an object.
 
+    Args:
+        path: The file.
+        most: Bytes that it may have.
+
     Raises:
-        RunError: It is missing, larger than 64 MB, or does not hold an object.
+        RunError: It is missing, larger, or does not hold an object.
     """
     try:
         # Before it is read: a foreign file may have any size.
-        if path.stat().st_size > _LARGEST_JSON:
-            raise RunError(f"{path} is larger than 64 MB, so it is not what its name says")
+        if path.stat().st_size > most:
+            raise RunError(f"{path} is larger than {amount(most)}, so it is not what its name says")
         content = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise RunError(f"{path} is missing; give the folder of a saved model") from None

@@ -7,18 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from stagelens.compute.bounded import no_panic
+from stagelens.compute.memory import amount
 from stagelens.contracts import Task, TaskError
 from stagelens.tasks import CausalLM, TextClassification, load_task_class
 from stagelens.tasks.tokenizer import tokenizer_assets
 from stagelens.tasks.transformer_task import TransformerTask
 
-from .checkpoints import Checkpoint
+from .checkpoints import TOKENIZER_FILES, Checkpoint
 from .configs import normalised, output_names
 
 _BY_NAME: Mapping[str, type[TransformerTask]] = {
     TextClassification.name: TextClassification,
     CausalLM.name: CausalLM,
 }
+_LARGEST_TOKENIZER = 256 * 10**6
 _MAPPINGS = (
     ("MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES", TextClassification),
     ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", CausalLM),
@@ -91,6 +93,12 @@ def assets_in(folder: Path) -> dict[str, bytes]:
     Raises:
         TaskError: It cannot be made.
     """
+    files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    if (size := sum(file.stat().st_size for file in files)) > _LARGEST_TOKENIZER:
+        raise TaskError(
+            f"the tokenizer in {folder} takes {amount(size)}, and at most "
+            f"{amount(_LARGEST_TOKENIZER)} are read; give the folder of another checkpoint"
+        )
     import transformers
 
     try:

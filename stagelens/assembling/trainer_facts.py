@@ -19,6 +19,9 @@ from stagelens.runs.schema import OptimizerFacts, ParameterGroup
 
 from .checkpoints import Checkpoint, read_json_object
 
+_MOST_STEPS = 2**53
+"""More is no count of steps, nor what every reader of JSON can hold."""
+
 STATE, OPTIMIZER = "trainer_state.json", "optimizer.pt"
 
 
@@ -71,12 +74,17 @@ def _first(folders: Sequence[Path], name: str) -> Path | None:
 
 def _count(value: Any) -> int | None:
     # JSON's true is an int in Python.
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+    known = isinstance(value, int) and not isinstance(value, bool)
+    return value if known and 0 < value <= _MOST_STEPS else None
 
 
 def _number(value: Any) -> float:
-    known = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if known and math.isfinite(value) else math.nan
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return math.nan
+    try:
+        return float(value) if math.isfinite(value) else math.nan
+    except OverflowError:  # JSON has whole numbers that no float holds
+        return math.nan
 
 
 def _history(log: Any) -> pd.DataFrame | None:

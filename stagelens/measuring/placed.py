@@ -66,7 +66,9 @@ class Placed:
         remove_hook_from_submodules(self.model)
         self.model.tie_weights()
         load_into(self.model, weights)
-        # A new folder for each model: what the last one had on the disk goes with its own.
+        # A new folder for each model; what the last one had on the disk is no longer used.
+        if self._disk is not None:
+            self._disk.cleanup()
         self._disk = temporaries.folder("stagelens")
         dispatch_model(
             self.model, self._places, main_device=self.device, offload_dir=self._disk.name

@@ -26,6 +26,9 @@ _FULL = {f"{code})": code for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)}
 """Out of space (disk, quota or file size), keyed by what safetensors' messages end with."""
 
 
+_LARGEST_JSON = 256 * 2**20
+
+
 def sha256_of(path: Path) -> str:
     """sha256 of a file's bytes, read in blocks."""
     with open(path, "rb") as file:
@@ -210,6 +213,10 @@ def read_json(path: Path, schema: type[Schema], sha256: str | None = None) -> Sc
             what StageLens writes; names file and field.
     """
     try:
+        if path.stat().st_size > _LARGEST_JSON:
+            raise RunError(
+                f"{path} is larger than 256 MB, so it is not a file that StageLens wrote"
+            )
         data = path.read_bytes()
     except FileNotFoundError:
         raise RunError(f"{path} is missing; restore it from where the run was recorded") from None

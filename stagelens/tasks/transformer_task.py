@@ -19,6 +19,7 @@ from stagelens.compute.unallocated import parameters_on_meta
 from stagelens.contracts import Task, TaskError
 
 from .adapters import adapter_config, is_adapted, with_adapter
+from .config_limits import check_counts
 from .tokenizer import KeptTokenizer, tokenizer_assets
 
 Batch = dict[str, Tensor]
@@ -66,11 +67,12 @@ def plain_config(config: Any) -> dict[str, Any]:
         config: A ``PreTrainedConfig``, or one as a dictionary.
 
     Raises:
-        TaskError: The model is quantised, or the configuration does not say its type.
+        TaskError: The model is quantised, too large to be one, or of no known type.
     """
     if hasattr(config, "to_json_string"):
         # With the defaults too: another version of transformers may have others.
         config = json.loads(config.to_json_string(use_diff=False))
+    check_counts(config)
     kept = _without(dict(config))
     if kept.pop("quantization_config", None) is not None:
         raise TaskError(

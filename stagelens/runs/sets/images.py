@@ -11,6 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 Channels = Literal["first", "last"]
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+_LARGEST = 2**30
 _NPY = b"\x93NUMPY"
 
 
@@ -32,6 +33,8 @@ def as_image(value: Any, channels: Channels | None = None) -> tuple[np.ndarray, 
     data: bytes | None = None
     if isinstance(value, str | Path):
         try:
+            if Path(value).stat().st_size > _LARGEST:
+                raise ValueError("is larger than 1 GB; scale it down first")
             data = Path(value).read_bytes()
         except OSError as error:
             raise ValueError(f"cannot be read: {error.strerror or error}") from None

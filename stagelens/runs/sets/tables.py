@@ -24,6 +24,8 @@ import pyarrow.parquet as pq
 
 from stagelens.contracts import SetError
 
+from .sizes import check_batches, check_npz, check_parquet, check_size
+
 Table = dict[str, Any]
 """Column name to values, a list or an array."""
 
@@ -44,6 +46,12 @@ _OTHER_KINDS = (
     ((b"version https://git-lfs",), "a pointer of Git LFS", "fetch the file: git lfs pull"),
 )
 """What other kinds of files begin with, in small letters: what they are, and what to do."""
+
+_LARGEST_JSON = 64 * 2**20
+
+_TEXT_TIMES = 5
+"""Reading lines of text takes at least so many times the bytes of the file: as bytes, as text, in
+lines, and as values."""
 
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
@@ -86,6 +94,7 @@ def _text(path: Path) -> str:
     Raises:
         SetError: It is in another encoding, or no text at all; says what it is.
     """
+    check_size(path, _TEXT_TIMES * path.stat().st_size, "reading it")
     data = path.read_bytes()
     _check_kind(path, data)
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -205,6 +214,7 @@ def _array(path: Path, text: str) -> list[dict[str, Any]]:
 def _read_parquet(path: Path) -> tuple[list[str], list[Any]]:
     with open(path, "rb") as content:
         _check_kind(path, content.read(64).removeprefix(b"PAR1"))
+    check_parquet(path)
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         return _arrow_columns(path, file.read())
 
@@ -252,6 +262,9 @@ def _read_saved(folder: Path) -> tuple[list[str], list[Any]]:
                 f"{folder / _STATE} names {name!r}, which is not a file of {folder}; save it again"
             )
         with pa.memory_map(str(folder / name)) as source:
+            stream = pa.ipc.open_stream(source)
+            check_batches(folder / name, stream.schema, stream)
+            source.seek(0)
             tables.append(pa.ipc.open_stream(source).read_all())
             tables[-1].validate(full=True)  # else wrong lengths read past the file, and crash
     if not tables:
@@ -268,6 +281,8 @@ def _listed(path: Path, name: str) -> list[Any]:
 
 
 def _json_object(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > _LARGEST_JSON:
+        raise SetError(f"{path} is larger than 64 MB, so it is not what its name says")
     value = json.loads(_text(path))
     if not isinstance(value, dict):
         raise SetError(f"{path} is not a JSON object; save the dataset again")
@@ -275,11 +290,13 @@ def _json_object(path: Path) -> dict[str, Any]:
 
 
 def _read_npz(path: Path) -> tuple[list[str], list[Any]]:
-    file = np.load(path, allow_pickle=False)  # a pickle can run code
+    # A pickle can run code; a single array is only mapped.
+    file = np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(file, np.lib.npyio.NpzFile):
         raise SetError(f"{path} holds a single array; save images and labels with np.savez")
     columns = []
     with file:
+        check_npz(path)
         for key in file.files:
             try:
                 columns.append(file[key])
