@@ -1,4 +1,4 @@
-"""Memory that a large checkpoint takes, relative to its size: assembled by links, and attributed."""
+"""Memory that a large checkpoint takes, relative to its size: linked, and attributed."""
 
 from __future__ import annotations
 

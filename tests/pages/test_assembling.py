@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from stagelens.cli import options
 from stagelens.runs.run import open_run
+from stagelens.runs.sets.columns import ROLES
+from stagelens.ui.opening import assembling
 from stagelens.ui.server import jobs
 from tests.pages.reading import check, words
 from tests.support.checkpoints import classifiers, labelled_texts
@@ -43,6 +46,11 @@ def form(open_page, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return check(app.run())
 
     return fill
+
+
+def test_the_form_and_the_commands_name_every_column_that_a_set_can_have() -> None:
+    assert set(options._COLUMNS) == set(ROLES)
+    assert set(assembling._COLUMNS) == set(ROLES) - {"image"}  # models on images: Python only
 
 
 def make(app: AppTest) -> AppTest:

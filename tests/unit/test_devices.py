@@ -115,7 +115,7 @@ def test_a_model_in_parts_answers_as_the_whole(
         for name, tensor in first.items()
     }
     weights = [first, second, first]
-    whole = measure(task, task.build_model(), weights, [examples], len(examples))
+    whole = measure(task, task.build_empty(), weights, [examples], len(examples))
     size = sum(tensor.numel() * tensor.element_size() for tensor in first.values())
     placed: list[Placed] = []
 
@@ -124,7 +124,7 @@ def test_a_model_in_parts_answers_as_the_whole(
         return placed[-1]
 
     monkeypatch.setattr(models, "Placed", in_parts)
-    parts = measure(task, task.build_model(), weights, [examples], len(examples))
+    parts = measure(task, task.build_empty(), weights, [examples], len(examples))
     assert set(placed[0].model.hf_device_map.values()) == {"cpu", "disk"}
     for one, other in zip(parts, whole, strict=True):
         assert one.answers.tolist() == other.answers.tolist()

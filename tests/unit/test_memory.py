@@ -17,10 +17,13 @@ from stagelens.compute import memory
 from stagelens.compute.unallocated import allocate, parameters_on_meta
 from stagelens.contracts import StageLensError
 from stagelens.effects.computing import attribute
+from stagelens.estimators.replay import Replay
+from stagelens.estimators.task_vector import TaskVector
 from stagelens.runs.run import Run
 from stagelens.runs.states import load_into, model_tensors, save_tensors
 from stagelens.runs.streaming import BLOCK, MappedTensors
 from stagelens.tasks import CausalLM
+from tests.support import odd_runs
 from tests.support.checkpoints import labelled_texts, language_models, save
 from tests.support.loops import differing
 from tests.support.small_texts import gpt, gpt_tokenizer
@@ -103,6 +106,21 @@ def test_what_cannot_fit_is_refused_before_it_is_allocated(
     with pytest.raises(StageLensError, match="measuring this run's models takes at least"):
         attribute(run, "test", "task-vector")
     assert not (run.path / "results").exists()
+
+
+def test_an_estimator_that_cannot_fit_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = odd_runs.record(tmp_path / "run", {"first": (1, 0.1), "last": (1, 0.1)})
+    end = run.last.facts.end
+    needed = 2 * sum(file.bytes for file in end.files)
+    assert Replay.memory(run.stages[1:]) == needed and TaskVector.memory(run.stages[1:]) == 0
+    monkeypatch.setattr(memory, "available", lambda: needed - 1)
+    with pytest.raises(StageLensError, match=r"Replay takes at least .*--estimator task-vector"):
+        attribute(run, "test", "replay")
+    attribute(run, "test", "task-vector")
+    monkeypatch.setattr(memory, "available", lambda: needed)
+    attribute(run, "test", "replay")
 
 
 @pytest.mark.parametrize(
