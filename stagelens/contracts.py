@@ -200,14 +200,7 @@ class Task(ABC):
         """
 
     def build_empty(self, config: Mapping[str, Any] | None = None) -> nn.Module:
-        """Make the module to load recorded states into, without values where that saves memory.
-
-        Args:
-            config: As for ``build_model``.
-
-        Returns:
-            The module; its parameters may be on the ``meta`` device.
-        """
+        """``build_model`` for recorded states; parameters may be on the ``meta`` device."""
         return self.build_model(config)
 
     def stage_config(self, model: nn.Module) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from stagelens.runs.run import Run
 from stagelens.runs.states import Weights, load_into
+from stagelens.runs.streaming import facts_of
 
 _MODULES = 8
 """Modules kept; without their weights they take next to no memory."""
@@ -97,4 +98,4 @@ def _put(own: Mapping[str, Tensor], weights: Weights) -> None:
 
 
 def _size(weights: Weights) -> int:
-    return sum(tensor.nbytes for tensor in weights.values())
+    return sum(facts_of(weights, name).bytes for name in weights)
