@@ -21,8 +21,21 @@ def parameters_on_meta() -> Iterator[None]:
     Buffers are computed as usual: what a model derives from its configuration, such as the
     frequencies of rotary positions, no checkpoint holds.
     """
+    import torch
     from torch import nn
     from torch.nn.modules.module import register_module_parameter_registration_hook
+    from torch.overrides import TorchFunctionMode
+
+    class Empty(TorchFunctionMode):
+        """Nearly all parameters begin as this; memory that is freed again may stay reserved."""
+
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            given = kwargs or {}
+            if func is torch.empty and given.get("device") is None:
+                given = {**given, "device": "meta"}
+            return func(*args, **given)
 
     own = threading.get_ident()
 
@@ -34,7 +47,8 @@ def parameters_on_meta() -> Iterator[None]:
 
     handle = register_module_parameter_registration_hook(moved)
     try:
-        yield
+        with Empty():
+            yield
     finally:
         handle.remove()
 

@@ -120,6 +120,14 @@ class Streamed(Mapping[str, Tensor]):
     def facts(self, name: str) -> TensorFacts:
         """What a tensor is, without reading it."""
 
+    def __contains__(self, name: object) -> bool:
+        # Mapping's own would read or compute the tensor.
+        try:
+            self.facts(str(name))
+        except KeyError:
+            return False
+        return True
+
     @abstractmethod
     def blocks(self, name: str) -> Iterator[Tensor]:
         """The values of one tensor, in order, in blocks of (n,) with n at most ``BLOCK``."""

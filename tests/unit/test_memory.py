@@ -93,6 +93,7 @@ def test_one_model_is_in_memory_at_a_time(tmp_path: Path) -> None:
     held = allocated(lambda: stagelens.assemble(folders, tmp_path / "run", evaluation=texts))
     assert held < 0.3 * size
     run = stagelens.open_run(tmp_path / "run")
+    assert allocated(run.task.build_empty) < 0.1 * size
     held = allocated(lambda: attribute(run, "test", "task-vector"))
     assert size < held < 1.3 * size
 
@@ -167,6 +168,7 @@ def test_what_is_read_in_blocks_is_not_kept_and_a_change_in_place_is(tmp_path: P
     mapped = MappedTensors(tmp_path / "x.safetensors")
     read = {name: torch.cat(list(mapped.blocks(name))) for name in saved}
     assert differing(read, saved) == []
+    assert "a" in mapped and "d" not in mapped
     assert "_mapped" not in vars(mapped)
     mapped["a"].mul_(2)
     assert torch.equal(torch.cat(list(mapped.blocks("a"))), 2 * saved["a"])
