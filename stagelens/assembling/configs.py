@@ -37,7 +37,7 @@ def compare_configs(earlier: Checkpoint, last: Checkpoint) -> list[str]:
     keys = _own_keys(last) | {"tie_word_embeddings"}
     keys = {key for key in keys if not _BOOKKEEPING.search(key)}
     differing = [key for key in sorted(keys) if one.get(key) != other.get(key)]
-    said = [f"{key} {one.get(key)!r} and {other.get(key)!r}" for key in differing]
+    said = [f"{key} {_short(one.get(key))} and {_short(other.get(key))}" for key in differing]
     harmful = [text for key, text in zip(differing, said, strict=True) if not _CONTEXT.search(key)]
     if harmful:
         raise RunError(
@@ -49,6 +49,11 @@ def compare_configs(earlier: Checkpoint, last: Checkpoint) -> list[str]:
         f"measured with the configuration of {last.name}"
         for text in said
     ]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def normalised(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import mmap
 import os
 import struct
 import sys
+import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -164,7 +165,8 @@ class MappedTensors(Streamed):
         ends = accumulate((facts.bytes for facts in header.tensors.values()), initial=header.size)
         self._places = dict(zip(header.tensors, ends, strict=False))
         # Kept open, so that it stays this file even if another takes its place.
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115
+        self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        weakref.finalize(self, os.close, self._file)
         self._views: dict[str, Tensor] = {}
 
     def __iter__(self) -> Iterator[str]:
@@ -197,7 +199,7 @@ class MappedTensors(Streamed):
         step, end = BLOCK * facts.dtype.itemsize, place + facts.bytes
         for start in range(place, end, step):
             block = bytearray(min(step, end - start))
-            if os.preadv(self._file.fileno(), [block], start) != len(block):
+            if os.preadv(self._file, [block], start) != len(block):
                 raise RunError(f"{self._path} was cut short while it was read; restore it")
             yield torch.frombuffer(block, dtype=facts.dtype)
 
@@ -212,9 +214,9 @@ class MappedTensors(Streamed):
     def _mapped(self) -> mmap.mmap:
         # Writable, but copied on write: torch warns of read-only buffers, and tensors may change.
         if sys.platform == "win32":
-            return mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
+            return mmap.mmap(self._file, 0, access=mmap.ACCESS_COPY)
         return mmap.mmap(
-            self._file.fileno(),
+            self._file,
             0,
             flags=mmap.MAP_PRIVATE | _NORESERVE,
             prot=mmap.PROT_READ | mmap.PROT_WRITE,

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stagelens.assembling.checkpoints import open_checkpoint
+from stagelens.assembling.configs import compare_configs
 from stagelens.assembling.task import task_of
 from stagelens.assembling.trainer_facts import trainer_facts
 from stagelens.compute import memory
@@ -233,3 +234,11 @@ def test_numbers_that_no_float_holds_are_left_out_of_a_history(model: Path) -> N
     assert facts.updates is None and facts.notes == []
     assert facts.history is not None and facts.history["step"].tolist() == [0, 1]
     assert facts.history["loss"].tolist()[1] == 0.25 and np.isnan(facts.history["loss"][0])
+
+
+def test_a_difference_of_configurations_is_named_in_few_words(folder: Path, model: Path) -> None:
+    edit_json(model / "config.json", lambda config: config.update(hidden_act="x" * 10**6))
+    base, sft = open_checkpoint("base", folder), open_checkpoint("sft", model)
+    with pytest.raises(RunError, match="hidden_act 'gelu' and 'xxx") as refused:
+        compare_configs(base, sft)
+    assert len(str(refused.value)) < 500
