@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -146,5 +147,5 @@ def measure_deviation(
     return Deviation(stage.name, bitwise and misfit is None, largest, relative, misfit)
 
 
-def _same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+def _same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(same_tensor(a[key], b[key]) for key in b)

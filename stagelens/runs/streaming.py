@@ -99,7 +99,7 @@ def read_header(path: Path) -> Header:
             (length,) = struct.unpack("<Q", file.read(8))
             content = json.loads(file.read(length))
         metadata = content.pop("__metadata__", {})
-        # JSON may list them in any order; map_tensors relies on that of the bytes.
+        # JSON may list them in any order; offsets are counted in that of the bytes.
         entries = sorted(content.items(), key=lambda item: item[1]["data_offsets"])
         tensors = {
             name: TensorFacts(_DTYPES[facts["dtype"]], tuple(facts["shape"]))
