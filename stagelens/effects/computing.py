@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from torch import nn
 
-from stagelens.compute import devices, memory, processes
+from stagelens.compute import processes
 from stagelens.contracts import (
     BASE,
     Behaviour,
@@ -29,7 +28,12 @@ from stagelens.estimators.registry import make_estimator
 from stagelens.estimators.replay_check import check_steps
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.estimators.subtraction import subtract_stage
-from stagelens.measuring.models import Measured, answers_as_the_final_model, measure_set
+from stagelens.measuring.models import (
+    Measured,
+    answers_as_the_final_model,
+    empty_model,
+    measure_set,
+)
 from stagelens.runs.run import Run
 from stagelens.runs.schema import digest
 from stagelens.runs.sets.evaluation_set import EvaluationSet
@@ -44,13 +48,6 @@ from .results import (
     load_result,
     save_result,
 )
-
-
-def _final_model(run: Run) -> nn.Module:
-    end = run.last.facts.end
-    if end is not None and devices.computing().type == "cpu":
-        memory.check(sum(file.bytes for file in end.shards), "measuring this run's models")
-    return run.task.build_empty(run.last.facts.build_config)
 
 
 def models_of(run: Run, counterfactual: Counterfactual) -> list[Weights]:
@@ -193,7 +190,7 @@ def effect_table(
     final, *measured = measure_set(
         run,
         examples,
-        _final_model(run),
+        empty_model(run),
         [run.last.end().model, *(weights for own in models for weights in own)],
         _key(run, examples, "effects", estimator, dict(settings or {}), known),
         progress,

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from stagelens.compute import devices, processes
+from stagelens.compute import devices, memory, processes
 from stagelens.contracts import Example, ProgressCallback, Task, no_progress
 from stagelens.runs.batches import to_device
 from stagelens.runs.run import Run, Stage
@@ -45,6 +45,18 @@ class Measured:
     values: Mapping[str, np.ndarray]
     answers: np.ndarray
     confidences: np.ndarray
+
+
+def empty_model(run: Run) -> nn.Module:
+    """A module of a run's final architecture, to measure models with.
+
+    Raises:
+        StageLensError: One model does not fit into memory.
+    """
+    end = run.last.facts.end
+    if end is not None and devices.computing().type == "cpu":
+        memory.check(sum(file.bytes for file in end.shards), "measuring this run's models")
+    return run.task.build_empty(run.last.facts.build_config)
 
 
 def _chunks(batches: Iterable[list[Example]]) -> Iterator[list[list[Example]]]:

@@ -150,7 +150,7 @@ def _in_order(
     run: Run, examples: EvaluationSet, stage: Stage, order: int, progress: Progress
 ) -> pd.DataFrame:
     """The effects of one stage in one order of the batches."""
-    from stagelens.measuring.models import BATCH_SIZE, measure
+    from stagelens.measuring.models import BATCH_SIZE, empty_model, measure
     from stagelens.replaying.replay import replay_later
 
     random = np.random.default_rng(order)
@@ -162,8 +162,9 @@ def _in_order(
         # With the stage, the later ones begin at its end; without it, at its start.
         for half, state in enumerate((stage.end(), stage.start()))
     ]
-    model = run.task.build_model(run.last.facts.build_config)
-    measured = measure(run.task, model, pair, examples.batches(BATCH_SIZE), examples.count)
+    measured = measure(
+        run.task, empty_model(run), pair, examples.batches(BATCH_SIZE), examples.count
+    )
     return _effects(measured, examples.table([]), stage.name, order)
 
 

@@ -136,7 +136,7 @@ def _measured(
     progress: ProgressCallback | None,
     keep: bool,
 ) -> Iterator[Measurement]:
-    from stagelens.measuring.models import BATCH_SIZE, measure
+    from stagelens.measuring.models import BATCH_SIZE, empty_model, measure
 
     from .edits import EditedWeights, Material, material
 
@@ -156,7 +156,7 @@ def _measured(
     made = [materials[edit.estimator, edit.settings_key] for edit in edits]
     models = measure(
         run.task,
-        run.task.build_model(run.last.facts.build_config),
+        empty_model(run),
         [EditedWeights(own, edit) for own, edit in zip(made, edits, strict=True)],
         examples.batches(BATCH_SIZE),
         examples.count,

@@ -23,7 +23,7 @@ from stagelens.effects.results import BehaviourFacts, Result
 from stagelens.estimators.counterfactuals import counterfactuals
 from stagelens.estimators.registry import make_estimator
 from stagelens.estimators.stage_trust import StageTrust
-from stagelens.measuring.models import BATCH_SIZE, measure
+from stagelens.measuring.models import BATCH_SIZE, empty_model, measure
 from stagelens.runs.batches import to_device
 from stagelens.runs.run import Run
 from stagelens.runs.sets.evaluation_set import EvaluationSet
@@ -222,8 +222,8 @@ class Look:
             twins = [each.twins.factual, each.twins.counterfactual] if each.twins else []
             models.append([each.weights, *(twins if trust.twins_share else [])])
         flat = [self.run.last.end().model, *(w for own in models for w in own)]
-        task, model = self.run.task, self.run.task.build_model(self.run.last.facts.build_config)
-        final, *rest = measure(task, model, flat, batches, count, progress)
+        task = self.run.task
+        final, *rest = measure(task, empty_model(self.run), flat, batches, count, progress)
         left, gains = iter(rest), {}
         for own, trust in zip(models, self.stages, strict=True):
             measured = [next(left) for _ in own]
