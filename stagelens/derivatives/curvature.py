@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from stagelens.compute import devices
 from stagelens.contracts import Refused, Task
-from stagelens.replaying.replay import StepRules, prepare
+from stagelens.replaying.step import StepRules, prepare
 from stagelens.runs.batches import batch_size, to_device
 from stagelens.runs.run import Stage
 from stagelens.runs.states import load_into

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from stagelens.compute import devices, processes
 from stagelens.contracts import ProgressCallback, Refused, RunError
-from stagelens.replaying.replay import AUTOCAST
 from stagelens.replaying.reproduction import first_loss, measure_deviation, sample_steps
+from stagelens.replaying.step import AUTOCAST
 from stagelens.runs.files import read_json, write_json
 from stagelens.runs.run import Run, Stage
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stagelens.contracts import RecordingError, Task
 from stagelens.replaying.optimizers import build_optimizer
-from stagelens.replaying.replay import StepRules, prepare, step
+from stagelens.replaying.step import StepRules, prepare, step
 from stagelens.runs.schema import OptimizerFacts
 from stagelens.runs.states import TrainingState, Weights, load_into, load_optimizer, model_tensors
 from stagelens.runs.step_records import MicroBatch, StepRecord

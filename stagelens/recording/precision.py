@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from stagelens.contracts import RecordingError
-from stagelens.replaying.replay import AUTOCAST
+from stagelens.replaying.step import AUTOCAST
 from stagelens.runs.schema import Precision
 
 from .hooks import PassiveHook

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from stagelens.compute import devices
 from stagelens.contracts import RecordingError
 from stagelens.replaying.optimizers import optimizer_facts
-from stagelens.replaying.replay import StepRules
+from stagelens.replaying.step import StepRules
 from stagelens.runs.batches import flatten, unflatten
 from stagelens.runs.run import Stage
 from stagelens.runs.schema import Boundary, Checkpoint, Environment, StageFile, StateRef

@@ -29,7 +29,7 @@ from stagelens.runs.states import TrainingState, copied, load_into, model_tensor
 from stagelens.runs.step_records import MicroBatch
 
 from .coarse_plan import CoarseStep
-from .replay import StepRules, loss_of, prepare
+from .step import StepRules, loss_of, prepare
 
 _TINY = 1e-30
 

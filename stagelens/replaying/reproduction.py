@@ -15,7 +15,8 @@ from stagelens.runs.run import Run, Stage
 from stagelens.runs.states import TrainingState, load_into, same_tensor
 from stagelens.runs.step_records import StepRecord
 
-from .replay import StageReplay, StepRules, fits, loss_of, prepare, replay_stage, same_arithmetic
+from .replay import StageReplay, fits, replay_stage, same_arithmetic
+from .step import StepRules, loss_of, prepare
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import stagelens
 from stagelens.derivatives.step import AdamState, SGDState, adam_update, sgd_update
-from stagelens.replaying.replay import StepRules, prepare, restore_missing
+from stagelens.replaying.step import StepRules, prepare, restore_missing
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.states import TrainingState, load_into
 from stagelens.tasks import ImageClassification

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from stagelens.contracts import Refused, Task
 from stagelens.replaying import shared_batches
-from stagelens.replaying.replay import StepRules, loss_of
 from stagelens.replaying.shared_batches import SplitGradient
+from stagelens.replaying.step import StepRules, loss_of
 from stagelens.tasks import CausalLM, TextClassification
 from tests.support import small_runs
 from tests.support.small_texts import CLASSES, bert, bert_tokenizer, gpt, gpt_tokenizer
