@@ -154,6 +154,10 @@ class _InnerLosses(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        if function is nn.functional.cross_entropy and args and args[0].requires_grad:
-            args = (self._apart.cut(args[0], True), *args[1:])
-        return function(*args, **(kwargs or {}))
+        kwargs = dict(kwargs or {})
+        if function is nn.functional.cross_entropy:
+            given = args[0] if args else kwargs["input"]
+            if given.requires_grad:
+                cut = self._apart.cut(given, True)
+                args, kwargs = (cut, *args[1:]), {k: v for k, v in kwargs.items() if k != "input"}
+        return function(*args, **kwargs)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -20,6 +19,7 @@ from stagelens.runs.states import load_into, load_optimizer
 from stagelens.runs.steps import parts_until
 from stagelens.runs.task_files import differing, write_task
 
+from .folder_lock import FolderLock
 from .run_writer import RunWriter
 from .stage_recorder import StageRecorder
 from .stage_settings import StageSettings
@@ -67,7 +67,7 @@ class Recorder:
             raise RecordingError(f"{self.path} is not empty and not a run; choose another folder")
         self.path.mkdir(parents=True, exist_ok=True)
         # Before run.json is read: another recorder could be about to change it.
-        self._lock = _lock(self.path)
+        self._lock = FolderLock(self.path)
         try:
             file = self._resumed(name) if there else self._begun(name)
             write_json(self.path / "run.json", file)
@@ -94,9 +94,7 @@ class Recorder:
 
     def close(self) -> None:
         """Release the folder, so that another recorder can continue it; happens at exit too."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._lock.close()
 
     def _begun(self, name: str | None) -> RunFile:
         try:
@@ -279,21 +277,3 @@ def _end_at_checkpoint(root: Path, reference: StageRef, stage: Stage) -> StageRe
     )
     sha256 = write_json(path, ended)
     return reference.model_copy(update={"sha256": sha256})
-
-
-def _lock(folder: Path) -> IO[str] | None:
-    """Hold the folder for this process; the system releases it however the process ends."""
-    if os.name != "posix":
-        return None
-    import fcntl  # not there on Windows
-
-    file = open(folder / ".recording.lock", "w")  # noqa: SIM115 - held as long as the recorder
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise RecordingError(
-            f"another recorder has {folder} open; wait until its process ends (in this process, "
-            "call its close method), or choose another folder"
-        ) from None
-    return file

@@ -294,3 +294,34 @@ def test_a_loss_that_looks_past_the_outputs_is_not_told_apart() -> None:
     batch = (torch.randn(4, *SHAPE).double(), torch.tensor([0, 1, 2, 0]))
     with pytest.raises(NotSeparable, match="ask for steps"):
         Split.of(task, task.build_model(), batch, 1)
+
+
+class NamedInputs(nn.Module):
+    """Computes its loss itself, naming what it passes to ``cross_entropy``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        logits = self.head(images.flatten(1))
+        return nn.functional.cross_entropy(target=labels, input=logits)
+
+
+class TakesNamedInputs(ImageClassification):
+    def loss(self, model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        loss: torch.Tensor = model(*batch)
+        return loss
+
+
+def test_a_loss_inside_the_model_is_split_however_its_input_is_passed() -> None:
+    task = TakesNamedInputs(CLASSES, SHAPE, make_model=lambda _c: NamedInputs())
+    model = task.build_model()
+    batch = (torch.randn(4, *SHAPE), torch.tensor([0, 1, 2, 0]))
+    split = Split.of(task, model, batch, 1)
+    assert [tuple(output.shape) for output in split.outputs] == [(4, 3)]
+    plain = torch.autograd.grad(task.loss(model, batch), list(model.parameters()))
+    for own, other in zip(
+        torch.autograd.grad(split.loss, list(model.parameters())), plain, strict=True
+    ):
+        torch.testing.assert_close(own, other)
