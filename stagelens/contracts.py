@@ -28,6 +28,10 @@ class RecordingError(StageLensError):
     """A training loop does something that replay could not reproduce."""
 
 
+class RecordingWarning(UserWarning):
+    """A stage that is being recorded cannot be replayed; the message names the cause."""
+
+
 class SetError(StageLensError):
     """An evaluation set cannot be read, or does not fit the run's task."""
 

@@ -77,6 +77,11 @@ class CoarseReplay(Estimator):
         for stage in later:
             if stage.facts.origin == "assembled":
                 raise Refused(stage.not_recorded)
+            if stage.facts.problem is not None:
+                raise Refused(
+                    f"stage {stage.name!r} cannot be replayed coarsely, because of what was found "
+                    f"while it was recorded: {stage.facts.problem}"
+                )
             if stage.steps == 0 or stage.facts.keep_batches == "none":
                 raise Refused(
                     f"stage {stage.name!r} cannot be replayed coarsely, because none of its "

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
+
+import torch
 
 
 class PassiveHook:
@@ -25,3 +28,15 @@ class PassiveHook:
 
     def __reduce__(self) -> Any:
         return getattr, (nullcontext(), "__exit__")
+
+
+def grad_scaler_above() -> bool:
+    """Whether a gradient scaler that is switched on called the update that is under way."""
+    # An optimiser does not know its scaler: only the call stack shows who made the update.
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        frame = frame.f_back
+        # Of no other frame: reading a frame's locals keeps them alive as long as it runs.
+        if frame.f_code is torch.amp.GradScaler.step.__code__:
+            return bool(frame.f_locals["self"].is_enabled())
+    return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,12 +28,16 @@ class PrecisionWatch:
     Args:
         model: The model that is trained.
         device: Type of the device that it is on.
+        tell: Called with a problem that shows within a pass.
 
     Attributes:
         precision: That of training passes so far.
     """
 
-    def __init__(self, model: nn.Module, device: str) -> None:
+    def __init__(
+        self, model: nn.Module, device: str, tell: Callable[[RecordingError], None]
+    ) -> None:
+        self._tell = tell
         self.precision: Precision = "float32"
         self._device = device
         self._around: Precision | None = None
@@ -66,8 +71,11 @@ class PrecisionWatch:
     def _inside_first_pass(self, _module: nn.Module, _args: Any) -> None:
         # Passes without gradients may be evaluations in another precision.
         if torch.is_grad_enabled():
-            self.precision = self._now()
             self.close()
+            try:
+                self.precision = self._now()
+            except RecordingError as error:
+                self._tell(error)
 
     def _now(self) -> Precision:
         if not torch.is_autocast_enabled(self._device):

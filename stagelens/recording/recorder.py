@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -73,6 +74,7 @@ class Recorder:
             write_json(self.path / "run.json", file)
             last = next(reversed(self.run().stages), None) if there else None
             self._writer = RunWriter(self.path, task, file, last)
+            weakref.finalize(self, _check_final, self._writer)
         # The caller gets no recorder that it could close.
         except BaseException:
             self.close()
@@ -93,7 +95,12 @@ class Recorder:
         return self._writer.last
 
     def close(self) -> None:
-        """Release the folder, so that another recorder can continue it; happens at exit too."""
+        """Release the folder, so that another recorder can continue it; happens at exit too.
+
+        Warns if the model of the last stage was changed after the stage.
+        """
+        if (writer := self.__dict__.get("_writer")) is not None:  # none if it was refused
+            _check_final(writer)
         self._lock.close()
 
     def _begun(self, name: str | None) -> RunFile:
@@ -176,6 +183,7 @@ class Recorder:
         flush_every: int = 1024,
         build_config: Mapping[str, Any] | None = None,
         reinitialised: Sequence[str] = (),
+        on_problem: Literal["warn", "raise"] = "warn",
     ) -> StageRecorder:
         """A stage to record, as a context manager around its training loop.
 
@@ -197,6 +205,10 @@ class Recorder:
                 it from a ``PeftModel`` themselves.
             reinitialised: Parameters and buffers (names or prefixes) that were given new initial
                 values on purpose before this stage.
+            on_problem: What to do where the loop does something that replay could not reproduce.
+                ``"warn"`` warns (:class:`~stagelens.contracts.RecordingWarning`), and the stage
+                goes on with its boundaries, losses and learning rates only; ``"raise"`` stops the
+                training with a RecordingError.
 
         Raises:
             RecordingError: The name is taken or unusable, or a setting is.
@@ -216,6 +228,7 @@ class Recorder:
             flush_every=flush_every,
             build_config=dict(build_config) if build_config is not None else None,
             reinitialised=tuple(reinitialised),
+            on_problem=on_problem,
         )
         # Set-aside stages keep their folders, so their numbers stay taken.
         number = len(self.file.stages) + len(self.file.set_aside)
@@ -235,7 +248,11 @@ class Recorder:
         description: str = "",
         channels: Literal["first", "last"] | None = None,
     ) -> SetReport:
-        """Add an evaluation set; see :func:`stagelens.runs.sets.writer.write_set`."""
+        """Add an evaluation set; see :func:`stagelens.runs.sets.writer.write_set`.
+
+        Warns if the model of the last stage was changed after the stage.
+        """
+        _check_final(self._writer)
         return write_set(
             self.path,
             self.task,
@@ -249,6 +266,11 @@ class Recorder:
             description=description,
             channels=channels,
         )
+
+
+def _check_final(writer: RunWriter) -> None:
+    if writer.final is not None:
+        writer.final.check()
 
 
 def _sealed(root: Path, reference: StageRef) -> StageRef:

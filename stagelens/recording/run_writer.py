@@ -11,6 +11,8 @@ from stagelens.runs.files import write_json
 from stagelens.runs.run import Stage
 from stagelens.runs.schema import RunFile, StageFile, StageRef
 
+from .final_model import FinalModel, superseded
+
 
 class OpenStage(Protocol):
     """A stage whose block may have been entered."""
@@ -32,6 +34,7 @@ class RunWriter:
     def __init__(self, path: Path, task: Task, file: RunFile, last: Stage | None) -> None:
         self.path, self.task, self.file, self.last = path, task, file, last
         self._open: OpenStage | None = None
+        self.final: FinalModel | None = None
 
     def check_free(self, name: str) -> None:
         """Refuse a stage that cannot begin now.
@@ -56,6 +59,8 @@ class RunWriter:
         """
         self.check_free(stage.name)
         self._open = stage
+        self.final = None
+        superseded(self.path)
 
     def note(self, sentence: str) -> None:
         """A sentence for run.json, which is written when a stage is announced."""

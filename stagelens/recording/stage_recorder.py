@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import platform
 import time
-from collections.abc import Mapping
+import warnings
 from types import TracebackType
 from typing import Any
 
@@ -13,22 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from stagelens.compute import devices
-from stagelens.contracts import RecordingError
-from stagelens.replaying.optimizers import optimizer_facts
+from stagelens.contracts import RecordingError, RecordingWarning
 from stagelens.replaying.step import StepRules
-from stagelens.runs.batches import flatten, unflatten
-from stagelens.runs.run import Stage
-from stagelens.runs.schema import Boundary, Checkpoint, Environment, StageFile, StateRef
-from stagelens.runs.states import TrainingState, capture, model_tensors, same_tensor, save_state
+from stagelens.runs.batches import flatten
+from stagelens.runs.schema import Checkpoint, Environment, StageFile, StateRef
+from stagelens.runs.states import capture, save_state
 from stagelens.runs.step_records import StepRecord
 from stagelens.runs.steps import FlatMicroBatch
 
-from .adapters import Adapter, read_adapter
 from .best_model import Best
-from .boundary import find_boundary, first_boundary
-from .first_step import FirstStep
+from .checked_steps import CheckedSteps, NotedStep
+from .final_model import FinalModel
+from .forward_passes import ForwardPasses
 from .run_writer import RunWriter
 from .stage_settings import StageSettings
+from .stage_start import read_start
 from .step_writer import StepWriter
 from .watch import Watch
 
@@ -39,6 +38,8 @@ class StageRecorder:
     Attributes:
         name: The stage's name.
         recording: Whether the block was entered and not left yet.
+        problem: What replay could not reproduce, once it was found.
+        advice: Follows in messages of problems.
     """
 
     def __init__(
@@ -52,110 +53,90 @@ class StageRecorder:
     ) -> None:
         self.name = name
         self.recording = False
+        self.problem: str | None = None
+        self.advice = ""
         self._run = run
         self._folder = folder
         self._model = model
         self._optimizer = optimizer
         self._settings = settings
-        self._build_config = settings.build_config
         self._names = {id(p): n for n, p in model.named_parameters()}
         self._writer = StepWriter(run.path, folder, settings.flush_every)
         self._micro: list[FlatMicroBatch] = []
         self._micro_losses: list[Tensor | float] = []
-        self._forwards_per_batch = 0
+        self._first_batches: list[Any] | None = []
+        self._passes = ForwardPasses()
         self._best: Best | None = None
         self._at_best = False
 
     def __enter__(self) -> StageRecorder:
         self._run.begin(self)
         self._started = time.monotonic()
-        optimizer = optimizer_facts(self._optimizer, self._names)
-        trainable = [n for n, p in self._model.named_parameters() if p.requires_grad]
-        optimised = {name for group in optimizer.groups for name in group.parameters}
-        if not optimised & set(trainable):
-            raise RecordingError(
-                "the optimiser has no parameter that requires a gradient; pass the parameters "
-                "that this stage trains"
-            )
-        self._adapter = read_adapter(self._model)
-        if (read := self._run.task.stage_config(self._model)) is not None:
-            self._build_config = {**read, **(self._build_config or {})}
-        built = self._build(self._build_config)
-        self._check_built(built)
-        start = capture(self._model, self._optimizer, self._names)
-        boundary, reference = self._write_start(
-            start, [n for n in self._names.values() if n not in trainable]
-        )
-        self._first: FirstStep | None = FirstStep(self._run.task, built, start, optimizer)
+        settings, model, optimizer = self._settings, self._model, self._optimizer
+        start = read_start(self._run, self.name, self._folder, model, optimizer, settings)
         self._facts = StageFile(
             name=self.name,
-            description=self._settings.description,
+            description=settings.description,
             status="recording",
-            optimizer=optimizer,
-            boundary=boundary,
-            trainable=trainable,
-            clip_norm=self._settings.clip_norm,
-            accumulation=self._settings.accumulation,
-            keep_batches=self._settings.keep_batches,
-            build_config=self._build_config,
-            environment=_environment(next(self._model.parameters()).device),
-            start=reference,
+            optimizer=start.optimizer,
+            boundary=start.boundary,
+            trainable=start.trainable,
+            clip_norm=settings.clip_norm,
+            accumulation=settings.accumulation,
+            keep_batches=settings.keep_batches,
+            build_config=start.build_config,
+            environment=_environment(next(model.parameters()).device),
+            start=start.reference,
         )
         self._run.announce(self._facts, self._folder)
-        self._watch = Watch(
-            self._model,
-            self._optimizer,
+        self._checked = CheckedSteps(
+            self.name,
+            self._run.task,
+            model,
+            optimizer,
             self._names,
-            self._settings.clip_norm,
-            self._settings.keeps,
+            start,
+            settings.keeps,
+        )
+        self._watch = Watch(
+            model,
+            optimizer,
+            self._names,
+            settings.clip_norm,
+            settings.keeps,
+            self._checked,
+            self.tell,
         )
         self.recording = True
         return self
 
-    def _build(self, config: Mapping[str, Any] | None) -> nn.Module:
-        # Building draws initial weights, which must not advance the training loop's generator.
-        with torch.random.fork_rng(devices=[]):
-            return self._run.task.build_model(config)
+    def tell(self, error: RecordingError) -> None:
+        """A problem was found: go on with the stage's boundaries only, or stop.
 
-    def _check_built(self, built: nn.Module) -> None:
-        """The task's own module has to be of the architecture that is trained."""
-        own = {n: tuple(t.shape) for n, t in model_tensors(self._model).items()}
-        task = {n: tuple(t.shape) for n, t in model_tensors(built).items()}
-        for name in (*own, *task):
-            if own.get(name) != task.get(name):
-                raise RecordingError(
-                    f"the model that is trained is not the one that the task builds: {name} is "
-                    f"{own.get(name, 'absent')} here and {task.get(name, 'absent')} there; let "
-                    "task.build_model make this architecture, or pass build_config for this stage"
-                )
-
-    def _write_start(self, start: TrainingState, frozen: list[str]) -> tuple[Boundary, StateRef]:
-        root, prefix = self._run.path, f"{self._folder}/start"
-        last = self._run.last
-        if last is None:
-            return first_boundary(start, frozen), save_state(root, prefix, start)
-        before = last.end()
-        boundary = find_boundary(
-            before,
-            start,
-            stage=self.name,
-            reinitialised=self._settings.reinitialised,
-            frozen=frozen,
-            adapters=(self._adapter_before(last, before), self._adapter),
+        Raises:
+            RecordingError: With ``on_problem="raise"``.
+        """
+        if self.advice:
+            error = RecordingError(f"{error}. {self.advice}")
+        if self._settings.on_problem == "raise":
+            raise error
+        if self.problem is not None:
+            return
+        self.problem = str(error)
+        self._watch.checking = False
+        self._announce(problem=self.problem, keep_batches="none")
+        warnings.warn(
+            f"stage {self.name!r} cannot be replayed: {error}. The training goes on, and the "
+            "stage keeps its boundaries, losses and learning rates; to stop here instead, record "
+            'with on_problem="raise"',
+            RecordingWarning,
+            stacklevel=3,
         )
-        unchanged = before.model.keys() == start.model.keys() and all(
-            same_tensor(before.model[name], tensor) for name, tensor in start.model.items()
-        )
-        # Files of the previous end serve an unchanged model; it is not written twice.
-        there = last.facts.end if unchanged else None
-        return boundary, save_state(root, prefix, start, there)
 
-    def _adapter_before(self, stage: Stage, end: TrainingState) -> Adapter | None:
-        """The previous stage's; its model is built only where it can have had one."""
-        if self._adapter is None and end.model.keys() == model_tensors(self._model).keys():
-            return None
-        # A state is tensors only: which of them are an adapter's is read off a module.
-        return read_adapter(self._build(stage.facts.build_config))
+    @property
+    def final(self) -> FinalModel | None:
+        """The model as the stage left it, unless it was interrupted or another stage began."""
+        return self._run.final
 
     @property
     def steps_on_disk(self) -> int:
@@ -172,7 +153,8 @@ class StageRecorder:
 
         Call it after ``optimizer.step()``. Where gradients are accumulated, call it at the same
         place in every iteration of the loop: an iteration without an update is a micro-batch.
-        Nothing is updated here, and the batch is copied.
+        Nothing is updated here, and the batch is copied. A problem is a warning, after which the
+        stage goes on with its boundaries only, unless it is recorded with ``on_problem="raise"``.
 
         Args:
             batch: What ``task.loss`` was computed from: tensors, numbers and strings, nested in
@@ -182,35 +164,76 @@ class StageRecorder:
                 always the accumulation; then given for every micro-batch, with the loss undivided.
 
         Raises:
-            RecordingError: Replay could not reproduce the step; says what to declare or change.
+            RecordingError: The stage is not being recorded; or, with ``on_problem="raise"``,
+                replay could not reproduce the step: says what to declare or change.
         """
         if not self.recording:
             raise RecordingError(
                 f"stage {self.name!r} is not being recorded; call stage.step inside its with block"
             )
+        # No float() of a tensor: it would make every step wait for the accelerator.
+        self._micro_losses.append(loss.detach() if isinstance(loss, Tensor) else float(loss))
+        if self.problem is None:
+            try:
+                self._note_and_check(batch, divisor)
+            except RecordingError as error:
+                self.tell(error)
+        if self.problem is not None:
+            self._note_loss()
+
+    def _note_and_check(self, batch: Any, divisor: float | None) -> None:
         watch = self._watch
         keep = self._settings.keeps(watch.noted)
         description, tensors = flatten(batch) if keep else (None, [])
         self._micro.append(FlatMicroBatch(description, tensors, watch.take_rng(), divisor))
-        # No float() of a tensor: it would make every step wait for the accelerator.
-        self._micro_losses.append(loss.detach() if isinstance(loss, Tensor) else float(loss))
-        if self._first is not None:
-            # Checked with the batch as replay will read it, or one that the loop cannot change.
-            kept = unflatten(description, tensors) if keep else copy.deepcopy(batch)
-            self._first.batches.append(kept)
+        # The first step is checked even if its batches are not kept; the loop may change them.
+        if self._first_batches is not None and not keep:
+            self._first_batches.append(copy.deepcopy(batch))
         if divisor is None and len(self._micro) > self._settings.accumulation:
             raise RecordingError(
                 f"{len(self._micro)} batches were noted before update {watch.noted + 1}; call "
                 "stage.step(batch, loss) after optimizer.step(), and declare gradient "
-                "accumulation with stage(..., accumulation=G)"
+                "accumulation with stage(..., accumulation=G). Where a GradScaler skips updates, "
+                "train without one"
             )
         # No update since the last note: this was a micro-batch on the way to one.
         if watch.updates == watch.noted:
             return
-        if self._first is not None:
-            self._check_first_step()
-        self._check_forwards(keep)
-        self._note(keep)
+        first, self._first_batches = self._first_batches, None
+        self._passes.check(watch, self._micro, keep)
+        record = self._record([micro.divisor for micro in self._micro])
+        noted = NotedStep(record, self._micro, self._micro_losses, first)
+        try:
+            self._checked.noted(noted, self._rules())
+        except RecordingError as error:
+            raise self._passes.explained(error, watch.noted, len(self._micro)) from None
+        if first is not None:
+            modes = {"evaluation_mode": watch.evaluation_mode or [], "precision": watch.precision}
+            self._announce(**modes)
+        self._writer.note(record, self._micro if keep else [], self._micro_losses)
+        self._noted()
+
+    def _note_loss(self) -> None:
+        """Note what is left of a step once the stage cannot be replayed."""
+        self._micro = []
+        if self._watch.updates > self._watch.noted:
+            losses = self._micro_losses
+            self._writer.note(self._record([None] * len(losses)), [], losses)
+            self._watch.updates = self._watch.noted + 1  # others may have been missed
+            self._noted()
+
+    def _record(self, divisors: list[float | None]) -> StepRecord:
+        return StepRecord(
+            step=self._watch.noted,
+            loss=0.0,  # set when it is flushed
+            groups=self._watch.groups,
+            missing=self._watch.missing,
+            divisors=tuple(divisors),
+            batches=None,
+        )
+
+    def _noted(self) -> None:
+        watch = self._watch
         watch.noted += 1
         watch.forwards = 0
         self._micro, self._micro_losses = [], []
@@ -219,47 +242,14 @@ class StageRecorder:
         elif self._writer.due:
             self._writer.flush()
 
-    def _note(self, keep: bool) -> None:
-        watch = self._watch
-        record = StepRecord(
-            step=watch.noted,
-            loss=0.0,  # set when it is flushed
-            groups=watch.groups,
-            missing=watch.missing,
-            divisors=tuple(micro.divisor for micro in self._micro),
-            batches=None,
-        )
-        self._writer.note(record, self._micro if keep else [], self._micro_losses)
-
-    def _check_first_step(self) -> None:
-        watch = self._watch
-        assert self._first is not None
-        rules = StepRules(
+    def _rules(self) -> StepRules:
+        return StepRules(
             self._settings.accumulation,
             self._settings.clip_norm,
-            watch.evaluation_mode or [],
+            self._watch.evaluation_mode or [],
             self._facts.trainable,
-            watch.precision,
+            self._watch.precision,
         )
-        losses = [float(loss) for loss in self._micro_losses]
-        self._forwards_per_batch = self._first.check(watch, rules, self._micro, losses)
-        self._first = None
-        self._announce(evaluation_mode=watch.evaluation_mode or [], precision=watch.precision)
-
-    def _check_forwards(self, kept: bool) -> None:
-        watch = self._watch
-        drew = any(micro.rng for micro in self._micro)
-        # Extra passes shift the random numbers of the recorded ones, and move running statistics.
-        # A model with neither is the same after them.
-        matters = drew or (kept and watch.passes_move_buffers)
-        if matters and watch.forwards != self._forwards_per_batch * len(self._micro):
-            what = "random numbers the update drew" if drew else "passes moved its buffers"
-            raise RecordingError(
-                f"{watch.forwards} forward passes of the model came before update "
-                f"{watch.updates}, where {self._forwards_per_batch} per batch came before the "
-                f"first, so which {what} is not known; run other forward passes in evaluation "
-                "mode, under torch.no_grad()"
-            )
 
     def _announce(self, **update: Any) -> None:
         """Write the stage's facts if something changes."""
@@ -270,7 +260,11 @@ class StageRecorder:
 
     def _checkpoint(self) -> Checkpoint:
         """The training state as it is now, on disk, and all steps up to it."""
-        self._watch.check_now()
+        if self.problem is None:
+            try:
+                self._watch.check_now()
+            except RecordingError as error:
+                self.tell(error)
         self._writer.flush()  # first: resuming needs every step before a checkpoint
         known = self._facts.checkpoints
         # A regular checkpoint and keep_best can come at the same step.
@@ -278,7 +272,7 @@ class StageRecorder:
             return known[-1]
         prefix = f"{self._folder}/checkpoint-{self.steps:06d}"
         checkpoint = Checkpoint(step=self.steps, state=self._save_state(prefix))
-        self._announce(checkpoints=[*known, checkpoint])
+        self._announce(checkpoints=[*known, checkpoint], checked=[*self._checked.done])
         return checkpoint
 
     def _checkpoint_due(self, step: int) -> bool:
@@ -321,8 +315,12 @@ class StageRecorder:
                 "the loop went back to its best model, but no best model was kept; call "
                 "stage.keep_best(metric, value) at the step where it is found"
             )
-        self._best.check(self._run.path, self._model)
-        self._at_best = True
+        try:
+            self._best.check(self._run.path, self._model)
+        except RecordingError as error:
+            self.tell(error)
+        else:
+            self._at_best = True
 
     def _tidy(self, pattern: str) -> None:
         """Delete files of the stage that its facts do not name any more."""
@@ -340,12 +338,32 @@ class StageRecorder:
         self.recording = False
         self._run.end()
         self._watch.close()
+        self._writer.flush()  # first: whatever is wrong, what was noted is kept
         if kind is not None:
-            # What was noted is kept; the stage stays unfinished, because its end is not known.
-            self._writer.flush()
+            return  # the stage stays unfinished, because its end is not known
+        if self.problem is None:
+            try:
+                self._check_end()
+            except RecordingError as error:
+                self.tell(error)
+        self._announce(checked=[*self._checked.done])
+        seconds = time.monotonic() - self._started
+        self._run.final = FinalModel(self._run.path, self.name, self._model)
+        if self._best is not None and self._at_best:
+            ending = self._best.ending(self._facts.checkpoints, self._writer.parts)
+            self._announce(status="complete", seconds=seconds, **ending)
+            self._tidy("*")
             return
+        self._announce(
+            status="complete",
+            seconds=seconds,
+            end=self._save_state(f"{self._folder}/end"),
+            parts=list(self._writer.parts),
+            steps=self.steps,
+        )
+
+    def _check_end(self) -> None:
         if self._watch.updates > self._watch.noted:
-            self._writer.flush()
             raise RecordingError(
                 "the last optimizer.step() was not noted; call stage.step(batch, loss) after it"
             )
@@ -354,21 +372,9 @@ class StageRecorder:
                 f"stage {self.name!r} has no step; call stage.step(batch, loss) after every "
                 "optimizer.step() of the model and optimiser that the stage was given"
             )
-        self._writer.flush()
-        seconds = time.monotonic() - self._started
-        if self._best is not None and self._at_best:
-            ending = self._best.ending(self._facts.checkpoints, self._writer.parts)
-            self._announce(status="complete", seconds=seconds, **ending)
-            self._tidy("*")
-            return
-        self._watch.check_now()
-        self._announce(
-            status="complete",
-            seconds=seconds,
-            end=self._save_state(f"{self._folder}/end"),
-            parts=list(self._writer.parts),
-            steps=self.steps,
-        )
+        if not self._at_best:
+            self._watch.check_now()
+        self._checked.check(self._rules(), updated=not self._at_best)
 
 
 def _environment(device: torch.device) -> Environment:

@@ -24,6 +24,7 @@ class StageSettings:
     flush_every: int = 1024
     build_config: dict[str, Any] | None = None
     reinitialised: tuple[str, ...] = ()
+    on_problem: Literal["warn", "raise"] = "warn"
 
     def __post_init__(self) -> None:
         keep = self.keep_batches
@@ -34,6 +35,8 @@ class StageSettings:
                 f'keep_batches={keep!r} is not known; pass "all", "none" or a number n to '
                 "keep the batches of every n-th step"
             )
+        if self.on_problem not in ("warn", "raise"):
+            raise RecordingError(f'on_problem={self.on_problem!r}; pass "warn" or "raise"')
         for label, value in (
             ("accumulation", self.accumulation),
             ("flush_every", self.flush_every),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -11,8 +12,9 @@ from typing import Any, Literal
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from stagelens.contracts import RecordingError, Task
+from stagelens.contracts import RecordingError, RecordingWarning, Task
 
+from .final_model import FinalModel
 from .infer_task import task_of_stage
 from .recorder import Recorder
 from .stage_recorder import StageRecorder
@@ -62,6 +64,9 @@ class StageRecorderCallback(TrainerCallback):
         reinitialised: Parameters and buffers (names or prefixes) that were given new initial
             values on purpose before this stage.
         flush_every: Most steps between two writes to disk.
+        on_problem: What to do where the training does something that replay could not reproduce:
+            ``"warn"``, and the stage goes on with its boundaries, losses and learning rates only;
+            or ``"raise"``, which stops the training.
 
     Example:
         >>> trainer = Trainer(                                          # doctest: +SKIP
@@ -84,6 +89,7 @@ class StageRecorderCallback(TrainerCallback):
         build_config: Mapping[str, Any] | None = None,
         reinitialised: Sequence[str] = (),
         flush_every: int = 1024,
+        on_problem: Literal["warn", "raise"] = "warn",
     ) -> None:
         self.path = Path(path).expanduser()
         self.stage = stage
@@ -96,8 +102,10 @@ class StageRecorderCallback(TrainerCallback):
             "checkpoint_every": checkpoint_every,
             "reinitialised": reinitialised,
             "flush_every": flush_every,
+            "on_problem": on_problem,
         }
         self._open: _Open | None = None
+        self._final: FinalModel | None = None
         self._interrupt: weakref.finalize | None = None
 
     def on_train_begin(
@@ -120,7 +128,8 @@ class StageRecorderCallback(TrainerCallback):
         # What fails before pop_all closes everything again, so that the folder is free.
         with ExitStack() as closing:
             stage = self._enter(closing, settings, state.global_step, **kwargs)
-            passes = TrainingPasses(kwargs["model"])
+            stage.advice = _KNOWN
+            passes = TrainingPasses(kwargs["model"], stage.tell)
             closing.callback(passes.close)
             self._open = _Open(stage, passes, closing.pop_all())
         # The stage is interrupted when nothing holds this callback any more, or the process ends.
@@ -176,16 +185,19 @@ class StageRecorderCallback(TrainerCallback):
 
     def _note(self) -> None:
         if self._open is None:
-            raise RecordingError(
+            what = (
                 f"stage {self.stage!r} is not being recorded: give the callback to the Trainer "
                 "before its training begins, and let only one at a time record into one folder"
             )
+            if self._settings["on_problem"] == "raise":
+                raise RecordingError(what)
+            warnings.warn(what, RecordingWarning, stacklevel=2)
+            return
         try:
-            seen = self._open.passes.take()
-            self._open.stage.step(seen.inputs, seen.loss, seen.divisor)
-        except RecordingError as error:
+            self._open.note()
+        except RecordingError:
             self.interrupt()
-            raise RecordingError(f"{error}. {_KNOWN}") from error
+            raise
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -212,6 +224,19 @@ class StageRecorderCallback(TrainerCallback):
         with closing:
             if args.load_best_model_at_end and state.best_model_checkpoint is not None:
                 stage.back_to_best()
+        if (final := stage.final) is not None:
+            self._final = final
+            # Callbacks listed after this one may change the model only now.
+            weakref.finalize(self, final.check)
+
+    def on_evaluate(self, *_: Any, **__: Any) -> None:
+        """Warn if the model was changed after the training."""
+        if self._final is not None:
+            self._final.check()
+
+    def on_predict(self, *_: Any, **__: Any) -> None:
+        """Warn if the model was changed after the training."""
+        self.on_evaluate()
 
     def interrupt(self) -> None:
         """Interrupt the stage and release the run folder; does nothing where none is open."""
@@ -227,6 +252,18 @@ class _Open:
     stage: StageRecorder
     passes: TrainingPasses
     closing: ExitStack
+
+    def note(self) -> None:
+        """Note the newest pass, and the update that followed it, if any."""
+        if self.stage.problem is None:
+            try:
+                seen = self.passes.take()
+            except RecordingError as error:
+                self.stage.tell(error)
+            else:
+                self.stage.step(seen.inputs, seen.loss, seen.divisor)
+                return
+        self.stage.step(None, self.passes.drop())
 
 
 _recording: weakref.WeakValueDictionary[Path, StageRecorderCallback] = weakref.WeakValueDictionary()

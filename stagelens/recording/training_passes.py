@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,9 +37,11 @@ class TrainingPasses:
     Args:
         model: Called with keyword arguments; returns ``loss`` or a tuple that begins with it.
             Passes without gradients are ignored.
+        tell: Called with a problem that shows within a pass.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, tell: Callable[[RecordingError], None]) -> None:
+        self._tell = tell
         self._inputs: dict[str, Any] | None = None
         self._loss: Tensor | None = None
         self._factor = 0.0
@@ -78,9 +80,22 @@ class TrainingPasses:
             )
         return TrainingPass(inputs, loss, _divisor(factor))
 
+    def drop(self) -> Tensor | float:
+        """The loss of the pass that :meth:`take` would give, NaN if it is not known."""
+        loss = self._loss
+        self._inputs, self._loss, self._factor = None, None, 0.0
+        return math.nan if loss is None else loss
+
     def _before(self, _model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if not torch.is_grad_enabled():
             return
+        try:
+            self._check_call(args)
+        except RecordingError as error:
+            self._tell(error)
+        self._inputs = dict(kwargs)
+
+    def _check_call(self, args: tuple[Any, ...]) -> None:
         if args:
             raise RecordingError(
                 "the model was called with positional arguments, which have no name in a batch; "
@@ -91,7 +106,6 @@ class TrainingPasses:
                 "the model was called twice with gradients for one micro-batch; let compute_loss "
                 "call it once, and run other passes under torch.no_grad()"
             )
-        self._inputs = dict(kwargs)
 
     def _after(self, _model: nn.Module, _args: Any, outputs: Any) -> None:
         if not torch.is_grad_enabled():
@@ -102,11 +116,14 @@ class TrainingPasses:
             loss = outputs[0]
         if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
             given = ", ".join(self._inputs or ())
-            raise RecordingError(
-                f"the model gave no loss (it was called with {given}), so the Trainer computes one "
-                "by compute_loss_func or a compute_loss of its own, which replay does not know; "
-                "let the model compute the loss, from the labels that it is given"
+            self._tell(
+                RecordingError(
+                    f"the model gave no loss (it was called with {given}), so the Trainer computes "
+                    "one by compute_loss_func or a compute_loss of its own, which replay does not "
+                    "know; let the model compute the loss, from the labels that it is given"
+                )
             )
+            return
         self._loss = loss.detach().clone()  # it may still be changed in place
         loss.register_hook(self._receive)
 

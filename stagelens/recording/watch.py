@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 from stagelens.contracts import RecordingError
 from stagelens.replaying.optimizers import check_optimizer, group_hyperparameters
 from stagelens.runs.schema import Precision
 
+from .checked_steps import CheckedSteps
 from .fingerprint import Fingerprint, SampledFingerprint
-from .hooks import PassiveHook
+from .hooks import PassiveHook, grad_scaler_above
+from .optimizer_state import OptimizerStateWatch
 from .precision import PrecisionWatch
 
-_SETTINGS_EVERY = 16
-"""Updates between two checks of settings: once changed, these stay changed."""
+_NORM_EVERY = 16
+"""Updates between two checks of a clipped gradient's norm, which reads all gradients."""
 
 
 class Watch:
@@ -28,8 +32,10 @@ class Watch:
     hyperparameters, and which parameters had no gradient. At every update, parameters must be as
     the previous update left them; at every forward pass, buffers as the previous step left them.
     One small parameter, the sentinel, is followed closely: from the second update on, its
-    gradient has to be the sum of what backward gave it. (The first update is replayed as a whole;
-    see first_step.py.)
+    gradient has to be the sum of what backward gave it. What cannot be seen in this way is left to
+    the steps that are run again.
+
+    Once there was a problem, nothing is checked any more, but updates are still noted.
 
     Attributes:
         updates: How many optimiser steps were seen.
@@ -39,7 +45,6 @@ class Watch:
         forwards: Forward passes with gradients since the last update.
         rng: Device to generator state before the newest forward pass that followed a note.
         passes_move_buffers: Whether a step's forward passes changed buffers, as in BatchNorm.
-        gradients: Copies of all gradients of the first update, as the optimiser saw them.
         evaluation_mode: Modules in evaluation mode at the first forward pass.
     """
 
@@ -50,7 +55,10 @@ class Watch:
         names: dict[int, str],
         clip_norm: float | None,
         keeps_batches: Callable[[int], bool],
+        checked: CheckedSteps,
+        tell: Callable[[RecordingError], None],
     ) -> None:
+        self.checking = True
         self.model = model
         self.optimizer = optimizer
         self.clip_norm = clip_norm
@@ -62,9 +70,10 @@ class Watch:
         self.rng: dict[str, Tensor] = {}
         self.drew_random_numbers = False
         self.passes_move_buffers = False
-        self.gradients: dict[str, Tensor] = {}
         self.evaluation_mode: list[str] | None = None
         self._keeps_batches = keeps_batches
+        self._checked = checked
+        self._tell = tell
         self._modules = list(model.modules())
         self._modes: list[bool] = []
         self._names = names
@@ -73,9 +82,10 @@ class Watch:
         ]
         self._group_sizes = self._sizes()
         self._parameters = list(model.named_parameters())
+        self._other: str | None = None
         self._trainable = [p.requires_grad for _, p in self._parameters]
         self._device = self._parameters[0][1].device
-        self._precision = PrecisionWatch(model, self._device.type)
+        self._precision = PrecisionWatch(model, self._device.type, tell)
         self._values = SampledFingerprint(model)
         self._buffers = Fingerprint.of_buffers(model)
         self._values.take()
@@ -83,8 +93,9 @@ class Watch:
             self._buffers.take()
         self._sentinel: nn.Parameter | None = None
         self._incoming: Tensor | None = None
-        self._sentinel_state: list[Tensor] = []
+        self._state = OptimizerStateWatch(optimizer, names)
         self._handles: list[RemovableHandle] = [
+            register_optimizer_step_pre_hook(_weakly(self)),
             model.register_forward_pre_hook(PassiveHook(self._before_forward)),
             optimizer.register_step_pre_hook(self._before_update),
             optimizer.register_step_post_hook(self._after_update),
@@ -120,11 +131,18 @@ class Watch:
 
     def _before_forward(self, module: nn.Module, _args: Any) -> None:
         # Passes without gradients are evaluations, which replay does not repeat.
-        if module is not self.model or not torch.is_grad_enabled():
+        if module is not self.model or not self.checking or not torch.is_grad_enabled():
             return
+        try:
+            self._see_pass()
+        except RecordingError as error:
+            self._tell(error)
+
+    def _see_pass(self) -> None:
         self._precision.before_pass()
         self.forwards += 1
         self._check_modes()
+        self._check_frozen()
         # Before the first of several passes: from there on, replay draws all of their numbers
         # again. The first step is replayed at once, even if its batches are not kept.
         if not self.rng and (self.noted == 0 or self._keeps_batches(self.noted)):
@@ -159,6 +177,16 @@ class Watch:
     def _before_update(
         self, _optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
+        self.groups = group_hyperparameters(self.optimizer)
+        self.missing = tuple([name for name, p in self._optimised if p.grad is None])
+        if not self.checking:
+            return
+        try:
+            self._check_before_update(args, kwargs)
+        except RecordingError as error:
+            self._tell(error)
+
+    def _check_before_update(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # args[0] is the optimiser itself.
         if kwargs.get("closure") is not None or any(map(callable, args[1:])):
             raise RecordingError(
@@ -171,18 +199,19 @@ class Watch:
                 "stage.step(batch, loss) after every optimizer.step()"
             )
         self._check_values()
-        if self.updates % _SETTINGS_EVERY == 0:
-            self._check_settings()
+        self._check_settings()
         if self.updates == 0:
             # Checked when the stage began, but options can be set before its first update.
             check_optimizer(self.optimizer)
-            self.gradients = {
-                name: p.grad.detach().clone() for name, p in self._optimised if p.grad is not None
-            }
+            if grad_scaler_above():
+                raise RecordingError(
+                    "optimizer.step was called by a GradScaler, which scales losses by factors "
+                    "that change during training, and skips updates: replay reproduces neither. "
+                    "Train in bfloat16 or float32 without a scaler"
+                )
             self._follow(self._choose_sentinel())
         self._check_gradient()
-        self.groups = group_hyperparameters(self.optimizer)
-        self.missing = tuple([name for name, p in self._optimised if p.grad is None])
+        self._checked.before_update(self._optimised)
         if self.rng:
             self.drew_random_numbers = not _same_rng(self.rng, self._rng_now())
 
@@ -204,8 +233,17 @@ class Watch:
         """Refuse what was changed after the newest step was noted."""
         self._check_values()
         self._check_settings()
+        self._check_frozen()
         if self._buffers is not None:
             self._check_buffers(self._buffers)
+
+    def before_any_update(self, optimizer: torch.optim.Optimizer) -> None:
+        """Called before any optimiser's update."""
+        if optimizer is self.optimizer or self._other is not None:
+            return
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if any(id(parameter) in self._names for parameter in parameters):
+            self._other = type(optimizer).__name__
 
     def _check_settings(self) -> None:
         if self._sizes() != self._group_sizes:
@@ -213,22 +251,31 @@ class Watch:
                 "the optimiser's parameter groups changed within the stage; add or take "
                 "parameters between stages"
             )
+        if (name := self._state.changed()) is not None:
+            raise RecordingError(
+                f"the optimiser's state was replaced within the stage, or changed outside "
+                f"optimizer.step() (that of {name}, after update {self.updates}); load or reset it "
+                "between stages"
+            )
+
+    def _check_frozen(self) -> None:
+        if [p.requires_grad for _, p in self._parameters] == self._trainable:
+            return
         for (name, parameter), before in zip(self._parameters, self._trainable, strict=True):
             if parameter.requires_grad != before:
                 raise RecordingError(
                     f"{name} was {'frozen' if before else 'unfrozen'} within the stage; change "
                     "requires_grad between stages"
                 )
-        # Updates change state in place; loading or resetting it makes new tensors.
-        now = {id(tensor) for tensor in self._state_now()}
-        if any(id(tensor) not in now for tensor in self._sentinel_state):
-            raise RecordingError(
-                "the optimiser's state was replaced within the stage; load or reset it between "
-                "stages"
-            )
 
     def _check_values(self) -> None:
         changed = self._values.changed()
+        if changed is not None and self._other is not None:
+            raise RecordingError(
+                f"{changed} was changed outside optimizer.step(), after update {self.updates}: "
+                f"another optimiser ({self._other}) updates the model too. Give all parameters of "
+                "the stage to one optimiser, in parameter groups"
+            )
         if changed is not None:
             raise RecordingError(
                 f"{changed} was changed outside optimizer.step(), after update {self.updates}; "
@@ -246,10 +293,6 @@ class Watch:
             "only, model.eval(), and leave buffers alone within a stage"
         )
 
-    def _state_now(self) -> list[Tensor]:
-        state = self.optimizer.state.get(self._sentinel, {}) if self._sentinel is not None else {}
-        return [value for value in state.values() if isinstance(value, Tensor)]
-
     def _check_gradient(self) -> None:
         assert self._sentinel is not None
         incoming, self._incoming = self._incoming, None
@@ -257,7 +300,7 @@ class Watch:
         same = incoming is None or gradient is None or _equal_or_nan(incoming, gradient)
         if self.clip_norm is not None:
             # A gradient as backward left it was not clipped, so the total norm must allow that.
-            if same or self.updates % _SETTINGS_EVERY == 0:
+            if same or self._checked.planned or self.updates % _NORM_EVERY == 0:
                 self._check_norm(self.clip_norm)
         elif not same:
             raise RecordingError(
@@ -283,9 +326,20 @@ class Watch:
 
     def _after_update(self, _optimizer: Any, _args: Any, _kwargs: Any) -> None:
         self.updates += 1
-        self._values.take()
-        if self.updates == 1:
-            self._sentinel_state = self._state_now()
+        if self.checking:
+            self._values.take()
+            self._state.take()
+
+
+def _weakly(watch: Watch) -> Callable[[torch.optim.Optimizer, Any, Any], None]:
+    """A hook that does not keep a training alive: torch holds it until it is removed."""
+    reference = weakref.ref(watch)
+
+    def see(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+        if (there := reference()) is not None:
+            there.before_any_update(optimizer)
+
+    return see
 
 
 def _same_rng(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:

@@ -57,6 +57,11 @@ def check_replayable(stages: Sequence[Stage]) -> None:
     for stage in stages:
         if stage.facts.origin == "assembled":
             raise Refused(stage.not_recorded)
+        if stage.facts.problem is not None:
+            raise Refused(
+                f"stage {stage.name!r} cannot be replayed, because of what was found while it was "
+                f"recorded: {stage.facts.problem}"
+            )
         if not stage.replayable:
             raise Refused(
                 f"stage {stage.name!r} cannot be replayed, because its batches were not all kept "

@@ -218,7 +218,12 @@ class Run:
                 f"stage {facts.name!r} was not finished: {steps} steps were saved, later steps and "
                 "its end state are missing (recording was stopped, or is still going on)"
             )
-        elif facts.end is None:
+        elif facts.problem is not None:
+            self.problems.append(
+                f"stage {facts.name!r} was recorded with its boundaries only, because it cannot be "
+                f"replayed: {facts.problem}"
+            )
+        if facts.status == "complete" and facts.end is None:
             raise RunError(f"{path}: end: missing in a finished stage; restore the original file")
         previous = self.stages[-1] if self.stages else None
         stage = Stage(self.files, facts, len(self.stages), previous)

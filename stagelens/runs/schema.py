@@ -248,6 +248,10 @@ class StageFile(Versioned):
     Attributes:
         history: Table of the steps that a Trainer reported: ``step``, ``loss``, ``lr``.
         updates: How many updates the Trainer reported.
+        checked: Numbers, from 1, of recorded steps that were run again while the stage was
+            recorded, and agreed in loss, gradient and update.
+        problem: What replay could not reproduce, as it was told while the stage was recorded; the
+            stage then keeps its boundaries, losses and learning rates.
         beside: Further files of an assembled stage's checkpoint by name, such as config.json.
     """
 
@@ -274,6 +278,8 @@ class StageFile(Versioned):
     seconds: float | None = None
     history: FileRef | None = None
     updates: int | None = Field(default=None, ge=0)
+    checked: list[Annotated[int, Field(ge=1)]] = []
+    problem: str | None = None
     beside: dict[str, FileRef] = {}
 
     @model_validator(mode="after")

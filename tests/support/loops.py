@@ -191,7 +191,13 @@ class Training:
 
     def stage(self, name: str = "first", **settings: Any) -> StageRecorder:
         return self.recorder.stage(
-            name, **{"model": self.model, "optimizer": self.optimizer, **settings}
+            name,
+            **{
+                "model": self.model,
+                "optimizer": self.optimizer,
+                "on_problem": "raise",
+                **settings,
+            },
         )
 
     def loss(self, batch: Batch) -> Tensor:

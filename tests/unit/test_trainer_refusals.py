@@ -28,7 +28,7 @@ def train(
     **settings: Any,
 ) -> None:
     model, tokenizer = made("bert")
-    callbacks = [StageRecorderCallback(path / "run", "sft"), *others]
+    callbacks = [StageRecorderCallback(path / "run", "sft", on_problem="raise"), *others]
     args = arguments(path / "out", **settings)
     made_options = {"callbacks": callbacks, "make": make, **(options or {})}
     trainer("bert", model, tokenizer, args, **made_options).train()
@@ -267,14 +267,14 @@ def test_a_stage_from_another_model(tmp_path: Path) -> None:
 def test_a_task_that_does_not_take_the_models_arguments(tmp_path: Path) -> None:
     model, tokenizer = made("bert")
     task = make_task(make_model=lambda _: made("bert")[0])
-    callback = StageRecorderCallback(tmp_path / "run", "sft", task=task)
+    callback = StageRecorderCallback(tmp_path / "run", "sft", task=task, on_problem="raise")
     with refused("task.loss(model, batch) cannot be recomputed"):
         trainer("bert", model, tokenizer, arguments(tmp_path / "out"), callbacks=[callback]).train()
 
 
 def test_a_callback_that_comes_too_late(tmp_path: Path) -> None:
     model, tokenizer = made("bert")
-    late = StageRecorderCallback(tmp_path / "run", "sft")
+    late = StageRecorderCallback(tmp_path / "run", "sft", on_problem="raise")
 
     class Adding(TrainerCallback):
         def on_epoch_begin(self, *_: Any, **__: Any) -> None:

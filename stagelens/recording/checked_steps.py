@@ -1,0 +1,300 @@
+"""Steps of a stage that are run again as soon as they are noted, and compared.
+
+Watching a training loop does not show all that replay could not reproduce: another loss, batches
+that were changed after they were noted, gradients that were changed. So the first step of a stage,
+some of the others and the last are run again from what was recorded, on a second model of the
+task's, and the loss, the gradient that the optimiser received and the update are compared.
+
+Nobody knows in advance which step is the last. Therefore weights are copied after every step whose
+batch is kept, and the gradient of the newest step is held on to: with these, every step can be
+checked once it was made. A change that stays is found at the last step at the latest.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stagelens.contracts import RecordingError, Task
+from stagelens.replaying.optimizers import build_optimizer, set_group_hyperparameters, update
+from stagelens.replaying.step import StepRules, backward, prepare
+from stagelens.runs.batches import unflatten
+from stagelens.runs.states import (
+    OptimizerState,
+    TrainingState,
+    load_into,
+    load_optimizer,
+    model_tensors,
+    optimizer_tensors,
+)
+from stagelens.runs.step_records import MicroBatch, StepRecord
+from stagelens.runs.steps import FlatMicroBatch
+
+from .copying import WeightsCopy
+from .stage_start import StageStart
+from .step_comparison import At, check_gradients, check_losses, check_update
+
+_LARGEST_GAP = 500
+"""Most steps between two checks: a change is told that soon, at under a hundredth of the cost."""
+_HELD_BYTES = 2**28
+"""Of a larger model, only those steps are held that it was planned to check."""
+
+
+@dataclass
+class NotedStep:
+    """A step as it was noted.
+
+    Attributes:
+        record: Its settings.
+        micro: Its micro-batches, as they are written.
+        losses: Of its micro-batches, as the loop reported them.
+        batches: Copies of its batches, where ``micro`` does not hold them.
+    """
+
+    record: StepRecord
+    micro: Sequence[FlatMicroBatch]
+    losses: Sequence[Tensor | float]
+    batches: Sequence[Any] | None = None
+
+    def as_replayed(self) -> StepRecord:
+        """The step with its batches, as replay will read them."""
+        batches = self.batches or [unflatten(one.description, one.tensors) for one in self.micro]
+        return replace(
+            self.record,
+            batches=[
+                MicroBatch(batch, one.rng, one.divisor)
+                for batch, one in zip(batches, self.micro, strict=True)
+            ],
+        )
+
+
+@dataclass
+class _Before:
+    """What a step starts from.
+
+    Attributes:
+        model: Parameters and buffers.
+        optimizer: The optimiser's state; None where it was not copied.
+        planned: Whether the step will be checked as soon as it is noted.
+    """
+
+    model: Mapping[str, Tensor]
+    optimizer: OptimizerState | None
+    planned: bool
+
+
+@dataclass
+class _Gradients:
+    """Gradients as the optimiser read them.
+
+    Attributes:
+        tensors: By parameter.
+        watched: One of them, where they are not copies.
+        version: Its version then.
+    """
+
+    tensors: dict[str, Tensor]
+    watched: Tensor | None = None
+    version: int = 0
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether they are still as the optimiser read them."""
+        return self.watched is None or self.watched._version == self.version
+
+
+class CheckedSteps:
+    """Holds what is needed to run the newest step of a stage again, and decides when to.
+
+    Args:
+        stage: The stage's name.
+        task: Computes the loss.
+        model: The model that is trained.
+        optimizer: Its optimiser.
+        names: ``id(parameter)`` to name.
+        start: The stage's start; its built model becomes the one that steps are run on.
+        keeps: Whether the batches of a step, numbered from 0, are kept.
+
+    Attributes:
+        done: Numbers, from 1, of the steps that agreed.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        task: Task,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        names: dict[int, str],
+        start: StageStart,
+        keeps: Callable[[int], bool],
+    ) -> None:
+        self.done: list[int] = []
+        self._stage, self._task, self._model = stage, task, model
+        self._optimizer, self._names, self._keeps = optimizer, names, keeps
+        load_into(start.built, start.state.model)  # takes on its dtypes
+        self._twin = start.built.to(next(model.parameters()).device)
+        self._own_optimizer = build_optimizer(start.optimizer, dict(self._twin.named_parameters()))
+        size = sum(tensor.nbytes for tensor in start.state.model.values())
+        self._light = size <= _HELD_BYTES
+        self._copies: list[WeightsCopy] = []
+        # Not torch's generator, which belongs to the training.
+        self._random = random.Random(stage)
+        self._next = 1
+        self._before: _Before | None = _Before(
+            start.state.model, start.state.optimizer, planned=True
+        )
+        self._gradients: _Gradients | None = None
+        self._newest: tuple[NotedStep, _Before, _Gradients | None] | None = None
+        self._last_is_held = True
+        self._first: Tensor | None = None
+        self._filled_again = False
+        self._micro_batches: set[int] = set()
+
+    @property
+    def planned(self) -> bool:
+        """Whether the step that is being made will be run again."""
+        return self._before is not None and self._before.planned
+
+    def before_update(self, optimised: Sequence[tuple[str, nn.Parameter]]) -> None:
+        """Hold on to the gradients, as the optimiser is about to read them."""
+        self._gradients = None
+        if self._before is None:
+            return
+        tensors = {name: p.grad for name, p in optimised if p.grad is not None}
+        first = next(iter(tensors.values()), None)
+        # The loop fills the same tensors again at every step: those held would change with it.
+        self._filled_again |= first is not None and first is self._first
+        self._first = first
+        if self.planned or self._filled_again:
+            self._gradients = _Gradients({n: g.detach().clone() for n, g in tensors.items()})
+        elif first is not None:
+            self._gradients = _Gradients(tensors, first, first._version)
+
+    def noted(self, step: NotedStep, rules: StepRules) -> None:
+        """Take a step; check it if it is its turn, and hold what the next one starts from.
+
+        Raises:
+            RecordingError: The step is not what was recorded of it; says what differs.
+        """
+        before, self._before = self._before, None
+        self._last_is_held = before is not None
+        if before is not None:
+            self._newest = (step, before, self._gradients)
+            # As many as never before: a last, partial accumulation may be divided otherwise.
+            unusual = len(step.losses) not in self._micro_batches
+            self._micro_batches.add(len(step.losses))
+            if unusual or before.planned:
+                self.check(rules)
+        if self._keeps(step.record.step + 1):
+            planned = step.record.step + 2 >= self._next
+            if planned or self._light:
+                state = self._copied_state() if planned else None
+                self._before = _Before(self._copied_weights(), state, planned)
+
+    def check(self, rules: StepRules, updated: bool = True) -> None:
+        """Run the newest step that is held again, if that was not done yet, and compare.
+
+        Args:
+            rules: Of the stage.
+            updated: Whether the model and the optimiser are as the step left them.
+
+        Raises:
+            RecordingError: As :meth:`noted`.
+        """
+        if self._newest is None:
+            return
+        (step, before, gradients), self._newest = self._newest, None
+        at = At(self._stage, step.record.step + 1)
+        if at.step == 1:
+            prepare(self._twin, rules)
+        load_into(self._twin, before.model)
+        self._twin.zero_grad()
+        with _random_state_kept(next(self._twin.parameters()).device), torch.enable_grad():
+            losses = self._backward(step.as_replayed(), rules, at)
+            check_losses(losses, [float(loss) for loss in step.losses], rules, at)
+            if gradients is not None and gradients.unchanged:
+                own = {n: p.grad for n, p in self._twin.named_parameters() if p.grad is not None}
+                check_gradients(own, gradients.tensors, rules, len(losses), at)
+                if updated and self._last_is_held:
+                    self._check_update(step.record, before, gradients.tensors, at)
+        self._twin.zero_grad()
+        # Drawn, so that checks do not fall in with the periods of a loop.
+        self._next = at.step + min(
+            self._random.randint(at.step, 2 * at.step),
+            self._random.randint(_LARGEST_GAP // 2, _LARGEST_GAP),
+        )
+        self.done.append(at.step)
+
+    def _copied_weights(self) -> Mapping[str, Tensor]:
+        if not self._light:
+            return WeightsCopy(self._model).tensors
+        # Two in turn: the newest step's is still needed.
+        if len(self._copies) < 2:
+            self._copies.append(WeightsCopy(self._model))
+        else:
+            self._copies.reverse()
+            self._copies[-1].renew()
+        return self._copies[-1].tensors
+
+    def _copied_state(self) -> OptimizerState:
+        state = optimizer_tensors(self._optimizer, self._names)
+        return {name: {k: t.clone() for k, t in own.items()} for name, own in state.items()}
+
+    def _backward(self, record: StepRecord, rules: StepRules, at: At) -> list[float]:
+        try:
+            return backward(self._task, self._twin, self._own_optimizer, record, rules)
+        # task.loss is the user's code and may raise anything.
+        except Exception as error:
+            which = "the first step" if at.step == 1 else f"step {at.step}"
+            raise RecordingError(
+                f"task.loss(model, batch) cannot be recomputed from the batch of {which} "
+                f"({type(error).__name__}: {error}); pass stage.step the batch that task.loss "
+                "takes, made of tensors, numbers and strings in plain tuples, lists and "
+                "dictionaries"
+            ) from error
+
+    def _check_update(
+        self, record: StepRecord, before: _Before, gradients: Mapping[str, Tensor], at: At
+    ) -> None:
+        """Make the optimiser's own update, from the gradient that it received."""
+        state = before.optimizer
+        if state is None:
+            # Copied for planned steps only. Some optimisers have none.
+            state = optimizer_tensors(self._optimizer, self._names)
+            if state:
+                return
+        names = {id(parameter): name for name, parameter in self._twin.named_parameters()}
+        self._own_optimizer.state.clear()
+        load_optimizer(self._own_optimizer, names, state)
+        for name, parameter in self._twin.named_parameters():
+            gradient = gradients.get(name)
+            parameter.grad = None if gradient is None else gradient.clone()
+        set_group_hyperparameters(self._own_optimizer, record.groups)
+        update(self._own_optimizer)
+        own = TrainingState(
+            model_tensors(self._twin), optimizer_tensors(self._own_optimizer, names)
+        )
+        seen = TrainingState(
+            model_tensors(self._model), optimizer_tensors(self._optimizer, self._names)
+        )
+        check_update(before.model, own, seen, at)
+
+
+@contextmanager
+def _random_state_kept(device: torch.device) -> Iterator[None]:
+    """Whatever is drawn inside, the training loop draws its own numbers afterwards."""
+    others = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            random.setstate(others[0])
+            np.random.set_state(others[1])

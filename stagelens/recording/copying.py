@@ -1,0 +1,51 @@
+"""A copy of a module's parameters and buffers that can be renewed at every step of a training."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class WeightsCopy:
+    """Parameters and buffers as they were when the copy was made or renewed, on their device.
+
+    Args:
+        model: Its parameters keep their place in memory; a forward pass may replace its buffers.
+
+    Attributes:
+        tensors: The copies, by name.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        parameters = {name: p.detach() for name, p in model.named_parameters()}
+        self._places = {
+            f"{prefix}.{name}".removeprefix("."): (module._buffers, name)
+            for prefix, module in model.named_modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        }
+        self.tensors = {name: tensor.clone() for name, tensor in parameters.items()}
+        for full, (buffers, name) in self._places.items():
+            self.tensors[full] = buffers[name].detach().clone()
+        # NumPy only shares CPU memory; it is several times quicker for few, small tensors.
+        quick = [name for name, tensor in parameters.items() if _in_numpy(tensor)]
+        self._arrays = [(self.tensors[name].numpy(), parameters[name].numpy()) for name in quick]
+        self._rest = [(self.tensors[n], t) for n, t in parameters.items() if n not in quick]
+
+    def renew(self) -> None:
+        """Copy again."""
+        for target, source in self._arrays:
+            np.copyto(target, source)
+        pairs = [*self._rest]
+        for full, (buffers, name) in self._places.items():
+            if (buffer := buffers[name]) is not None:
+                pairs.append((self.tensors[full], buffer))
+        if pairs:
+            with torch.no_grad():
+                torch._foreach_copy_([target for target, _ in pairs], [own for _, own in pairs])
+
+
+def _in_numpy(tensor: Tensor) -> bool:
+    known = tensor.dtype in (torch.float32, torch.float64)
+    return tensor.device.type == "cpu" and known and tensor.is_contiguous()

@@ -1,0 +1,150 @@
+"""What a stage starts from: its model and optimiser, checked, and the boundary that led here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from stagelens.contracts import RecordingError
+from stagelens.replaying.optimizers import optimizer_facts
+from stagelens.runs.run import Stage
+from stagelens.runs.schema import Boundary, OptimizerFacts, StateRef
+from stagelens.runs.states import TrainingState, capture, model_tensors, same_tensor, save_state
+
+from .adapters import Adapter, read_adapter
+from .boundary import find_boundary, first_boundary
+from .run_writer import RunWriter
+from .stage_settings import StageSettings
+
+
+@dataclass(frozen=True)
+class StageStart:
+    """The start of a stage.
+
+    Attributes:
+        state: Before the first step.
+        reference: The same on disk.
+        boundary: How it came about.
+        optimizer: The optimiser.
+        trainable: Parameters that require a gradient.
+        build_config: For ``task.build_model``.
+        built: A model that the task made with it, with any weights.
+    """
+
+    state: TrainingState
+    reference: StateRef
+    boundary: Boundary
+    optimizer: OptimizerFacts
+    trainable: list[str]
+    build_config: dict[str, Any] | None
+    built: nn.Module
+
+
+def read_start(
+    run: RunWriter,
+    name: str,
+    folder: str,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    settings: StageSettings,
+) -> StageStart:
+    """Check what a stage is given, and write its start.
+
+    Args:
+        run: Its run.
+        name: The stage's name.
+        folder: Its folder in the run's.
+        model: Is trained.
+        optimizer: Trains it.
+        settings: As declared.
+
+    Raises:
+        RecordingError: The model is not the task's, the optimiser not one of its parameters, or
+            the stage does not start where the one before ended.
+    """
+    _check_kind(model, "the model")
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    facts = optimizer_facts(optimizer, names)
+    trainable = [n for n, p in model.named_parameters() if p.requires_grad]
+    optimised = {name for group in facts.groups for name in group.parameters}
+    if not optimised & set(trainable):
+        raise RecordingError(
+            "the optimiser has no parameter that requires a gradient; pass the parameters "
+            "that this stage trains"
+        )
+    adapter, build_config = read_adapter(model), settings.build_config
+    if (read := run.task.stage_config(model)) is not None:
+        build_config = {**read, **(build_config or {})}
+    built = _build(run, build_config)
+    _check_built(model, built)
+    state = capture(model, optimizer, names)
+    frozen = [n for n in names.values() if n not in trainable]
+    prefix, last = f"{folder}/start", run.last
+    if last is None:
+        boundary, there = first_boundary(state, frozen), None
+    else:
+        before = last.end()
+        boundary = find_boundary(
+            before,
+            state,
+            stage=name,
+            reinitialised=settings.reinitialised,
+            frozen=frozen,
+            adapters=(_adapter_before(run, last, before, model, adapter), adapter),
+        )
+        unchanged = before.model.keys() == state.model.keys() and all(
+            same_tensor(before.model[name], tensor) for name, tensor in state.model.items()
+        )
+        # Files of the previous end serve an unchanged model; it is not written twice.
+        there = last.facts.end if unchanged else None
+    reference = save_state(run.path, prefix, state, there)
+    return StageStart(state, reference, boundary, facts, trainable, build_config, built)
+
+
+def _check_kind(model: nn.Module, what: str) -> None:
+    """Refuse modules whose parameters or passes cannot be seen."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise RecordingError(
+            f"{what} is a TorchScript module, whose forward passes hooks do not see; train and "
+            "record the module that it was made from, and script it afterwards"
+        )
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    if (lazy := next((n for n, t in tensors if nn.parameter.is_lazy(t)), None)) is not None:
+        raise RecordingError(
+            f"{what} has a parameter that is not initialised yet, {lazy}, as in a LazyLinear "
+            "before its first batch; pass one batch through it before an optimiser is made of it"
+        )
+
+
+def _build(run: RunWriter, config: Mapping[str, Any] | None) -> nn.Module:
+    # Building draws initial weights, which must not advance the training loop's generator.
+    with torch.random.fork_rng(devices=[]):
+        return run.task.build_model(config)
+
+
+def _check_built(model: nn.Module, built: nn.Module) -> None:
+    """The task's own module has to be of the architecture that is trained."""
+    _check_kind(built, "the model that task.build_model makes")
+    own = {n: tuple(t.shape) for n, t in model_tensors(model).items()}
+    task = {n: tuple(t.shape) for n, t in model_tensors(built).items()}
+    for name in (*own, *task):
+        if own.get(name) != task.get(name):
+            raise RecordingError(
+                f"the model that is trained is not the one that the task builds: {name} is "
+                f"{own.get(name, 'absent')} here and {task.get(name, 'absent')} there; let "
+                "task.build_model make this architecture, or pass build_config for this stage"
+            )
+
+
+def _adapter_before(
+    run: RunWriter, stage: Stage, end: TrainingState, model: nn.Module, adapter: Adapter | None
+) -> Adapter | None:
+    """The previous stage's; its model is built only where it can have had one."""
+    if adapter is None and end.model.keys() == model_tensors(model).keys():
+        return None
+    # A state is tensors only: which of them are an adapter's is read off a module.
+    return read_adapter(_build(run, stage.facts.build_config))

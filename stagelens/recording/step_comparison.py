@@ -1,0 +1,229 @@
+"""What a training loop did at a step against what the step does when it is run again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stagelens.contracts import RecordingError
+from stagelens.replaying.step import AUTOCAST, StepRules
+from stagelens.runs.states import OptimizerState, TrainingState
+
+_TOLERANCE = 1e-4
+"""Relative; far above rounding in float32, far below the effect of a forgotten setting."""
+_OF_ONE_TENSOR = 1e-2
+"""Relative, of one parameter's gradient: its rounding goes with the terms that it sums."""
+
+
+@dataclass(frozen=True)
+class At:
+    """Names a step in messages.
+
+    Attributes:
+        stage: The stage's name.
+        step: Number within the stage, from 1.
+    """
+
+    stage: str
+    step: int
+
+    def says(self, what: str) -> str:
+        """The beginning of a message about something of the step."""
+        if self.step == 1:
+            return f"{what} of the first step"
+        return f"step {self.step} of stage {self.stage!r}: {what}"
+
+    def tolerance(self, rules: StepRules) -> float:
+        """Relative. Autocast leaves fewer digits, and a GPU need not round the same every time."""
+        if self.step == 1 or rules.precision not in AUTOCAST:
+            return _TOLERANCE
+        return max(_TOLERANCE, torch.finfo(AUTOCAST[rules.precision]).eps)
+
+
+def check_losses(own: Sequence[float], reported: Sequence[float], rules: StepRules, at: At) -> None:
+    """Compare the task's losses with those that the loop reported, divided or not.
+
+    Raises:
+        RecordingError: They differ.
+    """
+    for number, (loss, given) in enumerate(zip(own, reported, strict=True)):
+        # The training diverged, and so did its replay.
+        if math.isnan(loss) and math.isnan(given):
+            continue
+        # Loops report the loss either as it is or as they backpropagate it, divided.
+        candidates = (loss, loss / rules.accumulation)
+        # Absolute below 1, since rounding is large relative to a loss near zero.
+        near = at.tolerance(rules) * max(1.0, abs(given))
+        if not any(abs(candidate - given) <= near for candidate in candidates):
+            where = f" of micro-batch {number + 1}" if len(own) > 1 else ""
+            raise RecordingError(
+                f"{at.says(f'the loss{where}')} is {given:.6g}, but task.loss(model, batch) "
+                f"gives {loss:.6g} for the same model and batch. Train on the loss of the task, "
+                "pass the batch that it was computed from, and call stage.step(batch, loss) right "
+                "after optimizer.step(); randomness outside torch's own generator, or drawn before "
+                "the model is called, cannot be replayed"
+            )
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Squared norms of a gradient run again, of the one seen, and of their difference."""
+
+    own: float
+    seen: float
+    gap: float
+    dot: float
+
+    @classmethod
+    def of(cls, own: Tensor, seen: Tensor) -> _Sums:
+        # float64: half precision overflows when squared, and the squares are compared to 1e-8.
+        a, b = own.double(), seen.double()
+        squares = (a.square(), b.square(), (a - b).square(), a * b)
+        return cls(*torch.stack([s.sum() for s in squares]).tolist())
+
+
+def check_gradients(
+    own: Mapping[str, Tensor],
+    seen: Mapping[str, Tensor],
+    rules: StepRules,
+    micro_batches: int,
+    at: At,
+) -> None:
+    """Compare gradients as the optimiser received them.
+
+    Args:
+        own: Of the step run again; may have more parameters.
+        seen: Of the training loop.
+        rules: Of the stage.
+        micro_batches: How many the step had.
+        at: The step.
+
+    Raises:
+        RecordingError: They differ; says by how much, or where most.
+    """
+    if all(torch.equal(own[name], gradient) for name, gradient in seen.items()):
+        return  # the usual case, and quicker than sums
+    sums = {name: _Sums.of(own[name], gradient) for name, gradient in seen.items()}
+    own_square, seen_square, gap_square, dot = (
+        sum(getattr(one, key) for one in sums.values()) for key in ("own", "seen", "gap", "dot")
+    )
+    # Gradients that are not finite cannot be compared; a training that diverges is still recorded.
+    if not math.isfinite(gap_square):
+        return
+    eps = max(torch.finfo(AUTOCAST.get(rules.precision, g.dtype)).eps for g in seen.values())
+    # A small gradient may be what is left of large terms: these round with the whole gradient.
+    rounding = (10 * eps) ** 2 * seen_square
+    apart = any(one.gap > max(_OF_ONE_TENSOR**2 * one.seen, rounding) for one in sums.values())
+    if gap_square <= at.tolerance(rules) ** 2 * seen_square and not apart:
+        return
+    # Gradients that only differ in length were scaled: by clipping, accumulation or a factor.
+    scale = math.sqrt(seen_square / own_square) if own_square else math.inf
+    aligned = own_square > 0 and dot > 0.9999 * math.sqrt(own_square * seen_square)
+    if aligned and abs(scale - 1) >= 1e-3:  # closer to 1, the factor would say nothing
+        raise RecordingError(
+            f"{at.says('the gradients')} are {scale:.4g} times those of the recorded settings "
+            f"(clip_norm={rules.clip_norm}, accumulation={rules.accumulation}): "
+            + _why_scaled(scale, rules, micro_batches)
+        )
+    worst = max(sums, key=lambda name: sums[name].gap)
+    share = math.sqrt(sums[worst].gap / sums[worst].own) if sums[worst].own else math.inf
+    where = f"largest deviation in {worst}: {share:.2g} of its norm"
+    added = (
+        "something was added to them or to the loss (a penalty, noise, gradients of an update "
+        "before); put it into the task's loss, or into the optimiser's weight_decay"
+    )
+    if at.step == 1:
+        raise RecordingError(
+            "the gradients of the first step are not those of task.loss(model, batch), although "
+            f"the loss agrees ({where}): {added}"
+        )
+    raise RecordingError(
+        f"{at.says('the gradient that the optimiser received')} is not that of the recorded batch "
+        f"and loss ({where}), although the first step's was: the loop changed within the stage, or "
+        f"{added}"
+    )
+
+
+def _why_scaled(scale: float, rules: StepRules, micro_batches: int) -> str:
+    exponent = math.log2(scale) if 0 < scale < math.inf else 0.0
+    if abs(exponent) > 6 and abs(exponent - round(exponent)) < 1e-6:
+        return (
+            "a power of two, as a GradScaler multiplies losses by; train in bfloat16 or float32 "
+            "without a scaler, since replay reproduces neither its factors nor its skipped updates"
+        )
+    if micro_batches < rules.accumulation:
+        return (
+            f"the step had {micro_batches} of {rules.accumulation} micro-batches; where the loop "
+            "divides their losses by another number than the accumulation, pass it, "
+            "stage.step(batch, loss, divisor)"
+        )
+    return (
+        "declare clipping with stage(..., clip_norm=MAX_NORM) and gradient accumulation with "
+        "stage(..., accumulation=G), or backpropagate the loss of the task unscaled"
+    )
+
+
+def check_update(
+    before: Mapping[str, Tensor], own: TrainingState, after: TrainingState, at: At
+) -> None:
+    """Compare the states that the optimiser leaves, given the same gradient.
+
+    Args:
+        before: Parameters and buffers before the step.
+        own: After the step run again.
+        after: After the training loop's.
+        at: The step.
+
+    Raises:
+        RecordingError: They differ; names where most.
+    """
+    gap = change = 0.0
+    worst = ("", -1.0)
+    for name, tensor in after.model.items():
+        # Counters, such as num_batches_tracked, would dominate the norm of the change.
+        if not tensor.is_floating_point() or torch.equal(tensor, own.model[name]):
+            continue
+        difference = float((own.model[name].double() - tensor.double()).square().sum())
+        gap += difference
+        worst = max(worst, (name, difference), key=lambda pair: pair[1])
+    if gap:
+        change = sum(
+            float((tensor.double() - before[name].to(tensor.device).double()).square().sum())
+            for name, tensor in after.model.items()
+            if tensor.is_floating_point()
+        )
+    if math.isfinite(gap) and gap > _TOLERANCE**2 * change:
+        if at.step == 1:
+            raise RecordingError(
+                f"the first update is not the optimiser's own (largest difference in {worst[0]}): "
+                "something else changed the model during the step; leave parameters to the "
+                "optimiser"
+            )
+        raise RecordingError(
+            f"{at.says('the update')} is not the optimiser's own (largest difference in "
+            f"{worst[0]}): something else changed the model, or the optimiser's state, between the "
+            "step before and the end of this one; leave both to the optimiser"
+        )
+    _check_state(own.optimizer, after.optimizer, at)
+
+
+def _check_state(own: OptimizerState, after: OptimizerState, at: At) -> None:
+    for name in sorted(own.keys() | after.keys()):
+        mine, theirs = own.get(name, {}), after.get(name, {})
+        if mine.keys() == theirs.keys() and all(_close(mine[key], theirs[key]) for key in mine):
+            continue
+        raise RecordingError(
+            f"{at.says('the state of the optimiser')} for {name} is not what the step before left "
+            "and this gradient makes of it: it was changed by hand; load or reset it between stages"
+        )
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    if torch.equal(a, b.to(a.device)):
+        return True
+    gap = float((a.double() - b.to(a.device).double()).norm())
+    return not math.isfinite(gap) or gap <= _TOLERANCE * float(b.double().norm())
