@@ -1,13 +1,13 @@
-"""Steps of a stage that are run again as soon as they are noted, and compared.
+"""Steps of a stage that are run again while it is recorded, and compared.
 
 Watching a training loop does not show all that replay could not reproduce: another loss, batches
 that were changed after they were noted, gradients that were changed. So the first step of a stage,
 some of the others and the last are run again from what was recorded, on a second model of the
 task's, and the loss, the gradient that the optimiser received and the update are compared.
 
-Nobody knows in advance which step is the last. Therefore weights are copied after every step whose
-batch is kept, and the gradient of the newest step is held on to: with these, every step can be
-checked once it was made. A change that stays is found at the last step at the latest.
+Nobody knows in advance which step is the last. Therefore the training state is copied every few
+steps, and the gradients since then are held on to: from there, the last steps can be run again when
+the stage ends. A change that stays is found then at the latest.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -43,8 +43,13 @@ from .step_comparison import At, check_gradients, check_losses, check_update
 
 _LARGEST_GAP = 500
 """Most steps between two checks: a change is told that soon, at under a hundredth of the cost."""
-_HELD_BYTES = 2**28
-"""Of a larger model, only those steps are held that it was planned to check."""
+_STRETCH = 8
+"""Most steps between two copies of the training state, all of which the last check runs again."""
+_SMALL_BYTES = 2**22
+"""Of a larger model, the state is copied after every step: gradients of one step are enough to
+hold, and copies cost little beside its passes."""
+_COPIED_BYTES = 2**28
+"""Of a larger model still, it is copied only before steps that it was planned to check."""
 
 
 @dataclass
@@ -76,21 +81,6 @@ class NotedStep:
 
 
 @dataclass
-class _Before:
-    """What a step starts from.
-
-    Attributes:
-        model: Parameters and buffers.
-        optimizer: The optimiser's state; None where it was not copied.
-        planned: Whether the step will be checked as soon as it is noted.
-    """
-
-    model: Mapping[str, Tensor]
-    optimizer: OptimizerState | None
-    planned: bool
-
-
-@dataclass
 class _Gradients:
     """Gradients as the optimiser read them.
 
@@ -108,6 +98,25 @@ class _Gradients:
     def unchanged(self) -> bool:
         """Whether they are still as the optimiser read them."""
         return self.watched is None or self.watched._version == self.version
+
+
+@dataclass
+class _Stretch:
+    """Steps without a gap, and the training state before the first of them.
+
+    Attributes:
+        model: Parameters and buffers.
+        optimizer: The optimiser's state.
+        planned: Whether it is one step, to be checked as soon as it is noted.
+        steps: As far as they were noted.
+        gradients: Of each of them, None where they are not known.
+    """
+
+    model: Mapping[str, Tensor]
+    optimizer: OptimizerState
+    planned: bool
+    steps: list[NotedStep] = field(default_factory=list)
+    gradients: list[_Gradients | None] = field(default_factory=list)
 
 
 class CheckedSteps:
@@ -140,33 +149,36 @@ class CheckedSteps:
         self._stage, self._task, self._model = stage, task, model
         self._optimizer, self._names, self._keeps = optimizer, names, keeps
         load_into(start.built, start.state.model)  # takes on its dtypes
-        self._twin = start.built.to(next(model.parameters()).device)
-        self._own_optimizer = build_optimizer(start.optimizer, dict(self._twin.named_parameters()))
+        device = next(model.parameters()).device
+        self._twin = start.built.to(device)
+        own = dict(self._twin.named_parameters())
+        self._own_names = {id(parameter): name for name, parameter in own.items()}
+        self._own_optimizer = build_optimizer(start.optimizer, own)
         size = sum(tensor.nbytes for tensor in start.state.model.values())
-        self._light = size <= _HELD_BYTES
+        self._light = size <= _COPIED_BYTES
+        self._length = _STRETCH if size <= _SMALL_BYTES else 1
         self._copies: list[WeightsCopy] = []
         # Not torch's generator, which belongs to the training.
         self._random = random.Random(stage)
         self._next = 1
-        self._before: _Before | None = _Before(
-            start.state.model, start.state.optimizer, planned=True
-        )
+        self._stretch: _Stretch | None = None
+        self._upcoming: _Stretch | None = _Stretch(start.state.model, start.state.optimizer, True)
+        self._goes_on = False
+        self._newest = -1
         self._gradients: _Gradients | None = None
-        self._newest: tuple[NotedStep, _Before, _Gradients | None] | None = None
-        self._last_is_held = True
         self._first: Tensor | None = None
         self._filled_again = False
         self._micro_batches: set[int] = set()
 
     @property
     def planned(self) -> bool:
-        """Whether the step that is being made will be run again."""
-        return self._before is not None and self._before.planned
+        """Whether the step that is being made will be run again as soon as it is noted."""
+        return self._upcoming is not None and self._upcoming.planned
 
     def before_update(self, optimised: Sequence[tuple[str, nn.Parameter]]) -> None:
         """Hold on to the gradients, as the optimiser is about to read them."""
         self._gradients = None
-        if self._before is None:
+        if self._upcoming is None and not self._goes_on:
             return
         tensors = {name: p.grad for name, p in optimised if p.grad is not None}
         first = next(iter(tensors.values()), None)
@@ -178,65 +190,73 @@ class CheckedSteps:
         elif first is not None:
             self._gradients = _Gradients(tensors, first, first._version)
 
-    def noted(self, step: NotedStep, rules: StepRules) -> None:
-        """Take a step; check it if it is its turn, and hold what the next one starts from.
+    def noted(self, step: NotedStep, rules: Callable[[], StepRules]) -> None:
+        """Take a step; check it if it is its turn, and copy the state if it is time.
 
         Raises:
             RecordingError: The step is not what was recorded of it; says what differs.
         """
-        before, self._before = self._before, None
-        self._last_is_held = before is not None
-        if before is not None:
-            self._newest = (step, before, self._gradients)
+        self._newest = step.record.step
+        if self._upcoming is not None:
+            self._stretch, self._upcoming, self._goes_on = self._upcoming, None, True
+        stretch = self._stretch if self._goes_on else None
+        if stretch is not None:
+            stretch.steps.append(step)
+            stretch.gradients.append(self._gradients)
             # As many as never before: a last, partial accumulation may be divided otherwise.
             unusual = len(step.losses) not in self._micro_batches
             self._micro_batches.add(len(step.losses))
-            if unusual or before.planned:
-                self.check(rules)
-        if self._keeps(step.record.step + 1):
-            planned = step.record.step + 2 >= self._next
-            if planned or self._light:
-                state = self._copied_state() if planned else None
-                self._before = _Before(self._copied_weights(), state, planned)
+            if unusual or stretch.planned:
+                self.check(rules())
+        self._goes_on = False
+        number = step.record.step + 1
+        if not self._keeps(number):
+            return
+        planned = number + 1 >= self._next
+        if planned or (self._light and (stretch is None or not self._room(stretch))):
+            self._upcoming = _Stretch(self._copied_weights(), self._copied_state(), planned)
+        else:
+            self._goes_on = self._light
+
+    def _room(self, stretch: _Stretch) -> bool:
+        return stretch is self._stretch and len(stretch.steps) < self._length
 
     def check(self, rules: StepRules, updated: bool = True) -> None:
-        """Run the newest step that is held again, if that was not done yet, and compare.
+        """Run the newest steps again whose state was copied, if not done yet, and compare.
 
         Args:
             rules: Of the stage.
-            updated: Whether the model and the optimiser are as the step left them.
+            updated: Whether the model and the optimiser are as the newest step left them.
 
         Raises:
             RecordingError: As :meth:`noted`.
         """
-        if self._newest is None:
+        stretch, self._stretch = self._stretch, None
+        if stretch is None or not stretch.steps:
             return
-        (step, before, gradients), self._newest = self._newest, None
-        at = At(self._stage, step.record.step + 1)
-        if at.step == 1:
+        if stretch.steps[0].record.step == 0:
             prepare(self._twin, rules)
-        load_into(self._twin, before.model)
-        self._twin.zero_grad()
+        load_into(self._twin, stretch.model)
+        self._own_optimizer.state.clear()
+        load_optimizer(self._own_optimizer, self._own_names, stretch.optimizer)
         with _random_state_kept(next(self._twin.parameters()).device), torch.enable_grad():
-            losses = self._backward(step.as_replayed(), rules, at)
-            check_losses(losses, [float(loss) for loss in step.losses], rules, at)
-            if gradients is not None and gradients.unchanged:
-                own = {n: p.grad for n, p in self._twin.named_parameters() if p.grad is not None}
-                check_gradients(own, gradients.tensors, rules, len(losses), at)
-                if updated and self._last_is_held:
-                    self._check_update(step.record, before, gradients.tensors, at)
+            for step, gradients in zip(stretch.steps, stretch.gradients, strict=True):
+                at = At(self._stage, step.record.step + 1)
+                self._run(step, gradients, rules, at)
+            if updated and step.record.step == self._newest:
+                self._check_update(stretch.model, at)
         self._twin.zero_grad()
         # Drawn, so that checks do not fall in with the periods of a loop.
         self._next = at.step + min(
             self._random.randint(at.step, 2 * at.step),
             self._random.randint(_LARGEST_GAP // 2, _LARGEST_GAP),
         )
-        self.done.append(at.step)
+        self.done += [step.record.step + 1 for step in stretch.steps]
 
     def _copied_weights(self) -> Mapping[str, Tensor]:
         if not self._light:
             return WeightsCopy(self._model).tensors
-        # Two in turn: the newest step's is still needed.
+        # Two in turn: that of the newest steps is still needed.
         if len(self._copies) < 2:
             self._copies.append(WeightsCopy(self._model))
         else:
@@ -248,9 +268,12 @@ class CheckedSteps:
         state = optimizer_tensors(self._optimizer, self._names)
         return {name: {k: t.clone() for k, t in own.items()} for name, own in state.items()}
 
-    def _backward(self, record: StepRecord, rules: StepRules, at: At) -> list[float]:
+    def _run(self, step: NotedStep, gradients: _Gradients | None, rules: StepRules, at: At) -> None:
+        """Run a step on the second model, and compare its loss and gradient."""
+        record = step.as_replayed()
+        self._twin.zero_grad()
         try:
-            return backward(self._task, self._twin, self._own_optimizer, record, rules)
+            losses = backward(self._task, self._twin, self._own_optimizer, record, rules)
         # task.loss is the user's code and may raise anything.
         except Exception as error:
             which = "the first step" if at.step == 1 else f"step {at.step}"
@@ -260,32 +283,26 @@ class CheckedSteps:
                 "takes, made of tensors, numbers and strings in plain tuples, lists and "
                 "dictionaries"
             ) from error
-
-    def _check_update(
-        self, record: StepRecord, before: _Before, gradients: Mapping[str, Tensor], at: At
-    ) -> None:
-        """Make the optimiser's own update, from the gradient that it received."""
-        state = before.optimizer
-        if state is None:
-            # Copied for planned steps only. Some optimisers have none.
-            state = optimizer_tensors(self._optimizer, self._names)
-            if state:
-                return
-        names = {id(parameter): name for name, parameter in self._twin.named_parameters()}
-        self._own_optimizer.state.clear()
-        load_optimizer(self._own_optimizer, names, state)
-        for name, parameter in self._twin.named_parameters():
-            gradient = gradients.get(name)
-            parameter.grad = None if gradient is None else gradient.clone()
+        check_losses(losses, [float(loss) for loss in step.losses], rules, at)
+        if gradients is not None and gradients.unchanged:
+            own = {n: p.grad for n, p in self._twin.named_parameters() if p.grad is not None}
+            check_gradients(own, gradients.tensors, rules, len(losses), at)
+            # The update is made from what the optimiser received, to the last bit.
+            for name, parameter in self._twin.named_parameters():
+                seen = gradients.tensors.get(name)
+                parameter.grad = None if seen is None else seen.detach().clone()
         set_group_hyperparameters(self._own_optimizer, record.groups)
         update(self._own_optimizer)
+
+    def _check_update(self, before: Mapping[str, Tensor], at: At) -> None:
+        """Compare both states as they are now."""
         own = TrainingState(
-            model_tensors(self._twin), optimizer_tensors(self._own_optimizer, names)
+            model_tensors(self._twin), optimizer_tensors(self._own_optimizer, self._own_names)
         )
         seen = TrainingState(
             model_tensors(self._model), optimizer_tensors(self._optimizer, self._names)
         )
-        check_update(before.model, own, seen, at)
+        check_update(before, own, seen, at)
 
 
 @contextmanager

@@ -204,7 +204,7 @@ class StageRecorder:
         record = self._record([micro.divisor for micro in self._micro])
         noted = NotedStep(record, self._micro, self._micro_losses, first)
         try:
-            self._checked.noted(noted, self._rules())
+            self._checked.noted(noted, self._rules)
         except RecordingError as error:
             raise self._passes.explained(error, watch.noted, len(self._micro)) from None
         if first is not None:

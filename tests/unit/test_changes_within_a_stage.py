@@ -70,11 +70,11 @@ class Augmentation(AnotherLoss):
 
 
 class SmallerClipNorm(Loop):
-    settings = {"clip_norm": 0.3}  # noqa: RUF012
+    settings = {"clip_norm": 0.1}  # noqa: RUF012
     says = ("of stage 'first': the gradients are 0.5 times those of the recorded settings",)
 
     def before_update(self, training: Training, step: int) -> None:
-        norm = 0.15 if step >= self.since else 0.3
+        norm = 0.05 if step >= self.since else 0.1
         nn.utils.clip_grad_norm_(training.model.parameters(), norm)
 
 
@@ -223,7 +223,7 @@ def test_a_loop_that_does_not_change_is_checked_to_its_end(keep: str | int, wide
     checked = wide.recorder.run().last.facts.checked
     last_kept = STEPS if keep == "all" else STEPS - 3
     assert (checked[0], checked[-1]) == (1, last_kept)
-    assert 3 <= len(checked) <= 7
+    assert 3 <= len(checked) <= 12
     assert checked == sorted(set(checked))
 
 
