@@ -85,12 +85,12 @@ class _Gradients:
     """Gradients as the optimiser read them.
 
     Attributes:
-        tensors: By parameter.
+        tensors: One of each optimised parameter, None where it has none.
         watched: One of them, where they are not copies.
         version: Its version then.
     """
 
-    tensors: dict[str, Tensor]
+    tensors: Sequence[Tensor | None]
     watched: Tensor | None = None
     version: int = 0
 
@@ -154,6 +154,7 @@ class CheckedSteps:
         own = dict(self._twin.named_parameters())
         self._own_names = {id(parameter): name for name, parameter in own.items()}
         self._own_optimizer = build_optimizer(start.optimizer, own)
+        self._optimised = [name for group in start.optimizer.groups for name in group.parameters]
         size = sum(tensor.nbytes for tensor in start.state.model.values())
         self._light = size <= _COPIED_BYTES
         self._length = _STRETCH if size <= _SMALL_BYTES else 1
@@ -175,20 +176,21 @@ class CheckedSteps:
         """Whether the step that is being made will be run again as soon as it is noted."""
         return self._upcoming is not None and self._upcoming.planned
 
-    def before_update(self, optimised: Sequence[tuple[str, nn.Parameter]]) -> None:
-        """Hold on to the gradients, as the optimiser is about to read them."""
+    def before_update(self, gradients: Sequence[Tensor | None]) -> None:
+        """Hold on to gradients, one of each optimised parameter, as the optimiser reads them."""
         self._gradients = None
         if self._upcoming is None and not self._goes_on:
             return
-        tensors = {name: p.grad for name, p in optimised if p.grad is not None}
-        first = next(iter(tensors.values()), None)
+        first = next((gradient for gradient in gradients if gradient is not None), None)
         # The loop fills the same tensors again at every step: those held would change with it.
         self._filled_again |= first is not None and first is self._first
         self._first = first
         if self.planned or self._filled_again:
-            self._gradients = _Gradients({n: g.detach().clone() for n, g in tensors.items()})
+            self._gradients = _Gradients(
+                [g if g is None else g.detach().clone() for g in gradients]
+            )
         elif first is not None:
-            self._gradients = _Gradients(tensors, first, first._version)
+            self._gradients = _Gradients(gradients, first, first._version)
 
     def noted(self, step: NotedStep, rules: Callable[[], StepRules]) -> None:
         """Take a step; check it if it is its turn, and copy the state if it is time.
@@ -286,11 +288,12 @@ class CheckedSteps:
         check_losses(losses, [float(loss) for loss in step.losses], rules, at)
         if gradients is not None and gradients.unchanged:
             own = {n: p.grad for n, p in self._twin.named_parameters() if p.grad is not None}
-            check_gradients(own, gradients.tensors, rules, len(losses), at)
+            pairs = zip(self._optimised, gradients.tensors, strict=True)
+            seen = {name: gradient for name, gradient in pairs if gradient is not None}
+            check_gradients(own, seen, rules, len(losses), at)
             # The update is made from what the optimiser received, to the last bit.
             for name, parameter in self._twin.named_parameters():
-                seen = gradients.tensors.get(name)
-                parameter.grad = None if seen is None else seen.detach().clone()
+                parameter.grad = seen[name].detach().clone() if name in seen else None
         set_group_hyperparameters(self._own_optimizer, record.groups)
         update(self._own_optimizer)
 

@@ -91,6 +91,7 @@ class Watch:
         self._values.take()
         if self._buffers is not None:
             self._buffers.take()
+        self._gradients: list[Tensor | None] = []
         self._sentinel: nn.Parameter | None = None
         self._incoming: Tensor | None = None
         self._state = OptimizerStateWatch(optimizer, names)
@@ -178,7 +179,10 @@ class Watch:
         self, _optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         self.groups = group_hyperparameters(self.optimizer)
-        self.missing = tuple([name for name, p in self._optimised if p.grad is None])
+        self._gradients = [p.grad for _, p in self._optimised]
+        self.missing = ()
+        if any(gradient is None for gradient in self._gradients):
+            self.missing = tuple([name for name, p in self._optimised if p.grad is None])
         if not self.checking:
             return
         try:
@@ -211,7 +215,8 @@ class Watch:
                 )
             self._follow(self._choose_sentinel())
         self._check_gradient()
-        self._checked.before_update(self._optimised)
+        self._checked.before_update(self._gradients)
+        self._gradients = []  # whoever needs them longer holds them
         if self.rng:
             self.drew_random_numbers = not _same_rng(self.rng, self._rng_now())
 
