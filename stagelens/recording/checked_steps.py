@@ -250,7 +250,7 @@ class CheckedSteps:
         self._twin.zero_grad()
         # Drawn, so that checks do not fall in with the periods of a loop.
         self._next = at.step + min(
-            self._random.randint(at.step, 2 * at.step),
+            self._random.randint(2 * at.step, 4 * at.step),
             self._random.randint(_LARGEST_GAP // 2, _LARGEST_GAP),
         )
         self.done += [step.record.step + 1 for step in stretch.steps]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
-from stagelens.contracts import RecordingError
+from stagelens.contracts import SUPPORTED_OPTIMIZERS, RecordingError
 from stagelens.replaying.optimizers import check_optimizer, group_hyperparameters
 from stagelens.runs.schema import Precision
 
@@ -65,6 +65,8 @@ class Watch:
         self.updates = 0
         self.noted = 0
         self.groups: list[dict[str, Any]] = []
+        self._keys = SUPPORTED_OPTIMIZERS[type(optimizer).__name__].hyperparameters
+        self._hyperparameters: list[list[Any]] = []
         self.missing: tuple[str, ...] = ()
         self.forwards = 0
         self.rng: dict[str, Tensor] = {}
@@ -178,7 +180,10 @@ class Watch:
     def _before_update(
         self, _optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        self.groups = group_hyperparameters(self.optimizer)
+        values = [[group[key] for key in self._keys] for group in self.optimizer.param_groups]
+        if values != self._hyperparameters:  # most loops change them rarely
+            self._hyperparameters = values
+            self.groups = group_hyperparameters(self.optimizer)
         self._gradients = [p.grad for _, p in self._optimised]
         self.missing = ()
         if any(gradient is None for gradient in self._gradients):
