@@ -183,6 +183,7 @@ def _train(
         description=plan.description,
         clip_norm=_CLIP_NORM,
         reinitialised=[_HEAD] if plan.new_head else [],
+        on_problem="raise",
     ) as stage:
         for _ in range(plan.epochs):
             for rows in torch.randperm(len(data), generator=generator).split(_BATCH):

@@ -145,6 +145,7 @@ def _train(
         description=plan.description,
         # Three within the stage; without + 1 a fourth could fall on its end.
         checkpoint_every=total // 4 + 1,
+        on_problem="raise",
     ) as stage:
         for _ in range(plan.epochs):
             order = torch.randperm(len(images), generator=generator)

@@ -46,10 +46,10 @@ _LARGEST_GAP = 500
 _STRETCH = 8
 """Most steps between two copies of the training state, all of which the last check runs again."""
 _SMALL_BYTES = 2**22
-"""Of a larger model, the state is copied after every step: gradients of one step are enough to
-hold, and copies cost little beside its passes."""
-_COPIED_BYTES = 2**28
-"""Of a larger model still, it is copied only before steps that it was planned to check."""
+"""Larger models are copied after every step, without the optimiser's state: of one step gradients
+are enough to hold, and a copy of the weights costs little beside its passes."""
+_COPIED_BYTES = 2**30
+"""Larger models still are copied only before steps that it was planned to check."""
 
 
 @dataclass
@@ -106,14 +106,14 @@ class _Stretch:
 
     Attributes:
         model: Parameters and buffers.
-        optimizer: The optimiser's state.
+        optimizer: The optimiser's state; None where it was not copied.
         planned: Whether it is one step, to be checked as soon as it is noted.
         steps: As far as they were noted.
         gradients: Of each of them, None where they are not known.
     """
 
     model: Mapping[str, Tensor]
-    optimizer: OptimizerState
+    optimizer: OptimizerState | None
     planned: bool
     steps: list[NotedStep] = field(default_factory=list)
     gradients: list[_Gradients | None] = field(default_factory=list)
@@ -155,6 +155,8 @@ class CheckedSteps:
         self._own_names = {id(parameter): name for name, parameter in own.items()}
         self._own_optimizer = build_optimizer(start.optimizer, own)
         self._optimised = [name for group in start.optimizer.groups for name in group.parameters]
+        # Their gradients may go on from step to step, and take part in clipping.
+        self._strays = set(start.trainable) - set(self._optimised)
         size = sum(tensor.nbytes for tensor in start.state.model.values())
         self._light = size <= _COPIED_BYTES
         self._length = _STRETCH if size <= _SMALL_BYTES else 1
@@ -168,6 +170,7 @@ class CheckedSteps:
         self._newest = -1
         self._gradients: _Gradients | None = None
         self._first: Tensor | None = None
+        self._smallest = -1
         self._filled_again = False
         self._micro_batches: set[int] = set()
 
@@ -181,7 +184,10 @@ class CheckedSteps:
         self._gradients = None
         if self._upcoming is None and not self._goes_on:
             return
-        first = next((gradient for gradient in gradients if gradient is not None), None)
+        if self._smallest < 0:  # the least to keep alive
+            sizes = [(g.numel(), n) for n, g in enumerate(gradients) if g is not None]
+            self._smallest = min(sizes)[1] if sizes else -1
+        first = gradients[self._smallest]
         # The loop fills the same tensors again at every step: those held would change with it.
         self._filled_again |= first is not None and first is self._first
         self._first = first
@@ -205,6 +211,7 @@ class CheckedSteps:
         if stretch is not None:
             stretch.steps.append(step)
             stretch.gradients.append(self._gradients)
+            self._gradients = None
             # As many as never before: a last, partial accumulation may be divided otherwise.
             unusual = len(step.losses) not in self._micro_batches
             self._micro_batches.add(len(step.losses))
@@ -212,16 +219,24 @@ class CheckedSteps:
                 self.check(rules())
         self._goes_on = False
         number = step.record.step + 1
-        if not self._keeps(number):
+        if not self._keeps(number) or (self._strays and rules().clip_norm is not None):
             return
         planned = number + 1 >= self._next
-        if planned or (self._light and (stretch is None or not self._room(stretch))):
-            self._upcoming = _Stretch(self._copied_weights(), self._copied_state(), planned)
-        else:
-            self._goes_on = self._light
+        room = stretch is self._stretch is not None and len(self._stretch.steps) < self._length
+        if room and not planned:
+            self._goes_on = True
+        elif planned or self._light:
+            self._copy(planned)
 
-    def _room(self, stretch: _Stretch) -> bool:
-        return stretch is self._stretch and len(stretch.steps) < self._length
+    def _copy(self, planned: bool) -> None:
+        """Copy the state that the next step starts from."""
+        try:
+            whole = planned or self._length > 1
+            self._upcoming = _Stretch(
+                self._copied_weights(), self._copied_state() if whole else None, planned
+            )
+        except torch.OutOfMemoryError:  # the training comes first
+            self._light, self._copies = False, []
 
     def check(self, rules: StepRules, updated: bool = True) -> None:
         """Run the newest steps again whose state was copied, if not done yet, and compare.
@@ -240,12 +255,15 @@ class CheckedSteps:
             prepare(self._twin, rules)
         load_into(self._twin, stretch.model)
         self._own_optimizer.state.clear()
-        load_optimizer(self._own_optimizer, self._own_names, stretch.optimizer)
+        if stretch.optimizer is not None:
+            load_optimizer(self._own_optimizer, self._own_names, stretch.optimizer)
         with _random_state_kept(next(self._twin.parameters()).device), torch.enable_grad():
             for step, gradients in zip(stretch.steps, stretch.gradients, strict=True):
                 at = At(self._stage, step.record.step + 1)
                 self._run(step, gradients, rules, at)
-            if updated and step.record.step == self._newest:
+                if stretch.optimizer is not None:
+                    update(self._own_optimizer)
+            if stretch.optimizer is not None and updated and step.record.step == self._newest:
                 self._check_update(stretch.model, at)
         self._twin.zero_grad()
         # Drawn, so that checks do not fall in with the periods of a loop.
@@ -295,7 +313,6 @@ class CheckedSteps:
             for name, parameter in self._twin.named_parameters():
                 parameter.grad = seen[name].detach().clone() if name in seen else None
         set_group_hyperparameters(self._own_optimizer, record.groups)
-        update(self._own_optimizer)
 
     def _check_update(self, before: Mapping[str, Tensor], at: At) -> None:
         """Compare both states as they are now."""

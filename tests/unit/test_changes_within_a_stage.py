@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stagelens.contracts import RecordingWarning, Refused
+from stagelens.recording import checked_steps
 from stagelens.replaying.replay import check_replayable, measure_deviation
 from tests.support.loops import Batch, Training, differing, make_batches, make_task, refused
 
@@ -183,6 +185,53 @@ def test_a_change_goes_on_with_the_boundaries_only(since: int, wide: Training) -
     assert "cannot be replayed" in run.problems[0]
     with refused("because of what was found while it was recorded", by=Refused):
         check_replayable([run.last])
+
+
+@pytest.mark.parametrize(
+    ("small", "copied", "found"),
+    [(2**22, 2**30, True), (0, 2**30, True), (0, 0, False)],
+    ids=["small", "larger", "too large"],
+)
+def test_the_last_step_of_all_but_very_large_models_is_checked(
+    small: int, copied: int, found: bool, wide: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checked_steps, "_SMALL_BYTES", small)
+    monkeypatch.setattr(checked_steps, "_COPIED_BYTES", copied)
+    loop = NoisyLayer()
+    loop.since = STEPS
+    with refused(f"step {STEPS} {loop.says[0]}") if found else nullcontext():
+        loop.run(wide)
+    # Checks at growing distances are made of any model.
+    assert found or len(wide.recorder.run().last.facts.checked) >= 3
+
+
+def test_a_training_goes_on_where_there_is_no_memory_for_copies(
+    wide: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_self: Any) -> Any:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(checked_steps.CheckedSteps, "_copied_weights", full)
+    Loop().run(wide)
+    assert wide.recorder.run().last.facts.checked == [1]
+
+
+def test_parameters_that_only_take_part_in_clipping(tmp_path: Path) -> None:
+    """Nobody clears their gradients, so they grow from step to step."""
+    training = Training(tmp_path / "run", make_task(WIDE))
+    *body, head = training.model
+    training.optimizer = torch.optim.SGD([p for m in body for p in m.parameters()], lr=0.1)
+    with training.stage(clip_norm=0.1) as stage:
+        for batch in make_batches(6):
+            loss = training.loss(batch)
+            training.optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(training.model.parameters(), 0.1)
+            training.update()
+            stage.step(batch, loss)
+    assert head.weight.grad is not None
+    run = training.recorder.run()
+    assert measure_deviation(run.task, run.last).bitwise
 
 
 def test_a_problem_of_one_stage_leaves_the_others_alone(wide: Training) -> None:
