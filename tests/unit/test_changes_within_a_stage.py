@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from stagelens.contracts import RecordingWarning, Refused
 from stagelens.recording import checked_steps
 from stagelens.replaying.replay import check_replayable, measure_deviation
-from tests.support.loops import Batch, Training, differing, make_batches, make_task, refused
+from tests.support.loops import (
+    BATCH_NORM,
+    Batch,
+    Training,
+    differing,
+    make_batches,
+    make_task,
+    refused,
+)
 
 STEPS = 24
 WIDE = {"kind": "mlp", "hidden": [12, 12], "dropout": 0.2}
@@ -304,3 +312,42 @@ def test_checks_draw_no_random_numbers_of_the_trainings(wide: Training, tmp_path
         ends.append((training.model.state_dict(), torch.rand(1)))
     assert differing(ends[0][0], ends[1][0]) == []
     assert torch.equal(ends[0][1], ends[1][1])
+
+
+Kind = Callable[..., torch.optim.Optimizer]
+STEADY: list[tuple[dict[str, Any], Kind, dict[str, Any], dict[str, Any]]] = [
+    (BATCH_NORM, torch.optim.AdamW, {"fused": True}, {}),
+    (BATCH_NORM, torch.optim.SGD, {"momentum": 0.9, "nesterov": True}, {"accumulation": 3}),
+    (WIDE, torch.optim.Adam, {"foreach": True, "weight_decay": 0.1}, {"clip_norm": 0.5}),
+    (WIDE, torch.optim.SGD, {"fused": True, "momentum": 0.5}, {"clip_norm": 0.1}),
+    (WIDE, torch.optim.AdamW, {"foreach": False}, {"accumulation": 2, "clip_norm": 0.5}),
+]
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize(("config", "kind", "options", "settings"), STEADY)
+def test_no_loop_that_stays_the_same_is_told(
+    config: dict[str, Any],
+    kind: Kind,
+    options: dict[str, Any],
+    settings: dict[str, Any],
+    autocast: bool,
+    tmp_path: Path,
+) -> None:
+    training = Training(tmp_path / "run", make_task(config))
+    training.optimizer = kind(training.model.parameters(), lr=0.01, **options)
+    every = settings.get("accumulation", 1)
+    with training.stage(**settings) as stage:
+        for number, batch in enumerate(make_batches(12 * every), 1):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+                loss = training.loss(batch)
+            (loss / every).backward()
+            if number % every == 0:
+                if "clip_norm" in settings:
+                    nn.utils.clip_grad_norm_(training.model.parameters(), settings["clip_norm"])
+                training.update()
+                training.optimizer.zero_grad(set_to_none=number % 2 == 0)
+            stage.step(batch, loss)
+    run = training.recorder.run()
+    assert run.last.facts.checked[-1] == 12
+    assert measure_deviation(run.task, run.last).bitwise

@@ -210,6 +210,8 @@ def _impossible(workspace: Workspace, asked: Asked) -> str | None:
     for stage in workspace.run.stages[workspace.stages.index(asked.stage) :]:
         if stage.facts.origin == "assembled":
             return f"What steps contributed is not known: {stage.not_recorded}."
+        if stage.facts.problem is not None:
+            return f"What steps contributed is not known: {stage.facts.problem}"
         if not stage.replayable:
             return (
                 f"What steps contributed is not known: the batches of stage {stage.name} were not "

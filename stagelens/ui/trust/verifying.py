@@ -108,6 +108,8 @@ def _refusal(workspace: Workspace) -> str | None:
     for stage in workspace.run.stages[1:]:
         if stage.facts.origin == "assembled":
             return f"Refused: {stage.not_recorded}."
+        if stage.facts.problem is not None:
+            return f"Refused: stage {stage.name} cannot be replayed. {stage.facts.problem}"
         # The first stage is never replayed, so it need not have kept its batches.
         if not stage.replayable:
             return (
