@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from stagelens.contracts import RecordingWarning, Refused
 from stagelens.recording import checked_steps
-from stagelens.replaying.replay import check_replayable, measure_deviation
+from stagelens.replaying.replay import check_replayable
+from stagelens.replaying.reproduction import measure_deviation
 from tests.support.loops import (
     BATCH_NORM,
     Batch,
