@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import math
 import warnings
 import weakref
@@ -30,6 +31,9 @@ class FinalModel:
         self._path, self._stage = path.resolve(), stage
         self._model = weakref.ref(model)
         self._then = _sums(model)
+        for path, other in list(_newest.items()):
+            if other._model() is None:
+                del _newest[path]
         _newest[self._path] = self
 
     def check(self) -> None:
@@ -57,8 +61,16 @@ class FinalModel:
         )
 
 
-_newest: weakref.WeakValueDictionary[Path, FinalModel] = weakref.WeakValueDictionary()
-"""Of every run folder that was recorded into; whoever recorded it holds it."""
+_newest: dict[Path, FinalModel] = {}
+"""Of every run folder that was recorded into. Weights may change on purpose before another stage,
+so the end of the process decides; only sums are kept until then."""
+
+
+@atexit.register
+def check_all() -> None:
+    """Check the models of all runs, as no other stage will follow."""
+    for final in list(_newest.values()):
+        final.check()
 
 
 def superseded(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -74,7 +73,6 @@ class Recorder:
             write_json(self.path / "run.json", file)
             last = next(reversed(self.run().stages), None) if there else None
             self._writer = RunWriter(self.path, task, file, last)
-            weakref.finalize(self, _check_final, self._writer)
         # The caller gets no recorder that it could close.
         except BaseException:
             self.close()

@@ -224,10 +224,7 @@ class StageRecorderCallback(TrainerCallback):
         with closing:
             if args.load_best_model_at_end and state.best_model_checkpoint is not None:
                 stage.back_to_best()
-        if (final := stage.final) is not None:
-            self._final = final
-            # Callbacks listed after this one may change the model only now.
-            weakref.finalize(self, final.check)
+        self._final = stage.final  # callbacks listed after this one may change it only now
 
     def on_evaluate(self, *_: Any, **__: Any) -> None:
         """Warn if the model was changed after the training."""

@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 import stagelens
 from stagelens import StageRecorderCallback
 from stagelens.contracts import RecordingWarning
+from stagelens.recording.final_model import check_all
 from tests.support.loops import Training, make_batches, refused
 from tests.support.small_trainings import arguments, made, trainer
 
@@ -53,16 +54,20 @@ def test_weights_that_are_swapped_after_the_last_block(training: Training) -> No
         training.recorder.close()
 
 
-def test_the_model_is_compared_when_the_recorder_is_closed_or_dropped(
-    training: Training, tmp_path: Path
-) -> None:
+def test_the_model_is_compared_when_the_recorder_is_closed(training: Training) -> None:
     average(trained(training).model)
     with pytest.warns(RecordingWarning, match=SAYS):
         training.recorder.close()
-    other = trained(Training(tmp_path / "other" / "run"))
-    average(other.model)
+
+
+def test_the_model_is_compared_at_the_end_of_the_process(training: Training) -> None:
+    model = trained(training).model
+    del training.recorder
+    average(model)
     with pytest.warns(RecordingWarning, match=SAYS):
-        del other.recorder
+        check_all()
+    with nothing_said():
+        check_all()
 
 
 def test_weights_that_are_swapped_between_stages(training: Training) -> None:
@@ -110,12 +115,17 @@ def test_a_callback_that_averages_weights_after_the_recording(tmp_path: Path) ->
     assert stagelens.open_run(tmp_path / "run").problems == []
 
 
-def test_a_trainer_that_nobody_holds_any_more_is_compared(tmp_path: Path) -> None:
+def test_a_head_that_is_new_in_the_next_stage_is_not_told(tmp_path: Path) -> None:
     model, tokenizer = made("bert")
-    callbacks = [StageRecorderCallback(tmp_path / "run", "sft"), Averaging()]
-    args = arguments(tmp_path / "out", max_steps=2)
-    done = trainer("bert", model, tokenizer, args, callbacks=callbacks)
-    done.train()
-    with pytest.warns(RecordingWarning, match="is not as stage 'sft'"):
-        del done, callbacks
-        gc.collect()
+    with nothing_said():
+        for stage, new in (("first", []), ("second", ["classifier"])):
+            callback = StageRecorderCallback(tmp_path / "run", stage, reinitialised=new)
+            args = arguments(tmp_path / "out", max_steps=2)
+            if new:
+                torch.nn.init.normal_(model.classifier.weight)
+            trainer("bert", model, tokenizer, args, callbacks=[callback]).train()
+            del callback
+            gc.collect()
+    average(model)
+    with pytest.warns(RecordingWarning, match="is not as stage 'second'"):
+        check_all()
