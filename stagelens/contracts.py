@@ -64,8 +64,7 @@ class Behaviour:
         better: Whether ``"higher"`` or ``"lower"`` values are better for the example.
         unit: Printed after values, for instance ``"nats"``; empty if there is none.
         description: One sentence for help texts.
-        lowest: Smallest possible value; an estimate below it is shown as this value.
-        highest: Largest possible value.
+        lowest, highest: Possible values; an estimate beyond them is shown as the nearest one.
     """
 
     name: str
@@ -87,9 +86,8 @@ class Example:
 
     Attributes:
         example_id: Unique and stable within its set.
-        input: What the task takes as input, by the names of its ``input_fields``: ``{"image":
-            array (H, W) or (H, W, C)}``, ``{"text": str}``, or several texts, None where one is
-            missing.
+        input: By the names of the task's ``input_fields``: ``{"image": array (H, W) or
+            (H, W, C)}``, ``{"text": str}``, or several texts, None where one is missing.
         label: Class name, or None where the set has no label for this example.
         columns: Further metadata, for instance ``{"group": "stamped"}``.
     """

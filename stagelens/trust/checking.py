@@ -120,6 +120,8 @@ def _steps(run: Run, stage: Stage, full: bool, progress: ProgressCallback) -> Ch
     what = f"stage {stage.name}: steps"
     if not stage.steps:
         return Checked(what, None, "no steps were recorded")
+    if stage.facts.problem is not None:
+        return Checked(what, False, f"told while it was recorded: {stage.facts.problem}")
     try:
         if full:
             found = check_replay(run, stage, progress)
