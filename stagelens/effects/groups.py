@@ -186,10 +186,7 @@ class _Data:
     def of(cls, models: Mapping[str, pd.DataFrame], group: pd.Series) -> _Data:
         tables = list(models.values())
         columns = [tables[0]["label"], *(table["prediction"] for table in tables)]
-        # As texts, because columns of categories can neither be joined nor compared with others.
-        texts = [column.astype(object).map(str, na_action="ignore") for column in columns]
-        places, classes = pd.factorize(pd.concat(texts, ignore_index=True), sort=True)
-        label, *answers = places.reshape(len(columns), -1)
+        (label, *answers), classes = _coded(columns)
         answer = np.stack(answers, axis=1)
         right = np.where(answer < 0, np.nan, answer == label[:, None])
         margins = [
@@ -200,12 +197,27 @@ class _Data:
         ]
         codes, names = pd.factorize(group, sort=True)
         values = np.stack([right, np.stack(margins, axis=1)], axis=1)
-        return cls(list(models), list(names), codes, list(classes), label, answer, values)
+        return cls(list(models), list(names), codes, classes, label, answer, values)
 
     def members(self) -> list[tuple[str | None, np.ndarray]]:
         """All examples, named None, then those of each group, as (N,) masks."""
         everyone = np.ones(len(self.group), dtype=bool)
         return [(None, everyone), *((n, self.group == i) for i, n in enumerate(self.groups))]
+
+
+def _coded(columns: Sequence[pd.Series]) -> tuple[list[np.ndarray], list[str]]:
+    """Columns as places in the sorted texts that occur in any of them; -1 where there is none."""
+    # The few different values are made text, and not those of every row.
+    found = [pd.factorize(column) for column in columns]
+    named = [[str(value) for value in values] for _, values in found]
+    texts = sorted({text for own in named for text in own})
+    place = {text: number for number, text in enumerate(texts)}
+    small = np.int16 if len(texts) < 2**15 else np.int64
+    coded = []
+    for (codes, _), own in zip(found, named, strict=True):
+        # One more at the end, for the code -1.
+        coded.append(np.array([*(place[text] for text in own), -1], dtype=small)[codes])
+    return coded, texts
 
 
 # ----------------------------------------------------------------------------------- bootstrap
@@ -235,44 +247,72 @@ def _bootstrap(data: _Data, resamples: int, seed: int) -> dict[str | None, np.nd
     return drawn
 
 
-def _rate(hits: np.ndarray) -> tuple[float, float, float]:
-    """A share and its interval; the bootstrap of a share is binomial, so nothing is drawn."""
+def _rates(hits: np.ndarray, of: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Shares and their intervals; the bootstrap of a share is binomial, so nothing is drawn.
+
+    Args:
+        hits: How many were hit; NaN where that is not known.
+        of: Of how many; without any there is no share.
+    """
     from scipy.stats import binom
 
-    if len(hits) == 0 or not np.isfinite(hits).all():
-        return (float("nan"),) * 3
-    share = float(hits.mean())
-    low, high = binom.ppf([0.025, 0.975], len(hits), share) / len(hits)
-    return share, float(low), float(high)
+    with np.errstate(invalid="ignore"):  # 0 of 0
+        share = hits / of
+    ends = (binom.ppf(end, of, share) / np.maximum(of, 1) for end in (0.025, 0.975))
+    low, high = (np.where(np.isfinite(share), end, np.nan) for end in ends)
+    return share, low, high
 
 
 # ---------------------------------------------------------------------------------------- rows
 
 
 def _group_rows(data: _Data, drawn: Mapping[str | None, np.ndarray]) -> pd.DataFrame:
-    rows = []
-    for number, model in enumerate(data.models):
-        for name, of in data.members():
-            right, margin = data.values[of, :, number].T
-            mean = float(margin.mean()) if of.any() else float("nan")
-            ends = interval(drawn[name][:, 1, number])
-            rows.append((model, name, int(of.sum()), *_rate(right), mean, *ends))
-    return pd.DataFrame(rows, columns=list(GROUP_COLUMNS))
+    frames = []
+    for name, of in data.members():
+        own = data.values[of]  # (n, 2, M)
+        count = np.full(len(data.models), len(own))
+        with np.errstate(invalid="ignore"):
+            margin = own[:, 1].sum(axis=0) / count
+        ends = np.array([interval(of_model) for of_model in drawn[name][:, 1].T])
+        figures = (*_rates(own[:, 0].sum(axis=0), count), margin, *ends.T)
+        facts = dict(zip(GROUP_COLUMNS[3:], figures, strict=True))
+        frames.append(pd.DataFrame({"model": data.models, "group": name, "n": count, **facts}))
+    return _model_by_model(frames, data.models, GROUP_COLUMNS)
 
 
 def _class_rows(data: _Data) -> pd.DataFrame:
-    rows = []
+    """From how often each class was given each answer, counted once for every group and model."""
+    count = len(data.classes)
+    known = sorted(set(data.label))
+    frames = []
     for number, model in enumerate(data.models):
-        right, answer = data.values[:, 0, number], data.answer[:, number]
+        answer = data.answer[:, number].astype(int)
+        # No answer comes first.
+        cell = data.label.astype(int) * (count + 1) + answer + 1
         for name, of in data.members():
-            for place in sorted(set(data.label)):
-                mine, others = of & (data.label == place), of & (data.label != place)
-                called = np.where(answer < 0, np.nan, answer == place)
-                missed, false = _rate(1 - right[mine]), _rate(called[others])
-                counts = int(mine.sum()), int(others.sum())
-                own = data.classes[place]
-                rows.append((model, name, own, counts[0], *missed, counts[1], *false))
-    return pd.DataFrame(rows, columns=list(CLASS_COLUMNS))
+            times = np.bincount(cell[of], minlength=count * (count + 1)).reshape(count, count + 1)
+            unknown, given = times[known, 0], times[known][:, 1:]
+            total = times[known].sum(axis=1)
+            right = given[np.arange(len(known)), known]
+            # NaN where an answer is not known: a share of the others would be about fewer.
+            missed = np.where(unknown > 0, np.nan, total - right)
+            others = total.sum() - total
+            lacking = unknown.sum() - unknown
+            called = np.where(lacking > 0, np.nan, given.sum(axis=0)[known] - right)
+            facts = (total, *_rates(missed, total), others, *_rates(called, others))
+            labels = [data.classes[place] for place in known]
+            own = dict(zip(CLASS_COLUMNS[3:], facts, strict=True))
+            frames.append(pd.DataFrame({"model": model, "group": name, "label": labels, **own}))
+    return _model_by_model(frames, data.models, CLASS_COLUMNS)
+
+
+def _model_by_model(
+    frames: Sequence[pd.DataFrame], models: Sequence[str], columns: Sequence[str]
+) -> pd.DataFrame:
+    """Rows of all models in their order; within a model in that of the frames."""
+    rows = pd.concat(frames, ignore_index=True)[list(columns)]
+    order = rows["model"].map({name: number for number, name in enumerate(models)})
+    return rows.iloc[np.argsort(order.to_numpy(), kind="stable")].reset_index(drop=True)
 
 
 def _gaps(

@@ -49,11 +49,23 @@ def headlines(
         groups_only: State nothing about all examples, because ``table`` holds only some of them.
         orders: Effects in several orders of the batches; None where the noise is not known.
     """
-    frames = [] if groups_only else [stage_summary(table, behaviour, stages, None, orders)]
+    every = [stage_summary(table, behaviour, stages, None, orders)] if not groups_only else []
     if by is not None:
-        frames.append(stage_summary(table, behaviour, stages, by, orders))
+        every.append(stage_summary(table, behaviour, stages, by, orders))
+    return of_summaries(every, behaviour, trust, noun, by, limit)
+
+
+def of_summaries(
+    every: Sequence[pd.DataFrame],
+    behaviour: Behaviour,
+    trust: Mapping[str, StageTrust],
+    noun: str = "example",
+    by: str | None = None,
+    limit: int = 3,
+) -> list[Sentence]:
+    """:func:`headlines` of effects that :func:`stage_summary` has summarised, over all or groups."""
     rows = []
-    for row in (row for frame in frames for row in frame.to_dict("records")):
+    for row in (row for frame in every for row in frame.to_dict("records")):
         known = trust.get(str(row["stage"]))
         if _stands_out(row) and may_be_finding(known, behaviour.name):
             rows.append((not is_certain(known, behaviour), -abs(row["effect"]), row))

@@ -18,6 +18,9 @@ LEVEL = 0.05
 _BLOCK = 2_000_000
 """Places held at a time: 16 MB."""
 
+_MOST = 20_000
+"""Rows that are resampled one by one; of more, sums of rows put together at random are."""
+
 
 @dataclass(frozen=True)
 class Resamples:
@@ -48,6 +51,10 @@ def places(examples: int, resamples: int, random: np.random.Generator) -> Iterat
 def sums(columns: np.ndarray, resamples: int, random: np.random.Generator) -> np.ndarray:
     """Sums of columns over resamples of their rows, with the same draws for all columns.
 
+    Of more than 20,000 rows, as many sums of rows put together at random are resampled in their
+    place: such sums spread as the rows do, whose number then costs nothing. Intervals get no wider
+    but for half a percent by chance, which is less than what a thousand resamples leave to it.
+
     Args:
         columns: (n, C) values, a row per example.
         resamples: R.
@@ -56,13 +63,30 @@ def sums(columns: np.ndarray, resamples: int, random: np.random.Generator) -> np
     Returns:
         (R, C).
     """
+    mean = np.zeros(columns.shape[1])
+    if len(columns) > _MOST:
+        mean = columns.mean(axis=0)
+        columns, mean = _together(columns - mean, random), len(columns) * mean
     n, parts = len(columns), []
     for drawn in places(n, resamples, random):
         # How often each example was drawn, so that one product gives the sums of all columns.
         flat = drawn + n * np.arange(len(drawn))[:, None]
         times = np.bincount(flat.ravel(), minlength=drawn.size).reshape(drawn.shape)
         parts.append(times @ columns)
-    return np.concatenate(parts)
+    return np.concatenate(parts) + mean
+
+
+def _together(columns: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Sums of rows put together at random.
+
+    Args:
+        columns: (n, C), centred, so that it makes no difference that some are sums of more rows.
+        random: The generator.
+    """
+    # Every row number modulo the number of sums, in random order: their sizes differ by one.
+    of = random.permutation(len(columns)) % _MOST
+    summed = [np.bincount(of, weights=column, minlength=_MOST) for column in columns.T]
+    return np.stack(summed, axis=1)
 
 
 def interval(draws: np.ndarray, level: float = LEVEL) -> tuple[float, float]:

@@ -6,6 +6,7 @@ never mistaken for one of another recording, another set or other settings.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,14 +20,15 @@ from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs import fact_tables
 from stagelens.runs.run import Run
 from stagelens.runs.schema import digest
+from stagelens.runs.sets.evaluation_set import EvaluationSet
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-_OWN_GROUPS = 5_000
+OWN_GROUPS = 5_000
 """From this many examples on, each stage's rows of one behaviour form their own row group, so that
-pages read only the behaviour that they show."""
+pages read only the behaviour that they show, stage by stage."""
 
 
 EFFECT_COLUMNS = (
@@ -142,7 +144,7 @@ def save_result(run: Run, result: Result) -> Path:
         table,
         facts,
         use_dictionary=_texts(table.schema),  # numbers hardly repeat
-        row_group_size=count if count >= _OWN_GROUPS else None,
+        row_group_size=count if count >= OWN_GROUPS else None,
     )
     return path
 
@@ -166,18 +168,21 @@ def stored_results(run: Run, set_name: str) -> list[ResultFacts]:
 
 def load_result(
     run: Run,
-    set_name: str,
+    examples: str | EvaluationSet,
     kind: Literal["effects", "boundaries"],
     estimator: str = "",
     settings: dict[str, Any] | None = None,
     coded: bool = False,
     behaviour: str | None = None,
+    stage: str | None = None,
+    columns: Sequence[str] | None = None,
 ) -> Result | None:
     """A stored table, or None where there is none or it cannot be used (it is then recomputed).
 
     Args:
         run: The run.
-        set_name: One of its evaluation sets.
+        examples: One of its evaluation sets, or its name: opening one takes as long as reading a
+            column.
         kind: Of the table.
         estimator: As stored.
         settings: As stored.
@@ -186,11 +191,15 @@ def load_result(
             Ids become categories only where all behaviours are read, which repeat them.
         behaviour: The only one whose rows are read; :data:`FIRST` for the first that was measured,
             None for all.
+        stage: The only stage, or boundary, whose rows are read, of one behaviour; None for all.
+        columns: The only ones that are read, as far as the table has them; None for all.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    key = result_key(run, set_name, kind, estimator, settings or {})
+    if isinstance(examples, str):
+        examples = run.evaluation_set(examples)
+    key = _key(kind, run.digest, examples.digest, estimator, settings or {})
     path = _path(run, key)
     if not fact_tables.is_intact(path):
         return None
@@ -198,57 +207,69 @@ def load_result(
         names = _texts(pq.read_schema(path)) if coded else []
         with pq.ParquetFile(path, page_checksum_verification=True, read_dictionary=names) as file:
             facts = fact_tables.facts_in(file.schema_arrow, ResultFacts)
+            known = set(file.schema_arrow.names)
+            wanted = None if columns is None else [each for each in columns if each in known]
             if behaviour is None:
-                table = file.read()
+                table = _joined(file, range(file.num_row_groups), wanted)
             else:
                 measured = [each.name for each in facts.behaviours]
                 name = behaviour or measured[0]
-                table = _read_behaviour(file, name)
-                # Page checksums do not cover the statistics that say where a behaviour's rows are.
-                if len(table) * len(measured) != file.metadata.num_rows * (name in measured):
+                only = {"behaviour": name}
+                rows = file.metadata.num_rows // len(measured) if name in measured else 0
+                if stage is not None:
+                    only["stage" if kind == "effects" else "boundary"] = stage
+                    rows = examples.count
+                table = _read_only(file, only, wanted)
+                # Page checksums do not cover the statistics that say where rows are.
+                if len(table) != rows:
                     return None
     except (OSError, pa.ArrowException, LookupError, TypeError, ValueError):  # if it is damaged
         return None
-    columns = EFFECT_COLUMNS if kind == "effects" else BOUNDARY_COLUMNS
     own = _key(facts.kind, facts.run_digest, facts.set_digest, facts.estimator, facts.settings)
-    if own != key or not set(columns) <= set(table.column_names):
+    if own != key or not set(EFFECT_COLUMNS if kind == "effects" else BOUNDARY_COLUMNS) <= known:
         return None  # another file was stored or copied under this name
     if coded and behaviour is None:
         table = _coded_ids(table)
-    frame = _alike(table.unify_dictionaries().to_pandas()) if coded else table.to_pandas()
-    if facts.set_name != set_name:  # the same examples under another name
-        facts = facts.model_copy(update={"set_name": set_name})
-        frame["set"] = set_name
+    frame = _as_frame(table) if coded else table.to_pandas()
+    del table
+    # What was read is kept by pyarrow's allocator otherwise, for as long as the server runs.
+    pa.default_memory_pool().release_unused()
+    if facts.set_name != examples.name:  # the same examples under another name
+        facts = facts.model_copy(update={"set_name": examples.name})
+        if "set" in frame:
+            frame["set"] = examples.name
     return Result(facts, frame)
 
 
-def _read_behaviour(file: pq.ParquetFile, behaviour: str) -> pa.Table:
-    """The rows of one behaviour; row groups that hold none are not read."""
+def _read_only(
+    file: pq.ParquetFile, only: Mapping[str, str], columns: list[str] | None
+) -> pa.Table:
+    """The rows with these values in these columns; row groups that hold none are not read."""
     import pyarrow.compute as pc
 
     places = {name: place for place, name in enumerate(file.schema_arrow.names)}
-    column = places["behaviour"]
     # Tables of small sets have all behaviours in one group; groups without statistics may hold any.
-    wanted, mixed = [], False
+    wanted, mixed = [], set()
     for group in range(file.metadata.num_row_groups):
-        found = file.metadata.row_group(group).column(column).statistics
-        if found is None or not found.has_min_max or found.min <= behaviour <= found.max:
+        about = file.metadata.row_group(group)
+        ends = {}
+        for name in only:
+            found = about.column(places[name]).statistics
+            known = found is not None and found.has_min_max
+            ends[name] = (found.min, found.max) if known else None
+        if all(e is None or e[0] <= only[name] <= e[1] for name, e in ends.items()):
             wanted.append(group)
-            mixed |= found is None or not found.has_min_max or found.min != found.max
-    table = file.read_row_groups(wanted)
-    return table.filter(pc.equal(table["behaviour"], behaviour)) if mixed else table
+            mixed |= {name for name, e in ends.items() if e is None or e[0] != e[1]}
+    # The columns that tell rows apart are read in any case.
+    table = _joined(file, wanted, columns and list(dict.fromkeys([*columns, *mixed])))
+    for name in mixed:
+        table = table.filter(pc.equal(table[name], only[name]))
+    return table if columns is None else table.select(columns)
 
 
-def _texts(schema: pa.Schema) -> list[str]:
-    """Names of the columns that hold texts, except the ids."""
-    import pyarrow as pa
-
-    kinds = (pa.types.is_string, pa.types.is_large_string)
-    return [
-        field.name
-        for field in schema
-        if field.name != "example_id" and any(is_kind(field.type) for is_kind in kinds)
-    ]
+def _joined(file: pq.ParquetFile, groups: Sequence[int], columns: list[str] | None) -> pa.Table:
+    """Row groups one below the other."""
+    return file.read_row_groups(list(groups), columns=columns)
 
 
 def _coded_ids(table: pa.Table) -> pa.Table:
@@ -278,6 +299,24 @@ def _round(ids: pa.Array) -> int:
     first = ids.slice(0, count)
     again = (ids.slice(start, count).equals(first) for start in range(count, len(ids), count))
     return count if all(again) else len(ids)
+
+
+def _as_frame(table: pa.Table) -> pd.DataFrame:
+    """The rows with categories for texts, which their columns share where they are compared."""
+    # Column by column, each given up once it is converted: half the memory at the largest.
+    return _alike(table.unify_dictionaries().to_pandas(split_blocks=True, self_destruct=True))
+
+
+def _texts(schema: pa.Schema) -> list[str]:
+    """Names of the columns that hold texts, except the ids."""
+    import pyarrow as pa
+
+    kinds = (pa.types.is_string, pa.types.is_large_string)
+    return [
+        field.name
+        for field in schema
+        if field.name != "example_id" and any(is_kind(field.type) for is_kind in kinds)
+    ]
 
 
 def _alike(frame: pd.DataFrame) -> pd.DataFrame:

@@ -9,7 +9,8 @@ blame are the means of the positive and of the negative part of the gain over al
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -37,6 +38,13 @@ SUMMARY_COLUMNS = (
 )
 """Columns of :func:`stage_summary`; ``group`` is null in rows over all examples."""
 
+
+SUMMARISED = ("stage", "behaviour", "final", "without", "effect", "within_noise")
+"""Columns of an effect table that :func:`stage_summary` needs, beside that of the groups and, where
+the training noise is known, ``example_id``."""
+
+ANSWERS = ("behaviour", "prediction", "prediction_without", "label")
+"""Columns of an effect table that :func:`accuracy_rows` needs."""
 
 _CURVE_POINTS = 240
 """Points in the curve of a stage's learning rate: what a screen can show."""
@@ -81,13 +89,13 @@ def boundaries_with_accuracy(table: pd.DataFrame, examples: pd.DataFrame) -> pd.
         table: A boundary table.
         examples: One row per example, with ``example_id`` and further columns.
     """
-    own = examples.set_index("example_id")
-    rows_of = own.index.get_indexer(table["example_id"])
-    added = {
-        name: own[name].take(rows_of).set_axis(table.index)
-        for name in own.columns
-        if name not in table.columns
-    }
+    rows_of = _places(table["example_id"], examples["example_id"])
+    added = {}
+    for name in examples.columns.difference(table.columns, sort=False):
+        own = examples[name]
+        # The few different texts, and not every row's, are repeated for each boundary.
+        own = own.astype("category") if pd.api.types.is_string_dtype(own.dtype) else own
+        added[name] = own.take(rows_of).set_axis(table.index)
     table = table.assign(**added)
     if table.empty or "label" not in table or table["label"].isna().all():
         return table
@@ -96,10 +104,17 @@ def boundaries_with_accuracy(table: pd.DataFrame, examples: pd.DataFrame) -> pd.
     return pd.concat([table, rows], ignore_index=True)
 
 
+def _places(ids: pd.Series, known: pd.Series) -> np.ndarray:
+    """The place of every id among those that are known."""
+    index = pd.Index(known)
+    # Usually the order is the same, and looking up a million ids takes seconds.
+    return np.arange(len(ids)) if index.equals(pd.Index(ids)) else index.get_indexer(ids)
+
+
 def _as_accuracy(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The table and its rows of the first behaviour, renamed to accuracy, with equal types."""
     behaviours = table["behaviour"]
-    rows = table[behaviours == behaviours.iloc[0]]
+    rows = of_behaviour(table, behaviours.iloc[0])
     # Joining categorical columns with other categories would turn them into objects.
     if not isinstance(behaviours.dtype, pd.CategoricalDtype):
         return table, rows.assign(behaviour=ACCURACY.name)
@@ -112,8 +127,12 @@ def _as_accuracy(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 def right_answers(answers: pd.Series, labels: pd.Series) -> pd.Series:
     """1 where an answer is the label, 0 where it is not, NaN where either is unknown."""
     known = answers.notna() & labels.notna()
-    # Categories are compared by code only where both columns have the same ones.
-    if answers.dtype != labels.dtype or not isinstance(answers.dtype, pd.CategoricalDtype):
+    if isinstance(answers.dtype, pd.CategoricalDtype):
+        # Codes are compared, which takes the same categories in both.
+        labels = labels.astype("category")
+        every = answers.cat.categories.union(labels.cat.categories, sort=False)
+        answers, labels = (each.cat.set_categories(every) for each in (answers, labels))
+    else:
         answers, labels = answers.astype(object), labels.astype(object)
     return (answers == labels).astype(float).where(known, np.nan)
 
@@ -143,22 +162,53 @@ def stage_summary(
         whether the mean effect is less than two of these (NA: not known). A refused stage keeps
         its row, with NaN.
     """
-    rows = table[table["behaviour"] == behaviour.name]
-    rows = rows.assign(_gain=behaviour.sign * rows["effect"])
+    return stage_summaries([table], behaviour, stages, [by], orders)[0]
+
+
+def stage_summaries(
+    parts: Iterable[pd.DataFrame],
+    behaviour: Behaviour,
+    stages: Sequence[str],
+    by: Sequence[str | None],
+    orders: pd.DataFrame | None = None,
+) -> list[pd.DataFrame]:
+    """:func:`stage_summary` by each of several columns, in one go through a table.
+
+    Args:
+        parts: The table in parts, each of whole stages.
+        behaviour: As there.
+        stages: As there.
+        by: Columns to group by; None for all examples.
+        orders: As there.
+    """
+    found: dict[str | None, list[dict[str, Any]]] = {each: [] for each in by}
+    for part in parts:
+        rows = of_behaviour(part, behaviour.name)
+        for each in by:
+            found[each] += _rows(rows, behaviour, each, orders)
+    return [_in_order(found[each], stages) for each in by]
+
+
+def _rows(
+    rows: pd.DataFrame, behaviour: Behaviour, by: str | None, orders: pd.DataFrame | None
+) -> list[dict[str, Any]]:
     keys = ["stage"] if by is None else ["stage", by]
     noise = _noise_of_means(rows, orders, behaviour, keys)
     result = []
-    # observed: categories without examples would otherwise give rows without numbers.
-    for key, part in rows.groupby(keys, sort=True, dropna=True, observed=True):
-        stage, group = (key[0], None) if by is None else key
-        means = _means(part)
+    for key, own in _groups(rows, keys):
+        means = _means(own, behaviour.sign)
         sd = noise.get(key, np.nan)
         known = np.isfinite(sd) and means["n"] > 0
         within = abs(means["effect"]) < 2 * sd if known else None
+        stage, group = (key[0], None) if by is None else key
         result.append(
             {"stage": stage, "group": group, **means, "noise_sd": sd, "within_noise": within}
         )
-    summary = pd.DataFrame(result, columns=list(SUMMARY_COLUMNS))
+    return result
+
+
+def _in_order(rows: list[dict[str, Any]], stages: Sequence[str]) -> pd.DataFrame:
+    summary = pd.DataFrame(rows, columns=list(SUMMARY_COLUMNS))
     summary["within_noise"] = summary["within_noise"].astype("boolean")
     # A stable sort, which keeps the groups of each stage in order.
     order = {name: position for position, name in enumerate(stages)}
@@ -183,26 +233,61 @@ def _noise_of_means(
     return {key if isinstance(key, tuple) else (key,): float(sd) for key, sd in found.items()}
 
 
-def _means(part: pd.DataFrame) -> dict[str, float]:
-    gain = part["_gain"].dropna()
-    effect = part["effect"].dropna()
+def of_behaviour(table: pd.DataFrame, behaviour: str) -> pd.DataFrame:
+    """The rows of one behaviour; the table itself where it has no others."""
+    own = (table["behaviour"] == behaviour).to_numpy()
+    return table if own.all() else table[own]
+
+
+def _groups(
+    rows: pd.DataFrame, keys: list[str]
+) -> Iterator[tuple[tuple[Any, ...], dict[str, np.ndarray]]]:
+    """The numbers of every group, sorted by its key; rows without a key are left out."""
+    # observed: categories without examples would otherwise give groups without rows.
+    if rows.empty:
+        return
+    grouped = rows.groupby(keys, sort=True, dropna=True, observed=True)
+    sizes = grouped.size()
+    # Small integers, which are sorted in linear time; stable, so that sums have one order.
+    number = grouped.ngroup().to_numpy().astype(np.int16 if len(sizes) < 2**15 else np.int64)
+    order = None if (np.diff(number) >= 0).all() else np.argsort(number, kind="stable")
+    dropped = len(rows) - int(sizes.sum())  # numbered -1, so they come first
+    ends = dropped + np.cumsum(sizes.to_numpy())
+    columns = {}
+    for name in ("effect", "final", "without", "within_noise"):
+        values = rows[name].to_numpy(float, na_value=np.nan)
+        columns[name] = values if order is None else values[order]
+    for key, size, end in zip(sizes.index, sizes, ends, strict=True):
+        own = {name: values[end - size : end] for name, values in columns.items()}
+        yield (key if isinstance(key, tuple) else (key,)), own
+
+
+def _means(part: Mapping[str, np.ndarray], sign: int) -> dict[str, float]:
+    effect = part["effect"][~np.isnan(part["effect"])]
+    gain = sign * effect
     n = len(effect)
-    noise = part["within_noise"].dropna()
     return {
         "n": n,
-        "missing": len(part) - n,
-        "final": float(part["final"].mean()),
-        "without": float(part["without"].mean()),
-        "effect": float(effect.mean()) if n else np.nan,
-        "gain": float(gain.mean()) if n else np.nan,
-        "credit": float(gain.clip(lower=0).mean()) if n else np.nan,
-        "blame": float(gain.clip(upper=0).mean()) if n else np.nan,
-        "credit_share": float((gain > 0).mean()) if n else np.nan,
-        "blame_share": float((gain < 0).mean()) if n else np.nan,
+        "missing": len(part["effect"]) - n,
+        "final": _mean(part["final"]),
+        "without": _mean(part["without"]),
+        "effect": _mean(effect),
+        "gain": _mean(gain),
+        "credit": _mean(gain.clip(min=0)),
+        "blame": _mean(gain.clip(max=0)),
+        "credit_share": _mean(gain > 0),
+        "blame_share": _mean(gain < 0),
         # Of a sample: the standard error is over examples that might have been drawn otherwise.
         "error": float(effect.std(ddof=1) / np.sqrt(n)) if n > 1 else np.nan,
-        "noise_share": float(noise.astype(bool).mean()) if len(noise) else np.nan,
+        "noise_share": _mean(part["within_noise"]),
     }
+
+
+def _mean(values: np.ndarray) -> float:
+    """The mean of what is known; NaN where nothing is."""
+    known = ~np.isnan(values)
+    count = int(known.sum())
+    return float(np.where(known, values, 0).sum() / count) if count else np.nan
 
 
 def boundary_summary(
@@ -213,12 +298,18 @@ def boundary_summary(
 ) -> pd.DataFrame:
     """Mean of a behaviour after each boundary.
 
+    Args:
+        table: A boundary table.
+        behaviour: Which of its behaviours.
+        stages: Stage names in training order.
+        by: Column to group by; None for all examples.
+
     Returns:
         ``boundary`` (``base`` first, then stages in training order), ``group`` (null if ``by`` is
         None), ``n`` and ``value``.
     """
-    rows = table[table["behaviour"] == behaviour.name]
     keys = ["boundary"] if by is None else ["boundary", by]
+    rows = of_behaviour(table, behaviour.name)
     means = (
         rows.groupby(keys, sort=True, dropna=True, observed=True)["value"]
         .agg(n="count", value="mean")

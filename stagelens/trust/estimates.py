@@ -6,14 +6,21 @@ controls, links, reports and cache keys alike. Nothing here imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from threading import RLock
 
 import pandas as pd
 
 from stagelens.contracts import ACCURACY, Behaviour, RunError
 from stagelens.effects import summary
-from stagelens.effects.results import Result, ResultFacts, load_result, result_path, stored_results
+from stagelens.effects.results import (
+    OWN_GROUPS,
+    Result,
+    ResultFacts,
+    load_result,
+    result_path,
+    stored_results,
+)
 from stagelens.estimators.registry import estimate_name, estimators, find
 from stagelens.estimators.stage_trust import StageTrust, is_ground_truth
 from stagelens.runs.run import Run
@@ -21,6 +28,13 @@ from stagelens.wording.trust_words import is_trustworthy
 
 from . import noise
 from .verification import trusted_facts
+
+_HELD = 128 << 20
+"""Bytes that one :class:`Effects` keeps in memory, beside the rows that were asked for last."""
+
+Read = Callable[[str, str | None, Sequence[str] | None], pd.DataFrame]
+"""Gives the rows of a behaviour and of a stage, by their names, with these columns as far as there
+are such; None for all stages, or all columns."""
 
 SHORT = 60.0
 """Seconds; a replay that is predicted to take less starts by itself."""
@@ -68,7 +82,8 @@ class Effects:
         estimator: str,
         behaviours: Mapping[str, Behaviour],
         trust: Mapping[str, StageTrust],
-        read: Callable[[str], pd.DataFrame],
+        read: Read,
+        by_stage: bool = False,
     ) -> None:
         """Effects whose rows are read when they are first needed.
 
@@ -76,10 +91,13 @@ class Effects:
             estimator: See above.
             behaviours: See above.
             trust: See above.
-            read: Gives the rows of a behaviour, by its name; called once for each.
+            read: See :data:`Read`.
+            by_stage: Whether :meth:`parts` reads stage by stage, because the set is large.
         """
         self.estimator, self.behaviours, self.trust = estimator, behaviours, trust
+        self.by_stage = by_stage
         self._read = read
+        # By behaviour, the one that was asked for last at the end.
         self._rows: dict[str, pd.DataFrame] = {}
         # Sessions share this object. Reentrant, because reading accuracy reads another behaviour.
         self._reading = RLock()
@@ -93,7 +111,12 @@ class Effects:
         trust: Mapping[str, StageTrust],
     ) -> Effects:
         """Effects of a table that is already in memory."""
-        return cls(estimator, behaviours, trust, lambda name: table[table["behaviour"] == name])
+
+        def read(name: str, stage: str | None, _: Sequence[str] | None) -> pd.DataFrame:
+            rows = table[table["behaviour"] == name]
+            return rows if stage is None else rows[rows["stage"] == stage]
+
+        return cls(estimator, behaviours, trust, read)
 
     def of(self, behaviour: str) -> pd.DataFrame:
         """The rows of one behaviour: one per stage and example, in this order.
@@ -102,24 +125,66 @@ class Effects:
             RunError: The table on disk was damaged; says what to do.
         """
         with self._reading:
-            if behaviour not in self._rows:
-                self._rows[behaviour] = self._read(behaviour)
+            rows = self._rows.pop(behaviour, None)
+            self._rows[behaviour] = self._read(behaviour, None, None) if rows is None else rows
+            while len(self._rows) > 1 and self._bytes() > _HELD:
+                del self._rows[next(iter(self._rows))]
             return self._rows[behaviour]
+
+    def _bytes(self) -> int:
+        return sum(int(rows.memory_usage().sum()) for rows in self._rows.values())
+
+    def parts(self, behaviour: str, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
+        """The same rows in parts, each of whole stages, in order: one part where the set is small.
+
+        Of a large set no more than a stage's rows are in memory at a time, and none stay.
+
+        Args:
+            behaviour: Its name.
+            columns: What is needed of them, as far as there are such; there may be more.
+
+        Raises:
+            RunError: As in :meth:`of`.
+        """
+        if not self.by_stage:
+            yield self.of(behaviour)
+            return
+        for stage in self.trust:
+            yield self._read(behaviour, stage, columns)
+
+    def of_stage(self, behaviour: str, stage: str, columns: Sequence[str]) -> pd.DataFrame:
+        """The rows of one behaviour and stage, as :meth:`parts` gives them."""
+        if self.by_stage:
+            return self._read(behaviour, stage, columns)
+        rows = self.of(behaviour)
+        return rows[rows["stage"] == stage]
 
     @property
     def first(self) -> pd.DataFrame:
-        """The rows of the first measured behaviour: answers are the same in all."""
-        return self.of(next(name for name in self.behaviours if name != ACCURACY.name))
+        """The rows of :attr:`measured`."""
+        return self.of(self.measured)
 
-    def with_rows(self, change: Callable[[pd.DataFrame], pd.DataFrame]) -> Effects:
-        """The same with other rows.
+    @property
+    def measured(self) -> str:
+        """The first behaviour that was measured: answers are the same in all."""
+        return next(name for name in self.behaviours if name != ACCURACY.name)
+
+    def with_columns(self, change: Callable[[pd.DataFrame], pd.DataFrame]) -> Effects:
+        """The same with further columns, which follow from the ids.
 
         Args:
-            change: From the rows of a behaviour to those that take their place.
+            change: From rows to the same rows with these columns beside the others.
         """
-        return Effects(
-            self.estimator, self.behaviours, self.trust, lambda name: change(self.of(name))
-        )
+
+        def read(
+            behaviour: str, stage: str | None, columns: Sequence[str] | None
+        ) -> pd.DataFrame:
+            if stage is None:
+                return change(self.of(behaviour))
+            needed = list(dict.fromkeys([*(columns or ()), "example_id"]))
+            return change(self.of_stage(behaviour, stage, needed))
+
+        return Effects(self.estimator, self.behaviours, self.trust, read, self.by_stage)
 
 
 def as_effects(estimate: str, result: Result, orders: pd.DataFrame | None) -> Effects:
@@ -158,11 +223,21 @@ def stored_effects(
     measured = {each.name: each.behaviour() for each in facts.behaviours}
     behaviours = {ACCURACY.name: ACCURACY, **measured} if labelled else measured
 
-    def read(name: str) -> pd.DataFrame:
+    def read(name: str, stage: str | None, columns: Sequence[str] | None) -> pd.DataFrame:
+        if columns is not None:
+            # What answers and noise need to be told.
+            noisy = noise.MARKED if orders is not None else ()
+            columns = list(dict.fromkeys([*columns, *summary.ANSWERS, *noisy]))
         if name == ACCURACY.name:
-            return noise.marked(summary.accuracy_rows(effects.first), orders)
+            whole = stage is None
+            first = effects.first if whole else stored(effects.measured, stage, columns)
+            return noise.marked(summary.accuracy_rows(first), orders)
+        return noise.marked(stored(name, stage, columns), orders)
+
+    def stored(name: str, stage: str | None, columns: Sequence[str] | None) -> pd.DataFrame:
         found = load_result(
-            run, facts.set_name, "effects", facts.estimator, facts.settings, coded, name
+            *(run, examples, "effects", facts.estimator, facts.settings),
+            *(coded, name, stage, columns),
         )
         if found is None:
             path = result_path(run, facts)
@@ -171,9 +246,11 @@ def stored_effects(
                 f"{facts.set_name} cannot be read; delete it where it is still there, load the "
                 "page again, and have them computed again"
             )
-        return noise.marked(found.table, orders)
+        return found.table
 
-    effects = Effects(estimate, behaviours, {t.stage: t for t in facts.stages}, read)
+    examples = run.evaluation_set(facts.set_name)
+    trust = {stage.stage: stage for stage in facts.stages}
+    effects = Effects(estimate, behaviours, trust, read, examples.count >= OWN_GROUPS)
     return effects
 
 
@@ -185,13 +262,17 @@ def best_known(chosen: Effects, others: Sequence[Effects]) -> Effects:
     taken = {stage: _best_for(stage, [chosen, *others]) for stage in chosen.trust}
     trust = {stage: one.trust[stage] for stage, one in taken.items()}
 
-    def read(behaviour: str) -> pd.DataFrame:
+    def read(
+        behaviour: str, stage: str | None, columns: Sequence[str] | None
+    ) -> pd.DataFrame:
+        if stage is not None:
+            return taken[stage].of_stage(behaviour, stage, columns or ())
         rows = [
-            (table := one.of(behaviour))[table["stage"] == stage] for stage, one in taken.items()
+            (table := one.of(behaviour))[table["stage"] == name] for name, one in taken.items()
         ]
         return pd.concat(rows, ignore_index=True)
 
-    return Effects(chosen.estimator, chosen.behaviours, trust, read)
+    return Effects(chosen.estimator, chosen.behaviours, trust, read, chosen.by_stage)
 
 
 def _best_for(stage: str, tables: Sequence[Effects]) -> Effects:

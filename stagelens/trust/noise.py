@@ -40,6 +40,9 @@ RECORDED = -1
 
 _EFFECT = ["stage", "behaviour", "example_id"]
 
+MARKED = (*_EFFECT, "effect")
+"""Columns that :func:`marked` needs."""
+
 
 def _path(run: Run, set_digest: str) -> Path:
     return run.files.inside(f"results/noise/{digest(METHOD, run.digest, set_digest)[:32]}.parquet")

@@ -107,11 +107,35 @@ def test_every_behaviour_is_read_once(stored: stagelens.Run, monkeypatch) -> Non
     read = []
     monkeypatch.setattr(
         "stagelens.trust.estimates.load_result",
-        lambda *given: read.append(given[-1]) or load_result(*given),
+        lambda *given: read.append(given[-2]) or load_result(*given),
     )
     for name in ("loss", "accuracy", "loss", "accuracy", "margin"):
         late.of(name)
     assert read == ["loss", "margin"]  # accuracy comes from the answers, which stand in every row
+
+
+@pytest.mark.parametrize("name", ["loss", "accuracy"])
+def test_columns_that_are_read_bit_by_bit_are_those_of_the_whole(
+    stored: stagelens.Run, name: str
+) -> None:
+    whole, late = lazily(stored, "replay").of(name), lazily(stored, "replay")
+    asked = (["effect", "stage"], ["label"], ["no such column", "group"], ["prediction", "stage"])
+    for columns in asked:
+        there = [column for column in columns if column in whole]
+        pd.testing.assert_frame_equal(plain(late.of(name, columns)), plain(whole[there]))
+    known = late.of(name, ["prediction", "prediction_without", "label"])
+    assert (known["prediction"] == known["label"]).any()  # categories that can be compared
+    pd.testing.assert_frame_equal(plain(late.of(name)), plain(whole))
+
+
+def test_what_was_not_looked_at_for_longest_is_let_go(stored: stagelens.Run, monkeypatch) -> None:
+    late = lazily(stored, "replay")
+    one = late.of("loss").memory_usage().sum()
+    monkeypatch.setattr("stagelens.trust.estimates._HELD", int(2.5 * one))
+    for name in ("margin", "loss", "probability"):
+        late.of(name)
+    assert list(late._rows) == ["loss", "probability"]
+    assert len(late.of("margin")) == 2 * COUNT
 
 
 def test_the_best_known_numbers_are_taken_stage_by_stage(stored: stagelens.Run) -> None:
@@ -143,9 +167,9 @@ def test_a_table_whose_index_is_damaged_is_not_taken_for_a_smaller_one(
     stored: stagelens.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Statistics in the footer, which no checksum covers, say where a behaviour's rows stand."""
-    whole = pq.ParquetFile.read_row_groups
+    whole = results._joined
     monkeypatch.setattr(
-        pq.ParquetFile, "read_row_groups", lambda self, groups: whole(self, groups[1:])
+        results, "_joined", lambda file, groups, *how: whole(file, groups[1:], *how)
     )
     assert load_result(stored, "test", "effects", "replay", behaviour="loss") is None
 

@@ -215,7 +215,7 @@ def test_a_summary_has_the_mean_and_the_count_of_each_slice() -> None:
     values = np.random.default_rng(4).normal(size=60)
     table = effect_table({"a": values.tolist(), "b": [np.nan] * 60})
     slices = [made("early", ids(0, 25)), made("late", ids(20, 60))]
-    rows = slice_summary(table, LOSS, ["a", "b"], slices).set_index(["slice", "stage"])
+    rows = slice_summary([table], LOSS, ["a", "b"], slices).set_index(["slice", "stage"])
     assert rows.loc[("early", "a"), "effect"] == pytest.approx(values[:25].mean())
     assert rows.loc[("late", "a"), "effect"] == pytest.approx(values[20:].mean())
     assert rows.loc[("early", "a"), "n"] == 25
@@ -231,7 +231,7 @@ def test_the_largest_difference_is_found_and_said() -> None:
     values[60:] += 0.5
     table = effect_table({"a": values.tolist(), "b": (random.normal(size=90) * 0.1).tolist()})
     slices = [made(name, ids(30 * n, 30 * n + 30)) for n, name in enumerate(("x", "y", "z"))]
-    found = largest_difference(table, LOSS, trust("a") | trust("b"), slices)
+    found = largest_difference([table], LOSS, trust("a") | trust("b"), slices)
     assert found is not None
     assert found.stage == "a" and found.more.name == "y" and found.looked_at == 6
     means = sorted(values.reshape(3, 30).mean(1))
@@ -249,7 +249,7 @@ def test_of_many_slices_of_noise_the_largest_difference_is_hardly_ever_told() ->
     told = 0
     for _ in range(60):
         table = effect_table({"a": random.normal(size=240).tolist()})
-        told += largest_difference(table, LOSS, trust("a"), slices) is not None
+        told += largest_difference([table], LOSS, trust("a"), slices) is not None
     assert told <= 9  # 5 % of 60 are 3; without the correction it would be most of them
 
 
@@ -265,8 +265,8 @@ def test_slices_that_prove_nothing_give_no_difference(spoiled: Slice, why: str) 
     values = np.where(np.arange(60) < 30, 0.0, 5.0) + np.random.default_rng(7).normal(size=60)
     table = effect_table({"a": values.tolist()})
     sound = made("y", ids(30, 60))
-    assert largest_difference(table, LOSS, trust("a"), [made("x", ids(0, 30)), sound]) is not None
-    assert largest_difference(table, LOSS, trust("a"), [made("x", ids(0, 30)), spoiled]) is None
+    assert largest_difference([table], LOSS, trust("a"), [made("x", ids(0, 30)), sound]) is not None
+    assert largest_difference([table], LOSS, trust("a"), [made("x", ids(0, 30)), spoiled]) is None
 
 
 def test_stages_that_are_refused_give_no_difference() -> None:
@@ -274,7 +274,7 @@ def test_stages_that_are_refused_give_no_difference() -> None:
     table = effect_table({"a": values.tolist()})
     slices = [made("x", ids(0, 30)), made("y", ids(30, 60))]
     refused = StageTrust(stage="a", estimator="task-vector", trust="refused", reason="")
-    assert largest_difference(table, LOSS, {"a": refused}, slices) is None
+    assert largest_difference([table], LOSS, {"a": refused}, slices) is None
 
 
 def test_a_difference_within_training_noise_is_said_to_be_no_finding() -> None:
@@ -283,11 +283,11 @@ def test_a_difference_within_training_noise_is_said_to_be_no_finding() -> None:
     table = effect_table({"a": values.tolist()})
     turned = [(values * factor).tolist() for factor in (1.0, -1.0, 3.0)]
     slices = [made("x", ids(0, 30)), made("y", ids(30, 60))]
-    found = largest_difference(table, LOSS, trust("a"), slices, other_orders({"a": turned}))
+    found = largest_difference([table], LOSS, trust("a"), slices, other_orders({"a": turned}))
     assert found is not None and found.within_noise is True
     assert "not a finding" in str(difference_sentence(found, LOSS, "image"))
     steady = other_orders({"a": [values.tolist(), (values + 0.01).tolist()]})
-    found = largest_difference(table, LOSS, trust("a"), slices, steady)
+    found = largest_difference([table], LOSS, trust("a"), slices, steady)
     assert found is not None and found.within_noise is False
 
 

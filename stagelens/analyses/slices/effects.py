@@ -8,7 +8,7 @@ an interval, at a level that is corrected for how many were looked at (Bonferron
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -19,7 +19,7 @@ from scipy.stats import norm
 from stagelens.contracts import ACCURACY, Behaviour
 from stagelens.effects.headlines import FEWEST
 from stagelens.effects.resampling import LEVEL, Resamples, interval, sums
-from stagelens.effects.summary import stage_summary
+from stagelens.effects.summary import of_behaviour, stage_summary
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.wording.numbers import amount_text, phrase
 from stagelens.wording.sentences import Part, Sentence, slice_parts, would_be
@@ -98,7 +98,7 @@ def _sums(columns: np.ndarray, seed: int) -> np.ndarray:
 
 
 def slice_summary(
-    table: pd.DataFrame,
+    parts: Iterable[pd.DataFrame],
     behaviour: Behaviour,
     stages: Sequence[str],
     slices: Sequence[Slice],
@@ -107,7 +107,8 @@ def slice_summary(
     """Mean effect of every stage on every slice, with its interval.
 
     Args:
-        table: An effect table, with ``summary.with_accuracy`` applied where accuracy is asked for.
+        parts: An effect table in parts, each of whole stages, with ``summary.with_accuracy``
+            applied where accuracy is asked for.
         behaviour: Which of its behaviours.
         stages: Stage names in training order.
         slices: Of the table's set.
@@ -117,18 +118,21 @@ def slice_summary(
         :data:`COLUMNS`, one row per slice and stage; ``low`` and ``high`` are the 95 % interval of
         ``effect`` over the slice's examples, all else is as in ``summary.stage_summary``.
     """
-    rows = table[table["behaviour"] == behaviour.name]
-    frames = []
-    for one in slices:
-        own = rows[rows["example_id"].isin(one.example_ids)]
-        means = stage_summary(own, behaviour, stages, None, orders)
-        ends = [
-            mean_interval(own.loc[own["stage"] == stage, "effect"].to_numpy(float))
-            for stage in means["stage"]
-        ]
-        low, high = zip(*ends, strict=True) if ends else ((), ())
-        frames.append(means.assign(slice=one.name, low=low, high=high)[list(COLUMNS)])
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(COLUMNS))
+    frames: dict[str, list[pd.DataFrame]] = {one.name: [] for one in slices}
+    for part in parts:
+        rows = of_behaviour(part, behaviour.name)
+        for one in slices:
+            own = rows[rows["example_id"].isin(one.example_ids)]
+            means = stage_summary(own, behaviour, stages, None, orders)
+            ends = [
+                mean_interval(own.loc[own["stage"] == stage, "effect"].to_numpy(float))
+                for stage in means["stage"]
+            ]
+            low, high = zip(*ends, strict=True) if ends else ((), ())
+            made = means.assign(slice=one.name, low=low, high=high)[list(COLUMNS)]
+            frames[one.name].append(made)
+    every = [frame for own in frames.values() for frame in own]
+    return pd.concat(every, ignore_index=True) if every else pd.DataFrame(columns=list(COLUMNS))
 
 
 @dataclass(frozen=True)
@@ -162,7 +166,7 @@ class Difference:
 
 
 def largest_difference(
-    table: pd.DataFrame,
+    parts: Iterable[pd.DataFrame],
     behaviour: Behaviour,
     trust: Mapping[str, StageTrust],
     slices: Sequence[Slice],
@@ -175,29 +179,38 @@ def largest_difference(
     (:func:`~stagelens.wording.trust_words.may_be_finding`). The one whose corrected interval is
     furthest from zero is taken.
 
+    Args:
+        parts: As in :func:`slice_summary`.
+        behaviour: Which of its behaviours.
+        trust: What is known of each stage's counterfactual.
+        slices: Of the table's set.
+        orders: Effects in several orders of the batches; None where the noise is not known.
+
     Returns:
         None where no corrected interval excludes zero.
     """
     usable = [one for one in slices if not one.by_outcome]
-    rows = table[table["behaviour"] == behaviour.name]
+    by_name = {one.name: one for one in usable}
     found: list[tuple[float, float, str, Slice, Slice]] = []
     values: dict[str, pd.Series] = {}
-    for stage, known in trust.items():
-        if not may_be_finding(known, behaviour.name):
-            continue
-        own = rows[rows["stage"] == stage].set_index("example_id")["effect"].dropna()
-        values[stage] = own
-        large = {
-            one.name: inside
-            for one in usable
-            if (inside := own.index.isin(one.example_ids)).sum() >= FEWEST
-        }
-        by_name = {one.name: one for one in usable}
-        for names in combinations(large, 2):
-            # First-order errors choose; only the chosen pair is resampled, which takes far longer.
-            size, error = _contrast(own.to_numpy(), large[names[0]], large[names[1]])
-            first, second = (by_name[name] for name in (names if size > 0 else names[::-1]))
-            found.append((abs(size), error, stage, first, second))
+    for part in parts:
+        rows = of_behaviour(part, behaviour.name)
+        here = set(rows["stage"].unique())
+        for stage, known in trust.items():
+            if stage not in here or not may_be_finding(known, behaviour.name):
+                continue
+            own = rows[rows["stage"] == stage].set_index("example_id")["effect"].dropna()
+            values[stage] = own
+            large = {
+                one.name: inside
+                for one in usable
+                if (inside := own.index.isin(one.example_ids)).sum() >= FEWEST
+            }
+            for names in combinations(large, 2):
+                # First-order errors choose; only the chosen pair is resampled, which takes longer.
+                size, error = _contrast(own.to_numpy(), large[names[0]], large[names[1]])
+                first, second = (by_name[name] for name in (names if size > 0 else names[::-1]))
+                found.append((abs(size), error, stage, first, second))
     if not found:
         return None
     z = float(norm.isf(LEVEL / len(found) / 2))

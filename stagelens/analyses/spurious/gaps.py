@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ import pandas as pd
 
 from stagelens.contracts import ACCURACY, Behaviour
 from stagelens.effects.groups import GroupMetrics, crossed, group_metrics
+from stagelens.effects.summary import of_behaviour
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.trust.estimates import Effects
 from stagelens.wording.numbers import amount_text
@@ -48,7 +49,7 @@ class Gaps:
 
 
 def group_gaps(
-    table: pd.DataFrame,
+    table: pd.DataFrame | Iterable[pd.DataFrame],
     stages: Sequence[str],
     by: Sequence[str],
     behaviour: Behaviour = ACCURACY,
@@ -59,7 +60,8 @@ def group_gaps(
     Accuracy is that of the counterfactual weights' answers; margins are the effect table's.
 
     Args:
-        table: An effect table; rows of ``accuracy`` are not needed.
+        table: An effect table, or its parts, each of whole stages; rows of ``accuracy`` are not
+            needed.
         stages: Stage names in training order.
         by: Columns that groups come from; several are crossed.
         behaviour: What the gap is in: accuracy, or the margin.
@@ -69,47 +71,66 @@ def group_gaps(
     Raises:
         SetError: A column is not there.
     """
-    metrics = group_metrics(models(table, stages), by, behaviour.name)
+    measured = models(table, stages, by)
+    metrics = group_metrics(measured, by, behaviour.name)
     within: dict[str, bool] = {}
     if orders is not None and metrics.best is not None:
-        within = _within_noise(metrics, stages, behaviour, _sides(table, by, metrics), orders)
+        sides = _sides(measured[FINAL], by, metrics)
+        within = _within_noise(metrics, stages, behaviour, sides, orders)
     return Gaps(metrics, behaviour, within)
 
 
-def rows_of(effects: Effects) -> pd.DataFrame:
+def rows_of(effects: Effects, by: Sequence[str]) -> Iterator[pd.DataFrame]:
     """What :func:`group_gaps` needs of an estimate: the rows with margins, where these exist."""
-    return effects.of("margin") if "margin" in effects.behaviours else effects.first
+    name = "margin" if "margin" in effects.behaviours else effects.measured
+    return effects.parts(name, list(dict.fromkeys([*_NEEDED, *by])))
 
 
-def models(table: pd.DataFrame, stages: Sequence[str]) -> dict[str, pd.DataFrame]:
+_NEEDED = (
+    *("stage", "behaviour", "example_id", "label", "prediction", "prediction_without"),
+    *("final", "without"),
+)
+
+
+def models(
+    table: pd.DataFrame | Iterable[pd.DataFrame], stages: Sequence[str], by: Sequence[str] = ()
+) -> dict[str, pd.DataFrame]:
     """The answers of the final model and without each stage, as plain tables.
 
     Args:
-        table: An effect table.
+        table: An effect table, or its parts, each of whole stages.
         stages: Stage names in training order.
+        by: Columns of the set to keep.
 
     Returns:
-        Model name to one row per example: ``example_id``, ``label``, the set's own columns,
-        ``prediction``, and ``margin`` where it was measured.
+        Model name to one row per example: ``example_id``, ``label``, ``by``, ``prediction``, and
+        ``margin`` where it was measured.
     """
-    kind = "margin" if (table["behaviour"] == "margin").any() else table["behaviour"].iloc[0]
-    rows = table[table["behaviour"] == kind]
+    kept = list(dict.fromkeys(["example_id", "label", *by]))
     found: dict[str, pd.DataFrame] = {}
-    for stage in stages:
-        own = rows[rows["stage"] == stage].reset_index(drop=True)
-        # Every stage's rows repeat what the final model answered.
-        if not found:
-            found[FINAL] = own if kind != "margin" else own.assign(margin=own["final"])
-        answers = own.assign(prediction=own["prediction_without"])
-        name = without(stage)
-        found[name] = answers if kind != "margin" else answers.assign(margin=own["without"])
+    for part in [table] if isinstance(table, pd.DataFrame) else table:
+        margins = bool((part["behaviour"] == "margin").any())
+        rows = of_behaviour(part, "margin" if margins else part["behaviour"].iloc[0])
+        here = set(rows["stage"].unique())
+        for stage in (name for name in stages if name in here):
+            own = rows[rows["stage"] == stage].reset_index(drop=True)
+            told = {"prediction": "prediction"}, {"prediction_without": "prediction"}
+            if margins:
+                told = {**told[0], "final": "margin"}, {**told[1], "without": "margin"}
+            # Every stage's rows repeat what the final model answered.
+            if not found:
+                found[FINAL] = own[[*kept, *told[0]]].rename(columns=told[0])
+            found[without(stage)] = own[[*kept, *told[1]]].rename(columns=told[1])
+            # The same texts need not be in memory once for each model.
+            same = own["example_id"].array.equals(found[FINAL]["example_id"].array)
+            if same:
+                found[without(stage)]["example_id"] = found[FINAL]["example_id"]
     return found
 
 
 def _sides(table: pd.DataFrame, by: Sequence[str], metrics: GroupMetrics) -> pd.Series:
     """Example id to +1/n in the best group and -1/n in the worst: sums of it are gaps."""
-    examples = table.drop_duplicates("example_id")
-    examples = examples[examples["label"].notna()]
+    examples = table[table["label"].notna()]
     group = crossed(examples, by)
     best, worst = group == metrics.best, group == metrics.worst
     # max: a group without labelled examples must not divide by 0.

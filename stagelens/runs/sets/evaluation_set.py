@@ -126,7 +126,11 @@ class EvaluationSet:
         with self._open() as file:
             table = file.read(columns=names)
             self._kept_ids(table["example_id"])
-        return pd.DataFrame({name: _series(table[name]) for name in names})
+        frame = pd.DataFrame({name: _series(table[name]) for name in names})
+        del table
+        # pyarrow's allocator would keep what was read, for as long as the process runs.
+        pa.default_memory_pool().release_unused()
+        return frame
 
     def examples(self, start: int = 0, stop: int | None = None) -> list[Example]:
         """The examples in rows ``start`` to ``stop`` (exclusive; None for the end), as a slice."""

@@ -46,6 +46,9 @@ _TWO_TRAININGS = (
 )
 
 
+_PAIRED = ("example_id", "effect")
+
+
 @dataclass(frozen=True)
 class _Wanted:
     """What is compared: one stage, and for each side its effects and the behaviour.
@@ -62,14 +65,15 @@ class _Wanted:
     def sides(self) -> tuple[Side, Side]:
         """Both sides, with the effects of the stage alone."""
         first, second = (
-            Side(name, kind, _of(found.of(kind.name), self.stage), found.trust[self.stage])
+            Side(
+                name,
+                kind,
+                found.of_stage(kind.name, self.stage, _PAIRED)[list(_PAIRED)],
+                found.trust[self.stage],
+            )
             for name, found, kind in zip(self.names, self.effects, self.behaviours, strict=True)
         )
         return first, second
-
-
-def _of(rows: pd.DataFrame, stage: str) -> pd.DataFrame:
-    return rows.loc[rows["stage"] == stage, ["example_id", "effect"]]
 
 
 def comparison_tab(workspace: Workspace, effects: Effects) -> None:

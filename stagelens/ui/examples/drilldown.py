@@ -15,7 +15,13 @@ from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, inputs, state
 from stagelens.ui.pieces.pinning import About
 from stagelens.ui.reading import loaders
-from stagelens.ui.reading.browse import Chosen, answer_column, effect_column, noise_column
+from stagelens.ui.reading.browse import (
+    Chosen,
+    answer_column,
+    confidence_column,
+    effect_column,
+    noise_column,
+)
 from stagelens.ui.reading.loaders import Effects
 from stagelens.wording.numbers import phrase, value_text
 from stagelens.wording.sentences import Sentence, example_sentence
@@ -164,26 +170,15 @@ def answers_html(
         begins += components.text_html(
             "The most probable next token after the prompt, or after the text.", muted=True
         )
-    rows = effects.of(behaviour.name)
-    rows = rows[rows["example_id"] == row["example_id"]].set_index("stage")
     label = row["label"]
     name = behaviour.name
     cards = [_card("final model", row["prediction"], row["confidence"], label, None, name)]
     for stage in workspace.stages:
-        if stage in rows.index:
-            one = rows.loc[stage]
-            known = effects.trust.get(stage)
-            cards.append(
-                _card(
-                    stage,
-                    one["prediction_without"],
-                    one["confidence_without"],
-                    label,
-                    known,
-                    name,
-                    changed=one["prediction_without"] != row["prediction"],
-                )
-            )
+        known = effects.trust.get(stage)
+        if known is not None:
+            answer, sure = row[answer_column(stage)], float(row[confidence_column(stage)])
+            changed = bool(answer != row["prediction"])
+            cards.append(_card(stage, answer, sure, label, known, name, changed))
     return (
         f"{begins}<div style='display:grid;gap:.6em;"
         f"grid-template-columns:repeat(auto-fit,minmax(7.5em,1fr))'>{''.join(cards)}</div>"

@@ -23,7 +23,7 @@ _MANY = 200
 """With more labels than this, the label is typed instead of picked from a list."""
 
 
-@st.cache_resource(max_entries=8, show_spinner=False)
+@st.cache_resource(max_entries=3, show_spinner=False)
 def every_example(at: Source, set_name: str, estimator: str, behaviour: str) -> Every:
     """All examples of a set with their stage effects."""
     # Cached by names and stamps: Streamlit hashes large frames from a sample of their rows.
@@ -31,7 +31,8 @@ def every_example(at: Source, set_name: str, estimator: str, behaviour: str) -> 
     assert found is not None, "pages ask only for estimators that have a result"
     names = [stage.name for stage in loaders.run(at).stages]
     columns = list(loaders.examples(at, set_name).columns.drop(["example_id", "label"]))
-    frame = browse.example_frame(found.of(behaviour), found.behaviours[behaviour], names, columns)
+    parts = found.parts(behaviour, browse.frame_columns(columns))
+    frame = browse.example_frame(parts, found.behaviours[behaviour], names, columns)
     return Every.of(frame, names)
 
 

@@ -228,7 +228,8 @@ def _behaviour(effects: Effects) -> Behaviour:
 
 
 def _row(workspace: Workspace, effects: Effects, behaviour: Behaviour, asked: Asked) -> pd.Series:
-    row = browse.example_frame(effects.of(behaviour.name), behaviour, workspace.stages, ()).iloc[0]
+    parts = [effects.of(behaviour.name)]
+    row = browse.example_frame(parts, behaviour, workspace.stages, ()).iloc[0]
     # Without a given label, behaviours are about the model's own answer: none is right or wrong.
     return row if asked.answer.label_given else row.where(row.index != "label", None)
 

@@ -146,11 +146,12 @@ def _places(workspace: Workspace) -> str:
 def _pick_stage(workspace: Workspace, effects: Effects, example_id: str | None = None) -> str:
     """The stage; initially the one most to blame, for one example or on average."""
     behaviour = effects.behaviours[_behaviours(effects)[0]]
-    rows = effects.of(behaviour.name)
-    if example_id is not None:
-        rows = rows[rows["example_id"] == example_id]
+    means = []
+    for rows in effects.parts(behaviour.name, ("example_id", "stage", "effect")):
+        own = rows if example_id is None else rows[rows["example_id"] == example_id]
+        means.append(own.groupby("stage", observed=True)["effect"].mean())
     # Gains are positive for credit, so the smallest of them is the most blame.
-    gains = (behaviour.sign * rows["effect"]).groupby(rows["stage"], observed=True).mean().dropna()
+    gains = (behaviour.sign * pd.concat(means)).dropna()
     stages = workspace.stages
     return st.selectbox(
         "Stage",
@@ -358,9 +359,8 @@ def _differs(effects: Effects, stage: str, behaviour: Behaviour, one: Map) -> No
 
 def _effect(effects: Effects, stage: str, behaviour: Behaviour, example_id: str) -> float:
     """What the effect table says of one example."""
-    rows = effects.of(behaviour.name)
-    own = (rows["example_id"] == example_id) & (rows["stage"] == stage)
-    return float(rows.loc[own, "effect"].iloc[0])
+    rows = effects.of_stage(behaviour.name, stage, ("example_id", "effect"))
+    return float(rows.loc[rows["example_id"] == example_id, "effect"].iloc[0])
 
 
 def _how(workspace: Workspace, baseline: str) -> None:

@@ -88,10 +88,11 @@ def _observed(workspace: Workspace, asked: Asked, found: Stored | None) -> None:
 
 def _boundaries(workspace: Workspace, asked: Asked, counts: dict[str, int]) -> pd.DataFrame | None:
     """The stored behaviours after each boundary as ``stage``, ``step``, ``value``, ``answer``."""
-    table = loaders.boundaries(workspace.at, workspace.examples.name, asked.behaviour.name)
-    if table is None:
+    parts = loaders.boundaries(workspace.at, workspace.examples.name, asked.behaviour.name)
+    own = [part[part["example_id"].isin(asked.ids)] for part in parts]
+    if not own:
         return None
-    rows = table[table["example_id"].isin(asked.ids)]
+    rows = pd.concat(own, ignore_index=True)
     means = rows.groupby("boundary", sort=False).agg(
         value=("value", "mean"), answer=("prediction", "first")
     )

@@ -112,8 +112,7 @@ def side_by_side(ids: Collection[str]) -> list[str]:
     # More than fit, because some may not be in this set; bounded, because a link can name any.
     linked = st.query_params.get_all(BESIDE)[: 4 * MOST_BESIDE]
     named = linked or st.session_state.get(session_key(BESIDE), [])
-    known = set(ids)
-    found = [name for name in dict.fromkeys(named) if name in known][:MOST_BESIDE]
+    found = [name for name in dict.fromkeys(named) if name in ids][:MOST_BESIDE]
     if named and found != linked:
         put_side_by_side(found)
     return found

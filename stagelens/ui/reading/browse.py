@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from stagelens.contracts import ACCURACY, Behaviour
-from stagelens.effects.summary import right_answers
+from stagelens.effects.summary import of_behaviour, right_answers
 from stagelens.wording.cells import cells
 
 PAGE_SIZE = 12
@@ -85,18 +87,26 @@ def answer_column(stage: str) -> str:
     return f"answer without {stage}"
 
 
+def confidence_column(stage: str) -> str:
+    """Column of :func:`example_frame` that holds the confidence in the answer without this stage."""
+    return f"confidence without {stage}"
+
+
 def noise_column(stage: str) -> str:
     """Column of :func:`example_frame` that marks effects within training noise; null: not known."""
     return f"within noise without {stage}"
 
 
 def example_frame(
-    table: pd.DataFrame, behaviour: Behaviour, stages: Sequence[str], columns: Sequence[str]
+    parts: Iterable[pd.DataFrame],
+    behaviour: Behaviour,
+    stages: Sequence[str],
+    columns: Sequence[str],
 ) -> pd.DataFrame:
     """One row per example, in the set's order, with every stage's effect side by side.
 
     Args:
-        table: An effect table.
+        parts: An effect table in parts, each of whole stages, in training order.
         behaviour: Which of its behaviours.
         stages: Stage names in training order.
         columns: The set's own columns to keep, beside ``label``.
@@ -104,27 +114,59 @@ def example_frame(
     Returns:
         ``example_id``, ``label``, ``prediction``, ``confidence``, ``right`` (NaN without a
         label), ``final``, ``columns``, and per stage :func:`effect_column`,
-        :func:`answer_column` and :func:`noise_column`.
+        :func:`answer_column`, :func:`confidence_column` and :func:`noise_column`.
     """
-    own = [name for name in ("label", *columns) if name in table]
-    base = ["example_id", *own, "prediction", "confidence", "final"]
-    per_stage = ["effect", "prediction_without", "within_noise"]
-    rows = table.loc[table["behaviour"] == behaviour.name, ["stage", *base, *per_stage]]
-    parts = [rows[rows["stage"] == stage] for stage in stages]
-    first = parts[0] if parts else rows[:0]
-    frame = first[base].reset_index(drop=True)
+    base = pd.DataFrame()
+    added: dict[str, Any] = {}
+    for table in parts:
+        rows = of_behaviour(table, behaviour.name)
+        for stage in stages:
+            part = rows[rows["stage"] == stage] if len(rows) else rows
+            if part.empty:
+                continue
+            if base.empty:
+                own = [name for name in ("label", *columns) if name in part]
+                base = part[["example_id", *own, "prediction", "confidence", "final"]]
+            # Usually every stage's rows come in one order, and reindexing a large set is slow.
+            if not part["example_id"].array.equals(base["example_id"].array):
+                part = part.set_index("example_id").reindex(base["example_id"])
+            added[effect_column(stage)] = part["effect"].array
+            added[answer_column(stage)] = part["prediction_without"].array
+            # In half the precision, which is more than anybody reads of it.
+            added[confidence_column(stage)] = part["confidence_without"].to_numpy(np.float32)
+            # Nullable: where the noise has not been measured, there is no True or False.
+            added[noise_column(stage)] = part["within_noise"].astype("boolean").array
+    frame = base.reset_index(drop=True)
     frame["right"] = right_answers(frame["prediction"], frame["label"])
-    added = {}
-    for stage, part in zip(stages, parts, strict=True):
-        # Usually every stage's rows come in one order, and reindexing a large set is slow.
-        if not part["example_id"].array.equals(first["example_id"].array):
-            part = part.set_index("example_id").reindex(first["example_id"])
-        added[effect_column(stage)] = part["effect"].array
-        added[answer_column(stage)] = part["prediction_without"].array
-        # Nullable: where the noise has not been measured, there is no True or False.
-        added[noise_column(stage)] = part["within_noise"].astype("boolean").array
     # In one go: columns added one by one to a wide frame fragment it.
-    return pd.concat([frame, pd.DataFrame(added, index=frame.index)], axis=1)
+    return pd.concat([frame, pd.DataFrame(added, index=frame.index, copy=False)], axis=1)
+
+
+def frame_columns(columns: Sequence[str]) -> list[str]:
+    """Columns of an effect table that :func:`example_frame` needs for these of the set."""
+    return [
+        *("stage", "behaviour", "example_id", "label", *columns, "prediction", "confidence"),
+        *("final", "effect", "prediction_without", "confidence_without", "within_noise"),
+    ]
+
+
+class Places(Mapping[str, int]):
+    """Example id to its row, looked up in the ids: a dictionary would take ten times the memory."""
+
+    def __init__(self, ids: pd.Series) -> None:
+        self._ids = pa.array(ids, pa.string())
+
+    def __getitem__(self, example_id: str) -> int:
+        place = pc.index(self._ids, example_id).as_py()
+        if place < 0:
+            raise KeyError(example_id)
+        return int(place)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._ids.to_pylist())
+
+    def __len__(self) -> int:
+        return len(self._ids)
 
 
 @dataclass(frozen=True)
@@ -146,10 +188,8 @@ class Every:
     @classmethod
     def of(cls, frame: pd.DataFrame, stages: Sequence[str]) -> Every:
         """Prepare a frame of examples for :func:`select`."""
-        ids = frame["example_id"].tolist()
         labels = sorted(frame["label"].dropna().unique().astype(str))
-        places = dict(zip(ids, range(len(ids)), strict=True))
-        return cls(frame, places, tuple(labels), largest(frame, stages))
+        return cls(frame, Places(frame["example_id"]), tuple(labels), largest(frame, stages))
 
     def row(self, example_id: str) -> pd.Series:
         """One example."""
@@ -210,16 +250,23 @@ class Chosen:
         return str(self.every.frame["example_id"].iloc[self.order[place]])
 
     def _place(self, example_id: str | None) -> int | None:
-        if example_id is None or example_id not in self.every.places:
-            return None
-        found = np.flatnonzero(self.order == self.every.places[example_id])
+        row = None if example_id is None else self.every.places.get(example_id)
+        found = np.flatnonzero(self.order == row) if row is not None else ()
         return int(found[0]) if len(found) else None
 
 
 def largest(frame: pd.DataFrame, stages: Sequence[str]) -> float:
     """The largest absolute effect; 0 if there is none."""
-    sizes = frame[[effect_column(stage) for stage in stages]].abs().max()
-    return float(sizes.max()) if len(sizes) and sizes.notna().any() else 0.0
+    sizes = [float(frame[effect_column(stage)].abs().max()) for stage in stages]
+    return max((size for size in sizes if np.isfinite(size)), default=0.0)
+
+
+# From the gains of a stage, and of these the ones that the filters ask for: the largest comes first.
+_RANKS: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "strongest effect": lambda _, asked: np.abs(asked),
+    "most blame": lambda gains, _: -gains,
+    "most credit": lambda gains, _: gains,
+}
 
 
 def select(
@@ -241,8 +288,6 @@ def select(
     frame = every.frame
     # A link may name a stage that this run does not have.
     chosen = [filters.stage] if filters.stage in stages else list(stages)
-    # Positive is credit and negative blame, whichever direction of the behaviour is better.
-    gains = behaviour.sign * frame[[effect_column(s) for s in chosen if s is not None]].to_numpy()
     keep = np.ones(len(frame), dtype=bool)
     if filters.label is not None:
         keep &= _says(frame["label"], filters.label)
@@ -256,21 +301,37 @@ def select(
         found = searched.str.contains(filters.search, case=False, regex=False)
         keep &= found.to_numpy(dtype=bool)
     if filters.changed:
-        others = frame[[answer_column(s) for s in chosen if s is not None]]
-        # A refused stage has no answer, and a missing one must not count as another answer.
-        differs = others.ne(frame["prediction"], axis=0) & others.notna()
-        keep &= differs.any(axis=1).to_numpy()
-    # Side and strength must hold for the same stage, so the other side is blanked out first.
-    asked = gains
-    if filters.side == "credit":
-        asked = np.where(gains > 0, gains, np.nan)
-    elif filters.side == "blame":
-        asked = np.where(gains < 0, gains, np.nan)
+        differs = np.zeros(len(frame), dtype=bool)
+        for stage in chosen:
+            other = frame[answer_column(stage)]
+            # A refused stage has no answer, and a missing one must not count as another answer.
+            differs |= (other.ne(frame["prediction"]) & other.notna()).to_numpy()
+        keep &= differs
+    rank = _RANKS.get(filters.sort)
+    key = np.full(len(frame), np.nan)
+    strong = np.zeros(len(frame), dtype=bool)
+    # Stage by stage: all effects of a large set at once take as much memory as the set.
+    for stage in chosen:
+        # Positive is credit and negative blame, whichever direction of the behaviour is better.
+        gains = behaviour.sign * frame[effect_column(stage)].to_numpy()
+        # Side and strength must hold for the same stage, so the other side is blanked out first.
+        asked = gains
+        if filters.side is not None:
+            asked = np.where(gains > 0 if filters.side == "credit" else gains < 0, gains, np.nan)
+        strong |= np.abs(asked) >= filters.strength
+        # fmax ignores the NaN of refused stages.
+        key = key if rank is None else np.fmax(key, rank(gains, asked))
     if filters.side is not None or filters.strength > 0:
-        keep &= (np.abs(asked) >= filters.strength).any(axis=1)
+        keep &= strong
     rows = np.flatnonzero(keep)
-    order = rows[_order(every, rows, asked[rows], gains[rows], filters.sort)]
-    return Chosen(behaviour, filters, every, order)
+    if filters.sort == "id":
+        order = np.argsort(every.rank_of_id[rows])
+    elif rank is not None:
+        # Rows that are all NaN come last, and ties keep the set's order.
+        order = np.argsort(-key[rows], kind="stable")
+    else:
+        order = np.arange(len(rows))  # in the order of the set already
+    return Chosen(behaviour, filters, every, rows[order])
 
 
 def _says(column: pd.Series, text: str) -> np.ndarray:
@@ -280,23 +341,6 @@ def _says(column: pd.Series, text: str) -> np.ndarray:
         named = [code for code, value in enumerate(column.cat.categories) if str(value) == text]
         return np.isin(column.cat.codes.to_numpy(), named)
     return (column.astype(str) == text).to_numpy()
-
-
-def _order(
-    every: Every, rows: np.ndarray, asked: np.ndarray, gains: np.ndarray, sort: str
-) -> np.ndarray:
-    """Sorting order of some rows; those without a number come last, ties keep the set's order."""
-    if sort == "id":
-        return np.argsort(every.rank_of_id[rows])
-    # fmin and fmax ignore the NaN of refused stages; argsort puts rows that are all NaN last.
-    if sort == "most blame":
-        return np.argsort(np.fmin.reduce(gains, axis=1), kind="stable")
-    if sort == "most credit":
-        return np.argsort(-np.fmax.reduce(gains, axis=1), kind="stable")
-    if sort == "strongest effect":
-        return np.argsort(-np.fmax.reduce(np.abs(asked), axis=1), kind="stable")
-    # Rows are in the order of the set already.
-    return np.arange(len(rows))
 
 
 def pages(count: int) -> int:

@@ -8,7 +8,7 @@ written, its stamps change, and everything is read again. Nothing here imports t
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ import streamlit as st
 
 from stagelens.analyses.slices import effects as slice_effects
 from stagelens.analyses.slices.saved import Slice, joined, stored_slices
-from stagelens.contracts import ACCURACY, Behaviour
+from stagelens.contracts import ACCURACY, BASE, Behaviour
 from stagelens.effects import headlines as strongest
 from stagelens.effects import summary
-from stagelens.effects.results import FIRST, Result, ResultFacts, load_result
+from stagelens.effects.results import FIRST, OWN_GROUPS, Result, ResultFacts, load_result
 from stagelens.estimators.stage_trust import is_ground_truth
 from stagelens.runs.run import Run, open_run
 from stagelens.runs.sets.evaluation_set import EvaluationSet
@@ -123,7 +123,7 @@ def groups(at: Source, set_name: str) -> Mapping[str, tuple[str, ...]]:
     made = slices(at, set_name)[0]
     # A slice of all examples would be a single group.
     names += [one.column for one in made if len(one.example_ids) < len(table)]
-    return {name: tuple(sorted(table[name].dropna().astype(str).unique())) for name in names}
+    return {name: tuple(sorted(map(str, table[name].dropna().unique()))) for name in names}
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
@@ -164,7 +164,7 @@ def effects(at: Source, set_name: str, estimate: str) -> Effects | None:
         return None
     # Slices join a table that stays cached, so that saving one does not read effects again.
     own = slices(at, set_name)[0]
-    return found.with_rows(lambda rows: joined(rows, own))
+    return found.with_columns(lambda rows: joined(rows, own)) if own else found
 
 
 @st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=MEASURED)
@@ -200,54 +200,94 @@ def available(at: Source, set_name: str) -> list[str]:
     return list(stored_estimates(at, set_name))
 
 
+def boundaries(
+    at: Source, set_name: str, behaviour: str, by: str | None = None
+) -> Iterator[pd.DataFrame]:
+    """One behaviour after each boundary, with a column of the set, in parts of whole boundaries.
+
+    There is none where nothing was measured, and one of a small set.
+    """
+    if evaluation_set(at, set_name).count < OWN_GROUPS:
+        every = _boundary(at, set_name, behaviour, by, None)
+        if every is not None and len(every):
+            yield every
+        return
+    for name in (BASE, *(stage.name for stage in run(at).stages)):
+        # Not cached: of a large set, no more than one boundary is in memory.
+        part = _boundary.__wrapped__(at, set_name, behaviour, by, name)
+        if part is not None:
+            yield part
+
+
 @st.cache_resource(max_entries=8, show_spinner=False)
-def boundaries(at: Source, set_name: str, behaviour: str) -> pd.DataFrame | None:
-    """One behaviour after each boundary, with the set's own columns; None where not measured."""
+def _boundary(
+    at: Source, set_name: str, behaviour: str, by: str | None, boundary: str | None
+) -> pd.DataFrame | None:
     # Accuracy is not stored: it follows from predictions, which every behaviour repeats.
     measured = FIRST if behaviour == ACCURACY.name else behaviour
-    result = load_result(run(at), set_name, "boundaries", coded=True, behaviour=measured)
-    if result is None:
+    columns = ("boundary", "behaviour", "example_id", "value", "prediction")
+    found = load_result(
+        *(run(at), evaluation_set(at, set_name), "boundaries"),
+        coded=True,
+        behaviour=measured,
+        stage=boundary,
+        columns=columns,
+    )
+    if found is None:
         return None
-    table = summary.boundaries_with_accuracy(result.table, examples(at, set_name))
-    rows = table[table["behaviour"] == behaviour]
-    return rows if len(rows) else None
+    own = list(dict.fromkeys(["example_id", "label", *([] if by is None else [by])]))
+    table = summary.boundaries_with_accuracy(found.table, examples(at, set_name)[own])
+    return summary.of_behaviour(table, behaviour)
 
 
-def slice_of(table: pd.DataFrame, by: str | None, group: str | None) -> pd.DataFrame:
-    """The rows of one group; all of them if ``group`` is None."""
-    if by is None or group is None:
-        return table
-    return table[table[by].astype(str) == group]
+@st.cache_data(max_entries=64, show_spinner=False)
+def _summaries(
+    at: Source, set_name: str, estimator: str, behaviour: str, by: str | None, best: bool
+) -> list[pd.DataFrame]:
+    """``summary.stage_summary`` over a set, then per group of a column; empty if nothing is stored.
+
+    Both in one go, because all effects of a large set are read for it; ``best`` for those that
+    :func:`best_known` takes.
+    """
+    wanted = [None] if by is None else [None, by]
+    found = (best_known if best else effects)(at, set_name, estimator)
+    if found is None:
+        return [pd.DataFrame(columns=list(summary.SUMMARY_COLUMNS)) for _ in wanted]
+    return summary.stage_summaries(
+        found.parts(behaviour, _needed(at, set_name, by)),
+        found.behaviours[behaviour],
+        [stage.name for stage in run(at).stages],
+        wanted,
+        orders(at, set_name),
+    )
 
 
-@st.cache_data(max_entries=128, show_spinner=False)
+def _needed(at: Source, set_name: str, by: str | None = None) -> list[str]:
+    """Columns of effects that a summary by a column needs."""
+    noise_of = ["example_id"] if orders(at, set_name) is not None else []
+    own = [] if by is None else [by]
+    return list(dict.fromkeys([*summary.SUMMARISED, *own, *noise_of]))
+
+
 def stage_summary(
     at: Source, set_name: str, estimator: str, behaviour: str, by: str | None, group: str | None
 ) -> pd.DataFrame:
     """``summary.stage_summary`` over a set or one of its groups; no rows if nothing is stored."""
-    found = effects(at, set_name, estimator)
-    if found is None:
-        return pd.DataFrame(columns=list(summary.SUMMARY_COLUMNS))
-    names = [stage.name for stage in run(at).stages]
-    table = slice_of(found.of(behaviour), by, group)
-    kind = found.behaviours[behaviour]
-    return summary.stage_summary(table, kind, names, None, orders(at, set_name))
+    every, *groups = _summaries(at, set_name, estimator, behaviour, by, False)
+    return every if group is None else _of_group(groups[0], group).assign(group=None)
 
 
-@st.cache_data(max_entries=128, show_spinner=False)
 def group_summary(
     at: Source, set_name: str, estimator: str, behaviour: str, by: str
 ) -> pd.DataFrame:
     """``summary.stage_summary`` per group of a column."""
-    found = effects(at, set_name, estimator)
-    if found is None:
-        return pd.DataFrame(columns=list(summary.SUMMARY_COLUMNS))
-    names = [stage.name for stage in run(at).stages]
-    kind = found.behaviours[behaviour]
-    return summary.stage_summary(found.of(behaviour), kind, names, by, orders(at, set_name))
+    return _summaries(at, set_name, estimator, behaviour, by, False)[1]
 
 
-@st.cache_data(max_entries=128, show_spinner=False)
+def _of_group(groups: pd.DataFrame, group: str) -> pd.DataFrame:
+    return groups[groups["group"].astype(str) == group].reset_index(drop=True)
+
+
 def headlines(
     at: Source,
     set_name: str,
@@ -261,16 +301,12 @@ def headlines(
     found = best_known(at, set_name, estimator)
     if found is None:
         return []
-    return strongest.headlines(
-        slice_of(found.of(behaviour), by, group),
-        found.behaviours[behaviour],
-        [stage.name for stage in run(at).stages],
-        found.trust,
-        noun,
-        by,
-        groups_only=group is not None,
-        orders=orders(at, set_name),
-    )
+    # Where the chosen ones are known best, they are summarised already.
+    other = found is not effects(at, set_name, estimator)
+    every = _summaries(at, set_name, estimator, behaviour, by, other)
+    if group is not None:
+        every = [_of_group(every[1], group)] if by is not None else []
+    return strongest.of_summaries(every, found.behaviours[behaviour], found.trust, noun, by)
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
@@ -281,7 +317,8 @@ def slice_summary(at: Source, set_name: str, estimator: str, behaviour: str) -> 
     names = [stage.name for stage in run(at).stages]
     own = slices(at, set_name)[0]
     kind = found.behaviours[behaviour]
-    return slice_effects.slice_summary(found.of(behaviour), kind, names, own, orders(at, set_name))
+    rows = found.parts(behaviour, _needed(at, set_name, "example_id"))
+    return slice_effects.slice_summary(rows, kind, names, own, orders(at, set_name))
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)
@@ -292,8 +329,9 @@ def largest_difference(
     found = effects(at, set_name, estimator)
     assert found is not None, "pages ask only for estimators that have a result"
     kind = found.behaviours[behaviour]
+    rows = found.parts(behaviour, ("stage", "behaviour", "example_id", "effect"))
     return slice_effects.largest_difference(
-        found.of(behaviour), kind, found.trust, slices(at, set_name)[0], orders(at, set_name)
+        rows, kind, found.trust, slices(at, set_name)[0], orders(at, set_name)
     )
 
 
@@ -302,16 +340,16 @@ def boundary_summary(
     at: Source, set_name: str, behaviour: str, better: str, by: str | None
 ) -> pd.DataFrame | None:
     """Means after each boundary: over all examples, then per group; None where not measured."""
-    table = boundaries(at, set_name, behaviour)
-    if table is None:
-        return None
     # From its parts, because the cache is keyed by strings.
     kind = Behaviour(behaviour, "lower" if better == "lower" else "higher")
     names = [stage.name for stage in run(at).stages]
-    parts = [summary.boundary_summary(table, kind, names)]
-    if by is not None:
-        parts.append(summary.boundary_summary(table, kind, names, by))
-    return pd.concat(parts, ignore_index=True) if len(parts) > 1 else parts[0]
+    wanted = [None] if by is None else [None, by]
+    found: dict[str | None, list[pd.DataFrame]] = {each: [] for each in wanted}
+    for part in boundaries(at, set_name, behaviour, by):
+        for each in wanted:
+            found[each].append(summary.boundary_summary(part, kind, names, each))
+    every = [frame for each in wanted for frame in found[each]]
+    return pd.concat(every, ignore_index=True) if every else None
 
 
 @st.cache_data(max_entries=16, show_spinner=False, hash_funcs=MEASURED)

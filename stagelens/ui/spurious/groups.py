@@ -52,7 +52,7 @@ def _gaps(
         return None
     stages = [stage.name for stage in loaders.run(at).stages]
     kind = found.behaviours[behaviour]
-    return measure_gaps(rows_of(found), stages, by, kind, loaders.orders(at, set_name))
+    return measure_gaps(rows_of(found, by), stages, by, kind, loaders.orders(at, set_name))
 
 
 def group_gaps_tab(workspace: Workspace, effects: Effects) -> None:
