@@ -6,7 +6,7 @@ fixed side of zero, so nothing is said by colour alone. What is not to be relied
 faintly. Names come from data: they are escaped before plotly or a browser sees them.
 """
 
-from stagelens.charts.bars import credit_and_blame, example_effects
+from stagelens.charts.bars import credit_and_blame, example_effects, rest_text, shown_stages
 from stagelens.charts.effect_bars import effect_bars, marked
 from stagelens.charts.stages import time_line
 from stagelens.charts.style import (
@@ -37,7 +37,9 @@ __all__ = [
     "example_effects",
     "largest_effect",
     "marked",
+    "rest_text",
     "shaded_tokens",
+    "shown_stages",
     "stage_color",
     "time_line",
     "visible",

@@ -11,7 +11,16 @@ import plotly.graph_objects as go
 
 from stagelens.contracts import Behaviour
 from stagelens.estimators.stage_trust import StageTrust
-from stagelens.wording.numbers import amount_text, axis_unit, is_share, phrase, scaled, signed_text
+from stagelens.wording.folding import strongest
+from stagelens.wording.numbers import (
+    amount_text,
+    axis_unit,
+    count_text,
+    is_share,
+    phrase,
+    scaled,
+    signed_text,
+)
 from stagelens.wording.trust_words import MARKS, is_trustworthy, trust_label, trust_word
 
 from .style import BLAME, CREDIT, INK, LIGHT, PAPER, ZERO, Chart, Palette, escaped, style
@@ -36,7 +45,7 @@ def credit_and_blame(
     palette: Palette = LIGHT,
     about: str = "all examples",
 ) -> Chart:
-    """One diverging bar per stage, in training order from top to bottom.
+    """One diverging bar per stage, in training order from top to bottom; of many, the strongest.
 
     Args:
         summary: One row per stage, as ``summary.stage_summary`` makes it (``gain``, ``credit``,
@@ -47,7 +56,7 @@ def credit_and_blame(
         palette: Light or dark.
         about: Which examples, for the alternative text.
     """
-    rows = summary.to_dict("records")
+    rows = summary.iloc[shown_stages(summary)].to_dict("records")
     hovers = [
         f"<b>{escaped(str(r['stage']))}</b><br>{_would_be_mean(r, behaviour)}"
         f"<br>credit {signed_text(r['credit'], behaviour)}, in {_percent(r['credit_share'])} of "
@@ -87,11 +96,32 @@ def credit_and_blame(
         + _known(trust.get(str(r["stage"])), behaviour, noisy)
         for r, noisy in zip(rows, within, strict=True)
     )
+    more = rest_text(summary, behaviour)
     return Chart(
         figure,
-        f"Credit and blame of each stage for the {phrase(behaviour)} on {about}. {said}.",
+        f"Credit and blame of each stage for the {phrase(behaviour)} on {about}. {said}."
+        + (f" {more}" if more else ""),
         summary,
     )
+
+
+def shown_stages(summary: pd.DataFrame) -> list[int]:
+    """The rows of a summary that :func:`credit_and_blame` draws: most credit or most blame."""
+    return strongest(np.fmax(summary["credit"].astype(float), -summary["blame"].astype(float)))
+
+
+def rest_text(summary: pd.DataFrame, behaviour: Behaviour) -> str:
+    """The stages that :func:`credit_and_blame` leaves out, in a sentence; empty where none is."""
+    rest = summary.drop(summary.index[shown_stages(summary)])
+    if rest.empty:
+        return ""
+    known = rest.dropna(subset=["credit", "blame"])
+    said = f"Not drawn: {count_text(len(rest), 'stage')} with less credit and blame than these"
+    if known.empty:
+        return f"{said}, none of them with a number."
+    # Not their sum, which would read as the effect of leaving out all of them at once.
+    credit, blame = (amount_text(known[name].mean(), behaviour) for name in ("credit", "blame"))
+    return f"{said}; on average credit {credit} and blame {blame}."
 
 
 def example_effects(
@@ -109,6 +139,7 @@ def example_effects(
         trust: Stage to what is known of its counterfactual.
         palette: Light or dark.
     """
+    every, effects = effects, effects.iloc[strongest(effects["effect"])]
     stages = [str(stage) for stage in effects["stage"]]
     gains = [behaviour.sign * float(effect) for effect in effects["effect"]]
     within = [is_true(one) for one in effects.get("within_noise", [None] * len(stages))]
@@ -128,7 +159,8 @@ def example_effects(
         palette,
         narrow=True,
     )
-    return Chart(figure, said_of_one(stages, gains, within, behaviour, trust), effects)
+    said = said_of_one(stages, gains, within, behaviour, trust, len(every) - len(effects))
+    return Chart(figure, said, every)
 
 
 def said_of_one(
@@ -137,8 +169,12 @@ def said_of_one(
     within: Sequence[bool],
     behaviour: Behaviour,
     trust: Mapping[str, StageTrust],
+    more: int = 0,
 ) -> str:
-    """The effects on one example in words; a gain is credit where it is positive."""
+    """The effects on one example in words; a gain is credit where it is positive.
+
+    Of many stages these are the strongest, and there are ``more``.
+    """
     said = "; ".join(
         f"{stage}: "
         + (
@@ -149,7 +185,8 @@ def said_of_one(
         + _known(trust.get(stage), behaviour, noisy)
         for stage, gain, noisy in zip(stages, gains, within, strict=True)
     )
-    return f"Effect of each stage on this example's {phrase(behaviour)}. {said}."
+    rest = f" {more:,} more stages have smaller effects." if more else ""
+    return f"Effect of each stage on this example's {phrase(behaviour)}. {said}.{rest}"
 
 
 def _diverging(

@@ -13,6 +13,7 @@ import pandas as pd
 
 from stagelens.contracts import Behaviour
 from stagelens.estimators.stage_trust import StageTrust
+from stagelens.wording.folding import strongest
 from stagelens.wording.numbers import amount_text, axis_unit, is_share, scaled
 from stagelens.wording.trust_words import MARKS, is_trustworthy, trust_word
 
@@ -33,6 +34,8 @@ def effect_bars(
 ) -> Markup:
     """Every stage's effect on one example: credit to the right of zero, blame to the left.
 
+    Of many stages, the strongest.
+
     Args:
         effects: As :func:`stagelens.charts.example_effects` takes them: ``stage``, ``effect`` and,
             where the training noise is known, ``within_noise``.
@@ -42,6 +45,8 @@ def effect_bars(
         largest: Size of the effect whose bar fills its side, to compare examples; None for the
             largest of these.
     """
+    count = len(effects)
+    effects = effects.iloc[strongest(effects["effect"])]
     stages = [str(stage) for stage in effects["stage"]]
     gains = [behaviour.sign * float(effect) for effect in effects["effect"]]
     within = [is_true(one) for one in effects.get("within_noise", [None] * len(stages))]
@@ -54,7 +59,8 @@ def effect_bars(
         _line(stage, gain, noisy, behaviour, trust.get(stage), reach)
         for stage, gain, noisy in zip(stages, gains, within, strict=True)
     )
-    alt = said_of_one(stages, gains, within, behaviour, trust)
+    more = count - len(effects)
+    alt = said_of_one(stages, gains, within, behaviour, trust, more)
     worse = {"higher": "lower", "lower": "higher"}[behaviour.better]
     unit = f" ({axis_unit(behaviour)})" if axis_unit(behaviour) else ""
     axis = (
@@ -65,9 +71,13 @@ def effect_bars(
     return Markup(
         f"<div role='figure' aria-label='{written(alt)}' style='font-size:.875rem'>"
         "<div style='display:grid;grid-template-columns:minmax(0,1fr) auto;gap:0 .6em'>"
-        f"{lines}</div>{axis}</div>",
+        f"{lines}</div>{axis}{_rest(more)}</div>",
         alt,
     )
+
+
+def _rest(more: int) -> str:
+    return f"<div style='opacity:.75'>{more:,} more stages have smaller effects.</div>" * (more > 0)
 
 
 def _line(

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 
 from stagelens.contracts import Behaviour
 from stagelens.effects.groups import GroupMetrics
+from stagelens.wording.folding import strongest
 from stagelens.wording.numbers import amount_text, is_share, scaled, value_text
 
 from .style import BLAME, LIGHT, Chart, Palette, escaped, see_through, style
@@ -29,14 +30,17 @@ def group_gaps(
 ) -> Chart:
     """One row per model, one mark per group with its interval, a bar from the worst to the best.
 
+    Of many models, the first and those whose gap differs most from its.
+
     Args:
         metrics: The models, the first one being the final model.
         behaviour: What is shown: accuracy or the margin.
         notes: Model to a few words printed under its name, such as its trust.
         palette: Light or dark.
     """
-    models = list(metrics.groups["model"].unique())
-    rows = metrics.groups[metrics.groups["group"].notna()]
+    every = list(metrics.groups["model"].unique())
+    models = _shown(metrics, every)
+    rows = metrics.groups[metrics.groups["group"].notna() & metrics.groups["model"].isin(models)]
     groups = sorted(rows["group"].unique())
     figure = go.Figure()
     style(figure, palette, height=_ROW * len(models) + 104)
@@ -96,7 +100,15 @@ def group_gaps(
         hoverlabel={"align": "left"},
         hovermode="closest",
     )
-    return Chart(figure, _said(metrics, behaviour, models, groups, notes), metrics.groups)
+    more = len(every) - len(models)
+    said = _said(metrics, behaviour, models, groups, notes)
+    said += f" {more:,} more models change the gap less." if more else ""
+    return Chart(figure, said, metrics.groups)
+
+
+def _shown(metrics: GroupMetrics, models: list[str]) -> list[str]:
+    changes = metrics.gaps.set_index("model")["change"] if len(metrics.gaps) else {}
+    return [models[0], *(models[1 + n] for n in strongest(changes.get(m, 0) for m in models[1:]))]
 
 
 def _name(model: str, note: str | None) -> str:

@@ -10,6 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from stagelens.contracts import BASE, Behaviour
+from stagelens.wording.folding import listed
 from stagelens.wording.numbers import is_share, phrase, scaled, value_text
 
 from .style import Palette, escaped
@@ -71,7 +72,7 @@ def draw_paths(
         )
         if len(part):
             ends.append((name, values[-1]))
-            course = ", ".join(value_text(v, behaviour) for v in part["value"])
+            course = listed([value_text(v, behaviour) for v in part["value"]])
             said.append(f"{name}: {course}")
         number += 0 if overall else 1
     if len(groups) > 1:
@@ -96,7 +97,7 @@ def draw_paths(
         ticksuffix=" %" if is_share(behaviour) else "",
         **place,
     )
-    names = ", ".join(_boundary_name(name) for name in (BASE, *stages))
+    names = listed([_boundary_name(name) for name in (BASE, *stages)])
     return f"{phrase(behaviour).capitalize()} at {names}. " + "; ".join(said) + "."
 
 

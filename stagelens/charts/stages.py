@@ -10,7 +10,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from stagelens.contracts import Behaviour
+from stagelens.contracts import BASE, Behaviour
+from stagelens.wording.folding import MOST
 from stagelens.wording.numbers import is_share, phrase
 
 from .paths import draw_paths
@@ -27,6 +28,10 @@ from .style import (
     style,
 )
 
+MOST_BANDS = 40
+"""Stages that a time line draws one by one: with more, each is too narrow to be pointed at."""
+_MOST_TICKS = 13
+
 
 def time_line(
     steps: Mapping[str, int],
@@ -37,7 +42,8 @@ def time_line(
 ) -> Chart:
     """Stages from left to right; below them the learning rate, and a behaviour at each boundary.
 
-    Widths follow the numbers of steps, but no stage becomes too narrow to be read.
+    Widths follow the numbers of steps, but no stage becomes too narrow to be read. Of many stages,
+    as many neighbours are drawn as one as it takes for at most :data:`MOST_BANDS`.
 
     Args:
         steps: Stage name to its number of steps, in training order.
@@ -47,6 +53,9 @@ def time_line(
         behaviour: What ``boundaries`` holds.
         palette: Light or dark.
     """
+    rows, groups = boundaries, _neighbours(list(steps))
+    if len(groups) < len(steps):
+        steps, rates, boundaries = _together(groups, steps, rates, boundaries)
     edges = stage_edges(list(steps.values()))
     measured = boundaries is not None and behaviour is not None and not boundaries.empty
     heights = [44, 90, 230] if measured else [44, 100]
@@ -87,7 +96,9 @@ def time_line(
         ]
     )
     heading(figure, f"learning rate{' (each stage on its own scale)' if own else ''}", 2, palette)
-    said = " then ".join(f"{name} ({count:,} steps)" for name, count in steps.items())
+    told = [f"{name} ({count:,} steps)" for name, count in steps.items()]
+    said = " then ".join(told[:MOST])
+    said += f" and {len(told) - MOST:,} more" if len(told) > MOST else ""
     alt = f"Stages in training order: {said}."
     if measured and boundaries is not None and behaviour is not None:
         unit = "%" if is_share(behaviour) else behaviour.unit
@@ -97,16 +108,49 @@ def time_line(
             figure, boundaries, behaviour, edges, list(steps), 230, palette, row=3
         )
     last = len(heights)
+    ticks = boundary_ticks([own[-1] for own in groups])
+    # Labels that stand side by side; the boundaries between them keep their lines.
+    every = slice(None, None, -(-len(ticks) // _MOST_TICKS))
     figure.update_xaxes(
         row=last,
         col=1,
         showticklabels=True,
         tickmode="array",
-        tickvals=list(edges),
-        ticktext=boundary_ticks(steps),
+        tickvals=list(edges)[every],
+        ticktext=ticks[every],
         tickfont={"color": palette.text, "size": 13},
     )
-    return Chart(figure, alt, boundaries if measured else rates)
+    return Chart(figure, alt, rows if measured else rates)
+
+
+def _neighbours(names: list[str]) -> list[list[str]]:
+    """The stages that are drawn as one: each by itself, unless there are too many."""
+    size = max(-(-len(names) // MOST_BANDS), 1)
+    return [names[start : start + size] for start in range(0, len(names), size)]
+
+
+def _together(
+    groups: Sequence[Sequence[str]],
+    steps: Mapping[str, int],
+    rates: pd.DataFrame,
+    boundaries: pd.DataFrame | None,
+) -> tuple[dict[str, int], pd.DataFrame, pd.DataFrame | None]:
+    """What :func:`time_line` takes, with each group of stages as one."""
+    titles = [own[0] if len(own) == 1 else f"{own[0]} to {own[-1]}" for own in groups]
+    title_of, before, ends, summed = {}, {}, {BASE: BASE}, {}
+    for title, own in zip(titles, groups, strict=True):
+        done = 0
+        for name in own:
+            # Steps are counted from the first stage of the group.
+            title_of[name], before[name] = title, done
+            done += steps[name]
+        ends[own[-1]], summed[title] = title, done
+    stage = rates["stage"]
+    rates = rates.assign(step=rates["step"] + stage.map(before), stage=stage.map(title_of))
+    if boundaries is not None:
+        boundaries = boundaries[boundaries["boundary"].isin(ends)]
+        boundaries = boundaries.assign(boundary=boundaries["boundary"].map(ends))
+    return summed, rates, boundaries
 
 
 def stage_edges(counts: Sequence[int]) -> list[float]:

@@ -271,48 +271,43 @@ def _group_rows(data: _Data, drawn: Mapping[str | None, np.ndarray]) -> pd.DataF
     for name, of in data.members():
         own = data.values[of]  # (n, 2, M)
         count = np.full(len(data.models), len(own))
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore"):  # 0 of 0
             margin = own[:, 1].sum(axis=0) / count
         ends = np.array([interval(of_model) for of_model in drawn[name][:, 1].T])
         figures = (*_rates(own[:, 0].sum(axis=0), count), margin, *ends.T)
-        facts = dict(zip(GROUP_COLUMNS[3:], figures, strict=True))
-        frames.append(pd.DataFrame({"model": data.models, "group": name, "n": count, **facts}))
-    return _model_by_model(frames, data.models, GROUP_COLUMNS)
+        facts = {"model": data.models, "group": name, "n": count}
+        frames.append(pd.DataFrame({**facts, **dict(zip(GROUP_COLUMNS[3:], figures, strict=True))}))
+    rows = pd.concat(frames, ignore_index=True)
+    # Model by model, and within a model group by group.
+    order = np.arange(len(rows)).reshape(len(frames), -1).T.ravel()
+    return rows.iloc[order].reset_index(drop=True)[list(GROUP_COLUMNS)]
 
 
 def _class_rows(data: _Data) -> pd.DataFrame:
     """From how often each class was given each answer, counted once for every group and model."""
     count = len(data.classes)
     known = sorted(set(data.label))
+    labels = [data.classes[place] for place in known]
+    members = data.members()
     frames = []
     for number, model in enumerate(data.models):
-        answer = data.answer[:, number].astype(int)
         # No answer comes first.
-        cell = data.label.astype(int) * (count + 1) + answer + 1
-        for name, of in data.members():
+        cell = data.label.astype(int) * (count + 1) + data.answer[:, number] + 1
+        for name, of in members:
             times = np.bincount(cell[of], minlength=count * (count + 1)).reshape(count, count + 1)
             unknown, given = times[known, 0], times[known][:, 1:]
-            total = times[known].sum(axis=1)
-            right = given[np.arange(len(known)), known]
+            total, right = times[known].sum(axis=1), given[np.arange(len(known)), known]
             # NaN where an answer is not known: a share of the others would be about fewer.
             missed = np.where(unknown > 0, np.nan, total - right)
-            others = total.sum() - total
-            lacking = unknown.sum() - unknown
-            called = np.where(lacking > 0, np.nan, given.sum(axis=0)[known] - right)
-            facts = (total, *_rates(missed, total), others, *_rates(called, others))
-            labels = [data.classes[place] for place in known]
-            own = dict(zip(CLASS_COLUMNS[3:], facts, strict=True))
-            frames.append(pd.DataFrame({"model": model, "group": name, "label": labels, **own}))
-    return _model_by_model(frames, data.models, CLASS_COLUMNS)
-
-
-def _model_by_model(
-    frames: Sequence[pd.DataFrame], models: Sequence[str], columns: Sequence[str]
-) -> pd.DataFrame:
-    """Rows of all models in their order; within a model in that of the frames."""
-    rows = pd.concat(frames, ignore_index=True)[list(columns)]
-    order = rows["model"].map({name: number for number, name in enumerate(models)})
-    return rows.iloc[np.argsort(order.to_numpy(), kind="stable")].reset_index(drop=True)
+            called = given.sum(axis=0)[known] - right
+            false = np.where(unknown.sum() - unknown > 0, np.nan, called)
+            counts = {"n": total, "missed": missed, "others": total.sum() - total, "false": false}
+            frames.append(pd.DataFrame({"model": model, "group": name, "label": labels, **counts}))
+    rows = pd.concat(frames, ignore_index=True)
+    for kind, of_these in (("missed", "n"), ("false", "others")):
+        rates = _rates(rows[kind].to_numpy(float), rows[of_these].to_numpy())
+        rows[kind], rows[f"{kind}_low"], rows[f"{kind}_high"] = rates
+    return rows[list(CLASS_COLUMNS)]
 
 
 def _gaps(

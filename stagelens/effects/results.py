@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-OWN_GROUPS = 5_000
+_OWN_GROUPS = 5_000
 """From this many examples on, each stage's rows of one behaviour form their own row group, so that
 pages read only the behaviour that they show, stage by stage."""
 
@@ -112,6 +112,11 @@ class Result:
         return {stage.stage: stage for stage in self.facts.stages}
 
 
+def is_large(count: int) -> bool:
+    """Whether the effects on a set of so many examples are read stage by stage."""
+    return count >= _OWN_GROUPS
+
+
 def result_key(run: Run, set_name: str, kind: str, estimator: str, settings: dict[str, Any]) -> str:
     """The name of a result on disk."""
     return _key(kind, run.digest, run.evaluation_set(set_name).digest, estimator, settings)
@@ -144,7 +149,7 @@ def save_result(run: Run, result: Result) -> Path:
         table,
         facts,
         use_dictionary=_texts(table.schema),  # numbers hardly repeat
-        row_group_size=count if count >= OWN_GROUPS else None,
+        row_group_size=count if is_large(count) else None,
     )
     return path
 

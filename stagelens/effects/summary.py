@@ -239,6 +239,12 @@ def of_behaviour(table: pd.DataFrame, behaviour: str) -> pd.DataFrame:
     return table if own.all() else table[own]
 
 
+def by_stage(rows: pd.DataFrame, stages: Sequence[str]) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The rows of each of these stages that has any, in this order."""
+    found = {str(s): own for s, own in rows.groupby("stage", sort=False, observed=True)}
+    yield from ((stage, found[stage]) for stage in stages if stage in found)
+
+
 def _groups(
     rows: pd.DataFrame, keys: list[str]
 ) -> Iterator[tuple[tuple[Any, ...], dict[str, np.ndarray]]]:
@@ -324,10 +330,12 @@ def boundary_summary(
 
 def learning_rates(stages: Iterable[Stage]) -> pd.DataFrame:
     """``stage``, ``step``, ``lr`` of every stage, thinned to what a screen can show."""
-    parts = []
+    parts, stages = [], list(stages)
+    # All stages share the width of the screen.
+    points = max(min(_CURVE_POINTS, 12 * _CURVE_POINTS // max(len(stages), 1)), 2)
     for stage in stages:
         table = stage.table()
-        every = max(len(table) // _CURVE_POINTS, 1)
+        every = max(len(table) // points, 1)
         kept = table.iloc[::every]
         # Thinning may drop the last step, and with it the rate that the schedule ends at.
         if len(table) and kept.index[-1] != table.index[-1]:

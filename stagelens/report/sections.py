@@ -24,6 +24,7 @@ from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.trust import noise
 from stagelens.trust.estimates import Effects, as_effects, best_known, stored_estimates
 from stagelens.trust.verification import trusted
+from stagelens.wording.folding import MOST, listed
 from stagelens.wording.numbers import count_text, phrase
 from stagelens.wording.sentences import Sentence, mean_sentence
 from stagelens.wording.trust_words import trust_label, trust_word
@@ -244,7 +245,7 @@ def _mean_sentences(
     basis: Basis, means: pd.DataFrame, behaviour: Behaviour
 ) -> tuple[Sentence, ...]:
     trust = basis.effects.trust
-    rows = means.to_dict("records")
+    rows = means.iloc[charts.shown_stages(means)].to_dict("records")
     return tuple(
         mean_sentence(row, behaviour, basis.noun, None, trust.get(str(row["stage"])))
         for row in rows
@@ -274,7 +275,7 @@ def _gaps(basis: Basis) -> list[Finding]:
     by, effects = basis.by, basis.effects
     if by is None or by == "label" or ACCURACY.name not in effects.behaviours:
         return []
-    gaps = group_gaps(rows_of(effects), basis.stages, (by,), ACCURACY, basis.orders)
+    gaps = group_gaps(rows_of(effects, (by,)), basis.stages, (by,), ACCURACY, basis.orders)
     stages = [stage for stage in basis.stages if stage in effects.trust]
     notes = gap_notes(gaps, stages, effects.trust)
     return [
@@ -307,7 +308,7 @@ def _features(basis: Basis) -> list[Finding]:
     said = [
         feature_sentence(of.iloc[0].to_dict(), behaviour, basis.noun, trust.get(str(stage)))
         # Unsorted, so that stages keep the order of training.
-        for stage, of in rows.groupby("stage", sort=False)
+        for stage, of in list(rows.groupby("stage", sort=False))[:MOST]
     ]
     columns = (
         *("stage", "trust", "kind", "name", "label", "support", "mean_with", "mean_without"),
@@ -352,7 +353,7 @@ def _trust(basis: Basis) -> list[Finding]:
             )
     said = (
         f"{effects.estimator}: "
-        + ", ".join(f"{s} {trust_label(t, behaviour)}" for s, t in effects.trust.items())
+        + listed([f"{s} {trust_label(t, behaviour)}" for s, t in effects.trust.items()])
         for effects in basis.every
     )
     return [

@@ -14,9 +14,9 @@ import pandas as pd
 from stagelens.contracts import ACCURACY, Behaviour, RunError
 from stagelens.effects import summary
 from stagelens.effects.results import (
-    OWN_GROUPS,
     Result,
     ResultFacts,
+    is_large,
     load_result,
     result_path,
     stored_results,
@@ -176,9 +176,7 @@ class Effects:
             change: From rows to the same rows with these columns beside the others.
         """
 
-        def read(
-            behaviour: str, stage: str | None, columns: Sequence[str] | None
-        ) -> pd.DataFrame:
+        def read(behaviour: str, stage: str | None, columns: Sequence[str] | None) -> pd.DataFrame:
             if stage is None:
                 return change(self.of(behaviour))
             needed = list(dict.fromkeys([*(columns or ()), "example_id"]))
@@ -250,7 +248,7 @@ def stored_effects(
 
     examples = run.evaluation_set(facts.set_name)
     trust = {stage.stage: stage for stage in facts.stages}
-    effects = Effects(estimate, behaviours, trust, read, examples.count >= OWN_GROUPS)
+    effects = Effects(estimate, behaviours, trust, read, is_large(examples.count))
     return effects
 
 
@@ -262,14 +260,10 @@ def best_known(chosen: Effects, others: Sequence[Effects]) -> Effects:
     taken = {stage: _best_for(stage, [chosen, *others]) for stage in chosen.trust}
     trust = {stage: one.trust[stage] for stage, one in taken.items()}
 
-    def read(
-        behaviour: str, stage: str | None, columns: Sequence[str] | None
-    ) -> pd.DataFrame:
+    def read(behaviour: str, stage: str | None, columns: Sequence[str] | None) -> pd.DataFrame:
         if stage is not None:
             return taken[stage].of_stage(behaviour, stage, columns or ())
-        rows = [
-            (table := one.of(behaviour))[table["stage"] == name] for name, one in taken.items()
-        ]
+        rows = [(table := one.of(behaviour))[table["stage"] == name] for name, one in taken.items()]
         return pd.concat(rows, ignore_index=True)
 
     return Effects(chosen.estimator, chosen.behaviours, trust, read, chosen.by_stage)

@@ -107,7 +107,7 @@ def test_every_behaviour_is_read_once(stored: stagelens.Run, monkeypatch) -> Non
     read = []
     monkeypatch.setattr(
         "stagelens.trust.estimates.load_result",
-        lambda *given: read.append(given[-2]) or load_result(*given),
+        lambda *given: read.append(given[-3]) or load_result(*given),
     )
     for name in ("loss", "accuracy", "loss", "accuracy", "margin"):
         late.of(name)
@@ -115,17 +115,17 @@ def test_every_behaviour_is_read_once(stored: stagelens.Run, monkeypatch) -> Non
 
 
 @pytest.mark.parametrize("name", ["loss", "accuracy"])
-def test_columns_that_are_read_bit_by_bit_are_those_of_the_whole(
-    stored: stagelens.Run, name: str
-) -> None:
-    whole, late = lazily(stored, "replay").of(name), lazily(stored, "replay")
-    asked = (["effect", "stage"], ["label"], ["no such column", "group"], ["prediction", "stage"])
-    for columns in asked:
-        there = [column for column in columns if column in whole]
-        pd.testing.assert_frame_equal(plain(late.of(name, columns)), plain(whole[there]))
-    known = late.of(name, ["prediction", "prediction_without", "label"])
-    assert (known["prediction"] == known["label"]).any()  # categories that can be compared
-    pd.testing.assert_frame_equal(plain(late.of(name)), plain(whole))
+def test_parts_are_the_rows_of_the_whole(stored: stagelens.Run, name: str) -> None:
+    whole, late = lazily(stored, "replay"), lazily(stored, "replay")
+    columns = ["effect", "stage", "prediction", "label", "group", "no such column"]
+    parts = list(late.parts(name, columns))
+    assert len(parts) == (2 if late.by_stage else 1)
+    assert (late._rows == {}) == late.by_stage  # of a large set nothing stays in memory
+    expected = plain(whole.of(name)[columns[:-1]])
+    pd.testing.assert_frame_equal(plain(pd.concat(parts)[columns[:-1]]), expected)
+    of_second = late.of_stage(name, "second", ["effect", "example_id"])
+    assert plain(of_second)["effect"].tolist() == expected["effect"].tolist()[COUNT:]
+    assert (parts[0]["prediction"] == parts[0]["label"]).any()  # categories that can be compared
 
 
 def test_what_was_not_looked_at_for_longest_is_let_go(stored: stagelens.Run, monkeypatch) -> None:

@@ -43,8 +43,10 @@ def _frequent(kind: str, texts: Sequence[set[str]]) -> Candidates:
     counts = Counter(word for own in texts for word in own)
     # What nearly all texts have leaves too few without it to compare with.
     most = len(texts) - SUPPORT
-    kept = [w for w, count in counts.most_common() if SUPPORT <= count <= most][:MOST]
-    # Sorted, because sets of strings are ordered differently in every process.
+    usable = [word for word, count in counts.items() if SUPPORT <= count <= most]
+    # Sorted, because sets of strings are ordered differently in every process: words that are
+    # equally frequent must be kept or left out by their names.
+    kept = sorted(usable, key=lambda word: (-counts[word], word))[:MOST]
     place = {word: number for number, word in enumerate(sorted(kept))}
     pairs = [(row, place[w]) for row, own in enumerate(texts) for w in own if w in place]
     return Candidates(kind, list(place), *_members(pairs, len(texts), len(place)))

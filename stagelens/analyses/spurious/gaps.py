@@ -10,7 +10,7 @@ import pandas as pd
 
 from stagelens.contracts import ACCURACY, Behaviour
 from stagelens.effects.groups import GroupMetrics, crossed, group_metrics
-from stagelens.effects.summary import of_behaviour
+from stagelens.effects.summary import by_stage, of_behaviour
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.trust.estimates import Effects
 from stagelens.wording.numbers import amount_text
@@ -111,9 +111,9 @@ def models(
     for part in [table] if isinstance(table, pd.DataFrame) else table:
         margins = bool((part["behaviour"] == "margin").any())
         rows = of_behaviour(part, "margin" if margins else part["behaviour"].iloc[0])
-        here = set(rows["stage"].unique())
-        for stage in (name for name in stages if name in here):
-            own = rows[rows["stage"] == stage].reset_index(drop=True)
+        needed = [each for each in dict.fromkeys([*_NEEDED, *by]) if each in rows]
+        for stage, one in by_stage(rows[needed], stages):
+            own = one.reset_index(drop=True)
             told = {"prediction": "prediction"}, {"prediction_without": "prediction"}
             if margins:
                 told = {**told[0], "final": "margin"}, {**told[1], "without": "margin"}
@@ -122,8 +122,7 @@ def models(
                 found[FINAL] = own[[*kept, *told[0]]].rename(columns=told[0])
             found[without(stage)] = own[[*kept, *told[1]]].rename(columns=told[1])
             # The same texts need not be in memory once for each model.
-            same = own["example_id"].array.equals(found[FINAL]["example_id"].array)
-            if same:
+            if own["example_id"].array.equals(found[FINAL]["example_id"].array):
                 found[without(stage)]["example_id"] = found[FINAL]["example_id"]
     return found
 

@@ -93,12 +93,13 @@ def _table(
     # Before the table is drawn: the state of a drawn widget can no longer be set.
     _mark(key, [ids.index(example_id)] if example_id in ids else [])
     unit = axis_unit(chosen.behaviour)
+    columns = _stages(workspace, chosen)
     components.table(
         _page_of_cells(
             workspace.at,
             effects.estimator,
             key,
-            lambda: _cells(workspace, chosen.behaviour, shown),
+            lambda: _cells(workspace, chosen.behaviour, shown, columns),
         ),
         key,
         f"Examples {start + 1:,} to {start + len(ids):,} of {len(chosen):,}, with answers and "
@@ -108,7 +109,7 @@ def _table(
         height="content",
         on_select="rerun",
         selection_mode=("single-row", "single-cell"),
-        column_config=_columns(workspace, effects, chosen.behaviour),
+        column_config=_columns(workspace, effects, chosen.behaviour, columns),
     )
     better = chosen.behaviour.better
     known = {s: effects.trust[s] for s in workspace.stages if s in effects.trust}
@@ -117,8 +118,24 @@ def _table(
         f"▲ credit: {phrase(chosen.behaviour)} {better} because of the stage. ▼ blame: "
         f"{'lower' if better == 'higher' else 'higher'}. {_noise(workspace, shown)}"
         f"{trust} Click a row to look at the example."
+        + _left_out(workspace, columns)
     )
     return example_id
+
+
+def _stages(workspace: Workspace, chosen: Chosen) -> list[str]:
+    """The stages that have a column: of many, the strongest on this set, and the one chosen."""
+    shown = {*chosen.every.strongest, chosen.filters.stage}
+    return [stage for stage in workspace.stages if stage in shown]
+
+
+def _left_out(workspace: Workspace, columns: Sequence[str]) -> str:
+    if len(columns) == len(workspace.stages):
+        return ""
+    return (
+        f" Columns are the {len(columns)} of {len(workspace.stages):,} stages with the largest "
+        "effects on this set, and the one chosen above."
+    )
 
 
 def _noise(workspace: Workspace, shown: pd.DataFrame) -> str:
@@ -167,7 +184,8 @@ def _page(chosen: Chosen, example_id: str | None) -> int:
     count, key = browse.pages(len(chosen)), chosen.filters.key
     first = (key, state.linked_page(), 0)
     asked_of, page, moves = st.session_state.get(_PAGE_STATE, first)
-    if page is None or st.session_state.pop(_FOLLOW, False):
+    follow = st.session_state.pop(_FOLLOW, False)  # also where the page is looked up anyway
+    if page is None or follow:
         page, moves = chosen.page_of(example_id) or 1, moves + 1
     elif asked_of != key:
         page, moves = 1, moves + 1
@@ -194,7 +212,9 @@ def _page_of_cells(
     return _make()
 
 
-def _cells(workspace: Workspace, behaviour: Behaviour, shown: pd.DataFrame) -> pd.DataFrame:
+def _cells(
+    workspace: Workspace, behaviour: Behaviour, shown: pd.DataFrame, stages: Sequence[str]
+) -> pd.DataFrame:
     ids = shown["example_id"].tolist()
     cells: dict[str, object] = {}
     name = workspace.examples.name
@@ -212,7 +232,7 @@ def _cells(workspace: Workspace, behaviour: Behaviour, shown: pd.DataFrame) -> p
         f"{mark} {answer}"
         for mark, answer in zip(_marks(shown["right"]), shown["prediction"], strict=True)
     ]
-    for stage in workspace.stages:
+    for stage in stages:
         cells[effect_column(stage)] = [
             _effect_cell(effect, behaviour, within)
             for effect, within in zip(
@@ -244,7 +264,9 @@ def _effect_cell(effect: float, behaviour: Behaviour, within_noise: bool) -> str
     return marked(behaviour.sign * effect, behaviour, unit=False)
 
 
-def _columns(workspace: Workspace, effects: Effects, behaviour: Behaviour) -> dict[str, Any]:
+def _columns(
+    workspace: Workspace, effects: Effects, behaviour: Behaviour, stages: Sequence[str]
+) -> dict[str, Any]:
     config = st.column_config
     columns: dict[str, Any] = {
         "input": config.ImageColumn("image", width=50),
@@ -262,7 +284,7 @@ def _columns(workspace: Workspace, effects: Effects, behaviour: Behaviour) -> di
         ),
     }
     unit = axis_unit(behaviour)
-    for stage in workspace.stages:
+    for stage in stages:
         known = effects.trust.get(stage)
         columns[effect_column(stage)] = config.TextColumn(
             stage if known is None else f"{MARKS[trust_word(known, behaviour.name)]} {stage}",

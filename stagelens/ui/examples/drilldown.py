@@ -23,6 +23,7 @@ from stagelens.ui.reading.browse import (
     noise_column,
 )
 from stagelens.ui.reading.loaders import Effects
+from stagelens.wording.folding import MOST, strongest
 from stagelens.wording.numbers import phrase, value_text
 from stagelens.wording.sentences import Sentence, example_sentence
 from stagelens.wording.trust_words import MARKS, trust_word
@@ -47,6 +48,9 @@ def beside(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: s
     if chosen.page_of(example_id) is None:
         st.caption("This example does not pass the filters.")
     said_of = components.sentences_html(said(workspace, effects, chosen.behaviour, row), brief=True)
+    if (more := len(workspace.stages) - MOST) > 0:
+        text = f"{more:,} more stages have smaller effects on it."
+        said_of += components.text_html(text, muted=True)
     if all(pd.isna(row[noise_column(stage)]) for stage in workspace.stages):
         said_of += components.text_html("Training noise not known.", muted=True)
     facts = _facts(workspace, chosen.behaviour, row)
@@ -173,7 +177,7 @@ def answers_html(
     label = row["label"]
     name = behaviour.name
     cards = [_card("final model", row["prediction"], row["confidence"], label, None, name)]
-    for stage in workspace.stages:
+    for stage in _strongest(workspace, row):
         known = effects.trust.get(stage)
         if known is not None:
             answer, sure = row[answer_column(stage)], float(row[confidence_column(stage)])
@@ -226,7 +230,7 @@ def sentences(workspace: Workspace, effects: Effects, behaviour: Behaviour, row:
 def said(
     workspace: Workspace, effects: Effects, behaviour: Behaviour, row: pd.Series
 ) -> list[Sentence]:
-    """Every stage's effect on an example, as sentences.
+    """Every stage's effect on an example, as sentences; of many, the strongest.
 
     Args:
         workspace: What is open.
@@ -248,8 +252,14 @@ def said(
             label,
             within_noise=_within_noise(row, stage),
         )
-        for stage in workspace.stages
+        for stage in _strongest(workspace, row)
     ]
+
+
+def _strongest(workspace: Workspace, row: pd.Series) -> list[str]:
+    """The stages that are shown of an example: of many, those with the largest effects on it."""
+    stages = workspace.stages
+    return [stages[place] for place in strongest(row[effect_column(stage)] for stage in stages)]
 
 
 def _within_noise(row: pd.Series, stage: str) -> bool:

@@ -21,6 +21,7 @@ from stagelens.ui.reading import loaders
 from stagelens.ui.reading.browse import Chosen
 from stagelens.ui.reading.loaders import Effects
 from stagelens.ui.server import settings
+from stagelens.wording.folding import strongest
 from stagelens.wording.numbers import amount_text, axis_unit, count_text, phrase, signed_text
 from stagelens.wording.trust_words import MARKS, trust_label, trust_word
 
@@ -128,7 +129,10 @@ def _table(
 ) -> None:
     """One row per slice, one column per stage."""
     parts = (workspace.at, workspace.examples.name, effects.estimator, behaviour.name)
-    by_slice = dict(list(loaders.slice_summary(*parts).groupby("slice", sort=False)))
+    every = loaders.slice_summary(*parts)
+    sizes = every["effect"].abs().groupby(every["stage"], sort=False).max()
+    kept = [sizes.index[place] for place in strongest(sizes)]
+    by_slice = dict(list(every[every["stage"].isin(kept)].groupby("slice", sort=False)))
     lines = []
     for one in slices:
         rows = by_slice[one.name]
@@ -155,13 +159,19 @@ def _table(
                     help=f"{about}, with its 95 % interval; {trust_label(known, behaviour.name)}.",
                 )
                 for stage, known in effects.trust.items()
+                if stage in kept
             },
         },
     )
     components.text_block(
         f"{about}: final model minus the counterfactual without the stage; in brackets the 95 % "
         f"interval over resampled {workspace.noun}s. ▲ credit, ▼ blame, ≈ within training noise, "
-        f"so not a finding. {trust_line(effects.trust, behaviour.name)}",
+        f"so not a finding. {trust_line(effects.trust, behaviour.name)}"
+        + (
+            f" Columns are the {len(kept)} of {len(sizes):,} stages with the largest effects."
+            if len(kept) < len(sizes)
+            else ""
+        ),
         muted=True,
     )
 

@@ -18,6 +18,7 @@ from stagelens.ui.pieces.pinning import About
 from stagelens.ui.pieces.trust_marks import trust_badges, trust_legend
 from stagelens.ui.reading import loaders
 from stagelens.ui.reading.loaders import Effects
+from stagelens.wording.folding import MOST, listed
 from stagelens.wording.numbers import axis_unit, count_text, is_share
 from stagelens.wording.sentences import mean_sentence, slice_parts
 from stagelens.wording.trust_words import trust_word
@@ -118,6 +119,7 @@ def credit_and_blame(
         "(credit) and worse (blame) for individual examples, and the net of the two.",
         muted=True,
     )
+    kept = charts.shown_stages(means)
     chart = drawing.chart(
         charts.credit_and_blame, means, behaviour, effects.trust, charts.EITHER, about
     )
@@ -125,11 +127,13 @@ def credit_and_blame(
         behaviour=behaviour.name,
         sentences=lambda: [
             mean_sentence(row, behaviour, workspace.noun, by, effects.trust.get(str(row["stage"])))
-            for row in means.assign(group=group).to_dict("records")
+            for row in means.assign(group=group).iloc[kept].to_dict("records")
         ],
         filters={by: group} if by is not None and group is not None else {},
     )
     components.show(chart, "bars", about_it)
+    if more := charts.rest_text(means, behaviour):
+        components.text_block(f"{more} The table below has all of them.")
     trusts = [effects.trust[name] for name in workspace.stages if name in effects.trust]
     trust_badges(trusts, behaviour.name)
     components.text_block(" ".join([*_counts(means, workspace.noun), *_noise(means)]), muted=True)
@@ -162,10 +166,8 @@ def _noise(means: pd.DataFrame) -> list[str]:
         return ["Training noise not known."]
     within = known.loc[known["within_noise"].astype(bool), "stage"].tolist()
     if within:
-        return [
-            f"≈ Within training noise, so not a finding: the mean effect of {', '.join(within)}."
-        ]
-    return [f"Beyond training noise: the mean effects of {', '.join(known['stage'])}."]
+        return [f"≈ Within training noise, so not a finding: the mean effect of {listed(within)}."]
+    return [f"Beyond training noise: the mean effects of {listed(known['stage'].tolist())}."]
 
 
 def _table(rows: pd.DataFrame, behaviour: Behaviour, effects: Effects) -> None:
@@ -232,8 +234,18 @@ def time_line(workspace: Workspace, behaviour: Behaviour | None) -> None:
         behaviour=better.name if measured is not None else "", observed=RECORDED, filters={}
     )
     components.show(chart, "time-line", about_it)
+    _cards(workspace, curve)
+
+
+@st.fragment
+def _cards(workspace: Workspace, curve: pd.DataFrame) -> None:
+    """A card for each stage; of many, a page of them."""
+    stages, number = workspace.run.stages, 1
+    if len(stages) > MOST:
+        number = st.pagination(-(-len(stages) // MOST), key="stages-page", max_visible_pages=5)
+    shown = stages[(number - 1) * MOST : number * MOST]
     with st.grid(_CARDS_A_ROW, min_column_width=170, border=True):
-        for stage in workspace.run.stages:
+        for stage in shown:
             values = curve.loc[curve["stage"] == stage.name, "lr"].dropna()
             st.html(_card(stage, charts.stage_color(stage.index), values))
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 import streamlit as st
 
 from stagelens.estimators.stage_trust import StageTrust
+from stagelens.wording.folding import MOST, listed
+from stagelens.wording.numbers import count_text
 from stagelens.wording.trust_words import (
     MARKS,
     MEANINGS,
@@ -53,11 +55,24 @@ def trust_badge(trust: StageTrust, behaviour: str | None, name: str | None = Non
 
 
 def trust_badges(stages: Iterable[StageTrust], behaviour: str | None) -> None:
-    """One badge per stage in a row, and below it why some are not to be relied on."""
+    """One badge per stage in a row, and below it why some are not to be relied on.
+
+    Of many stages, one badge for all of which the same is known.
+    """
     stages = list(stages)
+    words: dict[TrustWord, int] = {}
+    for stage in stages:
+        word = trust_word(stage, behaviour)
+        words[word] = words.get(word, 0) + 1
     with st.container(horizontal=True, gap="small"):
-        for stage in stages:
-            trust_badge(stage, behaviour, stage.stage)
+        if len(stages) > MOST:
+            for word, count in words.items():
+                icon, color = _BADGES[word]
+                text = f"{word}: {count_text(count, 'stage')}"
+                st.badge(text, icon=icon, color=color)  # type: ignore[arg-type]
+        else:
+            for stage in stages:
+                trust_badge(stage, behaviour, stage.stage)
     # Stages with the same reason share one line.
     reasons: dict[tuple[str, str], list[str]] = {}
     for stage in stages:
@@ -65,8 +80,12 @@ def trust_badges(stages: Iterable[StageTrust], behaviour: str | None) -> None:
             checked = bool(stage.agreements)  # its figures are in the badge
             said = (trust_advice if checked else trust_explanation)(stage, behaviour)
             reasons.setdefault((MARKS[trust_word(stage, behaviour)], said), []).append(stage.stage)
-    for (mark, said), names in reasons.items():
-        st.caption(f"{mark} {plain(', '.join(names))}: {plain(said)}")
+    # Figures differ from stage to stage, and with them the reasons.
+    for (mark, said), names in list(reasons.items())[:MOST]:
+        st.caption(f"{mark} {plain(listed(names))}: {plain(said)}")
+    if len(reasons) > MOST:
+        more = sum(len(names) for names in list(reasons.values())[MOST:])
+        st.caption(f"{count_text(more, 'further stage')} not to be relied on: see the Trust page.")
 
 
 def trust_legend() -> None:

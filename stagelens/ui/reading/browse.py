@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stagelens.contracts import ACCURACY, Behaviour
-from stagelens.effects.summary import of_behaviour, right_answers
+from stagelens.effects.summary import by_stage, of_behaviour, right_answers
 from stagelens.wording.cells import cells
+from stagelens.wording.folding import strongest
 
 PAGE_SIZE = 12
 
@@ -88,7 +89,7 @@ def answer_column(stage: str) -> str:
 
 
 def confidence_column(stage: str) -> str:
-    """Column of :func:`example_frame` that holds the confidence in the answer without this stage."""
+    """Column of :func:`example_frame` that holds how sure the answer without this stage is."""
     return f"confidence without {stage}"
 
 
@@ -119,11 +120,7 @@ def example_frame(
     base = pd.DataFrame()
     added: dict[str, Any] = {}
     for table in parts:
-        rows = of_behaviour(table, behaviour.name)
-        for stage in stages:
-            part = rows[rows["stage"] == stage] if len(rows) else rows
-            if part.empty:
-                continue
+        for stage, part in by_stage(of_behaviour(table, behaviour.name), stages):
             if base.empty:
                 own = [name for name in ("label", *columns) if name in part]
                 base = part[["example_id", *own, "prediction", "confidence", "final"]]
@@ -177,19 +174,25 @@ class Every:
         frame: From :func:`example_frame`.
         places: Example id to its row in the frame.
         labels: The labels that occur in the set, sorted.
-        largest: From :func:`largest`.
+        largest: The largest absolute effect; 0 if there is none.
+        strongest: The stages with the largest mean absolute effects, in training order; all of
+            them where they are few.
     """
 
     frame: pd.DataFrame
     places: Mapping[str, int]
     labels: tuple[str, ...]
     largest: float
+    strongest: tuple[str, ...]
 
     @classmethod
     def of(cls, frame: pd.DataFrame, stages: Sequence[str]) -> Every:
         """Prepare a frame of examples for :func:`select`."""
         labels = sorted(frame["label"].dropna().unique().astype(str))
-        return cls(frame, Places(frame["example_id"]), tuple(labels), largest(frame, stages))
+        sizes = (frame[effect_column(stage)].abs().mean() for stage in stages)
+        kept = tuple(stages[place] for place in strongest(sizes))
+        ids = Places(frame["example_id"])
+        return cls(frame, ids, tuple(labels), largest(frame, stages), kept)
 
     def row(self, example_id: str) -> pd.Series:
         """One example."""
@@ -261,7 +264,7 @@ def largest(frame: pd.DataFrame, stages: Sequence[str]) -> float:
     return max((size for size in sizes if np.isfinite(size)), default=0.0)
 
 
-# From the gains of a stage, and of these the ones that the filters ask for: the largest comes first.
+# From the gains of a stage, and those of them that the filters ask for: the largest comes first.
 _RANKS: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "strongest effect": lambda _, asked: np.abs(asked),
     "most blame": lambda gains, _: -gains,

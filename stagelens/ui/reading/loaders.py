@@ -21,7 +21,7 @@ from stagelens.analyses.slices.saved import Slice, joined, stored_slices
 from stagelens.contracts import ACCURACY, BASE, Behaviour
 from stagelens.effects import headlines as strongest
 from stagelens.effects import summary
-from stagelens.effects.results import FIRST, OWN_GROUPS, Result, ResultFacts, load_result
+from stagelens.effects.results import FIRST, Result, ResultFacts, is_large, load_result
 from stagelens.estimators.stage_trust import is_ground_truth
 from stagelens.runs.run import Run, open_run
 from stagelens.runs.sets.evaluation_set import EvaluationSet
@@ -207,7 +207,7 @@ def boundaries(
 
     There is none where nothing was measured, and one of a small set.
     """
-    if evaluation_set(at, set_name).count < OWN_GROUPS:
+    if not is_large(evaluation_set(at, set_name).count):
         every = _boundary(at, set_name, behaviour, by, None)
         if every is not None and len(every):
             yield every

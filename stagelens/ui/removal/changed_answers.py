@@ -63,7 +63,7 @@ def _flip_table(view: RemovalView, rows: pd.DataFrame, edit: Edit) -> None:
     shown = pd.DataFrame(
         {
             "input": inputs,
-            "example": [f"/Examples?{urlencode({**link, state.EXAMPLE: i})}" for i in ids],
+            "example": [f"Examples?{urlencode({**link, state.EXAMPLE: i})}" for i in ids],
             "label": rows["label"].tolist(),
             "before": _answers(rows, "before"),
             "after": _answers(rows, "after"),

@@ -29,6 +29,7 @@ from stagelens.ui.pieces.pinning import About
 from stagelens.ui.pieces.trust_marks import trust_badges
 from stagelens.ui.reading import loaders
 from stagelens.ui.reading.loaders import Effects, Source
+from stagelens.wording.folding import MOST, listed
 from stagelens.wording.numbers import count_text
 from stagelens.wording.trust_words import MARKS, TrustWord
 
@@ -140,13 +141,17 @@ def _picture(workspace: Workspace, effects: Effects, gaps: Gaps, stages: Sequenc
     components.show(chart, "group-gaps", about)
     trust_badges([effects.trust[s] for s in stages], gaps.behaviour.name)
     said = ["Lines are 95 % intervals over resampled examples."]
+    if len(stages) > MOST:
+        said.append(
+            f"Drawn are the {MOST} of {len(stages):,} stages that change the gap most; the table "
+            "below has all of them."
+        )
     if gaps.metrics.unlabelled:
         said.append(f"{count_text(gaps.metrics.unlabelled)} without a label left out.")
     noisy = [stage for stage, within in gaps.within_noise.items() if within]
     if noisy:
         said.append(
-            f"≈ Within training noise, so not a finding: the effect of {', '.join(noisy)} on the "
-            "gap."
+            f"≈ Within training noise, so not a finding: the effect of {listed(noisy)} on the gap."
         )
     elif not gaps.within_noise:
         said.append("Training noise not known.")
