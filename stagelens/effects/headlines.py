@@ -63,7 +63,7 @@ def of_summaries(
     by: str | None = None,
     limit: int = 3,
 ) -> list[Sentence]:
-    """:func:`headlines` of effects that :func:`stage_summary` has summarised, over all or groups."""
+    """:func:`headlines` of what :func:`stage_summary` makes of them, over all or by group."""
     rows = []
     for row in (row for frame in every for row in frame.to_dict("records")):
         known = trust.get(str(row["stage"]))

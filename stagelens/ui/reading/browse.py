@@ -254,7 +254,7 @@ class Chosen:
 
     def _place(self, example_id: str | None) -> int | None:
         row = None if example_id is None else self.every.places.get(example_id)
-        found = np.flatnonzero(self.order == row) if row is not None else ()
+        found = np.flatnonzero(self.order == row) if row is not None else np.empty(0)
         return int(found[0]) if len(found) else None
 
 
@@ -290,7 +290,7 @@ def select(
     """
     frame = every.frame
     # A link may name a stage that this run does not have.
-    chosen = [filters.stage] if filters.stage in stages else list(stages)
+    chosen = [stage for stage in stages if filters.stage in (stage, None)] or list(stages)
     keep = np.ones(len(frame), dtype=bool)
     if filters.label is not None:
         keep &= _says(frame["label"], filters.label)

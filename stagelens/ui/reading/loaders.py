@@ -208,18 +208,22 @@ def boundaries(
     There is none where nothing was measured, and one of a small set.
     """
     if not is_large(evaluation_set(at, set_name).count):
-        every = _boundary(at, set_name, behaviour, by, None)
+        every = _boundaries(at, set_name, behaviour, by)
         if every is not None and len(every):
             yield every
         return
     for name in (BASE, *(stage.name for stage in run(at).stages)):
         # Not cached: of a large set, no more than one boundary is in memory.
-        part = _boundary.__wrapped__(at, set_name, behaviour, by, name)
+        part = _boundary(at, set_name, behaviour, by, name)
         if part is not None:
             yield part
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
+def _boundaries(at: Source, set_name: str, behaviour: str, by: str | None) -> pd.DataFrame | None:
+    return _boundary(at, set_name, behaviour, by, None)
+
+
 def _boundary(
     at: Source, set_name: str, behaviour: str, by: str | None, boundary: str | None
 ) -> pd.DataFrame | None:
