@@ -75,7 +75,7 @@ def attribute(
         _ = opened.last  # a run without a finished stage is refused as such, not for its sets
         examples = opened.evaluation_set(set_name)
         from stagelens.effects import computing
-        from stagelens.trust.verification import trusted
+        from stagelens.trust.verification import keep_agreements, trusted
 
         settings: dict[str, Any] = {} if budget is None else {"budget": budget}
         settings |= {"split_batches": True} if split_batches else {}
@@ -87,6 +87,7 @@ def attribute(
         result = computing.attribute(
             opened, examples.name, made.name, stage or None, report, settings
         )
+        processes.by_main(lambda: keep_agreements(opened, examples.name))
         result = trusted(opened, result)
     # The predicted time is that of all stages, computed now.
     notes = [] if stored or stage else _times(opened, result)

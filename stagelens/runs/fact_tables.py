@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import os
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -30,6 +31,7 @@ Facts = TypeVar("Facts", bound=BaseModel)
 _KEY = b"stagelens"
 _CHECKSUM = "checksum"
 _BLANK = "0" * 64
+_BLOCK = 1 << 20
 
 
 def write(
@@ -78,15 +80,13 @@ def _place(path: Path, checksum: str) -> int | None:
 def _sha256(descriptor: int, place: int) -> str:
     """sha256 of a file, with zeros where its checksum stands."""
     digest = hashlib.sha256()
-    with (
-        mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as content,
-        memoryview(content) as whole,
-        whole[:place] as before,
-        whole[place + len(_BLANK) :] as after,
-    ):
-        digest.update(before)
-        digest.update(_BLANK.encode())
-        digest.update(after)
+    with open(descriptor, "rb", closefd=False) as file:
+        for start, end in ((0, place), (place + len(_BLANK), os.fstat(descriptor).st_size)):
+            file.seek(start)
+            # Block by block: mapped as a whole, a large file would count as memory of the process.
+            while block := file.read(min(_BLOCK, end - file.tell())):
+                digest.update(block)
+            digest.update(_BLANK.encode() if start == 0 else b"")
     return digest.hexdigest()
 
 

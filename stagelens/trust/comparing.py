@@ -19,7 +19,7 @@ from stagelens.runs.run import Run
 from stagelens.wording.sentences import Part, Sentence
 from stagelens.wording.trust_words import decimal, percent
 
-from .verification import bootstrap, fidelity
+from .fidelity import bootstrap, fidelity
 
 FEW = 20
 """With fewer examples, neither r nor slope means anything."""

@@ -15,7 +15,6 @@ import pandas as pd
 
 from stagelens.compute import processes
 from stagelens.contracts import Progress, Refused
-from stagelens.effects.resampling import Resamples, interval, places
 from stagelens.effects.results import Result, ResultFacts, load_result, stored_results
 from stagelens.estimators.protocol import METHOD
 from stagelens.estimators.registry import estimators, make_estimator
@@ -26,6 +25,8 @@ from stagelens.runs.run import Run
 from stagelens.runs.schema import canonical_json
 from stagelens.wording.trust_words import trust_word
 
+from . import agreements
+from .fidelity import bootstrap, fidelity, paired
 from .noise import load_noise, load_orders, marked, measure_noise
 
 COLUMNS = (
@@ -49,93 +50,11 @@ COLUMNS = (
 )
 """Columns of a verification table, as ``stagelens verify --json`` prints them."""
 
-_FIGURES = ("r", "rho", "slope", "relative_error", "sign_agreement")
 _KEYS = ["set_digest", "stage", "behaviour", "estimator", "settings"]
-
-
-def fidelity(estimate: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """How an estimate of effects compares with the effects by replay.
-
-    Args:
-        estimate: (N,) estimated effects.
-        truth: (N,) effects by replay.
-
-    Returns:
-        ``r`` (Pearson), ``rho`` (Spearman), ``slope`` (truth on estimate, through the origin: 1
-        is right, below 1 the estimate overstates), ``relative_error`` (norm of the difference
-        over the norm of the truth), ``sign_agreement`` (fraction, 0 to 1). NaN where a figure is
-        not defined, such as the correlation of a constant.
-    """
-    estimate, truth = np.asarray(estimate, float), np.asarray(truth, float)
-    known = np.isfinite(estimate) & np.isfinite(truth)
-    estimate, truth = estimate[known], truth[known]
-    if len(truth) == 0:
-        return dict.fromkeys(_FIGURES, float("nan"))
-    return {name: float(value[0]) for name, value in _fidelity(estimate[None], truth[None]).items()}
-
-
-def _fidelity(estimate: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
-    """The figures of :func:`fidelity` for each row of (R, N) arrays."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        gap = np.linalg.norm(estimate - truth, axis=1)
-        return {
-            "r": _correlation(estimate, truth),
-            "rho": _correlation(_ranks(estimate), _ranks(truth)),
-            "slope": (estimate * truth).sum(1) / (estimate * estimate).sum(1),
-            "relative_error": gap / np.linalg.norm(truth, axis=1),
-            "sign_agreement": (np.sign(estimate) == np.sign(truth)).mean(1),
-        }
-
-
-def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
-    scale = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return np.asarray((a * b).sum(1) / np.where(scale > 0, scale, np.nan))
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    from scipy.stats import rankdata
-
-    return np.asarray(rankdata(values, axis=1))
-
-
-def bootstrap(
-    estimate: np.ndarray, truth: np.ndarray, resamples: int = 500, seed: int = 0
-) -> dict[str, tuple[float, float]]:
-    """95 % confidence intervals of :func:`fidelity`'s figures, over resampled examples.
-
-    Args:
-        estimate: (N,) estimated effects.
-        truth: (N,) effects by replay.
-        resamples: How many; fewer for large sets, where the intervals are narrow anyway.
-        seed: Makes the intervals reproducible.
-    """
-    estimate, truth = np.asarray(estimate, float), np.asarray(truth, float)
-    known = np.isfinite(estimate) & np.isfinite(truth)
-    estimate, truth = estimate[known], truth[known]
-    if len(truth) < 2:
-        return dict.fromkeys(_FIGURES, (float("nan"), float("nan")))
-    random = np.random.default_rng(seed)
-    count = Resamples(resamples, fewest=50, draws=10_000_000).of(len(truth))
-    drawn = [_fidelity(estimate[rows], truth[rows]) for rows in places(len(truth), count, random)]
-    intervals = {}
-    for name in _FIGURES:
-        values = np.concatenate([each[name] for each in drawn])
-        # A resample of equal values has no r, and one NaN would leave no interval at all.
-        intervals[name] = interval(values[np.isfinite(values)])
-    return intervals
 
 
 def _of(table: pd.DataFrame, behaviour: str) -> pd.DataFrame:
     return table[table["behaviour"] == behaviour]
-
-
-def _paired(estimate: pd.DataFrame, truth: pd.DataFrame, stage: str) -> tuple[pd.Series, pd.Series]:
-    """Effects on one behaviour by the estimate and by replay, of the same examples."""
-    own, true = (
-        rows[rows["stage"] == stage].set_index("example_id")["effect"] for rows in (estimate, truth)
-    )
-    return (own if own.index.equals(true.index) else own.reindex(true.index)), true
 
 
 def compare(estimate: Result, truth: Result, noise: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -153,7 +72,7 @@ def compare(estimate: Result, truth: Result, noise: pd.DataFrame | None = None) 
         # A replay cannot verify itself.
         proves = is_ground_truth(real) and facts.estimator != REPLAY
         for behaviour in estimate.behaviours:
-            own, true = _paired(_of(estimate.table, behaviour), _of(truth.table, behaviour), stage)
+            own, true = paired(_of(estimate.table, behaviour), _of(truth.table, behaviour), stage)
             found = fidelity(own.to_numpy(), true.to_numpy())
             verified = proves and trust.trust == "estimated" and np.isfinite(found["r"])
             agreement = Agreement.model_validate({**found, "behaviour": behaviour})
@@ -243,37 +162,40 @@ def trusted_facts(
         rows: Gives those of a behaviour, by its name; None reads the stored ones, where there is a
             replay to compare with.
     """
-    found = _agreements(run, facts, rows or (lambda name: _stored(run, facts, name)))
+    found = _agreements(run, facts, rows)
     warned = _warned(run, facts)
     joined = [_joined(stage, found.get(stage.stage, ()), warned) for stage in facts.stages]
     return facts.model_copy(update={"stages": doubted(run, joined)})
 
 
-def _stored(run: Run, facts: ResultFacts, behaviour: str) -> pd.DataFrame | None:
-    found = load_result(
-        run, facts.set_name, "effects", facts.estimator, facts.settings, True, behaviour
-    )
-    return None if found is None else found.table
+def keep_agreements(run: Run, set_name: str) -> None:
+    """Keep how the stored estimates of a large set agree with its replay, for whoever reads them.
+
+    Nothing else is stored by it: without, the same is worked out whenever it is looked at.
+    """
+    every = stored_results(run, set_name)
+    for truth in (facts for facts in every if facts.estimator == REPLAY):
+        for facts in (each for each in every if each.estimator != REPLAY):
+            agreements.keep(run, facts, truth, _true_stages(run, truth))
+        return
+
+
+def _true_stages(run: Run, truth: ResultFacts) -> list[str]:
+    return [t.stage for t in doubted(run, truth.stages) if is_ground_truth(t)]
 
 
 def _agreements(
-    run: Run, facts: ResultFacts, rows_of: Callable[[str], pd.DataFrame | None]
+    run: Run, facts: ResultFacts, rows_of: Callable[[str], pd.DataFrame | None] | None
 ) -> dict[str, tuple[Agreement, ...]]:
     """Stage to its agreement with replay, by behaviour in the result's order."""
     if facts.estimator == REPLAY:
         return {}
     known = (f for f in stored_results(run, facts.set_name) if f.estimator == REPLAY)
     truth = next(known, None)
-    rows = []
+    rows: Sequence[tuple[str, str, Mapping[str, Any]]] = ()
     if truth is not None:
-        for behaviour in (each.name for each in facts.behaviours):
-            # A damaged table reads as None; the figures kept from it are used below.
-            both = rows_of(behaviour), _stored(run, truth, behaviour)
-            if both[0] is None or both[1] is None:
-                continue
-            for stage in (t.stage for t in doubted(run, truth.stages) if is_ground_truth(t)):
-                own, true = _paired(both[0], both[1], stage)
-                rows.append((stage, behaviour, fidelity(own.to_numpy(), true.to_numpy())))
+        # A damaged table gives no rows; the figures kept from it are used below.
+        rows = agreements.figures(run, facts, truth, _true_stages(run, truth), rows_of)
     if not rows:
         stored = load_verification(run)
         mine = stored[

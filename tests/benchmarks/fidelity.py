@@ -31,7 +31,8 @@ from stagelens.effects.results import Result
 from stagelens.estimators import counterfactuals
 from stagelens.estimators.unrolled import UnrolledScale
 from stagelens.runs.run import Run
-from stagelens.trust.verification import fidelity, load_noise, measure_noise
+from stagelens.trust.fidelity import fidelity
+from stagelens.trust.verification import load_noise, measure_noise
 from tests.benchmarks import peers
 from tests.benchmarks.goals import goals
 from tests.benchmarks.scenarios import SCENARIOS, Scenario, recorded

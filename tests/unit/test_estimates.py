@@ -17,7 +17,7 @@ from stagelens.effects import results, summary
 from stagelens.effects.computing import attribute, boundaries
 from stagelens.effects.results import FIRST, load_result, result_key
 from stagelens.trust.estimates import Effects, as_effects, best_known, stored_effects
-from stagelens.trust.verification import trusted, trusted_facts, verify
+from stagelens.trust.verification import keep_agreements, trusted, trusted_facts, verify
 from tests.support.loops import Plan, make_batches, make_task, record_plans
 
 COUNT = 40
@@ -187,3 +187,30 @@ def test_a_damaged_replay_leaves_what_was_verified_by_it(stored: stagelens.Run) 
     assert load_result(stored, "test", "effects", "replay", behaviour="margin") is None
     after = trusted_facts(stored, facts).stages[0]
     assert after.agreements and after.trust == before[0].trust
+
+
+def test_agreements_of_a_large_set_are_kept_for_these_very_tables(
+    stored: stagelens.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = load_result(stored, "test", "effects", "task-vector").facts
+    before = trusted_facts(stored, facts).stages
+    keep_agreements(stored, "test")
+    kept = list(stored.path.glob("results/agreements/*.parquet"))
+    assert len(kept) == results.is_large(COUNT)
+    if not kept:
+        return  # of a small set, they take no time
+    with monkeypatch.context() as patch:
+        patch.setattr("stagelens.trust.agreements._compare", lambda *_: pytest.fail("read again"))
+        assert trusted_facts(stored, facts).stages == before
+    # Another table under the same name: what was kept is not of it.
+    replay = load_result(stored, "test", "effects", "replay")
+    turned = replay.table.assign(effect=-replay.table["effect"])
+    results.save_result(stored, results.Result(replay.facts, turned))
+    after = trusted_facts(stored, facts).stages[0]
+    assert after.agreements[0].r == pytest.approx(-before[0].agreements[0].r)
+    # Nor is it followed where its own file says that it is of others.
+    own = kept[0].read_bytes()
+    keep_agreements(stored, "test")
+    (other,) = set(stored.path.glob("results/agreements/*.parquet")) - set(kept)
+    other.write_bytes(own)
+    assert trusted_facts(stored, facts).stages[0] == after

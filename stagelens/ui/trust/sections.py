@@ -30,6 +30,7 @@ from stagelens.ui.pieces.pinning import About
 from stagelens.ui.pieces.trust_marks import trust_badge, trust_legend
 from stagelens.ui.reading import loaders
 from stagelens.ui.reading.loaders import Source
+from stagelens.wording.folding import MOST, listed
 from stagelens.wording.numbers import count_text, number, signed_text
 from stagelens.wording.trust_words import MARKS, decimal, expected_word, percent, trust_explanation
 
@@ -206,13 +207,21 @@ def stages(workspace: Workspace, view: TrustView) -> None:
         )
     # What is exact has no points to scatter, and gets a line below the cards.
     open_stages = [s for s in workspace.stages if _trust(view, s).trust != "exact"]
+    shown, number = open_stages, 1
+    if len(open_stages) > MOST:
+        pages = -(-len(open_stages) // MOST)
+        number = st.pagination(pages, key="trust-page", max_visible_pages=5)
+        shown = open_stages[(number - 1) * MOST : number * MOST]
     with st.grid(3, min_column_width=255, gap="small"):
-        for stage in open_stages:
+        for stage in shown:
             with st.container(border=True, height="stretch", gap="small"):
                 _stage(workspace, view, stage)
+    exact: dict[str, list[str]] = {}
     for stage in workspace.stages:
         if stage not in open_stages:
-            components.text_block(f"{MARKS['exact']} {stage}: exact. {_trust(view, stage).reason}")
+            exact.setdefault(_trust(view, stage).reason, []).append(stage)
+    for reason, names in exact.items():
+        components.text_block(f"{MARKS['exact']} {listed(names)}: exact. {reason}")
     trust_legend()
 
 
