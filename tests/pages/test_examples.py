@@ -10,6 +10,8 @@ from streamlit.testing.v1 import AppTest
 
 from stagelens.effects.results import load_result
 from stagelens.runs.run import open_run
+from stagelens.ui.examples.drilldown import FOLLOW
+from stagelens.ui.pieces.state import session_key
 from stagelens.ui.reading.browse import PAGE_SIZE
 from tests.pages.reading import check, drawn, figures, table, words
 
@@ -187,3 +189,13 @@ def test_the_table_says_what_is_known_of_its_numbers(
     open_page, demo: Path, estimator: str, said: str
 ) -> None:
     assert said in words(open_page(demo.parent, f"run=digits&estimator={estimator}", PAGE))
+
+
+def test_a_choice_is_followed_to_its_page_once(open_page, demo: Path) -> None:
+    app = check(open_page(demo.parent, "run=digits&example=clean-100", PAGE))
+    # As on a first visit: the page is looked up anyway.
+    del app.session_state[session_key("page")]
+    app.query_params.pop("page", None)
+    app.session_state[FOLLOW] = True
+    app.run()
+    assert FOLLOW not in app.session_state  # or a later page, turned by hand, would turn back

@@ -31,6 +31,21 @@ def test_sums_are_those_of_the_drawn_rows() -> None:
     np.testing.assert_allclose(found, columns[drawn].sum(axis=1), rtol=1e-12)
 
 
+def test_of_many_rows_sums_put_together_at_random_spread_as_the_rows_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resampling, "_MOST", 2000)
+    # Far from zero and sorted, and of a number that the sums do not divide.
+    values = 1000 + np.sort(np.random.default_rng(0).exponential(size=3100))
+    found = sums(np.stack([values, 2 * values], axis=1), 4000, np.random.default_rng(1))
+    np.testing.assert_allclose(found[:, 1], 2 * found[:, 0])  # the same draws for all columns
+    assert found[:, 0].mean() == pytest.approx(values.sum(), abs=5)
+    # 1.6 % by chance from 2000 sums, and 1.1 % from 4000 resamples.
+    expected = values.std() * np.sqrt(len(values))
+    assert found[:, 0].std() == pytest.approx(expected, rel=0.06)
+    assert np.isnan(sums(np.full((3100, 1), np.nan), 10, np.random.default_rng(1))).all()
+
+
 def test_intervals_agree_with_scipy_within_monte_carlo_error() -> None:
     values = np.random.default_rng(0).exponential(size=80)
     draws = sums(values[:, None], 4000, np.random.default_rng(1))[:, 0] / 80

@@ -236,3 +236,9 @@ def test_a_damaged_table_is_looked_for_again(found, tmp_path: Path) -> None:
         assert load_features(run, "test", "coarse-replay", features.facts.settings, "") is None
     finally:
         path.write_bytes(content)
+
+
+def test_words_that_are_equally_frequent_are_kept_by_their_names(monkeypatch) -> None:
+    monkeypatch.setattr("stagelens.analyses.spurious.candidates.MOST", 2)
+    texts = [word for word in ("pear", "fig", "apple") for _ in range(SUPPORT)]
+    assert list(words(texts)[0].names) == ["apple", "fig"]

@@ -181,3 +181,17 @@ def test_differences_carry_their_sign(difference: float, behaviour: Behaviour, t
 def test_shares_are_printed_as_percentages() -> None:
     assert numbers.value_text(0.875, PROBABILITY) == "87.5 %"
     assert numbers.value_text(0.875, LOSS) == "0.88"
+
+
+def test_parts_of_a_table_have_the_means_of_the_whole() -> None:
+    random = np.random.default_rng(0)
+    values = {name: random.normal(size=60).tolist() for name in ("a", "b", "c")}
+    table = effect_table(values, groups=["x", "y", "z"] * 20)
+    parts = [table[table["stage"] != "c"], table[table["stage"] == "c"]]
+    found = summary.stage_summaries(parts, LOSS, ["a", "b", "c"], [None, "group"])
+    for summed, by in zip(found, (None, "group"), strict=True):
+        whole = summary.stage_summary(table, LOSS, ["a", "b", "c"], by)
+        pd.testing.assert_frame_equal(summed, whole)
+    effects = table.groupby("stage")["effect"]
+    np.testing.assert_allclose(found[0]["effect"], effects.mean())
+    np.testing.assert_allclose(found[0]["error"], effects.sem())
