@@ -353,3 +353,9 @@ def test_the_commands_errors_name_its_flags(
     error = add(folder, path, *words)
     assert says in error
     assert "_column" not in error
+
+
+def test_what_texts_say_is_a_line_for_each_of_them(tmp_path: Path) -> None:
+    inputs = {"prompt": ["A b", None], "completion": ["x", "z"]}
+    write_set(tmp_path, None, "pairs", inputs=inputs, ids=["p", "q"])
+    assert EvaluationSet.open(tmp_path, "pairs").texts().tolist() == ["p\nA b\nx", "q\nz"]

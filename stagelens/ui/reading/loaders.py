@@ -387,8 +387,4 @@ def searchable(at: Source, set_name: str) -> pd.Series:
     of_texts = evaluation_set(at, set_name)
     if of_texts.kind != "text":
         return examples(at, set_name)["example_id"]
-    found = of_texts.examples()
-    return pd.Series(
-        ["\n".join([e.example_id, *(t for t in e.input.values() if t)]) for e in found],
-        dtype="str",
-    )
+    return of_texts.texts()
