@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from stagelens.contracts import BASE
-from stagelens.effects.computing import Without, stage_rows
 from stagelens.effects.results import (
     BOUNDARY_COLUMNS,
+    EFFECT_COLUMNS,
     BehaviourFacts,
     Result,
     ResultFacts,
@@ -49,47 +49,58 @@ def large_run(path: Path, stages: int, examples: int) -> Run:
 
 
 def _effects(run: Run) -> tuple[pd.DataFrame, list[StageTrust]]:
-    table = run.evaluation_set(SET).table()
-    labels = table["label"].to_numpy(dtype=object)
-    final = _measured(labels, 0, 0.0)
-    blocks, trusts = [], []
-    for stage in run.stages:
-        trust = StageTrust(stage=stage.name, estimator="replay", trust="exact", reason="As drawn.")
-        # A few stages do much more than the others.
-        model = _measured(labels, 1 + stage.index, 1 / (1 + stage.index % 17))
-        effects = {name: final.values[name] - values for name, values in model.values.items()}
-        without = Without(effects, model, trust)
-        blocks.append(stage_rows(table, SET, stage.name, "replay", final, without))
-        trusts.append(trust)
-    return pd.concat(blocks, ignore_index=True), trusts
+    own = run.evaluation_set(SET).table()
+    final = _measured(own, 0, 0.0)
+    # A few stages do much more than the others.
+    models = [_measured(own, 1 + s.index, 1 / (1 + s.index % 17)) for s in run.stages]
+    kinds, times = list(final.values), len(models) * len(final.values)
+    every = np.tile(np.concatenate(list(final.values.values())), len(models))
+    without = np.concatenate([values for model in models for values in model.values.values()])
+    table = {
+        "set": SET,
+        "stage": np.repeat([stage.name for stage in run.stages], len(kinds) * len(own)),
+        "behaviour": np.tile(np.repeat(kinds, len(own)), len(models)),
+        "final": every,
+        "without": without,
+        "effect": every - without,
+        "estimator": "replay",
+        "prediction": np.tile(final.answers, times),
+        "prediction_without": np.concatenate([np.tile(m.answers, len(kinds)) for m in models]),
+        "confidence": np.tile(final.confidences, times),
+        "confidence_without": np.concatenate([np.tile(m.confidences, len(kinds)) for m in models]),
+        "within_noise": pd.arrays.BooleanArray(
+            np.zeros(len(every), bool), np.ones(len(every), bool)
+        ),
+        **{name: np.tile(own[name].to_numpy(), times) for name in own},
+    }
+    further = [name for name in own if name not in EFFECT_COLUMNS]
+    trusts = [
+        StageTrust(stage=stage.name, estimator="replay", trust="exact", reason="As drawn.")
+        for stage in run.stages
+    ]
+    return pd.DataFrame(table)[[*EFFECT_COLUMNS, *further]], trusts
 
 
 def _boundaries(run: Run) -> pd.DataFrame:
-    table = run.evaluation_set(SET).table()
-    blocks = []
-    for number, name in enumerate((BASE, *(stage.name for stage in run.stages))):
-        model = _measured(table["label"].to_numpy(dtype=object), 1000 + number, 0.3)
-        blocks += [
-            pd.DataFrame(
-                {
-                    "set": SET,
-                    "example_id": table["example_id"],
-                    "boundary": name,
-                    "behaviour": behaviour,
-                    "value": values,
-                    "prediction": model.answers,
-                    "confidence": model.confidences,
-                },
-                columns=list(BOUNDARY_COLUMNS),
-            )
-            for behaviour, values in model.values.items()
-        ]
-    return pd.concat(blocks, ignore_index=True)
+    own = run.evaluation_set(SET).table()
+    names = [BASE, *(stage.name for stage in run.stages)]
+    models = [_measured(own, 1000 + number, 0.3) for number in range(len(names))]
+    kinds = list(models[0].values)
+    table = {
+        "set": SET,
+        "example_id": np.tile(own["example_id"].to_numpy(), len(names) * len(kinds)),
+        "boundary": np.repeat(names, len(kinds) * len(own)),
+        "behaviour": np.tile(np.repeat(kinds, len(own)), len(names)),
+        "value": np.concatenate([values for model in models for values in model.values.values()]),
+        "prediction": np.concatenate([np.tile(m.answers, len(kinds)) for m in models]),
+        "confidence": np.concatenate([np.tile(m.confidences, len(kinds)) for m in models]),
+    }
+    return pd.DataFrame(table)[list(BOUNDARY_COLUMNS)]
 
 
-def _measured(labels: np.ndarray, seed: int, worse: float) -> Measured:
+def _measured(examples: pd.DataFrame, seed: int, worse: float) -> Measured:
     """A model that is right where its margin is positive."""
-    random = np.random.default_rng(seed)
+    random, labels = np.random.default_rng(seed), examples["label"].to_numpy(dtype=object)
     margin = random.normal(1.0 - worse, 1.0, len(labels))
     probability = 1 / (1 + np.exp(-margin))
     answers = np.where(margin > 0, labels, random.choice(CLASSES, len(labels)).astype(object))
