@@ -18,7 +18,6 @@ from stagelens.estimators.expected_error import (
     SIGN_UNCERTAIN_ABOVE,
 )
 from stagelens.estimators.stage_trust import AGREES_ERROR, AGREES_R, Agreement, StageTrust
-from stagelens.wording.folding import listed
 
 TrustWord = Literal[
     "exact",

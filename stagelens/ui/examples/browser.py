@@ -117,8 +117,7 @@ def _table(
     st.caption(
         f"▲ credit: {phrase(chosen.behaviour)} {better} because of the stage. ▼ blame: "
         f"{'lower' if better == 'higher' else 'higher'}. {_noise(workspace, shown)}"
-        f"{trust} Click a row to look at the example."
-        + _left_out(workspace, columns)
+        f"{trust} Click a row to look at the example." + _left_out(workspace, columns)
     )
     return example_id
 
