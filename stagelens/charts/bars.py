@@ -112,7 +112,8 @@ def shown_stages(summary: pd.DataFrame) -> list[int]:
 
 def rest_text(summary: pd.DataFrame, behaviour: Behaviour) -> str:
     """The stages that :func:`credit_and_blame` leaves out, in a sentence; empty where none is."""
-    rest = summary.drop(summary.index[shown_stages(summary)])
+    shown = set(shown_stages(summary))
+    rest = summary.iloc[[place for place in range(len(summary)) if place not in shown]]
     if rest.empty:
         return ""
     known = rest.dropna(subset=["credit", "blame"])
