@@ -51,9 +51,9 @@ def places(examples: int, resamples: int, random: np.random.Generator) -> Iterat
 def sums(columns: np.ndarray, resamples: int, random: np.random.Generator) -> np.ndarray:
     """Sums of columns over resamples of their rows, with the same draws for all columns.
 
-    Of more than 20,000 rows, as many sums of rows put together at random are resampled in their
-    place: such sums spread as the rows do, whose number then costs nothing. Intervals get no wider
-    but for half a percent by chance, which is less than what a thousand resamples leave to it.
+    Of more than 20,000 rows, 20,000 sums of rows put together at random are resampled instead. They
+    spread as the rows do, so intervals keep their width, to within half a percent by chance, and
+    the time no longer grows with the rows.
 
     Args:
         columns: (n, C) values, a row per example.
