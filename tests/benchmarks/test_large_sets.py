@@ -40,7 +40,7 @@ def measured(home: Path, page: str) -> dict[str, float]:
 
 
 def _peak() -> float:
-    """MB that this process took at most; getrusage would count its parent before it was replaced."""
+    """MB that this process took at most; getrusage would count those of its parent."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) / 1024
