@@ -56,7 +56,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 3\n"
     [
         ("a.csv", b"PK\x03\x04\x14\x00\xff", "an Excel workbook or a zip file"),
         ("a.csv", b"\xd0\xcf\x11\xe0\xa1\xb1", "an old Excel workbook"),
-        ("a.jsonl", gzip.compress(b"{}"), "compressed with gzip"),
+        ("a.jsonl", gzip.compress(b"{}", mtime=0), "compressed with gzip"),
         ("a.jsonl", b"PAR1\x15\x04", "a parquet file, .*rename it to .parquet"),
         ("a.csv", WEB, "a web page"),
         ("a.parquet", WEB, "a web page"),
