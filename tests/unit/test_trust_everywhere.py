@@ -162,7 +162,7 @@ def test_what_may_have_the_wrong_sign_is_no_headline(effects: Effects, behaviour
 
 def test_what_may_have_the_wrong_sign_is_no_finding_on_a_gap(effects: Effects) -> None:
     kind, stages = effects.behaviours["margin"], list(STANDINGS)
-    gaps = group_gaps(rows_of(effects), stages, ("group",), kind)
+    gaps = group_gaps(rows_of(effects, ["group"]), stages, ["group"], kind)
     said = gap_sentences(gaps, stages, effects.trust, "image", limit=len(stages))
     named = {each.trust.stage for each in said if each.trust is not None}
     assert named and not named & NO_FINDING

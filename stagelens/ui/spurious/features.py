@@ -176,8 +176,9 @@ def _card(workspace: Workspace, found: Features, row: dict[str, Any], trust: Sta
         # bdi: a name written from right to left must not reorder what stands beside it.
         f"<b style='overflow-wrap:anywhere'><bdi>{components.shown(_title(row))}</bdi></b>"
         f"<span style='white-space:nowrap'>{mark}</span></div>"
-        "<div style='opacity:.75;font-size:.9em;margin-bottom:.4em'>"
-        f"{components.shown(about)} · {trust_html(trust, behaviour.name, brief=True)}</div>"
+        f"<div style='font-size:.9em;margin-bottom:.4em'><span style='opacity:.75'>"
+        # Beside the muted words, not among them: it is muted itself.
+        f"{components.shown(about)} · </span>{trust_html(trust, behaviour.name, brief=True)}</div>"
         "<div style='display:grid;grid-template-columns:auto auto 1fr;gap:.1em .8em;"
         f"font-size:.875rem'>{lines}</div>"
     )
