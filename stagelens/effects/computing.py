@@ -25,7 +25,7 @@ from stagelens.estimators.expected_error import Evidence, judged, judged_replay
 from stagelens.estimators.hardness import hardness
 from stagelens.estimators.protocol import METHOD, Counterfactual
 from stagelens.estimators.registry import make_estimator
-from stagelens.estimators.replay_check import check_steps
+from stagelens.estimators.replay_check import check_again, check_steps
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.estimators.subtraction import subtract_stage
 from stagelens.measuring.models import (
@@ -233,7 +233,7 @@ def stage_rows(
     # Once for all behaviours: pandas is slow at converting texts.
     answers = pd.Series(final.answers)
     nobody = pd.Series(None, answers.index, dtype=answers.dtype)
-    answers_without = nobody if without is None else pd.Series(without.model.answers)
+    theirs = nobody if without is None else pd.Series(without.model.answers)
     blocks = []
     for behaviour, values in final.values.items():
         effect = nothing if without is None else without.effects[behaviour]
@@ -247,7 +247,7 @@ def stage_rows(
             "effect": effect,
             "estimator": estimator,
             "prediction": answers,
-            "prediction_without": answers_without,
+            "prediction_without": theirs,
             "confidence": final.confidences,
             "confidence_without": nothing if without is None else without.model.confidences,
             "within_noise": pd.array([None] * len(own), dtype="boolean"),
@@ -307,13 +307,15 @@ def attribute(
     chosen = [run.stage(name) for name in stages] if stages is not None else run.stages
     stored = load_result(run, set_name, "effects", estimator, used)
     whole = stored is not None and list(stored.trust) == [stage.name for stage in run.stages]
-    # The main process decides, or some would wait for others that found the table and went on.
+    # The main process decides, or some would wait for others that go on.
     if processes.by_main(lambda: whole):
+        check_again(run, chosen, made)
         return _chosen(_seen(stored), stages)
     examples = run.measurable_set(set_name)
     overall = Progress(progress)
-    check_steps(run, chosen, made)
     without = list(counterfactuals(run, made, chosen, overall.part(0.0, 0.9)))
+    # After them, as what cannot fit into memory is refused there.
+    processes.by_main(lambda: check_steps(run, chosen, made))
     if all(c.weights is None for c in without):
         raise Refused(without[0].trust.reason)
     table, trusts = effect_table(run, examples, without, estimator, overall.part(0.9, 1.0), used)

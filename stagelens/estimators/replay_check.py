@@ -7,14 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from stagelens.compute import devices, processes
-from stagelens.contracts import ProgressCallback, Refused, RunError
+from stagelens.contracts import ProgressCallback, RunError
 from stagelens.replaying.reproduction import first_loss, measure_deviation, sample_steps
 from stagelens.replaying.step import AUTOCAST
 from stagelens.runs.files import read_json, write_json
 from stagelens.runs.run import Run, Stage
 
 from .protocol import Estimator
-from .reproduction import ReplayCheck, StepCheck, check_path, keep_step_check, step_check
+from .reproduction import ReplayCheck, StepCheck, check_path, keep_step_check, problems, step_check
 
 
 def mixed_precision(stages: Sequence[Stage]) -> str:
@@ -98,10 +98,16 @@ def check_steps(run: Run, stages: Sequence[Stage], estimator: Estimator) -> None
     for stage in (() if estimator.free else run.stages[first:]) or run.stages[-1:]:
         wanted = min(1 if estimator.free else 2, stage.steps)
         known = step_check(run, stage)
-        if not wanted or (known is not None and known.steps >= wanted):
+        if not wanted or (known is not None and not known.problem and known.steps >= wanted):
             continue
         try:
             found = sample_steps(run.task, stage, wanted) if wanted > 1 else first_loss(run, stage)
-        except (RunError, Refused):
+        except Exception:  # the task's own code may raise anything, and memory may run out
             continue
         keep_step_check(run, StepCheck(run_digest=run.digest, stage=stage.name, **asdict(found)))
+
+
+def check_again(run: Run, stages: Sequence[Stage], estimator: Estimator) -> None:
+    """Repeat checks that found a problem: the run may have been opened with another task then."""
+    if problems(run):
+        processes.by_main(lambda: check_steps(run, stages, estimator))

@@ -174,7 +174,8 @@ def _without(final: Tensor, before: Tensor, after: Tensor, variance: bool) -> Te
         return scaled.to(final.dtype)
     wide = torch.float32 if final.dtype.itemsize <= 2 else torch.float64
     # Nothing in place: where the dtype is already this one, .to returns the loaded state itself.
-    change = after.to(wide) - before.to(wide)
+    # The same infinity, as in an attention mask, is no change.
+    change = torch.where(after == before, 0.0, after.to(wide) - before.to(wide))
     return (final.to(wide) - change).to(final.dtype)
 
 

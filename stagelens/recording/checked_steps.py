@@ -13,6 +13,7 @@ the stage ends. A change that stays is found then at the latest.
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -22,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stagelens.contracts import RecordingError, Task
+from stagelens.contracts import RecordingError, StageLensError, Task
 from stagelens.replaying.optimizers import build_optimizer, set_group_hyperparameters, update
-from stagelens.replaying.step import StepRules, backward, prepare
+from stagelens.replaying.step import StepRules, backward, prepare, widest_eps
 from stagelens.runs.batches import unflatten
 from stagelens.runs.states import (
     OptimizerState,
@@ -181,6 +182,19 @@ class CheckedSteps:
 
     def before_update(self, gradients: Sequence[Tensor | None]) -> None:
         """Hold on to gradients, one of each optimised parameter, as the optimiser reads them."""
+        try:
+            self._hold(gradients)
+        except torch.OutOfMemoryError:  # the training comes first
+            self.close()  # there is no room for it
+
+    def close(self) -> None:
+        """Check nothing more, and let go of the memory that it takes."""
+        self._stretch = self._upcoming = self._gradients = None
+        self._goes_on, self._light, self._copies, self._next = False, False, [], sys.maxsize
+        self._own_optimizer.state.clear()
+        self._twin = nn.Module()
+
+    def _hold(self, gradients: Sequence[Tensor | None]) -> None:
         self._gradients = None
         if self._upcoming is None and not self._goes_on:
             return
@@ -251,6 +265,17 @@ class CheckedSteps:
         stretch, self._stretch = self._stretch, None
         if stretch is None or not stretch.steps:
             return
+        at = At(self._stage, stretch.steps[-1].record.step + 1, widest_eps(self._twin))
+        try:
+            self._check(stretch, rules, updated)
+        except torch.OutOfMemoryError:  # the training comes first
+            self.close()  # there is no room for it
+        except (StageLensError, RuntimeError) as error:
+            if isinstance(error, RecordingError):
+                raise
+            raise RecordingError(f"{at.says('it')} cannot be run again ({error})") from error
+
+    def _check(self, stretch: _Stretch, rules: StepRules, updated: bool) -> None:
         if stretch.steps[0].record.step == 0:
             prepare(self._twin, rules)
         load_into(self._twin, stretch.model)
@@ -259,13 +284,14 @@ class CheckedSteps:
             load_optimizer(self._own_optimizer, self._own_names, stretch.optimizer)
         with _random_state_kept(next(self._twin.parameters()).device), torch.enable_grad():
             for step, gradients in zip(stretch.steps, stretch.gradients, strict=True):
-                at = At(self._stage, step.record.step + 1)
+                at = At(self._stage, step.record.step + 1, widest_eps(self._twin))
                 self._run(step, gradients, rules, at)
                 if stretch.optimizer is not None:
                     update(self._own_optimizer)
             if stretch.optimizer is not None and updated and step.record.step == self._newest:
                 self._check_update(stretch.model, at)
         self._twin.zero_grad()
+        self._own_optimizer.state.clear()  # twice the model's size, for most of the training
         # Drawn, so that checks do not fall in with the periods of a loop.
         self._next = at.step + min(
             self._random.randint(2 * at.step, 4 * at.step),
@@ -297,6 +323,8 @@ class CheckedSteps:
         # task.loss is the user's code and may raise anything.
         except Exception as error:
             which = "the first step" if at.step == 1 else f"step {at.step}"
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
             raise RecordingError(
                 f"task.loss(model, batch) cannot be recomputed from the batch of {which} "
                 f"({type(error).__name__}: {error}); pass stage.step the batch that task.loss "

@@ -19,11 +19,12 @@ class WeightsCopy:
 
     def __init__(self, model: nn.Module) -> None:
         parameters = {name: p.detach() for name, p in model.named_parameters()}
+        shared_once = {name for name, _ in model.named_buffers()}  # as model_tensors names them
         self._places = {
             f"{prefix}.{name}".removeprefix("."): (module._buffers, name)
             for prefix, module in model.named_modules()
             for name, buffer in module._buffers.items()
-            if buffer is not None
+            if buffer is not None and f"{prefix}.{name}".removeprefix(".") in shared_once
         }
         self.tensors = {name: tensor.clone() for name, tensor in parameters.items()}
         for full, (buffers, name) in self._places.items():

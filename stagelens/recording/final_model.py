@@ -83,8 +83,9 @@ def _sums(model: nn.Module) -> dict[str, tuple[torch.dtype, tuple[float, float]]
     found = {}
     for name, tensor in model_tensors(model).items():
         if tensor.is_floating_point() and tensor.device.type != "meta":
-            values = tensor.double()
-            found[name] = tensor.dtype, (float(values.sum()), float(values.square().sum()))
+            # Reduced in float64 without a copy in float64, which may not fit beside the model.
+            norm = torch.linalg.vector_norm(tensor, dtype=torch.float64)
+            found[name] = tensor.dtype, (float(tensor.sum(dtype=torch.float64)), float(norm**2))
     return found
 
 
@@ -92,4 +93,4 @@ def _close(a: tuple[float, float], b: tuple[float, float]) -> bool:
     # A sum may be a small difference of large terms; their squares say how large they are.
     room = _CLOSE * max(1.0, abs(a[1]), abs(b[1]))
     pairs = zip(a, b, strict=True)
-    return all(abs(x - y) <= room or (math.isnan(x) and math.isnan(y)) for x, y in pairs)
+    return all(x == y or abs(x - y) <= room or (math.isnan(x) and math.isnan(y)) for x, y in pairs)

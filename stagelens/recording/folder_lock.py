@@ -34,12 +34,14 @@ class FolderLock:
         self._file = open(folder / ".recording.lock", "w")  # noqa: SIM115 - held until closed
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             self.close()
             raise RecordingError(
                 f"another recorder has {folder} open; wait until its process ends (in this "
                 "process, call its close method), or choose another folder"
             ) from None
+        except OSError:  # a file system without locks, as some of clusters are
+            self.close()
 
     def close(self) -> None:
         """Release the folder."""

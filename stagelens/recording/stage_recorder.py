@@ -347,8 +347,12 @@ class StageRecorder:
             except RecordingError as error:
                 self.tell(error)
         self._announce(checked=[*self._checked.done])
-        seconds = time.monotonic() - self._started
+        self._checked.close()
+        self._complete(time.monotonic() - self._started)
+        # Last: whatever becomes of it, the stage is complete.
         self._run.final = FinalModel(self._run.path, self.name, self._model)
+
+    def _complete(self, seconds: float) -> None:
         if self._best is not None and self._at_best:
             ending = self._best.ending(self._facts.checkpoints, self._writer.parts)
             self._announce(status="complete", seconds=seconds, **ending)

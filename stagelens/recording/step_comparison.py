@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stagelens.contracts import RecordingError
 from stagelens.replaying.step import AUTOCAST, StepRules
-from stagelens.runs.states import OptimizerState, TrainingState
+from stagelens.runs.states import OptimizerState, TrainingState, difference_of
 
 _TOLERANCE = 1e-4
 """Relative; far above rounding in float32, far below the effect of a forgotten setting."""
@@ -26,10 +26,12 @@ class At:
     Attributes:
         stage: The stage's name.
         step: Number within the stage, from 1.
+        eps: What rounding leaves of a number of the model's coarsest dtype, relative.
     """
 
     stage: str
     step: int
+    eps: float = 0.0
 
     def says(self, what: str) -> str:
         """The beginning of a message about something of the step."""
@@ -39,9 +41,11 @@ class At:
 
     def tolerance(self, rules: StepRules) -> float:
         """Relative. Autocast leaves fewer digits, and a GPU need not round the same every time."""
+        # 4: a loss that is a sum of a few roundings.
+        least = max(_TOLERANCE, 4 * self.eps)
         if self.step == 1 or rules.precision not in AUTOCAST:
-            return _TOLERANCE
-        return max(_TOLERANCE, torch.finfo(AUTOCAST[rules.precision]).eps)
+            return least
+        return max(least, torch.finfo(AUTOCAST[rules.precision]).eps)
 
 
 def check_losses(own: Sequence[float], reported: Sequence[float], rules: StepRules, at: At) -> None:
@@ -105,6 +109,7 @@ def check_gradients(
     Raises:
         RecordingError: They differ; says by how much, or where most.
     """
+    own, seen = ({n: g.to_dense() for n, g in each.items()} for each in (own, seen))
     if all(torch.equal(own[name], gradient) for name, gradient in seen.items()):
         return  # the usual case, and quicker than sums
     sums = {name: _Sums.of(own[name], gradient) for name, gradient in seen.items()}
@@ -187,12 +192,12 @@ def check_update(
         # Counters, such as num_batches_tracked, would dominate the norm of the change.
         if not tensor.is_floating_point() or torch.equal(tensor, own.model[name]):
             continue
-        difference = float((own.model[name].double() - tensor.double()).square().sum())
+        difference = float(difference_of(own.model[name], tensor).square().sum())
         gap += difference
         worst = max(worst, (name, difference), key=lambda pair: pair[1])
     if gap:
         change = sum(
-            float((tensor.double() - before[name].to(tensor.device).double()).square().sum())
+            float(difference_of(tensor, before[name].to(tensor.device)).square().sum())
             for name, tensor in after.model.items()
             if tensor.is_floating_point()
         )

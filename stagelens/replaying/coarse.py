@@ -231,4 +231,5 @@ def _moved(name: str, recorded: Tensor, factual: Tensor, counterfactual: Tensor)
     if name.endswith("running_var") or name == "exp_avg_sq":
         # Bounded, for a factual value that is nearly zero; 0 / 0 becomes 1.
         return recorded * ((counterfactual + _TINY) / (factual + _TINY)).clamp(max=1e3)
-    return recorded - (factual - counterfactual)
+    # The same infinity, as in an attention mask, is no difference.
+    return recorded - torch.where(factual == counterfactual, 0, factual - counterfactual)

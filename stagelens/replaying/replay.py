@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from stagelens.compute import devices
 from stagelens.contracts import Progress, ProgressCallback, Refused, Task, no_progress
@@ -20,7 +21,7 @@ from stagelens.runs.step_records import StepRecord
 
 from .optimizers import build_optimizer
 from .shared_batches import SplitGradient
-from .step import StepRules, prepare, step
+from .step import StepRules, prepare, step, widest_eps
 
 
 def cross_boundary(state: TrainingState, stage: Stage) -> TrainingState:
@@ -73,15 +74,17 @@ def check_replayable(stages: Sequence[Stage]) -> None:
 _ROUNDING: Mapping[Precision, float] = {"float32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
 
 
-def fits(record: StepRecord, losses: Sequence[float], rules: StepRules) -> bool:
+def fits(record: StepRecord, losses: Sequence[float], rules: StepRules, model: nn.Module) -> bool:
     """Whether losses of micro-batches are those of a recorded step, up to rounding.
 
     Args:
         record: The step.
         losses: The task's, before division.
         rules: Of its stage.
+        model: Its parameters may be of a dtype that rounds more coarsely.
     """
-    found, tolerance = record.reported_loss(losses), _ROUNDING[rules.precision]
+    found = record.reported_loss(losses)
+    tolerance = max(_ROUNDING[rules.precision], 4 * widest_eps(model))
     if math.isnan(found):
         return math.isnan(record.loss)
     # A loop may note its losses as they are divided. Another processor rounds otherwise; 1e-6 is
@@ -139,7 +142,7 @@ class StageReplay:
             if order:
                 record = replace(record, groups=rates[place])
             losses = step(self.task, self.model, self.optimizer, record, self.rules, self.split)
-            if self.misfit is None and not fits(record, losses, self.rules):
+            if self.misfit is None and not fits(record, losses, self.rules, self.model):
                 self.misfit = record.step
             yield record
 

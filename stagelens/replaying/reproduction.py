@@ -12,7 +12,7 @@ from stagelens.compute import devices
 from stagelens.contracts import ProgressCallback, RunError, Task, no_progress
 from stagelens.runs.batches import to_device
 from stagelens.runs.run import Run, Stage
-from stagelens.runs.states import TrainingState, load_into, same_tensor
+from stagelens.runs.states import TrainingState, difference_of, load_into, same_tensor
 from stagelens.runs.step_records import StepRecord
 
 from .replay import StageReplay, fits, replay_stage, same_arithmetic
@@ -56,7 +56,7 @@ def sample_steps(task: Task, stage: Stage, length: int, everywhere: bool = False
                 if _drawn_elsewhere(stage, record):
                     break
                 compared += 1
-                if not fits(record, losses, replay.rules):
+                if not fits(record, losses, replay.rules, replay.model):
                     found = record.reported_loss(losses)
                     return Sampled(compared, record.step, record.loss, found)
     return Sampled(compared)
@@ -78,7 +78,7 @@ def first_loss(run: Run, stage: Stage) -> Sampled:
         for micro in record.batches:
             devices.restore_random(micro.rng, device)
             losses.append(float(loss_of(task, model, to_device(micro.batch, device), rules)))
-    if fits(record, losses, rules):
+    if fits(record, losses, rules, model):
         return Sampled(1)
     return Sampled(1, record.step, record.loss, record.reported_loss(losses))
 
@@ -140,10 +140,10 @@ def measure_deviation(
     for name, end in recorded.model.items():
         if not end.is_floating_point():
             continue
-        gap = replayed.model[name].double() - end.double()
+        gap = difference_of(replayed.model[name], end)
         largest = max(largest, float(gap.abs().max())) if gap.numel() else largest
         difference += float(gap.square().sum())
-        change += float((end.double() - start.model[name].double()).square().sum())
+        change += float(difference_of(end, start.model[name]).square().sum())
     relative = 0.0 if difference == 0 else (difference / change) ** 0.5 if change else float("inf")
     return Deviation(stage.name, bitwise and misfit is None, largest, relative, misfit)
 

@@ -58,6 +58,12 @@ class StepRules:
         return micro.divisor or self.accumulation
 
 
+def widest_eps(model: nn.Module) -> float:
+    """What rounding leaves of a number of a model's coarsest floating dtype, relative."""
+    kinds = {each.dtype for each in model.parameters() if each.is_floating_point()}
+    return max((torch.finfo(kind).eps for kind in kinds), default=0.0)
+
+
 def prepare(model: nn.Module, rules: StepRules) -> None:
     """Set the training modes and ``requires_grad`` flags of a stage."""
     model.train()

@@ -245,6 +245,11 @@ def not_finite(tensors: Weights, names: Iterable[str]) -> str | None:
     return None
 
 
+def difference_of(a: Tensor, b: Tensor) -> Tensor:
+    """``a - b`` in float64; 0 where both are the same infinity, as in an attention mask."""
+    return torch.where(a == b, 0.0, a.double() - b.double())
+
+
 def same_tensor(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors agree bit for bit; NaN equals the same NaN."""
     if a.shape != b.shape or a.dtype != b.dtype:

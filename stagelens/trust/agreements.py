@@ -72,7 +72,7 @@ def figures(
 def keep(run: Run, facts: ResultFacts, truth: ResultFacts, stages: Sequence[str]) -> None:
     """Work the figures out and keep them, of a large set."""
     compared = _compared(run, facts, truth, stages)
-    if compared is None or _path(run, compared).exists():
+    if compared is None or fact_tables.is_intact(_path(run, compared)):
         return
     found = _compare(run, facts, truth, stages, None)
     rows = [{"stage": stage, "behaviour": name, **own} for stage, name, own in found]

@@ -139,6 +139,8 @@ def _steps(run: Run, stage: Stage, full: bool, progress: ProgressCallback) -> Ch
         sampled = sample_steps(run.task, stage, STEPS, everywhere=True)
     except StageLensError as error:
         return Checked(what, None, str(error))
+    except Exception as error:  # the task's own code may raise anything
+        return Checked(what, None, f"they cannot be run again ({type(error).__name__}: {error})")
     check = StepCheck(run_digest="", stage=stage.name, **asdict(sampled))
     # A run with a damaged table of steps has no digest that a check could be kept under.
     with suppress(StageLensError):

@@ -140,3 +140,24 @@ def test_a_set_of_which_the_task_makes_other_inputs_is_not_measured(
     run = stagelens.open_run(recorded.path, task)
     with pytest.raises(RunError, match="makes other inputs of the examples of set 'test'"):
         attribute(run, "test", "task-vector")
+
+
+def test_a_problem_that_another_task_made_is_forgotten_with_the_right_one(
+    recorded: stagelens.Run,
+) -> None:
+    changed(recorded, 2.0)
+    attribute(recorded, "test", "task-vector")
+    assert set(problems(recorded)) == {"third"}
+    changed(recorded, 1.0)
+    result = trusted(recorded, attribute(recorded, "test", "task-vector"))
+    assert problems(recorded) == {}
+    assert result.trust["third"].trust == "exact"
+
+
+def test_a_replay_that_ends_elsewhere_on_another_machine_proves_nothing(
+    recorded: stagelens.Run,
+) -> None:
+    changed(recorded, 3.0, since=3)
+    check = check_replay(recorded, recorded.stage("second"), lambda *_: None)
+    assert check.problem
+    assert not check.model_copy(update={"as_recorded": False}).problem

@@ -37,7 +37,7 @@ _OTHER_KINDS = (
     ((b"pk\x03\x04",), "an Excel workbook or a zip file", "save its sheet as CSV (UTF-8)"),
     ((b"\xd0\xcf\x11\xe0",), "an old Excel workbook", "save its sheet as CSV (UTF-8)"),
     ((b"\x1f\x8b",), "compressed with gzip", "unpack it: gunzip FILE"),
-    ((b"par1",), "a parquet file", "rename it to .parquet"),
+    ((b"PAR1",), "a parquet file", "rename it to .parquet"),
     (
         (b"<!doctype html", b"<html"),
         "a web page",
@@ -118,7 +118,7 @@ def _check_kind(path: Path, data: bytes) -> None:
     """Refuse what another kind of file begins with, whatever the file is called."""
     begin = data[:64].lstrip().lower()
     for marks, what, advice in _OTHER_KINDS:
-        if begin.startswith(marks):
+        if begin.startswith(marks) or data.startswith(marks):
             raise SetError(f"{path} is {what}, whatever its name says; {advice}")
 
 
