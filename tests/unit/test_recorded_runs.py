@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 import stagelens
 from stagelens import cli
+from stagelens.runs.files import is_sealed
 from stagelens.trust.noise import load_noise
 from stagelens.trust.verification import load_verification
 
@@ -61,6 +62,17 @@ KEPT = {
 }
 
 
+# In layout 2 of the folder, recorded by the same loops. Where the batches of the classifier lay in
+# memory is part of a recording, and was another place.
+KEPT |= {
+    "classifier-2": replace(
+        KEPT["classifier"],
+        digest="f6855c38c162aac013b984c9c5e69380fe14a060c2b76fc553e386bd320ae3f5",
+    ),
+    "language_model-2": KEPT["language_model"],
+}
+
+
 @pytest.fixture(params=sorted(KEPT))
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -102,6 +114,13 @@ def test_the_recording_is_the_one_that_it_was(name: str, path: Path) -> None:
     assert all(stage.replayable for stage in run.stages)
     assert run.digest == kept.digest
     assert run.evaluation_set("test").digest == kept.set_digest
+
+
+def test_a_run_of_either_layout_says_so(name: str, path: Path) -> None:
+    run = stagelens.open_run(path)
+    layout = 2 if name.endswith("-2") else 1
+    assert {run.file.version, *(stage.facts.version for stage in run.stages)} == {layout}
+    assert is_sealed(path / "run.json") is (True if layout == 2 else None)
 
 
 @pytest.mark.parametrize("estimator", ["replay", "coarse-replay"])
