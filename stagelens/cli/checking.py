@@ -44,8 +44,12 @@ def check(
     """Verify every digest of a run, compute a sample of its numbers again, and say what holds.
 
     Exit status: 0 everything holds, 3 something is wrong, 4 nothing is wrong but not everything
-    could be told, 1 there is no run.
+    could be told, 1 there is no such run or report.
     """
+    from stagelens.report import checking as reports
+
+    if report is not None:
+        reports.read(report)  # before minutes of other checks
     with Reporter(progress).running() as told:
         found: list[Checked] = []
         try:
@@ -58,9 +62,7 @@ def check(
         else:
             found = list(check_run(opened, full, told))
             if report is not None:
-                from stagelens.report.checking import check_report
-
-                found += check_report(opened, report)
+                found += reports.check_report(opened, report)
     if as_json:
         say(json.dumps([asdict(each) for each in found], indent=1))
     else:

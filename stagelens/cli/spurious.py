@@ -33,7 +33,9 @@ def features(
     task: TaskOption = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Write all tests, with trust, to a .parquet or .csv file."),
+        typer.Option(
+            help="Write the tests of strongest evidence, with trust, to a .parquet or .csv file."
+        ),
     ] = None,
     progress: ProgressFile = None,
 ) -> None:

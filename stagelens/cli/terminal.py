@@ -181,6 +181,9 @@ def print_features(found: Features, trust: Mapping[str, StageTrust], top: int) -
             printed.add_row(str(row["name"]), *cells, f"{row['evidence']:.3f}")
         _console().print(printed, markup=False)
         _say_trust(trust[stage.stage], behaviour)
+    looked_at = {stage.stage for stage in found.facts.stages}
+    for other in (known for name, known in trust.items() if name not in looked_at):
+        _say_trust(other, behaviour)
 
 
 def _say_trust(trust: StageTrust, behaviour: str | None = None) -> None:

@@ -254,8 +254,10 @@ def _groups(
         return
     grouped = rows.groupby(keys, sort=True, dropna=True, observed=True)
     sizes = grouped.size()
+    # pandas numbers rows without a key NaN, or -1, by its version.
+    number = grouped.ngroup().fillna(-1).to_numpy()
     # Small integers, which are sorted in linear time; stable, so that sums have one order.
-    number = grouped.ngroup().to_numpy().astype(np.int16 if len(sizes) < 2**15 else np.int64)
+    number = number.astype(np.int16 if len(sizes) < 2**15 else np.int64)
     order = None if (np.diff(number) >= 0).all() else np.argsort(number, kind="stable")
     dropped = len(rows) - int(sizes.sum())  # numbered -1, so they come first
     ends = dropped + np.cumsum(sizes.to_numpy())

@@ -91,7 +91,7 @@ def _sha256(descriptor: int, place: int) -> str:
 
 
 def checksum(path: Path) -> str | None:
-    """The checksum that a table carries; None for a table of version 0.1, which has none.
+    """The checksum that a table carries; None for one that an earlier version wrote.
 
     Raises:
         ValueError: The file cannot be read as a table.

@@ -183,6 +183,16 @@ def test_a_damaged_effect_table_is_not_shown_and_can_be_computed_again(
     assert "replay" in check(app.run()).selectbox(key="estimator").options
 
 
+def test_a_full_queue_of_jobs_takes_nothing_else_away(
+    open_page, demo_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "OF_ONE", 0)
+    shutil.rmtree(demo_copy / "results")
+    app = check(open_page(demo_copy.parent, "run=digits"))
+    assert not app.error and app.title
+    assert "does not start by itself" in words(app)
+
+
 def test_a_run_without_results_is_measured_by_itself(open_page, demo_copy: Path) -> None:
     shutil.rmtree(demo_copy / "results")
     app = check(open_page(demo_copy.parent, "run=digits"))

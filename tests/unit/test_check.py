@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -15,7 +16,7 @@ from stagelens import cli
 from stagelens.effects.computing import attribute, boundaries
 from stagelens.effects.results import result_path, stored_results
 from stagelens.runs import fact_tables
-from stagelens.runs.files import is_sealed
+from stagelens.runs.files import is_sealed, sealed
 from tests.support.damage import flip_a_bit_in_the_middle
 from tests.support.odd_runs import record
 
@@ -103,6 +104,7 @@ def test_an_edited_report_is_told(whole: Path, tmp_path: Path) -> None:
     page = (whole.parent / "report.html").read_text()
     for name, text, holds in [
         ("edited.html", page.replace("blame", "praise"), False),
+        ("longer.html", page + "<p>accuracy is 99 points higher</p>", False),
         ("other.html", "<html></html>", None),
     ]:
         (tmp_path / name).write_text(text)
@@ -133,6 +135,23 @@ def test_a_json_export_is_checked_too(whole: Path, tmp_path: Path) -> None:
     assert check(whole, "--report", str(out))[0] == 0
     out.write_text(out.read_text().replace('"even"', '"odd"'))
     assert check(whole, "--report", str(out))[1]["report rows.json"] is False
+
+
+@pytest.mark.parametrize("said", [[1], {"run": "abc"}, {"run": {"digest": 7}, "tables": [3]}])
+def test_what_is_sealed_but_no_report_is_not_known(said: Any, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "rows.json"
+    out.write_text(json.dumps(sealed(said) if isinstance(said, dict) else said))
+    status, found, _ = check(whole, "--report", str(out))
+    assert status != 0 and not found["report rows.json"]
+
+
+@pytest.mark.parametrize("name", ["missing.html", "rows.csv"])
+def test_a_report_that_cannot_be_checked_is_told_first(
+    name: str, whole: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "rows.csv").write_text("a,b\n")
+    done = CliRunner().invoke(cli.app, ["check", str(whole), "--report", str(tmp_path / name)])
+    assert done.exit_code == 1 and done.stdout == ""
 
 
 def test_a_folder_that_is_no_run_is_an_error(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -195,3 +196,27 @@ def test_parts_of_a_table_have_the_means_of_the_whole() -> None:
     effects = table.groupby("stage")["effect"]
     np.testing.assert_allclose(found[0]["effect"], effects.mean())
     np.testing.assert_allclose(found[0]["error"], effects.sem())
+
+
+@pytest.mark.parametrize("kind", [None, "category"])
+@pytest.mark.parametrize("stages", [["adapt"], ["adapt", "polish"]])
+def test_rows_without_a_group_belong_to_none(kind: str | None, stages: list[str]) -> None:
+    rows = pd.DataFrame(
+        {
+            "behaviour": "margin",
+            "example_id": [str(number) for number in range(5)],
+            "group": pd.Series(["new", None, "old", None, "new"], dtype=kind),
+            "effect": [1.0, 100.0, 2.0, 200.0, 3.0],
+            "final": 1.0,
+            "without": 0.0,
+            "within_noise": pd.array([None] * 5, dtype="boolean"),
+        }
+    )
+    table = pd.concat([rows.assign(stage=stage) for stage in stages], ignore_index=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        found = summary.stage_summary(table, MARGIN, stages, "group")
+    for stage in stages:
+        own = found[found["stage"] == stage].set_index("group")
+        assert own["effect"].to_dict() == {"new": 2.0, "old": 2.0}
+        assert own["n"].to_dict() == {"new": 2, "old": 1}

@@ -237,9 +237,11 @@ def _start(rows: Sequence[int]) -> None:
     for message in wrong:
         components.error_state(message)
     if not wrong:
-        st.session_state[_ASKED] = asked = _Asked(tuple(words), out)
-        jobs.start(asked.arguments, "Making the run", out=out)
-        st.rerun()
+        asked = _Asked(tuple(words), out)
+        with components.errors_told():
+            jobs.start(asked.arguments, "Making the run", out=out)
+            st.session_state[_ASKED] = asked
+            st.rerun()
 
 
 def _usable(name: str) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import streamlit as st
 
+from stagelens.contracts import StageLensError
 from stagelens.estimators import registry
 from stagelens.estimators.coarse_replay import CoarseReplay
 from stagelens.estimators.durations import replay_seconds
@@ -102,7 +103,7 @@ def first(computable: Computable) -> None:
     free = computable.arguments(registry.free_estimator().name)
     job = jobs.find(free)
     if job is None:
-        jobs.start(free, "The task vector")
+        _start(free, "The task vector")
     if components.job_state(free, "Try again"):
         return
     # What somebody cancelled starts only at the press of a button.
@@ -171,7 +172,7 @@ def better(computable: Computable) -> None:
         return
     # A job that failed or was cancelled is still found, and does not start again by itself.
     if computable.short and jobs.find(replay) is None:
-        jobs.start(replay, "Replay")
+        _start(replay, "Replay")
     if not _running(replay, "Replay"):
         _button(replay, _replay_label(computable), "Replay", _REPLAY_HELP)
 
@@ -211,7 +212,7 @@ def _coarse(computable: Computable, budget: float) -> bool:
         computable.run.stages, CoarseReplay.name, {"budget": budget}
     )
     if jobs.find(arguments) is None and (seconds is None or seconds < _LONG):
-        jobs.start(arguments, title)
+        _start(arguments, title)
     if _running(arguments, title):
         return True
     job = jobs.find(arguments)
@@ -219,6 +220,14 @@ def _coarse(computable: Computable, budget: float) -> bool:
         long = "" if seconds is None else f" ({numbers.predicted_time(seconds)})"
         _button(arguments, f"{title}{long}", title, _BUDGET_HELP)
     return False
+
+
+def _start(arguments: tuple[str, ...], title: str) -> None:
+    """Start what nobody asked for; a full queue is no reason to show nothing else."""
+    try:
+        jobs.start(arguments, title)
+    except StageLensError as error:
+        st.caption(components.plain(f"{title} does not start by itself: {error}"))
 
 
 def _running(arguments: tuple[str, ...], title: str) -> bool:

@@ -82,11 +82,12 @@ def _demo_card() -> None:
         key="open-demo",
         help=None if built else "Trains the demo on this machine first; it takes under a minute.",
     ):
-        if not settings.demo_built():
-            jobs.start(DEMO_COMMAND, "Building the digits demo", out=settings.demo_folder())
-        # Opened before it is built: this page shows the progress until it is.
-        state.open_reference(settings.DEMO)
-        st.rerun()
+        with components.errors_told():
+            if not settings.demo_built():
+                jobs.start(DEMO_COMMAND, "Building the digits demo", out=settings.demo_folder())
+            # Opened before it is built: this page shows the progress until it is.
+            state.open_reference(settings.DEMO)
+            st.rerun()
     if not built:
         st.caption("Built on first use, in under a minute. Nothing is downloaded.")
 

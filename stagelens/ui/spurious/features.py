@@ -302,14 +302,14 @@ def _how(found: Features, stage: str, trust: StageTrust) -> None:
         "look at the examples.",
         muted=True,
     )
-    with st.expander("All tests of this stage as a table"):
+    with st.expander("The tests of this stage as a table"):
         rows = found.table[found.table["stage"] == stage]
         rows = rows.drop(columns=["stage", "top", "left", "height", "width", "examples"])
         measured = found.facts.behaviour.behaviour()
         rows.insert(0, "trust", trust_word(trust, measured.name))
         said = (
-            f"All tests for {stage}: mean effect on the {phrase(measured)} with and without each "
-            "feature, within its label."
+            f"The tests for {stage} with the strongest evidence: mean effect on the "
+            f"{phrase(measured)} with and without each feature, within its label."
         )
         about = About(behaviour=measured.name, trust=[trust])
         components.table(rows, "features-table", said, about, height=320)

@@ -188,9 +188,9 @@ def stages(workspace: Workspace, view: TrustView) -> None:
     """One card per stage: the verdict, the scatter, and all figures together."""
     if view.truth is None:
         st.info(
-            "Nothing has been verified on this set yet: no replay has run, so these are the "
-            "estimates' own expectations. **Verify by replay**, below, shows how far each number "
-            "is off.",
+            "Nothing has been verified on this set yet: no replay is stored that can be read, so "
+            "these are the estimates' own expectations. **Verify by replay**, below, shows how far "
+            "each number is off.",
             icon=":material/science:",
         )
     elif view.truth.trust and any(t.trust != "exact" for t in view.truth.trust.values()):
