@@ -51,7 +51,7 @@ def server(digits_run: DemoRun, tmp_path: Path) -> Iterator[Server]:
     server.stop()
 
 
-@pytest.mark.slow
+@pytest.mark.extensive  # test_wheel starts it too, without a browser
 def test_the_installed_command_opens_a_run_and_ends_with_ctrl_c(
     server: Server, page: Page, settle
 ) -> None:

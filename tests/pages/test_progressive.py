@@ -63,7 +63,7 @@ def test_where_replay_takes_hardly_longer_it_comes_instead_of_a_coarse_one(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("slow_replay")
-@pytest.mark.parametrize("page", ["app.py", EXAMPLES])
+@pytest.mark.parametrize("page", ["app.py", pytest.param(EXAMPLES, marks=pytest.mark.extensive)])
 def test_numbers_come_free_then_coarse_then_exact(open_page, bare: Path, page: str) -> None:
     app = check(open_page(bare.parent, "run=digits", page))
     assert jobs.find(arguments(bare, "coarse-replay", "--budget", "0.25")) is None

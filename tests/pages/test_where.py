@@ -98,7 +98,11 @@ def test_an_example_shows_its_own_map(open_page, demo_copy: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("run", "behaviour"), [("comments", "margin"), ("prompts", "log-likelihood")]
+    ("run", "behaviour"),
+    [
+        ("comments", "margin"),
+        pytest.param("prompts", "log-likelihood", marks=pytest.mark.extensive),
+    ],
 )
 def test_texts_have_their_tokens_shaded(
     open_page, text_runs: Path, tmp_path: Path, run: str, behaviour: str

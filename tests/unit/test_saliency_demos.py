@@ -45,7 +45,7 @@ def test_the_shortcut_lies_in_the_stamp(digits_run: DemoRun, tmp_path: Path) -> 
     assert said is not None and "rows 0–1, columns 0–1 (top left)" in str(said)
 
 
-@pytest.mark.slow
+@pytest.mark.extensive
 def test_on_harmless_mentions_the_skewed_stage_lies_in_the_mention(
     comments_run: DemoRun, tmp_path: Path
 ) -> None:
