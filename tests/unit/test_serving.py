@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,8 +78,10 @@ def test_a_read_only_server_takes_nothing_and_drops_what_came_before_its_first_p
 
 
 def test_visitors_are_not_told_the_details_of_an_unexpected_error(
-    capfd: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Streamlit puts the script in its place, and a process that is started later would run it.
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
     config = tomllib.loads((ROOT / ".streamlit" / "config.toml").read_text())
     before: Any = st.get_option("client.showErrorDetails")
     details = config["client"]["showErrorDetails"]
