@@ -14,7 +14,15 @@ from stagelens.runs.files import read_json, write_json
 from stagelens.runs.run import Run, Stage
 
 from .protocol import Estimator
-from .reproduction import ReplayCheck, StepCheck, check_path, keep_step_check, problems, step_check
+from .reproduction import (
+    STEPS,
+    ReplayCheck,
+    StepCheck,
+    check_path,
+    keep_step_check,
+    problems,
+    step_check,
+)
 
 
 def mixed_precision(stages: Sequence[Stage]) -> str:
@@ -101,7 +109,13 @@ def check_steps(run: Run, stages: Sequence[Stage], estimator: Estimator) -> None
         if not wanted or (known is not None and not known.problem and known.steps >= wanted):
             continue
         try:
-            found = sample_steps(run.task, stage, wanted) if wanted > 1 else first_loss(run, stage)
+            if known is not None and known.problem:
+                # As long a look as found it: the first steps alone may well fit.
+                found = sample_steps(run.task, stage, STEPS, everywhere=True)
+            elif wanted > 1:
+                found = sample_steps(run.task, stage, wanted)
+            else:
+                found = first_loss(run, stage)
         except Exception:  # the task's own code may raise anything, and memory may run out
             continue
         keep_step_check(run, StepCheck(run_digest=run.digest, stage=stage.name, **asdict(found)))

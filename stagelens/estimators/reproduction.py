@@ -18,6 +18,8 @@ from stagelens.runs.schema import digest
 
 from .stage_trust import REPLAY, StageTrust
 
+STEPS = 3
+"""Steps that are run again after each recorded state, where a run is looked at in earnest."""
 FAR = 0.1
 """From this relative deviation on, a replay has not reproduced its stage."""
 

@@ -47,7 +47,7 @@ class OptimizerStateWatch:
         """Name of a parameter whose state is not as remembered; None where all are."""
         now = self._now()
         same = len(now) == len(self._values) and all(map(is_, now, self._values))
-        written = [tensor for tensor, copy in self._copied if not _equal_or_nan(tensor, copy)]
+        written = [tensor for tensor, copy in self._copied if not equal_or_nan(tensor, copy)]
         if same and not written and _versions(now) == self._versions:
             return None
         known = {id(v): n for v, n in zip(self._values, self._versions, strict=True)}
@@ -69,6 +69,6 @@ def _versions(values: Iterable[Any]) -> list[int]:
         return [getattr(value, "_version", 0) for value in values]
 
 
-def _equal_or_nan(a: Tensor, b: Tensor) -> bool:
-    # Where a training diverges, NaN on both sides is no change.
+def equal_or_nan(a: Tensor, b: Tensor) -> bool:
+    """Whether tensors are equal; where a training diverges, NaN on both sides is no change."""
     return torch.equal(a, b) or (bool(a.isnan().any()) and bool(b.isnan().any()))

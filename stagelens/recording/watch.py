@@ -18,7 +18,7 @@ from stagelens.runs.schema import Precision
 from .checked_steps import CheckedSteps
 from .fingerprint import Fingerprint, SampledFingerprint
 from .hooks import PassiveHook, grad_scaler_above
-from .optimizer_state import OptimizerStateWatch
+from .optimizer_state import OptimizerStateWatch, equal_or_nan
 from .precision import PrecisionWatch
 
 _NORM_EVERY = 16
@@ -307,7 +307,7 @@ class Watch:
         assert self._sentinel is not None
         incoming, self._incoming = self._incoming, None
         gradient = self._sentinel.grad
-        same = incoming is None or gradient is None or _equal_or_nan(incoming, gradient)
+        same = incoming is None or gradient is None or equal_or_nan(incoming, gradient)
         if self.clip_norm is not None:
             # A gradient as backward left it was not clipped, so the total norm must allow that.
             if same or self._checked.planned or self.updates % _NORM_EVERY == 0:
@@ -354,8 +354,3 @@ def _weakly(watch: Watch) -> Callable[[torch.optim.Optimizer, Any, Any], None]:
 
 def _same_rng(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return all(torch.equal(a[device], b[device]) for device in a)
-
-
-def _equal_or_nan(a: Tensor, b: Tensor) -> bool:
-    # Where a training diverges, NaN on both sides is no change.
-    return torch.equal(a, b) or (bool(a.isnan().any()) and bool(b.isnan().any()))

@@ -75,6 +75,15 @@ class _Sources(BaseModel):
     tables: list[TableUsed] = []
 
 
+def stored_tables(run: Run) -> list[TableUsed]:
+    """The effect tables that a run has now."""
+    return [
+        TableUsed(name, estimate, fact_tables.checksum(result_path(run, facts)) or "")
+        for name in run.set_names
+        for estimate, facts in stored_estimates(run, name).items()
+    ]
+
+
 def _html(content: bytes) -> tuple[bool | None, _Sources | None]:
     found = _SEALED.search(content)
     if found is None:
@@ -104,11 +113,7 @@ def _sources(text: str) -> _Sources | None:
 
 
 def _tables(run: Run, what: str, sources: _Sources) -> Iterator[Checked]:
-    stored = {
-        (name, estimate): fact_tables.checksum(result_path(run, facts)) or ""
-        for name in run.set_names
-        for estimate, facts in stored_estimates(run, name).items()
-    }
+    stored = {(each.set_name, each.estimate): each.checksum for each in stored_tables(run)}
     for table in sources.tables:
         key = (table.set_name, table.estimate)
         of = f"{what}: effects by {key[1]} on set {key[0]}"

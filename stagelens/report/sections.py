@@ -16,9 +16,8 @@ from stagelens.charts.groups import group_gaps as draw_gaps
 from stagelens.contracts import ACCURACY, Behaviour, StageLensError
 from stagelens.effects import summary
 from stagelens.effects.headlines import FEWEST, headlines
-from stagelens.effects.results import ResultFacts, load_result, result_path
+from stagelens.effects.results import ResultFacts, load_result
 from stagelens.estimators.stage_trust import StageTrust
-from stagelens.runs import fact_tables
 from stagelens.runs.run import Run
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.trust import noise
@@ -29,6 +28,7 @@ from stagelens.wording.numbers import count_text, phrase
 from stagelens.wording.sentences import Sentence, mean_sentence
 from stagelens.wording.trust_words import trust_label, trust_word
 
+from .checking import stored_tables
 from .figures import kept
 from .finding import Finding, Rows, Seen
 from .page import Report, Section, TableUsed
@@ -140,12 +140,7 @@ def whole_report(run: Run, set_name: str) -> tuple[Report, list[str]]:
 def tables_used(run: Run, sections: Sequence[Section]) -> list[TableUsed]:
     """The stored effect tables of the sets that a report's findings are about."""
     names = {each.seen.set_name for section in sections for each in section.findings}
-    return [
-        TableUsed(name, estimate, fact_tables.checksum(result_path(run, facts)) or "")
-        for name in run.set_names
-        if name in names
-        for estimate, facts in stored_estimates(run, name).items()
-    ]
+    return [table for table in stored_tables(run) if table.set_name in names]
 
 
 def default_sections(run: Run, set_name: str) -> list[Section]:

@@ -1,11 +1,10 @@
-"""What belongs to a stage: what the run digest covers of it, and its files."""
+"""What the run digest covers of a stage beside its steps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-from .schema import FileRef, StageFile
+from .schema import StageFile
 
 # The recorded training, not how long it took, how people describe it, or which file holds it.
 # Change it, and stored results are lost.
@@ -38,16 +37,3 @@ def stage_identity(facts: StageFile) -> dict[str, Any]:
     said = {name: value for name, value in said.items() if value}
     own = facts.model_dump(mode="json", include=_DIGESTED)
     return {**own, "also": said} if said else own
-
-
-def files_of(facts: StageFile) -> Iterator[FileRef]:
-    """Every file that a stage's description names."""
-    for state in (facts.start, facts.end, *(each.state for each in facts.checkpoints)):
-        yield from state.files if state is not None else ()
-    for part in facts.parts:
-        yield part.table
-        if part.batches is not None:
-            yield part.batches
-    yield from facts.beside.values()
-    if facts.history is not None:
-        yield facts.history

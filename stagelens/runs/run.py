@@ -18,7 +18,6 @@ from .remote import copy_of, is_remote
 from .schema import (
     Environment,
     OptimizerFacts,
-    PartRef,
     RunFile,
     StageFile,
     StageRef,
@@ -227,10 +226,7 @@ class Run:
             raise RunError(f"{path}: end: missing in a finished stage; restore the original file")
         previous = self.stages[-1] if self.stages else None
         stage = Stage(self.files, facts, len(self.stages), previous)
-        for state in (facts.start, facts.end, *(c.state for c in facts.checkpoints)):
-            for file in state.files if state else ():
-                self.files.listed(file)
-        for file in (*facts.beside.values(), *([facts.history] if facts.history else [])):
+        for file in facts.files():
             self.files.listed(file)
         self._check_parts(stage)
         if facts.status == "complete":
@@ -241,21 +237,16 @@ class Run:
     def _check_parts(self, stage: Stage) -> None:
         expected = 0
         for part in stage.facts.parts:
-            self._check_part(stage, part, expected)
+            if part.first_step != expected:
+                raise RunError(
+                    f"{part.table.path} of stage {stage.name!r} starts at step {part.first_step}, "
+                    f"but step {expected} should follow; restore the original folder"
+                )
             expected += part.steps
         if stage.finished and expected != stage.facts.steps:
             raise RunError(
                 f"{self.path}: stage {stage.name!r} says that it has {stage.facts.steps} steps, "
                 f"but its parts hold {expected}; restore the original folder"
-            )
-
-    def _check_part(self, stage: Stage, part: PartRef, expected: int) -> None:
-        for file in (part.table, *([part.batches] if part.batches else [])):
-            self.files.listed(file)
-        if part.first_step != expected:
-            raise RunError(
-                f"{part.table.path} of stage {stage.name!r} starts at step {part.first_step}, but "
-                f"step {expected} should follow; restore the original folder"
             )
 
     @cached_property

@@ -290,12 +290,13 @@ class StageFile(Versioned):
         return self
 
     def files(self) -> Iterator[FileRef]:
-        """Files of its states and steps, as a recorded stage has them."""
-        states = [self.start, self.end, *(checkpoint.state for checkpoint in self.checkpoints)]
-        pairs: list[tuple[FileRef, FileRef | None]]
-        pairs = [(state.model, state.optimizer) for state in states if state is not None]
-        pairs += [(part.table, part.batches) for part in self.parts]
-        yield from (file for pair in pairs for file in pair if file is not None)
+        """All that it names."""
+        for state in (self.start, self.end, *(each.state for each in self.checkpoints)):
+            yield from state.files if state is not None else ()
+        for part in self.parts:
+            yield from (file for file in (part.table, part.batches) if file is not None)
+        yield from self.beside.values()
+        yield from [self.history] if self.history is not None else []
 
 
 class TaskRef(_Model):

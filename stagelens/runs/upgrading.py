@@ -5,7 +5,6 @@ from __future__ import annotations
 from stagelens.contracts import RunError
 
 from .files import check_changeable, is_sealed, read_json, write_json
-from .identity import files_of
 from .run import Run, open_run
 from .schema import SetFile
 from .sets.evaluation_set import EvaluationSet
@@ -33,7 +32,7 @@ def upgrade(run: Run) -> list[str]:
             "recording, which brings the folder to the present layout too"
         )
     for stage in run.stages:
-        for reference in files_of(stage.facts):
+        for reference in stage.facts.files():
             run.files.path(reference)
     run.task_assets()
     written = [_set_file(run, name) for name in run.set_names]

@@ -16,18 +16,15 @@ from stagelens.contracts import (
 )
 from stagelens.effects.results import load_result, stored_results
 from stagelens.estimators.registry import estimate_name
-from stagelens.estimators.reproduction import StepCheck, keep_step_check
+from stagelens.estimators.reproduction import STEPS, StepCheck, keep_step_check
 from stagelens.runs import fact_tables
 from stagelens.runs.files import is_sealed, read_only
-from stagelens.runs.identity import files_of
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.wording.numbers import count_text
 
 EXAMPLES = 16
 """Examples of each stored table whose effects are computed again."""
-STEPS = 3
-"""Steps that are run again after each recorded state."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ def check_run(
 
 
 def _files(run: Run, stage: Stage) -> Iterator[Checked]:
-    what, named = f"stage {stage.name}: files", list(files_of(stage.facts))
+    what, named = f"stage {stage.name}: files", list(stage.facts.files())
     wrong = []
     for reference in named:
         try:

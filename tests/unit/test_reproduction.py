@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,13 @@ import stagelens
 from stagelens.contracts import RunError
 from stagelens.effects.computing import attribute
 from stagelens.estimators.replay_check import check_replay
-from stagelens.estimators.reproduction import problems, step_check
+from stagelens.estimators.reproduction import (
+    STEPS,
+    StepCheck,
+    keep_step_check,
+    problems,
+    step_check,
+)
 from stagelens.replaying.reproduction import first_loss, measure_deviation, sample_steps
 from stagelens.tasks import ImageClassification
 from stagelens.trust.verification import trusted
@@ -161,3 +168,17 @@ def test_a_replay_that_ends_elsewhere_on_another_machine_proves_nothing(
     check = check_replay(recorded, recorded.stage("second"), lambda *_: None)
     assert check.problem
     assert not check.model_copy(update={"as_recorded": False}).problem
+
+
+def test_attributing_again_does_not_forget_what_a_longer_look_found(
+    recorded: stagelens.Run,
+) -> None:
+    """The first step, which is all that a task vector looks at, fits."""
+    changed(recorded, 1.5, since=2)
+    found = sample_steps(recorded.task, recorded.last, STEPS, everywhere=True)
+    assert found.misfit == 2
+    keep_step_check(recorded, StepCheck(run_digest=recorded.digest, stage="third", **asdict(found)))
+    changed(recorded, 1.5, since=2)
+    result = attribute(recorded, "test", "task-vector")
+    assert set(problems(recorded)) == {"third"}
+    assert not is_trustworthy(trusted(recorded, result).trust["third"])
