@@ -49,7 +49,13 @@ class StageTrust(BaseModel):
             bit.".
         deviation: Where replay is not bit for bit: norm of the difference between the replayed
             and the recorded end of the later stages, over the norm of what these stages changed.
-        expected_error: Relative error to expect of the effects; None where it is not known.
+        expected_error: Relative error of the effects that nine of ten such estimates stay within;
+            None where it is not known.
+        typical_error: The median relative error of such estimates; None where it is not known.
+        group_error: Error of the mean effect of a group that nine of ten stay within, as a share of
+            the root mean square effect over the labelled examples of the set; None where unknown.
+        wrong_signs: Share of examples, 0 to 1, whose effect may have the wrong sign, which nine of
+            ten such estimates stay within; None where it is not known.
         reliable: Whether an estimate can be relied on without a replay; None where not known.
         twins_share: Weight of the twins in the effects; the rest is the counterfactual's own. 0
             without twins.
@@ -69,6 +75,9 @@ class StageTrust(BaseModel):
     reason: str
     deviation: float | None = None
     expected_error: float | None = None
+    typical_error: float | None = None
+    group_error: float | None = None
+    wrong_signs: float | None = None
     reliable: bool | None = None
     twins_share: float = 0.0
     twins_anchor: float = 0.0
