@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -21,6 +21,7 @@ from stagelens.runs.states import TrainingState
 from .hardness import hardness
 from .protocol import Counterfactual, Twins
 from .stage_trust import StageTrust
+from .travel import Travel, travelled
 
 _THIN_GENTLE = 1.25
 _THIN_HARD = {"SGD": 8.0, "Adam": 3.5, "AdamW": 3.5}
@@ -80,7 +81,8 @@ class _Open:
     """A stage that is left out, on its way through the later stages.
 
     ``without`` is the state without it at the latest boundary reached; only the last twins are
-    kept. ``sampling`` is the relative error to expect from thinning.
+    kept. ``sampling`` is the relative error to expect from thinning; ``travels`` grows by one for
+    each later stage.
     """
 
     stage: Stage
@@ -92,6 +94,7 @@ class _Open:
     replay_cost: int = 0
     seconds: float = 0.0
     sampling: float = 0.0
+    travels: list[Travel] = field(default_factory=list)
 
     @property
     def usable(self) -> bool:
@@ -113,7 +116,8 @@ class _Open:
             name: self.without.model[name] if tensor.is_floating_point() else tensor
             for name, tensor in final.model.items()
         }
-        twins = Twins(self.factual.model, self.twin.model, self.sampling)
+        travels = tuple(self.travels)
+        twins = Twins(self.factual.model, self.twin.model, self.sampling, travels)
         return Counterfactual(self.stage.name, weights, trust, twins)
 
 
@@ -167,6 +171,8 @@ def _pass_stage(
             if factual is not None and twin is not None:
                 one.factual, one.twin = factual, twin
                 one.sampling = max(one.sampling, _sampling(stage, plan))
+                begin = cross_boundary(one.without, stage).model
+                one.travels.append(travelled(stage, begin, factual.model, twin.model))
                 one.without = transfer(recorded, factual, twin)
         left = [one for one, twin in zip(left, twins, strict=True) if twin is None]
         # Half as merged on batches half as large: twice the steps at the same cost.

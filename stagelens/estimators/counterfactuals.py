@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -18,6 +19,7 @@ from stagelens.runs.streaming import MappedTensors
 from .protocol import METHOD, Counterfactual, Estimator, Twins
 from .stage_trust import StageTrust
 from .subtraction import keeps, without_stage
+from .travel import Travel
 
 
 def counterfactuals(
@@ -249,11 +251,13 @@ class Cached(BaseModel):
         files: ``weights``; ``factual`` and ``counterfactual`` where there are twins; ``repeated``
             where a replay is not bit for bit.
         sampling: See :class:`~stagelens.estimators.protocol.Twins`.
+        travels: The same.
     """
 
     trust: StageTrust
     files: dict[str, FileRef]
     sampling: float = 0.0
+    travels: tuple[Travel, ...] = ()
 
 
 def _cache(run: Run, stage: Stage, estimator: Estimator) -> str:
@@ -274,12 +278,10 @@ def _kept(run: Run, stage: Stage, estimator: Estimator, computed: Counterfactual
     prefix = _cache(run, stage, estimator)
     run.files.inside(prefix)  # refuses a link that leads out of the run folder
     models = {"weights": computed.weights}
-    sampling = computed.twins.sampling if computed.twins is not None else 0.0
-    if computed.twins is not None:
-        models |= {
-            "factual": computed.twins.factual,
-            "counterfactual": computed.twins.counterfactual,
-        }
+    known: dict[str, Any] = {}
+    if (twins := computed.twins) is not None:
+        models |= {"factual": twins.factual, "counterfactual": twins.counterfactual}
+        known = {"sampling": twins.sampling, "travels": twins.travels}
     if computed.repeated is not None:
         models["repeated"] = computed.repeated
     files = {
@@ -287,20 +289,20 @@ def _kept(run: Run, stage: Stage, estimator: Estimator, computed: Counterfactual
         for name, tensors in models.items()
     }
     # Last: only what has its description counts as cached, so a killed process leaves no half.
-    write_json(
-        run.path / f"{prefix}.json", Cached(trust=computed.trust, files=files, sampling=sampling)
-    )
+    cached = Cached(trust=computed.trust, files=files, **known)
+    write_json(run.path / f"{prefix}.json", cached)
     mapped = {name: MappedTensors(run.path / file.path) for name, file in files.items()}
-    return _counterfactual(stage, computed.trust, mapped, sampling)
+    return _counterfactual(stage, cached, mapped)
 
 
-def _counterfactual(
-    stage: Stage, trust: StageTrust, models: Mapping[str, Weights], sampling: float
-) -> Counterfactual:
+def _counterfactual(stage: Stage, cached: Cached, models: Mapping[str, Weights]) -> Counterfactual:
     twins = None
     if "factual" in models:
-        twins = Twins(models["factual"], models["counterfactual"], sampling)
-    return Counterfactual(stage.name, models["weights"], trust, twins, models.get("repeated"))
+        factual, twin = models["factual"], models["counterfactual"]
+        twins = Twins(factual, twin, cached.sampling, cached.travels)
+    return Counterfactual(
+        stage.name, models["weights"], cached.trust, twins, models.get("repeated")
+    )
 
 
 def find_cached(run: Run, stage: Stage, estimator: Estimator) -> Cached | None:
@@ -319,6 +321,6 @@ def _load(run: Run, stage: Stage, estimator: Estimator) -> Counterfactual | None
         return None
     try:
         models = {n: MappedTensors(run.files.path(file)) for n, file in cached.files.items()}
-        return _counterfactual(stage, cached.trust, models, cached.sampling)
+        return _counterfactual(stage, cached, models)
     except (RunError, KeyError):
         return None

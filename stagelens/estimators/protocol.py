@@ -12,6 +12,7 @@ from stagelens.runs.run import Run, Stage
 
 from .durations import seconds_without_each
 from .stage_trust import StageTrust
+from .travel import Travel
 
 if TYPE_CHECKING:
     from stagelens.runs.states import Weights
@@ -28,11 +29,13 @@ class Twins:
         factual: Trained cheaply with the stage.
         counterfactual: Trained in the same cheap way without it.
         sampling: Relative error to expect from their small batches alone.
+        travels: Their way through each later stage, in training order.
     """
 
     factual: Weights
     counterfactual: Weights
     sampling: float = 0.0
+    travels: tuple[Travel, ...] = ()
 
 
 @dataclass(frozen=True)

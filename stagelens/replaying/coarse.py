@@ -69,15 +69,14 @@ class CoarseModel:
         self.loss = math.nan
 
     def gradients(
-        self, batches: Sequence[MicroBatch], merged: int, weight: float
+        self, batches: Sequence[MicroBatch], merged: int, scale: float
     ) -> dict[str, Tensor]:
         """Gradient of the thinned step, after clipping; also moves running statistics.
 
         Args:
             batches: Micro-batches; their losses are differentiated, each over its divisor.
             merged: How many steps it stands for.
-            weight: Sum of the factors of all micro-batches of the step; what is kept of them is
-                scaled up to it.
+            scale: What the divided losses are multiplied by.
 
         Returns:
             Parameter name to gradient; absent where there is none.
@@ -87,12 +86,11 @@ class CoarseModel:
             module.momentum = 1 - (1 - momentum) ** merged
         self.model.zero_grad(set_to_none=True)
         self.loss = 0.0
-        factors = [1 / self.rules.divisor(micro) for micro in batches]
-        scale = weight / sum(factors)
-        for micro, factor in zip(batches, factors, strict=True):
+        for micro in batches:
             devices.restore_random(micro.rng, self.device)
             batch = to_device(micro.batch, self.device)
-            loss = loss_of(self.task, self.model, batch, self.rules) * (scale * factor)
+            factor = scale / self.rules.divisor(micro)
+            loss = loss_of(self.task, self.model, batch, self.rules) * factor
             self.loss += float(loss.detach())
             loss.backward()
         if self.rules.clip_norm is not None:
@@ -103,11 +101,11 @@ class CoarseModel:
     def step(self, coarse: CoarseStep) -> None:
         """One coarse step in place of the recorded steps that it stands for."""
         middle = coarse.middle
+        scale = coarse.scale(self.rules.accumulation)
         with torch.enable_grad():
-            weight = middle.weight(self.rules.accumulation)
-            gradients = self.gradients(coarse.batches, len(coarse.facts), weight)
+            gradients = self.gradients(coarse.batches, len(coarse.facts), scale)
         # On the scale of StepRecord.loss, so that the two can be compared.
-        self.loss /= weight if middle.plain else 1.0
+        self.loss /= middle.weight(self.rules.accumulation) if middle.plain else 1.0
         for number, names in enumerate(self.groups):
             options = [record.groups[number] for record in coarse.facts]
             present = [name for name in names if name not in middle.missing]

@@ -139,13 +139,15 @@ class Thinning:
     def __init__(self, share: float) -> None:
         self._share = share
         self._due: defaultdict[int, float] = defaultdict(float)
+        self._turn = 0
 
     def keep(self, used: Sequence[MicroBatch], shown: Sequence[MicroBatch]) -> list[MicroBatch]:
         """The examples to keep of one recorded step.
 
         Args:
             used: All micro-batches of the steps that the coarse step stands for.
-            shown: The recorded step's own; fewer of them are kept first, then smaller ones.
+            shown: The recorded step's own; fewer of them are kept first, then smaller ones. Which
+                is by turns, as the micro-batches of a step may differ in kind and in weight.
         """
         if self._share >= 1:
             return list(shown)
@@ -153,13 +155,16 @@ class Thinning:
         count = max(1, round(len(shown) * self._share))
         # What dropping whole micro-batches did not save is taken from their sizes.
         share = min(1.0, len(shown) * self._share / count)
-        sizes = [_size(batch_size(micro.batch), share) for micro in shown[:count]]
+        places = sorted((self._turn + number) % len(shown) for number in range(count))
+        self._turn += count
+        taken = [shown[place] for place in places]
+        sizes = [_size(batch_size(micro.batch), share) for micro in taken]
         examples = [example for micro in used for example in kinds[id(micro)]]
         for kind in chain.from_iterable(examples):
             self._due[kind] += sum(sizes) / len(examples)
         return [
             self._part(micro, kinds[id(micro)], size)
-            for micro, size in zip(shown, sizes, strict=False)
+            for micro, size in zip(taken, sizes, strict=True)
         ]
 
     def _part(self, micro: MicroBatch, own: Sequence[tuple[int, ...]], size: int) -> MicroBatch:
@@ -176,7 +181,7 @@ class Thinning:
                 self._due[kind] -= 1
                 due[members[kind]] -= 1
             due[row] = -np.inf
-        return MicroBatch(take_rows(micro.batch, sorted(rows)), micro.rng)
+        return MicroBatch(take_rows(micro.batch, sorted(rows)), micro.rng, micro.divisor)
 
 
 @dataclass(frozen=True)
@@ -185,12 +190,15 @@ class CoarseStep:
 
     Attributes:
         facts: The recorded steps that it stands for, without batches.
+        shown: The recorded step, without batches, that ``batches`` are of: the middle one or the
+            nearest to it whose batches were kept.
         batches: What its gradient is computed from.
         last: Number of the step that follows it.
         examples: How many examples' gradients it costs.
     """
 
     facts: list[StepRecord]
+    shown: StepRecord
     batches: list[MicroBatch]
     last: int
     examples: int
@@ -199,6 +207,15 @@ class CoarseStep:
     def middle(self) -> StepRecord:
         """The recorded step in the middle."""
         return self.facts[len(self.facts) // 2]
+
+    def scale(self, accumulation: int) -> float:
+        """What the divided losses of ``batches`` are multiplied by.
+
+        Every micro-batch of the step that is shown is kept as often as the others, so their
+        gradient is in the mean that of the whole step; its weight is that of the middle step.
+        """
+        weights = self.middle.weight(accumulation) / self.shown.weight(accumulation)
+        return weights * self.shown.micro_batches / len(self.batches)
 
 
 def coarse_steps(
@@ -227,4 +244,5 @@ def coarse_steps(
         used = [micro for batches in read.values() for micro in batches] or shown
         batches = thinning.keep(used, shown)
         examples = sum(batch_size(micro.batch) for micro in batches)
-        yield CoarseStep(facts[group.first : group.last], batches, group.last, examples)
+        merged = facts[group.first : group.last]
+        yield CoarseStep(merged, facts[middle], batches, group.last, examples)
