@@ -33,8 +33,8 @@ class Family:
     data: str
     adam: tuple[float, float]
     sgd: tuple[float, float] | None
-    steps: tuple[int, int] = (30, 200)
-    recordings: int = 23
+    steps: tuple[int, int] = (24, 120)
+    recordings: int = 18
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def recipe(family: Family, number: int) -> Recipe:
     # Learning rates are spread evenly over the range, whatever the number of recordings.
     place = (number * 0.618 + 0.1 * random.random()) % 1
     peak = low * (high / low) ** place
-    count = int(random.choice([3, 4, 4, 5, 6] if family.steps[1] > 40 else [3, 4]))
+    count = int(random.choice([3, 4, 4, 5, 6] if family.steps[1] > 60 else [3, 4]))
     planted_at = int(random.integers(0, count))
     also = int(random.integers(0, count)) if random.random() < 0.3 else planted_at
     later = float(random.choice([1.0, 0.5, 0.25]))
@@ -133,7 +133,7 @@ def recipe(family: Family, number: int) -> Recipe:
         weight_decay=float(random.choice([0.0, 5e-4, 1e-2])),
         carried=bool(random.random() < 0.3),
         clip_norm=1.0 if random.random() < 0.2 else None,
-        batch=int(random.choice([16, 32, 64])) if few > 20 else 8,
+        batch=int(random.choice([16, 32])) if few > 12 else 8,
         dropout=float(random.choice([0.0, 0.1])),
         width=float(random.choice([0.5, 1.0, 1.0])),
         stages=tuple(stages),
@@ -154,14 +154,14 @@ FAMILIES = {
         Family("cnn-batch-mnist", "cnn batch", "mnist", **_BATCH_NORM),
         Family("cnn-batch-fashion", "cnn batch", "fashion", **_BATCH_NORM),
         Family("cnn-group-fashion", "cnn group", "fashion", **_WIDE),
-        Family("residual-batch-fashion", "residual batch", "fashion", **_BATCH_NORM, steps=(24, 120)),
-        Family("residual-group-mnist", "residual group", "mnist", **_WIDE, steps=(24, 120)),
-        Family("residual-batch-digits", "residual batch", "digits", **_BATCH_NORM, steps=(24, 120)),
-        Family("vit-fashion", "vit", "fashion", (2e-4, 4e-3), (3e-3, 6e-2), (24, 120)),
-        Family("vit-mnist", "vit", "mnist", (2e-4, 4e-3), (3e-3, 6e-2), (24, 120)),
-        Family("bert-emotions", "bert", "emotions", (1e-4, 3e-3), (5e-3, 1e-1), (20, 70)),
-        Family("bert-hate", "bert", "hate", (1e-4, 3e-3), (5e-3, 1e-1), (20, 70)),
-        Family("gpt-wikitext", "gpt", "wikitext", (2e-4, 4e-3), (5e-3, 1e-1), (20, 70)),
-        Family("encoder-hate", "encoder", "hate", (1e-5, 2e-4), None, (12, 20), 12),
+        Family("residual-batch-fashion", "residual batch", "fashion", **_BATCH_NORM, steps=(20, 90)),
+        Family("residual-group-mnist", "residual group", "mnist", **_WIDE, steps=(20, 90)),
+        Family("residual-batch-digits", "residual batch", "digits", **_BATCH_NORM, steps=(20, 90)),
+        Family("vit-fashion", "vit", "fashion", (2e-4, 4e-3), (3e-3, 6e-2), (20, 90)),
+        Family("vit-mnist", "vit", "mnist", (2e-4, 4e-3), (3e-3, 6e-2), (20, 90)),
+        Family("bert-emotions", "bert", "emotions", (1e-4, 3e-3), (5e-3, 1e-1), (16, 48)),
+        Family("bert-hate", "bert", "hate", (1e-4, 3e-3), (5e-3, 1e-1), (16, 48)),
+        Family("gpt-wikitext", "gpt", "wikitext", (2e-4, 4e-3), (5e-3, 1e-1), (16, 48)),
+        Family("encoder-hate", "encoder", "hate", (1e-5, 2e-4), None, (12, 20), 13),
     )
 }

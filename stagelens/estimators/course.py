@@ -1,0 +1,133 @@
+"""What the later stages of a run are like, known without running any of them again."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stagelens.contracts import Task
+from stagelens.runs.run import Run, Stage
+
+from .hardness import hardness
+
+if TYPE_CHECKING:
+    from stagelens.runs.states import Weights
+
+_TINY = 1e-30
+
+
+@dataclass(frozen=True)
+class Course:
+    """The stages after one that is left out.
+
+    Attributes:
+        hardness: How hard they trained, 0 to 1: the hardest of them; NaN where no learning rates
+            were recorded.
+        sgd: Whether SGD trained any of them.
+        batch_norm: Whether any of them moved running statistics, as batch normalisation does in
+            training mode.
+        first: Whether the stage that is left out is the first of the run.
+        stages: How many there are.
+        steps: Updates in all of them; 0 where they are not known.
+        moved: Length of their change of the weights, in lengths of the stage's own change.
+        turned: Cosine between the two changes, -1 to 1.
+    """
+
+    hardness: float
+    sgd: bool
+    batch_norm: bool
+    first: bool
+    stages: int
+    steps: int
+    moved: float
+    turned: float
+
+
+def course(run: Run, stage: Stage) -> Course:
+    """The stages after ``stage``, which is not the last; reads weights, and runs nothing."""
+    later = run.stages[stage.index + 1 :]
+    recorded = all(s.facts.origin == "recorded" for s in later)
+    moved, turned = _change_after(stage, run.last.end().model)
+    return Course(
+        hardness=max(hardness(s) for s in later) if recorded else math.nan,
+        sgd=any(s.facts.optimizer is not None and s.facts.optimizer.name == "SGD" for s in later),
+        batch_norm=any(_moves_statistics(s.start().model, s.end().model) for s in later),
+        first=stage.index == 0,
+        stages=len(later),
+        steps=sum(s.steps for s in later),
+        moved=moved,
+        turned=turned,
+    )
+
+
+def _change_after(stage: Stage, final: Weights) -> tuple[float, float]:
+    """Length of the change after a stage in lengths of its own, and the cosine between the two."""
+    start, end = stage.start().model, stage.end().model
+    own = after = common = 0.0
+    for name in stage.facts.trainable:
+        kept = name in start and name in final and start[name].shape == final[name].shape
+        if not kept or not end[name].is_floating_point():
+            continue
+        ended = end[name].double()
+        mine = (ended - start[name].double()).flatten()
+        others = (final[name].double() - ended).flatten()
+        own, after = own + float(mine @ mine), after + float(others @ others)
+        common += float(mine @ others)
+    return math.sqrt(after / max(own, _TINY)), common / math.sqrt(max(own * after, _TINY))
+
+
+def _moves_statistics(start: Weights, end: Weights) -> bool:
+    names = [name for name in end if name.endswith("running_mean") and name in start]
+    return any(not bool((start[name] == end[name]).all()) for name in names)
+
+
+def unlike_the_bench(run: Run, stage: Stage) -> str:
+    """What the calibration bench holds no example of; empty where there is nothing.
+
+    Errors of such estimates were never measured, so that none of them is called reliable.
+
+    Args:
+        run: The run.
+        stage: The stage that is left out.
+    """
+    later = run.stages[stage.index + 1 :]
+    for each in (stage, *later):
+        facts = each.facts
+        if facts.origin != "recorded":
+            return f"stage {each.name} was not recorded"
+        if facts.precision != "float32":
+            return f"stage {each.name} was trained in {facts.precision}"
+        if facts.accumulation != 1:
+            return f"stage {each.name} accumulated gradients"
+        if facts.evaluation_mode:
+            return f"parts of the model were in evaluation mode in stage {each.name}"
+        unusual = [n for g in each.optimizer.groups for n in _UNUSUAL if g.hyperparameters.get(n)]
+        if unusual:
+            return f"stage {each.name} was trained with {unusual[0]}"
+        if len(each.optimizer.groups) > 1 and _rates_differ(each):
+            return f"stage {each.name} had several learning rates"
+        boundary = facts.boundary
+        if each.index and (boundary.merged or boundary.adapters or boundary.new or boundary.removed):
+            return f"parameters came or went before stage {each.name}"
+    return _unlike_task(run.task)
+
+
+_UNUSUAL = ("amsgrad", "maximize", "dampening")
+
+
+def _rates_differ(stage: Stage) -> bool:
+    rates = {float(group["lr"]) for group in stage.read_steps().facts(0).groups}
+    return len(rates) > 1
+
+
+def _unlike_task(task: Task) -> str:
+    from stagelens.tasks.causal_lm import CausalLM
+    from stagelens.tasks.image_classification import ImageClassification
+    from stagelens.tasks.text_classification import TextClassification
+
+    for kind in (ImageClassification, TextClassification, CausalLM):
+        if isinstance(task, kind):
+            same = type(task).loss is kind.loss and type(task).outputs is kind.outputs
+            return "" if same else "the task has a loss of its own"
+    return "the task is not a built-in one"
