@@ -124,6 +124,15 @@ def estimate_name(estimator: str, settings: Mapping[str, Any]) -> str:
     return " ".join(words)
 
 
+def options(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """What gives these settings on the command line: ``("--budget", "0.25")``."""
+    words: list[str] = []
+    for key in ("budget", EXACT):
+        if settings.get(key) is not None:
+            words += [f"--{key.replace('_', '-')}", f"{settings[key]:g}"]
+    return tuple(words)
+
+
 def estimate_seconds(
     stages: Sequence[Stage], estimator: str, settings: Mapping[str, Any]
 ) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from stagelens import cli
 from stagelens.contracts import Refused
 from stagelens.effects import computing
 from stagelens.effects.computing import attribute
@@ -19,11 +21,13 @@ from stagelens.estimators.coarse_twins import Plan
 from stagelens.estimators.counterfactuals import counterfactuals
 from stagelens.estimators.expected_error import Evidence
 from stagelens.estimators.protocol import Counterfactual, PartialReplay
-from stagelens.estimators.registry import estimate_name, estimate_seconds
+from stagelens.estimators.registry import estimate_name, estimate_seconds, options
 from stagelens.replaying.replay import cross_boundary, replay_stage, replay_without
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.sets.writer import write_set
 from stagelens.runs.states import TrainingState, Weights
+from stagelens.trust.estimates import stored_estimates
+from tests.support import loops
 from tests.support.loops import differing_state
 from tests.support.small_runs import Phase, record
 
@@ -269,3 +273,27 @@ def test_it_is_a_setting_only_where_anything_is_replayed() -> None:
     assert estimate_name("coarse-replay", more) == "coarse-replay 1/2 after 2 exact stages"
     with pytest.raises(Refused, match="give 0 or more"):
         CoarseReplay(0.25, -1)
+
+
+def test_it_is_asked_for_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def adamw(model: torch.nn.Module, _: object) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(model.parameters(), 0.001)
+
+    plans = [loops.Plan(name, adamw, batches=8) for name in NAMES]
+    run = loops.record_plans(tmp_path / "run", loops.make_task(), plans)
+    images = np.random.default_rng(0).normal(size=(40, *loops.SHAPE)).astype(np.float32)
+    write_set(run.path, run.task, "test", images=images, labels=[0, 1, 2, 0] * 10)
+    chosen = options({"budget": 0.5, "exact_stages": 1})
+    assert chosen == ("--budget", "0.5", "--exact-stages", "1")
+    for command in ("attribute", "verify"):
+        words = [command, str(run.path), "--estimator", "coarse-replay", *chosen]
+        monkeypatch.setattr(sys, "argv", ["stagelens", *words])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert not end.value.code
+        facts = stored_estimates(run, "test")["coarse-replay 1/2 after 1 exact stage"]
+        # What is stored is an estimate's own; its trust is joined with the verification when read.
+        assert "cheap replay was off by" in facts.stages[0].reason
+    assert "after 1 exact stage" in " ".join(capsys.readouterr().out.split())
