@@ -159,7 +159,7 @@ def _seen(evidence: Evidence) -> str:
     if evidence.partial is None:
         return ""
     return (
-        " Where the exactly replayed stages end, cheap replay was off by "
+        " At the end of the stages that were replayed, cheap replay was off by "
         f"{100 * evidence.partial:.0f} % of the effect."
     )
 
