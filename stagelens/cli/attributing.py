@@ -9,6 +9,7 @@ import typer
 
 from stagelens.compute import processes
 from stagelens.effects.results import Result, stored_results
+from stagelens.estimators.coarse_replay import EXACT
 from stagelens.estimators.durations import replay_seconds
 from stagelens.estimators.registry import (
     default_estimator,
@@ -27,11 +28,13 @@ from stagelens.wording.trust_words import trust_word
 from .options import (
     BudgetOption,
     DeviceOption,
+    ExactStagesOption,
     ProgressFile,
     RunFolder,
     SetOption,
     SplitBatches,
     TaskOption,
+    chosen_settings,
     opened_together,
     own_file,
 )
@@ -55,6 +58,7 @@ def attribute(
         ),
     ] = None,
     budget: BudgetOption = None,
+    exact_stages: ExactStagesOption = None,
     stage: Annotated[
         list[str] | None, typer.Option(help="Only this stage; may be given several times.")
     ] = None,
@@ -77,7 +81,7 @@ def attribute(
         from stagelens.effects import computing
         from stagelens.trust.verification import keep_agreements, trusted
 
-        settings: dict[str, Any] = {} if budget is None else {"budget": budget}
+        settings = chosen_settings(budget, exact_stages)
         settings |= {"split_batches": True} if split_batches else {}
         made = make_estimator(estimator or default_estimator(opened), settings)
         used = made.name, dict(made.settings)
@@ -144,6 +148,7 @@ def verify(
         list[float] | None,
         typer.Option(help="Budget of coarse-replay; may be given several times [0.25]."),
     ] = None,
+    exact_stages: ExactStagesOption = None,
     orders: Annotated[
         int,
         typer.Option(min=0, help="Other orders of the batches to replay, for the noise floor."),
@@ -162,7 +167,8 @@ def verify(
         kind = find(name)
         # Budgets are meant for the estimators that have one; the others are verified as they are.
         given = [{"budget": value} for value in budget or ()] if kind.budgets else []
-        wanted += [(name, settings) for settings in given or [kind.default_settings()]]
+        exact = {EXACT: exact_stages} if kind.budgets and exact_stages else {}
+        wanted += [(name, settings | exact) for settings in given or [kind.default_settings()]]
     with Reporter(own_file(progress)).running() as report, processes.joined():
         opened = opened_together(run, task)
         _ = opened.last  # as for attribute

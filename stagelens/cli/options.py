@@ -14,6 +14,7 @@ import typer
 
 from stagelens.compute import processes, temporaries
 from stagelens.contracts import StageLensError, TaskError
+from stagelens.estimators.coarse_replay import EXACT
 from stagelens.runs.files import read_only
 from stagelens.runs.remote import Origin, is_remote
 from stagelens.runs.run import Run, open_run
@@ -34,6 +35,15 @@ BudgetOption = Annotated[
     float | None,
     typer.Option(
         "--budget", help="What coarse-replay may spend, as a share of replay's cost [0.25]."
+    ),
+]
+ExactStagesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--exact-stages",
+        min=0,
+        help="How many of the first later stages coarse-replay replays exactly, beyond its budget, "
+        "before it goes on cheaply [0].",
     ),
 ]
 TaskOption = Annotated[
@@ -113,6 +123,12 @@ SplitBatches = Annotated[
     ),
 ]
 ProgressFile = Annotated[Path | None, typer.Option("--progress", hidden=True)]
+
+
+def chosen_settings(budget: float | None, exact_stages: int | None) -> dict[str, Any]:
+    """Settings of an estimator, of those that the user gave."""
+    given = {"budget": budget, EXACT: exact_stages}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def opened_with(path: str, task: str | None) -> Run:

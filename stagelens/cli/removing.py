@@ -9,7 +9,16 @@ import typer
 
 from stagelens.contracts import StageLensError
 
-from .options import BudgetOption, ProgressFile, RunFolder, SetOption, TaskOption, opened_with
+from .options import (
+    BudgetOption,
+    ExactStagesOption,
+    ProgressFile,
+    RunFolder,
+    SetOption,
+    TaskOption,
+    chosen_settings,
+    opened_with,
+)
 from .terminal import Reporter, print_removal, say
 
 commands = typer.Typer()
@@ -38,6 +47,7 @@ def remove(
         ),
     ] = None,
     budget: BudgetOption = None,
+    exact_stages: ExactStagesOption = None,
     set_name: SetOption = None,
     by: Annotated[
         str | None,
@@ -88,7 +98,7 @@ def remove(
         from stagelens.estimators.registry import default_estimator, make_estimator
 
         chosen = estimator or default_estimator(opened)
-        made = make_estimator(chosen, None if budget is None else {"budget": budget})
+        made = make_estimator(chosen, chosen_settings(budget, exact_stages))
         examples = None
         if opened.set_names or set_name is not None:
             examples = opened.evaluation_set(set_name)

@@ -11,7 +11,16 @@ from stagelens.analyses.saliency.map_table import BASELINES
 from stagelens.estimators.registry import default_estimator
 from stagelens.wording.trust_words import trust_word
 
-from .options import BudgetOption, ProgressFile, RunFolder, SetOption, TaskOption, opened_with
+from .options import (
+    BudgetOption,
+    ExactStagesOption,
+    ProgressFile,
+    RunFolder,
+    SetOption,
+    TaskOption,
+    chosen_settings,
+    opened_with,
+)
 from .table_files import check_table_file, write_table
 from .terminal import Reporter, print_features, print_saliency
 
@@ -29,6 +38,7 @@ def features(
         ),
     ] = None,
     budget: BudgetOption = None,
+    exact_stages: ExactStagesOption = None,
     top: Annotated[int, typer.Option(min=1, help="How many features to print per stage.")] = 5,
     task: TaskOption = None,
     out: Annotated[
@@ -47,7 +57,7 @@ def features(
         from stagelens.analyses.spurious.features import find_features
         from stagelens.trust.estimates import known_trust
 
-        settings = None if budget is None else {"budget": budget}
+        settings = chosen_settings(budget, exact_stages)
         chosen = estimator or default_estimator(opened)
         found = find_features(opened, examples.name, chosen, settings, report)
         trust = known_trust(opened, examples.name, chosen, found.facts.settings)
@@ -86,6 +96,7 @@ def saliency(
         typer.Option(help="How the counterfactual is obtained; by default as for attribute."),
     ] = None,
     budget: BudgetOption = None,
+    exact_stages: ExactStagesOption = None,
     task: TaskOption = None,
     progress: ProgressFile = None,
 ) -> None:
@@ -96,7 +107,7 @@ def saliency(
         from stagelens.analyses.saliency.maps import stage_maps
 
         chosen = estimator or default_estimator(opened)
-        settings = None if budget is None else {"budget": budget}
+        settings = chosen_settings(budget, exact_stages)
         found = stage_maps(
             *(opened, examples.name, stage, example, chosen, settings, behaviour, baseline),
             progress=report,

@@ -26,6 +26,7 @@ from stagelens.compute import temporaries
 from stagelens.compute.bounded import NoAnswer, no_panic
 from stagelens.contracts import CARRIED, Behaviour, StageLensError
 from stagelens.effects.results import Result
+from stagelens.estimators.registry import estimate_name
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs.files import cannot_write
 from stagelens.wording.cells import for_terminal
@@ -254,13 +255,20 @@ def print_verification(rows: pd.DataFrame) -> None:
     for row in rows.to_dict("records"):
         values = [row[name] for name in (*figures, "expected_error", "noise_floor_r")]
         cells = ["-" if v is None or v != v else f"{v:.2f}" for v in values]
-        names = row["stage"], row["behaviour"], row["estimator"]
+        names = row["stage"], row["behaviour"], _estimate(row)
         printed.add_row(*names, _budget(row), *cells, row["trust"])
     _console().print(printed, markup=False)
     refused = rows[rows["trust"] == "refused"]
     for row in refused.drop_duplicates(["stage", "estimator", "settings"]).to_dict("records"):
-        estimate = f"{row['estimator']} {_budget(row)}".strip()
+        estimate = f"{_estimate(row)} {_budget(row)}".strip()
         say(f"Refused: {row['stage']} by {estimate}: {row['reason']}")
+
+
+def _estimate(row: Mapping[str, Any]) -> str:
+    """The estimator and its settings but the budget, which has a column of its own."""
+    settings = json.loads(row["settings"])
+    settings.pop("budget", None)
+    return estimate_name(row["estimator"], settings)
 
 
 def _budget(row: Mapping[str, Any]) -> str:

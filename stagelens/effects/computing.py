@@ -21,13 +21,11 @@ from stagelens.contracts import (
     no_progress,
 )
 from stagelens.estimators.counterfactuals import check_final, counterfactuals, diverged
-from stagelens.estimators.expected_error import Evidence, judged, judged_replay
-from stagelens.estimators.hardness import hardness
+from stagelens.estimators.expected_error import judged, judged_replay
 from stagelens.estimators.protocol import METHOD, Counterfactual
 from stagelens.estimators.registry import make_estimator
 from stagelens.estimators.replay_check import check_again, check_steps
 from stagelens.estimators.stage_trust import StageTrust
-from stagelens.estimators.subtraction import subtract_stage
 from stagelens.measuring.models import (
     Measured,
     answers_as_the_final_model,
@@ -37,8 +35,8 @@ from stagelens.measuring.models import (
 from stagelens.runs.run import Run
 from stagelens.runs.schema import digest
 from stagelens.runs.sets.evaluation_set import EvaluationSet
-from stagelens.runs.states import Weights
 
+from .evidence import evidence_of, models_of
 from .results import (
     BOUNDARY_COLUMNS,
     EFFECT_COLUMNS,
@@ -48,27 +46,6 @@ from .results import (
     load_result,
     save_result,
 )
-
-
-def models_of(run: Run, counterfactual: Counterfactual) -> list[Weights]:
-    """The models to measure for one counterfactual.
-
-    Without twins: the counterfactual, and the repeated final model where it is not bit for bit.
-    With twins: the counterfactual, both twins, and the task vector, which costs only a forward
-    pass and says how much the later stages did with the stage's change.
-    """
-    if counterfactual.weights is None:
-        return []
-    if counterfactual.twins is None:
-        repeated = counterfactual.repeated
-        return [counterfactual.weights, *([] if repeated is None else [repeated])]
-    stage = run.stage(counterfactual.stage)
-    return [
-        counterfactual.weights,
-        counterfactual.twins.factual,
-        counterfactual.twins.counterfactual,
-        subtract_stage(run.last.end().model, stage, run.stages[stage.index + 1 :]),
-    ]
 
 
 @dataclass(frozen=True)
@@ -102,18 +79,8 @@ def _effect(
         values = [each.values[first][known] for each in (final, models[1], own)]
         trust = judged_replay(trust, values[0], values[1], values[0] - values[2], first)
     if counterfactual.twins is not None:
-        factual, twin, vector = models[1:]
-        later_stages = run.stages[run.stage(trust.stage).index + 1 :]
-        evidence = Evidence(
-            final=final.values[first][known],
-            factual=factual.values[first][known],
-            by_weights=(final.values[first] - own.values[first])[known],
-            by_twins=(factual.values[first] - twin.values[first])[known],
-            by_task_vector=(final.values[first] - vector.values[first])[known],
-            hardness=max(hardness(later) for later in later_stages),
-            sgd=any(later.optimizer.name == "SGD" for later in later_stages),
-            sampling=counterfactual.twins.sampling,
-        )
+        values = [model.values[first][known] for model in (final, *models)]
+        evidence = evidence_of(run, counterfactual, counterfactual.twins, values)
         trust = trust.model_copy(
             update={"twins_share": evidence.twins_share, "twins_anchor": evidence.twins_anchor}
         )

@@ -11,7 +11,8 @@ from stagelens.estimators.registry import make_estimator
 from stagelens.measuring.models import BATCH_SIZE, measure
 from stagelens.runs.run import Run, Stage
 
-from .computing import combined, models_of
+from .computing import combined
+from .evidence import models_of
 from .results import Result
 
 _ROUNDING = 1e-3

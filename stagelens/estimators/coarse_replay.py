@@ -7,18 +7,26 @@ counterfactual twin from that minus the difference so far.
 
 A factual twin serves all stages before it, so leaving out every stage of a run in turn costs 1 + j
 cheap replays of the stage that has j stages before it, where replay needs j.
+
+The first of the later stages can be replayed exactly instead. The cheap replay then goes on from
+there, and is compared with the exact one up to there, which is evidence of its error in this run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
-from stagelens.contracts import ProgressCallback, Refused
+from stagelens.contracts import Progress, ProgressCallback, Refused
 from stagelens.runs.run import Run, Stage
 
 from .durations import seconds_without_each
 from .protocol import Counterfactual, Estimator
+from .replay import Replay
+
+EXACT = "exact_stages"
+"""The setting that says how many of the first later stages are replayed exactly."""
 
 _OVERHEAD = 0.005
 """Seconds that a coarse step takes besides its gradient: most of its time on small networks."""
@@ -31,6 +39,8 @@ class CoarseReplay(Estimator):
         budget: Gradients to spend, as a share of what replaying without every stage of the run
             costs. With fewer stages each costs more, because fewer share a factual twin; the
             reported cost is what was actually spent.
+        exact_stages: How many of the first later stages are replayed exactly, besides what the
+            budget is spent on. A stage with no more later stages than that is left out by replay.
     """
 
     name = "coarse-replay"
@@ -43,14 +53,21 @@ class CoarseReplay(Estimator):
     default_budget = 0.25
     warns_cheaper = True
 
-    def __init__(self, budget: float = default_budget) -> None:
+    def __init__(self, budget: float = default_budget, exact_stages: int = 0) -> None:
         if not 0 < budget <= 1:
             raise Refused(
                 f"a budget of {budget:g} is not between 0 and 1; it is the share of replay's cost "
                 "that may be spent, for instance 0.25"
             )
-        self.settings = {"budget": budget}
+        if not isinstance(exact_stages, int) or exact_stages < 0:
+            raise Refused(
+                f"{exact_stages!r} stages cannot be replayed exactly; give 0 or more of the first "
+                "later stages, for instance 1"
+            )
+        # Left out where it is 0, which is how results without it are stored.
+        self.settings = {"budget": budget} | ({EXACT: exact_stages} if exact_stages else {})
         self.budget = budget
+        self.exact_stages = exact_stages
 
     @classmethod
     def possible(cls, run: Run) -> bool:
@@ -61,12 +78,30 @@ class CoarseReplay(Estimator):
 
     @classmethod
     def seconds(cls, stages: Sequence[Stage], settings: Mapping[str, Any]) -> float | None:
-        """The budget's share of replay, and of what its steps take besides their gradients."""
-        once = seconds_without_each(stages)
-        if once is None:
+        """The budget's share of replay, and of what its steps take besides their gradients.
+
+        What is replayed exactly is added.
+        """
+        if seconds_without_each(stages) is None:
             return None
-        overhead = sum(n * stage.steps * _OVERHEAD for n, stage in enumerate(stages))
-        return float(settings.get("budget", cls.default_budget)) * (once + overhead)
+        first = int(settings.get(EXACT, 0))
+        # Without the others only exact replays are needed, as they have too few later stages.
+        estimated = max(len(stages) - 1 - first, 0)
+        cheap = exact = 0.0
+        for number, stage in enumerate(stages):
+            once = stage.facts.seconds or 0.0
+            cheap += min(number, estimated) * (once + stage.steps * _OVERHEAD)
+            exact += min(number, first) * once
+        return float(settings.get("budget", cls.default_budget)) * cheap + exact
+
+    def prepare(self, run: Run, stages: Sequence[Stage], progress: ProgressCallback) -> None:
+        """Checks of replay, where any stage is left out by replay."""
+        if replayed := self._replayed(run, stages):
+            Replay().prepare(run, replayed, progress)
+
+    def _replayed(self, run: Run, stages: Sequence[Stage]) -> list[Stage]:
+        """Those that have so few later stages that all of them are replayed exactly."""
+        return [s for s in stages if len(run.stages) - 1 - s.index <= self.exact_stages]
 
     def counterfactuals(
         self, run: Run, stages: Sequence[Stage], progress: ProgressCallback
@@ -88,6 +123,24 @@ class CoarseReplay(Estimator):
                     'batches were kept; record it with keep_batches="all" (or every n-th), or use '
                     "--estimator task-vector"
                 )
-        from .coarse_twins import paired_replays  # torch
+        from stagelens.replaying.replay import check_replayable  # torch
 
-        yield from paired_replays(run, stages, self.budget, self.name, progress)
+        from .coarse_twins import paired_replays
+
+        for stage in stages:
+            check_replayable(run.stages[stage.index + 1 : stage.index + 1 + self.exact_stages])
+        replayed = self._replayed(run, stages)
+        estimated = [stage for stage in stages if stage not in replayed]
+        overall = Progress(progress)
+        share = len(replayed) / len(stages)
+        if replayed:
+            part = overall.part(0.0, share)
+            for found in Replay().counterfactuals(run, replayed, part):
+                reason = f"All later stages are replayed. {found.trust.reason}"
+                told = {"estimator": self.name, "reason": reason}
+                yield replace(found, trust=found.trust.model_copy(update=told))
+        if estimated:
+            part = overall.part(share, 1.0)
+            yield from paired_replays(
+                run, estimated, self.budget, self.name, part, self.exact_stages
+            )

@@ -13,15 +13,15 @@ import torch
 from stagelens.contracts import Progress, ProgressCallback
 from stagelens.replaying.coarse import CoarseModel, transfer
 from stagelens.replaying.coarse_plan import CoarseStep, coarse_steps
-from stagelens.replaying.replay import cross_boundary, same_arithmetic
+from stagelens.replaying.replay import cross_boundary, replay_stage, same_arithmetic
 from stagelens.runs.batches import batch_size
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.states import TrainingState
 
 from .hardness import hardness
-from .protocol import Counterfactual, Twins
+from .protocol import Counterfactual, PartialReplay, Twins
 from .stage_trust import StageTrust
-from .travel import Travel, travelled
+from .travel import Travel, relative_error, travelled
 
 _THIN_GENTLE = 1.25
 _THIN_HARD = {"SGD": 8.0, "Adam": 3.5, "AdamW": 3.5}
@@ -50,26 +50,43 @@ class Plan:
 
 
 def paired_replays(
-    run: Run, stages: Sequence[Stage], budget: float, estimator: str, progress: ProgressCallback
+    run: Run,
+    stages: Sequence[Stage],
+    budget: float,
+    estimator: str,
+    progress: ProgressCallback,
+    exact_stages: int = 0,
 ) -> Iterator[Counterfactual]:
     """The model without each of ``stages``, by cheap replays that share their factual twins.
 
     Args:
         run: The run.
-        stages: The stages to leave out, one at a time.
+        stages: The stages to leave out, one at a time; with more than ``exact_stages`` later ones.
         budget: See :class:`~stagelens.estimators.coarse_replay.CoarseReplay`.
         estimator: Its name, for each stage's trust.
         progress: Called for every step.
+        exact_stages: How many of the first later stages are replayed exactly as well, for the
+            cheap replay to go on from there.
     """
     later = run.stages[min(stage.index for stage in stages) + 1 :]
-    open_stages = {s.index: _Open(s, s.start(), s.end()) for s in stages}
+    open_stages = {
+        s.index: _Open(s, s.start(), s.end(), exact=s.start() if exact_stages else None)
+        for s in stages
+    }
     total = sum(stage.steps for stage in later)
     done, overall = 0, Progress(progress)
     for stage in later:
-        here = [o for o in open_stages.values() if o.stage.index < stage.index and o.usable]
-        if here:
-            part = overall.part(done / total, (done + stage.steps) / total)
-            _pass_stage(run, stage, here, budget, part)
+        part = overall.part(done / total, (done + stage.steps) / total)
+        here = [o for o in open_stages.values() if o.stage.index < stage.index]
+        cheap = [o for o in here if o.usable]
+        exact = [o for o in here if o.exact is not None]
+        for one in here:
+            if one.usable or one.exact is not None:
+                one.replay_cost += stage.steps * _step_size(stage)
+        if cheap:
+            _pass_stage(run, stage, cheap, budget, part.piece(0, 1 + len(exact)))
+        for number, one in enumerate(exact, 1):
+            one.pass_exactly(run, stage, exact_stages, part.piece(number, 1 + len(exact)))
         done += stage.steps
     final = run.last.end()
     for one in open_stages.values():
@@ -80,9 +97,9 @@ def paired_replays(
 class _Open:
     """A stage that is left out, on its way through the later stages.
 
-    ``without`` is the state without it at the latest boundary reached; only the last twins are
-    kept. ``sampling`` is the relative error to expect from thinning; ``travels`` grows by one for
-    each later stage.
+    ``without`` is the state without it at the latest boundary reached, by cheap replay; only the
+    last twins are kept. ``sampling`` is the relative error to expect from thinning; ``travels``
+    grows by one for each later stage. ``exact`` is the state by replay as long as that goes on.
     """
 
     stage: Stage
@@ -95,10 +112,32 @@ class _Open:
     seconds: float = 0.0
     sampling: float = 0.0
     travels: list[Travel] = field(default_factory=list)
+    exact: TrainingState | None = None
+    partial: PartialReplay | None = None
 
     @property
     def usable(self) -> bool:
         return not self.refused
+
+    def pass_exactly(
+        self, run: Run, stage: Stage, exact_stages: int, progress: ProgressCallback
+    ) -> None:
+        """Replay one later stage; after the last one that is, the cheap replay goes on from it."""
+        assert self.exact is not None
+        began = time.perf_counter()
+        replayed = replay_stage(run.task, stage, cross_boundary(self.exact, stage), progress)
+        self.exact = replayed.state
+        self.spent += replayed.example_gradients
+        self.seconds += time.perf_counter() - began
+        if stage.index < self.stage.index + exact_stages:
+            return
+        if self.usable:
+            exact, cheap = self.exact.model, self.without.model
+            missed = relative_error(stage, cheap, exact)
+            self.partial = PartialReplay(stage.name, exact, cheap, missed)
+        # What the cheap replay went through or was refused for up to here is no longer built upon.
+        self.without, self.exact, self.refused = self.exact, None, ""
+        self.sampling, self.travels = 0.0, []
 
     def counterfactual(self, estimator: str, final: TrainingState) -> Counterfactual:
         trust = StageTrust(
@@ -117,7 +156,7 @@ class _Open:
             for name, tensor in final.model.items()
         }
         travels = tuple(self.travels)
-        twins = Twins(self.factual.model, self.twin.model, self.sampling, travels)
+        twins = Twins(self.factual.model, self.twin.model, self.sampling, travels, self.partial)
         return Counterfactual(self.stage.name, weights, trust, twins)
 
 
@@ -146,12 +185,7 @@ def _pass_stage(
     run: Run, stage: Stage, here: Sequence[_Open], budget: float, progress: ProgressCallback
 ) -> None:
     """Carry every open stage's difference through one later stage; back off where it diverges."""
-    size = sum(
-        batch_size(micro.batch) for micro in stage.read_steps()[_kept(stage, 0)].batches or ()
-    )
-    recorded = stage.end()
-    for one in here:
-        one.replay_cost += stage.steps * size
+    size, recorded = _step_size(stage), stage.end()
     plan, left = choose_plan(run, stage, budget), list(here)
     while left:
         if _too_thin(stage, plan):  # at once, or after merging less and thinning more
@@ -185,6 +219,12 @@ def _pass_stage(
             f"Coarse replay diverged in stage {stage.name}: a budget of {budget:g} is too small "
             "for a stable estimate; raise the budget, or use replay"
         )
+
+
+def _step_size(stage: Stage) -> int:
+    """Examples per step, by the first one."""
+    first = stage.read_steps()[_kept(stage, 0)]
+    return sum(batch_size(micro.batch) for micro in first.batches or ())
 
 
 def _too_thin(stage: Stage, plan: Plan) -> bool:

@@ -16,7 +16,7 @@ from stagelens.runs.schema import FileRef, StateRef, digest
 from stagelens.runs.states import Weights, not_finite, save_tensors
 from stagelens.runs.streaming import MappedTensors
 
-from .protocol import METHOD, Counterfactual, Estimator, Twins
+from .protocol import METHOD, Counterfactual, Estimator, PartialReplay, Twins
 from .stage_trust import StageTrust
 from .subtraction import keeps, without_stage
 from .travel import Travel
@@ -167,6 +167,8 @@ def _finite(stage: Stage, found: Counterfactual) -> Counterfactual:
         models = list(found.derived_from)
     elif found.twins is not None:
         models += [found.twins.factual, found.twins.counterfactual]
+        if (part := found.twins.partial) is not None:
+            models += [part.exact, part.cheap]
     for model in models:
         name = diverged(stage, model)
         if name is not None:
@@ -248,16 +250,19 @@ class Cached(BaseModel):
 
     Attributes:
         trust: What is known of the counterfactual.
-        files: ``weights``; ``factual`` and ``counterfactual`` where there are twins; ``repeated``
-            where a replay is not bit for bit.
+        files: ``weights``; ``factual`` and ``counterfactual`` where there are twins; ``exact`` and
+            ``cheap`` where there is a partial replay; ``repeated`` where a replay is not bit for
+            bit.
         sampling: See :class:`~stagelens.estimators.protocol.Twins`.
         travels: The same.
+        partial: Stage and error of a :class:`~stagelens.estimators.protocol.PartialReplay`.
     """
 
     trust: StageTrust
     files: dict[str, FileRef]
     sampling: float = 0.0
     travels: tuple[Travel, ...] = ()
+    partial: tuple[str, float] | None = None
 
 
 def _cache(run: Run, stage: Stage, estimator: Estimator) -> str:
@@ -282,6 +287,9 @@ def _kept(run: Run, stage: Stage, estimator: Estimator, computed: Counterfactual
     if (twins := computed.twins) is not None:
         models |= {"factual": twins.factual, "counterfactual": twins.counterfactual}
         known = {"sampling": twins.sampling, "travels": twins.travels}
+        if (part := twins.partial) is not None:
+            models |= {"exact": part.exact, "cheap": part.cheap}
+            known["partial"] = (part.stage, part.error)
     if computed.repeated is not None:
         models["repeated"] = computed.repeated
     files = {
@@ -298,8 +306,12 @@ def _kept(run: Run, stage: Stage, estimator: Estimator, computed: Counterfactual
 def _counterfactual(stage: Stage, cached: Cached, models: Mapping[str, Weights]) -> Counterfactual:
     twins = None
     if "factual" in models:
+        part = None
+        if cached.partial is not None:
+            name, error = cached.partial
+            part = PartialReplay(name, models["exact"], models["cheap"], error)
         factual, twin = models["factual"], models["counterfactual"]
-        twins = Twins(factual, twin, cached.sampling, cached.travels)
+        twins = Twins(factual, twin, cached.sampling, cached.travels, part)
     return Counterfactual(
         stage.name, models["weights"], cached.trust, twins, models.get("repeated")
     )

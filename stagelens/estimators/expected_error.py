@@ -40,6 +40,11 @@ class Evidence:
         hardness: How hard the later stages trained, 0 to 1.
         sgd: Whether any of them was trained by SGD.
         sampling: Relative error from the twins' small batches alone.
+        partial: Where the first of the later stages were replayed exactly: the relative error that
+            cheap replay has of the stage's effect where these end. None where nothing was replayed
+            or the model there answers something else.
+        partial_r: Correlation of the two effects there.
+        partial_weights: Relative error of the cheap replay's weights there.
     """
 
     final: np.ndarray
@@ -50,11 +55,14 @@ class Evidence:
     hardness: float
     sgd: bool
     sampling: float = 0.0
+    partial: float | None = None
+    partial_r: float | None = None
+    partial_weights: float | None = None
 
     @property
     def fit(self) -> float:
         """Correlation between the final model and the factual twin."""
-        return _correlation(self.final, self.factual)
+        return correlation(self.final, self.factual)
 
     @property
     def twins_share(self) -> float:
@@ -65,7 +73,7 @@ class Evidence:
         0.75, more where the read-outs differ more. Less where the factual twin ended far from the
         final model, 0 where it does not resemble it at all.
         """
-        apart = min(max((0.95 - _correlation(self.by_weights, self.by_twins)) / 0.1, 0.0), 1.0)
+        apart = min(max((0.95 - correlation(self.by_weights, self.by_twins)) / 0.1, 0.0), 1.0)
         most = self.hardness if self.sgd else 0.2 + (0.3 + 0.25 * apart) * self.hardness
         return most * min(max((self.fit - 0.5) / 0.2, 0.0), 1.0)
 
@@ -102,7 +110,7 @@ class Evidence:
         size = np.linalg.norm(effect) + _TINY
         missed = self.final - self.factual
         other = self.by_twins + missed if self.sgd else self.by_weights
-        pattern = 1 - _correlation(self.by_twins, other)
+        pattern = 1 - correlation(self.by_twins, other)
         taken = np.linalg.norm(self.by_task_vector - effect) / size
         relative = np.asarray([pattern, np.linalg.norm(missed) / size, taken], float)
         # Bounded, because read-outs that agree to the last bit would have the logarithm of 0.
@@ -139,10 +147,20 @@ def judged(trust: StageTrust, evidence: Evidence) -> StageTrust:
         )
     return trust.model_copy(
         update={
-            "reason": f"Coarse replay; expected error {100 * error:.0f} %.",
+            "reason": f"Coarse replay; expected error {100 * error:.0f} %.{_seen(evidence)}",
             "expected_error": error,
             "reliable": error <= RELIABLE_BELOW,
         }
+    )
+
+
+def _seen(evidence: Evidence) -> str:
+    """What a partial replay has shown; empty where there was none."""
+    if evidence.partial is None:
+        return ""
+    return (
+        " At the end of the stages that were replayed, cheap replay was off by "
+        f"{100 * evidence.partial:.0f} % of the effect."
     )
 
 
@@ -178,7 +196,8 @@ def judged_replay(
     )
 
 
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Pearson r of two (N,) arrays over what is finite in both; 0 where it is not defined."""
     known = np.isfinite(a) & np.isfinite(b)
     if known.sum() < 2 or a[known].std() == 0 or b[known].std() == 0:
         return 0.0  # undefined: taken for no agreement, the cautious answer

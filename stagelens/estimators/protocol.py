@@ -22,6 +22,24 @@ METHOD = 9
 
 
 @dataclass(frozen=True)
+class PartialReplay:
+    """The model without a stage where the first of the later stages end, replayed exactly and not.
+
+    Attributes:
+        stage: The last of the stages that were replayed exactly.
+        exact: The model at its end, by replay.
+        cheap: The model at its end as it would have been estimated.
+        error: Relative error of ``cheap`` in weights: its distance from ``exact``, over the
+            distance of the recorded model from ``exact``.
+    """
+
+    stage: str
+    exact: Weights
+    cheap: Weights
+    error: float
+
+
+@dataclass(frozen=True)
 class Twins:
     """Two cheap models whose difference sharpens an effect.
 
@@ -29,13 +47,16 @@ class Twins:
         factual: Trained cheaply with the stage.
         counterfactual: Trained in the same cheap way without it.
         sampling: Relative error to expect from their small batches alone.
-        travels: Their way through each later stage, in training order.
+        travels: Their way through each later stage that was not replayed exactly, in training
+            order.
+        partial: Where the first of the later stages were replayed exactly, and cheaply as well.
     """
 
     factual: Weights
     counterfactual: Weights
     sampling: float = 0.0
     travels: tuple[Travel, ...] = ()
+    partial: PartialReplay | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 from stagelens.contracts import Refused
 from stagelens.runs.run import Run, Stage
 
-from .coarse_replay import CoarseReplay
+from .coarse_replay import EXACT, CoarseReplay
 from .durations import STARTING, replay_seconds
 from .protocol import Estimator
 from .replay import Replay
@@ -109,11 +109,28 @@ def budget_text(budget: float) -> str:
 
 
 def estimate_name(estimator: str, settings: Mapping[str, Any]) -> str:
-    """The name of an estimator with its settings: ``coarse-replay 1/4``, ``replay``."""
+    """The name of an estimator with its settings.
+
+    For instance ``coarse-replay 1/4``, ``coarse-replay 1/4 after 1 exact stage`` or ``replay``.
+    """
     words = [estimator]
     for key, value in sorted(settings.items()):
-        words.append(budget_text(value) if key == "budget" else f"{key}={value}")
+        if key == "budget":
+            words.append(budget_text(value))
+        elif key == EXACT:
+            words.append(f"after {value} exact stage{'s' if value > 1 else ''}")
+        else:
+            words.append(f"{key}={value}")
     return " ".join(words)
+
+
+def options(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """What gives these settings on the command line: ``("--budget", "0.25")``."""
+    words: list[str] = []
+    for key in ("budget", EXACT):
+        if settings.get(key) is not None:
+            words += [f"--{key.replace('_', '-')}", f"{settings[key]:g}"]
+    return tuple(words)
 
 
 def estimate_seconds(

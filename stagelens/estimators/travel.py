@@ -69,6 +69,24 @@ def travelled(stage: Stage, without: Weights, factual: Weights, twin: Weights) -
     )
 
 
+def relative_error(stage: Stage, cheap: Weights, exact: Weights) -> float:
+    """Length of ``cheap - exact`` in lengths of ``recorded - exact``, over what a stage trained.
+
+    Args:
+        stage: All are models at its end.
+        cheap: Without an earlier stage, by cheap replay.
+        exact: Without it, by replay.
+    """
+    recorded = stage.end().model
+    miss = away = 0.0
+    for name in stage.facts.trainable:
+        if recorded[name].is_floating_point():
+            true = exact[name].double()
+            miss += float((cheap[name].double() - true).square().sum())
+            away += float((recorded[name].double() - true).square().sum())
+    return _ratio(math.sqrt(miss), math.sqrt(away))
+
+
 def _products(
     start: Tensor, end: Tensor, without: Tensor, factual: Tensor, twin: Tensor
 ) -> tuple[float, ...]:

@@ -23,6 +23,7 @@ from stagelens.analyses.saliency.map_table import (
 )
 from stagelens.charts.saliency import pixel_maps, titles, token_maps
 from stagelens.contracts import Behaviour, StageLensError
+from stagelens.estimators import registry
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, state
 from stagelens.ui.pieces.pinning import About, pinnable
@@ -236,7 +237,7 @@ def _maps(
             *("saliency", workspace.at.path, "--set", name, "--stage", stage),
             *("--behaviour", behaviour.name, "--baseline", baseline),
             *("--estimator", stored.estimator),
-            *(("--budget", f"{b:g}") if (b := stored.settings.get("budget")) is not None else ()),
+            *registry.options(stored.settings),
             *(word for each in missing for word in ("--example", each)),
         )
     )

@@ -21,6 +21,7 @@ from stagelens.analyses.removal.parts import validation_part
 from stagelens.analyses.removal.spec import Edit
 from stagelens.contracts import ACCURACY
 from stagelens.effects.groups import GroupMetrics
+from stagelens.estimators import registry
 from stagelens.runs.run import Run
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces.pinning import About
@@ -82,9 +83,7 @@ class RemovalView:
     def arguments(self, edit: Edit) -> tuple[str, ...]:
         """The command line that measures an edit without strengths by layer."""
         words = ["remove", self.workspace.at.path, "--set", self.workspace.examples.name]
-        words += ["--estimator", edit.estimator]
-        if "budget" in edit.settings:
-            words += ["--budget", f"{edit.settings['budget']:g}"]
+        words += ["--estimator", edit.estimator, *registry.options(edit.settings)]
         # In training order: the command is the key of its job, and one edit must have one key.
         for stage in self.workspace.stages:
             if stage in edit.strengths:

@@ -16,6 +16,7 @@ from stagelens.analyses.spurious.statistics import LEVEL, SMALLEST, SUPPORT
 from stagelens.charts import BLAME, EITHER
 from stagelens.charts.places import patch_map
 from stagelens.charts.style import MUTED, short
+from stagelens.estimators import registry
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, drawing, state
@@ -47,12 +48,11 @@ def found_features_tab(workspace: Workspace, effects: Effects) -> None:
     facts = loaders.stored_estimates(workspace.at, workspace.examples.name)[effects.estimator]
     found = _found(workspace.at, workspace.examples.name, effects.estimator)
     if found is None:
-        budget = facts.settings.get("budget")
         _search(
             (
                 *("features", workspace.at.path, "--set", workspace.examples.name),
                 *("--estimator", facts.estimator),
-                *(() if budget is None else ("--budget", f"{budget:g}")),
+                *registry.options(facts.settings),
             )
         )
         return
