@@ -21,9 +21,11 @@ from stagelens.contracts import (
     no_progress,
 )
 from stagelens.estimators.counterfactuals import check_final, counterfactuals, diverged
+from stagelens.estimators.course import unlike_the_bench
+from stagelens.estimators.evidence import PairedEvidence
 from stagelens.estimators.expected_error import judged, judged_replay
 from stagelens.estimators.protocol import METHOD, Counterfactual
-from stagelens.estimators.registry import make_estimator
+from stagelens.estimators.registry import find, make_estimator
 from stagelens.estimators.replay_check import check_again, check_steps
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.measuring.models import (
@@ -36,7 +38,7 @@ from stagelens.runs.run import Run
 from stagelens.runs.schema import digest
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 
-from .evidence import evidence_of, models_of
+from .evidence import evidence_of, is_estimate, models_of
 from .results import (
     BOUNDARY_COLUMNS,
     EFFECT_COLUMNS,
@@ -78,14 +80,15 @@ def _effect(
     if counterfactual.repeated is not None and known.any():
         values = [each.values[first][known] for each in (final, models[1], own)]
         trust = judged_replay(trust, values[0], values[1], values[0] - values[2], first)
-    if counterfactual.twins is not None:
+    elif is_estimate(run, counterfactual):
         values = [model.values[first][known] for model in (final, *models)]
-        evidence = evidence_of(run, counterfactual, counterfactual.twins, values)
-        trust = trust.model_copy(
-            update={"twins_share": evidence.twins_share, "twins_anchor": evidence.twins_anchor}
-        )
+        evidence = evidence_of(run, counterfactual, values)
+        if isinstance(evidence, PairedEvidence):
+            weights = {"share": evidence.twins_share, "anchor": evidence.twins_anchor}
+            trust = trust.model_copy(update={f"twins_{n}": w for n, w in weights.items()})
         if known.any():
-            trust = judged(trust, evidence)
+            unlike = unlike_the_bench(run, run.stage(trust.stage))
+            trust = judged(trust, evidence, find(trust.estimator).title, unlike)
     return Without(combined(kinds, final, models, trust), own, trust)
 
 

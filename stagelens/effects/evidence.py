@@ -6,38 +6,52 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stagelens.estimators.expected_error import Evidence, correlation
-from stagelens.estimators.hardness import hardness
-from stagelens.estimators.protocol import Counterfactual, PartialReplay, Twins
+from stagelens.estimators.course import course
+from stagelens.estimators.evidence import Evidence, PairedEvidence, correlation
+from stagelens.estimators.protocol import Counterfactual, PartialReplay
+from stagelens.estimators.stage_trust import REPLAY
 from stagelens.estimators.subtraction import subtract_stage
-from stagelens.runs.run import Run
+from stagelens.runs.run import Run, Stage
 from stagelens.runs.states import Weights
+
+
+def is_estimate(run: Run, counterfactual: Counterfactual) -> bool:
+    """Whether its error has to be estimated: no replay, and not of the last stage."""
+    trust = counterfactual.trust
+    later = run.stage(counterfactual.stage).index < run.last.index
+    return later and trust.trust == "estimated" and trust.estimator != REPLAY
 
 
 def models_of(run: Run, counterfactual: Counterfactual) -> list[Weights]:
     """The models to measure for one counterfactual.
 
-    Without twins: the counterfactual, and the repeated final model where it is not bit for bit.
-    With twins: the counterfactual, both twins, and the task vector, which costs only a forward
-    pass and says how much the later stages did with the stage's change. With a partial replay, the
+    A replay: the counterfactual, and the repeated final model where it is not bit for bit. Other
+    estimates: the counterfactual, both twins where there are any, and the task vector (unless it is
+    the estimate), which costs only a forward pass and says how much the later stages did with the
+    stage's change. With a partial replay, the
     models where it ends as well: the recorded one, the one by replay and the one by cheap replay.
     """
     if counterfactual.weights is None:
         return []
+    stage = run.stage(counterfactual.stage)
     if counterfactual.twins is None:
         repeated = counterfactual.repeated
-        return [counterfactual.weights, *([] if repeated is None else [repeated])]
-    stage = run.stage(counterfactual.stage)
-    models = [
-        counterfactual.weights,
-        counterfactual.twins.factual,
-        counterfactual.twins.counterfactual,
-        subtract_stage(run.last.end().model, stage, run.stages[stage.index + 1 :]),
-    ]
-    part = counterfactual.twins.partial
+        if repeated is not None:
+            return [counterfactual.weights, repeated]
+        # The task vector is derived from recorded states, and needs no second one.
+        if counterfactual.derived_from or not is_estimate(run, counterfactual):
+            return [counterfactual.weights]
+        return [counterfactual.weights, _task_vector(run, stage)]
+    twins = counterfactual.twins
+    models = [counterfactual.weights, twins.factual, twins.counterfactual, _task_vector(run, stage)]
+    part = twins.partial
     if part is not None and _answers_alike(run, part):
         models += [run.stage(part.stage).end().model, part.exact, part.cheap]
     return models
+
+
+def _task_vector(run: Run, stage: Stage) -> Weights:
+    return subtract_stage(run.last.end().model, stage, run.stages[stage.index + 1 :])
 
 
 def _answers_alike(run: Run, part: PartialReplay) -> bool:
@@ -45,35 +59,36 @@ def _answers_alike(run: Run, part: PartialReplay) -> bool:
     return run.stage(part.stage).facts.build_config == run.last.facts.build_config
 
 
-def evidence_of(
-    run: Run, counterfactual: Counterfactual, twins: Twins, values: Sequence[np.ndarray]
-) -> Evidence:
-    """What the measured models say about the effect of one stage.
+def evidence_of(run: Run, counterfactual: Counterfactual, values: Sequence[np.ndarray]) -> Evidence:
+    """What the measured models say about the effect of one stage, which is not the last.
 
     Args:
         run: The run.
-        counterfactual: Without the stage.
-        twins: Its twins.
+        counterfactual: Without the stage, by an estimate.
         values: The first behaviour of the final model and of each of :func:`models_of`; (N,) each,
             over the labelled examples.
     """
-    final, own, factual, twin, vector, *boundary = values
+    stage, twins = run.stage(counterfactual.stage), counterfactual.twins
+    final, own, *others = values
+    if twins is None:
+        vector = others[0] if others else own
+        return Evidence(course(run, stage), final, final - own, final - vector)
+    factual, twin, vector, *boundary = others
     # What was replayed exactly is no source of error.
-    passed = counterfactual.stage if twins.partial is None else twins.partial.stage
-    later = run.stages[run.stage(passed).index + 1 :]
+    passed = None if twins.partial is None else run.stage(twins.partial.stage)
     partial = partial_r = None
     if boundary:
         recorded, exact, cheap = boundary
         partial, partial_r = _compared(recorded - cheap, recorded - exact)
-    return Evidence(
+    return PairedEvidence(
+        course=course(run, stage, passed),
         final=final,
-        factual=factual,
         by_weights=final - own,
-        by_twins=factual - twin,
         by_task_vector=final - vector,
-        hardness=max(hardness(stage) for stage in later),
-        sgd=any(stage.optimizer.name == "SGD" for stage in later),
+        factual=factual,
+        by_twins=factual - twin,
         sampling=twins.sampling,
+        travels=twins.travels,
         partial=partial,
         partial_r=partial_r,
         partial_weights=None if twins.partial is None else twins.partial.error,

@@ -44,9 +44,15 @@ class Course:
     turned: float
 
 
-def course(run: Run, stage: Stage) -> Course:
-    """The stages after ``stage``, which is not the last; reads weights, and runs nothing."""
-    later = run.stages[stage.index + 1 :]
+def course(run: Run, stage: Stage, passed: Stage | None = None) -> Course:
+    """The stages after ``stage``, which is not the last; reads weights, and runs nothing.
+
+    Args:
+        run: The run.
+        stage: The stage that is left out.
+        passed: The last stage that was replayed exactly, from which on nothing is; None for none.
+    """
+    later = run.stages[(passed or stage).index + 1 :]
     recorded = all(s.facts.origin == "recorded" for s in later)
     moved, turned = _change_after(stage, run.last.end().model)
     return Course(
@@ -108,7 +114,9 @@ def unlike_the_bench(run: Run, stage: Stage) -> str:
         if len(each.optimizer.groups) > 1 and _rates_differ(each):
             return f"stage {each.name} had several learning rates"
         boundary = facts.boundary
-        if each.index and (boundary.merged or boundary.adapters or boundary.new or boundary.removed):
+        if each.index and (
+            boundary.merged or boundary.adapters or boundary.new or boundary.removed
+        ):
             return f"parameters came or went before stage {each.name}"
     return _unlike_task(run.task)
 

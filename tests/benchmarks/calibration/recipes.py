@@ -34,7 +34,7 @@ class Family:
     adam: tuple[float, float]
     sgd: tuple[float, float] | None
     steps: tuple[int, int] = (24, 120)
-    recordings: int = 18
+    recordings: int = 19
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,9 @@ FAMILIES = {
         Family("cnn-batch-mnist", "cnn batch", "mnist", **_BATCH_NORM),
         Family("cnn-batch-fashion", "cnn batch", "fashion", **_BATCH_NORM),
         Family("cnn-group-fashion", "cnn group", "fashion", **_WIDE),
-        Family("residual-batch-fashion", "residual batch", "fashion", **_BATCH_NORM, steps=(20, 90)),
+        Family(
+            "residual-batch-fashion", "residual batch", "fashion", **_BATCH_NORM, steps=(20, 90)
+        ),
         Family("residual-group-mnist", "residual group", "mnist", **_WIDE, steps=(20, 90)),
         Family("residual-batch-digits", "residual batch", "digits", **_BATCH_NORM, steps=(20, 90)),
         Family("vit-fashion", "vit", "fashion", (2e-4, 4e-3), (3e-3, 6e-2), (20, 90)),
@@ -162,6 +164,6 @@ FAMILIES = {
         Family("bert-emotions", "bert", "emotions", (1e-4, 3e-3), (5e-3, 1e-1), (16, 48)),
         Family("bert-hate", "bert", "hate", (1e-4, 3e-3), (5e-3, 1e-1), (16, 48)),
         Family("gpt-wikitext", "gpt", "wikitext", (2e-4, 4e-3), (5e-3, 1e-1), (16, 48)),
-        Family("encoder-hate", "encoder", "hate", (1e-5, 2e-4), None, (12, 20), 13),
+        Family("encoder-hate", "encoder", "hate", (1e-5, 2e-4), None, (12, 20), 6),
     )
 }

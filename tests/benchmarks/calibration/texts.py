@@ -98,9 +98,7 @@ def byte_pairs(corpus: tuple[str, ...]) -> Any:
         show_progress=False,
     )
     own.train_from_iterator(corpus, trainer)
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=own, eos_token=end, bos_token=end
-    )
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=own, eos_token=end, bos_token=end)
 
 
 def bert(tokenizer: Any, classes: tuple[str, ...], dropout: float) -> Any:

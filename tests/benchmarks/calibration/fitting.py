@@ -1,0 +1,188 @@
+"""Fitting what estimates promise, and what the promises are worth on families left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from sklearn.linear_model import QuantileRegressor
+
+from stagelens.estimators.calibration import SMALLEST_SHARE, Function, Kind
+from stagelens.estimators.stage_trust import AGREES_ERROR, AGREES_R
+
+LEAST, MOST = 0.01, 10.0
+"""True errors are clipped to these before their logarithm is taken."""
+KEPT = 0.9
+"""Share of estimates that stay within what is promised."""
+RELIABLE, WORST = 0.95, 0.8
+"""Share of estimates called reliable that agree with replay: of all, and in the worst family."""
+FEWEST = 5
+"""A family with fewer estimates called reliable is too small to be the worst."""
+_LIMITS = np.arange(0.10, 0.505, 0.01)
+
+FREE = ("batch_norm", "first", "stages", "moved", "turned", "size")
+RECORDED = (*FREE, "hardness", "sgd", "undone", "undone_pattern")
+COARSE = (
+    *("hardness", "sgd", "batch_norm", "size", "undone", "readouts", "pattern", "missed"),
+    *("misfit", "sampling", "strayed", "direction", "growth", "kept", "gap"),
+)
+FEATURES = {
+    "task-vector": FREE,
+    "unrolled-jump": RECORDED,
+    "unrolled-scale": RECORDED,
+    "coarse-replay": COARSE,
+    "coarse-replay after exact stages": (*COARSE, "partial"),
+}
+"""Features by kind of estimate; the task vector's are known of checkpoints alone."""
+
+
+def agrees(rows: pd.DataFrame) -> np.ndarray:
+    """Which estimates agree with replay; see ``stage_trust.Agreement.agrees``."""
+    return ((rows["r"] >= AGREES_R) & (rows["error"] <= AGREES_ERROR)).to_numpy()
+
+
+def targets(rows: pd.DataFrame) -> dict[str, np.ndarray]:
+    """What the functions of a kind are fitted to, by name."""
+    return {
+        "error": np.log(rows["error"].clip(LEAST, MOST)).to_numpy(),
+        "group": np.log(rows["group_error"].clip(LEAST, MOST)).to_numpy(),
+        "wrong_signs": np.log(rows["wrong_signs"] + SMALLEST_SHARE).to_numpy(),
+    }
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A quantile regression on features brought to one scale."""
+
+    names: Sequence[str]
+    centre: np.ndarray
+    scale: np.ndarray
+    slopes: np.ndarray
+    constant: float
+
+    @classmethod
+    def fitted(cls, rows: pd.DataFrame, names: Sequence[str], y: np.ndarray, q: float) -> Linear:
+        """The q-quantile of ``y`` given the features, every family with equal weight."""
+        x = rows[list(names)].to_numpy(float)
+        centre, scale = x.mean(0), x.std(0) + 1e-9
+        model = QuantileRegressor(quantile=q, alpha=1e-3, solver="highs")
+        weights = 1 / rows.groupby("family")["family"].transform("size").to_numpy()
+        model.fit((x - centre) / scale, y, sample_weight=weights / weights.mean())
+        return cls(names, centre, scale, model.coef_, float(model.intercept_))
+
+    def __call__(self, rows: pd.DataFrame) -> np.ndarray:
+        x = (rows[list(self.names)].to_numpy(float) - self.centre) / self.scale
+        return self.constant + x @ self.slopes
+
+    def function(self, raised: float = 0.0) -> Function:
+        """The same on features as they are."""
+        slopes = self.slopes / self.scale
+        constant = self.constant - float(slopes @ self.centre) + raised
+        return Function(
+            constant=constant, slopes=dict(zip(self.names, map(float, slopes), strict=True))
+        )
+
+
+def left_out(rows: pd.DataFrame) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Masks of the rows of each family, and of all others."""
+    families = rows["family"].to_numpy()
+    for family in np.unique(families):
+        yield families == family, families != family
+
+
+def quantile(scores: np.ndarray, families: np.ndarray, q: float) -> float:
+    """The q-quantile of scores, every family with equal weight."""
+    weights = np.zeros(len(scores))
+    for family in np.unique(families):
+        weights[families == family] = 1 / np.sum(families == family)
+    order = np.argsort(scores)
+    reached = np.cumsum(weights[order]) / weights.sum()
+    return float(scores[order][min(np.searchsorted(reached, q), len(scores) - 1)])
+
+
+def unseen(rows: pd.DataFrame, names: Sequence[str], y: np.ndarray, q: float) -> np.ndarray:
+    """Each row's q-quantile by a function that saw nothing of its family."""
+    found = np.full(len(rows), np.nan)
+    for own, others in left_out(rows):
+        found[own] = Linear.fitted(rows[others], names, y[others], q)(rows[own])
+    return found
+
+
+def raised(rows: pd.DataFrame, y: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Predictions raised so far that nine of ten rows of *other* families stay within."""
+    families, found = rows["family"].to_numpy(), predicted.copy()
+    for own, others in left_out(rows):
+        found[own] += quantile((y - predicted)[others], families[others], KEPT)
+    return found
+
+
+def reliable_below(rows: pd.DataFrame, upper: np.ndarray) -> float | None:
+    """The largest limit on upper errors at which *reliable* keeps its word.
+
+    Args:
+        rows: Estimates.
+        upper: (N,) upper errors, each promised without the row's family.
+    """
+    good, best = agrees(rows), None
+    for limit in _LIMITS:
+        called = upper <= limit
+        if called.sum() < 2 * FEWEST:
+            continue
+        shares = [
+            good[called & own].mean() for own, _ in left_out(rows) if (called & own).sum() >= FEWEST
+        ]
+        if good[called].mean() >= RELIABLE and min(shares, default=0.0) >= WORST:
+            best = float(limit)
+    return best
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A kind of estimate, and what its promises were worth on families left out."""
+
+    kind: Kind
+    promised: np.ndarray
+    reliable: np.ndarray
+
+
+def fit(rows: pd.DataFrame, name: str) -> Fitted:
+    """Fit one kind of estimate.
+
+    Args:
+        rows: Its estimates, with their features and true errors.
+        name: The kind, see :data:`FEATURES`.
+    """
+    names, wanted = FEATURES[name], targets(rows)
+    families = rows["family"].to_numpy()
+    functions = {}
+    for target, y in wanted.items():
+        predicted = unseen(rows, names, y, KEPT)
+        offset = quantile(y - predicted, families, KEPT)
+        functions[target] = Linear.fitted(rows, names, y, KEPT).function(offset)
+        if target == "error":
+            upper = np.exp(raised(rows, y, predicted))
+    limit = reliable_below(rows, upper)
+    # The limit that judges a family is found without it.
+    called = np.zeros(len(rows), bool)
+    for own, others in left_out(rows):
+        strict = reliable_below(rows[others], upper[others])
+        called[own] = upper[own] <= (-1.0 if strict is None else strict)
+        ranges = rows.loc[others, list(names)].agg(["min", "max"]).to_numpy()
+        room = 0.1 * (ranges[1] - ranges[0])
+        x = rows.loc[own, list(names)].to_numpy()
+        called[own] &= ((x >= ranges[0] - room) & (x <= ranges[1] + room)).all(1)
+    median = Linear.fitted(rows, names, wanted["error"], 0.5).function()
+    kind = Kind(
+        estimates=len(rows),
+        recordings=int(rows["recording"].nunique()),
+        typical=float(rows["error"].median()),
+        ranges={n: (float(rows[n].min()), float(rows[n].max())) for n in names},
+        upper=functions["error"],
+        median=median,
+        group=functions["group"],
+        wrong_signs=functions["wrong_signs"],
+        reliable_below=limit,
+    )
+    return Fitted(kind, upper, called)
