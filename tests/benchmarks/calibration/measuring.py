@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ def _judged(
         return
     without = [each for each in without if each.weights is not None and is_estimate(run, each)]
     models = [models_of(run, each) for each in without]
-    final, *measured = _measured(run, examples, [run.last.end().model, *sum(models, [])])
+    final, *measured = _measured(run, examples, [run.last.end().model, *chain(*models)])
     left = iter(measured)
     first = run.task.behaviour_kinds[0].name
     known = np.isfinite(final.values[first])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -46,7 +47,7 @@ def build(shape: tuple[int, ...], classes: int, kind: str, width: int, norm: str
     convolutions: list[nn.Module] = []
     for inputs, outputs in ((channels, width), (width, 2 * width)):
         convolutions += [nn.Conv2d(inputs, outputs, 3, 2, 1), _norm(norm, outputs), nn.ReLU()]
-    left = -(-(-(-size // 2)) // 2)
+    left = math.ceil(math.ceil(size / 2) / 2)
     return nn.Sequential(*convolutions, *_head(2 * width * left * left, classes))
 
 
