@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import transformers
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from tokenizers.trainers import BpeTrainer, WordPieceTrainer
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from tests.support.real_texts import CLASSES, Comments
 
@@ -68,37 +68,27 @@ def wikitext(data: Path) -> list[str]:
 
 
 @cache
-def word_pieces(corpus: tuple[str, ...]) -> Any:
-    """A BERT tokenizer of 2,000 pieces."""
-    own = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    own.normalizer = normalizers.BertNormalizer()
-    own.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = WordPieceTrainer(vocab_size=2000, special_tokens=special, show_progress=False)
-    own.train_from_iterator(corpus, trainer)
+def words(corpus: tuple[str, ...]) -> Any:
+    """A tokenizer of the corpus's 1,500 most frequent words, the same in every process."""
+    split = pre_tokenizers.BertPreTokenizer()
+    small = normalizers.BertNormalizer()
+    counts: Counter[str] = Counter()
+    for text in corpus:
+        counts.update(w for w, _ in split.pre_tokenize_str(small.normalize_str(text)))
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    # Ties go by the alphabet: trainers of the library break them differently each time.
+    frequent = sorted(counts, key=lambda word: (-counts[word], word))[:1500]
+    vocabulary = {word: number for number, word in enumerate([*special, *frequent])}
+    own = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    own.normalizer, own.pre_tokenizer = small, split
     own.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     names = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]"}
     tokens = {f"{name}_token": token for name, token in names.items()}
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=own, **tokens)
-
-
-@cache
-def byte_pairs(corpus: tuple[str, ...]) -> Any:
-    """A GPT-2 tokenizer of 1,000 pieces."""
-    own = Tokenizer(models.BPE())
-    own.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    own.decoder = decoders.ByteLevel()
-    end = "<|endoftext|>"
-    trainer = BpeTrainer(
-        vocab_size=1000,
-        special_tokens=[end],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=own, bos_token="[CLS]", eos_token="[SEP]", **tokens
     )
-    own.train_from_iterator(corpus, trainer)
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=own, eos_token=end, bos_token=end)
 
 
 def bert(tokenizer: Any, classes: tuple[str, ...], dropout: float) -> Any:

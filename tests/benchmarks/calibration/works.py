@@ -153,7 +153,7 @@ def _classified_texts(recipe: Recipe) -> Work:
         model, tokenizer = texts.pretrained(CLASSES, recipe.dropout)
     else:
         corpus = [*_comments("emotions").texts[:5000], *_comments("hate").texts[:5000]]
-        tokenizer = texts.word_pieces(tuple(corpus))
+        tokenizer = texts.words(tuple(corpus))
         model = texts.bert(tokenizer, CLASSES, recipe.dropout)
     task = TextClassification.from_model(model, tokenizer, max_length=24)
 
@@ -176,7 +176,7 @@ def _language(recipe: Recipe) -> Work:
     rest = [lines[i] for i in order[EXAMPLES:]]
     rows = min(ROWS, len(rest) // len(recipe.stages))
     torch.manual_seed(recipe.seed)
-    tokenizer = texts.byte_pairs(tuple(lines))
+    tokenizer = texts.words(tuple(lines))
     model = texts.gpt(tokenizer, recipe.dropout)
     task = CausalLM.from_model(model, tokenizer, max_length=24)
     batches = []
