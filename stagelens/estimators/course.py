@@ -121,7 +121,7 @@ def unlike_the_bench(run: Run, stage: Stage) -> str:
     return _unlike_task(run.task)
 
 
-_UNUSUAL = ("amsgrad", "maximize", "dampening")
+_UNUSUAL = ("dampening", "maximize")
 
 
 def _rates_differ(stage: Stage) -> bool:

@@ -16,7 +16,6 @@ from scipy import stats
 from stagelens.effects.computing import attribute
 from stagelens.effects.results import Result, result_key, save_result
 from stagelens.estimators import stage_trust
-from stagelens.estimators.expected_error import RELIABLE_BELOW, Evidence, judged
 from stagelens.estimators.stage_trust import AGREES_ERROR, AGREES_R, StageTrust
 from stagelens.runs.run import Run, open_run
 from stagelens.trust import verification
@@ -205,69 +204,6 @@ def test_the_command_prints_one_json_row_per_stage_behaviour_and_estimator(
     run = open_run(verified_run.path)
     result = verification.trusted(run, attribute(run, "test", "coarse-replay"))
     assert "estimated" not in {t.trust for t in result.facts.stages}
-
-
-def _evidence(
-    disagreement: float, hardness: float = 0.0, sgd: bool = False, missed: float = 0.05
-) -> Evidence:
-    random = np.random.default_rng(0)
-    effect, other, third = random.normal(size=(3, 300))
-    final = random.normal(size=300)
-    return Evidence(
-        final=final,
-        factual=final + missed * other,
-        by_weights=effect,
-        by_twins=effect + disagreement * other,
-        by_task_vector=effect + third,
-        hardness=hardness,
-        sgd=sgd,
-    )
-
-
-def test_read_outs_that_disagree_raise_the_expected_error_up_to_refusal() -> None:
-    errors = [_evidence(d, hardness=1.0).expected_error() for d in (0.02, 0.1, 0.5, 2.0)]
-    assert errors == sorted(errors)
-    trust = StageTrust(stage="a", estimator="coarse-replay", trust="estimated", reason="")
-    good = judged(trust, _evidence(0.02))
-    bad = judged(trust, _evidence(0.02, hardness=1.0, sgd=True, missed=5.0))
-    assert (good.trust, good.reliable) == ("estimated", True)
-    assert good.expected_error is not None and good.expected_error <= RELIABLE_BELOW
-    assert bad.trust == "refused"
-    assert "raise the budget, or use replay" in bad.reason
-
-
-def test_near_the_edge_of_stability_half_of_the_factual_twins_error_stays_out() -> None:
-    steady, unsteady = _evidence(0.02, 1.0), _evidence(0.02, 1.0, sgd=True)
-    np.testing.assert_allclose(unsteady.twins_share, 1.0)
-    half = (unsteady.final + unsteady.factual) / 2
-    twin = unsteady.factual - unsteady.by_twins
-    np.testing.assert_allclose(unsteady.effect(), half - twin)
-    share = steady.twins_share
-    both = (1 - share) * steady.by_weights + share * steady.by_twins
-    np.testing.assert_allclose(steady.effect(), both)
-
-
-def test_the_more_the_read_outs_differ_the_more_the_twins_count() -> None:
-    shares = [_evidence(d, hardness=1.0).twins_share for d in (0.02, 0.5, 2.0)]
-    np.testing.assert_allclose(shares[0], 0.5)
-    assert shares[0] < shares[1] < shares[2]
-    np.testing.assert_allclose(shares[2], 0.75)
-
-
-def test_a_factual_twin_that_missed_the_final_model_raises_the_expected_error() -> None:
-    for sgd in (False, True):
-        errors = [
-            _evidence(0.1, hardness=1.0, sgd=sgd, missed=missed).expected_error()
-            for missed in (0.05, 0.2, 1.0, 3.0)
-        ]
-        assert errors == sorted(errors)
-
-
-def test_values_that_are_not_finite_are_refused() -> None:
-    evidence = _evidence(0.1)
-    evidence.by_twins[3] = np.inf
-    trust = StageTrust(stage="a", estimator="coarse-replay", trust="estimated", reason="")
-    assert judged(trust, evidence).trust == "refused"
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.stats import binomtest
 from sklearn.linear_model import QuantileRegressor
 
 from stagelens.estimators.calibration import SMALLEST_SHARE, Function, Kind
@@ -17,7 +18,8 @@ LEAST, MOST = 0.01, 10.0
 KEPT = 0.9
 """Share of estimates that stay within what is promised."""
 RELIABLE, WORST = 0.95, 0.8
-"""Share of estimates called reliable that agree with replay: of all, and in the worst family."""
+"""Share of estimates called reliable that agree with replay: of all, by the lower end of Wilson's
+interval, and in the worst family."""
 FEWEST = 5
 """A family with fewer estimates called reliable is too small to be the worst."""
 _LIMITS = np.arange(0.10, 0.505, 0.01)
@@ -133,7 +135,9 @@ def reliable_below(rows: pd.DataFrame, upper: np.ndarray) -> float | None:
         shares = [
             good[called & own].mean() for own, _ in left_out(rows) if (called & own).sum() >= FEWEST
         ]
-        if good[called].mean() >= RELIABLE and min(shares, default=0.0) >= WORST:
+        kept = binomtest(int(good[called].sum()), int(called.sum()))
+        lowest = kept.proportion_ci(0.9, "wilson").low  # one-sided 95 %
+        if lowest >= RELIABLE and min(shares, default=0.0) >= WORST:
             best = float(limit)
     return best
 

@@ -1,0 +1,97 @@
+"""What later stages are like, and what the calibration bench holds no example of."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from stagelens.estimators.course import course, unlike_the_bench
+from stagelens.tasks import ImageClassification
+from tests.support.small_runs import Phase, record
+
+
+def _adam(groups: list[dict[str, object]]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, 1e-2)
+
+
+def _sgd(groups: list[dict[str, object]]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, 1e-2, momentum=0.9)
+
+
+def test_the_course_of_the_later_stages(tmp_path: Path) -> None:
+    phases = [Phase("a", _adam), Phase("b", _sgd, steps=3), Phase("c", _adam, steps=4)]
+    run = record(tmp_path / "run", "batch norm", phases)
+    found, last = course(run, run.stage("a")), course(run, run.stage("b"))
+    assert (found.sgd, found.batch_norm, found.first) == (True, True, True)
+    assert (found.stages, found.steps) == (2, 7)
+    assert (last.sgd, last.first, last.stages, last.steps) == (False, False, 1, 4)
+    replayed = course(run, run.stage("a"), run.stage("b"))
+    assert (replayed.stages, replayed.steps) == (1, 4)
+
+
+def test_how_far_the_later_stages_went_and_where(tmp_path: Path) -> None:
+    run = record(tmp_path / "run", "linear", [Phase("a", _adam), Phase("b", _sgd, steps=3)])
+    start, end = run.stage("a").start().model, run.stage("a").end().model
+    final = run.last.end().model
+    mine = torch.cat([(end[n] - start[n]).flatten() for n in run.stage("a").facts.trainable])
+    after = torch.cat([(final[n] - end[n]).flatten() for n in run.stage("a").facts.trainable])
+    found = course(run, run.stage("a"))
+    assert found.moved == pytest.approx(float(after.norm() / mine.norm()))
+    assert found.turned == pytest.approx(float(mine @ after / after.norm() / mine.norm()))
+    assert math.isfinite(found.hardness)
+
+
+class OwnLoss(ImageClassification):
+    """A task whose loss is nobody else's."""
+
+    def loss(
+        self, model: torch.nn.Module, batch: tuple[torch.Tensor, torch.Tensor]
+    ) -> torch.Tensor:
+        return super().loss(model, batch) * 2
+
+
+def test_what_the_bench_holds_is_not_unlike_it(tmp_path: Path) -> None:
+    phases = [Phase("a", _adam), Phase("b", None, clip_norm=1.0), Phase("c", _sgd)]
+    run = record(tmp_path / "run", "cnn", phases)
+    assert unlike_the_bench(run, run.stage("a")) == ""
+
+
+@pytest.mark.parametrize(
+    ("phase", "says"),
+    [
+        (Phase("b", _adam, accumulation=2), "accumulated gradients"),
+        (Phase("b", lambda g: torch.optim.SGD(g, 1e-2, 0.9, dampening=0.5)), "dampening"),
+        (
+            Phase(
+                "b",
+                _adam,
+                groups=lambda m: [
+                    {"params": list(m.parameters())[:1], "lr": 1e-3},
+                    {"params": list(m.parameters())[1:]},
+                ],
+            ),
+            "several learning rates",
+        ),
+        (Phase("b", _adam, network="encoder"), "parameters came or went"),
+        (Phase("b", _adam, prepare=lambda m: m[1].eval()), "evaluation mode"),
+    ],
+    ids=lambda each: each if isinstance(each, str) else "",
+)
+def test_what_the_bench_does_not_hold_is_named(tmp_path: Path, phase: Phase, says: str) -> None:
+    run = record(tmp_path / "run", "cnn", [Phase("a", _adam), phase])
+    assert says in unlike_the_bench(run, run.stage("a"))
+    assert "stage b" in unlike_the_bench(run, run.stage("a"))
+
+
+def test_a_loss_of_ones_own_is_unlike_the_bench(tmp_path: Path) -> None:
+    run = record(tmp_path / "run", "cnn", [Phase("a", _adam), Phase("b", _sgd)])
+    task = run.task
+    assert isinstance(task, ImageClassification)
+    own = OwnLoss(task.classes, task.image_shape, model=task.model, make_model=task.make_model)
+    from stagelens.runs.run import open_run
+
+    found = open_run(run.path, own)
+    assert "a loss of its own" in unlike_the_bench(found, found.stage("a"))
