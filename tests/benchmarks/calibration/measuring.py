@@ -27,6 +27,10 @@ BEHAVIOURS = ("margin", "loss", "log-likelihood", "log-likelihood per token")
 """An estimate is as wrong as it is on the worst of these; others saturate."""
 
 
+_PARTIAL, _UNROLLED = range(1, 12, 2), (0, 3, 6)
+"""Numbers of the recordings on which the dearer estimates are measured too."""
+
+
 def estimates(recipe: Recipe) -> list[tuple[str, Settings]]:
     """The estimates of a recording; the dearer ones of some recordings only."""
     coarse: list[tuple[str, Settings]] = [
@@ -35,9 +39,9 @@ def estimates(recipe: Recipe) -> list[tuple[str, Settings]]:
     wanted: list[tuple[str, Settings]] = [("task-vector", {}), *coarse]
     if recipe.family.network == "encoder":
         return wanted
-    if recipe.number % 2:
+    if recipe.number in _PARTIAL:
         wanted.append(("coarse-replay", {"budget": 0.25, "exact_stages": 1}))
-    if recipe.number % 6 == 0 or recipe.number == 3:
+    if recipe.number in _UNROLLED:
         wanted += [("unrolled-jump", {}), ("unrolled-scale", {})]
     return wanted
 
