@@ -158,7 +158,7 @@ def save_result(run: Run, result: Result) -> Path:
 
 
 def joined(parts: Sequence[Result], stages: Sequence[str]) -> Result:
-    """One table of what several hold of a set; each stage's rows are those of the first that has it.
+    """What several tables of a set hold, in one: each stage from the first that has it.
 
     Args:
         parts: At least one; the facts are those of the first.

@@ -17,11 +17,8 @@ from typing import Any, ClassVar
 from stagelens.contracts import ProgressCallback, Refused
 from stagelens.runs.run import Run, Stage
 
-from .durations import seconds_without_each
+from .durations import Pace, coarse_seconds
 from .protocol import Counterfactual, Estimator
-
-_OVERHEAD = 0.005
-"""Seconds that a coarse step takes besides its gradient: most of its time on small networks."""
 
 
 class CoarseReplay(Estimator):
@@ -60,13 +57,12 @@ class CoarseReplay(Estimator):
         return later and any(s.facts.origin == "recorded" for s in run.stages)
 
     @classmethod
-    def seconds(cls, stages: Sequence[Stage], settings: Mapping[str, Any]) -> float | None:
-        """The budget's share of replay, and of what its steps take besides their gradients."""
-        once = seconds_without_each(stages)
-        if once is None:
-            return None
-        overhead = sum(n * stage.steps * _OVERHEAD for n, stage in enumerate(stages))
-        return float(settings.get("budget", cls.default_budget)) * (once + overhead)
+    def seconds(cls, stages: Sequence[Pace], settings: Mapping[str, Any]) -> float | None:
+        """What its steps take where some were timed; else the budget's share of replay.
+
+        Beside the share of what steps take besides their gradients.
+        """
+        return coarse_seconds(stages, float(settings.get("budget", cls.default_budget)))
 
     def counterfactuals(
         self, run: Run, stages: Sequence[Stage], progress: ProgressCallback

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from stagelens.effects.results import ResultFacts
-from stagelens.estimators.durations import replay_seconds
+from stagelens.estimators.durations import Pace, replay_seconds
 from stagelens.estimators.registry import estimate_seconds, saves_time
 from stagelens.trust.durations import verify_seconds
 from stagelens.wording import numbers
 from tests.support.stage_trust import trust
 
 
-def run_of(*seconds: float | None, steps: int = 1000) -> list[Any]:
-    return [SimpleNamespace(steps=steps, facts=SimpleNamespace(seconds=s)) for s in seconds]
+def run_of(*seconds: float | None, steps: int = 1000, **more: Any) -> list[Pace]:
+    return [Pace(f"stage {n}", steps, s, **more) for n, s in enumerate(seconds)]
 
 
 LONG = run_of(10, 20, 40)
@@ -52,6 +51,13 @@ def test_where_steps_are_short_a_coarse_replay_saves_no_time() -> None:
     )  # nothing says that it does not
 
 
+def replayed_of(*stages: str) -> ResultFacts:
+    return ResultFacts(
+        kind="effects", run_digest="", set_name="test", set_digest="", estimator="replay",
+        behaviours=[], stages=[trust("exact", stage=name, seconds=50.0) for name in stages],
+    )  # fmt: skip
+
+
 def test_a_verification_is_predicted_from_what_is_not_stored_yet() -> None:
     vector: list[tuple[str, dict[str, float]]] = [("task-vector", {})]
     alone = verify_seconds(LONG, vector, 0, [])
@@ -59,13 +65,14 @@ def test_a_verification_is_predicted_from_what_is_not_stored_yet() -> None:
     jump = verify_seconds(LONG, [("unrolled-jump", {})], 0, [])
     noise = verify_seconds(LONG, vector, 2, [])
     assert jump == pytest.approx(alone + 300) and noise == pytest.approx(alone + 400)
-    replayed = ResultFacts(
-        kind="effects", run_digest="", set_name="test", set_digest="", estimator="replay",
-        behaviours=[], stages=[trust("exact", seconds=50.0)],
-    )  # fmt: skip
+    names = [pace.stage for pace in LONG]
+    replayed = replayed_of(*names)
     assert verify_seconds(LONG, vector, 0, [replayed]) == pytest.approx(alone - 160)
     measured = verify_seconds(LONG, vector, 2, [replayed])
-    assert measured == pytest.approx(alone - 160 + 2 * 2 * 50)
+    assert measured == pytest.approx(alone - 160 + 2 * 2 * 150)
+    # the second is left: the last stage without it, and once more as recorded
+    partly = verify_seconds(LONG, vector, 0, [replayed_of(names[0], names[2])])
+    assert partly == pytest.approx(alone - 160 + 2 * 40)
 
 
 @pytest.mark.parametrize(
