@@ -29,6 +29,8 @@ from .replay_check import known_check
 
 _ENOUGH = 0.5
 """Seconds of steps that are timed in each stage, and in each coarse replay of it."""
+_FEWEST = 5
+"""Short steps that are timed at each place, whatever they take."""
 _PLACES = 3
 """Parts of a stage that steps are taken from: later batches may be longer than the first."""
 
@@ -104,13 +106,10 @@ def _twice(run: Run, stage: Stage) -> bool:
 def pass_seconds(task: Task, stage: Stage) -> float:
     """Seconds that one replay of a stage should take, from a few of its steps run now."""
     with same_arithmetic(stage):
+        _timed(StageReplay(task, stage), 0, 2)  # loads what a process loads only once
         began = time.perf_counter()
         replay = StageReplay(task, stage)
         around = time.perf_counter() - began
-        if around < _ENOUGH:  # once more, as the first time loads what is loaded only once
-            began = time.perf_counter()
-            replay = StageReplay(task, stage)
-            around = time.perf_counter() - began
         steps: list[float] = []
         numbers: list[int] = []
         openings: list[float] = []
@@ -137,12 +136,13 @@ def pass_seconds(task: Task, stage: Stage) -> float:
 
 
 def _timed(replay: StageReplay, first: int, count: int) -> list[float]:
-    """Seconds of each of some consecutive steps, at least two where there are so many."""
+    """Seconds of each of some consecutive steps: of a few where they are short, else of one."""
     times = [time.perf_counter()]
     for _ in replay.window(first, count):
         times.append(time.perf_counter())
         taken = times[-1] - times[0]
-        if taken > _ENOUGH or (len(times) > 2 and taken > _ENOUGH / _PLACES):
+        # On a busy machine, single short steps say nothing: others take their turn within some.
+        if taken > _ENOUGH or (len(times) > _FEWEST and taken > _ENOUGH / _PLACES):
             break
     return [after - before for before, after in pairwise(times)]
 

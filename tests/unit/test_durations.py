@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from stagelens.effects.results import ResultFacts
-from stagelens.estimators.durations import Pace, replay_seconds
+from stagelens.estimators.durations import Pace, coarse_seconds, replay_seconds
 from stagelens.estimators.registry import estimate_seconds, saves_time
 from stagelens.trust.durations import verify_seconds
 from stagelens.wording import numbers
@@ -26,6 +27,19 @@ def test_replay_is_predicted_from_the_later_stages_of_every_open_stage() -> None
     assert replay_seconds(LONG) == 60 + 40 + 60
     assert replay_seconds(run_of(10)) == 0
     assert replay_seconds(run_of(10, None)) is None
+
+
+def test_what_is_not_bit_for_bit_is_replayed_twice_and_checks_are_done_once() -> None:
+    twice = [replace(pace, twice=pace.stage == "stage 2") for pace in LONG]
+    assert replay_seconds(twice) == 2 * 60 + 2 * 40 + 60
+    assert replay_seconds([replace(pace, check=False) for pace in LONG]) == 60 + 40
+
+
+def test_timed_coarse_steps_count_one_factual_twin_for_all_stages_before() -> None:
+    timed = [replace(pace, cheap={0.25: (1.0, 2.0)}) for pace in LONG]
+    assert estimate_seconds(timed, "coarse-replay", {"budget": 0.25}) == (1 + 2 * 2) + (1 + 3 * 2)
+    assert coarse_seconds(timed, 0.25, [1]) == 1 + 2 * 2
+    assert coarse_seconds(run_of(1, None), 0.25) is None
 
 
 def test_a_coarse_replay_costs_its_budget_and_time_for_every_step() -> None:
