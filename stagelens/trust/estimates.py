@@ -37,9 +37,6 @@ Read = Callable[[str, str | None, Sequence[str] | None], pd.DataFrame]
 """Gives the rows of a behaviour and of a stage, by their names, with these columns as far as there
 are such; None for all stages, or all columns."""
 
-SHORT = 60.0
-"""Seconds; a replay that is predicted to take less starts by itself."""
-
 
 def stored_estimates(run: Run, set_name: str) -> dict[str, ResultFacts]:
     """The effect tables that are stored for a set as it is now, by name of the estimate.

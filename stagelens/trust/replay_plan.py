@@ -132,11 +132,17 @@ def estimated(run: Run, set_name: str) -> set[str]:
     return {t.stage for f in _tables(run, set_name, CoarseReplay.name) for t in f.stages}
 
 
-def left_out(run: Run, set_name: str) -> list[Left]:
-    """Stages that could be replayed and are not yet, with the seconds that this should take."""
+def left_out(run: Run, set_name: str, stages: Sequence[Stage] | None = None) -> list[Left]:
+    """Stages that could be replayed and are not yet, with the seconds that this should take.
+
+    Args:
+        run: The run.
+        set_name: One of its evaluation sets.
+        stages: What :func:`open_stages` gives, where that is known.
+    """
     known, count = paces(run), run.evaluation_set(set_name).count
     left = []
-    for stage in open_stages(run, set_name):
+    for stage in open_stages(run, set_name) if stages is None else stages:
         if replayable(run, stage):
             seconds, checks = price(run, known, stage, count)
             total = None if seconds is None else seconds + sum(checks.values())
