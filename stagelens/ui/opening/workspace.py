@@ -29,8 +29,8 @@ _ESTIMATOR_HELP = (
     "An estimator is a way to obtain a counterfactual: the model as it would be had a stage's "
     "updates not happened, all later stages run as they were. Replay runs the recorded steps "
     "again and is the ground truth; coarse-replay does so cheaply, within a budget; task-vector "
-    "is free and approximate. The Trust page compares them. A stage that the chosen one has not come "
-    "to is shown by the best of the others."
+    "is free and approximate. The Trust page compares them. A stage that the chosen one has not "
+    "come to is shown by the best of the others."
 )
 
 _BY_OUTCOME = (
