@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from stagelens.analyses.saliency.map_table import BASELINES
-from stagelens.estimators.registry import default_estimator
 from stagelens.wording.trust_words import trust_word
 
 from .options import BudgetOption, ProgressFile, RunFolder, SetOption, TaskOption, opened_with
@@ -25,7 +24,8 @@ def features(
     estimator: Annotated[
         str | None,
         typer.Option(
-            help="The estimator whose stage effects are used; by default as for attribute."
+            help="The estimator whose stage effects are used; by default replay where it has come "
+            "to every stage, else coarse-replay where steps are recorded, else task-vector."
         ),
     ] = None,
     budget: BudgetOption = None,
@@ -45,10 +45,12 @@ def features(
         opened = opened_with(run, task)
         examples = opened.evaluation_set(set_name)
         from stagelens.analyses.spurious.features import find_features
-        from stagelens.trust.estimates import known_trust
+        from stagelens.estimators.registry import default_estimator
+        from stagelens.trust.estimates import known_trust, usual_estimator
 
         settings = None if budget is None else {"budget": budget}
-        chosen = estimator or default_estimator(opened)
+        usual = usual_estimator(opened, examples.name, [each.name for each in opened.stages])
+        chosen = estimator or (usual if budget is None else default_estimator(opened))
         found = find_features(opened, examples.name, chosen, settings, report)
         trust = known_trust(opened, examples.name, chosen, found.facts.settings)
     print_features(found, trust, top)
@@ -83,7 +85,10 @@ def saliency(
     ] = None,
     estimator: Annotated[
         str | None,
-        typer.Option(help="How the counterfactual is obtained; by default as for attribute."),
+        typer.Option(
+            help="How the counterfactual is obtained; by default replay where it has come to the "
+            "stage, else coarse-replay where steps are recorded, else task-vector."
+        ),
     ] = None,
     budget: BudgetOption = None,
     task: TaskOption = None,
@@ -94,8 +99,11 @@ def saliency(
         opened = opened_with(run, task)
         examples = opened.evaluation_set(set_name)
         from stagelens.analyses.saliency.maps import stage_maps
+        from stagelens.estimators.registry import default_estimator
+        from stagelens.trust.estimates import usual_estimator
 
-        chosen = estimator or default_estimator(opened)
+        usual = usual_estimator(opened, examples.name, [stage])
+        chosen = estimator or (usual if budget is None else default_estimator(opened))
         settings = None if budget is None else {"budget": budget}
         found = stage_maps(
             *(opened, examples.name, stage, example, chosen, settings, behaviour, baseline),

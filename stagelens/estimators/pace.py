@@ -8,7 +8,9 @@ all of them take. Nothing of what they compute is kept.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from itertools import pairwise
@@ -49,12 +51,16 @@ def measure_paces(
     before = stored_timings(run)
     timed = {} if before is None else dict(before.stages)
     overall = Progress(progress)
+    load, found = Load(), {}
     for number, stage in enumerate(stages):
         overall.piece(number, len(stages))(0.0, f"Timing steps of stage {stage.name}")
+        found[stage.name] = pass_seconds(run.task, stage, load)
+    example = example_seconds(run, examples, load)
+    for stage in stages:
         cheap = timed[stage.name].cheap if stage.name in timed else {}
-        seconds = pass_seconds(run.task, stage)
+        seconds = load.factor * found[stage.name]
         timed[stage.name] = TimedStage(seconds=seconds, twice=_twice(run, stage), cheap=cheap)
-    _keep(run, example_seconds(run, examples), timed)
+    _keep(run, load.factor * example, timed)
 
 
 def measure_coarse(
@@ -64,13 +70,15 @@ def measure_coarse(
     timings = stored_timings(run)
     if timings is None:
         return
-    timed = dict(timings.stages)
+    timed, load, found = dict(timings.stages), Load(), {}
     for stage in stages:
-        if stage.name not in timed or not stage.replayable:
-            continue
-        progress(0.0, f"Timing coarse steps of stage {stage.name}")
-        cheap = {**timed[stage.name].cheap, budget: coarse_pass_seconds(run, stage, budget)}
-        timed[stage.name] = timed[stage.name].model_copy(update={"cheap": cheap})
+        if stage.name in timed and stage.replayable:
+            progress(0.0, f"Timing coarse steps of stage {stage.name}")
+            found[stage.name] = coarse_pass_seconds(run, stage, budget, load)
+    for name, (ready, stepping) in found.items():
+        pair = (load.factor * ready, load.factor * stepping)
+        cheap = {**timed[name].cheap, budget: pair}
+        timed[name] = timed[name].model_copy(update={"cheap": cheap})
     _keep(run, timings.example, timed)
 
 
@@ -103,31 +111,70 @@ def _twice(run: Run, stage: Stage) -> bool:
     return stage.environment.arithmetic != devices.arithmetic(used)
 
 
-def pass_seconds(task: Task, stage: Stage) -> float:
-    """Seconds that one replay of a stage should take, from a few of its steps run now."""
+@dataclass
+class Load:
+    """How busy the machine is: seconds that go by for one of the processor's.
+
+    Steps are timed by the processor's clock, which other programs do not disturb. What they add is
+    taken from everything that was timed together: on a busy machine a program waits its turn for
+    longer than a short step takes, and a few such steps tell nothing.
+
+    Attributes:
+        wall: Seconds that went by.
+        processor: Seconds that this process computed in them, over all of its threads.
+    """
+
+    wall: float = 0.0
+    processor: float = 0.0
+
+    @property
+    def factor(self) -> float:
+        """What seconds of the processor are multiplied by."""
+        return self.wall / self.processor if self.processor else 1.0
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Count the block."""
+        wall, processor = time.perf_counter(), time.process_time()
+        try:
+            yield
+        finally:
+            self.wall += time.perf_counter() - wall
+            self.processor += time.process_time() - processor
+
+
+def pass_seconds(task: Task, stage: Stage, load: Load) -> float:
+    """Processor seconds that one replay of a stage should take, from a few of its steps run now.
+
+    Args:
+        task: The run's.
+        stage: Batches of all its steps were kept.
+        load: What is timed is added to it.
+    """
+    steps: list[float] = []
+    numbers: list[int] = []
+    openings: list[float] = []
     with same_arithmetic(stage):
         _timed(StageReplay(task, stage), 0, 2)  # loads what a process loads only once
-        began = time.perf_counter()
-        replay = StageReplay(task, stage)
-        around = time.perf_counter() - began
-        steps: list[float] = []
-        numbers: list[int] = []
-        openings: list[float] = []
-        places = min(_PLACES, stage.steps)
-        for place in range(places):
-            first = place * stage.steps // places
-            found = _timed(replay, first, (place + 1) * stage.steps // places - first)
-            # The first step of each place opens the file of its part, and warms caches up.
-            if len(found) > 1 and found[0] < _ENOUGH:
-                openings.append(found[0] - fmean(found[1:]))
-                numbers += range(first + 1, first + len(found))
-                steps += found[1:]
-            else:
-                numbers += range(first, first + len(found))
-                steps += found
-        began = time.perf_counter()
-        replay.state()
-        around += time.perf_counter() - began
+        with load.noted():
+            began = time.process_time()
+            replay = StageReplay(task, stage)
+            around = time.process_time() - began
+            places = min(_PLACES, stage.steps)
+            for place in range(places):
+                first = place * stage.steps // places
+                found = _timed(replay, first, (place + 1) * stage.steps // places - first)
+                # The first step of each place opens the file of its part, and warms caches up.
+                if len(found) > 1 and found[0] < _ENOUGH:
+                    openings.append(found[0] - fmean(found[1:]))
+                    numbers += range(first + 1, first + len(found))
+                    steps += found[1:]
+                else:
+                    numbers += range(first, first + len(found))
+                    steps += found
+            began = time.process_time()
+            replay.state()
+            around += time.process_time() - began
     # The first opening of all includes what a process does once.
     opening = max(min(openings, default=0.0), 0.0) * len(stage.facts.parts)
     sizes = stage.read_steps().sizes()
@@ -136,37 +183,44 @@ def pass_seconds(task: Task, stage: Stage) -> float:
 
 
 def _timed(replay: StageReplay, first: int, count: int) -> list[float]:
-    """Seconds of each of some consecutive steps: of a few where they are short, else of one."""
-    times = [time.perf_counter()]
+    """Processor seconds of some consecutive steps: of a few where they are short, else of one."""
+    times, began = [time.process_time()], time.perf_counter()
     for _ in replay.window(first, count):
-        times.append(time.perf_counter())
-        taken = times[-1] - times[0]
-        # On a busy machine, single short steps say nothing: others take their turn within some.
+        times.append(time.process_time())
+        taken = time.perf_counter() - began
         if taken > _ENOUGH or (len(times) > _FEWEST and taken > _ENOUGH / _PLACES):
             break
     return [after - before for before, after in pairwise(times)]
 
 
-def coarse_pass_seconds(run: Run, stage: Stage, budget: float) -> tuple[float, float]:
-    """Seconds of a coarse replay of a stage: of making its steps ready, and of one model's."""
+def coarse_pass_seconds(run: Run, stage: Stage, budget: float, load: Load) -> tuple[float, float]:
+    """Processor seconds of a coarse replay of a stage: to make its steps ready, and of one model.
+
+    Args:
+        run: The run.
+        stage: Batches of all its steps were kept.
+        budget: Of the coarse replay.
+        load: What is timed is added to it.
+    """
     plan = choose_plan(run, stage, budget)
     count = max(round(stage.steps / plan.merge), 1)
-    with same_arithmetic(stage):
-        began = time.perf_counter()
+    ready: list[float] = []
+    stepped: list[float] = []
+    covered = 0
+    CoarseModel(run.task, stage, stage.start())  # loads what a process loads only once
+    with same_arithmetic(stage), load.noted():
+        began, last = time.perf_counter(), time.process_time()
         model = CoarseModel(run.task, stage, stage.start())
-        around = time.perf_counter() - began
-        ready: list[float] = []
-        stepped: list[float] = []
-        covered = 0
-        last = time.perf_counter()
+        around = time.process_time() - last
+        last = time.process_time()
         for step in coarse_steps(stage.read_steps(), plan.merge, plan.thin):
-            ready.append(time.perf_counter() - last)
-            began = time.perf_counter()
+            made = time.process_time()
             model.step(step)
-            last = time.perf_counter()
-            stepped.append(last - began)
+            ready.append(made - last)
+            last = time.process_time()
+            stepped.append(last - made)
             covered = step.last
-            if len(ready) > _PLACES and sum(ready) + sum(stepped) > _ENOUGH:
+            if len(ready) > _FEWEST and time.perf_counter() - began > _ENOUGH:
                 break
     # The first step reads the facts of the whole stage, and warms caches up.
     if len(ready) > 1 and stepped[0] < _ENOUGH:
@@ -175,17 +229,24 @@ def coarse_pass_seconds(run: Run, stage: Stage, budget: float) -> tuple[float, f
     return sum(ready) / max(covered, 1) * stage.steps, around + count * fmean(stepped)
 
 
-def example_seconds(run: Run, examples: EvaluationSet) -> float:
-    """Seconds of a forward pass of the final model per example of a set."""
+def example_seconds(run: Run, examples: EvaluationSet, load: Load) -> float:
+    """Processor seconds of a forward pass of the final model per example of a set.
+
+    Args:
+        run: The run.
+        examples: One of its sets.
+        load: What is timed is added to it.
+    """
     model, weights = empty_model(run), [run.last.end().model]
     one = partial(measure, run.task, model, weights)
     batches = examples.batches(BATCH_SIZE)
     first = next(batches)
     one([first], len(first), no_progress)  # not timed: caches are cold
-    began, done = time.perf_counter(), 0
-    for batch in (first, *batches):
-        one([batch], len(batch), no_progress)
-        done += len(batch)
-        if time.perf_counter() - began > _ENOUGH / 2:
-            break
-    return (time.perf_counter() - began) / done
+    with load.noted():
+        began, start, done = time.perf_counter(), time.process_time(), 0
+        for batch in (first, *batches):
+            one([batch], len(batch), no_progress)
+            done += len(batch)
+            if time.perf_counter() - began > _ENOUGH / 2:
+                break
+        return (time.process_time() - start) / done

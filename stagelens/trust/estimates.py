@@ -22,8 +22,8 @@ from stagelens.effects.results import (
     result_path,
     stored_results,
 )
-from stagelens.estimators.registry import estimate_name, estimators, find
-from stagelens.estimators.stage_trust import StageTrust, is_ground_truth
+from stagelens.estimators.registry import default_estimator, estimate_name, estimators, find
+from stagelens.estimators.stage_trust import REPLAY, StageTrust, is_ground_truth
 from stagelens.runs.run import Run
 from stagelens.wording.trust_words import is_trustworthy
 
@@ -57,6 +57,21 @@ def known_trust(
         if (facts.estimator, facts.settings) == wanted:
             return {stage.stage: stage for stage in trusted_facts(run, facts).stages}
     return {}
+
+
+def usual_estimator(run: Run, set_name: str | None, stages: Sequence[str]) -> str:
+    """The estimator used by default where one has to do for several stages.
+
+    Replay where it has come to all of them, else the best that the recording allows and that costs
+    less.
+
+    Args:
+        run: The run.
+        set_name: One of its sets; None where there is none.
+        stages: Their names.
+    """
+    there = known_trust(run, set_name, REPLAY, {}) if set_name is not None else {}
+    return REPLAY if set(stages) <= there.keys() else default_estimator(run)
 
 
 def _rank(facts: ResultFacts) -> tuple[int, float, str]:

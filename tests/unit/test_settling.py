@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import stagelens
-from stagelens.contracts import Refused
+from stagelens.contracts import Refused, no_progress
 from stagelens.effects import computing
 from stagelens.effects.results import stored_results
 from stagelens.estimators import pace
@@ -99,11 +99,13 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Slow:
     """Let every stage be predicted to take so long, and every coarse one per budget."""
 
     def predicted(seconds: float, coarse: dict[float, float] | None = None) -> None:
-        monkeypatch.setattr(pace, "pass_seconds", lambda task, stage: seconds)
+        monkeypatch.setattr(pace, "pass_seconds", lambda task, stage, load: seconds)
         monkeypatch.setattr(
-            pace, "coarse_pass_seconds", lambda run, stage, budget: (0.0, (coarse or {})[budget])
+            pace,
+            "coarse_pass_seconds",
+            lambda run, stage, budget, load: (0.0, (coarse or {})[budget]),
         )
-        monkeypatch.setattr(pace, "example_seconds", lambda run, examples: 0.0)
+        monkeypatch.setattr(pace, "example_seconds", lambda run, examples, load: 0.0)
 
     return predicted
 
@@ -242,17 +244,33 @@ def test_batches_larger_than_those_that_were_timed_are_reckoned_with(
 
     def window(self: Any, first: int, count: int) -> Any:
         for _ in range(count):
-            time.sleep(0.02)
+            until = time.process_time() + 0.02
+            while time.process_time() < until:
+                pass
             yield
 
     monkeypatch.setattr(pace.StageReplay, "window", window)
-    alike = pace.pass_seconds(run.task, stage)
+    monkeypatch.setattr(pace, "_ENOUGH", 1000.0)  # however busy the machine is, all are timed
+    alike = pace.pass_seconds(run.task, stage, pace.Load())
     assert alike > 6 * 0.02
     # Every second of the six steps is timed.
     monkeypatch.setattr(RecordedSteps, "sizes", lambda self: [19, 1] * 3)
-    assert pace.pass_seconds(run.task, stage) > 4 * alike
+    assert pace.pass_seconds(run.task, stage, pace.Load()) > 4 * alike
 
 
 def test_coarse_steps_are_timed_too(run: Run) -> None:
-    ready, stepping = pace.coarse_pass_seconds(run, run.stage("second"), 0.25)
-    assert ready > 0 and 0 < stepping < 60
+    load = pace.Load()
+    ready, stepping = pace.coarse_pass_seconds(run, run.stage("second"), 0.25, load)
+    assert ready > 0 and 0 < stepping < 60 and load.processor > 0
+
+
+def test_a_busy_machine_makes_everything_longer(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "pass_seconds", lambda task, stage, load: 2.0)
+    monkeypatch.setattr(pace, "coarse_pass_seconds", lambda run, stage, budget, load: (1.0, 3.0))
+    monkeypatch.setattr(pace, "example_seconds", lambda run, examples, load: 0.5)
+    monkeypatch.setattr(pace.Load, "factor", property(lambda self: 4.0))
+    pace.measure_paces(run, run.evaluation_set("test"), run.stages[1:], no_progress)
+    pace.measure_coarse(run, run.stages[1:], 0.25, no_progress)
+    known = paces(run)
+    assert [stage.seconds for stage in known.stages[1:]] == [8.0] * 3 and known.example == 2.0
+    assert known.stages[1].cheap == {0.25: (4.0, 12.0)}
