@@ -41,7 +41,7 @@ _HOMES = {
     "Recorder": "recording.recorder",
     "StageRecorderCallback": "recording.trainer_callback",
     "assemble": "assembling.assemble",
-    "attribute": "effects.computing",
+    "attribute": "trust.settling",
     "Run": "runs.run",
     "open_run": "runs.run",
     "SetColumns": "runs.sets.columns",

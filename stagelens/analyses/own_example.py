@@ -95,7 +95,13 @@ def own_example(task: Task, content: Mapping[str, Any], label: str | None) -> Ex
         raise TaskError(f"{error}; choose one of these, or none") from None
 
 
-def answer(run: Run, example: Example, known: ResultFacts | None, loaded: LoadedWeights) -> Answer:
+def answer(
+    run: Run,
+    example: Example,
+    known: ResultFacts | None,
+    loaded: LoadedWeights,
+    others: Mapping[str, ResultFacts] | None = None,
+) -> Answer:
     """The effect of every stage on an example.
 
     Where no label is given and no behaviour can do without one, the final model's own answer is
@@ -108,15 +114,16 @@ def answer(run: Run, example: Example, known: ResultFacts | None, loaded: Loaded
             twins were weighed, and which stages were refused. None where there is no table yet:
             the task vector is then used.
         loaded: Keeps weights in memory between questions.
+        others: For stages that this table lacks: another one that has them.
 
     Raises:
         Refused: A counterfactual is no longer in the run folder; says what to do.
         RunError: Weights cannot be read, or are not those of the task's model.
         TaskError: The task is not installed, or the example does not fit it.
     """
-    estimator = make_estimator(known.estimator, known.settings) if known else free_estimator()()
+    of = dict(others or {}) | {trust.stage: known for trust in (known.stages if known else ())}
     with loaded.lock, inference_mode():
-        bench = _Bench(run, loaded, estimator, {t.stage: t for t in known.stages} if known else {})
+        bench = _Bench(run, loaded, known, of)
         final = bench.final(example)
         given = example.label is not None
         if not given and all(np.isnan(values).all() for values in final.measured.values.values()):
@@ -126,7 +133,7 @@ def answer(run: Run, example: Example, known: ResultFacts | None, loaded: Loaded
         found = {stage.name: bench.without(stage, example, final) for stage in run.stages}
     own = pd.DataFrame({"example_id": [NAME], "label": [example.label]}, dtype=object)
     blocks = [
-        stage_rows(own, NAME, name, estimator.name, final.measured, one.without)
+        stage_rows(own, NAME, name, one.trust.estimator, final.measured, one.without)
         for name, one in found.items()
     ]
     return Answer(
@@ -180,14 +187,14 @@ class _Bench:
     Attributes:
         run: The run.
         loaded: Keeps weights; its lock is held.
-        estimator: Whose counterfactuals are used.
-        known: Stage to what its table says of it; empty where there is no table.
+        usual: The table whose estimator is used; None for the free one.
+        tables: Stage to what the table that holds it says of itself.
     """
 
     run: Run
     loaded: LoadedWeights
-    estimator: Estimator
-    known: Mapping[str, StageTrust]
+    usual: ResultFacts | None
+    tables: Mapping[str, ResultFacts | None]
 
     def final(self, example: Example) -> _Said:
         """The final model on an example."""
@@ -197,19 +204,24 @@ class _Bench:
 
     def without(self, stage: Stage, example: Example, final: _Said) -> _Effect:
         """A stage's effect on an example, and what is known of it."""
-        known = self.known.get(stage.name)
+        table = self.tables.get(stage.name)
+        known = None
+        if table is not None:
+            known = next(trust for trust in table.stages if trust.stage == stage.name)
+        by = table or self.usual
+        estimator = make_estimator(by.estimator, by.settings) if by else free_estimator()()
         # These are states of the run itself, which no estimator caches.
         recorded = stage.index == len(self.run.stages) - 1 or changed_nothing(self.run, stage)
-        free = self.estimator.free or recorded
+        free = estimator.free or recorded
         if known is not None and known.trust == "refused":
             return _Effect(None, None, known)
         if free:
-            (found,) = counterfactuals(self.run, self.estimator, [stage])
+            (found,) = counterfactuals(self.run, estimator, [stage])
             trust = known or found.trust
             # As a dict, because differences of states are computed each time that they are read.
             said = [self._ask(example, stage.name, lambda: dict(found.weights or {}))]
         else:
-            cached = self._cached(stage)
+            cached = self._cached(stage, estimator)
             trust = known or cached.trust
             # Twins cost two more forward passes, and have no part in the effect where they weigh 0.
             names = ["weights", "factual", "counterfactual"][: 3 if trust.twins_share else 1]
@@ -221,11 +233,11 @@ class _Bench:
             tokens = weighed(*(_values(one) for one in (final, *said)), trust=trust)
         return _Effect(Without(effects, said[0].measured, trust), tokens, trust)
 
-    def _cached(self, stage: Stage) -> Cached:
-        cached = find_cached(self.run, stage, self.estimator)
+    def _cached(self, stage: Stage, estimator: Estimator) -> Cached:
+        cached = find_cached(self.run, stage, estimator)
         if cached is None:
             raise Refused(
-                f"the model without {stage.name} by {self.estimator.name} is no longer in the run "
+                f"the model without {stage.name} by {estimator.name} is no longer in the run "
                 f"folder; choose another estimator, or delete {self.run.path / 'results'} and have "
                 "everything computed again"
             )

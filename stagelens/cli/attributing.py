@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from stagelens.compute import processes
-from stagelens.effects.results import Result, stored_results
+from stagelens.effects.results import Result
 from stagelens.estimators.coarse_replay import EXACT
-from stagelens.estimators.durations import replay_seconds
+from stagelens.estimators.durations import paces, replay_seconds
 from stagelens.estimators.registry import (
-    default_estimator,
     estimate_seconds,
     find,
     help_text,
@@ -22,6 +22,9 @@ from stagelens.estimators.registry import (
 )
 from stagelens.estimators.stage_trust import REPLAY
 from stagelens.runs.run import Run
+from stagelens.trust import settling
+from stagelens.trust.estimates import known_trust
+from stagelens.trust.replay_plan import Left, replay_command
 from stagelens.wording.numbers import measured_time
 from stagelens.wording.trust_words import trust_word
 
@@ -34,6 +37,7 @@ from .options import (
     SetOption,
     SplitBatches,
     TaskOption,
+    TimeOption,
     chosen_settings,
     opened_together,
     own_file,
@@ -45,7 +49,7 @@ commands = typer.Typer()
 
 
 @commands.command(
-    epilog="Examples: stagelens attribute runs/digits --set test   "
+    epilog="Examples: stagelens attribute runs/digits --set test --time 30m   "
     "stagelens attribute runs/digits --estimator task-vector --stage shortcut --out effects.csv"
 )
 def attribute(
@@ -53,10 +57,11 @@ def attribute(
     estimator: Annotated[
         str | None,
         typer.Option(
-            help=f"How the model without a stage is obtained: {help_text()}. By default the best "
-            "of those that the recording allows and that cost less than replay."
+            help=f"How the model without a stage is obtained: {help_text()}. By default by replay, "
+            "as far as this fits into --time, and the rest by coarse-replay."
         ),
     ] = None,
+    time: TimeOption = None,
     budget: BudgetOption = None,
     exact_stages: ExactStagesOption = None,
     stage: Annotated[
@@ -73,6 +78,16 @@ def attribute(
     progress: ProgressFile = None,
 ) -> None:
     """Compute every stage's effect on every example of an evaluation set."""
+    if time is not None and estimator not in (None, REPLAY):
+        raise typer.BadParameter(
+            f"a time limit belongs to replay; {estimator} has none: omit --time or --estimator",
+            param_hint="--time",
+        )
+    if exact_stages is not None and estimator is None:
+        raise typer.BadParameter(
+            "exact stages belong to coarse-replay; add --estimator coarse-replay",
+            param_hint="--exact-stages",
+        )
     check_table_file(out)
     with Reporter(own_file(progress)).running() as report, processes.joined():
         opened = opened_together(run, task)
@@ -83,18 +98,26 @@ def attribute(
 
         settings = chosen_settings(budget, exact_stages)
         settings |= {"split_batches": True} if split_batches else {}
-        made = make_estimator(estimator or default_estimator(opened), settings)
-        used = made.name, dict(made.settings)
-        # Asked before the work, which stores its result.
-        stored = used in [(f.estimator, f.settings) for f in stored_results(opened, examples.name)]
         computing.boundaries(opened, examples.name)
-        result = computing.attribute(
-            opened, examples.name, made.name, stage or None, report, settings
-        )
+        if estimator is None or time is not None:
+            if estimator is not None:
+                make_estimator(estimator, settings)  # refuses what replay does not take
+                settings["estimate"] = False
+            settled = settling.settle(
+                *(opened, examples.name, time or settling.LIMIT, stage or None, report), **settings
+            )
+            result, notes = settled.result, _prices(settled.left, run, examples.name)
+        else:
+            made = make_estimator(estimator, settings)
+            there = known_trust(opened, examples.name, made.name, made.settings)
+            result = computing.attribute(
+                opened, examples.name, made.name, stage or None, report, settings
+            )
+            # The predicted time is that of all stages, computed now.
+            notes = [] if there or stage else _times(opened, result)
         processes.by_main(lambda: keep_agreements(opened, examples.name))
-        result = trusted(opened, result)
-    # The predicted time is that of all stages, computed now.
-    notes = [] if stored or stage else _times(opened, result)
+        if estimator is not None and time is None:
+            result = trusted(opened, result)
     for note in (*opened.problems, *notes):
         say(f"Note: {note}", err=True)
     print_effects(result)
@@ -105,21 +128,27 @@ def attribute(
         write_table(out, result.table.assign(trust=words))
 
 
+def _prices(left: Sequence[Left], run: str, set_name: str) -> list[str]:
+    """What did not fit into the limit, with how long it takes and the command."""
+    return [f"{one.stage}: {one.said}: {replay_command(run, set_name, one.stage)}" for one in left]
+
+
 def _times(run: Run, result: Result) -> list[str]:
     """How long an estimate took and should have taken, and whether replay is about as quick."""
-    settings = result.facts.settings
-    predicted = estimate_seconds(run.stages, result.facts.estimator, settings)
-    replay = replay_seconds(run.stages)
+    settings, known = result.facts.settings, paces(run)
+    predicted = estimate_seconds(known.stages, result.facts.estimator, settings)
+    replay = replay_seconds(known.stages)
     if predicted is None or replay is None:
         return []
     took = measured_time(sum(trust.seconds for trust in result.trust.values()))
-    notes = [f"computed in {took}; predicted, without other load: {measured_time(predicted)}"]
+    source = "from the recorded times" if known.taken is None else "from steps timed here"
+    notes = [f"computed in {took}; predicted, {source}: {measured_time(predicted)}"]
     # No counterfactual replays the first stage: only stages after the one left out run again.
     replayable = all(stage.replayable for stage in run.stages[1:])
     if (
         find(result.facts.estimator).budgets
         and replayable
-        and not saves_time(run.stages, result.facts.estimator, settings)
+        and not saves_time(known.stages, result.facts.estimator, settings)
     ):
         notes.append(
             f"replay should take hardly longer on this run ({measured_time(replay)} predicted); "

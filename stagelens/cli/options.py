@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -44,6 +45,33 @@ ExactStagesOption = Annotated[
         min=0,
         help="How many of the first later stages coarse-replay replays exactly, beyond its budget, "
         "before it goes on cheaply [0].",
+    ),
+]
+_TIME = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
+
+
+def parse_time(text: str) -> float:
+    """Seconds of a time as people write it: ``30m``, ``90s``, ``1h30m``, or plain seconds.
+
+    Raises:
+        typer.BadParameter: It is none, or no time at all.
+    """
+    found = _TIME.fullmatch(text.strip().lower())
+    hours, minutes, seconds = (float(part or 0) for part in found.groups()) if found else (0, 0, 0)
+    total = 3600 * hours + 60 * minutes + seconds
+    if not total:
+        raise typer.BadParameter(f"{text!r} is no time; give one like 90s, 30m, 2h or 1h30m")
+    return total
+
+
+TimeOption = Annotated[
+    float | None,
+    typer.Option(
+        "--time",
+        parser=parse_time,
+        metavar="TIME",
+        help="How long replays may take together: 90s, 30m, 2h, or seconds; what does not fit is "
+        "estimated [10m].",
     ),
 ]
 TaskOption = Annotated[

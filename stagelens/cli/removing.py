@@ -42,8 +42,8 @@ def remove(
     estimator: Annotated[
         str | None,
         typer.Option(
-            help="How the counterfactual is obtained; by default coarse-replay where steps are "
-            "recorded, else task-vector."
+            help="How the counterfactual is obtained; by default replay where it has come to the "
+            "stages, else coarse-replay where steps are recorded, else task-vector."
         ),
     ] = None,
     budget: BudgetOption = None,
@@ -96,12 +96,16 @@ def remove(
         from stagelens.analyses.removal.spec import Edit
         from stagelens.analyses.removal.targets import TOLERANCE, Target, find
         from stagelens.estimators.registry import default_estimator, make_estimator
+        from stagelens.trust.estimates import usual_estimator
 
-        chosen = estimator or default_estimator(opened)
-        made = make_estimator(chosen, chosen_settings(budget, exact_stages))
         examples = None
         if opened.set_names or set_name is not None:
             examples = opened.evaluation_set(set_name)
+        measured = None if examples is None else examples.name
+        usual = usual_estimator(opened, measured, stage)
+        settings = chosen_settings(budget, exact_stages)
+        chosen = estimator or (default_estimator(opened) if settings else usual)
+        made = make_estimator(chosen, settings)
         if examples is None and (close_gap is not None or out is None):
             opened.evaluation_set(set_name)  # says how to add one
         if by is None and examples is not None and "group" in examples.columns:

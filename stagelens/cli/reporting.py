@@ -36,7 +36,7 @@ def report(
     """Write a report that opens anywhere: what stands out, every chart, and the pinned findings.
 
     One HTML file that needs no network and no StageLens. Where nothing has been measured on the
-    set yet, the default estimator measures it first.
+    set yet, its stages are attributed first, as by ``stagelens attribute``.
     """
     from stagelens.report.page import as_html
     from stagelens.report.rows import as_csv, as_json
@@ -67,7 +67,7 @@ def report(
 
 def _measure(run: Run, set_name: str, told: Reporter) -> None:
     from stagelens.effects import computing
-    from stagelens.estimators.registry import default_estimator
+    from stagelens.trust.settling import settle
 
     computing.boundaries(run, set_name)
-    computing.attribute(run, set_name, default_estimator(run), None, told)
+    settle(run, set_name, progress=told)

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from stagelens.analyses.saliency.map_table import BASELINES
-from stagelens.estimators.registry import default_estimator
 from stagelens.wording.trust_words import trust_word
 
 from .options import (
@@ -34,7 +33,8 @@ def features(
     estimator: Annotated[
         str | None,
         typer.Option(
-            help="The estimator whose stage effects are used; by default as for attribute."
+            help="The estimator whose stage effects are used; by default replay where it has come "
+            "to every stage, else coarse-replay where steps are recorded, else task-vector."
         ),
     ] = None,
     budget: BudgetOption = None,
@@ -55,10 +55,12 @@ def features(
         opened = opened_with(run, task)
         examples = opened.evaluation_set(set_name)
         from stagelens.analyses.spurious.features import find_features
-        from stagelens.trust.estimates import known_trust
+        from stagelens.estimators.registry import default_estimator
+        from stagelens.trust.estimates import known_trust, usual_estimator
 
         settings = chosen_settings(budget, exact_stages)
-        chosen = estimator or default_estimator(opened)
+        usual = usual_estimator(opened, examples.name, [each.name for each in opened.stages])
+        chosen = estimator or (default_estimator(opened) if settings else usual)
         found = find_features(opened, examples.name, chosen, settings, report)
         trust = known_trust(opened, examples.name, chosen, found.facts.settings)
     print_features(found, trust, top)
@@ -93,7 +95,10 @@ def saliency(
     ] = None,
     estimator: Annotated[
         str | None,
-        typer.Option(help="How the counterfactual is obtained; by default as for attribute."),
+        typer.Option(
+            help="How the counterfactual is obtained; by default replay where it has come to the "
+            "stage, else coarse-replay where steps are recorded, else task-vector."
+        ),
     ] = None,
     budget: BudgetOption = None,
     exact_stages: ExactStagesOption = None,
@@ -105,9 +110,12 @@ def saliency(
         opened = opened_with(run, task)
         examples = opened.evaluation_set(set_name)
         from stagelens.analyses.saliency.maps import stage_maps
+        from stagelens.estimators.registry import default_estimator
+        from stagelens.trust.estimates import usual_estimator
 
-        chosen = estimator or default_estimator(opened)
+        usual = usual_estimator(opened, examples.name, [stage])
         settings = chosen_settings(budget, exact_stages)
+        chosen = estimator or (default_estimator(opened) if settings else usual)
         found = stage_maps(
             *(opened, examples.name, stage, example, chosen, settings, behaviour, baseline),
             progress=report,

@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,6 +20,7 @@ from torch import Tensor
 from stagelens.contracts import StageLensError
 
 from . import processes
+from .machine import processor
 
 AUTO = "auto"
 _NAMES = re.compile(r"auto|cpu|cuda(:\d+)?")
@@ -73,18 +73,9 @@ def arithmetic(device: torch.device) -> str:
     build = hashlib.sha256(torch.__config__.show().encode()).hexdigest()[:8]
     capability = torch.backends.cpu.get_cpu_capability()
     return (
-        f"torch {torch.__version__} ({build}), {platform.platform()}, {_processor()}, "
+        f"torch {torch.__version__} ({build}), {platform.platform()}, {processor()}, "
         f"{capability}, {name}"
     )
-
-
-def _processor() -> str:
-    try:  # on Linux, platform.processor() says no more than x86_64
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor())
 
 
 def restore_random(states: Mapping[str, Tensor], device: torch.device) -> None:

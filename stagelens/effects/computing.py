@@ -45,6 +45,8 @@ from .results import (
     BehaviourFacts,
     Result,
     ResultFacts,
+    add_stages,
+    joined,
     load_result,
     save_result,
 )
@@ -257,13 +259,13 @@ def attribute(
     progress: ProgressCallback = no_progress,
     settings: Mapping[str, Any] | None = None,
 ) -> Result:
-    """Stage effects on an evaluation set, from the stored table if there is one.
+    """Stage effects on an evaluation set, from the stored table as far as it has them.
 
     Args:
         run: The run.
         set_name: One of its evaluation sets.
         estimator: How the counterfactuals are obtained.
-        stages: Names of stages; None for all. Only the table of all stages is stored.
+        stages: Names of stages; None for all. They are stored with those computed before.
         progress: Called for counterfactuals (nine tenths of the way) and forward passes.
         settings: Of the estimator, for instance ``{"budget": 0.25}``; None for its defaults.
 
@@ -275,25 +277,28 @@ def attribute(
     used = dict(made.settings)
     _ = run.last  # refuses a run without a finished stage, by name
     chosen = [run.stage(name) for name in stages] if stages is not None else run.stages
+    names = list(dict.fromkeys(stage.name for stage in chosen))
     stored = load_result(run, set_name, "effects", estimator, used)
-    whole = stored is not None and list(stored.trust) == [stage.name for stage in run.stages]
+    there = {} if stored is None else stored.trust
     # The main process decides, or some would wait for others that go on.
-    if processes.by_main(lambda: whole):
+    lacking = processes.by_main(lambda: [name for name in names if name not in there])
+    if not lacking:
         check_again(run, chosen, made)
-        return _chosen(_seen(stored), stages)
+        return joined([_seen(stored)], names)
     examples = run.measurable_set(set_name)
     overall = Progress(progress)
-    without = list(counterfactuals(run, made, chosen, overall.part(0.0, 0.9)))
+    missing = [run.stage(name) for name in lacking]
+    without = list(counterfactuals(run, made, missing, overall.part(0.0, 0.9)))
     # After them, as what cannot fit into memory is refused there.
     processes.by_main(lambda: check_steps(run, chosen, made))
-    if all(c.weights is None for c in without):
+    known = [there[name] for name in names if name in there]
+    if all(each.trust == "refused" for each in (*known, *(c.trust for c in without))):
         raise Refused(without[0].trust.reason)
     table, trusts = effect_table(run, examples, without, estimator, overall.part(0.9, 1.0), used)
     facts = _facts(run, examples, "effects", estimator=estimator, settings=used, stages=trusts)
     result = Result(facts, table)
-    if stages is None:
-        processes.by_main(lambda: save_result(run, result))
-    return result
+    processes.by_main(lambda: add_stages(run, result))
+    return joined([result, *([] if stored is None else [stored])], names)
 
 
 def _seen(stored: Result | None) -> Result:
@@ -301,16 +306,6 @@ def _seen(stored: Result | None) -> Result:
     if stored is None:
         raise RunError("not every process sees a stored result; start the command again")
     return stored
-
-
-def _chosen(result: Result, stages: Sequence[str] | None) -> Result:
-    if stages is None:
-        return result
-    facts = result.facts.model_copy(
-        update={"stages": [result.trust[name] for name in stages if name in result.trust]}
-    )
-    table = result.table[result.table["stage"].isin(stages)].reset_index(drop=True)
-    return Result(facts, table)
 
 
 def boundaries(run: Run, set_name: str, progress: ProgressCallback = no_progress) -> Result:

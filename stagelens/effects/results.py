@@ -80,7 +80,10 @@ class BehaviourFacts(BaseModel):
 
 
 class ResultFacts(BaseModel):
-    """Everything that a result says about itself."""
+    """Everything that a result says about itself.
+
+    An effect table may hold only some stages of its run, those of ``stages``.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -152,6 +155,37 @@ def save_result(run: Run, result: Result) -> Path:
         row_group_size=count if is_large(count) else None,
     )
     return path
+
+
+def joined(parts: Sequence[Result], stages: Sequence[str]) -> Result:
+    """What several tables of a set hold, in one: each stage from the first that has it.
+
+    Args:
+        parts: At least one; the facts are those of the first.
+        stages: Which of them, and in which order; those that no table has are left out.
+    """
+    of = {name: part for part in reversed(parts) for name in part.trust}
+    names = [name for name in stages if name in of]
+    if len(parts) == 1 and names == list(parts[0].trust):
+        return parts[0]  # a large table is not copied
+    facts = parts[0].facts.model_copy(update={"stages": [of[name].trust[name] for name in names]})
+    rows = [(table := of[name].table)[table["stage"] == name] for name in names]
+    return Result(facts, pd.concat(rows or [parts[0].table[:0]], ignore_index=True))
+
+
+def add_stages(run: Run, found: Result) -> Result:
+    """Store stages of a table beside those that are stored already.
+
+    Returns:
+        The stored table, with all of its stages in training order.
+    """
+    facts = found.facts
+    # Read again: another process may have stored further stages in the meantime.
+    stored = load_result(run, facts.set_name, "effects", facts.estimator, facts.settings)
+    if stored is not None:
+        found = joined([found, stored], [stage.name for stage in run.stages])
+    save_result(run, found)
+    return found
 
 
 def stored_results(run: Run, set_name: str) -> list[ResultFacts]:

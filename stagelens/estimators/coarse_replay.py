@@ -21,15 +21,12 @@ from typing import Any, ClassVar
 from stagelens.contracts import Progress, ProgressCallback, Refused
 from stagelens.runs.run import Run, Stage
 
-from .durations import seconds_without_each
+from .durations import Pace, coarse_seconds
 from .protocol import Counterfactual, Estimator
 from .replay import Replay
 
 EXACT = "exact_stages"
 """The setting that says how many of the first later stages are replayed exactly."""
-
-_OVERHEAD = 0.005
-"""Seconds that a coarse step takes besides its gradient: most of its time on small networks."""
 
 
 class CoarseReplay(Estimator):
@@ -77,22 +74,20 @@ class CoarseReplay(Estimator):
         return later and any(s.facts.origin == "recorded" for s in run.stages)
 
     @classmethod
-    def seconds(cls, stages: Sequence[Stage], settings: Mapping[str, Any]) -> float | None:
-        """The budget's share of replay, and of what its steps take besides their gradients.
+    def seconds(cls, stages: Sequence[Pace], settings: Mapping[str, Any]) -> float | None:
+        """What its steps take where some were timed; else the budget's share of replay.
 
-        What is replayed exactly is added.
+        Beside the share of what steps take besides their gradients. What is replayed exactly is
+        added.
         """
-        if seconds_without_each(stages) is None:
-            return None
         first = int(settings.get(EXACT, 0))
         # Without the others only exact replays are needed, as they have too few later stages.
-        estimated = max(len(stages) - 1 - first, 0)
-        cheap = exact = 0.0
-        for number, stage in enumerate(stages):
-            once = stage.facts.seconds or 0.0
-            cheap += min(number, estimated) * (once + stage.steps * _OVERHEAD)
-            exact += min(number, first) * once
-        return float(settings.get("budget", cls.default_budget)) * cheap + exact
+        left_out = range(max(len(stages) - 1 - first, 0))
+        cheap = coarse_seconds(stages, float(settings.get("budget", cls.default_budget)), left_out)
+        if cheap is None:
+            return None
+        exact = sum(min(number, first) * (pace.seconds or 0) for number, pace in enumerate(stages))
+        return cheap + exact
 
     def prepare(self, run: Run, stages: Sequence[Stage], progress: ProgressCallback) -> None:
         """Checks of replay, where any stage is left out by replay."""

@@ -12,11 +12,12 @@ from stagelens.compute import devices, memory, processes
 from stagelens.contracts import ProgressCallback, Refused, RunError, no_progress
 from stagelens.runs.files import read_json, write_json
 from stagelens.runs.run import Run, Stage
-from stagelens.runs.schema import FileRef, StateRef, digest
+from stagelens.runs.schema import FileRef, StateRef
 from stagelens.runs.states import Weights, not_finite, save_tensors
 from stagelens.runs.streaming import MappedTensors
 
-from .protocol import METHOD, Counterfactual, Estimator, PartialReplay, Twins
+from .counterfactual_cache import cache_name
+from .protocol import Counterfactual, Estimator, PartialReplay, Twins
 from .stage_trust import StageTrust
 from .subtraction import keeps, without_stage
 from .travel import Travel
@@ -266,8 +267,7 @@ class Cached(BaseModel):
 
 
 def _cache(run: Run, stage: Stage, estimator: Estimator) -> str:
-    key = digest(METHOD, run.digest, stage.name, estimator.name, dict(estimator.settings))[:32]
-    return f"results/counterfactuals/{key}"
+    return cache_name(run, stage, estimator.name, estimator.settings)
 
 
 def _kept(run: Run, stage: Stage, estimator: Estimator, computed: Counterfactual) -> Counterfactual:

@@ -1,35 +1,198 @@
-"""How long training again should take, predicted from the seconds that were recorded.
+"""How long training again should take: from steps timed on this machine, or from the recording.
 
-The time a stage took to train shows what replaying it costs. Predictions are of wall time on an
-idle machine, and are meant to be right within a factor of two. Nothing here imports torch.
+What a stage takes to be replayed is measured on a few of its steps (see ``pace``) and kept with the
+run, per machine; nothing here runs a step or imports torch. Where nothing was measured, the seconds
+that training took stand in, which are those of another program on perhaps another machine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from stagelens.runs.run import Stage
+from pydantic import BaseModel, ConfigDict
+
+from stagelens.compute import machine
+from stagelens.contracts import RunError
+from stagelens.runs.files import read_json, write_json
+from stagelens.runs.run import Run
+from stagelens.runs.schema import digest
+
+from .reproduction import checks
 
 STARTING = 4.0
-"""Seconds for a process to load what it needs, and to measure the models."""
+"""Seconds for a process to load what it needs."""
 
 
-def seconds_without_each(stages: Sequence[Stage]) -> float | None:
+_OVERHEAD = 0.005
+"""Seconds that a coarse step takes besides its gradient, where none was timed: most of its time on
+small networks."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What one stage takes to be trained again.
+
+    Attributes:
+        stage: Its name.
+        steps: How many were recorded.
+        seconds: Of one replay of all its steps; None where nothing says how long that takes.
+        check: Whether it still has to be replayed as recorded, to see if that is bit for bit.
+        twice: Whether it is not, so that every replay through it is repeated with the stage.
+        cheap: Budget of coarse replay to the seconds that its coarse steps take to be made ready,
+            and the seconds of one model that takes them.
+    """
+
+    stage: str
+    steps: int
+    seconds: float | None
+    check: bool = True
+    twice: bool = False
+    cheap: Mapping[float, tuple[float, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Paces:
+    """What the stages of a run take, in training order.
+
+    Attributes:
+        stages: One per stage.
+        example: Seconds of a forward pass per example; None where it was not measured.
+        taken: When it was measured, as ISO 8601 in UTC; None where it was recorded only.
+    """
+
+    stages: list[Pace]
+    example: float | None = None
+    taken: str | None = None
+
+
+class TimedStage(BaseModel):
+    """What was measured of one stage; see :class:`Pace`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    seconds: float
+    twice: bool = False
+    cheap: dict[float, tuple[float, float]] = {}
+
+
+class Timings(BaseModel):
+    """What was measured of a run on one machine; stored with the run."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run_digest: str
+    taken: str
+    example: float
+    stages: dict[str, TimedStage]
+
+
+def _path(run: Run) -> Path:
+    key = digest("pace", run.digest, machine.fingerprint())[:32]
+    return run.files.inside(f"results/pace/{key}.json")
+
+
+def stored_timings(run: Run) -> Timings | None:
+    """What was last measured on this machine; None where nothing was."""
+    try:
+        found = read_json(_path(run), Timings)
+    except RunError:  # missing or damaged
+        return None
+    return found if found.run_digest == run.digest else None
+
+
+def keep_timings(run: Run, timings: Timings) -> None:
+    """Store what was measured, for whoever predicts without running a step."""
+    write_json(_path(run), timings)
+
+
+def paces(run: Run) -> Paces:
+    """What the stages of a run should take on this machine."""
+    timings, checked = stored_timings(run), {check.stage: check.bitwise for check in checks(run)}
+    stages = []
+    for stage in run.stages:
+        timed = None if timings is None else timings.stages.get(stage.name)
+        pace = Pace(
+            stage.name,
+            stage.steps,
+            stage.facts.seconds if timed is None else timed.seconds,
+            stage.name not in checked,
+            not checked.get(stage.name, timed is None or not timed.twice),
+            {} if timed is None else timed.cheap,
+        )
+        stages.append(pace)
+    if timings is None:
+        return Paces(stages)
+    return Paces(stages, timings.example, timings.taken)
+
+
+def without_seconds(stages: Sequence[Pace], index: int) -> float | None:
+    """Seconds to replay the later stages once without the stage at ``index``; None if not known."""
+    later = stages[index + 1 :]
+    if any(pace.seconds is None for pace in later):
+        return None
+    times = 2 if any(pace.twice for pace in later) else 1
+    return times * sum(pace.seconds or 0.0 for pace in later)
+
+
+def seconds_without_each(stages: Sequence[Pace]) -> float | None:
     """Seconds to replay the later stages once for each stage that is left out.
 
-    None where the seconds of a stage were not recorded.
+    None where the seconds of a stage are not known.
     """
     # The first stage is never replayed, so its seconds are not needed.
-    if any(stage.facts.seconds is None for stage in stages[1:]):
-        return None
-    return sum(number * (stage.facts.seconds or 0.0) for number, stage in enumerate(stages))
+    each = [without_seconds(stages, index) for index in range(len(stages))]
+    return None if None in each else sum(seconds or 0.0 for seconds in each)
 
 
-def replay_seconds(stages: Sequence[Stage]) -> float | None:
+def check_seconds(stages: Sequence[Pace], index: int) -> dict[str, float]:
+    """Stages after ``index`` that have yet to be replayed as recorded, with the seconds of it."""
+    return {pace.stage: pace.seconds or 0.0 for pace in stages[index + 1 :] if pace.check}
+
+
+def replay_seconds(stages: Sequence[Pace]) -> float | None:
     """How long replaying without every stage should take.
 
     For each stage but the last, all later ones run again; and each of these runs once more as
-    recorded, to see whether replay is bit for bit. None where a stage's seconds were not recorded.
+    recorded, to see whether replay is bit for bit, unless it did so before. None where a stage's
+    seconds are not known.
     """
-    once = seconds_without_each(stages)
-    return None if once is None else once + sum(s.facts.seconds or 0.0 for s in stages[1:])
+    return replays_seconds(stages, range(len(stages)))
+
+
+def replays_seconds(stages: Sequence[Pace], without: Sequence[int]) -> float | None:
+    """:func:`replay_seconds` of some stages only, by their indices."""
+    each = [without_seconds(stages, index) for index in without]
+    if None in each:
+        return None
+    checks = check_seconds(stages, min(without, default=len(stages)))
+    return sum(seconds or 0.0 for seconds in each) + sum(checks.values())
+
+
+def coarse_seconds(
+    stages: Sequence[Pace],
+    budget: float,
+    without: Collection[int] | None = None,
+) -> float | None:
+    """How long coarse replay should take; None where a stage's seconds are not known.
+
+    Args:
+        stages: Of the run.
+        budget: Its share of replay's cost.
+        without: Indices of the stages to leave out; None for all but the last.
+    """
+    left_out = range(len(stages) - 1) if without is None else without
+    total = 0.0
+    for index, pace in enumerate(stages):
+        before = sum(each < index for each in left_out)
+        if not before:
+            continue
+        if (timed := pace.cheap.get(budget)) is not None:
+            # A factual twin serves all stages before.
+            total += timed[0] + (1 + before) * timed[1]
+        elif pace.seconds is None:
+            return None
+        else:
+            total += budget * before * (pace.seconds + _OVERHEAD * pace.steps)
+    return total

@@ -30,15 +30,15 @@ def judged(trust: StageTrust, evidence: Evidence, title: str, unlike: str) -> St
         title: Of the estimator, as used at the beginning of sentences.
         unlike: What the bench holds no example of, see :func:`.course.unlike_the_bench`.
     """
-    paired = isinstance(evidence, PairedEvidence)
-    kind = known_kind(kind_of(trust.estimator, paired and evidence.partial is not None))
+    paired = evidence if isinstance(evidence, PairedEvidence) else None
+    kind = known_kind(kind_of(trust.estimator, paired is not None and paired.partial is not None))
     if kind is None:
         return trust
     features = evidence.features()
     if not np.isfinite(evidence.effect()).all():
         return _refused(trust, f"{title}: its effects are no finite numbers.")
     promise = promised(kind, features)
-    if paired and not promise.typical <= REFUSED_ABOVE:  # so that a NaN is refused too
+    if paired is not None and not promise.typical <= REFUSED_ABOVE:  # so that a NaN is refused too
         size = f"{100 * promise.typical:.0f} % of" if promise.typical <= 10 else "over 10 times"
         return _refused(
             trust,
@@ -46,8 +46,8 @@ def judged(trust: StageTrust, evidence: Evidence, title: str, unlike: str) -> St
             "shown; raise the budget, or use replay.",
         )
     reason = trust.reason
-    if paired:
-        reason += _seen(evidence)
+    if paired is not None:
+        reason += _seen(paired)
     if unlike:
         reason += f" Nothing like it was calibrated on, so it is never called reliable: {unlike}."
     elif not promise.familiar:

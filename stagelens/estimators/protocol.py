@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from stagelens.contracts import ProgressCallback
 from stagelens.runs.run import Run, Stage
 
-from .durations import seconds_without_each
+from .durations import Pace, seconds_without_each
 from .stage_trust import StageTrust
 from .travel import Travel
 
@@ -135,18 +135,18 @@ class Estimator(ABC):
         return True
 
     @classmethod
-    def seconds(cls, stages: Sequence[Stage], settings: Mapping[str, Any]) -> float | None:
+    def seconds(cls, stages: Sequence[Pace], settings: Mapping[str, Any]) -> float | None:
         """Expected seconds for the counterfactuals of all stages; by default as long as replay.
 
-        This predicts the sum of ``StageTrust.seconds``: wall time on an idle machine, meant to be
-        right within a factor of two.
+        This predicts the sum of ``StageTrust.seconds``, meant to be right within a factor of 1.5
+        where steps were timed on this machine.
 
         Args:
-            stages: Of the run, in training order.
+            stages: What each stage of the run takes, in training order.
             settings: Its settings.
 
         Returns:
-            Seconds; None where nothing was recorded to predict them from.
+            Seconds; None where nothing says how long a stage takes.
         """
         return seconds_without_each(stages)
 

@@ -10,10 +10,10 @@ from fractions import Fraction
 from typing import Any
 
 from stagelens.contracts import Refused
-from stagelens.runs.run import Run, Stage
+from stagelens.runs.run import Run
 
 from .coarse_replay import EXACT, CoarseReplay
-from .durations import STARTING, replay_seconds
+from .durations import STARTING, Pace, replay_seconds
 from .protocol import Estimator
 from .replay import Replay
 from .stage_trust import REPLAY
@@ -134,22 +134,22 @@ def options(settings: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def estimate_seconds(
-    stages: Sequence[Stage], estimator: str, settings: Mapping[str, Any]
+    stages: Sequence[Pace], estimator: str, settings: Mapping[str, Any]
 ) -> float | None:
     """Expected seconds of an estimator for the counterfactuals of all stages.
 
     For replay without its check; see :func:`~stagelens.estimators.durations.replay_seconds`. None
-    where nothing was recorded to predict it from.
+    where nothing says how long a stage takes.
 
     Args:
-        stages: Of the run, in training order.
+        stages: What each stage of the run takes, in training order.
         estimator: Its name.
         settings: Its settings.
     """
     return find(estimator).seconds(stages, settings)
 
 
-def saves_time(stages: Sequence[Stage], estimator: str, settings: Mapping[str, Any]) -> bool:
+def saves_time(stages: Sequence[Pace], estimator: str, settings: Mapping[str, Any]) -> bool:
     """Whether an estimate should take less than half of the time that replay takes."""
     # Both start a process, so a saving that its start eats up does not count.
     replay, own = replay_seconds(stages), estimate_seconds(stages, estimator, settings)

@@ -81,6 +81,11 @@ def check_replay(
     return check
 
 
+def known_check(run: Run, stage: Stage) -> ReplayCheck | None:
+    """What came of replaying a stage as recorded on this machine; None where that was not done."""
+    return _stored_check(check_path(run, "replay-check", stage.name, _machine(stage, False)))
+
+
 def _stored_check(path: Path) -> ReplayCheck | None:
     try:
         return read_json(path, ReplayCheck)

@@ -105,6 +105,12 @@ def keep_step_check(run: Run, check: StepCheck) -> None:
     write_json(check_path(run, "steps", check.stage), check)
 
 
+def checks(run: Run) -> list[ReplayCheck]:
+    """What came of replaying stages of the run as recorded, on whichever machine."""
+    found = (_read(path) for path in sorted((run.path / "results" / "checks").glob("*.json")))
+    return [c for c in found if isinstance(c, ReplayCheck) and c.run_digest == run.digest]
+
+
 def problems(run: Run) -> dict[str, list[StepCheck | ReplayCheck]]:
     """Stages that were not found to reproduce, each with the checks that show it."""
     found: dict[str, list[StepCheck | ReplayCheck]] = {}

@@ -9,6 +9,7 @@ from typing import Any
 from stagelens.contracts import ProgressCallback
 from stagelens.runs.run import Run, Stage
 
+from .durations import Pace
 from .protocol import Counterfactual, Estimator
 from .stage_trust import StageTrust
 
@@ -33,7 +34,7 @@ class TaskVector(Estimator):
     proposed = True
 
     @classmethod
-    def seconds(cls, stages: Sequence[Stage], settings: Mapping[str, Any]) -> float | None:
+    def seconds(cls, stages: Sequence[Pace], settings: Mapping[str, Any]) -> float | None:
         """Zero: weights are subtracted when they are read."""
         return 0.0
 

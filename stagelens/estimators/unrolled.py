@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from stagelens.contracts import ProgressCallback
 from stagelens.runs.run import Run, Stage
 
-from .durations import seconds_without_each
+from .durations import Pace, seconds_without_each
 from .hardness import hardness
 from .protocol import Counterfactual, Estimator
 from .stage_trust import StageTrust
@@ -156,7 +156,7 @@ class UnrolledJump(_Unrolled):
     _sentence = "First order: the stage's change carried through the later updates"
 
     @classmethod
-    def seconds(cls, stages: Sequence[Stage], settings: Mapping[str, Any]) -> float | None:
+    def seconds(cls, stages: Sequence[Pace], settings: Mapping[str, Any]) -> float | None:
         """Seconds for a tangent along every later stage."""
         once = seconds_without_each(stages)
         return None if once is None else _TANGENT * once
@@ -179,12 +179,12 @@ class UnrolledScale(_Unrolled):
     _sentence = "First order: the derivative in the stage's strength"
 
     @classmethod
-    def seconds(cls, stages: Sequence[Stage], settings: Mapping[str, Any]) -> float | None:
+    def seconds(cls, stages: Sequence[Pace], settings: Mapping[str, Any]) -> float | None:
         """Seconds for a tangent along the stage itself and every later one."""
         once = seconds_without_each(stages)
         if once is None:
             return None
-        return _TANGENT * (once + sum(stage.facts.seconds or 0.0 for stage in stages[:-1]))
+        return _TANGENT * (once + sum(pace.seconds or 0.0 for pace in stages[:-1]))
 
     def __init__(
         self,

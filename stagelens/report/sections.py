@@ -21,7 +21,13 @@ from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs.run import Run
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.trust import noise
-from stagelens.trust.estimates import Effects, as_effects, best_known, stored_estimates
+from stagelens.trust.estimates import (
+    Effects,
+    as_effects,
+    best_known,
+    completed,
+    stored_estimates,
+)
 from stagelens.trust.verification import trusted
 from stagelens.wording.folding import MOST, listed
 from stagelens.wording.numbers import count_text, phrase
@@ -81,7 +87,9 @@ class Basis:
                 f"no stage effect has been measured on set {set_name!r} of {run.path} yet; measure "
                 f"them with: stagelens attribute {run.path} --set {set_name}"
             )
-        facts, best = every[0]
+        facts, first = every[0]
+        others = [effects for _, effects in every[1:]]
+        best = completed(first, others, [stage.name for stage in run.stages])
         columns = summary.group_columns(examples.table(), (*examples.columns, "label"))
         by = columns[0] if columns else None
         tables = [effects for _, effects in every]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,6 +88,15 @@ def stack_name(place: str, tensor: Tensor) -> str:
     """The stack for tensors of this place in a step; one stack has one dtype and shape."""
     kind = str(tensor.dtype).removeprefix("torch.")
     return f"{place} {kind} {'x'.join(map(str, tensor.shape))}".rstrip()
+
+
+def _numbers(stack: str) -> int:
+    """How many numbers a tensor of this stack holds; none of a random state, which is no data."""
+    place, _, shape = stack.partition(" ")
+    if not place.rpartition(".")[2].isdigit():
+        return 0
+    sides = shape.rpartition(" ")[2].split("x")
+    return math.prod(int(side) for side in sides if side.isdigit())
 
 
 class StepsDigest:
@@ -309,6 +319,11 @@ class RecordedSteps(Sequence[StepRecord]):
         """A step without its batches."""
         with self._reading(step) as row:
             return _record(row)
+
+    def sizes(self) -> list[int]:
+        """How many numbers the batches of each step hold, 0 where none were kept; reads none."""
+        rows = map(self._row, range(len(self)))
+        return [sum(map(_numbers, row["tensors"] or ())) for row in rows]
 
     @contextmanager
     def _reading(self, step: int) -> Iterator[dict[str, Any]]:

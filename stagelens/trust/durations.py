@@ -6,22 +6,26 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stagelens.effects.results import ResultFacts
-from stagelens.estimators.durations import STARTING, replay_seconds, seconds_without_each
+from stagelens.estimators.durations import (
+    STARTING,
+    Pace,
+    replays_seconds,
+    seconds_without_each,
+)
 from stagelens.estimators.registry import estimate_seconds
 from stagelens.estimators.stage_trust import REPLAY
-from stagelens.runs.run import Stage
 
 
 def verify_seconds(
-    stages: Sequence[Stage],
+    stages: Sequence[Pace],
     wanted: Sequence[tuple[str, Mapping[str, Any]]],
     orders: int,
     stored: Sequence[ResultFacts],
 ) -> float | None:
-    """How long a verification should take; None where nothing was recorded to predict it from.
+    """How long a verification should take; None where nothing says how long a stage takes.
 
     Args:
-        stages: Of the run.
+        stages: What each stage of the run takes.
         wanted: Estimators with their settings.
         orders: Other orders of the batches for the noise floor.
         stored: Effect tables of the set; what is stored already costs nothing.
@@ -32,10 +36,11 @@ def verify_seconds(
     there = [(facts.estimator, facts.settings) for facts in stored]
     missing = [each for each in wanted if (each[0], dict(each[1])) not in there]
     total = STARTING + sum(estimate_seconds(stages, *each) or 0.0 for each in missing)
-    replayed = [facts for facts in stored if facts.estimator == REPLAY]
-    if replayed:
-        once = sum(stage.seconds for stage in replayed[0].stages) or once
+    took = {t.stage: t.seconds for f in stored if f.estimator == REPLAY for t in f.stages}
+    left = [index for index, pace in enumerate(stages) if pace.stage not in took]
+    if not left:
+        once = sum(took.values()) or once
     else:
-        total += replay_seconds(stages) or 0.0
+        total += replays_seconds(stages, left) or 0.0
     # Every order replays a pair: with the stage, and without it.
     return total + 2 * orders * once

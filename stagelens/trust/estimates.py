@@ -17,12 +17,13 @@ from stagelens.effects.results import (
     Result,
     ResultFacts,
     is_large,
+    joined,
     load_result,
     result_path,
     stored_results,
 )
-from stagelens.estimators.registry import estimate_name, estimators, find
-from stagelens.estimators.stage_trust import StageTrust, is_ground_truth
+from stagelens.estimators.registry import default_estimator, estimate_name, estimators, find
+from stagelens.estimators.stage_trust import REPLAY, StageTrust, is_ground_truth
 from stagelens.runs.run import Run
 from stagelens.wording.trust_words import is_trustworthy
 
@@ -35,9 +36,6 @@ _HELD = 128 << 20
 Read = Callable[[str, str | None, Sequence[str] | None], pd.DataFrame]
 """Gives the rows of a behaviour and of a stage, by their names, with these columns as far as there
 are such; None for all stages, or all columns."""
-
-SHORT = 60.0
-"""Seconds; a replay that is predicted to take less starts by itself."""
 
 
 def stored_estimates(run: Run, set_name: str) -> dict[str, ResultFacts]:
@@ -61,6 +59,21 @@ def known_trust(
     return {}
 
 
+def usual_estimator(run: Run, set_name: str | None, stages: Sequence[str]) -> str:
+    """The estimator used by default where one has to do for several stages.
+
+    Replay where it has come to all of them, else the best that the recording allows and that costs
+    less.
+
+    Args:
+        run: The run.
+        set_name: One of its sets; None where there is none.
+        stages: Their names.
+    """
+    there = known_trust(run, set_name, REPLAY, {}) if set_name is not None else {}
+    return REPLAY if set(stages) <= there.keys() else default_estimator(run)
+
+
 def _rank(facts: ResultFacts) -> tuple[int, float, str]:
     budget = facts.settings.get("budget")
     best = -float(budget) if isinstance(budget, int | float) else 0.0
@@ -74,7 +87,9 @@ class Effects:
     Attributes:
         estimator: How the counterfactuals were obtained, as :func:`estimate_name` writes it.
         behaviours: By name; accuracy first where the set has labels, then as the result lists them.
-        trust: What is known of each stage's counterfactual.
+        trust: What is known of each stage's counterfactual, in training order.
+        sources: Stage to the estimate whose table its numbers are from: ``estimator``, or another
+            where that table lacks the stage.
     """
 
     def __init__(
@@ -84,6 +99,7 @@ class Effects:
         trust: Mapping[str, StageTrust],
         read: Read,
         by_stage: bool = False,
+        sources: Mapping[str, str] | None = None,
     ) -> None:
         """Effects whose rows are read when they are first needed.
 
@@ -93,8 +109,10 @@ class Effects:
             trust: See above.
             read: See :data:`Read`.
             by_stage: Whether :meth:`parts` reads stage by stage, because the set is large.
+            sources: See above; by default ``estimator`` for every stage.
         """
         self.estimator, self.behaviours, self.trust = estimator, behaviours, trust
+        self.sources = sources or dict.fromkeys(trust, estimator)
         self.by_stage = by_stage
         self._read = read
         # By behaviour, the one that was asked for last at the end.
@@ -182,7 +200,9 @@ class Effects:
             needed = list(dict.fromkeys([*(columns or ()), "example_id"]))
             return change(self.of_stage(behaviour, stage, needed))
 
-        return Effects(self.estimator, self.behaviours, self.trust, read, self.by_stage)
+        return Effects(
+            self.estimator, self.behaviours, self.trust, read, self.by_stage, self.sources
+        )
 
 
 def as_effects(estimate: str, result: Result, orders: pd.DataFrame | None) -> Effects:
@@ -257,8 +277,34 @@ def best_known(chosen: Effects, others: Sequence[Effects]) -> Effects:
 
     Where no table of a stage can be relied on, its numbers are those that were chosen.
     """
-    taken = {stage: _best_for(stage, [chosen, *others]) for stage in chosen.trust}
+    tables = [chosen, *others]
+    return _taken(chosen, {s: tables[best_of(s, [t.trust for t in tables])] for s in chosen.trust})
+
+
+def completed(chosen: Effects, others: Sequence[Effects], stages: Sequence[str]) -> Effects:
+    """The chosen numbers; stages that their table lacks have the best known ones of the others.
+
+    Args:
+        chosen: Effects of a stored table, which may hold only some stages.
+        others: Of the other tables of the set, the best first.
+        stages: Of the run, in training order.
+    """
+    if all(stage in chosen.trust for stage in stages):
+        return chosen
+    taken = {}
+    for stage in stages:
+        having = [one for one in (chosen, *others) if stage in one.trust]
+        if chosen in having:
+            taken[stage] = chosen
+        elif having:
+            taken[stage] = having[best_of(stage, [one.trust for one in having])]
+    return _taken(chosen, taken)
+
+
+def _taken(chosen: Effects, taken: Mapping[str, Effects]) -> Effects:
+    """Each stage's numbers from a table of its own."""
     trust = {stage: one.trust[stage] for stage, one in taken.items()}
+    sources = {stage: one.sources[stage] for stage, one in taken.items()}
 
     def read(behaviour: str, stage: str | None, columns: Sequence[str] | None) -> pd.DataFrame:
         if stage is not None:
@@ -266,12 +312,62 @@ def best_known(chosen: Effects, others: Sequence[Effects]) -> Effects:
         rows = [(table := one.of(behaviour))[table["stage"] == name] for name, one in taken.items()]
         return pd.concat(rows, ignore_index=True)
 
-    return Effects(chosen.estimator, chosen.behaviours, trust, read, chosen.by_stage)
+    return Effects(chosen.estimator, chosen.behaviours, trust, read, chosen.by_stage, sources)
 
 
-def _best_for(stage: str, tables: Sequence[Effects]) -> Effects:
-    of = [table for table in tables if stage in table.trust]
-    settled = [table for table in of if is_ground_truth(table.trust[stage])]
-    leaned_on = [table for table in of if is_trustworthy(table.trust[stage])]
-    # The chosen table comes first in each list, so it wins among equals.
+def best_of(stage: str, tables: Sequence[Mapping[str, StageTrust]]) -> int:
+    """Which of several tables says most of a stage; the first wins among equals.
+
+    Args:
+        stage: At least one table has it.
+        tables: Stage to what is known of it, per table.
+    """
+    of = [number for number, table in enumerate(tables) if stage in table]
+    settled = [number for number in of if is_ground_truth(tables[number][stage])]
+    leaned_on = [number for number in of if is_trustworthy(tables[number][stage])]
     return [*settled, *leaned_on, *of][0]
+
+
+def best_result(run: Run, set_name: str, stages: Sequence[str] | None = None) -> Result:
+    """All stages of a set, each by the stored table that says most of it.
+
+    The rows, and what is known of each stage, name the estimator that they are by. The rest of the
+    facts are those of the first stage's table.
+
+    Args:
+        run: The run.
+        set_name: One of its sets; some effect table of it is stored.
+        stages: Names of stages; None for all. Those of which nothing is stored are left out.
+
+    Raises:
+        RunError: No table is stored that can be read.
+    """
+    found, there = _best_tables(run, set_name)
+    if stages is not None:
+        there = {name: number for name, number in there.items() if name in stages}
+    parts: dict[str, Result] = {}
+    for number in dict.fromkeys(there.values()):  # one table after the other: they may be large
+        facts = found[number]
+        stored = load_result(run, set_name, "effects", facts.estimator, facts.settings)
+        if stored is None:
+            raise RunError(f"{result_path(run, facts)} is damaged; start the command again")
+        whole = Result(facts, noise.marked(stored.table, noise.load_orders(run, set_name)))
+        for name in (name for name, of in there.items() if of == number):
+            parts[name] = joined([whole], [name])
+    if not parts:
+        raise RunError(f"no stage effect is stored for set {set_name!r}; start the command again")
+    return joined([parts[name] for name in there], list(there))
+
+
+def best_trust(run: Run, set_name: str) -> dict[str, StageTrust]:
+    """Stage to what is known of the numbers that :func:`best_result` takes; reads no rows."""
+    found, there = _best_tables(run, set_name)
+    return {name: {t.stage: t for t in found[n].stages}[name] for name, n in there.items()}
+
+
+def _best_tables(run: Run, set_name: str) -> tuple[list[ResultFacts], dict[str, int]]:
+    """All stored tables, best first, and stage to the number of the one that says most of it."""
+    found = [trusted_facts(run, facts) for facts in stored_estimates(run, set_name).values()]
+    trusts = [{trust.stage: trust for trust in facts.stages} for facts in found]
+    names = [s.name for s in run.stages if any(s.name in trust for trust in trusts)]
+    return found, {name: best_of(name, trusts) for name in names}

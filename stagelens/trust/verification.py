@@ -60,6 +60,8 @@ def _of(table: pd.DataFrame, behaviour: str) -> pd.DataFrame:
 def compare(estimate: Result, truth: Result, noise: pd.DataFrame | None = None) -> pd.DataFrame:
     """One row per stage and behaviour: an effect table against the one by replay.
 
+    Stages that have no replay yet have no row.
+
     Args:
         estimate: Effects by any estimator.
         truth: Effects by replay, of the same set.
@@ -68,7 +70,8 @@ def compare(estimate: Result, truth: Result, noise: pd.DataFrame | None = None) 
     facts = estimate.facts
     rows = []
     for stage, trust in estimate.trust.items():
-        real = truth.trust[stage]
+        if (real := truth.trust.get(stage)) is None:
+            continue
         # A replay cannot verify itself.
         proves = is_ground_truth(real) and facts.estimator != REPLAY
         for behaviour in estimate.behaviours:
@@ -222,9 +225,11 @@ def _warned(run: Run, facts: ResultFacts) -> dict[str, str]:
     found: dict[str, str] = {}
     for kind in estimators().values():
         own = [f for f in stored if f.estimator == kind.name and kind.warns_cheaper]
-        refused = [{t.stage for t in each.stages if t.trust == "refused"} for each in own]
-        for stage in set.intersection(*refused) if refused else ():
-            found.setdefault(stage, kind.title)
+        known = [trust for each in own for trust in each.stages]
+        given = {trust.stage for trust in known if trust.trust != "refused"}
+        for trust in known:
+            if trust.stage not in given:
+                found.setdefault(trust.stage, kind.title)
     return found
 
 
@@ -310,7 +315,7 @@ def load_refused(
 ) -> Result:
     """What an estimator that refused every stage gives: the same rows, without numbers."""
     stored = load_result(run, truth.facts.set_name, "effects", estimator, settings)
-    if stored is not None:
+    if stored is not None and set(truth.trust) <= set(stored.trust):
         return stored
     trusts = [
         StageTrust(stage=t.stage, estimator=estimator, trust="refused", reason=reason)

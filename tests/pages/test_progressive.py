@@ -1,25 +1,23 @@
-"""Answers get better by themselves: task vector, coarse replay, replay; and the place is kept."""
+"""Answers get better by themselves: free, then exact as far as time allows; the place is kept."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from stagelens.estimators import registry
+from stagelens.effects.computing import attribute, boundaries
+from stagelens.estimators.durations import TimedStage, Timings, keep_timings
+from stagelens.runs.run import Run, open_run
 from stagelens.ui.opening import progressive
 from stagelens.ui.server import jobs
 from tests.pages.reading import check, figures, labels, words
 
 EXAMPLES = "pages/1_Examples.py"
-
-
-def replay_takes(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let replay be predicted to take so long."""
-    for module in (progressive, registry):
-        monkeypatch.setattr(module, "replay_seconds", lambda stages: seconds)
+HOUR = 3600.0
 
 
 @pytest.fixture
@@ -29,81 +27,129 @@ def bare(demo_copy: Path) -> Path:
     return demo_copy
 
 
-def arguments(folder: Path, estimator: str, *more: str) -> tuple[str, ...]:
-    return ("attribute", str(folder), "--estimator", estimator, "--set", "test", *more)
+@pytest.fixture
+def previewed(bare: Path) -> Run:
+    """The demo with its preview alone."""
+    run = open_run(bare)
+    boundaries(run, "test")
+    attribute(run, "test", "task-vector")
+    return run
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """The command lines that pages start, none of which is run."""
+    found: list[tuple[str, ...]] = []
+    monkeypatch.setattr(progressive.jobs, "start", lambda arguments, *_: found.append(arguments))
+    return found
+
+
+def takes(run: Run, seconds: float) -> None:
+    """Let every pass of a later stage have been timed to take so long."""
+    stages = {stage.name: TimedStage(seconds=seconds) for stage in run.stages[1:]}
+    taken = "2026-01-01T00:00:00+00:00"
+    keep_timings(run, Timings(run_digest=run.digest, taken=taken, example=0.0, stages=stages))
+
+
+def within(run: Run, seconds: int = 120) -> tuple[str, ...]:
+    return ("attribute", str(run.path), "--set", "test", "--time", str(seconds))
 
 
 def wait_for(app: AppTest, words_: tuple[str, ...]) -> AppTest:
     """Wait for a job that the page started, then look again."""
     job = jobs.find(words_)
     assert job is not None, words_
-    job._reaper.join(200)
+    job._reaper.join(400)
     assert job.status().state == "done", job.log()
     return check(app.run())
 
 
-@pytest.fixture
-def slow_replay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A replay that is predicted to take long enough for a coarse replay to come first."""
-    replay_takes(40.0, monkeypatch)
-
-
 @pytest.mark.slow
-def test_where_replay_takes_hardly_longer_it_comes_instead_of_a_coarse_one(
-    open_page, bare: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    replay_takes(2.0, monkeypatch)  # the demo's own seconds are those of a machine that was busy
-    app = check(open_page(bare.parent, "run=digits"))
-    app = wait_for(app, arguments(bare, "task-vector"))
-    assert "it is running now" in words(app)
-    assert jobs.find(arguments(bare, "coarse-replay", "--budget", "0.25")) is None
-    app = wait_for(app, arguments(bare, "replay"))
-    assert app.selectbox(key="estimator").options == ["replay", "task-vector"]
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("slow_replay")
 @pytest.mark.parametrize("page", ["app.py", pytest.param(EXAMPLES, marks=pytest.mark.extensive)])
-def test_numbers_come_free_then_coarse_then_exact(open_page, bare: Path, page: str) -> None:
+def test_numbers_become_exact_by_themselves(open_page, bare: Path, page: str) -> None:
     app = check(open_page(bare.parent, "run=digits", page))
-    assert jobs.find(arguments(bare, "coarse-replay", "--budget", "0.25")) is None
-    app = wait_for(app, arguments(bare, "task-vector"))
-    assert app.selectbox(key="estimator").value == "task-vector"
-    assert "Budget of coarse replay" in {g.label for g in app.get("button_group")}
-    assert jobs.find(arguments(bare, "replay")) is None  # one after the other
-    app = wait_for(app, arguments(bare, "coarse-replay", "--budget", "0.25"))
-    assert app.selectbox(key="estimator").value == "coarse-replay 1/4"
-    app = wait_for(app, arguments(bare, "replay"))
+    app = wait_for(app, within(open_run(bare)))
     assert app.selectbox(key="estimator").value == "replay"
-    assert app.selectbox(key="estimator").options == ["replay", "coarse-replay 1/4", "task-vector"]
+    assert app.selectbox(key="estimator").options == ["replay", "task-vector"]
+    # All is exact, so nothing more is offered.
     assert not app.get("button_group") and "Cancel" not in labels(app)
+    assert "Not exact yet" not in words(app)
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("slow_replay")
-def test_better_numbers_do_not_move_the_place(open_page, bare: Path) -> None:
+def test_stages_that_are_not_there_yet_are_shown_by_the_best_of_the_others(
+    open_page, previewed: Run, started: list[Any]
+) -> None:
+    app = check(open_page(previewed.path.parent, "run=digits"))
+    assert app.selectbox(key="estimator").value == "task-vector"
+    assert started == [within(previewed)]  # by itself, within two minutes
+    attribute(previewed, "test", "replay", ["mislabelled", "adapt"])
+    check(app.run())
+    assert app.selectbox(key="estimator").value == "replay"
+    assert "replay: 2 of 4 stages; the others by task-vector." in words(app)
+    ticks = " ".join(figures(app)[0]["layout"]["yaxis"]["ticktext"])
+    assert ticks.count("● exact") == 2 and ticks.count("○ rough") == 2
+    attribute(previewed, "test", "replay", ["shortcut"])
+    check(app.run())
+    assert "replay: 3 of 4 stages" in words(app)
+
+
+def test_what_does_not_fit_has_its_price_a_button_and_the_command(
+    open_page, previewed: Run, started: list[Any]
+) -> None:
+    takes(previewed, HOUR)
+    attribute(previewed, "test", "coarse-replay")
+    app = check(open_page(previewed.path.parent, "run=digits"))
+    assert started == []  # nothing that is predicted to be ready in two minutes
+    assert "1 of 4 stages are exact." in words(app)
+    # without "mislabelled": one pass, and one more as a check
+    said = "mislabelled: exact in about 2 hours on this machine."
+    assert said in words(app)
+    command = f"stagelens attribute {previewed.path} --set test --estimator replay --stage shortcut"
+    assert command in [each.value for each in app.code]
+    button = next(b for b in app.button if b.label.startswith("Replay shortcut"))
+    assert "about 4 hours" in button.label  # two passes, two checks
+    check(button.click().run())
+    assert started == [
+        (*("attribute", str(previewed.path), "--estimator", "replay"),
+         *("--set", "test", "--stage", "shortcut"))
+    ]  # fmt: skip
+
+
+def test_a_longer_limit_starts_what_then_fits(
+    open_page, previewed: Run, started: list[Any]
+) -> None:
+    takes(previewed, 200.0)
+    attribute(previewed, "test", "coarse-replay")
+    app = check(open_page(previewed.path.parent, "run=digits&time=30 s"))
+    assert started == []
+    limit = next(g for g in app.get("button_group") if g.label == "Replay within")
+    check(limit.set_value("10 min").run())
+    assert started == [within(previewed, 600)]
+
+
+def test_better_numbers_do_not_move_the_place(
+    open_page, previewed: Run, started: list[Any]
+) -> None:
     link = "run=digits&stage=shortcut&strength=1&sort=id&page=2&example=stamped-001"
-    app = check(open_page(bare.parent, link, EXAMPLES))
-    app = wait_for(app, arguments(bare, "task-vector"))
+    app = check(open_page(previewed.path.parent, link, EXAMPLES))
     before = dict(app.query_params)
-    app = wait_for(app, arguments(bare, "coarse-replay", "--budget", "0.25"))
-    assert app.selectbox(key="estimator").value == "coarse-replay 1/4"
+    attribute(previewed, "test", "replay")
+    check(app.run())
+    assert app.selectbox(key="estimator").value == "replay"
     assert r"stamped\-001" in [h.value for h in app.header]
     assert dict(app.query_params) == before
     assert app.slider(key="strength").value == 1
     assert [toast.value for toast in app.toast if "Better numbers" in toast.value]
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("slow_replay")
 def test_numbers_chosen_on_purpose_stay_and_the_better_ones_are_offered(
-    open_page, bare: Path
+    open_page, previewed: Run, started: list[Any]
 ) -> None:
-    app = check(open_page(bare.parent, "run=digits"))
-    app = wait_for(app, arguments(bare, "task-vector"))
-    app = wait_for(app, arguments(bare, "coarse-replay", "--budget", "0.25"))
+    attribute(previewed, "test", "coarse-replay")
+    app = check(open_page(previewed.path.parent, "run=digits"))
     check(app.selectbox(key="estimator").select("task-vector").run())
-    app = wait_for(app, arguments(bare, "replay"))
+    attribute(previewed, "test", "replay")
+    check(app.run())
     assert app.selectbox(key="estimator").value == "task-vector"
     next(b for b in app.button if b.label == "Show the better replay").click()
     check(app.run())
@@ -111,43 +157,13 @@ def test_numbers_chosen_on_purpose_stay_and_the_better_ones_are_offered(
     assert "● exact" in figures(app)[0]["layout"]["yaxis"]["ticktext"][0]
 
 
-@pytest.mark.slow
-def test_a_long_replay_waits_for_its_button(
-    open_page, bare: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    replay_takes(600.0, monkeypatch)
-    app = check(open_page(bare.parent, "run=digits&budget=1/8"))
-    app = wait_for(app, arguments(bare, "task-vector"))
-    app = wait_for(app, arguments(bare, "coarse-replay", "--budget", "0.125"))
-    assert "coarse-replay 1/8" in app.selectbox(key="estimator").options
-    assert jobs.find(arguments(bare, "replay")) is None
-    assert "Replay (about 10 minutes)" in labels(app)
-
-
-def test_a_very_long_coarse_replay_waits_too(
-    open_page, bare: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    replay_takes(36_000.0, monkeypatch)
-    monkeypatch.setattr(registry, "estimate_seconds", lambda *_: 7_200.0)
-    app = check(open_page(bare.parent, "run=digits"))
-    app = wait_for(app, arguments(bare, "task-vector"))
-    assert jobs.find(arguments(bare, "coarse-replay", "--budget", "0.25")) is None
-    assert "Coarse replay, budget 1/4 (about 2 hours)" in labels(app)
-    assert "Replay (about 10 hours)" in labels(app)
-
-
-@pytest.mark.usefixtures("slow_replay")
-def test_what_was_cancelled_does_not_start_again(open_page, bare: Path) -> None:
-    app = check(open_page(bare.parent, "run=digits"))
-    app = wait_for(app, arguments(bare, "task-vector"))
-    for name, more in (("coarse-replay", ("--budget", "0.25")), ("replay", ())):
-        job = jobs.find(arguments(bare, name, *more))
-        assert job is not None
-        job.cancel()
-        check(app.run())
-    buttons = labels(app)
-    assert any(label.startswith("Coarse replay, budget 1/4") for label in buttons)
-    assert any(label.startswith("Replay (") for label in buttons)
+def test_what_was_cancelled_does_not_start_again(open_page, previewed: Run) -> None:
+    app = check(open_page(previewed.path.parent, "run=digits"))
+    job = jobs.find(within(previewed))
+    assert job is not None
+    job.cancel()
+    check(app.run())
+    assert "Replay within 2 min" in labels(app)
     check(app.run())
     assert "Cancel" not in labels(app)
 

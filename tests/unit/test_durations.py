@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from stagelens.effects.results import ResultFacts
-from stagelens.estimators.durations import replay_seconds
+from stagelens.estimators.durations import Pace, coarse_seconds, replay_seconds
 from stagelens.estimators.registry import estimate_seconds, saves_time
 from stagelens.trust.durations import verify_seconds
 from stagelens.wording import numbers
 from tests.support.stage_trust import trust
 
 
-def run_of(*seconds: float | None, steps: int = 1000) -> list[Any]:
-    return [SimpleNamespace(steps=steps, facts=SimpleNamespace(seconds=s)) for s in seconds]
+def run_of(*seconds: float | None, steps: int = 1000, **more: Any) -> list[Pace]:
+    return [Pace(f"stage {n}", steps, s, **more) for n, s in enumerate(seconds)]
 
 
 LONG = run_of(10, 20, 40)
@@ -27,6 +27,19 @@ def test_replay_is_predicted_from_the_later_stages_of_every_open_stage() -> None
     assert replay_seconds(LONG) == 60 + 40 + 60
     assert replay_seconds(run_of(10)) == 0
     assert replay_seconds(run_of(10, None)) is None
+
+
+def test_what_is_not_bit_for_bit_is_replayed_twice_and_checks_are_done_once() -> None:
+    twice = [replace(pace, twice=pace.stage == "stage 2") for pace in LONG]
+    assert replay_seconds(twice) == 2 * 60 + 2 * 40 + 60
+    assert replay_seconds([replace(pace, check=False) for pace in LONG]) == 60 + 40
+
+
+def test_timed_coarse_steps_count_one_factual_twin_for_all_stages_before() -> None:
+    timed = [replace(pace, cheap={0.25: (1.0, 2.0)}) for pace in LONG]
+    assert estimate_seconds(timed, "coarse-replay", {"budget": 0.25}) == (1 + 2 * 2) + (1 + 3 * 2)
+    assert coarse_seconds(timed, 0.25, [1]) == 1 + 2 * 2
+    assert coarse_seconds(run_of(1, None), 0.25) is None
 
 
 def test_a_coarse_replay_costs_its_budget_and_time_for_every_step() -> None:
@@ -52,6 +65,13 @@ def test_where_steps_are_short_a_coarse_replay_saves_no_time() -> None:
     )  # nothing says that it does not
 
 
+def replayed_of(*stages: str) -> ResultFacts:
+    return ResultFacts(
+        kind="effects", run_digest="", set_name="test", set_digest="", estimator="replay",
+        behaviours=[], stages=[trust("exact", stage=name, seconds=50.0) for name in stages],
+    )  # fmt: skip
+
+
 def test_a_verification_is_predicted_from_what_is_not_stored_yet() -> None:
     vector: list[tuple[str, dict[str, float]]] = [("task-vector", {})]
     alone = verify_seconds(LONG, vector, 0, [])
@@ -59,13 +79,14 @@ def test_a_verification_is_predicted_from_what_is_not_stored_yet() -> None:
     jump = verify_seconds(LONG, [("unrolled-jump", {})], 0, [])
     noise = verify_seconds(LONG, vector, 2, [])
     assert jump == pytest.approx(alone + 300) and noise == pytest.approx(alone + 400)
-    replayed = ResultFacts(
-        kind="effects", run_digest="", set_name="test", set_digest="", estimator="replay",
-        behaviours=[], stages=[trust("exact", seconds=50.0)],
-    )  # fmt: skip
+    names = [pace.stage for pace in LONG]
+    replayed = replayed_of(*names)
     assert verify_seconds(LONG, vector, 0, [replayed]) == pytest.approx(alone - 160)
     measured = verify_seconds(LONG, vector, 2, [replayed])
-    assert measured == pytest.approx(alone - 160 + 2 * 2 * 50)
+    assert measured == pytest.approx(alone - 160 + 2 * 2 * 150)
+    # the second is left: the last stage without it, and once more as recorded
+    partly = verify_seconds(LONG, vector, 0, [replayed_of(names[0], names[2])])
+    assert partly == pytest.approx(alone - 160 + 2 * 40)
 
 
 @pytest.mark.parametrize(

@@ -229,11 +229,33 @@ def test_a_stage_that_is_not_there_is_named(stored: bool, run: stagelens.Run) ->
         attribute(run, "test", "task-vector", stages=["third"])
 
 
-def test_a_chosen_stage_has_the_numbers_of_the_whole_table(run: stagelens.Run) -> None:
-    only = attribute(run, "test", "replay", stages=["first"]).table
-    assert load_result(run, "test", "effects", "replay") is None  # only whole tables are stored
-    whole = attribute(run, "test", "replay").table
-    pd.testing.assert_frame_equal(only, whole[whole["stage"] == "first"].reset_index(drop=True))
+@pytest.mark.parametrize("first", ["first", "second"])
+def test_a_chosen_stage_is_stored_and_a_further_one_joins_it(
+    first: str, run: stagelens.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only = attribute(run, "test", "replay", stages=[first])
+    stored = load_result(run, "test", "effects", "replay")
+    assert stored is not None and list(stored.trust) == [first]
+    pd.testing.assert_frame_equal(stored.table, only.table)
+
+    asked: list[str] = []
+    inner = computing.counterfactuals
+    monkeypatch.setattr(
+        computing,
+        "counterfactuals",
+        lambda run, made, stages, report: (
+            asked.extend(s.name for s in stages) or inner(run, made, stages, report)
+        ),
+    )
+    whole = attribute(run, "test", "replay")
+    assert asked == [name for name in ("first", "second") if name != first]
+    assert list(whole.trust) == ["first", "second"]  # in training order, whichever came first
+    stored = load_result(run, "test", "effects", "replay")
+    assert stored is not None and stored.facts == whole.facts
+    pd.testing.assert_frame_equal(stored.table, whole.table)
+    pd.testing.assert_frame_equal(
+        only.table, whole.table[whole.table["stage"] == first].reset_index(drop=True)
+    )
 
 
 def test_results_are_found_by_the_recording_the_set_the_estimator_and_its_settings(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,10 @@ class Features:
 
     facts: FeatureFacts
     table: pd.DataFrame
+
+    def holds(self, stages: Iterable[str]) -> bool:
+        """Whether all of these stages were looked at."""
+        return set(stages) <= {stage.stage for stage in self.facts.stages}
 
 
 def noise_key(orders: pd.DataFrame | None) -> str:

@@ -22,12 +22,13 @@ from stagelens.effects.computing import attribute, combined
 from stagelens.effects.results import BehaviourFacts, Result
 from stagelens.estimators.counterfactuals import counterfactuals
 from stagelens.estimators.registry import make_estimator
-from stagelens.estimators.stage_trust import StageTrust
+from stagelens.estimators.stage_trust import REPLAY, StageTrust
 from stagelens.measuring.models import BATCH_SIZE, empty_model, measure
 from stagelens.runs.batches import to_device
 from stagelens.runs.run import Run
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.runs.states import Weights, load_into
+from stagelens.trust.estimates import known_trust
 from stagelens.trust.noise import load_orders
 
 from .candidates import clusters, columns, words
@@ -51,6 +52,9 @@ def find_features(
 ) -> Features:
     """Features that go with the effect of each stage; stored with the run's results.
 
+    Where some stages have been replayed, those alone are looked at by ``replay``: the others may
+    take long.
+
     Args:
         run: The run.
         set_name: One of its evaluation sets.
@@ -63,14 +67,17 @@ def find_features(
         RunError: The set is not there.
     """
     overall = Progress(progress)
-    result = attribute(run, set_name, estimator, None, overall.part(0.0, 0.4), settings)
+    there = known_trust(run, set_name, estimator, settings or {}) if estimator == REPLAY else {}
+    result = attribute(
+        run, set_name, estimator, list(there) or None, overall.part(0.0, 0.4), settings
+    )
     orders = load_orders(run, set_name)
     # The noise decides which features pass, so it is part of the key.
     used, known = result.facts.settings, noise_key(orders)
     stored = load_features(run, set_name, estimator, used, known)
-    if stored is not None:
-        return stored
     look = Look.at(run, set_name, result)
+    if stored is not None and stored.holds(trust.stage for trust in look.stages):
+        return stored
     own = look.candidates(overall.part(0.4, 0.5))
     removed = look.patches(overall.part(0.5, 1.0))
     tables, facts = [], []

@@ -120,7 +120,10 @@ def _estimators(workspace: Workspace, effects: Effects) -> _Wanted | None:
         )
         if own is None or other is None:
             return None
-        stage = _stage(workspace.stages, own, other)
+        # A table that lacks a stage shows another one's numbers of it: there is nothing to compare.
+        pair = ((own, first), (other, second))
+        both = [s for s in workspace.stages if all(one.sources.get(s) == n for one, n in pair)]
+        stage = _stage(both or workspace.stages, own, other)
         behaviour = _behaviour(effects, "Behaviour", "compared-behaviour", 0)
     return _Wanted(stage, (first, second), (own, other), (behaviour, behaviour))
 

@@ -17,6 +17,7 @@ from stagelens.analyses.contributions.contribution_table import (
 )
 from stagelens.analyses.contributions.durations import contributions_seconds
 from stagelens.contracts import Behaviour
+from stagelens.estimators.durations import paces
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components
@@ -169,7 +170,7 @@ def _offer(workspace: Workspace, asked: Asked) -> None:
         *("contributions", workspace.at.path, "--set", workspace.examples.name),
         *("--behaviour", asked.behaviour.name, "--since", asked.stage, *asked.options),
     )
-    since = workspace.run.stages[workspace.stages.index(asked.stage) :]
+    since = paces(workspace.run).stages[workspace.stages.index(asked.stage) :]
     about = "this example" if len(asked.ids) == 1 else f"these {len(asked.ids):,} examples"
     with st.container(border=True):
         if components.job_state(arguments, "Try again"):

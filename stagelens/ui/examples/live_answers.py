@@ -99,8 +99,17 @@ def _loaded() -> LoadedWeights:
     return LoadedWeights(settings.memory())
 
 
-def _known(at: Source, set_name: str, estimate: str | None) -> ResultFacts | None:
-    return None if estimate is None else loaders.facts(at, set_name, estimate)
+def _known(
+    at: Source, set_name: str, estimate: str | None
+) -> tuple[ResultFacts | None, dict[str, ResultFacts]]:
+    """What a table says of itself, and for stages that it lacks the table that is shown instead."""
+    found = None if estimate is None else loaders.effects(at, set_name, estimate)
+    if estimate is None or found is None:
+        return None, {}
+    other = {stage: name for stage, name in found.sources.items() if name != estimate}
+    tables = {stage: loaders.facts(at, set_name, name) for stage, name in other.items()}
+    known = {stage: table for stage, table in tables.items() if table is not None}
+    return loaders.facts(at, set_name, estimate), known
 
 
 def answered(workspace: Workspace, asked: Question, label: str | None) -> Asked:
@@ -139,10 +148,10 @@ def _ask(workspace: Workspace, asked: Question, label: str | None, estimate: str
     except ValueError as error:
         raise TaskError(f"this {task.input_kind} {error}") from None
     example = own_example.own_example(task, content, label)
-    known = _known(workspace.at, workspace.examples.name, estimate)
+    known, others = _known(workspace.at, workspace.examples.name, estimate)
     # Torch's threads, random state and modules are shared by all sessions of a server.
     with forward_passes.alone():
-        answer = own_example.answer(workspace.run, example, known, _loaded())
+        answer = own_example.answer(workspace.run, example, known, _loaded(), others)
     return Asked(answer, pixels, tuple(notes))
 
 
@@ -156,6 +165,6 @@ def about(at: Source, set_name: str, estimate: str, example_id: str) -> Answer:
     from stagelens.analyses import own_example
 
     example = loaders.evaluation_set(at, set_name).by_id([example_id])[0]
-    known = _known(at, set_name, estimate)
+    known, others = _known(at, set_name, estimate)
     with forward_passes.alone():
-        return own_example.answer(loaders.run(at), example, known, _loaded())
+        return own_example.answer(loaders.run(at), example, known, _loaded(), others)

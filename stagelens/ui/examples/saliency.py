@@ -205,7 +205,7 @@ def _maps(
 ) -> list[Map] | None:
     """The maps of some examples; None where they are yet to be made, after showing that."""
     name = workspace.examples.name
-    stored = loaders.stored_estimates(workspace.at, name)[effects.estimator]
+    stored = loaders.stored_estimates(workspace.at, name)[effects.sources[stage]]
     facts = map_facts(
         *(workspace.run, name, stored.estimator, stored.settings, stage, behaviour.name, baseline)
     )

@@ -1,46 +1,48 @@
-"""Answers that improve on their own: free at once, coarse in the background, replay last.
+"""Answers that improve on their own: free at once, then exact as far as a time limit allows.
 
-The task vector is there within seconds. ``coarse-replay`` within a budget follows by itself, unless
-replay would take hardly longer, and ``replay`` where it is predicted to take less than a minute;
-otherwise a button starts it. One job at a time, in child processes. A page that shows the best
-numbers moves on to better ones when they arrive; where somebody chose others on purpose, the better
-ones are offered.
+One job does it all (see ``trust.settling``): the task vector within seconds, then replay of one
+stage after the other within the limit that the user sets, then coarse replay of what does not fit.
+Pages move on whenever a stage is done. What did not fit is listed with its price, and a button
+starts it. A page that shows the best numbers moves on to better ones when they arrive; where
+somebody chose others on purpose, the better ones are offered.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import streamlit as st
 
 from stagelens.contracts import StageLensError
-from stagelens.estimators import registry
 from stagelens.estimators.coarse_replay import CoarseReplay
-from stagelens.estimators.durations import replay_seconds
+from stagelens.estimators.durations import STARTING, coarse_seconds, paces
 from stagelens.estimators.stage_trust import REPLAY
 from stagelens.runs.run import Run
-from stagelens.trust import estimates
+from stagelens.trust import replay_plan
+from stagelens.trust.replay_plan import Left
 from stagelens.ui.pieces import components, state
 from stagelens.ui.reading import loaders
-from stagelens.ui.reading.loaders import Source
+from stagelens.ui.reading.loaders import MEASURED, Source
 from stagelens.ui.server import jobs, settings
 from stagelens.wording import numbers
+from stagelens.wording.numbers import count_text
 
 VERIFICATION = state.session_key("verification")
 """Arguments of the verification that this session started; it computes the same tables."""
 
-_SEEN = state.session_key("best-estimate")
-_LONG = 600.0
-"""Seconds; a coarse replay predicted to take longer waits for its button."""
+LIMITS = {"30 s": 30, "2 min": 120, "10 min": 600, "1 h": 3600}
+"""Label to seconds that replays may take together before nobody has asked for more."""
+USUAL = "2 min"
 
-_REPLAY_HELP = (
-    "Replay runs the recorded steps of the later stages again, without the stage. It is exact, "
-    "and takes about as long as these stages took to train."
-)
-_BUDGET_HELP = (
-    "What coarse replay may spend, as a share of the cost of replay. A larger budget gives a "
-    "better estimate; each is computed in the background and kept."
+_SEEN = state.session_key("best-estimate")
+_TITLE = "Replay"
+_HELP = (
+    "Replay runs the recorded steps of the later stages again, without the stage: exact, and about "
+    "as long as these stages took to train. What is predicted to fit into this time is replayed "
+    "in the background, the stages whose numbers may be furthest off first; the others are "
+    "estimated by coarse replay."
 )
 
 
@@ -52,66 +54,79 @@ class Computable:
         at: The run folder as it is now.
         run: The run.
         set_name: The evaluation set.
-        stored: Names of the stored estimates.
     """
 
     at: Source
     run: Run
     set_name: str
-    stored: tuple[str, ...]
 
     @classmethod
     def of(cls, at: Source, set_name: str) -> Computable:
         """For a set, as it is now."""
-        return cls(at, loaders.run(at), set_name, tuple(loaders.available(at, set_name)))
+        return cls(at, loaders.run(at), set_name)
 
-    def arguments(self, estimator: str, budget: float | None = None) -> tuple[str, ...]:
-        """The command line that measures the set."""
-        settings = () if budget is None else ("--budget", f"{budget:g}")
+    def within(self, limit: str) -> tuple[str, ...]:
+        """The command line that makes as many stages exact as a limit allows."""
+        return ("attribute", self.at.path, "--set", self.set_name, "--time", f"{LIMITS[limit]}")
+
+    def replay(self, stage: str) -> tuple[str, ...]:
+        """The command line that replays one stage, however long it takes."""
         return (
-            *("attribute", self.at.path, "--estimator", estimator),
-            *("--set", self.set_name, *settings),
+            *("attribute", self.at.path, "--estimator", REPLAY),
+            *("--set", self.set_name, "--stage", stage),
         )
 
     @property
-    def coarse(self) -> bool:
-        """Whether batches of the later stages were kept."""
-        # Coarse replay runs what comes after the stage left out, so never the first stage.
-        later = self.run.stages[1:]
-        return bool(later) and all(s.steps and s.facts.keep_batches != "none" for s in later)
+    def open(self) -> list[str]:
+        """Stages that are neither settled nor replayed yet."""
+        return _open(self.at, self.set_name)
 
     @property
-    def replayable(self) -> bool:
-        """Whether the later stages can be replayed; without later stages all is exact already."""
-        return all(stage.replayable for stage in self.run.stages[1:])
+    def left(self) -> list[Left]:
+        """Those of them that can be replayed, with their prices."""
+        stages = [self.run.stage(name) for name in self.open]
+        return replay_plan.left_out(self.run, self.set_name, stages)
 
     @property
-    def seconds(self) -> float | None:
-        """How long replay is predicted to take; None where that is not known."""
-        return replay_seconds(self.run.stages)
+    def coarse(self) -> list[str]:
+        """Those of them that coarse replay can still estimate."""
+        if not CoarseReplay.possible(self.run):
+            return []
+        there = replay_plan.estimated(self.run, self.set_name)
+        return [name for name in self.open if name not in there]
 
-    @property
-    def short(self) -> bool:
-        """Whether replay starts by itself."""
-        return self.replayable and self.seconds is not None and self.seconds < estimates.SHORT
+    def worth(self, limit: str) -> bool:
+        """Whether anything is predicted to be ready within a limit that is not there yet."""
+        known, seconds = paces(self.run), LIMITS[limit]
+        if known.taken is None:  # only timing some steps can tell
+            return bool(self.left or self.coarse)
+        if any(one.seconds is None or one.seconds + STARTING < seconds for one in self.left):
+            return True
+        indices = [self.run.stage(name).index for name in self.coarse]
+        takes = coarse_seconds(known.stages, CoarseReplay.default_budget, indices)
+        return bool(indices) and (takes is None or takes < seconds)
+
+
+@st.cache_data(max_entries=32, show_spinner=False, hash_funcs=MEASURED)
+def _open(at: Source, set_name: str) -> list[str]:
+    return [stage.name for stage in replay_plan.open_stages(loaders.run(at), set_name)]
 
 
 def first(computable: Computable) -> None:
-    """Where nothing is stored yet: start the task vector, and show how far it is."""
+    """Where nothing is stored yet: start with the task vector, and show how far it is."""
     if _verifying() or components.only_shown():
         return
-    free = computable.arguments(registry.free_estimator().name)
-    job = jobs.find(free)
+    with st.sidebar:
+        limit = _limit()
+    arguments = computable.within(limit)
+    job = jobs.find(arguments)
     if job is None:
-        _start(free, "The task vector")
-    if components.job_state(free, "Try again"):
+        _start(arguments)
+    if _running(computable, arguments):
         return
     # What somebody cancelled starts only at the press of a button.
     if job is not None and job.status().state == "cancelled":
-        _button(free, "Task vector (free)", "The task vector", "Weights only; takes seconds.")
-    exact = computable.arguments(REPLAY)
-    if computable.replayable and not components.job_state(exact, "Try again"):
-        _button(exact, _replay_label(computable), "Replay", _REPLAY_HELP)
+        _again(arguments, limit)
 
 
 def follow(at: Source, set_name: str, available: Sequence[str]) -> None:
@@ -149,32 +164,65 @@ def offer_best(available: Sequence[str], shown: str) -> None:
 
 def better(computable: Computable) -> None:
     """Below the estimator: what is being computed, or can be."""
-    if REPLAY in computable.stored or settings.read_only() or _verifying():
+    if not computable.open or settings.read_only() or _verifying():
         return
-    replay = computable.arguments(REPLAY)
-    if _running(replay, "Replay"):
+    left = computable.left
+    if not left and not computable.coarse:
         return
-    waiting = False
-    if computable.coarse:
-        budget = _budget()
-        # Replay takes less than a minute, and a coarse replay would not even halve that.
-        at_once = computable.short and not registry.saves_time(
-            computable.run.stages, CoarseReplay.name, {"budget": budget}
-        )
-        if not at_once:
-            waiting = _coarse(computable, budget)
-        elif jobs.find(replay) is None:
-            st.caption(
-                "Replay should take hardly longer here than coarse replay, so it is running now."
-            )
-    # One job at a time: replay follows when the coarse numbers have arrived.
-    if waiting or not computable.replayable:
-        return
+    limit = _limit()
+    arguments = computable.within(limit)
+    job = jobs.find(arguments)
     # A job that failed or was cancelled is still found, and does not start again by itself.
-    if computable.short and jobs.find(replay) is None:
-        _start(replay, "Replay")
-    if not _running(replay, "Replay"):
-        _button(replay, _replay_label(computable), "Replay", _REPLAY_HELP)
+    if job is None and computable.worth(limit):
+        _start(arguments)
+        job = jobs.find(arguments)
+    if _running(computable, arguments, f"Replays are running, for up to {limit}."):
+        return
+    for one in left:
+        if _running(computable, computable.replay(one.stage), f"{one.stage} is being replayed."):
+            return
+    if job is not None and job.status().state == "cancelled":
+        _again(arguments, limit)
+    count = len(computable.run.stages)
+    st.caption(f"{count - len(computable.open)} of {count_text(count, 'stage')} are exact.")
+    if left:
+        _prices(computable, left)
+
+
+def _prices(computable: Computable, left: Sequence[Left]) -> None:
+    """What did not fit into the limit: how long it takes, a button, and the command."""
+    with st.popover(f"Not exact yet: {len(left)}", icon=":material/replay:", width="stretch"):
+        for number, one in enumerate(left):
+            components.text_block(f"{one.stage}: {one.said}.")
+            time = "" if one.seconds is None else f" ({numbers.predicted_time(one.seconds)})"
+            st.button(
+                components.plain(f"Replay {one.stage}{time}"),
+                icon=":material/replay:",
+                key=f"replay-{number}",
+                on_click=_asked,
+                args=(computable.replay(one.stage), one.stage),
+                width="stretch",
+            )
+            command = replay_plan.replay_command(computable.at.path, computable.set_name, one.stage)
+            st.code(command, language=None, wrap_lines=True)
+
+
+def _asked(arguments: tuple[str, ...], stage: str) -> None:
+    with components.errors_told():
+        jobs.start(arguments, f"Replay of {stage}")
+
+
+def _limit() -> str:
+    chosen = st.segmented_control(
+        "Replay within",
+        list(LIMITS),
+        default=USUAL,
+        key="time",
+        bind="query-params",
+        required=True,
+        help=_HELP,
+    )
+    return chosen or USUAL
 
 
 def _verifying() -> bool:
@@ -187,64 +235,37 @@ def _verifying() -> bool:
     return components.job_state(arguments, "Dismiss")
 
 
-def _budget() -> float:
-    options = list(CoarseReplay.budgets)
-    chosen = st.segmented_control(
-        "Budget of coarse replay",
-        options,
-        default="1/4",
-        key="budget",
-        bind="query-params",
-        required=True,
-        help=_BUDGET_HELP,
-    )
-    return CoarseReplay.budgets[chosen or "1/4"]
-
-
-def _coarse(computable: Computable, budget: float) -> bool:
-    """Start coarse replay where its table is missing; returns whether it is running."""
-    name = registry.estimate_name(CoarseReplay.name, {"budget": budget})
-    if name in computable.stored:
-        return False
-    arguments = computable.arguments(CoarseReplay.name, budget)
-    title = f"Coarse replay, budget {registry.budget_text(budget)}"
-    seconds = registry.estimate_seconds(
-        computable.run.stages, CoarseReplay.name, {"budget": budget}
-    )
-    if jobs.find(arguments) is None and (seconds is None or seconds < _LONG):
-        _start(arguments, title)
-    if _running(arguments, title):
-        return True
-    job = jobs.find(arguments)
-    if job is None or job.status().state == "cancelled":
-        long = "" if seconds is None else f" ({numbers.predicted_time(seconds)})"
-        _button(arguments, f"{title}{long}", title, _BUDGET_HELP)
-    return False
-
-
-def _start(arguments: tuple[str, ...], title: str) -> None:
+def _start(arguments: tuple[str, ...]) -> None:
     """Start what nobody asked for; a full queue is no reason to show nothing else."""
     try:
-        jobs.start(arguments, title)
+        jobs.start(arguments, _TITLE)
     except StageLensError as error:
-        st.caption(components.plain(f"{title} does not start by itself: {error}"))
+        st.caption(components.plain(f"{_TITLE} does not start by itself: {error}"))
 
 
-def _running(arguments: tuple[str, ...], title: str) -> bool:
+def _again(arguments: tuple[str, ...], limit: str) -> None:
+    st.button(
+        f"Replay within {limit}",
+        icon=":material/replay:",
+        help=_HELP,
+        key="start-replay",
+        on_click=_asked,
+        args=(arguments, "all stages"),
+        width="stretch",
+    )
+
+
+def _running(computable: Computable, arguments: tuple[str, ...], said: str = "") -> bool:
+    """Show a job while it runs, and rerun the page whenever it has stored something."""
     job = jobs.find(arguments)
     if job is not None and job.running:
-        st.caption(f"{title} is being computed; the page switches to it when it is ready.")
+        if said:
+            st.caption(components.plain(said))
+        _watch(computable.at.path, computable.at.results)
     return components.job_state(arguments, "Try again")
 
 
-def _replay_label(computable: Computable) -> str:
-    seconds = computable.seconds
-    return "Replay (exact)" if seconds is None else f"Replay ({numbers.predicted_time(seconds)})"
-
-
-def _button(arguments: tuple[str, ...], label: str, title: str, text: str) -> None:
-    # The estimator's name; see Computable.arguments.
-    key = f"start-{arguments[3]}"
-    if st.button(label, icon=":material/replay:", help=text, key=key, width="stretch"):
-        jobs.start(arguments, title)
+@st.fragment(run_every=1.0)
+def _watch(path: str, results: str) -> None:
+    if loaders.source(Path(path)).results != results:
         st.rerun()

@@ -20,6 +20,8 @@ from stagelens.ui.pieces import components, pinning, state
 from stagelens.ui.pieces.pinning import Scene
 from stagelens.ui.reading import loaders
 from stagelens.ui.reading.loaders import Effects, Source
+from stagelens.wording.folding import listed
+from stagelens.wording.numbers import count_text
 
 from . import progressive, start
 
@@ -27,7 +29,8 @@ _ESTIMATOR_HELP = (
     "An estimator is a way to obtain a counterfactual: the model as it would be had a stage's "
     "updates not happened, all later stages run as they were. Replay runs the recorded steps "
     "again and is the ground truth; coarse-replay does so cheaply, within a budget; task-vector "
-    "is free and approximate. The Trust page compares them."
+    "is free and approximate. The Trust page compares them. A stage that the chosen one has not "
+    "come to is shown by the best of the others."
 )
 
 _BY_OUTCOME = (
@@ -278,7 +281,18 @@ def _choose_estimator(at: Source, set_name: str) -> Effects | None:
         "Estimator", available, key="estimator", bind="query-params", help=_ESTIMATOR_HELP
     )
     progressive.offer_best(available, name)
-    return loaders.effects(at, set_name, name)
+    effects = loaders.effects(at, set_name, name)
+    if effects is not None:
+        others = {source for source in effects.sources.values() if source != name}
+        if others:
+            own = sum(source == name for source in effects.sources.values())
+            count = count_text(len(effects.sources), "stage")
+            st.caption(
+                components.plain(
+                    f"{name}: {own} of {count}; the others by {listed(sorted(others))}."
+                )
+            )
+    return effects
 
 
 def _choose_groups(at: Source, set_name: str) -> tuple[str | None, tuple[str, ...]]:
@@ -308,7 +322,7 @@ def nothing_measured(workspace: Workspace) -> None:
         return
     st.info(
         "No stage effect has been measured on this set yet. The task vector is free and takes "
-        "seconds; better numbers follow automatically.",
+        "seconds; exact numbers follow, stage by stage.",
         icon=":material/hourglass_empty:",
     )
     progressive.first(progressive.Computable.of(workspace.at, workspace.examples.name))

@@ -158,10 +158,19 @@ def result(at: Source, set_name: str, estimate: str, behaviour: str) -> Result |
 
 @st.cache_resource(max_entries=8, show_spinner=False)
 def effects(at: Source, set_name: str, estimate: str) -> Effects | None:
-    """An effect table as pages use it; None if there is none."""
+    """An effect table as pages use it; None if there is none.
+
+    Stages that the table lacks, as a replay does that has not come to them, have the best known
+    numbers of the other tables; ``Effects.sources`` says which.
+    """
     found = _measured(at, set_name, estimate)
     if found is None:
         return None
+    stages = [stage.name for stage in run(at).stages]
+    if any(stage not in found.trust for stage in stages):
+        names = [name for name in available(at, set_name) if name != estimate]
+        others = [other for name in names if (other := _measured(at, set_name, name)) is not None]
+        found = estimates.completed(found, others, stages)
     # Slices join a table that stays cached, so that saving one does not read effects again.
     own = slices(at, set_name)[0]
     return found.with_columns(lambda rows: joined(rows, own)) if own else found

@@ -72,9 +72,19 @@ class RemovalView:
 
     @property
     def removable(self) -> list[str]:
-        """Stages that have a counterfactual, in training order."""
-        trust = self.effects.trust
-        return [s for s in self.workspace.stages if s in trust and trust[s].trust != "refused"]
+        """Stages that have a counterfactual by the chosen estimate, in training order."""
+        trust, own = self.effects.trust, self.effects.estimator
+        return [
+            stage
+            for stage, source in self.effects.sources.items()
+            if source == own and trust[stage].trust != "refused"
+        ]
+
+    @property
+    def elsewhere(self) -> list[str]:
+        """Stages that the table of the chosen estimate lacks; another one has them."""
+        own = self.effects.estimator
+        return [stage for stage, source in self.effects.sources.items() if source != own]
 
     def edit(self, strengths: dict[str, float]) -> Edit:
         """An edit by this estimator."""

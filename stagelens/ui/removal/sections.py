@@ -12,6 +12,7 @@ from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components
 from stagelens.ui.pieces.trust_marks import trust_badge
 from stagelens.ui.reading.loaders import Effects
+from stagelens.wording.folding import listed
 from stagelens.wording.numbers import count_text
 
 from . import before_and_after, edited_models, targeting
@@ -110,6 +111,13 @@ def _sliders(view: RemovalView) -> dict[str, float]:
                 )
             if stage in view.removable:
                 strengths[stage] = percent / 100
+    if view.elsewhere:
+        st.caption(
+            components.plain(
+                f"{view.effects.estimator} does not hold {listed(view.elsewhere)} yet: choose "
+                "another estimator in the sidebar, or have it replayed."
+            )
+        )
     return strengths
 
 

@@ -16,6 +16,7 @@ from stagelens.analyses.spurious.statistics import LEVEL, SMALLEST, SUPPORT
 from stagelens.charts import BLAME, EITHER
 from stagelens.charts.places import patch_map
 from stagelens.charts.style import MUTED, short
+from stagelens.effects.results import ResultFacts
 from stagelens.estimators import registry
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.ui.opening.workspace import Workspace
@@ -24,7 +25,7 @@ from stagelens.ui.pieces.pinning import About
 from stagelens.ui.pieces.trust_marks import trust_html, trust_line
 from stagelens.ui.reading import loaders
 from stagelens.ui.reading.loaders import Effects, Source
-from stagelens.ui.server import jobs
+from stagelens.ui.server import jobs, settings
 from stagelens.wording.numbers import count_text, number, phrase, signed_text
 from stagelens.wording.trust_words import percent, trust_word
 
@@ -47,15 +48,15 @@ def found_features_tab(workspace: Workspace, effects: Effects) -> None:
     """What was found for the chosen stage; if there was no search yet, one starts."""
     facts = loaders.stored_estimates(workspace.at, workspace.examples.name)[effects.estimator]
     found = _found(workspace.at, workspace.examples.name, effects.estimator)
+    arguments = (
+        *("features", workspace.at.path, "--set", workspace.examples.name),
+        *("--estimator", facts.estimator),
+        *registry.options(facts.settings),
+    )
     if found is None:
-        _search(
-            (
-                *("features", workspace.at.path, "--set", workspace.examples.name),
-                *("--estimator", facts.estimator),
-                *registry.options(facts.settings),
-            )
-        )
+        _search(arguments)
         return
+    _further(found, facts, arguments)
     stage, kind = _controls(workspace, found)
     rows = strongest(found, stage)
     # Columns are metadata; by default the tab shows what no metadata records.
@@ -93,6 +94,20 @@ def _search(arguments: tuple[str, ...]) -> None:
     if job.status().state == "cancelled":
         st.button("Look for features", icon=":material/search:", on_click=jobs.forget,
                   args=(arguments,), key="look-for-features")  # fmt: skip
+
+
+def _further(found: Features, facts: ResultFacts, arguments: tuple[str, ...]) -> None:
+    """Offer to look at stages that joined the effect table after the search."""
+    given = [trust.stage for trust in facts.stages if trust.trust != "refused"]
+    if found.holds(given) or settings.read_only():
+        return
+    job = jobs.find(arguments)
+    if job is None:
+        jobs.start(arguments, "The search for features")
+    if not components.job_state(arguments, "Try again"):
+        st.button("Look at the stages that were replayed since", icon=":material/search:",
+                  on_click=jobs.forget, args=(arguments,),
+                  key="look-at-further-stages")  # fmt: skip
 
 
 def _controls(workspace: Workspace, found: Features) -> tuple[str, str | None]:

@@ -9,6 +9,7 @@ import streamlit as st
 
 from stagelens.charts.style import FAINT_AREA, HAIRLINE
 from stagelens.estimators import registry
+from stagelens.estimators.durations import paces
 from stagelens.estimators.stage_trust import REPLAY, StageTrust
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components
@@ -31,7 +32,7 @@ def every_estimate(workspace: Workspace, view: TrustView) -> None:
     st.header("What each estimate costs", anchor=False)
     components.text_block(
         "Time that the estimates took on this run for the stages before the last, whose effect "
-        "comes free, and the time predicted for an idle machine. Errors are relative errors on the "
+        "comes free, and the time predicted for this machine. Errors are relative errors on the "
         f"{view.behaviour.name}.",
         muted=True,
     )
@@ -84,7 +85,7 @@ def _row(estimate: str, cells: list[str], chosen: bool) -> str:
 
 
 def _predicted(workspace: Workspace, estimator: str, settings: dict[str, float]) -> str:
-    seconds = registry.estimate_seconds(workspace.run.stages, estimator, settings)
+    seconds = registry.estimate_seconds(paces(workspace.run).stages, estimator, settings)
     return "not known" if seconds is None else numbers.measured_time(seconds)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import streamlit as st
 
 from stagelens.estimators import registry
+from stagelens.estimators.durations import paces
 from stagelens.estimators.stage_trust import REPLAY
 from stagelens.trust import durations
 from stagelens.ui.opening.progressive import VERIFICATION
@@ -161,11 +162,13 @@ def _prediction(workspace: Workspace, chosen: tuple[str, ...]) -> None:
             wanted += [(value, each) for each in (budgets if _take_budget([value]) else [{}])]
     orders = int(chosen[-1])
     facts = list(stored.values())
-    seconds = durations.verify_seconds(workspace.run.stages, wanted, orders, facts)
+    known = paces(workspace.run)
+    seconds = durations.verify_seconds(known.stages, wanted, orders, facts)
     if seconds is None:
         text = "How long it takes is not known: the recording has no timings."
     else:
-        text = f"Predicted: {numbers.predicted_time(seconds)}, from the times that were recorded."
-    if REPLAY in stored:
+        source = "the times that were recorded" if known.taken is None else "steps timed here"
+        text = f"Predicted: {numbers.predicted_time(seconds)}, from {source}."
+    if REPLAY in stored and len(stored[REPLAY].stages) == len(workspace.stages):
         text += " The replay itself is stored already."
     components.text_block(text, muted=True)
