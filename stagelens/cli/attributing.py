@@ -21,8 +21,8 @@ from stagelens.estimators.registry import (
 )
 from stagelens.estimators.stage_trust import REPLAY
 from stagelens.runs.run import Run
+from stagelens.trust.trust_columns import with_trust
 from stagelens.wording.numbers import measured_time
-from stagelens.wording.trust_words import trust_word
 
 from .options import (
     BudgetOption,
@@ -96,9 +96,7 @@ def attribute(
     print_effects(result)
     if out is not None and not processes.is_worker():
         # Stored tables get their trust when they are read; a file that leaves the run carries it.
-        rows = zip(result.table["stage"], result.table["behaviour"], strict=True)
-        words = [trust_word(result.trust[stage], behaviour) for stage, behaviour in rows]
-        write_table(out, result.table.assign(trust=words))
+        write_table(out, with_trust(result.table, result.trust))
 
 
 def _times(run: Run, result: Result) -> list[str]:

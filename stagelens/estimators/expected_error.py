@@ -21,6 +21,8 @@ two, 97 % of such estimates had r >= 0.9 and a relative error <= 0.5."""
 SIGN_UNCERTAIN_ABOVE = 0.7
 """Above it, about one example in five is expected on the wrong side of zero: normal errors of
 relative size e, independent of normal effects, turn the sign of arctan(e) / pi of them."""
+WRONG_SIGNS_ABOVE = 0.2
+"""With a larger share of signs that may be wrong, effects are neither credit nor blame."""
 REFUSED_ABOVE = 1.0
 """An error as large as the effect itself leaves nothing to say."""
 
@@ -131,7 +133,7 @@ def judged(trust: StageTrust, evidence: Evidence) -> StageTrust:
     if not error <= REFUSED_ABOVE:  # so that a NaN is refused too
         shown = f"{100 * error:.0f} % of" if error <= 10 else "more than 10 times"
         reason = (
-            f"Coarse replay: an error of {shown} the effect is expected, so no number is shown; "
+            f"Coarse replay: the error may be up to {shown} the effect, so no number is shown; "
             "raise the budget, or use replay."
         )
         return trust.model_copy(
@@ -139,7 +141,7 @@ def judged(trust: StageTrust, evidence: Evidence) -> StageTrust:
         )
     return trust.model_copy(
         update={
-            "reason": f"Coarse replay; expected error {100 * error:.0f} %.",
+            "reason": "Coarse replay.",
             "expected_error": error,
             "reliable": error <= RELIABLE_BELOW,
         }

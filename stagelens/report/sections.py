@@ -323,6 +323,10 @@ def _features(basis: Basis) -> list[Finding]:
     ]
 
 
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
 def _trust(basis: Basis) -> list[Finding]:
     # The measured one: accuracy is derived, and is not itself compared with replay.
     behaviour = _shown(basis.effects)[-1].name
@@ -341,9 +345,9 @@ def _trust(basis: Basis) -> list[Finding]:
                     "r with replay": None if agreement is None else agreement.r,
                     "slope": None if agreement is None else agreement.slope,
                     "error %": None if agreement is None else 100 * agreement.relative_error,
-                    "expected error %": None
-                    if trust.expected_error is None
-                    else 100 * trust.expected_error,
+                    "reliable before a replay": trust.reliable,
+                    "error up to %": _percent(trust.expected_error),
+                    "typically %": _percent(trust.typical_error),
                 }
             )
     said = (

@@ -65,7 +65,7 @@ def test_without_any_result_it_says_what_would_be_learnt_and_how_long(
     shutil.rmtree(demo_copy / "results")
     app = check(open_page(demo_copy.parent, "run=digits", PAGE))
     said = words(app)
-    assert "Nothing has been verified on this set yet" in said
+    assert "Nothing has been compared with a replay on this set yet" in said
     assert "Predicted: " in said and "seconds" in said
     assert "Verify by replay" in labels(app)
 

@@ -32,7 +32,7 @@ from stagelens.ui.reading import loaders
 from stagelens.ui.reading.loaders import Source
 from stagelens.wording.folding import MOST, listed
 from stagelens.wording.numbers import count_text, number, signed_text
-from stagelens.wording.trust_words import MARKS, decimal, expected_word, percent, trust_explanation
+from stagelens.wording.trust_words import MARKS, decimal, percent, promised_word, trust_explanation
 
 FIGURES = {
     "r": ("Pearson r", "1: the estimate rises and falls with replay over the examples."),
@@ -188,9 +188,9 @@ def stages(workspace: Workspace, view: TrustView) -> None:
     """One card per stage: the verdict, the scatter, and all figures together."""
     if view.truth is None:
         st.info(
-            "Nothing has been verified on this set yet: no replay is stored that can be read, so "
-            "these are the estimates' own expectations. **Verify by replay**, below, shows how far "
-            "each number is off.",
+            "Nothing has been compared with a replay on this set yet: none is stored that can be "
+            "read, so these are the estimates' own promises. **Verify by replay**, below, shows "
+            "how far each number is off.",
             icon=":material/science:",
         )
     elif view.truth.trust and any(t.trust != "exact" for t in view.truth.trust.values()):
@@ -311,10 +311,10 @@ def _figures(view: TrustView, trust: StageTrust, row: Mapping[str, Any] | None) 
         lines.append((title, _text(name, row[name]), between, meaning))
     lines.append(
         (
-            "Expected error" if row is None else "Expected beforehand",
+            "Error up to" if row is None else "Promised: up to",
             "not known" if trust.expected_error is None else percent(trust.expected_error),
-            "" if trust.expected_error is None else expected_word(trust.expected_error),
-            "Relative error that was expected without a replay.",
+            "" if trust.expected_error is None else _promised(trust),
+            "Relative error that nine of ten such estimates stay within, found without a replay.",
         )
     )
     floor = np.nan if row is None else row["noise_floor_r"]
@@ -344,6 +344,11 @@ def _figures(view: TrustView, trust: StageTrust, row: Mapping[str, Any] | None) 
         for title, value, more, meaning in lines
     )
     st.html(f"<table style='{_TABLE};font-size:.875rem'><tbody>{cells}</tbody></table>")
+
+
+def _promised(trust: StageTrust) -> str:
+    word, typical = promised_word(trust), trust.typical_error
+    return word if typical is None else f"typically {percent(typical)}; {word}"
 
 
 _CELL = "border:0;padding:.14em .5em .14em 0;vertical-align:baseline;white-space:nowrap"
