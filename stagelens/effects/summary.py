@@ -197,7 +197,7 @@ def _rows(
 ) -> list[dict[str, Any]]:
     keys = ["stage"] if by is None else ["stage", by]
     noise = _noise_of_means(rows, orders, behaviour, keys)
-    rms = _rms(rows)
+    rms = rms_effects(rows)
     result = []
     for key, own in _groups(rows, keys):
         means = _means(own, behaviour.sign)
@@ -214,8 +214,12 @@ def _rows(
     return result
 
 
-def _rms(rows: pd.DataFrame) -> dict[str, float]:
-    """Stage to its root mean square effect over the examples with a label, or over all."""
+def rms_effects(rows: pd.DataFrame) -> dict[str, float]:
+    """Stage to its root mean square effect over the examples with a label, or over all.
+
+    Args:
+        rows: Of one behaviour, of the whole set.
+    """
     if rows.empty:
         return {}
     known = rows["label"].notna() if "label" in rows else pd.Series(False, rows.index)
