@@ -74,9 +74,18 @@ def heading(workspace: Workspace) -> None:
     """What the page is for."""
     st.title("Trust", anchor=False)
     components.text_block(
-        "Estimates propose, replay decides. Each point below is one example of set "
-        f"{workspace.examples.name}: its stage effect by an estimate against the effect by replay, "
-        "which runs the recorded steps again and is the ground truth."
+        "Estimates propose, replay decides: it runs the recorded steps again, and is the ground "
+        "truth. First what the promises of estimates are worth, then the estimates of this run on "
+        f"set {workspace.examples.name}."
+    )
+
+
+def against_replay(view: TrustView) -> None:
+    """What the points of the scatter plots are."""
+    st.header("Estimates against replay", anchor=False)
+    components.text_block(
+        f"Each point is one example: its stage effect on the {view.behaviour.name} by "
+        f"{view.estimate} against the effect by replay."
     )
 
 
