@@ -270,7 +270,9 @@ def _gaps(basis: Basis) -> list[Finding]:
     by, effects = basis.by, basis.effects
     if by is None or by == "label" or ACCURACY.name not in effects.behaviours:
         return []
-    gaps = group_gaps(rows_of(effects, (by,)), basis.stages, (by,), ACCURACY, basis.orders)
+    gaps = group_gaps(
+        rows_of(effects, (by,)), basis.stages, (by,), ACCURACY, basis.orders, effects.trust
+    )
     stages = [stage for stage in basis.stages if stage in effects.trust]
     notes = gap_notes(gaps, stages, effects.trust)
     return [
