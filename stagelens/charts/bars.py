@@ -22,7 +22,7 @@ from stagelens.wording.numbers import (
 )
 from stagelens.wording.trust_words import signs_known
 
-from .diverging_bars import BarRow, diverging, is_true, told
+from .diverging_bars import BELOW, BarRow, diverging, is_true, told
 from .style import INK, LIGHT, NEITHER, PAPER, Chart, Palette, escaped
 
 UNSIGNED = "± its sign is uncertain: neither credit nor blame"
@@ -74,14 +74,15 @@ def credit_and_blame(
     figure.add_trace(
         go.Scatter(
             x=[scaled(float(r["gain"]), behaviour) for r in rows],
-            y=list(range(len(rows))),
+            y=[place + BELOW for place in range(len(rows))],
             mode="markers",
             name="net",
             marker={
-                "symbol": ["diamond" if one else "diamond-open" for one in clear],
+                "symbol": "diamond",
                 "size": 13,
+                # Filled with neither colour where the sign of the mean is not clear.
                 "color": [PAPER if one else NEITHER for one in clear],
-                "line": {"color": [INK if one else NEITHER for one in clear], "width": 2},
+                "line": {"color": [INK if one else PAPER for one in clear], "width": 2},
             },
             hoverinfo="skip",
         )

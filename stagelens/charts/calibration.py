@@ -18,13 +18,15 @@ from .style import FAINT_AREA, LIGHT, MUTED, Chart, Palette, escaped, style
 
 MOST_POINTS = 900
 """Estimates of the bench that are drawn; all are counted."""
-_NAMED = 8
+_NAMED = 6
 """With more marks of its own, a run's are named only under the pointer."""
 _HEIGHT = 400
 _ENDS = (0.005, 10.0)
 """Errors outside are drawn at the edge."""
 _TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-_RELIABLE = "#009E73"
+_RELIABLE, _OWN = "#009E73", "#B5599A"
+_BESIDE = ("top right", "bottom right", "top left", "bottom left")
+"""Where names stand, in turn, because marks may be near each other."""
 
 
 @dataclass(frozen=True)
@@ -118,16 +120,15 @@ def _areas(figure: go.Figure, palette: Palette) -> None:
     straight(figure, _ENDS, (AGREES_ERROR, AGREES_ERROR), "dot", 1.5, palette.line)
     for text, x, y, end in (
         ("further off than promised", low, high, "top"),
-        (f"close enough: error at most {percent(AGREES_ERROR)}, below the line", high,
-         AGREES_ERROR, "top"),
-    ):  # fmt: skip
+        (f"below: error at most {percent(AGREES_ERROR)}", low, AGREES_ERROR, "top"),
+    ):
         figure.add_annotation(
             text=text,
             x=np.log10(x),
             y=np.log10(y),
-            xanchor="left" if x == low else "right",
+            xanchor="left",
             yanchor=end,
-            xshift=4 if x == low else -4,
+            xshift=4,
             showarrow=False,
             font={"color": palette.muted, "size": 12},
         )
@@ -145,7 +146,7 @@ def _own(figure: go.Figure, own: Sequence[OwnEstimate], palette: Palette) -> Non
             y=[*_ENDS, None] * len(own),
             mode="lines",
             name="this run",
-            line={"color": palette.line, "width": 1.5, "dash": "dash"},
+            line={"color": _OWN, "width": 1.5, "dash": "dash"},
             opacity=0.8,
             hoverinfo="skip",
             showlegend=False,
@@ -160,14 +161,13 @@ def _own(figure: go.Figure, own: Sequence[OwnEstimate], palette: Palette) -> Non
             mode="markers+text" if len(own) <= _NAMED else "markers",
             name="this run (◆ true error, ▲ not checked)",
             text=[escaped(one.name, 20) for one in own],
-            # In turn above and beside, because marks may be near each other.
-            textposition=[("top right", "middle right")[n % 2] for n in range(len(own))],
+            textposition=[_BESIDE[number % len(_BESIDE)] for number in range(len(own))],
             textfont={"color": palette.text, "size": 12},
             marker={
                 "symbol": ["diamond" if seen else "triangle-up-open" for seen in checked],
                 "size": 12,
-                "color": palette.line,
-                "line": {"color": palette.line, "width": 2},
+                "color": _OWN,
+                "line": {"color": _OWN, "width": 2},
             },
             customdata=[
                 f"<b>{escaped(one.name)}</b><br>promised: up to {percent(one.promised)}<br>"

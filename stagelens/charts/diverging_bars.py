@@ -14,13 +14,15 @@ from stagelens.estimators.stage_trust import StageTrust
 from stagelens.wording.numbers import amount_text, axis_unit, is_share, scaled, signed_text
 from stagelens.wording.trust_words import MARKS, is_trustworthy, trust_label, trust_word
 
-from .style import BLAME, CREDIT, INK, NEITHER, PAPER, ZERO, Palette, escaped, style
+from .style import BLAME, CREDIT, NEITHER, PAPER, ZERO, Palette, escaped, style
 
 _BAR_HEIGHT = 64
 FAINT = 0.4
 """Opacity of what is not to be relied on."""
 _WITHIN_NOISE = "≈ within training noise"
 SHORT_NOISE = "≈ within noise"
+BELOW = 0.15
+"""How far below the middle of a bar, in rows, intervals are: numbers stand beside the middle."""
 _MOST_BEYOND = 2.0
 """How far past the longest bar an interval may widen the axis; the rest of it is cut off."""
 
@@ -116,7 +118,7 @@ def diverging(
             )
         )
     reach = _reach(rows, behaviour, 1.5 if narrow else 1.25)
-    _whiskers(figure, rows, behaviour)
+    _whiskers(figure, rows, behaviour, palette)
     for place, (stage_trust, one, other) in enumerate(zip(known, credit, blame, strict=True)):
         if not (np.isfinite(one) and np.isfinite(other)):
             refused = stage_trust is not None and stage_trust.trust == "refused"
@@ -193,19 +195,26 @@ def _either_way(value: float, behaviour: Behaviour, unit: bool) -> str:
     return f"±{amount_text(value, behaviour, unit)}"
 
 
-def _whiskers(figure: go.Figure, rows: Sequence[BarRow], behaviour: Behaviour) -> None:
-    """Intervals, dark in a light seam, so that they stand out on bars and on any background."""
+def _whiskers(
+    figure: go.Figure, rows: Sequence[BarRow], behaviour: Behaviour, palette: Palette
+) -> None:
+    """Intervals, with a light seam, so that they stand out on bars and on any background."""
     known = [(place, row) for place, row in enumerate(rows) if row.half > 0]
     if not known:
         return
-    for color, thickness in ((PAPER, 5), (INK, 2)):
+    for color, thickness in ((PAPER, 5), (palette.line, 2)):
         figure.add_trace(
             go.Scatter(
                 name="interval",
                 x=[scaled(row.middle, behaviour) for _, row in known],
-                y=[place for place, _ in known],
+                y=[place + BELOW for place, _ in known],
                 mode="markers",
-                marker={"size": 1, "color": color},
+                marker={
+                    "symbol": "line-ew-open",
+                    "size": 9,
+                    "color": color,
+                    "line": {"color": color, "width": 2},
+                },
                 error_x={
                     "type": "data",
                     "array": [scaled(row.half, behaviour) for _, row in known],
@@ -213,7 +222,7 @@ def _whiskers(figure: go.Figure, rows: Sequence[BarRow], behaviour: Behaviour) -
                     "thickness": thickness,
                     "width": 5,
                 },
-                showlegend=color == INK,
+                showlegend=thickness == 2,
                 hoverinfo="skip",
             )
         )

@@ -151,6 +151,6 @@ def _whisker(middle: float, half: float) -> str:
     low, high = (max(min(end, 1.0), -1.0) for end in (middle - half, middle + half))
     return (
         f"<span style='position:absolute;left:{50 + 50 * low:.2f}%;width:{50 * (high - low):.2f}%;"
-        f"top:calc(50% + .05em);height:2px;margin-top:-1px;background:{INK};"
+        f"top:calc(50% + .1em);height:2px;background:{INK};"
         f"box-shadow:0 0 0 1.5px {PAPER}'></span>"
     )

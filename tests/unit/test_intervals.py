@@ -11,6 +11,7 @@ import pytest
 from stagelens import charts
 from stagelens.analyses.slices.effects import slice_summary
 from stagelens.analyses.slices.saved import Slice
+from stagelens.charts.style import NEITHER, PAPER
 from stagelens.contracts import Behaviour
 from stagelens.effects.headlines import headlines
 from stagelens.effects.summary import stage_summary
@@ -161,7 +162,7 @@ def test_bars_of_an_estimated_mean_that_is_not_clear_are_not_coloured() -> None:
         assert {bar.name for bar in bars if np.isfinite(bar.x).any()} == named
         net = next(each for each in chart.figure.data if each.name == "net")
         clear = known is GROUP and named == {"credit", "blame"}
-        assert net.marker.symbol[0] == ("diamond" if clear else "diamond-open")
+        assert net.marker.color[0] == (PAPER if clear else NEITHER)
 
 
 def test_bars_of_one_example_have_theirs() -> None:

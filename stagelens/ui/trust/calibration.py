@@ -86,7 +86,7 @@ def _stages(workspace: Workspace, estimate: str) -> list[StageTrust]:
 
 
 def _own(workspace: Workspace) -> tuple[OwnEstimate, ...]:
-    names = _estimates(workspace)
+    names = [name for name in _estimates(workspace) if _stages(workspace, name)]
     found = []
     for name in names:
         for one in _stages(workspace, name):

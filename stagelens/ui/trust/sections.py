@@ -322,10 +322,13 @@ def _figures(view: TrustView, trust: StageTrust, row: Mapping[str, Any] | None) 
         (
             "Error up to" if row is None else "Promised: up to",
             "not known" if trust.expected_error is None else percent(trust.expected_error),
-            "" if trust.expected_error is None else _promised(trust),
+            "" if trust.expected_error is None else promised_word(trust),
             "Relative error that nine of ten such estimates stay within, found without a replay.",
         )
     )
+    if trust.typical_error is not None:
+        meaning = "The median relative error of such estimates."
+        lines.append(("Typically", percent(trust.typical_error), "", meaning))
     floor = np.nan if row is None else row["noise_floor_r"]
     lines.append(
         (
@@ -353,11 +356,6 @@ def _figures(view: TrustView, trust: StageTrust, row: Mapping[str, Any] | None) 
         for title, value, more, meaning in lines
     )
     st.html(f"<table style='{_TABLE};font-size:.875rem'><tbody>{cells}</tbody></table>")
-
-
-def _promised(trust: StageTrust) -> str:
-    word, typical = promised_word(trust), trust.typical_error
-    return word if typical is None else f"typically {percent(typical)}; {word}"
 
 
 _CELL = "border:0;padding:.14em .5em .14em 0;vertical-align:baseline;white-space:nowrap"
