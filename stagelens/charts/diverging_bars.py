@@ -21,7 +21,7 @@ FAINT = 0.4
 """Opacity of what is not to be relied on."""
 _WITHIN_NOISE = "≈ within training noise"
 SHORT_NOISE = "≈ within noise"
-BELOW = 0.15
+BELOW = 0.18
 """How far below the middle of a bar, in rows, intervals are: numbers stand beside the middle."""
 _MOST_BEYOND = 2.0
 """How far past the longest bar an interval may widen the axis; the rest of it is cut off."""

@@ -136,14 +136,17 @@ def _signs_promised(trust: StageTrust) -> bool:
 def signs_known(trust: StageTrust | None, behaviour: str | None = None) -> bool:
     """Whether effects may be shown as credit and blame: not where too many signs may be wrong.
 
-    Of estimates that do not agree with their replay, what was counted decides, where it was.
+    Of estimates that do not agree with their replay, the signs that it found wrong decide; where
+    they were not counted, the error does.
     """
     if trust is None:
         return True
     word, agreement = trust_word(trust, behaviour), _agreement(trust, behaviour)
     if word == "does not agree" and agreement is not None:
         right = agreement.sign_agreement
-        return _signs_promised(trust) if right is None else 1 - right <= WRONG_SIGNS_ABOVE
+        if right is None or not np.isfinite(right):
+            return agreement.relative_error <= SIGN_UNCERTAIN_ABOVE
+        return 1 - right <= WRONG_SIGNS_ABOVE
     return word != "sign uncertain"
 
 

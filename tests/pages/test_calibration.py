@@ -10,7 +10,6 @@ import pytest
 
 from stagelens.effects.results import load_result, save_result
 from stagelens.runs.run import open_run
-from stagelens.ui.trust import calibration
 from tests.pages.reading import check, figures, words
 from tests.support.calibration_bench import bench_points
 
@@ -19,6 +18,9 @@ PAGE = "pages/4_Trust.py"
 
 @pytest.fixture(autouse=True)
 def _bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # Here, after the bench that a fixture of all pages may have to provide.
+    from stagelens.ui.trust import calibration
+
     monkeypatch.setattr(calibration.calibration, "points", bench_points)
     calibration._bench.clear()
     yield
