@@ -176,9 +176,10 @@ def _about(basis: Basis) -> str:
     told = f": {basis.examples.description}" if basis.examples.description else ""
     known = "by replay where one is stored"
     beyond = (
-        "two standard errors and training noise"
+        "two standard errors, the error of the estimate where it is known, and training noise"
         if basis.orders is not None
-        else ("two standard errors; training noise is not known")
+        else "two standard errors and the error of the estimate where it is known; training noise "
+        "is not known"
     )
     return (
         f"Set {basis.examples.name}, {count}{told}. Mean effects over at least "

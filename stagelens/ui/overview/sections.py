@@ -96,7 +96,7 @@ def headlines(
         components.sentences(found, size="1.15rem")
         components.text_block(
             f"Headlines are mean effects over at least {count_text(FEWEST, workspace.noun)}, "
-            "beyond two standard errors"
+            "beyond two standard errors, beyond the error of the estimate where that is known"
             + (
                 " and beyond training noise; from a replay where one is stored."
                 if noise_known
