@@ -1,20 +1,22 @@
-"""Trust: estimates against replay, what each costs, and the noise of training itself."""
+"""Trust: what promises are worth, estimates against replay, costs, and the noise of training."""
 
 from __future__ import annotations
 
 from stagelens.ui.opening.workspace import open_workspace
 from stagelens.ui.pieces import components
-from stagelens.ui.trust import costs, sections, verifying
+from stagelens.ui.trust import calibration, costs, sections, verifying
 
 workspace = open_workspace("Trust", effects=False)
 if workspace is not None:
     with components.errors_told():
         sections.heading(workspace)
+        calibration.what_promises_are_worth(workspace)
         view = sections.choose(workspace)
         if view is None:
             verifying.nothing_yet(workspace)
             verifying.verification_form(workspace)
         else:
+            sections.against_replay(view)
             sections.stages(workspace, view)
             sections.noise(workspace, view)
             costs.every_estimate(workspace, view)

@@ -12,30 +12,21 @@ import plotly.graph_objects as go
 from stagelens.contracts import Behaviour
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.wording.folding import strongest
+from stagelens.wording.intervals import Interval, made_of, mean_interval
 from stagelens.wording.numbers import (
     amount_text,
-    axis_unit,
     count_text,
-    is_share,
     phrase,
     scaled,
     signed_text,
 )
-from stagelens.wording.trust_words import MARKS, is_trustworthy, trust_label, trust_word
+from stagelens.wording.trust_words import signs_known
 
-from .style import BLAME, CREDIT, INK, LIGHT, PAPER, ZERO, Chart, Palette, escaped, style
+from .diverging_bars import BELOW, BarRow, diverging, is_true, told
+from .style import INK, LIGHT, NEITHER, PAPER, Chart, Palette, escaped
 
-_BAR_HEIGHT = 64
-FAINT = 0.4
-"""Opacity of what is not to be relied on."""
-_WITHIN_NOISE = "≈ within training noise"
-SHORT_NOISE = "≈ within noise"
-_NET = {
-    "symbol": "diamond",
-    "size": 13,
-    "color": PAPER,
-    "line": {"color": INK, "width": 2},
-}
+UNSIGNED = "± its sign is uncertain: neither credit nor blame"
+_UNCLEAR = "± no clear change on average: the interval includes zero"
 
 
 def credit_and_blame(
@@ -52,57 +43,100 @@ def credit_and_blame(
             ``blame``, ``effect``, ``n``, ``within_noise``); NaN where a stage is refused.
         behaviour: What was measured.
         trust: Stage to what is known of its counterfactual; printed under its name. Bars that
-            are not to be relied on are faint.
+            are not to be relied on are faint; those whose sign is uncertain are grey.
         palette: Light or dark.
         about: Which examples, for the alternative text.
     """
-    rows = summary.iloc[shown_stages(summary)].to_dict("records")
-    hovers = [
-        f"<b>{escaped(str(r['stage']))}</b><br>{_would_be_mean(r, behaviour)}"
-        f"<br>credit {signed_text(r['credit'], behaviour)}, in {_percent(r['credit_share'])} of "
-        f"{r['n']:,} examples<br>blame {signed_text(r['blame'], behaviour)}, in "
-        f"{_percent(r['blame_share'])}"
-        for r in rows
-    ]
+    every = summary.to_dict("records")
+    intervals = [mean_interval(r, trust.get(str(r["stage"])), behaviour.name) for r in every]
+    shown = shown_stages(summary)
+    rows, known = [every[place] for place in shown], [intervals[place] for place in shown]
     within = [is_true(r["within_noise"]) for r in rows]
-    figure = _diverging(
-        [str(r["stage"]) for r in rows],
-        [float(r["credit"]) for r in rows],
-        [float(r["blame"]) for r in rows],
-        hovers,
-        within,
-        behaviour,
-        trust,
-        palette,
-    )
+    notes = [
+        _sign_note(trust.get(str(r["stage"])), behaviour, one)
+        for r, one in zip(rows, known, strict=True)
+    ]
+    bars = [
+        BarRow(
+            stage=str(row["stage"]),
+            credit=float(row["credit"]),
+            blame=float(row["blame"]),
+            hover=_hover(row, behaviour, one, note),
+            within_noise=noisy,
+            unsigned=bool(note),
+            middle=float(row["gain"]),
+            half=np.nan if one is None else (one.high - one.low) / 2,
+        )
+        for row, one, noisy, note in zip(rows, known, within, notes, strict=True)
+    ]
+    figure = diverging(bars, behaviour, trust, palette)
+    clear = [one is None or one.is_clear for one in known]
     figure.add_trace(
         go.Scatter(
             x=[scaled(float(r["gain"]), behaviour) for r in rows],
-            y=list(range(len(rows))),
+            y=[place + BELOW for place in range(len(rows))],
             mode="markers",
             name="net",
-            marker=_NET,
+            marker={
+                "symbol": "diamond",
+                "size": 13,
+                # Filled with neither colour where the sign of the mean is not clear.
+                "color": [PAPER if one else NEITHER for one in clear],
+                "line": {"color": [INK if one else PAPER for one in clear], "width": 2},
+            },
             hoverinfo="skip",
         )
     )
     said = "; ".join(
-        f"{r['stage']}: "
-        + (
-            "no number"
-            if not np.isfinite(r["gain"])
-            else f"credit {amount_text(r['credit'], behaviour)}, "
-            f"blame {amount_text(r['blame'], behaviour)}"
-        )
-        + _known(trust.get(str(r["stage"])), behaviour, noisy)
-        for r, noisy in zip(rows, within, strict=True)
+        f"{r['stage']}: {_sides(r, behaviour, bool(note))}"
+        + (f", {note.removeprefix('± ')}" if note else "")
+        + told(trust.get(str(r["stage"])), behaviour, noisy)
+        for r, noisy, note in zip(rows, within, notes, strict=True)
     )
     more = rest_text(summary, behaviour)
+    ends = {
+        "low": [np.nan if one is None else one.low for one in intervals],
+        "high": [np.nan if one is None else one.high for one in intervals],
+    }
     return Chart(
         figure,
         f"Credit and blame of each stage for the {phrase(behaviour)} on {about}. {said}."
         + (f" {more}" if more else ""),
-        summary,
+        summary.assign(**ends),
     )
+
+
+def _sign_note(trust: StageTrust | None, behaviour: Behaviour, interval: Interval | None) -> str:
+    """Why a stage's bars are neither credit nor blame; empty where they are.
+
+    Where nothing is estimated, single examples have their credit and blame, whatever the mean.
+    """
+    if not signs_known(trust, behaviour.name):
+        return UNSIGNED
+    unclear = interval is not None and interval.estimate > 0 and not interval.is_clear
+    return _UNCLEAR if unclear else ""
+
+
+def _hover(
+    row: Mapping[str, Any], behaviour: Behaviour, interval: Interval | None, note: str
+) -> str:
+    lines = [f"<b>{escaped(str(row['stage']))}</b>", _would_be_mean(row, behaviour)]
+    lines.append(made_of(interval, behaviour))
+    plus, minus = (signed_text(row[name], behaviour) for name in ("credit", "blame"))
+    shares = [_percent(row[f"{name}_share"]) for name in ("credit", "blame")]
+    names = ("one way", "the other way") if note else ("credit", "blame")
+    lines.append(f"{names[0]} {plus}, in {shares[0]} of {row['n']:,} examples")
+    lines.append(f"{names[1]} {minus}, in {shares[1]}")
+    return "<br>".join([*lines, *([note] if note else [])])
+
+
+def _sides(row: Mapping[str, Any], behaviour: Behaviour, unsigned: bool) -> str:
+    if not np.isfinite(row["gain"]):
+        return "no number"
+    first, second = (amount_text(row[name], behaviour) for name in ("credit", "blame"))
+    if unsigned:
+        return f"{first} one way, {second} the other way"
+    return f"credit {first}, blame {second}"
 
 
 def shown_stages(summary: pd.DataFrame) -> list[int]:
@@ -135,7 +169,8 @@ def example_effects(
 
     Args:
         effects: One row per stage in training order, with ``stage``, ``effect`` and, where the
-            training noise is known, ``within_noise``.
+            training noise is known, ``within_noise``; where the error of the effect on one example
+            is known, ``error``, what it adds on either side.
         behaviour: What was measured.
         trust: Stage to what is known of its counterfactual.
         palette: Light or dark.
@@ -144,22 +179,30 @@ def example_effects(
     stages = [str(stage) for stage in effects["stage"]]
     gains = [behaviour.sign * float(effect) for effect in effects["effect"]]
     within = [is_true(one) for one in effects.get("within_noise", [None] * len(stages))]
+    errors = [float(error) for error in effects.get("error", [np.nan] * len(stages))]
+    unsigned = [not signs_known(trust.get(stage), behaviour.name) for stage in stages]
     hovers = [
         f"<b>{escaped(stage)}</b><br>without it: {phrase(behaviour)} "
-        + _change(-behaviour.sign * gain, behaviour)
-        for stage, gain in zip(stages, gains, strict=True)
+        f"{_change(-behaviour.sign * gain, behaviour)}{error_text(error, behaviour, '<br>')}"
+        + (f"<br>{UNSIGNED}" if unknown else "")
+        for stage, gain, error, unknown in zip(stages, gains, errors, unsigned, strict=True)
     ]
-    figure = _diverging(
-        stages,
-        [max(g, 0.0) if np.isfinite(g) else g for g in gains],
-        [min(g, 0.0) if np.isfinite(g) else g for g in gains],
-        hovers,
-        within,
-        behaviour,
-        trust,
-        palette,
-        narrow=True,
-    )
+    bars = [
+        BarRow(
+            stage=stage,
+            credit=max(gain, 0.0) if np.isfinite(gain) else gain,
+            blame=min(gain, 0.0) if np.isfinite(gain) else gain,
+            hover=hover,
+            within_noise=noisy,
+            unsigned=unknown,
+            middle=gain,
+            half=error,
+        )
+        for stage, gain, hover, noisy, unknown, error in zip(
+            stages, gains, hovers, within, unsigned, errors, strict=True
+        )
+    ]
+    figure = diverging(bars, behaviour, trust, palette, narrow=True)
     said = said_of_one(stages, gains, within, behaviour, trust, len(every) - len(effects))
     return Chart(figure, said, every)
 
@@ -181,167 +224,26 @@ def said_of_one(
         + (
             "no number"
             if not np.isfinite(gain)
-            else f"{'credit' if gain > 0 else 'blame'} {amount_text(gain, behaviour)}"
+            else f"{_side(gain, trust.get(stage), behaviour)} {amount_text(gain, behaviour)}"
         )
-        + _known(trust.get(stage), behaviour, noisy)
+        + told(trust.get(stage), behaviour, noisy)
         for stage, gain, noisy in zip(stages, gains, within, strict=True)
     )
     rest = f" {more:,} more stages have smaller effects." if more else ""
     return f"Effect of each stage on this example's {phrase(behaviour)}. {said}.{rest}"
 
 
-def _diverging(
-    stages: Sequence[str],
-    credit: Sequence[float],
-    blame: Sequence[float],
-    hovers: Sequence[str],
-    within: Sequence[bool],
-    behaviour: Behaviour,
-    trust: Mapping[str, StageTrust],
-    palette: Palette,
-    narrow: bool = False,
-) -> go.Figure:
-    # Rows by number, since long names may be equal once they are shortened.
-    places = list(range(len(stages)))
-    figure = go.Figure()
-    known = [trust.get(stage) for stage in stages]
-    faint = [one is not None and not is_trustworthy(one, behaviour.name) for one in known]
-    hovers = [
-        hover + _known(one, behaviour, noisy, "<br>")
-        for hover, one, noisy in zip(hovers, known, within, strict=True)
-    ]
-    for name, values, color, shape in (
-        ("credit", credit, CREDIT, ""),
-        ("blame", blame, BLAME, "/"),
-    ):
-        figure.add_trace(
-            go.Bar(
-                name=name,
-                orientation="h",
-                # A bar of length 0 would still show its outline.
-                x=[scaled(value, behaviour) if value else np.nan for value in values],
-                y=places,
-                width=0.5,
-                marker={
-                    "color": color,
-                    "opacity": [FAINT if one else 1.0 for one in faint],
-                    "line": {"color": color, "width": 1},
-                    "pattern": {
-                        "shape": shape,
-                        "fillmode": "overlay",
-                        "fgcolor": PAPER,
-                        "fgopacity": 0.65,
-                        "size": 7,
-                        "solidity": 0.25,
-                    },
-                },
-                text=[
-                    signed_text(value, behaviour, unit=False)
-                    if np.isfinite(value) and value != 0
-                    else ""
-                    for value in values
-                ],
-                textposition="outside",
-                textfont={"color": palette.text, "size": 14},
-                cliponaxis=False,
-                customdata=list(hovers),
-                hovertemplate="%{customdata}<extra></extra>",
-            )
-        )
-    sizes = [abs(scaled(v, behaviour)) for v in (*credit, *blame) if np.isfinite(v)]
-    # Room for the numbers beside the bars, or they run into the names; and a lower bound, so that
-    # effects that all round to zero are not blown up.
-    reach = (1.5 if narrow else 1.25) * max([*sizes, 1.0 if is_share(behaviour) else 0.01])
-    for place, (of, one, other) in enumerate(zip(known, credit, blame, strict=True)):
-        if not (np.isfinite(one) and np.isfinite(other)):
-            refused = of is not None and of.trust == "refused"
-            figure.add_annotation(
-                x=0,
-                y=place,
-                text="refused: no number" if refused else "no number",
-                showarrow=False,
-                xanchor="left",
-                xshift=8,
-                font={"color": palette.muted, "size": 13},
-            )
-    style(figure, palette, height=106 + _BAR_HEIGHT * max(len(stages), 1))
-    unit = f" ({axis_unit(behaviour)})" if axis_unit(behaviour) else ""
-    figure.update_layout(
-        barmode="relative",
-        margin={"l": 8, "r": 16, "t": 44, "b": 58},
-        legend={"x": 0.5, "xanchor": "center", "y": 1.0, "yanchor": "bottom"},
-        hoverlabel={"align": "left"},
-    )
-    figure.update_yaxes(
-        tickmode="array",
-        tickvals=places,
-        ticktext=[
-            _stage_label(stage, one, behaviour, noisy)
-            for stage, one, noisy in zip(stages, known, within, strict=True)
-        ],
-        range=[len(stages) - 0.5, -0.5],  # training order runs downwards
-        automargin=True,
-        showgrid=False,
-        zeroline=False,
-        ticks="",
-    )
-    figure.update_xaxes(
-        range=[-reach, reach],
-        showgrid=True,
-        zeroline=True,
-        zerolinecolor=ZERO,
-        zerolinewidth=1.5,
-        fixedrange=True,
-        nticks=7,
-    )
-    worse = {"higher": "lower", "lower": "higher"}[behaviour.better]
-    for text, x, anchor in (
-        (f"← {behaviour.name} {worse}", 0, "left"),
-        (f"{behaviour.name} {behaviour.better}{unit} →", 1, "right"),
-    ):
-        figure.add_annotation(
-            text=text,
-            x=x,
-            xref="paper",
-            xanchor=anchor,
-            y=0,
-            yref="paper",
-            yanchor="top",
-            yshift=-32,
-            showarrow=False,
-            font={"color": palette.muted, "size": 13},
-        )
-    return figure
+def _side(gain: float, trust: StageTrust | None, behaviour: Behaviour) -> str:
+    if not signs_known(trust, behaviour.name):
+        return "its sign uncertain,"
+    return "credit" if gain > 0 else "blame"
 
 
-def _stage_label(
-    stage: str, trust: StageTrust | None, behaviour: Behaviour, within_noise: bool
-) -> str:
-    """The name, and below it what is known, in short lines because room is scarce."""
-    lines: list[str] = []
-    if trust is not None:
-        word = trust_word(trust, behaviour.name)
-        lines.append(f"{MARKS[word]} {word}")
-    lines += [SHORT_NOISE] if within_noise else []
-    name = escaped(stage, 28)
-    below = "".join(f"<br><span style='font-size:12px'>{line}</span> " for line in lines)
-    return f"<b>{name}</b> {below}" if lines else f"{name} "
-
-
-def _known(
-    trust: StageTrust | None, behaviour: Behaviour, within_noise: bool, between: str = ", "
-) -> str:
-    """What is known about a bar beyond its length."""
-    said = [] if trust is None else [trust_label(trust, behaviour.name)]
-    if trust is not None and trust.trust != "refused" and not is_trustworthy(trust, behaviour.name):
-        said.append("not to be relied on")
-    said += [_WITHIN_NOISE] if within_noise else []
-    return "".join(f"{between}{one}" for one in said)
-
-
-def is_true(value: object) -> bool:
-    """Whether a value is true; an unknown one is not."""
-    return bool(value) if pd.notna(value) else False
+def error_text(error: float, behaviour: Behaviour, before: str = "") -> str:
+    """What the error of an estimate adds to the effect on one example; empty where not known."""
+    if not error > 0:  # NaN too
+        return ""
+    return f"{before}±{amount_text(error, behaviour)}, which nine of ten such estimates stay within"
 
 
 def _would_be_mean(row: Mapping[str, Any], behaviour: Behaviour) -> str:

@@ -7,10 +7,10 @@ import plotly.graph_objects as go
 
 from stagelens.trust.comparing import Comparison, Side
 from stagelens.wording.numbers import axis_unit, phrase, scaled, signed_text
-from stagelens.wording.trust_words import decimal
+from stagelens.wording.trust_words import decimal, signs_known
 
 from .effect_scatter import Range, around_zero, drawn_of, drawn_points, shade_other_signs, straight
-from .style import BLAME, CREDIT, LIGHT, MUTED, ZERO, Chart, Palette, escaped, style
+from .style import BLAME, CREDIT, LIGHT, MUTED, NEITHER, ZERO, Chart, Palette, escaped, style
 
 _HEIGHT = 420
 _KINDS = (
@@ -18,6 +18,8 @@ _KINDS = (
     ("blame by both", BLAME, "diamond"),
     ("credit by one, blame by the other", MUTED, "x-thin-open"),
 )
+_UNSIGNED = (("sign uncertain", NEITHER, "square-open"),)
+"""Where too many signs of either side may be wrong."""
 
 
 def effect_against_effect(found: Comparison, stage: str, palette: Palette = LIGHT) -> Chart:
@@ -48,8 +50,11 @@ def effect_against_effect(found: Comparison, stage: str, palette: Palette = LIGH
         factor = scaled(1.0, found.second.behaviour) / scaled(1.0, found.first.behaviour)
         _line(figure, found.figures["slope"] * factor, x_range, "dash", palette.line)
     kinds = np.where(np.sign(x) != np.sign(y), 2, np.where(y >= 0, 0, 1))
+    sides = (found.first, found.second)
+    signed = all(signs_known(side.trust, side.behaviour.name) for side in sides)
+    kinds = kinds if signed else np.zeros_like(kinds)
     seen = drawn_points(x, y)
-    for number, (name, color, symbol) in enumerate(_KINDS):
+    for number, (name, color, symbol) in enumerate(_KINDS if signed else _UNSIGNED):
         of = seen[kinds[seen] == number]
         figure.add_trace(
             go.Scatter(
@@ -70,10 +75,10 @@ def effect_against_effect(found: Comparison, stage: str, palette: Palette = LIGH
     said = (
         f"Effect of {stage} by {found.first.name} against {found.second.name}, {len(points):,} "
         f"examples: r {decimal(found.figures['r'])}, slope {decimal(found.figures['slope'])}. "
-        f"{drawn_of(len(points))}"
+        f"{'' if signed else 'The sign is uncertain. '}{drawn_of(len(points))}"
     )
-    sides = {"first": found.first.name, "second": found.second.name}  # may be the same
-    names = {side: f"{side}: {name}, towards credit" for side, name in sides.items()}
+    named = {"first": found.first.name, "second": found.second.name}  # may be the same
+    names = {side: f"{side}: {name}, towards credit" for side, name in named.items()}
     rows = points.rename(columns=names)
     return Chart(figure, said.rstrip(), rows)
 

@@ -15,15 +15,19 @@ from stagelens.contracts import Behaviour
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.wording.folding import strongest
 from stagelens.wording.numbers import amount_text, axis_unit, is_share, scaled
-from stagelens.wording.trust_words import MARKS, is_trustworthy, trust_word
+from stagelens.wording.trust_words import MARKS, is_trustworthy, signs_known, trust_word
 
-from .bars import FAINT, SHORT_NOISE, is_true, said_of_one
-from .style import BLAME, CREDIT, PAPER, ZERO, see_through, short, written
+from .bars import UNSIGNED, error_text, said_of_one
+from .diverging_bars import FAINT, SHORT_NOISE, is_true
+from .style import BLAME, CREDIT, INK, NEITHER, PAPER, ZERO, see_through, short, written
 from .tokens import Markup
 
 _STRIPE = see_through(PAPER, 0.65)
 _HATCHED = f"repeating-linear-gradient(135deg,{BLAME} 0 4px,{_STRIPE} 4px 6px),{BLAME}"
 """Blame differs by more than its colour and side."""
+_CROSSED = f"repeating-linear-gradient(45deg,{_STRIPE} 0 2px,transparent 2px 6px),"
+_UNSIGNED = f"{_CROSSED}repeating-linear-gradient(135deg,{_STRIPE} 0 2px,{NEITHER} 2px 6px)"
+"""Of effects whose sign is uncertain: neither colour, and hatched both ways."""
 
 
 def effect_bars(
@@ -38,10 +42,10 @@ def effect_bars(
 
     Args:
         effects: As :func:`stagelens.charts.example_effects` takes them: ``stage``, ``effect`` and,
-            where the training noise is known, ``within_noise``.
+            where the training noise is known, ``within_noise``; where it is known, ``error``.
         behaviour: What was measured.
         trust: Stage to what is known of its counterfactual. Bars that are not to be relied on are
-            faint. A stage without trust shows its name only.
+            faint, and grey where their sign is uncertain. A stage without trust shows its name.
         largest: Size of the effect whose bar fills its side, to compare examples; None for the
             largest of these.
     """
@@ -50,14 +54,15 @@ def effect_bars(
     stages = [str(stage) for stage in effects["stage"]]
     gains = [behaviour.sign * float(effect) for effect in effects["effect"]]
     within = [is_true(one) for one in effects.get("within_noise", [None] * len(stages))]
+    errors = [float(error) for error in effects.get("error", [float("nan")] * len(stages))]
     sizes = [abs(scaled(gain, behaviour)) for gain in gains if isfinite(gain)]
     if largest is not None:
         sizes = [abs(scaled(largest, behaviour))]
     # A lower bound, so that effects that all round to zero are not blown up.
     reach = max([*sizes, 1.0 if is_share(behaviour) else 0.01])
     lines = "".join(
-        _line(stage, gain, noisy, behaviour, trust.get(stage), reach)
-        for stage, gain, noisy in zip(stages, gains, within, strict=True)
+        _line(stage, gain, error, noisy, behaviour, trust.get(stage), reach)
+        for stage, gain, error, noisy in zip(stages, gains, errors, within, strict=True)
     )
     more = count - len(effects)
     alt = said_of_one(stages, gains, within, behaviour, trust, more)
@@ -83,6 +88,7 @@ def _rest(more: int) -> str:
 def _line(
     stage: str,
     gain: float,
+    error: float,
     within_noise: bool,
     behaviour: Behaviour,
     trust: StageTrust | None,
@@ -96,10 +102,14 @@ def _line(
         notes.append(f"{MARKS[word]} {word}")
         faint = not is_trustworthy(trust, behaviour.name)
     notes += [SHORT_NOISE] if within_noise else []
+    signed = signs_known(trust, behaviour.name)
+    about = error_text(error, behaviour) + ("" if signed else f" {UNSIGNED}")
     known = f" <span style='opacity:.75;font-size:.8125rem'>{written(', '.join(notes))}</span>"
     if isfinite(gain):
-        number = marked(gain, behaviour)
-        bar = _bar(gain, abs(scaled(gain, behaviour)) / reach, faint)
+        number = marked(gain, behaviour, signed=signed)
+        bar = _bar(gain, abs(scaled(gain, behaviour)) / reach, faint, signed)
+        if error > 0:
+            bar += _whisker(scaled(gain, behaviour) / reach, scaled(error, behaviour) / reach)
     else:
         refused = trust is not None and trust.trust == "refused"
         number, bar = "refused: no number" if refused else "no number", ""
@@ -107,25 +117,40 @@ def _line(
         f"<div style='overflow-wrap:anywhere'><bdi>{written(short(stage, 40))}</bdi>"
         f"{known if notes else ''}</div>"
         f"<div style='white-space:nowrap;text-align:right'>{written(number)}</div>"
-        "<div style='grid-column:1/-1;position:relative;height:1.2em;margin-bottom:.4em'>"
+        f"<div title='{written(about.strip())}' "
+        "style='grid-column:1/-1;position:relative;height:1.2em;margin-bottom:.4em'>"
         f"<span style='position:absolute;left:50%;top:0;bottom:0;border-left:1px solid {ZERO}'>"
         f"</span>{bar}</div>"
     )
 
 
-def marked(gain: float, behaviour: Behaviour, unit: bool = True) -> str:
-    """The size of an effect after its mark, ▲ credit or ▼ blame; no mark if it rounds to zero."""
+def marked(gain: float, behaviour: Behaviour, unit: bool = True, signed: bool = True) -> str:
+    """The size of an effect after its mark, ▲ credit or ▼ blame; no mark if it rounds to zero.
+
+    Where its sign is uncertain, so not ``signed``, the mark is ±.
+    """
     text = amount_text(gain, behaviour, unit)
     # As printed, because what rounds to zero depends on the behaviour.
     if not any(digit in text for digit in "123456789"):
         return text
-    return f"{'▲' if gain > 0 else '▼'} {text}"
+    return f"{'±' if not signed else '▲' if gain > 0 else '▼'} {text}"
 
 
-def _bar(gain: float, share: float, faint: bool) -> str:
+def _bar(gain: float, share: float, faint: bool, signed: bool) -> str:
     side, filled = ("left", CREDIT) if gain >= 0 else ("right", _HATCHED)
+    filled = filled if signed else _UNSIGNED
     return (
         f"<span style='position:absolute;{side}:50%;top:.15em;height:.9em;"
         f"width:{50 * min(share, 1.0):.2f}%;background:{filled};"
         f"opacity:{FAINT if faint else 1}'></span>"
+    )
+
+
+def _whisker(middle: float, half: float) -> str:
+    """An interval in shares of the way to either end, cut off there; dark in a light seam."""
+    low, high = (max(min(end, 1.0), -1.0) for end in (middle - half, middle + half))
+    return (
+        f"<span style='position:absolute;left:{50 + 50 * low:.2f}%;width:{50 * (high - low):.2f}%;"
+        f"top:calc(50% + .1em);height:2px;background:{INK};"
+        f"box-shadow:0 0 0 1.5px {PAPER}'></span>"
     )

@@ -190,7 +190,7 @@ def _marks(
             },
             customdata=[
                 f"<b>{escaped(model)}</b><br>{escaped(group)}: "
-                f"{value_text(row[kind], behaviour)}<br>95 % interval "
+                f"{value_text(row[kind], behaviour)}<br>interval "
                 f"{value_text(row[f'{kind}_low'], behaviour)} to "
                 f"{value_text(row[f'{kind}_high'], behaviour)}<br>{int(row['n']):,} examples"
                 for model, row in zip(models, values.to_dict("records"), strict=True)

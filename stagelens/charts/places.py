@@ -9,9 +9,10 @@ import plotly.graph_objects as go
 from stagelens.contracts import Behaviour
 from stagelens.wording.numbers import amount_text
 
-from .style import BLAME, LIGHT, ZERO, Chart, Palette, see_through, style
+from .style import BLAME, LIGHT, NEITHER, ZERO, Chart, Palette, see_through, style
 
 _SCALE = ((0.0, see_through(BLAME, 0.04)), (1.0, see_through(BLAME, 0.95)))
+_GREY = ((0.0, see_through(NEITHER, 0.04)), (1.0, see_through(NEITHER, 0.95)))
 _HEIGHT = 300
 
 
@@ -21,6 +22,7 @@ def patch_map(
     behaviour: Behaviour,
     stage: str,
     palette: Palette = LIGHT,
+    signed: bool = True,
 ) -> Chart:
     """How much the stage effect changes when a patch is taken out: mean size, pixel by pixel.
 
@@ -33,6 +35,7 @@ def patch_map(
         behaviour: Whose effect.
         stage: The stage, for the alternative text.
         palette: Light or dark.
+        signed: Whether the effect's sign is known; else the map is grey.
     """
     keys = ["top", "left", "height", "width"]
     # Labels are put together, each with the weight of its examples.
@@ -52,7 +55,7 @@ def patch_map(
             z=values,
             zmin=0,
             zmax=float(np.nanmax(values)) if np.isfinite(values).any() else 1.0,
-            colorscale=[list(stop) for stop in _SCALE],
+            colorscale=[list(stop) for stop in (_SCALE if signed else _GREY)],
             hovertemplate="row %{y}, column %{x}: %{z:.2f}<extra></extra>",
             colorbar={
                 "thickness": 10,

@@ -19,6 +19,7 @@ from .style import (
     CREDIT,
     LIGHT,
     MUTED,
+    NEITHER,
     PAPER,
     Chart,
     Palette,
@@ -55,6 +56,7 @@ def pixel_maps(
     palette: Palette = LIGHT,
     height: int = 216,
     faint: bool = False,
+    signed: bool = True,
 ) -> Chart:
     """The maps of the final model, of the one without a stage, and of the stage, over the image.
 
@@ -69,6 +71,7 @@ def pixel_maps(
         palette: Light or dark.
         height: Of the chart, in pixels.
         faint: Whether the effect is not to be relied on.
+        signed: Whether the effect's sign is known; else its map is grey at either end.
     """
     maps = [_cells(each) for each in (one.final, one.without, one.stage)]
     # Not 0, since a scale from 0 to 0 has no colours.
@@ -87,10 +90,10 @@ def pixel_maps(
         figure.add_trace(
             go.Heatmap(
                 z=gains,
-                coloraxis="coloraxis",
-                customdata=_said(cells, behaviour, step, stage if column == 3 else ""),
+                coloraxis="coloraxis" if signed or column < 3 else "coloraxis2",
+                customdata=_said(cells, behaviour, step, stage if column == 3 else "", signed),
                 hovertemplate="%{customdata}<extra></extra>",
-                text=_signs(gains, largest),
+                text=_signs(gains, largest) if signed or column < 3 else None,
                 texttemplate="%{text}" if max(cells.shape) <= _SIGNED else None,
                 textfont={"color": PAPER, "size": 11},
                 xgap=0,
@@ -106,10 +109,15 @@ def pixel_maps(
     for column in (1, 2, 3):
         figure.update_yaxes(scaleanchor=f"x{column if column > 1 else ''}", row=1, col=column)
     figure.update_layout(margin=_MARGIN, coloraxis=_colors(largest, behaviour, palette, faint))
+    if not signed:
+        grey = [[0.0, see_through(NEITHER, _OPAQUE)], [0.5, see_through(NEITHER, 0)]]
+        grey.append([1.0, see_through(NEITHER, _OPAQUE)])
+        ends = {"cmin": -largest, "cmax": largest, "colorscale": grey, "showscale": False}
+        figure.update_layout(coloraxis2=ends)
     places = np.indices(maps[0].shape).reshape(2, -1) * step
     columns = dict(zip(("row", "column"), places, strict=True))
     columns |= {n: each.ravel() for n, each in zip(titles(stage), maps, strict=True)}
-    return Chart(figure, _takeaway(one, behaviour, stage), pd.DataFrame(columns))
+    return Chart(figure, _takeaway(one, behaviour, stage, signed), pd.DataFrame(columns))
 
 
 def _cells(values: np.ndarray) -> np.ndarray:
@@ -129,14 +137,16 @@ def _signs(gains: np.ndarray, largest: float) -> np.ndarray:
     return found
 
 
-def _said(cells: np.ndarray, behaviour: Behaviour, step: int, stage: str) -> np.ndarray:
+def _said(
+    cells: np.ndarray, behaviour: Behaviour, step: int, stage: str, signed: bool
+) -> np.ndarray:
     """What cells say when somebody points at them."""
     texts = np.empty(cells.shape, dtype=object)
     for (row, column), value in np.ndenumerate(cells):
         gain = behaviour.sign * value
         way = "nothing" if gain == 0 else "better" if gain > 0 else "worse"
         if stage and gain:
-            way = "▲ credit" if gain > 0 else "▼ blame"
+            way = _way(gain, "▲ ", "▼ ") if signed else "± sign uncertain"
         amount = f"{signed_text(value, behaviour)} ({way})"
         texts[row, column] = f"{_span('row', row, step)}, {_span('column', column, step)}: {amount}"
     return texts
@@ -203,27 +213,32 @@ def _colors(
     }
 
 
-def _takeaway(one: Map, behaviour: Behaviour, stage: str) -> str:
+def _way(gain: float, up: str = "", down: str = "") -> str:
+    return f"{up}credit" if gain > 0 else f"{down}blame"
+
+
+def _takeaway(one: Map, behaviour: Behaviour, stage: str, signed: bool) -> str:
     opening = f"Where in example {one.example_id} the effect of {stage} on the {phrase(behaviour)}"
     found = densest_patch([one.stage])
     if found is None:
         return f"{opening} sits: nowhere, it is zero in every pixel."
     row, column = np.unravel_index(int(np.abs(one.stage).argmax()), one.stage.shape)
     value = float(one.stage[row, column])
-    way = "credit" if behaviour.sign * value > 0 else "blame"
+    way = _way(behaviour.sign * value) if signed else "sign uncertain"
     return (
         f"{opening} sits: {100 * found.share:.0f} % of it, by size, lies in {found.name}; most in "
         f"row {row}, column {column}: {way}, {amount_text(value, behaviour)}."
     )
 
 
-def token_maps(one: Map, behaviour: Behaviour, stage: str) -> Markup:
+def token_maps(one: Map, behaviour: Behaviour, stage: str, signed: bool = True) -> Markup:
     """The same for a text: its tokens shaded three times, with one range and one legend.
 
     Args:
         one: The maps of one text.
         behaviour: What is attributed; tells credit from blame.
         stage: The stage.
+        signed: Whether the effect's sign is known; else its tokens are grey.
     """
     assert one.tokens is not None, "the maps are of a text"
     maps = [each[:MOST] for each in (one.final, one.without, one.stage)]
@@ -236,6 +251,7 @@ def token_maps(one: Map, behaviour: Behaviour, stage: str) -> Markup:
                 behaviour.sign * float(value),
                 largest,
                 f"{signed_text(float(value), behaviour)} in the {phrase(behaviour)}, {name}",
+                signed or values is not maps[2],
             )
             # Without it, pieces that have lost their spaces would read as one word.
             + " " * (not _runs_on(one.tokens))
@@ -250,7 +266,9 @@ def token_maps(one: Map, behaviour: Behaviour, stage: str) -> Markup:
         more += f" Shown: the first {MOST:,} of {len(one.tokens):,} tokens."
     place = int(np.abs(one.stage).argmax())
     value = float(one.stage[place])
-    way = "credit" if behaviour.sign * value > 0 else "blame"
+    way = _way(behaviour.sign * value) if signed else "sign uncertain"
+    if not signed:
+        more += " Grey: the sign of the effect is uncertain."
     token = short(visible(one.tokens[place]).strip(), 40)
     where = f"most in {token!r} ({way}, {amount_text(value, behaviour)})"
     alt = (

@@ -23,6 +23,9 @@ MUTED = "#8794A1"
 INK, PAPER, BLACK = "#1F2933", "#FFFFFF", "#000000"
 """Dark and light on filled areas, whatever the theme; text on a stage's colour is black."""
 
+NEITHER = ZERO
+"""Of effects whose sign is uncertain, and which are therefore neither credit nor blame."""
+
 BEFORE_AFTER = (ZERO, "#009E73", "#B5599A")
 """Models before an edit, after it, and by replay."""
 AMOUNTS = ("#6F8FB0", "#2F5173")

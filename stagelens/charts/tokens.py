@@ -16,7 +16,7 @@ import numpy as np
 from stagelens.contracts import Behaviour
 from stagelens.wording.numbers import amount_text, signed_text
 
-from .style import BLAME, CREDIT, MUTED, see_through, short
+from .style import BLAME, CREDIT, MUTED, NEITHER, see_through, short
 
 MOST = 2000
 """Tokens that are drawn; in longer texts, the first ones."""
@@ -48,6 +48,7 @@ def shaded_tokens(
     behaviour: Behaviour,
     stage: str,
     largest: float | None = None,
+    signed: bool = True,
 ) -> Markup:
     """A text with every token shaded by a stage's effect on it, and a legend.
 
@@ -58,21 +59,22 @@ def shaded_tokens(
         stage: The stage.
         largest: Size of the effect that has the strongest shade, to compare stages; None for the
             largest of these.
+        signed: Whether signs are known; else tokens are grey, neither credit nor blame.
     """
     gains = behaviour.sign * np.asarray(effects, dtype=float)[:MOST]
     sizes = np.abs(gains[np.isfinite(gains)])
     largest = largest or (float(sizes.max()) if len(sizes) else 0.0)
     spans = "".join(
-        _token(token, float(gain), behaviour, stage, largest)
+        _token(token, float(gain), behaviour, stage, largest, signed)
         # Not strict: only the first tokens of a long text are drawn.
         for token, gain in zip(tokens, gains, strict=False)
     )
-    alt = _takeaway(tokens, gains, behaviour, stage)
+    alt = _takeaway(tokens, gains, behaviour, stage, signed)
     more = f" Shown: the first {MOST:,} of {len(tokens):,} tokens." if len(tokens) > MOST else ""
     return Markup(
         f"<div role='group' aria-label='{html.escape(alt, quote=True)}'>"
         f"<div dir='ltr' style=\"{TEXT}\">{spans}</div>"
-        f"{legend(largest, behaviour, f'Paler: tokens without a value.{more}')}</div>",
+        f"{legend(largest, behaviour, f'Paler: tokens without a value.{more}', signed)}</div>",
         alt,
     )
 
@@ -83,16 +85,18 @@ def largest_effect(effects: Sequence[np.ndarray]) -> float:
     return float(known.max())
 
 
-def _token(token: str, gain: float, behaviour: Behaviour, stage: str, largest: float) -> str:
+def _token(
+    token: str, gain: float, behaviour: Behaviour, stage: str, largest: float, signed: bool
+) -> str:
     if not np.isfinite(gain):
         return f"<bdi style='opacity:.7'>{html.escape(visible(token))}</bdi>"
     effect = behaviour.sign * gain
-    way = "lower" if effect > 0 else "higher"
+    way = "lower or higher" if not signed else "lower" if effect > 0 else "higher"
     said = f"without {stage}, {amount_text(effect, behaviour)} {way}"
-    return shaded(token, gain, largest, said)
+    return shaded(token, gain, largest, said, signed)
 
 
-def shaded(token: str, gain: float, largest: float, said: str) -> str:
+def shaded(token: str, gain: float, largest: float, said: str, signed: bool = True) -> str:
     """One token: blue with a solid underline where its value is a gain, else vermilion and wavy.
 
     Args:
@@ -100,12 +104,14 @@ def shaded(token: str, gain: float, largest: float, said: str) -> str:
         gain: Its value, positive where it makes the behaviour better.
         largest: Size of the value with the strongest shade.
         said: The value in words, shown when somebody points at the token.
+        signed: Whether its sign is known; else the token is grey, with a dotted underline.
     """
     share = min(abs(gain) / largest, 1.0) if largest else 0.0
-    color = CREDIT if gain > 0 else BLAME
+    color = NEITHER if not signed else CREDIT if gain > 0 else BLAME
+    line = _LINES[gain > 0] if signed else f"dotted {NEITHER}"
     style = f"background:{see_through(color, _STRONGEST * share)};border-radius:.2em"
     if share >= _FAINT:
-        style += f";text-decoration:underline {_LINES[gain > 0]} {1 + 2 * share:.1f}px"
+        style += f";text-decoration:underline {line} {1 + 2 * share:.1f}px"
         # The line has a meaning, so descenders must not interrupt it.
         style += ";text-underline-offset:.3em;text-decoration-skip-ink:none"
     title = html.escape(f"{short(visible(token), 40)}: {said}", quote=True)
@@ -139,8 +145,14 @@ def _character(character: str) -> str:
     return character
 
 
-def legend(largest: float, behaviour: Behaviour, more: str) -> str:
+def legend(largest: float, behaviour: Behaviour, more: str, signed: bool = True) -> str:
     """What the shades mean, with the ends of their range."""
+    if not signed:
+        said = f"± up to {amount_text(largest, behaviour)}; the sign is uncertain: neither credit "
+        return (
+            f"<div style='margin-top:.6em;font-size:.85em'>{html.escape(said)}nor blame. "
+            f"<span style='opacity:.75'>{html.escape(more)}</span></div>"
+        )
     unit = f" {behaviour.unit}" if behaviour.unit else ""
     gradient = ", ".join(
         see_through(c, a)
@@ -161,10 +173,17 @@ def legend(largest: float, behaviour: Behaviour, more: str) -> str:
     )
 
 
-def _takeaway(tokens: Sequence[str], gains: np.ndarray, behaviour: Behaviour, stage: str) -> str:
+def _takeaway(
+    tokens: Sequence[str], gains: np.ndarray, behaviour: Behaviour, stage: str, signed: bool
+) -> str:
     opening = f"Effect of {stage} on each of {len(tokens):,} tokens."
     if not np.isfinite(gains).any():
         return f"{opening} No token has a number."
+    if not signed:
+        largest = int(np.nanargmax(np.abs(gains)))
+        token = short(visible(tokens[largest]).strip(), 40)
+        size = amount_text(float(gains[largest]), behaviour)
+        return f"{opening} Largest for {token!r} ({size}); the sign is uncertain."
     said = []
     for word, place in (("credit", np.nanargmax(gains)), ("blame", np.nanargmin(gains))):
         gain = float(gains[place])

@@ -25,8 +25,8 @@ from stagelens.runs.run import Run
 from stagelens.trust import settling
 from stagelens.trust.estimates import known_trust
 from stagelens.trust.replay_plan import Left, replay_command
+from stagelens.trust.trust_columns import with_trust
 from stagelens.wording.numbers import measured_time
-from stagelens.wording.trust_words import trust_word
 
 from .options import (
     BudgetOption,
@@ -123,9 +123,7 @@ def attribute(
     print_effects(result)
     if out is not None and not processes.is_worker():
         # Stored tables get their trust when they are read; a file that leaves the run carries it.
-        rows = zip(result.table["stage"], result.table["behaviour"], strict=True)
-        words = [trust_word(result.trust[stage], behaviour) for stage, behaviour in rows]
-        write_table(out, result.table.assign(trust=words))
+        write_table(out, with_trust(result.table, result.trust))
 
 
 def _prices(left: Sequence[Left], run: str, set_name: str) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from stagelens.analyses.saliency.map_table import BASELINES
-from stagelens.wording.trust_words import trust_word
+from stagelens.trust.trust_columns import with_trust
 
 from .options import (
     BudgetOption,
@@ -66,9 +66,7 @@ def features(
     print_features(found, trust, top)
     if out is not None:
         # As for effect tables: what is stored gets its trust when it is read.
-        behaviour = found.facts.behaviour.name
-        words = {stage: trust_word(known, behaviour) for stage, known in trust.items()}
-        write_table(out, found.table.assign(trust=found.table["stage"].map(words)))
+        write_table(out, with_trust(found.table, trust, found.facts.behaviour.name))
 
 
 @commands.command(

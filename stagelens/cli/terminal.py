@@ -250,7 +250,8 @@ def print_verification(rows: pd.DataFrame) -> None:
         printed.add_column(name)
     figures = ("r", "rho", "slope", "relative_error", "sign_agreement", "cost", "wall_cost")
     for name in (*figures, "expected_error", "noise_floor_r"):
-        printed.add_column(name.replace("_", " "), justify="right")
+        heading = "error up to" if name == "expected_error" else name.replace("_", " ")
+        printed.add_column(heading, justify="right")
     printed.add_column("trust")
     for row in rows.to_dict("records"):
         values = [row[name] for name in (*figures, "expected_error", "noise_floor_r")]

@@ -10,6 +10,7 @@ import pandas as pd
 
 from stagelens.contracts import Behaviour
 from stagelens.estimators.stage_trust import StageTrust
+from stagelens.wording.intervals import mean_interval
 from stagelens.wording.sentences import Sentence, is_certain, mean_sentence
 from stagelens.wording.trust_words import may_be_finding
 
@@ -33,7 +34,8 @@ def headlines(
     """The strongest mean effects as sentences, each for another stage or of opposite sign.
 
     Only what stands out is stated: a mean effect over at least :data:`FEWEST` examples must exceed
-    two standard errors over them and, where it is known, the training noise. Stages that are
+    two standard errors over them and, where these are known, the training noise and the error of
+    the estimate (:func:`~stagelens.wording.intervals.mean_interval`). Stages that are
     refused, and those whose estimate does not agree with its replay or has an uncertain sign, give
     none. Effects that can be relied on come before rough ones; within each kind the strongest blame
     comes first, because people act on it, and the others follow by size.
@@ -67,7 +69,7 @@ def of_summaries(
     rows = []
     for row in (row for frame in every for row in frame.to_dict("records")):
         known = trust.get(str(row["stage"]))
-        if _stands_out(row) and may_be_finding(known, behaviour.name):
+        if _stands_out(row, known, behaviour) and may_be_finding(known, behaviour.name):
             rows.append((not is_certain(known, behaviour), -abs(row["effect"]), row))
     rows.sort(key=lambda each: each[:2])  # not by the row, which has no order: ties stay in place
     # Only as certain as the best row: a rough blame does not push aside what can be relied on.
@@ -80,8 +82,11 @@ def of_summaries(
     return [mean_sentence(row, behaviour, noun, by, trust.get(str(row["stage"]))) for row in chosen]
 
 
-def _stands_out(row: Mapping[str, Any]) -> bool:
+def _stands_out(row: Mapping[str, Any], trust: StageTrust | None, behaviour: Behaviour) -> bool:
     if row["n"] < FEWEST or not np.isfinite(row["effect"]) or row["effect"] == 0:
         return False
     within = pd.notna(row["within_noise"]) and bool(row["within_noise"])
+    interval = mean_interval(row, trust, behaviour.name)
+    if interval is not None and not interval.is_clear:
+        return False
     return not within and bool(abs(row["effect"]) > 2 * row["error"])

@@ -32,6 +32,7 @@ SUMMARY_COLUMNS = (
     "credit_share",
     "blame_share",
     "error",
+    "rms",
     "noise_share",
     "noise_sd",
     "within_noise",
@@ -39,7 +40,7 @@ SUMMARY_COLUMNS = (
 """Columns of :func:`stage_summary`; ``group`` is null in rows over all examples."""
 
 
-SUMMARISED = ("stage", "behaviour", "final", "without", "effect", "within_noise")
+SUMMARISED = ("stage", "behaviour", "label", "final", "without", "effect", "within_noise")
 """Columns of an effect table that :func:`stage_summary` needs, beside that of the groups and, where
 the training noise is known, ``example_id``."""
 
@@ -157,6 +158,8 @@ def stage_summary(
     Returns:
         :data:`SUMMARY_COLUMNS`. ``n`` examples were measured, ``missing`` had no value (no label,
         or a refused stage). ``error`` is the standard error of the mean effect over examples,
+        ``rms`` the root mean square effect of the stage over the labelled examples of the set,
+        whatever the group (over all, where none has a label),
         ``noise_share`` the share of examples whose effect is within training noise, ``noise_sd``
         the standard deviation of the mean effect over orders (NaN: not known), ``within_noise``
         whether the mean effect is less than two of these (NA: not known). A refused stage keeps
@@ -194,6 +197,7 @@ def _rows(
 ) -> list[dict[str, Any]]:
     keys = ["stage"] if by is None else ["stage", by]
     noise = _noise_of_means(rows, orders, behaviour, keys)
+    rms = rms_effects(rows)
     result = []
     for key, own in _groups(rows, keys):
         means = _means(own, behaviour.sign)
@@ -202,9 +206,26 @@ def _rows(
         within = abs(means["effect"]) < 2 * sd if known else None
         stage, group = (key[0], None) if by is None else key
         result.append(
-            {"stage": stage, "group": group, **means, "noise_sd": sd, "within_noise": within}
+            {
+                **{"stage": stage, "group": group, **means, "rms": rms[stage]},
+                **{"noise_sd": sd, "within_noise": within},
+            }
         )
     return result
+
+
+def rms_effects(rows: pd.DataFrame) -> dict[str, float]:
+    """Stage to its root mean square effect over the examples with a label, or over all.
+
+    Args:
+        rows: Of one behaviour, of the whole set.
+    """
+    if rows.empty:
+        return {}
+    known = rows["label"].notna() if "label" in rows else pd.Series(False, rows.index)
+    squares = (rows["effect"] ** 2).where(known) if known.any() else rows["effect"] ** 2
+    means = squares.groupby(rows["stage"], observed=True).mean()
+    return {str(stage): float(mean) ** 0.5 for stage, mean in means.items()}
 
 
 def _in_order(rows: list[dict[str, Any]], stages: Sequence[str]) -> pd.DataFrame:

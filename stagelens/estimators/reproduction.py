@@ -152,8 +152,9 @@ def _doubted(
         f"{trust.reason} But {own[0].problem}: what was recorded is not all that training did, or "
         "the run was opened with another task."
     )
-    lowered = {"trust": "estimated", "expected_error": None, "reliable": False, "agreements": ()}
-    return trust.model_copy(update={**lowered, "reason": reason})
+    lowered = {"trust": "estimated", "reliable": False, "agreements": ()}
+    errors = dict.fromkeys(("expected_error", "typical_error", "group_error", "wrong_signs"))
+    return trust.model_copy(update={**lowered, **errors, "reason": reason})
 
 
 def _through(run: Run, stage: str) -> Sequence[Stage]:

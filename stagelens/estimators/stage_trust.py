@@ -22,6 +22,7 @@ class Agreement(BaseModel):
         r: Pearson correlation over the examples.
         slope: Replay on estimate, through the origin: 1 is right, below 1 the estimate overstates.
         relative_error: Size of the error over the size of the effects by replay.
+        sign_agreement: Share of examples, 0 to 1, whose sign is right; None where it was not kept.
     """
 
     # JSON has no NaN or infinity: written as null, they could not be read as numbers again.
@@ -31,6 +32,7 @@ class Agreement(BaseModel):
     r: float
     slope: float
     relative_error: float
+    sign_agreement: float | None = None
 
     @property
     def agrees(self) -> bool:
@@ -56,7 +58,7 @@ class StageTrust(BaseModel):
             the root mean square effect over the labelled examples of the set; None where unknown.
         wrong_signs: Share of examples, 0 to 1, whose effect may have the wrong sign, which nine of
             ten such estimates stay within; None where it is not known.
-        reliable: Whether an estimate can be relied on without a replay; None where not known.
+        reliable: Whether an estimate could be relied on before any replay; None where not known.
         twins_share: Weight of the twins in the effects; the rest is the counterfactual's own. 0
             without twins.
         twins_anchor: What the counterfactual twin is compared with: 0 for the factual twin, 1 for

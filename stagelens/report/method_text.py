@@ -43,6 +43,16 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ("estimator", "a way to obtain a counterfactual"),
     ("replay", "running recorded steps again; the ground truth for a counterfactual"),
     ("trust", "what is known of a number's error, in one of the words above"),
+    (
+        "error up to 22 %",
+        "promised without a replay: nine of ten such estimates stay within it; an error without "
+        "“up to” was measured by a replay",
+    ),
+    (
+        "interval",
+        "between which values a mean lies: over the choice of examples (95 %), and with "
+        "the error of the estimate",
+    ),
     ("set", "an evaluation set: the examples that behaviours are measured on"),
     ("run digest", "names the recorded training exactly; another training has another one"),
 )

@@ -48,6 +48,9 @@ class Known:
         words: The same with the figures that matter.
         meaning: The same in sentences.
         by: The estimator.
+        reliable: Whether it could be relied on before any replay; None where that is not said.
+        expected_error: Relative error that nine of ten such estimates stay within; None where it is
+            not known.
     """
 
     stage: str
@@ -55,6 +58,8 @@ class Known:
     words: str
     meaning: str
     by: str
+    reliable: bool | None = None
+    expected_error: float | None = None
 
     @property
     def mark(self) -> str:
@@ -73,6 +78,8 @@ def known(seen: Seen) -> list[Known]:
             trust_label(trust, behaviour),
             f"{trust_explanation(trust, behaviour)}{also}",
             trust.estimator,
+            trust.reliable,
+            trust.expected_error,
         )
         for trust in seen.trust
     ]
@@ -113,15 +120,38 @@ def trust_of_row(seen: Seen, row: Mapping[str, Cell]) -> tuple[TrustWord, str]:
         seen: The finding's.
         row: Column to value.
     """
-    found = known(seen)
-    own = [each for each in found if each.stage == row.get("stage")] or found
+    own = _own(seen, row)
     word = weakest(each.word for each in own)
     said = "; ".join(f"{each.stage}: {each.words}" if each.stage else each.words for each in own)
+    other = _of_another(row, word)
+    return (word, said) if other is None else (other, other)
+
+
+def promise_of_row(seen: Seen, row: Mapping[str, Cell]) -> tuple[bool | None, float | None]:
+    """What was promised of a row before any replay: reliable or not, and the expected error.
+
+    Both are None where a row rests on several counterfactuals, or is of another estimate.
+
+    Args:
+        seen: The finding's.
+        row: Column to value.
+    """
+    own = _own(seen, row)
+    if len(own) > 1 or _of_another(row, own[0].word) is not None:
+        return None, None
+    return own[0].reliable, own[0].expected_error
+
+
+def _own(seen: Seen, row: Mapping[str, Cell]) -> list[Known]:
+    """What is known of a row's stage, else of all that the finding rests on."""
+    found = known(seen)
+    return [each for each in found if each.stage == row.get("stage")] or found
+
+
+def _of_another(row: Mapping[str, Cell], word: TrustWord) -> TrustWord | None:
+    """The row's own word where it differs, as in a table of several estimates."""
     told = row.get("trust")
-    for one in MARKS:
-        if one == told != word:
-            return one, one
-    return word, said
+    return next((one for one in MARKS if one == told != word), None)
 
 
 def sentence_word(sentence: Sentence) -> TrustWord | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -18,7 +19,7 @@ from .page import Report
 
 LEADING = (
     *("finding", "title", "set", "set_digest", "run_digest", "estimator", "trust_of_row"),
-    *("known_of_row", "filters", "sentence", "note"),
+    *("known_of_row", "reliable_of_row", "expected_error_of_row", "filters", "sentence", "note"),
 )
 """First columns of the CSV; the findings' own columns follow under their own names."""
 
@@ -55,6 +56,8 @@ def _finding(finding: Finding) -> dict[str, Any]:
                 "trust": each.word,
                 "known": each.words,
                 "means": each.meaning,
+                "reliable": each.reliable,
+                "expected_error": _finite(each.expected_error),
             }
             for each in provenance.known(seen)
         ],
@@ -102,10 +105,16 @@ def _lines(number: int, finding: Finding, own: Sequence[str]) -> list[list[Cell]
         leading = (
             *(number, seen.title, seen.set_name, seen.set_digest, seen.run_digest),
             *(provenance.estimator(seen), *provenance.trust_of_row(seen, row)),
+            *provenance.promise_of_row(seen, row),
             *(provenance.filters_text(seen.filters), said, finding.note),
         )
         lines.append([_cell(each) for each in (*leading, *(row.get(name) for name in own))])
     return lines
+
+
+def _finite(value: float | None) -> float | None:
+    """A number that JSON knows."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _cell(value: Cell) -> Cell:

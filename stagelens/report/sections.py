@@ -184,9 +184,10 @@ def _about(basis: Basis) -> str:
     told = f": {basis.examples.description}" if basis.examples.description else ""
     known = "by replay where one is stored"
     beyond = (
-        "two standard errors and training noise"
+        "two standard errors, the error of the estimate where it is known, and training noise"
         if basis.orders is not None
-        else ("two standard errors; training noise is not known")
+        else "two standard errors and the error of the estimate where it is known; training noise "
+        "is not known"
     )
     return (
         f"Set {basis.examples.name}, {count}{told}. Mean effects over at least "
@@ -278,7 +279,9 @@ def _gaps(basis: Basis) -> list[Finding]:
     by, effects = basis.by, basis.effects
     if by is None or by == "label" or ACCURACY.name not in effects.behaviours:
         return []
-    gaps = group_gaps(rows_of(effects, (by,)), basis.stages, (by,), ACCURACY, basis.orders)
+    gaps = group_gaps(
+        rows_of(effects, (by,)), basis.stages, (by,), ACCURACY, basis.orders, effects.trust
+    )
     stages = [stage for stage in basis.stages if stage in effects.trust]
     notes = gap_notes(gaps, stages, effects.trust)
     return [
@@ -331,6 +334,10 @@ def _features(basis: Basis) -> list[Finding]:
     ]
 
 
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
 def _trust(basis: Basis) -> list[Finding]:
     # The measured one: accuracy is derived, and is not itself compared with replay.
     behaviour = _shown(basis.effects)[-1].name
@@ -349,9 +356,9 @@ def _trust(basis: Basis) -> list[Finding]:
                     "r with replay": None if agreement is None else agreement.r,
                     "slope": None if agreement is None else agreement.slope,
                     "error %": None if agreement is None else 100 * agreement.relative_error,
-                    "expected error %": None
-                    if trust.expected_error is None
-                    else 100 * trust.expected_error,
+                    "reliable before a replay": trust.reliable,
+                    "error up to %": _percent(trust.expected_error),
+                    "typically %": _percent(trust.typical_error),
                 }
             )
     said = (

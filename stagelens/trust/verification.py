@@ -42,13 +42,15 @@ COLUMNS = (
     "sign_agreement",
     "cost",
     "wall_cost",
+    "reliable",
     "expected_error",
     "noise_floor_r",
     "noise_sd",
     "trust",
     "n",
 )
-"""Columns of a verification table, as ``stagelens verify --json`` prints them."""
+"""Columns of a verification table, as ``stagelens verify --json`` prints them; ``reliable`` and
+``expected_error`` are what was promised before any replay."""
 
 _KEYS = ["set_digest", "stage", "behaviour", "estimator", "settings"]
 
@@ -89,6 +91,7 @@ def compare(estimate: Result, truth: Result, noise: pd.DataFrame | None = None) 
                 **found,
                 "cost": trust.cost,
                 "wall_cost": trust.seconds / real.seconds if real.seconds > 0 else float("nan"),
+                "reliable": trust.reliable,
                 "expected_error": trust.expected_error,
                 **_noise_figures(noise, stage, behaviour, true),
                 "trust": trust_word(_joined(trust, agreements, {}), behaviour),
@@ -239,9 +242,10 @@ def _joined(
     if stage.trust != "estimated":
         return stage
     if found:
-        agrees = found[0].agrees  # the first behaviour speaks where none is named
-        word = "verified" if agrees else "does not agree"
-        return stage.model_copy(update={"trust": word, "agreements": found, "reliable": agrees})
+        # The first behaviour speaks where none is named.
+        word = "verified" if found[0].agrees else "does not agree"
+        # What was promised before the replay stays beside what came of it.
+        return stage.model_copy(update={"trust": word, "agreements": found})
     if stage.stage in warned:
         reason = f"{stage.reason} {warned[stage.stage]} of this stage was refused."
         return stage.model_copy(update={"reason": reason, "reliable": False})
@@ -302,6 +306,9 @@ def verify(
         report = overall.piece(1 + orders + number, parts)
         try:
             estimate = attribute(run, set_name, name, stages, report, settings)
+            stages_of = doubted(run, estimate.facts.stages)
+            facts = estimate.facts.model_copy(update={"stages": stages_of})
+            estimate = Result(facts, estimate.table)
         except Refused as refusal:
             estimate = load_refused(run, truth, name, dict(settings), str(refusal))
         tables.append(compare(estimate, truth, noise))

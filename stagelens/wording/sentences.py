@@ -2,7 +2,8 @@
 
 The words carry the trust: "would be 0.41 higher" where it is exact, "would be about 0.41 higher"
 where an estimate can be relied on, "may be some 0.4 higher" where it is rough, and "may be some 0.4
-higher or lower" where its sign is uncertain.
+higher or lower, its sign uncertain" where that is so. A mean whose interval includes zero shows no
+clear change.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import pandas as pd
 from stagelens.contracts import ACCURACY, OTHER_EXAMPLES, SLICE_COLUMN, Behaviour
 from stagelens.estimators.stage_trust import StageTrust
 
+from .intervals import Interval, mean_interval
 from .numbers import amount_text, count_text, is_share, phrase, scaled
-from .trust_words import is_trustworthy, trust_word
+from .trust_words import is_trustworthy, signs_known
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def mean_sentence(
     """One row of :func:`stage_summary` as a sentence a person can read aloud.
 
     Args:
-        row: With ``stage``, ``group``, ``effect``, ``n``.
+        row: With ``stage``, ``group``, ``effect``, ``n``, and ``error`` and ``rms`` where known.
         behaviour: What was measured.
         noun: What an example is called.
         column: The column that ``group`` is a value of; ignored where ``group`` is null.
@@ -93,12 +95,43 @@ def mean_sentence(
             Part(str(row["stage"]), "stage"),
             Part(f", {subject} on "),
             *about,
-            *would_be(float(row["effect"]), behaviour, trust),
+            *would_be_on_average(row, behaviour, trust),
             Part(f" ({count_text(int(row['n']), noun)})."),
         ),
         trust,
         behaviour.name,
     )
+
+
+def would_be_on_average(
+    row: Mapping[str, Any], behaviour: Behaviour, trust: StageTrust | None
+) -> tuple[Part, ...]:
+    """:func:`would_be` of a mean effect, whose interval may include zero.
+
+    Args:
+        row: As :func:`mean_sentence` takes it.
+        behaviour: What was measured.
+        trust: What is known of the stage's counterfactual.
+    """
+    interval, effect = mean_interval(row, trust, behaviour.name), float(row["effect"])
+    plain = not _is_printed(amount_text(effect, behaviour)) or not signs_known(
+        trust, behaviour.name
+    )
+    if interval is None or interval.is_clear or plain:
+        return would_be(effect, behaviour, trust)
+    verb = " would" if is_certain(trust, behaviour) else " may"
+    return (
+        Part(f"{verb} show "),
+        Part("no clear change", "amount"),
+        Part(f": {_between(interval, behaviour)}"),
+    )
+
+
+def _between(interval: Interval, behaviour: Behaviour) -> str:
+    """The ends of an interval from the side of the counterfactual: ``0.1 lower to 0.3 higher``."""
+    # effect = final - without, so the model without the stage is lower by the upper end.
+    lower, higher = (amount_text(end, behaviour) for end in (interval.high, interval.low))
+    return f"{lower} lower to {higher} higher"
 
 
 def example_sentence(
@@ -150,7 +183,7 @@ def would_be(effect: float, behaviour: Behaviour, trust: StageTrust | None) -> t
     certain = is_certain(trust, behaviour)
     verb = Part(" would be " if certain else " may be ")
     text = amount_text(effect, behaviour)
-    if not any(c in "123456789" for c in text):
+    if not _is_printed(text):
         # Neither a rounded 0 nor an estimated one has to be 0.
         same = "the same" if effect == 0 and certain else "practically the same"
         return (verb, Part(same, "amount"))
@@ -160,8 +193,14 @@ def would_be(effect: float, behaviour: Behaviour, trust: StageTrust | None) -> t
         text = f"about {text}"
     # effect = final - without: where it is positive, the model without the stage is lower.
     way = ("lower", "higher") if effect > 0 else ("higher", "lower")
-    unsure = trust is not None and trust_word(trust, behaviour.name) == "sign uncertain"
-    return (verb, Part(f"{text} {' or '.join(way if unsure else way[:1])}", "amount"))
+    if signs_known(trust, behaviour.name):
+        return (verb, Part(f"{text} {way[0]}", "amount"))
+    return (verb, Part(f"{text} {' or '.join(way)}", "amount"), Part(", its sign uncertain"))
+
+
+def _is_printed(text: str) -> bool:
+    """Whether an amount is not rounded to zero."""
+    return any(digit in text for digit in "123456789")
 
 
 def _roughly(effect: float, behaviour: Behaviour) -> str:

@@ -16,8 +16,15 @@ from stagelens.estimators.expected_error import (
     REFUSED_ABOVE,
     RELIABLE_BELOW,
     SIGN_UNCERTAIN_ABOVE,
+    WRONG_SIGNS_ABOVE,
 )
-from stagelens.estimators.stage_trust import AGREES_ERROR, AGREES_R, Agreement, StageTrust
+from stagelens.estimators.stage_trust import (
+    AGREES_ERROR,
+    AGREES_R,
+    REPLAY,
+    Agreement,
+    StageTrust,
+)
 
 TrustWord = Literal[
     "exact",
@@ -61,23 +68,24 @@ MEANINGS: Mapping[TrustWord, str] = {
         f"{AGREES_R:g}, relative error at most {percent(AGREES_ERROR)}"
     ),
     "reliable": (
-        "not checked; the expected error, found without a replay, is at most "
-        f"{percent(RELIABLE_BELOW)}; only a replay decides"
+        "not checked; in nine of ten such estimates the error is at most the one printed, and that "
+        f"is no more than {percent(RELIABLE_BELOW)}; only a replay decides"
     ),
     "on recorded samples": (
         "a replay of training on sampled answers, with the answers as they were recorded; the "
         "model without the stage might have sampled others"
     ),
-    "rough": "not checked, and the expected error is larger or unknown; a replay settles it",
+    "rough": "not checked, and the error may be larger or is not known; a replay settles it",
     "sign uncertain": (
-        f"not checked, and the expected error is above {percent(SIGN_UNCERTAIN_ABOVE)}: credit may "
-        "be blame, and blame credit; use replay"
+        f"not checked, and more than {percent(WRONG_SIGNS_ABOVE)} of the signs may be wrong (where "
+        f"that is not known: the error may be above {percent(SIGN_UNCERTAIN_ABOVE)}); credit may "
+        "be blame, and blame credit, so it is drawn as neither; use replay"
     ),
     "does not agree": (
         "an estimate that was checked against a replay and is not close to it; use replay"
     ),
     "refused": (
-        f"no number is shown, because the expected error is above {percent(REFUSED_ABOVE)}, the "
+        f"no number is shown, because the error may be above {percent(REFUSED_ABOVE)}, the "
         "estimate diverged, or what it needs was not recorded"
     ),
 }
@@ -102,9 +110,7 @@ def trust_word(trust: StageTrust, behaviour: str | None = None) -> TrustWord:
     if trust.trust == "verified":
         # Nothing says how well it agrees, so nothing says that it does.
         return "rough"
-    if trust.trust == "estimated":
-        return "reliable" if trust.reliable else expected_word(trust.expected_error)
-    return trust.trust
+    return promised_word(trust) if trust.trust == "estimated" else trust.trust
 
 
 def _agreement(trust: StageTrust, behaviour: str | None) -> Agreement | None:
@@ -114,13 +120,34 @@ def _agreement(trust: StageTrust, behaviour: str | None) -> Agreement | None:
     return next((each for each in trust.agreements if not each.agrees), trust.agreement())
 
 
-def expected_word(error: float | None) -> TrustWord:
-    """The word for an estimate that was not checked, by its expected error."""
-    if error is None:
-        return "rough"
-    if error > SIGN_UNCERTAIN_ABOVE:
-        return "sign uncertain"
-    return "reliable" if error <= RELIABLE_BELOW else "rough"
+def promised_word(trust: StageTrust) -> TrustWord:
+    """The word for an estimate before a replay checks it."""
+    if _signs_promised(trust):
+        return "reliable" if trust.reliable else "rough"
+    return "sign uncertain"
+
+
+def _signs_promised(trust: StageTrust) -> bool:
+    if trust.wrong_signs is not None:
+        return trust.wrong_signs <= WRONG_SIGNS_ABOVE
+    return bool(trust.reliable) or (trust.expected_error or 0.0) <= SIGN_UNCERTAIN_ABOVE
+
+
+def signs_known(trust: StageTrust | None, behaviour: str | None = None) -> bool:
+    """Whether effects may be shown as credit and blame: not where too many signs may be wrong.
+
+    Of estimates that do not agree with their replay, the signs that it found wrong decide; where
+    they were not counted, the error does.
+    """
+    if trust is None:
+        return True
+    word, agreement = trust_word(trust, behaviour), _agreement(trust, behaviour)
+    if word == "does not agree" and agreement is not None:
+        right = agreement.sign_agreement
+        if right is None or not np.isfinite(right):
+            return agreement.relative_error <= SIGN_UNCERTAIN_ABOVE
+        return 1 - right <= WRONG_SIGNS_ABOVE
+    return word != "sign uncertain"
 
 
 def weakest(words: Iterable[TrustWord]) -> TrustWord:
@@ -156,26 +183,46 @@ def trust_label(trust: StageTrust, behaviour: str | None = None) -> str:
         figures = f"{about}r {decimal(agreement.r)}, error {percent(agreement.relative_error)}"
     elif trust.trust != "estimated":
         return word
-    elif trust.expected_error is None:
-        figures = "error not known"
     else:
-        figures = f"expected error {percent(trust.expected_error)}"
+        figures = promised_error(trust)
     return f"{word} ({figures})"
+
+
+def promised_error(trust: StageTrust) -> str:
+    """The error before a replay checks it: ``error up to 22 %, typically 9 %``."""
+    if trust.expected_error is None:
+        return "error not known"
+    if trust.estimator == REPLAY:
+        # By how much it misses the recording, not what nine of ten others stay within.
+        return f"error about {percent(trust.expected_error)}"
+    typical = "" if trust.typical_error is None else f", typically {percent(trust.typical_error)}"
+    return f"error up to {percent(trust.expected_error)}{typical}"
+
+
+def promised_error_sentence(trust: StageTrust) -> str:
+    """The same as a sentence; empty where no error is known, or the reason tells it."""
+    if trust.trust != "estimated" or trust.expected_error is None or trust.estimator == REPLAY:
+        return ""
+    typical = "" if trust.typical_error is None else f" (typically {percent(trust.typical_error)})"
+    said = f"In nine of ten such estimates the error is at most {percent(trust.expected_error)}"
+    if trust.wrong_signs is None or trust.wrong_signs <= WRONG_SIGNS_ABOVE:
+        return f"{said}{typical}."
+    return f"{said}{typical}, and at most {percent(trust.wrong_signs)} of the signs are wrong."
 
 
 def trust_explanation(trust: StageTrust, behaviour: str | None = None) -> str:
     """What is known, in sentences that end with whether to rely on the number."""
     agreement = _agreement(trust, behaviour)
-    said = trust.reason
+    said = f"{trust.reason} {promised_error_sentence(trust)}".rstrip()
     if agreement is not None:
         said = (
             f"Checked against a replay, on the {agreement.behaviour}: r {decimal(agreement.r)}, "
             f"slope {decimal(agreement.slope)}, relative error {percent(agreement.relative_error)}."
         )
         expected, error = trust.expected_error, agreement.relative_error
-        # Twice a small error is soon exceeded, so 10 points are asked for too.
-        if expected is not None and error > max(2 * expected, expected + 0.1):
-            said += f" Without the replay, only {percent(expected)} was expected."
+        # Not of two errors that would be printed alike.
+        if expected is not None and error > expected and percent(error) != percent(expected):
+            said += f" Before the replay, it was to be at most {percent(expected)}."
     return f"{said} {trust_advice(trust, behaviour)}".rstrip()
 
 

@@ -36,7 +36,7 @@ def test_press_verify_and_read_how_far_each_number_can_be_trusted(
     server, home: Path, page: Page, settle, screenshot, check_narrow
 ) -> None:
     page.goto(f"{server.url}/Trust?run=bare")
-    settle(page, "Nothing has been verified on this set yet")
+    settle(page, "Nothing has been compared with a replay on this set yet")
     expect(page.get_by_text(re.compile("Predicted: "))).to_be_visible()
     screenshot(page, "trust-nothing-yet")
     page.get_by_role("button", name="Verify by replay").click()
@@ -67,7 +67,7 @@ def test_press_verify_and_read_how_far_each_number_can_be_trusted(
 
 def test_cancelling_leaves_the_page_as_it_was(server, page: Page, settle) -> None:
     page.goto(f"{server.url}/Trust?run=early&orders=5")
-    settle(page, "Nothing has been verified on this set yet")
+    settle(page, "Nothing has been compared with a replay on this set yet")
     page.get_by_role("button", name="Verify by replay").click()
     page.get_by_role("button", name="Cancel").click()
     expect(page.get_by_role("button", name="Verify by replay")).to_be_enabled()

@@ -65,14 +65,17 @@ def every_standing(path: Path) -> Run:
 
 def _known(one: StageTrust) -> StageTrust:
     word = STANDINGS[one.stage]
-    errors = {"reliable": 0.2, "rough": 0.5, "sign uncertain": 0.9}
+    errors = {"reliable": 0.2, "rough": 0.5, "sign uncertain": 0.6}
+    wrong = {"rough": 0.1, "sign uncertain": 0.3}
     return StageTrust(
         stage=one.stage,
         estimator="coarse-replay",
         trust=word if word in ("exact", "refused") else "estimated",
         reason="As it was made.",
         expected_error=errors.get(word),
-        reliable=word == "reliable",
+        wrong_signs=wrong.get(word),
+        # Promised of the one that was found not to agree too: the promise stays beside it.
+        reliable=word in ("reliable", "does not agree"),
     )
 
 

@@ -22,7 +22,7 @@ EXACT = trust("exact", estimator="replay", reason="Replay repeats the recording 
 AGREES = trust("verified", agreements=(agreement(),), expected_error=0.1)
 DISAGREES = trust("does not agree", agreements=(agreement(0.4, 1.3, 0.35),))
 UNSURE = trust(expected_error=0.9, reliable=False, reason="Coarse replay.")
-RELIABLE = trust(expected_error=0.22, reliable=True, reason="Coarse replay.")
+RELIABLE = trust(expected_error=0.22, typical_error=0.09, reliable=True, reason="Coarse replay.")
 ROUGH = trust(expected_error=0.52, reliable=False, reason="Coarse replay.")
 UNKNOWN = trust(estimator="task-vector", reason="Task vector; its error is not known.")
 REFUSED = trust("refused", reason="It would diverge.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from stagelens.analyses.spurious import gaps as spurious_gaps
 from stagelens.analyses.spurious.gaps import FINAL, findings, gap_sentences, without
@@ -151,3 +152,30 @@ def test_errors_by_class_show_the_worst_cell() -> None:
     chart = class_errors(gaps.metrics.classes, FINAL, "missed")
     assert "most in group stamped, class a, 42 % answered wrongly" in chart.alt
     assert np.allclose(chart.figure.data[0].z, [[0.04], [0.42]])
+
+
+def test_the_error_of_an_estimate_widens_its_intervals() -> None:
+    known = {"shortcut": estimated("shortcut", group_error=0.3)}
+    exact = spurious_gaps.group_gaps(table(), STAGES, ["group"]).metrics
+    wide = spurious_gaps.group_gaps(table(), STAGES, ["group"], trust=known).metrics
+    # 17 of 100 answers change, and with each of them a margin by 2; a gap is between two means.
+    off = 0.3 * 0.17**0.5
+    for before, after, name in (
+        (exact.gaps, wide.gaps, "change_high"),
+        (exact.groups, wide.groups, "margin_high"),
+    ):
+        rows = before["model"] == without("shortcut")
+        wider = (after[name] - before[name])[rows]
+        assert wider.tolist() == pytest.approx([2 * off] * int(rows.sum()))
+        assert after[~rows].equals(before[~rows])
+    assert wide.groups["accuracy_high"].max() <= 1.0
+    assert findings(spurious_gaps.group_gaps(table(), STAGES, ["group"]), STAGES) == ["shortcut"]
+    for error, found in ((0.1, ["shortcut"]), (0.9, [])):
+        known = {"shortcut": estimated("shortcut", group_error=error)}
+        gaps = spurious_gaps.group_gaps(table(), STAGES, ["group"], trust=known)
+        assert findings(gaps, STAGES) == found
+
+
+def estimated(stage: str, **more: float) -> StageTrust:
+    about = {"stage": stage, "estimator": "coarse-replay", "trust": "estimated", "reason": "Said."}
+    return StageTrust.model_validate({**about, **more})

@@ -17,26 +17,13 @@ from stagelens.analyses.saliency.concentration import (
     share_of,
     where_most,
 )
-from stagelens.analyses.saliency.map_table import Map
 from stagelens.charts.saliency import pixel_maps, token_maps
 from stagelens.cli import app
 from stagelens.contracts import Behaviour, StageLensError
+from tests.support.saliency_maps import image_map, text_map
 
 MARGIN = Behaviour("margin", "higher", "nats")
 LOSS = Behaviour("loss", "lower", "nats")
-
-
-def image_map(shape: tuple[int, int] = (8, 8), stage_at: tuple[int, int] = (0, 7)) -> Map:
-    """A map that has only one pixel of the stage's, and one of both models'."""
-    final, without = np.zeros(shape), np.zeros(shape)
-    final[4, 4] = without[4, 4] = 2.0
-    final[stage_at] = -1.5
-    return Map("one", None, final, without, (1.0, 2.4), (0.5, 0.4), 32)
-
-
-def text_map(tokens: tuple[str, ...], stage: list[float]) -> Map:
-    final = np.asarray(stage)
-    return Map("<b>", tokens, final, 0 * final, (final.sum(), 0.0), (0.0, 0.0), 32)
 
 
 def test_the_densest_patch_is_named_by_its_place() -> None:

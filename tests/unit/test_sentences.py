@@ -13,7 +13,16 @@ from stagelens.effects import headlines, summary
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.wording import sentences
 from tests.support.effect_tables import effect_table, other_orders
-from tests.support.stage_trust import AGREES, DISAGREES, EXACT, REFUSED, RELIABLE, ROUGH, UNKNOWN
+from tests.support.stage_trust import (
+    AGREES,
+    DISAGREES,
+    EXACT,
+    REFUSED,
+    RELIABLE,
+    ROUGH,
+    UNKNOWN,
+    UNSURE,
+)
 
 LOSS = Behaviour("loss", "lower", "nats")
 MARGIN = Behaviour("margin", "higher", "nats")
@@ -47,7 +56,8 @@ def test_an_effect_is_said_from_the_side_of_the_counterfactual(
         (RELIABLE, "would be about 0.41 higher"),
         (ROUGH, "may be some 0.4 higher"),
         (UNKNOWN, "may be some 0.4 higher"),
-        (DISAGREES, "may be some 0.4 higher"),
+        (DISAGREES, "may be some 0.4 higher or lower, its sign uncertain"),
+        (UNSURE, "may be some 0.4 higher or lower, its sign uncertain"),
     ],
 )
 def test_the_words_carry_the_trust(trust: StageTrust, said: str) -> None:

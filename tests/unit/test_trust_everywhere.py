@@ -32,6 +32,8 @@ from tests.support.every_standing import SET, STANDINGS, every_standing
 
 WORDS = frozenset(get_args(TrustWord))
 KEPT = {stage: word for stage, word in STANDINGS.items() if word != "refused"}
+ERRORS = {"delta": 0.2, "epsilon": 0.5, "zeta": 0.6}
+"""Stage to the error that nine of ten such estimates stay within, where it is known."""
 NO_FINDING = {s for s, w in STANDINGS.items() if w in ("does not agree", "sign uncertain")}
 
 
@@ -69,7 +71,11 @@ def test_attribute_prints_and_writes_them(run: Run, tmp_path: Path) -> None:
         assert re.search(rf"│ {stage} .*│ {word}: ", said), stage
     table = pd.read_csv(out)
     assert dict(zip(table["stage"], table["trust"], strict=True)) == STANDINGS
-    assert len(table[["stage", "trust"]].drop_duplicates()) == len(STANDINGS)
+    promised = table[["stage", "trust", "reliable", "expected_error"]].drop_duplicates("stage")
+    assert len(table[["stage", "trust"]].drop_duplicates()) == len(promised) == len(STANDINGS)
+    promised = promised.set_index("stage")
+    assert promised.index[promised["reliable"].astype(bool)].tolist() == ["gamma", "delta"]
+    assert promised["expected_error"].dropna().to_dict() == ERRORS
 
 
 def test_features_prints_and_writes_them(run: Run, tmp_path: Path) -> None:
@@ -79,6 +85,7 @@ def test_features_prints_and_writes_them(run: Run, tmp_path: Path) -> None:
         assert f"Trust in the effect of {stage}: {word}. " in said
     table = pd.read_parquet(out)
     assert dict(zip(table["stage"], table["trust"], strict=True)) == KEPT
+    assert set(table.loc[table["reliable"], "stage"]) == {"gamma", "delta"}
     assert printed(run, "features")  # from the stored table, with the same trust
 
 
@@ -111,6 +118,9 @@ def test_verify_gives_a_verdict_for_every_estimate(run: Run, tmp_path: Path) -> 
     asked = ("--estimator", "coarse-replay", "--estimator", "unrolled-jump")
     rows = pd.DataFrame(json.loads(printed(own, "verify", *asked, "--json")))
     assert set(rows["trust"]) <= {"exact", "verified", "does not agree", "refused"}
+    promised = rows[rows["estimator"] == "coarse-replay"].set_index("stage")
+    assert promised["expected_error"].dropna().groupby("stage").first().to_dict() == ERRORS
+    assert promised.loc["gamma", "reliable"].all()
     checked = rows[rows["trust"].isin(["verified", "does not agree"])]
     agrees = (checked["r"] >= 0.9) & (checked["relative_error"] <= 0.5)
     assert ((checked["trust"] == "verified") == agrees).all() and len(agrees)
@@ -130,6 +140,8 @@ def test_the_report_has_them_in_every_format(run: Run, tmp_path: Path) -> None:
         for known in finding["trust"]:
             assert known["trust"] == STANDINGS.get(known["stage"], "exact"), finding["title"]
             assert known["known"].startswith(known["trust"])
+            assert known["expected_error"] == ERRORS.get(known["stage"])
+            assert known["reliable"] in (known["stage"] in ("gamma", "delta"), None)
     text = (tmp_path / "report.csv").read_text()
     lines = [line for line in text.splitlines(keepends=True) if not line.startswith("# ")]
     rows = list(csv.DictReader(io.StringIO("".join(lines))))
@@ -137,6 +149,9 @@ def test_the_report_has_them_in_every_format(run: Run, tmp_path: Path) -> None:
         assert row["trust_of_row"] in WORDS and row["known_of_row"]
         if row["stage"]:
             assert row["trust_of_row"] == (row["trust"] or STANDINGS[row["stage"]])
+        if row["title"].startswith("Credit and blame"):
+            assert row["reliable_of_row"] == str(row["stage"] in ("gamma", "delta"))
+            assert row["expected_error_of_row"] == str(ERRORS.get(row["stage"], ""))
     # The weakest word where a row is about no single stage, and a row's own where it has one.
     gaps = [row["trust_of_row"] for row in rows if row["title"] == "Accuracy by group"]
     free = [row for row in rows if row["estimator of row"] == "task-vector"]
@@ -171,7 +186,7 @@ def test_what_may_have_the_wrong_sign_is_no_finding_on_a_gap(effects: Effects) -
 def test_an_uncertain_sign_is_said_in_the_sentence(effects: Effects) -> None:
     row = {"stage": "zeta", "group": None, "effect": 1.234, "n": 80}
     said = mean_sentence(row, effects.behaviours["loss"], "image", None, effects.trust["zeta"])
-    assert "may be some 1 lower or higher" in str(said)
+    assert "may be some 1 lower or higher, its sign uncertain" in str(said)
 
 
 # ------------------------------------------------------------------------------------- the sources

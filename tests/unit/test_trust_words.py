@@ -8,7 +8,11 @@ from typing import get_args
 import pytest
 
 from stagelens.effects.headlines import FEWEST
-from stagelens.estimators.expected_error import RELIABLE_BELOW, SIGN_UNCERTAIN_ABOVE
+from stagelens.estimators.expected_error import (
+    RELIABLE_BELOW,
+    SIGN_UNCERTAIN_ABOVE,
+    WRONG_SIGNS_ABOVE,
+)
 from stagelens.estimators.stage_trust import AGREES_ERROR, AGREES_R, StageTrust
 from stagelens.wording import trust_words
 from stagelens.wording.trust_words import (
@@ -16,6 +20,7 @@ from stagelens.wording.trust_words import (
     is_trustworthy,
     may_be_finding,
     percent,
+    signs_known,
     trust_advice,
     trust_explanation,
     trust_label,
@@ -69,6 +74,31 @@ def test_the_sign_is_uncertain_above_its_threshold_only() -> None:
     edge = SIGN_UNCERTAIN_ABOVE
     assert trust_word(trust(expected_error=edge, reliable=False)) == "rough"
     assert trust_word(trust(expected_error=edge + 0.01, reliable=False)) == "sign uncertain"
+    assert trust_word(trust(expected_error=0.01, reliable=False)) == "rough"
+
+
+def test_where_signs_were_counted_their_share_decides() -> None:
+    edge, large = WRONG_SIGNS_ABOVE, SIGN_UNCERTAIN_ABOVE + 0.01
+    assert trust_word(trust(expected_error=large, wrong_signs=edge)) == "rough"
+    unsure = trust(expected_error=0.1, wrong_signs=edge + 0.01, reliable=True)
+    assert trust_word(unsure) == "sign uncertain" and not signs_known(unsure)
+    assert "at most 21 % of the signs are wrong." in trust_explanation(unsure)
+
+
+def test_only_known_signs_are_credit_or_blame() -> None:
+    unknown = {name for name, one in ALL.items() if not signs_known(one)}
+    assert unknown == {"sign uncertain", "does not agree"} and signs_known(None)
+    assert signs_known(trust("does not agree", agreements=(agreement(0.4, 0.6),)))
+    # Of what does not agree, the signs that the replay found wrong.
+    for right, known in ((0.85, True), (0.75, False), (float("nan"), False)):
+        off = agreement(0.4, 1.3).model_copy(update={"sign_agreement": right})
+        assert signs_known(trust("does not agree", agreements=(off,))) is known
+
+
+def test_a_replay_that_is_not_bit_for_bit_promises_nothing_for_nine_of_ten() -> None:
+    replay = trust(estimator="replay", expected_error=0.02, reliable=True, reason="Replay.")
+    assert trust_label(replay) == "reliable (error about 2 %)"
+    assert trust_explanation(replay) == "Replay. You can rely on it."
 
 
 def test_what_rests_on_several_counterfactuals_is_no_better_than_the_worst() -> None:
@@ -83,10 +113,10 @@ def test_what_rests_on_several_counterfactuals_is_no_better_than_the_worst() -> 
         (EXACT, "exact"),
         (AGREES, "verified (r 0.97, error 12 %)"),
         (DISAGREES, "does not agree (r 0.40, error 130 %)"),
-        (RELIABLE, "reliable (expected error 22 %)"),
-        (ROUGH, "rough (expected error 52 %)"),
+        (RELIABLE, "reliable (error up to 22 %, typically 9 %)"),
+        (ROUGH, "rough (error up to 52 %)"),
         (UNKNOWN, "rough (error not known)"),
-        (UNSURE, "sign uncertain (expected error 90 %)"),
+        (UNSURE, "sign uncertain (error up to 90 %)"),
         (REFUSED, "refused"),
     ],
 )
@@ -121,6 +151,7 @@ def test_for_a_derived_behaviour_the_first_one_stands_and_is_named() -> None:
 
 
 def test_thresholds_stand_in_the_meanings() -> None:
+    assert percent(WRONG_SIGNS_ABOVE) in trust_words.MEANINGS["sign uncertain"]
     assert f"r at least {AGREES_R:g}" in trust_words.MEANINGS["verified"]
     assert percent(AGREES_ERROR) in trust_words.MEANINGS["verified"]
     assert percent(RELIABLE_BELOW) in trust_words.MEANINGS["reliable"]
@@ -129,32 +160,37 @@ def test_thresholds_stand_in_the_meanings() -> None:
 
 def test_the_readme_has_the_marks_and_the_thresholds_that_hold() -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
-    for word, mark in trust_words.MARKS.items():
-        assert f"| {mark} | {word} |" in readme
     assert f"r at least {AGREES_R:g} and relative error at most {percent(AGREES_ERROR)}" in readme
-    assert f"expected error at most {percent(RELIABLE_BELOW)}" in readme
-    assert f"expected error above {percent(SIGN_UNCERTAIN_ABOVE)}" in readme
     details = (Path(__file__).parents[2] / "docs" / "estimators-and-trust.md").read_text()
-    assert all(f"| {mark} | {word} |" in details for word, mark in trust_words.MARKS.items())
+    for text in (readme, details):
+        assert all(f"| {mark} | {word} |" in text for word, mark in trust_words.MARKS.items())
+        assert f"error up to {percent(RELIABLE_BELOW)} at most" in text
+        assert f"more than {percent(WRONG_SIGNS_ABOVE)} of the signs may be wrong" in text
     assert f"at least {FEWEST} examples" in details
 
 
 def test_a_verified_stage_says_r_slope_and_error_together_and_what_follows() -> None:
     assert trust_explanation(AGREES) == (
         "Checked against a replay, on the margin: r 0.97, slope 1.02, relative error 12 %. "
-        "Close enough to rely on."
+        "Before the replay, it was to be at most 10 %. Close enough to rely on."
     )
     assert trust_explanation(DISAGREES).endswith("Too far off to rely on: use replay.")
 
 
-def test_an_expected_error_that_was_far_too_low_is_said() -> None:
+def test_a_promise_that_was_not_kept_is_said() -> None:
     missed = trust("verified", agreements=(agreement(0.9, 0.6),), expected_error=0.04)
-    assert "only 4 % was expected" in trust_explanation(missed)
-    assert "was expected" not in trust_explanation(AGREES)
+    assert "Before the replay, it was to be at most 4 %." in trust_explanation(missed)
+    kept = trust("verified", agreements=(agreement(0.97, 0.12),), expected_error=0.13)
+    assert "Before the replay" not in trust_explanation(kept)
+    alike = trust("verified", agreements=(agreement(0.97, 0.124),), expected_error=0.121)
+    assert "Before the replay" not in trust_explanation(alike)
 
 
 def test_estimates_say_whether_to_lean_on_them() -> None:
-    assert trust_explanation(RELIABLE) == "Coarse replay. You can rely on it."
+    assert trust_explanation(RELIABLE) == (
+        "Coarse replay. In nine of ten such estimates the error is at most 22 % (typically 9 %). "
+        "You can rely on it."
+    )
     assert trust_explanation(ROUGH).endswith("Do not rely on it until a replay has settled it.")
     assert trust_explanation(UNSURE).endswith("Even its sign may be wrong: use replay.")
     assert trust_explanation(UNKNOWN).startswith(

@@ -107,8 +107,22 @@ def test_a_verified_estimate_says_so_wherever_it_is_read(run: Run) -> None:
         assert found is not None and found.behaviour == name
         assert found.r == pytest.approx(rows.loc[name, "r"])
         assert found.relative_error == pytest.approx(rows.loc[name, "relative_error"])
-    assert first.reliable is first.agreements[0].agrees
+    # As it was promised; what came of it is in the word.
+    assert first.reliable is attribute(run, "test", "task-vector").trust["first"].reliable
+    assert first.agreements[0].sign_agreement is not None
     assert result.trust["third"].trust == "exact"
+
+
+@pytest.mark.parametrize("reliable", [True, False])
+def test_what_was_promised_stays_beside_what_came_of_it(run: Run, reliable: bool) -> None:
+    vector, truth = (attribute(run, "test", name) for name in ("task-vector", "replay"))
+    promise = {"reliable": reliable, "expected_error": 0.07, "trust": "estimated"}
+    stages = [one.model_copy(update=promise) for one in vector.facts.stages]
+    promised = Result(vector.facts.model_copy(update={"stages": stages}), vector.table)
+    rows = verification.compare(promised, truth)
+    assert list(rows[list(verification.COLUMNS)]) == list(verification.COLUMNS)
+    assert set(rows["reliable"]) == {reliable} and set(rows["expected_error"]) == {0.07}
+    assert rows.loc[0, "trust"] == word_of(rows.loc[0])
 
 
 def test_a_stored_replay_verifies_every_estimate_by_itself(run: Run, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from scipy.stats import norm
 from stagelens.contracts import ACCURACY, Behaviour
 from stagelens.effects.headlines import FEWEST
 from stagelens.effects.resampling import LEVEL, Resamples, interval, sums
-from stagelens.effects.summary import of_behaviour, stage_summary
+from stagelens.effects.summary import of_behaviour, rms_effects, stage_summary
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.wording.numbers import amount_text, phrase
 from stagelens.wording.sentences import Part, Sentence, slice_parts, would_be
@@ -40,6 +40,7 @@ COLUMNS = (
     "effect",
     "low",
     "high",
+    "rms",
     "gain",
     "noise_sd",
     "within_noise",
@@ -121,9 +122,11 @@ def slice_summary(
     frames: dict[str, list[pd.DataFrame]] = {one.name: [] for one in slices}
     for part in parts:
         rows = of_behaviour(part, behaviour.name)
+        sizes = rms_effects(rows)
         for one in slices:
             own = rows[rows["example_id"].isin(one.example_ids)]
             means = stage_summary(own, behaviour, stages, None, orders)
+            means["rms"] = means["stage"].map(sizes)
             ends = [
                 mean_interval(own.loc[own["stage"] == stage, "effect"].to_numpy(float))
                 for stage in means["stage"]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from stagelens.contracts import ACCURACY, Behaviour
 from stagelens.effects.groups import GroupMetrics, crossed, group_metrics
-from stagelens.effects.summary import by_stage, of_behaviour
+from stagelens.effects.summary import by_stage, of_behaviour, right_answers
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.trust.estimates import Effects
+from stagelens.wording.intervals import group_error
 from stagelens.wording.numbers import amount_text
 from stagelens.wording.sentences import Part, Sentence
 from stagelens.wording.trust_words import (
@@ -54,6 +55,7 @@ def group_gaps(
     by: Sequence[str],
     behaviour: Behaviour = ACCURACY,
     orders: pd.DataFrame | None = None,
+    trust: Mapping[str, StageTrust] | None = None,
 ) -> Gaps:
     """Measure every group of a set under the final model and without each stage.
 
@@ -67,17 +69,59 @@ def group_gaps(
         behaviour: What the gap is in: accuracy, or the margin.
         orders: Effects in several orders of the batches, from ``noise.load_orders``; None where
             the noise is not known.
+        trust: Stage to what is known of its counterfactual. Where it says how far the mean of a
+            group may be off, intervals are wider by that.
 
     Raises:
         SetError: A column is not there.
     """
     measured = models(table, stages, by)
-    metrics = group_metrics(measured, by, behaviour.name)
+    metrics = _widened(group_metrics(measured, by, behaviour.name), measured, trust or {})
     within: dict[str, bool] = {}
     if orders is not None and metrics.best is not None:
         sides = _sides(measured[FINAL], by, metrics)
         within = _within_noise(metrics, stages, behaviour, sides, orders)
     return Gaps(metrics, behaviour, within)
+
+
+def _widened(
+    metrics: GroupMetrics,
+    measured: Mapping[str, pd.DataFrame],
+    trust: Mapping[str, StageTrust],
+) -> GroupMetrics:
+    """The same with the error of estimates in the intervals of the models that are estimated."""
+    groups, gaps = metrics.groups.copy(), metrics.gaps.copy()
+    for stage, known in trust.items():
+        model = without(stage)
+        for kind in ("accuracy", "margin"):
+            off = group_error(known, kind)
+            if not off or model not in measured:
+                continue
+            off *= _rms_change(measured[FINAL], measured[model], kind)
+            rows = groups["model"] == model
+            low, high = (groups.loc[rows, f"{kind}_{end}"] for end in ("low", "high"))
+            ends = (-np.inf, np.inf) if kind == "margin" else (0.0, 1.0)
+            groups.loc[rows, f"{kind}_low"] = (low - off).clip(*ends)
+            groups.loc[rows, f"{kind}_high"] = (high + off).clip(*ends)
+            if kind == metrics.measure and len(gaps):
+                rows = gaps["model"] == model
+                # A gap is between two means, each of which may be off.
+                for name in ("gap", "change"):
+                    gaps.loc[rows, f"{name}_low"] -= 2 * off
+                    gaps.loc[rows, f"{name}_high"] += 2 * off
+    return replace(metrics, groups=groups, gaps=gaps)
+
+
+def _rms_change(final: pd.DataFrame, other: pd.DataFrame, kind: str) -> float:
+    """Root mean square effect of a stage over the labelled examples; NaN where it is not known."""
+    if kind == "margin":
+        if "margin" not in final:
+            return float("nan")
+        change = final["margin"] - other["margin"]
+    else:
+        sides = (right_answers(each["prediction"], each["label"]) for each in (final, other))
+        change = next(sides) - next(sides)
+    return float((change[final["label"].notna()] ** 2).mean() ** 0.5)
 
 
 def rows_of(effects: Effects, by: Sequence[str]) -> Iterator[pd.DataFrame]:

@@ -31,6 +31,7 @@ RESERVED_COLUMNS = frozenset({
     "example_id", "label", "image", "text",
     "set", "stage", "behaviour", "final", "without", "effect", "estimator", "prediction",
     "prediction_without", "confidence", "confidence_without", "within_noise", "trust",
+    "reliable", "expected_error",
 })
 # fmt: on
 """Names that metadata columns cannot have: the set's own, and those of the effect table."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
@@ -12,6 +12,7 @@ import streamlit as st
 from stagelens.charts import marked
 from stagelens.charts.style import short
 from stagelens.contracts import Behaviour
+from stagelens.estimators.stage_trust import StageTrust
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, inputs, state
 from stagelens.ui.pieces.pinning import About
@@ -20,7 +21,7 @@ from stagelens.ui.reading import browse, loaders
 from stagelens.ui.reading.browse import Chosen, effect_column, noise_column
 from stagelens.ui.reading.loaders import Effects, Source
 from stagelens.wording.numbers import amount_text, axis_unit, count_text, phrase
-from stagelens.wording.trust_words import MARKS, trust_word
+from stagelens.wording.trust_words import MARKS, signs_known, trust_word
 
 from . import drilldown, filters
 
@@ -99,7 +100,7 @@ def _table(
             workspace.at,
             effects.estimator,
             key,
-            lambda: _cells(workspace, chosen.behaviour, shown, columns),
+            lambda: _cells(workspace, effects.trust, chosen.behaviour, shown, columns),
         ),
         key,
         f"Examples {start + 1:,} to {start + len(ids):,} of {len(chosen):,}, with answers and "
@@ -116,7 +117,8 @@ def _table(
     trust = components.plain(trust_line(known, chosen.behaviour.name))
     st.caption(
         f"▲ credit: {phrase(chosen.behaviour)} {better} because of the stage. ▼ blame: "
-        f"{'lower' if better == 'higher' else 'higher'}. {_noise(workspace, shown)}"
+        f"{'lower' if better == 'higher' else 'higher'}. "
+        f"{_unsigned(known, chosen.behaviour)}{_noise(workspace, shown)}"
         f"{trust} Click a row to look at the example." + _left_out(workspace, columns)
     )
     return example_id
@@ -135,6 +137,12 @@ def _left_out(workspace: Workspace, columns: Sequence[str]) -> str:
         f" Columns are the {len(columns)} of {len(workspace.stages):,} stages with the largest "
         "effects on this set, and the one chosen above."
     )
+
+
+def _unsigned(trust: Mapping[str, StageTrust], behaviour: Behaviour) -> str:
+    """The legend of effects whose sign is uncertain, where there are any."""
+    known = all(signs_known(each, behaviour.name) for each in trust.values())
+    return "" if known else "± its sign is uncertain, so neither. "
 
 
 def _noise(workspace: Workspace, shown: pd.DataFrame) -> str:
@@ -212,7 +220,11 @@ def _page_of_cells(
 
 
 def _cells(
-    workspace: Workspace, behaviour: Behaviour, shown: pd.DataFrame, stages: Sequence[str]
+    workspace: Workspace,
+    trust: Mapping[str, StageTrust],
+    behaviour: Behaviour,
+    shown: pd.DataFrame,
+    stages: Sequence[str],
 ) -> pd.DataFrame:
     ids = shown["example_id"].tolist()
     cells: dict[str, object] = {}
@@ -233,7 +245,7 @@ def _cells(
     ]
     for stage in stages:
         cells[effect_column(stage)] = [
-            _effect_cell(effect, behaviour, within)
+            _effect_cell(effect, behaviour, within, signs_known(trust.get(stage), behaviour.name))
             for effect, within in zip(
                 shown[effect_column(stage)],
                 shown[noise_column(stage)].fillna(False),
@@ -254,13 +266,13 @@ def _marks(right: pd.Series) -> list[str]:
     return ["✓" if value == 1 else "✗" if value == 0 else "" for value in right]
 
 
-def _effect_cell(effect: float, behaviour: Behaviour, within_noise: bool) -> str:
+def _effect_cell(effect: float, behaviour: Behaviour, within_noise: bool, signed: bool) -> str:
     if not isfinite(effect):
         return "no number"
     if within_noise:
         # Without a direction, which means nothing within training noise.
         return f"≈ {amount_text(effect, behaviour, unit=False)}"
-    return marked(behaviour.sign * effect, behaviour, unit=False)
+    return marked(behaviour.sign * effect, behaviour, unit=False, signed=signed)
 
 
 def _columns(

@@ -22,6 +22,7 @@ from stagelens.ui.reading.browse import (
     effect_column,
     noise_column,
 )
+from stagelens.ui.reading.example_errors import example_errors
 from stagelens.ui.reading.loaders import Effects
 from stagelens.wording.folding import MOST, strongest
 from stagelens.wording.numbers import phrase, value_text
@@ -286,9 +287,11 @@ def bars(
         before: Markup to show beside the bars, or above them in a narrow window.
         own: Whether it is an own example, which is in no set.
     """
+    errors = example_errors(workspace.at, workspace.examples.name, effects, behaviour)
     values = pd.DataFrame(
         {
             "stage": workspace.stages,
+            "error": [errors.get(stage) for stage in workspace.stages],
             "effect": [row[effect_column(stage)] for stage in workspace.stages],
             "within_noise": [_within_noise(row, stage) for stage in workspace.stages],
         }

@@ -9,13 +9,13 @@ import numpy as np
 import streamlit as st
 
 from stagelens.contracts import ACCURACY, Behaviour
+from stagelens.trust.trust_columns import with_trust
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components
 from stagelens.ui.reading import browse, loaders
 from stagelens.ui.reading.browse import Chosen, Every, Filters, Side
 from stagelens.ui.reading.loaders import Effects, Source
 from stagelens.wording.numbers import axis_unit, count_text, is_share
-from stagelens.wording.trust_words import trust_word
 
 from . import slices
 
@@ -187,7 +187,5 @@ def count_and_export(workspace: Workspace, effects: Effects, chosen: Chosen) -> 
 
 def _csv(effects: Effects, chosen: Chosen) -> bytes:
     behaviour = chosen.behaviour.name
-    trust = {n: trust_word(known, behaviour) for n, known in effects.trust.items()}
-    rows = effects.of(behaviour)
-    table = rows.assign(trust=rows["stage"].map(trust))
-    return browse.export(table, chosen.ids, [chosen.behaviour.name])
+    table = with_trust(effects.of(behaviour), effects.trust, behaviour)
+    return browse.export(table, chosen.ids, [behaviour])

@@ -33,7 +33,7 @@ from stagelens.ui.reading.browse import Filters, answer_column, effect_column
 from stagelens.ui.reading.loaders import Effects
 from stagelens.ui.server import forward_passes, jobs
 from stagelens.wording.numbers import axis_unit, count_text, phrase, signed_text
-from stagelens.wording.trust_words import is_trustworthy, percent
+from stagelens.wording.trust_words import is_trustworthy, percent, signs_known
 
 from . import filters
 
@@ -153,6 +153,7 @@ def _pick_stage(workspace: Workspace, effects: Effects, example_id: str | None =
         means.append(own.groupby("stage", observed=True)["effect"].mean())
     # Gains are positive for credit, so the smallest of them is the most blame.
     gains = (behaviour.sign * pd.concat(means)).dropna()
+    gains = gains[[signs_known(effects.trust.get(s), behaviour.name) for s in gains.index]]
     stages = workspace.stages
     return st.selectbox(
         "Stage",
@@ -313,19 +314,17 @@ def _show(
         )
         return
     known = effects.trust.get(stage)
-    about = About(
-        f"Where the effect of {stage} sits in {one.example_id}",
-        behaviour.name,
-        trust=None if known is None else [known],
-    )
+    signed, title = signs_known(known, behaviour.name), f"Where the effect of {stage} sits in "
+    trust_of = None if known is None else [known]
+    about = About(f"{title}{one.example_id}", behaviour.name, trust=trust_of)
     if workspace.noun == "image":
         png = loaders.picture(workspace.at, workspace.examples.name, one.example_id, _SIDE)
         address = "data:image/png;base64," + base64.b64encode(png).decode()
         faint = known is None or not is_trustworthy(known, behaviour.name)
-        chart = pixel_maps(one, address, behaviour, stage, charts.EITHER, height, faint)
+        chart = pixel_maps(one, address, behaviour, stage, charts.EITHER, height, faint, signed)
         components.show(chart, f"where-{one.example_id}", about)
     else:
-        shaded = token_maps(one, behaviour, stage)
+        shaded = token_maps(one, behaviour, stage, signed)
         with pinnable(f"where-{one.example_id}", _by_token(one, stage), shaded.alt, about):
             st.html(shaded.html)
     trust = "" if known is None else f" · {trust_line({stage: known}, behaviour.name)}"

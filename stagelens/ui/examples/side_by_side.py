@@ -14,6 +14,7 @@ from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, inputs, state
 from stagelens.ui.reading import browse, loaders
 from stagelens.ui.reading.browse import Chosen, effect_column
+from stagelens.ui.reading.example_errors import example_errors
 from stagelens.ui.reading.loaders import Effects
 from stagelens.wording.numbers import phrase
 from stagelens.wording.sentences import Sentence
@@ -73,6 +74,8 @@ def side_by_side_tab(workspace: Workspace, effects: Effects, chosen: Chosen, sai
         "right, blame to the left.",
         muted=True,
     )
+    errors = example_errors(workspace.at, workspace.examples.name, effects, behaviour)
+    error = [errors.get(stage) for stage in workspace.stages]
     with st.grid(len(ids), min_column_width=190, gap="medium") as grid:
         for example_id in ids:
             with grid.cell():
@@ -80,7 +83,8 @@ def side_by_side_tab(workspace: Workspace, effects: Effects, chosen: Chosen, sai
                 _input(workspace, example_id, ids)
                 _answer(workspace, row)
                 values = {stage: float(row[effect_column(stage)]) for stage in workspace.stages}
-                bars = pd.DataFrame({"stage": list(values), "effect": list(values.values())})
+                effect = list(values.values())
+                bars = pd.DataFrame({"stage": list(values), "effect": effect, "error": error})
                 st.html(charts.effect_bars(bars, behaviour, effects.trust, largest).html)
                 # A refused stage has no number, and max with a NaN depends on the order.
                 known = {stage: abs(value) for stage, value in values.items() if isfinite(value)}

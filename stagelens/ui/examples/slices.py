@@ -13,6 +13,7 @@ from stagelens.analyses.slices.effects import difference_sentence
 from stagelens.analyses.slices.saved import Slice, delete_slice, save_slice
 from stagelens.contracts import Behaviour, StageLensError
 from stagelens.effects.headlines import FEWEST
+from stagelens.estimators.stage_trust import StageTrust
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, state
 from stagelens.ui.pieces.pinning import About
@@ -22,8 +23,9 @@ from stagelens.ui.reading.browse import Chosen
 from stagelens.ui.reading.loaders import Effects
 from stagelens.ui.server import settings
 from stagelens.wording.folding import strongest
+from stagelens.wording.intervals import group_error
 from stagelens.wording.numbers import amount_text, axis_unit, count_text, phrase, signed_text
-from stagelens.wording.trust_words import MARKS, trust_label, trust_word
+from stagelens.wording.trust_words import MARKS, signs_known, trust_label, trust_word
 
 _SAID = state.session_key("slice-said")
 _NAME = state.session_key("slice-name")
@@ -136,7 +138,10 @@ def _table(
     lines = []
     for one in slices:
         rows = by_slice[one.name]
-        cells = {row["stage"]: _cell(row, behaviour) for row in rows.to_dict("records")}
+        cells = {
+            row["stage"]: _cell(row, behaviour, effects.trust.get(row["stage"]))
+            for row in rows.to_dict("records")
+        }
         n = int(rows["n"].max())
         lines.append({"slice": one.name, "examples": n, _DOUBT: _doubt(one, n), **cells})
     shown = pd.DataFrame(lines)
@@ -165,8 +170,9 @@ def _table(
     )
     components.text_block(
         f"{about}: final model minus the counterfactual without the stage; in brackets the 95 % "
-        f"interval over resampled {workspace.noun}s. ▲ credit, ▼ blame, ≈ within training noise, "
-        f"so not a finding. {trust_line(effects.trust, behaviour.name)}"
+        f"interval over resampled {workspace.noun}s and, where it is known, the error of the "
+        "estimate. ▲ credit, ▼ blame, ± the interval includes zero or the sign is uncertain, "
+        f"≈ within training noise, so not a finding. {trust_line(effects.trust, behaviour.name)}"
         + (
             f" Columns are the {len(kept)} of {len(sizes):,} stages with the largest effects."
             if len(kept) < len(sizes)
@@ -176,11 +182,14 @@ def _table(
     )
 
 
-def _cell(row: Mapping[Hashable, Any], behaviour: Behaviour) -> str:
+def _cell(row: Mapping[Hashable, Any], behaviour: Behaviour, trust: StageTrust | None) -> str:
     """``▼ 0.41 (0.32 to 0.5)``, towards blame; empty where nothing is known."""
     effect, low, high = (float(row[name]) for name in ("effect", "low", "high"))
     if not np.isfinite(effect):
         return ""
+    # The error of the estimate is added at either end, where it is known.
+    off = (group_error(trust, behaviour.name) or 0.0) * float(row["rms"])
+    low, high = low - off, high + off
     credit = effect * behaviour.sign > 0
     # The amount is printed without its sign, behind a mark, so the interval is turned with it.
     sign = behaviour.sign if credit else -behaviour.sign
@@ -189,7 +198,8 @@ def _cell(row: Mapping[Hashable, Any], behaviour: Behaviour) -> str:
     # An amount that is rounded to zero has no direction.
     if any(digit in "123456789" for digit in said):
         # Null where training noise is not known, and pd.NA has no truth value.
-        mark = "≈" if row["within_noise"] is True else "▲" if credit else "▼"
+        known = signs_known(trust, behaviour.name) and not low <= 0 <= high
+        mark = "≈" if row["within_noise"] is True else "±" if not known else "▲" if credit else "▼"
         said = f"{mark} {said}"
     if not np.isfinite(low):
         return said

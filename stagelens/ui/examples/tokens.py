@@ -16,6 +16,7 @@ from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components
 from stagelens.ui.pieces.trust_marks import trust_badge, trust_line
 from stagelens.ui.reading.loaders import Effects
+from stagelens.wording.trust_words import signs_known
 
 from . import live_answers
 
@@ -68,7 +69,7 @@ def token_effects(
     components.text_block(
         f"How much more likely {stage} made each token (credit), or less likely (blame), in "
         f"{behaviour.unit or 'the behaviour'}; all stages share one scale of shades."
-        if behaviour.name == "log-likelihood"
+        if behaviour.name == "log-likelihood" and signs_known(known, behaviour.name)
         else f"Effect of {stage} on the {behaviour.name} of each token.",
         muted=True,
     )
@@ -77,7 +78,9 @@ def token_effects(
     # Over all stages, so that shades of one stage can be compared with those of another.
     largest = charts.largest_effect(list(tokens.effects.values()))
     effects = tokens.effects[stage]
-    st.html(charts.shaded_tokens(tokens.tokens, effects, behaviour, stage, largest).html)
+    signed = signs_known(known, behaviour.name)
+    drawn = charts.shaded_tokens(tokens.tokens, effects, behaviour, stage, largest, signed)
+    st.html(drawn.html)
     with st.expander("The same numbers as a table, for every stage"):
         _table(stages, tokens)
         components.text_block(trust_line(trust, behaviour.name), muted=True)

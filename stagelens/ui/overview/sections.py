@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 
@@ -19,11 +20,16 @@ from stagelens.ui.pieces.trust_marks import trust_badges, trust_legend
 from stagelens.ui.reading import loaders
 from stagelens.ui.reading.loaders import Effects
 from stagelens.wording.folding import MOST, listed
+from stagelens.wording.intervals import mean_interval
 from stagelens.wording.numbers import axis_unit, count_text, is_share
 from stagelens.wording.sentences import mean_sentence, slice_parts
 from stagelens.wording.trust_words import trust_word
 
 _CARDS_A_ROW = 4
+_ABOUT_ENDS = (
+    " Interval of the stage effect over the choice of examples (95 %) and with the error of the "
+    "estimate; empty: not known."
+)
 
 
 def heading(workspace: Workspace) -> None:
@@ -90,7 +96,7 @@ def headlines(
         components.sentences(found, size="1.15rem")
         components.text_block(
             f"Headlines are mean effects over at least {count_text(FEWEST, workspace.noun)}, "
-            "beyond two standard errors"
+            "beyond two standard errors, beyond the error of the estimate where that is known"
             + (
                 " and beyond training noise; from a replay where one is stored."
                 if noise_known
@@ -172,7 +178,7 @@ def _noise(means: pd.DataFrame) -> list[str]:
 
 def _table(rows: pd.DataFrame, behaviour: Behaviour, effects: Effects) -> None:
     scale = 100 if is_share(behaviour) else 1
-    unit = axis_unit(behaviour)
+    named = "percent and points" if is_share(behaviour) else axis_unit(behaviour) or "its unit"
     shown = pd.DataFrame(
         {
             "stage": rows["stage"],
@@ -190,22 +196,27 @@ def _table(rows: pd.DataFrame, behaviour: Behaviour, effects: Effects) -> None:
             "within noise": 100 * rows["noise_share"].astype(float),
         }
     )
-    errors = ("standard error", "noise sd")
+    intervals = [
+        mean_interval(row, effects.trust.get(str(row["stage"])), behaviour.name)
+        for row in rows.to_dict("records")
+    ]
+    for name in ("low", "high"):
+        ends = [np.nan if one is None else getattr(one, name) for one in intervals]
+        shown.insert(shown.columns.get_loc("credit"), name, scale * np.asarray(ends))
+    errors = ("low", "high", "standard error", "noise sd")
     numbers = ("final", "without the stage", "stage effect", "credit", "blame", *errors)
     digits = "%.1f" if is_share(behaviour) else "%.3f"
     components.table(
         shown,
         "stage-table",
-        "Mean stage effect, credit and blame per stage and group, "
-        f"in {'percent and points' if is_share(behaviour) else unit or 'its unit'}.",
+        f"Mean stage effect, credit and blame per stage and group, in {named}.",
         About(behaviour=behaviour.name),
         column_config={
             **{
                 name: st.column_config.NumberColumn(
                     name,
                     format=digits,
-                    help="In "
-                    f"{'percent and points' if is_share(behaviour) else unit or 'its unit'}.",
+                    help=f"In {named}.{_ABOUT_ENDS if name in ('low', 'high') else ''}",
                 )
                 for name in numbers
             },

@@ -12,7 +12,7 @@ from stagelens.ui.pieces import components, state
 from stagelens.ui.reading import loaders
 from stagelens.ui.reading.loaders import Effects
 from stagelens.ui.server import settings
-from stagelens.wording.sentences import Part, Sentence, mean_sentence, would_be
+from stagelens.wording.sentences import Part, Sentence, mean_sentence, would_be_on_average
 
 _SHORTCUT, _MISLABELLED = "shortcut", "mislabelled"
 _MIXED_UP = "mixed-up"
@@ -128,7 +128,7 @@ def _mixed_up(workspace: Workspace) -> Sentence | None:
     rows = loaders.stage_summary(
         workspace.at, _MIXED_UP, found.estimator, ACCURACY.name, None, None
     )
-    row = rows[rows["stage"] == _MISLABELLED].iloc[0]
+    row = rows[rows["stage"] == _MISLABELLED].iloc[0].to_dict()
     trust = found.trust[_MISLABELLED]
     return Sentence(
         (
@@ -136,7 +136,7 @@ def _mixed_up(workspace: Workspace) -> Sentence | None:
             Part(_MISLABELLED, "stage"),
             Part(", accuracy on "),
             Part("4s and 9s", "group"),
-            *would_be(float(row["effect"]), ACCURACY, trust),
+            *would_be_on_average(row, ACCURACY, trust),
             Part(f" ({int(row['n']):,} images of set {_MIXED_UP})."),
         ),
         trust,

@@ -27,8 +27,12 @@ WORDS: Mapping[str, str] = {
     "replay": "Running recorded steps again, from any state: the ground truth for a "
     "counterfactual.",
     "trust": "What is known of a number's error: exact; verified or does not agree, where a "
-    "replay was there to check it; reliable, rough or sign uncertain, by the expected error, "
-    "where none was; on recorded samples; or refused.",
+    "replay was there to check it; reliable, rough or sign uncertain where none was, by the error "
+    "that nine of ten such estimates stay within; on recorded samples; or refused.",
+    "error up to": "What an estimate promises without a replay: nine of ten such estimates stay "
+    "within it. An error without “up to” was measured by a replay.",
+    "interval": "Between which values a mean effect lies: over the choice of examples (95 %), and "
+    "with the error of the estimate. Where it includes zero, there is no clear change.",
     "training noise": "How much an effect varies with the order of the batches. An effect of less "
     "than two of its standard deviations is not a finding, and is marked ≈.",
     "group": "Examples that share a value of one column of the set.",

@@ -28,6 +28,7 @@ from stagelens.ui.pieces.pinning import About
 from stagelens.ui.reading import loaders
 from stagelens.ui.reading.loaders import Effects, Source
 from stagelens.ui.server import forward_passes, settings
+from stagelens.wording.trust_words import signs_known
 
 ALL = "all examples"
 """Listed among the groups; stands for every example."""
@@ -292,7 +293,8 @@ def worst_stage(view: RemovalView, group: str) -> str | None:
     return comparison.worst_stage(
         view.effects.first,
         ~report_rows(at, name, view.by),
-        view.removable,
+        # An edit changes every behaviour, so none of them may have an uncertain sign.
+        [stage for stage in view.removable if signs_known(view.effects.trust.get(stage))],
         loaders.examples(at, name)[view.by],
         group,
     )

@@ -27,7 +27,7 @@ from stagelens.ui.reading import loaders
 from stagelens.ui.reading.loaders import Effects, Source
 from stagelens.ui.server import jobs, settings
 from stagelens.wording.numbers import count_text, number, phrase, signed_text
-from stagelens.wording.trust_words import percent, trust_word
+from stagelens.wording.trust_words import percent, signs_known, trust_word
 
 KINDS = {
     "patch": "Patches",
@@ -57,7 +57,7 @@ def found_features_tab(workspace: Workspace, effects: Effects) -> None:
         _search(arguments)
         return
     _further(found, facts, arguments)
-    stage, kind = _controls(workspace, found)
+    stage, kind = _controls(effects.trust, found)
     rows = strongest(found, stage)
     # Columns are metadata; by default the tab shows what no metadata records.
     rows = rows[rows["kind"] == kind if kind is not None else rows["kind"] != "column"]
@@ -110,12 +110,15 @@ def _further(found: Features, facts: ResultFacts, arguments: tuple[str, ...]) ->
                   key="look-at-further-stages")  # fmt: skip
 
 
-def _controls(workspace: Workspace, found: Features) -> tuple[str, str | None]:
+def _controls(trust: Mapping[str, StageTrust], found: Features) -> tuple[str, str | None]:
     stages = [each.stage for each in found.facts.stages]
     best = [strongest(found, stage) for stage in stages]
     blamed = [b[(b["kind"] != "column") & (b["mean_with"] < 0)]["evidence"].max() for b in best]
     # The largest of no rows is NaN, which would compare as neither larger nor smaller.
-    blamed = [size if size == size else 0.0 for size in blamed]
+    known = [signs_known(trust.get(name), found.facts.behaviour.name) for name in stages]
+    blamed = [
+        size if size == size and one else 0.0 for size, one in zip(blamed, known, strict=True)
+    ]
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         stage = st.selectbox(
             "Stage",
@@ -167,6 +170,8 @@ def _cards(workspace: Workspace, found: Features, rows: pd.DataFrame, trust: Sta
 def _card(workspace: Workspace, found: Features, row: dict[str, Any], trust: StageTrust) -> None:
     behaviour = found.facts.behaviour.behaviour()
     mark = "▲ credit" if row["mean_with"] > 0 else "▼ blame"
+    if not signs_known(trust, behaviour.name):
+        mark = "± sign uncertain"
     about = (
         f"{workspace.noun}s labelled {row['label']}" if row["label"] else f"all {workspace.noun}s"
     )
@@ -287,7 +292,9 @@ def _map(found: Features, stage: str, trust: StageTrust) -> None:
     )
     with st.grid(2, min_column_width=330, gap="medium") as grid:
         with grid.cell():
-            chart = drawing.chart(patch_map, rows, found.facts.shape, behaviour, stage, EITHER)
+            signed = signs_known(trust, behaviour.name)
+            parts = (rows, found.facts.shape, behaviour, stage, EITHER, signed)
+            chart = drawing.chart(patch_map, *parts)
             components.show(chart, "patch-map", About(behaviour=behaviour.name, trust=[trust]))
         with grid.cell():
             components.text_block(

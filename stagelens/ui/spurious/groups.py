@@ -53,7 +53,8 @@ def _gaps(
         return None
     stages = [stage.name for stage in loaders.run(at).stages]
     kind = found.behaviours[behaviour]
-    return measure_gaps(rows_of(found, by), stages, by, kind, loaders.orders(at, set_name))
+    orders = loaders.orders(at, set_name)
+    return measure_gaps(rows_of(found, by), stages, by, kind, orders, found.trust)
 
 
 def group_gaps_tab(workspace: Workspace, effects: Effects) -> None:
@@ -125,7 +126,8 @@ def _sentences(workspace: Workspace, effects: Effects, gaps: Gaps, stages: Seque
         )
         components.text_block(
             "A stage is named where the 95 % interval of its effect on the gap, over resampled "
-            f"examples, excludes zero; {noise}. The gap is the one between the final model's "
+            "examples and, where it is known, with the error of the estimate, excludes zero; "
+            f"{noise}. The gap is the one between the final model's "
             f"best and worst group of at least {count_text(MINIMUM, workspace.noun)}.",
             muted=True,
         )

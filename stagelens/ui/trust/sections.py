@@ -32,7 +32,7 @@ from stagelens.ui.reading import loaders
 from stagelens.ui.reading.loaders import Source
 from stagelens.wording.folding import MOST, listed
 from stagelens.wording.numbers import count_text, number, signed_text
-from stagelens.wording.trust_words import MARKS, decimal, expected_word, percent, trust_explanation
+from stagelens.wording.trust_words import MARKS, decimal, percent, promised_word, trust_explanation
 
 FIGURES = {
     "r": ("Pearson r", "1: the estimate rises and falls with replay over the examples."),
@@ -74,9 +74,18 @@ def heading(workspace: Workspace) -> None:
     """What the page is for."""
     st.title("Trust", anchor=False)
     components.text_block(
-        "Estimates propose, replay decides. Each point below is one example of set "
-        f"{workspace.examples.name}: its stage effect by an estimate against the effect by replay, "
-        "which runs the recorded steps again and is the ground truth."
+        "Estimates propose, replay decides: it runs the recorded steps again, and is the ground "
+        "truth. First what the promises of estimates are worth, then the estimates of this run on "
+        f"set {workspace.examples.name}."
+    )
+
+
+def against_replay(view: TrustView) -> None:
+    """What the points of the scatter plots are."""
+    st.header("Estimates against replay", anchor=False)
+    components.text_block(
+        f"Each point is one example: its stage effect on the {view.behaviour.name} by "
+        f"{view.estimate} against the effect by replay."
     )
 
 
@@ -188,9 +197,9 @@ def stages(workspace: Workspace, view: TrustView) -> None:
     """One card per stage: the verdict, the scatter, and all figures together."""
     if view.truth is None:
         st.info(
-            "Nothing has been verified on this set yet: no replay is stored that can be read, so "
-            "these are the estimates' own expectations. **Verify by replay**, below, shows how far "
-            "each number is off.",
+            "Nothing has been compared with a replay on this set yet: none is stored that can be "
+            "read, so these are the estimates' own promises. **Verify by replay**, below, shows "
+            "how far each number is off.",
             icon=":material/science:",
         )
     elif view.truth.trust and any(t.trust != "exact" for t in view.truth.trust.values()):
@@ -311,12 +320,15 @@ def _figures(view: TrustView, trust: StageTrust, row: Mapping[str, Any] | None) 
         lines.append((title, _text(name, row[name]), between, meaning))
     lines.append(
         (
-            "Expected error" if row is None else "Expected beforehand",
+            "Error up to" if row is None else "Promised: up to",
             "not known" if trust.expected_error is None else percent(trust.expected_error),
-            "" if trust.expected_error is None else expected_word(trust.expected_error),
-            "Relative error that was expected without a replay.",
+            "" if trust.expected_error is None else promised_word(trust),
+            "Relative error that nine of ten such estimates stay within, found without a replay.",
         )
     )
+    if trust.typical_error is not None:
+        meaning = "The median relative error of such estimates."
+        lines.append(("Typically", percent(trust.typical_error), "", meaning))
     floor = np.nan if row is None else row["noise_floor_r"]
     lines.append(
         (

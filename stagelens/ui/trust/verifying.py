@@ -49,10 +49,10 @@ def _take_budget(estimators: Sequence[str]) -> bool:
 def nothing_yet(workspace: Workspace) -> None:
     """The message where no estimate is stored: what a verification would tell."""
     st.info(
-        "Nothing has been verified on this set yet. A verification replays the later stages "
-        "without each stage, and compares the estimates with that: then every number says "
-        "whether it is close enough to rely on, how far it is off, and, with other orders of the "
-        "batches, which effects are within training noise.",
+        "Nothing has been compared with a replay on this set yet. A verification replays the "
+        "later stages without each stage, and compares the estimates with that: then every number "
+        "says whether it is close enough to rely on, how far it is off, and, with other orders of "
+        "the batches, which effects are within training noise.",
         icon=":material/science:",
     )
 
@@ -132,7 +132,9 @@ def _run(workspace: Workspace, chosen: tuple[str, ...], complete: bool) -> None:
     job = jobs.find(shown)
     if started is not None and job is not None and job.status().state == "done":
         del st.session_state[VERIFICATION]
-        st.toast(f"Verified in {job.status().seconds:.0f} s.", icon=":material/verified:")
+        st.toast(
+            f"Compared with replay in {job.status().seconds:.0f} s.", icon=":material/verified:"
+        )
     _prediction(workspace, chosen)
     if not complete:
         st.caption("Choose at least one estimator, and a budget for coarse-replay.")

@@ -1,0 +1,258 @@
+"""What charts of credit and blame share: diverging bars, one row per stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from stagelens.contracts import Behaviour
+from stagelens.estimators.stage_trust import StageTrust
+from stagelens.wording.numbers import amount_text, axis_unit, is_share, scaled, signed_text
+from stagelens.wording.trust_words import MARKS, is_trustworthy, trust_label, trust_word
+
+from .style import BLAME, CREDIT, NEITHER, PAPER, ZERO, Palette, escaped, style
+
+_BAR_HEIGHT = 64
+FAINT = 0.4
+"""Opacity of what is not to be relied on."""
+_WITHIN_NOISE = "≈ within training noise"
+SHORT_NOISE = "≈ within noise"
+BELOW = 0.18
+"""How far below the middle of a bar, in rows, intervals are: numbers stand beside the middle."""
+_MOST_BEYOND = 2.0
+"""How far past the longest bar an interval may widen the axis; the rest of it is cut off."""
+
+
+@dataclass(frozen=True)
+class BarRow:
+    """One stage. Numbers are gains, positive for credit; NaN where a stage is refused.
+
+    Attributes:
+        stage: Its name.
+        credit: Length of the bar to the right.
+        blame: Length of the bar to the left; not above 0.
+        hover: What a pointer reads, as markup.
+        within_noise: Whether it is known to be within training noise.
+        unsigned: Whether the sign is uncertain, so that the bars are neither credit nor blame.
+        middle: Where the interval is.
+        half: What it reaches to on either side; NaN where it is not known.
+    """
+
+    stage: str
+    credit: float
+    blame: float
+    hover: str
+    within_noise: bool
+    unsigned: bool
+    middle: float
+    half: float
+
+
+def diverging(
+    rows: Sequence[BarRow],
+    behaviour: Behaviour,
+    trust: Mapping[str, StageTrust],
+    palette: Palette,
+    narrow: bool = False,
+) -> go.Figure:
+    """Credit to the right, blame to the left, with whiskers; what is known stands below names."""
+    stages = [row.stage for row in rows]
+    credit, blame = [row.credit for row in rows], [row.blame for row in rows]
+    # Rows by number, since long names may be equal once they are shortened.
+    places = list(range(len(stages)))
+    figure = go.Figure()
+    known = [trust.get(stage) for stage in stages]
+    faint = [one is not None and not is_trustworthy(one, behaviour.name) for one in known]
+    hovers = [
+        row.hover + told(one, behaviour, row.within_noise, "<br>")
+        for row, one in zip(rows, known, strict=True)
+    ]
+    unsigned = [row.unsigned for row in rows]
+    signed = [not one for one in unsigned]
+    for name, values, color, shape, of in (
+        ("credit", credit, CREDIT, "", signed),
+        ("blame", blame, BLAME, "/", signed),
+        ("sign uncertain", credit, NEITHER, "x", unsigned),
+        ("sign uncertain", blame, NEITHER, "x", unsigned),
+    ):
+        if of is unsigned and not any(unsigned):
+            continue
+        values = [value if one else np.nan for value, one in zip(values, of, strict=True)]
+        figure.add_trace(
+            go.Bar(
+                name=name,
+                orientation="h",
+                showlegend=of is signed or not any(t.name == name for t in figure.data),
+                # A bar of length 0 would still show its outline.
+                x=[scaled(value, behaviour) if value else np.nan for value in values],
+                y=places,
+                width=0.5,
+                marker={
+                    "color": color,
+                    "opacity": [FAINT if one else 1.0 for one in faint],
+                    "line": {"color": color, "width": 1},
+                    "pattern": {
+                        "shape": shape,
+                        "fillmode": "overlay",
+                        "fgcolor": PAPER,
+                        "fgopacity": 0.65,
+                        "size": 7,
+                        "solidity": 0.25,
+                    },
+                },
+                text=[
+                    (signed_text if of is signed else _either_way)(value, behaviour, unit=False)
+                    if np.isfinite(value) and value != 0
+                    else ""
+                    for value in values
+                ],
+                textposition="outside",
+                textfont={"color": palette.text, "size": 14},
+                cliponaxis=False,
+                customdata=list(hovers),
+                hovertemplate="%{customdata}<extra></extra>",
+            )
+        )
+    reach = _reach(rows, behaviour, 1.5 if narrow else 1.25)
+    _whiskers(figure, rows, behaviour, palette)
+    for place, (stage_trust, one, other) in enumerate(zip(known, credit, blame, strict=True)):
+        if not (np.isfinite(one) and np.isfinite(other)):
+            refused = stage_trust is not None and stage_trust.trust == "refused"
+            figure.add_annotation(
+                x=0,
+                y=place,
+                text="refused: no number" if refused else "no number",
+                showarrow=False,
+                xanchor="left",
+                xshift=8,
+                font={"color": palette.muted, "size": 13},
+            )
+    style(figure, palette, height=106 + _BAR_HEIGHT * max(len(stages), 1))
+    unit = f" ({axis_unit(behaviour)})" if axis_unit(behaviour) else ""
+    figure.update_layout(
+        barmode="relative",
+        margin={"l": 8, "r": 16, "t": 44, "b": 58},
+        legend={"x": 0.5, "xanchor": "center", "y": 1.0, "yanchor": "bottom"},
+        hoverlabel={"align": "left"},
+    )
+    figure.update_yaxes(
+        tickmode="array",
+        tickvals=places,
+        ticktext=[
+            _stage_label(row.stage, one, behaviour, row.within_noise)
+            for row, one in zip(rows, known, strict=True)
+        ],
+        range=[len(stages) - 0.5, -0.5],  # training order runs downwards
+        automargin=True,
+        showgrid=False,
+        zeroline=False,
+        ticks="",
+    )
+    figure.update_xaxes(
+        range=[-reach, reach],
+        showgrid=True,
+        zeroline=True,
+        zerolinecolor=ZERO,
+        zerolinewidth=1.5,
+        fixedrange=True,
+        nticks=7,
+    )
+    worse = {"higher": "lower", "lower": "higher"}[behaviour.better]
+    for text, x, anchor in (
+        (f"← {behaviour.name} {worse}", 0, "left"),
+        (f"{behaviour.name} {behaviour.better}{unit} →", 1, "right"),
+    ):
+        figure.add_annotation(
+            text=text,
+            x=x,
+            xref="paper",
+            xanchor=anchor,
+            y=0,
+            yref="paper",
+            yanchor="top",
+            yshift=-32,
+            showarrow=False,
+            font={"color": palette.muted, "size": 13},
+        )
+    return figure
+
+
+def _reach(rows: Sequence[BarRow], behaviour: Behaviour, room: float) -> float:
+    """How far the axis goes to either side of zero."""
+    sizes = [abs(scaled(v, behaviour)) for r in rows for v in (r.credit, r.blame) if np.isfinite(v)]
+    # A lower bound, so that effects that all round to zero are not blown up.
+    longest = max([*sizes, 1.0 if is_share(behaviour) else 0.01])
+    ends = [scaled(abs(row.middle) + row.half, behaviour) for row in rows if row.half > 0]
+    # Room for the numbers beside the bars, or they run into the names.
+    return max(room * longest, min(1.05 * max(ends, default=0.0), _MOST_BEYOND * longest))
+
+
+def _either_way(value: float, behaviour: Behaviour, unit: bool) -> str:
+    return f"±{amount_text(value, behaviour, unit)}"
+
+
+def _whiskers(
+    figure: go.Figure, rows: Sequence[BarRow], behaviour: Behaviour, palette: Palette
+) -> None:
+    """Intervals, with a light seam, so that they stand out on bars and on any background."""
+    known = [(place, row) for place, row in enumerate(rows) if row.half > 0]
+    if not known:
+        return
+    for color, thickness in ((PAPER, 5), (palette.line, 2)):
+        figure.add_trace(
+            go.Scatter(
+                name="interval",
+                x=[scaled(row.middle, behaviour) for _, row in known],
+                y=[place + BELOW for place, _ in known],
+                mode="markers",
+                marker={
+                    "symbol": "line-ew-open",
+                    "size": 9,
+                    "color": color,
+                    "line": {"color": color, "width": 2},
+                },
+                error_x={
+                    "type": "data",
+                    "array": [scaled(row.half, behaviour) for _, row in known],
+                    "color": color,
+                    "thickness": thickness,
+                    "width": 5,
+                },
+                showlegend=thickness == 2,
+                hoverinfo="skip",
+            )
+        )
+
+
+def _stage_label(
+    stage: str, trust: StageTrust | None, behaviour: Behaviour, within_noise: bool
+) -> str:
+    """The name, and below it what is known, in short lines because room is scarce."""
+    lines: list[str] = []
+    if trust is not None:
+        word = trust_word(trust, behaviour.name)
+        lines.append(f"{MARKS[word]} {word}")
+    lines += [SHORT_NOISE] if within_noise else []
+    name = escaped(stage, 28)
+    below = "".join(f"<br><span style='font-size:12px'>{line}</span> " for line in lines)
+    return f"<b>{name}</b> {below}" if lines else f"{name} "
+
+
+def told(
+    trust: StageTrust | None, behaviour: Behaviour, within_noise: bool, between: str = ", "
+) -> str:
+    """What is known about a bar beyond its length."""
+    said = [] if trust is None else [trust_label(trust, behaviour.name)]
+    if trust is not None and trust.trust != "refused" and not is_trustworthy(trust, behaviour.name):
+        said.append("not to be relied on")
+    said += [_WITHIN_NOISE] if within_noise else []
+    return "".join(f"{between}{one}" for one in said)
+
+
+def is_true(value: object) -> bool:
+    """Whether a value is true; an unknown one is not."""
+    return bool(value) if pd.notna(value) else False

@@ -1,0 +1,103 @@
+"""How the Trust page begins: what promises are worth, and where this run's estimates lie."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from stagelens import charts
+from stagelens.charts.calibration import OwnEstimate, calibration_plot
+from stagelens.estimators import calibration
+from stagelens.estimators.stage_trust import AGREES_ERROR, AGREES_R, REPLAY, StageTrust
+from stagelens.trust.coverage import Coverage, coverage
+from stagelens.ui.opening.workspace import Workspace
+from stagelens.ui.pieces import components, drawing
+from stagelens.ui.pieces.pinning import About
+from stagelens.ui.reading import loaders
+from stagelens.wording.numbers import count_text
+from stagelens.wording.trust_words import percent, trust_label
+
+OBSERVED = "recordings of the calibration bench"
+
+
+@st.cache_resource(show_spinner=False)
+def _bench() -> pd.DataFrame:
+    return calibration.points()
+
+
+def what_promises_are_worth(workspace: Workspace) -> None:
+    """The bench's promised and true errors, with this run's estimates among them."""
+    points, own = _bench(), _own(workspace)
+    st.header("What a promised error is worth", anchor=False)
+    components.text_block(_in_words(coverage(points)))
+    chart = drawing.chart(calibration_plot, points, own, charts.EITHER)
+    trust = [t for name in _estimates(workspace) for t in _stages(workspace, name)]
+    components.show(chart, "calibration", About(observed=OBSERVED, trust=trust, filters={}))
+    components.text_block(_where(own), muted=True)
+
+
+def _in_words(found: Coverage) -> str:
+    """What the bench says, in plain words with its counts."""
+    said = (
+        "An estimate promises how far off it is, without a replay. Each point is one estimate of "
+        f"the calibration bench, {found.families:,} families of recordings of which the truth is "
+        "known: across, the error that was promised by a formula that had "
+        "not seen the point's own family; upwards, the true one. "
+    )
+    if found.reliable:
+        said += (
+            f"Of {count_text(found.reliable, 'estimate')} called reliable in families that the "
+            f"formula had not seen, {percent(found.close / found.reliable)} were close enough to a "
+            f"replay (r at least {AGREES_R:g}, error at most {percent(AGREES_ERROR)}); in the "
+            f"worst family, {found.worst}, {percent(found.worst_share)}. "
+        )
+    if found.estimates:
+        said += (
+            f"Of all {found.estimates:,}, {percent(found.within / found.estimates)} were within "
+            "the promised error."
+        )
+    return said
+
+
+def _where(own: tuple[OwnEstimate, ...]) -> str:
+    if not own:
+        return "No estimate of this run on this set promises an error, so none has a mark."
+    checked = [one for one in own if np.isfinite(one.error)]
+    kept = sum(one.error <= one.promised for one in checked)
+    said = f"Dashed: the promise of {count_text(len(own), 'estimate')} of this run on this set. "
+    if not checked:
+        return f"{said}None has been held against a replay yet."
+    return (
+        f"{said}{count_text(len(checked), 'estimate')} held against a replay: "
+        f"{kept:,} within the promised error."
+    )
+
+
+def _estimates(workspace: Workspace) -> list[str]:
+    found = loaders.available(workspace.at, workspace.examples.name)
+    return [name for name in found if name != REPLAY]
+
+
+def _stages(workspace: Workspace, estimate: str) -> list[StageTrust]:
+    facts = loaders.facts(workspace.at, workspace.examples.name, estimate)
+    known = [] if facts is None else facts.stages
+    return [one for one in known if one.trust != "exact" and one.expected_error is not None]
+
+
+def _own(workspace: Workspace) -> tuple[OwnEstimate, ...]:
+    names = [name for name in _estimates(workspace) if _stages(workspace, name)]
+    found = []
+    for name in names:
+        for one in _stages(workspace, name):
+            # What is promised is about the first behaviour.
+            checked = one.agreements[0] if one.agreements else None
+            found.append(
+                OwnEstimate(
+                    name=one.stage if len(names) == 1 else f"{one.stage}, {name}",
+                    promised=float(one.expected_error or 0.0),
+                    error=float("nan") if checked is None else checked.relative_error,
+                    known=trust_label(one, None if checked is None else checked.behaviour),
+                )
+            )
+    return tuple(found)

@@ -1,0 +1,125 @@
+"""Between which values an effect lies, and what the width is made of.
+
+A mean effect over examples is uncertain for two reasons: other examples might have been drawn, and
+an estimate is off. The interval is the hull of both: the sampling interval with the error of the
+estimate added at either end. Where the error of an estimate is not known there is no interval,
+because the sampling interval alone would be read as all that is uncertain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stagelens.contracts import Behaviour
+from stagelens.estimators.stage_trust import REPLAY, StageTrust
+
+from .numbers import amount_text, signed_text
+from .trust_words import trust_word
+
+_TWO_SIDED = 1.96
+"""Standard errors on either side of a 95 % interval."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Between which values a mean effect lies.
+
+    Attributes:
+        low: Its lower end, an effect.
+        high: Its upper end.
+        sampling: What the examples add on either side.
+        estimate: What the error of the estimate adds on either side; 0 where there is none.
+    """
+
+    low: float
+    high: float
+    sampling: float
+    estimate: float
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether it leaves out zero, so that the sign of the mean is known."""
+        return self.low > 0 or self.high < 0
+
+
+def mean_interval(
+    row: Mapping[str, Any], trust: StageTrust | None, behaviour: str
+) -> Interval | None:
+    """The interval of a mean effect over examples; None where it is not known.
+
+    Args:
+        row: As ``summary.stage_summary`` makes it: ``effect``, ``error`` (its standard error) and
+            ``rms`` (root mean square effect of the stage over the labelled examples of the set).
+        trust: What is known of the stage's counterfactual.
+        behaviour: Of the effects on which behaviour.
+    """
+    effect, error = (float(row.get(name, np.nan)) for name in ("effect", "error"))
+    off = group_error(trust, behaviour)
+    if off is None or not (np.isfinite(effect) and np.isfinite(error)):
+        return None
+    estimate = off * float(row.get("rms", np.nan)) if off else 0.0
+    if not np.isfinite(estimate):
+        return None
+    sampling = _TWO_SIDED * error
+    half = sampling + estimate
+    return Interval(effect - half, effect + half, sampling, estimate)
+
+
+def group_error(trust: StageTrust | None, behaviour: str) -> float | None:
+    """Error of a mean effect that nine of ten such estimates stay within, as a share of the rms.
+
+    0 where nothing is estimated; None where it is not known, or a replay has shown that what was
+    promised does not hold.
+    """
+    if trust is None or trust.trust == "exact":
+        return 0.0
+    if trust_word(trust, behaviour) in ("does not agree", "refused"):
+        return None
+    if trust.group_error is None and trust.estimator == REPLAY:
+        return trust.expected_error  # no mean over all examples is further off than they are
+    return trust.group_error
+
+
+def example_error(trust: StageTrust | None, rms: float, behaviour: str) -> float | None:
+    """What the error of an estimate adds on either side of the effect on one example.
+
+    The error is relative to the effects of all examples together, so one effect may be off by that
+    share of their root mean square, whatever its own size.
+
+    Args:
+        trust: What is known of the stage's counterfactual.
+        rms: Root mean square effect of the stage over the labelled examples of the set.
+        behaviour: Of the effects on which behaviour.
+
+    Returns:
+        None where it is not known; 0 where nothing is estimated.
+    """
+    if trust is None or trust.trust == "exact":
+        return 0.0
+    found = trust.agreement(behaviour)
+    # What a replay has found is better than what was promised.
+    error = trust.expected_error if found is None else found.relative_error
+    if trust.trust == "refused" or error is None or not np.isfinite(error * rms):
+        return None
+    return error * rms
+
+
+def interval_text(interval: Interval, behaviour: Behaviour) -> str:
+    """``+0.1 to +0.5``."""
+    ends = (signed_text(end, behaviour) for end in (interval.low, interval.high))
+    return " to ".join(ends)
+
+
+def made_of(interval: Interval | None, behaviour: Behaviour) -> str:
+    """What the width of an interval is made of, or why there is none."""
+    if interval is None:
+        return "no interval: the error of this mean is not known"
+    parts = [f"±{amount_text(interval.sampling, behaviour)} from the choice of examples (95 %)"]
+    if interval.estimate:
+        off = amount_text(interval.estimate, behaviour)
+        parts.append(f"±{off} from the estimate (nine of ten stay within)")
+    return f"interval {interval_text(interval, behaviour)}: {', '.join(parts)}"
