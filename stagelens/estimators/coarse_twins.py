@@ -144,7 +144,7 @@ class _Open:
             stage=self.stage.name,
             estimator=estimator,
             trust="refused" if self.refused else "estimated",
-            reason=self.refused or "Coarse replay; its error is not known.",
+            reason=self.refused or "Coarse replay.",
             cost=self.spent / max(self.replay_cost, 1),
             seconds=self.seconds,
         )

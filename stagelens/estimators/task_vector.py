@@ -58,8 +58,8 @@ class TaskVector(Estimator):
                 estimator=self.name,
                 trust="estimated",
                 reason=(
-                    "Task vector: the stage's change subtracted from the final weights; its "
-                    f"error is not known.{kept}"
+                    "Task vector: the stage's change subtracted from the final weights, whatever "
+                    f"later stages did with it.{kept}"
                 ),
                 cost=0.0,
                 seconds=time.perf_counter() - began,

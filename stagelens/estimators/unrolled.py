@@ -111,7 +111,7 @@ class _Unrolled(Estimator):
             stage=stage.name,
             estimator=self.name,
             trust="estimated",
-            reason=f"{self._sentence}; its error is not known.",
+            reason=f"{self._sentence}.",
             cost=tangent.cost,
             seconds=tangent.seconds,
         )
