@@ -180,8 +180,11 @@ def update(optimizer: torch.optim.Optimizer) -> None:
     a counterfactual can bring about. SGD updates every parameter by itself, so updating the fresh
     ones first and then the others is the same arithmetic.
     """
-    updated = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     fresh = {id(parameter) for parameter in _fresh_among_others(optimizer)}
+    if not fresh:
+        optimizer.step()
+        return
+    updated = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     halves = [[p for p in updated if (id(p) in fresh) is half] for half in (True, False)]
     if not all(halves):
         optimizer.step()

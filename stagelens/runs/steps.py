@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -284,13 +285,15 @@ class RecordedSteps(Sequence[StepRecord]):
     def __init__(self, files: CheckedFiles, parts: Sequence[PartRef]) -> None:
         self._files = files
         self._parts = parts
+        self._count = sum(part.steps for part in parts)
         self._part: PartRef | None = None
         self._rows: list[dict[str, Any]] = []
         self._tensors: Any = None
-        self._places: dict[str, list[int]] = {}
+        self._stacks: dict[str, Tensor] = {}
+        self._places: dict[str, dict[int, int]] = {}
 
     def __len__(self) -> int:
-        return sum(part.steps for part in self._parts)
+        return self._count
 
     @overload
     def __getitem__(self, index: int) -> StepRecord: ...
@@ -321,12 +324,12 @@ class RecordedSteps(Sequence[StepRecord]):
             raise _foreign(self._files.root / self._part.table.path) from None
 
     def _tensor(self, name: str, step: int) -> tuple[str, Tensor]:
-        """A tensor of a step, with its place in the step."""
-        row = self._places[name].index(step)
-        # Only this row is read: a stack holds the tensors of all steps of the part.
-        found: Tensor = self._tensors.get_slice(name)[row : row + 1][0]
-        # Copied into aligned memory: torch crashes on a generator state that lies elsewhere.
-        return name.split(" ", 1)[0], found.clone()
+        """A tensor of a step, with its place in the step; a view of the file."""
+        stack = self._stacks.get(name)
+        if stack is None:
+            # Mapped into memory, so that only rows that are used are read.
+            stack = self._stacks[name] = self._tensors.get_tensor(name)
+        return name.split(" ", 1)[0], stack[self._places[name][step]]
 
     def _row(self, step: int) -> dict[str, Any]:
         if self._part is None or not 0 <= step - self._part.first_step < self._part.steps:
@@ -342,14 +345,21 @@ class RecordedSteps(Sequence[StepRecord]):
         numbers = [row["step"] for row in self._rows]
         if numbers != list(range(part.first_step, part.first_step + part.steps)):
             raise _foreign(path)
-        self._tensors, self._places = None, {}
+        self._tensors, self._stacks, self._places = None, {}, {}
         for row in self._rows:
             for name in row["tensors"] or ():
-                self._places.setdefault(name, []).append(row["step"])
+                places = self._places.setdefault(name, {})
+                places[row["step"]] = len(places)
         if part.batches is not None:
             from safetensors import safe_open
 
             self._tensors = safe_open(self._files.path(part.batches), framework="pt")
+
+
+@lru_cache(maxsize=256)
+def _described(text: str) -> Any:
+    """The description of a step's batches, which is that of many: read only."""
+    return json.loads(text)
 
 
 def _record(row: dict[str, Any], tensors: Sequence[tuple[str, Tensor]] | None = None) -> StepRecord:
@@ -363,13 +373,14 @@ def _record(row: dict[str, Any], tensors: Sequence[tuple[str, Tensor]] | None = 
     batches: list[MicroBatch] | None = None
     if row["batch"] is not None and tensors is not None:
         batches = []
-        for number, description in enumerate(json.loads(row["batch"])):
+        for number, description in enumerate(_described(row["batch"])):
             own = {
                 place.removeprefix(f"{number}."): tensor
                 for place, tensor in tensors
                 if place.startswith(f"{number}.")
             }
-            rng = {place: tensor for place, tensor in own.items() if not place.isdigit()}
+            # Copied into aligned memory: torch crashes on a generator state that lies elsewhere.
+            rng = {place: t.clone() for place, t in own.items() if not place.isdigit()}
             leaves = [tensor for place, tensor in own.items() if place.isdigit()]
             batches.append(MicroBatch(unflatten(description, leaves), rng, divisors[number]))
     return StepRecord(
