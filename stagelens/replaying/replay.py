@@ -19,7 +19,7 @@ from stagelens.runs.schema import Precision
 from stagelens.runs.states import TrainingState, capture, load_into, load_optimizer, same_tensor
 from stagelens.runs.step_records import StepRecord
 
-from .optimizers import build_optimizer
+from .optimizers import build_optimizer, update_in_lists
 from .shared_batches import SplitGradient
 from .step import Stepper, StepRules, prepare, widest_eps
 
@@ -84,9 +84,7 @@ def tolerance_of(rules: StepRules, model: nn.Module) -> float:
     return max(_ROUNDING[rules.precision], 4 * widest_eps(model))
 
 
-def fits(
-    record: StepRecord, losses: Sequence[float], accumulation: int, tolerance: float
-) -> bool:
+def fits(record: StepRecord, losses: Sequence[float], accumulation: int, tolerance: float) -> bool:
     """Whether losses of micro-batches are those of a recorded step, up to rounding.
 
     Args:
@@ -138,6 +136,7 @@ class StageReplay:
         self.names = {id(parameter): name for name, parameter in parameters.items()}
         self.optimizer = build_optimizer(stage.optimizer, parameters)
         load_optimizer(self.optimizer, self.names, state.optimizer)
+        update_in_lists(self.optimizer)
         shared = SplitGradient(task, self.model, stage.name) if split else None
         self._stepper = Stepper(task, self.model, self.optimizer, self.rules, shared)
         self._tolerance = tolerance_of(self.rules, self.model)

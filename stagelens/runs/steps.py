@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -305,31 +305,29 @@ class RecordedSteps(Sequence[StepRecord]):
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
         # Outside the block, where it stays an IndexError: that is how a loop over steps ends.
-        with self._reading(step := range(len(self))[index]) as row:
-            return _record(row, [self._tensor(name, step) for name in row["tensors"]])
+        return self._read(range(self._count)[index], whole=True)
 
     def facts(self, step: int) -> StepRecord:
         """A step without its batches."""
-        with self._reading(step) as row:
-            return _record(row)
+        return self._read(step, whole=False)
 
-    @contextmanager
-    def _reading(self, step: int) -> Iterator[dict[str, Any]]:
-        """A step's row; contents that no step has become an error that names the file."""
-        row = self._row(step)
-        assert self._part is not None
+    def _read(self, step: int, whole: bool) -> StepRecord:
+        """A step; contents that no step has become an error that names the file."""
+        row, part = self._row(step), self._part
         try:
-            yield row
+            tensors = [self._tensor(name, step) for name in row["tensors"]] if whole else None
+            return _record(row, tensors)
         except _NO_STEP:
-            raise _foreign(self._files.root / self._part.table.path) from None
+            assert part is not None
+            raise _foreign(self._files.root / part.table.path) from None
 
     def _tensor(self, name: str, step: int) -> tuple[str, Tensor]:
-        """A tensor of a step, with its place in the step; a view of the file."""
-        stack = self._stacks.get(name)
-        if stack is None:
+        """A tensor of a step, with the name of its stack; a view of the file."""
+        row = self._places[name][step]
+        if name not in self._stacks:
             # Mapped into memory, so that only rows that are used are read.
-            stack = self._stacks[name] = self._tensors.get_tensor(name)
-        return name.split(" ", 1)[0], stack[self._places[name][step]]
+            self._stacks[name] = self._tensors.get_tensor(name)
+        return name, self._stacks[name][row]
 
     def _row(self, step: int) -> dict[str, Any]:
         if self._part is None or not 0 <= step - self._part.first_step < self._part.steps:
@@ -357,13 +355,20 @@ class RecordedSteps(Sequence[StepRecord]):
 
 
 @lru_cache(maxsize=256)
-def _described(text: str) -> Any:
-    """The description of a step's batches, which is that of many: read only."""
+def _parsed(text: str) -> Any:
+    """JSON that many steps have in common; nobody may change it."""
     return json.loads(text)
 
 
+@lru_cache(maxsize=256)
+def _place(stack: str) -> tuple[int, str]:
+    """Which micro-batch of a step a stack belongs to, and its place there."""
+    number, _, place = stack.split(" ", 1)[0].partition(".")
+    return int(number), place
+
+
 def _record(row: dict[str, Any], tensors: Sequence[tuple[str, Tensor]] | None = None) -> StepRecord:
-    """A step, with its batches if its tensors are given, each with its place in the step."""
+    """A step, with its batches if its tensors are given, each with the name of its stack."""
     # Inside, because it imports torch, which pages that only list steps do without.
     from .batches import unflatten
 
@@ -372,21 +377,23 @@ def _record(row: dict[str, Any], tensors: Sequence[tuple[str, Tensor]] | None = 
     divisors = tuple(row["divisors"] or [None] * row["micro_batches"])
     batches: list[MicroBatch] | None = None
     if row["batch"] is not None and tensors is not None:
-        batches = []
-        for number, description in enumerate(_described(row["batch"])):
-            own = {
-                place.removeprefix(f"{number}."): tensor
-                for place, tensor in tensors
-                if place.startswith(f"{number}.")
-            }
-            # Copied into aligned memory: torch crashes on a generator state that lies elsewhere.
-            rng = {place: t.clone() for place, t in own.items() if not place.isdigit()}
-            leaves = [tensor for place, tensor in own.items() if place.isdigit()]
-            batches.append(MicroBatch(unflatten(description, leaves), rng, divisors[number]))
+        leaves: dict[int, list[Tensor]] = defaultdict(list)
+        rng: dict[int, dict[str, Tensor]] = defaultdict(dict)
+        for name, tensor in tensors:
+            number, place = _place(name)
+            if place.isdigit():
+                leaves[number].append(tensor)
+            else:
+                # In memory of its own: torch crashes on a generator state that is not aligned.
+                rng[number][place] = tensor.clone()
+        batches = [
+            MicroBatch(unflatten(description, leaves[number]), rng[number], divisors[number])
+            for number, description in enumerate(_parsed(row["batch"]))
+        ]
     return StepRecord(
         step=row["step"],
         loss=row["loss"],
-        groups=json.loads(row["groups"]),
+        groups=[dict(group) for group in _parsed(row["groups"])],
         missing=tuple(row["missing"]),
         divisors=divisors,
         batches=batches,

@@ -209,9 +209,7 @@ def main() -> None:
         for stages in options.stages or [2]:
             with tempfile.TemporaryDirectory() as folder:
                 torch.manual_seed(0)
-                measured = Measured(
-                    NETWORKS[name](), stages, options.steps, Path(folder) / "run"
-                )
+                measured = Measured(NETWORKS[name](), stages, options.steps, Path(folder) / "run")
                 once, whole = [measured.plain, measured.replayed], []
                 if options.stages:
                     whole = [measured.counterfactuals, measured.checked]
