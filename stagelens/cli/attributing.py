@@ -27,6 +27,7 @@ from stagelens.wording.trust_words import trust_word
 from .options import (
     BudgetOption,
     DeviceOption,
+    ProcessesOption,
     ProgressFile,
     RunFolder,
     SetOption,
@@ -61,6 +62,7 @@ def attribute(
     set_name: SetOption = None,
     task: TaskOption = None,
     device: DeviceOption = None,
+    processes_wanted: ProcessesOption = None,
     split_batches: SplitBatches = False,
     out: Annotated[
         Path | None,
@@ -151,6 +153,7 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print rows as JSON.")] = False,
     task: TaskOption = None,
     device: DeviceOption = None,
+    processes_wanted: ProcessesOption = None,
     split_batches: SplitBatches = False,
     progress: ProgressFile = None,
 ) -> None:

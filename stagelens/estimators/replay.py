@@ -35,6 +35,7 @@ class Replay(Estimator):
     title = "Replay"
     note = "exact"
     preference = 40
+    helped = True
 
     def __init__(self, split_batches: bool = False) -> None:
         self.split = split_batches and processes.count() > 1
@@ -49,6 +50,18 @@ class Replay(Estimator):
         from .replay_check import check_together  # torch
 
         check_together(run, stages, progress)
+
+    def unprepared(self, run: Run, stages: Sequence[Stage]) -> list[Stage]:
+        """The later stages that were not replayed as recorded on this machine."""
+        from .replay_check import stored_check, to_check
+
+        return [stage for stage in to_check(run, stages) if stored_check(run, stage) is None]
+
+    def prepare_stage(self, run: Run, stage: Stage, progress: ProgressCallback) -> None:
+        """Replay one stage as recorded."""
+        from .replay_check import check_replay
+
+        check_replay(run, stage, Progress(progress).part(0.0, 1.0, "Checking replay: "))
 
     def counterfactuals(
         self, run: Run, stages: Sequence[Stage], progress: ProgressCallback

@@ -39,20 +39,28 @@ def _machine(stage: Stage, split: bool) -> str:
     return f"{devices.arithmetic(used)}, {stage.environment.threads} threads{shared}"
 
 
-def check_together(run: Run, stages: Sequence[Stage], progress: ProgressCallback) -> None:
-    """:func:`check_replay` of every stage after any of ``stages``, shared out over processes."""
+def to_check(run: Run, stages: Sequence[Stage]) -> list[Stage]:
+    """Every stage after any of ``stages``, in training order."""
     chains = [run.stages[stage.index + 1 :] for stage in stages]
     # What cannot be replayed is refused later, stage by stage, and must not end the others here.
     needed = {s.index: s for later in chains if all(s.replayable for s in later) for s in later}
+    # Sorted, because sharing relies on every process having the same list.
+    return [needed[number] for number in sorted(needed)]
+
+
+def check_together(run: Run, stages: Sequence[Stage], progress: ProgressCallback) -> None:
+    """:func:`check_replay` of every stage after any of ``stages``, shared out over processes."""
 
     def work() -> None:
-        # Sorted, because sharing relies on every process having the same list.
-        for stage in processes.share_of_work(
-            [needed[n] for n in sorted(needed)], lambda s: s.steps
-        ):
+        for stage in processes.share_of_work(to_check(run, stages), lambda s: s.steps):
             check_replay(run, stage, progress)
 
     processes.together(work)
+
+
+def stored_check(run: Run, stage: Stage) -> ReplayCheck | None:
+    """What :func:`check_replay` found on such a machine; None where it has still to look."""
+    return _stored_check(check_path(run, "replay-check", stage.name, _machine(stage, False)))
 
 
 def check_replay(
