@@ -290,11 +290,13 @@ def allowed(folder: Path, command: Sequence[str]) -> Iterator[Helpers]:
         folder: The run's.
         command: What a helper runs.
     """
+    before = dict(_allowed)
     made = _allowed[folder] = Helpers(command, asked())
     try:
         yield made
     finally:
-        del _allowed[folder]
+        _allowed.clear()
+        _allowed.update(before)
         made.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -183,6 +184,14 @@ class StageReplay:
 
 def _has_cuda() -> bool:
     return torch.cuda.is_available()
+
+
+def threads_here(stage: Stage) -> int:
+    """How many threads a replay of a stage computes with: those recorded, if they can be had."""
+    limit = os.environ.get("OMP_THREAD_LIMIT", "")
+    with same_arithmetic(stage):
+        given = torch.get_num_threads()
+    return min(given, int(limit)) if limit.isdigit() and int(limit) else given
 
 
 @contextmanager

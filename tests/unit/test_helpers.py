@@ -276,7 +276,7 @@ def test_long_work_starts_helpers_as_cores_threads_and_memory_allow(
     monkeypatch.setenv(helpers.ASKED, "3")
     assert started(run, monkeypatch, 0.1) == 2
     monkeypatch.delenv(helpers.ASKED)
-    monkeypatch.setattr(memory, "available", lambda: 700 * 10**6)
+    monkeypatch.setattr(memory, "available", lambda: 400 * 10**6)
     assert started(run, monkeypatch, 600.0) == 0
 
 
