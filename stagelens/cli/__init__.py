@@ -22,6 +22,7 @@ from . import (
     checking,
     contributing,
     dashboard,
+    helping,
     making,
     removing,
     reporting,
@@ -48,6 +49,7 @@ for group in (
     removing,
     reporting,
     checking,
+    helping,
 ):
     app.add_typer(group.commands)
 

@@ -32,6 +32,7 @@ from .options import (
     BudgetOption,
     DeviceOption,
     ExactStagesOption,
+    ProcessesOption,
     ProgressFile,
     RunFolder,
     SetOption,
@@ -70,6 +71,7 @@ def attribute(
     set_name: SetOption = None,
     task: TaskOption = None,
     device: DeviceOption = None,
+    processes_wanted: ProcessesOption = None,
     split_batches: SplitBatches = False,
     out: Annotated[
         Path | None,
@@ -183,6 +185,7 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print rows as JSON.")] = False,
     task: TaskOption = None,
     device: DeviceOption = None,
+    processes_wanted: ProcessesOption = None,
     split_batches: SplitBatches = False,
     progress: ProgressFile = None,
 ) -> None:

@@ -6,6 +6,7 @@ import functools
 import inspect
 import os
 import re
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stagelens.compute import processes, temporaries
+from stagelens.compute import helpers, processes, temporaries
 from stagelens.contracts import StageLensError, TaskError
 from stagelens.estimators.coarse_replay import EXACT
 from stagelens.runs.files import read_only
@@ -143,6 +144,25 @@ DeviceOption = Annotated[
         "a stage that was recorded on the CPU is replayed there].",
     ),
 ]
+
+
+def _use_processes(count: int | None) -> int | None:
+    if count is not None:
+        # What shares work out looks there, and so does whoever starts this command.
+        os.environ[helpers.ASKED] = str(count)
+    return count
+
+
+ProcessesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--processes",
+        min=1,
+        callback=_use_processes,
+        help="How many processes share whole counterfactuals of replay; 1 for this one alone "
+        "[STAGELENS_PROCESSES, or as many as cores and memory allow, where that is faster].",
+    ),
+]
 SplitBatches = Annotated[
     bool,
     typer.Option(
@@ -195,7 +215,21 @@ def opened_together(path: str, task: str | None) -> Run:
     opened: list[Run] = []
     processes.together(lambda: opened.append(opened_with(path, task)))
     processes.check_shared(opened[0].path)
+    if processes.count() == 1:
+        # Until the command ends: verify and the default estimator share out work more than once.
+        at_end.enter_context(helpers.allowed(opened[0].path, _helping(opened[0], task)))
+    elif helpers.asked() is not None:
+        raise StageLensError(
+            f"a launcher started {processes.count()} processes, which share the work already; omit "
+            "--processes, and STAGELENS_PROCESSES"
+        )
     return opened[0]
+
+
+def _helping(run: Run, task: str | None) -> list[str]:
+    """The command of a helper process."""
+    chosen = [] if task is None else ["--task", task]
+    return [sys.executable, "-m", "stagelens", "help-out", str(run.path), *chosen]
 
 
 def own_file(progress: Path | None) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel
@@ -18,6 +19,8 @@ from stagelens.runs.streaming import MappedTensors
 
 from .counterfactual_cache import cache_name
 from .protocol import Counterfactual, Estimator, PartialReplay, Twins
+from .registry import make_estimator
+from .sharing_out import share_out
 from .stage_trust import StageTrust
 from .subtraction import keeps, without_stage
 from .travel import Travel
@@ -64,7 +67,11 @@ def counterfactuals(
     elif missing and processes.count() > 1 and not estimator.free:
         found |= _shared_out(run, estimator, missing, progress)
     elif missing:
-        for computed in _computed(run, estimator, missing, progress):
+        if share_out(run, estimator, missing, partial(do, run), progress):
+            found |= {s.name: there for s in missing if (there := _load(run, s, estimator))}
+            # What was refused, or failed in a helper, is told by the work here.
+            missing = [stage for stage in missing if stage.name not in found]
+        for computed in _computed(run, estimator, missing, progress) if missing else ():
             stage = run.stage(computed.stage)
             found[stage.name] = _kept(run, stage, estimator, computed)
     yield from (found[stage.name] for stage in stages)
@@ -129,6 +136,20 @@ def _shared_out(
                 )
             found[stage.name] = cached
     return found
+
+
+def do(run: Run, message: Mapping[str, Any], progress: ProgressCallback) -> None:
+    """One piece of work that processes share, as :mod:`.sharing_out` describes it.
+
+    Its result is stored with the run; a refused counterfactual leaves nothing.
+    """
+    estimator = make_estimator(message["estimator"], message["settings"])
+    if "check" in message:
+        estimator.prepare_stage(run, run.stage(message["check"]), progress)
+        return
+    stage = run.stage(message["stage"])
+    for computed in _computed(run, estimator, [stage], progress):
+        _kept(run, stage, estimator, computed)
 
 
 def check_final(run: Run) -> None:

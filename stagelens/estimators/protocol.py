@@ -98,6 +98,8 @@ class Estimator(ABC):
             is shown.
         free: Whether its counterfactuals cost next to nothing. Every process then
             computes them itself, where others are shared out over the processes of a job.
+        helped: Whether its counterfactuals take long enough to be shared out over helper processes
+            that a command starts by itself.
         automatic: Whether it may be chosen by default, where no estimator is named.
         proposed: Whether a verification includes it by default.
         budgets: Shares of the cost of replay that pages offer, by label; empty where it takes no
@@ -112,6 +114,7 @@ class Estimator(ABC):
     note: ClassVar[str] = ""
     preference: ClassVar[int]
     free: ClassVar[bool] = False
+    helped: ClassVar[bool] = False
     automatic: ClassVar[bool] = False
     proposed: ClassVar[bool] = False
     budgets: ClassVar[Mapping[str, float]] = {}
@@ -166,6 +169,15 @@ class Estimator(ABC):
         self, run: Run, stages: Sequence[Stage], progress: ProgressCallback
     ) -> None:
         """Do the work that counterfactuals share, before they are shared out over processes."""
+
+    def unprepared(self, run: Run, stages: Sequence[Stage]) -> list[Stage]:
+        """The stages whose part of :meth:`prepare` is still to be done, each by itself."""
+        return []
+
+    def prepare_stage(  # noqa: B027 - most have nothing to prepare
+        self, run: Run, stage: Stage, progress: ProgressCallback
+    ) -> None:
+        """Do the part of :meth:`prepare` that is of one stage."""
 
     @abstractmethod
     def counterfactuals(

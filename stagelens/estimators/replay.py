@@ -35,6 +35,7 @@ class Replay(Estimator):
     title = "Replay"
     note = "exact"
     preference = 40
+    helped = True
 
     def __init__(self, split_batches: bool = False) -> None:
         self.split = split_batches and processes.count() > 1
@@ -50,13 +51,25 @@ class Replay(Estimator):
 
         check_together(run, stages, progress)
 
+    def unprepared(self, run: Run, stages: Sequence[Stage]) -> list[Stage]:
+        """The later stages that were not replayed as recorded on this machine."""
+        from .replay_check import stored_check, to_check
+
+        return [stage for stage in to_check(run, stages) if stored_check(run, stage) is None]
+
+    def prepare_stage(self, run: Run, stage: Stage, progress: ProgressCallback) -> None:
+        """Replay one stage as recorded."""
+        from .replay_check import check_replay
+
+        check_replay(run, stage, Progress(progress).part(0.0, 1.0, "Checking replay: "))
+
     def counterfactuals(
         self, run: Run, stages: Sequence[Stage], progress: ProgressCallback
     ) -> Iterator[Counterfactual]:
         """See :class:`~stagelens.estimators.protocol.Estimator`."""
         from stagelens.replaying.replay import check_replayable, replay_later, replay_without
 
-        from .replay_check import check_replay, mixed_precision
+        from .replay_check import check_replay, mixed_precision, other_threads
 
         first = min(stage.index for stage in stages)
         later = run.stages[first + 1 :]
@@ -79,7 +92,8 @@ class Replay(Estimator):
             replayed = replay_without(run, stage, report, split=self.split)
             own = [checks[s.name] for s in after]
             merging = max((s.facts.boundary.deviation for s in after), default=0.0)
-            trust = _trust(stage.name, own, merging, mixed_precision(after) + self._shared())
+            remarks = mixed_precision(after) + other_threads(after) + self._shared()
+            trust = _trust(stage.name, own, merging, remarks)
             repeated = None
             # With the stage and by the same arithmetic: what this misses, the replay misses too.
             if trust.trust != "exact":
@@ -101,7 +115,7 @@ def _trust(stage: str, checks: Sequence[ReplayCheck], merging: float, mixed: str
         stage: The stage that is left out.
         checks: Of the later stages.
         merging: How far merging adapters here is from the recorded weights, at most.
-        mixed: A remark on mixed precision and on split batches; may be empty.
+        mixed: Remarks on mixed precision, on threads and on split batches; may be empty.
     """
     bitwise = all(check.bitwise for check in checks)
     if bitwise and not merging:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from stagelens.compute import devices, processes
 from stagelens.contracts import ProgressCallback, RunError
+from stagelens.replaying.replay import threads_here
 from stagelens.replaying.reproduction import first_loss, measure_deviation, sample_steps
 from stagelens.replaying.step import AUTOCAST
 from stagelens.runs.files import read_json, write_json
@@ -32,27 +33,45 @@ def mixed_precision(stages: Sequence[Stage]) -> str:
     return f" (recorded in {names} mixed precision)" if used else ""
 
 
+def other_threads(stages: Sequence[Stage]) -> str:
+    """That stages are replayed with another number of threads than recorded; else empty."""
+    for stage in stages:
+        here, recorded = threads_here(stage), stage.environment.threads
+        if here != recorded:
+            whose = f"stage {stage.name!r} was recorded with"
+            return f" (with {here} of the {recorded} threads that {whose})"
+    return ""
+
+
 def _machine(stage: Stage, split: bool) -> str:
     """Everything that arithmetic depends on: build, threads, processor and device."""
     used = devices.replaying(stage.environment.device)
     shared = f", split over {processes.count()}" if split else ""
-    return f"{devices.arithmetic(used)}, {stage.environment.threads} threads{shared}"
+    return f"{devices.arithmetic(used)}, {threads_here(stage)} threads{shared}"
+
+
+def to_check(run: Run, stages: Sequence[Stage]) -> list[Stage]:
+    """Every stage after any of ``stages``, in training order."""
+    chains = [run.stages[stage.index + 1 :] for stage in stages]
+    # What cannot be replayed is refused later, stage by stage, and must not end the others here.
+    needed = {s.index: s for later in chains if all(s.replayable for s in later) for s in later}
+    # Sorted, because sharing relies on every process having the same list.
+    return [needed[number] for number in sorted(needed)]
 
 
 def check_together(run: Run, stages: Sequence[Stage], progress: ProgressCallback) -> None:
     """:func:`check_replay` of every stage after any of ``stages``, shared out over processes."""
-    chains = [run.stages[stage.index + 1 :] for stage in stages]
-    # What cannot be replayed is refused later, stage by stage, and must not end the others here.
-    needed = {s.index: s for later in chains if all(s.replayable for s in later) for s in later}
 
     def work() -> None:
-        # Sorted, because sharing relies on every process having the same list.
-        for stage in processes.share_of_work(
-            [needed[n] for n in sorted(needed)], lambda s: s.steps
-        ):
+        for stage in processes.share_of_work(to_check(run, stages), lambda s: s.steps):
             check_replay(run, stage, progress)
 
     processes.together(work)
+
+
+def stored_check(run: Run, stage: Stage) -> ReplayCheck | None:
+    """What :func:`check_replay` found on such a machine; None where it has still to look."""
+    return _stored_check(check_path(run, "replay-check", stage.name, _machine(stage, False)))
 
 
 def check_replay(
@@ -71,7 +90,9 @@ def check_replay(
         run_digest=run.digest,
         stage=stage.name,
         machine=machine,
-        as_recorded=stage.environment.arithmetic == devices.arithmetic(used) and not split,
+        as_recorded=stage.environment.arithmetic == devices.arithmetic(used)
+        and not other_threads([stage])
+        and not split,
         bitwise=deviation.bitwise,
         largest=deviation.largest,
         relative=deviation.relative,

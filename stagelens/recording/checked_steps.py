@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from stagelens.contracts import RecordingError, StageLensError, Task
 from stagelens.replaying.optimizers import build_optimizer, set_group_hyperparameters, update
-from stagelens.replaying.step import StepRules, backward, prepare, widest_eps
+from stagelens.replaying.step import Stepper, StepRules, prepare, widest_eps
 from stagelens.runs.batches import unflatten
 from stagelens.runs.states import (
     OptimizerState,
@@ -319,7 +319,7 @@ class CheckedSteps:
         record = step.as_replayed()
         self._twin.zero_grad()
         try:
-            losses = backward(self._task, self._twin, self._own_optimizer, record, rules)
+            losses = Stepper(self._task, self._twin, self._own_optimizer, rules).backward(record)
         # task.loss is the user's code and may raise anything.
         except Exception as error:
             which = "the first step" if at.step == 1 else f"step {at.step}"

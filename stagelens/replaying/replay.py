@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,9 +20,9 @@ from stagelens.runs.schema import Precision
 from stagelens.runs.states import TrainingState, capture, load_into, load_optimizer, same_tensor
 from stagelens.runs.step_records import StepRecord
 
-from .optimizers import build_optimizer
+from .optimizers import build_optimizer, update_in_lists
 from .shared_batches import SplitGradient
-from .step import StepRules, prepare, step, widest_eps
+from .step import Stepper, StepRules, prepare, widest_eps
 
 
 def cross_boundary(state: TrainingState, stage: Stage) -> TrainingState:
@@ -74,24 +75,35 @@ def check_replayable(stages: Sequence[Stage]) -> None:
 _ROUNDING: Mapping[Precision, float] = {"float32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
 
 
-def fits(record: StepRecord, losses: Sequence[float], rules: StepRules, model: nn.Module) -> bool:
+def tolerance_of(rules: StepRules, model: nn.Module) -> float:
+    """The largest relative difference of a loss that rounding explains.
+
+    Args:
+        rules: Of the stage.
+        model: Its parameters may be of a dtype that rounds more coarsely.
+    """
+    return max(_ROUNDING[rules.precision], 4 * widest_eps(model))
+
+
+def fits(record: StepRecord, losses: Sequence[float], accumulation: int, tolerance: float) -> bool:
     """Whether losses of micro-batches are those of a recorded step, up to rounding.
 
     Args:
         record: The step.
         losses: The task's, before division.
-        rules: Of its stage.
-        model: Its parameters may be of a dtype that rounds more coarsely.
+        accumulation: Of its stage.
+        tolerance: See :func:`tolerance_of`.
     """
     found = record.reported_loss(losses)
-    tolerance = max(_ROUNDING[rules.precision], 4 * widest_eps(model))
+    if found == record.loss:
+        return True
     if math.isnan(found):
         return math.isnan(record.loss)
     # A loop may note its losses as they are divided. Another processor rounds otherwise; 1e-6 is
     # what rounding leaves of a loss close to 0.
     return any(
         math.isclose(found / divisor, record.loss, rel_tol=tolerance, abs_tol=1e-6)
-        for divisor in {1, rules.accumulation}
+        for divisor in {1, accumulation}
     )
 
 
@@ -125,7 +137,10 @@ class StageReplay:
         self.names = {id(parameter): name for name, parameter in parameters.items()}
         self.optimizer = build_optimizer(stage.optimizer, parameters)
         load_optimizer(self.optimizer, self.names, state.optimizer)
-        self.split = SplitGradient(task, self.model, stage.name) if split else None
+        update_in_lists(self.optimizer)
+        shared = SplitGradient(task, self.model, stage.name) if split else None
+        self._stepper = Stepper(task, self.model, self.optimizer, self.rules, shared)
+        self._tolerance = tolerance_of(self.rules, self.model)
         self.misfit: int | None = None
 
     def run(self, order: Sequence[int] | None = None) -> Iterator[StepRecord]:
@@ -141,8 +156,8 @@ class StageReplay:
             record = steps[number]
             if order:
                 record = replace(record, groups=rates[place])
-            losses = step(self.task, self.model, self.optimizer, record, self.rules, self.split)
-            if self.misfit is None and not fits(record, losses, self.rules, self.model):
+            losses = self._stepper.step(record)
+            if self.misfit is None and not self.fits(record, losses):
                 self.misfit = record.step
             yield record
 
@@ -156,7 +171,11 @@ class StageReplay:
             record = steps[number]
             if record.batches is None:
                 return
-            yield record, step(self.task, self.model, self.optimizer, record, self.rules)
+            yield record, self._stepper.step(record)
+
+    def fits(self, record: StepRecord, losses: Sequence[float]) -> bool:
+        """Whether losses of a step's micro-batches are those recorded, up to rounding."""
+        return fits(record, losses, self.rules.accumulation, self._tolerance)
 
     def state(self) -> TrainingState:
         """A copy of the training state as it is now."""
@@ -165,6 +184,14 @@ class StageReplay:
 
 def _has_cuda() -> bool:
     return torch.cuda.is_available()
+
+
+def threads_here(stage: Stage) -> int:
+    """How many threads a replay of a stage computes with: those recorded, if they can be had."""
+    limit = os.environ.get("OMP_THREAD_LIMIT", "")
+    with same_arithmetic(stage):
+        given = torch.get_num_threads()
+    return min(given, int(limit)) if limit.isdigit() and int(limit) else given
 
 
 @contextmanager

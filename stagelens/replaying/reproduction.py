@@ -15,7 +15,7 @@ from stagelens.runs.run import Run, Stage
 from stagelens.runs.states import TrainingState, difference_of, load_into, same_tensor
 from stagelens.runs.step_records import StepRecord
 
-from .replay import StageReplay, fits, replay_stage, same_arithmetic
+from .replay import StageReplay, fits, replay_stage, same_arithmetic, tolerance_of
 from .step import StepRules, loss_of, prepare
 
 
@@ -56,7 +56,7 @@ def sample_steps(task: Task, stage: Stage, length: int, everywhere: bool = False
                 if _drawn_elsewhere(stage, record):
                     break
                 compared += 1
-                if not fits(record, losses, replay.rules, replay.model):
+                if not replay.fits(record, losses):
                     found = record.reported_loss(losses)
                     return Sampled(compared, record.step, record.loss, found)
     return Sampled(compared)
@@ -78,7 +78,7 @@ def first_loss(run: Run, stage: Stage) -> Sampled:
         for micro in record.batches:
             devices.restore_random(micro.rng, device)
             losses.append(float(loss_of(task, model, to_device(micro.batch, device), rules)))
-    if fits(record, losses, rules, model):
+    if fits(record, losses, rules.accumulation, tolerance_of(rules, model)):
         return Sampled(1)
     return Sampled(1, record.step, record.loss, record.reported_loss(losses))
 

@@ -88,6 +88,8 @@ def _layout(tensor: Tensor, usual_stride: tuple[int, ...]) -> dict[str, Any]:
 
 def _laid_out(tensor: Tensor, layout: Mapping[str, Any]) -> Tensor:
     """A copy that lies in memory as :func:`_layout` describes."""
+    if len(layout) == 1 and tensor.is_contiguous():  # nothing unusual beside its number
+        return tensor.clone()
     stride = layout.get("stride") or tensor.stride()
     # The same limit again: a damaged description must not ask for any amount of memory.
     if not 0 <= _span(tensor.shape, stride) <= 2 * max(tensor.numel(), 1):

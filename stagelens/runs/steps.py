@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -28,7 +26,8 @@ from stagelens.contracts import RunError
 from .checked_files import CheckedFiles
 from .files import sha256_of, write_file
 from .schema import FileRef, PartRef, digest
-from .step_records import MicroBatch, StepRecord
+from .step_records import StepRecord
+from .step_rows import as_step, numbers_of, stack_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,8 +50,6 @@ _COLUMNS = pa.schema(
 _NO_STEP = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError)
 """Raised by a row that was not recorded: its JSON, names and tensors do not fit together."""
 
-# A damaged count must not make the reader allocate memory without bound.
-_MOST_MICRO_BATCHES = 1 << 20
 _DIVISORS = _COLUMNS.get_field_index("divisors")
 _COLUMNS_WITHOUT_DIVISORS = _COLUMNS.remove(_DIVISORS)
 """Steps as earlier versions recorded them: every loss was divided by the accumulation."""
@@ -82,21 +79,6 @@ class FlatStep:
 
     record: StepRecord
     micro: list[FlatMicroBatch]
-
-
-def stack_name(place: str, tensor: Tensor) -> str:
-    """The stack for tensors of this place in a step; one stack has one dtype and shape."""
-    kind = str(tensor.dtype).removeprefix("torch.")
-    return f"{place} {kind} {'x'.join(map(str, tensor.shape))}".rstrip()
-
-
-def _numbers(stack: str) -> int:
-    """How many numbers a tensor of this stack holds; none of a random state, which is no data."""
-    place, _, shape = stack.partition(" ")
-    if not place.rpartition(".")[2].isdigit():
-        return 0
-    sides = shape.rpartition(" ")[2].split("x")
-    return math.prod(int(side) for side in sides if side.isdigit())
 
 
 class StepsDigest:
@@ -294,13 +276,15 @@ class RecordedSteps(Sequence[StepRecord]):
     def __init__(self, files: CheckedFiles, parts: Sequence[PartRef]) -> None:
         self._files = files
         self._parts = parts
+        self._count = sum(part.steps for part in parts)
         self._part: PartRef | None = None
         self._rows: list[dict[str, Any]] = []
         self._tensors: Any = None
-        self._places: dict[str, list[int]] = {}
+        self._stacks: dict[str, Tensor] = {}
+        self._places: dict[str, dict[int, int]] = {}
 
     def __len__(self) -> int:
-        return sum(part.steps for part in self._parts)
+        return self._count
 
     @overload
     def __getitem__(self, index: int) -> StepRecord: ...
@@ -312,36 +296,34 @@ class RecordedSteps(Sequence[StepRecord]):
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
         # Outside the block, where it stays an IndexError: that is how a loop over steps ends.
-        with self._reading(step := range(len(self))[index]) as row:
-            return _record(row, [self._tensor(name, step) for name in row["tensors"]])
+        return self._read(range(self._count)[index], whole=True)
 
     def facts(self, step: int) -> StepRecord:
         """A step without its batches."""
-        with self._reading(step) as row:
-            return _record(row)
+        return self._read(step, whole=False)
 
     def sizes(self) -> list[int]:
         """How many numbers the batches of each step hold, 0 where none were kept; reads none."""
         rows = map(self._row, range(len(self)))
-        return [sum(map(_numbers, row["tensors"] or ())) for row in rows]
+        return [sum(map(numbers_of, row["tensors"] or ())) for row in rows]
 
-    @contextmanager
-    def _reading(self, step: int) -> Iterator[dict[str, Any]]:
-        """A step's row; contents that no step has become an error that names the file."""
-        row = self._row(step)
-        assert self._part is not None
+    def _read(self, step: int, whole: bool) -> StepRecord:
+        """A step; contents that no step has become an error that names the file."""
+        row, part = self._row(step), self._part
         try:
-            yield row
+            tensors = [self._tensor(name, step) for name in row["tensors"]] if whole else None
+            return as_step(row, tensors)
         except _NO_STEP:
-            raise _foreign(self._files.root / self._part.table.path) from None
+            assert part is not None
+            raise _foreign(self._files.root / part.table.path) from None
 
     def _tensor(self, name: str, step: int) -> tuple[str, Tensor]:
-        """A tensor of a step, with its place in the step."""
-        row = self._places[name].index(step)
-        # Only this row is read: a stack holds the tensors of all steps of the part.
-        found: Tensor = self._tensors.get_slice(name)[row : row + 1][0]
-        # Copied into aligned memory: torch crashes on a generator state that lies elsewhere.
-        return name.split(" ", 1)[0], found.clone()
+        """A tensor of a step, with the name of its stack; a view of the file."""
+        row = self._places[name][step]
+        if name not in self._stacks:
+            # Mapped into memory, so that only rows that are used are read.
+            self._stacks[name] = self._tensors.get_tensor(name)
+        return name, self._stacks[name][row]
 
     def _row(self, step: int) -> dict[str, Any]:
         if self._part is None or not 0 <= step - self._part.first_step < self._part.steps:
@@ -357,41 +339,12 @@ class RecordedSteps(Sequence[StepRecord]):
         numbers = [row["step"] for row in self._rows]
         if numbers != list(range(part.first_step, part.first_step + part.steps)):
             raise _foreign(path)
-        self._tensors, self._places = None, {}
+        self._tensors, self._stacks, self._places = None, {}, {}
         for row in self._rows:
             for name in row["tensors"] or ():
-                self._places.setdefault(name, []).append(row["step"])
+                places = self._places.setdefault(name, {})
+                places[row["step"]] = len(places)
         if part.batches is not None:
             from safetensors import safe_open
 
             self._tensors = safe_open(self._files.path(part.batches), framework="pt")
-
-
-def _record(row: dict[str, Any], tensors: Sequence[tuple[str, Tensor]] | None = None) -> StepRecord:
-    """A step, with its batches if its tensors are given, each with its place in the step."""
-    # Inside, because it imports torch, which pages that only list steps do without.
-    from .batches import unflatten
-
-    if not 1 <= row["micro_batches"] <= _MOST_MICRO_BATCHES:
-        raise ValueError("no such number of forward passes")
-    divisors = tuple(row["divisors"] or [None] * row["micro_batches"])
-    batches: list[MicroBatch] | None = None
-    if row["batch"] is not None and tensors is not None:
-        batches = []
-        for number, description in enumerate(json.loads(row["batch"])):
-            own = {
-                place.removeprefix(f"{number}."): tensor
-                for place, tensor in tensors
-                if place.startswith(f"{number}.")
-            }
-            rng = {place: tensor for place, tensor in own.items() if not place.isdigit()}
-            leaves = [tensor for place, tensor in own.items() if place.isdigit()]
-            batches.append(MicroBatch(unflatten(description, leaves), rng, divisors[number]))
-    return StepRecord(
-        step=row["step"],
-        loss=row["loss"],
-        groups=json.loads(row["groups"]),
-        missing=tuple(row["missing"]),
-        divisors=divisors,
-        batches=batches,
-    )

@@ -317,7 +317,7 @@ def replay(run: Run, stage: Stage, state: Flat, xi: float = 1.0) -> Flat:
             if "cpu" in micro.rng:
                 torch.set_rng_state(micro.rng["cpu"])
             (run.task.loss(model, micro.batch) / facts.accumulation).backward()
-        restore_missing(parameters, step.missing, optimizer)
+        restore_missing(parameters, step.missing, optimizer.param_groups[0]["params"])
         if facts.clip_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), facts.clip_norm)
         after = dict(state)

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 import stagelens
-from stagelens.contracts import Refused
+from stagelens.contracts import Refused, no_progress
 from stagelens.effects.computing import attribute
 from stagelens.estimators.counterfactuals import counterfactuals
 from stagelens.estimators.registry import make_estimator
+from stagelens.estimators.stage_trust import StageTrust
 from stagelens.measuring.models import measure
 from stagelens.replaying.replay import replay_later
 from stagelens.tasks import ImageClassification
@@ -101,3 +102,45 @@ def test_a_replay_that_is_nearly_exact_verifies_estimates(tmp_path: Path) -> Non
     rows = verify(run, "test", [("task-vector", {})], lambda *_: None)
     assert set(rows[rows["stage"] == "first"]["trust"]) <= {"verified", "does not agree"}
     assert trusted(run, attribute(run, "test", "task-vector")).trust["first"].agreements
+
+
+def replayed(run: stagelens.Run) -> StageTrust:
+    """What is known of the model without the first stage, not taken from the cache."""
+    (found,) = make_estimator("replay").counterfactuals(run, run.stages[:1], no_progress)
+    return found.trust
+
+
+class Scaled(ImageClassification):
+    """Its loss has a factor near 1: a sum, which as many threads as there are add up in parts."""
+
+    numbers = torch.rand(1_000_003, generator=torch.Generator().manual_seed(0))
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        return super().loss(model, batch) * (self.numbers.sum() / 5e5)
+
+
+def test_a_replay_with_fewer_threads_than_recorded_is_measured_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = Scaled(CLASSES, SHAPE, model={"kind": "mlp", "hidden": [6]})
+
+    def sgd(model: nn.Module, _before: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(model.parameters(), lr=0.05)
+
+    before, set_threads = torch.get_num_threads(), torch.set_num_threads
+    torch.set_num_threads(3)
+    try:
+        record_plans(tmp_path / "run", task, [Plan(name, sgd) for name in ("first", "second")])
+    finally:
+        torch.set_num_threads(before)
+    run = stagelens.open_run(tmp_path / "run", task)
+    whole = replayed(run)
+    assert whole.trust == "exact" and "threads" not in whole.reason
+    # As on a machine, or in a job, that has fewer.
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: set_threads(1))
+    fewer = replayed(run)
+    set_threads(before)
+    assert fewer.trust == "estimated" and fewer.deviation is not None
+    assert 0 < fewer.deviation < 1e-3
+    assert "on this machine it deviates from the recording by" in fewer.reason
+    assert "with 1 of the 3 threads that stage 'second' was recorded with" in fewer.reason

@@ -15,6 +15,8 @@ from stagelens.replaying.optimizers import (
     group_hyperparameters,
     optimizer_facts,
     set_group_hyperparameters,
+    update,
+    update_in_lists,
 )
 from stagelens.runs.schema import OptimizerFacts
 
@@ -191,3 +193,54 @@ def test_hyperparameters_are_plain_and_can_be_set_again(parameters: Parameters) 
 
     with pytest.raises(ValueError, match="shorter"):
         set_group_hyperparameters(optimizer, from_json[:1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("SGD", {"weight_decay": 0.1}),
+        ("SGD", {"momentum": 0.9, "dampening": 0.3, "weight_decay": 0.1}),
+        ("SGD", {"momentum": 0.9, "nesterov": True, "foreach": False}),
+        ("Adam", {"betas": (0.8, 0.95), "weight_decay": 0.1}),
+        ("AdamW", {"eps": 1e-3, "weight_decay": 0.1}),
+    ],
+)
+def test_lists_are_updated_as_their_members_are_to_the_last_bit(
+    name: str, options: dict[str, Any], dtype: torch.dtype
+) -> None:
+    ended, lists = [], []
+    for in_lists in (False, True):
+        generator = torch.Generator().manual_seed(0)
+        shapes = ((40, 30), (17,), (), (3, 5, 7))
+        own = [nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in shapes]
+        groups = [{"params": own[:2]}, {"params": own[2:], "lr": 0.03}]
+        optimizer = getattr(torch.optim, name)(groups, lr=0.1, **options)
+        if in_lists:
+            update_in_lists(optimizer)
+        lists.append([group["foreach"] for group in optimizer.param_groups])
+        for step in range(6):
+            for number, parameter in enumerate(own):
+                gradient = torch.randn(parameter.shape, generator=generator).to(dtype)
+                # One that begins late, as a counterfactual's may.
+                parameter.grad = None if number == 1 and step < 2 else gradient
+            optimizer.param_groups[0]["lr"] = 0.1 / (step + 1)
+            update(optimizer)
+        ended.append([*own, *(v for state in optimizer.state.values() for v in state.values())])
+    assert lists == [[options.get("foreach")] * 2, [True] * 2]
+    for one, other in zip(*ended, strict=True):
+        assert (one is None and other is None) or torch.equal(one, other)
+
+
+def test_only_a_small_model_in_float32_or_float64_is_updated_in_lists() -> None:
+    large, small = nn.Parameter(torch.zeros(1_000_001)), nn.Parameter(torch.zeros(3))
+    half = nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))
+    for parameters, flags in (
+        ([large, small], {}),
+        ([small], {"fused": True}),
+        ([small, half], {}),
+    ):
+        optimizer = torch.optim.AdamW(parameters, lr=0.1, **flags)
+        before = [group["foreach"] for group in optimizer.param_groups]
+        update_in_lists(optimizer)
+        assert [group["foreach"] for group in optimizer.param_groups] == before

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from stagelens.compute import temporaries
+from stagelens.compute import cores, temporaries
 
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
 
@@ -153,7 +153,8 @@ class Job:
             "PYTHONUNBUFFERED": "1",
         }
         if self.limits.threads is not None:
-            environment |= dict.fromkeys(_THREADS, str(self.limits.threads))
+            limited = (*_THREADS, cores.LIMIT)
+            environment |= dict.fromkeys(limited, str(self.limits.threads))
         with open(self._log, "wb") as log:
             process = subprocess.Popen(
                 [*self.command, "--progress", str(self._progress)],

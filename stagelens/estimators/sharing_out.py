@@ -1,0 +1,129 @@
+"""Whole counterfactuals shared out over helper processes, where that is sooner done."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from stagelens.compute import cores, helpers, memory
+from stagelens.compute.helpers import Item
+from stagelens.contracts import Progress, ProgressCallback
+from stagelens.runs.run import Run, Stage
+
+from .durations import STARTING
+from .protocol import Estimator
+
+_BASE = 500_000_000
+"""Bytes that a process takes for its libraries."""
+_SAVED = 2.0
+"""Seconds that have to be saved for helpers to be started."""
+
+
+def finished_after(seconds: Sequence[float], starts: Sequence[float]) -> float:
+    """When all work is done, if processes take the largest piece of what is left in turn.
+
+    Args:
+        seconds: What each piece takes.
+        starts: When each process can begin.
+    """
+    free = list(starts)
+    heapq.heapify(free)
+    end = 0.0
+    for each in sorted(seconds, reverse=True):
+        done = free[0] + each
+        heapq.heapreplace(free, done)
+        end = max(end, done)
+    return end
+
+
+def best_count(seconds: Sequence[float], most: int, running: int) -> int:
+    """How many processes to use: the fewest that are about as soon done as any number is.
+
+    Args:
+        seconds: What each piece of the work takes.
+        most: Largest number.
+        running: How many of them have started already.
+    """
+    ends = {
+        count: finished_after(seconds, [0.0 if n < running else STARTING for n in range(count)])
+        for count in range(1, most + 1)
+    }
+    soonest = min(ends.values())
+    best = next(count for count, end in ends.items() if end <= 1.05 * soonest)
+    return best if best <= running or ends[1] - ends[best] >= _SAVED else 1
+
+
+def _threads(stages: Sequence[Stage]) -> int:
+    """The most threads that any of these stages was recorded with."""
+    return max(stage.environment.threads for stage in stages)
+
+
+def _most(run: Run, estimator: Estimator, stages: Sequence[Stage]) -> int:
+    """How many processes the cores and the memory of this machine take, each as recorded."""
+    later = run.stages[min(stage.index for stage in stages) + 1 :]
+    by_cores = cores.usable() // _threads(later)
+    needed = estimator.memory(later)
+    by_memory = 1 + (memory.available() - needed) // (needed + _BASE)
+    return max(1, min(by_cores, by_memory))
+
+
+def _seconds(stages: Sequence[Stage]) -> float:
+    """What running these stages once takes, as recorded."""
+    # Of a stage whose seconds are not known, too few: nothing is started for its sake.
+    return sum(stage.facts.seconds or 1e-3 * stage.steps for stage in stages)
+
+
+def _pieces(
+    run: Run, estimator: Estimator, stages: Sequence[Stage], checks: Sequence[Stage]
+) -> tuple[list[Item], list[Item]]:
+    """What is to be prepared, and the counterfactuals, by the seconds that each takes."""
+    how = {"estimator": estimator.name, "settings": dict(estimator.settings)}
+    first = [Item({"check": s.name, **how}, _seconds([s])) for s in checks]
+    later = [(s, run.stages[s.index + 1 :]) for s in stages]
+    return first, [Item({"stage": s.name, **how}, _seconds(trained)) for s, trained in later]
+
+
+def share_out(
+    run: Run,
+    estimator: Estimator,
+    stages: Sequence[Stage],
+    own: Callable[[Mapping[str, Any], ProgressCallback], None],
+    progress: ProgressCallback,
+) -> bool:
+    """Have helpers do a part of the work, if there may be any and all is done sooner with them.
+
+    Args:
+        run: The run.
+        estimator: Computes the counterfactuals.
+        stages: Those to leave out; the last stage is not among them.
+        own: Does one piece of the work in this process; takes a message as helpers do.
+        progress: Called for the work of all.
+
+    Returns:
+        Whether that was so. Then every counterfactual that could be computed is in the cache.
+    """
+    allowed = helpers.of(run.path)
+    later = run.stages[min(stage.index for stage in stages) + 1 :]
+    if allowed is None or allowed.asked == 1 or not estimator.helped:
+        return False
+    # On a GPU, processes would take turns.
+    if any(s.facts.environment is None or s.environment.device != "cpu" for s in later):
+        return False
+    first, then = _pieces(run, estimator, stages, estimator.unprepared(run, stages))
+    widest = max(len(first), len(then))
+    running = 1 + len(allowed.started)
+    count = allowed.asked or best_count(
+        [item.cost for item in (*first, *then)],
+        max(running, min(_most(run, estimator, stages), widest)),
+        running,
+    )
+    count = min(count, widest)
+    if count == 1:
+        return False
+    allowed.start(count - 1, _threads(later))
+    overall = Progress(progress)
+    share = sum(item.cost for item in first) / (sum(i.cost for i in (*first, *then)) or 1.0)
+    for items, part in ((first, overall.part(0.0, share)), (then, overall.part(share, 1.0))):
+        allowed.share(items, lambda item, report: own(item.message, report), part)
+    return True
