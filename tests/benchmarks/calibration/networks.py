@@ -58,7 +58,7 @@ def _head(features: int, classes: int) -> list[nn.Module]:
 def _norm(norm: str, channels: int) -> nn.Module:
     if norm == "batch":
         return nn.BatchNorm2d(channels)
-    return nn.GroupNorm(4, channels) if norm == "group" else nn.Identity()
+    return nn.GroupNorm(2, channels) if norm == "group" else nn.Identity()
 
 
 class _Residual(nn.Module):
