@@ -43,7 +43,7 @@ def judged(trust: StageTrust, evidence: Evidence, title: str, unlike: str) -> St
         return _refused(
             trust,
             f"{title}: an error of {size} the effect is typical of such estimates, so no number is "
-            "shown; raise the budget, or use replay.",
+            f"shown; raise the budget, or use replay.{_seen(paired)}",
         )
     reason = trust.reason
     if paired is not None:

@@ -19,7 +19,8 @@ from stagelens.estimators import coarse_twins
 from stagelens.estimators.coarse_replay import CoarseReplay
 from stagelens.estimators.coarse_twins import Plan
 from stagelens.estimators.counterfactuals import counterfactuals
-from stagelens.estimators.expected_error import Evidence
+from stagelens.estimators.durations import paces
+from stagelens.estimators.evidence import PairedEvidence
 from stagelens.estimators.protocol import Counterfactual, PartialReplay
 from stagelens.estimators.registry import estimate_name, estimate_seconds, options
 from stagelens.replaying.replay import cross_boundary, replay_stage, replay_without
@@ -156,10 +157,10 @@ def test_what_is_replayed_is_added_to_the_cost(run: Run, monkeypatch: pytest.Mon
     cheap, partial = (_found(run, n, run.stages[0])["first"].trust.cost for n in (0, 1))
     assert partial == pytest.approx(cheap + 1 / 3)  # one of three stages of the same length
     seconds = [
-        estimate_seconds(run.stages, "coarse-replay", {"budget": 0.25} | more)
+        estimate_seconds(paces(run).stages, "coarse-replay", {"budget": 0.25} | more)
         for more in ({}, {"exact_stages": 1}, {"exact_stages": 3})
     ]
-    once = estimate_seconds(run.stages, "replay", {})
+    once = estimate_seconds(paces(run).stages, "replay", {})
     assert seconds[0] is not None and seconds[1] is not None and once is not None
     assert seconds[0] < seconds[1]
     assert seconds[2] == pytest.approx(once)  # nothing is left to estimate
@@ -186,14 +187,14 @@ def test_it_is_stored_and_read_again(run: Run) -> None:
     assert _same(parts[0].exact, parts[1].exact) and _same(parts[0].cheap, parts[1].cheap)
 
 
-def _evidence(run: Run, exact: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Evidence, str]:
+def _evidence(run: Run, exact: int, monkeypatch: pytest.MonkeyPatch) -> tuple[PairedEvidence, str]:
     """Of the first stage, and the sentence that its trust says."""
-    seen: list[Evidence] = []
+    seen: list[PairedEvidence] = []
     judged: Callable[..., Any] = computing.judged
 
-    def watched(trust: Any, evidence: Evidence) -> Any:
+    def watched(trust: Any, evidence: PairedEvidence, *more: str) -> Any:
         seen.append(evidence)
-        return judged(trust, evidence)
+        return judged(trust, evidence, *more)
 
     monkeypatch.setattr(computing, "judged", watched)
     settings = {"budget": 0.25, "exact_stages": exact}
