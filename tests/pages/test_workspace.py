@@ -13,7 +13,7 @@ from stagelens.runs.run import open_run
 from stagelens.tasks import IMAGE_MODELS, why_missing
 from stagelens.tasks.image_classification import _BUILDERS
 from stagelens.ui.server import interrupted_jobs, jobs
-from tests.pages.reading import check, labels, words
+from tests.pages.reading import check, words
 from tests.support.damage import edit_and_seal
 from tests.support.loops import make_task
 
@@ -91,7 +91,7 @@ def test_stored_numbers_of_a_task_that_is_not_here_are_shown(
     shutil.rmtree(demo_copy / "results" / "counterfactuals")
     app = check(open_page(demo_copy.parent, "run=digits"))
     assert "its task is gone" in words(app) and "Credit and blame" in words(app)
-    assert "Budget of coarse replay" not in labels(app)
+    assert "Replay within" not in {group.label for group in app.get("button_group")}
 
 
 def test_an_own_example_needs_the_task(open_page, demo_copy: Path) -> None:

@@ -2,16 +2,54 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from stagelens import cli
 from stagelens.runs.run import Run
 from stagelens.runs.sets.writer import write_set
+from tests.conftest import DemoRun
 from tests.support.loops import Training
 from tests.support.small_runs import Phase, record
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a command ended, and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Answer]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """``command("attribute", run, "--set", "test")``: the command line, in this process."""
+
+    def run(*words: object) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["stagelens", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        printed = capsys.readouterr()
+        return Answer(int(end.value.code or 0), printed.out, printed.err)
+
+    return run
+
+
+@pytest.fixture
+def copied(digits_run: DemoRun, tmp_path: Path) -> Path:
+    """A copy of the demo to change."""
+    return Path(shutil.copytree(digits_run.path, tmp_path / "digits"))
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ from stagelens.wording.sentences import mean_sentence
 from stagelens.wording.trust_words import TrustWord, trust_word
 from tests.support.every_standing import SET, STANDINGS, every_standing
 
+COARSE = ("--estimator", "coarse-replay")
 WORDS = frozenset(get_args(TrustWord))
 KEPT = {stage: word for stage, word in STANDINGS.items() if word != "refused"}
 ERRORS = {"delta": 0.2, "epsilon": 0.5, "zeta": 0.6}
@@ -66,7 +67,7 @@ def test_the_run_has_every_standing(effects: Effects) -> None:
 
 def test_attribute_prints_and_writes_them(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "effects.csv"
-    said = printed(run, "attribute", "--out", out)
+    said = printed(run, "attribute", *COARSE, "--out", out)
     for stage, word in STANDINGS.items():
         assert re.search(rf"│ {stage} .*│ {word}: ", said), stage
     table = pd.read_csv(out)
@@ -80,19 +81,19 @@ def test_attribute_prints_and_writes_them(run: Run, tmp_path: Path) -> None:
 
 def test_features_prints_and_writes_them(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "features.parquet"
-    said = printed(run, "features", "--out", out)
+    said = printed(run, "features", *COARSE, "--out", out)
     for stage, word in KEPT.items():
         assert f"Trust in the effect of {stage}: {word}. " in said
     table = pd.read_parquet(out)
     assert dict(zip(table["stage"], table["trust"], strict=True)) == KEPT
     assert set(table.loc[table["reliable"], "stage"]) == {"gamma", "delta"}
-    assert printed(run, "features")  # from the stored table, with the same trust
+    assert printed(run, "features", *COARSE)  # from the stored table, with the same trust
 
 
 @pytest.mark.parametrize("stage", ["gamma", "zeta"])
 def test_saliency_prints_it(run: Run, stage: str) -> None:
     example = run.evaluation_set(SET).examples(0, 1)[0].example_id
-    said = printed(run, "saliency", "--stage", stage, "--example", example)
+    said = printed(run, "saliency", *COARSE, "--stage", stage, "--example", example)
     assert f"Trust in the effect of {stage}: {KEPT[stage]}. " in said
 
 
@@ -105,7 +106,7 @@ def test_contributions_are_rough(run: Run) -> None:
 def test_remove_prints_them_and_its_card_has_them(run: Run, tmp_path: Path) -> None:
     stages = [word for stage in KEPT for word in ("--stage", stage)]
     out = tmp_path / "edited"
-    said = printed(run, "remove", *stages, *["--strength", 0.5] * len(KEPT), "--out", out)
+    said = printed(run, "remove", *COARSE, *stages, *["--strength", 0.5] * len(KEPT), "--out", out)
     card = (out / "README.md").read_text()
     for stage, word in KEPT.items():
         assert re.search(rf"^{stage}, 50%: {word}[ :]", said, re.MULTILINE), stage
