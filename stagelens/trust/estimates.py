@@ -22,6 +22,7 @@ from stagelens.effects.results import (
     result_path,
     stored_results,
 )
+from stagelens.estimators.coarse_replay import EXACT
 from stagelens.estimators.registry import default_estimator, estimate_name, estimators, find
 from stagelens.estimators.stage_trust import REPLAY, StageTrust, is_ground_truth
 from stagelens.runs.run import Run
@@ -41,7 +42,7 @@ are such; None for all stages, or all columns."""
 def stored_estimates(run: Run, set_name: str) -> dict[str, ResultFacts]:
     """The effect tables that are stored for a set as it is now, by name of the estimate.
 
-    Best first: by estimator, and by budget from the largest.
+    Best first: by estimator, by how much of it was replayed exactly, and by budget.
     """
     found = [f for f in stored_results(run, set_name) if f.estimator in estimators()]
     found.sort(key=_rank)
@@ -74,11 +75,13 @@ def usual_estimator(run: Run, set_name: str | None, stages: Sequence[str]) -> st
     return REPLAY if set(stages) <= there.keys() else default_estimator(run)
 
 
-def _rank(facts: ResultFacts) -> tuple[int, float, str]:
-    budget = facts.settings.get("budget")
+def _rank(facts: ResultFacts) -> tuple[int, int, float, str]:
+    budget, exact = facts.settings.get("budget"), facts.settings.get(EXACT)
     best = -float(budget) if isinstance(budget, int | float) else 0.0
     # The settings come last, so that the order is the same each time.
-    return -find(facts.estimator).preference, best, str(sorted(facts.settings.items()))
+    settings = str(sorted(facts.settings.items()))
+    partly = -exact if isinstance(exact, int) else 0
+    return -find(facts.estimator).preference, partly, best, settings
 
 
 class Effects:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +23,13 @@ import numpy as np
 from stagelens.compute import processes
 from stagelens.contracts import Progress, ProgressCallback, Refused, no_progress
 from stagelens.effects.results import Result
-from stagelens.estimators.coarse_replay import CoarseReplay
+from stagelens.estimators.coarse_replay import EXACT, CoarseReplay
 from stagelens.estimators.counterfactual_cache import is_cached
 from stagelens.estimators.durations import coarse_seconds, paces, without_seconds
 from stagelens.estimators.registry import free_estimator
 from stagelens.estimators.stage_trust import REPLAY
 from stagelens.runs.run import Run, Stage
+from stagelens.wording.trust_words import is_trustworthy
 
 from .estimates import best_result, best_trust
 from .replay_plan import (
@@ -178,7 +180,7 @@ class _Settling:
         if self.expected:
             processes.by_main(lambda: pace.scale_timings(self.run, later, self.factor))
         if estimate:
-            self._estimate(budget, self.overall.part(done, 1.0))
+            self._estimate(budget, sizes, self.overall.part(done, 1.0))
         left = [each for each in left_out(self.run, self.set_name) if each.stage in self.names]
         left = [each for each in left if each.stage not in self.refused]
         return Settled(best_result(self.run, self.set_name, self.names), left)
@@ -236,7 +238,9 @@ class _Settling:
                 self.took += result.trust[name].seconds
                 self.expected += expected
 
-    def _estimate(self, budget: float | None, progress: Progress) -> None:
+    def _estimate(
+        self, budget: float | None, sizes: Mapping[str, float], progress: Progress
+    ) -> None:
         """Coarse replay of what is left, unless some is stored already."""
         from stagelens.effects.computing import attribute as attributed
 
@@ -252,13 +256,40 @@ class _Settling:
         names, chosen = processes.by_main(decided)
         if chosen is None:
             return
-        report = progress.part(0.1, 1.0)
+        report = progress.part(0.1, 0.6)
         try:
             attributed(
                 self.run, self.set_name, CoarseReplay.name, names, report, {"budget": chosen}
             )
         except Refused:
             return  # the preview stays
+        report = progress.part(0.6, 1.0)
+        while found := processes.by_main(lambda: self._partly(names, chosen, sizes)):
+            names.remove(found)
+            settings = {"budget": chosen, EXACT: 1}
+            with suppress(Refused):
+                attributed(self.run, self.set_name, CoarseReplay.name, [found], report, settings)
+
+    def _partly(
+        self, names: Sequence[str], budget: float, sizes: Mapping[str, float]
+    ) -> str | None:
+        """The most feared stage of which there is time to replay the first later stage exactly.
+
+        That shows how far off cheap replay is in this very run. None where there is no such stage.
+        """
+        stages, trust = paces(self.run).stages, best_trust(self.run, self.set_name)
+        found = []
+        for name in names:
+            index, known = self.run.stage(name).index, trust.get(name)
+            first, rest = stages[index + 1].seconds, coarse_seconds(stages, budget, [index])
+            # Where only one stage follows, this would be a replay of all that follows.
+            if index + 2 >= len(stages) or first is None or rest is None:
+                continue
+            if known is not None and is_trustworthy(known):
+                continue
+            if self.factor * first + rest <= self.left:
+                found.append((sizes.get(name, 0.0) * doubt(known), name))
+        return max(found)[1] if found else None
 
     def _budget(
         self, stages: Sequence[Stage], given: float | None, progress: ProgressCallback

@@ -149,6 +149,23 @@ def test_what_does_not_fit_is_estimated_at_the_largest_budget_and_has_its_price(
     assert settled.left[0].said == "exact in about 2 hours on this machine"
 
 
+def test_where_a_part_of_a_replay_fits_it_shows_how_far_off_cheap_replay_is(
+    run: Run, slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow(30.0, {0.5: 1.0, 0.25: 0.5, 0.125: 0.3})
+    monkeypatch.setattr(settling, "is_trustworthy", lambda known: False)
+    # No replay with its check fits, but one pass of the first later stage does.
+    settle(run, "test", limit=50.0)
+    assert replayed(run) == []
+    partly = [f for f in stored_results(run, "test") if f.settings.get("exact_stages")]
+    assert [facts.settings for facts in partly] == [{"budget": 0.5, "exact_stages": 1}]
+    # "third" has one later stage only: its part would be the whole.
+    assert [trust.stage for trust in partly[0].stages] == ["first", "second"]
+    for trust in partly[0].stages:
+        said = "At the end of the stages that were replayed, cheap replay was off by"
+        assert said in trust.reason
+
+
 def test_the_default_budget_may_take_the_whole_limit_and_beyond_that_the_preview_stays(
     run: Run, slow: Slow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
