@@ -15,7 +15,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from stagelens.contracts import Behaviour
-from stagelens.estimators.protocol import METHOD
+from stagelens.estimators.registry import method_of
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs import fact_tables
 from stagelens.runs.run import Run
@@ -128,7 +128,8 @@ def result_key(run: Run, set_name: str, kind: str, estimator: str, settings: dic
 def _key(
     kind: str, run_digest: str, set_digest: str, estimator: str, settings: dict[str, Any]
 ) -> str:
-    return digest(METHOD, kind, run_digest, set_digest, estimator, settings)[:32]
+    parts = (method_of(estimator), kind, run_digest, set_digest, estimator, settings)
+    return digest(*parts)[:32]
 
 
 def _path(run: Run, key: str) -> Path:

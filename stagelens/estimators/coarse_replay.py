@@ -44,6 +44,7 @@ class CoarseReplay(Estimator):
     title = "Coarse replay"
     note = "within --budget"
     preference = 30
+    revision = 1
     automatic = True
     proposed = True
     budgets: ClassVar[Mapping[str, float]] = {"1/8": 0.125, "1/4": 0.25, "1/2": 0.5}

@@ -8,12 +8,12 @@ from typing import Any
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.schema import digest
 
-from .protocol import METHOD
+from .registry import method_of
 
 
 def cache_name(run: Run, stage: Stage, estimator: str, settings: Mapping[str, Any]) -> str:
     """What the files of a counterfactual begin with, within the run folder."""
-    key = digest(METHOD, run.digest, stage.name, estimator, dict(settings))[:32]
+    key = digest(method_of(estimator), run.digest, stage.name, estimator, dict(settings))[:32]
     return f"results/counterfactuals/{key}"
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from stagelens.runs.states import Weights
 
 METHOD = 9
-"""Part of every result's key; raised when an estimator or its own error estimate changes."""
+"""Part of every result's key; raised when what all of them rest on changes."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,8 @@ class Estimator(ABC):
         budgets: Shares of the cost of replay that pages offer, by label; empty where it takes no
             budget.
         default_budget: The budget used by default; None where it takes none.
+        revision: Raised when its numbers change, or what it promises of them: its stored results
+            are then computed again, and those of other estimators are not.
         warns_cheaper: Whether its refusal of a stage casts doubt on cheaper estimates too.
         settings: Plain JSON that the counterfactuals depend on; part of the cache key.
     """
@@ -119,6 +121,7 @@ class Estimator(ABC):
     proposed: ClassVar[bool] = False
     budgets: ClassVar[Mapping[str, float]] = {}
     default_budget: ClassVar[float | None] = None
+    revision: ClassVar[int] = 0
     warns_cheaper: ClassVar[bool] = False
     settings: Mapping[str, Any] = {}
 

@@ -14,7 +14,7 @@ from stagelens.runs.run import Run
 
 from .coarse_replay import EXACT, CoarseReplay
 from .durations import STARTING, Pace, replay_seconds
-from .protocol import Estimator
+from .protocol import METHOD, Estimator
 from .replay import Replay
 from .stage_trust import REPLAY
 from .task_vector import TaskVector
@@ -53,6 +53,12 @@ def find(name: str) -> type[Estimator]:
         known = ", ".join(reversed(estimators()))
         raise Refused(f"there is no estimator {name!r}; use one of {known}")
     return _REGISTERED[name]
+
+
+def method_of(estimator: str) -> int:
+    """Part of the key of everything that is stored of an estimator; its name may be empty."""
+    kind = _REGISTERED.get(estimator)
+    return METHOD + (kind.revision if kind is not None else 0)
 
 
 def make_estimator(name: str, settings: Mapping[str, Any] | None = None) -> Estimator:

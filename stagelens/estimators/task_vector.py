@@ -30,6 +30,7 @@ class TaskVector(Estimator):
     note = "free"
     preference = 0
     free = True
+    revision = 1
     automatic = True
     proposed = True
 

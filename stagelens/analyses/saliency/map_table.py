@@ -12,7 +12,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from stagelens.contracts import Refused
-from stagelens.estimators.protocol import METHOD
+from stagelens.estimators.registry import method_of
 from stagelens.runs import fact_tables
 from stagelens.runs.run import Run
 from stagelens.runs.schema import digest
@@ -182,7 +182,7 @@ def map_facts(
 
 
 def _path(run: Run, facts: MapFacts) -> Path:
-    key = digest(_MAPS, METHOD, facts.model_dump())[:32]
+    key = digest(_MAPS, method_of(facts.estimator), facts.model_dump())[:32]
     return run.files.inside(f"results/saliency/{key}.parquet")
 
 

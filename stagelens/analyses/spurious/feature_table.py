@@ -11,7 +11,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from stagelens.effects.results import BehaviourFacts
-from stagelens.estimators.protocol import METHOD
+from stagelens.estimators.registry import method_of
 from stagelens.runs import fact_tables
 from stagelens.runs.run import Run
 from stagelens.runs.schema import digest
@@ -100,7 +100,15 @@ def noise_key(orders: pd.DataFrame | None) -> str:
 def _path(
     run: Run, set_digest: str, estimator: str, settings: Mapping[str, Any], noise: str
 ) -> Path:
-    parts = (_FEATURES, METHOD, run.digest, set_digest, estimator, dict(settings), noise)
+    parts = (
+        _FEATURES,
+        method_of(estimator),
+        run.digest,
+        set_digest,
+        estimator,
+        dict(settings),
+        noise,
+    )
     return run.files.inside(f"results/features/{digest(*parts)[:32]}.parquet")
 
 
