@@ -6,6 +6,7 @@ a run's folder are forgotten whenever one changes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -59,20 +60,30 @@ def by_replay(run: Run, cache: Path) -> pd.DataFrame:
     return _kept(path, pd.concat(parts, ignore_index=True))
 
 
-def by_other_orders(run: Run, cache: Path, orders: int) -> pd.DataFrame:
+def by_other_orders(
+    run: Run, cache: Path, orders: int, stages: Sequence[str] | None = None
+) -> pd.DataFrame:
     """Effects in re-drawn orders, numbered from 0: ``stage``, ``order``, ``effect``.
 
     In each, the batches of every later stage are permuted, in the same way for the model with the
     stage and for the one without it.
+
+    Args:
+        run: The run.
+        cache: Folder of the benchmark's runs.
+        orders: How many.
+        stages: Their names; None for all but the last.
     """
+    names = [s.name for s in run.stages[:-1] if stages is None or s.name in stages]
     path = _path(run, cache, "orders")
-    if path.exists():
-        found = pd.read_parquet(path)
-        if found["order"].nunique() >= orders:
-            return found[found["order"] < orders]
-    table = measure_noise(run, SET, orders, lambda *_: None)
-    own = table[(table["behaviour"] == BEHAVIOUR) & (table["order"] < orders)]
-    return _kept(path, own[["stage", "order", "effect"]].reset_index(drop=True))
+    found = pd.read_parquet(path) if path.exists() else None
+    there = set() if found is None else set(zip(found["stage"], found["order"], strict=True))
+    if not {(name, order) for name in names for order in range(orders)} <= there:
+        table = measure_noise(run, SET, orders, lambda *_: None, names)
+        own = table.loc[table["behaviour"] == BEHAVIOUR, ["stage", "order", "effect"]]
+        found = _kept(path, own.reset_index(drop=True))
+    assert found is not None
+    return found[(found["order"] < orders) & found["stage"].isin(names)]
 
 
 def of_stage(table: pd.DataFrame, stage: str) -> np.ndarray:

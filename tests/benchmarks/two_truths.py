@@ -133,19 +133,25 @@ def floors(recorded: np.ndarray, orders: np.ndarray) -> list[dict[str, object]]:
 
 
 def measure(
-    scenario: Scenario, seed: int, cache: Path, orders: int, names: Sequence[str]
+    scenario: Scenario,
+    seed: int,
+    cache: Path,
+    orders: int,
+    names: Sequence[str],
+    stages: Sequence[str] | None,
 ) -> list[dict[str, object]]:
-    """All rows of one run."""
+    """All rows of one run; orders are re-drawn for some stages only, where these are named."""
     run = recorded(scenario, seed, cache)
     truth = by_replay(run, cache)
     results = {name: _estimated(run, name) for name in names}
-    drawn = by_other_orders(run, cache, orders) if orders else None
+    drawn = by_other_orders(run, cache, orders, stages) if orders else None
     rows: list[dict[str, object]] = []
     for stage in run.stages[:-1]:
         key = {"scenario": scenario.name, "seed": seed, "stage": stage.name}
         true = of_stage(truth, stage.name)[0]
         seconds = truth.loc[truth["stage"] == stage.name, "seconds"].iloc[0]
-        mine = of_stage(drawn, stage.name) if drawn is not None else None
+        known_orders = drawn is not None and stage.name in set(drawn["stage"])
+        mine = of_stage(drawn, stage.name) if known_orders else None
         for name, result in results.items():
             trust = result.trust.get(stage.name) if result is not None else None
             refused = trust is None or trust.trust == "refused"
@@ -241,6 +247,32 @@ def answer(table: pd.DataFrame) -> pd.DataFrame:
     return found
 
 
+def markdown(table: pd.DataFrame) -> str:
+    """Ranges over seeds of r and relative error against A, per stage, as a Markdown table.
+
+    Args:
+        table: From :func:`cells`.
+    """
+    names = [name for name in (*ESTIMATES, OTHER) if name in set(table["estimator"])]
+    lines = [
+        "| scenario, stage | seeds | " + " | ".join(names) + " |",
+        "|---" * (len(names) + 2) + "|",
+    ]
+    for (scenario, stage), own in table.groupby(["scenario", "stage"], sort=False):
+        by = {name: _ranges(rows) for name, rows in own.groupby("estimator", sort=False)}
+        shown = " | ".join(by.get(name, "not run") for name in names)
+        lines.append(f"| {scenario}, {stage} | {own['seed'].nunique()} | {shown} |")
+    return "\n".join(lines)
+
+
+def _ranges(rows: pd.DataFrame) -> str:
+    refused = int((rows["refused"] == 1).sum())
+    known = rows.loc[rows["refused"] < 1, ["r", "error"]].dropna()
+    r, error = (f"{known[c].min():.2f} to {known[c].max():.2f}" for c in ("r", "error"))
+    said = [f"{r} ({error})"] if len(known) else []
+    return ", ".join(said + ([f"refused {refused} of {len(rows)}"] if refused else []))
+
+
 def main() -> None:
     """Measure, print the tables, and keep all rows."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -249,11 +281,14 @@ def main() -> None:
     parser.add_argument("--scenarios", nargs="+", default=list(SCENARIOS), choices=SCENARIOS)
     parser.add_argument("--estimates", nargs="+", default=list(ESTIMATES), choices=ESTIMATES)
     parser.add_argument("--orders", type=int, default=8, help="re-drawn; 0 compares with A alone")
+    parser.add_argument("--stages", nargs="+", help="re-draw orders for these stages only")
     parser.add_argument("--out", type=Path, help="also write all rows to this CSV file")
     parser.add_argument("--rows", type=Path, nargs="+", help="only summarise such files")
+    parser.add_argument("--markdown", action="store_true", help="with --rows: a table for pages")
     options = parser.parse_args()
     if options.rows:
-        report(pd.concat([pd.read_csv(path) for path in options.rows], ignore_index=True))
+        found = pd.concat([pd.read_csv(path) for path in options.rows], ignore_index=True)
+        print(markdown(cells(found))) if options.markdown else report(found)
         return
     torch.set_num_threads(1)
     os.environ["TQDM_DISABLE"] = "1"
@@ -261,7 +296,14 @@ def main() -> None:
     for name in options.scenarios:
         for seed in options.seeds:
             began = time.perf_counter()
-            rows += measure(SCENARIOS[name], seed, options.cache, options.orders, options.estimates)
+            rows += measure(
+                SCENARIOS[name],
+                seed,
+                options.cache,
+                options.orders,
+                options.estimates,
+                options.stages,
+            )
             load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
             spent = time.perf_counter() - began
             print(f"{name}, seed {seed}: {spent:.0f} s, load {load:.1f}", flush=True)
