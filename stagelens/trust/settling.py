@@ -164,18 +164,25 @@ class _Settling:
         )
         exact = [name for name, known in preview.trust.items() if known.trust == "exact"]
         sizes = _sizes(preview)
-        open_ = [stage for stage in self._open() if replayable(self.run, stage)]
-        later = self.run.stages[open_[0].index + 1 :] if open_ else []
-        if open_:
-            report = self.overall.part(0.05, 0.1)
-            processes.by_main(lambda: pace.measure_paces(self.run, self.examples, later, report))
+        report = self.overall.part(0.05, 0.1)
+
+        def time_steps() -> list[str]:
+            open_ = [stage for stage in self._open() if replayable(self.run, stage)]
+            later = self.run.stages[open_[0].index + 1 :] if open_ else []
+            if later:
+                pace.measure_paces(self.run, self.examples, later, report)
+            return [stage.name for stage in later]
+
+        # The main process decides throughout: what others see and measure may differ.
+        timed = processes.by_main(time_steps)
         done = 0.1
         while wave := processes.by_main(lambda: self._next(sizes)):
             share = wave.share * (0.9 - done)
             report = self.overall.part(done, done + share)
             self._replay(wave, exact, report)
             done += share
-        if self.expected:
+        if processes.by_main(lambda: self.expected):
+            later = [self.run.stage(name) for name in timed]
             processes.by_main(lambda: pace.scale_timings(self.run, later, self.factor))
         if estimate:
             self._estimate(budget, self.overall.part(done, 1.0))
