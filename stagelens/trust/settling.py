@@ -31,6 +31,7 @@ from stagelens.runs.run import Run, Stage
 
 from .estimates import best_result, best_trust
 from .replay_plan import (
+    STORING,
     Candidate,
     Left,
     doubt,
@@ -284,10 +285,15 @@ class _Settling:
             if self.left > 0:
                 pace.measure_coarse(self.run, self.run.stages[first + 1 :], budget, progress)
             seconds = coarse_seconds(paces(self.run).stages, budget, indices)
-            if seconds is None or seconds <= self.left:
+            if seconds is None or seconds + self._measuring(len(stages)) <= self.left:
                 return budget
         seconds = coarse_seconds(paces(self.run).stages, usual, indices)
         return usual if seconds is None or seconds <= self.limit else None
+
+    def _measuring(self, stages: int) -> float:
+        """Seconds for measuring and storing coarse replays: four models each."""
+        models = 4 * self.examples.count * (paces(self.run).example or 0.0)
+        return stages * (STORING + models)
 
 
 @dataclass(frozen=True)
