@@ -18,7 +18,7 @@ from .estimates import best_trust
 
 _UNKNOWN = 1.0
 """Relative error that is feared where nothing is known of it: as large as the effect itself."""
-_STORING = 0.1
+STORING = 0.1
 """Seconds for writing a model and a table."""
 
 
@@ -158,7 +158,7 @@ def price(
     run: Run, known: Paces, stage: Stage, count: int
 ) -> tuple[float | None, dict[str, float]]:
     """Seconds for the replay without a stage and for measuring it, and those of its checks."""
-    measuring = _STORING + 3 * count * (known.example or 0.0)  # final, without, and once repeated
+    measuring = STORING + 3 * count * (known.example or 0.0)  # final, without, and once repeated
     if is_cached(run, stage, REPLAY):
         return measuring, {}
     seconds = without_seconds(known.stages, stage.index)

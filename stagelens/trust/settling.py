@@ -33,6 +33,7 @@ from stagelens.wording.trust_words import is_trustworthy
 
 from .estimates import best_result, best_trust
 from .replay_plan import (
+    STORING,
     Candidate,
     Left,
     doubt,
@@ -166,18 +167,25 @@ class _Settling:
         )
         exact = [name for name, known in preview.trust.items() if known.trust == "exact"]
         sizes = _sizes(preview)
-        open_ = [stage for stage in self._open() if replayable(self.run, stage)]
-        later = self.run.stages[open_[0].index + 1 :] if open_ else []
-        if open_:
-            report = self.overall.part(0.05, 0.1)
-            processes.by_main(lambda: pace.measure_paces(self.run, self.examples, later, report))
+        report = self.overall.part(0.05, 0.1)
+
+        def time_steps() -> list[str]:
+            open_ = [stage for stage in self._open() if replayable(self.run, stage)]
+            later = self.run.stages[open_[0].index + 1 :] if open_ else []
+            if later:
+                pace.measure_paces(self.run, self.examples, later, report)
+            return [stage.name for stage in later]
+
+        # The main process decides throughout: what others see and measure may differ.
+        timed = processes.by_main(time_steps)
         done = 0.1
         while wave := processes.by_main(lambda: self._next(sizes)):
             share = wave.share * (0.9 - done)
             report = self.overall.part(done, done + share)
             self._replay(wave, exact, report)
             done += share
-        if self.expected:
+        if processes.by_main(lambda: self.expected):
+            later = [self.run.stage(name) for name in timed]
             processes.by_main(lambda: pace.scale_timings(self.run, later, self.factor))
         if estimate:
             self._estimate(budget, sizes, self.overall.part(done, 1.0))
@@ -308,10 +316,15 @@ class _Settling:
             if self.left > 0:
                 pace.measure_coarse(self.run, self.run.stages[first + 1 :], budget, progress)
             seconds = coarse_seconds(paces(self.run).stages, budget, indices)
-            if seconds is None or seconds <= self.left:
+            if seconds is None or seconds + self._measuring(len(stages)) <= self.left:
                 return budget
         seconds = coarse_seconds(paces(self.run).stages, usual, indices)
         return usual if seconds is None or seconds <= self.limit else None
+
+    def _measuring(self, stages: int) -> float:
+        """Seconds for measuring and storing coarse replays: four models each."""
+        models = 4 * self.examples.count * (paces(self.run).example or 0.0)
+        return stages * (STORING + models)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,8 @@
-"""Predicted times against what estimators then take, on this machine with the load it has."""
+"""Predicted times against what estimators then take, in processor seconds and in wall time.
+
+Processor time is what wall time would be without other load; wall time is what people wait for, and
+changes with whatever else the machine begins to do in the meantime.
+"""
 
 from __future__ import annotations
 
@@ -56,8 +60,9 @@ def cases(run: Run) -> Iterator[Case]:
         pace.measure_coarse(run, run.stages[1:], budget, lambda *_: None)
         predicted = coarse_seconds(paces(run).stages, budget)
         assert predicted is not None
-        settings = {"budget": budget}
-        took = timed(lambda: attribute(run, "test", CoarseReplay.name, settings=settings))  # noqa: B023
+        result = attribute(run, "test", CoarseReplay.name, settings={"budget": budget})
+        # Without measuring and storing its models, which is not what the prediction is of.
+        took = sum(trust.seconds for trust in result.trust.values())
         yield f"coarse-replay {label}", predicted, took
     # The last first, so that each has a check of its own to do.
     for stage in reversed(run.stages[:-1]):
@@ -78,7 +83,13 @@ def cases(run: Run) -> Iterator[Case]:
     yield "settling", own + total, timed(lambda: settle(run, "test", limit=36_000.0))
 
 
-def test_nine_of_ten_predictions_are_right_within_a_factor(tmp_path: Path) -> None:
+@pytest.mark.parametrize("clock", ["processor", "wall"])
+def test_nine_of_ten_predictions_are_right_within_a_factor(
+    clock: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if clock == "processor":
+        for name in ("monotonic", "perf_counter"):
+            monkeypatch.setattr(time, name, time.process_time)
     found: list[tuple[str, Case]] = []
     for name, make in RUNS.items():
         if name == "CNN" and not DATA.is_dir():
@@ -86,7 +97,7 @@ def test_nine_of_ten_predictions_are_right_within_a_factor(tmp_path: Path) -> No
         folder = tmp_path / name.split()[0]
         folder.mkdir(exist_ok=True)
         run = make(folder)
-        print(f"{name}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+        print(f"{name}, {clock}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
         for case in cases(run):
             found.append((name, case))
             what, predicted, took = case
@@ -96,4 +107,5 @@ def test_nine_of_ten_predictions_are_right_within_a_factor(tmp_path: Path) -> No
     right = sum(1 / WITHIN <= ratio <= WITHIN for ratio in ratios)
     print(f"{right} of {len(ratios)} within a factor of {WITHIN}")
     assert len(ratios) >= 20
-    assert right >= SHARE * len(ratios), ratios
+    busy = os.getloadavg()[0] > (os.cpu_count() or 1)
+    assert right >= SHARE * len(ratios) or (clock == "wall" and busy), ratios
