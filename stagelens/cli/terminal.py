@@ -85,10 +85,11 @@ class Reporter:
 
     def __call__(self, share: float, text: str) -> None:
         self._share, self._text = min(max(share, 0.0), 1.0), text
-        self._bar.update(self._bar_task, completed=self._share, description=text)
         if self._phases:
             self._print_phase()
+        # Steps of a small model follow each other far more quickly than anybody reads.
         if time.monotonic() - self._written >= EVERY:
+            self._bar.update(self._bar_task, completed=self._share, description=text)
             self.write("running")
 
     def _print_phase(self) -> None:
@@ -101,6 +102,7 @@ class Reporter:
 
     def write(self, state: str, error: str | None = None) -> None:
         """Write the progress to the file, if there is one."""
+        self._written = time.monotonic()
         if self._file is None:
             return
         done = 1.0 if state == "done" else self._share
@@ -109,7 +111,6 @@ class Reporter:
         temporary = self._file.with_name(temporaries.name(f".{self._file.name}", ".tmp"))
         temporary.write_text(json.dumps(content))
         os.replace(temporary, self._file)
-        self._written = time.monotonic()
 
     @contextmanager
     def running(self) -> Iterator[Reporter]:

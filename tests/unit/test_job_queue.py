@@ -87,9 +87,10 @@ def test_a_job_that_the_machine_killed_says_what_that_means(registry: Registry) 
 
 def test_threads_are_limited_through_the_environment() -> None:
     registry = Registry(limits=Limits(threads=3))
-    job = registry.start(python("sys.exit(os.environ['OMP_NUM_THREADS'])"), "Test")
+    told = "os.environ['OMP_NUM_THREADS'] + os.environ['STAGELENS_CORES']"
+    job = registry.start(python(f"sys.exit({told})"), "Test")
     wait(job)
-    assert job.status().error == "3"
+    assert job.status().error == "33"
 
 
 def test_the_queue_is_bounded_for_one_session_and_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
