@@ -142,7 +142,7 @@ def _bar(gain: float, share: float, faint: bool, signed: bool) -> str:
     return (
         f"<span style='position:absolute;{side}:50%;top:.15em;height:.9em;"
         f"width:{50 * min(share, 1.0):.2f}%;background:{filled};"
-        f"opacity:{FAINT if faint else 1}'></span>"
+        f"opacity:{FAINT if faint else 1}{'' if signed else f';outline:1px solid {NEITHER}'}'></span>"
     )
 
 
