@@ -138,11 +138,12 @@ def marked(gain: float, behaviour: Behaviour, unit: bool = True, signed: bool = 
 
 def _bar(gain: float, share: float, faint: bool, signed: bool) -> str:
     side, filled = ("left", CREDIT) if gain >= 0 else ("right", _HATCHED)
+    edge = "" if signed else f";outline:1px solid {NEITHER}"
     filled = filled if signed else _UNSIGNED
     return (
         f"<span style='position:absolute;{side}:50%;top:.15em;height:.9em;"
         f"width:{50 * min(share, 1.0):.2f}%;background:{filled};"
-        f"opacity:{FAINT if faint else 1}'></span>"
+        f"opacity:{FAINT if faint else 1}{edge}'></span>"
     )
 
 
