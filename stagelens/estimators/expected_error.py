@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from .calibration import kind_of, known_kind, promised
+from .calibration import calibration, kind_of, known_kind, promised
 from .evidence import Evidence, PairedEvidence
 from .stage_trust import StageTrust
 
 _TINY = 1e-12  # keeps ratios finite where a stage has no effect at all
 
-RELIABLE_BELOW = 0.28
-"""Upper errors up to this are called reliable where a replay is not bit for bit."""
+RELIABLE_BELOW = max(each.reliable_below or 0.0 for each in calibration().kinds.values())
+"""No upper error above this is called reliable; each kind of estimate has a limit of its own."""
+_REPEATED_BELOW = 0.28
+"""Replays that are not bit for bit are relied on up to this measured error."""
 SIGN_UNCERTAIN_ABOVE = 0.7
 """Upper errors above this leave the sign uncertain where the share of wrong signs is not known:
 normal errors of relative size e, independent of normal effects, turn the sign of arctan(e) / pi."""
@@ -111,5 +113,5 @@ def judged_replay(
         "of this stage's effect."
     )
     return trust.model_copy(
-        update={"reason": reason, "expected_error": error, "reliable": error <= RELIABLE_BELOW}
+        update={"reason": reason, "expected_error": error, "reliable": error <= _REPEATED_BELOW}
     )

@@ -31,7 +31,10 @@ def fit(table: pd.DataFrame) -> None:
         fitted = fitting.fit(own, name)
         kinds[name] = fitted.kind
         columns = ["family", "recording", "stage", "kind", "estimator", "optimizer", "error", "r"]
-        points.append(own[columns].assign(promised=fitted.promised, reliable=fitted.reliable))
+        kept = {f"kept_{target}": values for target, values in fitted.kept.items()}
+        points.append(
+            own[columns].assign(promised=fitted.promised, reliable=fitted.reliable, **kept)
+        )
     found = pd.concat(points, ignore_index=True)
     FUNCTIONS.write_text(
         Calibration(

@@ -16,16 +16,19 @@ def _share(part: int, whole: int) -> str:
 
 
 def figures(points: pd.DataFrame) -> dict[str, str]:
-    """The three figures that matter, with Wilson's 95 % intervals.
+    """The figures that matter, with Wilson's 95 % intervals.
 
     Args:
-        points: With ``promised``, ``error``, ``r`` and ``reliable``.
+        points: With ``promised``, ``error``, ``r``, ``reliable``, and ``kept_group`` and
+            ``kept_wrong_signs``: whether these promises were kept.
     """
     good, called = agrees(points), points["reliable"].to_numpy()
     within = (points["error"] <= points["promised"]).to_numpy()
     return {
         "reliable and right": _share(int((good & called).sum()), int(called.sum())),
         "within the promise": _share(int(within.sum()), len(points)),
+        "group means within": _share(int(points["kept_group"].sum()), len(points)),
+        "signs within": _share(int(points["kept_wrong_signs"].sum()), len(points)),
         "called reliable of those right": _share(int((good & called).sum()), int(good.sum())),
     }
 
