@@ -29,12 +29,13 @@ def help_out(run: RunFolder, task: TaskOption = None) -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     # What the task of a run prints must not be taken for an answer.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    from stagelens.estimators.counterfactuals import do
+    asked: queue.Queue[dict[str, Any] | None] = queue.Queue()
+    idle = threading.Event()
+    threading.Thread(target=_listen, args=(asked, idle), daemon=True).start()
+    from stagelens.estimators.counterfactuals import do  # loads torch
 
     opened = opened_with(run, task)
-    asked: queue.Queue[dict[str, Any] | None] = queue.Queue()
-    busy = threading.Event()
-    threading.Thread(target=_listen, args=(asked, busy), daemon=True).start()
+    idle.set()
     _say(answers, {"ready": True})
     while (message := asked.get()) is not None:
         told: dict[str, Any] = {"over": True}
@@ -42,16 +43,16 @@ def help_out(run: RunFolder, task: TaskOption = None) -> None:
             do(opened, message, _report(answers))
         except Exception as error:  # the other process does it again, and tells what is wrong
             told["error"] = one_line(error)
-        busy.clear()
+        idle.set()
         _say(answers, told)
 
 
-def _listen(asked: queue.Queue[dict[str, Any] | None], busy: threading.Event) -> None:
+def _listen(asked: queue.Queue[dict[str, Any] | None], idle: threading.Event) -> None:
     for line in sys.stdin:
-        busy.set()
+        idle.clear()
         asked.put(json.loads(line))
     asked.put(None)
-    if busy.is_set():
+    if not idle.is_set():
         # Whoever asked is gone: unfinished files are removed as when the user ends a command.
         os.kill(os.getpid(), signal.SIGTERM)
 

@@ -15,7 +15,9 @@ import psutil
 import pytest
 import torch
 
-from stagelens.compute import cores, helpers, memory
+import stagelens
+from stagelens.cli import main, options
+from stagelens.compute import cores, helpers, memory, processes
 from stagelens.compute.helpers import Helper, Helpers, Item
 from stagelens.contracts import ProgressCallback, StageLensError, no_progress
 from stagelens.estimators import counterfactuals as cached
@@ -25,7 +27,7 @@ from stagelens.estimators.durations import STARTING
 from stagelens.estimators.registry import make_estimator
 from stagelens.estimators.sharing_out import best_count, finished_after
 from stagelens.runs.run import Run, open_run
-from tests.support.loops import Plan, differing, make_task, record_plans
+from tests.support.loops import Plan, differing, make_batches, make_task, record_plans
 
 ITEMS = [Item({"number": number}, float(number)) for number in range(1, 6)]
 
@@ -163,7 +165,7 @@ def test_a_number_of_processes_that_is_none_is_refused(
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four stages with dropout; nothing computed."""
+    """Four stages with dropout, and a set; nothing computed."""
     task = make_task({"kind": "mlp", "hidden": [6], "dropout": 0.3})
 
     def adamw(model: torch.nn.Module, _before: Any) -> torch.optim.Optimizer:
@@ -171,6 +173,10 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     path = tmp_path_factory.mktemp("helpers") / "run"
     record_plans(path, task, [Plan(name, adamw, batches=4) for name in ("a", "b", "c", "d")])
+    images, labels = make_batches(1, seed=5, size=20)[0]
+    recorder = stagelens.Recorder(path, task, resume=True)
+    recorder.add_set("test", images=images, labels=labels.tolist())
+    recorder.close()
     return path
 
 
@@ -295,3 +301,37 @@ def test_estimates_and_stages_of_a_gpu_are_computed_by_one_process(
         replay = make_estimator("replay")
         assert not sharing_out.share_out(run, replay, run.stages[:-1], own, no_progress)
     assert shared.started == []
+
+
+@pytest.mark.parametrize("words", [("attribute", "--estimator", "replay"), ("verify",)])
+def test_commands_share_out_replays_and_end_their_helpers(
+    words: tuple[str, ...], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(helpers.ASKED, "")
+    monkeypatch.setattr(options, "_helping", lambda _run, _task: program(DYING))
+    made: list[Helpers] = []
+    start = Helpers.start
+
+    def noted(self: Helpers, count: int, threads: int) -> None:
+        made.append(self)
+        assert (count, threads) == (2, run.last.environment.threads)
+        start(self, count, threads)
+
+    monkeypatch.setattr(Helpers, "start", noted)
+    name, *more = words
+    monkeypatch.setattr(sys, "argv", ["stagelens", name, str(run.path), *more, "--processes", "3"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert len({id(each) for each in made}) == 1
+    assert not any(psutil.pid_exists(helper.pid) for helper in made[0].started)
+
+
+def test_a_launcher_has_set_the_number_already(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.delenv(helpers.ASKED, raising=False)
+    options.opened_together(str(run.path), None)
+    assert helpers.of(run.path) is None
+    monkeypatch.setenv(helpers.ASKED, "3")
+    with pytest.raises(StageLensError, match="a launcher started 2 processes"):
+        options.opened_together(str(run.path), None)
