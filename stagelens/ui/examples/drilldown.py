@@ -291,7 +291,7 @@ def bars(
     values = pd.DataFrame(
         {
             "stage": workspace.stages,
-            "error": [errors.get(stage) for stage in workspace.stages],
+            "error": [errors.get(stage, float("nan")) for stage in workspace.stages],
             "effect": [row[effect_column(stage)] for stage in workspace.stages],
             "within_noise": [_within_noise(row, stage) for stage in workspace.stages],
         }

@@ -75,7 +75,7 @@ def side_by_side_tab(workspace: Workspace, effects: Effects, chosen: Chosen, sai
         muted=True,
     )
     errors = example_errors(workspace.at, workspace.examples.name, effects, behaviour)
-    error = [errors.get(stage) for stage in workspace.stages]
+    error = [errors.get(stage, float("nan")) for stage in workspace.stages]
     with st.grid(len(ids), min_column_width=190, gap="medium") as grid:
         for example_id in ids:
             with grid.cell():

@@ -5,13 +5,13 @@ from __future__ import annotations
 from stagelens.contracts import Behaviour
 from stagelens.wording.intervals import example_error
 
-from .loaders import Effects, Source, stage_summary
+from .loaders import Effects, Source, effects, stage_summary
 
 
 def example_errors(
     at: Source, set_name: str, found: Effects, behaviour: Behaviour
 ) -> dict[str, float]:
-    """Stage to ``intervals.example_error`` of its effects; NaN where it is not known.
+    """Stage to ``intervals.example_error`` of its effects; NaN or no entry where it is not known.
 
     Args:
         at: The run folder.
@@ -19,6 +19,10 @@ def example_errors(
         found: The effects.
         behaviour: On which behaviour.
     """
+    stored = effects(at, set_name, found.estimator)
+    # Of an own example, nothing may be stored by its estimator.
+    if stored is None or behaviour.name not in stored.behaviours:
+        return {}
     means = stage_summary(at, set_name, found.estimator, behaviour.name, None, None)
     errors = {
         stage: example_error(found.trust.get(stage), float(rms), behaviour.name)
