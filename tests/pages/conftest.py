@@ -13,7 +13,6 @@ from streamlit.testing.v1 import AppTest
 
 from stagelens.ui.server import jobs
 from tests.conftest import DemoRun
-from tests.support import calibration_bench
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,12 +29,6 @@ def _no_search_for_components() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(manifest_scanner, "scan_component_manifests", list)
         yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _bench_of_promises() -> None:
-    """The Trust page opens with one."""
-    calibration_bench.provide()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from types import ModuleType
-
 import numpy as np
 import pandas as pd
-
-MODULE = "stagelens.estimators.calibration"
 
 
 def bench_points(families: int = 4, each: int = 10, seed: int = 0) -> pd.DataFrame:
@@ -31,11 +25,3 @@ def bench_points(families: int = 4, each: int = 10, seed: int = 0) -> pd.DataFra
                 }
             )
     return pd.DataFrame(rows)
-
-
-def provide() -> None:
-    """Let pages find a bench where none has been made."""
-    if MODULE not in sys.modules and importlib.util.find_spec(MODULE) is None:
-        made = ModuleType(MODULE)
-        made.points = bench_points  # type: ignore[attr-defined]
-        sys.modules[MODULE] = made
