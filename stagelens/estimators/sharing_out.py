@@ -11,7 +11,7 @@ from stagelens.compute.helpers import Item
 from stagelens.contracts import Progress, ProgressCallback
 from stagelens.runs.run import Run, Stage
 
-from .durations import STARTING
+from .durations import STARTING, paces
 from .protocol import Estimator
 
 _BASE = 500_000_000
@@ -68,10 +68,11 @@ def _most(run: Run, estimator: Estimator, stages: Sequence[Stage]) -> int:
     return max(1, min(by_cores, by_memory))
 
 
-def _seconds(stages: Sequence[Stage]) -> float:
-    """What running these stages once takes, as recorded."""
+def _seconds(run: Run, stages: Sequence[Stage]) -> float:
+    """What running these stages once takes, as far as it was timed or recorded."""
+    timed = {pace.stage: pace.seconds for pace in paces(run).stages}
     # Of a stage whose seconds are not known, too few: nothing is started for its sake.
-    return sum(stage.facts.seconds or 1e-3 * stage.steps for stage in stages)
+    return sum(timed[stage.name] or 1e-3 * stage.steps for stage in stages)
 
 
 def _pieces(
@@ -79,9 +80,35 @@ def _pieces(
 ) -> tuple[list[Item], list[Item]]:
     """What is to be prepared, and the counterfactuals, by the seconds that each takes."""
     how = {"estimator": estimator.name, "settings": dict(estimator.settings)}
-    first = [Item({"check": s.name, **how}, _seconds([s])) for s in checks]
+    first = [Item({"check": s.name, **how}, _seconds(run, [s])) for s in checks]
     later = [(s, run.stages[s.index + 1 :]) for s in stages]
-    return first, [Item({"stage": s.name, **how}, _seconds(trained)) for s, trained in later]
+    return first, [Item({"stage": s.name, **how}, _seconds(run, trained)) for s, trained in later]
+
+
+def processes_for(run: Run, estimator: Estimator, stages: Sequence[Stage]) -> int:
+    """How many processes would share these counterfactuals: 1 where no helper is worth its start.
+
+    Args:
+        run: The run.
+        estimator: Computes the counterfactuals.
+        stages: Those to leave out; the last stage is not among them.
+    """
+    allowed = helpers.of(run.path)
+    if allowed is None or allowed.asked == 1 or not estimator.helped or not stages:
+        return 1
+    later = run.stages[min(stage.index for stage in stages) + 1 :]
+    # On a GPU, processes would take turns.
+    if any(s.facts.environment is None or s.environment.device != "cpu" for s in later):
+        return 1
+    first, then = _pieces(run, estimator, stages, estimator.unprepared(run, stages))
+    widest = max(len(first), len(then))
+    running = 1 + len(allowed.started)
+    count = allowed.asked or best_count(
+        [item.cost for item in (*first, *then)],
+        max(running, min(_most(run, estimator, stages), widest)),
+        running,
+    )
+    return min(count, widest)
 
 
 def share_out(
@@ -104,23 +131,11 @@ def share_out(
         Whether that was so. Then every counterfactual that could be computed is in the cache.
     """
     allowed = helpers.of(run.path)
-    later = run.stages[min(stage.index for stage in stages) + 1 :]
-    if allowed is None or allowed.asked == 1 or not estimator.helped:
-        return False
-    # On a GPU, processes would take turns.
-    if any(s.facts.environment is None or s.environment.device != "cpu" for s in later):
+    count = processes_for(run, estimator, stages)
+    if allowed is None or count == 1:
         return False
     first, then = _pieces(run, estimator, stages, estimator.unprepared(run, stages))
-    widest = max(len(first), len(then))
-    running = 1 + len(allowed.started)
-    count = allowed.asked or best_count(
-        [item.cost for item in (*first, *then)],
-        max(running, min(_most(run, estimator, stages), widest)),
-        running,
-    )
-    count = min(count, widest)
-    if count == 1:
-        return False
+    later = run.stages[min(stage.index for stage in stages) + 1 :]
     allowed.start(count - 1, _threads(later))
     overall = Progress(progress)
     share = sum(item.cost for item in first) / (sum(i.cost for i in (*first, *then)) or 1.0)

@@ -26,7 +26,8 @@ from stagelens.effects.results import Result
 from stagelens.estimators.coarse_replay import EXACT, CoarseReplay
 from stagelens.estimators.counterfactual_cache import is_cached
 from stagelens.estimators.durations import coarse_seconds, paces, without_seconds
-from stagelens.estimators.registry import free_estimator
+from stagelens.estimators.registry import free_estimator, make_estimator
+from stagelens.estimators.sharing_out import processes_for
 from stagelens.estimators.stage_trust import REPLAY
 from stagelens.runs.run import Run, Stage
 from stagelens.wording.trust_words import is_trustworthy
@@ -217,13 +218,20 @@ class _Settling:
                     {name: self.factor * each for name, each in checks.items()},
                 )
             )
-        # Processes share whole counterfactuals; what a split batch saves is not known beforehand.
-        count = 1 if self.settings else processes.count()
+        count = self._processes([self.run.stage(each.stage) for each in candidates])
         found = planned(candidates, count * self.left)
         total = sum(each.price() or 0.0 for each in found)
         wave = found[:count]
         share = sum(each.price() or 0.0 for each in wave) / total if total else 1.0
         return _Wave([each.stage for each in wave], share)
+
+    def _processes(self, stages: Sequence[Stage]) -> int:
+        """How many whole counterfactuals are replayed at a time."""
+        if self.settings:
+            return 1  # what a split batch saves is not known beforehand
+        if processes.count() > 1:
+            return processes.count()
+        return processes_for(self.run, make_estimator(REPLAY), stages)
 
     def _replay(self, wave: _Wave, exact: Sequence[str], report: ProgressCallback) -> None:
         from stagelens.effects.computing import attribute as attributed
