@@ -25,7 +25,7 @@ from stagelens.estimators.course import unlike_the_bench
 from stagelens.estimators.evidence import PairedEvidence
 from stagelens.estimators.expected_error import judged, judged_replay
 from stagelens.estimators.protocol import METHOD, Counterfactual
-from stagelens.estimators.registry import find, make_estimator
+from stagelens.estimators.registry import find, make_estimator, method_of
 from stagelens.estimators.replay_check import check_again, check_steps
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.measuring.models import (
@@ -68,7 +68,11 @@ class Without:
 
 
 def _effect(
-    run: Run, final: Measured, models: Sequence[Measured], counterfactual: Counterfactual
+    run: Run,
+    final: Measured,
+    models: Sequence[Measured],
+    counterfactual: Counterfactual,
+    settings: Mapping[str, Any] | None,
 ) -> Without:
     """The effect by the weights, sharpened by the twins where there are any."""
     kinds = run.task.behaviour_kinds
@@ -89,7 +93,7 @@ def _effect(
             weights = {"share": evidence.twins_share, "anchor": evidence.twins_anchor}
             trust = trust.model_copy(update={f"twins_{n}": w for n, w in weights.items()})
         if known.any():
-            unlike = unlike_the_bench(run, run.stage(trust.stage))
+            unlike = unlike_the_bench(run, run.stage(trust.stage), settings)
             trust = judged(trust, evidence, find(trust.estimator).title, unlike)
     return Without(combined(kinds, final, models, trust), own, trust)
 
@@ -164,7 +168,9 @@ def effect_table(
         examples,
         empty_model(run),
         [run.last.end().model, *(weights for own in models for weights in own)],
-        _key(run, examples, "effects", estimator, dict(settings or {}), known),
+        _key(
+            run, examples, "effects", method_of(estimator), estimator, dict(settings or {}), known
+        ),
         progress,
     )
     left = iter(measured)
@@ -175,7 +181,7 @@ def effect_table(
         trust = counterfactual.trust
         if own:
             measured_here = [next(left) for _ in own]
-            one = _effect(run, final, measured_here, counterfactual)
+            one = _effect(run, final, measured_here, counterfactual, settings)
             trust = one.trust
             one = None if trust.trust == "refused" else one
         trusts.append(trust)

@@ -71,8 +71,10 @@ def evidence_of(run: Run, counterfactual: Counterfactual, values: Sequence[np.nd
     stage, twins = run.stage(counterfactual.stage), counterfactual.twins
     final, own, *others = values
     if twins is None:
-        vector = others[0] if others else own
-        return Evidence(course(run, stage), final, final - own, final - vector)
+        if not others:  # the task vector, which is known of checkpoints alone
+            way = course(run, stage, recorded=False)
+            return Evidence(way, final, final - own, final - own)
+        return Evidence(course(run, stage), final, final - own, final - others[0])
     factual, twin, vector, *boundary = others
     # What was replayed exactly is no source of error.
     passed = None if twins.partial is None else run.stage(twins.partial.stage)

@@ -106,6 +106,7 @@ class Promise:
         group: Error of a group's mean that nine of ten stay within, in root mean square effects.
         wrong_signs: Share of wrong signs, 0 to 1, that nine of ten stay within.
         reliable: Whether it may be called reliable.
+        low: Whether its upper error is low enough for it.
         familiar: Whether the bench holds estimates whose features are like these.
     """
 
@@ -114,6 +115,7 @@ class Promise:
     group: float
     wrong_signs: float
     reliable: bool
+    low: bool
     familiar: bool
 
 
@@ -141,16 +143,23 @@ def promised(kind: Kind, features: Mapping[str, float]) -> Promise:
         features: By name; at least those that the kind's functions use.
     """
     familiar = all(_inside(features[name], *ends) for name, ends in kind.ranges.items())
-    upper = math.exp(kind.upper(features))
-    wrong = min(max(math.exp(kind.wrong_signs(features)) - SMALLEST_SHARE, 0.0), 1.0)
+    # What lies outside of the bench may raise a promise, but never lower it.
+    ends = {n: min(max(features[n], low), high) for n, (low, high) in kind.ranges.items()}
+
+    def most(function: Function) -> float:
+        return math.exp(max(function(features), function({**features, **ends})))
+
+    upper = most(kind.upper)
+    wrong = min(max(most(kind.wrong_signs) - SMALLEST_SHARE, 0.0), 1.0)
     low_enough = kind.reliable_below is not None and upper <= kind.reliable_below
     return Promise(
         # The functions are fitted one by one, and may cross.
-        typical=min(math.exp(kind.median(features)), upper),
+        typical=min(most(kind.median), upper),
         upper=upper,
-        group=min(math.exp(kind.group(features)), upper),
+        group=min(most(kind.group), upper),
         wrong_signs=wrong,
         reliable=low_enough and familiar,
+        low=low_enough,
         familiar=familiar,
     )
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stagelens.contracts import Task
 from stagelens.runs.run import Run, Stage
@@ -22,8 +23,8 @@ class Course:
     """The stages after one that is left out.
 
     Attributes:
-        hardness: How hard they trained, 0 to 1: the hardest of them; NaN where no learning rates
-            were recorded.
+        hardness: How hard they trained, 0 to 1: the hardest of them; NaN where it was not looked
+            at, or no learning rates were recorded.
         sgd: Whether SGD trained any of them.
         batch_norm: Whether any of them moved running statistics, as batch normalisation does in
             training mode.
@@ -44,16 +45,17 @@ class Course:
     turned: float
 
 
-def course(run: Run, stage: Stage, passed: Stage | None = None) -> Course:
+def course(run: Run, stage: Stage, passed: Stage | None = None, recorded: bool = True) -> Course:
     """The stages after ``stage``, which is not the last; reads weights, and runs nothing.
 
     Args:
         run: The run.
         stage: The stage that is left out.
         passed: The last stage that was replayed exactly, from which on nothing is; None for none.
+        recorded: Whether to look at recorded steps, for their hardness; boundaries say the rest.
     """
     later = run.stages[(passed or stage).index + 1 :]
-    recorded = all(s.facts.origin == "recorded" for s in later)
+    recorded = recorded and all(s.facts.origin == "recorded" for s in later)
     moved, turned = _change_after(stage, run.last.end().model)
     return Course(
         hardness=max(hardness(s) for s in later) if recorded else math.nan,
@@ -71,7 +73,8 @@ def _change_after(stage: Stage, final: Weights) -> tuple[float, float]:
     """Length of the change after a stage in lengths of its own, and the cosine between the two."""
     start, end = stage.start().model, stage.end().model
     own = after = common = 0.0
-    for name in stage.facts.trainable:
+    # An assembled stage does not say what it trained; what it did not is no change.
+    for name in stage.facts.trainable or list(end):
         kept = name in start and name in final and start[name].shape == final[name].shape
         if not kept or not end[name].is_floating_point():
             continue
@@ -88,7 +91,7 @@ def _moves_statistics(start: Weights, end: Weights) -> bool:
     return any(not bool((start[name] == end[name]).all()) for name in names)
 
 
-def unlike_the_bench(run: Run, stage: Stage) -> str:
+def unlike_the_bench(run: Run, stage: Stage, settings: Mapping[str, Any] | None = None) -> str:
     """What the calibration bench holds no example of; empty where there is nothing.
 
     Errors of such estimates were never measured, so that none of them is called reliable.
@@ -96,7 +99,13 @@ def unlike_the_bench(run: Run, stage: Stage) -> str:
     Args:
         run: The run.
         stage: The stage that is left out.
+        settings: Of the estimator.
     """
+    budget, exact = (settings or {}).get("budget"), (settings or {}).get("exact_stages")
+    if budget is not None and not 0.125 <= budget <= 0.5:
+        return f"a budget of {budget:g}"
+    if exact is not None and (exact, budget) != (1, 0.25):
+        return f"a budget of {budget:g} after {exact} exact stages"
     later = run.stages[stage.index + 1 :]
     for each in (stage, *later):
         facts = each.facts
@@ -106,6 +115,10 @@ def unlike_the_bench(run: Run, stage: Stage) -> str:
             return f"stage {each.name} was trained in {facts.precision}"
         if facts.accumulation != 1:
             return f"stage {each.name} accumulated gradients"
+        if facts.keep_batches != "all":
+            return f"not all batches of stage {each.name} were kept"
+        if facts.boundary.frozen:
+            return f"parts of the model were frozen in stage {each.name}"
         if facts.evaluation_mode:
             return f"parts of the model were in evaluation mode in stage {each.name}"
         unusual = [n for g in each.optimizer.groups for n in _UNUSUAL if g.hyperparameters.get(n)]

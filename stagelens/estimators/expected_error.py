@@ -52,12 +52,13 @@ def judged(trust: StageTrust, evidence: Evidence, title: str, unlike: str) -> St
         reason += _seen(paired)
     else:
         reason += (
-            f" In {kind.recordings} recorded trainings the median error of such estimates was "
-            f"{100 * kind.typical:.0f} %."
+            f" Over the {kind.recordings} trainings of the calibration bench, the median error of "
+            f"this estimator was {100 * kind.typical:.0f} %."
         )
-    if unlike:
+    # Said only where nothing else stands against it.
+    if unlike and promise.low:
         reason += f" Not called reliable, because the calibration holds nothing like it: {unlike}."
-    elif not promise.familiar:
+    elif promise.low and not promise.familiar:
         reason += " Not called reliable, because the calibration holds no training like this one."
     return trust.model_copy(
         update={

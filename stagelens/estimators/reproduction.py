@@ -153,7 +153,8 @@ def _doubted(
         "the run was opened with another task."
     )
     lowered = {"trust": "estimated", "reliable": False, "agreements": ()}
-    errors = dict.fromkeys(("expected_error", "typical_error", "group_error", "wrong_signs"))
+    # The share of wrong signs stays: it is no smaller than was promised.
+    errors = dict.fromkeys(("expected_error", "typical_error", "group_error"))
     return trust.model_copy(update={**lowered, **errors, "reason": reason})
 
 

@@ -28,6 +28,9 @@ class Coverage:
         worst: The family in which the smallest share of reliable ones was close enough; None where
             none was called reliable.
         worst_share: That share, 0 to 1.
+        widest: The family in which the smallest share of all estimates kept what was promised; None
+            where nothing was promised.
+        widest_share: That share, 0 to 1.
     """
 
     families: int
@@ -38,6 +41,8 @@ class Coverage:
     deserving: int
     worst: str | None
     worst_share: float
+    widest: str | None
+    widest_share: float
 
 
 def close_enough(points: pd.DataFrame) -> pd.Series:
@@ -54,14 +59,18 @@ def coverage(points: pd.DataFrame) -> Coverage:
     close = close_enough(points)
     reliable = points["reliable"].astype(bool)
     promised = np.isfinite(points["promised"])
+    kept = (points["error"] <= points["promised"])[promised]
+    by_family = kept.groupby(points.loc[promised, "family"]).mean()
     shares = close[reliable].groupby(points.loc[reliable, "family"]).mean()
     return Coverage(
         families=int(points["family"].nunique()),
         estimates=int(promised.sum()),
-        within=int((points["error"] <= points["promised"])[promised].sum()),
+        within=int(kept.sum()),
         reliable=int(reliable.sum()),
         close=int(close[reliable].sum()),
         deserving=int(close.sum()),
         worst=str(shares.idxmin()) if len(shares) else None,
         worst_share=float(shares.min()) if len(shares) else float("nan"),
+        widest=str(by_family.idxmin()) if len(by_family) else None,
+        widest_share=float(by_family.min()) if len(by_family) else float("nan"),
     )

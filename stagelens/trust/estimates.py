@@ -72,7 +72,8 @@ def usual_estimator(run: Run, set_name: str | None, stages: Sequence[str]) -> st
         stages: Their names.
     """
     there = known_trust(run, set_name, REPLAY, {}) if set_name is not None else {}
-    return REPLAY if set(stages) <= there.keys() else default_estimator(run)
+    replayed = {name for name, known in there.items() if known.trust != "refused"}
+    return REPLAY if set(stages) <= replayed else default_estimator(run)
 
 
 def _rank(facts: ResultFacts) -> tuple[int, int, float, str]:
@@ -328,7 +329,8 @@ def best_of(stage: str, tables: Sequence[Mapping[str, StageTrust]]) -> int:
     of = [number for number, table in enumerate(tables) if stage in table]
     settled = [number for number in of if is_ground_truth(tables[number][stage])]
     leaned_on = [number for number in of if is_trustworthy(tables[number][stage])]
-    return [*settled, *leaned_on, *of][0]
+    shown = [number for number in of if tables[number][stage].trust != "refused"]
+    return [*settled, *leaned_on, *shown, *of][0]
 
 
 def best_result(run: Run, set_name: str, stages: Sequence[str] | None = None) -> Result:

@@ -53,19 +53,22 @@ class Candidate:
         return self.seconds + sum(s for name, s in self.checks.items() if name not in done)
 
 
-def planned(candidates: Sequence[Candidate], limit: float) -> list[Candidate]:
+def planned(
+    candidates: Sequence[Candidate], limit: float, alone: float | None = None
+) -> list[Candidate]:
     """Which stages to replay, in this order: the most feared first, as far as they fit.
 
     Args:
         candidates: Stages that are not settled, in training order.
         limit: Seconds for all of them together.
+        alone: Seconds for any one of them; less than ``limit`` where several processes share them.
     """
     chosen: list[Candidate] = []
     checked: set[str] = set()
     # Sorting is stable: of equals the earlier stage comes first.
     for one in sorted(candidates, key=lambda each: -each.fear):
         price = one.price(checked)
-        if price is None or price > limit:
+        if price is None or price > limit or (alone is not None and price > alone):
             continue
         limit -= price
         checked |= one.checks.keys()
@@ -118,7 +121,8 @@ def replayable(run: Run, stage: Stage) -> bool:
 def open_stages(run: Run, set_name: str) -> list[Stage]:
     """Stages that are neither settled nor replayed yet, on an evaluation set."""
     known = best_trust(run, set_name)
-    replayed = {t.stage for f in _tables(run, set_name, REPLAY) for t in f.stages}
+    stored = [trust for facts in _tables(run, set_name, REPLAY) for trust in facts.stages]
+    replayed = {trust.stage for trust in stored if trust.trust != "refused"}
     return [
         stage
         for stage in run.stages

@@ -93,6 +93,12 @@ def attribute(
 
     if estimator is not None:
         return computing.attribute(run, set_name, estimator, stages, progress, settings)
+    unknown = set(settings or {}) - {"budget", "split_batches"}
+    if unknown:
+        raise Refused(
+            f"the setting {min(unknown)} belongs to an estimator; name it: attribute(run, set, "
+            '"coarse-replay", settings=...)'
+        )
     return settle(run, set_name, limit, stages, progress, **(settings or {})).result
 
 
@@ -111,7 +117,8 @@ def settle(
     Args:
         run: The run.
         set_name: One of its evaluation sets.
-        limit: Seconds for everything together. What is under way when it ends is finished.
+        limit: Seconds for all replays. What is under way when it ends is finished, and what does
+            not fit is then estimated, which takes as long again at most.
         stages: Names of stages; None for all.
         progress: Called as the work proceeds.
         budget: Of coarse replay, for what does not fit; None for the largest that fits.
@@ -219,7 +226,7 @@ class _Settling:
                 )
             )
         count = self._processes([self.run.stage(each.stage) for each in candidates])
-        found = planned(candidates, count * self.left)
+        found = planned(candidates, count * self.left, self.left)
         total = sum(each.price() or 0.0 for each in found)
         wave = found[:count]
         share = sum(each.price() or 0.0 for each in wave) / total if total else 1.0
@@ -280,21 +287,19 @@ class _Settling:
         except Refused:
             return  # the preview stays
         report = progress.part(0.6, 1.0)
-        while found := processes.by_main(lambda: self._partly(names, chosen, sizes)):
+        while found := processes.by_main(lambda: self._partly(names, sizes)):
             names.remove(found)
-            settings = {"budget": chosen, EXACT: 1}
+            settings = {"budget": CoarseReplay.default_budget, EXACT: 1}
             with suppress(Refused):
                 attributed(self.run, self.set_name, CoarseReplay.name, [found], report, settings)
 
-    def _partly(
-        self, names: Sequence[str], budget: float, sizes: Mapping[str, float]
-    ) -> str | None:
+    def _partly(self, names: Sequence[str], sizes: Mapping[str, float]) -> str | None:
         """The most feared stage of which there is time to replay the first later stage exactly.
 
         That shows how far off cheap replay is in this very run. None where there is no such stage.
         """
         stages, trust = paces(self.run).stages, best_trust(self.run, self.set_name)
-        found = []
+        budget, found = CoarseReplay.default_budget, []
         for name in names:
             index, known = self.run.stage(name).index, trust.get(name)
             first, rest = stages[index + 1].seconds, coarse_seconds(stages, budget, [index])
@@ -303,7 +308,7 @@ class _Settling:
                 continue
             if known is not None and is_trustworthy(known):
                 continue
-            if self.factor * first + rest <= self.left:
+            if first + rest <= self.left:
                 found.append((sizes.get(name, 0.0) * doubt(known), name))
         return max(found)[1] if found else None
 

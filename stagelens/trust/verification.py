@@ -16,8 +16,7 @@ import pandas as pd
 from stagelens.compute import processes
 from stagelens.contracts import Progress, Refused
 from stagelens.effects.results import Result, ResultFacts, load_result, stored_results
-from stagelens.estimators.protocol import METHOD
-from stagelens.estimators.registry import estimators, make_estimator
+from stagelens.estimators.registry import estimators, make_estimator, method_of
 from stagelens.estimators.reproduction import doubted
 from stagelens.estimators.stage_trust import REPLAY, Agreement, StageTrust, is_ground_truth
 from stagelens.runs import fact_tables
@@ -130,14 +129,17 @@ def load_verification(run: Run) -> pd.DataFrame:
     table = fact_tables.read_plain(_verification_path(run), (*_KEYS, "run_digest", "method"))
     if table is None:
         return pd.DataFrame(columns=[*COLUMNS, "set_digest", "settings", "run_digest"])
-    mine = (table["run_digest"] == run.digest) & (table["method"] == METHOD)
+    mine = (table["run_digest"] == run.digest) & (
+        table["method"] == table["estimator"].map(method_of)
+    )
     return table[mine].reset_index(drop=True)
 
 
 def save_verification(run: Run, rows: pd.DataFrame) -> None:
     """Add rows to the stored table; those of the same behaviour and settings are replaced."""
     # The same estimate may have been asked for twice.
-    rows = rows.assign(run_digest=run.digest, method=METHOD).drop_duplicates(_KEYS)
+    methods = rows["estimator"].map(method_of)
+    rows = rows.assign(run_digest=run.digest, method=methods).drop_duplicates(_KEYS)
     stored = load_verification(run)
     if len(stored):
         kept = stored.merge(rows[_KEYS], on=_KEYS, how="left", indicator=True)

@@ -61,6 +61,10 @@ def mean_interval(
     off = group_error(trust, behaviour)
     if off is None or not (np.isfinite(effect) and np.isfinite(error)):
         return None
+    # It was measured on halves of sets: of few examples, single errors average out less.
+    single = trust.expected_error if trust is not None and trust.group_error is not None else None
+    if off and single is not None:
+        off = float(np.hypot(off, single / np.sqrt(max(float(row.get("n", 1)), 1.0))))
     estimate = off * float(row.get("rms", np.nan)) if off else 0.0
     if not np.isfinite(estimate):
         return None

@@ -235,7 +235,7 @@ _ADVICE: Mapping[TrustWord, str] = {
     "verified": "Close enough to rely on.",
     "reliable": "You can rely on it.",
     "on recorded samples": "Rely on it for the answers that were recorded.",
-    "rough": "Do not rely on it until a replay has settled it.",
+    "rough": "Do not rely on it unless a replay settles it.",
     "sign uncertain": "Even its sign may be wrong: use replay.",
     "does not agree": "Too far off to rely on: use replay.",
 }

@@ -11,7 +11,7 @@ import pytest
 
 from stagelens.demos import digits
 from stagelens.effects.computing import attribute
-from stagelens.effects.results import load_result
+from stagelens.effects.results import Result, load_result, save_result
 from stagelens.runs.run import Run, open_run
 from tests.pages.reading import check, figures, words
 
@@ -47,8 +47,18 @@ def test_two_behaviours(open_page, demo: Path) -> None:
     assert "no relative difference" in words(app)
 
 
-def test_a_refused_stage_is_not_compared(open_page, demo: Path) -> None:
-    app = check(open_page(demo.parent, f"{LINK}&compared-stage=pretrain", PAGE))
+def test_a_refused_stage_is_not_compared(open_page, demo_copy: Path) -> None:
+    run = open_run(demo_copy)
+    stored = load_result(run, "test", "effects", "coarse-replay", {"budget": 0.25})
+    assert stored is not None
+    stages = [
+        t.model_copy(update={"trust": "refused"}) if t.stage == "pretrain" else t
+        for t in stored.facts.stages
+    ]
+    table = stored.table
+    table.loc[table["stage"] == "pretrain", ["without", "effect"]] = float("nan")
+    save_result(run, Result(stored.facts.model_copy(update={"stages": stages}), table))
+    app = check(open_page(demo_copy.parent, f"{LINK}&compared-stage=pretrain", PAGE))
     assert "The effect of pretrain is not known" in words(app)
     assert figures(app) == []
 

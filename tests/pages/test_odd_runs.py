@@ -53,7 +53,7 @@ def test_pages_show_no_nonsense(open_page, home: Path, name: str) -> None:
 def test_a_run_that_diverged_says_so_where_numbers_would_stand(open_page, tmp_path: Path) -> None:
     run = record(tmp_path / "home" / "run", {"first": (3, 0.05), "second": (3, 0.05)}, ("second",))
     app = check(open_page(run.path.parent, "run=run"))
-    command = ("attribute", str(run.path), "--estimator", "task-vector", "--set", "test")
+    command = ("attribute", str(run.path), "--set", "test", "--time", "120")
     job = jobs.find(command)
     assert job is not None
     while job.running:

@@ -87,7 +87,7 @@ def test_stages_that_are_not_there_yet_are_shown_by_the_best_of_the_others(
     assert app.selectbox(key="estimator").value == "replay"
     assert "replay: 2 of 4 stages; the others by task-vector." in words(app)
     ticks = " ".join(figures(app)[0]["layout"]["yaxis"]["ticktext"])
-    assert ticks.count("● exact") == 2 and ticks.count("○ rough") == 2
+    assert ticks.count("● exact") == 2 and ticks.count("□ sign uncertain") == 2
     attribute(previewed, "test", "replay", ["shortcut"])
     check(app.run())
     assert "replay: 3 of 4 stages" in words(app)

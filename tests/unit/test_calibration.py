@@ -37,7 +37,9 @@ def test_a_promise_is_reliable_up_to_its_limit_and_within_what_the_bench_holds()
     assert promised(kind(), {"trouble": 0.0}).reliable
     assert not promised(kind(), {"trouble": 0.9}).reliable  # 0.2 e^0.9 = 0.49
     assert not promised(kind(reliable_below=None), {"trouble": 0.0}).reliable
-    far = promised(kind(), {"trouble": -0.2})
+    far = promised(kind(), {"trouble": -3.0})
+    assert far.upper == pytest.approx(0.2)  # never less than where the bench ends
+    assert promised(kind(), {"trouble": 3.0}).upper == pytest.approx(0.2 * math.exp(3.0))
     assert not far.familiar
     assert not far.reliable
 

@@ -95,3 +95,22 @@ def test_a_loss_of_ones_own_is_unlike_the_bench(tmp_path: Path) -> None:
 
     found = open_run(run.path, own)
     assert "a loss of its own" in unlike_the_bench(found, found.stage("a"))
+
+
+def test_an_assembled_stage_has_the_course_of_its_recorded_twin(tmp_path: Path) -> None:
+    run = record(tmp_path / "run", "linear", [Phase("a", _adam), Phase("b", _sgd, steps=3)])
+    known = course(run, run.stage("a"))
+    facts = run.stage("a").facts
+    run.stage("a").facts = facts.model_copy(update={"trainable": []})
+    found = course(run, run.stage("a"), recorded=False)
+    assert (found.moved, found.turned) == pytest.approx((known.moved, known.turned))
+
+
+def test_settings_beyond_the_bench_are_unlike_it(tmp_path: Path) -> None:
+    run = record(
+        tmp_path / "run", "linear", [Phase("a", _adam), Phase("b", _sgd), Phase("c", _sgd)]
+    )
+    stage = run.stage("a")
+    assert unlike_the_bench(run, stage, {"budget": 0.25, "exact_stages": 1}) == ""
+    assert "a budget of 1" in unlike_the_bench(run, stage, {"budget": 1.0})
+    assert "2 exact stages" in unlike_the_bench(run, stage, {"budget": 0.25, "exact_stages": 2})

@@ -247,6 +247,7 @@ def test_a_damaged_shard_is_measured_again(
     assert sorted(each.stem for each in folder.iterdir()) == ["0-25", "25-50", "50-60"]
     (folder / "25-50.parquet").write_bytes(b"PAR1 no more")
     monkeypatch.setattr(models.Shards, "clear", clear)
+    shutil.rmtree(run.path / "results" / "tables")
     again = attribute(run, "test", "task-vector", ["first"])
     pd.testing.assert_frame_equal(again.table, first.table)
     assert not folder.exists()

@@ -75,7 +75,7 @@ KEPT |= {
 KEPT |= {
     "classifier-3": replace(
         KEPT["classifier"],
-        digest="d27e970ab3d5e903548db161c547c9f19ba840b97e4b0ea3b56d3e7048693199",
+        digest="93a99f0a3967dd791f7c739e4f632687848c449c503deee8d73ce57508b67a56",
     ),
     "language_model-3": KEPT["language_model"],
 }
@@ -163,6 +163,9 @@ def test_stored_contributions_are_found(name: str, path: Path) -> None:
 def test_the_stored_verification_is_read(name: str, path: Path) -> None:
     kept = KEPT[name]
     rows = load_verification(stagelens.open_run(path))
+    if not name.endswith("-3"):
+        assert rows.empty  # of estimates of an earlier revision
+        return
     assert len(rows) == len(kept.stages) * len(kept.behaviours)
     assert set(rows["estimator"]) == {"coarse-replay"}
     assert tuple(rows["stage"].unique()) == tuple(kept.stages)

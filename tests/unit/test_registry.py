@@ -12,6 +12,7 @@ import pytest
 from stagelens.contracts import Refused
 from stagelens.effects.computing import attribute
 from stagelens.estimators import registry
+from stagelens.estimators.durations import paces
 from stagelens.runs.run import Run, open_run
 from stagelens.trust.durations import verify_seconds
 from stagelens.trust.estimates import stored_estimates
@@ -52,7 +53,8 @@ def test_it_is_verified_where_nobody_chooses(toy: str, own: Run) -> None:
 
 def test_its_time_is_predicted(toy: str, own: Run) -> None:
     assert registry.estimate_seconds(own.stages, toy, {}) == 1.5
-    without, with_it = (verify_seconds(own.stages, wanted, 0, []) for wanted in ([], [(toy, {})]))
+    stages = paces(own).stages
+    without, with_it = (verify_seconds(stages, wanted, 0, []) for wanted in ([], [(toy, {})]))
     assert without is not None and with_it == pytest.approx(without + 1.5)
 
 

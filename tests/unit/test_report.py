@@ -393,4 +393,4 @@ def test_what_has_not_been_measured_is_measured_first(digits_run: DemoRun, tmp_p
     command = ["report", str(folder), "--set", "test", "--out", str(out)]
     assert CliRunner().invoke(app, command).exit_code == 0
     estimators = {each["estimator"] for each in json.loads(out.read_bytes())["findings"]}
-    assert "coarse-replay 1/4" in estimators
+    assert "replay" in estimators  # within its time limit

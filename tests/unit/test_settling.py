@@ -53,6 +53,12 @@ def test_what_does_not_fit_leaves_room_for_what_does() -> None:
     assert planned([long, unknown], 20.0) == []
 
 
+def test_no_single_replay_may_take_longer_than_the_limit_however_many_share_them() -> None:
+    one = Candidate("one", size=1.0, doubt=1.0, seconds=40.0)
+    two = Candidate("two", size=0.5, doubt=1.0, seconds=14.0)
+    assert named(planned([one, two], 60.0, alone=15.0)) == ["two"]
+
+
 def test_a_check_that_two_stages_need_is_paid_for_once() -> None:
     a = Candidate("a", 2.0, 1.0, 10.0, {"x": 6.0, "y": 4.0})
     b = Candidate("b", 1.0, 1.0, 4.0, {"y": 4.0})
@@ -154,11 +160,12 @@ def test_where_a_part_of_a_replay_fits_it_shows_how_far_off_cheap_replay_is(
 ) -> None:
     slow(30.0, {0.5: 1.0, 0.25: 0.5, 0.125: 0.3})
     monkeypatch.setattr(settling, "is_trustworthy", lambda known: False)
+    monkeypatch.setattr(settling._Settling, "left", property(lambda self: 50.0))
     # No replay with its check fits, but one pass of the first later stage does.
     settle(run, "test", limit=50.0)
     assert replayed(run) == []
     partly = [f for f in stored_results(run, "test") if f.settings.get("exact_stages")]
-    assert [facts.settings for facts in partly] == [{"budget": 0.5, "exact_stages": 1}]
+    assert [facts.settings for facts in partly] == [{"budget": 0.25, "exact_stages": 1}]
     # "third" has one later stage only: its part would be the whole.
     assert [trust.stage for trust in partly[0].stages] == ["first", "second"]
     for trust in partly[0].stages:
@@ -184,9 +191,9 @@ def test_where_time_is_short_what_fits_is_replayed_until_predictions_say_more_do
     asked: list[list[str]] = []
     inner = settling.planned
 
-    def seen(candidates: Any, limit: float) -> Any:
-        asked.append(named(inner(candidates, limit)))
-        return inner(candidates, limit)
+    def seen(candidates: Any, *limits: float) -> Any:
+        asked.append(named(inner(candidates, *limits)))
+        return inner(candidates, *limits)
 
     monkeypatch.setattr(settling, "planned", seen)
     monkeypatch.setattr(settling._Settling, "left", property(lambda self: 45.0))

@@ -157,7 +157,7 @@ def test_the_report_has_them_in_every_format(run: Run, tmp_path: Path) -> None:
     gaps = [row["trust_of_row"] for row in rows if row["title"] == "Accuracy by group"]
     free = [row for row in rows if row["estimator of row"] == "task-vector"]
     assert set(gaps) == {"refused"}
-    assert {row["stage"]: row["trust_of_row"] for row in free}["alpha"] == "rough"
+    assert {row["stage"]: row["trust_of_row"] for row in free}["alpha"] == "sign uncertain"
     page = (tmp_path / "report.html").read_text()
     marks = re.findall(r'<span class="word">(\S) ([^<]+)</span>', page)
     assert {word for _, word in marks} <= WORDS and len(marks) >= len(KEPT)

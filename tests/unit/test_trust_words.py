@@ -191,7 +191,7 @@ def test_estimates_say_whether_to_lean_on_them() -> None:
         "Coarse replay. In nine of ten such estimates the error is at most 22 % (typically 9 %). "
         "You can rely on it."
     )
-    assert trust_explanation(ROUGH).endswith("Do not rely on it until a replay has settled it.")
+    assert trust_explanation(ROUGH).endswith("Do not rely on it unless a replay settles it.")
     assert trust_explanation(UNSURE).endswith("Even its sign may be wrong: use replay.")
     assert trust_explanation(UNKNOWN).startswith(
         "Task vector; its error is not known. Do not rely on it"

@@ -12,7 +12,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from stagelens.contracts import Progress
-from stagelens.estimators.protocol import METHOD
+from stagelens.estimators.registry import method_of
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs import fact_tables
 from stagelens.runs.run import Run
@@ -71,7 +71,8 @@ def grid(estimator: str, settings: Mapping[str, Any], stages: Sequence[str]) -> 
 def path(run: Run, examples: EvaluationSet, edit: Edit) -> Path:
     """Where a measurement is kept."""
     spec = edit.model_dump() if edit.strengths else {}  # no edit is the same by any estimator
-    key = digest(METHOD, run.digest, examples.digest, spec)[:32]
+    method = method_of(edit.estimator if edit.strengths else "")
+    key = digest(method, run.digest, examples.digest, spec)[:32]
     return run.files.inside(f"{FOLDER}/{key}.parquet")
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stagelens.analyses.slices.saved import column_key, examples_of
 from stagelens.contracts import Progress, RunError, SetError, StageLensError
-from stagelens.estimators.protocol import METHOD
+from stagelens.estimators.registry import method_of
 from stagelens.runs.files import read_json, write_json
 from stagelens.runs.run import Run
 from stagelens.runs.schema import digest
@@ -119,7 +119,8 @@ def groups_of(table: pd.DataFrame, by: str) -> pd.Series:
 
 def _path(run: Run, examples: EvaluationSet, target: Target) -> str:
     groups = column_key(run, examples, target.by)
-    key = digest(METHOD, "target", run.digest, examples.digest, target.model_dump(), *groups)[:32]
+    what = (run.digest, examples.digest, target.model_dump(), *groups)
+    key = digest(method_of(target.estimator), "target", *what)[:32]
     return f"{FOLDER}/{key}.json"
 
 

@@ -95,8 +95,10 @@ def _widened(
         model = without(stage)
         for kind in ("accuracy", "margin"):
             off = group_error(known, kind)
-            if not off or model not in measured:
+            if off == 0 or model not in measured:
                 continue
+            # An error that is not known leaves no interval.
+            off = np.nan if off is None else off
             off *= _rms_change(measured[FINAL], measured[model], kind)
             rows = groups["model"] == model
             low, high = (groups.loc[rows, f"{kind}_{end}"] for end in ("low", "high"))

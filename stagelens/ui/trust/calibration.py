@@ -7,7 +7,7 @@ import pandas as pd
 import streamlit as st
 
 from stagelens import charts
-from stagelens.charts.calibration import OwnEstimate, calibration_plot
+from stagelens.charts.calibration import MOST_POINTS, OwnEstimate, calibration_plot
 from stagelens.estimators import calibration
 from stagelens.estimators.stage_trust import AGREES_ERROR, AGREES_R, REPLAY, StageTrust
 from stagelens.trust.coverage import Coverage, coverage
@@ -35,6 +35,13 @@ def what_promises_are_worth(workspace: Workspace) -> None:
     trust = [t for name in _estimates(workspace) for t in _stages(workspace, name)]
     components.show(chart, "calibration", About(observed=OBSERVED, trust=trust, filters={}))
     components.text_block(_where(own), muted=True)
+    if len(points) > MOST_POINTS:
+        components.text_block(
+            f"Drawn are {MOST_POINTS:,} of the {len(points):,} points: all that were called "
+            "reliable and were not close enough, and a sample of the others. Errors beyond the "
+            "frame lie on its edge.",
+            muted=True,
+        )
 
 
 def _in_words(found: Coverage) -> str:
@@ -55,7 +62,8 @@ def _in_words(found: Coverage) -> str:
     if found.estimates:
         said += (
             f"Of all {found.estimates:,}, {percent(found.within / found.estimates)} were within "
-            "the promised error."
+            f"the promised error; in the worst family, {found.widest}, "
+            f"{percent(found.widest_share)}."
         )
     return said
 

@@ -20,7 +20,7 @@ from stagelens.charts.trust import agreement
 from stagelens.contracts import Behaviour
 from stagelens.effects.headlines import FEWEST
 from stagelens.effects.results import Result
-from stagelens.estimators.stage_trust import REPLAY, StageTrust
+from stagelens.estimators.stage_trust import REPLAY, StageTrust, is_ground_truth
 from stagelens.runs.schema import canonical_json
 from stagelens.trust.noise import RECORDED, load_noise
 from stagelens.trust.verification import compare, load_verification
@@ -250,7 +250,11 @@ def _trust(view: TrustView, stage: str) -> StageTrust:
     known = view.result.trust.get(stage)
     if known is not None:
         return known
-    reason = "Not computed for this stage."
+    # A stage that was replayed has no estimate where nothing asked for one.
+    settled = None if view.truth is None else view.truth.trust.get(stage)
+    if settled is not None and is_ground_truth(settled):
+        return settled
+    reason = "Not estimated for this stage, and not replayed."
     return StageTrust(stage=stage, estimator=view.estimate, trust="refused", reason=reason)
 
 

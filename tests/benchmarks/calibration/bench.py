@@ -47,13 +47,8 @@ def _rows(own: Recipe, cache: Path, keep: bool) -> list[dict[str, Any]]:
 def measure(cache: Path, processes: int, keep: bool) -> pd.DataFrame:
     """Every recording's rows, made where they are missing."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    most = max(family.recordings for family in FAMILIES.values())
-    jobs = [
-        (family.name, number, cache, keep)
-        for number in range(most)
-        for family in FAMILIES.values()
-        if number < family.recordings
-    ]
+    jobs = [(f.name, number, cache, keep) for f in FAMILIES.values() for number in f.numbers]
+    jobs.sort(key=lambda job: job[1])  # so that an interrupted bench holds some of every family
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         for done, line in enumerate(pool.imap_unordered(_measured, jobs), 1):
             print(f"{done} of {len(jobs)}, {line}", flush=True)

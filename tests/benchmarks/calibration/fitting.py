@@ -49,6 +49,10 @@ TROUBLE = {
 """Features that are signs of trouble: the more of them, the larger the error."""
 
 
+WATCHED = ("steps", "stages")
+"""Features that no function uses, but in which an estimate may be unlike the bench as well."""
+
+
 def agrees(rows: pd.DataFrame) -> np.ndarray:
     """Which estimates agree with replay; see ``stage_trust.Agreement.agrees``."""
     return ((rows["r"] >= AGREES_R) & (rows["error"] <= AGREES_ERROR)).to_numpy()
@@ -196,21 +200,22 @@ def fit(rows: pd.DataFrame, name: str) -> Fitted:
         promises[target] = raised(rows, y, predicted)
     upper = np.exp(promises["error"])
     limit = reliable_below(rows, upper)
+    watched = list(names) if name == "task-vector" else list(dict.fromkeys([*names, *WATCHED]))
     # The limit that judges a family is found without it.
     called = np.zeros(len(rows), bool)
     for own, others in left_out(rows):
         strict = reliable_below(rows[others], upper[others])
         called[own] = upper[own] <= (-1.0 if strict is None else strict)
-        ranges = rows.loc[others, list(names)].agg(["min", "max"]).to_numpy()
+        ranges = rows.loc[others, watched].agg(["min", "max"]).to_numpy()
         room = 0.1 * (ranges[1] - ranges[0])
-        x = rows.loc[own, list(names)].to_numpy()
+        x = rows.loc[own, watched].to_numpy()
         called[own] &= ((x >= ranges[0] - room) & (x <= ranges[1] + room)).all(1)
     median = Linear.fitted(rows, names, wanted["error"], 0.5).function()
     kind = Kind(
         estimates=len(rows),
         recordings=int(rows["recording"].nunique()),
         typical=float(rows["error"].median()),
-        ranges={n: (float(rows[n].min()), float(rows[n].max())) for n in names},
+        ranges={n: (float(rows[n].min()), float(rows[n].max())) for n in watched},
         upper=functions["error"],
         median=median,
         group=functions["group"],

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+LONG = 30
+"""The first number of recordings that train eight times as long."""
 OPTIMIZERS = ("momentum", "AdamW", "Nesterov", "Adam", "AdamW", "SGD")
 
 
@@ -26,6 +28,7 @@ class Family:
         sgd: The same under SGD with momentum 0.9; None where it is not trained by SGD.
         steps: Fewest and most steps of a stage.
         recordings: How many there are.
+        long: How many more train eight times as long, in at most four stages.
     """
 
     name: str
@@ -35,6 +38,12 @@ class Family:
     sgd: tuple[float, float] | None
     steps: tuple[int, int] = (24, 120)
     recordings: int = 19
+    long: int = 0
+
+    @property
+    def numbers(self) -> list[int]:
+        """Of its recordings."""
+        return [*range(self.recordings), *range(LONG, LONG + self.long)]
 
 
 @dataclass(frozen=True)
@@ -126,6 +135,8 @@ def recipe(family: Family, number: int) -> Recipe:
         own = peak if index == 0 else peak * later
         warm_up = steps // 8 if random.random() < 0.5 else 0
         stages.append(StagePlan(steps, own, schedule, warm_up, planted))
+    if number >= LONG:
+        stages = [replace(s, steps=8 * s.steps, warm_up=8 * s.warm_up) for s in stages[:4]]
     return Recipe(
         family,
         number,
@@ -147,13 +158,13 @@ FAMILIES = {
     f.name: f
     for f in (
         Family("mlp-digits", "mlp", "digits", **_WIDE),
-        Family("mlp-mnist", "mlp", "mnist", **_WIDE),
-        Family("mlp-fashion", "mlp", "fashion", **_WIDE),
-        Family("cnn-mnist", "cnn", "mnist", **_WIDE),
-        Family("cnn-fashion", "cnn", "fashion", **_WIDE),
+        Family("mlp-mnist", "mlp", "mnist", **_WIDE, long=3),
+        Family("mlp-fashion", "mlp", "fashion", **_WIDE, long=3),
+        Family("cnn-mnist", "cnn", "mnist", **_WIDE, long=3),
+        Family("cnn-fashion", "cnn", "fashion", **_WIDE, long=3),
         Family("cnn-batch-mnist", "cnn batch", "mnist", **_BATCH_NORM),
-        Family("cnn-batch-fashion", "cnn batch", "fashion", **_BATCH_NORM),
-        Family("cnn-group-fashion", "cnn group", "fashion", **_WIDE),
+        Family("cnn-batch-fashion", "cnn batch", "fashion", **_BATCH_NORM, long=3),
+        Family("cnn-group-fashion", "cnn group", "fashion", **_WIDE, long=3),
         Family(
             "residual-batch-fashion", "residual batch", "fashion", **_BATCH_NORM, steps=(20, 90)
         ),
