@@ -29,7 +29,7 @@ REPLAYED = trust(estimator="replay", expected_error=0.02, reliable=True)
 
 def row(effect: float = -1.0, error: float = 0.5, rms: float = 4.0) -> dict[str, Any]:
     found = {"effect": effect, "error": error, "rms": rms}
-    return {**found, "stage": "shortcut", "group": None, "n": 40}
+    return {**found, "stage": "shortcut", "group": None, "n": 10**8}
 
 
 def ends(of: dict[str, Any], known: StageTrust | None) -> tuple[float, float] | None:
@@ -39,6 +39,14 @@ def ends(of: dict[str, Any], known: StageTrust | None) -> tuple[float, float] | 
 
 def test_the_interval_is_the_hull_of_sampling_and_of_the_estimate() -> None:
     assert ends(row(), GROUP) == pytest.approx((-1 - 0.98 - 1.0, -1 + 0.98 + 1.0))
+
+
+def test_of_few_examples_single_errors_average_out_less() -> None:
+    of_one = mean_interval({**row(), "n": 1}, GROUP, "loss")
+    of_many = mean_interval(row(), GROUP, "loss")
+    assert of_one is not None and of_many is not None
+    assert of_one.estimate == pytest.approx(4.0 * np.hypot(0.25, 0.4))
+    assert of_many.estimate == pytest.approx(4.0 * 0.25)
 
 
 @pytest.mark.parametrize("known", [EXACT, None])
@@ -108,10 +116,10 @@ def test_a_mean_whose_interval_includes_zero_shows_no_clear_change() -> None:
     said = str(mean_sentence(row(), LOSS, "image", None, GROUP))
     assert said == (
         "Without shortcut, the mean loss on all images may show no clear change: 0.98 lower to "
-        "2.98 higher (40 images)."
+        "2.98 higher (100,000,000 images)."
     )
     clear = str(mean_sentence(row(effect=-3.0), LOSS, "image", None, GROUP))
-    assert "may be some 3 higher (40 images)" in clear
+    assert "may be some 3 higher (100,000,000 images)" in clear
     exact = str(mean_sentence(row(error=0.6), LOSS, "image", None, EXACT))
     assert "would show no clear change: 0.18 lower to 2.18 higher" in exact
 

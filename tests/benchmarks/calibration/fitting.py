@@ -200,7 +200,11 @@ def fit(rows: pd.DataFrame, name: str) -> Fitted:
         promises[target] = raised(rows, y, predicted)
     upper = np.exp(promises["error"])
     limit = reliable_below(rows, upper)
-    watched = list(names) if name == "task-vector" else list(dict.fromkeys([*names, *WATCHED]))
+    watched = (
+        list(names)
+        if name == "task-vector"
+        else [*names, *(n for n in WATCHED if n in rows and n not in names)]
+    )
     # The limit that judges a family is found without it.
     called = np.zeros(len(rows), bool)
     for own, others in left_out(rows):
