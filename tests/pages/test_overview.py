@@ -96,11 +96,11 @@ def test_an_estimate_says_that_it_is_one_and_is_hedged(open_page, demo_copy: Pat
     assert "□ sign uncertain" in bars["layout"]["yaxis"]["ticktext"][0]
     assert bars["data"][0]["marker"]["opacity"] == [0.4, 0.4, 0.4, 1]
     said = words(app)
-    assert "pretrain: rough (error not known)" in said
-    assert said.index("Without adapt, accuracy on") < said.index("Without pretrain, accuracy on")
-    assert "may be some" in said
-    assert "○ rough (error not known), by task-vector" in said
-    assert "Do not rely on it unless a replay settles it." in said
+    assert "pretrain: sign uncertain (error up to" in said
+    assert "Even its sign may be wrong: use replay." in said
+    # Exact, and so the only stage of which headlines are told.
+    assert "Without adapt, accuracy on" in said
+    assert "Without pretrain, accuracy on" not in said
 
 
 def test_headlines_take_the_replay_where_one_is_stored(open_page, demo: Path) -> None:

@@ -75,9 +75,9 @@ def _where(own: tuple[OwnEstimate, ...]) -> str:
     kept = sum(one.error <= one.promised for one in checked)
     said = f"Dashed: the promise of {count_text(len(own), 'estimate')} of this run on this set. "
     if not checked:
-        return f"{said}None has been held against a replay yet."
+        return f"{said}None has been compared with a replay yet."
     return (
-        f"{said}{count_text(len(checked), 'estimate')} held against a replay: "
+        f"{said}{count_text(len(checked), 'estimate')} compared with a replay: "
         f"{kept:,} within the promised error."
     )
 
