@@ -14,17 +14,16 @@ from stagelens.trust.coverage import close_enough, coverage
 from stagelens.wording.trust_words import decimal, percent
 
 from .effect_scatter import straight
-from .style import FAINT_AREA, LIGHT, MUTED, Chart, Palette, escaped, style
+from .style import FAINT_AREA, KEPT, LIGHT, MUTED, OWN, Chart, Palette, escaped, style
 
 MOST_POINTS = 900
 """Estimates of the bench that are drawn; all are counted."""
-_NAMED = 6
+_NAMED = 2
 """With more marks of its own, a run's are named only under the pointer."""
 _HEIGHT = 400
 _ENDS = (0.005, 10.0)
 """Errors outside are drawn at the edge."""
 _TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-_RELIABLE, _OWN = "#009E73", "#B5599A"
 _BESIDE = ("top right", "bottom right", "top left", "bottom left")
 """Where names stand, in turn, because marks may be near each other."""
 
@@ -67,7 +66,7 @@ def calibration_plot(
     reliable = drawn["reliable"].astype(bool).to_numpy()
     for name, of, color, symbol in (
         ("not called reliable", ~reliable, MUTED, "circle-open"),
-        ("called reliable", reliable, _RELIABLE, "circle"),
+        ("called reliable", reliable, KEPT, "circle"),
     ):
         rows = drawn[of]
         figure.add_trace(
@@ -146,7 +145,7 @@ def _own(figure: go.Figure, own: Sequence[OwnEstimate], palette: Palette) -> Non
             y=[*_ENDS, None] * len(own),
             mode="lines",
             name="this run",
-            line={"color": _OWN, "width": 1.5, "dash": "dash"},
+            line={"color": OWN, "width": 1.5, "dash": "dash"},
             opacity=0.8,
             hoverinfo="skip",
             showlegend=False,
@@ -166,8 +165,8 @@ def _own(figure: go.Figure, own: Sequence[OwnEstimate], palette: Palette) -> Non
             marker={
                 "symbol": ["diamond" if seen else "triangle-up-open" for seen in checked],
                 "size": 12,
-                "color": _OWN,
-                "line": {"color": _OWN, "width": 2},
+                "color": OWN,
+                "line": {"color": OWN, "width": 2},
             },
             customdata=[
                 f"<b>{escaped(one.name)}</b><br>promised: up to {percent(one.promised)}<br>"

@@ -26,7 +26,9 @@ INK, PAPER, BLACK = "#1F2933", "#FFFFFF", "#000000"
 NEITHER = ZERO
 """Of effects whose sign is uncertain, and which are therefore neither credit nor blame."""
 
-BEFORE_AFTER = (ZERO, "#009E73", "#B5599A")
+KEPT, OWN = "#009E73", "#B5599A"
+"""Promises that were called reliable, and those of the run that is open."""
+BEFORE_AFTER = (ZERO, KEPT, OWN)
 """Models before an edit, after it, and by replay."""
 AMOUNTS = ("#6F8FB0", "#2F5173")
 """For amounts without a sign: the middle of the scale, and its top; zero is see-through."""

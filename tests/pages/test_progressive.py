@@ -142,6 +142,7 @@ def test_better_numbers_do_not_move_the_place(
     assert [toast.value for toast in app.toast if "Better numbers" in toast.value]
 
 
+@pytest.mark.slow
 def test_numbers_chosen_on_purpose_stay_and_the_better_ones_are_offered(
     open_page, previewed: Run, started: list[Any]
 ) -> None:

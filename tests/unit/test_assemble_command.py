@@ -41,7 +41,7 @@ def test_folders_to_effects_in_two_commands(
     table = pd.read_csv(effects)
     assert set(table["estimator"]) == {"task-vector"}
     trust = table.groupby("stage")["trust"].first()
-    assert trust.to_dict() == {"sft": "rough", "dpo": "exact"}
+    assert trust.to_dict() == {"sft": "sign uncertain", "dpo": "exact"}
 
 
 def test_completions_of_a_language_model_by_their_columns(tmp_path: Path) -> None:
