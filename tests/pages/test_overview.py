@@ -89,6 +89,7 @@ def forget(folder: Path, *estimators: str) -> None:
                 (folder / "results" / "tables" / f"{key}.parquet").unlink()
 
 
+@pytest.mark.slow
 def test_an_estimate_says_that_it_is_one_and_is_hedged(open_page, demo_copy: Path) -> None:
     forget(demo_copy, "replay", "coarse-replay")
     app = check(open_page(demo_copy.parent, "run=digits&estimator=task-vector"))
@@ -167,6 +168,7 @@ def test_a_damaged_run_names_the_file(open_page, demo_copy: Path) -> None:
     assert "run.json" in app.error[0].value.replace("\\", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["app.py", "pages/1_Examples.py", "pages/3_Remove_a_stage.py"])
 def test_a_damaged_effect_table_is_not_shown_and_can_be_computed_again(
     page: str, open_page, demo_copy: Path

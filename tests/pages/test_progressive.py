@@ -76,6 +76,7 @@ def test_numbers_become_exact_by_themselves(open_page, bare: Path, page: str) ->
     assert "Not exact yet" not in words(app)
 
 
+@pytest.mark.slow
 def test_stages_that_are_not_there_yet_are_shown_by_the_best_of_the_others(
     open_page, previewed: Run, started: list[Any]
 ) -> None:
