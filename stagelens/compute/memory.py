@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 
 from stagelens.contracts import StageLensError
 
-_CGROUPS, _OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+from . import cgroups
 
 
 def available() -> int:
@@ -47,30 +46,17 @@ def amount(size: int) -> str:
 
 
 def _in_container() -> Iterator[int]:
-    """What the control groups of this process leave it, as containers and job queues limit it."""
-    try:
-        groups = _OWN_CGROUP.read_text().splitlines()
-    except OSError:
-        return
-    for line in groups:
-        _, controllers, own = line.split(":", 2)
-        if not controllers:  # version 2
-            root, names, cached = _CGROUPS, ("memory.max", "memory.current"), "inactive_file"
-        elif controllers == "memory":
-            root, cached = _CGROUPS / "memory", "total_inactive_file"
+    """What the control groups of this process leave it."""
+    for group, version in cgroups.groups("memory"):
+        names, cached = ("memory.max", "memory.current"), "inactive_file"
+        if version == 1:
             names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
-        else:
-            continue
-        folder = root / own.lstrip("/")
-        # Every group above limits it too. Inside a container the path is often not to be seen.
-        for each in (folder, *folder.parents):
-            if not each.is_relative_to(root):
-                break
-            with contextlib.suppress(OSError, ValueError, KeyError):
-                most, used = (int((each / name).read_text()) for name in names)
-                stat = dict(row.split() for row in (each / "memory.stat").read_text().splitlines())
-                # Cached files are given back when memory is short.
-                yield most - used + int(stat[cached])
+            cached = "total_inactive_file"
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            most, used = (int((group / name).read_text()) for name in names)
+            stat = dict(row.split() for row in (group / "memory.stat").read_text().splitlines())
+            # Cached files are given back when memory is short.
+            yield most - used + int(stat[cached])
 
 
 def _of_process() -> Iterator[int]:

@@ -40,10 +40,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from stagelens.contracts import Refused
 from stagelens.effects.computing import attribute
 from stagelens.estimators.registry import estimate_name
-from stagelens.estimators.stage_trust import AGREES_ERROR, AGREES_R, StageTrust
+from stagelens.estimators.stage_trust import StageTrust
 from stagelens.recording.recorder import Recorder
 from stagelens.runs.run import Run, open_run
 from stagelens.tasks.image_classification import ImageClassification
+from stagelens.trust.coverage import close_enough
 from stagelens.trust.fidelity import fidelity
 from tests.benchmarks.scenarios import DATA
 from tests.benchmarks.truths import SET, by_replay, margins, of_stage
@@ -258,7 +259,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _promises(rows: pd.DataFrame) -> dict[str, object]:
     shown = rows[~rows["refused"].astype(bool)]
-    agrees = (shown["r"] >= AGREES_R) & (shown["error"] <= AGREES_ERROR)
+    agrees = close_enough(shown)
     called = shown["reliable"].eq(True)
     bounded, signed = shown["expected_error"].notna(), shown["wrong_signs"].notna()
     within = shown["error"] <= shown["expected_error"].astype(float)

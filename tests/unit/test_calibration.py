@@ -12,6 +12,7 @@ from stagelens.estimators import calibration
 from stagelens.estimators.calibration import Function, Kind, promised
 from stagelens.estimators.expected_error import judged
 from stagelens.estimators.stage_trust import StageTrust
+from stagelens.trust.coverage import close_enough
 from tests.benchmarks.calibration import fitting
 from tests.unit.test_evidence import COURSE, paired
 
@@ -86,7 +87,7 @@ def test_promises_hold_on_families_that_nothing_was_fitted_on() -> None:
     kept = np.mean([e <= p.upper for e, p in zip(unseen["error"], found, strict=True)])
     assert 0.85 <= kept <= 0.96
     called = np.asarray([p.reliable for p in found])
-    good = fitting.agrees(unseen)
+    good = close_enough(unseen).to_numpy()
     assert good[called].mean() >= 0.93
     assert called[good].mean() >= 0.4
     halves = np.mean([e <= p.typical for e, p in zip(unseen["error"], found, strict=True)])
@@ -126,7 +127,7 @@ def test_the_stored_calibration_is_whole() -> None:
 def test_the_stored_promises_were_kept_on_families_left_out() -> None:
     points = calibration.points()
     coarse = points[points["estimator"].str.startswith("coarse")]
-    good = fitting.agrees(coarse)
+    good = close_enough(coarse).to_numpy()
     called = coarse["reliable"].to_numpy()
     assert good[called].mean() >= 0.95
     assert called[good].mean() >= 0.4

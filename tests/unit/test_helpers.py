@@ -17,7 +17,7 @@ import torch
 
 import stagelens
 from stagelens.cli import main, options
-from stagelens.compute import cores, helpers, memory, processes
+from stagelens.compute import cgroups, cores, helpers, memory, processes
 from stagelens.compute.helpers import Helper, Helpers, Item
 from stagelens.contracts import ProgressCallback, StageLensError, no_progress
 from stagelens.estimators import counterfactuals as cached
@@ -138,8 +138,8 @@ def test_cores_are_those_that_affinity_container_and_dashboard_leave(
     own.mkdir(parents=True)
     (tmp_path / "own").write_text("0::/jobs/one\n")
     (own / "cpu.max").write_text("max 100000\n")
-    monkeypatch.setattr(cores, "_CGROUPS", tmp_path)
-    monkeypatch.setattr(cores, "_OWN_CGROUP", tmp_path / "own")
+    monkeypatch.setattr(cgroups, "_ALL", tmp_path)
+    monkeypatch.setattr(cgroups, "_OWN", tmp_path / "own")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.delenv(cores.LIMIT, raising=False)
     assert cores.usable() == 8

@@ -13,7 +13,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity
 
 import stagelens
-from stagelens.compute import memory
+from stagelens.compute import cgroups, memory
 from stagelens.compute.unallocated import allocate, parameters_on_meta
 from stagelens.contracts import StageLensError
 from stagelens.effects.computing import attribute
@@ -147,8 +147,8 @@ def test_the_limit_of_a_container_counts(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(memory, "_CGROUPS", tmp_path)
-    monkeypatch.setattr(memory, "_OWN_CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(cgroups, "_ALL", tmp_path)
+    monkeypatch.setattr(cgroups, "_OWN", tmp_path / "cgroup")
     assert memory.available() > 10_000  # there is no such group, as on other systems
     (tmp_path / "cgroup").write_text(f"12:cpu:/own\n{line}\n")
     assert memory.available() > 10_000

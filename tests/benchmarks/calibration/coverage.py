@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from scipy.stats import binomtest
 
-from tests.benchmarks.calibration.fitting import agrees
+from stagelens.trust.coverage import close_enough
 
 
 def _share(part: int, whole: int) -> str:
@@ -22,7 +22,7 @@ def figures(points: pd.DataFrame) -> dict[str, str]:
         points: With ``promised``, ``error``, ``r``, ``reliable``, and ``kept_group`` and
             ``kept_wrong_signs``: whether these promises were kept.
     """
-    good, called = agrees(points), points["reliable"].to_numpy()
+    good, called = close_enough(points).to_numpy(), points["reliable"].to_numpy()
     within = (points["error"] <= points["promised"]).to_numpy()
     return {
         "reliable and right": _share(int((good & called).sum()), int(called.sum())),

@@ -12,7 +12,7 @@ from scipy.sparse import csr_array, eye_array, hstack
 from scipy.stats import binomtest
 
 from stagelens.estimators.calibration import SMALLEST_SHARE, Function, Kind
-from stagelens.estimators.stage_trust import AGREES_ERROR, AGREES_R
+from stagelens.trust.coverage import close_enough
 
 LEAST, MOST = 0.01, 10.0
 """True errors are clipped to these before their logarithm is taken."""
@@ -51,11 +51,6 @@ TROUBLE = {
 
 WATCHED = ("steps", "stages")
 """Features that no function uses, but in which an estimate may be unlike the bench as well."""
-
-
-def agrees(rows: pd.DataFrame) -> np.ndarray:
-    """Which estimates agree with replay; see ``stage_trust.Agreement.agrees``."""
-    return ((rows["r"] >= AGREES_R) & (rows["error"] <= AGREES_ERROR)).to_numpy()
 
 
 def targets(rows: pd.DataFrame) -> dict[str, np.ndarray]:
@@ -150,7 +145,7 @@ def reliable_below(rows: pd.DataFrame, upper: np.ndarray) -> float | None:
         rows: Estimates.
         upper: (N,) upper errors, each promised without the row's family.
     """
-    good, best = agrees(rows), None
+    good, best = close_enough(rows).to_numpy(), None
     for limit in _LIMITS:
         called = upper <= limit
         if called.sum() < 2 * FEWEST:
