@@ -1,0 +1,56 @@
+"""What every room may rely on: errors, the ``Task`` protocol, behaviours and supported optimisers.
+
+This room imports nothing else of StageLens, and no heavy library, so that any room may import it.
+"""
+
+from .behaviours import (
+    ACCURACY,
+    BASE,
+    CARRIED,
+    OTHER_EXAMPLES,
+    SLICE_COLUMN,
+    Behaviour,
+    Example,
+    Predictions,
+    TokenValues,
+    Trust,
+)
+from .errors import (
+    RecordingError,
+    RecordingWarning,
+    Refused,
+    RunError,
+    SetError,
+    StageLensError,
+    TaskError,
+)
+from .optimizers import SUPPORTED_OPTIMIZERS, OptimizerRule
+from .progress import Progress, ProgressCallback, no_progress
+from .task import Task, TaskTraits
+
+__all__ = [
+    "ACCURACY",
+    "BASE",
+    "CARRIED",
+    "OTHER_EXAMPLES",
+    "SLICE_COLUMN",
+    "SUPPORTED_OPTIMIZERS",
+    "Behaviour",
+    "Example",
+    "OptimizerRule",
+    "Predictions",
+    "Progress",
+    "ProgressCallback",
+    "RecordingError",
+    "RecordingWarning",
+    "Refused",
+    "RunError",
+    "SetError",
+    "StageLensError",
+    "Task",
+    "TaskError",
+    "TaskTraits",
+    "TokenValues",
+    "Trust",
+    "no_progress",
+]
