@@ -9,7 +9,14 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from stagelens.assembling.assemble import assemble
-    from stagelens.contracts import Behaviour, Example, Predictions, StageLensError, Task
+    from stagelens.contracts import (
+        Behaviour,
+        Example,
+        Objective,
+        Predictions,
+        StageLensError,
+        Task,
+    )
     from stagelens.recording.recorder import Recorder
     from stagelens.recording.trainer_callback import StageRecorderCallback
     from stagelens.runs.run import Run, open_run
@@ -18,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Behaviour",
     "Example",
+    "Objective",
     "Predictions",
     "Recorder",
     "Run",
@@ -35,6 +43,7 @@ __all__ = [
 _HOMES = {
     "Behaviour": "contracts",
     "Example": "contracts",
+    "Objective": "contracts",
     "Predictions": "contracts",
     "StageLensError": "contracts",
     "Task": "contracts",

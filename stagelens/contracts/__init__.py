@@ -1,4 +1,4 @@
-"""What every room may rely on: errors, the ``Task`` protocol, behaviours and supported optimisers.
+"""What every room may rely on: errors, protocols of tasks and objectives, behaviours, optimisers.
 
 This room imports nothing else of StageLens, and no heavy library, so that any room may import it.
 """
@@ -24,6 +24,7 @@ from .errors import (
     StageLensError,
     TaskError,
 )
+from .objective import REFERENCE, Objective, ReferenceModel
 from .optimizers import SUPPORTED_OPTIMIZERS, OptimizerRule
 from .progress import Progress, ProgressCallback, no_progress
 from .task import Task, TaskTraits
@@ -33,16 +34,19 @@ __all__ = [
     "BASE",
     "CARRIED",
     "OTHER_EXAMPLES",
+    "REFERENCE",
     "SLICE_COLUMN",
     "SUPPORTED_OPTIMIZERS",
     "Behaviour",
     "Example",
+    "Objective",
     "OptimizerRule",
     "Predictions",
     "Progress",
     "ProgressCallback",
     "RecordingError",
     "RecordingWarning",
+    "ReferenceModel",
     "Refused",
     "RunError",
     "SetError",

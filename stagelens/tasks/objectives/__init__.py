@@ -1,0 +1,72 @@
+"""What stages minimise. Objectives are found by their registered name, as tasks are."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from stagelens.contracts import Objective, TaskError
+
+__all__ = ["BUILT_IN", "find_objective", "installed_objectives", "load_objective_class"]
+
+# As text, so that listing the objectives imports no torch.
+BUILT_IN: Mapping[str, str] = {
+    "model": "stagelens.tasks.objectives.model:ModelLoss",
+    "cross-entropy": "stagelens.tasks.objectives.cross_entropy:CrossEntropy",
+}
+"""The objectives that come with StageLens, by their registered names."""
+
+
+def load_objective_class(target: str) -> type[Objective]:
+    """The objective class at ``package.module:Class``.
+
+    Raises:
+        TaskError: It cannot be imported, or is no objective.
+    """
+    module, _, attribute = target.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise TaskError(
+            f"objective {target!r} cannot be imported ({error}); give it as package.module:Class, "
+            "with its package on the Python path"
+        ) from None
+    if not (isinstance(found, type) and issubclass(found, Objective)):
+        raise TaskError(
+            f"{target!r} is not a stagelens.Objective; derive the class from stagelens.Objective"
+        )
+    return found
+
+
+def installed_objectives() -> Iterator[type[Objective]]:
+    """The classes of all registered objectives, the built-in ones first."""
+    targets = [*BUILT_IN.values()]
+    targets += [entry.value for entry in _registered() if entry.name not in BUILT_IN]
+    yield from map(load_objective_class, dict.fromkeys(targets))
+
+
+def find_objective(name: str, settings: Mapping[str, Any]) -> Objective:
+    """Make the installed objective of a registered name.
+
+    Args:
+        name: As registered.
+        settings: As recorded.
+
+    Raises:
+        TaskError: No installed objective has this name, or it does not accept the settings.
+    """
+    target = BUILT_IN.get(name) or next((e.value for e in _registered() if e.name == name), None)
+    if target is None:
+        raise TaskError(f"objective {name!r} is not installed")
+    try:
+        return load_objective_class(target)(**settings)
+    except (TypeError, ValueError) as error:
+        raise TaskError(
+            f"objective {name!r} does not accept the settings {dict(settings)} ({error})"
+        ) from None
+
+
+def _registered() -> list[EntryPoint]:
+    return list(entry_points(group="stagelens.objectives"))
