@@ -256,6 +256,8 @@ class _Settling:
         except Refused:
             self.refused |= set(wave.stages)
             return
+        # One that deviates by more than the effect stays open, but trying again would not help.
+        self.refused |= {name for name in wave.stages if result.trust[name].trust == "refused"}
         for name, expected in fresh.items():
             if expected and result.trust[name].trust != "refused":
                 self.took += result.trust[name].seconds

@@ -21,6 +21,7 @@ from stagelens.estimators.stage_trust import StageTrust
 from stagelens.measuring.models import measure
 from stagelens.replaying.replay import replay_later
 from stagelens.tasks import ImageClassification
+from stagelens.trust.settling import settle
 from stagelens.trust.verification import trusted, verify
 from tests.support.loops import CLASSES, SHAPE, Plan, make_batches, record_plans
 
@@ -95,6 +96,11 @@ def test_a_replay_that_misses_more_than_the_effect_is_refused(tmp_path: Path) ->
     run = not_bit_for_bit(tmp_path / "run", 30.0)
     with pytest.raises(Refused, match="by more than this stage's effect"):
         verify(run, "test", [("task-vector", {})], lambda *_: None)
+
+
+def test_a_replay_that_misses_more_than_the_effect_is_tried_once(tmp_path: Path) -> None:
+    settled = settle(not_bit_for_bit(tmp_path / "run", 30.0), "test", 60.0, estimate=False)
+    assert settled.result.trust["first"].estimator == "task-vector" and not settled.left
 
 
 def test_a_replay_that_is_nearly_exact_verifies_estimates(tmp_path: Path) -> None:
