@@ -90,9 +90,10 @@ def own_example(task: Task, content: Mapping[str, Any], label: str | None) -> Ex
         TaskError: The label is not one of the task's.
     """
     try:
-        return Example(NAME, content, task.check_label(label))
+        known = task.check_label(label)
+        return Example(NAME, content, task.implied_label(content) if known is None else known)
     except ValueError as error:
-        raise TaskError(f"{error}; choose one of these, or none") from None
+        raise TaskError(f"{error}; give another one, or none") from None
 
 
 def answer(
@@ -131,7 +132,9 @@ def answer(
             example = replace(example, label=_own_label(run.task, final.measured))
             final = bench.final(example)
         found = {stage.name: bench.without(stage, example, final) for stage in run.stages}
-    own = pd.DataFrame({"example_id": [NAME], "label": [example.label]}, dtype=object)
+    # A number to come near makes no answer right or wrong.
+    label = example.label if run.task.labels_are_answers else None
+    own = pd.DataFrame({"example_id": [NAME], "label": [label]}, dtype=object)
     blocks = [
         stage_rows(own, NAME, name, one.trust.estimator, final.measured, one.without)
         for name, one in found.items()

@@ -26,6 +26,8 @@ class TaskTraits:
             right nor wrong.
         assembled_by_name: Whether checkpoint folders can be assembled into a run of the task
             given only its name.
+        typed_label: Whether the label of an example of one's own is typed: it is not one of a
+            list of classes.
     """
 
     input_kind: Literal["image", "text"]
@@ -33,6 +35,7 @@ class TaskTraits:
     has_token_values: bool = False
     continues_text: bool = False
     assembled_by_name: bool = False
+    typed_label: bool = False
 
 
 class Task(ABC):
@@ -153,6 +156,23 @@ class Task(ABC):
             ValueError: The label is not one of the task's; the message lists those.
         """
         return None if label is None else str(label)
+
+    @property
+    def labels_are_answers(self) -> bool:
+        """Whether an answer that equals the label is right, and any other wrong.
+
+        Where it is not so, as for numbers, there is no accuracy, and tables show labels as
+        ``target``.
+        """
+        return True
+
+    def implied_label(self, value: Mapping[str, Any]) -> str | None:
+        """The label of an example that a file gives without one; None, the default, for none.
+
+        Args:
+            value: As ``Example.input`` has it.
+        """
+        return None
 
     def check_input(self, value: Mapping[str, Any]) -> str | None:
         """Check an input before it enters an evaluation set.

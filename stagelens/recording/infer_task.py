@@ -7,7 +7,7 @@ from typing import Any
 
 from stagelens.contracts import RecordingError, Task
 from stagelens.runs.run import open_run
-from stagelens.tasks import CausalLM, TextClassification
+from stagelens.tasks import CausalLM, Regression, TextClassification
 from stagelens.tasks.adapters import is_adapted
 from stagelens.tasks.tokenizer import READING, KeptTokenizer
 from stagelens.tasks.transformer_task import TransformerTask
@@ -18,11 +18,11 @@ _CLASSIFIER, _LANGUAGE_MODEL = "ForSequenceClassification", ("ForCausalLM", "LMH
 """Suffixes of transformers' class names."""
 
 
-def infer_task(model: Any, tokenizer: Any) -> TextClassification | CausalLM:
+def infer_task(model: Any, tokenizer: Any) -> TransformerTask:
     """The task of a ``transformers`` model.
 
     Args:
-        model: A sequence classifier or a causal language model.
+        model: A sequence classifier, one of a single number, or a causal language model.
         tokenizer: The Trainer's ``processing_class``.
 
     Raises:
@@ -44,8 +44,11 @@ def infer_task(model: Any, tokenizer: Any) -> TextClassification | CausalLM:
             "the Trainer has no tokenizer, without which the run could not read texts later; pass "
             "Trainer(..., processing_class=tokenizer), or StageRecorderCallback(..., task=...)"
         )
-    task = CausalLM if language_model else TextClassification
-    return task.from_model(model, tokenizer)
+    if language_model:
+        return CausalLM.from_model(model, tokenizer)
+    if model.config.num_labels == 1:
+        return Regression.from_model(model, tokenizer)
+    return TextClassification.from_model(model, tokenizer)
 
 
 def task_of_stage(path: Path, model: Any, tokenizer: Any) -> tuple[Task, BuildConfig | None, str]:

@@ -332,6 +332,8 @@ class SetFile(Versioned):
         kind: What an example's input is.
         inputs: Names of the input's columns, unless that is the kind itself.
         columns: Metadata columns, in order.
+        target: Whether labels are something to come near, such as numbers, so that no answer is
+            right or wrong.
         digest: Over ids, inputs, labels and metadata: all that results depend on.
         footer_sha256: Of the table's parquet footer, which page checksums do not cover.
         notes: What the task said about inputs when they were added, to how many it applies to.
@@ -348,6 +350,7 @@ class SetFile(Versioned):
     digest: Sha256
     table: FileRef
     footer_sha256: Sha256
+    target: bool = False
     missing_labels: int = Field(default=0, ge=0)
     duplicate_inputs: int = Field(default=0, ge=0)
     notes: dict[str, int] = {}

@@ -15,11 +15,15 @@ if TYPE_CHECKING:
     from stagelens.tasks.adapters import adapter_config, with_adapter
     from stagelens.tasks.causal_lm import CausalLM
     from stagelens.tasks.image_classification import ImageClassification
+    from stagelens.tasks.regression import Regression
+    from stagelens.tasks.reward_model import RewardModel
     from stagelens.tasks.text_classification import TextClassification
 
 __all__ = [
     "CausalLM",
     "ImageClassification",
+    "Regression",
+    "RewardModel",
     "TextClassification",
     "adapter_config",
     "find_task",
@@ -37,6 +41,8 @@ IMAGE_MODELS = ("cnn", "mlp")
 _HOMES = {
     "CausalLM": "causal_lm",
     "ImageClassification": "image_classification",
+    "Regression": "regression",
+    "RewardModel": "reward_model",
     "TextClassification": "text_classification",
     "adapter_config": "adapters",
     "with_adapter": "adapters",

@@ -26,6 +26,16 @@ BUILT_IN: Mapping[str, BuiltIn] = {
         "stagelens.tasks.text_classification:TextClassification",
         TaskTraits("text", (("text",),), assembled_by_name=True),
     ),
+    "regression": BuiltIn(
+        "stagelens.tasks.regression:Regression",
+        TaskTraits("text", (("text",),), assembled_by_name=True, typed_label=True),
+    ),
+    "reward-model": BuiltIn(
+        "stagelens.tasks.reward_model:RewardModel",
+        TaskTraits(
+            "text", (("prompt", "completion", "rejected"), ("text",)), assembled_by_name=True
+        ),
+    ),
     "causal-lm": BuiltIn(
         "stagelens.tasks.causal_lm:CausalLM",
         TaskTraits(

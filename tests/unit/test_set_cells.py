@@ -114,7 +114,7 @@ def test_an_upload_of_more_bits_is_brought_to_the_tasks(tmp_path: Path) -> None:
 
 
 def test_a_model_with_one_output_is_named_as_what_it_is() -> None:
-    with pytest.raises(TaskError, match=r"one output \(num_labels=1\).*regression and reward"):
+    with pytest.raises(TaskError, match=r"one output \(num_labels=1\).*regression or reward"):
         TextClassification(["score"], {"model_type": "bert"})
 
 

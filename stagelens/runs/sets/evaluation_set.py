@@ -31,6 +31,9 @@ from ..files import read_json
 from ..schema import SetFile, check_name
 from .images import decode_pixels, display_png
 
+TARGET = "target"
+"""Column of labels that answers come near to, without being right or wrong: numbers, say."""
+
 
 class EvaluationSet:
     """An evaluation set on disk; rows are read on demand.
@@ -43,7 +46,8 @@ class EvaluationSet:
         count: Number of examples.
         digest: Over ids, inputs, labels and metadata; the key of results.
         description: As given when the set was added.
-        columns: Names of the metadata columns, in order.
+        columns: Names of the metadata columns, in order; the first is :data:`TARGET` where labels
+            are something to come near.
     """
 
     def __init__(self, root: Path, facts: SetFile) -> None:
@@ -51,7 +55,8 @@ class EvaluationSet:
         self.name, self.kind, self.count = facts.name, facts.kind, facts.count
         self.digest, self.description = facts.digest, facts.description
         self.inputs = tuple(facts.inputs) or (facts.kind,)
-        self.columns = tuple(facts.columns)
+        self._stored = tuple(facts.columns)
+        self.columns = (*([TARGET] if facts.target else []), *self._stored)
         self._files = CheckedFiles(root)
         self._path = self._files.present(facts.table)
         with _reading(self._path):
@@ -59,7 +64,7 @@ class EvaluationSet:
             if facts.footer_sha256 != footer_sha256(self._path):
                 raise ValueError("its footer was changed")
             self._metadata = pq.read_metadata(self._path)
-            names = ["example_id", "label", *self.inputs, *self.columns]
+            names = ["example_id", "label", *self.inputs, *self._stored]
             if self._metadata.schema.to_arrow_schema().names != names:
                 raise ValueError(f"its columns are not {names}")
             if self._metadata.num_rows != self.count:
@@ -122,12 +127,15 @@ class EvaluationSet:
                     f"set {self.name!r} has no column {name!r}; it has "
                     f"{', '.join(self.columns) or 'no metadata'}"
                 )
-        names = list(dict.fromkeys(("example_id", "label", *wanted)))
+        own = [name for name in wanted if not (self.facts.target and name == TARGET)]
+        names = list(dict.fromkeys(("example_id", "label", *own)))
         with self._open() as file:
             table = file.read(columns=names)
             self._kept_ids(table["example_id"])
         frame = pd.DataFrame({name: _series(table[name]) for name in names})
         del table
+        if self.facts.target:
+            frame = _with_target(frame, TARGET in wanted)
         # pyarrow's allocator would keep what was read, for as long as the process runs.
         pa.default_memory_pool().release_unused()
         return frame
@@ -264,7 +272,7 @@ class EvaluationSet:
                 example_id=row["example_id"],
                 input=content,
                 label=row["label"],
-                columns={name: row[name] for name in self.columns},
+                columns={name: row[name] for name in self._stored},
             )
 
 
@@ -287,6 +295,16 @@ def footer_sha256(path: Path) -> str:
         length = int.from_bytes(file.read(4), "little")
         file.seek(-8 - length, io.SEEK_END)
         return hashlib.sha256(file.read(length)).hexdigest()
+
+
+def _with_target(frame: pd.DataFrame, wanted: bool) -> pd.DataFrame:
+    """Labels as the column :data:`TARGET`, numbers where all are, instead of as labels."""
+    given = frame["label"]
+    frame["label"] = pd.Series(None, frame.index, dtype=given.dtype)
+    if wanted:
+        numbers = pd.to_numeric(given, errors="coerce")
+        frame.insert(2, TARGET, numbers if numbers.notna().equals(given.notna()) else given)
+    return frame
 
 
 def _series(column: pa.ChunkedArray) -> pd.Series:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -140,3 +140,25 @@ def checked_labels(name: str, task: Task | None, ids: list[str], labels: Any) ->
         more = f"; so have {len(refused) - 1:,} more examples" if len(refused) > 1 else ""
         raise SetError(f"set {name!r}: {refused[0]}{more}; correct the labels or leave them empty")
     return checked
+
+
+def named(fields: tuple[str, ...], value: Any) -> dict[str, Any]:
+    """The inputs of one example, from :func:`checked_inputs`, by their names."""
+    return dict(zip(fields, value if len(fields) > 1 else (value,), strict=True))
+
+
+def with_implied_labels(
+    task: Task, fields: tuple[str, ...], given: Sequence[Any], labels: list[str | None]
+) -> list[str | None]:
+    """Labels, with those that inputs imply where none is given.
+
+    Args:
+        task: Says what an input implies.
+        fields: Names of the inputs.
+        given: From :func:`checked_inputs`.
+        labels: One per example.
+    """
+    return [
+        task.implied_label(named(fields, value)) if label is None else label
+        for label, value in zip(labels, given, strict=True)
+    ]

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -21,10 +20,18 @@ from stagelens.contracts import RunError, SetError, Task
 from ..checked_files import CheckedFiles
 from ..files import read_json, write_file, write_json
 from ..schema import FileRef, SetFile, canonical_json
-from .evaluation_set import EvaluationSet, check_inputs, few, footer_sha256, usable_name
+from .cells import in_json, text_of, token
+from .evaluation_set import TARGET, EvaluationSet, check_inputs, few, footer_sha256, usable_name
 from .images import Channels, as_array, as_image, encode_pixels
 from .seen import FIRST, figures
-from .values import check_length, checked_ids, checked_inputs, checked_labels
+from .values import (
+    check_length,
+    checked_ids,
+    checked_inputs,
+    checked_labels,
+    named,
+    with_implied_labels,
+)
 
 # fmt: off
 RESERVED_COLUMNS = frozenset({
@@ -127,6 +134,8 @@ def write_set(
         check_inputs(name, kind, fields, task)
     id_list = checked_ids(name, ids, len(given))
     label_list = checked_labels(name, task, id_list, labels)
+    if task is not None and kind == "text":
+        label_list = with_implied_labels(task, fields, given, label_list)
     rows = _Rows(name, kind, fields, id_list, label_list, given, task, channels)
     left_out = list(left_out)
     for column, values in () if columns is None else columns.items():
@@ -160,6 +169,7 @@ def write_set(
             count=len(rows.ids),
             inputs=[] if fields == (kind,) else list(fields),
             columns=list(rows.columns),
+            target=task is not None and not task.labels_are_answers,
             description=description or (old.description if old is not None else ""),
             digest=rows.digest,
             table=table,
@@ -228,7 +238,8 @@ class _Rows:
         usable = isinstance(column, str) and column.encode(errors="ignore").decode() == column
         if not usable or not column or column in self.columns:
             raise SetError(f"{where} needs a name of its own, as text; rename it")
-        if column in RESERVED_COLUMNS or column in self.fields:
+        target = self.task is not None and not self.task.labels_are_answers and column == TARGET
+        if column in RESERVED_COLUMNS or column in self.fields or target:
             raise SetError(
                 f"{where} has a name that StageLens uses itself; rename it, for instance to "
                 f"{'own_' + column!r}"
@@ -242,15 +253,14 @@ class _Rows:
             except (pa.ArrowException, OverflowError):
                 if not as_text:
                     raise
-                array = pa.array([_as_text(value) for value in values], pa.string())
+                array = pa.array([text_of(value) for value in values], pa.string())
             if isinstance(array, pa.ChunkedArray):
                 array = array.combine_chunks()
             if pa.types.is_dictionary(array.type):
                 array = array.dictionary_decode()
             if pa.types.is_nested(array.type):
                 cells = [
-                    None if v is None else json.dumps(v, default=_in_json)
-                    for v in array.to_pylist()
+                    None if v is None else json.dumps(v, default=in_json) for v in array.to_pylist()
                 ]
                 array = pa.array(cells, pa.string())
             # A column without any value has no type, and large_string only another layout.
@@ -294,7 +304,7 @@ class _Rows:
             try:
                 values, content, same = self._input(key, given)
                 cells = (key, self.labels[row], *(own[row] for own in metadata))
-                for part in (content, *map(_token, cells)):
+                for part in (content, *map(token, cells)):
                     hasher.update(f"{len(part)}:".encode() + part)
             except UnicodeEncodeError:
                 raise SetError(
@@ -342,7 +352,7 @@ class _Rows:
                 raise ValueError(f"{what} {type(text).__name__}, not text; {advice}")
         # Also where only JSON is digested: that would escape what is not Unicode, this raises.
         encoded = [None if text is None else text.encode() for text in texts]
-        self._check(key, dict(zip(self.fields, texts, strict=True)))
+        self._check(key, named(self.fields, given))
         # A single text is digested as before sets could have several, so its digest is the same.
         content = encoded[0] if len(texts) == 1 else canonical_json(list(texts)).encode()
         assert content is not None
@@ -362,33 +372,6 @@ def _first(left_out: Sequence[str]) -> list[str]:
     kept = list(left_out[:_LEFT_OUT])
     more = len(left_out) - len(kept)
     return [*kept, f"and {more:,} more"] if more else kept
-
-
-def _as_text(value: Any) -> str | None:
-    if pd.api.types.is_scalar(value) and pd.isna(value):
-        return None
-    return value if isinstance(value, str) else json.dumps(value, default=_in_json)
-
-
-def _in_json(value: Any) -> str:
-    """Dates and decimals within lists and dicts, as text.
-
-    Raises:
-        TypeError: Bytes, whose text nobody could use.
-    """
-    if isinstance(value, bytes | bytearray):
-        raise TypeError(f"{len(value):,} bytes within a cell")
-    return str(value)
-
-
-def _token(value: Any) -> bytes:
-    """A cell's value for the digest, which does not depend on the library that it comes from."""
-    if isinstance(value, float):  # hex is exact
-        return b"f" + value.hex().encode()
-    if hasattr(value, "isoformat"):
-        return b"t" + value.isoformat().encode()
-    # With its type: True, 1 and "1" are three values.
-    return f"{type(value).__name__}:{value}".encode()
 
 
 def _intact(root: Path, table: FileRef) -> bool:

@@ -163,13 +163,16 @@ def _memory_help() -> str:
 def _label(workspace: Workspace) -> str | None:
     """The chosen label; None without one, or where the task has no classes."""
     classes = workspace.run.file.task.config.get("classes")
+    typed = workspace.traits is not None and workspace.traits.typed_label
     if not isinstance(classes, list):
+        classes = []
+    if not typed and not classes:
         return None
     text = (
         "The right answer. Without a label, the behaviours are about the final model's own answer."
     )
     none = "The model's own answer"
-    if len(classes) > _MANY:
+    if typed or len(classes) > _MANY:
         return st.text_input("Label", key=_LABEL, placeholder=none, help=text) or None
     names = [str(name) for name in classes]
     return st.selectbox(

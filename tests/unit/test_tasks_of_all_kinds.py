@@ -1,0 +1,73 @@
+"""Every task that comes with StageLens: recorded, replayed bit for bit, measured, found again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stagelens import tasks
+from stagelens.analyses.own_example import answer, own_example
+from stagelens.effects.computing import attribute
+from stagelens.measuring.loaded_weights import LoadedWeights
+from stagelens.replaying.replay import replay_without
+from stagelens.replaying.reproduction import measure_deviation
+from stagelens.runs.run import Run
+from stagelens.runs.states import load_into
+from tests.support.task_runs import SMALL, STAGES, record, trained
+
+
+@pytest.fixture(scope="module", params=SMALL)
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return record(tmp_path_factory.mktemp("tasks") / "run", SMALL[request.param]())
+
+
+def test_it_is_found_again_by_its_name_and_replays_bit_for_bit(run: Run) -> None:
+    assert run.file.task.name in SMALL
+    found = tasks.find_task(run.file.task.name, run.file.task.config, run.task_assets())
+    assert found.config == run.file.task.config and found.assets == run.task_assets()
+    for stage in run.stages:
+        assert measure_deviation(run.task, stage).bitwise, stage.name
+
+
+def test_effects_are_the_differences_of_replayed_models(run: Run) -> None:
+    result = attribute(run, "test", "replay")
+    assert list(result.trust) == list(STAGES)
+    task, examples = run.task, run.evaluation_set("test")
+    batch = task.collate(examples.examples())
+    model = task.build_model().eval()
+    values = []
+    for state in (run.last.end(), replay_without(run, run.stage("second")).state):
+        load_into(model, state.model)
+        values.append(task.behaviours(task.outputs(model, batch), batch))
+    for kind in task.behaviour_kinds:
+        rows = result.table[
+            (result.table["stage"] == "second") & (result.table["behaviour"] == kind.name)
+        ]
+        expected = (values[0][kind.name] - values[1][kind.name]).detach().numpy()
+        np.testing.assert_allclose(rows["effect"], expected, rtol=1e-4, atol=1e-5)
+        assert np.isfinite(expected).any() and (expected[np.isfinite(expected)] != 0).any()
+        assert (rows["final"].dropna() >= kind.lowest).all()
+
+
+def test_an_own_example_is_answered_as_that_of_the_set(run: Run) -> None:
+    small = SMALL[run.file.task.name]()
+    result = attribute(run, "test", "replay")
+    example = run.evaluation_set("test").examples()[0]
+    typed = own_example(run.task, example.input, small.label)
+    assert typed.label == example.label
+    own = answer(run, typed, result.facts, LoadedWeights(2**30))
+    of_the_set = result.table[result.table["example_id"] == example.example_id]
+    # Batches of another size are rounded otherwise.
+    np.testing.assert_allclose(own.table["effect"], of_the_set["effect"], rtol=1e-4, atol=1e-5)
+    assert own.table["prediction"].tolist() == of_the_set["prediction"].tolist()
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if name != "reward-model"])
+def test_a_trainer_s_callback_finds_it(name: str, tmp_path: Path) -> None:
+    small = SMALL[name]()
+    run = trained(tmp_path / "run", "one", small, tmp_path / "out")
+    assert run.file.task.name == name
+    assert isinstance(run.task, type(small.task))
+    assert measure_deviation(run.task, run.last).bitwise
