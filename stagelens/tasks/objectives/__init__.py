@@ -15,6 +15,12 @@ __all__ = ["BUILT_IN", "find_objective", "installed_objectives", "load_objective
 BUILT_IN: Mapping[str, str] = {
     "model": "stagelens.tasks.objectives.model:ModelLoss",
     "cross-entropy": "stagelens.tasks.objectives.cross_entropy:CrossEntropy",
+    "sft": "stagelens.tasks.objectives.trl.sft:SFT",
+    "dpo": "stagelens.tasks.objectives.trl.dpo:DPO",
+    "kto": "stagelens.tasks.objectives.trl.kto:KTO",
+    "orpo": "stagelens.tasks.objectives.trl.orpo:ORPO",
+    "reward": "stagelens.tasks.objectives.trl.reward:Reward",
+    "grpo": "stagelens.tasks.objectives.trl.grpo:GRPO",
 }
 """The objectives that come with StageLens, by their registered names."""
 

@@ -1,0 +1,43 @@
+"""Direct preference optimisation, on pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from .referred import Referred
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class DPO(Referred):
+    """The loss of TRL's ``DPOTrainer``, with any of its loss types."""
+
+    name = "dpo"
+    home = "trl.trainer.dpo_trainer:DPOTrainer"
+    methods = ("compute_loss", "_compute_loss", "compute_ref_log_probs")
+    read = (
+        "beta",
+        "precompute_ref_logps",
+        "loss_types",
+        "loss_weights",
+        "ld_alpha",
+        "f_divergence_type",
+        "f_alpha_divergence_coef",
+        "label_smoothing",
+        "use_weighting",
+    )
+    read_arguments = ("discopop_tau", "disable_dropout")
+
+    @property
+    def heads(self) -> dict[str, Any]:
+        wpo = ("log_sum_sq_probs",) if self.attributes.get("use_weighting") else ()
+        return {"outputs": ("log_probs", "entropy", "mean_logits", "is_top1", *wpo)}
+
+    def log_probabilities(
+        self, trainer: Any, reference: nn.Module, inputs: Mapping[str, Any]
+    ) -> dict[str, torch.Tensor]:
+        chosen, rejected = trainer.compute_ref_log_probs(reference, inputs)
+        return {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}

@@ -1,0 +1,118 @@
+"""Group relative policy optimisation: training on answers that the model sampled itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from .objective import refuse
+from .referred import Referred
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class GRPO(Referred):
+    """The loss of TRL's ``GRPOTrainer``, on the answers and advantages of the recording.
+
+    Held fixed: the sampled answers, their advantages, and the log-probabilities that they were
+    sampled with. Where the trainer keeps none of these, because every answer is trained on by the
+    model that sampled it, their ratio is 1 in a replay too.
+    """
+
+    name = "grpo"
+    on_samples = True
+    counted = False  # under the same name, the batch has the tokens of a whole generation
+    home = "trl.trainer.grpo_trainer:GRPOTrainer"
+    methods = (
+        "compute_loss",
+        "_compute_loss",
+        "_get_per_token_logps_and_entropies",
+        "get_high_entropy_mask",
+        "get_off_policy_mask",
+        "get_gamma_weights",
+    )
+    read = (
+        "beta",
+        "loss_type",
+        "epsilon_low",
+        "epsilon_high",
+        "importance_sampling_level",
+        "max_completion_length",
+        "off_policy_mask_threshold",
+        "top_entropy_quantile",
+        "use_adaptive_entropy",
+        "_entropy_bonus_enabled",
+        "entropy_coef",
+        "temperature",
+        "use_vllm",
+        "vllm_importance_sampling_correction",
+    )
+    read_arguments = (
+        "delta",
+        "disable_dropout",
+        "gradient_accumulation_steps",
+        "sapo_temperature_neg",
+        "sapo_temperature_pos",
+        "steps_per_generation",
+        "use_bias_correction_kl",
+        "vespo_k_neg",
+        "vespo_k_pos",
+        "vespo_lambda_neg",
+        "vespo_lambda_pos",
+    )
+
+    @property
+    def heads(self) -> dict[str, Any]:
+        return {
+            "temperature": self.attributes["temperature"],
+            "outputs": ("log_probs", "entropy"),
+        }
+
+    @property
+    def needed(self) -> bool:
+        return bool(self.attributes["beta"])
+
+    @property
+    def in_batches(self) -> bool:
+        return True
+
+    @classmethod
+    def check(cls, trainer: Any, known: type) -> None:
+        super().check(trainer, known)
+        refuse(
+            [
+                (
+                    "entropy_target",
+                    trainer.use_adaptive_entropy,
+                    "the weight of the entropy changes during training by what was sampled; set "
+                    "entropy_coef alone",
+                ),
+                (
+                    "cast_lm_head_to_fp32",
+                    trainer.args.cast_lm_head_to_fp32,
+                    "it replaces the model's head, which the replayed model has not; train the "
+                    "whole model in float32",
+                ),
+            ]
+        )
+
+    def log_probabilities(
+        self, trainer: Any, reference: nn.Module, inputs: Mapping[str, Any]
+    ) -> dict[str, torch.Tensor]:
+        import torch
+        from trl.trainer.utils import use_adapter
+
+        from stagelens.tasks.adapters import is_adapted
+
+        off: AbstractContextManager[Any] = nullcontext()
+        if is_adapted(reference):
+            off = use_adapter(reference, "ref" if "ref" in reference.peft_config else None)
+        names = [f"{part}_{kind}" for kind in ("ids", "mask") for part in ("prompt", "completion")]
+        ids, mask = (torch.cat([inputs[a], inputs[b]], 1) for a, b in (names[:2], names[2:]))
+        length = inputs["completion_ids"].size(1)
+        with torch.no_grad(), off:
+            found = trainer._get_per_token_logps_and_entropies(reference, ids, mask, length)
+        return {"ref_per_token_logps": found[0]}

@@ -1,0 +1,126 @@
+"""Objectives of TRL that hold the model against a reference."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from stagelens.contracts import REFERENCE, Objective, ReferenceModel, Task
+
+from .objective import TrlObjective
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class Referred(TrlObjective):
+    """Holds the model against a reference model, or against itself with its adapter off.
+
+    Where the trainer computed the reference's log-probabilities ahead of the steps, and they are in
+    the recorded batches, they are used as they are with the recorded reference, and are computed
+    anew with any other, as in a counterfactual.
+
+    Args:
+        trl: See :class:`TrlObjective`.
+        attributes: As there.
+        arguments: As there.
+        adapter_off: Whether the reference is the model itself with its adapter off.
+        ahead: Digest of the reference's weights where its log-probabilities are in the batches.
+    """
+
+    def __init__(
+        self,
+        trl: str,
+        attributes: Mapping[str, Any],
+        arguments: Mapping[str, Any],
+        adapter_off: bool = False,
+        ahead: str | None = None,
+    ) -> None:
+        super().__init__(trl, attributes, arguments)
+        self.adapter_off, self.ahead = adapter_off, ahead
+        self._digests: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings, "adapter_off": self.adapter_off, "ahead": self.ahead}
+
+    @property
+    def needed(self) -> bool:
+        """Whether the loss has a reference at all."""
+        return True
+
+    @property
+    def in_batches(self) -> bool:
+        """Whether the reference's log-probabilities are in the batches."""
+        return bool(self.attributes.get("precompute_ref_logps"))
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        return (REFERENCE,) if self.needed else ()
+
+    @classmethod
+    def of_trainer(cls, trainer: Any) -> Objective | None:
+        from stagelens.tasks.adapters import is_adapted
+
+        found = super().of_trainer(trainer)
+        if not isinstance(found, Referred):
+            return found
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        found.adapter_off = trainer.ref_model is None and is_adapted(model)
+        if found.needed and found.in_batches:
+            reference = model if trainer.ref_model is None else trainer.ref_model
+            found.ahead = digest_of(trainer.accelerator.unwrap_model(reference))
+        return found
+
+    def reference_models(self, trainer: Any) -> Mapping[str, ReferenceModel]:
+        if self.adapter_off:
+            return {REFERENCE: ReferenceModel(adapter_off=True)}
+        if trainer.ref_model is None:  # it was the start of the stage, and is let go of
+            return {}
+        args, synced = trainer.args, getattr(trainer.args, "sync_ref_model", False)
+        return {
+            REFERENCE: ReferenceModel(
+                trainer.accelerator.unwrap_model(trainer.ref_model),
+                sync_every=args.ref_model_sync_steps if synced else None,
+                sync_mixing=args.ref_model_mixup_alpha if synced else 1.0,
+            )
+        }
+
+    def loss(
+        self, task: Task, model: nn.Module, batch: Any, references: Mapping[str, nn.Module]
+    ) -> torch.Tensor:
+        # The trainer switches the adapter off itself.
+        return super().loss(task, model, batch, {} if self.adapter_off else references)
+
+    def compute(self, trainer: Any, model: nn.Module, inputs: dict[str, Any]) -> Any:
+        if self.ahead is not None:
+            reference = model if trainer.ref_model is None else trainer.ref_model
+            if reference not in self._digests:  # no step moves it
+                self._digests[reference] = digest_of(reference)
+            if self._digests[reference] != self.ahead:
+                inputs |= self.log_probabilities(trainer, reference, inputs)
+        return super().compute(trainer, model, inputs)
+
+    def log_probabilities(
+        self, trainer: Any, reference: nn.Module, inputs: Mapping[str, Any]
+    ) -> dict[str, torch.Tensor]:
+        """Those of the reference, as they are named in a batch."""
+        raise NotImplementedError
+
+
+def digest_of(model: nn.Module) -> str:
+    """A digest of a model's weights, those of its adapters left out."""
+    import torch
+
+    from .bare import base_of
+
+    digest = hashlib.sha256()
+    for name, weight in sorted(base_of(model).named_parameters()):
+        if ".lora_" not in name:
+            own = weight.detach().cpu().contiguous()
+            digest.update(f"{name.replace('.base_layer.', '.')} {own.dtype} {own.shape}".encode())
+            digest.update(own.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
