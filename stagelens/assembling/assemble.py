@@ -20,11 +20,11 @@ from stagelens.contracts import (
     Task,
     no_progress,
 )
+from stagelens.runs.boundary_facts import Boundary
 from stagelens.runs.files import new_folder, write_file, write_json
 from stagelens.runs.remote import local_folders
 from stagelens.runs.run import Run, open_run
 from stagelens.runs.schema import (
-    Boundary,
     FileRef,
     RunFile,
     StageFile,

@@ -13,7 +13,7 @@ from torch.func import jvp, vjp
 
 from stagelens.contracts import Refused
 from stagelens.replaying.replay import check_replayable
-from stagelens.runs.boundaries import low_rank_product
+from stagelens.runs.boundaries import check_crossable, low_rank_product
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.states import TrainingState
 
@@ -108,8 +108,12 @@ def working_dtype(run: Run, options: DerivativeOptions) -> torch.dtype:
                 f"stage {stage.name!r} was trained in {stage.facts.precision} mixed precision, "
                 "whose rounding within every pass has no derivative; use coarse-replay or replay"
             )
-    tensors = run.last.start().model
-    floats = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    floats = {
+        tensor.dtype
+        for stage in run.stages
+        for tensor in stage.start().model.values()
+        if tensor.is_floating_point()
+    }
     half = floats & {torch.bfloat16, torch.float16}
     if half:
         name = str(next(iter(half))).removeprefix("torch.")
@@ -168,16 +172,24 @@ class Crossing:
     New parameters and buffers start from their recorded values, so their tangents are zero, as are
     those of moments where the optimiser is new. Where carried masses are computed from other betas
     than before, they are rebased. A weight that an adapter was merged into gets
-    ``dW' = dW + scaling (dB A + B dA)``.
+    ``dW' = dW + scaling (dB A + B dA)``. Rows that were cut off have no tangent any more, and added
+    ones have none, or that of the mean which they began at. A cast is taken for the identity.
+
+    Raises:
+        Refused: Not all that happened at the boundary is known.
     """
 
     def __init__(self, before: LinearStage, after: LinearStage) -> None:
         boundary = after.stage.facts.boundary
+        check_crossable(after.stage.name, boundary)
+        self.boundary = boundary
         new = set(boundary.new)
         self.before, self.after = before.layout, after.layout
         sources = {n: boundary.source(n) for n in self.after.values if n not in new}
         self.values = {n: old for n, old in sources.items() if old in self.before.values}
         self.merged = {n: term for n, term in boundary.merged.items() if n in self.after.values}
+        ends = before.end.values
+        self.rows = {n: len(ends[boundary.source(n)]) for n in boundary.trimmed}
         carried = {n: boundary.source(n) for n in boundary.carried}
         self.moments = {
             n: old
@@ -211,8 +223,7 @@ class Crossing:
     ) -> StateVectors:
         count = len(vectors.tensors()[0])
         out = self.after.zeros(count)
-        for name, old in self.values.items():
-            out.values[name] = vectors.values[old]
+        moved = {name: vectors.values[old] for name, old in self.values.items()}
         for name, term in self.merged.items():
             product, factors = partial(low_rank_product, term), (point[term.a], point[term.b])
             # A factor that no stage changes is a constant, and has no vector.
@@ -220,8 +231,10 @@ class Crossing:
                 vectors.values.get(factor, point[factor].new_zeros(count, *point[factor].shape))
                 for factor in (term.a, term.b)
             ]
-            moved = [jvp(product, factors, pair)[1] for pair in zip(*tangents, strict=True)]
-            out.values[name] = out.values[name] + torch.stack(moved)
+            own = [jvp(product, factors, pair)[1] for pair in zip(*tangents, strict=True)]
+            moved[name] = torch.stack(own) + moved.get(name, 0.0)
+        for name, own_vectors in moved.items():
+            out.values[name] = self._resized(name, own_vectors)
         for name, old in self.moments.items():
             out.moments[name] = self._rebased(name, vectors.moments[old], betas.get(old))
         return out
@@ -229,17 +242,45 @@ class Crossing:
     def pull(self, vectors: StateVectors, end: State) -> StateVectors:
         """The transpose of :meth:`push`."""
         out, point = self.before.zeros(len(vectors.tensors()[0])), end.values
+        names = self.values.keys() | self.merged.keys()
+        values = {name: self._sized_back(name, vectors.values[name]) for name in names}
         for name, old in self.values.items():
-            out.values[old] = out.values[old] + vectors.values[name]
+            out.values[old] = out.values[old] + values[name]
         for name, term in self.merged.items():
             back = vjp(partial(low_rank_product, term), point[term.a], point[term.b])[1]
-            pairs = [back(cotangent) for cotangent in vectors.values[name]]
+            pairs = [back(cotangent) for cotangent in values[name]]
             for factor, parts in zip((term.a, term.b), zip(*pairs, strict=True), strict=True):
                 if factor in out.values:
                     out.values[factor] = out.values[factor] + torch.stack(parts)
         for name, old in self.moments.items():
             out.moments[old] = self._rebased(name, vectors.moments[name], end.betas.get(old))
         return out
+
+    def _resized(self, name: str, vectors: Tensor) -> Tensor:
+        """(K, rows before, ...) to (K, rows after, ...)."""
+        if (kept := self.boundary.trimmed.get(name)) is not None:
+            return vectors[:, :kept]
+        if (rows := self.boundary.grown.get(name)) is None:
+            return vectors
+        shape = self.after.values[name].shape
+        added = vectors.new_zeros(len(vectors), shape[0] - rows, *shape[1:])
+        if name in self.boundary.averaged:
+            added = added + vectors.mean(1, keepdim=True)
+        return torch.cat([vectors, added], 1)
+
+    def _sized_back(self, name: str, vectors: Tensor) -> Tensor:
+        """The transpose of :meth:`_resized`."""
+        if name in self.boundary.trimmed:
+            cut = vectors.new_zeros(
+                len(vectors), self.rows[name] - vectors.shape[1], *vectors.shape[2:]
+            )
+            return torch.cat([vectors, cut], 1)
+        if (rows := self.boundary.grown.get(name, 0)) == 0:
+            return vectors
+        kept = vectors[:, :rows]
+        if name in self.boundary.averaged:
+            kept = kept + vectors[:, rows:].sum(1, keepdim=True) / rows
+        return kept
 
     def _rebased(self, name: str, moments: Blocks, before: Betas | None) -> Blocks:
         """Moments whose masses were computed from the betas ``before``; its own transpose."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from stagelens.compute import processes
 from stagelens.contracts import Progress, ProgressCallback
+from stagelens.runs.boundary_facts import Boundary
 from stagelens.runs.run import Run, Stage
 
 from .protocol import Counterfactual, Estimator
@@ -91,9 +92,9 @@ class Replay(Estimator):
             report = overall.part(*own_part, f"Replaying without {stage.name}: ")
             replayed = replay_without(run, stage, report, split=self.split)
             own = [checks[s.name] for s in after]
-            merging = max((s.facts.boundary.deviation for s in after), default=0.0)
+            boundary = max((s.facts.boundary for s in after), key=_gap, default=None)
             remarks = mixed_precision(after) + other_threads(after) + self._shared()
-            trust = _trust(stage.name, own, merging, remarks)
+            trust = _trust(stage.name, own, boundary, remarks)
             repeated = None
             # With the stage and by the same arithmetic: what this misses, the replay misses too.
             if trust.trust != "exact":
@@ -108,17 +109,24 @@ class Replay(Estimator):
         return f" (batches split over {processes.count()} processes)" if self.split else ""
 
 
-def _trust(stage: str, checks: Sequence[ReplayCheck], merging: float, mixed: str) -> StageTrust:
+def _gap(boundary: Boundary) -> float:
+    return boundary.deviation
+
+
+def _trust(
+    stage: str, checks: Sequence[ReplayCheck], boundary: Boundary | None, mixed: str
+) -> StageTrust:
     """What is known of a replay.
 
     Args:
         stage: The stage that is left out.
         checks: Of the later stages.
-        merging: How far merging adapters here is from the recorded weights, at most.
+        boundary: That of the later ones whose operations, done here, give recorded weights least.
         mixed: Remarks on mixed precision, on threads and on split batches; may be empty.
     """
     bitwise = all(check.bitwise for check in checks)
-    if bitwise and not merging:
+    gap = 0.0 if boundary is None else boundary.deviation
+    if bitwise and not gap:
         return StageTrust(
             stage=stage,
             estimator=Replay.name,
@@ -132,17 +140,20 @@ def _trust(stage: str, checks: Sequence[ReplayCheck], merging: float, mixed: str
     reasons = []
     if not bitwise:
         reasons.append(_deviates(max(checks, key=lambda check: check.relative)))
-    if merging:
-        reasons.append(
-            f"the recording merged an adapter with other rounding, {merging:.1e} of a weight's "
-            "norm away from merging it here"
+    if boundary is not None and gap:
+        what = (
+            "the recording merged an adapter with other rounding"
+            if boundary.merged
+            else "the recording drew the added rows of a vocabulary around a mean"
         )
+        than = "merging it here" if boundary.merged else "that mean"
+        reasons.append(f"{what}, {gap:.1e} of a weight's norm away from {than}")
     return StageTrust(
         stage=stage,
         estimator=Replay.name,
         trust="estimated",
         reason=f"Replay; {', and '.join(reasons)}{mixed}.",
-        deviation=max(worst, merging),
+        deviation=max(worst, gap),
         cost=2.0,  # replayed with the stage and without it
     )
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from stagelens.contracts import RunError
-from stagelens.runs.boundaries import carry
+from stagelens.runs.boundaries import carry, check_crossable
+from stagelens.runs.boundary_facts import Boundary
 from stagelens.runs.run import Run, Stage
-from stagelens.runs.schema import Boundary
 from stagelens.runs.states import Weights
 from stagelens.runs.streaming import Streamed, TensorFacts, facts_of, flat_blocks
 
@@ -35,9 +35,15 @@ def subtract_stage(
         final: The final model's parameters and buffers.
         stage: Its change is end - start.
         later: The stages after it; their boundary rules carry the change into the final model.
+
+    Raises:
+        Refused: Not all that happened at one of their boundaries is known.
     """
+    for other in later:
+        check_crossable(other.name, other.facts.boundary)
     boundaries = [stage.facts.boundary, *(other.facts.boundary for other in later)]
-    return WithoutStage(final, stage.start().model, stage.end().model, boundaries)
+    start, end = stage.start().model, stage.end().model
+    return WithoutStage(final, start, end, boundaries, bool(stage.appeared))
 
 
 def without_stage(run: Run, stage: Stage) -> tuple[WithoutStage, tuple[Weights, ...]]:
@@ -57,6 +63,7 @@ class WithoutStage(Streamed):
         start: Those of the stage's start.
         end: Those of its end.
         boundaries: Before the stage, and before each later stage.
+        appeared: Whether the start lacks the rows that its own boundary added (``Stage.appeared``).
     """
 
     def __init__(
@@ -65,12 +72,14 @@ class WithoutStage(Streamed):
         start: Mapping[str, Tensor],
         end: Mapping[str, Tensor],
         boundaries: Sequence[Boundary],
+        appeared: bool = False,
     ) -> None:
         self.final, self._start, self._end = final, start, end
-        _, *self._later = boundaries
+        self._own, *self._later = boundaries
+        # Of a recorded stage, its start holds them already.
+        self._appeared = appeared
         # end - (end - start) is the start itself, without the rounding.
         self._is_start = not self._later
-        self._grown = {name for boundary in boundaries for name in boundary.grown}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.final)
@@ -120,20 +129,39 @@ class WithoutStage(Streamed):
         if before is None or after is None:
             return None
         shapes = [facts_of(*before).shape, facts_of(*after).shape, final.shape]
-        if name in self._grown:
-            # Vocabularies only grow, and new rows come last; anything else is another tensor.
-            rows = [shape[0] for shape in shapes]
-            fits = rows == sorted(rows) and len({shape[1:] for shape in shapes}) == 1
+        rows = self._rows(name)
+        if rows is not None and len({shape[1:] for shape in shapes}) == 1:
+            # Rows come and go at the end only; anything else is another tensor.
+            rows = min(rows, *(shape[0] for shape in shapes))
+            fits = rows > 0
         else:
-            fits = len(set(shapes)) == 1
+            fits, rows = len(set(shapes)) == 1, None
         if not fits:
             raise RunError(
                 f"{name} has other shapes at the stage's start, at its end and in the final model "
                 f"({', '.join(map(str, shapes))}), so its change cannot be subtracted; restore "
                 "the original run folder"
             )
-        ends = _first(flat_blocks(*after), math.prod(shapes[0]))
-        return zip(flat_blocks(*before), ends, strict=True)
+        count = math.prod(shapes[0]) if rows is None else rows * math.prod(shapes[0][1:])
+        blocks = (_first(flat_blocks(*each), count) for each in (before, after))
+        return zip(*blocks, strict=True)
+
+    def _rows(self, name: str) -> int | None:
+        """The fewest rows that a tensor of the final model had since the stage; None if all.
+
+        Rows that it lost and gained again are others.
+        """
+        rows: list[int] = []
+        for boundary in reversed(self._later):
+            if name in boundary.trimmed:
+                rows.append(boundary.trimmed[name])
+            # Those that it gained at the mean of the others carry the change too.
+            if name in boundary.grown and name not in boundary.averaged:
+                rows.append(boundary.grown[name])
+            name = boundary.source(name)
+        # An assembled stage has no values of rows that first appear in it.
+        rows += [self._own.grown[name]] if name in self._own.grown and self._appeared else []
+        return min(rows, default=None)
 
     def _carried(self, name: str, state: Weights) -> tuple[Weights, str] | None:
         """What the later boundaries leave of a state in a final tensor: weights, and their name."""
@@ -141,7 +169,7 @@ class WithoutStage(Streamed):
         for boundary in reversed(self._later):
             if own in boundary.new:
                 return None
-            if own in boundary.merged:
+            if own in boundary.merged or own in boundary.averaged:
                 tensor = carry(name, self._later, state)
                 return None if tensor is None else ({name: tensor}, name)
             own = boundary.source(own)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from stagelens.contracts import RecordingError, TaskError
-from stagelens.runs.schema import LowRank
+from stagelens.runs.boundary_facts import LowRank
 from stagelens.tasks.adapters import adapter_config, is_adapted
 
 _BASE = "base_model.model."

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from torch import Tensor
 
 from stagelens.contracts import RecordingError
-from stagelens.runs.boundaries import low_rank_product, merged_weight
-from stagelens.runs.schema import Boundary, LowRank
+from stagelens.runs.boundary_facts import Boundary
 from stagelens.runs.states import TrainingState, same_tensor
 
 from .adapters import Adapter
-
-_ROUNDING = 1e-6
-"""Largest norm, relative to the weight's own, by which a merged weight may differ from the merge
-computed here: room for another device or order of additions, and for nothing else."""
+from .boundary_fit import ROUNDING, Fit, Operation, fit_of
 
 
 def first_boundary(start: TrainingState, frozen: Sequence[str]) -> Boundary:
@@ -59,12 +54,12 @@ def find_boundary(
         if any(name == r or name.startswith(r.rstrip(".") + ".") for r in reinitialised)
     }
     candidates = _operations(before.model, start.model, *adapters)
-    fits = [_Fit.of(operation, before.model, start.model, declared) for operation in candidates]
+    fits = [fit_of(operation, before.model, start.model, declared) for operation in candidates]
     # The first of equals, and candidates come in order of likelihood.
     fit = min(fits, key=lambda fit: (len(fit.changed), fit.deviation))
     if fit.changed:
         raise RecordingError(_unexplained(fit, stage))
-    sources = fit.operation.sources
+    sources = fit.sources
     carried = []
     for name, tensors in start.optimizer.items():
         earlier = before.optimizer.get(sources.get(name, name))
@@ -81,7 +76,7 @@ def find_boundary(
                 "pass a new optimiser"
             )
         carried.append(name)
-    kept = {name: old for name, old in sources.items() if name not in fit.new}
+    kept = {name: old for name, old in sources.items() if name in start.model}
     lost = [n for n in start.model if sources.get(n, n) in before.optimizer and n not in carried]
     gone = before.model.keys() - start.model.keys() - set(kept.values())
     return Boundary(
@@ -92,26 +87,13 @@ def find_boundary(
         frozen=list(frozen),
         adapters=fit.operation.adapters,
         renamed={name: old for name, old in kept.items() if name != old},
-        merged={name: term for name, term in fit.operation.merged.items() if name in kept},
+        merged=fit.merged,
+        grown=fit.grown,
+        averaged=fit.averaged,
+        trimmed=fit.trimmed,
+        casts=fit.casts,
         deviation=fit.deviation,
     )
-
-
-@dataclass(frozen=True)
-class _Operation:
-    """What may have happened at a boundary.
-
-    Attributes:
-        adapters: What happened to adapters, in order.
-        sources: Name to the name before.
-        merged: Name to what was added to its value.
-        zero: Factors whose products must be zero if this is the operation.
-    """
-
-    adapters: list[Literal["added", "merged", "removed"]]
-    sources: Mapping[str, str]
-    merged: Mapping[str, LowRank] = field(default_factory=dict)
-    zero: Collection[LowRank] = ()
 
 
 def _operations(
@@ -119,9 +101,9 @@ def _operations(
     start: Mapping[str, Tensor],
     was: Adapter | None,
     now: Adapter | None,
-) -> list[_Operation]:
+) -> list[Operation]:
     """The operations that lead from one architecture to the other, the likeliest first."""
-    same = [_Operation([], {name: name for name in start})] if was == now else []
+    same = [Operation([], {name: name for name in start})] if was == now else []
     if was is None and now is None:
         return same
     left = {name: name for name in before} if was is None else was.left
@@ -129,71 +111,19 @@ def _operations(
     sources = {name: left[plain] for name, plain in origin.items() if plain in left}
     added: list[Literal["added", "merged", "removed"]] = [] if now is None else ["added"]
     if was is None:
-        return [_Operation(added, sources)]
+        return [Operation(added, sources)]
     merged = {n: was.low_rank[old] for n, old in sources.items() if old in was.low_rank}
     # An adapter in place of one with the same names, but with other values, counts as added only if
     # it does nothing yet (B A = 0): otherwise it may be the same one, changed by hand.
     zero = list(now.low_rank.values()) if now is not None and was == now else []
     return [
         *same,
-        _Operation(["merged", *added], sources, merged),
-        _Operation(["removed", *added], sources, zero=zero),
+        Operation(["merged", *added], sources, merged),
+        Operation(["removed", *added], sources, zero=zero),
     ]
 
 
-@dataclass(frozen=True)
-class _Fit:
-    """How well an operation explains a start.
-
-    Attributes:
-        operation: The operation.
-        new: Names that it does not explain, and need not.
-        changed: Names whose values it does not explain, to their difference as a share of their
-            norm.
-        deviation: Largest relative difference between merged weights and the recorded ones.
-    """
-
-    operation: _Operation
-    new: list[str]
-    changed: dict[str, float]
-    deviation: float
-
-    @classmethod
-    def of(
-        cls,
-        operation: _Operation,
-        before: Mapping[str, Tensor],
-        start: Mapping[str, Tensor],
-        declared: Collection[str],
-    ) -> _Fit:
-        new: list[str] = []
-        gaps: dict[str, float] = {}
-        for name, tensor in start.items():
-            known = before.get(operation.sources.get(name, ""))
-            if known is None or known.shape != tensor.shape or name in declared:
-                new.append(name)
-                continue
-            if (term := operation.merged.get(name)) is not None:
-                known = merged_weight(known, term, before)
-            if not same_tensor(known, tensor):
-                gaps[name] = _relative_gap(known, tensor)
-        rounded = {n: gap for n, gap in gaps.items() if n in operation.merged and gap <= _ROUNDING}
-        changed = {name: gap for name, gap in gaps.items() if name not in rounded}
-        for term in operation.zero:
-            if low_rank_product(term, start[term.a], start[term.b]).any():
-                # A fresh adapter has B = 0 (init_lora_weights=True), so B is the factor to name.
-                changed[term.b] = 1.0
-        return cls(operation, new, changed, max(rounded.values(), default=0.0))
-
-
-def _relative_gap(a: Tensor, b: Tensor) -> float:
-    # float64, as the gap is compared to 1e-6 of the norm.
-    size = float(b.double().norm())
-    gap = float((a.double() - b.double()).norm())
-    return gap / size if size else gap
-
-
-def _unexplained(fit: _Fit, stage: str) -> str:
+def _unexplained(fit: Fit, stage: str) -> str:
     """Names a value that even the operation that explains most leaves unexplained."""
     name, gap = next(iter(fit.changed.items()))
     anew = f"if it was re-initialised on purpose, pass reinitialised=[{name!r}]"
@@ -206,7 +136,7 @@ def _unexplained(fit: _Fit, stage: str) -> str:
     return (
         f"an adapter was {' and another '.join(fit.operation.adapters)} before stage {stage!r}, "
         f"but {name} is {gap:.1e} of its norm away from what that gives (rounding explains "
-        f"{_ROUNDING:g}). Between the stages change nothing but the adapter, with get_peft_model, "
+        f"{ROUNDING:g}). Between the stages change nothing but the adapter, with get_peft_model, "
         "merge_and_unload or unload, and add it with init_lora_weights=True, since PiSSA, OLoRA, "
         f"CorDA and LoftQ rewrite the weights beneath; {anew}"
     )

@@ -11,8 +11,9 @@ from torch import nn
 
 from stagelens.contracts import RecordingError
 from stagelens.replaying.optimizers import optimizer_facts
+from stagelens.runs.boundary_facts import Boundary
 from stagelens.runs.run import Stage
-from stagelens.runs.schema import Boundary, OptimizerFacts, StateRef
+from stagelens.runs.schema import OptimizerFacts, StateRef
 from stagelens.runs.states import TrainingState, capture, model_tensors, same_tensor, save_state
 
 from .adapters import Adapter, read_adapter

@@ -14,7 +14,7 @@ from torch import nn
 from stagelens.compute import devices
 from stagelens.contracts import Progress, ProgressCallback, Refused, Task, no_progress
 from stagelens.runs.batches import batch_size
-from stagelens.runs.boundaries import apply_boundary
+from stagelens.runs.boundaries import apply_boundary, check_crossable
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.schema import Precision
 from stagelens.runs.states import TrainingState, capture, load_into, load_optimizer, same_tensor
@@ -29,20 +29,27 @@ def cross_boundary(state: TrainingState, stage: Stage) -> TrainingState:
     """Apply the boundary rule of ``stage`` to the end state of the stage before.
 
     New parameters and buffers take their recorded initial values, removed ones are dropped,
-    adapters are added, merged or removed, and the optimiser's state stays only where it was
-    carried. For the recorded end state this gives the recorded start state: where merging rounds
-    differently here than in the recording, the recorded weights are moved by the difference that
-    ``state`` makes to the merge.
+    adapters are added, merged or removed, weights are cast, rows are added or cut, and the
+    optimiser's state stays only where it was carried. For the recorded end state this gives the
+    recorded start state: where merging rounds differently here than in the recording, or added
+    rows were drawn around a mean, the recorded weights are moved by the difference that ``state``
+    makes.
+
+    Raises:
+        Refused: Not all that happened at the boundary is known.
     """
     recorded, boundary = stage.start().model, stage.facts.boundary
+    check_crossable(stage.name, boundary)
     model = apply_boundary(boundary, state.model, recorded)
-    if boundary.merged and stage.previous is not None:
+    moved = boundary.merged.keys() | boundary.averaged.keys()
+    if moved and stage.previous is not None:
         factual = apply_boundary(boundary, stage.previous.end().model, recorded)
-        for name in boundary.merged:
+        for name in moved:
             start, own, usual = recorded[name], model[name], factual[name]
             if not same_tensor(usual, start):
                 # start + 0.0 would turn -0.0 into 0.0, and an infinite value into NaN.
-                model[name] = torch.where(own == usual, start, start + (own - usual))
+                other = torch.where(usual == start, own, start + (own - usual))
+                model[name] = torch.where(own == usual, start, other)
     sources = {name: boundary.source(name) for name in boundary.carried}
     return TrainingState(
         model,
@@ -284,6 +291,8 @@ def replay_later(
     """Replay all stages after ``stage`` from ``state``; see :func:`replay_without`."""
     later = run.stages[stage.index + 1 :]
     check_replayable(later)
+    for other in later:
+        check_crossable(other.name, other.facts.boundary)
     examples = 0
     total = sum(other.steps for other in later)
     done, overall = 0, Progress(progress)

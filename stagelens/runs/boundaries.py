@@ -1,4 +1,4 @@
-"""Boundary operations on named tensors: new names, and what a merged adapter adds to a weight."""
+"""Boundary operations on named tensors: new names, merged adapters, casts, added and cut rows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .schema import Boundary, LowRank
+from stagelens.contracts import Refused
+
+from .boundary_facts import Boundary, DType, LowRank
 
 
 def low_rank_product(term: LowRank, a: Tensor, b: Tensor) -> Tensor:
@@ -31,8 +33,54 @@ def low_rank_product(term: LowRank, a: Tensor, b: Tensor) -> Tensor:
 
 
 def merged_weight(weight: Tensor, term: LowRank, tensors: Mapping[str, Tensor]) -> Tensor:
-    """``weight + scaling * B A`` in the weight's own dtype; ``tensors`` holds the factors."""
-    return (weight + low_rank_product(term, tensors[term.a], tensors[term.b])).to(weight.dtype)
+    """``weight + scaling * B A`` in the weight's own dtype; ``tensors`` holds the factors.
+
+    Weight and factors are cast first where the term says so.
+    """
+    a, b = (as_dtype(tensors[factor], term.factors_as) for factor in (term.a, term.b))
+    weight = as_dtype(weight, term.weight_as)
+    # As peft's in-place addition does it: in the wider of both dtypes, rounded once.
+    return (weight + low_rank_product(term, a, b)).to(weight.dtype)
+
+
+def as_dtype(tensor: Tensor, dtype: DType | None) -> Tensor:
+    """A tensor cast to a dtype by its name; None for as it is."""
+    return tensor if dtype is None else tensor.to(getattr(torch, dtype))
+
+
+def cast_through(tensor: Tensor, dtypes: Sequence[DType]) -> Tensor:
+    """A tensor cast to one dtype after the other."""
+    for dtype in dtypes:
+        tensor = as_dtype(tensor, dtype)
+    return tensor
+
+
+def mean_rows(tensor: Tensor, count: int) -> Tensor:
+    """Rows that a vocabulary gains, at the mean of those that it has.
+
+    Args:
+        tensor: (rows, ...).
+        count: How many.
+
+    Returns:
+        (count, ...), with the arithmetic of ``transformers``.
+    """
+    wide = tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)
+    mean = torch.mean(wide, dim=0, keepdim=True)
+    return mean.to(tensor.dtype).expand(count, *tensor.shape[1:])
+
+
+def check_crossable(stage: str, boundary: Boundary) -> None:
+    """Refuse to carry a counterfactual over a boundary at which not all that happened is known.
+
+    Raises:
+        Refused: Says what is not known.
+    """
+    if boundary.problem is not None:
+        raise Refused(
+            f"what stage {stage!r} would have started from without an earlier stage is not known: "
+            f"{boundary.problem}"
+        )
 
 
 def apply_boundary(
@@ -51,9 +99,17 @@ def apply_boundary(
         if name in new:
             after[name] = tensor
             continue
-        after[name] = before[boundary.source(name)]
+        value = before[boundary.source(name)]
         if (term := boundary.merged.get(name)) is not None:
-            after[name] = merged_weight(after[name], term, before)
+            value = merged_weight(value, term, before)
+        value = cast_through(value, boundary.casts.get(name, ()))
+        if (kept := boundary.trimmed.get(name)) is not None:
+            value = value[:kept]
+        if (rows := boundary.grown.get(name)) is not None:
+            averaged = name in boundary.averaged
+            added = mean_rows(value, len(tensor) - rows) if averaged else tensor[rows:]
+            value = torch.cat([value, added])
+        after[name] = value
     return after
 
 
@@ -69,8 +125,8 @@ def carry(name: str, later: Sequence[Boundary], tensors: Mapping[str, Tensor]) -
         tensors: Floating tensors of the stage, at its start or its end.
 
     Returns:
-        (*shape), float64 if an adapter was merged into it; None if nothing of the stage's state
-        is left in it.
+        (*shape), without rows that were added with values of their own; float64 if an adapter was
+        merged into it; None if nothing of the stage's state is left in it.
     """
     if not later:
         return tensors.get(name)
@@ -84,5 +140,13 @@ def carry(name: str, later: Sequence[Boundary], tensors: Mapping[str, Tensor]) -
         # because a difference of products would lose what they have in common to rounding.
         if a is not None and b is not None:
             product = low_rank_product(term, a.double(), b.double())
-            return product if own is None else own.double() + product
+            if own is not None:  # rows that it gained before are new, and cancel
+                product[: len(own)] += own.double()
+            own = product
+    if own is None:
+        return None
+    if (kept := boundary.trimmed.get(name)) is not None:
+        own = own[:kept]
+    if (added := boundary.averaged.get(name)) is not None:
+        own = torch.cat([own, mean_rows(own, added)])
     return own

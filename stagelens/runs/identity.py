@@ -25,7 +25,9 @@ _DIGESTED: Any = {
 _STATE: Any = {"more": {"__all__": {"sha256"}}, "fixed": {"sha256"}, "names": True}
 _DIGESTED_IF_SAID: Any = {
     "origin": True,
-    "boundary": {"grown", "adapters", "renamed", "merged"},
+    "boundary": {
+        *("grown", "averaged", "trimmed", "casts", "adapters", "renamed", "merged", "problem"),
+    },
     "start": _STATE,
     "end": _STATE,
 }

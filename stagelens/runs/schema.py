@@ -24,7 +24,9 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, model_validator
+
+from .boundary_facts import STRICT, Boundary
 
 VERSION: Literal[2] = 2
 """Version of the layout; a folder with a newer one is refused, saying what to do.
@@ -73,8 +75,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class _Model(BaseModel):
-    # A field that is not known is damage or a newer version, never something to ignore.
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = STRICT
 
 
 class Versioned(_Model):
@@ -136,56 +137,6 @@ class OptimizerFacts(_Model):
     name: Literal["SGD", "Adam", "AdamW"]
     groups: list[ParameterGroup]
     flags: dict[str, bool | None]
-
-
-class LowRank(_Model):
-    """What a merged adapter adds to a weight: ``scaling * B A``, by the names of its factors.
-
-    Attributes:
-        a: A, (r, in), in the previous stage.
-        b: B, (out, r), in the previous stage.
-        scaling: alpha / r, or alpha / sqrt(r) for rsLoRA.
-        transposed: Whether the weight is (in, out), as in embeddings and GPT-2's Conv1D.
-    """
-
-    a: str
-    b: str
-    scaling: float
-    transposed: bool = False
-
-
-class Boundary(_Model):
-    """What happened between the end of the previous stage and the start of this one.
-
-    Attributes:
-        optimizer: Whether the optimiser's state was carried over; only for people to read.
-        carried: Parameters whose optimiser state was carried.
-        new: Parameters and buffers that did not exist before, or were re-initialised.
-        grown: Parameters that gained rows at their end, to the number of rows before.
-        removed: Parameters and buffers that no longer exist.
-        frozen: Parameters of the model that this stage does not train.
-        adapters: What happened to LoRA adapters, in order.
-        renamed: Name to the previous name, where it differs. Two names can share a previous one:
-            an adapter that trains a whole module trains a copy of it.
-        merged: Name to what was added to its previous value.
-        deviation: Norm of the recorded start minus what this operation gives here, relative to the
-            weight's norm; the largest over the merged weights. 0 means bit for bit.
-    """
-
-    optimizer: Literal["new", "carried", "partly carried", "not known"]
-    carried: list[str] = []
-    new: list[str] = []
-    grown: dict[str, Annotated[int, Field(ge=1)]] = {}
-    removed: list[str] = []
-    frozen: list[str] = []
-    adapters: list[Literal["added", "merged", "removed"]] = []
-    renamed: dict[str, str] = {}
-    merged: dict[str, LowRank] = {}
-    deviation: float = Field(default=0.0, ge=0)
-
-    def source(self, name: str) -> str:
-        """The previous name of a parameter or buffer that is not new."""
-        return self.renamed.get(name, name)
 
 
 class PartRef(_Model):

@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from stagelens.runs.boundary_facts import Boundary
 from stagelens.runs.files import sha256_of, write_json
-from stagelens.runs.schema import Boundary, FileRef, RunFile, StageFile, StageRef, StateRef, TaskRef
+from stagelens.runs.schema import FileRef, RunFile, StageFile, StageRef, StateRef, TaskRef
 from stagelens.runs.streaming import TensorFacts, read_header, write_tensors
 
 STATE_BYTES, SHARDS = 4 * 10**9, 4

@@ -172,7 +172,9 @@ def differing_state(a: TrainingState, b: TrainingState) -> list[str]:
 def _same_bits(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
-    return a.contiguous().numpy().tobytes() == b.contiguous().numpy().tobytes()
+    # As bytes, because numpy has no bfloat16; flat first, for scalars.
+    one, other = (t.contiguous().reshape(-1).view(torch.uint8) for t in (a, b))
+    return torch.equal(one, other)
 
 
 class Training:

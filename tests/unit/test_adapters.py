@@ -17,8 +17,8 @@ from stagelens.estimators.replay import Replay
 from stagelens.estimators.subtraction import subtract_stage
 from stagelens.replaying.replay import cross_boundary, replay_without
 from stagelens.replaying.reproduction import measure_deviation
+from stagelens.runs.boundary_facts import LowRank
 from stagelens.runs.run import Run
-from stagelens.runs.schema import LowRank
 from stagelens.runs.sets.writer import write_set
 from stagelens.runs.states import load_into
 from stagelens.tasks.adapters import with_adapter

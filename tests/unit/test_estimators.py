@@ -19,8 +19,8 @@ from stagelens.estimators.protocol import Counterfactual
 from stagelens.estimators.registry import default_estimator, estimators, make_estimator
 from stagelens.estimators.subtraction import WithoutStage
 from stagelens.replaying.replay import replay_without
+from stagelens.runs.boundary_facts import Boundary
 from stagelens.runs.run import Stage
-from stagelens.runs.schema import Boundary
 from stagelens.tasks import ImageClassification
 from tests.support.loops import (
     BATCH_NORM,

@@ -1,0 +1,291 @@
+"""How well an operation explains the start of a stage: names, merges, casts, rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from stagelens.runs.boundaries import cast_through, low_rank_product, mean_rows, merged_weight
+from stagelens.runs.boundary_facts import DType, LowRank
+from stagelens.runs.states import same_tensor
+
+ROUNDING = 1e-6
+"""Largest norm, relative to the weight's own, by which a merged weight may differ from the merge
+computed here: room for another device or order of additions, and for nothing else. In a narrower
+dtype a quarter of its spacing."""
+
+_ANOTHER = 0.5
+"""A tensor whose common rows differ by more of their norm is another one, not a changed one."""
+
+_AROUND_MEAN = 1e-3
+"""Spread of added rows around the mean of the others, relative to theirs: transformers draws them
+with 3e-5."""
+
+_HALF: tuple[DType, ...] = ("bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What may have happened at a boundary.
+
+    Attributes:
+        adapters: What happened to adapters, in order.
+        sources: Name to the name before.
+        merged: Name to what was added to its value.
+        zero: Factors whose products must be zero if this is the operation.
+    """
+
+    adapters: list[Literal["added", "merged", "removed"]]
+    sources: Mapping[str, str]
+    merged: Mapping[str, LowRank] = field(default_factory=dict)
+    zero: Collection[LowRank] = ()
+
+
+@dataclass(frozen=True)
+class _Casting:
+    """Casts that may have happened: to everything, to adapters, and to everything after a merge."""
+
+    weights: DType | None = None
+    factors: DType | None = None
+    after: tuple[DType, ...] = ()
+
+    def term(self, term: LowRank) -> LowRank:
+        """What a merge adds, after these casts."""
+        cast = {"weight_as": self.weights, "factors_as": self.factors}
+        return term.model_copy(update={k: dtype for k, dtype in cast.items() if dtype is not None})
+
+    def value(
+        self, known: Tensor, term: LowRank | None, before: Mapping[str, Tensor]
+    ) -> Tensor | None:
+        """What they make of a tensor, merged where ``term`` is given."""
+        if not known.is_floating_point():
+            return known
+        if term is not None:
+            return cast_through(merged_weight(known, self.term(term), before), self.after)
+        return cast_through(known, self.casts(term))
+
+    def casts(self, term: LowRank | None) -> list[DType]:
+        """The casts of one tensor, beside those of its merge."""
+        first = [self.weights] if self.weights is not None and term is None else []
+        return [*first, *self.after]
+
+
+@dataclass
+class Fit:
+    """How well an operation explains a start.
+
+    Attributes:
+        operation: The operation.
+        sources: Name to the name before; those of the operation, and copies that were found.
+        new: Names that it does not explain, and need not.
+        changed: Names whose values it does not explain, to their difference as a share of their
+            norm.
+        merged: What was added to a value, by name.
+        casts: See :class:`~stagelens.runs.boundary_facts.Boundary`, as the following.
+        grown: Likewise.
+        averaged: Likewise.
+        trimmed: Likewise.
+        deviation: Likewise.
+    """
+
+    operation: Operation
+    sources: dict[str, str]
+    new: list[str] = field(default_factory=list)
+    changed: dict[str, float] = field(default_factory=dict)
+    merged: dict[str, LowRank] = field(default_factory=dict)
+    casts: dict[str, list[DType]] = field(default_factory=dict)
+    grown: dict[str, int] = field(default_factory=dict)
+    averaged: dict[str, int] = field(default_factory=dict)
+    trimmed: dict[str, int] = field(default_factory=dict)
+    deviation: float = 0.0
+
+
+def fit_of(
+    operation: Operation,
+    before: Mapping[str, Tensor],
+    start: Mapping[str, Tensor],
+    declared: Collection[str],
+) -> Fit:
+    """Explain a start by an operation, as far as that goes.
+
+    Args:
+        operation: The operation.
+        before: Parameters and buffers at the end of the stage before.
+        start: Those at the start of the stage.
+        declared: Names that were given new values on purpose.
+    """
+    fit = Fit(operation, dict(operation.sources))
+    pairs: dict[str, tuple[Tensor, Tensor]] = {}
+    for name, tensor in start.items():
+        known = before.get(fit.sources.get(name, ""))
+        if known is None and name not in declared:
+            known = _copied(name, tensor, before, fit)
+        if known is None or not _alike(known, tensor) or name in declared:
+            fit.new.append(name)
+            fit.sources.pop(name, None)
+        else:
+            pairs[name] = known, tensor
+    chosen = _chosen(pairs, operation.merged, before)
+    for name, (known, tensor) in pairs.items():
+        casting, gap = chosen[name]
+        term = operation.merged.get(name)
+        if gap and known.shape != tensor.shape and gap > _ANOTHER:
+            fit.new.append(name)
+            fit.sources.pop(name, None)
+            continue
+        if term is not None:
+            fit.merged[name] = casting.term(term)
+        if gap and term is not None and gap <= _rounding(tensor, casting):
+            fit.deviation = max(fit.deviation, gap)
+        elif gap:
+            fit.changed[name] = gap
+        if known.is_floating_point() and (casts := casting.casts(term)):
+            fit.casts[name] = casts
+        if known.shape != tensor.shape:
+            _resized(name, casting.value(known, term, before), tensor, fit)
+    for term in operation.zero:
+        if low_rank_product(term, start[term.a], start[term.b]).any():
+            # A fresh adapter has B = 0 (init_lora_weights=True), so B is the factor to name.
+            fit.changed[term.b] = 1.0
+    return fit
+
+
+def _alike(known: Tensor, tensor: Tensor) -> bool:
+    """Whether two tensors differ in their number of rows at most."""
+    if known.is_floating_point() != tensor.is_floating_point():
+        return False
+    return known.dim() == tensor.dim() and known.shape[1:] == tensor.shape[1:]
+
+
+def _copied(name: str, tensor: Tensor, before: Mapping[str, Tensor], fit: Fit) -> Tensor | None:
+    """The tensor before that a name without one has the values of, as where a head is untied."""
+    # Constants are initial values, and no sign of where they came from.
+    if not tensor.is_floating_point() or tensor.numel() < 2 or _constant(tensor):
+        return None
+    for old, known in before.items():
+        if known.shape == tensor.shape and same_tensor(known, tensor):
+            fit.sources[name] = old
+            return known
+    return None
+
+
+def _constant(tensor: Tensor) -> bool:
+    return bool((tensor == tensor.flatten()[0]).all())
+
+
+def _chosen(
+    pairs: Mapping[str, tuple[Tensor, Tensor]],
+    merged: Mapping[str, LowRank],
+    before: Mapping[str, Tensor],
+) -> dict[str, tuple[_Casting, float]]:
+    """The casts that explain most, and how far from them each name is.
+
+    One and the same happened to the whole model, so far as its values allow: a tensor that a cast
+    leaves as it is was cast like the others.
+    """
+
+    def gap(name: str, casting: _Casting) -> float:
+        known, tensor = pairs[name]
+        return _gap(casting.value(known, merged.get(name), before), tensor)
+
+    chosen = {}
+    for name, (known, tensor) in pairs.items():
+        direct = _direct(known.dtype, tensor.dtype)
+        chosen[name] = direct, gap(name, direct)
+    # Integers are not cast, and neither are parts that are quantised.
+    missed = [n for n, (_, least) in chosen.items() if least and pairs[n][0].is_floating_point()]
+    explained: dict[_Casting, list[str]] = {}
+    for casting in _castings(pairs, missed, merged) if missed else ():
+        explained[casting] = [name for name in missed if not gap(name, casting)]
+        for name in explained[casting]:
+            if chosen[name][1]:
+                chosen[name] = casting, 0.0
+        if len(explained[casting]) == len(missed):
+            break
+    usual = max(explained, key=lambda casting: len(explained[casting]), default=None)
+    # Casts that explain nothing to the bit are no explanation of what is merely near.
+    if usual is not None and explained[usual]:
+        for name, (known, _) in pairs.items():
+            own = gap(name, usual) if known.is_floating_point() else math.inf
+            if not own or own < chosen[name][1]:
+                chosen[name] = usual, own
+    return chosen
+
+
+def _castings(
+    pairs: Mapping[str, tuple[Tensor, Tensor]],
+    missed: Collection[str],
+    merged: Mapping[str, LowRank],
+) -> Iterator[_Casting]:
+    """Casts that people make between stages, the likeliest first."""
+    now = {_name(pairs[name][1]) for name in missed}
+    dtypes = sorted(now | {*_HALF, "float32"})
+    for last in sorted(now):
+        for half in _HALF:
+            yield _Casting(after=(half,) if half == last else (half, last))
+        if not any(name in merged for name in missed):
+            continue
+        for weights in dtypes:
+            for factors in (None, *dtypes):
+                # The merge itself ends in the dtype of the weights.
+                yield _Casting(weights, factors, () if weights == last else (last,))
+
+
+def _direct(old: torch.dtype, now: torch.dtype) -> _Casting:
+    return _Casting() if old == now or not old.is_floating_point else _Casting(after=(_dtype(now),))
+
+
+def _name(tensor: Tensor) -> DType:
+    return _dtype(tensor.dtype)
+
+
+def _dtype(dtype: torch.dtype) -> DType:
+    name: DType = str(dtype).removeprefix("torch.")  # type: ignore[assignment]
+    return name
+
+
+def _gap(value: Tensor | None, tensor: Tensor) -> float:
+    """How far two tensors' common rows are apart; 0 if they are the same bit for bit."""
+    if value is None or value.dtype != tensor.dtype:
+        return math.inf
+    if value.dim():
+        rows = min(len(value), len(tensor))
+        value, tensor = value[:rows], tensor[:rows]
+    if same_tensor(value, tensor):
+        return 0.0
+    # float64, as the gap is compared to 1e-6 of the norm.
+    size = float(value.double().norm())
+    gap = float((value.double() - tensor.double()).norm())
+    # The same numbers in other bits, as 0.0 and -0.0, are a difference too.
+    return max(gap / size if size else math.inf, math.ulp(0.0))
+
+
+def _rounding(tensor: Tensor, casting: _Casting) -> float:
+    dtypes = [_name(tensor), casting.weights, casting.factors, *casting.after]
+    spacing = max(torch.finfo(getattr(torch, dtype)).eps for dtype in dtypes if dtype is not None)
+    return max(ROUNDING, spacing / 4 if spacing > 1e-4 else 0.0)
+
+
+def _resized(name: str, value: Tensor | None, tensor: Tensor, fit: Fit) -> None:
+    """Note the rows that a tensor lost or gained."""
+    assert value is not None
+    rows, known = len(tensor), len(value)
+    if rows < known:
+        fit.trimmed[name] = rows
+        return
+    fit.grown[name] = known
+    added, mean = tensor[known:], mean_rows(value, rows - known)
+    if same_tensor(added, mean):
+        fit.averaged[name] = rows - known
+    elif tensor.is_floating_point():
+        spread = float((value.double() - value.double().mean(0)).norm(dim=0).norm()) / known**0.5
+        gaps = (added.double() - mean.double()).flatten(1).norm(dim=1)
+        if spread and float(gaps.max()) <= _AROUND_MEAN * spread:
+            fit.averaged[name] = rows - known
+            size = float(tensor.double().norm())
+            fit.deviation = max(fit.deviation, float(gaps.norm()) / size)

@@ -1,0 +1,84 @@
+"""What ``stage.json`` says of a boundary: the operations that lead from one stage to the next."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+# A field that is not known is damage or a newer version, never something to ignore.
+STRICT = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+"""How the JSON files of a run folder are read."""
+
+DType = Literal["float64", "float32", "bfloat16", "float16"]
+"""What weights are cast to between two stages, as torch names it."""
+
+
+class LowRank(BaseModel):
+    """What a merged adapter adds to a weight: ``scaling * B A``, by the names of its factors.
+
+    Attributes:
+        a: A, (r, in), in the previous stage.
+        b: B, (out, r), in the previous stage.
+        scaling: alpha / r, or alpha / sqrt(r) for rsLoRA.
+        transposed: Whether the weight is (in, out), as in embeddings and GPT-2's Conv1D.
+        weight_as: What the weight was cast to before the merge; None for as it was.
+        factors_as: The same of A and B.
+    """
+
+    model_config = STRICT
+
+    a: str
+    b: str
+    scaling: float
+    transposed: bool = False
+    weight_as: DType | None = None
+    factors_as: DType | None = None
+
+
+class Boundary(BaseModel):
+    """What happened between the end of the previous stage and the start of this one.
+
+    Attributes:
+        optimizer: Whether the optimiser's state was carried over; only for people to read.
+        carried: Parameters whose optimiser state was carried.
+        new: Parameters and buffers that did not exist before, or were re-initialised.
+        grown: Parameters that gained rows at their end, to the number of rows before.
+        averaged: How many rows those of them gained whose added rows began at the mean of the
+            rows before, as ``resize_token_embeddings`` makes them; others have recorded values.
+        trimmed: Parameters that lost rows at their end, to the number of rows left.
+        casts: Name to the dtypes that its values went through, in order, the last being its own:
+            saved in bfloat16 and loaded in float32 is ``["bfloat16", "float32"]``.
+        removed: Parameters and buffers that no longer exist.
+        frozen: Parameters of the model that this stage does not train.
+        adapters: What happened to LoRA adapters, in order.
+        renamed: Name to the previous name, where it differs. Two names can share a previous one:
+            an adapter that trains a whole module trains a copy of it.
+        merged: Name to what was added to its previous value.
+        deviation: Norm of the recorded start minus what this operation gives here, relative to the
+            weight's norm; the largest over the merged weights and the added rows. 0 means bit for
+            bit.
+        problem: Why nothing can be carried over this boundary; its stage can still be replayed
+            from its own start.
+    """
+
+    model_config = STRICT
+
+    optimizer: Literal["new", "carried", "partly carried", "not known"]
+    carried: list[str] = []
+    new: list[str] = []
+    grown: dict[str, Annotated[int, Field(ge=1)]] = {}
+    averaged: dict[str, Annotated[int, Field(ge=1)]] = {}
+    trimmed: dict[str, Annotated[int, Field(ge=1)]] = {}
+    casts: dict[str, list[DType]] = {}
+    removed: list[str] = []
+    frozen: list[str] = []
+    adapters: list[Literal["added", "merged", "removed"]] = []
+    renamed: dict[str, str] = {}
+    merged: dict[str, LowRank] = {}
+    deviation: float = Field(default=0.0, ge=0)
+    problem: str | None = None
+
+    def source(self, name: str) -> str:
+        """The previous name of a parameter or buffer that is not new."""
+        return self.renamed.get(name, name)
