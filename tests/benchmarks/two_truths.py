@@ -28,6 +28,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -250,6 +251,8 @@ def answer(table: pd.DataFrame) -> pd.DataFrame:
 def markdown(table: pd.DataFrame) -> str:
     """Ranges over seeds of r and relative error against A, per stage, as a Markdown table.
 
+    The last rows say what the estimates cost, over all cells where they were not refused.
+
     Args:
         table: From :func:`cells`.
     """
@@ -262,7 +265,19 @@ def markdown(table: pd.DataFrame) -> str:
         by = {name: _ranges(rows) for name, rows in own.groupby("estimator", sort=False)}
         shown = " | ".join(by.get(name, "not run") for name in names)
         lines.append(f"| {scenario}, {stage} | {own['seed'].nunique()} | {shown} |")
+    for what, column in (("gradients", "cost"), ("time", "wall")):
+        if column in table:
+            of = table.loc[table["refused"] < 1].groupby("estimator")[column]
+            shown = " | ".join(_share(of, name) for name in names)
+            lines.append(f"| *{what}, as a share of a replay's: median (middle half)* | | {shown} |")
     return "\n".join(lines)
+
+
+def _share(of: Any, name: str) -> str:
+    if name not in of.groups:
+        return "-"
+    lower, middle, upper = of.get_group(name).quantile([0.25, 0.5, 0.75])
+    return f"{middle:.2f} ({lower:.2f} to {upper:.2f})"
 
 
 def _ranges(rows: pd.DataFrame) -> str:

@@ -15,6 +15,7 @@ from tests.benchmarks.two_truths import (
     compared,
     floors,
     knows,
+    markdown,
 )
 
 EXAMPLES, ORDERS = 4000, 8
@@ -92,3 +93,24 @@ def test_the_answer_is_a_ratio_per_seed_and_counts_the_cells_that_are_nearer_to_
     # Error against A: (1 + .3^2 * 1.25) / 2.25, against B: .3^2, both squared.
     ratio = float(found.loc["of the mean", "B / A"].split()[0])
     assert ratio == pytest.approx(0.3 / np.sqrt((1 + 0.09 * 1.25) / 2.25), abs=0.06)
+
+
+def test_the_table_for_pages_ends_with_what_estimates_cost() -> None:
+    rows = pd.DataFrame(
+        {
+            "scenario": "digits",
+            "stage": "first",
+            "estimator": ["coarse-replay 1/4"] * 3,
+            "seed": range(3),
+            "refused": [0, 0, 1],
+            "r": [0.9, 0.8, None],
+            "error": [0.2, 0.3, None],
+            "cost": [0.2, 0.4, 9.0],
+            "wall": [1.0, 1.0, 9.0],
+        }
+    )
+    *_, cell, gradients, time = markdown(rows).splitlines()
+    assert "0.80 to 0.90 (0.20 to 0.30), refused 1 of 3" in cell
+    # A refusal costs nothing that anybody would compare.
+    assert gradients.startswith("| *gradients") and "0.30 (0.25 to 0.35)" in gradients
+    assert time.startswith("| *time") and "1.00 (1.00 to 1.00)" in time
