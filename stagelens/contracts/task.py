@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from . import task_defaults
 from .behaviours import Behaviour, Example, Predictions, TokenValues
+from .errors import TaskError
 
 if TYPE_CHECKING:
     import torch
@@ -41,15 +43,24 @@ class TaskTraits:
 class Task(ABC):
     """A model's inputs and answers: the one class to write for a model of your own.
 
-    The abstract methods are required; the rest has defaults. ``config`` must be plain JSON,
-    because the run folder stores it beside ``name``, and ``type(task)(**task.config)`` has to make
-    the same task again. A run folder never names code: a task is found by ``name`` among the
-    installed ones (entry-point group ``stagelens.tasks``), or given by the user.
+    Two methods are required, ``build_model`` and ``losses``; the rest has defaults, which suit
+    images whose labels are numbers or, where ``classes`` are named, classes. A batch is then
+    ``(images, labels)``, and a behaviour is the loss of each example. Whatever does not fit can be
+    defined: a task with batches or losses of its own defines ``loss`` and ``behaviours`` instead
+    of ``losses``.
+
+    ``config`` must be plain JSON, because the run folder stores it beside ``name``, and
+    ``type(task)(**task.config)`` has to make the same task again. A run folder never names code: a
+    task is found by ``name`` among the installed ones (entry-point group ``stagelens.tasks``), or
+    given by the user.
 
     Attributes:
-        name: As registered, and as stored in run folders.
+        name: As registered, and as stored in run folders; by default the class's, ``my-ages`` for
+            ``MyAges``.
+        classes: Names of classes, in the order of the model's outputs; none where labels are
+            numbers.
         behaviour_kinds: What ``behaviours`` returns, the most informative one first.
-        input_kind: What an example's input is.
+        input_kind: What an example's input is; an image by default.
         input_fields: Names in ``Example.input``; by default the kind itself.
         takes_labels: Whether behaviours are about an example's label.
         has_token_values: Whether ``token_values`` is implemented.
@@ -58,23 +69,36 @@ class Task(ABC):
     """
 
     name: ClassVar[str]
-    behaviour_kinds: ClassVar[tuple[Behaviour, ...]] = ()
-    input_kind: ClassVar[Literal["image", "text"]]
-    input_fields: ClassVar[tuple[str, ...]] = ()
+    classes: Sequence[str] = ()
+    behaviour_kinds: ClassVar[tuple[Behaviour, ...]] = (task_defaults.LOSS,)
+    input_kind: ClassVar[Literal["image", "text"]] = "image"
+    input_fields: ClassVar[tuple[str, ...]] = ("image",)
     takes_labels: ClassVar[bool] = True
     has_token_values: ClassVar[bool] = False
     image_shape: tuple[int, ...] | None = None
+    _unnamed: ClassVar[bool] = True
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        # An intermediate base class may leave its kind to its subclasses.
-        if not cls.input_fields and hasattr(cls, "input_kind"):
-            cls.input_fields = (cls.input_kind,)
+        own = vars(cls)
+        if "name" in own:
+            cls._unnamed = False
+        elif cls._unnamed:
+            cls.name = task_defaults.name_of(cls.__name__)
+        kind = cls.input_kind
+        if "input_kind" in own and "input_fields" not in own and kind not in cls.input_fields:
+            cls.input_fields = (kind,)
 
     @property
-    @abstractmethod
     def config(self) -> dict[str, Any]:
-        """Keyword arguments, as plain JSON, that recreate this task."""
+        """Keyword arguments, as plain JSON, that recreate this task.
+
+        By default the constructor's arguments, read from the attributes of the same names.
+
+        Raises:
+            TaskError: One is not kept so.
+        """
+        return task_defaults.config_of(self)
 
     @property
     def assets(self) -> Mapping[str, bytes]:
@@ -108,13 +132,32 @@ class Task(ABC):
         """
         return None
 
-    @abstractmethod
     def collate(self, examples: Sequence[Example]) -> Any:
-        """Make one batch of examples of an evaluation set, as ``loss`` and ``outputs`` take it."""
+        """Make one batch of examples of an evaluation set, as ``loss`` and ``outputs`` take it.
 
-    @abstractmethod
+        By default (B, C, H, W) images, of which whole numbers are divided by 255, and (B,) labels:
+        class indices, -1 for none; or without ``classes`` numbers, NaN for none.
+
+        Raises:
+            TaskError: The examples cannot be put into one batch.
+        """
+        return task_defaults.collate_arrays(examples, self.classes)
+
+    def losses(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        """The loss of each example, (B,); training minimises its mean.
+
+        Args:
+            outputs: What the model gives for the first element of a batch, (B, ...).
+            labels: Its second element, (B, ...); none of them is missing.
+        """
+        raise TaskError(
+            f"task {self.name!r} does not say what training minimises; define losses(outputs, "
+            "labels), or both loss(model, batch) and behaviours(outputs, batch)"
+        )
+
     def loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
         """The training loss of one batch, a scalar that the training loop calls backward on."""
+        return self.losses(model(batch[0]), batch[1]).mean()
 
     def loss_terms(self, batch: Any) -> float | None:
         """How many terms a batch's loss is the mean of, for batches that processes share.
@@ -125,13 +168,20 @@ class Task(ABC):
         """
         return None
 
-    @abstractmethod
     def behaviours(self, outputs: Any, batch: Any) -> dict[str, torch.Tensor]:
-        """Values (B,) of each behaviour, by its name; NaN for an example without a label."""
+        """Values (B,) of each behaviour, by its name; NaN for an example without a label.
 
-    @abstractmethod
+        By default the loss of each example.
+        """
+        return {task_defaults.LOSS.name: task_defaults.example_losses(self, outputs, batch[1])}
+
     def predictions(self, outputs: Any) -> Predictions:
-        """The model's answers for a batch."""
+        """The model's answers for a batch: by default the most probable class, or the number.
+
+        Raises:
+            TaskError: The outputs are neither logits of ``classes`` nor one number each.
+        """
+        return task_defaults.answers_of(outputs, self.classes)
 
     def outputs(self, model: nn.Module, batch: Any) -> Any:
         """Forward pass for evaluation; by default the model on the batch's first element."""
@@ -152,9 +202,16 @@ class Task(ABC):
     def check_label(self, label: Any) -> str | None:
         """The name used in tables for a label in a file; None if the label is missing.
 
+        By default one of ``classes``; without them a number, or any text where ``predictions`` are
+        the task's own.
+
         Raises:
             ValueError: The label is not one of the task's; the message lists those.
         """
+        if self.classes:
+            return task_defaults.check_class(self.classes, label)
+        if not self.labels_are_answers:
+            return task_defaults.check_number(label)
         return None if label is None else str(label)
 
     @property
@@ -162,9 +219,10 @@ class Task(ABC):
         """Whether an answer that equals the label is right, and any other wrong.
 
         Where it is not so, as for numbers, there is no accuracy, and tables show labels as
-        ``target``.
+        ``target``. So by default where there are no ``classes`` and no ``predictions`` of one's
+        own.
         """
-        return True
+        return bool(self.classes) or type(self).predictions is not Task.predictions
 
     def implied_label(self, value: Mapping[str, Any]) -> str | None:
         """The label of an example that a file gives without one; None, the default, for none.

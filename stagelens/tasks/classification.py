@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from stagelens.contracts import Behaviour, Predictions
+from stagelens.contracts.task_defaults import NO_ANSWER
 
 NO_LABEL = -1
 """Class index of an example without a label."""
-
-NO_ANSWER = "no answer"
-"""The answer of a model whose outputs are not finite; it is never right."""
 
 CLASSIFIER_BEHAVIOURS = (
     Behaviour(
@@ -34,36 +30,6 @@ CLASSIFIER_BEHAVIOURS = (
         highest=1.0,
     ),
 )
-
-
-_POINT_ZERO = re.compile(r"([+-]?\d+)\.0+")
-
-
-def check_class(classes: Sequence[str], label: Any) -> str | None:
-    """The name of a class that is given by its name, or by its index as a number or as text.
-
-    Raises:
-        ValueError: It is neither.
-    """
-    if label is None:
-        return None
-    text = str(label)
-    # Names come first: a class may be called "9" and have another index.
-    if text in classes:
-        return text
-    text = text.strip()
-    if text in classes:
-        return text
-    # What pandas makes of whole numbers in a column with gaps: 1.0 for 1.
-    whole = _POINT_ZERO.fullmatch(text)
-    text = whole[1] if whole else text
-    if text in classes:
-        return text
-    # isdecimal, since isdigit accepts characters that int refuses, such as "²".
-    index = int(text) if text.isdecimal() else -1
-    if 0 <= index < len(classes):
-        return classes[index]
-    raise ValueError(f"label {label!r} is not one of the classes {', '.join(classes[:12])}")
 
 
 def class_names(classes: Sequence[str], labels: Tensor) -> list[str | None]:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from stagelens.contracts import Example, Predictions, Task, TaskError
+from stagelens.contracts.task_defaults import check_class
 
 from .classification import (
     CLASSIFIER_BEHAVIOURS,
     NO_LABEL,
-    check_class,
     class_names,
     classifier_behaviours,
     classifier_predictions,

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Self
 from torch import nn
 
 from stagelens.contracts import TaskError
+from stagelens.contracts.task_defaults import check_class
 
-from .classification import check_class
 from .text_task import TextTask
 from .transformer_task import model_facts, plain_config
 

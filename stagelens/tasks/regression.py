@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from stagelens.contracts import Behaviour, Predictions, TaskError
+from stagelens.contracts.task_defaults import answers_of, check_number, number_text
 
-from .classification import NO_ANSWER
 from .named_outputs import check_padding
 from .text_task import TextTask
 from .tokenizer import Encoded
@@ -135,7 +135,7 @@ class Regression(OneNumber):
         Raises:
             ValueError: It is not a finite number.
         """
-        return None if label is None else checked_number(label)
+        return check_number(label)
 
     def behaviours(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Squared and absolute error, which take a label, and the score."""
@@ -145,31 +145,4 @@ class Regression(OneNumber):
 
     def predictions(self, outputs: Tensor) -> Predictions:
         """The number of each text."""
-        return number_answers(outputs)
-
-
-def checked_number(label: Any) -> str:
-    """A finite number as text.
-
-    Raises:
-        ValueError: It is not one.
-    """
-    try:
-        number = float(label)
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"label {label!r} is not a number") from None
-    if not math.isfinite(number):
-        raise ValueError(f"label {label!r} is not a finite number")
-    return number_text(number)
-
-
-def number_text(value: float) -> str:
-    """A float32 as text from which it is read again; whole numbers without a point."""
-    return f"{value:.9g}"
-
-
-def number_answers(outputs: Tensor) -> Predictions:
-    """(B,) or (B, 1) numbers as answers; a number has no probability of its own."""
-    values = outputs.flatten().double().tolist()
-    answers = [f"{value:.4g}" if math.isfinite(value) else NO_ANSWER for value in values]
-    return Predictions(answers, [math.nan] * len(values))
+        return answers_of(outputs, ())

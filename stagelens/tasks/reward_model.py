@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from stagelens.contracts import Behaviour, Example, Predictions, TaskError
+from stagelens.contracts.task_defaults import NO_ANSWER, answers_of
 
-from .classification import NO_ANSWER
-from .regression import OneNumber, number_answers
+from .regression import OneNumber
 from .text_task import in_pieces
 from .tokenizer import Encoded, TextError
 from .transformer_task import Batch, checked_texts, unpadded
@@ -253,7 +253,7 @@ class RewardModel(OneNumber):
 
     def predictions(self, outputs: Rewards) -> Predictions:
         """Which of two completions the model prefers; the reward of a single text."""
-        single = number_answers(outputs.own).answers
+        single = answers_of(outputs.own, ()).answers
         preference = (outputs.own - outputs.rejected).tolist()
         answers, confidences = [], []
         for alone, value in zip(single, preference, strict=True):

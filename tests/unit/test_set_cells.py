@@ -14,12 +14,12 @@ import pytest
 from PIL import Image
 
 from stagelens.contracts import SetError, TaskError
+from stagelens.contracts.task_defaults import check_class
 from stagelens.runs.sets.columns import SetColumns
 from stagelens.runs.sets.readers import read_set_file
 from stagelens.runs.sets.uploads import fit_image
 from stagelens.runs.sets.writer import write_set
 from stagelens.tasks import ImageClassification, TextClassification
-from stagelens.tasks.classification import check_class
 from tests.support.set_files import add, save
 
 

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from stagelens.contracts import SetError
+from stagelens.contracts.task_defaults import check_class
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.runs.sets.readers import read_set_file
 from stagelens.runs.sets.writer import write_set
-from stagelens.tasks.classification import check_class
 from tests.support.set_files import save
 
 ROWS = "text,label\na cat,calm\na dog,loud\n"
