@@ -156,5 +156,5 @@ def load(folder: Path, classifies: bool = False) -> tuple[Any, Any]:
     """A model as a training begins with it, and its tokenizer."""
     kind = "SequenceClassification" if classifies else "CausalLM"
     auto = getattr(transformers, f"AutoModelFor{kind}")
-    model = auto.from_pretrained(folder, attn_implementation="eager")
+    model = auto.from_pretrained(folder)
     return model, transformers.AutoTokenizer.from_pretrained(folder)

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from accelerate.utils import convert_outputs_to_fp32
 from torch import Tensor, nn
 
 from stagelens.tasks.adapters import is_adapted
 
 
 class OneProcess:
-    """In place of an ``accelerate.Accelerator``: gathers from the only process that there is."""
+    """In place of an ``accelerate.Accelerator``: gathers from the only process that there is.
+
+    Args:
+        device: That it computes on.
+        dtype: What autocast casts to; None for none.
+    """
 
     num_processes = 1
     is_main_process = True
     sync_gradients = True
     parallelism_config = None
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, dtype: torch.dtype | None) -> None:
+        self.device, self._dtype = device, dtype
 
     def gather(self, values: Any) -> Any:
         """What all processes have."""
@@ -44,13 +50,18 @@ class OneProcess:
         return model
 
     def autocast(self, *_: Any, **__: Any) -> AbstractContextManager[None]:
-        """Nothing: :func:`as_trained` casts within the model, as accelerate does."""
-        return nullcontext()
+        """Around parts of a model, which are not cast by themselves."""
+        if self._dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self._dtype)
 
 
 @contextmanager
 def as_trained(
-    models: Sequence[nn.Module], heads: Mapping[str, Any] | None, dropout: bool
+    models: Sequence[nn.Module],
+    add_head: Callable[[Any], None],
+    dropout: bool,
+    dtype: torch.dtype | None,
 ) -> Iterator[None]:
     """Models as TRL and accelerate prepare them, until the block is left.
 
@@ -58,25 +69,36 @@ def as_trained(
 
     Args:
         models: That take part in the loss.
-        heads: Arguments of TRL's ``add_fused_lm_head``; None where it adds none.
+        add_head: Changes the forward method of a model without adapters, as the trainer does.
         dropout: Whether dropout stays on where the model is in training mode.
+        dtype: What autocast casts to; None for none.
     """
     with ExitStack() as after:
         for model in models:
             if not dropout:
                 after.enter_context(_no_dropout(model))
-            if heads is not None:
-                from trl.trainer.utils import add_fused_lm_head
-
-                base = base_of(model)
-                after.enter_context(_own_forward(base))
-                add_fused_lm_head(base, **heads)
-            after.enter_context(_precision_inside(model))
-        kind = next(models[0].parameters()).device.type
-        if torch.is_autocast_enabled(kind):
+            after.enter_context(_own_forward(base := base_of(model)))
+            add_head(base)
+            if dtype is not None:
+                after.enter_context(_casting_inside(model, dtype))
+        if dtype is not None:
             # Only the model casts; the loss is computed from its outputs in float32.
-            after.enter_context(torch.autocast(kind, enabled=False))
+            device = next(models[0].parameters()).device
+            after.enter_context(torch.autocast(device.type, enabled=False))
         yield
+
+
+def add_fused_head(model: Any, **options: Any) -> None:
+    """Add the head that computes log-probabilities without logits; before TRL 1.15 there is none.
+
+    Args:
+        model: A causal language model.
+        options: Of TRL's ``add_fused_lm_head``.
+    """
+    from trl.trainer import utils
+
+    if (add := getattr(utils, "add_fused_lm_head", None)) is not None:
+        add(model, **options)
 
 
 def base_of(model: nn.Module) -> Any:
@@ -111,15 +133,9 @@ def _own_forward(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _precision_inside(model: nn.Module) -> Iterator[None]:
+def _casting_inside(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """Let a model cast within its forward pass, and return float32, as accelerate prepares it."""
-    kind = next(model.parameters()).device.type
-    if not torch.is_autocast_enabled(kind):
-        yield
-        return
-    from accelerate.utils import convert_outputs_to_fp32
-
-    own, dtype = model.forward, torch.get_autocast_dtype(kind)
+    own, kind = model.forward, next(model.parameters()).device.type
 
     def casting(*args: Any, **inputs: Any) -> Any:
         with torch.autocast(kind, dtype=dtype):
@@ -128,6 +144,12 @@ def _precision_inside(model: nn.Module) -> Iterator[None]:
     with _own_forward(model):
         model.forward = convert_outputs_to_fp32(casting)
         yield
+
+
+def autocast_around(device: torch.device) -> torch.dtype | None:
+    """What autocast casts to on a device right now; None where it is off."""
+    on = torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if on else None
 
 
 def scalar(loss: Any) -> Tensor:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from torch import Tensor, nn
+
+from .bare import add_fused_head
 from .referred import Referred
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
 
 
 class DPO(Referred):
@@ -31,13 +30,12 @@ class DPO(Referred):
     )
     read_arguments = ("discopop_tau", "disable_dropout")
 
-    @property
-    def heads(self) -> dict[str, Any]:
+    def add_head(self, model: Any) -> None:
         wpo = ("log_sum_sq_probs",) if self.attributes.get("use_weighting") else ()
-        return {"outputs": ("log_probs", "entropy", "mean_logits", "is_top1", *wpo)}
+        add_fused_head(model, outputs=("log_probs", "entropy", "mean_logits", "is_top1", *wpo))
 
     def log_probabilities(
         self, trainer: Any, reference: nn.Module, inputs: Mapping[str, Any]
-    ) -> dict[str, torch.Tensor]:
+    ) -> dict[str, Tensor]:
         chosen, rejected = trainer.compute_ref_log_probs(reference, inputs)
         return {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from inspect import signature
+from typing import Any
 
+import torch
+from torch import Tensor, nn
+
+from stagelens.tasks.adapters import is_adapted
+
+from .bare import add_fused_head, base_of
 from .objective import refuse
 from .referred import Referred
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
 
 
 class GRPO(Referred):
@@ -64,12 +67,9 @@ class GRPO(Referred):
         "vespo_lambda_pos",
     )
 
-    @property
-    def heads(self) -> dict[str, Any]:
-        return {
-            "temperature": self.attributes["temperature"],
-            "outputs": ("log_probs", "entropy"),
-        }
+    def add_head(self, model: Any) -> None:
+        temperature = self.attributes["temperature"]
+        add_fused_head(model, temperature=temperature, outputs=("log_probs", "entropy"))
 
     @property
     def needed(self) -> bool:
@@ -99,13 +99,15 @@ class GRPO(Referred):
             ]
         )
 
+    def bare(self, model: nn.Module, references: Mapping[str, nn.Module]) -> Any:
+        trainer = super().bare(model, references)
+        trainer.model_kwarg_keys = signature(base_of(model).forward).parameters
+        return trainer
+
     def log_probabilities(
         self, trainer: Any, reference: nn.Module, inputs: Mapping[str, Any]
-    ) -> dict[str, torch.Tensor]:
-        import torch
+    ) -> dict[str, Tensor]:
         from trl.trainer.utils import use_adapter
-
-        from stagelens.tasks.adapters import is_adapted
 
         off: AbstractContextManager[Any] = nullcontext()
         if is_adapted(reference):

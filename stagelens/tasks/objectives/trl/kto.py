@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from torch import Tensor, nn
+
+from .bare import add_fused_head
 from .referred import Referred
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
 
 
 class KTO(Referred):
@@ -28,12 +27,11 @@ class KTO(Referred):
     )
     read_arguments = ("disable_dropout",)
 
-    @property
-    def heads(self) -> dict[str, Any]:
-        return {"outputs": ("log_probs", "entropy", "mean_logits")}
+    def add_head(self, model: Any) -> None:
+        add_fused_head(model, outputs=("log_probs", "entropy", "mean_logits"))
 
     def log_probabilities(
         self, trainer: Any, reference: nn.Module, inputs: Mapping[str, Any]
-    ) -> dict[str, torch.Tensor]:
+    ) -> dict[str, Tensor]:
         completion, kl = trainer.compute_ref_log_probs(reference, inputs)
         return {"ref_logps": completion} | ({} if kl is None else {"ref_KL_logps": kl})

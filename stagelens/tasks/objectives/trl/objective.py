@@ -7,13 +7,13 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
 
 from stagelens.contracts import Objective, RecordingError, RunError, Task
 
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
+from .bare import OneProcess, as_trained, autocast_around, scalar
 
 _EVERY = ("aux_loss_enabled", "router_aux_loss_coef")
 """Attributes that the losses of most trainers read: of mixtures of experts."""
@@ -54,10 +54,8 @@ class TrlObjective(Objective):
     def settings(self) -> dict[str, Any]:
         return {"trl": self.trl, "attributes": self.attributes, "arguments": self.arguments}
 
-    @property
-    def heads(self) -> dict[str, Any] | None:
-        """Arguments of the fused head that TRL adds to the model; None where it adds none."""
-        return None
+    def add_head(self, model: Any) -> None:
+        """Change the model's forward method as the trainer does; by default it does not."""
 
     @classmethod
     def of_trainer(cls, trainer: Any) -> Objective | None:
@@ -90,12 +88,12 @@ class TrlObjective(Objective):
 
     def loss(
         self, task: Task, model: nn.Module, batch: Any, references: Mapping[str, nn.Module]
-    ) -> torch.Tensor:
-        from .bare import as_trained, scalar
-
+    ) -> Tensor:
         inputs = dict(batch)  # compute_loss adds to it
-        with as_trained([model, *references.values()], self.heads, self.dropout):
-            trainer = self.bare(model, references)
+        dtype = autocast_around(next(model.parameters()).device)
+        models = [model, *references.values()]
+        trainer = self.bare(model, references)
+        with as_trained(models, self.add_head, self.dropout, dtype):
             return scalar(self.compute(trainer, model, inputs))
 
     def compute(self, trainer: Any, model: nn.Module, inputs: dict[str, Any]) -> Any:
@@ -114,8 +112,6 @@ class TrlObjective(Objective):
         Raises:
             RunError: TRL is not installed.
         """
-        from .bare import OneProcess
-
         known = _class_at(self.home)
         device = next(model.parameters()).device
         accumulation = self.arguments.get("gradient_accumulation_steps", 1)
@@ -123,19 +119,24 @@ class TrlObjective(Objective):
         vars(trainer).update(
             model=model,
             ref_model=next(iter(references.values()), None),
-            accelerator=OneProcess(device),
+            accelerator=OneProcess(device, autocast_around(device)),
             args=SimpleNamespace(
                 **{"gradient_checkpointing_kwargs": None, "max_length": None, **self.arguments},
                 device=device,
+                n_gpu=1,
+                prediction_loss_only=False,
                 report_to=[],
+                use_liger_kernel=False,
             ),
             state=SimpleNamespace(global_step=0),
             _metrics={"train": defaultdict(list), "eval": defaultdict(list)},
             _total_train_tokens=0,
             _tp_size=1,
+            _is_vlm=False,
             get_tp_size=lambda: 1,
             is_deepspeed_enabled=False,
             is_fsdp_enabled=False,
+            use_liger_kernel=False,
             current_gradient_accumulation_steps=accumulation,
             **self.attributes,
         )

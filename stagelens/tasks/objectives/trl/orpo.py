@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import nn
 
 from .objective import TrlObjective
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 class ORPO(TrlObjective):

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
+from torch import Tensor, nn
+
 from stagelens.contracts import REFERENCE, Objective, ReferenceModel, Task
+from stagelens.tasks.adapters import is_adapted
 
+from .bare import base_of
 from .objective import TrlObjective
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
 
 
 class Referred(TrlObjective):
@@ -63,8 +64,6 @@ class Referred(TrlObjective):
 
     @classmethod
     def of_trainer(cls, trainer: Any) -> Objective | None:
-        from stagelens.tasks.adapters import is_adapted
-
         found = super().of_trainer(trainer)
         if not isinstance(found, Referred):
             return found
@@ -91,7 +90,7 @@ class Referred(TrlObjective):
 
     def loss(
         self, task: Task, model: nn.Module, batch: Any, references: Mapping[str, nn.Module]
-    ) -> torch.Tensor:
+    ) -> Tensor:
         # The trainer switches the adapter off itself.
         return super().loss(task, model, batch, {} if self.adapter_off else references)
 
@@ -106,17 +105,13 @@ class Referred(TrlObjective):
 
     def log_probabilities(
         self, trainer: Any, reference: nn.Module, inputs: Mapping[str, Any]
-    ) -> dict[str, torch.Tensor]:
+    ) -> dict[str, Tensor]:
         """Those of the reference, as they are named in a batch."""
         raise NotImplementedError
 
 
 def digest_of(model: nn.Module) -> str:
     """A digest of a model's weights, those of its adapters left out."""
-    import torch
-
-    from .bare import base_of
-
     digest = hashlib.sha256()
     for name, weight in sorted(base_of(model).named_parameters()):
         if ".lora_" not in name:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import Any
 
-from .objective import TrlObjective, refuse
+from torch import nn
+from transformers.trainer_pt_utils import LabelSmoother
 
-if TYPE_CHECKING:
-    from torch import nn
+from stagelens.contracts import RecordingError
+
+from .bare import add_fused_head
+from .objective import TrlObjective
 
 
 class SFT(TrlObjective):
@@ -20,6 +24,7 @@ class SFT(TrlObjective):
 
     name = "sft"
     home = "trl.trainer.sft_trainer:SFTTrainer"
+    read = ("model_accepts_loss_kwargs", "num_virtual_tokens")
     read_arguments = (
         "loss_type",
         "label_smoothing_factor",
@@ -27,29 +32,38 @@ class SFT(TrlObjective):
         "gradient_accumulation_steps",
     )
 
-    @property
-    def heads(self) -> dict[str, Any]:
-        return {"outputs": ("log_probs", "entropy", "is_top1")}
+    def add_head(self, model: Any) -> None:
+        if self.arguments.get("loss_type") == "chunked_nll":  # of TRL 1.14 and before
+            sft_trainer: Any = import_module("trl.trainer.sft_trainer")
+            size = sft_trainer._CHUNKED_LM_HEAD_CHUNK_SIZE
+            sft_trainer._patch_chunked_ce_lm_head(model, chunk_size=size)
+        else:
+            add_fused_head(model, outputs=("log_probs", "entropy", "is_top1"))
 
     @classmethod
     def check(cls, trainer: Any, known: type) -> None:
         super().check(trainer, known)
-        refuse(
-            [
-                (
-                    "compute_loss_func",
-                    trainer.compute_loss_func is not None,
-                    "it is code, which no run keeps; give it as an objective of your own, "
-                    "StageRecorderCallback(..., objective=...)",
-                )
-            ]
-        )
+        given = trainer.compute_loss_func
+        if given is not None and given is not _dft_function():
+            raise RecordingError(
+                "an SFTTrainer with compute_loss_func computes a loss that is code, which no run "
+                "keeps; give it as an objective of your own, StageRecorderCallback(..., "
+                "objective=...)"
+            )
 
     def bare(self, model: nn.Module, references: Mapping[str, nn.Module]) -> Any:
-        from transformers.trainer_pt_utils import LabelSmoother
-
         trainer = super().bare(model, references)
         epsilon = self.arguments.get("label_smoothing_factor", 0)
         trainer.label_smoother = LabelSmoother(epsilon=epsilon) if epsilon else None
         trainer.compute_loss_func = None
+        if self.arguments.get("loss_type") == "dft":
+            trainer.compute_loss_func = _dft_function()
+        trainer.compute_metrics = trainer.preprocess_logits_for_metrics = None
         return trainer
+
+
+def _dft_function() -> Any:
+    """The loss function that TRL 1.14 and before give themselves for DFT; None later."""
+    from trl.trainer import sft_trainer
+
+    return getattr(sft_trainer, "dft_loss", None)
