@@ -12,6 +12,8 @@ from stagelens.contracts import StageLensError
 
 from . import cgroups
 
+_RAN_OUT = ("out of memory", "can't allocate memory", "not enough memory")
+
 
 def available() -> int:
     """Bytes that this process can still take: of the machine, its container and its own limit."""
@@ -35,6 +37,14 @@ def check(needed: int, what: str, advice: str = "") -> None:
             "available here; stop other programs, or use a machine, or a limit, with more memory"
             f"{f', or {advice}' if advice else ''}"
         )
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on the CPU or on an accelerator."""
+    # By name, as torch is not imported here. On the CPU it raises a plain RuntimeError instead.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in _RAN_OUT)
 
 
 def amount(size: int) -> str:

@@ -15,6 +15,18 @@ from .adapters import Adapter
 from .boundary_fit import ROUNDING, Fit, Operation, fit_of
 
 
+class Unexplained(RecordingError):
+    """A stage does not start where the one before ended.
+
+    Attributes:
+        likeliest: The boundary that explains most.
+    """
+
+    def __init__(self, what: str, likeliest: Boundary) -> None:
+        super().__init__(what)
+        self.likeliest = likeliest
+
+
 def first_boundary(start: TrainingState, frozen: Sequence[str]) -> Boundary:
     """The boundary of the first stage: everything begins here."""
     carried = sorted(start.optimizer)
@@ -44,7 +56,7 @@ def find_boundary(
         adapters: Those of the models of the stage before and of the new stage.
 
     Raises:
-        RecordingError: A value changed in between that nothing explains: replay could not tell
+        Unexplained: A value changed in between that nothing explains: replay could not tell
             what the change would have been without an earlier stage.
     """
     declared = {
@@ -57,31 +69,11 @@ def find_boundary(
     fits = [fit_of(operation, before.model, start.model, declared) for operation in candidates]
     # The first of equals, and candidates come in order of likelihood.
     fit = min(fits, key=lambda fit: (len(fit.changed), fit.deviation))
-    if fit.changed:
-        raise RecordingError(_unexplained(fit, stage))
     sources = fit.sources
-    carried = []
-    for name, tensors in start.optimizer.items():
-        earlier = before.optimizer.get(sources.get(name, name))
-        same = earlier is not None and earlier.keys() == tensors.keys()
-        if not same or not all(same_tensor(earlier[key], tensors[key]) for key in tensors):  # type: ignore[index]
-            raise RecordingError(
-                f"the optimiser's state of {name} is neither new nor the one from the end of the "
-                "previous stage; pass a new optimiser, or the previous stage's optimiser, "
-                "unchanged"
-            )
-        if name in fit.new:
-            raise RecordingError(
-                f"{name} is new in stage {stage!r}, but the optimiser already has a state for it; "
-                "pass a new optimiser"
-            )
-        carried.append(name)
     kept = {name: old for name, old in sources.items() if name in start.model}
-    lost = [n for n in start.model if sources.get(n, n) in before.optimizer and n not in carried]
     gone = before.model.keys() - start.model.keys() - set(kept.values())
-    return Boundary(
-        optimizer="new" if not carried else "partly carried" if lost else "carried",
-        carried=carried,
+    boundary = Boundary(
+        optimizer="not known",
         new=fit.new,
         removed=[name for name in before.model if name in gone],
         frozen=list(frozen),
@@ -94,6 +86,29 @@ def find_boundary(
         casts=fit.casts,
         deviation=fit.deviation,
     )
+    if fit.changed:
+        raise Unexplained(_unexplained(fit, stage), boundary)
+    carried = []
+    for name, tensors in start.optimizer.items():
+        earlier = before.optimizer.get(sources.get(name, name))
+        same = earlier is not None and earlier.keys() == tensors.keys()
+        if not same or not all(same_tensor(earlier[key], tensors[key]) for key in tensors):  # type: ignore[index]
+            raise Unexplained(
+                f"the optimiser's state of {name} is neither new nor the one from the end of the "
+                "previous stage; pass a new optimiser, or the previous stage's optimiser, "
+                "unchanged",
+                boundary,
+            )
+        if name in fit.new:
+            raise Unexplained(
+                f"{name} is new in stage {stage!r}, but the optimiser already has a state for it; "
+                "pass a new optimiser",
+                boundary,
+            )
+        carried.append(name)
+    lost = [n for n in start.model if sources.get(n, n) in before.optimizer and n not in carried]
+    how = "new" if not carried else "partly carried" if lost else "carried"
+    return boundary.model_copy(update={"optimizer": how, "carried": carried})
 
 
 def _operations(

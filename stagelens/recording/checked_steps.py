@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stagelens.compute import memory
 from stagelens.contracts import RecordingError, StageLensError, Task
 from stagelens.replaying.optimizers import build_optimizer, set_group_hyperparameters, update
 from stagelens.replaying.step import Stepper, StepRules, prepare, widest_eps
@@ -154,6 +155,7 @@ class CheckedSteps:
         self._twin = start.built.to(device)
         own = dict(self._twin.named_parameters())
         self._own_names = {id(parameter): name for name, parameter in own.items()}
+        assert start.optimizer is not None  # steps cannot be run again without one
         self._own_optimizer = build_optimizer(start.optimizer, own)
         self._optimised = [name for group in start.optimizer.groups for name in group.parameters]
         # Their gradients may go on from step to step, and take part in clipping.
@@ -184,8 +186,10 @@ class CheckedSteps:
         """Hold on to gradients, one of each optimised parameter, as the optimiser reads them."""
         try:
             self._hold(gradients)
-        except torch.OutOfMemoryError:  # the training comes first
-            self.close()  # there is no room for it
+        except Exception as error:
+            if not memory.ran_out(error):
+                raise
+            self.close()  # the training comes first
 
     def close(self) -> None:
         """Check nothing more, and let go of the memory that it takes."""
@@ -249,8 +253,10 @@ class CheckedSteps:
             self._upcoming = _Stretch(
                 self._copied_weights(), self._copied_state() if whole else None, planned
             )
-        except torch.OutOfMemoryError:  # the training comes first
-            self._light, self._copies = False, []
+        except Exception as error:
+            if not memory.ran_out(error):
+                raise
+            self._light, self._copies = False, []  # the training comes first
 
     def check(self, rules: StepRules, updated: bool = True) -> None:
         """Run the newest steps again whose state was copied, if not done yet, and compare.
@@ -268,9 +274,10 @@ class CheckedSteps:
         at = At(self._stage, stretch.steps[-1].record.step + 1, widest_eps(self._twin))
         try:
             self._check(stretch, rules, updated)
-        except torch.OutOfMemoryError:  # the training comes first
-            self.close()  # there is no room for it
-        except (StageLensError, RuntimeError) as error:
+        except (StageLensError, RuntimeError, MemoryError) as error:
+            if memory.ran_out(error):  # the training comes first
+                self.close()
+                return
             if isinstance(error, RecordingError):
                 raise
             raise RecordingError(f"{at.says('it')} cannot be run again ({error})") from error
@@ -323,7 +330,7 @@ class CheckedSteps:
         # task.loss is the user's code and may raise anything.
         except Exception as error:
             which = "the first step" if at.step == 1 else f"step {at.step}"
-            if isinstance(error, torch.OutOfMemoryError):
+            if memory.ran_out(error):
                 raise
             raise RecordingError(
                 f"task.loss(model, batch) cannot be recomputed from the batch of {which} "

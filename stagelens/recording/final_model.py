@@ -41,7 +41,10 @@ class FinalModel:
         model = self._model()
         if model is None or _newest.get(self._path) is not self:
             return
-        now = _sums(model)
+        try:
+            now = _sums(model)
+        except (RuntimeError, MemoryError):  # it was taken apart, or there is no room to look
+            return
         # A cast changes every value a little, and says so itself.
         changed = [
             name

@@ -34,9 +34,7 @@ class PrecisionWatch:
         precision: That of training passes so far.
     """
 
-    def __init__(
-        self, model: nn.Module, device: str, tell: Callable[[RecordingError], None]
-    ) -> None:
+    def __init__(self, model: nn.Module, device: str, tell: Callable[[Exception], None]) -> None:
         self._tell = tell
         self.precision: Precision = "float32"
         self._device = device
@@ -74,7 +72,7 @@ class PrecisionWatch:
             self.close()
             try:
                 self.precision = self._now()
-            except RecordingError as error:
+            except Exception as error:
                 self._tell(error)
 
     def _now(self) -> Precision:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -99,6 +100,9 @@ class Recorder:
         """
         if (writer := self.__dict__.get("_writer")) is not None:  # none if it was refused
             _check_final(writer)
+            # Of a disk that is full or not there any more, a warning told already.
+            with contextlib.suppress(OSError):
+                writer.write_notes()
         self._lock.close()
 
     def _begun(self, name: str | None) -> RunFile:
@@ -205,11 +209,12 @@ class Recorder:
                 values on purpose before this stage.
             on_problem: What to do where the loop does something that replay could not reproduce.
                 ``"warn"`` warns (:class:`~stagelens.contracts.RecordingWarning`), and the stage
-                goes on with its boundaries, losses and learning rates only; ``"raise"`` stops the
-                training with a RecordingError.
+                goes on with its boundaries, losses and learning rates only. So it does where our
+                part fails, or the disk or the memory is full; a stage that has no boundaries either
+                is not recorded, and the run says so. ``"raise"`` stops the training with an error.
 
         Raises:
-            RecordingError: The name is taken or unusable, or a setting is.
+            RecordingError: The name is taken or unusable, or a setting is: nothing is trained yet.
         """
         self._writer.check_free(name)
         try:
@@ -264,6 +269,23 @@ class Recorder:
             description=description,
             channels=channels,
         )
+
+
+def note_in_run(path: Path, task: Task | None, sentence: str) -> None:
+    """Keep a sentence about a training that was not recorded, if there is a run.
+
+    Args:
+        path: The run folder.
+        task: The run's, or None if it is found by its name.
+        sentence: What people should know.
+
+    Raises:
+        StageLensError: The run is damaged, has another task, or is being recorded.
+    """
+    if (path / "run.json").exists():
+        recorder = Recorder(path, task or open_run(path).task, resume=True)
+        recorder.note(sentence)
+        recorder.close()
 
 
 def _check_final(writer: RunWriter) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -33,6 +36,7 @@ class RunWriter:
 
     def __init__(self, path: Path, task: Task, file: RunFile, last: Stage | None) -> None:
         self.path, self.task, self.file, self.last = path, task, file, last
+        self._written = file
         self._open: OpenStage | None = None
         self.final: FinalModel | None = None
 
@@ -68,9 +72,31 @@ class RunWriter:
             notes = [*self.file.notes, sentence]
             self.file = self.file.model_copy(update={"notes": notes})
 
-    def end(self) -> None:
+    @contextmanager
+    def new_folder(self, folder: str) -> Iterator[None]:
+        """A folder of the run that is deleted again if the block fails: nothing names its files."""
+        path = self.path / folder
+        there = path.exists()
+        try:
+            yield
+        except BaseException:
+            if not there:
+                shutil.rmtree(path, ignore_errors=True)
+            raise
+
+    def write_notes(self) -> None:
+        """Write notes that no announcement has written yet.
+
+        Raises:
+            OSError: They cannot be written.
+        """
+        if self.file != self._written:
+            self._write(self.file)
+
+    def end(self, stage: OpenStage) -> None:
         """Called when a stage's block is left."""
-        self._open = None
+        if self._open is stage:  # not one that was refused within another
+            self._open = None
 
     def announce(self, facts: StageFile, folder: str) -> None:
         """Write a stage's facts, and list the stage in run.json; its sha256 once it is finished."""
@@ -81,8 +107,11 @@ class RunWriter:
         reference = StageRef(name=facts.name, folder=folder, sha256=sha256 if done else None)
         others = [stage for stage in self.file.stages if stage.name != facts.name]
         if done or len(others) == len(self.file.stages):
-            self.file = self.file.model_copy(update={"stages": [*others, reference]})
-            write_json(self.path / "run.json", self.file)
+            self._write(self.file.model_copy(update={"stages": [*others, reference]}))
         if done:  # kept, as opening the run takes longer with every stage
             index = 0 if self.last is None else self.last.index + 1
             self.last = Stage(CheckedFiles(self.path), facts, index, self.last)
+
+    def _write(self, file: RunFile) -> None:
+        write_json(self.path / "run.json", file)
+        self.file = self._written = file

@@ -2,44 +2,45 @@
 
 from __future__ import annotations
 
-import copy
-import platform
+import contextlib
 import time
-import warnings
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from stagelens.compute import devices
-from stagelens.contracts import RecordingError, RecordingWarning
+from stagelens.contracts import RecordingError
 from stagelens.replaying.step import StepRules
-from stagelens.runs.batches import flatten
-from stagelens.runs.schema import Checkpoint, Environment, StageFile, StateRef
-from stagelens.runs.states import capture, save_state
+from stagelens.runs.schema import Checkpoint
+from stagelens.runs.states import TrainingState, capture
 from stagelens.runs.step_records import StepRecord
-from stagelens.runs.steps import FlatMicroBatch
 
 from .best_model import Best
 from .checked_steps import CheckedSteps, NotedStep
 from .final_model import FinalModel
 from .forward_passes import ForwardPasses
+from .micro_batches import MicroBatches
+from .problems import Problems
 from .run_writer import RunWriter
+from .stage_files import StageFiles
 from .stage_settings import StageSettings
-from .stage_start import read_start
+from .stage_start import StageStart, read_start
 from .step_writer import StepWriter
+from .update_count import UpdateCount
 from .watch import Watch
 
 
 class StageRecorder:
     """Made by :meth:`Recorder.stage`; enter it around the training loop of one stage.
 
+    With ``on_problem="warn"`` nothing that goes wrong in here reaches the training loop: it is told
+    in a warning, and the stage goes on with its boundaries only, or is not recorded.
+
     Attributes:
         name: The stage's name.
-        recording: Whether the block was entered and not left yet.
-        problem: What replay could not reproduce, once it was found.
-        advice: Follows in messages of problems.
+        recording: Whether the stage is being recorded: its block was entered and not left yet.
+        problems: What is wrong with it.
     """
 
     def __init__(
@@ -53,8 +54,7 @@ class StageRecorder:
     ) -> None:
         self.name = name
         self.recording = False
-        self.problem: str | None = None
-        self.advice = ""
+        self.problems = Problems(name, settings.on_problem == "raise")
         self._run = run
         self._folder = folder
         self._model = model
@@ -62,76 +62,82 @@ class StageRecorder:
         self._settings = settings
         self._names = {id(p): n for n, p in model.named_parameters()}
         self._writer = StepWriter(run.path, folder, settings.flush_every)
-        self._micro: list[FlatMicroBatch] = []
-        self._micro_losses: list[Tensor | float] = []
-        self._first_batches: list[Any] | None = []
+        self._files: StageFiles | None = None
+        self._checked: CheckedSteps | None = None
+        self._watch: Watch | UpdateCount = UpdateCount(None)
+        self._micro = MicroBatches(settings.accumulation)
         self._passes = ForwardPasses()
         self._best: Best | None = None
         self._at_best = False
 
     def __enter__(self) -> StageRecorder:
-        self._run.begin(self)
         self._started = time.monotonic()
-        settings, model, optimizer = self._settings, self._model, self._optimizer
-        start = read_start(self._run, self.name, self._folder, model, optimizer, settings)
-        self._facts = StageFile(
-            name=self.name,
-            description=settings.description,
-            status="recording",
-            optimizer=start.optimizer,
-            boundary=start.boundary,
-            trainable=start.trainable,
-            clip_norm=settings.clip_norm,
-            accumulation=settings.accumulation,
-            keep_batches=settings.keep_batches,
-            build_config=start.build_config,
-            environment=_environment(next(model.parameters()).device),
-            start=start.reference,
-        )
-        self._run.announce(self._facts, self._folder)
-        self._checked = CheckedSteps(
-            self.name,
-            self._run.task,
-            model,
-            optimizer,
-            self._names,
-            start,
-            settings.keeps,
-        )
-        self._watch = Watch(
-            model,
-            optimizer,
-            self._names,
-            settings.clip_norm,
-            settings.keeps,
-            self._checked,
-            self.tell,
-        )
-        self.recording = True
+        try:
+            self._begin()
+        # Not only what we refuse: the task, the disk or the memory may fail too.
+        except Exception as error:
+            self._lose(error, "is not recorded")
         return self
 
-    def tell(self, error: RecordingError) -> None:
+    def _begin(self) -> None:
+        run, folder, settings = self._run, self._folder, self._settings
+        model, optimizer = self._model, self._optimizer
+        run.begin(self)
+        with run.new_folder(folder):
+            start = read_start(run, self.name, folder, model, optimizer, settings, self.tell)
+            facts = start.facts(self.name, settings, self.problem)
+            self._files = StageFiles(run, folder, facts)
+        self._watch = UpdateCount(optimizer)
+        self.recording = True
+        if self.problem is None:
+            try:
+                self._watch_closely(start)
+            except Exception as error:
+                self.tell(error)
+
+    def _watch_closely(self, start: StageStart) -> None:
+        model, optimizer, keeps = self._model, self._optimizer, self._settings.keeps
+        self._checked = CheckedSteps(
+            self.name, self._run.task, model, optimizer, self._names, start, keeps
+        )
+        clip_norm, counting = self._settings.clip_norm, self._watch
+        self._watch = Watch(
+            model, optimizer, self._names, clip_norm, keeps, self._checked, self.tell
+        )
+        counting.close()
+
+    @property
+    def problem(self) -> str | None:
+        """What replay could not reproduce, once it was found."""
+        return self.problems.problem
+
+    def tell(self, error: Exception) -> None:
         """A problem was found: go on with the stage's boundaries only, or stop.
 
         Raises:
-            RecordingError: With ``on_problem="raise"``.
+            Exception: With ``on_problem="raise"``.
         """
-        if self.advice:
-            error = RecordingError(f"{error}. {self.advice}")
-        if self._settings.on_problem == "raise":
-            raise error
-        if self.problem is not None:
+        if not self.problems.costs_replay(error):
             return
-        self.problem = str(error)
-        self._watch.checking = False
-        self._announce(problem=self.problem, keep_batches="none")
-        warnings.warn(
-            f"stage {self.name!r} cannot be replayed: {error}. The training goes on, and the "
-            "stage keeps its boundaries, losses and learning rates; to stop here instead, record "
-            'with on_problem="raise"',
-            RecordingWarning,
-            stacklevel=3,
-        )
+        if isinstance(self._watch, Watch):
+            self._watch.checking = False
+        if self._checked is not None:
+            self._checked.close()
+        # Otherwise it is written with what comes next.
+        with contextlib.suppress(Exception):
+            self._announce(problem=self.problem, keep_batches="none")
+        self.problems.warn()
+
+    def _lose(self, error: Exception, what: str) -> None:
+        """The stage has no boundaries: say so in the run, and leave the training alone."""
+        self.recording = False
+        self._run.end(self)
+        if not self.problems.costs_stage(error, what):
+            return
+        self._run.note(str(self.problems.lost))
+        with contextlib.suppress(Exception):
+            self._run.write_notes()
+        self.problems.warn()
 
     @property
     def final(self) -> FinalModel | None:
@@ -164,63 +170,60 @@ class StageRecorder:
                 always the accumulation; then given for every micro-batch, with the loss undivided.
 
         Raises:
-            RecordingError: The stage is not being recorded; or, with ``on_problem="raise"``,
-                replay could not reproduce the step: says what to declare or change.
+            RecordingError: With ``on_problem="raise"``, the stage is not being recorded, or replay
+                could not reproduce the step: says what to declare or change.
         """
         if not self.recording:
-            raise RecordingError(
-                f"stage {self.name!r} is not being recorded; call stage.step inside its with block"
-            )
-        # No float() of a tensor: it would make every step wait for the accelerator.
-        self._micro_losses.append(loss.detach() if isinstance(loss, Tensor) else float(loss))
-        if self.problem is None:
-            try:
+            self._outside()
+            return
+        try:
+            self._micro.add_loss(loss)
+            if self.problem is None:
                 self._note_and_check(batch, divisor)
-            except RecordingError as error:
-                self.tell(error)
+        except Exception as error:
+            self.tell(error)
         if self.problem is not None:
             self._note_loss()
 
+    def _outside(self) -> None:
+        outside = RecordingError(
+            f"stage {self.name!r} is not being recorded; call stage.step inside its with block"
+        )
+        if self.problems.costs_stage(outside, "takes no more steps"):
+            self.problems.warn()
+
     def _note_and_check(self, batch: Any, divisor: float | None) -> None:
-        watch = self._watch
+        watch, micro, checked = self._watch, self._micro, self._checked
+        assert isinstance(watch, Watch) and checked is not None  # there is no problem yet
         keep = self._settings.keeps(watch.noted)
-        description, tensors = flatten(batch) if keep else (None, [])
-        self._micro.append(FlatMicroBatch(description, tensors, watch.take_rng(), divisor))
-        # The first step is checked even if its batches are not kept; the loop may change them.
-        if self._first_batches is not None and not keep:
-            self._first_batches.append(copy.deepcopy(batch))
-        if divisor is None and len(self._micro) > self._settings.accumulation:
-            raise RecordingError(
-                f"{len(self._micro)} batches were noted before update {watch.noted + 1}; call "
-                "stage.step(batch, loss) after optimizer.step(), and declare gradient "
-                "accumulation with stage(..., accumulation=G). Where a GradScaler skips updates, "
-                "train without one"
-            )
+        micro.add(batch, watch.take_rng(), divisor, keep, watch.noted + 1)
         # No update since the last note: this was a micro-batch on the way to one.
         if watch.updates == watch.noted:
             return
-        first, self._first_batches = self._first_batches, None
-        self._passes.check(watch, self._micro, keep)
-        record = self._record([micro.divisor for micro in self._micro])
-        noted = NotedStep(record, self._micro, self._micro_losses, first)
+        first = micro.take_first()
+        self._passes.check(watch, micro.flat, keep)
+        record = self._record([one.divisor for one in micro.flat])
         try:
-            self._checked.noted(noted, self._rules)
+            checked.noted(NotedStep(record, micro.flat, micro.losses, first), self._rules)
         except RecordingError as error:
-            raise self._passes.explained(error, watch.noted, len(self._micro)) from None
+            raise self._passes.explained(error, watch.noted, len(micro.flat)) from None
         if first is not None:
             modes = {"evaluation_mode": watch.evaluation_mode or [], "precision": watch.precision}
             self._announce(**modes)
-        self._writer.note(record, self._micro if keep else [], self._micro_losses)
+        self._writer.note(record, micro.flat if keep else [], micro.losses)
         self._noted()
 
     def _note_loss(self) -> None:
         """Note what is left of a step once the stage cannot be replayed."""
-        self._micro = []
-        if self._watch.updates > self._watch.noted:
-            losses = self._micro_losses
+        losses = self._micro.only_losses()
+        if self._watch.updates <= self._watch.noted:
+            return
+        self._watch.updates = self._watch.noted + 1  # others may have been missed
+        try:
             self._writer.note(self._record([None] * len(losses)), [], losses)
-            self._watch.updates = self._watch.noted + 1  # others may have been missed
             self._noted()
+        except Exception:  # it was told that the stage keeps little; now it keeps less
+            self._writer.stop()
 
     def _record(self, divisors: list[float | None]) -> StepRecord:
         return StepRecord(
@@ -236,54 +239,53 @@ class StageRecorder:
         watch = self._watch
         watch.noted += 1
         watch.forwards = 0
-        self._micro, self._micro_losses = [], []
+        self._micro.clear()
         if self._checkpoint_due(watch.noted):
             self._checkpoint()
         elif self._writer.due:
             self._writer.flush()
 
     def _rules(self) -> StepRules:
+        assert isinstance(self._watch, Watch) and self._files is not None
         return StepRules(
             self._settings.accumulation,
             self._settings.clip_norm,
             self._watch.evaluation_mode or [],
-            self._facts.trainable,
+            self._files.facts.trainable,
             self._watch.precision,
         )
 
     def _announce(self, **update: Any) -> None:
-        """Write the stage's facts if something changes."""
-        facts = self._facts.model_copy(update=update)
-        if facts != self._facts:
-            self._facts = facts
-            self._run.announce(facts, self._folder)
+        if self._files is not None:
+            self._files.announce(**update)
 
-    def _checkpoint(self) -> Checkpoint:
-        """The training state as it is now, on disk, and all steps up to it."""
-        if self.problem is None:
+    def _agreed(self) -> list[int]:
+        return [] if self._checked is None else [*self._checked.done]
+
+    def _checkpoint(self) -> Checkpoint | None:
+        """The training state as it is now, on disk, and all steps up to it; None if it cannot be.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        assert self._files is not None
+        if self.problem is None and isinstance(self._watch, Watch):
             try:
                 self._watch.check_now()
             except RecordingError as error:
                 self.tell(error)
         self._writer.flush()  # first: resuming needs every step before a checkpoint
-        known = self._facts.checkpoints
-        # A regular checkpoint and keep_best can come at the same step.
-        if known and known[-1].step == self.steps:
-            return known[-1]
-        prefix = f"{self._folder}/checkpoint-{self.steps:06d}"
-        checkpoint = Checkpoint(step=self.steps, state=self._save_state(prefix))
-        self._announce(checkpoints=[*known, checkpoint], checked=[*self._checked.done])
-        return checkpoint
+        if self._writer.stopped:
+            return None
+        return self._files.checkpoint(self.steps, self._state, checked=self._agreed())
 
     def _checkpoint_due(self, step: int) -> bool:
-        return (
-            self._settings.checkpoint_every is not None
-            and step % self._settings.checkpoint_every == 0
-        )
+        every = self._settings.checkpoint_every
+        return every is not None and step % every == 0
 
-    def _save_state(self, prefix: str) -> StateRef:
-        state = capture(self._model, self._optimizer, self._names)
-        return save_state(self._run.path, prefix, state)
+    def _state(self) -> TrainingState:
+        known = self._files is not None and self._files.facts.optimizer is not None
+        return capture(self._model, self._optimizer if known else None, self._names)
 
     def keep_best(self, metric: str, value: float) -> None:
         """Keep the current training state as the best so far, in place of the previous best.
@@ -293,14 +295,17 @@ class StageRecorder:
             value: Its value.
 
         Raises:
-            RecordingError: The model is not as the newest update left it.
+            RecordingError: With ``on_problem="raise"``, the model is not as the newest update left
+                it.
         """
-        best = self._checkpoint()
-        self._best = Best(best, metric, value)
-        kept = [c for c in self._facts.checkpoints if c == best or self._checkpoint_due(c.step)]
-        self._announce(checkpoints=kept)
-        # After the facts: a process killed in between must not leave them naming missing files.
-        self._tidy("checkpoint-*")
+        if not self.recording or self._files is None:
+            return
+        try:
+            if (best := self._checkpoint()) is not None:
+                self._best = Best(best, metric, value)
+                self._files.drop_checkpoints(lambda c: c == best or self._checkpoint_due(c.step))
+        except Exception as error:
+            self.tell(error)
 
     def back_to_best(self) -> None:
         """End the stage at its best state, as the loop loaded that model after its last step.
@@ -308,26 +313,21 @@ class StageRecorder:
         Later steps do not count: they are taken out of the run when the stage ends.
 
         Raises:
-            RecordingError: No best model was kept, or the model is a different one.
+            RecordingError: With ``on_problem="raise"``, no best model was kept, or the model is a
+                different one.
         """
-        if self._best is None:
-            raise RecordingError(
-                "the loop went back to its best model, but no best model was kept; call "
-                "stage.keep_best(metric, value) at the step where it is found"
-            )
+        if not self.recording:
+            return
         try:
+            if self._best is None:
+                raise RecordingError(
+                    "the loop went back to its best model, but no best model was kept; call "
+                    "stage.keep_best(metric, value) at the step where it is found"
+                )
             self._best.check(self._run.path, self._model)
-        except RecordingError as error:
-            self.tell(error)
-        else:
             self._at_best = True
-
-    def _tidy(self, pattern: str) -> None:
-        """Delete files of the stage that its facts do not name any more."""
-        named = {file.path for file in self._facts.files()} | {f"{self._folder}/stage.json"}
-        for path in (self._run.path / self._folder).glob(pattern):
-            if path.relative_to(self._run.path).as_posix() not in named:
-                path.unlink()
+        except Exception as error:
+            self.tell(error)
 
     def __exit__(
         self,
@@ -335,58 +335,65 @@ class StageRecorder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if not self.recording:  # there was nothing to record into
+            return
         self.recording = False
-        self._run.end()
-        self._watch.close()
-        self._writer.flush()  # first: whatever is wrong, what was noted is kept
+        self._run.end(self)
+        try:
+            self._watch.close()
+            self._writer.flush()  # first: whatever is wrong, what was noted is kept
+        except Exception as problem:
+            self.tell(problem)
         if kind is not None:
             return  # the stage stays unfinished, because its end is not known
+        try:
+            self._end()
+        except Exception as problem:
+            self._lose(problem, "was not finished")
+
+    def _end(self) -> None:
         if self.problem is None:
             try:
                 self._check_end()
-            except RecordingError as error:
+            except Exception as error:
                 self.tell(error)
-        self._announce(checked=[*self._checked.done])
-        self._checked.close()
-        self._complete(time.monotonic() - self._started)
+        checked = self._agreed()
+        if self._checked is not None:
+            self._checked.close()
+        self._complete(seconds=time.monotonic() - self._started, checked=checked)
         # Last: whatever becomes of it, the stage is complete.
-        self._run.final = FinalModel(self._run.path, self.name, self._model)
+        with contextlib.suppress(RuntimeError, MemoryError):
+            self._run.final = FinalModel(self._run.path, self.name, self._model)
 
-    def _complete(self, seconds: float) -> None:
+    def _complete(self, **facts: Any) -> None:
+        assert self._files is not None
         if self._best is not None and self._at_best:
-            ending = self._best.ending(self._facts.checkpoints, self._writer.parts)
-            self._announce(status="complete", seconds=seconds, **ending)
-            self._tidy("*")
+            ending = self._best.ending(self._files.facts.checkpoints, self._writer.parts)
+            self._announce(status="complete", **facts, **ending)
+            self._files.tidy("*")
             return
         self._announce(
             status="complete",
-            seconds=seconds,
-            end=self._save_state(f"{self._folder}/end"),
+            end=self._files.save("end", self._state()),
             parts=list(self._writer.parts),
-            steps=self.steps,
+            steps=self._writer.steps,
+            # Where not all of them could be written.
+            updates=self.steps if self.steps > self._writer.steps else None,
+            **facts,
         )
 
     def _check_end(self) -> None:
-        if self._watch.updates > self._watch.noted:
+        watch, checked = self._watch, self._checked
+        assert isinstance(watch, Watch) and checked is not None
+        if watch.updates > watch.noted:
             raise RecordingError(
                 "the last optimizer.step() was not noted; call stage.step(batch, loss) after it"
             )
-        if self._watch.noted == 0:
+        if watch.noted == 0:
             raise RecordingError(
                 f"stage {self.name!r} has no step; call stage.step(batch, loss) after every "
                 "optimizer.step() of the model and optimiser that the stage was given"
             )
         if not self._at_best:
-            self._watch.check_now()
-        self._checked.check(self._rules(), updated=not self._at_best)
-
-
-def _environment(device: torch.device) -> Environment:
-    return Environment(
-        torch=torch.__version__,
-        # The order of additions, and so the last bits, depend on how many threads share them.
-        threads=torch.get_num_threads(),
-        device=device.type,
-        machine=f"{platform.system()} {platform.machine()}",
-        arithmetic=devices.arithmetic(device),
-    )
+            watch.check_now()
+        checked.check(self._rules(), updated=not self._at_best)

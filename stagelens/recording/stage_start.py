@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import platform
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from stagelens.compute import devices
 from stagelens.contracts import RecordingError
 from stagelens.replaying.optimizers import optimizer_facts
 from stagelens.runs.boundary_facts import Boundary
 from stagelens.runs.run import Stage
-from stagelens.runs.schema import OptimizerFacts, StateRef
+from stagelens.runs.schema import Environment, OptimizerFacts, StageFile, StateRef
 from stagelens.runs.states import TrainingState, capture, model_tensors, same_tensor, save_state
 
 from .adapters import Adapter, read_adapter
-from .boundary import find_boundary, first_boundary
+from .boundary import Unexplained, find_boundary, first_boundary
 from .run_writer import RunWriter
 from .stage_settings import StageSettings
 
@@ -30,19 +32,45 @@ class StageStart:
         state: Before the first step.
         reference: The same on disk.
         boundary: How it came about.
-        optimizer: The optimiser.
+        optimizer: The optimiser; None where replay could not make it again.
         trainable: Parameters that require a gradient.
         build_config: For ``task.build_model``.
         built: A model that the task made with it, with any weights.
+        device: Where the model is trained.
     """
 
     state: TrainingState
     reference: StateRef
     boundary: Boundary
-    optimizer: OptimizerFacts
+    optimizer: OptimizerFacts | None
     trainable: list[str]
     build_config: dict[str, Any] | None
     built: nn.Module
+    device: torch.device
+
+    def facts(self, name: str, settings: StageSettings, problem: str | None) -> StageFile:
+        """The first contents of the stage's stage.json.
+
+        Args:
+            name: The stage's name.
+            settings: As declared.
+            problem: Why it cannot be replayed, if that is known already.
+        """
+        return StageFile(
+            name=name,
+            description=settings.description,
+            status="recording",
+            optimizer=self.optimizer,
+            boundary=self.boundary,
+            trainable=self.trainable,
+            clip_norm=settings.clip_norm,
+            accumulation=settings.accumulation,
+            keep_batches=settings.keep_batches if problem is None else "none",
+            build_config=self.build_config,
+            environment=_environment(self.device),
+            start=self.reference,
+            problem=problem,
+        )
 
 
 def read_start(
@@ -52,6 +80,7 @@ def read_start(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     settings: StageSettings,
+    tell: Callable[[Exception], None],
 ) -> StageStart:
     """Check what a stage is given, and write its start.
 
@@ -62,63 +91,101 @@ def read_start(
         model: Is trained.
         optimizer: Trains it.
         settings: As declared.
+        tell: Called with what costs the stage its replay, but not its boundaries: hooks do not see
+            the model's passes, replay could not make the optimiser, or the stage does not start
+            where the one before ended.
 
     Raises:
-        RecordingError: The model is not the task's, the optimiser not one of its parameters, or
-            the stage does not start where the one before ended.
+        RecordingError: The stage has no boundaries: the model is not the task's, or has no weights
+            yet.
     """
-    _check_kind(model, "the model")
+    _check_initialised(model, "the model")
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    facts = optimizer_facts(optimizer, names)
     trainable = [n for n, p in model.named_parameters() if p.requires_grad]
-    optimised = {name for group in facts.groups for name in group.parameters}
-    if not optimised & set(trainable):
-        raise RecordingError(
-            "the optimiser has no parameter that requires a gradient; pass the parameters "
-            "that this stage trains"
-        )
+    facts: OptimizerFacts | None = None
+    try:
+        _check_passes(model, "the model")
+        facts = _optimizer_facts(optimizer, names, trainable)
+    # An optimiser of another make may lack what is asked of it.
+    except Exception as error:
+        tell(error)
     adapter, build_config = read_adapter(model), settings.build_config
     if (read := run.task.stage_config(model)) is not None:
         build_config = {**read, **(build_config or {})}
     built = _build(run, build_config)
     _check_built(model, built)
-    state = capture(model, optimizer, names)
+    state = capture(model, None if facts is None else optimizer, names)
     frozen = [n for n in names.values() if n not in trainable]
     prefix, last = f"{folder}/start", run.last
     if last is None:
         boundary, there = first_boundary(state, frozen), None
     else:
         before = last.end()
-        boundary = find_boundary(
-            before,
-            state,
-            stage=name,
-            reinitialised=settings.reinitialised,
-            frozen=frozen,
-            adapters=(_adapter_before(run, last, before, model, adapter), adapter),
-        )
+        try:
+            boundary = find_boundary(
+                before,
+                state,
+                stage=name,
+                reinitialised=settings.reinitialised,
+                frozen=frozen,
+                adapters=(_adapter_before(run, last, before, model, adapter), adapter),
+            )
+        except Unexplained as error:
+            tell(error)
+            boundary = error.likeliest
         unchanged = before.model.keys() == state.model.keys() and all(
             same_tensor(before.model[name], tensor) for name, tensor in state.model.items()
         )
         # Files of the previous end serve an unchanged model; it is not written twice.
         there = last.facts.end if unchanged else None
+    if facts is None:  # its state is not kept
+        boundary = boundary.model_copy(update={"optimizer": "not known"})
     reference = save_state(run.path, prefix, state, there)
-    return StageStart(state, reference, boundary, facts, trainable, build_config, built)
+    device = next(model.parameters()).device
+    return StageStart(state, reference, boundary, facts, trainable, build_config, built, device)
 
 
-def _check_kind(model: nn.Module, what: str) -> None:
-    """Refuse modules whose parameters or passes cannot be seen."""
+def _optimizer_facts(
+    optimizer: torch.optim.Optimizer, names: Mapping[int, str], trainable: list[str]
+) -> OptimizerFacts:
+    facts = optimizer_facts(optimizer, names)
+    optimised = {name for group in facts.groups for name in group.parameters}
+    if not optimised & set(trainable):
+        raise RecordingError(
+            "the optimiser has no parameter that requires a gradient; pass the parameters "
+            "that this stage trains"
+        )
+    return facts
+
+
+def _check_passes(model: nn.Module, what: str) -> None:
+    """Refuse modules whose passes cannot be seen."""
     if isinstance(model, torch.jit.ScriptModule):
         raise RecordingError(
             f"{what} is a TorchScript module, whose forward passes hooks do not see; train and "
             "record the module that it was made from, and script it afterwards"
         )
+
+
+def _check_initialised(model: nn.Module, what: str) -> None:
+    """Refuse modules whose parameters cannot be read yet."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
     if (lazy := next((n for n, t in tensors if nn.parameter.is_lazy(t)), None)) is not None:
         raise RecordingError(
             f"{what} has a parameter that is not initialised yet, {lazy}, as in a LazyLinear "
             "before its first batch; pass one batch through it before an optimiser is made of it"
         )
+
+
+def _environment(device: torch.device) -> Environment:
+    return Environment(
+        torch=torch.__version__,
+        # The order of additions, and so the last bits, depend on how many threads share them.
+        threads=torch.get_num_threads(),
+        device=device.type,
+        machine=f"{platform.system()} {platform.machine()}",
+        arithmetic=devices.arithmetic(device),
+    )
 
 
 def _build(run: RunWriter, config: Mapping[str, Any] | None) -> nn.Module:
@@ -129,7 +196,8 @@ def _build(run: RunWriter, config: Mapping[str, Any] | None) -> nn.Module:
 
 def _check_built(model: nn.Module, built: nn.Module) -> None:
     """The task's own module has to be of the architecture that is trained."""
-    _check_kind(built, "the model that task.build_model makes")
+    _check_initialised(built, "the model that task.build_model makes")
+    _check_passes(built, "the model that task.build_model makes")
     own = {n: tuple(t.shape) for n, t in model_tensors(model).items()}
     task = {n: tuple(t.shape) for n, t in model_tensors(built).items()}
     for name in (*own, *task):

@@ -28,11 +28,13 @@ class StepWriter:
     Attributes:
         parts: Those on disk, in order.
         steps: How many steps they hold.
+        stopped: Whether later steps are left out, because some could not be written.
     """
 
     def __init__(self, root: Path, folder: str, flush_every: int) -> None:
         self.parts: list[PartRef] = []
         self.steps = 0
+        self.stopped = False
         self._root = root
         self._folder = folder
         self._flush_every = flush_every
@@ -55,6 +57,8 @@ class StepWriter:
             micro: Its micro-batches; none where they are not kept.
             losses: Of all its micro-batches, as the loop reported them.
         """
+        if self.stopped:
+            return
         self._pending.append(FlatStep(record, list(micro)))
         self._losses.append(losses)
         self._bytes += sum(
@@ -71,14 +75,36 @@ class StepWriter:
         )
 
     def flush(self) -> None:
-        """Write what is held; afterwards it survives a killed process."""
+        """Write what is held; afterwards it survives a killed process.
+
+        Raises:
+            OSError: It cannot be written; nothing more is then.
+        """
+        try:
+            self._flush()
+        except Exception:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Hold and write nothing more: a part that is missing must not be followed by others."""
+        self.stopped = True
+        self._let_go()
+
+    def _flush(self) -> None:
         # Losses are read only here: reading each at its step would wait for the accelerator.
         for step, losses in zip(self._pending, self._losses, strict=True):
             step.record.loss = step.record.reported_loss([float(loss) for loss in losses])
         if self._pending:
             number = len(self.parts)
-            part = write_part(self._root, self._folder, number, self._pending, self._digest)
+            # A copy, as a part that is not written does not count.
+            digest = self._digest.copy()
+            part = write_part(self._root, self._folder, number, self._pending, digest)
+            self._digest = digest
             self.parts.append(part)
             self.steps += part.steps
+        self._let_go()
+
+    def _let_go(self) -> None:
         self._pending, self._losses, self._bytes = [], [], 0
         self._flushed = time.monotonic()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +16,10 @@ from stagelens.contracts import RecordingError, RecordingWarning, Task
 
 from .final_model import FinalModel
 from .infer_task import task_of_stage
-from .recorder import Recorder
+from .problems import in_words
+from .recorder import Recorder, note_in_run
 from .stage_recorder import StageRecorder
+from .stage_settings import StageSettings
 from .trainer_settings import TrainerSettings
 from .training_passes import TrainingPasses
 
@@ -39,8 +41,8 @@ class StageRecorderCallback(TrainerCallback):
     clipping, accumulation, random state, and mixed precision where it is bfloat16. Evaluation,
     logging and saving within the training do not matter. Where the Trainer loads its best model at
     the end (``load_best_model_at_end``), the stage ends at the step where that was found, and so
-    does its replay. What replay could not reproduce is refused by name, when the training begins or
-    at its first step.
+    does its replay. What replay could not reproduce is told by name, when the training begins or at
+    the step where it shows. The training goes on: whatever happens in here, it is not stopped.
 
     A training that is interrupted leaves a stage that is not finished. The next callback on the
     folder goes on as ``Recorder(..., resume=True)`` does: from the newest checkpoint, if
@@ -64,9 +66,13 @@ class StageRecorderCallback(TrainerCallback):
         reinitialised: Parameters and buffers (names or prefixes) that were given new initial
             values on purpose before this stage.
         flush_every: Most steps between two writes to disk.
-        on_problem: What to do where the training does something that replay could not reproduce:
-            ``"warn"``, and the stage goes on with its boundaries, losses and learning rates only;
-            or ``"raise"``, which stops the training.
+        on_problem: What to do where the training does something that replay could not reproduce,
+            or something fails in here: ``"warn"``, and the stage goes on with its boundaries,
+            losses and learning rates only, or is not recorded and the run says so; or ``"raise"``,
+            which stops the training.
+
+    Raises:
+        RecordingError: A setting of the recording itself is unusable.
 
     Example:
         >>> trainer = Trainer(                                          # doctest: +SKIP
@@ -104,9 +110,11 @@ class StageRecorderCallback(TrainerCallback):
             "flush_every": flush_every,
             "on_problem": on_problem,
         }
+        StageSettings(**self._settings)  # refuses what is unusable before anything is trained
         self._open: _Open | None = None
         self._final: FinalModel | None = None
         self._interrupt: weakref.finalize | None = None
+        self._told = False
 
     def on_train_begin(
         self,
@@ -118,8 +126,17 @@ class StageRecorderCallback(TrainerCallback):
         """Begin the stage.
 
         Raises:
-            RecordingError: The training cannot be recorded; says what to change.
+            RecordingError: With ``on_problem="raise"``, the training cannot be recorded; says what
+                to change.
         """
+        self._told = False
+        try:
+            self._begin(args, state, **kwargs)
+        # The folder, the model, the task or the disk: none of them may stop the training.
+        except Exception as error:
+            self._tell(error, f"stage {self.stage!r} is not recorded")
+
+    def _begin(self, args: TrainingArguments, state: TrainerState, **kwargs: Any) -> None:
         settings = TrainerSettings.read(args, state, kwargs["optimizer"])
         place = self.path.resolve()
         if (before := _recording.get(place)) is not None:
@@ -128,7 +145,7 @@ class StageRecorderCallback(TrainerCallback):
         # What fails before pop_all closes everything again, so that the folder is free.
         with ExitStack() as closing:
             stage = self._enter(closing, settings, state.global_step, **kwargs)
-            stage.advice = _KNOWN
+            stage.problems.advice = _KNOWN
             passes = TrainingPasses(kwargs["model"], stage.tell)
             closing.callback(passes.close)
             self._open = _Open(stage, passes, closing.pop_all())
@@ -173,6 +190,8 @@ class StageRecorderCallback(TrainerCallback):
             build_config=build_config,
             **self._settings,
         )
+        if settings.problem is not None:
+            stage.tell(settings.problem)
         return closing.enter_context(stage)
 
     def on_substep_end(self, *_: Any, **__: Any) -> None:
@@ -185,19 +204,34 @@ class StageRecorderCallback(TrainerCallback):
 
     def _note(self) -> None:
         if self._open is None:
-            what = (
+            late = RecordingError(
                 f"stage {self.stage!r} is not being recorded: give the callback to the Trainer "
                 "before its training begins, and let only one at a time record into one folder"
             )
-            if self._settings["on_problem"] == "raise":
-                raise RecordingError(what)
-            warnings.warn(what, RecordingWarning, stacklevel=2)
+            self._tell(late)
             return
         try:
             self._open.note()
-        except RecordingError:
+        except Exception as error:
             self.interrupt()
-            raise
+            self._tell(error, f"stage {self.stage!r} was interrupted")
+
+    def _tell(self, error: Exception, what: str = "") -> None:
+        """Tell, once in a training, what became of the stage and why; or raise."""
+        if self._settings["on_problem"] == "raise" or isinstance(error, RecordingWarning):
+            raise error
+        if self._told:
+            return
+        self._told = True
+        sentence = f"{what}: {in_words(error)}" if what else in_words(error)
+        with suppress(Exception):  # the run may be what is wrong
+            note_in_run(self.path, self._task, sentence)
+        warnings.warn(
+            f"{sentence}. The training goes on; to stop here instead, record with "
+            'on_problem="raise"',
+            RecordingWarning,
+            stacklevel=4,
+        )
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -214,16 +248,20 @@ class StageRecorderCallback(TrainerCallback):
         """Finish the stage.
 
         Raises:
-            RecordingError: Weights are not as the last update, or the best step, left them.
+            RecordingError: With ``on_problem="raise"``, weights are not as the last update, or the
+                best step, left them.
         """
         if self._open is None or self._interrupt is None:
             return
         # The stage ends regularly from here on; the finaliser would mark it as interrupted.
         self._interrupt.detach()
         stage, closing, self._open = self._open.stage, self._open.closing, None
-        with closing:
-            if args.load_best_model_at_end and state.best_model_checkpoint is not None:
-                stage.back_to_best()
+        try:
+            with closing:
+                if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+                    stage.back_to_best()
+        except Exception as error:
+            self._tell(error, f"stage {self.stage!r} was not finished")
         self._final = stage.final  # callbacks listed after this one may change it only now
 
     def on_evaluate(self, *_: Any, **__: Any) -> None:

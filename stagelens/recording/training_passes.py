@@ -40,7 +40,7 @@ class TrainingPasses:
         tell: Called with a problem that shows within a pass.
     """
 
-    def __init__(self, model: nn.Module, tell: Callable[[RecordingError], None]) -> None:
+    def __init__(self, model: nn.Module, tell: Callable[[Exception], None]) -> None:
         self._tell = tell
         self._inputs: dict[str, Any] | None = None
         self._loss: Tensor | None = None
@@ -91,7 +91,8 @@ class TrainingPasses:
             return
         try:
             self._check_call(args)
-        except RecordingError as error:
+        # Whatever it is, it must not reach the training loop.
+        except Exception as error:
             self._tell(error)
         self._inputs = dict(kwargs)
 
@@ -110,25 +111,31 @@ class TrainingPasses:
     def _after(self, _model: nn.Module, _args: Any, outputs: Any) -> None:
         if not torch.is_grad_enabled():
             return
+        try:
+            self._see_loss(outputs)
+        except Exception as error:
+            self._tell(error)
+
+    def _see_loss(self, outputs: Any) -> None:
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
         # Models called with return_dict=False give a tuple that begins with the loss.
         if isinstance(outputs, tuple | list) and outputs:
             loss = outputs[0]
         if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
             given = ", ".join(self._inputs or ())
-            self._tell(
-                RecordingError(
-                    f"the model gave no loss (it was called with {given}), so the Trainer computes "
-                    "one by compute_loss_func or a compute_loss of its own, which replay does not "
-                    "know; let the model compute the loss, from the labels that it is given"
-                )
+            raise RecordingError(
+                f"the model gave no loss (it was called with {given}), so the Trainer computes "
+                "one by compute_loss_func or a compute_loss of its own, which replay does not "
+                "know; let the model compute the loss, from the labels that it is given"
             )
-            return
         self._loss = loss.detach().clone()  # it may still be changed in place
         loss.register_hook(self._receive)
 
     def _receive(self, gradient: Tensor) -> None:
-        self._factor += float(gradient)
+        try:
+            self._factor += float(gradient)
+        except Exception as error:
+            self._tell(error)
 
 
 def _divisor(factor: float) -> float:

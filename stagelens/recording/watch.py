@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,7 @@ from .fingerprint import Fingerprint, SampledFingerprint
 from .hooks import PassiveHook, grad_scaler_above
 from .optimizer_state import OptimizerStateWatch, equal_or_nan
 from .precision import PrecisionWatch
+from .update_count import learning_rates
 
 _NORM_EVERY = 16
 """Updates between two checks of a clipped gradient's norm, which reads all gradients."""
@@ -40,7 +42,7 @@ class Watch:
     Attributes:
         updates: How many optimiser steps were seen.
         noted: How many of them were noted by ``stage.step``.
-        groups: Hyperparameters per group of the newest update.
+        groups: Hyperparameters per group of the newest update; after a problem, learning rates.
         missing: Parameters without a gradient at the newest update.
         forwards: Forward passes with gradients since the last update.
         rng: Device to generator state before the newest forward pass that followed a note.
@@ -56,7 +58,7 @@ class Watch:
         clip_norm: float | None,
         keeps_batches: Callable[[int], bool],
         checked: CheckedSteps,
-        tell: Callable[[RecordingError], None],
+        tell: Callable[[Exception], None],
     ) -> None:
         self.checking = True
         self.model = model
@@ -64,7 +66,7 @@ class Watch:
         self.clip_norm = clip_norm
         self.updates = 0
         self.noted = 0
-        self.groups: list[dict[str, Any]] = []
+        self.groups: list[dict[str, Any]] = learning_rates(optimizer)
         self._keys = SUPPORTED_OPTIMIZERS[type(optimizer).__name__].hyperparameters
         self._hyperparameters: list[list[Any]] = []
         self.missing: tuple[str, ...] = ()
@@ -138,7 +140,8 @@ class Watch:
             return
         try:
             self._see_pass()
-        except RecordingError as error:
+        # Whatever it is, it must not reach the training loop.
+        except Exception as error:
             self._tell(error)
 
     def _see_pass(self) -> None:
@@ -171,15 +174,30 @@ class Watch:
         self.evaluation_mode = [n for n, m in self.model.named_modules() if not m.training]
 
     def _after_backward(self, gradient: Tensor) -> None:
-        if self._incoming is None:
-            # Cloned: torch may keep this tensor as .grad, which clipping changes in place.
-            self._incoming = gradient.detach().clone()
-        else:
-            self._incoming += gradient.detach()
+        if not self.checking:
+            return
+        try:
+            if self._incoming is None:
+                # Cloned: torch may keep this tensor as .grad, which clipping changes in place.
+                self._incoming = gradient.detach().clone()
+            else:
+                self._incoming += gradient.detach()
+        except Exception as error:
+            self._tell(error)
 
     def _before_update(
         self, _optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
+        if not self.checking:
+            self.groups, self.missing = learning_rates(self.optimizer), ()
+            return
+        try:
+            self._read_settings()
+            self._check_before_update(args, kwargs)
+        except Exception as error:
+            self._tell(error)
+
+    def _read_settings(self) -> None:
         values = [[group[key] for key in self._keys] for group in self.optimizer.param_groups]
         if values != self._hyperparameters:  # most loops change them rarely
             self._hyperparameters = values
@@ -188,12 +206,6 @@ class Watch:
         self.missing = ()
         if any(gradient is None for gradient in self._gradients):
             self.missing = tuple([name for name, p in self._optimised if p.grad is None])
-        if not self.checking:
-            return
-        try:
-            self._check_before_update(args, kwargs)
-        except RecordingError as error:
-            self._tell(error)
 
     def _check_before_update(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # args[0] is the optimiser itself.
@@ -249,7 +261,7 @@ class Watch:
 
     def before_any_update(self, optimizer: torch.optim.Optimizer) -> None:
         """Called before any optimiser's update."""
-        if optimizer is self.optimizer or self._other is not None:
+        if optimizer is self.optimizer or self._other is not None or not self.checking:
             return
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if any(id(parameter) in self._names for parameter in parameters):
@@ -336,9 +348,13 @@ class Watch:
 
     def _after_update(self, _optimizer: Any, _args: Any, _kwargs: Any) -> None:
         self.updates += 1
-        if self.checking:
+        if not self.checking:
+            return
+        try:
             self._values.take()
             self._state.take()
+        except Exception as error:
+            self._tell(error)
 
 
 def _weakly(watch: Watch) -> Callable[[torch.optim.Optimizer, Any, Any], None]:
@@ -346,8 +362,10 @@ def _weakly(watch: Watch) -> Callable[[torch.optim.Optimizer, Any, Any], None]:
     reference = weakref.ref(watch)
 
     def see(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+        # An optimiser that is no concern of the stage's may be of any make.
         if (there := reference()) is not None:
-            there.before_any_update(optimizer)
+            with contextlib.suppress(Exception):
+                there.before_any_update(optimizer)
 
     return see
 

@@ -137,7 +137,7 @@ def check_writable(path: Path) -> None:
         raise RunError(cannot_write(path, error)) from None
 
 
-def cannot_write(path: Path, error: OSError) -> str:
+def cannot_write(path: Path | str, error: OSError) -> str:
     """Why a file or folder cannot be written, and what to do about it."""
     why = error.strerror or str(error)
     if error.errno in _FULL.values():

@@ -102,7 +102,9 @@ class Stage:
 
     @property
     def not_recorded(self) -> str:
-        """Why nothing that needs steps can be had of an assembled stage, for messages."""
+        """Why nothing that needs steps can be had of a stage without them, for messages."""
+        if self.facts.problem is not None:
+            return f"stage {self.name!r} cannot be replayed: {self.facts.problem}"
         return (
             f"no steps were recorded of stage {self.name!r}: this run was assembled from "
             "checkpoints; use --estimator task-vector, or record the stage while it is trained"

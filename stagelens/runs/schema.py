@@ -235,8 +235,10 @@ class StageFile(Versioned):
 
     @model_validator(mode="after")
     def _recorded_facts(self) -> StageFile:
-        # Replay rebuilds both; only checkpoints that others saved come without.
-        if self.origin == "recorded" and (self.optimizer is None or self.environment is None):
+        # Replay rebuilds both; checkpoints that others saved, and stages that cannot be replayed,
+        # come without.
+        replayed = self.origin == "recorded" and self.problem is None
+        if replayed and (self.optimizer is None or self.environment is None):
             raise ValueError("a recorded stage has an optimizer and an environment")
         return self
 

@@ -91,6 +91,13 @@ class StepsDigest:
         self._rows = hashlib.sha256()
         self._stacks: dict[str, Any] = {}
 
+    def copy(self) -> StepsDigest:
+        """The same so far, to go on from."""
+        made = StepsDigest()
+        made._rows = self._rows.copy()
+        made._stacks = {name: hasher.copy() for name, hasher in self._stacks.items()}
+        return made
+
     def take_in(self, rows: Sequence[dict[str, Any]], stacks: Mapping[str, Tensor]) -> None:
         """Add the next steps; within a stack, their tensors follow in order."""
         import torch

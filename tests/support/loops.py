@@ -104,7 +104,7 @@ class Plan:
     def declared(self) -> dict[str, Any]:
         """What has to be declared to the recorder."""
         loop = {key: self.loop[key] for key in ("clip_norm", "accumulation") if key in self.loop}
-        return {**loop, **self.recorder}
+        return {"on_problem": "raise", **loop, **self.recorder}
 
 
 def run_plans(

@@ -145,5 +145,6 @@ def test_modules_that_cannot_be_watched(
     model = make()
     recorder = stagelens.Recorder(tmp_path / "run", task)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with refused(says), recorder.stage("first", model=model, optimizer=optimizer):
+    strictly = {"on_problem": "raise"}
+    with refused(says), recorder.stage("first", model=model, optimizer=optimizer, **strictly):
         pass

@@ -123,7 +123,7 @@ def test_a_checkpoint_of_a_training_that_was_not_recorded_is_refused(tmp_path: P
     model, tokenizer = made("bert")
     trainer("bert", model, tokenizer, args).train()
     model, _ = made("bert")
-    callback = StageRecorderCallback(tmp_path / "run", "sft")
+    callback = StageRecorderCallback(tmp_path / "run", "sft", on_problem="raise")
     more = arguments(tmp_path / "out", **{**CHECKPOINTS, "max_steps": 8})
     with refused("goes on from step 6 (resume_from_checkpoint)", "holds no stage that ends there"):
         trainer("bert", model, tokenizer, more, callbacks=[callback]).train(

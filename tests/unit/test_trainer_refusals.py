@@ -20,6 +20,10 @@ from tests.support.loops import make_task, refused
 from tests.support.small_trainings import arguments, collator, examples, made, trainer
 
 
+def strictly(path: Path, stage: str) -> StageRecorderCallback:
+    return StageRecorderCallback(path, stage, on_problem="raise")
+
+
 def train(
     path: Path,
     *others: TrainerCallback,
@@ -28,7 +32,7 @@ def train(
     **settings: Any,
 ) -> None:
     model, tokenizer = made("bert")
-    callbacks = [StageRecorderCallback(path / "run", "sft", on_problem="raise"), *others]
+    callbacks = [strictly(path / "run", "sft"), *others]
     args = arguments(path / "out", **settings)
     made_options = {"callbacks": callbacks, "make": make, **(options or {})}
     trainer("bert", model, tokenizer, args, **made_options).train()
@@ -65,7 +69,7 @@ def test_gradient_scaling(tmp_path: Path) -> None:
             given["optimizer"].scaler = Scaler()
 
     model, tokenizer = made("bert")
-    callbacks = [Scaling(), StageRecorderCallback(tmp_path / "run", "sft")]
+    callbacks = [Scaling(), strictly(tmp_path / "run", "sft")]
     args = arguments(tmp_path / "out")
     with refused("a Trainer with fp16 cannot be recorded", "use bf16=True"):
         trainer("bert", model, tokenizer, args, callbacks=callbacks).train()
@@ -176,7 +180,7 @@ def test_weights_that_are_changed_after_the_last_update(tmp_path: Path) -> None:
 def test_a_model_whose_task_is_not_known(tmp_path: Path) -> None:
     classifier, tokenizer = made("bert")
     model = transformers.BertForTokenClassification(classifier.config)
-    callback = StageRecorderCallback(tmp_path / "run", "sft")
+    callback = strictly(tmp_path / "run", "sft")
     args = arguments(tmp_path / "out")
     with refused("a BertForTokenClassification is trained for", "task=..."):
         trainer("bert", model, tokenizer, args, callbacks=[callback]).train()
@@ -188,7 +192,7 @@ def test_a_trainer_without_a_tokenizer(tmp_path: Path) -> None:
     options = {
         "train_dataset": examples("bert", tokenizer),
         "data_collator": collator("bert", tokenizer),
-        "callbacks": [StageRecorderCallback(tmp_path / "run", "sft")],
+        "callbacks": [strictly(tmp_path / "run", "sft")],
     }
     with refused("the Trainer has no tokenizer", "processing_class=tokenizer"):
         Trainer(model, arguments(tmp_path / "out"), **options).train()
@@ -197,7 +201,7 @@ def test_a_trainer_without_a_tokenizer(tmp_path: Path) -> None:
 def test_a_stage_of_another_task(tmp_path: Path) -> None:
     train(tmp_path)
     model, tokenizer = made("gpt")
-    callback = StageRecorderCallback(tmp_path / "run", "more")
+    callback = strictly(tmp_path / "run", "more")
     with refused("its task was 'text-classification' there and is 'causal-lm' here"):
         trainer("gpt", model, tokenizer, arguments(tmp_path / "out"), callbacks=[callback]).train()
 
@@ -206,7 +210,7 @@ def test_a_stage_of_another_attention(tmp_path: Path) -> None:
     train(tmp_path)
     model, tokenizer = made("bert")
     model.set_attn_implementation("sdpa")
-    callback = StageRecorderCallback(tmp_path / "run", "more")
+    callback = strictly(tmp_path / "run", "more")
     with refused("its attention was 'eager' there and is 'sdpa' here", "load it as it was"):
         trainer("bert", model, tokenizer, arguments(tmp_path / "out"), callbacks=[callback]).train()
 
@@ -214,11 +218,11 @@ def test_a_stage_of_another_attention(tmp_path: Path) -> None:
 def with_tokenizer(tokenizer: Any, path: Path) -> None:
     """Train on what a first stage left, with another tokenizer."""
     model, first = made("gpt")
-    callback = StageRecorderCallback(path / "run", "sft")
+    callback = strictly(path / "run", "sft")
     args = arguments(path / "out", max_steps=1)
     trainer("gpt", model, first, args, callbacks=[callback]).train()
     model.resize_token_embeddings(len(tokenizer))
-    callback = StageRecorderCallback(path / "run", "more")
+    callback = strictly(path / "run", "more")
     trainer("gpt", model, tokenizer, args, callbacks=[callback]).train()
 
 
@@ -259,7 +263,7 @@ def test_a_tokenizer_that_reads_texts_otherwise(tmp_path: Path) -> None:
 def test_a_stage_from_another_model(tmp_path: Path) -> None:
     train(tmp_path)
     model, tokenizer = made("bert", seed=5)
-    callback = StageRecorderCallback(tmp_path / "run", "more")
+    callback = strictly(tmp_path / "run", "more")
     with refused("differs from its value at the end of the previous stage"):
         trainer("bert", model, tokenizer, arguments(tmp_path / "out"), callbacks=[callback]).train()
 
@@ -274,7 +278,7 @@ def test_a_task_that_does_not_take_the_models_arguments(tmp_path: Path) -> None:
 
 def test_a_callback_that_comes_too_late(tmp_path: Path) -> None:
     model, tokenizer = made("bert")
-    late = StageRecorderCallback(tmp_path / "run", "sft", on_problem="raise")
+    late = strictly(tmp_path / "run", "sft")
 
     class Adding(TrainerCallback):
         def on_epoch_begin(self, *_: Any, **__: Any) -> None:
