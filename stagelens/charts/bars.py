@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from stagelens.contracts import Behaviour
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.wording.folding import strongest
-from stagelens.wording.intervals import Interval, made_of, mean_interval
+from stagelens.wording.intervals import Interval, example_interval, made_of, mean_interval
 from stagelens.wording.numbers import (
     amount_text,
     count_text,
@@ -20,13 +20,14 @@ from stagelens.wording.numbers import (
     scaled,
     signed_text,
 )
-from stagelens.wording.trust_words import signs_known
+from stagelens.wording.trust_words import signs_known, trust_word
 
 from .diverging_bars import BELOW, BarRow, diverging, is_true, told
 from .style import INK, LIGHT, NEITHER, PAPER, Chart, Palette, escaped
 
-UNSIGNED = "± its sign is uncertain: neither credit nor blame"
-_UNCLEAR = "± no clear change on average: the interval includes zero"
+_UNSIGNED = "± its sign is uncertain: neither credit nor blame"
+_REFUTED = "± a replay does not agree: neither credit nor blame"
+_UNCLEAR = "± no clear change: the interval includes zero"
 
 
 def credit_and_blame(
@@ -48,12 +49,12 @@ def credit_and_blame(
         about: Which examples, for the alternative text.
     """
     every = summary.to_dict("records")
-    intervals = [mean_interval(r, trust.get(str(r["stage"])), behaviour.name) for r in every]
+    intervals = [mean_interval(r, trust.get(str(r["stage"])), behaviour) for r in every]
     shown = shown_stages(summary)
     rows, known = [every[place] for place in shown], [intervals[place] for place in shown]
     within = [is_true(r["within_noise"]) for r in rows]
     notes = [
-        _sign_note(trust.get(str(r["stage"])), behaviour, one)
+        sign_note(trust.get(str(r["stage"])), behaviour, one)
         for r, one in zip(rows, known, strict=True)
     ]
     bars = [
@@ -65,7 +66,7 @@ def credit_and_blame(
             within_noise=noisy,
             unsigned=bool(note),
             middle=float(row["gain"]),
-            half=np.nan if one is None else (one.high - one.low) / 2,
+            ends=_drawn(one, behaviour),
         )
         for row, one, noisy, note in zip(rows, known, within, notes, strict=True)
     ]
@@ -106,13 +107,20 @@ def credit_and_blame(
     )
 
 
-def _sign_note(trust: StageTrust | None, behaviour: Behaviour, interval: Interval | None) -> str:
-    """Why a stage's bars are neither credit nor blame; empty where they are.
+def _drawn(interval: Interval | None, behaviour: Behaviour) -> tuple[float, float] | None:
+    if interval is None or interval.low == interval.high:
+        return None
+    return interval.gains(behaviour)
+
+
+def sign_note(trust: StageTrust | None, behaviour: Behaviour, interval: Interval | None) -> str:
+    """Why bars of a stage, or of one example, are neither credit nor blame; empty where they are.
 
     Where nothing is estimated, single examples have their credit and blame, whatever the mean.
     """
-    if not signs_known(trust, behaviour.name):
-        return UNSIGNED
+    if trust is not None and not signs_known(trust, behaviour.name):
+        refuted = trust_word(trust, behaviour.name) == "does not agree"
+        return _REFUTED if refuted else _UNSIGNED
     unclear = interval is not None and interval.estimate > 0 and not interval.is_clear
     return _UNCLEAR if unclear else ""
 
@@ -170,7 +178,8 @@ def example_effects(
     Args:
         effects: One row per stage in training order, with ``stage``, ``effect`` and, where the
             training noise is known, ``within_noise``; where the error of the effect on one example
-            is known, ``error``, what it adds on either side.
+            is known, ``error``, what it adds on either side, and ``final``, what the final model
+            has.
         behaviour: What was measured.
         trust: Stage to what is known of its counterfactual.
         palette: Light or dark.
@@ -179,13 +188,16 @@ def example_effects(
     stages = [str(stage) for stage in effects["stage"]]
     gains = [behaviour.sign * float(effect) for effect in effects["effect"]]
     within = [is_true(one) for one in effects.get("within_noise", [None] * len(stages))]
-    errors = [float(error) for error in effects.get("error", [np.nan] * len(stages))]
-    unsigned = [not signs_known(trust.get(stage), behaviour.name) for stage in stages]
+    intervals = example_intervals(effects, behaviour)
+    notes = [
+        sign_note(trust.get(stage), behaviour, interval)
+        for stage, interval in zip(stages, intervals, strict=True)
+    ]
     hovers = [
         f"<b>{escaped(stage)}</b><br>without it: {phrase(behaviour)} "
-        f"{_change(-behaviour.sign * gain, behaviour)}{error_text(error, behaviour, '<br>')}"
-        + (f"<br>{UNSIGNED}" if unknown else "")
-        for stage, gain, error, unknown in zip(stages, gains, errors, unsigned, strict=True)
+        f"{_change(-behaviour.sign * gain, behaviour)}{error_text(interval, behaviour, '<br>')}"
+        + (f"<br>{note}" if note else "")
+        for stage, gain, interval, note in zip(stages, gains, intervals, notes, strict=True)
     ]
     bars = [
         BarRow(
@@ -194,56 +206,69 @@ def example_effects(
             blame=min(gain, 0.0) if np.isfinite(gain) else gain,
             hover=hover,
             within_noise=noisy,
-            unsigned=unknown,
+            unsigned=bool(note),
             middle=gain,
-            half=error,
+            ends=_drawn(interval, behaviour),
         )
-        for stage, gain, hover, noisy, unknown, error in zip(
-            stages, gains, hovers, within, unsigned, errors, strict=True
+        for stage, gain, hover, noisy, note, interval in zip(
+            stages, gains, hovers, within, notes, intervals, strict=True
         )
     ]
     figure = diverging(bars, behaviour, trust, palette, narrow=True)
-    said = said_of_one(stages, gains, within, behaviour, trust, len(every) - len(effects))
+    said = said_of_one(stages, gains, within, notes, behaviour, trust, len(every) - len(effects))
     return Chart(figure, said, every)
+
+
+def example_intervals(effects: pd.DataFrame, behaviour: Behaviour) -> list[Interval | None]:
+    """Of each row that :func:`example_effects` takes."""
+    unknown = pd.Series(np.nan, effects.index)
+    columns = (effects["effect"], effects.get("error", unknown), effects.get("final", unknown))
+    return [
+        example_interval(float(effect), float(error), behaviour, float(final))
+        for effect, error, final in zip(*columns, strict=True)
+    ]
 
 
 def said_of_one(
     stages: Sequence[str],
     gains: Sequence[float],
     within: Sequence[bool],
+    notes: Sequence[str],
     behaviour: Behaviour,
     trust: Mapping[str, StageTrust],
     more: int = 0,
 ) -> str:
     """The effects on one example in words; a gain is credit where it is positive.
 
-    Of many stages these are the strongest, and there are ``more``.
+    Of many stages these are the strongest, and there are ``more``. ``notes`` are of
+    :func:`sign_note`.
     """
     said = "; ".join(
         f"{stage}: "
         + (
             "no number"
             if not np.isfinite(gain)
-            else f"{_side(gain, trust.get(stage), behaviour)} {amount_text(gain, behaviour)}"
+            else f"{_side(gain, note)} {amount_text(gain, behaviour)}"
         )
         + told(trust.get(stage), behaviour, noisy)
-        for stage, gain, noisy in zip(stages, gains, within, strict=True)
+        for stage, gain, noisy, note in zip(stages, gains, within, notes, strict=True)
     )
     rest = f" {more:,} more stages have smaller effects." if more else ""
     return f"Effect of each stage on this example's {phrase(behaviour)}. {said}.{rest}"
 
 
-def _side(gain: float, trust: StageTrust | None, behaviour: Behaviour) -> str:
-    if not signs_known(trust, behaviour.name):
-        return "its sign uncertain,"
+def _side(gain: float, note: str) -> str:
+    if note:
+        return f"{note.removeprefix('± ')},"
     return "credit" if gain > 0 else "blame"
 
 
-def error_text(error: float, behaviour: Behaviour, before: str = "") -> str:
+def error_text(interval: Interval | None, behaviour: Behaviour, before: str = "") -> str:
     """What the error of an estimate adds to the effect on one example; empty where not known."""
-    if not error > 0:  # NaN too
+    if interval is None:
         return ""
-    return f"{before}±{amount_text(error, behaviour)}, which nine of ten such estimates stay within"
+    off = amount_text(interval.estimate, behaviour)
+    return f"{before}±{off}, which nine of ten such estimates stay within"
 
 
 def _would_be_mean(row: Mapping[str, Any], behaviour: Behaviour) -> str:

@@ -37,9 +37,9 @@ class BarRow:
         blame: Length of the bar to the left; not above 0.
         hover: What a pointer reads, as markup.
         within_noise: Whether it is known to be within training noise.
-        unsigned: Whether the sign is uncertain, so that the bars are neither credit nor blame.
-        middle: Where the interval is.
-        half: What it reaches to on either side; NaN where it is not known.
+        unsigned: Whether the bars are neither credit nor blame.
+        middle: The gain that the interval is about.
+        ends: The interval, the lower end first; None where it is not known.
     """
 
     stage: str
@@ -49,7 +49,7 @@ class BarRow:
     within_noise: bool
     unsigned: bool
     middle: float
-    half: float
+    ends: tuple[float, float] | None
 
 
 def diverging(
@@ -76,8 +76,8 @@ def diverging(
     for name, values, color, shape, of in (
         ("credit", credit, CREDIT, "", signed),
         ("blame", blame, BLAME, "/", signed),
-        ("sign uncertain", credit, NEITHER, "x", unsigned),
-        ("sign uncertain", blame, NEITHER, "x", unsigned),
+        ("neither", credit, NEITHER, "x", unsigned),
+        ("neither", blame, NEITHER, "x", unsigned),
     ):
         if of is unsigned and not any(unsigned):
             continue
@@ -186,7 +186,7 @@ def _reach(rows: Sequence[BarRow], behaviour: Behaviour, room: float) -> float:
     sizes = [abs(scaled(v, behaviour)) for r in rows for v in (r.credit, r.blame) if np.isfinite(v)]
     # A lower bound, so that effects that all round to zero are not blown up.
     longest = max([*sizes, 1.0 if is_share(behaviour) else 0.01])
-    ends = [scaled(abs(row.middle) + row.half, behaviour) for row in rows if row.half > 0]
+    ends = [abs(scaled(end, behaviour)) for row in rows for end in row.ends or ()]
     # Room for the numbers beside the bars, or they run into the names.
     return max(room * longest, min(1.05 * max(ends, default=0.0), _MOST_BEYOND * longest))
 
@@ -199,15 +199,20 @@ def _whiskers(
     figure: go.Figure, rows: Sequence[BarRow], behaviour: Behaviour, palette: Palette
 ) -> None:
     """Intervals, with a light seam, so that they stand out on bars and on any background."""
-    known = [(place, row) for place, row in enumerate(rows) if row.half > 0]
+    known = [
+        (place, scaled(row.middle, behaviour), *(scaled(end, behaviour) for end in row.ends))
+        for place, row in enumerate(rows)
+        if row.ends is not None
+    ]
     if not known:
         return
+    at, middles, lows, highs = (list(each) for each in zip(*known, strict=True))
     for color, thickness in ((PAPER, 5), (palette.line, 2)):
         figure.add_trace(
             go.Scatter(
                 name="interval",
-                x=[scaled(row.middle, behaviour) for _, row in known],
-                y=[place + BELOW for place, _ in known],
+                x=middles,
+                y=[place + BELOW for place in at],
                 mode="markers",
                 marker={
                     "symbol": "line-ew-open",
@@ -217,7 +222,9 @@ def _whiskers(
                 },
                 error_x={
                     "type": "data",
-                    "array": [scaled(row.half, behaviour) for _, row in known],
+                    "symmetric": False,
+                    "array": [high - middle for high, middle in zip(highs, middles, strict=True)],
+                    "arrayminus": [middle - low for low, middle in zip(lows, middles, strict=True)],
                     "color": color,
                     "thickness": thickness,
                     "width": 5,

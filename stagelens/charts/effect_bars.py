@@ -14,10 +14,11 @@ import pandas as pd
 from stagelens.contracts import Behaviour
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.wording.folding import strongest
+from stagelens.wording.intervals import Interval
 from stagelens.wording.numbers import amount_text, axis_unit, is_share, scaled
-from stagelens.wording.trust_words import MARKS, is_trustworthy, signs_known, trust_word
+from stagelens.wording.trust_words import MARKS, is_trustworthy, trust_word
 
-from .bars import UNSIGNED, error_text, said_of_one
+from .bars import error_text, example_intervals, said_of_one, sign_note
 from .diverging_bars import FAINT, SHORT_NOISE, is_true
 from .style import BLAME, CREDIT, INK, NEITHER, PAPER, ZERO, see_through, short, written
 from .tokens import Markup
@@ -27,7 +28,7 @@ _HATCHED = f"repeating-linear-gradient(135deg,{BLAME} 0 4px,{_STRIPE} 4px 6px),{
 """Blame differs by more than its colour and side."""
 _CROSSED = f"repeating-linear-gradient(45deg,{_STRIPE} 0 2px,transparent 2px 6px),"
 _UNSIGNED = f"{_CROSSED}repeating-linear-gradient(135deg,{_STRIPE} 0 2px,{NEITHER} 2px 6px)"
-"""Of effects whose sign is uncertain: neither colour, and hatched both ways."""
+"""Of what is neither credit nor blame: neither colour, and hatched both ways."""
 
 
 def effect_bars(
@@ -42,10 +43,12 @@ def effect_bars(
 
     Args:
         effects: As :func:`stagelens.charts.example_effects` takes them: ``stage``, ``effect`` and,
-            where the training noise is known, ``within_noise``; where it is known, ``error``.
+            where the training noise is known, ``within_noise``; where they are known, ``error`` and
+            ``final``.
         behaviour: What was measured.
         trust: Stage to what is known of its counterfactual. Bars that are not to be relied on are
-            faint, and grey where their sign is uncertain. A stage without trust shows its name.
+            faint, and grey where they are neither credit nor blame. A stage without trust shows
+            its name.
         largest: Size of the effect whose bar fills its side, to compare examples; None for the
             largest of these.
     """
@@ -54,18 +57,24 @@ def effect_bars(
     stages = [str(stage) for stage in effects["stage"]]
     gains = [behaviour.sign * float(effect) for effect in effects["effect"]]
     within = [is_true(one) for one in effects.get("within_noise", [None] * len(stages))]
-    errors = [float(error) for error in effects.get("error", [float("nan")] * len(stages))]
+    intervals = example_intervals(effects, behaviour)
+    notes = [
+        sign_note(trust.get(stage), behaviour, interval)
+        for stage, interval in zip(stages, intervals, strict=True)
+    ]
     sizes = [abs(scaled(gain, behaviour)) for gain in gains if isfinite(gain)]
     if largest is not None:
         sizes = [abs(scaled(largest, behaviour))]
     # A lower bound, so that effects that all round to zero are not blown up.
     reach = max([*sizes, 1.0 if is_share(behaviour) else 0.01])
     lines = "".join(
-        _line(stage, gain, error, noisy, behaviour, trust.get(stage), reach)
-        for stage, gain, error, noisy in zip(stages, gains, errors, within, strict=True)
+        _line(stage, gain, interval, note, noisy, behaviour, trust.get(stage), reach)
+        for stage, gain, interval, note, noisy in zip(
+            stages, gains, intervals, notes, within, strict=True
+        )
     )
     more = count - len(effects)
-    alt = said_of_one(stages, gains, within, behaviour, trust, more)
+    alt = said_of_one(stages, gains, within, notes, behaviour, trust, more)
     worse = {"higher": "lower", "lower": "higher"}[behaviour.better]
     unit = f" ({axis_unit(behaviour)})" if axis_unit(behaviour) else ""
     axis = (
@@ -88,7 +97,8 @@ def _rest(more: int) -> str:
 def _line(
     stage: str,
     gain: float,
-    error: float,
+    interval: Interval | None,
+    note: str,
     within_noise: bool,
     behaviour: Behaviour,
     trust: StageTrust | None,
@@ -102,14 +112,15 @@ def _line(
         notes.append(f"{MARKS[word]} {word}")
         faint = not is_trustworthy(trust, behaviour.name)
     notes += [SHORT_NOISE] if within_noise else []
-    signed = signs_known(trust, behaviour.name)
-    about = error_text(error, behaviour) + ("" if signed else f" {UNSIGNED}")
+    signed = not note
+    about = f"{error_text(interval, behaviour)} {note}"
     known = f" <span style='opacity:.75;font-size:.8125rem'>{written(', '.join(notes))}</span>"
     if isfinite(gain):
         number = marked(gain, behaviour, signed=signed)
         bar = _bar(gain, abs(scaled(gain, behaviour)) / reach, faint, signed)
-        if error > 0:
-            bar += _whisker(scaled(gain, behaviour) / reach, scaled(error, behaviour) / reach)
+        if interval is not None:
+            low, high = (scaled(end, behaviour) / reach for end in interval.gains(behaviour))
+            bar += _whisker(low, high)
     else:
         refused = trust is not None and trust.trust == "refused"
         number, bar = "refused: no number" if refused else "no number", ""
@@ -127,7 +138,7 @@ def _line(
 def marked(gain: float, behaviour: Behaviour, unit: bool = True, signed: bool = True) -> str:
     """The size of an effect after its mark, ▲ credit or ▼ blame; no mark if it rounds to zero.
 
-    Where its sign is uncertain, so not ``signed``, the mark is ±.
+    Where it is neither, so not ``signed``, the mark is ±.
     """
     text = amount_text(gain, behaviour, unit)
     # As printed, because what rounds to zero depends on the behaviour.
@@ -147,9 +158,9 @@ def _bar(gain: float, share: float, faint: bool, signed: bool) -> str:
     )
 
 
-def _whisker(middle: float, half: float) -> str:
+def _whisker(low: float, high: float) -> str:
     """An interval in shares of the way to either end, cut off there; dark in a light seam."""
-    low, high = (max(min(end, 1.0), -1.0) for end in (middle - half, middle + half))
+    low, high = (max(min(end, 1.0), -1.0) for end in (low, high))
     return (
         f"<span style='position:absolute;left:{50 + 50 * low:.2f}%;width:{50 * (high - low):.2f}%;"
         f"top:calc(50% + .1em);height:2px;background:{INK};"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +13,8 @@ import typer
 from stagelens.compute import processes
 from stagelens.effects.results import Result
 from stagelens.estimators.coarse_replay import EXACT
-from stagelens.estimators.durations import paces, replay_seconds
+from stagelens.estimators.durations import paces, replay_seconds, replays_seconds
+from stagelens.estimators.protocol import Estimator
 from stagelens.estimators.registry import (
     estimate_seconds,
     find,
@@ -20,6 +23,7 @@ from stagelens.estimators.registry import (
     proposed,
     saves_time,
 )
+from stagelens.estimators.sharing_out import processes_for
 from stagelens.estimators.stage_trust import REPLAY
 from stagelens.runs.run import Run
 from stagelens.trust import settling
@@ -112,11 +116,12 @@ def attribute(
         else:
             made = make_estimator(estimator, settings)
             there = known_trust(opened, examples.name, made.name, made.settings)
+            clock = None if there or stage else _Clock.started(opened, made)
             result = computing.attribute(
                 opened, examples.name, made.name, stage or None, report, settings
             )
             # The predicted time is that of all stages, computed now.
-            notes = [] if there or stage else _times(opened, result)
+            notes = [] if clock is None else _times(opened, result, clock)
         processes.by_main(lambda: keep_agreements(opened, examples.name))
         if estimator is not None and time is None:
             result = trusted(opened, result)
@@ -133,7 +138,30 @@ def _prices(left: Sequence[Left], run: str, set_name: str) -> list[str]:
     return [f"{one.stage}: {one.said}: {replay_command(run, set_name, one.stage)}" for one in left]
 
 
-def _times(run: Run, result: Result) -> list[str]:
+@dataclass(frozen=True)
+class _Clock:
+    """When an estimate was begun, and how long helpers should need that share it.
+
+    Attributes:
+        began: By the monotonic clock.
+        processes: How many share the counterfactuals.
+        predicted: Seconds until all are done; None where that is not known.
+    """
+
+    began: float
+    processes: int
+    predicted: float | None
+
+    @classmethod
+    def started(cls, run: Run, estimator: Estimator) -> _Clock:
+        count = processes_for(run, estimator, run.stages[:-1])
+        # The last stage is never left out by replaying.
+        without = range(len(run.stages) - 1)
+        predicted = replays_seconds(paces(run).stages, without, count)
+        return cls(monotonic(), count, predicted)
+
+
+def _times(run: Run, result: Result, clock: _Clock) -> list[str]:
     """How long an estimate took and should have taken, and whether replay is about as quick."""
     settings, known = result.facts.settings, paces(run)
     predicted = estimate_seconds(known.stages, result.facts.estimator, settings)
@@ -142,6 +170,10 @@ def _times(run: Run, result: Result) -> list[str]:
         return []
     took = measured_time(sum(trust.seconds for trust in result.trust.values()))
     source = "from the recorded times" if known.taken is None else "from steps timed here"
+    # What each counterfactual took adds up only where one process computed all of them.
+    if clock.processes > 1 and clock.predicted is not None:
+        took = f"{measured_time(monotonic() - clock.began)} by {clock.processes} processes"
+        predicted = clock.predicted
     notes = [f"computed in {took}; predicted, {source}: {measured_time(predicted)}"]
     # No counterfactual replays the first stage: only stages after the one left out run again.
     replayable = all(stage.replayable for stage in run.stages[1:])

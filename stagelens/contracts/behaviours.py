@@ -95,6 +95,8 @@ ACCURACY = Behaviour(
     "points",
     "1 where the model's answer is the label, 0 where it is not; its mean is the share of right "
     "answers. Examples without a label are left out and counted.",
+    lowest=0.0,
+    highest=1.0,
 )
 """Derived from answers and labels; measured per example like every other behaviour."""
 

@@ -241,10 +241,7 @@ def _key(run: Run, examples: EvaluationSet, *models: Any) -> str:
 
 
 def _facts(run: Run, examples: EvaluationSet, kind: str, **more: Any) -> ResultFacts:
-    behaviours = [
-        BehaviourFacts(name=b.name, better=b.better, unit=b.unit, description=b.description)
-        for b in run.task.behaviour_kinds
-    ]
+    behaviours = [BehaviourFacts.of(kind) for kind in run.task.behaviour_kinds]
     return ResultFacts.model_validate(
         {
             "kind": kind,

@@ -86,7 +86,7 @@ def _stands_out(row: Mapping[str, Any], trust: StageTrust | None, behaviour: Beh
     if row["n"] < FEWEST or not np.isfinite(row["effect"]) or row["effect"] == 0:
         return False
     within = pd.notna(row["within_noise"]) and bool(row["within_noise"])
-    interval = mean_interval(row, trust, behaviour.name)
+    interval = mean_interval(row, trust, behaviour)
     if interval is not None and not interval.is_clear:
         return False
     return not within and bool(abs(row["effect"]) > 2 * row["error"])

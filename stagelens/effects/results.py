@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -73,10 +74,21 @@ class BehaviourFacts(BaseModel):
     better: Literal["higher", "lower"]
     unit: str = ""
     description: str = ""
+    lowest: float | None = None
+    """None where there is no bound: JSON has no infinity."""
+    highest: float | None = None
+
+    @classmethod
+    def of(cls, kind: Behaviour) -> BehaviourFacts:
+        """Describes a behaviour."""
+        bounds = {name: getattr(kind, name) for name in ("lowest", "highest")}
+        known = {name: bound for name, bound in bounds.items() if isfinite(bound)}
+        own = {name: getattr(kind, name) for name in ("name", "better", "unit", "description")}
+        return cls.model_validate({**own, **known})
 
     def behaviour(self) -> Behaviour:
         """The same as the contract's dataclass."""
-        return Behaviour(self.name, self.better, self.unit, self.description)
+        return Behaviour(**self.model_dump(exclude_none=True))
 
 
 class ResultFacts(BaseModel):

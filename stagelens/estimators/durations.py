@@ -7,6 +7,7 @@ that training took stand in, which are those of another program on perhaps anoth
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,13 +162,40 @@ def replay_seconds(stages: Sequence[Pace]) -> float | None:
     return replays_seconds(stages, range(len(stages)))
 
 
-def replays_seconds(stages: Sequence[Pace], without: Sequence[int]) -> float | None:
-    """:func:`replay_seconds` of some stages only, by their indices."""
+def replays_seconds(
+    stages: Sequence[Pace], without: Sequence[int], processes: int = 1
+) -> float | None:
+    """:func:`replay_seconds` of some stages only, by their indices.
+
+    Args:
+        stages: Of the run.
+        without: Indices of the stages to leave out.
+        processes: How many share the checks, and then the replays; all but one have yet to start.
+    """
     each = [without_seconds(stages, index) for index in without]
     if None in each:
         return None
     checks = check_seconds(stages, min(without, default=len(stages)))
-    return sum(seconds or 0.0 for seconds in each) + sum(checks.values())
+    checked = finished_after(list(checks.values()), [0.0] + [STARTING] * (processes - 1))
+    starts = [0.0] + [max(STARTING - checked, 0.0)] * (processes - 1)
+    return checked + finished_after([seconds or 0.0 for seconds in each], starts)
+
+
+def finished_after(seconds: Sequence[float], starts: Sequence[float]) -> float:
+    """When all work is done, if processes take the largest piece of what is left in turn.
+
+    Args:
+        seconds: What each piece takes.
+        starts: When each process can begin.
+    """
+    free = list(starts)
+    heapq.heapify(free)
+    end = 0.0
+    for each in sorted(seconds, reverse=True):
+        done = free[0] + each
+        heapq.heapreplace(free, done)
+        end = max(end, done)
+    return end
 
 
 def coarse_seconds(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,30 +10,13 @@ from stagelens.compute.helpers import Item
 from stagelens.contracts import Progress, ProgressCallback
 from stagelens.runs.run import Run, Stage
 
-from .durations import STARTING, paces
+from .durations import STARTING, finished_after, paces
 from .protocol import Estimator
 
 _BASE = 500_000_000
 """Bytes that a process takes for its libraries."""
 _SAVED = 2.0
 """Seconds that have to be saved for helpers to be started."""
-
-
-def finished_after(seconds: Sequence[float], starts: Sequence[float]) -> float:
-    """When all work is done, if processes take the largest piece of what is left in turn.
-
-    Args:
-        seconds: What each piece takes.
-        starts: When each process can begin.
-    """
-    free = list(starts)
-    heapq.heapify(free)
-    end = 0.0
-    for each in sorted(seconds, reverse=True):
-        done = free[0] + each
-        heapq.heapreplace(free, done)
-        end = max(end, done)
-    return end
 
 
 def best_count(seconds: Sequence[float], most: int, running: int) -> int:
@@ -94,16 +76,37 @@ def processes_for(run: Run, estimator: Estimator, stages: Sequence[Stage]) -> in
         stages: Those to leave out; the last stage is not among them.
     """
     allowed = helpers.of(run.path)
-    if allowed is None or allowed.asked == 1 or not estimator.helped or not stages:
+    if allowed is None:
+        return 1
+    checks = estimator.unprepared(run, stages) if estimator.helped else []
+    return _count(run, estimator, stages, checks, allowed.asked, 1 + len(allowed.started))
+
+
+def processes_of_a_command(run: Run, estimator: Estimator, stages: Sequence[Stage]) -> int:
+    """:func:`processes_for` of a command that has yet to be started; does not import torch."""
+    unchecked = {pace.stage for pace in paces(run).stages if pace.check}
+    later = run.stages[min((stage.index for stage in stages), default=0) + 1 :]
+    checks = [stage for stage in later if stage.name in unchecked]
+    return _count(run, estimator, stages, checks, helpers.asked(), 1)
+
+
+def _count(
+    run: Run,
+    estimator: Estimator,
+    stages: Sequence[Stage],
+    checks: Sequence[Stage],
+    asked: int | None,
+    running: int,
+) -> int:
+    if asked == 1 or not estimator.helped or not stages:
         return 1
     later = run.stages[min(stage.index for stage in stages) + 1 :]
     # On a GPU, processes would take turns.
     if any(s.facts.environment is None or s.environment.device != "cpu" for s in later):
         return 1
-    first, then = _pieces(run, estimator, stages, estimator.unprepared(run, stages))
+    first, then = _pieces(run, estimator, stages, checks)
     widest = max(len(first), len(then))
-    running = 1 + len(allowed.started)
-    count = allowed.asked or best_count(
+    count = asked or best_count(
         [item.cost for item in (*first, *then)],
         max(running, min(_most(run, estimator, stages), widest)),
         running,

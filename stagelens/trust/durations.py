@@ -21,6 +21,7 @@ def verify_seconds(
     wanted: Sequence[tuple[str, Mapping[str, Any]]],
     orders: int,
     stored: Sequence[ResultFacts],
+    processes: int = 1,
 ) -> float | None:
     """How long a verification should take; None where nothing says how long a stage takes.
 
@@ -29,6 +30,7 @@ def verify_seconds(
         wanted: Estimators with their settings.
         orders: Other orders of the batches for the noise floor.
         stored: Effect tables of the set; what is stored already costs nothing.
+        processes: How many share the replays; other orders are replayed by one.
     """
     once = seconds_without_each(stages)
     if once is None:
@@ -41,6 +43,6 @@ def verify_seconds(
     if not left:
         once = sum(took.values()) or once
     else:
-        total += replays_seconds(stages, left) or 0.0
+        total += replays_seconds(stages, left, processes) or 0.0
     # Every order replays a pair: with the stage, and without it.
     return total + 2 * orders * once

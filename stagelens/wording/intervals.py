@@ -33,32 +33,40 @@ class Interval:
         high: Its upper end.
         sampling: What the examples add on either side.
         estimate: What the error of the estimate adds on either side; 0 where there is none.
+        cut: Whether an end is nearer than that, because no effect can lie beyond it.
     """
 
     low: float
     high: float
     sampling: float
     estimate: float
+    cut: bool = False
 
     @property
     def is_clear(self) -> bool:
         """Whether it leaves out zero, so that the sign of the mean is known."""
         return self.low > 0 or self.high < 0
 
+    def gains(self, behaviour: Behaviour) -> tuple[float, float]:
+        """Its ends as gains, positive for credit; the lower one first."""
+        low, high = sorted((behaviour.sign * self.low, behaviour.sign * self.high))
+        return low, high
+
 
 def mean_interval(
-    row: Mapping[str, Any], trust: StageTrust | None, behaviour: str
+    row: Mapping[str, Any], trust: StageTrust | None, behaviour: Behaviour
 ) -> Interval | None:
     """The interval of a mean effect over examples; None where it is not known.
 
     Args:
         row: As ``summary.stage_summary`` makes it: ``effect``, ``error`` (its standard error) and
             ``rms`` (root mean square effect of the stage over the labelled examples of the set).
+            With ``final``, the mean without the stage is one that can be, too.
         trust: What is known of the stage's counterfactual.
         behaviour: Of the effects on which behaviour.
     """
     effect, error = (float(row.get(name, np.nan)) for name in ("effect", "error"))
-    off = group_error(trust, behaviour)
+    off = group_error(trust, behaviour.name)
     if off is None or not (np.isfinite(effect) and np.isfinite(error)):
         return None
     # It was measured on halves of sets: of few examples, single errors average out less.
@@ -68,9 +76,51 @@ def mean_interval(
     estimate = off * float(row.get("rms", np.nan)) if off else 0.0
     if not np.isfinite(estimate):
         return None
-    sampling = _TWO_SIDED * error
-    half = sampling + estimate
-    return Interval(effect - half, effect + half, sampling, estimate)
+    return _around(effect, _TWO_SIDED * error, estimate, behaviour, row.get("final", np.nan))
+
+
+def example_interval(
+    effect: float, error: float, behaviour: Behaviour, final: float = np.nan
+) -> Interval | None:
+    """The interval of the effect on one example; None where nothing is estimated, or not known.
+
+    Args:
+        effect: Of the stage on the example.
+        error: As :func:`example_error` gives it; NaN where it is not known.
+        behaviour: Which behaviour.
+        final: Its value of the final model; NaN where it is not known.
+    """
+    if not (error > 0 and np.isfinite(effect)):
+        return None
+    return _around(effect, 0.0, error, behaviour, final)
+
+
+def _around(
+    effect: float, sampling: float, estimate: float, behaviour: Behaviour, final: float
+) -> Interval:
+    low, high = effect - sampling - estimate, effect + sampling + estimate
+    ends = possible(low, high, behaviour, final)
+    return Interval(*ends, sampling, estimate, cut=ends != (low, high))
+
+
+def possible(
+    low: float, high: float, behaviour: Behaviour, final: float = np.nan
+) -> tuple[float, float]:
+    """The ends of an interval of effects, cut off at what can be.
+
+    An effect is ``final - without``, and both are values that the behaviour can have.
+
+    Args:
+        low: The lower end.
+        high: The upper end.
+        behaviour: Which behaviour.
+        final: Its value of the final model, or its mean; NaN where it is not known.
+    """
+    span = behaviour.highest - behaviour.lowest
+    known = np.isfinite(final)  # else the final model's value may be any, too
+    least = final - behaviour.highest if known else -span
+    most = final - behaviour.lowest if known else span
+    return float(np.clip(low, least, most)), float(np.clip(high, least, most))
 
 
 def group_error(trust: StageTrust | None, behaviour: str) -> float | None:
@@ -126,4 +176,5 @@ def made_of(interval: Interval | None, behaviour: Behaviour) -> str:
     if interval.estimate:
         off = amount_text(interval.estimate, behaviour)
         parts.append(f"±{off} from the estimate (nine of ten stay within)")
+    parts += ["cut off at what is possible"] if interval.cut else []
     return f"interval {interval_text(interval, behaviour)}: {', '.join(parts)}"

@@ -2,8 +2,8 @@
 
 The words carry the trust: "would be 0.41 higher" where it is exact, "would be about 0.41 higher"
 where an estimate can be relied on, "may be some 0.4 higher" where it is rough, and "may be some 0.4
-higher or lower, its sign uncertain" where that is so. A mean whose interval includes zero shows no
-clear change.
+higher or lower, its sign uncertain" where that is so. An effect whose interval includes zero shows
+no clear change.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import pandas as pd
 from stagelens.contracts import ACCURACY, OTHER_EXAMPLES, SLICE_COLUMN, Behaviour
 from stagelens.estimators.stage_trust import StageTrust
 
-from .intervals import Interval, mean_interval
+from .intervals import Interval, example_interval, mean_interval
 from .numbers import amount_text, count_text, is_share, phrase, scaled
-from .trust_words import is_trustworthy, signs_known
+from .trust_words import is_trustworthy, signs_known, trust_word
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,13 @@ def would_be_on_average(
         behaviour: What was measured.
         trust: What is known of the stage's counterfactual.
     """
-    interval, effect = mean_interval(row, trust, behaviour.name), float(row["effect"])
+    interval = mean_interval(row, trust, behaviour)
+    return _would_be_within(float(row["effect"]), interval, behaviour, trust)
+
+
+def _would_be_within(
+    effect: float, interval: Interval | None, behaviour: Behaviour, trust: StageTrust | None
+) -> tuple[Part, ...]:
     plain = not _is_printed(amount_text(effect, behaviour)) or not signs_known(
         trust, behaviour.name
     )
@@ -142,6 +148,8 @@ def example_sentence(
     answers: tuple[str, str] | None = None,
     label: str | None = None,
     within_noise: bool = False,
+    error: float = np.nan,
+    final: float = np.nan,
 ) -> Sentence:
     """One stage's effect on one example: "Without *shortcut*, the loss would be 0.41 higher.".
 
@@ -153,6 +161,9 @@ def example_sentence(
         answers: Of the final model and of the counterfactual; mentioned where they differ.
         label: Tells whether the counterfactual's answer is right.
         within_noise: Whether the effect is known to be within training noise.
+        error: What the error of the estimate adds on either side, as ``intervals.example_error``
+            gives it; NaN where it is not known.
+        final: The behaviour of the final model; NaN where it is not known.
     """
     opening = (Part("Without "), Part(stage, "stage"))
     if trust is not None and trust.trust == "refused":
@@ -167,7 +178,8 @@ def example_sentence(
             Part(f" instead of {answers[0]}"),
         )
     noise = (Part("; this is within training noise, so not a finding"),) if within_noise else ()
-    said = Part(f", the {phrase(behaviour)}"), *would_be(effect, behaviour, trust)
+    interval = example_interval(effect, error, behaviour, final)
+    said = Part(f", the {phrase(behaviour)}"), *_would_be_within(effect, interval, behaviour, trust)
     return Sentence((*opening, *said, *changed, *noise, Part(".")), trust, behaviour.name)
 
 
@@ -195,7 +207,9 @@ def would_be(effect: float, behaviour: Behaviour, trust: StageTrust | None) -> t
     way = ("lower", "higher") if effect > 0 else ("higher", "lower")
     if signs_known(trust, behaviour.name):
         return (verb, Part(f"{text} {way[0]}", "amount"))
-    return (verb, Part(f"{text} {' or '.join(way)}", "amount"), Part(", its sign uncertain"))
+    refuted = trust is not None and trust_word(trust, behaviour.name) == "does not agree"
+    why = ", and a replay does not agree" if refuted else ", its sign uncertain"
+    return (verb, Part(f"{text} {' or '.join(way)}", "amount"), Part(why))
 
 
 def _is_printed(text: str) -> bool:

@@ -134,20 +134,12 @@ def _signs_promised(trust: StageTrust) -> bool:
 
 
 def signs_known(trust: StageTrust | None, behaviour: str | None = None) -> bool:
-    """Whether effects may be shown as credit and blame: not where too many signs may be wrong.
+    """Whether effects may be shown as credit and blame.
 
-    Of estimates that do not agree with their replay, the signs that it found wrong decide; where
-    they were not counted, the error does.
+    Not where too many signs may be wrong, and not where a replay does not agree with the estimate,
+    however many signs it found right: the replay's own numbers have credit and blame.
     """
-    if trust is None:
-        return True
-    word, agreement = trust_word(trust, behaviour), _agreement(trust, behaviour)
-    if word == "does not agree" and agreement is not None:
-        right = agreement.sign_agreement
-        if right is None or not np.isfinite(right):
-            return agreement.relative_error <= SIGN_UNCERTAIN_ABOVE
-        return 1 - right <= WRONG_SIGNS_ABOVE
-    return word != "sign uncertain"
+    return trust is None or trust_word(trust, behaviour) not in ("sign uncertain", "does not agree")
 
 
 def weakest(words: Iterable[TrustWord]) -> TrustWord:

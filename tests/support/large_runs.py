@@ -115,10 +115,7 @@ def _save(run: Run, kind: Any, table: pd.DataFrame, trusts: list[StageTrust]) ->
         set_name=SET,
         set_digest=run.evaluation_set(SET).digest,
         estimator="replay" if kind == "effects" else "",
-        behaviours=[
-            BehaviourFacts(name=b.name, better=b.better, unit=b.unit, description=b.description)
-            for b in run.task.behaviour_kinds
-        ],
+        behaviours=[BehaviourFacts.of(kind) for kind in run.task.behaviour_kinds],
         stages=trusts,
     )
     save_result(run, Result(facts, table))

@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 
 from stagelens.effects.results import ResultFacts
-from stagelens.estimators.durations import Pace, coarse_seconds, replay_seconds
+from stagelens.estimators.durations import (
+    STARTING,
+    Pace,
+    coarse_seconds,
+    replay_seconds,
+    replays_seconds,
+)
 from stagelens.estimators.registry import estimate_seconds, saves_time
 from stagelens.trust.durations import verify_seconds
 from stagelens.wording import numbers
@@ -33,6 +39,15 @@ def test_what_is_not_bit_for_bit_is_replayed_twice_and_checks_are_done_once() ->
     twice = [replace(pace, twice=pace.stage == "stage 2") for pace in LONG]
     assert replay_seconds(twice) == 2 * 60 + 2 * 40 + 60
     assert replay_seconds([replace(pace, check=False) for pace in LONG]) == 60 + 40
+
+
+def test_processes_that_share_replays_are_done_when_the_last_one_is() -> None:
+    # The checks of 40 and 20 beside each other, the second begun by a helper that starts first.
+    checked = max(40, STARTING + 20)
+    assert replays_seconds(LONG, [0, 1], 2) == checked + max(60, 40)
+    settled = [replace(pace, check=False) for pace in LONG]
+    assert replays_seconds(settled, [0, 1], 2) == max(60, STARTING + 40)
+    assert replays_seconds(settled, [1], 2) == 40
 
 
 def test_timed_coarse_steps_count_one_factual_twin_for_all_stages_before() -> None:
@@ -84,6 +99,8 @@ def test_a_verification_is_predicted_from_what_is_not_stored_yet() -> None:
     assert verify_seconds(LONG, vector, 0, [replayed]) == pytest.approx(alone - 160)
     measured = verify_seconds(LONG, vector, 2, [replayed])
     assert measured == pytest.approx(alone - 160 + 2 * 2 * 150)
+    shared = verify_seconds(LONG, vector, 0, [], processes=2)
+    assert shared is not None and alone - shared == pytest.approx(160 - (40 + 60))
     # the second is left: the last stage without it, and once more as recorded
     partly = verify_seconds(LONG, vector, 0, [replayed_of(names[0], names[2])])
     assert partly == pytest.approx(alone - 160 + 2 * 40)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import sys
@@ -23,9 +24,9 @@ from stagelens.contracts import ProgressCallback, StageLensError, no_progress
 from stagelens.estimators import counterfactuals as cached
 from stagelens.estimators import sharing_out
 from stagelens.estimators.counterfactuals import counterfactuals
-from stagelens.estimators.durations import STARTING
+from stagelens.estimators.durations import STARTING, finished_after
 from stagelens.estimators.registry import make_estimator
-from stagelens.estimators.sharing_out import best_count, finished_after
+from stagelens.estimators.sharing_out import best_count
 from stagelens.runs.run import Run, open_run
 from tests.support.loops import Plan, differing, make_batches, make_task, record_plans
 
@@ -286,6 +287,20 @@ def test_long_work_starts_helpers_as_cores_threads_and_memory_allow(
     assert started(run, monkeypatch, 600.0) == 0
 
 
+def test_a_command_that_has_yet_to_start_is_predicted_to_use_as_many(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "available", lambda: 100 * 10**9)
+    replay, stages = make_estimator("replay"), run.stages[:-1]
+    for seconds, count in ((0.1, 1), (600.0, 3)):
+        assert started(run, monkeypatch, seconds) == count - 1
+        assert sharing_out.processes_of_a_command(run, replay, stages) == count
+    monkeypatch.setenv(helpers.ASKED, "2")
+    assert sharing_out.processes_of_a_command(run, replay, stages) == 2
+    assert sharing_out.processes_of_a_command(run, make_estimator("task-vector"), stages) == 1
+    assert sharing_out.processes_of_a_command(run, replay, []) == 1
+
+
 def test_estimates_and_stages_of_a_gpu_are_computed_by_one_process(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,7 +320,10 @@ def test_estimates_and_stages_of_a_gpu_are_computed_by_one_process(
 
 @pytest.mark.parametrize("words", [("attribute", "--estimator", "replay"), ("verify",)])
 def test_commands_share_out_replays_and_end_their_helpers(
-    words: tuple[str, ...], run: Run, monkeypatch: pytest.MonkeyPatch
+    words: tuple[str, ...],
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv(helpers.ASKED, "")
     monkeypatch.setattr(options, "_helping", lambda _run, _task: program(DYING))
@@ -323,6 +341,9 @@ def test_commands_share_out_replays_and_end_their_helpers(
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 0
+    # The time that went by, and not the sum of what the processes took.
+    said = re.search(r"computed in ([\d.]+) (ms|s) by 3 processes", capsys.readouterr().err)
+    assert (said is not None) is (name == "attribute")
     assert len({id(each) for each in made}) == 1
     assert not any(psutil.pid_exists(helper.pid) for helper in made[0].started)
 

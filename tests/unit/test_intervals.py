@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,13 @@ from stagelens import charts
 from stagelens.analyses.slices.effects import slice_summary
 from stagelens.analyses.slices.saved import Slice
 from stagelens.charts.style import NEITHER, PAPER
-from stagelens.contracts import Behaviour
+from stagelens.contracts import ACCURACY, Behaviour
 from stagelens.effects.headlines import headlines
+from stagelens.effects.results import BehaviourFacts
 from stagelens.effects.summary import stage_summary
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.ui.examples import slices as slices_tab
-from stagelens.wording.intervals import example_error, made_of, mean_interval
+from stagelens.wording.intervals import example_error, example_interval, made_of, mean_interval
 from stagelens.wording.sentences import mean_sentence
 from tests.support.effect_tables import effect_table
 from tests.support.stage_trust import AGREES, DISAGREES, EXACT, REFUSED, ROUGH, agreement, trust
@@ -33,7 +35,7 @@ def row(effect: float = -1.0, error: float = 0.5, rms: float = 4.0) -> dict[str,
 
 
 def ends(of: dict[str, Any], known: StageTrust | None) -> tuple[float, float] | None:
-    found = mean_interval(of, known, "loss")
+    found = mean_interval(of, known, LOSS)
     return None if found is None else (found.low, found.high)
 
 
@@ -42,8 +44,8 @@ def test_the_interval_is_the_hull_of_sampling_and_of_the_estimate() -> None:
 
 
 def test_of_few_examples_single_errors_average_out_less() -> None:
-    of_one = mean_interval({**row(), "n": 1}, GROUP, "loss")
-    of_many = mean_interval(row(), GROUP, "loss")
+    of_one = mean_interval({**row(), "n": 1}, GROUP, LOSS)
+    of_many = mean_interval(row(), GROUP, LOSS)
     assert of_one is not None and of_many is not None
     assert of_one.estimate == pytest.approx(4.0 * np.hypot(0.25, 0.4))
     assert of_many.estimate == pytest.approx(4.0 * 0.25)
@@ -74,13 +76,67 @@ def test_a_single_example_has_no_sampling_interval() -> None:
     assert ends(row(error=float("nan")), GROUP) is None
 
 
+POSSIBLE = [
+    # Without it, accuracy would lie in 0..1: so the effect in final - 1..final.
+    (ACCURACY, {"final": 0.9}, (-0.1, 0.9)),
+    (ACCURACY, {"final": 1.0}, (0.0, 1.0)),
+    (ACCURACY, {}, (-1.0, 1.0)),
+    # A loss is not below zero, so the effect not above that of the final model.
+    (Behaviour("loss", "lower", lowest=0.0), {"final": 0.3}, (-2.0, 0.3)),
+    (Behaviour("margin", "higher"), {"final": 0.3}, (-2.0, 4.0)),
+]
+
+
+@pytest.mark.parametrize(("kind", "final", "ends"), POSSIBLE)
+def test_no_end_lies_beyond_what_is_possible(
+    kind: Behaviour, final: dict[str, float], ends: tuple[float, float]
+) -> None:
+    found = mean_interval({**row(1.0, 1.0, 4.16), **final}, GROUP, kind)
+    assert found is not None and found.sampling + found.estimate == pytest.approx(3.0)
+    one = example_interval(1.0, 3.0, kind, final.get("final", np.nan))
+    assert one is not None
+    for interval in (found, one):
+        assert (interval.low, interval.high) == pytest.approx(ends)
+        assert interval.cut is ("cut off at what is possible" in made_of(interval, kind))
+        assert interval.cut is (ends != (-2.0, 4.0))
+
+
+def test_bars_and_cells_reach_no_further() -> None:
+    effects = pd.DataFrame({"stage": ["shortcut"], "effect": [0.5], "error": [0.8], "final": [0.9]})
+    chart = charts.example_effects(effects, ACCURACY, {"shortcut": GROUP})
+    assert whiskers(chart) == pytest.approx([60.0, 40.0])
+    drawn = charts.effect_bars(effects, ACCURACY, {"shortcut": GROUP}, largest=1.0).html
+    assert "left:45.00%;width:50.00%" in drawn
+    means = pd.DataFrame([{**row(0.5, 0.1, 4.0), "final": 0.9, "gain": 0.5, "credit": 0.5}])
+    means = means.assign(blame=0.0, credit_share=1.0, blame_share=0.0, within_noise=pd.NA)
+    chart = charts.credit_and_blame(means, ACCURACY, {"shortcut": GROUP})
+    assert whiskers(chart) == pytest.approx([60.0, 40.0])
+    assert chart.rows is not None and chart.rows[["low", "high"]].values.tolist() == [
+        pytest.approx([-0.1, 0.9])
+    ]
+    cells: dict[Hashable, Any] = {
+        **row(0.5),
+        "final": 0.9,
+        "low": 0.3,
+        "high": 0.7,
+        "within_noise": None,
+    }
+    assert slices_tab._cell(cells, ACCURACY, GROUP) == "± 50 (−10 to 90)"
+
+
+def test_what_can_be_is_stored_with_a_table() -> None:
+    for kind in (ACCURACY, LOSS, Behaviour("loss", "lower", lowest=0.0)):
+        stored = BehaviourFacts.of(kind).model_dump_json()
+        assert BehaviourFacts.model_validate_json(stored).behaviour() == kind
+
+
 def test_it_is_said_what_it_is_made_of() -> None:
-    said = made_of(mean_interval(row(), GROUP, "loss"), LOSS)
+    said = made_of(mean_interval(row(), GROUP, LOSS), LOSS)
     assert said == (
         "interval −2.98 to +0.98: ±0.98 from the choice of examples (95 %), ±1.00 from the "
         "estimate (nine of ten stay within)"
     )
-    assert "estimate" not in made_of(mean_interval(row(), EXACT, "loss"), LOSS)
+    assert "estimate" not in made_of(mean_interval(row(), EXACT, LOSS), LOSS)
 
 
 @pytest.mark.parametrize(
@@ -141,14 +197,18 @@ def means(**more: float) -> pd.DataFrame:
 
 
 def whiskers(chart: charts.Chart) -> list[float]:
+    """How far each reaches to the left and to the right."""
     found = [trace for trace in chart.figure.data if trace.name == "interval"]
     assert len(found) in (0, 2)  # the dark line and its light seam
-    return list(found[-1].error_x.array) if found else []
+    if not found:
+        return []
+    ends = found[-1].error_x
+    return [end for both in zip(ends.arrayminus, ends.array, strict=True) for end in both]
 
 
 def test_bars_have_the_interval_of_the_mean() -> None:
     chart = charts.credit_and_blame(means(), LOSS, {"shortcut": GROUP})
-    assert whiskers(chart) == pytest.approx([1.98])
+    assert whiskers(chart) == pytest.approx([1.98, 1.98])
     assert "±1.00 from the estimate" in chart.figure.data[0].customdata[0]
     assert chart.rows is not None and chart.rows["high"].tolist() == pytest.approx([0.98])
     unknown = charts.credit_and_blame(means(), LOSS, {"shortcut": ROUGH})
@@ -160,7 +220,7 @@ def test_bars_have_the_interval_of_the_mean() -> None:
 
 def test_bars_of_an_estimated_mean_that_is_not_clear_are_not_coloured() -> None:
     for known, of, named in (
-        (GROUP, means(), {"sign uncertain"}),
+        (GROUP, means(), {"neither"}),
         (GROUP, means(effect=-3.0), {"credit", "blame"}),
         # Single examples have their credit and blame where nothing is estimated.
         (EXACT, means(error=2.0), {"credit", "blame"}),
@@ -176,7 +236,7 @@ def test_bars_of_an_estimated_mean_that_is_not_clear_are_not_coloured() -> None:
 def test_bars_of_one_example_have_theirs() -> None:
     effects = pd.DataFrame({"stage": ["shortcut"], "effect": [-1.0], "error": [0.4]})
     chart = charts.example_effects(effects, LOSS, {"shortcut": GROUP})
-    assert whiskers(chart) == [0.4]
+    assert whiskers(chart) == pytest.approx([0.4, 0.4])
     assert "±0.40, which nine of ten" in chart.figure.data[0].customdata[0]
     drawn = charts.effect_bars(effects, LOSS, {"shortcut": GROUP}).html
     assert "left:80.00%;width:20.00%" in drawn and "±0.40, which nine of ten" in drawn
@@ -196,5 +256,11 @@ def test_bars_of_one_example_have_theirs() -> None:
 def test_cells_of_slices_have_a_direction_where_it_is_clear(
     low: float, high: float, known: StageTrust, mark: str
 ) -> None:
-    cells = {**row(), "low": low, "high": high, "within_noise": None}
+    cells: dict[Hashable, Any] = {
+        **row(),
+        "final": 1.0,
+        "low": low,
+        "high": high,
+        "within_noise": None,
+    }
     assert slices_tab._cell(cells, LOSS, known).startswith(f"{mark} 1.00 (")

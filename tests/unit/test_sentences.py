@@ -56,7 +56,7 @@ def test_an_effect_is_said_from_the_side_of_the_counterfactual(
         (RELIABLE, "would be about 0.41 higher"),
         (ROUGH, "may be some 0.4 higher"),
         (UNKNOWN, "may be some 0.4 higher"),
-        (DISAGREES, "may be some 0.4 higher or lower, its sign uncertain"),
+        (DISAGREES, "may be some 0.4 higher or lower, and a replay does not agree"),
         (UNSURE, "may be some 0.4 higher or lower, its sign uncertain"),
     ],
 )
@@ -75,6 +75,18 @@ def test_a_rough_amount_has_one_digit(behaviour: Behaviour, effect: float, said:
     assert str(sentences.example_sentence("a", behaviour, effect, ROUGH)).endswith(
         f"may be {said}."
     )
+
+
+def test_an_effect_on_one_example_whose_interval_includes_zero_shows_no_clear_change() -> None:
+    for error, said in (
+        (0.6, "may show no clear change: 0.19 lower to 1.01 higher"),
+        (0.4, "may be some 0.4 higher"),
+        (math.nan, "may be some 0.4 higher"),
+    ):
+        sentence = sentences.example_sentence("a", LOSS, -0.41, ROUGH, error=error)
+        assert str(sentence) == f"Without a, the loss {said}."
+    near = sentences.example_sentence("a", ACCURACY, 0.2, ROUGH, error=0.5, final=0.9)
+    assert str(near).endswith("may show no clear change: 70 points lower to 10 points higher.")
 
 
 def test_a_changed_answer_is_said_with_its_verdict() -> None:

@@ -88,11 +88,10 @@ def test_where_signs_were_counted_their_share_decides() -> None:
 def test_only_known_signs_are_credit_or_blame() -> None:
     unknown = {name for name, one in ALL.items() if not signs_known(one)}
     assert unknown == {"sign uncertain", "does not agree"} and signs_known(None)
-    assert signs_known(trust("does not agree", agreements=(agreement(0.4, 0.6),)))
-    # Of what does not agree, the signs that the replay found wrong.
-    for right, known in ((0.85, True), (0.75, False), (float("nan"), False)):
-        off = agreement(0.4, 1.3).model_copy(update={"sign_agreement": right})
-        assert signs_known(trust("does not agree", agreements=(off,))) is known
+    # What a replay refutes is neither, however many signs it found right.
+    off = agreement(0.4, 0.6).model_copy(update={"sign_agreement": 0.98})
+    assert not signs_known(trust("does not agree", agreements=(off,)))
+    assert signs_known(trust("exact", estimator="replay"))
 
 
 def test_a_replay_that_is_not_bit_for_bit_promises_nothing_for_nine_of_ten() -> None:

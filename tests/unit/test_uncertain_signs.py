@@ -19,7 +19,7 @@ from stagelens.estimators.stage_trust import StageTrust
 from stagelens.trust.comparing import Side, compare_effects
 from stagelens.ui.examples import browser
 from tests.support.saliency_maps import image_map, text_map
-from tests.support.stage_trust import EXACT, ROUGH, trust
+from tests.support.stage_trust import AGREES, DISAGREES, EXACT, ROUGH, trust
 
 LOSS = Behaviour("loss", "lower", "nats")
 UNSURE = trust(expected_error=0.3, wrong_signs=0.35)
@@ -47,12 +47,17 @@ def test_bars_over_examples() -> None:
         **{"credit": 1.5, "blame": -0.5, "credit_share": 0.8, "blame_share": 0.2},
         "within_noise": pd.NA,
     }
-    for known, named in ((UNSURE, {"sign uncertain"}), (SURE, {"credit", "blame"})):
+    for known, named in (
+        (UNSURE, {"neither"}),
+        (DISAGREES, {"neither"}),
+        (SURE, {"credit", "blame"}),
+    ):
         chart = charts.credit_and_blame(pd.DataFrame([row]), LOSS, {"shortcut": known})
         assert drawn_marks(chart) - {"net"} == named
-        assert ("neither credit nor blame" in chart.alt) is (known is UNSURE)
+        assert ("neither credit nor blame" in chart.alt) is (known is not SURE)
+        assert ("a replay does not agree:" in chart.alt) is (known is DISAGREES)
         if known is UNSURE:
-            bars = [each for each in chart.figure.data if each.name == "sign uncertain"]
+            bars = [each for each in chart.figure.data if each.name == "neither"]
             assert [bar.showlegend for bar in bars] == [True, False]
             assert {bar.marker.color for bar in bars} == {NEITHER}
             assert {text for bar in bars for text in bar.text} == {"±1.50", "±0.50"}
@@ -64,12 +69,31 @@ def test_bars_of_one_example() -> None:
     effects = pd.DataFrame({"stage": ["shortcut", "adapt"], "effect": [-1.0, -2.0]})
     known = {"shortcut": UNSURE, "adapt": EXACT}
     chart = charts.example_effects(effects, LOSS, known)
-    assert drawn_marks(chart) == {"credit", "sign uncertain"}
-    assert "shortcut: its sign uncertain, 1.00" in chart.alt
+    assert drawn_marks(chart) == {"credit", "neither"}
+    assert "shortcut: its sign is uncertain: neither credit nor blame, 1.00" in chart.alt
     markup = charts.effect_bars(effects, LOSS, known)
     assert markup.alt == chart.alt and "± 1.00" in markup.html and "▲ 2.00" in markup.html
     alone = charts.effect_bars(effects.head(1), LOSS, known).html
     assert not coloured(alone) and NEITHER in alone and "neither credit nor blame" in alone
+
+
+def test_bars_of_one_example_whose_interval_includes_zero() -> None:
+    effects = pd.DataFrame(
+        {"stage": ["shortcut", "adapt"], "effect": [-1.0, 2.0], "error": [1.1, 1.9]}
+    )
+    known = {"shortcut": ROUGH, "adapt": ROUGH}
+    chart = charts.example_effects(effects, LOSS, known)
+    assert drawn_marks(chart) == {"neither", "blame", "interval"}
+    assert "shortcut: no clear change: the interval includes zero, 1.00" in chart.alt
+    markup = charts.effect_bars(effects, LOSS, known)
+    assert markup.alt == chart.alt and "± 1.00" in markup.html and "▼ 2.00" in markup.html
+    assert not coloured(charts.effect_bars(effects.head(1), LOSS, known).html)
+
+
+def test_a_replay_keeps_the_colours_that_a_refuted_estimate_loses() -> None:
+    effects = pd.DataFrame({"stage": ["shortcut"], "effect": [-1.0]})
+    for known, has in ((DISAGREES, False), (AGREES, True), (EXACT, True)):
+        assert coloured(charts.effect_bars(effects, LOSS, {"shortcut": known}).html) is has
 
 
 def test_one_side_of_a_comparison_is_enough() -> None:
@@ -121,6 +145,6 @@ def test_cells_of_examples(signed: bool, cell: str) -> None:
 
 
 def test_the_legend_of_the_table_explains_the_mark_where_it_is_used() -> None:
-    assert "±" in browser._unsigned({"a": UNSURE, "b": EXACT}, LOSS)
-    known: dict[str, StageTrust] = {"a": SURE}
-    assert browser._unsigned(known, LOSS) == ""
+    assert "±" in browser._unsigned({"a": UNSURE, "b": EXACT})
+    known: dict[str, StageTrust] = {"a": EXACT}
+    assert browser._unsigned(known) == ""

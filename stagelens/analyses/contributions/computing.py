@@ -110,9 +110,7 @@ def contribute(
             run_digest=run.digest,
             set_digest=examples.digest,
             count=len(ids),
-            behaviour=BehaviourFacts(
-                name=kind.name, better=kind.better, unit=kind.unit, description=kind.description
-            ),
+            behaviour=BehaviourFacts.of(kind),
             value=found.value,
             steps={stage.name: stage.steps for stage in swept},
             steps_only=steps_only,

@@ -159,10 +159,7 @@ class Look:
 
     @property
     def behaviour_facts(self) -> BehaviourFacts:
-        kind = self.behaviour
-        return BehaviourFacts(
-            name=kind.name, better=kind.better, unit=kind.unit, description=kind.description
-        )
+        return BehaviourFacts.of(self.behaviour)
 
     def gains(self, table: pd.DataFrame, stage: str) -> np.ndarray:
         """(N,) effects of a stage, positive for credit."""

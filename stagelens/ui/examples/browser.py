@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import isfinite
+from math import isfinite, nan
 from typing import Any
 
 import pandas as pd
@@ -19,6 +19,7 @@ from stagelens.ui.pieces.pinning import About
 from stagelens.ui.pieces.trust_marks import trust_line
 from stagelens.ui.reading import browse, loaders
 from stagelens.ui.reading.browse import Chosen, effect_column, noise_column
+from stagelens.ui.reading.example_errors import example_errors
 from stagelens.ui.reading.loaders import Effects, Source
 from stagelens.wording.numbers import amount_text, axis_unit, count_text, phrase
 from stagelens.wording.trust_words import MARKS, signs_known, trust_word
@@ -100,7 +101,7 @@ def _table(
             workspace.at,
             effects.estimator,
             key,
-            lambda: _cells(workspace, effects.trust, chosen.behaviour, shown, columns),
+            lambda: _cells(workspace, effects, chosen.behaviour, shown, columns),
         ),
         key,
         f"Examples {start + 1:,} to {start + len(ids):,} of {len(chosen):,}, with answers and "
@@ -118,7 +119,7 @@ def _table(
     st.caption(
         f"▲ credit: {phrase(chosen.behaviour)} {better} because of the stage. ▼ blame: "
         f"{'lower' if better == 'higher' else 'higher'}. "
-        f"{_unsigned(known, chosen.behaviour)}{_noise(workspace, shown)}"
+        f"{_unsigned(known)}{_noise(workspace, shown)}"
         f"{trust} Click a row to look at the example." + _left_out(workspace, columns)
     )
     return example_id
@@ -139,10 +140,10 @@ def _left_out(workspace: Workspace, columns: Sequence[str]) -> str:
     )
 
 
-def _unsigned(trust: Mapping[str, StageTrust], behaviour: Behaviour) -> str:
-    """The legend of effects whose sign is uncertain, where there are any."""
-    known = all(signs_known(each, behaviour.name) for each in trust.values())
-    return "" if known else "± its sign is uncertain, so neither. "
+def _unsigned(trust: Mapping[str, StageTrust]) -> str:
+    """The legend of effects that are neither, where there may be any."""
+    exact = all(each.trust in ("exact", "refused") for each in trust.values())
+    return "" if exact else "± neither: its sign is uncertain, or its interval includes zero. "
 
 
 def _noise(workspace: Workspace, shown: pd.DataFrame) -> str:
@@ -221,7 +222,7 @@ def _page_of_cells(
 
 def _cells(
     workspace: Workspace,
-    trust: Mapping[str, StageTrust],
+    effects: Effects,
     behaviour: Behaviour,
     shown: pd.DataFrame,
     stages: Sequence[str],
@@ -243,9 +244,11 @@ def _cells(
         f"{mark} {answer}"
         for mark, answer in zip(_marks(shown["right"]), shown["prediction"], strict=True)
     ]
+    errors = example_errors(workspace.at, name, effects, behaviour)
     for stage in stages:
+        error, known = errors.get(stage, nan), signs_known(effects.trust.get(stage), behaviour.name)
         cells[effect_column(stage)] = [
-            _effect_cell(effect, behaviour, within, signs_known(trust.get(stage), behaviour.name))
+            _effect_cell(effect, behaviour, within, known and not abs(effect) <= error)
             for effect, within in zip(
                 shown[effect_column(stage)],
                 shown[noise_column(stage)].fillna(False),

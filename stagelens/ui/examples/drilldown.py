@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import isfinite
+from math import isfinite, nan
 
 import pandas as pd
 import streamlit as st
@@ -240,6 +240,7 @@ def said(
         row: The example, from ``browse.example_frame``.
     """
     label = None if _shown(row["label"]) == "none" else str(row["label"])
+    errors = example_errors(workspace.at, workspace.examples.name, effects, behaviour)
     return [
         example_sentence(
             stage,
@@ -252,6 +253,8 @@ def said(
             else (str(row["prediction"]), str(row[answer_column(stage)])),
             label,
             within_noise=_within_noise(row, stage),
+            error=errors.get(stage, nan),
+            final=float(row["final"]),
         )
         for stage in _strongest(workspace, row)
     ]
@@ -294,6 +297,7 @@ def bars(
             "error": [errors.get(stage, float("nan")) for stage in workspace.stages],
             "effect": [row[effect_column(stage)] for stage in workspace.stages],
             "within_noise": [_within_noise(row, stage) for stage in workspace.stages],
+            "final": float(row["final"]),
         }
     )
     about = About(

@@ -84,7 +84,12 @@ def side_by_side_tab(workspace: Workspace, effects: Effects, chosen: Chosen, sai
                 _answer(workspace, row)
                 values = {stage: float(row[effect_column(stage)]) for stage in workspace.stages}
                 effect = list(values.values())
-                bars = pd.DataFrame({"stage": list(values), "effect": effect, "error": error})
+                bars = pd.DataFrame(
+                    {
+                        **{"stage": list(values), "effect": effect, "error": error},
+                        "final": float(row["final"]),
+                    }
+                )
                 st.html(charts.effect_bars(bars, behaviour, effects.trust, largest).html)
                 # A refused stage has no number, and max with a NaN depends on the order.
                 known = {stage: abs(value) for stage, value in values.items() if isfinite(value)}

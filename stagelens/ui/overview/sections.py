@@ -197,7 +197,7 @@ def _table(rows: pd.DataFrame, behaviour: Behaviour, effects: Effects) -> None:
         }
     )
     intervals = [
-        mean_interval(row, effects.trust.get(str(row["stage"])), behaviour.name)
+        mean_interval(row, effects.trust.get(str(row["stage"])), behaviour)
         for row in rows.to_dict("records")
     ]
     for name in ("low", "high"):

@@ -8,6 +8,7 @@ import streamlit as st
 
 from stagelens.estimators import registry
 from stagelens.estimators.durations import paces
+from stagelens.estimators.sharing_out import processes_of_a_command
 from stagelens.estimators.stage_trust import REPLAY
 from stagelens.trust import durations
 from stagelens.ui.opening.progressive import VERIFICATION
@@ -165,7 +166,9 @@ def _prediction(workspace: Workspace, chosen: tuple[str, ...]) -> None:
     orders = int(chosen[-1])
     facts = list(stored.values())
     known = paces(workspace.run)
-    seconds = durations.verify_seconds(known.stages, wanted, orders, facts)
+    run = workspace.run
+    shared = processes_of_a_command(run, registry.make_estimator(REPLAY), run.stages[:-1])
+    seconds = durations.verify_seconds(known.stages, wanted, orders, facts, shared)
     if seconds is None:
         text = "How long it takes is not known: the recording has no timings."
     else:
