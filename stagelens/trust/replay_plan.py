@@ -18,6 +18,8 @@ from .estimates import best_trust
 
 _UNKNOWN = 1.0
 """Relative error that is feared where nothing is known of it: as large as the effect itself."""
+TIMED = 0.1
+"""Share of the progress of ``settling.settle`` that is done when steps have been timed."""
 STORING = 0.1
 """Seconds for writing a model and a table."""
 

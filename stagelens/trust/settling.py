@@ -35,6 +35,7 @@ from stagelens.wording.trust_words import is_trustworthy
 from .estimates import best_result, best_trust
 from .replay_plan import (
     STORING,
+    TIMED,
     Candidate,
     Left,
     doubt,
@@ -175,7 +176,7 @@ class _Settling:
         )
         exact = [name for name, known in preview.trust.items() if known.trust == "exact"]
         sizes = _sizes(preview)
-        report = self.overall.part(0.05, 0.1)
+        report = self.overall.part(0.05, TIMED)
 
         def time_steps() -> list[str]:
             open_ = [stage for stage in self._open() if replayable(self.run, stage)]
@@ -186,7 +187,7 @@ class _Settling:
 
         # The main process decides throughout: what others see and measure may differ.
         timed = processes.by_main(time_steps)
-        done = 0.1
+        done = TIMED
         while wave := processes.by_main(lambda: self._next(sizes)):
             share = wave.share * (0.9 - done)
             report = self.overall.part(done, done + share)

@@ -16,6 +16,7 @@ import pandas as pd
 from stagelens.compute import processes
 from stagelens.contracts import Progress, Refused
 from stagelens.effects.results import Result, ResultFacts, load_result, stored_results
+from stagelens.estimators.coarse_replay import EXACT
 from stagelens.estimators.registry import estimators, make_estimator, method_of
 from stagelens.estimators.reproduction import doubted
 from stagelens.estimators.stage_trust import REPLAY, Agreement, StageTrust, is_ground_truth
@@ -34,6 +35,7 @@ COLUMNS = (
     "behaviour",
     "estimator",
     "budget",
+    "exact_stages",
     "r",
     "rho",
     "slope",
@@ -49,7 +51,8 @@ COLUMNS = (
     "n",
 )
 """Columns of a verification table, as ``stagelens verify --json`` prints them; ``reliable`` and
-``expected_error`` are what was promised before any replay."""
+``expected_error`` are what was promised before any replay, ``exact_stages`` how many of the later
+stages were replayed exactly before the cheap steps (0: none)."""
 
 _KEYS = ["set_digest", "stage", "behaviour", "estimator", "settings"]
 
@@ -87,6 +90,7 @@ def compare(estimate: Result, truth: Result, noise: pd.DataFrame | None = None) 
                 "behaviour": behaviour,
                 "estimator": facts.estimator,
                 "budget": facts.settings.get("budget"),
+                "exact_stages": facts.settings.get(EXACT, 0),
                 **found,
                 "cost": trust.cost,
                 "wall_cost": trust.seconds / real.seconds if real.seconds > 0 else float("nan"),

@@ -86,7 +86,7 @@ def predicted_time(seconds: float) -> str:
     if seconds >= 55:
         return "about a minute"
     if seconds < 10:
-        return "a few seconds"
+        return "under 10 seconds"
     return f"about {5 * round(seconds / 5)} seconds"
 
 

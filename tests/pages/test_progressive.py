@@ -153,7 +153,7 @@ def test_numbers_chosen_on_purpose_stay_and_the_better_ones_are_offered(
     attribute(previewed, "test", "replay")
     check(app.run())
     assert app.selectbox(key="estimator").value == "task-vector"
-    next(b for b in app.button if b.label == "Show the better replay").click()
+    next(b for b in app.button if b.label == "Show the numbers by replay").click()
     check(app.run())
     assert app.selectbox(key="estimator").value == "replay"
     assert "● exact" in figures(app)[0]["layout"]["yaxis"]["ticktext"][0]

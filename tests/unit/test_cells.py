@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from stagelens.cli import terminal
+from stagelens.ui.pieces import components
 from stagelens.wording.cells import cells, for_terminal
 
 HOSTILE = ["=cmd|'/c calc'!A0", "+1+1", "-2+3", "@SUM(A1)", "\tx", "\rx"]
@@ -43,3 +45,11 @@ def test_a_terminal_gets_no_escape_sequence(text: str, capsys) -> None:
 
 def test_words_of_any_language_and_line_breaks_stay() -> None:
     assert for_terminal("猫 é\n\t✓ ▲") == "猫 é\n\t✓ ▲"
+
+
+def test_columns_of_one_kind_and_no_use_of_pandas_that_will_end() -> None:
+    columns = {"both": [1, "a"], "texts": ["a", None], "numbers": [1.0, 2.0]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table = components._one_kind(pd.DataFrame(columns))
+    assert table["both"].tolist() == ["1", "a"] and table["texts"].isna().tolist() == [False, True]

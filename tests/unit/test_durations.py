@@ -108,7 +108,7 @@ def test_a_verification_is_predicted_from_what_is_not_stored_yet() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "said"),
-    [(3, "a few seconds"), (21, "about 20 seconds"), (62, "about a minute"),
+    [(3, "under 10 seconds"), (21, "about 20 seconds"), (62, "about a minute"),
      (200, "about 3 minutes"), (9000, "about 2 hours")],
 )  # fmt: skip
 def test_predictions_are_no_more_exact_than_they_deserve(seconds: float, said: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from stagelens.cli.terminal import one_line
 from stagelens.contracts import StageLensError
+from stagelens.ui.pieces import components
 from stagelens.ui.server import jobs
 from stagelens.ui.server.child import Job, Limits, Status
 from stagelens.ui.server.jobs import Registry
@@ -120,6 +121,20 @@ def test_the_time_left_follows_from_the_pace_once_enough_is_done() -> None:
     assert Status("running", 0.25, "", None, 10.0).left == 30.0
     assert Status("running", 0.01, "", None, 10.0).left is None
     assert Status("done", 1.0, "", None, 10.0).left is None
+
+
+def test_of_a_job_with_a_limit_no_more_is_left_than_that() -> None:
+    def said(done: float, seconds: float, limit: float | None) -> str:
+        status = Status("running", done, "Replaying", None, seconds)
+        return components._so_far(status, limit).removeprefix(f"Replaying · {100 * done:.0f} % · ")
+
+    timing, later = (0.06, 46.0), (0.2, 50.0)
+    assert said(*timing, None) == "46 s · about 12 minutes left"
+    assert said(*timing, 120) == "46 s"  # its steps are not timed yet
+    assert said(*later, None) == "50 s · about 3 minutes left"
+    assert said(*later, 120) == "50 s · about a minute left"
+    assert said(0.9, 50, 120) == "50 s · under 10 seconds left"
+    assert said(0.9, 130, 120) == "130 s"
 
 
 def test_a_clock_that_jumps_changes_no_time(registry: Registry, monkeypatch) -> None:

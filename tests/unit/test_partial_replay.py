@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -298,3 +299,10 @@ def test_it_is_asked_for_on_the_command_line(
         # What is stored is an estimate's own; its trust is joined with the verification when read.
         assert "cheap replay was off by" in facts.stages[0].reason
     assert "after 1 exact stage" in " ".join(capsys.readouterr().out.split())
+    both = ["--estimator", "task-vector", "--estimator", "coarse-replay", *chosen, "--json"]
+    monkeypatch.setattr(sys, "argv", ["stagelens", "verify", str(run.path), *both])
+    with pytest.raises(SystemExit):
+        cli.main()
+    rows = json.loads(capsys.readouterr().out)
+    found = {(row["estimator"], row["exact_stages"]) for row in rows}
+    assert found == {("task-vector", 0), ("coarse-replay", 1)}

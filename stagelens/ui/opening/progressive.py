@@ -122,7 +122,7 @@ def first(computable: Computable) -> None:
     job = jobs.find(arguments)
     if job is None:
         _start(arguments)
-    if _running(computable, arguments):
+    if _running(computable, arguments, "", LIMITS[limit]):
         return
     # What somebody cancelled starts only at the press of a button.
     if job is not None and job.status().state == "cancelled":
@@ -154,8 +154,9 @@ def offer_best(available: Sequence[str], shown: str) -> None:
         st.session_state["estimator"] = best
 
     st.button(
-        f"Show the better {best}",
+        f"Show the numbers by {best}",
         icon=":material/trending_up:",
+        help="Less is known of how far off the numbers are that are shown now.",
         on_click=show_best,
         key="show-best",
         width="stretch",
@@ -176,7 +177,8 @@ def better(computable: Computable) -> None:
     if job is None and computable.worth(limit):
         _start(arguments)
         job = jobs.find(arguments)
-    if _running(computable, arguments, f"Replays are running, for up to {limit}."):
+    said = f"Replays are running, for up to {limit}."
+    if _running(computable, arguments, said, LIMITS[limit]):
         return
     for one in left:
         if _running(computable, computable.replay(one.stage), f"{one.stage} is being replayed."):
@@ -255,14 +257,16 @@ def _again(arguments: tuple[str, ...], limit: str) -> None:
     )
 
 
-def _running(computable: Computable, arguments: tuple[str, ...], said: str = "") -> bool:
+def _running(
+    computable: Computable, arguments: tuple[str, ...], said: str, limit: float | None = None
+) -> bool:
     """Show a job while it runs, and rerun the page whenever it has stored something."""
     job = jobs.find(arguments)
     if job is not None and job.running:
         if said:
             st.caption(components.plain(said))
         _watch(computable.at.path, computable.at.results)
-    return components.job_state(arguments, "Try again")
+    return components.job_state(arguments, "Try again", limit=limit)
 
 
 @st.fragment(run_every=1.0)
