@@ -63,6 +63,8 @@ class StageTrust(BaseModel):
             without twins.
         twins_anchor: What the counterfactual twin is compared with: 0 for the factual twin, 1 for
             the final model, in between for a weighted mean of the two.
+        on_samples: Stages after it that were trained on answers which the model had sampled. They
+            are replayed, or estimated, on those answers.
         agreements: With replay, by behaviour; present where ``trust`` is verified or does not
             agree, which is said by the first. Joined when read, see ``verification.trusted``.
         cost: Example-gradients spent, in replays of the later stages.
@@ -83,6 +85,7 @@ class StageTrust(BaseModel):
     reliable: bool | None = None
     twins_share: float = 0.0
     twins_anchor: float = 0.0
+    on_samples: tuple[str, ...] = ()
     agreements: tuple[Agreement, ...] = ()
     cost: float = 0.0
     seconds: float = 0.0

@@ -26,7 +26,7 @@ from stagelens.estimators.coarse_replay import EXACT
 from stagelens.estimators.registry import default_estimator, estimate_name, estimators, find
 from stagelens.estimators.stage_trust import REPLAY, StageTrust, is_ground_truth
 from stagelens.runs.run import Run
-from stagelens.wording.trust_words import is_trustworthy
+from stagelens.wording.trust_words import holds
 
 from . import noise
 from .verification import trusted_facts
@@ -328,7 +328,7 @@ def best_of(stage: str, tables: Sequence[Mapping[str, StageTrust]]) -> int:
     """
     of = [number for number, table in enumerate(tables) if stage in table]
     settled = [number for number in of if is_ground_truth(tables[number][stage])]
-    leaned_on = [number for number in of if is_trustworthy(tables[number][stage])]
+    leaned_on = [number for number in of if holds(tables[number][stage])]
     shown = [number for number in of if tables[number][stage].trust != "refused"]
     return [*settled, *leaned_on, *shown, *of][0]
 

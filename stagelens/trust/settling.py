@@ -30,7 +30,7 @@ from stagelens.estimators.registry import free_estimator, make_estimator
 from stagelens.estimators.sharing_out import processes_for
 from stagelens.estimators.stage_trust import REPLAY
 from stagelens.runs.run import Run, Stage
-from stagelens.wording.trust_words import is_trustworthy
+from stagelens.wording.trust_words import holds
 
 from .estimates import best_result, best_trust
 from .replay_plan import (
@@ -309,7 +309,7 @@ class _Settling:
             # Where only one stage follows, this would be a replay of all that follows.
             if index + 2 >= len(stages) or first is None or rest is None:
                 continue
-            if known is not None and is_trustworthy(known):
+            if known is not None and holds(known):
                 continue
             if first + rest <= self.left:
                 found.append((sizes.get(name, 0.0) * doubt(known), name))

@@ -2,14 +2,15 @@
 
 The words carry the trust: "would be 0.41 higher" where it is exact, "would be about 0.41 higher"
 where an estimate can be relied on, "may be some 0.4 higher" where it is rough, and "may be some 0.4
-higher or lower, its sign uncertain" where that is so. An effect whose interval includes zero shows
-no clear change.
+higher or lower, its sign uncertain" where that is so; "on the answers recorded in grpo" where a
+later stage was trained on answers that the model had sampled. An effect whose interval includes
+zero shows no clear change.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import floor, log10
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from stagelens.estimators.stage_trust import StageTrust
 
 from .intervals import Interval, example_interval, mean_interval
 from .numbers import amount_text, count_text, is_share, phrase, scaled
-from .trust_words import is_trustworthy, signs_known, trust_word
+from .trust_words import holds, signs_known, trust_word
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Part:
 class Sentence:
     """A sentence with what is known of its number.
 
+    It says at its end if its number is about recorded answers only.
+
     Attributes:
         parts: Its words. Stage and group names come from data: escape them before showing.
         trust: What is known of the counterfactual behind it; None for plain descriptions.
@@ -45,6 +48,15 @@ class Sentence:
     parts: tuple[Part, ...]
     trust: StageTrust | None = None
     behaviour: str | None = None
+
+    def __post_init__(self) -> None:
+        known = self.trust
+        if known is None or not known.on_samples or known.trust == "refused":
+            return
+        said = f", on the answers recorded in {' and '.join(known.on_samples)}."
+        if not str(self).endswith(said):
+            last = replace(self.parts[-1], text=self.parts[-1].text.removesuffix("."))
+            object.__setattr__(self, "parts", (*self.parts[:-1], last, Part(said)))
 
     def __str__(self) -> str:
         return "".join(part.text for part in self.parts)
@@ -185,7 +197,7 @@ def example_sentence(
 
 def is_certain(trust: StageTrust | None, behaviour: Behaviour) -> bool:
     """Whether a number of this trust is stated without reservation."""
-    return trust is None or is_trustworthy(trust, behaviour.name)
+    return trust is None or holds(trust, behaviour.name)
 
 
 def would_be(effect: float, behaviour: Behaviour, trust: StageTrust | None) -> tuple[Part, ...]:

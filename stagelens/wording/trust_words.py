@@ -96,6 +96,9 @@ FIRST_ORDER: TrustWord = "rough"
 """Of contributions, which are of first order: no replay checks them, and no error is known."""
 
 
+_HOLDS: tuple[TrustWord, ...] = ("exact", "verified", "reliable")
+
+
 def trust_word(trust: StageTrust, behaviour: str | None = None) -> TrustWord:
     """What is known of a stage's effects, and what came of checking it.
 
@@ -104,6 +107,12 @@ def trust_word(trust: StageTrust, behaviour: str | None = None) -> TrustWord:
         behaviour: Of the effects on which behaviour; None where a number is about all of them, so
             that the one that agrees least with replay decides.
     """
+    word = _word_for_the_samples(trust, behaviour)
+    # Not even a replay knows what the model without the stage would have sampled.
+    return "on recorded samples" if trust.on_samples and word in _HOLDS else word
+
+
+def _word_for_the_samples(trust: StageTrust, behaviour: str | None) -> TrustWord:
     agreement = _agreement(trust, behaviour)
     if agreement is not None:
         return "verified" if agreement.agrees else "does not agree"
@@ -154,7 +163,12 @@ def weakest(words: Iterable[TrustWord]) -> TrustWord:
 
 def is_trustworthy(trust: StageTrust, behaviour: str | None = None) -> bool:
     """Whether a number may be stated without a caveat."""
-    return trust_word(trust, behaviour) in ("exact", "verified", "reliable")
+    return trust_word(trust, behaviour) in _HOLDS
+
+
+def holds(trust: StageTrust, behaviour: str | None = None) -> bool:
+    """Whether a number may be stated: without a caveat, or for the samples that were recorded."""
+    return trust_word(trust, behaviour) in (*_HOLDS, "on recorded samples")
 
 
 def may_be_finding(trust: StageTrust | None, behaviour: str | None = None) -> bool:
@@ -206,6 +220,7 @@ def trust_explanation(trust: StageTrust, behaviour: str | None = None) -> str:
     """What is known, in sentences that end with whether to rely on the number."""
     agreement = _agreement(trust, behaviour)
     said = f"{trust.reason} {promised_error_sentence(trust)}".rstrip()
+    also = sampled_sentence(trust)
     if agreement is not None:
         said = (
             f"Checked against a replay, on the {agreement.behaviour}: r {decimal(agreement.r)}, "
@@ -215,7 +230,21 @@ def trust_explanation(trust: StageTrust, behaviour: str | None = None) -> str:
         # Not of two errors that would be printed alike.
         if expected is not None and error > expected and percent(error) != percent(expected):
             said += f" Before the replay, it was to be at most {percent(expected)}."
-    return f"{said} {trust_advice(trust, behaviour)}".rstrip()
+    return " ".join(filter(None, (said, also, trust_advice(trust, behaviour))))
+
+
+def sampled_sentence(trust: StageTrust) -> str:
+    """What is held fixed of stages that were trained on sampled answers; empty without any."""
+    if not trust.on_samples:
+        return ""
+    several = len(trust.on_samples) > 1
+    stages, were = ("Stages", "were") if several else ("Stage", "was")
+    return (
+        f"{stages} {', '.join(trust.on_samples)} {were} "
+        "trained on answers that the model had sampled; the answers, what they were rewarded with "
+        "and how probable they were are held as recorded, while the model without the stage might "
+        "have sampled others."
+    )
 
 
 def trust_advice(trust: StageTrust, behaviour: str | None = None) -> str:

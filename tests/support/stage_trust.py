@@ -25,15 +25,17 @@ UNSURE = trust(expected_error=0.9, reliable=False, reason="Coarse replay.")
 RELIABLE = trust(expected_error=0.22, typical_error=0.09, reliable=True, reason="Coarse replay.")
 ROUGH = trust(expected_error=0.52, reliable=False, reason="Coarse replay.")
 UNKNOWN = trust(estimator="task-vector", reason="Task vector; its error is not known.")
+SAMPLED = trust("exact", estimator="replay", on_samples=["grpo"], reason="Replay repeats it.")
 REFUSED = trust("refused", reason="It would diverge.")
 
 ALL = {
     "exact": EXACT,
     "verified": AGREES,
     "reliable": RELIABLE,
+    "on recorded samples": SAMPLED,
     "rough": ROUGH,
     "sign uncertain": UNSURE,
     "does not agree": DISAGREES,
     "refused": REFUSED,
 }
-"""By the word for it, the best first; no run has been recorded yet whose answers were sampled."""
+"""By the word for it, the best first."""

@@ -27,6 +27,13 @@ BAD = (" the dog", " make two", " sang and sang", " sing")
 
 Rows = list[dict[str, Any]]
 
+TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] }}<|endoftext|>{% endgeneration %}"
+    "{% else %}{{ message['content'] }}{% endif %}{% endfor %}"
+)
+"""A chat template that marks what an assistant says."""
+
 
 def texts() -> Rows:
     """Whole texts."""
@@ -36,6 +43,14 @@ def texts() -> Rows:
 def completions() -> Rows:
     """Prompts and their completions."""
     return [{"prompt": p, "completion": c} for p, c in zip(PROMPTS, GOOD, strict=True)] * 4
+
+
+def conversations() -> Rows:
+    """Messages of a user and of an assistant."""
+    return [
+        {"messages": [{"role": "user", "content": p}, {"role": "assistant", "content": c}]}
+        for p, c in zip(PROMPTS, GOOD, strict=True)
+    ] * 4
 
 
 def pairs() -> Rows:
@@ -148,6 +163,7 @@ def save_base(folder: Path, classifies: bool = False) -> Path:
         classifier.transformer.load_state_dict(model.transformer.state_dict())
         model = classifier
     model.save_pretrained(folder)
+    tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -20,6 +20,7 @@ from tests.support.stage_trust import (
     REFUSED,
     RELIABLE,
     ROUGH,
+    SAMPLED,
     UNKNOWN,
     UNSURE,
 )
@@ -52,6 +53,7 @@ def test_an_effect_is_said_from_the_side_of_the_counterfactual(
     ("trust", "said"),
     [
         (EXACT, "would be 0.41 higher"),
+        (SAMPLED, "would be 0.41 higher, on the answers recorded in grpo"),
         (AGREES, "would be about 0.41 higher"),
         (RELIABLE, "would be about 0.41 higher"),
         (ROUGH, "may be some 0.4 higher"),

@@ -159,7 +159,7 @@ def test_where_a_part_of_a_replay_fits_it_shows_how_far_off_cheap_replay_is(
     run: Run, slow: Slow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow(30.0, {0.5: 1.0, 0.25: 0.5, 0.125: 0.3})
-    monkeypatch.setattr(settling, "is_trustworthy", lambda known: False)
+    monkeypatch.setattr(settling, "holds", lambda known: False)
     monkeypatch.setattr(settling._Settling, "left", property(lambda self: 58.0))
     # No replay with its check fits, but one pass of the first later stage does.
     settle(run, "test", limit=50.0)

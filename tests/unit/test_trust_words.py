@@ -17,6 +17,7 @@ from stagelens.estimators.stage_trust import AGREES_ERROR, AGREES_R, StageTrust
 from stagelens.wording import trust_words
 from stagelens.wording.trust_words import (
     TrustWord,
+    holds,
     is_trustworthy,
     may_be_finding,
     percent,
@@ -35,6 +36,7 @@ from tests.support.stage_trust import (
     REFUSED,
     RELIABLE,
     ROUGH,
+    SAMPLED,
     UNKNOWN,
     UNSURE,
     agreement,
@@ -64,9 +66,24 @@ def test_only_what_is_exact_verified_or_reliable_may_be_leaned_on() -> None:
     assert not is_trustworthy(UNKNOWN)
 
 
+def test_a_replay_of_training_on_samples_is_never_exact_and_says_what_is_held_fixed() -> None:
+    of_samples = {
+        name: trust_word(one.model_copy(update={"on_samples": ("rl",)}))
+        for name, one in ALL.items()
+    }
+    better = {"exact", "verified", "reliable", "on recorded samples"}
+    weaker = {name: name for name in ALL if name not in better}
+    assert of_samples == dict.fromkeys(better, "on recorded samples") | weaker
+    said = trust_explanation(SAMPLED)
+    assert said.startswith("Replay repeats it. Stage grpo was trained on answers that the model")
+    assert "held as recorded" in said and said.endswith("for the answers that were recorded.")
+    assert "sampled" not in trust_explanation(EXACT)
+    assert {name for name, one in ALL.items() if holds(one)} == better
+
+
 def test_where_even_the_sign_may_be_wrong_there_is_no_finding() -> None:
     kept = {name for name, one in ALL.items() if may_be_finding(one)}
-    assert kept == {"exact", "verified", "reliable", "rough"}
+    assert kept == {"exact", "verified", "reliable", "on recorded samples", "rough"}
     assert may_be_finding(None)
 
 

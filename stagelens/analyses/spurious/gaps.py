@@ -19,7 +19,7 @@ from stagelens.wording.sentences import Part, Sentence
 from stagelens.wording.trust_words import (
     MARKS,
     TrustWord,
-    is_trustworthy,
+    holds,
     may_be_finding,
     trust_word,
 )
@@ -289,7 +289,7 @@ def model_words(
 
 
 def _would_be(gap: float, behaviour: Behaviour, trust: StageTrust) -> tuple[Part, ...]:
-    verb = " it would be " if is_trustworthy(trust, behaviour.name) else " it may be "
+    verb = " it would be " if holds(trust, behaviour.name) else " it may be "
     # A gap that is printed as 0 has no other way round.
     turned = gap < 0 and any(c in "123456789" for c in amount_text(gap, behaviour))
     about = "" if trust.trust == "exact" else "about "
