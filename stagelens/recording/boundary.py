@@ -19,12 +19,12 @@ class Unexplained(RecordingError):
     """A stage does not start where the one before ended.
 
     Attributes:
-        likeliest: The boundary that explains most.
+        likeliest: The boundary that explains most, over which nothing is carried.
     """
 
     def __init__(self, what: str, likeliest: Boundary) -> None:
         super().__init__(what)
-        self.likeliest = likeliest
+        self.likeliest = likeliest.model_copy(update={"problem": what})
 
 
 def first_boundary(start: TrainingState, frozen: Sequence[str]) -> Boundary:

@@ -85,7 +85,7 @@ def _check_same(path: Path, known: Task, task: Task) -> None:
             (key, known.config.get(key), value)
             for key, value in task.config.items()
             # The model may be configured otherwise in every stage; build_config then says how.
-            if key != "model" and known.config.get(key) != value
+            if key not in ("model", "attention") and known.config.get(key) != value
         ]
     for key, before, now in differences:
         raise RecordingError(

@@ -185,6 +185,7 @@ class Recorder:
         flush_every: int = 1024,
         build_config: Mapping[str, Any] | None = None,
         reinitialised: Sequence[str] = (),
+        tokenizer: Any = None,
         on_problem: Literal["warn", "raise"] = "warn",
     ) -> StageRecorder:
         """A stage to record, as a context manager around its training loop.
@@ -207,6 +208,8 @@ class Recorder:
                 it from a ``PeftModel`` themselves.
             reinitialised: Parameters and buffers (names or prefixes) that were given new initial
                 values on purpose before this stage.
+            tokenizer: The stage's, of ``transformers``; how it differs from the run's is kept with
+                the stage.
             on_problem: What to do where the loop does something that replay could not reproduce.
                 ``"warn"`` warns (:class:`~stagelens.contracts.RecordingWarning`), and the stage
                 goes on with its boundaries, losses and learning rates only. So it does where our
@@ -231,6 +234,7 @@ class Recorder:
             flush_every=flush_every,
             build_config=dict(build_config) if build_config is not None else None,
             reinitialised=tuple(reinitialised),
+            tokenizer=tokenizer,
             on_problem=on_problem,
         )
         # Set-aside stages keep their folders, so their numbers stay taken.

@@ -24,6 +24,7 @@ class StageSettings:
     flush_every: int = 1024
     build_config: dict[str, Any] | None = None
     reinitialised: tuple[str, ...] = ()
+    tokenizer: Any = None
     on_problem: Literal["warn", "raise"] = "warn"
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from stagelens.compute import devices
 from stagelens.contracts import RecordingError
 from stagelens.replaying.optimizers import optimizer_facts
-from stagelens.runs.boundary_facts import Boundary
+from stagelens.runs.boundary_facts import Boundary, Tokenising
 from stagelens.runs.run import Stage
 from stagelens.runs.schema import Environment, OptimizerFacts, StageFile, StateRef
 from stagelens.runs.states import TrainingState, capture, model_tensors, same_tensor, save_state
@@ -22,6 +22,7 @@ from .adapters import Adapter, read_adapter
 from .boundary import Unexplained, find_boundary, first_boundary
 from .run_writer import RunWriter
 from .stage_settings import StageSettings
+from .tokenising import tokenising
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class StageStart:
         build_config: For ``task.build_model``.
         built: A model that the task made with it, with any weights.
         device: Where the model is trained.
+        tokenizer: What is its tokenizer's own.
     """
 
     state: TrainingState
@@ -47,6 +49,7 @@ class StageStart:
     build_config: dict[str, Any] | None
     built: nn.Module
     device: torch.device
+    tokenizer: Tokenising | None = None
 
     def facts(self, name: str, settings: StageSettings, problem: str | None) -> StageFile:
         """The first contents of the stage's stage.json.
@@ -70,6 +73,7 @@ class StageStart:
             environment=_environment(self.device),
             start=self.reference,
             problem=problem,
+            tokenizer=self.tokenizer,
         )
 
 
@@ -141,8 +145,10 @@ def read_start(
     if facts is None:  # its state is not kept
         boundary = boundary.model_copy(update={"optimizer": "not known"})
     reference = save_state(run.path, prefix, state, there)
-    device = next(model.parameters()).device
-    return StageStart(state, reference, boundary, facts, trainable, build_config, built, device)
+    device, own = next(model.parameters()).device, tokenising(run.task, settings.tokenizer)
+    return StageStart(
+        state, reference, boundary, facts, trainable, build_config, built, device, own
+    )
 
 
 def _optimizer_facts(

@@ -188,6 +188,7 @@ class StageRecorderCallback(TrainerCallback):
             clip_norm=settings.clip_norm,
             accumulation=settings.accumulation,
             build_config=build_config,
+            tokenizer=processing_class,
             **self._settings,
         )
         if settings.problem is not None:

@@ -82,3 +82,21 @@ class Boundary(BaseModel):
     def source(self, name: str) -> str:
         """The previous name of a parameter or buffer that is not new."""
         return self.renamed.get(name, name)
+
+
+class Tokenising(BaseModel):
+    """How a stage's tokenizer differs from the run's, with which texts are read everywhere.
+
+    Attributes:
+        differs: Keys of ``tokenizer.json`` and ``tokenizer_config.json`` that say something else.
+        added: Tokens that only this one has, with their ids.
+        missing: Tokens that only the run's has.
+        chat_template: sha256 of its chat template; None without one.
+    """
+
+    model_config = STRICT
+
+    differs: list[str] = []
+    added: dict[str, int] = {}
+    missing: dict[str, int] = {}
+    chat_template: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None

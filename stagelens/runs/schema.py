@@ -26,7 +26,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
-from .boundary_facts import STRICT, Boundary
+from .boundary_facts import STRICT, Boundary, Tokenising
 
 VERSION: Literal[2] = 2
 """Version of the layout; a folder with a newer one is refused, saying what to do.
@@ -204,6 +204,7 @@ class StageFile(Versioned):
         problem: What replay could not reproduce, as it was told while the stage was recorded; the
             stage then keeps its boundaries, losses and learning rates.
         beside: Further files of an assembled stage's checkpoint by name, such as config.json.
+        tokenizer: What is its tokenizer's own; None where that is not known.
     """
 
     name: Name
@@ -232,6 +233,7 @@ class StageFile(Versioned):
     checked: list[Annotated[int, Field(ge=1)]] = []
     problem: str | None = None
     beside: dict[str, FileRef] = {}
+    tokenizer: Tokenising | None = None
 
     @model_validator(mode="after")
     def _recorded_facts(self) -> StageFile:

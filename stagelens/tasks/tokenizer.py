@@ -175,6 +175,13 @@ class KeptTokenizer:
         number, token = min(moved)
         return token, number, known[token]
 
+    def tokens_beyond(self, other: KeptTokenizer) -> dict[str, int]:
+        """Tokens that ``other`` does not have, with their ids, in the order of these."""
+        known = other._backend.get_vocab(with_added_tokens=True)
+        own = self._backend.get_vocab(with_added_tokens=True)
+        beyond = [(number, token) for token, number in own.items() if token not in known]
+        return {token: number for number, token in sorted(beyond)}
+
     def differing(self, other: KeptTokenizer) -> list[str]:
         """Keys of ``tokenizer.json`` and ``tokenizer_config.json`` in which two differ."""
         parts = tuple(json.loads(each._backend.to_str()) for each in (self, other))

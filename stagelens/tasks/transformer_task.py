@@ -6,8 +6,6 @@ fetched from a hub, and no code that a configuration names is run.
 
 from __future__ import annotations
 
-import importlib.util
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, ClassVar, Literal
@@ -18,8 +16,9 @@ from torch import Tensor, nn
 from stagelens.compute.unallocated import parameters_on_meta
 from stagelens.contracts import Task, TaskError
 
-from .adapters import adapter_config, is_adapted, with_adapter
-from .config_limits import check_counts
+from .adapters import with_adapter
+from .model_config import checked_attention, own_config, plain_config
+from .model_config import model_facts as model_facts
 from .tokenizer import KeptTokenizer, tokenizer_assets
 
 Batch = dict[str, Tensor]
@@ -27,28 +26,6 @@ Batch = dict[str, Tensor]
 
 IGNORED = -100
 """In ``labels``: no loss here, by the convention of ``transformers``."""
-
-_NO_PART = frozenset(
-    {
-        "_name_or_path",
-        "name_or_path",
-        "transformers_version",
-        "architectures",
-        "auto_map",
-        "custom_pipelines",
-        "attn_implementation",
-        "_attn_implementation",
-        "_attn_implementation_internal",
-        "_attn_implementation_autoset",
-        "experts_implementation",
-        "_experts_implementation",
-        "_experts_implementation_internal",
-        "use_pretrained_backbone",
-    }
-)
-"""Keys of a configuration that say where a model came from, or would fetch code or weights."""
-
-_ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2")
 
 _OFFSET_POSITIONS = frozenset(
     {"camembert", "data2vec-text", "longformer", "mpnet", "roberta", "roberta-prelayernorm"}
@@ -58,47 +35,6 @@ _OFFSET_POSITIONS = frozenset(
 
 _PIECE_TOKENS = 8192
 """Most tokens, padding included, that pass through a model at once in evaluation."""
-
-
-def plain_config(config: Any) -> dict[str, Any]:
-    """A ``transformers`` configuration as plain JSON, with nothing but the architecture.
-
-    Args:
-        config: A ``PreTrainedConfig``, or one as a dictionary.
-
-    Raises:
-        TaskError: The model is quantised, too large to be one, or of no known type.
-    """
-    if hasattr(config, "to_json_string"):
-        # With the defaults too: another version of transformers may have others.
-        config = json.loads(config.to_json_string(use_diff=False))
-    check_counts(config)
-    kept = _without(dict(config))
-    if kept.pop("quantization_config", None) is not None:
-        raise TaskError(
-            "the model is quantised, and updates of quantised weights cannot be replayed; load it "
-            "without quantization_config"
-        )
-    if not isinstance(kept.get("model_type"), str):
-        raise TaskError(
-            "the model configuration has no model_type; give model.config.to_dict() of a "
-            "transformers model"
-        )
-    return kept
-
-
-def model_facts(model: Any) -> dict[str, Any]:
-    """What recreates a model, as the keywords ``model`` and ``attention`` of a task."""
-    config = plain_config(model.config)
-    # What is trained, whatever the configuration says.
-    config["dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")
-    return {"model": config, "attention": getattr(model.config, "_attn_implementation", None)}
-
-
-def _without(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _without(item) for k, item in value.items() if k not in _NO_PART}
-    return [_without(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 class TransformerTask(Task):
@@ -127,7 +63,7 @@ class TransformerTask(Task):
         make_model: Callable[[Mapping[str, Any]], nn.Module] | None = None,
     ) -> None:
         self.model = plain_config(model)
-        self.attention = _checked_attention(attention)
+        self.attention = checked_attention(attention)
         self.make_model = make_model
         if tokenizer is not None:
             assets = tokenizer_assets(tokenizer)
@@ -182,17 +118,18 @@ class TransformerTask(Task):
             )
 
     def build_model(self, config: Mapping[str, Any] | None = None) -> nn.Module:
-        """The module of a stage's ``{"model": {...}, "peft": {...}}``; either may be absent.
+        """The module of ``{"model": {...}, "peft": {...}, "attention": ...}``; each may be absent.
 
         Args:
-            config: The model's configuration, by default the task's own, and that of a LoRA
-                adapter, by default none.
+            config: A stage's: the model's configuration and its attention implementation, by
+                default the task's own, and the configuration of a LoRA adapter, by default none.
 
         Raises:
             TaskError: transformers cannot make such a model, or the adapter does not fit it.
         """
         config = {} if config is None else config
-        module = self._build(plain_config(config.get("model", self.model)))
+        attention = checked_attention(config.get("attention", self.attention))
+        module = self._build(plain_config(config.get("model", self.model)), attention)
         return with_adapter(module, config["peft"]) if config.get("peft") else module
 
     def build_empty(self, config: Mapping[str, Any] | None = None) -> nn.Module:
@@ -209,10 +146,12 @@ class TransformerTask(Task):
         return self.build_model(config)
 
     def stage_config(self, model: nn.Module) -> dict[str, Any] | None:
-        """The adapter of a ``PeftModel``; see :class:`~stagelens.contracts.Task`."""
-        return {"peft": adapter_config(model)} if is_adapted(model) else None
+        """What differs from the task's own model, and its adapter; see :class:`Task`."""
+        # What code of the user's own makes of a configuration is not known.
+        known = self.model if self.make_model is None else None
+        return own_config(model, known, self.attention) or None
 
-    def _build(self, own: dict[str, Any]) -> nn.Module:
+    def _build(self, own: dict[str, Any], attention: str | None) -> nn.Module:
         if self.make_model is not None:
             return self.make_model(own)
         import transformers
@@ -221,7 +160,7 @@ class TransformerTask(Task):
         options = {key: value for key, value in own.items() if key != "model_type"}
         try:
             made = transformers.AutoConfig.for_model(own["model_type"], **options)
-            chosen = {} if self.attention is None else {"attn_implementation": self.attention}
+            chosen = {} if attention is None else {"attn_implementation": attention}
             dtype = made.dtype or torch.float32
             module: nn.Module = auto.from_config(made, dtype=dtype, **chosen)
         except Exception as error:  # whatever a foreign configuration makes transformers raise
@@ -362,24 +301,3 @@ def pieces(
         rows = order[start : start + max(tokens // longest, 1)]
         yield rows, {name: tensor[rows, :longest] for name, tensor in batch.items()}
         start += len(rows)
-
-
-def _checked_attention(attention: str | None) -> str | None:
-    """The attention implementation, which must be one of transformers' own.
-
-    Raises:
-        TaskError: It is another, which transformers would fetch, or it is not installed.
-    """
-    if attention is None:
-        return None
-    if attention not in _ATTENTION:
-        raise TaskError(
-            f"attention {attention!r} is not one of {', '.join(_ATTENTION)}; load the model with "
-            'attn_implementation="sdpa" or "eager"'
-        )
-    if attention.startswith("flash") and importlib.util.find_spec("flash_attn") is None:
-        raise TaskError(
-            f"the model uses attention {attention!r}, but flash_attn is not installed; install "
-            'it, or make the task with attention="sdpa"'
-        )
-    return attention

@@ -269,7 +269,9 @@ def markdown(table: pd.DataFrame) -> str:
         if column in table:
             of = table.loc[table["refused"] < 1].groupby("estimator")[column]
             shown = " | ".join(_share(of, name) for name in names)
-            lines.append(f"| *{what}, as a share of a replay's: median (middle half)* | | {shown} |")
+            lines.append(
+                f"| *{what}, as a share of a replay's: median (middle half)* | | {shown} |"
+            )
     return "\n".join(lines)
 
 

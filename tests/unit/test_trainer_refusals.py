@@ -206,15 +206,6 @@ def test_a_stage_of_another_task(tmp_path: Path) -> None:
         trainer("gpt", model, tokenizer, arguments(tmp_path / "out"), callbacks=[callback]).train()
 
 
-def test_a_stage_of_another_attention(tmp_path: Path) -> None:
-    train(tmp_path)
-    model, tokenizer = made("bert")
-    model.set_attn_implementation("sdpa")
-    callback = strictly(tmp_path / "run", "more")
-    with refused("its attention was 'eager' there and is 'sdpa' here", "load it as it was"):
-        trainer("bert", model, tokenizer, arguments(tmp_path / "out"), callbacks=[callback]).train()
-
-
 def with_tokenizer(tokenizer: Any, path: Path) -> None:
     """Train on what a first stage left, with another tokenizer."""
     model, first = made("gpt")

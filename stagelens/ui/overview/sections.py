@@ -20,6 +20,7 @@ from stagelens.ui.pieces.trust_marks import trust_badges, trust_legend
 from stagelens.ui.reading import loaders
 from stagelens.ui.reading.loaders import Effects
 from stagelens.wording.folding import MOST, listed
+from stagelens.wording.hand_overs import end_lines, hand_over_lines
 from stagelens.wording.intervals import mean_interval
 from stagelens.wording.numbers import axis_unit, count_text, is_share
 from stagelens.wording.sentences import mean_sentence, slice_parts
@@ -271,6 +272,7 @@ def _steps(stage: Stage) -> str:
 
 def _card(stage: Stage, color: str, rates: pd.Series) -> str:
     facts = stage.facts
+    before = None if stage.previous is None else stage.previous.facts
     known = facts.optimizer
     group = known.groups[0].hyperparameters if known is not None and known.groups else {}
     optimizer: list[str] = ["optimiser not known" if known is None else known.name]
@@ -292,11 +294,9 @@ def _card(stage: Stage, color: str, rates: pd.Series) -> str:
         # Without a recorded rate the comma in front goes too.
         (f"{rate}, {_steps(stage)}".lstrip(", "), ""),
         (f"optimiser state at its start: {facts.boundary.optimizer}", ""),
-        *((f"LoRA adapter {how} before it", "") for how in facts.boundary.adapters),
+        *((line, "") for line in hand_over_lines(facts, before)),
+        *((line, "") for line in end_lines(facts)),
     ]
-    if (best := facts.best_model) is not None:
-        where = f"ended at the best of {count_text(best.trained, 'step')}"
-        lines.append((f"{where}, by {best.metric} ({best.value:.3g})", ""))
     body = "".join(
         f"<div style='overflow-wrap:anywhere;{style or 'opacity:.75;font-size:.875em'}'>"
         f"{html.escape(text)}</div>"

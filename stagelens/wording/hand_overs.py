@@ -1,0 +1,54 @@
+"""What happened before a stage, and how it ends, in words for people who look at it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from stagelens.runs.schema import StageFile
+
+from .numbers import count_text
+
+
+def hand_over_lines(facts: StageFile, before: StageFile | None) -> list[str]:
+    """One line per operation at the boundary that a stage begins with.
+
+    Args:
+        facts: The stage's.
+        before: Those of the stage before; None for the first.
+    """
+    boundary, config = facts.boundary, facts.build_config or {}
+    lines = [f"LoRA adapter {how} before it" for how in boundary.adapters]
+    casts = sorted({" and then ".join(dtypes) for dtypes in boundary.casts.values()})
+    lines += [f"weights cast to {dtypes} before it" for dtypes in casts]
+    if boundary.grown:
+        mean = ", at the mean of the others" if boundary.averaged else ""
+        lines.append(f"rows added to {_some(boundary.grown)} before it{mean}")
+    if boundary.trimmed:
+        lines.append(f"rows cut off {_some(boundary.trimmed)} before it")
+    if before is not None and boundary.new and not boundary.adapters:
+        lines.append(f"new before it: {_some(boundary.new)}")
+    if "attention" in config:
+        lines.append(f"attention: {config['attention']}")
+    if facts.tokenizer is not None:
+        if added := facts.tokenizer.added:
+            lines.append(f"its tokenizer has {count_text(len(added), 'token')} of its own")
+        earlier = None if before is None else before.tokenizer
+        if earlier is not None and earlier.chat_template != facts.tokenizer.chat_template:
+            lines.append("another chat template than the stage before")
+    if boundary.problem is not None:
+        lines.append(f"not known how it follows the stage before: {boundary.problem}")
+    return lines
+
+
+def end_lines(facts: StageFile) -> list[str]:
+    """How a stage ends, where that is not simply its last step."""
+    if (best := facts.best_model) is None:
+        return []
+    where = f"ended at the best of {count_text(best.trained, 'step')}"
+    kept = "without an earlier stage it still ends at that step"
+    return [f"{where}, by {best.metric} ({best.value:.3g}); {kept}"]
+
+
+def _some(names: Collection[str]) -> str:
+    first, *others = names
+    return f"{first} and {len(others)} more" if others else first
