@@ -20,7 +20,7 @@ from stagelens.wording.numbers import (
     scaled,
     signed_text,
 )
-from stagelens.wording.trust_words import signs_known, trust_word
+from stagelens.wording.trust_words import promised_elsewhere, signs_known, trust_word
 
 from .diverging_bars import BELOW, BarRow, diverging, is_true, told
 from .style import INK, LIGHT, NEITHER, PAPER, Chart, Palette, escaped
@@ -268,7 +268,8 @@ def error_text(interval: Interval | None, behaviour: Behaviour, before: str = ""
     if interval is None:
         return ""
     off = amount_text(interval.estimate, behaviour)
-    return f"{before}±{off}, which nine of ten such estimates stay within"
+    where = promised_elsewhere(behaviour.name)
+    return f"{before}±{off}, which nine of ten such estimates stay within{where and f' ({where})'}"
 
 
 def _would_be_mean(row: Mapping[str, Any], behaviour: Behaviour) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from stagelens.estimators.course import course
-from stagelens.estimators.evidence import Evidence, PairedEvidence, correlation
+from stagelens.estimators.evidence import Evidence, PairedEvidence
 from stagelens.estimators.protocol import Counterfactual, PartialReplay
 from stagelens.estimators.stage_trust import REPLAY
 from stagelens.estimators.subtraction import subtract_stage
@@ -78,10 +78,10 @@ def evidence_of(run: Run, counterfactual: Counterfactual, values: Sequence[np.nd
     factual, twin, vector, *boundary = others
     # What was replayed exactly is no source of error.
     passed = None if twins.partial is None else run.stage(twins.partial.stage)
-    partial = partial_r = None
+    partial = None
     if boundary:
         recorded, exact, cheap = boundary
-        partial, partial_r = _compared(recorded - cheap, recorded - exact)
+        partial = _relative_error(recorded - cheap, recorded - exact)
     return PairedEvidence(
         course=course(run, stage, passed),
         final=final,
@@ -92,13 +92,11 @@ def evidence_of(run: Run, counterfactual: Counterfactual, values: Sequence[np.nd
         sampling=twins.sampling,
         travels=twins.travels,
         partial=partial,
-        partial_r=partial_r,
-        partial_weights=None if twins.partial is None else twins.partial.error,
     )
 
 
-def _compared(estimate: np.ndarray, truth: np.ndarray) -> tuple[float | None, float | None]:
-    """Relative error and correlation of (N,) effects; None where a number is not finite."""
+def _relative_error(estimate: np.ndarray, truth: np.ndarray) -> float | None:
+    """Of (N,) effects; None where it is not finite."""
     length = np.linalg.norm(truth)
     error = float(np.linalg.norm(estimate - truth) / length) if length else float("nan")
-    return (error, correlation(estimate, truth)) if np.isfinite(error) else (None, None)
+    return error if np.isfinite(error) else None

@@ -73,8 +73,6 @@ class PairedEvidence(Evidence):
         partial: Where the first of the later stages were replayed exactly: the relative error that
             cheap replay has of the stage's effect where these end. None where nothing was replayed
             or the model there answers something else.
-        partial_r: Correlation of the two effects there.
-        partial_weights: Relative error of the cheap replay's weights there.
     """
 
     factual: np.ndarray
@@ -82,8 +80,6 @@ class PairedEvidence(Evidence):
     sampling: float = 0.0
     travels: Sequence[Travel] = ()
     partial: float | None = None
-    partial_r: float | None = None
-    partial_weights: float | None = None
 
     @property
     def fit(self) -> float:

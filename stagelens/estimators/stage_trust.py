@@ -67,6 +67,8 @@ class StageTrust(BaseModel):
             are replayed, or estimated, on those answers.
         agreements: With replay, by behaviour; present where ``trust`` is verified or does not
             agree, which is said by the first. Joined when read, see ``verification.trusted``.
+        no_replay: Why no replay can settle the number, and what would help; empty where one can.
+            Joined when read, as ``agreements`` are.
         cost: Example-gradients spent, in replays of the later stages.
         seconds: Wall time that obtaining the counterfactual took.
     """
@@ -87,6 +89,7 @@ class StageTrust(BaseModel):
     twins_anchor: float = 0.0
     on_samples: tuple[str, ...] = ()
     agreements: tuple[Agreement, ...] = ()
+    no_replay: str = ""
     cost: float = 0.0
     seconds: float = 0.0
 

@@ -110,6 +110,23 @@ class Stage:
             "checkpoints; use --estimator task-vector, or record the stage while it is trained"
         )
 
+    @property
+    def no_replay(self) -> str:
+        """Why its steps cannot be run again, and what would help; empty where they can be."""
+        if self.facts.problem is not None:
+            return f"stage {self.name!r} cannot be replayed: {self.facts.problem}"
+        if self.facts.origin == "assembled":
+            return (
+                f"no steps were recorded of stage {self.name!r}, because this run was assembled "
+                "from checkpoints; record stages while they are trained to have them replayed"
+            )
+        if self.replayable:
+            return ""
+        return (
+            f"stage {self.name!r} cannot be replayed, because its batches were not all kept; "
+            'record it with keep_batches="all"'
+        )
+
     def table(self) -> pd.DataFrame:
         """One row per step: ``step``, ``loss`` and ``lr`` (of the first parameter group).
 

@@ -117,7 +117,7 @@ def replay_command(path: str, set_name: str, stage: str) -> str:
 
 def replayable(run: Run, stage: Stage) -> bool:
     """Whether all stages after one can be replayed."""
-    return all(s.replayable and s.facts.problem is None for s in run.stages[stage.index + 1 :])
+    return not any(later.no_replay for later in run.stages[stage.index + 1 :])
 
 
 def open_stages(run: Run, set_name: str) -> list[Stage]:

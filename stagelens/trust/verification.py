@@ -177,7 +177,18 @@ def trusted_facts(
     found = _agreements(run, facts, rows)
     warned = _warned(run, facts)
     joined = [_joined(stage, found.get(stage.stage, ()), warned) for stage in facts.stages]
-    return facts.model_copy(update={"stages": doubted(run, joined)})
+    stages = [_unsettled(run, stage) for stage in doubted(run, joined)]
+    return facts.model_copy(update={"stages": stages})
+
+
+def _unsettled(run: Run, trust: StageTrust) -> StageTrust:
+    """What is known of an estimate, with why no replay can settle it, where that is so."""
+    names = [stage.name for stage in run.stages]
+    if trust.trust != "estimated" or trust.stage not in names:
+        return trust
+    later = run.stages[names.index(trust.stage) + 1 :]
+    why = next((stage.no_replay for stage in later if stage.no_replay), "")
+    return trust.model_copy(update={"no_replay": why}) if why else trust
 
 
 def keep_agreements(run: Run, set_name: str) -> None:

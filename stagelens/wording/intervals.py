@@ -18,7 +18,7 @@ from stagelens.contracts import Behaviour
 from stagelens.estimators.stage_trust import REPLAY, StageTrust
 
 from .numbers import amount_text, signed_text
-from .trust_words import trust_word
+from .trust_words import promised_elsewhere, trust_word
 
 _TWO_SIDED = 1.96
 """Standard errors on either side of a 95 % interval."""
@@ -175,6 +175,7 @@ def made_of(interval: Interval | None, behaviour: Behaviour) -> str:
     parts = [f"±{amount_text(interval.sampling, behaviour)} from the choice of examples (95 %)"]
     if interval.estimate:
         off = amount_text(interval.estimate, behaviour)
-        parts.append(f"±{off} from the estimate (nine of ten stay within)")
+        where = promised_elsewhere(behaviour.name)
+        parts.append(f"±{off} from the estimate (nine of ten stay within{where and f', {where}'})")
     parts += ["cut off at what is possible"] if interval.cut else []
     return f"interval {interval_text(interval, behaviour)}: {', '.join(parts)}"

@@ -75,14 +75,17 @@ MEANINGS: Mapping[TrustWord, str] = {
         "a replay of training on sampled answers, with the answers as they were recorded; the "
         "model without the stage might have sampled others"
     ),
-    "rough": "not checked, and the error may be larger or is not known; a replay settles it",
+    "rough": "not checked, and the error may be larger or is not known; where steps were recorded, "
+    "a replay settles it",
     "sign uncertain": (
         f"not checked, and more than {percent(WRONG_SIGNS_ABOVE)} of the signs may be wrong (where "
         f"that is not known: the error may be above {percent(SIGN_UNCERTAIN_ABOVE)}); credit may "
-        "be blame, and blame credit, so it is drawn as neither; use replay"
+        "be blame, and blame credit, so it is drawn as neither; where steps were recorded, a "
+        "replay settles it"
     ),
     "does not agree": (
-        "an estimate that was checked against a replay and is not close to it; use replay"
+        "an estimate that was checked against a replay and is not close to it; the replay's own "
+        "numbers are to be taken"
     ),
     "refused": (
         f"no number is shown, because the error may be above {percent(REFUSED_ABOVE)}, the "
@@ -205,8 +208,26 @@ def promised_error(trust: StageTrust) -> str:
     return f"error up to {percent(trust.expected_error)}{typical}"
 
 
-def promised_error_sentence(trust: StageTrust) -> str:
+PROMISED = ("margin", "loss", "log-likelihood", "log-likelihood per token")
+"""Behaviours whose errors the promises were measured on; an estimate is as wrong as on the worst of
+these. Probabilities and answers saturate, and other behaviours were not there."""
+
+
+def promised_elsewhere(behaviour: str | None) -> str:
+    """What the promise was measured on, where that is not this behaviour; else empty."""
+    if behaviour is None or behaviour in PROMISED:
+        return ""
+    return f"measured on margins, losses and log-likelihoods, not on the {behaviour}"
+
+
+def promised_error_sentence(trust: StageTrust, behaviour: str | None = None) -> str:
     """The same as a sentence; empty where no error is known, or the reason tells it."""
+    said = _promised_error_sentence(trust)
+    elsewhere = promised_elsewhere(behaviour)
+    return f"{said} That was {elsewhere}." if said and elsewhere else said
+
+
+def _promised_error_sentence(trust: StageTrust) -> str:
     if trust.trust != "estimated" or trust.expected_error is None or trust.estimator == REPLAY:
         return ""
     typical = "" if trust.typical_error is None else f" (typically {percent(trust.typical_error)})"
@@ -219,7 +240,7 @@ def promised_error_sentence(trust: StageTrust) -> str:
 def trust_explanation(trust: StageTrust, behaviour: str | None = None) -> str:
     """What is known, in sentences that end with whether to rely on the number."""
     agreement = _agreement(trust, behaviour)
-    said = f"{trust.reason} {promised_error_sentence(trust)}".rstrip()
+    said = f"{trust.reason} {promised_error_sentence(trust, behaviour)}".rstrip()
     also = sampled_sentence(trust)
     if agreement is not None:
         said = (
@@ -249,7 +270,10 @@ def sampled_sentence(trust: StageTrust) -> str:
 
 def trust_advice(trust: StageTrust, behaviour: str | None = None) -> str:
     """Whether to rely on the number; nothing where it is exact or refused."""
-    return _ADVICE.get(trust_word(trust, behaviour), "")
+    word = trust_word(trust, behaviour)
+    if trust.no_replay and word in _UNSETTLED:
+        return f"{_UNSETTLED[word]} No replay can settle it: {trust.no_replay}."
+    return _ADVICE.get(word, "")
 
 
 _ADVICE: Mapping[TrustWord, str] = {
@@ -260,6 +284,12 @@ _ADVICE: Mapping[TrustWord, str] = {
     "sign uncertain": "Even its sign may be wrong: use replay.",
     "does not agree": "Too far off to rely on: use replay.",
 }
+
+_UNSETTLED: Mapping[TrustWord, str] = {
+    "rough": "Do not rely on it.",
+    "sign uncertain": "Even its sign may be wrong.",
+}
+"""The same where nothing can be replayed."""
 
 
 def decimal(value: float) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 import stagelens
 from stagelens.assembling import trainer_facts
+from stagelens.cli import main
 from stagelens.effects.computing import attribute, boundaries
 from tests.pages.conftest import OpenPage
 from tests.pages.reading import check, figures, words
@@ -39,7 +41,28 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_page_opens(page: str, home: Path, open_page: OpenPage) -> None:
-    check(open_page(home, LINK, page))
+    said = words(check(open_page(home, LINK, page)))
+    for advice in ("use replay", "unless a replay", "check the edit by replay", "**Verify by"):
+        assert advice not in said
+
+
+def test_no_report_and_no_command_advises_what_cannot_be_done(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = home / "report.html"
+    for words_ in (
+        ("attribute", "--estimator", "task-vector"),
+        ("report", "--out", report),
+        ("remove", "--stage", "sft", "--set", "few", "--out", home.parent / "edited"),
+    ):
+        name, *more = map(str, words_)
+        monkeypatch.setattr(sys, "argv", ["stagelens", name, str(home / "mine"), *more])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert not ended.value.code
+    said = " ".join(capsys.readouterr().out.split()) + report.read_text()
+    assert "use replay" not in said and "unless a replay" not in said
+    assert "No replay can settle it: no steps were recorded of stage" in said
 
 
 def test_the_overview_says_what_is_known_of_each_stage(home: Path, open_page: OpenPage) -> None:

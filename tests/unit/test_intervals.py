@@ -137,6 +137,8 @@ def test_it_is_said_what_it_is_made_of() -> None:
         "estimate (nine of ten stay within)"
     )
     assert "estimate" not in made_of(mean_interval(row(), EXACT, LOSS), LOSS)
+    share = made_of(mean_interval(row(0.1, 0.01, 0.1), GROUP, ACCURACY), ACCURACY)
+    assert "stay within, measured on margins, losses and log-likelihoods, not on the acc" in share
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,25 @@ def test_only_known_signs_are_credit_or_blame() -> None:
     assert signs_known(trust("exact", estimator="replay"))
 
 
+def test_promises_say_where_they_were_measured_on_other_behaviours() -> None:
+    measured = "That was measured on margins, losses and log-likelihoods, not on the accuracy."
+    assert measured in trust_explanation(RELIABLE, "accuracy")
+    for behaviour in (None, "margin", "loss", "log-likelihood"):
+        assert "measured on" not in trust_explanation(RELIABLE, behaviour)
+    for one in (EXACT, AGREES, UNKNOWN, REFUSED):  # these promise nothing
+        assert "measured on" not in trust_explanation(one, "accuracy")
+
+
+def test_where_nothing_can_be_replayed_no_replay_is_advised() -> None:
+    why = "its batches were not kept"
+    for one, said in ((ROUGH, "Do not rely on it."), (UNSURE, "Even its sign may be wrong.")):
+        assert "replay" in trust_advice(one)
+        stuck = one.model_copy(update={"no_replay": why})
+        assert trust_advice(stuck) == f"{said} No replay can settle it: {why}."
+    reliable = RELIABLE.model_copy(update={"no_replay": why})
+    assert trust_advice(reliable) == trust_advice(RELIABLE)
+
+
 def test_a_replay_that_is_not_bit_for_bit_promises_nothing_for_nine_of_ten() -> None:
     replay = trust(estimator="replay", expected_error=0.02, reliable=True, reason="Replay.")
     assert trust_label(replay) == "reliable (error about 2 %)"

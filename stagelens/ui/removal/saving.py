@@ -44,11 +44,9 @@ def check(view: RemovalView, wanted: Wanted) -> None:
     if not missing:
         _settled(view, edit)
         return
-    if not all(stage.replayable for stage in view.workspace.run.stages[1:]):
-        components.text_block(
-            "Refused: the batches of the later stages were not all kept, so they cannot be "
-            'replayed. Record them with keep_batches="all".'
-        )
+    later = view.workspace.run.stages[min(map(view.workspace.stages.index, missing)) + 1 :]
+    if why := next((stage.no_replay for stage in later if stage.no_replay), ""):
+        components.text_block(f"Refused: {why}.")
         return
     components.text_block(
         "Replay runs the recorded steps of the later stages again without the stage. That is the "

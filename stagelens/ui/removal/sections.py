@@ -25,11 +25,13 @@ _STEP = 5
 def heading(workspace: Workspace) -> None:
     """What removal is, in plain words."""
     st.title("Remove a stage", anchor=False)
+    replayable = not any(stage.no_replay for stage in workspace.run.stages[1:])
+    check = "check the edit by replay, and " if replayable else ""
     components.text_block(
         "Removal is an edit guided by an estimate: the final weights minus a strength times what "
         "a stage is estimated to have done to them. It is not the model that training without "
         "the stage would have given. The method behind it claims guidance for interventions, not "
-        "a cure: check the edit by replay, and measure it on what the model is for."
+        f"a cure: {check}measure it on what the model is for."
     )
 
 

@@ -193,13 +193,20 @@ def _only(result: Result, ids: Sequence[str]) -> Result:
 # ---------------------------------------------------------------------------------- per stage
 
 
+def _way_to_know(workspace: Workspace) -> str:
+    """What shows how far the numbers are off, or why nothing can."""
+    why = next((stage.no_replay for stage in workspace.run.stages[1:] if stage.no_replay), "")
+    if why:
+        return f"Some cannot be compared: {components.plain(why)}."
+    return "**Verify by replay**, below, shows how far each number is off."
+
+
 def stages(workspace: Workspace, view: TrustView) -> None:
     """One card per stage: the verdict, the scatter, and all figures together."""
     if view.truth is None:
         st.info(
             "Nothing has been compared with a replay on this set yet: none is stored that can be "
-            "read, so these are the estimates' own promises. **Verify by replay**, below, shows "
-            "how far each number is off.",
+            f"read, so these are the estimates' own promises. {_way_to_know(workspace)}",
             icon=":material/science:",
         )
     elif view.truth.trust and any(t.trust != "exact" for t in view.truth.trust.values()):

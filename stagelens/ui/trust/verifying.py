@@ -107,18 +107,9 @@ def verification_form(workspace: Workspace) -> None:
 def _refusal(workspace: Workspace) -> str | None:
     if len(workspace.stages) < 2:
         return "This run has one stage: its effect is exact, and there is nothing to verify."
-    for stage in workspace.run.stages[1:]:
-        if stage.facts.origin == "assembled":
-            return f"Refused: {stage.not_recorded}."
-        if stage.facts.problem is not None:
-            return f"Refused: stage {stage.name} cannot be replayed. {stage.facts.problem}"
-        # The first stage is never replayed, so it need not have kept its batches.
-        if not stage.replayable:
-            return (
-                f"Refused: stage {stage.name} cannot be replayed, because its batches were not "
-                'all kept. Record it with keep_batches="all" to verify its run.'
-            )
-    return None
+    # The first stage is never replayed, so it need not have kept its batches.
+    why = next((stage.no_replay for stage in workspace.run.stages[1:] if stage.no_replay), "")
+    return f"Refused: {why}." if why else None
 
 
 def _run(workspace: Workspace, chosen: tuple[str, ...], complete: bool) -> None:
