@@ -13,7 +13,14 @@ import typer
 from stagelens.contracts import RunError
 from stagelens.trust.checking import Checked, check_run
 
-from .options import DeviceOption, ProgressFile, RunFolder, TaskOption, opened_with
+from .options import (
+    DeviceOption,
+    ObjectiveOption,
+    ProgressFile,
+    RunFolder,
+    TaskOption,
+    opened_with,
+)
 from .terminal import Reporter, say
 
 commands = typer.Typer()
@@ -38,6 +45,7 @@ def check(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print findings as JSON.")] = False,
     task: TaskOption = None,
+    objective: ObjectiveOption = None,
     device: DeviceOption = None,
     progress: ProgressFile = None,
 ) -> None:

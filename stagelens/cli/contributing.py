@@ -8,7 +8,14 @@ import typer
 
 from stagelens.contracts import StageLensError
 
-from .options import ProgressFile, RunFolder, SetOption, TaskOption, opened_with
+from .options import (
+    ObjectiveOption,
+    ProgressFile,
+    RunFolder,
+    SetOption,
+    TaskOption,
+    opened_with,
+)
 from .terminal import Reporter, print_contributions
 
 commands = typer.Typer()
@@ -51,6 +58,7 @@ def contributions(
         int, typer.Option(min=1, help="How many training examples to print per stage.")
     ] = 5,
     task: TaskOption = None,
+    objective: ObjectiveOption = None,
     progress: ProgressFile = None,
 ) -> None:
     """Compute what every step and every training example contributed, to first order."""

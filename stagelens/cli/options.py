@@ -83,6 +83,53 @@ TaskOption = Annotated[
         help="The run's task, where it is not installed. It is made from the recorded config.",
     ),
 ]
+_OBJECTIVES = "STAGELENS_OBJECTIVES"
+"""Stage to objective, as ``stage=module:function``, separated by commas."""
+
+
+def _use_objectives(given: list[str] | None) -> list[str] | None:
+    if given:
+        # Helpers that this command starts look there too.
+        before = os.environ.get(_OBJECTIVES)
+        os.environ[_OBJECTIVES] = ",".join(given)
+        at_end.callback(_restore, _OBJECTIVES, before)
+    return given
+
+
+def _restore(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
+
+
+def _objectives() -> dict[str, Any]:
+    """Stage to the objective that the user gave for it.
+
+    Raises:
+        TaskError: One cannot be imported, or is none.
+    """
+    found = {}
+    for one in filter(None, os.environ.get(_OBJECTIVES, "").split(",")):
+        stage, _, target = one.partition("=")
+        if not target:
+            raise TaskError(f"--objective {one}: give it as STAGE=package.module:function")
+        from stagelens.tasks.objectives import load_objective
+
+        found[stage] = load_objective(target)
+    return found
+
+
+ObjectiveOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--objective",
+        metavar="STAGE=MODULE:FUNCTION",
+        callback=_use_objectives,
+        help="What a stage minimised, where that is a loss of your own; may be given several "
+        "times.",
+    ),
+]
 _COLUMNS = {
     "label": 'Column of the labels; "" for a set without labels.',
     "id": "Column of stable ids; by default row numbers or names.",
@@ -190,13 +237,15 @@ def opened_with(path: str, task: str | None) -> Run:
         at_end.callback(_upload, run.path)
     if not read_only() and not processes.is_worker():
         temporaries.sweep_below(run.path)
+    objectives = _objectives()
+    # run.path is the local copy of a remote run, which need not be fetched again.
     if task is None:
-        return run
+        return open_run(run.path, objectives=objectives) if objectives else run
     from stagelens.tasks import load_task_class, make_task
 
     found = load_task_class(task)
-    # run.path is the local copy of a remote run, which need not be fetched again.
-    opened = open_run(run.path, make_task(found, run.file.task.config, run.task_assets()))
+    made = make_task(found, run.file.task.config, run.task_assets())
+    opened = open_run(run.path, made, objectives)
     _check_task(opened, task)
     return opened
 

@@ -12,6 +12,7 @@ from stagelens.contracts import StageLensError
 from .options import (
     BudgetOption,
     ExactStagesOption,
+    ObjectiveOption,
     ProgressFile,
     RunFolder,
     SetOption,
@@ -78,6 +79,7 @@ def remove(
     ] = None,
     preview: Annotated[bool, typer.Option("--preview", hidden=True)] = False,
     task: TaskOption = None,
+    objective: ObjectiveOption = None,
     progress: ProgressFile = None,
 ) -> None:
     """Take a stage out of the final model, measure what that does, and save the edited model."""

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from stagelens.compute import devices
 from stagelens.contracts import Refused, Task
 from stagelens.replaying.step import StepRules, prepare
+from stagelens.replaying.training_loss import loss_of_stage
 from stagelens.runs.batches import batch_size, to_device
 from stagelens.runs.run import Stage
 from stagelens.runs.states import load_into
@@ -56,8 +57,8 @@ class StageLoss:
     """The loss of a stage's recorded steps as a function of x.
 
     Args:
-        task: Builds the model and computes the loss.
-        stage: Gives modes, accumulation and the values of everything that is not in x.
+        task: Builds the model.
+        stage: Gives loss, modes, accumulation and the values of everything that is not in x.
         active: Names that are differentiated; other names of the model are constants.
         dtype: The dtype of all computation.
         gauss_newton: ``J^T H_L J`` of outputs J and loss L in place of the exact Hessian.
@@ -73,7 +74,6 @@ class StageLoss:
     ) -> None:
         facts = stage.facts
         self.device = devices.replaying(stage.environment.device)
-        self.task = task
         self.dtype = dtype
         self.gauss_newton = gauss_newton
         self.model = task.build_model(facts.build_config)
@@ -83,6 +83,10 @@ class StageLoss:
         self.model.to(self.device, dtype)
         self.rules = StepRules.of(facts)
         prepare(self.model, self.rules)
+        # Reference models are constants here: see `check_differentiable` for where they are not.
+        self.loss = loss_of_stage(task, stage, self.model)
+        for reference in self.loss.references.values():
+            reference.to(dtype=dtype)
         # Only x is differentiated: `place` sets the flags of its parameters.
         self.model.requires_grad_(False)
         names = [n for n, _ in self.model.named_parameters()]
@@ -213,9 +217,9 @@ class StageLoss:
         divisor = self.rules.divisor(micro)
         with torch.enable_grad(), self.batch_norm as statistics:
             if split or self.gauss_newton:
-                parts = Split.of(self.task, self.model, batch, divisor)
+                parts = Split.of(self.loss, self.model, batch, divisor)
                 return x, parts.loss, list(statistics), parts
-            loss = self.task.loss(self.model, batch) / divisor
+            loss = self.loss(self.model, batch) / divisor
         return x, loss, list(statistics), None
 
     def place(self, values: Mapping[str, Tensor]) -> list[Tensor]:

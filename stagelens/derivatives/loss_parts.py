@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from stagelens.contracts import Refused, Task
+from stagelens.contracts import Refused
+from stagelens.replaying.training_loss import LossFunction
 
 from .autodiff import derivative, explained, gradients
 
@@ -60,23 +61,23 @@ class Split:
         return [cut.value for cut in self.cuts]
 
     @classmethod
-    def of(cls, task: Task, model: nn.Module, batch: Any, divisor: float) -> Split:
-        """Run the task's loss with z cut off from the model.
+    def of(cls, loss: LossFunction, model: nn.Module, batch: Any, divisor: float) -> Split:
+        """Run the stage's loss with z cut off from the model.
 
         Raises:
             NotSeparable: The loss is not a function of one call's z alone.
         """
         apart = _Apart(model)
-        loss = task.loss(apart, batch) / divisor
-        if apart.calls == 1 and loss.requires_grad and apart.cuts:
+        value = loss(apart, batch) / divisor
+        if apart.calls == 1 and value.requires_grad and apart.cuts:
             # z is cut off, so a gradient left here goes past it, as that of a weight penalty does.
             held = [p for p in model.parameters() if p.requires_grad]
-            past = torch.autograd.grad(loss, held, retain_graph=True, allow_unused=True)
-            split = cls(apart.cuts, loss)
+            past = torch.autograd.grad(value, held, retain_graph=True, allow_unused=True)
+            split = cls(apart.cuts, value)
             if split.cuts and all(slope is None for slope in past):
                 return split
         raise NotSeparable(
-            "the task's loss does not come from the outputs of one call of the model alone (nor "
+            "the stage's loss does not come from the outputs of one call of the model alone (nor "
             "from one cross-entropy in it), so examples' shares and Gauss-Newton curvature are not "
             "defined; ask for steps and exact curvature"
         )

@@ -151,10 +151,12 @@ def check_differentiable(stages: Sequence[Stage]) -> None:
     """Refuse, before any work, what cannot be differentiated here.
 
     Raises:
-        Refused: Batches were not kept, or clipping covers gradients that no optimiser clears.
+        Refused: Batches were not kept, clipping covers gradients that no optimiser clears, or a
+            reference model depends on what is differentiated.
     """
     check_replayable(stages)
     for stage in stages:
+        _check_references(stage, stages)
         facts = stage.facts
         optimised = {n for group in stage.optimizer.groups for n in group.parameters}
         # The optimiser's zero_grad leaves these gradients to pile up, and clipping counts them.
@@ -163,6 +165,24 @@ def check_differentiable(stages: Sequence[Stage]) -> None:
             raise Refused(
                 f"stage {stage.name!r} clips gradients of {outside[0]}, which its optimiser does "
                 "not train; record it with requires_grad_(False) there, or use replay"
+            )
+
+
+def _check_references(stage: Stage, stages: Sequence[Stage]) -> None:
+    """Refuse a reference model that is no constant along ``stages``, which include the stage."""
+    names = [each.name for each in stages]
+    for reference in stage.facts.objective.references.values() if stage.facts.objective else ():
+        of = stage.name if reference.stage is None else reference.stage
+        if reference.kind == "kept" or of not in names:
+            moves = False
+        elif reference.kind == "end":
+            moves = True
+        else:  # the first stage's start is where all of it begins
+            moves = names.index(of) > 0
+        if moves or reference.sync_every is not None:
+            raise Refused(
+                f"the loss of stage {stage.name!r} is computed from {reference.said}, which "
+                "training before it changes, and how is not known here; use coarse-replay or replay"
             )
 
 

@@ -14,6 +14,7 @@ from stagelens.contracts import Progress, ProgressCallback
 from stagelens.replaying.coarse import CoarseModel, transfer
 from stagelens.replaying.coarse_plan import CoarseStep, coarse_steps
 from stagelens.replaying.replay import cross_boundary, replay_stage, same_arithmetic
+from stagelens.replaying.training_loss import Passed
 from stagelens.runs.batches import batch_size
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.states import TrainingState
@@ -70,7 +71,12 @@ def paired_replays(
     """
     later = run.stages[min(stage.index for stage in stages) + 1 :]
     open_stages = {
-        s.index: _Open(s, s.start(), s.end(), exact=s.start() if exact_stages else None)
+        s.index: _Open(
+            *(s, s.start(), s.end()),
+            passed=Passed(later).leave(s, s.start().model),
+            exact_passed=Passed(later).leave(s, s.start().model),
+            exact=s.start() if exact_stages else None,
+        )
         for s in stages
     }
     total = sum(stage.steps for stage in later)
@@ -114,6 +120,8 @@ class _Open:
     travels: list[Travel] = field(default_factory=list)
     exact: TrainingState | None = None
     partial: PartialReplay | None = None
+    passed: Passed = field(default_factory=Passed)
+    exact_passed: Passed = field(default_factory=Passed)
 
     @property
     def usable(self) -> bool:
@@ -125,8 +133,10 @@ class _Open:
         """Replay one later stage; after the last one that is, the cheap replay goes on from it."""
         assert self.exact is not None
         began = time.perf_counter()
-        replayed = replay_stage(run.task, stage, cross_boundary(self.exact, stage), progress)
+        begin = cross_boundary(self.exact, stage)
+        replayed = replay_stage(run.task, stage, begin, progress, passed=self.exact_passed)
         self.exact = replayed.state
+        self.exact_passed.leave(stage, self.exact.model)
         self.spent += replayed.example_gradients
         self.seconds += time.perf_counter() - began
         if stage.index < self.stage.index + exact_stages:
@@ -137,6 +147,7 @@ class _Open:
             self.partial = PartialReplay(stage.name, exact, cheap, missed)
         # What the cheap replay went through or was refused for up to here is no longer built upon.
         self.without, self.exact, self.refused = self.exact, None, ""
+        self.passed = self.exact_passed
         self.sampling, self.travels = 0.0, []
 
     def counterfactual(self, estimator: str, final: TrainingState) -> Counterfactual:
@@ -208,6 +219,7 @@ def _pass_stage(
                 begin = cross_boundary(one.without, stage).model
                 one.travels.append(travelled(stage, begin, factual.model, twin.model))
                 one.without = transfer(recorded, factual, twin)
+                one.passed.leave(stage, one.without.model)
         left = [one for one, twin in zip(left, twins, strict=True) if twin is None]
         # Half as merged on batches half as large: twice the steps at the same cost.
         gentler = Plan(max(1.0, plan.merge / 2), plan.thin * min(2.0, plan.merge))
@@ -266,7 +278,10 @@ def _walk(
     nothing: list[TrainingState | None] = [None] * len(here)
     spent = 0
     with same_arithmetic(stage):
-        twins = [CoarseModel(run.task, stage, start) for start in starts]
+        twins = [CoarseModel(run.task, stage, starts[0])]
+        for one, start in zip(here, starts[1:], strict=True):
+            passed = one.passed.enter(stage, start.model)
+            twins.append(CoarseModel(run.task, stage, start, passed))
         before = CoarseModel(run.task, stage, starts[0])  # never stepped: measures the way below
         gaps = [_distance(twins[0], twin) for twin in twins[1:]]
         health = _Health()

@@ -11,6 +11,7 @@ from stagelens.contracts import Progress, ProgressCallback
 from stagelens.runs.boundary_facts import Boundary
 from stagelens.runs.run import Run, Stage
 
+from .held_fixed import held_fixed
 from .protocol import Counterfactual, Estimator
 from .stage_trust import REPLAY, StageTrust
 
@@ -96,8 +97,11 @@ class Replay(Estimator):
             remarks = mixed_precision(after) + other_threads(after) + self._shared()
             trust = _trust(stage.name, own, boundary, remarks)
             repeated = None
+            if held := held_fixed(after):
+                trust = _as_held(trust, held)
             # With the stage and by the same arithmetic: what this misses, the replay misses too.
-            if trust.trust != "exact":
+            # It would not show what is held, so then no error is known.
+            elif trust.trust != "exact":
                 report = overall.part(*own_part, f"Repeating with {stage.name}: ")
                 again = replay_later(run, stage, stage.end(), report, split=self.split)
                 repeated = again.state.model
@@ -107,6 +111,14 @@ class Replay(Estimator):
 
     def _shared(self) -> str:
         return f" (batches split over {processes.count()} processes)" if self.split else ""
+
+
+def _as_held(trust: StageTrust, held: Sequence[str]) -> StageTrust:
+    """The trust in a replay that keeps what would have been otherwise without the stage."""
+    reason = f"{trust.reason.rstrip('.')}; but {', and '.join(held)}."
+    return trust.model_copy(
+        update={"trust": "estimated", "reason": reason, "expected_error": None}
+    )
 
 
 def _gap(boundary: Boundary) -> float:

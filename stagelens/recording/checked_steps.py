@@ -24,9 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from stagelens.compute import memory
-from stagelens.contracts import RecordingError, StageLensError, Task
+from stagelens.contracts import RecordingError, StageLensError
 from stagelens.replaying.optimizers import build_optimizer, set_group_hyperparameters, update
 from stagelens.replaying.step import Stepper, StepRules, prepare, widest_eps
+from stagelens.replaying.training_loss import TrainingLoss
 from stagelens.runs.batches import unflatten
 from stagelens.runs.states import (
     OptimizerState,
@@ -126,7 +127,7 @@ class CheckedSteps:
 
     Args:
         stage: The stage's name.
-        task: Computes the loss.
+        loss: Of the stage.
         model: The model that is trained.
         optimizer: Its optimiser.
         names: ``id(parameter)`` to name.
@@ -140,7 +141,7 @@ class CheckedSteps:
     def __init__(
         self,
         stage: str,
-        task: Task,
+        loss: TrainingLoss,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         names: dict[int, str],
@@ -148,7 +149,7 @@ class CheckedSteps:
         keeps: Callable[[int], bool],
     ) -> None:
         self.done: list[int] = []
-        self._stage, self._task, self._model = stage, task, model
+        self._stage, self._loss, self._model = stage, loss, model
         self._optimizer, self._names, self._keeps = optimizer, names, keeps
         load_into(start.built, start.state.model)  # takes on its dtypes
         device = next(model.parameters()).device
@@ -235,6 +236,9 @@ class CheckedSteps:
             self._micro_batches.add(len(step.losses))
             if unusual or stretch.planned:
                 self.check(rules())
+        if self._loss.moves(step.record.step):
+            self.check(rules())  # while reference models are as they were
+            self._loss.updated(step.record.step, self._model)
         self._goes_on = False
         number = step.record.step + 1
         if not self._keeps(number) or (self._strays and rules().clip_norm is not None):
@@ -271,7 +275,7 @@ class CheckedSteps:
         stretch, self._stretch = self._stretch, None
         if stretch is None or not stretch.steps:
             return
-        at = At(self._stage, stretch.steps[-1].record.step + 1, widest_eps(self._twin))
+        at = self._at(stretch.steps[-1])
         try:
             self._check(stretch, rules, updated)
         except (StageLensError, RuntimeError, MemoryError) as error:
@@ -282,6 +286,10 @@ class CheckedSteps:
                 raise
             raise RecordingError(f"{at.says('it')} cannot be run again ({error})") from error
 
+    def _at(self, step: NotedStep) -> At:
+        eps = widest_eps(self._twin)
+        return At(self._stage, step.record.step + 1, eps, self._loss.title)
+
     def _check(self, stretch: _Stretch, rules: StepRules, updated: bool) -> None:
         if stretch.steps[0].record.step == 0:
             prepare(self._twin, rules)
@@ -291,7 +299,7 @@ class CheckedSteps:
             load_optimizer(self._own_optimizer, self._own_names, stretch.optimizer)
         with _random_state_kept(next(self._twin.parameters()).device), torch.enable_grad():
             for step, gradients in zip(stretch.steps, stretch.gradients, strict=True):
-                at = At(self._stage, step.record.step + 1, widest_eps(self._twin))
+                at = self._at(step)
                 self._run(step, gradients, rules, at)
                 if stretch.optimizer is not None:
                     update(self._own_optimizer)
@@ -326,15 +334,15 @@ class CheckedSteps:
         record = step.as_replayed()
         self._twin.zero_grad()
         try:
-            losses = Stepper(self._task, self._twin, self._own_optimizer, rules).backward(record)
-        # task.loss is the user's code and may raise anything.
+            losses = Stepper(self._loss, self._twin, self._own_optimizer, rules).backward(record)
+        # The loss may be the user's code, and may raise anything.
         except Exception as error:
             which = "the first step" if at.step == 1 else f"step {at.step}"
             if memory.ran_out(error):
                 raise
             raise RecordingError(
-                f"task.loss(model, batch) cannot be recomputed from the batch of {which} "
-                f"({type(error).__name__}: {error}); pass stage.step the batch that task.loss "
+                f"{at.loss} cannot be recomputed from the batch of {which} "
+                f"({type(error).__name__}: {error}); pass stage.step the batch that the loss "
                 "takes, made of tensors, numbers and strings in plain tuples, lists and "
                 "dictionaries"
             ) from error

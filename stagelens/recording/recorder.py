@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from stagelens.contracts import RecordingError, Task
+from stagelens.contracts import Objective, RecordingError, ReferenceModel, Task
 from stagelens.replaying.optimizers import optimizer_facts
 from stagelens.runs.files import read_json, sha256_of, write_json
 from stagelens.runs.run import Run, Stage, open_run
@@ -187,6 +187,8 @@ class Recorder:
         reinitialised: Sequence[str] = (),
         tokenizer: Any = None,
         on_problem: Literal["warn", "raise"] = "warn",
+        objective: str | Objective | Callable[..., Tensor] | None = None,
+        references: Mapping[str, nn.Module | ReferenceModel] | None = None,
     ) -> StageRecorder:
         """A stage to record, as a context manager around its training loop.
 
@@ -215,6 +217,12 @@ class Recorder:
                 goes on with its boundaries, losses and learning rates only. So it does where our
                 part fails, or the disk or the memory is full; a stage that has no boundaries either
                 is not recorded, and the run says so. ``"raise"`` stops the training with an error.
+            objective: What the loop minimises, where it is not ``task.loss``: a registered name, an
+                :class:`~stagelens.Objective`, or a function ``loss(model, batch)`` of your own,
+                which is given again when the run is opened to be replayed.
+            references: The reference models of the objective, by name. The recorder finds the state
+                of the run that each holds, as a rule the start of this stage, which is also what is
+                assumed of one that is left out.
 
         Raises:
             RecordingError: The name is taken or unusable, or a setting is: nothing is trained yet.
@@ -236,6 +244,8 @@ class Recorder:
             reinitialised=tuple(reinitialised),
             tokenizer=tokenizer,
             on_problem=on_problem,
+            objective=objective,
+            references=dict(references or {}),
         )
         # Set-aside stages keep their folders, so their numbers stay taken.
         number = len(self.file.stages) + len(self.file.set_aside)

@@ -110,7 +110,7 @@ class RunWriter:
             self._write(self.file.model_copy(update={"stages": [*others, reference]}))
         if done:  # kept, as opening the run takes longer with every stage
             index = 0 if self.last is None else self.last.index + 1
-            self.last = Stage(CheckedFiles(self.path), facts, index, self.last)
+            self.last = Stage(CheckedFiles(self.path), facts, index, self.last, None)
 
     def _write(self, file: RunFile) -> None:
         write_json(self.path / "run.json", file)

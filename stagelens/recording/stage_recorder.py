@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from stagelens.contracts import RecordingError
 from stagelens.replaying.step import StepRules
+from stagelens.replaying.training_loss import TrainingLoss
 from stagelens.runs.schema import Checkpoint
 from stagelens.runs.states import TrainingState, capture
 from stagelens.runs.step_records import StepRecord
@@ -24,6 +26,7 @@ from .micro_batches import MicroBatches
 from .problems import Problems
 from .run_writer import RunWriter
 from .stage_files import StageFiles
+from .stage_objective import read_objective
 from .stage_settings import StageSettings
 from .stage_start import StageStart, read_start
 from .step_writer import StepWriter
@@ -80,26 +83,26 @@ class StageRecorder:
         return self
 
     def _begin(self) -> None:
-        run, folder, settings = self._run, self._folder, self._settings
-        model, optimizer = self._model, self._optimizer
+        run, folder, settings, model = self._run, self._folder, self._settings, self._model
         run.begin(self)
         with run.new_folder(folder):
-            start = read_start(run, self.name, folder, model, optimizer, settings, self.tell)
-            facts = start.facts(self.name, settings, self.problem)
+            start = read_start(
+                run, self.name, folder, model, self._optimizer, settings, self.tell
+            )
+            minimised = read_objective(run, folder, model, start, settings, self.tell)
+            facts = start.facts(self.name, settings, self.problem, minimised.facts)
             self._files = StageFiles(run, folder, facts)
-        self._watch = UpdateCount(optimizer)
+        self._watch = UpdateCount(self._optimizer)
         self.recording = True
-        if self.problem is None:
+        if self.problem is None and minimised.loss is not None:
             try:
-                self._watch_closely(start)
+                self._watch_closely(start, minimised.loss)
             except Exception as error:
                 self.tell(error)
 
-    def _watch_closely(self, start: StageStart) -> None:
+    def _watch_closely(self, start: StageStart, loss: TrainingLoss) -> None:
         model, optimizer, keeps = self._model, self._optimizer, self._settings.keeps
-        self._checked = CheckedSteps(
-            self.name, self._run.task, model, optimizer, self._names, start, keeps
-        )
+        self._checked = CheckedSteps(self.name, loss, model, optimizer, self._names, start, keeps)
         clip_norm, counting = self._settings.clip_norm, self._watch
         self._watch = Watch(
             model, optimizer, self._names, clip_norm, keeps, self._checked, self.tell
@@ -247,13 +250,9 @@ class StageRecorder:
 
     def _rules(self) -> StepRules:
         assert isinstance(self._watch, Watch) and self._files is not None
-        return StepRules(
-            self._settings.accumulation,
-            self._settings.clip_norm,
-            self._watch.evaluation_mode or [],
-            self._files.facts.trainable,
-            self._watch.precision,
-        )
+        modes = self._watch.evaluation_mode or []
+        own = StepRules.of(self._files.facts)  # where its first step has not been written yet
+        return replace(own, evaluation_mode=modes, precision=self._watch.precision)
 
     def _announce(self, **update: Any) -> None:
         if self._files is not None:

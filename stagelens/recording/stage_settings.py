@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from stagelens.contracts import RecordingError
+from torch import nn
+
+from stagelens.contracts import Objective, RecordingError, ReferenceModel
+
+GivenObjective = str | Objective | Callable[..., Any] | None
+"""A registered name, an objective, or a function ``loss(model, batch)``; None for the model's own
+loss."""
+GivenReferences = Mapping[str, nn.Module | ReferenceModel]
+"""Reference models by name; those left out are the start of the stage."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,8 @@ class StageSettings:
     reinitialised: tuple[str, ...] = ()
     tokenizer: Any = None
     on_problem: Literal["warn", "raise"] = "warn"
+    objective: GivenObjective = None
+    references: GivenReferences = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         keep = self.keep_batches

@@ -51,15 +51,19 @@ class StageStart:
     device: torch.device
     tokenizer: Tokenising | None = None
 
-    def facts(self, name: str, settings: StageSettings, problem: str | None) -> StageFile:
+    def facts(
+        self, name: str, settings: StageSettings, problem: str | None, more: Mapping[str, Any]
+    ) -> StageFile:
         """The first contents of the stage's stage.json.
 
         Args:
             name: The stage's name.
             settings: As declared.
             problem: Why it cannot be replayed, if that is known already.
+            more: What it says besides, of the objective.
         """
         return StageFile(
+            **more,
             name=name,
             description=settings.description,
             status="recording",

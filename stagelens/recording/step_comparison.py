@@ -27,11 +27,13 @@ class At:
         stage: The stage's name.
         step: Number within the stage, from 1.
         eps: What rounding leaves of a number of the model's coarsest dtype, relative.
+        loss: What the stage's loss is called.
     """
 
     stage: str
     step: int
     eps: float = 0.0
+    loss: str = "task.loss(model, batch)"
 
     def says(self, what: str) -> str:
         """The beginning of a message about something of the step."""
@@ -65,7 +67,7 @@ def check_losses(own: Sequence[float], reported: Sequence[float], rules: StepRul
         if not any(abs(candidate - given) <= near for candidate in candidates):
             where = f" of micro-batch {number + 1}" if len(own) > 1 else ""
             raise RecordingError(
-                f"{at.says(f'the loss{where}')} is {given:.6g}, but task.loss(model, batch) "
+                f"{at.says(f'the loss{where}')} is {given:.6g}, but {at.loss} "
                 f"gives {loss:.6g} for the same model and batch. Train on the loss of the task, "
                 "pass the batch that it was computed from, and call stage.step(batch, loss) right "
                 "after optimizer.step(); randomness outside torch's own generator, or drawn before "
@@ -143,7 +145,7 @@ def check_gradients(
     )
     if at.step == 1:
         raise RecordingError(
-            "the gradients of the first step are not those of task.loss(model, batch), although "
+            f"the gradients of the first step are not those of {at.loss}, although "
             f"the loss agrees ({where}): {added}"
         )
     raise RecordingError(

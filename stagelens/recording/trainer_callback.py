@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from stagelens.contracts import RecordingError, RecordingWarning, Task
+from stagelens.contracts import Objective, RecordingError, RecordingWarning, Task
 
+from .computed_losses import ComputedLosses, trainer_that_calls
 from .final_model import FinalModel
 from .infer_task import task_of_stage
 from .problems import in_words
 from .recorder import Recorder, note_in_run
 from .stage_recorder import StageRecorder
 from .stage_settings import StageSettings
+from .trainer_objective import TrainerObjective, objective_of
 from .trainer_settings import TrainerSettings
 from .training_passes import TrainingPasses
 
@@ -37,8 +40,9 @@ class StageRecorderCallback(TrainerCallback):
     left: its model, or that model saved and loaded again.
 
     It records the keyword arguments of every training pass (what the model really saw, after
-    collation), what its loss was divided by before backward, parameter groups and schedule,
-    clipping, accumulation, random state, and mixed precision where it is bfloat16. Evaluation,
+    collation), the loss (the model's own, that of ``label_smoothing_factor`` or of
+    ``compute_loss_func``, or another objective), what it was divided by before backward, parameter
+    groups and schedule, clipping, accumulation, random state, and mixed precision where it is bfloat16. Evaluation,
     logging and saving within the training do not matter. Where the Trainer loads its best model at
     the end (``load_best_model_at_end``), the stage ends at the step where that was found, and so
     does its replay. What replay could not reproduce is told by name, when the training begins or at
@@ -70,6 +74,10 @@ class StageRecorderCallback(TrainerCallback):
             or something fails in here: ``"warn"``, and the stage goes on with its boundaries,
             losses and learning rates only, or is not recorded and the run says so; or ``"raise"``,
             which stops the training.
+        objective: What the Trainer minimises, where a subclass computes a loss that cannot be read
+            off its settings: a registered name, an :class:`~stagelens.Objective`, or a function
+            ``loss(model, inputs)`` of your own, which is given again when the run is opened to be
+            replayed.
 
     Raises:
         RecordingError: A setting of the recording itself is unusable.
@@ -96,6 +104,7 @@ class StageRecorderCallback(TrainerCallback):
         reinitialised: Sequence[str] = (),
         flush_every: int = 1024,
         on_problem: Literal["warn", "raise"] = "warn",
+        objective: str | Objective | Callable[..., Tensor] | None = None,
     ) -> None:
         self.path = Path(path).expanduser()
         self.stage = stage
@@ -110,6 +119,7 @@ class StageRecorderCallback(TrainerCallback):
             "flush_every": flush_every,
             "on_problem": on_problem,
         }
+        self._objective = objective
         StageSettings(**self._settings)  # refuses what is unusable before anything is trained
         self._open: _Open | None = None
         self._final: FinalModel | None = None
@@ -144,9 +154,14 @@ class StageRecorderCallback(TrainerCallback):
             before.interrupt()
         # What fails before pop_all closes everything again, so that the folder is free.
         with ExitStack() as closing:
-            stage = self._enter(closing, settings, state.global_step, **kwargs)
-            stage.problems.advice = _KNOWN
-            passes = TrainingPasses(kwargs["model"], stage.tell)
+            trainer = trainer_that_calls(self)
+            minimised = objective_of(trainer, self._objective)
+            stage = self._enter(closing, settings, minimised, state.global_step, **kwargs)
+            stage.problems.advice = _KNOWN if minimised.objective is None else ""
+            if minimised.objective is None:
+                passes: _Passes = TrainingPasses(kwargs["model"], stage.tell)
+            else:
+                passes = ComputedLosses(trainer, stage.tell)
             closing.callback(passes.close)
             self._open = _Open(stage, passes, closing.pop_all())
         # The stage is interrupted when nothing holds this callback any more, or the process ends.
@@ -157,6 +172,7 @@ class StageRecorderCallback(TrainerCallback):
         self,
         closing: ExitStack,
         settings: TrainerSettings,
+        minimised: TrainerObjective,
         steps_before: int,
         *,
         model: Any,
@@ -189,10 +205,13 @@ class StageRecorderCallback(TrainerCallback):
             accumulation=settings.accumulation,
             build_config=build_config,
             tokenizer=processing_class,
+            objective=minimised.objective,
+            references=minimised.references,
             **self._settings,
         )
-        if settings.problem is not None:
-            stage.tell(settings.problem)
+        for problem in (settings.problem, minimised.problem):
+            if problem is not None:
+                stage.tell(problem)
         return closing.enter_context(stage)
 
     def on_substep_end(self, *_: Any, **__: Any) -> None:
@@ -281,12 +300,15 @@ class StageRecorderCallback(TrainerCallback):
             self._interrupt()
 
 
+_Passes = TrainingPasses | ComputedLosses
+
+
 @dataclass(frozen=True)
 class _Open:
     """A stage that is being recorded, and what closes it."""
 
     stage: StageRecorder
-    passes: TrainingPasses
+    passes: _Passes
     closing: ExitStack
 
     def note(self) -> None:

@@ -107,17 +107,6 @@ def _refused(args: TrainingArguments, optimizer: Any) -> _Rows:
             "it replaces layers that replay makes as they were; turn it off",
         ),
         (
-            "neftune_noise_alpha",
-            args.neftune_noise_alpha is not None,
-            "the noise is added by a hook that the run does not keep; turn it off",
-        ),
-        (
-            "label_smoothing_factor",
-            args.label_smoothing_factor,
-            "the Trainer then computes another loss than the model's own; turn it off, or smooth "
-            "labels in the model's forward",
-        ),
-        (
             "fp16",
             scaler is not None and scaler.is_enabled(),
             "it scales losses by factors that change during training, and skips updates; "

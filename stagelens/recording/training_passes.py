@@ -75,10 +75,10 @@ class TrainingPasses:
         if not factor or not math.isfinite(factor):
             raise RecordingError(
                 "the loss that the Trainer backpropagates is not the model's own: compute_loss "
-                "computes another one, which replay does not know; compute it in the model's "
-                "forward, as its loss"
+                "computes another one, which replay does not know; name it, objective=..., a "
+                "function loss(model, inputs), or compute it in the model's forward, as its loss"
             )
-        return TrainingPass(inputs, loss, _divisor(factor))
+        return TrainingPass(inputs, loss, divisor_of(factor))
 
     def drop(self) -> Tensor | float:
         """The loss of the pass that :meth:`take` would give, NaN if it is not known."""
@@ -125,8 +125,9 @@ class TrainingPasses:
             given = ", ".join(self._inputs or ())
             raise RecordingError(
                 f"the model gave no loss (it was called with {given}), so the Trainer computes "
-                "one by compute_loss_func or a compute_loss of its own, which replay does not "
-                "know; let the model compute the loss, from the labels that it is given"
+                "one by a compute_loss of its own, which replay does not know; name it, "
+                "objective=..., a function loss(model, inputs), or let the model compute the loss, "
+                "from the labels that it is given"
             )
         self._loss = loss.detach().clone()  # it may still be changed in place
         loss.register_hook(self._receive)
@@ -138,8 +139,8 @@ class TrainingPasses:
             self._tell(error)
 
 
-def _divisor(factor: float) -> float:
-    """1 / factor, without the rounding of a factor that was 1 / n in float32."""
+def divisor_of(factor: float) -> float:
+    """1 / factor, the gradient that a loss received, without the rounding of a factor that was 1 / n in float32."""
     # float32 holds 1 / n to a relative 6e-8; 1e-6 leaves room for products of such factors.
     divisor = 1 / factor
     whole = round(divisor)

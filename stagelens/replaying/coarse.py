@@ -30,6 +30,7 @@ from stagelens.runs.step_records import MicroBatch
 
 from .coarse_plan import CoarseStep
 from .step import StepRules, loss_of, prepare
+from .training_loss import Passed, loss_of_stage
 
 _TINY = 1e-30
 
@@ -38,20 +39,23 @@ class CoarseModel:
     """A model on its way through a stage in coarse steps.
 
     Args:
-        task: Builds the model and computes the loss.
-        stage: Gives optimiser, modes and names.
+        task: Builds the model.
+        stage: Gives loss, optimiser, modes and names.
         state: The training state to start from.
+        passed: Where its counterfactual was at boundaries before the stage.
     """
 
-    def __init__(self, task: Task, stage: Stage, state: TrainingState) -> None:
+    def __init__(
+        self, task: Task, stage: Stage, state: TrainingState, passed: Passed | None = None
+    ) -> None:
         facts = stage.facts
-        self.task = task
         self.model = task.build_model(facts.build_config)
         load_into(self.model, state.model)
         self.device = devices.computing()
         self.model.to(self.device)
         self.rules = StepRules.of(facts)
         prepare(self.model, self.rules)
+        self.loss_function = loss_of_stage(task, stage, self.model, passed)
         self.rule = stage.optimizer.name
         self.groups = [group.parameters for group in stage.optimizer.groups]
         self.parameters = dict(self.model.named_parameters())
@@ -90,7 +94,7 @@ class CoarseModel:
             devices.restore_random(micro.rng, self.device)
             batch = to_device(micro.batch, self.device)
             factor = scale / self.rules.divisor(micro)
-            loss = loss_of(self.task, self.model, batch, self.rules) * factor
+            loss = loss_of(self.loss_function, self.model, batch, self.rules) * factor
             self.loss += float(loss.detach())
             loss.backward()
         if self.rules.clip_norm is not None:
@@ -110,6 +114,8 @@ class CoarseModel:
             options = [record.groups[number] for record in coarse.facts]
             present = [name for name in names if name not in middle.missing]
             self._update(present, gradients, options, middle.groups[number])
+        for record in coarse.facts:
+            self.loss_function.updated(record.step, self.model)
 
     def _update(
         self,

@@ -23,6 +23,7 @@ from stagelens.runs.step_records import StepRecord
 from .optimizers import build_optimizer, update_in_lists
 from .shared_batches import SplitGradient
 from .step import Stepper, StepRules, prepare, widest_eps
+from .training_loss import Passed, loss_of_stage
 
 
 def cross_boundary(state: TrainingState, stage: Stage) -> TrainingState:
@@ -77,6 +78,7 @@ def check_replayable(stages: Sequence[Stage]) -> None:
                 f'(keep_batches={stage.facts.keep_batches!r}); record it with keep_batches="all", '
                 "or use --estimator task-vector"
             )
+        _ = stage.objective  # refused where it is not known
 
 
 _ROUNDING: Mapping[Precision, float] = {"float32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
@@ -124,11 +126,18 @@ class StageReplay:
         task: Builds the model.
         stage: The recorded stage.
         state: Where to start; by default where the recording started.
+        passed: Where a counterfactual was at the boundaries up to the stage's start; by default
+            all of them are as recorded.
         split: Whether the processes of the job share every batch.
     """
 
     def __init__(
-        self, task: Task, stage: Stage, state: TrainingState | None = None, split: bool = False
+        self,
+        task: Task,
+        stage: Stage,
+        state: TrainingState | None = None,
+        passed: Passed | None = None,
+        split: bool = False,
     ) -> None:
         self.task = task
         self.stage = stage
@@ -146,7 +155,8 @@ class StageReplay:
         load_optimizer(self.optimizer, self.names, state.optimizer)
         update_in_lists(self.optimizer)
         shared = SplitGradient(task, self.model, stage.name) if split else None
-        self._stepper = Stepper(task, self.model, self.optimizer, self.rules, shared)
+        self._loss = loss_of_stage(task, stage, self.model, passed)
+        self._stepper = Stepper(self._loss, self.model, self.optimizer, self.rules, shared)
         self._tolerance = tolerance_of(self.rules, self.model)
         self.misfit: int | None = None
 
@@ -164,6 +174,7 @@ class StageReplay:
             if order:
                 record = replace(record, groups=rates[place])
             losses = self._stepper.step(record)
+            self._loss.updated(place, self.model)
             if self.misfit is None and not self.fits(record, losses):
                 self.misfit = record.step
             yield record
@@ -179,6 +190,7 @@ class StageReplay:
             if record.batches is None:
                 return
             yield record, self._stepper.step(record)
+            self._loss.updated(number, self.model)
 
     def fits(self, record: StepRecord, losses: Sequence[float]) -> bool:
         """Whether losses of a step's micro-batches are those recorded, up to rounding."""
@@ -236,15 +248,19 @@ def replay_stage(
     progress: ProgressCallback = no_progress,
     order: Sequence[int] | None = None,
     split: bool = False,
+    passed: Passed | None = None,
 ) -> Replayed:
     """Replay one stage from ``state`` (by default its recorded start), in ``order`` if given.
 
-    With ``split``, the processes of the job share every batch.
+    With ``split``, the processes of the job share every batch. ``passed`` says where a
+    counterfactual was at earlier boundaries; its state at this one is ``state``.
     """
     check_replayable([stage])
     examples = 0
     with same_arithmetic(stage):
-        replay = StageReplay(task, stage, state, split)
+        if state is not None:
+            passed = (passed or Passed()).enter(stage, state.model)
+        replay = StageReplay(task, stage, state, passed, split)
         for number, record in enumerate(replay.run(order), 1):
             examples += sum(batch_size(micro.batch) for micro in record.batches or ())
             progress(number / stage.steps, f"stage {stage.name}, step {number} of {stage.steps}")
@@ -296,11 +312,13 @@ def replay_later(
     examples = 0
     total = sum(other.steps for other in later)
     done, overall = 0, Progress(progress)
+    passed = Passed(later).leave(stage, state.model)
     for other in later:
         report = overall.part(done / total, (done + other.steps) / total)
         order = (orders or {}).get(other.name)
         begin = cross_boundary(state, other)
-        replayed = replay_stage(run.task, other, begin, report, order, split)
+        replayed = replay_stage(run.task, other, begin, report, order, split, passed)
         state, examples = replayed.state, examples + replayed.example_gradients
+        passed.leave(other, state.model)
         done += other.steps
     return Replayed(state, examples)

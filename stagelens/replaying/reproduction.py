@@ -17,6 +17,7 @@ from stagelens.runs.step_records import StepRecord
 
 from .replay import StageReplay, fits, replay_stage, same_arithmetic, tolerance_of
 from .step import StepRules, loss_of, prepare
+from .training_loss import loss_of_stage
 
 
 @dataclass(frozen=True)
@@ -69,22 +70,24 @@ def first_loss(run: Run, stage: Stage) -> Sampled:
         return Sampled(0)
     rules = StepRules.of(stage.facts)
     device = devices.replaying(stage.environment.device)
-    task, model = run.task, run.task.build_model(stage.facts.build_config)
+    model = run.task.build_model(stage.facts.build_config)
     load_into(model, stage.start().model)
     model.to(device)
     prepare(model, rules)
-    losses = []
+    loss, losses = loss_of_stage(run.task, stage, model), []
     with same_arithmetic(stage), torch.no_grad():
         for micro in record.batches:
             devices.restore_random(micro.rng, device)
-            losses.append(float(loss_of(task, model, to_device(micro.batch, device), rules)))
+            losses.append(float(loss_of(loss, model, to_device(micro.batch, device), rules)))
     if fits(record, losses, rules.accumulation, tolerance_of(rules, model)):
         return Sampled(1)
     return Sampled(1, record.step, record.loss, record.reported_loss(losses))
 
 
 def _beginnings(stage: Stage, everywhere: bool) -> list[tuple[int, TrainingState]]:
-    within = list(stage.within()) if everywhere else []
+    # A reference model that moves is not as it was at a checkpoint.
+    moves = stage.facts.objective is not None and stage.facts.objective.moves_references
+    within = list(stage.within()) if everywhere and not moves else []
     return [(0, stage.start()), *within]
 
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from stagelens.compute import devices
-from stagelens.contracts import Refused, Task
+from stagelens.contracts import Refused
 from stagelens.runs.batches import to_device
 from stagelens.runs.schema import Precision, StageFile
 from stagelens.runs.step_records import MicroBatch, StepRecord
 
+from .embedding_noise import add_noise
 from .optimizers import set_group_hyperparameters, update
 from .shared_batches import SplitGradient
+from .training_loss import LossFunction, TrainingLoss
 
 AUTOCAST: Mapping[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """What autocast casts to, for each precision that it gives."""
@@ -34,6 +37,8 @@ class StepRules:
         evaluation_mode: Modules that stay in evaluation mode while training.
         trainable: Parameters that require a gradient.
         precision: Of forward passes; other than float32 under autocast.
+        embedding_noise: NEFTune's alpha; None without.
+        autocast: What autocast is around.
     """
 
     accumulation: int = 1
@@ -41,6 +46,8 @@ class StepRules:
     evaluation_mode: Sequence[str] = ()
     trainable: Sequence[str] = ()
     precision: Precision = "float32"
+    embedding_noise: float | None = None
+    autocast: Literal["loss", "passes"] = "loss"
 
     @classmethod
     def of(cls, facts: StageFile) -> StepRules:
@@ -51,6 +58,8 @@ class StepRules:
             facts.evaluation_mode,
             facts.trainable,
             facts.precision,
+            facts.embedding_noise,
+            facts.objective.autocast if facts.objective is not None else "loss",
         )
 
     def divisor(self, micro: MicroBatch) -> float:
@@ -74,15 +83,36 @@ def prepare(model: nn.Module, rules: StepRules) -> None:
     trainable = set(rules.trainable)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trainable)
+    if rules.embedding_noise is not None:
+        add_noise(model, rules.embedding_noise)
 
 
-def loss_of(task: Task, model: nn.Module, batch: Any, rules: StepRules) -> Tensor:
-    """The task's loss of a batch on the model's device, in the precision of the stage; ()."""
+def loss_of(loss: LossFunction, model: nn.Module, batch: Any, rules: StepRules) -> Tensor:
+    """The loss of a batch on the model's device, in the precision of the stage; ()."""
     if rules.precision == "float32":
-        return task.loss(model, batch)
-    device = next(model.parameters()).device.type
-    with torch.autocast(device, dtype=AUTOCAST[rules.precision]):
-        return task.loss(model, batch).float()
+        return loss(model, batch)
+    device, dtype = next(model.parameters()).device.type, AUTOCAST[rules.precision]
+    if rules.autocast == "passes":
+        references = loss.references.values() if isinstance(loss, TrainingLoss) else ()
+        with ExitStack() as around:
+            for each in (model, *references):
+                around.enter_context(_autocast_passes(each, device, dtype))
+            return loss(model, batch)
+    with torch.autocast(device, dtype=dtype):
+        return loss(model, batch).float()
+
+
+@contextmanager
+def _autocast_passes(model: nn.Module, device: str, dtype: torch.dtype) -> Iterator[None]:
+    """Autocast within a model's passes only, with outputs in float32, as accelerate has it."""
+    from accelerate.utils import convert_outputs_to_fp32
+
+    own = model.forward
+    model.forward = convert_outputs_to_fp32(torch.autocast(device, dtype=dtype)(own))
+    try:
+        yield
+    finally:
+        del model.forward
 
 
 class Stepper:
@@ -92,7 +122,7 @@ class Stepper:
     longer than looking it up does.
 
     Args:
-        task: Computes the loss.
+        loss: That the stage minimised.
         model: Prepared.
         optimizer: Of its parameters.
         rules: Of the stage.
@@ -101,7 +131,7 @@ class Stepper:
 
     def __init__(
         self,
-        task: Task,
+        loss: LossFunction,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         rules: StepRules,
@@ -111,7 +141,7 @@ class Stepper:
         self._parameters = dict(model.named_parameters())
         self._updated = [p for group in optimizer.param_groups for p in group["params"]]
         self._device = next(iter(self._parameters.values())).device
-        self._loss = partial(loss_of, task, model, rules=rules)
+        self._loss = partial(loss_of, loss, model, rules=rules)
 
     def step(self, record: StepRecord) -> list[float]:
         """Run one recorded step; see :meth:`backward`."""
@@ -124,7 +154,7 @@ class Stepper:
         """Leave in the model the gradient that the optimiser received at a recorded step.
 
         Returns:
-            The task's loss of each micro-batch, before division; of a split one this process's
+            The loss of each micro-batch, before division; of a split one this process's
             part.
         """
         if record.batches is None:

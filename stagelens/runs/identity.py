@@ -30,6 +30,9 @@ _DIGESTED_IF_SAID: Any = {
     },
     "start": _STATE,
     "end": _STATE,
+    "objective": True,
+    "reference_states": {"__all__": {"model": {"sha256"}, **_STATE}},
+    "embedding_noise": True,
 }
 
 

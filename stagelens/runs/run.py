@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from stagelens.contracts import Refused, RunError, Task
+from stagelens.contracts import Objective, Refused, RunError, Task
 
 from .checked_files import CheckedFiles
 from .files import read_json
 from .identity import stage_identity
+from .objectives import check_given, find_stage_objective
 from .remote import copy_of, is_remote
 from .schema import (
     Environment,
@@ -36,17 +37,19 @@ if TYPE_CHECKING:
 class Stage:
     """A stage of a run. ``facts`` is its stage.json; states and steps are read when asked for.
 
-    ``previous`` is the finished stage before it, None for the first.
+    ``previous`` is the finished stage before it, None for the first. ``given`` is its objective as
+    the user gave it, None to find it by its name.
     """
 
     def __init__(
-        self, files: CheckedFiles, facts: StageFile, index: int, previous: Stage | None
+        self, files: CheckedFiles, facts: StageFile, index: int, previous: Stage | None, given: Any
     ) -> None:
         self._files = files
         self.facts = facts
         self.index = index
         self.previous = previous
         self.name = facts.name
+        self._given = given
 
     def __repr__(self) -> str:
         return f"Stage({self.name!r}, steps={self.steps})"
@@ -81,6 +84,19 @@ class Stage:
         if self.facts.optimizer is None:
             raise Refused(self.not_recorded)
         return self.facts.optimizer
+
+    @cached_property
+    def objective(self) -> Objective:
+        """What it minimised: as given to ``open_run``, else found by its registered name.
+
+        Raises:
+            Refused: It is not installed, or has to be given again; says how.
+        """
+        return find_stage_objective(self.name, self.facts.objective, self._given)
+
+    def reference_state(self, name: str) -> TrainingState:
+        """A reference model that the run keeps."""
+        return self._state(self.facts.reference_states[name])
 
     @property
     def environment(self) -> Environment:
@@ -181,7 +197,9 @@ class Run:
             empty if all is well.
     """
 
-    def __init__(self, path: Path, file: RunFile, task: Task | None) -> None:
+    def __init__(
+        self, path: Path, file: RunFile, task: Task | None, objectives: Mapping[str, Any]
+    ) -> None:
         self.path = path
         self.file = file
         self.name = file.name
@@ -190,6 +208,7 @@ class Run:
         self.problems: list[str] = list(file.notes)
         self.files = CheckedFiles(path)
         self._task = task
+        self._objectives = objectives
         for asset in file.task.files.values():
             self.files.listed(asset)
         for reference in file.stages:
@@ -199,6 +218,8 @@ class Run:
                 f"stage {reference.name!r} was interrupted and set aside; its steps are still in "
                 f"{reference.folder}"
             )
+        stages = [*self.stages, *self.unfinished]
+        check_given(self.name, objectives, {each.name: each.facts.objective for each in stages})
 
     @cached_property
     def digest(self) -> str:
@@ -244,7 +265,8 @@ class Run:
         if facts.status == "complete" and facts.end is None:
             raise RunError(f"{path}: end: missing in a finished stage; restore the original file")
         previous = self.stages[-1] if self.stages else None
-        stage = Stage(self.files, facts, len(self.stages), previous)
+        given = self._objectives.get(facts.name)
+        stage = Stage(self.files, facts, len(self.stages), previous, given)
         for file in facts.files():
             self.files.listed(file)
         self._check_parts(stage)
@@ -359,7 +381,11 @@ class Run:
         return EvaluationSet.open(self.path, name)
 
 
-def open_run(path: str | Path, task: Task | None = None) -> Run:
+def open_run(
+    path: str | Path,
+    task: Task | None = None,
+    objectives: Mapping[str, Objective | Callable[..., Any]] | None = None,
+) -> Run:
     """Open a run folder.
 
     Only the JSON files are read, and the sizes of the files that they name; every other file is
@@ -370,6 +396,8 @@ def open_run(path: str | Path, task: Task | None = None) -> Run:
         path: The run folder, or its address on a file system that ``fsspec`` knows
             (``s3://bucket/run``), to be read through a copy in the cache.
         task: The task, if it is not installed or needs code of your own (a ``build_model``).
+        objectives: Stage to its objective, where that is a function of your own or is not
+            installed.
 
     Raises:
         RunError: The folder is missing, damaged or foreign; names the file and the field.
@@ -383,4 +411,4 @@ def open_run(path: str | Path, task: Task | None = None) -> Run:
             "stagelens.Recorder, or make the demo with: stagelens demo digits --out DIR"
         )
     path = CheckedFiles(folder).inside("run.json")
-    return Run(folder, read_json(path, RunFile), task)
+    return Run(folder, read_json(path, RunFile), task, objectives or {})

@@ -28,6 +28,8 @@ from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from .boundary_facts import STRICT, Boundary, Tokenising
 
+from .objective_facts import ObjectiveFacts
+
 VERSION: Literal[2] = 2
 """Version of the layout; a folder with a newer one is refused, saying what to do.
 
@@ -203,6 +205,9 @@ class StageFile(Versioned):
             recorded, and agreed in loss, gradient and update.
         problem: What replay could not reproduce, as it was told while the stage was recorded; the
             stage then keeps its boundaries, losses and learning rates.
+        objective: What it minimised, where that is not the model's own loss.
+        reference_states: Reference models from outside the run, by name.
+        embedding_noise: NEFTune's alpha; None without.
         beside: Further files of an assembled stage's checkpoint by name, such as config.json.
         tokenizer: What is its tokenizer's own; None where that is not known.
     """
@@ -232,6 +237,9 @@ class StageFile(Versioned):
     updates: int | None = Field(default=None, ge=0)
     checked: list[Annotated[int, Field(ge=1)]] = []
     problem: str | None = None
+    objective: ObjectiveFacts | None = None
+    reference_states: dict[str, StateRef] = {}
+    embedding_noise: float | None = None
     beside: dict[str, FileRef] = {}
     tokenizer: Tokenising | None = None
 
@@ -246,7 +254,8 @@ class StageFile(Versioned):
 
     def files(self) -> Iterator[FileRef]:
         """All that it names."""
-        for state in (self.start, self.end, *(each.state for each in self.checkpoints)):
+        states = (self.start, self.end, *(each.state for each in self.checkpoints))
+        for state in (*states, *self.reference_states.values()):
             yield from state.files if state is not None else ()
         for part in self.parts:
             yield from (file for file in (part.table, part.batches) if file is not None)

@@ -3,26 +3,46 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from stagelens.contracts import Objective, TaskError
 
-__all__ = ["BUILT_IN", "find_objective", "installed_objectives", "load_objective_class"]
+__all__ = [
+    "BUILT_IN",
+    "find_objective",
+    "given_objective",
+    "installed_objectives",
+    "load_objective",
+    "load_objective_class",
+]
 
 # As text, so that listing the objectives imports no torch.
 BUILT_IN: Mapping[str, str] = {
     "model": "stagelens.tasks.objectives.model:ModelLoss",
-    "cross-entropy": "stagelens.tasks.objectives.cross_entropy:CrossEntropy",
     "sft": "stagelens.tasks.objectives.trl.sft:SFT",
     "dpo": "stagelens.tasks.objectives.trl.dpo:DPO",
     "kto": "stagelens.tasks.objectives.trl.kto:KTO",
     "orpo": "stagelens.tasks.objectives.trl.orpo:ORPO",
     "reward": "stagelens.tasks.objectives.trl.reward:Reward",
     "grpo": "stagelens.tasks.objectives.trl.grpo:GRPO",
+    "cross-entropy": "stagelens.tasks.objectives.cross_entropy:CrossEntropy",
+    "own": "stagelens.tasks.objectives.own:OwnLoss",
 }
-"""The objectives that come with StageLens, by their registered names."""
+"""The objectives that come with StageLens, by their registered names; those of particular Trainers
+before those that any Trainer can have."""
+
+
+def _imported(target: str) -> Any:
+    module, _, attribute = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise TaskError(
+            f"objective {target!r} cannot be imported ({error}); give it as "
+            "package.module:function, with its package on the Python path"
+        ) from None
 
 
 def load_objective_class(target: str) -> type[Objective]:
@@ -31,14 +51,7 @@ def load_objective_class(target: str) -> type[Objective]:
     Raises:
         TaskError: It cannot be imported, or is no objective.
     """
-    module, _, attribute = target.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise TaskError(
-            f"objective {target!r} cannot be imported ({error}); give it as package.module:Class, "
-            "with its package on the Python path"
-        ) from None
+    found = _imported(target)
     if not (isinstance(found, type) and issubclass(found, Objective)):
         raise TaskError(
             f"{target!r} is not a stagelens.Objective; derive the class from stagelens.Objective"
@@ -72,6 +85,49 @@ def find_objective(name: str, settings: Mapping[str, Any]) -> Objective:
         raise TaskError(
             f"objective {name!r} does not accept the settings {dict(settings)} ({error})"
         ) from None
+
+
+def load_objective(target: str) -> Objective | type[Objective] | Callable[..., Any]:
+    """What a user names as ``package.module:function``: a function, an objective, or its class.
+
+    Raises:
+        TaskError: It cannot be imported, or is none of these.
+    """
+    found = _imported(target)
+    if not callable(found) and not isinstance(found, Objective):
+        raise TaskError(f"{target!r} is neither a function nor a stagelens.Objective")
+    return found
+
+
+def given_objective(given: Any, name: str, settings: Mapping[str, Any]) -> Objective:
+    """The objective of a stage that was recorded with ``name`` and ``settings``, as given again.
+
+    Args:
+        given: An objective, its class, or a function.
+        name: As recorded.
+        settings: As recorded.
+
+    Raises:
+        TaskError: It is another objective than the recorded one.
+    """
+    if isinstance(given, type) and issubclass(given, Objective):
+        try:
+            given = given(**settings)
+        except (TypeError, ValueError) as error:
+            raise TaskError(
+                f"{given.__name__} does not accept {dict(settings)} ({error})"
+            ) from None
+    if callable(given) and not isinstance(given, Objective):
+        if name != "own":
+            raise TaskError(f"it was recorded with the objective {name!r}, not with a function")
+        from .own import OwnLoss
+
+        return OwnLoss(**settings, compute=given)
+    if not isinstance(given, Objective):
+        raise TaskError(f"{given!r} is neither a function nor a stagelens.Objective")
+    if given.name != name:
+        raise TaskError(f"it was recorded with the objective {name!r}, not with {given.name!r}")
+    return given
 
 
 def _registered() -> list[EntryPoint]:

@@ -90,12 +90,9 @@ class CrossEntropy(Objective):
 
     @classmethod
     def of_trainer(cls, trainer: Any) -> Objective | None:
-        from transformers import Trainer
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-        if type(trainer).compute_loss is not Trainer.compute_loss or trainer.compute_loss_func:
-            return None
-        if trainer.label_smoother is None:
+        if getattr(trainer, "compute_loss_func", None) or trainer.label_smoother is None:
             return None
         model = trainer.accelerator.unwrap_model(trainer.model)
         if hasattr(model, "peft_config") and hasattr(model, "base_model"):

@@ -1,0 +1,64 @@
+"""A stage's objective, found by name or as the user gives it again. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from stagelens.contracts import Objective, Refused, RunError, TaskError
+
+from .objective_facts import ObjectiveFacts
+
+
+def find_stage_objective(stage: str, facts: ObjectiveFacts | None, given: Any) -> Objective:
+    """What a stage minimised.
+
+    Args:
+        stage: Its name.
+        facts: As recorded; None for the model's own loss.
+        given: As the user gave it again; None to find it by its name.
+
+    Raises:
+        Refused: It is not installed, or has to be given again; says how.
+    """
+    from stagelens.tasks.objectives import find_objective, given_objective
+
+    facts = facts or ObjectiveFacts()
+    try:
+        if given is not None:
+            return given_objective(given, facts.name, facts.settings)
+        if not facts.own:
+            return find_objective(facts.name, facts.settings)
+        why = f"was trained on a loss of your own, {facts.title}, which is code that no run keeps"
+    except TaskError as error:
+        why = f"cannot be replayed with its objective: {error}"
+    raise Refused(
+        f"stage {stage!r} {why}; give it: open_run(path, objectives={{{stage!r}: function}}) or "
+        f"--objective {stage}=package.module:function. Stored results can be read without it"
+    )
+
+
+def check_given(
+    run: str, given: Mapping[str, Any], known: Mapping[str, ObjectiveFacts | None]
+) -> None:
+    """Refuse objectives that are given for a stage which does not exist, or takes none.
+
+    Args:
+        run: Name of the run.
+        given: Stage to objective, as the user gave it.
+        known: Stage to what was recorded of its objective; None for the model's own loss.
+
+    Raises:
+        RunError: One is; lists the stages.
+    """
+    for name in given:
+        if name not in known:
+            listed = ", ".join(map(repr, known)) or "none"
+            raise RunError(
+                f"run {run!r} has no stage {name!r} to give an objective for; it has {listed}"
+            )
+        if known[name] is None:
+            raise RunError(
+                f"stage {name!r} of run {run!r} was trained on the model's own loss; give no "
+                "objective for it"
+            )

@@ -1,0 +1,362 @@
+"""Stages with a loss of their own: recorded, replayed, and left out as really training would."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import stagelens
+from stagelens.contracts import (
+    RecordingError,
+    ReferenceModel,
+    Refused,
+    RunError,
+    StageLensError,
+    no_progress,
+)
+from stagelens.derivatives.adjoint import sweep
+from stagelens.derivatives.trajectory import LinearStage
+from stagelens.estimators import coarse_twins
+from stagelens.estimators.counterfactuals import counterfactuals
+from stagelens.estimators.registry import make_estimator
+from stagelens.replaying.coarse import CoarseModel
+from stagelens.replaying.coarse_plan import coarse_steps
+from stagelens.replaying.replay import StageReplay, replay_stage, replay_without, same_arithmetic
+from stagelens.replaying.reproduction import measure_deviation, sample_steps
+from stagelens.replaying.training_loss import Passed, loss_of_stage
+from stagelens.runs.identity import stage_identity
+from stagelens.runs.states import TrainingState, capture
+from tests.support.loops import differing, differing_state, make_batches, make_task
+from tests.support.own_objectives import Preferred, focal
+
+Loss = Callable[[nn.Module, nn.Module, Any], Tensor]
+DROPOUT = {"kind": "mlp", "hidden": [6], "dropout": 0.3}
+TASK = make_task(DROPOUT)
+STAGES = ("pretrain", "sft", "dpo")
+
+
+def own_loss(model: nn.Module, _reference: nn.Module, batch: Any) -> Tensor:
+    return TASK.loss(model, batch)
+
+
+def preferring(model: nn.Module, reference: nn.Module, batch: Any) -> Tensor:
+    return Preferred().loss(None, model, batch, {"reference": reference})
+
+
+def trained(
+    losses: dict[str, Loss],
+    recorder: stagelens.Recorder | None = None,
+    without: str | None = None,
+    objectives: dict[str, Any] | None = None,
+    sync: int | None = None,
+    given: bool = False,
+) -> TrainingState:
+    """Three stages by hand; the reference model is a copy of the model at each stage's start."""
+    torch.manual_seed(0)
+    model = TASK.build_model()
+    for number, name in enumerate(STAGES):
+        torch.manual_seed(10 + number)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+        reference = copy.deepcopy(model).eval().requires_grad_(False)
+        if name == without:
+            continue
+        objective = (objectives or {}).get(name)
+        declared = ReferenceModel(reference if given else None, sync_every=sync, sync_mixing=0.5)
+        references = {"reference": declared} if isinstance(objective, Preferred) else {}
+        settings: Any = {"objective": objective, "references": references, "on_problem": "raise"}
+        stage = recorder and recorder.stage(name, model=model, optimizer=optimizer, **settings)
+        if stage is not None:
+            stage.__enter__()
+        for step, batch in enumerate(make_batches(9, number), 1):
+            loss = losses[name](model, reference, batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if stage is not None:
+                stage.step(batch, loss)
+            if sync is not None and step % sync == 0:
+                with torch.no_grad():
+                    for own, other in zip(reference.parameters(), model.parameters(), strict=True):
+                        own.mul_(0.5).add_(other, alpha=0.5)
+        if stage is not None:
+            stage.__exit__(None, None, None)
+    return capture(model, optimizer, {id(p): n for n, p in model.named_parameters()})
+
+
+LOSSES = {"pretrain": own_loss, "sft": lambda model, _r, batch: focal(model, batch)}
+OBJECTIVES = {"sft": focal, "dpo": Preferred(2.0)}
+GIVEN = {"sft": focal, "dpo": Preferred}
+
+
+def recorded(path: Path, **how: Any) -> stagelens.Run:
+    losses = {**LOSSES, "dpo": preferring}
+    trained(losses, stagelens.Recorder(path, TASK, name="run"), objectives=OBJECTIVES, **how)
+    return stagelens.open_run(path, TASK, GIVEN)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> stagelens.Run:
+    return recorded(tmp_path_factory.mktemp("objectives") / "run")
+
+
+@pytest.mark.parametrize("without", STAGES)
+def test_without_a_stage_it_is_what_training_without_it_gives(
+    run: stagelens.Run, without: str
+) -> None:
+    by_hand = trained({**LOSSES, "dpo": preferring}, without=without)
+    replayed = replay_without(run, run.stage(without)).state
+    assert differing(replayed.model, by_hand.model) == []
+
+
+def test_replay_is_bit_for_bit_and_exact(run: stagelens.Run) -> None:
+    assert all(measure_deviation(run.task, stage).bitwise for stage in run.stages)
+    made = counterfactuals(run, make_estimator("replay"), run.stages)
+    assert {one.trust.trust for one in made} == {"exact"}
+
+
+def test_what_was_minimised_is_in_the_recording(run: stagelens.Run) -> None:
+    facts = {stage.name: stage.facts.objective for stage in run.stages}
+    assert facts["pretrain"] is None
+    assert facts["sft"] is not None and facts["sft"].title == "focal"
+    assert facts["dpo"] is not None and facts["dpo"].settings == {"beta": 2.0}
+    assert facts["dpo"].references["reference"].said == "the model at the start of the stage"
+    other = stagelens.open_run(run.path, TASK)
+    assert other.digest == run.digest
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_reference_that_moves_is_moved_again(tmp_path: Path, given: bool) -> None:
+    run = recorded(tmp_path / "run", sync=3, given=given)
+    assert run.last.facts.objective is not None and run.last.facts.objective.moves_references
+    assert measure_deviation(TASK, run.last).bitwise
+    by_hand = trained({**LOSSES, "dpo": preferring}, without="sft", sync=3)
+    assert differing(replay_without(run, run.stage("sft")).state.model, by_hand.model) == []
+    assert sample_steps(TASK, run.last, 5, everywhere=True).misfit is None
+
+
+def with_reference(path: Path, pick: str) -> stagelens.Run:
+    """Two stages, the second with a reference model of the first's start or of another run."""
+    torch.manual_seed(0)
+    model, other = TASK.build_model(), TASK.build_model()
+    before = {"start": copy.deepcopy(model), "other": other, "end": None}
+    recorder = stagelens.Recorder(path, TASK)
+    for name in ("one", "two", "three"):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        objective: Any = Preferred() if name == "three" else None
+        reference = before[pick]
+        held: Any = {"reference": reference.eval()} if objective and reference else {}
+        settings: Any = {"objective": objective, "references": held, "on_problem": "raise"}
+        with recorder.stage(name, model=model, optimizer=optimizer, **settings) as stage:
+            for batch in make_batches(4):
+                if objective is None:
+                    loss = TASK.loss(model, batch)
+                else:
+                    assert reference is not None
+                    loss = preferring(model, reference, batch)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                stage.step(batch, loss)
+        if name == "one":
+            before["end"] = copy.deepcopy(model)
+    return stagelens.open_run(path, TASK, {"three": Preferred()})
+
+
+@pytest.mark.parametrize(
+    ("pick", "kind", "says"),
+    [
+        ("start", "start", "the model at the start of stage 'one'"),
+        ("end", "start", "the model at the start of stage 'two'"),
+        ("other", "kept", "a model that the run keeps"),
+    ],
+)
+def test_a_reference_model_is_found_among_the_states_of_the_run(
+    tmp_path: Path, pick: str, kind: str, says: str
+) -> None:
+    run = with_reference(tmp_path / "run", pick)
+    assert run.last.facts.objective is not None
+    reference = run.last.facts.objective.references["reference"]
+    assert (reference.kind, reference.said) == (kind, says)
+    assert measure_deviation(TASK, run.last).bitwise
+    assert len(run.last.facts.reference_states) == (kind == "kept")
+    if kind == "start":  # without the first stage, both are where it started
+        one = run.stage("one")
+        passed = Passed(run.stages[1:]).leave(one, one.start().model)
+        passed.enter(run.stage("two"), one.start().model)
+        passed.leave(run.stage("two"), run.stage("two").end().model)
+        loss = loss_of_stage(TASK, run.last, TASK.build_model(), passed)
+        reference = capture(loss.references["reference"], None, {}).model
+        assert differing(one.start().model, reference) == []
+
+
+def test_a_kept_reference_is_part_of_the_runs_identity(tmp_path: Path) -> None:
+    run = with_reference(tmp_path / "run", "other")
+    (file,) = run.last.facts.reference_states["reference"].files
+    assert file in list(run.last.facts.files())
+    kept = run.last.facts.reference_states["reference"]
+    changed = kept.model_copy(update={"model": kept.model.model_copy(update={"sha256": "0" * 64})})
+    other = run.last.facts.model_copy(update={"reference_states": {"reference": changed}})
+    assert stage_identity(other) != stage_identity(run.last.facts)
+
+
+def test_coarse_steps_minimise_it_too(run: stagelens.Run) -> None:
+    for stage in run.stages[1:]:
+        model = CoarseModel(TASK, stage, stage.start())
+        for step in coarse_steps(stage.read_steps(), 1, 1):
+            model.step(step)
+        reached, end = model.snapshot().model, replay_stage(TASK, stage).state.model
+        for name, tensor in end.items():
+            torch.testing.assert_close(reached[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("exact_stages", [0, 1])
+def test_a_coarse_replay_takes_its_own_start_as_reference(
+    run: stagelens.Run, exact_stages: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nothing is merged or thinned: all that the coarse replay misses is rounding.
+    monkeypatch.setattr(coarse_twins, "choose_plan", lambda *_: coarse_twins.Plan(1.0, 1.0))
+    first = run.stage("pretrain")
+    (found,) = coarse_twins.paired_replays(
+        run, [first], 1.0, "coarse-replay", no_progress, exact_stages
+    )
+    assert found.weights is not None
+    truth, end = replay_without(run, first).state.model, run.last.end().model
+    gap = sum(float((found.weights[n] - t).square().sum()) for n, t in truth.items())
+    effect = sum(float((end[n] - t).square().sum()) for n, t in truth.items())
+    assert gap <= 1e-6 * effect
+
+
+def slope(last: LinearStage) -> dict[str, Tensor]:
+    """Of the sum of all weights."""
+    return {name: torch.ones_like(tensor) for name, tensor in last.layout.values.items()}
+
+
+def test_derivatives_stop_where_a_reference_moves(run: stagelens.Run) -> None:
+    with pytest.raises(Refused, match="the model at the start of the stage"):
+        sweep(run, slope)
+
+
+def test_contributions_within_the_last_stage_are_of_its_loss(run: stagelens.Run) -> None:
+    last = next(iter(sweep(run, slope, since="dpo")))
+    with same_arithmetic(run.last):
+        replay = StageReplay(TASK, run.last)
+        states = [replay.state() for _ in replay.run()]
+    before, end = states[-2].model, states[-1].model
+    # Nothing follows the last step, so its contribution is what it changed.
+    assert last.contribution == pytest.approx(
+        sum(float((end[name] - tensor).sum()) for name, tensor in before.items()), rel=1e-3
+    )
+
+
+def test_an_own_loss_has_to_be_given_again(run: stagelens.Run) -> None:
+    opened = stagelens.open_run(run.path, TASK)
+    with pytest.raises(Refused) as refusal:
+        replay_without(opened, opened.stage("pretrain"))
+    for words in ("a loss of your own, focal", "objectives={'sft'", "--objective sft="):
+        assert words in str(refusal.value)
+    # What was trained before it can still be replayed, and the rest read.
+    assert measure_deviation(TASK, opened.stage("pretrain")).bitwise
+    assert len(opened.stage("sft").table()) == 9
+    (found,) = counterfactuals(opened, make_estimator("task-vector"), [opened.stage("sft")])
+    assert found.weights is not None
+
+
+def test_a_registered_name_that_is_missing_is_refused(run: stagelens.Run) -> None:
+    opened = stagelens.open_run(run.path, TASK, {"sft": focal})
+    with pytest.raises(Refused, match="'preferred' is not installed"):
+        measure_deviation(TASK, opened.last)
+
+
+@pytest.mark.parametrize(
+    ("objectives", "says"),
+    [
+        ({"no-stage": focal}, "no stage 'no-stage'"),
+        ({"pretrain": focal}, "trained on the model's own loss"),
+    ],
+)
+def test_objectives_for_nothing_are_refused(
+    run: stagelens.Run, objectives: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(RunError, match=says):
+        stagelens.open_run(run.path, TASK, objectives)
+
+
+@pytest.mark.parametrize("wrong", [focal, stagelens.tasks.ImageClassification, "focal"])
+def test_another_objective_is_refused(run: stagelens.Run, wrong: Any) -> None:
+    opened = stagelens.open_run(run.path, TASK, {"dpo": wrong})
+    with pytest.raises(Refused, match="stage 'dpo' cannot be replayed with its objective"):
+        measure_deviation(TASK, opened.last)
+
+
+def test_another_function_is_noticed(run: stagelens.Run) -> None:
+    opened = stagelens.open_run(run.path, TASK, {"sft": TASK.loss})
+    assert sample_steps(TASK, opened.stage("sft"), 1).misfit == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"objective": "no-such"}, "is not installed"),
+        ({"objective": 3}, "is no objective"),
+        ({"objective": Preferred}, "is no objective"),
+        ({"references": {"reference": TASK.build_model()}}, "takes no reference model"),
+    ],
+)
+def test_what_cannot_be_recorded_is_refused(
+    tmp_path: Path, settings: dict[str, Any], says: str
+) -> None:
+    model = TASK.build_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with (
+        pytest.raises(RecordingError, match=says),
+        stagelens.Recorder(tmp_path / "run", TASK).stage(
+            "one", model=model, optimizer=optimizer, on_problem="raise", **settings
+        ),
+    ):
+        pass
+
+
+def test_a_reference_that_is_the_trained_model_is_refused(tmp_path: Path) -> None:
+    model = TASK.build_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    settings: Any = {"objective": Preferred(), "references": {"reference": model}}
+    with (
+        pytest.raises(RecordingError, match="shares parameters"),
+        stagelens.Recorder(tmp_path / "run", TASK).stage(
+            "one", model=model, optimizer=optimizer, on_problem="raise", **settings
+        ),
+    ):
+        pass
+
+
+def test_another_loss_than_the_objective_is_told_at_the_first_step(tmp_path: Path) -> None:
+    losses = {**LOSSES, "dpo": own_loss}
+    with pytest.raises(StageLensError, match="the objective 'preferred' gives"):
+        trained(losses, stagelens.Recorder(tmp_path / "run", TASK), objectives=OBJECTIVES)
+
+
+def test_a_moved_reference_that_was_not_declared_is_told(tmp_path: Path) -> None:
+    class Moving:
+        calls = 0
+
+        def __call__(self, model: nn.Module, reference: nn.Module, batch: Any) -> Tensor:
+            loss = preferring(model, reference, batch)
+            with torch.no_grad():
+                for parameter in reference.parameters():
+                    parameter.mul_(1.5)
+            return loss
+
+    losses = {**LOSSES, "dpo": Moving()}
+    with pytest.raises(RecordingError, match="the objective 'preferred'"):
+        trained(losses, stagelens.Recorder(tmp_path / "run", TASK), objectives=OBJECTIVES)
+
+
+def test_states_agree_with_the_optimiser(run: stagelens.Run) -> None:
+    by_hand = trained({**LOSSES, "dpo": preferring})
+    assert differing_state(replay_stage(TASK, run.last).state, by_hand) == []
