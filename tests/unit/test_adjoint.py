@@ -243,7 +243,7 @@ def test_a_loss_inside_the_model_has_no_examples_shares_and_no_gauss_newton() ->
     task = OwnLoss(CLASSES, SHAPE, make_model=lambda _config: LossInside())
     batch = (torch.randn(4, *SHAPE).double(), torch.tensor([0, 1, 2, 0]))
     with pytest.raises(Refused, match="ask for steps and exact curvature"):
-        Split.of(task, task.build_model(), batch, 1)
+        Split.of(task.loss, task.build_model(), batch, 1)
 
 
 @pytest.mark.parametrize("kind", ["classifier", "language model", "completions"])
@@ -257,7 +257,7 @@ def test_a_models_own_cross_entropy_is_told_apart_by_examples(kind: str) -> None
     model = model.double().eval()
     x = list(model.parameters())
     v = [torch.randn_like(p) for p in x]
-    split = Split.of(task, model, batch, 1)
+    split = Split.of(task.loss, model, batch, 1)
     shares = split.per_example(x, v, 3)
     own, counts = [], []
     for row in range(3):
@@ -293,7 +293,7 @@ def test_a_loss_that_looks_past_the_outputs_is_not_told_apart() -> None:
     task = Decayed(CLASSES, SHAPE, make_model=lambda _c: nn.Sequential(nn.Flatten(), decayed))
     batch = (torch.randn(4, *SHAPE).double(), torch.tensor([0, 1, 2, 0]))
     with pytest.raises(NotSeparable, match="ask for steps"):
-        Split.of(task, task.build_model(), batch, 1)
+        Split.of(task.loss, task.build_model(), batch, 1)
 
 
 class NamedInputs(nn.Module):
@@ -318,7 +318,7 @@ def test_a_loss_inside_the_model_is_split_however_its_input_is_passed() -> None:
     task = TakesNamedInputs(CLASSES, SHAPE, make_model=lambda _c: NamedInputs())
     model = task.build_model()
     batch = (torch.randn(4, *SHAPE), torch.tensor([0, 1, 2, 0]))
-    split = Split.of(task, model, batch, 1)
+    split = Split.of(task.loss, model, batch, 1)
     assert [tuple(output.shape) for output in split.outputs] == [(4, 3)]
     plain = torch.autograd.grad(task.loss(model, batch), list(model.parameters()))
     for own, other in zip(

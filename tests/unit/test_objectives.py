@@ -42,7 +42,7 @@ def test_what_cannot_be_made_is_refused_by_name(
 
 @pytest.mark.parametrize("target", ["json:dumps", "no_such_module:Loss", ":"])
 def test_what_is_no_objective_is_refused(target: str) -> None:
-    with pytest.raises(TaskError, match="(?i)objective"):
+    with pytest.raises(TaskError, match=r"(?i)objective"):
         load_objective_class(target)
 
 

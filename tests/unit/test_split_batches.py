@@ -64,7 +64,7 @@ def test_the_parts_of_a_batch_have_its_gradient_and_its_loss(
 ) -> None:
     task, model, batch = make()
     model.train()
-    loss = partial(loss_of, task, model, rules=StepRules())
+    loss = partial(loss_of, task.loss, model, rules=StepRules())
     whole = loss(batch)
     (whole / 2).backward()
     expected = gradient(model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def preferring(model: nn.Module, reference: nn.Module, batch: Any) -> Tensor:
 
 
 def trained(
-    losses: dict[str, Loss],
+    losses: Mapping[str, Loss],
     recorder: stagelens.Recorder | None = None,
     without: str | None = None,
     objectives: dict[str, Any] | None = None,
@@ -70,8 +70,9 @@ def trained(
         declared = ReferenceModel(reference if given else None, sync_every=sync, sync_mixing=0.5)
         references = {"reference": declared} if isinstance(objective, Preferred) else {}
         settings: Any = {"objective": objective, "references": references, "on_problem": "raise"}
-        stage = recorder and recorder.stage(name, model=model, optimizer=optimizer, **settings)
-        if stage is not None:
+        stage = None
+        if recorder is not None:
+            stage = recorder.stage(name, model=model, optimizer=optimizer, **settings)
             stage.__enter__()
         for step, batch in enumerate(make_batches(9, number), 1):
             loss = losses[name](model, reference, batch)
@@ -89,9 +90,13 @@ def trained(
     return capture(model, optimizer, {id(p): n for n, p in model.named_parameters()})
 
 
-LOSSES = {"pretrain": own_loss, "sft": lambda model, _r, batch: focal(model, batch)}
+def focused(model: nn.Module, _reference: nn.Module, batch: Any) -> Tensor:
+    return focal(model, batch)
+
+
+LOSSES: dict[str, Loss] = {"pretrain": own_loss, "sft": focused}
 OBJECTIVES = {"sft": focal, "dpo": Preferred(2.0)}
-GIVEN = {"sft": focal, "dpo": Preferred}
+GIVEN: Any = {"sft": focal, "dpo": Preferred}
 
 
 def recorded(path: Path, **how: Any) -> stagelens.Run:
@@ -191,8 +196,8 @@ def test_a_reference_model_is_found_among_the_states_of_the_run(
         passed.enter(run.stage("two"), one.start().model)
         passed.leave(run.stage("two"), run.stage("two").end().model)
         loss = loss_of_stage(TASK, run.last, TASK.build_model(), passed)
-        reference = capture(loss.references["reference"], None, {}).model
-        assert differing(one.start().model, reference) == []
+        held = capture(loss.references["reference"], None, {}).model
+        assert differing(one.start().model, held) == []
 
 
 def test_a_kept_reference_is_part_of_the_runs_identity(tmp_path: Path) -> None:
@@ -342,17 +347,14 @@ def test_another_loss_than_the_objective_is_told_at_the_first_step(tmp_path: Pat
 
 
 def test_a_moved_reference_that_was_not_declared_is_told(tmp_path: Path) -> None:
-    class Moving:
-        calls = 0
+    def moving(model: nn.Module, reference: nn.Module, batch: Any) -> Tensor:
+        loss = preferring(model, reference, batch)
+        with torch.no_grad():
+            for parameter in reference.parameters():
+                parameter.mul_(1.5)
+        return loss
 
-        def __call__(self, model: nn.Module, reference: nn.Module, batch: Any) -> Tensor:
-            loss = preferring(model, reference, batch)
-            with torch.no_grad():
-                for parameter in reference.parameters():
-                    parameter.mul_(1.5)
-            return loss
-
-    losses = {**LOSSES, "dpo": Moving()}
+    losses = {**LOSSES, "dpo": moving}
     with pytest.raises(RecordingError, match="the objective 'preferred'"):
         trained(losses, stagelens.Recorder(tmp_path / "run", TASK), objectives=OBJECTIVES)
 
