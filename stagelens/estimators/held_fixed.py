@@ -15,28 +15,22 @@ _REFERENCE = re.compile(r"ref(erence)?_.*log_?p", re.IGNORECASE)
 def held_fixed(stages: Sequence[Stage]) -> list[str]:
     """What replays of these stages keep, in words; empty where they keep nothing of the kind.
 
-    Training data are not meant, but what a model of the run made: answers that it sampled, and log-
-    probabilities of a reference model.
+    Not the training data are meant, but what a model of the run made of them: log-probabilities of
+    a reference model. Sampled answers are told by ``StageTrust.on_samples``.
     """
-    return [words for stage in stages for words in _of(stage)]
-
-
-def _of(stage: Stage) -> Iterator[str]:
-    facts = stage.facts.objective
-    if facts is not None and facts.on_samples:
-        yield (
-            f"stage {stage.name!r} is replayed on the recorded samples: without an earlier stage "
-            "the model would have sampled other answers"
-        )
-    if facts is not None and facts.references:
-        return  # the objective computes them again
-    if names := sorted(set(_reference_columns(stage))):
-        yield (
-            f"the batches of stage {stage.name!r} hold log-probabilities of a reference model "
-            f"({', '.join(names)}), which are kept as recorded: without an earlier stage they would "
-            "be others, unless the reference is a model from outside the run (record the stage "
-            "with an objective that computes them)"
-        )
+    held = []
+    for stage in stages:
+        facts = stage.facts.objective
+        if facts is not None and facts.references:
+            continue  # the objective computes them again
+        if names := sorted(set(_reference_columns(stage))):
+            held.append(
+                f"the batches of stage {stage.name!r} hold log-probabilities of a reference model "
+                f"({', '.join(names)}), which are kept as recorded: without an earlier stage they "
+                "would be others, unless the reference is a model from outside the run (record the "
+                "stage with an objective that computes them)"
+            )
+    return held
 
 
 def _reference_columns(stage: Stage) -> Iterator[str]:

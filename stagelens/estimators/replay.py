@@ -116,9 +116,7 @@ class Replay(Estimator):
 def _as_held(trust: StageTrust, held: Sequence[str]) -> StageTrust:
     """The trust in a replay that keeps what would have been otherwise without the stage."""
     reason = f"{trust.reason.rstrip('.')}; but {', and '.join(held)}."
-    return trust.model_copy(
-        update={"trust": "estimated", "reason": reason, "expected_error": None}
-    )
+    return trust.model_copy(update={"trust": "estimated", "reason": reason, "expected_error": None})
 
 
 def _gap(boundary: Boundary) -> float:

@@ -153,7 +153,9 @@ def _apart(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _apart(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_apart(item) for item in value) if type(value) in (list, tuple) else value
+        return (
+            type(value)(_apart(item) for item in value) if type(value) in (list, tuple) else value
+        )
     return value
 
 

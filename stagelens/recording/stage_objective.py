@@ -150,9 +150,13 @@ def _read(
     )
     facts = None if objective.name == MODEL else recorded
     start.built.to(next(model.parameters()).device)
-    return StageObjective(
-        facts, states, TrainingLoss(run.task, objective, facts, start.built, source)
-    )
+    loss = TrainingLoss(run.task, objective, facts, start.built, source)
+    said = {
+        "objective": facts,
+        "reference_states": states,
+        "embedding_noise": noise_of(model),
+    }
+    return StageObjective(said, loss)
 
 
 def _found(run: RunWriter, start: StageStart, given: ReferenceModel) -> ReferenceFacts:

@@ -86,9 +86,7 @@ class StageRecorder:
         run, folder, settings, model = self._run, self._folder, self._settings, self._model
         run.begin(self)
         with run.new_folder(folder):
-            start = read_start(
-                run, self.name, folder, model, self._optimizer, settings, self.tell
-            )
+            start = read_start(run, self.name, folder, model, self._optimizer, settings, self.tell)
             minimised = read_objective(run, folder, model, start, settings, self.tell)
             facts = start.facts(self.name, settings, self.problem, minimised.facts)
             self._files = StageFiles(run, folder, facts)

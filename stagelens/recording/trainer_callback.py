@@ -42,9 +42,10 @@ class StageRecorderCallback(TrainerCallback):
     It records the keyword arguments of every training pass (what the model really saw, after
     collation), the loss (the model's own, that of ``label_smoothing_factor`` or of
     ``compute_loss_func``, or another objective), what it was divided by before backward, parameter
-    groups and schedule, clipping, accumulation, random state, and mixed precision where it is bfloat16. Evaluation,
-    logging and saving within the training do not matter. Where the Trainer loads its best model at
-    the end (``load_best_model_at_end``), the stage ends at the step where that was found, and so
+    groups and schedule, clipping, accumulation, random state, the noise of
+    ``neftune_noise_alpha``, and mixed precision where it is bfloat16. Evaluation, logging and
+    saving within the training do not matter. Where the Trainer loads its best model at the end
+    (``load_best_model_at_end``), the stage ends at the step where that was found, and so
     does its replay. What replay could not reproduce is told by name, when the training begins or at
     the step where it shows. The training goes on: whatever happens in here, it is not stopped.
 

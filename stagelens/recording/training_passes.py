@@ -140,7 +140,7 @@ class TrainingPasses:
 
 
 def divisor_of(factor: float) -> float:
-    """1 / factor, the gradient that a loss received, without the rounding of a factor that was 1 / n in float32."""
+    """What a loss was divided by, from its gradient: without the rounding of a 1 / n in float32."""
     # float32 holds 1 / n to a relative 6e-8; 1e-6 leaves room for products of such factors.
     divisor = 1 / factor
     whole = round(divisor)

@@ -27,7 +27,6 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from .boundary_facts import STRICT, Boundary, Tokenising
-
 from .objective_facts import ObjectiveFacts
 
 VERSION: Literal[2] = 2

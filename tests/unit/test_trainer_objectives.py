@@ -73,15 +73,13 @@ def trained(case: str, path: Path, record: bool, without: str | None = None) -> 
             own = StageRecorderCallback(path / "run", name, on_problem="raise", **callback)
             callbacks = [own]
         args = arguments(path / f"out-{number}", **settings)
-        trainer(
-            kind, model, tokenizer, args, seed=number, callbacks=callbacks, **options
-        ).train()
+        trainer(kind, model, tokenizer, args, seed=number, callbacks=callbacks, **options).train()
     return model
 
 
 def opened(case: str, path: Path) -> stagelens.Run:
     function = FUNCTIONS.get(case)
-    given = {} if function is None else {"one": function, "two": function}
+    given: Any = {} if function is None else {"one": function, "two": function}
     return stagelens.open_run(path / "run", objectives=given)
 
 
@@ -134,7 +132,7 @@ class Changing(Trainer):
 
     def compute_loss(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
         loss = weighed(model, inputs)
-        inputs["labels"].zero_()
+        inputs["attention_mask"].zero_()
         return loss
 
 

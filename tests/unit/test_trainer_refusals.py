@@ -41,8 +41,6 @@ def train(
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"label_smoothing_factor": 0.1}, ("label_smoothing_factor", "another loss")),
-        ({"neftune_noise_alpha": 5.0}, ("neftune_noise_alpha", "noise")),
         ({"torch_compile": True}, ("torch_compile", "turn it off")),
         ({"auto_find_batch_size": True}, ("auto_find_batch_size", "per_device_train_batch_size")),
         ({"optim": "adafactor"}, ("Adafactor is not supported", "torch.optim.AdamW")),
@@ -73,15 +71,6 @@ def test_gradient_scaling(tmp_path: Path) -> None:
     args = arguments(tmp_path / "out")
     with refused("a Trainer with fp16 cannot be recorded", "use bf16=True"):
         trainer("bert", model, tokenizer, args, callbacks=callbacks).train()
-
-
-def smoothed(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-    return nn.functional.cross_entropy(outputs.logits, labels, label_smoothing=0.1)
-
-
-def test_a_loss_function_of_the_users_own(tmp_path: Path) -> None:
-    with refused("the model gave no loss (it was called with input_ids", "compute_loss_func"):
-        train(tmp_path, options={"compute_loss_func": smoothed})
 
 
 class Own(Trainer):
@@ -117,7 +106,7 @@ class Positional(Trainer):
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (Own, ("is not the model's own", "compute_loss computes another")),
+        (Own, ("is not the model's own", "compute_loss computes another", "objective=...")),
         (Penalised, ("a penalty", "a subclass or another callback")),
         (Twice, ("called twice with gradients", "torch.no_grad()")),
         (Positional, ("positional arguments", "model(**inputs)")),
