@@ -35,6 +35,7 @@ from stagelens.wording.numbers import measured_time
 from .options import (
     BudgetOption,
     DeviceOption,
+    EnsembleOption,
     ExactStagesOption,
     ObjectiveOption,
     ProcessesOption,
@@ -79,6 +80,7 @@ def attribute(
     device: DeviceOption = None,
     processes_wanted: ProcessesOption = None,
     split_batches: SplitBatches = False,
+    ensemble: EnsembleOption = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Write the effect table, with trust, to a .parquet or .csv file."),
@@ -106,6 +108,7 @@ def attribute(
 
         settings = chosen_settings(budget, exact_stages)
         settings |= {"split_batches": True} if split_batches else {}
+        settings |= {"ensemble": ensemble} if ensemble is not None else {}
         computing.boundaries(opened, examples.name)
         if estimator is None or time is not None:
             if estimator is not None:
@@ -222,6 +225,7 @@ def verify(
     device: DeviceOption = None,
     processes_wanted: ProcessesOption = None,
     split_batches: SplitBatches = False,
+    ensemble: EnsembleOption = None,
     progress: ProgressFile = None,
 ) -> None:
     """Compare estimates with replays, and say how far each number can be trusted."""
@@ -239,7 +243,8 @@ def verify(
         _ = opened.last  # as for attribute
         examples = opened.evaluation_set(set_name)
         rows = verification.verify(
-            opened, examples.name, wanted, report, stage or None, orders, split_batches
+            *(opened, examples.name, wanted, report),
+            *(stage or None, orders, split_batches, ensemble),
         )
     if as_json:
         say(rows[list(verification.COLUMNS)].to_json(orient="records", indent=1))

@@ -217,6 +217,15 @@ SplitBatches = Annotated[
         help="Processes share every batch of a replay, instead of whole counterfactuals.",
     ),
 ]
+EnsembleOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--ensemble/--no-ensemble",
+        help="Replay all counterfactuals as one ensemble of networks: quicker on a GPU, but never "
+        "exact; the deviation is measured [for several small networks on a GPU; within --time only "
+        "if they do not fit one by one].",
+    ),
+]
 ProgressFile = Annotated[Path | None, typer.Option("--progress", hidden=True)]
 
 

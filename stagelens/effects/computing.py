@@ -283,6 +283,7 @@ def attribute(
     names = list(dict.fromkeys(stage.name for stage in chosen))
     stored = load_result(run, set_name, "effects", estimator, used)
     there = {} if stored is None else stored.trust
+    there = {name: known for name, known in there.items() if made.accepts(known)}
     # The main process decides, or some would wait for others that go on.
     lacking = processes.by_main(lambda: [name for name in names if name not in there])
     if not lacking:

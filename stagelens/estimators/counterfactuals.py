@@ -55,7 +55,9 @@ def counterfactuals(
         elif changed_nothing(run, stage):
             trust = exact_trust(stage, estimator.name, "The stage changed nothing.")
             found[stage.name] = Counterfactual(stage.name, run.last.end().model, trust)
-        elif (cached := _load(run, stage, estimator)) is not None:
+        elif (cached := _load(run, stage, estimator)) is not None and estimator.accepts(
+            cached.trust
+        ):
             found[stage.name] = cached
     # The main process decides: on a shared file system the others may see a cached file later.
     names = processes.by_main(lambda: [s.name for s in stages if s.name not in found])

@@ -116,7 +116,7 @@ class Estimator(ABC):
     note: ClassVar[str] = ""
     preference: ClassVar[int]
     free: ClassVar[bool] = False
-    helped: ClassVar[bool] = False
+    helped: bool = False
     automatic: ClassVar[bool] = False
     proposed: ClassVar[bool] = False
     budgets: ClassVar[Mapping[str, float]] = {}
@@ -129,6 +129,10 @@ class Estimator(ABC):
     def in_step(self) -> bool:
         """Whether all processes of the job work on each counterfactual together."""
         return False
+
+    def accepts(self, trust: StageTrust) -> bool:
+        """Whether a stored counterfactual of this estimator does, by what is known of it."""
+        return True
 
     @classmethod
     def default_settings(cls) -> dict[str, Any]:

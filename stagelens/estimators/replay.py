@@ -31,6 +31,9 @@ class Replay(Estimator):
         split_batches: Whether the processes of the job, where there are several, share every batch
             instead of whole counterfactuals. Sums of gradients are then rounded differently from
             the recording, which is measured like any other deviation.
+        ensemble: Whether all counterfactuals are replayed as one ensemble of networks, as far as
+            these can be stacked: on a GPU quicker, never exact, and its deviation is measured. None
+            for where that should be quicker: several small networks on a GPU.
     """
 
     name = REPLAY
@@ -39,13 +42,20 @@ class Replay(Estimator):
     preference = 40
     helped = True
 
-    def __init__(self, split_batches: bool = False) -> None:
+    def __init__(self, split_batches: bool = False, ensemble: bool | None = None) -> None:
         self.split = split_batches and processes.count() > 1
+        self.ensemble = False if self.split else ensemble
+        # An ensemble is one piece of work.
+        self.helped = not self.ensemble
 
     @property
     def in_step(self) -> bool:
         """Whether every batch is split over the processes of the job."""
         return self.split
+
+    def accepts(self, trust: StageTrust) -> bool:
+        """One of an ensemble only where these are not ruled out."""
+        return self.ensemble is not False or not trust.ensemble
 
     def prepare(self, run: Run, stages: Sequence[Stage], progress: ProgressCallback) -> None:
         """Replay the later stages as recorded, once each, shared out over processes."""
@@ -72,7 +82,13 @@ class Replay(Estimator):
         from stagelens.replaying.replay import check_replayable, replay_later, replay_without
 
         from .replay_check import check_replay, mixed_precision, other_threads
+        from .replay_together import counterfactuals_together, fitting
 
+        if together := fitting(run, stages, self.ensemble):
+            yield from counterfactuals_together(run, together, progress)
+            stages = [stage for stage in stages if stage not in together]
+            if not stages:
+                return
         first = min(stage.index for stage in stages)
         later = run.stages[first + 1 :]
         check_replayable(later)

@@ -65,6 +65,7 @@ class StageTrust(BaseModel):
             the final model, in between for a weighted mean of the two.
         on_samples: Stages after it that were trained on answers which the model had sampled. They
             are replayed, or estimated, on those answers.
+        ensemble: Whether a replay was one of an ensemble of networks, which is never exact.
         agreements: With replay, by behaviour; present where ``trust`` is verified or does not
             agree, which is said by the first. Joined when read, see ``verification.trusted``.
         no_replay: Why no replay can settle the number, and what would help; empty where one can.
@@ -88,6 +89,7 @@ class StageTrust(BaseModel):
     twins_share: float = 0.0
     twins_anchor: float = 0.0
     on_samples: tuple[str, ...] = ()
+    ensemble: bool = False
     agreements: tuple[Agreement, ...] = ()
     no_replay: str = ""
     cost: float = 0.0

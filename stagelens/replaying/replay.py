@@ -192,6 +192,10 @@ class StageReplay:
             yield record, self._stepper.step(record)
             self._loss.updated(number, self.model)
 
+    def backward(self, record: StepRecord) -> list[float]:
+        """Leave a step's gradients in the model, without its update; see :class:`Stepper`."""
+        return self._stepper.backward(record)
+
     def fits(self, record: StepRecord, losses: Sequence[float]) -> bool:
         """Whether losses of a step's micro-batches are those recorded, up to rounding."""
         return fits(record, losses, self.rules.accumulation, self._tolerance)

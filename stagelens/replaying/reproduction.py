@@ -12,7 +12,13 @@ from stagelens.compute import devices
 from stagelens.contracts import ProgressCallback, RunError, Task, no_progress
 from stagelens.runs.batches import to_device
 from stagelens.runs.run import Run, Stage
-from stagelens.runs.states import TrainingState, difference_of, load_into, same_tensor
+from stagelens.runs.states import (
+    TrainingState,
+    Weights,
+    difference_of,
+    load_into,
+    same_tensor,
+)
 from stagelens.runs.step_records import StepRecord
 
 from .replay import StageReplay, fits, replay_stage, same_arithmetic, tolerance_of
@@ -129,7 +135,7 @@ def measure_deviation(
     """
     done = replay_stage(task, stage, progress=progress, split=split)
     replayed, misfit = done.state, None if split else done.misfit
-    recorded, start = stage.end(), stage.start()
+    recorded = stage.end()
     if replayed.model.keys() != recorded.model.keys():
         raise RunError(
             f"replaying stage {stage.name!r} gives other parameters than its end state has; open "
@@ -139,16 +145,27 @@ def measure_deviation(
         replayed.optimizer.keys() == recorded.optimizer.keys()
         and all(_same(replayed.optimizer[n], recorded.optimizer[n]) for n in recorded.optimizer)
     )
+    largest, relative = distance(replayed.model, stage)
+    return Deviation(stage.name, bitwise and misfit is None, largest, relative, misfit)
+
+
+def distance(replayed: Weights, stage: Stage) -> tuple[float, float]:
+    """How far a model is from the recorded end of a stage.
+
+    Returns:
+        Largest absolute difference, and the norm of the difference over that of the stage's change.
+    """
+    recorded, start = stage.end().model, stage.start().model
     difference = change = largest = 0.0
-    for name, end in recorded.model.items():
+    for name, end in recorded.items():
         if not end.is_floating_point():
             continue
-        gap = difference_of(replayed.model[name], end)
+        gap = difference_of(replayed[name], end)
         largest = max(largest, float(gap.abs().max())) if gap.numel() else largest
         difference += float(gap.square().sum())
-        change += float(difference_of(end, start.model[name]).square().sum())
+        change += float(difference_of(end, start[name]).square().sum())
     relative = 0.0 if difference == 0 else (difference / change) ** 0.5 if change else float("inf")
-    return Deviation(stage.name, bitwise and misfit is None, largest, relative, misfit)
+    return largest, relative
 
 
 def _same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:

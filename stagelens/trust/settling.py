@@ -94,7 +94,7 @@ def attribute(
 
     if estimator is not None:
         return computing.attribute(run, set_name, estimator, stages, progress, settings)
-    unknown = set(settings or {}) - {"budget", "split_batches"}
+    unknown = set(settings or {}) - {"budget", "split_batches", "ensemble"}
     if unknown:
         raise Refused(
             f"the setting {min(unknown)} belongs to an estimator; name it: attribute(run, set, "
@@ -112,6 +112,7 @@ def settle(
     budget: float | None = None,
     split_batches: bool = False,
     estimate: bool = True,
+    ensemble: bool | None = None,
 ) -> Settled:
     """As many stages exact as the limit allows, the others estimated; stored stage by stage.
 
@@ -125,12 +126,15 @@ def settle(
         budget: Of coarse replay, for what does not fit; None for the largest that fits.
         split_batches: See :class:`~stagelens.estimators.replay.Replay`.
         estimate: Whether what does not fit is estimated by coarse replay.
+        ensemble: See :class:`~stagelens.estimators.replay.Replay`. None for what does not fit one
+            by one, where an ensemble should be quicker.
 
     Raises:
         Refused: Training diverged, so there is no meaningful final model.
         RunError: There is no such stage or set.
     """
-    return _Settling(run, set_name, limit, stages, progress, split_batches).work(budget, estimate)
+    settings = {"split_batches": split_batches, "ensemble": ensemble}
+    return _Settling(run, set_name, limit, stages, progress, settings).work(budget, estimate)
 
 
 class _Settling:
@@ -143,13 +147,13 @@ class _Settling:
         limit: float,
         stages: Sequence[str] | None,
         progress: ProgressCallback,
-        split: bool,
+        settings: Mapping[str, Any],
     ) -> None:
         self.began = time.monotonic()
         self.run, self.set_name, self.limit = run, set_name, limit
         _ = run.last  # refuses a run without a finished stage, by name
         self.names = [run.stage(name).name for name in stages or [s.name for s in run.stages]]
-        self.settings = {"split_batches": True} if split else {}
+        self.settings = settings
         self.examples = run.measurable_set(set_name)
         self.overall = Progress(progress)
         self.refused: set[str] = set()
@@ -210,7 +214,7 @@ class _Settling:
         ]
 
     def _next(self, sizes: Mapping[str, float]) -> _Wave:
-        """What is replayed next: one stage for each process of the job."""
+        """What is replayed next: one stage for each process of the job, or all of an ensemble."""
         known, trust = paces(self.run), best_trust(self.run, self.set_name)
         candidates = []
         for stage in self._open():
@@ -226,16 +230,30 @@ class _Settling:
                     {name: self.factor * each for name, each in checks.items()},
                 )
             )
-        count = self._processes([self.run.stage(each.stage) for each in candidates])
+        stages = [self.run.stage(each.stage) for each in candidates]
+        count, ensemble = self._processes(stages), bool(self.settings["ensemble"])
         found = planned(candidates, count * self.left, self.left)
+        if len(found) < len(candidates) and self._quicker_together(stages):
+            # Two passes for all: calls take somewhat longer than for one network.
+            found, ensemble = planned(candidates, len(stages) * self.left, self.left / 2), True
+        if ensemble:
+            count = len(found)
         total = sum(each.price() or 0.0 for each in found)
         wave = found[:count]
         share = sum(each.price() or 0.0 for each in wave) / total if total else 1.0
-        return _Wave([each.stage for each in wave], share)
+        return _Wave([each.stage for each in wave], share, ensemble)
+
+    def _quicker_together(self, stages: Sequence[Stage]) -> bool:
+        """Whether stages that do not fit one by one should be replayed as an ensemble."""
+        from stagelens.estimators.replay_together import fitting
+
+        if self.settings["ensemble"] is not None or processes.count() > 1:
+            return False
+        return bool(stages) and len(fitting(self.run, stages, None)) == len(stages)
 
     def _processes(self, stages: Sequence[Stage]) -> int:
         """How many whole counterfactuals are replayed at a time."""
-        if self.settings:
+        if self.settings["split_batches"]:
             return 1  # what a split batch saves is not known beforehand
         if processes.count() > 1:
             return processes.count()
@@ -253,14 +271,17 @@ class _Settling:
         # What is exact anyway joins the table at no cost.
         names = [s.name for s in self.run.stages if s.name in wave.stages or s.name in exact]
         try:
-            result = attributed(self.run, self.set_name, REPLAY, names, report, self.settings)
+            settings = {**self.settings, "ensemble": wave.ensemble}
+            result = attributed(self.run, self.set_name, REPLAY, names, report, settings)
         except Refused:
             self.refused |= set(wave.stages)
             return
         # One that deviates by more than the effect stays open, but trying again would not help.
         self.refused |= {name for name in wave.stages if result.trust[name].trust == "refused"}
         for name, expected in fresh.items():
-            if expected and result.trust[name].trust != "refused":
+            known = result.trust[name]
+            # An ensemble's time says nothing of replays one by one.
+            if expected and known.trust != "refused" and not known.ensemble:
                 self.took += result.trust[name].seconds
                 self.expected += expected
 
@@ -345,10 +366,17 @@ class _Settling:
 
 @dataclass(frozen=True)
 class _Wave:
-    """Stages to replay now, and their share of what is still to be replayed, in time."""
+    """Stages to replay now.
+
+    Attributes:
+        stages: Their names.
+        share: Of what is still to be replayed, in time.
+        ensemble: Whether all of them at once.
+    """
 
     stages: list[str]
     share: float
+    ensemble: bool
 
     def __bool__(self) -> bool:
         return bool(self.stages)

@@ -277,6 +277,7 @@ def verify(
     stages: Sequence[str] | None = None,
     orders: int = 0,
     split_batches: bool = False,
+    ensemble: bool | None = None,
 ) -> pd.DataFrame:
     """Replay, compare every estimator with it, and store the figures.
 
@@ -288,6 +289,7 @@ def verify(
         stages: Their names; None for all.
         orders: Other orders of the batches for the noise floor; 0 for none.
         split_batches: See :class:`~stagelens.estimators.replay.Replay`.
+        ensemble: The same.
 
     Returns:
         One row per estimator, stage and behaviour; see :data:`COLUMNS`.
@@ -306,7 +308,7 @@ def verify(
         REPLAY,
         stages,
         overall.piece(0, parts),
-        {"split_batches": split_batches},
+        {"split_batches": split_batches, "ensemble": ensemble},
     )
     known = doubted(run, truth.facts.stages)
     if refused := [t for t in known if t.trust == "refused"]:
