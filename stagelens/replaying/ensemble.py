@@ -28,6 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from stagelens.compute import devices, memory
 from stagelens.contracts import Progress, ProgressCallback, Task, no_progress
 from stagelens.runs.batches import to_device
+from stagelens.runs.boundaries import check_crossable
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.states import (
     OptimizerState,
@@ -43,6 +44,7 @@ from .optimizers import build_optimizer, set_group_hyperparameters, update, upda
 from .replay import StageReplay, cross_boundary, replay_stage, same_arithmetic, tolerance_of
 from .reproduction import distance
 from .step import StepRules, loss_of, restore_missing
+from .training_loss import loss_of_stage
 
 _ELEMENTWISE = ("SGD", "Adam", "AdamW")
 """Optimisers that update a stack of tensors as they update each of them."""
@@ -51,12 +53,12 @@ _COPIES = 8
 
 
 class _Loss(nn.Module):
-    """The task's loss as a module's output, which a functional call needs."""
+    """The stage's loss as a module's output, which a functional call needs."""
 
-    def __init__(self, task: Task, model: nn.Module, rules: StepRules) -> None:
+    def __init__(self, task: Task, stage: Stage, model: nn.Module, rules: StepRules) -> None:
         super().__init__()
         self.model = model
-        self._of = partial(loss_of, task, model, rules=rules)
+        self._of = partial(loss_of, loss_of_stage(task, stage, model), model, rules=rules)
 
     def forward(self, batch: Any) -> Tensor:
         return self._of(batch)
@@ -81,7 +83,7 @@ class Ensemble:
     def __init__(self, task: Task, stage: Stage, states: Sequence[TrainingState]) -> None:
         model = StageReplay(task, stage, states[0]).model
         self._rules = StepRules.of(stage.facts)
-        self._loss = _Loss(task, model, self._rules)
+        self._loss = _Loss(task, stage, model, self._rules)
         self._count = len(states)
         self._device = next(model.parameters()).device
 
@@ -196,10 +198,13 @@ def stackable(task: Task, stage: Stage) -> bool:
         task: Builds the model and computes the loss.
         stage: Replayable.
     """
-    start, optimizer = stage.start(), stage.optimizer.name
+    start, optimizer, objective = stage.start(), stage.optimizer.name, stage.facts.objective
     # Networks that were trained for different numbers of steps have different counts.
     counts = bool(stage.facts.boundary.carried) and optimizer != "SGD"
     if optimizer not in _ELEMENTWISE or counts or not stage.steps:
+        return False
+    # Each network would have a reference model of its own.
+    if objective is not None and objective.references:
         return False
     states = [start, TrainingState(stage.end().model, start.optimizer)]
     record = stage.read_steps()[0]
@@ -316,6 +321,8 @@ def replay_together(
     """
     first, names = min(stage.index for stage in stages), {stage.name for stage in stages}
     later = run.stages[first + 1 :]
+    for stage in later:
+        check_crossable(stage.name, stage.facts.boundary)
     work = sum(stage.steps for stage in later)
     done, overall, found = 0, Progress(progress), Together()
     factual, without = run.stages[first].end(), dict[str, TrainingState]()
