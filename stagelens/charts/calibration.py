@@ -24,6 +24,8 @@ _HEIGHT = 400
 _ENDS = (0.005, 10.0)
 """Errors outside are drawn at the edge."""
 _TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+_WRITTEN = (0.01, 0.05, 0.2, 1.0, 5.0)
+"""Those that are written below the plot: a telephone has no room for more side by side."""
 _BESIDE = ("top right", "bottom right", "top left", "bottom left")
 """Where names stand, in turn, because marks may be near each other."""
 
@@ -160,7 +162,7 @@ def _own(figure: go.Figure, own: Sequence[OwnEstimate], palette: Palette) -> Non
             mode="markers+text" if len(own) <= _NAMED else "markers",
             name="this run (◆ true error, ▲ not checked)",
             text=[escaped(one.name, 20) for one in own],
-            textposition=[_BESIDE[number % len(_BESIDE)] for number in range(len(own))],
+            textposition=[_beside(number, seen) for number, seen in enumerate(checked)],
             textfont={"color": palette.text, "size": 12},
             marker={
                 "symbol": ["diamond" if seen else "triangle-up-open" for seen in checked],
@@ -179,20 +181,28 @@ def _own(figure: go.Figure, own: Sequence[OwnEstimate], palette: Palette) -> Non
     )  # fmt: skip
 
 
+def _beside(number: int, checked: bool) -> str:
+    """Where the name of a mark stands; of one without a true error, which is at the edge, above."""
+    place = _BESIDE[number % len(_BESIDE)]
+    return place if checked else place.replace("bottom", "top")
+
+
 def _axes(figure: go.Figure, palette: Palette) -> None:
     common = {
         "type": "log",
         "range": [float(np.log10(end)) for end in _ENDS],
         "tickmode": "array",
         "tickvals": list(_TICKS),
-        "ticktext": [percent(tick) for tick in _TICKS],
         "zeroline": False,
         "fixedrange": True,
         "tickfont": {"color": palette.muted, "size": 12},
         "title": {"font": {"color": palette.muted, "size": 12}, "standoff": 6},
     }
-    figure.update_xaxes(**common, title_text="promised: error up to, without a replay")
-    figure.update_yaxes(**common, title_text="true error, by replay")
+    written = [percent(tick) for tick in _TICKS]
+    below = [text if tick in _WRITTEN else "" for tick, text in zip(_TICKS, written, strict=True)]
+    promised = "promised: error up to, without a replay"
+    figure.update_xaxes(**common, title_text=promised, ticktext=below, tickangle=0)
+    figure.update_yaxes(**common, title_text="true error, by replay", ticktext=written)
     figure.update_layout(
         margin={"l": 60, "r": 12, "t": 34, "b": 48},
         legend={"x": 0, "y": 1.01, "yanchor": "bottom"},

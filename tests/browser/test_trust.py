@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import re
 import shutil
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
 
+from stagelens.charts import DARK, LIGHT
+from stagelens.charts.calibration import OwnEstimate, calibration_plot
+from stagelens.charts.style import Palette
+from stagelens.estimators import calibration
 from stagelens.estimators.stage_trust import AGREES_ERROR, AGREES_R
 from stagelens.runs.run import open_run
 from stagelens.trust.verification import load_verification
 from tests.conftest import DemoRun
+
+TEXTS = """plot => [...plot.querySelectorAll("text")].filter(text => text.textContent.trim())
+    .map(text => [text.textContent, text.getBoundingClientRect().toJSON()])"""
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +106,24 @@ def test_the_server_never_loads_torch(server, page: Page, settle) -> None:
     page.goto(f"{server.url}/Trust?run=digits")
     settle(page, "Checked against a replay")
     assert "libtorch" not in Path(f"/proc/{server.process.pid}/maps").read_text()
+
+
+@pytest.mark.parametrize("palette", [LIGHT, DARK], ids=["light", "dark"])
+def test_on_a_telephone_no_label_of_the_calibration_plot_covers_another(
+    page: Page, palette: Palette
+) -> None:
+    own = [
+        OwnEstimate("shortcut", 0.22, 0.12, "verified"),
+        OwnEstimate("mislabelled", 0.3, float("nan"), "rough"),
+    ]
+    figure = calibration_plot(calibration.points(), own, palette).figure
+    page.set_viewport_size({"width": 390, "height": 600})
+    page.set_content(figure.to_html(include_plotlyjs=True, config={"responsive": True}))
+    plot = page.locator(".js-plotly-plot")
+    expect(plot.locator(".legendtext").last).to_be_visible()
+    texts = plot.evaluate(TEXTS)
+    assert len(texts) > 20
+    for (one, a), (other, b) in combinations(texts, 2):
+        beside = a["right"] <= b["left"] + 1 or b["right"] <= a["left"] + 1
+        assert beside or a["bottom"] <= b["top"] + 1 or b["bottom"] <= a["top"] + 1, (one, other)
+    assert all(at["left"] >= 0 and at["right"] <= 390 for _, at in texts)
