@@ -17,6 +17,7 @@ _BASE = "base_model.model."
 """The prefix that ``peft`` gives to the names of the model that it wraps."""
 
 # The classes whose merge is ``W + scaling * B A``.
+_PACKED = ("peft.tuners.lora.bnb", "Linear4bit")
 _LAYERS = ("Linear", "Embedding", "Conv1d", "Conv2d", "Conv3d")
 
 
@@ -130,8 +131,10 @@ def _check_layer(path: str, layer: Any, adapter: str) -> None:
     """Refuse a LoRA layer whose merging is not ``W + scaling * B A``, or that is not in use."""
     kind = type(layer)
     where = path.removeprefix(_BASE)
-    # Layers of quantised weights are classes of other modules of peft.
-    if kind.__module__ != "peft.tuners.lora.layer" or kind.__name__ not in _LAYERS:
+    # Layers of quantised weights are classes of other modules of peft. Of 4-bit ones the adapter is
+    # replayed, and merging it is told: the weights would be packed anew.
+    plain = kind.__module__ == "peft.tuners.lora.layer" and kind.__name__ in _LAYERS
+    if not plain and (kind.__module__, kind.__name__) != _PACKED:
         raise RecordingError(
             f"the adapter on {where} is a {kind.__module__}.{kind.__name__} (a quantised or "
             "special layer), whose merge cannot be replayed; load the base model unquantised, "

@@ -140,6 +140,15 @@ def _operations(
 
 def _unexplained(fit: Fit, stage: str) -> str:
     """Names a value that even the operation that explains most leaves unexplained."""
+    if fit.repacked is not None:
+        name, packed = fit.repacked
+        were = "was in 4 bits at the end of the previous stage, and is not"
+        are = "is in 4 bits, and was not at the end of the previous stage,"
+        return (
+            f"{name} {were if packed else are} in stage {stage!r}; what it would be without an "
+            "earlier stage cannot be told from the run. Go on with the same 4-bit base and its "
+            "adapters, or record the stages before with the weights that are trained on"
+        )
     name, gap = next(iter(fit.changed.items()))
     anew = f"if it was re-initialised on purpose, pass reinitialised=[{name!r}]"
     if not fit.operation.adapters:

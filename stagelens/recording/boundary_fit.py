@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stagelens.runs.boundaries import cast_through, low_rank_product, mean_rows, merged_weight
 from stagelens.runs.boundary_facts import DType, LowRank
+from stagelens.runs.quantised import is_quantised
 from stagelens.runs.states import same_tensor
 
 ROUNDING = 1e-6
@@ -91,6 +92,7 @@ class Fit:
         averaged: Likewise.
         trimmed: Likewise.
         deviation: Likewise.
+        repacked: A weight that was in 4 bits on one side only, and whether that was before.
     """
 
     operation: Operation
@@ -103,6 +105,7 @@ class Fit:
     averaged: dict[str, int] = field(default_factory=dict)
     trimmed: dict[str, int] = field(default_factory=dict)
     deviation: float = 0.0
+    repacked: tuple[str, bool] | None = None
 
 
 def fit_of(
@@ -125,6 +128,12 @@ def fit_of(
         known = before.get(fit.sources.get(name, ""))
         if known is None and name not in declared:
             known = _copied(name, tensor, before, fit)
+        if known is not None and name not in declared:
+            packed = is_quantised(fit.sources[name], before)
+            if packed != is_quantised(name, start):
+                fit.repacked = fit.repacked or (name, packed)
+                fit.changed[name] = math.inf
+                continue
         if known is None or not _alike(known, tensor) or name in declared:
             fit.new.append(name)
             fit.sources.pop(name, None)

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stagelens.runs.quantised import quantised_parts
+
 
 class WeightsCopy:
     """Parameters and buffers as they were when the copy was made or renewed, on their device.
@@ -18,7 +20,7 @@ class WeightsCopy:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        parameters = {name: p.detach() for name, p in model.named_parameters()}
+        parameters = {n: p.detach().as_subclass(Tensor) for n, p in model.named_parameters()}
         shared_once = {name for name, _ in model.named_buffers()}  # as model_tensors names them
         self._places = {
             f"{prefix}.{name}".removeprefix("."): (module._buffers, name)
@@ -27,6 +29,8 @@ class WeightsCopy:
             if buffer is not None and f"{prefix}.{name}".removeprefix(".") in shared_once
         }
         self.tensors = {name: tensor.clone() for name, tensor in parameters.items()}
+        for name, parameter in model.named_parameters():
+            self.tensors |= quantised_parts(name, parameter)  # never change
         for full, (buffers, name) in self._places.items():
             self.tensors[full] = buffers[name].detach().clone()
         # NumPy only shares CPU memory; it is several times quicker for few, small tensors.

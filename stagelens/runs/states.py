@@ -15,6 +15,7 @@ from stagelens.contracts import SUPPORTED_OPTIMIZERS, RunError
 
 from .checked_files import CheckedFiles
 from .files import write_file
+from .quantised import quantised_parts, take_quantised
 from .schema import FileRef, StateRef
 from .streaming import Gathered, MappedTensors, Streamed, facts_of, flat_blocks
 
@@ -40,8 +41,15 @@ class TrainingState:
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The module's own parameters and buffers (not copies), by name."""
-    tensors: dict[str, Tensor] = {name: p.detach() for name, p in model.named_parameters()}
+    """The module's own parameters and buffers (not copies), by name.
+
+    Those of 4-bit weights come with what unpacks them, see :mod:`stagelens.runs.quantised`.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        # A plain tensor: a packed parameter would stay one, which cannot be copied.
+        tensors[name] = parameter.detach().as_subclass(Tensor)
+        tensors |= quantised_parts(name, parameter)
     tensors.update((name, b.detach()) for name, b in model.named_buffers())
     return tensors
 
@@ -85,6 +93,7 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         RunError: A name is missing on either side, or a shape differs; nothing is broadcast.
     """
     allocate(model)
+    take_quantised(model, tensors)
     own = model_tensors(model)
     if own.keys() != tensors.keys():
         raise RunError(

@@ -7,12 +7,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from stagelens.contracts import TaskError
 
 from .adapters import adapter_config, is_adapted
 from .config_limits import check_counts
+from .quantising import quantised_config
 
 _NO_PART = frozenset(
     {
@@ -51,10 +53,12 @@ def plain_config(config: Any) -> dict[str, Any]:
         config = json.loads(config.to_json_string(use_diff=False))
     check_counts(config)
     kept = _without(dict(config))
-    if kept.pop("quantization_config", None) is not None:
+    quantisation = kept.pop("quantization_config", None)
+    # Which layers are 4-bit is read off the model itself.
+    if quantisation is not None and not quantisation.get("load_in_4bit"):
         raise TaskError(
-            "the model is quantised, and updates of quantised weights cannot be replayed; load it "
-            "without quantization_config"
+            "the model is quantised otherwise than in 4 bits of bitsandbytes, and such weights "
+            "cannot be made again; load it without quantization_config, or with load_in_4bit"
         )
     if not isinstance(kept.get("model_type"), str):
         raise TaskError(
@@ -68,8 +72,14 @@ def model_facts(model: Any) -> dict[str, Any]:
     """What recreates a model, as the keywords ``model`` and ``attention`` of a task."""
     config = plain_config(model.config)
     # What is trained, whatever the configuration says.
-    config["dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")
+    config["dtype"] = str(_first_dtype(model)).removeprefix("torch.")
     return {"model": config, "attention": getattr(model.config, "_attn_implementation", None)}
+
+
+def _first_dtype(model: nn.Module) -> torch.dtype:
+    # Packed weights are bytes, which no other weight is made of.
+    floating = (p.dtype for p in model.parameters() if p.is_floating_point())
+    return next(floating, torch.float32)
 
 
 def own_config(
@@ -83,7 +93,7 @@ def own_config(
         attention: The task's attention implementation; None for transformers' default.
 
     Returns:
-        ``model``, ``attention`` and ``peft``, each where it is another, or there is one.
+        ``model``, ``attention``, ``quantised`` and ``peft``, each where it is another, or is one.
 
     Raises:
         TaskError: The model, or its adapter, cannot be made again; says why.
@@ -96,6 +106,8 @@ def own_config(
             own["model"] = facts["model"]
         if facts["attention"] not in (attention or _USUAL_ATTENTION, None):
             own["attention"] = facts["attention"]
+    if (quantised := quantised_config(model)) is not None:
+        own["quantised"] = quantised
     if is_adapted(model):
         own["peft"] = adapter_config(model)
     return own

@@ -19,6 +19,7 @@ from stagelens.contracts import Task, TaskError
 from .adapters import with_adapter
 from .model_config import checked_attention, own_config, plain_config
 from .model_config import model_facts as model_facts
+from .quantising import quantise
 from .tokenizer import KeptTokenizer, tokenizer_assets
 
 Batch = dict[str, Tensor]
@@ -118,11 +119,12 @@ class TransformerTask(Task):
             )
 
     def build_model(self, config: Mapping[str, Any] | None = None) -> nn.Module:
-        """The module of ``{"model": {...}, "peft": {...}, "attention": ...}``; each may be absent.
+        """The module of a stage's ``{"model", "attention", "quantised", "peft"}``.
 
         Args:
-            config: A stage's: the model's configuration and its attention implementation, by
-                default the task's own, and the configuration of a LoRA adapter, by default none.
+            config: The model's configuration and its attention implementation, by default the
+                task's own; which layers are 4-bit, and the configuration of a LoRA adapter, by
+                default none.
 
         Raises:
             TaskError: transformers cannot make such a model, or the adapter does not fit it.
@@ -130,6 +132,8 @@ class TransformerTask(Task):
         config = {} if config is None else config
         attention = checked_attention(config.get("attention", self.attention))
         module = self._build(plain_config(config.get("model", self.model)), attention)
+        if config.get("quantised"):
+            quantise(module, config["quantised"])
         return with_adapter(module, config["peft"]) if config.get("peft") else module
 
     def build_empty(self, config: Mapping[str, Any] | None = None) -> nn.Module:
@@ -137,7 +141,9 @@ class TransformerTask(Task):
 
         One that code of the user's own makes has values, since that may compute with them.
         """
-        if self.make_model is None and type(self).build_model is TransformerTask.build_model:
+        usual = type(self).build_model is TransformerTask.build_model
+        # Packing computes with values.
+        if self.make_model is None and usual and not (config or {}).get("quantised"):
             # A class of transformers may compute with its initial values too.
             with suppress(TaskError), parameters_on_meta():
                 module = self.build_model(config)
