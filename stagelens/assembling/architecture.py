@@ -66,14 +66,15 @@ class Architecture:
         kept = module.state_dict(keep_vars=True)
         own = {id(t): name for name, t in (*module.named_parameters(), *module.named_buffers())}
         tensors = model_tensors(module)
-        prefix = getattr(module, "base_model_prefix", "")
+        # T5 has a prefix that none of its tensors begins with.
+        prefix = f"{getattr(module, 'base_model_prefix', '')}."
         saved = {name: own[id(tensor)] for name, tensor in kept.items()}
         rename, merges = _conversions(module)
         return cls(
             shapes={name: tuple(tensor.shape) for name, tensor in tensors.items()},
             own_names=saved,
             fixed={name: t for name, t in tensors.items() if name not in saved.values()},
-            body=f"{prefix}." if prefix else "",
+            body=prefix if any(name.startswith(prefix) for name in tensors) else "",
             vocabulary=frozenset(_vocabulary(module, own)),
             expendable=tuple(getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()),
             in_float32=frozenset(

@@ -78,8 +78,8 @@ def assemble(
         out: The run folder to make; it must not hold anything yet.
         evaluation: A file to add as evaluation set, named after the file or ``test``.
         task: What the model takes as input and what it answers; None to find it from the last
-            ``config.json``. A name: ``text-classification``, ``causal-lm``, or
-            ``package.module:Class``.
+            ``config.json``. A name: that of a built-in task on ``transformers`` models, such as
+            ``reward-model``, or ``package.module:Class``.
         name: The run's name; by default the folder's.
         link: Link the weights instead of copying them, which needs the same file system. The
             originals must not be edited after that.

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stagelens.contracts import RunError, Task, TaskError
-from stagelens.tasks import TextClassification
+from stagelens.tasks import MultiLabelClassification, TransformersImageClassification
+from stagelens.tasks.named_outputs import NamedOutputs
 from stagelens.tasks.tokenizer import KeptTokenizer
 from stagelens.tasks.transformer_task import TransformerTask
 
@@ -39,11 +40,12 @@ def compare_outputs(
         RunError: The same names, or tokens, are in other places there.
     """
     notes = []
-    if isinstance(task, TextClassification):
+    if isinstance(task, NamedOutputs | TransformersImageClassification):
         head = {name for name in final.own_names.values() if not name.startswith(final.body)}
         for each, found in zip(opened, matched, strict=True):
             if head <= found.names.keys():
-                notes += _compare_classes(each, opened[-1], task.classes)
+                several = isinstance(task, MultiLabelClassification)
+                notes += _compare_classes(each, opened[-1], task.classes, several)
     if isinstance(task, TransformerTask) and task.assets:
         final_files = find_tokenizer(opened)
         for each in opened[:-1]:
@@ -53,7 +55,9 @@ def compare_outputs(
     return notes
 
 
-def _compare_classes(checkpoint: Checkpoint, last: Checkpoint, classes: Sequence[str]) -> list[str]:
+def _compare_classes(
+    checkpoint: Checkpoint, last: Checkpoint, classes: Sequence[str], several: bool
+) -> list[str]:
     own = _names_of(checkpoint)
     where = f"{checkpoint.name} ({checkpoint.folder / 'config.json'})"
     if len(own) != len(classes):
@@ -83,7 +87,7 @@ def _compare_classes(checkpoint: Checkpoint, last: Checkpoint, classes: Sequence
             f"{checkpoint.name}: id2label and label2id contradict each other (config.json); as in "
             "transformers, outputs have the names in id2label"
         )
-    if kind == "multi_label_classification":
+    if kind == "multi_label_classification" and not several:
         notes.append(
             f"{checkpoint.name} gives a text several labels (problem_type in config.json); its "
             "outputs are read as those of a classifier with one class per text"

@@ -72,8 +72,8 @@ def assemble(
     task: Annotated[
         str | None,
         typer.Option(
-            help="text-classification, causal-lm or MODULE:CLASS; by default what config.json "
-            "names."
+            help="A task's name, such as reward-model, or MODULE:CLASS; by default what "
+            "config.json names."
         ),
     ] = None,
     link: Annotated[

@@ -134,9 +134,10 @@ _COLUMNS = {
     "label": 'Column of the labels; "" for a set without labels.',
     "id": "Column of stable ids; by default row numbers or names.",
     "text": "Column of the texts.",
-    "completion": "Column of completions, for a language model.",
+    "other": "Column of texts to compare these with, for sentence embeddings.",
+    "completion": "Column of completions, for a language or reward model.",
     "prompt": "Column of their prompts [prompt, where there is one].",
-    "rejected": "Column of rejected completions [rejected, where there is one].",
+    "rejected": "Column of rejected completions or texts [rejected, where there is one].",
     "image": "Column of the images, or of their paths.",
 }
 """Role of a column to the help text of its option."""

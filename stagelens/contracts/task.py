@@ -30,6 +30,8 @@ class TaskTraits:
             given only its name.
         typed_label: Whether the label of an example of one's own is typed: it is not one of a
             list of classes.
+        several_labels: Whether a label is a list, of classes or of tags.
+        has_maps: Whether an effect can be attributed to the pixels or tokens of an input.
     """
 
     input_kind: Literal["image", "text"]
@@ -38,6 +40,8 @@ class TaskTraits:
     continues_text: bool = False
     assembled_by_name: bool = False
     typed_label: bool = False
+    several_labels: bool = False
+    has_maps: bool = True
 
 
 class Task(ABC):
@@ -63,7 +67,10 @@ class Task(ABC):
         input_kind: What an example's input is; an image by default.
         input_fields: Names in ``Example.input``; by default the kind itself.
         takes_labels: Whether behaviours are about an example's label.
+        several_labels: Whether a label is a list, of classes or of tags.
+        takes_words: Whether a text may be given as the list of its words, which blanks then join.
         has_token_values: Whether ``token_values`` is implemented.
+        has_maps: Whether an effect can be attributed to the pixels or tokens of an input.
         image_shape: (channels, height, width) of the images that it takes; None if it takes any
             size, or no images.
     """
@@ -74,7 +81,10 @@ class Task(ABC):
     input_kind: ClassVar[Literal["image", "text"]] = "image"
     input_fields: ClassVar[tuple[str, ...]] = ("image",)
     takes_labels: ClassVar[bool] = True
+    several_labels: ClassVar[bool] = False
+    takes_words: ClassVar[bool] = False
     has_token_values: ClassVar[bool] = False
+    has_maps: ClassVar[bool] = True
     image_shape: tuple[int, ...] | None = None
     _unnamed: ClassVar[bool] = True
 

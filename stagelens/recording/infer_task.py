@@ -2,53 +2,86 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from stagelens.contracts import RecordingError, Task
 from stagelens.runs.run import open_run
-from stagelens.tasks import CausalLM, Regression, TextClassification
+from stagelens.tasks import (
+    CausalLM,
+    MaskedLM,
+    MultiLabelClassification,
+    Regression,
+    Seq2Seq,
+    TextClassification,
+    TokenClassification,
+    TransformersImageClassification,
+)
 from stagelens.tasks.adapters import is_adapted
 from stagelens.tasks.tokenizer import READING, KeptTokenizer
 from stagelens.tasks.transformer_task import TransformerTask
 
 BuildConfig = dict[str, Any]
 
-_CLASSIFIER, _LANGUAGE_MODEL = "ForSequenceClassification", ("ForCausalLM", "LMHeadModel")
-"""Suffixes of transformers' class names."""
+_BY_CLASS: Mapping[str, Any] = {
+    "ForCausalLM": CausalLM,
+    "LMHeadModel": CausalLM,
+    "ForMaskedLM": MaskedLM,
+    "ForConditionalGeneration": Seq2Seq,
+    "ForTokenClassification": TokenClassification,
+    "ForImageClassification": TransformersImageClassification,
+    "ForSequenceClassification": TextClassification,
+}
+"""Suffixes of transformers' class names, and the tasks of such models."""
 
 
-def infer_task(model: Any, tokenizer: Any) -> TransformerTask:
+def infer_task(model: Any, processor: Any) -> TransformerTask:
     """The task of a ``transformers`` model.
 
     Args:
-        model: A sequence classifier, one of a single number, or a causal language model.
-        tokenizer: The Trainer's ``processing_class``.
+        model: One of the kinds that StageLens has a task for.
+        processor: The Trainer's ``processing_class``: a tokenizer, or an image processor.
 
     Raises:
-        RecordingError: It is neither, or the Trainer has no tokenizer; says what to pass.
+        RecordingError: It is of another kind, or the Trainer has no tokenizer; says what to pass.
         TaskError: Model and tokenizer do not fit each other, or the task.
     """
     # The wrapped model's class name tells the task; a PeftModel's own does not.
     model = model.get_base_model() if is_adapted(model) else model
     name = type(model).__name__
-    language_model = name.endswith(_LANGUAGE_MODEL)
-    if not (language_model or name.endswith(_CLASSIFIER)):
+    task = next((task for suffix, task in _BY_CLASS.items() if name.endswith(suffix)), None)
+    if task is None or (task is Seq2Seq and not _reads_and_writes_text(model)):
         raise RecordingError(
             f"StageLens does not know which task a {name} is trained for; pass "
             "StageRecorderCallback(..., task=...), a stagelens.Task whose loss(model, batch) takes "
             "the keyword arguments of a forward pass as the batch"
         )
-    if tokenizer is None:
+    if processor is None:
+        seen = task is TransformersImageClassification
+        kind, inputs = ("image processor", "images") if seen else ("tokenizer", "texts")
         raise RecordingError(
-            "the Trainer has no tokenizer, without which the run could not read texts later; pass "
-            "Trainer(..., processing_class=tokenizer), or StageRecorderCallback(..., task=...)"
+            f"the Trainer has no {kind}, without which the run could not read {inputs} later; pass "
+            f"Trainer(..., processing_class={kind.replace(' ', '_')}), or "
+            "StageRecorderCallback(..., task=...)"
         )
-    if language_model:
-        return CausalLM.from_model(model, tokenizer)
-    if model.config.num_labels == 1:
-        return Regression.from_model(model, tokenizer)
-    return TextClassification.from_model(model, tokenizer)
+    if task is TextClassification:
+        task = _of_a_classifier(model)
+    made: TransformerTask = task.from_model(model, processor)
+    return made
+
+
+def _reads_and_writes_text(model: Any) -> bool:
+    """Whether a model that generates has a text encoder: some of that name hear, or see."""
+    reads = getattr(model, "main_input_name", "input_ids") == "input_ids"
+    return reads and bool(model.config.is_encoder_decoder)
+
+
+def _of_a_classifier(model: Any) -> Any:
+    """The task of a sequence classifier, by what its outputs are."""
+    if model.config.problem_type == "multi_label_classification":
+        return MultiLabelClassification
+    return Regression if model.config.num_labels == 1 else TextClassification
 
 
 def task_of_stage(path: Path, model: Any, tokenizer: Any) -> tuple[Task, BuildConfig | None, str]:

@@ -15,16 +15,28 @@ if TYPE_CHECKING:
     from stagelens.tasks.adapters import adapter_config, with_adapter
     from stagelens.tasks.causal_lm import CausalLM
     from stagelens.tasks.image_classification import ImageClassification
+    from stagelens.tasks.masked_lm import MaskedLM
+    from stagelens.tasks.multi_label_classification import MultiLabelClassification
     from stagelens.tasks.regression import Regression
     from stagelens.tasks.reward_model import RewardModel
+    from stagelens.tasks.sentence_embeddings import SentenceEmbeddings
+    from stagelens.tasks.seq2seq import Seq2Seq
     from stagelens.tasks.text_classification import TextClassification
+    from stagelens.tasks.token_classification import TokenClassification
+    from stagelens.tasks.transformers_image_classification import TransformersImageClassification
 
 __all__ = [
     "CausalLM",
     "ImageClassification",
+    "MaskedLM",
+    "MultiLabelClassification",
     "Regression",
     "RewardModel",
+    "SentenceEmbeddings",
+    "Seq2Seq",
     "TextClassification",
+    "TokenClassification",
+    "TransformersImageClassification",
     "adapter_config",
     "find_task",
     "load_task_class",
@@ -44,6 +56,12 @@ _HOMES = {
     "Regression": "regression",
     "RewardModel": "reward_model",
     "TextClassification": "text_classification",
+    "MaskedLM": "masked_lm",
+    "MultiLabelClassification": "multi_label_classification",
+    "SentenceEmbeddings": "sentence_embeddings",
+    "Seq2Seq": "seq2seq",
+    "TokenClassification": "token_classification",
+    "TransformersImageClassification": "transformers_image_classification",
     "adapter_config": "adapters",
     "with_adapter": "adapters",
 }

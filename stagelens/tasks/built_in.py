@@ -36,6 +36,27 @@ BUILT_IN: Mapping[str, BuiltIn] = {
             "text", (("prompt", "completion", "rejected"), ("text",)), assembled_by_name=True
         ),
     ),
+    "multi-label-classification": BuiltIn(
+        "stagelens.tasks.multi_label_classification:MultiLabelClassification",
+        TaskTraits("text", (("text",),), assembled_by_name=True, several_labels=True),
+    ),
+    "token-classification": BuiltIn(
+        "stagelens.tasks.token_classification:TokenClassification",
+        TaskTraits(
+            "text",
+            (("text",),),
+            has_token_values=True,
+            assembled_by_name=True,
+            several_labels=True,
+            typed_label=True,
+        ),
+    ),
+    "masked-lm": BuiltIn(
+        "stagelens.tasks.masked_lm:MaskedLM",
+        TaskTraits(
+            "text", (("text",),), has_token_values=True, assembled_by_name=True, typed_label=True
+        ),
+    ),
     "causal-lm": BuiltIn(
         "stagelens.tasks.causal_lm:CausalLM",
         TaskTraits(
@@ -45,6 +66,30 @@ BUILT_IN: Mapping[str, BuiltIn] = {
             continues_text=True,
             assembled_by_name=True,
         ),
+    ),
+    "seq2seq": BuiltIn(
+        "stagelens.tasks.seq2seq:Seq2Seq",
+        TaskTraits(
+            "text",
+            (("prompt", "completion", "rejected"),),
+            has_token_values=True,
+            continues_text=True,
+            assembled_by_name=True,
+            has_maps=False,
+        ),
+    ),
+    "sentence-embeddings": BuiltIn(
+        "stagelens.tasks.sentence_embeddings:SentenceEmbeddings",
+        TaskTraits(
+            "text",
+            (("text", "other", "rejected"),),
+            typed_label=True,
+            has_maps=False,
+        ),
+    ),
+    "transformers-image-classification": BuiltIn(
+        "stagelens.tasks.transformers_image_classification:TransformersImageClassification",
+        TaskTraits("image", (("image",),), assembled_by_name=True),
     ),
 }
 

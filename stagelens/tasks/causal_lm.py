@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -120,7 +120,7 @@ class CausalLM(TransformerTask):
     _auto_class = "AutoModelForCausalLM"
 
     @classmethod
-    def from_model(cls, model: Any, tokenizer: Any, *, max_length: int | None = None) -> CausalLM:
+    def from_model(cls, model: Any, tokenizer: Any, *, max_length: int | None = None) -> Self:
         """The task of a model as it is: configuration and attention are read from it.
 
         Args:

@@ -44,12 +44,20 @@ class TextTask(TransformerTask):
         if not self.assets:
             return None
         longest = self.longest
-        length = len(self.tokenizer.encode(self.text_of(value)).ids)
+        length = len(self.tokens_of(self.text_of(value)).ids)
         return f"cut to {longest} tokens" if longest is not None and length > longest else None
 
     def text_of(self, value: Mapping[str, Any]) -> str:
         """An example's input as the one text that the model reads."""
         return str(value["text"])
+
+    def tokens_of(self, text: str) -> Encoded:
+        """A text as tokens, however many they are.
+
+        Raises:
+            ValueError: The tokenizer fails on it.
+        """
+        return self.tokenizer.encode(text)
 
     def batch(self, texts: Sequence[str], labels: Sequence[Any] | None = None) -> Batch:
         """Texts as a batch for training or evaluation.
@@ -93,7 +101,7 @@ class TextTask(TransformerTask):
             TextError: The tokenizer fails on it.
         """
         try:
-            encoded = self.tokenizer.encode(text)
+            encoded = self.tokens_of(text)
         except ValueError as error:
             raise TextError(number, error) from None
         if not encoded.ids:
@@ -132,9 +140,12 @@ class TextTask(TransformerTask):
 def in_pieces(model: nn.Module, batch: Batch) -> Tensor:
     """(B, ...) logits of a batch without its labels, in its order, a few rows at a time."""
     given = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    parts, order = [], []
+    parts, order, width = [], [], given["input_ids"].shape[1]
     for rows, piece in pieces(given):
-        parts.append(model(**piece).logits)
+        logits = model(**piece).logits
+        if logits.ndim == 3:  # of every token: pieces differ in how many they have
+            logits = nn.functional.pad(logits, (0, 0, 0, width - logits.shape[1]))
+        parts.append(logits)
         order.append(rows)
     # Pieces go by length; this restores the order of the batch.
     return torch.cat(parts)[torch.cat(order).argsort()]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -101,11 +101,14 @@ class Encoded:
         ids: (T,) token ids.
         types: (T,) segment ids, as BERT's ``token_type_ids``.
         put: (T,) 1 for what the tokenizer adds around the text, 0 for the text itself.
+        words: (T,) the number of the word that a token is part of, -1 for what is added; empty
+            where the text was not given as words.
     """
 
     ids: list[int]
     types: list[int]
     put: list[int]
+    words: list[int] = field(default_factory=list)
 
     @property
     def put_before(self) -> int:
@@ -119,7 +122,8 @@ class Encoded:
         # At least one token is left before what was added behind.
         behind = min(_leading(self.put[::-1]), length - 1)
         first, last = length - behind, len(self.ids) - behind
-        return Encoded(*([*row[:first], *row[last:]] for row in (self.ids, self.types, self.put)))
+        rows = (self.ids, self.types, self.put, self.words)
+        return Encoded(*([*row[:first], *row[last:]] for row in rows))
 
 
 def _leading(put: list[int]) -> int:
@@ -208,18 +212,35 @@ class KeptTokenizer:
             ValueError: The tokenizer fails on it, or takes too long; the message continues
                 "example 'x' ...".
         """
+        found = self._encoded(text, len(text), special)
+        return Encoded(found.ids, found.type_ids, found.special_tokens_mask)
+
+    def encode_words(self, words: Sequence[str]) -> Encoded:
+        """Words as tokens, each of which belongs to one word, with what is added around a text.
+
+        Raises:
+            ValueError: As in :meth:`encode`.
+        """
+        found = self._encoded(list(words), sum(map(len, words)), True)
+        numbers = [-1 if word is None else word for word in found.word_ids]
+        return Encoded(found.ids, found.type_ids, found.special_tokens_mask, numbers)
+
+    def _encoded(self, text: str | list[str], characters: int, special: bool) -> Any:
         try:
-            encoding = self._within(
+            return self._within(
                 # Of one text: alone among the library's calls, those of batches release the lock.
-                lambda: self._backend.encode_batch([text], add_special_tokens=special)[0],
-                PATIENCE + len(text) // _CHARACTERS,
+                lambda: self._backend.encode_batch(
+                    [text],
+                    is_pretokenized=isinstance(text, list),
+                    add_special_tokens=special,
+                )[0],
+                PATIENCE + characters // _CHARACTERS,
             )
         except NoAnswer as error:
             raise ValueError(
                 f"cannot be made into tokens: the tokenizer {error}; leave the text out, or use "
                 "the tokenizer that the model was trained with"
             ) from None
-        return Encoded(encoding.ids, encoding.type_ids, encoding.special_tokens_mask)
 
     def decode(self, ids: list[int], *, special: bool = True) -> str:
         """The text of some tokens; special tokens are left out unless ``special``.

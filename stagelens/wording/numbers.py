@@ -12,7 +12,7 @@ _PHRASES = {"probability": "probability of the label"}
 
 def is_share(behaviour: Behaviour) -> bool:
     """Whether values lie in 0..1 and are printed as percentages, differences as points."""
-    return behaviour.name in _SHARES
+    return behaviour.name in _SHARES or behaviour.unit == "points"
 
 
 def phrase(behaviour: Behaviour) -> str:

@@ -68,8 +68,13 @@ def gpt_tokenizer(begin: str | None = None, **options: Any) -> Any:
     )
 
 
-def bert(tokenizer: Any, seed: int = 0, **options: Any) -> Any:
-    """A classifier of :data:`CLASSES`, with dropout."""
+def bert(
+    tokenizer: Any,
+    seed: int = 0,
+    auto: Any = transformers.AutoModelForSequenceClassification,
+    **options: Any,
+) -> Any:
+    """A classifier of :data:`CLASSES`, or another model that ``auto`` makes, with dropout."""
     config = transformers.BertConfig(
         **{
             "vocab_size": len(tokenizer),
@@ -82,7 +87,7 @@ def bert(tokenizer: Any, seed: int = 0, **options: Any) -> Any:
             **options,
         }
     )
-    return _made(transformers.AutoModelForSequenceClassification, config, seed)
+    return made(auto, config, seed)
 
 
 def gpt(tokenizer: Any, seed: int = 0, **options: Any) -> Any:
@@ -99,10 +104,11 @@ def gpt(tokenizer: Any, seed: int = 0, **options: Any) -> Any:
             **options,
         }
     )
-    return _made(transformers.AutoModelForCausalLM, config, seed)
+    return made(transformers.AutoModelForCausalLM, config, seed)
 
 
-def _made(auto: Any, config: Any, seed: int, attention: str = "eager") -> Any:
+def made(auto: Any, config: Any, seed: int = 0, attention: str = "eager") -> Any:
+    """A model, always the same one."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = auto.from_config(config, attn_implementation=attention)

@@ -8,13 +8,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 
 import stagelens
-from stagelens.tasks import Regression, RewardModel
+from stagelens.contracts import Example
+from stagelens.tasks import (
+    MaskedLM,
+    MultiLabelClassification,
+    Regression,
+    RewardModel,
+    SentenceEmbeddings,
+    Seq2Seq,
+    TokenClassification,
+    TransformersImageClassification,
+)
+from tests.support import small_texts
 from tests.support.loops import train
-from tests.support.small_texts import TEXTS, bert, bert_tokenizer
+from tests.support.small_texts import CLASSES, TEXTS, bert, bert_tokenizer
 
 STAGES = ("first", "second", "third")
 
@@ -75,9 +87,97 @@ def reward_model() -> Small:
     return Small(task, model, tokenizer, batches, {"inputs": inputs}, "completion", own)
 
 
+def multi_label() -> Small:
+    tokenizer = bert_tokenizer()
+    model = bert(tokenizer, problem_type="multi_label_classification")
+    task = MultiLabelClassification.from_model(model, tokenizer)
+    labels = [["calm"], ["loud", "odd"], [], None, "calm, odd"]
+    known = [each or [] for each in labels]
+    batches = [task.batch(TEXTS[k:] + TEXTS[:k], known[k:] + known[:k]) for k in range(5)]
+    examples = {"texts": TEXTS, "labels": labels}
+    return Small(task, model, tokenizer, batches, examples, "calm", {"text": TEXTS[0]})
+
+
+def tagging() -> Small:
+    tokenizer = bert_tokenizer()
+    model = bert(tokenizer, auto=transformers.AutoModelForTokenClassification)
+    task = TokenClassification.from_model(model, tokenizer)
+    labels = [[CLASSES[len(word) % 3] for word in text.split()] for text in TEXTS]
+    batches = [task.batch(TEXTS[k : k + 3], labels[k : k + 3]) for k in range(3)] * 2
+    examples = {"texts": [text.split() for text in TEXTS], "labels": [*labels[:4], None]}
+    typed = " ".join(labels[0])
+    return Small(task, model, tokenizer, batches, examples, typed, {"text": TEXTS[0]})
+
+
+def masked_lm() -> Small:
+    tokenizer = bert_tokenizer(mask_token="[MASK]")
+    model = bert(tokenizer, auto=transformers.AutoModelForMaskedLM)
+    task = MaskedLM.from_model(model, tokenizer)
+    collator = transformers.DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.4, seed=0)
+    rows = [tokenizer(text) for text in TEXTS]
+    batches = [dict(collator(rows[k : k + 3])) for k in range(3)] * 2
+    texts = ["the [MASK] sat on the mat", TEXTS[1], "two and [MASK] [MASK] four"]
+    examples = {"texts": texts, "labels": ["cat", None, "two make"]}
+    return Small(task, model, tokenizer, batches, examples, "cat", {"text": texts[0]})
+
+
+def seq2seq() -> Small:
+    tokenizer = bert_tokenizer()
+    config = transformers.T5Config(
+        vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2,
+        pad_token_id=0, eos_token_id=3, decoder_start_token_id=0, dropout_rate=0.1,
+    )  # fmt: skip
+    model = small_texts.made(transformers.AutoModelForSeq2SeqLM, config)
+    task = Seq2Seq.from_model(model, tokenizer)
+    turned = [" ".join(text.split()[::-1]) for text in TEXTS]
+    pairs = [{"prompts": TEXTS[k : k + 3], "completions": turned[k : k + 3]} for k in range(3)]
+    inputs = {"prompt": TEXTS, "completion": turned, "rejected": [TEXTS[0], *[None] * 4]}
+    own = {"prompt": TEXTS[0], "completion": turned[0], "rejected": TEXTS[0]}
+    batches = [task.batch(**each) for each in pairs] * 2
+    return Small(task, model, tokenizer, batches, {"inputs": inputs}, None, own)
+
+
+def embeddings() -> Small:
+    tokenizer = bert_tokenizer()
+    model = bert(tokenizer, auto=transformers.AutoModel)
+    task = SentenceEmbeddings.from_model(model, tokenizer)
+    other = TEXTS[::-1]
+    batches = [task.batch(TEXTS[k:], other[k:], [0.5] * (5 - k)) for k in range(3)]
+    batches *= 2
+    inputs = {"text": TEXTS, "other": other, "rejected": [TEXTS[1], *[None] * 4]}
+    examples = {"inputs": inputs, "labels": [0.1, 0.9, None, 1, 0]}
+    own = {"text": TEXTS[0], "other": other[0], "rejected": TEXTS[1]}
+    return Small(task, model, tokenizer, batches, examples, "0.1", own)
+
+
+def images() -> Small:
+    config = transformers.ViTConfig(
+        image_size=8, patch_size=4, num_channels=1, hidden_size=16, num_hidden_layers=1,
+        num_attention_heads=2, intermediate_size=24, id2label=dict(enumerate(CLASSES)),
+    )  # fmt: skip
+    model = small_texts.made(transformers.AutoModelForImageClassification, config)
+    processor = transformers.ViTImageProcessor(
+        size={"height": 8, "width": 8}, image_mean=[0.5], image_std=[0.5]
+    )
+    task = TransformersImageClassification.from_model(model, processor)
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 8), dtype=np.uint8)
+    known = [Example(str(n), {"image": each}, CLASSES[n % 3]) for n, each in enumerate(pixels)]
+    batches = [task.collate(known[k : k + 4]) for k in range(3)] * 2
+    labels = [each.label for each in known[:5]]
+    return Small(
+        task, model, processor, batches, {"images": pixels, "labels": [*labels, None]}, "calm"
+    )
+
+
 SMALL: Mapping[str, Callable[[], Small]] = {
     "regression": regression,
     "reward-model": reward_model,
+    "multi-label-classification": multi_label,
+    "token-classification": tagging,
+    "masked-lm": masked_lm,
+    "seq2seq": seq2seq,
+    "sentence-embeddings": embeddings,
+    "transformers-image-classification": images,
 }
 """By the tasks' registered names."""
 

@@ -241,13 +241,13 @@ def test_names_are_checked_before_anything_is_read(
 
 def test_an_architecture_without_a_task_is_refused(tmp_path: Path) -> None:
     tokenizer = bert_tokenizer()
-    masked = transformers.BertForMaskedLM(bert(tokenizer).config)
+    asked = transformers.BertForQuestionAnswering(bert(tokenizer).config)
     folders = {
-        "base": save(masked, tmp_path / "base"),
-        "sft": save(changed(masked, 1), tmp_path / "sft", tokenizer),
+        "base": save(asked, tmp_path / "base"),
+        "sft": save(changed(asked, 1), tmp_path / "sft", tokenizer),
     }
     message = refusal(folders, tmp_path / "run")
-    assert "sft: config.json names the architecture 'BertForMaskedLM'" in message
+    assert "sft: config.json names the architecture 'BertForQuestionAnswering'" in message
     assert "--task" in message
 
 

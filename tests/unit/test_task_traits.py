@@ -20,7 +20,8 @@ def test_traits_are_those_of_the_class(name: str) -> None:
     assert known is not None and known == BUILT_IN[name].traits
     assert found.name == name
     assert found.input_kind == known.input_kind
-    assert found.has_token_values == known.has_token_values
+    for name in ("has_token_values", "several_labels", "has_maps"):
+        assert getattr(found, name) == getattr(known, name), name
     assert set(found.input_fields) <= {field for form in known.input_forms for field in form}
 
 

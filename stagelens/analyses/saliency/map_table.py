@@ -28,7 +28,7 @@ MOST_STEPS = 512
 _NOTHING = 1e-6
 """Changes below this are float32 rounding, which proves nothing against a map."""
 
-NOT_ATTRIBUTED = ("accuracy", "preference")
+NOT_ATTRIBUTED = ("accuracy", "preference", "share of right tags")
 """Behaviours that have no gradient, or are about two texts at once."""
 
 REFERENCES = 10

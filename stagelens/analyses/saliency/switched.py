@@ -25,6 +25,8 @@ from stagelens.tasks.transformer_task import TransformerTask
 
 from .map_table import REFERENCES
 
+_PIXELS_NAME = "pixel_values"
+"""What models of transformers call images."""
 _MOST_IMAGES = 1000
 """Images of a set over which its lowest and highest value and its mean are taken."""
 _PIXELS = 1 << 18
@@ -105,7 +107,10 @@ class Pixels(_Repeated):
         pixels = ground + each * (self.image.to(device) - ground)
         batch = self.batch(len(switches), device)
         # A new one, because the cached batch is used again.
-        batch = type(batch)((pixels, *batch[1:]))
+        if isinstance(batch, dict):
+            batch = {**batch, _PIXELS_NAME: pixels}
+        else:
+            batch = type(batch)((pixels, *batch[1:]))
         return self.task.behaviours(self.task.outputs(model, batch), batch)[behaviour]
 
 
@@ -113,6 +118,8 @@ def _pixels(task: Task, batch: Any) -> Tensor:
     """(B, ..., H, W) the images of a batch."""
     # Not isinstance: a named tuple is not built from a sequence, as values() would.
     images = batch[0] if type(batch) in (tuple, list) and batch else None
+    if type(batch) is dict:
+        images = batch.get(_PIXELS_NAME)
     if not isinstance(images, Tensor) or images.ndim < 3 or not images.is_floating_point():
         raise Refused(
             f"task {task.name!r} cannot be attributed to pixels: the first element of its batches "
@@ -142,7 +149,14 @@ class Tokens(_Repeated):
         # Places are those of one text, so of a pair the rejected text is left out.
         kept = {field: text for field, text in example.input.items() if field != "rejected"}
         super().__init__(task, replace(example, input=kept))
-        ids = task.collate([self.example])["input_ids"][0]
+        rows = task.collate([self.example])["input_ids"]
+        if len(rows) > 1:
+            raise Refused(
+                f"example {example.example_id!r} cannot be attributed to tokens, because its model "
+                f"reads it {len(rows)} times, each time with another token masked; choose a text "
+                "with masks"
+            )
+        ids = rows[0]
         special = torch.isin(ids, torch.tensor(sorted(task.special_ids)))
         self.ground = ids.repeat(len(fillers), 1)
         for row, filler in zip(self.ground, fillers, strict=True):
@@ -208,6 +222,11 @@ class Baseline:
         self.task = task
         self.values: list[np.ndarray] = []
         self.fillers: list[list[int]] = []
+        if not task.has_maps:
+            raise Refused(
+                f"task {task.name!r} cannot be attributed to the tokens of a text, because its "
+                "models read several texts of an example"
+            )
         if task.input_kind == "image":
             self.values = _images(examples, name)
         elif not isinstance(task, TransformerTask):
@@ -228,7 +247,7 @@ class Baseline:
         Raises:
             Refused: The task's batches do not show where the image is.
         """
-        if isinstance(self.task, TransformerTask):
+        if isinstance(self.task, TransformerTask) and self.task.input_kind == "text":
             return Tokens(self.task, example, self.fillers)
         image = np.asarray(example.input["image"])
         grounds = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-ROLES = ("label", "id", "text", "image", "completion", "prompt", "rejected")
+ROLES = ("label", "id", "text", "other", "image", "completion", "prompt", "rejected")
 """What a column can be in a set: the fields of :class:`SetColumns` that name one."""
 
 
@@ -20,10 +20,11 @@ class SetColumns:
             completions need no such column.
         id: Where unique ids are; by default ``example_id`` if there is one, else row numbers.
         text: Where the texts are.
+        other: Where the texts are that these are compared with.
         completion: Where completions are.
         prompt: Where their prompts are; by default ``prompt`` if there is one, "" for none.
-        rejected: Where rejected completions are; by default ``rejected`` if there is one, "" for
-            none.
+        rejected: Where rejected completions, or texts, are; by default ``rejected`` if there is
+            one, "" for none.
         image: Where the images or their paths are; for ``.npz`` the key of the images.
         split: Which split of a saved ``DatasetDict``.
         flags: Whether messages name these as options of the command line, not as arguments.
@@ -32,6 +33,7 @@ class SetColumns:
     label: str | None = "label"
     id: str | None = None
     text: str | None = None
+    other: str | None = None
     completion: str | None = None
     prompt: str | None = None
     rejected: str | None = None

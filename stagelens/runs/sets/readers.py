@@ -118,16 +118,22 @@ def read_set_file(
 def _check_roles(path: Path, options: _Options, saved: bool) -> None:
     """Refuse columns that do not fit together, or do not fit this kind of file."""
     roles = options.roles
-    texts = [role for role in ("text", "completion", "prompt", "rejected") if roles[role]]
+    texts = [role for role in ("text", "other", "completion", "prompt", "rejected") if roles[role]]
     pictures = (path.is_dir() and not saved) or path.suffix.lower() == ".npz"
     if texts and (roles["image"] or pictures):
         raise SetError(
             f"{path} was asked for images and texts at the same time; name columns of texts of a "
             ".csv, .tsv, .jsonl or .parquet file or a saved dataset, or read images without them"
         )
-    if roles["text"] and len(texts) > 1:
+    if roles["other"] and not roles["text"]:
         raise SetError(
-            f"{path}: {options.named('text')} is for whole texts, {options.named(texts[1])} for "
+            f"{path}: {options.named('other')} is for what a text is compared with; name the "
+            f"column of the texts too: {options.named('text')}"
+        )
+    own = [role for role in texts if role not in ("other", "rejected" if roles["other"] else "")]
+    if roles["text"] and len(own) > 1:
+        raise SetError(
+            f"{path}: {options.named('text')} is for whole texts, {options.named(own[1])} for "
             "prompts with completions; name one or the other"
         )
 
@@ -155,10 +161,11 @@ def _keywords(path: Path, table: Table, options: _Options) -> dict[str, Any]:
         "left_out": left_out,
         "from_file": True,
     }
-    if roles["text"] is not None:
+    if roles["text"] is not None and roles["other"] is None:
         return {"texts": table[roles["text"]], **keywords}
-    if roles["completion"] is not None:
-        own = {role: roles[role] for role in ("prompt", "completion", "rejected")}
+    if roles["completion"] is not None or roles["other"] is not None:
+        several = ("text", "other") if roles["other"] else ("prompt", "completion")
+        own = {role: roles[role] for role in (*several, "rejected")}
         return {"inputs": {role: table[name] for role, name in own.items() if name}, **keywords}
     images = table[str(roles["image"])]
     if not isinstance(images, np.ndarray):
@@ -183,18 +190,19 @@ def _with_input(path: Path, table: Table, options: _Options) -> _Options:
     if roles["id"] is None and "example_id" in table:
         options = options.playing(id="example_id")
     completed = options.roles["completion"] is not None
-    optional = completed or not options.needs_labels
+    several = completed or options.roles["other"] is not None
+    optional = several or not options.needs_labels
     # Only the default may be absent: a column that somebody named has to be there.
     if optional and roles["label"] == "label" and "label" not in table:
         options = options.playing(label=None)
     for role in ("prompt", "rejected"):
-        own = roles[role]
-        if own and not completed:
+        own, fits = roles[role], several if role == "rejected" else completed
+        if own and not fits:
             raise SetError(
                 f"{path}: {options.named(role)} goes with completions; name their column too: "
                 f"{options.named('completion')}"
             )
-        if own is None and completed and role in table:
+        if own is None and fits and role in table:
             own = role
         options = options.playing(**{role: own or None})
     return options

@@ -83,12 +83,23 @@ def check_length(name: str, expected: int, what: str, found: int) -> None:
         )
 
 
-def _scalars(name: str, what: str, values: Any, count: int) -> list[Any]:
-    """One plain value per example; None if it is missing (None, NaN, NA or "")."""
+def _scalars(name: str, what: str, values: Any, count: int, several: bool = False) -> list[Any]:
+    """One plain value per example; None if it is missing (None, NaN, NA or "").
+
+    Args:
+        name: Of the set.
+        what: The values are.
+        values: As given.
+        count: Number of examples.
+        several: Whether a value may be a list, which is then kept.
+    """
     listed = values.tolist() if hasattr(values, "tolist") else list(values)
     check_length(name, count, what, len(listed))
     plain: list[Any] = []
     for row, value in enumerate(listed):
+        if several and isinstance(value, list | tuple | np.ndarray):
+            plain.append(np.asarray(value).tolist())
+            continue
         value = value[0] if isinstance(value, list) and len(value) == 1 else value  # (N, 1)
         value = value.item() if hasattr(value, "item") else value
         if not pd.api.types.is_scalar(value):
@@ -130,7 +141,9 @@ def checked_labels(name: str, task: Task | None, ids: list[str], labels: Any) ->
         return [None] * len(ids)
     checked: list[str | None] = []
     refused: list[str] = []
-    for key, value in zip(ids, _scalars(name, "labels", labels, len(ids)), strict=True):
+    several = task is not None and task.several_labels
+    given = _scalars(name, "labels", labels, len(ids), several)
+    for key, value in zip(ids, given, strict=True):
         try:
             label = value if task is None or value is None else task.check_label(value)
             checked.append(None if label is None else str(label))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -29,7 +30,6 @@ from .values import (
     checked_ids,
     checked_inputs,
     checked_labels,
-    named,
     with_implied_labels,
 )
 
@@ -339,6 +339,8 @@ class _Rows:
             same = f"{pixels.dtype.str}{pixels.shape}".encode() + pixels.tobytes()
             return ((encode_pixels(pixels),), same, same) if data is None else ((data,), data, same)
         texts = given if len(self.fields) > 1 else (given,)
+        if self.task is not None and self.task.takes_words:
+            texts = tuple(" ".join(each) if _are_words(each) else each for each in texts)
         for name, text in zip(self.fields, texts, strict=True):
             if text is None and len(texts) == 1:
                 raise ValueError("is missing; give one, or delete the row")
@@ -352,7 +354,7 @@ class _Rows:
                 raise ValueError(f"{what} {type(text).__name__}, not text; {advice}")
         # Also where only JSON is digested: that would escape what is not Unicode, this raises.
         encoded = [None if text is None else text.encode() for text in texts]
-        self._check(key, named(self.fields, given))
+        self._check(key, dict(zip(self.fields, texts, strict=True)))
         # A single text is digested as before sets could have several, so its digest is the same.
         content = encoded[0] if len(texts) == 1 else canonical_json(list(texts)).encode()
         assert content is not None
@@ -365,6 +367,10 @@ class _Rows:
 
 
 _TEXT_AND_TIME = (pa.types.is_string, pa.types.is_temporal, pa.types.is_decimal)
+
+
+def _are_words(text: Any) -> bool:
+    return isinstance(text, list | np.ndarray) and all(isinstance(word, str) for word in text)
 
 
 def _first(left_out: Sequence[str]) -> list[str]:

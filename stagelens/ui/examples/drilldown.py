@@ -89,7 +89,8 @@ def below(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: st
         elif name == state.INPUT:
             if tokens.has_tokens(workspace):
                 tokens.of_the_set(workspace, effects, example_id)
-            saliency.saliency_maps(workspace, effects, chosen.behaviour, example_id)
+            if tokens.has_maps(workspace):
+                saliency.saliency_maps(workspace, effects, chosen.behaviour, example_id)
         elif name == state.SIDE_BY_SIDE:
             side_by_side.side_by_side_tab(
                 workspace,

@@ -130,7 +130,6 @@ def answered(workspace: Workspace, asked: Question, label: str | None) -> Asked:
 
 def _ask(workspace: Workspace, asked: Question, label: str | None, estimate: str | None) -> Asked:
     from stagelens.analyses import own_example
-    from stagelens.tasks.image_classification import ImageClassification
 
     task = workspace.run.task
     # A copy, because pixels replace the file in it, and the question is found by its bytes.
@@ -138,9 +137,7 @@ def _ask(workspace: Workspace, asked: Question, label: str | None, estimate: str
     pixels = None
     notes: list[str] = []
     if isinstance(data := content.get("image"), bytes):
-        fitted = fit_image(
-            data, task.image_shape, task.scale if isinstance(task, ImageClassification) else None
-        )
+        fitted = fit_image(data, task.image_shape, getattr(task, "scale", None))
         content["image"] = pixels = fitted.pixels
         notes += fitted.changes
     try:

@@ -175,6 +175,11 @@ def _label(workspace: Workspace) -> str | None:
     if typed or len(classes) > _MANY:
         return st.text_input("Label", key=_LABEL, placeholder=none, help=text) or None
     names = [str(name) for name in classes]
+    if workspace.traits is not None and workspace.traits.several_labels:
+        chosen = st.multiselect(
+            "Label", names, placeholder=none, key=_LABEL, help=text, persist_state="session"
+        )
+        return ", ".join(chosen) or None
     return st.selectbox(
         "Label", names, None, placeholder=none, key=_LABEL, help=text, persist_state="session"
     )

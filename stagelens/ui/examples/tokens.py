@@ -35,6 +35,18 @@ def has_tokens(workspace: Workspace) -> bool:
     return workspace.noun == "text" and workspace.computable and may
 
 
+def has_maps(workspace: Workspace) -> bool:
+    """Whether an effect can be attributed to places of an input; where not, says so."""
+    if workspace.traits is None or workspace.traits.has_maps:
+        return True
+    components.text_block(
+        "No map of the input: models of this kind read several texts of an example, and a map is "
+        "of one.",
+        muted=True,
+    )
+    return False
+
+
 def of_the_set(workspace: Workspace, effects: Effects, example_id: str) -> None:
     """The tokens of an example of the set; to be called where :func:`has_tokens` is true."""
     try:

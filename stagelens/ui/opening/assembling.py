@@ -36,6 +36,7 @@ _COLUMNS = {
     "label": ("Labels", "label"),
     "id": ("Ids", "row numbers"),
     "text": ("Texts", "text"),
+    "other": ("Texts to compare with", "none"),
     "prompt": ("Prompts", "prompt, where there is one"),
     "completion": ("Completions", "completion"),
     "rejected": ("Rejected completions", "rejected, where there is one"),

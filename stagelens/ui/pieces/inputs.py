@@ -14,6 +14,7 @@ TITLES: Mapping[str, str] = {
     "prompt": "Prompt",
     "completion": "Completion",
     "rejected": "Rejected completion",
+    "other": "Other text",
 }
 """What the known fields are called; others go by their own name."""
 
