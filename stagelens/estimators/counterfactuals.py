@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -76,7 +77,16 @@ def counterfactuals(
         for computed in _computed(run, estimator, missing, progress) if missing else ():
             stage = run.stage(computed.stage)
             found[stage.name] = _kept(run, stage, estimator, computed)
-    yield from (found[stage.name] for stage in stages)
+    yield from (_told_of_samples(run, found[stage.name]) for stage in stages)
+
+
+def _told_of_samples(run: Run, found: Counterfactual) -> Counterfactual:
+    """The counterfactual, whose trust names later stages that were trained on sampled answers."""
+    later = run.stages[run.stage(found.stage).index + 1 :]
+    names = tuple(s.name for s in later if s.facts.objective and s.facts.objective.on_samples)
+    if not names:
+        return found
+    return replace(found, trust=found.trust.model_copy(update={"on_samples": names}))
 
 
 def _check_memory(run: Run, estimator: Estimator, stages: Sequence[Stage]) -> None:

@@ -107,8 +107,9 @@ def _autocast_passes(model: nn.Module, device: str, dtype: torch.dtype) -> Itera
     """Autocast within a model's passes only, with outputs in float32, as accelerate has it."""
     from accelerate.utils import convert_outputs_to_fp32
 
-    own = model.forward
-    model.forward = convert_outputs_to_fp32(torch.autocast(device, dtype=dtype)(own))
+    casting: Any = convert_outputs_to_fp32(torch.autocast(device, dtype=dtype)(model.forward))
+    casting.autocast_dtype = dtype  # for objectives that prepare the model below what casts
+    model.forward = casting
     try:
         yield
     finally:

@@ -78,7 +78,7 @@ def test_the_callback_records_a_trainer(tmp_path: Path, monkeypatch: pytest.Monk
         "articles": examples("bert", tokenizer),
         "chats": examples("bert", tokenizer, seed=1),
     }
-    exec(_block_with("StageRecorderCallback"), own)
+    exec(_block_with("from transformers import Trainer\n"), own)
     run = stagelens.open_run("runs/chat")
     assert [(stage.name, stage.steps) for stage in run.stages] == [("general", 2), ("sft", 2)]
 

@@ -77,10 +77,12 @@ def as_trained(
         for model in models:
             if not dropout:
                 after.enter_context(_no_dropout(model))
-            after.enter_context(_own_forward(base := base_of(model)))
+            for each in {model, base := base_of(model)}:
+                after.enter_context(_own_forward(each))
+            vars(model).pop("forward", None)  # that of a replay, which only casts
             add_head(base)
             if dtype is not None:
-                after.enter_context(_casting_inside(model, dtype))
+                model.forward = _casting(model.forward, base.device.type, dtype)
         if dtype is not None:
             # Only the model casts; the loss is computed from its outputs in float32.
             device = next(models[0].parameters()).device
@@ -132,24 +134,24 @@ def _own_forward(model: nn.Module) -> Iterator[None]:
             model.forward = before
 
 
-@contextmanager
-def _casting_inside(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Let a model cast within its forward pass, and return float32, as accelerate prepares it."""
-    own, kind = model.forward, next(model.parameters()).device.type
+def _casting(own: Callable[..., Any], kind: str, dtype: torch.dtype) -> Callable[..., Any]:
+    """A forward method that casts, and returns float32, as accelerate prepares it."""
 
     def casting(*args: Any, **inputs: Any) -> Any:
         with torch.autocast(kind, dtype=dtype):
             return own(*args, **inputs)
 
-    with _own_forward(model):
-        model.forward = convert_outputs_to_fp32(casting)
-        yield
+    forward: Callable[..., Any] = convert_outputs_to_fp32(casting)
+    return forward
 
 
-def autocast_around(device: torch.device) -> torch.dtype | None:
-    """What autocast casts to on a device right now; None where it is off."""
-    on = torch.is_autocast_enabled(device.type)
-    return torch.get_autocast_dtype(device.type) if on else None
+def autocast_of(model: nn.Module) -> torch.dtype | None:
+    """What passes of a model are cast to, within it or around it; None where they are not."""
+    within = getattr(vars(model).get("forward"), "autocast_dtype", None)
+    kind = next(model.parameters()).device.type
+    if within is not None or not torch.is_autocast_enabled(kind):
+        return within
+    return torch.get_autocast_dtype(kind)
 
 
 def scalar(loss: Any) -> Tensor:

@@ -85,7 +85,7 @@ class GRPO(Referred):
         refuse(
             [
                 (
-                    "entropy_target",
+                    "use_adaptive_entropy",
                     trainer.use_adaptive_entropy,
                     "the weight of the entropy changes during training by what was sampled; set "
                     "entropy_coef alone",

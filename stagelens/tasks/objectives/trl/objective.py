@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stagelens.contracts import Objective, RecordingError, RunError, Task
 
-from .bare import OneProcess, as_trained, autocast_around, scalar
+from .bare import OneProcess, as_trained, autocast_of, scalar
 
 _EVERY = ("aux_loss_enabled", "router_aux_loss_coef")
 """Attributes that the losses of most trainers read: of mixtures of experts."""
@@ -90,7 +90,7 @@ class TrlObjective(Objective):
         self, task: Task, model: nn.Module, batch: Any, references: Mapping[str, nn.Module]
     ) -> Tensor:
         inputs = dict(batch)  # compute_loss adds to it
-        dtype = autocast_around(next(model.parameters()).device)
+        dtype = autocast_of(model)
         models = [model, *references.values()]
         trainer = self.bare(model, references)
         with as_trained(models, self.add_head, self.dropout, dtype):
@@ -119,7 +119,7 @@ class TrlObjective(Objective):
         vars(trainer).update(
             model=model,
             ref_model=next(iter(references.values()), None),
-            accelerator=OneProcess(device, autocast_around(device)),
+            accelerator=OneProcess(device, autocast_of(model)),
             args=SimpleNamespace(
                 **{"gradient_checkpointing_kwargs": None, "max_length": None, **self.arguments},
                 device=device,
