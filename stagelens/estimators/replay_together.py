@@ -11,6 +11,7 @@ from stagelens.replaying.ensemble import replay_together, stackable
 from stagelens.replaying.replay import check_replayable
 from stagelens.runs.run import Run, Stage
 
+from .held_fixed import held_fixed
 from .protocol import Counterfactual
 from .replay_check import mixed_precision, other_threads
 from .stage_trust import REPLAY, StageTrust
@@ -49,7 +50,12 @@ def fitting(run: Run, stages: Sequence[Stage], wanted: bool | None) -> list[Stag
     check_replayable(later)
     # One later stage that does not fit leaves the stages before it to replay one by one.
     last = max((stage.index for stage in later if not stackable(run.task, stage)), default=0)
-    chosen = [stage for stage in stages if stage.index >= last]
+    # Of what is held fixed the recorded network would not show the error.
+    chosen = [
+        stage
+        for stage in stages
+        if stage.index >= last and not held_fixed(run.stages[stage.index + 1 :])
+    ]
     return chosen if wanted or on_small_gpu(run, chosen) else []
 
 

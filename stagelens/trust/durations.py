@@ -38,10 +38,12 @@ def verify_seconds(
     there = [(facts.estimator, facts.settings) for facts in stored]
     missing = [each for each in wanted if (each[0], dict(each[1])) not in there]
     total = STARTING + sum(estimate_seconds(stages, *each) or 0.0 for each in missing)
-    took = {t.stage: t.seconds for f in stored if f.estimator == REPLAY for t in f.stages}
+    known = [t for f in stored if f.estimator == REPLAY for t in f.stages]
+    took = {t.stage: t.seconds for t in known}
     left = [index for index, pace in enumerate(stages) if pace.stage not in took]
     if not left:
-        once = sum(took.values()) or once
+        # Orders are replayed one by one, which the time of an ensemble says nothing of.
+        once = once if any(t.ensemble for t in known) else sum(took.values()) or once
     else:
         total += replays_seconds(stages, left, processes) or 0.0
     # Every order replays a pair: with the stage, and without it.

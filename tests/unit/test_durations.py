@@ -99,6 +99,10 @@ def test_a_verification_is_predicted_from_what_is_not_stored_yet() -> None:
     assert verify_seconds(LONG, vector, 0, [replayed]) == pytest.approx(alone - 160)
     measured = verify_seconds(LONG, vector, 2, [replayed])
     assert measured == pytest.approx(alone - 160 + 2 * 2 * 150)
+    known = [trust.model_copy(update={"ensemble": True}) for trust in replayed.stages]
+    together = replayed.model_copy(update={"stages": known})
+    # Other orders are replayed one by one.
+    assert verify_seconds(LONG, vector, 2, [together]) == pytest.approx(noise - 160)
     shared = verify_seconds(LONG, vector, 0, [], processes=2)
     assert shared is not None and alone - shared == pytest.approx(160 - (40 + 60))
     # the second is left: the last stage without it, and once more as recorded

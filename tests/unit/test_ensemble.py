@@ -156,6 +156,14 @@ def test_what_cannot_be_stacked_is_replayed_one_by_one_and_exact(
     assert [each.trust.trust for each in found] == ["exact", "exact"]
 
 
+def test_what_batches_hold_of_a_reference_model_is_told_by_replay_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = three(tmp_path / "run", loops.make_task())
+    monkeypatch.setattr(replay_together, "held_fixed", lambda after: ["it"] * (len(after) - 1))
+    assert replay_together.fitting(run, run.stages[:-1], True) == [run.stage("third")]
+
+
 def test_other_random_numbers_than_recorded_are_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

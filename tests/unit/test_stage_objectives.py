@@ -27,6 +27,7 @@ from stagelens.estimators.counterfactuals import counterfactuals
 from stagelens.estimators.registry import make_estimator
 from stagelens.replaying.coarse import CoarseModel
 from stagelens.replaying.coarse_plan import coarse_steps
+from stagelens.replaying.ensemble import stackable
 from stagelens.replaying.replay import StageReplay, replay_stage, replay_without, same_arithmetic
 from stagelens.replaying.reproduction import measure_deviation, sample_steps
 from stagelens.replaying.training_loss import Passed, loss_of_stage
@@ -123,6 +124,11 @@ def test_replay_is_bit_for_bit_and_exact(run: stagelens.Run) -> None:
     assert all(measure_deviation(run.task, stage).bitwise for stage in run.stages)
     made = counterfactuals(run, make_estimator("replay"), run.stages)
     assert {one.trust.trust for one in made} == {"exact"}
+
+
+def test_stages_with_a_reference_model_join_no_ensemble(run: stagelens.Run) -> None:
+    fitting = [stage.name for stage in run.stages if stackable(run.task, stage)]
+    assert fitting == ["pretrain", "sft"]
 
 
 def test_what_was_minimised_is_in_the_recording(run: stagelens.Run) -> None:
