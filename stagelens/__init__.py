@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         Predictions,
         StageLensError,
         Task,
+        register_optimizer,
     )
     from stagelens.recording.recorder import Recorder
     from stagelens.recording.trainer_callback import StageRecorderCallback
@@ -36,6 +37,7 @@ __all__ = [
     "assemble",
     "attribute",
     "open_run",
+    "register_optimizer",
     "tasks",
 ]
 
@@ -47,6 +49,7 @@ _HOMES = {
     "Predictions": "contracts",
     "StageLensError": "contracts",
     "Task": "contracts",
+    "register_optimizer": "contracts",
     "Recorder": "recording.recorder",
     "StageRecorderCallback": "recording.trainer_callback",
     "assemble": "assembling.assemble",

@@ -115,11 +115,12 @@ def _optimizer(path: Path) -> OptimizerFacts | None:
     if kind is None:
         return None
     rule = SUPPORTED_OPTIMIZERS[kind]
+    names = rule.hyperparameters or ()
     return OptimizerFacts.model_validate(
         {
             "name": kind,
             "groups": [
-                ParameterGroup(parameters=[], hyperparameters=_plain(group, rule.hyperparameters))
+                ParameterGroup(parameters=[], hyperparameters=_plain(group, names))
                 for group in groups
             ],
             "flags": {name: groups[0].get(name) for name in rule.flags},

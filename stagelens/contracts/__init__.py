@@ -25,6 +25,13 @@ from .errors import (
     TaskError,
 )
 from .objective import REFERENCE, Objective, ReferenceModel
+from .optimizer_registry import (
+    optimizer_class,
+    optimizer_name,
+    optimizer_rule,
+    register_optimizer,
+    why_absent,
+)
 from .optimizers import SUPPORTED_OPTIMIZERS, OptimizerRule
 from .progress import Progress, ProgressCallback, no_progress
 from .task import Task, TaskTraits
@@ -57,4 +64,9 @@ __all__ = [
     "TokenValues",
     "Trust",
     "no_progress",
+    "optimizer_class",
+    "optimizer_name",
+    "optimizer_rule",
+    "register_optimizer",
+    "why_absent",
 ]

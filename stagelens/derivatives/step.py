@@ -26,6 +26,7 @@ from torch import Tensor
 
 from stagelens.contracts import SUPPORTED_OPTIMIZERS, Refused
 from stagelens.replaying.optimizers import refusal
+from stagelens.runs.optimizer_kinds import no_formula
 
 
 class SGDState(NamedTuple):
@@ -97,9 +98,10 @@ def step(
 def _update(
     rule_name: str, state: ParameterState, gradient: Tensor, options: Mapping[str, Any]
 ) -> ParameterState:
-    if (why := refusal(rule_name, options)) is not None:
+    why = no_formula(rule_name, options) or refusal(rule_name, options)
+    if why is not None:
         raise Refused(why)
-    read = {key: options[key] for key in SUPPORTED_OPTIMIZERS[rule_name].hyperparameters}
+    read = {key: options[key] for key in SUPPORTED_OPTIMIZERS[rule_name].hyperparameters or ()}
     if isinstance(state, SGDState):
         return sgd_update(state, gradient, **read)
     return adam_update(state, gradient, decoupled=rule_name == "AdamW", **read)
@@ -232,7 +234,7 @@ def state_from_torch(
     state: dict[str, ParameterState] = {}
     for name, parameter in parameters.items():
         entry = optimizer_state.get(name, {})
-        if (why := refusal(rule_name, {"amsgrad": "max_exp_avg_sq" in entry})) is not None:
+        if (why := no_formula(rule_name, {"amsgrad": "max_exp_avg_sq" in entry})) is not None:
             raise Refused(why)
         theta = parameter.detach().clone()
         if rule_name == "SGD":

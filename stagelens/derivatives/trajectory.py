@@ -14,6 +14,7 @@ from torch.func import jvp, vjp
 from stagelens.contracts import Refused
 from stagelens.replaying.replay import check_replayable
 from stagelens.runs.boundaries import check_crossable, low_rank_product
+from stagelens.runs.optimizer_kinds import without_formula
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.states import TrainingState
 
@@ -151,13 +152,15 @@ def check_differentiable(stages: Sequence[Stage]) -> None:
     """Refuse, before any work, what cannot be differentiated here.
 
     Raises:
-        Refused: Batches were not kept, clipping covers gradients that no optimiser clears, or a
-            reference model depends on what is differentiated.
+        Refused: Batches were not kept, the optimiser has no formula here, clipping covers gradients
+            that no optimiser clears, or a reference model depends on what is differentiated.
     """
     check_replayable(stages)
     for stage in stages:
         _check_references(stage, stages)
         facts = stage.facts
+        if (why := without_formula(stage.optimizer)) is not None:
+            raise Refused(f"stage {stage.name!r}: {why}; use coarse-replay or replay")
         optimised = {n for group in stage.optimizer.groups for n in group.parameters}
         # The optimiser's zero_grad leaves these gradients to pile up, and clipping counts them.
         outside = [name for name in facts.trainable if name not in optimised]

@@ -19,6 +19,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from stagelens.contracts import Progress, ProgressCallback, Refused
+from stagelens.runs.optimizer_kinds import absent, unmergeable
 from stagelens.runs.run import Run, Stage
 
 from .durations import Pace, coarse_seconds
@@ -69,9 +70,12 @@ class CoarseReplay(Estimator):
 
     @classmethod
     def possible(cls, run: Run) -> bool:
-        """Whether batches of every stage but the first were kept."""
+        """Whether batches of every stage but the first were kept, and its steps can be merged."""
         # Every n-th step's batches are enough: each coarse step takes the nearest that were kept.
         later = all(s.steps > 0 and s.facts.keep_batches != "none" for s in run.stages[1:])
+        known = [s.facts.optimizer for s in run.stages[1:] if s.facts.optimizer is not None]
+        if any(unmergeable(each) or absent(each) for each in known):
+            return False
         return later and any(s.facts.origin == "recorded" for s in run.stages)
 
     @classmethod
@@ -118,6 +122,11 @@ class CoarseReplay(Estimator):
                     f"stage {stage.name!r} cannot be replayed coarsely, because none of its "
                     'batches were kept; record it with keep_batches="all" (or every n-th), or use '
                     "--estimator task-vector"
+                )
+            if (why := absent(stage.optimizer) or unmergeable(stage.optimizer)) is not None:
+                raise Refused(
+                    f"stage {stage.name!r} cannot be replayed coarsely: {why}. Use --estimator "
+                    "replay, which makes the optimiser's own steps, or task-vector"
                 )
         from stagelens.replaying.replay import check_replayable  # torch
 

@@ -16,6 +16,7 @@ from stagelens.replaying.coarse_plan import CoarseStep, coarse_steps
 from stagelens.replaying.replay import cross_boundary, replay_stage, same_arithmetic
 from stagelens.replaying.training_loss import Passed
 from stagelens.runs.batches import batch_size
+from stagelens.runs.optimizer_kinds import without_formula
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.states import TrainingState
 
@@ -183,7 +184,7 @@ def choose_plan(run: Run, stage: Stage, budget: float) -> Plan:
     work = [later.steps * later.index for later in run.stages[1:]]
     twins = [later.steps * (later.index + 1) for later in run.stages[1:]]
     cheaper = max(1.0, sum(twins) / sum(work) / budget)
-    most = _THIN_HARD[stage.optimizer.name]
+    most = _THIN_HARD.get(stage.optimizer.name, min(_THIN_HARD.values()))
     hard = hardness(stage)
     # Both are factors of cost, so hardness interpolates between them geometrically.
     thin = min(cheaper, most**hard * _THIN_GENTLE ** (1 - hard))
@@ -197,6 +198,7 @@ def _pass_stage(
 ) -> None:
     """Carry every open stage's difference through one later stage; back off where it diverges."""
     size, recorded = _step_size(stage), stage.end()
+    formula = without_formula(stage.optimizer) is None
     plan, left = choose_plan(run, stage, budget), list(here)
     while left:
         if _too_thin(stage, plan):  # at once, or after merging less and thinning more
@@ -218,7 +220,7 @@ def _pass_stage(
                 one.sampling = max(one.sampling, _sampling(stage, plan))
                 begin = cross_boundary(one.without, stage).model
                 one.travels.append(travelled(stage, begin, factual.model, twin.model))
-                one.without = transfer(recorded, factual, twin)
+                one.without = transfer(recorded, factual, twin, formula)
                 one.passed.leave(stage, one.without.model)
         left = [one for one, twin in zip(left, twins, strict=True) if twin is None]
         # Half as merged on batches half as large: twice the steps at the same cost.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stagelens.contracts import Task
+from stagelens.runs.optimizer_kinds import without_formula
 from stagelens.runs.run import Run, Stage
 
 from .hardness import hardness
@@ -121,6 +122,9 @@ def unlike_the_bench(run: Run, stage: Stage, settings: Mapping[str, Any] | None 
             return f"parts of the model were frozen in stage {each.name}"
         if facts.evaluation_mode:
             return f"parts of the model were in evaluation mode in stage {each.name}"
+        if without_formula(each.optimizer) is not None:
+            options = "".join(f" with {name}" for name in _set_options(each))
+            return f"stage {each.name} was trained with {each.optimizer.name}{options}"
         unusual = [n for g in each.optimizer.groups for n in _UNUSUAL if g.hyperparameters.get(n)]
         if unusual:
             return f"stage {each.name} was trained with {unusual[0]}"
@@ -132,6 +136,11 @@ def unlike_the_bench(run: Run, stage: Stage, settings: Mapping[str, Any] | None 
         ):
             return f"parameters came or went before stage {each.name}"
     return _unlike_task(run.task)
+
+
+def _set_options(stage: Stage) -> list[str]:
+    options = ("amsgrad", "decoupled_weight_decay")
+    return [name for name in options if stage.optimizer.flags.get(name)]
 
 
 _UNUSUAL = ("dampening", "maximize")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from stagelens.runs.optimizer_kinds import without_formula
 from stagelens.runs.run import Stage
 
 _STRAIGHTNESS = {"SGD": (0.8, 0.95), "Adam": (0.2, 0.3), "AdamW": (0.2, 0.3)}
@@ -15,7 +16,12 @@ _STILL = 1e-3
 
 
 def hardness(stage: Stage) -> float:
-    """How unsafe it is to merge the steps of a stage, 0 to 1, by how straight its weights moved."""
+    """How unsafe it is to merge the steps of a stage, 0 to 1, by how straight its weights moved.
+
+    1 for an optimiser of which that was never measured.
+    """
+    if without_formula(stage.optimizer) is not None:
+        return 1.0
     low, high = _STRAIGHTNESS[stage.optimizer.name]
     return 1 - min(max((straightness(stage) - low) / (high - low), 0.0), 1.0)
 

@@ -29,6 +29,7 @@ from stagelens.replaying.optimizers import build_optimizer, set_group_hyperparam
 from stagelens.replaying.step import Stepper, StepRules, prepare, widest_eps
 from stagelens.replaying.training_loss import TrainingLoss
 from stagelens.runs.batches import unflatten
+from stagelens.runs.optimizer_set import AnyOptimizer, forget_state
 from stagelens.runs.states import (
     OptimizerState,
     TrainingState,
@@ -143,7 +144,7 @@ class CheckedSteps:
         stage: str,
         loss: TrainingLoss,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: AnyOptimizer,
         names: dict[int, str],
         start: StageStart,
         keeps: Callable[[int], bool],
@@ -196,7 +197,7 @@ class CheckedSteps:
         """Check nothing more, and let go of the memory that it takes."""
         self._stretch = self._upcoming = self._gradients = None
         self._goes_on, self._light, self._copies, self._next = False, False, [], sys.maxsize
-        self._own_optimizer.state.clear()
+        forget_state(self._own_optimizer)
         self._twin = nn.Module()
 
     def _hold(self, gradients: Sequence[Tensor | None]) -> None:
@@ -294,7 +295,7 @@ class CheckedSteps:
         if stretch.steps[0].record.step == 0:
             prepare(self._twin, rules)
         load_into(self._twin, stretch.model)
-        self._own_optimizer.state.clear()
+        forget_state(self._own_optimizer)
         if stretch.optimizer is not None:
             load_optimizer(self._own_optimizer, self._own_names, stretch.optimizer)
         with _random_state_kept(next(self._twin.parameters()).device), torch.enable_grad():
@@ -306,7 +307,7 @@ class CheckedSteps:
             if stretch.optimizer is not None and updated and step.record.step == self._newest:
                 self._check_update(stretch.model, at)
         self._twin.zero_grad()
-        self._own_optimizer.state.clear()  # twice the model's size, for most of the training
+        forget_state(self._own_optimizer)  # twice the model's size, for most of the training
         # Drawn, so that checks do not fall in with the periods of a loop.
         self._next = at.step + min(
             self._random.randint(2 * at.step, 4 * at.step),

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stagelens.runs.optimizer_set import AnyOptimizer, members
+
 _VERSION = attrgetter("_version")
 _COPY_EVERY = 8
 """Updates between two of which the values of one parameter's state are compared."""
@@ -26,8 +28,8 @@ class OptimizerStateWatch:
         names: ``id(parameter)`` to name.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, names: dict[int, str]) -> None:
-        self._optimizer, self._names = optimizer, names
+    def __init__(self, optimizer: AnyOptimizer, names: dict[int, str]) -> None:
+        self._members, self._names = members(optimizer), names
         self._taken = 0
         self.take()
 
@@ -36,10 +38,10 @@ class OptimizerStateWatch:
         self._values = self._now()
         self._versions = _versions(self._values)
         self._copied: list[tuple[Tensor, Tensor]] = []
-        if self._taken % _COPY_EVERY == 0 and self._optimizer.state:
-            turn = (self._taken // _COPY_EVERY) % len(self._optimizer.state)
-            state = list(self._optimizer.state.values())[turn]
-            tensors = [value for value in state.values() if isinstance(value, Tensor)]
+        if self._taken % _COPY_EVERY == 0 and (states := [*self._states()]):
+            state = states[(self._taken // _COPY_EVERY) % len(states)]
+            # Only plain ones: those of other classes need not be comparable.
+            tensors = [value for value in state.values() if type(value) is Tensor]
             self._copied = [(tensor, tensor.clone()) for tensor in tensors]
         self._taken += 1
 
@@ -52,14 +54,22 @@ class OptimizerStateWatch:
             return None
         known = {id(v): n for v, n in zip(self._values, self._versions, strict=True)}
         known.update((id(tensor), -1) for tensor in written)
-        for parameter, state in self._optimizer.state.items():
+        for parameter, state in self._items():
             if _versions(state.values()) != [known.get(id(value)) for value in state.values()]:
                 return self._names.get(id(parameter), "a parameter")
         return "a parameter"  # whose state is gone
 
     def _now(self) -> list[Any]:
         # All in C: this runs at every step.
-        return list(chain.from_iterable(map(dict.values, self._optimizer.state.values())))
+        return list(chain.from_iterable(map(dict.values, self._states())))
+
+    def _states(self) -> Iterable[dict[str, Any]]:
+        if len(self._members) == 1:
+            return self._members[0].state.values()
+        return chain.from_iterable(one.state.values() for one in self._members)
+
+    def _items(self) -> Iterable[tuple[Tensor, dict[str, Any]]]:
+        return chain.from_iterable(one.state.items() for one in self._members)
 
 
 def _versions(values: Iterable[Any]) -> list[int]:

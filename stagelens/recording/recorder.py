@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from stagelens.contracts import Objective, RecordingError, ReferenceModel, Task
 from stagelens.replaying.optimizers import optimizer_facts
 from stagelens.runs.files import read_json, sha256_of, write_json
+from stagelens.runs.optimizer_set import as_one
 from stagelens.runs.run import Run, Stage, open_run
 from stagelens.runs.schema import RunFile, StageFile, StageRef, check_name
 from stagelens.runs.sets.writer import SetReport, write_set
@@ -141,7 +142,11 @@ class Recorder:
         """The run as it is on disk now."""
         return open_run(self.path, self.task)
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> str:
+    def restore(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
+    ) -> str:
         """Load the end of the last finished stage, to continue from after an interruption.
 
         Args:
@@ -167,8 +172,9 @@ class Recorder:
         load_into(model, state.model)
         if optimizer is not None:
             names = {id(parameter): name for name, parameter in model.named_parameters()}
-            optimizer_facts(optimizer, names)  # refuses an optimiser of another model
-            load_optimizer(optimizer, names, state.optimizer)
+            own = as_one(optimizer)
+            optimizer_facts(own, names)  # refuses an optimiser of another model
+            load_optimizer(own, names, state.optimizer)
         return f"restored the end of stage {stage.name!r} ({stage.steps} steps)"
 
     def stage(
@@ -176,7 +182,7 @@ class Recorder:
         name: str,
         *,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         description: str = "",
         clip_norm: float | None = None,
         accumulation: int = 1,
@@ -195,7 +201,9 @@ class Recorder:
         Args:
             name: Unique within the run.
             model: Trained in place; its state when the block is entered is the stage's start.
-            optimizer: New, or the one of the stage before (its state is then carried over).
+            optimizer: New, or the one of the stage before (its state is then carried over). A list
+                where several train the model, each its own parameters, ``[muon, adamw]``; an update
+                is when all of them have stepped.
             description: What the stage's data are, in words.
             clip_norm: The ``max_norm`` of the loop's ``clip_grad_norm_``, where it clips.
             accumulation: How many micro-batches' losses, each divided by this, make one update.
@@ -250,7 +258,7 @@ class Recorder:
         # Set-aside stages keep their folders, so their numbers stay taken.
         number = len(self.file.stages) + len(self.file.set_aside)
         folder = f"stages/{number:02d}-{name.replace(' ', '_')}"
-        return StageRecorder(self._writer, name, folder, model, optimizer, settings)
+        return StageRecorder(self._writer, name, folder, model, as_one(optimizer), settings)
 
     def add_set(
         self,

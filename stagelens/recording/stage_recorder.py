@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from stagelens.contracts import RecordingError
 from stagelens.replaying.step import StepRules
 from stagelens.replaying.training_loss import TrainingLoss
+from stagelens.runs.optimizer_set import AnyOptimizer
 from stagelens.runs.schema import Checkpoint
 from stagelens.runs.states import TrainingState, capture
 from stagelens.runs.step_records import StepRecord
@@ -52,7 +53,7 @@ class StageRecorder:
         name: str,
         folder: str,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: AnyOptimizer,
         settings: StageSettings,
     ) -> None:
         self.name = name

@@ -12,11 +12,20 @@ from torch import nn
 
 from stagelens.compute import devices
 from stagelens.contracts import RecordingError
-from stagelens.replaying.optimizers import optimizer_facts
+from stagelens.replaying.optimizers import build_optimizer, optimizer_facts
 from stagelens.runs.boundary_facts import Boundary, Tokenising
+from stagelens.runs.optimizer_set import AnyOptimizer, members
 from stagelens.runs.run import Stage
 from stagelens.runs.schema import Environment, OptimizerFacts, StageFile, StateRef
-from stagelens.runs.states import TrainingState, capture, model_tensors, same_tensor, save_state
+from stagelens.runs.states import (
+    TrainingState,
+    capture,
+    model_tensors,
+    optimizer_tensors,
+    rule_of,
+    same_tensor,
+    save_state,
+)
 
 from .adapters import Adapter, read_adapter
 from .boundary import Unexplained, find_boundary, first_boundary
@@ -86,7 +95,7 @@ def read_start(
     name: str,
     folder: str,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: AnyOptimizer,
     settings: StageSettings,
     tell: Callable[[Exception], None],
 ) -> StageStart:
@@ -125,14 +134,15 @@ def read_start(
     state = capture(model, None if facts is None else optimizer, names)
     frozen = [n for n in names.values() if n not in trainable]
     prefix, last = f"{folder}/start", run.last
+    kept = state if facts is None else _without_fresh(state, optimizer, facts, model, names)
     if last is None:
-        boundary, there = first_boundary(state, frozen), None
+        boundary, there = first_boundary(kept, frozen), None
     else:
         before = last.end()
         try:
             boundary = find_boundary(
                 before,
-                state,
+                kept,
                 stage=name,
                 reinitialised=settings.reinitialised,
                 frozen=frozen,
@@ -156,7 +166,7 @@ def read_start(
 
 
 def _optimizer_facts(
-    optimizer: torch.optim.Optimizer, names: Mapping[int, str], trainable: list[str]
+    optimizer: AnyOptimizer, names: Mapping[int, str], trainable: list[str]
 ) -> OptimizerFacts:
     facts = optimizer_facts(optimizer, names)
     optimised = {name for group in facts.groups for name in group.parameters}
@@ -166,6 +176,26 @@ def _optimizer_facts(
             "that this stage trains"
         )
     return facts
+
+
+def _without_fresh(
+    state: TrainingState,
+    optimizer: AnyOptimizer,
+    facts: OptimizerFacts,
+    model: nn.Module,
+    names: Mapping[int, str],
+) -> TrainingState:
+    """The state without what a new optimiser of the kind has before its first step."""
+    if not any(rule_of(one).born_with_state for one in members(optimizer)):
+        return state
+    new = optimizer_tensors(build_optimizer(facts, dict(model.named_parameters())), names)
+    kept = {
+        name: own
+        for name, own in state.optimizer.items()
+        if own.keys() != new.get(name, {}).keys()
+        or not all(same_tensor(new[name][key].cpu(), tensor) for key, tensor in own.items())
+    }
+    return TrainingState(state.model, kept)
 
 
 def _check_passes(model: nn.Module, what: str) -> None:

@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
-from stagelens.contracts import SUPPORTED_OPTIMIZERS, RecordingError
-from stagelens.replaying.optimizers import check_optimizer, group_hyperparameters
+from stagelens.contracts import RecordingError
+from stagelens.replaying.optimizers import check_optimizer
+from stagelens.runs.optimizer_set import AnyOptimizer, Handles, members
 from stagelens.runs.schema import Precision
 
 from .checked_steps import CheckedSteps
 from .fingerprint import Fingerprint, SampledFingerprint
 from .hooks import PassiveHook, grad_scaler_above
+from .hyperparameters import Hyperparameters
 from .optimizer_state import OptimizerStateWatch, equal_or_nan
 from .precision import PrecisionWatch
 from .update_count import learning_rates
@@ -53,7 +55,7 @@ class Watch:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: AnyOptimizer,
         names: dict[int, str],
         clip_norm: float | None,
         keeps_batches: Callable[[int], bool],
@@ -67,8 +69,7 @@ class Watch:
         self.updates = 0
         self.noted = 0
         self.groups: list[dict[str, Any]] = learning_rates(optimizer)
-        self._keys = SUPPORTED_OPTIMIZERS[type(optimizer).__name__].hyperparameters
-        self._hyperparameters: list[list[Any]] = []
+        self._hyperparameters = Hyperparameters(optimizer)
         self.missing: tuple[str, ...] = ()
         self.forwards = 0
         self.rng: dict[str, Tensor] = {}
@@ -99,7 +100,7 @@ class Watch:
         self._sentinel: nn.Parameter | None = None
         self._incoming: Tensor | None = None
         self._state = OptimizerStateWatch(optimizer, names)
-        self._handles: list[RemovableHandle] = [
+        self._handles: list[RemovableHandle | Handles] = [
             register_optimizer_step_pre_hook(_weakly(self)),
             model.register_forward_pre_hook(PassiveHook(self._before_forward)),
             optimizer.register_step_pre_hook(self._before_update),
@@ -198,10 +199,7 @@ class Watch:
             self._tell(error)
 
     def _read_settings(self) -> None:
-        values = [[group[key] for key in self._keys] for group in self.optimizer.param_groups]
-        if values != self._hyperparameters:  # most loops change them rarely
-            self._hyperparameters = values
-            self.groups = group_hyperparameters(self.optimizer)
+        self.groups = self._hyperparameters.read()
         self._gradients = [p.grad for _, p in self._optimised]
         self.missing = ()
         if any(gradient is None for gradient in self._gradients):
@@ -223,7 +221,8 @@ class Watch:
         self._check_settings()
         if self.updates == 0:
             # Checked when the stage began, but options can be set before its first update.
-            check_optimizer(self.optimizer)
+            for one in members(self.optimizer):
+                check_optimizer(one)
             if grad_scaler_above():
                 raise RecordingError(
                     "optimizer.step was called by a GradScaler, which scales losses by factors "
@@ -261,7 +260,8 @@ class Watch:
 
     def before_any_update(self, optimizer: torch.optim.Optimizer) -> None:
         """Called before any optimiser's update."""
-        if optimizer is self.optimizer or self._other is not None or not self.checking:
+        own = any(optimizer is one for one in members(self.optimizer))
+        if own or self._other is not None or not self.checking:
             return
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if any(id(parameter) in self._names for parameter in parameters):
@@ -295,8 +295,8 @@ class Watch:
         if changed is not None and self._other is not None:
             raise RecordingError(
                 f"{changed} was changed outside optimizer.step(), after update {self.updates}: "
-                f"another optimiser ({self._other}) updates the model too. Give all parameters of "
-                "the stage to one optimiser, in parameter groups"
+                f"another optimiser ({self._other}) updates the model too. Give the stage all of "
+                "them, stage(..., optimizer=[one, other])"
             )
         if changed is not None:
             raise RecordingError(
@@ -353,6 +353,7 @@ class Watch:
         try:
             self._values.take()
             self._state.take()
+            self._hyperparameters.after_update()
         except Exception as error:
             self._tell(error)
 

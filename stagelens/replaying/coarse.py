@@ -9,6 +9,8 @@ middle step's batch (see :mod:`.coarse_plan`), and moves as the r steps would wi
   ``theta' = theta - H mhat / (sqrt(uhat) + eps)``, with decay ``1 - H lam`` for AdamW and H the sum
   of the r learning rates.
 
+- others: their own step at H, which counts once in whatever they average.
+
 For r = 1 and whole batches this is the optimiser's own step.
 """
 
@@ -24,12 +26,23 @@ from torch import Tensor, nn
 from stagelens.compute import devices
 from stagelens.contracts import Task
 from stagelens.runs.batches import to_device
+from stagelens.runs.optimizer_kinds import without_formula
+from stagelens.runs.optimizer_set import AnyOptimizer
 from stagelens.runs.run import Stage
-from stagelens.runs.states import TrainingState, copied, load_into, model_tensors
-from stagelens.runs.step_records import MicroBatch
+from stagelens.runs.states import (
+    OptimizerState,
+    TrainingState,
+    capture,
+    copied,
+    load_into,
+    load_optimizer,
+    model_tensors,
+)
+from stagelens.runs.step_records import MicroBatch, StepRecord
 
 from .coarse_plan import CoarseStep
-from .step import StepRules, loss_of, prepare
+from .optimizers import build_optimizer, set_group_hyperparameters, update
+from .step import StepRules, loss_of, prepare, restore_missing
 from .training_loss import Passed, loss_of_stage
 
 _TINY = 1e-30
@@ -59,15 +72,22 @@ class CoarseModel:
         self.rule = stage.optimizer.name
         self.groups = [group.parameters for group in stage.optimizer.groups]
         self.parameters = dict(self.model.named_parameters())
-        self.state = {
-            name: {
-                # Copied, as steps change it in place. Adam's count stays on the CPU: it is read at
-                # every step, which would wait for a GPU.
-                key: value.to("cpu" if key == "step" else self.device, copy=True)
-                for key, value in tensors.items()
+        self.own: AnyOptimizer | None = None
+        self.state: OptimizerState = {}
+        if without_formula(stage.optimizer) is not None:
+            self.own = build_optimizer(stage.optimizer, self.parameters)
+            self.names = {id(parameter): name for name, parameter in self.parameters.items()}
+            load_optimizer(self.own, self.names, state.optimizer)
+        else:
+            self.state = {
+                name: {
+                    # Copied, as steps change it in place. Adam's count stays on the CPU: it is read
+                    # at every step, which would wait for a GPU.
+                    key: value.to("cpu" if key == "step" else self.device, copy=True)
+                    for key, value in tensors.items()
+                }
+                for name, tensors in state.optimizer.items()
             }
-            for name, tensors in state.optimizer.items()
-        }
         norms: list[Any] = [m for m in self.model.modules() if _keeps_running_mean(m)]
         self.norms = [(module, float(module.momentum)) for module in norms]
         self.loss = math.nan
@@ -110,12 +130,25 @@ class CoarseModel:
             gradients = self.gradients(coarse.batches, len(coarse.facts), scale)
         # On the scale of StepRecord.loss, so that the two can be compared.
         self.loss /= middle.weight(self.rules.accumulation) if middle.plain else 1.0
+        if self.own is not None:
+            self._own_step(self.own, coarse, middle)
+            return
         for number, names in enumerate(self.groups):
             options = [record.groups[number] for record in coarse.facts]
             present = [name for name in names if name not in middle.missing]
             self._update(present, gradients, options, middle.groups[number])
         for record in coarse.facts:
             self.loss_function.updated(record.step, self.model)
+
+    def _own_step(self, own: AnyOptimizer, coarse: CoarseStep, middle: StepRecord) -> None:
+        trained = [self.parameters[name] for names in self.groups for name in names]
+        restore_missing(self.parameters, middle.missing, trained)
+        merged = [
+            {**group, "lr": math.fsum(float(one.groups[number]["lr"]) for one in coarse.facts)}
+            for number, group in enumerate(middle.groups)
+        ]
+        set_group_hyperparameters(own, merged)
+        update(own)
 
     def _update(
         self,
@@ -195,6 +228,8 @@ class CoarseModel:
 
     def snapshot(self) -> TrainingState:
         """A copy of the training state as it is now."""
+        if self.own is not None:
+            return capture(self.model, self.own, self.names)
         return TrainingState(
             {name: copied(tensor) for name, tensor in model_tensors(self.model).items()},
             {n: {key: copied(value) for key, value in s.items()} for n, s in self.state.items()},
@@ -207,16 +242,25 @@ def _keeps_running_mean(module: nn.Module) -> bool:
 
 
 def transfer(
-    recorded: TrainingState, factual: TrainingState, counterfactual: TrainingState
+    recorded: TrainingState,
+    factual: TrainingState,
+    counterfactual: TrainingState,
+    formula: bool = True,
 ) -> TrainingState:
     """Carry the twins' difference over: recorded - (factual - counterfactual).
 
-    Variances and second moments are carried as ratios, so they stay positive.
+    Variances and second moments are carried as ratios, so they stay positive. Without a formula
+    for the optimiser, what its state means is not known: the counterfactual twin's is kept, with
+    the recorded counts, of which a merged step makes too few.
     """
     model = {
         name: _moved(name, tensor, factual.model[name], counterfactual.model[name])
         for name, tensor in recorded.model.items()
     }
+    if not formula:
+        counts = {n: _counts(own) for n, own in recorded.optimizer.items()}
+        states = counterfactual.optimizer.items()
+        return TrainingState(model, {n: {**own, **counts.get(n, {})} for n, own in states})
     optimizer = {
         name: {
             key: _moved(key, tensor, factual.optimizer[name][key], other[key])
@@ -226,6 +270,10 @@ def transfer(
         if name in factual.optimizer and (other := counterfactual.optimizer.get(name)) is not None
     }
     return TrainingState(model, optimizer)
+
+
+def _counts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: tensor for key, tensor in state.items() if tensor.ndim == 0}
 
 
 def _moved(name: str, recorded: Tensor, factual: Tensor, counterfactual: Tensor) -> Tensor:

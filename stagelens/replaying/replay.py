@@ -15,6 +15,7 @@ from stagelens.compute import devices
 from stagelens.contracts import Progress, ProgressCallback, Refused, Task, no_progress
 from stagelens.runs.batches import batch_size
 from stagelens.runs.boundaries import apply_boundary, check_crossable
+from stagelens.runs.optimizer_kinds import absent
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.schema import Precision
 from stagelens.runs.states import TrainingState, capture, load_into, load_optimizer, same_tensor
@@ -72,6 +73,8 @@ def check_replayable(stages: Sequence[Stage]) -> None:
                 f"stage {stage.name!r} cannot be replayed, because of what was found while it was "
                 f"recorded: {stage.facts.problem}"
             )
+        if (why := absent(stage.optimizer)) is not None:
+            raise Refused(f"stage {stage.name!r} cannot be replayed here: {why}")
         if not stage.replayable:
             raise Refused(
                 f"stage {stage.name!r} cannot be replayed, because its batches were not all kept "

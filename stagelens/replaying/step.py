@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from stagelens.compute import devices
 from stagelens.contracts import Refused
 from stagelens.runs.batches import to_device
+from stagelens.runs.optimizer_set import AnyOptimizer
 from stagelens.runs.schema import Precision, StageFile
 from stagelens.runs.step_records import MicroBatch, StepRecord
 
@@ -134,7 +135,7 @@ class Stepper:
         self,
         loss: LossFunction,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: AnyOptimizer,
         rules: StepRules,
         split: SplitGradient | None = None,
     ) -> None:

@@ -10,7 +10,7 @@ from .schema import StageFile
 # Change it, and stored results are lost.
 _DIGESTED: Any = {
     "name": True,
-    "optimizer": True,
+    "optimizer": {"name", "groups", "flags"},
     "boundary": {"optimizer", "carried", "new", "removed", "frozen"},
     "trainable": True,
     "evaluation_mode": True,
@@ -25,6 +25,7 @@ _DIGESTED: Any = {
 _STATE: Any = {"more": {"__all__": {"sha256"}}, "fixed": {"sha256"}, "names": True}
 _DIGESTED_IF_SAID: Any = {
     "origin": True,
+    "optimizer": {"members"},
     "boundary": {
         *("grown", "averaged", "trimmed", "casts", "adapters", "renamed", "merged", "problem"),
     },

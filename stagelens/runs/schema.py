@@ -129,15 +129,35 @@ class ParameterGroup(_Model):
     hyperparameters: dict[str, Any]
 
 
+class OptimizerMember(_Model):
+    """One of several optimisers that make an update together, and how many groups are its own."""
+
+    name: str
+    groups: int = Field(ge=0)
+    flags: dict[str, Any]
+
+
 class OptimizerFacts(_Model):
     """The optimiser of a stage, as replay rebuilds it.
 
     In an assembled run it comes from a Trainer's checkpoint, which does not name the parameters.
+
+    Attributes:
+        name: As registered; of several, all their names.
+        groups: Its parameter groups; of several, one optimiser's after the other's.
+        flags: What its class is given beside the groups; of several, each has its own.
+        members: The optimisers, where there are several.
     """
 
-    name: Literal["SGD", "Adam", "AdamW"]
+    name: str
     groups: list[ParameterGroup]
-    flags: dict[str, bool | None]
+    flags: dict[str, Any]
+    members: list[OptimizerMember] = []
+
+    def each(self) -> list[OptimizerMember]:
+        """The optimisers, one or several."""
+        one = OptimizerMember(name=self.name, groups=len(self.groups), flags=self.flags)
+        return self.members or [one]
 
 
 class PartRef(_Model):

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stagelens.compute.unallocated import allocate
-from stagelens.contracts import SUPPORTED_OPTIMIZERS, RunError
+from stagelens.contracts import OptimizerRule, RunError, optimizer_name, optimizer_rule
 
 from .checked_files import CheckedFiles
 from .files import write_file
+from .optimizer_set import AnyOptimizer, members
+from .optimizer_values import GROUP, as_tensors, from_tensors
 from .quantised import quantised_parts, take_quantised
 from .schema import FileRef, StateRef
 from .streaming import Gathered, MappedTensors, Streamed, facts_of, flat_blocks
@@ -23,7 +26,8 @@ Weights = Mapping[str, Tensor]
 """Parameters and buffers of one architecture, by name."""
 
 OptimizerState = dict[str, dict[str, Tensor]]
-"""Parameter name to the tensors that torch keeps for it, for instance ``exp_avg`` and ``step``."""
+"""Parameter name to what its optimiser keeps for it, for instance ``exp_avg`` and ``step``; what is
+no plain tensor is named as in :mod:`.optimizer_values`."""
 
 
 @dataclass
@@ -54,19 +58,49 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> OptimizerState:
+def rule_of(optimizer: torch.optim.Optimizer) -> OptimizerRule:
+    """How a registered optimiser is recorded.
+
+    Raises:
+        RunError: It is not registered.
+    """
+    rule = optimizer_rule(optimizer_name(optimizer) or "")
+    if rule is None:
+        raise RunError(f"the optimiser {type(optimizer).__name__} is not registered")
+    return rule
+
+
+def optimizer_tensors(optimizer: AnyOptimizer, names: Mapping[int, str]) -> OptimizerState:
     """The optimiser's own state tensors (not copies), by parameter name.
 
+    What it keeps of a parameter group is found with each parameter that has a state.
+
     Args:
-        optimizer: Of a supported kind.
+        optimizer: Of a registered class.
         names: ``id(parameter)`` to name.
     """
     states: OptimizerState = {}
-    for parameter, state in optimizer.state.items():
-        tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-        if tensors:  # nothing is written of an empty entry, so it would not come back
-            states[names[id(parameter)]] = tensors
+    for one in members(optimizer):
+        groups = _group_values(one)
+        for parameter, state in one.state.items():
+            tensors = as_tensors(state)
+            if tensors:  # nothing is written of an empty entry, so it would not come back
+                tensors.update(groups.get(id(parameter), {}))
+                states[names[id(parameter)]] = tensors
     return states
+
+
+def _group_values(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
+    """``id(parameter)`` to the state of its group; empty for most optimisers."""
+    keys = rule_of(optimizer).group_state
+    if not keys:
+        return {}
+    values = [as_tensors({key: group[key] for key in keys}) for group in optimizer.param_groups]
+    return {
+        id(parameter): {GROUP + key: value for key, value in own.items()}
+        for group, own in zip(optimizer.param_groups, values, strict=True)
+        for parameter in group["params"]
+    }
 
 
 def copied(tensor: Tensor) -> Tensor:
@@ -76,7 +110,7 @@ def copied(tensor: Tensor) -> Tensor:
 
 
 def capture(
-    model: nn.Module, optimizer: torch.optim.Optimizer | None, names: Mapping[int, str]
+    model: nn.Module, optimizer: AnyOptimizer | None, names: Mapping[int, str]
 ) -> TrainingState:
     """A copy, on the CPU, of everything at this moment."""
     states = {} if optimizer is None else optimizer_tensors(optimizer, names)
@@ -145,7 +179,7 @@ def _difference(built: object, recorded: object) -> str:
 
 
 def load_optimizer(
-    optimizer: torch.optim.Optimizer, names: Mapping[int, str], states: OptimizerState
+    optimizer: AnyOptimizer, names: Mapping[int, str], states: OptimizerState
 ) -> None:
     """Copy recorded state into an optimiser; that of parameters it does not train is ignored.
 
@@ -157,25 +191,46 @@ def load_optimizer(
     Raises:
         RunError: The state is that of another kind of optimiser.
     """
-    kind = type(optimizer).__name__
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            tensors = states.get(names[id(parameter)])
-            if tensors is None:  # it never had a gradient: torch makes its state at the first
-                continue
-            if not tensors.keys() <= set(SUPPORTED_OPTIMIZERS[kind].state):
-                raise RunError(
-                    f"the recorded optimiser state ({', '.join(tensors)}) is not that of {kind}; "
-                    "use the kind of optimiser that it was recorded with, or a new state"
-                )
-            optimizer.state[parameter] = {
-                # Copies, because an optimiser updates its state in place. torch keeps Adam's step
-                # count on the CPU unless the optimiser is fused.
-                key: tensor.clone()
-                if key == "step" and not group.get("fused")
-                else tensor.to(parameter.device, copy=True)
-                for key, tensor in tensors.items()
-            }
+    for one in members(optimizer):
+        rule = rule_of(one)
+        for group in one.param_groups:
+            for parameter in group["params"]:
+                tensors = states.get(names[id(parameter)])
+                # It never had a gradient: its state is made at the first.
+                if tensors is not None:
+                    one.state[parameter] = _own_state(one, rule, group, parameter, tensors)
+
+
+def _own_state(
+    optimizer: torch.optim.Optimizer,
+    rule: OptimizerRule,
+    group: dict[str, Any],
+    parameter: Tensor,
+    tensors: Mapping[str, Tensor],
+) -> dict[str, Any]:
+    """One parameter's state; gives the group what is its own."""
+    if rule.state is not None and not tensors.keys() <= set(rule.state):
+        raise RunError(
+            f"the recorded optimiser state ({', '.join(tensors)}) is not that of "
+            f"{type(optimizer).__name__}; use the kind of optimiser that it was recorded with, or "
+            "a new state"
+        )
+    moved = {
+        # Copies, because an optimiser updates its state in place. torch keeps counts on the CPU
+        # unless the optimiser is fused.
+        key: tensor.clone()
+        if key in _ON_CPU and not group.get("fused")
+        else tensor.to(parameter.device, copy=True)
+        for key, tensor in tensors.items()
+    }
+    if rule.group_state:
+        of_group = {k.removeprefix(GROUP): t for k, t in moved.items() if k.startswith(GROUP)}
+        group.update(from_tensors(of_group, {}))
+        moved = {key: tensor for key, tensor in moved.items() if not key.startswith(GROUP)}
+    return from_tensors(moved, rule.tensors)
+
+
+_ON_CPU = ("step", "mu_product")
 
 
 def save_tensors(root: Path, relative: str, tensors: Mapping[str, Tensor]) -> FileRef:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,7 +168,7 @@ def _row(step: FlatStep, collected: dict[str, list[Tensor]]) -> dict[str, Any]:
     return {
         "step": record.step,
         "loss": record.loss,
-        "lr": float(record.groups[0]["lr"]),
+        "lr": _rate(record.groups[0].get("lr")),
         "groups": json.dumps(record.groups),
         "missing": list(record.missing),
         "micro_batches": record.micro_batches,
@@ -175,6 +176,11 @@ def _row(step: FlatStep, collected: dict[str, list[Tensor]]) -> dict[str, Any]:
         "batch": json.dumps([m.description for m in step.micro]) if step.micro else None,
         "tensors": names,
     }
+
+
+def _rate(value: float | None) -> float:
+    """NaN for an optimiser that chooses its own."""
+    return math.nan if value is None else float(value)
 
 
 def discover_parts(files: CheckedFiles, folder: str) -> list[PartRef]:

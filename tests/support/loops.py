@@ -15,7 +15,8 @@ from torch import Tensor, nn
 import stagelens
 from stagelens.contracts import RecordingError, StageLensError
 from stagelens.recording.stage_recorder import StageRecorder
-from stagelens.runs.states import TrainingState, capture
+from stagelens.runs.optimizer_set import as_one, members
+from stagelens.runs.states import TrainingState, capture, same_tensor
 from stagelens.tasks import ImageClassification
 
 SHAPE = (1, 4, 5)
@@ -65,8 +66,9 @@ def train(
         if number % accumulation == 0:
             if clip_norm is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=set_to_none)
+            for one in members(as_one(optimizer)):
+                one.step()
+                one.zero_grad(set_to_none=set_to_none)
             if scheduler is not None:
                 scheduler.step()
         if stage is not None:
@@ -142,7 +144,8 @@ def run_plans(
             plan.name, model=model, optimizer=optimizer, **plan.declared()
         ) as stage:
             train(task, model, optimizer, batches, stage=stage, scheduler=scheduler, **plan.loop)
-    return capture(model, optimizer, {id(p): n for n, p in model.named_parameters()})
+    names = {id(p): n for n, p in model.named_parameters()}
+    return capture(model, as_one(optimizer), names)
 
 
 def record_plans(path: Path, task: stagelens.Task, plans: Sequence[Plan]) -> stagelens.Run:
@@ -156,7 +159,7 @@ def differing(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> list[str]:
     return [
         name
         for name in sorted(a.keys() | b.keys())
-        if name not in a or name not in b or not _same_bits(a[name], b[name])
+        if name not in a or name not in b or not same_tensor(a[name], b[name])
     ]
 
 
@@ -167,14 +170,6 @@ def differing_state(a: TrainingState, b: TrainingState) -> list[str]:
         for state in (a, b)
     ]
     return differing(*flat)
-
-
-def _same_bits(a: Tensor, b: Tensor) -> bool:
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    # As bytes, because numpy has no bfloat16; flat first, for scalars.
-    one, other = (t.contiguous().reshape(-1).view(torch.uint8) for t in (a, b))
-    return torch.equal(one, other)
 
 
 class Training:

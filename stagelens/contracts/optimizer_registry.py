@@ -1,0 +1,134 @@
+"""Optimisers by registered name: built-in ones, those that packages register, and the user's own.
+
+A run folder holds a name, never code. The name leads to a class through the table of built-in
+rules, :func:`register_optimizer`, or the entry-point group ``stagelens.optimizers`` of an installed
+package. Packages are imported when an optimiser of theirs is used, not before.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from typing import Any
+
+from .errors import Refused, StageLensError
+from .optimizers import SUPPORTED_OPTIMIZERS, OptimizerRule
+
+_own: dict[str, tuple[type | None, OptimizerRule]] = {}
+"""Name to the class and the rule that were registered in this process."""
+
+_INSTALL = {"lion_pytorch": "lion-pytorch"}
+"""Package to the name that it is installed by, where that is another."""
+
+
+def register_optimizer(name: str, target: type | str, **rule: Any) -> None:
+    """Make an optimiser of your own known, for recording and for replay.
+
+    Register it before the stage is recorded, and again, under the same name, before the run is
+    replayed (on the command line: ``--optimizer name=package.module:Class``). A package does it for
+    its users with an entry point ``name = "package.module:Class"`` in the group
+    ``stagelens.optimizers``.
+
+    Args:
+        name: Is written into the run.
+        target: The class, or ``package.module:Class``.
+        rule: Fields of :class:`~stagelens.contracts.OptimizerRule`, where the class keeps more than
+            its parameter groups and per-parameter state.
+
+    Raises:
+        StageLensError: The name is a built-in one, or the target cannot be imported.
+
+    Example:
+        >>> register_optimizer("own-sgd", "torch.optim:SGD")
+        >>> optimizer_class("own-sgd").__name__
+        'SGD'
+    """
+    if name in SUPPORTED_OPTIMIZERS:
+        raise StageLensError(f"{name} is a built-in optimiser; register yours by another name")
+    where = target if isinstance(target, str) else f"{target.__module__}:{target.__qualname__}"
+    found = _load(where) if isinstance(target, str) else target
+    _own[name] = (found, OptimizerRule(where, **rule))
+
+
+def optimizer_rule(name: str) -> OptimizerRule | None:
+    """The rule of a registered name; None if nothing here has it."""
+    if name in SUPPORTED_OPTIMIZERS:
+        return SUPPORTED_OPTIMIZERS[name]
+    if name in _own:
+        return _own[name][1]
+    entries = [entry for entry in _entries() if entry.name == name]
+    return OptimizerRule(entries[0].value) if entries else None
+
+
+def optimizer_name(optimizer: object) -> str | None:
+    """The registered name of an optimiser's class; None if it is not registered.
+
+    Only the class itself counts: a subclass may update otherwise.
+    """
+    kind = type(optimizer)
+    for name, (own, _) in _own.items():
+        if kind is own:
+            return name
+    package = kind.__module__.partition(".")[0]
+    for name, rule in SUPPORTED_OPTIMIZERS.items():
+        # By name first: only the package that the class comes from is looked into.
+        if rule.package == package and _is(kind, rule.target):
+            return name
+    # An installed package may name a class of another one.
+    return next((entry.name for entry in _entries() if _is(kind, entry.value)), None)
+
+
+def _is(kind: type, target: str) -> bool:
+    return target.partition(":")[2] == kind.__name__ and _load(target) is kind
+
+
+def optimizer_class(name: str) -> type:
+    """The class of a registered name.
+
+    Raises:
+        Refused: It is not registered here, or its package is not installed.
+    """
+    if (why := why_absent(name)) is not None:
+        raise Refused(why)
+    if name in _own:
+        return _own[name][0] or _load(_own[name][1].target)
+    rule = optimizer_rule(name)
+    assert rule is not None  # why_absent looked
+    return _load(rule.target)
+
+
+def why_absent(name: str) -> str | None:
+    """Why an optimiser cannot be made here, and what to do; None if it can. Imports nothing."""
+    rule = optimizer_rule(name)
+    if rule is None:
+        return (
+            f"the optimiser {name} is not registered here; install the package that registers it, "
+            "or give it: stagelens.register_optimizer(name, Class) or "
+            f"--optimizer {name}=package.module:Class"
+        )
+    if name not in _own and find_spec(rule.package) is None:
+        return (
+            f"the optimiser {name} needs the package {rule.package}, which is not installed here: "
+            f"pip install {_INSTALL.get(rule.package, rule.package)}"
+        )
+    return None
+
+
+def _entries() -> list[EntryPoint]:
+    return list(entry_points(group="stagelens.optimizers"))
+
+
+def _load(target: str) -> type:
+    module, _, attribute = target.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    # import_module raises ValueError for an empty name, as in ":Class".
+    except (ImportError, AttributeError, ValueError) as error:
+        raise StageLensError(
+            f"optimiser {target!r} cannot be imported ({error}); give it as package.module:Class, "
+            "with its package on the Python path"
+        ) from None
+    if not isinstance(found, type):
+        raise StageLensError(f"{target!r} is not a class")
+    return found

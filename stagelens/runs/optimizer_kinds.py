@@ -1,0 +1,51 @@
+"""What can be had of a stage's optimiser beside its own steps; nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from stagelens.contracts import optimizer_rule, why_absent
+
+from .schema import OptimizerFacts
+
+
+def absent(facts: OptimizerFacts) -> str | None:
+    """Why the optimiser cannot be made here, and what to do; None if it can."""
+    whys = [why_absent(member.name) for member in facts.each()]
+    return next((why for why in whys if why is not None), None)
+
+
+def no_formula(name: str, options: Mapping[str, Any]) -> str | None:
+    """Why the update of an optimiser has no formula; None if it has one.
+
+    Args:
+        name: As registered.
+        options: A parameter group of it, or what is fixed for the stage.
+    """
+    rule = optimizer_rule(name)
+    if rule is None or not rule.formula:
+        return f"the update of {name} is known by its own step only, not by a formula"
+    if (on := next((option for option in rule.options if options.get(option)), None)) is not None:
+        return f"the update of {name} with {on} is known by its own step only, not by a formula"
+    return None
+
+
+def without_formula(facts: OptimizerFacts) -> str | None:
+    """:func:`no_formula` of a stage's optimiser."""
+    if facts.members:
+        return f"{facts.name} train one model, and formulas are of a single optimiser"
+    return no_formula(facts.name, facts.flags)
+
+
+def unmergeable(facts: OptimizerFacts) -> str | None:
+    """Why several steps of the optimiser cannot become one; None if they can."""
+    for member in facts.each():
+        rule = optimizer_rule(member.name)
+        if rule is not None and rule.unmergeable:
+            return f"steps of {member.name} cannot be merged: {rule.unmergeable}"
+    for group in facts.groups:
+        # As with relative_step: their size then depends on how many steps there were.
+        if group.hyperparameters.get("lr") is None:
+            return f"steps of {facts.name} cannot be merged: it is given no learning rate, lr"
+    return None
