@@ -56,6 +56,7 @@ class Best:
             # Steps were flushed when this state was kept, so a part ends here.
             "parts": parts_until(parts, step),
             "steps": step,
+            "end_calls": self.checkpoint.calls,
             "checkpoints": [one for one in checkpoints if one.step <= step],
             "best_model": BestModel(trained=trained, metric=self.metric, value=self.value),
         }

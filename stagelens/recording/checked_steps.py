@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from stagelens.compute import memory
 from stagelens.contracts import RecordingError, StageLensError
+from stagelens.replaying.modes import call_all, two_sets
 from stagelens.replaying.optimizers import build_optimizer, set_group_hyperparameters, update
 from stagelens.replaying.step import Stepper, StepRules, prepare, widest_eps
 from stagelens.replaying.training_loss import TrainingLoss
@@ -164,6 +165,7 @@ class CheckedSteps:
         self._strays = set(start.trainable) - set(self._optimised)
         size = sum(tensor.nbytes for tensor in start.state.model.values())
         self._light = size <= _COPIED_BYTES
+        self._two_sets = two_sets(self._own_optimizer)  # it cannot switch without its state
         self._length = _STRETCH if size <= _SMALL_BYTES else 1
         self._copies: list[WeightsCopy] = []
         # Not torch's generator, which belongs to the training.
@@ -254,7 +256,7 @@ class CheckedSteps:
     def _copy(self, planned: bool) -> None:
         """Copy the state that the next step starts from."""
         try:
-            whole = planned or self._length > 1
+            whole = planned or self._length > 1 or self._two_sets
             self._upcoming = _Stretch(
                 self._copied_weights(), self._copied_state() if whole else None, planned
             )
@@ -263,12 +265,13 @@ class CheckedSteps:
                 raise
             self._light, self._copies = False, []  # the training comes first
 
-    def check(self, rules: StepRules, updated: bool = True) -> None:
+    def check(self, rules: StepRules, updated: bool = True, calls: Sequence[str] = ()) -> None:
         """Run the newest steps again whose state was copied, if not done yet, and compare.
 
         Args:
             rules: Of the stage.
             updated: Whether the model and the optimiser are as the newest step left them.
+            calls: But for these calls of the optimiser since then.
 
         Raises:
             RecordingError: As :meth:`noted`.
@@ -278,7 +281,7 @@ class CheckedSteps:
             return
         at = self._at(stretch.steps[-1])
         try:
-            self._check(stretch, rules, updated)
+            self._check(stretch, rules, updated, calls)
         except (StageLensError, RuntimeError, MemoryError) as error:
             if memory.ran_out(error):  # the training comes first
                 self.close()
@@ -291,7 +294,9 @@ class CheckedSteps:
         eps = widest_eps(self._twin)
         return At(self._stage, step.record.step + 1, eps, self._loss.title)
 
-    def _check(self, stretch: _Stretch, rules: StepRules, updated: bool) -> None:
+    def _check(
+        self, stretch: _Stretch, rules: StepRules, updated: bool, calls: Sequence[str]
+    ) -> None:
         if stretch.steps[0].record.step == 0:
             prepare(self._twin, rules)
         load_into(self._twin, stretch.model)
@@ -304,6 +309,8 @@ class CheckedSteps:
                 self._run(step, gradients, rules, at)
                 if stretch.optimizer is not None:
                     update(self._own_optimizer)
+            if stretch.optimizer is not None:
+                call_all(self._own_optimizer, calls)
             if stretch.optimizer is not None and updated and step.record.step == self._newest:
                 self._check_update(stretch.model, at)
         self._twin.zero_grad()

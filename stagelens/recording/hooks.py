@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -40,3 +42,20 @@ def grad_scaler_above() -> bool:
         if frame.f_code is torch.amp.GradScaler.step.__code__:
             return bool(frame.f_locals["self"].is_enabled())
     return False
+
+
+def weakly(watch: Any) -> Callable[[torch.optim.Optimizer, Any, Any], None]:
+    """A hook that does not keep a training alive: torch holds it until it is removed.
+
+    Args:
+        watch: Its ``before_any_update`` is called before any optimiser's update.
+    """
+    reference = weakref.ref(watch)
+
+    def see(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+        # An optimiser that is no concern of the stage's may be of any make.
+        if (there := reference()) is not None:
+            with contextlib.suppress(Exception):
+                there.before_any_update(optimizer)
+
+    return see

@@ -337,7 +337,13 @@ def _end_at_checkpoint(root: Path, reference: StageRef, stage: Stage) -> StageRe
             "before it are on disk; restore the missing parts"
         )
     ended = facts.model_copy(
-        update={"status": "complete", "end": checkpoint.state, "parts": parts, "steps": steps}
+        update={
+            "status": "complete",
+            "end": checkpoint.state,
+            "end_calls": checkpoint.calls,
+            "parts": parts,
+            "steps": steps,
+        }
     )
     sha256 = write_json(path, ended)
     return reference.model_copy(update={"sha256": sha256})

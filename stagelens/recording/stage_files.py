@@ -41,14 +41,15 @@ class StageFiles:
         return save_state(self._run.path, f"{self._folder}/{name}", state)
 
     def checkpoint(
-        self, step: int, state: Callable[[], TrainingState], **update: Any
+        self, step: int, state: Callable[[], TrainingState], calls: list[Any], **update: Any
     ) -> Checkpoint:
         """Write a training state within the stage, and the facts that name it."""
         known = self.facts.checkpoints
         # A regular checkpoint and a best model can come at the same step.
         if known and known[-1].step == step:
             return known[-1]
-        made = Checkpoint(step=step, state=self.save(f"checkpoint-{step:06d}", state()))
+        saved = self.save(f"checkpoint-{step:06d}", state())
+        made = Checkpoint(step=step, state=saved, calls=calls)
         self.announce(checkpoints=[*known, made], **update)
         return made
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from stagelens.contracts import RecordingError
@@ -210,8 +209,7 @@ class StageRecorder:
         except RecordingError as error:
             raise self._passes.explained(error, watch.noted, len(micro.flat)) from None
         if first is not None:
-            modes = {"evaluation_mode": watch.evaluation_mode or [], "precision": watch.precision}
-            self._announce(**modes)
+            self._announce(evaluation_mode=watch.evaluation_mode or [], precision=watch.precision)
         self._writer.note(record, micro.flat if keep else [], micro.losses)
         self._noted()
 
@@ -275,7 +273,8 @@ class StageRecorder:
         self._writer.flush()  # first: resuming needs every step before a checkpoint
         if self._writer.stopped:
             return None
-        return self._files.checkpoint(self.steps, self._state, checked=self._agreed())
+        calls, checked = self._watch.calls, self._agreed()
+        return self._files.checkpoint(self.steps, self._state, calls, checked=checked)
 
     def _checkpoint_due(self, step: int) -> bool:
         every = self._settings.checkpoint_every
@@ -355,10 +354,9 @@ class StageRecorder:
                 self._check_end()
             except Exception as error:
                 self.tell(error)
-        checked = self._agreed()
         if self._checked is not None:
             self._checked.close()
-        self._complete(seconds=time.monotonic() - self._started, checked=checked)
+        self._complete(seconds=time.monotonic() - self._started, checked=self._agreed())
         # Last: whatever becomes of it, the stage is complete.
         with contextlib.suppress(RuntimeError, MemoryError):
             self._run.final = FinalModel(self._run.path, self.name, self._model)
@@ -375,6 +373,7 @@ class StageRecorder:
             end=self._files.save("end", self._state()),
             parts=list(self._writer.parts),
             steps=self._writer.steps,
+            end_calls=self._watch.calls,
             # Where not all of them could be written.
             updates=self.steps if self.steps > self._writer.steps else None,
             **facts,
@@ -394,4 +393,4 @@ class StageRecorder:
             )
         if not self._at_best:
             watch.check_now()
-        checked.check(self._rules(), updated=not self._at_best)
+        checked.check(self._rules(), not self._at_best, watch.calls)

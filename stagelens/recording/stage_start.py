@@ -28,7 +28,8 @@ from stagelens.runs.states import (
 )
 
 from .adapters import Adapter, read_adapter
-from .boundary import Unexplained, find_boundary, first_boundary
+from .boundary import Unexplained, first_boundary
+from .mode_boundary import find_switched
 from .run_writer import RunWriter
 from .stage_settings import StageSettings
 from .tokenising import tokenising
@@ -140,7 +141,8 @@ def read_start(
     else:
         before = last.end()
         try:
-            boundary = find_boundary(
+            boundary = find_switched(
+                last,
                 before,
                 kept,
                 stage=name,

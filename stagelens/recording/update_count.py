@@ -23,11 +23,13 @@ class UpdateCount:
         noted: How many of them were noted by ``stage.step``.
         groups: The learning rate of every parameter group at the newest update.
         missing: Always empty: it is not known.
+        calls: Always empty, too.
         forwards: Not counted.
     """
 
     def __init__(self, optimizer: Any) -> None:
         self.updates = self.noted = self.forwards = 0
+        self.calls: list[str] = []
         self.missing: tuple[str, ...] = ()
         self._optimizer = getattr(optimizer, "optimizer", optimizer)
         self.groups = learning_rates(self._optimizer)

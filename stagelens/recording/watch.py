@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -13,14 +11,15 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 from stagelens.contracts import RecordingError
-from stagelens.replaying.optimizers import check_optimizer
+from stagelens.replaying.optimizers import CALLS, check_optimizer
 from stagelens.runs.optimizer_set import AnyOptimizer, Handles, members
 from stagelens.runs.schema import Precision
 
 from .checked_steps import CheckedSteps
 from .fingerprint import Fingerprint, SampledFingerprint
-from .hooks import PassiveHook, grad_scaler_above
+from .hooks import PassiveHook, grad_scaler_above, weakly
 from .hyperparameters import Hyperparameters
+from .modes import ModeWatch
 from .optimizer_state import OptimizerStateWatch, equal_or_nan
 from .precision import PrecisionWatch
 from .update_count import learning_rates
@@ -100,8 +99,9 @@ class Watch:
         self._sentinel: nn.Parameter | None = None
         self._incoming: Tensor | None = None
         self._state = OptimizerStateWatch(optimizer, names)
+        self._switches = ModeWatch(optimizer, self._before_switch, self._after_switch)
         self._handles: list[RemovableHandle | Handles] = [
-            register_optimizer_step_pre_hook(_weakly(self)),
+            register_optimizer_step_pre_hook(weakly(self)),
             model.register_forward_pre_hook(PassiveHook(self._before_forward)),
             optimizer.register_step_pre_hook(self._before_update),
             optimizer.register_step_post_hook(self._after_update),
@@ -113,6 +113,12 @@ class Watch:
             handle.remove()
         self._handles = []
         self._precision.close()
+        self._switches.close()
+
+    @property
+    def calls(self) -> list[str]:
+        """``train`` and ``eval`` of the optimiser, as they were called since the newest update."""
+        return list(self._switches.calls)
 
     @property
     def precision(self) -> Precision:
@@ -200,6 +206,8 @@ class Watch:
 
     def _read_settings(self) -> None:
         self.groups = self._hyperparameters.read()
+        if calls := self._switches.take():
+            self.groups = [{**self.groups[0], CALLS: calls}, *self.groups[1:]]
         self._gradients = [p.grad for _, p in self._optimised]
         self.missing = ()
         if any(gradient is None for gradient in self._gradients):
@@ -266,6 +274,25 @@ class Watch:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if any(id(parameter) in self._names for parameter in parameters):
             self._other = type(optimizer).__name__
+
+    def _before_switch(self) -> None:
+        if not self.checking:
+            return
+        try:
+            if self.updates > self.noted or self.forwards:
+                raise RecordingError(
+                    "the optimiser was switched between training and evaluation weights in the "
+                    "midst of a step; call optimizer.train() before the step's first forward pass, "
+                    "and optimizer.eval() after stage.step(batch, loss)"
+                )
+            self._check_values()
+        except Exception as error:
+            self._tell(error)
+
+    def _after_switch(self) -> None:
+        if self.checking:
+            self._values.take()
+            self._state.take()
 
     def _check_settings(self) -> None:
         if self._sizes() != self._group_sizes:
@@ -356,19 +383,6 @@ class Watch:
             self._hyperparameters.after_update()
         except Exception as error:
             self._tell(error)
-
-
-def _weakly(watch: Watch) -> Callable[[torch.optim.Optimizer, Any, Any], None]:
-    """A hook that does not keep a training alive: torch holds it until it is removed."""
-    reference = weakref.ref(watch)
-
-    def see(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
-        # An optimiser that is no concern of the stage's may be of any make.
-        if (there := reference()) is not None:
-            with contextlib.suppress(Exception):
-                there.before_any_update(optimizer)
-
-    return see
 
 
 def _same_rng(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:

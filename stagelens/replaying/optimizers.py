@@ -28,6 +28,10 @@ from stagelens.runs.states import rule_of
 
 from .overrides import set_overrides, state_overrides
 
+CALLS = "calls"
+"""Beside a step's hyperparameters: ``train`` and ``eval`` of the optimiser, as they were called
+between the update before and the step's forward pass."""
+
 
 def refusal(name: str, options: Mapping[str, Any]) -> str | None:
     """Why an optimiser's step cannot be reproduced, and what to do; None if it can.
@@ -256,6 +260,8 @@ def set_group_hyperparameters(optimizer: AnyOptimizer, values: Sequence[Mapping[
     """
     for group, mapping in zip(optimizer.param_groups, values, strict=True):
         for key, value in _for_torch(mapping).items():
+            if key == CALLS:
+                continue
             if isinstance(group.get(key), Tensor):
                 group[key].fill_(value)  # torchao keeps its learning rate as a tensor
             else:

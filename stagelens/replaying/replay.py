@@ -21,6 +21,7 @@ from stagelens.runs.schema import Precision
 from stagelens.runs.states import TrainingState, capture, load_into, load_optimizer, same_tensor
 from stagelens.runs.step_records import StepRecord
 
+from .modes import call_all, called
 from .optimizers import build_optimizer, update_in_lists
 from .shared_batches import SplitGradient
 from .step import Stepper, StepRules, prepare, widest_eps
@@ -42,10 +43,14 @@ def cross_boundary(state: TrainingState, stage: Stage) -> TrainingState:
     """
     recorded, boundary = stage.start().model, stage.facts.boundary
     check_crossable(stage.name, boundary)
+    factual_end = stage.previous.end() if stage.previous is not None else state
+    if stage.previous is not None and boundary.calls:
+        state = called(stage.previous, state, boundary.calls)
+        factual_end = called(stage.previous, factual_end, boundary.calls)
     model = apply_boundary(boundary, state.model, recorded)
     moved = boundary.merged.keys() | boundary.averaged.keys()
     if moved and stage.previous is not None:
-        factual = apply_boundary(boundary, stage.previous.end().model, recorded)
+        factual = apply_boundary(boundary, factual_end.model, recorded)
         for name in moved:
             start, own, usual = recorded[name], model[name], factual[name]
             if not same_tensor(usual, start):
@@ -180,6 +185,8 @@ class StageReplay:
             self._loss.updated(place, self.model)
             if self.misfit is None and not self.fits(record, losses):
                 self.misfit = record.step
+            if place == len(steps) - 1:
+                call_all(self.optimizer, self.stage.facts.end_calls)
             yield record
 
     def window(self, first: int, length: int) -> Iterator[tuple[StepRecord, list[float]]]:

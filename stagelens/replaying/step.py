@@ -19,6 +19,7 @@ from stagelens.runs.schema import Precision, StageFile
 from stagelens.runs.step_records import MicroBatch, StepRecord
 
 from .embedding_noise import add_noise
+from .modes import call_all, calls_before
 from .optimizers import set_group_hyperparameters, update
 from .shared_batches import SplitGradient
 from .training_loss import LossFunction, TrainingLoss
@@ -162,6 +163,7 @@ class Stepper:
         if record.batches is None:
             raise Refused(f"the batch of step {record.step} was not kept, so it cannot be replayed")
         losses = []
+        call_all(self._optimizer, calls_before(record.groups))
         # As zero_grad does, without what it notes for torch's profiler.
         for parameter in self._updated:
             parameter.grad = None

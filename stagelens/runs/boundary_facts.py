@@ -55,6 +55,8 @@ class Boundary(BaseModel):
         renamed: Name to the previous name, where it differs. Two names can share a previous one:
             an adapter that trains a whole module trains a copy of it.
         merged: Name to what was added to its previous value.
+        calls: ``train`` and ``eval`` of the previous stage's optimiser, as they were called after
+            that stage: they turn its training weights into those for evaluation, and back.
         deviation: Norm of the recorded start minus what this operation gives here, relative to the
             weight's norm; the largest over the merged weights and the added rows. 0 means bit for
             bit.
@@ -76,6 +78,7 @@ class Boundary(BaseModel):
     adapters: list[Literal["added", "merged", "removed"]] = []
     renamed: dict[str, str] = {}
     merged: dict[str, LowRank] = {}
+    calls: list[Literal["train", "eval"]] = []
     deviation: float = Field(default=0.0, ge=0)
     problem: str | None = None
 

@@ -25,9 +25,20 @@ _DIGESTED: Any = {
 _STATE: Any = {"more": {"__all__": {"sha256"}}, "fixed": {"sha256"}, "names": True}
 _DIGESTED_IF_SAID: Any = {
     "origin": True,
+    "end_calls": True,
     "optimizer": {"members"},
     "boundary": {
-        *("grown", "averaged", "trimmed", "casts", "adapters", "renamed", "merged", "problem"),
+        *(
+            "grown",
+            "averaged",
+            "trimmed",
+            "casts",
+            "calls",
+            "adapters",
+            "renamed",
+            "merged",
+            "problem",
+        ),
     },
     "start": _STATE,
     "end": _STATE,

@@ -7,7 +7,7 @@ from typing import Any
 
 from stagelens.contracts import optimizer_rule, why_absent
 
-from .schema import OptimizerFacts
+from .schema import OptimizerFacts, StageFile
 
 
 def absent(facts: OptimizerFacts) -> str | None:
@@ -49,3 +49,20 @@ def unmergeable(facts: OptimizerFacts) -> str | None:
         if group.hyperparameters.get("lr") is None:
             return f"steps of {facts.name} cannot be merged: it is given no learning rate, lr"
     return None
+
+
+def mode_of(facts: OptimizerFacts) -> str:
+    """What says which of two sets of weights there are; empty where there is one set."""
+    rules = [optimizer_rule(member.name) for member in facts.each()]
+    return next((rule.mode for rule in rules if rule is not None and rule.mode), "")
+
+
+def training_weights(facts: StageFile) -> str | None:
+    """That a stage ended with its optimiser's training weights, in a sentence; None if not."""
+    if facts.optimizer is None or not mode_of(facts.optimizer) or facts.end_calls[-1:] == ["eval"]:
+        return None
+    return (
+        f"stage {facts.name!r} ended with the training weights of {facts.optimizer.name}, as they "
+        "stood in the model, not with those that optimizer.eval() gives for evaluation; to end "
+        "with these, call it as the last line of the stage's block"
+    )

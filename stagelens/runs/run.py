@@ -15,6 +15,7 @@ from .checked_files import CheckedFiles
 from .files import read_json
 from .identity import stage_identity
 from .objectives import check_given, find_stage_objective
+from .optimizer_kinds import training_weights
 from .remote import copy_of, is_remote
 from .schema import (
     Environment,
@@ -262,6 +263,8 @@ class Run:
                 f"stage {facts.name!r} was recorded with its boundaries only, because it cannot be "
                 f"replayed: {facts.problem}"
             )
+        elif (said := training_weights(facts)) is not None:
+            self.problems.append(said)
         if facts.status == "complete" and facts.end is None:
             raise RunError(f"{path}: end: missing in a finished stage; restore the original file")
         previous = self.stages[-1] if self.stages else None

@@ -170,10 +170,11 @@ class PartRef(_Model):
 
 
 class Checkpoint(_Model):
-    """The training state after ``step`` steps of the stage."""
+    """The training state after ``step`` steps of the stage, and its ``end_calls`` up to then."""
 
     step: int = Field(ge=1)
     state: StateRef
+    calls: list[Literal["train", "eval"]] = []
 
 
 class Environment(_Model):
@@ -220,6 +221,7 @@ class StageFile(Versioned):
     Attributes:
         history: Table of the steps that a Trainer reported: ``step``, ``loss``, ``lr``.
         updates: How many updates the Trainer reported.
+        end_calls: ``train`` and ``eval`` of the optimiser, as they were called after the last step.
         checked: Numbers, from 1, of recorded steps that were run again while the stage was
             recorded, and agreed in loss, gradient and update.
         problem: What replay could not reproduce, as it was told while the stage was recorded; the
@@ -254,6 +256,7 @@ class StageFile(Versioned):
     seconds: float | None = None
     history: FileRef | None = None
     updates: int | None = Field(default=None, ge=0)
+    end_calls: list[Literal["train", "eval"]] = []
     checked: list[Annotated[int, Field(ge=1)]] = []
     problem: str | None = None
     objective: ObjectiveFacts | None = None

@@ -60,6 +60,7 @@ def train(
     set_to_none: bool = True,
 ) -> None:
     """The usual loop; recorded where ``stage`` is given, and otherwise the same."""
+    switch(optimizer, "train")
     for number, batch in enumerate(batches, 1):
         loss = task.loss(model, batch)
         (loss / accumulation).backward()
@@ -73,6 +74,16 @@ def train(
                 scheduler.step()
         if stage is not None:
             stage.step(batch, loss)
+        if number == 3:  # as for an evaluation
+            switch(optimizer, "eval", "train")
+    switch(optimizer, "eval")
+
+
+def switch(optimizer: Any, *calls: str) -> None:
+    """Call these methods of schedule-free optimisers; others have none."""
+    for one in members(as_one(optimizer)):
+        for call in calls if hasattr(one, "eval") else ():
+            getattr(one, call)()
 
 
 Optimizer = Callable[[nn.Module, torch.optim.Optimizer | None], torch.optim.Optimizer]
