@@ -124,24 +124,29 @@ def _said(run: Run) -> list[str]:
     return [problem for problem in run.problems if "training weights" in problem]
 
 
+def _training(path: Path) -> tuple[Training, Any]:
+    training = Training(path)
+    optimizer: Any = schedulefree.AdamWScheduleFree(training.model.parameters(), lr=0.01)
+    training.optimizer = optimizer
+    return training, optimizer
+
+
 def test_switching_in_the_midst_of_a_step_is_refused(tmp_path: Path) -> None:
-    training = Training(tmp_path / "run")
-    training.optimizer = schedulefree.AdamWScheduleFree(training.model.parameters(), lr=0.01)
-    training.optimizer.train()
+    training, optimizer = _training(tmp_path / "run")
+    optimizer.train()
     first, second, third = make_batches(3)
     with refused("in the midst of a step"), training.stage() as stage:
         training.step(first, stage)
         training.step(second, stage)
         training.loss(third)
-        training.optimizer.eval()
-        training.optimizer.train()
+        optimizer.eval()
 
 
 def test_the_optimiser_is_left_as_it_was(tmp_path: Path) -> None:
-    training = Training(tmp_path / "run")
-    training.optimizer = schedulefree.AdamWScheduleFree(training.model.parameters(), lr=0.01)
-    before = dict(training.optimizer.__dict__)
+    training, optimizer = _training(tmp_path / "run")
+    before = set(optimizer.__dict__)
     with training.stage() as stage:
-        training.optimizer.train()
+        assert set(optimizer.__dict__) == before | {"train", "eval"}
+        optimizer.train()
         training.step(make_batches(1)[0], stage)
-    assert training.optimizer.__dict__.keys() == before.keys()
+    assert set(optimizer.__dict__) == before
