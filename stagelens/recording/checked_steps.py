@@ -30,6 +30,7 @@ from stagelens.replaying.optimizers import build_optimizer, set_group_hyperparam
 from stagelens.replaying.step import Stepper, StepRules, prepare, widest_eps
 from stagelens.replaying.training_loss import TrainingLoss
 from stagelens.runs.batches import unflatten
+from stagelens.runs.optimizer_kinds import without_formula
 from stagelens.runs.optimizer_set import AnyOptimizer, forget_state
 from stagelens.runs.states import (
     OptimizerState,
@@ -91,18 +92,18 @@ class _Gradients:
 
     Attributes:
         tensors: One of each optimised parameter, None where it has none.
-        watched: One of them, where they are not copies.
-        version: Its version then.
+        watched: Those that show whether they changed, where they are not copies.
+        versions: Of these, then.
     """
 
     tensors: Sequence[Tensor | None]
-    watched: Tensor | None = None
-    version: int = 0
+    watched: Sequence[Tensor] = ()
+    versions: Sequence[int] = ()
 
     @property
     def unchanged(self) -> bool:
         """Whether they are still as the optimiser read them."""
-        return self.watched is None or self.watched._version == self.version
+        return [tensor._version for tensor in self.watched] == list(self.versions)
 
 
 @dataclass
@@ -165,6 +166,7 @@ class CheckedSteps:
         self._strays = set(start.trainable) - set(self._optimised)
         size = sum(tensor.nbytes for tensor in start.state.model.values())
         self._light = size <= _COPIED_BYTES
+        self._formula = without_formula(start.optimizer) is None
         self._two_sets = two_sets(self._own_optimizer)  # it cannot switch without its state
         self._length = _STRETCH if size <= _SMALL_BYTES else 1
         self._copies: list[WeightsCopy] = []
@@ -218,7 +220,9 @@ class CheckedSteps:
                 [g if g is None else g.detach().clone() for g in gradients]
             )
         elif first is not None:
-            self._gradients = _Gradients(gradients, first, first._version)
+            # An optimiser may use gradients up, of one group and not of the other.
+            watched = [first] if self._formula else [g for g in gradients if g is not None]
+            self._gradients = _Gradients(gradients, watched, [g._version for g in watched])
 
     def noted(self, step: NotedStep, rules: Callable[[], StepRules]) -> None:
         """Take a step; check it if it is its turn, and copy the state if it is time.

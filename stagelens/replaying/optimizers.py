@@ -232,7 +232,9 @@ def hyperparameter_names(optimizer: torch.optim.Optimizer, rule: OptimizerRule) 
     if rule.hyperparameters is not None:
         return rule.hyperparameters
     fixed = {*rule.flags, *rule.options, *rule.refused, *rule.group_state}
-    return tuple(name for name in optimizer.defaults if name not in fixed)
+    # Once it has loaded a state, torch lists defaults that the groups do not have.
+    known = set.intersection(*({*group} for group in optimizer.param_groups))
+    return tuple(name for name in optimizer.defaults if name in known - fixed)
 
 
 def group_hyperparameters(optimizer: AnyOptimizer) -> list[dict[str, Any]]:

@@ -43,8 +43,6 @@ def train(
     [
         ({"torch_compile": True}, ("torch_compile", "turn it off")),
         ({"auto_find_batch_size": True}, ("auto_find_batch_size", "per_device_train_batch_size")),
-        ({"optim": "adafactor"}, ("Adafactor is not supported", "torch.optim.AdamW")),
-        ({"optim": "rmsprop"}, ("RMSprop is not supported", "torch.optim.AdamW")),
     ],
     ids=lambda value: next(iter(value.values())) if isinstance(value, dict) else "",
 )
