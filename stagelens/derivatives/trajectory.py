@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.func import jvp, vjp
 
 from stagelens.contracts import Refused
+from stagelens.replaying.averaging import check_not_averaged
 from stagelens.replaying.replay import check_replayable
 from stagelens.runs.boundaries import check_crossable, low_rank_product
 from stagelens.runs.optimizer_kinds import without_formula
@@ -158,6 +159,7 @@ def check_differentiable(stages: Sequence[Stage]) -> None:
     check_replayable(stages)
     for stage in stages:
         _check_references(stage, stages)
+        check_not_averaged(stage, "A derivative")
         facts = stage.facts
         if (why := without_formula(stage.optimizer)) is not None:
             raise Refused(f"stage {stage.name!r}: {why}; use coarse-replay or replay")

@@ -128,7 +128,8 @@ class CoarseReplay(Estimator):
                     f"stage {stage.name!r} cannot be replayed coarsely: {why}. Use --estimator "
                     "replay, which makes the optimiser's own steps, or task-vector"
                 )
-        from stagelens.replaying.replay import check_replayable  # torch
+        from stagelens.replaying.averaging import check_not_averaged  # torch
+        from stagelens.replaying.replay import check_replayable
 
         from .coarse_twins import paired_replays
 
@@ -136,6 +137,9 @@ class CoarseReplay(Estimator):
             check_replayable(run.stages[stage.index + 1 : stage.index + 1 + self.exact_stages])
         replayed = self._replayed(run, stages)
         estimated = [stage for stage in stages if stage not in replayed]
+        for stage in estimated:
+            for other in run.stages[stage.index + 1 + self.exact_stages :]:
+                check_not_averaged(other, "Coarse replay")
         overall = Progress(progress)
         share = len(replayed) / len(stages)
         if replayed:

@@ -60,3 +60,17 @@ class Best:
             "checkpoints": [one for one in checkpoints if one.step <= step],
             "best_model": BestModel(trained=trained, metric=self.metric, value=self.value),
         }
+
+
+def check_best(best: Best | None, root: Path, model: nn.Module) -> None:
+    """Refuse a model to which a loop went back, if it is not the best that was kept.
+
+    Raises:
+        RecordingError: None was kept, or it is another.
+    """
+    if best is None:
+        raise RecordingError(
+            "the loop went back to its best model, but no best model was kept; call "
+            "stage.keep_best(metric, value) at the step where it is found"
+        )
+    best.check(root, model)

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from stagelens.contracts import RecordingError
 from stagelens.replaying.step import StepRules
@@ -16,22 +17,23 @@ from stagelens.replaying.training_loss import TrainingLoss
 from stagelens.runs.optimizer_set import AnyOptimizer
 from stagelens.runs.schema import Checkpoint
 from stagelens.runs.states import TrainingState, capture
-from stagelens.runs.step_records import StepRecord
 
-from .best_model import Best
+from .best_model import Best, check_best
 from .checked_steps import CheckedSteps, NotedStep
 from .final_model import FinalModel
 from .forward_passes import ForwardPasses
 from .micro_batches import MicroBatches
 from .problems import Problems
 from .run_writer import RunWriter
+from .stage_end import check_end
 from .stage_files import StageFiles
 from .stage_objective import read_objective
 from .stage_settings import StageSettings
 from .stage_start import StageStart, read_start
-from .step_writer import StepWriter
+from .step_writer import StepWriter, record_of
 from .update_count import UpdateCount
 from .watch import Watch
+from .weight_average import weight_average
 
 
 class StageRecorder:
@@ -72,6 +74,7 @@ class StageRecorder:
         self._passes = ForwardPasses()
         self._best: Best | None = None
         self._at_best = False
+        self._averaged: nn.Module | None = None
 
     def __enter__(self) -> StageRecorder:
         self._started = time.monotonic()
@@ -203,7 +206,7 @@ class StageRecorder:
             return
         first = micro.take_first()
         self._passes.check(watch, micro.flat, keep)
-        record = self._record([one.divisor for one in micro.flat])
+        record = record_of(self._watch, [one.divisor for one in micro.flat])
         try:
             checked.noted(NotedStep(record, micro.flat, micro.losses, first), self._rules)
         except RecordingError as error:
@@ -220,20 +223,10 @@ class StageRecorder:
             return
         self._watch.updates = self._watch.noted + 1  # others may have been missed
         try:
-            self._writer.note(self._record([None] * len(losses)), [], losses)
+            self._writer.note(record_of(self._watch, [None] * len(losses)), [], losses)
             self._noted()
         except Exception:  # it was told that the stage keeps little; now it keeps less
             self._writer.stop()
-
-    def _record(self, divisors: list[float | None]) -> StepRecord:
-        return StepRecord(
-            step=self._watch.noted,
-            loss=0.0,  # set when it is flushed
-            groups=self._watch.groups,
-            missing=self._watch.missing,
-            divisors=tuple(divisors),
-            batches=None,
-        )
 
     def _noted(self) -> None:
         watch = self._watch
@@ -282,7 +275,8 @@ class StageRecorder:
 
     def _state(self) -> TrainingState:
         known = self._files is not None and self._files.facts.optimizer is not None
-        return capture(self._model, self._optimizer if known else None, self._names)
+        model = self._averaged or self._model
+        return capture(model, self._optimizer if known else None, self._names)
 
     def keep_best(self, metric: str, value: float) -> None:
         """Keep the current training state as the best so far, in place of the previous best.
@@ -316,15 +310,34 @@ class StageRecorder:
         if not self.recording:
             return
         try:
-            if self._best is None:
-                raise RecordingError(
-                    "the loop went back to its best model, but no best model was kept; call "
-                    "stage.keep_best(metric, value) at the step where it is found"
-                )
-            self._best.check(self._run.path, self._model)
+            check_best(self._best, self._run.path, self._model)
             self._at_best = True
         except Exception as error:
             self.tell(error)
+
+    def ends_with(self, averaged: AveragedModel, first: int = 1, every: int = 1) -> None:
+        """End the stage with an average of its weights, from which the next one starts.
+
+        Call it after the last step, before the average is loaded into the model that was trained.
+
+        Args:
+            averaged: Made for the stage; ``update_parameters`` was called after its updates.
+            first: Step, from 1, after which the first weights were taken in.
+            every: Steps from one to the next.
+
+        Raises:
+            RecordingError: With ``on_problem="raise"``, replay could not average so.
+        """
+        if not self.recording:
+            return
+        try:
+            rule = weight_average(averaged, self.steps, first, every)
+            if self.problem is None:
+                self._check_end()
+            self._announce(average=rule)
+        except Exception as error:
+            self.tell(error)
+        self._averaged = averaged.module
 
     def __exit__(
         self,
@@ -349,7 +362,7 @@ class StageRecorder:
             self._lose(problem, "was not finished")
 
     def _end(self) -> None:
-        if self.problem is None:
+        if self.problem is None and self._averaged is None:  # else it was checked then
             try:
                 self._check_end()
             except Exception as error:
@@ -359,7 +372,8 @@ class StageRecorder:
         self._complete(seconds=time.monotonic() - self._started, checked=self._agreed())
         # Last: whatever becomes of it, the stage is complete.
         with contextlib.suppress(RuntimeError, MemoryError):
-            self._run.final = FinalModel(self._run.path, self.name, self._model)
+            model = self._averaged or self._model
+            self._run.final = FinalModel(self._run.path, self.name, model)
 
     def _complete(self, **facts: Any) -> None:
         assert self._files is not None
@@ -382,15 +396,4 @@ class StageRecorder:
     def _check_end(self) -> None:
         watch, checked = self._watch, self._checked
         assert isinstance(watch, Watch) and checked is not None
-        if watch.updates > watch.noted:
-            raise RecordingError(
-                "the last optimizer.step() was not noted; call stage.step(batch, loss) after it"
-            )
-        if watch.noted == 0:
-            raise RecordingError(
-                f"stage {self.name!r} has no step; call stage.step(batch, loss) after every "
-                "optimizer.step() of the model and optimiser that the stage was given"
-            )
-        if not self._at_best:
-            watch.check_now()
-        checked.check(self._rules(), not self._at_best, watch.calls)
+        check_end(self.name, watch, checked, self._rules(), self._at_best)

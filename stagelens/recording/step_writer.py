@@ -12,9 +12,24 @@ from stagelens.runs.schema import PartRef
 from stagelens.runs.step_records import StepRecord
 from stagelens.runs.steps import FlatMicroBatch, FlatStep, StepsDigest, write_part
 
+from .update_count import UpdateCount
+from .watch import Watch
+
 # What is held is lost when the process is killed, and kept batches take memory.
 _FLUSH_SECONDS = 10.0
 _FLUSH_BYTES = 64 * 2**20
+
+
+def record_of(watch: Watch | UpdateCount, divisors: Sequence[float | None]) -> StepRecord:
+    """The newest step, before its batches and losses are read."""
+    return StepRecord(
+        step=watch.noted,
+        loss=0.0,  # set when it is flushed
+        groups=watch.groups,
+        missing=watch.missing,
+        divisors=tuple(divisors),
+        batches=None,
+    )
 
 
 class StepWriter:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from stagelens.contracts import Objective, RecordingError, RecordingWarning, Task
@@ -79,6 +80,9 @@ class StageRecorderCallback(TrainerCallback):
             off its settings: a registered name, an :class:`~stagelens.Objective`, or a function
             ``loss(model, inputs)`` of your own, which is given again when the run is opened to be
             replayed.
+        averaged: An average of the weights that ends the stage, or what gives it at its end; see
+            :meth:`StageRecorder.ends_with`. List this callback before one that loads it into the
+            model when the training ends.
 
     Raises:
         RecordingError: A setting of the recording itself is unusable.
@@ -106,6 +110,7 @@ class StageRecorderCallback(TrainerCallback):
         flush_every: int = 1024,
         on_problem: Literal["warn", "raise"] = "warn",
         objective: str | Objective | Callable[..., Tensor] | None = None,
+        averaged: AveragedModel | Callable[[], AveragedModel] | None = None,
     ) -> None:
         self.path = Path(path).expanduser()
         self.stage = stage
@@ -121,6 +126,7 @@ class StageRecorderCallback(TrainerCallback):
             "on_problem": on_problem,
         }
         self._objective = objective
+        self._averaged = averaged
         StageSettings(**self._settings)  # refuses what is unusable before anything is trained
         self._open: _Open | None = None
         self._final: FinalModel | None = None
@@ -281,6 +287,10 @@ class StageRecorderCallback(TrainerCallback):
             with closing:
                 if args.load_best_model_at_end and state.best_model_checkpoint is not None:
                     stage.back_to_best()
+                elif self._averaged is not None:
+                    given = self._averaged
+                    # A model can be called too.
+                    stage.ends_with(given if isinstance(given, AveragedModel) else given())
         except Exception as error:
             self._tell(error, f"stage {self.stage!r} was not finished")
         self._final = stage.final  # callbacks listed after this one may change it only now

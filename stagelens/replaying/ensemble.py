@@ -204,7 +204,7 @@ def stackable(task: Task, stage: Stage) -> bool:
     if optimizer not in _ELEMENTWISE or counts or not stage.steps:
         return False
     # Each network would have a reference model of its own.
-    if objective is not None and objective.references:
+    if stage.facts.average is not None or (objective is not None and objective.references):
         return False
     states = [start, TrainingState(stage.end().model, start.optimizer)]
     record = stage.read_steps()[0]

@@ -21,6 +21,7 @@ from stagelens.runs.schema import Precision
 from stagelens.runs.states import TrainingState, capture, load_into, load_optimizer, same_tensor
 from stagelens.runs.step_records import StepRecord
 
+from .averaging import Averaging
 from .modes import call_all, called
 from .optimizers import build_optimizer, update_in_lists
 from .shared_batches import SplitGradient
@@ -166,6 +167,9 @@ class StageReplay:
         self._loss = loss_of_stage(task, stage, self.model, passed)
         self._stepper = Stepper(self._loss, self.model, self.optimizer, self.rules, shared)
         self._tolerance = tolerance_of(self.rules, self.model)
+        average = facts.average
+        self._averaging = None if average is None else Averaging(average, self.model)
+        self._ran = False
         self.misfit: int | None = None
 
     def run(self, order: Sequence[int] | None = None) -> Iterator[StepRecord]:
@@ -183,11 +187,14 @@ class StageReplay:
                 record = replace(record, groups=rates[place])
             losses = self._stepper.step(record)
             self._loss.updated(place, self.model)
+            if self._averaging is not None:
+                self._averaging.updated(place)
             if self.misfit is None and not self.fits(record, losses):
                 self.misfit = record.step
             if place == len(steps) - 1:
                 call_all(self.optimizer, self.stage.facts.end_calls)
             yield record
+        self._ran = True
 
     def window(self, first: int, length: int) -> Iterator[tuple[StepRecord, list[float]]]:
         """Run steps from ``first`` on; yields each with the losses of its micro-batches.
@@ -211,8 +218,11 @@ class StageReplay:
         return fits(record, losses, self.rules.accumulation, self._tolerance)
 
     def state(self) -> TrainingState:
-        """A copy of the training state as it is now."""
-        return capture(self.model, self.optimizer, self.names)
+        """A copy of the training state as it is now; after :meth:`run`, the stage's end."""
+        state = capture(self.model, self.optimizer, self.names)
+        if self._averaging is not None and self._ran:
+            state.model = capture(self._averaging.model, None, {}).model
+        return state
 
 
 def _has_cuda() -> bool:

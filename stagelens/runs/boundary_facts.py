@@ -103,3 +103,31 @@ class Tokenising(BaseModel):
     added: dict[str, int] = {}
     missing: dict[str, int] = {}
     chat_template: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+
+
+class WeightAverage(BaseModel):
+    """How a stage ends where its end is an average of the weights that it went through.
+
+    Replay averages too, by torch's own ``AveragedModel``.
+
+    Attributes:
+        kind: ``"ema"`` moves by ``1 - decay`` towards the weights, for all parameters at once;
+            ``"ema-by-parameter"`` does so one by one, which rounds otherwise; ``"mean"`` weighs all
+            alike.
+        decay: Of the former two.
+        first: Step, from 1, after which it begins, at the weights then.
+        every: Steps from one to the next.
+        buffers: Whether buffers are averaged; otherwise they are the newest ones.
+    """
+
+    model_config = STRICT
+
+    kind: Literal["ema", "ema-by-parameter", "mean"]
+    decay: float | None = Field(default=None, ge=0, le=1)
+    first: int = Field(default=1, ge=1)
+    every: int = Field(default=1, ge=1)
+    buffers: bool = False
+
+    def takes(self, step: int) -> bool:
+        """Whether the weights after a step, from 1, are taken in."""
+        return step >= self.first and (step - self.first) % self.every == 0

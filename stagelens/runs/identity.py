@@ -25,6 +25,7 @@ _DIGESTED: Any = {
 _STATE: Any = {"more": {"__all__": {"sha256"}}, "fixed": {"sha256"}, "names": True}
 _DIGESTED_IF_SAID: Any = {
     "origin": True,
+    "average": True,
     "end_calls": True,
     "optimizer": {"members"},
     "boundary": {

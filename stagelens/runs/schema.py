@@ -26,7 +26,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
-from .boundary_facts import STRICT, Boundary, Tokenising
+from .boundary_facts import STRICT, Boundary, Tokenising, WeightAverage
 from .objective_facts import ObjectiveFacts
 
 VERSION: Literal[2] = 2
@@ -231,6 +231,7 @@ class StageFile(Versioned):
         embedding_noise: NEFTune's alpha; None without.
         beside: Further files of an assembled stage's checkpoint by name, such as config.json.
         tokenizer: What is its tokenizer's own; None where that is not known.
+        average: Its end, where that is not the weights after the last step.
     """
 
     name: Name
@@ -264,6 +265,7 @@ class StageFile(Versioned):
     embedding_noise: float | None = None
     beside: dict[str, FileRef] = {}
     tokenizer: Tokenising | None = None
+    average: WeightAverage | None = None
 
     @model_validator(mode="after")
     def _recorded_facts(self) -> StageFile:

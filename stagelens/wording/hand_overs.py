@@ -42,6 +42,9 @@ def hand_over_lines(facts: StageFile, before: StageFile | None) -> list[str]:
 
 def end_lines(facts: StageFile) -> list[str]:
     """How a stage ends, where that is not simply its last step."""
+    if (average := facts.average) is not None:
+        how = "the mean" if average.decay is None else f"a moving average ({average.decay:g})"
+        return [f"ended with {how} of its weights; without an earlier stage they are averaged anew"]
     if (best := facts.best_model) is None:
         return []
     where = f"ended at the best of {count_text(best.trained, 'step')}"
