@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         Task,
         register_optimizer,
     )
+    from stagelens.recording.lightning_callback import LightningStageRecorder
     from stagelens.recording.recorder import Recorder
     from stagelens.recording.trainer_callback import StageRecorderCallback
     from stagelens.runs.run import Run, open_run
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Behaviour",
     "Example",
+    "LightningStageRecorder",
     "Objective",
     "Predictions",
     "Recorder",
@@ -46,6 +48,7 @@ _HOMES = {
     "Behaviour": "contracts",
     "Example": "contracts",
     "Objective": "contracts",
+    "LightningStageRecorder": "recording.lightning_callback",
     "Predictions": "contracts",
     "StageLensError": "contracts",
     "Task": "contracts",

@@ -21,6 +21,7 @@ from stagelens.runs.states import load_into, load_optimizer
 from stagelens.runs.steps import parts_until
 from stagelens.runs.task_files import differing, write_task
 
+from .accelerated import unwrapped
 from .folder_lock import FolderLock
 from .run_writer import RunWriter
 from .stage_recorder import StageRecorder
@@ -203,7 +204,8 @@ class Recorder:
             model: Trained in place; its state when the block is entered is the stage's start.
             optimizer: New, or the one of the stage before (its state is then carried over). A list
                 where several train the model, each its own parameters, ``[muon, adamw]``; an update
-                is when all of them have stepped.
+                is when all of them have stepped. One that ``accelerate`` prepared says its
+                accumulation itself.
             description: What the stage's data are, in words.
             clip_norm: The ``max_norm`` of the loop's ``clip_grad_norm_``, where it clips.
             accumulation: How many micro-batches' losses, each divided by this, make one update.
@@ -240,6 +242,7 @@ class Recorder:
             check_name(name)
         except ValueError as error:
             raise RecordingError(f"the stage's name: {error}") from None
+        optimizer, accumulation = unwrapped(optimizer, accumulation)
         settings = StageSettings(
             description=description,
             clip_norm=clip_norm,
