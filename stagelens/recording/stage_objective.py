@@ -149,7 +149,6 @@ def _read(
         autocast="passes" if hasattr(model, "_original_forward") else "loss",
     )
     facts = None if objective.name == MODEL else recorded
-    start.built.to(next(model.parameters()).device)
     loss = TrainingLoss(run.task, objective, facts, start.built, source)
     said = {
         "objective": facts,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -80,7 +81,8 @@ class TrainingLoss:
         facts: What was recorded of it; None for the model's own loss.
         model: The one that is trained, on its device and in its dtypes.
         source: From the name of a reference model, and what was recorded of it, to what it is made
-            of; not asked where that is the trained model itself.
+            of; not asked where that is the trained model itself. They are made when the loss is
+            first computed, on the device that the model is on then.
     """
 
     def __init__(
@@ -94,14 +96,24 @@ class TrainingLoss:
         self.task, self.objective = task, objective
         self._named = facts
         self._facts = facts.references if facts is not None else {}
-        self.references: dict[str, nn.Module] = {}
-        for name in objective.references:
-            reference = self._facts.get(name, ReferenceFacts())
-            if reference.kind == "adapter off":
-                self.references[name] = AdapterOff(model)
+        # What is not needed is not held: it may be a whole training state.
+        self._made_of = (model, source) if objective.references else None
+
+    @cached_property
+    def references(self) -> dict[str, nn.Module]:
+        """Its reference models, by name."""
+        found: dict[str, nn.Module] = {}
+        if self._made_of is None:
+            return found
+        model, source = self._made_of
+        for name in self.objective.references:
+            facts = self._facts.get(name, ReferenceFacts())
+            if facts.kind == "adapter off":
+                found[name] = AdapterOff(model)
             else:
-                own = source(name, reference)
-                self.references[name] = _held_fixed(task, own, model)
+                found[name] = _held_fixed(self.task, source(name, facts), model)
+        self._made_of = None
+        return found
 
     @property
     def title(self) -> str:
