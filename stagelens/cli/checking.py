@@ -16,6 +16,7 @@ from stagelens.trust.checking import Checked, check_run
 from .options import (
     DeviceOption,
     ObjectiveOption,
+    OptimizerOption,
     ProgressFile,
     RunFolder,
     TaskOption,
@@ -46,6 +47,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print findings as JSON.")] = False,
     task: TaskOption = None,
     objective: ObjectiveOption = None,
+    optimizer: OptimizerOption = None,
     device: DeviceOption = None,
     progress: ProgressFile = None,
 ) -> None:

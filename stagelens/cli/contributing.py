@@ -10,6 +10,7 @@ from stagelens.contracts import StageLensError
 
 from .options import (
     ObjectiveOption,
+    OptimizerOption,
     ProgressFile,
     RunFolder,
     SetOption,
@@ -59,6 +60,7 @@ def contributions(
     ] = 5,
     task: TaskOption = None,
     objective: ObjectiveOption = None,
+    optimizer: OptimizerOption = None,
     progress: ProgressFile = None,
 ) -> None:
     """Compute what every step and every training example contributed, to first order."""

@@ -15,7 +15,8 @@ from typing import Annotated, Any
 import typer
 
 from stagelens.compute import helpers, processes, temporaries
-from stagelens.contracts import StageLensError, TaskError
+from stagelens.contracts import StageLensError, TaskError, optimizer_rule
+from stagelens.contracts.optimizer_registry import GIVEN
 from stagelens.estimators.coarse_replay import EXACT
 from stagelens.runs.files import read_only
 from stagelens.runs.remote import Origin, is_remote
@@ -96,6 +97,16 @@ def _use_objectives(given: list[str] | None) -> list[str] | None:
     return given
 
 
+def _use_optimizers(given: list[str] | None) -> list[str] | None:
+    if given:
+        before = os.environ.get(GIVEN)
+        os.environ[GIVEN] = ",".join(given)
+        at_end.callback(_restore, GIVEN, before)
+        for one in given:  # at once, so that a mistake is told before any work
+            optimizer_rule(one.partition("=")[0])
+    return given
+
+
 def _restore(name: str, value: str | None) -> None:
     if value is None:
         os.environ.pop(name, None)
@@ -128,6 +139,16 @@ ObjectiveOption = Annotated[
         callback=_use_objectives,
         help="What a stage minimised, where that is a loss of your own; may be given several "
         "times.",
+    ),
+]
+OptimizerOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--optimizer",
+        metavar="NAME=MODULE:CLASS",
+        callback=_use_optimizers,
+        help="An optimiser of your own that a stage was recorded with, by the name that it was "
+        "registered by; may be given several times.",
     ),
 ]
 _COLUMNS = {

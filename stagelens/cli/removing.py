@@ -13,6 +13,7 @@ from .options import (
     BudgetOption,
     ExactStagesOption,
     ObjectiveOption,
+    OptimizerOption,
     ProgressFile,
     RunFolder,
     SetOption,
@@ -80,6 +81,7 @@ def remove(
     preview: Annotated[bool, typer.Option("--preview", hidden=True)] = False,
     task: TaskOption = None,
     objective: ObjectiveOption = None,
+    optimizer: OptimizerOption = None,
     progress: ProgressFile = None,
 ) -> None:
     """Take a stage out of the final model, measure what that does, and save the edited model."""

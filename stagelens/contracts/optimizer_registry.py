@@ -8,6 +8,7 @@ package. Packages are imported when an optimiser of theirs is used, not before.
 from __future__ import annotations
 
 import importlib
+import os
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from typing import Any
@@ -17,6 +18,10 @@ from .optimizers import SUPPORTED_OPTIMIZERS, OptimizerRule
 
 _own: dict[str, tuple[type | None, OptimizerRule]] = {}
 """Name to the class and the rule that were registered in this process."""
+
+GIVEN = "STAGELENS_OPTIMIZERS"
+"""What the user gave for this process and those that it starts, as ``name=package.module:Class``,
+separated by commas."""
 
 _INSTALL = {"lion_pytorch": "lion-pytorch"}
 """Package to the name that it is installed by, where that is another."""
@@ -55,6 +60,7 @@ def optimizer_rule(name: str) -> OptimizerRule | None:
     """The rule of a registered name; None if nothing here has it."""
     if name in SUPPORTED_OPTIMIZERS:
         return SUPPORTED_OPTIMIZERS[name]
+    _take_given()
     if name in _own:
         return _own[name][1]
     entries = [entry for entry in _entries() if entry.name == name]
@@ -67,6 +73,7 @@ def optimizer_name(optimizer: object) -> str | None:
     Only the class itself counts: a subclass may update otherwise.
     """
     kind = type(optimizer)
+    _take_given()
     for name, (own, _) in _own.items():
         if kind is own:
             return name
@@ -113,6 +120,18 @@ def why_absent(name: str) -> str | None:
             f"pip install {_INSTALL.get(rule.package, rule.package)}"
         )
     return None
+
+
+def _take_given() -> None:
+    for one in filter(None, os.environ.get(GIVEN, "").split(",")):
+        name, _, target = one.partition("=")
+        if not target:
+            raise StageLensError(f"--optimizer {one}: give it as NAME=package.module:Class")
+        if name not in _own:
+            found = _load(target)
+            # Its module may have registered it, with what else it says about the class.
+            if name not in _own:
+                register_optimizer(name, found)
 
 
 def _entries() -> list[EntryPoint]:

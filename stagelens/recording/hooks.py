@@ -59,3 +59,11 @@ def weakly(watch: Any) -> Callable[[torch.optim.Optimizer, Any, Any], None]:
                 there.before_any_update(optimizer)
 
     return see
+
+
+def of_another(optimizer: str) -> str:
+    """What to do about another optimiser, by the name of its class, that updates the model."""
+    return (
+        f"Another optimiser ({optimizer}) updates the model too: give the stage all of them, "
+        "stage(..., optimizer=[one, other])"
+    )

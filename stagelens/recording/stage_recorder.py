@@ -210,7 +210,8 @@ class StageRecorder:
         try:
             checked.noted(NotedStep(record, micro.flat, micro.losses, first), self._rules)
         except RecordingError as error:
-            raise self._passes.explained(error, watch.noted, len(micro.flat)) from None
+            found = self._passes.explained(error, watch.noted, len(micro.flat))
+            raise watch.explained(found) from None
         if first is not None:
             self._announce(evaluation_mode=watch.evaluation_mode or [], precision=watch.precision)
         self._writer.note(record, micro.flat if keep else [], micro.losses)

@@ -17,7 +17,7 @@ from stagelens.runs.schema import Precision
 
 from .checked_steps import CheckedSteps
 from .fingerprint import Fingerprint, SampledFingerprint
-from .hooks import PassiveHook, grad_scaler_above, weakly
+from .hooks import PassiveHook, grad_scaler_above, of_another, weakly
 from .hyperparameters import Hyperparameters
 from .modes import ModeWatch
 from .optimizer_state import OptimizerStateWatch, equal_or_nan
@@ -220,6 +220,11 @@ class Watch:
                 "optimizer.step was called with a closure, which replay does not reproduce; call "
                 "loss.backward() and then optimizer.step()"
             )
+        if uneven := getattr(self.optimizer, "uneven", ""):
+            raise RecordingError(
+                f"{uneven}; let all optimisers of the stage step at every update, or give it only "
+                "those that do"
+            )
         if self.updates > self.noted:
             raise RecordingError(
                 f"optimizer.step() was called again before update {self.updates} was noted; call "
@@ -294,6 +299,10 @@ class Watch:
             self._values.take()
             self._state.take()
 
+    def explained(self, error: RecordingError) -> RecordingError:
+        """What a step that does not agree may come from, where another optimiser was seen."""
+        return RecordingError(f"{error}. {of_another(self._other)}") if self._other else error
+
     def _check_settings(self) -> None:
         if self._sizes() != self._group_sizes:
             raise RecordingError(
@@ -321,9 +330,8 @@ class Watch:
         changed = self._values.changed()
         if changed is not None and self._other is not None:
             raise RecordingError(
-                f"{changed} was changed outside optimizer.step(), after update {self.updates}: "
-                f"another optimiser ({self._other}) updates the model too. Give the stage all of "
-                "them, stage(..., optimizer=[one, other])"
+                f"{changed} was changed outside optimizer.step(), after update {self.updates}. "
+                + of_another(self._other)
             )
         if changed is not None:
             raise RecordingError(

@@ -20,7 +20,7 @@ class OptimizerSet:
 
     Attributes:
         members: As given.
-        uneven: Name of one that stepped again before all the others had; empty for none.
+        uneven: One that stepped again before another had, and that other, in words; empty for none.
     """
 
     def __init__(self, members: Sequence[torch.optim.Optimizer]) -> None:
@@ -51,8 +51,10 @@ class OptimizerSet:
 
     def _before(self, hook: Hook, one: Any, args: Any, kwargs: Any) -> None:
         if id(one) in self._stepped:
-            self.uneven = type(one).__name__
-        elif not self._stepped:
+            other = next(each for each in self.members if id(each) not in self._stepped)
+            again, missing = type(one).__name__, type(other).__name__
+            self.uneven = f"{again}.step() was called again before {missing} had stepped"
+        if not self._stepped or self.uneven:
             hook(self, args, kwargs)
 
     def _after(self, hook: Hook, one: Any, args: Any, kwargs: Any) -> None:

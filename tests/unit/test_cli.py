@@ -216,6 +216,8 @@ def test_add_set_reports_what_it_found(copied: Path, command: Command, tmp_path:
         (["attribute", "RUN", "--out", "effects.txt"], "name the file .parquet or .csv"),
         (["attribute", "RUN", "--task", "no.such:Thing"], "task 'no.such:Thing' cannot be import"),
         (["attribute", "RUN", "--task", "pathlib:Path"], "'pathlib:Path' is not a stagelens.Task"),
+        (["attribute", "RUN", "--optimizer", "own"], "give it as NAME=package.module:Class"),
+        (["attribute", "RUN", "--optimizer", "own=no.such:Thing"], "'no.such:Thing' cannot be"),
         (["add-set", "RUN", "nothing.npz", "--name", "x"], "nothing.npz"),
         (["demo", "numbers", "--out", "new"], "there is no demo 'numbers'; use: digits, comments"),
         (

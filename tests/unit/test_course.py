@@ -76,6 +76,8 @@ def test_what_the_bench_holds_is_not_unlike_it(tmp_path: Path) -> None:
             "several learning rates",
         ),
         (Phase("b", _adam, network="encoder"), "parameters came or went"),
+        (Phase("b", lambda g: torch.optim.NAdam(g, 1e-3)), "was trained with NAdam"),
+        (Phase("b", lambda g: torch.optim.AdamW(g, 1e-3, amsgrad=True)), "AdamW with amsgrad"),
         (Phase("b", _adam, prepare=lambda m: m[1].eval()), "evaluation mode"),
     ],
     ids=lambda each: each if isinstance(each, str) else "",

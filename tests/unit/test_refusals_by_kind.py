@@ -80,7 +80,7 @@ def test_a_second_optimiser(training: Training) -> None:
     training.optimizer = torch.optim.SGD([p for m in body for p in m.parameters()], lr=0.1)
     other = torch.optim.AdamW(head.parameters(), lr=0.1)
     with (
-        refused("another optimiser (AdamW) updates the model too", "in parameter groups"),
+        refused("Another optimiser (AdamW) updates the model too", "optimizer=[one, other]"),
         training.stage() as stage,
     ):
         for number, batch in enumerate(make_batches(4)):
