@@ -49,10 +49,13 @@ class Objective(ABC):
         name: As registered, and as stored in run folders.
         on_samples: Whether it was trained on answers that the model itself had sampled. A replay is
             then one on the recorded samples, and says so.
+        of_outputs: Whether the loss is computed from what calls of the model return, so that
+            another module may stand in for it. Otherwise examples have no shares of a step.
     """
 
     name: ClassVar[str]
     on_samples: ClassVar[bool] = False
+    of_outputs: ClassVar[bool] = True
 
     @property
     @abstractmethod

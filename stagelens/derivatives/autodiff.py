@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -14,9 +14,10 @@ from stagelens.contracts import Refused
 
 def gradients(scalar: Tensor, x: Sequence[Tensor], graph: bool) -> Sequence[Tensor]:
     """Gradient in x; zero where the scalar does not depend on x."""
-    return torch.autograd.grad(
-        scalar, x, create_graph=graph, allow_unused=True, materialize_grads=True
-    )
+    with explained() if graph else nullcontext():  # a backward of one's own may have no graph
+        return torch.autograd.grad(
+            scalar, x, create_graph=graph, allow_unused=True, materialize_grads=True
+        )
 
 
 def derivative(
@@ -52,6 +53,11 @@ def explained() -> Iterator[None]:
                 "the model uses fused attention, which has no second derivative; load it with "
                 'attn_implementation="eager" (in your own module, compute softmax(q k^T) v), or '
                 "use coarse-replay or replay"
+            ) from error
+        if "out=... arguments don't support automatic differentiation" in text:
+            raise Refused(
+                "the loss is computed by an operation of its own (as the fused heads of TRL are), "
+                "which has no second derivative; use coarse-replay or replay"
             ) from error
         if found or "once_differentiable" in text or "double backward" in text.lower():
             operation = found.group(1) if found else "an operation"

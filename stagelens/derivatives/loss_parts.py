@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from stagelens.contracts import Refused
-from stagelens.replaying.training_loss import LossFunction
+from stagelens.replaying.training_loss import LossFunction, TrainingLoss
 
 from .autodiff import derivative, explained, gradients
 
@@ -67,6 +67,12 @@ class Split:
         Raises:
             NotSeparable: The loss is not a function of one call's z alone.
         """
+        if isinstance(loss, TrainingLoss) and not loss.objective.of_outputs:
+            raise NotSeparable(
+                f"the objective {loss.objective.name!r} is computed within the model, so examples' "
+                "shares and Gauss-Newton curvature are not defined; ask for steps and exact "
+                "curvature"
+            )
         apart = _Apart(model)
         value = loss(apart, batch) / divisor
         if apart.calls == 1 and value.requires_grad and apart.cuts:

@@ -150,10 +150,10 @@ def _classes(kind: str) -> tuple[Any, Any]:
     return getattr(trl, f"{name}Trainer"), getattr(trl, f"{name}Config")
 
 
-def save_base(folder: Path, classifies: bool = False) -> Path:
+def save_base(folder: Path, classifies: bool = False, seed: int = 0) -> Path:
     """A small language model, or reward model, and its tokenizer, as checkpoint folder."""
     tokenizer = gpt_tokenizer(begin="<s>", pad_token="<|endoftext|>")
-    model = gpt(tokenizer, pad_token_id=tokenizer.pad_token_id)
+    model = gpt(tokenizer, seed, pad_token_id=tokenizer.pad_token_id)
     if classifies:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)

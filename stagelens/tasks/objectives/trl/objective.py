@@ -39,6 +39,7 @@ class TrlObjective(Objective):
         counted: Whether what the Trainer counts is an argument of ``compute_loss``.
     """
 
+    of_outputs = False  # the model's forward method is changed
     home: ClassVar[str]
     methods: ClassVar[tuple[str, ...]] = ("compute_loss",)
     read: ClassVar[tuple[str, ...]] = _EVERY
