@@ -114,6 +114,8 @@ def unlike_the_bench(run: Run, stage: Stage, settings: Mapping[str, Any] | None 
             return f"stage {each.name} was not recorded"
         if facts.precision != "float32":
             return f"stage {each.name} was trained in {facts.precision}"
+        if facts.objective is not None:
+            return f"stage {each.name} minimised {facts.objective.title}"
         if facts.accumulation != 1:
             return f"stage {each.name} accumulated gradients"
         if facts.keep_batches != "all":

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from stagelens.estimators.course import course, unlike_the_bench
+from stagelens.runs.objective_facts import ObjectiveFacts
 from stagelens.tasks import ImageClassification
 from tests.support.small_runs import Phase, record
 
@@ -97,6 +98,13 @@ def test_a_loss_of_ones_own_is_unlike_the_bench(tmp_path: Path) -> None:
 
     found = open_run(run.path, own)
     assert "a loss of its own" in unlike_the_bench(found, found.stage("a"))
+
+
+def test_another_objective_than_the_models_own_is_unlike_the_bench(tmp_path: Path) -> None:
+    run = record(tmp_path / "run", "cnn", [Phase("a", _adam), Phase("b", _sgd)])
+    later = run.stage("b")
+    later.facts = later.facts.model_copy(update={"objective": ObjectiveFacts(name="dpo")})
+    assert unlike_the_bench(run, run.stage("a")) == "stage b minimised dpo"
 
 
 def test_an_assembled_stage_has_the_course_of_its_recorded_twin(tmp_path: Path) -> None:

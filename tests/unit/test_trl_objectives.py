@@ -13,7 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stagelens.contracts import Objective, RecordingError, RunError
+from stagelens.contracts import Objective, RecordingError, Refused, RunError
+from stagelens.derivatives.autodiff import gradients
+from stagelens.derivatives.loss_parts import NotSeparable, Split
+from stagelens.replaying.training_loss import TrainingLoss
 from stagelens.tasks import CausalLM
 from stagelens.tasks.objectives import find_objective, installed_objectives
 from tests.support.small_texts import language
@@ -144,6 +147,19 @@ def test_log_probabilities_in_a_batch_count_for_the_recorded_reference_only(
         expected = loss_of(at_every_step, model, bare, {"reference": other.eval()})
     assert torch.allclose(found, expected, rtol=1e-5)
     assert not torch.allclose(found, recorded, rtol=1e-2)
+
+
+def test_the_fused_head_has_no_second_derivative_and_says_what_to_use(
+    train: Any, tmp_path: Path
+) -> None:
+    model, objective, (call, *_) = train(tmp_path, "sft", max_steps=1)
+    model.set_attn_implementation("eager")
+    loss = loss_of(objective, model, call.inputs, {})
+    with pytest.raises(Refused, match=r"fused heads of TRL.*use coarse-replay or replay"):
+        gradients(loss, list(model.parameters()), graph=True)
+    apart = TrainingLoss(None, objective, None, model, None)  # type: ignore[arg-type]
+    with pytest.raises(NotSeparable, match="'sft' is computed within the model"):
+        Split.of(apart, model, call.inputs, 1.0)
 
 
 def test_a_loss_of_another_kind_is_told_by_name(train: Any, tmp_path: Path) -> None:
