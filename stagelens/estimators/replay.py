@@ -81,7 +81,7 @@ class Replay(Estimator):
         """See :class:`~stagelens.estimators.protocol.Estimator`."""
         from stagelens.replaying.replay import check_replayable, replay_later, replay_without
 
-        from .replay_check import check_replay, mixed_precision, other_threads
+        from .replay_check import check_replay, fused_kernels, mixed_precision, other_threads
         from .replay_together import counterfactuals_together, fitting
 
         if together := fitting(run, stages, self.ensemble):
@@ -110,9 +110,12 @@ class Replay(Estimator):
             replayed = replay_without(run, stage, report, split=self.split)
             own = [checks[s.name] for s in after]
             boundary = max((s.facts.boundary for s in after), key=_gap, default=None)
-            remarks = mixed_precision(after) + other_threads(after) + self._shared()
+            fused = fused_kernels(after)
+            remarks = mixed_precision(after) + fused + other_threads(after) + self._shared()
             trust = _trust(stage.name, own, boundary, remarks)
             repeated = None
+            if fused:  # where it gave the recorded bits, it need not do so again
+                trust = trust.model_copy(update={"trust": "estimated", "expected_error": None})
             if held := held_fixed(after):
                 trust = _as_held(trust, held)
             # With the stage and by the same arithmetic: what this misses, the replay misses too.

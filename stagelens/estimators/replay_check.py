@@ -33,6 +33,14 @@ def mixed_precision(stages: Sequence[Stage]) -> str:
     return f" (recorded in {names} mixed precision)" if used else ""
 
 
+def fused_kernels(stages: Sequence[Stage]) -> str:
+    """That passes were computed by other code than replay's, by name; else an empty string."""
+    names = sorted({name for stage in stages for name in stage.facts.kernels})
+    return f" (recorded with {', '.join(names)}, whose last bits replay does not have)" * bool(
+        names
+    )
+
+
 def other_threads(stages: Sequence[Stage]) -> str:
     """That stages are replayed with another number of threads than recorded; else empty."""
     for stage in stages:
@@ -92,6 +100,7 @@ def check_replay(
         machine=machine,
         as_recorded=stage.environment.arithmetic == devices.arithmetic(used)
         and not other_threads([stage])
+        and not stage.facts.kernels
         and not split,
         bitwise=deviation.bitwise,
         largest=deviation.largest,

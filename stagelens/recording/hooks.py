@@ -25,6 +25,7 @@ class PassiveHook:
     def __init__(self, see: Callable[..., None]) -> None:
         self._see = see
 
+    @torch.compiler.disable  # torch.compile leaves it as it is, between compiled parts
     def __call__(self, *given: Any) -> None:
         self._see(*given)
 

@@ -196,6 +196,7 @@ class Recorder:
         on_problem: Literal["warn", "raise"] = "warn",
         objective: str | Objective | Callable[..., Tensor] | None = None,
         references: Mapping[str, nn.Module | ReferenceModel] | None = None,
+        kernels: Sequence[str] = (),
     ) -> StageRecorder:
         """A stage to record, as a context manager around its training loop.
 
@@ -233,6 +234,10 @@ class Recorder:
             references: The reference models of the objective, by name. The recorder finds the state
                 of the run that each holds, as a rule the start of this stage, which is also what is
                 assumed of one that is left out.
+            kernels: Fused code that computes passes in place of the model's own, by name (a fused
+                cross-entropy, say): it differs from what replay computes in the last bits. How far
+                is measured, and numbers are estimated then, not exact. ``torch.compile`` is
+                recognised where ``model`` is what it returned.
 
         Raises:
             RecordingError: The name is taken or unusable, or a setting is: nothing is trained yet.
@@ -243,6 +248,7 @@ class Recorder:
         except ValueError as error:
             raise RecordingError(f"the stage's name: {error}") from None
         optimizer, accumulation = unwrapped(optimizer, accumulation)
+        compiled, model = _compiled(model)
         settings = StageSettings(
             description=description,
             clip_norm=clip_norm,
@@ -257,6 +263,7 @@ class Recorder:
             on_problem=on_problem,
             objective=objective,
             references=dict(references or {}),
+            kernels=(*kernels, "torch.compile") if compiled is not None else tuple(kernels),
         )
         # Set-aside stages keep their folders, so their numbers stay taken.
         number = len(self.file.stages) + len(self.file.set_aside)
@@ -311,6 +318,12 @@ def note_in_run(path: Path, task: Task | None, sentence: str) -> None:
         recorder = Recorder(path, task or open_run(path).task, resume=True)
         recorder.note(sentence)
         recorder.close()
+
+
+def _compiled(model: nn.Module) -> tuple[nn.Module | None, nn.Module]:
+    """What ``torch.compile`` returned, if the model is that, and the model that it compiled."""
+    inner = getattr(model, "_orig_mod", None)
+    return (model, inner) if isinstance(inner, nn.Module) else (None, model)
 
 
 def _check_final(writer: RunWriter) -> None:

@@ -26,7 +26,7 @@ from stagelens.tasks.objectives import find_objective
 from stagelens.tasks.objectives.own import OwnLoss
 
 from .run_writer import RunWriter
-from .stage_settings import GivenObjective, GivenReferences, StageSettings
+from .stage_settings import GivenObjective, StageSettings
 from .stage_start import StageStart
 
 
@@ -89,7 +89,7 @@ def read_objective(
             fit each other, or the model.
     """
     try:
-        return _read(run, folder, model, start, settings.objective, settings.references)
+        return _read(run, folder, model, start, settings)
     except Exception as error:
         tell(error)
         return StageObjective({}, None)
@@ -100,10 +100,9 @@ def _read(
     folder: str,
     model: nn.Module,
     start: StageStart,
-    given: GivenObjective,
-    references: GivenReferences,
+    settings: StageSettings,
 ) -> StageObjective:
-    objective = resolved(given)
+    objective, references = resolved(settings.objective), settings.references
     if unknown := [name for name in references if name not in objective.references]:
         takes = ", ".join(objective.references) or "none"
         raise RecordingError(
@@ -154,6 +153,7 @@ def _read(
         "objective": facts,
         "reference_states": states,
         "embedding_noise": noise_of(model),
+        "kernels": list(settings.kernels),
     }
     return StageObjective(said, loss)
 

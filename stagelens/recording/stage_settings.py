@@ -37,6 +37,7 @@ class StageSettings:
     on_problem: Literal["warn", "raise"] = "warn"
     objective: GivenObjective = None
     references: GivenReferences = field(default_factory=dict)
+    kernels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         keep = self.keep_batches

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stagelens.contracts import RecordingError
-from stagelens.replaying.step import AUTOCAST, StepRules
+from stagelens.replaying.step import AUTOCAST, OF_KERNELS, StepRules
 from stagelens.runs.states import OptimizerState, TrainingState, difference_of
 
 _TOLERANCE = 1e-4
@@ -44,7 +44,7 @@ class At:
     def tolerance(self, rules: StepRules) -> float:
         """Relative. Autocast leaves fewer digits, and a GPU need not round the same every time."""
         # 4: a loss that is a sum of a few roundings.
-        least = max(_TOLERANCE, 4 * self.eps)
+        least = max(_TOLERANCE, 4 * self.eps, OF_KERNELS if rules.kernels else 0.0)
         if self.step == 1 or rules.precision not in AUTOCAST:
             return least
         return max(least, torch.finfo(AUTOCAST[rules.precision]).eps)
@@ -124,7 +124,8 @@ def check_gradients(
     eps = max(torch.finfo(AUTOCAST.get(rules.precision, g.dtype)).eps for g in seen.values())
     # A small gradient may be what is left of large terms: these round with the whole gradient.
     rounding = (10 * eps) ** 2 * seen_square
-    apart = any(one.gap > max(_OF_ONE_TENSOR**2 * one.seen, rounding) for one in sums.values())
+    of_one = 10 * OF_KERNELS if rules.kernels else _OF_ONE_TENSOR
+    apart = any(one.gap > max(of_one**2 * one.seen, rounding) for one in sums.values())
     if gap_square <= at.tolerance(rules) ** 2 * seen_square and not apart:
         return
     # Gradients that only differ in length were scaled: by clipping, accumulation or a factor.

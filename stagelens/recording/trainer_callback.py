@@ -214,6 +214,7 @@ class StageRecorderCallback(TrainerCallback):
             tokenizer=processing_class,
             objective=minimised.objective,
             references=minimised.references,
+            kernels=settings.kernels,
             **self._settings,
         )
         for problem in (settings.problem, minimised.problem):

@@ -28,6 +28,7 @@ class TrainerSettings:
     clip_norm: float | None
     accumulation: int
     problem: RecordingError | None = None
+    kernels: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, args: TrainingArguments, state: TrainerState, optimizer: Any) -> TrainerSettings:
@@ -49,6 +50,7 @@ class TrainerSettings:
             clip_norm=args.max_grad_norm if args.max_grad_norm > 0 else None,
             accumulation=args.gradient_accumulation_steps,
             problem=next(iter(refused), None),
+            kernels=tuple(name for name, used in _kernels(args) if used),
         )
 
 
@@ -86,6 +88,14 @@ def _without_boundaries(args: TrainingArguments, state: TrainerState) -> _Rows:
     ]
 
 
+def _kernels(args: TrainingArguments) -> list[tuple[str, bool]]:
+    """What computes passes in place of the model's own code, and whether it is on."""
+    return [
+        ("torch.compile", bool(args.torch_compile)),
+        ("Liger kernels", bool(args.use_liger_kernel)),
+    ]
+
+
 def _refused(args: TrainingArguments, optimizer: Any) -> _Rows:
     """Settings that cost a stage its replay."""
     scaler = getattr(optimizer, "scaler", None)
@@ -95,16 +105,6 @@ def _refused(args: TrainingArguments, optimizer: Any) -> _Rows:
             args.n_gpu > 1,
             "gradients are summed over them in an order that a replay on a single device does not "
             "have; make one device visible (CUDA_VISIBLE_DEVICES=0)",
-        ),
-        (
-            "torch_compile",
-            args.torch_compile,
-            "compiled arithmetic differs in its last bits, and hooks do not see it; turn it off",
-        ),
-        (
-            "use_liger_kernel",
-            args.use_liger_kernel,
-            "it replaces layers that replay makes as they were; turn it off",
         ),
         (
             "fp16",

@@ -25,7 +25,7 @@ from .averaging import Averaging
 from .modes import call_all, called
 from .optimizers import build_optimizer, update_in_lists
 from .shared_batches import SplitGradient
-from .step import Stepper, StepRules, prepare, widest_eps
+from .step import OF_KERNELS, Stepper, StepRules, prepare, widest_eps
 from .training_loss import Passed, loss_of_stage
 
 
@@ -100,7 +100,8 @@ def tolerance_of(rules: StepRules, model: nn.Module) -> float:
         rules: Of the stage.
         model: Its parameters may be of a dtype that rounds more coarsely.
     """
-    return max(_ROUNDING[rules.precision], 4 * widest_eps(model))
+    other = OF_KERNELS if rules.kernels else 0.0
+    return max(_ROUNDING[rules.precision], 4 * widest_eps(model), other)
 
 
 def fits(record: StepRecord, losses: Sequence[float], accumulation: int, tolerance: float) -> bool:

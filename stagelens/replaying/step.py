@@ -27,6 +27,10 @@ from .training_loss import LossFunction, TrainingLoss
 AUTOCAST: Mapping[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """What autocast casts to, for each precision that it gives."""
 
+OF_KERNELS = 1e-2
+"""Largest relative difference that fused or compiled code makes to a loss, or to a gradient: about
+that of bfloat16, in which some of it sums. A setting that was forgotten makes a larger one."""
+
 
 @dataclass
 class StepRules:
@@ -41,6 +45,7 @@ class StepRules:
         precision: Of forward passes; other than float32 under autocast.
         embedding_noise: NEFTune's alpha; None without.
         autocast: What autocast is around.
+        kernels: What computed the recorded passes in place of the model's own code, by name.
     """
 
     accumulation: int = 1
@@ -50,6 +55,7 @@ class StepRules:
     precision: Precision = "float32"
     embedding_noise: float | None = None
     autocast: Literal["loss", "passes"] = "loss"
+    kernels: Sequence[str] = ()
 
     @classmethod
     def of(cls, facts: StageFile) -> StepRules:
@@ -62,6 +68,7 @@ class StepRules:
             facts.precision,
             facts.embedding_noise,
             facts.objective.autocast if facts.objective is not None else "loss",
+            facts.kernels,
         )
 
     def divisor(self, micro: MicroBatch) -> float:

@@ -46,6 +46,7 @@ _DIGESTED_IF_SAID: Any = {
     "objective": True,
     "reference_states": {"__all__": {"model": {"sha256"}, **_STATE}},
     "embedding_noise": True,
+    "kernels": True,
 }
 
 

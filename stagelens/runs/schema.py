@@ -229,6 +229,8 @@ class StageFile(Versioned):
         objective: What it minimised, where that is not the model's own loss.
         reference_states: Reference models from outside the run, by name.
         embedding_noise: NEFTune's alpha; None without.
+        kernels: Fused or compiled code that computed its passes, by name, in place of the model's
+            own; it differs from that in the last bits.
         beside: Further files of an assembled stage's checkpoint by name, such as config.json.
         tokenizer: What is its tokenizer's own; None where that is not known.
         average: Its end, where that is not the weights after the last step.
@@ -263,6 +265,7 @@ class StageFile(Versioned):
     objective: ObjectiveFacts | None = None
     reference_states: dict[str, StateRef] = {}
     embedding_noise: float | None = None
+    kernels: list[str] = []
     beside: dict[str, FileRef] = {}
     tokenizer: Tokenising | None = None
     average: WeightAverage | None = None

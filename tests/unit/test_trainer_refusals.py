@@ -41,7 +41,6 @@ def train(
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"torch_compile": True}, ("torch_compile", "turn it off")),
         ({"auto_find_batch_size": True}, ("auto_find_batch_size", "per_device_train_batch_size")),
     ],
     ids=lambda value: next(iter(value.values())) if isinstance(value, dict) else "",
