@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,7 @@ def by_trainer(folder: Path, path: Path | None = None, without: int = -1) -> dic
         callbacks: list[TrainerCallback] = [averaging]
         if path is not None:
             recording = stagelens.StageRecorderCallback(
-                path, f"stage{number}", averaged=lambda own=averaging: own.averaged
+                path, f"stage{number}", averaged=partial(getattr, averaging, "averaged")
             )
             callbacks = [recording, averaging]
         args = arguments(folder / str(number), seed=number, max_steps=3)
