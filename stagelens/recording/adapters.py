@@ -1,4 +1,4 @@
-"""A LoRA adapter in terms of a model's own names, read from the module that is trained."""
+"""LoRA adapters in terms of a model's own names, read from the module that is trained."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from stagelens.contracts import RecordingError, TaskError
 from stagelens.runs.boundary_facts import LowRank
-from stagelens.tasks.adapters import adapter_config, is_adapted
+from stagelens.tasks.adapters import active_adapters, adapter_config, is_adapted
 
 _BASE = "base_model.model."
 """The prefix that ``peft`` gives to the names of the model that it wraps."""
@@ -23,23 +23,27 @@ _LAYERS = ("Linear", "Embedding", "Conv1d", "Conv2d", "Conv3d")
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter, in names of the model that carries it, without its factors.
+    """Adapters, in names of the model that carries them, without their factors.
 
     Attributes:
+        names: Their own.
         origin: Name to the name, without the adapter, that its value came from when the adapter
             was added. A module that the adapter trains as a whole appears twice.
         left: Name without the adapter to the name here whose value it has when the adapter is
             removed.
-        low_rank: Name of a weight to what merging adds to it.
+        copies: Name of what an adapter trains as a whole to that of its original here.
+        low_rank: Name of a weight to what merging adds to it, where that is one adapter's.
     """
 
+    names: tuple[str, ...]
     origin: Mapping[str, str]
     left: Mapping[str, str]
+    copies: Mapping[str, str]
     low_rank: Mapping[str, LowRank]
 
 
 def read_adapter(model: nn.Module) -> Adapter | None:
-    """The LoRA adapter of a model; None if it has none.
+    """The LoRA adapters of a model; None if it has none.
 
     Raises:
         RecordingError: It has adapters that cannot be recorded; says which, and what to do.
@@ -62,13 +66,15 @@ def read_adapter(model: nn.Module) -> Adapter | None:
             )
         return None
     try:
-        name = adapter_config(model).get("adapter_name", "default")
+        adapter_config(model)
     except TaskError as error:
         raise RecordingError(str(error)) from None
-    return _read(model, layers, name)
+    return _read(model, layers, tuple(model.peft_config), active_adapters(model))
 
 
-def _read(model: nn.Module, layers: Mapping[str, Any], adapter: str) -> Adapter:
+def _read(
+    model: nn.Module, layers: Mapping[str, Any], adapters: tuple[str, ...], active: list[str]
+) -> Adapter:
     from peft.tuners.lora.layer import LoraLayer
     from peft.utils import ModulesToSaveWrapper
 
@@ -82,28 +88,30 @@ def _read(model: nn.Module, layers: Mapping[str, Any], adapter: str) -> Adapter:
         names.setdefault(id(tensor), name)
     without: dict[str, str] = {}  # beginning of a name to what it is without the adapter
     copies: dict[str, str] = {}  # beginning of a copy's name to that of the original's
-    low_rank = {}
+    unused: set[str] = set()  # beginnings of copies that no active adapter trains
+    low_rank, factors = {}, set()
     for path, layer in layers.items():
         if isinstance(layer, ModulesToSaveWrapper):
-            copy, original = f"{path}.modules_to_save.{adapter}.", f"{path}.original_module."
-            without |= {copy: f"{path}.", original: f"{path}."}
-            copies[copy] = original
+            original = f"{path}.original_module."
+            without[original] = f"{path}."
+            for adapter in layer.modules_to_save:
+                copy = f"{path}.modules_to_save.{adapter}."
+                without[copy], copies[copy] = f"{path}.", original
+                unused |= set() if adapter in active else {copy}
         elif isinstance(layer, LoraLayer):
-            _check_layer(path, layer, adapter)
+            here = [adapter for adapter in adapters if adapter in layer.scaling]
+            _check_layer(path, layer, here if len(adapters) == 1 else [])
             without[f"{path}.base_layer."] = f"{path}."
-            a, b, transposed = _factors(layer, adapter)
-            low_rank[names[id(layer.get_base_layer().weight)]] = LowRank(
-                a=names[id(a)],
-                b=names[id(b)],
-                scaling=float(layer.scaling[adapter]),
-                transposed=transposed,
-            )
+            terms = {adapter: _term(layer, adapter, names) for adapter in here}
+            factors |= {name for term in terms.values() for name in (term.a, term.b)}
+            merging = [term for adapter, term in terms.items() if adapter in active]
+            if len(merging) == 1:
+                low_rank[names[id(layer.get_base_layer().weight)]] = merging[0]
         else:
             raise RecordingError(
                 f"{path} carries an adapter of kind {type(layer).__name__}, and only LoRA and "
                 "modules_to_save can be recorded and replayed; use a plain peft.LoraConfig"
             )
-    factors = {name for term in low_rank.values() for name in (term.a, term.b)}
     plain = {
         name: _exchanged(name, without).removeprefix(_BASE)
         for name in names.values()
@@ -111,11 +119,17 @@ def _read(model: nn.Module, layers: Mapping[str, Any], adapter: str) -> Adapter:
     }
     # The original of a copy can be shared, and then has another name.
     originals = {name: names[id(tensors[_exchanged(name, copies)])] for name in plain}
-    # A copy and its original share a plain name; the copy stays, so it comes last and wins.
-    order = sorted(plain, key=lambda name: originals[name] != name)
+
+    def stays(name: str) -> int:
+        return 0 if originals[name] == name else 1 if name.startswith(tuple(unused)) else 2
+
+    # A copy and its original share a plain name; the copy in use stays, so it comes last and wins.
+    order = sorted(plain, key=stays)
     return Adapter(
+        names=adapters,
         origin={name: plain[originals[name]] for name in plain},
         left={plain[name]: name for name in order},
+        copies={name: old for name, old in originals.items() if name != old},
         low_rank=low_rank,
     )
 
@@ -127,7 +141,18 @@ def _exchanged(name: str, beginnings: Mapping[str, str]) -> str:
     return name
 
 
-def _check_layer(path: str, layer: Any, adapter: str) -> None:
+def _term(layer: Any, adapter: str, names: Mapping[int, str]) -> LowRank:
+    """What merging an adapter adds to a layer's weight."""
+    a, b, transposed = _factors(layer, adapter)
+    return LowRank(
+        a=names[id(a)],
+        b=names[id(b)],
+        scaling=float(layer.scaling[adapter]),
+        transposed=transposed,
+    )
+
+
+def _check_layer(path: str, layer: Any, needed: list[str]) -> None:
     """Refuse a LoRA layer whose merging is not ``W + scaling * B A``, or that is not in use."""
     kind = type(layer)
     where = path.removeprefix(_BASE)
@@ -146,7 +171,8 @@ def _check_layer(path: str, layer: Any, adapter: str) -> None:
             f"the adapter on {where} is a {variant}, a variant of LoRA that cannot be recorded and "
             "replayed; use a plain peft.LoraConfig (use_dora=False, init_lora_weights=True)"
         )
-    if layer.merged or layer.disable_adapters or adapter not in layer.active_adapters:
+    off = layer.disable_adapters or any(name not in layer.active_adapters for name in needed)
+    if layer.merged or off:
         raise RecordingError(
             f"the adapter on {where} is merged in place or disabled, so it is not trained; call "
             "model.unmerge_adapter() or model.enable_adapter_layers() before the stage, or "

@@ -127,10 +127,20 @@ def _operations(
     added: list[Literal["added", "merged", "removed"]] = [] if now is None else ["added"]
     if was is None:
         return [Operation(added, sources)]
+    shared = set() if now is None else set(was.names) & set(now.names)
+    if now is not None and was != now and shared and len({*was.names, *now.names}) > 1:
+        # One more beside those that are there, one less, or another in use: they keep their names.
+        more, fewer = set(now.names) - set(was.names), set(was.names) - set(now.names)
+        told: list[Literal["added", "merged", "removed"]] = ["removed"] if fewer else []
+        told += ["added"] if more else []
+        # A new adapter copies the original, not what another one trained in its place.
+        copied = {name: old for name, old in now.copies.items() if old in before}
+        own = {name: name for name in start if name in before}
+        same = [Operation(told, sources | copied | own)]
     merged = {n: was.low_rank[old] for n, old in sources.items() if old in was.low_rank}
     # An adapter in place of one with the same names, but with other values, counts as added only if
     # it does nothing yet (B A = 0): otherwise it may be the same one, changed by hand.
-    zero = list(now.low_rank.values()) if now is not None and was == now else []
+    zero = list(now.low_rank.values()) if now is not None and (same or was == now) else []
     return [
         *same,
         Operation(["merged", *added], sources, merged),

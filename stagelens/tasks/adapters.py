@@ -104,23 +104,25 @@ def is_adapted(model: nn.Module) -> TypeGuard[PeftModel]:
 
 
 def adapter_config(model: PeftModel) -> dict[str, Any]:
-    """The one adapter of a model, as plain JSON for :func:`with_adapter`.
+    """The adapter of a model, or all of them, as plain JSON for :func:`with_adapter`.
 
     Raises:
-        TaskError: There are several, or it cannot be recorded; the message says what to do.
+        TaskError: One cannot be recorded; the message says what to do.
     """
-    if len(model.peft_config) != 1:
-        raise TaskError(
-            f"the model has {len(model.peft_config)} adapters "
-            f"({', '.join(model.peft_config)}), and one at a time can be recorded; merge the "
-            "others (model.merge_and_unload()) or take them off (model.delete_adapter(name))"
-        )
-    ((name, config),) = model.peft_config.items()
-    return plain_adapter({**config.to_dict(), "adapter_name": name})
+    first, *others = (
+        plain_adapter({**config.to_dict(), "adapter_name": name})
+        for name, config in model.peft_config.items()
+    )
+    return first | ({"others": others, "active": active_adapters(model)} if others else {})
+
+
+def active_adapters(model: PeftModel) -> list[str]:
+    """Names of the adapters that are in use."""
+    return list(model.base_model.active_adapters)
 
 
 def with_adapter(model: nn.Module, config: Mapping[str, Any]) -> PeftModel:
-    """Wrap a model with a fresh LoRA adapter, in place; recorded states are loaded into it.
+    """Wrap a model with fresh LoRA adapters, in place; recorded states are loaded into it.
 
     Args:
         model: Without adapters.
@@ -131,13 +133,25 @@ def with_adapter(model: nn.Module, config: Mapping[str, Any]) -> PeftModel:
     """
     from peft import LoraConfig, get_peft_model
 
-    options = plain_adapter(config)
-    name = options.pop("adapter_name", "default")
-    del options["peft_type"]
+    config = dict(config)
+    others, active = config.pop("others", []), config.pop("active", [])
+    (name, first), *more = (_named(each) for each in (config, *others))
     try:
         with warnings.catch_warnings():
             # Said when the adapter was first made, and peft corrects it for every layer.
             warnings.filterwarnings("ignore", "fan_in_fan_out is set to")
-            return get_peft_model(model, LoraConfig(**options), adapter_name=name)
+            adapted = get_peft_model(model, LoraConfig(**first), adapter_name=name)
+            for other, options in more:
+                adapted.add_adapter(other, LoraConfig(**options))
+            if active:
+                adapted.base_model.set_adapter(active)
+            return adapted
     except (TypeError, ValueError) as error:
         raise TaskError(f"the adapter's configuration does not fit the model: {error}") from None
+
+
+def _named(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """An adapter's name, and the keywords of its ``LoraConfig``."""
+    options = plain_adapter(config)
+    del options["peft_type"]
+    return options.pop("adapter_name", "default"), options

@@ -44,12 +44,6 @@ def of(config: PeftConfig) -> PeftModel:
     return get_peft_model(Layers(), config)
 
 
-def several() -> nn.Module:
-    model = adapter()
-    model.add_adapter("second", lora())
-    return model
-
-
 def in_place() -> nn.Module:
     model = adapter()
     model.merge_adapter()
@@ -93,7 +87,6 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
         ("is a DoraEmbeddingVariant", "variant of LoRA", "init_lora_weights=True"),
     ),
     "a special layer": (attention, ("0 is a peft.tuners.lora.layer.MultiheadAttention",)),
-    "several adapters": (several, ("2 adapters (default, second)", "merge_and_unload()")),
     "merged in place": (in_place, ("merged in place or disabled", "unmerge_adapter()")),
     "disabled": (disabled, ("merged in place or disabled", "enable_adapter_layers()")),
     "adapters without a PeftModel": (
