@@ -13,6 +13,7 @@ from stagelens.tasks import (
     MaskedLM,
     MultiLabelClassification,
     Regression,
+    RewardModel,
     Seq2Seq,
     TextClassification,
     TokenClassification,
@@ -36,12 +37,13 @@ _BY_CLASS: Mapping[str, Any] = {
 """Suffixes of transformers' class names, and the tasks of such models."""
 
 
-def infer_task(model: Any, processor: Any) -> TransformerTask:
+def infer_task(model: Any, processor: Any, objective: str | None = None) -> TransformerTask:
     """The task of a ``transformers`` model.
 
     Args:
         model: One of the kinds that StageLens has a task for.
         processor: The Trainer's ``processing_class``: a tokenizer, or an image processor.
+        objective: The name of what is minimised, where that is not the model's own loss.
 
     Raises:
         RecordingError: It is of another kind, or the Trainer has no tokenizer; says what to pass.
@@ -66,7 +68,7 @@ def infer_task(model: Any, processor: Any) -> TransformerTask:
             "StageRecorderCallback(..., task=...)"
         )
     if task is TextClassification:
-        task = _of_a_classifier(model)
+        task = _of_a_classifier(model, objective)
     made: TransformerTask = task.from_model(model, processor)
     return made
 
@@ -77,20 +79,25 @@ def _reads_and_writes_text(model: Any) -> bool:
     return reads and bool(model.config.is_encoder_decoder)
 
 
-def _of_a_classifier(model: Any) -> Any:
-    """The task of a sequence classifier, by what its outputs are."""
+def _of_a_classifier(model: Any, objective: str | None) -> Any:
+    """The task of a sequence classifier, by what its outputs are, and what they are trained for."""
     if model.config.problem_type == "multi_label_classification":
         return MultiLabelClassification
-    return Regression if model.config.num_labels == 1 else TextClassification
+    if model.config.num_labels > 1:
+        return TextClassification
+    return RewardModel if objective == "reward" else Regression
 
 
-def task_of_stage(path: Path, model: Any, tokenizer: Any) -> tuple[Task, BuildConfig | None, str]:
+def task_of_stage(
+    path: Path, model: Any, tokenizer: Any, objective: str | None = None
+) -> tuple[Task, BuildConfig | None, str]:
     """The task to record a stage with: the run's own, if the run exists already.
 
     Args:
         path: The run folder.
         model: As in :func:`infer_task`.
         tokenizer: As in :func:`infer_task`.
+        objective: As in :func:`infer_task`.
 
     Returns:
         The task, the stage's own ``build_config`` where its model is configured differently, and
@@ -99,7 +106,7 @@ def task_of_stage(path: Path, model: Any, tokenizer: Any) -> tuple[Task, BuildCo
     Raises:
         RecordingError: As in :func:`infer_task`, or the run has another task; names the difference.
     """
-    task = infer_task(model, tokenizer)
+    task = infer_task(model, tokenizer, objective)
     if not (path / "run.json").exists():
         return task, None, ""
     known = open_run(path).task

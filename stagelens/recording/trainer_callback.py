@@ -188,7 +188,8 @@ class StageRecorderCallback(TrainerCallback):
     ) -> StageRecorder:
         task, build_config, differing = self._task, self._build_config, ""
         if task is None:
-            task, own, differing = task_of_stage(self.path, model, processing_class)
+            named = None if minimised.objective is None else minimised.objective.name
+            task, own, differing = task_of_stage(self.path, model, processing_class, named)
             build_config = build_config or own
         there = (self.path / "run.json").exists()
         recorder = Recorder(self.path, task, self._name, resume=there)

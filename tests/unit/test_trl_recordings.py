@@ -51,6 +51,21 @@ def test_without_the_first_stage_a_replay_is_the_training_of_the_base(
     assert measure(recipe(name), tmp_path / "work") == Outcome(name, "exact", "", 0.0, 0.0)
 
 
+def test_a_trainer_of_rewards_records_a_reward_model(tmp_path: Path) -> None:
+    from tests.support.trl_trainings import Training, load, save_base
+
+    model, tokenizer = load(save_base(tmp_path / "base", classifies=True), classifies=True)
+    callback = stagelens.StageRecorderCallback(tmp_path / "run", "rewards", on_problem="raise")
+    trained = Training("reward", settings={"max_steps": 1})
+    trained.trainer(model, tokenizer, tmp_path / "out", [callback]).train()
+    task = stagelens.open_run(tmp_path / "run").task
+    assert task.name == "reward-model"
+    # Its batches are pairs: what is right, and below it what is wrong.
+    first = stagelens.open_run(tmp_path / "run").last.read_steps()[0]
+    shown = task.examples(first.batches[0].batch)
+    assert {tuple(each.input) for each in shown} == {("completion", "rejected")}
+
+
 def test_what_a_trainer_does_that_replay_cannot_is_told_by_name(
     recipe: Any, tmp_path: Path
 ) -> None:
