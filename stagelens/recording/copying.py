@@ -1,4 +1,4 @@
-"""A copy of a module's parameters and buffers that can be renewed at every step of a training."""
+"""Copies of a training's state that can be renewed at every step."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from stagelens.runs.quantised import quantised_parts
+from stagelens.runs.states import OptimizerState
 
 
 class WeightsCopy:
@@ -49,6 +50,41 @@ class WeightsCopy:
         if pairs:
             with torch.no_grad():
                 torch._foreach_copy_([target for target, _ in pairs], [own for _, own in pairs])
+
+
+class StateCopy:
+    """An optimiser's state as it was when the copy was made or renewed, on its device.
+
+    Args:
+        state: The optimiser's own tensors.
+
+    Attributes:
+        state: The copies.
+    """
+
+    def __init__(self, state: OptimizerState) -> None:
+        self.state: OptimizerState = {
+            name: {key: tensor.clone() for key, tensor in own.items()}
+            for name, own in state.items()
+        }
+        self._targets = _flat(self.state)
+
+    def renew(self, state: OptimizerState) -> bool:
+        """Copy again; whether that was possible, as the state has the same tensors as before."""
+        sources = _flat(state)
+        if sources.keys() != self._targets.keys() or any(
+            target.shape != sources[place].shape or target.dtype != sources[place].dtype
+            for place, target in self._targets.items()
+        ):
+            return False
+        if sources:
+            with torch.no_grad():
+                torch._foreach_copy_([*self._targets.values()], [*sources.values()])
+        return True
+
+
+def _flat(state: OptimizerState) -> dict[tuple[str, str], Tensor]:
+    return {(name, key): tensor for name, own in state.items() for key, tensor in own.items()}
 
 
 def _in_numpy(tensor: Tensor) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial, reduce
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 _ALL_EVERY = 16
 """A sampled fingerprint reads all values once in this many times."""
+_AT_FIRST, _THEN_EVERY = 64, 4
+"""Parameters that nobody wrote to are compared every time at first, then once in so many times."""
+_VERSION = attrgetter("_version")
 
 Values = float | tuple[float, ...]
 """What is remembered of a tensor."""
@@ -107,14 +110,16 @@ class SampledFingerprint(Fingerprint):
 
     These are the first, the last, the smallest and the largest (as of the last time that all were
     read), so weights that are averaged, scaled, clamped, loaded or redrawn are noticed at once, as
-    are ``p.data = ...`` and most changes of single values. All values are compared every 16th time,
-    and every time once a parameter has been written to (torch counts this in ``Tensor._version``)
-    without a change in its sampled values, as happens where averaged weights are swapped in for an
-    evaluation and out again.
+    are most changes of single values: torch counts in ``Tensor._version`` how often a parameter was
+    written to, and samples are compared where that changed. They are also compared the first 64
+    times, and every 4th time from then on, for what torch does not count: ``p.data = ...``, and
+    writes through ``p.data`` or NumPy. All values are compared every 16th time, and every time once
+    a parameter has been written to without a change in its sampled values, as happens where
+    averaged weights are swapped in for an evaluation and out again.
 
-    It may miss a change of a few values, none of them sampled: one made in place, the first time;
-    one through ``p.data`` or NumPy, which torch does not count, if it does not recur within 16
-    times. A run with such a change is not replayed bit for bit, and its trust says so.
+    It may miss a change of a few values, none of them sampled, that is made in place, the first
+    time; and, after the first 64 times, one that torch does not count and that does not recur. A
+    run with such a change is not replayed bit for bit, and its trust says so.
 
     On an accelerator, in half precision, or where a parameter is not contiguous in memory, all
     values are compared every time.
@@ -148,19 +153,22 @@ class SampledFingerprint(Fingerprint):
                 self._samplers = [_telling_values(array) for array in self._own_memory()]
                 self._look_at_memory()
             self._sampled = self._samples()
-            self._versions = [parameter._version for parameter in self._parameters]
+            self._versions = list(map(_VERSION, self._parameters))
         self._taken += 1
 
     def changed(self) -> str | None:
         """Name of the first parameter that is not as remembered, as far as it can be seen."""
         if self._remembered is not None:
             return super().changed()
+        written = self._versions != list(map(_VERSION, self._parameters))
+        if not written and self._taken > _AT_FIRST and self._taken % _THEN_EVERY:
+            return None
         moved = [parameter.data_ptr() for parameter in self._parameters] != self._addresses
         # After ``p.data = ...`` the views still show the old memory.
         if moved:
             self._look_at_memory()
         found = self._differing(self._sampled, self._samples())
-        if moved or self._versions != [parameter._version for parameter in self._parameters]:
+        if moved or written:
             self._always_all = True
         return found
 

@@ -237,7 +237,7 @@ class StageRecorder:
         if self._checkpoint_due(watch.noted):
             self._checkpoint()
         elif self._writer.due:
-            self._writer.flush()
+            self._writer.begin_flush()
 
     def _rules(self) -> StepRules:
         assert isinstance(self._watch, Watch) and self._files is not None

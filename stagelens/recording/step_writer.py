@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
@@ -18,6 +20,8 @@ from .watch import Watch
 # What is held is lost when the process is killed, and kept batches take memory.
 _FLUSH_SECONDS = 10.0
 _FLUSH_BYTES = 64 * 2**20
+_HELD_BYTES = 4 * _FLUSH_BYTES
+"""Most that is held while the disk is slow; from there on, the training waits for it."""
 
 
 def record_of(watch: Watch | UpdateCount, divisors: Sequence[float | None]) -> StepRecord:
@@ -33,7 +37,9 @@ def record_of(watch: Watch | UpdateCount, divisors: Sequence[float | None]) -> S
 
 
 class StepWriter:
-    """Holds noted steps until they are written as a part.
+    """Holds noted steps until they are written as a part, by a thread beside the training.
+
+    One part is written at a time. What goes wrong there is raised by the next call.
 
     Args:
         root: The run folder.
@@ -58,6 +64,8 @@ class StepWriter:
         self._bytes = 0
         self._digest = StepsDigest()
         self._flushed = time.monotonic()
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
 
     def note(
         self,
@@ -76,9 +84,11 @@ class StepWriter:
             return
         self._pending.append(FlatStep(record, list(micro)))
         self._losses.append(losses)
-        self._bytes += sum(
-            tensor.nbytes for own in micro for tensor in (*own.tensors, *own.rng.values())
-        )
+        for one in micro:
+            for tensor in one.tensors:
+                self._bytes += tensor.nbytes
+            for tensor in one.rng.values():
+                self._bytes += tensor.nbytes
 
     @property
     def due(self) -> bool:
@@ -89,37 +99,78 @@ class StepWriter:
             or time.monotonic() - self._flushed >= _FLUSH_SECONDS
         )
 
+    def begin_flush(self) -> None:
+        """Begin to write what is held, unless the part before is still being written.
+
+        Raises:
+            Exception: An earlier part could not be written; nothing more is then.
+        """
+        writing = self._thread is not None and self._thread.is_alive()
+        if writing and self._bytes < _HELD_BYTES:
+            return
+        with self._stopping():
+            self._wait()
+            # Not a daemon: a process that ends writes to the end what it began.
+            self._thread = threading.Thread(target=self._write, args=(self._held(),))
+            self._thread.start()
+            self._let_go()
+
     def flush(self) -> None:
         """Write what is held; afterwards it survives a killed process.
 
         Raises:
-            OSError: It cannot be written; nothing more is then.
+            Exception: It cannot be written; nothing more is then.
         """
-        try:
-            self._flush()
-        except Exception:
-            self.stop()
-            raise
+        with self._stopping():
+            self._wait()
+            self._write(self._held())
+            self._wait()
+            self._let_go()
 
     def stop(self) -> None:
         """Hold and write nothing more: a part that is missing must not be followed by others."""
         self.stopped = True
         self._let_go()
 
-    def _flush(self) -> None:
-        # Losses are read only here: reading each at its step would wait for the accelerator.
+    @contextmanager
+    def _stopping(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception:
+            self.stop()
+            raise
+
+    def _wait(self) -> None:
+        """Wait for the part that is being written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _held(self) -> list[FlatStep]:
+        # Losses are read only here: reading each at its step would wait for the accelerator. By the
+        # training's own thread, as a stream of its own might be waited for.
         for step, losses in zip(self._pending, self._losses, strict=True):
             step.record.loss = step.record.reported_loss([float(loss) for loss in losses])
-        if self._pending:
-            number = len(self.parts)
-            # A copy, as a part that is not written does not count.
-            digest = self._digest.copy()
-            part = write_part(self._root, self._folder, number, self._pending, digest)
-            self._digest = digest
-            self.parts.append(part)
-            self.steps += part.steps
-        self._let_go()
+        return self._pending
 
     def _let_go(self) -> None:
         self._pending, self._losses, self._bytes = [], [], 0
         self._flushed = time.monotonic()
+
+    def _write(self, held: list[FlatStep]) -> None:
+        # An interruption may come between writing steps and letting go of them.
+        steps = [step for step in held if step.record.step >= self.steps]
+        if not steps or self.stopped:
+            return
+        try:
+            digest = self._digest.copy()  # a part that is not written does not count
+            part = write_part(self._root, self._folder, len(self.parts), steps, digest)
+        except Exception as error:
+            self._error = error
+            return
+        self._digest = digest
+        self.parts.append(part)
+        self.steps += part.steps

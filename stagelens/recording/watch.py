@@ -136,7 +136,8 @@ class Watch:
         return rng if drew else {}
 
     def _rng_now(self) -> dict[str, Tensor]:
-        states = {"cpu": torch.get_rng_state()}
+        # At every pass and update: the generator itself answers quicker than torch.get_rng_state.
+        states = {"cpu": torch.default_generator.get_state()}
         if self._device.type == "cuda":
             states["cuda"] = torch.cuda.get_rng_state(self._device)
         return states
@@ -394,4 +395,5 @@ class Watch:
 
 
 def _same_rng(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return all(torch.equal(a[device], b[device]) for device in a)
+    # As bytes on the CPU: several times quicker than torch.equal for so few of them.
+    return all(a[device].numpy().tobytes() == b[device].numpy().tobytes() for device in a)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .step_records import MicroBatch, StepRecord
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 # A damaged count must not make the reader allocate memory without bound.
@@ -20,8 +21,13 @@ _MOST_MICRO_BATCHES = 1 << 20
 
 def stack_name(place: str, tensor: Tensor) -> str:
     """The stack for tensors of this place in a step; one stack has one dtype and shape."""
-    kind = str(tensor.dtype).removeprefix("torch.")
-    return f"{place} {kind} {'x'.join(map(str, tensor.shape))}".rstrip()
+    return _stack_name(place, tensor.dtype, tuple(tensor.shape))
+
+
+@lru_cache(maxsize=1024)
+def _stack_name(place: str, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
+    kind = str(dtype).removeprefix("torch.")
+    return f"{place} {kind} {'x'.join(map(str, shape))}".rstrip()
 
 
 def numbers_of(stack: str) -> int:

@@ -131,7 +131,12 @@ def write_part(
     import torch
 
     collected: dict[str, list[Tensor]] = {}
-    rows = [_row(step, collected) for step in steps]
+    rows: list[dict[str, Any]] = []
+    for place, step in enumerate(steps):
+        # Hyperparameters rarely change, and then all steps have the same list.
+        same = place > 0 and step.record.groups is steps[place - 1].record.groups
+        groups = rows[-1]["groups"] if same else json.dumps(step.record.groups)
+        rows.append(_row(step, groups, collected))
     stacks = {name: torch.stack(tensors) for name, tensors in collected.items()}
     so_far.take_in(rows, stacks)
     batches: FileRef | None = None
@@ -157,8 +162,8 @@ def write_part(
     return PartRef(first_step=first, steps=len(steps), table=reference, batches=batches)
 
 
-def _row(step: FlatStep, collected: dict[str, list[Tensor]]) -> dict[str, Any]:
-    """A step's row; adds the step's tensors to their stacks."""
+def _row(step: FlatStep, groups: str, collected: dict[str, list[Tensor]]) -> dict[str, Any]:
+    """A step's row with its hyperparameters; adds the step's tensors to their stacks."""
     record, names = step.record, []
     for number, micro in enumerate(step.micro):
         places = [*enumerate(micro.tensors), *micro.rng.items()]
@@ -169,7 +174,7 @@ def _row(step: FlatStep, collected: dict[str, list[Tensor]]) -> dict[str, Any]:
         "step": record.step,
         "loss": record.loss,
         "lr": _rate(record.groups[0].get("lr")),
-        "groups": json.dumps(record.groups),
+        "groups": groups,
         "missing": list(record.missing),
         "micro_batches": record.micro_batches,
         "divisors": list(record.divisors),
