@@ -43,7 +43,7 @@ from stagelens.runs.states import (
 from stagelens.runs.step_records import MicroBatch, StepRecord
 from stagelens.runs.steps import FlatMicroBatch
 
-from .copying import StateCopy, WeightsCopy
+from .copying import StateCopies, WeightsCopy
 from .stage_start import StageStart
 from .step_comparison import At, check_gradients, check_losses, check_update
 
@@ -170,7 +170,7 @@ class CheckedSteps:
         self._two_sets = two_sets(self._own_optimizer)  # it cannot switch without its state
         self._length = _STRETCH if size <= _SMALL_BYTES else 1
         self._copies: list[WeightsCopy] = []
-        self._state_copies: list[StateCopy] = []
+        self._state_copies = StateCopies()
         # Not torch's generator, which belongs to the training.
         self._random = random.Random(stage)
         self._next = 1
@@ -202,7 +202,7 @@ class CheckedSteps:
         """Check nothing more, and let go of the memory that it takes."""
         self._stretch = self._upcoming = self._gradients = None
         self._goes_on, self._light, self._next = False, False, sys.maxsize
-        self._copies, self._state_copies = [], []
+        self._copies, self._state_copies = [], StateCopies()
         forget_state(self._own_optimizer)
         self._twin = nn.Module()
 
@@ -270,7 +270,7 @@ class CheckedSteps:
             if not memory.ran_out(error):
                 raise
             # The training comes first.
-            self._light, self._copies, self._state_copies = False, [], []
+            self._light, self._copies, self._state_copies = False, [], StateCopies()
 
     def check(self, rules: StepRules, updated: bool = True, calls: Sequence[str] = ()) -> None:
         """Run the newest steps again whose state was copied, if not done yet, and compare.
@@ -342,16 +342,8 @@ class CheckedSteps:
 
     def _copied_state(self) -> OptimizerState:
         state = optimizer_tensors(self._optimizer, self._names)
-        if self._length == 1:  # rarely, of a model that is too large to keep two of
-            return StateCopy(state).state
-        # Two in turn, as of the weights.
-        if len(self._state_copies) == 2:
-            self._state_copies.reverse()
-            if self._state_copies[-1].renew(state):
-                return self._state_copies[-1].state
-            self._state_copies.pop()
-        self._state_copies.append(StateCopy(state))
-        return self._state_copies[-1].state
+        # Of a larger model rarely, and there is no room to keep copies.
+        return (self._state_copies if self._length > 1 else StateCopies()).copied(state)
 
     def _run(self, step: NotedStep, gradients: _Gradients | None, rules: StepRules, at: At) -> None:
         """Run a step on the second model, and compare its loss and gradient."""

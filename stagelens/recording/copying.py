@@ -83,6 +83,24 @@ class StateCopy:
         return True
 
 
+class StateCopies:
+    """Two copies of an optimiser's state in turn: the one before is still needed."""
+
+    def __init__(self) -> None:
+        self._made: list[StateCopy] = []
+
+    def copied(self, state: OptimizerState) -> OptimizerState:
+        """A copy, in the place of the one before the newest."""
+        if len(self._made) == 2:
+            self._made.reverse()
+            if not self._made[-1].renew(state):
+                self._made.pop()
+                self._made.append(StateCopy(state))
+        else:
+            self._made.append(StateCopy(state))
+        return self._made[-1].state
+
+
 def _flat(state: OptimizerState) -> dict[tuple[str, str], Tensor]:
     return {(name, key): tensor for name, own in state.items() for key, tensor in own.items()}
 

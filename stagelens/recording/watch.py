@@ -24,6 +24,8 @@ from .optimizer_state import OptimizerStateWatch, equal_or_nan
 from .precision import PrecisionWatch
 from .update_count import learning_rates
 
+_AT_FIRST, _THEN_EVERY = 64, 4
+"""The sentinel's gradient is followed at every update at first, then at one of so many."""
 _NORM_EVERY = 16
 """Updates between two checks of a clipped gradient's norm, which reads all gradients."""
 
@@ -34,9 +36,9 @@ class Watch:
     The hooks note, per update: the generators' state before the first forward pass, the
     hyperparameters, and which parameters had no gradient. At every update, parameters must be as
     the previous update left them; at every forward pass, buffers as the previous step left them.
-    One small parameter, the sentinel, is followed closely: from the second update on, its
-    gradient has to be the sum of what backward gave it. What cannot be seen in this way is left to
-    the steps that are run again.
+    One small parameter, the sentinel, is followed closely, later at one update of four: from the
+    second update on, its gradient has to be the sum of what backward gave it. What cannot be seen
+    in this way is left to the steps that are run again.
 
     Once there was a problem, nothing is checked any more, but updates are still noted.
 
@@ -181,8 +183,12 @@ class Watch:
         self._modes = modes
         self.evaluation_mode = [n for n, m in self.model.named_modules() if not m.training]
 
+    def _follows(self) -> bool:
+        """Whether the sentinel's gradient is followed at the update that is being made."""
+        return self.updates < _AT_FIRST or self.updates % _THEN_EVERY == 0
+
     def _after_backward(self, gradient: Tensor) -> None:
-        if not self.checking:
+        if not self.checking or not self._follows():
             return
         try:
             if self._incoming is None:
@@ -353,6 +359,8 @@ class Watch:
 
     def _check_gradient(self) -> None:
         assert self._sentinel is not None
+        if not self._follows():
+            return
         incoming, self._incoming = self._incoming, None
         gradient = self._sentinel.grad
         same = incoming is None or gradient is None or equal_or_nan(incoming, gradient)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -84,6 +85,14 @@ def switch(optimizer: Any, *calls: str) -> None:
     for one in members(as_one(optimizer)):
         for call in calls if hasattr(one, "eval") else ():
             getattr(one, call)()
+
+
+def written(stage: StageRecorder, steps: int) -> bool:
+    """Whether so many steps come to disk, which a thread writes beside the training."""
+    until = time.monotonic() + 60
+    while stage.steps_on_disk < steps and time.monotonic() < until:
+        time.sleep(1e-3)
+    return stage.steps_on_disk == steps
 
 
 Optimizer = Callable[[nn.Module, torch.optim.Optimizer | None], torch.optim.Optimizer]

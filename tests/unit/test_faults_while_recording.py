@@ -22,6 +22,7 @@ from stagelens.recording import (
     checked_steps,
     fingerprint,
     micro_batches,
+    mode_boundary,
     run_writer,
     stage_files,
     stage_recorder,
@@ -45,7 +46,7 @@ PLACES: list[tuple[Any, str, int]] = [
     (stage_start, "capture", 0),
     (stage_start, "save_state", 0),
     (stage_start, "save_state", 1),
-    (stage_start, "find_boundary", 0),
+    (mode_boundary, "find_boundary", 0),
     (run_writer, "write_json", 0),
     (run_writer, "write_json", 1),
     (run_writer, "write_json", 4),
@@ -225,11 +226,15 @@ def test_an_interruption_is_the_users(tmp_path: Path, monkeypatch: pytest.Monkey
         trained(recorder)
 
 
+class Heavier(torch.optim.SGD):
+    """Nobody knows what it does."""
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (torch.optim.RMSprop, "RMSprop is not supported"),
-        (lambda p: torch.optim.Adam(p, amsgrad=True), "Adam with amsgrad=True"),
+        (Heavier, "Heavier"),
+        (lambda p: torch.optim.SGD(p, maximize=True), "SGD with maximize=True"),
     ],
 )
 def test_an_optimiser_that_is_not_known_costs_the_replay_only(

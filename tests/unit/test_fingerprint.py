@@ -142,3 +142,23 @@ def test_weights_that_are_no_numbers_are_as_they_were() -> None:
         model[2].bias.fill_(float("nan"))  # type: ignore[index, union-attr, operator]
     fingerprint = watched(model, 3)
     assert fingerprint.changed() is None
+
+
+def test_a_write_that_torch_counts_is_seen_at_once_however_late() -> None:
+    for updates in range(100, 104):
+        model = network()
+        fingerprint = watched(model, updates)
+        load(model)
+        assert fingerprint.changed() is not None
+
+
+def test_a_change_that_torch_does_not_count_is_seen_late_when_it_comes_again() -> None:
+    model = network()
+    fingerprint = watched(model, 100)
+    seen = []
+    for _ in range(4):
+        average(model)
+        seen.append(fingerprint.changed())
+        update(model)
+        fingerprint.take()
+    assert any(seen)

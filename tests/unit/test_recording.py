@@ -26,6 +26,7 @@ from tests.support.loops import (
     make_batches,
     make_task,
     train,
+    written,
 )
 
 DROPOUT = {"kind": "mlp", "hidden": [6], "dropout": 0.3}
@@ -314,7 +315,7 @@ def test_long_and_large_steps_are_written_at_once(
     with recorder.stage("first", model=model, optimizer=optimizer) as stage:
         for number, batch in enumerate(make_batches(3), 1):
             train(task, model, optimizer, [batch], stage=stage)
-            assert stage.steps_on_disk == number
+            assert written(stage, number)
     assert replays_bit_for_bit(recorder.run())
 
 
@@ -322,12 +323,10 @@ def test_steps_on_disk_counts_finished_flushes(tmp_path: Path) -> None:
     task = make_task()
     model, optimizer = made(task)
     recorder = stagelens.Recorder(tmp_path / "run", task)
-    seen = []
     with recorder.stage("first", model=model, optimizer=optimizer, flush_every=2) as stage:
-        for batch in make_batches(5):
+        for batch, steps in zip(make_batches(5), (0, 2, 2, 4, 4), strict=True):
             train(task, model, optimizer, [batch], stage=stage)
-            seen.append(stage.steps_on_disk)
-    assert seen == [0, 2, 2, 4, 4]
+            assert written(stage, steps)
     assert stage.steps_on_disk == 5
 
 

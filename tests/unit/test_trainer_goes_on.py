@@ -10,22 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import transformers
+import torch
 from torch import Tensor
+from transformers import BertForSequenceClassification, Trainer
 
 import stagelens
 from stagelens import StageRecorderCallback
 from stagelens.contracts import RecordingError, RecordingWarning
-from stagelens.recording import trainer_callback
+from stagelens.recording import trainer_callback, trainer_settings
 from tests.support.loops import differing
 from tests.support.small_trainings import arguments, made, trainer
 
 
-def train(path: Path, callbacks: list[Any], **settings: Any) -> dict[str, Tensor]:
+def train(
+    path: Path, callbacks: list[Any], make: type[Trainer] = Trainer, kind: type[Any] | None = None
+) -> dict[str, Tensor]:
     """Three updates; gives the weights that they leave."""
     model, tokenizer = made("bert")
-    args = arguments(path / "out", max_steps=3, **settings)
-    trainer("bert", model, tokenizer, args, callbacks=callbacks).train()
+    model.__class__ = kind or type(model)
+    args = arguments(path / "out", max_steps=3)
+    trainer("bert", model, tokenizer, args, callbacks=callbacks, make=make).train()
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
@@ -44,16 +48,30 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     return train(tmp_path_factory.mktemp("alone"), [])
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{"label_smoothing_factor": 0.1}, {"neftune_noise_alpha": 5.0}, {"optim": "rmsprop"}],
-    ids=lambda settings: next(iter(settings)),
-)
-def test_settings_that_cost_the_replay_leave_the_boundaries(
-    settings: dict[str, Any], tmp_path: Path
+class Heavier(torch.optim.SGD):
+    """Nobody knows what it does."""
+
+
+class Own(Trainer):
+    """Brings an optimiser of its own."""
+
+    def create_optimizer(self, *_: Any) -> Any:
+        assert self.model is not None
+        self.optimizer = Heavier(self.model.parameters(), lr=0.01)
+        return self.optimizer
+
+
+@pytest.mark.parametrize("how", ["an optimiser of its own", "a setting"])
+def test_what_costs_the_replay_leaves_the_boundaries(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights, said = recorded(tmp_path, **settings)
-    assert differing(weights, train(tmp_path / "alone", [], **settings)) == []
+    make: type[Trainer] = Own if how.startswith("an") else Trainer
+    alone = train(tmp_path / "alone", [], make=make)
+    if make is Trainer:
+        rows = [("a sauna", True, "it is too hot; train outside")]
+        monkeypatch.setattr(trainer_settings, "_refused", lambda *_: rows)
+    weights, said = recorded(tmp_path, make=make)
+    assert differing(weights, alone) == []
     assert "stage 'sft' cannot be replayed" in said
     run = stagelens.open_run(tmp_path / "run")
     assert (run.last.name, run.last.steps, run.last.replayable) == ("sft", 3, False)
@@ -115,16 +133,16 @@ def test_a_folder_that_cannot_be_recorded_into(
         held.close()
 
 
-def test_a_model_of_no_known_task_is_trained_all_the_same(tmp_path: Path) -> None:
-    classifier, tokenizer = made("bert")
-    model = transformers.BertForQuestionAnswering(classifier.config)
-    callback = StageRecorderCallback(tmp_path / "run", "sft")
-    args = arguments(tmp_path / "out", max_steps=1)
-    with (
-        pytest.warns(RecordingWarning, match="BertForQuestionAnswering.*task="),
-        pytest.raises(ValueError, match="unpack"),  # its own: these labels are none of its
-    ):
-        trainer("bert", model, tokenizer, args, callbacks=[callback]).train()
+class Judge(BertForSequenceClassification):
+    """A name that tells of no task."""
+
+
+def test_a_model_of_no_known_task_is_trained_all_the_same(
+    alone: dict[str, Tensor], tmp_path: Path
+) -> None:
+    weights, said = recorded(tmp_path, kind=Judge)
+    assert differing(weights, alone) == []
+    assert "stage 'sft' is not recorded" in said and "a Judge is trained for; pass" in said
     assert not (tmp_path / "run").exists()
 
 

@@ -60,7 +60,8 @@ def test_a_process_that_ends_in_mid_training_leaves_an_unfinished_stage(
     process.start()
     process.join()
     assert process.exitcode == exitcode
-    assert unfinished(tmp_path) == [("first", 4)]
+    # A kill may come while the newest part is being written.
+    assert unfinished(tmp_path) in [[("first", steps)] for steps in (4, 2)[: 1 + (how == "kill")]]
 
 
 def test_the_next_training_in_the_process_sets_an_interrupted_one_aside(tmp_path: Path) -> None:
