@@ -10,15 +10,16 @@ import pytest
 import torch
 from torch import nn
 
+from stagelens.contracts import Task
 from stagelens.derivatives.forward_mode import final_tangents
 from stagelens.estimators.replay import Replay
 from stagelens.estimators.subtraction import subtract_stage
 from stagelens.replaying.replay import cross_boundary, replay_without
 from stagelens.runs.run import Run
-from stagelens.tasks import CausalLM
+from stagelens.tasks import CausalLM, TextClassification
 from stagelens.tasks.transformer_task import model_facts
 from tests.support.loops import Plan, differing_state, record_plans, run_plans
-from tests.support.small_texts import TEXTS, gpt, gpt_tokenizer
+from tests.support.small_texts import TEXTS, bert, bert_tokenizer, gpt, gpt_tokenizer
 
 TOKENIZER = gpt_tokenizer()
 VOCABULARY = len(TOKENIZER)
@@ -68,7 +69,7 @@ def record(path: Path, tied: bool, *changes: Prepare) -> tuple[Run, CausalLM, li
     return record_plans(path / "run", task, plans), task, plans
 
 
-def check(run: Run, task: CausalLM, plans: list[Plan]) -> None:
+def check(run: Run, task: Task, plans: list[Plan]) -> None:
     for before, stage in zip(run.stages, run.stages[1:], strict=False):
         assert differing_state(cross_boundary(before.end(), stage), stage.start()) == []
     for stage in run.stages[:-1]:
@@ -182,4 +183,30 @@ def test_a_head_that_is_untied_goes_on_from_the_embedding(tmp_path: Path) -> Non
     run, task, plans = record(tmp_path, True, untied, lambda model: model)
     boundary = run.stages[1].facts.boundary
     assert (boundary.renamed, boundary.new) == ({HEAD: EMBEDDING}, [])
+    check(run, task, plans)
+
+
+def test_a_head_with_another_number_of_labels_begins_anew(tmp_path: Path) -> None:
+    """The task is that of the last stage; an earlier one had five labels."""
+    tokenizer = bert_tokenizer()
+    task = TextClassification.from_model(bert(tokenizer), tokenizer)
+    five: dict[str, Any] = {"id2label": dict(enumerate("abcde")), "num_labels": 5}
+
+    def replaced(model: Any) -> nn.Module:
+        model.classifier = nn.Linear(16, 3)
+        model.config.num_labels = model.num_labels = 3
+        return model.train()
+
+    def batches(count: int, seed: int) -> list[Any]:
+        return [task.batch(TEXTS[:3], ["calm", "loud", "odd"]) for _ in range(count + seed)]
+
+    first = {"build_config": {"model": model_facts(bert(tokenizer, **five))["model"]}}
+    plans = [
+        Plan("broad", adamw, batches=3, data=batches, recorder=first),
+        Plan("narrow", adamw, replaced, 3, data=batches),
+    ]
+    run = record_plans(tmp_path / "run", task, plans)
+    boundary = run.last.facts.boundary
+    assert boundary.new == ["classifier.weight", "classifier.bias"]
+    assert (boundary.grown, boundary.trimmed, boundary.problem) == ({}, {}, None)
     check(run, task, plans)
