@@ -244,8 +244,8 @@ EnsembleOption = Annotated[
     typer.Option(
         "--ensemble/--no-ensemble",
         help="Replay all counterfactuals as one ensemble of networks: quicker on a GPU, but never "
-        "exact; the deviation is measured [for several small networks on a GPU; within --time only "
-        "if they do not fit one by one].",
+        "exact; the deviation is measured [only within --time, for small networks on a GPU that do "
+        "not fit one by one].",
     ),
 ]
 ProgressFile = Annotated[Path | None, typer.Option("--progress", hidden=True)]

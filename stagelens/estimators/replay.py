@@ -33,7 +33,7 @@ class Replay(Estimator):
             the recording, which is measured like any other deviation.
         ensemble: Whether all counterfactuals are replayed as one ensemble of networks, as far as
             these can be stacked: on a GPU quicker, never exact, and its deviation is measured. None
-            for where that should be quicker: several small networks on a GPU.
+            for one by one, but content with what an ensemble gave before.
     """
 
     name = REPLAY
@@ -42,7 +42,7 @@ class Replay(Estimator):
     preference = 40
     helped = True
 
-    def __init__(self, split_batches: bool = False, ensemble: bool | None = None) -> None:
+    def __init__(self, split_batches: bool = False, ensemble: bool | None = False) -> None:
         self.split = split_batches and processes.count() > 1
         self.ensemble = False if self.split else ensemble
         # An ensemble is one piece of work.
@@ -84,7 +84,7 @@ class Replay(Estimator):
         from .replay_check import check_replay, fused_kernels, mixed_precision, other_threads
         from .replay_together import counterfactuals_together, fitting
 
-        if together := fitting(run, stages, self.ensemble):
+        if self.ensemble and (together := fitting(run, stages)):
             yield from counterfactuals_together(run, together, progress)
             stages = [stage for stage in stages if stage not in together]
             if not stages:

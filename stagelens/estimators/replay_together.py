@@ -33,30 +33,26 @@ def on_small_gpu(run: Run, stages: Sequence[Stage]) -> bool:
     )
 
 
-def fitting(run: Run, stages: Sequence[Stage], wanted: bool | None) -> list[Stage]:
-    """Those of the stages that an ensemble should replay the model without.
+def fitting(run: Run, stages: Sequence[Stage]) -> list[Stage]:
+    """Those of the stages that an ensemble can replay the model without.
 
     Args:
         run: The run.
         stages: Those to leave out, not the last.
-        wanted: Whether it should wherever it can; None for where that should be quicker.
 
     Raises:
         Refused: A later stage cannot be replayed.
     """
-    if wanted is False or (wanted is None and not on_small_gpu(run, stages)):
-        return []
     later = run.stages[min(stage.index for stage in stages) + 1 :]
     check_replayable(later)
     # One later stage that does not fit leaves the stages before it to replay one by one.
     last = max((stage.index for stage in later if not stackable(run.task, stage)), default=0)
     # Of what is held fixed the recorded network would not show the error.
-    chosen = [
+    return [
         stage
         for stage in stages
         if stage.index >= last and not held_fixed(run.stages[stage.index + 1 :])
     ]
-    return chosen if wanted or on_small_gpu(run, chosen) else []
 
 
 def counterfactuals_together(

@@ -245,11 +245,11 @@ class _Settling:
 
     def _quicker_together(self, stages: Sequence[Stage]) -> bool:
         """Whether stages that do not fit one by one should be replayed as an ensemble."""
-        from stagelens.estimators.replay_together import fitting
+        from stagelens.estimators.replay_together import fitting, on_small_gpu
 
         if self.settings["ensemble"] is not None or processes.count() > 1:
             return False
-        return bool(stages) and len(fitting(self.run, stages, None)) == len(stages)
+        return on_small_gpu(self.run, stages) and len(fitting(self.run, stages)) == len(stages)
 
     def _processes(self, stages: Sequence[Stage]) -> int:
         """How many whole counterfactuals are replayed at a time."""

@@ -161,7 +161,7 @@ def test_what_batches_hold_of_a_reference_model_is_told_by_replay_one_by_one(
 ) -> None:
     run = three(tmp_path / "run", loops.make_task())
     monkeypatch.setattr(replay_together, "held_fixed", lambda after: ["it"] * (len(after) - 1))
-    assert replay_together.fitting(run, run.stages[:-1], True) == [run.stage("third")]
+    assert replay_together.fitting(run, run.stages[:-1]) == [run.stage("third")]
 
 
 def test_other_random_numbers_than_recorded_are_noticed(
@@ -217,8 +217,8 @@ def test_its_deviation_is_measured_stored_and_shown_and_it_is_never_exact(
     run = with_a_set(tmp_path / "run")
     answer = command("attribute", run.path, "--estimator", "replay", "--ensemble")
     assert answer.status == 0 and "reliable" in answer.out
-    # Without the setting, what is stored does.
-    stored = attribute(run, "test", "replay")
+    # Where either will do, what is stored does.
+    stored = attribute(run, "test", "replay", settings={"ensemble": None})
     assert stored.trust["last"].trust == "exact"  # its start
     for name in NAMES[:-1]:
         known = stored.trust[name]
@@ -230,8 +230,8 @@ def test_its_deviation_is_measured_stored_and_shown_and_it_is_never_exact(
         assert "Repeating the recorded stages here changes the margin by" in known.reason
     words = with_trust(stored.table, stored.trust).groupby("stage")["trust"].first()
     assert {words[name] for name in NAMES[:-1]} == {"reliable"}
-    # Who wants none of it gets exact numbers, which are then stored in place of the others.
-    exact = attribute(run, "test", "replay", settings={"ensemble": False})
+    # Replay itself gives exact numbers, which are then stored in place of the others.
+    exact = attribute(run, "test", "replay")
     assert {known.trust for known in exact.trust.values()} == {"exact"}
     again = attribute(run, "test", "replay", settings={"ensemble": True})
     assert {known.trust for known in again.trust.values()} == {"exact"}
