@@ -81,7 +81,13 @@ class Replay(Estimator):
         """See :class:`~stagelens.estimators.protocol.Estimator`."""
         from stagelens.replaying.replay import check_replayable, replay_later, replay_without
 
-        from .replay_check import check_replay, fused_kernels, mixed_precision, other_threads
+        from .replay_check import (
+            check_replay,
+            fused_kernels,
+            mixed_precision,
+            other_library,
+            other_threads,
+        )
         from .replay_together import counterfactuals_together, fitting
 
         if self.ensemble and (together := fitting(run, stages)):
@@ -111,7 +117,8 @@ class Replay(Estimator):
             own = [checks[s.name] for s in after]
             boundary = max((s.facts.boundary for s in after), key=_gap, default=None)
             fused = fused_kernels(after)
-            remarks = mixed_precision(after) + fused + other_threads(after) + self._shared()
+            other = other_threads(after) + other_library(after)
+            remarks = mixed_precision(after) + fused + other + self._shared()
             trust = _trust(stage.name, own, boundary, remarks)
             repeated = None
             if fused:  # where it gave the recorded bits, it need not do so again

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from stagelens.compute import devices, processes
@@ -51,11 +52,31 @@ def other_threads(stages: Sequence[Stage]) -> str:
     return ""
 
 
+def other_library(stages: Sequence[Stage]) -> str:
+    """That losses are computed by another version of TRL than recorded; else empty."""
+    for stage in stages:
+        recorded, here = _trl(stage)
+        if recorded != here:
+            return f" (stage {stage.name!r} was trained with TRL {recorded}, here is {here})"
+    return ""
+
+
+def _trl(stage: Stage) -> tuple[str, str]:
+    """The version of TRL that a stage's loss was computed by, and the one here; "" for none."""
+    facts = stage.facts.objective
+    recorded = str(facts.settings.get("trl", "")) if facts is not None else ""
+    try:
+        return recorded, version("trl") if recorded else ""
+    except PackageNotFoundError:
+        return recorded, ""
+
+
 def _machine(stage: Stage, split: bool) -> str:
-    """Everything that arithmetic depends on: build, threads, processor and device."""
+    """Everything that arithmetic depends on: build, threads, processor, device and libraries."""
     used = devices.replaying(stage.environment.device)
     shared = f", split over {processes.count()}" if split else ""
-    return f"{devices.arithmetic(used)}, {threads_here(stage)} threads{shared}"
+    trl = f", TRL {here}" if (here := _trl(stage)[1]) else ""
+    return f"{devices.arithmetic(used)}, {threads_here(stage)} threads{shared}{trl}"
 
 
 def to_check(run: Run, stages: Sequence[Stage]) -> list[Stage]:
@@ -101,6 +122,7 @@ def check_replay(
         as_recorded=stage.environment.arithmetic == devices.arithmetic(used)
         and not other_threads([stage])
         and not stage.facts.kernels
+        and not other_library([stage])
         and not split,
         bitwise=deviation.bitwise,
         largest=deviation.largest,

@@ -6,13 +6,16 @@ import re
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import stagelens
+from stagelens.contracts import no_progress
 from stagelens.effects.computing import attribute
+from stagelens.estimators import replay_check
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.replaying.reproduction import measure_deviation
 from stagelens.runs.run import Run
@@ -113,6 +116,13 @@ def test_effects_through_training_on_samples_are_on_recorded_samples(chain: Run)
         "grpo": "exact",  # its start is the model without it
     }
     assert "Stage grpo was trained on answers" in trust_explanation(trust["dpo"])
+
+
+def test_another_version_of_trl_is_named(chain: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay_check, "version", lambda _: "9.0")
+    said = replay_check.other_library(chain.stages)
+    assert said == f" (stage 'sft' was trained with TRL {version('trl')}, here is 9.0)"
+    assert not replay_check.check_replay(chain, chain.stages[0], no_progress).as_recorded
 
 
 def test_the_chain_of_the_readme_is_recorded(

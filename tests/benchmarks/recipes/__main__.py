@@ -24,6 +24,20 @@ from tests.benchmarks.recipes.recipe import Outcome, Recipe, measure
 FAMILIES: Sequence[Callable[[], list[Recipe]]] = (trl_recipes.recipes,)
 
 
+TITLE = """# Recipes: what is recorded, and how a replay compares
+
+This table is for people who want to know whether a training like theirs can be recorded. It is made
+by `python -m tests.benchmarks.recipes --out docs/recipes.md`, on the CPU, with small random models
+and few steps. Every recipe is a stage of supervised fine-tuning and the stage that it names (reward
+models: another stage of their own), and both are recorded. *Exact*: every stage replays bit for
+bit. *On recorded samples*: so it does, but the model without the first stage would have sampled
+other answers, which is why the last column differs from zero there: it is how far the replayed
+model without the first stage is from one really trained without it, as a share of how far that one
+moved. *Told*: the product says what cannot be replayed, in these words, and training goes on.
+
+"""
+
+
 def table(outcomes: Sequence[Outcome]) -> str:
     """The outcomes as a Markdown table."""
     lines = [
@@ -66,7 +80,7 @@ def main() -> None:
     text = f"{table(outcomes)}\n\n{counted(outcomes)}\n"
     print(text)
     if given.out is not None:
-        given.out.write_text(text, "utf-8")
+        given.out.write_text(TITLE + text, "utf-8")
 
 
 if __name__ == "__main__":
