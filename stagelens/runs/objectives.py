@@ -23,18 +23,46 @@ def find_stage_objective(stage: str, facts: ObjectiveFacts | None, given: Any) -
     """
     from stagelens.tasks.objectives import find_objective, given_objective
 
+    if why := missing_objective(stage, facts, given):
+        raise Refused(f"{why}. Stored results can be read without it")
     facts = facts or ObjectiveFacts()
     try:
         if given is not None:
             return given_objective(given, facts.name, facts.settings)
-        if not facts.own:
-            return find_objective(facts.name, facts.settings)
-        why = f"was trained on a loss of your own, {facts.title}, which is code that no run keeps"
+        return find_objective(facts.name, facts.settings)
     except TaskError as error:
-        why = f"cannot be replayed with its objective: {error}"
-    raise Refused(
-        f"stage {stage!r} {why}; give it: open_run(path, objectives={{{stage!r}: function}}) or "
-        f"--objective {stage}=package.module:function. Stored results can be read without it"
+        why = f"stage {stage!r} cannot be replayed with its objective: {error}"
+        raise Refused(f"{why}; {_remedy(stage)}. Stored results can be read without it") from None
+
+
+def missing_objective(stage: str, facts: ObjectiveFacts | None, given: Any) -> str:
+    """Why a stage's loss cannot be computed here, and what would help; imports no objective.
+
+    Args:
+        stage: Its name.
+        facts: As :func:`find_stage_objective`.
+        given: The same.
+
+    Returns:
+        Words without a full stop; empty if nothing is known to be missing.
+    """
+    from stagelens.tasks.objectives import is_installed
+
+    if facts is None or given is not None:
+        return ""
+    if facts.own:
+        why = f"was trained on a loss of your own, {facts.title}, which is code that no run keeps"
+    elif not is_installed(facts.name):
+        why = f"was trained on the objective {facts.name!r}, which is not installed here"
+    else:
+        return ""
+    return f"stage {stage!r} {why}; {_remedy(stage)}"
+
+
+def _remedy(stage: str) -> str:
+    return (
+        f"give it: open_run(path, objectives={{{stage!r}: function}}) or "
+        f"--objective {stage}=package.module:function"
     )
 
 

@@ -14,7 +14,7 @@ from stagelens.contracts import Objective, Refused, RunError, Task
 from .checked_files import CheckedFiles
 from .files import read_json
 from .identity import stage_identity
-from .objectives import check_given, find_stage_objective
+from .objectives import check_given, find_stage_objective, missing_objective
 from .optimizer_kinds import training_weights
 from .remote import copy_of, is_remote
 from .schema import (
@@ -138,7 +138,7 @@ class Stage:
                 "from checkpoints; record stages while they are trained to have them replayed"
             )
         if self.replayable:
-            return ""
+            return missing_objective(self.name, self.facts.objective, self._given)
         return (
             f"stage {self.name!r} cannot be replayed, because its batches were not all kept; "
             'record it with keep_batches="all"'

@@ -191,3 +191,12 @@ def test_without_it_the_stages_before_are_refused_with_the_remedy(
     answer = command("attribute", own, "--estimator", "coarse-replay", "--stage", "one")
     said = " ".join((answer.out + answer.err).split())
     assert "a loss of your own, focal" in said and "--objective two=" in said
+
+
+def test_without_it_the_rest_is_settled_all_the_same(own: Path, command: Command) -> None:
+    answer = command("attribute", own, "--time", "1s")
+    assert answer.status == 0, answer.err
+    assert "a loss of your own, focal" in " ".join(answer.out.replace("│", " ").split())
+    later = stagelens.open_run(own).stage("two").no_replay
+    assert "a loss of your own, focal" in later and "--objective two=" in later
+    assert stagelens.open_run(own, objectives={"two": focal}).stage("two").no_replay == ""

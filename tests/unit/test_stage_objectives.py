@@ -280,7 +280,7 @@ def test_an_own_loss_has_to_be_given_again(run: stagelens.Run) -> None:
 
 def test_a_registered_name_that_is_missing_is_refused(run: stagelens.Run) -> None:
     opened = stagelens.open_run(run.path, TASK, {"sft": focal})
-    with pytest.raises(Refused, match="'preferred' is not installed"):
+    with pytest.raises(Refused, match="'preferred', which is not installed"):
         measure_deviation(TASK, opened.last)
 
 

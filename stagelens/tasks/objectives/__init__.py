@@ -14,6 +14,7 @@ __all__ = [
     "find_objective",
     "given_objective",
     "installed_objectives",
+    "is_installed",
     "load_objective",
     "load_objective_class",
 ]
@@ -64,6 +65,11 @@ def installed_objectives() -> Iterator[type[Objective]]:
     targets = [*BUILT_IN.values()]
     targets += [entry.value for entry in _registered() if entry.name not in BUILT_IN]
     yield from map(load_objective_class, dict.fromkeys(targets))
+
+
+def is_installed(name: str) -> bool:
+    """Whether an objective has this registered name; imports none."""
+    return name in BUILT_IN or any(entry.name == name for entry in _registered())
 
 
 def find_objective(name: str, settings: Mapping[str, Any]) -> Objective:
