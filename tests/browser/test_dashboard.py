@@ -48,12 +48,30 @@ def heading(page: Page, text: str):
     return page.get_by_test_id("stHeading").filter(has_text=text)
 
 
+@pytest.fixture(scope="module")
+def new_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home where nothing has been opened yet."""
+    return tmp_path_factory.mktemp("new") / "home"
+
+
+@pytest.fixture(scope="module")
+def new_server(start_server, new_home: Path):
+    return start_server({"STAGELENS_HOME": str(new_home)})
+
+
+def test_cancelling_the_demo_leaves_nothing(new_server, page: Page, settle, new_home: Path) -> None:
+    page.goto(new_server.url)
+    page.get_by_role("button", name="Open the digits demo").click()
+    page.get_by_role("button", name="Cancel").click()
+    settle(page, "Built on first use")
+    assert list(new_home.iterdir()) == []
+
+
 @pytest.mark.slow
 def test_a_first_start_builds_the_demo_and_shows_the_bars(
-    start_server, page: Page, settle, screenshot, tmp_path: Path
+    new_server, page: Page, settle, screenshot, new_home: Path
 ) -> None:
-    server = start_server({"STAGELENS_HOME": str(tmp_path / "home")})
-    page.goto(server.url)
+    page.goto(new_server.url)
     settle(page, "Which stage is to credit")
     expect(page.get_by_text("planted", exact=True)).to_be_visible()
     screenshot(page, "welcome")
@@ -64,18 +82,7 @@ def test_a_first_start_builds_the_demo_and_shows_the_bars(
     settle(page)
     expect(page.locator(".js-plotly-plot .barlayer .point path").first).to_be_attached()
     assert page.url.endswith("?run=digits")
-    assert [path.name for path in (tmp_path / "home").iterdir()] == ["digits"]
-
-
-def test_cancelling_the_demo_leaves_nothing(
-    start_server, page: Page, settle, tmp_path: Path
-) -> None:
-    server = start_server({"STAGELENS_HOME": str(tmp_path / "home")})
-    page.goto(server.url)
-    page.get_by_role("button", name="Open the digits demo").click()
-    page.get_by_role("button", name="Cancel").click()
-    settle(page, "Built on first use")
-    assert list((tmp_path / "home").iterdir()) == []
+    assert [path.name for path in new_home.iterdir()] == ["digits"]
 
 
 def test_the_overview_in_light_and_dark(server, page: Page, settle, screenshot) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from stagelens.effects.computing import attribute, boundaries
+from stagelens.effects.results import result_path, stored_results
 from stagelens.estimators.durations import TimedStage, Timings, keep_timings
 from stagelens.runs.run import Run, open_run
 from stagelens.ui.opening import progressive
@@ -28,11 +30,25 @@ def bare(demo_copy: Path) -> Path:
 
 
 @pytest.fixture
-def previewed(bare: Path) -> Run:
+def arrives(demo: Path, bare: Path) -> Callable[[str], None]:
+    """``arrives(estimator)``: its table is stored, as the demo's own, which was computed once."""
+    run, whole = open_run(bare), open_run(demo)
+
+    def copied(estimator: str) -> None:
+        (facts,) = (f for f in stored_results(whole, "test") if f.estimator == estimator)
+        path = result_path(run, facts)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(result_path(whole, facts), path)
+
+    return copied
+
+
+@pytest.fixture
+def previewed(bare: Path, arrives: Callable[[str], None]) -> Run:
     """The demo with its preview alone."""
     run = open_run(bare)
     boundaries(run, "test")
-    attribute(run, "test", "task-vector")
+    arrives("task-vector")
     return run
 
 
@@ -95,10 +111,10 @@ def test_stages_that_are_not_there_yet_are_shown_by_the_best_of_the_others(
 
 
 def test_what_does_not_fit_has_its_price_a_button_and_the_command(
-    open_page, previewed: Run, started: list[Any]
+    open_page, previewed: Run, started: list[Any], arrives: Callable[[str], None]
 ) -> None:
     takes(previewed, HOUR)
-    attribute(previewed, "test", "coarse-replay")
+    arrives("coarse-replay")
     app = check(open_page(previewed.path.parent, "run=digits"))
     assert started == []  # nothing that is predicted to be ready in two minutes
     assert "1 of 4 stages are exact." in words(app)
@@ -117,10 +133,10 @@ def test_what_does_not_fit_has_its_price_a_button_and_the_command(
 
 
 def test_a_longer_limit_starts_what_then_fits(
-    open_page, previewed: Run, started: list[Any]
+    open_page, previewed: Run, started: list[Any], arrives: Callable[[str], None]
 ) -> None:
     takes(previewed, 200.0)
-    attribute(previewed, "test", "coarse-replay")
+    arrives("coarse-replay")
     app = check(open_page(previewed.path.parent, "run=digits&time=30 s"))
     assert started == []
     limit = next(g for g in app.get("button_group") if g.label == "Replay within")
@@ -129,12 +145,12 @@ def test_a_longer_limit_starts_what_then_fits(
 
 
 def test_better_numbers_do_not_move_the_place(
-    open_page, previewed: Run, started: list[Any]
+    open_page, previewed: Run, started: list[Any], arrives: Callable[[str], None]
 ) -> None:
     link = "run=digits&stage=shortcut&strength=1&sort=id&page=2&example=stamped-001"
     app = check(open_page(previewed.path.parent, link, EXAMPLES))
     before = dict(app.query_params)
-    attribute(previewed, "test", "replay")
+    arrives("replay")
     check(app.run())
     assert app.selectbox(key="estimator").value == "replay"
     assert r"stamped\-001" in [h.value for h in app.header]
@@ -145,12 +161,12 @@ def test_better_numbers_do_not_move_the_place(
 
 @pytest.mark.slow
 def test_numbers_chosen_on_purpose_stay_and_the_better_ones_are_offered(
-    open_page, previewed: Run, started: list[Any]
+    open_page, previewed: Run, started: list[Any], arrives: Callable[[str], None]
 ) -> None:
-    attribute(previewed, "test", "coarse-replay")
+    arrives("coarse-replay")
     app = check(open_page(previewed.path.parent, "run=digits"))
     check(app.selectbox(key="estimator").select("task-vector").run())
-    attribute(previewed, "test", "replay")
+    arrives("replay")
     check(app.run())
     assert app.selectbox(key="estimator").value == "task-vector"
     next(b for b in app.button if b.label == "Show the numbers by replay").click()

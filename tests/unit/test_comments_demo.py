@@ -130,4 +130,3 @@ def test_the_labels_are_right_in_every_stage_but_the_skewed_one() -> None:
 
 def test_the_demo_takes_well_under_a_minute_of_one_processor(comments_run: DemoRun) -> None:
     assert comments_run.cpu_seconds < 60
-    assert comments_run.progress["state"] == "done"
