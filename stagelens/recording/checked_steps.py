@@ -139,7 +139,10 @@ class CheckedSteps:
 
     Attributes:
         done: Numbers, from 1, of the steps that agreed.
+        why: Why there are none, if there are none.
     """
+
+    why = "memory ran out when one was"
 
     def __init__(
         self,

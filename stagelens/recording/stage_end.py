@@ -6,11 +6,12 @@ from stagelens.contracts import RecordingError
 from stagelens.replaying.step import StepRules
 
 from .checked_steps import CheckedSteps
+from .no_checks import NoChecks
 from .watch import Watch
 
 
 def check_end(
-    name: str, watch: Watch, checked: CheckedSteps, rules: StepRules, at_best: bool
+    name: str, watch: Watch, checked: CheckedSteps | NoChecks, rules: StepRules, at_best: bool
 ) -> None:
     """Check the last step of a stage, and that nothing came after it.
 

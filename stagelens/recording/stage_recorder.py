@@ -23,6 +23,7 @@ from .checked_steps import CheckedSteps, NotedStep
 from .final_model import FinalModel
 from .forward_passes import ForwardPasses
 from .micro_batches import MicroBatches
+from .no_checks import NoChecks, checks_for
 from .problems import Problems
 from .run_writer import RunWriter
 from .stage_end import check_end
@@ -68,7 +69,7 @@ class StageRecorder:
         self._names = {id(p): n for n, p in model.named_parameters()}
         self._writer = StepWriter(run.path, folder, settings.flush_every)
         self._files: StageFiles | None = None
-        self._checked: CheckedSteps | None = None
+        self._checked: CheckedSteps | NoChecks | None = None
         self._watch: Watch | UpdateCount = UpdateCount(None)
         self._micro = MicroBatches(settings.accumulation)
         self._passes = ForwardPasses()
@@ -102,12 +103,10 @@ class StageRecorder:
                 self.tell(error)
 
     def _watch_closely(self, start: StageStart, loss: TrainingLoss) -> None:
-        model, optimizer, keeps = self._model, self._optimizer, self._settings.keeps
-        self._checked = CheckedSteps(self.name, loss, model, optimizer, self._names, start, keeps)
-        clip_norm, counting = self._settings.clip_norm, self._watch
-        self._watch = Watch(
-            model, optimizer, self._names, clip_norm, keeps, self._checked, self.tell
-        )
+        given = (self._model, self._optimizer, self._names)
+        keeps, counting = self._settings.keeps, self._watch
+        self._checked = checks_for(self.name, loss, *given, start, keeps)
+        self._watch = Watch(*given, self._settings.clip_norm, keeps, self._checked, self.tell)
         counting.close()
 
     @property
@@ -230,11 +229,10 @@ class StageRecorder:
             self._writer.stop()
 
     def _noted(self) -> None:
-        watch = self._watch
-        watch.noted += 1
-        watch.forwards = 0
+        self._watch.noted += 1
+        self._watch.forwards = 0
         self._micro.clear()
-        if self._checkpoint_due(watch.noted):
+        if self._checkpoint_due(self._watch.noted):
             self._checkpoint()
         elif self._writer.due:
             self._writer.begin_flush()
@@ -250,7 +248,7 @@ class StageRecorder:
             self._files.announce(**update)
 
     def _agreed(self) -> list[int]:
-        return [] if self._checked is None else [*self._checked.done]
+        return [*self._checked.done] if self._checked else []
 
     def _checkpoint(self) -> Checkpoint | None:
         """The training state as it is now, on disk, and all steps up to it; None if it cannot be.
@@ -287,8 +285,7 @@ class StageRecorder:
             value: Its value.
 
         Raises:
-            RecordingError: With ``on_problem="raise"``, the model is not as the newest update left
-                it.
+            RecordingError: With ``on_problem="raise"``, the newest update did not leave it so.
         """
         if not self.recording or self._files is None:
             return
@@ -368,9 +365,12 @@ class StageRecorder:
                 self._check_end()
             except Exception as error:
                 self.tell(error)
+        agreed, why = self._agreed(), None
         if self._checked is not None:
             self._checked.close()
-        self._complete(seconds=time.monotonic() - self._started, checked=self._agreed())
+            why = None if agreed or self.problem else self._checked.why
+        taken = time.monotonic() - self._started
+        self._complete(seconds=taken, checked=agreed, unchecked=why)
         # Last: whatever becomes of it, the stage is complete.
         with contextlib.suppress(RuntimeError, MemoryError):
             model = self._averaged or self._model

@@ -20,8 +20,10 @@ from .fingerprint import Fingerprint, SampledFingerprint
 from .hooks import PassiveHook, grad_scaler_above, of_another, weakly
 from .hyperparameters import Hyperparameters
 from .modes import ModeWatch
+from .no_checks import NoChecks
 from .optimizer_state import OptimizerStateWatch, equal_or_nan
 from .precision import PrecisionWatch
+from .random_state import generator_states, same_states
 from .update_count import learning_rates
 
 _AT_FIRST, _THEN_EVERY = 64, 4
@@ -60,7 +62,7 @@ class Watch:
         names: dict[int, str],
         clip_norm: float | None,
         keeps_batches: Callable[[int], bool],
-        checked: CheckedSteps,
+        checked: CheckedSteps | NoChecks,
         tell: Callable[[Exception], None],
     ) -> None:
         self.checking = True
@@ -134,15 +136,8 @@ class Watch:
         rng, self.rng = self.rng, {}
         drew, self.drew_random_numbers = self.drew_random_numbers, False
         if rng and self.updates == self.noted:  # no update followed, so nothing has compared yet
-            drew = not _same_rng(rng, self._rng_now())
+            drew = not same_states(rng, generator_states(self._device))
         return rng if drew else {}
-
-    def _rng_now(self) -> dict[str, Tensor]:
-        # At every pass and update: the generator itself answers quicker than torch.get_rng_state.
-        states = {"cpu": torch.default_generator.get_state()}
-        if self._device.type == "cuda":
-            states["cuda"] = torch.cuda.get_rng_state(self._device)
-        return states
 
     def _before_forward(self, module: nn.Module, _args: Any) -> None:
         # Passes without gradients are evaluations, which replay does not repeat.
@@ -162,7 +157,7 @@ class Watch:
         # Before the first of several passes: from there on, replay draws all of their numbers
         # again. The first step is replayed at once, even if its batches are not kept.
         if not self.rng and (self.noted == 0 or self._keeps_batches(self.noted)):
-            self.rng = self._rng_now()
+            self.rng = generator_states(self._device)
         if self._buffers is not None:
             self._check_buffers(self._buffers)
             # The pass itself may change buffers: BatchNorm moves its running statistics.
@@ -254,7 +249,7 @@ class Watch:
         self._checked.before_update(self._gradients)
         self._gradients = []  # whoever needs them longer holds them
         if self.rng:
-            self.drew_random_numbers = not _same_rng(self.rng, self._rng_now())
+            self.drew_random_numbers = not same_states(self.rng, generator_states(self._device))
 
     def _choose_sentinel(self) -> nn.Parameter:
         """The smallest parameter with a gradient that is not zero."""
@@ -400,8 +395,3 @@ class Watch:
             self._hyperparameters.after_update()
         except Exception as error:
             self._tell(error)
-
-
-def _same_rng(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    # As bytes on the CPU: several times quicker than torch.equal for so few of them.
-    return all(a[device].numpy().tobytes() == b[device].numpy().tobytes() for device in a)

@@ -263,6 +263,11 @@ class Run:
                 f"stage {facts.name!r} was recorded with its boundaries only, because it cannot be "
                 f"replayed: {facts.problem}"
             )
+        elif facts.unchecked is not None:
+            self.problems.append(
+                f"no step of stage {facts.name!r} was run again while it was recorded, because "
+                f"{facts.unchecked}; a replay of the whole stage tells whether it can be replayed"
+            )
         elif (said := training_weights(facts)) is not None:
             self.problems.append(said)
         if facts.status == "complete" and facts.end is None:

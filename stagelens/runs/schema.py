@@ -224,6 +224,7 @@ class StageFile(Versioned):
         end_calls: ``train`` and ``eval`` of the optimiser, as they were called after the last step.
         checked: Numbers, from 1, of recorded steps that were run again while the stage was
             recorded, and agreed in loss, gradient and update.
+        unchecked: Why none was, where memory was short; None otherwise.
         problem: What replay could not reproduce, as it was told while the stage was recorded; the
             stage then keeps its boundaries, losses and learning rates.
         objective: What it minimised, where that is not the model's own loss.
@@ -261,6 +262,7 @@ class StageFile(Versioned):
     updates: int | None = Field(default=None, ge=0)
     end_calls: list[Literal["train", "eval"]] = []
     checked: list[Annotated[int, Field(ge=1)]] = []
+    unchecked: str | None = None
     problem: str | None = None
     objective: ObjectiveFacts | None = None
     reference_states: dict[str, StateRef] = {}

@@ -1,0 +1,21 @@
+"""Torch's random numbers around a step: where the generators stand, and whether they moved."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def generator_states(device: torch.device) -> dict[str, Tensor]:
+    """Device name to the state of its generator, as it is now."""
+    # At every pass and update: the generator itself answers quicker than torch.get_rng_state.
+    states = {"cpu": torch.default_generator.get_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def same_states(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    """Whether nothing was drawn between two moments."""
+    # As bytes on the CPU: several times quicker than torch.equal for so few of them.
+    return all(a[device].numpy().tobytes() == b[device].numpy().tobytes() for device in a)
