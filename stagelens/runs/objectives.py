@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stagelens.contracts import Objective, Refused, RunError, TaskError
 
 from .objective_facts import ObjectiveFacts
+from .schema import StageFile
 
 
 def find_stage_objective(stage: str, facts: ObjectiveFacts | None, given: Any) -> Objective:
@@ -66,19 +67,18 @@ def _remedy(stage: str) -> str:
     )
 
 
-def check_given(
-    run: str, given: Mapping[str, Any], known: Mapping[str, ObjectiveFacts | None]
-) -> None:
+def check_given(run: str, given: Mapping[str, Any], stages: Sequence[StageFile]) -> None:
     """Refuse objectives that are given for a stage which does not exist, or takes none.
 
     Args:
         run: Name of the run.
         given: Stage to objective, as the user gave it.
-        known: Stage to what was recorded of its objective; None for the model's own loss.
+        stages: Facts of the run's stages.
 
     Raises:
         RunError: One is; lists the stages.
     """
+    known = {facts.name: facts.objective for facts in stages}
     for name in given:
         if name not in known:
             listed = ", ".join(map(repr, known)) or "none"

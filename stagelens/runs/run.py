@@ -28,6 +28,7 @@ from .schema import (
 )
 from .sets.evaluation_set import EvaluationSet
 from .sets.seen import check_seen
+from .stage_parts import check_parts
 from .steps import RecordedSteps, discover_parts, read_history, recorded_digest, steps_table
 from .task_files import identity, read_assets
 
@@ -208,8 +209,7 @@ class Run:
         self.unfinished: list[Stage] = []
         self.problems: list[str] = list(file.notes)
         self.files = CheckedFiles(path)
-        self._task = task
-        self._objectives = objectives
+        self._task, self._given = task, objectives
         for asset in file.task.files.values():
             self.files.listed(asset)
         for reference in file.stages:
@@ -219,8 +219,7 @@ class Run:
                 f"stage {reference.name!r} was interrupted and set aside; its steps are still in "
                 f"{reference.folder}"
             )
-        stages = [*self.stages, *self.unfinished]
-        check_given(self.name, objectives, {each.name: each.facts.objective for each in stages})
+        check_given(self.name, objectives, [s.facts for s in (*self.stages, *self.unfinished)])
 
     @cached_property
     def digest(self) -> str:
@@ -273,30 +272,14 @@ class Run:
         if facts.status == "complete" and facts.end is None:
             raise RunError(f"{path}: end: missing in a finished stage; restore the original file")
         previous = self.stages[-1] if self.stages else None
-        given = self._objectives.get(facts.name)
-        stage = Stage(self.files, facts, len(self.stages), previous, given)
+        stage = Stage(self.files, facts, len(self.stages), previous, self._given.get(facts.name))
         for file in facts.files():
             self.files.listed(file)
-        self._check_parts(stage)
+        check_parts(self.path, facts)
         if facts.status == "complete":
             self.stages.append(stage)
         else:
             self.unfinished.append(stage)
-
-    def _check_parts(self, stage: Stage) -> None:
-        expected = 0
-        for part in stage.facts.parts:
-            if part.first_step != expected:
-                raise RunError(
-                    f"{part.table.path} of stage {stage.name!r} starts at step {part.first_step}, "
-                    f"but step {expected} should follow; restore the original folder"
-                )
-            expected += part.steps
-        if stage.finished and expected != stage.facts.steps:
-            raise RunError(
-                f"{self.path}: stage {stage.name!r} says that it has {stage.facts.steps} steps, "
-                f"but its parts hold {expected}; restore the original folder"
-            )
 
     @cached_property
     def task(self) -> Task:
