@@ -73,6 +73,11 @@ def same(a: Tensor | None, b: Tensor | None) -> bool:
     return a is b if a is None or b is None else torch.equal(a, b)
 
 
+def rest(*values: Any) -> Any:
+    """A case of the grid that only `make fuzz` runs."""
+    return pytest.param(*values, marks=pytest.mark.extensive)
+
+
 def loss_of(objective: Objective, model: Any, inputs: Any, references: Any) -> Tensor:
     """It asks the task nothing."""
     return objective.loss(None, model, inputs, references)  # type: ignore[arg-type]
@@ -81,14 +86,14 @@ def loss_of(objective: Objective, model: Any, inputs: Any, references: Any) -> T
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [
-        ("sft", {}),
+        rest("sft", {}),
         ("sft", {"bf16": True, "gradient_checkpointing": True, "loss_type": "dft"}),
-        ("dpo", {"loss_type": ["sigmoid", "bco_pair", "sft"], "label_smoothing": 0.1}),
+        rest("dpo", {"loss_type": ["sigmoid", "bco_pair", "sft"], "label_smoothing": 0.1}),
         ("dpo", {"bf16": True, "precompute_ref_log_probs": True}),
         ("kto", {}),
         ("orpo", {}),
-        ("reward", {"bf16": True, "center_rewards_coefficient": 0.1}),
-        ("grpo", {"beta": 0.1, "num_iterations": 2, "gradient_accumulation_steps": 2}),
+        rest("reward", {"bf16": True, "center_rewards_coefficient": 0.1}),
+        rest("grpo", {"beta": 0.1, "num_iterations": 2, "gradient_accumulation_steps": 2}),
     ],
     ids=lambda value: value if isinstance(value, str) else ",".join(value),
 )
@@ -118,7 +123,7 @@ def test_loss_and_gradient_are_the_trainers_own(
     assert objective.on_samples == (kind == "grpo")
 
 
-@pytest.mark.parametrize("kind", ["dpo", "kto", "grpo"])
+@pytest.mark.parametrize("kind", ["dpo", *map(rest, ("kto", "grpo"))])
 def test_log_probabilities_in_a_batch_count_for_the_recorded_reference_only(
     kind: str, train: Any, tmp_path: Path
 ) -> None:
