@@ -15,7 +15,6 @@ from .checked_files import CheckedFiles
 from .files import read_json
 from .identity import stage_identity
 from .objectives import check_given, find_stage_objective, missing_objective
-from .optimizer_kinds import training_weights
 from .remote import copy_of, is_remote
 from .schema import (
     Environment,
@@ -28,7 +27,7 @@ from .schema import (
 )
 from .sets.evaluation_set import EvaluationSet
 from .sets.seen import check_seen
-from .stage_parts import check_parts
+from .stage_parts import check_parts, told_of
 from .steps import RecordedSteps, discover_parts, read_history, recorded_digest, steps_table
 from .task_files import identity, read_assets
 
@@ -257,17 +256,7 @@ class Run:
                 f"stage {facts.name!r} was not finished: {steps} steps were saved, later steps and "
                 "its end state are missing (recording was stopped, or is still going on)"
             )
-        elif facts.problem is not None:
-            self.problems.append(
-                f"stage {facts.name!r} was recorded with its boundaries only, because it cannot be "
-                f"replayed: {facts.problem}"
-            )
-        elif facts.unchecked is not None:
-            self.problems.append(
-                f"no step of stage {facts.name!r} was run again while it was recorded, because "
-                f"{facts.unchecked}; a replay of the whole stage tells whether it can be replayed"
-            )
-        elif (said := training_weights(facts)) is not None:
+        elif (said := told_of(facts)) is not None:
             self.problems.append(said)
         if facts.status == "complete" and facts.end is None:
             raise RunError(f"{path}: end: missing in a finished stage; restore the original file")

@@ -1,4 +1,4 @@
-"""Whether the parts of a stage are whole: without a gap, and as many steps as the stage says."""
+"""What is said of a stage when its run is opened, and whether its parts are whole."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from stagelens.contracts import RunError
 
+from .optimizer_kinds import training_weights
 from .schema import StageFile
 
 
@@ -32,3 +33,18 @@ def check_parts(root: Path, facts: StageFile) -> None:
             f"{root}: stage {facts.name!r} says that it has {facts.steps} steps, "
             f"but its parts hold {expected}; restore the original folder"
         )
+
+
+def told_of(facts: StageFile) -> str | None:
+    """A sentence on what people should know of a finished stage, for the run's problems."""
+    if facts.problem is not None:
+        return (
+            f"stage {facts.name!r} was recorded with its boundaries only, because it cannot be "
+            f"replayed: {facts.problem}"
+        )
+    if facts.unchecked is not None:
+        return (
+            f"no step of stage {facts.name!r} was run again while it was recorded, because "
+            f"{facts.unchecked}; a replay of the whole stage tells whether it can be replayed"
+        )
+    return training_weights(facts)
