@@ -31,6 +31,7 @@ class OptimizerRule:
         formula: Whether merged steps and derivatives have a formula of their own.
         unmergeable: Why several steps cannot become one; empty where its own step, at the sum of
             their learning rates, stands for them.
+        unmergeable_with: The same of hyperparameters that are set.
     """
 
     target: str
@@ -47,6 +48,7 @@ class OptimizerRule:
     in_lists: bool = False
     formula: bool = False
     unmergeable: str = ""
+    unmergeable_with: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def package(self) -> str:
@@ -78,11 +80,13 @@ def _bitsandbytes() -> dict[str, OptimizerRule]:
             f"bitsandbytes.optim:{name}",
             # A class that has the number of bits in its name does not take another one.
             arguments=kept if name.endswith("bit") else kept | {"optim_bits": "args.optim_bits"},
+            unmergeable=_SIGNS if "Lion" in name else "",
         )
         for name in names
     }
 
 
+_SIGNS = "it goes by the signs of gradients, which one large step does not average"
 _BITS = ("", "8bit", "32bit")
 
 _QUANTISED = {
@@ -109,7 +113,6 @@ def _schedule_free(name: str) -> OptimizerRule:
     )
 
 
-_SIGNS = "its steps follow the signs of successive gradients, not a learning rate"
 _OWN_RATE = "its steps have a size of their own, which a learning rate does not scale"
 
 SUPPORTED_OPTIMIZERS: Mapping[str, OptimizerRule] = {
@@ -153,7 +156,11 @@ SUPPORTED_OPTIMIZERS: Mapping[str, OptimizerRule] = {
         born_with_state=True,
     ),
     "Adadelta": _torch("Adadelta"),
-    "RMSprop": _torch("RMSprop"),
+    "RMSprop": OptimizerRule(
+        "torch.optim:RMSprop",
+        refused=_REFUSED_EVERYWHERE,
+        unmergeable_with={"momentum": "its momentum would last as many times longer"},
+    ),
     "Muon": _torch("Muon"),
     "ASGD": _torch("ASGD", "its learning rate is part of its state"),
     "Rprop": _torch("Rprop", _SIGNS),
@@ -164,6 +171,7 @@ SUPPORTED_OPTIMIZERS: Mapping[str, OptimizerRule] = {
         "lion_pytorch:Lion",
         # The weight decay is divided by the learning rate that it was made with.
         arguments={"lr": "_init_lr", "decoupled_weight_decay": "decoupled_wd"},
+        unmergeable=_SIGNS,
     ),
     "schedulefree.AdamWScheduleFree": _schedule_free("AdamWScheduleFree"),
     "schedulefree.SGDScheduleFree": _schedule_free("SGDScheduleFree"),

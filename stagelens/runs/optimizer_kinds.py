@@ -40,10 +40,16 @@ def without_formula(facts: OptimizerFacts) -> str | None:
 
 def unmergeable(facts: OptimizerFacts) -> str | None:
     """Why several steps of the optimiser cannot become one; None if they can."""
+    groups = list(facts.groups)
     for member in facts.each():
         rule = optimizer_rule(member.name)
-        if rule is not None and rule.unmergeable:
-            return f"steps of {member.name} cannot be merged: {rule.unmergeable}"
+        own, groups = groups[: member.groups], groups[member.groups :]
+        if rule is None:
+            continue
+        options = rule.unmergeable_with.items()
+        on = [why for name, why in options if any(g.hyperparameters.get(name) for g in own)]
+        if why := rule.unmergeable or next(iter(on), ""):
+            return f"steps of {member.name} cannot be merged: {why}"
     for group in facts.groups:
         # As with relative_step: their size then depends on how many steps there were.
         if group.hyperparameters.get("lr") is None:
