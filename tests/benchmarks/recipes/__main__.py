@@ -59,7 +59,7 @@ def _number(value: float | None) -> str:
 def counted(outcomes: Sequence[Outcome]) -> str:
     """How many recipes had which outcome, in words."""
     counts = Counter(one.verdict for one in outcomes)
-    kinds = ("exact", "estimated", "on recorded samples", "told", "wrong")
+    kinds = ("exact", "estimated", "on recorded samples", "told", "not trained", "wrong")
     said = ", ".join(f"{kind} {counts[kind]}" for kind in kinds)
     return f"{len(outcomes)} recipes: {said}."
 

@@ -28,7 +28,7 @@ Train = Callable[[Path, Path, Path | None, str], None]
 """From a checkpoint folder, one to leave, the run to record into (None for none), and a stage's
 name: trains. It must train the same, to the last bit, recorded or not."""
 
-Verdict = Literal["exact", "estimated", "on recorded samples", "told", "wrong"]
+Verdict = Literal["exact", "estimated", "on recorded samples", "told", "not trained", "wrong"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,8 @@ class Outcome:
 
     Attributes:
         recipe: Its name.
-        verdict: ``"wrong"`` where a stage is called exact and is not, or training was stopped.
+        verdict: ``"wrong"`` where a stage is called exact and is not, or training was stopped;
+            ``"not trained"`` where it fails without a recording too.
         told: Why a stage cannot be replayed, in the product's words; "" where all can.
         replay: Largest relative deviation of a stage's replay from its recorded end.
         without: Distance of the counterfactual without the first stage from the model really
@@ -101,7 +102,8 @@ def _measured(recipe: Recipe, folder: Path) -> Outcome:
         train(recipe.parts, folder, folder / "run")
         run = open_run(folder / "run")
     except Exception as error:  # a training must never be stopped
-        return Outcome(recipe.name, "wrong", f"{type(error).__name__}: {error}")
+        verdict: Verdict = "not trained" if _fails(recipe, folder) else "wrong"
+        return Outcome(recipe.name, verdict, f"{type(error).__name__}: {error}")
     told = [stage.facts.problem for stage in run.stages if stage.facts.problem is not None]
     told += run.problems
     if told:
@@ -110,6 +112,15 @@ def _measured(recipe: Recipe, folder: Path) -> Outcome:
         return _held_against_training(recipe, folder, run)
     except StageLensError as error:
         return Outcome(recipe.name, "told", str(error))
+
+
+def _fails(recipe: Recipe, folder: Path) -> bool:
+    """Whether the training fails by itself, as where a version of TRL needs a GPU."""
+    try:
+        train(recipe.parts, folder, None)
+    except Exception:
+        return True
+    return False
 
 
 def train(parts: Sequence[Part], folder: Path, run: Path | None) -> Path:
