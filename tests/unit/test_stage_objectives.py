@@ -32,7 +32,9 @@ from stagelens.replaying.replay import StageReplay, replay_stage, replay_without
 from stagelens.replaying.reproduction import measure_deviation, sample_steps
 from stagelens.replaying.training_loss import Passed, loss_of_stage
 from stagelens.runs.identity import stage_identity
+from stagelens.runs.objective_facts import ObjectiveFacts
 from stagelens.runs.states import TrainingState, capture
+from stagelens.wording.objectives import objective_lines
 from tests.support.loops import differing, differing_state, make_batches, make_task
 from tests.support.own_objectives import Preferred, focal
 
@@ -139,6 +141,21 @@ def test_what_was_minimised_is_in_the_recording(run: stagelens.Run) -> None:
     assert facts["dpo"].references["reference"].said == "the model at the start of the stage"
     other = stagelens.open_run(run.path, TASK)
     assert other.digest == run.digest
+
+
+def test_pages_say_what_was_minimised(run: stagelens.Run) -> None:
+    assert {stage.name: objective_lines(stage.facts) for stage in run.stages} == {
+        "pretrain": [],
+        "sft": ["objective: focal, a loss of your own"],
+        "dpo": ["objective: preferred", "reference model: the model at the start of the stage"],
+    }
+    sampled = run.last.facts.model_copy(
+        update={"objective": ObjectiveFacts(name="grpo", on_samples=True)}
+    )
+    assert objective_lines(sampled) == [
+        "objective: grpo",
+        "trained on sampled answers, which replays keep as recorded",
+    ]
 
 
 @pytest.mark.parametrize("given", [False, True])

@@ -23,6 +23,7 @@ from stagelens.wording.folding import MOST, listed
 from stagelens.wording.hand_overs import end_lines, hand_over_lines
 from stagelens.wording.intervals import mean_interval
 from stagelens.wording.numbers import axis_unit, count_text, is_share
+from stagelens.wording.objectives import objective_lines
 from stagelens.wording.sentences import mean_sentence, slice_parts
 from stagelens.wording.trust_words import trust_word
 
@@ -291,6 +292,7 @@ def _card(stage: Stage, color: str, rates: pd.Series) -> str:
     lines = [
         (facts.description or "No data description was recorded.", "margin:.35em 0 .5em 0"),
         (", ".join(optimizer), ""),
+        *((line, "") for line in objective_lines(facts)),
         # Without a recorded rate the comma in front goes too.
         (f"{rate}, {_steps(stage)}".lstrip(", "), ""),
         (f"optimiser state at its start: {facts.boundary.optimizer}", ""),
