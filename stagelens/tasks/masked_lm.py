@@ -199,19 +199,20 @@ class MaskedLM(TransformerTask):
         values = torch.full(batch["labels"].shape, torch.nan, dtype=torch.float64)
         values = values.to(batch["labels"].device)
         best, sure = torch.zeros_like(batch["labels"]), torch.zeros_like(values)
-        given = {name: each for name, each in batch.items() if name != "example"}
+        masked, example = _masked(batch), _example(batch)
+        names = ("input_ids", "attention_mask", "token_type_ids", "labels")
+        given = {name: batch[name] for name in names if name in batch} | {"masked": masked}
         for rows, piece in pieces(given):
-            labels, masked = piece.pop("labels"), piece.pop("masked")
-            row, place = masked.nonzero(as_tuple=True)
+            labels = piece.pop("labels")
+            row, place = piece.pop("masked").nonzero(as_tuple=True)
             chances = model(**piece).logits[row, place].double().log_softmax(1)
             wanted = labels[row, place]
             own = chances.gather(1, wanted.clamp(min=0)[:, None]).squeeze(1)
             values[rows[row], place] = torch.where(wanted != IGNORED, own, torch.nan)
             sure[rows[row], place], best[rows[row], place] = chances.max(1)
-        masked = batch["masked"]
         answers, confidences = [], []
         for number in range(_count(batch)):
-            own = masked & (batch["example"] == number)[:, None]
+            own = masked & (example == number)[:, None]
             chance = float(sure[own].detach().sum().exp())
             said = self.tokenizer.decode(best[own].tolist()).strip()
             answers.append(said if math.isfinite(chance) else NO_ANSWER)
@@ -222,11 +223,11 @@ class MaskedLM(TransformerTask):
         """Log-likelihood (sum, and per token) and perplexity; NaN where there is none."""
         known = ~outputs.tokens.isnan()
         nothing = outputs.tokens.new_zeros(_count(batch))
-        rows = batch["example"]
+        rows = _example(batch)
         count = nothing.index_add(0, rows, known.sum(1).double())
         total = nothing.index_add(0, rows, outputs.tokens.nansum(1))
         # What is not known of a mask is not known of the text.
-        lacking = nothing.index_add(0, rows, (batch["masked"] & ~known).sum(1).double())
+        lacking = nothing.index_add(0, rows, (_masked(batch) & ~known).sum(1).double())
         total = torch.where((count > 0) & (lacking == 0), total, torch.nan)
         mean = total / count
         return {
@@ -245,11 +246,11 @@ class MaskedLM(TransformerTask):
         restored = torch.where(batch["labels"] != IGNORED, batch["labels"], batch["input_ids"])
         lengths = batch["attention_mask"].sum(1).tolist()
         for number in range(_count(batch)):
-            rows = (batch["example"] == number).nonzero().flatten().tolist()
+            rows = (_example(batch) == number).nonzero().flatten().tolist()
             length, ids = lengths[rows[0]], batch["input_ids"][rows[0]].clone()
             values = torch.full((length,), torch.nan, dtype=torch.float64)
             for row in rows:
-                own = batch["masked"][row]
+                own = _masked(batch)[row]
                 ids[own] = restored[row, own]
                 values[own[:length]] = outputs.tokens[row, :length][own[:length]].detach().cpu()
             found.append(TokenValues(self.tokenizer.pieces(ids[:length].tolist()), values.numpy()))
@@ -258,4 +259,15 @@ class MaskedLM(TransformerTask):
 
 def _count(batch: Batch) -> int:
     """B; every example has a row."""
-    return int(batch["example"].max()) + 1
+    return int(_example(batch).max()) + 1
+
+
+def _masked(batch: Batch) -> Tensor:
+    """(R, T) where masks are; of a batch for training, what it is trained to fill in."""
+    return batch["masked"] if "masked" in batch else batch["labels"] != IGNORED
+
+
+def _example(batch: Batch) -> Tensor:
+    """(R,) of which example a row is; one each in a batch for training."""
+    rows = batch["labels"]
+    return batch["example"] if "example" in batch else torch.arange(len(rows), device=rows.device)

@@ -204,17 +204,15 @@ class RewardModel(OneNumber):
         return batch
 
     def examples(self, batch: Batch) -> list[Example] | None:
-        """The pairs of a training batch; the texts where it is one of single texts."""
+        """The rows of a training batch: completions, and below them the rejected ones."""
         if "labels" in batch:
             return super().examples(batch)
-        texts = [self.tokenizer.decode(ids, special=False) for ids in unpadded(batch)]
-        half = len(texts) // 2
-        if not self.assets or len(texts) != 2 * half:
+        if not self.assets:
             return None
-        return [
-            Example(str(number), {"completion": text, "rejected": texts[half + number]})
-            for number, text in enumerate(texts[:half])
-        ]
+        texts = [self.tokenizer.decode(ids, special=False) for ids in unpadded(batch)]
+        names = ["completion" if 2 * row < len(texts) else "rejected" for row in range(len(texts))]
+        pairs = zip(names, texts, strict=True)
+        return [Example(str(row), {name: text}) for row, (name, text) in enumerate(pairs)]
 
     def loss(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         """The mean loss of the pairs; of a batch with ``labels``, the model's own loss."""

@@ -139,7 +139,8 @@ class TextTask(TransformerTask):
 
 def in_pieces(model: nn.Module, batch: Batch) -> Tensor:
     """(B, ...) logits of a batch without its labels, in its order, a few rows at a time."""
-    given = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    # A Trainer's batches hold a count of labels too.
+    given = {n: each for n, each in batch.items() if n != "labels" and getattr(each, "ndim", 0) > 1}
     parts, order, width = [], [], given["input_ids"].shape[1]
     for rows, piece in pieces(given):
         logits = model(**piece).logits

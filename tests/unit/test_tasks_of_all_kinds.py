@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from stagelens import tasks
+from stagelens.analyses.contributions.computing import contribute
+from stagelens.analyses.contributions.contribution_table import Question
 from stagelens.analyses.own_example import answer, own_example
 from stagelens.effects.computing import attribute
 from stagelens.measuring.loaded_weights import LoadedWeights
@@ -16,6 +18,14 @@ from stagelens.replaying.reproduction import measure_deviation
 from stagelens.runs.run import Run
 from stagelens.runs.states import load_into
 from tests.support.task_runs import SMALL, STAGES, record, trained
+
+CROSS_ENTROPY = (
+    "token-classification",
+    "masked-lm",
+    "seq2seq",
+    "transformers-image-classification",
+)
+"""Tasks whose models compute a cross-entropy, of which training examples have shares."""
 
 
 @pytest.fixture(scope="module", params=SMALL)
@@ -76,3 +86,19 @@ def test_a_trainer_s_callback_finds_it(name: str, tmp_path: Path) -> None:
     assert run.file.task.name == name
     assert isinstance(run.task, type(small.task))
     assert measure_deviation(run.task, run.last).bitwise
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CROSS_ENTROPY)
+def test_contributions_of_training_examples_sum_to_those_of_steps(
+    name: str, tmp_path: Path
+) -> None:
+    run = record(tmp_path / "run", SMALL[name]())
+    found = contribute(run, "test", Question(ids=("0",)))
+    for stage in found.facts.steps:
+        rows = found.part("example", stage)
+        total = rows["value"].sum() + found.part("carried", stage)["value"].item()
+        assert total == pytest.approx(found.linearised(stage), rel=1e-3, abs=1e-5)
+        # Each can be looked at, and those with a label have been answered.
+        assert rows["content"].notna().all()
+        assert rows.loc[rows["label"].notna(), "answer"].notna().all()

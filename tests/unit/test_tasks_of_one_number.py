@@ -69,7 +69,8 @@ def test_the_loss_of_pairs_is_that_of_bradley_and_terry() -> None:
     with_margin = task.loss(model, {**batch, "margin": torch.tensor([0.5])})
     assert with_margin == -torch.nn.functional.logsigmoid(chosen - rejected - 0.5)
     shown = task.examples(batch)
-    assert shown[0].input == {"completion": "the cat sat", "rejected": "the cat barked"}
+    given = [{"completion": "the cat sat"}, {"rejected": "the cat barked"}]
+    assert [each.input for each in shown] == given
 
 
 def test_a_pair_is_right_where_the_completion_has_the_higher_reward(tmp_path: Path) -> None:
