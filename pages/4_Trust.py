@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stagelens.ui.opening.workspace import open_workspace
 from stagelens.ui.pieces import components
-from stagelens.ui.trust import calibration, costs, sections, verifying
+from stagelens.ui.trust import calibration, costs, sections, stages, verifying
 
 workspace = open_workspace("Trust", effects=False)
 if workspace is not None:
@@ -17,7 +17,7 @@ if workspace is not None:
             verifying.verification_form(workspace)
         else:
             sections.against_replay(view)
-            sections.stages(workspace, view)
-            sections.noise(workspace, view)
+            stages.each_stage(workspace, view)
+            stages.noise(workspace, view)
             costs.every_estimate(workspace, view)
             verifying.verification_form(workspace)

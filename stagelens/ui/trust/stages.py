@@ -1,0 +1,256 @@
+"""Each stage on the Trust page: what is known of its numbers, and the points behind that."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from stagelens import charts
+from stagelens.charts.effect_scatter import drawn_of
+from stagelens.charts.style import MUTED
+from stagelens.charts.trust import agreement
+from stagelens.effects.headlines import FEWEST
+from stagelens.effects.results import Result
+from stagelens.estimators.stage_trust import StageTrust, is_ground_truth
+from stagelens.trust.noise import RECORDED
+from stagelens.ui.opening.workspace import Workspace
+from stagelens.ui.pieces import components, drawing
+from stagelens.ui.pieces.pinning import About
+from stagelens.ui.pieces.trust_marks import trust_badge, trust_legend
+from stagelens.ui.reading import loaders
+from stagelens.wording.folding import MOST, listed
+from stagelens.wording.numbers import count_text, number, signed_text
+from stagelens.wording.trust_words import MARKS, decimal, percent, promised_word, trust_explanation
+
+from .sections import TrustView
+
+FIGURES = {
+    "r": ("Pearson r", "1: the estimate rises and falls with replay over the examples."),
+    "rho": ("Spearman rho", "The same for ranks, so that a few large effects do not decide it."),
+    "slope": ("Slope", "Replay on estimate, through the origin: 1 is right, below 1 overstates."),
+    "relative_error": ("Relative error", "Size of the error over the size of the true effects."),
+    "sign_agreement": (
+        "Sign agreement",
+        "Share of examples whose sign is right: credit as credit, blame as blame.",
+    ),
+}
+"""Column of a verification table to its title and its meaning."""
+
+_AS_PERCENT = ("relative_error", "sign_agreement")
+
+
+def each_stage(workspace: Workspace, view: TrustView) -> None:
+    """One card per stage: the verdict, the scatter, and all figures together."""
+    if view.truth is None:
+        st.info(
+            "Nothing has been compared with a replay on this set yet: none is stored that can be "
+            f"read, so these are the estimates' own promises. {_way_to_know(workspace)}",
+            icon=":material/science:",
+        )
+    elif view.truth.trust and any(t.trust != "exact" for t in view.truth.trust.values()):
+        reasons = dict.fromkeys(t.reason for t in view.truth.trust.values() if t.trust != "exact")
+        st.caption(components.plain(" ".join(reasons)))
+    if view.truth is not None:
+        _legend()
+    if view.only is not None:
+        count = len(view.only.example_ids)
+        few = f" Fewer than {FEWEST} examples prove nothing." if count < FEWEST else ""
+        components.text_block(
+            f"Points and figures are those of slice {view.only.name}, "
+            f"{count_text(count, workspace.noun)}; verdicts are for all examples.{few}"
+        )
+    # What is exact has no points to scatter, and gets a line below the cards.
+    open_stages = [s for s in workspace.stages if _trust(view, s).trust != "exact"]
+    shown, number = open_stages, 1
+    if len(open_stages) > MOST:
+        pages = -(-len(open_stages) // MOST)
+        number = st.pagination(pages, key="trust-page", max_visible_pages=5)
+        shown = open_stages[(number - 1) * MOST : number * MOST]
+    with st.grid(3, min_column_width=255, gap="small"):
+        for stage in shown:
+            with st.container(border=True, height="stretch", gap="small"):
+                _stage(workspace, view, stage)
+    exact: dict[str, list[str]] = {}
+    for stage in workspace.stages:
+        if stage not in open_stages:
+            exact.setdefault(_trust(view, stage).reason, []).append(stage)
+    for reason, names in exact.items():
+        components.text_block(f"{MARKS['exact']} {listed(names)}: exact. {reason}")
+    trust_legend()
+
+
+def _legend() -> None:
+    st.html(
+        "<div style='display:flex;flex-wrap:wrap;gap:.2em 1.3em;font-size:.875rem'>"
+        f"<span><b style='color:{charts.CREDIT}'>●</b> credit</span>"
+        f"<span><b style='color:{charts.BLAME}'>◆</b> blame, by replay</span>"
+        f"<span><b style='color:{MUTED}'>×</b> within training noise</span>"
+        "<span>— estimate equals replay</span>"
+        "<span><b>- -</b> slope through the origin</span>"
+        "<span style='opacity:.75'>Figures with 95 % intervals over examples.</span></div>"
+    )
+
+
+def _trust(view: TrustView, stage: str) -> StageTrust:
+    known = view.result.trust.get(stage)
+    if known is not None:
+        return known
+    # A stage that was replayed has no estimate where nothing asked for one.
+    settled = None if view.truth is None else view.truth.trust.get(stage)
+    if settled is not None and is_ground_truth(settled):
+        return settled
+    reason = "Not estimated for this stage, and not replayed."
+    return StageTrust(stage=stage, estimator=view.estimate, trust="refused", reason=reason)
+
+
+def _stage(workspace: Workspace, view: TrustView, stage: str) -> None:
+    trust = _trust(view, stage)
+    row = view.rows.get(stage)
+    color = charts.stage_color(workspace.stages.index(stage))
+    st.html(
+        "<div style='display:flex;align-items:center;gap:.5em'>"
+        f"<span style='width:.8em;height:.8em;border-radius:.2em;background:{color}'></span>"
+        "<h2 style='margin:0;padding:0;font-size:1.1rem;overflow-wrap:anywhere'>"
+        f"{html.escape(stage)}</h2></div>",
+    )
+    trust_badge(trust, view.behaviour.name)
+    said = html.escape(trust_explanation(trust, view.behaviour.name)).replace(" %", "&nbsp;%")
+    room = "6em" if row is not None and trust.trust != "refused" else "0"  # so that charts line up
+    st.html(
+        f"<p style='margin:0;min-height:{room};line-height:1.5;overflow-wrap:anywhere'>{said}</p>"
+    )
+    if trust.trust == "refused":
+        return
+    points = _points(view, stage)
+    if points is not None and row is not None:
+        chart = drawing.chart(
+            agreement,
+            points,
+            view.behaviour,
+            stage,
+            view.estimate,
+            float(row["slope"]),
+            charts.EITHER,
+        )
+        about = About(behaviour=view.behaviour.name, estimator=view.estimate, trust=[trust])
+        components.show(chart, f"agreement-{workspace.stages.index(stage)}", about)
+        if left_out := drawn_of(len(points)):
+            components.text_block(left_out, muted=True)
+    _figures(view, trust, row)
+
+
+def _points(view: TrustView, stage: str) -> pd.DataFrame | None:
+    if view.truth is None:
+        return None
+    own, true = (_of(table, stage) for table in (view.result, view.truth))
+    if view.only is not None:
+        true = true[true["example_id"].isin(view.only.example_ids)]
+    return (
+        own[["example_id", "effect"]]
+        .rename(columns={"effect": "estimate"})
+        # Paired by id: slices and refusals leave the two tables with different rows.
+        .merge(
+            true[["example_id", "effect", "within_noise"]].rename(columns={"effect": "replay"}),
+            on="example_id",
+        )
+    )
+
+
+def _of(result: Result, stage: str) -> pd.DataFrame:
+    return result.table[result.table["stage"] == stage]
+
+
+def _figures(view: TrustView, trust: StageTrust, row: Mapping[str, Any] | None) -> None:
+    lines = []
+    for name, (title, meaning) in FIGURES.items() if row is not None else ():
+        assert row is not None
+        low, high = row.get(f"{name}_low", np.nan), row.get(f"{name}_high", np.nan)
+        between = f"{_text(name, low)} to {_text(name, high)}" if np.isfinite(low) else ""
+        lines.append((title, _text(name, row[name]), between, meaning))
+    lines.append(
+        (
+            "Error up to" if row is None else "Promised: up to",
+            "not known" if trust.expected_error is None else percent(trust.expected_error),
+            "" if trust.expected_error is None else promised_word(trust),
+            "Relative error that nine of ten such estimates stay within, found without a replay.",
+        )
+    )
+    if trust.typical_error is not None:
+        meaning = "The median relative error of such estimates."
+        lines.append(("Typically", percent(trust.typical_error), "", meaning))
+    floor = np.nan if row is None else row["noise_floor_r"]
+    lines.append(
+        (
+            "Noise-floor r",
+            number(floor) if np.isfinite(floor) else "noise not known",
+            "",
+            "Replay with the batches in another order, against replay: no estimate needs to do "
+            "better.",
+        )
+    )
+    if np.isfinite(floor):
+        assert row is not None
+        sd = signed_text(float(row["noise_sd"]), view.behaviour).lstrip("+")
+        meaning = "How much an example's effect varies with the order of the batches."
+        lines.append(("Noise sd", sd, "", meaning))
+    cells = "".join(
+        f"<tr title='{html.escape(meaning, quote=True)}'>"
+        f"<th scope='row' style='{_CELL};text-align:left;font-weight:400;opacity:.8'>{title}</th>"
+        + (
+            f"<td style='{_CELL};text-align:right;font-weight:600'>{value}</td>"
+            f"<td style='{_CELL};width:99%;opacity:.75;font-size:.92em'>{more}</td></tr>"
+            if not value.endswith("not known")
+            else f"<td colspan='2' style='{_CELL}'>{value}</td></tr>"
+        )
+        for title, value, more, meaning in lines
+    )
+    st.html(f"<table style='{_TABLE};font-size:.875rem'><tbody>{cells}</tbody></table>")
+
+
+_CELL = "border:0;padding:.14em .5em .14em 0;vertical-align:baseline;white-space:nowrap"
+_TABLE = "border-collapse:collapse;border:0;width:100%;margin:0;font-variant-numeric:tabular-nums"
+
+
+def _text(name: str, value: float) -> str:
+    return percent(value) if name in _AS_PERCENT else decimal(value)
+
+
+# -------------------------------------------------------------------------------------- noise
+
+
+def _way_to_know(workspace: Workspace) -> str:
+    """What shows how far the numbers are off, or why nothing can."""
+    why = next((stage.no_replay for stage in workspace.run.stages[1:] if stage.no_replay), "")
+    if why:
+        return f"Some cannot be compared: {components.plain(why)}."
+    return "**Verify by replay**, below, shows how far each number is off."
+
+
+def noise(workspace: Workspace, view: TrustView) -> None:
+    """How much of the effects is no more than the order of the batches."""
+    st.header("Training noise", anchor=False)
+    orders = loaders.orders(workspace.at, workspace.examples.name)
+    if orders is None:
+        components.text_block(
+            "Noise not known: no other order of the recorded batches has been replayed. Verify "
+            "with at least one other order to learn which effects are no more than chance."
+        )
+        return
+    known = orders.loc[orders["order"] != RECORDED, "order"].nunique()
+    effects = view.truth or view.result
+    said = []
+    for stage in workspace.stages[:-1]:
+        marks = _of(effects, stage)["within_noise"].dropna()
+        if len(marks):
+            said.append(f"{stage} {percent(float(marks.astype(bool).mean()))}")
+    components.text_block(
+        f"Measured by replays in {count_text(known, 'other order')} of the recorded batches. An "
+        "effect of less than two noise sd is within training noise, and not a finding. Of the "
+        f"effects on the {view.behaviour.name}, within training noise: "
+        f"{', '.join(said) or 'not known'}."
+    )
