@@ -34,6 +34,7 @@ from stagelens.measuring.models import (
     empty_model,
     measure_set,
 )
+from stagelens.runs.objectives import told_missing
 from stagelens.runs.run import Run
 from stagelens.runs.schema import digest
 from stagelens.runs.sets.evaluation_set import EvaluationSet
@@ -283,7 +284,7 @@ def attribute(
     names = list(dict.fromkeys(stage.name for stage in chosen))
     stored = load_result(run, set_name, "effects", estimator, used)
     there = {} if stored is None else stored.trust
-    there = {name: known for name, known in there.items() if made.accepts(known)}
+    there = {n: known for n, known in there.items() if made.accepts(known) and _stands(run, known)}
     # The main process decides, or some would wait for others that go on.
     lacking = processes.by_main(lambda: [name for name in names if name not in there])
     if not lacking:
@@ -303,6 +304,13 @@ def attribute(
     result = Result(facts, table)
     processes.by_main(lambda: add_stages(run, result))
     return joined([result, *([] if stored is None else [stored])], names)
+
+
+def _stands(run: Run, known: StageTrust) -> bool:
+    """Whether a stored refusal still is one: not if an objective was missing that is given now."""
+    return known.trust != "refused" or not any(
+        told_missing(stage.name, known.reason) and not stage.no_replay for stage in run.stages
+    )
 
 
 def _seen(stored: Result | None) -> Result:

@@ -60,6 +60,11 @@ def missing_objective(stage: str, facts: ObjectiveFacts | None, given: Any) -> s
     return f"stage {stage!r} {why}; {_remedy(stage)}"
 
 
+def told_missing(stage: str, reason: str) -> bool:
+    """Whether a refusal says, as :func:`missing_objective` does, that its objective is missing."""
+    return _remedy(stage) in reason
+
+
 def _remedy(stage: str) -> str:
     return (
         f"give it: open_run(path, objectives={{{stage!r}: function}}) or "

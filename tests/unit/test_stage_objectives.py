@@ -22,6 +22,7 @@ from stagelens.contracts import (
 )
 from stagelens.derivatives.adjoint import sweep
 from stagelens.derivatives.trajectory import LinearStage
+from stagelens.effects.computing import attribute
 from stagelens.estimators import coarse_twins
 from stagelens.estimators.counterfactuals import counterfactuals
 from stagelens.estimators.registry import make_estimator
@@ -293,6 +294,17 @@ def test_an_own_loss_has_to_be_given_again(run: stagelens.Run) -> None:
     assert len(opened.stage("sft").table()) == 9
     (found,) = counterfactuals(opened, make_estimator("task-vector"), [opened.stage("sft")])
     assert found.weights is not None
+
+
+def test_a_stored_refusal_ends_when_the_loss_is_given(tmp_path: Path) -> None:
+    given = recorded(tmp_path / "run")
+    images, labels = make_batches(1)[0]
+    given_set = stagelens.Recorder(given.path, TASK, resume=True)
+    given_set.add_set("test", images=images, labels=labels)
+    opened = stagelens.open_run(given.path, TASK, {"dpo": Preferred})
+    refused = attribute(opened, "test", "coarse-replay").trust
+    assert refused["pretrain"].trust == "refused" and refused["sft"].trust != "refused"
+    assert attribute(given, "test", "coarse-replay").trust["pretrain"].trust != "refused"
 
 
 def test_a_registered_name_that_is_missing_is_refused(run: stagelens.Run) -> None:
