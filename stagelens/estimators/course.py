@@ -132,12 +132,28 @@ def unlike_the_bench(run: Run, stage: Stage, settings: Mapping[str, Any] | None 
             return f"stage {each.name} was trained with {unusual[0]}"
         if len(each.optimizer.groups) > 1 and _rates_differ(each):
             return f"stage {each.name} had several learning rates"
-        boundary = facts.boundary
-        if each.index and (
-            boundary.merged or boundary.adapters or boundary.new or boundary.removed
-        ):
-            return f"parameters came or went before stage {each.name}"
+        if (other := _other_facts(each)) is not None:
+            return f"{other} stage {each.name}"
     return _unlike_task(run.task)
+
+
+def _other_facts(stage: Stage) -> str | None:
+    """What the bench holds nothing of, before the stage's name; None if all is as there."""
+    facts, boundary = stage.facts, stage.facts.boundary
+    # All that the first stage trains is new.
+    came = boundary.new if stage.index else []
+    found = {
+        "parameters came or went before": boundary.merged
+        or boundary.adapters
+        or boundary.removed
+        or came,
+        "rows were added or cut before": boundary.grown or boundary.trimmed,
+        "weights were cast before": boundary.casts,
+        "noise was added to embeddings in": facts.embedding_noise,
+        "fused or compiled code computed": facts.kernels,
+        "an average of the weights ended": facts.average,
+    }
+    return next((words for words, given in found.items() if given), None)
 
 
 def _set_options(stage: Stage) -> list[str]:
@@ -159,7 +175,7 @@ def _unlike_task(task: Task) -> str:
     from stagelens.tasks.text_classification import TextClassification
 
     for kind in (ImageClassification, TextClassification, CausalLM):
-        if isinstance(task, kind):
+        if isinstance(task, kind) and task.name == kind.name:
             same = type(task).loss is kind.loss and type(task).outputs is kind.outputs
             return "" if same else "the task has a loss of its own"
-    return "the task is not a built-in one"
+    return f"the task is {task.name}"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from stagelens.estimators.course import course, unlike_the_bench
+from stagelens.runs.boundary_facts import WeightAverage
 from stagelens.runs.objective_facts import ObjectiveFacts
 from stagelens.tasks import ImageClassification
 from tests.support.small_runs import Phase, record
@@ -105,6 +107,29 @@ def test_another_objective_than_the_models_own_is_unlike_the_bench(tmp_path: Pat
     later = run.stage("b")
     later.facts = later.facts.model_copy(update={"objective": ObjectiveFacts(name="dpo")})
     assert unlike_the_bench(run, run.stage("a")) == "stage b minimised dpo"
+
+
+@pytest.mark.parametrize(
+    ("facts", "says"),
+    [
+        ({"embedding_noise": 5.0}, "noise was added to embeddings in stage b"),
+        ({"kernels": ["liger"]}, "fused or compiled code computed stage b"),
+        ({"average": WeightAverage(kind="mean")}, "an average of the weights ended stage b"),
+        ({"boundary": {"grown": {"0.weight": 2}}}, "rows were added or cut before stage b"),
+        ({"boundary": {"trimmed": {"0.weight": 2}}}, "rows were added or cut before stage b"),
+        ({"boundary": {"casts": {"0.weight": ["float16"]}}}, "weights were cast before stage b"),
+    ],
+    ids=str,
+)
+def test_other_ways_of_handing_over_and_of_ending_are_unlike_the_bench(
+    tmp_path: Path, facts: dict[str, Any], says: str
+) -> None:
+    run = record(tmp_path / "run", "cnn", [Phase("a", _adam), Phase("b", _sgd)])
+    later = run.stage("b")
+    if "boundary" in facts:
+        facts = {"boundary": later.facts.boundary.model_copy(update=facts["boundary"])}
+    later.facts = later.facts.model_copy(update=facts)
+    assert unlike_the_bench(run, run.stage("a")) == says
 
 
 def test_an_assembled_stage_has_the_course_of_its_recorded_twin(tmp_path: Path) -> None:
