@@ -71,6 +71,7 @@ class Task(ABC):
         takes_words: Whether a text may be given as the list of its words, which blanks then join.
         has_token_values: Whether ``token_values`` is implemented.
         has_maps: Whether an effect can be attributed to the pixels or tokens of an input.
+        rows_apart: Whether a training loss is the sum of what each row of a batch gives by itself.
         image_shape: (channels, height, width) of the images that it takes; None if it takes any
             size, or no images.
     """
@@ -85,6 +86,7 @@ class Task(ABC):
     takes_words: ClassVar[bool] = False
     has_token_values: ClassVar[bool] = False
     has_maps: ClassVar[bool] = True
+    rows_apart: ClassVar[bool] = True
     image_shape: tuple[int, ...] | None = None
     _unnamed: ClassVar[bool] = True
 

@@ -66,6 +66,7 @@ class RewardModel(OneNumber):
     name: ClassVar[str] = "reward-model"
     input_fields: ClassVar[tuple[str, ...]] = ("text", "prompt", "completion", "rejected")
     takes_labels: ClassVar[bool] = False
+    rows_apart: ClassVar[bool] = False
     behaviour_kinds = (
         Behaviour(
             "reward",

@@ -44,6 +44,7 @@ class SentenceEmbeddings(TransformerTask):
     """
 
     name: ClassVar[str] = "sentence-embeddings"
+    rows_apart: ClassVar[bool] = False
     input_fields: ClassVar[tuple[str, ...]] = ("text", "other", "rejected")
     has_maps: ClassVar[bool] = False
     behaviour_kinds = (

@@ -102,3 +102,11 @@ def test_contributions_of_training_examples_sum_to_those_of_steps(
         # Each can be looked at, and those with a label have been answered.
         assert rows["content"].notna().all()
         assert rows.loc[rows["label"].notna(), "answer"].notna().all()
+
+
+def test_where_a_loss_compares_rows_only_steps_have_contributions(tmp_path: Path) -> None:
+    run = record(tmp_path / "run", SMALL["reward-model"]())
+    found = contribute(run, "test", Question(ids=("0",)))
+    assert set(found.facts.steps_only) == set(found.facts.steps)
+    assert all("compares rows of a batch" in why for why in found.facts.steps_only.values())
+    assert all(found.part("example", stage).empty for stage in found.facts.steps)

@@ -27,6 +27,7 @@ from .first_order import Contributions, contributions
 from .training_examples import training_examples
 
 _COUPLED = "BatchNorm in training mode couples the examples of a batch"
+_PAIRS = "the loss compares rows of a batch with one another, so that none has a part of its own"
 
 _SWEEP = 0.9
 """The share of the time that the sweep takes, for ``progress``."""
@@ -82,11 +83,13 @@ def contribute(
         )
 
     try:
+        if not run.task.rows_apart:
+            raise NotSeparable(_PAIRS)
         found = sweep(with_examples=True)
         # found.steps_only is about the whole run, this answer about the stages swept.
         steps_only = {s.name: _COUPLED for s in swept if s.name in found.steps_only}
     except NotSeparable as error:
-        # Only a step of the sweep shows this, so the sweep starts again.
+        # As a rule only a step of the sweep shows this, so the sweep starts again.
         found = sweep(with_examples=False)
         steps_only = {stage.name: str(error) for stage in swept}
     progress(_SWEEP, "reading the training examples")
