@@ -21,6 +21,7 @@ from stagelens.runs.streaming import MappedTensors
 from .counterfactual_cache import cache_name
 from .protocol import Counterfactual, Estimator, PartialReplay, Twins
 from .registry import make_estimator
+from .replay_check import check_given
 from .sharing_out import share_out
 from .stage_trust import StageTrust
 from .subtraction import keeps, without_stage
@@ -65,6 +66,8 @@ def counterfactuals(
     missing = [run.stage(name) for name in names]
     if missing:
         _check_memory(run, estimator, missing)
+        if not estimator.free:
+            check_given(run)
     if missing and estimator.in_step:
         found |= _in_step(run, estimator, missing, progress)
     elif missing and processes.count() > 1 and not estimator.free:

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from stagelens.compute import devices, processes
-from stagelens.contracts import ProgressCallback, RunError
+from stagelens.contracts import ProgressCallback, Refused, RunError
 from stagelens.replaying.replay import threads_here
 from stagelens.replaying.reproduction import first_loss, measure_deviation, sample_steps
 from stagelens.replaying.step import AUTOCAST
@@ -176,6 +176,28 @@ def check_steps(run: Run, stages: Sequence[Stage], estimator: Estimator) -> None
         except Exception:  # the task's own code may raise anything, and memory may run out
             continue
         keep_step_check(run, StepCheck(run_digest=run.digest, stage=stage.name, **asdict(found)))
+
+
+def check_given(run: Run) -> None:
+    """Look at losses of the user's own before anything is computed by them, or stored.
+
+    Raises:
+        Refused: One that was given gives another loss at the stage's first step than was recorded.
+    """
+    for stage in run.stages:
+        objective = stage.facts.objective
+        if objective is None or not objective.own or stage.no_replay:
+            continue
+        try:
+            found = first_loss(run, stage)
+        except Exception:  # the user's code may raise anything: replay says what
+            continue
+        if found.misfit is not None:
+            raise Refused(
+                f"stage {stage.name!r} was trained on another loss than the function given for it: "
+                f"at step {found.misfit} that gives {found.found:.4g} where {found.recorded:.4g} "
+                f"was recorded; give {objective.title} as it was then"
+            )
 
 
 def check_again(run: Run, stages: Sequence[Stage], estimator: Estimator) -> None:

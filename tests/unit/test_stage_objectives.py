@@ -150,10 +150,8 @@ def test_pages_say_what_was_minimised(run: stagelens.Run) -> None:
         "sft": ["objective: focal, a loss of your own"],
         "dpo": ["objective: preferred", "reference model: the model at the start of the stage"],
     }
-    sampled = run.last.facts.model_copy(
-        update={"objective": ObjectiveFacts(name="grpo", on_samples=True)}
-    )
-    assert objective_lines(sampled) == [
+    sampled = ObjectiveFacts(name="grpo", on_samples=True)
+    assert objective_lines(run.last.facts.model_copy(update={"objective": sampled})) == [
         "objective: grpo",
         "trained on sampled answers, which replays keep as recorded",
     ]
@@ -296,15 +294,17 @@ def test_an_own_loss_has_to_be_given_again(run: stagelens.Run) -> None:
     assert found.weights is not None
 
 
-def test_a_stored_refusal_ends_when_the_loss_is_given(tmp_path: Path) -> None:
+def test_nothing_is_stored_of_another_loss_and_a_stored_refusal_ends(tmp_path: Path) -> None:
     given = recorded(tmp_path / "run")
     images, labels = make_batches(1)[0]
-    given_set = stagelens.Recorder(given.path, TASK, resume=True)
-    given_set.add_set("test", images=images, labels=labels)
-    opened = stagelens.open_run(given.path, TASK, {"dpo": Preferred})
-    refused = attribute(opened, "test", "coarse-replay").trust
-    assert refused["pretrain"].trust == "refused" and refused["sft"].trust != "refused"
+    stagelens.Recorder(given.path, TASK, resume=True).add_set("test", images=images, labels=labels)
+    other = stagelens.open_run(given.path, TASK, {**GIVEN, "sft": lambda m, b: 0.5 * focal(m, b)})
+    with pytest.raises(Refused, match=r"gives 0.* was recorded; give focal as it was"):
+        attribute(other, "test", "replay")
+    without = stagelens.open_run(given.path, TASK, {"dpo": Preferred})
+    assert attribute(without, "test", "coarse-replay").trust["pretrain"].trust == "refused"
     assert attribute(given, "test", "coarse-replay").trust["pretrain"].trust != "refused"
+    assert attribute(given, "test", "replay").trust["pretrain"].trust == "exact"
 
 
 def test_a_registered_name_that_is_missing_is_refused(run: stagelens.Run) -> None:
