@@ -68,6 +68,10 @@ def check_optimizer(optimizer: object) -> None:
             )
     name = optimizer_name(optimizer)
     if not isinstance(optimizer, torch.optim.Optimizer) or name is None:
+        if type(optimizer).__module__.startswith("torch.optim."):
+            raise RecordingError(
+                f"replay cannot make steps of torch.optim.{kind}; use another one of torch.optim"
+            )
         raise RecordingError(
             f"{type(optimizer).__module__}.{kind} is not a registered optimiser, so replay could "
             "not make it again; use one of torch.optim, or register it: "

@@ -19,7 +19,7 @@ from tests.support.loops import BATCH_NORM, Training, make_batches, make_task, r
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda p: torch.optim.LBFGS(p), ("LBFGS is not a registered optimiser", "register it")),
+        (lambda p: torch.optim.LBFGS(p), ("steps of torch.optim.LBFGS", "use another one")),
         (
             lambda p: torch.optim.Adam(p, lr=torch.tensor(0.1)),
             ("Adam with a tensor as lr", "pass a float"),
