@@ -27,7 +27,9 @@ trl = pytest.importorskip("trl")
 ROWS = [{"prompt": "two and two", "chosen": " make four", "rejected": " make two"}] * 8
 
 
-def trained(folder: Path, record: Path | None = None, without: str = "") -> dict[str, Tensor]:
+def trained(
+    folder: Path, ahead: bool, record: Path | None = None, without: str = ""
+) -> dict[str, Tensor]:
     """SFT of a new adapter, then DPO of the same one; the weights at the end."""
 
     def callbacks(stage: str) -> list[Any]:
@@ -50,6 +52,7 @@ def trained(folder: Path, record: Path | None = None, without: str = "") -> dict
         bf16=False,
         disable_tqdm=True,
         save_strategy="no",
+        precompute_ref_log_probs=ahead,
     )
     torch.manual_seed(1)
     preferring = trl.DPOTrainer(
@@ -63,13 +66,16 @@ def trained(folder: Path, record: Path | None = None, without: str = "") -> dict
     return {name: tensor.clone() for name, tensor in model_tensors(preferring.model).items()}
 
 
-def test_without_sft_the_reference_is_the_adapter_as_it_was_before(tmp_path: Path) -> None:
-    trained(tmp_path, tmp_path / "run")
+@pytest.mark.parametrize("ahead", [False, True], ids=["each step", "ahead"])
+def test_without_sft_the_reference_is_the_adapter_as_it_was_before(
+    ahead: bool, tmp_path: Path
+) -> None:
+    trained(tmp_path, ahead, tmp_path / "run")
     run = stagelens.open_run(tmp_path / "run")
     assert run.problems == []
     renamed = run.last.facts.boundary.renamed
     assert len(renamed) == 4
     assert {name.replace(".ref", ".default") for name in renamed} == set(renamed.values())
     assert all(measure_deviation(run.task, stage).bitwise for stage in run.stages)
-    by_hand = trained(tmp_path / "by hand", without="sft")
+    by_hand = trained(tmp_path / "by hand", ahead, without="sft")
     assert differing(replay_without(run, run.stages[0]).state.model, by_hand) == []

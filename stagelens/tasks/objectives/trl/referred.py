@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -70,8 +70,7 @@ class Referred(TrlObjective):
         model = trainer.accelerator.unwrap_model(trainer.model)
         found.adapter_off = trainer.ref_model is None and is_adapted(model)
         if found.needed and found.in_batches:
-            reference = model if trainer.ref_model is None else trainer.ref_model
-            found.ahead = digest_of(trainer.accelerator.unwrap_model(reference))
+            found.ahead = _digest_of_reference(trainer, model)
         return found
 
     def reference_models(self, trainer: Any) -> Mapping[str, ReferenceModel]:
@@ -98,7 +97,7 @@ class Referred(TrlObjective):
         if self.ahead is not None:
             reference = model if trainer.ref_model is None else trainer.ref_model
             if reference not in self._digests:  # no step moves it
-                self._digests[reference] = digest_of(reference)
+                self._digests[reference] = _digest_of_reference(trainer, model)
             if self._digests[reference] != self.ahead:
                 inputs |= self.log_probabilities(trainer, reference, inputs)
         return super().compute(trainer, model, inputs)
@@ -110,11 +109,25 @@ class Referred(TrlObjective):
         raise NotImplementedError
 
 
-def digest_of(model: nn.Module) -> str:
-    """A digest of a model's weights, those of its adapters left out."""
+def _digest_of_reference(trainer: Any, model: nn.Module) -> str:
+    """A digest of the weights that a trainer's reference log-probabilities are computed with."""
+    if trainer.ref_model is not None:
+        return digest_of(trainer.accelerator.unwrap_model(trainer.ref_model))
+    # TRL copies an adapter that it goes on training to this name; another one is switched off.
+    return digest_of(model, adapters=("ref",))
+
+
+def digest_of(model: nn.Module, adapters: Collection[str] | None = None) -> str:
+    """A digest of a model's weights.
+
+    Args:
+        model: With adapters or without.
+        adapters: Names of those that count; None for all.
+    """
     digest = hashlib.sha256()
     for name, weight in sorted(base_of(model).named_parameters()):
-        if ".lora_" not in name:
+        left_out = adapters is not None and not set(adapters) & set(name.split("."))
+        if ".lora_" not in name or not left_out:
             own = weight.detach().cpu().contiguous()
             digest.update(f"{name.replace('.base_layer.', '.')} {own.dtype} {own.shape}".encode())
             digest.update(own.reshape(-1).view(torch.uint8).numpy())
