@@ -106,11 +106,20 @@ def stored_check(run: Run, stage: Stage) -> ReplayCheck | None:
 def check_replay(
     run: Run, stage: Stage, progress: ProgressCallback, split: bool = False
 ) -> ReplayCheck:
-    """Replay a stage as recorded and measure how far it is off; stored and reused."""
+    """Replay a stage as recorded and measure how far it is off; stored and reused.
+
+    What is stored is not reused where it was measured with another loss of the user's than the one
+    that is given now, as its first step shows.
+    """
     machine = _machine(stage, split)
     path = check_path(run, "replay-check", stage.name, machine)
+
+    def reusable() -> ReplayCheck | None:
+        stored = _stored_check(path)
+        return stored if stored is not None and _same_loss(run, stage, stored) else None
+
     # With split batches all processes must replay or none, whichever of them sees the file.
-    stored = processes.by_main(lambda: _stored_check(path)) if split else _stored_check(path)
+    stored = processes.by_main(reusable) if split else reusable()
     if stored is not None:
         return stored
     used = devices.replaying(stage.environment.device)
@@ -131,6 +140,20 @@ def check_replay(
     )
     write_json(path, check)
     return check
+
+
+def _same_loss(run: Run, stage: Stage, stored: ReplayCheck) -> bool:
+    """Whether a stage's first loss is the recorded one now if, and only if, it was then.
+
+    Asked of code of the user's only: a run folder does not keep it, so that it may be another now.
+    """
+    objective = stage.facts.objective
+    built_in = type(run.task).__module__.startswith("stagelens.")
+    given = objective.own if objective is not None else not built_in
+    if not given:
+        return True
+    found = first_loss(run, stage)
+    return not found.steps or (found.misfit is None) == (stored.misfit != 0)
 
 
 def known_check(run: Run, stage: Stage) -> ReplayCheck | None:

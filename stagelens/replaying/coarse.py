@@ -132,11 +132,11 @@ class CoarseModel:
         self.loss /= middle.weight(self.rules.accumulation) if middle.plain else 1.0
         if self.own is not None:
             self._own_step(self.own, coarse, middle)
-            return
-        for number, names in enumerate(self.groups):
-            options = [record.groups[number] for record in coarse.facts]
-            present = [name for name in names if name not in middle.missing]
-            self._update(present, gradients, options, middle.groups[number])
+        else:
+            for number, names in enumerate(self.groups):
+                options = [record.groups[number] for record in coarse.facts]
+                present = [name for name in names if name not in middle.missing]
+                self._update(present, gradients, options, middle.groups[number])
         for record in coarse.facts:
             self.loss_function.updated(record.step, self.model)
 

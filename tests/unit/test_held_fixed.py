@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,12 @@ from peft import get_peft_model
 from torch import Tensor, nn
 
 import stagelens
-from stagelens.contracts import ReferenceModel
+from stagelens.contracts import ReferenceModel, no_progress
 from stagelens.estimators.counterfactuals import counterfactuals
 from stagelens.estimators.registry import make_estimator
+from stagelens.estimators.replay_check import check_replay
+from stagelens.replaying.coarse import CoarseModel
+from stagelens.replaying.coarse_plan import coarse_steps
 from stagelens.replaying.replay import replay_without
 from stagelens.replaying.reproduction import measure_deviation
 from stagelens.runs.states import capture
@@ -97,6 +102,37 @@ class Noted(ImageClassification):
         return -nn.functional.logsigmoid(margins).mean()
 
 
+def test_a_reference_moves_in_coarse_steps_of_any_optimiser(tmp_path: Path) -> None:
+    task = make_task()
+    recorder, model = stagelens.Recorder(tmp_path / "run", task), task.build_model()
+    reference = copy.deepcopy(model)
+    optimizer = torch.optim.NAdam(model.parameters(), lr=0.05)
+    declared = {"reference": ReferenceModel(reference, sync_every=2, sync_mixing=0.5)}
+    stage = recorder.stage(
+        "dpo",
+        model=model,
+        optimizer=optimizer,
+        objective=Preferred(),
+        references=declared,
+        on_problem="raise",
+    )
+    with stage:
+        for step, batch in enumerate(make_batches(6), 1):
+            loss = Preferred().loss(None, model, batch, {"reference": reference})
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            stage.step(batch, loss)
+            for own, other in zip(reference.parameters(), model.parameters(), strict=True):
+                if step % 2 == 0:
+                    own.data.mul_(0.5).add_(other.data, alpha=0.5)
+    last = stagelens.open_run(tmp_path / "run", task, {"dpo": Preferred()}).last
+    coarse = CoarseModel(task, last, last.start())
+    for one in coarse_steps(last.read_steps(), 1.0, 1.0):  # each is a whole recorded step
+        coarse.step(one)
+    assert differing(coarse.snapshot().model, last.end().model) == []
+
+
 @pytest.fixture(scope="module")
 def noted(tmp_path_factory: pytest.TempPathFactory) -> stagelens.Run:
     task = Noted(CLASSES, SHAPE, model={"kind": "mlp", "hidden": [4]})
@@ -155,12 +191,25 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def test_a_stored_check_is_not_taken_for_another_loss(own: Path) -> None:
+    def checked(loss: Any) -> bool:
+        run = stagelens.open_run(own, objectives={"two": loss, "three": focal})
+        return check_replay(run, run.stage("two"), no_progress).bitwise
+
+    def other(model: nn.Module, batch: Any) -> Tensor:
+        return 2 * focal(model, batch)
+
+    other.__name__ = "focal"
+    assert [checked(loss) for loss in (focal, other, focal)] == [True, False, True]
+
+
 FOCAL = "tests.support.own_objectives:focal"
 
 
 @pytest.mark.slow  # it starts a helper process
-def test_a_loss_is_given_on_the_command_line(own: Path, command: Command) -> None:
-    words = ("attribute", own, "--estimator", "replay", "--processes", "2")
+def test_a_loss_is_given_on_the_command_line(own: Path, command: Command, tmp_path: Path) -> None:
+    run = shutil.copytree(own, tmp_path / "run")  # what it stores is not for other tests
+    words = ("attribute", run, "--estimator", "replay", "--processes", "2")
     answer = command(*words, "--objective", f"two={FOCAL}", "--objective", f"three={FOCAL}")
     assert answer.status == 0, answer.err
     assert "refused" not in answer.out
