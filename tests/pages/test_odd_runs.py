@@ -93,7 +93,7 @@ def test_every_page_says_of_each_stage_what_is_known(
     for stage, word in STANDINGS.items():
         assert f"{MARKS[word]} {word}: {stage}." in examples
         assert re.search(rf"without {stage} .{{,40}}{MARKS[word]} {word}", examples), stage
-        assert re.search(rf"{stage}: (no number|[a-z, ]+ [\d.]+), {word}", bars), stage
+        assert re.search(rf"{stage}: (no number|[a-z,: ]+ [\d.]+), {word}", bars), stage
 
     app, gaps = shown("pages/2_Spurious_features.py")
     alt = figures(app)[0]["alt"]

@@ -261,6 +261,8 @@ def test_within_a_limit_a_gpu_replays_together_what_does_not_fit_one_by_one(
     run = with_a_set(tmp_path / "run")
     monkeypatch.setattr(replay_together, "on_small_gpu", lambda _, stages: len(stages) > 1)
     monkeypatch.setattr(settling, "price", lambda *_: (seconds, {}))
+    # How long these replays really take corrects no other's price.
+    monkeypatch.setattr(settling, "without_seconds", lambda *_: 0.0)
     trust = settle(run, "test", 100.0, estimate=False).result.trust
     assert [trust[name].ensemble for name in NAMES[:-1]] == [together] * 3
     if seconds == 30.0:

@@ -243,7 +243,7 @@ def test_without_it_the_stages_before_are_refused_with_the_remedy(
 
 
 def test_without_it_the_rest_is_settled_all_the_same(own: Path, command: Command) -> None:
-    answer = command("attribute", own, "--time", "1s")
+    answer = command("attribute", own, "--time", "1m")
     assert answer.status == 0, answer.err
     assert "a loss of your own, focal" in " ".join(answer.out.replace("│", " ").split())
     later = stagelens.open_run(own).stage("two").no_replay

@@ -266,7 +266,8 @@ def fails(rank: int, count: int, port: int, folder: Path) -> None:
 
 
 def test_a_process_can_still_be_ended_after_work_that_failed(tmp_path: Path) -> None:
-    assert launched.run(2, fails, tmp_path) == [0, 0], (tmp_path / "err-0").read_text()
+    ended = launched.run(2, fails, tmp_path)
+    assert ended == [0, 0], [(tmp_path / f"err-{rank}").read_text() for rank in range(2)]
 
 
 # What one process may find out by itself
