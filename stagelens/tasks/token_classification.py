@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +99,14 @@ class TokenClassification(NamedOutputs):
         if not isinstance(tags, Sequence) or not len(tags):
             raise ValueError(f"label {label!r} is not one tag for every word")
         return " ".join(str(check_class(self.classes, tag)) for tag in tags)
+
+    def batch(
+        self, texts: Sequence[str | Sequence[str]], labels: Sequence[Any] | None = None
+    ) -> Batch:
+        """Texts, or lists of their words, as a batch; see :meth:`TextTask.batch`."""
+        if not isinstance(texts, str):  # a single text is refused below
+            texts = [text if isinstance(text, str) else " ".join(text) for text in texts]
+        return super().batch(cast(Sequence[str], texts), labels)
 
     def tokens_of(self, text: str) -> Encoded:
         """A text as the tokens of its words.

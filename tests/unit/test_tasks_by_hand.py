@@ -103,6 +103,8 @@ def test_behaviours_of_tags_are_means_over_words() -> None:
     task = TokenClassification.from_model(model, tokenizer)
     example = Example("a", {"text": " ".join(words)}, task.check_label(["calm", 1, "odd"]))
     batch = task.collate([example, text(TEXTS[0])])
+    given = task.batch([words, TEXTS[0]], [["calm", 1, "odd"], None])  # a list of words, and a text
+    assert all(torch.equal(given[key], batch[key]) for key in given)
     places = [1, 2, 5]
     assert batch["labels"][0].tolist()[:8] == [-100, 0, 1, -100, -100, 2, -100, -100]
     with torch.no_grad():

@@ -225,6 +225,13 @@ def test_what_a_stage_may_change_of_its_tokenizer_is_noted(tmp_path: Path) -> No
     assert all(key in note for key in ("added_tokens", "padding_side", "model_max_length"))
 
 
+def test_the_side_that_is_padded_is_not_worth_a_note(tmp_path: Path) -> None:
+    tokenizer = made("gpt")[1]
+    tokenizer.padding_side = "left"  # as some trainers of TRL set it
+    with_tokenizer(tokenizer, tmp_path)
+    assert stagelens.open_run(tmp_path / "run").problems == []
+
+
 def test_a_tokenizer_that_reads_texts_otherwise(tmp_path: Path) -> None:
     def swap(content: dict[str, Any]) -> None:
         vocabulary = content["model"]["vocab"]
