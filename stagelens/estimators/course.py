@@ -142,6 +142,7 @@ def _other_facts(stage: Stage) -> str | None:
     facts, boundary = stage.facts, stage.facts.boundary
     # All that the first stage trains is new.
     came = boundary.new if stage.index else []
+    optimised = {name for group in stage.optimizer.groups for name in group.parameters}
     found = {
         "parameters came or went before": boundary.merged
         or boundary.adapters
@@ -152,8 +153,18 @@ def _other_facts(stage: Stage) -> str | None:
         "noise was added to embeddings in": facts.embedding_noise,
         "fused or compiled code computed": facts.kernels,
         "an average of the weights ended": facts.average,
+        "parts of the model were in no optimiser in": set(facts.trainable) - optimised,
+        "weights were in half precision in": _in_half_precision(stage),
     }
     return next((words for words, given in found.items() if given), None)
+
+
+def _in_half_precision(stage: Stage) -> bool:
+    from stagelens.runs.streaming import facts_of  # torch
+
+    start = stage.start().model
+    dtypes = {str(facts_of(start, name).dtype) for name in start}
+    return bool(dtypes & {"torch.bfloat16", "torch.float16"})
 
 
 def _set_options(stage: Stage) -> list[str]:

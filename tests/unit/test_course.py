@@ -12,6 +12,7 @@ import torch
 from stagelens.estimators.course import course, unlike_the_bench
 from stagelens.runs.boundary_facts import WeightAverage
 from stagelens.runs.objective_facts import ObjectiveFacts
+from stagelens.runs.states import TrainingState
 from stagelens.tasks import ImageClassification
 from tests.support.small_runs import Phase, record
 
@@ -130,6 +131,22 @@ def test_other_ways_of_handing_over_and_of_ending_are_unlike_the_bench(
         facts = {"boundary": later.facts.boundary.model_copy(update=facts["boundary"])}
     later.facts = later.facts.model_copy(update=facts)
     assert unlike_the_bench(run, run.stage("a")) == says
+
+
+def test_weights_in_half_precision_are_unlike_the_bench(tmp_path: Path) -> None:
+    run = record(tmp_path / "run", "linear", [Phase("a", _adam), Phase("b", _sgd)])
+    start = run.last.start()
+    half = {name: tensor.bfloat16() for name, tensor in start.model.items()}
+    run.last.start = lambda: TrainingState(half, start.optimizer)  # type: ignore[method-assign]
+    assert unlike_the_bench(run, run.stage("a")) == "weights were in half precision in stage b"
+
+
+def test_weights_of_no_optimiser_are_unlike_the_bench(tmp_path: Path) -> None:
+    run = record(tmp_path / "run", "linear", [Phase("a", _adam), Phase("b", _sgd)])
+    later = run.last
+    trainable = [*later.facts.trainable, "left.out"]
+    later.facts = later.facts.model_copy(update={"trainable": trainable})
+    assert "in no optimiser in stage b" in unlike_the_bench(run, run.stage("a"))
 
 
 def test_an_assembled_stage_has_the_course_of_its_recorded_twin(tmp_path: Path) -> None:
