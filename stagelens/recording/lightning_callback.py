@@ -123,7 +123,8 @@ class LightningStageRecorder(Callback):  # type: ignore[misc, unused-ignore]
         entered = closing.enter_context(stage)
         if (problem := _unlike(trainer)) is not None:
             entered.tell(problem)
-        for optimizer in trainer.optimizers:
+        # Where steps are not watched, a class that runs its closure otherwise is left as it is.
+        for optimizer in trainer.optimizers if entered.problem is None else ():
             closing.callback(_with_closures_first(optimizer))
         return entered
 

@@ -189,3 +189,23 @@ def test_what_lightning_does_otherwise_is_told_and_trains_on(
     with pytest.warns(RecordingWarning, match=message):
         fit(module, callback, tmp_path, **given)
     assert not torch.equal(before, nn.utils.parameters_to_vector(module.model.parameters()))
+
+
+@needs_lightning
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_optimiser_that_needs_its_closure_is_given_it(tmp_path: Path) -> None:
+    ends = []
+    for recorded in (False, True):
+        torch.manual_seed(3)
+        task = make_task()
+        module = module_of(task)
+        module.configure_optimizers = lambda own=module: torch.optim.LBFGS(
+            own.model.parameters(), max_iter=2
+        )
+        callback: Any = lightning.Callback()
+        if recorded:
+            callback = stagelens.LightningStageRecorder(tmp_path / "run", "only", task=task)
+        fit(module, callback, tmp_path)
+        ends.append(module.model.state_dict())
+    assert all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
+    assert "LBFGS" in str(stagelens.open_run(tmp_path / "run").last.facts.problem)
