@@ -41,6 +41,7 @@ from stagelens.effects.computing import attribute
 from stagelens.effects.results import Result
 from stagelens.runs.run import Run
 from stagelens.trust.fidelity import fidelity
+from stagelens.trust.recipe import error_of_mean, noise_of_mean
 from tests.benchmarks.scenarios import SCENARIOS, Scenario, recorded
 from tests.benchmarks.truths import SET, by_other_orders, by_replay, margins, of_stage
 
@@ -69,16 +70,16 @@ def against_mean(estimate: np.ndarray, orders: np.ndarray) -> dict[str, float]:
         noise of the mean of K orders taken off, ``error_mean_raw`` without, and ``size_mean``, the
         length of B. NaN where the mean is nothing but noise.
     """
-    mean, noise = orders.mean(0), _noise_of_mean(orders)
+    mean, noise = orders.mean(0), noise_of_mean(orders)
     centred = orders - orders.mean(1, keepdims=True)
     own, true = estimate - estimate.mean(), mean - mean.mean()
-    spread = max(true @ true - _noise_of_mean(centred), 0.0)
+    spread = max(true @ true - noise_of_mean(centred), 0.0)
     apart, size = ((estimate - mean) ** 2).sum(), (mean**2).sum()
     left = max(size - noise, 0.0)
     return {
         "r_mean": min(_ratio(own @ true, np.sqrt(spread * (own @ own))), 1.0),
         "slope_mean": _ratio(estimate @ mean, estimate @ estimate),
-        "error_mean": np.sqrt(_ratio(max(apart - noise, 0.0), left)),
+        "error_mean": error_of_mean(estimate, orders),
         "error_mean_raw": np.sqrt(_ratio(apart, size)),
         "size_mean": np.sqrt(left),
     }
@@ -90,7 +91,7 @@ def knows(estimate: np.ndarray, recorded: np.ndarray, orders: np.ndarray) -> flo
     It is the weight of (A - B) where the estimate is explained by B and (A - B): least squares,
     with the noise of the known orders' mean taken off the products that hold it twice.
     """
-    mean, noise = orders.mean(0), _noise_of_mean(orders)
+    mean, noise = orders.mean(0), noise_of_mean(orders)
     special = recorded - mean
     both = np.stack([mean, special])
     # The noise is in the mean with one sign and in what is special with the other.
@@ -98,11 +99,6 @@ def knows(estimate: np.ndarray, recorded: np.ndarray, orders: np.ndarray) -> flo
     if np.linalg.eigvalsh(products)[0] <= 0:  # nothing but noise
         return float("nan")
     return float(np.linalg.solve(products, both @ estimate)[1])
-
-
-def _noise_of_mean(orders: np.ndarray) -> float:
-    """Expected squared length of what the mean of these orders misses the mean of all by."""
-    return float(orders.var(0, ddof=1).sum() / len(orders))
 
 
 def _ratio(part: float, whole: float) -> float:

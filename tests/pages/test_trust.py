@@ -8,12 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
 from stagelens.effects.results import load_result, save_result
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs.run import open_run
+from stagelens.trust import noise
 from stagelens.trust.verification import load_verification, trusted
 from stagelens.ui.server import jobs
 from tests.conftest import DemoRun
@@ -135,6 +137,21 @@ def test_other_pages_say_verified_and_within_noise(open_page, verified: Path) ->
         bool(e) or z for e, z in zip(expected, zeros, strict=True)
     ]
     assert "≈ within training noise, so not a finding." in words(app)
+
+
+def test_with_enough_orders_it_says_how_near_an_estimate_is_to_the_recipe(
+    open_page, verified: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(verified, tmp_path / "orders" / "digits")
+    known = noise.load_orders(open_run(folder), "test")
+    assert known is not None
+    one = known[known["order"] == noise.RECORDED]
+    others = [one.assign(order=n, effect=one["effect"] * 2) for n in range(4)]
+    monkeypatch.setattr(noise, "load_orders", lambda *_: pd.concat([one, *others]))
+    app = check(open_page(folder.parent, "run=digits&estimate=coarse-replay 1/2", PAGE))
+    # All other orders have twice the effects, of which this estimate is about a half.
+    assert "the recipe known from 4 other orders" in words(app)
+    assert re.search(r"pretrain \d+ % of this run, [45]\d % of the recipe", words(app))
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from stagelens.effects.headlines import FEWEST
 from stagelens.effects.results import Result
 from stagelens.estimators.stage_trust import StageTrust, is_ground_truth
 from stagelens.trust.noise import RECORDED
+from stagelens.trust.recipe import two_errors
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, drawing
 from stagelens.ui.pieces.pinning import About
@@ -253,4 +254,29 @@ def noise(workspace: Workspace, view: TrustView) -> None:
         "effect of less than two noise sd is within training noise, and not a finding. Of the "
         f"effects on the {view.behaviour.name}, within training noise: "
         f"{', '.join(said) or 'not known'}."
+    )
+    _about_the_recipe(workspace, view, orders)
+
+
+def _about_the_recipe(workspace: Workspace, view: TrustView, orders: pd.DataFrame) -> None:
+    """Whether the estimate is nearer to the effects of this run or to those of its recipe."""
+    own = orders[orders["behaviour"] == view.behaviour.name]
+    known = {
+        stage: found
+        for stage in workspace.stages[:-1]
+        if not is_ground_truth(_trust(view, stage))
+        and (found := two_errors(_of(view.result, stage), own[own["stage"] == stage]))
+    }
+    if not known:
+        return
+    count = max(found.orders for found in known.values())
+    said = [
+        f"{stage} {percent(found.of_run)} of this run, {percent(found.of_recipe)} of the recipe"
+        for stage, found in known.items()
+    ]
+    components.text_block(
+        "An effect by replay is that of this run, with its batches in their order; the mean over "
+        "all orders is that of the recipe. Promises are about this run. Error of "
+        f"{view.estimate} (the recipe known from {count_text(count, 'other order')}): "
+        f"{'; '.join(said)}."
     )
