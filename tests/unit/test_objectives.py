@@ -15,6 +15,7 @@ from stagelens.tasks.objectives import (
     load_objective_class,
 )
 from stagelens.tasks.objectives.cross_entropy import CrossEntropy
+from stagelens.tasks.objectives.own import OwnLoss
 
 
 def test_built_in_objectives_have_their_registered_names() -> None:
@@ -90,3 +91,19 @@ def test_positions_are_shifted_and_items_divided_by(by: Any) -> None:
     counted = {**batch, "num_items_in_batch": torch.tensor(20)}
     torch.testing.assert_close(computed(objective, model, counted), terms.sum() / 20)
     assert all(torch.equal(batch[name], kept[name]) for name in kept)  # nothing was changed
+
+
+def test_a_loss_that_counts_its_calls_is_not_moved_by_calls_of_stagelens() -> None:
+    class Annealed:
+        calls = 0
+
+        def __call__(self, model: nn.Module, batch: Any) -> torch.Tensor:
+            self.calls += 1
+            return model(batch).sum()
+
+    loss, model, batch = Annealed(), nn.Linear(2, 1), torch.ones(3, 2)
+    objective = OwnLoss.of(loss)
+    assert objective.function == "Annealed"
+    objective.loss(None, model, batch, {})  # type: ignore[arg-type]
+    loss(model, batch)
+    assert loss.calls == 1

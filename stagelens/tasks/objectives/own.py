@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Literal
 
 from stagelens.contracts import Objective, Task, TaskError
@@ -43,7 +45,7 @@ class OwnLoss(Objective):
     def of(cls, compute: Callable[..., Any], called: Called = "loss(model, batch)") -> OwnLoss:
         """The objective of a function."""
         name = getattr(compute, "__name__", None) or type(compute).__name__
-        return cls(name, called, compute)
+        return cls(name, called, _apart(compute))
 
     @classmethod
     def of_trainer(cls, trainer: Any) -> Objective | None:
@@ -60,3 +62,13 @@ class OwnLoss(Objective):
         inputs = dict(batch)
         items, labels = inputs.pop("num_items_in_batch", None), inputs.pop("labels", None)
         return self.compute(model(**inputs), labels, num_items_in_batch=items)
+
+
+def _apart(compute: Callable[..., Any]) -> Callable[..., Any]:
+    """An object that is called, with attributes of its own: some losses count their calls."""
+    if isinstance(compute, FunctionType | MethodType):
+        return compute
+    try:
+        return copy.copy(compute)
+    except Exception:  # not every object can be copied
+        return compute
