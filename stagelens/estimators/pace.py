@@ -27,7 +27,7 @@ from stagelens.runs.sets.evaluation_set import EvaluationSet
 
 from .coarse_twins import choose_plan
 from .durations import TimedStage, Timings, keep_timings, stored_timings
-from .replay_check import known_check
+from .replay_check import stored_check
 
 _ENOUGH = 0.5
 """Seconds of steps that are timed in each stage, and in each coarse replay of it."""
@@ -104,7 +104,7 @@ def _twice(run: Run, stage: Stage) -> bool:
     """Whether a replay here is not, or not expected to be, the recording bit for bit."""
     if stage.facts.boundary.deviation:
         return True
-    check = known_check(run, stage)
+    check = stored_check(run, stage)
     if check is not None:
         return not check.bitwise
     used = devices.replaying(stage.environment.device)

@@ -156,11 +156,6 @@ def _same_loss(run: Run, stage: Stage, stored: ReplayCheck) -> bool:
     return not found.steps or (found.misfit is None) == (stored.misfit != 0)
 
 
-def known_check(run: Run, stage: Stage) -> ReplayCheck | None:
-    """What came of replaying a stage as recorded on this machine; None where that was not done."""
-    return _stored_check(check_path(run, "replay-check", stage.name, _machine(stage, False)))
-
-
 def _stored_check(path: Path) -> ReplayCheck | None:
     try:
         return read_json(path, ReplayCheck)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Collection, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -102,11 +103,11 @@ class Referred(TrlObjective):
                 inputs |= self.log_probabilities(trainer, reference, inputs)
         return super().compute(trainer, model, inputs)
 
+    @abstractmethod
     def log_probabilities(
         self, trainer: Any, reference: nn.Module, inputs: Mapping[str, Any]
     ) -> dict[str, Tensor]:
-        """Those of the reference, as they are named in a batch."""
-        raise NotImplementedError
+        """Those of the reference, (B,) or (B, T), as they are named in a batch."""
 
 
 def _digest_of_reference(trainer: Any, model: nn.Module) -> str:
