@@ -30,6 +30,7 @@ from stagelens.estimators.registry import estimate_name
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs.files import cannot_write
 from stagelens.wording.cells import for_terminal
+from stagelens.wording.folding import listed
 from stagelens.wording.numbers import count_text, number
 from stagelens.wording.trust_words import FIRST_ORDER, trust_explanation, trust_label, trust_word
 
@@ -158,13 +159,17 @@ def print_effects(result: Result) -> None:
         printed.add_column(f"{name} ({behaviour.better} is better)", justify="right")
     printed.add_column("trust")
     means = result.table.groupby(["stage", "behaviour"], sort=False)["effect"].mean()
+    explained: dict[tuple[str, str], list[str]] = {}
     for stage, trust in result.trust.items():
         values = [means.get((stage, name), float("nan")) for name in result.behaviours]
         # A refused stage has NaN, which differs from itself.
         cells = ["-" if value != value else f"{value:+.3f}" for value in values]
-        printed.add_row(stage, *cells, f"{trust_word(trust)}: {trust_explanation(trust)}")
+        printed.add_row(stage, *cells, trust_word(trust))
+        explained.setdefault((trust_word(trust), trust_explanation(trust)), []).append(stage)
     # Names and texts from data may hold brackets, which rich would read as tags.
     _console().print(printed, markup=False)
+    for (word, explanation), stages in explained.items():  # many stages have the same
+        say(f"{listed(stages)}: {word}. {explanation}")
 
 
 def print_features(found: Features, trust: Mapping[str, StageTrust], top: int) -> None:
@@ -261,9 +266,12 @@ def print_verification(rows: pd.DataFrame) -> None:
         printed.add_row(*names, _budget(row), *cells, row["trust"])
     _console().print(printed, markup=False)
     refused = rows[rows["trust"] == "refused"]
+    alike: dict[tuple[str, str], list[str]] = {}
     for row in refused.drop_duplicates(["stage", "estimator", "settings"]).to_dict("records"):
         estimate = f"{_estimate(row)} {_budget(row)}".strip()
-        say(f"Refused: {row['stage']} by {estimate}: {row['reason']}")
+        alike.setdefault((estimate, row["reason"]), []).append(row["stage"])
+    for (estimate, reason), stages in alike.items():
+        say(f"Refused: {listed(stages)} by {estimate}: {reason}")
 
 
 def _estimate(row: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
@@ -83,6 +84,17 @@ def test_the_preset_takes_out_the_stage_with_the_planted_stamp(open_page, measur
     delta = metrics["Accuracy, stamped \\(worst before\\)"].delta
     assert float(delta.split()[0]) > 20
     assert float(metrics["Gap, clean to stamped"].delta.split()[0]) < -20
+
+
+def test_the_preset_says_when_nothing_tells_which_stage_is_worst(
+    open_page, measured, monkeypatch
+) -> None:
+    app = check(open_page(measured.parent, LINK, PAGE))
+    # As where a group is so small that all of its examples are in the report part.
+    monkeypatch.setattr(edited_models, "report_rows", lambda *_: np.ones(894, dtype=bool))
+    app = press(app, "Remove the worst stage for this group")
+    assert "No labelled example of stamped is in the validation part" in app.toast[0].value
+    assert set(strengths(app).values()) == {0}
 
 
 def test_figures_of_a_strength_that_was_computed_are_exact_at_once(open_page, measured) -> None:

@@ -290,7 +290,9 @@ def _card(stage: Stage, color: str, rates: pd.Series) -> str:
         low, high = float(rates.min()), float(rates.max())
         rate = f"learning rate {high:.2g}" if low == high else f"learning rate up to {high:.2g}"
     lines = [
-        (facts.description or "No data description was recorded.", "margin:.35em 0 .5em 0"),
+        (facts.description, "margin:.35em 0 .5em 0")
+        if facts.description
+        else ("No data description was recorded.", ""),
         (", ".join(optimizer), ""),
         *((line, "") for line in objective_lines(facts)),
         # Without a recorded rate the comma in front goes too.

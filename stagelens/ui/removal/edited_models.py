@@ -286,6 +286,16 @@ def _worst_group(
     return str(means.idxmin()) if len(means) else None
 
 
+def judged(view: RemovalView, group: str | None) -> bool:
+    """Whether a group has labelled examples in the validation part, on which stages are judged."""
+    at, name = view.workspace.at, view.workspace.examples.name
+    rows = loaders.examples(at, name)
+    if view.by is None or "label" not in rows:
+        return False
+    own = rows[view.by].astype(object).map(str, na_action="ignore") == group
+    return bool((own & rows["label"].notna() & ~report_rows(at, name, view.by)).any())
+
+
 def worst_stage(view: RemovalView, group: str) -> str | None:
     """The stage to blame most for a group, on the validation part; None if every stage helps."""
     at, name = view.workspace.at, view.workspace.examples.name

@@ -153,7 +153,10 @@ def _preset(view: RemovalView) -> None:
         if worst is None:
             st.toast(
                 f"No stage is to blame for {components.plain(str(group))}: without any one of them "
-                "the model would answer it less well.",
+                "the model would answer it less well."
+                if edited_models.judged(view, group)
+                else f"No labelled example of {components.plain(str(group))} is in the validation "
+                "part, so nothing says which stage is worst for it.",
                 icon=":material/info:",
             )
         set_all(worst)
