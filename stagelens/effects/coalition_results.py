@@ -1,0 +1,389 @@
+"""Coalition models' measurements on disk: one file per coalition. Nothing here imports torch.
+
+A file is kept by the stages that happened, whatever parties they were taken as, so that merging two
+parties reads what was measured of them apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict
+
+from stagelens.contracts import ACCURACY, Behaviour, StageLensError
+from stagelens.estimators.parties import Parties, check_parties, name_of, parties_of, stage_masks
+from stagelens.estimators.registry import method_of
+from stagelens.estimators.stage_trust import StageTrust
+from stagelens.runs import fact_tables
+from stagelens.runs.run import Run
+from stagelens.runs.schema import digest
+from stagelens.runs.sets.evaluation_set import EvaluationSet
+
+from .results import BehaviourFacts
+from .summary import right_answers
+
+FOLDER = "results/coalitions"
+
+COALITION_COLUMNS = (
+    "set",
+    "example_id",
+    "coalition",
+    "behaviour",
+    "value",
+    "prediction",
+    "confidence",
+)
+"""Columns of a coalition table; ``coalition`` is a bit mask over the parties. ``label`` follows."""
+
+_OWN = ("example_id", "prediction", "confidence")
+_VALUE = "value/"
+
+
+class CoalitionKey(BaseModel):
+    """What coalitions are measured on, and how."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run_digest: str
+    set_digest: str
+    estimator: str
+    settings: dict[str, Any] = {}
+
+    @property
+    def folder(self) -> str:
+        parts = ("coalitions", self.run_digest, self.set_digest, self.estimator, self.settings)
+        return f"{FOLDER}/{digest(method_of(self.estimator), *parts)[:32]}"
+
+
+class CoalitionPart(BaseModel):
+    """What the file of one coalition says about itself.
+
+    Attributes:
+        key: What was measured, on what, and how.
+        mask: The coalition, over single stages.
+        behaviours: Those that were measured.
+        trust: What is known of the model; ``stage`` is the coalition in words, and an expected
+            error is that of v(all) - v(coalition), relative to it.
+        passes: Stages that were trained for it and for no coalition before it.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    key: CoalitionKey
+    mask: int
+    behaviours: list[BehaviourFacts]
+    trust: StageTrust
+    passes: int = 0
+
+
+class CoalitionFacts(BaseModel):
+    """Everything that a coalition result says about itself.
+
+    Attributes:
+        run_digest: Of the recorded training.
+        set_name: Of the evaluation set.
+        set_digest: Of its examples.
+        estimator: How the models were obtained.
+        settings: Of the estimator.
+        behaviours: Those that were measured; accuracy follows from the predictions.
+        parties: Who can join.
+        trust: What is known of each coalition's model, by its mask; see :class:`CoalitionPart`.
+        passes: Stages that were trained for all of them.
+        seconds: What that took.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    run_digest: str
+    set_name: str
+    set_digest: str
+    estimator: str
+    settings: dict[str, Any] = {}
+    behaviours: list[BehaviourFacts]
+    parties: Parties
+    trust: dict[int, StageTrust] = {}
+    passes: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class CoalitionResult:
+    """What coalition models do on an evaluation set of N examples.
+
+    Attributes:
+        facts: About the table.
+        table: :data:`COALITION_COLUMNS` and ``label``, a row per coalition, behaviour and example,
+            examples in the set's order. Refused coalitions have no rows.
+    """
+
+    facts: CoalitionFacts
+    table: pd.DataFrame
+
+    @property
+    def parties(self) -> Parties:
+        """Who can join, in training order."""
+        return self.facts.parties
+
+    @property
+    def trust(self) -> dict[int, StageTrust]:
+        """What is known of each coalition's model, by its mask."""
+        return self.facts.trust
+
+    @property
+    def full(self) -> int:
+        """The mask of everybody: the final model."""
+        return (1 << len(self.parties)) - 1
+
+    @property
+    def complete(self) -> bool:
+        """Whether every one of the ``2 ** M`` coalitions has values."""
+        return len(self._models) == self.full + 1
+
+    @cached_property
+    def behaviours(self) -> dict[str, Behaviour]:
+        """By name: those that were measured, and accuracy where examples have labels."""
+        found = {each.name: each.behaviour() for each in self.facts.behaviours}
+        if "label" in self.table and self.table["label"].notna().any():
+            found[ACCURACY.name] = ACCURACY
+        return found
+
+    @cached_property
+    def _models(self) -> dict[int, dict[str, pd.DataFrame]]:
+        """Coalition to the rows of each behaviour."""
+        found: dict[int, dict[str, pd.DataFrame]] = {}
+        for (mask, name), rows in self.table.groupby(["coalition", "behaviour"], observed=True):
+            found.setdefault(int(mask), {})[str(name)] = rows
+        return found
+
+    def name(self, mask: int) -> str:
+        """A coalition in words."""
+        return name_of(self.parties, mask)
+
+    def value(self, mask: int, behaviour: str) -> np.ndarray:
+        """A behaviour of a coalition's model, (N,) in the set's order; NaN where it has none.
+
+        Raises:
+            StageLensError: The coalition has no values, or the behaviour was not measured.
+        """
+        rows = self._rows(mask, "" if behaviour == ACCURACY.name else behaviour)
+        if behaviour != ACCURACY.name:
+            return rows["value"].to_numpy(dtype=float)
+        if ACCURACY.name not in self.behaviours:
+            raise StageLensError(f"set {self.facts.set_name!r} has no labels to be right about")
+        return right_answers(rows["prediction"], rows["label"]).to_numpy(dtype=float)
+
+    def values(self, behaviour: str) -> dict[int, np.ndarray]:
+        """:meth:`value` of every coalition that has values, by its mask."""
+        return {mask: self.value(mask, behaviour) for mask in self._models}
+
+    def predictions(self, mask: int) -> np.ndarray:
+        """The answers of a coalition's model, (N,) in the set's order."""
+        return self._rows(mask)["prediction"].to_numpy(dtype=object)
+
+    def confidences(self, mask: int) -> np.ndarray:
+        """The probability of each of these answers, (N,)."""
+        return self._rows(mask)["confidence"].to_numpy(dtype=float)
+
+    def _rows(self, mask: int, behaviour: str = "") -> pd.DataFrame:
+        """The rows of a coalition and a behaviour, by default the first that was measured."""
+        name = behaviour or self.facts.behaviours[0].name
+        found = self._models.get(mask, {})
+        if name in found:
+            return found[name]
+        if found:
+            raise StageLensError(f"no behaviour {name!r} was measured; there is {', '.join(found)}")
+        known = self.trust.get(mask)
+        why = "was not measured" if known is None else f"was refused: {known.reason}"
+        raise StageLensError(f"the coalition of {self.name(mask)} {why}")
+
+
+def key_of(
+    run: Run, examples: EvaluationSet, estimator: str, settings: Mapping[str, Any] | None
+) -> CoalitionKey:
+    """What coalitions of a run are measured on, and how."""
+    return CoalitionKey(
+        run_digest=run.digest,
+        set_digest=examples.digest,
+        estimator=estimator,
+        settings=dict(settings or {}),
+    )
+
+
+def _path(run: Run, key: CoalitionKey, mask: int) -> Path:
+    return run.files.inside(f"{key.folder}/{mask:x}.parquet")
+
+
+def save_part(run: Run, part: CoalitionPart, table: pd.DataFrame) -> None:
+    """Store one coalition, atomically.
+
+    Args:
+        run: The run.
+        part: What it is.
+        table: ``example_id``, ``prediction``, ``confidence`` and a column of each behaviour, N rows
+            in the set's order; none where it is refused.
+    """
+    named = {b.name: _VALUE + b.name for b in part.behaviours}
+    rows = table.rename(columns=named)[[*_OWN, *named.values()]]
+    fact_tables.write(_path(run, part.key, part.mask), rows, part)
+
+
+def stored_part(
+    run: Run, key: CoalitionKey, mask: int, ids: pd.Series | None = None
+) -> tuple[CoalitionPart, pd.DataFrame] | None:
+    """One coalition as it was stored, over single stages; None where it has to be computed.
+
+    Args:
+        run: The run.
+        key: What was measured, on what, and how.
+        mask: The coalition, over single stages.
+        ids: The set's example ids, (N,), which the table must have; None to trust the digest.
+    """
+    found = fact_tables.read(_path(run, key, mask), CoalitionPart, _OWN)
+    if found is None:
+        return None
+    part, table = found
+    # A file that was copied to this name is not believed.
+    if part.key != key or part.mask != mask:
+        return None
+    if part.trust.trust == "refused":
+        return part, table
+    named = {_VALUE + b.name: b.name for b in part.behaviours}
+    if not set(named) <= set(table.columns):
+        return None
+    if ids is not None and table["example_id"].tolist() != ids.tolist():
+        return None
+    return part, table.rename(columns=named)
+
+
+def parts_of(run: Run, key: CoalitionKey) -> dict[int, CoalitionPart]:
+    """The facts of every stored coalition, by its mask over single stages; no table is read."""
+    found = {}
+    for path in sorted((run.path / key.folder).glob("*.parquet")):
+        part = fact_tables.facts_of(path, CoalitionPart)
+        if part is not None and part.key == key and path.stem == f"{part.mask:x}":
+            found[part.mask] = part
+    return found
+
+
+def load_coalitions(
+    run: Run,
+    set_name: str | EvaluationSet,
+    estimator: str,
+    settings: Mapping[str, Any] | None = None,
+    parties: Parties | None = None,
+    masks: Iterable[int] | None = None,
+) -> CoalitionResult | None:
+    """The coalitions that were measured on a set; None where none was.
+
+    Args:
+        run: The run.
+        set_name: One of its evaluation sets, or its name.
+        estimator: As stored.
+        settings: As stored.
+        parties: Who can join; None for every stage by itself.
+        masks: The only coalitions that are read; None for all that were measured.
+    """
+    examples = run.evaluation_set(set_name) if isinstance(set_name, str) else set_name
+    parties = parties_of(run) if parties is None else check_parties(run, parties)
+    key = key_of(run, examples, estimator, settings)
+    there = parts_of(run, key)
+    if masks is None:
+        masks = range(1 << len(parties)) if len(parties) <= 16 else _unions(run, parties, there)
+    own = stage_masks(run, parties, masks)
+    label = examples.table(["label"])
+    blocks: list[pd.DataFrame] = []
+    trust: dict[int, StageTrust] = {}
+    passes, seconds, behaviours = 0, 0.0, []
+    for mask, stages in own.items():
+        if stages not in there:
+            continue
+        found = stored_part(run, key, stages, label["example_id"])
+        if found is None:
+            continue
+        part, table = found
+        trust[mask] = part.trust
+        passes, seconds = passes + part.passes, seconds + part.trust.seconds
+        behaviours = part.behaviours
+        if part.trust.trust != "refused":
+            blocks += _blocks(examples.name, mask, part, table, label["label"])
+    if not trust:
+        return None
+    facts = CoalitionFacts(
+        **key.model_dump(),
+        set_name=examples.name,
+        behaviours=behaviours,
+        parties=parties,
+        trust=trust,
+        passes=passes,
+        seconds=seconds,
+    )
+    columns = [*COALITION_COLUMNS, "label"]
+    whole = pd.concat(blocks, ignore_index=True) if blocks else pd.DataFrame(columns=columns)
+    return CoalitionResult(facts, whole[columns])
+
+
+def _unions(run: Run, parties: Parties, there: Iterable[int]) -> list[int]:
+    """The stored coalitions that consist of whole parties, as coalitions of these."""
+    bits = list(stage_masks(run, parties, (1 << i for i in range(len(parties)))).values())
+    found = []
+    for stages in there:
+        mask = sum(1 << i for i, bit in enumerate(bits) if stages & bit == bit)
+        if sum(bit for i, bit in enumerate(bits) if mask >> i & 1) == stages:
+            found.append(mask)
+    return sorted(found)
+
+
+def _blocks(
+    set_name: str, mask: int, part: CoalitionPart, table: pd.DataFrame, label: pd.Series
+) -> list[pd.DataFrame]:
+    """The rows of one coalition in a coalition table, behaviour by behaviour."""
+    common = {
+        "set": set_name,
+        "example_id": table["example_id"],
+        "coalition": mask,
+        "prediction": table["prediction"],
+        "confidence": table["confidence"],
+        "label": label,
+    }
+    return [
+        pd.DataFrame({**common, "behaviour": each.name, "value": table[each.name]})
+        for each in part.behaviours
+    ]
+
+
+def stored_coalitions(run: Run, set_name: str) -> list[CoalitionFacts]:
+    """What was measured of a set in its present form, by estimator and settings.
+
+    Every stage is its own party. Only descriptions are read.
+    """
+    examples = run.evaluation_set(set_name)
+    found: list[CoalitionFacts] = []
+    for folder in sorted((run.path / FOLDER).glob("*")):
+        first = next((p for p in sorted(folder.glob("*.parquet"))), None)
+        facts = None if first is None else fact_tables.facts_of(first, CoalitionPart)
+        if facts is None:
+            continue
+        key = key_of(run, examples, facts.key.estimator, facts.key.settings)
+        if folder.relative_to(run.path).as_posix() != key.folder:
+            continue  # of another recording, of another set, or by an older method
+        there = parts_of(run, key)
+        if not there:
+            continue
+        found.append(
+            CoalitionFacts(
+                **key.model_dump(),
+                set_name=set_name,
+                behaviours=next(iter(there.values())).behaviours,
+                parties=parties_of(run),
+                trust={mask: part.trust for mask, part in there.items()},
+                passes=sum(part.passes for part in there.values()),
+                seconds=sum(part.trust.seconds for part in there.values()),
+            )
+        )
+    return found
