@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -173,12 +173,17 @@ class StageReplay:
         self._ran = False
         self.misfit: int | None = None
 
-    def run(self, order: Sequence[int] | None = None) -> Iterator[StepRecord]:
+    def run(
+        self,
+        order: Sequence[int] | None = None,
+        change: Callable[[int, StepRecord], StepRecord] | None = None,
+    ) -> Iterator[StepRecord]:
         """Run all steps; yields each record after its update.
 
         Args:
             order: Which recorded step's batches to use at each step, learning rates staying in
                 place; None for the recorded order.
+            change: From a step's place and record to what to run instead.
         """
         steps = self.stage.read_steps()
         rates = [steps.facts(number).groups for number in range(len(steps))] if order else []
@@ -186,6 +191,8 @@ class StageReplay:
             record = steps[number]
             if order:
                 record = replace(record, groups=rates[place])
+            if change is not None:
+                record = change(place, record)
             losses = self._stepper.step(record)
             self._loss.updated(place, self.model)
             if self._averaging is not None:

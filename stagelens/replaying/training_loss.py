@@ -37,6 +37,12 @@ class Passed:
         self._held: dict[tuple[str, str], Weights] = {}
         self._here: tuple[str, Weights] | None = None
 
+    def copy(self) -> Passed:
+        """Another one that was at the same boundaries."""
+        made = Passed()
+        made._wanted, made._held, made._here = self._wanted, dict(self._held), self._here
+        return made
+
     def enter(self, stage: Stage, start: Weights) -> Passed:
         """Note the model at the start of a stage; returns itself."""
         self._here = (stage.name, start)

@@ -6,19 +6,18 @@ another label is another row, and each names the labels of the other.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
 from stagelens.contracts import Example, Task
 from stagelens.runs.batches import batch_size, to_device
+from stagelens.runs.example_content import content_digest
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.sets.images import display_png
 from stagelens.runs.states import load_into
@@ -72,7 +71,7 @@ def training_examples(run: Run, stage: Stage, shares: pd.DataFrame) -> list[dict
         values = own.set_index("position")["contribution"]
         for position, example in enumerate(_of_step(run.task, batches)):
             # What the task cannot show cannot be compared either, so each use counts by itself.
-            content = f"{step} {position}" if example is None else _content(example)
+            content = f"{step} {position}" if example is None else content_digest(example)
             label = None if example is None else example.label
             if (content, label) not in found:
                 found[content, label] = _Used(content, label, step, position)
@@ -114,20 +113,6 @@ def _of_step(task: Task, batches: Sequence[MicroBatch]) -> list[Example | None]:
         shown = task.examples(micro.batch)
         found += [None] * batch_size(micro.batch) if shown is None else shown
     return found
-
-
-def _content(example: Example) -> str:
-    """A digest of an input, without the label."""
-    hasher = hashlib.sha256()
-    for name, value in sorted(example.input.items()):
-        if isinstance(value, np.ndarray):
-            # Dtype and shape too: the same bytes can be another array.
-            hasher.update(f"{name} {value.dtype} {value.shape}".encode())
-            hasher.update(np.ascontiguousarray(value).data)
-        else:
-            # Texts may hold lone surrogates, which have no encoding.
-            hasher.update(f"{name} {value!r}".encode(errors="backslashreplace"))
-    return hasher.hexdigest()
 
 
 def shown_content(example: Example) -> bytes:

@@ -1,0 +1,266 @@
+"""One more draw of a run's recipe: what training leaves to chance, drawn anew from a number.
+
+A draw trains through the recorded stages with their batches in another order (or drawn with
+replacement), with other initial values where a boundary made parameters, and with other random
+numbers in the forward passes that drew some. All models of a draw are *paired*: they share every
+one of these choices, so that their difference is the stage's effect in that draw.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stagelens.contracts import Progress, ProgressCallback, Refused, Task, no_progress
+from stagelens.runs.batches import batch_size
+from stagelens.runs.boundaries import check_crossable
+from stagelens.runs.example_content import content_digest
+from stagelens.runs.run import Run, Stage
+from stagelens.runs.states import TrainingState, Weights
+from stagelens.runs.step_records import StepRecord
+
+from .initial_values import drawn_values
+from .replay import StageReplay, check_replayable, cross_boundary, same_arithmetic
+from .training_loss import Passed
+
+_ORDER, _INITIAL, _PASSES = range(3)
+"""Streams of random numbers of a draw, so that none depends on how many another took."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What a draw is made from.
+
+    Attributes:
+        number: Seeds all its choices; the same number gives the same draw.
+        resample: Whether batches are drawn with replacement, which stands for other data of the
+            same kind; otherwise every recorded batch is used, in another order.
+        given_earlier: Whether a stage's effect is drawn with the earlier stages, and the stage
+            itself, as recorded: only what comes after it is drawn.
+    """
+
+    number: int
+    resample: bool = False
+    given_earlier: bool = False
+
+    def random(self, stage: Stage, stream: int, *more: int) -> np.random.Generator:
+        """Random numbers for one purpose in one stage, the same whichever stage is left out."""
+        return np.random.default_rng([self.number, stage.index, stream, *more])
+
+
+def check_drawable(run: Run) -> None:
+    """Refuse before any work where a run's recipe cannot be drawn again.
+
+    Raises:
+        Refused: Names the stage, and what is in the way.
+    """
+    check_replayable(run.stages)
+    for stage in run.stages:
+        if stage.index:
+            check_crossable(stage.name, stage.facts.boundary)
+        objective = stage.facts.objective
+        if objective is not None and objective.on_samples:
+            raise Refused(
+                f"stage {stage.name!r} was trained on answers that the model itself had sampled; "
+                "another draw of the recipe would sample others, which the recording does not "
+                "have. Train the run again with other seeds, and give the runs with --draws"
+            )
+
+
+def times_seen(task: Task, stage: Stage) -> int | None:
+    """How often a stage saw each of its examples, about; None where the task cannot tell them.
+
+    Args:
+        task: Recovers the examples of a batch.
+        stage: Its batches were kept.
+    """
+    rows, different = 0, set[str]()
+    for record in stage.read_steps():
+        for micro in record.batches or ():
+            shown = task.examples(micro.batch)
+            if shown is None:
+                return None
+            rows += batch_size(micro.batch)
+            different.update(map(content_digest, shown))
+    return max(round(rows / len(different)), 1) if different else None
+
+
+def order_of(draw: Draw, stage: Stage, seen: int = 1) -> list[int]:
+    """Which recorded step's batches a draw uses at each step of a stage.
+
+    Drawn with replacement, as many batches are drawn as one pass through the stage's examples has,
+    and all are used ``seen`` times, each time in another order: examples that a stage saw several
+    times stand in several recorded batches, and drawing among all of these would make them vary
+    less than other data would.
+
+    Args:
+        draw: The draw.
+        stage: One of its stages.
+        seen: How often the stage saw each example.
+    """
+    random, steps = draw.random(stage, _ORDER), stage.steps
+    if not draw.resample:
+        return [int(step) for step in random.permutation(steps)]
+    pool = random.integers(0, steps, math.ceil(steps / seen))
+    passes = [random.permutation(pool) for _ in range(math.ceil(steps / len(pool)))]
+    return [int(step) for step in np.concatenate(passes)[:steps]]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a draw leaves of one stage's chance.
+
+    Attributes:
+        order: See :func:`order_of`.
+        initial: Initial values of parameters that appear at the stage's start.
+    """
+
+    order: Sequence[int]
+    initial: Weights
+
+
+def _drawn(task: Task, draw: Draw, stage: Stage, seen: int) -> Drawn:
+    initial: Weights = {}
+    if stage.index:
+        seed = int(draw.random(stage, _INITIAL).integers(2**62))
+        initial = drawn_values(task, stage, seed).values
+    return Drawn(order_of(draw, stage, seen), initial)
+
+
+class _Passes:
+    """Other random numbers for the forward passes of a stage, in place of those recorded."""
+
+    def __init__(self, draw: Draw, stage: Stage) -> None:
+        self._draw, self._stage = draw, stage
+
+    def __call__(self, place: int, record: StepRecord) -> StepRecord:
+        if not any(micro.rng for micro in record.batches or ()):
+            return record
+        micros = [
+            # Where a pass runs on a GPU, its generator is seeded from this state.
+            replace(micro, rng={"cpu": self._state(place, number)}) if micro.rng else micro
+            for number, micro in enumerate(record.batches or ())
+        ]
+        return replace(record, batches=micros)
+
+    def _state(self, place: int, micro: int) -> Tensor:
+        seed = int(self._draw.random(self._stage, _PASSES, place, micro).integers(2**62))
+        return torch.Generator().manual_seed(seed).get_state()
+
+
+def passes_needed(run: Run, stages: Sequence[Stage], given_earlier: bool = False) -> list[Stage]:
+    """The stages that one draw runs, each as often as it is run.
+
+    Args:
+        run: The run.
+        stages: Those to leave out.
+        given_earlier: See :class:`Draw`.
+    """
+    after = [other for stage in stages for other in run.stages[stage.index + 1 :]]
+    return [*after, *after] if given_earlier else [*run.stages, *after]
+
+
+def drawn_models(
+    run: Run,
+    draw: Draw,
+    stages: Sequence[Stage],
+    seen: dict[str, int] | None = None,
+    progress: ProgressCallback = no_progress,
+) -> Iterator[tuple[str, bool, Weights]]:
+    """Train one draw with all stages, and without each of these, sharing what they share.
+
+    Without a stage, the draw's own state at the stage's start stands in for its end, so what
+    appears at that start keeps the values that were drawn for it.
+
+    Args:
+        run: The run; see :func:`check_drawable`.
+        draw: The draw.
+        stages: Those to leave out; with ``draw.given_earlier`` not the last.
+        seen: Stage to how often it saw each example; 1 where it is not there.
+        progress: Called for every step.
+
+    Yields:
+        A stage's name, whether the stage is there, and the final model's weights. The models with
+        and without one stage are a pair; the name is ``""`` for one that is the pair of all.
+    """
+    check_drawable(run)
+    course = _Course(
+        run, draw, seen or {}, Progress(progress), passes_needed(run, stages, draw.given_earlier)
+    )
+    if draw.given_earlier:
+        for stage in stages:
+            for there, state in ((True, stage.end()), (False, stage.start())):
+                passed = Passed(run.stages).leave(stage, state.model)
+                yield stage.name, there, course.later(stage, state, passed).model
+        return
+    state, passed = run.stages[0].start(), Passed(run.stages)
+    for stage in run.stages:
+        begin = course.begin(state, stage)
+        if stage in stages:
+            apart = passed.copy().enter(stage, begin.model).leave(stage, begin.model)
+            yield stage.name, False, course.later(stage, begin, apart).model
+        state = course.run(stage, begin, passed)
+    yield "", True, state.model
+
+
+class _Course:
+    """Trains stages as a draw has them."""
+
+    def __init__(
+        self, run: Run, draw: Draw, seen: dict[str, int], progress: Progress, work: Sequence[Stage]
+    ) -> None:
+        self._run, self._draw, self._progress = run, draw, progress
+        self._drawn = {s.name: _drawn(run.task, draw, s, seen.get(s.name, 1)) for s in set(work)}
+        self._done, self._total = 0, sum(stage.steps for stage in work) or 1
+
+    def begin(self, state: TrainingState, stage: Stage) -> TrainingState:
+        """The state at a stage's start, from the end of the one before."""
+        if not stage.index:
+            return state
+        begun = cross_boundary(state, stage)
+        model = {**begun.model, **self._drawn[stage.name].initial}
+        return TrainingState(model, begun.optimizer)
+
+    def run(self, stage: Stage, begin: TrainingState, passed: Passed) -> TrainingState:
+        """Train one stage; notes where it begins and ends."""
+        drawn = self._drawn[stage.name]
+        passed.enter(stage, begin.model)
+        with same_arithmetic(stage):
+            training = StageReplay(self._run.task, stage, begin, passed)
+            for _ in training.run(drawn.order, _Passes(self._draw, stage)):
+                self._done += 1
+                self._progress(self._done / self._total, f"stage {stage.name}")
+            end = training.state()
+        passed.leave(stage, end.model)
+        return end
+
+    def later(self, stage: Stage, state: TrainingState, passed: Passed) -> TrainingState:
+        """Train all stages after one, from a state at its end."""
+        for other in self._run.stages[stage.index + 1 :]:
+            state = self.run(other, self.begin(state, other), passed)
+        return state
+
+
+def not_drawn(run: Run) -> list[str]:
+    """What a draw keeps as recorded although a recipe may leave it to chance, in words."""
+    kept = ["the weights that the first stage began from are those recorded"]
+    for stage in run.stages[1:]:
+        held: list[str] = drawn_values(run.task, stage, 0).kept
+        grown = [n for n in stage.facts.boundary.grown if n not in stage.facts.boundary.averaged]
+        if names := [*held, *grown]:
+            kept.append(
+                f"initial values of {_listed(names)} in stage {stage.name!r} are those recorded, "
+                "because how they were drawn cannot be told"
+            )
+    return kept
+
+
+def _listed(names: Sequence[Any], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(str, names[:most])) + more
