@@ -9,7 +9,7 @@ because the sampling interval alone would be read as all that is uncertain.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ class Interval:
         sampling: What the examples add on either side.
         estimate: What the error of the estimate adds on either side; 0 where there is none.
         cut: Whether an end is nearer than that, because no effect can lie beyond it.
+        orders: What the choice of sampled orders adds on either side; 0 where none were sampled.
     """
 
     low: float
@@ -41,6 +42,7 @@ class Interval:
     sampling: float
     estimate: float
     cut: bool = False
+    orders: float = 0.0
 
     @property
     def is_clear(self) -> bool:
@@ -162,6 +164,12 @@ def example_error(trust: StageTrust | None, rms: float, behaviour: str) -> float
     return error * rms
 
 
+def widened(interval: Interval, orders: float) -> Interval:
+    """An interval with what the choice of sampled orders adds at either end."""
+    ends = {"low": interval.low - orders, "high": interval.high + orders, "orders": orders}
+    return replace(interval, **ends)
+
+
 def interval_text(interval: Interval, behaviour: Behaviour) -> str:
     """``+0.1 to +0.5``."""
     ends = (signed_text(end, behaviour) for end in (interval.low, interval.high))
@@ -177,5 +185,8 @@ def made_of(interval: Interval | None, behaviour: Behaviour) -> str:
         off = amount_text(interval.estimate, behaviour)
         where = promised_elsewhere(behaviour.name)
         parts.append(f"±{off} from the estimate (nine of ten stay within{where and f', {where}'})")
+    if interval.orders:
+        off = amount_text(interval.orders, behaviour)
+        parts.append(f"±{off} from the choice of orders (95 %)")
     parts += ["cut off at what is possible"] if interval.cut else []
     return f"interval {interval_text(interval, behaviour)}: {', '.join(parts)}"

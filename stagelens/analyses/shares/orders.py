@@ -140,6 +140,17 @@ def estimated_shares(v: Values, m: int, orders: Sequence[_Pair]) -> SampledShare
     return SampledShares(of_pairs.mean(axis=0), of_pairs)
 
 
+def weights_of(drawn: Sequence[_Pair], party: int, m: int) -> dict[int, float]:
+    """Coalition to its weight in a party's share from these orders."""
+    weights: dict[int, float] = {}
+    for order in (order for pair in drawn for order in pair):
+        masks = [0, *_prefixes(order)]
+        place = order.index(party)
+        for mask, sign in ((masks[place + 1], 1.0), (masks[place], -1.0)):
+            weights[mask] = weights.get(mask, 0.0) + sign / (2 * len(drawn))
+    return weights
+
+
 def _joining(v: Values, order: Sequence[int]) -> np.ndarray:
     """(M, N): what each party's joining changes, in one order."""
     steps = np.stack([np.asarray(v[mask], dtype=np.float64) for mask in (0, *_prefixes(order))])

@@ -1,0 +1,327 @@
+"""What a table of coalitions says of every example and of groups, with the trust of each number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stagelens.contracts import ACCURACY, Behaviour, StageLensError
+from stagelens.effects.coalition_results import CoalitionResult
+from stagelens.estimators.parties import name_of
+from stagelens.estimators.stage_trust import StageTrust
+from stagelens.wording.intervals import Interval, mean_interval, widened
+from stagelens.wording.trust_words import trust_word
+
+from . import orders, values
+from .orders import SampledShares
+from .share_trust import trust_of
+
+SHARE, ALONE, WITHOUT, SEEN_AFTER = "share", "alone", "without_it", "seen_after"
+READINGS = (SHARE, ALONE, WITHOUT, SEEN_AFTER)
+"""What is read off a table of coalitions of each stage."""
+
+SHARE_COLUMNS = ("set", "example_id", "stage", "behaviour", *READINGS, "share_error", "trust")
+"""Columns of a share table. ``share_error`` is the standard error of a share over sampled orders,
+NaN where all coalitions were measured; ``trust`` is the share's."""
+
+_WEIGHTS = {
+    SHARE: values.share_weights,
+    ALONE: values.alone_weights,
+    WITHOUT: values.left_out_weights,
+}
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What a table of coalitions says of one behaviour, for M parties and N examples.
+
+    Attributes:
+        behaviour: What was measured.
+        names: The parties, in training order: stages, or several taken as one.
+        v: Coalition to (N,) values.
+        trust: Coalition to what is known of its model.
+        labels: (N,) whether an example has a label.
+        estimator: How the models were obtained.
+        sampled: Shares from sampled orders; None where all coalitions are there.
+        drawn: The orders.
+    """
+
+    behaviour: Behaviour
+    names: tuple[str, ...]
+    v: Mapping[int, np.ndarray]
+    trust: Mapping[int, StageTrust]
+    labels: np.ndarray
+    estimator: str = ""
+    sampled: SampledShares | None = None
+    drawn: Sequence[Any] = field(default=(), repr=False)
+
+    @property
+    def m(self) -> int:
+        """How many parties there are."""
+        return len(self.names)
+
+    @property
+    def full(self) -> int:
+        """The coalition of everybody."""
+        return values.every(self.m)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all coalitions are there."""
+        return self.sampled is None
+
+    @property
+    def base(self) -> np.ndarray:
+        """(N,) values of the base, after all boundary rules."""
+        return self.v[0]
+
+    @property
+    def final(self) -> np.ndarray:
+        """(N,) values of the final model."""
+        return self.v[self.full]
+
+    def weights(self, reading: str, party: int) -> dict[int, float]:
+        """Coalition to its weight in a reading of a party."""
+        if reading == SEEN_AFTER:
+            return values.seen_after_weights(party, self.m)
+        if reading == SHARE and not self.complete:
+            return orders.weights_of(self.drawn, party, self.m)
+        return _WEIGHTS[reading](party, self.m)
+
+    def reading(self, reading: str) -> np.ndarray:
+        """(M, N): one of :data:`READINGS`; NaN where a model was not measured, or is refused."""
+        if reading not in self._read:
+            self._read[reading] = np.stack(
+                [self._combined(self.weights(reading, party)) for party in range(self.m)]
+            )
+        return self._read[reading]
+
+    @cached_property
+    def _read(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def _combined(self, weights: Mapping[int, float]) -> np.ndarray:
+        if any(mask not in self.v for mask in weights):
+            return np.full(len(self.final), np.nan)
+        return values.combined(self.v, weights)
+
+    def trust_in(self, reading: str) -> dict[str, StageTrust]:
+        """Party to what is known of its numbers."""
+        return {
+            name: self._trust(name, self.weights(reading, party))
+            for party, name in enumerate(self.names)
+        }
+
+    def _trust(self, name: str, weights: Mapping[int, float]) -> StageTrust:
+        return trust_of(
+            *(name, weights, self.v, self.trust, self.full, self.behaviour.name, self._relative_to)
+        )
+
+    @cached_property
+    def _relative_to(self) -> np.ndarray:
+        return self.labels if self.labels.any() else np.ones_like(self.labels)
+
+    def means(self, reading: str, chosen: np.ndarray | None = None) -> list[Mean]:
+        """The mean of a reading over examples, one per party in training order.
+
+        Args:
+            reading: One of :data:`READINGS`.
+            chosen: (N,) which examples; None for all of them.
+        """
+        found, trust = self.reading(reading), self.trust_in(reading)
+        width = None
+        if reading == SHARE and self.sampled is not None:
+            width = self.sampled.half_widths(chosen)
+        return [
+            self.mean_of(
+                found[party], name, trust[name], chosen, 0 if width is None else width[party]
+            )
+            for party, name in enumerate(self.names)
+        ]
+
+    def mean_of(
+        self,
+        numbers: np.ndarray,
+        name: str,
+        trust: StageTrust,
+        chosen: np.ndarray | None = None,
+        sampled: float = 0.0,
+    ) -> Mean:
+        """The mean of some numbers with its interval.
+
+        Args:
+            numbers: (N,) one per example.
+            name: What they are about.
+            trust: What is known of them.
+            chosen: (N,) which examples the mean is over; None for all of them.
+            sampled: What the choice of orders adds on either side.
+        """
+        own = numbers if chosen is None else numbers[chosen]
+        own = own[np.isfinite(own)]
+        if not len(own) or trust.trust == "refused":
+            return Mean(name, len(own), np.nan, None, trust)
+        mean, n = float(own.mean()), len(own)
+        every = numbers[self._relative_to]
+        row = {
+            "effect": mean,
+            "error": float(own.std(ddof=1) / np.sqrt(n)) if n > 1 else np.nan,
+            "rms": float(np.sqrt(np.nanmean(every**2))),
+            "n": n,
+        }
+        interval = mean_interval(row, trust, self.behaviour)
+        if interval is not None and sampled:
+            interval = widened(interval, float(sampled)) if np.isfinite(sampled) else None
+        return Mean(name, n, mean, interval, trust)
+
+    def combined_mean(
+        self, name: str, weights: Mapping[int, float], chosen: np.ndarray | None = None
+    ) -> Mean:
+        """The mean of a weighted sum of coalitions; NaN where one was not measured."""
+        return self.mean_of(self._combined(weights), name, self._trust(name, weights), chosen)
+
+    def level(self, mask: int, chosen: np.ndarray | None = None) -> float:
+        """The mean of the behaviour over examples of one coalition's model."""
+        own = self.v[mask] if chosen is None else self.v[mask][chosen]
+        return float(np.nanmean(own)) if np.isfinite(own).any() else float("nan")
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over examples.
+
+    Attributes:
+        name: What it is about.
+        n: Over how many examples.
+        mean: NaN where it is refused.
+        interval: Over examples (95 %), with what estimates and sampled orders add; None where not
+            known.
+        trust: What is known of it.
+    """
+
+    name: str
+    n: int
+    mean: float
+    interval: Interval | None
+    trust: StageTrust
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether its interval is known and leaves out zero."""
+        return self.interval is not None and self.interval.is_clear
+
+
+def shares_of(result: CoalitionResult, behaviour: str) -> Shares:
+    """Read one behaviour off a table of coalitions.
+
+    Raises:
+        StageLensError: The base or the final model is missing, or too few other models are there;
+            says what to do.
+    """
+    kind = result.behaviours.get(behaviour)
+    if kind is None:
+        known = ", ".join(result.behaviours)
+        raise StageLensError(f"no behaviour {behaviour!r} was measured; there is {known}")
+    v, m = result.values(behaviour), len(result.parties)
+    drawn = []
+    if not _enough(result, v):
+        # Of few parties all coalitions are on their way, and nothing is gained by showing less.
+        drawn = orders.measured_pairs(v, m) if m > orders.MOST_PARTIES else []
+        if len(drawn) < orders.FEWEST_PAIRS:
+            raise StageLensError(
+                f"{len(v)} of the {1 << m} models that shares are made of are there; compute the "
+                "others with: stagelens shares"
+            )
+    return Shares(
+        kind,
+        tuple(name_of(result.parties, 1 << party) for party in range(m)),
+        v,
+        result.trust,
+        _labelled(result),
+        result.facts.estimator,
+        orders.estimated_shares(v, m, drawn) if drawn else None,
+        drawn,
+    )
+
+
+def _enough(result: CoalitionResult, v: Mapping[int, np.ndarray]) -> bool:
+    """Whether every coalition was measured or is known to be impossible, ends included."""
+    tried = {*v, *(mask for mask, known in result.trust.items() if known.trust == "refused")}
+    return {0, result.full} <= set(v) and len(tried) == result.full + 1
+
+
+def _labelled(result: CoalitionResult) -> np.ndarray:
+    table = result.table
+    first = table["coalition"].iloc[0]
+    rows = table[(table["coalition"] == first) & (table["behaviour"] == table["behaviour"].iloc[0])]
+    return rows["label"].notna().to_numpy()
+
+
+def share_table(result: CoalitionResult, behaviours: Sequence[str] | None = None) -> pd.DataFrame:
+    """Every example's shares and further readings; :data:`SHARE_COLUMNS`.
+
+    Rows come by behaviour, then by stage in training order, then in the set's order.
+
+    Args:
+        result: Coalitions.
+        behaviours: Which of them; None for all that were measured, without accuracy.
+    """
+    if behaviours is None:
+        behaviours = [name for name in result.behaviours if name != ACCURACY.name]
+    first = result.table[result.table["coalition"] == result.table["coalition"].iloc[0]]
+    ids = first.loc[first["behaviour"] == first["behaviour"].iloc[0], "example_id"]
+    blocks = []
+    for behaviour in behaviours:
+        found = shares_of(result, behaviour)
+        trust = found.trust_in(SHARE)
+        errors = None if found.sampled is None else found.sampled.errors()
+        for party, name in enumerate(found.names):
+            blocks.append(
+                pd.DataFrame(
+                    {
+                        "set": result.facts.set_name,
+                        "example_id": ids.to_numpy(),
+                        "stage": name,
+                        "behaviour": behaviour,
+                        **{each: found.reading(each)[party] for each in READINGS},
+                        "share_error": np.nan if errors is None else errors[party],
+                        "trust": trust_word(trust[name], behaviour),
+                    }
+                )
+            )
+    return pd.concat(blocks, ignore_index=True)[list(SHARE_COLUMNS)]
+
+
+def mean_table(found: Shares, chosen: np.ndarray | None = None) -> pd.DataFrame:
+    """Means over examples, a row per party: ``stage``, ``n``, each reading, the share's interval.
+
+    Args:
+        found: From :func:`shares_of`.
+        chosen: (N,) which examples; None for all of them.
+    """
+    means = {reading: found.means(reading, chosen) for reading in READINGS}
+    rows = []
+    for party, name in enumerate(found.names):
+        share = means[SHARE][party]
+        ends = (np.nan, np.nan) if share.interval is None else _ends(share.interval)
+        rows.append(
+            {
+                "stage": name,
+                "behaviour": found.behaviour.name,
+                "n": share.n,
+                **{reading: means[reading][party].mean for reading in READINGS},
+                "share_low": ends[0],
+                "share_high": ends[1],
+                "trust": trust_word(share.trust, found.behaviour.name),
+                "expected_error": share.trust.expected_error,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _ends(interval: Interval) -> tuple[float, float]:
+    return interval.low, interval.high

@@ -1,0 +1,173 @@
+"""What a table of coalitions says of examples, groups and pairs, and how far to trust it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from stagelens.analyses.shares import orders, values
+from stagelens.analyses.shares.pairs import pairs_of
+from stagelens.analyses.shares.share_table import (
+    READINGS,
+    SHARE,
+    SHARE_COLUMNS,
+    Shares,
+    mean_table,
+    share_table,
+    shares_of,
+)
+from stagelens.contracts import StageLensError
+from stagelens.estimators.stage_trust import StageTrust
+from stagelens.wording.trust_words import trust_word
+from tests.support.coalitions import EXACT, made
+from tests.support.stage_trust import trust
+
+NAMES = ("one", "two", "three")
+N = 40
+
+
+def game(m: int, n: int = N, seed: int = 0) -> dict[int, np.ndarray]:
+    random = np.random.default_rng(seed)
+    return {mask: random.normal(mask.bit_count(), 1.0, n) for mask in range(1 << m)}
+
+
+def read(v: dict[int, np.ndarray], known: Mapping[int, StageTrust] | None = None) -> Shares:
+    return shares_of(made(v, NAMES, known), "score")
+
+
+def test_every_example_has_its_readings() -> None:
+    v = game(3)
+    table = share_table(made(v, NAMES))
+    assert tuple(table.columns) == SHARE_COLUMNS and len(table) == 3 * N
+    expected = (values.shapley, values.first_in, values.leave_one_out, values.boundary_difference)
+    for reading, rule in zip(READINGS, expected, strict=True):
+        found = table.pivot(index="stage", columns="example_id", values=reading)
+        found = found.loc[list(NAMES), [f"e{row}" for row in range(N)]]
+        np.testing.assert_allclose(found.to_numpy(), rule(v, 3), atol=1e-12)
+    assert set(table["trust"]) == {"exact"} and table["share_error"].isna().all()
+    sums = table.groupby("example_id")["share"].sum()
+    np.testing.assert_allclose(sums[[f"e{row}" for row in range(N)]], v[7] - v[0], atol=1e-9)
+
+
+def test_accuracy_has_shares_of_its_own() -> None:
+    v = game(3)
+    found = mean_table(shares_of(made(v, NAMES), "accuracy"))
+    assert found["share"].sum() == pytest.approx(np.mean(v[7] > 0) - np.mean(v[0] > 0))
+
+
+def test_means_add_up_and_have_intervals_over_examples() -> None:
+    found = read(game(3))
+    means = found.means(SHARE)
+    assert sum(one.mean for one in means) == pytest.approx(found.level(7) - found.level(0))
+    for party, one in enumerate(means):
+        own = found.reading(SHARE)[party]
+        assert one.interval is not None
+        half = 1.96 * own.std(ddof=1) / np.sqrt(N)
+        assert one.interval.high - one.mean == pytest.approx(half)
+    chosen = np.arange(N) < 10
+    assert [one.n for one in found.means(SHARE, chosen)] == [10, 10, 10]
+    assert found.means(SHARE, chosen)[0].mean == pytest.approx(found.reading(SHARE)[0][:10].mean())
+
+
+def test_a_number_is_exact_only_if_every_model_in_it_is() -> None:
+    rough = trust(expected_error=0.05, typical_error=0.02, group_error=0.01, reliable=True)
+    found = read(game(3), known={0b101: rough})  # all but the second
+    shares, alone = found.trust_in(SHARE), found.trust_in("alone")
+    assert {trust_word(shares[name]) for name in NAMES} <= {"reliable", "rough"}
+    assert {trust_word(alone[name]) for name in NAMES} == {"exact"}
+    # Leaving out the second is that model alone, so its error is the model's own.
+    own = found.trust_in("without_it")["two"]
+    assert own.expected_error == pytest.approx(0.05) and own.reliable
+    assert own.group_error == pytest.approx(0.01)
+    assert trust_word(found.trust_in("without_it")["one"]) == "exact"
+
+
+def test_errors_of_models_are_added_up_by_their_weights() -> None:
+    v = game(3)
+    off = {0b101: 0.1, 0b001: 0.3}
+    found = read(v, known={mask: trust(expected_error=error) for mask, error in off.items()})
+
+    def rms(numbers: np.ndarray) -> float:
+        return float(np.sqrt(np.mean(numbers**2)))
+
+    weights = values.share_weights(1, 3)
+    total = sum(abs(weights[mask]) * error * rms(v[7] - v[mask]) for mask, error in off.items())
+    expected = found.trust_in(SHARE)["two"].expected_error
+    assert expected == pytest.approx(total / rms(values.shapley(v, 3)[1]))
+
+
+def test_errors_that_are_not_known_stay_unknown() -> None:
+    found = read(game(3), known={5: trust(estimator="task-vector")})
+    known = found.trust_in(SHARE)["one"]
+    assert known.expected_error is None and trust_word(known) == "rough"
+    assert known.estimator == "task-vector"
+    assert found.means(SHARE)[0].interval is None and not found.means(SHARE)[0].is_clear
+
+
+def test_a_refused_model_refuses_every_number_made_of_it() -> None:
+    v = game(3)
+    del v[0b110]
+    refused = trust("refused", stage="two + three", reason="It diverged.")
+    found = read(v, known={0b110: refused})
+    assert np.isnan(found.reading(SHARE)).all()
+    known = found.trust_in(SHARE)["one"]
+    assert known.trust == "refused" and "two + three" in known.reason
+    assert known.reason.endswith("It diverged.")
+    assert found.means(SHARE)[0].interval is None
+    # What does not need it is still there.
+    assert np.isfinite(found.reading("alone")).all()
+    assert np.isnan(found.reading("without_it")).any(axis=1).tolist() == [True, False, False]
+
+
+def test_a_sum_of_errors_beyond_the_number_is_refused() -> None:
+    v = game(3)
+    wild = trust(expected_error=4.0, typical_error=3.0)
+    found = read(v, known={mask: wild for mask in range(7)})
+    assert all(each.trust == "refused" for each in found.trust_in(SHARE).values())
+    assert np.isnan([one.mean for one in found.means(SHARE)]).all()
+
+
+def test_recorded_answers_are_said() -> None:
+    sampled = EXACT.model_copy(update={"on_samples": ("three",)})
+    known = read(game(3), known={6: sampled}).trust_in(SHARE)["one"]
+    assert trust_word(known) == "on recorded samples"
+
+
+def test_too_few_models_are_told() -> None:
+    v = game(3)
+    del v[2]
+    with pytest.raises(StageLensError, match="7 of the 8 models"):
+        read(v)
+    with pytest.raises(StageLensError, match="no behaviour 'other'"):
+        shares_of(made(game(3), NAMES), "other")
+
+
+def test_of_many_parties_sampled_orders_give_shares_with_wider_intervals() -> None:
+    names = tuple(f"s{number}" for number in range(7))
+    whole = game(7)
+    kept = orders.masks_of(orders.sampled_orders(7, 4), 7)
+    found = shares_of(made({mask: whole[mask] for mask in kept}, names), "score")
+    assert found.sampled is not None and found.sampled.pairs >= 4
+    share = found.reading(SHARE)
+    np.testing.assert_allclose(share, found.sampled.shares, atol=1e-12)
+    np.testing.assert_allclose(share.sum(axis=0), whole[127] - whole[0], atol=1e-9)
+    for one, width in zip(found.means(SHARE), found.sampled.half_widths(), strict=True):
+        assert one.interval is not None
+        assert one.interval.orders == pytest.approx(width)
+        assert one.interval.high - one.mean > width
+    assert share_table(made({mask: whole[mask] for mask in kept}, names))["share_error"].gt(0).all()
+
+
+def test_a_pair_is_read_in_the_final_model_and_over_all_contexts() -> None:
+    v = game(3)
+    pairs = {(pair.first, pair.second): pair for pair in pairs_of(read(v))}
+    assert list(pairs) == [("one", "two"), ("one", "three"), ("two", "three")]
+    pair = pairs["one", "three"]
+    assert pair.together.mean == pytest.approx(values.pair_interaction(v, 3)[0, 2].mean())
+    assert pair.given_all.mean == pytest.approx(pair.after_first.mean - pair.without_first.mean)
+    assert pair.after_first.mean == pytest.approx((v[7] - v[3]).mean())
+    assert pair.without_first.mean == pytest.approx((v[6] - v[2]).mean())
+    alone = shares_of(made({0: np.zeros(3), 1: np.ones(3)}, ("only",)), "score")
+    assert pairs_of(alone) == []
