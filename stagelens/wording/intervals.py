@@ -166,8 +166,8 @@ def example_error(trust: StageTrust | None, rms: float, behaviour: str) -> float
 
 def widened(interval: Interval, orders: float) -> Interval:
     """An interval with what the choice of sampled orders adds at either end."""
-    ends = {"low": interval.low - orders, "high": interval.high + orders, "orders": orders}
-    return replace(interval, **ends)
+    low, high = interval.low - orders, interval.high + orders
+    return replace(interval, low=low, high=high, orders=orders)
 
 
 def interval_text(interval: Interval, behaviour: Behaviour) -> str:

@@ -48,13 +48,15 @@ def trust_of(
     """
     parts = {mask: trust[mask] for mask in weights if mask != full and mask in trust}
     samples = tuple(dict.fromkeys(s for part in parts.values() for s in part.on_samples))
-    common = {
-        "stage": name,
-        "estimator": _estimator(list(parts.values())),
-        "on_samples": samples,
-        "seconds": sum(part.seconds for part in parts.values()),
-        "cost": sum(part.cost for part in parts.values()),
-    }
+    known = StageTrust(
+        stage=name,
+        estimator=_estimator(list(parts.values())),
+        trust="exact",
+        reason=f"All {count_text(len(weights), 'model')} in it are exact.",
+        on_samples=samples,
+        seconds=sum(part.seconds for part in parts.values()),
+        cost=sum(part.cost for part in parts.values()),
+    )
     refused = [part for part in parts.values() if part.trust == "refused"]
     missing = [mask for mask in weights if mask not in v]
     if refused or missing:
@@ -65,11 +67,11 @@ def trust_of(
             else f"{count_text(len(missing), 'model')} that this number is made of "
             f"{'was' if len(missing) == 1 else 'were'} not measured."
         )
-        return StageTrust(trust="refused", reason=reason, **common)
+        return known.model_copy(update={"trust": "refused", "reason": reason})
     uncertain = {mask: part for mask, part in parts.items() if part.trust != "exact"}
     made_of = count_text(len(weights), "model")
     if not uncertain:
-        return StageTrust(trust="exact", reason=f"All {made_of} in it are exact.", **common)
+        return known
     own = _size(combined(v, weights), labelled)
 
     def added(error: Callable[[StageTrust], float | None]) -> float | None:
@@ -89,17 +91,17 @@ def trust_of(
     )
     if typical is not None and typical > REFUSED_ABOVE:
         reason += " Their sum is typically larger than the number itself, so none is shown."
-        return StageTrust(trust="refused", reason=reason, **common)
+        return known.model_copy(update={"trust": "refused", "reason": reason})
     relied = all(holds(part, behaviour) for part in uncertain.values())
-    return StageTrust(
-        trust="estimated",
-        reason=reason,
-        expected_error=expected,
-        typical_error=typical,
-        group_error=added(lambda part: group_error(part, behaviour)),
-        reliable=relied and expected is not None and expected <= RELIABLE_BELOW,
-        **common,
-    )
+    update = {
+        "trust": "estimated",
+        "reason": reason,
+        "expected_error": expected,
+        "typical_error": typical,
+        "group_error": added(lambda part: group_error(part, behaviour)),
+        "reliable": relied and expected is not None and expected <= RELIABLE_BELOW,
+    }
+    return known.model_copy(update=update)
 
 
 def _estimator(parts: list[StageTrust]) -> str:
