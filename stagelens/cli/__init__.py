@@ -22,6 +22,7 @@ from . import (
     checking,
     contributing,
     dashboard,
+    drawing,
     helping,
     making,
     removing,
@@ -49,6 +50,7 @@ for group in (
     removing,
     reporting,
     checking,
+    drawing,
     helping,
 ):
     app.add_typer(group.commands)

@@ -33,6 +33,7 @@ def help_out(run: RunFolder, task: TaskOption = None) -> None:
     idle = threading.Event()
     threading.Thread(target=_listen, args=(asked, idle), daemon=True).start()
     from stagelens.estimators.counterfactuals import do  # loads torch
+    from stagelens.trust.drawing import do as draw
 
     opened = opened_with(run, task)
     idle.set()
@@ -40,7 +41,7 @@ def help_out(run: RunFolder, task: TaskOption = None) -> None:
     while (message := asked.get()) is not None:
         told: dict[str, Any] = {"over": True}
         try:
-            do(opened, message, _report(answers))
+            (draw if "draw" in message else do)(opened, message, _report(answers))
         except Exception as error:  # the other process does it again, and tells what is wrong
             told["error"] = one_line(error)
         idle.set()

@@ -44,8 +44,11 @@ def _threads(stages: Sequence[Stage]) -> int:
 def _most(run: Run, estimator: Estimator, stages: Sequence[Stage]) -> int:
     """How many processes the cores and the memory of this machine take, each as recorded."""
     later = run.stages[min(stage.index for stage in stages) + 1 :]
+    return _room(later, estimator.memory(later))
+
+
+def _room(later: Sequence[Stage], needed: int) -> int:
     by_cores = cores.usable() // _threads(later)
-    needed = estimator.memory(later)
     by_memory = 1 + (memory.available() - needed) // (needed + _BASE)
     return max(1, min(by_cores, by_memory))
 
@@ -145,3 +148,52 @@ def share_out(
     for items, part in ((first, overall.part(0.0, share)), (then, overall.part(share, 1.0))):
         allowed.share(items, lambda item, report: own(item.message, report), part)
     return True
+
+
+def count_for_pieces(run: Run, stages: Sequence[Stage], items: Sequence[Item]) -> int:
+    """How many processes share pieces of work that each run some of these stages; see below."""
+    allowed = helpers.of(run.path)
+    asked = helpers.asked() if allowed is None else allowed.asked
+    running = 1 if allowed is None else 1 + len(allowed.started)
+    return _pieces_count(run, stages, items, asked, running)
+
+
+def _pieces_count(
+    run: Run, stages: Sequence[Stage], items: Sequence[Item], asked: int | None, running: int
+) -> int:
+    if asked == 1 or len(items) < 2:
+        return 1
+    if any(s.facts.environment is None or s.environment.device != "cpu" for s in stages):
+        return 1
+    most = max(running, min(_room(stages, Estimator.memory(stages)), len(items)))
+    count = asked or best_count([item.cost for item in items], most, running)
+    return min(count, len(items))
+
+
+def share_pieces(
+    run: Run,
+    stages: Sequence[Stage],
+    items: Sequence[Item],
+    own: Callable[[Mapping[str, Any], ProgressCallback], None],
+    progress: ProgressCallback,
+) -> None:
+    """Do pieces of work that each run some of these stages, with helpers where that is sooner.
+
+    What failed in a helper is not told here: whoever asks finds no result, and does it again.
+
+    Args:
+        run: The run.
+        stages: The stages that the pieces run.
+        items: The pieces, by the seconds that each takes.
+        own: Does one of them in this process; takes a message as helpers do.
+        progress: Called for the work of all.
+    """
+    allowed = helpers.of(run.path)
+    count = count_for_pieces(run, stages, items)
+    if allowed is None or count == 1:
+        overall = Progress(progress)
+        for number, item in enumerate(items):
+            own(item.message, overall.piece(number, len(items)))
+        return
+    allowed.start(count - 1, _threads(stages))
+    allowed.share(items, lambda item, report: own(item.message, report), progress)

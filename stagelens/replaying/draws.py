@@ -25,33 +25,10 @@ from stagelens.runs.run import Run, Stage
 from stagelens.runs.states import TrainingState, Weights
 from stagelens.runs.step_records import StepRecord
 
+from .draw_plan import INITIAL, ORDER, PASSES, Draw, passes_needed
 from .initial_values import drawn_values
 from .replay import StageReplay, check_replayable, cross_boundary, same_arithmetic
 from .training_loss import Passed
-
-_ORDER, _INITIAL, _PASSES = range(3)
-"""Streams of random numbers of a draw, so that none depends on how many another took."""
-
-
-@dataclass(frozen=True)
-class Draw:
-    """What a draw is made from.
-
-    Attributes:
-        number: Seeds all its choices; the same number gives the same draw.
-        resample: Whether batches are drawn with replacement, which stands for other data of the
-            same kind; otherwise every recorded batch is used, in another order.
-        given_earlier: Whether a stage's effect is drawn with the earlier stages, and the stage
-            itself, as recorded: only what comes after it is drawn.
-    """
-
-    number: int
-    resample: bool = False
-    given_earlier: bool = False
-
-    def random(self, stage: Stage, stream: int, *more: int) -> np.random.Generator:
-        """Random numbers for one purpose in one stage, the same whichever stage is left out."""
-        return np.random.default_rng([self.number, stage.index, stream, *more])
 
 
 def check_drawable(run: Run) -> None:
@@ -104,7 +81,7 @@ def order_of(draw: Draw, stage: Stage, seen: int = 1) -> list[int]:
         stage: One of its stages.
         seen: How often the stage saw each example.
     """
-    random, steps = draw.random(stage, _ORDER), stage.steps
+    random, steps = draw.random(stage, ORDER), stage.steps
     if not draw.resample:
         return [int(step) for step in random.permutation(steps)]
     pool = random.integers(0, steps, math.ceil(steps / seen))
@@ -128,7 +105,7 @@ class Drawn:
 def _drawn(task: Task, draw: Draw, stage: Stage, seen: int) -> Drawn:
     initial: Weights = {}
     if stage.index:
-        seed = int(draw.random(stage, _INITIAL).integers(2**62))
+        seed = int(draw.random(stage, INITIAL).integers(2**62))
         initial = drawn_values(task, stage, seed).values
     return Drawn(order_of(draw, stage, seen), initial)
 
@@ -150,20 +127,8 @@ class _Passes:
         return replace(record, batches=micros)
 
     def _state(self, place: int, micro: int) -> Tensor:
-        seed = int(self._draw.random(self._stage, _PASSES, place, micro).integers(2**62))
+        seed = int(self._draw.random(self._stage, PASSES, place, micro).integers(2**62))
         return torch.Generator().manual_seed(seed).get_state()
-
-
-def passes_needed(run: Run, stages: Sequence[Stage], given_earlier: bool = False) -> list[Stage]:
-    """The stages that one draw runs, each as often as it is run.
-
-    Args:
-        run: The run.
-        stages: Those to leave out.
-        given_earlier: See :class:`Draw`.
-    """
-    after = [other for stage in stages for other in run.stages[stage.index + 1 :]]
-    return [*after, *after] if given_earlier else [*run.stages, *after]
 
 
 def drawn_models(

@@ -11,7 +11,8 @@ from torch import nn
 
 from stagelens.contracts import Refused
 from stagelens.replaying import draws
-from stagelens.replaying.draws import Draw, drawn_models, order_of, passes_needed, times_seen
+from stagelens.replaying.draw_plan import Draw, passes_needed
+from stagelens.replaying.draws import drawn_models, order_of, times_seen
 from stagelens.replaying.initial_values import drawn_values
 from stagelens.replaying.replay import replay_without
 from stagelens.runs.run import Run
@@ -161,7 +162,7 @@ def test_values_that_no_initialisation_gives_stay_and_are_named(tmp_path: Path) 
 def test_what_cannot_be_drawn_is_refused_by_name(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     facts = run.stages[0].facts
     monkeypatch.setattr(run.stages[0], "facts", facts.model_copy(update={"keep_batches": "none"}))
-    with pytest.raises(Refused, match="'first'.*batches were not all kept"):
+    with pytest.raises(Refused, match=r"'first'.*batches were not all kept"):
         draws.check_drawable(run)
     assembled = facts.model_copy(update={"origin": "assembled"})
     monkeypatch.setattr(run.stages[0], "facts", assembled)

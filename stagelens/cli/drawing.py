@@ -1,0 +1,226 @@
+"""The command that asks whether an effect would come again: draws."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import pandas as pd
+import typer
+from rich.console import Console
+
+from stagelens.contracts import ACCURACY, Behaviour, StageLensError
+from stagelens.effects.draws import NAMES, DrawnEffects, Kind
+from stagelens.runs.files import check_changeable
+from stagelens.runs.run import Run, open_run
+from stagelens.wording.numbers import signed_text
+
+from .options import (
+    DeviceOption,
+    ObjectiveOption,
+    OptimizerOption,
+    ProcessesOption,
+    ProgressFile,
+    RunFolder,
+    SetOption,
+    TaskOption,
+    opened_together,
+    own_file,
+)
+from .terminal import Reporter, Table, say
+
+commands = typer.Typer()
+
+
+@commands.command(
+    epilog="Examples: stagelens draws runs/digits --set test   "
+    "stagelens draws runs/digits --width 0.1 --behaviour accuracy   "
+    "stagelens draws runs/seed-0 --draws runs/seed-1 --draws runs/seed-2"
+)
+def draws(
+    run: RunFolder,
+    stage: Annotated[
+        list[str] | None, typer.Option(help="Only this stage; may be given several times.")
+    ] = None,
+    set_name: SetOption = None,
+    number: Annotated[
+        int, typer.Option(min=1, help="How many draws; with --width, how many the pilot has.")
+    ] = 8,
+    width: Annotated[
+        float | None,
+        typer.Option(
+            help="Have as many draws as mean effects over all examples need for intervals of this "
+            "width, from end to end, in the behaviour's unit (0.1 of accuracy is 10 points)."
+        ),
+    ] = None,
+    behaviour: Annotated[
+        str | None,
+        typer.Option(help="Of --width [accuracy where there are labels, else the first]."),
+    ] = None,
+    most: Annotated[
+        int, typer.Option("--at-most", min=1, help="Refuse a width that needs more draws.")
+    ] = 64,
+    resample: Annotated[
+        bool,
+        typer.Option(
+            "--resample",
+            help="Draw batches with replacement: other data of the same kind, too.",
+        ),
+    ] = False,
+    given_earlier: Annotated[
+        bool,
+        typer.Option(
+            "--given-earlier",
+            help="Draw only the later stages anew: given the earlier stages as recorded.",
+        ),
+    ] = False,
+    runs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--draws",
+            metavar="RUN",
+            help="Another recorded run of this recipe, taken as a draw; may be given several "
+            "times. Nothing is drawn then.",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print rows as JSON.")] = False,
+    task: TaskOption = None,
+    objective: ObjectiveOption = None,
+    optimizer: OptimizerOption = None,
+    device: DeviceOption = None,
+    processes_wanted: ProcessesOption = None,
+    progress: ProgressFile = None,
+) -> None:
+    """Would it happen again? Train the recipe again with its chance drawn anew, and compare.
+
+    Every draw has other orders of the batches, other initial values where a stage added
+    parameters, and other dropout, in all stages; it is trained with all stages and without each.
+    What it costs is told beforehand. Draws are kept one by one: started again, the command goes on.
+    """
+    from stagelens.trust import drawing
+
+    kind = _kind(resample, given_earlier, runs, width)
+    with Reporter(own_file(progress)).running() as report:
+        opened = opened_together(run, task)
+        _ = opened.last
+        examples = opened.evaluation_set(set_name)
+        names = [s.name for s in drawing.left_out(opened, stage or None, kind)]
+        if runs:
+            others = [open_run(other) for other in runs]
+            drawn = drawing.runs_as_draws(opened, examples.name, others, report, names)
+        else:
+            _tell_cost(opened, names, number, kind, examples.digest)
+            drawn = drawing.measure_draws(opened, examples.name, number, report, names, kind)
+            if width is not None:
+                labelled = ACCURACY.name in set(drawn.table["behaviour"])
+                usual = ACCURACY.name if labelled else opened.task.behaviour_kinds[0].name
+                needed = drawing.needed_for_width(drawn, behaviour or usual, width, number, names)
+                _check_needed(needed, most, width, behaviour or usual)
+                say(f"The width needs {needed} draws, the pilot of {number} included.", err=True)
+                _tell_cost(opened, names, needed, kind, examples.digest)
+                drawn = drawing.measure_draws(
+                    opened, examples.name, needed, report, names, kind, pilot=number
+                )
+    rows = _rows(opened, examples.name, drawn, names)
+    if as_json:
+        say(rows.to_json(orient="records", indent=1))
+        return
+    _print(opened, examples.name, drawn, rows)
+
+
+def _kind(resample: bool, given_earlier: bool, runs: list[str] | None, width: float | None) -> Kind:
+    if sum(map(bool, (resample, given_earlier, runs))) > 1:
+        raise StageLensError("give only one of --resample, --given-earlier and --draws")
+    if width is not None and (resample or runs):
+        raise StageLensError(
+            "--width needs draws whose mean becomes better known with their number: leave out "
+            "--resample and --draws"
+        )
+    if width is not None and width <= 0:
+        raise StageLensError(f"--width is {width:g}; give a positive number")
+    check_changeable("draws of runs")
+    if runs:
+        return "runs"
+    return "resampled" if resample else "given earlier" if given_earlier else "recipe"
+
+
+def _tell_cost(run: Run, names: list[str], number: int, kind: Kind, set_digest: str) -> None:
+    """Say beforehand what the draws that are not stored yet cost."""
+    from stagelens.trust.draws import cost_text, load, predicted_cost
+
+    stored = load(run, set_digest, kind)
+    left = number
+    if stored is not None:
+        table = stored[1].table
+        whole = table[table["stage"].isin(names)].groupby("draw")["stage"].nunique()
+        left -= int((whole[whole.index < number] == len(names)).sum())
+    if left:
+        cost = predicted_cost(run, [run.stage(n) for n in names], left, kind)
+        say(f"{left} draws to make: {cost_text(*cost)} in one process.", err=True)
+
+
+def _check_needed(needed: int, most: int, width: float, behaviour: str) -> None:
+    if needed > most:
+        raise StageLensError(
+            f"intervals of {width:g} on the {behaviour} need {needed:,} draws; ask for a wider "
+            f"one, or allow that many with --at-most {needed} (the pilot is stored)"
+        )
+
+
+def _rows(run: Run, set_name: str, drawn: DrawnEffects, names: list[str]) -> pd.DataFrame:
+    """One row per stage and behaviour: the mean over draws, its interval, and the recorded run."""
+    from stagelens.effects.draws import interval_over_draws
+    from stagelens.effects.summary import with_accuracy
+    from stagelens.trust.estimates import best_result
+
+    try:
+        best = with_accuracy(best_result(run, set_name, names).table)
+        recorded = best.groupby(["stage", "behaviour"], observed=True)["effect"].mean().to_dict()
+    except StageLensError:  # no effect of this run is stored
+        recorded = {}
+    means = drawn.table.groupby(["stage", "behaviour", "draw"], sort=False)["effect"].mean()
+    spread = drawn.table.groupby(["stage", "behaviour", "example_id"])["effect"].std()
+    rows = []
+    for (stage, behaviour), values in means.groupby(level=["stage", "behaviour"], sort=False):
+        if stage not in names:
+            continue
+        found = interval_over_draws(values.to_numpy(), drawn.kind, drawn.pilot)
+        rows.append(
+            {
+                "set": set_name,
+                "stage": stage,
+                "behaviour": behaviour,
+                "drawn": NAMES[drawn.kind],
+                "draws": found.draws,
+                "in_this_run": recorded.get((stage, behaviour)),
+                "mean": found.mean,
+                "low": found.low,
+                "high": found.high,
+                "sd": found.sd,
+                "example_sd": float(spread[stage, behaviour].mean()),
+                "finding": found.is_clear,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _print(run: Run, set_name: str, drawn: DrawnEffects, rows: pd.DataFrame) -> None:
+    kinds: dict[str, Behaviour] = {k.name: k for k in (ACCURACY, *run.task.behaviour_kinds)}
+    table = Table(f"Mean stage effects on set {set_name}, {NAMES[drawn.kind]}: {drawn.words}")
+    for name in ("stage", "behaviour", "in this run", "mean over draws", "95 % interval", "sd", ""):
+        table.add_column(name)
+    for row in rows.to_dict("records"):
+        kind = kinds[row["behaviour"]]
+        ends = [signed_text(row[name], kind, unit=False) for name in ("low", "high")]
+        clear = "clear" if row["finding"] else "holds zero: no finding"
+        known = pd.notna(row["low"])
+        table.add_row(
+            row["stage"],
+            row["behaviour"],
+            "not known" if row["in_this_run"] is None else signed_text(row["in_this_run"], kind),
+            signed_text(row["mean"], kind),
+            " to ".join(ends) if known else "too few draws",
+            signed_text(row["sd"], kind).lstrip("+") if pd.notna(row["sd"]) else "not known",
+            clear if known else "",
+        )
+    Console(width=None if sys.stdout.isatty() else 200).print(table)

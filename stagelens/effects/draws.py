@@ -1,0 +1,174 @@
+"""Effects over several draws of a recipe, and between which values their mean lies.
+
+The effects of one run are one draw. A mean effect over K draws has a t-interval; with few draws it
+is wide, as it has to be, and with fewer than three there is none. Intervals over examples, which
+say how a set was sampled, are another thing.
+
+Where a pilot of draws has settled how many there are in all, the spread is that of the pilot alone,
+and the interval keeps its level whatever number came out: C. Stein, A Two-Sample Test for a Linear
+Hypothesis Whose Power is Independent of the Variance, Ann. Math. Statist. 16, 1945.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from .resampling import LEVEL
+
+COLUMNS = ("stage", "behaviour", "draw", "example_id", "final", "effect")
+"""Columns of a table of effects over draws: ``final`` with all stages, in that draw."""
+
+FEWEST = 3
+"""Fewer draws give no interval."""
+
+Kind = Literal["recipe", "resampled", "given earlier", "runs"]
+"""What was drawn: every stage anew; with other data of the same kind as well; only the later
+stages; or several recorded runs of one recipe."""
+
+NAMES: dict[Kind, str] = {
+    "recipe": "of this recipe",
+    "resampled": "of this recipe with other data of the same kind",
+    "given earlier": "given the earlier stages as recorded",
+    "runs": "of this recipe, over recorded runs",
+}
+
+
+@dataclass(frozen=True)
+class DrawnEffects:
+    """The effects of stages in several draws.
+
+    Attributes:
+        table: :data:`COLUMNS`.
+        kind: What was drawn.
+        pilot: How many draws settled the number of all; None where it was given beforehand.
+    """
+
+    table: pd.DataFrame
+    kind: Kind
+    pilot: int | None = None
+
+    @property
+    def count(self) -> int:
+        """How many draws there are."""
+        return int(self.table["draw"].nunique())
+
+    @property
+    def words(self) -> str:
+        """``8 redraws``, or ``4 recorded runs``."""
+        return f"{self.count} {'recorded runs' if self.kind == 'runs' else 'redraws'}"
+
+
+@dataclass(frozen=True)
+class DrawInterval:
+    """The mean of a number over draws, and between which values that of the recipe lies.
+
+    Attributes:
+        mean: Over the draws.
+        low: Lower end, 95 %; NaN with fewer than :data:`FEWEST` draws.
+        high: Its upper end.
+        sd: Standard deviation over the draws; NaN with one.
+        draws: How many.
+    """
+
+    mean: float
+    low: float
+    high: float
+    sd: float
+    draws: int
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether it leaves out zero; never so where there is none."""
+        return self.low > 0 or self.high < 0
+
+
+def interval_over_draws(
+    values: Sequence[float] | np.ndarray,
+    kind: Kind = "recipe",
+    pilot: int | None = None,
+    level: float = LEVEL,
+) -> DrawInterval:
+    """The t-interval of a mean over draws.
+
+    Of draws with other data, each stands for what one more data set would have given, and so does
+    the recorded one around which they were made: their spread is the error of a single draw, and
+    more of them make it better known, not smaller.
+
+    Args:
+        values: (K,) a number in each draw, the pilot's first.
+        kind: What was drawn.
+        pilot: See :class:`DrawnEffects`.
+        level: Share of intervals that may miss.
+    """
+    values = np.asarray(values, float)
+    count, nan = len(values), float("nan")
+    if not count or not np.isfinite(values).all():
+        return DrawInterval(nan, nan, nan, nan, count)
+    mean = float(values.mean())
+    spread = values if pilot is None else values[:pilot]
+    sd = float(values.std(ddof=1)) if count > 1 else nan
+    if len(spread) < FEWEST:
+        return DrawInterval(mean, nan, nan, sd, count)
+    error = float(spread.std(ddof=1)) * math.sqrt(1 / count + (kind == "resampled"))
+    half = t_quantile(len(spread) - 1, level) * error
+    return DrawInterval(mean, mean - half, mean + half, sd, count)
+
+
+def t_quantile(freedom: int, level: float = LEVEL) -> float:
+    """How many standard errors a two-sided t-interval reaches to either side."""
+    from scipy.stats import t  # here, because it takes a second
+
+    return float(t.ppf(1 - level / 2, freedom))
+
+
+def draws_for_width(pilot: np.ndarray, width: float, level: float = LEVEL) -> int:
+    """How many draws in all an interval of some width needs, by Stein's rule.
+
+    Args:
+        pilot: (K, C) numbers in each draw of the pilot; the widest of the C settles it.
+        width: From the lower to the upper end.
+        level: Share of intervals that may miss.
+    """
+    count = len(pilot)
+    sd = np.nanmax(np.atleast_2d(pilot.T).std(axis=1, ddof=1))
+    needed = (2 * t_quantile(count - 1, level) * float(sd) / width) ** 2
+    # Rounding must not ask for one more draw than a whole number needs.
+    return max(count, math.ceil(needed * (1 - 1e-12)))
+
+
+def example_sd(drawn: DrawnEffects) -> pd.Series:
+    """Standard deviation over draws of the effect on each example.
+
+    Returns:
+        One value per (stage, behaviour, example_id); NaN with one draw.
+    """
+    return drawn.table.groupby(["stage", "behaviour", "example_id"])["effect"].std()
+
+
+def intervals_of_means(
+    drawn: DrawnEffects, rows: pd.DataFrame, behaviour: str, keys: Sequence[str]
+) -> dict[tuple[str, ...], DrawInterval]:
+    """The interval of the mean effect over each group of examples.
+
+    Args:
+        drawn: Effects over draws.
+        rows: Effects of one behaviour with ``example_id`` and the columns in ``keys``.
+        behaviour: Which.
+        keys: ``stage``, and the column of the groups where there is one.
+    """
+    own = drawn.table[drawn.table["behaviour"] == behaviour]
+    members = rows[["example_id", *keys]]
+    joined = own.merge(members, on=["stage", "example_id"])
+    means = joined.groupby([*keys, "draw"], observed=True)["effect"].mean().reset_index()
+    found = {}
+    for key, part in means.groupby(list(keys), observed=True):
+        values = part.sort_values("draw")["effect"].to_numpy()
+        name = key if isinstance(key, tuple) else (key,)
+        found[name] = interval_over_draws(values, drawn.kind, drawn.pilot)
+    return found

@@ -1,0 +1,46 @@
+"""What a draw of a recipe is made from, and which stages it runs. Does not import torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from stagelens.runs.run import Run, Stage
+
+ORDER, INITIAL, PASSES = range(3)
+"""Streams of random numbers of a draw, so that none depends on how many another took."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What a draw is made from.
+
+    Attributes:
+        number: Seeds all its choices; the same number gives the same draw.
+        resample: Whether batches are drawn with replacement, which stands for other data of the
+            same kind; otherwise every recorded batch is used, in another order.
+        given_earlier: Whether a stage's effect is drawn with the earlier stages, and the stage
+            itself, as recorded: only what comes after it is drawn.
+    """
+
+    number: int
+    resample: bool = False
+    given_earlier: bool = False
+
+    def random(self, stage: Stage, stream: int, *more: int) -> np.random.Generator:
+        """Random numbers for one purpose in one stage, the same whichever stage is left out."""
+        return np.random.default_rng([self.number, stage.index, stream, *more])
+
+
+def passes_needed(run: Run, stages: Sequence[Stage], given_earlier: bool = False) -> list[Stage]:
+    """The stages that one draw runs, each as often as it is run.
+
+    Args:
+        run: The run.
+        stages: Those to leave out.
+        given_earlier: See :class:`Draw`.
+    """
+    after = [other for stage in stages for other in run.stages[stage.index + 1 :]]
+    return [*after, *after] if given_earlier else [*run.stages, *after]

@@ -1,0 +1,188 @@
+"""Draws of a run's recipe as they are stored, read, and turned into effects of the recipe.
+
+Importing this module does not import torch; :mod:`.drawing` makes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict
+
+from stagelens.contracts import ACCURACY
+from stagelens.effects.draws import COLUMNS, NAMES, DrawnEffects, Kind
+from stagelens.effects.results import BehaviourFacts
+from stagelens.estimators.durations import STARTING, paces
+from stagelens.estimators.protocol import METHOD
+from stagelens.estimators.stage_trust import REPLAY, StageTrust
+from stagelens.replaying.draw_plan import passes_needed
+from stagelens.runs import fact_tables
+from stagelens.runs.run import Run, Stage
+from stagelens.runs.schema import digest
+from stagelens.wording.numbers import predicted_time
+
+from .estimates import Effects
+
+RECIPE = "of this recipe"
+"""Name of the estimate whose effects are means over draws of the recipe."""
+
+_PREFERENCE: tuple[Kind, ...] = ("runs", "resampled", "recipe")
+"""Kinds that say something of a recipe, the one that leaves least as recorded first."""
+
+
+class DrawFacts(BaseModel):
+    """What a table of draws says of itself.
+
+    Attributes:
+        run_digest: Of the run.
+        set_digest: Of the evaluation set.
+        kind: What was drawn.
+        behaviours: Those of the task.
+        pilot: How many draws settled the number of all; None where it was given.
+        kept: What every draw has as recorded, in words.
+        seen: Stage to how often it saw each example; stages without are not known.
+        runs: Of several recorded runs: their names, the run itself first.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    run_digest: str
+    set_digest: str
+    kind: Kind
+    behaviours: list[BehaviourFacts]
+    pilot: int | None = None
+    kept: list[str] = []
+    seen: dict[str, int] = {}
+    runs: list[str] = []
+
+
+def draws_path(run: Run, set_digest: str, kind: Kind) -> Path:
+    """Where draws of one kind are stored."""
+    key = digest("draws", METHOD, run.digest, set_digest, kind)[:32]
+    return run.files.inside(f"results/draws/{key}.parquet")
+
+
+def load(run: Run, set_digest: str, kind: Kind) -> tuple[DrawFacts, DrawnEffects] | None:
+    """The stored draws of one kind; None where there are none."""
+    found = fact_tables.read(draws_path(run, set_digest, kind), DrawFacts, COLUMNS)
+    if found is None:
+        return None
+    facts, table = found
+    return facts, DrawnEffects(table, facts.kind, facts.pilot)
+
+
+def stored_draws(run: Run, set_name: str) -> list[tuple[DrawFacts, DrawnEffects]]:
+    """All that is stored for a set: what leaves least as recorded first, then the rest."""
+    set_digest = run.evaluation_set(set_name).digest
+    kinds: list[Kind] = [*_PREFERENCE, "given earlier"]
+    every = [load(run, set_digest, kind) for kind in kinds]
+    return [one for one in every if one is not None]
+
+
+def of_recipe(run: Run, set_name: str) -> tuple[DrawFacts, DrawnEffects] | None:
+    """The draws that say whether an effect would come again; None where there are none.
+
+    Those given the earlier stages as recorded are not among them: they say less.
+    """
+    return next((one for one in stored_draws(run, set_name) if one[0].kind in _PREFERENCE), None)
+
+
+def governing(run: Run, set_name: str) -> DrawnEffects | None:
+    """The effects of :func:`of_recipe`."""
+    found = of_recipe(run, set_name)
+    return None if found is None else found[1]
+
+
+def recipe_effects(run: Run, set_name: str) -> Effects | None:
+    """Effects of the recipe: means over draws, per example; None where nothing was drawn."""
+    found = of_recipe(run, set_name)
+    if found is None:
+        return None
+    facts, drawn = found
+    keys = ["stage", "behaviour", "example_id"]
+    means = drawn.table.groupby(keys, sort=False)[["final", "effect"]].mean().reset_index()
+    examples = run.evaluation_set(set_name).table()
+    table = means.merge(examples, on="example_id", how="left")
+    table = table.assign(
+        set=set_name,
+        without=table["final"] - table["effect"],
+        estimator=RECIPE,
+        prediction=None,
+        prediction_without=None,
+        confidence=np.nan,
+        confidence_without=np.nan,
+        within_noise=pd.array([None] * len(table), dtype="boolean"),
+    )
+    behaviours = {each.name: each.behaviour() for each in facts.behaviours}
+    if (table["behaviour"] == ACCURACY.name).any():
+        behaviours = {ACCURACY.name: ACCURACY, **behaviours}
+    there = set(table["stage"])
+    trust = {s.name: _trust(s, s.name in there, drawn) for s in run.stages}
+    return Effects.holding(RECIPE, table, behaviours, trust)
+
+
+def _trust(stage: Stage, there: bool, drawn: DrawnEffects) -> StageTrust:
+    if not there:
+        return StageTrust(
+            stage=stage.name,
+            estimator=REPLAY,
+            trust="refused",
+            reason=f"The recipe was not drawn without stage {stage.name!r}.",
+        )
+    how = (
+        "of recorded runs, each with and without it"
+        if drawn.kind == "runs"
+        else "trained anew, each with and without it"
+    )
+    return StageTrust(
+        stage=stage.name,
+        estimator=REPLAY,
+        trust="exact",
+        reason=f"The mean over {drawn.words} {how}.",
+        deviation=0.0,
+        expected_error=0.0,
+        cost=0.0,
+    )
+
+
+def sentence(facts: DrawFacts, drawn: DrawnEffects) -> str:
+    """What was drawn, in words."""
+    if drawn.kind == "runs":
+        return f"{drawn.words} of one recipe: {', '.join(facts.runs)}."
+    varied = ["batches in other orders"]
+    if drawn.kind == "resampled":
+        varied = ["batches drawn with replacement"]
+    varied.append("initial values and dropout drawn anew where there are such")
+    kept = f" As recorded: {'; '.join(facts.kept)}." if facts.kept else ""
+    return f"{drawn.words} {NAMES[drawn.kind]}: {', '.join(varied)}.{kept}"
+
+
+def predicted_cost(
+    run: Run, stages: Sequence[Stage], count: int, kind: Kind, processes: int = 1
+) -> tuple[int, float | None]:
+    """What draws should cost: stage passes, and seconds (None where no pace is known).
+
+    Args:
+        run: The run.
+        stages: Those to leave out.
+        count: How many draws.
+        kind: What is drawn.
+        processes: How many share them.
+    """
+    work = passes_needed(run, stages, kind == "given earlier")
+    pace = {each.stage: each.seconds for each in paces(run).stages}
+    seconds = [pace[stage.name] for stage in work]
+    if any(one is None for one in seconds):
+        return count * len(work), None
+    rounds = -(-count // max(processes, 1))
+    return count * len(work), STARTING + rounds * sum(one or 0.0 for one in seconds)
+
+
+def cost_text(passes: int, seconds: float | None) -> str:
+    """``40 stage passes, about 2 minutes``."""
+    time = "time not known" if seconds is None else predicted_time(seconds)
+    named = "stage pass" if passes == 1 else "stage passes"
+    return f"{passes:,} {named}, {time}"

@@ -1,0 +1,239 @@
+"""Effects over draws: paired, stored draw by draw, with intervals that are honest about few."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import stagelens
+from stagelens.contracts import Refused, RunError
+from stagelens.effects.draws import (
+    DrawnEffects,
+    draws_for_width,
+    interval_over_draws,
+    intervals_of_means,
+)
+from stagelens.measuring.models import empty_model, measure
+from stagelens.replaying.draw_plan import Draw
+from stagelens.replaying.draws import drawn_models
+from stagelens.runs.run import Run, open_run
+from stagelens.runs.sets.writer import write_set
+from stagelens.trust import drawing, draws
+from tests.support.loops import make_batches, make_task, train
+from tests.support.small_runs import Phase, record
+from tests.unit.conftest import Command
+
+QUIET = lambda *_: None  # noqa: E731
+
+
+@pytest.fixture
+def fresh(run: Run, tmp_path: Path) -> Run:
+    """The run without draws of other tests."""
+    return open_run(shutil.copytree(run.path, tmp_path / "run"), run.task)
+
+
+def test_an_effect_over_draws_is_the_paired_difference_of_models(fresh: Run) -> None:
+    found = drawing.measure_draws(fresh, "test", 2, QUIET, ["second"])
+    assert set(found.table["stage"]) == {"second"} and found.count == 2
+    models = {there: w for _, there, w in drawn_models(fresh, Draw(1), [fresh.stage("second")])}
+    examples = fresh.evaluation_set("test")
+    with_stage, without = measure(
+        fresh.task,
+        empty_model(fresh),
+        [models[True], models[False]],
+        examples.batches(256),
+        examples.count,
+    )
+    own = found.table[found.table["draw"] == 1]
+    margin = own[own["behaviour"] == "margin"]
+    np.testing.assert_allclose(margin["final"], with_stage.values["margin"])
+    effect = with_stage.values["margin"] - without.values["margin"]
+    np.testing.assert_allclose(margin["effect"], effect)
+    labels = examples.table([])["label"].to_numpy()
+    right = (with_stage.answers == labels).astype(float) - (without.answers == labels)
+    np.testing.assert_array_equal(own.loc[own["behaviour"] == "accuracy", "effect"], right)
+
+
+def test_draws_go_on_where_a_killed_command_stopped(
+    fresh: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def until_the_second(run: Run, draw: Draw, *rest: object):
+        made.append(draw.number)
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return drawn_models(run, draw, *rest)
+
+    monkeypatch.setattr(drawing, "drawn_models", until_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        drawing.measure_draws(fresh, "test", 3, QUIET, ["second"])
+    assert draws.of_recipe(fresh, "test") is None  # not a part of what was asked
+    whole = drawing.measure_draws(fresh, "test", 3, QUIET, ["second"])
+    assert made == [0, 1, 1, 2] and whole.count == 3
+    again = drawing.measure_draws(fresh, "test", 3, QUIET, ["second"])
+    assert made == [0, 1, 1, 2]
+    pd.testing.assert_frame_equal(again.table, whole.table)
+    drawing.measure_draws(fresh, "test", 3, QUIET, ["second", "third"])
+    assert made[4:] == [0, 1, 2]
+
+
+def test_kinds_of_draws_are_kept_apart_and_the_one_that_says_most_governs(fresh: Run) -> None:
+    assert draws.governing(fresh, "test") is None
+    drawing.measure_draws(fresh, "test", 1, QUIET, ["second"], "given earlier")
+    assert draws.governing(fresh, "test") is None  # says less than "of this recipe"
+    drawing.measure_draws(fresh, "test", 1, QUIET, ["second"])
+    drawing.measure_draws(fresh, "test", 1, QUIET, ["second"], "resampled")
+    kinds = [facts.kind for facts, _ in draws.stored_draws(fresh, "test")]
+    assert kinds == ["resampled", "recipe", "given earlier"]
+    facts, drawn = draws.of_recipe(fresh, "test") or pytest.fail("nothing is stored")
+    assert facts.seen == {"first": 1, "second": 1, "third": 1}
+    assert "with replacement" in draws.sentence(facts, drawn)
+    assert "weights that the first stage began from" in draws.sentence(facts, drawn)
+    with pytest.raises(Refused, match="nothing is left to draw for 'third'"):
+        drawing.left_out(fresh, ["third"], "given earlier")
+
+
+def test_the_t_interval_is_that_of_the_formula_and_needs_three_draws() -> None:
+    found = interval_over_draws([1.0, 2.0, 6.0])
+    half = 4.302652729 * np.std([1, 2, 6], ddof=1) / np.sqrt(3)
+    assert (found.low, found.high) == pytest.approx((3 - half, 3 + half))
+    assert not found.is_clear and interval_over_draws([1.0, 1.1, 1.2]).is_clear
+    two = interval_over_draws([1.0, 1.1])
+    assert np.isnan(two.low) and two.mean == pytest.approx(1.05) and not two.is_clear
+    assert np.isnan(interval_over_draws([1.0, np.nan, 2.0]).mean)
+
+
+def test_draws_with_other_data_do_not_narrow_the_interval_by_their_number() -> None:
+    values = np.random.default_rng(0).normal(size=400)
+    few, many = (interval_over_draws(values[:n], "resampled") for n in (100, 400))
+    assert many.high - many.low == pytest.approx(2 * 1.96 * values.std(), rel=0.02)
+    assert few.high - few.low == pytest.approx(many.high - many.low, rel=0.15)
+
+
+def test_steins_rule_gives_the_width_whatever_the_later_draws() -> None:
+    random = np.random.default_rng(1)
+    pilot = random.normal(scale=2.0, size=(8, 3))
+    needed = draws_for_width(pilot, 1.5)
+    worst = int(np.argmax(pilot.std(axis=0, ddof=1)))
+    values = np.concatenate([pilot[:, worst], random.normal(scale=50.0, size=needed - 8)])
+    found = interval_over_draws(values, pilot=8)
+    assert found.high - found.low <= 1.5
+    assert draws_for_width(pilot, 100.0) == 8  # never fewer than the pilot
+    # No more than the width needs.
+    one_less = interval_over_draws(values[:-1], pilot=8)
+    assert one_less.high - one_less.low > 1.5
+
+
+def test_intervals_of_groups_are_of_their_means_in_every_draw() -> None:
+    table = pd.DataFrame(
+        [
+            {"stage": "s", "behaviour": "b", "draw": d, "example_id": e, "final": 0.0, "effect": v}
+            for d, effects in enumerate([(1, 3, 10), (2, 2, 20), (3, 1, 60)])
+            for e, v in zip("xyz", effects, strict=True)
+        ]
+    )
+    rows = pd.DataFrame({"stage": "s", "example_id": list("xyz"), "group": ["a", "a", "b"]})
+    drawn = DrawnEffects(table, "recipe")
+    found = intervals_of_means(drawn, rows, "b", ["stage", "group"])
+    assert found["s", "a"].mean == 2 and found["s", "a"].sd == 0
+    assert found["s", "b"] == interval_over_draws([10, 20, 60])
+    whole = intervals_of_means(drawn, rows, "b", ["stage"])
+    assert whole["s",] == interval_over_draws([14 / 3, 8, 64 / 3])
+
+
+def _seeds(tmp_path: Path, count: int) -> list[Run]:
+    runs = []
+    for number in range(count):
+        phases = [
+            Phase(name, lambda g, n=number: torch.optim.SGD(g, 0.05 + 0.01 * n), steps=3)
+            for name in ("first", "second")
+        ]
+        path = tmp_path / f"seed-{number}"
+        made = record(path, "linear", phases)
+        images = np.random.default_rng(0).normal(size=(12, 4, 4)).astype(np.float32)
+        name = "test" if number != 1 else "renamed"
+        write_set(path, made.task, name, images=images, labels=[0, 1, 2] * 4)
+        runs.append(made)
+    return runs
+
+
+def test_recorded_runs_of_one_recipe_are_draws_matched_by_content(tmp_path: Path) -> None:
+    runs = _seeds(tmp_path, 3)
+    drawn = drawing.runs_as_draws(runs[0], "test", runs[1:], QUIET)
+    assert drawn.kind == "runs" and drawn.words == "3 recorded runs"
+    assert set(drawn.table["stage"]) == {"first", "second"}
+    facts, stored = draws.of_recipe(runs[0], "test") or pytest.fail("nothing is stored")
+    assert facts.runs == ["seed-0", "seed-1", "seed-2"]
+    pd.testing.assert_frame_equal(stored.table, drawn.table)
+    with pytest.raises(RunError, match="seed-1 is the same recording"):
+        drawing.runs_as_draws(runs[0], "test", [runs[1], runs[1]], QUIET)
+    write_set(runs[2].path, runs[2].task, "more", images=np.ones((3, 4, 4)), labels=[0, 1, 2])
+    with pytest.raises(RunError, match=r"seed-0 has no evaluation set with the content of set"):
+        drawing.runs_as_draws(open_run(runs[2].path, runs[2].task), "more", [runs[0]], QUIET)
+
+
+def test_a_run_of_another_recipe_is_refused_by_its_stages(run: Run, tmp_path: Path) -> None:
+    (other,) = _seeds(tmp_path, 1)
+    with pytest.raises(RunError, match=r"seed-0 is no run of this recipe.*first, second, and not"):
+        drawing.runs_as_draws(run, "test", [other], QUIET)
+
+
+@pytest.fixture
+def mlp(tmp_path: Path) -> Run:
+    """Two stages of a built-in network, which the command line can open."""
+    torch.manual_seed(0)
+    task = make_task()
+    model = task.build_model()
+    recorder = stagelens.Recorder(tmp_path / "mlp", task, name="mlp")
+    for number, name in enumerate(("first", "second")):
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        with recorder.stage(name, model=model, optimizer=optimizer) as stage:
+            train(task, model, optimizer, make_batches(6, seed=number), stage=stage)
+    images = np.random.default_rng(0).normal(size=(30, 4, 5)).astype(np.float32)
+    recorder.add_set("test", images=images, labels=list("abc") * 10)
+    return open_run(tmp_path / "mlp")
+
+
+def test_the_command_tells_the_cost_first_and_the_interval_at_the_end(
+    mlp: Run, command: Command
+) -> None:
+    words = ("draws", mlp.path, "--number", 3, "--processes", 1)
+    answer = command(*words, "--json")
+    assert answer.status == 0, answer.err
+    assert "3 draws to make: 9 stage passes" in answer.err
+    rows = {row["behaviour"]: row for row in json.loads(answer.out) if row["stage"] == "first"}
+    drawn = draws.governing(mlp, "test")
+    assert drawn is not None
+    first = drawn.table[drawn.table["stage"] == "first"]
+    means = first.groupby(["behaviour", "draw"])["effect"].mean()
+    expected = interval_over_draws(means["margin"].to_numpy())
+    assert rows["margin"]["low"] == pytest.approx(expected.low)
+    assert rows["margin"]["drawn"] == "of this recipe" and rows["margin"]["draws"] == 3
+    again = command(*words)
+    assert "to make" not in again.err and "3 redraws" in again.out
+
+
+def test_a_width_is_told_in_draws_and_refused_where_it_needs_too_many(
+    mlp: Run, command: Command
+) -> None:
+    words = ("draws", mlp.path, "--stage", "first", "--number", 3, "--processes", 1)
+    refused = command(*words, "--width", 1e-6, "--behaviour", "margin")
+    assert refused.status == 1 and "--at-most" in refused.err
+    drawn = draws.governing(mlp, "test")
+    assert drawn is not None and drawn.count == 3 and drawn.pilot is None
+    pilot = drawn.table[drawn.table["behaviour"] == "margin"].groupby("draw")["effect"].mean()
+    width = 2 * 4.302652729 * pilot.std() / np.sqrt(5) * 1.0001
+    answer = command(*words, "--width", width, "--behaviour", "margin", "--json")
+    assert answer.status == 0, answer.err
+    assert "The width needs 5 draws" in answer.err and "2 draws to make" in answer.err
+    (row,) = [row for row in json.loads(answer.out) if row["behaviour"] == "margin"]
+    assert row["draws"] == 5 and row["high"] - row["low"] <= width * 1.0001
+    both = command(*words, "--width", 1, "--resample")
+    assert both.status == 1 and "leave out --resample" in both.err
