@@ -143,7 +143,7 @@ def diverging(
         tickmode="array",
         tickvals=places,
         ticktext=[
-            _stage_label(row.stage, one, behaviour, row.within_noise)
+            stage_label(row.stage, one, behaviour, row.within_noise)
             for row, one in zip(rows, known, strict=True)
         ],
         range=[len(stages) - 0.5, -0.5],  # training order runs downwards
@@ -235,7 +235,7 @@ def _whiskers(
         )
 
 
-def _stage_label(
+def stage_label(
     stage: str, trust: StageTrust | None, behaviour: Behaviour, within_noise: bool
 ) -> str:
     """The name, and below it what is known, in short lines because room is scarce."""

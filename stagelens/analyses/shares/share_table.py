@@ -14,7 +14,13 @@ from stagelens.contracts import ACCURACY, Behaviour, StageLensError
 from stagelens.effects.coalition_results import CoalitionResult
 from stagelens.estimators.parties import name_of
 from stagelens.estimators.stage_trust import StageTrust
-from stagelens.wording.intervals import Interval, mean_interval, widened
+from stagelens.wording.intervals import (
+    Interval,
+    example_error,
+    example_interval,
+    mean_interval,
+    widened,
+)
 from stagelens.wording.trust_words import trust_word
 
 from . import orders, values
@@ -177,6 +183,31 @@ class Shares:
         if interval is not None and sampled:
             interval = widened(interval, float(sampled)) if np.isfinite(sampled) else None
         return Mean(name, n, mean, interval, trust)
+
+    def of_example(self, reading: str, place: int) -> list[Mean]:
+        """A reading of one example, one per party in training order.
+
+        Args:
+            reading: One of :data:`READINGS`.
+            place: Of the example in the set.
+        """
+        found, trust = self.reading(reading), self.trust_in(reading)
+        over_orders = None
+        if reading == SHARE and self.sampled is not None:
+            over_orders = self.sampled.half_widths(np.arange(len(self.final)) == place)
+        means = []
+        for party, name in enumerate(self.names):
+            number, known = float(found[party, place]), trust[name]
+            rms = float(np.sqrt(np.nanmean(found[party][self._relative_to] ** 2)))
+            error = example_error(known, rms, self.behaviour.name)
+            interval = None
+            if error is not None and np.isfinite(number):
+                interval = example_interval(number, error, self.behaviour)
+                if over_orders is not None:
+                    around = interval or Interval(number, number, 0.0, 0.0)
+                    interval = widened(around, float(over_orders[party]))
+            means.append(Mean(name, 1, number, interval, known))
+        return means
 
     def combined_mean(
         self, name: str, weights: Mapping[int, float], chosen: np.ndarray | None = None

@@ -1,0 +1,251 @@
+"""What shares say, in sentences; how they are read, and what they must not be taken for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from stagelens.contracts import ACCURACY, Behaviour
+from stagelens.effects.headlines import FEWEST
+from stagelens.estimators.stage_trust import StageTrust
+from stagelens.wording.intervals import Interval
+from stagelens.wording.numbers import amount_text, count_text, phrase, signed_text, value_text
+from stagelens.wording.sentences import Part, Sentence, is_certain, slice_parts, would_be
+from stagelens.wording.trust_words import may_be_finding, trust_word, weakest
+
+from .pairs import Pair
+from .share_table import SEEN_AFTER, SHARE, WITHOUT, Mean, Shares
+
+TITLES = {WITHOUT: "Without it", SHARE: "Share", SEEN_AFTER: "Seen after"}
+"""Reading to its name on pages."""
+
+QUESTIONS = {
+    WITHOUT: "What would the model do had this stage alone not happened? These effects do not add "
+    "up to what training did: what stages do only together counts for each of them.",
+    SHARE: "What is a stage's fair part (Shapley) of what training as a whole did? The mean, over "
+    "all orders in which the stages could join, of what its joining changes; shares add up.",
+    SEEN_AFTER: "When did it become visible? The difference between the boundary before a stage "
+    "and the one after it; it adds up, too, but credits whoever was last to touch it.",
+}
+"""Reading to what it answers."""
+
+SPLITTING = (
+    "Cutting a stage in two changes shares, and a party that cuts its data in two can gain: take "
+    "as one what belongs to one party, before looking."
+)
+NO_INTENT = (
+    "A share is about updates of this training in this order, with stages in their places; not "
+    "about intent, nor about law. Choose behaviour and set before looking."
+)
+BY_TASK_VECTOR = (
+    "By task vectors a model without some stages is the final one less these stages' changes, so "
+    "what stages do only together shows as far as the model is not linear in its weights; that is "
+    "rough where stages interact."
+)
+
+
+def cautions(found: Shares) -> list[str]:
+    """What shares must not be taken for, where it applies."""
+    said = [SPLITTING] if found.m > 1 else []
+    if found.estimator == "task-vector":
+        said.append(BY_TASK_VECTOR)
+    if found.sampled is not None:
+        pairs = count_text(found.sampled.pairs, "pair")
+        said.append(
+            f"Of {found.m} stages all coalitions would be {2**found.m:,} models; shares rest on "
+            f"{pairs} of an order of joining and its reverse, drawn at random, and their intervals "
+            "include that choice."
+        )
+    return [*said, NO_INTENT]
+
+
+def total_sentence(
+    found: Shares,
+    noun: str,
+    column: str | None = None,
+    group: str | None = None,
+    chosen: np.ndarray | None = None,
+) -> Sentence:
+    """What training as a whole did, and each stage's share of it."""
+    base, final = found.level(0, chosen), found.level(found.full, chosen)
+    means = found.means(SHARE, chosen)
+    change = final - base
+    way = "higher" if change > 0 else "lower"
+    behaviour = found.behaviour
+    parts = [
+        Part(f"Training as a whole made {_subject(behaviour)} on "),
+        *slice_parts(noun, column, group),
+        Part(" "),
+        Part(f"{amount_text(change, behaviour)} {way}", "amount"),
+        Part(f", from {value_text(base, behaviour)} to {value_text(final, behaviour)}. Shares: "),
+    ]
+    for number, one in enumerate(means):
+        parts += [Part(", ")] if number else []
+        parts += [Part(one.name, "stage"), Part(f" {_number(one, behaviour)}")]
+    parts.append(Part("."))
+    return Sentence(tuple(parts), _least(means, behaviour), behaviour.name)
+
+
+def share_sentence(one: Mean, behaviour: Behaviour, about: Sequence[Part], noun: str) -> Sentence:
+    """One stage's share of what training did to a mean."""
+    return Sentence(
+        (
+            Part("By "),
+            Part(one.name, "stage"),
+            Part(f"'s share, {_subject(behaviour)} on "),
+            *about,
+            *_made(one, behaviour),
+            Part(f" ({count_text(one.n, noun)})."),
+        ),
+        one.trust,
+        behaviour.name,
+    )
+
+
+def rest_sentence(found: Shares, chosen: np.ndarray | None = None) -> str:
+    """How much of what training did the effects of leaving out single stages leave unsaid."""
+    means = [one.mean for one in found.means(WITHOUT, chosen)]
+    total = found.level(found.full, chosen) - found.level(0, chosen)
+    if not np.isfinite([*means, total]).all():
+        return ""
+    of = signed_text(total, found.behaviour)
+    return (
+        f"Together these effects are {signed_text(sum(means), found.behaviour)}, while training as "
+        f"a whole did {of}: the rest is what stages do only together. Shares add up to all of it."
+    )
+
+
+def pair_sentences(
+    pairs: Sequence[Pair],
+    behaviour: Behaviour,
+    noun: str,
+    column: str | None = None,
+    group: str | None = None,
+    limit: int = 3,
+) -> list[Sentence]:
+    """What stages do only because others came before, the strongest first.
+
+    See :func:`pair_rule` for which are told.
+    """
+    about = slice_parts(noun, column, group)
+    told = sorted(pairs, key=lambda pair: -abs(pair.given_all.mean))
+    found = (
+        _pair_sentence(pair, behaviour, about) for pair in told if _stands_out(pair, behaviour)
+    )
+    return [sentence for sentence in found if sentence is not None][:limit]
+
+
+def pair_rule(pairs: Sequence[Pair], noun: str) -> str:
+    """Which pairs are told, as it is printed beside them."""
+    return (
+        f"{count_text(len(pairs), 'pair')} looked at. A pair is told where its interval (95 % over "
+        f"{noun}s, with the errors of its models added) leaves out zero, over at least "
+        f"{count_text(FEWEST, noun)}, and no sign in it is uncertain."
+    )
+
+
+def _stands_out(pair: Pair, behaviour: Behaviour) -> bool:
+    numbers = (pair.given_all, pair.after_first, pair.without_first)
+    signs = all(may_be_finding(one.trust, behaviour.name) for one in numbers)
+    return pair.given_all.n >= FEWEST and pair.given_all.is_clear and signs
+
+
+def _pair_sentence(pair: Pair, behaviour: Behaviour, about: Sequence[Part]) -> Sentence | None:
+    after, before = (_side(one, behaviour) for one in (pair.after_first, pair.without_first))
+    grows = abs(pair.after_first.mean) > abs(pair.without_first.mean)
+    verb = {
+        (-1, -1): "does more harm because" if grows else "would do more harm without",
+        (-1, 0): "does its harm only because",
+        (-1, 1): "does its harm only because",
+        (1, -1): "helps only because",
+        (1, 0): "helps only because",
+        (1, 1): "helps more because" if grows else "would help more without",
+        (0, 1): "would help without",
+        (0, -1): "would do harm without",
+    }.get((after, before))
+    if verb is None:
+        return None
+    # "because X came before", but "without X before it".
+    ends = " came before" if verb.endswith("because") else " before it"
+    return Sentence(
+        (
+            Part(pair.second, "stage"),
+            Part(f" {verb} "),
+            Part(pair.first, "stage"),
+            Part(f"{ends}: in the final model it {_makes(pair.after_first, behaviour)} "),
+            Part(f"{_subject(behaviour)} on "),
+            *about,
+            *_amount(pair.after_first, behaviour),
+            Part("; had "),
+            Part(pair.first, "stage"),
+            Part(" not happened, it would "),
+            *_would(pair.without_first, behaviour),
+            Part("."),
+        ),
+        pair.given_all.trust,
+        behaviour.name,
+    )
+
+
+def _side(one: Mean, behaviour: Behaviour) -> int:
+    """1 for credit, -1 for blame, 0 where the interval includes zero or is not known."""
+    if not one.is_clear:
+        return 0
+    return 1 if behaviour.sign * one.mean > 0 else -1
+
+
+def _makes(one: Mean, behaviour: Behaviour) -> str:
+    return "makes" if one.is_clear else "does not clearly change"
+
+
+def _amount(one: Mean, behaviour: Behaviour) -> tuple[Part, ...]:
+    if not one.is_clear:
+        return (Part(f" ({_between(one.interval, behaviour)})"),)
+    return (Part(" "), Part(_changed(one, behaviour), "amount"))
+
+
+def _would(one: Mean, behaviour: Behaviour) -> tuple[Part, ...]:
+    if not one.is_clear:
+        return (Part(f"not clearly change it ({_between(one.interval, behaviour)})"),)
+    return (Part("make it "), Part(_changed(one, behaviour), "amount"))
+
+
+def _changed(one: Mean, behaviour: Behaviour) -> str:
+    about = "" if one.trust.trust == "exact" else "about "
+    way = "higher" if one.mean > 0 else "lower"
+    return f"{about}{amount_text(one.mean, behaviour)} {way}"
+
+
+def _between(interval: Interval | None, behaviour: Behaviour) -> str:
+    if interval is None:
+        return "not known how far"
+    low, high = (signed_text(end, behaviour) for end in (interval.low, interval.high))
+    return f"{low} to {high}"
+
+
+def _made(one: Mean, behaviour: Behaviour) -> tuple[Part, ...]:
+    if one.interval is not None and not one.is_clear:
+        verb = " shows " if is_certain(one.trust, behaviour) else " may show "
+        ends = _between(one.interval, behaviour)
+        return (Part(verb), Part("no clear change", "amount"), Part(f": {ends}"))
+    # It speaks of the model without something: seen from there, a share is a lack.
+    return would_be(-one.mean, behaviour, one.trust)
+
+
+def _number(one: Mean, behaviour: Behaviour) -> str:
+    if not np.isfinite(one.mean):
+        return "not known"
+    if not may_be_finding(one.trust, behaviour.name):
+        return f"±{amount_text(one.mean, behaviour)}, its sign uncertain"
+    text = signed_text(one.mean, behaviour)
+    return f"{text} (no clear change)" if one.interval and not one.is_clear else text
+
+
+def _least(means: Sequence[Mean], behaviour: Behaviour) -> StageTrust:
+    word = weakest(trust_word(one.trust, behaviour.name) for one in means)
+    return next(one.trust for one in means if trust_word(one.trust, behaviour.name) == word)
+
+
+def _subject(behaviour: Behaviour) -> str:
+    return phrase(behaviour) if behaviour == ACCURACY else f"the mean {phrase(behaviour)}"
