@@ -30,6 +30,7 @@ from .optimizer_registry import (
     optimizer_name,
     optimizer_rule,
     register_optimizer,
+    told_absent,
     why_absent,
 )
 from .optimizers import SUPPORTED_OPTIMIZERS, OptimizerRule
@@ -68,5 +69,6 @@ __all__ = [
     "optimizer_name",
     "optimizer_rule",
     "register_optimizer",
+    "told_absent",
     "why_absent",
 ]

@@ -110,16 +110,29 @@ def why_absent(name: str) -> str | None:
     rule = optimizer_rule(name)
     if rule is None:
         return (
-            f"the optimiser {name} is not registered here; install the package that registers it, "
+            f"{_unregistered(name)}; install the package that registers it, "
             "or give it: stagelens.register_optimizer(name, Class) or "
             f"--optimizer {name}=package.module:Class"
         )
     if name not in _own and find_spec(rule.package) is None:
+        package = _INSTALL.get(rule.package, rule.package)
         return (
-            f"the optimiser {name} needs the package {rule.package}, which is not installed here: "
-            f"pip install {_INSTALL.get(rule.package, rule.package)}"
+            f"{_lacking(name)} {rule.package}, which is not installed here: pip install {package}"
         )
     return None
+
+
+def told_absent(name: str, reason: str) -> bool:
+    """Whether a text says, as :func:`why_absent` does, that an optimiser is not here."""
+    return _unregistered(name) in reason or _lacking(name) in reason
+
+
+def _unregistered(name: str) -> str:
+    return f"the optimiser {name} is not registered here"
+
+
+def _lacking(name: str) -> str:
+    return f"the optimiser {name} needs the package"
 
 
 def _take_given() -> None:

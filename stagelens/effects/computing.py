@@ -35,7 +35,8 @@ from stagelens.measuring.models import (
     measure_set,
 )
 from stagelens.runs.objectives import told_missing
-from stagelens.runs.run import Run
+from stagelens.runs.optimizer_kinds import was_absent
+from stagelens.runs.run import Run, Stage
 from stagelens.runs.schema import digest
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 
@@ -307,10 +308,16 @@ def attribute(
 
 
 def _stands(run: Run, known: StageTrust) -> bool:
-    """Whether a stored refusal still is one: not if an objective was missing that is given now."""
-    return known.trust != "refused" or not any(
-        told_missing(stage.name, known.reason) and not stage.no_replay for stage in run.stages
-    )
+    """Whether a stored refusal still is one: not if what was missing then is here now."""
+    return known.trust != "refused" or not any(_is_here(s, known.reason) for s in run.stages)
+
+
+def _is_here(stage: Stage, reason: str) -> bool:
+    """Whether a refusal is for want of a stage's objective, or optimiser, which can be had now."""
+    optimizer = stage.facts.optimizer
+    if optimizer is not None and was_absent(optimizer, reason):
+        return True
+    return told_missing(stage.name, reason) and not stage.no_replay
 
 
 def _seen(stored: Result | None) -> Result:

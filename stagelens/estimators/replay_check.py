@@ -6,13 +6,20 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from stagelens.compute import devices, processes
 from stagelens.contracts import ProgressCallback, Refused, RunError
 from stagelens.replaying.replay import threads_here
-from stagelens.replaying.reproduction import first_loss, measure_deviation, sample_steps
+from stagelens.replaying.reproduction import (
+    Sampled,
+    first_loss,
+    measure_deviation,
+    sample_steps,
+)
 from stagelens.replaying.step import AUTOCAST
 from stagelens.runs.files import read_json, write_json
+from stagelens.runs.objectives import how_to_give
 from stagelens.runs.run import Run, Stage
 
 from .protocol import Estimator
@@ -152,8 +159,24 @@ def _same_loss(run: Run, stage: Stage, stored: ReplayCheck) -> bool:
     given = objective.own if objective is not None else not built_in
     if not given:
         return True
-    found = first_loss(run, stage)
+    found = _first_look(run, stage)
+    if found is None:
+        return False
     return not found.steps or (found.misfit is None) == (stored.misfit != 0)
+
+
+_looks: WeakKeyDictionary[Run, dict[str, Sampled | None]] = WeakKeyDictionary()
+
+
+def _first_look(run: Run, stage: Stage) -> Sampled | None:
+    """What a stage's first loss is now, computed once of an opened run; None where it cannot be."""
+    known = _looks.setdefault(run, {})
+    if stage.name not in known:
+        try:
+            known[stage.name] = first_loss(run, stage)
+        except Exception:  # the user's code may raise anything: replay says what
+            known[stage.name] = None
+    return known[stage.name]
 
 
 def _stored_check(path: Path) -> ReplayCheck | None:
@@ -206,15 +229,14 @@ def check_given(run: Run) -> None:
         objective = stage.facts.objective
         if objective is None or not objective.own or stage.no_replay:
             continue
-        try:
-            found = first_loss(run, stage)
-        except Exception:  # the user's code may raise anything: replay says what
-            continue
-        if found.misfit is not None:
+        found = _first_look(run, stage)
+        if found is not None and found.misfit is not None:
+            run.given.forget()  # nobody is to read what it may have stored before
             raise Refused(
                 f"stage {stage.name!r} was trained on another loss than the function given for it: "
                 f"at step {found.misfit} that gives {found.found:.4g} where {found.recorded:.4g} "
-                f"was recorded; give {objective.title} as it was then"
+                f"was recorded; give {objective.title} as it was then: "
+                f"{how_to_give(stage.name)}"
             )
 
 

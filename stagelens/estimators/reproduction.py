@@ -148,9 +148,13 @@ def _doubted(
         own = [check for check in own if isinstance(check, StepCheck)]
     if not own or trust.trust == "refused":
         return trust
+    objective = run.stage(own[0].stage).facts.objective
+    other = "the run was opened with another task"
+    if objective is not None and objective.own:
+        other = f"another function was given for its loss, {objective.title}"
     reason = (
         f"{trust.reason} But {own[0].problem}: what was recorded is not all that training did, or "
-        "the run was opened with another task."
+        f"{other}."
     )
     lowered = {"trust": "estimated", "reliable": False, "agreements": ()}
     # The share of wrong signs stays: it is no smaller than was promised.

@@ -33,7 +33,8 @@ def find_stage_objective(stage: str, facts: ObjectiveFacts | None, given: Any) -
         return find_objective(facts.name, facts.settings)
     except TaskError as error:
         why = f"stage {stage!r} cannot be replayed with its objective: {error}"
-        raise Refused(f"{why}; {_remedy(stage)}. Stored results can be read without it") from None
+        remedy = f"give it: {how_to_give(stage)}. Stored results can be read without it"
+        raise Refused(f"{why}; {remedy}") from None
 
 
 def missing_objective(stage: str, facts: ObjectiveFacts | None, given: Any) -> str:
@@ -57,17 +58,18 @@ def missing_objective(stage: str, facts: ObjectiveFacts | None, given: Any) -> s
         why = f"was trained on the objective {facts.name!r}, which is not installed here"
     else:
         return ""
-    return f"stage {stage!r} {why}; {_remedy(stage)}"
+    return f"stage {stage!r} {why}; give it: {how_to_give(stage)}"
 
 
 def told_missing(stage: str, reason: str) -> bool:
     """Whether a refusal says, as :func:`missing_objective` does, that its objective is missing."""
-    return _remedy(stage) in reason
+    return f"give it: {how_to_give(stage)}" in reason
 
 
-def _remedy(stage: str) -> str:
+def how_to_give(stage: str) -> str:
+    """How a stage's objective is given again, in Python and on the command line."""
     return (
-        f"give it: open_run(path, objectives={{{stage!r}: function}}) or "
+        f"open_run(path, objectives={{{stage!r}: function}}) or "
         f"--objective {stage}=package.module:function"
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from stagelens.contracts import optimizer_rule, why_absent
+from stagelens.contracts import optimizer_rule, told_absent, why_absent
 
 from .schema import OptimizerFacts, StageFile
 
@@ -14,6 +14,12 @@ def absent(facts: OptimizerFacts) -> str | None:
     """Why the optimiser cannot be made here, and what to do; None if it can."""
     whys = [why_absent(member.name) for member in facts.each()]
     return next((why for why in whys if why is not None), None)
+
+
+def was_absent(facts: OptimizerFacts, reason: str) -> bool:
+    """Whether a refusal says that the optimiser cannot be made, and now it can."""
+    told = any(told_absent(member.name, reason) for member in facts.each())
+    return told and absent(facts) is None
 
 
 def no_formula(name: str, options: Mapping[str, Any]) -> str | None:

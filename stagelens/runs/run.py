@@ -13,6 +13,7 @@ from stagelens.contracts import Objective, Refused, RunError, Task
 
 from .checked_files import CheckedFiles
 from .files import read_json
+from .given import GivenCode
 from .identity import stage_identity
 from .objectives import check_given, find_stage_objective, missing_objective
 from .remote import copy_of, is_remote
@@ -194,8 +195,7 @@ class Run:
         name: As given at recording.
         stages: The finished stages, in training order.
         unfinished: Stages whose recording was stopped or is still under way.
-        problems: Sentences on what is missing or set aside, or worth knowing of the run;
-            empty if all is well.
+        problems: Sentences on what is missing or set aside, or worth knowing of the run.
     """
 
     def __init__(
@@ -218,18 +218,22 @@ class Run:
                 f"stage {reference.name!r} was interrupted and set aside; its steps are still in "
                 f"{reference.folder}"
             )
-        check_given(self.name, objectives, [s.facts for s in (*self.stages, *self.unfinished)])
+        facts = [stage.facts for stage in (*self.stages, *self.unfinished)]
+        check_given(self.name, objectives, facts)
+        self.given = GivenCode(self.files, file.task, task, facts, objectives)
 
     @cached_property
     def digest(self) -> str:
-        """Over the recorded training of the finished stages; results are keyed by it."""
-        return digest(
-            identity(self.file.task),
-            [
-                (stage_identity(stage.facts), recorded_digest(self.files, stage.facts.parts))
-                for stage in self.stages
-            ],
-        )
+        """Results are keyed by it: that of the recording, and of code that was given."""
+        given = self.given.identity()
+        return digest(self.recording, given) if given else self.recording
+
+    @cached_property
+    def recording(self) -> str:
+        """Over the recorded training of the finished stages."""
+        stages = [stage_identity(stage.facts) for stage in self.stages]
+        steps = [recorded_digest(self.files, stage.facts.parts) for stage in self.stages]
+        return digest(identity(self.file.task), list(zip(stages, steps, strict=True)))
 
     def __repr__(self) -> str:
         return f"Run({self.name!r}, stages={[stage.name for stage in self.stages]})"
@@ -391,4 +395,6 @@ def open_run(
             "stagelens.Recorder, or make the demo with: stagelens demo digits --out DIR"
         )
     path = CheckedFiles(folder).inside("run.json")
-    return Run(folder, read_json(path, RunFile), task, objectives or {})
+    run = Run(folder, read_json(path, RunFile), task, objectives or {})
+    run.given.remember()
+    return run

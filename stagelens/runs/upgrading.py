@@ -39,7 +39,7 @@ def upgrade(run: Run) -> list[str]:
     if is_sealed(run.path / "run.json") is None:
         write_json(run.path / "run.json", run.file)
         written.append("run.json")
-    if open_run(run.path).digest != run.digest:
+    if open_run(run.path).recording != run.recording:
         raise RunError(f"{run.path} has another digest after the upgrade; restore the original")
     return [name for name in written if name]
 

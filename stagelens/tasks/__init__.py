@@ -39,6 +39,7 @@ __all__ = [
     "TransformersImageClassification",
     "adapter_config",
     "find_task",
+    "is_installed_class",
     "load_task_class",
     "make_task",
     "traits",
@@ -133,6 +134,13 @@ def why_missing(name: str, config: Mapping[str, Any]) -> str | None:
     if name == "image-classification" and kind not in IMAGE_MODELS:
         return f"{name!r} was given a model of the user's own, which is code that no run keeps"
     return None
+
+
+def is_installed_class(kind: type, name: str) -> bool:
+    """Whether a class is what :func:`find_task` makes tasks of a registered name from."""
+    if name in BUILT_IN:
+        return BUILT_IN[name].target == f"{kind.__module__}:{kind.__qualname__}"
+    return any(load_task_class(entry.value) is kind for entry in _registered(name)[:1])
 
 
 def _registered(name: str) -> list[EntryPoint]:

@@ -15,6 +15,7 @@ __all__ = [
     "given_objective",
     "installed_objectives",
     "is_installed",
+    "is_installed_class",
     "load_objective",
     "load_objective_class",
 ]
@@ -72,6 +73,12 @@ def is_installed(name: str) -> bool:
     return name in BUILT_IN or any(entry.name == name for entry in _registered())
 
 
+def is_installed_class(kind: type, name: str) -> bool:
+    """Whether a class is what :func:`find_objective` makes objectives of a name from."""
+    target = _target(name)
+    return target is not None and load_objective_class(target) is kind
+
+
 def find_objective(name: str, settings: Mapping[str, Any]) -> Objective:
     """Make the installed objective of a registered name.
 
@@ -82,7 +89,7 @@ def find_objective(name: str, settings: Mapping[str, Any]) -> Objective:
     Raises:
         TaskError: No installed objective has this name, or it does not accept the settings.
     """
-    target = BUILT_IN.get(name) or next((e.value for e in _registered() if e.name == name), None)
+    target = _target(name)
     if target is None:
         raise TaskError(f"objective {name!r} is not installed")
     try:
@@ -134,6 +141,10 @@ def given_objective(given: Any, name: str, settings: Mapping[str, Any]) -> Objec
     if given.name != name:
         raise TaskError(f"it was recorded with the objective {name!r}, not with {given.name!r}")
     return given
+
+
+def _target(name: str) -> str | None:
+    return BUILT_IN.get(name) or next((e.value for e in _registered() if e.name == name), None)
 
 
 def _registered() -> list[EntryPoint]:

@@ -169,8 +169,8 @@ def _runs(workspace: Workspace, effects: Effects) -> _Wanted | None:
         stage = _stage(shared, effects, found)
         behaviour = _behaviour(effects, "Behaviour", "compared-behaviour", 0)
     names = _apart(workspace, effects, name, other.name, found)
-    # The digest is over the recorded training alone, so copies of a run folder share it.
-    note = _ONE_RECORDING if other.digest == workspace.run.digest else _TWO_TRAININGS
+    same = other.recording == workspace.run.recording  # as copies of a run folder have it
+    note = _ONE_RECORDING if same else _TWO_TRAININGS
     return _Wanted(stage, names, (effects, found), (behaviour, behaviour), note)
 
 

@@ -60,7 +60,8 @@ MEASURED: dict[str | type[Any], Callable[[Any], Any]] = {Source: lambda at: at.k
 def source(path: Path) -> Source:
     """Stamps of a run folder; a few stat calls, cheap enough for every rerun."""
     # Sorted: glob promises no order, and another one would look like another recording.
-    recorded = [path / "run.json", *sorted(path.glob("stages/*")), *sorted(path.glob("sets/*"))]
+    recorded = [path / "run.json", path / "results" / "given.json"]
+    recorded += [*sorted(path.glob("stages/*")), *sorted(path.glob("sets/*"))]
     results = [
         path / "results" / name
         for name in ("tables", "verification.parquet", "noise", "features", "checks")

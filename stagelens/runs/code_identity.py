@@ -1,0 +1,207 @@
+"""Which code it was: an identity of functions, classes and objects of the user's.
+
+It covers what the code says and what it refers to: constants, defaults, closures, values of its
+module, and functions and classes of the user's, wherever they are defined. Code of other packages
+counts by its name and version. What code reads from files, from the environment, or from objects of
+other packages is not seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import sysconfig
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+from .schema import digest
+
+_PLAIN = (int, float, complex, str, bytes, type(None), type(...))
+_UNVERSIONED = {"stagelens", "torch", "numpy", *sys.stdlib_module_names}
+"""Results of runs for which nothing is given outlive their versions, too."""
+_INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
+_OURS = str(Path(__file__).resolve().parents[1])
+
+
+def code_identity(thing: Any) -> str:
+    """An identity of a function, a class or an object, the same in every process.
+
+    Another version of Python may give another one, as it compiles otherwise.
+    """
+    return digest(_Walk(_package(_code_behind(thing))).of(thing))[:32]
+
+
+def is_own_code(thing: Any) -> bool:
+    """Whether a function, a class, a module or an object's class is not of an installed package."""
+    behind = _code_behind(thing)
+    if isinstance(behind, FunctionType):
+        return not _installed(behind.__code__.co_filename)
+    module = behind if isinstance(behind, ModuleType) else sys.modules.get(behind.__module__)
+    if module is None or module.__name__ == "__main__":  # made in a session
+        return True
+    return not _installed(getattr(module, "__file__", None) or "<built-in>")
+
+
+def _code_behind(thing: Any) -> Any:
+    """The function, class or module that says what a thing does."""
+    if isinstance(thing, partial):
+        return _code_behind(thing.func)
+    if isinstance(thing, MethodType):
+        return _code_behind(thing.__func__)
+    return thing if isinstance(thing, FunctionType | type | ModuleType) else type(thing)
+
+
+def _installed(file: str) -> bool:
+    if file.startswith(("<built-in", "<frozen", _OURS, *_INSTALLED)):
+        return True
+    return "site-packages" in Path(file).parts
+
+
+def _package(behind: Any) -> str:
+    name = behind.__name__ if isinstance(behind, ModuleType) else behind.__module__
+    return str(name).partition(".")[0]
+
+
+class _Walk:
+    """Describes things in plain JSON; one that was described before, by its number.
+
+    Args:
+        package: Whose code is described in full, although it may be installed.
+    """
+
+    def __init__(self, package: str) -> None:
+        self._package = package
+        self._numbers: dict[int, int] = {}
+        self._held: list[Any] = []  # an id is of one object only as long as that exists
+
+    def of(self, thing: Any) -> Any:
+        if isinstance(thing, _PLAIN):
+            return [type(thing).__name__, repr(thing)]
+        # Whether equal tuples are one object depends on how Python came by its constants.
+        if isinstance(thing, tuple | frozenset):
+            return [type(thing).__name__, *self._parts(thing)]
+        if id(thing) in self._numbers:
+            return ["again", self._numbers[id(thing)]]
+        self._numbers[id(thing)] = len(self._numbers)
+        self._held.append(thing)
+        return [type(thing).__name__, *self._parts(thing)]
+
+    def _parts(self, thing: Any) -> list[Any]:
+        if isinstance(thing, Mapping):  # sorted: what comes first gets the lower number
+            entries = sorted(thing.items(), key=lambda entry: repr(entry[0]))
+            return [[repr(key), self.of(value)] for key, value in entries]
+        if isinstance(thing, list | tuple):
+            return [self.of(each) for each in thing]
+        if isinstance(thing, set | frozenset):
+            return [self.of(each) for each in sorted(thing, key=repr)]
+        if isinstance(thing, partial):
+            return [self.of(each) for each in (thing.func, thing.args, thing.keywords)]
+        if isinstance(thing, MethodType):
+            return [self.of(thing.__self__), self.of(thing.__func__)]
+        if isinstance(thing, staticmethod | classmethod):
+            return [self.of(thing.__func__)]
+        if isinstance(thing, property):
+            return [self.of(each) for each in (thing.fget, thing.fset)]
+        if isinstance(thing, FunctionType | type | ModuleType) and not self._in_full(thing):
+            return _by_name(thing)
+        if isinstance(thing, FunctionType):
+            return self._function(thing)
+        return self._class(thing) if isinstance(thing, type) else self._object(thing)
+
+    def _in_full(self, thing: Any) -> bool:
+        package = _package(_code_behind(thing))
+        return is_own_code(thing) or (package == self._package and package not in _UNVERSIONED)
+
+    def _function(self, function: FunctionType) -> list[Any]:
+        used = {name for code in _codes(function.__code__) for name in code.co_names}
+        known = {name: function.__globals__[name] for name in used if name in function.__globals__}
+        modules = {n: v for n, v in known.items() if isinstance(v, ModuleType) and self._in_full(v)}
+        parts = {
+            f"{name}.{part}": getattr(module, part)
+            for name, module in modules.items()
+            for part in used
+            if hasattr(module, part)
+        }
+        values = {n: v for n, v in known.items() if n not in modules}
+        closure = [_content(cell) for cell in function.__closure__ or ()]
+        more = (function.__defaults__, function.__kwdefaults__, closure, values, parts)
+        return [function.__name__, self._code(function.__code__), *map(self.of, more)]
+
+    def _code(self, code: CodeType) -> list[Any]:
+        constants = [
+            self._code(each) if isinstance(each, CodeType) else self.of(each)
+            for each in code.co_consts
+        ]
+        names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
+        return [code.co_code.hex(), constants, *map(list, names)]
+
+    def _class(self, kind: type) -> list[Any]:
+        code = FunctionType | staticmethod | classmethod | property
+        own = {
+            name: value
+            for name, value in vars(kind).items()
+            if isinstance(value, code) or not name.startswith(("__", "_abc_"))
+        }
+        return [kind.__qualname__, self.of(own), *map(self.of, kind.__bases__)]
+
+    def _object(self, thing: Any) -> list[Any]:
+        if (content := _numbers_in(thing)) is not None:
+            return content
+        kind = self.of(type(thing))
+        if hasattr(thing, "__wrapped__"):  # by a cache, say
+            return [kind, self.of(thing.__wrapped__)]
+        if _is_torch(thing, "nn.Module"):
+            held = [dict(getattr(thing, n)) for n in ("_parameters", "_buffers", "_modules")]
+            settings = {n: v for n, v in vars(thing).items() if isinstance(v, int | float | str)}
+            settings.pop("training", None)
+            return [kind, self.of(settings), *map(self.of, held)]
+        # Objects of other packages may hold anything: locks, files, the whole process.
+        if not self._in_full(thing):
+            return [kind]
+        slots = [name for each in type(thing).__mro__ for name in getattr(each, "__slots__", ())]
+        held_in = {name: getattr(thing, name) for name in slots if hasattr(thing, name)}
+        return [kind, self.of({**held_in, **getattr(thing, "__dict__", {})})]
+
+
+def _by_name(thing: Any) -> list[Any]:
+    package = _package(thing)
+    version = getattr(sys.modules.get(package), "__version__", None)
+    said = None if package in _UNVERSIONED or version is None else str(version)
+    name = "" if isinstance(thing, ModuleType) else f":{thing.__qualname__}"
+    return [f"{thing.__name__ if not name else thing.__module__}{name}", said]
+
+
+def _codes(code: CodeType) -> list[CodeType]:
+    inner = [each for each in code.co_consts if isinstance(each, CodeType)]
+    return [code, *(one for each in inner for one in _codes(each))]
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return None
+
+
+def _numbers_in(thing: Any) -> list[Any] | None:
+    """Of a tensor, an array or a number of numpy's: dtype, shape and values; else None."""
+    numpy = sys.modules.get("numpy")
+    if _is_torch(thing, "Tensor"):
+        flat = thing.detach().cpu().contiguous().reshape(-1)
+        values = flat.view(sys.modules["torch"].uint8).numpy()
+    elif numpy is not None and isinstance(thing, numpy.ndarray | numpy.generic):
+        values = thing
+    else:
+        return None
+    return [str(thing.dtype), list(thing.shape), hashlib.sha256(values.tobytes()).hexdigest()]
+
+
+def _is_torch(thing: Any, name: str) -> bool:
+    """Whether a thing is of a class of torch, which is not imported for it."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return False
+    return isinstance(thing, torch.Tensor if name == "Tensor" else torch.nn.Module)
