@@ -32,10 +32,14 @@ class RunWriter:
         task: The run's task.
         file: The contents of run.json.
         last: The last finished stage; None before the first.
+
+    Attributes:
+        begun: Stages that were begun since that one ended.
     """
 
     def __init__(self, path: Path, task: Task, file: RunFile, last: Stage | None) -> None:
         self.path, self.task, self.file, self.last = path, task, file, last
+        self.begun: list[str] = []
         self._written = file
         self._open: OpenStage | None = None
         self.final: FinalModel | None = None
@@ -63,6 +67,7 @@ class RunWriter:
         """
         self.check_free(stage.name)
         self._open = stage
+        self.begun.append(stage.name)
         self.final = None
         superseded(self.path)
 
@@ -109,6 +114,7 @@ class RunWriter:
         if done or len(others) == len(self.file.stages):
             self._write(self.file.model_copy(update={"stages": [*others, reference]}))
         if done:  # kept, as opening the run takes longer with every stage
+            self.begun = []
             index = 0 if self.last is None else self.last.index + 1
             self.last = Stage(CheckedFiles(self.path), facts, index, self.last, None)
 

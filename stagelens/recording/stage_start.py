@@ -151,6 +151,7 @@ def read_start(
                 adapters=(_adapter_before(run, last, before, model, adapter), adapter),
             )
         except Unexplained as error:
+            error = _after_lost(error, [each for each in run.begun if each != name], last, name)
             tell(error)
             boundary = error.likeliest
         unchanged = before.model.keys() == state.model.keys() and all(
@@ -164,6 +165,19 @@ def read_start(
     device, own = next(model.parameters()).device, tokenising(run.task, settings.tokenizer)
     return StageStart(
         state, reference, boundary, facts, trainable, build_config, built, device, own
+    )
+
+
+def _after_lost(error: Unexplained, lost: list[str], last: Stage, name: str) -> Unexplained:
+    """What did not start where the last recorded stage ended, as others came between them."""
+    if not lost:
+        return error
+    names = " and ".join(f"stage {each!r}" for each in lost)
+    return Unexplained(
+        f"the end of {names} before it was not recorded, so what changed since the end of stage "
+        f"{last.name!r} is not known; record the training again, or go back to the end of stage "
+        f"{last.name!r} before stage {name!r}, recorder.restore(model, optimizer)",
+        error.likeliest,
     )
 
 

@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -107,13 +107,15 @@ def breaks(
     return calls
 
 
-def trained(recorder: stagelens.Recorder | None) -> tuple[dict[str, Tensor], Tensor]:
+def trained(
+    recorder: stagelens.Recorder | None, stages: Sequence[str] = STAGES
+) -> tuple[dict[str, Tensor], Tensor]:
     """Weights at the end of two stages, and the next random number."""
     task = plain_task(CONFIG)
     torch.manual_seed(0)
     model = task.build_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    for number, name in enumerate(STAGES):
+    for number, name in enumerate(stages):
         block: Any = nullcontext()
         if recorder is not None:
             block = recorder.stage(name, model=model, optimizer=optimizer, **SETTINGS)
@@ -198,6 +200,31 @@ def test_one_fault_costs_one_stage_its_replay_and_is_told_once(
         ("first", False, STEPS),
         ("second", True, STEPS),
     ]
+
+
+@pytest.mark.parametrize("lost", ["start", "end"])
+def test_a_stage_after_one_that_a_full_disk_cost_says_so(
+    lost: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = stagelens.Recorder(tmp_path / "run", plain_task(CONFIG))
+    for module in (stage_start, stage_files):
+        whole = module.save_state
+
+        def full(root: Path, prefix: str, *more: Any, whole: Any = whole) -> Any:
+            if prefix.endswith(f"02-third/{lost}"):
+                raise ERRORS[0]()
+            return whole(root, prefix, *more)
+
+        monkeypatch.setattr(module, "save_state", full)
+    with pytest.warns(RecordingWarning) as seen:
+        trained(recorder, (*STAGES, "third", "fourth", "fifth"))
+    first, second = told(list(seen))
+    assert "stage 'third'" in first and "No space left on device" in first
+    assert "the end of stage 'third' before it was not recorded" in second
+    assert "go back to the end of stage 'second' before stage 'fourth'" in second
+    assert "reinitialised" not in second
+    run = recorder.run()
+    assert [(s.name, s.replayable) for s in run.stages[2:]] == [("fourth", False), ("fifth", True)]
 
 
 class Refusing(stagelens.tasks.ImageClassification):
