@@ -13,6 +13,7 @@ from stagelens.runs.states import TrainingState, same_tensor
 
 from .adapters import Adapter
 from .boundary_fit import ROUNDING, Fit, Operation, fit_of
+from .weight_average import HINT
 
 
 class Unexplained(RecordingError):
@@ -165,7 +166,7 @@ def _unexplained(fit: Fit, stage: str) -> str:
         return (
             f"{name} differs from its value at the end of the previous stage, so stage {stage!r} "
             "does not start where that one ended. Start from that model (after an interruption: "
-            f"recorder.restore(model, optimizer)); {anew}"
+            f"recorder.restore(model, optimizer)); {HINT}; {anew}"
         )
     return (
         f"an adapter was {' and another '.join(fit.operation.adapters)} before stage {stage!r}, "

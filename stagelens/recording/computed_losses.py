@@ -37,12 +37,16 @@ class ComputedLosses:
         # Weak, so that a Trainer that is given up goes at once, and the stage with it.
         self._trainer = weakref.ref(trainer)
         self._before_us = trainer.__dict__.get("compute_loss")
-        trainer.compute_loss = _watched(trainer, self)
+        self._watching = True
+        trainer.compute_loss = watched = _watched(trainer, self)
+        self._ours = weakref.ref(watched)
 
     def close(self) -> None:
-        """Put the Trainer's own method back."""
-        trainer = self._trainer()
-        if trainer is None or not hasattr(trainer.__dict__.get("compute_loss"), "_stagelens"):
+        """Put the Trainer's own method back; where it was wrapped since, only stop watching."""
+        self._watching = False
+        self.drop()
+        trainer, ours = self._trainer(), self._ours()
+        if trainer is None or ours is None or trainer.__dict__.get("compute_loss") is not ours:
             return
         if self._before_us is None:
             del trainer.compute_loss
@@ -115,6 +119,8 @@ class ComputedLosses:
 
     def guarded(self, see: Callable[..., None], *given: Any) -> None:
         """Look, and tell what goes wrong."""
+        if not self._watching:
+            return
         try:
             see(*given)
         except Exception as error:
@@ -144,7 +150,6 @@ def _watched(trainer: Any, losses: ComputedLosses) -> Callable[..., Any]:
         return returned
 
     compute_loss.__dict__.pop("__wrapped__", None)  # it holds the Trainer
-    compute_loss._stagelens = True  # type: ignore[attr-defined]
     return compute_loss
 
 

@@ -26,7 +26,7 @@ from .micro_batches import MicroBatches
 from .no_checks import NoChecks, checks_for
 from .problems import Problems
 from .run_writer import RunWriter
-from .stage_end import check_end
+from .stage_end import Ending, check_end
 from .stage_files import StageFiles
 from .stage_objective import read_objective
 from .stage_settings import StageSettings
@@ -73,9 +73,7 @@ class StageRecorder:
         self._watch: Watch | UpdateCount = UpdateCount(None)
         self._micro = MicroBatches(settings.accumulation)
         self._passes = ForwardPasses()
-        self._best: Best | None = None
-        self._at_best = False
-        self._averaged: nn.Module | None = None
+        self._ending = Ending()
 
     def __enter__(self) -> StageRecorder:
         self._started = time.monotonic()
@@ -160,10 +158,9 @@ class StageRecorder:
     def step(self, batch: Any, loss: Tensor | float, divisor: float | None = None) -> None:
         """Note the update that just happened, or a micro-batch on the way to it.
 
-        Call it after ``optimizer.step()``. Where gradients are accumulated, call it at the same
-        place in every iteration of the loop: an iteration without an update is a micro-batch.
-        Nothing is updated here, and the batch is copied. A problem is a warning, after which the
-        stage goes on with its boundaries only, unless it is recorded with ``on_problem="raise"``.
+        Call it after ``optimizer.step()``; where gradients are accumulated, at the same place in
+        every iteration: one without an update is a micro-batch. The batch is copied. A problem is a
+        warning, after which the stage goes on with its boundaries only, or an error.
 
         Args:
             batch: What ``task.loss`` was computed from: tensors, numbers and strings, nested in
@@ -274,7 +271,7 @@ class StageRecorder:
 
     def _state(self) -> TrainingState:
         known = self._files is not None and self._files.facts.optimizer is not None
-        model = self._averaged or self._model
+        model = self._ending.averaged or self._model
         return capture(model, self._optimizer if known else None, self._names)
 
     def keep_best(self, metric: str, value: float) -> None:
@@ -291,7 +288,7 @@ class StageRecorder:
             return
         try:
             if (best := self._checkpoint()) is not None:
-                self._best = Best(best, metric, value)
+                self._ending.best = Best(best, metric, value)
                 self._files.drop_checkpoints(lambda c: c == best or self._checkpoint_due(c.step))
         except Exception as error:
             self.tell(error)
@@ -308,8 +305,8 @@ class StageRecorder:
         if not self.recording:
             return
         try:
-            check_best(self._best, self._run.path, self._model)
-            self._at_best = True
+            check_best(self._ending.best, self._run.path, self._model)
+            self._ending.at_best = True
         except Exception as error:
             self.tell(error)
 
@@ -328,6 +325,7 @@ class StageRecorder:
         """
         if not self.recording:
             return
+        self._ending.averaged = None  # what was said last counts
         try:
             rule = weight_average(averaged, self.steps, first, every)
             if self.problem is None:
@@ -335,7 +333,7 @@ class StageRecorder:
             self._announce(average=rule)
         except Exception as error:
             self.tell(error)
-        self._averaged = averaged.module
+        self._ending.averaged, self._ending.steps = averaged.module, self.steps
 
     def __exit__(
         self,
@@ -360,26 +358,28 @@ class StageRecorder:
             self._lose(problem, "was not finished")
 
     def _end(self) -> None:
-        if self.problem is None and self._averaged is None:  # else it was checked then
+        average = self._files.facts.average if self._files is not None else None
+        if self.problem is None:
             try:
                 self._check_end()
             except Exception as error:
+                average = None
                 self.tell(error)
         agreed, why = self._agreed(), None
         if self._checked is not None:
             self._checked.close()
             why = None if agreed or self.problem else self._checked.why
         taken = time.monotonic() - self._started
-        self._complete(seconds=taken, checked=agreed, unchecked=why)
+        self._complete(seconds=taken, checked=agreed, unchecked=why, average=average)
         # Last: whatever becomes of it, the stage is complete.
         with contextlib.suppress(RuntimeError, MemoryError):
-            model = self._averaged or self._model
+            model = self._ending.averaged or self._model
             self._run.final = FinalModel(self._run.path, self.name, model)
 
     def _complete(self, **facts: Any) -> None:
         assert self._files is not None
-        if self._best is not None and self._at_best:
-            ending = self._best.ending(self._files.facts.checkpoints, self._writer.parts)
+        if (best := self._ending.best) is not None and self._ending.at_best:
+            ending = best.ending(self._files.facts.checkpoints, self._writer.parts)
             self._announce(status="complete", **facts, **ending)
             self._files.tidy("*")
             return
@@ -397,4 +397,4 @@ class StageRecorder:
     def _check_end(self) -> None:
         watch, checked = self._watch, self._checked
         assert isinstance(watch, Watch) and checked is not None
-        check_end(self.name, watch, checked, self._rules(), self._at_best)
+        check_end(self.name, watch, checked, self._rules(), self._ending)

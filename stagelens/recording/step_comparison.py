@@ -35,6 +35,11 @@ class At:
     eps: float = 0.0
     loss: str = "task.loss(model, batch)"
 
+    @property
+    def minimised(self) -> str:
+        """What the loop should minimise, in words."""
+        return "the loss of the task" if self.loss == At.loss else self.loss
+
     def says(self, what: str) -> str:
         """The beginning of a message about something of the step."""
         if self.step == 1:
@@ -68,9 +73,10 @@ def check_losses(own: Sequence[float], reported: Sequence[float], rules: StepRul
             where = f" of micro-batch {number + 1}" if len(own) > 1 else ""
             raise RecordingError(
                 f"{at.says(f'the loss{where}')} is {given:.6g}, but {at.loss} "
-                f"gives {loss:.6g} for the same model and batch. Train on the loss of the task, "
-                "pass the batch that it was computed from, and call stage.step(batch, loss) right "
-                "after optimizer.step(); randomness outside torch's own generator, or drawn before "
+                f"gives {loss:.6g} for the same model and batch. Train on {at.minimised}, or name "
+                "what the loop minimises (objective=function); pass the batch that it was computed "
+                "from, and call stage.step(batch, loss) right after optimizer.step(); randomness "
+                " outside torch's own generator, or drawn before "
                 "the model is called, cannot be replayed"
             )
 
@@ -135,14 +141,14 @@ def check_gradients(
         raise RecordingError(
             f"{at.says('the gradients')} are {scale:.4g} times those of the recorded settings "
             f"(clip_norm={rules.clip_norm}, accumulation={rules.accumulation}): "
-            + _why_scaled(scale, rules, micro_batches)
+            + _why_scaled(scale, rules, micro_batches, at)
         )
     worst = max(sums, key=lambda name: sums[name].gap)
     share = math.sqrt(sums[worst].gap / sums[worst].own) if sums[worst].own else math.inf
     where = f"largest deviation in {worst}: {share:.2g} of its norm"
     added = (
         "something was added to them or to the loss (a penalty, noise, gradients of an update "
-        "before); put it into the task's loss, or into the optimiser's weight_decay"
+        f"before); put it into {at.minimised}, or into the optimiser's weight_decay"
     )
     if at.step == 1:
         raise RecordingError(
@@ -156,7 +162,7 @@ def check_gradients(
     )
 
 
-def _why_scaled(scale: float, rules: StepRules, micro_batches: int) -> str:
+def _why_scaled(scale: float, rules: StepRules, micro_batches: int, at: At) -> str:
     exponent = math.log2(scale) if 0 < scale < math.inf else 0.0
     if abs(exponent) > 6 and abs(exponent - round(exponent)) < 1e-6:
         return (
@@ -171,7 +177,7 @@ def _why_scaled(scale: float, rules: StepRules, micro_batches: int) -> str:
         )
     return (
         "declare clipping with stage(..., clip_norm=MAX_NORM) and gradient accumulation with "
-        "stage(..., accumulation=G), or backpropagate the loss of the task unscaled"
+        f"stage(..., accumulation=G), or backpropagate {at.minimised} unscaled"
     )
 
 

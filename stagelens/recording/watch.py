@@ -25,6 +25,7 @@ from .optimizer_state import OptimizerStateWatch, equal_or_nan
 from .precision import PrecisionWatch
 from .random_state import generator_states, same_states
 from .update_count import learning_rates
+from .weight_average import HINT
 
 _AT_FIRST, _THEN_EVERY = 64, 4
 """The sentinel's gradient is followed at every update at first, then at one of so many."""
@@ -339,7 +340,7 @@ class Watch:
             raise RecordingError(
                 f"{changed} was changed outside optimizer.step(), after update {self.updates}; "
                 "replay could not reproduce that change. Leave parameters to the optimiser within "
-                "a stage (average, constrain or load weights between stages)"
+                f"a stage (average, constrain or load weights between stages); {HINT}"
             )
 
     def _check_buffers(self, buffers: Fingerprint) -> None:

@@ -10,6 +10,11 @@ from torch.optim.swa_utils import AveragedModel
 from stagelens.contracts import RecordingError
 from stagelens.runs.boundary_facts import WeightAverage
 
+HINT = (
+    "if it is an average of the stage's weights, make it with torch.optim.swa_utils.AveragedModel "
+    "and call stage.ends_with(averaged) before it is loaded"
+)
+"""What to do where weights were changed by hand."""
 _EMA = {"get_ema_multi_avg_fn": "ema", "get_ema_avg_fn": "ema-by-parameter"}
 
 

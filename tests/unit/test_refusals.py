@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.support.loops import Training, make_batches, refused, train
+from tests.support.own_objectives import focal
 
 # At the first step where it shows
 
@@ -99,13 +100,25 @@ def test_another_batch_than_the_loss_was_computed_from(training: Training) -> No
         stage.step(other, loss)
 
 
+def test_another_loss_than_the_stages_own_is_told_by_its_name(training: Training) -> None:
+    batch = make_batches(1)[0]
+    with (
+        refused("Train on the objective 'focal', or name what the loop minimises (objective="),
+        training.stage(objective=focal) as stage,
+    ):
+        loss = training.loss(batch)
+        loss.backward()
+        training.update()
+        stage.step(batch, loss)
+
+
 def test_a_penalty_added_to_the_loss(training: Training) -> None:
     batch = make_batches(1)[0]
     with (
         refused(
             "gradients of the first step are not those of task.loss",
             "a penalty",
-            "into the task's loss, or into the optimiser's weight_decay",
+            "into the loss of the task, or into the optimiser's weight_decay",
         ),
         training.stage() as stage,
     ):

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_a
 from transformers import TrainerCallback
 
 import stagelens
-from stagelens.contracts import Refused
+from stagelens.contracts import RecordingWarning, Refused
 from stagelens.estimators.registry import make_estimator
 from stagelens.replaying.replay import replay_without
 from stagelens.replaying.reproduction import measure_deviation
@@ -126,6 +126,82 @@ def ended(averaged: AveragedModel, tmp_path: Path, updates: int) -> None:
             if number < updates:
                 averaged.n_averaged += 1
         stage.ends_with(averaged)
+
+
+def continued(path: Path, after: str, warns: str) -> stagelens.Run:
+    """A stage that ends with an average, and then does something else."""
+    task = make_task()
+    model = task.build_model()
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.8))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recorder = stagelens.Recorder(path, task)
+    with (
+        pytest.warns(RecordingWarning, match=warns),
+        recorder.stage("first", model=model, optimizer=optimizer) as stage,
+    ):
+        for number, batch in enumerate(make_batches(4)):
+            loss = task.loss(model, batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            stage.step(batch, loss)
+            averaged.update_parameters(model)
+            if after == "steps" and number == 2:
+                stage.ends_with(averaged)
+            if after == "best" and number == 3:
+                stage.keep_best("loss", 0.1)
+                stage.ends_with(averaged)
+                stage.back_to_best()
+    recorder.close()
+    return stagelens.open_run(path)
+
+
+@pytest.mark.parametrize(
+    ("after", "says"),
+    [
+        ("steps", r"steps were made after stage.ends_with\(averaged\) was called at step 3"),
+        ("best", "goes back to its best model as well; end it with one of them"),
+    ],
+)
+def test_an_average_that_is_not_how_the_stage_ended_is_told(
+    after: str, says: str, tmp_path: Path
+) -> None:
+    run = continued(tmp_path / "run", after, f"'first' cannot be replayed: .*{says}")
+    assert not run.last.replayable and run.last.facts.average is None
+    assert len(run.problems) == 1
+
+
+def test_an_average_made_by_hand_is_told_what_to_do(tmp_path: Path) -> None:
+    task = make_task()
+    model = task.build_model()
+    recorder = stagelens.Recorder(tmp_path / "run", task)
+    with pytest.warns(RecordingWarning) as seen:
+        for name in ("within", "between"):
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            shadow = [parameter.detach().clone() for parameter in model.parameters()]
+            with recorder.stage(name, model=model, optimizer=optimizer) as stage:
+                for batch in make_batches(3):
+                    loss = task.loss(model, batch)
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    stage.step(batch, loss)
+                    for held, own in zip(shadow, model.parameters(), strict=True):
+                        held.lerp_(own.detach(), 0.5)
+                if name == "within":
+                    load(model, shadow)
+            load(model, shadow)
+        with recorder.stage("after", model=model, optimizer=optimizer) as stage:
+            pass
+    first, second, *_ = [str(each.message) for each in seen]
+    assert "'within' cannot be replayed" in first and "'after' cannot be replayed" in second
+    assert all("call stage.ends_with(averaged) before it is loaded" in s for s in (first, second))
+
+
+def load(model: Any, weights: list[Tensor]) -> None:
+    with torch.no_grad():
+        for own, held in zip(model.parameters(), weights, strict=True):
+            own.copy_(held)
 
 
 def test_another_number_of_updates_than_declared_is_told(tmp_path: Path) -> None:
