@@ -30,7 +30,7 @@ def once(trainer: Computing) -> torch.Tensor:
 
 
 def test_a_function_wrapped_around_ours_stays() -> None:
-    trainer = Computing()
+    trainer: Any = Computing()
     watched = ComputedLosses(trainer, told)
     ours, calls = trainer.compute_loss, []
 
@@ -49,7 +49,7 @@ def test_a_function_wrapped_around_ours_stays() -> None:
 
 
 def test_a_function_of_the_users_comes_back() -> None:
-    trainer = Computing()
+    trainer: Any = Computing()
     own = trainer.compute_loss = functools.partial(Computing.compute_loss, trainer)
     ComputedLosses(trainer, told).close()
     assert trainer.compute_loss is own
