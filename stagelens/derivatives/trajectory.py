@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -15,6 +15,7 @@ from stagelens.contracts import Refused
 from stagelens.replaying.averaging import check_not_averaged
 from stagelens.replaying.replay import check_replayable
 from stagelens.runs.boundaries import check_crossable, low_rank_product
+from stagelens.runs.boundary_facts import Boundary, LowRank
 from stagelens.runs.optimizer_kinds import without_formula
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.states import TrainingState
@@ -23,6 +24,9 @@ from .batch_norm import tracking
 from .curvature import StageLoss
 from .step_map import Betas, Layout, State, StateVectors, difference, rebase_factors, state_of
 from .tangent import MASSES, Blocks
+
+DORA = ".lora_magnitude_vector."
+"""In names of parameters that only DoRA has."""
 
 _LARGEST_DEVIATION = 0.05
 """Between the factual trajectory and the recording, relative to what the stage changed."""
@@ -138,7 +142,11 @@ def active_names(run: Run, stages: Sequence[Stage]) -> frozenset[str]:
         facts = stage.facts
         # In training order: what an earlier stage changed goes on under its name in this one.
         names |= {new for new, old in facts.boundary.renamed.items() if old in names}
-        names |= {n for n, term in facts.boundary.merged.items() if names & {term.a, term.b}}
+        names |= {
+            n
+            for n, term in facts.boundary.merged.items()
+            if any(names & {each.a, each.b} for each in term.terms)
+        }
         optimised = {n for group in stage.optimizer.groups for n in group.parameters}
         names |= optimised & set(facts.trainable)
         start, end = stage.start().model, stage.end().model
@@ -157,8 +165,9 @@ def check_differentiable(stages: Sequence[Stage]) -> None:
             that no optimiser clears, or a reference model depends on what is differentiated.
     """
     check_replayable(stages)
-    for stage in stages:
+    for number, stage in enumerate(stages):
         _check_references(stage, stages)
+        _check_adapters(stage, crossed=number > 0)
         check_not_averaged(stage, "A derivative")
         facts = stage.facts
         if (why := without_formula(stage.optimizer)) is not None:
@@ -171,6 +180,30 @@ def check_differentiable(stages: Sequence[Stage]) -> None:
                 f"stage {stage.name!r} clips gradients of {outside[0]}, which its optimiser does "
                 "not train; record it with requires_grad_(False) there, or use replay"
             )
+
+
+def _check_adapters(stage: Stage, crossed: bool) -> None:
+    """Refuse adapters whose start, training or merge has no derivative here.
+
+    Args:
+        stage: A stage.
+        crossed: Whether its boundary is differentiated too.
+    """
+    boundary = stage.facts.boundary if crossed else Boundary(optimizer="new")
+    kinds = {start.kind for starts in boundary.started.values() for start in starts} - {"plain"}
+    if kinds:
+        raise Refused(
+            f"an adapter of stage {stage.name!r} began with values that depend on the weights "
+            f"beneath ({', '.join(sorted(kinds))}), and how is not known here; use coarse-replay "
+            "or replay"
+        )
+    merged = [term for first in boundary.merged.values() for term in first.terms]
+    dora = any(DORA in name for name in stage.facts.trainable)
+    if dora or any(term.magnitude is not None for term in merged):
+        raise Refused(
+            f"stage {stage.name!r} trains or merges DoRA adapters, whose loss treats norms of "
+            "weights as constants that they are not; use coarse-replay or replay"
+        )
 
 
 def _check_references(stage: Stage, stages: Sequence[Stage]) -> None:
@@ -249,7 +282,7 @@ class Crossing:
         count = len(vectors.tensors()[0])
         out = self.after.zeros(count)
         moved = {name: vectors.values[old] for name, old in self.values.items()}
-        for name, term in self.merged.items():
+        for name, term in self._terms():
             product, factors = partial(low_rank_product, term), (point[term.a], point[term.b])
             # A factor that no stage changes is a constant, and has no vector.
             tangents = [
@@ -271,7 +304,7 @@ class Crossing:
         values = {name: self._sized_back(name, vectors.values[name]) for name in names}
         for name, old in self.values.items():
             out.values[old] = out.values[old] + values[name]
-        for name, term in self.merged.items():
+        for name, term in self._terms():
             back = vjp(partial(low_rank_product, term), point[term.a], point[term.b])[1]
             pairs = [back(cotangent) for cotangent in values[name]]
             for factor, parts in zip((term.a, term.b), zip(*pairs, strict=True), strict=True):
@@ -280,6 +313,10 @@ class Crossing:
         for name, old in self.moments.items():
             out.moments[old] = self._rebased(name, vectors.moments[name], end.betas.get(old))
         return out
+
+    def _terms(self) -> Iterator[tuple[str, LowRank]]:
+        """Every adapter that was merged into a weight, with the weight's name."""
+        return ((name, term) for name, first in self.merged.items() for term in first.terms)
 
     def _resized(self, name: str, vectors: Tensor) -> Tensor:
         """(K, rows before, ...) to (K, rows after, ...)."""

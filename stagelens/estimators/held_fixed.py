@@ -16,10 +16,19 @@ def held_fixed(stages: Sequence[Stage]) -> list[str]:
     """What replays of these stages keep, in words; empty where they keep nothing of the kind.
 
     Not the training data are meant, but what a model of the run made of them: log-probabilities of
-    a reference model. Sampled answers are told by ``StageTrust.on_samples``.
+    a reference model, and initial values of adapters. Sampled answers are told by
+    ``StageTrust.on_samples``.
     """
     held = []
     for stage in stages:
+        starts = [start for each in stage.facts.boundary.started.values() for start in each]
+        if kept := [start.term for start in starts if start.kind == "kept"]:
+            held.append(
+                f"the adapter of stage {stage.name!r} began with values that were computed from "
+                f"the model before it, at random or from data ({kept[0].a}), which are kept as "
+                "recorded, with their product taken out of the weights beneath: without an earlier "
+                'stage they would be others (init_lora_weights="pissa" or "olora" can be repeated)'
+            )
         facts = stage.facts.objective
         if facts is not None and facts.references:
             continue  # the objective computes them again

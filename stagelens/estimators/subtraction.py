@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stagelens.contracts import RunError
-from stagelens.runs.boundaries import carry, check_crossable
+from stagelens.runs.boundaries import carry, check_crossable, magnitudes
 from stagelens.runs.boundary_facts import Boundary
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.states import Weights
@@ -167,9 +167,10 @@ class WithoutStage(Streamed):
         """What the later boundaries leave of a state in a final tensor: weights, and their name."""
         own = name
         for boundary in reversed(self._later):
-            if own in boundary.new:
+            normed = own in magnitudes(boundary)
+            if own in boundary.new and not normed:
                 return None
-            if own in boundary.merged or own in boundary.averaged:
+            if normed or own in boundary.merged or own in boundary.averaged:
                 tensor = carry(name, self._later, state)
                 return None if tensor is None else ({name: tensor}, name)
             own = boundary.source(own)

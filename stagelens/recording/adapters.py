@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,8 +16,12 @@ from stagelens.tasks.adapters import active_adapters, adapter_config, is_adapted
 _BASE = "base_model.model."
 """The prefix that ``peft`` gives to the names of the model that it wraps."""
 
+Added = tuple[LowRank, str]
+"""An adapter at a weight, and what ``init_lora_weights`` says of its start."""
+
 # The classes whose merge is ``W + scaling * B A``.
 _PACKED = ("peft.tuners.lora.bnb", "Linear4bit")
+_VARIANTS = ("DoraLinearVariant", "DoraEmbeddingVariant", "DoraConv1dVariant", "DoraConv2dVariant")
 _LAYERS = ("Linear", "Embedding", "Conv1d", "Conv2d", "Conv3d")
 
 
@@ -32,14 +36,34 @@ class Adapter:
         left: Name without the adapter to the name here whose value it has when the adapter is
             removed.
         copies: Name of what an adapter trains as a whole to that of its original here.
-        low_rank: Name of a weight to what merging adds to it, where that is one adapter's.
+        terms: Name of a weight to what merging each adapter adds to it, by the adapter's name.
+        active: Names of those in use.
+        inits: What ``init_lora_weights`` says of each, which a rebuilt model does not know.
     """
 
     names: tuple[str, ...]
     origin: Mapping[str, str]
     left: Mapping[str, str]
     copies: Mapping[str, str]
-    low_rank: Mapping[str, LowRank]
+    terms: Mapping[str, Mapping[str, LowRank]]
+    active: tuple[str, ...]
+    inits: Mapping[str, str] = field(compare=False)
+
+    def merging(self, names: Sequence[str]) -> dict[str, LowRank]:
+        """Name of a weight to what merging these adapters adds to it, one after another."""
+        merged = {}
+        for weight, terms in self.terms.items():
+            if here := [terms[name] for name in names if name in terms]:
+                merged[weight] = here[0].model_copy(update={"then": here[1:]})
+        return merged
+
+    def added(self, names: Sequence[str]) -> dict[str, list[Added]]:
+        """Name of a weight to those of these adapters that sit on it."""
+        found = {
+            weight: [(terms[name], self.inits[name]) for name in names if name in terms]
+            for weight, terms in self.terms.items()
+        }
+        return {weight: here for weight, here in found.items() if here}
 
 
 def read_adapter(model: nn.Module) -> Adapter | None:
@@ -69,15 +93,16 @@ def read_adapter(model: nn.Module) -> Adapter | None:
         adapter_config(model)
     except TaskError as error:
         raise RecordingError(str(error)) from None
-    return _read(model, layers, tuple(model.peft_config), active_adapters(model))
+    return _read(model, layers, model.peft_config, active_adapters(model))
 
 
 def _read(
-    model: nn.Module, layers: Mapping[str, Any], adapters: tuple[str, ...], active: list[str]
+    model: nn.Module, layers: Mapping[str, Any], configs: Mapping[str, Any], active: list[str]
 ) -> Adapter:
     from peft.tuners.lora.layer import LoraLayer
     from peft.utils import ModulesToSaveWrapper
 
+    adapters = tuple(configs)
     tensors: dict[str, Tensor] = {
         # With duplicates: an adapter may sit on any name of a shared tensor.
         **dict(model.named_parameters(remove_duplicate=False)),
@@ -89,7 +114,8 @@ def _read(
     without: dict[str, str] = {}  # beginning of a name to what it is without the adapter
     copies: dict[str, str] = {}  # beginning of a copy's name to that of the original's
     unused: set[str] = set()  # beginnings of copies that no active adapter trains
-    low_rank, factors = {}, set()
+    low_rank: dict[str, dict[str, LowRank]] = {}
+    factors: set[str | None] = set()
     for path, layer in layers.items():
         if isinstance(layer, ModulesToSaveWrapper):
             original = f"{path}.original_module."
@@ -103,10 +129,8 @@ def _read(
             _check_layer(path, layer, here if len(adapters) == 1 else [])
             without[f"{path}.base_layer."] = f"{path}."
             terms = {adapter: _term(layer, adapter, names) for adapter in here}
-            factors |= {name for term in terms.values() for name in (term.a, term.b)}
-            merging = [term for adapter, term in terms.items() if adapter in active]
-            if len(merging) == 1:
-                low_rank[names[id(layer.get_base_layer().weight)]] = merging[0]
+            factors |= {n for term in terms.values() for n in (term.a, term.b, term.magnitude)}
+            low_rank[names[id(layer.get_base_layer().weight)]] = terms
         else:
             raise RecordingError(
                 f"{path} carries an adapter of kind {type(layer).__name__}, and only LoRA and "
@@ -130,7 +154,12 @@ def _read(
         origin={name: plain[originals[name]] for name in plain},
         left={plain[name]: name for name in order},
         copies={name: old for name, old in originals.items() if name != old},
-        low_rank=low_rank,
+        terms=low_rank,
+        active=tuple(active),
+        inits={
+            name: str(getattr(config, "init_lora_weights", True))
+            for name, config in configs.items()
+        },
     )
 
 
@@ -144,16 +173,18 @@ def _exchanged(name: str, beginnings: Mapping[str, str]) -> str:
 def _term(layer: Any, adapter: str, names: Mapping[int, str]) -> LowRank:
     """What merging an adapter adds to a layer's weight."""
     a, b, transposed = _factors(layer, adapter)
+    dora = layer.lora_magnitude_vector if adapter in layer.lora_variant else {}
     return LowRank(
         a=names[id(a)],
         b=names[id(b)],
         scaling=float(layer.scaling[adapter]),
         transposed=transposed,
+        magnitude=names[id(dora[adapter].weight)] if adapter in dora else None,
     )
 
 
 def _check_layer(path: str, layer: Any, needed: list[str]) -> None:
-    """Refuse a LoRA layer whose merging is not ``W + scaling * B A``, or that is not in use."""
+    """Refuse a LoRA layer whose merging is neither LoRA's nor DoRA's, or that is not in use."""
     kind = type(layer)
     where = path.removeprefix(_BASE)
     # Layers of quantised weights are classes of other modules of peft. Of 4-bit ones the adapter is
@@ -165,11 +196,11 @@ def _check_layer(path: str, layer: Any, needed: list[str]) -> None:
             "special layer), whose merge cannot be replayed; load the base model unquantised, "
             "and target linear, embedding and convolution layers"
         )
-    if layer.lora_variant:
-        variant = type(next(iter(layer.lora_variant.values()))).__name__
+    variants = [type(variant).__name__ for variant in layer.lora_variant.values()]
+    if variant := next((name for name in variants if name not in _VARIANTS), None):
         raise RecordingError(
             f"the adapter on {where} is a {variant}, a variant of LoRA that cannot be recorded and "
-            "replayed; use a plain peft.LoraConfig (use_dora=False, init_lora_weights=True)"
+            "replayed; use a plain peft.LoraConfig (with use_dora, if you like)"
         )
     off = layer.disable_adapters or any(name not in layer.active_adapters for name in needed)
     if layer.merged or off:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain, permutations
 from typing import Literal
 
 from torch import Tensor
 
 from stagelens.contracts import RecordingError
-from stagelens.runs.boundary_facts import Boundary
+from stagelens.runs.boundaries import merged_weight
+from stagelens.runs.boundary_facts import Boundary, LowRank
 from stagelens.runs.states import TrainingState, same_tensor
 
 from .adapters import Adapter
 from .boundary_fit import ROUNDING, Fit, Operation, fit_of
 from .weight_average import HINT
+
+_MANY = 4
+"""Adapters up to which all orders of merging some of them are looked at."""
 
 
 class Unexplained(RecordingError):
@@ -81,6 +86,7 @@ def find_boundary(
         adapters=fit.operation.adapters,
         renamed={name: old for name, old in kept.items() if name != old},
         merged=fit.merged,
+        started=fit.started,
         grown=fit.grown,
         averaged=fit.averaged,
         trimmed=fit.trimmed,
@@ -127,7 +133,8 @@ def _operations(
     sources = {name: left[plain] for name, plain in origin.items() if plain in left}
     added: list[Literal["added", "merged", "removed"]] = [] if now is None else ["added"]
     if was is None:
-        return [Operation(added, sources)]
+        begun = {} if now is None else now.added(now.names)
+        return [Operation(added, sources, added=begun)]
     shared = set() if now is None else set(was.names) & set(now.names)
     if now is not None and was != now and shared and len({*was.names, *now.names}) > 1:
         # One more beside those that are there, one less, or another in use: they keep their names.
@@ -137,16 +144,47 @@ def _operations(
         # A new adapter copies the original, not what another one trained in its place.
         copied = {name: old for name, old in now.copies.items() if old in before}
         own = {name: name for name in start if name in before}
-        same = [Operation(told, sources | copied | own)]
-    merged = {n: was.low_rank[old] for n, old in sources.items() if old in was.low_rank}
+        begun = now.added([name for name in now.names if name in more])
+        same = [Operation(told, sources | copied | own, added=begun)]
     # An adapter in place of one with the same names, but with other values, counts as added only if
     # it does nothing yet (B A = 0): otherwise it may be the same one, changed by hand.
-    zero = list(now.low_rank.values()) if now is not None and (same or was == now) else []
-    return [
-        *same,
-        Operation(["merged", *added], sources, merged),
-        Operation(["removed", *added], sources, zero=zero),
+    begun = {} if now is None else now.added(now.names)
+    may_be_same = now is not None and bool(same)
+    zero = [term for here in begun.values() for term, _ in here] if may_be_same else []
+    merges = [
+        Operation(["merged", *added], sources, merged, added=begun)
+        for merged in _merges(was, sources, before, start)
     ]
+    return [*same, *merges, Operation(["removed", *added], sources, zero=zero, added=begun)]
+
+
+def _merges(
+    was: Adapter,
+    sources: Mapping[str, str],
+    before: Mapping[str, Tensor],
+    start: Mapping[str, Tensor],
+) -> list[dict[str, LowRank]]:
+    """What merging adapters may have added to each weight, the likeliest first.
+
+    Merged are those in use, in their order, unless ``adapter_names`` says otherwise; which ones
+    then is found out at the smallest weight that most of them sit on.
+    """
+    orders = [was.active]
+    if 1 < len(was.names) <= _MANY:
+        every = (permutations(was.names, count) for count in range(1, len(was.names) + 1))
+        there = {n: old for n, old in sources.items() if old in was.terms and n in start}
+        probe = max(there, key=lambda n: (len(was.terms[there[n]]), -start[n].numel()))
+        known = before[there[probe]]
+
+        def gap(order: Sequence[str]) -> float:
+            term = was.merging(order).get(there[probe])
+            value = known if term is None else merged_weight(known, term, before)
+            return float((value.double() - start[probe].double()).norm())
+
+        if known.shape == start[probe].shape and known.is_floating_point():
+            orders.append(min(chain.from_iterable(every), key=gap))
+    merged = [was.merging(order) for order in dict.fromkeys(orders)]
+    return [{n: one[old] for n, old in sources.items() if old in one} for one in merged]
 
 
 def _unexplained(fit: Fit, stage: str) -> str:
@@ -172,6 +210,6 @@ def _unexplained(fit: Fit, stage: str) -> str:
         f"an adapter was {' and another '.join(fit.operation.adapters)} before stage {stage!r}, "
         f"but {name} is {gap:.1e} of its norm away from what that gives (rounding explains "
         f"{ROUNDING:g}). Between the stages change nothing but the adapter, with get_peft_model, "
-        "merge_and_unload or unload, and add it with init_lora_weights=True, since PiSSA, OLoRA, "
-        f"CorDA and LoftQ rewrite the weights beneath; {anew}"
+        'merge_and_unload or unload, and add it with init_lora_weights=True, "pissa" or '
+        f'"olora", since LoftQ rewrites the weights beneath; {anew}'
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,9 +12,12 @@ import torch
 from torch import Tensor
 
 from stagelens.runs.boundaries import cast_through, low_rank_product, mean_rows, merged_weight
-from stagelens.runs.boundary_facts import DType, LowRank
+from stagelens.runs.boundary_facts import AdapterStart, DType, LowRank
 from stagelens.runs.quantised import is_quantised
 from stagelens.runs.states import same_tensor
+
+from .adapters import Added
+from .boundary_starts import Starts, rounding
 
 ROUNDING = 1e-6
 """Largest norm, relative to the weight's own, by which a merged weight may differ from the merge
@@ -39,12 +43,14 @@ class Operation:
         sources: Name to the name before.
         merged: Name to what was added to its value.
         zero: Factors whose products must be zero if this is the operation.
+        added: Weight to the adapters that were added to it.
     """
 
     adapters: list[Literal["added", "merged", "removed"]]
     sources: Mapping[str, str]
     merged: Mapping[str, LowRank] = field(default_factory=dict)
     zero: Collection[LowRank] = ()
+    added: Mapping[str, Sequence[Added]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,7 @@ class Fit:
         changed: Names whose values it does not explain, to their difference as a share of their
             norm.
         merged: What was added to a value, by name.
+        started: How added adapters began, by the weight beneath.
         casts: See :class:`~stagelens.runs.boundary_facts.Boundary`, as the following.
         grown: Likewise.
         averaged: Likewise.
@@ -100,6 +107,7 @@ class Fit:
     new: list[str] = field(default_factory=list)
     changed: dict[str, float] = field(default_factory=dict)
     merged: dict[str, LowRank] = field(default_factory=dict)
+    started: dict[str, list[AdapterStart]] = field(default_factory=dict)
     casts: dict[str, list[DType]] = field(default_factory=dict)
     grown: dict[str, int] = field(default_factory=dict)
     averaged: dict[str, int] = field(default_factory=dict)
@@ -140,6 +148,7 @@ def fit_of(
         else:
             pairs[name] = known, tensor
     chosen = _chosen(pairs, operation.merged, before)
+    _explain_starts(fit, pairs, chosen, before, start)
     for name, (known, tensor) in pairs.items():
         casting, gap = chosen[name]
         term = operation.merged.get(name)
@@ -149,7 +158,7 @@ def fit_of(
             continue
         if term is not None:
             fit.merged[name] = casting.term(term)
-        if gap and term is not None and gap <= _rounding(tensor, casting):
+        if gap and gap <= _near(name, tensor, casting, fit):
             fit.deviation = max(fit.deviation, gap)
         elif gap:
             fit.changed[name] = gap
@@ -157,11 +166,47 @@ def fit_of(
             fit.casts[name] = casts
         if known.shape != tensor.shape:
             _resized(name, casting.value(known, term, before), tensor, fit)
+    all_starts = [one for starts in fit.started.values() for one in starts]
+    explained = {one.term.b for one in all_starts if one.kind != "plain"}
     for term in operation.zero:
-        if low_rank_product(term, start[term.a], start[term.b]).any():
+        if term.b not in explained and low_rank_product(term, start[term.a], start[term.b]).any():
             # A fresh adapter has B = 0 (init_lora_weights=True), so B is the factor to name.
             fit.changed[term.b] = 1.0
     return fit
+
+
+def _explain_starts(
+    fit: Fit,
+    pairs: Mapping[str, tuple[Tensor, Tensor]],
+    chosen: dict[str, tuple[_Casting, float]],
+    before: Mapping[str, Tensor],
+    start: Mapping[str, Tensor],
+) -> None:
+    """Note how added adapters began; what that explains of their weights is chosen."""
+    starts = Starts(start)
+    usual = Counter(casting for casting, gap in chosen.values() if not gap).most_common(1)
+    beneath = [name for name in fit.operation.added if name in pairs]
+    # The smallest first: what it tells spares work with the others.
+    for name in sorted(beneath, key=lambda name: start[name].numel()):
+        known, tensor = pairs[name]
+        if known.shape != tensor.shape or not tensor.is_floating_point():
+            continue
+        term, own = fit.operation.merged.get(name), chosen[name]
+        castings = [own[0]]
+        if own[1]:
+            castings += [*(casting for casting, _ in usual), _direct(known.dtype, tensor.dtype)]
+        castings = list(dict.fromkeys(castings))
+        values = [casting.value(known, term, before) for casting in castings]
+        near = term is not None and 0 < own[1] <= _rounding(tensor, own[0])
+        if near:  # a merge that rounds otherwise: what begins there begins at the recorded value
+            castings, values = [own[0]], [tensor]
+        here = [value for value in values if value is not None]
+        which, found, gap = starts.explain(name, here, fit.operation.added[name])
+        if gap <= rounding(tensor.dtype):
+            chosen[name] = castings[which], max(gap, own[1] if near else 0.0)
+            fit.deviation = max(fit.deviation, gap)
+            if found:
+                fit.started[name] = found
 
 
 def _alike(known: Tensor, tensor: Tensor) -> bool:
@@ -272,6 +317,14 @@ def _gap(value: Tensor | None, tensor: Tensor) -> float:
     gap = float((value.double() - tensor.double()).norm())
     # The same numbers in other bits, as 0.0 and -0.0, are a difference too.
     return max(gap / size if size else math.inf, math.ulp(0.0))
+
+
+def _near(name: str, tensor: Tensor, casting: _Casting, fit: Fit) -> float:
+    """How far from what is computed here rounding may take a weight."""
+    if not tensor.is_floating_point():
+        return 0.0
+    merged = _rounding(tensor, casting) if name in fit.merged else 0.0
+    return max(merged, rounding(tensor.dtype) if name in fit.started else 0.0)
 
 
 def _rounding(tensor: Tensor, casting: _Casting) -> float:

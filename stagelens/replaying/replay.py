@@ -14,7 +14,7 @@ from torch import nn
 from stagelens.compute import devices
 from stagelens.contracts import Progress, ProgressCallback, Refused, Task, no_progress
 from stagelens.runs.batches import batch_size
-from stagelens.runs.boundaries import apply_boundary, check_crossable
+from stagelens.runs.boundaries import apply_boundary, check_crossable, check_started, started_names
 from stagelens.runs.optimizer_kinds import absent
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.schema import Precision
@@ -42,16 +42,24 @@ def cross_boundary(state: TrainingState, stage: Stage) -> TrainingState:
     Raises:
         Refused: Not all that happened at the boundary is known.
     """
-    recorded, boundary = stage.start().model, stage.facts.boundary
+    boundary = stage.facts.boundary
     check_crossable(stage.name, boundary)
+    with same_arithmetic(stage):
+        return _crossed(state, stage)
+
+
+def _crossed(state: TrainingState, stage: Stage) -> TrainingState:
+    recorded, boundary = stage.start().model, stage.facts.boundary
     factual_end = stage.previous.end() if stage.previous is not None else state
     if stage.previous is not None and boundary.calls:
         state = called(stage.previous, state, boundary.calls)
         factual_end = called(stage.previous, factual_end, boundary.calls)
     model = apply_boundary(boundary, state.model, recorded)
-    moved = boundary.merged.keys() | boundary.averaged.keys()
+    started = started_names(boundary)
+    moved = boundary.merged.keys() | boundary.averaged.keys() | started
     if moved and stage.previous is not None:
         factual = apply_boundary(boundary, factual_end.model, recorded)
+        check_started(stage.name, boundary, factual, recorded)
         for name in moved:
             start, own, usual = recorded[name], model[name], factual[name]
             if not same_tensor(usual, start):

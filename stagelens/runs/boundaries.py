@@ -9,7 +9,11 @@ from torch import Tensor
 
 from stagelens.contracts import Refused
 
+from .adapter_starts import begun, row_norms
 from .boundary_facts import Boundary, DType, LowRank
+
+_AS_RECORDED = 1e-3
+"""The largest distance, relative to its norm, of a factor computed again."""
 
 
 def low_rank_product(term: LowRank, a: Tensor, b: Tensor) -> Tensor:
@@ -35,12 +39,27 @@ def low_rank_product(term: LowRank, a: Tensor, b: Tensor) -> Tensor:
 def merged_weight(weight: Tensor, term: LowRank, tensors: Mapping[str, Tensor]) -> Tensor:
     """``weight + scaling * B A`` in the weight's own dtype; ``tensors`` holds the factors.
 
-    Weight and factors are cast first where the term says so.
+    Weight and factors are cast first where the term says so. Of several adapters, one is merged
+    after the other; DoRA divides by the norms of the weight without the others.
     """
-    a, b = (as_dtype(tensors[factor], term.factors_as) for factor in (term.a, term.b))
-    weight = as_dtype(weight, term.weight_as)
-    # As peft's in-place addition does it: in the wider of both dtypes, rounded once.
-    return (weight + low_rank_product(term, a, b)).to(weight.dtype)
+    alone = weight = as_dtype(weight, term.weight_as)
+    for each in term.terms:
+        factors = [as_dtype(tensors[factor], each.factors_as) for factor in (each.a, each.b)]
+        product = low_rank_product(each, *factors)
+        # As peft's in-place addition does it: in the wider of both dtypes, rounded once.
+        total = weight + product
+        if each.magnitude is not None:
+            magnitude = as_dtype(tensors[each.magnitude], each.factors_as)
+            total = _rescaled(total, magnitude / row_norms(alone, product, each.transposed), each)
+        weight = total.to(weight.dtype)
+    return weight
+
+
+def _rescaled(weight: Tensor, factors: Tensor, term: LowRank) -> Tensor:
+    """A weight with its rows, which are columns where transposed, times factors."""
+    if term.transposed:
+        return factors.view(1, -1) * weight
+    return factors.view(-1, *[1] * (weight.dim() - 1)) * weight
 
 
 def as_dtype(tensor: Tensor, dtype: DType | None) -> Tensor:
@@ -83,6 +102,44 @@ def check_crossable(stage: str, boundary: Boundary) -> None:
         )
 
 
+def started_names(boundary: Boundary) -> set[str]:
+    """Weights, factors and magnitudes whose values follow from the weights beneath."""
+    names = set(boundary.started)
+    for start in (start for starts in boundary.started.values() for start in starts):
+        term = start.term
+        names |= {term.a, term.b} if start.kind in ("pissa", "olora") else set()
+        names |= {term.magnitude} if term.magnitude is not None else set()
+    return names
+
+
+def check_started(
+    stage: str, boundary: Boundary, factual: Mapping[str, Tensor], recorded: Mapping[str, Tensor]
+) -> None:
+    """Refuse a machine on which an adapter's initial values come out otherwise.
+
+    Singular vectors have no sign of their own, and near ones mix: where they are others, how they
+    move with the weights is not that of the recording.
+
+    Args:
+        stage: Its name.
+        boundary: Its boundary.
+        factual: The start that the recorded end gives here.
+        recorded: The recorded one.
+
+    Raises:
+        Refused: Says which adapter.
+    """
+    for weight, starts in boundary.started.items():
+        for term in (start.term for start in starts if start.kind in ("pissa", "olora")):
+            gap = float((factual[term.a].double() - recorded[term.a].double()).norm())
+            if not gap <= _AS_RECORDED * float(recorded[term.a].double().norm()):
+                raise Refused(
+                    f"the adapter of stage {stage!r} began with values computed from {weight} "
+                    "beneath it, and computing them on this machine gives others; replay on a "
+                    "machine like the one that recorded them, or use --estimator task-vector"
+                )
+
+
 def apply_boundary(
     boundary: Boundary, before: Mapping[str, Tensor], recorded: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
@@ -110,6 +167,11 @@ def apply_boundary(
             added = mean_rows(value, len(tensor) - rows) if averaged else tensor[rows:]
             value = torch.cat([value, added])
         after[name] = value
+    for name, starts in boundary.started.items():
+        for start in starts:
+            found = begun(start, after[name], recorded)
+            after[name] = found.pop("weight")
+            after.update(found)
     return after
 
 
@@ -132,17 +194,11 @@ def carry(name: str, later: Sequence[Boundary], tensors: Mapping[str, Tensor]) -
         return tensors.get(name)
     *earlier, boundary = later
     if name in boundary.new:
-        return None
+        return _norms(name, later, tensors)
     own = carry(boundary.source(name), earlier, tensors)
-    if (term := boundary.merged.get(name)) is not None:
-        a, b = (carry(factor, earlier, tensors) for factor in (term.a, term.b))
-        # Factors that are younger than the stage have the same product in both states. float64,
-        # because a difference of products would lose what they have in common to rounding.
-        if a is not None and b is not None:
-            product = low_rank_product(term, a.double(), b.double())
-            if own is not None:  # rows that it gained before are new, and cancel
-                product[: len(own)] += own.double()
-            own = product
+    alone = own
+    for term in boundary.merged[name].terms if name in boundary.merged else ():
+        own = _with_term(own, alone, term, earlier, tensors)
     if own is None:
         return None
     if (kept := boundary.trimmed.get(name)) is not None:
@@ -150,3 +206,51 @@ def carry(name: str, later: Sequence[Boundary], tensors: Mapping[str, Tensor]) -
     if (added := boundary.averaged.get(name)) is not None:
         own = torch.cat([own, mean_rows(own, added)])
     return own
+
+
+def _with_term(
+    own: Tensor | None,
+    alone: Tensor | None,
+    term: LowRank,
+    earlier: Sequence[Boundary],
+    tensors: Mapping[str, Tensor],
+) -> Tensor | None:
+    """What is carried of a weight once an adapter was merged into it; see :func:`carry`."""
+    a, b = (carry(factor, earlier, tensors) for factor in (term.a, term.b))
+    # Factors that are younger than the stage have the same product in both states. float64,
+    # because a difference of products would lose what they have in common to rounding.
+    if a is None or b is None:
+        return own
+    product = low_rank_product(term, a.double(), b.double())
+    total = product.clone()
+    if own is not None:  # rows that it gained before are new, and cancel
+        total[: len(own)] += own.double()
+    if term.magnitude is None or own is None or alone is None or own.shape != product.shape:
+        return total
+    magnitude = carry(term.magnitude, earlier, tensors)
+    if magnitude is None:
+        return total
+    norms = row_norms(alone.double(), product, term.transposed)
+    return _rescaled(total, magnitude.double() / norms, term)
+
+
+def magnitudes(boundary: Boundary) -> dict[str, tuple[str, LowRank]]:
+    """DoRA's magnitudes that began at a boundary, to the weight beneath and the adapter."""
+    return {
+        start.term.magnitude: (weight, start.term)
+        for weight, starts in boundary.started.items()
+        for start in starts
+        if start.term.magnitude is not None
+    }
+
+
+def _norms(name: str, later: Sequence[Boundary], tensors: Mapping[str, Tensor]) -> Tensor | None:
+    """A magnitude of DoRA, which began at the norms of a weight; None if the name is no such."""
+    if (found := magnitudes(later[-1]).get(name)) is None:
+        return None
+    # The adapter starts as what is taken out of the weight, if anything: the sum is what it was.
+    weight = carry(found[0], later, tensors)
+    if weight is None:
+        return None
+    wide = weight.double()
+    return row_norms(wide, torch.zeros_like(wide), found[1].transposed)

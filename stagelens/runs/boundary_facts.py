@@ -17,6 +17,8 @@ DType = Literal["float64", "float32", "bfloat16", "float16"]
 class LowRank(BaseModel):
     """What a merged adapter adds to a weight: ``scaling * B A``, by the names of its factors.
 
+    With DoRA, the sum's rows get the norms of its magnitude.
+
     Attributes:
         a: A, (r, in), in the previous stage.
         b: B, (out, r), in the previous stage.
@@ -24,6 +26,8 @@ class LowRank(BaseModel):
         transposed: Whether the weight is (in, out), as in embeddings and GPT-2's Conv1D.
         weight_as: What the weight was cast to before the merge; None for as it was.
         factors_as: The same of A and B.
+        magnitude: DoRA's, (out,), in the previous stage; None for LoRA.
+        then: What other adapters added after it, in order.
     """
 
     model_config = STRICT
@@ -34,6 +38,30 @@ class LowRank(BaseModel):
     transposed: bool = False
     weight_as: DType | None = None
     factors_as: DType | None = None
+    magnitude: str | None = None
+    then: list[LowRank] = []
+
+    @property
+    def terms(self) -> list[LowRank]:
+        """This one and those after it."""
+        return [self, *self.then]
+
+
+class AdapterStart(BaseModel):
+    """How an adapter that was added began at the weight beneath it.
+
+    Attributes:
+        kind: ``"pissa"`` and ``"olora"`` compute both factors from the weight, and take their
+            product out of it. ``"kept"`` does the latter with the recorded factors: they depend on
+            the weight, or on what the model made of data, in a way that cannot be repeated.
+            ``"plain"`` leaves weight and factors as they are.
+        term: The adapter, by its names in this stage. A magnitude begins at the norms of the rows.
+    """
+
+    model_config = STRICT
+
+    kind: Literal["pissa", "olora", "kept", "plain"]
+    term: LowRank
 
 
 class Boundary(BaseModel):
@@ -55,6 +83,7 @@ class Boundary(BaseModel):
         renamed: Name to the previous name, where it differs. Two names can share a previous one:
             an adapter that trains a whole module trains a copy of it.
         merged: Name to what was added to its previous value.
+        started: Weight beneath added adapters to how these began, where that depends on it.
         calls: ``train`` and ``eval`` of the previous stage's optimiser, as they were called after
             that stage: they turn its training weights into those for evaluation, and back.
         deviation: Norm of the recorded start minus what this operation gives here, relative to the
@@ -78,6 +107,7 @@ class Boundary(BaseModel):
     adapters: list[Literal["added", "merged", "removed"]] = []
     renamed: dict[str, str] = {}
     merged: dict[str, LowRank] = {}
+    started: dict[str, list[AdapterStart]] = {}
     calls: list[Literal["train", "eval"]] = []
     deviation: float = Field(default=0.0, ge=0)
     problem: str | None = None

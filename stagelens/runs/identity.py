@@ -38,6 +38,7 @@ _DIGESTED_IF_SAID: Any = {
             "adapters",
             "renamed",
             "merged",
+            "started",
             "problem",
         ),
     },

@@ -28,6 +28,7 @@ _KEPT = (
     "modules_to_save",
     "bias",
     "use_rslora",
+    "use_dora",
     "fan_in_fan_out",
 )
 """What decides which modules exist and what they compute."""
@@ -57,8 +58,8 @@ def plain_adapter(config: Mapping[str, Any]) -> dict[str, Any]:
             part; ``adapter_name`` may be added, if it is not ``"default"``.
 
     Raises:
-        TaskError: It belongs to another tuner than LoRA, or to a variant of LoRA (DoRA, say) that
-            merges differently; the message names it.
+        TaskError: It belongs to another tuner than LoRA, or to a variant of LoRA other than DoRA
+            that merges differently; the message names it.
     """
     from peft import LoraConfig
 
@@ -81,6 +82,8 @@ def plain_adapter(config: Mapping[str, Any]) -> dict[str, Any]:
     kept = {name: _plain(config.get(name)) for name in _KEPT}
     # What is unset is left to the default of LoraConfig.
     kept = {name: value for name, value in kept.items() if value not in (None, {})}
+    if not kept.get("use_dora"):  # runs without it were recorded before it was known
+        kept.pop("use_dora", None)
     name = config.get("adapter_name", "default")
     return {"peft_type": kind, **kept} | ({} if name == "default" else {"adapter_name": name})
 

@@ -8,6 +8,13 @@ from stagelens.runs.schema import StageFile
 
 from .numbers import count_text
 
+_STARTS = {
+    "pissa": "the adapter began at the weights' largest singular values (PiSSA)",
+    "olora": "the adapter began at the weights' QR decomposition (OLoRA)",
+    "kept": "the adapter's first values are kept as recorded, whatever the weights beneath",
+}
+"""By ``AdapterStart.kind``."""
+
 
 def hand_over_lines(facts: StageFile, before: StageFile | None) -> list[str]:
     """One line per operation at the boundary that a stage begins with.
@@ -18,6 +25,14 @@ def hand_over_lines(facts: StageFile, before: StageFile | None) -> list[str]:
     """
     boundary, config = facts.boundary, facts.build_config or {}
     lines = [f"LoRA adapter {how} before it" for how in boundary.adapters]
+    starts = [start for many in boundary.started.values() for start in many]
+    if any(start.term.magnitude for start in starts):
+        lines.append("DoRA's magnitudes began at the norms of the weights")
+    kinds = {start.kind for start in starts}
+    lines += [words for kind, words in _STARTS.items() if kind in kinds]
+    merged = [len(term.terms) for term in boundary.merged.values()]
+    if merged and max(merged) > 1:
+        lines.append(f"{max(merged)} adapters merged one after another")
     casts = sorted({" and then ".join(dtypes) for dtypes in boundary.casts.values()})
     lines += [f"weights cast to {dtypes} before it" for dtypes in casts]
     if boundary.grown:

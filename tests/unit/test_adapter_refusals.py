@@ -57,10 +57,8 @@ def disabled() -> nn.Module:
 
 
 def variant() -> nn.Module:
-    """Its configuration says nothing of it, as where ``init_lora_weights`` chooses one."""
-    model = adapter(use_dora=True)
-    model.peft_config["default"].use_dora = False
-    return model
+    """Its configuration says nothing of it: ``init_lora_weights`` chooses it."""
+    return adapter(init_lora_weights="mica", target_modules=["outer"])
 
 
 def attention() -> nn.Module:
@@ -69,7 +67,6 @@ def attention() -> nn.Module:
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
-    "dora": (lambda: adapter(use_dora=True), ("use_dora=True", "omit it")),
     "a bias of its own": (
         lambda: adapter(lora_bias=True, target_modules=["outer"]),
         ("lora_bias",),
@@ -84,7 +81,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
     ),
     "a variant of LoRA": (
         variant,
-        ("is a DoraEmbeddingVariant", "variant of LoRA", "init_lora_weights=True"),
+        ("is a MiCALinearVariant", "variant of LoRA", "use a plain peft.LoraConfig"),
     ),
     "a special layer": (attention, ("0 is a peft.tuners.lora.layer.MultiheadAttention",)),
     "merged in place": (in_place, ("merged in place or disabled", "unmerge_adapter()")),
@@ -115,12 +112,18 @@ def history(path: Path, *plans: Plan) -> stagelens.Run:
     return record_plans(path / "run", layers_task(), [FULL, *plans])
 
 
-def test_initial_values_that_rewrite_the_base_are_refused(tmp_path: Path) -> None:
+def test_initial_values_that_rewrite_the_base_unexplained_are_refused(tmp_path: Path) -> None:
+    """As LoftQ's do, which leave the rounded weight and not the one less the adapter."""
+
+    def loftq(model: nn.Module) -> nn.Module:
+        model = get_peft_model(model, lora(target_modules=["outer"]))
+        weight = model.get_parameter("base_model.model.outer.base_layer.weight")
+        with torch.no_grad():
+            weight.copy_((weight * 8).round() / 8)
+        return model
+
     with refused("adapter was added before stage 'lora'", "outer", "init_lora_weights=True"):
-        history(
-            tmp_path,
-            adapting("lora", adamw, target_modules=["outer"], init_lora_weights="pissa"),
-        )
+        history(tmp_path, adapting("lora", adamw, loftq, target_modules=["outer"]))
 
 
 def spoiled(change: Callable[[nn.Module], nn.Module], name: str) -> Callable[[Any], nn.Module]:
@@ -183,7 +186,7 @@ def test_what_peft_saves_beside_an_adapter_is_a_configuration(tmp_path: Path) ->
     [
         ({"peft_type": "IA3"}, ("of kind IA3",)),
         ({"megatron_config": {}, "megatron_core": "own_code"}, ("megatron_core='own_code'",)),
-        ({"use_dora": True}, ("use_dora=True",)),
+        ({"alora_invocation_tokens": [1]}, ("alora_invocation_tokens=[1]",)),
         ({"target_modules": ["nothing"]}, ("does not fit the model",)),
     ],
 )

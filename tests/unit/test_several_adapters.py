@@ -58,6 +58,14 @@ def reference(model: Any) -> nn.Module:
     return back_to_the_first(model)
 
 
+def merged_by_name(*names: str) -> Prepare:
+    def prepare(model: Any) -> nn.Module:
+        return model.merge_and_unload(adapter_names=list(names)).requires_grad_(True)  # type: ignore[no-any-return]
+
+    return prepare
+
+
+BOTH = [added(), second("default", "second", r=3)]
 HISTORIES: dict[str, tuple[list[Prepare], list[list[str]]]] = {
     "one after the other": ([added(), second("second")], [["added"], ["added"]]),
     "both in use": ([added(), second("default", "second", r=3)], [["added"], ["added"]]),
@@ -71,6 +79,15 @@ HISTORIES: dict[str, tuple[list[Prepare], list[list[str]]]] = {
     ),
     "the second merged": (
         [added(), second("second"), merged],
+        [["added"], ["added"], ["merged"]],
+    ),
+    "both merged": ([*BOTH, merged], [["added"], ["added"], ["merged"]]),
+    "one of both merged": (
+        [*BOTH, merged_by_name("default")],
+        [["added"], ["added"], ["merged"]],
+    ),
+    "both merged in another order": (
+        [*BOTH, merged_by_name("second", "default")],
         [["added"], ["added"], ["merged"]],
     ),
     "a copy for reference": ([added(), reference], [["added"], ["added"]]),
