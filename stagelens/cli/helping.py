@@ -32,7 +32,7 @@ def help_out(run: RunFolder, task: TaskOption = None) -> None:
     asked: queue.Queue[dict[str, Any] | None] = queue.Queue()
     idle = threading.Event()
     threading.Thread(target=_listen, args=(asked, idle), daemon=True).start()
-    from stagelens.estimators.counterfactuals import do  # loads torch
+    from stagelens.effects.coalition_measuring import do  # loads torch
     from stagelens.trust.drawing import do as draw
 
     opened = opened_with(run, task)

@@ -69,14 +69,22 @@ class Without:
     trust: StageTrust
 
 
-def _effect(
+def measured_effect(
     run: Run,
     final: Measured,
     models: Sequence[Measured],
     counterfactual: Counterfactual,
     settings: Mapping[str, Any] | None,
 ) -> Without:
-    """The effect by the weights, sharpened by the twins where there are any."""
+    """The effect by the weights, sharpened by the twins where there are any.
+
+    Args:
+        run: The run.
+        final: The final model.
+        models: What :func:`models_of` gives for the counterfactual.
+        counterfactual: The model without a stage.
+        settings: Of the estimator.
+    """
     kinds = run.task.behaviour_kinds
     own, trust = models[0], counterfactual.trust
     first = kinds[0].name
@@ -183,7 +191,7 @@ def effect_table(
         trust = counterfactual.trust
         if own:
             measured_here = [next(left) for _ in own]
-            one = _effect(run, final, measured_here, counterfactual, settings)
+            one = measured_effect(run, final, measured_here, counterfactual, settings)
             trust = one.trust
             one = None if trust.trust == "refused" else one
         trusts.append(trust)
@@ -285,7 +293,7 @@ def attribute(
     names = list(dict.fromkeys(stage.name for stage in chosen))
     stored = load_result(run, set_name, "effects", estimator, used)
     there = {} if stored is None else stored.trust
-    there = {n: known for n, known in there.items() if made.accepts(known) and _stands(run, known)}
+    there = {n: known for n, known in there.items() if made.accepts(known) and stands(run, known)}
     # The main process decides, or some would wait for others that go on.
     lacking = processes.by_main(lambda: [name for name in names if name not in there])
     if not lacking:
@@ -307,7 +315,7 @@ def attribute(
     return joined([result, *([] if stored is None else [stored])], names)
 
 
-def _stands(run: Run, known: StageTrust) -> bool:
+def stands(run: Run, known: StageTrust) -> bool:
     """Whether a stored refusal still is one: not if what was missing then is here now."""
     return known.trust != "refused" or not any(_is_here(s, known.reason) for s in run.stages)
 

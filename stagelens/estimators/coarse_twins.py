@@ -72,7 +72,7 @@ def paired_replays(
     """
     later = run.stages[min(stage.index for stage in stages) + 1 :]
     open_stages = {
-        s.index: _Open(
+        s.index: OpenStage(
             *(s, s.start(), s.end()),
             passed=Passed(later).leave(s, s.start().model),
             exact_passed=Passed(later).leave(s, s.start().model),
@@ -89,9 +89,9 @@ def paired_replays(
         exact = [o for o in here if o.exact is not None]
         for one in here:
             if one.usable or one.exact is not None:
-                one.replay_cost += stage.steps * _step_size(stage)
+                one.replay_cost += stage.steps * step_size(stage)
         if cheap:
-            _pass_stage(run, stage, cheap, budget, part.piece(0, 1 + len(exact)))
+            pass_stage(run, stage, cheap, budget, part.piece(0, 1 + len(exact)))
         for number, one in enumerate(exact, 1):
             one.pass_exactly(run, stage, exact_stages, part.piece(number, 1 + len(exact)))
         done += stage.steps
@@ -101,7 +101,7 @@ def paired_replays(
 
 
 @dataclass
-class _Open:
+class OpenStage:
     """A stage that is left out, on its way through the later stages.
 
     ``without`` is the state without it at the latest boundary reached, by cheap replay; only the
@@ -193,11 +193,11 @@ def choose_plan(run: Run, stage: Stage, budget: float) -> Plan:
     return Plan(merge, min(cheaper / merge, most))
 
 
-def _pass_stage(
-    run: Run, stage: Stage, here: Sequence[_Open], budget: float, progress: ProgressCallback
+def pass_stage(
+    run: Run, stage: Stage, here: Sequence[OpenStage], budget: float, progress: ProgressCallback
 ) -> None:
     """Carry every open stage's difference through one later stage; back off where it diverges."""
-    size, recorded = _step_size(stage), stage.end()
+    size, recorded = step_size(stage), stage.end()
     formula = without_formula(stage.optimizer) is None
     plan, left = choose_plan(run, stage, budget), list(here)
     while left:
@@ -235,7 +235,7 @@ def _pass_stage(
         )
 
 
-def _step_size(stage: Stage) -> int:
+def step_size(stage: Stage) -> int:
     """Examples per step, by the first one."""
     first = stage.read_steps()[_kept(stage, 0)]
     return sum(batch_size(micro.batch) for micro in first.batches or ())
@@ -268,7 +268,7 @@ def _kept(stage: Stage, step: int) -> int:
 
 
 def _walk(
-    run: Run, stage: Stage, here: Sequence[_Open], plan: Plan, progress: ProgressCallback
+    run: Run, stage: Stage, here: Sequence[OpenStage], plan: Plan, progress: ProgressCallback
 ) -> tuple[TrainingState | None, list[TrainingState | None], int]:
     """Run the twins through one stage; none of them affects another.
 

@@ -87,7 +87,12 @@ def _seen(evidence: PairedEvidence) -> str:
 
 
 def judged_replay(
-    trust: StageTrust, final: np.ndarray, repeated: np.ndarray, effect: np.ndarray, behaviour: str
+    trust: StageTrust,
+    final: np.ndarray,
+    repeated: np.ndarray,
+    effect: np.ndarray,
+    behaviour: str,
+    whose: str = "this stage's effect",
 ) -> StageTrust:
     """Trust in a replay that is not bit for bit, by what its deviation means for the effect.
 
@@ -100,18 +105,19 @@ def judged_replay(
         repeated: (N,) behaviour of the final model as repeated here.
         effect: (N,) effect of the stage.
         behaviour: Its name.
+        whose: What the effect is called.
     """
     error = float(np.linalg.norm(final - repeated) / (np.linalg.norm(effect) + _TINY))
     if not error <= REFUSED_ABOVE:  # NaN too
         reason = (
             f"{trust.reason} Repeating the recorded stages here changes the {behaviour} by more "
-            "than this stage's effect, so no number is shown."
+            f"than {whose}, so no number is shown."
         )
         return trust.model_copy(update={"trust": "refused", "reason": reason})
     share = "less than 1" if error < 0.005 else f"{100 * error:.0f}"
     reason = (
         f"{trust.reason} Repeating the recorded stages here changes the {behaviour} by {share} % "
-        "of this stage's effect."
+        f"of {whose}."
     )
     return trust.model_copy(
         update={"reason": reason, "expected_error": error, "reliable": error <= _REPEATED_BELOW}

@@ -83,6 +83,29 @@ class Counterfactual:
     derived_from: tuple[Weights, ...] = ()
 
 
+@dataclass(frozen=True)
+class CoalitionModel:
+    """The model in which only a coalition's stages happened.
+
+    Attributes:
+        mask: The coalition.
+        stages: The same over single stages of the run.
+        weights: The model, None where it was refused.
+        trust: What is known of it; ``stage`` is the coalition in words.
+        passes: Stages that were trained for it and for no coalition before it.
+        twins: Where the estimator has them.
+        repeated: As of a :class:`Counterfactual`.
+    """
+
+    mask: int
+    stages: int
+    weights: Weights | None
+    trust: StageTrust
+    passes: int = 0
+    twins: Twins | None = None
+    repeated: Weights | None = None
+
+
 class Estimator(ABC):
     """A way to obtain counterfactuals: one file of this room, and one line in ``registry.py``.
 

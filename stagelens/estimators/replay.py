@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from stagelens.compute import processes
@@ -81,13 +81,7 @@ class Replay(Estimator):
         """See :class:`~stagelens.estimators.protocol.Estimator`."""
         from stagelens.replaying.replay import check_replayable, replay_later, replay_without
 
-        from .replay_check import (
-            check_replay,
-            fused_kernels,
-            mixed_precision,
-            other_library,
-            other_threads,
-        )
+        from .replay_check import check_replay
         from .replay_together import counterfactuals_together, fitting
 
         if self.ensemble and (together := fitting(run, stages)):
@@ -114,20 +108,9 @@ class Replay(Estimator):
             own_part = (done / work, (done + steps) / work)
             report = overall.part(*own_part, f"Replaying without {stage.name}: ")
             replayed = replay_without(run, stage, report, split=self.split)
-            own = [checks[s.name] for s in after]
-            boundary = max((s.facts.boundary for s in after), key=_gap, default=None)
-            fused = fused_kernels(after)
-            other = other_threads(after) + other_library(after)
-            remarks = mixed_precision(after) + fused + other + self._shared()
-            trust = _trust(stage.name, own, boundary, remarks)
+            trust, repeats = trust_in_replay(stage.name, after, after, checks, self._shared())
             repeated = None
-            if fused:  # where it gave the recorded bits, it need not do so again
-                trust = trust.model_copy(update={"trust": "estimated", "expected_error": None})
-            if held := held_fixed(after):
-                trust = _as_held(trust, held)
-            # With the stage and by the same arithmetic: what this misses, the replay misses too.
-            # It would not show what is held, so then no error is known.
-            elif trust.trust != "exact":
+            if repeats:
                 report = overall.part(*own_part, f"Repeating with {stage.name}: ")
                 again = replay_later(run, stage, stage.end(), report, split=self.split)
                 repeated = again.state.model
@@ -137,6 +120,39 @@ class Replay(Estimator):
 
     def _shared(self) -> str:
         return f" (batches split over {processes.count()} processes)" if self.split else ""
+
+
+def trust_in_replay(
+    stage: str,
+    trained: Sequence[Stage],
+    crossed: Sequence[Stage],
+    checks: Mapping[str, ReplayCheck],
+    shared: str = "",
+) -> tuple[StageTrust, bool]:
+    """What is known of a model from a replay, and whether repeating the recording says more.
+
+    What a replay with the recorded stages misses by the same arithmetic, this one misses too.
+
+    Args:
+        stage: What the trust is named after.
+        trained: The stages that were replayed.
+        crossed: The stages whose boundary rules were applied.
+        checks: How far each of ``trained`` is from its recording, by name.
+        shared: A remark on split batches; may be empty.
+    """
+    from .replay_check import fused_kernels, mixed_precision, other_library, other_threads
+
+    boundary = max((s.facts.boundary for s in crossed), key=_gap, default=None)
+    fused = fused_kernels(trained)
+    other = other_threads(trained) + other_library(trained)
+    remarks = mixed_precision(trained) + fused + other + shared
+    trust = _trust(stage, [checks[s.name] for s in trained], boundary, remarks)
+    if fused:  # where it gave the recorded bits, it need not do so again
+        trust = trust.model_copy(update={"trust": "estimated", "expected_error": None})
+    if held := held_fixed(trained):
+        # Repeating the recording would not show what is held, so no error is known.
+        return _as_held(trust, held), False
+    return trust, trust.trust != "exact"
 
 
 def _as_held(trust: StageTrust, held: Sequence[str]) -> StageTrust:
@@ -172,7 +188,7 @@ def _trust(
             expected_error=0.0,
             cost=1.0,
         )
-    worst = max(check.relative for check in checks)
+    worst = max((check.relative for check in checks), default=0.0)
     reasons = []
     if not bitwise:
         reasons.append(_deviates(max(checks, key=lambda check: check.relative)))

@@ -1,4 +1,4 @@
-"""Whole counterfactuals shared out over helper processes, where that is sooner done."""
+"""Counterfactuals and coalitions shared out over helpers, where that is sooner done."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from stagelens.compute import cores, helpers, memory
-from stagelens.compute.helpers import Item
+from stagelens.compute.helpers import Helpers, Item
 from stagelens.contracts import Progress, ProgressCallback
 from stagelens.runs.run import Run, Stage
 
+from .coalition_plan import first_missing, pass_seconds, pieces
 from .durations import STARTING, finished_after, paces
 from .protocol import Estimator
 
@@ -31,6 +32,11 @@ def best_count(seconds: Sequence[float], most: int, running: int) -> int:
         count: finished_after(seconds, [0.0 if n < running else STARTING for n in range(count)])
         for count in range(1, most + 1)
     }
+    return _fewest(ends, running)
+
+
+def _fewest(ends: Mapping[int, float], running: int) -> int:
+    """The smallest number of processes that is about as soon done as any, and worth its start."""
     soonest = min(ends.values())
     best = next(count for count, end in ends.items() if end <= 1.05 * soonest)
     return best if best <= running or ends[1] - ends[best] >= _SAVED else 1
@@ -142,11 +148,79 @@ def share_out(
         return False
     first, then = _pieces(run, estimator, stages, estimator.unprepared(run, stages))
     later = run.stages[min(stage.index for stage in stages) + 1 :]
-    allowed.start(count - 1, _threads(later))
+    _shared(allowed, count, _threads(later), (first, then), own, progress)
+    return True
+
+
+def _shared(
+    allowed: Helpers,
+    count: int,
+    threads: int,
+    rounds: tuple[Sequence[Item], Sequence[Item]],
+    own: Callable[[Mapping[str, Any], ProgressCallback], None],
+    progress: ProgressCallback,
+) -> None:
+    """Do two rounds of work by so many processes, the second once the first is done."""
+    first, then = rounds
+    allowed.start(count - 1, threads)
     overall = Progress(progress)
     share = sum(item.cost for item in first) / (sum(i.cost for i in (*first, *then)) or 1.0)
     for items, part in ((first, overall.part(0.0, share)), (then, overall.part(share, 1.0))):
         allowed.share(items, lambda item, report: own(item.message, report), part)
+
+
+def share_coalitions(
+    run: Run,
+    estimator: Estimator,
+    masks: Sequence[int],
+    message: Mapping[str, Any],
+    own: Callable[[Mapping[str, Any], ProgressCallback], None],
+    progress: ProgressCallback,
+) -> bool:
+    """:func:`share_out` of coalitions, in groups that share what they have in common.
+
+    Args:
+        run: The run.
+        estimator: Computes them.
+        masks: Coalitions of single stages.
+        message: What a helper needs to know beside them.
+        own: Does one piece of the work in this process; takes a message as helpers do.
+        progress: Called for the work of all.
+
+    Returns:
+        Whether it was shared. Then every coalition that could be computed is stored.
+    """
+    allowed = helpers.of(run.path)
+    if allowed is None or allowed.asked == 1 or not estimator.helped or not masks:
+        return False
+    first = min(first_missing(mask) for mask in masks)
+    later = run.stages[first + 1 :]
+    # On a GPU, processes would take turns.
+    if any(s.facts.environment is None or s.environment.device != "cpu" for s in later):
+        return False
+    running = 1 + len(allowed.started)
+    most = max(running, allowed.asked or _most(run, estimator, run.stages[first:]))
+    known = paces(run).stages
+    # The work of one process is the same for all of these, but for passes that they repeat.
+    groups = {count: pieces(masks, known, count) for count in range(1, most + 1)}
+    ends = {
+        count: finished_after(
+            [pass_seconds(known, group) for group in own_groups],
+            [0.0 if n < running else STARTING for n in range(count)],
+        )
+        for count, own_groups in groups.items()
+    }
+    count = allowed.asked or _fewest(ends, running)
+    if count == 1 or len(groups[count]) == 1:
+        return False
+    unchecked = estimator.unprepared(run, [run.stages[first]])
+    how = {"estimator": estimator.name, "settings": dict(estimator.settings)}
+    checks = [Item({"check": s.name, **how}, _seconds(run, [s])) for s in unchecked]
+    items = [
+        Item({"coalitions": group, **how, **message}, pass_seconds(known, group))
+        for group in groups[count]
+    ]
+    _shared(allowed, count, _threads(later), (checks, items), own, progress)
     return True
 
 

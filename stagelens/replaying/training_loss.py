@@ -58,6 +58,12 @@ class Passed:
             self._held[kind, stage.name] = weights
         return self
 
+    def branch(self) -> Passed:
+        """The same so far, for another way on from here."""
+        other = Passed()
+        other._wanted, other._held = self._wanted, dict(self._held)
+        return other
+
     def at(self, kind: str, stage: str) -> Weights | None:
         """The model at the ``"start"`` or ``"end"`` of a stage; None where it is as recorded."""
         if kind == "start" and self._here is not None and self._here[0] == stage:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,7 +133,7 @@ def run_plans(
     task: stagelens.Task,
     plans: Sequence[Plan],
     *,
-    without: str | None = None,
+    without: str | Collection[str] | None = None,
     recorder: stagelens.Recorder | None = None,
 ) -> TrainingState:
     """Train all stages from the same seeds every time, and give the training state at the end.
@@ -141,9 +141,10 @@ def run_plans(
     Args:
         task: Builds the model and computes the loss.
         plans: The stages.
-        without: A stage that starts, but is trained for no step: training by hand without it.
+        without: Stages that start, but are trained for no step: training by hand without them.
         recorder: Records the stages.
     """
+    left_out = (without,) if isinstance(without, str) else without or ()
     torch.manual_seed(0)
     model = task.build_model(plans[0].recorder.get("build_config"))
     optimizer = None
@@ -154,7 +155,7 @@ def run_plans(
         model.zero_grad()
         optimizer = plan.optimizer(model, optimizer)
         batches = plan.data(plan.batches, number)
-        if plan.name == without:
+        if plan.name in left_out:
             continue
         scheduler = plan.schedule(optimizer) if plan.schedule is not None else None
         if recorder is None:

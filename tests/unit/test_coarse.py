@@ -303,7 +303,7 @@ def test_a_twin_that_really_diverges_is_noticed(tmp_path: Path) -> None:
     phases = [Phase(n, lambda g: torch.optim.SGD(g, 0.3, momentum=0.9), steps=60) for n in "ab"]
     run = record(tmp_path / "run", "cnn", phases)
     stage = run.stages[0]
-    here = [coarse_twins._Open(stage, stage.start(), stage.end())]
+    here = [coarse_twins.OpenStage(stage, stage.start(), stage.end())]
     _, (steady,), _ = coarse_twins._walk(run, run.stages[1], here, Plan(1, 1), lambda *_: None)
     _, (diverged,), _ = coarse_twins._walk(run, run.stages[1], here, Plan(12, 1), lambda *_: None)
     assert steady is not None
@@ -316,8 +316,8 @@ def test_a_twin_that_diverges_does_not_change_the_others(tmp_path: Path) -> None
     first, second, third = run.stages
     broken = first.start()
     broken.model = {name: tensor * float("nan") for name, tensor in broken.model.items()}
-    steady = coarse_twins._Open(second, second.start(), second.end())
-    apart = coarse_twins._Open(first, broken, second.end())
+    steady = coarse_twins.OpenStage(second, second.start(), second.end())
+    apart = coarse_twins.OpenStage(first, broken, second.end())
     plan = Plan(2, 1)
     _, (alone,), _ = coarse_twins._walk(run, third, [steady], plan, lambda *_: None)
     _, (lost, beside), _ = coarse_twins._walk(run, third, [apart, steady], plan, lambda *_: None)

@@ -1,0 +1,268 @@
+"""Coalition models measured on an evaluation set, one after the other, each stored and dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stagelens.contracts import ProgressCallback, Refused, StageLensError, no_progress
+from stagelens.estimators import counterfactuals
+from stagelens.estimators.coalition_plan import MOST, first_missing, refusal, trained
+from stagelens.estimators.coalitions import coalitions, made_for_coalitions, without_changes
+from stagelens.estimators.expected_error import judged_replay
+from stagelens.estimators.parties import Parties, check_parties, parties_of, stage_masks
+from stagelens.estimators.protocol import METHOD, CoalitionModel, Counterfactual, Estimator
+from stagelens.estimators.replay_check import check_steps
+from stagelens.estimators.sharing_out import share_coalitions
+from stagelens.estimators.stage_trust import StageTrust
+from stagelens.measuring.models import Measured, empty_model, measure_set
+from stagelens.runs.run import Run
+from stagelens.runs.schema import digest
+from stagelens.runs.sets.evaluation_set import EvaluationSet
+from stagelens.runs.states import Weights
+
+from .coalition_results import (
+    CoalitionPart,
+    CoalitionResult,
+    key_of,
+    load_coalitions,
+    parts_of,
+    save_part,
+    stored_part,
+)
+from .computing import measured_effect, stands
+from .results import BehaviourFacts
+
+_WHOSE = "the effect of the stages that did not happen"
+_UNKNOWN = (
+    " How far such an estimate is off is not known, because the calibration leaves out one stage "
+    "at a time."
+)
+
+
+def measure_coalitions(
+    run: Run,
+    set_name: str,
+    estimator: str,
+    masks: Iterable[int] | None = None,
+    parties: Parties | None = None,
+    settings: Mapping[str, Any] | None = None,
+    progress: ProgressCallback = no_progress,
+) -> CoalitionResult:
+    """Coalitions on an evaluation set; what was measured before is read from the run folder.
+
+    The final model is always among them. A coalition that is refused has a reason and no values.
+
+    Args:
+        run: The run.
+        set_name: One of its evaluation sets.
+        estimator: ``replay``, ``coarse-replay`` or ``task-vector``.
+        masks: Bit i is set where party i happened; None for all of them, up to six parties.
+        parties: Stages taken as one; None for every stage by itself.
+        settings: Of the estimator; None for its defaults.
+        progress: Called for the work.
+
+    Returns:
+        All coalitions of these parties that were ever measured.
+
+    Raises:
+        Refused: Every coalition that takes training is refused, or training diverged.
+        StageLensError: There are too many parties for all coalitions.
+    """
+    made = made_for_coalitions(estimator, settings)
+    _ = run.last  # refuses a run without a finished stage, by name
+    parties = parties_of(run) if parties is None else check_parties(run, parties)
+    examples = run.measurable_set(set_name)
+    full = (1 << len(run.stages)) - 1
+    wanted = list(stage_masks(run, parties, _all(parties) if masks is None else masks).values())
+    left = _lacking(run, examples, made, [full, *wanted])
+    if left:
+        counterfactuals.check_final(run)
+        if full in left:
+            _measure(run, examples, made, [full], no_progress)
+        message = {"set": set_name}
+        hard = [m for m in left if trained(m, run.stages) and not refusal(run, m, made.name)]
+        if share_coalitions(run, made, hard, message, partial(do, run), progress):
+            # What was refused, or failed in a helper, is told by the work here.
+            left = _lacking(run, examples, made, left)
+        _measure(run, examples, made, [mask for mask in left if mask != full], progress)
+    check_steps(run, run.stages, made)
+    found = load_coalitions(run, set_name, made.name, made.settings, parties)
+    if found is None:
+        raise StageLensError(f"no result could be kept in {run.path}; see if it can be written to")
+    _check_some(run, examples, made, wanted)
+    return found
+
+
+def _all(parties: Parties) -> range:
+    """Every coalition.
+
+    Raises:
+        StageLensError: There are too many.
+    """
+    if len(parties) > MOST:
+        raise StageLensError(
+            f"{len(parties)} parties have {1 << len(parties):,} coalitions, and all are computed "
+            f"of up to {MOST}; take stages as one, or say which coalitions to compute"
+        )
+    return range(1 << len(parties))
+
+
+def _check_some(
+    run: Run, examples: EvaluationSet, estimator: Estimator, masks: Sequence[int]
+) -> None:
+    """Refuse, with the first reason, where nothing but recorded models could be had."""
+    there = parts_of(run, key_of(run, examples, estimator.name, estimator.settings))
+    hard = [there[mask].trust for mask in masks if mask in there and trained(mask, run.stages)]
+    if hard and all(each.trust == "refused" for each in hard):
+        raise Refused(hard[0].reason)
+
+
+def do(run: Run, message: Mapping[str, Any], progress: ProgressCallback) -> None:
+    """One piece of work that processes share: some coalitions, or what counterfactuals take."""
+    if "coalitions" not in message:
+        counterfactuals.do(run, message, progress)
+        return
+    made = made_for_coalitions(message["estimator"], message["settings"])
+    examples = run.measurable_set(message["set"])
+    left = _lacking(run, examples, made, message["coalitions"])
+    _measure(run, examples, made, left, progress)
+
+
+def _lacking(
+    run: Run, examples: EvaluationSet, estimator: Estimator, masks: Iterable[int]
+) -> list[int]:
+    """The coalitions that are not stored, each once."""
+    there = parts_of(run, key_of(run, examples, estimator.name, estimator.settings))
+    return [
+        mask
+        for mask in dict.fromkeys(masks)
+        if mask not in there or not stands(run, there[mask].trust)
+    ]
+
+
+def _measure(
+    run: Run,
+    examples: EvaluationSet,
+    estimator: Estimator,
+    masks: Sequence[int],
+    progress: ProgressCallback,
+) -> None:
+    """Obtain, measure and store coalitions of single stages."""
+    if not masks:
+        return
+    key = key_of(run, examples, estimator.name, estimator.settings)
+    ids = examples.table([])["example_id"]
+    kinds = [BehaviourFacts.of(kind) for kind in run.task.behaviour_kinds]
+    final = _final(run, examples, estimator)
+    module = empty_model(run)
+    columns = ("example_id", "prediction", "confidence", *(kind.name for kind in kinds))
+    nothing = pd.DataFrame(columns=list(columns))
+    repeated: dict[int, Measured] = {}
+
+    def measured(mask: int, *models: Weights) -> list[Measured]:
+        name = digest(METHOD, "coalition", key.model_dump(), mask, len(models))[:32]
+        return measure_set(run, examples, module, models, name)
+
+    for model in coalitions(run, masks, estimator.name, estimator.settings, None, progress):
+        trust, table = model.trust, nothing
+        if model.weights is not None:
+            again = None
+            if model.repeated is not None:
+                first = first_missing(model.stages)
+                if first not in repeated:
+                    repeated[first] = measured(-1 - first, model.repeated)[0]
+                again = repeated[first]
+            models = measured(model.stages, *_models(run, model))
+            values, trust = _valued(run, estimator, model, final, models, again)
+            if trust.trust != "refused":
+                table = _table(ids, models[0], values)
+        part = CoalitionPart(
+            key=key, mask=model.stages, behaviours=kinds, trust=trust, passes=model.passes
+        )
+        save_part(run, part, table)
+        del model  # before the next one is obtained
+
+
+def _final(run: Run, examples: EvaluationSet, estimator: Estimator) -> Measured | None:
+    """The final model as it was stored; None before that."""
+    key = key_of(run, examples, estimator.name, estimator.settings)
+    found = stored_part(run, key, (1 << len(run.stages)) - 1, examples.table([])["example_id"])
+    if found is None or found[0].trust.trust == "refused":
+        return None
+    part, table = found
+    return Measured(
+        {each.name: table[each.name].to_numpy() for each in part.behaviours},
+        table["prediction"].to_numpy(dtype=object),
+        table["confidence"].to_numpy(),
+    )
+
+
+def _models(run: Run, model: CoalitionModel) -> list[Weights]:
+    """The models to measure: its own, and with twins both of them and the task vector."""
+    assert model.weights is not None
+    if model.twins is None:
+        return [model.weights]
+    twins = model.twins
+    vector = without_changes(run, model.stages)
+    return [model.weights, twins.factual, twins.counterfactual, vector]
+
+
+def _valued(
+    run: Run,
+    estimator: Estimator,
+    model: CoalitionModel,
+    final: Measured | None,
+    models: Sequence[Measured],
+    repeated: Measured | None,
+) -> tuple[Mapping[str, np.ndarray], StageTrust]:
+    """Behaviours of a coalition's model, (N,) each, and what is known of them once measured."""
+    own, trust = models[0], model.trust
+    kind = run.task.behaviour_kinds[0].name
+    if final is None or trust.trust == "exact":
+        return own.values, trust
+    known = np.isfinite(final.values[kind])  # examples without a label have no value
+    if known.any() and not np.isfinite(own.values[kind][known]).any():
+        reason = "Its model answers with NaN or infinite numbers."
+        return {}, trust.model_copy(update={"trust": "refused", "reason": reason})
+    if repeated is not None and known.any():
+        values = [each.values[kind][known] for each in (final, repeated, own)]
+        effect = values[0] - values[2]
+        return own.values, judged_replay(trust, values[0], values[1], effect, kind, _WHOSE)
+    missing = [stage for stage in run.stages if not model.stages >> stage.index & 1]
+    alone = len(missing) == 1
+    if model.twins is None and not (alone and estimator.free):
+        return own.values, _unknown(trust) if trust.trust == "estimated" else trust
+    # The effect of all that did not happen, judged as that of the first of it.
+    stage = missing[0].name
+    sources = () if model.twins is not None else (model.weights or {},)
+    without = Counterfactual(
+        stage, model.weights, trust.model_copy(update={"stage": stage}), model.twins, None, sources
+    )
+    found = measured_effect(run, final, models, without, estimator.settings)
+    trust = found.trust.model_copy(update={"stage": trust.stage})
+    if trust.trust == "refused":
+        return {}, trust
+    if not alone:
+        trust = _unknown(trust)
+    if not trust.twins_share:
+        return own.values, trust
+    return {name: final.values[name] - effect for name, effect in found.effects.items()}, trust
+
+
+def _unknown(trust: StageTrust) -> StageTrust:
+    """An estimate whose error nothing says."""
+    if trust.estimator == "replay":  # what it holds fixed is told already
+        return trust
+    unknown = dict.fromkeys(("expected_error", "typical_error", "group_error", "wrong_signs"))
+    said = {"reliable": False, "reason": trust.reason + _UNKNOWN}
+    return trust.model_copy(update={**unknown, **said})
+
+
+def _table(ids: pd.Series, own: Measured, values: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    known = {"example_id": ids, "prediction": own.answers, "confidence": own.confidences}
+    return pd.DataFrame({**known, **values})
