@@ -1,0 +1,1 @@
+"""Paths: which answers were learned, forgotten or flipped from boundary to boundary."""

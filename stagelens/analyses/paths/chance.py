@@ -1,0 +1,96 @@
+"""How many examples were learned or forgotten beyond what guessing would give.
+
+An example whose answer the model does not know is right by chance now and then, so it seems to be
+learned and forgotten from boundary to boundary. The model of guessing: at every boundary an example
+is known, and answered rightly, or is not known, and answered rightly with probability 1/K, each time
+anew. Observed paths are then a known linear mixture of true ones, which is inverted exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from .answers import KINDS, RIGHT, Kind, Paths, kind_of
+
+_Z = 1.959963984540054  # 97.5 % of a normal distribution
+
+
+@dataclass(frozen=True)
+class Counted:
+    """How many examples took paths of one kind.
+
+    Attributes:
+        kind: Of the paths.
+        count: As observed.
+        beyond: Estimated number beyond guessing; may be below zero, where guessing alone would
+            give more than was observed. The numbers of all kinds sum to the number of examples.
+        low: Lower end of its interval (95 %), over how the examples were sampled.
+        high: Upper end.
+    """
+
+    kind: Kind
+    count: int
+    beyond: float
+    low: float
+    high: float
+
+
+def beyond_guessing(paths: Paths) -> list[Counted]:
+    """The counts of all kinds of paths, as observed and corrected for guessing.
+
+    Args:
+        paths: Their ``choices`` say how probable a right guess is.
+
+    Returns:
+        One for each of :data:`~.answers.KINDS`, in that order.
+    """
+    counts = paths.counts()
+    total = sum(counts.values())
+    guess = 1.0 / paths.choices if paths.choices > 1 else 0.0
+    observed = np.array(list(counts.values()), dtype=float)
+    found = []
+    for kind in KINDS:
+        # The corrected number is a weighted sum of observed ones.
+        weights = np.array([_weights(code, guess)[kind] for code in counts])
+        beyond = float(weights @ observed)
+        variance = float(weights**2 @ observed) - beyond**2 / total
+        half = _Z * max(variance, 0.0) ** 0.5
+        own = sum(count for code, count in counts.items() if kind_of(code) == kind)
+        found.append(Counted(kind, own, beyond, beyond - half, beyond + half))
+    return found
+
+
+def _weights(code: str, guess: float) -> Mapping[Kind, float]:
+    """How much one example on an observed path adds to the corrected number of every kind.
+
+    The inverse of the mixture at one boundary: a wrong answer is not known for certain, with weight
+    1 / (1 - g) on "not known" and -g / (1 - g) on "known"; a right one counts as known with weight
+    1. Over boundaries weights multiply.
+    """
+    # Only what tells kinds apart is carried along: first state, last state, changes so far (0, 1, 2
+    # for more), so that the work grows with the number of boundaries and not with that of paths.
+    states: dict[tuple[str, str, int], float] = {}
+    for answer in code:
+        now = (
+            {"1": 1.0}
+            if answer == RIGHT
+            else {"0": 1.0 / (1.0 - guess), "1": -guess / (1.0 - guess)}
+        )
+        if not states:
+            states = {(state, state, 0): weight for state, weight in now.items()}
+            continue
+        following: dict[tuple[str, str, int], float] = {}
+        for (first, last, changes), weight in states.items():
+            for state, own in now.items():
+                key = first, state, min(changes + (state != last), 2)
+                following[key] = following.get(key, 0.0) + weight * own
+        states = following
+    weights: dict[Kind, float] = dict.fromkeys(KINDS, 0.0)
+    for (first, last, changes), weight in states.items():
+        # Any path with the same ends and changes is of the same kind.
+        shape = first + last if changes < 2 else "010"
+        weights[kind_of(shape)] += weight
+    return weights
