@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stagelens.ui.examples import slices
 from stagelens.ui.opening.workspace import nothing_measured, open_workspace
-from stagelens.ui.overview import sections, story
+from stagelens.ui.overview import paths, sections, story
 from stagelens.ui.pieces import components
 
 workspace = open_workspace("Overview")
@@ -22,4 +22,5 @@ if workspace is not None:
             sections.headlines(workspace, effects, behaviour, by, group)
             sections.credit_and_blame(workspace, effects, behaviour, by, group)
             sections.time_line(workspace, behaviour)
+            paths.section(workspace, effects, by, group)
             slices.slice_table(workspace, effects, behaviour)

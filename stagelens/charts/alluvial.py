@@ -96,9 +96,7 @@ def alluvial(
         zeroline=False,
         fixedrange=True,
     )
-    figure.update_yaxes(
-        range=[-0.01 * total, 1.01 * (total + gap)], visible=False, fixedrange=True
-    )
+    figure.update_yaxes(range=[-0.01 * total, 1.01 * (total + gap)], visible=False, fixedrange=True)
     return Chart(figure, _said(counts, boundaries, drawn, total, noun), _rows(counts, boundaries))
 
 
@@ -163,7 +161,8 @@ def _points(
     """A point at the end of every ribbon, to be pointed at and clicked; some have a label."""
     ends = [lows[code][-1] + counts[code] / 2 for code in drawn]
     # Labels need 17 pixels of about 270; the largest paths come first and keep theirs.
-    room, said = (17 / 270) * total, []
+    room = (17 / 270) * total
+    said: list[str] = []
     for code, y in zip(drawn, ends, strict=True):
         free = all(abs(y - other) >= room for other, text in zip(ends, said, strict=False) if text)
         said.append(f"{kind_of(code)} {counts[code]:,}" if free else "")

@@ -150,6 +150,11 @@ def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 200)
 
 
+def print_table(printed: Table) -> None:
+    """Print a table as it is: names and texts from data may hold brackets, rich's tags."""
+    _console().print(printed, markup=False)
+
+
 def print_effects(result: Result) -> None:
     """The mean effect of every stage on every behaviour, and what is known about it."""
     count = result.table["example_id"].nunique()

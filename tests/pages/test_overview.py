@@ -31,7 +31,7 @@ def test_the_demo_opens_with_headlines_bars_and_stages(open_page, demo: Path) ->
     assert "Without shortcut, accuracy on stamped images would be" in said
     assert "(447 images). ● exact, by replay" in said
     assert "mean effects over at least 20 images" in said
-    bars, line = figures(app)
+    bars, line, _ = figures(app)
     assert bars["alt"].startswith("Credit and blame of each stage for the accuracy on all images.")
     assert [text.split("<")[1][2:] for text in bars["layout"]["yaxis"]["ticktext"]] == STAGES
     assert all(stage in line["alt"] for stage in STAGES)

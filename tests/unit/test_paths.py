@@ -28,7 +28,11 @@ def tables(generator: np.random.Generator, count: int = 40) -> tuple[pd.DataFram
     examples = pd.DataFrame({"example_id": ids, "label": labels})
     answers = [
         pd.DataFrame(
-            {"boundary": name, "example_id": ids, "prediction": generator.choice(list("abc"), count)}
+            {
+                "boundary": name,
+                "example_id": ids,
+                "prediction": generator.choice(list("abc"), count),
+            }
         )
         for name in BOUNDARIES
     ]
@@ -38,17 +42,17 @@ def tables(generator: np.random.Generator, count: int = 40) -> tuple[pd.DataFram
 @pytest.mark.parametrize(
     ("code", "kind"),
     [
-        ("111", "always right"),
-        ("000", "never right"),
-        ("011", "learned"),
-        ("100", "forgotten"),
-        ("010", "flipped"),
-        ("1011", "flipped"),
+        ("RRR", "always right"),
+        ("WWW", "never right"),
+        ("WRR", "learned"),
+        ("RWW", "forgotten"),
+        ("WRW", "flipped"),
+        ("RWRR", "flipped"),
     ],
 )
 def test_a_path_has_a_name(code: str, kind: str) -> None:
     assert kind_of(code) == kind
-    assert is_path(code, len(code)) and not is_path(code, 9) and not is_path("012", 3)
+    assert is_path(code, len(code)) and not is_path(code, 9) and not is_path("WRX", 3)
 
 
 def test_counts_add_up_to_the_labelled_examples() -> None:
@@ -94,13 +98,13 @@ def test_there_are_no_paths_without_labels_or_with_one_boundary() -> None:
 def test_corrected_weights_invert_the_mixture_by_guessing() -> None:
     """The expectation of a path's weights under guessing is the kind of the true path."""
     guess, length = 0.25, 4
-    for true in map("".join, product("01", repeat=length)):
+    for true in map("".join, product("RW", repeat=length)):
         expected = dict.fromkeys(KINDS, 0.0)
-        for seen in map("".join, product("01", repeat=length)):
+        for seen in map("".join, product("RW", repeat=length)):
             probability = 1.0
             for state, answer in zip(true, seen, strict=True):
-                right = 1.0 if state == "1" else guess
-                probability *= right if answer == "1" else 1.0 - right
+                right = 1.0 if state == "R" else guess
+                probability *= right if answer == "R" else 1.0 - right
             for kind, weight in _weights(seen, guess).items():
                 expected[kind] += probability * weight
         for kind in KINDS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -16,8 +17,8 @@ Kind = Literal["always right", "learned", "flipped", "forgotten", "never right"]
 KINDS: tuple[Kind, ...] = ("always right", "learned", "flipped", "forgotten", "never right")
 """What a path can be: learned once, forgotten once, or flipped: changed more than once."""
 
-RIGHT, WRONG = "1", "0"
-"""A path is written with one of these for every boundary: ``011`` was learned in the first of two
+RIGHT, WRONG = "R", "W"
+"""A path is written with one of these for every boundary: ``WRR`` was learned in the first of two
 stages."""
 
 
@@ -72,8 +73,7 @@ class Paths:
         return Paths(self.boundaries, *own, self.choices)
 
     def counts(self) -> dict[str, int]:
-        """How many examples took each path, the most frequent first; examples without a label are
-        left out."""
+        """How many examples took each path, the most frequent first; without a label, none did."""
         found = pd.Series(self.codes[self.known]).value_counts()
         return {str(code): int(count) for code, count in found.items()}
 
@@ -84,7 +84,7 @@ def kind_of(code: str) -> Kind:
     Args:
         code: One character per boundary, :data:`RIGHT` or :data:`WRONG`.
     """
-    changes = sum(one != other for one, other in zip(code, code[1:], strict=False))
+    changes = sum(one != other for one, other in pairwise(code))
     if changes > 1:
         return "flipped"
     if changes == 0:

@@ -2,8 +2,8 @@
 
 An example whose answer the model does not know is right by chance now and then, so it seems to be
 learned and forgotten from boundary to boundary. The model of guessing: at every boundary an example
-is known, and answered rightly, or is not known, and answered rightly with probability 1/K, each time
-anew. Observed paths are then a known linear mixture of true ones, which is inverted exactly.
+is known, and answered rightly, or is not known, and answered rightly with probability 1/K, each
+time anew. Observed paths are then a known linear mixture of true ones, which is inverted exactly.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .answers import KINDS, RIGHT, Kind, Paths, kind_of
+from .answers import KINDS, RIGHT, WRONG, Kind, Paths, kind_of
 
 _Z = 1.959963984540054  # 97.5 % of a normal distribution
 
@@ -75,9 +75,9 @@ def _weights(code: str, guess: float) -> Mapping[Kind, float]:
     states: dict[tuple[str, str, int], float] = {}
     for answer in code:
         now = (
-            {"1": 1.0}
+            {RIGHT: 1.0}
             if answer == RIGHT
-            else {"0": 1.0 / (1.0 - guess), "1": -guess / (1.0 - guess)}
+            else {WRONG: 1.0 / (1.0 - guess), RIGHT: -guess / (1.0 - guess)}
         )
         if not states:
             states = {(state, state, 0): weight for state, weight in now.items()}
@@ -91,6 +91,6 @@ def _weights(code: str, guess: float) -> Mapping[Kind, float]:
     weights: dict[Kind, float] = dict.fromkeys(KINDS, 0.0)
     for (first, last, changes), weight in states.items():
         # Any path with the same ends and changes is of the same kind.
-        shape = first + last if changes < 2 else "010"
+        shape = first + last if changes < 2 else WRONG + RIGHT + WRONG
         weights[kind_of(shape)] += weight
     return weights

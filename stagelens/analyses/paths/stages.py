@@ -22,8 +22,8 @@ STAGE_COLUMNS = (
 )
 """Counts of examples. ``became_right`` and ``became_wrong`` after the stage, and their difference
 ``seen_after``; ``right_because``: right in the end and wrong without the stage, ``wrong_because``:
-the reverse, and their difference ``without_it``. The column ``seen_after`` sums to what training did
-between the first and the last boundary; ``without_it`` does not sum to anything."""
+the reverse, and their difference ``without_it``. The column ``seen_after`` sums to what training
+did between the first and the last boundary; ``without_it`` does not sum to anything."""
 
 
 def by_stage(paths: Paths, effects: pd.DataFrame | None, stages: Sequence[str]) -> pd.DataFrame:

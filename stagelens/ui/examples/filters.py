@@ -12,7 +12,7 @@ from stagelens.contracts import ACCURACY, Behaviour
 from stagelens.trust.trust_columns import with_trust
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components
-from stagelens.ui.reading import browse, loaders
+from stagelens.ui.reading import browse, loaders, path_loaders
 from stagelens.ui.reading.browse import Chosen, Every, Filters, Side
 from stagelens.ui.reading.loaders import Effects, Source
 from stagelens.wording.numbers import axis_unit, count_text, is_share
@@ -58,7 +58,12 @@ def choose(workspace: Workspace, effects: Effects) -> Chosen:
     filters = replace(filters, search=search, changed=changed)
     # Every text of the set is read for this, so only once somebody searches.
     searched = loaders.searchable(workspace.at, workspace.examples.name) if search else None
-    return browse.select(every, filters, behaviour, workspace.stages, searched)
+    on_path = None
+    if filters.path is not None:
+        known = path_loaders.paths(workspace.at, workspace.examples.name)
+        assert known is not None, "a path is asked for only where paths are known"
+        on_path = path_loaders.taken(known, filters.path, every.frame["example_id"].tolist())
+    return browse.select(every, filters, behaviour, workspace.stages, searched, on_path)
 
 
 def _filters(workspace: Workspace, every: Every, behaviour: Behaviour) -> Filters:
@@ -77,6 +82,7 @@ def _filters(workspace: Workspace, every: Every, behaviour: Behaviour) -> Filter
             "Whether the final model's answer is the label.",
         )
     side = pick_side()
+    path = _path(workspace)
     strength = _strength(every.largest, behaviour)
     sort = st.selectbox(
         "Sort by", browse.SORTS, key="sort", bind="query-params", help="Order of the examples."
@@ -89,6 +95,7 @@ def _filters(workspace: Workspace, every: Every, behaviour: Behaviour) -> Filter
         answers="right" if answers == "right" else "wrong" if answers == "wrong" else None,
         side=side,
         strength=strength,
+        path=path,
         sort=sort,
     )
 
@@ -104,6 +111,18 @@ def pick_side() -> Side | None:
     )
     # Spelled out, because the control returns any str and not one of the two literals.
     return "credit" if side == "credit" else "blame" if side == "blame" else None
+
+
+def _path(workspace: Workspace) -> str | None:
+    """A control for what was learned, forgotten or flipped; None where that is not known."""
+    known = path_loaders.paths(workspace.at, workspace.examples.name)
+    if known is None:
+        return None
+    text = (
+        "Answers after the base and after every stage: learned, forgotten, flipped more than once; "
+        "or one path, with a tick or a cross for every boundary."
+    )
+    return _pick("Path", path_loaders.options(known), "path", "Any path", text)
 
 
 def _search(in_texts: bool) -> tuple[str, bool]:

@@ -40,6 +40,7 @@ class Filters:
         changed: Only where the answer differs without the stage.
         side: Only where the stage's effect is credit, or blame.
         strength: Smallest size of the effect, in the behaviour's unit.
+        path: A kind of path over the boundaries, or one path; None for all.
         search: Part of an id or of a text, whether in capitals or not.
         sort: One of :data:`SORTS`.
     """
@@ -52,6 +53,7 @@ class Filters:
     changed: bool = False
     side: Side | None = None
     strength: float = 0.0
+    path: str | None = None
     search: str = ""
     sort: str = SORTS[0]
 
@@ -63,7 +65,7 @@ class Filters:
             said["stage"] = self.stage or "any"
         if self.group is not None:
             said[str(self.by)] = self.group
-        for name in ("label", "answers", "side", "search"):
+        for name in ("label", "answers", "side", "path", "search"):
             if value := getattr(self, name):
                 said[name] = value
         if self.strength > 0:
@@ -278,6 +280,7 @@ def select(
     behaviour: Behaviour,
     stages: Sequence[str],
     searched: pd.Series | None = None,
+    on_path: np.ndarray | None = None,
 ) -> Chosen:
     """The examples that the filters ask for, sorted.
 
@@ -287,6 +290,7 @@ def select(
         behaviour: The behaviour that ``every`` holds; tells credit from blame.
         stages: Stage names in training order.
         searched: Text that a search looks at, in the order of ``every``; needed for a search only.
+        on_path: (N,) bool, in the same order: the examples on the path that is asked for.
     """
     frame = every.frame
     # A link may name a stage that this run does not have.
@@ -303,6 +307,8 @@ def select(
         # Not a pattern: people type brackets and dots, and mean them.
         found = searched.str.contains(filters.search, case=False, regex=False)
         keep &= found.to_numpy(dtype=bool)
+    if on_path is not None:
+        keep &= on_path
     if filters.changed:
         differs = np.zeros(len(frame), dtype=bool)
         for stage in chosen:

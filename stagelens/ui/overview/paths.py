@@ -1,0 +1,159 @@
+"""The section on paths: what was learned, forgotten or flipped, and which stage caused it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+import streamlit as st
+
+from stagelens.analyses.paths.chance import beyond_guessing
+from stagelens.charts.alluvial import MOST_BOUNDARIES, alluvial
+from stagelens.charts.style import EITHER
+from stagelens.contracts import ACCURACY
+from stagelens.report.provenance import RECORDED
+from stagelens.ui.opening.workspace import Workspace
+from stagelens.ui.pieces import components, drawing, state
+from stagelens.ui.pieces.pinning import About, pinnable
+from stagelens.ui.reading import loaders, path_loaders
+from stagelens.ui.reading.loaders import Effects
+from stagelens.wording.numbers import count_text
+from stagelens.wording.trust_words import trust_word
+
+_KEY = "paths"
+_EXAMPLES = "pages/1_Examples.py"
+
+
+def section(workspace: Workspace, effects: Effects, by: str | None, group: str | None) -> None:
+    """Answers from boundary to boundary; nothing where they were not measured."""
+    at, name = workspace.at, workspace.examples.name
+    found = path_loaders.paths(at, name)
+    if found is None:
+        return
+    kept = path_loaders.of_group(at, name, by, group)
+    if kept is not None:
+        found = found.only(kept)
+    counts = found.counts()
+    if not counts:
+        return
+    st.header("Paths", anchor=False)
+    components.text_block(
+        f"The answers to {count_text(sum(counts.values()), workspace.noun)} after every boundary: "
+        "learned (wrong, then right), forgotten (right, then wrong), or flipped more than once.",
+        muted=True,
+    )
+    filters: Mapping[str, str] = {by: group} if by is not None and group is not None else {}
+    about = About(behaviour=ACCURACY.name, observed=RECORDED, filters=filters)
+    if len(found.boundaries) <= MOST_BOUNDARIES:
+        _chart(workspace, counts, found.boundaries, group, about)
+    left, right = st.columns([2, 3], gap="medium")
+    with left:
+        kinds = beyond_guessing(found)
+        components.table(
+            pd.DataFrame(
+                {
+                    "path": [one.kind for one in kinds],
+                    f"{workspace.noun}s": [one.count for one in kinds],
+                    "beyond guessing": [round(max(one.beyond, 0.0)) for one in kinds],
+                    "95 %": [f"{max(one.low, 0):,.0f} to {max(one.high, 0):,.0f}" for one in kinds],
+                }
+            ),
+            "path-kinds",
+            "How many examples took each kind of path, and how many beyond guessing.",
+            about,
+            height="content",
+        )
+        components.text_block(
+            f"Beyond guessing: were every answer that the model does not know one of "
+            f"{found.choices:,} at random, some would seem learned or forgotten by chance; they "
+            "are taken out. 95 %: over the choice of examples.",
+            muted=True,
+        )
+    with right:
+        _by_stage(workspace, effects, by, group, filters)
+
+
+def _chart(
+    workspace: Workspace,
+    counts: Mapping[str, int],
+    boundaries: tuple[str, ...],
+    group: str | None,
+    about: About,
+) -> None:
+    chart = drawing.chart(alluvial, counts, boundaries, workspace.noun, EITHER)
+
+    def clicked() -> None:
+        points = st.session_state[_KEY]["selection"]["points"]
+        if points:
+            st.session_state[state.session_key(_KEY)] = str(points[0]["customdata"])
+
+    with pinnable(_KEY, chart, chart.alt, about):
+        st.plotly_chart(
+            chart.figure,
+            theme=None,
+            key=_KEY,
+            alt=chart.alt,
+            config={"displayModeBar": False},
+            on_select=clicked,
+            selection_mode="points",
+        )
+    picked = st.session_state.pop(state.session_key(_KEY), None)
+    if picked in counts:
+        of_group = {} if group is None else {"group": group}
+        query = components.here(path=path_loaders.option(picked), **of_group)
+        st.switch_page(_EXAMPLES, query_params=query)
+    st.caption(f"Click a dot to look at the {workspace.noun}s on its path.")
+
+
+def _by_stage(
+    workspace: Workspace,
+    effects: Effects,
+    by: str | None,
+    group: str | None,
+    filters: Mapping[str, str],
+) -> None:
+    """Where it became visible, beside who caused it."""
+    at, name = workspace.at, workspace.examples.name
+    rows = path_loaders.table(at, name, effects.estimator, by, group)
+    known = loaders.best_known(at, name, effects.estimator)
+    trust = {} if known is None else known.trust
+    shown = pd.DataFrame(
+        {
+            "stage": rows["stage"],
+            "became right": rows["became_right"],
+            "became wrong": rows["became_wrong"],
+            "seen after": rows["seen_after"],
+            "right because": rows["right_because"],
+            "wrong because": rows["wrong_because"],
+            "trust": [
+                trust_word(trust[stage], ACCURACY.name) if stage in trust else "not known"
+                for stage in rows["stage"]
+            ],
+        }
+    )
+    config = st.column_config
+    helps = {
+        "became right": "Answers that were wrong at the boundary before the stage and right after.",
+        "became wrong": "Answers that were right at the boundary before the stage and wrong after.",
+        "seen after": "The difference of the two; over all stages it sums to what training did.",
+        "right because": "Right in the end, and wrong without the stage.",
+        "wrong because": "Wrong in the end, and right without the stage.",
+    }
+    about = About(behaviour=ACCURACY.name, estimator=effects.estimator, filters=filters)
+    components.table(
+        shown,
+        "path-stages",
+        "Where answers changed, beside which stage caused the final ones.",
+        about,
+        height="content",
+        column_config={
+            column: config.NumberColumn(column, format="%d", help=text)
+            for column, text in helps.items()
+        }
+        | {"trust": config.TextColumn("trust", help="Of the answers without the stage.")},
+    )
+    components.text_block(
+        "Where it became visible (first three numbers) is not who caused it (the next two): a "
+        "later stage can hide or bring out what an earlier one did.",
+        muted=True,
+    )
