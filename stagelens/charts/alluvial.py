@@ -92,6 +92,7 @@ def alluvial(
         if boundaries[0] == "base"
         else boundary_ticks(boundaries)[1:],
         tickfont={"color": palette.text, "size": 13},
+        automargin=True,
         showgrid=False,
         zeroline=False,
         fixedrange=True,

@@ -110,6 +110,26 @@ def test_chart_text_follows_the_theme_without_a_rerun(server, page: Page, settle
     )
 
 
+def test_a_dot_of_a_path_leads_to_its_examples(server, page: Page, settle) -> None:
+    page.goto(server.url + "/?run=digits&group=stamped")
+    picked = set()
+    for number in range(2):  # a second choice replaces the first
+        settle(page, "Click a dot to look at the images on its path.")
+        # The most frequent paths come first.
+        dot = page.locator(".st-key-pinnable-chart-paths .scatterlayer .point").nth(number)
+        dot.scroll_into_view_if_needed()
+        place = dot.bounding_box()
+        assert place is not None
+        page.mouse.click(place["x"] + place["width"] / 2, place["y"] + place["height"] / 2)
+        settle(page, re.compile(r"\d+ of 894 images"))
+        expect(page).to_have_url(re.compile("/Examples.*group=stamped"))
+        chosen = page.get_by_role("combobox", name="Path")
+        expect(chosen).to_have_value(re.compile("[✓✗]{5} "))
+        picked.add(chosen.input_value())
+        page.get_by_role("link", name="Overview").click()
+    assert len(picked) == 2
+
+
 def test_filter_pick_an_example_and_read_its_effect(
     server, page: Page, settle, screenshot, demo: Path
 ) -> None:

@@ -45,7 +45,7 @@ def section(workspace: Workspace, effects: Effects, by: str | None, group: str |
     filters: Mapping[str, str] = {by: group} if by is not None and group is not None else {}
     about = About(behaviour=ACCURACY.name, observed=RECORDED, filters=filters)
     if len(found.boundaries) <= MOST_BOUNDARIES:
-        _chart(workspace, counts, found.boundaries, group, about)
+        _chart(workspace, counts, found.boundaries, about)
     left, right = st.columns([2, 3], gap="medium")
     with left:
         kinds = beyond_guessing(found)
@@ -77,7 +77,6 @@ def _chart(
     workspace: Workspace,
     counts: Mapping[str, int],
     boundaries: tuple[str, ...],
-    group: str | None,
     about: About,
 ) -> None:
     chart = drawing.chart(alluvial, counts, boundaries, workspace.noun, EITHER)
@@ -99,8 +98,8 @@ def _chart(
         )
     picked = st.session_state.pop(state.session_key(_KEY), None)
     if picked in counts:
-        of_group = {} if group is None else {"group": group}
-        query = components.here(path=path_loaders.option(picked), **of_group)
+        # Set, group and estimate stay chosen: they belong to controls that the pages share.
+        query = components.here(path=path_loaders.option(picked))
         st.switch_page(_EXAMPLES, query_params=query)
     st.caption(f"Click a dot to look at the {workspace.noun}s on its path.")
 
