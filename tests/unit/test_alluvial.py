@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -34,7 +36,7 @@ def test_ribbons_fill_each_boundary_without_overlap() -> None:
     total = sum(counts.values())
     for place in range(3):
         spans = sorted((low[place], high[place]) for low, high in edges.values())
-        for (_, high), (low, _) in zip(spans, spans[1:], strict=False):
+        for (_, high), (low, _) in pairwise(spans):
             assert low >= high - 1e-9
         assert sum(high - low for low, high in spans) == pytest.approx(total)
     # Right answers lie above wrong ones.
