@@ -1,9 +1,9 @@
 """Which code it was: an identity of functions, classes and objects of the user's.
 
 It covers what the code says and what it refers to: constants, defaults, closures, values of its
-module, and functions and classes of the user's, wherever they are defined. Code of other packages
-counts by its name and version. What code reads from files, from the environment, or from objects of
-other packages is not seen.
+module, and functions and classes of the user's, wherever they are defined. Code of installed
+packages counts by its name and version. What code reads from files, from the environment, or from
+objects of installed packages is not seen.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import hashlib
 import sys
 import sysconfig
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -23,6 +24,8 @@ _PLAIN = (int, float, complex, str, bytes, type(None), type(...))
 _UNVERSIONED = {"stagelens", "torch", "numpy", *sys.stdlib_module_names}
 """Results of runs for which nothing is given outlive their versions, too."""
 _INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
+_MOST = 2000
+"""Functions, classes and objects that are described; what is further away counts by its name."""
 _OURS = str(Path(__file__).resolve().parents[1])
 
 
@@ -31,7 +34,7 @@ def code_identity(thing: Any) -> str:
 
     Another version of Python may give another one, as it compiles otherwise.
     """
-    return digest(_Walk(_package(_code_behind(thing))).of(thing))[:32]
+    return digest(_Walk().from_here(thing))[:32]
 
 
 def is_own_code(thing: Any) -> bool:
@@ -60,34 +63,35 @@ def _installed(file: str) -> bool:
     return "site-packages" in Path(file).parts
 
 
-def _package(behind: Any) -> str:
-    name = behind.__name__ if isinstance(behind, ModuleType) else behind.__module__
-    return str(name).partition(".")[0]
-
-
 class _Walk:
-    """Describes things in plain JSON; one that was described before, by its number.
+    """Describes a thing and what it refers to, the nearest first, each by its number."""
 
-    Args:
-        package: Whose code is described in full, although it may be installed.
-    """
-
-    def __init__(self, package: str) -> None:
-        self._package = package
+    def __init__(self) -> None:
         self._numbers: dict[int, int] = {}
-        self._held: list[Any] = []  # an id is of one object only as long as that exists
+        self._found: list[Any] = []  # held, as an id is of one object only as long as that exists
+
+    def from_here(self, thing: Any) -> list[Any]:
+        """What it is, and what all that it refers to is, in plain JSON."""
+        said, number = [self.of(thing)], 0
+        while number < len(self._found):
+            one = self._found[number]
+            said.append(self._parts(one) if number < _MOST else type(one).__name__)
+            number += 1
+        return said
 
     def of(self, thing: Any) -> Any:
+        """A value itself, or the number of what is described later."""
         if isinstance(thing, _PLAIN):
             return [type(thing).__name__, repr(thing)]
         # Whether equal tuples are one object depends on how Python came by its constants.
         if isinstance(thing, tuple | frozenset):
             return [type(thing).__name__, *self._parts(thing)]
-        if id(thing) in self._numbers:
-            return ["again", self._numbers[id(thing)]]
-        self._numbers[id(thing)] = len(self._numbers)
-        self._held.append(thing)
-        return [type(thing).__name__, *self._parts(thing)]
+        if isinstance(thing, FunctionType | type | ModuleType) and not is_own_code(thing):
+            return _by_name(thing)
+        if id(thing) not in self._numbers:
+            self._numbers[id(thing)] = len(self._found)
+            self._found.append(thing)
+        return [type(thing).__name__, self._numbers[id(thing)]]
 
     def _parts(self, thing: Any) -> list[Any]:
         if isinstance(thing, Mapping):  # sorted: what comes first gets the lower number
@@ -105,20 +109,14 @@ class _Walk:
             return [self.of(thing.__func__)]
         if isinstance(thing, property):
             return [self.of(each) for each in (thing.fget, thing.fset)]
-        if isinstance(thing, FunctionType | type | ModuleType) and not self._in_full(thing):
-            return _by_name(thing)
         if isinstance(thing, FunctionType):
             return self._function(thing)
         return self._class(thing) if isinstance(thing, type) else self._object(thing)
 
-    def _in_full(self, thing: Any) -> bool:
-        package = _package(_code_behind(thing))
-        return is_own_code(thing) or (package == self._package and package not in _UNVERSIONED)
-
     def _function(self, function: FunctionType) -> list[Any]:
         used = {name for code in _codes(function.__code__) for name in code.co_names}
         known = {name: function.__globals__[name] for name in used if name in function.__globals__}
-        modules = {n: v for n, v in known.items() if isinstance(v, ModuleType) and self._in_full(v)}
+        modules = {n: v for n, v in known.items() if isinstance(v, ModuleType) and is_own_code(v)}
         parts = {
             f"{name}.{part}": getattr(module, part)
             for name, module in modules.items()
@@ -159,7 +157,7 @@ class _Walk:
             settings.pop("training", None)
             return [kind, self.of(settings), *map(self.of, held)]
         # Objects of other packages may hold anything: locks, files, the whole process.
-        if not self._in_full(thing):
+        if not is_own_code(thing):
             return [kind]
         slots = [name for each in type(thing).__mro__ for name in getattr(each, "__slots__", ())]
         held_in = {name: getattr(thing, name) for name in slots if hasattr(thing, name)}
@@ -167,11 +165,19 @@ class _Walk:
 
 
 def _by_name(thing: Any) -> list[Any]:
-    package = _package(thing)
-    version = getattr(sys.modules.get(package), "__version__", None)
-    said = None if package in _UNVERSIONED or version is None else str(version)
-    name = "" if isinstance(thing, ModuleType) else f":{thing.__qualname__}"
-    return [f"{thing.__name__ if not name else thing.__module__}{name}", said]
+    module = thing.__name__ if isinstance(thing, ModuleType) else str(thing.__module__)
+    name = "" if isinstance(thing, ModuleType) else thing.__qualname__
+    package = module.partition(".")[0]
+    return [module, name, None if package in _UNVERSIONED else _version(package)]
+
+
+@cache
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # it is installed by another name, or not installed at all
+        found = getattr(sys.modules.get(package), "__version__", None)
+        return None if found is None else str(found)
 
 
 def _codes(code: CodeType) -> list[CodeType]:

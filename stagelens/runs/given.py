@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
+from types import FunctionType
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -141,9 +143,15 @@ def _objective_identity(given: Any, name: str, settings: Mapping[str, Any]) -> s
 
 
 def _own_values(thing: Any) -> dict[str, Any]:
-    """Identities of functions and objects of the user's that an object holds."""
+    """Identities of what an object was given: functions, and objects and classes of the user's."""
     return {
         name: code_identity(value)
         for name, value in getattr(thing, "__dict__", {}).items()
-        if not isinstance(value, type) and callable(value) and is_own_code(value)
+        if callable(value) and (is_own_code(value) or _is_given_function(value))
     }
+
+
+def _is_given_function(value: Any) -> bool:
+    """Whether it is a function of another package, such as one that makes a model."""
+    inner = value.func if isinstance(value, partial) else value
+    return isinstance(inner, FunctionType) and not inner.__module__.startswith("stagelens.")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from copy import deepcopy
+from json import dumps
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +155,12 @@ def test_a_model_of_ones_own_is_part_of_the_key(tmp_path: Path) -> None:
     right = without_one(stagelens.open_run(path, make(False)))
     wrong = without_one(stagelens.open_run(path, make(True)))
     assert not torch.equal(right, wrong)
-    assert torch.equal(without_one(stagelens.open_run(path, make(False))), right)
+    again = stagelens.open_run(path, make(False))
+    assert torch.equal(without_one(again), right)
+    installed: list[Any] = [deepcopy, dumps]
+    others = [stagelens.open_run(path, make_task({"kind": "own"}, f)) for f in installed]
+    assert len({run.digest for run in (again, *others)}) == 3
+    stagelens.open_run(path, make(False))
     table = attribute(stagelens.open_run(path), "test", "replay", ["one"]).table  # as a page does
     assert torch.equal(torch.tensor(table["without"].to_numpy()), right)
 
