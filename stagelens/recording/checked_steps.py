@@ -253,7 +253,7 @@ class CheckedSteps:
             self._loss.updated(step.record.step, self._model)
         self._goes_on = False
         number = step.record.step + 1
-        if not self._keeps(number) or (self._strays and rules().clip_norm is not None):
+        if not self._keeps(number) or (self._strays and rules().clips_leftovers):
             return
         planned = number + 1 >= self._next
         room = stretch is self._stretch is not None and len(self._stretch.steps) < self._length

@@ -195,6 +195,7 @@ class StageRecorder:
     def _note_and_check(self, batch: Any, divisor: float | None) -> None:
         watch, micro, checked = self._watch, self._micro, self._checked
         assert isinstance(watch, Watch) and checked is not None  # there is no problem yet
+        assert self._files is not None
         keep = self._settings.keeps(watch.noted)
         micro.add(batch, watch.take_rng(), divisor, keep, watch.noted + 1)
         # No update since the last note: this was a micro-batch on the way to one.
@@ -208,8 +209,8 @@ class StageRecorder:
         except RecordingError as error:
             found = self._passes.explained(error, watch.noted, len(micro.flat))
             raise watch.explained(found) from None
-        if first is not None:
-            self._announce(evaluation_mode=watch.evaluation_mode or [], precision=watch.precision)
+        if first is not None or watch.strays.zeroed != self._files.facts.zeroed:
+            self._announce(**watch.facts)
         self._writer.note(record, micro.flat if keep else [], micro.losses)
         self._noted()
 
@@ -236,9 +237,8 @@ class StageRecorder:
 
     def _rules(self) -> StepRules:
         assert isinstance(self._watch, Watch) and self._files is not None
-        modes = self._watch.evaluation_mode or []
-        own = StepRules.of(self._files.facts)  # where its first step has not been written yet
-        return replace(own, evaluation_mode=modes, precision=self._watch.precision)
+        # Where its first step has not been written yet.
+        return replace(StepRules.of(self._files.facts), **self._watch.facts)
 
     def _announce(self, **update: Any) -> None:
         if self._files is not None:

@@ -13,7 +13,6 @@ from torch.utils.hooks import RemovableHandle
 from stagelens.contracts import RecordingError
 from stagelens.replaying.optimizers import CALLS, check_optimizer
 from stagelens.runs.optimizer_set import AnyOptimizer, Handles, members
-from stagelens.runs.schema import Precision
 
 from .checked_steps import CheckedSteps
 from .fingerprint import Fingerprint, SampledFingerprint
@@ -24,6 +23,7 @@ from .no_checks import NoChecks
 from .optimizer_state import OptimizerStateWatch, equal_or_nan
 from .precision import PrecisionWatch
 from .random_state import generator_states, same_states
+from .stray_gradients import StrayGradients
 from .update_count import learning_rates
 from .weight_average import HINT
 
@@ -105,7 +105,9 @@ class Watch:
         self._incoming: Tensor | None = None
         self._state = OptimizerStateWatch(optimizer, names)
         self._switches = ModeWatch(optimizer, self._before_switch, self._after_switch)
+        self.strays = StrayGradients(model, optimizer, clip_norm, tell)
         self._handles: list[RemovableHandle | Handles] = [
+            *self.strays.handles,
             register_optimizer_step_pre_hook(weakly(self)),
             model.register_forward_pre_hook(PassiveHook(self._before_forward)),
             optimizer.register_step_pre_hook(self._before_update),
@@ -126,9 +128,10 @@ class Watch:
         return list(self._switches.calls)
 
     @property
-    def precision(self) -> Precision:
-        """That of the stage's forward passes."""
-        return self._precision.precision
+    def facts(self) -> dict[str, Any]:
+        """What it has found out, as ``stage.json`` says it."""
+        modes, precision = self.evaluation_mode or [], self._precision.precision
+        return {"evaluation_mode": modes, "precision": precision, "zeroed": self.strays.zeroed}
 
     def take_rng(self) -> dict[str, Tensor]:
         """Generator states of the micro-batch just noted; empty where it drew no numbers."""
@@ -330,18 +333,15 @@ class Watch:
                 )
 
     def _check_values(self) -> None:
-        changed = self._values.changed()
-        if changed is not None and self._other is not None:
-            raise RecordingError(
-                f"{changed} was changed outside optimizer.step(), after update {self.updates}. "
-                + of_another(self._other)
-            )
-        if changed is not None:
-            raise RecordingError(
-                f"{changed} was changed outside optimizer.step(), after update {self.updates}; "
-                "replay could not reproduce that change. Leave parameters to the optimiser within "
-                f"a stage (average, constrain or load weights between stages); {HINT}"
-            )
+        if (changed := self._values.changed()) is None:
+            return
+        said = f"{changed} was changed outside optimizer.step(), after update {self.updates}"
+        if self._other is not None:
+            raise RecordingError(f"{said}. {of_another(self._other)}")
+        raise RecordingError(
+            f"{said}; replay could not reproduce that change. Leave parameters to the optimiser "
+            f"within a stage (average, constrain or load weights between stages); {HINT}"
+        )
 
     def _check_buffers(self, buffers: Fingerprint) -> None:
         changed = buffers.changed()

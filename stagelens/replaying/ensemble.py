@@ -116,7 +116,8 @@ class Ensemble:
             (M,) losses of each micro-batch, before division.
         """
         losses = []
-        for parameter in self._updated:
+        whole = self._rules.zeroed == "model"
+        for parameter in self.parameters.values() if whole else self._updated:
             parameter.grad = None
         for micro in record.batches or ():
             devices.restore_random(micro.rng, self._device)

@@ -46,6 +46,7 @@ class StepRules:
         embedding_noise: NEFTune's alpha; None without.
         autocast: What autocast is around.
         kernels: What computed the recorded passes in place of the model's own code, by name.
+        zeroed: Whose gradients are cleared before a step.
     """
 
     accumulation: int = 1
@@ -56,6 +57,7 @@ class StepRules:
     embedding_noise: float | None = None
     autocast: Literal["loss", "passes"] = "loss"
     kernels: Sequence[str] = ()
+    zeroed: Literal["optimizer", "model"] = "optimizer"
 
     @classmethod
     def of(cls, facts: StageFile) -> StepRules:
@@ -69,7 +71,13 @@ class StepRules:
             facts.embedding_noise,
             facts.objective.autocast if facts.objective is not None else "loss",
             facts.kernels,
+            facts.zeroed,
         )
+
+    @property
+    def clips_leftovers(self) -> bool:
+        """Whether gradients that no optimiser of the stage clears take part in clipping."""
+        return self.clip_norm is not None and self.zeroed == "optimizer"
 
     def divisor(self, micro: MicroBatch) -> float:
         """What a micro-batch's loss is divided by before backward."""
@@ -150,6 +158,9 @@ class Stepper:
         self._optimizer, self._rules, self._split = optimizer, rules, split
         self._parameters = dict(model.named_parameters())
         self._updated = [p for group in optimizer.param_groups for p in group["params"]]
+        self._cleared = self._updated
+        if rules.zeroed == "model":
+            self._cleared = list(self._parameters.values())
         self._device = next(iter(self._parameters.values())).device
         self._loss = partial(loss_of, loss, model, rules=rules)
 
@@ -172,7 +183,7 @@ class Stepper:
         losses = []
         call_all(self._optimizer, calls_before(record.groups))
         # As zero_grad does, without what it notes for torch's profiler.
-        for parameter in self._updated:
+        for parameter in self._cleared:
             parameter.grad = None
         for micro in record.batches:
             devices.restore_random(micro.rng, self._device)

@@ -26,6 +26,7 @@ _STATE: Any = {"more": {"__all__": {"sha256"}}, "fixed": {"sha256"}, "names": Tr
 _DIGESTED_IF_SAID: Any = {
     "origin": True,
     "average": True,
+    "zeroed": True,
     "end_calls": True,
     "optimizer": {"members"},
     "boundary": {

@@ -235,6 +235,8 @@ class StageFile(Versioned):
         beside: Further files of an assembled stage's checkpoint by name, such as config.json.
         tokenizer: What is its tokenizer's own; None where that is not known.
         average: Its end, where that is not the weights after the last step.
+        zeroed: Whose gradients the loop clears before a step: those that the optimiser updates, or
+            all of the model's. It matters where clipping counts others.
     """
 
     name: Name
@@ -271,6 +273,7 @@ class StageFile(Versioned):
     beside: dict[str, FileRef] = {}
     tokenizer: Tokenising | None = None
     average: WeightAverage | None = None
+    zeroed: Literal["optimizer", "model"] = "optimizer"
 
     @model_validator(mode="after")
     def _recorded_facts(self) -> StageFile:
