@@ -28,6 +28,7 @@ from . import (
     making,
     removing,
     reporting,
+    sharing,
     spurious,
 )
 from .options import at_end
@@ -51,6 +52,7 @@ for group in (
     following,
     removing,
     reporting,
+    sharing,
     checking,
     drawing,
     helping,

@@ -17,8 +17,10 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from stagelens.contracts import ACCURACY, Behaviour, StageLensError
+from stagelens.estimators.coalition_plan import trained
 from stagelens.estimators.parties import Parties, check_parties, name_of, parties_of, stage_masks
 from stagelens.estimators.registry import method_of
+from stagelens.estimators.reproduction import doubted_through, problems
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs import fact_tables
 from stagelens.runs.run import Run
@@ -296,7 +298,7 @@ def load_coalitions(
     if masks is None:
         masks = range(1 << len(parties)) if len(parties) <= 16 else _unions(run, parties, there)
     own = stage_masks(run, parties, masks)
-    label = examples.table(["label"])
+    label, doubts = examples.table(["label"]), problems(run)
     blocks: list[pd.DataFrame] = []
     trust: dict[int, StageTrust] = {}
     passes, seconds, behaviours = 0, 0.0, []
@@ -307,7 +309,8 @@ def load_coalitions(
         if found is None:
             continue
         part, table = found
-        trust[mask] = part.trust
+        through = trained(stages, run.stages) or run.stages[-1:]
+        trust[mask] = doubted_through(run, part.trust, through, doubts)
         passes, seconds = passes + part.passes, seconds + part.trust.seconds
         behaviours = part.behaviours
         if part.trust.trust != "refused":

@@ -137,13 +137,26 @@ def doubted(run: Run, trusts: Iterable[StageTrust]) -> list[StageTrust]:
         trusts: What the estimator says of each.
     """
     found = problems(run)
-    return [_doubted(run, trust, found) for trust in trusts] if found else list(trusts)
+    if not found:
+        return list(trusts)
+    return [doubted_through(run, trust, _through(run, trust.stage), found) for trust in trusts]
 
 
-def _doubted(
-    run: Run, trust: StageTrust, problems: Mapping[str, Sequence[StepCheck | ReplayCheck]]
+def doubted_through(
+    run: Run,
+    trust: StageTrust,
+    stages: Sequence[Stage],
+    problems: Mapping[str, Sequence[StepCheck | ReplayCheck]],
 ) -> StageTrust:
-    own = [check for stage in _through(run, trust.stage) for check in problems.get(stage.name, ())]
+    """What is known of a model, where a stage that it runs through may not reproduce.
+
+    Args:
+        run: The run.
+        trust: What the estimator says of it.
+        stages: Those that it is trained by; the last one, if by none, as its model answers.
+        problems: Of :func:`problems`.
+    """
+    own = [check for stage in stages for check in problems.get(stage.name, ())]
     if trust.estimator == REPLAY:  # how far it deviates, it has measured in the behaviours
         own = [check for check in own if isinstance(check, StepCheck)]
     if not own or trust.trust == "refused":

@@ -1,0 +1,306 @@
+"""The command that shares out what training did among its stages."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+import typer
+from rich.console import Console
+
+from stagelens.analyses.shares import orders
+from stagelens.analyses.shares.pairs import pairs_of
+from stagelens.analyses.shares.sentences import cautions, pair_sentences, rest_sentence
+from stagelens.analyses.shares.share_table import (
+    ALONE,
+    SEEN_AFTER,
+    SHARE,
+    WITHOUT,
+    Shares,
+    mean_table,
+    share_table,
+    shares_of,
+)
+from stagelens.analyses.shares.together import change_when_joined
+from stagelens.contracts import ACCURACY, Behaviour, StageLensError
+from stagelens.effects.coalition_results import CoalitionResult, key_of, load_coalitions, parts_of
+from stagelens.estimators.coalition_plan import ESTIMATORS, Cost, cost, refusal, trained
+from stagelens.estimators.parties import Parties, parties_of, stage_masks
+from stagelens.estimators.registry import make_estimator
+from stagelens.estimators.stage_trust import REPLAY
+from stagelens.runs.files import check_changeable
+from stagelens.runs.run import Run
+from stagelens.runs.sets.evaluation_set import EvaluationSet
+from stagelens.wording.folding import listed
+from stagelens.wording.numbers import (
+    amount_text,
+    count_text,
+    predicted_time,
+    signed_text,
+    value_text,
+)
+from stagelens.wording.trust_words import trust_explanation, trust_word
+
+from .options import (
+    BudgetOption,
+    DeviceOption,
+    ObjectiveOption,
+    OptimizerOption,
+    ProcessesOption,
+    ProgressFile,
+    RunFolder,
+    SetOption,
+    TaskOption,
+    opened_together,
+    own_file,
+)
+from .table_files import check_table_file, write_table
+from .terminal import Reporter, Table, say
+
+commands = typer.Typer()
+
+_HEADINGS = {SHARE: "share", WITHOUT: "without it", ALONE: "alone", SEEN_AFTER: "seen after"}
+_PAIRS = 4
+"""Pairs of orders that are drawn by default, of more than six parties."""
+
+
+@commands.command(
+    epilog="Examples: stagelens shares runs/digits --set test   "
+    "stagelens shares runs/digits --together pretrain,adapt --json   "
+    "stagelens shares runs/digits --estimator coarse-replay --budget 0.25 --out shares.csv"
+)
+def shares(
+    run: RunFolder,
+    set_name: SetOption = None,
+    estimator: Annotated[
+        str | None,
+        typer.Option(
+            help=f"How the models are obtained: {', '.join(ESTIMATORS)} [the first of them that "
+            "the recording allows]."
+        ),
+    ] = None,
+    budget: BudgetOption = None,
+    together: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STAGE,STAGE",
+            help="Take these stages as one, as of one party; may be given several times.",
+        ),
+    ] = None,
+    behaviour: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What is shared out; may be given several times [accuracy where there are "
+            "labels, and the first that was measured]."
+        ),
+    ] = None,
+    models: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="At most so many models, where there are more than six stages or parties: orders "
+            "in which they join are drawn then, and intervals include the choice.",
+        ),
+    ] = None,
+    cost_only: Annotated[
+        bool, typer.Option("--cost", help="Say what it would take, and compute nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print rows as JSON.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write every example's shares, with trust, to a .parquet or .csv file."),
+    ] = None,
+    task: TaskOption = None,
+    objective: ObjectiveOption = None,
+    optimizer: OptimizerOption = None,
+    device: DeviceOption = None,
+    processes_wanted: ProcessesOption = None,
+    progress: ProgressFile = None,
+) -> None:
+    """Share out what training as a whole did among its stages; shares add up to all of it.
+
+    A stage's share is the mean, over all orders in which the stages could join, of what its joining
+    changes (Shapley). For it, every subset of the stages is trained, with all stages in their
+    places in time; subsets share what they have in common. What it costs is told beforehand. Models
+    are measured and kept one by one: started again, the command goes on.
+    """
+    check_table_file(out)
+    with Reporter(own_file(progress)).running() as report:
+        opened = opened_together(run, task)
+        _ = opened.last
+        examples = opened.evaluation_set(set_name)
+        parties = parties_of(opened, [_names(each) for each in together or ()])
+        masks = _masks(parties, models)
+        own = list(stage_masks(opened, parties, masks).values())
+        name = estimator or _first_possible(opened, own)
+        made = make_estimator(name, {} if budget is None else {"budget": budget})
+        left = _lacking(opened, examples, name, dict(made.settings), own)
+        if left:
+            check_changeable("shares")
+            if name == REPLAY and not cost_only:
+                _time_steps(opened, examples, left, report)
+            say(_cost_text(cost(opened, left, name, made.settings)), err=True)
+        if cost_only:
+            if not left:
+                say("Every model was measured before.", err=True)
+            return
+        from stagelens.effects.coalition_measuring import measure_coalitions
+
+        result = measure_coalitions(
+            opened, examples.name, name, masks, parties, made.settings, report
+        )
+    for note in opened.problems:
+        say(f"Note: {note}", err=True)
+    found = [shares_of(result, each) for each in _behaviours(result, behaviour)]
+    if as_json:
+        rows = pd.concat([_rows(result, each) for each in found], ignore_index=True)
+        say(rows.to_json(orient="records", indent=1))
+    else:
+        _print(opened, result, found)
+    if out is not None:
+        write_table(out, share_table(result, [each.behaviour.name for each in found]))
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _masks(parties: Parties, models: int | None) -> Sequence[int]:
+    """The coalitions to compute: all of few parties, of more those of sampled orders.
+
+    Raises:
+        StageLensError: There are too few models for an interval, or orders are not sampled.
+    """
+    m = len(parties)
+    if m <= orders.MOST_PARTIES:
+        if models is not None and models < 1 << m:
+            raise StageLensError(
+                f"shares of {m} stages or parties take {1 << m} models, and all of them are "
+                "computed; omit --models, or take stages as one with --together"
+            )
+        return range(1 << m)
+    wanted = 2 + 2 * (m - 1) * _PAIRS if models is None else models
+    pairs = orders.pairs_within(wanted, m)
+    if pairs < orders.FEWEST_PAIRS:
+        least = 2 + 2 * (m - 1) * orders.FEWEST_PAIRS
+        raise StageLensError(
+            f"{wanted} models are too few for shares of {m} parties with an interval; give "
+            f"--models {least} or more, or take stages as one with --together"
+        )
+    return orders.masks_of(orders.sampled_orders(m, pairs), m)
+
+
+def _first_possible(run: Run, masks: Sequence[int]) -> str:
+    """The best estimator that gives every one of these coalitions."""
+    for name in ESTIMATORS:
+        if not any(refusal(run, mask, name) for mask in masks):
+            return name
+    return ESTIMATORS[-1]
+
+
+def _lacking(
+    run: Run, examples: EvaluationSet, estimator: str, settings: dict[str, Any], masks: list[int]
+) -> list[int]:
+    there = parts_of(run, key_of(run, examples, estimator, settings))
+    return [mask for mask in masks if mask not in there]
+
+
+def _time_steps(run: Run, examples: EvaluationSet, masks: Sequence[int], report: Reporter) -> None:
+    """Time a few steps of the stages that are to be trained, where that was not done before."""
+    from stagelens.estimators.durations import stored_timings
+
+    known = stored_timings(run)
+    timed = set() if known is None else set(known.stages)
+    wanted = {s.index: s for mask in masks for s in trained(mask, run.stages)}
+    stages = [s for _, s in sorted(wanted.items()) if not s.no_replay]
+    if any(stage.name not in timed for stage in stages):
+        from stagelens.estimators.pace import measure_paces
+
+        measure_paces(run, examples, stages, report)
+
+
+def _cost_text(told: Cost) -> str:
+    models = f"{count_text(told.coalitions, 'model')} to measure"
+    if not told.passes:
+        return f"{models}; no stage has to be trained."
+    passes = "1 stage pass" if told.passes == 1 else f"{told.passes:,} stage passes"
+    seconds = "time not known" if told.seconds is None else predicted_time(told.seconds)
+    return (
+        f"{models}, {told.recorded} of them recorded: {passes}, {told.steps:,} steps "
+        f"({told.replays:.2g} times the whole training), {seconds} in one process."
+    )
+
+
+def _behaviours(result: CoalitionResult, wanted: list[str] | None) -> list[str]:
+    first = result.facts.behaviours[0].name
+    usual = [name for name in (ACCURACY.name, first) if name in result.behaviours]
+    return list(dict.fromkeys(wanted or usual))
+
+
+def _rows(result: CoalitionResult, found: Shares) -> pd.DataFrame:
+    facts = result.facts
+    rows = mean_table(found)
+    rows.insert(0, "set", facts.set_name)
+    rows.insert(1, "estimator", facts.estimator)
+    ends = {"base": found.level(0), "final_model": found.level(found.full)}
+    return rows.assign(**ends)
+
+
+def _print(run: Run, result: CoalitionResult, every: Sequence[Shares]) -> None:
+    explained: dict[tuple[str, str], list[str]] = {}
+    for found in every:
+        kind = found.behaviour
+        levels = " to ".join(value_text(found.level(mask), kind) for mask in (0, found.full))
+        table = Table(f"Shares in {kind.name} on {result.facts.set_name}: from {levels}")
+        table.add_column("stage")
+        for heading in (*_HEADINGS.values(), "95 % of share"):
+            table.add_column(heading, justify="right")
+        table.add_column("trust")
+        rows = mean_table(found)
+        for row in rows.to_dict("records"):
+            cells = [_cell(row[name], kind) for name in _HEADINGS]
+            ends = [row["share_low"], row["share_high"]]
+            known = np.isfinite(ends).all()
+            interval = " to ".join(signed_text(end, kind, unit=False) for end in ends)
+            table.add_row(row["stage"], *cells, interval if known else "not known", row["trust"])
+        sums = [rows[name].sum(skipna=False) for name in _HEADINGS]
+        table.add_row("together", *(_cell(each, kind) for each in sums), "", "")
+        Console(width=None if sys.stdout.isatty() else 200).print(table)
+        for name, trust in found.trust_in(SHARE).items():
+            said = (trust_word(trust, kind.name), trust_explanation(trust, kind.name))
+            explained.setdefault(said, []).append(name)
+        if rest := rest_sentence(found):
+            say(f"Without it, one at a time: {rest[0].lower()}{rest[1:]}")
+        for sentence in pair_sentences(pairs_of(found), kind, "example"):
+            say(str(sentence))
+        for line in _apart(run, result, found):
+            say(line)
+    for (word, explanation), names in explained.items():
+        say(f"{listed(list(dict.fromkeys(names)))}: {word}. {explanation}")
+    for caution in cautions(every[0]):
+        say(caution)
+
+
+def _cell(value: float, behaviour: Behaviour) -> str:
+    return signed_text(value, behaviour) if np.isfinite(value) else "-"
+
+
+def _apart(run: Run, result: CoalitionResult, found: Shares) -> list[str]:
+    """By how much shares of stages taken as one are other than if each were its own party."""
+    joined = [names for names in result.parties if len(names) > 1]
+    facts = result.facts
+    single = load_coalitions(run, facts.set_name, facts.estimator, facts.settings)
+    if not joined or single is None or not single.complete:
+        return []
+    v, m = single.values(found.behaviour.name), len(single.parties)
+    lines = []
+    for names in joined:
+        gain = np.nanmean(change_when_joined(v, m, [run.stage(name).index for name in names]))
+        text, way = amount_text(float(gain), found.behaviour), "more" if gain > 0 else "less"
+        whose = " and ".join(names)
+        lines.append(f"Counted apart, the shares of {whose} would add up to {text} {way}.")
+    return lines

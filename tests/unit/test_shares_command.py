@@ -1,0 +1,98 @@
+"""``stagelens shares``: what it costs, what it prints, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stagelens.cli import sharing
+from stagelens.effects.coalition_results import load_coalitions
+from stagelens.estimators.reproduction import StepCheck, keep_step_check
+from stagelens.runs.run import open_run
+from tests.unit.conftest import Command
+from tests.unit.test_helpers import recorded
+
+__all__ = ["recorded"]  # a fixture
+
+
+@pytest.fixture
+def path(recorded: Path, tmp_path: Path) -> Path:
+    """Four stages, in a folder of its own."""
+    return Path(shutil.copytree(recorded, tmp_path / "run"))
+
+
+def test_shares_are_printed_and_their_cost_is_told_beforehand(path: Path, command: Command) -> None:
+    told = command("shares", path, "--cost")
+    assert told.status == 0 and told.out == ""
+    cost = "16 models to measure, 5 of them recorded: 11 stage passes, 44 steps"
+    assert cost in told.err and "in one process" in told.err
+    assert load_coalitions(open_run(path), "test", "replay") is None
+    out = path.parent / "shares.csv"
+    answer = command("shares", path, "--out", out)
+    assert answer.status == 0 and cost in answer.err
+    for said in ("Shares in accuracy on test", "Shares in margin on test", "together", "exact"):
+        assert said in answer.out
+    table = pd.read_csv(out)
+    assert set(table["stage"]) == set("abcd") and set(table["trust"]) == {"exact"}
+    rows = json.loads(command("shares", path, "--json", "--behaviour", "margin").out)
+    assert [row["stage"] for row in rows] == list("abcd")
+    total = rows[0]["final_model"] - rows[0]["base"]
+    assert sum(row["share"] for row in rows) == pytest.approx(total, abs=1e-6)
+    again = command("shares", path, "--cost")
+    assert "Every model was measured before" in again.err
+
+
+def test_stages_are_taken_as_one(path: Path, command: Command) -> None:
+    answer = command("shares", path, "--together", "b,d", "--estimator", "task-vector", "--json")
+    assert answer.status == 0 and "no stage has to be trained" in answer.err
+    assert {row["stage"] for row in json.loads(answer.out)} == {"a", "b + d", "c"}
+    assert "Counted apart" not in answer.out
+    command("shares", path, "--estimator", "task-vector")
+    printed = command("shares", path, "--together", "b,d", "--estimator", "task-vector").out
+    assert "Counted apart, the shares of b and d would add up to" in printed
+
+
+def test_what_cannot_be_shared_is_refused_in_words(path: Path, command: Command) -> None:
+    for options, says in (
+        (("--together", "a,b", "--together", "b,c"), "stage 'b' is in two parties"),
+        (("--together", "a,e"), "'e'"),
+        (("--estimator", "unrolled-jump"), "gives no coalitions of stages"),
+        (("--models", "8"), "take 16 models, and all of them are computed"),
+        (("--behaviour", "grace", "--estimator", "task-vector"), "no behaviour 'grace'"),
+    ):
+        answer = command("shares", path, *options)
+        assert answer.status == 1 and says in answer.err, answer.err
+
+
+def test_of_many_parties_orders_are_drawn(
+    path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing.orders, "MOST_PARTIES", 3)
+    few = command("shares", path, "--models", "9", "--estimator", "task-vector")
+    assert few.status == 1 and "give --models 14 or more" in few.err
+    answer = command("shares", path, "--models", "14", "--estimator", "task-vector", "--json")
+    assert answer.status == 0, answer.err
+    rows = json.loads(answer.out)
+    own = [row for row in rows if row["behaviour"] == "margin"]
+    total = own[0]["final_model"] - own[0]["base"]
+    assert sum(row["share"] for row in own) == pytest.approx(total, abs=1e-6)
+
+
+def test_a_stage_that_does_not_reproduce_casts_doubt_on_what_it_trained(
+    path: Path, command: Command
+) -> None:
+    command("shares", path)
+    run = open_run(path)
+    check = StepCheck(run_digest=run.digest, stage="c", steps=2, misfit=2, recorded=1.0, found=9.0)
+    keep_step_check(run, check)
+    found = load_coalitions(run, "test", "replay")
+    assert found is not None and np.isfinite(found.value(4, "margin")).all()
+    doubted = {mask for mask, trust in found.trust.items() if check.problem in trust.reason}
+    # Those in which "c" was trained again: the ones that have it, but lack an earlier stage.
+    assert doubted == {mask for mask in range(16) if mask & 4 and mask & 3 != 3}
+    assert {found.trust[mask].trust for mask in doubted} == {"estimated"}
