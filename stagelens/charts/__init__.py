@@ -8,6 +8,7 @@ faintly. Names come from data: they are escaped before plotly or a browser sees 
 
 from stagelens.charts.bars import credit_and_blame, example_effects, rest_text, shown_stages
 from stagelens.charts.effect_bars import effect_bars, marked
+from stagelens.charts.pair_matrix import pair_matrix
 from stagelens.charts.stages import time_line
 from stagelens.charts.style import (
     BLAME,
@@ -21,6 +22,7 @@ from stagelens.charts.style import (
     stage_color,
 )
 from stagelens.charts.tokens import Markup, largest_effect, shaded_tokens, visible
+from stagelens.charts.waterfall import waterfall
 
 __all__ = [
     "BLAME",
@@ -37,10 +39,12 @@ __all__ = [
     "example_effects",
     "largest_effect",
     "marked",
+    "pair_matrix",
     "rest_text",
     "shaded_tokens",
     "shown_stages",
     "stage_color",
     "time_line",
     "visible",
+    "waterfall",
 ]

@@ -103,6 +103,22 @@ def share_sentence(one: Mean, behaviour: Behaviour, about: Sequence[Part], noun:
     )
 
 
+def example_sentence(one: Mean, behaviour: Behaviour, reading: str = SHARE) -> Sentence:
+    """One stage's share of what training did to one example, or what is seen after it."""
+    name = Part(one.name, "stage")
+    of = f" of the {phrase(behaviour)}"
+    opening = (
+        (Part("Seen after "), name) if reading == SEEN_AFTER else (name, Part(f"'s share{of}"))
+    )
+    if not np.isfinite(one.mean):
+        said: tuple[Part, ...] = (Part(f": not known. {one.trust.reason}"),)
+    else:
+        certain = is_certain(one.trust, behaviour)
+        hedge = "" if one.trust.trust == "exact" else "about " if certain else "perhaps "
+        said = (Part(": "), Part(f"{hedge}{_number(one, behaviour)}", "amount"), Part("."))
+    return Sentence((*opening, *said), one.trust, behaviour.name)
+
+
 def rest_sentence(found: Shares, chosen: np.ndarray | None = None) -> str:
     """How much of what training did the effects of leaving out single stages leave unsaid."""
     means = [one.mean for one in found.means(WITHOUT, chosen)]

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from stagelens.analyses.shares.share_table import SEEN_AFTER, SHARE, WITHOUT
 from stagelens.charts import marked
 from stagelens.charts.style import short
 from stagelens.contracts import Behaviour
@@ -18,13 +19,14 @@ from stagelens.ui.pieces import components, inputs, state
 from stagelens.ui.pieces.pinning import About
 from stagelens.ui.pieces.trust_marks import trust_line
 from stagelens.ui.reading import browse, loaders
-from stagelens.ui.reading.browse import Chosen, effect_column, noise_column
+from stagelens.ui.reading import shares as reading_shares
+from stagelens.ui.reading.browse import Chosen, effect_column, noise_column, number_column
 from stagelens.ui.reading.example_errors import example_errors
 from stagelens.ui.reading.loaders import Effects, Source
 from stagelens.wording.numbers import amount_text, axis_unit, count_text, phrase
 from stagelens.wording.trust_words import MARKS, signs_known, trust_word
 
-from . import drilldown, filters
+from . import drilldown, filters, shares
 
 _THUMBNAIL = 40
 _CELL = 300
@@ -33,6 +35,12 @@ _TEXT_WIDTH = 300
 """Pixels that the texts of an example share in the table."""
 _PAGE_STATE = state.session_key("page")
 _FOLLOW = drilldown.FOLLOW
+_WHAT = {WITHOUT: "stage effects", SHARE: "shares", SEEN_AFTER: "what is seen after stages"}
+_HELP = {
+    WITHOUT: "Stage effect: final model minus the counterfactual without the stage",
+    SHARE: "The stage's share of what training as a whole did",
+    SEEN_AFTER: "Seen after the stage: the boundary after it minus the one before",
+}
 _MARKED = state.session_key("marked")
 
 
@@ -101,25 +109,27 @@ def _table(
             workspace.at,
             effects.estimator,
             key,
-            lambda: _cells(workspace, effects, chosen.behaviour, shown, columns),
+            lambda: _cells(workspace, effects, chosen, shown, columns),
         ),
         key,
         f"Examples {start + 1:,} to {start + len(ids):,} of {len(chosen):,}, with answers and "
-        f"stage effects on the {phrase(chosen.behaviour)}{f' in {unit}' if unit else ''}.",
+        f"{_WHAT[chosen.filters.credit]} on the {phrase(chosen.behaviour)}"
+        f"{f' in {unit}' if unit else ''}.",
         About(behaviour=chosen.behaviour.name),
         row_height=46,
         height="content",
         on_select="rerun",
         selection_mode=("single-row", "single-cell"),
-        column_config=_columns(workspace, effects, chosen.behaviour, columns),
+        column_config=_columns(workspace, effects, chosen, columns),
     )
     better = chosen.behaviour.better
-    known = {s: effects.trust[s] for s in workspace.stages if s in effects.trust}
+    trusts = _trust(workspace, effects, chosen)
+    known = {s: trusts[s] for s in workspace.stages if s in trusts}
     trust = components.plain(trust_line(known, chosen.behaviour.name))
     st.caption(
         f"▲ credit: {phrase(chosen.behaviour)} {better} because of the stage. ▼ blame: "
         f"{'lower' if better == 'higher' else 'higher'}. "
-        f"{_unsigned(known)}{_noise(workspace, shown)}"
+        f"{_unsigned(known)}{_noise(workspace, shown) if _by_effects(chosen) else ''}"
         f"{trust} Click a row to look at the example." + _left_out(workspace, columns)
     )
     return example_id
@@ -223,10 +233,11 @@ def _page_of_cells(
 def _cells(
     workspace: Workspace,
     effects: Effects,
-    behaviour: Behaviour,
+    chosen: Chosen,
     shown: pd.DataFrame,
     stages: Sequence[str],
 ) -> pd.DataFrame:
+    behaviour, reading = chosen.behaviour, chosen.filters.credit
     ids = shown["example_id"].tolist()
     cells: dict[str, object] = {}
     name = workspace.examples.name
@@ -244,20 +255,36 @@ def _cells(
         f"{mark} {answer}"
         for mark, answer in zip(_marks(shown["right"]), shown["prediction"], strict=True)
     ]
-    errors = example_errors(workspace.at, name, effects, behaviour)
+    trusts, errors = _trust(workspace, effects, chosen), _errors(workspace, effects, chosen)
     for stage in stages:
-        error, known = errors.get(stage, nan), signs_known(effects.trust.get(stage), behaviour.name)
+        error, known = errors.get(stage, nan), signs_known(trusts.get(stage), behaviour.name)
+        # Training noise is known of effects only.
+        within = shown[noise_column(stage)].fillna(False) & _by_effects(chosen)
         cells[effect_column(stage)] = [
-            _effect_cell(effect, behaviour, within, known and not abs(effect) <= error)
-            for effect, within in zip(
-                shown[effect_column(stage)],
-                shown[noise_column(stage)].fillna(False),
-                strict=True,
-            )
+            _effect_cell(number, behaviour, noisy, known and not abs(number) <= error)
+            for number, noisy in zip(shown[number_column(reading, stage)], within, strict=True)
         ]
     if workspace.noun == "text":  # words say more than ids do
         cells["id"] = ids
     return pd.DataFrame(cells)
+
+
+def _by_effects(chosen: Chosen) -> bool:
+    return chosen.filters.credit == WITHOUT
+
+
+def _trust(workspace: Workspace, effects: Effects, chosen: Chosen) -> Mapping[str, StageTrust]:
+    """What is known of the numbers in the table."""
+    found = shares.shares_of(workspace, chosen)
+    return effects.trust if found is None else found.trust_in(chosen.filters.credit)
+
+
+def _errors(workspace: Workspace, effects: Effects, chosen: Chosen) -> Mapping[str, float]:
+    found = shares.shares_of(workspace, chosen)
+    if found is None:
+        name = workspace.examples.name
+        return example_errors(workspace.at, name, effects, chosen.behaviour)
+    return reading_shares.errors(found, chosen.filters.credit)
 
 
 def _input_column(field: str) -> str:
@@ -279,8 +306,9 @@ def _effect_cell(effect: float, behaviour: Behaviour, within_noise: bool, signed
 
 
 def _columns(
-    workspace: Workspace, effects: Effects, behaviour: Behaviour, stages: Sequence[str]
+    workspace: Workspace, effects: Effects, chosen: Chosen, stages: Sequence[str]
 ) -> dict[str, Any]:
+    behaviour, trusts = chosen.behaviour, _trust(workspace, effects, chosen)
     config = st.column_config
     columns: dict[str, Any] = {
         "input": config.ImageColumn("image", width=50),
@@ -299,11 +327,11 @@ def _columns(
     }
     unit = axis_unit(behaviour)
     for stage in stages:
-        known = effects.trust.get(stage)
+        known = trusts.get(stage)
         columns[effect_column(stage)] = config.TextColumn(
             stage if known is None else f"{MARKS[trust_word(known, behaviour.name)]} {stage}",
             width=72,
-            help=f"Stage effect on the {phrase(behaviour)}{f', in {unit}' if unit else ''}: "
-            "final model minus the counterfactual without the stage.",
+            help=f"{_HELP[chosen.filters.credit]} ({phrase(behaviour)}"
+            f"{f', in {unit}' if unit else ''}).",
         )
     return columns

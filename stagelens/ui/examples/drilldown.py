@@ -29,7 +29,7 @@ from stagelens.wording.numbers import phrase, value_text
 from stagelens.wording.sentences import Sentence, example_sentence
 from stagelens.wording.trust_words import MARKS, trust_word
 
-from . import live_answers, saliency, side_by_side, tokens, training_data, training_steps
+from . import live_answers, saliency, shares, side_by_side, tokens, training_data, training_steps
 
 FOLLOW = state.session_key("follow")
 """Set when an example was chosen outside the table, which then turns to its page."""
@@ -48,11 +48,17 @@ def beside(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: s
     st.header(components.plain(example_id), anchor=False)
     if chosen.page_of(example_id) is None:
         st.caption("This example does not pass the filters.")
-    said_of = components.sentences_html(said(workspace, effects, chosen.behaviour, row), brief=True)
+    found, place = shares.shares_of(workspace, chosen), chosen.every.places[example_id]
+    told = (
+        said(workspace, effects, chosen.behaviour, row)
+        if found is None
+        else shares.said(found, chosen.filters.credit, place)
+    )
+    said_of = components.sentences_html(told, brief=True)
     if (more := len(workspace.stages) - MOST) > 0:
         text = f"{more:,} more stages have smaller effects on it."
         said_of += components.text_html(text, muted=True)
-    if all(pd.isna(row[noise_column(stage)]) for stage in workspace.stages):
+    if found is None and all(pd.isna(row[noise_column(s)]) for s in workspace.stages):
         said_of += components.text_html("Training noise not known.", muted=True)
     facts = _facts(workspace, chosen.behaviour, row)
     if workspace.noun == "image":
@@ -82,6 +88,8 @@ def below(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: st
     with tab:
         if name == state.EFFECTS:
             _effects(workspace, effects, chosen.behaviour, row)
+            place = chosen.every.places[example_id]
+            shares.waterfall(workspace, chosen.behaviour, chosen.filters.credit, place, row)
         elif name == state.WHEN:
             training_steps.training_steps_tab(workspace, effects, chosen, example_id)
         elif name == state.DATA:

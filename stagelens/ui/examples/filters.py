@@ -8,11 +8,13 @@ from dataclasses import replace
 import numpy as np
 import streamlit as st
 
+from stagelens.analyses.shares.share_table import WITHOUT, share_table
 from stagelens.contracts import ACCURACY, Behaviour
 from stagelens.trust.trust_columns import with_trust
 from stagelens.ui.opening.workspace import Workspace
-from stagelens.ui.pieces import components
+from stagelens.ui.pieces import components, readings
 from stagelens.ui.reading import browse, loaders, path_loaders
+from stagelens.ui.reading import shares as reading_shares
 from stagelens.ui.reading.browse import Chosen, Every, Filters, Side
 from stagelens.ui.reading.loaders import Effects, Source
 from stagelens.wording.numbers import axis_unit, count_text, is_share
@@ -36,12 +38,31 @@ def every_example(at: Source, set_name: str, estimator: str, behaviour: str) -> 
     return Every.of(frame, names)
 
 
+@st.cache_resource(max_entries=3, show_spinner=False)
+def _with_shares(at: Source, set_name: str, estimator: str, behaviour: str, stored: str) -> Every:
+    every = every_example(at, set_name, estimator, behaviour)
+    found = reading_shares.shares(at, set_name, behaviour)
+    return every if found is None else every.with_shares(reading_shares.columns(found))
+
+
+def _every(workspace: Workspace, effects: Effects, behaviour: str) -> tuple[Every, bool]:
+    """All examples, and whether they have shares."""
+    at, name = workspace.at, workspace.examples.name
+    if reading_shares.shares(at, name, behaviour) is None:
+        return every_example(at, name, effects.estimator, behaviour), False
+    stored = reading_shares.stamp(at)
+    return _with_shares(at, name, effects.estimator, behaviour, stored), True
+
+
 def choose(workspace: Workspace, effects: Effects) -> Chosen:
     """The filter controls; returns the examples that pass them."""
     # Accuracy is only 0 or 1 per example; loss comes first because a selectbox starts there.
     behaviours = [name for name in effects.behaviours if name != ACCURACY.name]
     behaviours.sort(key=lambda name: name != "loss")
     with st.container(border=True):
+        reading = WITHOUT
+        if reading_shares.known(workspace.at, workspace.examples.name):
+            reading = readings.choose(told=False)
         with st.grid(4, min_column_width=170):
             name = st.selectbox(
                 "Behaviour",
@@ -51,8 +72,9 @@ def choose(workspace: Workspace, effects: Effects) -> Chosen:
                 help="One number per example measured on a model; stage effects are about it.",
             )
             behaviour = effects.behaviours[name]
-            every = every_example(workspace.at, workspace.examples.name, effects.estimator, name)
-            filters = _filters(workspace, every, behaviour)
+            every, shared = _every(workspace, effects, name)
+            reading = reading if shared else WITHOUT
+            filters = _filters(workspace, every, behaviour, reading)
         with st.container(horizontal=True, vertical_alignment="bottom"):
             search, changed = _search(workspace.noun == "text")
     filters = replace(filters, search=search, changed=changed)
@@ -66,7 +88,7 @@ def choose(workspace: Workspace, effects: Effects) -> Chosen:
     return browse.select(every, filters, behaviour, workspace.stages, searched, on_path)
 
 
-def _filters(workspace: Workspace, every: Every, behaviour: Behaviour) -> Filters:
+def _filters(workspace: Workspace, every: Every, behaviour: Behaviour, reading: str) -> Filters:
     stage = _pick(
         "Stage", workspace.stages, "stage", "Any stage", "The stage whose effect is filtered."
     )
@@ -83,7 +105,10 @@ def _filters(workspace: Workspace, every: Every, behaviour: Behaviour) -> Filter
         )
     side = pick_side()
     path = _path(workspace)
-    strength = _strength(every.largest, behaviour)
+    largest = every.largest
+    if reading != WITHOUT:
+        largest = every.largest_in(reading, workspace.stages)
+    strength = _strength(largest, behaviour)
     sort = st.selectbox(
         "Sort by", browse.SORTS, key="sort", bind="query-params", help="Order of the examples."
     )
@@ -97,6 +122,7 @@ def _filters(workspace: Workspace, every: Every, behaviour: Behaviour) -> Filter
         strength=strength,
         path=path,
         sort=sort,
+        credit=reading,
     )
 
 
@@ -194,17 +220,21 @@ def count_and_export(workspace: Workspace, effects: Effects, chosen: Chosen) -> 
         st.download_button(
             "Export CSV",
             # Written when somebody clicks, not on every rerun.
-            data=lambda: _csv(effects, chosen),
-            file_name=f"{workspace.run.name}-{workspace.examples.name}-effects.csv",
+            data=lambda: _csv(workspace, effects, chosen),
+            file_name=f"{workspace.run.name}-{workspace.examples.name}-"
+            f"{'effects' if chosen.filters.credit == WITHOUT else 'shares'}.csv",
             mime="text/csv",
             icon=":material/download:",
             disabled=count == 0,
             on_click="ignore",
-            help="The effect table of the examples that pass the filters, with trust.",
+            help="The effects, or shares, of the examples that pass the filters, with trust.",
         )
 
 
-def _csv(effects: Effects, chosen: Chosen) -> bytes:
+def _csv(workspace: Workspace, effects: Effects, chosen: Chosen) -> bytes:
     behaviour = chosen.behaviour.name
+    found = reading_shares.coalitions(workspace.at, workspace.examples.name)
+    if chosen.filters.credit != WITHOUT and found is not None:
+        return browse.export(share_table(found, [behaviour]), chosen.ids, [behaviour])
     table = with_trust(effects.of(behaviour), effects.trust, behaviour)
     return browse.export(table, chosen.ids, [behaviour])

@@ -9,12 +9,13 @@ import pandas as pd
 import streamlit as st
 
 from stagelens import charts
+from stagelens.analyses.shares.share_table import WITHOUT
 from stagelens.contracts import ACCURACY, Behaviour
 from stagelens.effects.headlines import FEWEST
 from stagelens.report.provenance import RECORDED
 from stagelens.runs.run import Stage
 from stagelens.ui.opening.workspace import Workspace
-from stagelens.ui.pieces import components, drawing
+from stagelens.ui.pieces import components, drawing, readings
 from stagelens.ui.pieces.pinning import About
 from stagelens.ui.pieces.trust_marks import trust_badges, trust_legend
 from stagelens.ui.reading import loaders
@@ -26,6 +27,8 @@ from stagelens.wording.numbers import axis_unit, count_text, is_share
 from stagelens.wording.objectives import objective_lines
 from stagelens.wording.sentences import mean_sentence, slice_parts
 from stagelens.wording.trust_words import trust_word
+
+from . import shares
 
 _CARDS_A_ROW = 4
 _ABOUT_ENDS = (
@@ -122,6 +125,10 @@ def credit_and_blame(
     column = None if group is None else by
     about = "".join(part.text for part in slice_parts(workspace.noun, column, group))
     st.header("Credit and blame", anchor=False)
+    reading = readings.choose()
+    if reading != WITHOUT:
+        shares.adding_up(workspace, behaviour, by, group, reading)
+        return
     components.text_block(
         f"Mean stage effect on the {behaviour.name} of {about}: what each stage made better "
         "(credit) and worse (blame) for individual examples, and the net of the two.",
@@ -142,6 +149,7 @@ def credit_and_blame(
     components.show(chart, "bars", about_it)
     if more := charts.rest_text(means, behaviour):
         components.text_block(f"{more} The table below has all of them.")
+    shares.left_unsaid(workspace, behaviour, by, group)
     trusts = [effects.trust[name] for name in workspace.stages if name in effects.trust]
     trust_badges(trusts, behaviour.name)
     components.text_block(" ".join([*_counts(means, workspace.noun), *_noise(means)]), muted=True)

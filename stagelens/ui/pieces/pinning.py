@@ -50,7 +50,7 @@ _PINNED = state.session_key("pinned")
 
 _WHERE = (
     *(state.RUN, state.PAGE, "set", "estimator", "estimate", "measure", "behaviour", "trusted"),
-    *(state.VIEW, state.PART),
+    *(state.VIEW, state.PART, "credit"),
 )
 """Query parameters that say what is looked at; all others are filters."""
 
@@ -63,6 +63,7 @@ _FILTERS = {
     "q": "search",
     "sort": "sorted by",
     "left-out": "without",
+    "together": "taken as one",
 }
 """Query parameter to its name for people, where these differ."""
 

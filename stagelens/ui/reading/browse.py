@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from stagelens.analyses.shares.share_table import SHARE, WITHOUT
 from stagelens.contracts import ACCURACY, Behaviour
 from stagelens.effects.summary import by_stage, of_behaviour, right_answers
 from stagelens.wording.cells import cells
@@ -43,6 +44,8 @@ class Filters:
         path: A kind of path over the boundaries, or one path; None for all.
         search: Part of an id or of a text, whether in capitals or not.
         sort: One of :data:`SORTS`.
+        credit: Which numbers ``side``, ``strength`` and ``sort`` are about: effects, shares or what
+            is seen after a stage; one of ``share_table.READINGS``.
     """
 
     stage: str | None = None
@@ -56,6 +59,7 @@ class Filters:
     path: str | None = None
     search: str = ""
     sort: str = SORTS[0]
+    credit: str = WITHOUT
 
     def asked(self) -> dict[str, str | float | bool]:
         """The filters that are set, by name; the order is not among them."""
@@ -63,6 +67,8 @@ class Filters:
         # By itself a stage filters nothing: it only says whose effects the other filters look at.
         if self.side is not None or self.strength > 0 or self.changed:
             said["stage"] = self.stage or "any"
+        if self.credit != WITHOUT and (self.side is not None or self.strength > 0):
+            said["credit by"] = "share" if self.credit == SHARE else "what is seen after"
         if self.group is not None:
             said[str(self.by)] = self.group
         for name in ("label", "answers", "side", "path", "search"):
@@ -83,6 +89,11 @@ class Filters:
 def effect_column(stage: str) -> str:
     """Column of :func:`example_frame` that holds this stage's effect."""
     return f"effect without {stage}"
+
+
+def number_column(reading: str, stage: str) -> str:
+    """Column of a reading of a stage: effects, or what :meth:`Every.with_shares` added."""
+    return effect_column(stage) if reading == WITHOUT else f"{reading} of {stage}"
 
 
 def answer_column(stage: str) -> str:
@@ -200,6 +211,20 @@ class Every:
         """One example."""
         return self.frame.iloc[self.places[example_id]]
 
+    def with_shares(self, found: Mapping[str, Mapping[str, np.ndarray]]) -> Every:
+        """The same with further numbers of stages, from reading and stage to (N,) of them."""
+        added = {
+            number_column(reading, stage): numbers
+            for reading, of in found.items()
+            for stage, numbers in of.items()
+        }
+        more = pd.DataFrame(added, index=self.frame.index, copy=False)
+        return replace(self, frame=pd.concat([self.frame, more], axis=1))
+
+    def largest_in(self, reading: str, stages: Sequence[str]) -> float:
+        """The largest absolute number of a reading; 0 if there is none."""
+        return largest(self.frame, stages, reading)
+
     @cached_property
     def rank_of_id(self) -> np.ndarray:
         """(N,) rank of every row in the order of ids."""
@@ -260,9 +285,9 @@ class Chosen:
         return int(found[0]) if len(found) else None
 
 
-def largest(frame: pd.DataFrame, stages: Sequence[str]) -> float:
-    """The largest absolute effect; 0 if there is none."""
-    sizes = [float(frame[effect_column(stage)].abs().max()) for stage in stages]
+def largest(frame: pd.DataFrame, stages: Sequence[str], reading: str = WITHOUT) -> float:
+    """The largest absolute effect, or number of another reading; 0 if there is none."""
+    sizes = [float(frame[number_column(reading, stage)].abs().max()) for stage in stages]
     return max((size for size in sizes if np.isfinite(size)), default=0.0)
 
 
@@ -322,7 +347,7 @@ def select(
     # Stage by stage: all effects of a large set at once take as much memory as the set.
     for stage in chosen:
         # Positive is credit and negative blame, whichever direction of the behaviour is better.
-        gains = behaviour.sign * frame[effect_column(stage)].to_numpy()
+        gains = behaviour.sign * frame[number_column(filters.credit, stage)].to_numpy()
         # Side and strength must hold for the same stage, so the other side is blanked out first.
         asked = gains
         if filters.side is not None:

@@ -1,0 +1,102 @@
+"""Where shares are not known yet: what they take, and a button that computes them."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from stagelens.analyses.shares.stored import wanted_masks
+from stagelens.contracts import StageLensError
+from stagelens.estimators.coalition_plan import ESTIMATORS, Cost, cost, refusal
+from stagelens.estimators.parties import parties_of, stage_masks
+from stagelens.estimators.stage_trust import REPLAY
+from stagelens.runs.run import Run
+from stagelens.ui.opening.workspace import Workspace
+from stagelens.ui.pieces import components
+from stagelens.ui.server import jobs
+from stagelens.wording.numbers import count_text, predicted_time
+
+_TITLE = "Shares"
+
+
+def arguments(workspace: Workspace, estimator: str, together: tuple[str, ...]) -> tuple[str, ...]:
+    """The command line that computes what shares take."""
+    words = (
+        *("shares", workspace.at.path, "--set", workspace.examples.name),
+        *("--estimator", estimator),
+    )
+    return (*words, "--together", ",".join(together)) if together else words
+
+
+def offer(workspace: Workspace, together: tuple[str, ...]) -> None:
+    """The cost and the button; while the job runs, its progress in their place."""
+    st.info(
+        "Shares need the models in which only some of the stages happened, and these have not been "
+        "measured yet.",
+        icon=":material/info:",
+    )
+    if not workspace.computable:
+        components.text_block("They cannot be measured here: the run's model cannot be built.")
+        return
+    run = workspace.run
+    masks = list(
+        stage_masks(
+            run,
+            (parties := parties_of(run, [together] if together else [])),
+            wanted_masks(len(parties)),
+        ).values()
+    )
+    possible = [each for each in ESTIMATORS if not _refused(run, masks, each)]
+    if not possible:
+        components.text_block(f"Refused: {_refused(run, masks, REPLAY)}")
+        return
+    estimator = st.segmented_control(
+        "Measured by",
+        possible,
+        default=possible[0],
+        key="shares-by",
+        required=True,
+        help="Replay trains the stages again and is exact; coarse replay does so with larger "
+        "steps; a task vector trains nothing, and is rough where stages interact.",
+    )
+    asked = arguments(workspace, estimator or possible[0], together)
+    if components.job_state(asked, "Dismiss"):
+        st.caption("The page stays usable; shares appear when all models are measured.")
+        return
+    job = jobs.find(asked)
+    if job is not None and job.status().state == "done":
+        jobs.forget(asked)
+        st.rerun()
+    components.text_block(cost_text(cost(run, masks, estimator or possible[0])))
+    if components.only_shown():
+        return
+    if st.button(
+        "Compute shares",
+        type="primary",
+        icon=":material/pie_chart:",
+        key="start-shares",
+        help="Runs in the background: python -m stagelens shares.",
+    ):
+        try:
+            jobs.start(asked, _TITLE)
+        except StageLensError as error:
+            components.error_state(str(error))
+            return
+        st.rerun()
+
+
+def cost_text(price: Cost) -> str:
+    """What shares take, in replays of the whole training and in time."""
+    said = f"{count_text(price.coalitions, 'model')}"
+    if not price.passes:
+        return f"{said}: no training, only forward passes."
+    said += (
+        f", {price.recorded} of them recorded: {count_text(price.passes, 'stage')} trained again, "
+        f"as much as {price.replays:.1f} trainings of the whole run"
+    )
+    if price.seconds is None:
+        return f"{said}. How long it takes is not known: the recording has no timings."
+    return f"{said}. Predicted: {predicted_time(price.seconds)}."
+
+
+def _refused(run: Run, masks: list[int], estimator: str) -> str:
+    return next((why for mask in masks if (why := refusal(run, mask, estimator))), "")

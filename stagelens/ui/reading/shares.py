@@ -1,0 +1,129 @@
+"""Cached reading of coalitions, for pages that show shares."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import streamlit as st
+
+from stagelens.analyses.shares.share_table import (
+    SEEN_AFTER,
+    SHARE,
+    Shares,
+    shares_of,
+)
+from stagelens.analyses.shares.stored import best_coalitions
+from stagelens.contracts import ACCURACY, BASE, Behaviour, StageLensError
+from stagelens.effects.coalition_results import FOLDER, CoalitionResult
+from stagelens.effects.summary import right_answers
+from stagelens.estimators.stage_trust import StageTrust
+from stagelens.wording.intervals import example_error
+
+from . import loaders
+from .loaders import MEASURED, Source
+
+_OBSERVED = "Measured on the recorded models; nothing is estimated."
+
+
+def shares(
+    at: Source, set_name: str, behaviour: str, together: tuple[str, ...] = ()
+) -> Shares | None:
+    """``share_table.shares_of`` the best coalitions of a set; None where they give no shares.
+
+    Args:
+        at: The run folder.
+        set_name: The set.
+        behaviour: Which behaviour.
+        together: Stages taken as one.
+    """
+    return _shares(at, set_name, behaviour, together, stamp(at))
+
+
+def coalitions(at: Source, set_name: str) -> CoalitionResult | None:
+    """``stored.best_coalitions`` of a set, every stage by itself."""
+    return _coalitions(at, set_name, (), stamp(at))
+
+
+@st.cache_resource(max_entries=4, show_spinner=False, hash_funcs=MEASURED)
+def _coalitions(
+    at: Source, set_name: str, together: tuple[str, ...], stored: str
+) -> CoalitionResult | None:
+    return best_coalitions(loaders.run(at), set_name, together)
+
+
+@st.cache_resource(max_entries=16, show_spinner=False, hash_funcs=MEASURED)
+def _shares(
+    at: Source, set_name: str, behaviour: str, together: tuple[str, ...], stored: str
+) -> Shares | None:
+    found = _coalitions(at, set_name, together, stored)
+    if found is None:
+        return None
+    try:
+        return shares_of(found, behaviour)
+    except StageLensError:  # this behaviour was not measured
+        return None
+
+
+@st.cache_resource(max_entries=16, show_spinner=False, hash_funcs=MEASURED)
+def seen_after(at: Source, set_name: str, behaviour: Behaviour) -> Shares | None:
+    """The boundaries of a run as coalitions of its first stages; None where not all are known.
+
+    They give what is seen after each stage, and no shares.
+    """
+    names = [stage.name for stage in loaders.run(at).stages]
+    examples = loaders.examples(at, set_name)
+    v: dict[int, np.ndarray] = {}
+    for part in loaders.boundaries(at, set_name, behaviour.name):
+        for boundary, rows in part.groupby("boundary", observed=True):
+            happened = 0 if boundary == BASE else names.index(str(boundary)) + 1
+            values = rows["value"]
+            if behaviour.name == ACCURACY.name:
+                values = right_answers(rows["prediction"], examples["label"].set_axis(rows.index))
+            v[(1 << happened) - 1] = values.to_numpy(dtype=float)
+    if len(v) <= len(names):
+        return None
+    known = {
+        mask: StageTrust(
+            stage=names[mask.bit_length() - 1], estimator="", trust="exact", reason=_OBSERVED
+        )
+        for mask in v
+    }
+    return Shares(behaviour, tuple(names), v, known, examples["label"].notna().to_numpy())
+
+
+def known(at: Source, set_name: str) -> bool:
+    """Whether shares of single stages are known on a set."""
+    return coalitions(at, set_name) is not None
+
+
+def columns(found: Shares) -> dict[str, dict[str, np.ndarray]]:
+    """From reading and stage to (N,) numbers, for tables of examples."""
+    return {
+        reading: dict(zip(found.names, found.reading(reading), strict=True))
+        for reading in (SHARE, SEEN_AFTER)
+    }
+
+
+def errors(found: Shares, reading: str) -> dict[str, float]:
+    """Stage to what the errors of models add on either side of a single example's number."""
+    trust, numbers = found.trust_in(reading), found.reading(reading)
+    rms = np.sqrt(np.nanmean(np.where(found.labels, numbers, np.nan) ** 2, axis=1))
+    off = {
+        name: example_error(trust[name], float(size), found.behaviour.name)
+        for name, size in zip(found.names, rms, strict=True)
+    }
+    return {name: float("nan") if error is None else error for name, error in off.items()}
+
+
+def stamp(at: Source) -> str:
+    """Changes whenever a coalition is stored, which is no reason to read anything else again."""
+    folders = sorted((Path(at.path) / FOLDER).glob("*"))
+    return "-".join(f"{each.name[:8]}{each.stat().st_mtime_ns:x}" for each in folders)
+
+
+def chosen(at: Source, set_name: str, by: str | None, group: str | None) -> np.ndarray | None:
+    """(N,) which examples of a set are in a group; None for all of them."""
+    if by is None or group is None:
+        return None
+    return np.asarray(loaders.examples(at, set_name)[by].astype(str) == group)
