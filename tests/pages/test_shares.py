@@ -17,6 +17,7 @@ from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs.run import open_run
 from stagelens.ui.server import jobs
 from tests.conftest import DemoRun
+from tests.pages.conftest import OpenPage
 from tests.pages.reading import check, figures, labels, table, words
 from tests.support.coalitions import store
 from tests.support.stage_trust import trust
@@ -46,7 +47,9 @@ def alts(app: AppTest) -> list[str]:
     return [figure["alt"] for figure in figures(app)]
 
 
-def test_the_overview_shows_shares_with_pairs_and_a_table(open_page, shared: Path) -> None:
+def test_the_overview_shows_shares_with_pairs_and_a_table(
+    open_page: OpenPage, shared: Path
+) -> None:
     app = check(open_page(shared.parent, f"{LINK}&credit=Share"))
     said = words(app)
     assert QUESTIONS[SHARE] in said and SPLITTING in said and NO_INTENT in said
@@ -55,7 +58,7 @@ def test_the_overview_shows_shares_with_pairs_and_a_table(open_page, shared: Pat
     margin = shares_of(found, "margin")
     assert "Training as a whole made the mean margin on all images" in said
     assert "shortcut does its harm only because pretrain came before" in said
-    waterfall, pairs, _ = alts(app)
+    waterfall, pairs = alts(app)[:2]
     assert waterfall.startswith("Share of each stage in the margin on all images, from ")
     assert pairs.startswith("What pairs of stages do to the margin on all images only together")
     rows = table(app)
@@ -66,19 +69,21 @@ def test_the_overview_shows_shares_with_pairs_and_a_table(open_page, shared: Pat
     assert set(rows["trust"]) == {"exact"}
 
 
-def test_the_choice_begins_with_effects_and_leads_to_what_is_seen_after(open_page, shared: Path) -> None:
+def test_the_choice_begins_with_effects_and_leads_to_what_is_seen_after(
+    open_page: OpenPage, shared: Path
+) -> None:
     app = check(open_page(shared.parent, LINK))
     said = words(app)
     assert QUESTIONS[WITHOUT] in said and "the rest is what stages do only together" in said
     assert alts(app)[0].startswith("Credit and blame of each stage for the margin")
     (choice,) = [one for one in app.button_group if one.label == "Credit by"]
-    app = check(choice.set_value(["Seen after"]).run())
+    app = check(choice.set_value("Seen after").run())
     assert QUESTIONS[SEEN_AFTER] in words(app)
     assert alts(app)[0].startswith("Seen after of each stage in the margin on all images")
 
 
 def test_groups_have_shares_of_their_own_and_stages_can_be_taken_as_one(
-    open_page, shared: Path
+    open_page: OpenPage, shared: Path
 ) -> None:
     app = check(open_page(shared.parent, f"{LINK}&credit=Share&group=stamped"))
     assert alts(app)[0].startswith("Share of each stage in the margin on stamped images")
@@ -90,7 +95,7 @@ def test_groups_have_shares_of_their_own_and_stages_can_be_taken_as_one(
 
 
 def test_where_no_coalitions_are_known_a_button_computes_them(
-    open_page, unshared: Path, monkeypatch: pytest.MonkeyPatch
+    open_page: OpenPage, unshared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[tuple[str, ...]] = []
     monkeypatch.setattr(jobs, "start", lambda words, title, **_: started.append(tuple(words)))
@@ -104,12 +109,12 @@ def test_where_no_coalitions_are_known_a_button_computes_them(
     assert started == [("shares", str(unshared), *wanted)]
     # What is seen after stages needs none.
     (choice,) = [one for one in app.button_group if one.label == "Credit by"]
-    app = check(choice.set_value(["Seen after"]).run())
+    app = check(choice.set_value("Seen after").run())
     assert alts(app)[0].startswith("Seen after of each stage")
     assert "Compute shares" not in labels(app)
 
 
-def test_shares_are_only_as_good_as_their_models(open_page, unshared: Path) -> None:
+def test_shares_are_only_as_good_as_their_models(open_page: OpenPage, unshared: Path) -> None:
     rough = trust(expected_error=0.3, typical_error=0.1, group_error=0.2, reliable=False)
     known: dict[int, StageTrust] = {mask: rough for mask in range(15)}
     store(open_run(unshared), "test", known)
@@ -123,7 +128,9 @@ def test_shares_are_only_as_good_as_their_models(open_page, unshared: Path) -> N
     assert "It diverged." in words(app)
 
 
-def test_examples_have_shares_as_columns_to_filter_and_sort(open_page, shared: Path) -> None:
+def test_examples_have_shares_as_columns_to_filter_and_sort(
+    open_page: OpenPage, shared: Path
+) -> None:
     link = "run=digits&behaviour=margin&credit=Share&stage=mislabelled&sort=most+credit"
     app = check(open_page(shared.parent, link, EXAMPLES))
     found = best_coalitions(open_run(shared), "test")
@@ -138,7 +145,9 @@ def test_examples_have_shares_as_columns_to_filter_and_sort(open_page, shared: P
     assert rows.is_monotonic_decreasing
 
 
-def test_an_example_has_its_waterfall_and_its_shares_in_words(open_page, shared: Path) -> None:
+def test_an_example_has_its_waterfall_and_its_shares_in_words(
+    open_page: OpenPage, shared: Path
+) -> None:
     link = "run=digits&behaviour=margin&credit=Share&example=clean-000"
     app = check(open_page(shared.parent, link, EXAMPLES))
     said, shown = words(app), alts(app)
@@ -149,7 +158,7 @@ def test_an_example_has_its_waterfall_and_its_shares_in_words(open_page, shared:
     assert alts(effects)[0] == shown[0]  # the waterfall is there in any case
 
 
-def test_shares_can_be_pinned_with_their_trust(open_page, unshared: Path) -> None:
+def test_shares_can_be_pinned_with_their_trust(open_page: OpenPage, unshared: Path) -> None:
     store(open_run(unshared), "test")
     app = check(open_page(unshared.parent, f"{LINK}&credit=Share"))
     (button,) = [one for one in app.button if one.key == "pin-to-waterfall"]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import streamlit as st
 
-from stagelens.analyses.shares.stored import wanted_masks
+from stagelens.analyses.shares.orders import MOST_PARTIES
+from stagelens.analyses.shares.stored import MOST_MODELS, wanted_masks
 from stagelens.contracts import StageLensError
 from stagelens.estimators.coalition_plan import ESTIMATORS, Cost, cost, refusal
-from stagelens.estimators.parties import parties_of, stage_masks
+from stagelens.estimators.parties import Parties, parties_of, stage_masks
 from stagelens.estimators.stage_trust import REPLAY
 from stagelens.runs.run import Run
 from stagelens.ui.opening.workspace import Workspace
@@ -20,11 +21,13 @@ _TITLE = "Shares"
 
 def arguments(workspace: Workspace, estimator: str, together: tuple[str, ...]) -> tuple[str, ...]:
     """The command line that computes what shares take."""
-    words = (
-        *("shares", workspace.at.path, "--set", workspace.examples.name),
-        *("--estimator", estimator),
-    )
-    return (*words, "--together", ",".join(together)) if together else words
+    words: tuple[str, ...] = ("shares", workspace.at.path, "--set", workspace.examples.name)
+    words += ("--estimator", estimator)
+    if together:
+        words += ("--together", ",".join(together))
+    if len(_parties(workspace.run, together)) > MOST_PARTIES:
+        words += ("--models", f"{MOST_MODELS}")
+    return words
 
 
 def offer(workspace: Workspace, together: tuple[str, ...]) -> None:
@@ -38,13 +41,8 @@ def offer(workspace: Workspace, together: tuple[str, ...]) -> None:
         components.text_block("They cannot be measured here: the run's model cannot be built.")
         return
     run = workspace.run
-    masks = list(
-        stage_masks(
-            run,
-            (parties := parties_of(run, [together] if together else [])),
-            wanted_masks(len(parties)),
-        ).values()
-    )
+    parties = _parties(run, together)
+    masks = list(stage_masks(run, parties, wanted_masks(len(parties))).values())
     possible = [each for each in ESTIMATORS if not _refused(run, masks, each)]
     if not possible:
         components.text_block(f"Refused: {_refused(run, masks, REPLAY)}")
@@ -100,3 +98,7 @@ def cost_text(price: Cost) -> str:
 
 def _refused(run: Run, masks: list[int], estimator: str) -> str:
     return next((why for mask in masks if (why := refusal(run, mask, estimator))), "")
+
+
+def _parties(run: Run, together: tuple[str, ...]) -> Parties:
+    return parties_of(run, [together] if together else [])
