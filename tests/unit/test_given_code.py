@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import stagelens
+from stagelens.analyses.contributions.computing import contribute
+from stagelens.analyses.contributions.contribution_table import Question
 from stagelens.cli.options import opened_with
 from stagelens.contracts import Refused, TaskError, optimizer_registry
 from stagelens.effects.computing import attribute
@@ -112,8 +114,11 @@ def test_whoever_gives_nothing_reads_what_was_given_last(own: Path) -> None:
 
 def test_a_loss_that_is_refused_leaves_what_others_read(own: Path) -> None:
     right = without_one(opened(own, focal))
+    other = opened(own, lambda model, batch: 2 * focal(model, batch))
     with pytest.raises(Refused, match=r"give focal as it was then: .*--objective two=package"):
-        without_one(opened(own, lambda model, batch: 2 * focal(model, batch)))
+        without_one(other)
+    with pytest.raises(Refused, match="give focal as it was then"):
+        contribute(other, "test", Question(ids=("0",)))
     assert torch.equal(without_one(opened(own)), right)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from stagelens.contracts import Progress, ProgressCallback, Refused, no_progress
 from stagelens.derivatives.loss_parts import NotSeparable
 from stagelens.effects.results import BehaviourFacts
+from stagelens.estimators.replay_check import check_given
 from stagelens.measuring.models import BATCH_SIZE, answers_as_the_final_model, measure
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.states import TrainingState
@@ -57,6 +58,7 @@ def contribute(
         SetError: The question names an example, a column or a group that the set does not have.
         Refused: The behaviour is unknown or has no value on the examples, or the run has no
             derivatives; see :func:`stagelens.analyses.contributions.first_order.contributions`.
+            Or a loss of the user's own that was given is not the recorded one.
     """
     _ = run.last  # refuses a run without a finished stage, by name
     examples = run.evaluation_set(set_name)
@@ -69,6 +71,7 @@ def contribute(
     stored = load_contributions(run, examples, name, ids, first.name)
     if stored is not None:
         return stored
+    check_given(run)
     swept = run.stages[first.index :]
     steps_only: dict[str, str] = {}
 
