@@ -16,6 +16,7 @@ from .behaviours import (
     Trust,
 )
 from .errors import (
+    NotSeparable,
     RecordingError,
     RecordingWarning,
     Refused,
@@ -47,6 +48,7 @@ __all__ = [
     "SUPPORTED_OPTIMIZERS",
     "Behaviour",
     "Example",
+    "NotSeparable",
     "Objective",
     "OptimizerRule",
     "Predictions",

@@ -29,3 +29,7 @@ class TaskError(StageLensError):
 
 class Refused(StageLensError):
     """An estimator declines to give a number that could not be trusted."""
+
+
+class NotSeparable(Refused):
+    """A loss that is no sum over examples; its steps still have contributions."""

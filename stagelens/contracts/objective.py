@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from .behaviours import Example
 from .task import Task
 
 if TYPE_CHECKING:
@@ -49,13 +50,10 @@ class Objective(ABC):
         name: As registered, and as stored in run folders.
         on_samples: Whether it was trained on answers that the model itself had sampled. A replay is
             then one on the recorded samples, and says so.
-        of_outputs: Whether the loss is computed from what calls of the model return, so that
-            another module may stand in for it. Otherwise examples have no shares of a step.
     """
 
     name: ClassVar[str]
     on_samples: ClassVar[bool] = False
-    of_outputs: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -86,6 +84,22 @@ class Objective(ABC):
                 dictionary, with its ``num_items_in_batch`` among them where it was given one.
             references: A model for each name in ``references``.
         """
+
+    def plain(self) -> Objective:
+        """The same loss by operations that torch can differentiate twice; by default itself.
+
+        Derivatives ask for it where a loss is computed by kernels of its own, and compare it with
+        the recorded one at the first step of a stage.
+        """
+        return self
+
+    def row_examples(self, task: Task, batch: Any) -> Sequence[int] | None:
+        """See :meth:`Task.row_examples`; by default what the task says."""
+        return task.row_examples(batch)
+
+    def examples(self, task: Task, batch: Any) -> Sequence[Example] | None:
+        """See :meth:`Task.examples`; by default what the task says."""
+        return task.examples(batch)
 
     @classmethod
     def of_trainer(cls, trainer: Any) -> Objective | None:

@@ -71,7 +71,6 @@ class Task(ABC):
         takes_words: Whether a text may be given as the list of its words, which blanks then join.
         has_token_values: Whether ``token_values`` is implemented.
         has_maps: Whether an effect can be attributed to the pixels or tokens of an input.
-        rows_apart: Whether a training loss is the sum of what each row of a batch gives by itself.
         image_shape: (channels, height, width) of the images that it takes; None if it takes any
             size, or no images.
     """
@@ -86,7 +85,6 @@ class Task(ABC):
     takes_words: ClassVar[bool] = False
     has_token_values: ClassVar[bool] = False
     has_maps: ClassVar[bool] = True
-    rows_apart: ClassVar[bool] = True
     image_shape: tuple[int, ...] | None = None
     _unnamed: ClassVar[bool] = True
 
@@ -208,6 +206,23 @@ class Task(ABC):
         Returns:
             B examples in the batch's order, with the input and the label that the model was given;
             their ids mean nothing. None, the default, if the task cannot recover them.
+        """
+        return None
+
+    def row_examples(self, batch: Any) -> Sequence[int] | None:
+        """The training example, counted from 0, that each row of a batch belongs to.
+
+        A row is what the model takes along the first dimension. Contributions of training examples
+        rely on a loss that is a sum over examples, as a mean over them or over their tokens is.
+
+        Args:
+            batch: As ``loss`` takes it.
+
+        Returns:
+            None, the default: each row is an example by itself.
+
+        Raises:
+            NotSeparable: The loss compares examples with one another; says how.
         """
         return None
 

@@ -39,6 +39,23 @@ def derivative(
     return [grad.detach() for grad in grads]
 
 
+def along(outputs: Sequence[Tensor], x: Sequence[Tensor], v: Sequence[Tensor]) -> list[Tensor]:
+    """``v -> J v`` for the outputs' J in x, by differentiating ``p -> J^T p . v``, linear in p."""
+    # Backward twice instead of forward mode, which not all operations have (fused attention).
+    probes = [torch.zeros_like(z, requires_grad=True) for z in outputs]
+    scalar = torch.stack([(z * p).sum() for z, p in zip(outputs, probes, strict=True)])
+    with explained():
+        return derivative(gradients(scalar.sum(), x, graph=True), v, probes)
+
+
+def is_used(x: Tensor, output: Tensor) -> bool:
+    """Whether an output depends on x."""
+    if not output.requires_grad:
+        return False
+    (found,) = torch.autograd.grad(output.sum(), [x], retain_graph=True, allow_unused=True)
+    return found is not None
+
+
 @contextmanager
 def explained() -> Iterator[None]:
     """Turn torch's error about a missing derivative into a refusal that says what to do."""
@@ -56,8 +73,8 @@ def explained() -> Iterator[None]:
             ) from error
         if "out=... arguments don't support automatic differentiation" in text:
             raise Refused(
-                "the loss is computed by an operation of its own (as the fused heads of TRL are), "
-                "which has no second derivative; use coarse-replay or replay"
+                "the loss is computed by an operation of its own (as fused heads are), which has "
+                "no second derivative; use coarse-replay or replay"
             ) from error
         if found or "once_differentiable" in text or "double backward" in text.lower():
             operation = found.group(1) if found else "an operation"

@@ -13,24 +13,28 @@ x stands for everything that is differentiated: parameters and floating buffers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stagelens.compute import devices
 from stagelens.contracts import Refused, Task
+from stagelens.replaying.replay import same_arithmetic
 from stagelens.replaying.step import StepRules, prepare
 from stagelens.replaying.training_loss import loss_of_stage
-from stagelens.runs.batches import batch_size, to_device
+from stagelens.runs.batches import to_device
 from stagelens.runs.run import Stage
 from stagelens.runs.states import load_into
 from stagelens.runs.step_records import MicroBatch, StepRecord
 
 from .autodiff import derivative, explained, gradients
 from .batch_norm import ExplicitBatchNorm, Statistics
+from .held import Held
 from .loss_parts import Split
+from .plain_loss import check_same_loss, plain_attention
 
 Vectors = dict[str, Tensor]
 """Name to K vectors, (K, *shape)."""
@@ -62,6 +66,9 @@ class StageLoss:
         active: Names that are differentiated; other names of the model are constants.
         dtype: The dtype of all computation.
         gauss_newton: ``J^T H_L J`` of outputs J and loss L in place of the exact Hessian.
+
+    Raises:
+        Refused: Without kernels of its own, the loss of the first step is another than recorded.
     """
 
     def __init__(
@@ -77,14 +84,15 @@ class StageLoss:
         self.dtype = dtype
         self.gauss_newton = gauss_newton
         self.model = task.build_model(facts.build_config)
-        _check_attention(self.model)
+        swapped = plain_attention(self.model)
         # Loading gives every tensor its recorded dtype, so the working dtype comes after it.
         load_into(self.model, stage.start().model)
         self.model.to(self.device, dtype)
         self.rules = StepRules.of(facts)
         prepare(self.model, self.rules)
         # Reference models are constants here: see `check_differentiable` for where they are not.
-        self.loss = loss_of_stage(task, stage, self.model)
+        recorded = loss_of_stage(task, stage, self.model)
+        self.loss = recorded.plain()
         for reference in self.loss.references.values():
             reference.to(dtype=dtype)
         # Only x is differentiated: `place` sets the flags of its parameters.
@@ -93,6 +101,12 @@ class StageLoss:
         names += [n for n, b in self.model.named_buffers() if b.is_floating_point()]
         self.names = [name for name in names if name in active]
         self.batch_norm = ExplicitBatchNorm(self.model)
+        if swapped or self.loss is not recorded:
+            start = {n: t.to(self.device, dtype) for n, t in stage.start().model.items()}
+            for first in stage.read_steps()[:1]:
+                with same_arithmetic(stage):
+                    gradient = self.gradient(start, first).gradient
+                check_same_loss(task, stage, first, gradient)
 
     def gradient(self, values: Mapping[str, Tensor], record: StepRecord) -> Evaluated:
         """First derivatives only."""
@@ -108,18 +122,22 @@ class StageLoss:
         """
         total = Evaluated({}, [], {}, [])
         for micro in _batches(record):
-            x, loss, statistics, split = self._forward(values, micro)
+            x, loss, statistics, split, held = self._forward(values, micro, follow=bool(dx))
             # With loss + p . s at p = 0, g is the loss's own gradient and d(g . v)/dp = J_s v: one
             # backward pass through g gives H v and the statistics' tangents together.
             probes = [torch.zeros_like(s, requires_grad=True) for s in _flat(statistics)]
             scalar = loss
             for statistic, probe in zip(_flat(statistics), probes, strict=True):
                 scalar = scalar + (statistic * probe).sum()
-            g = gradients(scalar, x, graph=bool(dx))
-            _add(total.gradient, dict(zip(self.names, (t.detach() for t in g), strict=True)))
+            held.keep_used(scalar)
+            g = gradients(scalar, [*x, *held.leaves], graph=bool(dx))
+            _add(
+                total.gradient,
+                dict(zip(self.names, (t.detach() for t in g[: len(x)]), strict=True)),
+            )
             total.statistics += [s.detached() for s in statistics]
             if dx:
-                h, tangents = self._products(x, g, probes, split, dx)
+                h, tangents = self._products(x, g, probes, split, held, dx)
                 _add(total.d_gradient, h)
                 total.d_statistics += zip(tangents[::2], tangents[1::2], strict=True)
         return total
@@ -130,6 +148,7 @@ class StageLoss:
         g: Sequence[Tensor],
         probes: list[Tensor],
         split: Split | None,
+        held: Held,
         dx: Vectors,
     ) -> tuple[Vectors, list[Tensor]]:
         """``dx -> H dx`` and ``dx -> d(statistics)``: the gradient of g . dx in x and probes."""
@@ -138,7 +157,7 @@ class StageLoss:
             v = [dx[name][k] for name in self.names]
             with explained():
                 if split is None:
-                    both = derivative(g, v, [*x, *probes])
+                    both = derivative(g, [*v, *held.along(x, v)], [*x, *probes])
                 else:  # Gauss-Newton replaces H only: the statistics' tangents stay exact
                     both = split.product(x, v) + (derivative(g, v, probes) if probes else [])
             h.append(both[: len(x)])
@@ -164,7 +183,9 @@ class StageLoss:
         total: Vectors = {}
         used = 0
         for micro in _batches(record):
-            x, loss, taken, split = self._forward(values, micro)
+            x, loss, taken, split, held = self._forward(values, micro, follow=True)
+            held.keep_used(loss)
+            inputs = [*x, *held.leaves]
             own = statistics[used : used + len(taken)]
             used += len(taken)
             g = dict(zip(self.names, gradients(loss, x, graph=True), strict=True))
@@ -173,13 +194,14 @@ class StageLoss:
                 w = {name: vectors[k] for name, vectors in gradient.items()}
                 with explained():
                     if split is None:
-                        row = derivative([g[name] for name in w], list(w.values()), x)
+                        row = derivative([g[name] for name in w], list(w.values()), inputs)
                     else:
                         row = split.product(x, self._filled(w, x))
                     if taken:
                         covector = [part[k] for pair in own for part in pair]
-                        through = derivative(_flat(taken), covector, x)
+                        through = derivative(_flat(taken), covector, inputs)
                         row = [a + b for a, b in zip(row, through, strict=True)]
+                    row = held.back(x, row)
                 rows.append(row)
             _add(total, {n: torch.stack([r[i] for r in rows]) for i, n in enumerate(self.names)})
         return total
@@ -198,18 +220,23 @@ class StageLoss:
         This is exact for any loss, with the masks of dropout, and the g_i sum to the gradient.
 
         Raises:
-            NotSeparable: The loss cannot be separated by example.
+            NotSeparable: The loss is no sum over examples.
         """
         parts = []
         for micro in _batches(record):
-            x, _, _, split = self._forward(values, micro, split=True)
+            owners = self.loss.row_examples(micro.batch)
+            x, _, _, split, _ = self._forward(values, micro, split=True)
             assert split is not None
-            parts.append(split.per_example(x, self._filled(direction, x), batch_size(micro.batch)))
+            parts.append(split.per_example(x, self._filled(direction, x), owners))
         return torch.cat(parts)
 
     def _forward(
-        self, values: Mapping[str, Tensor], micro: MicroBatch, split: bool = False
-    ) -> tuple[list[Tensor], Tensor, list[Statistics], Split | None]:
+        self,
+        values: Mapping[str, Tensor],
+        micro: MicroBatch,
+        split: bool = False,
+        follow: bool = False,
+    ) -> tuple[list[Tensor], Tensor, list[Statistics], Split | None, Held]:
         x = self.place(values)
         # Every pass over a batch has the recorded dropout masks: H and g are of the same loss.
         devices.restore_random(micro.rng, self.device)
@@ -218,9 +245,11 @@ class StageLoss:
         with torch.enable_grad(), self.batch_norm as statistics:
             if split or self.gauss_newton:
                 parts = Split.of(self.loss, self.model, batch, divisor)
-                return x, parts.loss, list(statistics), parts
-            loss = self.loss(self.model, batch) / divisor
-        return x, loss, list(statistics), None
+                return x, parts.loss, list(statistics), parts, Held()
+            held = Held()
+            with held if follow else nullcontext():
+                loss = self.loss(self.model, batch) / divisor
+        return x, loss, list(statistics), None, held
 
     def place(self, values: Mapping[str, Tensor]) -> list[Tensor]:
         """Put x into the model, as leaves of a new graph."""
@@ -238,21 +267,6 @@ class StageLoss:
                 self.model.get_submodule(module)._buffers[attribute] = leaf
             x.append(leaf)
         return x
-
-
-def _check_attention(model: nn.Module) -> None:
-    """Refuse up front where transformers chose an attention without a second derivative.
-
-    Raises:
-        Refused: It is not "eager".
-    """
-    chosen = getattr(getattr(model, "config", None), "_attn_implementation", None)
-    if chosen not in (None, "eager"):
-        raise Refused(
-            f"the model was recorded with attn_implementation={chosen!r}, whose attention has no "
-            'second derivative; load it with attn_implementation="eager" before recording, or use '
-            "coarse-replay or replay"
-        )
 
 
 def _batches(record: StepRecord) -> Sequence[MicroBatch]:

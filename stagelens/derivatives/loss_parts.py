@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from stagelens.contracts import Refused
-from stagelens.replaying.training_loss import LossFunction, TrainingLoss
+from stagelens.contracts import NotSeparable
+from stagelens.replaying.training_loss import LossFunction
 
-from .autodiff import derivative, explained, gradients
+from .autodiff import along, derivative
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,12 @@ class _Cut:
     inside: bool
 
 
-class NotSeparable(Refused):
-    """A loss that cannot be separated by example; its steps still have contributions."""
-
-
 class Split:
     """A loss split where it stops depending on the model: z = f(x), then L(z).
 
     z are the model's outputs or, where the model computes its loss itself, as those of
-    ``transformers`` do, what it passes to ``cross_entropy``.
+    ``transformers`` do, what it passes to ``cross_entropy`` and the like. What the loss holds fixed
+    (``detach``) is a constant here.
 
     Attributes:
         loss: ``z . dL/dz`` with the slopes held: its gradient in x is that of L(f(x)).
@@ -65,84 +62,105 @@ class Split:
         """Run the stage's loss with z cut off from the model.
 
         Raises:
-            NotSeparable: The loss is not a function of one call's z alone.
+            NotSeparable: The loss is not a function of z alone.
         """
-        if isinstance(loss, TrainingLoss) and not loss.objective.of_outputs:
-            raise NotSeparable(
-                f"the objective {loss.objective.name!r} is computed within the model, so examples' "
-                "shares and Gauss-Newton curvature are not defined; ask for steps and exact "
-                "curvature"
-            )
-        apart = _Apart(model)
-        value = loss(apart, batch) / divisor
-        if apart.calls == 1 and value.requires_grad and apart.cuts:
+        parting = _Parting(model)
+        with parting:
+            value = loss(model, batch) / divisor
+        if not parting.entangled and value.requires_grad and parting.cuts:
             # z is cut off, so a gradient left here goes past it, as that of a weight penalty does.
             held = [p for p in model.parameters() if p.requires_grad]
             past = torch.autograd.grad(value, held, retain_graph=True, allow_unused=True)
-            split = cls(apart.cuts, value)
+            split = cls(parting.cuts, value)
             if split.cuts and all(slope is None for slope in past):
                 return split
         raise NotSeparable(
-            "the stage's loss does not come from the outputs of one call of the model alone (nor "
-            "from one cross-entropy in it), so examples' shares and Gauss-Newton curvature are not "
+            "the stage's loss does not come from what the model returns alone (nor from what it "
+            "passes to a loss of torch), so examples' shares and Gauss-Newton curvature are not "
             "defined; ask for steps and exact curvature"
         )
 
     def product(self, x: list[Tensor], v: list[Tensor]) -> list[Tensor]:
         """``v -> Jv -> H_L J v -> J^T H_L J v``."""
-        pushed = self._outputs_along(x, v)
+        pushed = along(self.outputs, x, v)
         bent = derivative(self.slopes, pushed, [cut.detached for cut in self.cuts])
         return derivative(self.outputs, bent, x)
 
-    def per_example(self, x: list[Tensor], v: list[Tensor], examples: int) -> Tensor:
+    def per_example(self, x: list[Tensor], v: list[Tensor], owners: Sequence[int]) -> Tensor:
         """``dL/dz_i . (J v)_i`` for every example i; (B,).
 
+        Args:
+            x: What the gradient is in.
+            v: A vector over x.
+            owners: The example, from 0 to B - 1, that each row of the batch belongs to.
+
         Raises:
-            NotSeparable: z does not have one row per example, or one per token.
+            NotSeparable: z does not have one row, or one per token, for each row of the batch.
         """
-        for cut in self.cuts:
-            rows = cut.value.shape[0]
-            if rows != examples and (not cut.inside or rows % examples):
+        count, owner = len(owners), torch.tensor(owners)
+        total = torch.zeros(max(owners) + 1, dtype=torch.float64)
+        for cut, slope, along_v in zip(
+            self.cuts, self.slopes, along(self.outputs, x, v), strict=True
+        ):
+            rows = cut.value.shape[0] if cut.value.ndim else 1
+            if rows != count and (not cut.inside or rows % count):
                 raise NotSeparable(
                     "the model's outputs do not have one row per example, so examples' shares of "
                     "a step are not defined; ask for steps"
                 )
-        # A language model's rows are tokens, with those of one example next to each other.
-        pairs = zip(self.slopes, self._outputs_along(x, v), strict=True)
-        return torch.stack([(s * t).reshape(examples, -1).sum(1) for s, t in pairs]).sum(0).detach()
-
-    def _outputs_along(self, x: list[Tensor], v: list[Tensor]) -> list[Tensor]:
-        """``v -> J v``, by differentiating ``p -> J^T p . v``, which is linear in p."""
-        # Backward twice instead of forward mode, which not all operations have (fused attention).
-        probes = [torch.zeros_like(z, requires_grad=True) for z in self.outputs]
-        scalar = torch.stack([(z * p).sum() for z, p in zip(self.outputs, probes, strict=True)])
-        with explained():
-            return derivative(gradients(scalar.sum(), x, graph=True), v, probes)
+            # A language model's rows are tokens, with those of one text next to each other.
+            own = (slope * along_v).detach().reshape(count, -1).sum(1)
+            total.index_add_(0, owner, own.double().cpu())
+        return total
 
 
-class _Apart(nn.Module):
-    """Stands in for the model, and cuts the loss's graph at its outputs and inner losses."""
+class _Parting(TorchFunctionMode):
+    """Cuts a loss's graph at what a model returns, and at what it passes to a loss of torch.
+
+    Attributes:
+        cuts: Where it was cut.
+        entangled: Whether the model was given what depends on it already.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self._held = [model]  # in a list: no submodule, so nothing is registered twice
-        self.calls = 0
+        self._model = model
+        self._within = 0
+        self._hooks: list[Any] = []
         self.cuts: list[_Cut] = []
+        self.entangled = False
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self.calls += 1
-        with _InnerLosses(self):
-            value = self._held[0](*args, **kwargs)
+    def __enter__(self) -> Any:
+        # Hooks of the model itself: an objective may change its forward method, or call parts of
+        # it that a module in its place would lack.
+        self._hooks = [
+            self._model.register_forward_pre_hook(self._before, with_kwargs=True),
+            self._model.register_forward_hook(self._after, with_kwargs=True),
+        ]
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        for hook in self._hooks:
+            hook.remove()
+
+    def _before(self, _: nn.Module, args: Any, kwargs: Any) -> None:
+        self._within += 1
+        given = [*args, *kwargs.values()]
+        self.entangled |= any(isinstance(each, Tensor) and each.requires_grad for each in given)
+
+    def _after(self, _: nn.Module, args: Any, kwargs: Any, value: Any) -> Any:
+        self._within -= 1
         return self._outputs(value)
 
-    def cut(self, value: Tensor, inside: bool) -> Tensor:
+    def _cut(self, value: Tensor, inside: bool) -> Tensor:
         """A leaf that replaces a tensor from here on."""
         self.cuts.append(_Cut(value, value.detach().requires_grad_(True), inside))
         return self.cuts[-1].detached
 
     def _outputs(self, value: Any) -> Any:
         if isinstance(value, Tensor):  # a scalar is the model's own loss, which was cut inside
-            return self.cut(value, False) if value.requires_grad and value.ndim else value
+            return self._cut(value, False) if value.requires_grad and value.ndim else value
         if isinstance(value, Mapping):
             return type(value)({key: self._outputs(item) for key, item in value.items()})  # type: ignore[call-arg]
         # A named tuple takes its items one by one, so it cannot be rebuilt in this way.
@@ -150,21 +168,21 @@ class _Apart(nn.Module):
             return type(value)(self._outputs(item) for item in value)
         return value
 
-
-class _InnerLosses(TorchFunctionMode):
-    """Cuts what a model's forward pass passes to ``cross_entropy``."""
-
-    def __init__(self, apart: _Apart) -> None:
-        super().__init__()
-        self._apart = apart
-
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if function is nn.functional.cross_entropy:
+        if self._within and function in _LOSSES:
             given = args[0] if args else kwargs["input"]
             if given.requires_grad:
-                cut = self._apart.cut(given, True)
+                cut = self._cut(given, True)
                 args, kwargs = (cut, *args[1:]), {k: v for k, v in kwargs.items() if k != "input"}
         return function(*args, **kwargs)
+
+
+_LOSSES = (
+    nn.functional.cross_entropy,
+    nn.functional.mse_loss,
+    nn.functional.binary_cross_entropy_with_logits,
+)
+"""What models of ``transformers`` compute their losses by."""

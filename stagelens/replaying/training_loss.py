@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from stagelens.contracts import Objective, Refused, Task
+from stagelens.runs.batches import batch_size
 from stagelens.runs.objective_facts import ObjectiveFacts, ReferenceFacts
 from stagelens.runs.run import Stage
 from stagelens.runs.states import Weights, load_into
@@ -137,6 +139,24 @@ class TrainingLoss:
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         """The loss of a batch, ()."""
         return self.objective.loss(self.task, model, batch, self.references)
+
+    def plain(self) -> TrainingLoss:
+        """The same loss by operations that torch can differentiate twice; see ``Objective``."""
+        objective = self.objective.plain()
+        if objective is self.objective:
+            return self
+        found = copy.copy(self)
+        found.objective = objective
+        return found
+
+    def row_examples(self, batch: Any) -> Sequence[int]:
+        """The example that each row of a batch belongs to; see :meth:`Objective.row_examples`.
+
+        Raises:
+            NotSeparable: The loss compares examples with one another.
+        """
+        found = self.objective.row_examples(self.task, batch)
+        return range(batch_size(batch)) if found is None else found
 
     def moves(self, step: int) -> bool:
         """Whether a reference model moves after a step, numbered from 0."""

@@ -66,7 +66,6 @@ class RewardModel(OneNumber):
     name: ClassVar[str] = "reward-model"
     input_fields: ClassVar[tuple[str, ...]] = ("text", "prompt", "completion", "rejected")
     takes_labels: ClassVar[bool] = False
-    rows_apart: ClassVar[bool] = False
     behaviour_kinds = (
         Behaviour(
             "reward",
@@ -205,15 +204,22 @@ class RewardModel(OneNumber):
         return batch
 
     def examples(self, batch: Batch) -> list[Example] | None:
-        """The rows of a training batch: completions, and below them the rejected ones."""
+        """The pairs of a training batch: completions, and the rejected ones from below them."""
         if "labels" in batch:
             return super().examples(batch)
         if not self.assets:
             return None
         texts = [self.tokenizer.decode(ids, special=False) for ids in unpadded(batch)]
-        names = ["completion" if 2 * row < len(texts) else "rejected" for row in range(len(texts))]
-        pairs = zip(names, texts, strict=True)
-        return [Example(str(row), {name: text}) for row, (name, text) in enumerate(pairs)]
+        half = len(texts) // 2
+        pairs = zip(texts[:half], texts[half:], strict=True)
+        return [
+            Example(str(number), {"completion": own, "rejected": other})
+            for number, (own, other) in enumerate(pairs)
+        ]
+
+    def row_examples(self, batch: Batch) -> list[int] | None:
+        """A pair has two rows: its completion, and the rejected one below all completions."""
+        return None if "labels" in batch else [*range(len(batch["input_ids"]) // 2)] * 2
 
     def loss(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         """The mean loss of the pairs; of a batch with ``labels``, the model's own loss."""

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 import stagelens
+from stagelens.derivatives.plain_loss import plain_attention
 from stagelens.derivatives.step import AdamState, SGDState, adam_update, sgd_update
 from stagelens.replaying.step import StepRules, prepare, restore_missing
+from stagelens.replaying.training_loss import loss_of_stage
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.states import TrainingState, load_into
 from stagelens.tasks import ImageClassification
@@ -301,7 +303,10 @@ def replay(run: Run, stage: Stage, state: Flat, xi: float = 1.0) -> Flat:
     facts = stage.facts
     model = run.task.build_model(facts.build_config)
     load_into(model, stage.start().model)
-    prepare(model, StepRules.of(facts))
+    rules = StepRules.of(facts)
+    prepare(model, rules)
+    plain_attention(model)
+    loss = loss_of_stage(run.task, stage, model).plain()
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
     optimizer = torch.optim.SGD(
         [parameters[n] for group in facts.optimizer.groups for n in group.parameters], 0.1
@@ -316,7 +321,7 @@ def replay(run: Run, stage: Stage, state: Flat, xi: float = 1.0) -> Flat:
         for micro in step.batches or ():
             if "cpu" in micro.rng:
                 torch.set_rng_state(micro.rng["cpu"])
-            (run.task.loss(model, micro.batch) / facts.accumulation).backward()
+            (loss(model, micro.batch) / rules.divisor(micro)).backward()
         restore_missing(parameters, step.missing, optimizer.param_groups[0]["params"])
         if facts.clip_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), facts.clip_norm)

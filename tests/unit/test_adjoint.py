@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from stagelens.analyses.contributions.first_order import CARRIED, behaviour_gradient, contributions
-from stagelens.contracts import Example, Refused
+from stagelens.contracts import Example, NotSeparable, Refused
 from stagelens.derivatives.forward_mode import final_tangents
-from stagelens.derivatives.loss_parts import NotSeparable, Split
+from stagelens.derivatives.loss_parts import Split
 from stagelens.derivatives.trajectory import DerivativeOptions, LinearStage, active_names
 from stagelens.runs.run import Run
 from stagelens.tasks.image_classification import ImageClassification
@@ -258,7 +258,7 @@ def test_a_models_own_cross_entropy_is_told_apart_by_examples(kind: str) -> None
     x = list(model.parameters())
     v = [torch.randn_like(p) for p in x]
     split = Split.of(task.loss, model, batch, 1)
-    shares = split.per_example(x, v, 3)
+    shares = split.per_example(x, v, range(3))
     own, counts = [], []
     for row in range(3):
         one = {name: tensor[row : row + 1] for name, tensor in batch.items()}

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from stagelens import tasks
 from stagelens.analyses.contributions.computing import contribute
 from stagelens.analyses.contributions.contribution_table import Question
+from stagelens.analyses.contributions.first_order import contributions
 from stagelens.analyses.own_example import answer, own_example
+from stagelens.derivatives.curvature import cast as in_dtype
+from stagelens.derivatives.loss_parts import Split
+from stagelens.derivatives.trajectory import DerivativeOptions
 from stagelens.effects.computing import attribute
 from stagelens.measuring.loaded_weights import LoadedWeights
 from stagelens.replaying.replay import replay_without
 from stagelens.replaying.reproduction import measure_deviation
+from stagelens.runs.batches import batch_size
 from stagelens.runs.run import Run
 from stagelens.runs.states import load_into
 from tests.support.task_runs import SMALL, STAGES, record, trained
-
-CROSS_ENTROPY = (
-    "token-classification",
-    "masked-lm",
-    "seq2seq",
-    "transformers-image-classification",
-)
-"""Tasks whose models compute a cross-entropy, of which training examples have shares."""
 
 
 @pytest.fixture(scope="module", params=SMALL)
@@ -89,24 +89,64 @@ def test_a_trainer_s_callback_finds_it(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CROSS_ENTROPY)
+@pytest.mark.parametrize("name", SMALL)
 def test_contributions_of_training_examples_sum_to_those_of_steps(
     name: str, tmp_path: Path
 ) -> None:
     run = record(tmp_path / "run", SMALL[name]())
     found = contribute(run, "test", Question(ids=("0",)))
-    for stage in found.facts.steps:
-        rows = found.part("example", stage)
-        total = rows["value"].sum() + found.part("carried", stage)["value"].item()
-        assert total == pytest.approx(found.linearised(stage), rel=1e-3, abs=1e-5)
-        # Each can be looked at, and those with a label have been answered.
-        assert rows["content"].notna().all()
-        assert rows.loc[rows["label"].notna(), "answer"].notna().all()
+    assert not found.facts.steps_only
+    rows = found.part("example")
+    # Each can be looked at, and those with a label have been answered.
+    assert rows["content"].notna().all()
+    assert rows.loc[rows["label"].notna(), "answer"].notna().all()
+    kind, asked = run.task.behaviour_kinds[0].name, run.evaluation_set("test").examples()[:1]
+    # The parts of a pair cancel: their rounding in float32 is that of larger numbers.
+    options = DerivativeOptions("float64" if name == "reward-model" else None)
+    exact = contributions(run, kind, asked, with_examples=True, options=options)
+    assert exact.examples is not None
+    parts, steps = (
+        table.groupby(["stage", "step"])["contribution"].sum()
+        for table in (exact.examples, exact.steps)
+    )
+    np.testing.assert_allclose(parts, steps, rtol=1e-3, atol=1e-3 * steps.abs().max())
 
 
-def test_where_a_loss_compares_rows_only_steps_have_contributions(tmp_path: Path) -> None:
-    run = record(tmp_path / "run", SMALL["reward-model"]())
+@pytest.mark.parametrize("name", SMALL)
+def test_an_example_has_the_gradient_that_the_loss_lacks_without_it(name: str) -> None:
+    small = SMALL[name]()
+    task, model, batch = (
+        small.task,
+        small.model.double().eval(),
+        in_dtype(small.batches[0], torch.float64),
+    )
+    x = list(model.parameters())
+    v = [torch.randn_like(p) for p in x]
+    owners = task.row_examples(batch) or range(batch_size(batch))
+    shares = Split.of(task.loss, model, batch, 1).per_example(x, v, owners)
+    assert len(shares) == len(task.examples(batch))
+
+    def summed(rows: list[int]) -> Tensor:
+        """Gradient of the sum over examples, or over tokens, along v."""
+        part = {name: tensor[rows] for name, tensor in batch.items()}
+        count = task.loss_terms(part) or len({owners[row] for row in rows})
+        own = torch.autograd.grad(task.loss(model, part) * count, x, allow_unused=True)
+        return sum((g * w).sum() for g, w in zip(own, v, strict=True) if g is not None)
+
+    every = list(range(len(owners)))
+    terms = task.loss_terms(batch) or len(shares)
+    for example, share in enumerate(shares):
+        others = [row for row in every if owners[row] != example]
+        expected = float(summed(every) - summed(others)) / terms
+        # transformers computes some losses in float32.
+        assert float(share) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def test_where_a_loss_compares_examples_only_steps_have_contributions(tmp_path: Path) -> None:
+    small = SMALL["sentence-embeddings"]()
+    batches = [{n: t for n, t in each.items() if n != "labels"} for each in small.batches]
+    run = record(tmp_path / "run", replace(small, batches=batches))
     found = contribute(run, "test", Question(ids=("0",)))
     assert set(found.facts.steps_only) == set(found.facts.steps)
-    assert all("compares rows of a batch" in why for why in found.facts.steps_only.values())
+    assert all("in-batch negatives" in why for why in found.facts.steps_only.values())
     assert all(found.part("example", stage).empty for stage in found.facts.steps)

@@ -112,7 +112,23 @@ def test_behaviours_are_measured_at_every_boundary(run: stagelens.Run) -> None:
     assert list(table["boundary"].unique()) == ["base", "s0", "s1", "s2"]
 
 
-def test_unrolled_refuses_fused_attention_before_any_work(
+def _first_effects(folder: Path, attention: str) -> np.ndarray:
+    tokenizer = bert_tokenizer()
+    model = bert(tokenizer)
+    model.set_attn_implementation(attention)
+    run = record(folder, (TextClassification.from_model(model, tokenizer), model), 2)
+    found = attribute(run, "test", "unrolled-jump")
+    assert found.trust["s0"].trust == "estimated", found.trust["s0"].reason
+    table = found.table
+    return table[(table["stage"] == "s0") & table["final"].notna()]["effect"].to_numpy()
+
+
+def test_derivatives_through_fused_attention_are_those_without_it(tmp_path: Path) -> None:
+    fused, plain = (_first_effects(tmp_path / name, name) for name in ("sdpa", "eager"))
+    np.testing.assert_allclose(fused, plain, rtol=1e-2, atol=1e-4)
+
+
+def test_unrolled_refuses_what_has_fused_attention_only_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = bert_tokenizer()
@@ -120,10 +136,15 @@ def test_unrolled_refuses_fused_attention_before_any_work(
     model.set_attn_implementation("sdpa")
     run = record(tmp_path / "run", (TextClassification.from_model(model, tokenizer), model), 2)
     assert measure_deviation(run.task, run.stages[1]).bitwise
+
+    def fails(*_: object) -> None:
+        raise ValueError("there is no other")
+
+    monkeypatch.setattr(type(model), "set_attn_implementation", fails)
     monkeypatch.setattr(StageLoss, "push", None)  # the first step would fail
     trust = attribute(run, "test", "unrolled-jump").trust["s0"]
     assert trust.trust == "refused"
-    for said in ("'sdpa'", 'attn_implementation="eager"', "coarse-replay or replay"):
+    for said in ("'sdpa'", "there is no other", 'attn_implementation="eager"', "coarse-replay"):
         assert said in trust.reason
 
 

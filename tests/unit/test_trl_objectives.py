@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from collections.abc import Callable
@@ -15,8 +16,6 @@ from torch import Tensor, nn
 
 from stagelens.contracts import Objective, RecordingError, Refused, RunError
 from stagelens.derivatives.autodiff import gradients
-from stagelens.derivatives.loss_parts import NotSeparable, Split
-from stagelens.replaying.training_loss import TrainingLoss
 from stagelens.tasks import CausalLM
 from stagelens.tasks.objectives import find_objective, installed_objectives
 from tests.support.small_texts import language
@@ -154,17 +153,30 @@ def test_log_probabilities_in_a_batch_count_for_the_recorded_reference_only(
     assert not torch.allclose(found, recorded, rtol=1e-2)
 
 
-def test_the_fused_head_has_no_second_derivative_and_says_what_to_use(
-    train: Any, tmp_path: Path
+@pytest.mark.parametrize("kind", ["sft", *map(rest, ("dpo", "kto", "grpo"))])
+def test_the_plain_loss_is_the_fused_one_and_can_be_differentiated_twice(
+    kind: str, train: Any, tmp_path: Path
 ) -> None:
-    model, objective, (call, *_) = train(tmp_path, "sft", max_steps=1)
+    model, objective, (call, *_) = train(tmp_path, kind, max_steps=1)
     model.set_attn_implementation("eager")
-    loss = loss_of(objective, model, call.inputs, {})
-    with pytest.raises(Refused, match=r"fused heads of TRL.*use coarse-replay or replay"):
-        gradients(loss, list(model.parameters()), graph=True)
-    apart = TrainingLoss(None, objective, None, model, None)  # type: ignore[arg-type]
-    with pytest.raises(NotSeparable, match="'sft' is computed within the model"):
-        Split.of(apart, model, call.inputs, 1.0)
+    references = {name: copy.deepcopy(model).eval() for name in objective.references}
+    model.train()
+    x = list(model.parameters())
+    for given in (objective, objective.plain()):
+        torch.set_rng_state(call.random)
+        loss = loss_of(given, model, call.inputs, references)
+        assert torch.allclose(loss, call.loss, rtol=1e-5, atol=1e-6)
+        if given is objective:
+            fused = gradients(loss, x, graph=False)
+            loss = loss_of(given, model, call.inputs, references)
+            with pytest.raises(Refused, match=r"operation of its own.*use coarse-replay or replay"):
+                gradients(loss, x, graph=True)
+        else:
+            plain = gradients(loss, x, graph=True)
+            for one, other in zip(plain, fused, strict=True):
+                assert torch.allclose(one, other, rtol=1e-3, atol=1e-6)
+            assert all(one.requires_grad for one in plain if one.any())
+    assert objective.plain().settings == objective.settings
 
 
 def test_a_loss_of_another_kind_is_told_by_name(train: Any, tmp_path: Path) -> None:

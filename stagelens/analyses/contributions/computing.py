@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from stagelens.contracts import Progress, ProgressCallback, Refused, no_progress
-from stagelens.derivatives.loss_parts import NotSeparable
+from stagelens.contracts import NotSeparable, Progress, ProgressCallback, Refused, no_progress
 from stagelens.effects.results import BehaviourFacts
 from stagelens.estimators.replay_check import check_given
 from stagelens.measuring.models import BATCH_SIZE, answers_as_the_final_model, measure
@@ -28,7 +27,6 @@ from .first_order import Contributions, contributions
 from .training_examples import training_examples
 
 _COUPLED = "BatchNorm in training mode couples the examples of a batch"
-_PAIRS = "the loss compares rows of a batch with one another, so that none has a part of its own"
 
 _SWEEP = 0.9
 """The share of the time that the sweep takes, for ``progress``."""
@@ -86,8 +84,6 @@ def contribute(
         )
 
     try:
-        if not run.task.rows_apart:
-            raise NotSeparable(_PAIRS)
         found = sweep(with_examples=True)
         # found.steps_only is about the whole run, this answer about the stages swept.
         steps_only = {s.name: _COUPLED for s in swept if s.name in found.steps_only}

@@ -69,7 +69,7 @@ def training_examples(run: Run, stage: Stage, shares: pd.DataFrame) -> list[dict
         batches = steps[step].batches or []
         new = []
         values = own.set_index("position")["contribution"]
-        for position, example in enumerate(_of_step(run.task, batches)):
+        for position, example in enumerate(_of_step(run.task, stage, batches)):
             # What the task cannot show cannot be compared either, so each use counts by itself.
             content = f"{step} {position}" if example is None else content_digest(example)
             label = None if example is None else example.label
@@ -84,7 +84,7 @@ def training_examples(run: Run, stage: Stage, shares: pd.DataFrame) -> list[dict
     # With few rows the two ends would overlap; the second then begins behind the first.
     for used in [*rows[:SHOWN], *rows[max(len(rows) - SHOWN, SHOWN) :]]:
         # Read again: to hold every input until now would take the memory of all training data.
-        example = _of_step(run.task, steps[used.step].batches or [])[used.position]
+        example = _of_step(run.task, stage, steps[used.step].batches or [])[used.position]
         used.shown = None if example is None else shown_content(example)
     labels: dict[str, list[str]] = {}
     for used in rows:
@@ -106,12 +106,17 @@ def training_examples(run: Run, stage: Stage, shares: pd.DataFrame) -> list[dict
     ]
 
 
-def _of_step(task: Task, batches: Sequence[MicroBatch]) -> list[Example | None]:
+def _of_step(task: Task, stage: Stage, batches: Sequence[MicroBatch]) -> list[Example | None]:
     """The examples of a step over its micro-batches; None for those that cannot be shown."""
     found: list[Example | None] = []
     for micro in batches:
-        shown = task.examples(micro.batch)
-        found += [None] * batch_size(micro.batch) if shown is None else shown
+        shown = stage.objective.examples(task, micro.batch)
+        if shown is None:
+            owners = stage.objective.row_examples(task, micro.batch)
+            count = batch_size(micro.batch) if owners is None else max(owners) + 1
+            found += [None] * count
+        else:
+            found += shown
     return found
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from .bare import add_fused_head
-from .referred import Referred
+from stagelens.contracts import Example, NotSeparable, Task
+
+from .referred import Referred, completions
 
 
 class DPO(Referred):
@@ -32,7 +33,33 @@ class DPO(Referred):
 
     def add_head(self, model: Any) -> None:
         wpo = ("log_sum_sq_probs",) if self.attributes.get("use_weighting") else ()
-        add_fused_head(model, outputs=("log_probs", "entropy", "mean_logits", "is_top1", *wpo))
+        self.add_log_probabilities(
+            model, outputs=("log_probs", "entropy", "mean_logits", "is_top1", *wpo)
+        )
+
+    def row_examples(self, task: Task, batch: Any) -> Sequence[int]:
+        """A pair has two rows: what is chosen, and what is rejected below all that is chosen.
+
+        Raises:
+            NotSeparable: A loss type sorts the pairs of a batch.
+        """
+        for kind in self.attributes.get("loss_types", ()):
+            if str(kind).startswith("aot"):
+                raise NotSeparable(
+                    f"the loss type {kind!r} compares the pairs of a batch with one another, so "
+                    "that none has a part of its own"
+                )
+        return [*range(len(batch["input_ids"]) // 2)] * 2
+
+    def examples(self, task: Task, batch: Any) -> Sequence[Example] | None:
+        rows = completions(task, batch)
+        if rows is None:
+            return None
+        half = len(rows) // 2
+        return [
+            Example(one.example_id, {**one.input, "rejected": other.input["completion"]})
+            for one, other in zip(rows[:half], rows[half:], strict=True)
+        ]
 
     def log_probabilities(
         self, trainer: Any, reference: nn.Module, inputs: Mapping[str, Any]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
 from typing import Any
@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stagelens.contracts import Example, Task
 from stagelens.tasks.adapters import is_adapted
 
-from .bare import add_fused_head, base_of
+from .bare import base_of
 from .objective import refuse
-from .referred import Referred
+from .referred import Referred, completions
 
 
 class GRPO(Referred):
@@ -69,7 +70,7 @@ class GRPO(Referred):
 
     def add_head(self, model: Any) -> None:
         temperature = self.attributes["temperature"]
-        add_fused_head(model, temperature=temperature, outputs=("log_probs", "entropy"))
+        self.add_log_probabilities(model, temperature=temperature, outputs=("log_probs", "entropy"))
 
     @property
     def needed(self) -> bool:
@@ -104,6 +105,13 @@ class GRPO(Referred):
         trainer.model_kwarg_keys = signature(base_of(model).forward).parameters
         return trainer
 
+    def examples(self, task: Task, batch: Any) -> Sequence[Example] | None:
+        ids, mask = _joined(batch)
+        scored = torch.zeros_like(mask)
+        scored[:, batch["prompt_ids"].size(1) :] = batch["completion_mask"]
+        rows = {"input_ids": ids, "attention_mask": mask, "completion_mask": scored}
+        return completions(task, rows)
+
     def log_probabilities(
         self, trainer: Any, reference: nn.Module, inputs: Mapping[str, Any]
     ) -> dict[str, Tensor]:
@@ -112,9 +120,17 @@ class GRPO(Referred):
         off: AbstractContextManager[Any] = nullcontext()
         if is_adapted(reference):
             off = use_adapter(reference, "ref" if "ref" in reference.peft_config else None)
-        names = [f"{part}_{kind}" for kind in ("ids", "mask") for part in ("prompt", "completion")]
-        ids, mask = (torch.cat([inputs[a], inputs[b]], 1) for a, b in (names[:2], names[2:]))
+        ids, mask = _joined(inputs)
         length = inputs["completion_ids"].size(1)
         with torch.no_grad(), off:
             found = trainer._get_per_token_logps_and_entropies(reference, ids, mask, length)
         return {"ref_per_token_logps": found[0]}
+
+
+def _joined(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """(B, T) ids and mask of prompts with their completions."""
+    ids, mask = (
+        torch.cat([batch[f"prompt_{kind}"], batch[f"completion_{kind}"]], 1)
+        for kind in ("ids", "mask")
+    )
+    return ids, mask

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from .bare import add_fused_head
-from .referred import Referred
+from stagelens.contracts import Example, Task
+
+from .referred import Referred, completions
 
 
 class KTO(Referred):
@@ -28,7 +29,10 @@ class KTO(Referred):
     read_arguments = ("disable_dropout",)
 
     def add_head(self, model: Any) -> None:
-        add_fused_head(model, outputs=("log_probs", "entropy", "mean_logits"))
+        self.add_log_probabilities(model, outputs=("log_probs", "entropy", "mean_logits"))
+
+    def examples(self, task: Task, batch: Any) -> Sequence[Example] | None:
+        return completions(task, batch)
 
     def log_probabilities(
         self, trainer: Any, reference: nn.Module, inputs: Mapping[str, Any]

@@ -6,6 +6,7 @@ import importlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from copy import copy
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 
 from stagelens.contracts import Objective, RecordingError, RunError, Task
 
-from .bare import OneProcess, as_trained, autocast_of, scalar
+from .bare import OneProcess, add_fused_head, as_trained, autocast_of, scalar
+from .plain_head import add_plain_head
 
 _EVERY = ("aux_loss_enabled", "router_aux_loss_coef")
 """Attributes that the losses of most trainers read: of mixtures of experts."""
@@ -39,7 +41,8 @@ class TrlObjective(Objective):
         counted: Whether what the Trainer counts is an argument of ``compute_loss``.
     """
 
-    of_outputs = False  # the model's forward method is changed
+    fused: bool = True
+    """Whether log-probabilities are computed by TRL's fused head."""
     home: ClassVar[str]
     methods: ClassVar[tuple[str, ...]] = ("compute_loss",)
     read: ClassVar[tuple[str, ...]] = _EVERY
@@ -55,8 +58,17 @@ class TrlObjective(Objective):
     def settings(self) -> dict[str, Any]:
         return {"trl": self.trl, "attributes": self.attributes, "arguments": self.arguments}
 
+    def plain(self) -> Objective:
+        found = copy(self)
+        found.fused = False
+        return found
+
     def add_head(self, model: Any) -> None:
         """Change the model's forward method as the trainer does; by default it does not."""
+
+    def add_log_probabilities(self, model: Any, **options: Any) -> None:
+        """Add TRL's head for log-probabilities, or one that is not fused, with its options."""
+        (add_fused_head if self.fused else add_plain_head)(model, **options)
 
     @classmethod
     def of_trainer(cls, trainer: Any) -> Objective | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
+
+from stagelens.contracts import Task
 
 from .objective import TrlObjective
 
@@ -33,6 +35,13 @@ class ORPO(TrlObjective):
         "_peft_has_been_casted_to_bf16",
     )
     read_arguments = ("disable_dropout",)
+
+    def row_examples(self, task: Task, batch: Any) -> Sequence[int]:
+        """A pair has two rows, which the trainer puts below each other."""
+        return [*range(len(batch["chosen_input_ids"]))] * 2
+
+    def examples(self, task: Task, batch: Any) -> None:
+        """Not shown: its batches hold each answer apart."""
 
     def bare(self, model: nn.Module, references: Mapping[str, nn.Module]) -> Any:
         trainer = super().bare(model, references)

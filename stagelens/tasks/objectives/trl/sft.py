@@ -9,9 +9,8 @@ from typing import Any
 from torch import nn
 from transformers.trainer_pt_utils import LabelSmoother
 
-from stagelens.contracts import RecordingError
+from stagelens.contracts import Objective, RecordingError
 
-from .bare import add_fused_head
 from .objective import TrlObjective
 
 
@@ -32,13 +31,19 @@ class SFT(TrlObjective):
         "gradient_accumulation_steps",
     )
 
+    def plain(self) -> Objective:
+        found: Any = super().plain()
+        if self.arguments.get("loss_type") == "chunked_nll":
+            found.arguments = {**self.arguments, "loss_type": "nll"}
+        return found
+
     def add_head(self, model: Any) -> None:
         if self.arguments.get("loss_type") == "chunked_nll":  # of TRL 1.14 and before
             sft_trainer: Any = import_module("trl.trainer.sft_trainer")
             size = sft_trainer._CHUNKED_LM_HEAD_CHUNK_SIZE
             sft_trainer._patch_chunked_ce_lm_head(model, chunk_size=size)
         else:
-            add_fused_head(model, outputs=("log_probs", "entropy", "is_top1"))
+            self.add_log_probabilities(model, outputs=("log_probs", "entropy", "is_top1"))
 
     @classmethod
     def check(cls, trainer: Any, known: type) -> None:
