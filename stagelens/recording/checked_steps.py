@@ -6,8 +6,8 @@ some of the others and the last are run again from what was recorded, on a secon
 task's, and the loss, the gradient that the optimiser received and the update are compared.
 
 Nobody knows in advance which step is the last. Therefore the training state is copied every few
-steps, and the gradients since then are held on to: from there, the last steps can be run again when
-the stage ends. A change that stays is found then at the latest.
+steps: from there, the last steps can be run again when the stage ends, with the gradients as far as
+they are held on to. A change that stays is found then at the latest.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from stagelens.runs.step_records import MicroBatch, StepRecord
 from stagelens.runs.steps import FlatMicroBatch
 
 from .copying import StateCopies, WeightsCopy
+from .held_gradients import GradientHolder, Gradients
 from .stage_start import StageStart
 from .step_comparison import At, check_gradients, check_losses, check_update
 
@@ -87,26 +88,6 @@ class NotedStep:
 
 
 @dataclass
-class _Gradients:
-    """Gradients as the optimiser read them.
-
-    Attributes:
-        tensors: One of each optimised parameter, None where it has none.
-        watched: Those that show whether they changed, where they are not copies.
-        versions: Of these, then.
-    """
-
-    tensors: Sequence[Tensor | None]
-    watched: Sequence[Tensor] = ()
-    versions: Sequence[int] = ()
-
-    @property
-    def unchanged(self) -> bool:
-        """Whether they are still as the optimiser read them."""
-        return [tensor._version for tensor in self.watched] == list(self.versions)
-
-
-@dataclass
 class _Stretch:
     """Steps without a gap, and the training state before the first of them.
 
@@ -115,14 +96,14 @@ class _Stretch:
         optimizer: The optimiser's state; None where it was not copied.
         planned: Whether it is one step, to be checked as soon as it is noted.
         steps: As far as they were noted.
-        gradients: Of each of them, None where they are not known.
+        gradients: Of each of them, None where they are not known or not held any more.
     """
 
     model: Mapping[str, Tensor]
     optimizer: OptimizerState | None
     planned: bool
     steps: list[NotedStep] = field(default_factory=list)
-    gradients: list[_Gradients | None] = field(default_factory=list)
+    gradients: list[Gradients | None] = field(default_factory=list)
 
 
 class CheckedSteps:
@@ -169,7 +150,9 @@ class CheckedSteps:
         self._strays = set(start.trainable) - set(self._optimised)
         size = sum(tensor.nbytes for tensor in start.state.model.values())
         self._light = size <= _COPIED_BYTES
-        self._formula = without_formula(start.optimizer) is None
+        self._holder = GradientHolder(used_up=without_formula(start.optimizer) is not None)
+        # Whether steps gave the same bits so far; a GPU's may be others every time.
+        self._repeats = device.type == "cpu"
         self._two_sets = two_sets(self._own_optimizer)  # it cannot switch without its state
         self._length = _STRETCH if size <= _SMALL_BYTES else 1
         self._copies: list[WeightsCopy] = []
@@ -181,10 +164,7 @@ class CheckedSteps:
         self._upcoming: _Stretch | None = _Stretch(start.state.model, start.state.optimizer, True)
         self._goes_on = False
         self._newest = -1
-        self._gradients: _Gradients | None = None
-        self._first: Tensor | None = None
-        self._smallest = -1
-        self._filled_again = False
+        self._gradients: Gradients | None = None
         self._micro_batches: set[int] = set()
 
     @property
@@ -211,23 +191,16 @@ class CheckedSteps:
 
     def _hold(self, gradients: Sequence[Tensor | None]) -> None:
         self._gradients = None
-        if self._upcoming is None and not self._goes_on:
-            return
-        if self._smallest < 0:  # the least to keep alive
-            sizes = [(g.numel(), n) for n, g in enumerate(gradients) if g is not None]
-            self._smallest = min(sizes)[1] if sizes else -1
-        first = gradients[self._smallest]
-        # The loop fills the same tensors again at every step: those held would change with it.
-        self._filled_again |= first is not None and first is self._first
-        self._first = first
-        if self.planned or self._filled_again:
-            self._gradients = _Gradients(
-                [g if g is None else g.detach().clone() for g in gradients]
-            )
-        elif first is not None:
-            # An optimiser may use gradients up, of one group and not of the other.
-            watched = [first] if self._formula else [g for g in gradients if g is not None]
-            self._gradients = _Gradients(gradients, watched, [g._version for g in watched])
+        if self._upcoming is not None or self._goes_on:
+            self._gradients = self._holder.hold(gradients, self.planned)
+
+    def before_pass(self) -> None:
+        """Let go of gradients before those of the next step take their place in memory."""
+        stretch = self._stretch
+        # Steps that give the same bits are run again without. Memory that is used anew at every
+        # step is slower than the one of the step before.
+        if stretch is not None and stretch.gradients and (self._repeats or self._length == 1):
+            stretch.gradients[-1] = None
 
     def noted(self, step: NotedStep, rules: Callable[[], StepRules]) -> None:
         """Take a step; check it if it is its turn, and copy the state if it is time.
@@ -313,10 +286,12 @@ class CheckedSteps:
         forget_state(self._own_optimizer)
         if stretch.optimizer is not None:
             load_optimizer(self._own_optimizer, self._own_names, stretch.optimizer)
+        unseen = 0
         with _random_state_kept(next(self._twin.parameters()).device), torch.enable_grad():
             for step, gradients in zip(stretch.steps, stretch.gradients, strict=True):
-                at = self._at(step)
+                at = replace(self._at(step), unseen=unseen)
                 self._run(step, gradients, rules, at)
+                unseen = unseen or (at.step if gradients is None else 0)
                 if stretch.optimizer is not None:
                     update(self._own_optimizer)
             if stretch.optimizer is not None:
@@ -348,7 +323,7 @@ class CheckedSteps:
         # Of a larger model rarely, and there is no room to keep copies.
         return (self._state_copies if self._length > 1 else StateCopies()).copied(state)
 
-    def _run(self, step: NotedStep, gradients: _Gradients | None, rules: StepRules, at: At) -> None:
+    def _run(self, step: NotedStep, gradients: Gradients | None, rules: StepRules, at: At) -> None:
         """Run a step on the second model, and compare its loss and gradient."""
         record = step.as_replayed()
         self._twin.zero_grad()
@@ -370,7 +345,7 @@ class CheckedSteps:
             own = {n: p.grad for n, p in self._twin.named_parameters() if p.grad is not None}
             pairs = zip(self._optimised, gradients.tensors, strict=True)
             seen = {name: gradient for name, gradient in pairs if gradient is not None}
-            check_gradients(own, seen, rules, len(losses), at)
+            self._repeats &= check_gradients(own, seen, rules, len(losses), at)
             # The update is made from what the optimiser received, to the last bit.
             for name, parameter in self._twin.named_parameters():
                 parameter.grad = seen[name].detach().clone() if name in seen else None

@@ -33,6 +33,9 @@ class NoChecks:
         self.planned = False
         self.why = why
 
+    def before_pass(self) -> None:
+        """Nothing is held."""
+
     def before_update(self, *_: Any) -> None:
         """Hold nothing."""
 

@@ -28,12 +28,14 @@ class At:
         step: Number within the stage, from 1.
         eps: What rounding leaves of a number of the model's coarsest dtype, relative.
         loss: What the stage's loss is called.
+        unseen: First of the steps run again before it whose gradients were not compared; 0 if none.
     """
 
     stage: str
     step: int
     eps: float = 0.0
     loss: str = "task.loss(model, batch)"
+    unseen: int = 0
 
     @property
     def minimised(self) -> str:
@@ -45,6 +47,16 @@ class At:
         if self.step == 1:
             return f"{what} of the first step"
         return f"step {self.step} of stage {self.stage!r}: {what}"
+
+    @property
+    def or_before(self) -> str:
+        """The end of a message about what gradients of steps before may have caused as well."""
+        if not self.unseen:
+            return ""
+        return (
+            f". Or gradients were changed before the optimiser received them, from step "
+            f"{self.unseen} on"
+        )
 
     def tolerance(self, rules: StepRules) -> float:
         """Relative. Autocast leaves fewer digits, and a GPU need not round the same every time."""
@@ -76,8 +88,8 @@ def check_losses(own: Sequence[float], reported: Sequence[float], rules: StepRul
                 f"gives {loss:.6g} for the same model and batch. Train on {at.minimised}, or name "
                 "what the loop minimises (objective=function); pass the batch that it was computed "
                 "from, and call stage.step(batch, loss) right after optimizer.step(); randomness "
-                " outside torch's own generator, or drawn before "
-                "the model is called, cannot be replayed"
+                "outside torch's own generator, or drawn before the model is called, cannot be "
+                f"replayed{at.or_before}"
             )
 
 
@@ -104,8 +116,8 @@ def check_gradients(
     rules: StepRules,
     micro_batches: int,
     at: At,
-) -> None:
-    """Compare gradients as the optimiser received them.
+) -> bool:
+    """Compare gradients as the optimiser received them; whether they are the same to the last bit.
 
     Args:
         own: Of the step run again; may have more parameters.
@@ -119,21 +131,21 @@ def check_gradients(
     """
     own, seen = ({n: g.to_dense() for n, g in each.items()} for each in (own, seen))
     if all(torch.equal(own[name], gradient) for name, gradient in seen.items()):
-        return  # the usual case, and quicker than sums
+        return True  # the usual case, and quicker than sums
     sums = {name: _Sums.of(own[name], gradient) for name, gradient in seen.items()}
     own_square, seen_square, gap_square, dot = (
         sum(getattr(one, key) for one in sums.values()) for key in ("own", "seen", "gap", "dot")
     )
     # Gradients that are not finite cannot be compared; a training that diverges is still recorded.
     if not math.isfinite(gap_square):
-        return
+        return False
     eps = max(torch.finfo(AUTOCAST.get(rules.precision, g.dtype)).eps for g in seen.values())
     # A small gradient may be what is left of large terms: these round with the whole gradient.
     rounding = (10 * eps) ** 2 * seen_square
     of_one = 10 * OF_KERNELS if rules.kernels else _OF_ONE_TENSOR
     apart = any(one.gap > max(of_one**2 * one.seen, rounding) for one in sums.values())
     if gap_square <= at.tolerance(rules) ** 2 * seen_square and not apart:
-        return
+        return False
     # Gradients that only differ in length were scaled: by clipping, accumulation or a factor.
     scale = math.sqrt(seen_square / own_square) if own_square else math.inf
     aligned = own_square > 0 and dot > 0.9999 * math.sqrt(own_square * seen_square)
@@ -220,7 +232,7 @@ def check_update(
         raise RecordingError(
             f"{at.says('the update')} is not the optimiser's own (largest difference in "
             f"{worst[0]}): something else changed the model, or the optimiser's state, between the "
-            "step before and the end of this one; leave both to the optimiser"
+            f"step before and the end of this one; leave both to the optimiser{at.or_before}"
         )
     _check_state(own.optimizer, after.optimizer, at)
 

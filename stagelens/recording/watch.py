@@ -155,6 +155,7 @@ class Watch:
 
     def _see_pass(self) -> None:
         self._precision.before_pass()
+        self._checked.before_pass()
         self.forwards += 1
         self._check_modes()
         self._check_frozen()

@@ -214,6 +214,18 @@ def test_the_last_step_of_all_but_very_large_models_is_checked(
     assert found or len(wide.recorder.run().last.facts.checked) >= 3
 
 
+def test_a_gradient_that_is_changed_once_shortly_before_the_end_is_found(wide: Training) -> None:
+    """Of those steps no gradient is held any more: the updates are made again without."""
+
+    class Once(NoisyLayer):
+        def before_update(self, training: Training, step: int) -> None:
+            if step == STEPS - 2:
+                super().before_update(training, step)
+
+    with refused("Or gradients were changed before the optimiser received them, from step"):
+        Once().run(wide)
+
+
 def test_a_training_goes_on_where_there_is_no_memory_for_copies(
     wide: Training, monkeypatch: pytest.MonkeyPatch
 ) -> None:
