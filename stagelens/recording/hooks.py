@@ -25,8 +25,14 @@ class PassiveHook:
     def __init__(self, see: Callable[..., None]) -> None:
         self._see = see
 
-    @torch.compiler.disable  # torch.compile leaves it as it is, between compiled parts
     def __call__(self, *given: Any) -> None:
+        if torch.compiler.is_compiling():
+            self._apart(*given)
+        else:
+            self._see(*given)
+
+    @torch.compiler.disable  # torch.compile leaves it as it is, between compiled parts
+    def _apart(self, *given: Any) -> None:
         self._see(*given)
 
     def __reduce__(self) -> Any:
@@ -49,13 +55,14 @@ def weakly(watch: Any) -> Callable[[torch.optim.Optimizer, Any, Any], None]:
     """A hook that does not keep a training alive: torch holds it until it is removed.
 
     Args:
-        watch: Its ``before_any_update`` is called before any optimiser's update.
+        watch: Its ``before_any_update`` is called before the update of any optimiser but its own.
     """
     reference = weakref.ref(watch)
 
     def see(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+        there = reference()
         # An optimiser that is no concern of the stage's may be of any make.
-        if (there := reference()) is not None:
+        if there is not None and there.optimizer is not optimizer:
             with contextlib.suppress(Exception):
                 there.before_any_update(optimizer)
 

@@ -33,7 +33,7 @@ class Hyperparameters:
 
     def _now(self) -> list[list[Any]]:
         groups = zip(self._optimizer.param_groups, self._names, strict=False)
-        return [[group[name] for name in names] for group, names in groups]
+        return [[*map(group.__getitem__, names)] for group, names in groups]
 
     def read(self) -> list[dict[str, Any]]:
         """The values of the next update, per group."""

@@ -30,6 +30,7 @@ class OptimizerStateWatch:
 
     def __init__(self, optimizer: AnyOptimizer, names: dict[int, str]) -> None:
         self._members, self._names = members(optimizer), names
+        self._only = self._members[0] if len(self._members) == 1 else None
         self._taken = 0
         self.take()
 
@@ -49,7 +50,7 @@ class OptimizerStateWatch:
         """Name of a parameter whose state is not as remembered; None where all are."""
         now = self._now()
         same = len(now) == len(self._values) and all(map(is_, now, self._values))
-        written = [tensor for tensor, copy in self._copied if not equal_or_nan(tensor, copy)]
+        written = [t for t, copy in self._copied if not equal_or_nan(t, copy)]
         if same and not written and _versions(now) == self._versions:
             return None
         known = {id(v): n for v, n in zip(self._values, self._versions, strict=True)}
@@ -64,8 +65,8 @@ class OptimizerStateWatch:
         return list(chain.from_iterable(map(dict.values, self._states())))
 
     def _states(self) -> Iterable[dict[str, Any]]:
-        if len(self._members) == 1:
-            return self._members[0].state.values()
+        if self._only is not None:
+            return self._only.state.values()
         return chain.from_iterable(one.state.values() for one in self._members)
 
     def _items(self) -> Iterable[tuple[Tensor, dict[str, Any]]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
+from types import NoneType
 from typing import Any
 
 import torch
@@ -20,15 +22,17 @@ from .hooks import PassiveHook, grad_scaler_above, of_another, weakly
 from .hyperparameters import Hyperparameters
 from .modes import ModeWatch
 from .no_checks import NoChecks
-from .optimizer_state import OptimizerStateWatch, equal_or_nan
+from .optimizer_state import OptimizerStateWatch
 from .precision import PrecisionWatch
 from .random_state import generator_states, same_states
+from .sentinel import Sentinel
 from .stray_gradients import StrayGradients
 from .update_count import learning_rates
 from .weight_average import HINT
 
-_AT_FIRST, _THEN_EVERY = 64, 4
-"""The sentinel's gradient is followed at every update at first, then at one of so many."""
+# In C: these are read of every module or parameter at every step.
+_TRAINING, _REQUIRES_GRAD = attrgetter("training"), attrgetter("requires_grad")
+_GRADIENT = attrgetter("grad")
 _NORM_EVERY = 16
 """Updates between two checks of a clipped gradient's norm, which reads all gradients."""
 
@@ -89,10 +93,12 @@ class Watch:
         self._optimised = [
             (names[id(p)], p) for group in optimizer.param_groups for p in group["params"]
         ]
+        self._updated = [parameter for _, parameter in self._optimised]
         self._group_sizes = self._sizes()
         self._parameters = list(model.named_parameters())
         self._other: str | None = None
-        self._trainable = [p.requires_grad for _, p in self._parameters]
+        self._tensors = [parameter for _, parameter in self._parameters]
+        self._trainable = list(map(_REQUIRES_GRAD, self._tensors))
         self._device = self._parameters[0][1].device
         self._precision = PrecisionWatch(model, self._device.type, tell)
         self._values = SampledFingerprint(model)
@@ -101,12 +107,11 @@ class Watch:
         if self._buffers is not None:
             self._buffers.take()
         self._gradients: list[Tensor | None] = []
-        self._sentinel: nn.Parameter | None = None
-        self._incoming: Tensor | None = None
+        self._sentinel: Sentinel | None = None
         self._state = OptimizerStateWatch(optimizer, names)
         self._switches = ModeWatch(optimizer, self._before_switch, self._after_switch)
         self.strays = StrayGradients(model, optimizer, clip_norm, tell)
-        self._handles: list[RemovableHandle | Handles] = [
+        self._handles: list[RemovableHandle | Handles | Sentinel] = [
             *self.strays.handles,
             register_optimizer_step_pre_hook(weakly(self)),
             model.register_forward_pre_hook(PassiveHook(self._before_forward)),
@@ -169,7 +174,7 @@ class Watch:
             self._buffers.forget()
 
     def _check_modes(self) -> None:
-        modes = [module.training for module in self._modules]
+        modes = list(map(_TRAINING, self._modules))
         if modes == self._modes:
             return
         if self._modes:
@@ -182,22 +187,6 @@ class Watch:
             )
         self._modes = modes
         self.evaluation_mode = [n for n, m in self.model.named_modules() if not m.training]
-
-    def _follows(self) -> bool:
-        """Whether the sentinel's gradient is followed at the update that is being made."""
-        return self.updates < _AT_FIRST or self.updates % _THEN_EVERY == 0
-
-    def _after_backward(self, gradient: Tensor) -> None:
-        if not self.checking or not self._follows():
-            return
-        try:
-            if self._incoming is None:
-                # Cloned: torch may keep this tensor as .grad, which clipping changes in place.
-                self._incoming = gradient.detach().clone()
-            else:
-                self._incoming += gradient.detach()
-        except Exception as error:
-            self._tell(error)
 
     def _before_update(
         self, _optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -215,9 +204,9 @@ class Watch:
         self.groups = self._hyperparameters.read()
         if calls := self._switches.take():
             self.groups = [{**self.groups[0], CALLS: calls}, *self.groups[1:]]
-        self._gradients = [p.grad for _, p in self._optimised]
+        self._gradients = list(map(_GRADIENT, self._updated))
         self.missing = ()
-        if any(gradient is None for gradient in self._gradients):
+        if NoneType in map(type, self._gradients):
             self.missing = tuple([name for name, p in self._optimised if p.grad is None])
 
     def _check_before_update(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -249,23 +238,13 @@ class Watch:
                     "that change during training, and skips updates: replay reproduces neither. "
                     "Train in bfloat16 or float32 without a scaler"
                 )
-            self._follow(self._choose_sentinel())
+            self._sentinel = Sentinel(self._updated, self._tell)
+            self._handles.append(self._sentinel)
         self._check_gradient()
         self._checked.before_update(self._gradients)
         self._gradients = []  # whoever needs them longer holds them
         if self.rng:
             self.drew_random_numbers = not same_states(self.rng, generator_states(self._device))
-
-    def _choose_sentinel(self) -> nn.Parameter:
-        """The smallest parameter with a gradient that is not zero."""
-        # Small, as its gradient is compared at every update; a zero one would not show scaling.
-        moving = [p for _, p in self._optimised if p.grad is not None and bool(p.grad.any())]
-        trained = [p for _, p in self._optimised if p.requires_grad]
-        return min(moving or trained, key=lambda p: p.numel())
-
-    def _follow(self, sentinel: nn.Parameter) -> None:
-        self._sentinel = sentinel
-        self._handles.append(sentinel.register_hook(self._after_backward))
 
     def _sizes(self) -> list[int]:
         return [len(group["params"]) for group in self.optimizer.param_groups]
@@ -324,7 +303,7 @@ class Watch:
             )
 
     def _check_frozen(self) -> None:
-        if [p.requires_grad for _, p in self._parameters] == self._trainable:
+        if list(map(_REQUIRES_GRAD, self._tensors)) == self._trainable:
             return
         for (name, parameter), before in zip(self._parameters, self._trainable, strict=True):
             if parameter.requires_grad != before:
@@ -356,22 +335,20 @@ class Watch:
 
     def _check_gradient(self) -> None:
         assert self._sentinel is not None
-        if not self._follows():
+        if not self._sentinel.followed:
             return
-        incoming, self._incoming = self._incoming, None
-        gradient = self._sentinel.grad
-        same = incoming is None or gradient is None or equal_or_nan(incoming, gradient)
+        same = self._sentinel.same()
         if self.clip_norm is not None:
             # A gradient as backward left it was not clipped, so the total norm must allow that.
             if same or self._checked.planned or self.updates % _NORM_EVERY == 0:
                 self._check_norm(self.clip_norm)
         elif not same:
+            name = self._names[id(self._sentinel.parameter)]
             raise RecordingError(
-                f"the gradient of {self._names[id(self._sentinel)]} was changed between backward "
-                f"and optimizer.step() (update {self.updates + 1}): by clipping, which has to be "
-                "declared with stage(..., clip_norm=MAX_NORM), by gradients left over from the "
-                "update before (call optimizer.zero_grad()), or by code that replay does not know "
-                "of"
+                f"the gradient of {name} was changed between backward and optimizer.step() (update "
+                f"{self.updates + 1}): by clipping, which has to be declared with "
+                "stage(..., clip_norm=MAX_NORM), by gradients left over from the update before "
+                "(call optimizer.zero_grad()), or by code that replay does not know of"
             )
 
     def _check_norm(self, largest: float) -> None:
@@ -389,6 +366,8 @@ class Watch:
 
     def _after_update(self, _optimizer: Any, _args: Any, _kwargs: Any) -> None:
         self.updates += 1
+        if self._sentinel is not None:
+            self._sentinel.updated(self.updates, self.checking)
         if not self.checking:
             return
         try:

@@ -160,6 +160,8 @@ class TrainingLoss:
 
     def moves(self, step: int) -> bool:
         """Whether a reference model moves after a step, numbered from 0."""
+        if not self._facts:
+            return False
         every = [reference.sync_every for reference in self._facts.values()]
         return any(one is not None and (step + 1) % one == 0 for one in every)
 

@@ -21,8 +21,17 @@ _ALIGNMENT = 64
 """Bytes: torch's own allocations begin at multiples, and no vector instruction reads more."""
 
 
-def flatten(batch: Any) -> tuple[Any, list[Tensor]]:
+def _copied(tensor: Tensor) -> Tensor:
+    kept = tensor.detach().clone(memory_format=torch.contiguous_format)
+    return kept if kept.is_cpu else kept.cpu()
+
+
+def flatten(batch: Any, copied: Callable[[Tensor], Tensor] = _copied) -> tuple[Any, list[Tensor]]:
     """Take a batch apart, copying its tensors to the CPU.
+
+    Args:
+        batch: The batch.
+        copied: Makes a contiguous copy on the CPU.
 
     Returns:
         The description (plain JSON) and the tensors that it refers to by number, in order.
@@ -36,8 +45,8 @@ def flatten(batch: Any) -> tuple[Any, list[Tensor]]:
         if isinstance(value, Tensor) and value.layout is torch.strided:
             # A copy, because a loop may fill the same tensor with its next batch; contiguous,
             # because all that is stored of an expanded or sliced tensor is its own elements.
-            kept = value.detach().clone(memory_format=torch.contiguous_format)
-            tensors.append(kept if kept.is_cpu else kept.cpu())
+            kept = copied(value)
+            tensors.append(kept)
             return {"tensor": len(tensors) - 1} | _layout(value, kept.stride())
         if value is None or isinstance(value, bool | int | float | str):
             return {"value": value}

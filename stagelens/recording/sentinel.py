@@ -1,0 +1,68 @@
+"""One parameter whose gradient is followed from backward to the optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from .optimizer_state import equal_or_nan
+
+_AT_FIRST, _THEN_EVERY = 64, 4
+"""Updates whose gradient is followed at first, and then one of so many."""
+
+
+class Sentinel:
+    """Adds up what backward gives to the smallest parameter with a gradient that is not zero.
+
+    Args:
+        parameters: Of the optimiser, at the first update.
+        failed: Called with what goes wrong in backward.
+
+    Attributes:
+        parameter: The parameter.
+        followed: Whether the gradient of the next update is followed.
+    """
+
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], failed: Callable[[Exception], None]
+    ) -> None:
+        # Small, as its gradient is compared at every update; a zero one would not show scaling.
+        moving = [p for p in parameters if p.grad is not None and bool(p.grad.any())]
+        trained = [p for p in parameters if p.requires_grad]
+        self.parameter = min(moving or trained, key=lambda p: p.numel())
+        self.followed = True
+        self._failed = failed
+        self._incoming: Tensor | None = None
+        self._handle = self.parameter.register_hook(self._after_backward)
+
+    def remove(self) -> None:
+        """Remove the hook."""
+        self._handle.remove()
+
+    def updated(self, updates: int, checking: bool) -> None:
+        """Decide about the next update.
+
+        Args:
+            updates: How many there were.
+            checking: Whether anything is checked.
+        """
+        self.followed = checking and (updates < _AT_FIRST or updates % _THEN_EVERY == 0)
+
+    def _after_backward(self, gradient: Tensor) -> None:
+        if not self.followed:
+            return
+        try:
+            if self._incoming is None:
+                # Cloned: torch may keep this tensor as .grad, which clipping changes in place.
+                self._incoming = gradient.detach().clone()
+            else:
+                self._incoming += gradient.detach()
+        except Exception as error:
+            self._failed(error)
+
+    def same(self) -> bool:
+        """Whether the gradient is what backward gave, as far as that was seen."""
+        incoming, self._incoming = self._incoming, None
+        gradient = self.parameter.grad
+        return incoming is None or gradient is None or equal_or_nan(incoming, gradient)
