@@ -21,6 +21,7 @@ from stagelens.cli.options import opened_with
 from stagelens.contracts import Refused, TaskError, optimizer_registry
 from stagelens.effects.computing import attribute
 from stagelens.effects.results import stored_results
+from stagelens.estimators.reproduction import doubted
 from stagelens.tasks import ImageClassification
 from tests.support.loops import CLASSES, make_batches, make_task
 from tests.support.own_objectives import focal
@@ -91,7 +92,11 @@ def later(model: nn.Module, batch: Any) -> Tensor:
 
 
 def test_what_a_wrong_loss_stored_is_not_served_to_the_right_one(own: Path) -> None:
-    wrong = without_one(opened(own, later))  # its first step shows nothing
+    given = opened(own, later)
+    wrong = without_one(given)  # its first step shows nothing
+    (trust,) = doubted(given, attribute(given, "test", "replay", ["one"]).trust.values())
+    assert trust.trust == "estimated"
+    assert trust.reason.endswith("or another function was given for its loss, focal.")
     right = without_one(opened(own, focal))
     assert not torch.equal(wrong, right)
     again = opened(own, focal)
