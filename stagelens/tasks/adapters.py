@@ -143,6 +143,8 @@ def with_adapter(model: nn.Module, config: Mapping[str, Any]) -> PeftModel:
         with warnings.catch_warnings():
             # Said when the adapter was first made, and peft corrects it for every layer.
             warnings.filterwarnings("ignore", "fan_in_fan_out is set to")
+            # peft asks transformers by a name that goes with the next major version.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
             adapted = get_peft_model(model, LoraConfig(**first), adapter_name=name)
             for other, options in more:
                 adapted.add_adapter(other, LoraConfig(**options))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from stagelens.estimators.registry import estimators
 from stagelens.replaying.replay import cross_boundary, replay_without
 from stagelens.replaying.reproduction import measure_deviation
 from stagelens.runs.sets.writer import write_set
+from stagelens.tasks.adapters import adapter_config, with_adapter
 from tests.support.adapted import merged
 from tests.support.loops import Plan, differing_state, record_plans, run_plans
 from tests.support.small_texts import CLASSES, TEXTS, classification, language
@@ -102,3 +104,11 @@ def test_every_estimator_gives_effects_of_a_run_that_is_opened_from_its_folder(
         "lora",
         "after",
     ]
+
+
+def test_an_adapter_is_added_without_a_warning_about_names_of_other_libraries() -> None:
+    """It is added while a training is recorded, which did not call for it."""
+    model = classification()[0].build_model()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        assert adapter_config(with_adapter(model, ON_BERT.to_dict()))["r"] == 2
