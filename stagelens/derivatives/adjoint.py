@@ -118,6 +118,9 @@ def sweep(
                 found.append(contribution)
                 done += 1
                 progress(done / total, f"contributions of stage {stage.name}, step {record.step}")
+            # A reference model that is the start depends on what came before it.
+            for name, tensor in own.loss.references.cotangents.items():
+                vectors.values[name] = vectors.values[name] + tensor
         later = own
     return found
 

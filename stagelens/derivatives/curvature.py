@@ -35,6 +35,7 @@ from .batch_norm import ExplicitBatchNorm, Statistics
 from .held import Held
 from .loss_parts import Split
 from .plain_loss import check_same_loss, plain_attention
+from .start_references import StartReferences
 
 Vectors = dict[str, Tensor]
 """Name to K vectors, (K, *shape)."""
@@ -101,6 +102,12 @@ class StageLoss:
         names += [n for n, b in self.model.named_buffers() if b.is_floating_point()]
         self.names = [name for name in names if name in active]
         self.batch_norm = ExplicitBatchNorm(self.model)
+        self.references = StartReferences(stage, self.loss, self.names)
+        if gauss_newton and self.references.leaves:
+            raise Refused(
+                f"the loss of stage {stage.name!r} is computed from a reference model, which "
+                "Gauss-Newton curvature leaves out; use exact curvature"
+            )
         if swapped or self.loss is not recorded:
             start = {n: t.to(self.device, dtype) for n, t in stage.start().model.items()}
             for first in stage.read_steps()[:1]:
@@ -130,7 +137,7 @@ class StageLoss:
             for statistic, probe in zip(_flat(statistics), probes, strict=True):
                 scalar = scalar + (statistic * probe).sum()
             held.keep_used(scalar)
-            g = gradients(scalar, [*x, *held.leaves], graph=bool(dx))
+            g = gradients(scalar, [*x, *self.references.leaves, *held.leaves], graph=bool(dx))
             _add(
                 total.gradient,
                 dict(zip(self.names, (t.detach() for t in g[: len(x)]), strict=True)),
@@ -157,7 +164,9 @@ class StageLoss:
             v = [dx[name][k] for name in self.names]
             with explained():
                 if split is None:
-                    both = derivative(g, [*v, *held.along(x, v)], [*x, *probes])
+                    v += self.references.along(k)
+                    inputs = [*x, *self.references.leaves]
+                    both = derivative(g, [*v, *held.along(inputs, v)], [*x, *probes])
                 else:  # Gauss-Newton replaces H only: the statistics' tangents stay exact
                     both = split.product(x, v) + (derivative(g, v, probes) if probes else [])
             h.append(both[: len(x)])
@@ -185,7 +194,9 @@ class StageLoss:
         for micro in _batches(record):
             x, loss, taken, split, held = self._forward(values, micro, follow=True)
             held.keep_used(loss)
-            inputs = [*x, *held.leaves]
+            # Whatever g depends on: x, references that were x once, and what is held.
+            free = [*x, *self.references.leaves]
+            inputs = [*free, *held.leaves]
             own = statistics[used : used + len(taken)]
             used += len(taken)
             g = dict(zip(self.names, gradients(loss, x, graph=True), strict=True))
@@ -201,9 +212,11 @@ class StageLoss:
                         covector = [part[k] for pair in own for part in pair]
                         through = derivative(_flat(taken), covector, inputs)
                         row = [a + b for a, b in zip(row, through, strict=True)]
-                    row = held.back(x, row)
+                    row = held.back(free, row)
                 rows.append(row)
             _add(total, {n: torch.stack([r[i] for r in rows]) for i, n in enumerate(self.names)})
+            for i, name in enumerate(self.references.names, len(x)):
+                self.references.note({name: torch.stack([r[i] for r in rows])})
         return total
 
     def _filled(self, part: Mapping[str, Tensor], x: list[Tensor]) -> list[Tensor]:

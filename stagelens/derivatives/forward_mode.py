@@ -125,7 +125,7 @@ def final_tangents(
     covered = run.stages[first:]
     # A jump is read off its stage's recorded ends, so the first stage's steps need not be run.
     stepped = covered if reading == "scale" else covered[1:]
-    check_differentiable(stepped)
+    check_differentiable(stepped, covered[: len(covered) - len(stepped)])
     active = active_names(run, covered)
     total, overall = sum(stage.steps for stage in stepped), Progress(progress)
     lanes, done = _Lanes(), 0
@@ -166,6 +166,8 @@ def _run_stage(
     state = own.start
     names = [stage.name for stage in lanes.stages]
     lane = names.index(forced) if forced in names else None
+    if lanes.vectors is not None:
+        own.loss.references.begin(lanes.vectors.values)
     with same_arithmetic(own.stage):
         for record in own.stage.read_steps():
             began = time.perf_counter()

@@ -157,8 +157,12 @@ def active_names(run: Run, stages: Sequence[Stage]) -> frozenset[str]:
     return frozenset(names)
 
 
-def check_differentiable(stages: Sequence[Stage]) -> None:
+def check_differentiable(stages: Sequence[Stage], moved: Sequence[Stage] = ()) -> None:
     """Refuse, before any work, what cannot be differentiated here.
+
+    Args:
+        stages: Whose steps are differentiated.
+        moved: Stages before them whose change is carried through these steps.
 
     Raises:
         Refused: Batches were not kept, the optimiser has no formula here, clipping covers gradients
@@ -166,7 +170,7 @@ def check_differentiable(stages: Sequence[Stage]) -> None:
     """
     check_replayable(stages)
     for number, stage in enumerate(stages):
-        _check_references(stage, stages)
+        _check_references(stage, (*moved, *stages))
         _check_adapters(stage, crossed=number > 0)
         check_not_averaged(stage, "A derivative")
         facts = stage.facts
@@ -213,6 +217,11 @@ def _check_references(stage: Stage, stages: Sequence[Stage]) -> None:
         of = stage.name if reference.stage is None else reference.stage
         if reference.kind == "kept" or of not in names:
             moves = False
+        elif of == stage.name and reference.kind == "start":
+            moves = False  # its derivative is known: see `StartReferences`
+        elif of == stage.name and reference.kind == "adapter off":
+            # Computed from what is differentiated anyway, unless TRL's copy of an adapter is left.
+            moves = any(".ref." in name for name in stage.start().model) and names.index(of) > 0
         elif reference.kind == "end":
             moves = True
         else:  # the first stage's start is where all of it begins

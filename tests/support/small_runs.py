@@ -19,7 +19,7 @@ import stagelens
 from stagelens.derivatives.plain_loss import plain_attention
 from stagelens.derivatives.step import AdamState, SGDState, adam_update, sgd_update
 from stagelens.replaying.step import StepRules, prepare, restore_missing
-from stagelens.replaying.training_loss import loss_of_stage
+from stagelens.replaying.training_loss import Passed, loss_of_stage
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.states import TrainingState, load_into
 from stagelens.tasks import ImageClassification
@@ -306,7 +306,9 @@ def replay(run: Run, stage: Stage, state: Flat, xi: float = 1.0) -> Flat:
     rules = StepRules.of(facts)
     prepare(model, rules)
     plain_attention(model)
-    loss = loss_of_stage(run.task, stage, model).plain()
+    start = {k.removeprefix("value/"): t for k, t in state.items() if k.startswith("value/")}
+    passed = Passed([stage]).enter(stage, {**stage.start().model, **start})
+    loss = loss_of_stage(run.task, stage, model, passed).plain()
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
     optimizer = torch.optim.SGD(
         [parameters[n] for group in facts.optimizer.groups for n in group.parameters], 0.1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,11 @@ from torch import Tensor, nn
 import stagelens
 from stagelens.contracts import (
     RecordingError,
-    ReferenceModel,
     Refused,
     RunError,
     StageLensError,
     no_progress,
 )
-from stagelens.derivatives.adjoint import sweep
-from stagelens.derivatives.trajectory import LinearStage
 from stagelens.effects.computing import attribute
 from stagelens.estimators import coarse_twins
 from stagelens.estimators.counterfactuals import counterfactuals
@@ -29,84 +25,26 @@ from stagelens.estimators.registry import make_estimator
 from stagelens.replaying.coarse import CoarseModel
 from stagelens.replaying.coarse_plan import coarse_steps
 from stagelens.replaying.ensemble import stackable
-from stagelens.replaying.replay import StageReplay, replay_stage, replay_without, same_arithmetic
+from stagelens.replaying.replay import replay_stage, replay_without
 from stagelens.replaying.reproduction import measure_deviation, sample_steps
 from stagelens.replaying.training_loss import Passed, loss_of_stage
 from stagelens.runs.identity import stage_identity
 from stagelens.runs.objective_facts import ObjectiveFacts
-from stagelens.runs.states import TrainingState, capture
+from stagelens.runs.states import capture
 from stagelens.wording.objectives import objective_lines
-from tests.support.loops import differing, differing_state, make_batches, make_task
+from tests.support.loops import differing, differing_state, make_batches
+from tests.support.objective_runs import (
+    GIVEN,
+    LOSSES,
+    OBJECTIVES,
+    STAGES,
+    TASK,
+    own_loss,
+    preferring,
+    recorded,
+    trained,
+)
 from tests.support.own_objectives import Preferred, focal
-
-Loss = Callable[[nn.Module, nn.Module, Any], Tensor]
-DROPOUT = {"kind": "mlp", "hidden": [6], "dropout": 0.3}
-TASK = make_task(DROPOUT)
-STAGES = ("pretrain", "sft", "dpo")
-
-
-def own_loss(model: nn.Module, _reference: nn.Module, batch: Any) -> Tensor:
-    return TASK.loss(model, batch)
-
-
-def preferring(model: nn.Module, reference: nn.Module, batch: Any) -> Tensor:
-    return Preferred().loss(None, model, batch, {"reference": reference})
-
-
-def trained(
-    losses: Mapping[str, Loss],
-    recorder: stagelens.Recorder | None = None,
-    without: Sequence[str] = (),
-    objectives: dict[str, Any] | None = None,
-    sync: int | None = None,
-    given: bool = False,
-) -> TrainingState:
-    """Three stages by hand; the reference model is a copy of the model at each stage's start."""
-    torch.manual_seed(0)
-    model = TASK.build_model()
-    for number, name in enumerate(STAGES):
-        torch.manual_seed(10 + number)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
-        reference = copy.deepcopy(model).eval().requires_grad_(False)
-        if name in without:
-            continue
-        objective = (objectives or {}).get(name)
-        declared = ReferenceModel(reference if given else None, sync_every=sync, sync_mixing=0.5)
-        references = {"reference": declared} if isinstance(objective, Preferred) else {}
-        settings: Any = {"objective": objective, "references": references, "on_problem": "raise"}
-        stage = None
-        if recorder is not None:
-            stage = recorder.stage(name, model=model, optimizer=optimizer, **settings)
-            stage.__enter__()
-        for step, batch in enumerate(make_batches(9, number), 1):
-            loss = losses[name](model, reference, batch)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            if stage is not None:
-                stage.step(batch, loss)
-            if sync is not None and step % sync == 0:
-                with torch.no_grad():
-                    for own, other in zip(reference.parameters(), model.parameters(), strict=True):
-                        own.mul_(0.5).add_(other, alpha=0.5)
-        if stage is not None:
-            stage.__exit__(None, None, None)
-    return capture(model, optimizer, {id(p): n for n, p in model.named_parameters()})
-
-
-def focused(model: nn.Module, _reference: nn.Module, batch: Any) -> Tensor:
-    return focal(model, batch)
-
-
-LOSSES: dict[str, Loss] = {"pretrain": own_loss, "sft": focused}
-OBJECTIVES = {"sft": focal, "dpo": Preferred(2.0)}
-GIVEN: Any = {"sft": focal, "dpo": Preferred}
-
-
-def recorded(path: Path, **how: Any) -> stagelens.Run:
-    losses = {**LOSSES, "dpo": preferring}
-    trained(losses, stagelens.Recorder(path, TASK, name="run"), objectives=OBJECTIVES, **how)
-    return stagelens.open_run(path, TASK, GIVEN)
 
 
 @pytest.fixture(scope="module")
@@ -257,28 +195,6 @@ def test_a_coarse_replay_takes_its_own_start_as_reference(
     gap = sum(float((found.weights[n] - t).square().sum()) for n, t in truth.items())
     effect = sum(float((end[n] - t).square().sum()) for n, t in truth.items())
     assert gap <= 1e-6 * effect
-
-
-def slope(last: LinearStage) -> dict[str, Tensor]:
-    """Of the sum of all weights."""
-    return {name: torch.ones_like(tensor) for name, tensor in last.layout.values.items()}
-
-
-def test_derivatives_stop_where_a_reference_moves(run: stagelens.Run) -> None:
-    with pytest.raises(Refused, match="the model at the start of the stage"):
-        sweep(run, slope)
-
-
-def test_contributions_within_the_last_stage_are_of_its_loss(run: stagelens.Run) -> None:
-    last = next(iter(sweep(run, slope, since="dpo")))
-    with same_arithmetic(run.last):
-        replay = StageReplay(TASK, run.last)
-        states = [replay.state() for _ in replay.run()]
-    before, end = states[-2].model, states[-1].model
-    # Nothing follows the last step, so its contribution is what it changed.
-    assert last.contribution == pytest.approx(
-        sum(float((end[name] - tensor).sum()) for name, tensor in before.items()), rel=1e-3
-    )
 
 
 def test_an_own_loss_has_to_be_given_again(run: stagelens.Run) -> None:

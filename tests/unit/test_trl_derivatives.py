@@ -16,10 +16,10 @@ from torch import Tensor, nn
 import stagelens
 from stagelens.analyses.contributions.computing import contribute
 from stagelens.analyses.contributions.contribution_table import Question
-from stagelens.analyses.contributions.first_order import contributions
+from stagelens.analyses.contributions.first_order import behaviour_gradient, contributions
 from stagelens.contracts import Objective, Refused
 from stagelens.derivatives.forward_mode import Reading, final_tangents
-from stagelens.derivatives.trajectory import DerivativeOptions
+from stagelens.derivatives.trajectory import DerivativeOptions, LinearStage, active_names
 from stagelens.replaying.replay import replay_stage
 from stagelens.runs.run import Run
 from stagelens.runs.states import load_into
@@ -34,17 +34,20 @@ Record = Callable[..., Run]
 def record(tmp_path: Path) -> Record:
     from tests.support.trl_trainings import Training, load, save_base
 
-    def run(kind: str, stages: int = 1, double: bool = True, **settings: Any) -> Run:
+    def run(
+        kind: str, stages: int = 1, before: str = "", double: bool = True, **settings: Any
+    ) -> Run:
         """A run in float64, so that its derivatives can be held against differences."""
-        settings = {"max_steps": 2, "adam_epsilon": 1e-4, **settings}
-        training = Training(kind, settings=settings)
+        usual = {"max_steps": 2, "adam_epsilon": 1e-4}
+        training = Training(kind, settings=usual | settings)
         model, tokenizer = load(save_base(tmp_path / "base", training.classifies), kind == "reward")
         model = model.double() if double else model
-        for number in range(stages):
+        trainings = [Training(before, settings=usual)] * bool(before) + [training] * stages
+        for number, each in enumerate(trainings):
             callback = stagelens.StageRecorderCallback(
-                tmp_path / "run", f"{kind} {number}", on_problem="raise"
+                tmp_path / "run", f"{each.kind} {number}", on_problem="raise"
             )
-            trainer = training.trainer(model, tokenizer, tmp_path / f"out{number}", [callback])
+            trainer = each.trainer(model, tokenizer, tmp_path / f"out{number}", [callback])
             trainer.train()
             model = trainer.model
         inputs = {"prompt": ["two and two", "a dog"], "completion": [" make four", " barked"]}
@@ -65,6 +68,10 @@ def rest(*values: Any) -> Any:
 @pytest.mark.parametrize(
     ("kind", "stages", "settings"),
     [
+        ("dpo", 1, {"before": "sft"}),  # its reference model is what that stage made
+        rest("dpo", 1, {"before": "sft", "precompute_ref_log_probs": True}),
+        rest("kto", 1, {"before": "sft"}),
+        rest("grpo", 1, {"before": "sft", "beta": 0.1}),
         ("sft", 2, {}),
         rest("sft", 2, {"packing": True, "max_length": 16}),
         rest("sft", 1, {"loss_type": "dft"}),
@@ -83,7 +90,7 @@ def test_derivatives_equal_central_differences_of_the_replay(
     kind: str, stages: int, settings: dict[str, Any], record: Record
 ) -> None:
     run = record(kind, stages, **settings)
-    readings: list[Reading] = ["scale", "jump"] if stages > 1 else ["scale"]
+    readings: list[Reading] = ["scale", "jump"] if len(run.stages) > 1 else ["scale"]
     for reading in readings:
         tangents = final_tangents(run, run.stages, reading)
         for stage in run.stages:
@@ -92,7 +99,25 @@ def test_derivatives_equal_central_differences_of_the_replay(
             gap = sum(float((own[n] - t).square().sum()) for n, t in truth.items() if n in own)
             size = sum(float(tensor.square().sum()) for tensor in truth.values())
             # Some of the trainers' arithmetic is in float32.
-            assert (gap / size) ** 0.5 < 1e-4, (reading, stage.name)
+            assert (gap / size) ** 0.5 < 1e-4, (reading, stage.name, (gap / size) ** 0.5)
+
+
+@pytest.mark.parametrize("kind", ["dpo", *map(rest, ("kto", "grpo"))])
+def test_contributions_before_a_reference_are_those_of_forward_mode(
+    kind: str, record: Record
+) -> None:
+    run = record(kind, before="sft", **({"beta": 0.1} if kind == "grpo" else {}))
+    examples = run.evaluation_set("test").examples()
+    steps = contributions(run, "log-likelihood", examples).steps
+    tangents = final_tangents(run, run.stages, "scale")
+    last = LinearStage(run, run.last, active_names(run, run.stages), DerivativeOptions())
+    _, slopes = behaviour_gradient(run, last, "log-likelihood", examples)
+    for stage, own in steps.groupby("stage"):
+        expected = sum(
+            float((slopes[name] * tangent).sum())
+            for name, tangent in tangents[str(stage)].values.items()
+        )
+        assert own["contribution"].sum() == pytest.approx(expected, rel=1e-6)
 
 
 class LeftOut(Objective):

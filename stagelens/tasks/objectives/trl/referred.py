@@ -63,6 +63,12 @@ class Referred(TrlObjective):
     def references(self) -> tuple[str, ...]:
         return (REFERENCE,) if self.needed else ()
 
+    def plain(self) -> Objective:
+        found: Any = super().plain()
+        # Always computed anew, since a derivative follows what the reference is computed from.
+        found.ahead = None if self.ahead is None else ""
+        return found
+
     @classmethod
     def of_trainer(cls, trainer: Any) -> Objective | None:
         found = super().of_trainer(trainer)
