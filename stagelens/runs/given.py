@@ -68,7 +68,8 @@ class GivenCode:
             for facts in stages
             if missing_objective(facts.name, facts.objective, given.get(facts.name))
         }
-        if task is None and why_missing(reference.name, reference.config) is not None:
+        found = not reference.own and why_missing(reference.name, reference.config) is None
+        if task is None and not found:
             self._missing.add(_TASK)
         own = {_TASK: _task_identity(reference, task)} if task is not None else {}
         for facts in stages:

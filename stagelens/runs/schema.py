@@ -296,11 +296,15 @@ class StageFile(Versioned):
 
 
 class TaskRef(_Model):
-    """How the run's task is found again: its registered name, its own JSON config, its assets."""
+    """How the run's task is found again: its registered name, its own JSON config, its assets.
+
+    ``own`` is set where its class was not the installed one of that name, but the user's.
+    """
 
     name: str
     config: dict[str, Any]
     files: dict[Name, FileRef] = {}
+    own: bool = False
 
 
 class StageRef(_Model):

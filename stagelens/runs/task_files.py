@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stagelens.contracts import RunError, Task
+from stagelens.tasks import is_installed_class
 
 from .checked_files import CheckedFiles
 from .files import write_file
@@ -33,7 +34,8 @@ def write_task(root: Path, task: Task) -> TaskRef:
         except ValueError as error:
             raise RunError(f"asset of task {task.name!r}: {error}") from None
         files[name] = write_file(root, relative, partial(Path.write_bytes, data=content))
-    return TaskRef(name=task.name, config=task.config, files=files)
+    own = not is_installed_class(type(task), task.name)
+    return TaskRef(name=task.name, config=task.config, files=files, own=own)
 
 
 def read_assets(files: CheckedFiles, reference: TaskRef) -> dict[str, bytes]:

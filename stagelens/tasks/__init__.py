@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
@@ -140,7 +141,9 @@ def is_installed_class(kind: type, name: str) -> bool:
     """Whether a class is what :func:`find_task` makes tasks of a registered name from."""
     if name in BUILT_IN:
         return BUILT_IN[name].target == f"{kind.__module__}:{kind.__qualname__}"
-    return any(load_task_class(entry.value) is kind for entry in _registered(name)[:1])
+    with suppress(TaskError):  # what is registered need not be there
+        return any(load_task_class(entry.value) is kind for entry in _registered(name)[:1])
+    return False
 
 
 def _registered(name: str) -> list[EntryPoint]:

@@ -175,6 +175,16 @@ def test_a_model_of_ones_own_is_part_of_the_key(tmp_path: Path) -> None:
     assert torch.equal(torch.tensor(table["without"].to_numpy()), right)
 
 
+def test_a_class_of_ones_own_under_a_built_in_name_is_read_by_whoever_gives_none(
+    tmp_path: Path,
+) -> None:
+    task = Doubled(**TASK.config)
+    path = train(tmp_path / "run", {}, task).path
+    assert stagelens.open_run(path).file.task.own
+    doubled = without_one(stagelens.open_run(path, task))
+    assert torch.equal(without_one(stagelens.open_run(path)), doubled)
+
+
 def test_a_task_that_the_command_line_refuses_leaves_what_others_read(
     own: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -76,7 +77,9 @@ def is_installed(name: str) -> bool:
 def is_installed_class(kind: type, name: str) -> bool:
     """Whether a class is what :func:`find_objective` makes objectives of a name from."""
     target = _target(name)
-    return target is not None and load_objective_class(target) is kind
+    with suppress(TaskError):  # what is registered need not be there
+        return target is not None and load_objective_class(target) is kind
+    return False
 
 
 def find_objective(name: str, settings: Mapping[str, Any]) -> Objective:
