@@ -24,6 +24,9 @@ PACKAGE := $(VENV)/.package-installed
 TESTS := $(VENV)/.tests-installed
 TOOLS_INSTALLED := $(TOOLS)/.installed
 
+# What is compiled once is not compiled again by a hundred processes of the tests.
+unexport PYTHONDONTWRITEBYTECODE
+
 # A Python that was removed, or a set-up that was interrupted, invalidates what the stamps say.
 $(shell test -x $(BIN)/python || rm -f $(REQUIREMENTS) $(PACKAGE) $(TESTS))
 $(shell test -x $(TOOLS)/bin/python || rm -f $(TOOLS_INSTALLED))

@@ -118,7 +118,7 @@ def launch(folder: Path, env: Mapping[str, str], script: str | Path = "app.py") 
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log_file = folder / "streamlit.log"
-    command = [sys.executable, "-m", "streamlit", "run", str(script)]
+    command = [sys.executable, "-m", "tests.support.serving", "run", str(script)]
     options = [f"--server.port={port}", "--server.headless=true", "--logger.enableRich=false"]
     with open(log_file, "wb") as log:
         process = subprocess.Popen(

@@ -3,13 +3,17 @@
 Importing takes ten times as long as most of what a command does on a small run. One process
 imports once and forks a child for each command, with the arguments, the environment, the folder,
 the pipes and the session that subprocess.Popen was asked for. No child reaches another machine.
-``python -m tests.support.halted``, the same with a halt, is forked likewise.
+``python -m tests.support.halted``, the same with a halt, is forked likewise; so are the workers of
+pytest-xdist. Whatever is forked has a warm process of its own, for what it starts in its turn: a
+worker its commands, a command its helpers, a server of the browser tests (which is itself started
+from nothing: ``python -m tests.support.serving``) its jobs.
 
-Linux only; STAGELENS_COLD=1 starts every command from nothing, as users do.
+Linux only; STAGELENS_COLD=1 starts every process from nothing, as users do.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import gc
@@ -18,11 +22,13 @@ import json
 import os
 import random
 import runpy
+import select
 import socket
 import subprocess
 import sys
 import threading
 import traceback
+import types
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +42,25 @@ PRELOADED = (
     "stagelens.trust.verification",
     "stagelens.recording.recorder",
 )
+PRELOADED_FOR_WORKERS = (
+    "peft",
+    "datasets",
+    "sklearn.cluster",
+    "streamlit.testing.v1",
+    "playwright.sync_api",
+)
+"""What collecting the tests imports besides; left out where a package is not installed."""
+
+INHERITED = "STAGELENS_TESTS_WARM"
+"""The environment variable that tells a server the connection to its warm process."""
 
 _CHILD_SUBREAPER = 36  # of prctl(2)
 _MESSAGE = 1 << 20
 
-
-_MODULES = ("stagelens", "tests.support.halted")
+_SERVING = "tests.support.serving"
+_MODULES = ("stagelens", "tests.support.halted", _SERVING)
+_WORKER = "import sys;exec(eval(sys.stdin.readline()))"
+"""The program with which execnet begins a worker of pytest-xdist."""
 
 
 class WarmPopen(subprocess.Popen[Any]):
@@ -51,8 +70,10 @@ class WarmPopen(subprocess.Popen[Any]):
         # In the order of subprocess.Popen._execute_child of Python 3.11.
         preexec, cwd, env, session = rest[1], rest[4], rest[5], rest[-2]
         pipes = rest[9:15]
-        first = list(args)[:3] if args else []
-        ours = first[:2] == [sys.executable, "-m"] and first[2:] and first[2] in _MODULES
+        words = [str(word) for word in args] if isinstance(args, list | tuple) else []
+        module = words[2] if words[:2] == [sys.executable, "-m"] and words[2:] else None
+        worker = words == [sys.executable, "-u", "-c", _WORKER]
+        ours = worker or module in _MODULES
         if sys.platform != "linux" or not ours or preexec is not None:
             super()._execute_child(args, *rest)  # type: ignore[misc]
             return
@@ -60,13 +81,13 @@ class WarmPopen(subprocess.Popen[Any]):
         asked = (reading, writing, complaining)
         ends = [end if end != -1 else own for own, end in enumerate(asked)]
         wanted = {
-            "module": first[2],
-            "words": [str(word) for word in args[3:]],
+            "module": module,
+            "words": words[3:],
             "cwd": os.fspath(cwd or os.getcwd()),
             "env": dict(os.environ if env is None else env),
             "session": bool(session),
         }
-        self.pid = _warm().fork(wanted, ends)
+        self.pid = _warm(for_workers=worker).fork(wanted, ends)
         self._child_created = True
         self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
 
@@ -74,25 +95,23 @@ class WarmPopen(subprocess.Popen[Any]):
 class _Warm:
     """The process that imports, seen from the one that asks it to fork."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, connection: socket.socket, process: subprocess.Popen[Any] | None = None
+    ) -> None:
+        self._process = (
+            process  # where it was started by this one; kept, so as not to be waited for
+        )
         self._lock = threading.Lock()
         self._owner = os.getpid()
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        barred = ROOT / "tests" / "support" / "offline"
-        paths = [str(barred), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.support.warm", str(theirs.fileno())],
-                cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-            )
+        self._socket = connection
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MESSAGE)
 
     @property
     def usable(self) -> bool:
-        return self._owner == os.getpid() and self._process.poll() is None
+        if self._owner != os.getpid():
+            return False
+        with self._lock:  # without a question there is nothing to read, except its end
+            return not select.select([self._socket], [], [], 0)[0]
 
     def fork(self, wanted: dict[str, Any], ends: list[int]) -> int:
         """Start a command; gives its process id. It is a child of this process."""
@@ -121,18 +140,43 @@ _made: list[_Warm] = []
 _making = threading.Lock()
 
 
-def _warm() -> _Warm:
+def _warm(for_workers: bool) -> _Warm:
     with _making:
         if not _made or not _made[-1].usable:
-            _made.append(_Warm())
+            _made.append(_started(for_workers))
         return _made[-1]
 
 
-def _serve(connection: socket.socket) -> None:
+def _started(for_workers: bool) -> _Warm:
+    """A new one, which imports."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    barred = ROOT / "tests" / "support" / "offline"
+    paths = [str(barred), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    more = ["for-workers"] if for_workers else []
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.warm", str(theirs.fileno()), *more],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            stdin=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+        )
+    return _Warm(ours, process)
+
+
+def serve(connection: socket.socket, for_workers: bool) -> None:
+    """Import, and fork for whoever holds the other end, until that is closed."""
     for name in PRELOADED:
         importlib.import_module(name)
+    for name in PRELOADED_FOR_WORKERS if for_workers else ():
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     gc.collect()
     gc.freeze()  # what was imported is not looked through again, in any child
+    _fork_on_demand(connection)
+
+
+def _fork_on_demand(connection: socket.socket) -> None:
     while True:
         message, ends, _, _ = socket.recv_fds(connection, _MESSAGE, 3)
         if not message:
@@ -154,37 +198,78 @@ def _serve(connection: socket.socket) -> None:
         _become(json.loads(message), ends)
 
 
+def _warm_of_its_own(ends: list[int]) -> socket.socket:
+    """The connection to a child of this process, which forks for it; it lets go of ``ends``."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if os.fork():
+        theirs.close()
+        return ours
+    ours.close()
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for end in range(3):
+        os.dup2(nothing, end)
+    for end in ends:
+        os.close(end)
+    _fork_on_demand(theirs)
+    os._exit(0)
+
+
 def _become(wanted: dict[str, Any], ends: list[int]) -> None:
-    """Be ``python -m stagelens WORDS``, and end as it does."""
+    """Be ``python -m MODULE WORDS``, or a worker where there is no module, and end as it does."""
     code = 1
     try:
         if wanted["session"]:
             os.setsid()
+        server, worker = wanted["module"] == _SERVING, wanted["module"] is None
+        own = _warm_of_its_own(ends) if server or worker else None
         for number, end in enumerate(ends):
             os.dup2(end, number)
         for end in ends:
             os.close(end)
         os.chdir(wanted["cwd"])
+        if server and own is not None:  # with nothing imported, as users start it
+            own.set_inheritable(True)
+            env = {**wanted["env"], INHERITED: str(own.fileno())}
+            os.execve(sys.executable, [sys.executable, "-m", _SERVING, *wanted["words"]], env)
         os.environ.clear()
         os.environ.update(wanted["env"])
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
         sys.stdout = open(1, "w", buffering=1, encoding="utf-8", closefd=False)  # noqa: SIM115
         sys.stderr = open(2, "w", buffering=1, encoding="utf-8", closefd=False)  # noqa: SIM115
         import torch
 
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))  # read at import
         random.seed()
-        sys.argv = ["stagelens", *wanted["words"]]
-        try:
+        if own is not None:
+            adopt(own)
+            _work()
+        else:
+            sys.argv = ["stagelens", *wanted["words"]]
             runpy.run_module(wanted["module"], run_name="__main__", alter_sys=True)
-            code = 0
-        except SystemExit as ended:
-            code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        code = 0
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except BaseException:
         traceback.print_exc()
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)
+
+
+def _work() -> None:
+    """Be a worker of pytest-xdist."""
+    main = types.ModuleType("__main__")
+    sys.modules["__main__"], sys.argv = main, ["-c"]
+    try:
+        exec(_WORKER, vars(main))
+    finally:
+        atexit._run_exitfuncs()
+
+
+def adopt(connection: socket.socket) -> None:
+    """Let this process ask its own warm process, which was forked before it began."""
+    _made[:] = [_Warm(connection)]
 
 
 def install() -> None:
@@ -194,4 +279,6 @@ def install() -> None:
 
 
 if __name__ == "__main__":
-    _serve(socket.socket(fileno=int(sys.argv[1])))
+    from tests.support import warm  # whose state workers find there
+
+    warm.serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:] == ["for-workers"])
