@@ -12,7 +12,7 @@ from stagelens.analyses.shares.pairs import Pair
 from stagelens.contracts import Behaviour
 from stagelens.wording.intervals import made_of
 from stagelens.wording.numbers import axis_unit, phrase, scaled, signed_text
-from stagelens.wording.trust_words import may_be_finding, trust_label
+from stagelens.wording.trust_words import may_be_finding, trust_label, trust_word
 
 from .style import BLAME, CREDIT, LIGHT, Chart, Palette, escaped, see_through, style
 
@@ -100,7 +100,7 @@ def pair_matrix(
         zeroline=False,
         ticks="",
     )
-    return Chart(figure, _said(pairs, behaviour, about), _rows(pairs))
+    return Chart(figure, _said(pairs, behaviour, about), _rows(pairs, behaviour))
 
 
 def stands_out(pair: Pair, behaviour: Behaviour) -> bool:
@@ -173,7 +173,7 @@ def _said(pairs: Sequence[Pair], behaviour: Behaviour, about: str) -> str:
     )
 
 
-def _rows(pairs: Sequence[Pair]) -> pd.DataFrame:
+def _rows(pairs: Sequence[Pair], behaviour: Behaviour) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "stage": [pair.second for pair in pairs],
@@ -182,6 +182,7 @@ def _rows(pairs: Sequence[Pair]) -> pd.DataFrame:
             "low": [_end(pair, "low") for pair in pairs],
             "high": [_end(pair, "high") for pair in pairs],
             "over all contexts": [pair.together.mean for pair in pairs],
+            "trust": [trust_word(pair.given_all.trust, behaviour.name) for pair in pairs],
         }
     )
 

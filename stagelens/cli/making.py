@@ -41,8 +41,8 @@ def demo(
         from stagelens.demos.building import build
 
         # Only the demo asked for is imported, since all of them load torch.
-        record = importlib.import_module(f"stagelens.demos.{name}").record
-        run = build(out, record, seed, report)
+        made = importlib.import_module(f"stagelens.demos.{name}")
+        run = build(out, made.record, seed, report, getattr(made, "SHARED_OUT", ()))
     say(f"{out}: {len(run.stages)} stages, sets {', '.join(run.set_names)}")
     say(f"Look at it with: stagelens app {out}, or stagelens attribute {out} --set test")
 

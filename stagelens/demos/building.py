@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from stagelens.contracts import Progress, ProgressCallback
+from stagelens.effects.coalition_measuring import measure_coalitions
 from stagelens.effects.computing import attribute, boundaries
 from stagelens.estimators.registry import proposed
 from stagelens.estimators.stage_trust import REPLAY
@@ -17,9 +18,17 @@ Record = Callable[[Path, int, ProgressCallback], Run]
 
 _RECORDING = 0.3
 """Share of the progress that training gets."""
+_MEASURED = 0.75
+"""How far it is when effects are measured, where coalitions follow."""
 
 
-def build(path: Path, record: Record, seed: int, progress: ProgressCallback) -> Run:
+def build(
+    path: Path,
+    record: Record,
+    seed: int,
+    progress: ProgressCallback,
+    shared_out: Sequence[str] = (),
+) -> Run:
     """Record a demo and compute its effects: by task vector, coarse replay and exact replay.
 
     It is built under a hidden name beside ``path``, and renamed once it is complete.
@@ -29,6 +38,7 @@ def build(path: Path, record: Record, seed: int, progress: ProgressCallback) -> 
         record: Trains it.
         seed: Makes it reproducible.
         progress: Called for every step.
+        shared_out: Sets on which every coalition of stages is measured too, by replay.
 
     Raises:
         StageLensError: The folder holds something already.
@@ -36,7 +46,10 @@ def build(path: Path, record: Record, seed: int, progress: ProgressCallback) -> 
     overall = Progress(progress)
     with new_folder(path) as whole:
         run = record(whole, seed, overall.part(0.0, _RECORDING))
-        _measure(run, overall.part(_RECORDING, 1.0))
+        _measure(run, overall.part(_RECORDING, _MEASURED if shared_out else 1.0))
+        for number, name in enumerate(shared_out):
+            part = overall.part(_MEASURED, 1.0).piece(number, len(shared_out))
+            measure_coalitions(run, name, REPLAY, progress=part)
     # Opened again, because ``run`` still points at the hidden name.
     return open_run(path, run.task)
 

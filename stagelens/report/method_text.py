@@ -40,6 +40,12 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ("stage effect", "behaviour of the final model minus behaviour of the counterfactual"),
     ("credit", "a stage effect that makes the behaviour better"),
     ("blame", "a stage effect that makes the behaviour worse"),
+    ("coalition", "the model in which only some of the stages happened"),
+    (
+        "share",
+        "a stage's fair part (Shapley) of what training as a whole did to a behaviour; shares add "
+        "up to the final model minus the base",
+    ),
     ("estimator", "a way to obtain a counterfactual"),
     ("replay", "running recorded steps again; the ground truth for a counterfactual"),
     ("trust", "what is known of a number's error, in one of the words above"),

@@ -34,6 +34,7 @@ from stagelens.wording.numbers import count_text, phrase
 from stagelens.wording.sentences import Sentence, mean_sentence
 from stagelens.wording.trust_words import trust_label, trust_word
 
+from . import shares
 from .checking import stored_tables
 from .figures import kept
 from .finding import Finding, Rows, Seen
@@ -152,7 +153,7 @@ def tables_used(run: Run, sections: Sequence[Section]) -> list[TableUsed]:
 
 
 def default_sections(run: Run, set_name: str) -> list[Section]:
-    """Headlines, credit and blame, stages, group gaps, found features and trust.
+    """Headlines, credit and blame, shares, stages, group gaps, found features and trust.
 
     Raises:
         StageLensError: Nothing has been measured on the set yet.
@@ -166,6 +167,7 @@ def default_sections(run: Run, set_name: str) -> list[Section]:
             "the net of the two.",
             _bars,
         ),
+        ("Shares", shares.ABOUT, _shares),
         ("Stages", "In training order, with what was measured after each.", _time_line),
         ("Group gaps", _ABOUT_GAPS, _gaps),
         (
@@ -253,6 +255,13 @@ def _mean_sentences(
     return tuple(
         mean_sentence(row, behaviour, basis.noun, None, trust.get(str(row["stage"])))
         for row in rows
+    )
+
+
+def _shares(basis: Basis) -> list[Finding]:
+    name, behaviours = basis.examples.name, _shown(basis.effects)
+    return shares.share_findings(
+        basis.run, name, basis.noun, behaviours, basis.finding, basis.chart
     )
 
 

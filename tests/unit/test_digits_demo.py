@@ -13,6 +13,10 @@ from PIL import Image
 import stagelens
 from stagelens.analyses.contributions.first_order import contributions
 from stagelens.analyses.contributions.training_examples import training_examples
+from stagelens.analyses.shares.pairs import pairs_of
+from stagelens.analyses.shares.sentences import pair_sentences
+from stagelens.analyses.shares.share_table import SHARE, WITHOUT, shares_of
+from stagelens.analyses.shares.stored import best_coalitions
 from stagelens.demos import digits
 from stagelens.effects.computing import attribute
 from stagelens.effects.results import Result
@@ -104,6 +108,22 @@ def test_pretraining_is_to_credit_for_clean_and_stamped_images(effects: Result) 
 def test_every_stage_replays_bit_for_bit(demo: stagelens.Run) -> None:
     deviations = [measure_deviation(demo.task, stage) for stage in demo.stages]
     assert [deviation for deviation in deviations if not deviation.bitwise] == []
+
+
+def test_what_training_did_is_shared_out_among_its_stages(demo: stagelens.Run) -> None:
+    found = best_coalitions(demo, "test")
+    assert found is not None and found.complete
+    margin, accuracy = (shares_of(found, name) for name in ("margin", "accuracy"))
+    for one in (margin, accuracy):
+        total = one.level(one.full) - one.level(0)
+        assert sum(mean.mean for mean in one.means(SHARE)) == pytest.approx(total, abs=1e-6)
+        assert {mean.trust.trust for mean in one.means(SHARE)} == {"exact"}
+    # A harm that is there only because the digits were learned before.
+    said = [str(each) for each in pair_sentences(pairs_of(margin), margin.behaviour, "image")]
+    assert said[0].startswith("shortcut does its harm only because pretrain came before")
+    # Leaving out one stage at a time tells less than half of what training did.
+    alone = sum(mean.mean for mean in margin.means(WITHOUT))
+    assert alone < 0.5 * (margin.level(15) - margin.level(0))
 
 
 @pytest.mark.slow
