@@ -194,6 +194,11 @@ def _check_adapters(stage: Stage, crossed: bool) -> None:
         crossed: Whether its boundary is differentiated too.
     """
     boundary = stage.facts.boundary if crossed else Boundary(optimizer="new")
+    if packed := [*boundary.packed, *boundary.unpacked]:
+        raise Refused(
+            f"{packed[0]} was packed into 4 bits, or unpacked, before stage {stage.name!r}, which "
+            "has no derivative; use coarse-replay or replay"
+        )
     kinds = {start.kind for starts in boundary.started.values() for start in starts} - {"plain"}
     if kinds:
         raise Refused(

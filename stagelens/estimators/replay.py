@@ -193,13 +193,7 @@ def _trust(
     if not bitwise:
         reasons.append(_deviates(max(checks, key=lambda check: check.relative)))
     if boundary is not None and gap:
-        what = (
-            "the recording merged an adapter with other rounding"
-            if boundary.merged
-            else "the recording drew the added rows of a vocabulary around a mean"
-        )
-        than = "merging it here" if boundary.merged else "that mean"
-        reasons.append(f"{what}, {gap:.1e} of a weight's norm away from {than}")
+        reasons.append(f"the recording {_otherwise(boundary).format(gap)}")
     return StageTrust(
         stage=stage,
         estimator=Replay.name,
@@ -208,6 +202,20 @@ def _trust(
         deviation=max(worst, gap),
         cost=2.0,  # replayed with the stage and without it
     )
+
+
+def _otherwise(boundary: Boundary) -> str:
+    """How a recorded start differs from what its boundary gives here, with room for how much."""
+    if boundary.unpacked:
+        return (
+            "loaded weights anew that are in 4 bits in the run, {:.1e} of a weight's norm away "
+            "from these, which the replay keeps"
+        )
+    if boundary.merged:
+        return "merged an adapter with other rounding, {:.1e} of a weight's norm away from here"
+    if boundary.averaged:
+        return "drew the added rows of a vocabulary around a mean, {:.1e} of a weight's norm away"
+    return "computed an adapter's first values with other rounding, {:.1e} of a norm away from here"
 
 
 def _deviates(worst: ReplayCheck) -> str:

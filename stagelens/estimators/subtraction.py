@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from stagelens.contracts import RunError
+from stagelens.contracts import Refused, RunError
 from stagelens.runs.boundaries import carry, check_crossable, magnitudes
 from stagelens.runs.boundary_facts import Boundary
+from stagelens.runs.quantised import is_quantised
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.states import Weights
 from stagelens.runs.streaming import Streamed, TensorFacts, facts_of, flat_blocks
@@ -37,10 +38,18 @@ def subtract_stage(
         later: The stages after it; their boundary rules carry the change into the final model.
 
     Raises:
-        Refused: Not all that happened at one of their boundaries is known.
+        Refused: Not all that happened at one of their boundaries is known, or weights were packed
+            into 4 bits there.
     """
     for other in later:
         check_crossable(other.name, other.facts.boundary)
+        packed = [name for name in other.facts.boundary.packed if is_quantised(name, final)]
+        if packed:
+            raise Refused(
+                f"{packed[0]} was packed into 4 bits before stage {other.name!r}, and a change of "
+                f"stage {stage.name!r} cannot be subtracted from packed weights; use "
+                "--estimator replay"
+            )
     boundaries = [stage.facts.boundary, *(other.facts.boundary for other in later)]
     start, end = stage.start().model, stage.end().model
     return WithoutStage(final, start, end, boundaries, bool(stage.appeared))
@@ -170,7 +179,8 @@ class WithoutStage(Streamed):
             normed = own in magnitudes(boundary)
             if own in boundary.new and not normed:
                 return None
-            if normed or own in boundary.merged or own in boundary.averaged:
+            computed = own in boundary.merged or own in boundary.averaged
+            if normed or computed or own in boundary.unpacked:
                 tensor = carry(name, self._later, state)
                 return None if tensor is None else ({name: tensor}, name)
             own = boundary.source(own)

@@ -87,6 +87,8 @@ def find_boundary(
         renamed={name: old for name, old in kept.items() if name != old},
         merged=fit.merged,
         started=fit.started,
+        unpacked=fit.unpacked,
+        packed=fit.packed,
         grown=fit.grown,
         averaged=fit.averaged,
         trimmed=fit.trimmed,

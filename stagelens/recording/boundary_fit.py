@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from stagelens.runs.boundaries import cast_through, low_rank_product, mean_rows, merged_weight
+from stagelens.runs.boundaries import low_rank_product, mean_rows
 from stagelens.runs.boundary_facts import AdapterStart, DType, LowRank
-from stagelens.runs.quantised import is_quantised
+from stagelens.runs.quantised import is_quantised, parts_of, unpack
 from stagelens.runs.states import same_tensor
 
 from .adapters import Added
+from .boundary_casts import Casting, choose_casts, direct_cast, dtype_name
+from .boundary_packing import explain_packing
 from .boundary_starts import Starts, rounding
 
 ROUNDING = 1e-6
@@ -30,8 +32,6 @@ _ANOTHER = 0.5
 _AROUND_MEAN = 1e-3
 """Spread of added rows around the mean of the others, relative to theirs: transformers draws them
 with 3e-5."""
-
-_HALF: tuple[DType, ...] = ("bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -53,35 +53,6 @@ class Operation:
     added: Mapping[str, Sequence[Added]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Casting:
-    """Casts that may have happened: to everything, to adapters, and to everything after a merge."""
-
-    weights: DType | None = None
-    factors: DType | None = None
-    after: tuple[DType, ...] = ()
-
-    def term(self, term: LowRank) -> LowRank:
-        """What a merge adds, after these casts."""
-        cast = {"weight_as": self.weights, "factors_as": self.factors}
-        return term.model_copy(update={k: dtype for k, dtype in cast.items() if dtype is not None})
-
-    def value(
-        self, known: Tensor, term: LowRank | None, before: Mapping[str, Tensor]
-    ) -> Tensor | None:
-        """What they make of a tensor, merged where ``term`` is given."""
-        if not known.is_floating_point():
-            return known
-        if term is not None:
-            return cast_through(merged_weight(known, self.term(term), before), self.after)
-        return cast_through(known, self.casts(term))
-
-    def casts(self, term: LowRank | None) -> list[DType]:
-        """The casts of one tensor, beside those of its merge."""
-        first = [self.weights] if self.weights is not None and term is None else []
-        return [*first, *self.after]
-
-
 @dataclass
 class Fit:
     """How well an operation explains a start.
@@ -94,12 +65,15 @@ class Fit:
             norm.
         merged: What was added to a value, by name.
         started: How added adapters began, by the weight beneath.
+        unpacked: Names of weights that were in 4 bits.
+        packed: Names of weights that are in 4 bits from here on.
         casts: See :class:`~stagelens.runs.boundary_facts.Boundary`, as the following.
         grown: Likewise.
         averaged: Likewise.
         trimmed: Likewise.
         deviation: Likewise.
-        repacked: A weight that was in 4 bits on one side only, and whether that was before.
+        repacked: A weight that was in 4 bits on one side only, and not the same there; and whether
+            that was before.
     """
 
     operation: Operation
@@ -108,6 +82,8 @@ class Fit:
     changed: dict[str, float] = field(default_factory=dict)
     merged: dict[str, LowRank] = field(default_factory=dict)
     started: dict[str, list[AdapterStart]] = field(default_factory=dict)
+    unpacked: list[str] = field(default_factory=list)
+    packed: list[str] = field(default_factory=list)
     casts: dict[str, list[DType]] = field(default_factory=dict)
     grown: dict[str, int] = field(default_factory=dict)
     averaged: dict[str, int] = field(default_factory=dict)
@@ -132,22 +108,19 @@ def fit_of(
     """
     fit = Fit(operation, dict(operation.sources))
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
+    done = _packings(fit, before, start, declared)
     for name, tensor in start.items():
+        if name in done:
+            continue
         known = before.get(fit.sources.get(name, ""))
         if known is None and name not in declared:
             known = _copied(name, tensor, before, fit)
-        if known is not None and name not in declared:
-            packed = is_quantised(fit.sources[name], before)
-            if packed != is_quantised(name, start):
-                fit.repacked = fit.repacked or (name, packed)
-                fit.changed[name] = math.inf
-                continue
         if known is None or not _alike(known, tensor) or name in declared:
             fit.new.append(name)
             fit.sources.pop(name, None)
         else:
             pairs[name] = known, tensor
-    chosen = _chosen(pairs, operation.merged, before)
+    chosen = choose_casts(pairs, operation.merged, before)
     _explain_starts(fit, pairs, chosen, before, start)
     for name, (known, tensor) in pairs.items():
         casting, gap = chosen[name]
@@ -178,13 +151,21 @@ def fit_of(
 def _explain_starts(
     fit: Fit,
     pairs: Mapping[str, tuple[Tensor, Tensor]],
-    chosen: dict[str, tuple[_Casting, float]],
+    chosen: dict[str, tuple[Casting, float]],
     before: Mapping[str, Tensor],
     start: Mapping[str, Tensor],
 ) -> None:
     """Note how added adapters began; what that explains of their weights is chosen."""
     starts = Starts(start)
     usual = Counter(casting for casting, gap in chosen.values() if not gap).most_common(1)
+    for name in fit.operation.added:
+        if is_quantised(name, start) and name not in fit.changed:  # only norms are read of it
+            value = unpack(name, start)
+            _, found, gap = Starts({**start, name: value}).explain(
+                name, [value], fit.operation.added[name]
+            )
+            fit.deviation = max(fit.deviation, gap)
+            fit.started |= {name: found} if found else {}
     beneath = [name for name in fit.operation.added if name in pairs]
     # The smallest first: what it tells spares work with the others.
     for name in sorted(beneath, key=lambda name: start[name].numel()):
@@ -194,7 +175,7 @@ def _explain_starts(
         term, own = fit.operation.merged.get(name), chosen[name]
         castings = [own[0]]
         if own[1]:
-            castings += [*(casting for casting, _ in usual), _direct(known.dtype, tensor.dtype)]
+            castings += [*(casting for casting, _ in usual), direct_cast(known.dtype, tensor.dtype)]
         castings = list(dict.fromkeys(castings))
         values = [casting.value(known, term, before) for casting in castings]
         near = term is not None and 0 < own[1] <= _rounding(tensor, own[0])
@@ -232,94 +213,42 @@ def _constant(tensor: Tensor) -> bool:
     return bool((tensor == tensor.flatten()[0]).all())
 
 
-def _chosen(
-    pairs: Mapping[str, tuple[Tensor, Tensor]],
-    merged: Mapping[str, LowRank],
+def _packings(
+    fit: Fit,
     before: Mapping[str, Tensor],
-) -> dict[str, tuple[_Casting, float]]:
-    """The casts that explain most, and how far from them each name is.
-
-    One and the same happened to the whole model, so far as its values allow: a tensor that a cast
-    leaves as it is was cast like the others.
-    """
-
-    def gap(name: str, casting: _Casting) -> float:
-        known, tensor = pairs[name]
-        return _gap(casting.value(known, merged.get(name), before), tensor)
-
-    chosen = {}
-    for name, (known, tensor) in pairs.items():
-        direct = _direct(known.dtype, tensor.dtype)
-        chosen[name] = direct, gap(name, direct)
-    # Integers are not cast, and neither are parts that are quantised.
-    missed = [n for n, (_, least) in chosen.items() if least and pairs[n][0].is_floating_point()]
-    explained: dict[_Casting, list[str]] = {}
-    for casting in _castings(pairs, missed, merged) if missed else ():
-        explained[casting] = [name for name in missed if not gap(name, casting)]
-        for name in explained[casting]:
-            if chosen[name][1]:
-                chosen[name] = casting, 0.0
-        if len(explained[casting]) == len(missed):
-            break
-    usual = max(explained, key=lambda casting: len(explained[casting]), default=None)
-    # Casts that explain nothing to the bit are no explanation of what is merely near.
-    if usual is not None and explained[usual]:
-        for name, (known, _) in pairs.items():
-            own = gap(name, usual) if known.is_floating_point() else math.inf
-            if not own or own < chosen[name][1]:
-                chosen[name] = usual, own
-    return chosen
-
-
-def _castings(
-    pairs: Mapping[str, tuple[Tensor, Tensor]],
-    missed: Collection[str],
-    merged: Mapping[str, LowRank],
-) -> Iterator[_Casting]:
-    """Casts that people make between stages, the likeliest first."""
-    now = {_name(pairs[name][1]) for name in missed}
-    dtypes = sorted(now | {*_HALF, "float32"})
-    for last in sorted(now):
-        for half in _HALF:
-            yield _Casting(after=(half,) if half == last else (half, last))
-        if not any(name in merged for name in missed):
+    start: Mapping[str, Tensor],
+    declared: Collection[str],
+) -> set[str]:
+    """Explain weights that are in 4 bits on a side; the names that need no other explanation."""
+    done: set[str] = set()
+    for name, source in list(fit.sources.items()):
+        if name not in start or source not in before or name in declared:
             continue
-        for weights in dtypes:
-            for factors in (None, *dtypes):
-                # The merge itself ends in the dtype of the weights.
-                yield _Casting(weights, factors, () if weights == last else (last,))
+        was, now = is_quantised(source, before), is_quantised(name, start)
+        for part in parts_of(name, start) if was and now else ():
+            fit.sources.setdefault(f"{name}.{part}", f"{source}.{part}")
+        term = fit.operation.merged.get(name)
+        if was == now and not (was and term is not None):
+            continue
+        parts = {f"{name}.{part}" for part in parts_of(name, start)} if now else set()
+        done |= {name, *parts}
+        found = explain_packing(name, source, term, before, start)
+        if found is None:
+            fit.repacked = fit.repacked or (name, was)
+            fit.changed[name] = math.inf
+            continue
+        fit.new += sorted(parts)
+        fit.unpacked += [name] if found.unpacked else []
+        fit.packed += [name] if found.packed else []
+        fit.deviation = max(fit.deviation, found.gap)
+        if found.term is not None:
+            fit.merged[name] = found.term
+        if found.casts:
+            fit.casts[name] = list(found.casts)
+    return done
 
 
-def _direct(old: torch.dtype, now: torch.dtype) -> _Casting:
-    return _Casting() if old == now or not old.is_floating_point else _Casting(after=(_dtype(now),))
-
-
-def _name(tensor: Tensor) -> DType:
-    return _dtype(tensor.dtype)
-
-
-def _dtype(dtype: torch.dtype) -> DType:
-    name: DType = str(dtype).removeprefix("torch.")  # type: ignore[assignment]
-    return name
-
-
-def _gap(value: Tensor | None, tensor: Tensor) -> float:
-    """How far two tensors' common rows are apart; 0 if they are the same bit for bit."""
-    if value is None or value.dtype != tensor.dtype:
-        return math.inf
-    if value.dim():
-        rows = min(len(value), len(tensor))
-        value, tensor = value[:rows], tensor[:rows]
-    if same_tensor(value, tensor):
-        return 0.0
-    # float64, as the gap is compared to 1e-6 of the norm.
-    size = float(value.double().norm())
-    gap = float((value.double() - tensor.double()).norm())
-    # The same numbers in other bits, as 0.0 and -0.0, are a difference too.
-    return max(gap / size if size else math.inf, math.ulp(0.0))
-
-
-def _near(name: str, tensor: Tensor, casting: _Casting, fit: Fit) -> float:
+def _near(name: str, tensor: Tensor, casting: Casting, fit: Fit) -> float:
     """How far from what is computed here rounding may take a weight."""
     if not tensor.is_floating_point():
         return 0.0
@@ -327,8 +256,8 @@ def _near(name: str, tensor: Tensor, casting: _Casting, fit: Fit) -> float:
     return max(merged, rounding(tensor.dtype) if name in fit.started else 0.0)
 
 
-def _rounding(tensor: Tensor, casting: _Casting) -> float:
-    dtypes = [_name(tensor), casting.weights, casting.factors, *casting.after]
+def _rounding(tensor: Tensor, casting: Casting) -> float:
+    dtypes = [dtype_name(tensor), casting.weights, casting.factors, *casting.after]
     spacing = max(torch.finfo(getattr(torch, dtype)).eps for dtype in dtypes if dtype is not None)
     return max(ROUNDING, spacing / 4 if spacing > 1e-4 else 0.0)
 

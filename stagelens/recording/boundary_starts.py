@@ -15,6 +15,7 @@ from stagelens.runs.boundary_facts import AdapterStart, LowRank
 from stagelens.runs.states import same_tensor
 
 from .adapters import Added
+from .boundary_casts import gap_of
 
 Kind = Literal["pissa", "olora", "kept", "plain"]
 
@@ -107,28 +108,17 @@ class Starts:
             if any(not same_tensor(self._start[n], tensor) for n, tensor in factors.items()):
                 return [], math.inf
             if term.magnitude is not None:
-                own = distance(after[term.magnitude], self._start[term.magnitude])
+                own = gap_of(after[term.magnitude], self._start[term.magnitude])
                 if own > rounding(self._start[name].dtype):  # it was trained elsewhere
                     term = term.model_copy(update={"magnitude": None})
                 else:
                     gap = max(gap, own)
             if start.kind != "plain" or term.magnitude is not None:
                 told.append(start.model_copy(update={"term": term}))
-        own = distance(value, self._start[name])
+        own = gap_of(value, self._start[name])
         if own > rounding(self._start[name].dtype):
             return [], own
         return told, max(gap, own)
-
-
-def distance(value: Tensor, tensor: Tensor) -> float:
-    """How far a tensor is from another's value, relative to its norm; 0 bit for bit."""
-    if value.dtype != tensor.dtype or value.shape != tensor.shape:
-        return math.inf
-    if same_tensor(value, tensor):
-        return 0.0
-    size = float(tensor.double().norm())
-    gap = float((value.double() - tensor.double()).norm())
-    return max(gap / size if size else math.inf, math.ulp(0.0))
 
 
 def rounding(dtype: torch.dtype) -> float:

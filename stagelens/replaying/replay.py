@@ -56,7 +56,8 @@ def _crossed(state: TrainingState, stage: Stage) -> TrainingState:
         factual_end = called(stage.previous, factual_end, boundary.calls)
     model = apply_boundary(boundary, state.model, recorded)
     started = started_names(boundary)
-    moved = boundary.merged.keys() | boundary.averaged.keys() | started
+    moved = boundary.merged.keys() | boundary.averaged.keys() | started | set(boundary.unpacked)
+    moved -= set(boundary.packed)
     if moved and stage.previous is not None:
         factual = apply_boundary(boundary, factual_end.model, recorded)
         check_started(stage.name, boundary, factual, recorded)

@@ -11,6 +11,8 @@ from stagelens.contracts import Refused
 
 from .adapter_starts import begun, row_norms
 from .boundary_facts import Boundary, DType, LowRank
+from .quantised import is_quantised, pack, unpack
+from .states import same_tensor
 
 _AS_RECORDED = 1e-3
 """The largest distance, relative to its norm, of a factor computed again."""
@@ -104,7 +106,7 @@ def check_crossable(stage: str, boundary: Boundary) -> None:
 
 def started_names(boundary: Boundary) -> set[str]:
     """Weights, factors and magnitudes whose values follow from the weights beneath."""
-    names = set(boundary.started)
+    names = set(boundary.started) - set(boundary.packed)
     for start in (start for starts in boundary.started.values() for start in starts):
         term = start.term
         names |= {term.a, term.b} if start.kind in ("pissa", "olora") else set()
@@ -115,7 +117,7 @@ def started_names(boundary: Boundary) -> set[str]:
 def check_started(
     stage: str, boundary: Boundary, factual: Mapping[str, Tensor], recorded: Mapping[str, Tensor]
 ) -> None:
-    """Refuse a machine on which an adapter's initial values come out otherwise.
+    """Refuse a machine on which an adapter's initial values, or packed weights, come out otherwise.
 
     Singular vectors have no sign of their own, and near ones mix: where they are others, how they
     move with the weights is not that of the recording.
@@ -138,6 +140,13 @@ def check_started(
                     "beneath it, and computing them on this machine gives others; replay on a "
                     "machine like the one that recorded them, or use --estimator task-vector"
                 )
+    for name in boundary.packed:
+        if not same_tensor(factual[name], recorded[name]):
+            raise Refused(
+                f"{name} was packed into 4 bits before stage {stage!r}, and packing it on this "
+                "machine gives other bits; replay with the version of bitsandbytes, and on a "
+                "machine like the one, that recorded it"
+            )
 
 
 def apply_boundary(
@@ -156,7 +165,8 @@ def apply_boundary(
         if name in new:
             after[name] = tensor
             continue
-        value = before[boundary.source(name)]
+        source = boundary.source(name)
+        value = unpack(source, before) if name in boundary.unpacked else before[source]
         if (term := boundary.merged.get(name)) is not None:
             value = merged_weight(value, term, before)
         value = cast_through(value, boundary.casts.get(name, ()))
@@ -167,11 +177,15 @@ def apply_boundary(
             added = mean_rows(value, len(tensor) - rows) if averaged else tensor[rows:]
             value = torch.cat([value, added])
         after[name] = value
+    for name in boundary.packed:
+        after.update(pack(name, after[name], recorded, name))
     for name, starts in boundary.started.items():
         for start in starts:
-            found = begun(start, after[name], recorded)
-            after[name] = found.pop("weight")
-            after.update(found)
+            whole = is_quantised(name, after)
+            found = begun(start, unpack(name, after) if whole else after[name], recorded)
+            weight = found.pop("weight")
+            # Of what is packed, only norms are read.
+            after.update(found if whole else {name: weight, **found})
     return after
 
 
@@ -196,6 +210,8 @@ def carry(name: str, later: Sequence[Boundary], tensors: Mapping[str, Tensor]) -
     if name in boundary.new:
         return _norms(name, later, tensors)
     own = carry(boundary.source(name), earlier, tensors)
+    if own is not None and not own.is_floating_point():
+        own = None  # packed, and so never trained
     alone = own
     for term in boundary.merged[name].terms if name in boundary.merged else ():
         own = _with_term(own, alone, term, earlier, tensors)

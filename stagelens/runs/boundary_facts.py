@@ -84,6 +84,10 @@ class Boundary(BaseModel):
             an adapter that trains a whole module trains a copy of it.
         merged: Name to what was added to its previous value.
         started: Weight beneath added adapters to how these began, where that depends on it.
+        unpacked: Weights that were in 4 bits before; what happened to them begins with unpacking
+            them. Where they came from outside of the run, ``deviation`` is what quantisation had
+            rounded away.
+        packed: Weights that are in 4 bits from here on, packed after all else happened to them.
         calls: ``train`` and ``eval`` of the previous stage's optimiser, as they were called after
             that stage: they turn its training weights into those for evaluation, and back.
         deviation: Norm of the recorded start minus what this operation gives here, relative to the
@@ -108,6 +112,8 @@ class Boundary(BaseModel):
     renamed: dict[str, str] = {}
     merged: dict[str, LowRank] = {}
     started: dict[str, list[AdapterStart]] = {}
+    unpacked: list[str] = []
+    packed: list[str] = []
     calls: list[Literal["train", "eval"]] = []
     deviation: float = Field(default=0.0, ge=0)
     problem: str | None = None

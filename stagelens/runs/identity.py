@@ -40,6 +40,8 @@ _DIGESTED_IF_SAID: Any = {
             "renamed",
             "merged",
             "started",
+            "unpacked",
+            "packed",
             "problem",
         ),
     },

@@ -7,11 +7,14 @@ checkpoints: ``weight.absmax``, ``weight.quant_map``, ``weight.quant_state.bitsa
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from stagelens.contracts import Refused
 
 _SCALES = ".absmax"
 _SETTINGS = 512
@@ -64,3 +67,62 @@ def take_quantised(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             device=own.device,
             module=module,
         )
+
+
+def parts_of(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What unpacks a tensor among others, by the names that it has beside it."""
+    return {n.removeprefix(f"{name}."): t for n, t in tensors.items() if n.startswith(f"{name}.")}
+
+
+def unpack(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
+    """A packed weight, (out, in), in the dtype that it is computed with, as its library does it.
+
+    Args:
+        name: Its name.
+        tensors: Hold it, and what unpacks it.
+    """
+    functional = _functional(name)
+    data = tensors[name]
+    state = functional.QuantState.from_dict(dict(parts_of(name, tensors)), device=data.device)
+    unpacked: Tensor = functional.dequantize_4bit(data.contiguous(), state)
+    return unpacked
+
+
+def pack(name: str, weight: Tensor, like: Mapping[str, Tensor], there: str) -> dict[str, Tensor]:
+    """A weight in 4 bits, and what unpacks it, by name.
+
+    Args:
+        name: To give it.
+        weight: (out, in).
+        like: Hold a weight that is packed as this one is to be.
+        there: That weight's name.
+    """
+    settings = packing(there, like)
+    data, state = _functional(name).quantize_4bit(
+        weight.to(getattr(torch, settings["dtype"])).contiguous(),
+        blocksize=settings["blocksize"],
+        compress_statistics="nested_blocksize" in settings,
+        quant_type=settings["quant_type"],
+        quant_storage=like[there].dtype,
+    )
+    parts = {key: _padded(key, part) for key, part in state.as_dict(packed=True).items()}
+    return {name: data, **{f"{name}.{key}": part for key, part in parts.items()}}
+
+
+def packing(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """How a tensor among others is packed, as ``bitsandbytes`` notes it."""
+    parts = parts_of(name, tensors)
+    noted = next(part for key, part in parts.items() if key.startswith("quant_state."))
+    settings: dict[str, Any] = json.loads(bytes(noted.tolist()))
+    return settings
+
+
+def _functional(name: str) -> Any:
+    try:
+        from bitsandbytes import functional
+    except ImportError:
+        raise Refused(
+            f"{name} is in 4 bits, but bitsandbytes is not installed; install it "
+            "(pip install bitsandbytes)"
+        ) from None
+    return functional

@@ -33,6 +33,11 @@ def hand_over_lines(facts: StageFile, before: StageFile | None) -> list[str]:
     merged = [len(term.terms) for term in boundary.merged.values()]
     if merged and max(merged) > 1:
         lines.append(f"{max(merged)} adapters merged one after another")
+    if boundary.packed:
+        again = " again" if boundary.unpacked else ""
+        lines.append(f"weights packed into 4 bits{again} before it")
+    elif boundary.unpacked:
+        lines.append("weights unpacked from 4 bits before it")
     casts = sorted({" and then ".join(dtypes) for dtypes in boundary.casts.values()})
     lines += [f"weights cast to {dtypes} before it" for dtypes in casts]
     if boundary.grown:

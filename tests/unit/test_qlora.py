@@ -108,15 +108,41 @@ def test_effects_on_a_4_bit_model_are_measured(run: Run) -> None:
         assert table.loc[table["behaviour"] == "loss", "effect"].notna().all()
 
 
-def test_weights_that_are_unpacked_between_two_stages_are_told(saved: Path, tmp_path: Path) -> None:
-    """As where the adapter is merged into the base in 16 bits, which is not in the run."""
-    trained(saved, tmp_path, tmp_path / "run")
+def full(run: Path, folder: Path, model: Any) -> None:
+    """A stage that trains everything."""
+    callback = stagelens.StageRecorderCallback(run, stage="full")
     tokenizer = gpt_tokenizer(pad_token="<|endoftext|>")
+    args = arguments(folder / "full", max_steps=2)
+    trainer("gpt", model, tokenizer, args, callbacks=[callback]).train()
+
+
+def test_an_adapter_is_merged_into_the_weights_that_were_packed(
+    saved: Path, tmp_path: Path
+) -> None:
+    """As people do it: the base is loaded again, in 32 bits, and the adapter onto it."""
+    end = trained(saved, tmp_path, tmp_path / "run")
+    model: Any = get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(saved), LORA)
+    model.load_state_dict({n: t for n, t in end.items() if ".lora_" in n}, strict=False)
+    full(tmp_path / "run", tmp_path, model.merge_and_unload().requires_grad_(True))
+    run = stagelens.open_run(tmp_path / "run")
+    assert run.problems == []
+    boundary = run.last.facts.boundary
+    assert (boundary.adapters, len(boundary.unpacked)) == (["merged"], 14)
+    without = subtract_stage(run.last.end().model, run.stages[0], run.stages[1:])
+    assert differing(dict(without.items()), run.last.end().model) == [
+        f"model.layers.{layer}.{name}_proj.weight"
+        for layer in (0, 1)
+        for name in ("mlp.down", "self_attn.q")
+    ]
+
+
+def test_other_weights_than_were_packed_are_told(saved: Path, tmp_path: Path) -> None:
+    trained(saved, tmp_path, tmp_path / "run")
     model = transformers.AutoModelForCausalLM.from_pretrained(saved)
-    callback = stagelens.StageRecorderCallback(tmp_path / "run", stage="full")
-    args = arguments(tmp_path / "full", max_steps=2)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.mul_(1.01)
     with pytest.warns(RecordingWarning, match="was in 4 bits at the end of the previous stage"):
-        trainer("gpt", model, tokenizer, args, callbacks=[callback]).train()
+        full(tmp_path / "run", tmp_path, model)
     run = stagelens.open_run(tmp_path / "run")
     with pytest.raises(Refused, match="in 4 bits"):
         subtract_stage(run.last.end().model, run.stages[0], run.stages[1:])

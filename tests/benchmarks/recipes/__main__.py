@@ -18,10 +18,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.benchmarks.recipes import trl_recipes
+from tests.benchmarks.recipes import adapter_recipes, trl_recipes
 from tests.benchmarks.recipes.recipe import Outcome, Recipe, measure
 
-FAMILIES: Sequence[Callable[[], list[Recipe]]] = (trl_recipes.recipes,)
+FAMILIES: Sequence[Callable[[], list[Recipe]]] = (trl_recipes.recipes, adapter_recipes.recipes)
 
 
 TITLE = """# Recipes: what is recorded, and how a replay compares
@@ -30,10 +30,12 @@ This table is for people who want to know whether a training like theirs can be 
 by `python -m tests.benchmarks.recipes --out docs/recipes.md`, on the CPU, with small random models
 and few steps. Every recipe is a stage of supervised fine-tuning and the stage that it names (reward
 models: another stage of their own), and both are recorded. *Exact*: every stage replays bit for
-bit. *On recorded samples*: so it does, but the model without the first stage would have sampled
-other answers, which is why the last column differs from zero there: it is how far the replayed
-model without the first stage is from one really trained without it, as a share of how far that one
-moved. *Told*: the product says what cannot be replayed, in these words, and training goes on.
+bit. *Estimated*: a stage does not, or what lies between two stages cannot be repeated to the bit,
+and the trust says so. *On recorded samples*: every stage replays bit for bit, but the model without
+the first stage would have sampled other answers, which is why the last column differs from zero
+there: it is how far the replayed model without the first stage is from one really trained without
+it, as a share of how far that one moved. *Told*: the product says what
+cannot be replayed, in these words, and training goes on.
 
 """
 

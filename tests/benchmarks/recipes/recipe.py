@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stagelens.contracts import StageLensError
+from stagelens.estimators.held_fixed import held_fixed
 from stagelens.replaying.replay import replay_without
 from stagelens.replaying.reproduction import measure_deviation
 from stagelens.runs.run import Run, open_run
@@ -144,10 +145,13 @@ def _held_against_training(recipe: Recipe, folder: Path, run: Run) -> Outcome:
         real = weights(train(recipe.parts[1:], folder, None))
         without = distance(found, real, weights(folder / "base"))
     on_samples = any(s.facts.objective and s.facts.objective.on_samples for s in run.stages[1:])
-    verdict: Verdict = "exact" if bitwise else "estimated"
+    # As the trust in a replay has it.
+    between = any(stage.facts.boundary.deviation for stage in run.stages)
+    held = held_fixed(run.stages[1:])
+    verdict: Verdict = "exact" if bitwise and not between and not held else "estimated"
     if on_samples:
         verdict = "on recorded samples"
-    elif bitwise and without:
+    elif verdict == "exact" and without:
         verdict = "wrong"
     return Outcome(recipe.name, verdict, "", replay, without)
 
@@ -157,10 +161,14 @@ def weights(folder: Path) -> dict[str, Tensor]:
     adapter = folder / "adapter_model.safetensors"
     if not adapter.exists():
         return load_file(folder / "model.safetensors")
-    return {
-        name.replace(".lora_A.", ".lora_A.default.").replace(".lora_B.", ".lora_B.default."): value
-        for name, value in load_file(adapter).items()
-    }
+    return {_in_the_model(name): value for name, value in load_file(adapter).items()}
+
+
+def _in_the_model(name: str) -> str:
+    """The name of an adapter's tensor in the model, from that in its file."""
+    if name.endswith(".lora_magnitude_vector"):
+        return f"{name}.default.weight"
+    return name.replace(".lora_A.", ".lora_A.default.").replace(".lora_B.", ".lora_B.default.")
 
 
 def distance(a: dict[str, Tensor], b: dict[str, Tensor], base: dict[str, Tensor]) -> float:
