@@ -11,6 +11,7 @@ from torch import Tensor
 from stagelens.contracts import RecordingError
 from stagelens.runs.boundaries import merged_weight
 from stagelens.runs.boundary_facts import Boundary, LowRank
+from stagelens.runs.run import Stage
 from stagelens.runs.states import TrainingState, same_tensor
 
 from .adapters import Adapter
@@ -118,6 +119,35 @@ def find_boundary(
     lost = [n for n in start.model if sources.get(n, n) in before.optimizer and n not in carried]
     how = "new" if not carried else "partly carried" if lost else "carried"
     return boundary.model_copy(update={"optimizer": how, "carried": carried})
+
+
+def check_reloaded(boundary: Boundary, last: Stage, stage: str) -> None:
+    """Tell weights that were trained, packed into 4 bits, and loaded again as they were before.
+
+    Packed weights do not say how the whole ones would have moved: packing rounds by more than a
+    stage changes them.
+
+    Args:
+        boundary: Before the new stage.
+        last: The stage before it.
+        stage: The new one's name.
+
+    Raises:
+        Unexplained: Says which, and what to do.
+    """
+    if not (boundary.unpacked and boundary.deviation):
+        return
+    earlier: Stage | None = last
+    while earlier is not None:
+        if earlier.facts.boundary.packed:
+            raise Unexplained(
+                f"{boundary.unpacked[0]} was packed into 4 bits before stage {earlier.name!r}, and "
+                f"stage {stage!r} starts with what it was before; what that would be without an "
+                "earlier stage cannot be told from packed weights. Merge the adapter into the "
+                "packed weights (merge_and_unload), or unpack these (model.dequantize())",
+                boundary,
+            )
+        earlier = earlier.previous
 
 
 def _operations(

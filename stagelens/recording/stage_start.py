@@ -28,7 +28,7 @@ from stagelens.runs.states import (
 )
 
 from .adapters import Adapter, read_adapter
-from .boundary import Unexplained, first_boundary
+from .boundary import Unexplained, check_reloaded, first_boundary
 from .mode_boundary import find_switched
 from .run_writer import RunWriter
 from .stage_settings import StageSettings
@@ -150,6 +150,7 @@ def read_start(
                 frozen=frozen,
                 adapters=(_adapter_before(run, last, before, model, adapter), adapter),
             )
+            check_reloaded(boundary, last, name)
         except Unexplained as error:
             error = _after_lost(error, [each for each in run.begun if each != name], last, name)
             tell(error)

@@ -25,7 +25,14 @@ from stagelens.runs.states import model_tensors
 from stagelens.tasks.adapters import adapter_config, is_adapted, with_adapter
 from stagelens.tasks.quantising import quantise, quantised_config
 from stagelens.wording.hand_overs import hand_over_lines
-from tests.support.loops import Plan, differing_state, make_task, record_plans, run_plans
+from tests.support.loops import (
+    Plan,
+    differing_state,
+    make_task,
+    record_plans,
+    refused,
+    run_plans,
+)
 
 pytest.importorskip("bitsandbytes")
 
@@ -208,6 +215,23 @@ def test_other_weights_than_those_that_were_packed_are_told(
     assert explain_packing("1.weight", source, term, before, half) is not None
     start["1.weight"] = start["1.weight"] + 0.05 * torch.randn_like(start["1.weight"])
     assert explain_packing("1.weight", source, term, before, start) is None
+
+
+def test_trained_weights_that_were_packed_and_are_loaded_again_are_told(tmp_path: Path) -> None:
+    """What packing rounded is larger than what a stage changes."""
+    end: list[nn.Module] = []
+
+    def kept(model: nn.Module) -> nn.Module:
+        end.append(copy.deepcopy(model))
+        return packed_and_adapted()(model)
+
+    def again(model: Any) -> nn.Module:
+        names = ("1", "3")
+        return with_layers(model, {n: end[-1].get_parameter(f"{n}.weight").detach() for n in names})
+
+    stages = plans([lambda model: model, kept, again])
+    with refused("before stage 'stage1', and stage 'stage2' starts with what it was", "dequantize"):
+        record_plans(tmp_path / "run", TASK, stages)
 
 
 def test_changes_of_an_adapter_on_packed_weights_are_subtracted_where_it_was_merged(

@@ -106,6 +106,24 @@ def merged_into_whole_weights(model: Any, start: Path) -> Any:
     return merged(whole, start)
 
 
+def after_qlora() -> Part:
+    """A stage of everything, with the folder's adapter, if any, merged into its whole base."""
+
+    def train(start: Path, end: Path, run: Path | None, stage: str) -> None:
+        base = start
+        if (start / "adapter_config.json").exists():
+            base = Path(peft.PeftConfig.from_pretrained(str(start)).base_model_name_or_path)
+        model, tokenizer = load(base)
+        if base != start:
+            model = merged(peft.PeftModel.from_pretrained(model, str(start)), base)
+        callbacks = [] if run is None else [StageRecorderCallback(run, stage)]
+        trainer = Training("sft", texts, {"max_steps": 3}).trainer(model, tokenizer, end, callbacks)
+        trainer.train()
+        trainer.save_model(str(end))
+
+    return Part("sft", train)
+
+
 def recipes() -> list[Recipe]:
     """All of them."""
     first = part("first", Training("sft", texts, {"max_steps": 3, "seed": 3}))
@@ -133,10 +151,12 @@ def recipes() -> list[Recipe]:
         "QLoRA": [("qlora", packed)],
         "QLoRA with DoRA": [("qlora", partial(packed, use_dora=True))],
         "QLoRA merged in 4 bits": [("qlora", packed), ("after", merged_in_4_bits)],
-        "QLoRA merged into whole weights": [
+        "QLoRA merged into trained whole weights": [
             ("qlora", packed),
             ("after", merged_into_whole_weights),
         ],
     }
     found += [Recipe(f"SFT {n}", save_llama, [first, in_turn(h)]) for n, h in histories.items()]
+    parts = [in_turn([("qlora", packed)]), after_qlora()]
+    found.append(Recipe("QLoRA - SFT of the merged whole weights", save_llama, parts))
     return found
