@@ -140,12 +140,18 @@ def trust_in_replay(
         checks: How far each of ``trained`` is from its recording, by name.
         shared: A remark on split batches; may be empty.
     """
-    from .replay_check import fused_kernels, mixed_precision, other_library, other_threads
+    from .replay_check import (
+        fused_kernels,
+        mixed_precision,
+        other_library,
+        other_threads,
+        unchecked,
+    )
 
     boundary = max((s.facts.boundary for s in crossed), key=_gap, default=None)
     fused = fused_kernels(trained)
     other = other_threads(trained) + other_library(trained)
-    remarks = mixed_precision(trained) + fused + other + shared
+    remarks = mixed_precision(trained) + fused + other + unchecked(trained) + shared
     trust = _trust(stage, [checks[s.name] for s in trained], boundary, remarks)
     if fused:  # where it gave the recorded bits, it need not do so again
         trust = trust.model_copy(update={"trust": "estimated", "expected_error": None})

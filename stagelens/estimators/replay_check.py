@@ -68,6 +68,14 @@ def other_library(stages: Sequence[Stage]) -> str:
     return ""
 
 
+def unchecked(stages: Sequence[Stage]) -> str:
+    """That nothing of a stage was checked while it was recorded; else empty."""
+    for stage in stages:
+        if stage.facts.unchecked is not None:
+            return f" (no step of stage {stage.name!r} was checked while it was recorded)"
+    return ""
+
+
 def _trl(stage: Stage) -> tuple[str, str]:
     """The version of TRL that a stage's loss was computed by, and the one here; "" for none."""
     facts = stage.facts.objective

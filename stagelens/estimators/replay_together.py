@@ -13,7 +13,7 @@ from stagelens.runs.run import Run, Stage
 
 from .held_fixed import held_fixed
 from .protocol import Counterfactual
-from .replay_check import mixed_precision, other_threads
+from .replay_check import mixed_precision, other_threads, unchecked
 from .stage_trust import REPLAY, StageTrust
 
 _SMALL = 8_000_000
@@ -78,7 +78,7 @@ def counterfactuals_together(
             trust="estimated",
             reason=f"Replay as one ensemble of {len(stages) + 1} networks, which rounds otherwise "
             f"than one by one; it deviates from the recording by {deviation:.1e} of what the stage "
-            f"changed{mixed_precision(after)}{other_threads(after)}.",
+            f"changed{mixed_precision(after)}{other_threads(after)}{unchecked(after)}.",
             deviation=deviation,
             ensemble=True,
             cost=1 + max(steps.values()) / total,  # all share the replay with all stages

@@ -17,7 +17,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +28,6 @@ from stagelens.replaying.modes import call_all, two_sets
 from stagelens.replaying.optimizers import build_optimizer, set_group_hyperparameters, update
 from stagelens.replaying.step import Stepper, StepRules, prepare, widest_eps
 from stagelens.replaying.training_loss import TrainingLoss
-from stagelens.runs.batches import unflatten
 from stagelens.runs.optimizer_kinds import without_formula
 from stagelens.runs.optimizer_set import AnyOptimizer, forget_state
 from stagelens.runs.states import (
@@ -40,11 +38,11 @@ from stagelens.runs.states import (
     model_tensors,
     optimizer_tensors,
 )
-from stagelens.runs.step_records import MicroBatch, StepRecord
-from stagelens.runs.steps import FlatMicroBatch
 
+from .check_place import CheckPlace, cannot_run
 from .copying import StateCopies, WeightsCopy
 from .held_gradients import GradientHolder, Gradients
+from .noted_step import NotedStep
 from .stage_start import StageStart
 from .step_comparison import At, check_gradients, check_losses, check_update
 
@@ -57,34 +55,6 @@ _SMALL_BYTES = 2**22
 are enough to hold, and a copy of the weights costs little beside its passes."""
 _COPIED_BYTES = 2**30
 """Larger models still are copied only before steps that it was planned to check."""
-
-
-@dataclass
-class NotedStep:
-    """A step as it was noted.
-
-    Attributes:
-        record: Its settings.
-        micro: Its micro-batches, as they are written.
-        losses: Of its micro-batches, as the loop reported them.
-        batches: Copies of its batches, where ``micro`` does not hold them.
-    """
-
-    record: StepRecord
-    micro: Sequence[FlatMicroBatch]
-    losses: Sequence[Tensor | float]
-    batches: Sequence[Any] | None = None
-
-    def as_replayed(self) -> StepRecord:
-        """The step with its batches, as replay will read them."""
-        batches = self.batches or [unflatten(one.description, one.tensors) for one in self.micro]
-        return replace(
-            self.record,
-            batches=[
-                MicroBatch(batch, one.rng, one.divisor)
-                for batch, one in zip(batches, self.micro, strict=True)
-            ],
-        )
 
 
 @dataclass
@@ -117,6 +87,7 @@ class CheckedSteps:
         names: ``id(parameter)`` to name.
         start: The stage's start; its built model becomes the one that steps are run on.
         keeps: Whether the batches of a step, numbered from 0, are kept.
+        place: Where the steps are run.
 
     Attributes:
         done: Numbers, from 1, of the steps that agreed.
@@ -134,13 +105,14 @@ class CheckedSteps:
         names: dict[int, str],
         start: StageStart,
         keeps: Callable[[int], bool],
+        place: CheckPlace,
     ) -> None:
         self.done: list[int] = []
         self._stage, self._loss, self._model = stage, loss, model
         self._optimizer, self._names, self._keeps = optimizer, names, keeps
         load_into(start.built, start.state.model)  # takes on its dtypes
-        device = next(model.parameters()).device
-        self._twin = start.built.to(device)
+        self._place = place
+        self._twin = start.built.to(place.device)
         own = dict(self._twin.named_parameters())
         self._own_names = {id(parameter): name for name, parameter in own.items()}
         assert start.optimizer is not None  # steps cannot be run again without one
@@ -150,9 +122,9 @@ class CheckedSteps:
         self._strays = set(start.trainable) - set(self._optimised)
         size = sum(tensor.nbytes for tensor in start.state.model.values())
         self._light = size <= _COPIED_BYTES
-        self._holder = GradientHolder(used_up=without_formula(start.optimizer) is not None)
+        self._holder = GradientHolder(without_formula(start.optimizer) is not None, place.device)
         # Whether steps gave the same bits so far; a GPU's may be others every time.
-        self._repeats = device.type == "cpu"
+        self._repeats = start.device.type == "cpu"
         self._two_sets = two_sets(self._own_optimizer)  # it cannot switch without its state
         self._length = _STRETCH if size <= _SMALL_BYTES else 1
         self._copies: list[WeightsCopy] = []
@@ -221,6 +193,8 @@ class CheckedSteps:
             self._micro_batches.add(len(step.losses))
             if unusual or stretch.planned:
                 self.check(rules())
+            if self._place.beside:
+                self.close()
         if self._loss.moves(step.record.step):
             self.check(rules())  # while reference models are as they were
             self._loss.updated(step.record.step, self._model)
@@ -262,14 +236,22 @@ class CheckedSteps:
         stretch, self._stretch = self._stretch, None
         if stretch is None or not stretch.steps:
             return
+        if (why := self._place.why_not(self._twin, stretch.steps[0])) is not None:
+            self.why = why
+            return
         at = self._at(stretch.steps[-1])
         try:
             self._check(stretch, rules, updated, calls)
-        except (StageLensError, RuntimeError, MemoryError) as error:
+        except Exception as error:
             if memory.ran_out(error):  # the training comes first
                 self.close()
                 return
             if isinstance(error, RecordingError):
+                raise
+            if self._place.beside:
+                self.why = cannot_run(error)
+                return
+            if not isinstance(error, StageLensError | RuntimeError):
                 raise
             raise RecordingError(f"{at.says('it')} cannot be run again ({error})") from error
 
@@ -280,6 +262,8 @@ class CheckedSteps:
     def _check(
         self, stretch: _Stretch, rules: StepRules, updated: bool, calls: Sequence[str]
     ) -> None:
+        if self._place.beside:  # which rounds otherwise, as other kernels do
+            rules = replace(rules, kernels=(*rules.kernels, "the CPU"))
         if stretch.steps[0].record.step == 0:
             prepare(self._twin, rules)
         load_into(self._twin, stretch.model)
@@ -332,7 +316,7 @@ class CheckedSteps:
         # The loss may be the user's code, and may raise anything.
         except Exception as error:
             which = "the first step" if at.step == 1 else f"step {at.step}"
-            if memory.ran_out(error):
+            if memory.ran_out(error) or self._place.beside:
                 raise
             raise RecordingError(
                 f"{at.loss} cannot be recomputed from the batch of {which} "
@@ -356,10 +340,16 @@ class CheckedSteps:
         own = TrainingState(
             model_tensors(self._twin), optimizer_tensors(self._own_optimizer, self._own_names)
         )
-        seen = TrainingState(
-            model_tensors(self._model), optimizer_tensors(self._optimizer, self._names)
+        check_update(before, own, self._seen(), at)
+
+    def _seen(self) -> TrainingState:
+        """The state of the training, where the second model is."""
+        model = model_tensors(self._model)
+        state, there = optimizer_tensors(self._optimizer, self._names), self._place.device
+        return TrainingState(
+            {name: tensor.to(there) for name, tensor in model.items()},
+            {name: {k: t.to(there) for k, t in own.items()} for name, own in state.items()},
         )
-        check_update(before, own, seen, at)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -33,10 +34,11 @@ class GradientHolder:
 
     Args:
         used_up: Whether the optimiser may use gradients up, of one group and not of the other.
+        device: Where copies are made.
     """
 
-    def __init__(self, used_up: bool) -> None:
-        self._used_up = used_up
+    def __init__(self, used_up: bool, device: torch.device) -> None:
+        self._used_up, self._device = used_up, device
         self._smallest = -1
         self._first: Tensor | None = None
         self._filled_again = False
@@ -56,8 +58,11 @@ class GradientHolder:
         self._filled_again |= first is not None and first is self._first
         self._first = first
         if copied or self._filled_again:
-            return Gradients([g if g is None else g.detach().clone() for g in gradients])
+            return Gradients([g if g is None else self._copy(g) for g in gradients])
         if first is None:
             return None
         watched = [g for g in gradients if g is not None] if self._used_up else [first]
         return Gradients(gradients, watched, [g._version for g in watched])
+
+    def _copy(self, gradient: Tensor) -> Tensor:
+        return gradient.detach().to(self._device, copy=True)

@@ -19,11 +19,11 @@ from stagelens.runs.schema import Checkpoint
 from stagelens.runs.states import TrainingState, capture
 
 from .best_model import Best, check_best
-from .checked_steps import CheckedSteps, NotedStep
 from .final_model import FinalModel
 from .forward_passes import ForwardPasses
 from .micro_batches import MicroBatches
-from .no_checks import NoChecks, checks_for
+from .no_checks import Checks, checks_for
+from .noted_step import NotedStep
 from .problems import Problems
 from .run_writer import RunWriter
 from .stage_end import Ending, check_end
@@ -69,7 +69,7 @@ class StageRecorder:
         self._names = {id(p): n for n, p in model.named_parameters()}
         self._writer = StepWriter(run.path, folder, settings.flush_every)
         self._files: StageFiles | None = None
-        self._checked: CheckedSteps | NoChecks | None = None
+        self._checked: Checks | None = None
         self._watch: Watch | UpdateCount = UpdateCount(None)
         self._micro = MicroBatches(settings.accumulation)
         self._passes = ForwardPasses()

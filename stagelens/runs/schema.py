@@ -224,7 +224,7 @@ class StageFile(Versioned):
         end_calls: ``train`` and ``eval`` of the optimiser, as they were called after the last step.
         checked: Numbers, from 1, of recorded steps that were run again while the stage was
             recorded, and agreed in loss, gradient and update.
-        unchecked: Why none was, where memory was short; None otherwise.
+        unchecked: Why none was, for instance as memory was short; None otherwise.
         problem: What replay could not reproduce, as it was told while the stage was recorded; the
             stage then keeps its boundaries, losses and learning rates.
         objective: What it minimised, where that is not the model's own loss.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ import torch
 
 import stagelens
 from stagelens.compute import memory
-from stagelens.recording import checked_steps, no_checks
+from stagelens.estimators.replay import Replay
+from stagelens.recording import check_place, checked_steps, no_checks
+from stagelens.recording.check_place import CheckPlace
 from stagelens.replaying.reproduction import measure_deviation
-from tests.support.loops import make_batches, make_task, train
+from stagelens.replaying.step import Stepper
+from tests.support.loops import Training, make_batches, make_task, refused, train
 
 
-def record(path: Path) -> stagelens.Run:
-    task = make_task()
+def record(path: Path, task: stagelens.Task | None = None) -> stagelens.Run:
+    task = task or make_task()
     torch.manual_seed(0)
     model = task.build_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -60,3 +64,109 @@ def test_what_a_check_takes_is_a_few_times_the_model(
         run = record(tmp_path / str(free))
         assert bool(run.last.facts.checked) == checked
         assert (run.last.facts.unchecked is None) == checked
+
+
+BESIDE = CheckPlace(torch.device("cpu"), beside=True)
+"""As on a machine whose other device trains: the CPU stands in for both."""
+
+
+def beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(no_checks, "place_for", lambda _start: BESIDE)
+
+
+def test_beside_a_training_on_another_device_the_first_step_is_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside(monkeypatch)
+    run = record(tmp_path / "run")
+    assert (run.last.facts.checked, run.last.facts.unchecked) == ([1], None)
+
+
+@pytest.mark.parametrize("keep", ["all", "none"])
+def test_another_loss_is_found_beside_the_training(
+    keep: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside(monkeypatch)
+    training = Training(tmp_path / "run", make_task())
+    with refused("of the first step are 1.5 times"), training.stage(keep_batches=keep) as stage:
+        for batch in make_batches(2):
+            loss = training.loss(batch)
+            training.optimizer.zero_grad()
+            (1.5 * loss).backward()
+            training.update()
+            stage.step(batch, loss)
+
+
+def another_error(*_: Any) -> Any:
+    raise NotImplementedError("no such kernel")
+
+
+@pytest.mark.parametrize(
+    ("model", "where", "name", "instead", "says"),
+    [
+        ({"kind": "mlp", "hidden": [6], "dropout": 0.3}, None, "", None, "drew random numbers"),
+        (None, check_place, "_MOST_WORK", 1000, "would take long on the CPU"),
+        (None, Stepper, "backward", another_error, "NotImplementedError: no such kernel"),
+        (None, checked_steps, "build_optimizer", another_error, "NotImplementedError: no such"),
+        (None, checked_steps.CheckedSteps, "_check", run_out, "memory ran out when one was"),
+    ],
+)
+def test_what_the_cpu_cannot_run_again_is_left_out(
+    model: Any,
+    where: Any,
+    name: str,
+    instead: Any,
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    beside(monkeypatch)
+    if where is not None:
+        monkeypatch.setattr(where, name, instead)
+    run = record(tmp_path / "run", make_task(model))
+    monkeypatch.undo()
+    assert run.last.facts.checked == [] and says in str(run.last.facts.unchecked)
+    assert run.last.replayable and measure_deviation(run.task, run.last).bitwise
+
+
+@pytest.mark.parametrize(
+    ("on_device", "on_cpu", "expected"),
+    [
+        (10**9, 10**9, CheckPlace(torch.device("cuda"))),
+        (10**4, 10**9, CheckPlace(torch.device("cpu"), beside=True)),
+        (10**4, 10**3, "1,000 bytes were free"),
+    ],
+)
+def test_an_accelerator_is_left_to_the_training(
+    on_device: int, on_cpu: int, expected: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[Any] = []
+
+    def look(start: Any) -> Any:
+        found.append(check_place.place_for(replace(start, device=torch.device("cuda"))))
+        return "that is not the question here"
+
+    monkeypatch.setattr(no_checks, "place_for", look)
+    monkeypatch.setattr(check_place, "_free", lambda _device: on_device)
+    monkeypatch.setattr(memory, "available", lambda: on_cpu)
+    record(tmp_path / "run")
+    (place,) = found
+    assert expected in place if isinstance(expected, str) else place == expected
+
+
+def test_the_trust_in_a_replay_says_of_which_stage_nothing_was_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = Training(tmp_path / "run", make_task())
+    for name, free in (("first", 10**9), ("second", 1000)):
+        monkeypatch.setattr(memory, "available", lambda free=free: free)
+        with training.stage(name) as stage:
+            for batch in make_batches(3):
+                training.step(batch, stage)
+    monkeypatch.undo()
+    run = training.recorder.run()
+    (found,) = Replay().counterfactuals(run, run.stages[:1], lambda *_: None)
+    assert found.trust.reason == (
+        "Replay repeats the recording bit for bit (no step of stage 'second' was checked while it "
+        "was recorded)."
+    )
