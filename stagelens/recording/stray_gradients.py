@@ -42,8 +42,8 @@ class StrayGradients:
         self.handles: list[RemovableHandle | Handles] = []
         self._tell: Callable[[Exception], None] | None = tell
         self._known = False
-        # Name to its gradient after the newest update, and how often that was changed.
-        self._before: dict[str, tuple[Tensor, int] | None] = {}
+        # Name to how often its gradient had been changed by the newest update; None before any.
+        self._before: dict[str, int | None] = {}
         self._strays: dict[str, nn.Parameter] = {}
         if clip_norm is None:
             return
@@ -60,8 +60,9 @@ class StrayGradients:
             self.handles.append(parameter.register_hook(partial(self._added_to, name)))
 
     def _updated(self, *_: Any) -> None:
+        # Not the gradients themselves, which would take memory through the next forward pass.
         self._before = {
-            name: (parameter.grad, parameter.grad._version)
+            name: parameter.grad._version
             for name, parameter in self._strays.items()
             if parameter.grad is not None
         }
@@ -76,7 +77,7 @@ class StrayGradients:
             tell, self._tell = self._tell, None
             tell(error)
 
-    def _see(self, name: str, before: tuple[Tensor, int] | None, now: Tensor | None) -> None:
+    def _see(self, name: str, before: int | None, now: Tensor | None) -> None:
         if before is None:  # the stage's first backward
             if now is not None and bool(now.any()):
                 raise RecordingError(
@@ -84,7 +85,7 @@ class StrayGradients:
                     "the stage, and clipping counts it; call model.zero_grad() before the stage"
                 )
             return
-        kept = now is before[0] and now._version == before[1]
+        kept = now is not None and now._version == before
         # Zeros in place of None: zero_grad(set_to_none=False).
         if not kept and now is not None and bool(now.any()):
             raise RecordingError(
