@@ -23,6 +23,7 @@ from stagelens.effects.computing import attribute
 from stagelens.effects.results import stored_results
 from stagelens.estimators.reproduction import doubted
 from stagelens.tasks import ImageClassification
+from stagelens.ui.reading import loaders
 from tests.support.loops import CLASSES, make_batches, make_task
 from tests.support.own_objectives import focal
 
@@ -115,6 +116,12 @@ def test_whoever_gives_nothing_reads_what_was_given_last(own: Path) -> None:
     assert torch.equal(without_one(opened(own)), wrong)
     assert torch.equal(without_one(opened(own, focal)), right)
     assert torch.equal(without_one(opened(own)), right)
+
+
+def test_pages_open_the_run_again_when_other_code_was_given(own: Path) -> None:
+    before = loaders.run(loaders.source(own)).digest
+    given = opened(own, focal).digest
+    assert loaders.run(loaders.source(own)).digest == given != before
 
 
 def test_a_loss_that_is_refused_leaves_what_others_read(own: Path) -> None:
