@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
 
-from stagelens.contracts import ProgressCallback, no_progress
+from stagelens.contracts import NotSeparable, ProgressCallback, no_progress
 from stagelens.replaying.replay import same_arithmetic
 from stagelens.runs.run import Run
 from stagelens.runs.step_records import StepRecord
@@ -47,6 +47,8 @@ class StepContribution:
             or not defined.
         carried: What moments of earlier steps, weight decay and the step count contributed; with
             the examples it sums to the contribution. NaN where examples is None.
+        why: Why the stage's examples have no part of their own; None where they have, or where
+            that was not requested.
     """
 
     stage: str
@@ -54,6 +56,10 @@ class StepContribution:
     contribution: float
     examples: np.ndarray | None
     carried: float
+    why: str | None = None
+
+
+COUPLED = "BatchNorm in training mode couples the examples of a batch"
 
 
 def has_coupled_examples(run: Run) -> list[str]:
@@ -99,10 +105,11 @@ def sweep(
     total, done = sum(stage.steps for stage in stages), 0
     later: LinearStage | None = None
     vectors: StateVectors | None = None
-    found = []
+    found: list[StepContribution] = []
     for stage in reversed(stages):
         own = LinearStage(run, stage, active, options)
-        split = with_examples and stage.name not in coupled
+        why = COUPLED if stage.name in coupled else None
+        steps: list[StepContribution] = []
         with same_arithmetic(stage):
             kept = _Kept(own, spacing or max(1, math.isqrt(stage.steps)))
             if vectors is None or later is None:
@@ -114,13 +121,22 @@ def sweep(
             else:
                 vectors = Crossing(own, later).pull(vectors, kept.end)
             for record, step in kept.backwards():
-                vectors, contribution = _step_back(own, record, step, vectors, split)
-                found.append(contribution)
+                try:
+                    split = with_examples and why is None
+                    vectors, contribution = _step_back(own, record, step, vectors, split)
+                except NotSeparable as error:
+                    why = str(error)
+                    vectors, contribution = _step_back(own, record, step, vectors, False)
+                steps.append(contribution)
                 done += 1
                 progress(done / total, f"contributions of stage {stage.name}, step {record.step}")
             # A reference model that is the start depends on what came before it.
             for name, tensor in own.loss.references.cotangents.items():
                 vectors.values[name] = vectors.values[name] + tensor
+        if why is not None:
+            # The examples of all its steps or of none, so that their sums mean the same.
+            steps = [replace(one, examples=None, carried=math.nan, why=why) for one in steps]
+        found += steps
         later = own
     return found
 

@@ -42,7 +42,7 @@ class _Unrolled(Estimator):
     _reading: Reading
     _sentence: str
     _plain_sgd = False
-    revision = 1
+    revision = 2
 
     def __init__(
         self,

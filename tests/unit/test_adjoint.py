@@ -166,7 +166,7 @@ def test_models_with_batch_norm_in_training_mode_give_steps_only(tmp_path: Path)
     plan = [Phase("free", adamw, 4), Phase("frozen", adamw, 4, prepare=freeze)]
     run = record(tmp_path / "run", "batch norm", plan)
     found = contributions(run, "margin", some_examples(), options=DOUBLE, with_examples=True)
-    assert found.steps_only == ("free",)
+    assert list(found.steps_only) == ["free"]
     assert found.examples is not None
     assert set(found.examples["stage"]) == {"frozen"}
     truth = linearised(run)

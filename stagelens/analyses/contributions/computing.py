@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from stagelens.contracts import NotSeparable, Progress, ProgressCallback, Refused, no_progress
+from stagelens.contracts import Progress, ProgressCallback, Refused, no_progress
 from stagelens.effects.results import BehaviourFacts
 from stagelens.estimators.replay_check import check_given
 from stagelens.measuring.models import BATCH_SIZE, answers_as_the_final_model, measure
@@ -23,10 +23,8 @@ from .contribution_table import (
     load_contributions,
     save_contributions,
 )
-from .first_order import Contributions, contributions
+from .first_order import contributions
 from .training_examples import training_examples
-
-_COUPLED = "BatchNorm in training mode couples the examples of a batch"
 
 _SWEEP = 0.9
 """The share of the time that the sweep takes, for ``progress``."""
@@ -71,26 +69,14 @@ def contribute(
         return stored
     check_given(run)
     swept = run.stages[first.index :]
-    steps_only: dict[str, str] = {}
-
-    def sweep(with_examples: bool) -> Contributions:
-        return contributions(
-            run,
-            name,
-            examples.by_id(ids),
-            with_examples=with_examples,
-            progress=Progress(progress).part(0.0, _SWEEP),
-            since=first.name,
-        )
-
-    try:
-        found = sweep(with_examples=True)
-        # found.steps_only is about the whole run, this answer about the stages swept.
-        steps_only = {s.name: _COUPLED for s in swept if s.name in found.steps_only}
-    except NotSeparable as error:
-        # As a rule only a step of the sweep shows this, so the sweep starts again.
-        found = sweep(with_examples=False)
-        steps_only = {stage.name: str(error) for stage in swept}
+    found = contributions(
+        run,
+        name,
+        examples.by_id(ids),
+        with_examples=True,
+        progress=Progress(progress).part(0.0, _SWEEP),
+        since=first.name,
+    )
     progress(_SWEEP, "reading the training examples")
     kind = kinds[name]
     rows = _observed(run, set_name, ids, name)
@@ -99,7 +85,7 @@ def contribute(
                      "value": row.contribution})  # fmt: skip
     shares = found.examples
     for stage in swept:
-        if shares is None or stage.name in steps_only:
+        if shares is None or stage.name in found.steps_only:
             continue
         own = shares[shares["stage"] == stage.name]
         of_examples = own["part"] == "example"
@@ -115,7 +101,7 @@ def contribute(
             behaviour=BehaviourFacts.of(kind),
             value=found.value,
             steps={stage.name: stage.steps for stage in swept},
-            steps_only=steps_only,
+            steps_only=dict(found.steps_only),
             kind=run.task.input_kind if table["content"].notna().any() else None,
         ),
         table,

@@ -16,7 +16,7 @@ from stagelens.runs.run import Run
 from stagelens.runs.schema import digest
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 
-_CONTRIBUTIONS = 1
+_CONTRIBUTIONS = 2
 """Part of every key; raised when the sweep, or what is kept of it, changes."""
 
 SHOWN = 20

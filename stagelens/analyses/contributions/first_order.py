@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stagelens.contracts import CARRIED, Example, ProgressCallback, Refused, no_progress
-from stagelens.derivatives.adjoint import StepContribution, has_coupled_examples, sweep
+from stagelens.derivatives.adjoint import StepContribution, sweep
 from stagelens.derivatives.batch_norm import ExplicitBatchNorm
 from stagelens.derivatives.curvature import cast
 from stagelens.derivatives.trajectory import DerivativeOptions, LinearStage
@@ -36,15 +36,14 @@ class Contributions:
             example of its batches (``part`` is ``"example"``, ``position`` counts over the step's
             micro-batches) and one for :data:`CARRIED` (``position`` is missing); they sum to the
             step. None where it was not asked for.
-        steps_only: Stages without rows in ``examples``, because BatchNorm in training mode couples
-            the examples of a batch.
+        steps_only: Stages without rows in ``examples``, and why.
     """
 
     behaviour: str
     value: float
     steps: pd.DataFrame
     examples: pd.DataFrame | None
-    steps_only: tuple[str, ...] = ()
+    steps_only: Mapping[str, str] = field(default_factory=dict)
 
 
 def contributions(
@@ -93,7 +92,7 @@ def contributions(
         }
     )
     table = _example_table(found) if with_examples else None
-    only = tuple(has_coupled_examples(run)) if with_examples else ()
+    only = {one.stage: one.why for one in found if one.why is not None}
     return Contributions(behaviour, value, steps, table, only)
 
 
