@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
-
-import pytest
 
 from stagelens.analyses.spurious.gaps import group_gaps
 from stagelens.effects.results import load_result
@@ -67,11 +63,3 @@ def test_a_set_without_groups_says_what_it_lacks(open_page, demo_copy: Path) -> 
     attribute(open_run(demo_copy), "bare", "task-vector")
     app = check(open_page(demo_copy.parent, "run=digits&set=bare", PAGE))
     assert "no labels, so there is no accuracy to compare" in words(app)
-
-
-@pytest.mark.slow
-def test_the_page_alone_needs_no_torch() -> None:
-    code = (
-        "import sys, stagelens.ui.spurious.groups as g; assert g; assert 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)

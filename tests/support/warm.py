@@ -3,10 +3,10 @@
 Importing takes ten times as long as most of what a command does on a small run. One process
 imports once and forks a child for each command, with the arguments, the environment, the folder,
 the pipes and the session that subprocess.Popen was asked for. No child reaches another machine.
-``python -m tests.support.halted``, the same with a halt, is forked likewise; so are the workers of
-pytest-xdist. Whatever is forked has a warm process of its own, for what it starts in its turn: a
-worker its commands, a command its helpers, a server of the browser tests (which is itself started
-from nothing: ``python -m tests.support.serving``) its jobs.
+``python -m tests.support.halted`` and ``spoiled``, the same with a difference, are forked likewise;
+so are the workers of pytest-xdist. A worker has a warm process of its own for its commands, forked
+before it began, and so has a server of the browser tests for its jobs; the server itself, ``python
+-m tests.support.serving``, starts from nothing.
 
 Linux only; STAGELENS_COLD=1 starts every process from nothing, as users do.
 """
@@ -44,6 +44,7 @@ PRELOADED = (
 )
 PRELOADED_FOR_WORKERS = (
     "peft",
+    "captum.attr",
     "datasets",
     "sklearn.cluster",
     "streamlit.testing.v1",
@@ -58,7 +59,7 @@ _CHILD_SUBREAPER = 36  # of prctl(2)
 _MESSAGE = 1 << 20
 
 _SERVING = "tests.support.serving"
-_MODULES = ("stagelens", "tests.support.halted", _SERVING)
+_MODULES = ("stagelens", "tests.support.halted", "tests.support.spoiled", _SERVING)
 _WORKER = "import sys;exec(eval(sys.stdin.readline()))"
 """The program with which execnet begins a worker of pytest-xdist."""
 

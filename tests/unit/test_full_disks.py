@@ -19,20 +19,6 @@ from stagelens.ui.server.child import Job
 from stagelens.ui.server.jobs import Registry
 from tests.support.odd_runs import record
 
-LIMITED = """
-import resource, signal, sys
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
-"""
-READ_ONLY = """
-import errno, os, sys
-import pyarrow.parquet
-def refuse(*_, **__):
-    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-pyarrow.parquet.write_table = refuse
-"""
-COMMAND = "from stagelens.cli import main; main()"
-
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
@@ -54,17 +40,17 @@ def over(job: Job) -> None:
 @pytest.mark.parametrize(
     ("spoil", "said", "advice"),
     [
-        (LIMITED, "File too large", "free some space, or choose another disk"),
-        (READ_ONLY, "Read-only file system", "choose a folder that you may write to"),
+        ("full", "File too large", "free some space, or choose another disk"),
+        ("read-only", "Read-only file system", "choose a folder that you may write to"),
     ],
-    ids=["full", "read-only"],
 )
 def test_a_job_that_cannot_write_says_so_and_leaves_the_run_as_it_was(
     run: Run, spoil: str, said: str, advice: str
 ) -> None:
     before = files(run.path)
     job = Registry().start(
-        (sys.executable, "-c", spoil + COMMAND, "attribute", str(run.path)), "Attribute"
+        (sys.executable, "-m", "tests.support.spoiled", spoil, "attribute", str(run.path)),
+        "Attribute",
     )
     over(job)
     error = str(job.status().error)

@@ -96,7 +96,7 @@ def test_a_compiled_model_is_recognised(tmp_path: Path) -> None:
 def test_a_trainer_that_compiles_is_recorded(tmp_path: Path) -> None:
     model, tokenizer = made("bert")
     own = StageRecorderCallback(tmp_path / "run", "sft", on_problem="raise")
-    args = arguments(tmp_path / "out", torch_compile=True, torch_compile_backend="aot_eager")
+    args = arguments(tmp_path / "out", torch_compile=True, torch_compile_backend="eager")
     trainer("bert", model, tokenizer, args, callbacks=[own]).train()
     run = stagelens.open_run(tmp_path / "run")
     assert run.last.facts.kernels == ["torch.compile"] and run.last.steps == 6

@@ -220,13 +220,6 @@ def test_the_command_prints_the_strongest(found) -> None:
     assert "group = stamped" in done.stdout
 
 
-def test_reading_features_needs_no_torch() -> None:
-    code = (
-        "import sys, stagelens.analyses.spurious.feature_table; assert 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 def test_a_damaged_table_is_looked_for_again(found, tmp_path: Path) -> None:
     run, features = found
     path = next((run.path / "results" / "features").glob("*.parquet"))
