@@ -14,6 +14,7 @@ from stagelens.analyses.shares.sentences import (
     SPLITTING,
     TITLES,
     cautions,
+    example_sentence,
     pair_rule,
     pair_sentences,
     rest_sentence,
@@ -127,6 +128,13 @@ def test_estimated_numbers_are_said_with_reservation() -> None:
     said = share_sentence(one, found.behaviour, slice_parts("image"), "image")
     assert str(said).startswith("By pretrain's share, the mean score on all images would be about")
     assert said.trust == one.trust
+    assert "Shares: pretrain about +" in str(total_sentence(found, "image"))
+    rough = two(0, 5, 1, 3, known={2: trust(expected_error=0.4, reliable=False)})
+    assert "Shares: pretrain perhaps +" in str(total_sentence(rough, "image"))
+    single = rough.of_example(SHARE, 0)[0]
+    assert str(example_sentence(single, rough.behaviour)).startswith(
+        "pretrain's share of the score: perhaps +"
+    )
     unclear = two(0, 1, 0, 0, spread=5.0)
     text = str(
         share_sentence(unclear.means(SHARE)[1], unclear.behaviour, slice_parts("image"), "image")

@@ -113,9 +113,7 @@ def example_sentence(one: Mean, behaviour: Behaviour, reading: str = SHARE) -> S
     if not np.isfinite(one.mean):
         said: tuple[Part, ...] = (Part(f": not known. {one.trust.reason}"),)
     else:
-        certain = is_certain(one.trust, behaviour)
-        hedge = "" if one.trust.trust == "exact" else "about " if certain else "perhaps "
-        said = (Part(": "), Part(f"{hedge}{_number(one, behaviour)}", "amount"), Part("."))
+        said = (Part(": "), Part(_number(one, behaviour), "amount"), Part("."))
     return Sentence((*opening, *said), one.trust, behaviour.name)
 
 
@@ -254,7 +252,9 @@ def _number(one: Mean, behaviour: Behaviour) -> str:
         return "not known"
     if not may_be_finding(one.trust, behaviour.name):
         return f"±{amount_text(one.mean, behaviour)}, its sign uncertain"
-    text = signed_text(one.mean, behaviour)
+    certain = is_certain(one.trust, behaviour)
+    hedge = "" if one.trust.trust == "exact" else "about " if certain else "perhaps "
+    text = f"{hedge}{signed_text(one.mean, behaviour)}"
     return f"{text} (no clear change)" if one.interval and not one.is_clear else text
 
 

@@ -118,10 +118,16 @@ class Shares:
 
     def trust_in(self, reading: str) -> dict[str, StageTrust]:
         """Party to what is known of its numbers."""
-        return {
-            name: self._trust(name, self.weights(reading, party))
-            for party, name in enumerate(self.names)
-        }
+        if reading not in self._known:
+            self._known[reading] = {
+                name: self._trust(name, self.weights(reading, party))
+                for party, name in enumerate(self.names)
+            }
+        return self._known[reading]
+
+    @cached_property
+    def _known(self) -> dict[str, dict[str, StageTrust]]:
+        return {}
 
     def _trust(self, name: str, weights: Mapping[int, float]) -> StageTrust:
         return trust_of(

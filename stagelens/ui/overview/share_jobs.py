@@ -42,7 +42,11 @@ def offer(workspace: Workspace, together: tuple[str, ...]) -> None:
         return
     run = workspace.run
     parties = _parties(run, together)
-    masks = list(stage_masks(run, parties, wanted_masks(len(parties))).values())
+    try:
+        masks = list(stage_masks(run, parties, wanted_masks(len(parties))).values())
+    except StageLensError as error:  # too many stages, unless some are taken as one
+        components.error_state(str(error))
+        return
     possible = [each for each in ESTIMATORS if not _refused(run, masks, each)]
     if not possible:
         components.text_block(f"Refused: {_refused(run, masks, REPLAY)}")

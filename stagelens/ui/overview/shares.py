@@ -10,7 +10,6 @@ import streamlit as st
 
 from stagelens import charts
 from stagelens.analyses.shares import sentences
-from stagelens.analyses.shares.pairs import pairs_of
 from stagelens.analyses.shares.share_table import (
     ALONE,
     SEEN_AFTER,
@@ -83,7 +82,8 @@ def _shares(
     chosen = reading_shares.chosen(workspace.at, workspace.examples.name, column, group)
     noun, behaviour = workspace.noun, found.behaviour
     about = slice_parts(noun, column, group)
-    pairs = pairs_of(found, chosen)
+    at, name = workspace.at, workspace.examples.name
+    pairs = reading_shares.pairs(at, name, behaviour.name, together, column, group)
     # Groups chosen by effects or answers stand out by that choice, which is not a finding.
     by_choice = workspace.chosen_by_outcome(column)
     told = [] if by_choice else sentences.pair_sentences(pairs, behaviour, noun, column, group)

@@ -22,6 +22,10 @@ WORDS: Mapping[str, str] = {
     "the stage. In words: without the stage, the loss would be 0.41 higher.",
     "credit": "A stage effect that makes the behaviour better for an example. Blue, solid, ▲.",
     "blame": "A stage effect that makes the behaviour worse for an example. Vermilion, hatched, ▼.",
+    "coalition": "The model in which only some of the stages happened.",
+    "share": "A stage's fair part (Shapley) of what training as a whole did to a behaviour; shares "
+    "add up to the final model minus the base.",
+    "seen after": "What changed between the boundary before a stage and the one after it.",
     "estimator": "A way to obtain a counterfactual: the task vector, coarse replay, the unrolled "
     "estimators, replay.",
     "replay": "Running recorded steps again, from any state: the ground truth for a "

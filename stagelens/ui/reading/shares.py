@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import streamlit as st
 
+from stagelens.analyses.shares.pairs import Pair, pairs_of
 from stagelens.analyses.shares.share_table import (
     SEEN_AFTER,
     SHARE,
@@ -14,9 +15,8 @@ from stagelens.analyses.shares.share_table import (
     shares_of,
 )
 from stagelens.analyses.shares.stored import best_coalitions
-from stagelens.contracts import ACCURACY, BASE, Behaviour, StageLensError
+from stagelens.contracts import BASE, Behaviour, StageLensError
 from stagelens.effects.coalition_results import FOLDER, CoalitionResult
-from stagelens.effects.summary import right_answers
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.wording.intervals import example_error
 
@@ -65,6 +65,33 @@ def _shares(
         return None
 
 
+def pairs(
+    at: Source,
+    set_name: str,
+    behaviour: str,
+    together: tuple[str, ...] = (),
+    by: str | None = None,
+    group: str | None = None,
+) -> list[Pair]:
+    """``pairs.pairs_of`` over a set, or one of its groups; none where shares are not known."""
+    return _pairs(at, set_name, behaviour, together, by, group, stamp(at))
+
+
+# Slices are among the groups, so here they are part of the key.
+@st.cache_resource(max_entries=16, show_spinner=False)
+def _pairs(
+    at: Source,
+    set_name: str,
+    behaviour: str,
+    together: tuple[str, ...],
+    by: str | None,
+    group: str | None,
+    stored: str,
+) -> list[Pair]:
+    found = _shares(at, set_name, behaviour, together, stored)
+    return [] if found is None else pairs_of(found, chosen(at, set_name, by, group))
+
+
 @st.cache_resource(max_entries=16, show_spinner=False, hash_funcs=MEASURED)
 def seen_after(at: Source, set_name: str, behaviour: Behaviour) -> Shares | None:
     """The boundaries of a run as coalitions of its first stages; None where not all are known.
@@ -77,10 +104,7 @@ def seen_after(at: Source, set_name: str, behaviour: Behaviour) -> Shares | None
     for part in loaders.boundaries(at, set_name, behaviour.name):
         for boundary, rows in part.groupby("boundary", observed=True):
             happened = 0 if boundary == BASE else names.index(str(boundary)) + 1
-            values = rows["value"]
-            if behaviour.name == ACCURACY.name:
-                values = right_answers(rows["prediction"], examples["label"].set_axis(rows.index))
-            v[(1 << happened) - 1] = values.to_numpy(dtype=float)
+            v[(1 << happened) - 1] = rows["value"].to_numpy(dtype=float)
     if len(v) <= len(names):
         return None
     known = {
