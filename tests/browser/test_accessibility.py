@@ -12,7 +12,8 @@ from tests.browser.axe import violations
 PAGES = {
     "welcome": ("/", "Which stage is to credit"),
     "overview": ("/?run=digits", "Credit and blame"),
-    "example": ("/Examples?run=digits&example=stamped-001", "Answers"),
+    "shares": ("/?run=digits&credit=Share&measure=margin", "Only together"),
+    "example": ("/Examples?run=digits&example=stamped-001", "Share of each stage"),
     "own-example": ("/Examples?run=digits&view=Own+example", "Upload"),
     "compare": ("/Examples?run=digits&view=Comparison", "Largest disagreements"),
     "group-gaps": ("/Spurious_features?run=digits", "Errors by class"),
