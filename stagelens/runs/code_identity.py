@@ -34,7 +34,12 @@ def code_identity(thing: Any) -> str:
 
     Another version of Python may give another one, as it compiles otherwise.
     """
-    return digest(_Walk().from_here(thing))[:32]
+    try:
+        said = _Walk().from_here(thing)
+    except Exception:  # objects of the user's may raise anything when they are looked at
+        behind = _code_behind(thing)
+        said = [behind.__module__, behind.__qualname__]
+    return digest(said)[:32]
 
 
 def is_own_code(thing: Any) -> bool:
@@ -109,23 +114,27 @@ class _Walk:
             return [self.of(thing.__func__)]
         if isinstance(thing, property):
             return [self.of(each) for each in (thing.fget, thing.fset)]
+        if isinstance(thing, ModuleType):
+            return [thing.__name__]
         if isinstance(thing, FunctionType):
             return self._function(thing)
         return self._class(thing) if isinstance(thing, type) else self._object(thing)
 
     def _function(self, function: FunctionType) -> list[Any]:
-        used = {name for code in _codes(function.__code__) for name in code.co_names}
+        used = sorted({name for code in _codes(function.__code__) for name in code.co_names})
         known = {name: function.__globals__[name] for name in used if name in function.__globals__}
-        modules = {n: v for n, v in known.items() if isinstance(v, ModuleType) and is_own_code(v)}
-        parts = {
-            f"{name}.{part}": getattr(module, part)
-            for name, module in modules.items()
-            for part in used
-            if hasattr(module, part)
-        }
-        values = {n: v for n, v in known.items() if n not in modules}
+        values = {}
+        queue = list(known.items())
+        for name, value in queue:  # grows: helpers.losses.focal is within two modules
+            if not (isinstance(value, ModuleType) and is_own_code(value)):
+                values[name] = value
+                continue
+            there = vars(value)
+            queue += [(f"{name}.{each}", there[each]) for each in used if each in there]
+            if len(queue) > _MOST:
+                break
         closure = [_content(cell) for cell in function.__closure__ or ()]
-        more = (function.__defaults__, function.__kwdefaults__, closure, values, parts)
+        more = (function.__defaults__, function.__kwdefaults__, closure, values)
         return [function.__name__, self._code(function.__code__), *map(self.of, more)]
 
     def _code(self, code: CodeType) -> list[Any]:

@@ -50,7 +50,7 @@ def made(power):
     def inner(model, batch, ending=5):
         "What it is."
         whole = WEIGHT * scaled(F.relu(model)) ** power
-        return whole + len(NAMES) + helpers.more(batch) + cached(1)
+        return whole + len(NAMES) + helpers.inner.more(batch) + cached(1)
     return inner
 
 loss = made(2)
@@ -60,9 +60,12 @@ called = Callable()
 
 def loaded(source: str = SOURCE, helper: str = "def more(batch): return 6") -> dict[str, Any]:
     """The module of a user, freshly run, with another module of theirs beside it."""
-    helpers = ModuleType("helpers")
-    helpers.__file__ = "/home/somebody/helpers.py"
-    exec(compile(helper, helpers.__file__, "exec"), helpers.__dict__)
+    helpers, inner = ModuleType("helpers"), ModuleType("helpers.inner")
+    helpers.__file__ = inner.__file__ = "/home/somebody/helpers.py"
+    exec(compile(helper, helpers.__file__, "exec"), inner.__dict__)
+    helpers.inner = inner  # type: ignore[attr-defined]
+    inner.outer = helpers  # type: ignore[attr-defined]
+    inner.unused = object()  # type: ignore[attr-defined]
     space = {"__name__": "losses", "__builtins__": __builtins__}
     before = sys.modules.get("helpers")
     sys.modules["helpers"] = helpers
@@ -149,6 +152,15 @@ def test_things_that_hold_each_other_have_one() -> None:
         return forth(depth - 1) if depth else 0
 
     assert len({code_identity(forth), code_identity(back)}) == 2
+
+
+class Hidden:
+    def __getattr__(self, name: str) -> Any:
+        raise KeyError(name)
+
+
+def test_what_cannot_be_looked_at_counts_by_its_name() -> None:
+    assert code_identity(Hidden()) == code_identity(Hidden()) != code_identity(focal)
 
 
 def test_code_of_installed_packages_is_not_the_users() -> None:
