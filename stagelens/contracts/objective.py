@@ -97,6 +97,10 @@ class Objective(ABC):
         """See :meth:`Task.row_examples`; by default what the task says."""
         return task.row_examples(batch)
 
+    def coupling(self, task: Task, batch: Any) -> str | None:
+        """See :meth:`Task.coupling`; by default what the task says."""
+        return task.coupling(batch)
+
     def examples(self, task: Task, batch: Any) -> Sequence[Example] | None:
         """See :meth:`Task.examples`; by default what the task says."""
         return task.examples(batch)

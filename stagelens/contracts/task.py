@@ -212,17 +212,25 @@ class Task(ABC):
     def row_examples(self, batch: Any) -> Sequence[int] | None:
         """The training example, counted from 0, that each row of a batch belongs to.
 
-        A row is what the model takes along the first dimension. Contributions of training examples
-        rely on a loss that is a sum over examples, as a mean over them or over their tokens is.
+        A row is what the model takes along the first dimension.
 
         Args:
             batch: As ``loss`` takes it.
 
         Returns:
             None, the default: each row is an example by itself.
+        """
+        return None
 
-        Raises:
-            NotSeparable: The loss compares examples with one another; says how.
+    def coupling(self, batch: Any) -> str | None:
+        """How the loss of a batch compares its examples with one another.
+
+        Args:
+            batch: As ``loss`` takes it.
+
+        Returns:
+            A sentence without its end; None, the default, where the loss is a sum over examples, as
+            a mean over them or over their tokens is. Only then they have contributions.
         """
         return None
 

@@ -289,7 +289,8 @@ def _walk(
         health = _Health()
         finite = [True] * len(here)
         kept = partial(_kept, stage)
-        for step in coarse_steps(stage.read_steps(), plan.merge, plan.thin, kept):
+        owners = partial(stage.objective.row_examples, run.task)
+        for step in coarse_steps(stage.read_steps(), plan.merge, plan.thin, kept, owners):
             for twin in twins:
                 twin.step(step)
                 spent += step.examples

@@ -213,7 +213,8 @@ def coarse_pass_seconds(run: Run, stage: Stage, budget: float, load: Load) -> tu
         model = CoarseModel(run.task, stage, stage.start())
         around = time.process_time() - last
         last = time.process_time()
-        for step in coarse_steps(stage.read_steps(), plan.merge, plan.thin):
+        owners = partial(stage.objective.row_examples, run.task)
+        for step in coarse_steps(stage.read_steps(), plan.merge, plan.thin, owners=owners):
             made = time.process_time()
             model.step(step)
             ready.append(made - last)

@@ -64,8 +64,13 @@ def groups_of_equal_rate(rates: Sequence[float], count: int) -> list[Group]:
     return groups
 
 
+Owners = Callable[[Any], Sequence[int] | None]
+"""From a batch to the example that each of its rows belongs to; None where each is one itself."""
+
 _ITEMS = "num_items_in_batch"
 """What a ``transformers`` model divides its summed loss by: the labels of the whole step."""
+_SCORED = "completion_mask"
+"""In batches of TRL without labels: the tokens that the loss is over."""
 _IGNORED = -100
 """The label that torch's cross-entropy leaves out."""
 
@@ -79,9 +84,35 @@ def take_rows(batch: Any, rows: Sequence[int]) -> Any:
     return rows_of(batch, rows, _rescaled)
 
 
+def take_examples(batch: Any, examples: Sequence[int], owners: Sequence[int] | None) -> Any:
+    """Some examples of a batch, with all their rows; see :func:`take_rows`.
+
+    Args:
+        batch: As recorded.
+        examples: Their numbers, in order.
+        owners: The example of each row; None where each is one by itself.
+    """
+    if owners is None:
+        return take_rows(batch, examples)
+    chosen, count = set(examples), max(owners) + 1
+    taken = take_rows(batch, [row for row, owner in enumerate(owners) if owner in chosen])
+    # Beside rows, a batch may have values for each example: a margin of each pair, say.
+    return {
+        name: value[list(examples)]
+        if isinstance(value, Tensor) and value.ndim and len(batch[name]) == count
+        else value
+        for name, value in taken.items()
+    }
+
+
 def _rescaled(whole: Mapping[str, Any], taken: dict[str, Any]) -> dict[str, Any]:
-    if whole.get(_ITEMS) is not None and isinstance(whole.get("labels"), Tensor):
+    if whole.get(_ITEMS) is None:
+        return taken
+    if isinstance(whole.get("labels"), Tensor):
         taken[_ITEMS] = whole[_ITEMS] * _labels(taken["labels"]) / _labels(whole["labels"])
+    elif isinstance(whole.get(_SCORED), Tensor):
+        counts = [max(int(each[_SCORED].sum()), 1) for each in (taken, whole)]
+        taken[_ITEMS] = whole[_ITEMS] * counts[0] / counts[1]
     return taken
 
 
@@ -90,7 +121,7 @@ def _labels(labels: Tensor) -> int:
     return max(int((labels != _IGNORED).sum()), 1)
 
 
-def _kinds(batch: Any) -> list[tuple[int, ...]]:
+def _kinds(batch: Any, owners: Sequence[int] | None) -> list[tuple[int, ...]]:
     """Per example, what has a due of its own: the example itself, and its label if it has one.
 
     An example is recognised by its tensors without padding: a text is padded to the longest of its
@@ -116,6 +147,11 @@ def _kinds(batch: Any) -> list[tuple[int, ...]]:
             if tensor.ndim == 1 and not tensor.is_floating_point():
                 for number, value in enumerate(tensor.tolist()):
                     labels[number].append(hash((place, value)))
+    if owners is not None:
+        joined: list[list[bytes]] = [[] for _ in range(max(owners) + 1)]
+        for row, owner in zip(rows, owners, strict=True):
+            joined[owner] += row
+        rows, labels = joined, [[] for _ in joined]
     # Hashes are keys within this process only: those of bytes differ in the next.
     return [(hash(tuple(row)), *own) for row, own in zip(rows, labels, strict=True)]
 
@@ -134,10 +170,11 @@ class Thinning:
 
     Args:
         share: Of the examples, how many are kept.
+        owners: From a batch to the example of each row; see :meth:`Task.row_examples`.
     """
 
-    def __init__(self, share: float) -> None:
-        self._share = share
+    def __init__(self, share: float, owners: Owners = lambda _: None) -> None:
+        self._share, self._owners = share, owners
         self._due: defaultdict[int, float] = defaultdict(float)
         self._turn = 0
 
@@ -151,14 +188,16 @@ class Thinning:
         """
         if self._share >= 1:
             return list(shown)
-        kinds = {id(micro): _kinds(micro.batch) for micro in (*used, *shown)}
+        kinds = {
+            id(micro): _kinds(micro.batch, self._owners_of(micro)) for micro in (*used, *shown)
+        }
         count = max(1, round(len(shown) * self._share))
         # What dropping whole micro-batches did not save is taken from their sizes.
         share = min(1.0, len(shown) * self._share / count)
         places = sorted((self._turn + number) % len(shown) for number in range(count))
         self._turn += count
         taken = [shown[place] for place in places]
-        sizes = [_size(batch_size(micro.batch), share) for micro in taken]
+        sizes = [_size(len(kinds[id(micro)]), share) for micro in taken]
         examples = [example for micro in used for example in kinds[id(micro)]]
         for kind in chain.from_iterable(examples):
             self._due[kind] += sum(sizes) / len(examples)
@@ -181,7 +220,13 @@ class Thinning:
                 self._due[kind] -= 1
                 due[members[kind]] -= 1
             due[row] = -np.inf
-        return MicroBatch(take_rows(micro.batch, sorted(rows)), micro.rng, micro.divisor)
+        batch = take_examples(micro.batch, sorted(rows), self._owners_of(micro))
+        return MicroBatch(batch, micro.rng, micro.divisor)
+
+    def _owners_of(self, micro: MicroBatch) -> Sequence[int] | None:
+        found = self._owners(micro.batch)
+        # A trainer may make the model's rows of several tensors with one row per example each.
+        return found if found is not None and len(found) == batch_size(micro.batch) else None
 
 
 @dataclass(frozen=True)
@@ -223,6 +268,7 @@ def coarse_steps(
     merge: float,
     thin: float,
     kept: Callable[[int], int] = lambda step: step,
+    owners: Owners = lambda _: None,
 ) -> Iterator[CoarseStep]:
     """The coarse steps of a stage, in order.
 
@@ -231,10 +277,11 @@ def coarse_steps(
         merge: Mean number of steps per group, r >= 1.
         thin: Batches are cut to 1/thin of their examples, q >= 1.
         kept: Step to the nearest step whose batches were kept.
+        owners: From a batch to the example of each row; None for one each.
     """
     facts = [steps.facts(number) for number in range(len(steps))]
     rates = [max(float(group["lr"]) for group in record.groups) for record in facts]
-    thinning = Thinning(1 / thin)
+    thinning = Thinning(1 / thin, owners)
     for group in groups_of_equal_rate(rates, round(len(steps) / merge)):
         # Only thinning asks what all steps of a group used; reading them takes time.
         numbers = range(group.first, group.last) if thin > 1 else range(0)

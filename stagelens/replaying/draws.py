@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from stagelens.contracts import Progress, ProgressCallback, Refused, Task, no_progress
-from stagelens.runs.batches import batch_size
 from stagelens.runs.boundaries import check_crossable
 from stagelens.runs.example_content import content_digest
 from stagelens.runs.run import Run, Stage
@@ -60,10 +59,10 @@ def times_seen(task: Task, stage: Stage) -> int | None:
     rows, different = 0, set[str]()
     for record in stage.read_steps():
         for micro in record.batches or ():
-            shown = task.examples(micro.batch)
+            shown = stage.objective.examples(task, micro.batch)
             if shown is None:
                 return None
-            rows += batch_size(micro.batch)
+            rows += len(shown)
             different.update(map(content_digest, shown))
     return max(round(rows / len(different)), 1) if different else None
 

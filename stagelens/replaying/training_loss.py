@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stagelens.contracts import Objective, Refused, Task
+from stagelens.contracts import NotSeparable, Objective, Refused, Task
 from stagelens.runs.batches import batch_size
 from stagelens.runs.objective_facts import ObjectiveFacts, ReferenceFacts
 from stagelens.runs.run import Stage
@@ -150,11 +150,13 @@ class TrainingLoss:
         return found
 
     def row_examples(self, batch: Any) -> Sequence[int]:
-        """The example that each row of a batch belongs to; see :meth:`Objective.row_examples`.
+        """The example that each row of a batch belongs to, where the loss is a sum over examples.
 
         Raises:
-            NotSeparable: The loss compares examples with one another.
+            NotSeparable: It compares examples with one another.
         """
+        if (why := self.objective.coupling(self.task, batch)) is not None:
+            raise NotSeparable(why)
         found = self.objective.row_examples(self.task, batch)
         return range(batch_size(batch)) if found is None else found
 

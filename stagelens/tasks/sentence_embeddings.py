@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Self, get_args
 import torch
 from torch import Tensor, nn
 
-from stagelens.contracts import Behaviour, Example, NotSeparable, Predictions, TaskError
+from stagelens.contracts import Behaviour, Example, Predictions, TaskError
 from stagelens.contracts.task_defaults import answers_of, check_number
 
 from .tokenizer import Encoded, TextError
@@ -239,17 +239,14 @@ class SentenceEmbeddings(TransformerTask):
             )
         return found
 
-    def row_examples(self, batch: Batch) -> None:
-        """Each row is a pair by itself, where the batch has labels.
-
-        Raises:
-            NotSeparable: It has none, so each text is compared with those of all other pairs.
-        """
-        if "labels" not in batch:
-            raise NotSeparable(
-                "without labels, the loss compares each text with those of all other pairs of the "
-                "batch (in-batch negatives), so that no pair has a part of its own"
-            )
+    def coupling(self, batch: Batch) -> str | None:
+        """Without labels, each text is compared with those of all other pairs."""
+        if "labels" in batch:
+            return None
+        return (
+            "without labels, the loss compares each text with those of all other pairs of the "
+            "batch (in-batch negatives), so that no pair has a part of its own"
+        )
 
     def embed(self, model: nn.Module, batch: Batch, prefix: str = "") -> Tensor:
         """(B, D) embeddings of length 1 of the texts whose names in a batch have this prefix."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from stagelens.contracts import Example, NotSeparable, Task
+from stagelens.contracts import Example, Task
 
 from .referred import Referred, completions
 
@@ -38,18 +38,18 @@ class DPO(Referred):
         )
 
     def row_examples(self, task: Task, batch: Any) -> Sequence[int]:
-        """A pair has two rows: what is chosen, and what is rejected below all that is chosen.
+        """A pair has two rows: what is chosen, and what is rejected below all that is chosen."""
+        return [*range(len(batch["input_ids"]) // 2)] * 2
 
-        Raises:
-            NotSeparable: A loss type sorts the pairs of a batch.
-        """
+    def coupling(self, task: Task, batch: Any) -> str | None:
+        """Some loss types sort the pairs of a batch."""
         for kind in self.attributes.get("loss_types", ()):
             if str(kind).startswith("aot"):
-                raise NotSeparable(
+                return (
                     f"the loss type {kind!r} compares the pairs of a batch with one another, so "
                     "that none has a part of its own"
                 )
-        return [*range(len(batch["input_ids"]) // 2)] * 2
+        return None
 
     def examples(self, task: Task, batch: Any) -> Sequence[Example] | None:
         rows = completions(task, batch)

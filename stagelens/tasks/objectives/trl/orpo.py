@@ -37,7 +37,7 @@ class ORPO(TrlObjective):
     read_arguments = ("disable_dropout",)
 
     def row_examples(self, task: Task, batch: Any) -> Sequence[int]:
-        """A pair has two rows, which the trainer puts below each other."""
+        """A pair has two rows, which the trainer puts below each other itself."""
         return [*range(len(batch["chosen_input_ids"]))] * 2
 
     def examples(self, task: Task, batch: Any) -> None:
