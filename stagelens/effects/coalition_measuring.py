@@ -19,7 +19,14 @@ from stagelens.estimators.protocol import METHOD, CoalitionModel, Counterfactual
 from stagelens.estimators.replay_check import check_steps
 from stagelens.estimators.sharing_out import share_coalitions
 from stagelens.estimators.stage_trust import StageTrust
-from stagelens.measuring.models import Measured, empty_model, measure_set
+from stagelens.measuring.models import (
+    BATCH_SIZE,
+    SHARD,
+    Measured,
+    empty_model,
+    measure,
+    measure_set,
+)
 from stagelens.runs.run import Run
 from stagelens.runs.schema import digest
 from stagelens.runs.sets.evaluation_set import EvaluationSet
@@ -164,7 +171,12 @@ def _measure(
     nothing = pd.DataFrame(columns=list(columns))
     repeated: dict[int, Measured] = {}
 
+    # What one shard may hold is read once for all models.
+    held = list(examples.batches(BATCH_SIZE)) if examples.count <= SHARD else None
+
     def measured(mask: int, *models: Weights) -> list[Measured]:
+        if held is not None:
+            return measure(run.task, module, models, held, examples.count)
         name = digest(METHOD, "coalition", key.model_dump(), mask, len(models))[:32]
         return measure_set(run, examples, module, models, name)
 
