@@ -11,14 +11,12 @@ import pandas as pd
 
 from stagelens.contracts import ProgressCallback, Refused, StageLensError, no_progress
 from stagelens.estimators import counterfactuals
-from stagelens.estimators.coalition_plan import MOST, first_missing, refusal, trained
-from stagelens.estimators.coalitions import coalitions, made_for_coalitions, without_changes
-from stagelens.estimators.expected_error import judged_replay
+from stagelens.estimators.coalition_plan import MOST, first_missing, recorded_end, refusal, trained
+from stagelens.estimators.coalitions import coalitions, made_for_coalitions
 from stagelens.estimators.parties import Parties, check_parties, parties_of, stage_masks
-from stagelens.estimators.protocol import METHOD, CoalitionModel, Counterfactual, Estimator
+from stagelens.estimators.protocol import METHOD, Estimator
 from stagelens.estimators.replay_check import check_steps
 from stagelens.estimators.sharing_out import share_coalitions
-from stagelens.estimators.stage_trust import StageTrust
 from stagelens.measuring.models import (
     BATCH_SIZE,
     SHARD,
@@ -32,6 +30,7 @@ from stagelens.runs.schema import digest
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.runs.states import Weights
 
+from .coalition_evidence import models_to_measure, valued
 from .coalition_results import (
     CoalitionPart,
     CoalitionResult,
@@ -41,14 +40,8 @@ from .coalition_results import (
     save_part,
     stored_part,
 )
-from .computing import measured_effect, stands
+from .computing import stands
 from .results import BehaviourFacts
-
-_WHOSE = "the effect of the stages that did not happen"
-_UNKNOWN = (
-    " How far such an estimate is off is not known, because the calibration leaves out one stage "
-    "at a time."
-)
 
 
 def measure_coalitions(
@@ -89,14 +82,16 @@ def measure_coalitions(
     left = _lacking(run, examples, made, [full, *wanted])
     if left:
         counterfactuals.check_final(run)
-        if full in left:
-            _measure(run, examples, made, [full], no_progress)
+        # Others are compared with these, which are recorded.
+        first = _lacking(run, examples, made, [full, *map(recorded_end, left)])
+        _measure(run, examples, made, first, no_progress)
+        left = [mask for mask in left if mask not in first]
         message = {"set": set_name}
         hard = [m for m in left if trained(m, run.stages) and not refusal(run, m, made.name)]
         if share_coalitions(run, made, hard, message, partial(do, run), progress):
             # What was refused, or failed in a helper, is told by the work here.
             left = _lacking(run, examples, made, left)
-        _measure(run, examples, made, [mask for mask in left if mask != full], progress)
+        _measure(run, examples, made, left, progress)
     check_steps(run, run.stages, made)
     found = load_coalitions(run, set_name, made.name, made.settings, parties)
     if found is None:
@@ -165,7 +160,8 @@ def _measure(
     key = key_of(run, examples, estimator.name, estimator.settings)
     ids = examples.table([])["example_id"]
     kinds = [BehaviourFacts.of(kind) for kind in run.task.behaviour_kinds]
-    final = _final(run, examples, estimator)
+    full = (1 << len(run.stages)) - 1
+    recorded = {m: _stored(run, examples, estimator, m) for m in {full, *map(recorded_end, masks)}}
     module = empty_model(run)
     columns = ("example_id", "prediction", "confidence", *(kind.name for kind in kinds))
     nothing = pd.DataFrame(columns=list(columns))
@@ -189,8 +185,9 @@ def _measure(
                 if first not in repeated:
                     repeated[first] = measured(-1 - first, model.repeated)[0]
                 again = repeated[first]
-            models = measured(model.stages, *_models(run, model))
-            values, trust = _valued(run, estimator, model, final, models, again)
+            models = measured(model.stages, *models_to_measure(run, model))
+            ends = recorded[full], recorded[recorded_end(model.stages)]
+            values, trust = valued(run, model, models, again, *ends, estimator.settings)
             if trust.trust != "refused":
                 table = _table(ids, models[0], values)
         part = CoalitionPart(
@@ -200,10 +197,10 @@ def _measure(
         del model  # before the next one is obtained
 
 
-def _final(run: Run, examples: EvaluationSet, estimator: Estimator) -> Measured | None:
-    """The final model as it was stored; None before that."""
+def _stored(run: Run, examples: EvaluationSet, estimator: Estimator, mask: int) -> Measured | None:
+    """A coalition as it was stored; None before that."""
     key = key_of(run, examples, estimator.name, estimator.settings)
-    found = stored_part(run, key, (1 << len(run.stages)) - 1, examples.table([])["example_id"])
+    found = stored_part(run, key, mask, examples.table([])["example_id"])
     if found is None or found[0].trust.trust == "refused":
         return None
     part, table = found
@@ -212,67 +209,6 @@ def _final(run: Run, examples: EvaluationSet, estimator: Estimator) -> Measured 
         table["prediction"].to_numpy(dtype=object),
         table["confidence"].to_numpy(),
     )
-
-
-def _models(run: Run, model: CoalitionModel) -> list[Weights]:
-    """The models to measure: its own, and with twins both of them and the task vector."""
-    assert model.weights is not None
-    if model.twins is None:
-        return [model.weights]
-    twins = model.twins
-    vector = without_changes(run, model.stages)
-    return [model.weights, twins.factual, twins.counterfactual, vector]
-
-
-def _valued(
-    run: Run,
-    estimator: Estimator,
-    model: CoalitionModel,
-    final: Measured | None,
-    models: Sequence[Measured],
-    repeated: Measured | None,
-) -> tuple[Mapping[str, np.ndarray], StageTrust]:
-    """Behaviours of a coalition's model, (N,) each, and what is known of them once measured."""
-    own, trust = models[0], model.trust
-    kind = run.task.behaviour_kinds[0].name
-    if final is None or trust.trust == "exact":
-        return own.values, trust
-    known = np.isfinite(final.values[kind])  # examples without a label have no value
-    if known.any() and not np.isfinite(own.values[kind][known]).any():
-        reason = "Its model answers with NaN or infinite numbers."
-        return {}, trust.model_copy(update={"trust": "refused", "reason": reason})
-    if repeated is not None and known.any():
-        values = [each.values[kind][known] for each in (final, repeated, own)]
-        effect = values[0] - values[2]
-        return own.values, judged_replay(trust, values[0], values[1], effect, kind, _WHOSE)
-    missing = [stage for stage in run.stages if not model.stages >> stage.index & 1]
-    alone = len(missing) == 1
-    if model.twins is None and not (alone and estimator.free):
-        return own.values, _unknown(trust) if trust.trust == "estimated" else trust
-    # The effect of all that did not happen, judged as that of the first of it.
-    stage = missing[0].name
-    sources = () if model.twins is not None else (model.weights or {},)
-    without = Counterfactual(
-        stage, model.weights, trust.model_copy(update={"stage": stage}), model.twins, None, sources
-    )
-    found = measured_effect(run, final, models, without, estimator.settings)
-    trust = found.trust.model_copy(update={"stage": trust.stage})
-    if trust.trust == "refused":
-        return {}, trust
-    if not alone:
-        trust = _unknown(trust)
-    if not trust.twins_share:
-        return own.values, trust
-    return {name: final.values[name] - effect for name, effect in found.effects.items()}, trust
-
-
-def _unknown(trust: StageTrust) -> StageTrust:
-    """An estimate whose error nothing says."""
-    if trust.estimator == "replay":  # what it holds fixed is told already
-        return trust
-    unknown = dict.fromkeys(("expected_error", "typical_error", "group_error", "wrong_signs"))
-    said = {"reliable": False, "reason": trust.reason + _UNKNOWN}
-    return trust.model_copy(update={**unknown, **said})
 
 
 def _table(ids: pd.Series, own: Measured, values: Mapping[str, np.ndarray]) -> pd.DataFrame:

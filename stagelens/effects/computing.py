@@ -69,22 +69,14 @@ class Without:
     trust: StageTrust
 
 
-def measured_effect(
+def _effect(
     run: Run,
     final: Measured,
     models: Sequence[Measured],
     counterfactual: Counterfactual,
     settings: Mapping[str, Any] | None,
 ) -> Without:
-    """The effect by the weights, sharpened by the twins where there are any.
-
-    Args:
-        run: The run.
-        final: The final model.
-        models: What :func:`models_of` gives for the counterfactual.
-        counterfactual: The model without a stage.
-        settings: Of the estimator.
-    """
+    """The effect by the weights, sharpened by the twins where there are any."""
     kinds = run.task.behaviour_kinds
     own, trust = models[0], counterfactual.trust
     first = kinds[0].name
@@ -191,7 +183,7 @@ def effect_table(
         trust = counterfactual.trust
         if own:
             measured_here = [next(left) for _ in own]
-            one = measured_effect(run, final, measured_here, counterfactual, settings)
+            one = _effect(run, final, measured_here, counterfactual, settings)
             trust = one.trust
             one = None if trust.trust == "refused" else one
         trusts.append(trust)

@@ -33,6 +33,11 @@ def first_missing(mask: int) -> int:
     return (~mask & (mask + 1)).bit_length() - 1
 
 
+def recorded_end(mask: int) -> int:
+    """The recorded coalition that ends with the same stage: everybody up to there."""
+    return (1 << mask.bit_length()) - 1
+
+
 def trained(mask: int, stages: Sequence[Stage]) -> list[Stage]:
     """The stages of a coalition that have to be trained again: those after one that is missing."""
     first = first_missing(mask)

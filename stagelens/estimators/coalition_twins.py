@@ -99,17 +99,19 @@ def _branched(one: OpenStage) -> OpenStage:
 
 
 def _without(one: OpenStage, stage: Stage) -> OpenStage:
-    """On to the end of a stage that did not happen, where there are no twins to compare."""
+    """On to the end of a stage that did not happen, in no step; the twins too, if there are any."""
     other = _branched(one)
     if not other.usable:
         return other
     try:
         other.without = cross_boundary(other.without, stage)
+        if other.twin is not None:
+            other.factual = cross_boundary(other.factual, stage)
+            other.twin = cross_boundary(other.twin, stage)
     except Refused as refusal:
         other.refused = str(refusal)
         return other
     other.passed.enter(stage, other.without.model).leave(stage, other.without.model)
-    other.twin = None
     return other
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,13 @@ class Course:
     turned: float
 
 
-def course(run: Run, stage: Stage, passed: Stage | None = None, recorded: bool = True) -> Course:
+def course(
+    run: Run,
+    stage: Stage,
+    passed: Stage | None = None,
+    recorded: bool = True,
+    later: Sequence[Stage] = (),
+) -> Course:
     """The stages after ``stage``, which is not the last; reads weights, and runs nothing.
 
     Args:
@@ -54,10 +60,11 @@ def course(run: Run, stage: Stage, passed: Stage | None = None, recorded: bool =
         stage: The stage that is left out.
         passed: The last stage that was replayed exactly, from which on nothing is; None for none.
         recorded: Whether to look at recorded steps, for their hardness; boundaries say the rest.
+        later: The only later stages that count, to the end of the last of them; empty for all.
     """
-    later = run.stages[(passed or stage).index + 1 :]
+    later = later or run.stages[(passed or stage).index + 1 :]
     recorded = recorded and all(s.facts.origin == "recorded" for s in later)
-    moved, turned = _change_after(stage, run.last.end().model)
+    moved, turned = _change_after(stage, later[-1].end().model)
     return Course(
         hardness=max(hardness(s) for s in later) if recorded else math.nan,
         sgd=any(s.facts.optimizer is not None and s.facts.optimizer.name == "SGD" for s in later),
