@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from stagelens.estimators.expected_error import REFUSED_ABOVE, RELIABLE_BELOW
+from stagelens.estimators.registry import find
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.wording.intervals import group_error
 from stagelens.wording.numbers import count_text
@@ -89,7 +90,9 @@ def trust_of(
         f"It is made of {made_of}, {len(weights) - len(uncertain)} of them exact; the errors of "
         "the others are added up as if all pointed the same way."
     )
-    if typical is not None and typical > REFUSED_ABOVE:
+    # Numbers that cost nothing are shown, as everywhere, even where their sign is uncertain.
+    free = all(find(part.estimator).free for part in uncertain.values())
+    if typical is not None and typical > REFUSED_ABOVE and not free:
         reason += " Their sum is typically larger than the number itself, so none is shown."
         return known.model_copy(update={"trust": "refused", "reason": reason})
     relied = all(holds(part, behaviour) for part in uncertain.values())
