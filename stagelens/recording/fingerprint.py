@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial, reduce
-from operator import attrgetter, itemgetter
+from operator import attrgetter, call, itemgetter
 from typing import Any
 
 import numpy as np
@@ -147,7 +147,8 @@ class SampledFingerprint(Fingerprint):
             super().take()
             self._samplers = []
         else:
-            self.forget()
+            if self._remembered is not None:
+                self.forget()
             if not self._samplers:
                 # Once between two full comparisons: finding extremes reads all values.
                 self._samplers = [_telling_values(array) for array in self._own_memory()]
@@ -179,8 +180,7 @@ class SampledFingerprint(Fingerprint):
     def _samples(self) -> list[tuple[float, ...]]:
         # One call into C for each parameter: this runs between passes that evict Python's own code
         # from the processor's caches, where every operation takes ten times as long.
-        pairs = zip(self._samplers, self._memory, strict=True)
-        return [sample(memory) for sample, memory in pairs]
+        return list(map(call, self._samplers, self._memory))
 
 
 def _telling_values(array: np.ndarray) -> Sampler:

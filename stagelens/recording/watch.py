@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from types import NoneType
 from typing import Any
 
@@ -32,7 +32,7 @@ from .weight_average import HINT
 
 # In C: these are read of every module or parameter at every step.
 _TRAINING, _REQUIRES_GRAD = attrgetter("training"), attrgetter("requires_grad")
-_GRADIENT = attrgetter("grad")
+_GRADIENT, _PARAMETERS = attrgetter("grad"), itemgetter("params")
 _NORM_EVERY = 16
 """Updates between two checks of a clipped gradient's norm, which reads all gradients."""
 
@@ -247,7 +247,7 @@ class Watch:
             self.drew_random_numbers = not same_states(self.rng, generator_states(self._device))
 
     def _sizes(self) -> list[int]:
-        return [len(group["params"]) for group in self.optimizer.param_groups]
+        return list(map(len, map(_PARAMETERS, self.optimizer.param_groups)))
 
     def check_now(self) -> None:
         """Refuse what was changed after the newest step was noted."""

@@ -46,8 +46,11 @@ def flatten(batch: Any, copied: Callable[[Tensor], Tensor] = _copied) -> tuple[A
             # A copy, because a loop may fill the same tensor with its next batch; contiguous,
             # because all that is stored of an expanded or sliced tensor is its own elements.
             kept = copied(value)
+            described = {"tensor": len(tensors)}
             tensors.append(kept)
-            return {"tensor": len(tensors) - 1} | _layout(value, kept.stride())
+            if value.stride() == kept.stride() and not (value.is_cpu and _offset(value)):
+                return described  # the usual case, at every step of a training
+            return described | _layout(value, kept.stride())
         if value is None or isinstance(value, bool | int | float | str):
             return {"value": value}
         if isinstance(value, tuple):
@@ -90,9 +93,13 @@ def _layout(tensor: Tensor, usual_stride: tuple[int, ...]) -> dict[str, Any]:
         count = tensor.numel()
         if count <= _span(tensor.shape, stride) <= 2 * count:
             layout["stride"] = list(stride)
-    if tensor.is_cpu and (offset := tensor.data_ptr() % _ALIGNMENT):
+    if tensor.is_cpu and (offset := _offset(tensor)):
         layout["offset"] = offset
     return layout
+
+
+def _offset(tensor: Tensor) -> int:
+    return tensor.data_ptr() % _ALIGNMENT
 
 
 def _laid_out(tensor: Tensor, layout: Mapping[str, Any]) -> Tensor:
