@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 warm.install()
+warm.forgo_fsync()
 
 # Examples are bounded in number, not in time: the machines that run this are busy ones.
 hypothesis.settings.register_profile("stagelens", deadline=None, print_blob=True)
