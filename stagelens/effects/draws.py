@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -172,3 +172,11 @@ def intervals_of_means(
         name = key if isinstance(key, tuple) else (key,)
         found[name] = interval_over_draws(values, drawn.kind, drawn.pilot)
     return found
+
+
+def columns_of(found: DrawInterval | None, drawn: DrawnEffects | None) -> dict[str, Any]:
+    """An interval as the columns of a summary; see ``summary.stage_summary``."""
+    if found is None or drawn is None:
+        return {"drawn": None}
+    ends = {"draw_low": found.low, "draw_high": found.high, "draw_sd": found.sd}
+    return {"draw_effect": found.mean, **ends, "drawn": drawn.words}

@@ -14,7 +14,8 @@ from stagelens.wording.intervals import mean_interval
 from stagelens.wording.sentences import Sentence, is_certain, mean_sentence
 from stagelens.wording.trust_words import may_be_finding
 
-from .summary import stage_summary
+from .draws import DrawnEffects
+from .summary import stage_summaries
 
 FEWEST = 20
 """Examples that a headline must rest on: at 20, a single one moves accuracy by 5 points."""
@@ -30,15 +31,17 @@ def headlines(
     limit: int = 3,
     groups_only: bool = False,
     orders: pd.DataFrame | None = None,
+    draws: DrawnEffects | None = None,
 ) -> list[Sentence]:
     """The strongest mean effects as sentences, each for another stage or of opposite sign.
 
     Only what stands out is stated: a mean effect over at least :data:`FEWEST` examples must exceed
     two standard errors over them and, where these are known, the training noise and the error of
-    the estimate (:func:`~stagelens.wording.intervals.mean_interval`). Stages that are
-    refused, and those whose estimate does not agree with its replay or has an uncertain sign, give
-    none. Effects that can be relied on come before rough ones; within each kind the strongest blame
-    comes first, because people act on it, and the others follow by size.
+    the estimate (:func:`~stagelens.wording.intervals.mean_interval`). Where the recipe was drawn
+    several times, the interval over draws stands for the training noise: it must leave out zero.
+    Stages that are refused, and those whose estimate does not agree with its replay or has an
+    uncertain sign, give none. Effects that can be relied on come before rough ones; within each
+    kind the strongest blame comes first, because people act on it, and the others follow by size.
 
     Args:
         table: An effect table, with :func:`with_accuracy` applied where accuracy is asked for.
@@ -50,10 +53,10 @@ def headlines(
         limit: The largest number of sentences.
         groups_only: State nothing about all examples, because ``table`` holds only some of them.
         orders: Effects in several orders of the batches; None where the noise is not known.
+        draws: Effects in several draws of the recipe; None where there are none.
     """
-    every = [stage_summary(table, behaviour, stages, None, orders)] if not groups_only else []
-    if by is not None:
-        every.append(stage_summary(table, behaviour, stages, by, orders))
+    wanted = [*([] if groups_only else [None]), *([] if by is None else [by])]
+    every = stage_summaries([table], behaviour, stages, wanted, orders, draws)
     return of_summaries(every, behaviour, trust, noun, by, limit)
 
 

@@ -18,6 +18,8 @@ import pandas as pd
 from stagelens.contracts import ACCURACY, BASE, Behaviour
 from stagelens.runs.run import Stage
 
+from .draws import DrawnEffects, columns_of, intervals_of_means
+
 SUMMARY_COLUMNS = (
     "stage",
     "group",
@@ -36,13 +38,18 @@ SUMMARY_COLUMNS = (
     "noise_share",
     "noise_sd",
     "within_noise",
+    "draw_effect",
+    "draw_low",
+    "draw_high",
+    "draw_sd",
+    "drawn",
 )
 """Columns of :func:`stage_summary`; ``group`` is null in rows over all examples."""
 
 
 SUMMARISED = ("stage", "behaviour", "label", "final", "without", "effect", "within_noise")
 """Columns of an effect table that :func:`stage_summary` needs, beside that of the groups and, where
-the training noise is known, ``example_id``."""
+the training noise is known or the recipe was drawn, ``example_id``."""
 
 ANSWERS = ("behaviour", "prediction", "prediction_without", "label")
 """Columns of an effect table that :func:`accuracy_rows` needs."""
@@ -144,6 +151,7 @@ def stage_summary(
     stages: Sequence[str],
     by: str | None = None,
     orders: pd.DataFrame | None = None,
+    draws: DrawnEffects | None = None,
 ) -> pd.DataFrame:
     """Means per stage, over all examples or per group.
 
@@ -154,6 +162,7 @@ def stage_summary(
         by: Column to group by; None for all examples.
         orders: Effects in several orders of the batches, as ``noise.load_orders`` gives them;
             None where the training noise is not known.
+        draws: Effects in several draws of the recipe; None where there are none.
 
     Returns:
         :data:`SUMMARY_COLUMNS`. ``n`` examples were measured, ``missing`` had no value (no label,
@@ -162,10 +171,13 @@ def stage_summary(
         whatever the group (over all, where none has a label),
         ``noise_share`` the share of examples whose effect is within training noise, ``noise_sd``
         the standard deviation of the mean effect over orders (NaN: not known), ``within_noise``
-        whether the mean effect is less than two of these (NA: not known). A refused stage keeps
-        its row, with NaN.
+        whether the mean effect is less than two of these (NA: not known). ``draw_effect`` is the
+        mean over draws of the mean effect, from ``draw_low`` to ``draw_high`` its 95 % interval
+        over them and ``draw_sd`` its standard deviation (NaN: not known), ``drawn`` says how many
+        of what there are, as ``8 redraws``. Where there is such an interval, ``within_noise`` is
+        whether it holds zero. A refused stage keeps its row, with NaN.
     """
-    return stage_summaries([table], behaviour, stages, [by], orders)[0]
+    return stage_summaries([table], behaviour, stages, [by], orders, draws)[0]
 
 
 def stage_summaries(
@@ -174,6 +186,7 @@ def stage_summaries(
     stages: Sequence[str],
     by: Sequence[str | None],
     orders: pd.DataFrame | None = None,
+    draws: DrawnEffects | None = None,
 ) -> list[pd.DataFrame]:
     """:func:`stage_summary` by each of several columns, in one go through a table.
 
@@ -183,20 +196,26 @@ def stage_summaries(
         stages: As there.
         by: Columns to group by; None for all examples.
         orders: As there.
+        draws: As there.
     """
     found: dict[str | None, list[dict[str, Any]]] = {each: [] for each in by}
     for part in parts:
         rows = of_behaviour(part, behaviour.name)
         for each in by:
-            found[each] += _rows(rows, behaviour, each, orders)
+            found[each] += _rows(rows, behaviour, each, orders, draws)
     return [_in_order(found[each], stages) for each in by]
 
 
 def _rows(
-    rows: pd.DataFrame, behaviour: Behaviour, by: str | None, orders: pd.DataFrame | None
+    rows: pd.DataFrame,
+    behaviour: Behaviour,
+    by: str | None,
+    orders: pd.DataFrame | None,
+    draws: DrawnEffects | None,
 ) -> list[dict[str, Any]]:
     keys = ["stage"] if by is None else ["stage", by]
     noise = _noise_of_means(rows, orders, behaviour, keys)
+    drawn = {} if draws is None else intervals_of_means(draws, rows, behaviour.name, keys)
     rms = rms_effects(rows)
     result = []
     for key, own in _groups(rows, keys):
@@ -204,11 +223,15 @@ def _rows(
         sd = noise.get(key, np.nan)
         known = np.isfinite(sd) and means["n"] > 0
         within = abs(means["effect"]) < 2 * sd if known else None
+        over = drawn.get(key)
+        if over is not None and np.isfinite(over.low):
+            within = not over.is_clear  # draws say more than the noise of later stages
         stage, group = (key[0], None) if by is None else key
         result.append(
             {
                 **{"stage": stage, "group": group, **means, "rms": rms[stage]},
                 **{"noise_sd": sd, "within_noise": within},
+                **columns_of(over, draws),
             }
         )
     return result

@@ -108,11 +108,45 @@ def mean_sentence(
             Part(f", {subject} on "),
             *about,
             *would_be_on_average(row, behaviour, trust),
-            Part(f" ({count_text(int(row['n']), noun)})."),
+            *over_draws(row, behaviour, f" ({count_text(int(row['n']), noun)})"),
+            Part("."),
         ),
         trust,
         behaviour.name,
     )
+
+
+def over_draws(row: Mapping[str, Any], behaviour: Behaviour, count: str) -> tuple[Part, ...]:
+    """How many examples a mean effect is over, and its interval over draws where there is one.
+
+    Args:
+        row: As :func:`mean_sentence` takes it, with ``draw_effect``, ``draw_low``, ``draw_high``
+            and ``drawn`` where the recipe was drawn.
+        behaviour: What was measured.
+        count: Of the examples.
+    """
+    low, high = (float(row.get(name, np.nan)) for name in ("draw_low", "draw_high"))
+    if not (np.isfinite(low) and np.isfinite(high)):
+        return (Part(count),)
+    if np.isclose(float(row["effect"]), float(row["draw_effect"]), rtol=1e-9):
+        return (Part(f", 95 %: {_ends(low, high, behaviour)} over {row['drawn']}{count}"),)
+    return (
+        Part(f" in this run{count}; of this recipe, 95 %: "),
+        Part(f"{_ends(low, high, behaviour, way=True)} over {row['drawn']}"),
+    )
+
+
+def _ends(low: float, high: float, behaviour: Behaviour, way: bool = False) -> str:
+    """The ends of an interval of effects from the side of the counterfactual."""
+    # effect = final - without, so the model without the stage is lower by the upper end.
+    if low <= 0 <= high:
+        lower, higher = (amount_text(end, behaviour) for end in (high, low))
+        return f"{lower} lower to {higher} higher"
+    nearer, further = sorted((abs(low), abs(high)))
+    said = f"{amount_text(nearer, behaviour, unit=False)} to "
+    if not way:
+        return said + amount_text(further, behaviour, unit=False)
+    return f"{said}{amount_text(further, behaviour)} {'lower' if low > 0 else 'higher'}"
 
 
 def would_be_on_average(

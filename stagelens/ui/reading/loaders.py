@@ -1,17 +1,13 @@
 """Cached reading of run folders.
 
 Caches are bounded and keyed by strings; what they hold is shared by all sessions and must not be
-modified. A :class:`Source` names a run folder *as it is now*: when a stage, a set or a result is
-written, its stamps change, and everything is read again. Nothing here imports torch.
+modified. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 import streamlit as st
@@ -23,78 +19,16 @@ from stagelens.effects import headlines as strongest
 from stagelens.effects import summary
 from stagelens.effects.results import FIRST, Result, ResultFacts, is_large, load_result
 from stagelens.estimators.stage_trust import is_ground_truth
-from stagelens.runs.run import Run, open_run
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.trust import estimates, noise
+from stagelens.trust.draws import RECIPE
 from stagelens.trust.estimates import Effects, stored_effects
 from stagelens.trust.verification import trusted_facts
 from stagelens.wording import sentences
 
-
-@dataclass(frozen=True)
-class Source:
-    """A run folder at one moment.
-
-    Attributes:
-        path: The run folder.
-        recorded: Changes whenever its stages or sets do.
-        results: Changes whenever its results do, or what is verified of them.
-        slices: Changes whenever its saved slices do.
-    """
-
-    path: str
-    recorded: str
-    results: str
-    slices: str = ""
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        """All but the slices: saving one leaves what was measured in the caches."""
-        return self.path, self.recorded, self.results
-
-
-MEASURED: dict[str | type[Any], Callable[[Any], Any]] = {Source: lambda at: at.key}
-"""``hash_funcs`` of caches whose content does not depend on slices."""
-
-
-def source(path: Path) -> Source:
-    """Stamps of a run folder; a few stat calls, cheap enough for every rerun."""
-    # Sorted: glob promises no order, and another one would look like another recording.
-    recorded = [path / "run.json", path / "results" / "given.json"]
-    recorded += [*sorted(path.glob("stages/*")), *sorted(path.glob("sets/*"))]
-    results = [
-        path / "results" / name
-        for name in ("tables", "verification.parquet", "noise", "features", "checks")
-    ]
-    return Source(
-        str(path),
-        "-".join(_stamp(each) for each in recorded),
-        "-".join(_stamp(each) for each in results),
-        _stamp(path / "slices"),
-    )
-
-
-def _stamp(path: Path) -> str:
-    try:
-        # Of a folder: it changes whenever a file in it is added, replaced or removed.
-        return f"{path.stat().st_mtime_ns:x}"
-    except OSError:
-        return "0"
-
-
-def run(at: Source) -> Run:
-    """The run, opened and validated.
-
-    Raises:
-        RunError: It is damaged or foreign.
-    """
-    return _run(at.path, at.recorded)
-
-
-# Results are no part of the key: writing one must not open and validate the run again.
-@st.cache_resource(max_entries=8, show_spinner=False)
-def _run(path: str, recorded: str) -> Run:
-    return open_run(path)
+from . import drawn
+from .sources import MEASURED, Source, run
+from .sources import source as source
 
 
 @st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=MEASURED)
@@ -162,9 +96,9 @@ def effects(at: Source, set_name: str, estimate: str) -> Effects | None:
     """An effect table as pages use it; None if there is none.
 
     Stages that the table lacks, as a replay does that has not come to them, have the best known
-    numbers of the other tables; ``Effects.sources`` says which.
+    numbers of the other tables; ``Effects.sources`` says which. ``RECIPE`` names means over draws.
     """
-    found = _measured(at, set_name, estimate)
+    found = drawn.recipe(at, set_name) if estimate == RECIPE else _measured(at, set_name, estimate)
     if found is None:
         return None
     stages = [stage.name for stage in run(at).stages]
@@ -199,7 +133,7 @@ def best_known(at: Source, set_name: str, estimate: str) -> Effects | None:
     chosen = effects(at, set_name, estimate)
     if chosen is None:
         return None
-    if all(is_ground_truth(known) for known in chosen.trust.values()):
+    if estimate == RECIPE or all(is_ground_truth(known) for known in chosen.trust.values()):
         return chosen  # nothing is better known, so the other tables need not be read
     others = [effects(at, set_name, name) for name in available(at, set_name) if name != estimate]
     return estimates.best_known(chosen, [other for other in others if other is not None])
@@ -273,12 +207,14 @@ def _summaries(
         [stage.name for stage in run(at).stages],
         wanted,
         orders(at, set_name),
+        drawn.draws(at, set_name),
     )
 
 
 def _needed(at: Source, set_name: str, by: str | None = None) -> list[str]:
     """Columns of effects that a summary by a column needs."""
-    noise_of = ["example_id"] if orders(at, set_name) is not None else []
+    known = orders(at, set_name) is not None or drawn.draws(at, set_name) is not None
+    noise_of = ["example_id"] if known else []
     own = [] if by is None else [by]
     return list(dict.fromkeys([*summary.SUMMARISED, *own, *noise_of]))
 

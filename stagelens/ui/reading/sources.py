@@ -1,0 +1,82 @@
+"""A run folder as it is now, and the run in it.
+
+A :class:`Source` names a run folder *as it is now*: when a stage, a set or a result is written, its
+stamps change, and everything is read again. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from stagelens.runs.run import Run, open_run
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run folder at one moment.
+
+    Attributes:
+        path: The run folder.
+        recorded: Changes whenever its stages or sets do.
+        results: Changes whenever its results do, or what is verified of them.
+        slices: Changes whenever its saved slices do.
+    """
+
+    path: str
+    recorded: str
+    results: str
+    slices: str = ""
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """All but the slices: saving one leaves what was measured in the caches."""
+        return self.path, self.recorded, self.results
+
+
+MEASURED: dict[str | type[Any], Callable[[Any], Any]] = {Source: lambda at: at.key}
+"""``hash_funcs`` of caches whose content does not depend on slices."""
+
+
+def source(path: Path) -> Source:
+    """Stamps of a run folder; a few stat calls, cheap enough for every rerun."""
+    # Sorted: glob promises no order, and another one would look like another recording.
+    recorded = [path / "run.json", path / "results" / "given.json"]
+    recorded += [*sorted(path.glob("stages/*")), *sorted(path.glob("sets/*"))]
+    results = [
+        path / "results" / name
+        for name in ("tables", "verification.parquet", "noise", "draws", "features", "checks")
+    ]
+    return Source(
+        str(path),
+        "-".join(_stamp(each) for each in recorded),
+        "-".join(_stamp(each) for each in results),
+        _stamp(path / "slices"),
+    )
+
+
+def _stamp(path: Path) -> str:
+    try:
+        # Of a folder: it changes whenever a file in it is added, replaced or removed.
+        return f"{path.stat().st_mtime_ns:x}"
+    except OSError:
+        return "0"
+
+
+def run(at: Source) -> Run:
+    """The run, opened and validated.
+
+    Raises:
+        RunError: It is damaged or foreign.
+    """
+    return _run(at.path, at.recorded)
+
+
+# Results are no part of the key: writing one must not open and validate the run again.
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _run(path: str, recorded: str) -> Run:
+    return open_run(path)
