@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stagelens.ui.examples import slices
 from stagelens.ui.opening.workspace import nothing_measured, open_workspace
-from stagelens.ui.overview import paths, sections, story
+from stagelens.ui.overview import paths, recipe, sections, story
 from stagelens.ui.pieces import components
 
 workspace = open_workspace("Overview")
@@ -18,6 +18,7 @@ if workspace is not None:
             sections.time_line(workspace, None)
         else:
             story.tell_story(workspace, effects)
+            effects = recipe.choose(workspace, effects)
             behaviour, by, group = sections.choose(workspace, effects)
             sections.headlines(workspace, effects, behaviour, by, group)
             sections.credit_and_blame(workspace, effects, behaviour, by, group)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stagelens.ui.opening.workspace import open_workspace
 from stagelens.ui.pieces import components
-from stagelens.ui.trust import calibration, costs, sections, stages, verifying
+from stagelens.ui.trust import calibration, costs, draws, sections, stages, verifying
 
 workspace = open_workspace("Trust", effects=False)
 if workspace is not None:
@@ -19,5 +19,6 @@ if workspace is not None:
             sections.against_replay(view)
             stages.each_stage(workspace, view)
             stages.noise(workspace, view)
+            draws.draws(workspace, view)
             costs.every_estimate(workspace, view)
             verifying.verification_form(workspace)

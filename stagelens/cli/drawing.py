@@ -34,7 +34,7 @@ commands = typer.Typer()
 
 @commands.command(
     epilog="Examples: stagelens draws runs/digits --set test   "
-    "stagelens draws runs/digits --width 0.1 --behaviour accuracy   "
+    "stagelens draws runs/digits --same-data --width 0.1 --behaviour accuracy   "
     "stagelens draws runs/seed-0 --draws runs/seed-1 --draws runs/seed-2"
 )
 def draws(
@@ -60,11 +60,12 @@ def draws(
     most: Annotated[
         int, typer.Option("--at-most", min=1, help="Refuse a width that needs more draws.")
     ] = 64,
-    resample: Annotated[
+    same_data: Annotated[
         bool,
         typer.Option(
-            "--resample",
-            help="Draw batches with replacement: other data of the same kind, too.",
+            "--same-data",
+            help="Use every recorded batch, in another order, instead of batches drawn with "
+            "replacement, which stand for other data of the same kind.",
         ),
     ] = False,
     given_earlier: Annotated[
@@ -93,13 +94,13 @@ def draws(
 ) -> None:
     """Would it happen again? Train the recipe again with its chance drawn anew, and compare.
 
-    Every draw has other orders of the batches, other initial values where a stage added
+    Every draw has batches drawn with replacement, other initial values where a stage added
     parameters, and other dropout, in all stages; it is trained with all stages and without each.
     What it costs is told beforehand. Draws are kept one by one: started again, the command goes on.
     """
     from stagelens.trust import drawing
 
-    kind = _kind(resample, given_earlier, runs, width)
+    kind = _kind(same_data, given_earlier, runs, width)
     with Reporter(own_file(progress)).running() as report:
         opened = opened_together(run, task)
         _ = opened.last
@@ -128,20 +129,24 @@ def draws(
     _print(opened, examples.name, drawn, rows)
 
 
-def _kind(resample: bool, given_earlier: bool, runs: list[str] | None, width: float | None) -> Kind:
-    if sum(map(bool, (resample, given_earlier, runs))) > 1:
-        raise StageLensError("give only one of --resample, --given-earlier and --draws")
-    if width is not None and (resample or runs):
+def _kind(
+    same_data: bool, given_earlier: bool, runs: list[str] | None, width: float | None
+) -> Kind:
+    if sum(map(bool, (same_data, given_earlier, runs))) > 1:
+        raise StageLensError("give only one of --same-data, --given-earlier and --draws")
+    if width is not None and not (same_data or given_earlier):
         raise StageLensError(
-            "--width needs draws whose mean becomes better known with their number: leave out "
-            "--resample and --draws"
+            "--width needs --same-data or --given-earlier: over other data an interval is as wide "
+            "as the recorded data leave it, however many draws there are"
         )
     if width is not None and width <= 0:
         raise StageLensError(f"--width is {width:g}; give a positive number")
     check_changeable("draws of runs")
     if runs:
         return "runs"
-    return "resampled" if resample else "given earlier" if given_earlier else "recipe"
+    if same_data:
+        return "same data"
+    return "given earlier" if given_earlier else "recipe"
 
 
 def _tell_cost(run: Run, names: list[str], number: int, kind: Kind, set_digest: str) -> None:
@@ -169,7 +174,6 @@ def _check_needed(needed: int, most: int, width: float, behaviour: str) -> None:
 
 def _rows(run: Run, set_name: str, drawn: DrawnEffects, names: list[str]) -> pd.DataFrame:
     """One row per stage and behaviour: the mean over draws, its interval, and the recorded run."""
-    from stagelens.effects.draws import interval_over_draws
     from stagelens.effects.summary import with_accuracy
     from stagelens.trust.estimates import best_result
 
@@ -184,7 +188,7 @@ def _rows(run: Run, set_name: str, drawn: DrawnEffects, names: list[str]) -> pd.
     for (stage, behaviour), values in means.groupby(level=["stage", "behaviour"], sort=False):
         if stage not in names:
             continue
-        found = interval_over_draws(values.to_numpy(), drawn.kind, drawn.pilot)
+        found = drawn.interval(values.to_numpy())
         rows.append(
             {
                 "set": set_name,

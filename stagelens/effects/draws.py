@@ -27,13 +27,13 @@ COLUMNS = ("stage", "behaviour", "draw", "example_id", "final", "effect")
 FEWEST = 3
 """Fewer draws give no interval."""
 
-Kind = Literal["recipe", "resampled", "given earlier", "runs"]
-"""What was drawn: every stage anew; with other data of the same kind as well; only the later
-stages; or several recorded runs of one recipe."""
+Kind = Literal["recipe", "same data", "given earlier", "runs"]
+"""What was drawn: every stage anew, with batches drawn with replacement for other data of the same
+kind; every stage anew on the same data; only the later stages; or several recorded runs."""
 
 NAMES: dict[Kind, str] = {
     "recipe": "of this recipe",
-    "resampled": "of this recipe with other data of the same kind",
+    "same data": "of this recipe on the same data",
     "given earlier": "given the earlier stages as recorded",
     "runs": "of this recipe, over recorded runs",
 }
@@ -47,11 +47,18 @@ class DrawnEffects:
         table: :data:`COLUMNS`.
         kind: What was drawn.
         pilot: How many draws settled the number of all; None where it was given beforehand.
+        batches: The fewest batches that were drawn with replacement in a stage; None where none
+            were.
     """
 
     table: pd.DataFrame
     kind: Kind
     pilot: int | None = None
+    batches: int | None = None
+
+    def interval(self, values: Sequence[float] | np.ndarray) -> DrawInterval:
+        """:func:`interval_over_draws` of a number in each of these draws."""
+        return interval_over_draws(values, self.kind, self.pilot, self.batches)
 
     @property
     def count(self) -> int:
@@ -92,18 +99,21 @@ def interval_over_draws(
     values: Sequence[float] | np.ndarray,
     kind: Kind = "recipe",
     pilot: int | None = None,
+    batches: int | None = None,
     level: float = LEVEL,
 ) -> DrawInterval:
     """The t-interval of a mean over draws.
 
-    Of draws with other data, each stands for what one more data set would have given, and so does
-    the recorded one around which they were made: their spread is the error of a single draw, and
-    more of them make it better known, not smaller.
+    Draws whose batches are drawn with replacement vary around the recorded data as those vary
+    around other data sets (the bootstrap): their spread is the error of the recorded data, and
+    more draws make it better known, not smaller. Of B batches, means over batches drawn with
+    replacement vary by (B - 1) / B less than means over new ones, which is made good here.
 
     Args:
         values: (K,) a number in each draw, the pilot's first.
         kind: What was drawn.
         pilot: See :class:`DrawnEffects`.
+        batches: See :class:`DrawnEffects`.
         level: Share of intervals that may miss.
     """
     values = np.asarray(values, float)
@@ -115,7 +125,9 @@ def interval_over_draws(
     sd = float(values.std(ddof=1)) if count > 1 else nan
     if len(spread) < FEWEST:
         return DrawInterval(mean, nan, nan, sd, count)
-    error = float(spread.std(ddof=1)) * math.sqrt(1 / count + (kind == "resampled"))
+    error = float(spread.std(ddof=1)) * math.sqrt(1 / count + (kind == "recipe"))
+    if kind == "recipe" and batches is not None:
+        error *= math.sqrt(batches / (batches - 1))
     half = t_quantile(len(spread) - 1, level) * error
     return DrawInterval(mean, mean - half, mean + half, sd, count)
 
@@ -170,7 +182,7 @@ def intervals_of_means(
     for key, part in means.groupby(list(keys), observed=True):
         values = part.sort_values("draw")["effect"].to_numpy()
         name = key if isinstance(key, tuple) else (key,)
-        found[name] = interval_over_draws(values, drawn.kind, drawn.pilot)
+        found[name] = drawn.interval(values)
     return found
 
 

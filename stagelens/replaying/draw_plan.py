@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,6 +33,11 @@ class Draw:
     def random(self, stage: Stage, stream: int, *more: int) -> np.random.Generator:
         """Random numbers for one purpose in one stage, the same whichever stage is left out."""
         return np.random.default_rng([self.number, stage.index, stream, *more])
+
+
+def pool_size(steps: int, seen: int) -> int:
+    """How many batches are drawn with replacement: those of one pass through the examples."""
+    return math.ceil(steps / seen)
 
 
 def passes_needed(run: Run, stages: Sequence[Stage], given_earlier: bool = False) -> list[Stage]:

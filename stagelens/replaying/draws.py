@@ -1,9 +1,10 @@
 """One more draw of a run's recipe: what training leaves to chance, drawn anew from a number.
 
 A draw trains through the recorded stages with their batches in another order (or drawn with
-replacement), with other initial values where a boundary made parameters, and with other random
-numbers in the forward passes that drew some. All models of a draw are *paired*: they share every
-one of these choices, so that their difference is the stage's effect in that draw.
+replacement), with other initial values where a boundary made parameters or the run began with a new
+model, and with other random numbers in the forward passes that drew some. All models of a draw are
+*paired*: they share every one of these choices, so that their difference is the stage's effect in
+that draw.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from stagelens.runs.run import Run, Stage
 from stagelens.runs.states import TrainingState, Weights
 from stagelens.runs.step_records import StepRecord
 
-from .draw_plan import INITIAL, ORDER, PASSES, Draw, passes_needed
-from .initial_values import drawn_values
+from .draw_plan import INITIAL, ORDER, PASSES, Draw, passes_needed, pool_size
+from .initial_values import drawn_base, drawn_values
 from .replay import StageReplay, check_replayable, cross_boundary, same_arithmetic
 from .training_loss import Passed
 
@@ -83,7 +84,7 @@ def order_of(draw: Draw, stage: Stage, seen: int = 1) -> list[int]:
     random, steps = draw.random(stage, ORDER), stage.steps
     if not draw.resample:
         return [int(step) for step in random.permutation(steps)]
-    pool = random.integers(0, steps, math.ceil(steps / seen))
+    pool = random.integers(0, steps, pool_size(steps, seen))
     passes = [random.permutation(pool) for _ in range(math.ceil(steps / len(pool)))]
     return [int(step) for step in np.concatenate(passes)[:steps]]
 
@@ -163,7 +164,7 @@ def drawn_models(
                 passed = Passed(run.stages).leave(stage, state.model)
                 yield stage.name, there, course.later(stage, state, passed).model
         return
-    state, passed = run.stages[0].start(), Passed(run.stages)
+    state, passed = _base(run, draw), Passed(run.stages)
     for stage in run.stages:
         begin = course.begin(state, stage)
         if stage in stages:
@@ -171,6 +172,14 @@ def drawn_models(
             yield stage.name, False, course.later(stage, begin, apart).model
         state = course.run(stage, begin, passed)
     yield "", True, state.model
+
+
+def _base(run: Run, draw: Draw) -> TrainingState:
+    """Where a draw begins: other new weights where the recorded run began with new ones."""
+    first = run.stages[0]
+    seed = int(draw.random(first, INITIAL).integers(2**62))
+    drawn = drawn_base(run.task, first, seed)
+    return first.start() if drawn is None else TrainingState(drawn)
 
 
 class _Course:
@@ -213,7 +222,9 @@ class _Course:
 
 def not_drawn(run: Run) -> list[str]:
     """What a draw keeps as recorded although a recipe may leave it to chance, in words."""
-    kept = ["the weights that the first stage began from are those recorded"]
+    kept = []
+    if drawn_base(run.task, run.stages[0], 0) is None:
+        kept.append("the weights that the first stage began from are those recorded")
     for stage in run.stages[1:]:
         held: list[str] = drawn_values(run.task, stage, 0).kept
         grown = [n for n in stage.facts.boundary.grown if n not in stage.facts.boundary.averaged]

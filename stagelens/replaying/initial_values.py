@@ -20,6 +20,8 @@ from stagelens.runs.states import Weights, capture, same_tensor
 
 _UNLIKELY = 1e-3
 """A distribution that gives such values more rarely is not that of an initialisation."""
+_FEWEST = 1000
+"""Values that can tell new weights from trained ones."""
 _MOST = 20_000
 """Values of a tensor that are looked at."""
 
@@ -65,6 +67,36 @@ def drawn_values(task: Task, stage: Stage, seed: int) -> DrawnValues:
         else:
             found.values[name] = drawn
     return found
+
+
+def drawn_base(task: Task, stage: Stage, seed: int) -> Weights | None:
+    """Other weights to begin with, where those recorded are a new model's; None where they are not.
+
+    Trained weights have another distribution than new ones. Of fewer than 1,000 values this does
+    not show reliably, and they are taken to be no matter of chance.
+
+    Args:
+        task: Builds the model.
+        stage: The first.
+        seed: Of the draw.
+    """
+    start = stage.start()
+    recorded, fresh = start.model, _fresh(task, stage, seed)
+    if start.optimizer or fresh.keys() != recorded.keys():
+        return None
+    compared = 0
+    for name, own in recorded.items():
+        other = fresh[name]
+        if own.dtype != other.dtype or own.shape != other.shape:
+            return None
+        if same_tensor(own, other):
+            continue
+        if not own.is_floating_point():
+            return None
+        if stats.ks_2samp(_sample(own), _sample(other)).pvalue < _UNLIKELY / len(recorded):
+            return None
+        compared += own.numel()
+    return fresh if compared >= _FEWEST else None
 
 
 def _fresh(task: Task, stage: Stage, seed: int) -> Weights:

@@ -15,12 +15,13 @@ from stagelens.analyses.spurious.sentences import feature_sentence
 from stagelens.charts.groups import group_gaps as draw_gaps
 from stagelens.contracts import ACCURACY, Behaviour, StageLensError
 from stagelens.effects import summary
+from stagelens.effects.draws import DrawnEffects
 from stagelens.effects.headlines import FEWEST, headlines
 from stagelens.effects.results import ResultFacts, load_result
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs.run import Run
 from stagelens.runs.sets.evaluation_set import EvaluationSet
-from stagelens.trust import noise
+from stagelens.trust import draws, noise
 from stagelens.trust.estimates import (
     Effects,
     as_effects,
@@ -58,6 +59,7 @@ class Basis:
         effects: The best of the stored estimates.
         every: All stored estimates, best first.
         orders: Effects in several orders of the batches; None if the noise is not known.
+        draws: Effects in several draws of the recipe; None if there are none.
         by: The column that forms groups; None if there is none.
     """
 
@@ -67,6 +69,7 @@ class Basis:
     effects: Effects
     every: Sequence[Effects]
     orders: pd.DataFrame | None
+    draws: DrawnEffects | None
     by: str | None
 
     @classmethod
@@ -94,7 +97,8 @@ class Basis:
         columns = summary.group_columns(examples.table(), (*examples.columns, "label"))
         by = columns[0] if columns else None
         tables = [effects for _, effects in every]
-        return cls(run, examples, facts, best, tables, orders, by)
+        drawn = draws.governing(run, set_name)
+        return cls(run, examples, facts, best, tables, orders, drawn, by)
 
     @property
     def stages(self) -> list[str]:
@@ -185,12 +189,22 @@ def _about(basis: Basis) -> str:
     count = count_text(basis.examples.count, basis.noun)
     told = f": {basis.examples.description}" if basis.examples.description else ""
     known = "by replay where one is stored"
-    beyond = (
-        "two standard errors, the error of the estimate where it is known, and training noise"
-        if basis.orders is not None
-        else "two standard errors and the error of the estimate where it is known; training noise "
-        "is not known"
-    )
+    if basis.draws is not None:
+        beyond = (
+            "two standard errors and the error of the estimate where it is known, with an interval "
+            f"over {basis.draws.words} of the recipe that leaves out zero"
+        )
+    elif basis.orders is not None:
+        beyond = (
+            "two standard errors, the error of the estimate where it is known, and training noise "
+            "given the earlier stages as recorded. One run: how it would be of this recipe is not "
+            "known"
+        )
+    else:
+        beyond = (
+            "two standard errors and the error of the estimate where it is known; training noise "
+            "is not known. One run: whether it would happen again is not known"
+        )
     return (
         f"Set {basis.examples.name}, {count}{told}. Mean effects over at least "
         f"{count_text(FEWEST, basis.noun)}, {known}, beyond {beyond}."
@@ -203,7 +217,7 @@ def _headlines(basis: Basis) -> list[Finding]:
     for behaviour in _shown(best):
         found = headlines(
             best.of(behaviour.name), behaviour, basis.stages, best.trust, basis.noun, basis.by,
-            orders=basis.orders,
+            orders=basis.orders, draws=basis.draws,
         )  # fmt: skip
         if not found:
             continue
@@ -231,7 +245,9 @@ def _bars(basis: Basis) -> list[Finding]:
     made = []
     for behaviour in _shown(basis.effects):
         table, trust = basis.effects.of(behaviour.name), basis.effects.trust
-        means = summary.stage_summary(table, behaviour, basis.stages, None, basis.orders)
+        means = summary.stage_summary(
+            table, behaviour, basis.stages, None, basis.orders, basis.draws
+        )
         about = f"all {basis.noun}s"
         chart = charts.credit_and_blame(means, behaviour, trust, charts.EITHER, about)
         made.append(

@@ -22,7 +22,7 @@ from stagelens.estimators.sharing_out import share_pieces
 from stagelens.estimators.stage_trust import REPLAY
 from stagelens.measuring.models import BATCH_SIZE, Measured, empty_model, measure
 from stagelens.measuring.partial_results import Shards
-from stagelens.replaying.draw_plan import Draw, passes_needed
+from stagelens.replaying.draw_plan import Draw, passes_needed, pool_size
 from stagelens.replaying.draws import check_drawable, drawn_models, not_drawn, times_seen
 from stagelens.runs import fact_tables
 from stagelens.runs.run import Run, Stage
@@ -75,9 +75,10 @@ def measure_draws(
     if before is not None and not missing and (pilot or before[0].pilot) == before[0].pilot:
         return before[1]
     seen = before[0].seen if before is not None else {}
-    if kind == "resampled" and not seen:
+    if kind == "recipe" and not seen:
         told = {s.name: times_seen(run.task, s) for s in run.stages}
         seen = {name: times for name, times in told.items() if times is not None}
+    batches = _pools(run, seen) if kind == "recipe" else None
     pace = {each.stage: each.seconds or 1.0 for each in paces(run).stages}
     items = [
         Item(
@@ -99,13 +100,14 @@ def measure_draws(
         kind=kind,
         behaviours=[BehaviourFacts.of(each) for each in run.task.behaviour_kinds],
         pilot=pilot or known,
+        batches=batches,
         kept=[*not_drawn(run), *held_fixed(run.stages), *_unseen(run, kind, seen)],
         seen=seen,
     )
     fact_tables.write(draws_path(run, examples.digest, kind), table, facts)
     for item in items[:1]:
         _shards(run, examples, item.message).clear()
-    return DrawnEffects(table, kind, facts.pilot)
+    return DrawnEffects(table, kind, facts.pilot, batches)
 
 
 def left_out(run: Run, stages: Sequence[str] | None, kind: Kind) -> list[Stage]:
@@ -132,9 +134,21 @@ def _work(run: Run, names: Sequence[str], kind: Kind) -> list[Stage]:
     return passes_needed(run, [run.stage(name) for name in names], kind == "given earlier")
 
 
+def _pools(run: Run, seen: Mapping[str, int]) -> int:
+    """The fewest batches that are drawn with replacement in a stage."""
+    sizes = {s: pool_size(s.steps, seen.get(s.name, 1)) for s in run.stages}
+    fewest = min(sizes, key=lambda stage: sizes[stage])
+    if sizes[fewest] < 2:
+        raise Refused(
+            f"stage {fewest.name!r} saw all of its examples in one batch, so none can be drawn "
+            "with replacement; add --same-data to draw everything else anew"
+        )
+    return sizes[fewest]
+
+
 def _unseen(run: Run, kind: Kind, seen: Mapping[str, int]) -> list[str]:
     unknown = [s.name for s in run.stages if s.name not in seen]
-    if kind != "resampled" or not unknown:
+    if kind != "recipe" or not unknown:
         return []
     return [
         f"how often {', '.join(unknown)} saw each example is not known, and is taken to be once, "
@@ -162,7 +176,7 @@ def _one_draw(
     run: Run, examples: EvaluationSet, message: Mapping[str, Any], progress: ProgressCallback
 ) -> pd.DataFrame:
     kind, number = message["kind"], int(message["draw"])
-    draw = Draw(number, kind == "resampled", kind == "given earlier")
+    draw = Draw(number, kind == "recipe", kind == "given earlier")
     stages = [run.stage(name) for name in message["stages"]]
     report = Progress(progress).part(0.0, 1.0, f"Draw {number + 1}: ")
     labels = examples.table([])["label"]

@@ -29,8 +29,12 @@ from .estimates import Effects
 RECIPE = "of this recipe"
 """Name of the estimate whose effects are means over draws of the recipe."""
 
-_PREFERENCE: tuple[Kind, ...] = ("runs", "resampled", "recipe")
-"""Kinds that say something of a recipe, the one that leaves least as recorded first."""
+_GOVERNING: tuple[Kind, ...] = ("runs", "recipe")
+"""Kinds that say whether an effect would come again, the one that leaves least as recorded first.
+
+On the same data, what is a matter of these data looks as certain as what is not: of gaps that are
+nothing but chance in the data, nine of ten have an interval that leaves out zero.
+"""
 
 
 class DrawFacts(BaseModel):
@@ -43,6 +47,7 @@ class DrawFacts(BaseModel):
         behaviours: Those of the task.
         pilot: How many draws settled the number of all; None where it was given.
         kept: What every draw has as recorded, in words.
+        batches: See :class:`~stagelens.effects.draws.DrawnEffects`.
         seen: Stage to how often it saw each example; stages without are not known.
         runs: Of several recorded runs: their names, the run itself first.
     """
@@ -54,6 +59,7 @@ class DrawFacts(BaseModel):
     kind: Kind
     behaviours: list[BehaviourFacts]
     pilot: int | None = None
+    batches: int | None = None
     kept: list[str] = []
     seen: dict[str, int] = {}
     runs: list[str] = []
@@ -71,13 +77,13 @@ def load(run: Run, set_digest: str, kind: Kind) -> tuple[DrawFacts, DrawnEffects
     if found is None:
         return None
     facts, table = found
-    return facts, DrawnEffects(table, facts.kind, facts.pilot)
+    return facts, DrawnEffects(table, facts.kind, facts.pilot, facts.batches)
 
 
 def stored_draws(run: Run, set_name: str) -> list[tuple[DrawFacts, DrawnEffects]]:
     """All that is stored for a set: what leaves least as recorded first, then the rest."""
     set_digest = run.evaluation_set(set_name).digest
-    kinds: list[Kind] = [*_PREFERENCE, "given earlier"]
+    kinds: list[Kind] = [*_GOVERNING, "same data", "given earlier"]
     every = [load(run, set_digest, kind) for kind in kinds]
     return [one for one in every if one is not None]
 
@@ -85,9 +91,10 @@ def stored_draws(run: Run, set_name: str) -> list[tuple[DrawFacts, DrawnEffects]
 def of_recipe(run: Run, set_name: str) -> tuple[DrawFacts, DrawnEffects] | None:
     """The draws that say whether an effect would come again; None where there are none.
 
-    Those given the earlier stages as recorded are not among them: they say less.
+    Those on the same data, or given the earlier stages as recorded, are not among them: they say
+    less.
     """
-    return next((one for one in stored_draws(run, set_name) if one[0].kind in _PREFERENCE), None)
+    return next((one for one in stored_draws(run, set_name) if one[0].kind in _GOVERNING), None)
 
 
 def governing(run: Run, set_name: str) -> DrawnEffects | None:
@@ -153,8 +160,8 @@ def sentence(facts: DrawFacts, drawn: DrawnEffects) -> str:
     if drawn.kind == "runs":
         return f"{drawn.words} of one recipe: {', '.join(facts.runs)}."
     varied = ["batches in other orders"]
-    if drawn.kind == "resampled":
-        varied = ["batches drawn with replacement"]
+    if drawn.kind == "recipe":
+        varied = ["batches drawn with replacement, as other data of the same kind would be"]
     varied.append("initial values and dropout drawn anew where there are such")
     kept = f" As recorded: {'; '.join(facts.kept)}." if facts.kept else ""
     return f"{drawn.words} {NAMES[drawn.kind]}: {', '.join(varied)}.{kept}"

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import stagelens
 from stagelens.contracts import Refused
 from stagelens.replaying import draws
 from stagelens.replaying.draw_plan import Draw, passes_needed
@@ -16,6 +17,8 @@ from stagelens.replaying.draws import drawn_models, order_of, times_seen
 from stagelens.replaying.initial_values import drawn_values
 from stagelens.replaying.replay import replay_without
 from stagelens.runs.run import Run
+from stagelens.tasks import ImageClassification
+from tests.support.loops import CLASSES, SHAPE, make_batches, train
 from tests.support.small_runs import Phase, record
 
 _SGD = lambda groups: torch.optim.SGD(groups, 0.05, momentum=0.9)  # noqa: E731
@@ -152,6 +155,29 @@ def test_another_initialisation_than_the_tasks_is_found_by_its_values(tmp_path: 
     drawn = _values(0.02 * torch.randn(3, 6, generator=torch.Generator().manual_seed(1)), tmp_path)
     assert set(drawn.values) == {"heads.b.weight"}  # constants stay
     assert 0.01 < float(drawn.values["heads.b.weight"].std()) < 0.04
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_run_that_began_with_a_new_model_begins_with_another_one(
+    trained: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(3)
+    task = ImageClassification(CLASSES, SHAPE, model={"kind": "mlp", "hidden": [60]})
+    model = task.build_model()
+    if trained:
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(0.2 * torch.randn_like(weight))
+    recorder = stagelens.Recorder(tmp_path / "run", task, name="new")
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with recorder.stage("only", model=model, optimizer=optimizer) as stage:
+        train(task, model, optimizer, make_batches(2), stage=stage)
+    run = stagelens.open_run(tmp_path / "run")
+    start = run.stages[0].start().model
+    without = _models(run, Draw(1), ["only"])["only", False]
+    assert _same(without, start) == trained
+    kept = draws.not_drawn(run)
+    assert kept == (["the weights that the first stage began from are those recorded"] * trained)
 
 
 def test_values_that_no_initialisation_gives_stay_and_are_named(tmp_path: Path) -> None:

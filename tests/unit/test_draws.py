@@ -41,7 +41,8 @@ def fresh(run: Run, tmp_path: Path) -> Run:
 def test_an_effect_over_draws_is_the_paired_difference_of_models(fresh: Run) -> None:
     found = drawing.measure_draws(fresh, "test", 2, QUIET, ["second"])
     assert set(found.table["stage"]) == {"second"} and found.count == 2
-    models = {there: w for _, there, w in drawn_models(fresh, Draw(1), [fresh.stage("second")])}
+    draw = Draw(1, resample=True)
+    models = {there: w for _, there, w in drawn_models(fresh, draw, [fresh.stage("second")])}
     examples = fresh.evaluation_set("test")
     with_stage, without = measure(
         fresh.task,
@@ -89,9 +90,9 @@ def test_kinds_of_draws_are_kept_apart_and_the_one_that_says_most_governs(fresh:
     drawing.measure_draws(fresh, "test", 1, QUIET, ["second"], "given earlier")
     assert draws.governing(fresh, "test") is None  # says less than "of this recipe"
     drawing.measure_draws(fresh, "test", 1, QUIET, ["second"])
-    drawing.measure_draws(fresh, "test", 1, QUIET, ["second"], "resampled")
+    drawing.measure_draws(fresh, "test", 1, QUIET, ["second"], "same data")
     kinds = [facts.kind for facts, _ in draws.stored_draws(fresh, "test")]
-    assert kinds == ["resampled", "recipe", "given earlier"]
+    assert kinds == ["recipe", "same data", "given earlier"]
     facts, drawn = draws.of_recipe(fresh, "test") or pytest.fail("nothing is stored")
     assert facts.seen == {"first": 1, "second": 1, "third": 1}
     assert "with replacement" in draws.sentence(facts, drawn)
@@ -101,10 +102,10 @@ def test_kinds_of_draws_are_kept_apart_and_the_one_that_says_most_governs(fresh:
 
 
 def test_the_t_interval_is_that_of_the_formula_and_needs_three_draws() -> None:
-    found = interval_over_draws([1.0, 2.0, 6.0])
+    found = interval_over_draws([1.0, 2.0, 6.0], "runs")
     half = 4.302652729 * np.std([1, 2, 6], ddof=1) / np.sqrt(3)
     assert (found.low, found.high) == pytest.approx((3 - half, 3 + half))
-    assert not found.is_clear and interval_over_draws([1.0, 1.1, 1.2]).is_clear
+    assert not found.is_clear and interval_over_draws([1.0, 1.1, 1.2], "runs").is_clear
     two = interval_over_draws([1.0, 1.1])
     assert np.isnan(two.low) and two.mean == pytest.approx(1.05) and not two.is_clear
     assert np.isnan(interval_over_draws([1.0, np.nan, 2.0]).mean)
@@ -112,7 +113,9 @@ def test_the_t_interval_is_that_of_the_formula_and_needs_three_draws() -> None:
 
 def test_draws_with_other_data_do_not_narrow_the_interval_by_their_number() -> None:
     values = np.random.default_rng(0).normal(size=400)
-    few, many = (interval_over_draws(values[:n], "resampled") for n in (100, 400))
+    few, many = (interval_over_draws(values[:n], "recipe") for n in (100, 400))
+    wider = interval_over_draws(values, "recipe", batches=5)
+    assert wider.high - wider.low == pytest.approx((many.high - many.low) * (5 / 4) ** 0.5)
     assert many.high - many.low == pytest.approx(2 * 1.96 * values.std(), rel=0.02)
     assert few.high - few.low == pytest.approx(many.high - many.low, rel=0.15)
 
@@ -123,11 +126,11 @@ def test_steins_rule_gives_the_width_whatever_the_later_draws() -> None:
     needed = draws_for_width(pilot, 1.5)
     worst = int(np.argmax(pilot.std(axis=0, ddof=1)))
     values = np.concatenate([pilot[:, worst], random.normal(scale=50.0, size=needed - 8)])
-    found = interval_over_draws(values, pilot=8)
+    found = interval_over_draws(values, "same data", 8)
     assert found.high - found.low <= 1.5
     assert draws_for_width(pilot, 100.0) == 8  # never fewer than the pilot
     # No more than the width needs.
-    one_less = interval_over_draws(values[:-1], pilot=8)
+    one_less = interval_over_draws(values[:-1], "same data", 8)
     assert one_less.high - one_less.low > 1.5
 
 
@@ -140,12 +143,12 @@ def test_intervals_of_groups_are_of_their_means_in_every_draw() -> None:
         ]
     )
     rows = pd.DataFrame({"stage": "s", "example_id": list("xyz"), "group": ["a", "a", "b"]})
-    drawn = DrawnEffects(table, "recipe")
+    drawn = DrawnEffects(table, "same data")
     found = intervals_of_means(drawn, rows, "b", ["stage", "group"])
     assert found["s", "a"].mean == 2 and found["s", "a"].sd == 0
-    assert found["s", "b"] == interval_over_draws([10, 20, 60])
+    assert found["s", "b"] == interval_over_draws([10, 20, 60], "same data")
     whole = intervals_of_means(drawn, rows, "b", ["stage"])
-    assert whole["s",] == interval_over_draws([14 / 3, 8, 64 / 3])
+    assert whole["s",] == interval_over_draws([14 / 3, 8, 64 / 3], "same data")
 
 
 def _seeds(tmp_path: Path, count: int) -> list[Run]:
@@ -213,7 +216,7 @@ def test_the_command_tells_the_cost_first_and_the_interval_at_the_end(
     assert drawn is not None
     first = drawn.table[drawn.table["stage"] == "first"]
     means = first.groupby(["behaviour", "draw"])["effect"].mean()
-    expected = interval_over_draws(means["margin"].to_numpy())
+    expected = drawn.interval(means["margin"].to_numpy())
     assert rows["margin"]["low"] == pytest.approx(expected.low)
     assert rows["margin"]["drawn"] == "of this recipe" and rows["margin"]["draws"] == 3
     again = command(*words)
@@ -224,10 +227,14 @@ def test_a_width_is_told_in_draws_and_refused_where_it_needs_too_many(
     mlp: Run, command: Command
 ) -> None:
     words = ("draws", mlp.path, "--stage", "first", "--number", 3, "--processes", 1)
+    both = command(*words, "--width", 1)
+    assert both.status == 1 and "--width needs --same-data" in both.err
+    words = (*words, "--same-data")
     refused = command(*words, "--width", 1e-6, "--behaviour", "margin")
     assert refused.status == 1 and "--at-most" in refused.err
-    drawn = draws.governing(mlp, "test")
-    assert drawn is not None and drawn.count == 3 and drawn.pilot is None
+    assert draws.governing(mlp, "test") is None  # the same data say less
+    ((_, drawn),) = draws.stored_draws(mlp, "test")
+    assert drawn.count == 3 and drawn.pilot is None
     pilot = drawn.table[drawn.table["behaviour"] == "margin"].groupby("draw")["effect"].mean()
     width = 2 * 4.302652729 * pilot.std() / np.sqrt(5) * 1.0001
     answer = command(*words, "--width", width, "--behaviour", "margin", "--json")
@@ -235,5 +242,3 @@ def test_a_width_is_told_in_draws_and_refused_where_it_needs_too_many(
     assert "The width needs 5 draws" in answer.err and "2 draws to make" in answer.err
     (row,) = [row for row in json.loads(answer.out) if row["behaviour"] == "margin"]
     assert row["draws"] == 5 and row["high"] - row["low"] <= width * 1.0001
-    both = command(*words, "--width", 1, "--resample")
-    assert both.status == 1 and "leave out --resample" in both.err

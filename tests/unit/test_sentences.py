@@ -216,3 +216,28 @@ def test_a_mean_within_training_noise_is_no_finding() -> None:
     for others, count in (([[3.0] * 50, [-3.0] * 50], 0), ([[1.0] * 50, [1.1] * 50], 1)):
         orders = other_orders({"pretrain": [effects, *others]})
         assert len(headlines.headlines(table, LOSS, STAGES, {}, orders=orders)) == count
+
+
+@pytest.mark.parametrize(
+    ("effect", "low", "high", "said"),
+    [
+        (-0.29, -0.34, -0.24, "29 points higher, 95 %: 24 to 34 over 8 redraws (30 images)."),
+        (0.29, 0.24, 0.34, "29 points lower, 95 %: 24 to 34 over 8 redraws (30 images)."),
+        (
+            -0.29,
+            -0.6,
+            0.02,
+            "29 points higher, 95 %: 2.0 points lower to 60 points higher over 8 redraws "
+            "(30 images).",
+        ),
+    ],
+)
+def test_a_mean_over_draws_has_its_interval_at_once(
+    effect: float, low: float, high: float, said: str
+) -> None:
+    row = {"stage": "s", "group": None, "effect": effect, "n": 30, "draw_effect": effect}
+    row |= {"draw_low": low, "draw_high": high, "drawn": "8 redraws"}
+    assert str(sentences.mean_sentence(row, ACCURACY, "image", None)).endswith(said)
+    own = str(sentences.mean_sentence({**row, "effect": effect / 2}, ACCURACY, "image", None))
+    assert " in this run (30 images); of this recipe, 95 %: " in own
+    assert own.endswith("over 8 redraws.")

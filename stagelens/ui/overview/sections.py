@@ -28,13 +28,21 @@ from stagelens.wording.objectives import objective_lines
 from stagelens.wording.sentences import mean_sentence, slice_parts
 from stagelens.wording.trust_words import trust_word
 
-from . import shares
+from . import recipe, shares
 
 _CARDS_A_ROW = 4
 _ABOUT_ENDS = (
     " Interval of the stage effect over the choice of examples (95 %) and with the error of the "
     "estimate; empty: not known."
 )
+_OF_DRAWS = " Interval of the mean over draws of the recipe (95 %); empty: not known."
+_OF_RECIPE = {
+    "of the recipe": " Mean of the stage effect over draws of the recipe.",
+    "recipe low": _OF_DRAWS,
+    "recipe high": _OF_DRAWS,
+    "draw sd": " Standard deviation of the mean effect over draws of the recipe.",
+}
+_HELP = {"low": _ABOUT_ENDS, "high": _ABOUT_ENDS, **_OF_RECIPE}
 
 
 def heading(workspace: Workspace) -> None:
@@ -94,7 +102,6 @@ def headlines(
         group,
         workspace.noun,
     )
-    noise_known = loaders.orders(workspace.at, workspace.examples.name) is not None
     with st.container(border=True):
         if not found:
             st.markdown("No stage stands out on this behaviour.")
@@ -102,12 +109,7 @@ def headlines(
         components.text_block(
             f"Headlines are mean effects over at least {count_text(FEWEST, workspace.noun)}, "
             "beyond two standard errors, beyond the error of the estimate where that is known"
-            + (
-                " and beyond training noise; from a replay where one is stored."
-                if noise_known
-                else "; from a replay where one is stored. Training noise is not known: measure "
-                "it on the Trust page."
-            ),
+            f"{recipe.rule(workspace)}",
             muted=True,
         )
 
@@ -177,6 +179,9 @@ def _counts(means: pd.DataFrame, noun: str) -> list[str]:
 
 def _noise(means: pd.DataFrame) -> list[str]:
     """Which mean effects are no more than the order of the batches, where that is known."""
+    drawn = means[means["draw_low"].notna()]
+    if len(drawn):
+        return _over_draws(drawn)
     known = means[means["within_noise"].notna()]
     if known.empty:
         return ["Training noise not known."]
@@ -184,6 +189,21 @@ def _noise(means: pd.DataFrame) -> list[str]:
     if within:
         return [f"≈ Within training noise, so not a finding: the mean effect of {listed(within)}."]
     return [f"Beyond training noise: the mean effects of {listed(known['stage'].tolist())}."]
+
+
+def _over_draws(drawn: pd.DataFrame) -> list[str]:
+    """Which mean effects an interval over draws leaves in doubt."""
+    words = drawn["drawn"].iloc[0]
+    holding = drawn.loc[drawn["within_noise"].astype(bool), "stage"].tolist()
+    if holding:
+        return [
+            f"≈ The interval over {words} of the recipe holds zero, so no finding: the mean effect "
+            f"of {listed(holding)}."
+        ]
+    return [
+        f"The intervals over {words} of the recipe leave out zero: the mean effects of "
+        f"{listed(drawn['stage'].tolist())}."
+    ]
 
 
 def _table(rows: pd.DataFrame, behaviour: Behaviour, effects: Effects) -> None:
@@ -203,6 +223,10 @@ def _table(rows: pd.DataFrame, behaviour: Behaviour, effects: Effects) -> None:
             "blame": scale * rows["blame"],
             "standard error": scale * rows["error"],
             "noise sd": scale * rows["noise_sd"],
+            "of the recipe": scale * rows["draw_effect"].astype(float),
+            "recipe low": scale * rows["draw_low"].astype(float),
+            "recipe high": scale * rows["draw_high"].astype(float),
+            "draw sd": scale * rows["draw_sd"].astype(float),
             "within noise": 100 * rows["noise_share"].astype(float),
         }
     )
@@ -213,7 +237,9 @@ def _table(rows: pd.DataFrame, behaviour: Behaviour, effects: Effects) -> None:
     for name in ("low", "high"):
         ends = [np.nan if one is None else getattr(one, name) for one in intervals]
         shown.insert(shown.columns.get_loc("credit"), name, scale * np.asarray(ends))
-    errors = ("low", "high", "standard error", "noise sd")
+    if shown["of the recipe"].isna().all():
+        shown = shown.drop(columns=list(_OF_RECIPE))
+    errors = ("low", "high", "standard error", "noise sd", *(n for n in _OF_RECIPE if n in shown))
     numbers = ("final", "without the stage", "stage effect", "credit", "blame", *errors)
     digits = "%.1f" if is_share(behaviour) else "%.3f"
     components.table(
@@ -226,7 +252,7 @@ def _table(rows: pd.DataFrame, behaviour: Behaviour, effects: Effects) -> None:
                 name: st.column_config.NumberColumn(
                     name,
                     format=digits,
-                    help=f"In {named}.{_ABOUT_ENDS if name in ('low', 'high') else ''}",
+                    help=f"In {named}.{_HELP.get(name, '')}",
                 )
                 for name in numbers
             },

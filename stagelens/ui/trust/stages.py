@@ -250,7 +250,8 @@ def noise(workspace: Workspace, view: TrustView) -> None:
         if len(marks):
             said.append(f"{stage} {percent(float(marks.astype(bool).mean()))}")
     components.text_block(
-        f"Measured by replays in {count_text(known, 'other order')} of the recorded batches. An "
+        f"Measured by replays in {count_text(known, 'other order')} of the recorded batches, "
+        "given the earlier stages as recorded. An "
         "effect of less than two noise sd is within training noise, and not a finding. Of the "
         f"effects on the {view.behaviour.name}, within training noise: "
         f"{', '.join(said) or 'not known'}."
@@ -276,7 +277,8 @@ def _about_the_recipe(workspace: Workspace, view: TrustView, orders: pd.DataFram
     ]
     components.text_block(
         "An effect by replay is that of this run, with its batches in their order; the mean over "
-        "all orders is that of the recipe. Promises are about this run. Error of "
+        "all orders is that of the recipe, given the earlier stages as recorded. Promises are "
+        "about this run. Error of "
         f"{view.estimate} (the recipe known from {count_text(count, 'other order')}): "
         f"{'; '.join(said)}."
     )

@@ -1,0 +1,63 @@
+"""In this run or of this recipe: whether the effects shown would come again."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from stagelens.effects.draws import FEWEST, NAMES
+from stagelens.trust.draws import RECIPE
+from stagelens.trust.estimates import Effects
+from stagelens.ui.opening.workspace import Workspace
+from stagelens.ui.pieces import components
+from stagelens.ui.reading import drawn, loaders
+
+THIS_RUN = "in this run"
+NOT_KNOWN = "One run: whether it would happen again is not known."
+_HELP = (
+    "**in this run**: what each stage did to the model that was recorded. **of this recipe**: what "
+    "it does on average when the recipe is trained again with its chance drawn anew (order of the "
+    "batches, initial values, dropout), with and without the stage."
+)
+
+
+def choose(workspace: Workspace, effects: Effects) -> Effects:
+    """The effects to show: of the run, or means over draws of its recipe where there are such."""
+    found = drawn.draws(workspace.at, workspace.examples.name)
+    if found is None:
+        return effects
+    chosen = st.segmented_control(
+        "Effects",
+        (THIS_RUN, RECIPE),
+        default=THIS_RUN,
+        key="chance",
+        bind="query-params",
+        required=True,
+        help=_HELP,
+    )
+    if chosen != RECIPE:
+        return effects
+    components.text_block(
+        f"Means over {found.words} {NAMES[found.kind]}; what was drawn is told on the Trust page.",
+        muted=True,
+    )
+    return loaders.effects(workspace.at, workspace.examples.name, RECIPE) or effects
+
+
+def rule(workspace: Workspace) -> str:
+    """What effects have to exceed besides chance over examples, to be headlines."""
+    found = drawn.draws(workspace.at, workspace.examples.name)
+    if found is not None and found.count >= FEWEST:
+        return (
+            f", with an interval over {found.words} of the recipe that leaves out zero (95 %); "
+            "from a replay where one is stored. Intervals over examples, which say how the set was "
+            "sampled, are another thing: the table below has them."
+        )
+    if loaders.orders(workspace.at, workspace.examples.name) is not None:
+        return (
+            " and beyond training noise, given the earlier stages as recorded; from a replay where "
+            f"one is stored. {NOT_KNOWN}"
+        )
+    return (
+        "; from a replay where one is stored. Training noise is not known: measure it on the Trust "
+        f"page. {NOT_KNOWN}"
+    )

@@ -1,0 +1,94 @@
+"""Draws of the recipe on the Trust page: what was drawn, and how much effects vary."""
+
+from __future__ import annotations
+
+import shlex
+
+import pandas as pd
+import streamlit as st
+
+from stagelens.effects.draws import FEWEST, NAMES, DrawnEffects, example_sd, intervals_of_means
+from stagelens.trust.draws import DrawFacts, sentence
+from stagelens.ui.opening.workspace import Workspace
+from stagelens.ui.pieces import components
+from stagelens.ui.pieces.pinning import About
+from stagelens.ui.reading import drawn
+from stagelens.wording.numbers import axis_unit, is_share
+
+from .sections import TrustView
+
+
+def draws(workspace: Workspace, view: TrustView) -> None:
+    """Whether the effects would come again, of every kind of draw that is stored."""
+    st.header("Would it happen again?", anchor=False)
+    found = drawn.every(workspace.at, workspace.examples.name)
+    if not found:
+        command = ("stagelens", "draws", workspace.at.path, "--set", workspace.examples.name)
+        components.text_block(
+            "One run: not known. Draws train the recipe again with its chance drawn anew, with and "
+            "without each stage. What they cost is told before they begin:"
+        )
+        st.code(shlex.join(command), language=None, wrap_lines=True)
+        return
+    for facts, one in found:
+        _kind(workspace, view, facts, one)
+
+
+def _kind(workspace: Workspace, view: TrustView, facts: DrawFacts, found: DrawnEffects) -> None:
+    said = sentence(facts, found)
+    few = found.count < FEWEST
+    components.text_block(
+        f"{said[:1].upper()}{said[1:]}" + (f" Fewer than {FEWEST} give no interval." if few else "")
+    )
+    rows = _rows(workspace, view, found)
+    share = is_share(view.behaviour)
+    unit = "percent points" if share else axis_unit(view.behaviour) or "its unit"
+    number = st.column_config.NumberColumn
+    digits = "%.1f" if share else "%.3f"
+    helps = {
+        "mean over draws": "The mean over draws of the mean effect over examples.",
+        "low": "Lower end of its interval over draws (95 %).",
+        "high": "Upper end of its interval over draws (95 %).",
+        "sd over draws": "Standard deviation of the mean effect over draws.",
+        "sd of an example": "Standard deviation over draws of the effect on one example: the mean "
+        "of it over examples.",
+    }
+    components.table(
+        rows,
+        f"draws-{facts.kind}",
+        f"Stage effects on the {view.behaviour.name} over {found.words} {NAMES[found.kind]}, in "
+        f"{unit}.",
+        About(behaviour=view.behaviour.name),
+        column_config={
+            name: number(name, format=digits, help=f"{words} In {unit}.")
+            for name, words in helps.items()
+        },
+    )
+
+
+def _rows(workspace: Workspace, view: TrustView, found: DrawnEffects) -> pd.DataFrame:
+    scale, name = (100 if is_share(view.behaviour) else 1), view.behaviour.name
+    table = found.table
+    if view.only is not None:
+        table = table[table["example_id"].isin(view.only.example_ids)]
+    own = DrawnEffects(table, found.kind, found.pilot, found.batches)
+    one = table[(table["behaviour"] == name) & (table["draw"] == table["draw"].min())]
+    means = intervals_of_means(own, one, name, ["stage"])
+    spread = example_sd(own)
+    made = []
+    for stage in workspace.stages:
+        if (mean := means.get((stage,))) is None:
+            continue
+        made.append(
+            {
+                "stage": stage,
+                "mean over draws": scale * mean.mean,
+                "low": scale * mean.low,
+                "high": scale * mean.high,
+                "sd over draws": scale * mean.sd,
+                "sd of an example": scale * float(spread[stage, name].mean()),
+                "finding": "yes" if mean.is_clear else "interval holds zero",
+            }
+        )
+    shown = pd.DataFrame(made)
+    return shown.drop(columns="finding") if found.count < FEWEST and len(shown) else shown

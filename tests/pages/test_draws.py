@@ -1,0 +1,92 @@
+"""Draws of the recipe on the pages: intervals at once, and the choice of run or recipe."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from stagelens.effects.draws import interval_over_draws
+from stagelens.runs.run import open_run
+from tests.pages.reading import check, figures, words
+from tests.support.made_draws import write_draws
+
+TRUST = "pages/4_Trust.py"
+RECIPE = "chance=of+this+recipe"
+
+
+@pytest.fixture
+def drawn(demo_copy: Path) -> Path:
+    """The demo with five draws, in which effects are 1.6 to 2.4 times those of the run."""
+    write_draws(open_run(demo_copy), "test", [1.6, 1.8, 2.0, 2.2, 2.4])
+    return demo_copy
+
+
+def test_one_run_says_that_nothing_is_known_of_others_and_how_to_know(open_page, demo) -> None:
+    said = words(check(open_page(demo.parent, "run=digits&estimator=task-vector")))
+    assert "One run: whether it would happen again is not known." in said
+    assert "of this recipe" not in said
+    app = check(open_page(demo.parent, "run=digits", TRUST))
+    assert "One run: not known." in words(app)
+    assert any("stagelens draws" in code.value for code in app.code)
+
+
+def test_a_headline_has_its_interval_at_once(open_page, drawn: Path) -> None:
+    said = words(check(open_page(drawn.parent, "run=digits&estimator=replay")))
+    pattern = (
+        r"Without shortcut, accuracy on stamped images would be (\d+) points higher in this run "
+        r"\(447 images\); of this recipe, 95 %: (\d+) to (\d+) points higher over 5 redraws\."
+    )
+    found = re.search(pattern, said.replace("\xa0", " "))
+    assert found is not None
+    effect, low, high = map(int, found.groups())
+    made = interval_over_draws([effect * each for each in (1.6, 1.8, 2.0, 2.2, 2.4)])
+    assert (low, high) == (pytest.approx(made.low, abs=2), pytest.approx(made.high, abs=2))
+    assert "with an interval over 5 redraws of the recipe that leaves out zero" in said
+
+
+def test_of_the_recipe_bars_and_sentences_are_means_over_draws(open_page, drawn: Path) -> None:
+    link = "run=digits&estimator=replay"
+    run, recipe = (check(open_page(drawn.parent, f"{link}{more}")) for more in ("", f"&{RECIPE}"))
+    assert run.segmented_control(key="chance").value == "in this run"
+    said = words(recipe).replace("\xa0", " ")
+    assert "Means over 5 redraws of this recipe" in said
+    assert re.search(r"points higher, 95 %: \d+ to \d+ over 5 redraws \(447 images\)", said)
+    effects = [
+        next(one.value for one in app.dataframe if "stage effect" in one.value.columns)
+        for app in (run, recipe)
+    ]
+    of_run, of_recipe = (each.query("group == 'all'")["stage effect"] for each in effects)
+    assert of_recipe.tolist() == pytest.approx((2 * of_run).tolist())
+    assert figures(run)[0]["alt"] != figures(recipe)[0]["alt"]
+
+
+def test_an_effect_whose_interval_holds_zero_is_no_finding(open_page, demo_copy: Path) -> None:
+    write_draws(open_run(demo_copy), "test", [-1.0, 1.0, 0.2, 0.4])
+    said = words(check(open_page(demo_copy.parent, "run=digits&estimator=replay")))
+    assert "No stage stands out on this behaviour." in said
+    assert "The interval over 4 redraws of the recipe holds zero, so no finding" in said
+
+
+def test_two_draws_give_no_interval_and_govern_nothing(open_page, demo_copy: Path) -> None:
+    write_draws(open_run(demo_copy), "test", [-1.0, 1.0])
+    said = words(check(open_page(demo_copy.parent, "run=digits&estimator=replay")))
+    assert "No stage stands out" not in said and "95 %:" not in said
+    said = words(check(open_page(demo_copy.parent, "run=digits", TRUST)))
+    assert "Fewer than 3 give no interval." in said
+
+
+def test_the_trust_page_shows_every_kind_of_draw_with_its_spread(open_page, drawn: Path) -> None:
+    write_draws(open_run(drawn), "test", [0.9, 1.0, 1.1], "given earlier")
+    app = check(open_page(drawn.parent, "run=digits", TRUST))
+    said = words(app)
+    assert "5 redraws of this recipe: batches drawn with replacement" in said
+    assert "3 redraws given the earlier stages as recorded: batches in other orders" in said
+    assert "the weights that the first stage began from are those recorded" in said
+    tables = [one.value for one in app.dataframe if "mean over draws" in one.value.columns]
+    assert len(tables) == 2
+    for one in tables:
+        assert (one["low"] <= one["mean over draws"]).all()
+        assert (one["mean over draws"] <= one["high"]).all()
+        assert (one["sd over draws"] > 0).all() and set(one["finding"]) == {"yes"}
