@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -39,20 +39,30 @@ class Recipe:
     """What is trained.
 
     Attributes:
+        name: What it is called.
         hidden: Units of the hidden layer; 0 for a logistic regression.
+        given: Whether all runs begin with the same weights, as from a pretrained model.
     """
 
     name: str
     hidden: int = 0
+    given: bool = False
 
 
-RECIPES = (Recipe("logistic regression"), Recipe("tiny network", hidden=4))
+RECIPES = (
+    Recipe("logistic regression"),
+    Recipe("tiny network", hidden=4),
+    Recipe("the same, given start", hidden=4, given=True),
+)
 
 
 def _weights(recipe: Recipe, count: int, random: torch.Generator) -> list[Tensor]:
     """Initial weights of so many models, (count, ...)."""
     if not recipe.hidden:
         return [torch.zeros(count, FEATURES, 1)]
+    if recipe.given:
+        one = _weights(replace(recipe, given=False), 1, torch.Generator().manual_seed(7))
+        return [each.expand(count, *each.shape[1:]) for each in one]
     return [
         torch.randn(count, FEATURES, recipe.hidden, generator=random) / FEATURES**0.5,
         torch.randn(count, recipe.hidden, 1, generator=random) / recipe.hidden**0.5,
@@ -189,7 +199,13 @@ class Found:
 
 
 def simulate(
-    recipe: Recipe, kind: Kind, runs: int, draws: int, seed: int, truth_runs: int = 20_000
+    recipe: Recipe,
+    kind: Kind,
+    runs: int,
+    draws: int,
+    seed: int,
+    truth_runs: int = 20_000,
+    truth_orders: int = 200,
 ) -> Found:
     """Coverage and findings of one kind of draw.
 
@@ -207,7 +223,7 @@ def simulate(
             own = data, _orders(runs, number, kind, seed), begun
         for name, values in _effects(recipe, own[0], own[1], random, own[2]).items():
             every[name].append(values)
-    truth = _truth(recipe, kind, data, first, random, truth_runs, seed)
+    truth = _truth(recipe, kind, data, first, random, truth_runs, truth_orders)
     covered = findings = 0
     width = 0.0
     for run in range(runs):
@@ -230,15 +246,14 @@ def _truth(
     first: list[Tensor],
     random: torch.Generator,
     truth_runs: int,
-    seed: int,
+    truth_orders: int,
 ) -> np.ndarray:
     """The mean effect of the recipe for each run, by brute force."""
     runs = len(first[0])
     if kind == "same data":
-        others = 200
         found = [
             _effects(recipe, data, _shuffled(runs, random), random, first)["margin"]
-            for _ in range(others)
+            for _ in range(truth_orders)
         ]
         return np.mean(found, axis=0)
     own = _data(truth_runs, random), _recorded(truth_runs), _weights(recipe, truth_runs, random)
@@ -282,7 +297,7 @@ def main() -> None:
             one = simulate(recipe, kind, given.runs, given.draws, given.seed)
             said = "" if kind != "same data" else " (not null given the data)"
             print(
-                f"{recipe.name:20} {words:22} interval holds the truth {one.covered}, null "
+                f"{recipe.name:21} {words:22} interval holds the truth {one.covered}, null "
                 f"called a finding {one.findings}{said}, mean width {one.width:.3f}"
             )
     covered, near = widths(given.runs, given.draws, given.seed)
