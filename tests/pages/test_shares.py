@@ -10,7 +10,12 @@ import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from stagelens.analyses.shares.sentences import NO_INTENT, QUESTIONS, SPLITTING
+from stagelens.analyses.shares.sentences import (
+    BY_TASK_VECTOR,
+    NO_INTENT,
+    QUESTIONS,
+    SPLITTING,
+)
 from stagelens.analyses.shares.share_table import SEEN_AFTER, SHARE, WITHOUT, shares_of
 from stagelens.analyses.shares.stored import best_coalitions
 from stagelens.estimators.stage_trust import StageTrust
@@ -126,6 +131,16 @@ def test_shares_are_only_as_good_as_their_models(open_page: OpenPage, unshared: 
     app = check(app.run())
     assert alts(app)[0].count("no number") == 4
     assert "It diverged." in words(app)
+
+
+def test_estimated_shares_offer_better_ones(open_page: OpenPage, unshared: Path) -> None:
+    store(open_run(unshared), "test", estimator="task-vector")
+    app = check(open_page(unshared.parent, f"{LINK}&credit=Share"))
+    assert BY_TASK_VECTOR in words(app)
+    assert "These shares are by task-vector: what better ones take" in {
+        one.label for one in app.expander
+    }
+    assert "Compute shares" in labels(app)
 
 
 def test_examples_have_shares_as_columns_to_filter_and_sort(

@@ -22,7 +22,7 @@ TITLES = {WITHOUT: "Without it", SHARE: "Share", SEEN_AFTER: "Seen after"}
 
 QUESTIONS = {
     WITHOUT: "What would the model do had this stage alone not happened? These effects do not add "
-    "up to what training did: what stages do only together counts for each of them.",
+    "up.",
     SHARE: "What is a stage's fair part (Shapley) of what training as a whole did? The mean, over "
     "all orders in which the stages could join, of what its joining changes; shares add up.",
     SEEN_AFTER: "When did it become visible? The difference between the boundary before a stage "

@@ -9,6 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from stagelens import charts
+from stagelens.analyses.shares.sentences import QUESTIONS
 from stagelens.analyses.shares.share_table import WITHOUT
 from stagelens.contracts import ACCURACY, Behaviour
 from stagelens.effects.headlines import FEWEST
@@ -132,8 +133,8 @@ def credit_and_blame(
         shares.adding_up(workspace, behaviour, by, group, reading)
         return
     components.text_block(
-        f"Mean stage effect on the {behaviour.name} of {about}: what each stage made better "
-        "(credit) and worse (blame) for individual examples, and the net of the two.",
+        f"{QUESTIONS[WITHOUT]} Mean stage effect on the {behaviour.name} of {about}: what each "
+        "stage made better (credit) and worse (blame) for individual examples, and the net of the two.",
         muted=True,
     )
     kept = charts.shown_stages(means)

@@ -9,7 +9,6 @@ from stagelens.analyses.shares.stored import MOST_MODELS, wanted_masks
 from stagelens.contracts import StageLensError
 from stagelens.estimators.coalition_plan import ESTIMATORS, Cost, cost, refusal
 from stagelens.estimators.parties import Parties, parties_of, stage_masks
-from stagelens.estimators.stage_trust import REPLAY
 from stagelens.runs.run import Run
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components
@@ -31,7 +30,7 @@ def arguments(workspace: Workspace, estimator: str, together: tuple[str, ...]) -
 
 
 def offer(workspace: Workspace, together: tuple[str, ...]) -> None:
-    """The cost and the button; while the job runs, its progress in their place."""
+    """Where there are no shares: the cost and the button, or the progress in their place."""
     st.info(
         "Shares need the models in which only some of the stages happened, and these have not been "
         "measured yet.",
@@ -40,6 +39,18 @@ def offer(workspace: Workspace, together: tuple[str, ...]) -> None:
     if not workspace.computable:
         components.text_block("They cannot be measured here: the run's model cannot be built.")
         return
+    _compute(workspace, together, ESTIMATORS)
+
+
+def offer_better(workspace: Workspace, together: tuple[str, ...], shown: str) -> None:
+    """Where shares are estimated: the same for better ones; nothing where there are none."""
+    if not workspace.computable or shown not in ESTIMATORS[1:]:
+        return
+    with st.expander(f"These shares are by {shown}: what better ones take"):
+        _compute(workspace, together, ESTIMATORS[: ESTIMATORS.index(shown)])
+
+
+def _compute(workspace: Workspace, together: tuple[str, ...], estimators: tuple[str, ...]) -> None:
     run = workspace.run
     parties = _parties(run, together)
     try:
@@ -47,9 +58,9 @@ def offer(workspace: Workspace, together: tuple[str, ...]) -> None:
     except StageLensError as error:  # too many stages, unless some are taken as one
         components.error_state(str(error))
         return
-    possible = [each for each in ESTIMATORS if not _refused(run, masks, each)]
+    possible = [each for each in estimators if not _refused(run, masks, each)]
     if not possible:
-        components.text_block(f"Refused: {_refused(run, masks, REPLAY)}")
+        components.text_block(f"Refused: {_refused(run, masks, estimators[0])}")
         return
     estimator = st.segmented_control(
         "Measured by",

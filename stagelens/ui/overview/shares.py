@@ -70,6 +70,7 @@ def adding_up(
         trust_legend()
         with st.expander("The same numbers as a table"):
             _table(workspace, found, column, group)
+        share_jobs.offer_better(workspace, together, found.estimator)
 
 
 def _shares(

@@ -16,10 +16,13 @@ DIFFERENCE = "seen after"
 
 
 def choose(told: bool = True) -> str:
-    """The control, and a sentence of what the choice answers; returns a reading.
+    """The control, and what the choice answers, where it is none that the page says itself.
 
     Args:
-        told: Whether the sentence is shown, and not only on demand.
+        told: Whether that is shown, and not only on demand.
+
+    Returns:
+        A reading.
     """
     readings = {title: reading for reading, title in TITLES.items()}
     picked = st.segmented_control(
@@ -32,6 +35,6 @@ def choose(told: bool = True) -> str:
         help=" ".join(f"**{title}**: {QUESTIONS[reading]}" for title, reading in readings.items()),
     )
     reading = readings[picked or TITLES[WITHOUT]]
-    if told:
+    if told and reading != WITHOUT:
         components.text_block(QUESTIONS[reading], muted=True)
     return reading
