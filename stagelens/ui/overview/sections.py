@@ -134,7 +134,8 @@ def credit_and_blame(
         return
     components.text_block(
         f"{QUESTIONS[WITHOUT]} Mean stage effect on the {behaviour.name} of {about}: what each "
-        "stage made better (credit) and worse (blame) for individual examples, and the net of the two.",
+        "stage made better (credit) and worse (blame) for individual examples, and the net of the "
+        "two.",
         muted=True,
     )
     kept = charts.shown_stages(means)
