@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -82,5 +83,6 @@ GIVEN: Any = {"sft": focal, "dpo": Preferred}
 
 def recorded(path: Path, **how: Any) -> stagelens.Run:
     losses = {**LOSSES, "dpo": preferring}
-    trained(losses, stagelens.Recorder(path, TASK, name="run"), objectives=OBJECTIVES, **how)
+    with closing(stagelens.Recorder(path, TASK, name="run")) as recorder:
+        trained(losses, recorder, objectives=OBJECTIVES, **how)
     return stagelens.open_run(path, TASK, GIVEN)

@@ -89,7 +89,15 @@ def test_a_trainer_s_callback_finds_it(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        if name in ("reward-model", "token-classification")
+        else pytest.param(name, marks=pytest.mark.extensive)
+        for name in SMALL
+    ],
+)
 def test_contributions_of_training_examples_sum_to_those_of_steps(
     name: str, tmp_path: Path
 ) -> None:

@@ -72,15 +72,15 @@ def rest(*values: Any) -> Any:
         rest("dpo", 1, {"before": "sft", "precompute_ref_log_probs": True}),
         rest("kto", 1, {"before": "sft"}),
         rest("grpo", 1, {"before": "sft", "beta": 0.1}),
-        ("sft", 2, {}),
+        rest("sft", 2, {}),
         rest("sft", 2, {"packing": True, "max_length": 16}),
         rest("sft", 1, {"loss_type": "dft"}),
         rest("sft", 1, {"label_smoothing_factor": 0.1}),
         rest("dpo", 1, {}),
         rest("dpo", 1, {"loss_type": ["aot", "sft"]}),
-        ("dpo", 1, {"use_weighting": True}),  # weights that are held fixed
-        ("kto", 1, {}),  # so is its KL
-        ("grpo", 2, {}),  # on policy, what the answers were sampled with is held fixed
+        rest("dpo", 1, {"use_weighting": True}),  # weights that are held fixed
+        rest("kto", 1, {}),  # so is its KL
+        rest("grpo", 2, {}),  # on policy, what the answers were sampled with is held fixed
         rest("grpo", 1, {"beta": 0.1, "num_iterations": 2, "entropy_coef": 0.1}),
         rest("reward", 1, {}),
     ],
@@ -102,7 +102,7 @@ def test_derivatives_equal_central_differences_of_the_replay(
             assert (gap / size) ** 0.5 < 1e-4, (reading, stage.name, (gap / size) ** 0.5)
 
 
-@pytest.mark.parametrize("kind", ["dpo", *map(rest, ("kto", "grpo"))])
+@pytest.mark.parametrize("kind", map(rest, ("dpo", "kto", "grpo")))
 def test_contributions_before_a_reference_are_those_of_forward_mode(
     kind: str, record: Record
 ) -> None:
@@ -176,7 +176,7 @@ def value_without(run: Run, step: int, example: int, share: float) -> float:
         )
 
 
-@pytest.mark.parametrize(("kind", "stages"), [("sft", 2), ("dpo", 1)])
+@pytest.mark.parametrize(("kind", "stages"), [rest("sft", 2), ("dpo", 1)])
 def test_an_example_contributes_what_leaving_it_out_takes_away(
     kind: str, stages: int, record: Record
 ) -> None:
