@@ -21,7 +21,7 @@ from .registry import make_estimator
 from .replay import trust_in_replay
 from .replay_check import check_given, check_replay
 from .stage_trust import REPLAY, StageTrust
-from .subtraction import keeps, subtract_stage
+from .subtraction import appeared_there, subtract_stage
 from .task_vector import TaskVector
 
 _READ = "No later stage is trained: the recorded state, with the boundary rules that follow."
@@ -206,7 +206,12 @@ def _by_task_vector(run: Run, mask: int) -> CoalitionModel:
     except Refused as refusal_:
         trust = _trust(name, TaskVector.name, "refused", str(refusal_))
         return CoalitionModel(mask, mask, None, trust)
-    kept = [f" {keeps(stage)}." for stage in missing if stage.appeared]
+    kept = [
+        f" What first appears in the checkpoint of {stage.name} ({appeared_there(stage)}) "
+        "keeps what that stage made of it: no earlier value is known."
+        for stage in missing
+        if stage.appeared
+    ]
     if not trained(mask, stages) and not kept:
         reason = _READ if missing else _ALL
         gap = max((s.facts.boundary.deviation for s in missing[1:]), default=0.0)

@@ -17,13 +17,17 @@ from stagelens.runs.states import Weights
 from stagelens.runs.streaming import Streamed, TensorFacts, facts_of, flat_blocks
 
 
+def appeared_there(stage: Stage) -> str:
+    """What first appears in an assembled stage, in words."""
+    first, *others = stage.appeared
+    return f"{first} and {len(others)} more" if others else first
+
+
 def keeps(stage: Stage) -> str:
     """Says what a counterfactual without an assembled stage keeps, as it first appears there."""
-    first, *others = stage.appeared
-    named = f"{first} and {len(others)} more" if others else first
     return (
-        f"What first appears in this stage's checkpoint ({named}) keeps its final value: no "
-        "earlier value is known"
+        f"What first appears in this stage's checkpoint ({appeared_there(stage)}) keeps its final "
+        "value: no earlier value is known"
     )
 
 
