@@ -25,7 +25,7 @@ from .errors import (
     StageLensError,
     TaskError,
 )
-from .objective import REFERENCE, Objective, ReferenceModel
+from .objective import MICRO_BATCHES, REFERENCE, Objective, ReferenceModel
 from .optimizer_registry import (
     optimizer_class,
     optimizer_name,
@@ -42,6 +42,7 @@ __all__ = [
     "ACCURACY",
     "BASE",
     "CARRIED",
+    "MICRO_BATCHES",
     "OTHER_EXAMPLES",
     "REFERENCE",
     "SLICE_COLUMN",

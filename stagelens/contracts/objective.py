@@ -18,6 +18,10 @@ REFERENCE = "reference"
 """The usual name of a reference model."""
 
 
+MICRO_BATCHES = "micro_batches"
+"""See :attr:`Objective.reads_micro_batches`."""
+
+
 @dataclass(frozen=True)
 class ReferenceModel:
     """Where a reference model of a stage comes from, as the training loop knows it.
@@ -48,12 +52,16 @@ class Objective(ABC):
 
     Attributes:
         name: As registered, and as stored in run folders.
+        reads_micro_batches: Whether a Trainer's loss depends on how many micro-batches a step has.
+            A batch then holds their number, (), under ``MICRO_BATCHES`` where it is not that of the
+            Trainer's settings, as at the end of an epoch.
         on_samples: Whether it was trained on answers that the model itself had sampled. A replay is
             then one on the recorded samples, and says so.
     """
 
     name: ClassVar[str]
     on_samples: ClassVar[bool] = False
+    reads_micro_batches: ClassVar[bool] = False
 
     @property
     @abstractmethod

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stagelens.contracts import RecordingError
+from stagelens.contracts import MICRO_BATCHES, RecordingError
 
 from .training_passes import TrainingPass, divisor_of
 
@@ -26,10 +26,14 @@ class ComputedLosses:
     Args:
         trainer: A ``transformers.Trainer``.
         tell: Called with a problem.
+        micro_batches: Whether the loss depends on how many micro-batches there are in a step, which
+            its inputs then say where it is not the Trainer's setting.
     """
 
-    def __init__(self, trainer: Any, tell: Callable[[Exception], None]) -> None:
-        self._tell = tell
+    def __init__(
+        self, trainer: Any, tell: Callable[[Exception], None], micro_batches: bool = False
+    ) -> None:
+        self._tell, self._micro_batches = tell, micro_batches
         self._inputs: dict[str, Any] | None = None
         self._loss: Tensor | None = None
         self._factor = 0.0
@@ -102,6 +106,12 @@ class ComputedLosses:
         self._inputs = {str(name): _apart(value) for name, value in inputs.items()}
         if items is not None:
             self._inputs["num_items_in_batch"] = items
+        trainer = self._trainer()
+        if self._micro_batches and trainer is not None:
+            # The last step of an epoch may have fewer.
+            count = trainer.current_gradient_accumulation_steps
+            if count != trainer.args.gradient_accumulation_steps:
+                self._inputs[MICRO_BATCHES] = torch.tensor(count)
         self._versions = [(t, t._version) for t in self._inputs.values() if isinstance(t, Tensor)]
 
     def after(self, returned: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,9 @@ from stagelens.tasks.objectives.own import OwnLoss
 from .run_writer import RunWriter
 from .stage_settings import GivenObjective, StageSettings
 from .stage_start import StageStart
+
+_ATTENTION = "attention"
+"""In a ``build_config`` of models of transformers."""
 
 
 def resolved(given: GivenObjective) -> Objective:
@@ -135,9 +138,11 @@ def _read(
         while stage is not None and stage.name != facts.stage:
             stage = stage.previous
         if stage is None:
-            return Source(start.state.model, start.build_config)
-        state = stage.end() if facts.kind == "end" else stage.start()
-        return Source(state.model, stage.facts.build_config)
+            weights, config = start.state.model, start.build_config
+        else:
+            state = stage.end() if facts.kind == "end" else stage.start()
+            weights, config = state.model, stage.facts.build_config
+        return Source(weights, config if facts.build_config is None else facts.build_config)
 
     recorded = ObjectiveFacts(
         name=objective.name,
@@ -163,17 +168,33 @@ def _found(run: RunWriter, start: StageStart, given: ReferenceModel) -> Referenc
     if given.adapter_off:
         return ReferenceFacts(kind="adapter off")
     found = ReferenceFacts(sync_every=given.sync_every, sync_mixing=given.sync_mixing)
-    if given.model is None or _holds(given.model, start.state.model):
+    if given.model is None:
         return found
+    config = run.task.stage_config(given.model)
+    if _holds(given.model, start.state.model):
+        return found.model_copy(
+            update={"build_config": _built_otherwise(config, start.build_config)}
+        )
     stage: Stage | None = run.last
     while stage is not None:
+        own = {"build_config": _built_otherwise(config, stage.facts.build_config)}
         if _holds(given.model, stage.end().model):
-            return found.model_copy(update={"kind": "end", "stage": stage.name})
+            return found.model_copy(update={"kind": "end", "stage": stage.name, **own})
         if _holds(given.model, stage.start().model):
-            return found.model_copy(update={"stage": stage.name})
+            return found.model_copy(update={"stage": stage.name, **own})
         stage = stage.previous
-    kept = {"kind": "kept", "build_config": run.task.stage_config(given.model)}
-    return found.model_copy(update=kept)
+    return found.model_copy(update={"kind": "kept", "build_config": config})
+
+
+def _built_otherwise(
+    own: Mapping[str, Any] | None, stage: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    """How a model with a stage's weights is built, where its attention is not the stage's."""
+    own, stage = own or {}, stage or {}
+    if own.get(_ATTENTION) == stage.get(_ATTENTION):
+        return None
+    rest = {key: value for key, value in stage.items() if key != _ATTENTION}
+    return rest | ({_ATTENTION: own[_ATTENTION]} if _ATTENTION in own else {})
 
 
 def _holds(model: nn.Module, weights: Weights) -> bool:

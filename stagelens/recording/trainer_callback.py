@@ -168,7 +168,8 @@ class StageRecorderCallback(TrainerCallback):
             if minimised.objective is None:
                 passes: _Passes = TrainingPasses(kwargs["model"], stage.tell)
             else:
-                passes = ComputedLosses(trainer, stage.tell)
+                counts = minimised.objective.reads_micro_batches
+                passes = ComputedLosses(trainer, stage.tell, counts)
             closing.callback(passes.close)
             self._open = _Open(stage, passes, closing.pop_all())
         # The stage is interrupted when nothing holds this callback any more, or the process ends.

@@ -229,7 +229,8 @@ def loss_of_stage(
         weights = None if passed is None else passed.at(facts.kind, other.name)
         if weights is None:
             weights = (other.end() if facts.kind == "end" else other.start()).model
-        return Source(weights, other.facts.build_config)
+        own = facts.build_config
+        return Source(weights, other.facts.build_config if own is None else own)
 
     return TrainingLoss(task, stage.objective, stage.facts.objective, model, source)
 

@@ -24,7 +24,8 @@ class ReferenceFacts(_Facts):
             ``"adapter off"``, the trained model with its adapter off; or ``"kept"``, a model from
             outside the run, which is a state of the stage's own.
         stage: Whose start or end; None for the start of the stage itself.
-        build_config: For ``task.build_model``, where a kept model differs from the task's.
+        build_config: For ``task.build_model``, where a kept model differs from the task's, or
+            another one is not built as in the stage whose state it holds.
         sync_every: Updates between two moves towards the trained model; None where it stays.
         sync_mixing: What a move takes of the trained model.
     """

@@ -39,6 +39,7 @@ def recipe() -> Callable[[str], Any]:
     "name",
     [
         "DPO several losses",
+        "DPO reference with another attention",
         "Reward pairs",
         *(
             pytest.param(name, marks=pytest.mark.extensive)
@@ -52,6 +53,14 @@ def test_without_the_first_stage_a_replay_is_the_training_of_the_base(
     from tests.benchmarks.recipes.recipe import Outcome, measure
 
     assert measure(recipe(name), tmp_path / "work") == Outcome(name, "exact", "", 0.0, 0.0)
+
+
+def test_the_last_step_may_have_fewer_micro_batches(recipe: Any, tmp_path: Path) -> None:
+    """The loss of GRPO is divided by their number, which is not the Trainer's setting then."""
+    from tests.benchmarks.recipes.recipe import measure
+
+    outcome = measure(recipe("GRPO accumulation, the last one partial"), tmp_path / "work")
+    assert (outcome.verdict, outcome.replay) == ("on recorded samples", 0.0)
 
 
 def test_a_trainer_of_rewards_records_a_reward_model(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from stagelens import StageRecorderCallback
 from tests.benchmarks.recipes.recipe import Part, Recipe
-from tests.support.trl_trainings import Training, load, save_base, texts
+from tests.support.trl_trainings import Training, load, prompts, save_base, texts
 
 DPO_LOSSES = (
     "sigmoid",
@@ -31,13 +31,32 @@ DPO_LOSSES = (
 )
 
 
-def part(name: str, training: Training, **recording: Any) -> Part:
-    """A stage by a trainer of TRL."""
+PARTIAL = {
+    "max_steps": -1,
+    "num_train_epochs": 1,
+    "gradient_accumulation_steps": 2,
+    "steps_per_generation": 1,
+    "beta": 0.1,
+}
+"""Five micro-batches of ten prompts, two to a step."""
+
+
+def ten_prompts() -> list[dict[str, Any]]:
+    """As many prompts as make an odd number of micro-batches."""
+    return prompts()[:10]
+
+
+def part(
+    name: str, training: Training, reference_attention: str | None = None, **recording: Any
+) -> Part:
+    """A stage by a trainer of TRL, the reference model with an attention of its own if given."""
 
     def train(start: Path, end: Path, run: Path | None, stage: str) -> None:
         model, tokenizer = load(start, training.classifies)
         callbacks = [] if run is None else [StageRecorderCallback(run, stage, **recording)]
         trainer = training.trainer(model, tokenizer, end / "out", callbacks)
+        if reference_attention is not None:
+            trainer.ref_model.set_attn_implementation(reference_attention)
         trainer.train()
         trainer.save_model(str(end))
 
@@ -142,6 +161,8 @@ def recipes() -> list[Recipe]:
     add("reference computed ahead", "dpo", precompute_ref_log_probs=True)
     add("reference moves", "dpo", sync_ref_model=True, ref_model_sync_steps=2)
     add("another reference", "dpo", {"ref_model": other_reference})
+    own = part("dpo", Training("dpo"), reference_attention="eager")
+    found.append(Recipe("DPO reference with another attention", base, [first, own]))
     add("LoRA", "dpo", {"peft_config": lora})
     add(
         "LoRA, reference computed ahead",
@@ -166,6 +187,8 @@ def recipes() -> list[Recipe]:
     add("", "grpo")
     add("KL to the reference", "grpo", beta=0.1)
     add("two iterations, accumulation", "grpo", num_iterations=2, gradient_accumulation_steps=2)
+    own = part("grpo", Training("grpo", ten_prompts, PARTIAL))
+    found.append(Recipe("GRPO accumulation, the last one partial", base, [first, own]))
     add("LoRA, KL", "grpo", {"peft_config": lora}, beta=0.1)
     add("entropy bonus", "grpo", entropy_coef=0.01)
     add("adaptive entropy", "grpo", use_adaptive_entropy=True)

@@ -28,6 +28,7 @@ class GRPO(Referred):
 
     name = "grpo"
     on_samples = True
+    reads_micro_batches = True
     counted = False  # under the same name, the batch has the tokens of a whole generation
     home = "trl.trainer.grpo_trainer:GRPOTrainer"
     methods = (

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from stagelens.contracts import Objective, RecordingError, RunError, Task
+from stagelens.contracts import MICRO_BATCHES, Objective, RecordingError, RunError, Task
 
 from .bare import OneProcess, add_fused_head, as_trained, autocast_of, scalar
 from .plain_head import add_plain_head
@@ -112,6 +112,8 @@ class TrlObjective(Objective):
     def compute(self, trainer: Any, model: nn.Module, inputs: dict[str, Any]) -> Any:
         """What ``compute_loss`` returns."""
         items = inputs.pop("num_items_in_batch", None) if self.counted else None
+        if (count := inputs.pop(MICRO_BATCHES, None)) is not None:
+            trainer.current_gradient_accumulation_steps = int(count)
         return trainer.compute_loss(model, inputs, num_items_in_batch=items)
 
     @property
