@@ -89,6 +89,36 @@ def _together(columns: np.ndarray, random: np.random.Generator) -> np.ndarray:
     return np.stack(summed, axis=1)
 
 
+def standard_error(values: np.ndarray, clusters: np.ndarray | None = None) -> float:
+    """The standard error of a mean over examples, some of which may share a source.
+
+    Examples of one cluster are not drawn independently: clusters are, and what their members differ
+    from the mean by is added up per cluster (C. A. Field and A. H. Welsh, Bootstrapping clustered
+    data, J. R. Stat. Soc. B 69, 2007, for the bootstrap whose spread this is). Clusters of one
+    example each give the usual standard error.
+
+    Args:
+        values: (n,) of the examples.
+        clusters: (n,) the number of the cluster of each, below 0 where it has none of its own;
+            None where all are apart.
+
+    Returns:
+        NaN of fewer than two examples, or of one cluster alone.
+    """
+    n = len(values)
+    if n < 2:
+        return float("nan")
+    if clusters is None:
+        return float(values.std(ddof=1) / np.sqrt(n))
+    alone = clusters < 0
+    number = np.where(alone, clusters.max(initial=-1) + 1 + np.arange(n), clusters)
+    summed = np.bincount(np.unique(number, return_inverse=True)[1], weights=values - values.mean())
+    count = len(summed)
+    if count < 2:
+        return float("nan")
+    return float(np.sqrt(count / (count - 1) * (summed**2).sum()) / n)
+
+
 def interval(draws: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
     """The percentile interval of a statistic's values over resamples; NaN where one is missing."""
     if not len(draws) or not np.isfinite(draws).all():

@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 
 from stagelens.contracts import ACCURACY, BASE, Behaviour
-from stagelens.runs.run import Stage
 
 from .draws import DrawnEffects, columns_of, intervals_of_means
+from .resampling import standard_error
 
 SUMMARY_COLUMNS = (
     "stage",
@@ -47,15 +47,15 @@ SUMMARY_COLUMNS = (
 """Columns of :func:`stage_summary`; ``group`` is null in rows over all examples."""
 
 
-SUMMARISED = ("stage", "behaviour", "label", "final", "without", "effect", "within_noise")
+CLUSTER = "cluster"
+"""The column of a set that says which examples share a source: intervals of means go by it."""
+
+SUMMARISED = ("stage", "behaviour", "label", "final", "without", "effect", "within_noise", CLUSTER)
 """Columns of an effect table that :func:`stage_summary` needs, beside that of the groups and, where
 the training noise is known or the recipe was drawn, ``example_id``."""
 
 ANSWERS = ("behaviour", "prediction", "prediction_without", "label")
 """Columns of an effect table that :func:`accuracy_rows` needs."""
-
-_CURVE_POINTS = 240
-"""Points in the curve of a stage's learning rate: what a screen can show."""
 
 
 def with_accuracy(table: pd.DataFrame) -> pd.DataFrame:
@@ -167,6 +167,7 @@ def stage_summary(
     Returns:
         :data:`SUMMARY_COLUMNS`. ``n`` examples were measured, ``missing`` had no value (no label,
         or a refused stage). ``error`` is the standard error of the mean effect over examples,
+        by the set's column ``cluster`` where it has one,
         ``rms`` the root mean square effect of the stage over the labelled examples of the set,
         whatever the group (over all, where none has a label),
         ``noise_share`` the share of examples whose effect is within training noise, ``noise_sd``
@@ -309,13 +310,17 @@ def _groups(
     for name in ("effect", "final", "without", "within_noise"):
         values = rows[name].to_numpy(float, na_value=np.nan)
         columns[name] = values if order is None else values[order]
+    if CLUSTER in rows:
+        clusters = pd.factorize(rows[CLUSTER])[0]
+        columns[CLUSTER] = clusters if order is None else clusters[order]
     for key, size, end in zip(sizes.index, sizes, ends, strict=True):
         own = {name: values[end - size : end] for name, values in columns.items()}
         yield (key if isinstance(key, tuple) else (key,)), own
 
 
 def _means(part: Mapping[str, np.ndarray], sign: int) -> dict[str, float]:
-    effect = part["effect"][~np.isnan(part["effect"])]
+    known, clusters = ~np.isnan(part["effect"]), part.get(CLUSTER)
+    effect = part["effect"][known]
     gain = sign * effect
     n = len(effect)
     return {
@@ -330,7 +335,7 @@ def _means(part: Mapping[str, np.ndarray], sign: int) -> dict[str, float]:
         "credit_share": _mean(gain > 0),
         "blame_share": _mean(gain < 0),
         # Of a sample: the standard error is over examples that might have been drawn otherwise.
-        "error": float(effect.std(ddof=1) / np.sqrt(n)) if n > 1 else np.nan,
+        "error": standard_error(effect, None if clusters is None else clusters[known]),
         "noise_share": _mean(part["within_noise"]),
     }
 
@@ -372,24 +377,6 @@ def boundary_summary(
     means = means[means["boundary"].isin(order)]
     means = means.sort_values("boundary", key=lambda c: c.map(order), kind="stable")
     return means[["boundary", "group", "n", "value"]].reset_index(drop=True)
-
-
-def learning_rates(stages: Iterable[Stage]) -> pd.DataFrame:
-    """``stage``, ``step``, ``lr`` of every stage, thinned to what a screen can show."""
-    parts, stages = [], list(stages)
-    # All stages share the width of the screen.
-    points = max(min(_CURVE_POINTS, 12 * _CURVE_POINTS // max(len(stages), 1)), 2)
-    for stage in stages:
-        table = stage.table()
-        every = max(len(table) // points, 1)
-        kept = table.iloc[::every]
-        # Thinning may drop the last step, and with it the rate that the schedule ends at.
-        if len(table) and kept.index[-1] != table.index[-1]:
-            kept = pd.concat([kept, table.iloc[[-1]]])
-        parts.append(kept.assign(stage=stage.name)[["stage", "step", "lr"]])
-    if not parts:
-        return pd.DataFrame({"stage": [], "step": [], "lr": []})
-    return pd.concat(parts, ignore_index=True)
 
 
 def group_columns(table: pd.DataFrame, columns: Iterable[str], limit: int = 12) -> list[str]:

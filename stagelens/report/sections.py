@@ -17,6 +17,7 @@ from stagelens.contracts import ACCURACY, Behaviour, StageLensError
 from stagelens.effects import summary
 from stagelens.effects.draws import DrawnEffects
 from stagelens.effects.headlines import FEWEST, headlines
+from stagelens.effects.learning_rates import learning_rates
 from stagelens.effects.results import ResultFacts, load_result
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs.run import Run
@@ -36,6 +37,7 @@ from stagelens.wording.sentences import Sentence, mean_sentence
 from stagelens.wording.trust_words import trust_label, trust_word
 
 from . import shares
+from .chance_text import exceeded
 from .checking import stored_tables
 from .figures import kept
 from .finding import Finding, Rows, Seen
@@ -189,22 +191,7 @@ def _about(basis: Basis) -> str:
     count = count_text(basis.examples.count, basis.noun)
     told = f": {basis.examples.description}" if basis.examples.description else ""
     known = "by replay where one is stored"
-    if basis.draws is not None:
-        beyond = (
-            "two standard errors and the error of the estimate where it is known, with an interval "
-            f"over {basis.draws.words} of the recipe that leaves out zero"
-        )
-    elif basis.orders is not None:
-        beyond = (
-            "two standard errors, the error of the estimate where it is known, and training noise "
-            "given the earlier stages as recorded. One run: how it would be of this recipe is not "
-            "known"
-        )
-    else:
-        beyond = (
-            "two standard errors and the error of the estimate where it is known; training noise "
-            "is not known. One run: whether it would happen again is not known"
-        )
+    beyond = exceeded(basis.draws, basis.orders is not None)
     return (
         f"Set {basis.examples.name}, {count}{told}. Mean effects over at least "
         f"{count_text(FEWEST, basis.noun)}, {known}, beyond {beyond}."
@@ -292,7 +279,7 @@ def _time_line(basis: Basis) -> list[Finding]:
         if basis.by is not None:
             parts.append(summary.boundary_summary(table, behaviour, basis.stages, basis.by))
         measured = pd.concat([part for part in parts if len(part)], ignore_index=True)
-    rates = summary.learning_rates(basis.run.stages)
+    rates = learning_rates(basis.run.stages)
     chart = charts.time_line(steps, rates, measured, behaviour, charts.EITHER)
     title = "Learning rates" + (
         "" if measured is None else f", and the {phrase(behaviour)} after each boundary"

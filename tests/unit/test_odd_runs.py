@@ -21,8 +21,9 @@ from stagelens.charts import credit_and_blame, time_line
 from stagelens.charts.stages import MOST_BANDS
 from stagelens.contracts import ACCURACY, Refused, RunError, SetError
 from stagelens.effects.computing import attribute, boundaries
+from stagelens.effects.learning_rates import learning_rates
 from stagelens.effects.results import Result
-from stagelens.effects.summary import learning_rates, stage_summary, with_accuracy
+from stagelens.effects.summary import stage_summary, with_accuracy
 from stagelens.estimators.registry import estimators
 from stagelens.measuring.loaded_weights import LoadedWeights
 from stagelens.runs.run import Run, open_run

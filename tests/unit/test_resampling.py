@@ -70,3 +70,31 @@ def test_what_is_not_known_has_no_interval() -> None:
     assert np.isnan(interval(np.array([0.1, np.nan]))).all()
     assert np.isnan(interval(np.array([]))).all()
     assert interval(np.arange(101.0), level=0.5) == (25.0, 75.0)
+
+
+def test_the_standard_error_of_a_mean_goes_by_clusters() -> None:
+    random = np.random.default_rng(0)
+    values = random.normal(size=40)
+    usual = values.std(ddof=1) / np.sqrt(40)
+    assert resampling.standard_error(values) == pytest.approx(usual)
+    assert resampling.standard_error(values, np.arange(40)) == pytest.approx(usual)
+    assert resampling.standard_error(values, np.full(40, -1)) == pytest.approx(usual)
+    # Every example three times says no more than once.
+    thrice = np.repeat(values, 3)
+    clusters = np.repeat(np.arange(40), 3)
+    assert resampling.standard_error(thrice, clusters) == pytest.approx(usual)
+    assert resampling.standard_error(thrice) < 0.6 * usual
+    assert np.isnan(resampling.standard_error(values, np.zeros(40, int)))
+    assert np.isnan(resampling.standard_error(values[:1]))
+
+
+def test_a_clustered_standard_error_is_the_spread_over_sets_of_clusters() -> None:
+    random = np.random.default_rng(1)
+    clusters = np.repeat(np.arange(60), random.integers(1, 5, 60))
+
+    def drawn() -> np.ndarray:
+        return random.normal(size=60)[clusters] + 0.3 * random.normal(size=len(clusters))
+
+    means = [drawn().mean() for _ in range(2000)]
+    errors = [resampling.standard_error(drawn(), clusters) for _ in range(200)]
+    assert np.mean(errors) == pytest.approx(np.std(means), rel=0.08)

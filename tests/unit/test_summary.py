@@ -220,3 +220,14 @@ def test_rows_without_a_group_belong_to_none(kind: str | None, stages: list[str]
         own = found[found["stage"] == stage].set_index("group")
         assert own["effect"].to_dict() == {"new": 2.0, "old": 2.0}
         assert own["n"].to_dict() == {"new": 2, "old": 1}
+
+
+def test_standard_errors_of_means_go_by_the_column_cluster() -> None:
+    once = effect_table({"pretrain": [0.0, 1.0, 2.0, 5.0]})
+    thrice = pd.concat([once] * 3, ignore_index=True)
+    sources = thrice.assign(cluster=[f"prompt {n % 4}" for n in range(len(thrice))])
+    errors = [
+        summary.stage_summary(table, LOSS, ["pretrain"])["error"].item()
+        for table in (once, thrice, sources)
+    ]
+    assert errors[2] == pytest.approx(errors[0]) and errors[1] < 0.6 * errors[0]

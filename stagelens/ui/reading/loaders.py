@@ -17,6 +17,7 @@ from stagelens.analyses.slices.saved import Slice, joined, stored_slices
 from stagelens.contracts import ACCURACY, BASE, Behaviour
 from stagelens.effects import headlines as strongest
 from stagelens.effects import summary
+from stagelens.effects.learning_rates import learning_rates
 from stagelens.effects.results import FIRST, Result, ResultFacts, is_large, load_result
 from stagelens.estimators.stage_trust import is_ground_truth
 from stagelens.runs.sets.evaluation_set import EvaluationSet
@@ -304,8 +305,8 @@ def boundary_summary(
 
 @st.cache_data(max_entries=16, show_spinner=False, hash_funcs=MEASURED)
 def rates(at: Source) -> pd.DataFrame:
-    """``summary.learning_rates`` of the run."""
-    return summary.learning_rates(run(at).stages)
+    """``learning_rates`` of the run."""
+    return learning_rates(run(at).stages)
 
 
 @st.cache_data(max_entries=256, show_spinner=False, hash_funcs=MEASURED)
