@@ -32,7 +32,13 @@ from stagelens.runs.files import cannot_write
 from stagelens.wording.cells import for_terminal
 from stagelens.wording.folding import listed
 from stagelens.wording.numbers import count_text, number
-from stagelens.wording.trust_words import FIRST_ORDER, trust_explanation, trust_label, trust_word
+from stagelens.wording.trust_words import (
+    FIRST_ORDER,
+    samples_sentence,
+    trust_explanation,
+    trust_label,
+    trust_word,
+)
 
 if TYPE_CHECKING:
     from stagelens.analyses.removal.saving import Figures
@@ -216,6 +222,8 @@ def print_contributions(found: Stored, top: int) -> None:
         own = f"{carried.iloc[0]:+.3f}" if len(carried) else "-"
         printed.add_row(stage, f"{steps:,}", f"{found.linearised(stage):+.3f}", own, FIRST_ORDER)
     _console().print(printed, markup=False)
+    if found.facts.on_samples:
+        say(samples_sentence(found.facts.on_samples))
     for stage in found.facts.steps:
         rows = found.part("example", stage)
         if rows.empty:

@@ -7,7 +7,7 @@ the word. Rely on filled marks, not on hollow ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -256,12 +256,17 @@ def trust_explanation(trust: StageTrust, behaviour: str | None = None) -> str:
 
 def sampled_sentence(trust: StageTrust) -> str:
     """What is held fixed of stages that were trained on sampled answers; empty without any."""
-    if not trust.on_samples:
+    return samples_sentence(trust.on_samples)
+
+
+def samples_sentence(on_samples: Sequence[str]) -> str:
+    """:func:`sampled_sentence` of stages by their names."""
+    if not on_samples:
         return ""
-    several = len(trust.on_samples) > 1
+    several = len(on_samples) > 1
     stages, were = ("Stages", "were") if several else ("Stage", "was")
     return (
-        f"{stages} {', '.join(trust.on_samples)} {were} "
+        f"{stages} {', '.join(on_samples)} {were} "
         "trained on answers that the model had sampled; the answers, what they were rewarded with "
         "and how probable they were are held as recorded, while the model without the stage might "
         "have sampled others."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -12,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import stagelens
 from stagelens.analyses.contributions.computing import contribute
 from stagelens.analyses.contributions.contribution_table import Question
 from stagelens.analyses.contributions.first_order import behaviour_gradient, contributions
+from stagelens.cli import app
 from stagelens.contracts import Objective, Refused
 from stagelens.derivatives.forward_mode import Reading, final_tangents
 from stagelens.derivatives.trajectory import DerivativeOptions, LinearStage, active_names
@@ -200,6 +203,17 @@ def test_an_example_contributes_what_leaving_it_out_takes_away(
     fields = {"sft": "text", "dpo": "rejected"}[kind]
     contents = shown.part("example")["content"]
     assert all(fields in content.decode() for content in contents)
+
+
+def test_contributions_through_training_on_samples_say_so(record: Record) -> None:
+    run = record("grpo", before="sft", double=False)
+    found = contribute(run, "test", Question())
+    assert found.facts.on_samples == ("grpo 1",)
+    told = CliRunner().invoke(app, ["contributions", str(run.path)])
+    assert "Stage grpo 1 was trained on answers that the model had" in " ".join(told.output.split())
+    # Prompts and sampled answers, which are what it trained on.
+    contents = found.part("example", "grpo 1")["content"]
+    assert {*json.loads(contents.iloc[0])} == {"prompt", "completion"}
 
 
 def test_a_loss_that_is_another_without_its_fused_head_is_refused(

@@ -102,6 +102,11 @@ def contribute(
             value=found.value,
             steps={stage.name: stage.steps for stage in swept},
             steps_only=dict(found.steps_only),
+            on_samples=tuple(
+                stage.name
+                for stage in swept
+                if (objective := stage.facts.objective) is not None and objective.on_samples
+            ),
             kind=run.task.input_kind if table["content"].notna().any() else None,
         ),
         table,

@@ -105,6 +105,8 @@ class ContributionFacts(BaseModel):
         value: Of the final model, the mean over these examples.
         steps: Stage name to its number of steps, in training order, of those that were swept.
         steps_only: Stages whose examples have no contributions of their own, and why.
+        on_samples: Stages that were trained on answers which the model had sampled, held as
+            recorded.
         kind: What a training example is shown as; None where the task cannot show any, so that
             every place in a batch stands for itself.
     """
@@ -118,6 +120,7 @@ class ContributionFacts(BaseModel):
     value: float
     steps: dict[str, int]
     steps_only: dict[str, str] = {}
+    on_samples: tuple[str, ...] = ()
     kind: str | None = None
 
 

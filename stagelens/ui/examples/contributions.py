@@ -26,7 +26,7 @@ from stagelens.ui.reading.loaders import Effects
 from stagelens.ui.server import jobs, settings
 from stagelens.wording import numbers
 from stagelens.wording.numbers import count_text, phrase, signed_text
-from stagelens.wording.trust_words import FIRST_ORDER, MARKS, trust_word
+from stagelens.wording.trust_words import FIRST_ORDER, MARKS, samples_sentence, trust_word
 
 ABOUT = "about"
 ONE, SHOWN = "This example", "Mean of the examples shown"
@@ -263,3 +263,5 @@ def first_order(found: Stored, asked: Asked) -> None:
             ),
             icon=":material/warning:",
         )
+    if found.facts.on_samples:
+        components.text_block(samples_sentence(found.facts.on_samples), muted=True)
