@@ -17,7 +17,7 @@ from stagelens.estimators.coalition_plan import first_missing, trained
 from stagelens.estimators.coalitions import without_changes
 from stagelens.estimators.course import course, unlike_the_bench
 from stagelens.estimators.evidence import Evidence, PairedEvidence
-from stagelens.estimators.expected_error import judged, judged_replay
+from stagelens.estimators.expected_error import REFUSED_ABOVE, judged, judged_replay
 from stagelens.estimators.protocol import CoalitionModel
 from stagelens.estimators.registry import find
 from stagelens.estimators.stage_trust import REPLAY, StageTrust
@@ -84,16 +84,19 @@ def valued(
     if isinstance(evidence, PairedEvidence):
         weights = {"twins_share": evidence.twins_share, "twins_anchor": evidence.twins_anchor}
         trust = trust.model_copy(update=weights)
-    unlike = unlike_the_bench(run, stage, settings)
-    trust = judged(trust, evidence, find(trust.estimator).title, unlike)
+    # What was lost up to the coalition's last stage, over all that was lost.
+    lost = evidence.effect()
+    whole = final.values[kind][known] - end.values[kind][known] + lost
+    scale = _length(lost) / max(_length(whole), 1e-12)
+    unlike, title = unlike_the_bench(run, stage, settings), find(trust.estimator).title
+    trust = judged(trust, evidence, title, unlike, REFUSED_ABOVE / max(scale, 1e-12))
     if trust.trust == "refused":
         return {}, trust
     values: Mapping[str, np.ndarray] = own.values
     if trust.twins_share:
         effects = combined(run.task.behaviour_kinds, end, models, trust)
         values = {name: end.values[name] - effect for name, effect in effects.items()}
-    whole, ended, value = (v[kind][known] for v in (final.values, end.values, values))
-    return values, _of_all(run, model, trust, _length(ended - value), _length(whole - value))
+    return values, _of_all(run, model, trust, scale)
 
 
 def _evidence(run: Run, model: CoalitionModel, values: Sequence[np.ndarray]) -> Evidence:
@@ -123,21 +126,17 @@ def _evidence(run: Run, model: CoalitionModel, values: Sequence[np.ndarray]) -> 
     )
 
 
-def _of_all(
-    run: Run, model: CoalitionModel, trust: StageTrust, own: float, whole: float
-) -> StageTrust:
+def _of_all(run: Run, model: CoalitionModel, trust: StageTrust, scale: float) -> StageTrust:
     """Errors of what was lost up to the last stage, as those of all that did not happen.
 
     Args:
         run: The run.
         model: The coalition.
-        trust: Its errors are relative to ``own``.
-        own: Size of what was lost up to the coalition's last stage.
-        whole: Size of what was lost in all.
+        trust: Its errors are relative to what was lost up to the last stage.
+        scale: The size of that, over the size of all.
     """
-    if bin(model.stages).count("1") == len(run.stages) - 1:
+    if model.stages.bit_count() == len(run.stages) - 1:
         return trust
-    scale = own / whole if whole else 1.0
     names = ("expected_error", "typical_error", "group_error")
     errors = {name: getattr(trust, name) for name in names}
     scaled = {name: None if error is None else scale * error for name, error in errors.items()}

@@ -23,7 +23,13 @@ REFUSED_ABOVE = 1.0
 """A typical error as large as the effect itself leaves nothing to say."""
 
 
-def judged(trust: StageTrust, evidence: Evidence, title: str, unlike: str) -> StageTrust:
+def judged(
+    trust: StageTrust,
+    evidence: Evidence,
+    title: str,
+    unlike: str,
+    refused_above: float = REFUSED_ABOVE,
+) -> StageTrust:
     """Trust in an estimate from its evidence: reliable or not, or refused.
 
     Args:
@@ -31,6 +37,7 @@ def judged(trust: StageTrust, evidence: Evidence, title: str, unlike: str) -> St
         evidence: From the measured models.
         title: Of the estimator, as used at the beginning of sentences.
         unlike: What the bench holds no example of, see :func:`.course.unlike_the_bench`.
+        refused_above: A typical error above this leaves nothing to say.
     """
     paired = evidence if isinstance(evidence, PairedEvidence) else None
     kind = known_kind(kind_of(trust.estimator, paired is not None and paired.partial is not None))
@@ -40,7 +47,7 @@ def judged(trust: StageTrust, evidence: Evidence, title: str, unlike: str) -> St
     if not np.isfinite(evidence.effect()).all():
         return _refused(trust, f"{title}: its effects are no finite numbers.")
     promise = promised(kind, features)
-    if paired is not None and not promise.typical <= REFUSED_ABOVE:  # so that a NaN is refused too
+    if paired is not None and not promise.typical <= refused_above:  # so that a NaN is refused too
         size = f"{100 * promise.typical:.0f} % of" if promise.typical <= 10 else "over 10 times"
         return _refused(
             trust,
