@@ -9,7 +9,8 @@ from urllib.parse import parse_qsl
 
 import pytest
 from streamlit.components.v2 import manifest_scanner
-from streamlit.testing.v1 import AppTest
+from streamlit.testing.v1 import AppTest, local_script_runner
+from streamlit.testing.v1.local_script_runner import LocalScriptRunner
 
 from stagelens.ui.server import jobs
 from tests.conftest import DemoRun
@@ -28,6 +29,21 @@ def _no_search_for_components() -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(manifest_scanner, "scan_component_manifests", list)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_polling() -> Iterator[None]:
+    """Wait for the end of a page's script; an AppTest asks for it a thousand times a second."""
+    poll = local_script_runner.require_widgets_deltas
+
+    def wait(runner: LocalScriptRunner, timeout: float = 3) -> None:
+        assert runner._script_thread is not None
+        runner._script_thread.join(timeout)
+        poll(runner, 1)  # fails where it still runs
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local_script_runner, "require_widgets_deltas", wait)
         yield
 
 

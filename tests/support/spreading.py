@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+FIRST = ("tests/unit/test_linters.py", "tests/unit/test_comments_demo.py")
+"""They wait for nothing, while a third worker builds the demo that most others wait for."""
+
 TOGETHER = {
     f"tests/unit/test_{name}.py": "tests/unit: launched processes"
     for name in ("killed_recordings", "processes", "pulse", "trainer_interruptions")
@@ -45,11 +48,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with most slow tests first; the same order in every worker."""
+    """Files with most slow tests first, but for FIRST; the same order in every worker."""
     files: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
         files[item.nodeid.split("::")[0]].append(item)
     slow = {n: sum(i.get_closest_marker("slow") is not None for i in f) for n, f in files.items()}
+    slow |= {name: len(items) for name in FIRST if name in files}
     items[:] = [i for n in sorted(files, key=slow.__getitem__, reverse=True) for i in files[n]]
 
 

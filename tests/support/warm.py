@@ -171,7 +171,7 @@ def serve(connection: socket.socket, for_workers: bool) -> None:
     for name in PRELOADED:
         importlib.import_module(name)
     for name in PRELOADED_FOR_WORKERS if for_workers else ():
-        with contextlib.suppress(ImportError):
+        with contextlib.suppress(Exception):  # the tests that need it will say why
             importlib.import_module(name)
     gc.collect()
     gc.freeze()  # what was imported is not looked through again, in any child

@@ -43,6 +43,7 @@ def over(job: Job) -> None:
         ("full", "File too large", "free some space, or choose another disk"),
         ("read-only", "Read-only file system", "choose a folder that you may write to"),
     ],
+    ids=["full", "read-only"],
 )
 def test_a_job_that_cannot_write_says_so_and_leaves_the_run_as_it_was(
     run: Run, spoil: str, said: str, advice: str
