@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from itertools import chain, permutations
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from stagelens.contracts import RecordingError
-from stagelens.runs.boundaries import merged_weight
+from stagelens.runs.boundaries import low_rank_product, merged_weight
 from stagelens.runs.boundary_facts import Boundary, LowRank
 from stagelens.runs.run import Stage
 from stagelens.runs.states import TrainingState, same_tensor
@@ -20,6 +21,10 @@ from .weight_average import HINT
 
 _MANY = 4
 """Adapters up to which all orders of merging some of them are looked at."""
+
+
+_COMBINED = 0.3
+"""Cosine, to what adapters before it do, from which on a new one was computed from them."""
 
 
 class Unexplained(RecordingError):
@@ -98,6 +103,13 @@ def find_boundary(
     )
     if fit.changed:
         raise Unexplained(_unexplained(fit, stage), boundary)
+    if adapters[0] is not None and _is_combined(fit, adapters[0], before.model, start.model):
+        raise Unexplained(
+            f"an adapter of stage {stage!r} was computed from those before it, as by "
+            "add_weighted_adapter, and how is not known; go on with these adapters themselves (all "
+            "of them can be in use), or merge them with merge_and_unload(adapter_names=[...])",
+            boundary,
+        )
     carried = []
     for name, tensors in start.optimizer.items():
         earlier = before.optimizer.get(sources.get(name, name))
@@ -119,6 +131,29 @@ def find_boundary(
     lost = [n for n in start.model if sources.get(n, n) in before.optimizer and n not in carried]
     how = "new" if not carried else "partly carried" if lost else "carried"
     return boundary.model_copy(update={"optimizer": how, "carried": carried})
+
+
+def _is_combined(
+    fit: Fit, was: Adapter, before: Mapping[str, Tensor], start: Mapping[str, Tensor]
+) -> bool:
+    """Whether a new adapter has much of what those before it do; looked at in one weight."""
+    begun = [one for starts in fit.started.values() for one in starts if one.kind != "plain"]
+    known = {one.term.b for one in begun}
+    # The largest first: small ones may be alike by chance.
+    weights = sorted(fit.operation.added.items(), key=lambda item: -start[item[0]].numel())
+    for name, added in weights:
+        olds = was.terms.get(fit.sources.get(name, name), {}).values()
+        for term in (term for term, _ in added if term.b in fit.new and term.b not in known):
+            own = low_rank_product(term, start[term.a], start[term.b]).double().flatten()
+            if not own.any():
+                continue
+            parts = [low_rank_product(old, before[old.a], before[old.b]) for old in olds]
+            parts = [part.double().flatten() for part in parts if part.numel() == own.numel()]
+            if not parts:
+                continue
+            basis = torch.linalg.qr(torch.stack(parts, 1))[0]
+            return float((basis.T @ own).norm() / own.norm()) > _COMBINED
+    return False
 
 
 def check_reloaded(boundary: Boundary, last: Stage, stage: str) -> None:

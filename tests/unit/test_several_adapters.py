@@ -12,9 +12,10 @@ from torch import nn
 
 from stagelens.replaying.replay import cross_boundary, replay_without
 from stagelens.replaying.reproduction import measure_deviation
+from stagelens.runs.run import Run
 from stagelens.tasks.adapters import adapter_config
 from tests.support.adapted import added, layers_task, lora, merged
-from tests.support.loops import Plan, differing_state, record_plans, run_plans
+from tests.support.loops import Plan, differing_state, record_plans, refused, run_plans
 
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set")
 
@@ -108,14 +109,18 @@ def configs(changes: list[Prepare]) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize("history", HISTORIES)
-def test_replay_is_bit_for_bit_with_and_without_every_stage(history: str, tmp_path: Path) -> None:
-    (changes, operations), task = HISTORIES[history], layers_task()
+def record(path: Path, changes: list[Prepare]) -> tuple[Run, list[Plan]]:
     plans = [Plan("full", adamw, batches=3)] + [
         Plan(f"stage{n}", adamw, change, 3, recorder={"build_config": config})
         for n, (change, config) in enumerate(zip(changes, configs(changes), strict=True))
     ]
-    run = record_plans(tmp_path / "run", task, plans)
+    return record_plans(path, layers_task(), plans), plans
+
+
+@pytest.mark.parametrize("history", HISTORIES)
+def test_replay_is_bit_for_bit_with_and_without_every_stage(history: str, tmp_path: Path) -> None:
+    (changes, operations), task = HISTORIES[history], layers_task()
+    run, plans = record(tmp_path / "run", changes)
     assert run.problems == []
     assert [stage.facts.boundary.adapters for stage in run.stages[1:]] == operations
     assert all(measure_deviation(task, stage).bitwise for stage in run.stages)
@@ -124,3 +129,30 @@ def test_replay_is_bit_for_bit_with_and_without_every_stage(history: str, tmp_pa
     for stage in run.stages:
         by_hand = run_plans(task, plans, without=stage.name)
         assert differing_state(replay_without(run, stage).state, by_hand) == [], stage.name
+
+
+def combined(kind: str) -> Prepare:
+    def prepare(model: Any) -> nn.Module:
+        options = {"density": 0.7} if kind == "ties" else {}
+        both = ["default", "second"]
+        model.add_weighted_adapter(both, [0.7, 0.4], "mix", combination_type=kind, **options)
+        model.set_adapter("mix")
+        return model  # type: ignore[no-any-return]
+
+    return prepare
+
+
+@pytest.mark.parametrize("kind", ["cat", "linear", "svd", "ties"])
+def test_an_adapter_that_is_computed_from_others_is_told(kind: str, tmp_path: Path) -> None:
+    both = [added(), second("second"), combined(kind)]
+    with refused("computed from those before it", "add_weighted_adapter", "adapter_names"):
+        record(tmp_path / "run", both)
+
+
+def test_an_adapter_from_elsewhere_has_its_own_values(tmp_path: Path) -> None:
+    def loaded(model: Any) -> nn.Module:
+        return second("second", init_lora_weights=False)(model)
+
+    run, _ = record(tmp_path / "run", [added(), loaded])
+    assert run.problems == []
+    assert run.last.facts.boundary.adapters == ["added"]
