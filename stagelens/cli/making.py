@@ -25,6 +25,14 @@ def demo(
         Path, typer.Option("--out", help="A folder that is empty or does not exist yet.")
     ],
     seed: Annotated[int, typer.Option(help="Makes the demo reproducible.")] = 0,
+    draws: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Draws of the recipe to make as well, so that headlines have intervals over them; "
+            "each takes about as long as training and replays together [0].",
+        ),
+    ] = 0,
     progress: ProgressFile = None,
 ) -> None:
     """Make a built-in demo: train it in stages, record it, and compute its effects.
@@ -42,7 +50,7 @@ def demo(
 
         # Only the demo asked for is imported, since all of them load torch.
         made = importlib.import_module(f"stagelens.demos.{name}")
-        run = build(out, made.record, seed, report, getattr(made, "SHARED_OUT", ()))
+        run = build(out, made.record, seed, report, getattr(made, "SHARED_OUT", ()), draws)
     say(f"{out}: {len(run.stages)} stages, sets {', '.join(run.set_names)}")
     say(f"Look at it with: stagelens app {out}, or stagelens attribute {out} --set test")
 

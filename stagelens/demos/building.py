@@ -12,6 +12,7 @@ from stagelens.estimators.registry import proposed
 from stagelens.estimators.stage_trust import REPLAY
 from stagelens.runs.files import new_folder
 from stagelens.runs.run import Run, open_run
+from stagelens.trust.drawing import measure_draws
 
 Record = Callable[[Path, int, ProgressCallback], Run]
 """Trains and records a demo into a new folder, from a seed."""
@@ -28,6 +29,7 @@ def build(
     seed: int,
     progress: ProgressCallback,
     shared_out: Sequence[str] = (),
+    draws: int = 0,
 ) -> Run:
     """Record a demo and compute its effects: by task vector, coarse replay and exact replay.
 
@@ -39,17 +41,22 @@ def build(
         seed: Makes it reproducible.
         progress: Called for every step.
         shared_out: Sets on which every coalition of stages is measured too, by replay.
+        draws: How many draws of its recipe are made too, on every set.
 
     Raises:
         StageLensError: The folder holds something already.
     """
-    overall = Progress(progress)
+    # A draw takes about as long as all the rest.
+    rest = Progress(progress).part(1 / (1 + draws), 1.0)
+    overall = Progress(progress).part(0.0, 1 / (1 + draws))
     with new_folder(path) as whole:
         run = record(whole, seed, overall.part(0.0, _RECORDING))
         _measure(run, overall.part(_RECORDING, _MEASURED if shared_out else 1.0))
         for number, name in enumerate(shared_out):
             part = overall.part(_MEASURED, 1.0).piece(number, len(shared_out))
             measure_coalitions(run, name, REPLAY, progress=part)
+        for number, name in enumerate(run.set_names if draws else ()):
+            measure_draws(run, name, draws, rest.piece(number, len(run.set_names)))
     # Opened again, because ``run`` still points at the hidden name.
     return open_run(path, run.task)
 

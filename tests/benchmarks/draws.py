@@ -295,7 +295,9 @@ def main() -> None:
     for recipe in RECIPES:
         for kind, words in WORDS.items():
             one = simulate(recipe, kind, given.runs, given.draws, given.seed)
-            said = "" if kind != "same data" else " (not null given the data)"
+            # Of given weights or data, the gap is a matter of these too.
+            too = ["weights"] * recipe.given + ["data"] * (kind == "same data")
+            said = f" (not null given the {' and '.join(too)})" if too else ""
             print(
                 f"{recipe.name:21} {words:22} interval holds the truth {one.covered}, null "
                 f"called a finding {one.findings}{said}, mean width {one.width:.3f}"

@@ -13,6 +13,7 @@ import torch
 
 import stagelens
 from stagelens.contracts import Refused, RunError
+from stagelens.demos.building import build
 from stagelens.effects.draws import (
     DrawnEffects,
     draws_for_width,
@@ -188,20 +189,31 @@ def test_a_run_of_another_recipe_is_refused_by_its_stages(run: Run, tmp_path: Pa
         drawing.runs_as_draws(run, "test", [other], QUIET)
 
 
-@pytest.fixture
-def mlp(tmp_path: Path) -> Run:
-    """Two stages of a built-in network, which the command line can open."""
-    torch.manual_seed(0)
+def _record_mlp(path: Path, seed: int, _progress: object = None) -> Run:
+    torch.manual_seed(seed)
     task = make_task()
     model = task.build_model()
-    recorder = stagelens.Recorder(tmp_path / "mlp", task, name="mlp")
+    recorder = stagelens.Recorder(path, task, name="mlp")
     for number, name in enumerate(("first", "second")):
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         with recorder.stage(name, model=model, optimizer=optimizer) as stage:
             train(task, model, optimizer, make_batches(6, seed=number), stage=stage)
     images = np.random.default_rng(0).normal(size=(30, 4, 5)).astype(np.float32)
     recorder.add_set("test", images=images, labels=list("abc") * 10)
-    return open_run(tmp_path / "mlp")
+    return open_run(path)
+
+
+@pytest.fixture
+def mlp(tmp_path: Path) -> Run:
+    """Two stages of a built-in network, which the command line can open."""
+    return _record_mlp(tmp_path / "mlp", 0)
+
+
+def test_a_demo_may_ship_with_draws(tmp_path: Path) -> None:
+    made = build(tmp_path / "demo", _record_mlp, 0, QUIET, draws=3)
+    drawn = draws.governing(made, "test")
+    assert drawn is not None and drawn.words == "3 redraws"
+    assert set(drawn.table["stage"]) == {"first", "second"}
 
 
 def test_the_command_tells_the_cost_first_and_the_interval_at_the_end(
