@@ -174,7 +174,8 @@ def main() -> None:
     shares, models, scores = (pd.DataFrame(rows) for rows in tables)
     pd.set_option("display.width", 200, "display.max_rows", None, "display.max_columns", None)
     print(shares.round(3).to_string(index=False))
-    reliable = shares[shares["without_it"].isin(["reliable", "exact"]) & shares["r"].notna()]
+    given_share = shares["r"].notna() & (shares["trust"] != "refused")
+    reliable = shares[shares["without_it"].isin(["reliable", "exact"]) & given_share]
     print("\nWhere leaving the stage out is reliable and its share is given: r of at least 0.95")
     print(reliable.groupby("estimate")["r"].agg(_counted))
     print("\nModels within their expected error, of how many; largest error")
