@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from stagelens.analyses.shares.share_table import Mean
+from stagelens.analyses.shares.means import Mean
 from stagelens.contracts import BASE, Behaviour
 from stagelens.wording.folding import strongest
 from stagelens.wording.intervals import made_of

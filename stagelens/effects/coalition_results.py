@@ -32,17 +32,6 @@ from .summary import right_answers
 
 FOLDER = "results/coalitions"
 
-COALITION_COLUMNS = (
-    "set",
-    "example_id",
-    "coalition",
-    "behaviour",
-    "value",
-    "prediction",
-    "confidence",
-)
-"""Columns of a coalition table; ``coalition`` is a bit mask over the parties. ``label`` follows."""
-
 _OWN = ("example_id", "prediction", "confidence")
 _VALUE = "value/"
 
@@ -95,6 +84,7 @@ class CoalitionFacts(BaseModel):
         settings: Of the estimator.
         behaviours: Those that were measured; accuracy follows from the predictions.
         parties: Who can join.
+        stages: Names in training order; none where parties have them in that order.
         trust: What is known of each coalition's model, by its mask; see :class:`CoalitionPart`.
         passes: Stages that were trained for all of them.
         seconds: What that took.
@@ -109,6 +99,7 @@ class CoalitionFacts(BaseModel):
     settings: dict[str, Any] = {}
     behaviours: list[BehaviourFacts]
     parties: Parties
+    stages: tuple[str, ...] = ()
     trust: dict[int, StageTrust] = {}
     passes: int = 0
     seconds: float = 0.0
@@ -118,19 +109,30 @@ class CoalitionFacts(BaseModel):
 class CoalitionResult:
     """What coalition models do on an evaluation set of N examples.
 
+    Of up to 64 models every example is kept, so what is the same in all of them is kept once.
+
     Attributes:
-        facts: About the table.
-        table: :data:`COALITION_COLUMNS` and ``label``, a row per coalition, behaviour and example,
-            examples in the set's order. Refused coalitions have no rows.
+        facts: About the models.
+        examples: ``example_id`` and ``label``, in the set's order; N rows.
+        models: Coalition to ``prediction``, ``confidence`` and a column for each behaviour, N rows
+            in the same order. Refused coalitions have none.
     """
 
     facts: CoalitionFacts
-    table: pd.DataFrame
+    examples: pd.DataFrame
+    models: Mapping[int, pd.DataFrame]
 
     @property
     def parties(self) -> Parties:
         """Who can join, in training order."""
         return self.facts.parties
+
+    @property
+    def places(self) -> tuple[tuple[int, ...], ...]:
+        """The places in training of each party's stages."""
+        named = self.facts.stages or [name for names in self.parties for name in names]
+        at = {name: place for place, name in enumerate(named)}
+        return tuple(tuple(at[name] for name in names) for names in self.parties)
 
     @property
     def trust(self) -> dict[int, StageTrust]:
@@ -145,22 +147,14 @@ class CoalitionResult:
     @property
     def complete(self) -> bool:
         """Whether every one of the ``2 ** M`` coalitions has values."""
-        return len(self._models) == self.full + 1
+        return len(self.models) == self.full + 1
 
     @cached_property
     def behaviours(self) -> dict[str, Behaviour]:
         """By name: those that were measured, and accuracy where examples have labels."""
         found = {each.name: each.behaviour() for each in self.facts.behaviours}
-        if "label" in self.table and self.table["label"].notna().any():
+        if self.examples["label"].notna().any():
             found[ACCURACY.name] = ACCURACY
-        return found
-
-    @cached_property
-    def _models(self) -> dict[int, dict[str, pd.DataFrame]]:
-        """Coalition to the rows of each behaviour."""
-        found: dict[int, dict[str, pd.DataFrame]] = {}
-        for (mask, name), rows in self.table.groupby(["coalition", "behaviour"], observed=True):
-            found.setdefault(int(mask), {})[str(name)] = rows
         return found
 
     def name(self, mask: int) -> str:
@@ -173,33 +167,32 @@ class CoalitionResult:
         Raises:
             StageLensError: The coalition has no values, or the behaviour was not measured.
         """
-        rows = self._rows(mask, "" if behaviour == ACCURACY.name else behaviour)
+        own = self._model(mask)
         if behaviour != ACCURACY.name:
-            return rows["value"].to_numpy(dtype=float)
+            if behaviour not in (known := [each.name for each in self.facts.behaviours]):
+                raise StageLensError(
+                    f"no behaviour {behaviour!r} was measured; there is {', '.join(known)}"
+                )
+            return own[behaviour].to_numpy(dtype=float)
         if ACCURACY.name not in self.behaviours:
             raise StageLensError(f"set {self.facts.set_name!r} has no labels to be right about")
-        return right_answers(rows["prediction"], rows["label"]).to_numpy(dtype=float)
+        return right_answers(own["prediction"], self.examples["label"]).to_numpy(dtype=float)
 
     def values(self, behaviour: str) -> dict[int, np.ndarray]:
         """:meth:`value` of every coalition that has values, by its mask."""
-        return {mask: self.value(mask, behaviour) for mask in self._models}
+        return {mask: self.value(mask, behaviour) for mask in self.models}
 
     def predictions(self, mask: int) -> np.ndarray:
         """The answers of a coalition's model, (N,) in the set's order."""
-        return self._rows(mask)["prediction"].to_numpy(dtype=object)
+        return self._model(mask)["prediction"].to_numpy(dtype=object)
 
     def confidences(self, mask: int) -> np.ndarray:
         """The probability of each of these answers, (N,)."""
-        return self._rows(mask)["confidence"].to_numpy(dtype=float)
+        return self._model(mask)["confidence"].to_numpy(dtype=float)
 
-    def _rows(self, mask: int, behaviour: str = "") -> pd.DataFrame:
-        """The rows of a coalition and a behaviour, by default the first that was measured."""
-        name = behaviour or self.facts.behaviours[0].name
-        found = self._models.get(mask, {})
-        if name in found:
-            return found[name]
-        if found:
-            raise StageLensError(f"no behaviour {name!r} was measured; there is {', '.join(found)}")
+    def _model(self, mask: int) -> pd.DataFrame:
+        if mask in self.models:
+            return self.models[mask]
         known = self.trust.get(mask)
         why = "was not measured" if known is None else f"was refused: {known.reason}"
         raise StageLensError(f"the coalition of {self.name(mask)} {why}")
@@ -298,14 +291,14 @@ def load_coalitions(
     if masks is None:
         masks = range(1 << len(parties)) if len(parties) <= 16 else _unions(run, parties, there)
     own = stage_masks(run, parties, masks)
-    label, doubts = examples.table(["label"]), problems(run)
-    blocks: list[pd.DataFrame] = []
+    own_examples, doubts = examples.table(["label"])[["example_id", "label"]], problems(run)
+    models: dict[int, pd.DataFrame] = {}
     trust: dict[int, StageTrust] = {}
     passes, seconds, behaviours = 0, 0.0, []
     for mask, stages in own.items():
         if stages not in there:
             continue
-        found = stored_part(run, key, stages, label["example_id"])
+        found = stored_part(run, key, stages, own_examples["example_id"])
         if found is None:
             continue
         part, table = found
@@ -314,7 +307,9 @@ def load_coalitions(
         passes, seconds = passes + part.passes, seconds + part.trust.seconds
         behaviours = part.behaviours
         if part.trust.trust != "refused":
-            blocks += _blocks(examples.name, mask, part, table, label["label"])
+            # Few different answers are kept once each, not once per example and model.
+            kept = table.drop(columns="example_id").astype({"prediction": "category"})
+            models[mask] = kept
     if not trust:
         return None
     facts = CoalitionFacts(
@@ -322,13 +317,12 @@ def load_coalitions(
         set_name=examples.name,
         behaviours=behaviours,
         parties=parties,
+        stages=tuple(stage.name for stage in run.stages),
         trust=trust,
         passes=passes,
         seconds=seconds,
     )
-    columns = [*COALITION_COLUMNS, "label"]
-    whole = pd.concat(blocks, ignore_index=True) if blocks else pd.DataFrame(columns=columns)
-    return CoalitionResult(facts, whole[columns])
+    return CoalitionResult(facts, own_examples.reset_index(drop=True), models)
 
 
 def _unions(run: Run, parties: Parties, there: Iterable[int]) -> list[int]:
@@ -340,24 +334,6 @@ def _unions(run: Run, parties: Parties, there: Iterable[int]) -> list[int]:
         if sum(bit for i, bit in enumerate(bits) if mask >> i & 1) == stages:
             found.append(mask)
     return sorted(found)
-
-
-def _blocks(
-    set_name: str, mask: int, part: CoalitionPart, table: pd.DataFrame, label: pd.Series
-) -> list[pd.DataFrame]:
-    """The rows of one coalition in a coalition table, behaviour by behaviour."""
-    common = {
-        "set": set_name,
-        "example_id": table["example_id"],
-        "coalition": mask,
-        "prediction": table["prediction"],
-        "confidence": table["confidence"],
-        "label": label,
-    }
-    return [
-        pd.DataFrame({**common, "behaviour": each.name, "value": table[each.name]})
-        for each in part.behaviours
-    ]
 
 
 def stored_coalitions(run: Run, set_name: str) -> list[CoalitionFacts]:

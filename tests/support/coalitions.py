@@ -31,21 +31,18 @@ def made(
     labelled: bool = True,
 ) -> CoalitionResult:
     """A result of one behaviour, ``score``, from coalition to (N,) values."""
-    blocks = [
-        pd.DataFrame(
+    models = {
+        mask: pd.DataFrame(
             {
-                "set": "test",
-                "example_id": [f"e{row}" for row in range(len(values))],
-                "coalition": mask,
-                "behaviour": "score",
-                "value": values,
                 "prediction": np.where(np.asarray(values) > 0, "a", "b"),
                 "confidence": 0.9,
-                "label": "a" if labelled else None,
+                "score": values,
             }
         )
         for mask, values in v.items()
-    ]
+    }
+    ids = [f"e{row}" for row in range(len(next(iter(v.values()))))]
+    examples = pd.DataFrame({"example_id": ids, "label": "a" if labelled else None})
     facts = CoalitionFacts(
         run_digest="r",
         set_name="test",
@@ -55,7 +52,7 @@ def made(
         parties=tuple((name,) for name in names),
         trust={**{mask: EXACT for mask in v}, **(known or {})},
     )
-    return CoalitionResult(facts, pd.concat(blocks, ignore_index=True))
+    return CoalitionResult(facts, examples, models)
 
 
 def store(

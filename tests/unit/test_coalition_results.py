@@ -11,7 +11,6 @@ import pytest
 
 from stagelens.contracts import RunError, StageLensError
 from stagelens.effects.coalition_results import (
-    COALITION_COLUMNS,
     CoalitionPart,
     CoalitionResult,
     key_of,
@@ -60,7 +59,12 @@ def test_what_was_stored_is_loaded(own: Run) -> None:
     values = {mask: store(own, mask) for mask in (0, 5, 7)}
     found = loaded(own)
     assert found.parties == (("first",), ("second",), ("third",))
-    assert list(found.table.columns) == [*COALITION_COLUMNS, "label"]
+    # What is the same in every model is kept once, of 200,000 examples and 64 models, too.
+    assert list(found.examples.columns) == ["example_id", "label"]
+    assert {tuple(own.columns) for own in found.models.values()} == {
+        ("prediction", "confidence", "margin")
+    }
+    assert all(str(own["prediction"].dtype) == "category" for own in found.models.values())
     assert found.values("margin").keys() == values.keys() and not found.complete
     for mask, known in values.items():
         assert np.array_equal(found.value(mask, "margin"), known)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -146,7 +148,7 @@ def test_cautions_are_said_where_they_apply() -> None:
     assert cautions(two(0, 5, 1, 3)) == [SPLITTING, NO_INTENT]
     by_vectors = made(two(0, 5, 1, 3).v, NAMES)
     facts = by_vectors.facts.model_copy(update={"estimator": "task-vector"})
-    found = shares_of(type(by_vectors)(facts, by_vectors.table), "score")
+    found = shares_of(replace(by_vectors, facts=facts), "score")
     assert BY_TASK_VECTOR in cautions(found)
     kept = orders.masks_of(orders.sampled_orders(7, 3), 7)
     names = tuple("abcdefg")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from stagelens.analyses.shares import orders, values
 from stagelens.analyses.shares.pairs import pairs_of
+from stagelens.analyses.shares.sentences import pair_sentences
 from stagelens.analyses.shares.share_table import (
+    ALONE,
     READINGS,
+    SEEN_AFTER,
     SHARE,
     SHARE_COLUMNS,
     Shares,
@@ -160,6 +164,27 @@ def test_of_many_parties_sampled_orders_give_shares_with_wider_intervals() -> No
     assert share_table(made({mask: whole[mask] for mask in kept}, names))["share_error"].gt(0).all()
 
 
+def test_shares_from_sampled_orders_are_never_called_exact() -> None:
+    names = tuple(f"s{number}" for number in range(7))
+    kept = orders.masks_of(orders.sampled_orders(7, 4), 7)
+    found = shares_of(made({mask: game(7)[mask] for mask in kept}, names), "score")
+    assert found.sampled is not None
+    errors = found.sampled.errors()
+    for party, (name, known) in enumerate(found.trust_in(SHARE).items()):
+        assert trust_word(known, "score") in ("reliable", "rough", "sign uncertain")
+        off = np.sqrt(np.mean(errors[party] ** 2) / np.mean(found.reading(SHARE)[party] ** 2))
+        assert known.expected_error is not None and known.expected_error > off
+        assert "4 pairs were drawn" in known.reason
+        # The choice of orders is in intervals once: of the example and of the mean by itself.
+        one = found.of_example(SHARE, 0)[party]
+        width = found.sampled.half_widths(np.arange(len(found.final)) == 0)[party]
+        assert one.interval is None or one.interval.high - one.mean == pytest.approx(width)
+        mean = found.means(SHARE)[party]
+        assert mean.interval is not None and mean.interval.estimate == 0.0
+        assert found.names[party] == name
+    assert {trust_word(known) for known in found.trust_in(ALONE).values()} <= {"exact", "refused"}
+
+
 def test_a_pair_is_read_in_the_final_model_and_over_all_contexts() -> None:
     v = game(3)
     pairs = {(pair.first, pair.second): pair for pair in pairs_of(read(v))}
@@ -171,3 +196,22 @@ def test_a_pair_is_read_in_the_final_model_and_over_all_contexts() -> None:
     assert pair.without_first.mean == pytest.approx((v[6] - v[2]).mean())
     alone = shares_of(made({0: np.zeros(3), 1: np.ones(3)}, ("only",)), "score")
     assert pairs_of(alone) == []
+
+
+def test_nothing_is_seen_after_stages_taken_as_one_with_others_between_them() -> None:
+    result = made(game(3), NAMES)
+    update = {"parties": (("one", "three"), ("two",), ("four",)), "stages": (*NAMES, "four")}
+    facts = result.facts.model_copy(update=update)
+    result = replace(result, facts=facts)
+    assert result.places == ((0, 2), (1,), (3,))
+    found = shares_of(result, "score")
+    # After three stages and after all four there are boundaries, after "one" with "three" is none.
+    assert np.isnan(found.reading(SEEN_AFTER)).all(axis=1).tolist() == [True, True, False]
+    words = [known.trust for known in found.trust_in(SEEN_AFTER).values()]
+    assert words == ["refused", "refused", "exact"]
+    assert np.isfinite(found.reading(SHARE)).all()
+    # And neither of two that took turns came before the other.
+    pairs = pairs_of(found)
+    assert [pair.in_turn for pair in pairs] == [False, True, True]
+    harmed = [replace(p, given_all=p.after_first, in_turn=t) for p in pairs for t in (False, True)]
+    assert len(pair_sentences(harmed, found.behaviour, "example")) == 3

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import values
-from .share_table import Mean, Shares
+from .means import Mean
+from .share_table import Shares
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Pair:
             there only because of ``first``.
         after_first: What leaving out ``second`` changes in the final model.
         without_first: What leaving out ``second`` changes where ``first`` never happened.
+        in_turn: Whether all stages of ``first`` came before those of ``second``.
     """
 
     first: str
@@ -32,6 +34,7 @@ class Pair:
     given_all: Mean
     after_first: Mean
     without_first: Mean
+    in_turn: bool = True
 
 
 def pairs_of(found: Shares, chosen: np.ndarray | None = None) -> list[Pair]:
@@ -61,6 +64,7 @@ def pairs_of(found: Shares, chosen: np.ndarray | None = None) -> list[Pair]:
                     mean(name, values.given_all_weights(earlier, later, m)),
                     mean(found.names[later], values.left_out_weights(later, m)),
                     mean(found.names[later], {without: 1.0, without & ~(1 << later): -1.0}),
+                    found.came_before(earlier, later),
                 )
             )
     return pairs

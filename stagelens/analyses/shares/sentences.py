@@ -14,8 +14,9 @@ from stagelens.wording.numbers import amount_text, count_text, phrase, signed_te
 from stagelens.wording.sentences import Part, Sentence, is_certain, slice_parts, would_be
 from stagelens.wording.trust_words import may_be_finding, trust_word, weakest
 
+from .means import Mean
 from .pairs import Pair
-from .share_table import SEEN_AFTER, SHARE, WITHOUT, Mean, Shares
+from .share_table import SEEN_AFTER, SHARE, WITHOUT, Shares
 
 TITLES = {WITHOUT: "Without it", SHARE: "Share", SEEN_AFTER: "Seen after"}
 """Reading to its name on pages."""
@@ -121,7 +122,7 @@ def rest_sentence(found: Shares, chosen: np.ndarray | None = None) -> str:
     """How much of what training did the effects of leaving out single stages leave unsaid."""
     means = [one.mean for one in found.means(WITHOUT, chosen)]
     total = found.level(found.full, chosen) - found.level(0, chosen)
-    if not np.isfinite([*means, total]).all():
+    if found.m < 2 or not np.isfinite([*means, total]).all():
         return ""
     of = signed_text(total, found.behaviour)
     return (
@@ -162,7 +163,7 @@ def pair_rule(pairs: Sequence[Pair], noun: str) -> str:
 def _stands_out(pair: Pair, behaviour: Behaviour) -> bool:
     numbers = (pair.given_all, pair.after_first, pair.without_first)
     signs = all(may_be_finding(one.trust, behaviour.name) for one in numbers)
-    return pair.given_all.n >= FEWEST and pair.given_all.is_clear and signs
+    return pair.in_turn and pair.given_all.n >= FEWEST and pair.given_all.is_clear and signs
 
 
 def _pair_sentence(pair: Pair, behaviour: Behaviour, about: Sequence[Part]) -> Sentence | None:

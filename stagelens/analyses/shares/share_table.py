@@ -24,8 +24,9 @@ from stagelens.wording.intervals import (
 from stagelens.wording.trust_words import trust_word
 
 from . import orders, values
+from .means import Mean
 from .orders import SampledShares
-from .share_trust import trust_of
+from .share_trust import of_sampled_orders, trust_of
 
 SHARE, ALONE, WITHOUT, SEEN_AFTER = "share", "alone", "without_it", "seen_after"
 READINGS = (SHARE, ALONE, WITHOUT, SEEN_AFTER)
@@ -42,6 +43,15 @@ _WEIGHTS = {
 }
 
 
+_INTERLEAVED = StageTrust(
+    stage="",
+    estimator="",
+    trust="refused",
+    reason="Stages of others lie between those taken as one, so no boundary lies before and after "
+    "these alone.",
+)
+
+
 @dataclass(frozen=True)
 class Shares:
     """What a table of coalitions says of one behaviour, for M parties and N examples.
@@ -55,6 +65,7 @@ class Shares:
         estimator: How the models were obtained.
         sampled: Shares from sampled orders; None where all coalitions are there.
         drawn: The orders.
+        places: The places in training of each party's stages; none where each party is one stage.
     """
 
     behaviour: Behaviour
@@ -65,6 +76,7 @@ class Shares:
     estimator: str = ""
     sampled: SampledShares | None = None
     drawn: Sequence[Any] = field(default=(), repr=False)
+    places: Sequence[Sequence[int]] = ()
 
     @property
     def m(self) -> int:
@@ -102,10 +114,23 @@ class Shares:
     def reading(self, reading: str) -> np.ndarray:
         """(M, N): one of :data:`READINGS`; NaN where a model was not measured, or is refused."""
         if reading not in self._read:
-            self._read[reading] = np.stack(
+            found = np.stack(
                 [self._combined(self.weights(reading, party)) for party in range(self.m)]
             )
+            if reading == SEEN_AFTER:
+                found[[not self.ends_at_boundaries(party) for party in range(self.m)]] = np.nan
+            self._read[reading] = found
         return self._read[reading]
+
+    def ends_at_boundaries(self, party: int) -> bool:
+        """Whether boundaries lie before and after a party, others' stages not in between."""
+        counts = np.cumsum([0, *map(len, self.places)])
+        lasts = np.maximum.accumulate([-1, *(max(own) for own in self.places)])
+        return not self.places or bool((counts == lasts + 1)[party : party + 2].all())
+
+    def came_before(self, earlier: int, later: int) -> bool:
+        """Whether all stages of one party came before those of another."""
+        return not self.places or max(self.places[earlier]) < min(self.places[later])
 
     @cached_property
     def _read(self) -> dict[str, np.ndarray]:
@@ -118,9 +143,17 @@ class Shares:
 
     def trust_in(self, reading: str) -> dict[str, StageTrust]:
         """Party to what is known of its numbers."""
+        if reading == SHARE and self.sampled is not None:
+            return self._known_of_sampled
+        return self._of_models(reading)
+
+    def _of_models(self, reading: str) -> dict[str, StageTrust]:
+        """The same, without what the choice of orders adds."""
         if reading not in self._known:
             self._known[reading] = {
                 name: self._trust(name, self.weights(reading, party))
+                if reading != SEEN_AFTER or self.ends_at_boundaries(party)
+                else _INTERLEAVED.model_copy(update={"stage": name})
                 for party, name in enumerate(self.names)
             }
         return self._known[reading]
@@ -128,6 +161,18 @@ class Shares:
     @cached_property
     def _known(self) -> dict[str, dict[str, StageTrust]]:
         return {}
+
+    @cached_property
+    def _known_of_sampled(self) -> dict[str, StageTrust]:
+        assert self.sampled is not None
+        known, pairs = self._of_models(SHARE), self.sampled.pairs
+        shares, errors = (
+            each[:, self._relative_to] for each in (self.sampled.shares, self.sampled.errors())
+        )
+        return {
+            name: of_sampled_orders(known[name], shares[party], errors[party], pairs)
+            for party, name in enumerate(self.names)
+        }
 
     def _trust(self, name: str, weights: Mapping[int, float]) -> StageTrust:
         return trust_of(
@@ -205,7 +250,9 @@ class Shares:
         for party, name in enumerate(self.names):
             number, known = float(found[party, place]), trust[name]
             rms = float(np.sqrt(np.nanmean(found[party][self._relative_to] ** 2)))
-            error = example_error(known, rms, self.behaviour.name)
+            # The choice of orders is added below, for this very example.
+            models = self._of_models(reading)[name]
+            error = example_error(models, rms, self.behaviour.name)
             interval = None
             if error is not None and np.isfinite(number):
                 interval = example_interval(number, error, self.behaviour)
@@ -225,31 +272,6 @@ class Shares:
         """The mean of the behaviour over examples of one coalition's model."""
         own = self.v[mask] if chosen is None else self.v[mask][chosen]
         return float(np.nanmean(own)) if np.isfinite(own).any() else float("nan")
-
-
-@dataclass(frozen=True)
-class Mean:
-    """A mean over examples.
-
-    Attributes:
-        name: What it is about.
-        n: Over how many examples.
-        mean: NaN where it is refused.
-        interval: Over examples (95 %), with what estimates and sampled orders add; None where not
-            known.
-        trust: What is known of it.
-    """
-
-    name: str
-    n: int
-    mean: float
-    interval: Interval | None
-    trust: StageTrust
-
-    @property
-    def is_clear(self) -> bool:
-        """Whether its interval is known and leaves out zero."""
-        return self.interval is not None and self.interval.is_clear
 
 
 def shares_of(result: CoalitionResult, behaviour: str) -> Shares:
@@ -278,10 +300,11 @@ def shares_of(result: CoalitionResult, behaviour: str) -> Shares:
         tuple(name_of(result.parties, 1 << party) for party in range(m)),
         v,
         result.trust,
-        _labelled(result),
+        result.examples["label"].notna().to_numpy(),
         result.facts.estimator,
         orders.estimated_shares(v, m, drawn) if drawn else None,
         drawn,
+        result.places,
     )
 
 
@@ -289,13 +312,6 @@ def _enough(result: CoalitionResult, v: Mapping[int, np.ndarray]) -> bool:
     """Whether every coalition was measured or is known to be impossible, ends included."""
     tried = {*v, *(mask for mask, known in result.trust.items() if known.trust == "refused")}
     return {0, result.full} <= set(v) and len(tried) == result.full + 1
-
-
-def _labelled(result: CoalitionResult) -> np.ndarray:
-    table = result.table
-    first = table["coalition"].iloc[0]
-    rows = table[(table["coalition"] == first) & (table["behaviour"] == table["behaviour"].iloc[0])]
-    return rows["label"].notna().to_numpy()
 
 
 def share_table(result: CoalitionResult, behaviours: Sequence[str] | None = None) -> pd.DataFrame:
@@ -309,8 +325,7 @@ def share_table(result: CoalitionResult, behaviours: Sequence[str] | None = None
     """
     if behaviours is None:
         behaviours = [name for name in result.behaviours if name != ACCURACY.name]
-    first = result.table[result.table["coalition"] == result.table["coalition"].iloc[0]]
-    ids = first.loc[first["behaviour"] == first["behaviour"].iloc[0], "example_id"]
+    ids = result.examples["example_id"]
     blocks = []
     for behaviour in behaviours:
         found = shares_of(result, behaviour)

@@ -107,6 +107,55 @@ def trust_of(
     return known.model_copy(update=update)
 
 
+def of_sampled_orders(
+    known: StageTrust, shares: np.ndarray, errors: np.ndarray, pairs: int
+) -> StageTrust:
+    """What is known of shares from sampled orders: never exact, whatever their models are.
+
+    Args:
+        known: What is known of their models.
+        shares: (N,) one party's, of the examples that errors are relative to.
+        errors: (N,) their standard errors over pairs of orders.
+        pairs: How many pairs there are.
+    """
+    if known.trust == "refused":
+        return known
+    from scipy import stats  # here, because it takes a second
+
+    off, own = (np.sqrt(np.mean(each[np.isfinite(each)] ** 2)) for each in (errors, shares))
+    sampled = float(off / own) if own > 0 and np.isfinite(off) else None
+    expected, typical, wrong = None, None, None
+    models = 0.0 if known.trust == "exact" else known.expected_error
+    if sampled is not None and models is not None:
+        expected, typical = (
+            models + sampled * float(stats.t.ppf(level, pairs - 1)) for level in (0.95, 0.75)
+        )
+    if known.trust == "exact":
+        with np.errstate(divide="ignore", invalid="ignore"):
+            missed = stats.t.sf(np.abs(shares) / errors, pairs - 1)
+        wrong = float(np.nanmean(missed)) if np.isfinite(missed).any() else None
+    size = "not known" if expected is None else f"about {100 * expected:.0f} % of its size"
+    reason = (
+        f"{known.reason} Of all orders of joining, {pairs} pairs were drawn: for one example, the "
+        f"error is {size}. More models (--models) make it smaller."
+    )
+    return known.model_copy(
+        update={
+            "trust": "estimated",
+            "reason": reason,
+            "expected_error": expected,
+            "typical_error": typical,
+            # Intervals of means have what orders add beside what models do.
+            "group_error": 0.0 if known.trust == "exact" else known.group_error,
+            "wrong_signs": wrong,
+            "reliable": (known.trust == "exact" or bool(known.reliable))
+            and expected is not None
+            and expected <= RELIABLE_BELOW,
+            "no_replay": "only more orders do",
+        }
+    )
+
+
 def _estimator(parts: list[StageTrust]) -> str:
     """The estimator that the models were obtained by, the least certain one's first."""
     uncertain = [part.estimator for part in parts if part.trust != "exact"]

@@ -10,12 +10,12 @@ import streamlit as st
 
 from stagelens import charts
 from stagelens.analyses.shares import sentences
+from stagelens.analyses.shares.means import Mean
 from stagelens.analyses.shares.share_table import (
     ALONE,
     SEEN_AFTER,
     SHARE,
     WITHOUT,
-    Mean,
     Shares,
 )
 from stagelens.analyses.shares.share_trust import RULE
