@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from stagelens.contracts import Example, Predictions, Task, TaskError
-from stagelens.contracts.task_defaults import check_class
 
 from .classification import (
     CLASSIFIER_BEHAVIOURS,
@@ -109,14 +108,6 @@ class ImageClassification(Task):
             return builder(self.image_shape, len(self.classes), **options)
         except TypeError as error:
             raise TaskError(f"model configuration {dict(config)}: {error}") from None
-
-    def check_label(self, label: Any) -> str | None:
-        """The name of a class that is given by its name, or by its index as a number or as text.
-
-        Raises:
-            ValueError: It is neither.
-        """
-        return check_class(self.classes, label)
 
     def check_input(self, value: Mapping[str, Any]) -> str | None:
         """Refuse an image of another size, or of more bits than the task scales.

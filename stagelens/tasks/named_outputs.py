@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Self
 from torch import nn
 
 from stagelens.contracts import TaskError
-from stagelens.contracts.task_defaults import check_class
 
 from .text_task import TextTask
 from .transformer_task import model_facts, plain_config
@@ -106,14 +105,6 @@ class NamedOutputs(TextTask):
     def config(self) -> dict[str, Any]:
         """See :class:`~stagelens.contracts.Task`."""
         return {"classes": self.classes, **super().config}
-
-    def check_label(self, label: Any) -> str | None:
-        """The name of a class that is given by its name, or by its index as a number or as text.
-
-        Raises:
-            ValueError: It is neither.
-        """
-        return check_class(self.classes, label)
 
 
 def check_padding(model: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stagelens.contracts import Behaviour, Predictions, TaskError
-from stagelens.contracts.task_defaults import answers_of, check_number, number_text
+from stagelens.contracts.task_defaults import answers_of, number_text
 
 from .named_outputs import check_padding
 from .text_task import TextTask
@@ -128,14 +128,6 @@ class Regression(OneNumber):
     def labels_are_answers(self) -> bool:
         """No: a number is near the label or far from it."""
         return False
-
-    def check_label(self, label: Any) -> str | None:
-        """A number as text.
-
-        Raises:
-            ValueError: It is not a finite number.
-        """
-        return check_number(label)
 
     def behaviours(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Squared and absolute error, which take a label, and the score."""

@@ -130,14 +130,6 @@ class SentenceEmbeddings(TransformerTask):
         """No: a similarity is near the label or far from it."""
         return False
 
-    def check_label(self, label: Any) -> str | None:
-        """A number as text.
-
-        Raises:
-            ValueError: It is not a finite number.
-        """
-        return check_number(label)
-
     def check_input(self, value: Mapping[str, Any]) -> str | None:
         """Say so if a text is longer than the model takes.
 

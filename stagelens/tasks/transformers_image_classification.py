@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Literal, Self
 from torch import Tensor, nn
 
 from stagelens.contracts import Example, Predictions, TaskError
-from stagelens.contracts.task_defaults import check_class
 
 from .classification import CLASSIFIER_BEHAVIOURS
 from .image_classification import ImageClassification
@@ -105,14 +104,6 @@ class TransformersImageClassification(TransformerTask):
             "model": self.model,
             "attention": self.attention,
         }
-
-    def check_label(self, label: Any) -> str | None:
-        """The name of a class that is given by its name, or by its index as a number or as text.
-
-        Raises:
-            ValueError: It is neither.
-        """
-        return check_class(self.classes, label)
 
     def check_input(self, value: Mapping[str, Any]) -> str | None:
         """Refuse an image of another size; see :meth:`ImageClassification.check_input`.

@@ -69,8 +69,9 @@ def test_the_loss_of_pairs_is_that_of_bradley_and_terry() -> None:
     with_margin = task.loss(model, {**batch, "margin": torch.tensor([0.5])})
     assert with_margin == -torch.nn.functional.logsigmoid(chosen - rejected - 0.5)
     shown = task.examples(batch)
-    given = [{"completion": "the cat sat"}, {"rejected": "the cat barked"}]
+    given = [{"completion": "the cat sat", "rejected": "the cat barked"}]
     assert [each.input for each in shown] == given
+    assert task.row_examples(batch) == [0, 0]
 
 
 def test_a_pair_is_right_where_the_completion_has_the_higher_reward(tmp_path: Path) -> None:
