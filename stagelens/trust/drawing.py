@@ -29,7 +29,7 @@ from stagelens.runs.run import Run, Stage
 from stagelens.runs.schema import digest
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 
-from .draws import DrawFacts, draws_path, load
+from .draws import VERSION, DrawFacts, draws_path, load
 
 PILOT = 8
 """Draws that settle how many a width needs, by default."""
@@ -157,7 +157,8 @@ def _unseen(run: Run, kind: Kind, seen: Mapping[str, int]) -> list[str]:
 
 
 def _shards(run: Run, examples: EvaluationSet, message: Mapping[str, Any]) -> Shards:
-    key = digest("draws", METHOD, run.digest, examples.digest, message["kind"], message["seen"])
+    what = message["kind"], message["seen"]
+    key = digest("draws", VERSION, METHOD, run.digest, examples.digest, *what)
     return Shards(run, key[:32])
 
 

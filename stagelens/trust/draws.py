@@ -37,6 +37,10 @@ nothing but chance in the data, nine of ten have an interval that leaves out zer
 """
 
 
+VERSION = 2
+"""Of what is drawn: draws of another version are made again."""
+
+
 class DrawFacts(BaseModel):
     """What a table of draws says of itself.
 
@@ -67,7 +71,7 @@ class DrawFacts(BaseModel):
 
 def draws_path(run: Run, set_digest: str, kind: Kind) -> Path:
     """Where draws of one kind are stored."""
-    key = digest("draws", METHOD, run.digest, set_digest, kind)[:32]
+    key = digest("draws", VERSION, METHOD, run.digest, set_digest, kind)[:32]
     return run.files.inside(f"results/draws/{key}.parquet")
 
 
