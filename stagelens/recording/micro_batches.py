@@ -13,8 +13,6 @@ from stagelens.contracts import RecordingError
 from stagelens.runs.batches import flatten
 from stagelens.runs.steps import FlatMicroBatch
 
-from .batch_memory import BatchMemory
-
 
 class MicroBatches:
     """Those that were noted since the last update.
@@ -31,7 +29,6 @@ class MicroBatches:
         self.flat: list[FlatMicroBatch] = []
         self.losses: list[Tensor | float] = []
         self._accumulation = accumulation
-        self._memory = BatchMemory()
         self._first: list[Any] | None = []
 
     def add_loss(self, loss: Tensor | float) -> None:
@@ -54,7 +51,7 @@ class MicroBatches:
         Raises:
             RecordingError: It holds what cannot be written, or there are too many.
         """
-        description, tensors = flatten(batch, self._memory.copy) if kept else (None, [])
+        description, tensors = flatten(batch) if kept else (None, [])
         self.flat.append(FlatMicroBatch(description, tensors, dict(rng), divisor))
         # The first step is checked even if its batches are not kept; the loop may change them.
         if self._first is not None and not kept:

@@ -21,17 +21,8 @@ _ALIGNMENT = 64
 """Bytes: torch's own allocations begin at multiples, and no vector instruction reads more."""
 
 
-def _copied(tensor: Tensor) -> Tensor:
-    kept = tensor.detach().clone(memory_format=torch.contiguous_format)
-    return kept if kept.is_cpu else kept.cpu()
-
-
-def flatten(batch: Any, copied: Callable[[Tensor], Tensor] = _copied) -> tuple[Any, list[Tensor]]:
+def flatten(batch: Any) -> tuple[Any, list[Tensor]]:
     """Take a batch apart, copying its tensors to the CPU.
-
-    Args:
-        batch: The batch.
-        copied: Makes a contiguous copy on the CPU.
 
     Returns:
         The description (plain JSON) and the tensors that it refers to by number, in order.
@@ -45,9 +36,9 @@ def flatten(batch: Any, copied: Callable[[Tensor], Tensor] = _copied) -> tuple[A
         if isinstance(value, Tensor) and value.layout is torch.strided:
             # A copy, because a loop may fill the same tensor with its next batch; contiguous,
             # because all that is stored of an expanded or sliced tensor is its own elements.
-            kept = copied(value)
+            kept = value.detach().clone(memory_format=torch.contiguous_format)
             described = {"tensor": len(tensors)}
-            tensors.append(kept)
+            tensors.append(kept if kept.is_cpu else kept.cpu())
             if value.stride() == kept.stride() and not (value.is_cpu and _offset(value)):
                 return described  # the usual case, at every step of a training
             return described | _layout(value, kept.stride())
