@@ -14,7 +14,7 @@ from stagelens.wording.intervals import made_of
 from stagelens.wording.numbers import axis_unit, phrase, scaled, signed_text
 from stagelens.wording.trust_words import may_be_finding, trust_label, trust_word
 
-from .style import BLAME, CREDIT, LIGHT, Chart, Palette, escaped, see_through, style
+from .style import BLAME, CREDIT, LIGHT, ZERO, Chart, Palette, escaped, see_through, style
 
 _CELL = 54
 _FULLEST = 0.62
@@ -125,7 +125,7 @@ def _numbers(
             marker={
                 "symbol": "square",
                 "size": _CELL - 6,
-                "color": "rgba(0,0,0,0)",
+                "color": see_through(ZERO, 0.0),
                 "line": {"width": 0},
             },
             text=[_number(pair, behaviour) for pair in pairs],

@@ -248,14 +248,40 @@ def _bars(
                         "solidity": 0.25,
                     },
                 },
-                text=[signed_text(step.change, behaviour, unit=False) for _, step in own],
-                textposition="outside",
-                textfont={"color": palette.text, "size": 14},
-                cliponaxis=False,
                 customdata=[_hover(step, behaviour, what) for _, step in own],
                 hovertemplate="%{customdata}<extra></extra>",
             )
         )
+    _numbers(figure, steps, behaviour, palette)
+
+
+def _numbers(
+    figure: go.Figure, steps: Sequence[_Step], behaviour: Behaviour, palette: Palette
+) -> None:
+    """What each bar adds, where it ends; beyond its interval, so that neither covers the other."""
+    shown = [(n, s) for n, s in enumerate(steps, 1) if np.isfinite(s.change) and s.change]
+    places, sides = [], []
+    for _, step in shown:
+        interval = None if step.mean is None else step.mean.interval
+        reach = [step.change] if interval is None else [interval.low, interval.high, step.change]
+        further = max(reach) if step.change > 0 else min(reach)
+        places.append(scaled(step.begin + further, behaviour))
+        # Better is to the right: where lower is better, what adds goes to the left.
+        right = (step.change > 0) == (behaviour.better == "higher")
+        sides.append("middle right" if right else "middle left")
+    figure.add_trace(
+        go.Scatter(
+            x=places,
+            y=[place for place, _ in shown],
+            mode="text",
+            text=[f" {signed_text(step.change, behaviour, unit=False)} " for _, step in shown],
+            textposition=sides,
+            textfont={"color": palette.text, "size": 14},
+            cliponaxis=False,
+            showlegend=False,
+            hoverinfo="skip",
+        )
+    )
 
 
 def _kind(step: _Step, behaviour: Behaviour) -> str:

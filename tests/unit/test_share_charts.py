@@ -137,3 +137,18 @@ def test_every_palette_sets_its_own_colours(palette: Palette) -> None:
     for chart in (drawn(found, palette), pair_matrix(pairs_of(found), found.behaviour, palette)):
         assert chart.figure.layout.font.color == palette.text
         assert chart.figure.layout.paper_bgcolor == "rgba(0,0,0,0)"
+
+
+@pytest.mark.parametrize("better", ["higher", "lower"])
+def test_numbers_stand_beyond_the_intervals(better: str) -> None:
+    found = read(better)
+    means = found.means(SHARE)
+    (numbers,) = (trace for trace in drawn(found).figure.data if trace.type == "scatter" and trace.mode == "text")
+    level = found.level(0)
+    for one, x, side in zip(means, numbers.x, numbers.textposition, strict=True):
+        assert one.interval is not None
+        rises = one.mean > 0
+        further = one.interval.high if rises else one.interval.low
+        assert x == pytest.approx(level + further)
+        assert side == ("middle right" if rises == (better == "higher") else "middle left")
+        level += one.mean
