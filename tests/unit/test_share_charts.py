@@ -143,7 +143,11 @@ def test_every_palette_sets_its_own_colours(palette: Palette) -> None:
 def test_numbers_stand_beyond_the_intervals(better: str) -> None:
     found = read(better)
     means = found.means(SHARE)
-    (numbers,) = (trace for trace in drawn(found).figure.data if trace.type == "scatter" and trace.mode == "text")
+    (numbers,) = (
+        trace
+        for trace in drawn(found).figure.data
+        if trace.type == "scatter" and trace.mode == "text"
+    )
     level = found.level(0)
     for one, x, side in zip(means, numbers.x, numbers.textposition, strict=True):
         assert one.interval is not None
