@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from stagelens.contracts import ACCURACY, Behaviour, StageLensError
-from stagelens.effects.draws import NAMES, DrawnEffects, Kind
+from stagelens.effects.draws import FEWEST, NAMES, DrawnEffects, Kind
 from stagelens.runs.files import check_changeable
 from stagelens.runs.run import Run, open_run
 from stagelens.wording.numbers import signed_text
@@ -100,7 +100,7 @@ def draws(
     """
     from stagelens.trust import drawing
 
-    kind = _kind(same_data, given_earlier, runs, width)
+    kind = _kind(same_data, given_earlier, runs, width, number)
     with Reporter(own_file(progress)).running() as report:
         opened = opened_together(run, task)
         _ = opened.last
@@ -130,7 +130,7 @@ def draws(
 
 
 def _kind(
-    same_data: bool, given_earlier: bool, runs: list[str] | None, width: float | None
+    same_data: bool, given_earlier: bool, runs: list[str] | None, width: float | None, number: int
 ) -> Kind:
     if sum(map(bool, (same_data, given_earlier, runs))) > 1:
         raise StageLensError("give only one of --same-data, --given-earlier and --draws")
@@ -138,6 +138,11 @@ def _kind(
         raise StageLensError(
             "--width needs --same-data or --given-earlier: over other data an interval is as wide "
             "as the recorded data leave it, however many draws there are"
+        )
+    if width is not None and number < FEWEST:
+        raise StageLensError(
+            f"--number {number} is too small a pilot: fewer than {FEWEST} draws do not show how "
+            "much effects vary"
         )
     if width is not None and width <= 0:
         raise StageLensError(f"--width is {width:g}; give a positive number")

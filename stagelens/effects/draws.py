@@ -19,6 +19,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from stagelens.contracts import StageLensError
+
 from .resampling import LEVEL
 
 COLUMNS = ("stage", "behaviour", "draw", "example_id", "final", "effect")
@@ -68,7 +70,11 @@ class DrawnEffects:
     @property
     def words(self) -> str:
         """``8 redraws``, or ``4 recorded runs``."""
-        return f"{self.count} {'recorded runs' if self.kind == 'runs' else 'redraws'}"
+        return self.counted(self.count)
+
+    def counted(self, number: int) -> str:
+        """The same of so many, as some stages may have been left out in fewer draws."""
+        return f"{number} {'recorded runs' if self.kind == 'runs' else 'redraws'}"
 
 
 @dataclass(frozen=True)
@@ -146,9 +152,15 @@ def draws_for_width(pilot: np.ndarray, width: float, level: float = LEVEL) -> in
         pilot: (K, C) numbers in each draw of the pilot; the widest of the C settles it.
         width: From the lower to the upper end.
         level: Share of intervals that may miss.
+
+    Raises:
+        StageLensError: No number is known.
     """
     count = len(pilot)
-    sd = np.nanmax(np.atleast_2d(pilot.T).std(axis=1, ddof=1))
+    sds = np.atleast_2d(pilot.T).std(axis=1, ddof=1)
+    if not np.isfinite(sds).any():
+        raise StageLensError("the effects are not known: examples have no value of this behaviour")
+    sd = np.nanmax(sds)
     needed = (2 * t_quantile(count - 1, level) * float(sd) / width) ** 2
     # Rounding must not ask for one more draw than a whole number needs.
     return max(count, math.ceil(needed * (1 - 1e-12)))
@@ -191,4 +203,4 @@ def columns_of(found: DrawInterval | None, drawn: DrawnEffects | None) -> dict[s
     if found is None or drawn is None:
         return {"drawn": None}
     ends = {"draw_low": found.low, "draw_high": found.high, "draw_sd": found.sd}
-    return {"draw_effect": found.mean, **ends, "drawn": drawn.words}
+    return {"draw_effect": found.mean, **ends, "drawn": drawn.counted(found.draws)}

@@ -13,7 +13,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from stagelens.contracts import ACCURACY
-from stagelens.effects.draws import COLUMNS, NAMES, DrawnEffects, Kind
+from stagelens.effects.draws import COLUMNS, FEWEST, NAMES, DrawnEffects, Kind
 from stagelens.effects.results import BehaviourFacts
 from stagelens.estimators.durations import STARTING, paces
 from stagelens.estimators.protocol import METHOD
@@ -54,6 +54,7 @@ class DrawFacts(BaseModel):
         batches: See :class:`~stagelens.effects.draws.DrawnEffects`.
         seen: Stage to how often it saw each example; stages without are not known.
         runs: Of several recorded runs: their names, the run itself first.
+        replays: Of several recorded runs: stage to what is known of the replay that is known least.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -67,6 +68,7 @@ class DrawFacts(BaseModel):
     kept: list[str] = []
     seen: dict[str, int] = {}
     runs: list[str] = []
+    replays: dict[str, StageTrust] = {}
 
 
 def draws_path(run: Run, set_digest: str, kind: Kind) -> Path:
@@ -98,7 +100,10 @@ def of_recipe(run: Run, set_name: str) -> tuple[DrawFacts, DrawnEffects] | None:
     Those on the same data, or given the earlier stages as recorded, are not among them: they say
     less.
     """
-    return next((one for one in stored_draws(run, set_name) if one[0].kind in _GOVERNING), None)
+    found = [one for one in stored_draws(run, set_name) if one[0].kind in _GOVERNING]
+    # So few that they give no interval do not stand in the way of many.
+    enough = [one for one in found if one[1].count >= FEWEST]
+    return next(iter([*enough, *found]), None)
 
 
 def governing(run: Run, set_name: str) -> DrawnEffects | None:
@@ -131,11 +136,11 @@ def recipe_effects(run: Run, set_name: str) -> Effects | None:
     if (table["behaviour"] == ACCURACY.name).any():
         behaviours = {ACCURACY.name: ACCURACY, **behaviours}
     there = set(table["stage"])
-    trust = {s.name: _trust(s, s.name in there, drawn) for s in run.stages}
+    trust = {s.name: _trust(s, s.name in there, facts, drawn) for s in run.stages}
     return Effects.holding(RECIPE, table, behaviours, trust)
 
 
-def _trust(stage: Stage, there: bool, drawn: DrawnEffects) -> StageTrust:
+def _trust(stage: Stage, there: bool, facts: DrawFacts, drawn: DrawnEffects) -> StageTrust:
     if not there:
         return StageTrust(
             stage=stage.name,
@@ -148,6 +153,9 @@ def _trust(stage: Stage, there: bool, drawn: DrawnEffects) -> StageTrust:
         if drawn.kind == "runs"
         else "trained anew, each with and without it"
     )
+    if (least := facts.replays.get(stage.name)) is not None and least.trust != "exact":
+        reason = f"The mean over {drawn.words} {how}. Of the least certain: {least.reason}"
+        return least.model_copy(update={"reason": reason})
     return StageTrust(
         stage=stage.name,
         estimator=REPLAY,

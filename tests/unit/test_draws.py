@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,17 @@ import pytest
 import torch
 
 import stagelens
-from stagelens.contracts import Refused, RunError
+from stagelens.contracts import Refused, RunError, StageLensError
 from stagelens.demos.building import build
+from stagelens.effects.computing import attribute
 from stagelens.effects.draws import (
     DrawnEffects,
+    columns_of,
     draws_for_width,
     interval_over_draws,
     intervals_of_means,
 )
+from stagelens.effects.results import Result
 from stagelens.measuring.models import empty_model, measure
 from stagelens.replaying.draw_plan import Draw
 from stagelens.replaying.draws import drawn_models
@@ -152,12 +156,22 @@ def test_intervals_of_groups_are_of_their_means_in_every_draw() -> None:
     assert whole["s",] == interval_over_draws([14 / 3, 8, 64 / 3], "same data")
 
 
+_SLOW, _FASTER = (partial(torch.optim.SGD, lr=rate) for rate in (0.05, 0.1))
+
+
+def _moved(model: torch.nn.Module, by: float) -> None:
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(by * torch.arange(weight.numel()).reshape(weight.shape).cos())
+
+
 def _seeds(tmp_path: Path, count: int) -> list[Run]:
     runs = []
     for number in range(count):
+        # Each begins with other weights, as with another seed.
         phases = [
-            Phase(name, lambda g, n=number: torch.optim.SGD(g, 0.05 + 0.01 * n), steps=3)
-            for name in ("first", "second")
+            Phase("first", _SLOW, steps=3, prepare=partial(_moved, by=0.1 * number)),
+            Phase("second", _SLOW, steps=3),
         ]
         path = tmp_path / f"seed-{number}"
         made = record(path, "linear", phases)
@@ -187,6 +201,53 @@ def test_a_run_of_another_recipe_is_refused_by_its_stages(run: Run, tmp_path: Pa
     (other,) = _seeds(tmp_path, 1)
     with pytest.raises(RunError, match=r"seed-0 is no run of this recipe.*first, second, and not"):
         drawing.runs_as_draws(run, "test", [other], QUIET)
+
+
+def test_a_run_with_other_settings_is_no_draw_of_the_recipe(tmp_path: Path) -> None:
+    (one,), phases = _seeds(tmp_path, 1), [Phase(n, _FASTER, steps=3) for n in ("first", "second")]
+    other = record(tmp_path / "faster", "linear", phases)
+    with pytest.raises(RunError, match=r"faster is no run of this recipe: in stage 'first' lr is"):
+        drawing.runs_as_draws(one, "test", [other], QUIET)
+
+
+def test_two_recorded_runs_do_not_stand_in_the_way_of_draws_that_give_an_interval(
+    tmp_path: Path,
+) -> None:
+    runs = _seeds(tmp_path, 2)
+    drawing.runs_as_draws(runs[0], "test", runs[1:], QUIET, ["first"])
+    assert draws.governing(runs[0], "test").words == "2 recorded runs"  # type: ignore[union-attr]
+    drawing.measure_draws(runs[0], "test", 3, QUIET, ["first"])
+    assert draws.governing(runs[0], "test").words == "3 redraws"  # type: ignore[union-attr]
+
+
+def test_runs_whose_replay_is_not_exact_give_no_exact_effects_of_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = _seeds(tmp_path, 2)
+
+    def off(run: Run, *rest: object) -> Result:
+        found = attribute(run, *rest)
+        if run is not runs[1]:
+            return found
+        update = {"trust": "estimated", "expected_error": 0.2, "reason": "Not bit for bit."}
+        stages = [each.model_copy(update=update) for each in found.facts.stages]
+        return Result(found.facts.model_copy(update={"stages": stages}), found.table)
+
+    monkeypatch.setattr(drawing, "attribute", off)
+    drawing.runs_as_draws(runs[0], "test", runs[1:], QUIET)
+    effects = draws.recipe_effects(runs[0], "test")
+    assert effects is not None
+    for known in effects.trust.values():
+        assert (known.trust, known.expected_error) == ("estimated", 0.2)
+        assert "Not bit for bit." in known.reason
+
+
+def test_some_stages_may_have_fewer_draws_and_no_width_comes_from_what_is_not_known() -> None:
+    drawn = DrawnEffects(pd.DataFrame({"draw": range(8)}), "recipe")
+    few = interval_over_draws([1.0, 2.0, 3.0], "recipe")
+    assert columns_of(few, drawn)["drawn"] == "3 redraws"
+    with pytest.raises(StageLensError, match="effects are not known"):
+        draws_for_width(np.full((3, 1), np.nan), 0.1)
 
 
 def _record_mlp(path: Path, seed: int, _progress: object = None) -> Run:
@@ -242,6 +303,8 @@ def test_a_width_is_told_in_draws_and_refused_where_it_needs_too_many(
     both = command(*words, "--width", 1)
     assert both.status == 1 and "--width needs --same-data" in both.err
     words = (*words, "--same-data")
+    small = command(*words, "--number", 2, "--width", 1)
+    assert small.status == 1 and "--number 2 is too small a pilot" in small.err
     refused = command(*words, "--width", 1e-6, "--behaviour", "margin")
     assert refused.status == 1 and "--at-most" in refused.err
     assert draws.governing(mlp, "test") is None  # the same data say less

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import shlex
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 
-from stagelens.effects.draws import FEWEST, NAMES, DrawnEffects, example_sd, intervals_of_means
+from stagelens.effects.draws import (
+    FEWEST,
+    NAMES,
+    DrawInterval,
+    DrawnEffects,
+    example_sd,
+    intervals_of_means,
+)
 from stagelens.trust.draws import DrawFacts, sentence
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components
@@ -87,8 +95,14 @@ def _rows(workspace: Workspace, view: TrustView, found: DrawnEffects) -> pd.Data
                 "high": scale * mean.high,
                 "sd over draws": scale * mean.sd,
                 "sd of an example": scale * float(spread[stage, name].mean()),
-                "finding": "yes" if mean.is_clear else "interval holds zero",
+                "finding": _finding(mean),
             }
         )
     shown = pd.DataFrame(made)
     return shown.drop(columns="finding") if found.count < FEWEST and len(shown) else shown
+
+
+def _finding(mean: DrawInterval) -> str:
+    if not np.isfinite(mean.low):
+        return "not known"
+    return "yes" if mean.is_clear else "interval holds zero"
