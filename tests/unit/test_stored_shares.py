@@ -18,6 +18,7 @@ from stagelens.runs.run import Run, open_run
 from stagelens.ui.reading import browse
 from stagelens.ui.reading.browse import Every, Filters, effect_column
 from tests.support.coalitions import made, store
+from tests.support.stage_trust import trust
 
 MARGIN = Behaviour("margin", "higher")
 STAGES = ["one", "two"]
@@ -44,6 +45,16 @@ def test_the_best_estimator_that_gives_shares_is_read(own: Run) -> None:
     assert found is not None and found.facts.estimator == "replay"
     joined = best_coalitions(own, "test", ["first", "third"])
     assert joined is not None and shares_of(joined, "margin").names == ("first + third", "second")
+
+
+def test_an_estimator_that_refuses_all_shares_stands_back(own: Run) -> None:
+    refused = trust("refused", estimator="coarse-replay", reason="no step is stable")
+    store(own, "test", known={1: refused}, estimator="coarse-replay")
+    found = best_coalitions(own, "test")  # there is nothing else
+    assert found is not None and found.facts.estimator == "coarse-replay"
+    store(own, "test", estimator="task-vector")
+    found = best_coalitions(own, "test")
+    assert found is not None and found.facts.estimator == "task-vector"
 
 
 def test_all_coalitions_of_few_parties_are_wanted_and_of_many_those_of_orders() -> None:

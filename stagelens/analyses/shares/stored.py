@@ -16,13 +16,15 @@ from stagelens.estimators.registry import estimators
 from stagelens.runs.run import Run
 
 from .orders import FEWEST_PAIRS, MOST_PARTIES, masks_of, pairs_within, sampled_orders
-from .share_table import shares_of
+from .share_table import SHARE, shares_of
 
 
 def best_coalitions(
     run: Run, set_name: str, together: Sequence[str] = ()
 ) -> CoalitionResult | None:
     """The measured coalitions that give shares, by the best estimator; None where none do.
+
+    One that refuses all of them is taken only where no other gives any.
 
     Args:
         run: The run.
@@ -37,19 +39,23 @@ def best_coalitions(
         budget = facts.settings.get("budget", 0.0)
         return ranks.get(facts.estimator, len(ranks)), -float(budget)
 
+    refused = None
     for facts in sorted(stored_coalitions(run, set_name), key=rank):
         found = load_coalitions(run, set_name, facts.estimator, facts.settings, parties)
-        if found is not None and _gives_shares(found):
+        words = None if found is None else _trust(found)
+        if words and words != {"refused"}:
             return found
-    return None
+        refused = refused or (found if words else None)
+    return refused
 
 
-def _gives_shares(found: CoalitionResult) -> bool:
+def _trust(found: CoalitionResult) -> set[str]:
+    """What is known of the shares of all stages; empty where the coalitions give none."""
     try:
-        shares_of(found, found.facts.behaviours[0].name)
+        shares = shares_of(found, found.facts.behaviours[0].name)
     except StageLensError:
-        return False
-    return True
+        return set()
+    return {known.trust for known in shares.trust_in(SHARE).values()}
 
 
 MOST_MODELS = 1 << MOST_PARTIES
