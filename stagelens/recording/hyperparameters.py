@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import NoneType
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +11,8 @@ from stagelens.contracts import RecordingError
 from stagelens.replaying.optimizers import group_hyperparameters, hyperparameter_names
 from stagelens.runs.optimizer_set import AnyOptimizer, members
 from stagelens.runs.states import rule_of
+
+_FIXED = (int, float, str, tuple, NoneType)
 
 
 class Hyperparameters:
@@ -27,7 +30,7 @@ class Hyperparameters:
             for one in members(optimizer)
             for _ in one.param_groups
         ]
-        self._as_tensors = any(isinstance(value, Tensor) for own in self._now() for value in own)
+        self._in_place = True
         self._values: list[list[Any]] = []
         self._first = True
 
@@ -38,9 +41,10 @@ class Hyperparameters:
     def read(self) -> list[dict[str, Any]]:
         """The values of the next update, per group."""
         values = self._now()
-        # Most loops change them rarely; a tensor is changed in place, and equals itself.
-        if values != self._values or self._as_tensors:
+        # Most loops change them rarely; what can be changed in place equals itself even then.
+        if self._in_place or values != self._values:
             self._values = values
+            self._in_place = any(not isinstance(value, _FIXED) for own in values for value in own)
             self._groups = group_hyperparameters(self._optimizer)
         return self._groups
 

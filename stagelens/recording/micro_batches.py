@@ -33,8 +33,9 @@ class MicroBatches:
 
     def add_loss(self, loss: Tensor | float) -> None:
         """Note a loss."""
-        # No float() of a tensor: it would make every step wait for the accelerator.
-        self.losses.append(loss.detach() if isinstance(loss, Tensor) else float(loss))
+        # No float() of a tensor: it would make every step wait for the accelerator. A copy: it is
+        # read when steps are written, and loops add later losses to it.
+        self.losses.append(loss.detach().clone() if isinstance(loss, Tensor) else float(loss))
 
     def add(
         self, batch: Any, rng: Mapping[str, Tensor], divisor: float | None, kept: bool, update: int
