@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from stagelens.contracts import ACCURACY, BASE, Behaviour
+from stagelens.runs.sets.clusters import CLUSTER
 
 from .draws import DrawnEffects, columns_of, intervals_of_means
 from .resampling import standard_error
@@ -46,9 +47,6 @@ SUMMARY_COLUMNS = (
 )
 """Columns of :func:`stage_summary`; ``group`` is null in rows over all examples."""
 
-
-CLUSTER = "cluster"
-"""The column of a set that says which examples share a source: intervals of means go by it."""
 
 SUMMARISED = ("stage", "behaviour", "label", "final", "without", "effect", "within_noise", CLUSTER)
 """Columns of an effect table that :func:`stage_summary` needs, beside that of the groups and, where
@@ -167,7 +165,7 @@ def stage_summary(
     Returns:
         :data:`SUMMARY_COLUMNS`. ``n`` examples were measured, ``missing`` had no value (no label,
         or a refused stage). ``error`` is the standard error of the mean effect over examples,
-        by the set's column ``cluster`` where it has one,
+        by the column ``cluster`` where there is one (see ``runs.sets.clusters``),
         ``rms`` the root mean square effect of the stage over the labelled examples of the set,
         whatever the group (over all, where none has a label),
         ``noise_share`` the share of examples whose effect is within training noise, ``noise_sd``

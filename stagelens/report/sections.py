@@ -21,6 +21,7 @@ from stagelens.effects.learning_rates import learning_rates
 from stagelens.effects.results import ResultFacts, load_result
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs.run import Run
+from stagelens.runs.sets.clusters import Clusters, clusters
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.trust import draws, noise
 from stagelens.trust.estimates import (
@@ -62,6 +63,7 @@ class Basis:
         every: All stored estimates, best first.
         orders: Effects in several orders of the batches; None if the noise is not known.
         draws: Effects in several draws of the recipe; None if there are none.
+        clusters: Which examples share a source; None if none do.
         by: The column that forms groups; None if there is none.
     """
 
@@ -72,6 +74,7 @@ class Basis:
     every: Sequence[Effects]
     orders: pd.DataFrame | None
     draws: DrawnEffects | None
+    clusters: Clusters | None
     by: str | None
 
     @classmethod
@@ -82,12 +85,15 @@ class Basis:
             StageLensError: Nothing has been measured on it yet; says how to measure.
         """
         examples = run.evaluation_set(set_name)
-        orders = noise.load_orders(run, set_name)
+        orders, sharing = noise.load_orders(run, set_name), clusters(examples)
         every: list[tuple[ResultFacts, Effects]] = []
         for name, facts in stored_estimates(run, set_name).items():
             found = load_result(run, set_name, "effects", facts.estimator, facts.settings)
             if found is not None:
-                every.append((facts, as_effects(name, trusted(run, found), orders)))
+                effects = as_effects(name, trusted(run, found), orders)
+                if sharing is not None:
+                    effects = effects.with_columns(sharing.joined)
+                every.append((facts, effects))
         if not every:
             raise StageLensError(
                 f"no stage effect has been measured on set {set_name!r} of {run.path} yet; measure "
@@ -100,7 +106,7 @@ class Basis:
         by = columns[0] if columns else None
         tables = [effects for _, effects in every]
         drawn = draws.governing(run, set_name)
-        return cls(run, examples, facts, best, tables, orders, drawn, by)
+        return cls(run, examples, facts, best, tables, orders, drawn, sharing, by)
 
     @property
     def stages(self) -> list[str]:
@@ -192,9 +198,10 @@ def _about(basis: Basis) -> str:
     told = f": {basis.examples.description}" if basis.examples.description else ""
     known = "by replay where one is stored"
     beyond = exceeded(basis.draws, basis.orders is not None)
+    clustered = f" {basis.clusters.words(count)}" if basis.clusters is not None else ""
     return (
         f"Set {basis.examples.name}, {count}{told}. Mean effects over at least "
-        f"{count_text(FEWEST, basis.noun)}, {known}, beyond {beyond}."
+        f"{count_text(FEWEST, basis.noun)}, {known}, beyond {beyond}.{clustered}"
     )
 
 

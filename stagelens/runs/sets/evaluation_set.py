@@ -148,6 +148,13 @@ class EvaluationSet:
         lines = pc.binary_join_element_wise(*table.columns, "\n", null_handling="skip")
         return lines.to_pandas().astype("str")
 
+    def cells(self) -> Iterator[tuple[str | bytes | None, ...]]:
+        """What is stored of every input, in order, without decoding it; holds one row group."""
+        with self._open() as file:
+            for group in range(self._metadata.num_row_groups):
+                table = file.read_row_group(group, columns=list(self.inputs))
+                yield from zip(*(table[name].to_pylist() for name in self.inputs), strict=True)
+
     def examples(self, start: int = 0, stop: int | None = None) -> list[Example]:
         """The examples in rows ``start`` to ``stop`` (exclusive; None for the end), as a slice."""
         return self._at(range(self.count)[start:stop])

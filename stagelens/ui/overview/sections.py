@@ -156,7 +156,8 @@ def credit_and_blame(
     shares.left_unsaid(workspace, behaviour, by, group)
     trusts = [effects.trust[name] for name in workspace.stages if name in effects.trust]
     trust_badges(trusts, behaviour.name)
-    components.text_block(" ".join([*_counts(means, workspace.noun), *_noise(means)]), muted=True)
+    said = [*_counts(means, workspace.noun), *_clustered(workspace), *_noise(means)]
+    components.text_block(" ".join(said), muted=True)
     trust_legend()
     with st.expander("The same numbers as a table, with groups"):
         rows = means
@@ -177,6 +178,13 @@ def _counts(means: pd.DataFrame, noun: str) -> list[str]:
     if row["missing"]:
         said += f"; {count_text(int(row['missing']), noun)} without a label left out"
     return [f"{said}."]
+
+
+def _clustered(workspace: Workspace) -> list[str]:
+    """What examples share, where intervals of means go by it."""
+    sharing = loaders.clusters(workspace.at, workspace.examples.name)
+    count = count_text(workspace.examples.count, workspace.noun)
+    return [] if sharing is None else [sharing.words(count)]
 
 
 def _noise(means: pd.DataFrame) -> list[str]:

@@ -20,6 +20,8 @@ from stagelens.effects import summary
 from stagelens.effects.learning_rates import learning_rates
 from stagelens.effects.results import FIRST, Result, ResultFacts, is_large, load_result
 from stagelens.estimators.stage_trust import is_ground_truth
+from stagelens.runs.sets.clusters import CLUSTER, Clusters
+from stagelens.runs.sets.clusters import clusters as sources_of
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.trust import estimates, noise
 from stagelens.trust.draws import RECIPE
@@ -49,6 +51,12 @@ def examples(at: Source, set_name: str) -> pd.DataFrame:
 def labelled(at: Source, set_name: str) -> bool:
     """Whether any example of a set has a label."""
     return bool(examples(at, set_name)["label"].notna().any())
+
+
+@st.cache_resource(max_entries=16, show_spinner=False, hash_funcs=MEASURED)
+def clusters(at: Source, set_name: str) -> Clusters | None:
+    """``clusters.clusters``: which examples of a set share a source; None if none do."""
+    return sources_of(evaluation_set(at, set_name))
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
@@ -109,7 +117,9 @@ def effects(at: Source, set_name: str, estimate: str) -> Effects | None:
         found = estimates.completed(found, others, stages)
     # Slices join a table that stays cached, so that saving one does not read effects again.
     own = slices(at, set_name)[0]
-    return found.with_columns(lambda rows: joined(rows, own)) if own else found
+    found = found.with_columns(lambda rows: joined(rows, own)) if own else found
+    sharing = clusters(at, set_name)
+    return found if sharing is None else found.with_columns(sharing.joined)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=MEASURED)
@@ -280,7 +290,7 @@ def largest_difference(
     found = effects(at, set_name, estimator)
     assert found is not None, "pages ask only for estimators that have a result"
     kind = found.behaviours[behaviour]
-    rows = found.parts(behaviour, ("stage", "behaviour", "example_id", "effect"))
+    rows = found.parts(behaviour, ("stage", "behaviour", "example_id", "effect", CLUSTER))
     return slice_effects.largest_difference(
         rows, kind, found.trust, slices(at, set_name)[0], orders(at, set_name)
     )
