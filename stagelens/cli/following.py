@@ -10,12 +10,13 @@ import pandas as pd
 import typer
 
 from stagelens.analyses.paths.answers import Paths, paths
-from stagelens.analyses.paths.chance import beyond_guessing
+from stagelens.analyses.paths.chance import MISFIT, beyond_guessing, fits
 from stagelens.analyses.paths.stages import by_stage
-from stagelens.contracts import BASE, StageLensError
+from stagelens.contracts import ACCURACY, BASE, StageLensError
 from stagelens.effects.results import FIRST, load_result
 from stagelens.runs.run import Run
 from stagelens.trust.estimates import stored_estimates
+from stagelens.wording.trust_words import trust_word
 
 from .options import (
     DeviceOption,
@@ -69,7 +70,9 @@ def follow(
             f"set {examples.name} has no paths: they take labels, and answers at two boundaries "
             "or more that can be compared with the final model's"
         )
-    rows = by_stage(found, _effects(opened, examples.name), stages)
+    effects, trust = _effects(opened, examples.name)
+    rows = by_stage(found, effects, stages)
+    rows["trust"] = [trust.get(stage, "") for stage in rows["stage"]]
     if as_json:
         say(json.dumps(_json(found, rows), indent=1))
     else:
@@ -78,8 +81,8 @@ def follow(
         write_table(out, _each(found, first))
 
 
-def _effects(run: Run, set_name: str) -> pd.DataFrame | None:
-    """The best stored effect table's rows of one behaviour; None where there is none."""
+def _effects(run: Run, set_name: str) -> tuple[pd.DataFrame | None, dict[str, str]]:
+    """The best stored effect table's rows of one behaviour, and stage to its trust word."""
     stored = stored_estimates(run, set_name)
     for facts in stored.values():  # best first
         result = load_result(
@@ -88,8 +91,11 @@ def _effects(run: Run, set_name: str) -> pd.DataFrame | None:
             columns=_CAUSED,
         )
         if result is not None:
-            return result.table
-    return None
+            words: dict[str, str] = {
+                one.stage: trust_word(one, ACCURACY.name) for one in facts.stages
+            }
+            return result.table, words
+    return None, {}
 
 
 def _each(found: Paths, answers: pd.DataFrame) -> pd.DataFrame:
@@ -102,15 +108,17 @@ def _each(found: Paths, answers: pd.DataFrame) -> pd.DataFrame:
 
 
 def _json(found: Paths, rows: pd.DataFrame) -> dict[str, object]:
+    counted = beyond_guessing(found)
+    known = fits(counted)
     kinds = [
         {
             "kind": one.kind,
             "count": one.count,
-            "beyond_guessing": one.beyond,
-            "low": one.low,
-            "high": one.high,
+            "beyond_guessing": one.beyond if known else None,
+            "low": one.low if known else None,
+            "high": one.high if known else None,
         }
-        for one in beyond_guessing(found)
+        for one in counted
     ]
     stages = rows.astype(object).where(rows.notna(), None).to_dict("records")
     return {
@@ -127,17 +135,23 @@ def _print(found: Paths, rows: pd.DataFrame, set_name: str) -> None:
     printed = Table(title=f"Paths of {sum(counts.values()):,} examples of {set_name}")
     for name in ("path", "examples", "beyond guessing", "95 %"):
         printed.add_column(name, justify="left" if name == "path" else "right")
-    for one in beyond_guessing(found):
-        ends = f"{one.low:,.0f} to {one.high:,.0f}"
-        printed.add_row(one.kind, f"{one.count:,}", f"{one.beyond:,.0f}", ends)
+    counted = beyond_guessing(found)
+    known = fits(counted)
+    for one in counted:
+        beyond, low, high = one.shown()
+        cells = (f"{beyond:,.0f}", f"{low:,.0f} to {high:,.0f}") if known else ("-", "-")
+        printed.add_row(one.kind, f"{one.count:,}", *cells)
     print_table(printed)
+    if not known:
+        say(MISFIT)
     printed = Table(title="Where it became visible, and who caused it")
     headings = ("stage", "became right", "became wrong", "seen after", "right because")
-    for name in (*headings, "wrong because"):
-        printed.add_column(name, justify="left" if name == "stage" else "right")
+    for name in (*headings, "wrong because", "trust"):
+        printed.add_column(name, justify="left" if name in ("stage", "trust") else "right")
     for row in rows.to_dict("records"):
         names = ("became_right", "became_wrong", "seen_after", "right_because", "wrong_because")
-        printed.add_row(row["stage"], *(_count(row[n], n == "seen_after") for n in names))
+        numbers = (_count(row[n], n == "seen_after") for n in names)
+        printed.add_row(row["stage"], *numbers, row["trust"])
     print_table(printed)
     say(
         "Right or wrong because: the final answer is, and without the stage it would not be; by "

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from stagelens.analyses.paths.answers import KINDS, Paths, is_path, kind_of, paths
-from stagelens.analyses.paths.chance import _weights, beyond_guessing
+from stagelens.analyses.paths.chance import _weights, beyond_guessing, fits
 from stagelens.analyses.paths.stages import by_stage
 
 STAGES = ("one", "two", "three")
@@ -121,9 +121,21 @@ def test_guessing_alone_is_neither_learned_nor_forgotten() -> None:
         guesses = generator.random(known.shape) < 0.25
         found = {one.kind: one for one in beyond_guessing(made(known | guesses))}
         assert found["flipped"].count > 100  # what a plain count would tell
+        assert fits(list(found.values()))
+        assert all(0 <= number <= 400 for one in found.values() for number in one.shown())
         covered += found["flipped"].low <= 0 <= found["flipped"].high
         covered += found["learned"].low <= 120 <= found["learned"].high
     assert covered >= 180  # 190 of 200 expected; 180 is more than three standard deviations below
+
+
+def test_answers_that_stay_alike_without_being_known_are_not_corrected_for_guessing() -> None:
+    """A guess that is kept for some boundaries is no guess of the model that is inverted."""
+    generator = np.random.default_rng(7)
+    kept = np.repeat(generator.random((400, 2)) < 0.25, 2, axis=1)
+    counted = beyond_guessing(made(kept))
+    assert min(one.high for one in counted) < 0  # fewer than none, and surely so
+    assert not fits(counted)
+    assert fits(beyond_guessing(made(np.ones((5, 3), dtype=bool))))
 
 
 def test_what_is_seen_after_stages_adds_up_and_what_they_caused_stands_beside_it() -> None:

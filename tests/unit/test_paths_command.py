@@ -8,6 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from stagelens.analyses.paths.chance import MISFIT
+from stagelens.wording.trust_words import MARKS
 from tests.conftest import DemoRun
 from tests.unit.conftest import Command
 
@@ -27,6 +29,7 @@ def test_totals_reconcile_with_the_answers(
         one["kind"]: one["count"] for one in found["kinds"] if one["count"]
     }
     assert sum(one["beyond_guessing"] for one in found["kinds"]) == pytest.approx(count)
+    assert {stage["trust"] for stage in found["stages"]} <= set(MARKS)
     right = [table["path"].str[place].eq("R").sum() for place in (0, -1)]
     assert sum(stage["seen_after"] for stage in found["stages"]) == right[1] - right[0]
 
@@ -36,6 +39,18 @@ def test_tables_are_printed_with_what_they_mean(digits_run: DemoRun, command: Co
     assert answer.status == 0, answer.err
     for words in ("Paths of 894 examples", "learned", "forgotten", "Where it became visible"):
         assert words in answer.out
+
+
+def test_who_caused_it_is_told_with_its_trust_and_no_impossible_number_is_printed(
+    digits_run: DemoRun, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stagelens.cli import following
+
+    monkeypatch.setattr(following, "fits", lambda _: False)
+    answer = command("paths", digits_run.path, "--set", "test")
+    assert MISFIT in " ".join(answer.out.split()) and "trust" in answer.out
+    found = json.loads(command("paths", digits_run.path, "--set", "test", "--json").out)
+    assert {one["beyond_guessing"] for one in found["kinds"]} == {None}
 
 
 def test_a_set_without_labels_is_told_so(

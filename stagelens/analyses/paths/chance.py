@@ -8,7 +8,7 @@ time anew. Observed paths are then a known linear mixture of true ones, which is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,14 @@ import numpy as np
 from .answers import KINDS, RIGHT, WRONG, Kind, Paths, kind_of
 
 _Z = 1.959963984540054  # 97.5 % of a normal distribution
+_FAR = 4.0 / _Z
+"""Half intervals by which a number may be impossible by chance: four standard errors."""
+
+MISFIT = (
+    "Nothing is taken out for guessing: answers to examples that the model does not know are not "
+    "guessed anew at every boundary here, because that would make some of these numbers impossible."
+)
+"""What is said where the answers contradict the model of guessing."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,7 @@ class Counted:
             give more than was observed. The numbers of all kinds sum to the number of examples.
         low: Lower end of its interval (95 %), over how the examples were sampled.
         high: Upper end.
+        total: How many examples there are of all kinds.
     """
 
     kind: Kind
@@ -36,6 +45,28 @@ class Counted:
     beyond: float
     low: float
     high: float
+    total: int
+
+    def shown(self) -> tuple[float, float, float]:
+        """``beyond``, ``low`` and ``high``, as far as there can be so many examples."""
+        least, most, own = 0.0, float(self.total), (self.beyond, self.low, self.high)
+        return tuple(min(max(number, least), most) for number in own)  # type: ignore[return-value]
+
+
+def fits(counted: Sequence[Counted]) -> bool:
+    """Whether the answers can come from the model of guessing.
+
+    Models often answer an example alike at several boundaries, rightly or wrongly, although they do
+    not know it. The corrected numbers are then far below zero, or above the number of examples.
+
+    Args:
+        counted: From :func:`beyond_guessing`.
+    """
+    return all(
+        one.beyond + _FAR * (one.high - one.beyond) >= -1e-9
+        and one.beyond - _FAR * (one.beyond - one.low) <= one.total + 1e-9
+        for one in counted
+    )
 
 
 def beyond_guessing(paths: Paths) -> list[Counted]:
@@ -59,7 +90,7 @@ def beyond_guessing(paths: Paths) -> list[Counted]:
         variance = float(weights**2 @ observed) - beyond**2 / total
         half = _Z * max(variance, 0.0) ** 0.5
         own = sum(count for code, count in counts.items() if kind_of(code) == kind)
-        found.append(Counted(kind, own, beyond, beyond - half, beyond + half))
+        found.append(Counted(kind, own, beyond, beyond - half, beyond + half, total))
     return found
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 import streamlit as st
 
-from stagelens.analyses.paths.chance import beyond_guessing
+from stagelens.analyses.paths.chance import MISFIT, beyond_guessing, fits
 from stagelens.charts.alluvial import MOST_BOUNDARIES, alluvial
 from stagelens.charts.style import EITHER
 from stagelens.contracts import ACCURACY
@@ -49,22 +49,29 @@ def section(workspace: Workspace, effects: Effects, by: str | None, group: str |
     left, right = st.columns([2, 3], gap="medium")
     with left:
         kinds = beyond_guessing(found)
+        known = fits(kinds)
+        table = pd.DataFrame(
+            {
+                "path": [one.kind for one in kinds],
+                f"{workspace.noun}s": [one.count for one in kinds],
+            }
+        )
+        if known:
+            shown = [one.shown() for one in kinds]
+            table["beyond guessing"] = [round(beyond) for beyond, _, _ in shown]
+            table["95 %"] = [f"{low:,.0f} to {high:,.0f}" for _, low, high in shown]
         components.table(
-            pd.DataFrame(
-                {
-                    "path": [one.kind for one in kinds],
-                    f"{workspace.noun}s": [one.count for one in kinds],
-                    "beyond guessing": [round(max(one.beyond, 0.0)) for one in kinds],
-                    "95 %": [f"{max(one.low, 0):,.0f} to {max(one.high, 0):,.0f}" for one in kinds],
-                }
-            ),
+            table,
             "path-kinds",
-            "How many examples took each kind of path, and how many beyond guessing.",
+            "How many examples took each kind of path"
+            + (", and how many beyond guessing." if known else "."),
             about,
             height="content",
         )
         components.text_block(
-            f"Beyond guessing: were every answer that the model does not know one of "
+            MISFIT
+            if not known
+            else f"Beyond guessing: were every answer that the model does not know one of "
             f"{found.choices:,} at random, some would seem learned or forgotten by chance; they "
             "are taken out. 95 %: over the choice of examples.",
             muted=True,
