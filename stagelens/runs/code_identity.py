@@ -1,26 +1,37 @@
 """Which code it was: an identity of functions, classes and objects of the user's.
 
 It covers what the code says and what it refers to: constants, defaults, closures, values of its
-module, and functions and classes of the user's, wherever they are defined. Code of installed
-packages counts by its name and version. What code reads from files, from the environment, or from
-objects of installed packages is not seen.
+module, and functions and classes of the user's, wherever they are defined, also inside decorators
+of other packages. Code of installed packages counts by its name and version. What code reads from
+files, from the environment, by names that it makes up, or from objects of installed packages other
+than numbers, containers and plain values such as dtypes is not seen.
 """
 
 from __future__ import annotations
 
 import hashlib
+import inspect
+import re
 import sys
 import sysconfig
+from argparse import Namespace
+from collections import deque
 from collections.abc import Mapping
-from functools import cache, partial
+from datetime import date, time, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from functools import cache, cached_property, partial, partialmethod
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from types import CodeType, FunctionType, MethodType, ModuleType
+from pathlib import Path, PurePath
+from types import CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 from .schema import digest
 
 _PLAIN = (int, float, complex, str, bytes, type(None), type(...))
+_SAID_WHOLE = (range, slice, re.Pattern, Decimal, Fraction, PurePath, date, time, timedelta)
+"""Their ``repr`` says all that they hold."""
+_SAID_WHOLE_OF_TORCH = ("dtype", "device", "layout", "memory_format")
 _UNVERSIONED = {"stagelens", "torch", "numpy", *sys.stdlib_module_names}
 """Results of runs for which nothing is given outlive their versions, too."""
 _INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
@@ -59,6 +70,8 @@ def _code_behind(thing: Any) -> Any:
         return _code_behind(thing.func)
     if isinstance(thing, MethodType):
         return _code_behind(thing.__func__)
+    if isinstance(thing, FunctionType) and (inner := inspect.unwrap(thing)) is not thing:
+        return _code_behind(inner)  # what a decorator made goes by what is in it
     return thing if isinstance(thing, FunctionType | type | ModuleType) else type(thing)
 
 
@@ -80,7 +93,7 @@ class _Walk:
         said, number = [self.of(thing)], 0
         while number < len(self._found):
             one = self._found[number]
-            said.append(self._parts(one) if number < _MOST else type(one).__name__)
+            said.append(self._described(one) if number < _MOST else type(one).__name__)
             number += 1
         return said
 
@@ -98,14 +111,20 @@ class _Walk:
             self._found.append(thing)
         return [type(thing).__name__, self._numbers[id(thing)]]
 
+    def _described(self, thing: Any) -> list[Any]:
+        try:
+            return self._parts(thing)
+        except Exception:  # objects of the user's may raise anything when they are looked at
+            return [type(thing).__module__, type(thing).__qualname__]
+
     def _parts(self, thing: Any) -> list[Any]:
         if isinstance(thing, Mapping):  # sorted: what comes first gets the lower number
-            entries = sorted(thing.items(), key=lambda entry: repr(entry[0]))
-            return [[repr(key), self.of(value)] for key, value in entries]
-        if isinstance(thing, list | tuple):
+            entries = sorted(thing.items(), key=lambda entry: _said(entry[0]))
+            return [[_said(key), self.of(value)] for key, value in entries]
+        if isinstance(thing, list | tuple | deque):
             return [self.of(each) for each in thing]
         if isinstance(thing, set | frozenset):
-            return [self.of(each) for each in sorted(thing, key=repr)]
+            return [self.of(each) for each in sorted(thing, key=_said)]
         if isinstance(thing, partial):
             return [self.of(each) for each in (thing.func, thing.args, thing.keywords)]
         if isinstance(thing, MethodType):
@@ -114,6 +133,10 @@ class _Walk:
             return [self.of(thing.__func__)]
         if isinstance(thing, property):
             return [self.of(each) for each in (thing.fget, thing.fset)]
+        if isinstance(thing, cached_property):
+            return [self.of(thing.func)]
+        if isinstance(thing, partialmethod):
+            return [self.of(each) for each in (thing.func, thing.args, thing.keywords)]
         if isinstance(thing, ModuleType):
             return [thing.__name__]
         if isinstance(thing, FunctionType):
@@ -121,6 +144,9 @@ class _Walk:
         return self._class(thing) if isinstance(thing, type) else self._object(thing)
 
     def _function(self, function: FunctionType) -> list[Any]:
+        if _installed(function.__code__.co_filename):  # a decorator's, around the user's
+            # Not what else it holds: caches are filled as it is called.
+            return [function.__code__.co_name, self.of(inspect.unwrap(function))]
         used = sorted({name for code in _codes(function.__code__) for name in code.co_names})
         known = {name: function.__globals__[name] for name in used if name in function.__globals__}
         values = {}
@@ -165,9 +191,11 @@ class _Walk:
             settings = {n: v for n, v in vars(thing).items() if isinstance(v, int | float | str)}
             settings.pop("training", None)
             return [kind, self.of(settings), *map(self.of, held)]
+        if isinstance(thing, Namespace | SimpleNamespace):
+            return [kind, self.of(vars(thing))]
         # Objects of other packages may hold anything: locks, files, the whole process.
         if not is_own_code(thing):
-            return [kind]
+            return [kind, *_plainly(thing)]
         slots = [name for each in type(thing).__mro__ for name in getattr(each, "__slots__", ())]
         held_in = {name: getattr(thing, name) for name in slots if hasattr(thing, name)}
         return [kind, self.of({**held_in, **getattr(thing, "__dict__", {})})]
@@ -187,6 +215,22 @@ def _version(package: str) -> str | None:
     except PackageNotFoundError:  # it is installed by another name, or not installed at all
         found = getattr(sys.modules.get(package), "__version__", None)
         return None if found is None else str(found)
+
+
+def _said(thing: Any) -> str:
+    """Without the place in memory, which is another one in every process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(thing))
+
+
+def _plainly(thing: Any) -> list[str]:
+    """Which object of another package it is, if that can be said: a plain value, or by name."""
+    torch = sys.modules.get("torch")
+    kinds = tuple(getattr(torch, name) for name in _SAID_WHOLE_OF_TORCH) if torch else ()
+    if isinstance(thing, (*_SAID_WHOLE, *kinds)):
+        return [repr(thing)]
+    # Functions that are not written in Python, such as torch.tanh.
+    name = getattr(thing, "__qualname__", None) or getattr(thing, "__name__", None)
+    return [name] if callable(thing) and isinstance(name, str) else []
 
 
 def _codes(code: CodeType) -> list[CodeType]:

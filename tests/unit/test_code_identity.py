@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
+import re
 import subprocess
 import sys
+from argparse import Namespace
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy
 import pytest
 import torch
 
@@ -142,6 +147,79 @@ def test_a_module_counts_by_its_weights_and_settings() -> None:
 
     assert of(0.0, 0.1) == of(0.0, 0.1)
     assert len({of(0.0, 0.1), of(1.0, 0.1), of(0.0, 0.2)}) == 3
+
+
+def of_value(value: Any) -> str:
+    return code_identity(lambda model, batch: (value, model, batch))
+
+
+@pytest.mark.parametrize(
+    ("value", "other"),
+    [
+        (torch.float32, torch.bfloat16),
+        (torch.device("cpu"), torch.device("cuda")),
+        (torch.tanh, torch.sigmoid),
+        (numpy.exp, numpy.log),
+        (SimpleNamespace(beta=0.1), SimpleNamespace(beta=0.2)),
+        (Namespace(beta=0.1), Namespace(beta=0.2)),
+        (range(3), range(4)),
+        (deque([1]), deque([2])),
+        (re.compile("a"), re.compile("b")),
+    ],
+)
+def test_plain_values_of_other_packages_count(value: Any, other: Any) -> None:
+    assert of_value(value) == of_value(copy.copy(value)) != of_value(other)
+
+
+DECORATED = """
+import functools, torch
+
+@{decorator}
+def inner(model, batch):
+    return model(batch).sum() * {factor}
+
+class Weighed:
+    @functools.cached_property
+    def weight(self):
+        return {factor}
+
+weighed = Weighed()
+
+def loss(model, batch):
+    return {what}
+"""
+
+
+@pytest.mark.parametrize(
+    ("decorator", "what"),
+    [
+        ("torch.autocast('cpu')", "inner(model, batch)"),
+        ("functools.singledispatch", "inner(model, batch)"),
+        ("torch.no_grad()", "weighed.weight"),
+    ],
+)
+def test_what_a_decorator_of_another_package_is_around_counts(decorator: str, what: str) -> None:
+    def identity(factor: str) -> str:
+        text = DECORATED.format(decorator=decorator, factor=factor, what=what)
+        return code_identity(loaded(source=text)["loss"])
+
+    assert identity("0.1") == identity("0.1") != identity("0.2")
+
+
+def test_functions_as_keys_have_no_place_in_memory() -> None:
+    def table() -> dict[Any, int]:
+        def one(value: Any) -> Any:
+            return value
+
+        return {one: 1}
+
+    tables = [table(), table()]  # in different places
+    assert of_value(tables[0]) == of_value(tables[1])
+
+
+def test_one_thing_that_cannot_be_looked_at_does_not_hide_the_others() -> None:
+    hidden = Hidden()
+    assert of_value([hidden, 1]) == of_value([hidden, 1]) != of_value([hidden, 2])
 
 
 def test_things_that_hold_each_other_have_one() -> None:
