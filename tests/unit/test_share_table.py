@@ -131,6 +131,10 @@ def test_a_sum_of_errors_beyond_the_number_is_refused() -> None:
     found = read(v, known={mask: wild for mask in range(7)})
     assert all(each.trust == "refused" for each in found.trust_in(SHARE).values())
     assert np.isnan([one.mean for one in found.means(SHARE)]).all()
+    # Nor for single examples, in a terminal, in files or on pages.
+    assert np.isnan([one.mean for one in found.of_example(SHARE, 0)]).all()
+    table = share_table(made(v, NAMES, {mask: wild for mask in range(7)}))
+    assert table["share"].isna().all() and set(table["trust"]) == {"refused"}
 
 
 def test_recorded_answers_are_said() -> None:

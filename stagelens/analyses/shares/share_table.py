@@ -112,13 +112,13 @@ class Shares:
         return _WEIGHTS[reading](party, self.m)
 
     def reading(self, reading: str) -> np.ndarray:
-        """(M, N): one of :data:`READINGS`; NaN where a model was not measured, or is refused."""
+        """(M, N): one of :data:`READINGS`; NaN where it is refused, or a model was not measured."""
         if reading not in self._read:
             found = np.stack(
                 [self._combined(self.weights(reading, party)) for party in range(self.m)]
             )
-            if reading == SEEN_AFTER:
-                found[[not self.ends_at_boundaries(party) for party in range(self.m)]] = np.nan
+            known = self.trust_in(reading).values()
+            found[[one.trust == "refused" for one in known]] = np.nan
             self._read[reading] = found
         return self._read[reading]
 
@@ -223,17 +223,22 @@ class Shares:
         if not len(own) or trust.trust == "refused":
             return Mean(name, len(own), np.nan, None, trust)
         mean, n = float(own.mean()), len(own)
-        every = numbers[self._relative_to]
         row = {
             "effect": mean,
             "error": float(own.std(ddof=1) / np.sqrt(n)) if n > 1 else np.nan,
-            "rms": float(np.sqrt(np.nanmean(every**2))),
+            "rms": self.rms(numbers),
             "n": n,
         }
         interval = mean_interval(row, trust, self.behaviour)
         if interval is not None and sampled:
             interval = widened(interval, float(sampled)) if np.isfinite(sampled) else None
         return Mean(name, n, mean, interval, trust)
+
+    def rms(self, numbers: np.ndarray) -> float:
+        """Root mean square of (N,) numbers over the examples that errors are relative to."""
+        own = numbers[self._relative_to]
+        known = own[np.isfinite(own)]
+        return float(np.sqrt(np.mean(known**2))) if len(known) else float("nan")
 
     def of_example(self, reading: str, place: int) -> list[Mean]:
         """A reading of one example, one per party in training order.
@@ -249,7 +254,7 @@ class Shares:
         means = []
         for party, name in enumerate(self.names):
             number, known = float(found[party, place]), trust[name]
-            rms = float(np.sqrt(np.nanmean(found[party][self._relative_to] ** 2)))
+            rms = self.rms(found[party])
             # The choice of orders is added below, for this very example.
             models = self._of_models(reading)[name]
             error = example_error(models, rms, self.behaviour.name)

@@ -132,10 +132,9 @@ def columns(found: Shares) -> dict[str, dict[str, np.ndarray]]:
 def errors(found: Shares, reading: str) -> dict[str, float]:
     """Stage to what the errors of models add on either side of a single example's number."""
     trust, numbers = found.trust_in(reading), found.reading(reading)
-    rms = np.sqrt(np.nanmean(np.where(found.labels, numbers, np.nan) ** 2, axis=1))
     off = {
-        name: example_error(trust[name], float(size), found.behaviour.name)
-        for name, size in zip(found.names, rms, strict=True)
+        name: example_error(trust[name], found.rms(own), found.behaviour.name)
+        for name, own in zip(found.names, numbers, strict=True)
     }
     return {name: float("nan") if error is None else error for name, error in off.items()}
 
