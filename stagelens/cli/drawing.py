@@ -12,7 +12,7 @@ from rich.console import Console
 from stagelens.contracts import ACCURACY, Behaviour, StageLensError
 from stagelens.effects.draws import FEWEST, NAMES, DrawnEffects, Kind
 from stagelens.runs.files import check_changeable
-from stagelens.runs.run import Run, open_run
+from stagelens.runs.run import Run
 from stagelens.wording.numbers import signed_text
 
 from .options import (
@@ -25,6 +25,7 @@ from .options import (
     SetOption,
     TaskOption,
     opened_together,
+    opened_with,
     own_file,
 )
 from .terminal import Reporter, Table, say
@@ -107,7 +108,7 @@ def draws(
         examples = opened.evaluation_set(set_name)
         names = [s.name for s in drawing.left_out(opened, stage or None, kind)]
         if runs:
-            others = [open_run(other) for other in runs]
+            others = [opened_with(other, task) for other in runs]
             drawn = drawing.runs_as_draws(opened, examples.name, others, report, names)
         else:
             _tell_cost(opened, names, number, kind, examples.digest)

@@ -296,6 +296,25 @@ def test_the_command_tells_the_cost_first_and_the_interval_at_the_end(
     assert "to make" not in again.err and "3 redraws" in again.out
 
 
+def test_further_runs_are_opened_with_the_code_that_was_given(
+    mlp: Run, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stagelens.cli import drawing as of_command
+
+    other, opened = _record_mlp(tmp_path / "other", 1), []
+    plain = of_command.opened_with
+
+    def noted(path: str, task: str | None) -> Run:
+        opened.append((path, task))
+        return plain(path, task)
+
+    monkeypatch.setattr(of_command, "opened_with", noted)
+    answer = command("draws", mlp.path, "--draws", other.path, "--json", "--processes", 1)
+    assert answer.status == 0, answer.err
+    assert opened == [(str(other.path), None)]
+    assert {row["draws"] for row in json.loads(answer.out)} == {2}
+
+
 def test_a_width_is_told_in_draws_and_refused_where_it_needs_too_many(
     mlp: Run, command: Command
 ) -> None:

@@ -152,6 +152,14 @@ def test_too_few_models_are_told() -> None:
         shares_of(made(game(3), NAMES), "other")
 
 
+def test_where_the_base_is_refused_it_is_told_why() -> None:
+    v = game(3)
+    del v[0]
+    refused = trust("refused", stage="no stage", reason="A head appears later.")
+    with pytest.raises(StageLensError, match=r"model of no stage.*refused: A head appears later"):
+        read(v, known={0: refused})
+
+
 def test_of_many_parties_sampled_orders_give_shares_with_wider_intervals() -> None:
     names = tuple(f"s{number}" for number in range(7))
     whole = game(7)

@@ -296,6 +296,12 @@ def shares_of(result: CoalitionResult, behaviour: str) -> Shares:
         # Of few parties all coalitions are on their way, and nothing is gained by showing less.
         drawn = orders.measured_pairs(v, m) if m > orders.MOST_PARTIES else []
         if len(drawn) < orders.FEWEST_PAIRS:
+            refused = [known for known in result.trust.values() if known.trust == "refused"]
+            if refused:
+                raise StageLensError(
+                    f"shares are made of the model of {refused[0].stage}, which is refused: "
+                    f"{refused[0].reason}"
+                )
             raise StageLensError(
                 f"{len(v)} of the {1 << m} models that shares are made of are there; compute the "
                 "others with: stagelens shares"
