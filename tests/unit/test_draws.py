@@ -90,6 +90,22 @@ def test_draws_go_on_where_a_killed_command_stopped(
     assert made[4:] == [0, 1, 2]
 
 
+def test_two_processes_lose_nothing_of_each_other(
+    fresh: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def meanwhile(*_: object) -> None:
+        monkeypatch.undo()
+        drawing.measure_draws(fresh, "test", 2, QUIET, ["third"])
+
+    monkeypatch.setattr(drawing, "share_pieces", meanwhile)
+    drawing.measure_draws(fresh, "test", 2, QUIET, ["second"])
+    found = draws.governing(fresh, "test")
+    assert found is not None
+    counts = found.table[found.table["behaviour"] == "margin"].groupby(["draw", "stage"]).size()
+    assert sorted(counts.index) == [(n, s) for n in (0, 1) for s in ("second", "third")]
+    assert counts.nunique() == 1
+
+
 def test_kinds_of_draws_are_kept_apart_and_the_one_that_says_most_governs(fresh: Run) -> None:
     assert draws.governing(fresh, "test") is None
     drawing.measure_draws(fresh, "test", 1, QUIET, ["second"], "given earlier")
