@@ -44,7 +44,7 @@ class CheckPlace:
             return None
         if any(one.rng for one in step.micro):
             return "it drew random numbers, which the CPU would draw otherwise"
-        batches = step.batches or [one.tensors for one in step.micro]
+        batches = step.batches or [[one.tensors, one.description] for one in step.micro]
         size = sum(parameter.numel() for parameter in model.parameters())
         if 6 * size * _numbers_in(batches) > _MOST_WORK:  # forward and backward
             return "that would take long on the CPU"
@@ -87,8 +87,11 @@ def place_for(start: StageStart) -> CheckPlace | str:
 
 
 def _numbers_in(value: Any) -> int:
+    """Of a text, as many as it has letters: a model may take it apart itself."""
     if isinstance(value, Tensor):
         return value.numel()
+    if isinstance(value, str):
+        return len(value)
     if isinstance(value, Mapping):
         value = [*value.values()]
     return sum(map(_numbers_in, value)) if isinstance(value, list | tuple) else 0

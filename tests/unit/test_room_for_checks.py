@@ -14,8 +14,11 @@ from stagelens.compute import memory
 from stagelens.estimators.replay import Replay
 from stagelens.recording import check_place, checked_steps, no_checks
 from stagelens.recording.check_place import CheckPlace
+from stagelens.recording.noted_step import NotedStep
 from stagelens.replaying.reproduction import measure_deviation
 from stagelens.replaying.step import Stepper
+from stagelens.runs.batches import flatten
+from stagelens.runs.steps import FlatMicroBatch
 from tests.support.loops import Training, make_batches, make_task, refused, train
 
 
@@ -127,6 +130,22 @@ def test_what_the_cpu_cannot_run_again_is_left_out(
     monkeypatch.undo()
     assert run.last.facts.checked == [] and says in str(run.last.facts.unchecked)
     assert run.last.replayable and measure_deviation(run.task, run.last).bitwise
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_texts_take_the_cpu_long_too(kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = torch.nn.Linear(1, 1)
+    monkeypatch.setattr(check_place, "_MOST_WORK", 6 * 2 * 100)
+
+    def why_not(text: str) -> str | None:
+        batch = {"texts": [text], "number": 1.0}
+        description, tensors = flatten(batch) if kept else (None, [])
+        micro = FlatMicroBatch(description, tensors, {})
+        record: Any = None
+        return BESIDE.why_not(model, NotedStep(record, [micro], [], None if kept else [batch]))
+
+    assert why_not("short") is None
+    assert "would take long" in str(why_not("long" * 30))
 
 
 @pytest.mark.parametrize(
