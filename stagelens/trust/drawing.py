@@ -95,9 +95,9 @@ def measure_draws(
         found.append(_shards(run, examples, item.message).load(_name(item.message)))
     # Another process may have stored draws without other stages in the meantime.
     if (now := load(run, examples.digest, kind)) is not None and now[0].seen == seen:
-        told = {(n, name) for n, names in missing.items() for name in names} | there
+        own = {(n, name) for n, names in missing.items() for name in names} | there
         pairs = pd.MultiIndex.from_frame(now[1].table[["draw", "stage"]].astype(object))
-        found.append(now[1].table[~pairs.isin(list(told))])
+        found.append(now[1].table[~pairs.isin(list(own))])
         before = now
     table = pd.concat(found, ignore_index=True)
     known = before[0].pilot if before is not None else None

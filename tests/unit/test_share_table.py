@@ -68,7 +68,7 @@ def test_means_add_up_and_have_intervals_over_examples() -> None:
     for party, one in enumerate(means):
         own = found.reading(SHARE)[party]
         assert one.interval is not None
-        half = 1.96 * own.std(ddof=1) / np.sqrt(N)
+        half = 2.02269 * own.std(ddof=1) / np.sqrt(N)  # Student's t with 39 degrees of freedom
         assert one.interval.high - one.mean == pytest.approx(half)
     chosen = np.arange(N) < 10
     assert [one.n for one in found.means(SHARE, chosen)] == [10, 10, 10]
@@ -100,6 +100,19 @@ def test_errors_of_models_are_added_up_by_their_weights() -> None:
     total = sum(abs(weights[mask]) * error * rms(v[7] - v[mask]) for mask, error in off.items())
     expected = found.trust_in(SHARE)["two"].expected_error
     assert expected == pytest.approx(total / rms(values.shapley(v, 3)[1]))
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_intervals_over_few_examples_hold_the_mean_as_often_as_they_say(n: int) -> None:
+    random = np.random.default_rng(n)
+    held = 0
+    for _ in range(400):
+        v = {mask: random.normal(mask.bit_count(), 1.0, n) for mask in (0, 1)}
+        (one,) = shares_of(made(v, ("only",)), "score").means(SHARE)
+        assert one.interval is not None
+        held += one.interval.low <= 1.0 <= one.interval.high
+    # 380 of 400 expected; 365 is more than three standard deviations below.
+    assert held >= 365
 
 
 def test_errors_that_are_not_known_stay_unknown() -> None:

@@ -18,6 +18,7 @@ from stagelens.wording.intervals import (
     Interval,
     example_error,
     example_interval,
+    few_examples,
     mean_interval,
     widened,
 )
@@ -225,7 +226,8 @@ class Shares:
         mean, n = float(own.mean()), len(own)
         row = {
             "effect": mean,
-            "error": float(own.std(ddof=1) / np.sqrt(n)) if n > 1 else np.nan,
+            # Of few examples an interval of standard errors is wider than of many.
+            "error": float(own.std(ddof=1) / np.sqrt(n)) * few_examples(n) if n > 1 else np.nan,
             "rms": self.rms(numbers),
             "n": n,
         }
