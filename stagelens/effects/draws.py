@@ -68,6 +68,11 @@ class DrawnEffects:
         return int(self.table["draw"].nunique())
 
     @property
+    def has_intervals(self) -> bool:
+        """Whether there are enough draws for intervals over them."""
+        return math.isfinite(self.interval(np.zeros(self.count)).low)
+
+    @property
     def words(self) -> str:
         """``8 redraws``, or ``4 recorded runs``."""
         return self.counted(self.count)

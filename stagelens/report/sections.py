@@ -299,7 +299,8 @@ def _gaps(basis: Basis) -> list[Finding]:
     if by is None or by == "label" or ACCURACY.name not in effects.behaviours:
         return []
     gaps = group_gaps(
-        rows_of(effects, (by,)), basis.stages, (by,), ACCURACY, basis.orders, effects.trust
+        *(rows_of(effects, (by,)), basis.stages, (by,), ACCURACY),
+        *(basis.orders, effects.trust, basis.draws),
     )
     stages = [stage for stage in basis.stages if stage in effects.trust]
     notes = gap_notes(gaps, stages, effects.trust)
@@ -317,7 +318,7 @@ def _gaps(basis: Basis) -> list[Finding]:
 
 def _features(basis: Basis) -> list[Finding]:
     facts, name = basis.facts, basis.examples.name
-    known = noise_key(basis.orders)
+    known = noise_key(basis.orders, basis.draws)
     found = load_features(basis.run, name, facts.estimator, facts.settings, known)
     if found is None:
         return []

@@ -69,6 +69,17 @@ def test_an_effect_whose_interval_holds_zero_is_no_finding(open_page, demo_copy:
     assert "The interval over 4 redraws of the recipe holds zero, so no finding" in said
 
 
+def test_no_effect_on_a_gap_is_named_whose_interval_holds_zero(open_page, demo_copy: Path) -> None:
+    page = "pages/2_Spurious_features.py"
+    link = "run=digits&estimator=replay"
+    before = words(check(open_page(demo_copy.parent, link, page)))
+    write_draws(open_run(demo_copy), "test", [-1.0, 1.0, 0.2, 0.4])
+    after = words(check(open_page(demo_copy.parent, link, page)))
+    assert "no stage changes it by more than chance" in after
+    assert "no stage changes it by more than chance" not in before
+    assert "so does its interval over draws of the recipe" in after
+
+
 def test_two_draws_give_no_interval_and_govern_nothing(open_page, demo_copy: Path) -> None:
     write_draws(open_run(demo_copy), "test", [-1.0, 1.0])
     said = words(check(open_page(demo_copy.parent, "run=digits&estimator=replay")))

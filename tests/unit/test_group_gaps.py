@@ -10,6 +10,7 @@ from stagelens.analyses.spurious import gaps as spurious_gaps
 from stagelens.analyses.spurious.gaps import FINAL, findings, gap_sentences, without
 from stagelens.charts.groups import class_errors, group_gaps
 from stagelens.contracts import ACCURACY, Behaviour
+from stagelens.effects.draws import DrawnEffects, interval_over_draws
 from stagelens.estimators.stage_trust import StageTrust
 
 MARGIN = Behaviour("margin", "higher")
@@ -109,6 +110,32 @@ def test_an_effect_on_the_gap_within_training_noise_is_no_finding() -> None:
         gaps = spurious_gaps.group_gaps(table(), STAGES, ["group"], MARGIN, orders(spread))
         assert gaps.within_noise == {"shortcut": within}
         assert findings(gaps, STAGES) == ([] if within else ["shortcut"])
+
+
+@pytest.mark.parametrize(("factors", "clear"), [((0.8, 1.0, 1.2), True), ((-2.0, 1.0, 2.0), False)])
+def test_where_the_recipe_was_drawn_its_interval_governs_and_not_the_noise(factors, clear) -> None:
+    own = rows("shortcut", 29, 46)
+    every = [own.assign(draw=n, effect=f * own["effect"]) for n, f in enumerate(factors)]
+    draws = DrawnEffects(pd.concat(every, ignore_index=True), "same data")
+    # By the noise alone it would be the other way round.
+    noise = orders(2.0 if clear else 0.01)
+    gaps = spurious_gaps.group_gaps(table(), STAGES, ["group"], MARGIN, noise, None, draws)
+    of_run = gaps.metrics.gaps.set_index("model").loc[without("shortcut"), "change"]
+    expected = interval_over_draws([of_run * factor for factor in factors], "same data")
+    assert gaps.over_draws["shortcut"].low == pytest.approx(expected.low)
+    assert gaps.over_draws["shortcut"].high == pytest.approx(expected.high)
+    assert gaps.within_noise == {"shortcut": not clear}
+    assert findings(gaps, STAGES) == (["shortcut"] if clear else [])
+    note = spurious_gaps.gap_notes(gaps, STAGES, trust())[without("shortcut")]
+    assert ("may be 0 over redraws" in note) is not clear
+
+
+def test_two_draws_leave_the_gap_to_the_noise() -> None:
+    own = rows("shortcut", 29, 46)
+    every = [own.assign(draw=n, effect=f * own["effect"]) for n, f in enumerate((-2.0, 2.0))]
+    draws = DrawnEffects(pd.concat(every, ignore_index=True), "recipe")
+    gaps = spurious_gaps.group_gaps(table(), STAGES, ["group"], MARGIN, orders(0.01), None, draws)
+    assert gaps.over_draws == {} and gaps.within_noise == {"shortcut": False}
 
 
 def test_groups_are_crossed_with_the_label() -> None:

@@ -26,6 +26,7 @@ from stagelens.analyses.slices.saved import (
     stored_slices,
 )
 from stagelens.contracts import OTHER_EXAMPLES, Behaviour, StageLensError
+from stagelens.effects.draws import DrawnEffects, interval_over_draws
 from stagelens.effects.headlines import FEWEST
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs.run import Run
@@ -289,6 +290,30 @@ def test_a_difference_within_training_noise_is_said_to_be_no_finding() -> None:
     steady = other_orders({"a": [values.tolist(), (values + 0.01).tolist()]})
     found = largest_difference([table], LOSS, trust("a"), slices, steady)
     assert found is not None and found.within_noise is False
+
+
+@pytest.mark.parametrize(("factors", "clear"), [((0.8, 1.0, 1.2), True), ((-2.0, 1.0, 2.0), False)])
+def test_where_the_recipe_was_drawn_its_interval_governs_slices(factors, clear: bool) -> None:
+    values = np.where(np.arange(60) < 30, 0.1, 1.0) + 0.1 * np.random.default_rng(9).normal(size=60)
+    table = effect_table({"a": values.tolist()})
+    drawn = other_orders({"a": [(values * factor).tolist() for factor in factors]})
+    drawn = drawn.rename(columns={"order": "draw"})
+    draws = DrawnEffects(drawn, "same data")
+    # By the noise alone it would be the other way round.
+    turned = (1.0, -1.0, 3.0) if clear else (1.0, 1.01)
+    noise = other_orders({"a": [(values * factor).tolist() for factor in turned]})
+    slices = [made("x", ids(0, 30)), made("y", ids(30, 60))]
+    found = largest_difference([table], LOSS, trust("a"), slices, noise, draws)
+    assert found is not None and found.over_draws is not None
+    expected = interval_over_draws([found.size * factor for factor in factors], "same data")
+    assert (found.over_draws.low, found.over_draws.high) == pytest.approx(
+        (expected.low, expected.high)
+    )
+    said = str(difference_sentence(found, LOSS, "image"))
+    assert "over 3 redraws" in said and ("not a finding" in said) is not clear
+    rows = slice_summary([table], LOSS, ["a"], slices, noise, draws)
+    assert rows["within_noise"].tolist() == [not clear] * 2
+    assert set(rows["drawn"]) == {"3 redraws"}
 
 
 def test_the_columns_of_a_set_are_never_taken_for_a_slice() -> None:

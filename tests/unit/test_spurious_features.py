@@ -14,12 +14,19 @@ from scipy import sparse
 from scipy.stats import mannwhitneyu, ttest_ind
 
 from stagelens.analyses.spurious.candidates import clusters, columns, words
-from stagelens.analyses.spurious.feature_table import load_features, strongest
+from stagelens.analyses.spurious.feature_table import OF_DRAWS, load_features, noise_key, strongest
 from stagelens.analyses.spurious.features import Look, find_features
 from stagelens.analyses.spurious.patches import Patch, background, grid, occupied, taken_out
-from stagelens.analyses.spurious.statistics import LEVEL, SUPPORT, Candidates, judged_features
+from stagelens.analyses.spurious.statistics import (
+    LEVEL,
+    SUPPORT,
+    Candidates,
+    DrawnGains,
+    judged_features,
+)
 from stagelens.contracts import no_progress
 from stagelens.effects.computing import attribute
+from stagelens.effects.draws import DrawnEffects, interval_over_draws
 from stagelens.runs.run import open_run
 from tests.benchmarks.spurious_features import permuted_share
 from tests.conftest import DemoRun
@@ -94,6 +101,33 @@ def test_a_difference_within_training_noise_does_not_pass(random) -> None:
         row = judged_features([features(has)], effects, np.full(N, None), orders).iloc[0]
         assert row["noise_sd"] == pytest.approx(noise)
         assert bool(row["passes"]) is passes
+
+
+def test_a_difference_whose_interval_over_draws_holds_zero_does_not_pass(random) -> None:
+    has = random.random((N, 1)) < 0.5
+    effects = random.normal(size=N) + 2 * has[:, 0]
+    for factors, passes in (([0.8, 1.0, 1.2], True), ([-2.0, 1.0, 2.0], False)):
+        gains = effects[:, None] * np.array([factors])
+
+        def is_clear(of: np.ndarray, factors=factors) -> bool:
+            assert of == pytest.approx(of[1] * np.array(factors))
+            return interval_over_draws(of, "same data").is_clear
+
+        # By the noise alone it would be the other way round.
+        noise = 3.0 if passes else 0.1
+        orders = effects[:, None] + noise * has * np.array([[-1.0, 0.0, 1.0]])
+        draws = DrawnGains(gains, is_clear)
+        row = judged_features([features(has)], effects, np.full(N, None), orders, draws).iloc[0]
+        assert bool(row["passes"]) is passes and np.isnan(row["noise_sd"])
+
+
+def test_draws_are_part_of_what_features_are_known_by(random) -> None:
+    table = pd.DataFrame({"stage": "a", "draw": [0, 1, 2], "effect": [1.0, 2.0, 3.0]})
+    of_three, of_two = (DrawnEffects(table.head(count), "recipe") for count in (3, 2))
+    assert noise_key(None, of_three).startswith(OF_DRAWS)
+    assert noise_key(None, of_two) == noise_key(None, None) == ""
+    other = DrawnEffects(table.assign(effect=2 * table["effect"]), "recipe")
+    assert noise_key(None, of_three) != noise_key(None, other)
 
 
 def test_what_is_weaker_with_the_feature_is_found_as_the_feature_of_the_others(random) -> None:

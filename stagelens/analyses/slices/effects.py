@@ -17,11 +17,12 @@ import pandas as pd
 from scipy.stats import norm
 
 from stagelens.contracts import ACCURACY, Behaviour
+from stagelens.effects.draws import DrawInterval, DrawnEffects
 from stagelens.effects.headlines import FEWEST
 from stagelens.effects.resampling import LEVEL, Resamples, interval, sums
 from stagelens.effects.summary import of_behaviour, rms_effects, stage_summary
 from stagelens.estimators.stage_trust import StageTrust
-from stagelens.wording.numbers import amount_text, phrase
+from stagelens.wording.numbers import amount_text, phrase, signed_text
 from stagelens.wording.sentences import Part, Sentence, slice_parts, would_be
 from stagelens.wording.trust_words import may_be_finding
 
@@ -44,6 +45,7 @@ COLUMNS = (
     "gain",
     "noise_sd",
     "within_noise",
+    "drawn",
 )
 
 
@@ -104,6 +106,7 @@ def slice_summary(
     stages: Sequence[str],
     slices: Sequence[Slice],
     orders: pd.DataFrame | None = None,
+    draws: DrawnEffects | None = None,
 ) -> pd.DataFrame:
     """Mean effect of every stage on every slice, with its interval.
 
@@ -114,6 +117,7 @@ def slice_summary(
         stages: Stage names in training order.
         slices: Of the table's set.
         orders: Effects in several orders of the batches; None where the noise is not known.
+        draws: Effects in several draws of the recipe; None where there are none.
 
     Returns:
         :data:`COLUMNS`, one row per slice and stage; ``low`` and ``high`` are the 95 % interval of
@@ -125,7 +129,7 @@ def slice_summary(
         sizes = rms_effects(rows)
         for one in slices:
             own = rows[rows["example_id"].isin(one.example_ids)]
-            means = stage_summary(own, behaviour, stages, None, orders)
+            means = stage_summary(own, behaviour, stages, None, orders, draws)
             means["rms"] = means["stage"].map(sizes)
             ends = [
                 mean_interval(own.loc[own["stage"] == stage, "effect"].to_numpy(float))
@@ -150,7 +154,10 @@ class Difference:
         low: End of the interval of ``effects[0] - effects[1]``, corrected for ``looked_at``.
         high: The other end.
         looked_at: How many differences there were to choose from.
-        within_noise: Whether the difference is within training noise; None: not known.
+        within_noise: Whether the difference is within training noise or, where the recipe was
+            drawn, whether its interval over draws holds zero; None: neither is known.
+        over_draws: The interval of the difference over draws of the recipe; None: not known.
+        drawn: How many draws of what, as ``8 redraws``.
     """
 
     stage: str
@@ -161,6 +168,8 @@ class Difference:
     high: float
     looked_at: int
     within_noise: bool | None
+    over_draws: DrawInterval | None = None
+    drawn: str = ""
 
     @property
     def size(self) -> float:
@@ -174,6 +183,7 @@ def largest_difference(
     trust: Mapping[str, StageTrust],
     slices: Sequence[Slice],
     orders: pd.DataFrame | None = None,
+    draws: DrawnEffects | None = None,
 ) -> Difference | None:
     """Where a stage treats two slices most differently, as far as that is certain.
 
@@ -188,6 +198,7 @@ def largest_difference(
         trust: What is known of each stage's counterfactual.
         slices: Of the table's set.
         orders: Effects in several orders of the batches; None where the noise is not known.
+        draws: Effects in several draws of the recipe; None where there are none.
 
     Returns:
         None where no corrected interval excludes zero.
@@ -225,9 +236,12 @@ def largest_difference(
     # Not "low <= 0": without an interval low is NaN.
     if not low > 0:
         return None
+    told = stage, more, less, effects, low, high, len(found)
+    over = None if draws is None else _over_draws(draws, behaviour, stage, own, inside)
+    if over is not None and draws is not None:
+        return Difference(*told, not over.is_clear, over, draws.words)
     sd = _noise_sd(orders, behaviour, stage, own, inside)
-    within = None if np.isnan(sd) else bool(effects[0] - effects[1] < 2 * sd)
-    return Difference(stage, more, less, effects, low, high, len(found), within)
+    return Difference(*told, None if np.isnan(sd) else bool(effects[0] - effects[1] < 2 * sd))
 
 
 def _contrast(values: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
@@ -250,11 +264,34 @@ def _noise_sd(
     """Standard deviation of the difference over orders of the batches; NaN: not known."""
     if orders is None:
         return float("nan")
-    of = orders[(orders["behaviour"] == behaviour.name) & (orders["stage"] == stage)]
-    by_order = of.pivot_table(index="example_id", columns="order", values="effect")
-    by_order = by_order.reindex(own.index)
-    apart = by_order[inside[0]].mean() - by_order[inside[1]].mean()
+    apart = _apart(orders, "order", behaviour, stage, own, inside)
     return float(apart.std()) if apart.notna().sum() > 1 else float("nan")
+
+
+def _over_draws(
+    draws: DrawnEffects,
+    behaviour: Behaviour,
+    stage: str,
+    own: pd.Series,
+    inside: Sequence[np.ndarray],
+) -> DrawInterval | None:
+    """The interval of the difference over draws; None where there is none."""
+    found = draws.interval(_apart(draws.table, "draw", behaviour, stage, own, inside).to_numpy())
+    return found if np.isfinite(found.low) else None
+
+
+def _apart(
+    table: pd.DataFrame,
+    by: str,
+    behaviour: Behaviour,
+    stage: str,
+    own: pd.Series,
+    inside: Sequence[np.ndarray],
+) -> pd.Series:
+    """The difference in each order, or in each draw, in the order of their numbers."""
+    of = table[(table["behaviour"] == behaviour.name) & (table["stage"] == stage)]
+    each = of.pivot_table(index="example_id", columns=by, values="effect").reindex(own.index)
+    return each[inside[0]].mean() - each[inside[1]].mean()
 
 
 def difference_sentence(
@@ -278,6 +315,11 @@ def difference_sentence(
     )
     corrected = f", corrected for {found.looked_at} comparisons" if found.looked_at > 1 else ""
     noise = "; this is within training noise, so not a finding" if found.within_noise else ""
+    if found.over_draws is not None:
+        over = found.over_draws.low, found.over_draws.high
+        low, high = (signed_text(end, behaviour, unit=False) for end in over)
+        noise = f"; of this recipe, 95 %: {low} to {high} over {found.drawn}"
+        noise += ", which holds zero, so not a finding" if found.within_noise else ""
     return Sentence(
         (
             Part("Without "),

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
+from stagelens.effects.draws import DrawnEffects
 from stagelens.effects.results import BehaviourFacts
 from stagelens.estimators.registry import method_of
 from stagelens.runs import fact_tables
@@ -52,7 +53,8 @@ class FeatureFacts(BaseModel):
         set_digest: Of the evaluation set.
         estimator: Whose stage effects were tested.
         settings: Of the estimator.
-        noise: Digest of what was known of the training noise; empty where it was not.
+        noise: Digest of what was known of the training noise, see :func:`noise_key`; empty where
+            it was not known.
         behaviour: Whose effects.
         stages: Stages with numbers, in training order.
         kinds: Kinds of features that were looked for.
@@ -88,8 +90,23 @@ class Features:
         return set(stages) <= {stage.stage for stage in self.facts.stages}
 
 
-def noise_key(orders: pd.DataFrame | None) -> str:
-    """What is known of the training noise, as a digest; empty where nothing is."""
+OF_DRAWS = "draws "
+"""How the key begins where draws of the recipe stand for the training noise."""
+
+
+def noise_key(orders: pd.DataFrame | None, draws: DrawnEffects | None) -> str:
+    """What is known of the training noise, as a digest; empty where nothing is.
+
+    Args:
+        orders: Effects in several orders of the batches; None where there are none.
+        draws: Effects in several draws of the recipe, which come before orders; None likewise.
+    """
+    if draws is not None and draws.has_intervals:
+        pairs = draws.table.groupby(["stage", "draw"]).size().index
+        told = [[str(stage), int(draw)] for stage, draw in pairs]
+        # Numbers do not say which recorded runs were given as draws; their effects do.
+        total = float(draws.table["effect"].sum())
+        return OF_DRAWS + digest([draws.kind, draws.pilot, draws.batches, told, total])[:16]
     if orders is None:
         return ""
     # Which orders are known is enough: the rest of the key settles their effects.

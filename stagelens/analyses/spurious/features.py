@@ -19,6 +19,7 @@ from torch import nn
 
 from stagelens.contracts import Behaviour, Example, Progress, ProgressCallback, Task, no_progress
 from stagelens.effects.computing import attribute, combined
+from stagelens.effects.draws import DrawnEffects
 from stagelens.effects.results import BehaviourFacts, Result
 from stagelens.estimators.counterfactuals import counterfactuals
 from stagelens.estimators.registry import make_estimator
@@ -28,6 +29,7 @@ from stagelens.runs.batches import to_device
 from stagelens.runs.run import Run
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.runs.states import Weights, load_into
+from stagelens.trust.draws import governing
 from stagelens.trust.estimates import known_trust
 from stagelens.trust.noise import load_orders
 
@@ -35,7 +37,7 @@ from .candidates import clusters, columns, words
 from .feature_table import COLUMNS, FeatureFacts, Features, StageFeatures, load_features, noise_key
 from .feature_table import save_features as save
 from .patches import MOST_IMAGES, Patch, background, candidates, grid, occluded, occupied
-from .statistics import Candidates, judged_features
+from .statistics import Candidates, DrawnGains, judged_features
 
 SHOWN = 12
 """Examples that are kept per feature and label."""
@@ -71,9 +73,9 @@ def find_features(
     result = attribute(
         run, set_name, estimator, list(there) or None, overall.part(0.0, 0.4), settings
     )
-    orders = load_orders(run, set_name)
+    orders, drawn = load_orders(run, set_name), governing(run, set_name)
     # The noise decides which features pass, so it is part of the key.
-    used, known = result.facts.settings, noise_key(orders)
+    used, known = result.facts.settings, noise_key(orders, drawn)
     stored = load_features(run, set_name, estimator, used, known)
     look = Look.at(run, set_name, result)
     if stored is not None and stored.holds(trust.stage for trust in look.stages):
@@ -85,7 +87,8 @@ def find_features(
         each = [*own, *([removed[stage.stage]] if removed else [])]
         effects = look.gains(result.table, stage.stage)
         noise = None if orders is None else look.noise(orders, stage.stage)
-        table = judged_features(each, effects, look.labels, noise)
+        over = look.drawn(drawn, stage.stage)
+        table = judged_features(each, effects, look.labels, noise, over)
         counts = {"tested": len(table), "passed": int(table["passes"].sum())}
         facts.append(StageFeatures(stage=stage.stage, **counts))
         tables.append(look.kept(table, each, effects).assign(stage=stage.stage))
@@ -169,10 +172,20 @@ class Look:
 
     def noise(self, orders: pd.DataFrame, stage: str) -> np.ndarray | None:
         """(N, K) gains in K orders of the batches."""
-        rows = orders[(orders["stage"] == stage) & (orders["behaviour"] == self.behaviour.name)]
+        return self._wide(orders, stage, "order")
+
+    def drawn(self, draws: DrawnEffects | None, stage: str) -> DrawnGains | None:
+        """Gains in draws of the recipe; None where they have no intervals."""
+        if draws is None or not draws.has_intervals:
+            return None
+        gains = self._wide(draws.table, stage, "draw")
+        return None if gains is None else DrawnGains(gains, lambda of: draws.interval(of).is_clear)
+
+    def _wide(self, table: pd.DataFrame, stage: str, by: str) -> np.ndarray | None:
+        rows = table[(table["stage"] == stage) & (table["behaviour"] == self.behaviour.name)]
         if rows.empty:
             return None
-        wide = rows.pivot(index="example_id", columns="order", values="effect")
+        wide = rows.pivot(index="example_id", columns=by, values="effect")
         wide = wide.reindex(self.table["example_id"])
         return self.behaviour.sign * wide.to_numpy(dtype=float)
 

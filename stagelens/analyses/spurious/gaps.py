@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 
 from stagelens.contracts import ACCURACY, Behaviour
+from stagelens.effects.draws import DrawInterval, DrawnEffects
 from stagelens.effects.groups import GroupMetrics, crossed, group_metrics
 from stagelens.effects.summary import by_stage, of_behaviour, right_answers
 from stagelens.estimators.stage_trust import StageTrust
@@ -40,13 +41,16 @@ class Gaps:
     Attributes:
         metrics: Of the models :data:`FINAL` and :func:`without` each stage.
         behaviour: What the gap is in, accuracy or margin.
-        within_noise: Stage to whether its effect on the gap is within training noise; no entry
-            where the noise is not known.
+        within_noise: Stage to whether its effect on the gap is within training noise or, where the
+            recipe was drawn, whether its interval over draws holds zero; no entry where neither is
+            known.
+        over_draws: Stage to the interval of its effect on the gap over draws of the recipe.
     """
 
     metrics: GroupMetrics
     behaviour: Behaviour
     within_noise: Mapping[str, bool]
+    over_draws: Mapping[str, DrawInterval] = field(default_factory=dict)
 
 
 def group_gaps(
@@ -56,6 +60,7 @@ def group_gaps(
     behaviour: Behaviour = ACCURACY,
     orders: pd.DataFrame | None = None,
     trust: Mapping[str, StageTrust] | None = None,
+    draws: DrawnEffects | None = None,
 ) -> Gaps:
     """Measure every group of a set under the final model and without each stage.
 
@@ -71,6 +76,7 @@ def group_gaps(
             the noise is not known.
         trust: Stage to what is known of its counterfactual. Where it says how far the mean of a
             group may be off, intervals are wider by that.
+        draws: Effects in several draws of the recipe; None where there are none.
 
     Raises:
         SetError: A column is not there.
@@ -78,10 +84,16 @@ def group_gaps(
     measured = models(table, stages, by)
     metrics = _widened(group_metrics(measured, by, behaviour.name), measured, trust or {})
     within: dict[str, bool] = {}
-    if orders is not None and metrics.best is not None:
+    over: dict[str, DrawInterval] = {}
+    if metrics.best is not None:
         sides = _sides(measured[FINAL], by, metrics)
-        within = _within_noise(metrics, stages, behaviour, sides, orders)
-    return Gaps(metrics, behaviour, within)
+        if orders is not None:
+            within = _within_noise(metrics, stages, behaviour, sides, orders)
+        if draws is not None:
+            over = _over_draws(stages, behaviour, sides, draws)
+    # Draws say more than the noise of later stages.
+    within |= {stage: not interval.is_clear for stage, interval in over.items()}
+    return Gaps(metrics, behaviour, within, over)
 
 
 def _widened(
@@ -191,10 +203,7 @@ def _within_noise(
     orders: pd.DataFrame,
 ) -> dict[str, bool]:
     """Whether each stage's effect on the gap is below 2 noise sd over orders of the batches."""
-    rows = orders[orders["behaviour"] == behaviour.name]
-    # Examples of other groups have no part in the gap.
-    change = rows["effect"] * rows["example_id"].map(side).fillna(0.0)
-    sums = change.groupby([rows["stage"], rows["order"]]).sum()
+    sums = _changes(orders, behaviour, side, "order")
     own = metrics.gaps.set_index("model")["change"]
     within = {}
     for stage, of in sums.groupby(level=0):
@@ -204,14 +213,35 @@ def _within_noise(
     return within
 
 
+def _over_draws(
+    stages: Sequence[str], behaviour: Behaviour, side: pd.Series, draws: DrawnEffects
+) -> dict[str, DrawInterval]:
+    """The interval over draws of each stage's effect on the gap, where there is one."""
+    changes = _changes(draws.table, behaviour, side, "draw")
+    found = {}
+    for stage, of in changes.groupby(level=0):
+        interval = draws.interval(of.sort_index().to_numpy())
+        if stage in stages and np.isfinite(interval.low):
+            found[str(stage)] = interval
+    return found
+
+
+def _changes(table: pd.DataFrame, behaviour: Behaviour, side: pd.Series, by: str) -> pd.Series:
+    """Effects on the gap by stage and order, or stage and draw."""
+    rows = table[table["behaviour"] == behaviour.name]
+    # Examples of other groups have no part in the gap.
+    change = rows["effect"] * rows["example_id"].map(side).fillna(0.0)
+    return change.groupby([rows["stage"], rows[by]]).sum()
+
+
 # ---------------------------------------------------------------------------------- sentences
 
 
 def findings(gaps: Gaps, stages: Sequence[str]) -> list[str]:
     """Stages whose effect on the gap is a finding: those that widen it first, then by size.
 
-    The interval of the effect over examples has to exclude zero, and the effect must not be
-    within training noise.
+    The interval of the effect over examples has to exclude zero, and that over draws of the recipe
+    too, where there is one; otherwise the effect must not be within training noise.
     """
     rows = gaps.metrics.gaps.set_index("model")
     found = []
@@ -275,7 +305,8 @@ def gap_notes(gaps: Gaps, stages: Sequence[str], trust: Mapping[str, StageTrust]
     words, notes = model_words(gaps, stages, trust), {}
     for stage in stages:
         word = words[without(stage)]
-        noise = ", ≈ within noise" if gaps.within_noise.get(stage) else ""
+        unclear = "≈ may be 0 over redraws" if stage in gaps.over_draws else "≈ within noise"
+        noise = f", {unclear}" if gaps.within_noise.get(stage) else ""
         notes[without(stage)] = f"{MARKS[word]} {word}{noise}"
     return notes
 

@@ -9,7 +9,8 @@ Hochberg). A feature *passes* where
 - its false-discovery rate q is at most :data:`LEVEL`,
 - the difference is at least :data:`SMALLEST` standard deviations of the effect within its label,
 - its 95 % interval, over examples and where it is known over the training noise, excludes zero,
-  and it is beyond 2 noise sd,
+  and it is beyond 2 noise sd; where the recipe was drawn, its interval over draws excludes zero
+  instead,
 - the effect is stronger with the feature than without: what a stage does where something is *not*
   there is found as a feature of the others.
 
@@ -19,7 +20,7 @@ the difference that is certain.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,11 +55,25 @@ class Candidates:
     changes: np.ndarray | None = None
 
 
+@dataclass(frozen=True)
+class DrawnGains:
+    """A stage's effects in several draws of the recipe.
+
+    Attributes:
+        gains: (N, K) effects in K draws.
+        is_clear: Of a number in each draw, whether its interval over draws leaves out zero.
+    """
+
+    gains: np.ndarray
+    is_clear: Callable[[np.ndarray], bool]
+
+
 def judged_features(
     candidates: Sequence[Candidates],
     effects: np.ndarray,
     labels: np.ndarray,
     orders: np.ndarray | None = None,
+    draws: DrawnGains | None = None,
 ) -> pd.DataFrame:
     """Test every feature within every label.
 
@@ -68,6 +83,7 @@ def judged_features(
         labels: (N,) label of each example, None for those without.
         orders: (N, K) effects in K orders of the recorded batches; None where the training noise
             is not known.
+        draws: Effects in draws of the recipe, which stand for the noise; None without any.
 
     Returns:
         One row per feature and label with enough support, the strongest evidence first: ``kind``,
@@ -76,16 +92,24 @@ def judged_features(
         ``noise_sd`` (NaN: not known), ``smallest`` (the least difference that passes),
         ``evidence`` and ``passes``.
     """
-    frames = []
+    frames: list[pd.DataFrame] = []
+    drawn: list[np.ndarray] = []
     for each in candidates:
         for label in _labels(labels):
             of = labels[each.rows] == label if label is not None else np.ones(len(each.rows), bool)
             of &= np.isfinite(effects[each.rows])
             # Of fewer, one side is always too small.
             if of.sum() >= 2 * SUPPORT:
-                frames.append(_within(each, label, np.flatnonzero(of), effects, orders))
+                places = np.flatnonzero(of)
+                noise = orders if draws is None else None
+                frames.append(_within(each, label, places, effects, noise))
+                if draws is not None:
+                    drawn.append(_in_draws(each, places, draws.gains))
     table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=_COLUMNS)
-    return _judged(table)
+    if draws is None or not drawn:
+        return _judged(table, lambda _: True)
+    contrasts = np.concatenate(drawn)
+    return _judged(table, lambda row: draws.is_clear(contrasts[row]))
 
 
 def _labels(labels: np.ndarray) -> Sequence[str | None]:
@@ -100,7 +124,8 @@ _COLUMNS = (
 )
 
 
-def _judged(table: pd.DataFrame) -> pd.DataFrame:
+def _judged(table: pd.DataFrame, is_clear: Callable[[int], bool]) -> pd.DataFrame:
+    """What passes, sorted by evidence; ``is_clear`` says of a row what draws of the recipe do."""
     from scipy.stats import false_discovery_control
 
     p = table["p"].to_numpy(dtype=float)
@@ -112,6 +137,8 @@ def _judged(table: pd.DataFrame) -> pd.DataFrame:
     stronger = table["mean_with"].abs() > table["mean_without"].abs()
     within = size < 2 * table["noise_sd"]  # false where the noise is not known
     passes = (q <= LEVEL) & (size >= table["smallest"]) & (certain > 0) & stronger & ~within
+    # Only of those: an interval for each of many thousand tests would take seconds.
+    passes &= np.array([bool(one) and is_clear(row) for row, one in enumerate(passes)], bool)
     table = table.assign(q=q, evidence=np.where(stronger, certain, 0.0), passes=passes)
     order = ["passes", "evidence", "support"]
     # Stable, so that the same features come in the same order each time.
@@ -126,10 +153,7 @@ def _within(
     orders: np.ndarray | None,
 ) -> pd.DataFrame:
     """All features of one kind within one label that have enough support."""
-    members = candidates.members[places]
-    n1 = np.asarray(members.sum(axis=0)).ravel()
-    keep = np.flatnonzero((n1 >= SUPPORT) & (len(places) - n1 >= SUPPORT))
-    members, n1 = members[:, keep], n1[keep]
+    members, n1, keep = _supported(candidates, places)
     rows = candidates.rows[places]
     own = effects[rows]
     values = own if candidates.changes is None else candidates.changes[np.ix_(places, keep)]
@@ -158,6 +182,22 @@ def _within(
         "smallest": SMALLEST * own.std(ddof=1),
     }
     return pd.DataFrame(facts, columns=list(_COLUMNS))
+
+
+def _supported(
+    candidates: Candidates, places: np.ndarray
+) -> tuple[sparse.csr_matrix, np.ndarray, np.ndarray]:
+    """Of the features with enough support: who has them, how many do, and their places."""
+    members = candidates.members[places]
+    n1 = np.asarray(members.sum(axis=0)).ravel()
+    keep = np.flatnonzero((n1 >= SUPPORT) & (len(places) - n1 >= SUPPORT))
+    return members[:, keep], n1[keep], keep
+
+
+def _in_draws(candidates: Candidates, places: np.ndarray, gains: np.ndarray) -> np.ndarray:
+    """(P, K): the differences of :func:`_within` in each draw."""
+    members, n1, _ = _supported(candidates, places)
+    return _contrast(members, n1, gains[candidates.rows[places]])
 
 
 def _compared(

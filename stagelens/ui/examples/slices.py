@@ -32,6 +32,12 @@ _NAME = state.session_key("slice-name")
 _DOUBT = "not a finding, because"
 """Column of the table; left out where no slice has a reason."""
 
+_UNCLEAR = {
+    True: "≈ the interval over draws of the recipe holds zero",
+    False: "≈ within training noise",
+}
+"""What ≈ means, where the recipe was drawn and where not."""
+
 
 def save(workspace: Workspace, estimate: str, chosen: Chosen) -> None:
     """Keep the examples that pass the filters under a name.
@@ -147,6 +153,7 @@ def _table(
     shown = pd.DataFrame(lines)
     if not shown[_DOUBT].any():
         shown = shown.drop(columns=_DOUBT)
+    drawn = bool(every["drawn"].notna().any())
     unit = axis_unit(behaviour)
     about = f"Mean stage effect on the {phrase(behaviour)}{f', in {unit}' if unit else ''}"
     column = st.column_config.TextColumn
@@ -172,7 +179,7 @@ def _table(
         f"{about}: final model minus the counterfactual without the stage; in brackets the 95 % "
         f"interval over resampled {workspace.noun}s and, where it is known, the error of the "
         "estimate. ▲ credit, ▼ blame, ± the interval includes zero or the sign is uncertain, "
-        f"≈ within training noise, so not a finding. {trust_line(effects.trust, behaviour.name)}"
+        f"{_UNCLEAR[drawn]}, so not a finding. {trust_line(effects.trust, behaviour.name)}"
         + (
             f" Columns are the {len(kept)} of {len(sizes):,} stages with the largest effects."
             if len(kept) < len(sizes)

@@ -279,7 +279,8 @@ def slice_summary(at: Source, set_name: str, estimator: str, behaviour: str) -> 
     own = slices(at, set_name)[0]
     kind = found.behaviours[behaviour]
     rows = found.parts(behaviour, _needed(at, set_name, "example_id"))
-    return slice_effects.slice_summary(rows, kind, names, own, orders(at, set_name))
+    of_noise = orders(at, set_name), drawn.draws(at, set_name)
+    return slice_effects.slice_summary(rows, kind, names, own, *of_noise)
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)
@@ -292,7 +293,8 @@ def largest_difference(
     kind = found.behaviours[behaviour]
     rows = found.parts(behaviour, ("stage", "behaviour", "example_id", "effect", CLUSTER))
     return slice_effects.largest_difference(
-        rows, kind, found.trust, slices(at, set_name)[0], orders(at, set_name)
+        *(rows, kind, found.trust, slices(at, set_name)[0]),
+        *(orders(at, set_name), drawn.draws(at, set_name)),
     )
 
 

@@ -10,7 +10,13 @@ from urllib.parse import quote
 import pandas as pd
 import streamlit as st
 
-from stagelens.analyses.spurious.feature_table import Features, load_features, noise_key, strongest
+from stagelens.analyses.spurious.feature_table import (
+    OF_DRAWS,
+    Features,
+    load_features,
+    noise_key,
+    strongest,
+)
 from stagelens.analyses.spurious.sentences import feature_sentence
 from stagelens.analyses.spurious.statistics import LEVEL, SMALLEST, SUPPORT
 from stagelens.charts import BLAME, EITHER
@@ -23,7 +29,7 @@ from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, drawing, state
 from stagelens.ui.pieces.pinning import About
 from stagelens.ui.pieces.trust_marks import trust_html, trust_line
-from stagelens.ui.reading import loaders
+from stagelens.ui.reading import drawn, loaders
 from stagelens.ui.reading.loaders import Effects, Source
 from stagelens.ui.server import jobs, settings
 from stagelens.wording.numbers import count_text, number, phrase, signed_text
@@ -72,7 +78,7 @@ def found_features_tab(workspace: Workspace, effects: Effects) -> None:
 def _found(at: Source, set_name: str, estimate: str) -> Features | None:
     facts = loaders.stored_estimates(at, set_name)[estimate]
     # Features beyond noise depend on how much of it is known: later orders make a new search.
-    known = noise_key(loaders.orders(at, set_name))
+    known = noise_key(loaders.orders(at, set_name), drawn.draws(at, set_name))
     return load_features(loaders.run(at), set_name, facts.estimator, facts.settings, known)
 
 
@@ -285,7 +291,7 @@ def _map(found: Features, stage: str, trust: StageTrust) -> None:
         return
     st.header("Where in the images", anchor=False)
     behaviour = found.facts.behaviour.behaviour()
-    drawn = (
+    chosen = (
         f", drawn at random from {found.facts.examples:,}"
         if found.facts.images < found.facts.examples
         else ""
@@ -300,7 +306,7 @@ def _map(found: Features, stage: str, trust: StageTrust) -> None:
             components.text_block(
                 f"How much the effect of {stage} on the {behaviour.name} changes when a patch is "
                 "taken out of the picture: mean size over labels, on "
-                f"{count_text(found.facts.images, 'image')}{drawn}. A patch is filled with the "
+                f"{count_text(found.facts.images, 'image')}{chosen}. A patch is filled with the "
                 "set's background or, where there is none, with the mean of the pixels around it. "
                 f"{trust_line({stage: trust}, behaviour.name)}",
                 muted=True,
@@ -310,7 +316,9 @@ def _map(found: Features, stage: str, trust: StageTrust) -> None:
 def _how(found: Features, stage: str, trust: StageTrust) -> None:
     counts = next(each for each in found.facts.stages if each.stage == stage)
     noise = (
-        "and beyond 2 noise sd of training"
+        "with an interval over draws of the recipe that leaves out zero"
+        if found.facts.noise.startswith(OF_DRAWS)
+        else "and beyond 2 noise sd of training"
         if found.facts.noise
         else "the training noise is not known (the Trust page measures it)"
     )

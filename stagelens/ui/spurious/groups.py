@@ -27,7 +27,7 @@ from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, drawing
 from stagelens.ui.pieces.pinning import About
 from stagelens.ui.pieces.trust_marks import trust_badges
-from stagelens.ui.reading import loaders
+from stagelens.ui.reading import drawn, loaders
 from stagelens.ui.reading.loaders import Effects, Source
 from stagelens.wording.folding import MOST, listed
 from stagelens.wording.numbers import count_text
@@ -53,8 +53,8 @@ def _gaps(
         return None
     stages = [stage.name for stage in loaders.run(at).stages]
     kind = found.behaviours[behaviour]
-    orders = loaders.orders(at, set_name)
-    return measure_gaps(rows_of(found, by), stages, by, kind, orders, found.trust)
+    orders, draws = loaders.orders(at, set_name), drawn.draws(at, set_name)
+    return measure_gaps(rows_of(found, by), stages, by, kind, orders, found.trust, draws)
 
 
 def group_gaps_tab(workspace: Workspace, effects: Effects) -> None:
@@ -120,7 +120,9 @@ def _sentences(workspace: Workspace, effects: Effects, gaps: Gaps, stages: Seque
             )
         components.sentences(said, size="1.15rem")
         noise = (
-            "and beyond training noise"
+            "so does its interval over draws of the recipe"
+            if gaps.over_draws
+            else "and beyond training noise"
             if gaps.within_noise
             else "training noise is not known (the Trust page measures it)"
         )
@@ -151,6 +153,13 @@ def _picture(workspace: Workspace, effects: Effects, gaps: Gaps, stages: Sequenc
     if gaps.metrics.unlabelled:
         said.append(f"{count_text(gaps.metrics.unlabelled)} without a label left out.")
     noisy = [stage for stage, within in gaps.within_noise.items() if within]
+    unclear = [stage for stage in noisy if stage in gaps.over_draws]
+    noisy = [stage for stage in noisy if stage not in gaps.over_draws]
+    if unclear:
+        said.append(
+            "≈ The interval over draws of the recipe holds zero, so no finding: the effect of "
+            f"{listed(unclear)} on the gap."
+        )
     if noisy:
         said.append(
             f"≈ Within training noise, so not a finding: the effect of {listed(noisy)} on the gap."
