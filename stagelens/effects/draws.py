@@ -67,10 +67,9 @@ class DrawnEffects:
         """How many draws there are."""
         return int(self.table["draw"].nunique())
 
-    @property
-    def has_intervals(self) -> bool:
-        """Whether there are enough draws for intervals over them."""
-        return math.isfinite(self.interval(np.zeros(self.count)).low)
+    def has_interval(self, number: int) -> bool:
+        """Whether so many draws are enough for an interval."""
+        return math.isfinite(self.interval(np.zeros(number)).low)
 
     @property
     def words(self) -> str:

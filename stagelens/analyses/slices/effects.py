@@ -239,7 +239,7 @@ def largest_difference(
     told = stage, more, less, effects, low, high, len(found)
     over = None if draws is None else _over_draws(draws, behaviour, stage, own, inside)
     if over is not None and draws is not None:
-        return Difference(*told, not over.is_clear, over, draws.words)
+        return Difference(*told, not over.is_clear, over, draws.counted(over.draws))
     sd = _noise_sd(orders, behaviour, stage, own, inside)
     return Difference(*told, None if np.isnan(sd) else bool(effects[0] - effects[1] < 2 * sd))
 

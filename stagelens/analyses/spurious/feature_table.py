@@ -101,7 +101,7 @@ def noise_key(orders: pd.DataFrame | None, draws: DrawnEffects | None) -> str:
         orders: Effects in several orders of the batches; None where there are none.
         draws: Effects in several draws of the recipe, which come before orders; None likewise.
     """
-    if draws is not None and draws.has_intervals:
+    if draws is not None and draws.has_interval(draws.count):
         pairs = draws.table.groupby(["stage", "draw"]).size().index
         told = [[str(stage), int(draw)] for stage, draw in pairs]
         # Numbers do not say which recorded runs were given as draws; their effects do.

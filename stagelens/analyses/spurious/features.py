@@ -176,10 +176,11 @@ class Look:
 
     def drawn(self, draws: DrawnEffects | None, stage: str) -> DrawnGains | None:
         """Gains in draws of the recipe; None where they have no intervals."""
-        if draws is None or not draws.has_intervals:
+        gains = None if draws is None else self._wide(draws.table, stage, "draw")
+        # Some stages may have been left out in fewer draws.
+        if draws is None or gains is None or not draws.has_interval(gains.shape[1]):
             return None
-        gains = self._wide(draws.table, stage, "draw")
-        return None if gains is None else DrawnGains(gains, lambda of: draws.interval(of).is_clear)
+        return DrawnGains(gains, lambda of: draws.interval(of).is_clear)
 
     def _wide(self, table: pd.DataFrame, stage: str, by: str) -> np.ndarray | None:
         rows = table[(table["stage"] == stage) & (table["behaviour"] == self.behaviour.name)]

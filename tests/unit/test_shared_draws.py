@@ -1,0 +1,48 @@
+"""Draws of a recipe shared between helper processes."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from stagelens.compute import helpers
+from stagelens.replaying.draw_plan import Draw
+from stagelens.runs.run import Run, open_run
+from stagelens.trust import drawing
+from tests.unit.test_helpers import recorded, waits_for
+
+__all__ = ["recorded"]  # a fixture
+
+
+@pytest.mark.slow
+def test_helpers_share_the_draws(
+    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = open_run(shutil.copytree(recorded, tmp_path / "run"))
+    mine: list[int] = []
+    train = drawing.drawn_models
+
+    def patient(run: Run, draw: Draw, *rest: object):
+        mine.append(draw.number)
+        # So that the helper has its share, however late it starts.
+        waits_for(lambda: any(run.path.glob("results/shards/*/*.parquet")))
+        return train(run, draw, *rest)
+
+    monkeypatch.setattr(drawing, "drawn_models", patient)
+    monkeypatch.setenv(helpers.ASKED, "2")
+    command = [sys.executable, "-m", "stagelens", "help-out", str(run.path)]
+    with helpers.allowed(run.path, command) as given:
+        found = drawing.measure_draws(run, "test", 4, lambda *_: None)
+        assert len(given.started) == 1
+    assert found.count == 4 and len(set(mine)) == len(mine) < 4
+    monkeypatch.undo()
+    alone = open_run(shutil.copytree(recorded, tmp_path / "alone"))
+    expected = drawing.measure_draws(alone, "test", 4, lambda *_: None)
+    keys = ["draw", "stage", "behaviour", "example_id"]
+    pd.testing.assert_frame_equal(
+        *(each.table.sort_values(keys, ignore_index=True) for each in (found, expected))
+    )
