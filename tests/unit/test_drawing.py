@@ -16,6 +16,7 @@ from stagelens.replaying.draw_plan import Draw, passes_needed
 from stagelens.replaying.draws import drawn_models, order_of, times_seen
 from stagelens.replaying.initial_values import drawn_values
 from stagelens.replaying.replay import replay_without
+from stagelens.runs.objective_facts import ObjectiveFacts
 from stagelens.runs.run import Run
 from stagelens.tasks import ImageClassification
 from tests.support.loops import CLASSES, SHAPE, make_batches, train
@@ -190,6 +191,14 @@ def test_what_cannot_be_drawn_is_refused_by_name(run: Run, monkeypatch: pytest.M
     monkeypatch.setattr(run.stages[0], "facts", facts.model_copy(update={"keep_batches": "none"}))
     with pytest.raises(Refused, match=r"'first'.*batches were not all kept"):
         draws.check_drawable(run)
+    of_samples = {"objective": ObjectiveFacts(on_samples=True)}
+    monkeypatch.setattr(run.stages[0], "facts", facts.model_copy(update=of_samples))
+    with pytest.raises(
+        Refused, match=r"'first' was trained on answers .* give the runs with --dra"
+    ):
+        draws.check_drawable(run)
+    monkeypatch.setattr(run.stages[0], "facts", facts)
+    draws.check_drawable(run)  # nothing else is in the way
     assembled = facts.model_copy(update={"origin": "assembled"})
     monkeypatch.setattr(run.stages[0], "facts", assembled)
     with pytest.raises(Refused, match="'first'"):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from stagelens.compute import helpers
 from stagelens.replaying.draw_plan import Draw
 from stagelens.runs.run import Run, open_run
+from stagelens.runs.states import Weights
 from stagelens.trust import drawing
 from tests.unit.test_helpers import recorded, waits_for
 
@@ -26,7 +29,7 @@ def test_helpers_share_the_draws(
     mine: list[int] = []
     train = drawing.drawn_models
 
-    def patient(run: Run, draw: Draw, *rest: object):
+    def patient(run: Run, draw: Draw, *rest: Any) -> Iterator[tuple[str, bool, Weights]]:
         mine.append(draw.number)
         # So that the helper has its share, however late it starts.
         waits_for(lambda: any(run.path.glob("results/shards/*/*.parquet")))
