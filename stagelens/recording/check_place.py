@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,10 @@ from .stage_start import StageStart
 
 _SHARE = 0.05
 """Of what is free on an accelerator: the training's own peak comes later, and nobody knows it."""
-_MOST_WORK = 10**13
-"""Multiplications and additions that a training waits for on the CPU: some minutes on one core."""
+_LONGEST = 120.0
+"""Seconds that a training waits for the CPU."""
+_SIDE = 384
+"""Of the matrices whose product shows how fast it is: a good part of a second at the slowest."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,15 @@ class CheckPlace:
     device: torch.device
     beside: bool = False
 
-    def why_not(self, model: nn.Module, step: NotedStep) -> str | None:
+    def why_not(
+        self, model: nn.Module, step: NotedStep, autocast: torch.dtype | None
+    ) -> str | None:
         """Why a step cannot be run again there; None if it can.
 
         Args:
             model: The second model.
             step: The step.
+            autocast: What its passes are cast to, if to anything.
         """
         if not self.beside:
             return None
@@ -46,7 +52,10 @@ class CheckPlace:
             return "it drew random numbers, which the CPU would draw otherwise"
         batches = step.batches or [[one.tensors, one.description] for one in step.micro]
         size = sum(parameter.numel() for parameter in model.parameters())
-        if 6 * size * _numbers_in(batches) > _MOST_WORK:  # forward and backward
+        dtypes = (parameter.dtype for parameter in model.parameters())
+        own = next((d for d in dtypes if d.is_floating_point and d.itemsize > 1), torch.float32)
+        work = 6 * size * _numbers_in(batches)  # forward and backward
+        if work > _LONGEST * _speed(autocast or own):
             return "that would take long on the CPU"
         return None
 
@@ -84,6 +93,15 @@ def place_for(start: StageStart) -> CheckPlace | str:
         f"that takes about {memory.amount(needed)} of memory beside the training, and "
         f"{memory.amount(free)} were free"
     )
+
+
+def _speed(dtype: torch.dtype) -> float:
+    """Multiplications and additions in a second; many CPUs are slow with half precision."""
+    matrix = torch.zeros(_SIDE, _SIDE, dtype=dtype)
+    matrix @ matrix  # the first product takes longer
+    began = time.perf_counter()
+    matrix @ matrix
+    return 2 * _SIDE**3 / (time.perf_counter() - began)
 
 
 def _numbers_in(value: Any) -> int:

@@ -26,7 +26,7 @@ from stagelens.compute import memory
 from stagelens.contracts import RecordingError, StageLensError
 from stagelens.replaying.modes import call_all, two_sets
 from stagelens.replaying.optimizers import build_optimizer, set_group_hyperparameters, update
-from stagelens.replaying.step import Stepper, StepRules, prepare, widest_eps
+from stagelens.replaying.step import AUTOCAST, Stepper, StepRules, prepare, widest_eps
 from stagelens.replaying.training_loss import TrainingLoss
 from stagelens.runs.optimizer_kinds import without_formula
 from stagelens.runs.optimizer_set import AnyOptimizer, forget_state
@@ -236,7 +236,8 @@ class CheckedSteps:
         stretch, self._stretch = self._stretch, None
         if stretch is None or not stretch.steps:
             return
-        if (why := self._place.why_not(self._twin, stretch.steps[0])) is not None:
+        autocast = AUTOCAST.get(rules.precision)
+        if (why := self._place.why_not(self._twin, stretch.steps[0], autocast)) is not None:
             self.why = why
             return
         at = self._at(stretch.steps[-1])

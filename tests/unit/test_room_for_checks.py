@@ -108,7 +108,7 @@ def another_error(*_: Any) -> Any:
     ("model", "where", "name", "instead", "says"),
     [
         ({"kind": "mlp", "hidden": [6], "dropout": 0.3}, None, "", None, "drew random numbers"),
-        (None, check_place, "_MOST_WORK", 1000, "would take long on the CPU"),
+        (None, check_place, "_LONGEST", 1e-9, "would take long on the CPU"),
         (None, Stepper, "backward", another_error, "NotImplementedError: no such kernel"),
         (None, checked_steps, "build_optimizer", another_error, "NotImplementedError: no such"),
         (None, checked_steps.CheckedSteps, "_check", run_out, "memory ran out when one was"),
@@ -132,17 +132,41 @@ def test_what_the_cpu_cannot_run_again_is_left_out(
     assert run.last.replayable and measure_deviation(run.task, run.last).bitwise
 
 
+def test_a_cpu_that_is_slow_in_the_dtype_of_the_passes_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    speeds = {torch.float32: 1e9, torch.float16: 1.0, torch.bfloat16: 1.0}
+    monkeypatch.setattr(check_place, "_speed", speeds.__getitem__)
+    record: Any = None
+    step = NotedStep(record, [FlatMicroBatch(None, [torch.zeros(100)], {})], [])
+    wide, half = torch.nn.Linear(9, 9), torch.nn.Linear(9, 9).half()
+    assert BESIDE.why_not(wide, step, None) is None
+    assert "would take long" in str(BESIDE.why_not(half, step, None))
+    assert "would take long" in str(BESIDE.why_not(wide, step, torch.bfloat16))
+    eighth = torch.nn.Linear(9, 9).to(torch.float8_e4m3fn)  # which has no products of its own
+    assert BESIDE.why_not(eighth, step, None) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_how_fast_a_cpu_is_can_be_told(dtype: torch.dtype) -> None:
+    state = torch.get_rng_state()
+    assert 0 < check_place._speed(dtype) < float("inf")
+    assert torch.equal(state, torch.get_rng_state())
+
+
 @pytest.mark.parametrize("kept", [True, False])
 def test_texts_take_the_cpu_long_too(kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     model = torch.nn.Linear(1, 1)
-    monkeypatch.setattr(check_place, "_MOST_WORK", 6 * 2 * 100)
+    monkeypatch.setattr(check_place, "_speed", lambda _dtype: 6 * 2 * 100 / check_place._LONGEST)
 
     def why_not(text: str) -> str | None:
         batch = {"texts": [text], "number": 1.0}
         description, tensors = flatten(batch) if kept else (None, [])
         micro = FlatMicroBatch(description, tensors, {})
         record: Any = None
-        return BESIDE.why_not(model, NotedStep(record, [micro], [], None if kept else [batch]))
+        return BESIDE.why_not(
+            model, NotedStep(record, [micro], [], None if kept else [batch]), None
+        )
 
     assert why_not("short") is None
     assert "would take long" in str(why_not("long" * 30))
