@@ -22,6 +22,8 @@ _UNLIKELY = 1e-3
 """A distribution that gives such values more rarely is not that of an initialisation."""
 _FEWEST = 1000
 """Values that can tell new weights from trained ones."""
+_FACTORS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
+"""In the names of an adapter's two factors."""
 _MOST = 20_000
 """Values of a tensor that are looked at."""
 
@@ -53,8 +55,14 @@ def drawn_values(task: Task, stage: Stage, seed: int) -> DrawnValues:
         return found
     recorded = stage.start().model
     fresh, other = (_fresh(task, stage, each) for each in (seed, seed + 1))
+    computed, together = _of_adapters(stage, recorded)
     for name in names:
         own = recorded[name]
+        if name in computed:
+            continue
+        if name in together:
+            found.kept.append(name)
+            continue
         if not own.is_floating_point() or bool((own == own.reshape(-1)[:1]).all()):
             continue  # a constant
         usual = fresh.get(name)
@@ -97,6 +105,42 @@ def drawn_base(task: Task, stage: Stage, seed: int) -> Weights | None:
             return None
         compared += own.numel()
     return fresh if compared >= _FEWEST else None
+
+
+def _of_adapters(stage: Stage, recorded: Weights) -> tuple[set[str], set[str]]:
+    """Parameters of adapters that are not drawn one by one.
+
+    Returns:
+        Those that a boundary computes from the weights beneath, so that they are no chance; and
+        those that belong together in a way which other values would break: factors whose product
+        was taken out of the weight beneath, or is zero although neither of them is.
+    """
+    computed, together = set[str](), set[str]()
+    for start in (start for starts in stage.facts.boundary.started.values() for start in starts):
+        factors = {start.term.a, start.term.b}
+        if start.term.magnitude is not None:
+            computed.add(start.term.magnitude)
+        if start.kind == "kept":
+            together |= factors
+        elif start.kind != "plain":
+            computed |= factors
+    new = set(stage.facts.boundary.new) - computed
+    for name in new:
+        pair = next((name.replace(a, b) for a, b in _FACTORS if a in name), "")
+        if pair in new and _cancel(recorded[name], recorded[pair]):
+            together |= {name, pair}
+    return computed, together
+
+
+def _cancel(a: Tensor, b: Tensor) -> bool:
+    """Whether the product of two factors is zero and neither of them is."""
+    if min(a.dim(), b.dim()) < 2:
+        return False
+    first, second = (each.detach().double().flatten(1) for each in (a, b))
+    if second.shape[1] != first.shape[0]:
+        return False
+    size = float(second.norm() * first.norm())
+    return size > 0 and float((second @ first).norm()) < 1e-5 * size
 
 
 def _fresh(task: Task, stage: Stage, seed: int) -> Weights:

@@ -18,6 +18,7 @@ from stagelens.estimators.replay import Replay
 from stagelens.estimators.subtraction import subtract_stage
 from stagelens.recording.adapters import read_adapter
 from stagelens.recording.boundary_starts import Starts
+from stagelens.replaying.initial_values import drawn_values
 from stagelens.replaying.replay import cross_boundary, replay_without
 from stagelens.replaying.reproduction import measure_deviation
 from stagelens.runs.run import Run
@@ -146,6 +147,29 @@ def test_random_first_values_are_kept_and_said_to_be(tmp_path: Path) -> None:
     torch.testing.assert_close(rest + 3.0 * b @ a, run.stages[0].start().model["outer.weight"])
     replayed, final = far(run, task, plans)
     assert replayed < 0.5 * final
+
+
+DRAWN: dict[str, tuple[dict[str, Any], set[str], set[str]]] = {
+    "plain": ({}, {"lora_A"}, set()),
+    "dora": ({"use_dora": True}, {"lora_A"}, set()),
+    "pissa": ({"init_lora_weights": "pissa"}, set(), set()),
+    "olora": ({"init_lora_weights": "olora"}, set(), set()),
+    "random pissa": ({"init_lora_weights": "pissa_niter_4"}, set(), {"lora_A", "lora_B"}),
+    "orthogonal": ({"init_lora_weights": "orthogonal"}, set(), {"lora_A", "lora_B"}),
+    "random": ({"init_lora_weights": False}, {"lora_A", "lora_B"}, set()),
+}
+
+
+@pytest.mark.parametrize("case", DRAWN)
+def test_another_draw_draws_nothing_that_the_weights_beneath_settle(
+    case: str, tmp_path: Path
+) -> None:
+    settings, drawn, kept = DRAWN[case]
+    task, plans = history(target_modules=["outer"], **settings)
+    run = record_plans(tmp_path / "run", task, plans)
+    found = drawn_values(task, run.stages[1], 1)
+    assert {name.split(".")[-3] for name in found.values} == drawn
+    assert {name.split(".")[-3] for name in found.kept} == kept
 
 
 def test_trust_in_kept_first_values_is_estimated(tmp_path: Path) -> None:
