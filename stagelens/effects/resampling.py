@@ -89,6 +89,22 @@ def _together(columns: np.ndarray, random: np.random.Generator) -> np.ndarray:
     return np.stack(summed, axis=1)
 
 
+def by_cluster(columns: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """Columns added up within clusters, which are then what is resampled.
+
+    Args:
+        columns: (n, C) values, a row per example.
+        clusters: (n,) as :func:`standard_error` takes them.
+
+    Returns:
+        (clusters, C); an example that has no cluster is one of its own.
+    """
+    alone = clusters < 0
+    number = np.where(alone, clusters.max(initial=-1) + 1 + np.arange(len(columns)), clusters)
+    place = np.unique(number, return_inverse=True)[1]
+    return np.stack([np.bincount(place, weights=column) for column in columns.T], axis=1)
+
+
 def standard_error(values: np.ndarray, clusters: np.ndarray | None = None) -> float:
     """The standard error of a mean over examples, some of which may share a source.
 
@@ -110,9 +126,7 @@ def standard_error(values: np.ndarray, clusters: np.ndarray | None = None) -> fl
         return float("nan")
     if clusters is None:
         return float(values.std(ddof=1) / np.sqrt(n))
-    alone = clusters < 0
-    number = np.where(alone, clusters.max(initial=-1) + 1 + np.arange(n), clusters)
-    summed = np.bincount(np.unique(number, return_inverse=True)[1], weights=values - values.mean())
+    summed = by_cluster((values - values.mean())[:, None], clusters)[:, 0]
     count = len(summed)
     if count < 2:
         return float("nan")

@@ -19,9 +19,10 @@ from scipy.stats import norm
 from stagelens.contracts import ACCURACY, Behaviour
 from stagelens.effects.draws import DrawInterval, DrawnEffects
 from stagelens.effects.headlines import FEWEST
-from stagelens.effects.resampling import LEVEL, Resamples, interval, sums
+from stagelens.effects.resampling import LEVEL, Resamples, by_cluster, interval, sums
 from stagelens.effects.summary import of_behaviour, rms_effects, stage_summary
 from stagelens.estimators.stage_trust import StageTrust
+from stagelens.runs.sets.clusters import CLUSTER
 from stagelens.wording.numbers import amount_text, phrase, signed_text
 from stagelens.wording.sentences import Part, Sentence, slice_parts, would_be
 from stagelens.wording.trust_words import may_be_finding
@@ -49,25 +50,43 @@ COLUMNS = (
 )
 
 
-def mean_interval(values: np.ndarray, seed: int = 0, level: float = LEVEL) -> tuple[float, float]:
+def mean_interval(
+    values: np.ndarray,
+    seed: int = 0,
+    level: float = LEVEL,
+    clusters: np.ndarray | None = None,
+) -> tuple[float, float]:
     """Percentile bootstrap of a mean.
 
     Args:
         values: (n,) one per example; NaN is left out.
         seed: Makes the interval reproducible.
         level: Share of intervals that may miss the truth.
+        clusters: (n,) as ``resampling.standard_error`` takes them; None where all are apart.
 
     Returns:
-        Its ends; NaN where there are fewer than two values.
+        Its ends; NaN where there are fewer than two values, or clusters.
     """
-    values = values[np.isfinite(values)]
+    known = np.isfinite(values)
+    values = values[known]
     if len(values) < 2:
         return float("nan"), float("nan")
+    if clusters is not None:
+        summed = by_cluster(np.column_stack([values, np.ones(len(values))]), clusters[known])
+        if len(summed) < 2:
+            return float("nan"), float("nan")
+        totals = _sums(summed, seed)
+        return interval(totals[:, 0] / totals[:, 1], level)
     return interval(_sums(values[:, None], seed)[:, 0] / len(values), level)
 
 
 def difference_interval(
-    values: np.ndarray, first: np.ndarray, second: np.ndarray, seed: int = 0, level: float = LEVEL
+    values: np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
+    seed: int = 0,
+    level: float = LEVEL,
+    clusters: np.ndarray | None = None,
 ) -> tuple[float, float]:
     """Bootstrap of the difference of two means over examples, which may be in both.
 
@@ -81,14 +100,14 @@ def difference_interval(
         second: (N,) bool, those in the mean that is subtracted.
         seed: Makes the interval reproducible.
         level: Share of intervals that may miss the truth.
+        clusters: (N,) as ``resampling.standard_error`` takes them; None where all are apart.
     """
     known = np.isfinite(values) & (first | second)
     values, first, second = values[known], first[known], second[known]
     if min(first.sum(), second.sum()) < 2:
         return float("nan"), float("nan")
-    totals = _sums(
-        np.column_stack([first * values, first, second * values, second]).astype(float), seed
-    )
+    columns = np.column_stack([first * values, first, second * values, second]).astype(float)
+    totals = _sums(columns if clusters is None else by_cluster(columns, clusters[known]), seed)
     with np.errstate(invalid="ignore"):  # a resample may miss a tiny slice
         drawn = totals[:, 0] / totals[:, 1] - totals[:, 2] / totals[:, 3]
     reach = float(norm.isf(level / 2) * np.nanstd(drawn, ddof=1))
@@ -131,10 +150,10 @@ def slice_summary(
             own = rows[rows["example_id"].isin(one.example_ids)]
             means = stage_summary(own, behaviour, stages, None, orders, draws)
             means["rms"] = means["stage"].map(sizes)
-            ends = [
-                mean_interval(own.loc[own["stage"] == stage, "effect"].to_numpy(float))
-                for stage in means["stage"]
-            ]
+            ends = []
+            for stage in means["stage"]:
+                of = own[own["stage"] == stage]
+                ends.append(mean_interval(of["effect"].to_numpy(float), clusters=_clusters(of)))
             low, high = zip(*ends, strict=True) if ends else ((), ())
             made = means.assign(slice=one.name, low=low, high=high)[list(COLUMNS)]
             frames[one.name].append(made)
@@ -206,15 +225,15 @@ def largest_difference(
     usable = [one for one in slices if not one.by_outcome]
     by_name = {one.name: one for one in usable}
     found: list[tuple[float, float, str, Slice, Slice]] = []
-    values: dict[str, pd.Series] = {}
+    values: dict[str, pd.DataFrame] = {}
     for part in parts:
         rows = of_behaviour(part, behaviour.name)
         here = set(rows["stage"].unique())
         for stage, known in trust.items():
             if stage not in here or not may_be_finding(known, behaviour.name):
                 continue
-            own = rows[rows["stage"] == stage].set_index("example_id")["effect"].dropna()
-            values[stage] = own
+            values[stage] = rows[rows["stage"] == stage].dropna(subset=["effect"])
+            own, clusters = _effects(values[stage]), _clusters(values[stage])
             large = {
                 one.name: inside
                 for one in usable
@@ -222,17 +241,19 @@ def largest_difference(
             }
             for names in combinations(large, 2):
                 # First-order errors choose; only the chosen pair is resampled, which takes longer.
-                size, error = _contrast(own.to_numpy(), large[names[0]], large[names[1]])
+                size, error = _contrast(own.to_numpy(), large[names[0]], large[names[1]], clusters)
                 first, second = (by_name[name] for name in (names if size > 0 else names[::-1]))
                 found.append((abs(size), error, stage, first, second))
     if not found:
         return None
     z = float(norm.isf(LEVEL / len(found) / 2))
     *_, stage, more, less = max(found, key=lambda each: each[0] - z * each[1])
-    own = values[stage]
+    own, clusters = _effects(values[stage]), _clusters(values[stage])
     inside = own.index.isin(more.example_ids), own.index.isin(less.example_ids)
     effects = float(own[inside[0]].mean()), float(own[inside[1]].mean())
-    low, high = difference_interval(own.to_numpy(float), *inside, level=LEVEL / len(found))
+    low, high = difference_interval(
+        own.to_numpy(float), *inside, level=LEVEL / len(found), clusters=clusters
+    )
     # Not "low <= 0": without an interval low is NaN.
     if not low > 0:
         return None
@@ -244,13 +265,25 @@ def largest_difference(
     return Difference(*told, None if np.isnan(sd) else bool(effects[0] - effects[1] < 2 * sd))
 
 
-def _contrast(values: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+def _effects(rows: pd.DataFrame) -> pd.Series:
+    return rows.set_index("example_id")["effect"]
+
+
+def _clusters(rows: pd.DataFrame) -> np.ndarray | None:
+    """Which of these examples share a source; None where all are apart."""
+    return pd.factorize(rows[CLUSTER])[0] if CLUSTER in rows else None
+
+
+def _contrast(
+    values: np.ndarray, first: np.ndarray, second: np.ndarray, clusters: np.ndarray | None
+) -> tuple[float, float]:
     """Difference of two means and its standard error, to first order, for slices that may overlap.
 
     Example i moves the difference by ``a_i (e_i - m_A) / n_A - b_i (e_i - m_B) / n_B``.
     """
     means = values[first].mean(), values[second].mean()
     moves = first * (values - means[0]) / first.sum() - second * (values - means[1]) / second.sum()
+    moves = moves if clusters is None else by_cluster(moves[:, None], clusters)[:, 0]
     return float(means[0] - means[1]), float(np.sqrt((moves**2).sum()))
 
 

@@ -154,6 +154,8 @@ def _table(
     if not shown[_DOUBT].any():
         shown = shown.drop(columns=_DOUBT)
     drawn = bool(every["drawn"].notna().any())
+    sharing = loaders.clusters(workspace.at, workspace.examples.name)
+    count = count_text(workspace.examples.count, workspace.noun)
     unit = axis_unit(behaviour)
     about = f"Mean stage effect on the {phrase(behaviour)}{f', in {unit}' if unit else ''}"
     column = st.column_config.TextColumn
@@ -184,7 +186,8 @@ def _table(
             f" Columns are the {len(kept)} of {len(sizes):,} stages with the largest effects."
             if len(kept) < len(sizes)
             else ""
-        ),
+        )
+        + (f" {sharing.words(count)}" if sharing is not None else ""),
         muted=True,
     )
 
