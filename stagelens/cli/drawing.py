@@ -11,6 +11,7 @@ from rich.console import Console
 
 from stagelens.contracts import ACCURACY, Behaviour, StageLensError
 from stagelens.effects.draws import FEWEST, NAMES, DrawnEffects, Kind
+from stagelens.estimators.stage_trust import is_ground_truth
 from stagelens.runs.files import check_changeable
 from stagelens.runs.run import Run
 from stagelens.wording.numbers import signed_text
@@ -184,7 +185,11 @@ def _rows(run: Run, set_name: str, drawn: DrawnEffects, names: list[str]) -> pd.
     from stagelens.trust.estimates import best_result
 
     try:
-        best = with_accuracy(best_result(run, set_name, names).table)
+        known = best_result(run, set_name, names)
+        best = with_accuracy(known.table)
+        # Beside draws that were trained, an estimate would be read as what happened.
+        sure = {one.stage for one in known.facts.stages if is_ground_truth(one)}
+        best = best[best["stage"].isin(sure)]
         recorded = best.groupby(["stage", "behaviour"], observed=True)["effect"].mean().to_dict()
     except StageLensError:  # no effect of this run is stored
         recorded = {}
@@ -223,13 +228,13 @@ def _print(run: Run, set_name: str, drawn: DrawnEffects, rows: pd.DataFrame) -> 
         kind = kinds[row["behaviour"]]
         ends = [signed_text(row[name], kind, unit=False) for name in ("low", "high")]
         clear = "clear" if row["finding"] else "holds zero: no finding"
-        known = pd.notna(row["low"])
+        known, few = pd.notna(row["low"]), "too few draws"
         table.add_row(
             row["stage"],
             row["behaviour"],
-            "not known" if row["in_this_run"] is None else signed_text(row["in_this_run"], kind),
+            "not known" if pd.isna(row["in_this_run"]) else signed_text(row["in_this_run"], kind),
             signed_text(row["mean"], kind),
-            " to ".join(ends) if known else "too few draws",
+            " to ".join(ends) if known else few if row["draws"] < FEWEST else "draws do not differ",
             signed_text(row["sd"], kind).lstrip("+") if pd.notna(row["sd"]) else "not known",
             clear if known else "",
         )

@@ -133,7 +133,9 @@ def interval_over_draws(
     mean = float(values.mean())
     spread = values if pilot is None else values[:pilot]
     sd = float(values.std(ddof=1)) if count > 1 else nan
-    if len(spread) < FEWEST:
+    # On the same data a stage of one step has nothing to draw: all draws are the same one.
+    same = kind in ("same data", "given earlier") and len(set(spread.tolist())) == 1
+    if len(spread) < FEWEST or same:
         return DrawInterval(mean, nan, nan, sd, count)
     error = float(spread.std(ddof=1)) * math.sqrt(1 / count + (kind == "recipe"))
     if kind == "recipe" and batches is not None:

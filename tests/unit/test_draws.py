@@ -132,6 +132,13 @@ def test_the_t_interval_is_that_of_the_formula_and_needs_three_draws() -> None:
     assert np.isnan(interval_over_draws([1.0, np.nan, 2.0]).mean)
 
 
+def test_draws_on_the_same_data_that_do_not_differ_have_no_interval() -> None:
+    for kind in ("same data", "given earlier"):
+        found = interval_over_draws([0.5] * 8, kind)
+        assert found.mean == 0.5 and np.isnan(found.low) and not found.is_clear
+    assert interval_over_draws([0.5] * 8, "runs").is_clear  # eight runs, all alike
+
+
 def test_draws_with_other_data_do_not_narrow_the_interval_by_their_number() -> None:
     values = np.random.default_rng(0).normal(size=400)
     few, many = (interval_over_draws(values[:n], "recipe") for n in (100, 400))
@@ -310,6 +317,11 @@ def test_the_command_tells_the_cost_first_and_the_interval_at_the_end(
     assert rows["margin"]["drawn"] == "of this recipe" and rows["margin"]["draws"] == 3
     again = command(*words)
     assert "to make" not in again.err and "3 redraws" in again.out
+    # What is only estimated does not stand beside them as what happened.
+    attribute(mlp, "test", "task-vector")
+    rows = json.loads(command(*words, "--json").out)
+    assert {row["in_this_run"] for row in rows if row["stage"] == "first"} == {None}
+    assert None not in {row["in_this_run"] for row in rows if row["stage"] == "second"}
 
 
 def test_further_runs_are_opened_with_the_code_that_was_given(
