@@ -341,7 +341,7 @@ class CheckedSteps:
         own = TrainingState(
             model_tensors(self._twin), optimizer_tensors(self._own_optimizer, self._own_names)
         )
-        check_update(before, own, self._seen(), at)
+        check_update(before, own, self._seen(), at, self._place.beside)
 
     def _seen(self) -> TrainingState:
         """The state of the training, where the second model is."""

@@ -15,9 +15,11 @@ from stagelens.estimators.replay import Replay
 from stagelens.recording import check_place, checked_steps, no_checks
 from stagelens.recording.check_place import CheckPlace
 from stagelens.recording.noted_step import NotedStep
+from stagelens.recording.step_comparison import At, check_update
 from stagelens.replaying.reproduction import measure_deviation
 from stagelens.replaying.step import Stepper
 from stagelens.runs.batches import flatten
+from stagelens.runs.states import TrainingState
 from stagelens.runs.steps import FlatMicroBatch
 from tests.support.loops import Training, make_batches, make_task, refused, train
 
@@ -152,6 +154,20 @@ def test_how_fast_a_cpu_is_can_be_told(dtype: torch.dtype) -> None:
     state = torch.get_rng_state()
     assert 0 < check_place._speed(dtype) < float("inf")
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_another_device_may_round_numbers_of_an_update_otherwise() -> None:
+    torch.manual_seed(0)
+    before = 0.02 * torch.randn(100_000).bfloat16()
+    own = before - (1e-4 * torch.randn(100_000)).bfloat16()
+    after = own.clone()
+    after[::20_000] *= 1 + 2**-7  # the next number
+    states = [TrainingState({"weight": tensor}, {}) for tensor in (own, after, own * 1.1)]
+    at = At("first", 1, torch.finfo(torch.bfloat16).eps)
+    check_update({"weight": before}, states[0], states[1], at, beside=True)
+    for other, beside in ((states[1], False), (states[2], True)):
+        with pytest.raises(stagelens.contracts.RecordingError, match="not the optimiser's own"):
+            check_update({"weight": before}, states[0], other, at, beside)
 
 
 @pytest.mark.parametrize("kept", [True, False])
