@@ -18,8 +18,9 @@ import numpy as np
 import pandas as pd
 
 from stagelens.contracts import SetError
+from stagelens.runs.sets.clusters import CLUSTER
 
-from .resampling import Resamples, interval, sums
+from .resampling import Resamples, by_cluster, interval, sums
 
 MINIMUM = 10
 """Labelled examples that a group needs to be called best or worst."""
@@ -127,7 +128,7 @@ def group_metrics(
     Args:
         models: Name to answers on the same examples in the same order; the gap is that of the
             first. Each has ``label``, ``prediction`` and the columns of ``by``, and may have
-            ``margin``.
+            ``margin``, and a column ``cluster`` of who shares a source.
         by: Columns that define groups; several are crossed.
         measure: What best, worst and the gap refer to: ``"accuracy"`` or ``"margin"``.
         resamples: Of the bootstrap; fewer on large sets, where intervals are narrow anyway.
@@ -171,6 +172,7 @@ class _Data:
         groups: G names; ``group`` (N,) holds indices into them, -1 where an example is in none.
         classes: C names of labels and answers; ``label`` (N,) and ``answer`` (N, M) hold indices
             into them, -1 where there is no answer.
+        clusters: (N,) as ``resampling.standard_error`` takes them; None where all are apart.
         values: (N, 2, M) correctness (1, 0, or NaN without an answer) and margin of each model.
     """
 
@@ -181,6 +183,7 @@ class _Data:
     label: np.ndarray
     answer: np.ndarray
     values: np.ndarray
+    clusters: np.ndarray | None
 
     @classmethod
     def of(cls, models: Mapping[str, pd.DataFrame], group: pd.Series) -> _Data:
@@ -197,7 +200,8 @@ class _Data:
         ]
         codes, names = pd.factorize(group, sort=True)
         values = np.stack([right, np.stack(margins, axis=1)], axis=1)
-        return cls(list(models), list(names), codes, classes, label, answer, values)
+        shared = pd.factorize(tables[0][CLUSTER])[0] if CLUSTER in tables[0] else None
+        return cls(list(models), list(names), codes, classes, label, answer, values, shared)
 
     def members(self) -> list[tuple[str | None, np.ndarray]]:
         """All examples, named None, then those of each group, as (N,) masks."""
@@ -236,8 +240,18 @@ def _bootstrap(data: _Data, resamples: int, seed: int) -> dict[str | None, np.nd
     # In a fixed order, so that a seed gives every group the same draws. Examples in no group (-1)
     # are drawn too, because they count among all.
     for place in sorted(set(data.group)):
-        rows = data.values[data.group == place]
-        means = sums(rows.reshape(len(rows), -1), resamples, random) / len(rows)
+        of = data.group == place
+        rows = data.values[of]
+        columns = rows.reshape(len(rows), -1)
+        if data.clusters is None:
+            means = sums(columns, resamples, random) / len(rows)
+        else:
+            # Clusters are drawn, so how many examples there are varies, too.
+            counted = np.column_stack([columns, np.ones(len(rows))])
+            summed = by_cluster(counted, data.clusters[of])
+            totals = sums(summed, resamples, random)
+            # One cluster alone has no spread that would be known.
+            means = totals[:, :-1] / (totals[:, -1:] if len(summed) > 1 else np.nan)
         means = means.reshape(resamples, *rows.shape[1:])
         # All examples are the weighted mean of the groups' draws, so both share their resamples.
         total, count = total + len(rows) * means, count + len(rows)
@@ -274,7 +288,10 @@ def _group_rows(data: _Data, drawn: Mapping[str | None, np.ndarray]) -> pd.DataF
         with np.errstate(invalid="ignore"):  # 0 of 0
             margin = own[:, 1].sum(axis=0) / count
         ends = np.array([interval(of_model) for of_model in drawn[name][:, 1].T])
-        figures = (*_rates(own[:, 0].sum(axis=0), count), margin, *ends.T)
+        rates = _rates(own[:, 0].sum(axis=0), count)
+        if data.clusters is not None:  # the binomial would take its examples to be apart
+            rates = rates[0], *np.array([interval(of_model) for of_model in drawn[name][:, 0].T]).T
+        figures = (*rates, margin, *ends.T)
         facts = {"model": data.models, "group": name, "n": count}
         frames.append(pd.DataFrame({**facts, **dict(zip(GROUP_COLUMNS[3:], figures, strict=True))}))
     rows = pd.concat(frames, ignore_index=True)

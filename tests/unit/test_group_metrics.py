@@ -46,6 +46,25 @@ def test_the_gap_is_between_the_final_models_best_and_worst_group() -> None:
     assert gaps.loc["without shortcut", "change"] == pytest.approx(0.34)
 
 
+def test_copies_of_examples_do_not_narrow_the_interval_of_a_gap() -> None:
+    once = answers(40, 25).assign(example_id=[f"e{i}" for i in range(100)])
+    other = answers(42, 45).assign(example_id=once["example_id"])
+    models = {"final": once, "without": other}
+    copied = {name: pd.concat([table] * 4, ignore_index=True) for name, table in models.items()}
+    shared = {name: table.assign(cluster=table["example_id"]) for name, table in copied.items()}
+    widths = []
+    for given in (models, shared, copied):
+        found = group_metrics(given, ["group"], resamples=4000)
+        change = found.gaps.set_index("model").loc["without"]
+        group = found.groups.set_index(["model", "group"]).loc[("final", "stamped")]
+        widths.append(
+            [change["change_high"] - change["change_low"]]
+            + [group[f"{kind}_high"] - group[f"{kind}_low"] for kind in ("accuracy", "margin")]
+        )
+    assert widths[1] == pytest.approx(widths[0], rel=0.15)
+    assert widths[2] == pytest.approx([width / 2 for width in widths[0]], rel=0.15)
+
+
 def test_a_gap_that_turned_round_is_negative() -> None:
     models = {"final": answers(48, 29), "without": answers(20, 45)}
     gaps = group_metrics(models, ["group"]).gaps.set_index("model")

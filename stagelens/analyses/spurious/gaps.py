@@ -13,6 +13,7 @@ from stagelens.effects.draws import DrawInterval, DrawnEffects
 from stagelens.effects.groups import GroupMetrics, crossed, group_metrics
 from stagelens.effects.summary import by_stage, of_behaviour, right_answers
 from stagelens.estimators.stage_trust import StageTrust
+from stagelens.runs.sets.clusters import CLUSTER
 from stagelens.trust.estimates import Effects
 from stagelens.wording.intervals import group_error
 from stagelens.wording.numbers import amount_text
@@ -146,7 +147,7 @@ def rows_of(effects: Effects, by: Sequence[str]) -> Iterator[pd.DataFrame]:
 
 _NEEDED = (
     *("stage", "behaviour", "example_id", "label", "prediction", "prediction_without"),
-    *("final", "without"),
+    *("final", "without", CLUSTER),
 )
 
 
@@ -162,9 +163,9 @@ def models(
 
     Returns:
         Model name to one row per example: ``example_id``, ``label``, ``by``, ``prediction``, and
-        ``margin`` where it was measured.
+        ``margin`` where it was measured, and ``cluster`` where examples share a source.
     """
-    kept = list(dict.fromkeys(["example_id", "label", *by]))
+    every = list(dict.fromkeys(["example_id", "label", *by, CLUSTER]))
     found: dict[str, pd.DataFrame] = {}
     for part in [table] if isinstance(table, pd.DataFrame) else table:
         margins = bool((part["behaviour"] == "margin").any())
@@ -172,6 +173,7 @@ def models(
         needed = [each for each in dict.fromkeys([*_NEEDED, *by]) if each in rows]
         for stage, one in by_stage(rows[needed], stages):
             own = one.reset_index(drop=True)
+            kept = [each for each in every if each in own]
             told = {"prediction": "prediction"}, {"prediction_without": "prediction"}
             if margins:
                 told = {**told[0], "final": "margin"}, {**told[1], "without": "margin"}

@@ -150,6 +150,9 @@ def _picture(workspace: Workspace, effects: Effects, gaps: Gaps, stages: Sequenc
             f"Drawn are the {MOST} of {len(stages):,} stages that change the gap most; the table "
             "below has all of them."
         )
+    sharing = loaders.clusters(workspace.at, workspace.examples.name)
+    if sharing is not None:
+        said.append(sharing.words(count_text(workspace.examples.count, workspace.noun)))
     if gaps.metrics.unlabelled:
         said.append(f"{count_text(gaps.metrics.unlabelled)} without a label left out.")
     noisy = [stage for stage, within in gaps.within_noise.items() if within]
