@@ -198,7 +198,11 @@ class _Walk:
             return [kind, *_plainly(thing)]
         slots = [name for each in type(thing).__mro__ for name in getattr(each, "__slots__", ())]
         held_in = {name: getattr(thing, name) for name in slots if hasattr(thing, name)}
-        return [kind, self.of({**held_in, **getattr(thing, "__dict__", {})})]
+        for name, value in getattr(thing, "__dict__", {}).items():
+            # What was worked out when it was first used is there or not.
+            if not isinstance(inspect.getattr_static(type(thing), name, None), cached_property):
+                held_in[name] = value
+        return [kind, self.of(held_in)]
 
 
 def _by_name(thing: Any) -> list[Any]:

@@ -206,6 +206,15 @@ def test_what_a_decorator_of_another_package_is_around_counts(decorator: str, wh
     assert identity("0.1") == identity("0.1") != identity("0.2")
 
 
+def test_use_does_not_make_it_another() -> None:
+    space = loaded(
+        source=DECORATED.format(decorator="torch.no_grad()", factor=2, what="weighed.weight")
+    )
+    before = code_identity(space["loss"])
+    assert space["loss"](None, None) == 2
+    assert code_identity(space["loss"]) == before
+
+
 def test_functions_as_keys_have_no_place_in_memory() -> None:
     def table() -> dict[Any, int]:
         def one(value: Any) -> Any:
