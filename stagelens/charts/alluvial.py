@@ -159,24 +159,23 @@ def _points(
     noun: str,
     palette: Palette,
 ) -> go.Scatter:
-    """A point at the end of every ribbon, to be pointed at and clicked; some have a label."""
-    ends = [lows[code][-1] + counts[code] / 2 for code in drawn]
-    # Labels need 17 pixels of about 270; the largest paths come first and keep theirs.
-    room = (17 / 270) * total
-    said: list[str] = []
-    for code, y in zip(drawn, ends, strict=True):
-        free = all(abs(y - other) >= room for other, text in zip(ends, said, strict=False) if text)
-        said.append(f"{kind_of(code)} {counts[code]:,}" if free else "")
+    """A labelled point at the end of every ribbon that has room for one, to be clicked."""
+    # Dots and labels need 17 pixels of about 270; the largest paths come first and keep theirs.
+    room, ends = (17 / 270) * total, dict[str, float]()
+    for code in drawn:
+        y = lows[code][-1] + counts[code] / 2
+        if all(abs(y - other) >= room for other in ends.values()):
+            ends[code] = y
     return go.Scatter(
-        x=[boundaries - 1 + _BAR + 0.03] * len(drawn),
-        y=ends,
+        x=[boundaries - 1 + _BAR + 0.03] * len(ends),
+        y=list(ends.values()),
         mode="markers+text",
-        text=[f"  {text}" if text else "" for text in said],
+        text=[f"  {kind_of(code)} {counts[code]:,}" for code in ends],
         textposition="middle right",
         textfont={"color": palette.text, "size": 13},
         marker={"size": 9, "color": palette.text, "line": {"width": 1, "color": ZERO}},
-        customdata=list(drawn),
-        hovertext=[f"{_told(code, counts[code], total, noun)}" for code in drawn],
+        customdata=list(ends),
+        hovertext=[_told(code, counts[code], total, noun) for code in ends],
         hovertemplate="%{hovertext}<extra></extra>",
         cliponaxis=False,
     )

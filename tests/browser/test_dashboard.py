@@ -114,7 +114,7 @@ def test_a_dot_of_a_path_leads_to_its_examples(server, page: Page, settle) -> No
     page.goto(server.url + "/?run=digits&group=stamped")
     picked = set()
     for number in range(2):  # a second choice replaces the first
-        settle(page, "Click a dot to look at the images on its path.")
+        settle(page, "Click a dot to look at the images on its path")
         # The most frequent paths come first.
         dot = page.locator(".st-key-pinnable-chart-paths .scatterlayer .point").nth(number)
         dot.scroll_into_view_if_needed()

@@ -46,38 +46,35 @@ def section(workspace: Workspace, effects: Effects, by: str | None, group: str |
     about = About(behaviour=ACCURACY.name, observed=RECORDED, filters=filters)
     if len(found.boundaries) <= MOST_BOUNDARIES:
         _chart(workspace, counts, found.boundaries, about)
-    left, right = st.columns([2, 3], gap="medium")
-    with left:
-        kinds = beyond_guessing(found)
-        known = fits(kinds)
-        table = pd.DataFrame(
-            {
-                "path": [one.kind for one in kinds],
-                f"{workspace.noun}s": [one.count for one in kinds],
-            }
-        )
-        if known:
-            shown = [one.shown() for one in kinds]
-            table["beyond guessing"] = [round(beyond) for beyond, _, _ in shown]
-            table["95 %"] = [f"{low:,.0f} to {high:,.0f}" for _, low, high in shown]
-        components.table(
-            table,
-            "path-kinds",
-            "How many examples took each kind of path"
-            + (", and how many beyond guessing." if known else "."),
-            about,
-            height="content",
-        )
-        components.text_block(
-            MISFIT
-            if not known
-            else f"Beyond guessing: were every answer that the model does not know one of "
-            f"{found.choices:,} at random, some would seem learned or forgotten by chance; they "
-            "are taken out. 95 %: over the choice of examples.",
-            muted=True,
-        )
-    with right:
-        _by_stage(workspace, effects, by, group, filters)
+    kinds = beyond_guessing(found)
+    known = fits(kinds)
+    table = pd.DataFrame(
+        {
+            "path": [one.kind for one in kinds],
+            f"{workspace.noun}s": [one.count for one in kinds],
+        }
+    )
+    if known:
+        shown = [one.shown() for one in kinds]
+        table["beyond guessing"] = [round(beyond) for beyond, _, _ in shown]
+        table["95 %"] = [f"{low:,.0f} to {high:,.0f}" for _, low, high in shown]
+    components.table(
+        table,
+        "path-kinds",
+        "How many examples took each kind of path"
+        + (", and how many beyond guessing." if known else "."),
+        about,
+        height="content",
+    )
+    components.text_block(
+        MISFIT
+        if not known
+        else f"Beyond guessing: were every answer that the model does not know one of "
+        f"{found.choices:,} at random, some would seem learned or forgotten by chance; they "
+        "are taken out. 95 %: over the choice of examples.",
+        muted=True,
+    )
+    _by_stage(workspace, effects, by, group, filters)
 
 
 def _chart(
@@ -108,7 +105,10 @@ def _chart(
         # Set, group and estimate stay chosen: they belong to controls that the pages share.
         query = components.here(path=path_loaders.option(picked))
         st.switch_page(_EXAMPLES, query_params=query)
-    st.caption(f"Click a dot to look at the {workspace.noun}s on its path.")
+    st.caption(
+        f"Click a dot to look at the {workspace.noun}s on its path. Its number counts that path "
+        "alone; the table below counts all paths of a kind, and the Examples page finds each one."
+    )
 
 
 def _by_stage(
