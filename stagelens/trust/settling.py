@@ -130,7 +130,7 @@ def settle(
             by one, where an ensemble should be quicker.
 
     Raises:
-        Refused: Training diverged, so there is no meaningful final model.
+        Refused: Training diverged, or a loss that was given is not the recorded one.
         RunError: There is no such stage or set.
     """
     settings = {"split_batches": split_batches, "ensemble": ensemble}
@@ -173,7 +173,11 @@ class _Settling:
     def work(self, budget: float | None, estimate: bool) -> Settled:
         from stagelens.effects.computing import attribute as attributed  # torch
         from stagelens.estimators import pace
+        from stagelens.estimators.replay_check import check_given
 
+        # Refused here: of replays that are refused, settling falls back to estimates.
+        if processes.by_main(lambda: any(replayable(self.run, one) for one in self._open())):
+            check_given(self.run)
         free = free_estimator().name
         preview = attributed(
             self.run, self.set_name, free, None, self.overall.part(0.0, 0.05, "Preview: ")

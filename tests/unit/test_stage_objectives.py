@@ -19,6 +19,7 @@ from stagelens.contracts import (
     no_progress,
 )
 from stagelens.effects.computing import attribute
+from stagelens.effects.results import stored_results
 from stagelens.estimators import coarse_twins
 from stagelens.estimators.counterfactuals import counterfactuals
 from stagelens.estimators.registry import make_estimator
@@ -217,6 +218,9 @@ def test_nothing_is_stored_of_another_loss_and_a_stored_refusal_ends(tmp_path: P
     other = stagelens.open_run(given.path, TASK, {**GIVEN, "sft": lambda m, b: 0.5 * focal(m, b)})
     with pytest.raises(Refused, match=r"gives 0.* was recorded; give focal as it was"):
         attribute(other, "test", "replay")
+    with pytest.raises(Refused, match=r"gives 0.* was recorded; give focal as it was"):
+        stagelens.attribute(other, "test")
+    assert not stored_results(other, "test")
     without = stagelens.open_run(given.path, TASK, {"dpo": Preferred})
     assert attribute(without, "test", "coarse-replay").trust["pretrain"].trust == "refused"
     assert attribute(given, "test", "coarse-replay").trust["pretrain"].trust != "refused"
