@@ -108,6 +108,7 @@ def draws(
         _ = opened.last
         examples = opened.evaluation_set(set_name)
         names = [s.name for s in drawing.left_out(opened, stage or None, kind)]
+        drawing.check(opened, kind)  # a refusal comes before any cost is told
         if runs:
             others = [opened_with(other, task) for other in runs]
             drawn = drawing.runs_as_draws(opened, examples.name, others, report, names)
@@ -197,7 +198,8 @@ def _rows(run: Run, set_name: str, drawn: DrawnEffects, names: list[str]) -> pd.
     spread = drawn.table.groupby(["stage", "behaviour", "example_id"])["effect"].std()
     rows = []
     for (stage, behaviour), values in means.groupby(level=["stage", "behaviour"], sort=False):
-        if stage not in names:
+        # Without a value on any example, as of texts without a label, there is nothing to tell.
+        if stage not in names or values.isna().all():
             continue
         found = drawn.interval(values.to_numpy())
         rows.append(
@@ -220,6 +222,8 @@ def _rows(run: Run, set_name: str, drawn: DrawnEffects, names: list[str]) -> pd.
 
 
 def _print(run: Run, set_name: str, drawn: DrawnEffects, rows: pd.DataFrame) -> None:
+    from stagelens.trust.draws import load
+
     kinds: dict[str, Behaviour] = {k.name: k for k in (ACCURACY, *run.task.behaviour_kinds)}
     table = Table(f"Mean stage effects on set {set_name}, {NAMES[drawn.kind]}: {drawn.words}")
     for name in ("stage", "behaviour", "in this run", "mean over draws", "95 % interval", "sd", ""):
@@ -239,3 +243,6 @@ def _print(run: Run, set_name: str, drawn: DrawnEffects, rows: pd.DataFrame) -> 
             clear if known else "",
         )
     Console(width=None if sys.stdout.isatty() else 200).print(table)
+    if (stored := load(run, run.evaluation_set(set_name).digest, drawn.kind)) is not None:
+        for kept in stored[0].kept:
+            say(f"As recorded: {kept}.")

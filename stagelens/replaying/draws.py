@@ -37,6 +37,10 @@ def check_drawable(run: Run) -> None:
     Raises:
         Refused: Names the stage, and what is in the way.
     """
+    for stage in run.stages:
+        # Without the advice to use another estimator, because a draw has none.
+        if stage.facts.origin == "assembled" or not stage.replayable:
+            raise Refused(stage.no_replay)
     check_replayable(run.stages)
     for stage in run.stages:
         if stage.index:

@@ -19,6 +19,7 @@ from stagelens.effects.summary import right_answers, with_accuracy
 from stagelens.estimators.durations import paces
 from stagelens.estimators.held_fixed import held_fixed
 from stagelens.estimators.protocol import METHOD
+from stagelens.estimators.replay_check import check_given
 from stagelens.estimators.sharing_out import share_pieces
 from stagelens.estimators.stage_trust import REPLAY, StageTrust
 from stagelens.measuring.models import BATCH_SIZE, Measured, empty_model, measure
@@ -62,7 +63,7 @@ def measure_draws(
     Raises:
         Refused: The recipe cannot be drawn again; names the stage and what is in the way.
     """
-    check_drawable(run)
+    check(run, kind)
     examples = run.measurable_set(set_name)
     chosen = left_out(run, stages, kind)
     before = load(run, examples.digest, kind)
@@ -115,6 +116,21 @@ def measure_draws(
     for item in items[:1]:
         _shards(run, examples, item.message).clear()
     return DrawnEffects(table, kind, facts.pilot, batches)
+
+
+def check(run: Run, kind: Kind) -> None:
+    """Refuse before any work what cannot be drawn; of ``"runs"``, each replay refuses by itself.
+
+    Raises:
+        Refused: Names the stage and what is in the way, also where a function that was given for a
+            loss is not the recorded one.
+    """
+    if kind == "runs":
+        return
+    check_drawable(run)
+    check_given(run)
+    if kind == "recipe":
+        _pools(run, {})  # how often examples were seen is not known yet
 
 
 def left_out(run: Run, stages: Sequence[str] | None, kind: Kind) -> list[Stage]:

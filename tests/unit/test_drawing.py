@@ -201,5 +201,6 @@ def test_what_cannot_be_drawn_is_refused_by_name(run: Run, monkeypatch: pytest.M
     draws.check_drawable(run)  # nothing else is in the way
     assembled = facts.model_copy(update={"origin": "assembled"})
     monkeypatch.setattr(run.stages[0], "facts", assembled)
-    with pytest.raises(Refused, match="'first'"):
+    with pytest.raises(Refused, match=r"'first'.* assembled") as refused:
         draws.check_drawable(run)
+    assert "--estimator" not in str(refused.value)  # which draws do not have

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import stagelens
+from stagelens.cli import drawing as of_command
 from stagelens.contracts import Refused, RunError, StageLensError
 from stagelens.demos.building import build
 from stagelens.effects.computing import attribute
@@ -317,6 +318,8 @@ def test_the_command_tells_the_cost_first_and_the_interval_at_the_end(
     assert rows["margin"]["drawn"] == "of this recipe" and rows["margin"]["draws"] == 3
     again = command(*words)
     assert "to make" not in again.err and "3 redraws" in again.out
+    told = draws.of_recipe(mlp, "test") or pytest.fail("nothing is stored")
+    assert told[0].kept and all(f"As recorded: {kept}." in again.out for kept in told[0].kept)
     # What is only estimated does not stand beside them as what happened.
     attribute(mlp, "test", "task-vector")
     rows = json.loads(command(*words, "--json").out)
@@ -324,11 +327,17 @@ def test_the_command_tells_the_cost_first_and_the_interval_at_the_end(
     assert None not in {row["in_this_run"] for row in rows if row["stage"] == "second"}
 
 
+def test_a_behaviour_without_values_has_no_row(mlp: Run) -> None:
+    made = drawing.measure_draws(mlp, "test", 3, QUIET)
+    empty = made.table["behaviour"] == "margin"
+    table = made.table.assign(effect=made.table["effect"].mask(empty))
+    rows = of_command._rows(mlp, "test", DrawnEffects(table, "recipe"), ["first"])
+    assert len(rows) and "margin" not in set(rows["behaviour"])
+
+
 def test_further_runs_are_opened_with_the_code_that_was_given(
     mlp: Run, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stagelens.cli import drawing as of_command
-
     other, opened = _record_mlp(tmp_path / "other", 1), []
     plain = of_command.opened_with
 

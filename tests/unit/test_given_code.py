@@ -23,9 +23,11 @@ from stagelens.effects.computing import attribute
 from stagelens.effects.results import stored_results
 from stagelens.estimators.reproduction import doubted
 from stagelens.tasks import ImageClassification
+from stagelens.trust import drawing
 from stagelens.ui.reading import loaders
 from tests.support.loops import CLASSES, make_batches, make_task
 from tests.support.own_objectives import focal
+from tests.unit.conftest import Command
 
 TASK = make_task()
 
@@ -132,6 +134,23 @@ def test_a_loss_that_is_refused_leaves_what_others_read(own: Path) -> None:
     with pytest.raises(Refused, match="give focal as it was then"):
         contribute(other, "test", Question(ids=("0",)))
     assert torch.equal(without_one(opened(own)), right)
+
+
+def doubled_focal(model: nn.Module, batch: Any) -> Tensor:
+    return 2 * focal(model, batch)
+
+
+def test_draws_of_another_loss_are_refused_before_their_cost_is_told(
+    own: Path, command: Command
+) -> None:
+    given = ("--objective", f"two={__name__}:doubled_focal")
+    answer = command("draws", own, "--number", 2, "--processes", 1, *given)
+    assert answer.status != 0 and "give focal as it was then" in answer.err
+    assert "to make" not in answer.err
+    run = stagelens.open_run(own, objectives={"two": doubled_focal})
+    with pytest.raises(Refused, match="give focal as it was then"):
+        drawing.measure_draws(run, "test", 2, lambda *_: None)
+    assert not list(own.glob("results/draws/*"))
 
 
 def test_a_folder_that_may_only_be_read_is_opened_all_the_same(
