@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +28,7 @@ from stagelens.analyses.shares.share_table import (
     shares_of,
 )
 from stagelens.analyses.shares.together import change_when_joined
-from stagelens.contracts import ACCURACY, Behaviour, StageLensError
+from stagelens.contracts import ACCURACY, Behaviour, Refused, StageLensError
 from stagelens.effects.coalition_results import CoalitionResult, key_of, load_coalitions, parts_of
 from stagelens.estimators.coalition_plan import ESTIMATORS, Cost, cost, refusal, trained
 from stagelens.estimators.parties import Parties, parties_of, stage_masks
@@ -133,12 +135,17 @@ def shares(
         opened = opened_together(run, task)
         _ = opened.last
         examples = opened.evaluation_set(set_name)
-        parties = parties_of(opened, [_names(each) for each in together or ()])
+        parties = parties_of(opened, [_several(each) for each in together or ()])
         masks = _masks(parties, models)
         own = list(stage_masks(opened, parties, masks).values())
         name = estimator or _first_possible(opened, own)
         made = make_estimator(name, {} if budget is None else {"budget": budget})
         left = _lacking(opened, examples, name, dict(made.settings), own)
+        _check_possible(opened, name, own, left)
+        if cost_only and as_json:
+            told = asdict(cost(opened, left, name, made.settings))
+            say(json.dumps({"estimator": name, **told}, indent=1))
+            return
         if left:
             check_changeable("shares")
             if name == REPLAY and not cost_only:
@@ -165,8 +172,31 @@ def shares(
         write_table(out, share_table(result, [each.behaviour.name for each in found]))
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+def _several(text: str) -> list[str]:
+    """The stages that an option takes as one.
+
+    Raises:
+        StageLensError: They are fewer than two.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if len(set(names)) < 2:
+        raise StageLensError(
+            f"--together {text!r} names fewer than two stages; give those to take as one, "
+            "separated by commas"
+        )
+    return names
+
+
+def _check_possible(run: Run, estimator: str, masks: list[int], left: list[int]) -> None:
+    """Refuse, before anything is told or computed, where no model can be had by training.
+
+    Raises:
+        Refused: None of them can, and none is stored; says why.
+    """
+    hard = [mask for mask in masks if trained(mask, run.stages)]
+    reasons = [refusal(run, mask, estimator) for mask in hard]
+    if hard and all(reasons) and set(hard) <= set(left):
+        raise Refused(reasons[0])
 
 
 def _masks(parties: Parties, models: int | None) -> Sequence[int]:

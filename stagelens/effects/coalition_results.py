@@ -17,11 +17,11 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from stagelens.contracts import ACCURACY, Behaviour, StageLensError
-from stagelens.estimators.coalition_plan import trained
+from stagelens.estimators.coalition_plan import refusal, trained
 from stagelens.estimators.parties import Parties, check_parties, name_of, parties_of, stage_masks
 from stagelens.estimators.registry import method_of
 from stagelens.estimators.reproduction import doubted_through, problems
-from stagelens.estimators.stage_trust import StageTrust
+from stagelens.estimators.stage_trust import REPLAY, StageTrust
 from stagelens.runs import fact_tables
 from stagelens.runs.run import Run
 from stagelens.runs.schema import digest
@@ -266,6 +266,12 @@ def parts_of(run: Run, key: CoalitionKey) -> dict[int, CoalitionPart]:
     return found
 
 
+def _unsettled(run: Run, part: CoalitionPart) -> StageTrust:
+    """What is known of an estimate, with why no replay can settle it, where that is so."""
+    why = refusal(run, part.mask, REPLAY) if part.trust.trust == "estimated" else ""
+    return part.trust.model_copy(update={"no_replay": why.rstrip(".")}) if why else part.trust
+
+
 def load_coalitions(
     run: Run,
     set_name: str | EvaluationSet,
@@ -303,7 +309,7 @@ def load_coalitions(
             continue
         part, table = found
         through = trained(stages, run.stages) or run.stages[-1:]
-        trust[mask] = doubted_through(run, part.trust, through, doubts)
+        trust[mask] = doubted_through(run, _unsettled(run, part), through, doubts)
         passes, seconds = passes + part.passes, seconds + part.trust.seconds
         behaviours = part.behaviours
         if part.trust.trust != "refused":

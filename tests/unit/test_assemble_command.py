@@ -43,6 +43,15 @@ def test_folders_to_effects_in_two_commands(
     trust = table.groupby("stage")["trust"].first()
     assert trust.to_dict() == {"sft": "sign uncertain", "dpo": "exact"}
 
+    assert command("shares", out) == 0
+    said = capsys.readouterr().out
+    assert "No replay can settle it: no steps were recorded" in said
+    assert "use replay" not in said
+    assert command("shares", out, "--estimator", "replay") == 1
+    refused = capsys.readouterr().err
+    assert "no steps were recorded of stage 'dpo'" in refused
+    assert "has to be trained" not in refused
+
 
 def test_completions_of_a_language_model_by_their_columns(tmp_path: Path) -> None:
     file = tmp_path / "pairs.jsonl"

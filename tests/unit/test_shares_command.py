@@ -31,6 +31,8 @@ def test_shares_are_printed_and_their_cost_is_told_beforehand(path: Path, comman
     assert told.status == 0 and told.out == ""
     cost = "16 models to measure, 5 of them recorded: 11 stage passes, 44 steps"
     assert cost in told.err and "in one process" in told.err
+    told = json.loads(command("shares", path, "--cost", "--json").out)
+    assert (told["estimator"], told["coalitions"], told["passes"]) == ("replay", 16, 11)
     assert load_coalitions(open_run(path), "test", "replay") is None
     out = path.parent / "shares.csv"
     answer = command("shares", path, "--out", out)
@@ -61,6 +63,8 @@ def test_what_cannot_be_shared_is_refused_in_words(path: Path, command: Command)
     for options, says in (
         (("--together", "a,b", "--together", "b,c"), "stage 'b' is in two parties"),
         (("--together", "a,e"), "'e'"),
+        (("--together", ","), "names fewer than two stages"),
+        (("--together", "b,b"), "names fewer than two stages"),
         (("--estimator", "unrolled-jump"), "gives no coalitions of stages"),
         (("--models", "8"), "take 16 models, and all of them are computed"),
         (("--behaviour", "grace", "--estimator", "task-vector"), "no behaviour 'grace'"),

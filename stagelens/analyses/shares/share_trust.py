@@ -103,6 +103,7 @@ def trust_of(
         "typical_error": typical,
         "group_error": added(lambda part: group_error(part, behaviour)),
         "reliable": relied and expected is not None and expected <= RELIABLE_BELOW,
+        "no_replay": next((p.no_replay for p in uncertain.values() if p.no_replay), ""),
     }
     return known.model_copy(update=update)
 
@@ -151,7 +152,7 @@ def of_sampled_orders(
             "reliable": (known.trust == "exact" or bool(known.reliable))
             and expected is not None
             and expected <= RELIABLE_BELOW,
-            "no_replay": "only more orders do",
+            "no_replay": known.no_replay or "only more orders do",
         }
     )
 
