@@ -108,7 +108,6 @@ def draws(
         _ = opened.last
         examples = opened.evaluation_set(set_name)
         names = [s.name for s in drawing.left_out(opened, stage or None, kind)]
-        drawing.check(opened, kind)  # a refusal comes before any cost is told
         if runs:
             others = [opened_with(other, task) for other in runs]
             drawn = drawing.runs_as_draws(opened, examples.name, others, report, names)
@@ -159,6 +158,7 @@ def _kind(
 
 def _tell_cost(run: Run, names: list[str], number: int, kind: Kind, set_digest: str) -> None:
     """Say beforehand what the draws that are not stored yet cost."""
+    from stagelens.trust import drawing
     from stagelens.trust.draws import cost_text, load, predicted_cost
 
     stored = load(run, set_digest, kind)
@@ -168,6 +168,7 @@ def _tell_cost(run: Run, names: list[str], number: int, kind: Kind, set_digest: 
         whole = table[table["stage"].isin(names)].groupby("draw")["stage"].nunique()
         left -= int((whole[whole.index < number] == len(names)).sum())
     if left:
+        drawing.check(run, kind)  # a refusal comes before any cost is told
         cost = predicted_cost(run, [run.stage(n) for n in names], left, kind)
         say(f"{left} draws to make: {cost_text(*cost)} in one process.", err=True)
 

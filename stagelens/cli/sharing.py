@@ -138,7 +138,7 @@ def shares(
         parties = parties_of(opened, [_several(each) for each in together or ()])
         masks = _masks(parties, models)
         own = list(stage_masks(opened, parties, masks).values())
-        name = estimator or _first_possible(opened, own)
+        name = estimator or _first_possible(opened, examples, own)
         made = make_estimator(name, {} if budget is None else {"budget": budget})
         left = _lacking(opened, examples, name, dict(made.settings), own)
         _check_possible(opened, name, own, left)
@@ -224,10 +224,12 @@ def _masks(parties: Parties, models: int | None) -> Sequence[int]:
     return orders.masks_of(orders.sampled_orders(m, pairs), m)
 
 
-def _first_possible(run: Run, masks: Sequence[int]) -> str:
-    """The best estimator that gives every one of these coalitions."""
+def _first_possible(run: Run, examples: EvaluationSet, masks: Sequence[int]) -> str:
+    """The best estimator that gives every one of these coalitions, or gave it before."""
     for name in ESTIMATORS:
-        if not any(refusal(run, mask, name) for mask in masks):
+        there = parts_of(run, key_of(run, examples, name, make_estimator(name).settings))
+        had = {mask for mask, part in there.items() if part.trust.trust != "refused"}
+        if not any(refusal(run, mask, name) for mask in masks if mask not in had):
             return name
     return ESTIMATORS[-1]
 

@@ -63,7 +63,6 @@ def measure_draws(
     Raises:
         Refused: The recipe cannot be drawn again; names the stage and what is in the way.
     """
-    check(run, kind)
     examples = run.measurable_set(set_name)
     chosen = left_out(run, stages, kind)
     before = load(run, examples.digest, kind)
@@ -75,7 +74,8 @@ def measure_draws(
         if (names := [s.name for s in chosen if (n, s.name) not in there])
     }
     if before is not None and not missing and (pilot or before[0].pilot) == before[0].pilot:
-        return before[1]
+        return before[1]  # even where the recipe can no longer be drawn, for want of its loss
+    check(run, kind)
     seen = before[0].seen if before is not None else {}
     if kind == "recipe" and not seen:
         told = {s.name: times_seen(run.task, s) for s in run.stages}

@@ -238,3 +238,19 @@ def test_a_refusal_ends_when_the_package_is_installed(
         assert "needs the package lion_pytorch" in trusts["one"].reason
         assert attribute(run, "test", "replay").trust["one"].trust == "refused"  # from the table
     assert attribute(stagelens.open_run(path), "test", "replay").trust["one"].trust == "exact"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "first"),
+    [(("shares", "--processes", 1), "models to measure"), (("draws", "--number", 2), "to make")],
+)
+def test_what_is_stored_in_full_is_read_without_the_loss(
+    own: Path, command: Command, wanted: tuple[object, ...], first: str
+) -> None:
+    name, *options = wanted
+    given = ("--objective", f"two={focal.__module__}:focal")
+    right = command(name, own, *options, "--json", *given)
+    assert right.status == 0 and first in right.err, right.err
+    again = command(name, own, *options, "--json")
+    assert again.status == 0, again.err
+    assert again.out == right.out and first not in again.err
