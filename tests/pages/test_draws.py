@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from stagelens.effects.draws import interval_over_draws
 from stagelens.runs.run import open_run
 from tests.pages.reading import check, figures, words
+from tests.support.coalitions import store
 from tests.support.made_draws import write_draws
 
 TRUST = "pages/4_Trust.py"
@@ -84,6 +86,9 @@ def test_two_draws_give_no_interval_and_govern_nothing(open_page, demo_copy: Pat
     write_draws(open_run(demo_copy), "test", [-1.0, 1.0])
     said = words(check(open_page(demo_copy.parent, "run=digits&estimator=replay")))
     assert "No stage stands out" not in said and "over 2 redraws" not in said
+    app = check(open_page(demo_copy.parent, f"run=digits&estimator=replay&{RECIPE}"))
+    assert "chance" not in {one.key for one in app.segmented_control}
+    assert "Means over" not in words(app)
     said = words(check(open_page(demo_copy.parent, "run=digits", TRUST)))
     assert "Fewer than 3 give no interval." in said
 
@@ -101,3 +106,14 @@ def test_the_trust_page_shows_every_kind_of_draw_with_its_spread(open_page, draw
         assert (one["low"] <= one["mean over draws"]).all()
         assert (one["mean over draws"] <= one["high"]).all()
         assert (one["sd over draws"] > 0).all() and set(one["finding"]) == {"yes"}
+
+
+def test_of_the_recipe_nothing_of_this_run_alone_is_told_as_its(open_page, drawn: Path) -> None:
+    shutil.rmtree(drawn / "results" / "coalitions", ignore_errors=True)
+    store(open_run(drawn), "test")
+    link = "run=digits&estimator=replay"
+    assert "Together these effects are" in words(check(open_page(drawn.parent, link)))
+    link += f"&{RECIPE}"
+    assert "Together these effects are" not in words(check(open_page(drawn.parent, link)))
+    said = words(check(open_page(drawn.parent, f"{link}&credit=Share")))
+    assert "These numbers are of this run alone" in said

@@ -13,6 +13,10 @@ from stagelens.ui.reading import drawn, loaders
 
 THIS_RUN = "in this run"
 NOT_KNOWN = "One run: whether it would happen again is not known."
+SHARES_OF_THIS_RUN = (
+    "These numbers are of this run alone: draws of the recipe leave out single stages, so shares "
+    "and what is seen after stages are not known of the recipe."
+)
 _HELP = (
     "**in this run**: what each stage did to the model that was recorded. **of this recipe**: what "
     "it does on average when the recipe is trained again with its chance drawn anew (order of the "
@@ -23,7 +27,7 @@ _HELP = (
 def choose(workspace: Workspace, effects: Effects) -> Effects:
     """The effects to show: of the run, or means over draws of its recipe where there are such."""
     found = drawn.draws(workspace.at, workspace.examples.name)
-    if found is None:
+    if found is None or found.count < FEWEST:  # so few give no interval
         return effects
     chosen = st.segmented_control(
         "Effects",
@@ -43,14 +47,19 @@ def choose(workspace: Workspace, effects: Effects) -> Effects:
     return loaders.effects(workspace.at, workspace.examples.name, RECIPE) or effects
 
 
-def rule(workspace: Workspace) -> str:
+def rule(workspace: Workspace, effects: Effects) -> str:
     """What effects have to exceed besides chance over examples, to be headlines."""
     found = drawn.draws(workspace.at, workspace.examples.name)
     if found is not None and found.count >= FEWEST:
+        said = f", with an interval over {found.words} of the recipe that leaves out zero (95 %)"
+        if effects.estimator == RECIPE:
+            return (
+                f"{said}. How the set was sampled is another thing: the table below has standard "
+                "errors over examples."
+            )
         return (
-            f", with an interval over {found.words} of the recipe that leaves out zero (95 %); "
-            "from a replay where one is stored. Intervals over examples, which say how the set was "
-            "sampled, are another thing: the table below has them."
+            f"{said}; from a replay where one is stored. Intervals over examples, which say how "
+            "the set was sampled, are another thing: the table below has them."
         )
     if loaders.orders(workspace.at, workspace.examples.name) is not None:
         return (

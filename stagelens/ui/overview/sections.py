@@ -15,6 +15,7 @@ from stagelens.contracts import ACCURACY, Behaviour
 from stagelens.effects.headlines import FEWEST
 from stagelens.report.provenance import RECORDED
 from stagelens.runs.run import Stage
+from stagelens.trust.draws import RECIPE
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, drawing, readings
 from stagelens.ui.pieces.pinning import About
@@ -43,7 +44,6 @@ _OF_RECIPE = {
     "recipe high": _OF_DRAWS,
     "draw sd": " Standard deviation of the mean effect over draws of the recipe.",
 }
-_HELP = {"low": _ABOUT_ENDS, "high": _ABOUT_ENDS, **_OF_RECIPE}
 
 
 def heading(workspace: Workspace) -> None:
@@ -110,7 +110,7 @@ def headlines(
         components.text_block(
             f"Headlines are mean effects over at least {count_text(FEWEST, workspace.noun)}, "
             "beyond two standard errors, beyond the error of the estimate where that is known"
-            f"{recipe.rule(workspace)}",
+            f"{recipe.rule(workspace, effects)}",
             muted=True,
         )
 
@@ -130,6 +130,8 @@ def credit_and_blame(
     st.header("Credit and blame", anchor=False)
     reading = readings.choose()
     if reading != WITHOUT:
+        if effects.estimator == RECIPE:
+            components.text_block(recipe.SHARES_OF_THIS_RUN)
         shares.adding_up(workspace, behaviour, by, group, reading)
         return
     components.text_block(
@@ -153,7 +155,8 @@ def credit_and_blame(
     components.show(chart, "bars", about_it)
     if more := charts.rest_text(means, behaviour):
         components.text_block(f"{more} The table below has all of them.")
-    shares.left_unsaid(workspace, behaviour, by, group)
+    if effects.estimator != RECIPE:  # what all do together is known of the recorded run alone
+        shares.left_unsaid(workspace, behaviour, by, group)
     trusts = [effects.trust[name] for name in workspace.stages if name in effects.trust]
     trust_badges(trusts, behaviour.name)
     said = [*_counts(means, workspace.noun), *_clustered(workspace), *_noise(means)]
@@ -245,10 +248,12 @@ def _table(rows: pd.DataFrame, behaviour: Behaviour, effects: Effects) -> None:
         for row in rows.to_dict("records")
     ]
     for name in ("low", "high"):
-        ends = [np.nan if one is None else getattr(one, name) for one in intervals]
-        shown.insert(shown.columns.get_loc("credit"), name, scale * np.asarray(ends))
+        values = [np.nan if one is None else getattr(one, name) for one in intervals]
+        shown.insert(shown.columns.get_loc("credit"), name, scale * np.asarray(values))
     if shown["of the recipe"].isna().all():
         shown = shown.drop(columns=list(_OF_RECIPE))
+    ends = _OF_DRAWS if effects.estimator == RECIPE else _ABOUT_ENDS
+    helps = {"low": ends, "high": ends, **_OF_RECIPE}
     errors = ("low", "high", "standard error", "noise sd", *(n for n in _OF_RECIPE if n in shown))
     numbers = ("final", "without the stage", "stage effect", "credit", "blame", *errors)
     digits = "%.1f" if is_share(behaviour) else "%.3f"
@@ -262,7 +267,7 @@ def _table(rows: pd.DataFrame, behaviour: Behaviour, effects: Effects) -> None:
                 name: st.column_config.NumberColumn(
                     name,
                     format=digits,
-                    help=f"In {named}.{_HELP.get(name, '')}",
+                    help=f"In {named}.{helps.get(name, '')}",
                 )
                 for name in numbers
             },
