@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated
 
 import typer
 
 from stagelens.contracts import StageLensError
+from stagelens.effects.results import stored_results
+from stagelens.estimators.stage_trust import StageTrust
+from stagelens.runs.run import Run
+from stagelens.trust.estimates import best_result
 
 from .options import (
     ObjectiveOption,
@@ -17,7 +22,7 @@ from .options import (
     TaskOption,
     opened_with,
 )
-from .terminal import Reporter, print_contributions
+from .terminal import Reporter, print_contributions, say
 
 commands = typer.Typer()
 
@@ -76,4 +81,24 @@ def contributions(
 
         question = Question(ids=tuple(example or ()), groups=groups)
         found = contribute(opened, examples.name, question, behaviour, report, since)
-    print_contributions(found, top)
+        ids = set(question.of(examples))
+        effects = _effects(opened, examples.name, found.facts.behaviour.name, ids)
+    print_contributions(found, top, effects)
+    if not effects:
+        say(
+            "Note: no stage effect is stored for this set, so what first order leaves unexplained "
+            f"is not known; compute them: stagelens attribute {run} --set {examples.name}",
+            err=True,
+        )
+
+
+def _effects(
+    run: Run, set_name: str, behaviour: str, ids: Collection[str]
+) -> dict[str, tuple[float, StageTrust]]:
+    """Stage to its mean effect on these examples by the best stored table, with its trust."""
+    if not stored_results(run, set_name):
+        return {}
+    best = best_result(run, set_name)
+    rows = best.table[(best.table["behaviour"] == behaviour) & best.table["example_id"].isin(ids)]
+    means = rows.groupby("stage", sort=False)["effect"].mean()
+    return {str(stage): (float(mean), best.trust[str(stage)]) for stage, mean in means.items()}

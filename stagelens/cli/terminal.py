@@ -12,13 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table as _Table
 
-from stagelens.analyses.contributions.contribution_table import Stored
+from stagelens.analyses.contributions.contribution_table import Stored, left_open
 from stagelens.analyses.saliency.concentration import where_most
 from stagelens.analyses.saliency.map_table import Map
 from stagelens.analyses.spurious.feature_table import Features, strongest
@@ -210,18 +211,35 @@ def _say_trust(trust: StageTrust, behaviour: str | None = None) -> None:
     say(f"Trust in the effect of {trust.stage}: {word}. {said}")
 
 
-def print_contributions(found: Stored, top: int) -> None:
-    """What the steps of every stage add up to, and which training examples contributed most."""
+def print_contributions(
+    found: Stored, top: int, effects: Mapping[str, tuple[float, StageTrust]]
+) -> None:
+    """What the steps of every stage add up to, and which training examples contributed most.
+
+    Args:
+        found: The answer.
+        top: How many training examples of each stage are printed.
+        effects: Stage to its effect on the same examples, with what is known of it.
+    """
     behaviour = found.facts.behaviour
     of = count_text(found.facts.count)
     printed = Table(title=f"Contributions to the {behaviour.name} of {of}, to first order")
-    for name in ("stage", "steps", "together", CARRIED, "trust"):
+    compared = ("stage effect", "not explained to first order") if effects else ()
+    for name in ("stage", "steps", "together", CARRIED, *compared, "trust"):
         printed.add_column(name, justify="left" if name in ("stage", "trust") else "right")
+    unexplained: list[str] = []
     for stage, steps in found.facts.steps.items():
         carried = found.part("carried", stage)["value"]
         own = f"{carried.iloc[0]:+.3f}" if len(carried) else "-"
-        printed.add_row(stage, f"{steps:,}", f"{found.linearised(stage):+.3f}", own, FIRST_ORDER)
+        total, cells, known = found.linearised(stage), ["-"] * len(compared), effects.get(stage)
+        if known is not None and np.isfinite(known[0]):
+            word = trust_word(known[1], behaviour.name)
+            cells = [f"{known[0]:+.3f} ({word})", f"{known[0] - total:+.3f}"]
+            unexplained.append(left_open(stage, known[0], total))
+        printed.add_row(stage, f"{steps:,}", f"{total:+.3f}", own, *cells, FIRST_ORDER)
     _console().print(printed, markup=False)
+    for said in filter(None, unexplained):
+        say(said)
     if found.facts.on_samples:
         say(samples_sentence(found.facts.on_samples))
     for stage in found.facts.steps:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from contextlib import closing
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from stagelens.analyses.contributions.contribution_table import (
     Question,
     Stored,
     contributions_path,
+    left_open,
     load_contributions,
 )
 from stagelens.analyses.contributions.first_order import contributions
@@ -29,6 +31,7 @@ from stagelens.contracts import CARRIED, Example, StageLensError
 from stagelens.effects.computing import boundaries
 from stagelens.tasks import ImageClassification
 from stagelens.tasks.transformer_task import IGNORED
+from stagelens.trust.estimates import best_result
 from tests.support.small_texts import TEXTS, classification, language
 
 ONE = Question(ids=("a",))
@@ -250,8 +253,30 @@ def test_the_command_prints_sums_and_the_largest_examples(run: stagelens.Run) ->
     assert told.exit_code == 0, told.output
     assert "Contributions to the margin of 1 example, to first order" in told.output
     assert "Training examples of second" in told.output and CARRIED in told.output
+    assert "not explained" not in told.stdout and "no stage effect is stored" in told.stderr
     wrong = CliRunner().invoke(app, ["contributions", str(run.path), "--group", "label"])
     assert isinstance(wrong.exception, StageLensError) and "COLUMN=VALUE" in str(wrong.exception)
+
+
+def test_the_command_sets_sums_beside_the_stage_effect(run: stagelens.Run, tmp_path: Path) -> None:
+    own = stagelens.open_run(Path(shutil.copytree(run.path, tmp_path / "run")))
+    stagelens.attribute(own, "test", "replay")
+    table = best_result(own, "test").table
+    rows = table[(table["behaviour"] == "margin") & (table["example_id"] == "a")]
+    effect = rows.set_index("stage")["effect"]["second"]
+    total = contribute(own, "test", ONE).linearised("second")
+    told = CliRunner().invoke(app, ["contributions", str(own.path), "--example", "a"])
+    assert told.exit_code == 0, told.output
+    (row,) = [line for line in told.stdout.splitlines() if line.startswith("│ second")]
+    assert f"{effect:+.3f} (exact)" in row and f"{effect - total:+.3f}" in row
+
+
+@pytest.mark.parametrize(
+    ("effect", "total", "told"),
+    [(2.7, -54.551, True), (2.0, 1.2, False), (-2.0, -0.9, True), (float("nan"), 1.0, False)],
+)
+def test_what_first_order_leaves_open_is_said(effect: float, total: float, told: bool) -> None:
+    assert ("first order says nothing" in left_open("general", effect, total)) is told
 
 
 # ------------------------------------------------------------- training examples, as tasks tell

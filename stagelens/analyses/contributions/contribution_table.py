@@ -22,6 +22,9 @@ _CONTRIBUTIONS = 2
 SHOWN = 20
 """Training examples per stage, at either end of the ranking, whose content is kept."""
 
+_LEFT_OPEN = 0.5
+"""Part of a stage effect; where first order leaves more than this unexplained, it is said."""
+
 COLUMNS = {
     # pandas' nullable types, because every part leaves some columns out.
     "part": "string",
@@ -139,6 +142,23 @@ class Stored:
     def linearised(self, stage: str) -> float:
         """What the steps of a stage add up to: its effect to first order."""
         return float(self.part("step", stage)["value"].sum())
+
+
+def left_open(stage: str, effect: float, linearised: float) -> str:
+    """That more than half of a stage effect is not explained; empty where that is not so.
+
+    Args:
+        stage: Its name.
+        effect: Its effect; NaN where it is refused.
+        linearised: What its steps add up to.
+    """
+    if not abs(effect - linearised) > _LEFT_OPEN * abs(effect):
+        return ""
+    return (
+        f"To first order the steps of {stage} do not add up to its effect: more than half of it is "
+        "not explained, so first order says nothing of its size there. Take what they contributed "
+        "as a hint of where to look, not as amounts."
+    )
 
 
 def asked_digest(ids: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from stagelens.analyses.contributions.contribution_table import (
     Stored,
     asked_digest,
     contributions_path,
+    left_open,
     load_contributions,
 )
 from stagelens.analyses.contributions.durations import contributions_seconds
@@ -34,9 +35,6 @@ ONE, SHOWN = "This example", "Mean of the examples shown"
 
 WITHIN = "within"
 """Key of the control that chooses the stage."""
-
-_LEFT_OPEN = 0.5
-"""Part of the effect; where first order leaves more than this unexplained, a warning says so."""
 
 _MOST = 500
 """Most examples that can be named by id, each an argument of the command; groups have no limit."""
@@ -253,15 +251,7 @@ def first_order(found: Stored, asked: Asked) -> None:
         "<div style='display:grid;grid-template-columns:repeat(auto-fit,minmax(11em,1fr));"
         f"gap:.5em 1.5em;overflow-wrap:anywhere'>{cells}</div>"
     )
-    # False for a refused stage, whose effect is NaN.
-    if abs(rest) > _LEFT_OPEN * abs(asked.effect):
-        st.warning(
-            components.plain(
-                f"To first order the steps of {asked.stage} do not add up to its effect: more than "
-                "half of it is not explained. Take what follows as a hint of where to look, not "
-                "as amounts."
-            ),
-            icon=":material/warning:",
-        )
+    if said := left_open(asked.stage, asked.effect, total):
+        st.warning(components.plain(said), icon=":material/warning:")
     if found.facts.on_samples:
         components.text_block(samples_sentence(found.facts.on_samples), muted=True)
