@@ -12,7 +12,13 @@ import plotly.graph_objects as go
 from stagelens.contracts import Behaviour
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.wording.folding import strongest
-from stagelens.wording.intervals import Interval, example_interval, made_of, mean_interval
+from stagelens.wording.intervals import (
+    Interval,
+    draws_hold_zero,
+    example_interval,
+    made_of,
+    mean_interval,
+)
 from stagelens.wording.numbers import (
     amount_text,
     count_text,
@@ -44,7 +50,8 @@ def credit_and_blame(
             ``blame``, ``effect``, ``n``, ``within_noise``); NaN where a stage is refused.
         behaviour: What was measured.
         trust: Stage to what is known of its counterfactual; printed under its name. Bars that
-            are not to be relied on are faint; those whose sign is uncertain are grey.
+            are not to be relied on are faint; those whose sign is uncertain are grey, as are means
+            over draws whose interval holds zero.
         palette: Light or dark.
         about: Which examples, for the alternative text.
     """
@@ -57,6 +64,7 @@ def credit_and_blame(
         sign_note(trust.get(str(r["stage"])), behaviour, one)
         for r, one in zip(rows, known, strict=True)
     ]
+    redrawn = [draws_hold_zero(r) for r in rows]
     bars = [
         BarRow(
             stage=str(row["stage"]),
@@ -67,8 +75,9 @@ def credit_and_blame(
             unsigned=bool(note),
             middle=float(row["gain"]),
             ends=_drawn(one, behaviour),
+            redrawn=over,
         )
-        for row, one, noisy, note in zip(rows, known, within, notes, strict=True)
+        for row, one, noisy, note, over in zip(rows, known, within, notes, redrawn, strict=True)
     ]
     figure = diverging(bars, behaviour, trust, palette)
     clear = [one is None or one.is_clear for one in known]
@@ -91,8 +100,8 @@ def credit_and_blame(
     said = "; ".join(
         f"{r['stage']}: {_sides(r, behaviour, bool(note))}"
         + (f", {note.removeprefix('± ')}" if note else "")
-        + told(trust.get(str(r["stage"])), behaviour, noisy)
-        for r, noisy, note in zip(rows, within, notes, strict=True)
+        + told(trust.get(str(r["stage"])), behaviour, noisy, redrawn=over)
+        for r, noisy, note, over in zip(rows, within, notes, redrawn, strict=True)
     )
     more = rest_text(summary, behaviour)
     ends = {
@@ -121,7 +130,8 @@ def sign_note(trust: StageTrust | None, behaviour: Behaviour, interval: Interval
     if trust is not None and not signs_known(trust, behaviour.name):
         refuted = trust_word(trust, behaviour.name) == "does not agree"
         return _REFUTED if refuted else _UNSIGNED
-    unclear = interval is not None and interval.estimate > 0 and not interval.is_clear
+    uncertain = interval is not None and (interval.estimate > 0 or bool(interval.drawn))
+    unclear = uncertain and interval is not None and not interval.is_clear
     return _UNCLEAR if unclear else ""
 
 

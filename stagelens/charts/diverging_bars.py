@@ -40,6 +40,7 @@ class BarRow:
         unsigned: Whether the bars are neither credit nor blame.
         middle: The gain that the interval is about.
         ends: The interval, the lower end first; None where it is not known.
+        redrawn: Over which draws the interval holds zero, as ``8 redraws``; said instead of noise.
     """
 
     stage: str
@@ -50,6 +51,7 @@ class BarRow:
     unsigned: bool
     middle: float
     ends: tuple[float, float] | None
+    redrawn: str = ""
 
 
 def diverging(
@@ -68,7 +70,7 @@ def diverging(
     known = [trust.get(stage) for stage in stages]
     faint = [one is not None and not is_trustworthy(one, behaviour.name) for one in known]
     hovers = [
-        row.hover + told(one, behaviour, row.within_noise, "<br>")
+        row.hover + told(one, behaviour, row.within_noise, "<br>", row.redrawn)
         for row, one in zip(rows, known, strict=True)
     ]
     unsigned = [row.unsigned for row in rows]
@@ -143,7 +145,7 @@ def diverging(
         tickmode="array",
         tickvals=places,
         ticktext=[
-            stage_label(row.stage, one, behaviour, row.within_noise)
+            stage_label(row.stage, one, behaviour, row.within_noise, row.redrawn)
             for row, one in zip(rows, known, strict=True)
         ],
         range=[len(stages) - 0.5, -0.5],  # training order runs downwards
@@ -236,27 +238,36 @@ def _whiskers(
 
 
 def stage_label(
-    stage: str, trust: StageTrust | None, behaviour: Behaviour, within_noise: bool
+    stage: str,
+    trust: StageTrust | None,
+    behaviour: Behaviour,
+    within_noise: bool,
+    redrawn: str = "",
 ) -> str:
     """The name, and below it what is known, in short lines because room is scarce."""
     lines: list[str] = []
     if trust is not None:
         word = trust_word(trust, behaviour.name)
         lines.append(f"{MARKS[word]} {word}")
-    lines += [SHORT_NOISE] if within_noise else []
+    lines += [f"≈ {redrawn} hold zero" if redrawn else SHORT_NOISE] if within_noise else []
     name = escaped(stage, 28)
     below = "".join(f"<br><span style='font-size:12px'>{line}</span> " for line in lines)
     return f"<b>{name}</b> {below}" if lines else f"{name} "
 
 
 def told(
-    trust: StageTrust | None, behaviour: Behaviour, within_noise: bool, between: str = ", "
+    trust: StageTrust | None,
+    behaviour: Behaviour,
+    within_noise: bool,
+    between: str = ", ",
+    redrawn: str = "",
 ) -> str:
     """What is known about a bar beyond its length."""
     said = [] if trust is None else [trust_label(trust, behaviour.name)]
     if trust is not None and trust.trust != "refused" and not is_trustworthy(trust, behaviour.name):
         said.append("not to be relied on")
-    said += [_WITHIN_NOISE] if within_noise else []
+    noise = f"≈ the interval over {redrawn} holds zero" if redrawn else _WITHIN_NOISE
+    said += [noise] if within_noise else []
     return "".join(f"{between}{one}" for one in said)
 
 

@@ -35,6 +35,8 @@ class Interval:
         estimate: What the error of the estimate adds on either side; 0 where there is none.
         cut: Whether an end is nearer than that, because no effect can lie beyond it.
         orders: What the choice of sampled orders adds on either side; 0 where none were sampled.
+        drawn: Over what a mean over draws is, as ``8 redraws``; empty for another. Its ends are
+            those over draws, and nothing else is added.
     """
 
     low: float
@@ -43,6 +45,7 @@ class Interval:
     estimate: float
     cut: bool = False
     orders: float = 0.0
+    drawn: str = ""
 
     @property
     def is_clear(self) -> bool:
@@ -63,10 +66,13 @@ def mean_interval(
     Args:
         row: As ``summary.stage_summary`` makes it: ``effect``, ``error`` (its standard error) and
             ``rms`` (root mean square effect of the stage over the labelled examples of the set).
-            With ``final``, the mean without the stage is one that can be, too.
+            With ``final``, the mean without the stage is one that can be, too. A mean over draws
+            has the interval over them, see :func:`over_draws`.
         trust: What is known of the stage's counterfactual.
         behaviour: Of the effects on which behaviour.
     """
+    if (drawn := over_draws(row)) is not None:
+        return drawn
     effect, error = (float(row.get(name, np.nan)) for name in ("effect", "error"))
     off = group_error(trust, behaviour.name)
     if off is None or not (np.isfinite(effect) and np.isfinite(error)):
@@ -79,6 +85,34 @@ def mean_interval(
     if not np.isfinite(estimate):
         return None
     return _around(effect, _TWO_SIDED * error, estimate, behaviour, row.get("final", np.nan))
+
+
+def over_draws(row: Mapping[str, Any]) -> Interval | None:
+    """The interval over draws of a mean effect that is itself a mean over these draws; else None.
+
+    Args:
+        row: As :func:`mean_interval` takes it, with ``draw_effect``, ``draw_low``, ``draw_high``
+            and ``drawn`` where the recipe was drawn.
+    """
+    names = ("effect", "draw_effect", "draw_low", "draw_high")
+    effect, mean, low, high = (_number(row.get(name)) for name in names)
+    if not (np.isfinite(low) and np.isfinite(high) and np.isclose(effect, mean, rtol=1e-9)):
+        return None
+    return Interval(low, high, 0.0, 0.0, drawn=str(row["drawn"]))
+
+
+def draws_hold_zero(row: Mapping[str, Any]) -> str:
+    """Over what draws the interval of an effect holds zero, as ``8 redraws``; empty if none does.
+
+    Args:
+        row: As :func:`over_draws` takes it.
+    """
+    low, high = _number(row.get("draw_low")), _number(row.get("draw_high"))
+    return str(row["drawn"]) if low <= 0 <= high else ""
+
+
+def _number(value: Any) -> float:
+    return np.nan if value is None else float(value)
 
 
 def few_examples(n: int) -> float:
@@ -191,6 +225,11 @@ def made_of(interval: Interval | None, behaviour: Behaviour) -> str:
     """What the width of an interval is made of, or why there is none."""
     if interval is None:
         return "no interval: the error of this mean is not known"
+    if interval.drawn:
+        return (
+            f"interval {interval_text(interval, behaviour)}, over {interval.drawn} of the recipe "
+            "(95 %)"
+        )
     parts = [f"±{amount_text(interval.sampling, behaviour)} from the choice of examples (95 %)"]
     if interval.estimate:
         off = amount_text(interval.estimate, behaviour)

@@ -20,6 +20,7 @@ import pandas as pd
 from stagelens.contracts import ACCURACY, OTHER_EXAMPLES, SLICE_COLUMN, Behaviour
 from stagelens.estimators.stage_trust import StageTrust
 
+from . import intervals
 from .intervals import Interval, example_interval, mean_interval
 from .numbers import amount_text, count_text, is_share, phrase, scaled
 from .trust_words import holds, signs_known, trust_word
@@ -128,11 +129,15 @@ def over_draws(row: Mapping[str, Any], behaviour: Behaviour, count: str) -> tupl
     low, high = (float(row.get(name, np.nan)) for name in ("draw_low", "draw_high"))
     if not (np.isfinite(low) and np.isfinite(high)):
         return (Part(count),)
-    if np.isclose(float(row["effect"]), float(row["draw_effect"]), rtol=1e-9):
+    if (own := intervals.over_draws(row)) is not None:
+        if not own.is_clear and _is_printed(amount_text(float(row["effect"]), behaviour)):
+            # The sentence has its ends already.
+            return (Part(f" over {row['drawn']}{count}"),)
         return (Part(f", 95 %: {_ends(low, high, behaviour)} over {row['drawn']}{count}"),)
+    unsure = ", so it is not known to come again" * bool(intervals.draws_hold_zero(row))
     return (
         Part(f" in this run{count}; of this recipe, 95 %: "),
-        Part(f"{_ends(low, high, behaviour, way=True)} over {row['drawn']}"),
+        Part(f"{_ends(low, high, behaviour, way=True)} over {row['drawn']}{unsure}"),
     )
 
 
@@ -154,13 +159,18 @@ def would_be_on_average(
 ) -> tuple[Part, ...]:
     """:func:`would_be` of a mean effect, whose interval may include zero.
 
+    An amount of this run is not emphasised where its interval over draws holds zero.
+
     Args:
         row: As :func:`mean_sentence` takes it.
         behaviour: What was measured.
         trust: What is known of the stage's counterfactual.
     """
     interval = mean_interval(row, trust, behaviour)
-    return _would_be_within(float(row["effect"]), interval, behaviour, trust)
+    said = _would_be_within(float(row["effect"]), interval, behaviour, trust)
+    if intervals.draws_hold_zero(row) and intervals.over_draws(row) is None:
+        return tuple(Part(part.text) for part in said)
+    return said
 
 
 def _would_be_within(

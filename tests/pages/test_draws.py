@@ -66,9 +66,17 @@ def test_of_the_recipe_bars_and_sentences_are_means_over_draws(open_page, drawn:
 
 def test_an_effect_whose_interval_holds_zero_is_no_finding(open_page, demo_copy: Path) -> None:
     write_draws(open_run(demo_copy), "test", [-1.0, 1.0, 0.2, 0.4])
-    said = words(check(open_page(demo_copy.parent, "run=digits&estimator=replay")))
+    app = check(open_page(demo_copy.parent, "run=digits&estimator=replay"))
+    said = words(app)
     assert "No stage stands out on this behaviour." in said
     assert "The interval over 4 redraws of the recipe holds zero, so no finding" in said
+    assert "so it is not known to come again" in said  # of the demo's story
+    (alt, *_) = [one["alt"] for one in figures(app)]
+    assert "the interval over 4 redraws holds zero" in alt and "training noise" not in alt
+    app = check(open_page(demo_copy.parent, f"run=digits&estimator=replay&{RECIPE}"))
+    (alt, *_) = [one["alt"] for one in figures(app)]
+    assert alt.count("no clear change: the interval includes zero") == 4
+    assert ": credit" not in alt
 
 
 def test_no_effect_on_a_gap_is_named_whose_interval_holds_zero(open_page, demo_copy: Path) -> None:

@@ -227,7 +227,7 @@ def test_a_mean_within_training_noise_is_no_finding() -> None:
             -0.29,
             -0.6,
             0.02,
-            "29 points higher, 95 %: 2.0 points lower to 60 points higher over 8 redraws "
+            "would show no clear change: 2.0 points lower to 60 points higher over 8 redraws "
             "(30 images).",
         ),
     ],
@@ -238,6 +238,9 @@ def test_a_mean_over_draws_has_its_interval_at_once(
     row = {"stage": "s", "group": None, "effect": effect, "n": 30, "draw_effect": effect}
     row |= {"draw_low": low, "draw_high": high, "drawn": "8 redraws"}
     assert str(sentences.mean_sentence(row, ACCURACY, "image", None)).endswith(said)
-    own = str(sentences.mean_sentence({**row, "effect": effect / 2}, ACCURACY, "image", None))
-    assert " in this run (30 images); of this recipe, 95 %: " in own
-    assert own.endswith("over 8 redraws.")
+    of_run = {**row, "effect": effect / 2, "error": 0.01, "rms": 0.5}
+    own = sentences.mean_sentence(of_run, ACCURACY, "image", None)
+    assert " in this run (30 images); of this recipe, 95 %: " in str(own)
+    unsure = low < 0 < high
+    assert str(own).endswith("so it is not known to come again.") == unsure
+    assert ("amount" in {part.kind for part in own.parts}) != unsure  # emphasised

@@ -12,7 +12,13 @@ from stagelens.ui.pieces import components, state
 from stagelens.ui.reading import loaders
 from stagelens.ui.reading.loaders import Effects
 from stagelens.ui.server import settings
-from stagelens.wording.sentences import Part, Sentence, mean_sentence, would_be_on_average
+from stagelens.wording.sentences import (
+    Part,
+    Sentence,
+    mean_sentence,
+    over_draws,
+    would_be_on_average,
+)
 
 _SHORTCUT, _MISLABELLED = "shortcut", "mislabelled"
 _MIXED_UP = "mixed-up"
@@ -137,7 +143,8 @@ def _mixed_up(workspace: Workspace) -> Sentence | None:
             Part(", accuracy on "),
             Part("4s and 9s", "group"),
             *would_be_on_average(row, ACCURACY, trust),
-            Part(f" ({int(row['n']):,} images of set {_MIXED_UP})."),
+            *over_draws(row, ACCURACY, f" ({int(row['n']):,} images of set {_MIXED_UP})"),
+            Part("."),
         ),
         trust,
         ACCURACY.name,
