@@ -166,7 +166,9 @@ def test_an_example_has_its_waterfall_and_its_shares_in_words(
     link = "run=digits&behaviour=margin&credit=Share&example=clean-000"
     app = check(open_page(shared.parent, link, EXAMPLES))
     said, shown = words(app), alts(app)
-    assert "pretrain 's share of the margin: +" in said
+    assert "pretrain 's share of the margin: +" in said and "(credit)" in said
+    (caption,) = [one.value for one in app.caption if "credit: " in one.value]
+    assert "credit: margin higher by the stage's share. ▼ blame: lower." in caption
     assert shown[0].startswith("Share of each stage in the margin on example clean-000, from ")
     effects = check(open_page(shared.parent, link.replace("Share", "Without+it"), EXAMPLES))
     assert "Without pretrain, the margin would be" in words(effects)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from stagelens.analyses.shares import orders
+from stagelens.analyses.shares.means import Mean
 from stagelens.analyses.shares.pairs import pairs_of
 from stagelens.analyses.shares.sentences import (
     BY_TASK_VECTOR,
@@ -24,10 +25,11 @@ from stagelens.analyses.shares.sentences import (
     total_sentence,
 )
 from stagelens.analyses.shares.share_table import SHARE, Shares, shares_of
+from stagelens.contracts import Behaviour
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.wording.sentences import slice_parts
 from tests.support.coalitions import made
-from tests.support.stage_trust import trust
+from tests.support.stage_trust import EXACT, trust
 
 N = 50
 NAMES = ("pretrain", "shortcut")
@@ -142,6 +144,23 @@ def test_estimated_numbers_are_said_with_reservation() -> None:
         share_sentence(unclear.means(SHARE)[1], unclear.behaviour, slice_parts("image"), "image")
     )
     assert "shows no clear change: −" in text
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "mean", "said"),
+    [
+        (Behaviour("loss", "lower", "nats"), -2.31, "loss: −2.31 nats (credit)."),
+        (Behaviour("loss", "lower", "nats"), 2.31, "loss: +2.31 nats (blame)."),
+        (Behaviour("loss", "lower", "nats"), 0.0, "loss: 0 nats."),
+        (Behaviour("probability", "higher"), 0.41, "label: +41 points (credit)."),
+        (Behaviour("score", "higher"), -1.0, "score: −1.00 (blame)."),
+    ],
+)
+def test_a_share_of_an_example_is_credit_or_blame(
+    behaviour: Behaviour, mean: float, said: str
+) -> None:
+    one = Mean("pretrain", 1, mean, None, EXACT)
+    assert str(example_sentence(one, behaviour)).endswith(said)
 
 
 def test_cautions_are_said_where_they_apply() -> None:

@@ -10,7 +10,14 @@ from stagelens.contracts import ACCURACY, Behaviour
 from stagelens.effects.headlines import FEWEST
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.wording.intervals import Interval
-from stagelens.wording.numbers import amount_text, count_text, phrase, signed_text, value_text
+from stagelens.wording.numbers import (
+    amount_text,
+    count_text,
+    is_share,
+    phrase,
+    signed_text,
+    value_text,
+)
 from stagelens.wording.sentences import Part, Sentence, is_certain, slice_parts, would_be
 from stagelens.wording.trust_words import may_be_finding, trust_word, weakest
 
@@ -114,7 +121,9 @@ def example_sentence(one: Mean, behaviour: Behaviour, reading: str = SHARE) -> S
     if not np.isfinite(one.mean):
         said: tuple[Part, ...] = (Part(f": not known. {one.trust.reason}"),)
     else:
-        said = (Part(": "), Part(_number(one, behaviour), "amount"), Part("."))
+        unit = f" {behaviour.unit}" if behaviour.unit and not is_share(behaviour) else ""
+        number = Part(_number(one, behaviour, unit), "amount")
+        said = (Part(": "), number, Part(f"{_judged(one, behaviour)}."))
     return Sentence((*opening, *said), one.trust, behaviour.name)
 
 
@@ -248,15 +257,24 @@ def _made(one: Mean, behaviour: Behaviour) -> tuple[Part, ...]:
     return would_be(-one.mean, behaviour, one.trust)
 
 
-def _number(one: Mean, behaviour: Behaviour) -> str:
+def _number(one: Mean, behaviour: Behaviour, unit: str = "") -> str:
     if not np.isfinite(one.mean):
         return "not known"
     if not may_be_finding(one.trust, behaviour.name):
-        return f"±{amount_text(one.mean, behaviour)}, its sign uncertain"
+        return f"±{amount_text(one.mean, behaviour)}{unit}, its sign uncertain"
     certain = is_certain(one.trust, behaviour)
     hedge = "" if one.trust.trust == "exact" else "about " if certain else "perhaps "
-    text = f"{hedge}{signed_text(one.mean, behaviour)}"
+    text = f"{hedge}{signed_text(one.mean, behaviour)}{unit}"
     return f"{text} (no clear change)" if one.interval and not one.is_clear else text
+
+
+def _judged(one: Mean, behaviour: Behaviour) -> str:
+    """Whether a number is credit or blame; empty where that is not known, or it rounds to zero."""
+    unclear = one.interval is not None and not one.is_clear
+    known = may_be_finding(one.trust, behaviour.name) and not unclear
+    if not known or signed_text(one.mean, behaviour)[0] not in "+−":
+        return ""
+    return " (credit)" if behaviour.sign * one.mean > 0 else " (blame)"
 
 
 def _least(means: Sequence[Mean], behaviour: Behaviour) -> StageTrust:

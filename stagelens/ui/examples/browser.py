@@ -41,6 +41,11 @@ _HELP = {
     SHARE: "The stage's share of what training as a whole did",
     SEEN_AFTER: "Seen after the stage: the boundary after it minus the one before",
 }
+_BECAUSE = {
+    WITHOUT: "because of the stage",
+    SHARE: "by the stage's share",
+    SEEN_AFTER: "after the stage than before",
+}
 _MARKED = state.session_key("marked")
 
 
@@ -127,7 +132,8 @@ def _table(
     known = {s: trusts[s] for s in workspace.stages if s in trusts}
     trust = components.plain(trust_line(known, chosen.behaviour.name))
     st.caption(
-        f"▲ credit: {phrase(chosen.behaviour)} {better} because of the stage. ▼ blame: "
+        f"▲ credit: {phrase(chosen.behaviour)} {better} "
+        f"{_BECAUSE[chosen.filters.credit]}. ▼ blame: "
         f"{'lower' if better == 'higher' else 'higher'}. "
         f"{_unsigned(known)}{_noise(workspace, shown) if _by_effects(chosen) else ''}"
         f"{trust} Click a row to look at the example." + _left_out(workspace, columns)
