@@ -70,6 +70,8 @@ class StageTrust(BaseModel):
             agree, which is said by the first. Joined when read, see ``verification.trusted``.
         no_replay: Why no replay can settle the number, and what would help; empty where one can.
             Joined when read, as ``agreements`` are.
+        over_draws: Of a mean over draws of the recipe: behaviours, each with the width of the
+            interval of its mean effect over the size of that; infinite where there is none.
         cost: Example-gradients spent, in replays of the later stages.
         seconds: Wall time that obtaining the counterfactual took.
     """
@@ -92,6 +94,7 @@ class StageTrust(BaseModel):
     ensemble: bool = False
     agreements: tuple[Agreement, ...] = ()
     no_replay: str = ""
+    over_draws: tuple[tuple[str, float], ...] = ()
     cost: float = 0.0
     seconds: float = 0.0
 

@@ -5,6 +5,7 @@ Importing this module does not import torch; :mod:`.drawing` makes them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -159,12 +160,23 @@ def _trust(stage: Stage, there: bool, facts: DrawFacts, drawn: DrawnEffects) -> 
     return StageTrust(
         stage=stage.name,
         estimator=REPLAY,
-        trust="exact",
-        reason=f"The mean over {drawn.words} {how}.",
-        deviation=0.0,
-        expected_error=0.0,
-        cost=0.0,
+        trust="estimated",
+        reason=f"The mean over {drawn.words} {how}, which other draws would change.",
+        on_samples=() if least is None else least.on_samples,
+        over_draws=_widths(stage, drawn),
     )
+
+
+def _widths(stage: Stage, drawn: DrawnEffects) -> tuple[tuple[str, float], ...]:
+    """Behaviour to how wide the interval of its mean effect is, in sizes of that effect."""
+    own = drawn.table[drawn.table["stage"] == stage.name]
+    means = own.groupby(["behaviour", "draw"], observed=True)["effect"].mean().dropna()
+    found = []
+    for behaviour, values in means.groupby(level="behaviour", observed=True):
+        one = drawn.interval(values.to_numpy())
+        known = np.isfinite(one.high - one.low) and one.mean != 0
+        found.append((str(behaviour), (one.high - one.low) / abs(one.mean) if known else math.inf))
+    return tuple(found)
 
 
 def sentence(facts: DrawFacts, drawn: DrawnEffects) -> str:

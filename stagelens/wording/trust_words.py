@@ -69,14 +69,15 @@ MEANINGS: Mapping[TrustWord, str] = {
     ),
     "reliable": (
         "not checked; in nine of ten such estimates the error is at most the one printed, and that "
-        f"is no more than {percent(RELIABLE_BELOW)}; only a replay decides"
+        f"is no more than {percent(RELIABLE_BELOW)}; only a replay decides; or a mean over draws "
+        "whose interval is at most half as wide as the mean is large"
     ),
     "on recorded samples": (
         "a replay of training on sampled answers, with the answers as they were recorded; the "
         "model without the stage might have sampled others"
     ),
     "rough": "not checked, and the error may be larger or is not known; where steps were recorded, "
-    "a replay settles it",
+    "a replay settles it; or a mean over draws whose interval is wider than half of it",
     "sign uncertain": (
         f"not checked, and more than {percent(WRONG_SIGNS_ABOVE)} of the signs may be wrong (where "
         f"that is not known: the error may be above {percent(SIGN_UNCERTAIN_ABOVE)}); credit may "
@@ -116,6 +117,8 @@ def trust_word(trust: StageTrust, behaviour: str | None = None) -> TrustWord:
 
 
 def _word_for_the_samples(trust: StageTrust, behaviour: str | None) -> TrustWord:
+    if trust.over_draws:
+        return "reliable" if _width_over_draws(trust, behaviour) <= WIDE else "rough"
     agreement = _agreement(trust, behaviour)
     if agreement is not None:
         return "verified" if agreement.agrees else "does not agree"
@@ -123,6 +126,16 @@ def _word_for_the_samples(trust: StageTrust, behaviour: str | None) -> TrustWord
         # Nothing says how well it agrees, so nothing says that it does.
         return "rough"
     return promised_word(trust) if trust.trust == "estimated" else trust.trust
+
+
+WIDE = 0.5
+"""A mean over draws is rough where its interval is wider than this share of the mean."""
+
+
+def _width_over_draws(trust: StageTrust, behaviour: str | None) -> float:
+    widths = dict(trust.over_draws)
+    # Of all behaviours, or one that was not drawn, the widest.
+    return widths.get(behaviour or "", max(widths.values()))
 
 
 def _agreement(trust: StageTrust, behaviour: str | None) -> Agreement | None:
@@ -190,6 +203,9 @@ def trust_label(trust: StageTrust, behaviour: str | None = None) -> str:
         usual = trust.agreements[0].behaviour if behaviour is None else behaviour
         about = "" if agreement.behaviour == usual else f"{agreement.behaviour}: "
         figures = f"{about}r {decimal(agreement.r)}, error {percent(agreement.relative_error)}"
+    elif trust.over_draws:
+        width = _width_over_draws(trust, behaviour)
+        figures = f"±{percent(width / 2)} over draws" if np.isfinite(width) else "error not known"
     elif trust.trust != "estimated":
         return word
     else:
@@ -276,6 +292,8 @@ def samples_sentence(on_samples: Sequence[str]) -> str:
 def trust_advice(trust: StageTrust, behaviour: str | None = None) -> str:
     """Whether to rely on the number; nothing where it is exact or refused."""
     word = trust_word(trust, behaviour)
+    if trust.over_draws and word == "rough":
+        return "Rely on its interval over draws, not on its size."
     if trust.no_replay and word in _UNSETTLED:
         return f"{_UNSETTLED[word]} No replay can settle it: {trust.no_replay}."
     return _ADVICE.get(word, "")

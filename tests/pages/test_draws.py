@@ -62,6 +62,10 @@ def test_of_the_recipe_bars_and_sentences_are_means_over_draws(open_page, drawn:
     of_run, of_recipe = (each.query("group == 'all'")["stage effect"] for each in effects)
     assert of_recipe.tolist() == pytest.approx((2 * of_run).tolist())
     assert figures(run)[0]["alt"] != figures(recipe)[0]["alt"]
+    # Five draws, each fifth apart: intervals are nearly as wide as the means.
+    trusts = next(one.value for one in recipe.dataframe if "stage effect" in one.value.columns)
+    assert set(trusts["trust"]) == {"rough"}
+    assert "Rely on its interval over draws, not on its size." in said
 
 
 def test_an_effect_whose_interval_holds_zero_is_no_finding(open_page, demo_copy: Path) -> None:

@@ -31,6 +31,7 @@ from stagelens.replaying.draws import drawn_models
 from stagelens.runs.run import Run, open_run
 from stagelens.runs.sets.writer import write_set
 from stagelens.trust import drawing, draws
+from stagelens.wording.trust_words import trust_label, trust_word
 from tests.support.loops import make_batches, make_task, train
 from tests.support.small_runs import Phase, record
 from tests.unit.conftest import Command
@@ -325,6 +326,19 @@ def test_the_command_tells_the_cost_first_and_the_interval_at_the_end(
     rows = json.loads(command(*words, "--json").out)
     assert {row["in_this_run"] for row in rows if row["stage"] == "first"} == {None}
     assert None not in {row["in_this_run"] for row in rows if row["stage"] == "second"}
+
+
+def test_a_mean_over_draws_is_as_certain_as_its_interval_and_never_exact(mlp: Run) -> None:
+    made = drawing.measure_draws(mlp, "test", 3, QUIET)
+    facts, _ = draws.of_recipe(mlp, "test") or pytest.fail("nothing is stored")
+    factor = made.table["draw"].map({0: 0.99, 1: 1.0, 2: 1.01})
+    near = made.table.assign(effect=factor.where(made.table["behaviour"] == "margin", factor - 1))
+    known = draws._trust(mlp.stage("first"), True, facts, DrawnEffects(near, "recipe"))
+    assert trust_word(known, "margin") == "reliable"
+    width = 2 * 4.302653 * 0.01 * np.sqrt(1 / 3 + 1)
+    assert dict(known.over_draws)["margin"] == pytest.approx(width)
+    assert "±5 % over draws" in trust_label(known, "margin")
+    assert trust_word(known, "accuracy") == trust_word(known) == "rough"  # around zero
 
 
 def test_a_behaviour_without_values_has_no_row(mlp: Run) -> None:
