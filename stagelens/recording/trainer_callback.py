@@ -155,7 +155,7 @@ class StageRecorderCallback(TrainerCallback):
 
     def _begin(self, args: TrainingArguments, state: TrainerState, **kwargs: Any) -> None:
         settings = TrainerSettings.read(args, state, kwargs["optimizer"])
-        place = self.path.resolve()
+        place = str(self.path.resolve())
         if (before := _recording.get(place)) is not None:
             # It was interrupted, and its lock would refuse the new recorder.
             before.interrupt()
@@ -338,9 +338,10 @@ class _Open:
         self.stage.step(None, self.passes.drop())
 
 
-_recording: weakref.WeakValueDictionary[Path, StageRecorderCallback] = weakref.WeakValueDictionary()
+_recording: weakref.WeakValueDictionary[str, StageRecorderCallback] = weakref.WeakValueDictionary()
 """Run folder to the newest callback that recorded into it, in this process; weak, so that an
-abandoned training is not kept alive."""
+abandoned training is not kept alive. Not by its ``Path``, which cannot be compared any more while
+the interpreter ends."""
 
 
 def _leave(closing: ExitStack) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 import time
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pytest
@@ -134,3 +135,16 @@ def test_a_checkpoint_of_a_training_that_was_not_recorded_is_refused(tmp_path: P
         trainer("bert", model, tokenizer, more, callbacks=[callback]).train(
             resume_from_checkpoint=True
         )
+
+
+def test_callbacks_go_quietly_while_the_interpreter_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = [train(tmp_path, name) for name in ("first", "second")]
+    said: list[Any] = []
+    with monkeypatch.context() as ending:
+        ending.setattr(sys, "unraisablehook", said.append)
+        ending.setitem(PurePath.__eq__.__globals__, "PurePath", None)  # as modules are emptied
+        trained.clear()
+        gc.collect()
+    assert not said
