@@ -15,9 +15,12 @@ from stagelens.runs import fact_tables
 from stagelens.runs.run import Run
 from stagelens.runs.schema import digest
 from stagelens.runs.sets.evaluation_set import EvaluationSet
+from stagelens.tasks import traits
 
 _CONTRIBUTIONS = 2
 """Part of every key; raised when the sweep, or what is kept of it, changes."""
+_OF_PLAIN_LOSSES = 1
+"""The same for runs of built-in tasks that name no objective: what changed since is of others."""
 
 SHOWN = 20
 """Training examples per stage, at either end of the ranking, whose content is kept."""
@@ -178,7 +181,10 @@ def contributions_path(
         ids: Of the examples that are asked about.
         since: The earliest stage of the answer, which reaches from there to the last one.
     """
-    parts = (_CONTRIBUTIONS, run.digest, examples.digest, behaviour, asked_digest(ids), since)
+    plain = traits(run.file.task.name) is not None and not run.file.task.own
+    plain = plain and all(stage.facts.objective is None for stage in run.stages)
+    revision = _OF_PLAIN_LOSSES if plain else _CONTRIBUTIONS
+    parts = (revision, run.digest, examples.digest, behaviour, asked_digest(ids), since)
     return run.files.inside(f"results/contributions/{digest(*parts)[:32]}.parquet")
 
 
