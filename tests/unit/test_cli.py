@@ -114,6 +114,7 @@ def test_an_output_that_cannot_be_written_is_said_before_anything_is_computed(
     assert not (copied / "results").exists()
 
 
+@pytest.mark.slow
 def test_the_time_is_told_beside_the_prediction_where_something_was_computed(
     copied: Path, command: Command
 ) -> None:

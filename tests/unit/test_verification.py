@@ -203,7 +203,7 @@ def test_rows_of_another_recording_are_not_read(run: Run, tmp_path: Path) -> Non
     other = record(
         tmp_path / "other", "cnn", [Phase("first", lambda g: torch.optim.SGD(g, 0.1), steps=3)]
     )
-    shutil.copytree(run.path / "results", other.path / "results")
+    shutil.copytree(run.path / "results", other.path / "results", dirs_exist_ok=True)
     assert verification.load_verification(other).empty
 
 

@@ -65,15 +65,18 @@ def section(workspace: Workspace, effects: Effects, by: str | None, group: str |
         + (", and how many beyond guessing." if known else "."),
         about,
         height="content",
+        column_config={
+            "beyond guessing": st.column_config.NumberColumn(
+                "beyond guessing",
+                help="Were every answer that the model does not know one of "
+                f"{found.choices:,} at random, some would seem learned or forgotten by chance; "
+                "they are taken out.",
+            ),
+            "95 %": st.column_config.TextColumn("95 %", help="Over the choice of examples."),
+        },
     )
-    components.text_block(
-        MISFIT
-        if not known
-        else f"Beyond guessing: were every answer that the model does not know one of "
-        f"{found.choices:,} at random, some would seem learned or forgotten by chance; they "
-        "are taken out. 95 %: over the choice of examples.",
-        muted=True,
-    )
+    if not known:
+        components.text_block(MISFIT, muted=True)
     _by_stage(workspace, effects, by, group, filters)
 
 
@@ -159,7 +162,7 @@ def _by_stage(
         | {"trust": config.TextColumn("trust", help="Of the answers without the stage.")},
     )
     components.text_block(
-        "Where it became visible (first three numbers) is not who caused it (the next two): a "
-        "later stage can hide or bring out what an earlier one did.",
+        "Where it became visible (the first three numbers) is not who caused it (the next two): "
+        "later stages hide or bring out what earlier ones did.",
         muted=True,
     )
