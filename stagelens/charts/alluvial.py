@@ -9,6 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from stagelens.analyses.paths.answers import RIGHT, Kind, kind_of
+from stagelens.contracts import BASE
 from stagelens.wording.numbers import count_text
 
 from .style import (
@@ -89,7 +90,7 @@ def alluvial(
         tickmode="array",
         tickvals=list(range(len(boundaries))),
         ticktext=boundary_ticks(boundaries[1:])
-        if boundaries[0] == "base"
+        if boundaries[0] == BASE
         else boundary_ticks(boundaries)[1:],
         tickfont={"color": palette.text, "size": 13},
         automargin=True,
@@ -246,7 +247,7 @@ def _said(
     shares = []
     for place, name in enumerate(boundaries):
         right = sum(count for code, count in counts.items() if code[place] == RIGHT)
-        where = name if name == "base" else f"after {name}"
+        where = name if name == BASE else f"after {name}"
         shares.append(f"{100 * right / total:.0f} % {where}")
     of_kind = {kind: 0 for kind in reversed(_ORDER)}
     for code, count in counts.items():
@@ -265,7 +266,7 @@ def _rows(counts: Mapping[str, int], boundaries: Sequence[str]) -> pd.DataFrame:
         {
             "path": kind_of(code),
             **{
-                (name if name == "base" else f"after {name}"): "right" if a == RIGHT else "wrong"
+                (name if name == BASE else f"after {name}"): "right" if a == RIGHT else "wrong"
                 for name, a in zip(boundaries, code, strict=True)
             },
             "examples": counts[code],

@@ -163,6 +163,22 @@ def diverging(
         fixedrange=True,
         nticks=7,
     )
+    say_directions(figure, behaviour, unit, palette, -32)
+    return figure
+
+
+def say_directions(
+    figure: go.Figure, behaviour: Behaviour, unit: str, palette: Palette, shift: int
+) -> None:
+    """Say below the axis which side is worse and which is better; better is to the right.
+
+    Args:
+        figure: Changed in place.
+        behaviour: What was measured.
+        unit: In brackets, after a space; may be empty.
+        palette: Light or dark.
+        shift: Pixels from the plot's lower edge, negative downwards.
+    """
     worse = {"higher": "lower", "lower": "higher"}[behaviour.better]
     for text, x, anchor in (
         (f"← {behaviour.name} {worse}", 0, "left"),
@@ -176,11 +192,10 @@ def diverging(
             y=0,
             yref="paper",
             yanchor="top",
-            yshift=-32,
+            yshift=shift,
             showarrow=False,
             font={"color": palette.muted, "size": 13},
         )
-    return figure
 
 
 def _reach(rows: Sequence[BarRow], behaviour: Behaviour, room: float) -> float:

@@ -25,7 +25,7 @@ from stagelens.wording.numbers import (
 from stagelens.wording.trust_words import is_trustworthy
 
 from .bars import sign_note
-from .diverging_bars import BELOW, FAINT, stage_label, told
+from .diverging_bars import BELOW, FAINT, say_directions, stage_label, told
 from .style import (
     BLAME,
     CREDIT,
@@ -143,24 +143,8 @@ def waterfall(
         nticks=6,
         ticksuffix=" %" if is_share(behaviour) else "",
     )
-    worse = {"higher": "lower", "lower": "higher"}[behaviour.better]
     unit = f" ({behaviour.unit})" if axis_unit(behaviour) and not is_share(behaviour) else ""
-    for text, x, anchor in (
-        (f"← {behaviour.name} {worse}", 0, "left"),
-        (f"{behaviour.name} {behaviour.better}{unit} →", 1, "right"),
-    ):
-        figure.add_annotation(
-            text=text,
-            x=x,
-            xref="paper",
-            xanchor=anchor,
-            y=0,
-            yref="paper",
-            yanchor="top",
-            yshift=-30,
-            showarrow=False,
-            font={"color": palette.muted, "size": 13},
-        )
+    say_directions(figure, behaviour, unit, palette, -30)
     return Chart(figure, _said(steps, base, final, behaviour, about, what), _rows(means, steps))
 
 

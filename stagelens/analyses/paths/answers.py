@@ -92,11 +92,6 @@ def kind_of(code: str) -> Kind:
     return "learned" if code[-1] == RIGHT else "forgotten"
 
 
-def is_path(text: str, boundaries: int) -> bool:
-    """Whether a text is the path of an example over so many boundaries."""
-    return len(text) == boundaries and set(text) <= {RIGHT, WRONG}
-
-
 def paths(
     parts: Iterable[pd.DataFrame], examples: pd.DataFrame, boundaries: Sequence[str]
 ) -> Paths | None:

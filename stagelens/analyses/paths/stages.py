@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pandas as pd
 
+from stagelens.contracts import BASE
 from stagelens.effects.summary import right_answers
 
 from .answers import Paths
@@ -46,13 +47,12 @@ def by_stage(paths: Paths, effects: pd.DataFrame | None, stages: Sequence[str]) 
     right = paths.right[known]
     rows = []
     places = {name: place for place, name in enumerate(paths.boundaries)}
-    before = dict(pairwise(("base", *stages)))
-    after = {stage: name for name, stage in before.items()}
+    boundary_before = {stage: name for name, stage in pairwise((BASE, *stages))}
     for stage in stages:
         row: dict[str, object] = dict.fromkeys(STAGE_COLUMNS, float("nan"))
         row["stage"] = stage
-        if stage in places and after[stage] in places:
-            then, now = right[:, places[after[stage]]], right[:, places[stage]]
+        if stage in places and boundary_before[stage] in places:
+            then, now = right[:, places[boundary_before[stage]]], right[:, places[stage]]
             row["became_right"] = float(((then == 0) & (now == 1)).sum())
             row["became_wrong"] = float(((then == 1) & (now == 0)).sum())
             row["seen_after"] = float(now.sum() - then.sum())
