@@ -33,12 +33,19 @@ class Sentinel:
         self.parameter = min(moving or trained, key=lambda p: p.numel())
         self.followed = True
         self._failed = failed
+        self._given: Tensor | None = None
         self._incoming: Tensor | None = None
-        self._handle = self.parameter.register_hook(self._after_backward)
+        # The first also sees gradients that torch.autograd.grad only returns; the second tells
+        # that what the first saw was added to .grad.
+        self._handles = (
+            self.parameter.register_hook(self._seen),
+            self.parameter.register_post_accumulate_grad_hook(self._added),
+        )
 
     def remove(self) -> None:
-        """Remove the hook."""
-        self._handle.remove()
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
 
     def updated(self, updates: int, checking: bool) -> None:
         """Decide about the next update.
@@ -49,15 +56,20 @@ class Sentinel:
         """
         self.followed = checking and (updates < _AT_FIRST or updates % _THEN_EVERY == 0)
 
-    def _after_backward(self, gradient: Tensor) -> None:
-        if not self.followed:
+    def _seen(self, gradient: Tensor) -> None:
+        if self.followed:
+            self._given = gradient.detach()
+
+    def _added(self, _parameter: Tensor) -> None:
+        given, self._given = self._given, None
+        if given is None:
             return
         try:
             if self._incoming is None:
                 # Cloned: torch may keep this tensor as .grad, which clipping changes in place.
-                self._incoming = gradient.detach().clone()
+                self._incoming = given.clone()
             else:
-                self._incoming += gradient.detach()
+                self._incoming += given
         except Exception as error:
             self._failed(error)
 

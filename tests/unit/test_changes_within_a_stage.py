@@ -226,6 +226,18 @@ def test_a_gradient_that_is_changed_once_shortly_before_the_end_is_found(wide: T
         Once().run(wide)
 
 
+def test_gradients_that_are_only_looked_at_are_no_change(wide: Training) -> None:
+    """Of another loss, by ``torch.autograd.grad``: hooks of tensors run, ``.grad`` is untouched."""
+
+    class Looked(Loop):
+        def before_update(self, training: Training, step: int) -> None:
+            squares = [(weight**2).sum() for weight in training.model.parameters()]
+            torch.autograd.grad(torch.stack(squares).sum(), list(training.model.parameters()))
+
+    Looked().run(wide)
+    assert measure_deviation(wide.recorder.run().task, wide.recorder.run().last).bitwise
+
+
 def test_a_training_goes_on_where_there_is_no_memory_for_copies(
     wide: Training, monkeypatch: pytest.MonkeyPatch
 ) -> None:
