@@ -15,7 +15,9 @@ from stagelens.analyses.paths.stages import by_stage
 from stagelens.contracts import ACCURACY, BASE, StageLensError
 from stagelens.effects.results import FIRST, load_result
 from stagelens.runs.run import Run
+from stagelens.runs.sets.clusters import clusters, with_sources
 from stagelens.trust.estimates import stored_estimates
+from stagelens.wording.numbers import count_text
 from stagelens.wording.trust_words import trust_word
 
 from .options import (
@@ -64,7 +66,7 @@ def follow(
         measured = boundaries(opened, examples.name, report).table
         first = measured[measured["behaviour"] == measured["behaviour"].iloc[0]]
         stages = [stage.name for stage in opened.stages]
-        found = paths([first], examples.table(["example_id", "label"]), (BASE, *stages))
+        found = paths([first], with_sources(examples), (BASE, *stages))
     if found is None:
         raise StageLensError(
             f"set {examples.name} has no paths: they take labels, and answers at two boundaries "
@@ -77,6 +79,8 @@ def follow(
         say(json.dumps(_json(found, rows), indent=1))
     else:
         _print(found, rows, examples.name)
+        if (sharing := clusters(examples)) is not None:
+            say(sharing.words(count_text(examples.count, "example")))
     if out is not None:
         write_table(out, _each(found, first))
 
@@ -115,8 +119,8 @@ def _json(found: Paths, rows: pd.DataFrame) -> dict[str, object]:
             "kind": one.kind,
             "count": one.count,
             "beyond_guessing": one.beyond if known else None,
-            "low": one.low if known else None,
-            "high": one.high if known else None,
+            "low": one.low if known and one.low == one.low else None,
+            "high": one.high if known and one.high == one.high else None,
         }
         for one in counted
     ]
@@ -138,8 +142,7 @@ def _print(found: Paths, rows: pd.DataFrame, set_name: str) -> None:
     counted = beyond_guessing(found)
     known = fits(counted)
     for one in counted:
-        beyond, low, high = one.shown()
-        cells = (f"{beyond:,.0f}", f"{low:,.0f} to {high:,.0f}") if known else ("-", "-")
+        cells = (f"{one.shown()[0]:,.0f}", one.interval_text()) if known else ("-", "-")
         printed.add_row(one.kind, f"{one.count:,}", *cells)
     print_table(printed)
     if not known:

@@ -36,6 +36,7 @@ from stagelens.estimators.registry import make_estimator
 from stagelens.estimators.stage_trust import REPLAY
 from stagelens.runs.files import check_changeable
 from stagelens.runs.run import Run
+from stagelens.runs.sets.clusters import clusters
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.wording.folding import listed
 from stagelens.wording.numbers import (
@@ -168,6 +169,8 @@ def shares(
         say(rows.to_json(orient="records", indent=1))
     else:
         _print(opened, result, found)
+        if (sharing := clusters(examples)) is not None:
+            say(sharing.words(count_text(examples.count, "example")))
     if out is not None:
         write_table(out, share_table(result, [each.behaviour.name for each in found]))
 

@@ -25,6 +25,7 @@ from stagelens.estimators.stage_trust import REPLAY, StageTrust
 from stagelens.runs import fact_tables
 from stagelens.runs.run import Run
 from stagelens.runs.schema import digest
+from stagelens.runs.sets.clusters import with_sources
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 
 from .results import BehaviourFacts
@@ -113,7 +114,8 @@ class CoalitionResult:
 
     Attributes:
         facts: About the models.
-        examples: ``example_id`` and ``label``, in the set's order; N rows.
+        examples: ``example_id``, ``label`` and, where some share a source, ``cluster``, in the
+            set's order; N rows.
         models: Coalition to ``prediction``, ``confidence`` and a column for each behaviour, N rows
             in the same order. Refused coalitions have none.
     """
@@ -297,7 +299,7 @@ def load_coalitions(
     if masks is None:
         masks = range(1 << len(parties)) if len(parties) <= 16 else _unions(run, parties, there)
     own = stage_masks(run, parties, masks)
-    own_examples, doubts = examples.table(["label"])[["example_id", "label"]], problems(run)
+    own_examples, doubts = with_sources(examples), problems(run)
     models: dict[int, pd.DataFrame] = {}
     trust: dict[int, StageTrust] = {}
     passes, seconds, behaviours = 0, 0.0, []

@@ -20,7 +20,11 @@ import pandas as pd
 from stagelens.contracts import SetError
 from stagelens.runs.sets.clusters import CLUSTER
 
+from .rates import class_worths, rates
 from .resampling import Resamples, by_cluster, interval, sums
+
+_WORTHS = ("missed_worth", "false_worth")
+"""Columns while intervals of errors by class are made: see ``rates.class_worths``."""
 
 MINIMUM = 10
 """Labelled examples that a group needs to be called best or worst."""
@@ -261,22 +265,6 @@ def _bootstrap(data: _Data, resamples: int, seed: int) -> dict[str | None, np.nd
     return drawn
 
 
-def _rates(hits: np.ndarray, of: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Shares and their intervals; the bootstrap of a share is binomial, so nothing is drawn.
-
-    Args:
-        hits: How many were hit; NaN where that is not known.
-        of: Of how many; without any there is no share.
-    """
-    from scipy.stats import binom
-
-    with np.errstate(invalid="ignore"):  # 0 of 0
-        share = hits / of
-    ends = (binom.ppf(end, of, share) / np.maximum(of, 1) for end in (0.025, 0.975))
-    low, high = (np.where(np.isfinite(share), end, np.nan) for end in ends)
-    return share, low, high
-
-
 # ---------------------------------------------------------------------------------------- rows
 
 
@@ -288,10 +276,11 @@ def _group_rows(data: _Data, drawn: Mapping[str | None, np.ndarray]) -> pd.DataF
         with np.errstate(invalid="ignore"):  # 0 of 0
             margin = own[:, 1].sum(axis=0) / count
         ends = np.array([interval(of_model) for of_model in drawn[name][:, 1].T])
-        rates = _rates(own[:, 0].sum(axis=0), count)
+        shares = rates(own[:, 0].sum(axis=0), count)
         if data.clusters is not None:  # the binomial would take its examples to be apart
-            rates = rates[0], *np.array([interval(of_model) for of_model in drawn[name][:, 0].T]).T
-        figures = (*rates, margin, *ends.T)
+            drawn_ends = np.array([interval(of_model) for of_model in drawn[name][:, 0].T]).T
+            shares = shares[0], *drawn_ends
+        figures = (*shares, margin, *ends.T)
         facts = {"model": data.models, "group": name, "n": count}
         frames.append(pd.DataFrame({**facts, **dict(zip(GROUP_COLUMNS[3:], figures, strict=True))}))
     rows = pd.concat(frames, ignore_index=True)
@@ -319,11 +308,15 @@ def _class_rows(data: _Data) -> pd.DataFrame:
             called = given.sum(axis=0)[known] - right
             false = np.where(unknown.sum() - unknown > 0, np.nan, called)
             counts = {"n": total, "missed": missed, "others": total.sum() - total, "false": false}
+            if data.clusters is not None:
+                own = data.label[of], data.answer[of, number], data.clusters[of]
+                worths = class_worths(*own, count)
+                counts |= {kind: worth[known] for kind, worth in zip(_WORTHS, worths, strict=True)}
             frames.append(pd.DataFrame({"model": model, "group": name, "label": labels, **counts}))
     rows = pd.concat(frames, ignore_index=True)
-    for kind, of_these in (("missed", "n"), ("false", "others")):
-        rates = _rates(rows[kind].to_numpy(float), rows[of_these].to_numpy())
-        rows[kind], rows[f"{kind}_low"], rows[f"{kind}_high"] = rates
+    for kind, of_these, worth in zip(("missed", "false"), ("n", "others"), _WORTHS, strict=True):
+        counted = (rows[each].to_numpy(float) for each in (kind, of_these, worth) if each in rows)
+        rows[kind], rows[f"{kind}_low"], rows[f"{kind}_high"] = rates(*counted)
     return rows[list(CLASS_COLUMNS)]
 
 

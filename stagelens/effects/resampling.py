@@ -99,10 +99,19 @@ def by_cluster(columns: np.ndarray, clusters: np.ndarray) -> np.ndarray:
     Returns:
         (clusters, C); an example that has no cluster is one of its own.
     """
-    alone = clusters < 0
-    number = np.where(alone, clusters.max(initial=-1) + 1 + np.arange(len(columns)), clusters)
-    place = np.unique(number, return_inverse=True)[1]
+    place = numbered(clusters)
     return np.stack([np.bincount(place, weights=column) for column in columns.T], axis=1)
+
+
+def numbered(clusters: np.ndarray) -> np.ndarray:
+    """Clusters numbered from 0 on, without gaps; an example that has none is one of its own.
+
+    Args:
+        clusters: (n,) as :func:`standard_error` takes them.
+    """
+    alone = clusters < 0
+    number = np.where(alone, clusters.max(initial=-1) + 1 + np.arange(len(clusters)), clusters)
+    return np.unique(number, return_inverse=True)[1]
 
 
 def standard_error(values: np.ndarray, clusters: np.ndarray | None = None) -> float:
@@ -131,6 +140,11 @@ def standard_error(values: np.ndarray, clusters: np.ndarray | None = None) -> fl
     if count < 2:
         return float("nan")
     return float(np.sqrt(count / (count - 1) * (summed**2).sum()) / n)
+
+
+def sources(clusters: np.ndarray) -> int:
+    """How many clusters there are; an example that has none is one of its own."""
+    return int(numbered(clusters).max(initial=-1)) + 1
 
 
 def interval(draws: np.ndarray, level: float = LEVEL) -> tuple[float, float]:

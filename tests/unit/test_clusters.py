@@ -9,8 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from stagelens.analyses.shares.share_table import SEEN_AFTER, shares_of
 from stagelens.analyses.slices.effects import difference_interval, mean_interval
 from stagelens.contracts import Behaviour
+from stagelens.effects.coalition_measuring import measure_coalitions
 from stagelens.effects.computing import attribute
 from stagelens.effects.summary import stage_summary
 from stagelens.report.sections import Basis, default_sections
@@ -89,13 +91,16 @@ def test_duplicate_rows_do_not_narrow_an_interval(run: Run, tmp_path: Path) -> N
         every = np.concatenate([images] * times)
         write_set(path, run.task, f"{times}-times", images=every, labels=labels * times)
     opened = open_run(path, run.task)
-    errors = []
+    errors, shares = [], []
     for name in ("1-times", "4-times"):
         attribute(opened, name, "task-vector", progress=lambda *_: None)
         basis = Basis.of(opened, name)
         means = stage_summary(basis.effects.of("margin"), MARGIN, basis.stages)
         errors.append(means["error"].to_numpy())
+        measured = shares_of(measure_coalitions(opened, name, "task-vector"), "margin")
+        shares.append([measured.means(SEEN_AFTER)[0].interval.sampling, len(measured.final)])
     np.testing.assert_allclose(errors[1], errors[0], rtol=1e-6)
+    assert shares == [pytest.approx([shares[0][0], n], rel=1e-6) for n in (30, 120)]
     about = [default_sections(opened, name)[0].about for name in ("1-times", "4-times")]
     assert "clustered by input: 120 images from 30 sources" in about[1]
     assert "clustered" not in about[0]

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from stagelens.effects.summary import right_answers
+from stagelens.runs.sets.clusters import CLUSTER
 
 Kind = Literal["always right", "learned", "flipped", "forgotten", "never right"]
 
@@ -33,12 +34,15 @@ class Paths:
         right: (N, B) float, 1 where the answer is the label, 0 where it is not, NaN where there is
             no label.
         choices: How many answers there are to choose from: those that occur as labels or answers.
+        clusters: (N,) the number of each example's source, below 0 where it shares none; None where
+            none do.
     """
 
     boundaries: tuple[str, ...]
     example_ids: np.ndarray
     right: np.ndarray
     choices: int
+    clusters: np.ndarray | None = None
 
     @property
     def known(self) -> np.ndarray:
@@ -69,8 +73,9 @@ class Paths:
         Args:
             rows: (N,) bool.
         """
+        shared = None if self.clusters is None else self.clusters[rows]
         own = self.example_ids[rows], self.right[rows]
-        return Paths(self.boundaries, *own, self.choices)
+        return Paths(self.boundaries, *own, self.choices, shared)
 
     def counts(self) -> dict[str, int]:
         """How many examples took each path, the most frequent first; without a label, none did."""
@@ -102,7 +107,8 @@ def paths(
     Args:
         parts: Boundary tables of one behaviour, with ``boundary``, ``example_id`` and
             ``prediction``; in parts of whole boundaries, in any order.
-        examples: ``example_id``, unique, and ``label``, of the set that was measured.
+        examples: ``example_id``, unique, ``label``, and ``cluster`` where some share a source, of
+            the set that was measured.
         boundaries: Names in training order.
 
     Returns:
@@ -128,6 +134,10 @@ def paths(
     if len(known) < 2:
         return None
     found = Paths(
-        tuple(known), ids.to_numpy(), np.column_stack([columns[n] for n in known]), len(answers)
+        tuple(known),
+        ids.to_numpy(),
+        np.column_stack([columns[n] for n in known]),
+        len(answers),
+        pd.factorize(examples[CLUSTER])[0] if CLUSTER in examples else None,
     )
     return found if found.known.any() else None

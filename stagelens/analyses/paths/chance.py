@@ -12,6 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
+
+from stagelens.effects.resampling import by_cluster
 
 from .answers import KINDS, RIGHT, WRONG, Kind, Paths, kind_of
 
@@ -35,7 +38,8 @@ class Counted:
         count: As observed.
         beyond: Estimated number beyond guessing; may be below zero, where guessing alone would
             give more than was observed. The numbers of all kinds sum to the number of examples.
-        low: Lower end of its interval (95 %), over how the examples were sampled.
+        low: Lower end of its interval (95 %), over how the examples, or their sources, were
+            sampled; NaN where all share one source.
         high: Upper end.
         total: How many examples there are of all kinds.
     """
@@ -52,19 +56,25 @@ class Counted:
         least, most, own = 0.0, float(self.total), (self.beyond, self.low, self.high)
         return tuple(min(max(number, least), most) for number in own)  # type: ignore[return-value]
 
+    def interval_text(self) -> str:
+        """``3 to 12``, of what is shown."""
+        _, low, high = self.shown()
+        return "not known" if np.isnan(low) else f"{low:,.0f} to {high:,.0f}"
+
 
 def fits(counted: Sequence[Counted]) -> bool:
     """Whether the answers can come from the model of guessing.
 
     Models often answer an example alike at several boundaries, rightly or wrongly, although they do
-    not know it. The corrected numbers are then far below zero, or above the number of examples.
+    not know it. The corrected numbers are then far below zero, or above the number of examples. Of
+    one source alone, nothing says how far is far.
 
     Args:
         counted: From :func:`beyond_guessing`.
     """
-    return all(
-        one.beyond + _FAR * (one.high - one.beyond) >= -1e-9
-        and one.beyond - _FAR * (one.beyond - one.low) <= one.total + 1e-9
+    return not any(
+        one.beyond + _FAR * (one.high - one.beyond) < -1e-9
+        or one.beyond - _FAR * (one.beyond - one.low) > one.total + 1e-9
         for one in counted
     )
 
@@ -82,16 +92,32 @@ def beyond_guessing(paths: Paths) -> list[Counted]:
     total = sum(counts.values())
     guess = 1.0 / paths.choices if paths.choices > 1 else 0.0
     observed = np.array(list(counts.values()), dtype=float)
+    # The corrected numbers are weighted sums of observed ones; (paths, kinds).
+    weights = np.array([[_weights(code, guess)[kind] for kind in KINDS] for code in counts])
+    beyond_each = observed @ weights
+    halves = _Z * np.sqrt(_variances(paths, list(counts), weights - beyond_each / total))
     found = []
-    for kind in KINDS:
-        # The corrected number is a weighted sum of observed ones.
-        weights = np.array([_weights(code, guess)[kind] for code in counts])
-        beyond = float(weights @ observed)
-        variance = float(weights**2 @ observed) - beyond**2 / total
-        half = _Z * max(variance, 0.0) ** 0.5
+    for place, kind in enumerate(KINDS):
+        beyond, half = float(beyond_each[place]), float(halves[place])
         own = sum(count for code, count in counts.items() if kind_of(code) == kind)
         found.append(Counted(kind, own, beyond, beyond - half, beyond + half, total))
     return found
+
+
+def _variances(paths: Paths, codes: Sequence[str], off: np.ndarray) -> np.ndarray:
+    """Variances of C sums over examples, by how these, or their sources, were sampled.
+
+    Args:
+        paths: The examples.
+        codes: The P paths that they took.
+        off: (P, C) what an example on each path adds to each sum, less the mean.
+    """
+    own = off[pd.Index(codes).get_indexer(paths.codes[paths.known])]
+    if paths.clusters is not None:
+        own = by_cluster(own, paths.clusters[paths.known])
+        if len(own) < 2:
+            return np.full(off.shape[1], np.nan)
+    return np.asarray((own**2).sum(axis=0))
 
 
 def _weights(code: str, guess: float) -> Mapping[Kind, float]:

@@ -12,8 +12,10 @@ import pandas as pd
 
 from stagelens.contracts import ACCURACY, Behaviour, StageLensError
 from stagelens.effects.coalition_results import CoalitionResult
+from stagelens.effects.resampling import sources, standard_error
 from stagelens.estimators.parties import name_of
 from stagelens.estimators.stage_trust import StageTrust
+from stagelens.runs.sets.clusters import CLUSTER
 from stagelens.wording.intervals import (
     Interval,
     example_error,
@@ -67,6 +69,8 @@ class Shares:
         sampled: Shares from sampled orders; None where all coalitions are there.
         drawn: The orders.
         places: The places in training of each party's stages; none where each party is one stage.
+        clusters: (N,) the number of each example's source, below 0 where it shares none; None where
+            none do.
     """
 
     behaviour: Behaviour
@@ -78,6 +82,7 @@ class Shares:
     sampled: SampledShares | None = None
     drawn: Sequence[Any] = field(default=(), repr=False)
     places: Sequence[Sequence[int]] = ()
+    clusters: np.ndarray | None = field(default=None, repr=False)
 
     @property
     def m(self) -> int:
@@ -219,22 +224,23 @@ class Shares:
             chosen: (N,) which examples the mean is over; None for all of them.
             sampled: What the choice of orders adds on either side.
         """
-        own = numbers if chosen is None else numbers[chosen]
-        own = own[np.isfinite(own)]
+        kept = np.isfinite(numbers) if chosen is None else np.isfinite(numbers) & chosen
+        own, shared = numbers[kept], None if self.clusters is None else self.clusters[kept]
         if not len(own) or trust.trust == "refused":
             return Mean(name, len(own), np.nan, None, trust)
-        mean, n = float(own.mean()), len(own)
+        # Of few sources an interval of standard errors is wider than of many.
+        n = len(own) if shared is None else sources(shared)
+        mean = float(own.mean())
         row = {
             "effect": mean,
-            # Of few examples an interval of standard errors is wider than of many.
-            "error": float(own.std(ddof=1) / np.sqrt(n)) * few_examples(n) if n > 1 else np.nan,
+            "error": standard_error(own, shared) * few_examples(n) if n > 1 else np.nan,
             "rms": self.rms(numbers),
             "n": n,
         }
         interval = mean_interval(row, trust, self.behaviour)
         if interval is not None and sampled:
             interval = widened(interval, float(sampled)) if np.isfinite(sampled) else None
-        return Mean(name, n, mean, interval, trust)
+        return Mean(name, len(own), mean, interval, trust)
 
     def rms(self, numbers: np.ndarray) -> float:
         """Root mean square of (N,) numbers over the examples that errors are relative to."""
@@ -318,6 +324,7 @@ def shares_of(result: CoalitionResult, behaviour: str) -> Shares:
         orders.estimated_shares(v, m, drawn) if drawn else None,
         drawn,
         result.places,
+        pd.factorize(result.examples[CLUSTER])[0] if CLUSTER in result.examples else None,
     )
 
 

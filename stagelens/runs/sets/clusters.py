@@ -80,6 +80,14 @@ def clusters(examples: EvaluationSet) -> Clusters | None:
     return Clusters(by, len(times), pd.Series(number[together], ids[together], dtype=float))
 
 
+def with_sources(examples: EvaluationSet) -> pd.DataFrame:
+    """``example_id``, ``label`` and, where examples share a source, :data:`CLUSTER`; N rows."""
+    sharing = clusters(examples)
+    named = [CLUSTER] if CLUSTER in examples.columns else []
+    table = examples.table(named)[["example_id", "label", *named]]
+    return table if sharing is None else sharing.joined(table)
+
+
 def _digest(cells: Sequence[str | bytes | None], place: int | None) -> bytes:
     """Of the cell in this place, where there is one; else of all."""
     if place is not None and cells[place] is not None:

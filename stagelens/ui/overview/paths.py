@@ -55,9 +55,8 @@ def section(workspace: Workspace, effects: Effects, by: str | None, group: str |
         }
     )
     if known:
-        shown = [one.shown() for one in kinds]
-        table["beyond guessing"] = [round(beyond) for beyond, _, _ in shown]
-        table["95 %"] = [f"{low:,.0f} to {high:,.0f}" for _, low, high in shown]
+        table["beyond guessing"] = [round(one.shown()[0]) for one in kinds]
+        table["95 %"] = [one.interval_text() for one in kinds]
     components.table(
         table,
         "path-kinds",
@@ -77,6 +76,8 @@ def section(workspace: Workspace, effects: Effects, by: str | None, group: str |
     )
     if not known:
         components.text_block(MISFIT, muted=True)
+    elif sharing := loaders.clustered(at, name, workspace.noun):
+        components.text_block(sharing, muted=True)
     _by_stage(workspace, effects, by, group, filters)
 
 

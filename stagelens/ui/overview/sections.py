@@ -185,9 +185,8 @@ def _counts(means: pd.DataFrame, noun: str) -> list[str]:
 
 def _clustered(workspace: Workspace) -> list[str]:
     """What examples share, where intervals of means go by it."""
-    sharing = loaders.clusters(workspace.at, workspace.examples.name)
-    count = count_text(workspace.examples.count, workspace.noun)
-    return [] if sharing is None else [sharing.words(count)]
+    said = loaders.clustered(workspace.at, workspace.examples.name, workspace.noun)
+    return [said] if said else []
 
 
 def _noise(means: pd.DataFrame) -> list[str]:

@@ -26,6 +26,7 @@ from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, drawing, readings
 from stagelens.ui.pieces.pinning import About
 from stagelens.ui.pieces.trust_marks import trust_badges, trust_legend
+from stagelens.ui.reading import loaders
 from stagelens.ui.reading import shares as reading_shares
 from stagelens.wording.numbers import axis_unit, is_share, signed_text
 from stagelens.wording.sentences import slice_parts
@@ -254,8 +255,10 @@ def _table(workspace: Workspace, found: Shares, column: str | None, group: str |
             for name in ("share", "low", "high", "without it", "seen after", "alone")
         },
     )
+    sharing = loaders.clustered(workspace.at, workspace.examples.name, workspace.noun)
     components.text_block(
-        f"{RULE} Intervals are over the choice of examples (95 %), with the errors of models.",
+        f"{RULE} Intervals are over the choice of examples (95 %), with the errors of models. "
+        f"{sharing}",
         muted=True,
     )
 

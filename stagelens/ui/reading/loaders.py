@@ -20,14 +20,15 @@ from stagelens.effects import summary
 from stagelens.effects.learning_rates import learning_rates
 from stagelens.effects.results import FIRST, Result, ResultFacts, is_large, load_result
 from stagelens.estimators.stage_trust import is_ground_truth
+from stagelens.runs.sets import clusters as clustering
 from stagelens.runs.sets.clusters import CLUSTER, Clusters
-from stagelens.runs.sets.clusters import clusters as sources_of
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.trust import estimates, noise
 from stagelens.trust.draws import RECIPE
 from stagelens.trust.estimates import Effects, stored_effects
 from stagelens.trust.verification import trusted_facts
 from stagelens.wording import sentences
+from stagelens.wording.numbers import count_text
 
 from . import drawn
 from .sources import MEASURED, Source, run
@@ -56,7 +57,20 @@ def labelled(at: Source, set_name: str) -> bool:
 @st.cache_resource(max_entries=16, show_spinner=False, hash_funcs=MEASURED)
 def clusters(at: Source, set_name: str) -> Clusters | None:
     """``clusters.clusters``: which examples of a set share a source; None if none do."""
-    return sources_of(evaluation_set(at, set_name))
+    return clustering.clusters(evaluation_set(at, set_name))
+
+
+def clustered(at: Source, set_name: str, noun: str) -> str:
+    """What examples of a set share, where intervals of means go by it; empty if none do."""
+    sharing = clusters(at, set_name)
+    count = count_text(evaluation_set(at, set_name).count, noun)
+    return "" if sharing is None else sharing.words(count)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=MEASURED)
+def with_sources(at: Source, set_name: str) -> pd.DataFrame:
+    """``clusters.with_sources``: every example's id, label and what it shares. Read-only."""
+    return clustering.with_sources(evaluation_set(at, set_name))
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)

@@ -24,7 +24,7 @@ _MOST_OPTIONS = 40
 @st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=MEASURED)
 def paths(at: Source, set_name: str) -> Paths | None:
     """The paths of a set's examples; None where boundaries were not measured, or without labels."""
-    examples = loaders.evaluation_set(at, set_name).table(["example_id", "label"])
+    examples = loaders.with_sources(at, set_name)
     stages = [stage.name for stage in loaders.run(at).stages]
     return made_of(loaders.boundaries(at, set_name, ACCURACY.name), examples, (BASE, *stages))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import streamlit as st
 
 from stagelens.analyses.shares.pairs import Pair, pairs_of
@@ -18,6 +19,7 @@ from stagelens.analyses.shares.stored import best_coalitions
 from stagelens.contracts import BASE, Behaviour, StageLensError
 from stagelens.effects.coalition_results import FOLDER, CoalitionResult
 from stagelens.estimators.stage_trust import StageTrust
+from stagelens.runs.sets.clusters import CLUSTER
 from stagelens.wording.intervals import example_error
 
 from . import loaders
@@ -99,7 +101,7 @@ def seen_after(at: Source, set_name: str, behaviour: Behaviour) -> Shares | None
     They give what is seen after each stage, and no shares.
     """
     names = [stage.name for stage in loaders.run(at).stages]
-    examples = loaders.examples(at, set_name)
+    examples = loaders.with_sources(at, set_name)
     v: dict[int, np.ndarray] = {}
     for part in loaders.boundaries(at, set_name, behaviour.name):
         for boundary, rows in part.groupby("boundary", observed=True):
@@ -113,7 +115,14 @@ def seen_after(at: Source, set_name: str, behaviour: Behaviour) -> Shares | None
         )
         for mask in v
     }
-    return Shares(behaviour, tuple(names), v, known, examples["label"].notna().to_numpy())
+    return Shares(
+        behaviour,
+        tuple(names),
+        v,
+        known,
+        examples["label"].notna().to_numpy(),
+        clusters=pd.factorize(examples[CLUSTER])[0] if CLUSTER in examples else None,
+    )
 
 
 def known(at: Source, set_name: str) -> bool:
