@@ -7,7 +7,7 @@ faintly. Names come from data: they are escaped before plotly or a browser sees 
 """
 
 from stagelens.charts.bars import credit_and_blame, example_effects, rest_text, shown_stages
-from stagelens.charts.effect_bars import effect_bars, marked
+from stagelens.charts.effect_bars import effect_bars
 from stagelens.charts.pair_matrix import pair_matrix
 from stagelens.charts.stages import time_line
 from stagelens.charts.style import (
@@ -23,6 +23,7 @@ from stagelens.charts.style import (
 )
 from stagelens.charts.tokens import Markup, largest_effect, shaded_tokens, visible
 from stagelens.charts.waterfall import waterfall
+from stagelens.wording.signs import marked
 
 __all__ = [
     "BLAME",

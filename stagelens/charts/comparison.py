@@ -84,7 +84,7 @@ def effect_against_effect(found: Comparison, stage: str, palette: Palette = LIGH
 
 
 def _hover(side: Side, gain: float) -> str:
-    return f"{escaped(side.name, 40)}: {signed_text(gain * side.behaviour.sign, side.behaviour)}"
+    return f"{escaped(side.name, 40)}: {signed_text(gain, side.behaviour)}"
 
 
 def _line(figure: go.Figure, slope: float, across: Range, dash: str, color: str) -> None:

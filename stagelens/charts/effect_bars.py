@@ -15,7 +15,8 @@ from stagelens.contracts import Behaviour
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.wording.folding import strongest
 from stagelens.wording.intervals import Interval
-from stagelens.wording.numbers import amount_text, axis_unit, is_share, scaled
+from stagelens.wording.numbers import axis_unit, is_share, scaled
+from stagelens.wording.signs import marked
 from stagelens.wording.trust_words import MARKS, is_trustworthy, trust_word
 
 from .bars import error_text, example_intervals, said_of_one, sign_note
@@ -133,18 +134,6 @@ def _line(
         f"<span style='position:absolute;left:50%;top:0;bottom:0;border-left:1px solid {ZERO}'>"
         f"</span>{bar}</div>"
     )
-
-
-def marked(gain: float, behaviour: Behaviour, unit: bool = True, signed: bool = True) -> str:
-    """The size of an effect after its mark, ▲ credit or ▼ blame; no mark if it rounds to zero.
-
-    Where it is neither, so not ``signed``, the mark is ±.
-    """
-    text = amount_text(gain, behaviour, unit)
-    # As printed, because what rounds to zero depends on the behaviour.
-    if not any(digit in text for digit in "123456789"):
-        return text
-    return f"{'±' if not signed else '▲' if gain > 0 else '▼'} {text}"
 
 
 def _bar(gain: float, share: float, faint: bool, signed: bool) -> str:

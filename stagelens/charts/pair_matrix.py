@@ -11,7 +11,8 @@ import plotly.graph_objects as go
 from stagelens.analyses.shares.pairs import Pair
 from stagelens.contracts import Behaviour
 from stagelens.wording.intervals import made_of
-from stagelens.wording.numbers import axis_unit, phrase, scaled, signed_text
+from stagelens.wording.numbers import axis_unit, phrase, scaled
+from stagelens.wording.signs import gain, gain_text
 from stagelens.wording.trust_words import may_be_finding, trust_label, trust_word
 
 from .style import BLAME, CREDIT, LIGHT, ZERO, Chart, Palette, escaped, see_through, style
@@ -47,7 +48,7 @@ def pair_matrix(
     for place, pair in zip(places, pairs, strict=True):
         said[place] = _hover(pair, behaviour)
         if stands_out(pair, behaviour):
-            z[place] = behaviour.sign * scaled(pair.given_all.mean, behaviour)
+            z[place] = scaled(gain(pair.given_all.mean, behaviour), behaviour)
     top = float(np.nanmax(np.abs(z))) if np.isfinite(z).any() else 1.0
     figure = go.Figure(
         go.Heatmap(
@@ -144,7 +145,7 @@ def _number(pair: Pair, behaviour: Behaviour) -> str:
     mean = pair.given_all.mean
     if not np.isfinite(mean):
         return "n/a"
-    text = signed_text(mean, behaviour, unit=False)
+    text = gain_text(mean, behaviour, unit=False)
     return text if stands_out(pair, behaviour) else f"({text})"
 
 
@@ -152,12 +153,12 @@ def _hover(pair: Pair, behaviour: Behaviour) -> str:
     lines = [f"<b>{escaped(pair.second)}</b>, because <b>{escaped(pair.first)}</b> came before"]
     if np.isfinite(pair.given_all.mean):
         lines.append(
-            f"{signed_text(pair.given_all.mean, behaviour)}: what leaving out "
+            f"{gain_text(pair.given_all.mean, behaviour)}: what leaving out "
             f"{escaped(pair.second)} changes, less the same without {escaped(pair.first)}"
         )
         lines.append(made_of(pair.given_all.interval, behaviour))
     if np.isfinite(pair.together.mean):
-        lines.append(f"over all contexts: {signed_text(pair.together.mean, behaviour)}")
+        lines.append(f"over all contexts: {gain_text(pair.together.mean, behaviour)}")
     lines.append(trust_label(pair.given_all.trust, behaviour.name))
     return "<br>".join(lines)
 

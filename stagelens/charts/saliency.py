@@ -13,6 +13,7 @@ from stagelens.analyses.saliency.concentration import densest_patch
 from stagelens.analyses.saliency.map_table import Map
 from stagelens.contracts import Behaviour
 from stagelens.wording.numbers import amount_text, phrase, signed_text
+from stagelens.wording.signs import gain, gain_text
 
 from .style import (
     BLAME,
@@ -86,7 +87,7 @@ def pixel_maps(
     figure.update_annotations(font={"color": palette.text, "size": 13})
     step = -(-max(one.final.shape) // _ACROSS)
     for column, cells in enumerate(maps, start=1):
-        gains = behaviour.sign * cells
+        gains = gain(cells, behaviour)
         figure.add_trace(
             go.Heatmap(
                 z=gains,
@@ -116,7 +117,8 @@ def pixel_maps(
         figure.update_layout(coloraxis2=ends)
     places = np.indices(maps[0].shape).reshape(2, -1) * step
     columns = dict(zip(("row", "column"), places, strict=True))
-    columns |= {n: each.ravel() for n, each in zip(titles(stage), maps, strict=True)}
+    gains = (gain(each, behaviour).ravel() for each in maps)
+    columns |= dict(zip(titles(stage), gains, strict=True))
     return Chart(figure, _takeaway(one, behaviour, stage, signed), pd.DataFrame(columns))
 
 
@@ -143,11 +145,11 @@ def _said(
     """What cells say when somebody points at them."""
     texts = np.empty(cells.shape, dtype=object)
     for (row, column), value in np.ndenumerate(cells):
-        gain = behaviour.sign * value
-        way = "nothing" if gain == 0 else "better" if gain > 0 else "worse"
-        if stage and gain:
-            way = _way(gain, "▲ ", "▼ ") if signed else "± sign uncertain"
-        amount = f"{signed_text(value, behaviour)} ({way})"
+        better = gain(float(value), behaviour)
+        way = "nothing" if better == 0 else "better" if better > 0 else "worse"
+        if stage and better:
+            way = _way(better, "▲ ", "▼ ") if signed else "± sign uncertain"
+        amount = f"{gain_text(value, behaviour)} ({way})"
         texts[row, column] = f"{_span('row', row, step)}, {_span('column', column, step)}: {amount}"
     return texts
 
@@ -187,7 +189,7 @@ def _colors(
     largest: float, behaviour: Behaviour, palette: Palette, faint: bool
 ) -> dict[str, object]:
     opacity = _FAINT if faint else _OPAQUE
-    ends = [signed_text(behaviour.sign * end, behaviour) for end in (-largest, largest)]
+    ends = [signed_text(end, behaviour) for end in (-largest, largest)]
     return {
         "cmin": -largest,
         "cmax": largest,
@@ -224,7 +226,7 @@ def _takeaway(one: Map, behaviour: Behaviour, stage: str, signed: bool) -> str:
         return f"{opening} sits: nowhere, it is zero in every pixel."
     row, column = np.unravel_index(int(np.abs(one.stage).argmax()), one.stage.shape)
     value = float(one.stage[row, column])
-    way = _way(behaviour.sign * value) if signed else "sign uncertain"
+    way = _way(gain(value, behaviour)) if signed else "sign uncertain"
     return (
         f"{opening} sits: {100 * found.share:.0f} % of it, by size, lies in {found.name}; most in "
         f"row {row}, column {column}: {way}, {amount_text(value, behaviour)}."
@@ -248,9 +250,9 @@ def token_maps(one: Map, behaviour: Behaviour, stage: str, signed: bool = True) 
         spans = "".join(
             shaded(
                 token,
-                behaviour.sign * float(value),
+                gain(float(value), behaviour),
                 largest,
-                f"{signed_text(float(value), behaviour)} in the {phrase(behaviour)}, {name}",
+                f"{gain_text(float(value), behaviour)} in the {phrase(behaviour)}, {name}",
                 signed or values is not maps[2],
             )
             # Without it, pieces that have lost their spaces would read as one word.
@@ -266,7 +268,7 @@ def token_maps(one: Map, behaviour: Behaviour, stage: str, signed: bool = True) 
         more += f" Shown: the first {MOST:,} of {len(one.tokens):,} tokens."
     place = int(np.abs(one.stage).argmax())
     value = float(one.stage[place])
-    way = _way(behaviour.sign * value) if signed else "sign uncertain"
+    way = _way(gain(value, behaviour)) if signed else "sign uncertain"
     if not signed:
         more += " Grey: the sign of the effect is uncertain."
     token = short(visible(one.tokens[place]).strip(), 40)

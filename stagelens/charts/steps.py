@@ -13,10 +13,11 @@ from plotly.subplots import make_subplots
 from stagelens.contracts import BASE, Behaviour
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.wording.numbers import axis_unit, is_share, phrase, scaled, signed_text, value_text
+from stagelens.wording.signs import gain, gain_text
 from stagelens.wording.trust_words import FIRST_ORDER, TrustWord, trust_word
 
 from .stages import draw_bands, heading, stage_edges
-from .style import BLAME, CREDIT, LIGHT, ZERO, Chart, Palette, escaped, see_through, style
+from .style import LIGHT, ZERO, Chart, Palette, color_of, escaped, see_through, style
 
 MOST_BARS = 320
 """Most bars of a chart; in a longer stage, neighbouring steps are added up, so that charts of
@@ -122,7 +123,6 @@ def step_contributions(
     bars = added_up(steps)
     total = float(steps["value"].sum())
     last = len(steps)
-    sign = behaviour.sign
     figure.add_trace(
         go.Scatter(
             # At the middle of its step, as the bars are.
@@ -137,18 +137,18 @@ def step_contributions(
         row=2,
         col=1,
     )
-    gains = sign * bars["value"].to_numpy()
+    gains = gain(bars["value"].to_numpy(), behaviour)
     figure.add_trace(
         go.Bar(
             x=(bars["first"] + bars["after"]) / 2,
-            y=[scaled(gain, behaviour) for gain in gains],
+            y=[scaled(value, behaviour) for value in gains],
             width=bars["after"] - bars["first"],
             marker={
-                "color": np.where(gains >= 0, CREDIT, BLAME),
+                "color": [color_of(value) for value in gains],
                 "line": {"width": 0},
             },
             customdata=[
-                f"{_named(row.first, row.after)}: {signed_text(row.value, behaviour)}"
+                f"{_named(row.first, row.after)}: {gain_text(row.value, behaviour)}"
                 for row in bars.itertuples()
             ],
             hovertemplate="%{customdata}<extra></extra>",
@@ -165,7 +165,7 @@ def step_contributions(
             mode="lines",
             line={"color": palette.line, "width": 2.5},
             customdata=[
-                f"up to step {after:,}: {signed_text(sign * value, behaviour)}"
+                f"up to step {after:,}: {signed_text(value, behaviour)}"
                 for after, value in zip([0, *bars["after"]], sums, strict=True)
             ],
             hovertemplate="%{customdata}<extra></extra>",
@@ -198,11 +198,11 @@ def step_contributions(
     figure.update_yaxes(row=2, col=1, secondary_y=True, side="left", tickmode="auto")
     said = (
         f"Contributions of the {last:,} steps of {stage} to the {phrase(behaviour)}, to first "
-        f"order: together {signed_text(total, behaviour)}, {FIRST_ORDER}"
+        f"order, positive for credit: together {gain_text(total, behaviour)}, {FIRST_ORDER}"
     )
     if np.isfinite(effect):
         known = f", {words['stage effect']}" if trust is not None else ""
-        said += f"; the stage's effect is {signed_text(effect, behaviour)}{known}"
+        said += f"; the stage's effect is {gain_text(effect, behaviour)}{known}"
     return Chart(figure, f"{said}.")
 
 
@@ -242,7 +242,7 @@ def _ends(
 ) -> None:
     """The sum and the stage effect as named marks at the right."""
     known = {name: value for name, value in ends.items() if np.isfinite(value)}
-    y = {name: scaled(behaviour.sign * value, behaviour) for name, value in known.items()}
+    y = {name: scaled(gain(value, behaviour), behaviour) for name, value in known.items()}
     figure.add_trace(
         go.Scatter(
             x=[last] * len(known),
@@ -255,7 +255,7 @@ def _ends(
                 "line": {"width": 2},
             },
             customdata=[
-                f"{name}: {signed_text(value, behaviour)}"
+                f"{name}: {gain_text(value, behaviour)}"
                 + (f", {words[name]}" if name in words else "")
                 for name, value in known.items()
             ],

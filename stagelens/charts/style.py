@@ -134,6 +134,15 @@ HAIRLINE = see_through(ZERO, 0.35)
 """Lines between rows."""
 
 
+def color_of(gain: float) -> str:
+    """Blue of credit, orange of blame; grey of an effect that is zero or not known.
+
+    Args:
+        gain: The effect on the credit scale, see :mod:`stagelens.wording.signs`.
+    """
+    return CREDIT if gain > 0 else BLAME if gain < 0 else NEITHER
+
+
 def stage_color(index: int) -> str:
     """The colour of the stage at this position; it never depends on what else is shown."""
     return STAGE_COLORS[index % len(STAGE_COLORS)]

@@ -158,7 +158,7 @@ def legend(largest: float, behaviour: Behaviour, more: str, signed: bool = True)
         see_through(c, a)
         for c, a in ((BLAME, _STRONGEST), (BLAME, 0), (CREDIT, 0), (CREDIT, _STRONGEST))
     )
-    ends = [signed_text(behaviour.sign * end, behaviour) for end in (-largest, largest)]
+    ends = [signed_text(end, behaviour) for end in (-largest, largest)]
     line = "text-underline-offset:.3em;text-decoration:underline"
     return (
         "<div style='display:flex;flex-wrap:wrap;align-items:center;gap:.3em .8em;margin-top:.6em;"

@@ -8,7 +8,8 @@ import plotly.graph_objects as go
 
 from stagelens.contracts import Behaviour
 from stagelens.estimators.stage_trust import Agreement
-from stagelens.wording.numbers import axis_unit, phrase, scaled, signed_text
+from stagelens.wording.numbers import axis_unit, phrase, scaled
+from stagelens.wording.signs import gain_text
 from stagelens.wording.trust_words import decimal, percent
 
 from .effect_scatter import around_zero, drawn_of, drawn_points, shade_other_signs, straight
@@ -76,8 +77,8 @@ def agreement(
                     "line": {"color": color, "width": 0 if number < 2 else 1},
                 },
                 customdata=[
-                    f"<b>{escaped(str(one))}</b><br>estimate {signed_text(e, behaviour)}"
-                    f"<br>replay {signed_text(r, behaviour)}"
+                    f"<b>{escaped(str(one))}</b><br>estimate {gain_text(e, behaviour)}"
+                    f"<br>replay {gain_text(r, behaviour)}"
                     for one, e, r in shown.loc[of, ["example_id", "estimate", "replay"]].itertuples(
                         index=False
                     )

@@ -19,9 +19,9 @@ from stagelens.wording.numbers import (
     is_share,
     phrase,
     scaled,
-    signed_text,
     value_text,
 )
+from stagelens.wording.signs import gain_text, side
 from stagelens.wording.trust_words import is_trustworthy
 
 from .bars import sign_note
@@ -258,7 +258,7 @@ def _numbers(
             x=places,
             y=[place for place, _ in shown],
             mode="text",
-            text=[f" {signed_text(step.change, behaviour, unit=False)} " for _, step in shown],
+            text=[f" {gain_text(step.change, behaviour, unit=False)} " for _, step in shown],
             textposition=sides,
             textfont={"color": palette.text, "size": 14},
             cliponaxis=False,
@@ -271,7 +271,7 @@ def _numbers(
 def _kind(step: _Step, behaviour: Behaviour) -> str:
     if step.note:
         return "neither"
-    return "credit" if behaviour.sign * step.change > 0 else "blame"
+    return side(step.change, behaviour) or "neither"
 
 
 def _opacity(step: _Step, behaviour: Behaviour) -> float:
@@ -281,8 +281,8 @@ def _opacity(step: _Step, behaviour: Behaviour) -> float:
 
 def _hover(step: _Step, behaviour: Behaviour, what: str) -> str:
     if step.mean is None:
-        return f"{escaped(step.name)}<br>together {signed_text(step.change, behaviour)}"
-    lines = [f"<b>{escaped(step.name)}</b>", f"{what}: {signed_text(step.change, behaviour)}"]
+        return f"{escaped(step.name)}<br>together {gain_text(step.change, behaviour)}"
+    lines = [f"<b>{escaped(step.name)}</b>", f"{what}: {gain_text(step.change, behaviour)}"]
     lines += [made_of(step.mean.interval, behaviour)] if step.mean.n > 1 else []
     lines += [step.note] if step.note else []
     return "<br>".join(lines) + told(step.mean.trust, behaviour, False, "<br>")
@@ -345,7 +345,7 @@ def _said(
 ) -> str:
     parts = "; ".join(
         f"{step.name} "
-        + ("no number" if not np.isfinite(step.change) else signed_text(step.change, behaviour))
+        + ("no number" if not np.isfinite(step.change) else gain_text(step.change, behaviour))
         + (f", {step.note.removeprefix('± ')}" if step.mean is not None and step.note else "")
         + ("" if step.mean is None else told(step.mean.trust, behaviour, False))
         for step in steps

@@ -17,7 +17,8 @@ import numpy as np
 from stagelens.contracts import Behaviour
 from stagelens.estimators.stage_trust import REPLAY, StageTrust
 
-from .numbers import amount_text, signed_text
+from .numbers import amount_text
+from .signs import gain_range_text
 from .trust_words import promised_elsewhere, trust_word
 
 _TWO_SIDED = 1.96
@@ -216,9 +217,8 @@ def widened(interval: Interval, orders: float) -> Interval:
 
 
 def interval_text(interval: Interval, behaviour: Behaviour) -> str:
-    """``+0.1 to +0.5``."""
-    ends = (signed_text(end, behaviour) for end in (interval.low, interval.high))
-    return " to ".join(ends)
+    """``+0.1 to +0.5``, on the credit scale."""
+    return gain_range_text(interval.low, interval.high, behaviour)
 
 
 def made_of(interval: Interval | None, behaviour: Behaviour) -> str:

@@ -133,7 +133,7 @@ def test_what_can_be_is_stored_with_a_table() -> None:
 def test_it_is_said_what_it_is_made_of() -> None:
     said = made_of(mean_interval(row(), GROUP, LOSS), LOSS)
     assert said == (
-        "interval −2.98 to +0.98: ±0.98 from the choice of examples (95 %), ±1.00 from the "
+        "interval −0.98 to +2.98: ±0.98 from the choice of examples (95 %), ±1.00 from the "
         "estimate (nine of ten stay within)"
     )
     assert "estimate" not in made_of(mean_interval(row(), EXACT, LOSS), LOSS)

@@ -68,7 +68,7 @@ def test_three_maps_have_one_range_about_zero_and_their_sign() -> None:
     loss = pixel_maps(image_map(), "", LOSS, "bad")
     assert "credit, 1.50" in loss.alt  # less loss is better
     ends = json.loads(loss.figure.to_json())["layout"]["coloraxis"]["colorbar"]["ticktext"]
-    assert ends == ["▼ +2.00", "0", "▲ −2.00"]
+    assert ends == ["▼ −2.00", "0", "▲ +2.00"]
     assert chart.rows is not None and len(chart.rows) == 64
 
 

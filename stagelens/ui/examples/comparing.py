@@ -31,6 +31,7 @@ from stagelens.ui.reading import loaders
 from stagelens.ui.reading.loaders import Effects, Source
 from stagelens.ui.server import settings
 from stagelens.wording.numbers import amount_text, axis_unit, signed_text
+from stagelens.wording.signs import POSITIVE_IS
 from stagelens.wording.trust_words import decimal, percent
 
 from . import drilldown
@@ -318,10 +319,9 @@ def _disagreements(workspace: Workspace, found: Comparison, about: About) -> Non
     ids = top["example_id"].tolist()
     sides = (found.first, found.second)
     kinds = [side.behaviour for side in sides]
-    # Points are gains, positive for credit; the sign turns them into effects again.
     columns = {
         f"{side.name}{f' ({axis_unit(kind)})' if axis_unit(kind) else ''}": [
-            signed_text(gain * kind.sign, kind, unit=False) for gain in top[place]
+            signed_text(gain, kind, unit=False) for gain in top[place]
         ]
         for side, kind, place in zip(sides, kinds, ("first", "second"), strict=True)
     }
@@ -360,7 +360,7 @@ def _disagreements(workspace: Workspace, found: Comparison, about: About) -> Non
         },
     )
     components.text_block(
-        f"Showing {len(top):,} of {len(found.points):,}. Effects are final model minus the "
-        "counterfactual without the stage. Click a row to look at the example.",
+        f"Showing {len(top):,} of {len(found.points):,}. {POSITIVE_IS} Click a row to "
+        "look at the example.",
         muted=True,
     )

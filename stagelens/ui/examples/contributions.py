@@ -26,7 +26,8 @@ from stagelens.ui.reading.browse import Chosen, effect_column
 from stagelens.ui.reading.loaders import Effects
 from stagelens.ui.server import jobs, settings
 from stagelens.wording import numbers
-from stagelens.wording.numbers import count_text, phrase, signed_text
+from stagelens.wording.numbers import count_text, phrase
+from stagelens.wording.signs import gain_text, side
 from stagelens.wording.trust_words import FIRST_ORDER, MARKS, samples_sentence, trust_word
 
 ABOUT = "about"
@@ -224,28 +225,43 @@ def _impossible(workspace: Workspace, asked: Asked) -> str | None:
     return None
 
 
-def first_order(found: Stored, asked: Asked) -> None:
-    """The stage's effect, the sum of its steps' contributions, and the rest."""
-    behaviour, total = asked.behaviour, found.linearised(asked.stage)
-    rest, first = asked.effect - total, f"{MARKS[FIRST_ORDER]} {FIRST_ORDER}"
+def tiles(asked: Asked, steps: int, total: float) -> list[tuple[str, str, str]]:
+    """Name, number on the credit scale, and note: the effect, its steps together, and the rest.
+
+    Args:
+        asked: The question.
+        steps: How many the stage has.
+        total: What they contributed together.
+    """
+    behaviour, first = asked.behaviour, f"{MARKS[FIRST_ORDER]} {FIRST_ORDER}"
     mark = ""
     if asked.trust is not None:
         word = trust_word(asked.trust, behaviour.name)
         mark = f"{MARKS[word]} {word}, by {asked.trust.estimator}"
+    # The rest is a difference of two numbers, and neither credit nor blame.
+    return [
+        (name, gain_text(value, behaviour), ", ".join(filter(None, notes)))
+        for name, value, notes in (
+            (f"effect of {asked.stage}", asked.effect, (side(asked.effect, behaviour), mark)),
+            (
+                f"its {count_text(steps, 'step')} together",
+                total,
+                (side(total, behaviour), first, "first order"),
+            ),
+            ("not explained to first order", asked.effect - total, (first, "effect minus steps")),
+        )
+    ]
+
+
+def first_order(found: Stored, asked: Asked) -> None:
+    """The stage's effect, the sum of its steps' contributions, and the rest."""
+    total = found.linearised(asked.stage)
     cells = "".join(
         f"<div><div style='opacity:.75;font-size:.875rem'>{components.shown(name)}</div>"
         f"<div style='font-size:1.4rem;font-weight:600;white-space:nowrap'>"
-        f"{components.shown(signed_text(value, behaviour))}</div>"
+        f"{components.shown(number)}</div>"
         f"<div style='opacity:.75;font-size:.8rem'>{components.shown(note)}</div></div>"
-        for name, value, note in (
-            (f"effect of {asked.stage}", asked.effect, mark),
-            (
-                f"its {found.facts.steps[asked.stage]:,} steps together",
-                total,
-                f"{first}, first order",
-            ),
-            ("not explained to first order", rest, f"{first}, effect minus steps"),
-        )
+        for name, number, note in tiles(asked, found.facts.steps[asked.stage], total)
     )
     st.html(
         "<div style='display:grid;grid-template-columns:repeat(auto-fit,minmax(11em,1fr));"

@@ -32,7 +32,8 @@ from stagelens.ui.reading import browse, loaders
 from stagelens.ui.reading.browse import Filters, answer_column, effect_column
 from stagelens.ui.reading.loaders import Effects
 from stagelens.ui.server import forward_passes, jobs
-from stagelens.wording.numbers import axis_unit, count_text, phrase, signed_text
+from stagelens.wording.numbers import axis_unit, count_text, phrase
+from stagelens.wording.signs import gain, gain_text
 from stagelens.wording.trust_words import is_trustworthy, percent, signs_known
 
 from . import filters
@@ -325,11 +326,13 @@ def _show(
         components.show(chart, f"where-{one.example_id}", about)
     else:
         shaded = token_maps(one, behaviour, stage, signed)
-        with pinnable(f"where-{one.example_id}", _by_token(one, stage), shaded.alt, about):
+        with pinnable(
+            f"where-{one.example_id}", _by_token(one, stage, behaviour), shaded.alt, about
+        ):
             st.html(shaded.html)
     trust = "" if known is None else f" · {trust_line({stage: known}, behaviour.name)}"
     unit = axis_unit(behaviour)
-    amounts = [signed_text(v, behaviour, unit=False) for v in (one.effect, one.total,
+    amounts = [gain_text(v, behaviour, unit=False) for v in (one.effect, one.total,
                one.baseline_effect)]  # fmt: skip
     components.text_block(
         f"Effect {amounts[0]} = {places} {amounts[1]} + baseline {amounts[2]}"
@@ -338,10 +341,10 @@ def _show(
     _differs(effects, stage, behaviour, one)
 
 
-def _by_token(one: Map, stage: str) -> pd.DataFrame:
-    """A text's three maps as a table to pin: a row per token, in reading order."""
-    columns = zip(titles(stage), (one.final, one.without, one.stage), strict=True)
-    return pd.DataFrame({"token": one.tokens, **dict(columns)})
+def _by_token(one: Map, stage: str, behaviour: Behaviour) -> pd.DataFrame:
+    """A text's three maps as a table to pin: a row per token, on the credit scale."""
+    maps = (gain(each, behaviour) for each in (one.final, one.without, one.stage))
+    return pd.DataFrame({"token": one.tokens, **dict(zip(titles(stage), maps, strict=True))})
 
 
 def _differs(effects: Effects, stage: str, behaviour: Behaviour, one: Map) -> None:
@@ -352,7 +355,7 @@ def _differs(effects: Effects, stage: str, behaviour: Behaviour, one: Map) -> No
     value = _effect(effects, stage, behaviour, one.example_id)
     components.text_block(
         f"By both read-outs of {effects.estimator} the effect is "
-        f"{signed_text(value, behaviour)}; the map is that of the counterfactual's weights.",
+        f"{gain_text(value, behaviour)}; the map is that of the counterfactual's weights.",
         muted=True,
     )
 

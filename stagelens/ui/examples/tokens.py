@@ -16,6 +16,7 @@ from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components
 from stagelens.ui.pieces.trust_marks import trust_badge, trust_line
 from stagelens.ui.reading.loaders import Effects
+from stagelens.wording.signs import POSITIVE_IS, gain
 from stagelens.wording.trust_words import signs_known
 
 from . import live_answers
@@ -94,7 +95,7 @@ def token_effects(
     drawn = charts.shaded_tokens(tokens.tokens, effects, behaviour, stage, largest, signed)
     st.html(drawn.html)
     with st.expander("The same numbers as a table, for every stage"):
-        _table(stages, tokens)
+        _table(stages, tokens, behaviour)
         components.text_block(trust_line(trust, behaviour.name), muted=True)
 
 
@@ -115,11 +116,11 @@ def _stage(stages: Sequence[str], tokens: TokenEffects) -> str:
     return chosen or stages[0]
 
 
-def _table(stages: Sequence[str], tokens: TokenEffects) -> None:
+def _table(stages: Sequence[str], tokens: TokenEffects, behaviour: Behaviour) -> None:
     columns: dict[str, object] = {
         "token": [charts.visible(token) for token in tokens.tokens],
         "final": tokens.final,
-        **{f"effect of {stage}": tokens.effects[stage] for stage in stages},
+        **{f"effect of {stage}": gain(tokens.effects[stage], behaviour) for stage in stages},
     }
     numbers = {
         name: st.column_config.NumberColumn(name, format="%.3f")
@@ -129,6 +130,7 @@ def _table(stages: Sequence[str], tokens: TokenEffects) -> None:
     components.table(
         pd.DataFrame(columns),
         "tokens-table",
-        "The final model's value for every token, and the effect of every stage on it.",
+        "The final model's value for every token, and the effect of every stage on it. "
+        f"{POSITIVE_IS}",
         column_config=numbers,
     )

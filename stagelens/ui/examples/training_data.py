@@ -17,7 +17,8 @@ from stagelens.ui.pieces import components, inputs
 from stagelens.ui.pieces.pinning import About
 from stagelens.ui.reading.browse import Chosen
 from stagelens.ui.reading.loaders import Effects
-from stagelens.wording.numbers import count_text, phrase, signed_text
+from stagelens.wording.numbers import count_text, phrase
+from stagelens.wording.signs import POSITIVE_IS, gain, gain_text
 
 from . import contributions
 from .contributions import Asked
@@ -52,7 +53,7 @@ def training_data_tab(
     contributions.first_order(found, asked)
     rows = found.part("example", asked.stage)
     _parts(found, asked, rows)
-    gains = asked.behaviour.sign * rows["value"]
+    gains = gain(rows["value"], asked.behaviour)
     # Stable, so that equal contributions come in one order on every visit.
     helped = rows[gains > 0].sort_values("value", key=abs, ascending=False, kind="stable")
     hurt = rows[gains < 0].sort_values("value", key=abs, ascending=False, kind="stable")
@@ -79,12 +80,12 @@ def _parts(found: Stored, asked: Asked, rows: pd.DataFrame) -> None:
     """What the sum is made of."""
     carried = float(found.part("carried", asked.stage)["value"].sum())
     behaviour = asked.behaviour
-    of_examples = signed_text(float(rows["value"].sum()), behaviour)
+    of_examples = gain_text(float(rows["value"].sum()), behaviour)
     components.text_block(
         f"{count_text(len(rows), 'training example')}: {of_examples}; {CARRIED}: "
-        f"{signed_text(carried, behaviour)}. To first order, with the optimiser's denominators and "
-        "clipping held; uses of one example at several steps are added up. "
-        "Percentages are of all steps together."
+        f"{gain_text(carried, behaviour)}. {POSITIVE_IS} To first order, with the "
+        "optimiser's denominators and clipping held; uses of one example at several steps are "
+        "added up. Percentages are of all steps together."
     )
 
 
@@ -128,7 +129,7 @@ def _card(
     row: dict[str, object], differs: bool, behaviour: Behaviour, total: float | None, color: str
 ) -> str:
     value = float(row["value"])  # type: ignore[arg-type]
-    lines = [f"<b style='white-space:nowrap'>{components.shown(signed_text(value, behaviour))}</b>"]
+    lines = [f"<b style='white-space:nowrap'>{components.shown(gain_text(value, behaviour))}</b>"]
     # A contribution against the direction of the sum is no percentage of it.
     if total is not None and value * total > 0:
         lines[0] += f" ({100 * value / total:.0f} %)"
@@ -182,7 +183,7 @@ def _content(row: dict[str, object]) -> str:
 def _table(rows: pd.DataFrame, asked: Asked) -> None:
     with st.expander("All training examples of this stage as a table"):
         names = {
-            "value": phrase(asked.behaviour),
+            "value": f"contribution ({phrase(asked.behaviour)})",
             "uses": "uses",
             "step": "first step",
             "position": "place in the batch",
@@ -191,10 +192,11 @@ def _table(rows: pd.DataFrame, asked: Asked) -> None:
             "before": "before the stage",
             "other_labels": "same input with label",
         }
-        kept = rows[list(names)].rename(columns=names).dropna(axis=1, how="all")
+        gains = rows.assign(value=gain(rows["value"], asked.behaviour))
+        kept = gains[list(names)].rename(columns=names).dropna(axis=1, how="all")
         said = (
             f"Contribution of every training example of {asked.stage} to the "
-            f"{phrase(asked.behaviour)}, to first order."
+            f"{phrase(asked.behaviour)}, to first order. {POSITIVE_IS}"
         )
         about = About(
             behaviour=asked.behaviour.name,

@@ -60,7 +60,8 @@ def training_steps_tab(
     components.show(chart, "step-contributions", about)
     components.text_block(
         "To first order: the derivative of the final behaviour along each recorded update, with "
-        "all later steps carried through. Blue: better because of the step; orange: worse.",
+        "all later steps carried through. Up and blue: better because of the step; down and "
+        "orange: worse.",
         muted=True,
     )
 

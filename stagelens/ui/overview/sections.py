@@ -28,6 +28,7 @@ from stagelens.wording.intervals import mean_interval
 from stagelens.wording.numbers import axis_unit, count_text, is_share
 from stagelens.wording.objectives import objective_lines
 from stagelens.wording.sentences import mean_sentence, slice_parts
+from stagelens.wording.signs import POSITIVE_IS, gain
 from stagelens.wording.trust_words import trust_word
 
 from . import recipe, shares
@@ -221,6 +222,8 @@ def _over_draws(drawn: pd.DataFrame) -> list[str]:
 def _table(rows: pd.DataFrame, behaviour: Behaviour, effects: Effects) -> None:
     scale = 100 if is_share(behaviour) else 1
     named = "percent and points" if is_share(behaviour) else axis_unit(behaviour) or "its unit"
+    # The lower end of a loss is the better one.
+    recipe_ends = behaviour.sign * rows[["draw_low", "draw_high"]].astype(float)
     shown = pd.DataFrame(
         {
             "stage": rows["stage"],
@@ -230,14 +233,14 @@ def _table(rows: pd.DataFrame, behaviour: Behaviour, effects: Effects) -> None:
             "examples": rows["n"],
             "final": scale * rows["final"],
             "without the stage": scale * rows["without"],
-            "stage effect": scale * rows["effect"],
+            "stage effect": scale * gain(rows["effect"], behaviour),
             "credit": scale * rows["credit"],
             "blame": scale * rows["blame"],
             "standard error": scale * rows["error"],
             "noise sd": scale * rows["noise_sd"],
-            "of the recipe": scale * rows["draw_effect"].astype(float),
-            "recipe low": scale * rows["draw_low"].astype(float),
-            "recipe high": scale * rows["draw_high"].astype(float),
+            "of the recipe": scale * gain(rows["draw_effect"].astype(float), behaviour),
+            "recipe low": scale * recipe_ends.min(axis=1),
+            "recipe high": scale * recipe_ends.max(axis=1),
             "draw sd": scale * rows["draw_sd"].astype(float),
             "within noise": 100 * rows["noise_share"].astype(float),
         }
@@ -246,20 +249,21 @@ def _table(rows: pd.DataFrame, behaviour: Behaviour, effects: Effects) -> None:
         mean_interval(row, effects.trust.get(str(row["stage"])), behaviour)
         for row in rows.to_dict("records")
     ]
-    for name in ("low", "high"):
-        values = [np.nan if one is None else getattr(one, name) for one in intervals]
-        shown.insert(shown.columns.get_loc("credit"), name, scale * np.asarray(values))
+    ends = [(np.nan, np.nan) if one is None else one.gains(behaviour) for one in intervals]
+    for at, name in enumerate(("low", "high")):
+        values = np.array([each[at] for each in ends])
+        shown.insert(shown.columns.get_loc("credit"), name, scale * values)
     if shown["of the recipe"].isna().all():
         shown = shown.drop(columns=list(_OF_RECIPE))
-    ends = _OF_DRAWS if effects.estimator == RECIPE else _ABOUT_ENDS
-    helps = {"low": ends, "high": ends, **_OF_RECIPE}
+    about_ends = _OF_DRAWS if effects.estimator == RECIPE else _ABOUT_ENDS
+    helps = {"stage effect": f" {POSITIVE_IS}", "low": about_ends, "high": about_ends, **_OF_RECIPE}
     errors = ("low", "high", "standard error", "noise sd", *(n for n in _OF_RECIPE if n in shown))
     numbers = ("final", "without the stage", "stage effect", "credit", "blame", *errors)
     digits = "%.1f" if is_share(behaviour) else "%.3f"
     components.table(
         shown,
         "stage-table",
-        f"Mean stage effect, credit and blame per stage and group, in {named}.",
+        f"Mean stage effect, credit and blame per stage and group, in {named}. {POSITIVE_IS}",
         About(behaviour=behaviour.name),
         column_config={
             **{

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import nan
 
 import numpy as np
 import pandas as pd
@@ -28,8 +29,9 @@ from stagelens.ui.pieces.pinning import About
 from stagelens.ui.pieces.trust_marks import trust_badges, trust_legend
 from stagelens.ui.reading import loaders
 from stagelens.ui.reading import shares as reading_shares
-from stagelens.wording.numbers import axis_unit, is_share, signed_text
+from stagelens.wording.numbers import axis_unit, is_share
 from stagelens.wording.sentences import slice_parts
+from stagelens.wording.signs import POSITIVE_IS, gain, gain_text
 from stagelens.wording.trust_words import trust_word
 
 from . import share_jobs
@@ -169,7 +171,7 @@ def _when_apart(
     change = change_when_joined(apart.v, apart.m, joined)
     mean = pd.Series(change if chosen is None else change[chosen]).mean()
     components.text_block(
-        f"Counted apart, {' and '.join(together)} would have {signed_text(mean, found.behaviour)} "
+        f"Counted apart, {' and '.join(together)} would have {gain_text(mean, found.behaviour)} "
         "more between them than taken as one.",
         muted=True,
     )
@@ -215,22 +217,23 @@ def _seen_after(
 def _table(workspace: Workspace, found: Shares, column: str | None, group: str | None) -> None:
     """Every reading of every stage, with the share's interval."""
     chosen = reading_shares.chosen(workspace.at, workspace.examples.name, column, group)
-    scale = 100 if is_share(found.behaviour) else 1
+    behaviour, scale = found.behaviour, 100 if is_share(found.behaviour) else 1
     unit = "points" if is_share(found.behaviour) else axis_unit(found.behaviour) or "its unit"
     means: dict[str, Sequence[Mean]] = {
         each: found.means(each, chosen) for each in (SHARE, WITHOUT, SEEN_AFTER, ALONE)
     }
     share = means[SHARE]
+    ends = [_ends(one, behaviour) for one in share]
     frame = pd.DataFrame(
         {
             "stage": [one.name for one in share],
             "trust": [trust_word(one.trust, found.behaviour.name) for one in share],
             "examples": [one.n for one in share],
-            "share": [scale * one.mean for one in share],
-            "low": [_end(one, "low", scale) for one in share],
-            "high": [_end(one, "high", scale) for one in share],
+            "share": [scale * gain(one.mean, behaviour) for one in share],
+            "low": [scale * low for low, _ in ends],
+            "high": [scale * high for _, high in ends],
             **{
-                name: [scale * one.mean for one in means[each]]
+                name: [scale * gain(one.mean, behaviour) for one in means[each]]
                 for name, each in (
                     ("without it", WITHOUT),
                     ("seen after", SEEN_AFTER),
@@ -243,7 +246,8 @@ def _table(workspace: Workspace, found: Shares, column: str | None, group: str |
     components.table(
         frame,
         "share-table",
-        f"Share of each stage, with its interval, beside what else is read of it, in {unit}.",
+        f"Share of each stage, with its interval, beside what else is read of it, in {unit}. "
+        f"{POSITIVE_IS}",
         About(
             behaviour=found.behaviour.name,
             estimator=f"{_ESTIMATE} by {found.estimator}",
@@ -267,5 +271,6 @@ def _filters(column: str | None, group: str | None) -> dict[str, str]:
     return {column: group} if column is not None and group is not None else {}
 
 
-def _end(one: Mean, name: str, scale: float) -> float:
-    return float("nan") if one.interval is None else scale * float(getattr(one.interval, name))
+def _ends(one: Mean, behaviour: Behaviour) -> tuple[float, float]:
+    """Of the interval on the credit scale, the lower one first."""
+    return (nan, nan) if one.interval is None else one.interval.gains(behaviour)
