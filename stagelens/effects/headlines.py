@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stagelens.contracts import Behaviour
+from stagelens.contracts import ACCURACY, Behaviour
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.wording.intervals import mean_interval
 from stagelens.wording.sentences import Sentence, is_certain, mean_sentence
@@ -32,6 +32,7 @@ def headlines(
     groups_only: bool = False,
     orders: pd.DataFrame | None = None,
     draws: DrawnEffects | None = None,
+    other: Behaviour | None = None,
 ) -> list[Sentence]:
     """The strongest mean effects as sentences, each for another stage or of opposite sign.
 
@@ -54,10 +55,15 @@ def headlines(
         groups_only: State nothing about all examples, because ``table`` holds only some of them.
         orders: Effects in several orders of the batches; None where the noise is not known.
         draws: Effects in several draws of the recipe; None where there are none.
+        other: A behaviour of ``table`` that is named too where it says the opposite of a stage;
+            see :func:`meant_too`.
     """
     wanted = [*([] if groups_only else [None]), *([] if by is None else [by])]
     every = stage_summaries([table], behaviour, stages, wanted, orders, draws)
-    return of_summaries(every, behaviour, trust, noun, by, limit)
+    beside = None
+    if other is not None:
+        beside = other, stage_summaries([table], other, stages, wanted, orders, draws)
+    return of_summaries(every, behaviour, trust, noun, by, limit, beside)
 
 
 def of_summaries(
@@ -67,8 +73,12 @@ def of_summaries(
     noun: str = "example",
     by: str | None = None,
     limit: int = 3,
+    beside: tuple[Behaviour, Sequence[pd.DataFrame]] | None = None,
 ) -> list[Sentence]:
-    """:func:`headlines` of what :func:`stage_summary` makes of them, over all or by group."""
+    """:func:`headlines` of what :func:`stage_summary` makes of them, over all or by group.
+
+    ``beside`` is the other behaviour, with the same summaries of it.
+    """
     rows = []
     for row in (row for frame in every for row in frame.to_dict("records")):
         known = trust.get(str(row["stage"]))
@@ -82,7 +92,47 @@ def of_summaries(
         seen = {(each["stage"], each["gain"] > 0) for each in chosen}
         if (row["stage"], row["gain"] > 0) not in seen and len(chosen) < limit:
             chosen.append(row)
-    return [mean_sentence(row, behaviour, noun, by, trust.get(str(row["stage"]))) for row in chosen]
+    sentences = []
+    for row in chosen:
+        known = trust.get(str(row["stage"]))
+        against = _against(row, beside, known)
+        sentences.append(mean_sentence(row, behaviour, noun, by, known, against))
+    return sentences
+
+
+def meant_too(behaviour: Behaviour, behaviours: Mapping[str, Behaviour]) -> Behaviour | None:
+    """The behaviour that people mean as well: they ask for right answers, and how clear they are.
+
+    A stage can cost many points of accuracy and raise the mean margin, because the margins of what
+    it keeps right grow. Whichever of the two is looked at, the other one is named then.
+
+    Args:
+        behaviour: That is looked at.
+        behaviours: All that are known, by name.
+    """
+    if behaviour != ACCURACY:
+        return behaviours.get(ACCURACY.name)
+    return next((behaviours[name] for name in ("margin", "loss") if name in behaviours), None)
+
+
+def _against(
+    row: Mapping[str, Any],
+    beside: tuple[Behaviour, Sequence[pd.DataFrame]] | None,
+    trust: StageTrust | None,
+) -> tuple[Behaviour, Mapping[str, Any]] | None:
+    """The other behaviour's row about the same, where it stands out and says the opposite."""
+    if beside is None:
+        return None
+    other, summaries = beside
+    for its in (each for frame in summaries for each in frame.to_dict("records")):
+        same = its["stage"] == row["stage"] and (
+            its["group"] == row["group"] or (pd.isna(its["group"]) and pd.isna(row["group"]))
+        )
+        if not same or its["gain"] * row["gain"] >= 0:
+            continue
+        if _stands_out(its, trust, other) and may_be_finding(trust, other.name):
+            return other, its
+    return None
 
 
 def _stands_out(row: Mapping[str, Any], trust: StageTrust | None, behaviour: Behaviour) -> bool:

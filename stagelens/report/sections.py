@@ -16,7 +16,7 @@ from stagelens.charts.groups import group_gaps as draw_gaps
 from stagelens.contracts import ACCURACY, Behaviour, StageLensError
 from stagelens.effects import summary
 from stagelens.effects.draws import DrawnEffects
-from stagelens.effects.headlines import FEWEST, headlines
+from stagelens.effects.headlines import FEWEST, headlines, meant_too
 from stagelens.effects.learning_rates import learning_rates
 from stagelens.effects.results import ResultFacts, load_result
 from stagelens.estimators.stage_trust import StageTrust
@@ -24,13 +24,7 @@ from stagelens.runs.run import Run
 from stagelens.runs.sets.clusters import Clusters, clusters
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.trust import draws, noise
-from stagelens.trust.estimates import (
-    Effects,
-    as_effects,
-    best_known,
-    completed,
-    stored_estimates,
-)
+from stagelens.trust.estimates import Effects, as_effects, best_known, completed, stored_estimates
 from stagelens.trust.verification import trusted
 from stagelens.wording.folding import MOST, listed
 from stagelens.wording.numbers import count_text, phrase
@@ -209,9 +203,11 @@ def _headlines(basis: Basis) -> list[Finding]:
     best = best_known(basis.effects, basis.every[1:])
     made = []
     for behaviour in _shown(best):
+        other = meant_too(behaviour, best.behaviours)
+        rows = [best.of(kind.name) for kind in (behaviour, other) if kind is not None]
         found = headlines(
-            best.of(behaviour.name), behaviour, basis.stages, best.trust, basis.noun, basis.by,
-            orders=basis.orders, draws=basis.draws,
+            pd.concat(rows), behaviour, basis.stages, best.trust, basis.noun, basis.by,
+            orders=basis.orders, draws=basis.draws, other=other,
         )  # fmt: skip
         if not found:
             continue

@@ -89,6 +89,7 @@ def mean_sentence(
     noun: str,
     column: str | None,
     trust: StageTrust | None = None,
+    against: tuple[Behaviour, Mapping[str, Any]] | None = None,
 ) -> Sentence:
     """One row of :func:`stage_summary` as a sentence a person can read aloud.
 
@@ -98,23 +99,41 @@ def mean_sentence(
         noun: What an example is called.
         column: The column that ``group`` is a value of; ignored where ``group`` is null.
         trust: What is known of the stage's counterfactual.
+        against: Another behaviour, with the same row of it, that says the opposite of the stage:
+            one alone would be half of the truth.
     """
     group = row["group"]
     about = slice_parts(noun, None if pd.isna(group) else column, group)
-    subject = phrase(behaviour) if behaviour == ACCURACY else f"the mean {phrase(behaviour)}"
+    other: tuple[Part, ...] = ()
+    if against is not None:
+        kind, its = against
+        # Seen from the model without the stage, where a loss may be higher as accuracy is.
+        ways = ("worse", "better") if row["gain"] > 0 else ("better", "worse")
+        names = [phrase(each) if each == ACCURACY else f"the {phrase(each)}"
+                 for each in (behaviour, kind)]  # fmt: skip
+        other = (
+            Part(f", while {_mean_of(kind)}"),
+            *would_be_on_average(its, kind, trust),
+            Part(f": {ways[0]} by {names[0]}, {ways[1]} by {names[1]}"),
+        )
     return Sentence(
         (
             Part("Without "),
             Part(str(row["stage"]), "stage"),
-            Part(f", {subject} on "),
+            Part(f", {_mean_of(behaviour)} on "),
             *about,
             *would_be_on_average(row, behaviour, trust),
             *over_draws(row, behaviour, f" ({count_text(int(row['n']), noun)})"),
+            *other,
             Part("."),
         ),
         trust,
         behaviour.name,
     )
+
+
+def _mean_of(behaviour: Behaviour) -> str:
+    return phrase(behaviour) if behaviour == ACCURACY else f"the mean {phrase(behaviour)}"
 
 
 def over_draws(row: Mapping[str, Any], behaviour: Behaviour, count: str) -> tuple[Part, ...]:

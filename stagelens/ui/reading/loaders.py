@@ -278,10 +278,18 @@ def headlines(
         return []
     # Where the chosen ones are known best, they are summarised already.
     other = found is not effects(at, set_name, estimator)
-    every = _summaries(at, set_name, estimator, behaviour, by, other)
-    if group is not None:
-        every = [_of_group(every[1], group)] if by is not None else []
-    return strongest.of_summaries(every, found.behaviours[behaviour], found.trust, noun, by)
+    kind = found.behaviours[behaviour]
+
+    def summaries(name: str) -> list[pd.DataFrame]:
+        every = _summaries(at, set_name, estimator, name, by, other)
+        if group is None:
+            return every
+        return [_of_group(every[1], group)] if by is not None else []
+
+    too = strongest.meant_too(kind, found.behaviours)
+    beside = None if too is None else (too, summaries(too.name))
+    every = summaries(behaviour)
+    return strongest.of_summaries(every, kind, found.trust, noun, by, beside=beside)
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
