@@ -7,14 +7,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 import typer
 from rich.console import Console
 
-from stagelens.analyses.shares import orders
 from stagelens.analyses.shares.pairs import pairs_of
 from stagelens.analyses.shares.sentences import cautions, pair_sentences, rest_sentence
 from stagelens.analyses.shares.share_table import (
@@ -27,11 +26,18 @@ from stagelens.analyses.shares.share_table import (
     share_table,
     shares_of,
 )
+from stagelens.analyses.shares.stored import wanted_masks
 from stagelens.analyses.shares.together import change_when_joined
 from stagelens.contracts import ACCURACY, Behaviour, Refused, StageLensError
-from stagelens.effects.coalition_results import CoalitionResult, key_of, load_coalitions, parts_of
+from stagelens.effects.coalition_results import (
+    CoalitionResult,
+    key_of,
+    lacking,
+    load_coalitions,
+    parts_of,
+)
 from stagelens.estimators.coalition_plan import ESTIMATORS, Cost, cost, refusal, trained
-from stagelens.estimators.parties import Parties, parties_of, stage_masks
+from stagelens.estimators.parties import parties_of, stage_masks
 from stagelens.estimators.registry import make_estimator
 from stagelens.estimators.stage_trust import REPLAY
 from stagelens.runs.files import check_changeable
@@ -67,8 +73,6 @@ from .terminal import Reporter, Table, say
 commands = typer.Typer()
 
 _HEADINGS = {SHARE: "share", WITHOUT: "without it", ALONE: "alone", SEEN_AFTER: "seen after"}
-_PAIRS = 4
-"""Pairs of orders that are drawn by default, of more than six parties."""
 
 
 @commands.command(
@@ -137,11 +141,11 @@ def shares(
         _ = opened.last
         examples = opened.evaluation_set(set_name)
         parties = parties_of(opened, [_several(each) for each in together or ()])
-        masks = _masks(parties, models)
+        masks = wanted_masks(opened, parties, models)
         own = list(stage_masks(opened, parties, masks).values())
         name = estimator or _first_possible(opened, examples, own)
         made = make_estimator(name, {} if budget is None else {"budget": budget})
-        left = _lacking(opened, examples, name, dict(made.settings), own)
+        left = lacking(opened, key_of(opened, examples, name, made.settings), own)
         _check_possible(opened, name, own, left)
         if cost_only and as_json:
             told = asdict(cost(opened, left, name, made.settings))
@@ -202,31 +206,6 @@ def _check_possible(run: Run, estimator: str, masks: list[int], left: list[int])
         raise Refused(reasons[0])
 
 
-def _masks(parties: Parties, models: int | None) -> Sequence[int]:
-    """The coalitions to compute: all of few parties, of more those of sampled orders.
-
-    Raises:
-        StageLensError: There are too few models for an interval, or orders are not sampled.
-    """
-    m = len(parties)
-    if m <= orders.MOST_PARTIES:
-        if models is not None and models < 1 << m:
-            raise StageLensError(
-                f"shares of {m} stages or parties take {1 << m} models, and all of them are "
-                "computed; omit --models, or take stages as one with --together"
-            )
-        return range(1 << m)
-    wanted = 2 + 2 * (m - 1) * _PAIRS if models is None else models
-    pairs = orders.pairs_within(wanted, m)
-    if pairs < orders.FEWEST_PAIRS:
-        least = 2 + 2 * (m - 1) * orders.FEWEST_PAIRS
-        raise StageLensError(
-            f"{wanted} models are too few for shares of {m} parties with an interval; give "
-            f"--models {least} or more, or take stages as one with --together"
-        )
-    return orders.masks_of(orders.sampled_orders(m, pairs), m)
-
-
 def _first_possible(run: Run, examples: EvaluationSet, masks: Sequence[int]) -> str:
     """The best estimator that gives every one of these coalitions, or gave it before."""
     for name in ESTIMATORS:
@@ -235,13 +214,6 @@ def _first_possible(run: Run, examples: EvaluationSet, masks: Sequence[int]) -> 
         if not any(refusal(run, mask, name) for mask in masks if mask not in had):
             return name
     return ESTIMATORS[-1]
-
-
-def _lacking(
-    run: Run, examples: EvaluationSet, estimator: str, settings: dict[str, Any], masks: list[int]
-) -> list[int]:
-    there = parts_of(run, key_of(run, examples, estimator, settings))
-    return [mask for mask in masks if mask not in there]
 
 
 def _time_steps(run: Run, examples: EvaluationSet, masks: Sequence[int], report: Reporter) -> None:

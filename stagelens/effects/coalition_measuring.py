@@ -35,12 +35,12 @@ from .coalition_results import (
     CoalitionPart,
     CoalitionResult,
     key_of,
+    lacking,
     load_coalitions,
     parts_of,
     save_part,
     stored_part,
 )
-from .computing import stands
 from .results import BehaviourFacts
 
 
@@ -138,13 +138,7 @@ def do(run: Run, message: Mapping[str, Any], progress: ProgressCallback) -> None
 def _lacking(
     run: Run, examples: EvaluationSet, estimator: Estimator, masks: Iterable[int]
 ) -> list[int]:
-    """The coalitions that are not stored, each once."""
-    there = parts_of(run, key_of(run, examples, estimator.name, estimator.settings))
-    return [
-        mask
-        for mask in dict.fromkeys(masks)
-        if mask not in there or not stands(run, there[mask].trust)
-    ]
+    return lacking(run, key_of(run, examples, estimator.name, estimator.settings), masks)
 
 
 def _measure(

@@ -28,6 +28,7 @@ from stagelens.runs.schema import digest
 from stagelens.runs.sets.clusters import with_sources
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 
+from .refusals import stands
 from .results import BehaviourFacts
 from .summary import right_answers
 
@@ -266,6 +267,16 @@ def parts_of(run: Run, key: CoalitionKey) -> dict[int, CoalitionPart]:
         if part is not None and part.key == key and path.stem == f"{part.mask:x}":
             found[part.mask] = part
     return found
+
+
+def lacking(run: Run, key: CoalitionKey, masks: Iterable[int]) -> list[int]:
+    """The coalitions of single stages that have to be computed, each once."""
+    there = parts_of(run, key)
+    return [
+        mask
+        for mask in dict.fromkeys(masks)
+        if mask not in there or not stands(run, there[mask].trust)
+    ]
 
 
 def _unsettled(run: Run, part: CoalitionPart) -> StageTrust:

@@ -34,13 +34,12 @@ from stagelens.measuring.models import (
     empty_model,
     measure_set,
 )
-from stagelens.runs.objectives import told_missing
-from stagelens.runs.optimizer_kinds import was_absent
-from stagelens.runs.run import Run, Stage
+from stagelens.runs.run import Run
 from stagelens.runs.schema import digest
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 
 from .evidence import evidence_of, is_estimate, models_of
+from .refusals import stands
 from .results import (
     BOUNDARY_COLUMNS,
     EFFECT_COLUMNS,
@@ -305,19 +304,6 @@ def attribute(
     result = Result(facts, table)
     processes.by_main(lambda: add_stages(run, result))
     return joined([result, *([] if stored is None else [stored])], names)
-
-
-def stands(run: Run, known: StageTrust) -> bool:
-    """Whether a stored refusal still is one: not if what was missing then is here now."""
-    return known.trust != "refused" or not any(_is_here(s, known.reason) for s in run.stages)
-
-
-def _is_here(stage: Stage, reason: str) -> bool:
-    """Whether a refusal is for want of a stage's objective, or optimiser, which can be had now."""
-    optimizer = stage.facts.optimizer
-    if optimizer is not None and was_absent(optimizer, reason):
-        return True
-    return told_missing(stage.name, reason) and not stage.no_replay
 
 
 def _seen(stored: Result | None) -> Result:

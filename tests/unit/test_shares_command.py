@@ -10,9 +10,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stagelens.cli import sharing
-from stagelens.effects.coalition_results import load_coalitions
+from stagelens.analyses.shares import orders
+from stagelens.effects.coalition_results import (
+    key_of,
+    load_coalitions,
+    save_part,
+    stored_part,
+)
 from stagelens.estimators.reproduction import StepCheck, keep_step_check
+from stagelens.runs.objectives import how_to_give
 from stagelens.runs.run import open_run
 from tests.unit.conftest import Command
 from tests.unit.test_helpers import recorded
@@ -76,7 +82,7 @@ def test_what_cannot_be_shared_is_refused_in_words(path: Path, command: Command)
 def test_of_many_parties_orders_are_drawn(
     path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sharing.orders, "MOST_PARTIES", 3)
+    monkeypatch.setattr(orders, "MOST_PARTIES", 3)
     few = command("shares", path, "--models", "9", "--estimator", "task-vector")
     assert few.status == 1 and "give --models 14 or more" in few.err
     answer = command("shares", path, "--models", "14", "--estimator", "task-vector", "--json")
@@ -100,3 +106,17 @@ def test_a_stage_that_does_not_reproduce_casts_doubt_on_what_it_trained(
     # Those in which "c" was trained again: the ones that have it, but lack an earlier stage.
     assert doubted == {mask for mask in range(16) if mask & 4 and mask & 3 != 3}
     assert {found.trust[mask].trust for mask in doubted} == {"estimated"}
+
+
+def test_a_refusal_that_no_longer_is_one_is_not_told_as_measured(
+    path: Path, command: Command
+) -> None:
+    command("shares", path)
+    run = open_run(path)
+    key = key_of(run, run.evaluation_set("test"), "replay", {})
+    found = stored_part(run, key, 0b1000)
+    assert found is not None
+    for reason, told in (("diverged", "Every model"), (f"give it: {how_to_give('d')}", "1 model ")):
+        refused = found[0].trust.model_copy(update={"trust": "refused", "reason": reason})
+        save_part(run, found[0].model_copy(update={"trust": refused}), found[1].iloc[:0])
+        assert told in command("shares", path, "--cost").err

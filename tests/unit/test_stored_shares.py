@@ -9,11 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stagelens.analyses.shares.orders import masks_of, measured_pairs
-from stagelens.analyses.shares.share_table import SHARE, WITHOUT, share_table, shares_of
-from stagelens.analyses.shares.stored import MOST_MODELS, best_coalitions, wanted_masks
+from stagelens.analyses.shares import orders, stored
+from stagelens.analyses.shares.share_table import SEEN_AFTER, SHARE, WITHOUT, share_table, shares_of
+from stagelens.analyses.shares.stored import best_coalitions, wanted_masks
 from stagelens.contracts import Behaviour, StageLensError
+from stagelens.effects.coalition_measuring import measure_coalitions
 from stagelens.effects.computing import attribute
+from stagelens.estimators.parties import parties_of
 from stagelens.runs.run import Run, open_run
 from stagelens.ui.reading import browse
 from stagelens.ui.reading.browse import Every, Filters, effect_column
@@ -57,13 +59,45 @@ def test_an_estimator_that_refuses_all_shares_stands_back(own: Run) -> None:
     assert found is not None and found.facts.estimator == "task-vector"
 
 
-def test_all_coalitions_of_few_parties_are_wanted_and_of_many_those_of_orders() -> None:
-    assert wanted_masks(4) == list(range(16)) and len(wanted_masks(6)) == MOST_MODELS
-    many = wanted_masks(8)
-    assert len(many) <= MOST_MODELS and len(measured_pairs(many, 8)) >= 4
-    assert set(masks_of(measured_pairs(many, 8), 8)) <= set(many)
-    with pytest.raises(StageLensError, match=r"too few for shares of 40 parties; allow 158"):
-        wanted_masks(40)
+def test_all_coalitions_of_few_parties_are_wanted_and_of_many_those_of_orders(
+    own: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parties = parties_of(own)
+    assert wanted_masks(own, parties) == list(range(8))
+    with pytest.raises(StageLensError, match="3 stages or parties take 8 models"):
+        wanted_masks(own, parties, 7)
+    monkeypatch.setattr(orders, "MOST_PARTIES", 2)
+    with pytest.raises(StageLensError, match=r"9 models are too few .* --models 10 or more"):
+        wanted_masks(own, parties, 9)
+    drawn = orders.sampled_orders(3, 2)
+    wanted = wanted_masks(own, parties, 10)
+    # What is recorded comes on top, whatever was drawn.
+    assert set(wanted) == {*orders.masks_of(drawn, 3), 0b000, 0b001, 0b011, 0b111}
+    apart = wanted_masks(own, (("first", "third"), ("second",)), None)
+    assert apart == list(range(4))
+    found = measure_coalitions(own, "test", "task-vector", wanted)
+    assert np.isfinite(shares_of(found, "margin").reading(SEEN_AFTER)).all()
+
+
+def test_only_prefixes_that_are_recorded_are_free(
+    own: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orders, "MOST_PARTIES", 1)
+    monkeypatch.setattr(orders, "masks_of", lambda *_: [3, 0])
+    # The first party alone is the first stage and the third, which would have to be trained.
+    assert wanted_masks(own, (("first", "third"), ("second",))) == [3, 0]
+    assert wanted_masks(own, (("first", "second"), ("third",))) == [3, 0, 1]
+
+
+def test_by_default_many_parties_get_four_pairs_of_orders(
+    own: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(stored, "stage_masks", lambda *_: {})
+    monkeypatch.setattr(orders, "sampled_orders", lambda m, pairs: asked.append(pairs) or [])
+    for m in (7, 20):
+        wanted_masks(own, tuple((f"{k}",) for k in range(m)))
+    assert asked == [5, 4]  # as many as 64 models allow, and no fewer than four
 
 
 def every() -> Every:

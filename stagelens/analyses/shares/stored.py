@@ -11,12 +11,14 @@ from stagelens.effects.coalition_results import (
     load_coalitions,
     stored_coalitions,
 )
-from stagelens.estimators.parties import parties_of
+from stagelens.estimators.coalition_plan import trained
+from stagelens.estimators.parties import Parties, parties_of, stage_masks
 from stagelens.estimators.registry import estimators
 from stagelens.runs.run import Run
 
-from .orders import FEWEST_PAIRS, MOST_PARTIES, masks_of, pairs_within, sampled_orders
+from . import orders
 from .share_table import SHARE, shares_of
+from .values import every
 
 
 def best_coalitions(
@@ -58,29 +60,47 @@ def _trust(found: CoalitionResult) -> set[str]:
     return {known.trust for known in shares.trust_in(SHARE).values()}
 
 
-MOST_MODELS = 1 << MOST_PARTIES
-"""Models that sampled orders may take by default: as many as all coalitions of six parties."""
+_MODELS, _PAIRS = 64, 4
+"""Sampled orders take so many models by default, or as many more as so many pairs need."""
 
 
-def wanted_masks(m: int, models: int | None = None) -> list[int]:
-    """The coalitions that shares of ``m`` parties take: all of them, or those of sampled orders.
+def wanted_masks(run: Run, parties: Parties, models: int | None = None) -> list[int]:
+    """The coalitions that shares take: all of few parties, of more those of sampled orders.
+
+    Recorded models come on top of those of the orders: they cost nothing, and all that is seen
+    after stages is read off them.
 
     Args:
-        m: Number of parties.
-        models: The most models, base and final one included; None for all up to six parties, and
-            :data:`MOST_MODELS` beyond.
+        run: The run.
+        parties: Who can join.
+        models: The most models for sampled orders, base and final one included; None for the
+            default.
 
     Raises:
-        StageLensError: So few models allow no shares with an interval.
+        StageLensError: There are too few models for an interval, or all coalitions are computed.
     """
-    if 1 << m <= (MOST_MODELS if models is None else models):
+    m = len(parties)
+    if m <= orders.MOST_PARTIES:
+        if models is not None and models < 1 << m:
+            raise StageLensError(
+                f"shares of {m} stages or parties take {1 << m} models, and all of them are "
+                "computed; omit --models, or take stages as one with --together"
+            )
         return list(range(1 << m))
-    most = MOST_MODELS if models is None else models
-    pairs = pairs_within(most, m)
-    if pairs < FEWEST_PAIRS:
-        least = 2 + FEWEST_PAIRS * 2 * (m - 1)
+    wanted = max(_MODELS, _models(m, _PAIRS)) if models is None else models
+    pairs = orders.pairs_within(wanted, m)
+    if pairs < orders.FEWEST_PAIRS:
         raise StageLensError(
-            f"{most:,} models are too few for shares of {m} parties; allow {min(least, 1 << m):,}, "
-            "or take stages as one"
+            f"{wanted} models are too few for shares of {m} parties with an interval; give "
+            f"--models {_models(m, orders.FEWEST_PAIRS)} or more, or take stages as one with "
+            "--together"
         )
-    return masks_of(sampled_orders(m, pairs), m)
+    drawn = orders.masks_of(orders.sampled_orders(m, pairs), m)
+    ends = stage_masks(run, parties, map(every, range(m + 1)))
+    recorded = [mask for mask, stages in ends.items() if not trained(stages, run.stages)]
+    return list(dict.fromkeys([*drawn, *recorded]))
+
+
+def _models(m: int, pairs: int) -> int:
+    """How many models some pairs of orders take at most."""
+    return 2 + 2 * (m - 1) * pairs

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from stagelens.analyses.shares.orders import MOST_PARTIES
-from stagelens.analyses.shares.stored import MOST_MODELS, wanted_masks
+from stagelens.analyses.shares.stored import wanted_masks
 from stagelens.contracts import StageLensError
 from stagelens.estimators.coalition_plan import ESTIMATORS, Cost, cost, refusal
 from stagelens.estimators.parties import Parties, parties_of, stage_masks
@@ -24,8 +23,6 @@ def arguments(workspace: Workspace, estimator: str, together: tuple[str, ...]) -
     words += ("--estimator", estimator)
     if together:
         words += ("--together", ",".join(together))
-    if len(_parties(workspace.run, together)) > MOST_PARTIES:
-        words += ("--models", f"{MOST_MODELS}")
     return words
 
 
@@ -54,7 +51,7 @@ def _compute(workspace: Workspace, together: tuple[str, ...], estimators: tuple[
     run = workspace.run
     parties = _parties(run, together)
     try:
-        masks = list(stage_masks(run, parties, wanted_masks(len(parties))).values())
+        masks = list(stage_masks(run, parties, wanted_masks(run, parties)).values())
     except StageLensError as error:  # too many stages, unless some are taken as one
         components.error_state(str(error))
         return
