@@ -8,6 +8,7 @@ names the stacks that hold its tensors, which follow the order of the steps.
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import json
 import math
@@ -50,6 +51,9 @@ _COLUMNS = pa.schema(
 )
 _NO_STEP = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError)
 """Raised by a row that was not recorded: its JSON, names and tensors do not fit together."""
+
+_OPENED = 64
+"""Parts whose tables are held at a time, as steps may be read in any order."""
 
 _DIVISORS = _COLUMNS.get_field_index("divisors")
 _COLUMNS_WITHOUT_DIVISORS = _COLUMNS.remove(_DIVISORS)
@@ -284,7 +288,8 @@ def read_history(files: CheckedFiles, reference: FileRef) -> pd.DataFrame:
 class RecordedSteps(Sequence[StepRecord]):
     """The recorded steps of a stage, by number or in order.
 
-    One part's table is in memory at a time; a step's batches are read with the step.
+    A few parts' tables are in memory at a time, so that steps can be read in any order; a step's
+    batches are read with the step.
 
     Args:
         files: The run folder's files.
@@ -294,12 +299,9 @@ class RecordedSteps(Sequence[StepRecord]):
     def __init__(self, files: CheckedFiles, parts: Sequence[PartRef]) -> None:
         self._files = files
         self._parts = parts
+        self._starts = [part.first_step for part in parts]
         self._count = sum(part.steps for part in parts)
-        self._part: PartRef | None = None
-        self._rows: list[dict[str, Any]] = []
-        self._tensors: Any = None
-        self._stacks: dict[str, Tensor] = {}
-        self._places: dict[str, dict[int, int]] = {}
+        self._opened: dict[int, _OpenedPart] = {}
 
     def __len__(self) -> int:
         return self._count
@@ -322,42 +324,44 @@ class RecordedSteps(Sequence[StepRecord]):
 
     def sizes(self) -> list[int]:
         """How many numbers the batches of each step hold, 0 where none were kept; reads none."""
-        rows = map(self._row, range(len(self)))
+        rows = (self._part_of(step).row(step) for step in range(len(self)))
         return [sum(map(numbers_of, row["tensors"] or ())) for row in rows]
 
     def _read(self, step: int, whole: bool) -> StepRecord:
         """A step; contents that no step has become an error that names the file."""
-        row, part = self._row(step), self._part
+        part = self._part_of(step)
         try:
-            tensors = [self._tensor(name, step) for name in row["tensors"]] if whole else None
+            row = part.row(step)
+            tensors = [part.tensor(name, step) for name in row["tensors"]] if whole else None
             return as_step(row, tensors)
         except _NO_STEP:
-            assert part is not None
-            raise _foreign(self._files.root / part.table.path) from None
+            raise _foreign(part.path) from None
 
-    def _tensor(self, name: str, step: int) -> tuple[str, Tensor]:
-        """A tensor of a step, with the name of its stack; a view of the file."""
-        row = self._places[name][step]
-        if name not in self._stacks:
-            # Mapped into memory, so that only rows that are used are read.
-            self._stacks[name] = self._tensors.get_tensor(name)
-        return name, self._stacks[name][row]
+    def _part_of(self, step: int) -> _OpenedPart:
+        number = bisect.bisect_right(self._starts, step) - 1
+        found = self._opened.pop(number, None)
+        if found is None:
+            found = _OpenedPart(self._files, self._parts[number])
+        self._opened[number] = found  # the last one used stands last
+        if len(self._opened) > _OPENED:
+            del self._opened[next(iter(self._opened))]
+        return found
 
-    def _row(self, step: int) -> dict[str, Any]:
-        if self._part is None or not 0 <= step - self._part.first_step < self._part.steps:
-            self._open(next(part for part in self._parts if step < part.first_step + part.steps))
-        assert self._part is not None
-        return self._rows[step - self._part.first_step]
 
-    def _open(self, part: PartRef) -> None:
-        path = self._files.path(part.table)
-        self._part = part
-        self._rows = _read_table(path).to_pylist()
+class _OpenedPart:
+    """The table of one part, with what finds the tensors of its steps."""
+
+    def __init__(self, files: CheckedFiles, part: PartRef) -> None:
+        self.path = files.path(part.table)
+        self._first = part.first_step
+        self._rows: list[dict[str, Any]] = _read_table(self.path).to_pylist()
         # Rows are found by position, so their numbers have to be without gaps.
         numbers = [row["step"] for row in self._rows]
         if numbers != list(range(part.first_step, part.first_step + part.steps)):
-            raise _foreign(path)
-        self._tensors, self._stacks, self._places = None, {}, {}
+            raise _foreign(self.path)
+        self._tensors: Any = None
+        self._stacks: dict[str, Tensor] = {}
+        self._places: dict[str, dict[int, int]] = {}
         for row in self._rows:
             for name in row["tensors"] or ():
                 places = self._places.setdefault(name, {})
@@ -365,4 +369,16 @@ class RecordedSteps(Sequence[StepRecord]):
         if part.batches is not None:
             from safetensors import safe_open
 
-            self._tensors = safe_open(self._files.path(part.batches), framework="pt")
+            self._tensors = safe_open(files.path(part.batches), framework="pt")
+
+    def row(self, step: int) -> dict[str, Any]:
+        """The row of a step."""
+        return self._rows[step - self._first]
+
+    def tensor(self, name: str, step: int) -> tuple[str, Tensor]:
+        """A tensor of a step, with the name of its stack; a view of the file."""
+        row = self._places[name][step]
+        if name not in self._stacks:
+            # Mapped into memory, so that only rows that are used are read.
+            self._stacks[name] = self._tensors.get_tensor(name)
+        return name, self._stacks[name][row]
