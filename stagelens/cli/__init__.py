@@ -18,6 +18,7 @@ from stagelens.compute.bounded import NoAnswer, no_panic
 from stagelens.contracts import StageLensError
 
 from . import (
+    answering_for,
     attributing,
     checking,
     contributing,
@@ -53,6 +54,7 @@ for group in (
     removing,
     reporting,
     sharing,
+    answering_for,
     checking,
     drawing,
     helping,

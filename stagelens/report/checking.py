@@ -19,7 +19,7 @@ from stagelens.runs.run import Run
 from stagelens.trust.checking import Checked
 from stagelens.trust.estimates import stored_estimates
 
-from .page import SEAL, TableUsed
+from .exported import SEAL, TableUsed
 
 _SEALED = re.compile(re.escape(SEAL).replace(b"%s", rb"([0-9a-f]{64})"))
 _SOURCES = re.compile(rb'<meta name="stagelens:sources" content="([^"]*)">')

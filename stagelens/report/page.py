@@ -6,25 +6,22 @@ and a content security policy lets the browser run that, the script that draws, 
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
-from importlib import resources
 from typing import Any
 from urllib.parse import urlencode, urljoin
 
 import jinja2
 from markupsafe import Markup
 
-from stagelens.charts.style import DARK, EITHER_STYLE, LIGHT, short, written_out
+from stagelens.charts.style import EITHER_STYLE, short
 from stagelens.wording.numbers import number
 from stagelens.wording.trust_words import MARKS, MEANINGS
 
 from . import provenance
+from .exported import TableUsed, file_text, policy, sealed, sources, style, templates
 from .figures import fitted
 from .finding import Cell, Finding, FindingView, Rows
 from .method_text import GLOSSARY, METHOD, SOURCE
@@ -55,21 +52,6 @@ class Section:
     title: str
     about: str = ""
     findings: Sequence[Finding] = ()
-
-
-@dataclass(frozen=True)
-class TableUsed:
-    """A stored effect table, as ``stagelens check`` finds it again.
-
-    Attributes:
-        set_name: The evaluation set.
-        estimate: Estimator and settings.
-        checksum: Of the stored table; empty for one of an earlier version.
-    """
-
-    set_name: str
-    estimate: str
-    checksum: str
 
 
 @dataclass(frozen=True)
@@ -109,7 +91,7 @@ def as_html(report: Report) -> bytes:
     """
     from plotly.offline import get_plotlyjs
 
-    plotly, draw = get_plotlyjs(), _file("report.js")
+    plotly, draw = get_plotlyjs(), file_text("report.js")
     drawn = {f.id: f.seen.figure for f in report.findings if f.seen.figure is not None}
 
     def render(figures: Mapping[str, tuple[Markup | None, int, str]]) -> bytes:
@@ -122,15 +104,15 @@ def as_html(report: Report) -> bytes:
                 figures=figures,
                 plotly=Markup(plotly if drawn else ""),
                 draw=Markup(draw),
-                style=Markup(_colours() + _file("report.css")),
+                style=Markup(style()),
                 chart_style=Markup(EITHER_STYLE),
-                policy=_policy([plotly, draw] if drawn else [draw]),
+                policy=policy([plotly, draw] if drawn else [draw]),
                 marks=[(MARKS[one], one, MEANINGS[one]) for one in MARKS],
                 method=METHOD,
                 source=SOURCE,
                 glossary=GLOSSARY,
                 links={each.id: _link(report, each.seen.view) for each in report.findings},
-                sources=_sources(report),
+                sources=sources(report.run_digest, report.tables),
             )
             .encode()
         )
@@ -142,38 +124,12 @@ def as_html(report: Report) -> bytes:
     return sealed(render({name: _figure(figure, room) for name, figure in drawn.items()}))
 
 
-SEAL = b"\n<!-- StageLens report, sha256 of all above: %s -->\n"
-
-
-def sealed(page: bytes) -> bytes:
-    """A page with a digest over it at its end, by which an edited report is known."""
-    return page + SEAL % hashlib.sha256(page).hexdigest().encode()
-
-
-def _sources(report: Report) -> str:
-    """What a report was made from, as JSON."""
-    tables = [asdict(each) for each in report.tables]
-    return json.dumps({"run_digest": report.run_digest, "tables": tables})
-
-
 def _figure(figure: Mapping[str, Any], room: int) -> tuple[Markup | None, int, str]:
     """A figure as JSON for a script block, its height, and what was left out."""
     text, said = fitted(figure, room)
     height = figure["layout"].get("height")
     pixels = int(height) if isinstance(height, int | float) else _HEIGHT
     return (None if text is None else Markup(text), pixels, said)
-
-
-def _policy(scripts: Sequence[str]) -> str:
-    """A content security policy: only these scripts run, and nothing is fetched."""
-    hashes = " ".join(
-        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
-        for script in scripts
-    )
-    return (
-        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
-    )
 
 
 def _link(report: Report, view: FindingView) -> tuple[str, bool]:
@@ -191,24 +147,10 @@ def _link(report: Report, view: FindingView) -> tuple[str, bool]:
 
 @cache
 def _templates() -> jinja2.Environment:
-    made = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_file),
-        autoescape=True,
-        # A misspelt name in the template fails, where the default would print nothing.
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        # Names from data can neither reverse nor hide the text after them. Markup, a subclass of
-        # str, is the template's own and stays as it is.
-        finalize=lambda value: written_out(value) if type(value) is str else value,
-    )
+    made = templates(__package__)
     made.globals.update(telling=provenance, cell=_cell, is_number=_is_number, most=_SHOWN_ROWS)
     made.globals.update(mark_of=MARKS)
     return made
-
-
-def _file(name: str) -> str:
-    return resources.files(__package__).joinpath(name).read_text("utf-8")
 
 
 def _cell(rows: Rows, column: str, value: Cell) -> str | Markup:
@@ -233,19 +175,3 @@ def _cell(rows: Rows, column: str, value: Cell) -> str | Markup:
 
 def _is_number(value: Cell) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _colours() -> str:
-    """The charts' own colours, for both backgrounds; printed pages are light."""
-
-    def of(palette: Any) -> str:
-        return (
-            f"--text:{palette.text};--muted:{palette.muted};--line:{palette.grid};"
-            f"--page:{palette.background};--panel:{palette.panel}"
-        )
-
-    return (
-        f":root{{{of(LIGHT)};color-scheme:light}}\n"
-        "@media screen and (prefers-color-scheme:dark)"
-        f"{{:root{{{of(DARK)};color-scheme:dark}}}}\n"
-    )

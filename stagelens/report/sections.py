@@ -34,9 +34,10 @@ from stagelens.wording.trust_words import trust_label, trust_word
 from . import shares
 from .chance_text import exceeded
 from .checking import stored_tables
+from .exported import TableUsed
 from .figures import kept
 from .finding import Finding, Rows, Seen
-from .page import Report, Section, TableUsed
+from .page import Report, Section
 from .provenance import RECORDED
 from .store import FindingStore, new_id
 

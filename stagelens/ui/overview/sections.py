@@ -29,6 +29,7 @@ from stagelens.wording.numbers import axis_unit, count_text, is_share
 from stagelens.wording.objectives import objective_lines
 from stagelens.wording.sentences import mean_sentence, slice_parts
 from stagelens.wording.signs import POSITIVE_IS, gain
+from stagelens.wording.stage_facts import optimizer_words, steps_words
 from stagelens.wording.trust_words import trust_word
 
 from . import recipe, shares
@@ -315,28 +316,9 @@ def _cards(workspace: Workspace, curve: pd.DataFrame) -> None:
             st.html(_card(stage, charts.stage_color(stage.index), values))
 
 
-def _steps(stage: Stage) -> str:
-    if stage.facts.origin == "recorded":
-        return count_text(stage.steps, "step")
-    if stage.updates:
-        return f"{count_text(stage.updates, 'step')}, none of them recorded"
-    return "assembled from checkpoints: no steps recorded"
-
-
 def _card(stage: Stage, color: str, rates: pd.Series) -> str:
     facts = stage.facts
     before = None if stage.previous is None else stage.previous.facts
-    known = facts.optimizer
-    group = known.groups[0].hyperparameters if known is not None and known.groups else {}
-    optimizer: list[str] = ["optimiser not known" if known is None else known.name]
-    if group.get("momentum"):
-        optimizer.append(f"momentum {group['momentum']:g}")
-    if group.get("weight_decay"):
-        optimizer.append(f"weight decay {group['weight_decay']:g}")
-    if facts.clip_norm is not None:
-        optimizer.append(f"clipped at {facts.clip_norm:g}")
-    if facts.precision != "float32":
-        optimizer.append(f"{facts.precision} mixed precision")
     rate = ""
     if len(rates):
         low, high = float(rates.min()), float(rates.max())
@@ -345,10 +327,10 @@ def _card(stage: Stage, color: str, rates: pd.Series) -> str:
         (facts.description, "margin:.35em 0 .5em 0")
         if facts.description
         else ("No data description was recorded.", ""),
-        (", ".join(optimizer), ""),
+        (", ".join(optimizer_words(facts)), ""),
         *((line, "") for line in objective_lines(facts)),
         # Without a recorded rate the comma in front goes too.
-        (f"{rate}, {_steps(stage)}".lstrip(", "), ""),
+        (f"{rate}, {steps_words(stage)}".lstrip(", "), ""),
         (f"optimiser state at its start: {facts.boundary.optimizer}", ""),
         *((line, "") for line in hand_over_lines(facts, before)),
         *((line, "") for line in end_lines(facts)),
