@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stagelens.ui.examples import slices
 from stagelens.ui.opening.workspace import nothing_measured, open_workspace
-from stagelens.ui.overview import paths, recipe, sections, story
+from stagelens.ui.overview import paths, recipe, sections, story, switchboard
 from stagelens.ui.pieces import components
 
 workspace = open_workspace("Overview")
@@ -17,10 +17,12 @@ if workspace is not None:
             # What was recorded can be shown before anything is measured.
             sections.time_line(workspace, None)
         else:
-            story.tell_story(workspace, effects)
-            effects = recipe.choose(workspace, effects)
             behaviour, by, group = sections.choose(workspace, effects)
+            # Its models are those of this run, whatever the effects below are of.
+            switchboard.show(workspace, effects, behaviour, by, group)
+            of_run, effects = effects, recipe.choose(workspace, effects)
             sections.headlines(workspace, effects, behaviour, by, group)
+            story.tell_story(workspace, of_run)
             sections.credit_and_blame(workspace, effects, behaviour, by, group)
             sections.time_line(workspace, behaviour)
             paths.section(workspace, effects, by, group)

@@ -11,6 +11,7 @@ from stagelens.estimators.parties import Parties, parties_of, stage_masks
 from stagelens.runs.run import Run
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components
+from stagelens.ui.reading import shares
 from stagelens.ui.server import jobs
 from stagelens.wording.numbers import count_text, predicted_time
 
@@ -39,6 +40,19 @@ def offer(workspace: Workspace, together: tuple[str, ...]) -> None:
     _compute(workspace, together, ESTIMATORS)
 
 
+def offer_combinations(workspace: Workspace) -> None:
+    """Where switches ask for a model that was not measured: what all of them take."""
+    if shares.known(workspace.at, workspace.examples.name):
+        components.text_block(
+            "Of so many stages, only the models that shares are read off were measured, and this "
+            "is none of them.",
+            muted=True,
+        )
+        return
+    if workspace.computable:
+        _compute(workspace, (), ESTIMATORS, "combinations")
+
+
 def offer_better(workspace: Workspace, together: tuple[str, ...], shown: str) -> None:
     """Where shares are estimated: the same for better ones; nothing where there are none."""
     if not workspace.computable or shown not in ESTIMATORS[1:]:
@@ -47,7 +61,12 @@ def offer_better(workspace: Workspace, together: tuple[str, ...], shown: str) ->
         _compute(workspace, together, ESTIMATORS[: ESTIMATORS.index(shown)])
 
 
-def _compute(workspace: Workspace, together: tuple[str, ...], estimators: tuple[str, ...]) -> None:
+def _compute(
+    workspace: Workspace,
+    together: tuple[str, ...],
+    estimators: tuple[str, ...],
+    key: str = "shares",
+) -> None:
     run = workspace.run
     parties = _parties(run, together)
     try:
@@ -63,7 +82,7 @@ def _compute(workspace: Workspace, together: tuple[str, ...], estimators: tuple[
         "Measured by",
         possible,
         default=possible[0],
-        key="shares-by",
+        key=f"{key}-by",
         required=True,
         help="Replay trains the stages again and is exact; coarse replay does so with larger "
         "steps; a task vector trains nothing, and is rough where stages interact.",
@@ -80,10 +99,10 @@ def _compute(workspace: Workspace, together: tuple[str, ...], estimators: tuple[
     if components.only_shown():
         return
     if st.button(
-        "Compute shares",
+        f"Compute {key}",
         type="primary",
         icon=":material/pie_chart:",
-        key="start-shares",
+        key=f"start-{key}",
         help="Runs in the background: python -m stagelens shares.",
     ):
         try:

@@ -93,7 +93,7 @@ def tell_story(workspace: Workspace, effects: Effects) -> None:
             ],
         ),
     )
-    with st.expander("The story of this demo, in four sentences", expanded=True):
+    with st.expander("The story of this demo, in four sentences"):
         for said, ways in told:
             with st.container(gap=None):
                 components.sentences([said])

@@ -50,7 +50,7 @@ _PINNED = state.session_key("pinned")
 
 _WHERE = (
     *(state.RUN, state.PAGE, "set", "estimator", "estimate", "measure", "behaviour", "trusted"),
-    *(state.VIEW, state.PART, "credit"),
+    *(state.VIEW, state.PART, "credit", state.OFF, state.WALL),
 )
 """Query parameters that say what is looked at; all others are filters."""
 

@@ -19,6 +19,10 @@ RUN = "run"
 EXAMPLE = "example"
 PAGE = "page"
 BESIDE = "beside"
+OFF = "off"
+"""Names of the stages that are switched off on the Overview, with commas between them."""
+WALL, EVERYTHING = "wall", "all"
+"""Says that the Overview's wall shows all examples, where no group was chosen."""
 MOST_BESIDE = 5
 """Most examples that stand side by side."""
 
@@ -91,7 +95,7 @@ def open_reference(reference: str | None) -> None:
     """Open another run, or none: everything that was chosen in the last one is forgotten."""
     for key in [key for key in st.session_state if not str(key).startswith(_KEPT)]:
         del st.session_state[key]
-    for name in (EXAMPLE, PAGE, BESIDE):
+    for name in (EXAMPLE, PAGE, BESIDE, OFF, WALL):
         _set(name, None)
     _set(RUN, reference)
 
@@ -140,3 +144,24 @@ def link_page(page: int) -> None:
         st.query_params[PAGE] = str(page)
     else:
         st.query_params.pop(PAGE, None)
+
+
+def switched_off() -> list[str]:
+    """Names of the stages that are switched off; not checked."""
+    named = _get(OFF)
+    return [] if named is None else named.split(",")
+
+
+def switch_off(stages: Sequence[str]) -> None:
+    """Switch these stages off, and all others on; the URL follows."""
+    _set(OFF, ",".join(stages) or None)
+
+
+def all_on_wall() -> bool:
+    """Whether the wall is to show all examples."""
+    return _get(WALL) == EVERYTHING
+
+
+def put_all_on_wall(wanted: bool) -> None:
+    """Put all examples on the wall, or the group that is chosen by itself; the URL follows."""
+    _set(WALL, EVERYTHING if wanted else None)

@@ -1,0 +1,109 @@
+"""The bars beside the switchboard's wall: credit and blame of each stage for the same examples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlencode
+
+import numpy as np
+
+from stagelens import charts
+from stagelens.charts.bars import sign_note
+from stagelens.charts.diverging_bars import SHORT_NOISE, is_true
+from stagelens.charts.style import short, written_out
+from stagelens.contracts import Behaviour
+from stagelens.ui.opening.workspace import Workspace
+from stagelens.ui.pieces import components
+from stagelens.ui.reading import loaders
+from stagelens.ui.reading.loaders import Effects
+from stagelens.wording.folding import MOST, strongest
+from stagelens.wording.intervals import mean_interval
+from stagelens.wording.numbers import is_share, scaled
+from stagelens.wording.sentences import mean_sentence
+from stagelens.wording.trust_words import MARKS, is_trustworthy, trust_word
+
+
+def address(query: Mapping[str, str] | None) -> str:
+    """The Examples page with these query parameters, as seen from the Overview."""
+    return f"Examples?{urlencode(query or {})}"
+
+
+def query_of(focus_query: Mapping[str, str], stage: str, side: str) -> dict[str, str] | None:
+    """Query parameters of the examples that a stage helped or hurt most."""
+    more = {"side": side, "sort": f"most {side}"} if side in ("credit", "blame") else {}
+    return components.here(**focus_query, stage=stage, **more)
+
+
+def bars(
+    workspace: Workspace,
+    effects: Effects,
+    behaviour: Behaviour,
+    by: str | None,
+    group: str | None,
+    about: str,
+) -> dict[str, Any]:
+    """One bar per stage, the mean stage effect on a group; of many stages, the strongest.
+
+    Args:
+        workspace: What is open.
+        effects: Whose numbers.
+        behaviour: Which behaviour.
+        by: The column of the group.
+        group: The group; None for all examples.
+        about: The same in words.
+    """
+    parts = (workspace.at, workspace.examples.name, effects.estimator, behaviour.name)
+    means = loaders.stage_summary(*parts, by, group).assign(group=group)
+    kept = means.iloc[strongest(means["effect"], MOST)].to_dict("records")
+    intervals = [
+        mean_interval(row, effects.trust.get(str(row["stage"])), behaviour) for row in kept
+    ]
+    sizes = [abs(scaled(float(row["gain"]), behaviour)) for row in kept]
+    # A lower bound, so that effects that all round to zero are not blown up.
+    reach = max([*(s for s in sizes if np.isfinite(s)), 1.0 if is_share(behaviour) else 0.01])
+    reach *= 1.1
+    rows = []
+    for row, interval in zip(kept, intervals, strict=True):
+        stage, gain = str(row["stage"]), float(row["gain"])
+        trust = effects.trust.get(stage)
+        word = None if trust is None else trust_word(trust, behaviour.name)
+        signed = not sign_note(trust, behaviour, interval)
+        side = ("credit" if gain >= 0 else "blame") if signed else "neither"
+        known = [] if word is None else [f"{MARKS[word]} {word}"]
+        known += [SHORT_NOISE] if is_true(row["within_noise"]) else []
+        ends: tuple[float, ...] | None = None
+        if interval is not None and np.isfinite(gain):
+            ends = tuple(
+                float(np.clip(scaled(end, behaviour) / reach, -1, 1))
+                for end in interval.gains(behaviour)
+            )
+        column = None if group is None else by
+        sentence = str(mean_sentence(row, behaviour, workspace.noun, column, trust))
+        rows.append(
+            {
+                "stage": short(written_out(stage), 40),
+                "to": stage,
+                "side": side,
+                "faint": trust is not None and not is_trustworthy(trust, behaviour.name),
+                "share": scaled(gain, behaviour) / reach if np.isfinite(gain) else 0.0,
+                "low": None if ends is None else ends[0],
+                "high": None if ends is None else ends[1],
+                "amount": charts.marked(gain, behaviour, signed=signed)
+                if np.isfinite(gain)
+                else "no number",
+                "trust": ", ".join(known),
+                "said": written_out(sentence),
+                "href": address(query_of({} if group is None else {"group": group}, stage, side)),
+            }
+        )
+    worse = {"higher": "lower", "lower": "higher"}[behaviour.better]
+    more = len(means) - len(kept)
+    return {
+        "title": f"Credit and blame: what each stage did to {about}",
+        "rows": rows,
+        "worse": f"← {behaviour.name} {worse}",
+        "better": f"{behaviour.name} {behaviour.better} →",
+        "more": f"{more:,} more stages have smaller effects." if more > 0 else "",
+        "open": "Opens the examples",
+    }
