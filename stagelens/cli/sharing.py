@@ -54,6 +54,7 @@ from stagelens.wording.numbers import (
 )
 from stagelens.wording.trust_words import trust_explanation, trust_word
 
+from . import halving
 from .options import (
     BudgetOption,
     DeviceOption,
@@ -96,6 +97,14 @@ def shares(
         typer.Option(
             metavar="STAGE,STAGE",
             help="Take these stages as one, as of one party; may be given several times.",
+        ),
+    ] = None,
+    halves: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STAGE[:STEP]",
+            help="Tell how shares change where this stage is taken as two halves, cut after a "
+            "step [a checkpoint near its middle, else the middle step].",
         ),
     ] = None,
     behaviour: Annotated[
@@ -147,32 +156,47 @@ def shares(
         made = make_estimator(name, {} if budget is None else {"budget": budget})
         left = lacking(opened, key_of(opened, examples, name, made.settings), own)
         _check_possible(opened, name, own, left)
+        cut = halving.asked_cut(opened, halves, together)
+        extra = cut and halving.halves_cost(opened, examples, name, made.settings, cut)
         if cost_only and as_json:
             told = asdict(cost(opened, left, name, made.settings))
-            say(json.dumps({"estimator": name, **told}, indent=1))
+            more = {} if not extra else {"halves": {**asdict(extra[0]), "between": extra[1]}}
+            say(json.dumps({"estimator": name, **told, **more}, indent=1))
             return
         if left:
             check_changeable("shares")
             if name == REPLAY and not cost_only:
                 _time_steps(opened, examples, left, report)
             say(_cost_text(cost(opened, left, name, made.settings)), err=True)
+        if cut and extra and extra[0].coalitions:
+            check_changeable("shares")
+            say(halving.cost_text(_cost_text(extra[0]), extra[1], cut), err=True)
         if cost_only:
-            if not left:
+            if not left and not (extra and extra[0].coalitions):
                 say("Every model was measured before.", err=True)
             return
+        from stagelens.effects.coalition_halves import measure_halves
         from stagelens.effects.coalition_measuring import measure_coalitions
 
         result = measure_coalitions(
             opened, examples.name, name, masks, parties, made.settings, report
         )
+        apart = cut and measure_halves(opened, examples.name, name, cut, made.settings, report)
     for note in opened.problems:
         say(f"Note: {note}", err=True)
     found = [shares_of(result, each) for each in _behaviours(result, behaviour)]
+    halved = [shares_of(apart, each.behaviour.name) for each in found] if apart else []
     if as_json:
-        rows = pd.concat([_rows(result, each) for each in found], ignore_index=True)
-        say(rows.to_json(orient="records", indent=1))
+        blocks = [_rows(result, each) for each in found]
+        if cut and apart:
+            told_of = {"halves_of": cut.stage, "cut_after_step": cut.step}
+            blocks += [_rows(apart, each).assign(**told_of) for each in halved]
+        say(pd.concat(blocks, ignore_index=True).to_json(orient="records", indent=1))
     else:
         _print(opened, result, found)
+        if cut:
+            for each in halved:
+                say(halving.told_halves(each, cut))
         if (sharing := clusters(examples)) is not None:
             say(sharing.words(count_text(examples.count, "example")))
     if out is not None:

@@ -13,6 +13,7 @@ from stagelens.contracts import ProgressCallback, Refused, StageLensError, no_pr
 from stagelens.estimators import counterfactuals
 from stagelens.estimators.coalition_plan import MOST, first_missing, recorded_end, refusal, trained
 from stagelens.estimators.coalitions import coalitions, made_for_coalitions
+from stagelens.estimators.halves import halved
 from stagelens.estimators.parties import Parties, check_parties, parties_of, stage_masks
 from stagelens.estimators.protocol import METHOD, Estimator
 from stagelens.estimators.replay_check import check_steps
@@ -25,6 +26,7 @@ from stagelens.measuring.models import (
     measure,
     measure_set,
 )
+from stagelens.runs.cutting import Cut
 from stagelens.runs.run import Run
 from stagelens.runs.schema import digest
 from stagelens.runs.sets.evaluation_set import EvaluationSet
@@ -52,6 +54,7 @@ def measure_coalitions(
     parties: Parties | None = None,
     settings: Mapping[str, Any] | None = None,
     progress: ProgressCallback = no_progress,
+    also: Mapping[str, Any] | None = None,
 ) -> CoalitionResult:
     """Coalitions on an evaluation set; what was measured before is read from the run folder.
 
@@ -65,6 +68,7 @@ def measure_coalitions(
         parties: Stages taken as one; None for every stage by itself.
         settings: Of the estimator; None for its defaults.
         progress: Called for the work.
+        also: What a helper needs to know to find the same run, see :func:`do`.
 
     Returns:
         All coalitions of these parties that were ever measured.
@@ -86,7 +90,7 @@ def measure_coalitions(
         first = _lacking(run, examples, made, [full, *map(recorded_end, left)])
         _measure(run, examples, made, first, no_progress)
         left = [mask for mask in left if mask not in first]
-        message = {"set": set_name}
+        message = {"set": set_name, **(also or {})}
         hard = [m for m in left if trained(m, run.stages) and not refusal(run, m, made.name)]
         if share_coalitions(run, made, hard, message, partial(do, run), progress):
             # What was refused, or failed in a helper, is told by the work here.
@@ -125,7 +129,13 @@ def _check_some(
 
 
 def do(run: Run, message: Mapping[str, Any], progress: ProgressCallback) -> None:
-    """One piece of work that processes share: some coalitions, or what counterfactuals take."""
+    """One piece of work that processes share: some coalitions, or what counterfactuals take.
+
+    A message may say that a stage is taken as two halves: ``"cut"`` is its name and a step.
+    """
+    cut = Cut(*message["cut"]) if "cut" in message else None
+    if cut is not None and cut.stage in [stage.name for stage in run.stages]:  # as a helper has it
+        run = halved(run, cut, no_progress)
     if "coalitions" not in message:
         counterfactuals.do(run, message, progress)
         return

@@ -215,7 +215,7 @@ def share_coalitions(
         return False
     unchecked = estimator.unprepared(run, [run.stages[first]])
     how = {"estimator": estimator.name, "settings": dict(estimator.settings)}
-    checks = [Item({"check": s.name, **how}, _seconds(run, [s])) for s in unchecked]
+    checks = [Item({"check": s.name, **how, **message}, _seconds(run, [s])) for s in unchecked]
     items = [
         Item({"coalitions": group, **how, **message}, pass_seconds(known, group))
         for group in groups[count]

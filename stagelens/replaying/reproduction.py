@@ -141,10 +141,7 @@ def measure_deviation(
             f"replaying stage {stage.name!r} gives other parameters than its end state has; open "
             "the run with the task that it was recorded with"
         )
-    bitwise = _same(replayed.model, recorded.model) and (
-        replayed.optimizer.keys() == recorded.optimizer.keys()
-        and all(_same(replayed.optimizer[n], recorded.optimizer[n]) for n in recorded.optimizer)
-    )
+    bitwise = _same_state(replayed, recorded)
     largest, relative = distance(replayed.model, stage)
     return Deviation(stage.name, bitwise and misfit is None, largest, relative, misfit)
 
@@ -166,6 +163,43 @@ def distance(replayed: Weights, stage: Stage) -> tuple[float, float]:
         change += float(difference_of(end, start[name]).square().sum())
     relative = 0.0 if difference == 0 else (difference / change) ** 0.5 if change else float("inf")
     return largest, relative
+
+
+def state_after(
+    task: Task, stage: Stage, steps: int, through: bool, progress: ProgressCallback = no_progress
+) -> tuple[TrainingState, bool]:
+    """The training state of a stage after some of its steps, by a replay from its recorded start.
+
+    Args:
+        task: The run's.
+        stage: A recorded stage.
+        steps: How many of its steps.
+        through: Whether to replay the other steps too, and compare with the recorded end.
+        progress: Called for every step.
+
+    Returns:
+        The state, and whether the replay has the recorded losses and, where it went through, the
+        recorded end, bit for bit.
+    """
+    total = stage.steps if through else steps
+    with same_arithmetic(stage):
+        replay, state = StageReplay(task, stage), stage.start()
+        for number, _ in enumerate(replay.run(), 1):
+            progress(number / total, f"stage {stage.name}, step {number} of {stage.steps}")
+            if number == steps:
+                state = replay.state()
+            if number == total:
+                break
+        same = replay.misfit is None and (not through or _same_state(replay.state(), stage.end()))
+    return state, same
+
+
+def _same_state(a: TrainingState, b: TrainingState) -> bool:
+    return (
+        _same(a.model, b.model)
+        and a.optimizer.keys() == b.optimizer.keys()
+        and all(_same(a.optimizer[name], b.optimizer[name]) for name in b.optimizer)
+    )
 
 
 def _same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:

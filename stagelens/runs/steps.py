@@ -294,17 +294,20 @@ class RecordedSteps(Sequence[StepRecord]):
     Args:
         files: The run folder's files.
         parts: The stage's parts, in order.
+        between: Which of the stage's steps these are; None for all of them.
     """
 
-    def __init__(self, files: CheckedFiles, parts: Sequence[PartRef]) -> None:
+    def __init__(
+        self, files: CheckedFiles, parts: Sequence[PartRef], between: range | None = None
+    ) -> None:
         self._files = files
         self._parts = parts
+        self._numbers = range(sum(p.steps for p in parts)) if between is None else between
         self._starts = [part.first_step for part in parts]
-        self._count = sum(part.steps for part in parts)
         self._opened: dict[int, _OpenedPart] = {}
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._numbers)
 
     @overload
     def __getitem__(self, index: int) -> StepRecord: ...
@@ -316,15 +319,15 @@ class RecordedSteps(Sequence[StepRecord]):
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
         # Outside the block, where it stays an IndexError: that is how a loop over steps ends.
-        return self._read(range(self._count)[index], whole=True)
+        return self._read(self._numbers[index], whole=True)
 
     def facts(self, step: int) -> StepRecord:
         """A step without its batches."""
-        return self._read(step, whole=False)
+        return self._read(self._numbers[step], whole=False)
 
     def sizes(self) -> list[int]:
         """How many numbers the batches of each step hold, 0 where none were kept; reads none."""
-        rows = (self._part_of(step).row(step) for step in range(len(self)))
+        rows = (self._part_of(step).row(step) for step in self._numbers)
         return [sum(map(numbers_of, row["tensors"] or ())) for row in rows]
 
     def _read(self, step: int, whole: bool) -> StepRecord:

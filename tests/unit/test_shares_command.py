@@ -120,3 +120,43 @@ def test_a_refusal_that_no_longer_is_one_is_not_told_as_measured(
         refused = found[0].trust.model_copy(update={"trust": "refused", "reason": reason})
         save_part(run, found[0].model_copy(update={"trust": refused}), found[1].iloc[:0])
         assert told in command("shares", path, "--cost").err
+
+
+def test_a_stage_is_taken_as_two_halves(path: Path, command: Command) -> None:
+    command("shares", path)
+    told = command("shares", path, "--halves", "b", "--cost")
+    cost = "Halves of b, cut after step 2: 16 models to measure, 1 of them recorded"
+    assert told.status == 0 and cost in told.err, told.err
+    # A half alone (2), the second after a (1); c after each of these and a with the first (4); and
+    # d after all of those with and without c (8).
+    assert "15 stage passes" in told.err and "and 2 steps to find the state between" in told.err
+    price = json.loads(command("shares", path, "--halves", "b", "--cost", "--json").out)["halves"]
+    assert (price["passes"], price["between"]) == (15, 2)
+    answer = command("shares", path, "--halves", "b:3")
+    assert answer.status == 0 and "cut after step 3" in answer.err, answer.err
+    for said in (
+        "Taken as two halves (steps 1 to 3 and step 4), b's share of the mean margin on all "
+        "examples would be ",
+        "; a's would change by ",
+    ):
+        assert said in answer.out
+    rows = json.loads(command("shares", path, "--halves", "b:3", "--json").out)
+    own = [row for row in rows if row["behaviour"] == "margin"]
+    assert [row["stage"] for row in own][4:] == ["a", "b (steps 1 to 3)", "b (step 4)", "c", "d"]
+    assert [row["halves_of"] for row in own] == [None] * 4 + ["b"] * 5
+    total = own[0]["final_model"] - own[0]["base"]
+    for part in (own[:4], own[4:]):
+        assert sum(row["share"] for row in part) == pytest.approx(total, abs=1e-6)
+    again = command("shares", path, "--halves", "b:3", "--cost")
+    assert "Every model was measured before" in again.err
+
+
+def test_halves_that_cannot_be_had_are_refused_in_words(path: Path, command: Command) -> None:
+    for options, says in (
+        (("--halves", "b:9"), "after one of the steps 1 to 3, and not after step 9"),
+        (("--halves", "b:x"), "gives no step after the colon"),
+        (("--halves", "e"), "no finished stage 'e'"),
+        (("--halves", "b", "--together", "a,b"), "omit --together"),
+    ):
+        answer = command("shares", path, *options, "--estimator", "task-vector")
+        assert answer.status == 1 and says in answer.err, answer.err

@@ -82,7 +82,7 @@ def total_sentence(
     way = "higher" if change > 0 else "lower"
     behaviour = found.behaviour
     parts = [
-        Part(f"Training as a whole made {_subject(behaviour)} on "),
+        Part(f"Training as a whole made {subject(behaviour)} on "),
         *slice_parts(noun, column, group),
         Part(" "),
         Part(f"{amount_text(change, behaviour)} {way}", "amount"),
@@ -90,7 +90,7 @@ def total_sentence(
     ]
     for number, one in enumerate(means):
         parts += [Part(", ")] if number else []
-        parts += [Part(one.name, "stage"), Part(f" {_number(one, behaviour)}")]
+        parts += [Part(one.name, "stage"), Part(f" {number_text(one, behaviour)}")]
     parts.append(Part("."))
     return Sentence(tuple(parts), _least(means, behaviour), behaviour.name)
 
@@ -101,7 +101,7 @@ def share_sentence(one: Mean, behaviour: Behaviour, about: Sequence[Part], noun:
         (
             Part("By "),
             Part(one.name, "stage"),
-            Part(f"'s share, {_subject(behaviour)} on "),
+            Part(f"'s share, {subject(behaviour)} on "),
             *about,
             *_made(one, behaviour),
             Part(f" ({count_text(one.n, noun)})."),
@@ -122,7 +122,7 @@ def example_sentence(one: Mean, behaviour: Behaviour, reading: str = SHARE) -> S
         said: tuple[Part, ...] = (Part(f": not known. {one.trust.reason}"),)
     else:
         unit = f" {behaviour.unit}" if behaviour.unit and not is_share(behaviour) else ""
-        number = Part(_number(one, behaviour, unit), "amount")
+        number = Part(number_text(one, behaviour, unit), "amount")
         said = (Part(": "), number, Part(f"{_judged(one, behaviour)}."))
     return Sentence((*opening, *said), one.trust, behaviour.name)
 
@@ -198,7 +198,7 @@ def _pair_sentence(pair: Pair, behaviour: Behaviour, about: Sequence[Part]) -> S
             Part(f" {verb} "),
             Part(pair.first, "stage"),
             Part(f"{ends}: in the final model it {_makes(pair.after_first, behaviour)} "),
-            Part(f"{_subject(behaviour)} on "),
+            Part(f"{subject(behaviour)} on "),
             *about,
             *_amount(pair.after_first, behaviour),
             Part("; had "),
@@ -257,7 +257,8 @@ def _made(one: Mean, behaviour: Behaviour) -> tuple[Part, ...]:
     return would_be(-one.mean, behaviour, one.trust)
 
 
-def _number(one: Mean, behaviour: Behaviour, unit: str = "") -> str:
+def number_text(one: Mean, behaviour: Behaviour, unit: str = "") -> str:
+    """A mean with its sign, and with how certain that is."""
     if not np.isfinite(one.mean):
         return "not known"
     if not may_be_finding(one.trust, behaviour.name):
@@ -282,5 +283,6 @@ def _least(means: Sequence[Mean], behaviour: Behaviour) -> StageTrust:
     return next(one.trust for one in means if trust_word(one.trust, behaviour.name) == word)
 
 
-def _subject(behaviour: Behaviour) -> str:
+def subject(behaviour: Behaviour) -> str:
+    """``accuracy``, or ``the mean margin``."""
     return phrase(behaviour) if behaviour == ACCURACY else f"the mean {phrase(behaviour)}"
