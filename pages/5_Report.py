@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stagelens.ui.opening.workspace import open_workspace
 from stagelens.ui.pieces import components
-from stagelens.ui.report import sections
+from stagelens.ui.report import dossier, sections
 
 workspace = open_workspace("Report", effects=False)
 if workspace is not None:
@@ -12,5 +12,6 @@ if workspace is not None:
         sections.heading(workspace)
         found = sections.read(workspace)
         sections.export(workspace, found)
+        dossier.section(workspace)
         sections.listed(workspace, found)
         sections.taken_out(workspace, found)

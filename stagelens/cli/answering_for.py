@@ -88,6 +88,7 @@ def dossier(
     says so. Effects are those that ``stagelens attribute`` has measured.
     """
     from stagelens.report.dossier.building import dossier as build
+    from stagelens.report.dossier.computing import count, stored
     from stagelens.report.dossier.writing import as_html, as_json, as_markdown
 
     writers = {".html": as_html, ".json": as_json, ".md": as_markdown}
@@ -99,7 +100,7 @@ def dossier(
     with Reporter(progress).running() as told:
         opened = opened_with(run, task)
         _ = opened.last
-        content = writers[out.suffix](build(opened, told))
+        content = writers[out.suffix](build(opened, stored(opened) or count(opened, told)))
     with atomic_path(out) as temporary:
         temporary.write_bytes(content)
     say(f"{out}: {len(opened.stages)} stages, {len(content) / 1e3:,.0f} kB; {_left(opened)}")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from stagelens.report.dossier.building import dossier
-from stagelens.report.dossier.computing import computing
+from stagelens.report.dossier.computing import computing, count, stored
 from stagelens.report.dossier.content import Dossier
 from stagelens.report.dossier.writing import as_html, as_json, as_markdown
 from stagelens.runs import described
@@ -39,7 +39,8 @@ def told(digits_run: DemoRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(told: Path) -> Dossier:
-    return dossier(open_run(told))
+    run = open_run(told)
+    return dossier(run, count(run))
 
 
 def test_facts_say_where_they_come_from_and_what_nobody_said(made: Dossier) -> None:
@@ -70,12 +71,22 @@ def test_computing_adds_up_and_a_modification_is_a_part_of_all_up_to_then(made: 
 
 def test_what_training_started_from_counts_where_it_is_said(told: Path) -> None:
     run = open_run(told)
-    alone = computing(run)
+    names, counted = [stage.name for stage in run.stages], count(run)
+    alone = computing(names, counted)
     of_all = sum(one.operations or 0.0 for one in alone)
-    with_base = computing(run, of_all)
+    with_base = computing(names, counted, of_all)
     assert [one.share for one in with_base] == pytest.approx(
         [(one.share or 0.0) / 2 for one in alone]
     )
+
+
+def test_counts_are_kept_for_their_recording_only(told: Path) -> None:
+    run = open_run(told)
+    counted = count(run)
+    assert stored(run) == counted
+    path = told / "results" / "operations.json"
+    path.write_text(path.read_text().replace(run.digest, "0" * 64))
+    assert stored(run) is None
 
 
 def test_statements_are_what_stands_out_with_their_trust(made: Dossier) -> None:
@@ -93,7 +104,8 @@ def test_statements_are_what_stands_out_with_their_trust(made: Dossier) -> None:
 def test_a_run_that_nothing_was_measured_of(told: Path, tmp_path: Path) -> None:
     bare = shutil.copytree(told, tmp_path / "bare")
     shutil.rmtree(bare / "results")
-    found = dossier(open_run(bare))
+    found = dossier(open_run(bare), None)
+    assert {stage.computing.why_not for stage in found.stages} == {"it was not counted"}
     assert not any(stage.measured or stage.silent for stage in found.stages)
     assert "No stage effect has been measured on any set." in found.limits
     assert b"Nothing was measured." in as_html(found)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from stagelens.analyses.shares.sentences import share_sentence
 from stagelens.analyses.shares.share_table import SHARE, shares_of
 from stagelens.analyses.shares.stored import best_coalitions
-from stagelens.contracts import Behaviour, ProgressCallback, StageLensError, no_progress
+from stagelens.contracts import Behaviour, StageLensError
 from stagelens.effects.headlines import FEWEST, headlines
 from stagelens.effects.results import stored_results
 from stagelens.report.chance_text import exceeded
@@ -25,20 +25,22 @@ from stagelens.wording.sentences import Sentence, slice_parts
 from stagelens.wording.stage_facts import optimizer_words, steps_words
 from stagelens.wording.trust_words import trust_explanation, trust_label, trust_word
 
-from .computing import computing
+from .computing import Counted, computing
 from .content import Computing, Dossier, Fact, SetPart, Source, StagePart, Statement
 
 _MOST_GROUPS = 6
 """Most sentences about one stage, set and behaviour."""
 
 
-def dossier(run: Run, progress: ProgressCallback = no_progress) -> Dossier:
+def dossier(run: Run, counted: Counted | None) -> Dossier:
     """What is known of a run: recorded, said, counted and measured.
 
-    Counting what stages took needs their batches and a few forward and backward passes each.
+    Args:
+        run: The run.
+        counted: What its stages took, see :func:`~.computing.count`; None if that is not known.
     """
     said = answers(run)
-    took = computing(run, said.base_operations, progress)
+    took = computing([stage.name for stage in run.stages], counted, said.base_operations)
     bases = [Basis.of(run, name) for name in run.set_names if stored_results(run, name)]
     bases.sort(key=lambda basis: -basis.examples.count)
     digests = {reference.name: reference.sha256 or "" for reference in run.file.stages}

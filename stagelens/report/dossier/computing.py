@@ -2,43 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
-from stagelens.contracts import ProgressCallback, StageLensError, no_progress
-from stagelens.replaying.operations import operations
+from pydantic import BaseModel
+
+from stagelens.contracts import ProgressCallback, RunError, StageLensError, no_progress
+from stagelens.runs.files import read_json, write_json
 from stagelens.runs.run import Run
 
 from .content import Computing
 
+_FILE = "results/operations.json"
 
-def computing(
-    run: Run, base: float | None = None, progress: ProgressCallback = no_progress
-) -> list[Computing]:
-    """Count the operations of every stage; those that cannot be counted say why.
+
+class Counted(BaseModel):
+    """Operations as they were counted, kept with the run's results.
+
+    Attributes:
+        run_digest: Of the run then.
+        operations: Stage to its operations; None where they could not be counted.
+        reasons: Stage to why not.
+    """
+
+    run_digest: str
+    operations: dict[str, float | None]
+    reasons: dict[str, str] = {}
+
+
+def stored(run: Run) -> Counted | None:
+    """What was counted; None where nothing was, or of another recording."""
+    try:
+        found = read_json(run.files.inside(_FILE), Counted)
+    except RunError:  # missing or damaged
+        return None
+    return found if found.run_digest == run.digest else None
+
+
+def count(run: Run, progress: ProgressCallback = no_progress) -> Counted:
+    """Count the operations of every stage, and keep them; what cannot be counted says why.
 
     Args:
         run: The run.
-        base: Operations of the training that the run started from; None if not known.
         progress: Called after each stage.
     """
-    counted: list[float | None] = []
-    reasons = []
+    # It brings torch, which pages that read what is stored do without.
+    from stagelens.replaying.operations import operations
+
+    found: dict[str, float | None] = {}
+    reasons = {}
     for number, stage in enumerate(run.stages, 1):
         try:
-            counted.append(operations(run.task, stage).total)
-            reasons.append("")
+            found[stage.name] = operations(run.task, stage).total
         except StageLensError as error:
-            counted.append(None)
-            reasons.append(str(error))
+            found[stage.name], reasons[stage.name] = None, str(error)
         progress(number / len(run.stages), f"counting the operations of {stage.name}")
-    return [
-        Computing(of, _part(of, [base or 0.0, *counted]), _part(of, _until(base, counted, at)), why)
-        for at, (of, why) in enumerate(zip(counted, reasons, strict=True))
-    ]
+    counted = Counted(run_digest=run.digest, operations=found, reasons=reasons)
+    with suppress(OSError):  # a run that cannot be written to is described all the same
+        write_json(run.files.inside(_FILE), counted)
+    return counted
 
 
-def _until(base: float | None, counted: Sequence[float | None], at: int) -> list[float | None]:
-    return [base or 0.0, *counted[: at + 1]]
+def computing(
+    stages: Sequence[str], counted: Counted | None, base: float | None = None
+) -> list[Computing]:
+    """Each stage's operations and their share.
+
+    Args:
+        stages: In training order.
+        counted: As they were counted; None if they were not.
+        base: Operations of the training that the run started from; None if not known.
+    """
+    known: Mapping[str, float | None] = {} if counted is None else counted.operations
+    reasons = {} if counted is None else counted.reasons
+    took = [known.get(name) for name in stages]
+    made = []
+    for at, (name, of) in enumerate(zip(stages, took, strict=True)):
+        why = reasons.get(name, "") if name in known else "it was not counted"
+        up_to = [base or 0.0, *took[: at + 1]]
+        made.append(Computing(of, _part(of, [base or 0.0, *took]), _part(of, up_to), why))
+    return made
 
 
 def _part(of: float | None, all_of: Sequence[float | None]) -> float | None:
