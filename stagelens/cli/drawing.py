@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import pandas as pd
 import typer
 from rich.console import Console
 
-from stagelens.contracts import ACCURACY, Behaviour, StageLensError
+from stagelens.contracts import ACCURACY, Behaviour, Progress, StageLensError
 from stagelens.effects.draws import FEWEST, NAMES, DrawnEffects, Kind
 from stagelens.estimators.stage_trust import is_ground_truth
 from stagelens.runs.files import check_changeable
@@ -23,7 +24,6 @@ from .options import (
     ProcessesOption,
     ProgressFile,
     RunFolder,
-    SetOption,
     TaskOption,
     opened_together,
     opened_with,
@@ -35,7 +35,7 @@ commands = typer.Typer()
 
 
 @commands.command(
-    epilog="Examples: stagelens draws runs/digits --set test   "
+    epilog="Examples: stagelens draws runs/digits --all-sets   "
     "stagelens draws runs/digits --same-data --width 0.1 --behaviour accuracy   "
     "stagelens draws runs/seed-0 --draws runs/seed-1 --draws runs/seed-2"
 )
@@ -44,7 +44,16 @@ def draws(
     stage: Annotated[
         list[str] | None, typer.Option(help="Only this stage; may be given several times.")
     ] = None,
-    set_name: SetOption = None,
+    set_names: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="An evaluation set; may be given several times, and takes no more training then.",
+        ),
+    ] = None,
+    all_sets: Annotated[
+        bool, typer.Option("--all-sets", help="Every evaluation set of the run.")
+    ] = False,
     number: Annotated[
         int, typer.Option(min=1, help="How many draws; with --width, how many the pilot has.")
     ] = 8,
@@ -101,34 +110,50 @@ def draws(
     What it costs is told beforehand. Draws are kept one by one: started again, the command goes on.
     """
     from stagelens.trust import drawing
+    from stagelens.trust.runs_drawn import runs_as_draws
 
     kind = _kind(same_data, given_earlier, runs, width, number)
     with Reporter(own_file(progress)).running() as report:
         opened = opened_together(run, task)
         _ = opened.last
-        examples = opened.evaluation_set(set_name)
+        chosen = _sets(opened, set_names or [], all_sets)
         names = [s.name for s in drawing.left_out(opened, stage or None, kind)]
         if runs:
             others = [opened_with(other, task) for other in runs]
-            drawn = drawing.runs_as_draws(opened, examples.name, others, report, names)
+            overall = Progress(report)
+            drawn = {
+                name: runs_as_draws(opened, name, others, overall.piece(n, len(chosen)), names)
+                for n, name in enumerate(chosen)
+            }
         else:
-            _tell_cost(opened, names, number, kind, examples.digest)
-            drawn = drawing.measure_draws(opened, examples.name, number, report, names, kind)
+            _tell_cost(opened, names, number, kind, chosen)
+            drawn = drawing.measure_on_sets(opened, chosen, number, report, names, kind)
             if width is not None:
-                labelled = ACCURACY.name in set(drawn.table["behaviour"])
-                usual = ACCURACY.name if labelled else opened.task.behaviour_kinds[0].name
-                needed = drawing.needed_for_width(drawn, behaviour or usual, width, number, names)
-                _check_needed(needed, most, width, behaviour or usual)
-                say(f"The width needs {needed} draws, the pilot of {number} included.", err=True)
-                _tell_cost(opened, names, needed, kind, examples.digest)
-                drawn = drawing.measure_draws(
-                    opened, examples.name, needed, report, names, kind, pilot=number
+                needed = max(
+                    _needed(opened, each, behaviour, width, number, most, names)
+                    for each in drawn.values()
                 )
-    rows = _rows(opened, examples.name, drawn, names)
+                say(f"The width needs {needed} draws, the pilot of {number} included.", err=True)
+                _tell_cost(opened, names, needed, kind, chosen)
+                drawn = drawing.measure_on_sets(
+                    opened, chosen, needed, report, names, kind, pilot=number
+                )
+    rows = {name: _rows(opened, name, each, names) for name, each in drawn.items()}
     if as_json:
-        say(rows.to_json(orient="records", indent=1))
+        say(pd.concat(rows.values()).to_json(orient="records", indent=1))
         return
-    _print(opened, examples.name, drawn, rows)
+    for name, each in drawn.items():
+        _print(opened, name, each, rows[name])
+
+
+def _sets(run: Run, given: Sequence[str], every: bool) -> list[str]:
+    """The evaluation sets to measure on, in the order given."""
+    if given and every:
+        raise StageLensError("give --set or --all-sets, not both")
+    if every and run.set_names:
+        return list(run.set_names)
+    found = [run.evaluation_set(name) for name in given] or [run.evaluation_set()]
+    return list(dict.fromkeys(each.name for each in found))
 
 
 def _kind(
@@ -156,21 +181,49 @@ def _kind(
     return "given earlier" if given_earlier else "recipe"
 
 
-def _tell_cost(run: Run, names: list[str], number: int, kind: Kind, set_digest: str) -> None:
+def _tell_cost(
+    run: Run, names: list[str], number: int, kind: Kind, set_names: Sequence[str]
+) -> None:
     """Say beforehand what the draws that are not stored yet cost."""
     from stagelens.trust import drawing
     from stagelens.trust.draws import cost_text, load, predicted_cost
 
-    stored = load(run, set_digest, kind)
-    left = number
-    if stored is not None:
-        table = stored[1].table
-        whole = table[table["stage"].isin(names)].groupby("draw")["stage"].nunique()
-        left -= int((whole[whole.index < number] == len(names)).sum())
+    # One training serves all sets.
+    left = max(
+        _unmade(load(run, run.evaluation_set(s).digest, kind), names, number) for s in set_names
+    )
     if left:
         drawing.check(run, kind)  # a refusal comes before any cost is told
         cost = predicted_cost(run, [run.stage(n) for n in names], left, kind)
         say(f"{left} draws to make: {cost_text(*cost)} in one process.", err=True)
+
+
+def _unmade(stored: tuple[object, DrawnEffects] | None, names: Sequence[str], number: int) -> int:
+    """How many of so many draws are not stored for all stages."""
+    if stored is None:
+        return number
+    table = stored[1].table
+    whole = table[table["stage"].isin(names)].groupby("draw")["stage"].nunique()
+    return number - int((whole[whole.index < number] == len(names)).sum())
+
+
+def _needed(
+    run: Run,
+    drawn: DrawnEffects,
+    behaviour: str | None,
+    width: float,
+    pilot: int,
+    most: int,
+    names: Sequence[str],
+) -> int:
+    """How many draws a width needs on one set; refused where these are too many."""
+    from stagelens.trust.drawing import needed_for_width
+
+    labelled = ACCURACY.name in set(drawn.table["behaviour"])
+    usual = ACCURACY.name if labelled else run.task.behaviour_kinds[0].name
+    needed = needed_for_width(drawn, behaviour or usual, width, pilot, names)
+    _check_needed(needed, most, width, behaviour or usual)
+    return needed
 
 
 def _check_needed(needed: int, most: int, width: float, behaviour: str) -> None:

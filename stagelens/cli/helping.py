@@ -33,7 +33,7 @@ def help_out(run: RunFolder, task: TaskOption = None) -> None:
     idle = threading.Event()
     threading.Thread(target=_listen, args=(asked, idle), daemon=True).start()
     from stagelens.effects.coalition_measuring import do  # loads torch
-    from stagelens.trust.drawing import do as draw
+    from stagelens.trust.one_draw import do as draw
 
     opened = opened_with(run, task)
     idle.set()

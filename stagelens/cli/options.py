@@ -6,7 +6,6 @@ import functools
 import inspect
 import os
 import re
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -313,7 +312,7 @@ def opened_together(path: str, task: str | None) -> Run:
 def _helping(run: Run, task: str | None) -> list[str]:
     """The command of a helper process."""
     chosen = [] if task is None else ["--task", task]
-    return [sys.executable, "-m", "stagelens", "help-out", str(run.path), *chosen]
+    return helpers.command(run.path, *chosen)
 
 
 def own_file(progress: Path | None) -> Path | None:

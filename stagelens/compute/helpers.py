@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import subprocess
+import sys
 import threading
 import time
 from collections import deque
@@ -263,6 +264,16 @@ class Helpers:
             helper.end()
         for helper in self.started:
             helper.gone()
+
+
+def command(folder: Path, *options: str) -> list[str]:
+    """What a helper runs.
+
+    Args:
+        folder: The run's.
+        options: Of the hidden command.
+    """
+    return [sys.executable, "-m", "stagelens", "help-out", str(folder), *options]
 
 
 def asked() -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from stagelens.compute import helpers
 from stagelens.contracts import Progress, ProgressCallback
 from stagelens.effects.coalition_measuring import measure_coalitions
 from stagelens.effects.computing import attribute, boundaries
@@ -12,7 +13,7 @@ from stagelens.estimators.registry import proposed
 from stagelens.estimators.stage_trust import REPLAY
 from stagelens.runs.files import new_folder
 from stagelens.runs.run import Run, open_run
-from stagelens.trust.drawing import measure_draws
+from stagelens.trust.drawing import measure_on_sets
 
 Record = Callable[[Path, int, ProgressCallback], Run]
 """Trains and records a demo into a new folder, from a seed."""
@@ -51,12 +52,13 @@ def build(
     overall = Progress(progress).part(0.0, 1 / (1 + draws))
     with new_folder(path) as whole:
         run = record(whole, seed, overall.part(0.0, _RECORDING))
-        _measure(run, overall.part(_RECORDING, _MEASURED if shared_out else 1.0))
-        for number, name in enumerate(shared_out):
-            part = overall.part(_MEASURED, 1.0).piece(number, len(shared_out))
-            measure_coalitions(run, name, REPLAY, progress=part)
-        for number, name in enumerate(run.set_names if draws else ()):
-            measure_draws(run, name, draws, rest.piece(number, len(run.set_names)))
+        with helpers.allowed(run.path, helpers.command(run.path)):
+            _measure(run, overall.part(_RECORDING, _MEASURED if shared_out else 1.0))
+            for number, name in enumerate(shared_out):
+                part = overall.part(_MEASURED, 1.0).piece(number, len(shared_out))
+                measure_coalitions(run, name, REPLAY, progress=part)
+            if draws:
+                measure_on_sets(run, run.set_names, draws, rest)
     # Opened again, because ``run`` still points at the hidden name.
     return open_run(path, run.task)
 

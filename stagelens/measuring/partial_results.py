@@ -6,6 +6,7 @@ deleted when the result is stored.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable
 
@@ -32,9 +33,12 @@ class Shards:
 
     def keep(self, name: str, make: Callable[[], pd.DataFrame]) -> None:
         """Compute a part and write it, unless it is already stored and intact."""
-        if name in self:
-            return
-        fact_tables.write(self._folder / f"{name}.parquet", make())
+        if name not in self:
+            self.put(name, make())
+
+    def put(self, name: str, part: pd.DataFrame) -> None:
+        """Write a part."""
+        fact_tables.write(self._folder / f"{name}.parquet", part)
 
     def load(self, name: str) -> pd.DataFrame:
         """A finished part.
@@ -57,3 +61,9 @@ class Shards:
         """Delete the parts, which are no longer needed once the result is stored."""
         # Parts left behind only take room, which is no reason to fail with the result at hand.
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def drop(self, name: str) -> None:
+        """Delete one part, where other processes may still need the others."""
+        with contextlib.suppress(OSError):  # it only takes room
+            (self._folder / f"{name}.parquet").unlink(missing_ok=True)
+            self._folder.rmdir()  # refused while others are there

@@ -30,7 +30,7 @@ from stagelens.replaying.draw_plan import Draw
 from stagelens.replaying.draws import drawn_models
 from stagelens.runs.run import Run, open_run
 from stagelens.runs.sets.writer import write_set
-from stagelens.trust import drawing, draws
+from stagelens.trust import drawing, draws, one_draw, runs_drawn
 from stagelens.wording.trust_words import trust_label, trust_word
 from tests.support.loops import make_batches, make_task, train
 from tests.support.small_runs import Phase, record
@@ -79,7 +79,7 @@ def test_draws_go_on_where_a_killed_command_stopped(
             raise KeyboardInterrupt
         return drawn_models(run, draw, *rest)
 
-    monkeypatch.setattr(drawing, "drawn_models", until_the_second)
+    monkeypatch.setattr(one_draw, "drawn_models", until_the_second)
     with pytest.raises(KeyboardInterrupt):
         drawing.measure_draws(fresh, "test", 3, QUIET, ["second"])
     assert draws.of_recipe(fresh, "test") is None  # not a part of what was asked
@@ -209,37 +209,37 @@ def _seeds(tmp_path: Path, count: int) -> list[Run]:
 
 def test_recorded_runs_of_one_recipe_are_draws_matched_by_content(tmp_path: Path) -> None:
     runs = _seeds(tmp_path, 3)
-    drawn = drawing.runs_as_draws(runs[0], "test", runs[1:], QUIET)
+    drawn = runs_drawn.runs_as_draws(runs[0], "test", runs[1:], QUIET)
     assert drawn.kind == "runs" and drawn.words == "3 recorded runs"
     assert set(drawn.table["stage"]) == {"first", "second"}
     facts, stored = draws.of_recipe(runs[0], "test") or pytest.fail("nothing is stored")
     assert facts.runs == ["seed-0", "seed-1", "seed-2"]
     pd.testing.assert_frame_equal(stored.table, drawn.table)
     with pytest.raises(RunError, match="seed-1 is the same recording"):
-        drawing.runs_as_draws(runs[0], "test", [runs[1], runs[1]], QUIET)
+        runs_drawn.runs_as_draws(runs[0], "test", [runs[1], runs[1]], QUIET)
     write_set(runs[2].path, runs[2].task, "more", images=np.ones((3, 4, 4)), labels=[0, 1, 2])
     with pytest.raises(RunError, match=r"seed-0 has no evaluation set with the content of set"):
-        drawing.runs_as_draws(open_run(runs[2].path, runs[2].task), "more", [runs[0]], QUIET)
+        runs_drawn.runs_as_draws(open_run(runs[2].path, runs[2].task), "more", [runs[0]], QUIET)
 
 
 def test_a_run_of_another_recipe_is_refused_by_its_stages(run: Run, tmp_path: Path) -> None:
     (other,) = _seeds(tmp_path, 1)
     with pytest.raises(RunError, match=r"seed-0 is no run of this recipe.*first, second, and not"):
-        drawing.runs_as_draws(run, "test", [other], QUIET)
+        runs_drawn.runs_as_draws(run, "test", [other], QUIET)
 
 
 def test_a_run_with_other_settings_is_no_draw_of_the_recipe(tmp_path: Path) -> None:
     (one,), phases = _seeds(tmp_path, 1), [Phase(n, _FASTER, steps=3) for n in ("first", "second")]
     other = record(tmp_path / "faster", "linear", phases)
     with pytest.raises(RunError, match=r"faster is no run of this recipe: in stage 'first' lr is"):
-        drawing.runs_as_draws(one, "test", [other], QUIET)
+        runs_drawn.runs_as_draws(one, "test", [other], QUIET)
 
 
 def test_two_recorded_runs_do_not_stand_in_the_way_of_draws_that_give_an_interval(
     tmp_path: Path,
 ) -> None:
     runs = _seeds(tmp_path, 2)
-    drawing.runs_as_draws(runs[0], "test", runs[1:], QUIET, ["first"])
+    runs_drawn.runs_as_draws(runs[0], "test", runs[1:], QUIET, ["first"])
     assert draws.governing(runs[0], "test").words == "2 recorded runs"  # type: ignore[union-attr]
     drawing.measure_draws(runs[0], "test", 3, QUIET, ["first"])
     assert draws.governing(runs[0], "test").words == "3 redraws"  # type: ignore[union-attr]
@@ -258,8 +258,8 @@ def test_runs_whose_replay_is_not_exact_give_no_exact_effects_of_the_recipe(
         stages = [each.model_copy(update=update) for each in found.facts.stages]
         return Result(found.facts.model_copy(update={"stages": stages}), found.table)
 
-    monkeypatch.setattr(drawing, "attribute", off)
-    drawing.runs_as_draws(runs[0], "test", runs[1:], QUIET)
+    monkeypatch.setattr(runs_drawn, "attribute", off)
+    runs_drawn.runs_as_draws(runs[0], "test", runs[1:], QUIET)
     effects = draws.recipe_effects(runs[0], "test")
     assert effects is not None
     for known in effects.trust.values():

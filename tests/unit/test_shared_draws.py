@@ -15,7 +15,7 @@ from stagelens.compute import helpers
 from stagelens.replaying.draw_plan import Draw
 from stagelens.runs.run import Run, open_run
 from stagelens.runs.states import Weights
-from stagelens.trust import drawing
+from stagelens.trust import drawing, one_draw
 from tests.unit.test_helpers import recorded, waits_for
 
 __all__ = ["recorded"]  # a fixture
@@ -27,7 +27,7 @@ def test_helpers_share_the_draws(
 ) -> None:
     run = open_run(shutil.copytree(recorded, tmp_path / "run"))
     mine: list[int] = []
-    train = drawing.drawn_models
+    train = one_draw.drawn_models
 
     def patient(run: Run, draw: Draw, *rest: Any) -> Iterator[tuple[str, bool, Weights]]:
         mine.append(draw.number)
@@ -35,7 +35,7 @@ def test_helpers_share_the_draws(
         waits_for(lambda: any(run.path.glob("results/shards/*/*.parquet")))
         return train(run, draw, *rest)
 
-    monkeypatch.setattr(drawing, "drawn_models", patient)
+    monkeypatch.setattr(one_draw, "drawn_models", patient)
     monkeypatch.setenv(helpers.ASKED, "2")
     command = [sys.executable, "-m", "stagelens", "help-out", str(run.path)]
     with helpers.allowed(run.path, command) as given:
