@@ -1,0 +1,1 @@
+"""Where in the network a stage's effect sits: its change undone block by block."""
