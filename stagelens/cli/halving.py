@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from stagelens.analyses.shares.halves import changes, half_means, halves_sentence
 from stagelens.analyses.shares.orders import MOST_PARTIES
 from stagelens.analyses.shares.share_table import Shares
 from stagelens.contracts import StageLensError
-from stagelens.effects.coalition_results import key_of, lacking
-from stagelens.estimators.coalition_plan import Cost, cost
-from stagelens.estimators.halves import halves_of, middle_steps, planned_halves, whole_mask
+from stagelens.estimators.halves import halves_of
 from stagelens.runs.cutting import Cut
 from stagelens.runs.run import Run
-from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.wording.numbers import count_text
 from stagelens.wording.sentences import slice_parts
 
@@ -41,20 +37,6 @@ def asked_cut(run: Run, text: str | None, together: Sequence[str] | None) -> Cut
             "alone for its middle"
         )
     return halves_of(run, name.strip(), int(step) if colon else None)
-
-
-def halves_cost(
-    run: Run, examples: EvaluationSet, estimator: str, settings: Mapping[str, Any], cut: Cut
-) -> tuple[Cost, int]:
-    """What the models take in which only one half happened, and steps to find the state between.
-
-    Models with both halves, or neither, are those that shares of whole stages take.
-    """
-    planned = planned_halves(run, cut)
-    index = run.stage(cut.stage).index
-    alone = [m for m in range(1 << len(planned.stages)) if whole_mask(m, index) is None]
-    left = lacking(planned, key_of(planned, examples, estimator, settings), alone)
-    return cost(planned, left, estimator, settings), middle_steps(run, cut) if left else 0
 
 
 def cost_text(said: str, between: int, cut: Cut) -> str:

@@ -14,6 +14,7 @@ import pandas as pd
 import typer
 from rich.console import Console
 
+from stagelens.analyses.shares.halves import halves_cost
 from stagelens.analyses.shares.pairs import pairs_of
 from stagelens.analyses.shares.sentences import cautions, pair_sentences, rest_sentence
 from stagelens.analyses.shares.share_table import (
@@ -157,7 +158,7 @@ def shares(
         left = lacking(opened, key_of(opened, examples, name, made.settings), own)
         _check_possible(opened, name, own, left)
         cut = halving.asked_cut(opened, halves, together)
-        extra = cut and halving.halves_cost(opened, examples, name, made.settings, cut)
+        extra = cut and halves_cost(opened, examples, name, made.settings, cut)
         if cost_only and as_json:
             told = asdict(cost(opened, left, name, made.settings))
             more = {} if not extra else {"halves": {**asdict(extra[0]), "between": extra[1]}}

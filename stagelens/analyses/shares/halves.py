@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from stagelens.contracts import Behaviour
+from stagelens.effects.coalition_results import key_of, lacking
+from stagelens.estimators.coalition_plan import Cost, cost
+from stagelens.estimators.halves import middle_steps, planned_halves, whole_mask
 from stagelens.runs.cutting import Cut
+from stagelens.runs.run import Run
+from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.wording.numbers import signed_text
 from stagelens.wording.sentences import Part, Sentence
 
@@ -34,6 +40,20 @@ class Change:
     whole: Mean
     halved: Mean
     change: Mean
+
+
+def halves_cost(
+    run: Run, examples: EvaluationSet, estimator: str, settings: Mapping[str, Any], cut: Cut
+) -> tuple[Cost, int]:
+    """What the models take in which only one half happened, and steps to find the state between.
+
+    Models with both halves, or neither, are those that shares of whole stages take.
+    """
+    planned = planned_halves(run, cut)
+    index = run.stage(cut.stage).index
+    alone = [m for m in range(1 << len(planned.stages)) if whole_mask(m, index) is None]
+    left = lacking(planned, key_of(planned, examples, estimator, settings), alone)
+    return cost(planned, left, estimator, settings), middle_steps(run, cut) if left else 0
 
 
 def changes(found: Shares, cut: Cut, chosen: np.ndarray | None = None) -> list[Change]:

@@ -88,6 +88,17 @@ def _compute(
         "steps; a task vector trains nothing, and is rough where stages interact.",
     )
     asked = arguments(workspace, estimator or possible[0], together)
+    start(asked, cost_text(cost(run, masks, estimator or possible[0])), key)
+
+
+def start(asked: tuple[str, ...], told: str, key: str) -> None:
+    """What a command takes with the button that starts it, or its progress in their place.
+
+    Args:
+        asked: The command line.
+        told: Its cost.
+        key: Of the button; says what is computed.
+    """
     if components.job_state(asked, "Dismiss"):
         st.caption("The page stays usable; shares appear when all models are measured.")
         return
@@ -95,7 +106,7 @@ def _compute(
     if job is not None and job.status().state == "done":
         jobs.forget(asked)
         st.rerun()
-    components.text_block(cost_text(cost(run, masks, estimator or possible[0])))
+    components.text_block(told)
     if components.only_shown():
         return
     if st.button(

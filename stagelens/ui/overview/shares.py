@@ -34,7 +34,7 @@ from stagelens.wording.sentences import slice_parts
 from stagelens.wording.signs import POSITIVE_IS, gain, gain_text
 from stagelens.wording.trust_words import trust_word
 
-from . import share_jobs
+from . import halves, share_jobs
 
 _ESTIMATE = "shares"
 
@@ -70,6 +70,8 @@ def adding_up(
     if found is not None:
         for text in sentences.cautions(found):
             components.text_block(text, muted=True)
+        if not together:
+            halves.section(workspace, found, column, group)
         trust_legend()
         with st.expander("The same numbers as a table"):
             _table(workspace, found, column, group)

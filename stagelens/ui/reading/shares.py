@@ -17,8 +17,10 @@ from stagelens.analyses.shares.share_table import (
 )
 from stagelens.analyses.shares.stored import best_coalitions
 from stagelens.contracts import BASE, Behaviour, StageLensError
-from stagelens.effects.coalition_results import FOLDER, CoalitionResult
+from stagelens.effects.coalition_results import FOLDER, CoalitionResult, load_coalitions
+from stagelens.estimators.halves import stored_halves
 from stagelens.estimators.stage_trust import StageTrust
+from stagelens.runs.cutting import Cut
 from stagelens.runs.sets.clusters import CLUSTER
 from stagelens.wording.intervals import example_error
 
@@ -40,6 +42,23 @@ def shares(
         together: Stages taken as one.
     """
     return _shares(at, set_name, behaviour, together, stamp(at))
+
+
+def halved(at: Source, set_name: str, behaviour: str, cut: Cut) -> Shares | None:
+    """Shares with a stage as two halves, by the estimator of those shown; None where not known."""
+    return _halved(at, set_name, behaviour, cut, stamp(at))
+
+
+@st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=MEASURED)
+def _halved(at: Source, set_name: str, behaviour: str, cut: Cut, stored: str) -> Shares | None:
+    run, shown = loaders.run(at), _coalitions(at, set_name, (), stored)
+    made = None if shown is None else stored_halves(run, cut)
+    if shown is None or made is None:
+        return None
+    found = load_coalitions(made, set_name, shown.facts.estimator, shown.facts.settings)
+    if found is None or not found.complete:
+        return None
+    return shares_of(found, behaviour)
 
 
 def coalitions(at: Source, set_name: str) -> CoalitionResult | None:
