@@ -19,6 +19,7 @@ from stagelens.ui.pieces.pinning import About
 from stagelens.ui.pieces.trust_marks import trust_badge
 from stagelens.ui.reading import loaders
 from stagelens.ui.server import jobs
+from stagelens.wording.numbers import count_text
 
 from . import changed_answers, edited_models, saving
 from .edited_models import ALL, Compared, RemovalView, Wanted
@@ -40,7 +41,9 @@ def figures(view: RemovalView, wanted: Wanted) -> None:
     before, after = edited_models.find(view, nothing), edited_models.find(view, edit)
     rows = None
     if grid is not None and after is None:
-        guess = edited_models.preview(*view.key, view.effects.estimator, view.by, view, grid)
+        guess = edited_models.preview(
+            *(*view.key, view.effects.estimator, view.by, view.held_back), view, grid
+        )
         rows = _interpolated(view, guess, edit)
         with headline.container():
             st.badge(
@@ -71,6 +74,7 @@ def figures(view: RemovalView, wanted: Wanted) -> None:
             for stage in edit.strengths:
                 trust_badge(view.effects.trust[stage], None, f"without {stage}")
         _metrics(rows)
+        _on_all(view, {BEFORE: before, AFTER: after})
     _chart(rows, edited_models.about(view, edit))
     if edit.strengths:
         if compared.answers[BEFORE]["label"].notna().any():
@@ -141,7 +145,7 @@ def _interpolated(view: RemovalView, guess: Preview, edit: Edit) -> pd.DataFrame
 
 def _counts(view: RemovalView) -> dict[str, int]:
     at, name = view.workspace.at, view.workspace.examples.name
-    table = loaders.examples(at, name)[edited_models.report_rows(at, name, view.by)]
+    table = loaders.examples(at, name)[view.rows]
     table = table[table["label"].notna()]
     counts = {} if view.by is None else table[view.by].astype(str).value_counts().to_dict()
     return {ALL: len(table), **counts}
@@ -189,6 +193,25 @@ def _metrics(rows: pd.DataFrame, sign: str = "") -> None:
                 **_delta(gaps[1] - gaps[0], "inverse"),
                 border=True,
             )
+
+
+def _on_all(view: RemovalView, models: dict[str, Measurement]) -> None:
+    """The same accuracies on the whole set, where the tiles show the report part alone."""
+    if not view.held_back:
+        return
+    whole = edited_models.compare(replace(view, held_back=False), models)
+    shown, every = int(view.rows.sum()), len(view.rows)
+    rows = whole.rows(view.by)
+    table = rows[rows["accuracy"].notna()].pivot(index="group", columns="model", values="accuracy")
+    said = "; ".join(
+        f"{group} {100 * before:.1f} % before, {100 * after:.1f} % after"
+        for group, before, after in table[[BEFORE, AFTER]].itertuples()
+    )
+    components.text_block(
+        f"Above: on the {count_text(shown, f'held-back {view.workspace.noun}')}. On all {every:,}, "
+        f"some of which the edit was chosen on: {said}.",
+        muted=True,
+    )
 
 
 def _delta(difference: float, color: str) -> dict[str, Any]:

@@ -22,13 +22,14 @@ from stagelens.analyses.removal.spec import Edit
 from stagelens.contracts import ACCURACY
 from stagelens.effects.groups import GroupMetrics
 from stagelens.estimators import registry
+from stagelens.estimators.stage_trust import REPLAY
 from stagelens.runs.run import Run
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces.pinning import About
 from stagelens.ui.reading import loaders
 from stagelens.ui.reading.loaders import Effects, Source
 from stagelens.ui.server import forward_passes, settings
-from stagelens.wording.trust_words import signs_known
+from stagelens.wording.trust_words import signs_known, trust_word
 
 ALL = "all examples"
 """Listed among the groups; stands for every example."""
@@ -50,6 +51,8 @@ class RemovalView:
         settings: Of the estimator.
         effects: Its effect table.
         by: Column of the groups; None without one.
+        held_back: Whether figures are of the report part only, because the page chose the edit on
+            the other part; else they are of the whole set.
     """
 
     workspace: Workspace
@@ -57,6 +60,7 @@ class RemovalView:
     settings: dict[str, object]
     effects: Effects
     by: str | None
+    held_back: bool = False
 
     @classmethod
     def of(cls, workspace: Workspace, effects: Effects) -> RemovalView:
@@ -70,6 +74,12 @@ class RemovalView:
         at = self.workspace.at
         # Without the stamp of results: a measurement has one of its own, see find().
         return at.path, f"{at.recorded} {at.slices}", self.workspace.examples.name
+
+    @property
+    def rows(self) -> np.ndarray:
+        """(N,) bool, the examples whose figures are shown."""
+        rows = report_rows(self.workspace.at, self.workspace.examples.name, self.by)
+        return rows if self.held_back else np.ones_like(rows)
 
     @property
     def removable(self) -> list[str]:
@@ -111,12 +121,40 @@ def about(view: RemovalView, edit: Edit, behaviour: str = ACCURACY.name) -> Abou
         estimator=view.effects.estimator,
         # The edited model itself is measured, but stands for a counterfactual that is estimated.
         trust=[view.effects.trust[stage] for stage in edit.strengths],
-        observed="the edited weights: an edit guided by an estimate, and not the model that "
-        "training without the stage would have given",
+        observed=f"the edited weights: {what_it_is(view, edit)}",
         filters={
             f"strength of {stage}": f"{100 * strength:.0f} %"
             for stage, strength in edit.strengths.items()
         },
+    )
+
+
+def is_counterfactual(view: RemovalView, edit: Edit) -> bool:
+    """Whether the edited model is the one that training without the stage really gives."""
+    if len(edit.strengths) != 1 or edit.layers:
+        return False
+    ((stage, strength),) = edit.strengths.items()
+    known = view.effects.trust.get(stage)
+    exact = known is not None and known.trust == "exact"
+    return strength == 1 and (edit.estimator == REPLAY or exact)
+
+
+def what_it_is(view: RemovalView, edit: Edit) -> str:
+    """What an edited model stands for, as the end of a sentence."""
+    if not edit.strengths:
+        return "the final model, unedited"
+    if is_counterfactual(view, edit):
+        by = ", by replay" if edit.estimator == REPLAY else ""
+        return f"the model that training without {next(iter(edit.strengths))} gives{by}"
+    words = [trust_word(view.effects.trust[stage]) for stage in edit.strengths]
+    if all(word in ("exact", "on recorded samples") for word in words):
+        return (
+            "an edit between models that were really trained, and not itself the model that "
+            "training without the stage would have given"
+        )
+    return (
+        "an edit guided by an estimate, and not the model that training without the stage would "
+        "have given"
     )
 
 
@@ -196,7 +234,7 @@ def grid_arguments(view: RemovalView, estimator: str | None = None) -> tuple[str
 
 @st.cache_resource(max_entries=16, show_spinner=False)
 def report_rows(at: Source, set_name: str, by: str | None) -> np.ndarray:
-    """(N,) bool, the examples whose figures are shown."""
+    """(N,) bool, the report part: presets and targeted edits are chosen on the others."""
     table = loaders.examples(at, set_name)
     return ~validation_part(table, [by] if by else [])
 
@@ -208,18 +246,18 @@ def preview(
     set_name: str,
     estimate: str,
     by: str | None,
+    held_back: bool,
     _view: RemovalView,
     _grid: list[Measurement],
 ) -> Preview:
     """What the grid says of strengths in between; computed once per estimate and grouping."""
-    at = _view.workspace.at
-    rows = report_rows(at, set_name, by)
-    return comparison.preview(_grid, loaders.examples(at, set_name), rows, by)
+    table = loaders.examples(_view.workspace.at, set_name)
+    return comparison.preview(_grid, table, _view.rows, by)
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Models on the report part.
+    """Models on the examples of a view.
 
     Attributes:
         answers: Name to answers beside labels and columns; the final model first.
@@ -241,7 +279,7 @@ class Compared:
 def compare(view: RemovalView, models: dict[str, Measurement]) -> Compared:
     """Answers and figures of several models; cached by edits and grouping."""
     named = tuple((name, one.edit.model_dump_json()) for name, one in models.items())
-    return _compared(*view.key, view.by, named, view, models)
+    return _compared(*view.key, view.by, view.held_back, named, view, models)
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)
@@ -250,13 +288,13 @@ def _compared(
     recorded: str,
     set_name: str,
     by: str | None,
+    held_back: bool,
     named: tuple[tuple[str, str], ...],
     _view: RemovalView,
     _models: dict[str, Measurement],
 ) -> Compared:
-    at = _view.workspace.at
-    table, rows = loaders.examples(at, set_name), report_rows(at, set_name, by)
-    answers = {name: comparison.answers(one, table, rows) for name, one in _models.items()}
+    table = loaders.examples(_view.workspace.at, set_name)
+    answers = {name: comparison.answers(one, table, _view.rows) for name, one in _models.items()}
     # More than two where a replay settles the edit; flips are between the first two.
     before, after, *_ = answers.values()
     return Compared(

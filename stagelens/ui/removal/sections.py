@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import html
+from dataclasses import replace
 
 import streamlit as st
 
 from stagelens import charts
+from stagelens.analyses.removal.spec import Edit
 from stagelens.contracts import StageLensError
 from stagelens.ui.opening.workspace import Workspace
-from stagelens.ui.pieces import components
+from stagelens.ui.pieces import components, state
 from stagelens.ui.pieces.trust_marks import trust_badge
 from stagelens.ui.reading.loaders import Effects
 from stagelens.wording.folding import listed
@@ -20,18 +22,16 @@ from .edited_models import RemovalView, Wanted
 
 BY_HAND, TARGETED = "By hand", "Targeted"
 _STEP = 5
+_CHOSEN = state.session_key("removal-chosen")
+"""The stage that the preset took out last."""
 
 
 def heading(workspace: Workspace) -> None:
     """What removal is, in plain words."""
     st.title("Remove a stage", anchor=False)
-    replayable = not any(stage.no_replay for stage in workspace.run.stages[1:])
-    check = "check the edit by replay, and " if replayable else ""
     components.text_block(
-        "Removal is an edit guided by an estimate: the final weights minus a strength times what "
-        "a stage is estimated to have done to them. It is not the model that training without "
-        "the stage would have given. The method behind it claims guidance for interventions, not "
-        f"a cure: {check}measure it on what the model is for."
+        "Removal is an edit of the weights: the final ones minus a strength times what a stage did "
+        "to them, as the chosen estimator says."
     )
 
 
@@ -71,9 +71,11 @@ def removal_controls(workspace: Workspace, effects: Effects) -> None:
             else:
                 edit = view.edit(_sliders(view))
                 wanted = Wanted(edit, view.arguments(edit), by_hand=True)
+        view = replace(view, held_back=wanted is None or _was_chosen(wanted))
         _parts(view)
         if wanted is None:
             return
+        _what_it_is(view, wanted.edit)
         if not wanted.edit.strengths:
             st.info(
                 "Nothing is taken out yet: the figures below are those of the final model. Raise "
@@ -160,6 +162,7 @@ def _preset(view: RemovalView) -> None:
                 icon=":material/info:",
             )
         set_all(worst)
+        st.session_state[_CHOSEN] = worst
 
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         if view.by is not None:
@@ -185,12 +188,40 @@ def _preset(view: RemovalView) -> None:
         st.button("Reset", icon=":material/restart_alt:", on_click=set_all, args=(None,))
 
 
+def _was_chosen(wanted: Wanted) -> bool:
+    """Whether the page chose the edit on the validation part, by a preset or a search."""
+    chosen = st.session_state.get(_CHOSEN)
+    return not wanted.by_hand or (chosen is not None and wanted.edit.strengths == {chosen: 1.0})
+
+
+def _what_it_is(view: RemovalView, edit: Edit) -> None:
+    """What the edited model is, which depends on the estimator and on the strengths."""
+    if not edit.strengths:
+        return
+    said = edited_models.what_it_is(view, edit)
+    if edited_models.is_counterfactual(view, edit):
+        components.text_block(f"This is {said}.")
+        return
+    replayable = not any(stage.no_replay for stage in view.workspace.run.stages[1:])
+    check = "check the edit by replay, and " if replayable else ""
+    components.text_block(
+        f"This is {said}. The method behind it claims guidance for interventions, not a cure: "
+        f"{check}measure it on what the model is for."
+    )
+
+
 def _parts(view: RemovalView) -> None:
     """Which examples the figures are of, and which they are not."""
-    name = view.workspace.examples.name
-    rows = edited_models.report_rows(view.workspace.at, name, view.by)
+    name, rows, noun = view.workspace.examples.name, view.rows, view.workspace.noun
     shown, kept = int(rows.sum()), int((~rows).sum())
-    noun = view.workspace.noun
+    if not view.held_back:
+        components.text_block(
+            f"Figures are of all {count_text(shown, noun)} of set {name}: nothing was chosen for "
+            "you. Presets and targeted edits are chosen on one part of it; figures are of the "
+            "other part then.",
+            muted=True,
+        )
+        return
     components.text_block(
         f"Set {name} is split in two by its ids, within every group and label. Presets and "
         f"targeted edits are chosen on the validation part ({count_text(kept, noun)}); all "
