@@ -22,7 +22,9 @@ from rich.table import Table as _Table
 from stagelens.analyses.contributions.contribution_table import Stored, left_open
 from stagelens.analyses.saliency.concentration import where_most
 from stagelens.analyses.saliency.map_table import Map
-from stagelens.analyses.spurious.feature_table import Features, strongest
+from stagelens.analyses.spurious.feature_table import Features
+from stagelens.analyses.spurious.ranking import first, strongest
+from stagelens.analyses.spurious.sentences import feature_name
 from stagelens.compute import temporaries
 from stagelens.compute.bounded import NoAnswer, no_panic
 from stagelens.contracts import CARRIED, Behaviour, StageLensError
@@ -194,10 +196,10 @@ def print_features(found: Features, trust: Mapping[str, StageTrust], top: int) -
             printed.add_column(
                 name, justify="right" if name not in ("feature", "label") else "left"
             )
-        for row in strongest(found, stage.stage).head(top).to_dict("records"):
+        for row in first(strongest(found, stage.stage), top).to_dict("records"):
             figures = [f"{row[name]:+.3f}" for name in ("mean_with", "mean_without")]
             cells = [str(row["label"] or "any"), f"{row['support']:,}", *figures]
-            printed.add_row(str(row["name"]), *cells, f"{row['evidence']:.3f}")
+            printed.add_row(feature_name(row), *cells, f"{row['evidence']:.3f}")
         _console().print(printed, markup=False)
         _say_trust(trust[stage.stage], behaviour)
     looked_at = {stage.stage for stage in found.facts.stages}

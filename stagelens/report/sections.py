@@ -9,8 +9,9 @@ from typing import Any
 import pandas as pd
 
 from stagelens import charts
-from stagelens.analyses.spurious.feature_table import load_features, noise_key, strongest
+from stagelens.analyses.spurious.feature_table import load_features, noise_key
 from stagelens.analyses.spurious.gaps import gap_notes, gap_sentences, group_gaps, rows_of
+from stagelens.analyses.spurious.ranking import first, strongest
 from stagelens.analyses.spurious.sentences import feature_sentence
 from stagelens.charts.groups import group_gaps as draw_gaps
 from stagelens.contracts import ACCURACY, Behaviour, StageLensError
@@ -321,7 +322,7 @@ def _features(basis: Basis) -> list[Finding]:
         return []
     behaviour = found.facts.behaviour.behaviour()
     every = [strongest(found, stage.stage) for stage in found.facts.stages]
-    best = [rows[rows["kind"] != "column"].head(_FEATURES) for rows in every]
+    best = [first(rows[rows["kind"] != "column"], _FEATURES) for rows in every]
     rows = pd.concat(best, ignore_index=True) if best else pd.DataFrame()
     if rows.empty:
         return []

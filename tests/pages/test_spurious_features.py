@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import stagelens
-from stagelens.analyses.spurious.feature_table import strongest
 from stagelens.analyses.spurious.features import find_features
+from stagelens.analyses.spurious.ranking import strongest
 from stagelens.effects.computing import attribute
 from stagelens.effects.results import load_result
 from stagelens.runs.run import open_run

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -19,6 +20,10 @@ MOST_VALUES = 50
 """Different values of a column that are tested as they are; numbers come in four bins."""
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _BINS = 4
+_SHARED = 0.4
+"""By how much more of a cluster's members than of the others must have what names it."""
+_SAME = 0.9
+"""Features of which so many examples are the same ones are told as one."""
 
 
 def words(texts: Sequence[str]) -> list[Candidates]:
@@ -103,3 +108,73 @@ def clusters(representations: np.ndarray, labels: np.ndarray) -> Candidates:
         share = f", {100 * times / len(inside):.0f} % labelled {usual}" if inside else ""
         names.append(f"cluster {number + 1}{share}")
     return Candidates("cluster", names, *_members(enumerate(of), len(of), count))
+
+
+def named_by_shared(groups: Candidates, others: Sequence[Candidates]) -> Candidates:
+    """Clusters, each with what its members share and the other examples do not.
+
+    Args:
+        groups: Clusters of the examples.
+        others: Features of other kinds; those of the clusters' own kind are passed over.
+    """
+    names = []
+    for place, name in enumerate(groups.names):
+        inside = np.zeros(groups.members.shape[0], dtype=bool)
+        inside[groups.rows] = groups.members[:, [place]].toarray().ravel() > 0
+        best, said = _SHARED, ""
+        for each in (other for other in others if other.kind != groups.kind and other.names):
+            own = inside[each.rows]
+            if not own.any() or own.all():
+                continue
+            with_, without = (
+                np.asarray(each.members[part].mean(axis=0)).ravel() for part in (own, ~own)
+            )
+            most = int((with_ - without).argmax())
+            if with_[most] - without[most] > best:
+                best = with_[most] - without[most]
+                said = (
+                    f": {100 * with_[most]:.0f} % with {_shared(each, most)} "
+                    f"({100 * without[most]:.0f} % of the others)"
+                )
+        head, comma, rest = name.partition(", ")
+        names.append(f"{head}{said}{comma}{rest}")
+    return replace(groups, names=names)
+
+
+def _shared(features: Candidates, place: int) -> str:
+    """What examples with a feature have in common."""
+    name = features.names[place]
+    # Most images have all patches; what they share is that there is something.
+    return name.replace("patch", "something", 1) if features.kind == "patch" else name
+
+
+def merged(table: pd.DataFrame, by_kind: Mapping[str, Candidates]) -> pd.DataFrame:
+    """A judged table in which features of the same examples are one, with the others as ``also``.
+
+    Words and pairs are told together; columns among themselves. Patches are places, and clusters
+    share no examples: both stay as they are.
+
+    Args:
+        table: As ``statistics.judged_features`` makes it, the strongest evidence first.
+        by_kind: The features.
+    """
+    also: dict[int, list[str]] = {place: [] for place in table.index}
+    dropped: set[int] = set()
+    for kinds in (("word", "pair"), ("column",)):
+        rows = table[table["passes"] & table["kind"].isin(kinds)]
+        for _, own in rows.groupby("label", dropna=False, sort=False):
+            has = sparse.hstack(
+                [by_kind[r.kind].members[:, [r.feature]] for r in own.itertuples()], "csc"
+            ).astype(float)
+            common = (has.T @ has).toarray()
+            counts = common.diagonal()
+            same = common >= _SAME * (counts[:, None] + counts[None, :] - common)
+            for at, place in enumerate(own.index):
+                if place in dropped:
+                    continue
+                for other in own.index[at + 1 :][same[at, at + 1 :]]:
+                    if other not in dropped:
+                        dropped.add(other)
+                        also[place].append(str(table.loc[other, "name"]))
+    kept = table.assign(also=[also[place] for place in table.index]).drop(index=list(dropped))
+    return kept.reset_index(drop=True)

@@ -26,7 +26,9 @@ COLUMNS = (
     *("top", "left", "height", "width", "examples"),
 )
 """One row per stage, feature and label; ``top`` to ``width`` place a patch, and ``examples`` are
-ids of examples of the label that have the feature, those that show it most first."""
+ids of examples of the label that have the feature, those that show it most first. A further
+column, ``also``, lists features of the same kind that the same examples have; tables that were
+stored before it have none."""
 
 
 class StageFeatures(BaseModel):
@@ -146,28 +148,7 @@ def load_features(
     found = fact_tables.read(path, FeatureFacts, COLUMNS)
     if found is None or (found[0].run_digest, found[0].set_digest) != (run.digest, set_digest):
         return None
-    return Features(*found)
-
-
-def strongest(found: Features, stage: str) -> pd.DataFrame:
-    """The features of a stage that pass, each in the label with the strongest evidence.
-
-    Of overlapping patches, only the strongest is kept.
-    """
-    table = found.table
-    # Rows are stored with the strongest evidence first, so the first of each is kept.
-    rows = table[(table["stage"] == stage) & table["passes"]].drop_duplicates(["kind", "name"])
-    kept: list[int] = []
-    patches: list[Any] = []
-    for row in rows.itertuples():
-        if row.kind == "patch":
-            if any(_overlap(row, other) for other in patches):
-                continue
-            patches.append(row)
-        kept.append(row.Index)
-    return rows.loc[kept].reset_index(drop=True)
-
-
-def _overlap(a: Any, b: Any) -> bool:
-    across = a.left < b.left + b.width and b.left < a.left + a.width
-    return bool(across and a.top < b.top + b.height and b.top < a.top + a.height)
+    facts, table = found
+    if "also" not in table:
+        table = table.assign(also=[[] for _ in range(len(table))])
+    return Features(facts, table)

@@ -33,7 +33,7 @@ from stagelens.trust.draws import governing
 from stagelens.trust.estimates import known_trust
 from stagelens.trust.noise import load_orders
 
-from .candidates import clusters, columns, words
+from .candidates import clusters, columns, merged, named_by_shared, words
 from .feature_table import COLUMNS, FeatureFacts, Features, StageFeatures, load_features, noise_key
 from .feature_table import save_features as save
 from .patches import MOST_IMAGES, Patch, background, candidates, grid, occluded, occupied
@@ -82,6 +82,9 @@ def find_features(
         return stored
     own = look.candidates(overall.part(0.4, 0.5))
     removed = look.patches(overall.part(0.5, 1.0))
+    # All stages have the same patches in the same images.
+    input_too = [*own, *list(removed.values())[:1]]
+    own = [named_by_shared(one, input_too) if one.kind == "cluster" else one for one in own]
     tables, facts = [], []
     for stage in look.stages:
         each = [*own, *([removed[stage.stage]] if removed else [])]
@@ -106,7 +109,7 @@ def find_features(
             images=len(look.rows) if removed else 0,
             shape=look.shape,
         ),
-        pd.concat(tables, ignore_index=True)[list(COLUMNS)],
+        pd.concat(tables, ignore_index=True)[[*COLUMNS, "also"]],
     )
     save(run, found)
     return found
@@ -254,6 +257,7 @@ class Look:
     ) -> pd.DataFrame:
         """The rows that are stored, with places of patches and examples."""
         by_kind = {one.kind: one for one in each}
+        table = merged(table, by_kind)
         patch = (table["kind"] == "patch").to_numpy()
         # All patches are kept, whether they pass or not: the map of patches is drawn from them.
         table = table[patch | (np.cumsum(~patch) <= _KEPT)].reset_index(drop=True)

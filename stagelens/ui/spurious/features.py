@@ -15,9 +15,9 @@ from stagelens.analyses.spurious.feature_table import (
     Features,
     load_features,
     noise_key,
-    strongest,
 )
-from stagelens.analyses.spurious.sentences import feature_sentence
+from stagelens.analyses.spurious.ranking import first, strongest
+from stagelens.analyses.spurious.sentences import feature_name, feature_sentence
 from stagelens.analyses.spurious.statistics import LEVEL, SMALLEST, SUPPORT
 from stagelens.charts import BLAME, EITHER
 from stagelens.charts.places import patch_map
@@ -119,7 +119,7 @@ def _further(found: Features, facts: ResultFacts, arguments: tuple[str, ...]) ->
 def _controls(trust: Mapping[str, StageTrust], found: Features) -> tuple[str, str | None]:
     stages = [each.stage for each in found.facts.stages]
     best = [strongest(found, stage) for stage in stages]
-    blamed = [b[(b["kind"] != "column") & (b["mean_with"] < 0)]["evidence"].max() for b in best]
+    blamed = [b[(b["kind"] != "column") & (b["mean_with"] < 0)]["weight"].max() for b in best]
     # The largest of no rows is NaN, which would compare as neither larger nor smaller.
     known = [signs_known(trust.get(name), found.facts.behaviour.name) for name in stages]
     blamed = [
@@ -166,7 +166,7 @@ def _headline(
 
 def _cards(workspace: Workspace, found: Features, rows: pd.DataFrame, trust: StageTrust) -> None:
     with st.grid(2, min_column_width=330, gap="small"):
-        for row in rows.head(_CARDS).to_dict("records"):
+        for row in first(rows, _CARDS).to_dict("records"):
             with st.container(border=True, height="stretch", gap="small"):
                 _card(workspace, found, row, trust)
     if len(rows) > _CARDS:
@@ -181,6 +181,7 @@ def _card(workspace: Workspace, found: Features, row: dict[str, Any], trust: Sta
     about = (
         f"{workspace.noun}s labelled {row['label']}" if row["label"] else f"all {workspace.noun}s"
     )
+    about += f", the opposite among {row['opposite']}" if row["opposite"] else ""
     patch = row["kind"] == "patch"
     pairs = [
         ("when taken out, the effect loses" if patch else "mean effect with it",
@@ -212,7 +213,7 @@ def _card(workspace: Workspace, found: Features, row: dict[str, Any], trust: Sta
 
 
 def _title(row: Mapping[str, Any]) -> str:
-    name = str(row["name"])
+    name = feature_name(row)
     # Not capitalize(), which would put the rest of a name in lower case.
     return f"“{name}”" if row["kind"] in ("word", "pair") else name[:1].upper() + name[1:]
 
@@ -327,14 +328,16 @@ def _how(found: Features, stage: str, trust: StageTrust) -> None:
         f"one label with and without a feature, at least {SUPPORT} of either: rank-sum test, false "
         f"discovery rate at most {percent(LEVEL)} over all tests of the stage (Benjamini and "
         f"Hochberg), a difference of at least {SMALLEST:g} standard deviations of the effect "
-        f"within its label, {noise}. Sorted by evidence: the end of the 95 % interval that is "
-        "nearer to zero. That a feature goes with an effect does not mean that it is spurious: "
-        "look at the examples.",
+        f"within its label, {noise}. Where a feature passes in several labels and does the same in "
+        "them, it is shown once, with means over their examples. Words and patches come before "
+        "groups of look-alikes; each sorted by evidence, the end of the 95 % interval that is "
+        "nearer to zero, times examples. That a feature goes with an effect does not "
+        "mean that it is spurious: look at the examples.",
         muted=True,
     )
     with st.expander("The tests of this stage as a table"):
         rows = found.table[found.table["stage"] == stage]
-        rows = rows.drop(columns=["stage", "top", "left", "height", "width", "examples"])
+        rows = rows.drop(columns=["stage", "top", "left", "height", "width", "examples", "also"])
         measured = found.facts.behaviour.behaviour()
         rows.insert(0, "trust", trust_word(trust, measured.name))
         said = (
