@@ -11,6 +11,7 @@ from plotly.subplots import make_subplots
 
 from stagelens.analyses.saliency.concentration import densest_patch
 from stagelens.analyses.saliency.map_table import Map
+from stagelens.analyses.saliency.spans import runs_on, strongest_span
 from stagelens.contracts import Behaviour
 from stagelens.wording.numbers import amount_text, phrase, signed_text
 from stagelens.wording.signs import gain, gain_text
@@ -256,7 +257,7 @@ def token_maps(one: Map, behaviour: Behaviour, stage: str, signed: bool = True) 
                 signed or values is not maps[2],
             )
             # Without it, pieces that have lost their spaces would read as one word.
-            + " " * (not _runs_on(one.tokens))
+            + " " * (not runs_on(one.tokens))
             for token, value in zip(one.tokens, values, strict=False)
         )
         blocks.append(
@@ -266,13 +267,11 @@ def token_maps(one: Map, behaviour: Behaviour, stage: str, signed: bool = True) 
     more = f"In the two models' own maps: makes the {phrase(behaviour)} worse, or better."
     if len(one.tokens) > MOST:
         more += f" Shown: the first {MOST:,} of {len(one.tokens):,} tokens."
-    place = int(np.abs(one.stage).argmax())
-    value = float(one.stage[place])
+    span, value = strongest_span(one.tokens, one.stage)
     way = _way(gain(value, behaviour)) if signed else "sign uncertain"
     if not signed:
         more += " Grey: the sign of the effect is uncertain."
-    token = short(visible(one.tokens[place]).strip(), 40)
-    where = f"most in {token!r} ({way}, {amount_text(value, behaviour)})"
+    where = f"most in {short(visible(span), 40)!r} ({way}, {amount_text(value, behaviour)})"
     alt = (
         f"Where in example {one.example_id} the effect of {stage} on the {phrase(behaviour)} sits: "
         f"{where if value else 'nowhere, it is zero for every token'}."
@@ -282,8 +281,3 @@ def token_maps(one: Map, behaviour: Behaviour, stage: str, signed: bool = True) 
         f"{legend(largest, behaviour, more)}</div>",
         alt,
     )
-
-
-def _runs_on(tokens: tuple[str, ...]) -> bool:
-    """Whether the pieces contain the spaces between them."""
-    return any(token[:1].isspace() or token[-1:].isspace() for token in tokens)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stagelens.analyses.saliency.spans import strongest_span
 from stagelens.contracts import Behaviour
 from stagelens.wording.numbers import amount_text, signed_text
 
@@ -180,18 +181,20 @@ def _takeaway(
     if not np.isfinite(gains).any():
         return f"{opening} No token has a number."
     if not signed:
-        largest = int(np.nanargmax(np.abs(gains)))
-        token = short(visible(tokens[largest]).strip(), 40)
-        size = amount_text(float(gains[largest]), behaviour)
-        return f"{opening} Largest for {token!r} ({size}); the sign is uncertain."
+        span, value = strongest_span(tokens, gains)
+        size = amount_text(value, behaviour)
+        return f"{opening} Largest for {_named(span)} ({size}); the sign is uncertain."
     said = []
-    for word, place in (("credit", np.nanargmax(gains)), ("blame", np.nanargmin(gains))):
-        gain = float(gains[place])
-        if (gain > 0) == (word == "credit") and gain != 0:
-            token = short(visible(tokens[int(place)]).strip(), 40)
-            said.append(f"most {word} for {token!r} ({amount_text(gain, behaviour)})")
+    for word, own in (("credit", np.fmax(gains, 0)), ("blame", np.fmin(gains, 0))):
+        span, gain = strongest_span(tokens, own)
+        if gain:
+            said.append(f"most {word} for {_named(span)} ({amount_text(gain, behaviour)})")
     if not said:
         return f"{opening} None has an effect."
     # Not capitalize(), which would change the letters of the tokens too.
     said[0] = said[0].replace("most", "Most", 1)
     return f"{opening} {'; '.join(said)}."
+
+
+def _named(span: str) -> str:
+    return repr(short(visible(span), 40))

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from stagelens.analyses.saliency.concentration import (
     densest_patch,
-    densest_token,
+    densest_word,
     share_of,
     where_most,
 )
@@ -40,7 +40,7 @@ def test_the_densest_patch_is_named_by_its_place() -> None:
 def test_a_token_counts_by_what_it_has_more_than_its_places() -> None:
     tokens = [["The", " dog", " the", " the"], ["the", " the", " the", " cat"]]
     maps = [np.array([1.0, -9.0, 0.0, 0.0]), np.array([1.0, 1.0, 1.0, 1.0])]
-    found = densest_token(tokens, maps)
+    found = densest_word(tokens, maps)
     assert found is not None and found.name == "dog"
     assert (found.share, found.expected, found.count) == (0.9, 0.25, 1)
     said = where_most(

@@ -1,4 +1,4 @@
-"""Where most of a map lies: in a patch of images, or a token of texts. Nothing imports torch."""
+"""Where most of a map lies: in a patch of images, or a word of texts. Nothing imports torch."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from stagelens.wording.numbers import count_text, phrase
 from stagelens.wording.sentences import Part, Sentence
 
 from .map_table import Map
+from .spans import words_of
 
 
 @dataclass(frozen=True)
 class Densest:
-    """The patch or token of some inputs in which their maps are densest.
+    """The patch or word of some inputs in which their maps are densest.
 
     Attributes:
-        name: In words: ``rows 0–1, columns 0–1 (top left)``, or a token.
+        name: In words: ``rows 0–1, columns 0–1 (top left)``, or a word.
         share: Its part of a map's sizes, |a|; mean over the maps.
         expected: Its part of a map's places, which is what it has of a uniform map.
         count: How many maps have it.
@@ -75,17 +76,20 @@ def _place(start: int, length: int, size: int, names: tuple[str, str, str]) -> s
     return names[min(third, 2)]
 
 
-def densest_token(tokens: Sequence[Sequence[str]], maps: Sequence[np.ndarray]) -> Densest | None:
-    """The token that has most of texts' maps beyond its part of the places; None where they are 0.
+def densest_word(tokens: Sequence[Sequence[str]], maps: Sequence[np.ndarray]) -> Densest | None:
+    """The word that has most of texts' maps beyond its part of the places; None where they are 0.
 
     Args:
-        tokens: (T,) pieces of each text; case and surrounding spaces do not count.
+        tokens: (T,) pieces of each text, which are put together to words; case and surrounding
+            spaces do not count.
         maps: (T,) of each.
     """
     shares: dict[str, list[float]] = {}
     places: dict[str, list[float]] = {}
     for pieces, each in zip(tokens, maps, strict=True):
-        names = np.array([piece.strip().lower() for piece in pieces], dtype=object)
+        names = np.empty(len(pieces), dtype=object)
+        for start, end in words_of(pieces):
+            names[start:end] = "".join(pieces[start:end]).strip().lower()
         for name in dict.fromkeys(names):
             share = share_of(each, names == name)
             # Pieces of spaces alone are empty: no token to name.
@@ -114,7 +118,7 @@ def where_most(
     """
     own = [each.stage for each in maps]
     texts = [each.tokens for each in maps if each.tokens is not None]
-    found = densest_token(texts, own) if texts else densest_patch(own)
+    found = densest_word(texts, own) if texts else densest_patch(own)
     if found is None:
         return None
     noun, place = ("text", "tokens") if texts else ("image", "pixels")
