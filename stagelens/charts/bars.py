@@ -182,6 +182,7 @@ def example_effects(
     behaviour: Behaviour,
     trust: Mapping[str, StageTrust],
     palette: Palette = LIGHT,
+    towards: str | None = None,
 ) -> Chart:
     """Every stage's effect on one example as a bar: credit to the right, blame to the left.
 
@@ -193,6 +194,8 @@ def example_effects(
         behaviour: What was measured.
         trust: Stage to what is known of its counterfactual.
         palette: Light or dark.
+        towards: The answer that the behaviour is about, where nobody has said that it is right:
+            then there is no credit or blame, and stages push towards it or away from it.
     """
     every, effects = effects, effects.iloc[strongest(effects["effect"])]
     stages = [str(stage) for stage in effects["stage"]]
@@ -224,8 +227,9 @@ def example_effects(
             stages, gains, hovers, within, notes, intervals, strict=True
         )
     ]
-    figure = diverging(bars, behaviour, trust, palette, narrow=True)
-    said = said_of_one(stages, gains, within, notes, behaviour, trust, len(every) - len(effects))
+    figure = diverging(bars, behaviour, trust, palette, narrow=True, towards=towards)
+    more = len(every) - len(effects)
+    said = said_of_one(stages, gains, within, notes, behaviour, trust, more, towards)
     return Chart(figure, said, every)
 
 
@@ -247,18 +251,19 @@ def said_of_one(
     behaviour: Behaviour,
     trust: Mapping[str, StageTrust],
     more: int = 0,
+    towards: str | None = None,
 ) -> str:
     """The effects on one example in words; a gain is credit where it is positive.
 
     Of many stages these are the strongest, and there are ``more``. ``notes`` are of
-    :func:`sign_note`.
+    :func:`sign_note`. With ``towards``, see :func:`example_effects`, a gain pushes towards it.
     """
     said = "; ".join(
         f"{stage}: "
         + (
             "no number"
             if not np.isfinite(gain)
-            else f"{_side(gain, note)} {amount_text(gain, behaviour)}"
+            else f"{_side(gain, note, towards)} {amount_text(gain, behaviour)}"
         )
         + told(trust.get(stage), behaviour, noisy)
         for stage, gain, noisy, note in zip(stages, gains, within, notes, strict=True)
@@ -267,9 +272,11 @@ def said_of_one(
     return f"Effect of each stage on this example's {phrase(behaviour)}. {said}.{rest}"
 
 
-def _side(gain: float, note: str) -> str:
+def _side(gain: float, note: str, towards: str | None) -> str:
     if note:
         return f"{note.removeprefix('± ')},"
+    if towards is not None:
+        return f"pushes {'towards' if gain > 0 else 'away from'} {towards}, by"
     return "credit" if gain > 0 else "blame"
 
 

@@ -14,15 +14,16 @@ from stagelens.estimators.stage_trust import StageTrust
 from stagelens.wording.numbers import amount_text, axis_unit, is_share, scaled, signed_text
 from stagelens.wording.trust_words import MARKS, is_trustworthy, trust_label, trust_word
 
-from .style import BLAME, CREDIT, NEITHER, PAPER, ZERO, Palette, escaped, style
+from .style import BLAME, CREDIT, NEITHER, PAPER, PUSH, ZERO, Palette, escaped, style
 
 _BAR_HEIGHT = 64
 FAINT = 0.4
 """Opacity of what is not to be relied on."""
 _WITHIN_NOISE = "≈ within training noise"
 SHORT_NOISE = "≈ within noise"
-BELOW = 0.18
-"""How far below the middle of a bar, in rows, intervals are: numbers stand beside the middle."""
+BELOW = 0.32
+"""How far below the middle of a bar, in rows, intervals are: just below its edge, so that they
+touch neither the number beside the middle nor each other's rows."""
 _MOST_BEYOND = 2.0
 """How far past the longest bar an interval may widen the axis; the rest of it is cut off."""
 
@@ -60,8 +61,12 @@ def diverging(
     trust: Mapping[str, StageTrust],
     palette: Palette,
     narrow: bool = False,
+    towards: str | None = None,
 ) -> go.Figure:
-    """Credit to the right, blame to the left, with whiskers; what is known stands below names."""
+    """Credit to the right, blame to the left, with whiskers; what is known stands below names.
+
+    With ``towards``, the bars push towards that answer or away from it, in one colour.
+    """
     stages = [row.stage for row in rows]
     credit, blame = [row.credit for row in rows], [row.blame for row in rows]
     # Rows by number, since long names may be equal once they are shortened.
@@ -75,9 +80,12 @@ def diverging(
     ]
     unsigned = [row.unsigned for row in rows]
     signed = [not one for one in unsigned]
+    names, colors = ("credit", "blame"), (CREDIT, BLAME)
+    if towards is not None:
+        names, colors = ("towards", "away"), (PUSH, PUSH)
     for name, values, color, shape, of in (
-        ("credit", credit, CREDIT, "", signed),
-        ("blame", blame, BLAME, "/", signed),
+        (names[0], credit, colors[0], "", signed),
+        (names[1], blame, colors[1], "/", signed),
         ("neither", credit, NEITHER, "x", unsigned),
         ("neither", blame, NEITHER, "x", unsigned),
     ):
@@ -122,16 +130,20 @@ def diverging(
     reach = _reach(rows, behaviour, 1.5 if narrow else 1.25)
     _whiskers(figure, rows, behaviour, palette)
     for place, (stage_trust, one, other) in enumerate(zip(known, credit, blame, strict=True)):
-        if not (np.isfinite(one) and np.isfinite(other)):
+        missing = not (np.isfinite(one) and np.isfinite(other))
+        # Nothing is drawn of a zero, so it is written where it lies.
+        if missing or one == other == 0:
             refused = stage_trust is not None and stage_trust.trust == "refused"
+            zero = amount_text(0.0, behaviour, unit=False)
+            said = "refused: no number" if refused else "no number"
             figure.add_annotation(
                 x=0,
                 y=place,
-                text="refused: no number" if refused else "no number",
+                text=said if missing else zero,
                 showarrow=False,
                 xanchor="left",
                 xshift=8,
-                font={"color": palette.muted, "size": 13},
+                font={"color": palette.muted, "size": 13} if missing else {"size": 14},
             )
     style(figure, palette, height=106 + _BAR_HEIGHT * max(len(stages), 1))
     unit = f" ({axis_unit(behaviour)})" if axis_unit(behaviour) else ""
@@ -163,12 +175,33 @@ def diverging(
         fixedrange=True,
         nticks=7,
     )
-    say_directions(figure, behaviour, unit, palette, -32)
+    say_directions(figure, behaviour, unit, palette, -32, towards)
     return figure
 
 
+def direction_texts(
+    behaviour: Behaviour, unit: str = "", towards: str | None = None
+) -> tuple[str, str]:
+    """What the left and the right side of zero mean: worse and better, or away and towards.
+
+    Args:
+        behaviour: What was measured.
+        unit: In brackets, after a space; may be empty.
+        towards: An answer that nobody has called right, which the behaviour is about.
+    """
+    if towards is not None:
+        return f"← away from {towards}", f"towards {towards}{unit} →"
+    worse = {"higher": "lower", "lower": "higher"}[behaviour.better]
+    return f"← {behaviour.name} {worse}", f"{behaviour.name} {behaviour.better}{unit} →"
+
+
 def say_directions(
-    figure: go.Figure, behaviour: Behaviour, unit: str, palette: Palette, shift: int
+    figure: go.Figure,
+    behaviour: Behaviour,
+    unit: str,
+    palette: Palette,
+    shift: int,
+    towards: str | None = None,
 ) -> None:
     """Say below the axis which side is worse and which is better; better is to the right.
 
@@ -178,12 +211,11 @@ def say_directions(
         unit: In brackets, after a space; may be empty.
         palette: Light or dark.
         shift: Pixels from the plot's lower edge, negative downwards.
+        towards: As :func:`direction_texts` takes it.
     """
-    worse = {"higher": "lower", "lower": "higher"}[behaviour.better]
-    for text, x, anchor in (
-        (f"← {behaviour.name} {worse}", 0, "left"),
-        (f"{behaviour.name} {behaviour.better}{unit} →", 1, "right"),
-    ):
+    shown = None if towards is None else escaped(towards, 24)
+    left, right = direction_texts(behaviour, unit, shown)
+    for text, x, anchor in ((left, 0, "left"), (right, 1, "right")):
         figure.add_annotation(
             text=text,
             x=x,

@@ -15,13 +15,13 @@ from stagelens.contracts import Behaviour
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.wording.folding import strongest
 from stagelens.wording.intervals import Interval
-from stagelens.wording.numbers import axis_unit, is_share, scaled
+from stagelens.wording.numbers import axis_unit, is_share, scaled, signed_text
 from stagelens.wording.signs import marked
 from stagelens.wording.trust_words import MARKS, is_trustworthy, trust_word
 
 from .bars import error_text, example_intervals, said_of_one, sign_note
-from .diverging_bars import FAINT, SHORT_NOISE, is_true
-from .style import BLAME, CREDIT, INK, NEITHER, PAPER, ZERO, see_through, short, written
+from .diverging_bars import FAINT, SHORT_NOISE, direction_texts, is_true
+from .style import BLAME, CREDIT, INK, NEITHER, PAPER, PUSH, ZERO, see_through, short, written
 from .tokens import Markup
 
 _STRIPE = see_through(PAPER, 0.65)
@@ -37,6 +37,7 @@ def effect_bars(
     behaviour: Behaviour,
     trust: Mapping[str, StageTrust],
     largest: float | None = None,
+    towards: str | None = None,
 ) -> Markup:
     """Every stage's effect on one example: credit to the right of zero, blame to the left.
 
@@ -52,6 +53,8 @@ def effect_bars(
             its name.
         largest: Size of the effect whose bar fills its side, to compare examples; None for the
             largest of these.
+        towards: The answer that the behaviour is about, where nobody has said that it is right;
+            see :func:`stagelens.charts.example_effects`.
     """
     count = len(effects)
     effects = effects.iloc[strongest(effects["effect"])]
@@ -69,19 +72,18 @@ def effect_bars(
     # A lower bound, so that effects that all round to zero are not blown up.
     reach = max([*sizes, 1.0 if is_share(behaviour) else 0.01])
     lines = "".join(
-        _line(stage, gain, interval, note, noisy, behaviour, trust.get(stage), reach)
+        _line(stage, gain, interval, note, noisy, behaviour, trust.get(stage), reach, towards)
         for stage, gain, interval, note, noisy in zip(
             stages, gains, intervals, notes, within, strict=True
         )
     )
     more = count - len(effects)
-    alt = said_of_one(stages, gains, within, notes, behaviour, trust, more)
-    worse = {"higher": "lower", "lower": "higher"}[behaviour.better]
+    alt = said_of_one(stages, gains, within, notes, behaviour, trust, more, towards)
     unit = f" ({axis_unit(behaviour)})" if axis_unit(behaviour) else ""
+    left, right = direction_texts(behaviour, unit, towards and short(towards, 24))
     axis = (
         "<div style='display:flex;justify-content:space-between;opacity:.75;font-size:.8125rem'>"
-        f"<span>← {written(behaviour.name)} {worse}</span>"
-        f"<span>{written(behaviour.name)} {behaviour.better}{written(unit)} →</span></div>"
+        f"<span>{written(left)}</span><span>{written(right)}</span></div>"
     )
     return Markup(
         f"<div role='figure' aria-label='{written(alt)}' style='font-size:.875rem'>"
@@ -104,6 +106,7 @@ def _line(
     behaviour: Behaviour,
     trust: StageTrust | None,
     reach: float,
+    towards: str | None,
 ) -> str:
     """A stage's name, what is known about it, its amount, and the bar below."""
     notes = []
@@ -118,7 +121,11 @@ def _line(
     known = f" <span style='opacity:.75;font-size:.8125rem'>{written(', '.join(notes))}</span>"
     if isfinite(gain):
         number = marked(gain, behaviour, signed=signed)
-        bar = _bar(gain, abs(scaled(gain, behaviour)) / reach, faint, signed)
+        colors = (CREDIT, _HATCHED)
+        if towards is not None:
+            colors = (PUSH, PUSH)
+            number = signed_text(gain, behaviour) if signed else number
+        bar = _bar(gain, abs(scaled(gain, behaviour)) / reach, faint, signed, colors)
         if interval is not None:
             low, high = (scaled(end, behaviour) / reach for end in interval.gains(behaviour))
             bar += _whisker(low, high)
@@ -136,8 +143,8 @@ def _line(
     )
 
 
-def _bar(gain: float, share: float, faint: bool, signed: bool) -> str:
-    side, filled = ("left", CREDIT) if gain >= 0 else ("right", _HATCHED)
+def _bar(gain: float, share: float, faint: bool, signed: bool, colors: tuple[str, str]) -> str:
+    side, filled = ("left", colors[0]) if gain >= 0 else ("right", colors[1])
     edge = "" if signed else f";outline:1px solid {NEITHER}"
     filled = filled if signed else _UNSIGNED
     return (

@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from .style import (
-    AMOUNTS,
+    AMOUNT,
     BEFORE_AFTER,
     LIGHT,
     PAPER,
@@ -24,9 +24,11 @@ from .style import (
 _MARKS = tuple(zip(BEFORE_AFTER, ("circle-open", "diamond", "square-open"), strict=True))
 """Colour and shape by position: before, after, by replay."""
 
-_ROW = 29
+_ROW = 34
 """Height of a mark with its number."""
-_CONFUSED = [[0.0, see_through(ZERO, 0.06)], [0.5, AMOUNTS[0]], [1.0, AMOUNTS[1]]]
+_CONFUSED = [[0.0, see_through(AMOUNT, 0.06)], [1.0, see_through(AMOUNT, 1.0)]]
+_STRONG = 0.8
+"""From this share on a cell is dark enough, on any background, for white text."""
 
 
 def group_accuracy(
@@ -223,8 +225,7 @@ def confusion_map(counts: pd.DataFrame, model: str, palette: Palette = LIGHT) ->
                 showarrow=False,
                 font={
                     "size": 12,
-                    # From here on the shade is too dark for text in the ink of the page.
-                    "color": PAPER if shares[row, column] > 0.4 else palette.text,
+                    "color": PAPER if shares[row, column] > _STRONG else palette.text,
                 },
             )
     style(figure, palette, height=min(150 + 30 * len(names), 560))

@@ -26,12 +26,16 @@ INK, PAPER, BLACK = "#1F2933", "#FFFFFF", "#000000"
 NEITHER = ZERO
 """Of effects whose sign is uncertain, and which are therefore neither credit nor blame."""
 
+PUSH = "#7E6BB5"
+"""Of effects on an answer that nobody has called right: neither credit nor blame, either way."""
+
 KEPT, OWN = "#009E73", "#B5599A"
 """Promises that were called reliable, and those of the run that is open."""
 BEFORE_AFTER = (ZERO, KEPT, OWN)
 """Models before an edit, after it, and by replay."""
-AMOUNTS = ("#6F8FB0", "#2F5173")
-"""For amounts without a sign: the middle of the scale, and its top; zero is see-through."""
+AMOUNT = "#3F6790"
+"""For amounts without a sign, the more the less see-through: so that scales get darker all the way
+on white, and brighter all the way on black."""
 
 STAGE_COLORS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#B7A38C", "#8FA3BF")
 """By position in the run, so a stage has one colour on every page; text on them is black."""

@@ -14,6 +14,9 @@ from stagelens.contracts import Example, TaskError
 from .tokenizer import Encoded, TextError
 from .transformer_task import Batch, TransformerTask, checked_texts, filled, pieces, unpadded
 
+_UNKNOWN = 8
+"""Most unknown words that are named."""
+
 
 class TextTask(TransformerTask):
     """Texts of which a ``transformers`` model gives ``logits``.
@@ -36,16 +39,24 @@ class TextTask(TransformerTask):
         """The labels of a training batch, as :meth:`check_label` returns them."""
 
     def check_input(self, value: Mapping[str, Any]) -> str | None:
-        """Say so if a text is longer than the model takes.
+        """Say so if a text is longer than the model takes, or has words that it cannot tell apart.
 
         Raises:
             ValueError: The tokenizer fails on it.
         """
         if not self.assets:
             return None
-        longest = self.longest
-        length = len(self.tokens_of(self.text_of(value)).ids)
-        return f"cut to {longest} tokens" if longest is not None and length > longest else None
+        longest, text = self.longest, self.text_of(value)
+        length = len(self.tokens_of(text).ids)
+        notes = [f"cut to {longest} tokens"] if longest is not None and length > longest else []
+        if unknown := self.tokenizer.unknown(text):
+            more = len(unknown) - _UNKNOWN
+            words = ", ".join(f"“{word}”" for word in unknown[:_UNKNOWN])
+            notes.append(
+                f"unknown to its tokenizer, so all alike to the model: {words}"
+                + (f" and {more:,} more" if more > 0 else "")
+            )
+        return "; ".join(notes) or None
 
     def text_of(self, value: Mapping[str, Any]) -> str:
         """An example's input as the one text that the model reads."""

@@ -215,6 +215,22 @@ class KeptTokenizer:
         found = self._encoded(text, len(text), special)
         return Encoded(found.ids, found.type_ids, found.special_tokens_mask)
 
+    def unknown(self, text: str) -> list[str]:
+        """Pieces of a text for which there is no token, each once, in their order.
+
+        A model reads all of them as one and the same token. Tokenizers that fall back to bytes know
+        every text.
+
+        Raises:
+            ValueError: As in :meth:`encode`.
+        """
+        number = self.special_id("unk_token")
+        if number is None:
+            return []
+        found = self._encoded(text, len(text), False)
+        spans = [span for id, span in zip(found.ids, found.offsets, strict=True) if id == number]
+        return list(dict.fromkeys(text[start:end] for start, end in spans))
+
     def encode_words(self, words: Sequence[str]) -> Encoded:
         """Words as tokens, each of which belongs to one word, with what is added around a text.
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
+from stagelens import charts
 from stagelens.contracts import Behaviour
 from stagelens.effects.results import Result, load_result
 from stagelens.estimators.stage_trust import StageTrust
@@ -89,7 +90,10 @@ def test_an_image_of_the_set_has_the_numbers_of_the_set(
 def test_without_a_label_it_is_about_the_models_own_answer(open_page, demo: Path) -> None:
     app = open_page(demo.parent, OWN, PAGE)
     said = words(check(upload(app, picture(demo, "clean-003"))))
-    assert "No label was chosen, so the loss refers to this answer" in said
+    assert "No label was chosen, so the loss is about this answer, right or wrong" in said
+    bars = next(e.proto.body for e in app.get("html") if "← away from" in e.proto.body)
+    assert "▲" not in bars and "▼" not in bars
+    assert charts.CREDIT not in bars and charts.BLAME not in bars
     assert "✓ right" not in said and "✗ wrong" not in said
 
 

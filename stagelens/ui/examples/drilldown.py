@@ -288,6 +288,7 @@ def bars(
     row: pd.Series,
     before: str,
     own: bool = False,
+    towards: str | None = None,
 ) -> None:
     """Every stage's effect on an example, as bars; see :func:`sentences`.
 
@@ -298,6 +299,7 @@ def bars(
         row: The example, from ``browse.example_frame``.
         before: Markup to show beside the bars, or above them in a narrow window.
         own: Whether it is an own example, which is in no set.
+        towards: The answer that the behaviour is about, where nobody has said that it is right.
     """
     errors = example_errors(workspace.at, workspace.examples.name, effects, behaviour)
     values = pd.DataFrame(
@@ -317,7 +319,7 @@ def bars(
         filters={"example": str(row["example_id"])} if not own else {},
         own=own,
     )
-    drawn = charts.effect_bars(values, behaviour, effects.trust)
+    drawn = charts.effect_bars(values, behaviour, effects.trust, towards=towards)
     heading = components.heading_html("Effect of each stage")
     beside = (
         "<div style='display:grid;gap:1rem 2rem;"
@@ -327,6 +329,6 @@ def bars(
     components.drawn(
         charts.Markup(beside, drawn.alt),
         "example-effects",
-        lambda: charts.example_effects(values, behaviour, effects.trust, charts.EITHER),
+        lambda: charts.example_effects(values, behaviour, effects.trust, charts.EITHER, towards),
         about,
     )

@@ -71,7 +71,8 @@ def _invite(workspace: Workspace) -> None:
     count = count_text(len(workspace.stages), "counterfactual")
     components.text_block(
         f"The final model and its {count}, one without each stage, answer at once: what is "
-        "predicted, and which stage is to credit or to blame.",
+        "predicted, and which stage is to credit or to blame or, without a label, which pushes "
+        "towards the answer.",
         muted=True,
     )
 
@@ -205,9 +206,11 @@ def _show(workspace: Workspace, question: Question, asked: Asked) -> None:
         row = _row(workspace, effects, behaviour, asked)
         with verdict:
             _verdict(workspace, row)
-        if answer.label is not None and not answer.label_given:
+        towards = None if answer.label_given else answer.label
+        if towards is not None:
             components.text_block(
-                f"No label was chosen, so the {phrase(behaviour)} refers to this answer.",
+                f"No label was chosen, so the {phrase(behaviour)} is about this answer, right or "
+                "wrong: stages push towards it or away from it, and there is no credit or blame.",
                 muted=True,
             )
         drilldown.sentences(workspace, effects, behaviour, row)
@@ -215,7 +218,7 @@ def _show(workspace: Workspace, question: Question, asked: Asked) -> None:
         components.text_block(said, muted=True)
         trust_badges(answer.trust.values(), behaviour.name)
     answers = drilldown.answers_html(workspace, effects, behaviour, row)
-    drilldown.bars(workspace, effects, behaviour, row, answers, own=True)
+    drilldown.bars(workspace, effects, behaviour, row, answers, own=True, towards=towards)
     if answer.tokens is not None:
         tokens.token_effects(workspace.stages, answer.tokens, answer.behaviours[0], answer.trust)
 
@@ -253,7 +256,7 @@ def _input(question: Question, asked: Asked) -> None:
     if asked.pixels is None:
         inputs.texts({field: str(text) for field, text in question.content.items()})
         if notes:
-            components.text_block(f"As the model reads it: {notes}.", muted=True)
+            components.text_block(f"As the model reads it: {notes}.")
         return
     inputs.image(
         display_png(asked.pixels, _LARGE, framed=True), "The own example as the model sees it"
