@@ -49,17 +49,20 @@ def group_gaps(
     for number, group in enumerate(groups):
         _marks(figure, rows[rows["group"] == group], behaviour, models, number, metrics, palette)
     gaps = metrics.gaps.set_index("model")["gap"] if len(metrics.gaps) else pd.Series(dtype=float)
+    clear = _clear(metrics)
     for place, model in enumerate(models):
         gap = gaps.get(model, np.nan)
+        size = amount_text(gap, behaviour, unit=False)
+        size = size if model in clear else f"({size})"
         figure.add_annotation(
-            text=amount_text(gap, behaviour, unit=False) if np.isfinite(gap) else "no number",
+            text=size if np.isfinite(gap) else "no number",
             x=1,
             xref="paper",
             xanchor="left",
             xshift=8,
             y=place,
             showarrow=False,
-            font={"color": palette.text, "size": 14},
+            font={"color": palette.text if model in clear else palette.muted, "size": 14},
         )
     if len(gaps):
         figure.add_annotation(
@@ -116,6 +119,13 @@ def _name(model: str, note: str | None) -> str:
     return f"{name}<br><span style='font-size:12px'>{escaped(note)}</span> " if note else name
 
 
+def _clear(metrics: GroupMetrics) -> set[str]:
+    """The models whose gap has an interval that leaves out zero: others may have none."""
+    rows = metrics.gaps
+    sure = (rows["gap_low"] > 0) | (rows["gap_high"] < 0)
+    return set(rows.loc[sure.astype(bool), "model"])
+
+
 def _gap_bars(
     figure: go.Figure,
     metrics: GroupMetrics,
@@ -126,7 +136,10 @@ def _gap_bars(
     if metrics.best is None:
         return
     values = metrics.groups.set_index(["model", "group"])[metrics.measure]
+    clear = _clear(metrics)
     for place, model in enumerate(models):
+        if model not in clear:
+            continue
         ends = [scaled(values[(model, g)], behaviour) for g in (metrics.worst, metrics.best)]
         figure.add_trace(
             go.Scatter(

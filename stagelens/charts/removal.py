@@ -24,7 +24,7 @@ from .style import (
 _MARKS = tuple(zip(BEFORE_AFTER, ("circle-open", "diamond", "square-open"), strict=True))
 """Colour and shape by position: before, after, by replay."""
 
-_ROW = 34
+_ROW = 36
 """Height of a mark with its number."""
 _CONFUSED = [[0.0, see_through(AMOUNT, 0.06)], [1.0, see_through(AMOUNT, 1.0)]]
 _STRONG = 0.8

@@ -25,7 +25,7 @@ from stagelens.wording.signs import gain_text, side
 from stagelens.wording.trust_words import is_trustworthy
 
 from .bars import sign_note
-from .diverging_bars import BELOW, FAINT, say_directions, stage_label, told
+from .diverging_bars import FAINT, say_directions, stage_label, told
 from .style import (
     BLAME,
     CREDIT,
@@ -42,6 +42,8 @@ from .style import (
 )
 
 FINAL = "final model"
+_BELOW = 0.18
+"""How far below the middle of a bar, in rows, intervals are: numbers stand beyond their ends."""
 _ROW = 46
 """Pixels of a row; names have their trust below them."""
 _ROOM = 0.16
@@ -243,7 +245,7 @@ def _numbers(
     figure: go.Figure, steps: Sequence[_Step], behaviour: Behaviour, palette: Palette
 ) -> None:
     """What each bar adds, where it ends; beyond its interval, so that neither covers the other."""
-    shown = [(n, s) for n, s in enumerate(steps, 1) if np.isfinite(s.change) and s.change]
+    shown = [(n, s) for n, s in enumerate(steps, 1) if np.isfinite(s.change)]
     places, sides = [], []
     for _, step in shown:
         interval = None if step.mean is None else step.mean.interval
@@ -299,7 +301,7 @@ def _whiskers(
             continue
         below, above = step.change - interval.low, interval.high - step.change
         end, above, below = (scaled(each, behaviour) for each in (step.end, above, below))
-        known.append((place + BELOW, end, above, below))
+        known.append((place + _BELOW, end, above, below))
     if not known:
         return
     y, x, above_of, below_of = (list(each) for each in zip(*known, strict=True))

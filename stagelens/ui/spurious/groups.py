@@ -144,7 +144,10 @@ def _picture(workspace: Workspace, effects: Effects, gaps: Gaps, stages: Sequenc
     )
     components.show(chart, "group-gaps", about)
     trust_badges([effects.trust[s] for s in stages], gaps.behaviour.name)
-    said = ["Lines are 95 % intervals over resampled examples."]
+    said = [
+        "Lines are 95 % intervals over resampled examples. A gap in brackets, without a bar, may "
+        "be none: its interval includes zero."
+    ]
     if len(stages) > MOST:
         said.append(
             f"Drawn are the {MOST} of {len(stages):,} stages that change the gap most; the table "
