@@ -326,14 +326,12 @@ def _show(
         components.show(chart, f"where-{one.example_id}", about)
     else:
         shaded = token_maps(one, behaviour, stage, signed)
-        with pinnable(
-            f"where-{one.example_id}", _by_token(one, stage, behaviour), shaded.alt, about
-        ):
+        rows = _by_token(one, stage, behaviour)
+        with pinnable(f"where-{one.example_id}", rows, shaded.alt, about):
             st.html(shaded.html)
     trust = "" if known is None else f" · {trust_line({stage: known}, behaviour.name)}"
-    unit = axis_unit(behaviour)
-    amounts = [gain_text(v, behaviour, unit=False) for v in (one.effect, one.total,
-               one.baseline_effect)]  # fmt: skip
+    unit, sums = axis_unit(behaviour), (one.effect, one.total, one.baseline_effect)
+    amounts = [gain_text(value, behaviour, unit=False) for value in sums]
     components.text_block(
         f"Effect {amounts[0]} = {places} {amounts[1]} + baseline {amounts[2]}"
         f"{f' {unit}' if unit else ''}{trust}"
