@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from stagelens.ui.examples import saliency
+from stagelens.ui.examples import network, saliency
 from stagelens.ui.opening.workspace import nothing_measured, open_workspace
 from stagelens.ui.pieces import components, state
 from stagelens.ui.spurious import features, groups
@@ -17,8 +17,10 @@ if workspace is not None:
         if effects is None:
             nothing_measured(workspace)
         else:
-            gaps, found, places = st.tabs(
-                [state.GAPS, state.FOUND, state.WHERE], key=state.PART, bind="query-params"
+            gaps, found, places, blocks = st.tabs(
+                [state.GAPS, state.FOUND, state.WHERE, state.NETWORK_PART],
+                key=state.PART,
+                bind="query-params",
             )
             if gaps.open:
                 with gaps:
@@ -30,3 +32,6 @@ if workspace is not None:
             if places.open:
                 with places:
                     saliency.gallery(workspace, effects)
+            if blocks.open:
+                with blocks:
+                    network.network_of_set(workspace, effects)

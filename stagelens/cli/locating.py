@@ -21,7 +21,7 @@ from stagelens.analyses.network.block_table import (
 )
 from stagelens.analyses.network.sentences import INTERVENTION, for_json, network_sentence, notes
 from stagelens.contracts import Behaviour, StageLensError
-from stagelens.runs.sets.clusters import clusters
+from stagelens.runs.sets.clusters import with_sources
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.wording.numbers import axis_unit, count_text, signed_text
 from stagelens.wording.sentences import Part, slice_parts
@@ -132,7 +132,7 @@ def _rows(
     found: Network, examples: EvaluationSet, kind: Behaviour, chosen: np.ndarray
 ) -> tuple[dict[Reading, pd.DataFrame], float]:
     """Every reading's rows, and the stage effect over the same examples."""
-    shared = sources_of(examples, clusters(examples))
+    shared = sources_of(with_sources(examples))
     tables = {way: network_rows(found, kind.name, chosen, way, shared) for way in READINGS}
     total = found.total(kind.name)[chosen]
     known = total[np.isfinite(total)]

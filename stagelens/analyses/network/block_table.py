@@ -34,7 +34,7 @@ from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs import fact_tables
 from stagelens.runs.run import Run
 from stagelens.runs.schema import digest
-from stagelens.runs.sets.clusters import CLUSTER, Clusters
+from stagelens.runs.sets.clusters import CLUSTER
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 
 _NETWORK = 1
@@ -237,13 +237,13 @@ def network_rows(
     return pd.DataFrame(rows)
 
 
-def sources_of(examples: EvaluationSet, shared: Clusters | None) -> np.ndarray | None:
-    """(N,) which examples share a source, for :func:`network_rows`; None where none do."""
-    if shared is None:
-        return None
-    columns = [CLUSTER] if CLUSTER in examples.columns else []
-    rows = shared.joined(examples.table(["example_id", *columns]))
-    return np.asarray(pd.factorize(rows[CLUSTER])[0])
+def sources_of(examples: pd.DataFrame) -> np.ndarray | None:
+    """(N,) which examples share a source, for :func:`network_rows`; None where none do.
+
+    Args:
+        examples: As ``clusters.with_sources`` gives them.
+    """
+    return np.asarray(pd.factorize(examples[CLUSTER])[0]) if CLUSTER in examples else None
 
 
 def strongest_block(rows: pd.DataFrame) -> int | None:

@@ -29,7 +29,16 @@ from stagelens.wording.numbers import phrase, value_text
 from stagelens.wording.sentences import Sentence, example_sentence
 from stagelens.wording.trust_words import MARKS, trust_word
 
-from . import live_answers, saliency, shares, side_by_side, tokens, training_data, training_steps
+from . import (
+    live_answers,
+    network,
+    saliency,
+    shares,
+    side_by_side,
+    tokens,
+    training_data,
+    training_steps,
+)
 
 FOLLOW = state.session_key("follow")
 """Set when an example was chosen outside the table, which then turns to its page."""
@@ -79,7 +88,8 @@ def below(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: st
     if example_id is None:
         return
     row = chosen.every.row(example_id)
-    names = [state.EFFECTS, state.WHEN, state.DATA, state.INPUT, state.SIDE_BY_SIDE]
+    names = [state.EFFECTS, state.WHEN, state.DATA, state.INPUT]
+    names += [state.NETWORK, state.SIDE_BY_SIDE]
     tabs = dict(zip(names, st.tabs(names, key=state.LOOK, bind="query-params"), strict=True))
     # Only the open tab is drawn: Streamlit would run the others too, and each reads a lot.
     name, tab = next(((name, tab) for name, tab in tabs.items() if tab.open), (None, None))
@@ -99,6 +109,8 @@ def below(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: st
                 tokens.of_the_set(workspace, effects, example_id)
             if tokens.has_maps(workspace):
                 saliency.saliency_maps(workspace, effects, chosen.behaviour, example_id)
+        elif name == state.NETWORK:
+            network.network_of_example(workspace, effects, chosen.behaviour, example_id)
         elif name == state.SIDE_BY_SIDE:
             side_by_side.side_by_side_tab(
                 workspace,

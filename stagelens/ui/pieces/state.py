@@ -31,11 +31,12 @@ VIEW, OF_THE_SET, OWN, COMPARED = "view", "Evaluation set", "Own example", "Comp
 
 PART = "part"
 GAPS, FOUND, WHERE = "Group gaps", "Found without metadata", "Where in the input"
+NETWORK_PART = "Where in the network"
 """Key of the tabs of the page Spurious features, and what these are called; also in links."""
 
 LOOK = "look"
 EFFECTS, WHEN, DATA, INPUT = "Effects", "When", "Which data", "Where"
-SIDE_BY_SIDE = "Side by side"
+NETWORK, SIDE_BY_SIDE = "Network", "Side by side"
 """Key of the tabs below the chosen example, and what these are called; also in links."""
 
 ASSEMBLE = "assemble-"
