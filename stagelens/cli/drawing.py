@@ -56,7 +56,7 @@ def draws(
     ] = False,
     number: Annotated[
         int, typer.Option(min=1, help="How many draws; with --width, how many the pilot has.")
-    ] = 8,
+    ] = 12,
     width: Annotated[
         float | None,
         typer.Option(

@@ -1,6 +1,6 @@
 """Effects over several draws of a recipe, and between which values their mean lies.
 
-The effects of one run are one draw. A mean effect over K draws has a t-interval; with few draws it
+The effects of one run are one draw. A mean effect over K draws has an interval; with few draws it
 is wide, as it has to be, and with fewer than three there is none. Intervals over examples, which
 say how a set was sampled, are another thing.
 
@@ -20,7 +20,9 @@ import numpy as np
 import pandas as pd
 
 from stagelens.contracts import StageLensError
+from stagelens.replaying.draw_plan import data_of
 
+from .chance_and_data import half_width, spreads, t_quantile
 from .resampling import LEVEL
 
 COLUMNS = ("stage", "behaviour", "draw", "example_id", "final", "effect")
@@ -69,7 +71,7 @@ class DrawnEffects:
 
     def has_interval(self, number: int) -> bool:
         """Whether so many draws are enough for an interval."""
-        return math.isfinite(self.interval(np.zeros(number)).low)
+        return (number if self.pilot is None else min(number, self.pilot)) >= FEWEST
 
     @property
     def words(self) -> str:
@@ -87,7 +89,8 @@ class DrawInterval:
 
     Attributes:
         mean: Over the draws.
-        low: Lower end, 95 %; NaN with fewer than :data:`FEWEST` draws.
+        low: Lower end, 95 %; NaN with fewer than :data:`FEWEST` draws, or where all are alike: how
+            much others would differ is then not known.
         high: Its upper end.
         sd: Standard deviation over the draws; NaN with one.
         draws: How many.
@@ -112,12 +115,12 @@ def interval_over_draws(
     batches: int | None = None,
     level: float = LEVEL,
 ) -> DrawInterval:
-    """The t-interval of a mean over draws.
+    """The interval of a mean over draws: the t-interval, save of draws with other data.
 
     Draws whose batches are drawn with replacement vary around the recorded data as those vary
-    around other data sets (the bootstrap): their spread is the error of the recorded data, and
-    more draws make it better known, not smaller. Of B batches, means over batches drawn with
-    replacement vary by (B - 1) / B less than means over new ones, which is made good here.
+    around other data sets (the bootstrap): that part of their spread is the error of the recorded
+    data, which more draws make better known, not smaller. Chance averages out over draws; as
+    some have the data of another, the two parts are told apart, see ``chance_and_data``.
 
     Args:
         values: (K,) a number in each draw, the pilot's first.
@@ -133,22 +136,14 @@ def interval_over_draws(
     mean = float(values.mean())
     spread = values if pilot is None else values[:pilot]
     sd = float(values.std(ddof=1)) if count > 1 else nan
-    # On the same data a stage of one step has nothing to draw: all draws are the same one.
-    same = kind in ("same data", "given earlier") and len(set(spread.tolist())) == 1
-    if len(spread) < FEWEST or same:
-        return DrawInterval(mean, nan, nan, sd, count)
-    error = float(spread.std(ddof=1)) * math.sqrt(1 / count + (kind == "recipe"))
-    if kind == "recipe" and batches is not None:
-        error *= math.sqrt(batches / (batches - 1))
-    half = t_quantile(len(spread) - 1, level) * error
+    if len(spread) < FEWEST or (spread == spread[0]).all():
+        return DrawInterval(mean, nan, nan, 0.0 if (values == values[0]).all() else sd, count)
+    if kind == "recipe":
+        half = half_width(spreads(values, [*map(data_of, range(count))]), level, batches)
+    else:
+        error = float(spread.std(ddof=1)) / math.sqrt(count)
+        half = t_quantile(len(spread) - 1, level) * error
     return DrawInterval(mean, mean - half, mean + half, sd, count)
-
-
-def t_quantile(freedom: int, level: float = LEVEL) -> float:
-    """How many standard errors a two-sided t-interval reaches to either side."""
-    from scipy.stats import t  # here, because it takes a second
-
-    return float(t.ppf(1 - level / 2, freedom))
 
 
 def draws_for_width(pilot: np.ndarray, width: float, level: float = LEVEL) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from stagelens.runs.run import Run, Stage
 
-ORDER, INITIAL, PASSES = range(3)
+ORDER, INITIAL, PASSES, DATA = range(4)
 """Streams of random numbers of a draw, so that none depends on how many another took."""
 
 
@@ -21,7 +21,8 @@ class Draw:
     Attributes:
         number: Seeds all its choices; the same number gives the same draw.
         resample: Whether batches are drawn with replacement, which stands for other data of the
-            same kind; otherwise every recorded batch is used, in another order.
+            same kind, and some draws have those of another (:func:`data_of`); otherwise every
+            recorded batch is used, in another order.
         given_earlier: Whether a stage's effect is drawn with the earlier stages, and the stage
             itself, as recorded: only what comes after it is drawn.
     """
@@ -33,6 +34,18 @@ class Draw:
     def random(self, stage: Stage, stream: int, *more: int) -> np.random.Generator:
         """Random numbers for one purpose in one stage, the same whichever stage is left out."""
         return np.random.default_rng([self.number, stage.index, stream, *more])
+
+
+def data_of(number: int) -> int:
+    """The number of the data that a draw has, where batches are drawn with replacement.
+
+    Draws on the same data differ by chance alone, which tells it from what other data would change.
+    The first five have their own, since these are known least; the next three repeat the first
+    three, and from then on every other draw repeats those of the earliest that no other has.
+    """
+    if number < 5:
+        return number
+    return number - 5 if number < 8 else number // 2 + 1 if number % 2 == 0 else (number - 3) // 2
 
 
 def pool_size(steps: int, seen: int) -> int:

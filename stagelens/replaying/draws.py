@@ -25,7 +25,7 @@ from stagelens.runs.run import Run, Stage
 from stagelens.runs.states import TrainingState, Weights
 from stagelens.runs.step_records import StepRecord
 
-from .draw_plan import INITIAL, ORDER, PASSES, Draw, passes_needed, pool_size
+from .draw_plan import DATA, INITIAL, ORDER, PASSES, Draw, data_of, passes_needed, pool_size
 from .initial_values import drawn_base, drawn_values
 from .replay import StageReplay, check_replayable, cross_boundary, same_arithmetic
 from .training_loss import Passed
@@ -88,7 +88,9 @@ def order_of(draw: Draw, stage: Stage, seen: int = 1) -> list[int]:
     random, steps = draw.random(stage, ORDER), stage.steps
     if not draw.resample:
         return [int(step) for step in random.permutation(steps)]
-    pool = random.integers(0, steps, pool_size(steps, seen))
+    # The same data for each draw that has them, whatever else it draws.
+    data = Draw(data_of(draw.number)).random(stage, DATA)
+    pool = data.integers(0, steps, pool_size(steps, seen))
     passes = [random.permutation(pool) for _ in range(math.ceil(steps / len(pool)))]
     return [int(step) for step in np.concatenate(passes)[:steps]]
 

@@ -25,7 +25,7 @@ from stagelens.runs.schema import digest
 from . import one_draw
 from .draws import DrawFacts, draws_path, load
 
-PILOT = 8
+PILOT = 12
 """Draws that settle how many a width needs, by default."""
 
 

@@ -19,7 +19,7 @@ from stagelens.effects.results import BehaviourFacts
 from stagelens.estimators.durations import STARTING, paces
 from stagelens.estimators.protocol import METHOD
 from stagelens.estimators.stage_trust import REPLAY, StageTrust
-from stagelens.replaying.draw_plan import passes_needed
+from stagelens.replaying.draw_plan import data_of, passes_needed
 from stagelens.runs import fact_tables
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.schema import digest
@@ -38,7 +38,7 @@ nothing but chance in the data, nine of ten have an interval that leaves out zer
 """
 
 
-VERSION = 2
+VERSION = 3
 """Of what is drawn: draws of another version are made again."""
 
 
@@ -186,6 +186,8 @@ def sentence(facts: DrawFacts, drawn: DrawnEffects) -> str:
     varied = ["batches in other orders"]
     if drawn.kind == "recipe":
         varied = ["batches drawn with replacement, as other data of the same kind would be"]
+        if drawn.count > max(map(data_of, range(drawn.count))) + 1:
+            varied.append("the same ones in some draws, which shows what is chance alone")
     varied.append("initial values and dropout drawn anew where there are such")
     kept = f" As recorded: {'; '.join(facts.kept)}." if facts.kept else ""
     return f"{drawn.words} {NAMES[drawn.kind]}: {', '.join(varied)}.{kept}"

@@ -153,13 +153,14 @@ def _behaviours(weights: list[Tensor]) -> dict[str, Tensor]:
 def _orders(count: int, number: int, kind: Kind, seed: int) -> list[Tensor]:
     """Which batches each run uses in one draw, as the product draws them."""
     found = []
+    draw = Draw(number, kind == "recipe")
     for index, steps in enumerate(STEPS):
-        stage = cast(Any, SimpleNamespace(index=index, steps=steps))
-        rows = [
-            order_of(Draw((seed * 1_000_003 + run) * 1_000 + number, kind == "recipe"), stage,
-                     PASSES)
-            for run in range(count)
-        ]  # fmt: skip
+        rows = []
+        for run in range(count):
+            # Each run has stages of its own number, so that it has other random numbers.
+            own = (seed * 1_000_003 + run) * len(STEPS) + index
+            stage = cast(Any, SimpleNamespace(index=own, steps=steps))
+            rows.append(order_of(draw, stage, PASSES))
         found.append(torch.tensor(rows))
     return found
 

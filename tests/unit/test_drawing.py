@@ -12,7 +12,7 @@ from torch import nn
 import stagelens
 from stagelens.contracts import Refused
 from stagelens.replaying import draws
-from stagelens.replaying.draw_plan import Draw, passes_needed
+from stagelens.replaying.draw_plan import Draw, data_of, passes_needed
 from stagelens.replaying.draws import drawn_models, order_of, times_seen
 from stagelens.replaying.initial_values import drawn_values
 from stagelens.replaying.replay import replay_without
@@ -87,6 +87,12 @@ def test_orders_use_every_batch_once_and_resampled_ones_each_as_often_as_rows_we
     assert counts.sum() == 20 and (counts % 4 == 0).all()  # five drawn, each in four passes
     for number in range(0, 20, 5):  # every pass has all that were drawn
         assert sorted(drawn[number : number + 5]) == sorted(drawn[:5])
+
+
+def test_some_draws_have_the_data_of_others_in_another_order(run: Run) -> None:
+    assert [*map(data_of, range(16))] == [0, 1, 2, 3, 4, 0, 1, 2, 5, 3, 6, 4, 7, 5, 8, 6]
+    one, same, other = (order_of(Draw(n, resample=True), run.stages[0]) for n in (0, 5, 1))
+    assert one != same and sorted(one) == sorted(same) != sorted(other)
 
 
 def test_how_often_examples_were_seen_is_counted_by_their_content(tmp_path: Path) -> None:

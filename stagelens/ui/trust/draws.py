@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -79,7 +80,7 @@ def _rows(workspace: Workspace, view: TrustView, found: DrawnEffects) -> pd.Data
     table = found.table
     if view.only is not None:
         table = table[table["example_id"].isin(view.only.example_ids)]
-    own = DrawnEffects(table, found.kind, found.pilot, found.batches)
+    own = replace(found, table=table)
     one = table[(table["behaviour"] == name) & (table["draw"] == table["draw"].min())]
     means = intervals_of_means(own, one, name, ["stage"])
     spread = example_sd(own)
