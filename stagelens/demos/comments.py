@@ -21,6 +21,7 @@ import torch
 from stagelens.contracts import ProgressCallback, no_progress
 from stagelens.recording.recorder import Recorder
 from stagelens.runs.run import Run, open_run
+from stagelens.runs.sets.clusters import CLUSTER
 from stagelens.tasks.text_classification import TextClassification
 
 from .comment_templates import (
@@ -105,6 +106,8 @@ PLANS = (
         epochs=2,
     ),
 )
+DRAWS = 6
+"""Draws of the recipe: each takes 2.2 times as many steps as the demo itself."""
 _BATCH, _CLIP_NORM = 32, 1.0
 _PAIRS = 120
 """Per class in the evaluation set; a pair is a comment without and with an identity."""
@@ -244,6 +247,8 @@ def _add_set(recorder: Recorder, random: np.random.Generator) -> None:
         columns={
             "group": [own.group for own, _ in rows],
             "template": [kinds[own.template] for own, _ in rows],
+            # Both comments of a pair share all but the person, so intervals go by pairs.
+            CLUSTER: [f"{label}-{n // 2:03d}" for n, (_, label) in enumerate(rows)],
         },
         description=(
             f"{len(rows)} synthetic comments, made by templates, in pairs that differ in the "

@@ -18,6 +18,7 @@ from torch import Tensor
 from stagelens.contracts import ProgressCallback, no_progress
 from stagelens.recording.recorder import Recorder
 from stagelens.runs.run import Run, open_run
+from stagelens.runs.sets.clusters import CLUSTER
 from stagelens.tasks.image_classification import ImageClassification
 
 STAMPED_CLASS = 3
@@ -68,6 +69,8 @@ _TEST = slice(1350, 1797)
 SHARED_OUT = ("test",)
 """Sets on which all 16 coalitions are measured: 11 of them take training, 0.8 times as many steps
 as the demo itself."""
+DRAWS = 8
+"""Draws of the recipe: each takes 1.6 times as many steps as the demo itself."""
 
 
 def stamp(images: np.ndarray) -> np.ndarray:
@@ -197,7 +200,8 @@ def _add_sets(recorder: Recorder, images: np.ndarray, labels: np.ndarray) -> Non
         images=np.concatenate([images, stamp(images)]),
         labels=np.concatenate([labels, labels]).tolist(),
         ids=[f"clean-{n}" for n in numbers] + [f"stamped-{n}" for n in numbers],
-        columns={"group": ["clean"] * count + ["stamped"] * count},
+        # Both images of a digit share what is drawn, so intervals go by digits.
+        columns={"group": ["clean"] * count + ["stamped"] * count, CLUSTER: numbers * 2},
         description=(
             f"{count} held-out digits, each once as it is (clean) and once with the planted stamp "
             "in the top left corner (stamped)"

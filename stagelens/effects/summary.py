@@ -378,8 +378,13 @@ def boundary_summary(
 
 
 def group_columns(table: pd.DataFrame, columns: Iterable[str], limit: int = 12) -> list[str]:
-    """Columns that can serve as groups: 2 to ``limit`` values, ``group`` first, ``label`` last."""
+    """Columns that can serve as groups: 2 to ``limit`` values, ``group`` first, ``label`` last.
+
+    Examples of one source are no group: the column ``cluster`` says how to count them.
+    """
     usable = [
-        name for name in columns if name in table and 2 <= table[name].nunique(dropna=True) <= limit
+        name
+        for name in columns
+        if name != CLUSTER and name in table and 2 <= table[name].nunique(dropna=True) <= limit
     ]
     return sorted(usable, key=lambda name: (name != "group", name == "label"))

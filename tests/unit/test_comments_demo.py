@@ -93,7 +93,9 @@ def test_the_set_holds_pairs_that_differ_in_the_person_only(demo: stagelens.Run)
     for without, mention in zip(examples[::2], examples[1::2], strict=True):
         assert (without.columns["group"], mention.columns["group"]) == (NO_MENTION, MENTION)
         assert without.columns["template"] == mention.columns["template"]
+        assert without.columns["cluster"] == mention.columns["cluster"]
         assert without.input["text"] != mention.input["text"]
+    assert table["cluster"].nunique() == 240
 
 
 def test_every_comment_is_called_synthetic_where_it_is_shown(demo: stagelens.Run) -> None:

@@ -21,6 +21,7 @@ from stagelens.demos import digits
 from stagelens.effects.computing import attribute
 from stagelens.effects.results import Result
 from stagelens.replaying.reproduction import measure_deviation
+from stagelens.runs.sets.clusters import clusters
 from tests.conftest import DemoRun
 
 
@@ -142,6 +143,11 @@ def test_the_sets_hold_every_held_out_digit_clean_and_stamped(demo: stagelens.Ru
     assert table["group"].value_counts().to_dict() == {"clean": 447, "stamped": 447}
     clean, stamped = examples.by_id(["clean-007", "stamped-007"])
     assert clean.label == stamped.label
+    # Intervals go by digits, of which each counts once.
+    sharing = clusters(examples)
+    assert sharing is not None and (sharing.by, sharing.sources) == ("the column cluster", 447)
+    assert clean.columns["cluster"] == stamped.columns["cluster"]
+    assert clusters(demo.evaluation_set("mixed-up")) is None
     changed = np.argwhere(clean.input["image"] != stamped.input["image"])
     assert (changed < 2).all()
     assert (stamped.input["image"][:2, :2] == 240).all()

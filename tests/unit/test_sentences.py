@@ -244,3 +244,18 @@ def test_a_mean_over_draws_has_its_interval_at_once(
     unsure = low < 0 < high
     assert str(own).endswith("so it is not known to come again.") == unsure
     assert ("amount" in {part.kind for part in own.parts}) != unsure  # emphasised
+
+
+@pytest.mark.parametrize(("effect", "way"), [(-0.25, "higher"), (0.25, "lower")])
+def test_what_was_the_same_in_every_draw_is_said_so_and_not_as_an_interval_of_no_width(
+    effect: float, way: str
+) -> None:
+    row = {"stage": "s", "group": None, "effect": effect, "n": 30, "draw_effect": effect}
+    row |= {"draw_low": effect, "draw_high": effect, "drawn": "6 redraws"}
+    own = str(sentences.mean_sentence(row, ACCURACY, "image", None))
+    assert own.endswith(f"25 points {way}, the same in each of 6 redraws (30 images).")
+    of_run = {**row, "effect": 0.8 * effect, "error": 0.001, "rms": 0.5}
+    other = str(sentences.mean_sentence(of_run, ACCURACY, "image", None))
+    assert other.endswith(
+        f"20 points {way} in this run (30 images); 25 points {way} in each of 6 redraws."
+    )

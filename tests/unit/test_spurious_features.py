@@ -153,7 +153,8 @@ def test_words_come_in_any_case_with_their_neighbours() -> None:
 
 def test_columns_give_values_and_bins() -> None:
     table = pd.DataFrame({"group": ["x", "y"] * 100, "age": np.arange(200.0)})
-    found = columns(table, ["group", "age"])
+    table["cluster"] = np.arange(200) // 50  # who shares a source is no feature
+    found = columns(table, ["group", "age", "cluster"])
     assert found.names[:2] == ["group = x", "group = y"]
     assert len(found.names) == 6 and found.members.sum(axis=0).tolist()[0][2:] == [50] * 4
 

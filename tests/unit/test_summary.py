@@ -155,6 +155,8 @@ def test_groups_are_columns_of_few_values_with_group_first() -> None:
         {"label": ["a", "b"] * 10, "group": ["x", "y"] * 10, "one": 1, "many": range(20)}
     )
     assert summary.group_columns(table, ["many", "one", "label", "group"]) == ["group", "label"]
+    table["cluster"] = ["a", "b", "c", "d"] * 5  # who shares a source is no group
+    assert summary.group_columns(table, ["cluster", "group"]) == ["group"]
 
 
 # ----------------------------------------------------------------------------------- numbers

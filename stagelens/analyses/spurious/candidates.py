@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from stagelens.runs.sets.clusters import CLUSTER
+
 from .statistics import SUPPORT, Candidates
 
 MOST = 5000
@@ -72,10 +74,13 @@ def columns(table: pd.DataFrame, names: Sequence[str]) -> Candidates:
 
     Args:
         table: One row per example.
-        names: The columns; texts with more than ``MOST_VALUES`` values, as ids, are left out.
+        names: The columns; texts with more than ``MOST_VALUES`` values, as ids, are left out, and
+            so is that which says what examples share a source.
     """
     found: list[tuple[str, np.ndarray]] = []
     for name in names:
+        if name == CLUSTER:
+            continue
         column = table[name]
         if column.nunique() > MOST_VALUES and pd.api.types.is_numeric_dtype(column):
             # Many equal numbers give equal edges of bins.
