@@ -8,6 +8,7 @@ the address holds what is off, and says what a combination would cost that is no
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from .board_words import ALL, Focus
 
 _KEY = "switchboard"
 _EXAMPLES = "pages/1_Examples.py"
+_OPENED = state.session_key("opened")
 _HERE = Path(__file__).parent
 
 
@@ -45,6 +47,8 @@ def show(
     group: str | None,
 ) -> None:
     """The switchboard of a group; where none was chosen, of the one that the top headline names."""
+    if (query := st.session_state.pop(_OPENED, None)) is not None:
+        st.switch_page(_EXAMPLES, query_params=query)
     _fragment(workspace, effects, behaviour, by, group)
 
 
@@ -94,10 +98,20 @@ def _go(focus: Focus, to: Any) -> None:
     if not isinstance(to, dict):
         return
     if isinstance(example := to.get("example"), str):
-        st.switch_page(_EXAMPLES, query_params=components.here(**focus.query, example=example))
+        _open(components.here(**focus.query, example=example))
     if isinstance(stage := to.get("stage"), str):
-        query = board_bars.query_of(focus.query, stage, str(to.get("side")))
-        st.switch_page(_EXAMPLES, query_params=query)
+        _open(board_bars.query_of(focus.query, stage, str(to.get("side"))))
+
+
+def _open(query: Mapping[str, str] | None) -> None:
+    """The Examples page, after a run of this one in which its controls take up what they hold."""
+    query = query or {}
+    # Only a control may change its own parameter, and only before it is drawn.
+    for name in query.keys() & st.session_state.keys():
+        st.session_state[name] = query[name]
+    others = {name: value for name, value in query.items() if name not in st.session_state}
+    st.session_state[_OPENED] = others
+    st.rerun()
 
 
 def focus_of(
