@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
@@ -80,8 +80,10 @@ def bars(
             )
         column = None if group is None else by
         sentence = str(mean_sentence(row, behaviour, workspace.noun, column, trust))
+        clear = interval is not None and interval.is_clear and not is_true(row["within_noise"])
         rows.append(
             {
+                "clear": clear,
                 "stage": short(written_out(stage), 40),
                 "to": stage,
                 "side": side,
@@ -107,3 +109,16 @@ def bars(
         "more": f"{more:,} more stages have smaller effects." if more > 0 else "",
         "open": "Opens the examples",
     }
+
+
+def most_to_blame(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The stage with the most blame that can be relied on, and how much; empty where none has any.
+
+    Args:
+        rows: Of :func:`bars`.
+    """
+    blamed = [row for row in rows if row["side"] == "blame" and row["clear"] and not row["faint"]]
+    if not blamed:
+        return ""
+    worst = min(blamed, key=lambda row: float(row["share"]))
+    return f"{worst['stage']} ({worst['amount']})"

@@ -37,6 +37,8 @@ _SIDE = 64
 _TEXT, _ANSWER, _ABOUT = 160, 40, 200
 """Characters of a text on a card, of an answer, and of the description of a stage's data."""
 
+_FINAL = "The final model: every stage happened."
+
 ALL, GROUP = "all", "group"
 """Which examples a press of one of the two buttons asks for."""
 
@@ -84,6 +86,13 @@ def payload(
     )
     shown = (workspace.at.path, workspace.examples.name, effects.estimator, behaviour.name)
     of_shares = is_share(behaviour)
+    bars = board_bars.bars(workspace, effects, behaviour, focus.by, focus.group, about)
+    models = {
+        ",".join(map(str, own)): _model(workspace, board, own, behaviour, answers)
+        for own in board.models
+    }
+    if blamed := board_bars.most_to_blame(bars["rows"]):
+        models[""]["said"] = f"{_FINAL} Most to blame: {blamed}. Switch it off."
     return {
         "key": repr((*shown, focus.by, focus.group)),
         "off": list(off),
@@ -104,12 +113,9 @@ def payload(
         "sampled": _sampled(workspace, board, behaviour),
         "answers": [short(written_out(answer), _ANSWER) for answer in answers],
         "cards": _cards(workspace, focus, board),
-        "models": {
-            ",".join(map(str, own)): _model(workspace, board, own, behaviour, answers)
-            for own in board.models
-        },
+        "models": models,
         "unknown": "The model without {stages} has not been computed: see below what it takes.",
-        "bars": board_bars.bars(workspace, effects, behaviour, focus.by, focus.group, about),
+        "bars": bars,
     }
 
 
@@ -245,7 +251,7 @@ def _without(workspace: Workspace, off: Off) -> str:
 def _said(workspace: Workspace, board: Board, off: Off, behaviour: Behaviour) -> str:
     """What a combination does, in a sentence; as strongly as its trust allows."""
     if off == ALL_ON:
-        return "The final model: every stage happened. Dotted line: its number, to compare."
+        return _FINAL
     own, trust = board.turned[off], board.models[off].trust
     mean: Mapping[str, float] = {
         "effect": own.effect,
