@@ -14,8 +14,8 @@ export default function (component) {
     board = makeBoard(root.querySelector(".board"));
     boards.set(root, board);
   }
+  // Nothing to clean up: counting ends by itself, and must go on when the server answers meanwhile.
   board.show(component);
-  return () => cancelAnimationFrame(board.frame);
 }
 
 function made(tag, kind, text) {
