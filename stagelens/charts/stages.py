@@ -119,6 +119,7 @@ def time_line(
         tickvals=list(edges)[every],
         ticktext=ticks[every],
         tickfont={"color": palette.text, "size": 13},
+        automargin=True,  # names that are turned, for want of width, are not cut off
     )
     return Chart(figure, alt, rows if measured else rates)
 

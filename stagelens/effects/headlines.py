@@ -96,7 +96,7 @@ def of_summaries(
     for row in chosen:
         known = trust.get(str(row["stage"]))
         against = _against(row, beside, known)
-        sentences.append(mean_sentence(row, behaviour, noun, by, known, against))
+        sentences.append(mean_sentence(row, behaviour, noun, by, known, against, True))
     return sentences
 
 

@@ -25,6 +25,9 @@ from .intervals import Interval, example_interval, mean_interval
 from .numbers import amount_text, count_text, is_share, phrase, scaled
 from .trust_words import holds, signs_known, trust_word
 
+_TWO = 2.0
+"""Standard deviations of the training noise that a finding has to exceed."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -90,6 +93,7 @@ def mean_sentence(
     column: str | None,
     trust: StageTrust | None = None,
     against: tuple[Behaviour, Mapping[str, Any]] | None = None,
+    ends: bool = False,
 ) -> Sentence:
     """One row of :func:`stage_summary` as a sentence a person can read aloud.
 
@@ -101,9 +105,12 @@ def mean_sentence(
         trust: What is known of the stage's counterfactual.
         against: Another behaviour, with the same row of it, that says the opposite of the stage:
             one alone would be half of the truth.
+        ends: Whether the ends of its interval over examples and the training noise are told, where
+            they are known and no interval over draws is.
     """
     group = row["group"]
     about = slice_parts(noun, None if pd.isna(group) else column, group)
+    known = _how_sure(row, behaviour, trust) if ends else ""
     other: tuple[Part, ...] = ()
     if against is not None:
         kind, its = against
@@ -123,13 +130,29 @@ def mean_sentence(
             Part(f", {_mean_of(behaviour)} on "),
             *about,
             *would_be_on_average(row, behaviour, trust),
-            *over_draws(row, behaviour, f" ({count_text(int(row['n']), noun)})"),
+            *over_draws(row, behaviour, f" ({known}{count_text(int(row['n']), noun)})"),
             *other,
             Part("."),
         ),
         trust,
         behaviour.name,
     )
+
+
+def _how_sure(row: Mapping[str, Any], behaviour: Behaviour, trust: StageTrust | None) -> str:
+    """``95 %: 24 to 34, training noise ±2.0; ``; empty if neither is known, or draws say more."""
+    if np.isfinite(float(row.get("draw_low", np.nan))):
+        return ""
+    said = []
+    interval = mean_interval(row, trust, behaviour)
+    if interval is not None and interval.is_clear and interval.low != interval.high:
+        # With the error of an estimate in it, it is no longer one of 95 %.
+        name = "interval" if interval.estimate else "95 %:"
+        said.append(f"{name} {_ends(interval.low, interval.high, behaviour)}")
+    noise = float(row.get("noise_sd", np.nan))
+    if np.isfinite(noise):
+        said.append(f"training noise ±{amount_text(_TWO * noise, behaviour, unit=False)}")
+    return f"{', '.join(said)}; " if said else ""
 
 
 def _mean_of(behaviour: Behaviour) -> str:

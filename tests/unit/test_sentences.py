@@ -170,9 +170,28 @@ def said_of(trust: dict[str, StageTrust], count: int = 100, **more: object) -> l
 
 def test_the_strongest_blame_comes_first_with_its_group_and_its_count() -> None:
     assert said_of({"shortcut": EXACT, "pretrain": EXACT}) == [
-        "Without shortcut, accuracy on stamped images would be 50 points higher (50 images).",
+        "Without shortcut, accuracy on stamped images would be 50 points higher "
+        "(95 %: 36 to 50; 50 images).",
+        # All alike, so there is no chance in which ones are looked at.
         "Without pretrain, accuracy on clean images would be 100 points lower (50 images).",
     ]
+
+
+def test_the_interval_and_the_noise_are_in_the_headline() -> None:
+    table = accuracy_table()
+    ids = table["example_id"].unique()
+    moved = [[0.005 * order] * len(ids) for order in (-1, 0, 1)]
+    orders = other_orders({"shortcut": moved}, "accuracy")
+    known = {"shortcut": EXACT, "pretrain": EXACT}
+    found = headlines.headlines(table, ACCURACY, STAGES, known, "image", orders=orders)
+    assert str(found[0]) == (
+        "Without shortcut, accuracy on all images would be 25 points higher (95 %: 16 to 25, "
+        "training noise ±1.0; 100 images)."
+    )
+    # With the error of an estimate in it, the interval is no longer one of 95 %.
+    estimated = {"shortcut": RELIABLE.model_copy(update={"group_error": 0.1})}
+    said = [str(e) for e in headlines.headlines(table, ACCURACY, STAGES, estimated, "image")]
+    assert any("shortcut" in each and "(interval " in each for each in said)
 
 
 def test_a_part_of_the_set_is_never_called_all_of_it() -> None:

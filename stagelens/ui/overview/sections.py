@@ -112,7 +112,8 @@ def headlines(
         components.text_block(
             f"Headlines are mean effects over at least {count_text(FEWEST, workspace.noun)}, "
             "beyond two standard errors, beyond the error of the estimate where that is known"
-            f"{recipe.rule(workspace, effects)}",
+            f"{recipe.rule(workspace, effects)} In brackets is the interval over the choice of "
+            f"{workspace.noun}s, with the error of an estimate.",
             muted=True,
         )
 
