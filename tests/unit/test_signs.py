@@ -20,7 +20,7 @@ from stagelens.analyses.contributions.contribution_table import Question
 from stagelens.analyses.saliency.map_table import Map
 from stagelens.analyses.shares.pairs import pairs_of
 from stagelens.analyses.shares.share_table import SHARE, Shares, shares_of
-from stagelens.charts import comparison, places, saliency, steps, tokens, trust
+from stagelens.charts import comparison, network, places, saliency, steps, tokens, trust
 from stagelens.charts.style import BLAME, CREDIT, NEITHER, Chart, color_of
 from stagelens.contracts import Behaviour
 from stagelens.trust.comparing import Side, compare_effects
@@ -101,6 +101,14 @@ def of_pixels(kind: Behaviour) -> Map:
     return Map("e", None, final, np.zeros((1, 2)), (0.2, 0.0), (0.0, 0.0), 8)
 
 
+def of_blocks(kind: Behaviour) -> charts.Markup:
+    rows = pd.DataFrame(
+        {"layer": [None, None], "block": ["good", "bad"], "effect": effects(kind),
+         "low": np.nan, "high": np.nan, "moved": 1.0}
+    )  # fmt: skip
+    return network.network_map(rows, float(effects(kind)[0]), "s", kind, EXACT)
+
+
 DRAWN: dict[str, Callable[[Behaviour], charts.Chart | charts.Markup]] = {
     "credit_and_blame": lambda kind: charts.credit_and_blame(means(kind), kind, TRUST),
     "example_effects": lambda kind: charts.example_effects(stages(kind), kind, TRUST),
@@ -112,10 +120,13 @@ DRAWN: dict[str, Callable[[Behaviour], charts.Chart | charts.Markup]] = {
     "effect_against_effect": compared,
     "shaded_tokens": lambda kind: tokens.shaded_tokens(["x", "y"], effects(kind), kind, "s"),
     "token_maps": lambda kind: saliency.token_maps(of_tokens(kind), kind, "s"),
+    "network_map": of_blocks,
     "pixel_maps": lambda kind: saliency.pixel_maps(of_pixels(kind), "", kind, "s"),
 }
 WITHOUT_SIGN = {"patch_map": places.patch_map}
 """Sizes only."""
+MARKED = {"effect_bars", "network_map"}
+"""Their amounts stand behind ▲ and ▼."""
 SCALES = {"pixel_maps", "token_maps", "shaded_tokens"}
 """Their legends print both ends of the scale."""
 AXES_OF_THE_BEHAVIOUR = {"time_line", "observed_path", "group_gaps"}
@@ -149,7 +160,9 @@ def test_a_better_behaviour_is_positive_whichever_way_is_better(name: str, kind:
     signed = set(re.findall(r"[+−]0\.[35]0?(?!\d)", said))
     if name in SCALES:
         assert {"−0.50", "+0.50"} <= signed
-    elif name != "effect_bars":  # its amounts stand behind marks
+    elif name in MARKED:
+        assert "▲ 0.50" in said and "▼ 0.30" in said and not signed
+    else:
         assert signed and signed <= {"+0.50", "−0.30"}
     assert CREDIT in said or "rgba(0,114,178" in said
     assert BLAME in said or "rgba(213,94,0" in said
