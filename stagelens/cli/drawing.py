@@ -15,8 +15,10 @@ from stagelens.effects.draws import FEWEST, NAMES, DrawnEffects, Kind
 from stagelens.estimators.stage_trust import is_ground_truth
 from stagelens.runs.files import check_changeable
 from stagelens.runs.run import Run
+from stagelens.trust.drawn_coalitions import DrawnCoalitions
 from stagelens.wording.numbers import signed_text
 
+from . import drawn_sharing
 from .options import (
     DeviceOption,
     ObjectiveOption,
@@ -86,6 +88,14 @@ def draws(
             help="Draw only the later stages anew: given the earlier stages as recorded.",
         ),
     ] = False,
+    shares: Annotated[
+        bool,
+        typer.Option(
+            "--shares",
+            help="Train every set of stages in each draw, not only with and without single ones: "
+            "shares of the recipe.",
+        ),
+    ] = False,
     runs: Annotated[
         list[str] | None,
         typer.Option(
@@ -112,7 +122,10 @@ def draws(
     from stagelens.trust import drawing
     from stagelens.trust.runs_drawn import runs_as_draws
 
+    whole: dict[str, DrawnCoalitions] = {}
     kind = _kind(same_data, given_earlier, runs, width, number)
+    if shares:
+        drawn_sharing.check_options(given_earlier, runs, width, stage)
     with Reporter(own_file(progress)).running() as report:
         opened = opened_together(run, task)
         _ = opened.last
@@ -126,6 +139,8 @@ def draws(
                 for n, name in enumerate(chosen)
             }
         else:
+            if shares:
+                whole = drawn_sharing.measured(opened, chosen, number, kind, report)
             _tell_cost(opened, names, number, kind, chosen)
             drawn = drawing.measure_on_sets(opened, chosen, number, report, names, kind)
             if width is not None:
@@ -140,10 +155,12 @@ def draws(
                 )
     rows = {name: _rows(opened, name, each, names) for name, each in drawn.items()}
     if as_json:
-        say(pd.concat(rows.values()).to_json(orient="records", indent=1))
+        blocks = [*rows.values(), *drawn_sharing.rows_of(whole)]
+        say(pd.concat(blocks).to_json(orient="records", indent=1))
         return
     for name, each in drawn.items():
         _print(opened, name, each, rows[name])
+    drawn_sharing.print_shares(whole)
 
 
 def _sets(run: Run, given: Sequence[str], every: bool) -> list[str]:

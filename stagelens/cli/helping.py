@@ -33,6 +33,7 @@ def help_out(run: RunFolder, task: TaskOption = None) -> None:
     idle = threading.Event()
     threading.Thread(target=_listen, args=(asked, idle), daemon=True).start()
     from stagelens.effects.coalition_measuring import do  # loads torch
+    from stagelens.trust.drawing_coalitions import do as draw_whole
     from stagelens.trust.one_draw import do as draw
 
     opened = opened_with(run, task)
@@ -41,7 +42,8 @@ def help_out(run: RunFolder, task: TaskOption = None) -> None:
     while (message := asked.get()) is not None:
         told: dict[str, Any] = {"over": True}
         try:
-            (draw if "draw" in message else do)(opened, message, _report(answers))
+            drawn = draw_whole if "whole" in message else draw
+            (drawn if "draw" in message else do)(opened, message, _report(answers))
         except Exception as error:  # the other process does it again, and tells what is wrong
             told["error"] = one_line(error)
         idle.set()

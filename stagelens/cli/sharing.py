@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from stagelens.analyses.shares.halves import halves_cost
+from stagelens.analyses.shares.mean_table import mean_table
 from stagelens.analyses.shares.pairs import pairs_of
 from stagelens.analyses.shares.sentences import cautions, pair_sentences, rest_sentence
 from stagelens.analyses.shares.share_table import (
@@ -23,7 +24,6 @@ from stagelens.analyses.shares.share_table import (
     SHARE,
     WITHOUT,
     Shares,
-    mean_table,
     share_table,
     shares_of,
 )

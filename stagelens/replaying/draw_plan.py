@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,6 +51,26 @@ def data_of(number: int) -> int:
 def pool_size(steps: int, seen: int) -> int:
     """How many batches are drawn with replacement: those of one pass through the examples."""
     return math.ceil(steps / seen)
+
+
+def coalition_passes(masks: Iterable[int]) -> list[int]:
+    """Stages that one draw runs for its models of some coalitions, each as often as it is run.
+
+    Nothing of a draw is recorded, so all ``2 ** M`` coalitions of M stages take ``2 ** M - 1``.
+
+    Args:
+        masks: Bit i is set where stage i happened.
+
+    Returns:
+        Indices, in order.
+    """
+    found = {
+        (index, mask & ((1 << index) - 1))
+        for mask in masks
+        for index in range(mask.bit_length())
+        if mask >> index & 1
+    }
+    return sorted(index for index, _ in found)
 
 
 def passes_needed(run: Run, stages: Sequence[Stage], given_earlier: bool = False) -> list[Stage]:

@@ -25,7 +25,17 @@ from stagelens.runs.run import Run, Stage
 from stagelens.runs.states import TrainingState, Weights
 from stagelens.runs.step_records import StepRecord
 
-from .draw_plan import DATA, INITIAL, ORDER, PASSES, Draw, data_of, passes_needed, pool_size
+from .draw_plan import (
+    DATA,
+    INITIAL,
+    ORDER,
+    PASSES,
+    Draw,
+    coalition_passes,
+    data_of,
+    passes_needed,
+    pool_size,
+)
 from .initial_values import drawn_base, drawn_values
 from .replay import StageReplay, check_replayable, cross_boundary, same_arithmetic
 from .training_loss import Passed
@@ -180,6 +190,62 @@ def drawn_models(
     yield "", True, state.model
 
 
+def drawn_coalitions(
+    run: Run,
+    draw: Draw,
+    masks: Sequence[int],
+    seen: dict[str, int] | None = None,
+    progress: ProgressCallback = no_progress,
+) -> Iterator[tuple[int, Weights]]:
+    """Train one draw's model of every coalition, sharing what they share; depth first.
+
+    All models of the draw are paired, those of :func:`drawn_models` among them, bit for bit. A
+    stage that did not happen still has its boundary rule applied, and what appears at its start
+    keeps the values that were drawn for it.
+
+    Args:
+        run: The run; see :func:`check_drawable`.
+        draw: The draw, of all stages.
+        masks: Bit i is set where stage i happened.
+        seen: Stage to how often it saw each example; 1 where it is not there.
+        progress: Called for every step.
+
+    Yields:
+        A coalition, and its model's weights.
+    """
+    check_drawable(run)
+    work = [run.stages[index] for index in coalition_passes(masks)]
+    course = _Course(run, draw, seen or {}, Progress(progress), work)
+    yield from _coalitions(
+        run, course, 0, _base(run, draw), Passed(run.stages), sorted(set(masks), reverse=True)
+    )
+
+
+def _coalitions(
+    run: Run,
+    course: _Course,
+    index: int,
+    state: TrainingState,
+    passed: Passed,
+    masks: Sequence[int],
+) -> Iterator[tuple[int, Weights]]:
+    """All coalitions that agree on the stages before one, from where these lead."""
+    if index == len(run.stages):
+        yield masks[0], state.model
+        return
+    stage = run.stages[index]
+    begin = course.begin(state, stage)
+    joined = [mask for mask in masks if mask >> index & 1]
+    others = [mask for mask in masks if not mask >> index & 1]
+    if joined:
+        own = passed.copy()
+        end = course.run(stage, begin, own)
+        yield from _coalitions(run, course, index + 1, end, own, joined)
+    if others:
+        passed = passed.copy().enter(stage, begin.model).leave(stage, begin.model)
+        yield from _coalitions(run, course, index + 1, begin, passed, others)
+
+
 def _base(run: Run, draw: Draw) -> TrainingState:
     """Where a draw begins: other new weights where the recorded run began with new ones."""
     first = run.stages[0]
@@ -195,7 +261,9 @@ class _Course:
         self, run: Run, draw: Draw, seen: dict[str, int], progress: Progress, work: Sequence[Stage]
     ) -> None:
         self._run, self._draw, self._progress = run, draw, progress
-        self._drawn = {s.name: _drawn(run.task, draw, s, seen.get(s.name, 1)) for s in set(work)}
+        # Also of a stage that never runs: what appears at its start is drawn.
+        every = run.stages if not draw.given_earlier else set(work)
+        self._drawn = {s.name: _drawn(run.task, draw, s, seen.get(s.name, 1)) for s in every}
         self._done, self._total = 0, sum(stage.steps for stage in work) or 1
 
     def begin(self, state: TrainingState, stage: Stage) -> TrainingState:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 
 from stagelens import charts
+from stagelens.analyses.shares.mean_table import mean_table
 from stagelens.analyses.shares.pairs import Pair, pairs_of
 from stagelens.analyses.shares.sentences import (
     cautions,
@@ -15,7 +16,7 @@ from stagelens.analyses.shares.sentences import (
     share_sentence,
     total_sentence,
 )
-from stagelens.analyses.shares.share_table import SHARE, Shares, mean_table, shares_of
+from stagelens.analyses.shares.share_table import SHARE, Shares, shares_of
 from stagelens.analyses.shares.stored import best_coalitions
 from stagelens.contracts import Behaviour
 from stagelens.effects.coalition_results import CoalitionResult

@@ -91,7 +91,7 @@ def measure_on_sets(
         one = before[name]
         seen = one[0].seen if one is not None else {}
         if kind == "recipe" and not seen:
-            told = _times_seen(run) if told is None else told
+            told = told_times_seen(run) if told is None else told
             seen = told
         # Draws that differ in how often examples were seen are other draws.
         together.setdefault(digest(seen), (seen, []))[1].append(name)
@@ -107,7 +107,8 @@ def _left(table: pd.DataFrame, stages: Sequence[str], number: int) -> dict[int, 
     return {n: [name for name in stages if (n, name) not in there] for n in range(number)}
 
 
-def _times_seen(run: Run) -> dict[str, int]:
+def told_times_seen(run: Run) -> dict[str, int]:
+    """Stage to how often it saw each example; those of which it cannot be told are not there."""
     told = {stage.name: times_seen(run.task, stage) for stage in run.stages}
     return {name: times for name, times in told.items() if times is not None}
 
@@ -123,7 +124,7 @@ def _measure(
     progress: ProgressCallback,
 ) -> dict[str, DrawnEffects]:
     """Make the draws that are not stored, of sets that share all that a draw is made from."""
-    items = _items(run, names, number, chosen, kind, seen)
+    items = draws_to_make(run, names, number, chosen, kind, seen)
     part = Progress(progress).part(0.0, 0.99)
     share_pieces(run, run.stages, items, partial(one_draw.do, run), part)
     for item in items:
@@ -135,8 +136,8 @@ def _measure(
         kind=kind,
         behaviours=[BehaviourFacts.of(each) for each in run.task.behaviour_kinds],
         pilot=pilot,
-        batches=_pools(run, seen) if kind == "recipe" else None,
-        kept=[*not_drawn(run), *held_fixed(run.stages), *_unseen(run, kind, seen)],
+        batches=pools(run, seen) if kind == "recipe" else None,
+        kept=kept_as_recorded(run, kind, seen),
         seen=seen,
     )
     found = {name: _stored_with(run, name, items, facts) for name in names}
@@ -145,7 +146,7 @@ def _measure(
     return found
 
 
-def _items(
+def draws_to_make(
     run: Run,
     names: Sequence[str],
     number: int,
@@ -209,7 +210,7 @@ def check(run: Run, kind: Kind) -> None:
     check_drawable(run)
     check_given(run)
     if kind == "recipe":
-        _pools(run, {})  # how often examples were seen is not known yet
+        pools(run, {})  # how often examples were seen is not known yet
 
 
 def left_out(run: Run, stages: Sequence[str] | None, kind: Kind) -> list[Stage]:
@@ -236,8 +237,12 @@ def _work(run: Run, names: Sequence[str], kind: Kind) -> list[Stage]:
     return passes_needed(run, [run.stage(name) for name in names], kind == "given earlier")
 
 
-def _pools(run: Run, seen: Mapping[str, int]) -> int:
-    """The fewest batches that are drawn with replacement in a stage."""
+def pools(run: Run, seen: Mapping[str, int]) -> int:
+    """The fewest batches that are drawn with replacement in a stage.
+
+    Raises:
+        Refused: It is a single one.
+    """
     sizes = {s: pool_size(s.steps, seen.get(s.name, 1)) for s in run.stages}
     fewest = min(sizes, key=lambda stage: sizes[stage])
     if sizes[fewest] < 2:
@@ -246,6 +251,11 @@ def _pools(run: Run, seen: Mapping[str, int]) -> int:
             "with replacement; add --same-data to draw everything else anew"
         )
     return sizes[fewest]
+
+
+def kept_as_recorded(run: Run, kind: Kind, seen: Mapping[str, int]) -> list[str]:
+    """What every draw has as recorded, in words."""
+    return [*not_drawn(run), *held_fixed(run.stages), *_unseen(run, kind, seen)]
 
 
 def _unseen(run: Run, kind: Kind, seen: Mapping[str, int]) -> list[str]:

@@ -67,20 +67,28 @@ def _one_draw(
         for examples, batches, own in zip(sets, held, measured, strict=True):
             given = examples.batches(BATCH_SIZE) if batches is None else batches
             (one,) = measure(run.task, model, [weights], given, examples.count)
-            own[name, there] = _values(one, examples.table([])["label"])
+            own[name, there] = values_of(one, examples.table([])["label"])
     return [
-        _table(each.table([])["example_id"], number, stages, own)
+        table_of(each.table([])["example_id"], number, stages, own)
         for each, own in zip(sets, measured, strict=True)
     ]
 
 
-def _table(
+def table_of(
     ids: pd.Series,
     number: int,
     stages: Sequence[Stage],
     measured: Mapping[tuple[str, bool], Mapping[str, np.ndarray]],
 ) -> pd.DataFrame:
-    """The effects of stages in one draw, from its models with and without them."""
+    """The effects of stages in one draw, from its models with and without them.
+
+    Args:
+        ids: Of the examples, (N,).
+        number: Of the draw.
+        stages: Those that are left out.
+        measured: Stage, and whether it is there, to behaviours; ``("", True)`` is the model with
+            all stages.
+    """
     blocks = []
     for stage in stages:
         final = measured.get((stage.name, True)) or measured["", True]
@@ -98,11 +106,19 @@ def _table(
     return pd.concat(blocks, ignore_index=True)
 
 
-def _values(measured: Measured, labels: pd.Series) -> dict[str, np.ndarray]:
+def values_of(measured: Measured, labels: pd.Series) -> dict[str, np.ndarray]:
+    """Behaviours of a model, (N,) each, with accuracy where there are labels."""
     values = dict(measured.values)
     if labels.notna().any():
         values[ACCURACY.name] = right_answers(pd.Series(measured.answers), labels).to_numpy()
     return values
+
+
+def put(run: Run, set_name: str, message: Mapping[str, Any], table: pd.DataFrame) -> None:
+    """Keep the effects on one set of a draw that was made otherwise, unless they are there."""
+    examples = run.evaluation_set(set_name)
+    if not _is_made(run, examples, message):
+        _shards(run, examples, message).put(_name(message), table)
 
 
 def kept(run: Run, set_name: str, message: Mapping[str, Any]) -> pd.DataFrame:

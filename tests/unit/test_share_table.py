@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from stagelens.analyses.shares import orders, values
+from stagelens.analyses.shares.mean_table import mean_table
 from stagelens.analyses.shares.pairs import pairs_of
 from stagelens.analyses.shares.sentences import pair_sentences
 from stagelens.analyses.shares.share_table import (
@@ -18,7 +19,6 @@ from stagelens.analyses.shares.share_table import (
     SHARE,
     SHARE_COLUMNS,
     Shares,
-    mean_table,
     share_table,
     shares_of,
 )

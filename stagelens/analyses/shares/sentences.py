@@ -81,8 +81,9 @@ def total_sentence(
     change = final - base
     way = "higher" if change > 0 else "lower"
     behaviour = found.behaviour
+    who = f"Over {found.over} of the recipe, training" if found.over else "Training"
     parts = [
-        Part(f"Training as a whole made {subject(behaviour)} on "),
+        Part(f"{who} as a whole made {subject(behaviour)} on "),
         *slice_parts(noun, column, group),
         Part(" "),
         Part(f"{amount_text(change, behaviour)} {way}", "amount"),
@@ -162,9 +163,13 @@ def pair_sentences(
 
 def pair_rule(pairs: Sequence[Pair], noun: str) -> str:
     """Which pairs are told, as it is printed beside them."""
+    over = f"{noun}s, with the errors of its models added"
+    drawn = [pair.given_all.interval.drawn for pair in pairs if pair.given_all.interval is not None]
+    if any(drawn):
+        over = f"{drawn[0]} of the recipe"
     return (
         f"{count_text(len(pairs), 'pair')} looked at. A pair is told where its interval (95 % over "
-        f"{noun}s, with the errors of its models added) leaves out zero, over at least "
+        f"{over}) leaves out zero, over at least "
         f"{count_text(FEWEST, noun)}, and no sign in it is uncertain."
     )
 
@@ -261,6 +266,11 @@ def number_text(one: Mean, behaviour: Behaviour, unit: str = "") -> str:
     """A mean with its sign, and with how certain that is."""
     if not np.isfinite(one.mean):
         return "not known"
+    if one.interval is not None and one.interval.drawn:
+        low = signed_text(one.interval.low, behaviour, unit=False)
+        ends = f"{low} to {signed_text(one.interval.high, behaviour)}"
+        unclear = "" if one.is_clear else ", no clear change"
+        return f"{signed_text(one.mean, behaviour)}{unit} (95 %: {ends}{unclear})"
     if not may_be_finding(one.trust, behaviour.name):
         return f"±{amount_text(one.mean, behaviour)}{unit}, its sign uncertain"
     certain = is_certain(one.trust, behaviour)

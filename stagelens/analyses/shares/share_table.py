@@ -90,6 +90,11 @@ class Shares:
         return len(self.names)
 
     @property
+    def over(self) -> str:
+        """Over which draws of the recipe these are means, as ``8 redraws``; empty for one run's."""
+        return ""
+
+    @property
     def full(self) -> int:
         """The coalition of everybody."""
         return values.every(self.m)
@@ -366,34 +371,3 @@ def share_table(result: CoalitionResult, behaviours: Sequence[str] | None = None
                 )
             )
     return pd.concat(blocks, ignore_index=True)[list(SHARE_COLUMNS)]
-
-
-def mean_table(found: Shares, chosen: np.ndarray | None = None) -> pd.DataFrame:
-    """Means over examples, a row per party: ``stage``, ``n``, each reading, the share's interval.
-
-    Args:
-        found: From :func:`shares_of`.
-        chosen: (N,) which examples; None for all of them.
-    """
-    means = {reading: found.means(reading, chosen) for reading in READINGS}
-    rows = []
-    for party, name in enumerate(found.names):
-        share = means[SHARE][party]
-        ends = (np.nan, np.nan) if share.interval is None else _ends(share.interval)
-        rows.append(
-            {
-                "stage": name,
-                "behaviour": found.behaviour.name,
-                "n": share.n,
-                **{reading: means[reading][party].mean for reading in READINGS},
-                "share_low": ends[0],
-                "share_high": ends[1],
-                "trust": trust_word(share.trust, found.behaviour.name),
-                "expected_error": share.trust.expected_error,
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def _ends(interval: Interval) -> tuple[float, float]:
-    return interval.low, interval.high

@@ -1,0 +1,112 @@
+"""Shares of a recipe: what every draw's coalitions say, and the interval over draws.
+
+Every reading is linear in the coalitions' values, so that of the mean over draws is the mean of the
+draws' readings, and the identities that hold in each draw hold for it. What differs is how certain
+a mean is: other draws might have been made, and that says the interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from stagelens.effects.draws import DrawInterval
+from stagelens.estimators.stage_trust import REPLAY, StageTrust
+from stagelens.trust.drawn_coalitions import DrawnCoalitions
+from stagelens.trust.draws import RECIPE
+from stagelens.wording.intervals import Interval
+
+from .means import Mean
+from .share_table import Shares
+from .values import combined
+
+
+@dataclass(frozen=True)
+class DrawnShares(Shares):
+    """What coalitions in several draws say of one behaviour, for M stages and N examples.
+
+    As :class:`Shares`, with ``v`` the mean over draws; intervals of means are over draws alone.
+
+    Attributes:
+        drawn_v: Coalition to (N,) values, in each draw.
+        found: The draws.
+    """
+
+    drawn_v: Sequence[Mapping[int, np.ndarray]] = field(default=(), repr=False)
+    found: DrawnCoalitions | None = field(default=None, repr=False)
+
+    @property
+    def over(self) -> str:
+        """``8 redraws``."""
+        assert self.found is not None
+        return self.found.words
+
+    def means(self, reading: str, chosen: np.ndarray | None = None) -> list[Mean]:
+        """The mean over draws and examples of a reading, one per stage in training order."""
+        return [
+            self.combined_mean(name, self.weights(reading, party), chosen)
+            for party, name in enumerate(self.names)
+        ]
+
+    def combined_mean(
+        self, name: str, weights: Mapping[int, float], chosen: np.ndarray | None = None
+    ) -> Mean:
+        """The mean of a weighted sum of coalitions; NaN where no example has a value."""
+        own, n = self._in_each(weights, chosen)
+        trust = self._trust(name, weights)
+        if not n:
+            return Mean(name, 0, np.nan, None, trust)
+        over = self._interval(own)
+        known = np.isfinite(over.low) and np.isfinite(over.high)
+        ends = Interval(over.low, over.high, 0.0, 0.0, drawn=self.over) if known else None
+        return Mean(name, n, over.mean, ends, trust)
+
+    def in_each_draw(self, reading: str, chosen: np.ndarray | None = None) -> np.ndarray:
+        """(K, M): the mean of a reading over examples, in each draw."""
+        weights = [self.weights(reading, party) for party in range(self.m)]
+        return np.stack([self._in_each(each, chosen)[0] for each in weights], axis=1)
+
+    def of_example(self, reading: str, place: int) -> list[Mean]:
+        """A reading of one example, one per stage in training order."""
+        return self.means(reading, np.arange(len(self.final)) == place)
+
+    def _in_each(
+        self, weights: Mapping[int, float], chosen: np.ndarray | None
+    ) -> tuple[np.ndarray, int]:
+        """(K,) means of a weighted sum over examples, one per draw, and over how many they are."""
+        kept = np.isfinite(self.final) if chosen is None else np.isfinite(self.final) & chosen
+        n = int(kept.sum())
+        means = [combined(v, weights)[kept].mean() if n else np.nan for v in self.drawn_v]
+        return np.array(means), n
+
+    def _interval(self, own: np.ndarray) -> DrawInterval:
+        assert self.found is not None
+        return self.found.interval(own)
+
+    def _trust(self, name: str, weights: Mapping[int, float]) -> StageTrust:
+        over = self._interval(self._in_each(weights, None)[0])
+        known = math.isfinite(over.high - over.low) and over.mean != 0
+        width = (over.high - over.low) / abs(over.mean) if known else math.inf
+        return StageTrust(
+            stage=name,
+            estimator=REPLAY,
+            trust="estimated",
+            reason=f"The mean over {self.over}, each trained anew with every set of stages, which "
+            "other draws would change.",
+            over_draws=((self.behaviour.name, width),),
+        )
+
+
+def drawn_shares_of(found: DrawnCoalitions, behaviour: str) -> DrawnShares | None:
+    """Read one behaviour off the coalitions of several draws; None where it was not measured."""
+    kind = found.behaviours.get(behaviour)
+    if kind is None:
+        return None
+    drawn_v = found.values(behaviour)
+    v = {mask: np.mean([own[mask] for own in drawn_v], axis=0) for mask in drawn_v[0]}
+    return DrawnShares(
+        kind, found.stages, v, {}, found.labels, RECIPE, drawn_v=drawn_v, found=found
+    )
