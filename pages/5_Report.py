@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from stagelens.ui.opening.workspace import open_workspace
 from stagelens.ui.pieces import components
-from stagelens.ui.report import dossier, sections
+from stagelens.ui.report import cover, dossier, sections
 
 workspace = open_workspace("Report", effects=False)
 if workspace is not None:
     with components.errors_told():
         sections.heading(workspace)
         found = sections.read(workspace)
-        sections.export(workspace, found)
+        sections.export(workspace, found, cover.section(workspace))
         dossier.section(workspace)
         sections.listed(workspace, found)
         sections.taken_out(workspace, found)

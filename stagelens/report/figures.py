@@ -7,6 +7,7 @@ kinds of traces are known, and its pictures are part of it.
 from __future__ import annotations
 
 import base64
+import gzip
 import html
 import json
 import re
@@ -29,6 +30,12 @@ TRACES = frozenset(
 
 MOST_MARKS = 1_500
 """Most marks of one trace in a report; of more, an even selection is drawn, and it says so."""
+
+_LARGEST_UNPACKED = 2_000_000
+"""Most characters of a figure before it is packed: what a browser still draws at once."""
+_TOO_LARGE = "The picture is too large for a report; its rows are in the JSON"
+_DIGITS = 4
+"""Significant digits of thinned marks' places: a thousandth of an axis cannot be seen."""
 
 _PICTURES = ("source", "sourcesrc")
 _TAG = re.compile(r"<[^>]*>")
@@ -135,16 +142,21 @@ def _bare(words: object) -> str | None:
 # ---------------------------------------------------------------------------------- for a report
 
 
+def packed(text: str) -> str:
+    """Text as a page holds it: compressed by gzip, in base64, so safe between script tags."""
+    # No time of day in it, so that the same figure is the same text.
+    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
+
+
 def fitted(figure: Mapping[str, Any], room: int) -> tuple[str | None, str]:
     """A figure as a report draws it: without WebGL, and within its room.
 
     Args:
         figure: As plotly's JSON.
-        room: Bytes that it may take.
+        room: Bytes that it may take when packed.
 
     Returns:
-        JSON that is safe between script tags, None if it does not fit; and what was left out,
-        empty if nothing was.
+        The packed JSON, None if it does not fit; and what was left out, empty if nothing was.
     """
     said = []
     traces = [dict(trace) for trace in figure["data"]]
@@ -158,17 +170,20 @@ def fitted(figure: Mapping[str, Any], room: int) -> tuple[str | None, str]:
             name = f" of {trace['name']}" if trace.get("name") else ""
             said.append(f"{MOST_MARKS:,} of {count:,} marks{name} are drawn")
     small = {"data": traces, "layout": figure["layout"]}
-    text = _script_json(small)
-    # Characters are bytes here: the JSON is pure ASCII. What only a pointer shows goes first.
+    whole = _json(small)
+    if len(whole) > _LARGEST_UNPACKED:
+        return None, _TOO_LARGE
+    text = packed(whole)
+    # What only a pointer shows goes first.
     if len(text) > room:
         for trace in traces:
             for name in ("customdata", "hovertemplate", "hovertext"):
                 trace.pop(name, None)
             trace["hoverinfo"] = "skip"
-        text = _script_json(small)
+        text = packed(_json(small))
         said.append("what a pointer reads at each mark is left out for room")
     if len(text) > room:
-        return None, "The picture is too large for a report; its rows are in the JSON"
+        return None, _TOO_LARGE
     told = "; ".join(said)
     return text, told[:1].upper() + told[1:]
 
@@ -186,13 +201,14 @@ def _thin(trace: dict[str, Any], count: int) -> None:
 
     for key in list(trace):
         trace[key] = of(trace[key])
+    for axis in ("x", "y"):
+        if isinstance(trace.get(axis), list):
+            trace[axis] = [
+                float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
+                for value in trace[axis]
+            ]
 
 
-def _script_json(figure: Mapping[str, Any]) -> str:
-    """JSON in which nothing can end a script block."""
+def _json(figure: Mapping[str, Any]) -> str:
     # allow_nan=False: JSON.parse in the browser would stop at a NaN.
-    text = json.dumps(figure, separators=(",", ":"), allow_nan=False)
-    # Inside a script the browser looks for "</script" and "<!--" even within JSON strings.
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
+    return json.dumps(figure, separators=(",", ":"), allow_nan=False)

@@ -21,6 +21,11 @@ MOST_ROWS = 5_000
 LONGEST_NOTE = 4_000
 """Most characters of a note."""
 
+LONGEST_TITLE = 200
+"""Most characters of a title that people give."""
+_LONGEST_CLAIM = 160
+"""Most characters of a sentence that stands as a title."""
+
 Cell = str | float | int | bool | None
 
 
@@ -151,7 +156,8 @@ class FindingEdit(BaseModel):
     Attributes:
         version: Of this schema.
         at: Nanoseconds since 1970, UTC; later than every edit that its writer saw.
-        note: The note.
+        note: The note, in Markdown.
+        title: The title; empty for the finding's own.
         place: The key that findings are ordered by.
         removed: Whether the finding is taken out of the report.
     """
@@ -161,6 +167,7 @@ class FindingEdit(BaseModel):
     version: int = VERSION
     at: int
     note: str | None = Field(default=None, max_length=LONGEST_NOTE)
+    title: str | None = Field(default=None, max_length=LONGEST_TITLE)
     place: float | None = None
     removed: bool | None = None
 
@@ -175,7 +182,8 @@ class Finding(BaseModel):
 
     Attributes:
         seen: What was seen.
-        history: Every edit, oldest first. Of note, place and removal, the last value set counts.
+        history: Every edit, oldest first. Of note, title, place and removal, the last value set
+            counts.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -197,6 +205,20 @@ class Finding(BaseModel):
     def note(self) -> str:
         """The note as it is now."""
         return self._last("note", "")
+
+    @property
+    def title(self) -> str:
+        """What it claims: the title that somebody gave, else its first sentence if it is short.
+
+        Without either it is what the finding shows, ``seen.title``.
+        """
+        return self._last("title", "") or self.claim or self.seen.title
+
+    @property
+    def claim(self) -> str:
+        """Its first sentence without the full stop; empty where there is none, or a long one."""
+        first = str(self.seen.sentences[0]).rstrip(".") if self.seen.sentences else ""
+        return first if len(first) <= _LONGEST_CLAIM else ""
 
     @property
     def place(self) -> float:

@@ -21,19 +21,23 @@ from stagelens.wording.numbers import number
 from stagelens.wording.trust_words import MARKS, MEANINGS
 
 from . import provenance
+from .cover import Cover
 from .exported import TableUsed, file_text, policy, sealed, sources, style, templates
-from .figures import fitted
+from .figures import fitted, packed
 from .finding import Cell, Finding, FindingView, Rows
+from .markdown import as_markup
 from .method_text import GLOSSARY, METHOD, SOURCE
 
-LARGEST = 8_000_000
+LARGEST = 2_500_000
 """Most bytes that a report may have."""
 
-_MOST_ROOM = 400_000
-"""Most bytes of one figure, even if the report has room for more."""
+_MOST_ROOM = 150_000
+"""Most bytes of one packed figure, even if the report has room for more."""
 _WORDS = 400
 """Most bytes of what is said about a figure."""
 _HEIGHT = 360
+_CONTENTS_FROM = 3
+"""Findings from which on a report has a table of contents."""
 _SHOWN_ROWS = 40
 _LONGEST = 600
 """Most characters of a cell."""
@@ -66,6 +70,7 @@ class Report:
         address: Where the dashboard is, for links back to a view; empty if not known.
         run_reference: How the dashboard's links name the run.
         tables: The stored effect tables that it can have been made from.
+        cover: Title, author and summary, as far as people gave them.
     """
 
     run_name: str
@@ -75,6 +80,12 @@ class Report:
     address: str = ""
     run_reference: str = ""
     tables: Sequence[TableUsed] = ()
+    cover: Cover = field(default_factory=Cover)
+
+    @property
+    def title(self) -> str:
+        """What it is called."""
+        return self.cover.title or self.run_name
 
     @property
     def findings(self) -> list[Finding]:
@@ -91,7 +102,8 @@ def as_html(report: Report) -> bytes:
     """
     from plotly.offline import get_plotlyjs
 
-    plotly, draw = get_plotlyjs(), file_text("report.js")
+    draw = file_text("report.js")
+    plotly = get_plotlyjs()
     drawn = {f.id: f.seen.figure for f in report.findings if f.seen.figure is not None}
 
     def render(figures: Mapping[str, tuple[Markup | None, int, str]]) -> bytes:
@@ -102,7 +114,7 @@ def as_html(report: Report) -> bytes:
                 report=report,
                 sections=[section for section in report.sections if section.findings],
                 figures=figures,
-                plotly=Markup(plotly if drawn else ""),
+                plotly=Markup(packed(plotly) if drawn else ""),
                 draw=Markup(draw),
                 style=Markup(style()),
                 chart_style=Markup(EITHER_STYLE),
@@ -113,19 +125,47 @@ def as_html(report: Report) -> bytes:
                 glossary=GLOSSARY,
                 links={each.id: _link(report, each.seen.view) for each in report.findings},
                 sources=sources(report.run_digest, report.tables),
+                as_markup=as_markup,
+                contents=_contents(report),
             )
             .encode()
         )
 
-    nothing = (Markup("{}"), 0, "")
+    nothing = (Markup(packed("{}")), 0, "")
     # Rendered without figures first: what the words leave is divided among the figures.
-    left = LARGEST - len(render(dict.fromkeys(drawn, nothing)))
-    room = min(left // max(len(drawn), 1) - _WORDS, _MOST_ROOM)
-    return sealed(render({name: _figure(figure, room) for name, figure in drawn.items()}))
+    left = LARGEST - len(render(dict.fromkeys(drawn, nothing))) - _WORDS * len(drawn)
+    wanted = {name: _figure(figure, _MOST_ROOM) for name, figure in drawn.items()}
+    room = _room([len(text or "") for text, _, _ in wanted.values()], left)
+    figures = {
+        name: found if len(found[0] or "") <= room else _figure(drawn[name], room)
+        for name, found in wanted.items()
+    }
+    return sealed(render(figures))
+
+
+def _room(sizes: Sequence[int], left: int) -> int:
+    """The most that one figure may take: small ones leave what they do not need to large ones."""
+    for at, size in enumerate(ordered := sorted(sizes)):
+        share = left // (len(ordered) - at)
+        if size > share:
+            return share
+        left -= size
+    return _MOST_ROOM
+
+
+def _contents(report: Report) -> list[tuple[int, str, list[tuple[str, str]]]]:
+    """Number and title of every section that is shown, and its claims; none of a short report."""
+    shown = [section for section in report.sections if section.findings]
+    if len(report.findings) < _CONTENTS_FROM:
+        return []
+    return [
+        (number, section.title or "Findings", [(f.id, f.title) for f in section.findings])
+        for number, section in enumerate(shown, 1)
+    ]
 
 
 def _figure(figure: Mapping[str, Any], room: int) -> tuple[Markup | None, int, str]:
-    """A figure as JSON for a script block, its height, and what was left out."""
+    """A figure as packed JSON for a script block, its height, and what was left out."""
     text, said = fitted(figure, room)
     height = figure["layout"].get("height")
     pixels = int(height) if isinstance(height, int | float) else _HEIGHT

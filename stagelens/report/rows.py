@@ -30,6 +30,9 @@ def as_json(report: Report) -> bytes:
         "made_by": "StageLens",
         "made": report.made.isoformat(timespec="seconds"),
         "run": {"name": report.run_name, "digest": report.run_digest},
+        "title": report.title,
+        "author": report.cover.author,
+        "summary": report.cover.summary,
         "tables": [asdict(each) for each in report.tables],
         "findings": [_finding(each) for each in report.findings],
     }
@@ -43,6 +46,7 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "id": seen.id,
         "kind": seen.kind,
         "title": seen.title,
+        "claim": finding.title,
         "sentences": [str(each) for each in provenance.sentences(seen)],
         "note": finding.note,
         "run_digest": seen.run_digest,

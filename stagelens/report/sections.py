@@ -35,6 +35,7 @@ from stagelens.wording.trust_words import trust_label, trust_word
 from . import shares
 from .chance_text import exceeded
 from .checking import stored_tables
+from .cover import read_cover
 from .exported import TableUsed
 from .figures import kept
 from .finding import Finding, Rows, Seen
@@ -148,10 +149,12 @@ def whole_report(run: Run, set_name: str) -> tuple[Report, list[str]]:
         StageLensError: Nothing has been measured on the set yet.
     """
     found = FindingStore(run).read()
+    cover, problems = read_cover(run)
     pinned = Section("Findings", "Pinned by people who looked at this run.", found.kept)
     sections = [*default_sections(run, set_name), pinned]
-    made = Report(run.name, run.digest, sections, tables=tables_used(run, sections))
-    return made, found.problems
+    tables = tables_used(run, sections)
+    made = Report(run.name, run.digest, sections, tables=tables, cover=cover)
+    return made, [*found.problems, *problems]
 
 
 def tables_used(run: Run, sections: Sequence[Section]) -> list[TableUsed]:

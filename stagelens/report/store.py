@@ -143,6 +143,7 @@ class FindingStore:
         finding: Finding,
         *,
         note: str | None = None,
+        title: str | None = None,
         place: float | None = None,
         removed: bool | None = None,
     ) -> FindingEdit:
@@ -153,7 +154,7 @@ class FindingStore:
         """
         latest = max((edit.at for edit in finding.history), default=0)
         at = max(time.time_ns(), latest + 1)  # clocks of hosts differ, but a reply must come later
-        edit = FindingEdit(at=at, note=note, place=place, removed=removed)
+        edit = FindingEdit(at=at, note=note, title=title, place=place, removed=removed)
         # Two writers in the same nanosecond must not choose one name.
         name = f"{edit.at:020d}-{secrets.token_hex(4)}.json"
         self._write(f"{FOLDER}/{finding.id}/edits/{name}", edit)

@@ -10,6 +10,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from stagelens.report import provenance
+from stagelens.report.cover import read_cover
 from stagelens.report.finding import Finding
 from stagelens.report.store import Findings, FindingStore
 from stagelens.runs.run import open_run
@@ -36,7 +37,14 @@ def pin(app: AppTest, key: str, note: str = "") -> AppTest:
 def pinned(demo: Path, count: int, **changes: Any) -> list[Finding]:
     """Findings of the demo, pinned by somebody else."""
     store = FindingStore(open_run(demo))
-    return [store.pin(seen(title=f"Finding {n}", **changes), f"note {n}") for n in range(count)]
+    made = [store.pin(seen(title=f"Finding {n}", **changes), f"note {n}") for n in range(count)]
+    for number, each in enumerate(made):
+        store.edit(each, title=f"Finding {number}")
+    return made
+
+
+def notes(app: AppTest) -> list[Any]:
+    return [each for each in app.text_area if str(each.key).startswith("note-")]
 
 
 def titles(app: AppTest) -> list[str]:
@@ -148,7 +156,7 @@ def test_findings_are_shown_with_everything_that_numbers_need(open_page, demo_co
     pinned(demo_copy, 2)
     app = check(open_page(demo_copy.parent, "run=digits", PAGE))
     assert titles(app) == ["1. Finding 0", "2. Finding 1"]
-    assert [each.value for each in app.text_area] == ["note 0", "note 1"]
+    assert [each.value for each in notes(app)] == ["note 0", "note 1"]
     assert len(figures(app)) == 2
     said = words(app)
     assert "Without one, the mean loss on all images would be" in said
@@ -179,9 +187,9 @@ def test_two_people_who_write_one_note_both_keep_theirs(open_page, demo_copy: Pa
     (one,) = pinned(demo_copy, 1)
     app = check(open_page(demo_copy.parent, "run=digits", PAGE))
     FindingStore(open_run(demo_copy)).edit(one, note="theirs")
-    app.text_area[0].set_value("mine")
+    notes(app)[0].set_value("mine")
     check(app.run())
-    assert app.text_area[0].value == "mine"
+    assert notes(app)[0].value == "mine"
     assert "Someone else changed this note" in app.warning[0].value
     assert "theirs" in words(app) and "note 0" in words(app)
     assert [edit.note for edit in stored(demo_copy).kept[0].notes] == ["note 0", "theirs", "mine"]
@@ -214,3 +222,19 @@ def test_nothing_from_a_finding_becomes_markup(open_page, demo_copy: Path) -> No
             assert "![](" not in text and ":red[" not in text and "**b**" not in text
     for element in app.get("html"):
         assert "<img" not in element.proto.body
+
+
+def test_title_author_and_summary_are_kept_and_a_finding_is_renamed(
+    open_page, demo_copy: Path
+) -> None:
+    (one,) = pinned(demo_copy, 1)
+    app = check(open_page(demo_copy.parent, "run=digits", page=PAGE))
+    check(app.text_input(key="cover-title").set_value("Why it says 3").run())
+    check(app.text_area(key="cover-summary").set_value("**Take it out.**").run())
+    cover, _ = read_cover(open_run(demo_copy))
+    assert (cover.title, cover.author, cover.summary) == ("Why it says 3", "", "**Take it out.**")
+    check(app.text_input(key=f"title-{one.id}-1").set_value("It learned the stamp").run())
+    assert titles(app) == ["1. It learned the stamp"]
+    check(app.text_input(key=f"title-{one.id}-2").set_value("").run())
+    assert titles(app) == [f"1. {one.claim}"]
+    assert stored(demo_copy).kept[0].title == one.claim

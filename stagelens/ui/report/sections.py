@@ -9,9 +9,9 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from stagelens.contracts import StageLensError
 from stagelens.report import provenance
-from stagelens.report.finding import LONGEST_NOTE, Finding
+from stagelens.report.cover import Cover
+from stagelens.report.finding import Finding
 from stagelens.report.page import Report, Section, as_html
 from stagelens.report.rows import as_csv, as_json
 from stagelens.report.sections import default_sections, tables_used
@@ -24,9 +24,8 @@ from stagelens.ui.reading.loaders import Source
 from stagelens.ui.server import settings
 from stagelens.wording.numbers import count_text
 
-_TAKEN_OUT = state.session_key("taken-out")
-"""The finding that was taken out last, until something else is done."""
-_SAID = state.session_key("report-said")
+from . import editing
+
 _PAGES = {title: path for path, title, _ in components.PAGES}
 _PREVIEW_ROWS = 100
 
@@ -39,7 +38,7 @@ def heading(workspace: Workspace) -> None:
         "the pin beside it; it stays as it was when you pinned it. Findings are kept in the run "
         "folder, so everyone who opens the run sees them."
     )
-    if (said := st.session_state.pop(_SAID, None)) is not None:
+    if (said := st.session_state.pop(editing.SAID, None)) is not None:
         st.warning(said, icon=":material/group:")
 
 
@@ -61,7 +60,7 @@ def _read(path: str, recorded: str, stamp: str, _run: object) -> Findings:
 # -------------------------------------------------------------------------------------- export
 
 
-def export(workspace: Workspace, found: Findings) -> None:
+def export(workspace: Workspace, found: Findings, cover: Cover) -> None:
     """One HTML file, and the rows as CSV and JSON."""
     measured = bool(loaders.available(workspace.at, workspace.examples.name))
     with st.container(border=True):
@@ -79,7 +78,7 @@ def export(workspace: Workspace, found: Findings) -> None:
             for label, ending, mime, write, text in _KINDS:
                 st.download_button(
                     label,
-                    data=_writer(workspace, found, bool(whole and measured), write),
+                    data=_writer(workspace, found, cover, bool(whole and measured), write),
                     file_name=f"{workspace.run.name}-report.{ending}",
                     mime=mime,
                     icon=":material/download:",
@@ -119,7 +118,11 @@ _KINDS: tuple[tuple[str, str, str, Callable[[Report], bytes], str], ...] = (
 
 
 def _writer(
-    workspace: Workspace, found: Findings, whole: bool, write: Callable[[Report], bytes]
+    workspace: Workspace,
+    found: Findings,
+    cover: Cover,
+    whole: bool,
+    write: Callable[[Report], bytes],
 ) -> Callable[[], bytes]:
     """The function that makes the file, called when somebody downloads it."""
     # Read now: the download runs later, when there is no page to ask for its address.
@@ -135,6 +138,7 @@ def _writer(
             address=urljoin(address, "."),
             run_reference=reference,
             tables=tables_used(workspace.run, sections),
+            cover=cover,
         )
         return write(report)
 
@@ -163,9 +167,9 @@ def listed(workspace: Workspace, found: Findings) -> None:
     for number, finding in enumerate(found.kept):
         with st.container(border=True, key=f"finding-{finding.id}"):
             _head(workspace, found.kept, number)
-            _note(workspace, finding)
-            if not provenance.says_itself(finding.seen):
-                components.sentences(provenance.sentences(finding.seen))
+            editing.note(workspace, finding)
+            claimed = finding.claim and finding.title == finding.claim
+            components.sentences(provenance.sentences(finding.seen)[1 if claimed else 0 :])
             _seen(workspace, finding)
             _facts(workspace, finding)
 
@@ -175,7 +179,9 @@ def _head(workspace: Workspace, order: Sequence[Finding], number: int) -> None:
     left, right = st.columns([3, 2], vertical_alignment="top")
     with left:
         # Escaped: Markdown would take a number and a full stop for the start of a list.
-        st.header(f"{number + 1}\\. {components.plain(finding.seen.title)}", anchor=False)
+        st.header(f"{number + 1}\\. {components.plain(finding.title)}", anchor=False)
+        if finding.title != finding.seen.title:
+            components.text_block(finding.seen.title, muted=True)
     with right, st.container(horizontal=True, horizontal_alignment="right", gap="small"):
         for label, icon, step, off in (
             ("Up", ":material/arrow_upward:", -1, number == 0),
@@ -189,6 +195,7 @@ def _head(workspace: Workspace, order: Sequence[Finding], number: int) -> None:
                 on_click=_move,
                 args=(workspace, order, finding, step),
             )
+        editing.title(workspace, finding)
         st.button(
             "Take out",
             key=f"out-{finding.id}",
@@ -198,28 +205,6 @@ def _head(workspace: Workspace, order: Sequence[Finding], number: int) -> None:
             disabled=settings.read_only(),
             help="Removes it from the report. You can put it back.",
         )
-
-
-def _note(workspace: Workspace, finding: Finding) -> None:
-    notes = finding.notes
-    shown = f"note-{finding.id}-{len(notes)}"  # a new key shows what others wrote
-    st.text_area(
-        "Note",
-        finding.note,
-        key=shown,
-        max_chars=LONGEST_NOTE,
-        height="content",
-        placeholder="What it means, or what to do about it",
-        disabled=settings.read_only(),
-        on_change=_write_note,
-        args=(workspace, finding, shown),
-    )
-    earlier = notes[:-1]
-    if earlier:
-        with st.expander(f"Earlier notes ({len(earlier)})"):
-            for edit in reversed(earlier):
-                st.caption(f"{edit.time:%d %B %Y, %H:%M} UTC")
-                components.text_block(edit.note or "(empty)")
 
 
 def _seen(workspace: Workspace, finding: Finding) -> None:
@@ -302,48 +287,21 @@ def _facts(workspace: Workspace, finding: Finding) -> None:
 # --------------------------------------------------------------------------------------- edits
 
 
-def _store(workspace: Workspace) -> FindingStore:
-    return FindingStore(workspace.run)
-
-
-def _try(change: Callable[[], object]) -> bool:
-    try:
-        change()
-    except StageLensError as error:
-        st.session_state[_SAID] = components.plain(str(error))
-        return False
-    # Undo is offered for the last change only.
-    st.session_state.pop(_TAKEN_OUT, None)
-    return True
-
-
 def _move(workspace: Workspace, order: Sequence[Finding], finding: Finding, step: int) -> None:
-    _try(lambda: _store(workspace).move(order, finding, step))
+    editing.attempt(lambda: editing.store(workspace).move(order, finding, step))
 
 
 def _take_out(workspace: Workspace, finding: Finding) -> None:
-    if _try(lambda: _store(workspace).edit(finding, removed=True)):
-        st.session_state[_TAKEN_OUT] = finding.id
+    if editing.attempt(lambda: editing.store(workspace).edit(finding, removed=True)):
+        st.session_state[editing.TAKEN_OUT] = finding.id
 
 
 def _put_back(workspace: Workspace, finding: Finding) -> None:
-    _try(lambda: _store(workspace).edit(finding, removed=False))
-
-
-def _write_note(workspace: Workspace, finding: Finding, key: str) -> None:
-    """Keep a note; if somebody else wrote one meanwhile, say that both are kept."""
-    note = str(st.session_state.get(key) or "")
-    # Read again, so that this edit comes after those made since the page was drawn.
-    now = next((f for f in _store(workspace).read().kept if f.id == finding.id), finding)
-    if _try(lambda: _store(workspace).edit(now, note=note)) and now.notes != finding.notes:
-        st.session_state[_SAID] = (
-            "Someone else changed this note at the same time. Yours is shown; theirs is among the "
-            "earlier notes."
-        )
+    editing.attempt(lambda: editing.store(workspace).edit(finding, removed=False))
 
 
 def _undo(workspace: Workspace, found: Findings) -> None:
-    last = st.session_state.get(_TAKEN_OUT)
+    last = st.session_state.get(editing.TAKEN_OUT)
     finding = next((each for each in found.removed if each.id == last), None)
     if finding is None:
         return
