@@ -37,6 +37,8 @@ _SIDE = 64
 _TEXT, _ANSWER, _ABOUT = 160, 40, 200
 """Characters of a text on a card, of an answer, and of the description of a stage's data."""
 
+_SPACIOUS = 8
+"""Up to so many stages, switches also tell of data and learning rates."""
 _FINAL = "The final model: every stage happened."
 
 ALL, GROUP = "all", "group"
@@ -98,7 +100,8 @@ def payload(
         "off": list(off),
         "title": _title(focus, about),
         "ways": _ways(workspace, focus, about),
-        "stages": [_stage(workspace, place) for place in range(len(workspace.stages))],
+        "stages": _stages(workspace),
+        "compact": len(workspace.stages) > _SPACIOUS,
         "about": f"{mean[:1].upper()}{mean[1:]} on {about}",
         "behaviour": phrase(behaviour),
         "format": {
@@ -140,16 +143,23 @@ def _ways(workspace: Workspace, focus: Focus, about: str) -> list[dict[str, Any]
     ]
 
 
-def _stage(workspace: Workspace, place: int) -> dict[str, Any]:
-    stage = workspace.run.stages[place]
-    highest, course = switches.learning_rate(workspace.at, stage.name)
-    return {
-        "name": written_out(stage.name),
-        "color": charts.stage_color(stage.index),
-        "about": short(written_out(stage.facts.description or ""), _ABOUT),
-        "spark": course,
-        "rate": f"rate {highest:.2g}" if highest else "",
-    }
+def _stages(workspace: Workspace) -> list[dict[str, Any]]:
+    stages = workspace.run.stages
+    # Where there is no room for them, they need not be read.
+    rates = {} if len(stages) > _SPACIOUS else switches.learning_rates(workspace.at)
+    shown = []
+    for stage in stages:
+        highest, course = rates.get(stage.name, (0.0, []))
+        shown.append(
+            {
+                "name": written_out(stage.name),
+                "color": charts.stage_color(stage.index),
+                "about": short(written_out(stage.facts.description or ""), _ABOUT),
+                "spark": course,
+                "rate": f"rate {highest:.2g}" if highest else "",
+            }
+        )
+    return shown
 
 
 def _range(board: Board, behaviour: Behaviour) -> list[float]:

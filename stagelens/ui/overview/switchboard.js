@@ -59,7 +59,7 @@ function build(board) {
   find(".title").textContent = data.title;
   find(".ways").replaceChildren(...data.ways.map((way) => wayTo(board, way)));
   const strip = find(".strip");
-  strip.classList.toggle("many", data.stages.length > 8);
+  strip.classList.toggle("many", data.compact);
   strip.replaceChildren(...data.stages.map((stage, at) => switchOf(board, stage, at)));
   find(".about").textContent = data.about;
   find(".sampled").textContent = data.sampled;

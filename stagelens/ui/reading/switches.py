@@ -19,7 +19,7 @@ from stagelens.contracts import ACCURACY
 from stagelens.runs.sets.clusters import CLUSTER
 
 from . import loaders, shares
-from .loaders import Source
+from .loaders import MEASURED, Source
 
 _MOST_MODELS = 128
 """Combinations that are sent to a browser at once."""
@@ -136,16 +136,22 @@ def _clusters(at: Source, set_name: str, table: pd.DataFrame) -> np.ndarray | No
     return pd.factorize(sharing.joined(table)[CLUSTER])[0]
 
 
-def learning_rate(at: Source, stage: str, points: int = 24) -> tuple[float, list[float]]:
-    """A stage's highest learning rate, and its course in shares of it at equal distances.
+@st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=MEASURED)
+def learning_rates(at: Source, points: int = 24) -> Mapping[str, tuple[float, list[float]]]:
+    """Stage to its highest learning rate, and to its course in shares of it at equal distances.
+
+    Args:
+        at: The run folder.
+        points: How many points a course has at most.
 
     Returns:
-        0 and no course where it is not known.
+        Only stages whose rates were recorded.
     """
-    rates = loaders.rates(at)
-    own = rates.loc[rates["stage"] == stage, "lr"].dropna().to_numpy(float)
-    highest = float(own.max(initial=0))
-    if not highest:
-        return 0.0, []
-    kept = own[np.linspace(0, len(own) - 1, min(points, len(own))).round().astype(int)]
-    return highest, [round(float(rate / highest), 3) for rate in kept]
+    found = {}
+    for stage, rows in loaders.rates(at).groupby("stage", sort=False):
+        own = rows["lr"].dropna().to_numpy(float)
+        highest = float(own.max(initial=0))
+        if highest:
+            kept = own[np.linspace(0, len(own) - 1, min(points, len(own))).round().astype(int)]
+            found[str(stage)] = highest, [round(float(rate / highest), 3) for rate in kept]
+    return found
