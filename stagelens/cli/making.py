@@ -30,7 +30,7 @@ def demo(
         typer.Option(
             min=0,
             help="Draws of the recipe to make as well, so that headlines have intervals over them; "
-            "0 for none, which takes half as long [8; 6 for comments].",
+            "0 for none, which takes half as long [12; 6 for comments].",
         ),
     ] = None,
     progress: ProgressFile = None,

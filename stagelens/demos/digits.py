@@ -69,7 +69,7 @@ _TEST = slice(1350, 1797)
 SHARED_OUT = ("test",)
 """Sets on which all 16 coalitions are measured: 11 of them take training, 0.8 times as many steps
 as the demo itself."""
-DRAWS = 8
+DRAWS = 12
 """Draws of the recipe: each takes 1.6 times as many steps as the demo itself."""
 
 

@@ -12,7 +12,7 @@ from stagelens.contracts import ACCURACY, Behaviour
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.wording.intervals import mean_interval
 from stagelens.wording.sentences import Sentence, is_certain, mean_sentence
-from stagelens.wording.trust_words import may_be_finding
+from stagelens.wording.trust_words import may_be_finding, trust_of_row
 
 from .draws import DrawnEffects
 from .summary import stage_summaries
@@ -81,7 +81,7 @@ def of_summaries(
     """
     rows = []
     for row in (row for frame in every for row in frame.to_dict("records")):
-        known = trust.get(str(row["stage"]))
+        known = _known(trust, row, behaviour)
         if _stands_out(row, known, behaviour) and may_be_finding(known, behaviour.name):
             rows.append((not is_certain(known, behaviour), -abs(row["effect"]), row))
     rows.sort(key=lambda each: each[:2])  # not by the row, which has no order: ties stay in place
@@ -94,8 +94,8 @@ def of_summaries(
             chosen.append(row)
     sentences = []
     for row in chosen:
-        known = trust.get(str(row["stage"]))
-        against = _against(row, beside, known)
+        known = _known(trust, row, behaviour)
+        against = _against(row, beside, trust)
         sentences.append(mean_sentence(row, behaviour, noun, by, known, against, True))
     return sentences
 
@@ -118,7 +118,7 @@ def meant_too(behaviour: Behaviour, behaviours: Mapping[str, Behaviour]) -> Beha
 def _against(
     row: Mapping[str, Any],
     beside: tuple[Behaviour, Sequence[pd.DataFrame]] | None,
-    trust: StageTrust | None,
+    trust: Mapping[str, StageTrust],
 ) -> tuple[Behaviour, Mapping[str, Any]] | None:
     """The other behaviour's row about the same, where it stands out and says the opposite."""
     if beside is None:
@@ -130,9 +130,18 @@ def _against(
         )
         if not same or its["gain"] * row["gain"] >= 0:
             continue
-        if _stands_out(its, trust, other) and may_be_finding(trust, other.name):
+        known = _known(trust, its, other)
+        if _stands_out(its, known, other) and may_be_finding(known, other.name):
             return other, its
     return None
+
+
+def _known(
+    trust: Mapping[str, StageTrust], row: Mapping[str, Any], behaviour: Behaviour
+) -> StageTrust | None:
+    """What is known of a row's effect; None where nothing is."""
+    known = trust.get(str(row["stage"]))
+    return None if known is None else trust_of_row(known, row, behaviour.name)
 
 
 def _stands_out(row: Mapping[str, Any], trust: StageTrust | None, behaviour: Behaviour) -> bool:

@@ -170,22 +170,30 @@ def over_draws(row: Mapping[str, Any], behaviour: Behaviour, count: str) -> tupl
     """
     low, high = (float(row.get(name, np.nan)) for name in ("draw_low", "draw_high"))
     if not (np.isfinite(low) and np.isfinite(high)):
-        return (Part(count),)
-    same = np.isclose(low, high, rtol=1e-9, atol=1e-12)
+        return (Part(_alike(row, behaviour, count)),)
     if (own := intervals.over_draws(row)) is not None:
-        if same:  # as accuracy is where a stage turns the very same answers every time
-            return (Part(f", the same in each of {row['drawn']}{count}"),)
         if not own.is_clear and _is_printed(amount_text(float(row["effect"]), behaviour)):
             # The sentence has its ends already.
             return (Part(f" over {row['drawn']}{count}"),)
         return (Part(f", 95 %: {_ends(low, high, behaviour)} over {row['drawn']}{count}"),)
     unsure = ", so it is not known to come again" * bool(intervals.draws_hold_zero(row))
-    if same and low:
-        every = f"{amount_text(abs(low), behaviour)} {'lower' if low > 0 else 'higher'}"
-        return (Part(f" in this run{count}; {every} in each of {row['drawn']}"),)
     return (
         Part(f" in this run{count}; of this recipe, 95 %: "),
         Part(f"{_ends(low, high, behaviour, way=True)} over {row['drawn']}{unsure}"),
+    )
+
+
+def _alike(row: Mapping[str, Any], behaviour: Behaviour, count: str) -> str:
+    """Of draws that are all alike, which give no interval: that they are; else the count alone."""
+    # As accuracy is, where a stage turns the very same answers every time.
+    if not row.get("drawn") or row.get("draw_sd") != 0:
+        return count
+    effect, every = float(row["effect"]), float(row["draw_effect"])
+    if np.isclose(effect, every, rtol=1e-9):
+        return f", the same in each of {row['drawn']}{count}"
+    way = "lower" if every > 0 else "higher"
+    return (
+        f" in this run{count}; {amount_text(abs(every), behaviour)} {way} in each of {row['drawn']}"
     )
 
 

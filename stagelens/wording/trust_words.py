@@ -8,7 +8,7 @@ the word. Rely on filled marks, not on hollow ones.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -126,6 +126,24 @@ def _word_for_the_samples(trust: StageTrust, behaviour: str | None) -> TrustWord
         # Nothing says how well it agrees, so nothing says that it does.
         return "rough"
     return promised_word(trust) if trust.trust == "estimated" else trust.trust
+
+
+def trust_of_row(trust: StageTrust, row: Mapping[str, Any], behaviour: str) -> StageTrust:
+    """What is known of one mean effect: of a mean over draws, its own interval decides.
+
+    Args:
+        trust: Of the stage, where intervals over draws are those of means over the whole set.
+        row: As ``summary.stage_summary`` makes it, of all examples or of a group.
+        behaviour: Of the effects on which behaviour.
+    """
+    if not trust.over_draws:
+        return trust
+    names = ("draw_effect", "draw_low", "draw_high")
+    found = [row.get(name) for name in names]
+    mean, low, high = (np.nan if each is None else float(each) for each in found)
+    known = np.isfinite(high - low) and mean != 0
+    width = (high - low) / abs(mean) if known else np.inf
+    return trust.model_copy(update={"over_draws": ((behaviour, width),)})
 
 
 WIDE = 0.5

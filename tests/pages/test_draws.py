@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from stagelens.effects.draws import interval_over_draws
@@ -66,6 +67,14 @@ def test_of_the_recipe_bars_and_sentences_are_means_over_draws(open_page, drawn:
     trusts = next(one.value for one in recipe.dataframe if "stage effect" in one.value.columns)
     assert set(trusts["trust"]) == {"rough"}
     assert "Rely on its interval over draws, not on its size." in said
+    # What lies between stages is known of the recorded run alone, and is called so.
+    note = "Of this run: draws of the recipe keep no model between stages"
+    assert said.count(note) == 2 and note not in words(run)
+    own, other = (
+        next(one.value for one in app.dataframe if "right because" in one.value.columns)
+        for app in (run, recipe)
+    )
+    pd.testing.assert_frame_equal(own, other)
 
 
 def test_an_effect_whose_interval_holds_zero_is_no_finding(open_page, demo_copy: Path) -> None:

@@ -266,11 +266,9 @@ def test_a_mean_over_draws_has_its_interval_at_once(
 
 
 @pytest.mark.parametrize(("effect", "way"), [(-0.25, "higher"), (0.25, "lower")])
-def test_what_was_the_same_in_every_draw_is_said_so_and_not_as_an_interval_of_no_width(
-    effect: float, way: str
-) -> None:
+def test_what_was_the_same_in_every_draw_is_said_so(effect: float, way: str) -> None:
     row = {"stage": "s", "group": None, "effect": effect, "n": 30, "draw_effect": effect}
-    row |= {"draw_low": effect, "draw_high": effect, "drawn": "6 redraws"}
+    row |= {"draw_low": np.nan, "draw_high": np.nan, "draw_sd": 0.0, "drawn": "6 redraws"}
     own = str(sentences.mean_sentence(row, ACCURACY, "image", None))
     assert own.endswith(f"25 points {way}, the same in each of 6 redraws (30 images).")
     of_run = {**row, "effect": 0.8 * effect, "error": 0.001, "rms": 0.5}
@@ -278,3 +276,5 @@ def test_what_was_the_same_in_every_draw_is_said_so_and_not_as_an_interval_of_no
     assert other.endswith(
         f"20 points {way} in this run (30 images); 25 points {way} in each of 6 redraws."
     )
+    few = str(sentences.mean_sentence({**row, "draw_sd": 0.1}, ACCURACY, "image", None))
+    assert few.endswith(f"25 points {way} (30 images).")

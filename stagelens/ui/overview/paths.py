@@ -24,7 +24,9 @@ _KEY = "paths"
 _EXAMPLES = "pages/1_Examples.py"
 
 
-def section(workspace: Workspace, effects: Effects, by: str | None, group: str | None) -> None:
+def section(
+    workspace: Workspace, effects: Effects, by: str | None, group: str | None, note: str = ""
+) -> None:
     """Answers from boundary to boundary; nothing where they were not measured."""
     at, name = workspace.at, workspace.examples.name
     found = path_loaders.paths(at, name)
@@ -42,6 +44,8 @@ def section(workspace: Workspace, effects: Effects, by: str | None, group: str |
         "learned (wrong, then right), forgotten (right, then wrong), or flipped more than once.",
         muted=True,
     )
+    if note:
+        components.text_block(note, muted=True)
     filters: Mapping[str, str] = {by: group} if by is not None and group is not None else {}
     about = About(behaviour=ACCURACY.name, observed=RECORDED, filters=filters)
     if len(found.boundaries) <= MOST_BOUNDARIES:

@@ -17,6 +17,9 @@ SHARES_OF_THIS_RUN = (
     "These numbers are of this run alone: draws of the recipe leave out single stages, so shares "
     "and what is seen after stages are not known of the recipe."
 )
+_RECORDED_ONLY = (
+    "Of this run: draws of the recipe keep no model between stages, and no answers without them."
+)
 _HELP = (
     "**in this run**: what each stage did to the model that was recorded. **of this recipe**: what "
     "it does on average when the recipe is trained again with its chance drawn anew (order of the "
@@ -45,6 +48,11 @@ def choose(workspace: Workspace, effects: Effects) -> Effects:
         muted=True,
     )
     return loaders.effects(workspace.at, workspace.examples.name, RECIPE) or effects
+
+
+def of_this_run(effects: Effects) -> str:
+    """What sections on boundaries say where the others are of the recipe; else nothing."""
+    return _RECORDED_ONLY if effects.estimator == RECIPE else ""
 
 
 def rule(workspace: Workspace, effects: Effects) -> str:

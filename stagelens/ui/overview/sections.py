@@ -30,7 +30,7 @@ from stagelens.wording.objectives import objective_lines
 from stagelens.wording.sentences import mean_sentence, slice_parts
 from stagelens.wording.signs import POSITIVE_IS, gain
 from stagelens.wording.stage_facts import optimizer_words, steps_words
-from stagelens.wording.trust_words import trust_word
+from stagelens.wording.trust_words import trust_of_row, trust_word
 
 from . import recipe, shares
 
@@ -144,13 +144,16 @@ def credit_and_blame(
         muted=True,
     )
     kept = charts.shown_stages(means)
-    chart = drawing.chart(
-        charts.credit_and_blame, means, behaviour, effects.trust, charts.EITHER, about
-    )
+    trust = {
+        str(row["stage"]): trust_of_row(effects.trust[str(row["stage"])], row, behaviour.name)
+        for row in means.to_dict("records")
+        if str(row["stage"]) in effects.trust
+    }
+    chart = drawing.chart(charts.credit_and_blame, means, behaviour, trust, charts.EITHER, about)
     about_it = About(
         behaviour=behaviour.name,
         sentences=lambda: [
-            mean_sentence(row, behaviour, workspace.noun, by, effects.trust.get(str(row["stage"])))
+            mean_sentence(row, behaviour, workspace.noun, by, trust.get(str(row["stage"])))
             for row in means.assign(group=group).iloc[kept].to_dict("records")
         ],
         filters={by: group} if by is not None and group is not None else {},
@@ -160,8 +163,7 @@ def credit_and_blame(
         components.text_block(f"{more} The table below has all of them.")
     if effects.estimator != RECIPE:  # what all do together is known of the recorded run alone
         shares.left_unsaid(workspace, behaviour, by, group)
-    trusts = [effects.trust[name] for name in workspace.stages if name in effects.trust]
-    trust_badges(trusts, behaviour.name)
+    trust_badges([trust[name] for name in workspace.stages if name in trust], behaviour.name)
     said = [*_counts(means, workspace.noun), *_clustered(workspace), *_noise(means)]
     components.text_block(" ".join(said), muted=True)
     trust_legend()
@@ -222,7 +224,7 @@ def _over_draws(drawn: pd.DataFrame) -> list[str]:
 
 
 def _table(rows: pd.DataFrame, behaviour: Behaviour, effects: Effects) -> None:
-    scale = 100 if is_share(behaviour) else 1
+    scale, called = 100 if is_share(behaviour) else 1, behaviour.name
     named = "percent and points" if is_share(behaviour) else axis_unit(behaviour) or "its unit"
     # The lower end of a loss is the better one.
     recipe_ends = behaviour.sign * rows[["draw_low", "draw_high"]].astype(float)
@@ -231,7 +233,10 @@ def _table(rows: pd.DataFrame, behaviour: Behaviour, effects: Effects) -> None:
             "stage": rows["stage"],
             # As objects, because groups may be numbers, which a word cannot stand among.
             "group": rows["group"].astype(object).where(rows["group"].notna(), "all"),
-            "trust": [trust_word(effects.trust[name], behaviour.name) for name in rows["stage"]],
+            "trust": [
+                trust_word(trust_of_row(effects.trust[row["stage"]], row, called), called)
+                for row in rows.to_dict("records")
+            ],
             "examples": rows["n"],
             "final": scale * rows["final"],
             "without the stage": scale * rows["without"],
@@ -286,9 +291,11 @@ def _table(rows: pd.DataFrame, behaviour: Behaviour, effects: Effects) -> None:
     )
 
 
-def time_line(workspace: Workspace, behaviour: Behaviour | None) -> None:
+def time_line(workspace: Workspace, behaviour: Behaviour | None, note: str = "") -> None:
     """The stages from left to right, and a card for each."""
     st.header("Stages", anchor=False)
+    if note:
+        components.text_block(note, muted=True)
     # Behaviours after boundaries can be known before any effect is measured.
     better = behaviour or ACCURACY
     measured = loaders.boundary_summary(

@@ -32,7 +32,7 @@ def draws(workspace: Workspace, view: TrustView) -> None:
     st.header("Would it happen again?", anchor=False)
     found = drawn.every(workspace.at, workspace.examples.name)
     if not found:
-        command = ("stagelens", "draws", workspace.at.path, "--set", workspace.examples.name)
+        command = ("stagelens", "draws", workspace.at.path, "--all-sets")
         components.text_block(
             "One run: not known. Draws train the recipe again with its chance drawn anew, with and "
             "without each stage. What they cost is told before they begin:"
