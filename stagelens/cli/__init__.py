@@ -20,6 +20,7 @@ from stagelens.contracts import StageLensError
 from . import (
     answering_for,
     attributing,
+    carding,
     checking,
     contributing,
     dashboard,
@@ -55,6 +56,7 @@ for group in (
     following,
     removing,
     reporting,
+    carding,
     sharing,
     answering_for,
     checking,

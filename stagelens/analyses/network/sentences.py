@@ -20,7 +20,8 @@ INTERVENTION = (
     "the stage: an intervention, not a training, since no training gave the models in between."
 )
 _MUCH = 0.5
-"""Share of the effect from which on it is said that blocks act together."""
+"""Share of the effect from which on it is said that blocks act together; also where no block
+carries as much."""
 
 
 def network_sentence(
@@ -71,7 +72,7 @@ def network_sentence(
         )
     rest = float(rows.loc[rows["block"] == REST, "effect"].iloc[0])
     together: tuple[Part, ...] = ()
-    if abs(rest) > _MUCH * abs(total):
+    if abs(rest) > min(_MUCH * abs(total), abs(effect)):
         together = (Part(f", and no block alone accounts for {amount_text(rest, behaviour)}"),)
     return Sentence((*said, *carries, *together, Part(".")), trust, behaviour.name)
 

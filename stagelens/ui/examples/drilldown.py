@@ -30,6 +30,7 @@ from stagelens.wording.sentences import Sentence, example_sentence
 from stagelens.wording.trust_words import MARKS, trust_word
 
 from . import (
+    card,
     live_answers,
     network,
     saliency,
@@ -49,7 +50,7 @@ _LARGE = 256
 
 def beside(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: str | None) -> None:
     """Beside the table: the input, its facts, and every stage's effect in words."""
-    _steps(chosen, example_id)
+    _steps(workspace, effects, chosen, example_id)
     if example_id is None:
         st.info("Pick an example from the table.", icon=":material/touch_app:")
         return
@@ -124,7 +125,7 @@ def _effects(workspace: Workspace, effects: Effects, behaviour: Behaviour, row: 
     bars(workspace, effects, behaviour, row, answers_html(workspace, effects, behaviour, row))
 
 
-def _steps(chosen: Chosen, example_id: str | None) -> None:
+def _steps(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: str | None) -> None:
     def go(to: str | None) -> None:
         state.choose(to)
         st.session_state[FOLLOW] = True
@@ -138,6 +139,7 @@ def _steps(chosen: Chosen, example_id: str | None) -> None:
             st.button(label, icon=icon, on_click=go, args=(to,), disabled=to is None, shortcut=key)
         if example_id is not None:
             side_by_side.button(chosen, example_id)
+            card.button(workspace, effects, chosen.behaviour, example_id)
 
 
 def _texts(workspace: Workspace, example_id: str) -> None:

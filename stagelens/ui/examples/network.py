@@ -319,7 +319,10 @@ def _one_block(
     block = found.facts.blocks[place]
     st.subheader(components.plain(f"What {block.name} changes"), anchor=False)
     means = {way: _mean(found.effects(behaviour.name, way)[chosen, place]) for way in READINGS}
-    told = [f"{look.lower()} {signed_text(means[way], behaviour)}" for look, way in _LOOKS.items()]
+    told = ", ".join(
+        f"{look if way == 'carried' else look.lower()} {signed_text(means[way], behaviour)}"
+        for look, way in _LOOKS.items()
+    )
     final, undone = found.answers()[chosen], found.answers(place)[chosen]
     other = int((final != undone).sum())
     far = "unchanged" if not block.moved else f"moved by {percent(block.moved)} of its size"
