@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Sequence
 from typing import Any
-from urllib.parse import quote, urlencode
 
 import numpy as np
 import pandas as pd
@@ -21,29 +18,21 @@ from stagelens.analyses.network.block_table import (
     strongest_block,
 )
 from stagelens.analyses.network.sentences import INTERVENTION, network_sentence, notes
-from stagelens.charts.effect_bars import marked
 from stagelens.charts.network import network_map
 from stagelens.contracts import Behaviour
 from stagelens.estimators import registry
 from stagelens.ui.opening.workspace import Workspace
-from stagelens.ui.pieces import components, inputs, state
+from stagelens.ui.pieces import components
 from stagelens.ui.pieces.pinning import About, pinnable
 from stagelens.ui.reading import loaders
 from stagelens.ui.reading.loaders import Effects
 from stagelens.ui.server import jobs, settings
-from stagelens.wording.numbers import count_text, signed_text
 from stagelens.wording.sentences import Part, Sentence, slice_parts
-from stagelens.wording.trust_words import percent
 
-_STAGE, _READING, _BLOCK = "of-stage", "reading", "block"
-"""Keys of the controls, also in links."""
-_SHOWN = 6
-"""Examples that are shown of a block."""
-_LOOKS: dict[str, Reading] = {
-    "Carried": "carried",
-    "Undone there": "undone",
-    "Only there": "alone",
-}
+from .network_block import LOOKS, STAGE, mean, one_block
+
+_READING, _BLOCK = "reading", "block"
+"""Keys of controls, also in links."""
 _UNASKED = 1 << 30
 """Largest product of the final model's bytes and examples that is measured without being asked."""
 
@@ -93,7 +82,7 @@ def network_of_set(workspace: Workspace, effects: Effects) -> None:
         return
     chosen = _chosen(workspace, by, group)
     about = slice_parts(workspace.noun, by if group is not None else None, group)
-    total = _mean(found.total(name)[chosen])
+    total = mean(found.total(name)[chosen])
     shared = block_table.sources_of(loaders.with_sources(workspace.at, workspace.examples.name))
     rows = network_rows(found, name, chosen, reading, shared)
     carried = rows if reading == "carried" else network_rows(found, name, chosen)
@@ -108,7 +97,7 @@ def network_of_set(workspace: Workspace, effects: Effects) -> None:
     with pinnable("network", rows.drop(columns=["kind"]), drawn.alt, about_it):
         _component(key="network-map", data={"html": drawn.html}, on_block_change=_put_block)
     if place is not None:
-        _one_block(workspace, found, behaviour, place, chosen, reading)
+        one_block(workspace, found, behaviour, place, chosen, reading)
     _how(found, reading)
 
 
@@ -127,7 +116,7 @@ def network_of_example(
         components.text_block(f"{behaviour.name} was not measured by block.")
         return
     one = np.asarray([each == example_id for each in found.ids])
-    rows, total = network_rows(found, name, one, reading), _mean(found.total(name)[one])
+    rows, total = network_rows(found, name, one, reading), mean(found.total(name)[one])
     if not np.isfinite(total):
         components.text_block(f"The {behaviour.name} of this example is not known.")
         return
@@ -170,7 +159,7 @@ def _pick_stage(workspace: Workspace, effects: Effects, example_id: str | None =
         "Stage",
         stages,
         index=stages.index(_strongest(workspace, effects, example_id)),
-        key=_STAGE,
+        key=STAGE,
         bind="query-params",
         width=220 if example_id is not None else "stretch",
         help="Whose change is undone block by block; at first the one most to blame.",
@@ -191,13 +180,13 @@ def _strongest(workspace: Workspace, effects: Effects, example_id: str | None) -
 def _pick_reading() -> Reading:
     picked = st.selectbox(
         "What is shown",
-        list(_LOOKS),
+        list(LOOKS),
         key=_READING,
         bind="query-params",
         width=220,
-        help=" ".join(f"{look}: {READINGS[way]}." for look, way in _LOOKS.items()),
+        help=" ".join(f"{look}: {READINGS[way]}." for look, way in LOOKS.items()),
     )
-    return _LOOKS[picked]
+    return LOOKS[picked]
 
 
 def _put_block() -> None:
@@ -219,11 +208,6 @@ def _chosen(workspace: Workspace, by: str | None, group: str | None) -> np.ndarr
     if group is None or by is None:
         return np.ones(len(table), dtype=bool)
     return (table[by].astype(object).map(str, na_action="ignore") == group).to_numpy(bool)
-
-
-def _mean(values: np.ndarray) -> float:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else float("nan")
 
 
 # ------------------------------------------------------------------------------------ computing
@@ -302,101 +286,6 @@ def _again(arguments: tuple[str, ...]) -> None:
 
 def _start(arguments: tuple[str, ...]) -> None:
     jobs.start(arguments, "The search in the network")
-
-
-# -------------------------------------------------------------------------------------- showing
-
-
-def _one_block(
-    workspace: Workspace,
-    found: Network,
-    behaviour: Behaviour,
-    place: int,
-    chosen: np.ndarray,
-    reading: Reading,
-) -> None:
-    """A block's facts, and the examples that it changes most."""
-    block = found.facts.blocks[place]
-    st.subheader(components.plain(f"What {block.name} changes"), anchor=False)
-    means = {way: _mean(found.effects(behaviour.name, way)[chosen, place]) for way in READINGS}
-    told = ", ".join(
-        f"{look if way == 'carried' else look.lower()} {signed_text(means[way], behaviour)}"
-        for look, way in _LOOKS.items()
-    )
-    final, undone = found.answers()[chosen], found.answers(place)[chosen]
-    other = int((final != undone).sum())
-    far = "unchanged" if not block.moved else f"moved by {percent(block.moved)} of its size"
-    components.text_block(
-        f"{told}. With its change alone undone, {other:,} of "
-        f"{count_text(int(chosen.sum()), workspace.noun)} are answered otherwise. "
-        f"{count_text(block.size, 'parameter')}, {far}."
-    )
-    effects = found.effects(behaviour.name, reading)[:, place]
-    effects = np.where(chosen & np.isfinite(effects), effects, 0.0)
-    largest = np.argsort(-np.abs(effects), kind="stable")[:_SHOWN].tolist()
-    order = [each for each in largest if effects[each]]
-    if order:
-        st.html(_gallery(workspace, found, behaviour, place, effects, order))
-
-
-def _gallery(
-    workspace: Workspace,
-    found: Network,
-    behaviour: Behaviour,
-    place: int,
-    effects: np.ndarray,
-    order: Sequence[int],
-) -> str:
-    ids = [found.ids[each] for each in order]
-    final, undone = found.answers(), found.answers(place)
-    name, block = workspace.examples.name, found.facts.blocks[place].name
-    cards = []
-    if workspace.noun == "image":
-        shown = [
-            inputs.image_html(loaders.picture(workspace.at, name, each, 160), f"Example {each}")
-            for each in ids
-        ]
-    else:
-        texts = loaders.texts(workspace.at, name, ids)
-        shown = [
-            "<div style='display:-webkit-box;-webkit-line-clamp:4;-webkit-box-orient:vertical;"
-            f"overflow:hidden'>{components.shown(' '.join(filter(None, own.values())))}</div>"
-            for own in texts
-        ]
-    for each, example_id, content in zip(order, ids, shown, strict=True):
-        turns = final[each] != undone[each]
-        told = f"says {final[each]}; with {block} undone: {undone[each]}"
-        amount = marked(behaviour.sign * effects[each], behaviour)
-        weight = "600" if turns else "400"
-        cards.append(
-            f"<a href='{html.escape(_link(found, behaviour, example_id))}' target='_self' "
-            "style='color:inherit;text-decoration:none;border:1px solid rgba(123,135,148,.5);"
-            "border-radius:.5rem;padding:.5rem;overflow:hidden;overflow-wrap:anywhere;"
-            f"font-size:.85rem;line-height:1.35'>{content}"
-            f"<div style='font-weight:600;margin-top:.3rem'>{components.shown(amount)}</div>"
-            f"<div style='font-weight:{weight}'>{components.shown(told)}</div>"
-            f"<div style='opacity:.75'><bdi>{components.shown(example_id)}</bdi></div></a>"
-        )
-    width = "7.2rem" if workspace.noun == "image" else "15rem"
-    return (
-        f"<div style='display:grid;gap:.6rem;grid-template-columns:repeat(auto-fill,"
-        f"minmax({width},1fr))'>{''.join(cards)}</div>"
-    )
-
-
-def _link(found: Network, behaviour: Behaviour, example_id: str) -> str:
-    """A link to one example's own map."""
-    query = {
-        **(components.here() or {}),
-        "set": st.query_params.get("set", ""),
-        "estimator": st.query_params.get("estimator", ""),
-        "behaviour": behaviour.name,
-        state.EXAMPLE: example_id,
-        state.LOOK: state.NETWORK,
-        _STAGE: found.facts.stage,
-    }
-    kept = {name: value for name, value in query.items() if value}
-    return f"Examples?{urlencode(kept, quote_via=quote)}"
 
 
 def _how(found: Network, reading: Reading) -> None:
