@@ -274,8 +274,8 @@ def _ends(
             align="left",
             xanchor="left",
             xshift=10,
+            # Away from each other, however near their marks are.
             yanchor="middle" if len(y) == 1 else "bottom" if name == highest else "top",
-            yshift=0 if len(y) == 1 else -8 if name == highest else 8,
             showarrow=False,
             font={"color": palette.text, "size": 12},
             row=1,

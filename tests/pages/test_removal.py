@@ -77,6 +77,16 @@ def test_what_is_shown_is_called_what_it_is(open_page, measured) -> None:
     assert "an edit between models that were really trained" in partly and "not a cure" in partly
 
 
+def test_a_last_stage_that_is_taken_out_whole_is_no_estimate(open_page, measured) -> None:
+    link = f"{LINK}&estimator=task-vector&remove-3=100"
+    said = words(check(open_page(measured.parent, link, PAGE)))
+    assert "This is the model that training without adapt gives." in said
+    assert (
+        "estimate" not in said
+        and "There is nothing to check, because it is exact. The last stage" in said
+    )
+
+
 def test_one_number_has_one_truth(open_page, measured) -> None:
     """By hand it is that of the headline; the preset's is told apart where it stands."""
     run = open_run(measured)

@@ -16,6 +16,7 @@ from stagelens.charts.groups import class_errors, group_gaps
 from stagelens.charts.places import patch_map
 from stagelens.charts.removal import confusion_map, group_accuracy
 from stagelens.charts.saliency import pixel_maps
+from stagelens.charts.steps import step_contributions
 from stagelens.contracts import ACCURACY, Behaviour
 from stagelens.effects.groups import group_metrics
 from tests.support.coalitions import made
@@ -60,6 +61,20 @@ def test_accuracies_of_neighbouring_groups_do_not_meet() -> None:
             boxes.append(ends)
         boxes.sort()
         assert all(low[1] <= high[0] for low, high in pairwise(boxes))
+
+
+def test_names_at_the_end_of_a_sum_stand_away_from_each_other() -> None:
+    rows = pd.DataFrame({"step": [0, 1], "value": [1.0, 1.0]})
+    rates = pd.DataFrame({"step": [0], "lr": [0.1]})
+    for effect in (2.0, 2.01, 1.0, 9.0):
+        figure = step_contributions(rows, rates, MARGIN, "s", effect, "#56B4E9").figure
+        first, stage = (
+            next(a for a in figure.layout.annotations if a.text == text)
+            for text in ("first<br>order", "stage<br>effect")
+        )
+        upper, lower = sorted((first, stage), key=lambda a: a.yanchor != "bottom")
+        assert upper.y >= lower.y and (upper.yanchor, lower.yanchor) == ("bottom", "top")
+        assert not upper.yshift and not lower.yshift
 
 
 def zeros(figure: go.Figure) -> list[str]:

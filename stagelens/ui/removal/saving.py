@@ -40,6 +40,10 @@ def check(view: RemovalView, wanted: Wanted) -> None:
             "counterfactual."
         )
         return
+    if edited_models.is_counterfactual(view, edit):
+        reason = view.effects.trust[stages[0]].reason
+        components.text_block(f"There is nothing to check, because it is exact. {reason}")
+        return
     missing = [stage for stage in stages if edited_models.find(view, _replayed(stage)) is None]
     if not missing:
         _settled(view, edit)
