@@ -33,7 +33,14 @@ from stagelens.runs.schema import digest
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 
 from . import drawing, one_draw
-from .drawn_coalitions import DrawnCoalitionFacts, DrawnCoalitions, column, draw_path, stored
+from .drawn_coalitions import (
+    FOLDER,
+    DrawnCoalitionFacts,
+    DrawnCoalitions,
+    column,
+    draw_path,
+    stored,
+)
 from .draws import VERSION, load
 
 
@@ -165,7 +172,7 @@ def make(run: Run, message: Mapping[str, Any], progress: ProgressCallback, wait:
 def _claimed(run: Run, message: Mapping[str, Any]) -> Path:
     """The file that whoever makes a draw holds."""
     key = digest("whole draw", VERSION, METHOD, run.digest, message["kind"], message["seen"])
-    return run.files.inside(f"results/drawn-coalitions/.{key[:16]}-{message['draw']}.lock")
+    return run.files.inside(f"{FOLDER}/.{key[:16]}-{message['draw']}.lock")
 
 
 def _keep_effects(

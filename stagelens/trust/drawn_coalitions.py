@@ -117,10 +117,13 @@ def column(mask: int, behaviour: str) -> str:
     return f"{mask:x}/{behaviour}"
 
 
+FOLDER = "results/drawn-coalitions"
+
+
 def draw_path(run: Run, set_digest: str, kind: Kind, number: int) -> Path:
     """Where the coalitions of one draw are stored for a set."""
     key = digest("drawn coalitions", VERSION, METHOD, run.digest, set_digest, kind)[:32]
-    return run.files.inside(f"results/drawn-coalitions/{key}/{number}.parquet")
+    return run.files.inside(f"{FOLDER}/{key}/{number}.parquet")
 
 
 def stored(

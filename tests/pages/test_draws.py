@@ -11,9 +11,10 @@ import pytest
 
 from stagelens.effects.draws import interval_over_draws
 from stagelens.runs.run import open_run
+from stagelens.ui.server import jobs
 from tests.pages.reading import check, figures, words
 from tests.support.coalitions import store
-from tests.support.made_draws import write_draws
+from tests.support.made_draws import write_drawn_coalitions, write_draws
 
 TRUST = "pages/4_Trust.py"
 RECIPE = "chance=of+this+recipe"
@@ -138,3 +139,35 @@ def test_of_the_recipe_nothing_of_this_run_alone_is_told_as_its(open_page, drawn
     assert "Together these effects are" not in words(check(open_page(drawn.parent, link)))
     said = words(check(open_page(drawn.parent, f"{link}&credit=Share")))
     assert "These numbers are of this run alone" in said
+
+
+def test_shares_of_the_recipe_have_intervals_over_draws(
+    open_page, drawn: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[str, ...]] = []
+    monkeypatch.setattr(jobs, "start", lambda words, title, **_: started.append(tuple(words)))
+    link = f"run=digits&measure=margin&{RECIPE}&credit=Share"
+    app = check(open_page(drawn.parent, link))
+    assert "5 draws of every set of stages, 75 stage passes" in words(app)
+    (button,) = [one for one in app.button if one.label == "Compute shares of the recipe"]
+    check(button.click().run())
+    words_asked = ("--set", "test", "--number", "5", "--shares")
+    assert started == [("draws", str(drawn), *words_asked)]
+    write_drawn_coalitions(open_run(drawn), "test", [0.8, 0.9, 1.0, 1.1, 1.2])
+    app = check(open_page(drawn.parent, link))
+    said = words(app)
+    assert "These numbers are of this run alone" not in said
+    assert "Over 5 redraws of the recipe, training as a whole made the mean margin on all" in said
+    # Of 2 that the first does and 1 that the second takes away with it, half each.
+    assert "pretrain +1.50 (95 %: " in said and "shortcut −0.50 (95 %: " in said
+    assert "shortcut does its harm only because pretrain came before" in said
+    assert "(95 % over 5 redraws of the recipe) leaves out zero" in said
+    rows = next(one.value for one in app.dataframe if "alone" in one.value.columns)
+    assert (rows["low"][:2] < rows["share"][:2]).all() and (
+        rows["share"][:2] < rows["high"][:2]
+    ).all()
+    assert rows["share"].sum() == pytest.approx(1.0)
+    waterfall = figures(app)
+    assert any(one["alt"].startswith("Share of each stage in the margin") for one in waterfall)
+    seen = words(check(open_page(drawn.parent, link.replace("Share", "Seen+after"))))
+    assert "These numbers are of this run alone" not in seen

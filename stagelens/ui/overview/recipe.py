@@ -14,8 +14,8 @@ from stagelens.ui.reading import drawn, loaders
 THIS_RUN = "in this run"
 NOT_KNOWN = "One run: whether it would happen again is not known."
 SHARES_OF_THIS_RUN = (
-    "These numbers are of this run alone: draws of the recipe leave out single stages, so shares "
-    "and what is seen after stages are not known of the recipe."
+    "These numbers are of this run alone: its draws leave out single stages, so shares and what is "
+    "seen after stages are not known of the recipe."
 )
 _RECORDED_ONLY = (
     "Of this run: draws of the recipe keep no model between stages, and no answers without them."

@@ -32,7 +32,7 @@ from stagelens.wording.signs import POSITIVE_IS, gain
 from stagelens.wording.stage_facts import optimizer_words, steps_words
 from stagelens.wording.trust_words import trust_of_row, trust_word
 
-from . import recipe, shares
+from . import drawn_shares, recipe, shares
 
 _CARDS_A_ROW = 4
 _ABOUT_ENDS = (
@@ -134,7 +134,10 @@ def credit_and_blame(
     reading = readings.choose()
     if reading != WITHOUT:
         if effects.estimator == RECIPE:
+            if drawn_shares.of_recipe(workspace, behaviour, by, group, reading):
+                return
             components.text_block(recipe.SHARES_OF_THIS_RUN)
+            drawn_shares.offer(workspace)
         shares.adding_up(workspace, behaviour, by, group, reading)
         return
     components.text_block(

@@ -114,7 +114,7 @@ def start(asked: tuple[str, ...], told: str, key: str) -> None:
         type="primary",
         icon=":material/pie_chart:",
         key=f"start-{key}",
-        help="Runs in the background: python -m stagelens shares.",
+        help=f"Runs in the background: python -m stagelens {asked[0]}.",
     ):
         try:
             jobs.start(asked, _TITLE)

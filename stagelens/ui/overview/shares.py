@@ -12,6 +12,7 @@ import streamlit as st
 from stagelens import charts
 from stagelens.analyses.shares import sentences
 from stagelens.analyses.shares.means import Mean
+from stagelens.analyses.shares.pairs import Pair
 from stagelens.analyses.shares.share_table import (
     ALONE,
     SEEN_AFTER,
@@ -66,7 +67,13 @@ def adding_up(
         if found is None:
             share_jobs.offer(workspace, together)
         else:
-            _shares(workspace, found, column, group, together)
+            chosen_pairs = reading_shares.pairs(
+                *(workspace.at, workspace.examples.name, behaviour.name, together, column, group)
+            )
+            waterfall(workspace, found, chosen_pairs, column, group)
+            if together:
+                chosen = reading_shares.chosen(workspace.at, workspace.examples.name, column, group)
+                _when_apart(workspace, found, chosen, together)
     if found is not None:
         for text in sentences.cautions(found):
             components.text_block(text, muted=True)
@@ -74,22 +81,21 @@ def adding_up(
             halves.section(workspace, found, column, group)
         trust_legend()
         with st.expander("The same numbers as a table"):
-            _table(workspace, found, column, group)
+            table(workspace, found, column, group)
         share_jobs.offer_better(workspace, together, found.estimator)
 
 
-def _shares(
+def waterfall(
     workspace: Workspace,
     found: Shares,
+    pairs: Sequence[Pair],
     column: str | None,
     group: str | None,
-    together: tuple[str, ...],
 ) -> None:
+    """From base to final model by shares, beside the pairs of stages, with what they say."""
     chosen = reading_shares.chosen(workspace.at, workspace.examples.name, column, group)
     noun, behaviour = workspace.noun, found.behaviour
     about = slice_parts(noun, column, group)
-    at, name = workspace.at, workspace.examples.name
-    pairs = reading_shares.pairs(at, name, behaviour.name, together, column, group)
     # Groups chosen by effects or answers stand out by that choice, which is not a finding.
     by_choice = workspace.chosen_by_outcome(column)
     told = [] if by_choice else sentences.pair_sentences(pairs, behaviour, noun, column, group)
@@ -113,7 +119,7 @@ def _shares(
                 sentences=lambda: [
                     sentences.share_sentence(one, behaviour, about, noun) for one in means
                 ],
-                estimator=f"{_ESTIMATE} by {found.estimator}",
+                estimator=_made(found),
                 trust=known,
                 filters=filters,
             ),
@@ -127,7 +133,7 @@ def _shares(
                 About(
                     behaviour=behaviour.name,
                     sentences=lambda: told,
-                    estimator=f"{_ESTIMATE} by {found.estimator}",
+                    estimator=_made(found),
                     trust=[pair.given_all.trust for pair in pairs],
                     filters=filters,
                 ),
@@ -141,8 +147,6 @@ def _shares(
                 muted=True,
             )
     trust_badges(known, behaviour.name)
-    if together:
-        _when_apart(workspace, found, chosen, together)
 
 
 def _together(workspace: Workspace) -> tuple[str, ...]:
@@ -194,7 +198,23 @@ def _seen_after(
             icon=":material/info:",
         )
         return
-    chosen = reading_shares.chosen(at, name, column, group)
+    differences(workspace, found, column, group, observed)
+
+
+def differences(
+    workspace: Workspace, found: Shares, column: str | None, group: str | None, observed: bool
+) -> None:
+    """From base to final model by what is seen after each stage.
+
+    Args:
+        workspace: The page's.
+        found: Boundaries, or coalitions of whoever happened first.
+        column: Of the group; None for all examples.
+        group: Which.
+        observed: Whether they are recorded models.
+    """
+    behaviour = found.behaviour
+    chosen = reading_shares.chosen(workspace.at, workspace.examples.name, column, group)
     means = found.means(SEEN_AFTER, chosen)
     ends = found.level(0, chosen), found.level(found.full, chosen)
     about = "".join(part.text for part in slice_parts(workspace.noun, column, group))
@@ -216,7 +236,7 @@ def _seen_after(
     )
 
 
-def _table(workspace: Workspace, found: Shares, column: str | None, group: str | None) -> None:
+def table(workspace: Workspace, found: Shares, column: str | None, group: str | None) -> None:
     """Every reading of every stage, with the share's interval."""
     chosen = reading_shares.chosen(workspace.at, workspace.examples.name, column, group)
     behaviour, scale = found.behaviour, 100 if is_share(found.behaviour) else 1
@@ -252,7 +272,7 @@ def _table(workspace: Workspace, found: Shares, column: str | None, group: str |
         f"{POSITIVE_IS}",
         About(
             behaviour=found.behaviour.name,
-            estimator=f"{_ESTIMATE} by {found.estimator}",
+            estimator=_made(found),
             trust=[one.trust for one in share],
             filters=_filters(column, group),
         ),
@@ -261,12 +281,23 @@ def _table(workspace: Workspace, found: Shares, column: str | None, group: str |
             for name in ("share", "low", "high", "without it", "seen after", "alone")
         },
     )
+    if found.over:
+        over = f"Intervals are over {found.over} of the recipe (95 %)."
+        components.text_block(f"{over} How the set was sampled is not in them.", muted=True)
+        return
     sharing = loaders.clustered(workspace.at, workspace.examples.name, workspace.noun)
     components.text_block(
         f"{RULE} Intervals are over the choice of examples (95 %), with the errors of models. "
         f"{sharing}",
         muted=True,
     )
+
+
+def _made(found: Shares) -> str:
+    """How shares were had, for whoever pins them."""
+    if found.over:
+        return f"{_ESTIMATE} over {found.over} of the recipe"
+    return f"{_ESTIMATE} by {found.estimator}"
 
 
 def _filters(column: str | None, group: str | None) -> dict[str, str]:
