@@ -31,7 +31,7 @@ from . import board_bars
 
 MOST = {"image": 60, "text": 18}
 """Examples on a wall, by what they are."""
-_CARD = {"image": 42, "text": 190}
+_CARD = {"image": 46, "text": 190}
 """The least width of a card, in pixels."""
 _SIDE = 64
 _TEXT, _ANSWER, _ABOUT = 160, 40, 200
