@@ -109,11 +109,16 @@ def headlines(
         if not found:
             st.markdown("No stage stands out on this behaviour.")
         components.sentences(found, size="1.15rem")
+        # Over draws of the recipe, intervals stand in the sentences themselves.
+        bracketed = any("(95 %" in str(each) or "(interval" in str(each) for each in found)
+        brackets = (
+            f" In brackets is the interval over the choice of {workspace.noun}s, with the error of "
+            "an estimate."
+        )
         components.text_block(
             f"Headlines are mean effects over at least {count_text(FEWEST, workspace.noun)}, "
             "beyond two standard errors, beyond the error of the estimate where that is known"
-            f"{recipe.rule(workspace, effects)} In brackets is the interval over the choice of "
-            f"{workspace.noun}s, with the error of an estimate.",
+            f"{recipe.rule(workspace, effects)}{brackets if bracketed else ''}",
             muted=True,
         )
 
