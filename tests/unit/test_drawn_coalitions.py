@@ -104,6 +104,12 @@ def test_shares_over_draws_are_means_of_each_draws_shares_and_add_up(
                     continue
                 assert one.interval.drawn == "3 redraws"
                 assert (one.interval.low, one.interval.high) == pytest.approx((over.low, over.high))
+        few = np.arange(60) < 20
+        (one, *_) = found.means(SHARE, few)
+        np.testing.assert_allclose(one.mean, found.in_each_draw(SHARE, few)[:, 0].mean())
+        if one.interval is not None:  # the trust of a group's mean goes by its own interval
+            width = (one.interval.high - one.interval.low) / abs(one.mean)
+            assert dict(one.trust.over_draws)[behaviour] == pytest.approx(width)
         (pair, *_) = pairs_of(found)
         given = [v[7] - v[6] - v[5] + v[4] for v in found.drawn_v]
         assert pair.given_all.mean == pytest.approx(np.mean(given))

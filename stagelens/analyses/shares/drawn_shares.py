@@ -56,10 +56,10 @@ class DrawnShares(Shares):
     ) -> Mean:
         """The mean of a weighted sum of coalitions; NaN where no example has a value."""
         own, n = self._in_each(weights, chosen)
-        trust = self._trust(name, weights)
+        over = self._interval(own)
+        trust = self._known_from(name, over)  # that of a group goes by its own interval
         if not n:
             return Mean(name, 0, np.nan, None, trust)
-        over = self._interval(own)
         known = np.isfinite(over.low) and np.isfinite(over.high)
         ends = Interval(over.low, over.high, 0.0, 0.0, drawn=self.over) if known else None
         return Mean(name, n, over.mean, ends, trust)
@@ -87,7 +87,9 @@ class DrawnShares(Shares):
         return self.found.interval(own)
 
     def _trust(self, name: str, weights: Mapping[int, float]) -> StageTrust:
-        over = self._interval(self._in_each(weights, None)[0])
+        return self._known_from(name, self._interval(self._in_each(weights, None)[0]))
+
+    def _known_from(self, name: str, over: DrawInterval) -> StageTrust:
         known = math.isfinite(over.high - over.low) and over.mean != 0
         width = (over.high - over.low) / abs(over.mean) if known else math.inf
         return StageTrust(
