@@ -136,7 +136,7 @@ def waterfall(
         ticks="",
     )
     figure.update_xaxes(
-        range=_range([*levels, final, 0.0], behaviour),
+        range=_range([*levels, *_reached(steps), final, 0.0], behaviour),
         showgrid=True,
         zeroline=True,
         zerolinecolor=ZERO,
@@ -326,6 +326,12 @@ def _whiskers(
                 hoverinfo="skip",
             )
         )
+
+
+def _reached(steps: Sequence[_Step]) -> list[float]:
+    """The ends of intervals, which may lie beyond all bars: over few draws they are wide."""
+    known = [(s.begin, s.mean.interval) for s in steps if s.mean is not None and s.mean.interval]
+    return [begin + end for begin, own in known for end in (own.low, own.high)]
 
 
 def _range(levels: Sequence[float], behaviour: Behaviour) -> list[float]:

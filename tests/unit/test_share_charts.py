@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ from stagelens.charts.pair_matrix import pair_matrix
 from stagelens.charts.style import BLAME, CREDIT, DARK, EITHER, LIGHT, NEITHER, Palette
 from stagelens.charts.waterfall import FINAL, waterfall
 from stagelens.report.figures import TRACES
+from stagelens.wording.intervals import Interval
 from tests.support.coalitions import made
 from tests.support.stage_trust import trust
 
@@ -55,6 +58,18 @@ def test_bars_lead_from_the_base_to_the_final_model(better: str) -> None:
     credit = next(trace for trace in bars if trace.name == "credit")
     assert list(credit.y) == ([1] if better == "higher" else [2])
     assert figure.layout.xaxis.zeroline
+
+
+@pytest.mark.parametrize("better", ["higher", "lower"])
+def test_intervals_that_reach_beyond_all_bars_are_inside(better: str) -> None:
+    found = read(better)
+    first, *others = found.means(SHARE)
+    over = Interval(first.mean - 30.0, first.mean + 40.0, 0.0, 0.0, drawn="3 redraws")
+    ends = found.level(0), found.level(7)
+    means = [replace(first, interval=over), *others]
+    figure = waterfall(means, *ends, found.behaviour, LIGHT).figure
+    low, high = sorted(figure.layout.xaxis.range)
+    assert low < ends[0] + over.low and ends[0] + over.high < high
 
 
 def test_names_are_escaped_and_the_takeaway_says_every_share() -> None:
