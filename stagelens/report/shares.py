@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pandas as pd
 
 from stagelens import charts
+from stagelens.analyses.shares.drawn_shares import drawn_shares_of
 from stagelens.analyses.shares.mean_table import mean_table
 from stagelens.analyses.shares.pairs import Pair, pairs_of
 from stagelens.analyses.shares.sentences import (
@@ -19,9 +21,10 @@ from stagelens.analyses.shares.sentences import (
 from stagelens.analyses.shares.share_table import SHARE, Shares, shares_of
 from stagelens.analyses.shares.stored import best_coalitions
 from stagelens.contracts import Behaviour
-from stagelens.effects.coalition_results import CoalitionResult
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs.run import Run
+from stagelens.trust.drawn_coalitions import of_recipe
+from stagelens.trust.draws import RECIPE
 from stagelens.wording.numbers import phrase
 from stagelens.wording.sentences import slice_parts
 from stagelens.wording.trust_words import trust_word
@@ -44,6 +47,8 @@ def share_findings(
 ) -> list[Finding]:
     """The waterfall, the pairs and all readings for each behaviour; none where shares are unknown.
 
+    Those of this run first, then those of its recipe where every set of stages was drawn.
+
     Args:
         run: The run.
         set_name: The evaluation set.
@@ -52,26 +57,29 @@ def share_findings(
         finding: Makes a finding on this set of this run.
         chart: Makes one of a chart.
     """
-    measured = best_coalitions(run, set_name)
-    if measured is None:
-        return []
+    measured, redrawn = best_coalitions(run, set_name), of_recipe(run, set_name)
     made = []
     for behaviour in behaviours:
-        if behaviour.name in measured.behaviours:
-            made += _of_behaviour(measured, behaviour, noun, finding, chart)
+        if measured is not None and behaviour.name in measured.behaviours:
+            found = shares_of(measured, behaviour.name)
+            made += _of_behaviour(found, noun, finding, chart)
+        drawn = None if redrawn is None else drawn_shares_of(redrawn, behaviour.name)
+        if drawn is not None and np.isfinite(drawn.final).any():
+            made += _of_behaviour(drawn, noun, finding, chart, f", {RECIPE}")
     return made
 
 
 def _of_behaviour(
-    measured: CoalitionResult,
-    behaviour: Behaviour,
+    found: Shares,
     noun: str,
     finding: Callable[..., Finding],
     chart: Callable[..., Finding],
+    whose: str = "",
 ) -> list[Finding]:
-    found = shares_of(measured, behaviour.name)
+    behaviour = found.behaviour
     means, about = found.means(SHARE), f"all {noun}s"
-    common = {"behaviour": behaviour.name, "estimator": f"shares by {found.estimator}"}
+    how = f"over {found.over} of the recipe" if found.over else f"by {found.estimator}"
+    common = {"behaviour": behaviour.name, "estimator": f"shares {how}"}
     known = tuple(one.trust for one in means)
     ends = found.level(0), found.level(found.full)
     drawn = charts.waterfall(means, *ends, behaviour, charts.EITHER, about)
@@ -79,7 +87,7 @@ def _of_behaviour(
     made = [
         chart(
             drawn,
-            title=f"Share of each stage in the {phrase(behaviour)} on {about}",
+            title=f"Share of each stage in the {phrase(behaviour)} on {about}{whose}",
             sentences=(total_sentence(found, noun), *sentences),
             trust=known,
             **common,
@@ -89,7 +97,7 @@ def _of_behaviour(
         made.append(
             chart(
                 charts.pair_matrix(pairs, behaviour, charts.EITHER, about),
-                title=f"What pairs of stages do to the {phrase(behaviour)} only together",
+                title=f"What pairs of stages do to the {phrase(behaviour)} only together{whose}",
                 sentences=tuple(pair_sentences(pairs, behaviour, noun)),
                 trust=_trusts(pairs),
                 **common,
@@ -98,7 +106,7 @@ def _of_behaviour(
     made.append(
         finding(
             kind="table",
-            title=f"What is read of each stage, for the {phrase(behaviour)}",
+            title=f"What is read of each stage, for the {phrase(behaviour)}{whose}",
             said=" ".join([*cautions(found), *([pair_rule(pairs, noun)] if pairs else [])]),
             rows=Rows.of(_rows(found)),
             trust=known,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -12,6 +14,7 @@ from stagelens.report.rows import as_csv
 from stagelens.report.sections import whole_report
 from stagelens.runs.run import open_run
 from tests.conftest import DemoRun
+from tests.support.made_draws import write_drawn_coalitions
 
 
 @pytest.fixture(scope="module")
@@ -40,3 +43,20 @@ def test_rows_of_shares_add_up_and_have_their_trust(whole: Report) -> None:
     assert sums["share"] == pytest.approx(sums["seen after"], abs=1e-6)
     pairs = table[table["title"].str.startswith("What pairs of stages do to the margin")]
     assert len(pairs) == 6 and set(pairs["trust_of_row"]) == {"exact"}
+
+
+def test_shares_of_the_recipe_stand_beside_those_of_the_run(
+    digits_run: DemoRun, tmp_path: Path
+) -> None:
+    run = open_run(shutil.copytree(digits_run.path, tmp_path / "run"))
+    write_drawn_coalitions(run, "test", [0.8, 0.9, 1.0, 1.1, 1.2])
+    made = whole_report(run, "test")[0]
+    (section,) = [one for one in made.sections if one.title == "Shares"]
+    seen = [one.seen for one in section.findings]
+    titles = [one.title for one in seen]
+    title = "Share of each stage in the margin on all images"
+    assert titles.index(f"{title}, of this recipe") > titles.index(title)
+    own = next(one for one in seen if one.title == f"{title}, of this recipe")
+    assert own.estimator == "shares over 5 redraws of the recipe"
+    assert "Over 5 redraws of the recipe, training as a whole" in str(own.sentences[0])
+    assert "exact" not in {trust.trust for trust in own.trust}
