@@ -15,6 +15,10 @@ METHOD = (
     "it worse, by the behaviour's own direction: lower loss is better, higher margin is better. "
     "Over many examples both are means, and their sum is the net effect. An effect of less than "
     "two noise sd, that is how much it varies with the order of the batches, is not a finding.",
+    "Signs follow one rule: credit is up, to the right, positive and blue; blame is down, negative "
+    "and orange, whichever direction of the behaviour is better. Rows behind charts also keep what "
+    "was measured: final, without, effect, low and high are in the behaviour's own direction; "
+    "gain, credit and blame follow the rule.",
 )
 """Paragraphs."""
 

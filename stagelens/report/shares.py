@@ -18,7 +18,7 @@ from stagelens.analyses.shares.sentences import (
     share_sentence,
     total_sentence,
 )
-from stagelens.analyses.shares.share_table import SHARE, Shares, shares_of
+from stagelens.analyses.shares.share_table import READINGS, SHARE, Shares, shares_of
 from stagelens.analyses.shares.stored import best_coalitions
 from stagelens.contracts import Behaviour
 from stagelens.estimators.stage_trust import StageTrust
@@ -27,6 +27,7 @@ from stagelens.trust.drawn_coalitions import of_recipe
 from stagelens.trust.draws import RECIPE
 from stagelens.wording.numbers import phrase
 from stagelens.wording.sentences import slice_parts
+from stagelens.wording.signs import gain
 from stagelens.wording.trust_words import trust_word
 
 from .finding import Finding, Rows
@@ -108,7 +109,7 @@ def _of_behaviour(
             kind="table",
             title=f"What is read of each stage, for the {phrase(behaviour)}{whose}",
             said=" ".join([*cautions(found), *([pair_rule(pairs, noun)] if pairs else [])]),
-            rows=Rows.of(_rows(found)),
+            rows=Rows.of(share_rows(found)),
             trust=known,
             **common,
         )
@@ -120,7 +121,12 @@ def _trusts(pairs: Sequence[Pair]) -> tuple[StageTrust, ...]:
     return tuple(pair.given_all.trust for pair in pairs)
 
 
-def _rows(found: Shares) -> pd.DataFrame:
+def share_rows(found: Shares) -> pd.DataFrame:
+    """Every reading of each stage with the share's interval and trust, on the credit scale."""
     rows = mean_table(found).drop(columns="behaviour")
+    ends = gain(rows[["share_low", "share_high"]].to_numpy(float), found.behaviour)
+    # Where lower is better, the ends change places.
+    rows = rows.assign(share_low=ends.min(axis=1), share_high=ends.max(axis=1))
+    rows[list(READINGS)] = gain(rows[list(READINGS)].to_numpy(float), found.behaviour)
     words = [trust_word(one.trust, found.behaviour.name) for one in found.means(SHARE)]
     return rows.assign(trust=words).rename(columns=lambda name: name.replace("_", " "))

@@ -23,6 +23,7 @@ from stagelens.analyses.shares.share_table import SHARE, Shares, shares_of
 from stagelens.charts import comparison, network, places, saliency, steps, tokens, trust
 from stagelens.charts.style import BLAME, CREDIT, NEITHER, Chart, color_of
 from stagelens.contracts import Behaviour
+from stagelens.report.shares import share_rows
 from stagelens.trust.comparing import Side, compare_effects
 from stagelens.ui.examples.contributions import Asked, tiles
 from stagelens.wording.intervals import Interval, interval_text
@@ -226,6 +227,16 @@ def test_tiles_of_when_have_the_signs_of_the_chart_below_them(kind: Behaviour) -
         together[1],
         effect[1],
     ]
+
+
+@pytest.mark.parametrize("kind", [LOSS, MARGIN], ids=lambda kind: kind.name)
+def test_tables_of_shares_follow_the_rule(kind: Behaviour) -> None:
+    rows = share_rows(shares(kind)).set_index("stage")
+    for reading in ("share", "without it", "seen after", "alone"):
+        assert rows[reading].tolist() == pytest.approx([GOOD, BAD])
+    assert (rows["share low"] <= rows["share"]).all() and (
+        rows["share"] <= rows["share high"]
+    ).all()
 
 
 def test_one_place_decides() -> None:
