@@ -7,17 +7,16 @@ from stagelens.ui.opening.workspace import nothing_measured, open_workspace
 from stagelens.ui.overview import paths, recipe, sections, story, switchboard
 from stagelens.ui.pieces import components
 
-workspace = open_workspace("Overview")
+workspace = open_workspace("Overview", unused={"stage": "This page shows all stages."})
 if workspace is not None:
     with components.errors_told():
-        sections.heading(workspace)
         effects = workspace.effects
         if effects is None:
             nothing_measured(workspace)
             # What was recorded can be shown before anything is measured.
             sections.time_line(workspace, None)
         else:
-            behaviour, by, group = sections.choose(workspace, effects)
+            behaviour, by, group = workspace.bar.behaviour, workspace.bar.by, workspace.bar.group
             # Its models are those of this run, whatever the effects below are of.
             switchboard.show(workspace, effects, behaviour, by, group)
             of_run, effects = effects, recipe.choose(workspace, effects)

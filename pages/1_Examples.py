@@ -11,7 +11,6 @@ from stagelens.ui.pieces import components, state
 workspace = open_workspace("Examples")
 if workspace is not None:
     with components.errors_told():
-        browser.heading(workspace)
         of_the_set, own, compared = st.tabs(
             [state.OF_THE_SET, state.OWN, state.COMPARED], key=state.VIEW, bind="query-params"
         )

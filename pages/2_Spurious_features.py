@@ -12,7 +12,6 @@ from stagelens.ui.spurious import features, groups
 workspace = open_workspace("Spurious features")
 if workspace is not None:
     with components.errors_told():
-        st.title("Spurious features", anchor=False)
         effects = workspace.effects
         if effects is None:
             nothing_measured(workspace)

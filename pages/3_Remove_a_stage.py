@@ -6,7 +6,13 @@ from stagelens.ui.opening.workspace import nothing_measured, open_workspace
 from stagelens.ui.pieces import components
 from stagelens.ui.removal import sections
 
-workspace = open_workspace("Remove a stage")
+workspace = open_workspace(
+    "Remove a stage",
+    unused={
+        "measure": "This page shows all behaviours.",
+        "stage": "This page shows all stages.",
+    },
+)
 if workspace is not None:
     with components.errors_told():
         sections.heading(workspace)

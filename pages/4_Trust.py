@@ -6,7 +6,14 @@ from stagelens.ui.opening.workspace import open_workspace
 from stagelens.ui.pieces import components
 from stagelens.ui.trust import calibration, costs, draws, sections, stages, verifying
 
-workspace = open_workspace("Trust", effects=False)
+_UNUSED = {
+    "by": "This page shows all examples, or one slice.",
+    "group": "This page shows all examples, or the slice that is chosen below.",
+    "stage": "This page shows all stages.",
+    "estimator": "What is compared with replay is chosen below.",
+}
+
+workspace = open_workspace("Trust", effects=False, unused=_UNUSED)
 if workspace is not None:
     with components.errors_told():
         sections.heading(workspace)

@@ -181,7 +181,7 @@ class Session:
 
 def used(url: str, truth: Truth, set_name: str, seed: int, until: float, fewest: int) -> Session:
     """One session from its first visit until its time is over, and at least so many moves."""
-    query = f"run={RUN}&set={set_name}&estimator={ESTIMATOR}&behaviour=loss&sort=id"
+    query = f"run={RUN}&set={set_name}&estimator={ESTIMATOR}&measure=loss&sort=id"
     with closing(Client(url, "Examples", query)) as client:
         session = Session(client, truth, random.Random(seed))
         moves = 0

@@ -7,7 +7,7 @@ import re
 import pytest
 from playwright.sync_api import Page, expect
 
-LINK = "Examples?run=digits&set=mixed-up&behaviour=margin&estimator=replay&sort=id"
+LINK = "Examples?run=digits&set=mixed-up&measure=margin&estimator=replay&sort=id"
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ def test_who_comes_back_to_earlier_filters_begins_at_their_first_page(
     server: Server, demo_home: Path
 ) -> None:
     ids = Truth.of(demo_home / "digits", "test").ids(Asked())
-    query = "run=digits&set=test&estimator=replay&behaviour=loss&sort=id"
+    query = "run=digits&set=test&estimator=replay&measure=loss&sort=id"
     with closing(Client(server.url, "Examples", query)) as client:
         client.put("pagination", "", 3)
         assert client.table["id"].tolist() == ids[2 * PAGE_SIZE : 3 * PAGE_SIZE]

@@ -83,7 +83,7 @@ def test_cancelling_leaves_the_page_as_it_was(server, page: Page, settle) -> Non
 
 
 def test_a_link_opens_the_same_comparison(server, page: Page, settle) -> None:
-    page.goto(f"{server.url}/Trust?run=digits&estimate=task-vector&trusted=loss")
+    page.goto(f"{server.url}/Trust?run=digits&estimate=task-vector&measure=loss")
     settle(page, "Checked against a replay")
     chart = page.get_by_role("figure", name=re.compile("on the loss by task-vector"))
     expect(chart.first).to_be_attached()

@@ -20,7 +20,7 @@ from stagelens.wording.numbers import signed_text
 from tests.pages.reading import check, figures, words
 
 PAGE = "pages/1_Examples.py"
-LINK = "run=digits&set=mixed-up&behaviour=margin&estimator=replay"
+LINK = "run=digits&set=mixed-up&measure=margin&estimator=replay"
 STAGES = ["pretrain", "shortcut", "mislabelled", "adapt"]
 
 

@@ -59,7 +59,7 @@ def test_what_is_planted_is_called_planted(open_page, demo: Path) -> None:
         ("stage=shortcut&side=credit", lambda t: t["effect"] < 0),
         ("stage=shortcut&changed=true", lambda t: t["prediction"] != t["prediction_without"]),
         ("q=CLEAN-00", lambda t: t["example_id"].str.contains("clean-00")),
-        ("stage=shortcut&strength=2", lambda t: t["effect"].abs() >= 2),
+        ("stage=shortcut&strength=2&measure=loss", lambda t: t["effect"].abs() >= 2),
     ],
 )  # fmt: skip
 def test_every_filter_in_a_link_leaves_what_it_says(
@@ -76,7 +76,8 @@ def test_filters_hold_together(open_page, demo: Path, effects: pd.DataFrame) -> 
     app = check(
         open_page(
             demo.parent,
-            "run=digits&stage=shortcut&side=blame&group=stamped&answers=wrong&sort=most+blame",
+            "run=digits&measure=loss&stage=shortcut&side=blame&group=stamped&answers=wrong"
+            "&sort=most+blame",
             PAGE,
         )
     )
@@ -98,7 +99,7 @@ def test_nothing_left_says_what_to_do(open_page, demo: Path) -> None:
 def test_a_picked_row_shows_the_example_everywhere(
     open_page, demo: Path, effects: pd.DataFrame
 ) -> None:
-    app = open_page(demo.parent, "run=digits&stage=shortcut&sort=most+blame", PAGE)
+    app = open_page(demo.parent, "run=digits&measure=loss&stage=shortcut&sort=most+blame", PAGE)
     chosen = table(app)["id"][2]
     check(pick(app, 2))
     assert app.query_params["example"] == chosen
@@ -117,7 +118,7 @@ def test_a_picked_row_shows_the_example_everywhere(
 
 
 def test_a_link_opens_what_it_asks_of_the_example(open_page, demo: Path) -> None:
-    app = check(open_page(demo.parent, "run=digits&example=clean-003&look=When", PAGE))
+    app = check(open_page(demo.parent, "run=digits&measure=loss&example=clean-003&look=When", PAGE))
     (path,) = figures(app)
     assert path["alt"].startswith("Loss observed. base: ") and "after shortcut: " in path["alt"]
     assert "without shortcut" not in words(app)
@@ -159,7 +160,7 @@ def test_a_linked_page_is_opened(open_page, demo: Path) -> None:
     "link",
     ["example=nope", "page=99999999999999999999", "page=-1", "page=x", "stage=nope",
      "label=%3Cb%3E", "strength=1e308", "strength=nan", "sort=drop+table", "side=both",
-     "set=..%2Fx", "estimator=__import__", "group=%00", "behaviour=accuracy", "changed=maybe",
+     "set=..%2Fx", "estimator=__import__", "group=%00", "measure=accuracy", "changed=maybe",
      "example=" + "x" * 5000, "example=clean-003&look=nowhere"],
 )  # fmt: skip
 def test_nonsense_in_a_link_is_ignored(open_page, demo: Path, link: str) -> None:
@@ -188,7 +189,9 @@ def test_another_set_has_its_own_groups(open_page, demo: Path) -> None:
 def test_the_table_says_what_is_known_of_its_numbers(
     open_page, demo: Path, estimator: str, said: str
 ) -> None:
-    assert said in words(open_page(demo.parent, f"run=digits&estimator={estimator}", PAGE))
+    assert said in words(
+        open_page(demo.parent, f"run=digits&measure=loss&estimator={estimator}", PAGE)
+    )
 
 
 def test_a_choice_is_followed_to_its_page_once(open_page, demo: Path) -> None:

@@ -38,7 +38,7 @@ def test_groups_cross_with_the_label_and_errors_stay_by_group(open_page, demo: P
 
 
 def test_the_gap_can_be_one_of_margins_and_of_the_label_alone(open_page, demo: Path) -> None:
-    app = check(open_page(demo.parent, "run=digits&gap=margin", PAGE))
+    app = check(open_page(demo.parent, "run=digits&measure=margin", PAGE))
     assert "The gap in mean margin between" in words(app)
     app = check(open_page(demo.parent, "run=digits&by=label", PAGE))
     assert "Accuracy of 10 groups" in figures(app)[0]["alt"]

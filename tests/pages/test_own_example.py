@@ -74,7 +74,7 @@ def test_an_image_of_the_set_has_the_numbers_of_the_set(
     label = rows["label"].iloc[0]
     app.selectbox(key="own-label").select(label)
     for behaviour in ("loss", "margin"):
-        app.selectbox(key="behaviour").select(behaviour)
+        app.selectbox(key="measure").select(behaviour)
         said = words(check(app.run()))
         for row in rows[rows["behaviour"] == behaviour].to_dict("records"):
             assert sentence(row, trust[row["stage"]]) in said
@@ -90,7 +90,7 @@ def test_an_image_of_the_set_has_the_numbers_of_the_set(
 def test_without_a_label_it_is_about_the_models_own_answer(open_page, demo: Path) -> None:
     app = open_page(demo.parent, OWN, PAGE)
     said = words(check(upload(app, picture(demo, "clean-003"))))
-    assert "No label was chosen, so the loss is about this answer, right or wrong" in said
+    assert "No label was chosen, so the margin is about this answer, right or wrong" in said
     bars = next(e.proto.body for e in app.get("html") if "← away from" in e.proto.body)
     assert "▲" not in bars and "▼" not in bars
     assert charts.CREDIT not in bars and charts.BLAME not in bars

@@ -18,7 +18,7 @@ from tests.support.findings import seen
 PAGES = {
     "app.py": "",
     "pages/1_Examples.py": "example=stamped-000&look=Which+data",
-    "pages/2_Spurious_features.py": "part=Found+without+metadata&of-stage=pretrain",
+    "pages/2_Spurious_features.py": "part=Found+without+metadata&stage=pretrain",
     "pages/3_Remove_a_stage.py": "remove-1=50",
     "pages/4_Trust.py": "",
     "pages/5_Report.py": "",

@@ -146,7 +146,7 @@ def test_estimated_shares_offer_better_ones(open_page: OpenPage, unshared: Path)
 def test_examples_have_shares_as_columns_to_filter_and_sort(
     open_page: OpenPage, shared: Path
 ) -> None:
-    link = "run=digits&behaviour=margin&credit=Share&stage=mislabelled&sort=most+credit"
+    link = "run=digits&measure=margin&credit=Share&stage=mislabelled&sort=most+credit"
     app = check(open_page(shared.parent, link, EXAMPLES))
     found = best_coalitions(open_run(shared), "test")
     assert found is not None
@@ -163,7 +163,7 @@ def test_examples_have_shares_as_columns_to_filter_and_sort(
 def test_an_example_has_its_waterfall_and_its_shares_in_words(
     open_page: OpenPage, shared: Path
 ) -> None:
-    link = "run=digits&behaviour=margin&credit=Share&example=clean-000"
+    link = "run=digits&measure=margin&credit=Share&example=clean-000"
     app = check(open_page(shared.parent, link, EXAMPLES))
     said, shown = words(app), alts(app)
     assert "pretrain 's share of the margin: +" in said and "(credit)" in said

@@ -55,7 +55,7 @@ def test_what_the_filters_leave_is_saved_under_a_name(open_page, demo_copy: Path
     wanted = table[(table["label"] == "3") & (table["prediction"] != table["label"])]
     assert set(one.example_ids) == set(wanted["example_id"])
     assert one.filters == {"label": "3", "answers": "wrong"}
-    assert (one.estimate, one.behaviour) == ("replay", "loss")
+    assert (one.estimate, one.behaviour) == ("replay", "margin")
     assert "slice: hard threes" in app.selectbox(key="group").options
     app.button(key="save-slice").click()  # its name is empty now
     assert "not a usable name" in words(check(app.run()))
@@ -136,7 +136,7 @@ def test_a_damaged_slice_does_not_take_the_page_down(open_page, home: Path) -> N
 
 
 def test_trust_is_told_of_one_slice(open_page, home: Path) -> None:
-    link = "run=digits&estimate=coarse-replay 1/4&trusted=loss"
+    link = "run=digits&estimate=coarse-replay 1/4&measure=loss"
     whole = check(open_page(home, link, "pages/4_Trust.py"))
     app = check(open_page(home, f"{link}&trusted-slice=clean ones", "pages/4_Trust.py"))
     assert "those of slice clean ones" in words(app)

@@ -48,7 +48,7 @@ def test_the_search_starts_by_itself_and_its_result_is_shown(open_page, demo_cop
 def test_a_feature_comes_with_its_figures_its_rules_and_its_examples(
     open_page, searched: Path
 ) -> None:
-    app = check(open_page(searched.parent, f"{LINK}&of-stage=shortcut&kind=Patches", PAGE))
+    app = check(open_page(searched.parent, f"{LINK}&stage=shortcut&kind=Patches", PAGE))
     said = words(app)
     assert "What is most closely associated with the effect of shortcut : the patch" in said
     assert "at least 10 of either" in said and "false discovery rate at most 5 %" in said
@@ -60,9 +60,9 @@ def test_a_feature_comes_with_its_figures_its_rules_and_its_examples(
 
 
 def test_columns_are_shown_only_where_they_are_asked_for(open_page, searched: Path) -> None:
-    said = words(check(open_page(searched.parent, f"{LINK}&of-stage=shortcut", PAGE)))
+    said = words(check(open_page(searched.parent, f"{LINK}&stage=shortcut", PAGE)))
     assert "Group = stamped" not in said
-    link = f"{LINK}&of-stage=shortcut&kind=Columns"
+    link = f"{LINK}&stage=shortcut&kind=Columns"
     assert "Group = stamped" in words(check(open_page(searched.parent, link, PAGE)))
 
 
@@ -96,7 +96,7 @@ def test_words_are_found_and_shown_in_their_texts(open_page, comments: Path) -> 
     by_stage = {s.stage: strongest(found, s.stage) for s in found.facts.stages}
     stage = next(s for s, rows in by_stage.items() if (rows["kind"] == "word").any())
     link = "run=comments&set=many&estimator=task-vector&part=Found+without+metadata"
-    app = check(open_page(comments.parent, f"{link}&of-stage={stage}&kind=Words", PAGE))
+    app = check(open_page(comments.parent, f"{link}&stage={stage}&kind=Words", PAGE))
     assert "What is most closely associated with the effect of" in words(
         app
     ) and "the word" in words(app)

@@ -115,7 +115,7 @@ def test_a_text_of_the_set_has_the_numbers_of_the_set(open_page, text_runs: Path
     result = load_result(open_run(text_runs / "comments"), "test", "effects", "replay")
     assert result is not None
     rows = result.table.query("example_id == '3' and behaviour == 'margin'")
-    app = open_page(text_runs, "run=comments&view=Own+example&behaviour=margin", PAGE)
+    app = open_page(text_runs, "run=comments&view=Own+example&measure=margin", PAGE)
     app.selectbox(key="own-label").select("calm")
     said = words(check(ask(app, text=small_texts.TEXTS[3])))
     for row in rows.to_dict("records"):
@@ -131,7 +131,7 @@ def test_a_prompt_is_asked_with_its_completions(open_page, text_runs: Path) -> N
     check(ask(app, prompt="two and two", completion=" make four", rejected=" make two"))
     said = words(app)
     assert "The final model goes on with" in said and "Tokens" in said
-    app.selectbox(key="behaviour").select("preference")
+    app.selectbox(key="measure").select("preference")
     result = load_result(open_run(text_runs / "prompts"), "test", "effects", "replay")
     assert result is not None
     rows = result.table.query("example_id == '1' and behaviour == 'preference'")
@@ -143,7 +143,7 @@ def test_a_prompt_is_asked_with_its_completions(open_page, text_runs: Path) -> N
 def test_what_is_not_known_of_an_example_is_not_offered(open_page, text_runs: Path) -> None:
     app = check(open_page(text_runs, "run=prompts&view=Own+example", PAGE))
     check(ask(app, prompt="two and two", completion=" make four"))
-    assert "preference" not in app.selectbox(key="behaviour").options
+    assert "preference" not in app.selectbox(key="measure").options
 
 
 def test_a_language_model_is_asked_about_a_whole_text_too(open_page, text_runs: Path) -> None:

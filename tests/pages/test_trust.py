@@ -79,7 +79,7 @@ def test_without_any_result_it_says_what_would_be_learnt_and_how_long(
 
 
 def test_figures_stand_together_with_their_intervals(open_page, verified: Path) -> None:
-    app = check(open_page(verified.parent, "run=digits&trusted=loss&estimate=coarse-replay 1/4",
+    app = check(open_page(verified.parent, "run=digits&measure=loss&estimate=coarse-replay 1/4",
                           PAGE))  # fmt: skip
     said = words(app)
     stored = load_verification(open_run(verified))
@@ -106,7 +106,7 @@ def test_every_stored_estimate_has_its_time_and_cost(open_page, verified: Path) 
 
 
 def test_the_link_chooses_estimate_behaviour_and_options(open_page, verified: Path) -> None:
-    link = "run=digits&estimate=task-vector&trusted=loss&orders=3&budgets=1/2"
+    link = "run=digits&estimate=task-vector&measure=loss&orders=3&budgets=1/2"
     app = check(open_page(verified.parent, link, PAGE))
     assert app.selectbox(key="estimate").value == "task-vector"
     assert "the loss by task-vector against replay" in scatters(app)[0]
@@ -123,7 +123,7 @@ def test_other_pages_say_verified_and_within_noise(open_page, verified: Path) ->
         assert "noise not known" not in said
         assert "and beyond training noise" in said
         assert "Beyond training noise: the mean effect" in said or "Within training noise" in said
-    link = "run=digits&estimator=replay&stage=shortcut&sort=order+of+the+set"
+    link = "run=digits&measure=loss&estimator=replay&stage=shortcut&sort=order+of+the+set"
     app = check(open_page(verified.parent, link, "pages/1_Examples.py"))
     result = load_result(open_run(verified), "test", "effects", "replay")
     assert result is not None

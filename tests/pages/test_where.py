@@ -17,7 +17,7 @@ from stagelens.ui.server import jobs
 from tests.pages.reading import check, figures, words
 
 PAGE, EXAMPLES = "pages/2_Spurious_features.py", "pages/1_Examples.py"
-LINK = "run=digits&part=Where+in+the+input&of-stage=shortcut&group=stamped&side=blame"
+LINK = "run=digits&part=Where+in+the+input&stage=shortcut&group=stamped&side=blame"
 
 
 def maps(app) -> list[dict]:
@@ -86,7 +86,7 @@ def test_larger_models_are_attributed_in_a_child_process(
 
 
 def test_an_example_shows_its_own_map(open_page, demo_copy: Path) -> None:
-    link = "run=digits&example=stamped-004&look=Where&behaviour=margin&of-stage=shortcut"
+    link = "run=digits&example=stamped-004&look=Where&measure=margin&stage=shortcut"
     app = check(open_page(demo_copy.parent, link, EXAMPLES))
     (shown,) = maps(app)
     assert "example stamped-004 the effect of shortcut on the margin" in shown["alt"]
@@ -109,7 +109,7 @@ def test_texts_have_their_tokens_shaded(
 ) -> None:
     home = tmp_path / "home"
     shutil.copytree(text_runs / run, home / run)
-    link = f"run={run}&example=1&look=Where&behaviour={behaviour}"
+    link = f"run={run}&example=1&look=Where&measure={behaviour}"
     app = check(open_page(home, link, EXAMPLES))
     bodies = [e.proto.body for e in app.get("html") if "Where in example" in e.proto.body]
     assert len(bodies) == 1 and "final model" in bodies[0] and "blame" in bodies[0]
@@ -128,6 +128,6 @@ def test_texts_have_their_tokens_shaded(
 
 def test_an_example_without_a_number_says_so(open_page, text_runs: Path) -> None:
     app = check(open_page(text_runs, "run=comments&example=5&look=Where", EXAMPLES))
-    assert "No map: the loss of this example is not known." in words(app)
-    link = "run=prompts&example=1&look=Where&behaviour=preference"
+    assert "No map: the margin of this example is not known." in words(app)
+    link = "run=prompts&example=1&look=Where&measure=preference"
     assert "cannot be attributed" in words(check(open_page(text_runs, link, EXAMPLES)))

@@ -23,7 +23,7 @@ from stagelens.ui.reading import shares as reading_shares
 from stagelens.ui.reading.browse import Chosen, effect_column, noise_column, number_column
 from stagelens.ui.reading.example_errors import example_errors
 from stagelens.ui.reading.loaders import Effects, Source
-from stagelens.wording.numbers import amount_text, axis_unit, count_text, phrase
+from stagelens.wording.numbers import amount_text, axis_unit, phrase
 from stagelens.wording.trust_words import MARKS, signs_known, trust_word
 
 from . import drilldown, filters, shares
@@ -47,16 +47,6 @@ _BECAUSE = {
     SEEN_AFTER: "after the stage than before",
 }
 _MARKED = state.session_key("marked")
-
-
-def heading(workspace: Workspace) -> None:
-    """The title, and which set is browsed."""
-    st.title("Examples", anchor=False)
-    examples = workspace.examples
-    count = count_text(examples.count, workspace.noun)
-    components.text_block(
-        f"Set {examples.name}, {count}: {examples.description or 'no description'}."
-    )
 
 
 @st.fragment

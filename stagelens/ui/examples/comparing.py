@@ -124,7 +124,7 @@ def _estimators(workspace: Workspace, effects: Effects) -> _Wanted | None:
         # A table that lacks a stage shows another one's numbers of it: there is nothing to compare.
         pair = ((own, first), (other, second))
         both = [s for s in workspace.stages if all(one.sources.get(s) == n for one, n in pair)]
-        stage = _stage(both or workspace.stages, own, other)
+        stage = _stage(workspace.bar.stage, both or workspace.stages, own, other)
         behaviour = _behaviour(effects, "Behaviour", "compared-behaviour", 0)
     return _Wanted(stage, (first, second), (own, other), (behaviour, behaviour))
 
@@ -134,7 +134,7 @@ def _behaviours(workspace: Workspace, effects: Effects) -> _Wanted | None:
         st.info("This task has one behaviour only.", icon=":material/info:")
         return None
     with st.grid(3, min_column_width=150):
-        stage = _stage(workspace.stages, effects)
+        stage = _stage(workspace.bar.stage, workspace.stages, effects)
         first = _behaviour(effects, "First behaviour", "compared-first-behaviour", 0)
         second = _behaviour(effects, "Second behaviour", "compared-second-behaviour", 1)
     return _Wanted(stage, (first.name, second.name), (effects, effects), (first, second))
@@ -167,7 +167,7 @@ def _runs(workspace: Workspace, effects: Effects) -> _Wanted | None:
         if not shared:
             st.info("The two runs have no stage of the same name.", icon=":material/info:")
             return None
-        stage = _stage(shared, effects, found)
+        stage = _stage(workspace.bar.stage, shared, effects, found)
         behaviour = _behaviour(effects, "Behaviour", "compared-behaviour", 0)
     names = _apart(workspace, effects, name, other.name, found)
     same = other.recording == workspace.run.recording  # as copies of a run folder have it
@@ -199,14 +199,15 @@ def _apart(
     return own, other
 
 
-def _stage(stages: Sequence[str], *found: Effects) -> str:
-    """The chosen stage; initially the first that every side has numbers for."""
+def _stage(chosen: str | None, stages: Sequence[str], *found: Effects) -> str:
+    """The stage that is compared; at first the one in the bar, or one that both sides have."""
     known = [
         number
         for number, stage in enumerate(stages)
         if all(stage in one.trust and one.trust[stage].trust != "refused" for one in found)
     ]
-    return _pick("Stage", stages, "compared-stage", known[0] if known else 0)
+    start = stages.index(chosen) if chosen in stages else known[0] if known else 0
+    return _pick("Stage", stages, "compared-stage", start)
 
 
 def _kinds(effects: Effects) -> list[str]:

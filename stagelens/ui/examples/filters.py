@@ -9,7 +9,7 @@ import numpy as np
 import streamlit as st
 
 from stagelens.analyses.shares.share_table import WITHOUT, share_table
-from stagelens.contracts import ACCURACY, Behaviour
+from stagelens.contracts import Behaviour
 from stagelens.trust.trust_columns import with_trust
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, readings
@@ -56,23 +56,13 @@ def _every(workspace: Workspace, effects: Effects, behaviour: str) -> tuple[Ever
 
 def choose(workspace: Workspace, effects: Effects) -> Chosen:
     """The filter controls; returns the examples that pass them."""
-    # Accuracy is only 0 or 1 per example; loss comes first because a selectbox starts there.
-    behaviours = [name for name in effects.behaviours if name != ACCURACY.name]
-    behaviours.sort(key=lambda name: name != "loss")
+    behaviour = workspace.of_one(effects)
     with st.container(border=True):
         reading = WITHOUT
         if reading_shares.known(workspace.at, workspace.examples.name):
             reading = readings.choose(told=False)
         with st.grid(4, min_column_width=170):
-            name = st.selectbox(
-                "Behaviour",
-                behaviours,
-                key="behaviour",
-                bind="query-params",
-                help="One number per example measured on a model; stage effects are about it.",
-            )
-            behaviour = effects.behaviours[name]
-            every, shared = _every(workspace, effects, name)
+            every, shared = _every(workspace, effects, behaviour.name)
             reading = reading if shared else WITHOUT
             filters = _filters(workspace, every, behaviour, reading)
         with st.container(horizontal=True, vertical_alignment="bottom"):
@@ -89,11 +79,7 @@ def choose(workspace: Workspace, effects: Effects) -> Chosen:
 
 
 def _filters(workspace: Workspace, every: Every, behaviour: Behaviour, reading: str) -> Filters:
-    stage = _pick(
-        "Stage", workspace.stages, "stage", "Any stage", "The stage whose effect is filtered."
-    )
     label = pick_label(every.labels) if workspace.labelled else None
-    by, group = workspace.pick_group("Only the examples of one group or one saved slice.")
     answers = None
     if workspace.labelled:
         answers = _pick(
@@ -113,10 +99,10 @@ def _filters(workspace: Workspace, every: Every, behaviour: Behaviour, reading: 
         "Sort by", browse.SORTS, key="sort", bind="query-params", help="Order of the examples."
     )
     return Filters(
-        stage=stage,
+        stage=workspace.bar.stage,
         label=label,
-        by=by,
-        group=group,
+        by=workspace.bar.by,
+        group=workspace.bar.group,
         answers="right" if answers == "right" else "wrong" if answers == "wrong" else None,
         side=side,
         strength=strength,

@@ -202,7 +202,7 @@ def _show(workspace: Workspace, question: Question, asked: Asked) -> None:
     with grid.cell(column_span=2):
         verdict, choice = st.columns([2, 1], vertical_alignment="bottom")
         with choice:
-            behaviour = _behaviour(effects)
+            behaviour = _behaviour(workspace, effects)
         row = _row(workspace, effects, behaviour, asked)
         with verdict:
             _verdict(workspace, row)
@@ -223,19 +223,13 @@ def _show(workspace: Workspace, question: Question, asked: Asked) -> None:
         tokens.token_effects(workspace.stages, answer.tokens, answer.behaviours[0], answer.trust)
 
 
-def _behaviour(effects: Effects) -> Behaviour:
+def _behaviour(workspace: Workspace, effects: Effects) -> Behaviour:
     """The behaviour to show, of those that have a value on this example."""
     has_value = [name for name in effects.behaviours if effects.of(name)["final"].notna().any()]
     # Where none has a value, the control still needs something to offer.
     known = has_value or list(effects.behaviours)
-    name = st.selectbox(
-        "Behaviour",
-        sorted(known, key=lambda name: name != "loss"),
-        key="behaviour",
-        bind="query-params",
-        help="One number per example measured on a model; stage effects are about it.",
-    )
-    return effects.behaviours[name]
+    own = workspace.of_one(effects)
+    return own if own.name in known else effects.behaviours[known[0]]
 
 
 def _row(workspace: Workspace, effects: Effects, behaviour: Behaviour, asked: Asked) -> pd.Series:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Sequence
-from urllib.parse import quote, urlencode
 
 import pandas as pd
 import streamlit as st
@@ -42,8 +41,8 @@ _IMAGES, _TEXTS = 6, 4
 """Examples in the gallery."""
 _SIDE = 256
 """Pixels on the longer side of the image behind a map."""
-_STAGE, _BASELINE = "of-stage", "baseline"
-"""Keys of the controls, also in links."""
+_BASELINE = "baseline"
+"""Key of the control, also in links."""
 _QUICK = 1 << 20
 """Largest product of the final model's bytes and examples for this process; more is a job."""
 
@@ -58,27 +57,26 @@ def gallery(workspace: Workspace, effects: Effects) -> None:
     if not behaviours:
         st.info("No behaviour of this run can be attributed.", icon=":material/info:")
         return
+    own = workspace.of_one(effects).name
+    name = own if own in behaviours else behaviours[0]
+    behaviour = effects.behaviours[name]
+    stage = _stage(workspace, effects)
     with st.container(border=True), st.grid(3, min_column_width=170):
-        stage = _pick_stage(workspace, effects)
-        name = st.selectbox(
-            "Behaviour",
-            behaviours,
-            key="behaviour",
-            bind="query-params",
-            help="What is attributed: one number per example measured on a model.",
-        )
-        behaviour = effects.behaviours[name]
         every = filters.every_example(
             workspace.at, workspace.examples.name, effects.estimator, name
         )
         label = filters.pick_label(every.labels) if workspace.labelled else None
-        by, group = workspace.pick_group("Only the examples of one group or one saved slice.")
         side = filters.pick_side()
         baseline = _pick_baseline(workspace, wide=True)
     if _refused(effects, stage):
         return
     asked = Filters(
-        stage=stage, label=label, by=by, group=group, side=side, sort="strongest effect"
+        stage=stage,
+        label=label,
+        by=workspace.bar.by,
+        group=workspace.bar.group,
+        side=side,
+        sort="strongest effect",
     )
     rows = browse.select(every, asked, behaviour, workspace.stages).rows
     rows = rows[rows[effect_column(stage)].notna()]
@@ -96,7 +94,7 @@ def gallery(workspace: Workspace, effects: Effects) -> None:
         for each in maps:
             with st.container(border=True, height="stretch", gap="small"):
                 row = rows.loc[rows["example_id"] == each.example_id].iloc[0]
-                link = _link(workspace, effects, stage, behaviour, each.example_id)
+                link = _link(workspace, effects, stage, each.example_id)
                 _head(workspace, row, stage, link)
                 _show(workspace, effects, stage, behaviour, each)
     if len(rows) > len(ids):
@@ -121,8 +119,8 @@ def saliency_maps(
         )
         return
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
-        stage = _pick_stage(workspace, effects, example_id)
         baseline = _pick_baseline(workspace)
+    stage = _stage(workspace, effects, example_id)
     if _refused(effects, stage):
         return
     if pd.isna(_effect(effects, stage, behaviour, example_id)):
@@ -145,8 +143,10 @@ def _places(workspace: Workspace) -> str:
     return "pixels" if workspace.noun == "image" else "tokens"
 
 
-def _pick_stage(workspace: Workspace, effects: Effects, example_id: str | None = None) -> str:
-    """The stage; initially the one most to blame, for one example or on average."""
+def _stage(workspace: Workspace, effects: Effects, example_id: str | None = None) -> str:
+    """The chosen stage; without a choice the one most to blame, for one example or on average."""
+    if workspace.bar.stage is not None:
+        return workspace.bar.stage
     behaviour = effects.behaviours[_behaviours(effects)[0]]
     means = []
     for rows in effects.parts(behaviour.name, ("example_id", "stage", "effect")):
@@ -156,16 +156,14 @@ def _pick_stage(workspace: Workspace, effects: Effects, example_id: str | None =
     gains = (behaviour.sign * pd.concat(means)).dropna()
     gains = gains[[signs_known(effects.trust.get(s), behaviour.name) for s in gains.index]]
     stages = workspace.stages
-    return st.selectbox(
-        "Stage",
-        stages,
-        index=stages.index(gains.idxmin()) if len(gains) else 0,
-        key=_STAGE,
-        bind="query-params",
-        width=220 if example_id is not None else "stretch",
-        help=f"Whose effect is mapped; at first the one most to blame for the "
-        f"{phrase(behaviour)} {'of this example' if example_id is not None else 'on average'}.",
+    stage = str(gains.idxmin()) if len(gains) else stages[0]
+    components.text_block(
+        f"Shown is {stage}, the stage most to blame for the {phrase(behaviour)} "
+        f"{'of this example' if example_id is not None else 'on average'}; choose another one "
+        "above.",
+        muted=True,
     )
+    return stage
 
 
 def _pick_baseline(workspace: Workspace, wide: bool = False) -> str:
@@ -383,18 +381,16 @@ def _how(workspace: Workspace, baseline: str) -> None:
     )
 
 
-def _link(
-    workspace: Workspace, effects: Effects, stage: str, behaviour: Behaviour, example_id: str
-) -> str:
+def _link(workspace: Workspace, effects: Effects, stage: str, example_id: str) -> str:
     """A link to the map of one example, with the settings chosen here."""
-    query = {
-        state.RUN: state.reference() or "",
-        "set": workspace.examples.name,
-        "estimator": effects.estimator,
-        "behaviour": behaviour.name,
-        state.EXAMPLE: example_id,
-        state.LOOK: state.INPUT,
-        _STAGE: stage,
-        _BASELINE: st.session_state[_BASELINE],
-    }
-    return f"Examples?{urlencode(query, quote_via=quote)}"
+    return components.address(
+        "Examples",
+        **{
+            "set": workspace.examples.name,
+            "estimator": effects.estimator,
+            "stage": stage,
+            state.EXAMPLE: example_id,
+            state.LOOK: state.INPUT,
+            _BASELINE: st.session_state[_BASELINE],
+        },
+    )

@@ -1,9 +1,9 @@
-"""What every page looks at: an open run, one of its sets, an estimator, and the groups."""
+"""What every page looks at: an open run, and what is chosen in the bar on top of the page."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,8 +11,7 @@ from pathlib import Path
 import streamlit as st
 
 from stagelens.analyses.slices.saved import Slice
-from stagelens.charts.style import short
-from stagelens.contracts import StageLensError, TaskTraits
+from stagelens.contracts import ACCURACY, Behaviour, StageLensError, TaskTraits
 from stagelens.runs.run import Run
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.tasks import traits, why_missing
@@ -23,23 +22,13 @@ from stagelens.ui.reading.loaders import Effects, Source
 from stagelens.wording.folding import listed
 from stagelens.wording.numbers import count_text
 
-from . import progressive, start
-
-_ESTIMATOR_HELP = (
-    "An estimator is a way to obtain a counterfactual: the model as it would be had a stage's "
-    "updates not happened, all later stages run as they were. Replay runs the recorded steps "
-    "again and is the ground truth; coarse-replay does so cheaply, within a budget; task-vector "
-    "is free and approximate. The Trust page compares them. A stage that the chosen one has not "
-    "come to is shown by the best of the others."
-)
+from . import bar, progressive, start
+from .bar import Bar
 
 _BY_OUTCOME = (
     ":material/filter_alt: This slice was chosen by effects or answers: what sets it apart there "
     "follows from the choice, and is not a finding."
 )
-
-_NO_SUCH_SET = state.session_key("no-such-set")
-"""The set that a link named but the run lacks, until another one is chosen."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +42,8 @@ class Workspace:
         effects: The chosen estimator's table; None where nothing has been measured yet.
         by: The column that groups come from, also a slice's; None where there are no groups.
         groups: Its values, as text, sorted.
+        bar: What is chosen on top of the page. Where ``bar.group`` is a saved slice, ``bar.by`` is
+            the slice's column, and another one than ``by``.
         computable: Whether models of the run can be built here, so that numbers can be computed.
     """
 
@@ -62,6 +53,7 @@ class Workspace:
     effects: Effects | None
     by: str | None
     groups: tuple[str, ...]
+    bar: Bar
     computable: bool = True
 
     @property
@@ -84,29 +76,16 @@ class Workspace:
         """The saved slices of the set."""
         return loaders.slices(self.at, self.examples.name)[0]
 
-    def pick_group(self, help: str) -> tuple[str | None, str | None]:
-        """A control for one group or saved slice: its column and its value; None for all."""
-        of_slices = {one.column: one.name for one in self.slices}
-        # No two options may be the same: a group takes precedence over a slice of its name.
-        options = [*self.groups, *(name for name in of_slices if name not in self.groups)]
-        if not options:
-            return None, None
-        # A column called group would make it "Group of group", and a slice is no column of the set.
-        column = self.by is not None and self.by not in ("group", *of_slices)
-        picked = st.selectbox(
-            f"Group of {self.by}" if column else "Group or slice" if of_slices else "Group",
-            options,
-            index=None,
-            placeholder="All groups",
-            key="group",
-            bind="query-params",
-            help=help,
-        )
-        if picked is None or picked in self.groups:
-            return self.by, picked
-        if self.chosen_by_outcome(picked):
-            st.caption(_BY_OUTCOME)
-        return picked, of_slices[picked]
+    def of_one(self, effects: Effects) -> Behaviour:
+        """The behaviour that numbers of single examples are about.
+
+        It is the chosen one, and the margin in the place of accuracy, which is no more than right
+        or wrong for one example.
+        """
+        known = [each for name, each in effects.behaviours.items() if name != ACCURACY.name]
+        if self.bar.behaviour.name in {each.name for each in known}:
+            return effects.behaviours[self.bar.behaviour.name]
+        return next((each for each in known if each.name == "margin"), known[0])
 
     def chosen_by_outcome(self, column: str | None) -> bool:
         """Whether a column stands for a slice that was chosen by what is measured."""
@@ -123,20 +102,23 @@ class Workspace:
         return self.traits is not None and self.traits.continues_text
 
 
-def open_workspace(title: str, effects: bool = True) -> Workspace | None:
+def open_workspace(
+    title: str, effects: bool = True, unused: Mapping[str, str] | None = None
+) -> Workspace | None:
     """Draw a page's frame and open what it looks at; None after showing what to do instead.
 
     Args:
         title: Of the page.
-        effects: Whether the page shows the effects of one estimate and of groups, so that these
-            are chosen in the sidebar, and better ones are computed in the background.
+        effects: Whether the page shows the effects of one estimate, so that better ones are
+            computed in the background.
+        unused: Control of the bar to the reason why the page does not look at it.
     """
     components.start_page(title)
     path = start.current_run()
     if path is None:
         return None
     try:
-        workspace = _open(path, effects)
+        workspace = _open(path, title, effects, unused or {})
     except StageLensError as error:
         components.error_state(str(error))
         return None
@@ -148,7 +130,9 @@ def open_workspace(title: str, effects: bool = True) -> Workspace | None:
     return workspace
 
 
-def _open(path: Path, with_effects: bool) -> Workspace | None:
+def _open(
+    path: Path, title: str, with_effects: bool, unused: Mapping[str, str]
+) -> Workspace | None:
     at = loaders.source(path)
     try:
         run = loaders.run(at)
@@ -157,32 +141,41 @@ def _open(path: Path, with_effects: bool) -> Workspace | None:
         components.run_in_sidebar(path.name)
         raise
     components.run_in_sidebar(run.name)
-    for problem in run.problems:
-        st.warning(components.plain(problem), icon=":material/warning:")
-    if not run.stages:
-        components.error_state(_no_stage(run))
-        return None
     # The first is shown until another is chosen: a set called test is what people look for.
     names = sorted(run.set_names, key=lambda name: (name != "test", name))
-    if not names:
-        components.error_state(
-            "This run has no evaluation set, so there is nothing to measure its stages on. Add "
-            f"one with: stagelens add-set {path} FILE --name test"
-        )
+    if not run.stages or not names:
+        _problems(run)
+        components.error_state(_no_stage(run) if not run.stages else _no_set(path))
         return None
-    buildable = _buildable(run, names[0])
+    state.renamed()
+    with bar.top(run.name if title == bar.OVERVIEW else title, unused) as row:
+        examples = _choose_set(at, row, names)
+        row.facts = _facts(run, examples, title)
+        chosen, effects, by, groups = _fill(at, run, examples, row, with_effects)
+    _problems(run)
+    computable = _buildable(run, names[0]) and _fits(run, examples)
+    workspace = Workspace(at, run, examples, effects, by, groups, chosen, computable)
+    if any(workspace.chosen_by_outcome(each) for each in {by, chosen.by}):
+        st.caption(_BY_OUTCOME)
     with st.sidebar:
-        chosen = _choose_set(names)
-        examples = loaders.evaluation_set(at, chosen)
         _show_left_out(examples)
-        computable = buildable and _fits(run, examples)
-        if not with_effects:
-            return Workspace(at, run, examples, None, None, (), computable)
-        effects = _choose_estimator(at, chosen)
-        by, groups = _choose_groups(at, chosen)
-        if effects is not None and computable:
-            progressive.better(progressive.Computable.of(at, chosen))
-    return Workspace(at, run, examples, effects, by, groups, computable)
+        if effects is not None:
+            _sources(at, examples.name, effects)
+            if computable:
+                progressive.better(progressive.Computable.of(at, examples.name))
+    return workspace
+
+
+def _problems(run: Run) -> None:
+    for problem in run.problems:
+        st.warning(components.plain(problem), icon=":material/warning:")
+
+
+def _no_set(path: Path) -> str:
+    return (
+        "This run has no evaluation set, so there is nothing to measure its stages on. Add "
+        f"one with: stagelens add-set {path} FILE --name test"
+    )
 
 
 def _no_stage(run: Run) -> str:
@@ -242,77 +235,102 @@ def _show_left_out(examples: EvaluationSet) -> None:
                 components.text_block(each, muted=True)
 
 
-def _choose_set(names: Sequence[str]) -> str:
-    """The evaluation set; says so where a link names one that is not there."""
+def _facts(run: Run, examples: EvaluationSet, title: str) -> str:
+    """What the page looks at, in a line."""
+    facts = [f"set {examples.name}: {count_text(examples.count, examples.kind)}"]
+    if title == bar.OVERVIEW:
+        steps = sum(stage.updates for stage in run.stages)
+        facts = [count_text(len(run.stages), "stage"), count_text(steps, "step"), *facts]
+    said = " · ".join(facts)
+    # A description may end with a full stop of its own.
+    return f"{said}. {examples.description}.".replace("..", ".") if examples.description else said
 
-    def forget() -> None:
-        st.session_state.pop(_NO_SUCH_SET, None)
 
-    # Kept beyond this rerun, because Streamlit takes values without an option out of the URL.
-    asked = st.query_params.get("set")
-    if asked is not None and asked not in names:
-        st.session_state[_NO_SUCH_SET] = asked
-    chosen = st.selectbox(
-        "Evaluation set",
-        names,
-        key="set",
-        bind="query-params",
-        on_change=forget,
-        help="The examples that behaviours are measured on.",
+def _choose_set(at: Source, row: bar.Row, names: Sequence[str]) -> EvaluationSet:
+    """The evaluation set, which decides what else the bar holds."""
+    if len(names) > 1 or bar.SET in st.query_params:
+        row.place(bar.SET)
+        name = row.pick(bar.SET, names, "The link names the set {asked}, which this run does not "
+                        "have")  # fmt: skip
+    else:
+        name = names[0]
+    return loaders.evaluation_set(at, name or names[0])
+
+
+def _fill(
+    at: Source, run: Run, examples: EvaluationSet, row: bar.Row, with_effects: bool
+) -> tuple[Bar, Effects | None, str | None, tuple[str, ...]]:
+    """The other controls: what is chosen, the estimator's effects, the groups and their column."""
+    name = examples.name
+    columns = loaders.groups(at, name)
+    slices, problems = loaders.slices(at, name)
+    several = (bar.BY,) if len(columns) > 1 or bar.BY in st.query_params else ()
+    row.place(bar.MEASURE, *several, bar.GROUP, bar.STAGE, bar.ESTIMATOR)
+    behaviours, effects = _choose_estimator(at, name, row, with_effects)
+    measure = row.pick(
+        bar.MEASURE,
+        list(behaviours),
+        f"Set {name} has no behaviour {{asked}}",
+        help=bar.behaviours_help(behaviours),
     )
-    if (missing := st.session_state.get(_NO_SUCH_SET)) is not None:
-        st.warning(
-            components.plain(
-                f"The link names the set {short(missing, 60)}, which this run does not have; "
-                f"{chosen} is shown instead."
-            ),
-            icon=":material/link_off:",
-        )
-    return chosen
-
-
-def _choose_estimator(at: Source, set_name: str) -> Effects | None:
-    available = loaders.available(at, set_name)
-    if not available:
-        return None
-    # First, because the state of a control can be set only before it is drawn.
-    progressive.follow(at, set_name, available)
-    name = st.selectbox(
-        "Estimator", available, key="estimator", bind="query-params", help=_ESTIMATOR_HELP
+    by = next(iter(columns), None)
+    if several:
+        by = row.pick(bar.BY, list(columns), f"Set {name} has no groups by {{asked}}")
+    groups = columns[by] if by is not None else ()
+    of_slices = {one.column: one.name for one in slices}
+    # No two options may be the same: a group takes precedence over a slice of its name.
+    options = [*groups, *(each for each in of_slices if each not in groups)]
+    missing = f"Set {name} has no group {{asked}}" + (f" by {by}" if several else "")
+    group = row.pick(bar.GROUP, options, missing, none="All groups" if options else "No groups")
+    stage = row.pick(
+        bar.STAGE,
+        [each.name for each in run.stages],
+        "This run has no stage {asked}",
+        none="Any stage",
     )
-    progressive.offer_best(available, name)
-    effects = loaders.effects(at, set_name, name)
-    if effects is not None:
-        others = {source for source in effects.sources.values() if source != name}
-        if others:
-            own = sum(source == name for source in effects.sources.values())
-            count = count_text(len(effects.sources), "stage")
-            st.caption(
-                components.plain(
-                    f"{name}: {own} of {count}; the others by {listed(sorted(others))}."
-                )
-            )
-    return effects
-
-
-def _choose_groups(at: Source, set_name: str) -> tuple[str | None, tuple[str, ...]]:
-    slices, problems = loaders.slices(at, set_name)
     for problem in problems:
         st.warning(components.plain(problem), icon=":material/warning:")
-    groups = loaders.groups(at, set_name)
-    if not groups:
-        return None, ()
-    by = st.selectbox(
-        "Groups by",
-        list(groups),
-        key="by",
-        bind="query-params",
-        help="Examples that share a value of this column form a group. A saved slice divides the "
-        "set in two: its examples, and the others.",
+    of = by
+    if group is not None and group not in groups:
+        of, group = group, of_slices[group]
+    behaviour = ACCURACY if measure is None else behaviours[measure]
+    return Bar(behaviour, of, group, stage), effects, by, groups
+
+
+def _choose_estimator(
+    at: Source, set_name: str, row: bar.Row, with_effects: bool
+) -> tuple[Mapping[str, Behaviour], Effects | None]:
+    """The behaviours that are measured, and the effects by the chosen estimator."""
+    available = loaders.available(at, set_name)
+    if available and with_effects:
+        # First, because the state of a control can be set only before it is drawn.
+        progressive.follow(at, set_name, available)
+    name = row.pick(
+        bar.ESTIMATOR, available, f"Nothing is stored for set {set_name} by the estimator {{asked}}"
     )
-    if any(one.column == by and one.by_outcome for one in slices):
-        st.caption(_BY_OUTCOME)
-    return by, groups[by]
+    if name is None:
+        return {}, None
+    if with_effects:
+        effects = loaders.effects(at, set_name, name)
+        return {} if effects is None else effects.behaviours, effects
+    facts = loaders.facts(at, set_name, name)
+    known = {} if facts is None else {each.name: each.behaviour() for each in facts.behaviours}
+    if loaders.labelled(at, set_name):
+        known = {ACCURACY.name: ACCURACY, **known}
+    return known, None
+
+
+def _sources(at: Source, set_name: str, effects: Effects) -> None:
+    """Where the effects are from, and the way to better ones."""
+    name = effects.estimator
+    progressive.offer_best(loaders.available(at, set_name), name)
+    others = {source for source in effects.sources.values() if source != name}
+    if others:
+        own = sum(source == name for source in effects.sources.values())
+        count = count_text(len(effects.sources), "stage")
+        st.caption(
+            components.plain(f"{name}: {own} of {count}; the others by {listed(sorted(others))}.")
+        )
 
 
 def nothing_measured(workspace: Workspace) -> None:

@@ -48,45 +48,6 @@ _OF_RECIPE = {
 }
 
 
-def heading(workspace: Workspace) -> None:
-    """The run, its set, and what was planted, in words."""
-    run, examples = workspace.run, workspace.examples
-    st.title(components.plain(run.name), anchor=False)
-    steps = sum(stage.updates for stage in run.stages)
-    facts = [
-        count_text(len(run.stages), "stage"),
-        count_text(steps, "step"),
-        f"set {examples.name}: {count_text(examples.count, workspace.noun)}",
-    ]
-    components.text_block(" · ".join(facts), muted=True)
-    if examples.description:
-        # A description may end with a full stop of its own.
-        components.text_block(f"{examples.description}.".replace("..", "."))
-
-
-def choose(workspace: Workspace, effects: Effects) -> tuple[Behaviour, str | None, str | None]:
-    """The behaviour that the page shows, the column of groups, and the one group or None."""
-    left, right = st.columns(2)
-    with left:
-        name = st.selectbox(
-            "Behaviour",
-            list(effects.behaviours),
-            key="measure",
-            bind="query-params",
-            help="One number per example measured on a model. "
-            + " ".join(
-                f"**{components.plain(b.name)}** ({b.better} is better): "
-                f"{components.plain(b.description)}"
-                for b in effects.behaviours.values()
-            ),
-        )
-    with right:
-        by, group = workspace.pick_group(
-            "Show credit and blame only for the examples of one group or one saved slice."
-        )
-    return effects.behaviours[name], by, group
-
-
 def headlines(
     workspace: Workspace,
     effects: Effects,

@@ -60,9 +60,9 @@ def tell_story(workspace: Workspace, effects: Effects) -> None:
             [
                 (
                     _EXAMPLES,
-                    "See which images it hurts",
+                    f"See which stamped images {_SHORTCUT} hurts",
                     ":material/grid_view:",
-                    {"stage": _SHORTCUT, "side": "blame", "sort": "most blame"},
+                    {"group": "stamped", "stage": _SHORTCUT, **_HURT},
                 ),
                 (_FEATURES, "Find the stamp without being told", ":material/troubleshoot:", _FOUND),
             ],
@@ -72,9 +72,9 @@ def tell_story(workspace: Workspace, effects: Effects) -> None:
             [
                 (
                     _EXAMPLES,
-                    "See which digits it hurts",
+                    f"See which digits of set {_MIXED_UP} {_MISLABELLED} hurts",
                     ":material/grid_view:",
-                    {"set": _MIXED_UP, "stage": _MISLABELLED, "side": "blame"},
+                    {"set": _MIXED_UP, "stage": _MISLABELLED, **_HURT},
                 )
             ],
         ),
@@ -108,6 +108,8 @@ _FEATURES = "pages/2_Spurious_features.py"
 _REMOVE = "pages/3_Remove_a_stage.py"
 _TRUST = "pages/4_Trust.py"
 _FOUND = {state.PART: state.FOUND}
+_HURT = {"answers": "wrong", "changed": "true", "side": "blame", "sort": "most blame"}
+"""Examples that a sentence about accuracy counts: answered wrongly, and otherwise without it."""
 
 
 def _stamped(workspace: Workspace, effects: Effects) -> Sentence | None:

@@ -6,6 +6,7 @@ import html
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import quote, urlencode
 
 import pandas as pd
 import streamlit as st
@@ -76,9 +77,17 @@ def start_page(title: str) -> None:
 
 
 def here(**more: str) -> dict[str, str] | None:
-    """Query parameters of a link to another page of the open run."""
+    """Query parameters of a link to a page of the open run: all that is chosen, but for changes."""
     reference = state.reference()
-    return {**({state.RUN: reference} if reference else {}), **more} or None
+    if not reference:
+        return more or None
+    return {state.RUN: reference, **state.kept(), **more}
+
+
+def address(page: str, **more: str) -> str:
+    """The same as the address of a page, for links that are markup or cells of a table."""
+    # Relative, so that it also works where the dashboard is served below a path.
+    return f"{page}?{urlencode(here(**more) or {}, quote_via=quote)}"
 
 
 def run_in_sidebar(name: str) -> None:

@@ -23,6 +23,12 @@ OFF = "off"
 """Names of the stages that are switched off on the Overview, with commas between them."""
 WALL, EVERYTHING = "wall", "all"
 """Says that the Overview's wall shows all examples, where no group was chosen."""
+BAR = ("set", "measure", "by", "group", "stage", "estimator")
+"""Keys of the controls in the bar on top of every page, and their names in links."""
+KEPT = (*BAR, "chance", "credit", OFF)
+"""What a link to another page of the dashboard keeps, beside the run."""
+_BEFORE = {"behaviour": "measure", "trusted": "measure", "gap": "measure", "of-stage": "stage"}
+"""Names that links had before one bar held these choices for all pages."""
 MOST_BESIDE = 5
 """Most examples that stand side by side."""
 
@@ -99,6 +105,23 @@ def open_reference(reference: str | None) -> None:
     for name in (EXAMPLE, PAGE, BESIDE, OFF, WALL):
         _set(name, None)
     _set(RUN, reference)
+
+
+def renamed() -> None:
+    """Take up what a link names as earlier links did; before the bar is drawn."""
+    for before, now in _BEFORE.items():
+        value = st.query_params.get(before)
+        if value is not None:
+            del st.query_params[before]
+            if now not in st.query_params:
+                st.session_state[now] = value
+
+
+def kept() -> dict[str, str]:
+    """The choices that links to other pages keep, as query parameters."""
+    # A control that was changed just now is not in the URL yet.
+    held = {key: st.session_state.get(key, st.query_params.get(key)) for key in KEPT}
+    return {key: value for key, value in held.items() if isinstance(value, str) and value}
 
 
 def example(ids: Collection[str]) -> str | None:

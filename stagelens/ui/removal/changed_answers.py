@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlencode
-
 import pandas as pd
 import streamlit as st
 
@@ -57,13 +55,12 @@ def _flip_table(view: RemovalView, rows: pd.DataFrame, edit: Edit) -> None:
     ids = rows["example_id"].tolist()
     image = view.workspace.examples.kind == "image"
     inputs = loaders.pictures(at, name, ids, _THUMBNAIL) if image else loaders.texts(at, name, ids)
-    link = {state.RUN: state.reference() or "", "set": name}
     marks = {"mended": "✓ mended", "broken": "✗ broken", "other": "other"}
     config = st.column_config
     shown = pd.DataFrame(
         {
             "input": inputs,
-            "example": [f"Examples?{urlencode({**link, state.EXAMPLE: i})}" for i in ids],
+            "example": [components.address("Examples", **{state.EXAMPLE: i}) for i in ids],
             "label": rows["label"].tolist(),
             "before": _answers(rows, "before"),
             "after": _answers(rows, "after"),

@@ -64,7 +64,7 @@ class RemovalView:
 
     @classmethod
     def of(cls, workspace: Workspace, effects: Effects) -> RemovalView:
-        """The view of what is chosen in the sidebar."""
+        """The view of what is chosen on top of the page."""
         stored = loaders.stored_estimates(workspace.at, workspace.examples.name)[effects.estimator]
         return cls(workspace, stored.estimator, dict(stored.settings), effects, workspace.by)
 

@@ -28,7 +28,6 @@ _CHOSEN = state.session_key("removal-chosen")
 
 def heading(workspace: Workspace) -> None:
     """What removal is, in plain words."""
-    st.title("Remove a stage", anchor=False)
     components.text_block(
         "Removal is an edit of the weights: the final ones minus a strength times what a stage did "
         "to them, as the chosen estimator says."
@@ -51,7 +50,7 @@ def removal_controls(workspace: Workspace, effects: Effects) -> None:
         view = RemovalView.of(workspace, effects)
         if not view.removable:
             st.info(
-                "This estimator refused every stage; choose another one in the sidebar.",
+                "This estimator refused every stage; choose another one above.",
                 icon=":material/block:",
             )
             return
@@ -119,7 +118,7 @@ def _sliders(view: RemovalView) -> dict[str, float]:
         st.caption(
             components.plain(
                 f"{view.effects.estimator} does not hold {listed(view.elsewhere)} yet: choose "
-                "another estimator in the sidebar, or have it replayed."
+                "another estimator above, or have it replayed."
             )
         )
     return strengths

@@ -32,7 +32,6 @@ _PREVIEW_ROWS = 100
 
 def heading(workspace: Workspace) -> None:
     """What the page is for."""
-    st.title("Report", anchor=False)
     components.text_block(
         "Findings of this run, in the order of the report. Pin a chart or a table on any page with "
         "the pin beside it; it stays as it was when you pinned it. Findings are kept in the run "

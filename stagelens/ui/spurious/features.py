@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote
 
 import pandas as pd
 import streamlit as st
@@ -63,7 +63,7 @@ def found_features_tab(workspace: Workspace, effects: Effects) -> None:
         _search(arguments)
         return
     _further(found, facts, arguments)
-    stage, kind = _controls(effects.trust, found)
+    stage, kind = _controls(effects.trust, found, workspace.bar.stage)
     rows = strongest(found, stage)
     # Columns are metadata; by default the tab shows what no metadata records.
     rows = rows[rows["kind"] == kind if kind is not None else rows["kind"] != "column"]
@@ -116,7 +116,9 @@ def _further(found: Features, facts: ResultFacts, arguments: tuple[str, ...]) ->
                   key="look-at-further-stages")  # fmt: skip
 
 
-def _controls(trust: Mapping[str, StageTrust], found: Features) -> tuple[str, str | None]:
+def _controls(
+    trust: Mapping[str, StageTrust], found: Features, chosen: str | None
+) -> tuple[str, str | None]:
     stages = [each.stage for each in found.facts.stages]
     best = [strongest(found, stage) for stage in stages]
     blamed = [b[(b["kind"] != "column") & (b["mean_with"] < 0)]["weight"].max() for b in best]
@@ -125,16 +127,14 @@ def _controls(trust: Mapping[str, StageTrust], found: Features) -> tuple[str, st
     blamed = [
         size if size == size and one else 0.0 for size, one in zip(blamed, known, strict=True)
     ]
-    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
-        stage = st.selectbox(
-            "Stage",
-            stages,
-            index=blamed.index(max(blamed)),
-            key="of-stage",
-            bind="query-params",
-            width=220,
-            help="The stage whose effect the features go with; first the one with most to blame.",
+    stage = chosen if chosen in stages else stages[blamed.index(max(blamed))]
+    if stage != chosen:
+        components.text_block(
+            f"Shown is {stage}, the stage with most to blame for what was found; choose another "
+            "one above.",
+            muted=True,
         )
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         names = {KINDS[kind]: kind for kind in KINDS if kind in found.facts.kinds}
         kind = st.segmented_control(
             "Kind",
@@ -225,7 +225,7 @@ def _examples(workspace: Workspace, found: Features, row: dict[str, Any]) -> Non
         ids = ids[:_SHOWN]
         pictures = loaders.pictures(at, name, ids, _THUMBNAIL)
         cells = "".join(
-            f"<a href='{_link(workspace, each)}' target='_self' title='{components.shown(each)}'"
+            f"<a href='{_link(each)}' target='_self' title='{components.shown(each)}'"
             f" style='position:relative;display:block'><img src='{picture}' alt='Example "
             f"{components.shown(each)}' style='width:100%;display:block;image-rendering:pixelated;"
             f"border-radius:.2em'>{_outline(row, found)}</a>"
@@ -239,20 +239,15 @@ def _examples(workspace: Workspace, found: Features, row: dict[str, Any]) -> Non
     for each, content in zip(ids, loaders.texts(at, name, ids), strict=True):
         text = " ".join(part for part in content.values() if part)
         st.html(
-            f"<a href='{_link(workspace, each)}' target='_self' style='color:inherit;"
+            f"<a href='{_link(each)}' target='_self' style='color:inherit;"
             "text-decoration:none'><p style='margin:0;padding-left:.6em;border-left:2px solid "
             f"{MUTED};overflow-wrap:anywhere;font-size:.9rem'>"
             f"<bdi>{_marked(text, row)}</bdi></p></a>"
         )
 
 
-def _link(workspace: Workspace, example_id: str) -> str:
-    run = quote(state.reference() or "", safe="")
-    # Relative, so that it also works where the dashboard is served below a path.
-    return (
-        f"Examples?{state.RUN}={run}&set={quote(workspace.examples.name, safe='')}"
-        f"&{state.EXAMPLE}={quote(example_id, safe='')}"
-    )
+def _link(example_id: str) -> str:
+    return html.escape(components.address("Examples", **{state.EXAMPLE: example_id}))
 
 
 def _outline(row: Mapping[str, Any], found: Features) -> str:

@@ -40,6 +40,7 @@ _ERRORS = {
         "Percentage of the other classes that the model wrongly answers with this class.",
     ),
 }
+_GAPS_IN = (ACCURACY.name, "margin")
 _MOST_CELLS = 600
 """Most cells in a picture of errors by class; with more, there is none."""
 
@@ -72,7 +73,7 @@ def group_gaps_tab(workspace: Workspace, effects: Effects) -> None:
             icon=":material/category:",
         )
         return
-    by, behaviour = _controls(workspace.by, effects)
+    by, behaviour = _controls(workspace, workspace.by)
     gaps = _gaps(workspace.at, workspace.examples.name, effects.estimator, by, behaviour.name)
     if gaps is None:
         return
@@ -89,26 +90,23 @@ def group_gaps_tab(workspace: Workspace, effects: Effects) -> None:
             _errors(each, stages, words)
 
 
-def _controls(by: str, effects: Effects) -> tuple[tuple[str, ...], Behaviour]:
-    kinds = [name for name in (ACCURACY.name, "margin") if name in effects.behaviours]
-    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
-        kind = st.segmented_control(
-            "Gap in",
-            kinds,
-            default=kinds[0],
-            required=True,
-            key="gap",
-            bind="query-params",
-            help="Accuracy: the share of right answers. Margin: the mean log-odds of the label.",
+def _controls(workspace: Workspace, by: str) -> tuple[tuple[str, ...], Behaviour]:
+    chosen = workspace.bar.behaviour
+    behaviour = chosen if chosen.name in _GAPS_IN else ACCURACY
+    if behaviour is not chosen:
+        components.text_block(
+            f"Gaps are of accuracy or margin, not of the {chosen.name}: accuracy is shown.",
+            muted=True,
         )
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         crossing = by != "label" and st.toggle(
             f"Cross {by} with the label" if len(by) < 24 else "Cross with the label",
             key="crossed",
             bind="query-params",
             help="One group for every combination of value and label. The column itself is chosen "
-            "in the sidebar, under *Groups by*.",
+            "above, under *Groups by*.",
         )
-    return ((by, "label") if crossing else (by,)), effects.behaviours[kind or kinds[0]]
+    return ((by, "label") if crossing else (by,)), behaviour
 
 
 def _sentences(workspace: Workspace, effects: Effects, gaps: Gaps, stages: Sequence[str]) -> None:

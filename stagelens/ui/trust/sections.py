@@ -47,7 +47,6 @@ class TrustView:
 
 def heading(workspace: Workspace) -> None:
     """What the page is for."""
-    st.title("Trust", anchor=False)
     components.text_block(
         "Estimates propose, replay decides: it runs the recorded steps again, and is the ground "
         "truth. First what the promises of estimates are worth, then the estimates of this run on "
@@ -65,13 +64,13 @@ def against_replay(view: TrustView) -> None:
 
 
 def choose(workspace: Workspace) -> TrustView | None:
-    """The estimate and the behaviour that the page shows; None if no estimate is stored."""
+    """The estimate, behaviour and slice that the page shows; None if no estimate is stored."""
     at, name = workspace.at, workspace.examples.name
     proposed = [e for e in loaders.available(at, name) if e != REPLAY]
     if not proposed:
         return None
     slices = workspace.slices
-    left, right, *more = st.columns(3 if slices else 2)
+    left, right = st.columns(2)
     with left:
         estimate = st.selectbox(
             "Estimate",
@@ -84,15 +83,11 @@ def choose(workspace: Workspace) -> TrustView | None:
     facts = loaders.facts(at, name, estimate)
     if facts is None:
         return None
-    with right:
-        kind = st.selectbox(
-            "Behaviour",
-            [each.name for each in facts.behaviours],
-            key="trusted",
-            bind="query-params",
-            help="One number per example measured on a model.",
-        )
-    only = _choose_slice(more[0], slices) if slices else None
+    measured = [each.name for each in facts.behaviours]
+    chosen = workspace.bar.behaviour.name
+    # Accuracy is no more than right or wrong for one example.
+    kind = chosen if chosen in measured else "margin" if "margin" in measured else measured[0]
+    only = _choose_slice(right, slices) if slices else None
     rows = figures(at, name, estimate, kind, only.name if only else None)
     result, truth = (loaders.result(at, name, which, kind) for which in (estimate, REPLAY))
     if result is None:

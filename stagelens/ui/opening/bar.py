@@ -1,0 +1,234 @@
+"""The bar on top of every page: set, behaviour, groups, one group, stage and estimator.
+
+It is drawn by ``open_workspace``, so that it stands at the same place on every page, with the same
+choices; all of them are in the URL, and are kept when pages change. What a page does not look at
+is shown there too, but cannot be changed on that page, so that nothing jumps. A choice that the
+run, or its set, does not have is told, and comes back with a set that has it.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
+
+from stagelens.charts.style import short
+from stagelens.contracts import Behaviour
+from stagelens.ui.pieces import components, state
+
+OVERVIEW = "Overview"
+"""The page that has the name of its run as its title."""
+
+SET, MEASURE, BY, GROUP, STAGE, ESTIMATOR = state.BAR
+"""Keys of the controls, and their names in links."""
+
+_STYLE = (
+    "<style>"
+    # Streamlit leaves 6 rem for a header that holds one small menu.
+    '[data-testid="stMainBlockContainer"]{padding:1rem 3.5rem 5rem}'
+    '[data-testid="stHeader"]{background:transparent;pointer-events:none}'
+    '[data-testid="stHeader"] :is(button,a,[data-testid="stStatusWidget"]){pointer-events:auto}'
+    ".st-key-top{gap:.4rem}"
+    '.st-key-heading [data-testid="stHeading"] h1{font-size:1.5rem;padding:0;white-space:nowrap;'
+    "text-overflow:ellipsis}"
+    ".st-key-heading{padding-right:5rem;flex-wrap:nowrap}"
+    ".sl-facts{opacity:.75;font-size:.875rem;overflow:hidden;white-space:nowrap;"
+    "text-overflow:ellipsis}"
+    ".st-key-bar{display:grid;grid-auto-flow:column;grid-auto-columns:minmax(0,1fr);gap:.5rem}"
+    '.st-key-bar [data-testid="stWidgetLabel"]{min-height:1.1rem;margin-bottom:.1rem}'
+    '.st-key-bar [data-testid="stWidgetLabel"] p{font-size:.75rem;white-space:nowrap}'
+    ".st-key-bar input{font-size:.875rem;padding-top:.25rem;padding-bottom:.25rem}"
+    ".st-key-bar .react-aria-ComboBox>[role=group]{min-height:2rem;height:2rem}"
+    ".st-key-folded{display:none}"
+    "@media (max-width:1100px){.st-key-bar{grid-auto-flow:row;"
+    "grid-template-columns:repeat(3,minmax(0,1fr))}}"
+    "@media (max-width:640px){"
+    '[data-testid="stMainBlockContainer"]{padding:3.25rem 1rem 4rem}'
+    ".st-key-heading{padding-right:0;flex-wrap:wrap;gap:0}"
+    ".sl-facts{white-space:normal;display:-webkit-box;-webkit-line-clamp:2;"
+    "-webkit-box-orient:vertical}"
+    ".st-key-folded{display:flex;flex-wrap:nowrap}"
+    ".st-key-bar{display:none;grid-template-columns:repeat(2,minmax(0,1fr))}"
+    ".st-key-top:has(.st-key-folded details[open]) .st-key-bar{display:grid}"
+    ".st-key-folded summary{cursor:pointer;font-weight:600;white-space:nowrap}}"
+    "</style>"
+)
+"""One row where there is room; in a narrow window a line that says what is chosen, and opens. The
+line opens in the browser alone, so that it stays open while somebody chooses."""
+
+_SHOWN = state.session_key("shown-page")
+
+_HELP = {
+    SET: "The examples that behaviours are measured on.",
+    BY: "Examples that share a value of this column form a group. A saved slice divides the set in "
+    "two: its examples, and the others.",
+    GROUP: "Look only at the examples of one group or one saved slice.",
+    STAGE: "The stage that is looked at; without a choice, all of them, or the one with the "
+    "strongest effects.",
+    ESTIMATOR: "An estimator is a way to obtain a counterfactual: the model as it would be had a "
+    "stage's updates not happened, all later stages run as they were. Replay runs the recorded "
+    "steps again and is the ground truth; coarse-replay does so cheaply, within a budget; "
+    "task-vector is free and approximate. The Trust page compares them. A stage that the chosen "
+    "one has not come to is shown by the best of the others.",
+}
+_LABELS = {
+    SET: "Evaluation set",
+    MEASURE: "Behaviour",
+    BY: "Groups by",
+    GROUP: "Group",
+    STAGE: "Stage",
+    ESTIMATOR: "Estimator",
+}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What is chosen on top of the page.
+
+    Attributes:
+        behaviour: Accuracy where nothing has been measured yet.
+        by: The column that groups come from, also a slice's; None where there are no groups.
+        group: The one group that is looked at; None for all.
+        stage: The one stage that is looked at; None for any.
+    """
+
+    behaviour: Behaviour
+    by: str | None = None
+    group: str | None = None
+    stage: str | None = None
+
+
+@dataclass
+class Row:
+    """The bar while it is drawn: the controls in their places, whatever is known first.
+
+    Attributes:
+        unused: Control to the reason why this page does not look at it.
+        entered: Whether another page was shown before.
+        facts: What the page looks at, as one line beside its title.
+    """
+
+    unused: Mapping[str, str]
+    entered: bool = False
+    facts: str = ""
+    _places: dict[str, DeltaGenerator] = field(default_factory=dict)
+    _told: list[str] = field(default_factory=list)
+    _chosen: dict[str, str] = field(default_factory=dict)
+
+    def place(self, *keys: str) -> None:
+        """Make room for these controls, from left to right."""
+        self._places.update({key: st.container(gap=None) for key in keys})
+
+    def pick(
+        self,
+        key: str,
+        options: Sequence[str],
+        missing: str,
+        none: str | None = None,
+        help: str = "",
+    ) -> str | None:
+        """One control.
+
+        Args:
+            key: Which.
+            options: To choose from; the first is chosen at first, unless ``none`` is given.
+            missing: Said of a choice that is not among them: its words with ``{asked}`` in it.
+            none: Stands for no choice.
+            help: What it is; by default what the control says everywhere.
+        """
+        self._look_up(key, options)
+        closed = self.unused.get(key, "")
+        with self._places[key]:
+            picked = st.selectbox(
+                _LABELS[key],
+                options,
+                index=None if none is not None else 0,
+                placeholder=none or "Not known yet",
+                key=key,
+                bind="query-params",
+                on_change=_forget,
+                args=(key,),
+                disabled=bool(closed) or not options,
+                help=" ".join(filter(None, (help or _HELP[key], closed))),
+            )
+        if (asked := st.session_state.get(_missing(key))) is not None:
+            instead = f"{picked} is shown instead" if picked else "all are shown"
+            self._told.append(f"{missing.format(asked=short(str(asked), 60))}; {instead}.")
+        if picked is not None:
+            self._chosen[key] = picked
+        return picked
+
+    def _look_up(self, key: str, options: Sequence[str]) -> None:
+        """Note a choice that is not there, and take one up again that now is."""
+        asked, held = st.query_params.get(key), st.session_state.get(key)
+        # Streamlit takes values without an option out of the URL, so they are kept here.
+        for each in (asked, held):
+            if each and each not in options:
+                st.session_state[_missing(key)] = each
+        if held is not None and held not in options:
+            del st.session_state[key]
+        elif self.entered and held is not None and asked is None:
+            # The state of another page's control ends with it, unless it is set anew.
+            st.session_state[key] = held
+        before = st.session_state.get(_missing(key))
+        if before in options and asked not in options:
+            _forget(key)
+            st.session_state[key] = before
+
+    def tell(self) -> None:
+        """Say which choices are not there, below the bar."""
+        if self._told:
+            said = "  \n".join(components.plain(each) for each in self._told)
+            st.warning(said, icon=":material/link_off:")
+
+    def words(self) -> str:
+        """What is chosen, in a line."""
+        keys = [key for key in (MEASURE, GROUP, STAGE, ESTIMATOR) if key in self._chosen]
+        return " · ".join(self._chosen[key] for key in keys)
+
+
+def _missing(key: str) -> str:
+    return state.session_key(f"missing-{key}")
+
+
+def _forget(key: str) -> None:
+    st.session_state.pop(_missing(key), None)
+
+
+@contextmanager
+def top(title: str, unused: Mapping[str, str]) -> Iterator[Row]:
+    """The title of the page and the bar; within, the bar is filled.
+
+    Args:
+        title: Of the page.
+        unused: Control to the reason why this page does not look at it.
+    """
+    row = Row(unused, st.session_state.get(_SHOWN) not in (None, title))
+    st.session_state[_SHOWN] = title
+    st.html(_STYLE)
+    with st.container(key="top"):
+        with st.container(horizontal=True, vertical_alignment="bottom", key="heading"):
+            st.title(components.plain(title), anchor=False, width="content")
+            facts = st.empty()
+        with st.container(horizontal=True, vertical_alignment="center", key="folded"):
+            line = st.empty()
+            st.html("<details><summary>Change</summary></details>", width="content")
+        with st.container(key="bar"):
+            yield row
+        said = html.escape(row.facts, quote=True)
+        facts.html(f"<div class='sl-facts' title='{said}'>{components.shown(row.facts)}</div>")
+        line.html(f"<div>{components.shown(row.words())}</div>")
+        row.tell()
+
+
+def behaviours_help(behaviours: Mapping[str, Behaviour]) -> str:
+    """What each behaviour is."""
+    return "One number per example measured on a model. " + " ".join(
+        f"**{components.plain(each.name)}** ({each.better} is better): "
+        f"{components.plain(each.description)}"
+        for each in behaviours.values()
+    )

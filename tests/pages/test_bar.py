@@ -1,0 +1,177 @@
+"""One bar on top of every page: the same choices everywhere, kept by pages and by links."""
+
+from __future__ import annotations
+
+import html
+import re
+from pathlib import Path
+from urllib.parse import parse_qsl, urlencode
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from stagelens.ui.pieces import components, state
+from tests.pages.reading import check, table, words
+
+PAGES = [path for path, *_ in components.PAGES]
+EXAMPLES = "pages/1_Examples.py"
+CHOSEN = {
+    "set": "test",
+    "measure": "loss",
+    "by": "group",
+    "group": "stamped",
+    "stage": "shortcut",
+    "estimator": "task-vector",
+}
+LINK = "run=digits&" + urlencode(CHOSEN)
+VIEWS = [
+    *((page, "") for page in PAGES),
+    *((EXAMPLES, f"view={view}") for view in (state.OWN, state.COMPARED)),
+    *((EXAMPLES, f"example=stamped-003&look={look}") for look in (state.WHEN, state.INPUT)),
+    ("pages/2_Spurious_features.py", f"part={state.WHERE}"),
+    ("pages/3_Remove_a_stage.py", "remove-1=100"),
+]
+
+
+def shown(app: AppTest) -> dict[str, str | None]:
+    """The controls of the bar, from left to right, with what they show."""
+    keys = [each.key for each in app.selectbox if each.key in state.BAR]
+    return {key: app.selectbox(key=key).value for key in keys}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_has_the_same_bar_with_what_the_link_chose(
+    open_page, demo: Path, page: str
+) -> None:
+    assert shown(check(open_page(demo.parent, LINK, page))) == CHOSEN
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_without_a_choice_every_page_begins_with_the_same(open_page, demo: Path, page: str) -> None:
+    found = shown(check(open_page(demo.parent, "run=digits", page)))
+    at_first = {"measure": "accuracy", "group": None, "stage": None, "estimator": "replay"}
+    assert found == {**CHOSEN, **at_first}
+
+
+def test_a_choice_is_kept_when_pages_change_also_where_it_is_not_looked_at(
+    open_page, demo: Path
+) -> None:
+    app = check(open_page(demo.parent, "run=digits", EXAMPLES))
+    for key in ("measure", "group", "stage"):
+        app.selectbox(key=key).select(CHOSEN[key])
+        check(app.run())
+    for page in PAGES:
+        check(app.switch_page(page).run())
+        assert "loss · stamped · shortcut · replay" in words(app)
+    closed = {each.key for each in app.selectbox if each.disabled}
+    assert set(state.BAR) <= closed  # findings are shown as they were pinned
+    assert "as they were pinned" in app.selectbox(key="stage").help
+
+
+@pytest.mark.parametrize(
+    ("link", "said"),
+    [
+        ("stage=nope", "This run has no stage nope; all are shown."),
+        ("group=nope", "Set test has no group nope by group; all are shown."),
+        ("by=nope", "Set test has no groups by nope; group is shown instead."),
+        ("measure=nope", "Set test has no behaviour nope; accuracy is shown instead."),
+        ("estimator=nope", "by the estimator nope; replay is shown instead."),
+    ],
+)
+def test_what_a_link_names_in_vain_is_told(open_page, demo: Path, link: str, said: str) -> None:
+    app = check(open_page(demo.parent, f"run=digits&{link}", EXAMPLES))
+    assert said in words(app)
+    assert said in words(check(app.switch_page("pages/5_Report.py").run()))
+
+
+def test_a_name_in_a_link_is_no_markup(open_page, demo: Path) -> None:
+    app = check(open_page(demo.parent, "run=digits&stage=![](https://example.org/x.png)"))
+    (told,) = [each.value for each in app.warning if "no stage" in each.value]
+    assert "![](" not in told
+
+
+def test_what_another_set_lacks_is_told_and_comes_back(open_page, demo: Path) -> None:
+    app = check(open_page(demo.parent, "run=digits&group=stamped", EXAMPLES))
+    app.selectbox(key="set").select("mixed-up")
+    said = "has no group stamped by group; all are shown."
+    assert said in words(check(app.run()))
+    assert said in words(check(app.switch_page("app.py").run()))
+    app.selectbox(key="set").select("test")
+    check(app.run())
+    assert app.selectbox(key="group").value == "stamped" and said not in words(app)
+
+
+def test_a_choice_in_place_of_a_missing_one_is_kept(open_page, demo: Path) -> None:
+    app = check(open_page(demo.parent, "run=digits&group=stamped&set=mixed-up", EXAMPLES))
+    app.selectbox(key="group").select("swapped" if "swapped" in options(app) else options(app)[0])
+    picked = check(app.run()).selectbox(key="group").value
+    assert "has no group" not in words(app)
+    app.selectbox(key="measure").select("loss")
+    assert check(app.run()).selectbox(key="group").value == picked
+
+
+def options(app: AppTest) -> list[str]:
+    return list(app.selectbox(key="group").options)
+
+
+@pytest.mark.parametrize(
+    ("page", "before"),
+    [
+        (EXAMPLES, "behaviour=margin"),
+        ("pages/2_Spurious_features.py", "gap=margin"),
+        ("pages/2_Spurious_features.py", f"part={state.WHERE}&behaviour=margin"),
+        ("pages/4_Trust.py", "trusted=margin"),
+    ],
+)
+def test_links_of_earlier_versions_open_what_they_did(
+    open_page, demo: Path, page: str, before: str
+) -> None:
+    app = check(open_page(demo.parent, f"run=digits&{before}", page))
+    assert app.selectbox(key="measure").value == "margin"
+    assert not [each for each in app.warning if "has no" in each.value]
+
+
+# --------------------------------------------------------------------------------- in-app links
+
+
+def links(app: AppTest) -> list[tuple[str, dict[str, str]]]:
+    """Every link to a page of the dashboard: its words, and its query."""
+    found = [(each.proto.label, each.proto.query_string) for each in app.get("page_link")]
+    for body in (each.proto.body for each in app.get("html")):
+        found += re.findall(r"()href='[^'?]*\?([^']*)'", body)
+    for frame in (each.value for each in app.dataframe):
+        for name in frame:
+            cells = frame[name].map(str)
+            found += [("", cell.partition("?")[2]) for cell in cells[cells.str.contains(r"\?run=")]]
+    return [(label, dict(parse_qsl(html.unescape(query)))) for label, query in found]
+
+
+@pytest.mark.parametrize(("page", "link"), VIEWS)
+def test_in_app_links_keep_what_is_chosen(open_page, demo: Path, page: str, link: str) -> None:
+    app = check(open_page(demo.parent, f"{LINK}&{link}", page))
+    found = links(app)
+    assert len(found) >= len(PAGES)
+    for label, query in found:
+        assert query["run"] == "digits"
+        for key, value in CHOSEN.items():
+            assert query[key] == value or query[key] in label, (label, key)
+
+
+def test_the_links_of_the_demo_say_what_they_change(open_page, demo: Path) -> None:
+    app = check(open_page(demo.parent, "run=digits&measure=margin&estimator=task-vector"))
+    told = [each for each in links(app) if "hurts" in each[0]]
+    assert len(told) == 2
+    for label, query in told:
+        assert (query["measure"], query["estimator"]) == ("margin", "task-vector")
+        for key in ("set", "group", "stage"):
+            assert query.get(key, "test") in ("test", *label.split()), (label, key)
+
+
+def test_the_demo_lands_on_what_its_sentence_counts(open_page, demo: Path) -> None:
+    (query,) = [query for label, query in links(check(open_page(demo.parent, "run=digits")))
+                if "stamped images shortcut hurts" in label]  # fmt: skip
+    app = check(open_page(demo.parent, urlencode(query), EXAMPLES))
+    assert {"group": "stamped", "stage": "shortcut"}.items() <= shown(app).items()
+    cells = table(app)
+    assert cells["id"].str.startswith("stamped-").all() and len(cells)
+    assert cells["answer"].str.startswith("✗").all()
