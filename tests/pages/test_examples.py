@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from stagelens.charts.style import BLAME, CREDIT, see_through
 from stagelens.effects.results import load_result
 from stagelens.runs.run import open_run
-from stagelens.ui.examples.drilldown import FOLLOW
-from stagelens.ui.pieces.state import session_key
+from stagelens.ui.examples.drilldown import CLOSED
 from stagelens.ui.reading.browse import PAGE_SIZE
 from tests.pages.reading import check, drawn, figures, table, words
 
@@ -31,6 +32,10 @@ def pick(app: AppTest, row: int) -> AppTest:
     key = app.dataframe[0].key
     app.session_state[key] = {"selection": {"rows": [row], "columns": [], "cells": []}}
     return app.run()
+
+
+def press(app: AppTest, label: str) -> AppTest:
+    return next(b for b in app.button if b.label == label).click().run()
 
 
 def test_without_a_run_the_page_offers_the_demo(open_page) -> None:
@@ -137,17 +142,78 @@ def test_a_choice_survives_a_filter_that_moves_its_row(open_page, demo: Path) ->
 def test_previous_and_next_walk_through_what_is_left(open_page, demo: Path) -> None:
     app = open_page(demo.parent, "run=digits&sort=id&group=stamped", PAGE)
     check(pick(app, PAGE_SIZE - 1))
-    next(b for b in app.button if b.label == "Next").click()
-    check(app.run())
-    assert app.query_params["example"] == table(app)["id"][0]
-    assert app.query_params["page"] == "2"
-    next(b for b in app.button if b.label == "Previous").click()
-    check(app.run())
-    assert app.query_params["example"] == table(app)["id"][PAGE_SIZE - 1]
+    check(press(app, "Next"))
+    second = app.query_params["example"]
+    check(press(app, "Back to the table"))
+    assert second == table(app)["id"][0] and app.query_params["page"] == "2"
+    assert "example" not in app.query_params
+    check(pick(app, 0))
+    assert app.query_params["example"] == second
+    first = check(press(app, "Previous")).query_params["example"]
+    check(press(app, "Back to the table"))
+    assert first == table(app)["id"][PAGE_SIZE - 1] and "page" not in app.query_params
+
+
+def test_an_example_stands_in_the_place_of_the_table(open_page, demo: Path) -> None:
+    app = check(open_page(demo.parent, "run=digits&sort=id&label=3&answers=right", PAGE))
+    ids = table(app)["id"].tolist()
+    check(press(app, "Open the first"))
+    assert app.query_params["example"] == ids[0] and not app.dataframe
+    assert "1 of " in words(app)
+    check(press(app, "Next"))
+    assert app.query_params["example"] == ids[1] and "2 of " in words(app)
+    # The filters are still there for what is next.
+    assert app.selectbox(key="label").value == "3"
+    check(press(app, "Back to the table"))
+    assert table(app)["id"].tolist() == ids
+
+
+def test_wrong_answers_come_first_with_most_blame(
+    open_page, demo: Path, effects: pd.DataFrame
+) -> None:
+    app = check(open_page(demo.parent, "run=digits", PAGE))
+    rows = effects[effects["behaviour"] == "margin"]
+    wrong = rows[rows["prediction"] != rows["label"]]
+    blame = wrong.groupby("example_id", observed=True)["effect"].min().sort_values(kind="stable")
+    assert table(app)["id"].tolist() == blame.index[:PAGE_SIZE].tolist()
+    last = check(open_page(demo.parent, "run=digits&page=75", PAGE))
+    assert table(last)["answer"].str.startswith("✓").all()
+    assert "most blame, wrong first" not in app.query_params.values()
+
+
+def test_the_filters_behind_more_are_counted_and_told(open_page, demo: Path) -> None:
+    assert more(check(open_page(demo.parent, "run=digits", PAGE))) == "More"
+    link = "run=digits&label=3&side=blame&changed=true&strength=0.0&credit=Without+it"
+    app = check(open_page(demo.parent, link, PAGE))
+    assert more(app) == "More (3)"
+    assert "of 894 images: stage any, label 3, side blame, changed" in words(app)
+    app.selectbox(key="label").set_value(None)
+    assert more(check(app.run())) == "More (2)"
+
+
+def more(app: AppTest) -> str:
+    found = [each.proto.popover.label for each in app.get("popover")]
+    return next(label for label in found if label.startswith("More"))
+
+
+def test_cells_are_tinted_by_credit_and_blame_and_headers_are_not_cut(
+    open_page, demo: Path
+) -> None:
+    app = check(open_page(demo.parent, "run=digits", PAGE))
+    proto = app.dataframe[0].proto
+    styles = proto.arrow_data.styler.styles if proto.HasField("arrow_data") else proto.styler.styles
+    blue, orange = see_through(CREDIT, 1)[:-3], see_through(BLAME, 1)[:-3]
+    assert blue in styles and orange in styles
+    columns = json.loads(proto.columns)
+    name = next(name for name in columns if "mislabelled" in name)
+    assert columns[name]["width"] >= 8 * len("● mislabelled")
+    assert columns["id"]["pinned"] and columns["input"]["pinned"]
 
 
 def test_a_link_opens_the_page_with_its_example(open_page, demo: Path) -> None:
     app = check(open_page(demo.parent, "run=digits&sort=id&example=stamped-200", PAGE))
+    assert "stamped-200" in app.header[0].value.replace("\\", "")
+    check(press(app, "Back to the table"))
     assert "stamped-200" in table(app)["id"].tolist()
 
 
@@ -165,7 +231,8 @@ def test_a_linked_page_is_opened(open_page, demo: Path) -> None:
 )  # fmt: skip
 def test_nonsense_in_a_link_is_ignored(open_page, demo: Path, link: str) -> None:
     app = check(open_page(demo.parent, f"run=digits&{link}", PAGE))
-    assert len(table(app)) > 0
+    # A tab that is not there is none of the example's; the table is not shown beside it.
+    assert "example=clean" in link or len(table(app)) > 0
 
 
 def test_an_unknown_example_is_said_to_be_one(open_page, demo: Path) -> None:
@@ -194,11 +261,7 @@ def test_the_table_says_what_is_known_of_its_numbers(
     )
 
 
-def test_a_choice_is_followed_to_its_page_once(open_page, demo: Path) -> None:
+def test_a_closed_example_is_followed_to_its_page_once(open_page, demo: Path) -> None:
     app = check(open_page(demo.parent, "run=digits&example=clean-100", PAGE))
-    # As on a first visit: the page is looked up anyway.
-    del app.session_state[session_key("page")]
-    app.query_params.pop("page", None)
-    app.session_state[FOLLOW] = True
-    app.run()
-    assert FOLLOW not in app.session_state  # or a later page, turned by hand, would turn back
+    check(press(app, "Back to the table"))
+    assert CLOSED not in app.session_state  # or a later page, turned by hand, would turn back

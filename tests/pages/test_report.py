@@ -89,7 +89,9 @@ def test_a_table_of_examples_is_kept_with_its_filters(open_page, demo_copy: Path
 
 
 def test_charts_of_one_example_say_whose_they_are(open_page, demo_copy: Path) -> None:
-    app = check(open_page(demo_copy.parent, "run=digits&example=stamped-001", EXAMPLES))
+    app = check(
+        open_page(demo_copy.parent, "run=digits&measure=loss&example=stamped-001", EXAMPLES)
+    )
     pin(app, "example-effects")
     (found,) = stored(demo_copy).kept
     assert found.seen.title == "Effect of each stage on example stamped-001"

@@ -1,4 +1,4 @@
-"""The table of examples with its pages, beside the chosen example."""
+"""The table of examples with its pages, and in its place the example that is opened."""
 
 from __future__ import annotations
 
@@ -34,7 +34,6 @@ _CELL = 300
 _TEXT_WIDTH = 300
 """Pixels that the texts of an example share in the table."""
 _PAGE_STATE = state.session_key("page")
-_FOLLOW = drilldown.FOLLOW
 _WHAT = {WITHOUT: "stage effects", SHARE: "shares", SEEN_AFTER: "what is seen after stages"}
 _HELP = {
     WITHOUT: "Stage effect: final model minus the counterfactual without the stage",
@@ -46,7 +45,6 @@ _BECAUSE = {
     SHARE: "by the stage's share",
     SEEN_AFTER: "after the stage than before",
 }
-_MARKED = state.session_key("marked")
 
 
 @st.fragment
@@ -54,14 +52,13 @@ _MARKED = state.session_key("marked")
 def of_the_set(workspace: Workspace, effects: Effects) -> None:
     """Filters, and the examples that pass; a change here does not redraw the rest of the page."""
     chosen = filters.choose(workspace, effects)
-    filters.count_and_export(workspace, effects, chosen)
     _browser(workspace, effects, chosen)
 
 
 @st.fragment
 @components.errors_told()
 def _browser(workspace: Workspace, effects: Effects, chosen: Chosen) -> None:
-    """The table beside the chosen example; clicks here do not redraw the filters."""
+    """The table, or the example that is opened; clicks here do not redraw the filters."""
     asked = st.query_params.get(state.EXAMPLE)
     example_id = state.example(chosen.every.places)
     if asked and asked not in chosen.every.places:
@@ -69,34 +66,36 @@ def _browser(workspace: Workspace, effects: Effects, chosen: Chosen) -> None:
             "The example that the link names is not in this set; pick one from the table.",
             icon=":material/link_off:",
         )
+    if example_id is None:
+        table = st.empty()
+        with table.container():
+            example_id = _table(workspace, effects, chosen)
+        if example_id is None:
+            return
+        table.empty()  # a click opened one: whatever was drawn of the table goes
+    st.html(filters.HIDDEN)
+    drilldown.opened(workspace, effects, chosen, example_id)
+
+
+def _table(workspace: Workspace, effects: Effects, chosen: Chosen) -> str | None:
+    """One page of the table; returns the example that a click has just opened."""
     if not len(chosen):
         _from_the_first_page(chosen)
-    if not len(chosen) and example_id is None:
+        filters.count_and_export(workspace, effects, chosen)
         st.info("No examples are left. Loosen a filter.", icon=":material/filter_alt_off:")
-        return
-    grid = st.grid(3, min_column_width=240)
-    with grid.cell(column_span=2):
-        example_id = _table(workspace, effects, chosen, example_id)
-    with grid.cell():
-        drilldown.beside(workspace, effects, chosen, example_id)
-    drilldown.below(workspace, effects, chosen, example_id)
-
-
-def _table(
-    workspace: Workspace, effects: Effects, chosen: Chosen, example_id: str | None
-) -> str | None:
-    """One page of the table; returns the chosen example, which a click may just have changed."""
-    if not len(chosen):
-        st.info("No examples are left. Loosen a filter.", icon=":material/filter_alt_off:")
-        return example_id
-    page = _page(chosen, example_id)
+        return None
+    with st.container(horizontal=True, vertical_alignment="center", key="table-head"):
+        filters.count_and_export(workspace, effects, chosen)
+        drilldown.first_button(chosen)
+        page = _page(chosen)
     shown = chosen.page(page)
     start = (page - 1) * browse.PAGE_SIZE
     ids = shown["example_id"].tolist()
     key = f"table-{chosen.filters.key}-{chosen.behaviour.name}-{page}-{workspace.examples.name}"
-    example_id = _picked(key, ids, example_id)
-    # Before the table is drawn: the state of a drawn widget can no longer be set.
-    _mark(key, [ids.index(example_id)] if example_id in ids else [])
+    picked = _picked(key, ids)
+    if picked is not None:
+        state.choose(picked)
+        return picked
     unit = axis_unit(chosen.behaviour)
     columns = _stages(workspace, chosen)
     components.table(
@@ -111,6 +110,7 @@ def _table(
         f"{_WHAT[chosen.filters.credit]} on the {phrase(chosen.behaviour)}"
         f"{f' in {unit}' if unit else ''}.",
         About(behaviour=chosen.behaviour.name),
+        tints=_tints(chosen, shown, columns),
         row_height=46,
         height="content",
         on_select="rerun",
@@ -121,14 +121,20 @@ def _table(
     trusts = _trust(workspace, effects, chosen)
     known = {s: trusts[s] for s in workspace.stages if s in trusts}
     trust = components.plain(trust_line(known, chosen.behaviour.name))
+    in_place = ""
+    if chosen.behaviour.name != workspace.bar.behaviour.name:
+        in_place = (
+            f"One example is right or wrong, so its {chosen.behaviour.name} is shown in the place "
+            f"of {workspace.bar.behaviour.name}. "
+        )
     st.caption(
-        f"▲ credit: {phrase(chosen.behaviour)} {better} "
+        f"{in_place}▲ credit: {phrase(chosen.behaviour)} {better} "
         f"{_BECAUSE[chosen.filters.credit]}. ▼ blame: "
         f"{'lower' if better == 'higher' else 'higher'}. "
         f"{_unsigned(known)}{_noise(workspace, shown) if _by_effects(chosen) else ''}"
         f"{trust} Click a row to look at the example." + _left_out(workspace, columns)
     )
-    return example_id
+    return None
 
 
 def _stages(workspace: Workspace, chosen: Chosen) -> list[str]:
@@ -158,49 +164,35 @@ def _noise(workspace: Workspace, shown: pd.DataFrame) -> str:
     return "≈ within training noise, so not a finding. " if known else ""
 
 
-def _picked(key: str, ids: Sequence[str], before: str | None) -> str | None:
-    """The example that a click chose.
+def _picked(key: str, ids: Sequence[str]) -> str | None:
+    """The example that a click opened.
 
     Positions are valid only on this page of these filters, which the key stands for; they are
     turned into an id at once, and only the id is kept.
     """
-    marked = st.session_state.get(_MARKED)
-    now = st.session_state.get(key)
-    if now is None or marked is None or marked[0] != key:
-        return before
+    # Taken away, so that the table has nothing chosen when it comes back.
+    now = st.session_state.pop(key, None)
+    if now is None:
+        return None
     selection = now["selection"]
-    rows, cells = list(selection["rows"]), list(selection["cells"])
-    # Still what was marked here, so nobody has clicked.
-    if (rows, cells) == (marked[1], []):
-        return before
-    picked = [ids[at] for at in [*(cell[0] for cell in cells), *rows] if 0 <= at < len(ids)]
-    # The marked row stays selected beside a clicked cell; what differs from it was meant.
-    other = [name for name in picked if name != before]
-    after = other[0] if other else before if picked else None
-    if after != before:
-        state.choose(after)
-    return after
+    places = [*(cell[0] for cell in selection["cells"]), *selection["rows"]]
+    picked = [ids[at] for at in places if 0 <= at < len(ids)]
+    return picked[0] if picked else None
 
 
-def _mark(key: str, rows: list[int]) -> None:
-    """Mark the chosen example's row, wherever the choice came from."""
-    st.session_state[_MARKED] = (key, rows)
-    st.session_state[key] = {"selection": {"rows": rows, "columns": [], "cells": []}}
-
-
-def _page(chosen: Chosen, example_id: str | None) -> int:
-    """The page to show: the one asked for; on a first visit the one with the chosen example.
+def _page(chosen: Chosen) -> int:
+    """The page to show: the one asked for, or the one with the example that was opened before.
 
     The widget's key changes only when something else moves the page, so that it keeps its focus
     while somebody pages by keyboard. No key is used twice, so that people who come back to earlier
     filters begin at their first page.
     """
     count, key = browse.pages(len(chosen)), chosen.filters.key
-    first = (key, state.linked_page(), 0)
+    first = (key, state.linked_page() or 1, 0)
     asked_of, page, moves = st.session_state.get(_PAGE_STATE, first)
-    follow = st.session_state.pop(_FOLLOW, False)  # also where the page is looked up anyway
-    if page is None or follow:
-        page, moves = chosen.page_of(example_id) or 1, moves + 1
+    before = st.session_state.pop(drilldown.CLOSED, None)
+    if before is not None:
+        page, moves = chosen.page_of(before) or 1, moves + 1
     elif asked_of != key:
         page, moves = 1, moves + 1
     # A page from a link may lie beyond the last one.
@@ -265,6 +257,19 @@ def _cells(
     return pd.DataFrame(cells)
 
 
+def _tints(chosen: Chosen, shown: pd.DataFrame, stages: Sequence[str]) -> Mapping[str, list[float]]:
+    """Column to the gains that its cells are tinted by; 1 is the largest of the set."""
+    reading, largest = chosen.filters.credit, chosen.every.largest
+    if not _by_effects(chosen):
+        largest = chosen.every.largest_in(reading, stages)
+    return {
+        effect_column(stage): (
+            chosen.behaviour.sign * shown[number_column(reading, stage)] / (largest or 1.0)
+        ).tolist()
+        for stage in stages
+    }
+
+
 def _by_effects(chosen: Chosen) -> bool:
     return chosen.filters.credit == WITHOUT
 
@@ -307,27 +312,37 @@ def _columns(
     behaviour, trusts = chosen.behaviour, _trust(workspace, effects, chosen)
     config = st.column_config
     columns: dict[str, Any] = {
-        "input": config.ImageColumn("image", width=50),
+        "input": config.ImageColumn("image", width=50, pinned=True),
         **{
             _input_column(field): config.TextColumn(
-                inputs.title(field).lower(), width=_TEXT_WIDTH // len(workspace.examples.inputs)
+                inputs.title(field).lower(),
+                width=_TEXT_WIDTH // len(workspace.examples.inputs),
+                pinned=True,
             )
             for field in workspace.examples.inputs
             if workspace.noun == "text"
         },
-        "id": config.TextColumn("id", width=100),
-        "label": config.TextColumn("label", width=50),
+        "id": config.TextColumn("id", width=100, pinned=workspace.noun == "image"),
+        "label": config.TextColumn("label", width=_width("label", *chosen.every.labels)),
         "answer": config.TextColumn(
-            "answer", width=62, help="Of the final model; ✓ right, ✗ wrong."
+            "answer",
+            width=_width("answer", *(f"✓ {name}" for name in chosen.every.labels)),
+            help="Of the final model; ✓ right, ✗ wrong.",
         ),
     }
     unit = axis_unit(behaviour)
     for stage in stages:
         known = trusts.get(stage)
+        title = stage if known is None else f"{MARKS[trust_word(known, behaviour.name)]} {stage}"
         columns[effect_column(stage)] = config.TextColumn(
-            stage if known is None else f"{MARKS[trust_word(known, behaviour.name)]} {stage}",
-            width=72,
+            title,
+            width=_width(title, "▼ 0.00000"),
             help=f"{_HELP[chosen.filters.credit]} ({phrase(behaviour)}"
             f"{f', in {unit}' if unit else ''}).",
         )
     return columns
+
+
+def _width(*texts: str) -> int:
+    """Pixels of a column that cuts none of these; a very long one is cut all the same."""
+    return min(26 + 8 * max(len(text) for text in texts), 260)

@@ -34,8 +34,6 @@ from stagelens.wording.numbers import amount_text, axis_unit, signed_text
 from stagelens.wording.signs import POSITIVE_IS
 from stagelens.wording.trust_words import decimal, percent
 
-from . import drilldown
-
 ESTIMATORS, BEHAVIOURS, RUNS = "Two estimators", "Two behaviours", "Two runs"
 _SHOWN = 12
 """Rows of the table of largest disagreements."""
@@ -337,8 +335,6 @@ def _disagreements(workspace: Workspace, found: Comparison, about: About) -> Non
         # A selection holds positions and outlives a change of the table, which may be shorter.
         if rows and rows[0] < len(ids):
             state.choose(ids[rows[0]])
-            # The example is looked at in another tab, whose table has to turn to its page.
-            st.session_state[drilldown.FOLLOW] = True
             st.session_state[state.VIEW] = state.OF_THE_SET
 
     components.table(

@@ -41,23 +41,61 @@ from . import (
     training_steps,
 )
 
-FOLLOW = state.session_key("follow")
-"""Set when an example was chosen outside the table, which then turns to its page."""
+CLOSED = state.session_key("closed")
+"""The example that was open until now: the table turns to its page."""
 
 _LARGE = 256
 """Pixels on the longer side of the input as it is shown."""
+_STYLE = (
+    "<style>.st-key-opened-head h2{font-size:1.25rem;padding:0}"
+    ".st-key-opened-head button{min-height:2rem;padding:.1rem .6rem}</style>"
+)
 
 
-def beside(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: str | None) -> None:
-    """Beside the table: the input, its facts, and every stage's effect in words."""
+def first_button(chosen: Chosen) -> None:
+    """Opens the first example that passes the filters; the key is that of the next one."""
+    to = chosen.neighbour(None, 1)
+    st.button(
+        "Open the first",
+        icon=":material/arrow_forward:",
+        type="tertiary",
+        on_click=state.choose,
+        args=(to,),
+        disabled=to is None,
+        shortcut="J",
+    )
+
+
+def opened(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: str) -> None:
+    """One example in the place of the table: the way on, its input, and a tab for each question."""
+    st.html(_STYLE)
     _steps(workspace, effects, chosen, example_id)
-    if example_id is None:
-        st.info("Pick an example from the table.", icon=":material/touch_app:")
-        return
     row = chosen.every.row(example_id)
-    st.header(components.plain(example_id), anchor=False)
     if chosen.page_of(example_id) is None:
         st.caption("This example does not pass the filters.")
+    left, right = st.columns([2, 5] if workspace.noun == "image" else [2, 3], gap="medium")
+    with left:
+        _input(workspace, chosen, example_id, row)
+    with right:
+        _tabs(workspace, effects, chosen, example_id, row)
+
+
+def _input(workspace: Workspace, chosen: Chosen, example_id: str, row: pd.Series) -> None:
+    """The input as it is, and what is known of it."""
+    facts = _facts(workspace, chosen.behaviour, row)
+    if workspace.noun == "image":
+        alt = f"The input of example {example_id}"
+        png = loaders.picture(workspace.at, workspace.examples.name, example_id, _LARGE)
+        # One element instead of two, because each costs the browser time.
+        facts = f"<div style='max-width:20rem'>{inputs.image_html(png, alt)}</div>{facts}"
+    else:
+        _texts(workspace, example_id)
+    st.html(f"<div style='display:flex;flex-direction:column;gap:1em'>{facts}</div>")
+
+
+def _said(workspace: Workspace, effects: Effects, chosen: Chosen, row: pd.Series) -> str:
+    """Every stage's effect, or share, in words."""
+    example_id = str(row["example_id"])
     found, place = shares.shares_of(workspace, chosen), chosen.every.places[example_id]
     told = (
         said(workspace, effects, chosen.behaviour, row)
@@ -70,25 +108,13 @@ def beside(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: s
         said_of += components.text_html(text, muted=True)
     if found is None and all(pd.isna(row[noise_column(s)]) for s in workspace.stages):
         said_of += components.text_html("Training noise not known.", muted=True)
-    facts = _facts(workspace, chosen.behaviour, row)
-    if workspace.noun == "image":
-        alt = f"The input of example {example_id}"
-        png = loaders.picture(workspace.at, workspace.examples.name, example_id, _LARGE)
-        facts = (
-            "<div style='display:grid;grid-template-columns:2fr 3fr;gap:1em'>"
-            f"<div>{inputs.image_html(png, alt)}</div>{facts}</div>"
-        )
-    else:
-        _texts(workspace, example_id)
-    # One element instead of two, because each costs the browser time.
-    st.html(f"<div style='display:flex;flex-direction:column;gap:1em'>{facts}{said_of}</div>")
+    return said_of
 
 
-def below(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: str | None) -> None:
-    """Below both: what can be asked about one example, a tab for each question."""
-    if example_id is None:
-        return
-    row = chosen.every.row(example_id)
+def _tabs(
+    workspace: Workspace, effects: Effects, chosen: Chosen, example_id: str, row: pd.Series
+) -> None:
+    """What can be asked about one example, a tab for each question."""
     names = [state.EFFECTS, state.WHEN, state.DATA, state.INPUT]
     names += [state.NETWORK, state.SIDE_BY_SIDE]
     tabs = dict(zip(names, st.tabs(names, key=state.LOOK, bind="query-params"), strict=True))
@@ -98,6 +124,7 @@ def below(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: st
         return
     with tab:
         if name == state.EFFECTS:
+            st.html(_said(workspace, effects, chosen, row))
             _effects(workspace, effects, chosen.behaviour, row)
             place = chosen.every.places[example_id]
             shares.waterfall(workspace, chosen.behaviour, chosen.filters.credit, place, row)
@@ -125,21 +152,37 @@ def _effects(workspace: Workspace, effects: Effects, behaviour: Behaviour, row: 
     bars(workspace, effects, behaviour, row, answers_html(workspace, effects, behaviour, row))
 
 
-def _steps(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: str | None) -> None:
-    def go(to: str | None) -> None:
-        state.choose(to)
-        st.session_state[FOLLOW] = True
+def _steps(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: str) -> None:
+    """Back to the table, and through the examples in its order."""
 
-    with st.container(horizontal=True, vertical_alignment="center"):
+    def back() -> None:
+        state.choose(None)
+        st.session_state[CLOSED] = example_id
+
+    with st.container(horizontal=True, vertical_alignment="center", key="opened-head"):
+        st.button(
+            "Back to the table", icon=":material/table_rows:", on_click=back, shortcut="Escape"
+        )
         for label, icon, step, key in (
             ("Previous", ":material/arrow_back:", -1, "K"),
             ("Next", ":material/arrow_forward:", 1, "J"),
         ):
             to = chosen.neighbour(example_id, step)
-            st.button(label, icon=icon, on_click=go, args=(to,), disabled=to is None, shortcut=key)
-        if example_id is not None:
-            side_by_side.button(chosen, example_id)
-            card.button(workspace, effects, chosen.behaviour, example_id)
+            st.button(
+                label,
+                icon=icon,
+                on_click=state.choose,
+                args=(to,),
+                disabled=to is None,
+                shortcut=key,
+            )
+        st.header(components.plain(example_id), anchor=False, width="content")
+        place = chosen.place_of(example_id)
+        with st.container(width="stretch"):
+            if place is not None:
+                components.text_block(f"{place + 1:,} of {len(chosen):,}", muted=True)
+        side_by_side.button(chosen, example_id)
+        card.button(workspace, effects, chosen.behaviour, example_id)
 
 
 def _texts(workspace: Workspace, example_id: str) -> None:
@@ -209,7 +252,7 @@ def answers_html(
             cards.append(_card(stage, answer, sure, label, known, name, changed))
     return (
         f"{begins}<div style='display:grid;gap:.6em;"
-        f"grid-template-columns:repeat(auto-fit,minmax(7.5em,1fr))'>{''.join(cards)}</div>"
+        f"grid-template-columns:repeat(auto-fit,minmax(6.6em,1fr))'>{''.join(cards)}</div>"
     )
 
 

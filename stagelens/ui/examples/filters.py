@@ -8,18 +8,48 @@ from dataclasses import replace
 import numpy as np
 import streamlit as st
 
+from stagelens.analyses.shares.sentences import TITLES
 from stagelens.analyses.shares.share_table import WITHOUT, share_table
+from stagelens.analyses.slices.saved import Slice
 from stagelens.contracts import Behaviour
 from stagelens.trust.trust_columns import with_trust
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, readings
 from stagelens.ui.reading import browse, loaders, path_loaders
 from stagelens.ui.reading import shares as reading_shares
-from stagelens.ui.reading.browse import Chosen, Every, Filters, Side
+from stagelens.ui.reading.browse import Answers, Chosen, Every, Filters, Side
 from stagelens.ui.reading.loaders import Effects, Source
 from stagelens.wording.numbers import axis_unit, count_text, is_share
 
 from . import slices
+
+_STYLE = (
+    "<style>"
+    ".st-key-filters{display:grid;grid-template-columns:4fr 7fr 6fr 3fr;gap:.5rem;"
+    "align-items:center;margin-top:-.6rem}"
+    ".st-key-table-head{margin:-.6rem 0;min-height:2.25rem}"
+    ".st-key-table-head button{min-height:1.8rem;padding:.1rem .4rem}"
+    ".st-key-opened-head{margin-top:-.6rem}"
+    ".st-key-filters input{font-size:.875rem;padding-top:.25rem;padding-bottom:.25rem}"
+    ".st-key-filters .react-aria-ComboBox>[role=group]{min-height:2rem;height:2rem}"
+    '.st-key-filters [data-testid="stTextInputRootElement"]{height:2rem}'
+    '.st-key-filters [data-testid="stPopover"] button{min-height:2rem;padding:.1rem .5rem}'
+    "@media (max-width:640px){.st-key-filters{grid-template-columns:1fr 1fr}}"
+    "</style>"
+)
+HIDDEN = "<style>.st-key-filters{display:none!important}</style><span></span>"
+"""Hides the controls while an example stands in the place of the table. They stay on the page, or
+Streamlit would forget what they ask for. Of styles alone Streamlit would not let go again."""
+
+_FURTHER = {
+    "label": None,
+    "side": None,
+    "changed": False,
+    "path": None,
+    "credit": TITLES[WITHOUT],
+    "strength": 0.0,
+}
+"""Keys of the further filters, with what they are at first."""
 
 _MANY = 200
 """With more labels than this, the label is typed instead of picked from a list."""
@@ -55,19 +85,31 @@ def _every(workspace: Workspace, effects: Effects, behaviour: str) -> tuple[Ever
 
 
 def choose(workspace: Workspace, effects: Effects) -> Chosen:
-    """The filter controls; returns the examples that pass them."""
+    """The filter controls in one row; returns the examples that pass them."""
     behaviour = workspace.of_one(effects)
-    with st.container(border=True):
-        reading = WITHOUT
-        if reading_shares.known(workspace.at, workspace.examples.name):
-            reading = readings.choose(told=False)
-        with st.grid(4, min_column_width=170):
-            every, shared = _every(workspace, effects, behaviour.name)
-            reading = reading if shared else WITHOUT
-            filters = _filters(workspace, every, behaviour, reading)
-        with st.container(horizontal=True, vertical_alignment="bottom"):
-            search, changed = _search(workspace.noun == "text")
-    filters = replace(filters, search=search, changed=changed)
+    every, shared = _every(workspace, effects, behaviour.name)
+    st.html(_STYLE)
+    with st.container(key="filters"):
+        answers = _answers() if workspace.labelled else None
+        search = _search(workspace.noun == "text")
+        sort = _sort(workspace.labelled)
+        count = _asked_for()
+        with st.popover(
+            f"More ({count})" if count else "More",
+            icon=":material/tune:",
+            width="stretch",
+            help="Further filters; in brackets how many of them are set.",
+        ):
+            filters = _further(workspace, every, behaviour, shared)
+    filters = replace(
+        filters,
+        stage=workspace.bar.stage,
+        by=workspace.bar.by,
+        group=workspace.bar.group,
+        answers=answers,
+        search=search,
+        sort=sort,
+    )
     # Every text of the set is read for this, so only once somebody searches.
     searched = loaders.searchable(workspace.at, workspace.examples.name) if search else None
     on_path = None
@@ -78,37 +120,64 @@ def choose(workspace: Workspace, effects: Effects) -> Chosen:
     return browse.select(every, filters, behaviour, workspace.stages, searched, on_path)
 
 
-def _filters(workspace: Workspace, every: Every, behaviour: Behaviour, reading: str) -> Filters:
+def _further(workspace: Workspace, every: Every, behaviour: Behaviour, shared: bool) -> Filters:
+    """What is asked less often."""
     label = pick_label(every.labels) if workspace.labelled else None
-    answers = None
-    if workspace.labelled:
-        answers = _pick(
-            "Final answer",
-            ("right", "wrong"),
-            "answers",
-            "Right and wrong",
-            "Whether the final model's answer is the label.",
-        )
     side = pick_side()
+    changed = st.toggle(
+        "Only where the answer changes without the stage",
+        key="changed",
+        bind="query-params",
+        help="Examples that the final model and a counterfactual answer differently.",
+    )
     path = _path(workspace)
+    reading = WITHOUT
+    if reading_shares.known(workspace.at, workspace.examples.name):
+        chosen = readings.choose(told=False)
+        reading = chosen if shared else WITHOUT
     largest = every.largest
     if reading != WITHOUT:
         largest = every.largest_in(reading, workspace.stages)
     strength = _strength(largest, behaviour)
-    sort = st.selectbox(
-        "Sort by", browse.SORTS, key="sort", bind="query-params", help="Order of the examples."
-    )
     return Filters(
-        stage=workspace.bar.stage,
-        label=label,
-        by=workspace.bar.by,
-        group=workspace.bar.group,
-        answers="right" if answers == "right" else "wrong" if answers == "wrong" else None,
-        side=side,
-        strength=strength,
-        path=path,
-        sort=sort,
-        credit=reading,
+        label=label, side=side, changed=bool(changed), path=path, credit=reading, strength=strength
+    )
+
+
+def _asked_for() -> int:
+    """How many of the further filters are set, from their state: they are drawn later."""
+    count = 0
+    for key, unset in _FURTHER.items():
+        value = st.session_state.get(key, st.query_params.get(key))
+        count += value not in (None, "", unset, str(unset).lower(), str(unset))
+    return count
+
+
+def _answers() -> Answers | None:
+    answers = _pick(
+        "Final answer",
+        ("right", "wrong"),
+        "answers",
+        "Right and wrong",
+        "Whether the final model's answer is the label.",
+        hidden=True,
+    )
+    # Spelled out, because the control returns any str and not one of the two literals.
+    return "right" if answers == "right" else "wrong" if answers == "wrong" else None
+
+
+def _sort(labelled: bool) -> str:
+    sorts = browse.SORTS if labelled else [s for s in browse.SORTS if s != browse.WRONG_FIRST]
+    start = 0 if labelled else sorts.index("strongest effect")
+    return st.selectbox(
+        "Sort by",
+        sorts,
+        index=start,
+        key="sort",
+        bind="query-params",
+        icon=":material/sort:",
+        label_visibility="collapsed",
+        help="Order of the examples.",
     )
 
 
@@ -137,7 +206,7 @@ def _path(workspace: Workspace) -> str | None:
     return _pick("Path", path_loaders.options(known), "path", "Any path", text)
 
 
-def _search(in_texts: bool) -> tuple[str, bool]:
+def _search(in_texts: bool) -> str:
     text = st.text_input(
         "Search" if in_texts else "Search by id",
         key="q",
@@ -145,21 +214,24 @@ def _search(in_texts: bool) -> tuple[str, bool]:
         max_chars=200,
         placeholder="Words of a text, or of an id" if in_texts else "Part of an example id",
         icon=":material/search:",
-        width=320,
+        label_visibility="collapsed",
         help="Examples that contain this; upper and lower case count as the same.",
     )
-    changed = st.toggle(
-        "Only where the answer changes without the stage",
-        key="changed",
-        bind="query-params",
-        help="Examples that the final model and a counterfactual answer differently.",
-    )
-    return (text or "").strip(), bool(changed)
+    return (text or "").strip()
 
 
-def _pick(label: str, options: Sequence[str], key: str, none: str, text: str) -> str | None:
+def _pick(
+    label: str, options: Sequence[str], key: str, none: str, text: str, hidden: bool = False
+) -> str | None:
     return st.selectbox(
-        label, options, index=None, placeholder=none, key=key, bind="query-params", help=text
+        label,
+        options,
+        index=None,
+        placeholder=none,
+        key=key,
+        bind="query-params",
+        help=text,
+        label_visibility="collapsed" if hidden else "visible",
     )
 
 
@@ -200,8 +272,10 @@ def count_and_export(workspace: Workspace, effects: Effects, chosen: Chosen) -> 
     count, total = len(chosen), len(chosen.every.frame)
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         of = "" if count == total else f"{count:,} of "
+        asked = Slice.words_of(chosen.filters.asked())
         with st.container(width="stretch"):
-            components.text_block(of + count_text(total, workspace.noun))
+            said = of + count_text(total, workspace.noun)
+            components.text_block(f"{said}: {asked}" if asked else said)
         slices.save(workspace, effects.estimator, chosen)
         st.download_button(
             "Export CSV",
@@ -211,6 +285,7 @@ def count_and_export(workspace: Workspace, effects: Effects, chosen: Chosen) -> 
             f"{'effects' if chosen.filters.credit == WITHOUT else 'shares'}.csv",
             mime="text/csv",
             icon=":material/download:",
+            type="tertiary",
             disabled=count == 0,
             on_click="ignore",
             help="The effects, or shares, of the examples that pass the filters, with trust.",

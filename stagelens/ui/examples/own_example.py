@@ -229,7 +229,12 @@ def _behaviour(workspace: Workspace, effects: Effects) -> Behaviour:
     # Where none has a value, the control still needs something to offer.
     known = has_value or list(effects.behaviours)
     own = workspace.of_one(effects)
-    return own if own.name in known else effects.behaviours[known[0]]
+    if own.name in known:
+        return own
+    components.text_block(
+        f"The {own.name} of this example is not known: the {known[0]} is shown.", muted=True
+    )
+    return effects.behaviours[known[0]]
 
 
 def _row(workspace: Workspace, effects: Effects, behaviour: Behaviour, asked: Asked) -> pd.Series:

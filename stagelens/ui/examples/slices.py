@@ -74,6 +74,7 @@ def save(workspace: Workspace, estimate: str, chosen: Chosen) -> None:
     with st.popover(
         "Save as slice",
         icon=":material/bookmark_add:",
+        type="tertiary",
         disabled=len(chosen) == 0 or settings.read_only(),
         help=settings.READ_ONLY
         if settings.read_only()

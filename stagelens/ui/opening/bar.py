@@ -8,7 +8,6 @@ run, or its set, does not have is told, and comes back with a set that has it.
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,8 +35,8 @@ _STYLE = (
     '.st-key-heading [data-testid="stHeading"] h1{font-size:1.5rem;padding:0;white-space:nowrap;'
     "text-overflow:ellipsis}"
     ".st-key-heading{padding-right:5rem;flex-wrap:nowrap}"
-    ".sl-facts{opacity:.75;font-size:.875rem;overflow:hidden;white-space:nowrap;"
-    "text-overflow:ellipsis}"
+    ".sl-facts{opacity:.75;font-size:.8125rem;line-height:1.25;overflow:hidden;"
+    "overflow-wrap:anywhere;display:-webkit-box;-webkit-line-clamp:2;-webkit-box-orient:vertical}"
     ".st-key-bar{display:grid;grid-auto-flow:column;grid-auto-columns:minmax(0,1fr);gap:.5rem}"
     '.st-key-bar [data-testid="stWidgetLabel"]{min-height:1.1rem;margin-bottom:.1rem}'
     '.st-key-bar [data-testid="stWidgetLabel"] p{font-size:.75rem;white-space:nowrap}'
@@ -49,8 +48,7 @@ _STYLE = (
     "@media (max-width:640px){"
     '[data-testid="stMainBlockContainer"]{padding:3.25rem 1rem 4rem}'
     ".st-key-heading{padding-right:0;flex-wrap:wrap;gap:0}"
-    ".sl-facts{white-space:normal;display:-webkit-box;-webkit-line-clamp:2;"
-    "-webkit-box-orient:vertical}"
+    ".sl-facts{-webkit-line-clamp:3}"
     ".st-key-folded{display:flex;flex-wrap:nowrap}"
     ".st-key-bar{display:none;grid-template-columns:repeat(2,minmax(0,1fr))}"
     ".st-key-top:has(.st-key-folded details[open]) .st-key-bar{display:grid}"
@@ -140,7 +138,7 @@ class Row:
             none: Stands for no choice.
             help: What it is; by default what the control says everywhere.
         """
-        self._look_up(key, options)
+        self._look_up(key, options, none)
         closed = self.unused.get(key, "")
         with self._places[key]:
             picked = st.selectbox(
@@ -162,7 +160,7 @@ class Row:
             self._chosen[key] = picked
         return picked
 
-    def _look_up(self, key: str, options: Sequence[str]) -> None:
+    def _look_up(self, key: str, options: Sequence[str], none: str | None) -> None:
         """Note a choice that is not there, and take one up again that now is."""
         asked, held = st.query_params.get(key), st.session_state.get(key)
         # Streamlit takes values without an option out of the URL, so they are kept here.
@@ -171,6 +169,9 @@ class Row:
                 st.session_state[_missing(key)] = each
         if held is not None and held not in options:
             del st.session_state[key]
+        elif held is None and key in st.session_state and none is None and options:
+            # There was nothing to choose from before, and now there is.
+            st.session_state[key] = options[0]
         elif self.entered and held is not None and asked is None:
             # The state of another page's control ends with it, unless it is set anew.
             st.session_state[key] = held
@@ -211,7 +212,7 @@ def top(title: str, unused: Mapping[str, str]) -> Iterator[Row]:
     st.session_state[_SHOWN] = title
     st.html(_STYLE)
     with st.container(key="top"):
-        with st.container(horizontal=True, vertical_alignment="bottom", key="heading"):
+        with st.container(horizontal=True, vertical_alignment="center", key="heading"):
             st.title(components.plain(title), anchor=False, width="content")
             facts = st.empty()
         with st.container(horizontal=True, vertical_alignment="center", key="folded"):
@@ -219,8 +220,7 @@ def top(title: str, unused: Mapping[str, str]) -> Iterator[Row]:
             st.html("<details><summary>Change</summary></details>", width="content")
         with st.container(key="bar"):
             yield row
-        said = html.escape(row.facts, quote=True)
-        facts.html(f"<div class='sl-facts' title='{said}'>{components.shown(row.facts)}</div>")
+        facts.html(f"<div class='sl-facts'>{components.shown(row.facts)}</div>")
         line.html(f"<div>{components.shown(row.words())}</div>")
         row.tell()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -12,6 +12,7 @@ import pandas as pd
 import streamlit as st
 
 from stagelens.charts import EITHER_STYLE, Chart, Markup
+from stagelens.charts.style import color_of, see_through
 from stagelens.compute.bounded import NoAnswer, no_panic
 from stagelens.contracts import StageLensError
 from stagelens.trust.replay_plan import TIMED
@@ -155,6 +156,7 @@ def table(
     alt: str,
     about: About | None = None,
     kept: pd.DataFrame | None = None,
+    tints: Mapping[str, Sequence[float]] | None = None,
     **options: Any,
 ) -> None:
     """A table that can be pinned to findings: call this instead of ``st.dataframe``.
@@ -165,12 +167,34 @@ def table(
         alt: What the table says, units included, in a sentence.
         about: What it shows, where the page alone does not say.
         kept: The rows to pin, where those on the page hold links, for instance.
+        tints: Column to a gain for each row, from -1 to 1: cells that say ▲ or ▼ get the blue of
+            credit or the orange of blame as their background, the stronger the larger it is.
         options: Passed to ``st.dataframe``, ``column_config`` for instance.
     """
     config = options.get("column_config") or {}
     frame = _one_kind(frame)
     with pinning.pinnable(key, frame if kept is None else kept, alt, about, config):
-        st.dataframe(frame, key=key, alt=alt, **{"hide_index": True, **options})
+        shown = frame if tints is None else frame.style.apply(_backgrounds, None, gains=tints)
+        st.dataframe(shown, key=key, alt=alt, **{"hide_index": True, **options})
+
+
+def _backgrounds(frame: pd.DataFrame, gains: Mapping[str, Sequence[float]]) -> pd.DataFrame:
+    """The style of every cell of a table."""
+    styles = pd.DataFrame("", index=frame.index, columns=frame.columns)
+    for name, of_rows in gains.items():
+        styles[name] = [
+            f"background-color: {see_through(color_of(gain), _tint(gain))}"
+            # Neither where it is noise, nor where its sign is not known: the mark says which.
+            if str(cell)[:1] in ("▲", "▼")
+            else ""
+            for cell, gain in zip(frame[name], of_rows, strict=True)
+        ]
+    return styles
+
+
+def _tint(gain: float) -> float:
+    """How strong a background is: seen when small, and text on the largest has a contrast of 5."""
+    return 0.06 + 0.3 * min(abs(gain), 1.0) ** 0.5
 
 
 def _one_kind(frame: pd.DataFrame) -> pd.DataFrame:

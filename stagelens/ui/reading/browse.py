@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from stagelens.analyses.shares.share_table import SHARE, WITHOUT
 from stagelens.contracts import ACCURACY, Behaviour
@@ -19,10 +17,16 @@ from stagelens.effects.summary import by_stage, of_behaviour, right_answers
 from stagelens.wording.cells import cells
 from stagelens.wording.folding import strongest
 
+from .places import Places
+
 PAGE_SIZE = 12
 
-SORTS = ("strongest effect", "most blame", "most credit", "order of the set", "id")
-"""How examples can be sorted, the default first."""
+WRONG_FIRST = "most blame, wrong first"
+SORTS = (
+    *(WRONG_FIRST, "most blame", "most credit", "strongest effect"),
+    *("order of the set", "id"),
+)
+"""How examples can be sorted, the default first: that of answers which are right or wrong."""
 
 Answers = Literal["right", "wrong"]
 Side = Literal["credit", "blame"]
@@ -58,7 +62,7 @@ class Filters:
     strength: float = 0.0
     path: str | None = None
     search: str = ""
-    sort: str = SORTS[0]
+    sort: str = "strongest effect"
     credit: str = WITHOUT
 
     def asked(self) -> dict[str, str | float | bool]:
@@ -160,25 +164,6 @@ def frame_columns(columns: Sequence[str]) -> list[str]:
     ]
 
 
-class Places(Mapping[str, int]):
-    """Example id to its row, looked up in the ids: a dictionary would take ten times the memory."""
-
-    def __init__(self, ids: pd.Series) -> None:
-        self._ids = pa.array(ids, pa.string())
-
-    def __getitem__(self, example_id: str) -> int:
-        place = pc.index(self._ids, example_id).as_py()
-        if place < 0:
-            raise KeyError(example_id)
-        return int(place)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._ids.to_pylist())
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-
 @dataclass(frozen=True)
 class Every:
     """All examples of a set with their effects on one behaviour; shared by sessions, so read-only.
@@ -268,18 +253,19 @@ class Chosen:
 
     def page_of(self, example_id: str | None) -> int | None:
         """The page, counted from 1, that shows an example; None where it is not among these."""
-        place = self._place(example_id)
+        place = self.place_of(example_id)
         return None if place is None else place // PAGE_SIZE + 1
 
     def neighbour(self, example_id: str | None, step: int) -> str | None:
         """The example ``step`` further on; the first if none is chosen; None beyond the ends."""
-        place = self._place(example_id)
+        place = self.place_of(example_id)
         place = 0 if place is None else place + step
         if not 0 <= place < len(self):
             return None
         return str(self.every.frame["example_id"].iloc[self.order[place]])
 
-    def _place(self, example_id: str | None) -> int | None:
+    def place_of(self, example_id: str | None) -> int | None:
+        """How many of these examples come before one; None where it is not among them."""
         row = None if example_id is None else self.every.places.get(example_id)
         found = np.flatnonzero(self.order == row) if row is not None else np.empty(0)
         return int(found[0]) if len(found) else None
@@ -294,6 +280,7 @@ def largest(frame: pd.DataFrame, stages: Sequence[str], reading: str = WITHOUT) 
 # From the gains of a stage, and those of them that the filters ask for: the largest comes first.
 _RANKS: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "strongest effect": lambda _, asked: np.abs(asked),
+    WRONG_FIRST: lambda gains, _: -gains,
     "most blame": lambda gains, _: -gains,
     "most credit": lambda gains, _: gains,
 }
@@ -360,6 +347,10 @@ def select(
     rows = np.flatnonzero(keep)
     if filters.sort == "id":
         order = np.argsort(every.rank_of_id[rows])
+    elif filters.sort == WRONG_FIRST:
+        # Where an example has no label, its answer is not known to be wrong.
+        right = frame["right"].to_numpy()[rows] != 0.0
+        order = np.lexsort((-key[rows], right))
     elif rank is not None:
         # Rows that are all NaN come last, and ties keep the set's order.
         order = np.argsort(-key[rows], kind="stable")
