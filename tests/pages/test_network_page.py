@@ -12,7 +12,7 @@ from stagelens.ui.examples import network
 from tests.pages.reading import check, words
 
 _PAGE, _EXAMPLES = "pages/2_Spurious_features.py", "pages/1_Examples.py"
-_LINK = "run=digits&estimator=replay&of-stage=shortcut&behaviour=margin"
+_LINK = "run=digits&estimator=replay&stage=shortcut&measure=margin"
 _PART = f"{_LINK}&part=Where+in+the+network&group=stamped"
 
 

@@ -29,7 +29,7 @@ from stagelens.ui.reading.loaders import Effects
 from stagelens.ui.server import jobs, settings
 from stagelens.wording.sentences import Part, Sentence, slice_parts
 
-from .network_block import LOOKS, STAGE, mean, one_block
+from .network_block import LOOKS, mean, one_block
 
 _READING, _BLOCK = "reading", "block"
 """Keys of controls, also in links."""
@@ -62,17 +62,10 @@ def network_of_set(workspace: Workspace, effects: Effects) -> None:
         "Which blocks of the network carry a stage's effect: its change is undone in one block at "
         "a time, and the models in between are asked the same examples."
     )
-    with st.container(border=True), st.grid(4, min_column_width=170):
-        stage = _pick_stage(workspace, effects)
-        name = st.selectbox(
-            "Behaviour",
-            list(effects.behaviours),
-            key="behaviour",
-            bind="query-params",
-            help="What is measured: one number per example.",
-        )
-        by, group = workspace.pick_group("Only the examples of one group or one saved slice.")
-        reading = _pick_reading()
+    bar = workspace.bar
+    name, by, group = bar.behaviour.name, bar.by, bar.group
+    stage = _stage(workspace, effects)
+    reading = _pick_reading()
     found = _found(workspace, effects, stage)
     if found is None:
         return
@@ -105,9 +98,8 @@ def network_of_example(
     workspace: Workspace, effects: Effects, behaviour: Behaviour, example_id: str
 ) -> None:
     """The map of one example: which blocks carry a stage's effect on it."""
-    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
-        stage = _pick_stage(workspace, effects, example_id)
-        reading = _pick_reading()
+    stage = _stage(workspace, effects, example_id)
+    reading = _pick_reading()
     found = _found(workspace, effects, stage)
     if found is None:
         return
@@ -153,17 +145,15 @@ def _turned(found: Network, one: np.ndarray, stage: str) -> list[Sentence]:
 # ------------------------------------------------------------------------------------- controls
 
 
-def _pick_stage(workspace: Workspace, effects: Effects, example_id: str | None = None) -> str:
-    stages = workspace.stages
-    return st.selectbox(
-        "Stage",
-        stages,
-        index=stages.index(_strongest(workspace, effects, example_id)),
-        key=STAGE,
-        bind="query-params",
-        width=220 if example_id is not None else "stretch",
-        help="Whose change is undone block by block; at first the one most to blame.",
-    )
+def _stage(workspace: Workspace, effects: Effects, example_id: str | None = None) -> str:
+    """The chosen stage, or without a choice the one most to blame, which is said."""
+    if workspace.bar.stage is not None:
+        return workspace.bar.stage
+    stage = _strongest(workspace, effects, example_id)
+    where = "on average" if example_id is None else "for this example"
+    said = f"Shown is {stage}, the stage most to blame {where}; choose another one above."
+    components.text_block(said, muted=True)
+    return stage
 
 
 def _strongest(workspace: Workspace, effects: Effects, example_id: str | None) -> str:

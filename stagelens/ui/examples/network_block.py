@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from urllib.parse import quote, urlencode
 
 import numpy as np
 import streamlit as st
@@ -18,8 +17,6 @@ from stagelens.ui.reading import loaders
 from stagelens.wording.numbers import count_text, signed_text
 from stagelens.wording.trust_words import percent
 
-STAGE = "of-stage"
-"""Key of the stage whose change is undone, also in links."""
 LOOKS: dict[str, Reading] = {
     "Carried": "carried",
     "Undone there": "undone",
@@ -98,7 +95,7 @@ def _gallery(
         amount = marked(behaviour.sign * effects[each], behaviour)
         weight = "600" if turns else "400"
         cards.append(
-            f"<a href='{html.escape(_link(found, behaviour, example_id))}' target='_self' "
+            f"<a href='{html.escape(_link(found, example_id))}' target='_self' "
             "style='color:inherit;text-decoration:none;border:1px solid rgba(123,135,148,.5);"
             "border-radius:.5rem;padding:.5rem;overflow:hidden;overflow-wrap:anywhere;"
             f"font-size:.85rem;line-height:1.35'>{content}"
@@ -113,16 +110,7 @@ def _gallery(
     )
 
 
-def _link(found: Network, behaviour: Behaviour, example_id: str) -> str:
+def _link(found: Network, example_id: str) -> str:
     """A link to one example's own map."""
-    query = {
-        **(components.here() or {}),
-        "set": st.query_params.get("set", ""),
-        "estimator": st.query_params.get("estimator", ""),
-        "behaviour": behaviour.name,
-        state.EXAMPLE: example_id,
-        state.LOOK: state.NETWORK,
-        STAGE: found.facts.stage,
-    }
-    kept = {name: value for name, value in query.items() if value}
-    return f"Examples?{urlencode(kept, quote_via=quote)}"
+    query = {"stage": found.facts.stage, state.EXAMPLE: example_id, state.LOOK: state.NETWORK}
+    return components.address("Examples", **query)
