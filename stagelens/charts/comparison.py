@@ -63,6 +63,7 @@ def effect_against_effect(found: Comparison, stage: str, palette: Palette = LIGH
                 mode="markers",
                 name=name,
                 marker={"color": color, "symbol": symbol, "size": 7, "opacity": 0.6},
+                ids=points["example_id"].iloc[of].astype(str).tolist(),
                 customdata=[
                     f"<b>{escaped(str(row.example_id))}</b>"
                     f"<br>{_hover(found.first, row.first)}<br>{_hover(found.second, row.second)}"

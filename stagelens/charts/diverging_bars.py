@@ -123,6 +123,7 @@ def diverging(
                 textposition="outside",
                 textfont={"color": palette.text, "size": 14},
                 cliponaxis=False,
+                ids=[f"{name} {stage}" for stage in stages],
                 customdata=list(hovers),
                 hovertemplate="%{customdata}<extra></extra>",
             )

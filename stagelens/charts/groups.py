@@ -201,6 +201,7 @@ def _marks(
                 "width": 0,
                 "visible": named,
             },
+            ids=[group] * len(models),
             customdata=[
                 f"<b>{escaped(model)}</b><br>{escaped(group)}: "
                 f"{value_text(row[kind], behaviour)}<br>interval "

@@ -76,6 +76,7 @@ def agreement(
                     "opacity": 0.5 if number < 2 else 0.7,
                     "line": {"color": color, "width": 0 if number < 2 else 1},
                 },
+                ids=shown.loc[of, "example_id"].astype(str).tolist(),
                 customdata=[
                     f"<b>{escaped(str(one))}</b><br>estimate {gain_text(e, behaviour)}"
                     f"<br>replay {gain_text(r, behaviour)}"

@@ -119,6 +119,8 @@ class Session:
                 print(f"WRONG {lines}", flush=True)
 
     def _moves(self) -> list[tuple[str, Callable[[], float]]]:
+        if self.example is not None:  # it stands in the place of the table
+            return [("next example", self._next)] * 3 + [("back", self._back)]
         moves = [("filter", self._filter)] * 3 + [("drag", self._drag)] * 2
         count = len(self.truth.ids(self.asked))
         if count > PAGE_SIZE:
@@ -157,16 +159,30 @@ class Session:
 
     def _next(self) -> float:
         ids = self.truth.ids(self.asked)
-        place = ids.index(self.example) + 1 if self.example in ids else 0
+        if self.example is None:
+            self.example = ids[0]
+            return self.client.press("Open the first")
+        place = ids.index(self.example) + 1
         if place == len(ids):
-            return self._filter()
-        self.example, self.page = ids[place], place // PAGE_SIZE + 1
+            return self._back()
+        self.example = ids[place]
         return self.client.press("Next")
+
+    def _back(self) -> float:
+        assert self.example is not None
+        self.page = self.truth.ids(self.asked).index(self.example) // PAGE_SIZE + 1
+        self.example = None
+        return self.client.press("Back to the table")
 
     def _differences(self) -> list[str]:
         ids, words = self.truth.ids(self.asked), self.client.words
-        said = re.search(r"^([\d,]+)(?: of [\d,]+)? images$", words, re.MULTILINE)
         found = [f"the page shows {problem}" for problem in self.client.problems]
+        if self.example is not None:
+            if self.example not in words.splitlines():
+                found.append(f"example {self.example} is not the one that is open")
+            place = f"{ids.index(self.example) + 1:,} of {len(ids):,} image"
+            return found if place in words else [*found, f"it does not say {place}s"]
+        said = re.search(r"^([\d,]+)(?: of [\d,]+)? images$", words, re.MULTILINE)
         if said is None or int(said[1].replace(",", "")) != len(ids):
             found.append(f"it counts {said and said[1]}, there are {len(ids)}")
         if ids:
@@ -174,8 +190,6 @@ class Session:
             start = (self.page - 1) * PAGE_SIZE
             if shown != ids[start : start + PAGE_SIZE]:
                 found.append(f"page {self.page} shows {shown[:2]}..., not {ids[start : start + 2]}")
-        if self.example is not None and self.example not in words.splitlines():
-            found.append(f"example {self.example} is not the one that is open")
         return found
 
 

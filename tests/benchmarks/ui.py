@@ -171,6 +171,8 @@ def filters(bench: Bench, set_name: str, goal: float) -> None:
     """Filter by label on the Examples page."""
     bench.open(f"/Examples?run={RUN}&set={set_name}&sort=id", "images")
 
+    bench.page.get_by_role("button", name="More").click()
+
     def once(number: int) -> float:
         before = bench.page.evaluate(COUNT)
         return bench.choose("Label", str((number + 1) % 10), count_is_not(before))

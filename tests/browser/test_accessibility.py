@@ -61,11 +61,14 @@ def test_axe_finds_what_is_wrong(server, page: Page, settle) -> None:
 def test_the_story_of_the_demo_leads_into_the_pages(server, page: Page, settle) -> None:
     page.goto(f"{server.url}/?run=digits")
     settle(page, "The story of this demo, in four sentences")
-    page.get_by_role("link", name="See which images it hurts").click()
+    page.get_by_text("The story of this demo").click()
+    page.get_by_role("link", name="See which stamped images shortcut hurts").click()
     settle(page, "of 894 images")
     assert "stage=shortcut" in page.url and "side=blame" in page.url
+    assert "group=stamped" in page.url and "changed=true" in page.url
     page.go_back()
     settle(page, "The story of this demo")
+    page.get_by_text("The story of this demo").click()
     page.get_by_role("link", name="Take it out").click()
     settle(page, "exact: measured on the edited weights")
     expect(page.get_by_role("heading", name="Flipped answers")).to_be_visible()

@@ -123,9 +123,11 @@ def test_a_dot_of_a_path_leads_to_its_examples(server, page: Page, settle) -> No
         page.mouse.click(place["x"] + place["width"] / 2, place["y"] + place["height"] / 2)
         settle(page, re.compile(r"\d+ of 894 images"))
         expect(page).to_have_url(re.compile("/Examples.*group=stamped"))
+        page.get_by_role("button", name="More (1)").click()
         chosen = page.get_by_role("combobox", name="Path")
         expect(chosen).to_have_value(re.compile("[✓✗]{5} "))
         picked.add(chosen.input_value())
+        page.keyboard.press("Escape")
         page.get_by_role("link", name="Overview").click()
     assert len(picked) == 2
 
@@ -133,13 +135,16 @@ def test_a_dot_of_a_path_leads_to_its_examples(server, page: Page, settle) -> No
 def test_filter_pick_an_example_and_read_its_effect(
     server, page: Page, settle, screenshot, demo: Path
 ) -> None:
-    page.goto(f"{server.url}/?run=digits")
+    page.goto(f"{server.url}/?run=digits&measure=loss")
     settle(page, "Credit and blame")
     page.get_by_role("link", name="Examples", exact=True).click()
     settle(page, "894 images")
     choose(page, "Stage", "shortcut")
-    choose(page, "Credit or blame", "blame")
     choose(page, "Group", "stamped")
+    choose(page, "Sort by", "most blame")
+    page.get_by_role("button", name="More").click()
+    choose(page, "Credit or blame", "blame")
+    page.keyboard.press("Escape")
     result = load_result(open_run(demo), "test", "effects", "replay")
     assert result is not None
     table = result.table[result.table["behaviour"] == "loss"]
@@ -172,7 +177,7 @@ def test_a_copied_link_opens_the_same_view_on_a_fresh_server(
 
     fresh = start_server({"STAGELENS_HOME": str(demo.parent)})
     page.goto(fresh.url + link)
-    settle(page, "of 894 images")
+    settle(page, "Back to the table")
     expect(page.get_by_role("heading", name="Answers")).to_be_visible()
     assert page.get_by_test_id("stMain").inner_text() == before
     assert page.url == fresh.url + link
@@ -180,14 +185,21 @@ def test_a_copied_link_opens_the_same_view_on_a_fresh_server(
 
 def test_the_keyboard_walks_through_the_examples(server, page: Page, settle) -> None:
     page.goto(f"{server.url}/Examples?run=digits&sort=id&example=clean-010")
-    settle(page, "894 images")
+    settle(page, "Back to the table")
     expect(heading(page, "clean-010")).to_be_visible()
-    for name in ("clean-011", "clean-012"):  # the second one is on the next page
+    for name in ("clean-011", "clean-012"):  # the second one is on the next page of the table
         page.keyboard.press("j")
         expect(heading(page, name)).to_be_visible()
         settle(page)
     page.keyboard.press("k")
     expect(heading(page, "clean-011")).to_be_visible()
+    settle(page)
+    page.keyboard.press("Escape")
+    expect(page.get_by_test_id("stDataFrame")).to_be_visible()
+    settle(page)
+    assert "example=" not in page.url
+    page.keyboard.press("j")  # from the table, the first one
+    expect(heading(page, "clean-000")).to_be_visible()
 
 
 def test_the_export_is_what_the_filters_leave(server, page: Page, settle, demo: Path) -> None:
@@ -200,7 +212,7 @@ def test_the_export_is_what_the_filters_leave(server, page: Page, settle, demo: 
     assert result is not None
     table = result.table
     wanted = table[
-        (table["behaviour"] == "loss")
+        (table["behaviour"] == "margin")
         & (table["label"] == "3")
         & (table["prediction"] != table["label"])
     ]

@@ -37,7 +37,7 @@ def test_a_slice_is_saved_and_every_page_knows_it(server, page: Page, settle, sc
     said = page.get_by_text(re.compile("on images in slice stamped 0s, but would be"))
     expect(said.first).to_contain_text("95 % interval")
     screenshot(page, "slices")
-    page.get_by_role("combobox", name="Group or slice").click()
+    page.get_by_role("combobox", name="Group", exact=True).click()
     page.get_by_role("option", name="slice: stamped 3s").click()
     settle(page, "of images in slice stamped 3s")
     page.get_by_role("link", name="Spurious features").click()

@@ -22,11 +22,12 @@ def test_the_gap_between_groups_is_read_with_and_without_each_stage(
     expect(chart.first).to_be_attached()
     screenshot(page, "group-gaps")
     check_narrow(page, "group-gaps")
-    page.get_by_role("radio", name="margin").click()
+    page.get_by_role("combobox", name="Behaviour", exact=True).click()
+    page.get_by_role("option", name="margin", exact=True).click()
     settle(page, "The gap in mean margin between")
     page.get_by_text("Cross group with the label").click()
     settle(page, re.compile("stamped · "))
-    assert "gap=margin" in page.url and "crossed=true" in page.url
+    assert "measure=margin" in page.url and "crossed=true" in page.url
     page.reload()
     settle(page, "The gap in mean margin between")
 

@@ -89,7 +89,7 @@ def test_a_link_opens_the_same_comparison(server, page: Page, settle) -> None:
     expect(chart.first).to_be_attached()
     page.reload()
     settle(page, "Checked against a replay")
-    assert "estimate=task-vector" in page.url and "trusted=loss" in page.url
+    assert "estimate=task-vector" in page.url and "measure=loss" in page.url
 
 
 def test_the_button_is_reached_by_keyboard(server, page: Page, settle) -> None:

@@ -19,7 +19,7 @@ def test_from_the_gallery_of_a_stage_to_the_map_of_one_example(
     expect(page.get_by_text("of the effect of shortcut on the margin")).to_be_visible()
     settle(page)
     expect(charts).to_have_count(6)
-    assert "of-stage=shortcut" in page.url
+    assert "stage=shortcut" in page.url and "of-stage" not in page.url
     screenshot(page, "where-gallery")
     page.set_viewport_size({"width": 420, "height": 1200})
     settle(page)

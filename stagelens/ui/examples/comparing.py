@@ -269,7 +269,7 @@ def _result(workspace: Workspace, wanted: _Wanted) -> None:
     with st.grid(5, min_column_width=140, gap="medium") as grid:
         with grid.cell(column_span=3):
             chart = drawing.chart(effect_against_effect, found, wanted.stage, EITHER)
-            components.show(chart, "comparison", about)
+            components.show(chart, "comparison", about, _opens)
             components.text_block(
                 f"One point per {workspace.noun}; both axes point towards credit. In the shaded "
                 "corners one side has credit and the other blame"
@@ -280,6 +280,10 @@ def _result(workspace: Workspace, wanted: _Wanted) -> None:
         with grid.cell(column_span=2):
             _figures(found, about)
     _disagreements(workspace, found, about)
+
+
+def _opens(example_id: str) -> dict[str, str]:
+    return {state.EXAMPLE: example_id, state.VIEW: state.OF_THE_SET}
 
 
 def _figures(found: Comparison, about: About) -> None:
@@ -357,7 +361,7 @@ def _disagreements(workspace: Workspace, found: Comparison, about: About) -> Non
         },
     )
     components.text_block(
-        f"Showing {len(top):,} of {len(found.points):,}. {POSITIVE_IS} Click a row to "
-        "look at the example.",
+        f"Showing {len(top):,} of {len(found.points):,}. {POSITIVE_IS} Click a row, or "
+        "a point, to look at the example.",
         muted=True,
     )

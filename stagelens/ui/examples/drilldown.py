@@ -25,7 +25,7 @@ from stagelens.ui.reading.browse import (
 from stagelens.ui.reading.example_errors import example_errors
 from stagelens.ui.reading.loaders import Effects
 from stagelens.wording.folding import MOST, strongest
-from stagelens.wording.numbers import phrase, value_text
+from stagelens.wording.numbers import count_text, phrase, value_text
 from stagelens.wording.sentences import Sentence, example_sentence
 from stagelens.wording.trust_words import MARKS, trust_word
 
@@ -48,7 +48,10 @@ _LARGE = 256
 """Pixels on the longer side of the input as it is shown."""
 _STYLE = (
     "<style>.st-key-opened-head h2{font-size:1.25rem;padding:0}"
-    ".st-key-opened-head button{min-height:2rem;padding:.1rem .6rem}</style>"
+    ".st-key-opened-head button{min-height:2rem;padding:.1rem .6rem}"
+    "@media (max-width:640px){.st-key-opened-head{gap:.4rem}"
+    ".st-key-opened-head button kbd,.st-key-opened-head button [data-testid*=hortcut]"
+    "{display:none}}</style>"
 )
 
 
@@ -59,6 +62,7 @@ def first_button(chosen: Chosen) -> None:
         "Open the first",
         icon=":material/arrow_forward:",
         type="tertiary",
+        key="first-example",
         on_click=state.choose,
         args=(to,),
         disabled=to is None,
@@ -87,10 +91,12 @@ def _input(workspace: Workspace, chosen: Chosen, example_id: str, row: pd.Series
         alt = f"The input of example {example_id}"
         png = loaders.picture(workspace.at, workspace.examples.name, example_id, _LARGE)
         # One element instead of two, because each costs the browser time.
-        facts = f"<div style='max-width:20rem'>{inputs.image_html(png, alt)}</div>{facts}"
+        # Below each other in a column, beside each other where the column is the whole page.
+        image = inputs.image_html(png, alt)
+        facts = f"<div style='flex:1 1 10rem;max-width:20rem'>{image}</div>{facts}"
     else:
         _texts(workspace, example_id)
-    st.html(f"<div style='display:flex;flex-direction:column;gap:1em'>{facts}</div>")
+    st.html(f"<div style='display:flex;flex-wrap:wrap;gap:1em'>{facts}</div>")
 
 
 def _said(workspace: Workspace, effects: Effects, chosen: Chosen, row: pd.Series) -> str:
@@ -180,7 +186,8 @@ def _steps(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: s
         place = chosen.place_of(example_id)
         with st.container(width="stretch"):
             if place is not None:
-                components.text_block(f"{place + 1:,} of {len(chosen):,}", muted=True)
+                count = count_text(len(chosen), workspace.noun)
+                components.text_block(f"{place + 1:,} of {count}", muted=True)
         side_by_side.button(chosen, example_id)
         card.button(workspace, effects, chosen.behaviour, example_id)
 
@@ -214,7 +221,8 @@ def _facts(workspace: Workspace, behaviour: Behaviour, row: pd.Series) -> str:
         for name, value in pairs
     )
     return (
-        "<div style='display:grid;grid-template-columns:fit-content(40%) minmax(0,1fr);"
+        "<div style='flex:1 1 10rem;display:grid;"
+        "grid-template-columns:fit-content(40%) minmax(0,1fr);"
         "align-content:start;gap:.3em 1em;font-size:.9em;overflow:hidden'>"
         f"{lines}</div>"
     )

@@ -29,12 +29,13 @@ _STYLE = (
     "align-items:center;margin-top:-.6rem}"
     ".st-key-table-head{margin:-.6rem 0;min-height:2.25rem}"
     ".st-key-table-head button{min-height:1.8rem;padding:.1rem .4rem}"
-    ".st-key-opened-head{margin-top:-.6rem}"
+    ".st-key-opened-head{margin-top:-1.6rem}"
     ".st-key-filters input{font-size:.875rem;padding-top:.25rem;padding-bottom:.25rem}"
     ".st-key-filters .react-aria-ComboBox>[role=group]{min-height:2rem;height:2rem}"
     '.st-key-filters [data-testid="stTextInputRootElement"]{height:2rem}'
     '.st-key-filters [data-testid="stPopover"] button{min-height:2rem;padding:.1rem .5rem}'
-    "@media (max-width:640px){.st-key-filters{grid-template-columns:1fr 1fr}}"
+    "@media (max-width:640px){.st-key-filters{grid-template-columns:1fr 1fr}"
+    ".st-key-first-example{display:none}}"
     "</style>"
 )
 HIDDEN = "<style>.st-key-filters{display:none!important}</style><span></span>"
@@ -272,10 +273,9 @@ def count_and_export(workspace: Workspace, effects: Effects, chosen: Chosen) -> 
     count, total = len(chosen), len(chosen.every.frame)
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         of = "" if count == total else f"{count:,} of "
-        asked = Slice.words_of(chosen.filters.asked())
+        st.html(components.text_html(of + count_text(total, workspace.noun)), width="content")
         with st.container(width="stretch"):
-            said = of + count_text(total, workspace.noun)
-            components.text_block(f"{said}: {asked}" if asked else said)
+            components.text_block(Slice.words_of(chosen.filters.asked()), muted=True)
         slices.save(workspace, effects.estimator, chosen)
         st.download_button(
             "Export CSV",

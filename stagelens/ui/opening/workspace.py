@@ -147,7 +147,7 @@ def _open(
         _problems(run)
         components.error_state(_no_stage(run) if not run.stages else _no_set(path))
         return None
-    state.renamed()
+    state.arrive()
     with bar.top(run.name if title == bar.OVERVIEW else title, unused) as row:
         examples = _choose_set(at, row, names)
         row.facts = _facts(run, examples, title)

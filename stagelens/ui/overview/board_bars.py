@@ -29,10 +29,10 @@ def address(query: Mapping[str, str] | None) -> str:
     return f"Examples?{urlencode(query or {})}"
 
 
-def query_of(focus_query: Mapping[str, str], stage: str, side: str) -> dict[str, str] | None:
-    """Query parameters of the examples that a stage helped or hurt most."""
+def examples_of(focus_query: Mapping[str, str], stage: str, side: str) -> dict[str, str]:
+    """What to change in a link, to the examples that a stage helped or hurt most."""
     more = {"side": side, "sort": f"most {side}"} if side in ("credit", "blame") else {}
-    return components.here(**focus_query, stage=stage, **more)
+    return {**focus_query, "stage": stage, **more}
 
 
 def bars(
@@ -55,6 +55,7 @@ def bars(
     """
     parts = (workspace.at, workspace.examples.name, effects.estimator, behaviour.name)
     means = loaders.stage_summary(*parts, by, group).assign(group=group)
+    of_group = {} if group is None else {"group": group}
     kept = means.iloc[strongest(means["effect"], MOST)].to_dict("records")
     intervals = [
         mean_interval(row, effects.trust.get(str(row["stage"])), behaviour) for row in kept
@@ -96,7 +97,7 @@ def bars(
                 else "no number",
                 "trust": ", ".join(known),
                 "said": written_out(sentence),
-                "href": address(query_of({} if group is None else {"group": group}, stage, side)),
+                "href": address(components.here(**examples_of(of_group, stage, side))),
             }
         )
     worse = {"higher": "lower", "lower": "higher"}[behaviour.better]

@@ -21,7 +21,6 @@ from stagelens.wording.numbers import count_text
 from stagelens.wording.trust_words import trust_word
 
 _KEY = "paths"
-_EXAMPLES = "pages/1_Examples.py"
 
 
 def section(
@@ -111,8 +110,7 @@ def _chart(
     picked = st.session_state.pop(state.session_key(_KEY), None)
     if picked in counts:
         # Set, group and estimate stay chosen: they belong to controls that the pages share.
-        query = components.here(path=path_loaders.option(picked))
-        st.switch_page(_EXAMPLES, query_params=query)
+        components.go(components.EXAMPLES, path=path_loaders.option(picked))
     st.caption(
         f"Click a dot to look at the {workspace.noun}s on its path. Its number counts that path "
         "alone; the table below counts all paths of a kind, and the Examples page finds each one."

@@ -33,6 +33,7 @@ from stagelens.wording.stage_facts import optimizer_words, steps_words
 from stagelens.wording.trust_words import trust_of_row, trust_word
 
 from . import drawn_shares, recipe, shares
+from .board_bars import examples_of
 
 _CARDS_A_ROW = 4
 _ABOUT_ENDS = (
@@ -127,7 +128,7 @@ def credit_and_blame(
         ],
         filters={by: group} if by is not None and group is not None else {},
     )
-    components.show(chart, "bars", about_it)
+    components.show(chart, "bars", about_it, _examples_of)
     if more := charts.rest_text(means, behaviour):
         components.text_block(f"{more} The table below has all of them.")
     if effects.estimator != RECIPE:  # what all do together is known of the recorded run alone
@@ -143,6 +144,12 @@ def credit_and_blame(
             groups = loaders.group_summary(*parts, by)
             rows = pd.concat([means, groups], ignore_index=True)
         _table(rows, behaviour, effects)
+
+
+def _examples_of(bar: str) -> dict[str, str]:
+    """What a click on a bar opens: the examples that the stage helped or hurt most."""
+    side, _, stage = bar.partition(" ")
+    return examples_of({}, stage, side)
 
 
 def _counts(means: pd.DataFrame, noun: str) -> list[str]:

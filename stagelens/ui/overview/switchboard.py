@@ -8,7 +8,6 @@ the address holds what is off, and says what a combination would cost that is no
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,6 @@ from . import board_bars, board_words, share_jobs
 from .board_words import ALL, Focus
 
 _KEY = "switchboard"
-_EXAMPLES = "pages/1_Examples.py"
-_OPENED = state.session_key("opened")
 _HERE = Path(__file__).parent
 
 
@@ -47,8 +44,6 @@ def show(
     group: str | None,
 ) -> None:
     """The switchboard of a group; where none was chosen, of the one that the top headline names."""
-    if (query := st.session_state.pop(_OPENED, None)) is not None:
-        st.switch_page(_EXAMPLES, query_params=query)
     _fragment(workspace, effects, behaviour, by, group)
 
 
@@ -98,20 +93,11 @@ def _go(focus: Focus, to: Any) -> None:
     if not isinstance(to, dict):
         return
     if isinstance(example := to.get("example"), str):
-        _open(components.here(**focus.query, example=example))
+        components.go(components.EXAMPLES, **focus.query, example=example)
     if isinstance(stage := to.get("stage"), str):
-        _open(board_bars.query_of(focus.query, stage, str(to.get("side"))))
-
-
-def _open(query: Mapping[str, str] | None) -> None:
-    """The Examples page, after a run of this one in which its controls take up what they hold."""
-    query = query or {}
-    # Only a control may change its own parameter, and only before it is drawn.
-    for name in query.keys() & st.session_state.keys():
-        st.session_state[name] = query[name]
-    others = {name: value for name, value in query.items() if name not in st.session_state}
-    st.session_state[_OPENED] = others
-    st.rerun()
+        components.go(
+            components.EXAMPLES, **board_bars.examples_of(focus.query, stage, str(to.get("side")))
+        )
 
 
 def focus_of(

@@ -37,6 +37,7 @@ PAGES = (
     ("pages/5_Report.py", "Report", ":material/description:"),
 )
 
+EXAMPLES = PAGES[1][0]
 _SIDEBAR = 264
 _STYLE = (
     '<style>[data-testid="stTab"][data-selected],'
@@ -78,11 +79,23 @@ def start_page(title: str) -> None:
 
 
 def here(**more: str) -> dict[str, str] | None:
-    """Query parameters of a link to a page of the open run: all that is chosen, but for changes."""
+    """Query parameters of a link to a page of the open run: all that is chosen, but for changes.
+
+    Where there are changes, but no example among them, a link opens a list, and closes the example.
+    """
     reference = state.reference()
     if not reference:
         return more or None
-    return {state.RUN: reference, **state.kept(), **more}
+    closed = {state.EXAMPLE: ""} if more else {}
+    return {state.RUN: reference, **state.kept(), **closed, **more}
+
+
+def go(page: str, **changes: str) -> None:
+    """Turn to another page, as a link with these changes would."""
+    query = here(**changes) or {}
+    state.leave_with(query)
+    # What belongs to a control of this page must not be among them.
+    st.switch_page(page, query_params={state.RUN: query.get(state.RUN, "")})
 
 
 def address(page: str, **more: str) -> str:
@@ -106,7 +119,12 @@ def run_in_sidebar(name: str) -> None:
         )
 
 
-def show(chart: Chart, key: str, about: About | None = None) -> None:
+def show(
+    chart: Chart,
+    key: str,
+    about: About | None = None,
+    opens: Callable[[str], Mapping[str, str]] | None = None,
+) -> None:
     """A chart, as wide as its container, with its takeaway as alternative text.
 
     It can be pinned to findings as it is. Where the page's estimate, its trust or its filters are
@@ -117,7 +135,18 @@ def show(chart: Chart, key: str, about: About | None = None) -> None:
         chart: What to draw.
         key: Unique among the charts and tables of the page.
         about: What the chart shows, where the page alone does not say.
+        opens: From the id of a point or a bar to what the Examples page shows at a click on it, as
+            query parameters; None where a click opens nothing.
     """
+    opened = state.session_key(f"opened-{key}")
+
+    def clicked() -> None:
+        for point in st.session_state[key]["selection"]["points"][:1]:
+            ids = chart.figure.data[point["curve_number"]].ids
+            if ids is not None:  # a line that is drawn beside the points stands for no example
+                st.session_state[opened] = str(ids[point["point_index"]])
+
+    on_select: dict[str, Any] = {"on_select": clicked, "selection_mode": "points"}
     with pinning.pinnable(key, chart, chart.alt, about):
         st.plotly_chart(
             chart.figure,
@@ -126,7 +155,12 @@ def show(chart: Chart, key: str, about: About | None = None) -> None:
             key=key,
             alt=chart.alt,
             config={"displayModeBar": False},
+            **(on_select if opens is not None else {}),
         )
+    picked = st.session_state.pop(opened, None)
+    if picked is not None and opens is not None:
+        # Not in the callback, where no other page can be turned to.
+        go(EXAMPLES, **opens(picked))
 
 
 def drawn(markup: Markup, key: str, chart: Callable[[], Chart], about: About | None = None) -> None:

@@ -9,7 +9,7 @@ options and keeps them when pages are switched. Whatever comes from the URL is c
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import streamlit as st
 
@@ -50,6 +50,9 @@ ASSEMBLE = "assemble-"
 _BEGUN = "begun"
 """Key of whether a page of this visit has been shown."""
 
+_TAKEN = "stagelens:taken-along"
+"""Key of what the next page shall show."""
+
 _KEPT = (ASSEMBLE, _BEGUN)
 """Prefixes of keys that are no choice within a run, and so outlive the opening of another one."""
 
@@ -66,6 +69,9 @@ def session_key(name: str) -> str:
 
 
 def _get(name: str) -> str | None:
+    if st.query_params.get(name) == "":  # the link says that there is none
+        _set(name, None)
+        return None
     # A link without the parameter, to another page for instance, does not end the choice.
     value = st.query_params.get(name) or st.session_state.get(session_key(name))
     if not isinstance(value, str) or not value or len(value) > _LONGEST:
@@ -107,8 +113,22 @@ def open_reference(reference: str | None) -> None:
     _set(RUN, reference)
 
 
-def renamed() -> None:
-    """Take up what a link names as earlier links did; before the bar is drawn."""
+def leave_with(query: Mapping[str, str]) -> None:
+    """Keep what the page that is turned to next shall show; see :func:`arrive`."""
+    st.session_state[_TAKEN] = dict(query)
+
+
+def arrive() -> None:
+    """Take up what the page is to show, before its first control is drawn.
+
+    It may come from the page before, since Streamlit lets no page change the address of a control
+    that it has drawn; or from a link that names things as earlier links did.
+    """
+    for name, value in st.session_state.pop(_TAKEN, {}).items():
+        if name in (RUN, EXAMPLE):
+            _set(name, value or None)
+        else:
+            st.session_state[name] = {"true": True, "false": False}.get(value, value)
     for before, now in _BEFORE.items():
         value = st.query_params.get(before)
         if value is not None:

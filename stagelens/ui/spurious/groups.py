@@ -79,7 +79,7 @@ def group_gaps_tab(workspace: Workspace, effects: Effects) -> None:
         return
     stages = [name for name in workspace.stages if name in effects.trust]
     _sentences(workspace, effects, gaps, stages)
-    _picture(workspace, effects, gaps, stages)
+    _picture(workspace, effects, gaps, stages, crossed=len(by) > 1)
     words = model_words(gaps, stages, effects.trust)
     _tables(gaps, words)
     if workspace.by != "label":
@@ -133,14 +133,18 @@ def _sentences(workspace: Workspace, effects: Effects, gaps: Gaps, stages: Seque
         )
 
 
-def _picture(workspace: Workspace, effects: Effects, gaps: Gaps, stages: Sequence[str]) -> None:
+def _picture(
+    workspace: Workspace, effects: Effects, gaps: Gaps, stages: Sequence[str], crossed: bool
+) -> None:
     notes = gap_notes(gaps, stages, effects.trust)
     chart = drawing.chart(group_gaps, gaps.metrics, gaps.behaviour, notes, EITHER)
     about = About(
         behaviour=gaps.behaviour.name,
         sentences=lambda: gap_sentences(gaps, stages, effects.trust, workspace.noun),
     )
-    components.show(chart, "group-gaps", about)
+    # Where groups are crossed with labels, a point is neither the one nor the other.
+    opens = None if crossed else lambda group: {"group": str(group)}
+    components.show(chart, "group-gaps", about, opens)
     trust_badges([effects.trust[s] for s in stages], gaps.behaviour.name)
     said = [
         "Lines are 95 % intervals over resampled examples. A gap in brackets, without a bar, may "

@@ -20,7 +20,7 @@ from stagelens.estimators.stage_trust import StageTrust, is_ground_truth
 from stagelens.trust.noise import RECORDED
 from stagelens.trust.recipe import two_errors
 from stagelens.ui.opening.workspace import Workspace
-from stagelens.ui.pieces import components, drawing
+from stagelens.ui.pieces import components, drawing, state
 from stagelens.ui.pieces.pinning import About
 from stagelens.ui.pieces.trust_marks import trust_badge, trust_legend
 from stagelens.ui.reading import loaders
@@ -139,7 +139,8 @@ def _stage(workspace: Workspace, view: TrustView, stage: str) -> None:
             charts.EITHER,
         )
         about = About(behaviour=view.behaviour.name, estimator=view.estimate, trust=[trust])
-        components.show(chart, f"agreement-{workspace.stages.index(stage)}", about)
+        key = f"agreement-{workspace.stages.index(stage)}"
+        components.show(chart, key, about, lambda one: {"stage": stage, state.EXAMPLE: one})
         if left_out := drawn_of(len(points)):
             components.text_block(left_out, muted=True)
     _figures(view, trust, row)

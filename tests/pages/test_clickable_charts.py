@@ -1,0 +1,38 @@
+"""Bars and points of charts lead to the examples that they stand for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from tests.pages.reading import check
+
+EXAMPLES = "pages/1_Examples.py"
+
+
+def clickable(app: AppTest, key: str) -> dict:
+    """The figure of a chart that can be clicked."""
+    (proto,) = [e.proto for e in app.get("plotly_chart") if key in e.proto.id]
+    assert list(proto.selection_mode)
+    return json.loads(proto.spec)
+
+
+@pytest.mark.parametrize(
+    ("page", "link", "key", "first"),
+    [
+        ("app.py", "group=stamped", "bars", "credit pretrain"),
+        (EXAMPLES, "view=Comparison&compared-stage=shortcut", "comparison", "stamped-"),
+        ("pages/2_Spurious_features.py", "", "group-gaps", "clean"),
+        ("pages/4_Trust.py", "estimate=task-vector", "agreement-1", ""),
+    ],
+)
+def test_every_point_knows_what_it_stands_for(
+    open_page, demo: Path, page: str, link: str, key: str, first: str
+) -> None:
+    figure = clickable(check(open_page(demo.parent, f"run=digits&{link}", page)), key)
+    known = [trace for trace in figure["data"] if "ids" in trace]
+    assert known and all(len(trace["ids"]) == len(trace["customdata"]) for trace in known)
+    assert known[0]["ids"][0].startswith(first)
