@@ -24,12 +24,15 @@ CHOSEN = {
     "estimator": "task-vector",
 }
 LINK = "run=digits&" + urlencode(CHOSEN)
-VIEWS = [
-    *((page, "") for page in PAGES),
+_MORE = (
     *((EXAMPLES, f"view={view}") for view in (state.OWN, state.COMPARED)),
     *((EXAMPLES, f"example=stamped-003&look={look}") for look in (state.WHEN, state.INPUT)),
     ("pages/2_Spurious_features.py", f"part={state.WHERE}"),
     ("pages/3_Remove_a_stage.py", "remove-1=100"),
+)
+VIEWS = [
+    *((page, "") for page in PAGES),
+    *(pytest.param(*view, marks=pytest.mark.slow) for view in _MORE),
 ]
 
 
@@ -46,7 +49,7 @@ def test_every_page_has_the_same_bar_with_what_the_link_chose(
     assert shown(check(open_page(demo.parent, LINK, page))) == CHOSEN
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [EXAMPLES, "pages/5_Report.py"])
 def test_without_a_choice_every_page_begins_with_the_same(open_page, demo: Path, page: str) -> None:
     found = shown(check(open_page(demo.parent, "run=digits", page)))
     at_first = {"measure": "accuracy", "group": None, "stage": None, "estimator": "replay"}
