@@ -24,15 +24,11 @@ CHOSEN = {
     "estimator": "task-vector",
 }
 LINK = "run=digits&" + urlencode(CHOSEN)
-_MORE = (
+MORE = [
     *((EXAMPLES, f"view={view}") for view in (state.OWN, state.COMPARED)),
     *((EXAMPLES, f"example=stamped-003&look={look}") for look in (state.WHEN, state.INPUT)),
     ("pages/2_Spurious_features.py", f"part={state.WHERE}"),
     ("pages/3_Remove_a_stage.py", "remove-1=100"),
-)
-VIEWS = [
-    *((page, "") for page in PAGES),
-    *(pytest.param(*view, marks=pytest.mark.slow) for view in _MORE),
 ]
 
 
@@ -149,9 +145,21 @@ def links(app: AppTest) -> list[tuple[str, dict[str, str]]]:
     return [(label, dict(parse_qsl(html.unescape(query)))) for label, query in found]
 
 
-@pytest.mark.parametrize(("page", "link"), VIEWS)
-def test_in_app_links_keep_what_is_chosen(open_page, demo: Path, page: str, link: str) -> None:
-    app = check(open_page(demo.parent, f"{LINK}&{link}", page))
+@pytest.mark.parametrize("page", PAGES)
+def test_in_app_links_keep_what_is_chosen(open_page, demo: Path, page: str) -> None:
+    walk(check(open_page(demo.parent, LINK, page)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "link"), MORE)
+def test_in_app_links_of_every_view_keep_what_is_chosen(
+    open_page, demo_copy: Path, page: str, link: str
+) -> None:
+    walk(check(open_page(demo_copy.parent, f"{LINK}&{link}", page)))
+
+
+def walk(app: AppTest) -> None:
+    """Look at all links of a page."""
     found = links(app)
     assert len(found) >= len(PAGES)
     for label, query in found:
