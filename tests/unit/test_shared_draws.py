@@ -15,7 +15,8 @@ from stagelens.compute import helpers
 from stagelens.replaying.draw_plan import Draw
 from stagelens.runs.run import Run, open_run
 from stagelens.runs.states import Weights
-from stagelens.trust import drawing, one_draw
+from stagelens.trust import drawing, drawing_coalitions, one_draw
+from stagelens.trust.drawn_coalitions import FOLDER
 from tests.unit.test_helpers import recorded, waits_for
 
 __all__ = ["recorded"]  # a fixture
@@ -49,3 +50,32 @@ def test_helpers_share_the_draws(
     pd.testing.assert_frame_equal(
         *(each.table.sort_values(keys, ignore_index=True) for each in (found, expected))
     )
+
+
+@pytest.mark.slow
+def test_helpers_share_draws_of_every_set_of_stages(
+    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = open_run(shutil.copytree(recorded, tmp_path / "run"))
+    mine: list[int] = []
+    train = drawing_coalitions.drawn_coalitions
+
+    def patient(run: Run, draw: Draw, *rest: Any) -> Iterator[tuple[int, Weights]]:
+        mine.append(draw.number)
+        waits_for(lambda: any(run.path.glob(f"{FOLDER}/*/*.parquet")))
+        return train(run, draw, *rest)
+
+    monkeypatch.setattr(drawing_coalitions, "drawn_coalitions", patient)
+    monkeypatch.setenv(helpers.ASKED, "2")
+    command = [sys.executable, "-m", "stagelens", "help-out", str(run.path)]
+    measured = drawing_coalitions.measure_coalitions_of_draws
+    with helpers.allowed(run.path, command) as given:
+        found = measured(run, ["test"], 3, lambda *_: None)["test"]
+        assert len(given.started) == 1
+    assert found.count == 3 and len(set(mine)) == len(mine) < 3
+    monkeypatch.undo()
+    alone = open_run(shutil.copytree(recorded, tmp_path / "alone"))
+    expected = measured(alone, ["test"], 3, lambda *_: None)["test"]
+    for one, other in zip(found.values("margin"), expected.values("margin"), strict=True):
+        assert one.keys() == other.keys() == set(range(16))
+        assert all((one[mask] == other[mask]).all() for mask in one)
