@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from stagelens.contracts import ACCURACY, Behaviour, Progress, StageLensError
-from stagelens.effects.draws import FEWEST, NAMES, DrawnEffects, Kind
+from stagelens.effects.draws import FEWEST, NAMES, DrawnEffects, Kind, likely_draws
 from stagelens.estimators.stage_trust import is_ground_truth
 from stagelens.runs.files import check_changeable
 from stagelens.runs.run import Run
@@ -148,7 +148,13 @@ def draws(
                     _needed(opened, each, behaviour, width, number, most, names)
                     for each in drawn.values()
                 )
-                say(f"The width needs {needed} draws, the pilot of {number} included.", err=True)
+                low, high = likely_draws(needed, number)
+                say(
+                    f"The width needs {needed} draws, the pilot of {number} included. So small a "
+                    f"pilot knows the spread only roughly: the true one would need {low} to {high} "
+                    "(8 of 10 pilots).",
+                    err=True,
+                )
                 _tell_cost(opened, names, needed, kind, chosen)
                 drawn = drawing.measure_on_sets(
                     opened, chosen, needed, report, names, kind, pilot=number
@@ -309,7 +315,11 @@ def _print(run: Run, set_name: str, drawn: DrawnEffects, rows: pd.DataFrame) -> 
             row["behaviour"],
             "not known" if pd.isna(row["in_this_run"]) else signed_text(row["in_this_run"], kind),
             signed_text(row["mean"], kind),
-            " to ".join(ends) if known else few if row["draws"] < FEWEST else "draws do not differ",
+            " to ".join(ends)
+            if known
+            else few
+            if row["draws"] < FEWEST
+            else f"the same in each of {row['draws']}",
             signed_text(row["sd"], kind).lstrip("+") if pd.notna(row["sd"]) else "not known",
             clear if known else "",
         )

@@ -136,14 +136,20 @@ def interval_over_draws(
     mean = float(values.mean())
     spread = values if pilot is None else values[:pilot]
     sd = float(values.std(ddof=1)) if count > 1 else nan
-    if len(spread) < FEWEST or (spread == spread[0]).all():
-        return DrawInterval(mean, nan, nan, 0.0 if (values == values[0]).all() else sd, count)
+    if _alike(values):
+        sd = 0.0 if count > 1 else nan
+    if len(spread) < FEWEST or _alike(spread):
+        return DrawInterval(mean, nan, nan, sd, count)
     if kind == "recipe":
         half = half_width(spreads(values, [*map(data_of, range(count))]), level, batches)
     else:
         error = float(spread.std(ddof=1)) / math.sqrt(count)
         half = t_quantile(len(spread) - 1, level) * error
     return DrawInterval(mean, mean - half, mean + half, sd, count)
+
+
+def _alike(values: np.ndarray) -> bool:
+    return bool(np.allclose(values, values[0], rtol=1e-9, atol=1e-12))  # but for rounding
 
 
 def draws_for_width(pilot: np.ndarray, width: float, level: float = LEVEL) -> int:
@@ -165,6 +171,23 @@ def draws_for_width(pilot: np.ndarray, width: float, level: float = LEVEL) -> in
     needed = (2 * t_quantile(count - 1, level) * float(sd) / width) ** 2
     # Rounding must not ask for one more draw than a whole number needs.
     return max(count, math.ceil(needed * (1 - 1e-12)))
+
+
+def likely_draws(needed: int, pilot: int) -> tuple[int, int]:
+    """From how many to how many draws the true spread would need, in 8 of 10 such pilots.
+
+    :func:`draws_for_width` goes by the pilot's spread, whose interval this is.
+
+    Args:
+        needed: What it gives, for one number; of several, the widest makes it rather too many.
+        pilot: How many draws the pilot has.
+    """
+    from scipy.special import gammaincinv
+
+    freedom = pilot - 1
+    # Quantiles of chi square; a large one says that the pilot's spread was rather too large.
+    most, least = 2 * gammaincinv(freedom / 2, [0.9, 0.1]) / freedom
+    return max(pilot, math.floor(needed / most)), math.ceil(needed / least)
 
 
 def example_sd(drawn: DrawnEffects) -> pd.Series:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from stagelens.contracts import ACCURACY, Behaviour
 from stagelens.estimators.stage_trust import StageTrust
-from stagelens.wording.intervals import mean_interval
+from stagelens.wording.intervals import chance_over_examples, mean_interval
 from stagelens.wording.sentences import Sentence, is_certain, mean_sentence
 from stagelens.wording.trust_words import may_be_finding, trust_of_row
 
@@ -37,7 +37,7 @@ def headlines(
     """The strongest mean effects as sentences, each for another stage or of opposite sign.
 
     Only what stands out is stated: a mean effect over at least :data:`FEWEST` examples must exceed
-    two standard errors over them and, where these are known, the training noise and the error of
+    chance over them (95 %) and, where these are known, the training noise and the error of
     the estimate (:func:`~stagelens.wording.intervals.mean_interval`). Where the recipe was drawn
     several times, the interval over draws stands for the training noise: it must leave out zero.
     Stages that are refused, and those whose estimate does not agree with its replay or has an
@@ -151,4 +151,4 @@ def _stands_out(row: Mapping[str, Any], trust: StageTrust | None, behaviour: Beh
     interval = mean_interval(row, trust, behaviour)
     if interval is not None and not interval.is_clear:
         return False
-    return not within and bool(abs(row["effect"]) > 2 * row["error"])
+    return not within and abs(row["effect"]) > chance_over_examples(row)

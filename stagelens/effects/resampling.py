@@ -142,6 +142,23 @@ def standard_error(values: np.ndarray, clusters: np.ndarray | None = None) -> fl
     return float(np.sqrt(count / (count - 1) * (summed**2).sum()) / n)
 
 
+def change_error(values: np.ndarray, clusters: np.ndarray | None = None) -> float:
+    """:func:`standard_error` of changes of right answers: each is -1, 0 or 1.
+
+    Where no answer changed, or all did, their own spread is 0, and others might have all the same:
+    half an example of each change and one without are taken to have been seen besides (A. Agresti
+    and Y. Min, Simple improved confidence intervals for comparing matched proportions, Statist.
+    Med. 24, 2005).
+
+    Args:
+        values: (n,) of the examples.
+        clusters: As :func:`standard_error` takes them; a source counts as one example here.
+    """
+    error, mean = standard_error(values, clusters), values.mean() if len(values) else 0.0
+    count = len(values) if clusters is None else sources(clusters)
+    return float(np.hypot(error, np.sqrt(1 + 2 * mean**2) / (count + 2)))
+
+
 def sources(clusters: np.ndarray) -> int:
     """How many clusters there are; an example that has none is one of its own."""
     return int(numbered(clusters).max(initial=-1)) + 1

@@ -19,7 +19,7 @@ from stagelens.contracts import ACCURACY, BASE, Behaviour
 from stagelens.runs.sets.clusters import CLUSTER
 
 from .draws import DrawnEffects, columns_of, intervals_of_means
-from .resampling import standard_error
+from .resampling import change_error, sources, standard_error
 
 SUMMARY_COLUMNS = (
     "stage",
@@ -35,6 +35,7 @@ SUMMARY_COLUMNS = (
     "credit_share",
     "blame_share",
     "error",
+    "sources",
     "rms",
     "noise_share",
     "noise_sd",
@@ -165,7 +166,8 @@ def stage_summary(
     Returns:
         :data:`SUMMARY_COLUMNS`. ``n`` examples were measured, ``missing`` had no value (no label,
         or a refused stage). ``error`` is the standard error of the mean effect over examples,
-        by the column ``cluster`` where there is one (see ``runs.sets.clusters``),
+        by the column ``cluster`` where there is one (see ``runs.sets.clusters``), ``sources`` over
+        how many examples or clusters that is,
         ``rms`` the root mean square effect of the stage over the labelled examples of the set,
         whatever the group (over all, where none has a label),
         ``noise_share`` the share of examples whose effect is within training noise, ``noise_sd``
@@ -218,7 +220,7 @@ def _rows(
     rms = rms_effects(rows)
     result = []
     for key, own in _groups(rows, keys):
-        means = _means(own, behaviour.sign)
+        means = _means(own, behaviour)
         sd = noise.get(key, np.nan)
         known = np.isfinite(sd) and means["n"] > 0
         within = abs(means["effect"]) < 2 * sd if known else None
@@ -316,10 +318,12 @@ def _groups(
         yield (key if isinstance(key, tuple) else (key,)), own
 
 
-def _means(part: Mapping[str, np.ndarray], sign: int) -> dict[str, float]:
+def _means(part: Mapping[str, np.ndarray], behaviour: Behaviour) -> dict[str, float]:
     known, clusters = ~np.isnan(part["effect"]), part.get(CLUSTER)
     effect = part["effect"][known]
-    gain = sign * effect
+    clusters = None if clusters is None else clusters[known]
+    gain = behaviour.sign * effect
+    error = change_error if behaviour.name == ACCURACY.name else standard_error
     n = len(effect)
     return {
         "n": n,
@@ -333,7 +337,8 @@ def _means(part: Mapping[str, np.ndarray], sign: int) -> dict[str, float]:
         "credit_share": _mean(gain > 0),
         "blame_share": _mean(gain < 0),
         # Of a sample: the standard error is over examples that might have been drawn otherwise.
-        "error": standard_error(effect, None if clusters is None else clusters[known]),
+        "error": error(effect, clusters),
+        "sources": n if clusters is None else sources(clusters),
         "noise_share": _mean(part["within_noise"]),
     }
 

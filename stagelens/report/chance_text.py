@@ -14,17 +14,17 @@ def exceeded(draws: DrawnEffects | None, noise_known: bool) -> str:
     """
     if draws is not None:
         return (
-            "two standard errors and the error of the estimate where it is known, with an interval "
-            f"over {draws.words} of the recipe that leaves out zero"
+            "chance over examples (95 %) and the error of the estimate where it is known, "
+            f"with an interval over {draws.words} of the recipe that leaves out zero"
         )
     elif noise_known:
         return (
-            "two standard errors, the error of the estimate where it is known, and training noise "
-            "given the earlier stages as recorded. One run: how it would be of this recipe is not "
-            "known"
+            "chance over examples (95 %), the error of the estimate where it is known, and "
+            "training noise given the earlier stages as recorded. One run: how it would be of this "
+            "recipe is not known"
         )
     else:
         return (
-            "two standard errors and the error of the estimate where it is known; training noise "
-            "is not known. One run: whether it would happen again is not known"
+            "chance over examples (95 %) and the error of the estimate where it is known; "
+            "training noise is not known. One run: whether it would happen again is not known"
         )

@@ -21,9 +21,6 @@ from .numbers import amount_text
 from .signs import gain_range_text
 from .trust_words import promised_elsewhere, trust_word
 
-_TWO_SIDED = 1.96
-"""Standard errors on either side of a 95 % interval."""
-
 
 @dataclass(frozen=True)
 class Interval:
@@ -67,6 +64,8 @@ def mean_interval(
     Args:
         row: As ``summary.stage_summary`` makes it: ``effect``, ``error`` (its standard error) and
             ``rms`` (root mean square effect of the stage over the labelled examples of the set).
+            With ``sources``, the number of examples or of clusters of them that the standard error
+            is over, its interval is that of Student's t; else they are taken to be many.
             With ``final``, the mean without the stage is one that can be, too. A mean over draws
             has the interval over them, see :func:`over_draws`.
         trust: What is known of the stage's counterfactual.
@@ -85,7 +84,20 @@ def mean_interval(
     estimate = off * float(row.get("rms", np.nan)) if off else 0.0
     if not np.isfinite(estimate):
         return None
-    return _around(effect, _TWO_SIDED * error, estimate, behaviour, row.get("final", np.nan))
+    return _around(effect, chance_over_examples(row), estimate, behaviour, row.get("final", np.nan))
+
+
+def chance_over_examples(row: Mapping[str, Any]) -> float:
+    """What the choice of examples adds on either side of a mean effect (95 %).
+
+    Args:
+        row: As :func:`mean_interval` takes it.
+    """
+    from scipy.special import stdtrit  # here, because it takes a while
+
+    sources = _number(row.get("sources"))
+    reach = stdtrit(sources - 1, 0.975) if np.isfinite(sources) else 1.96
+    return float(reach * _number(row.get("error")))
 
 
 def over_draws(row: Mapping[str, Any]) -> Interval | None:
@@ -114,17 +126,6 @@ def draws_hold_zero(row: Mapping[str, Any]) -> str:
 
 def _number(value: Any) -> float:
     return np.nan if value is None else float(value)
-
-
-def few_examples(n: int) -> float:
-    """By how much the standard error of a mean over ``n`` examples is to be larger.
-
-    With few, their own spread is not well known: Student's t takes the place of the normal
-    distribution, whose intervals of three examples would hold the mean in 81 % instead of 95 %.
-    """
-    from scipy.stats import t  # here, because it takes a second
-
-    return float(t.ppf(0.975, n - 1)) / _TWO_SIDED
 
 
 def example_interval(

@@ -2,21 +2,23 @@
 
 Each simulated run trains two stages on data of its own, with a logistic regression or a tiny
 network, and its effects are those of leaving out a stage. The truth of the recipe is the mean over
-20,000 runs with other data, orders and initial values. Printed are, for 8 draws of each simulated
-run:
+20,000 runs with other data, orders and initial values. Printed are, for some draws of each
+simulated run:
 
 - how often the 95 % interval holds the truth;
 - how often a gap whose true effect is 0 is called a finding: the gap is along a feature that has
   nothing to do with the labels, and whose sign is drawn symmetrically anew for every data set.
 
-    python tests/benchmarks/draws.py [--runs 2000] [--draws 8] [--seed 0]
+    python tests/benchmarks/draws.py [--runs 2000] [--draws 8 12] [--seeds 0 1 2]
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -25,7 +27,13 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from stagelens.effects.draws import DrawInterval, Kind, draws_for_width, interval_over_draws
+from stagelens.effects.draws import (
+    DrawInterval,
+    Kind,
+    draws_for_width,
+    interval_over_draws,
+    likely_draws,
+)
 from stagelens.replaying.draw_plan import Draw, pool_size
 from stagelens.replaying.draws import order_of
 
@@ -263,7 +271,10 @@ def _truth(
 
 
 def widths(runs: int, pilot: int, seed: int) -> tuple[Share, Share]:
-    """Stein's rule on normal draws: coverage, and how often it asks for half to twice of enough."""
+    """Stein's rule on normal draws: coverage, and how often the range of draws that is told holds.
+
+    It is to hold how many the true spread, of which a pilot knows little, would have needed.
+    """
     random, covered, near = np.random.default_rng(seed), 0, 0
     for _ in range(runs):
         first = random.normal(size=pilot)
@@ -271,8 +282,9 @@ def widths(runs: int, pilot: int, seed: int) -> tuple[Share, Share]:
         more = random.normal(size=needed - pilot)
         one = interval_over_draws(np.concatenate([first, more]), "same data", pilot)
         covered += one.low <= 0 <= one.high
+        low, high = likely_draws(needed, pilot)
         enough = max((2 * stats.t.ppf(0.975, pilot - 1)) ** 2, pilot)
-        near += 0.5 <= needed / enough <= 2
+        near += low <= math.ceil(enough) <= high
     return Share(covered, runs), Share(near, runs)
 
 
@@ -283,29 +295,45 @@ WORDS: dict[Kind, str] = {
 }
 
 
+def _pooled(shares: Sequence[Share]) -> str:
+    """All seeds together, and each."""
+    whole = Share(sum(one.times for one in shares), sum(one.of for one in shares))
+    each = ", ".join(f"{100 * one.value:.1f}" for one in shares)
+    return f"{whole}" + (f" [by seed: {each}]" if len(shares) > 1 else "")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    for name, value in (("runs", 2000), ("draws", 8), ("seed", 0)):
-        parser.add_argument(f"--{name}", type=int, default=value)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--runs", type=int, default=2000, help="Simulated runs of every seed.")
+    parser.add_argument("--draws", type=int, nargs="+", default=[8, 12])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--kinds", nargs="+", choices=list(WORDS), default=list(WORDS))
+    parser.add_argument("--recipes", type=int, nargs="+", default=list(range(len(RECIPES))))
     given = parser.parse_args()
-    bound = 100 * stats.binom.ppf(0.95, given.runs, 0.05) / given.runs
-    print(
-        f"{given.runs} simulated runs, {given.draws} draws each; exact 95 % intervals in brackets"
-    )
+    runs = given.runs * len(given.seeds)
+    bound = 100 * stats.binom.ppf(0.95, runs, 0.05) / runs
+    print(f"{runs} simulated runs, {given.runs} of each seed; exact 95 % intervals in brackets")
     print(f"of a true rate of 5 %, at most {bound:.1f} % are seen in 95 of 100 such simulations")
-    for recipe in RECIPES:
-        for kind, words in WORDS.items():
-            one = simulate(recipe, kind, given.runs, given.draws, given.seed)
-            # Of given weights or data, the gap is a matter of these too.
-            too = ["weights"] * recipe.given + ["data"] * (kind == "same data")
-            said = f" (not null given the {' and '.join(too)})" if too else ""
-            print(
-                f"{recipe.name:21} {words:22} interval holds the truth {one.covered}, null "
-                f"called a finding {one.findings}{said}, mean width {one.width:.3f}"
-            )
-    covered, near = widths(given.runs, given.draws, given.seed)
-    print(f"Stein's rule, pilot of {given.draws}: interval holds the truth {covered}; between half "
-          f"and twice the draws that the true spread needs: {near}")  # fmt: skip
+    for draws, number, kind in product(given.draws, given.recipes, given.kinds):
+        recipe = RECIPES[number]
+        every = [simulate(recipe, kind, given.runs, draws, seed) for seed in given.seeds]
+        # Of given weights or data, the gap is a matter of these too.
+        too = ["weights"] * recipe.given + ["data"] * (kind == "same data")
+        said = f" (not null given the {' and '.join(too)})" if too else ""
+        print(
+            f"{draws} draws, {recipe.name}, {WORDS[kind]}: interval holds the truth "
+            f"{_pooled([one.covered for one in every])}, null called a finding "
+            f"{_pooled([one.findings for one in every])}{said}, mean width "
+            f"{np.mean([one.width for one in every]):.3f}",
+            flush=True,
+        )
+    for draws in given.draws if "same data" in given.kinds else ():
+        both = [widths(given.runs, draws, seed) for seed in given.seeds]
+        covered, near = (_pooled([one[place] for one in both]) for place in (0, 1))
+        print(
+            f"Stein's rule, pilot of {draws}: interval holds the truth {covered}; the draws that "
+            f"the true spread needs are within the range told: {near}"
+        )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from stagelens.effects.chance_and_data import half_width, spreads
-from stagelens.effects.draws import interval_over_draws
+from stagelens.effects.draws import draws_for_width, interval_over_draws, likely_draws
 from stagelens.replaying.draw_plan import data_of
 
 
@@ -68,3 +68,15 @@ def test_where_all_is_chance_the_interval_is_rather_too_wide() -> None:
     random = np.random.default_rng(2)
     every = [interval_over_draws(_draws(0.0, 1.0, 12, random)) for _ in range(200)]
     assert np.mean([one.low <= 0 <= one.high for one in every]) > 0.95
+
+
+def test_the_draws_that_a_width_needs_are_told_with_how_well_they_are_known() -> None:
+    random, pilot, width = np.random.default_rng(3), 12, 0.8
+    true = (2 * stats.t.ppf(0.975, pilot - 1) / width) ** 2
+    held = 0
+    for _ in range(400):
+        needed = draws_for_width(random.normal(size=(pilot, 1)), width)
+        low, high = likely_draws(needed, pilot)
+        assert pilot <= low <= needed <= high
+        held += low <= true <= high
+    assert stats.binom.ppf(0.001, 400, 0.8) <= held <= stats.binom.ppf(0.999, 400, 0.8)

@@ -20,7 +20,6 @@ from stagelens.wording.intervals import (
     Interval,
     example_error,
     example_interval,
-    few_examples,
     mean_interval,
     widened,
 )
@@ -233,12 +232,12 @@ class Shares:
         own, shared = numbers[kept], None if self.clusters is None else self.clusters[kept]
         if not len(own) or trust.trust == "refused":
             return Mean(name, len(own), np.nan, None, trust)
-        # Of few sources an interval of standard errors is wider than of many.
         n = len(own) if shared is None else sources(shared)
         mean = float(own.mean())
         row = {
             "effect": mean,
-            "error": standard_error(own, shared) * few_examples(n) if n > 1 else np.nan,
+            "error": standard_error(own, shared),
+            "sources": n,
             "rms": self.rms(numbers),
             "n": n,
         }

@@ -79,7 +79,7 @@ def headlines(
         )
         components.text_block(
             f"Headlines are mean effects over at least {count_text(FEWEST, workspace.noun)}, "
-            "beyond two standard errors, beyond the error of the estimate where that is known"
+            "beyond chance over them (95 %), beyond the error of the estimate where that is known"
             f"{recipe.rule(workspace, effects)}{brackets if bracketed else ''}",
             muted=True,
         )

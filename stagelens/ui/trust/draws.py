@@ -105,5 +105,5 @@ def _rows(workspace: Workspace, view: TrustView, found: DrawnEffects) -> pd.Data
 
 def _finding(mean: DrawInterval) -> str:
     if not np.isfinite(mean.low):
-        return "not known"
+        return "the same in each draw" if mean.sd == 0 else "not known"
     return "yes" if mean.is_clear else "interval holds zero"
