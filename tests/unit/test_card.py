@@ -49,6 +49,7 @@ def card(**changed: object) -> Card:
         label="9",
         stage="shortcut",
         place=1,
+        opening="says",
         final=Said("3", False),
         without=Said("9", True),
         sentence=Sentence((Part("Without "), Part("shortcut", "stage"), Part(", it would be 9."))),
@@ -79,6 +80,9 @@ def has(image: np.ndarray, color: str) -> bool:
 def test_a_card_says_what_the_model_would_say_without_the_stage() -> None:
     assert card().title == "says 3; without shortcut: 9"
     assert card(without=Said("3", False)).title == "says 3, with or without shortcut"
+    valued = card(opening="log-likelihood", final=Said("−1.2"), without=Said("−3.4"))
+    assert valued.title == "log-likelihood −1.2; without shortcut: −3.4"
+    assert "log-likelihood</span>" in as_html(valued)
 
 
 def test_the_picture_has_blue_credit_and_orange_blame_on_a_light_background() -> None:

@@ -38,6 +38,7 @@ from stagelens.wording.sentences import slice_parts
 from tests.conftest import DemoRun
 from tests.support.small_runs import SHAPE, Phase, make_task, record
 from tests.unit.conftest import Command
+from tests.unit.test_adapter_estimates import FULL, WHOLE_HEAD, adapted
 
 
 def sgd(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -113,6 +114,18 @@ def test_a_block_that_a_stage_left_alone_carries_nothing_and_costs_nothing(tmp_p
         assert not found.effects("loss", reading)[:, 0].any()
         np.testing.assert_allclose(found.effects("loss", reading)[:, 1], found.total("loss"))
     assert any("Not changed by second" in note and "linear" in note for note in notes(found))
+
+
+def test_a_new_head_and_an_adapter_are_undone_to_what_they_began_with(tmp_path: Path) -> None:
+    run = small(tmp_path / "run", "encoder", [FULL, adapted(WHOLE_HEAD)])
+    found = measure_network(run, "test", "lora", "replay")
+    blocks = {block.name: block for block in found.facts.blocks}
+    assert {name for name, block in blocks.items() if block.moved} == {"qkv", "head"}
+    assert blocks["qkv"].begins and not blocks["out"].begins
+    assert any("lora_A" in name for name in blocks["qkv"].tensors)
+    said = " ".join(notes(found))
+    assert "Undone, what began in lora has the values that it began with: qkv" in said
+    np.testing.assert_allclose(found.rest("margin"), 0, atol=1e-12)
 
 
 def test_it_is_stored_and_a_damaged_file_is_measured_again(tmp_path: Path) -> None:

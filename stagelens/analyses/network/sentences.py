@@ -97,6 +97,10 @@ def notes(found: Network) -> list[str]:
         said.append(
             f"Not changed by {found.facts.stage}, so nothing is carried: {', '.join(still)}."
         )
+    if found.facts.trust.twins_share:
+        said.append(
+            "By weights alone: the twins that sharpen an effect on other pages have no part."
+        )
     return said
 
 

@@ -75,6 +75,7 @@ class Card:
         label: Its label; None without one.
         stage: The stage that the card is about.
         place: Of that stage in the run, for its colour.
+        opening: What stands before both: ``says``, or the behaviour where these are values of it.
         final: What the final model says.
         without: What the model without the stage says.
         sentence: The stage's effect in words.
@@ -97,6 +98,7 @@ class Card:
     label: str | None
     stage: str
     place: int
+    opening: str
     final: Said
     without: Said
     sentence: Sentence
@@ -114,8 +116,8 @@ class Card:
     def title(self) -> str:
         """The card in one line."""
         if self.final.answer == self.without.answer:
-            return f"says {self.final.answer}, with or without {self.stage}"
-        return f"says {self.final.answer}; without {self.stage}: {self.without.answer}"
+            return f"{self.opening} {self.final.answer}, with or without {self.stage}"
+        return f"{self.opening} {self.final.answer}; without {self.stage}: {self.without.answer}"
 
 
 def link_to(
@@ -238,6 +240,7 @@ def make_card(
         label=label,
         stage=chosen,
         place=names.index(chosen),
+        opening="says" if answers else phrase(behaviour),
         final=said[0],
         without=said[1],
         sentence=sentence,

@@ -90,8 +90,8 @@ def as_html(card: Card) -> str:
 def _answers(card: Card) -> str:
     stage = f"<b><bdi>{written(card.stage)}</bdi></b>"
     if card.final.answer == card.without.answer:
-        return _said(f"says, with or without {stage}", card.final)
-    return _said("says", card.final) + _said(f"without {stage}", card.without)
+        return _said(f"{written(card.opening)}, with or without {stage}", card.final)
+    return _said(written(card.opening), card.final) + _said(f"without {stage}", card.without)
 
 
 def _said(before: str, said: Said) -> str:

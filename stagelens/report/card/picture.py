@@ -142,12 +142,12 @@ def _answers(pen: Pen, card: Card) -> float:
     while size > 34 and any(pen.width(each.answer, size, True) > room
                             for each in (card.final, card.without)):  # fmt: skip
         size -= 4
-    columns = [("says", "", card.final), ("without ", card.stage, card.without)]
+    columns = [(card.opening, "", card.final), ("without ", card.stage, card.without)]
     if same:
-        columns = [("says, with or without ", card.stage, card.final)]
+        columns = [(f"{card.opening}, with or without ", card.stage, card.final)]
     for number, (before, name, said) in enumerate(columns):
         x = _COLUMN + number * half
-        wide = pen.text(x, _TOP + 20, before, 25, LIGHT.muted)
+        wide = pen.text(x, _TOP + 20, pen.fitted(before, 25, room), 25, LIGHT.muted)
         if name:
             pen.text(x + wide, _TOP + 20, pen.fitted(name, 25, room + 40 - wide, True), 25,
                      LIGHT.text, bold=True)  # fmt: skip
