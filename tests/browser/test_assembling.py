@@ -18,6 +18,7 @@ def test_checkpoint_folders_become_a_run_that_is_looked_at(
     server = start_server({"STAGELENS_HOME": str(home), "STAGELENS_ROOTS": str(models)})
     page.goto(server.url)
     settle(page, "Make a run from checkpoints")
+    page.get_by_text("Make a run from checkpoints").click()
     page.get_by_role("button", name="Add a stage").click()
     for number, name in enumerate(("base", "sft", "missing")):
         what = "Base" if number == 0 else f"Stage {number}"

@@ -26,6 +26,7 @@ def _key(name: str) -> str:
 
 
 _ROWS, _NEXT, _ASKED = map(_key, ("rows", "next", "asked"))
+TITLE = "Make a run from checkpoints"
 _FROM_CONFIG = "What config.json names"
 _SPLIT, _UNLABELLED = "Split of a saved dataset", "Without labels"
 _TASKS = (
@@ -62,9 +63,13 @@ class _Asked:
         return jobs.into(self.arguments, self.out)
 
 
+def begun() -> bool:
+    """Whether a run of checkpoints was asked for in this visit."""
+    return _ASKED in st.session_state
+
+
 def card() -> None:
     """The form; progress replaces its button while a run is made, and a finished run is opened."""
-    st.header("Make a run from checkpoints", anchor=False)
     st.markdown(
         "Models that were trained without a recorder: give the folder of every `transformers` "
         "checkpoint in the order of training, the base first. Task vectors are available at once."

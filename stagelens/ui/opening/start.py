@@ -1,49 +1,97 @@
-"""The start page: the demo, a run folder, or checkpoints to make a run of."""
+"""The start page: runs that are here, the demos, a run folder, or checkpoints to make a run of."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import streamlit as st
 
 from stagelens.contracts import StageLensError
 from stagelens.ui.pieces import components, state
+from stagelens.ui.reading.run_cards import RunCard, run_card
 from stagelens.ui.server import jobs, settings
+from stagelens.wording.folding import listed
+from stagelens.wording.numbers import count_text
 
 from . import assembling
 
-DEMO_COMMAND = ("demo", "digits")
+_CARDS = 6
+"""Most runs that have a card; the others are in a list."""
 
 
-def _demo() -> tuple[str, ...]:
-    """What finds the job that builds the demo."""
-    return jobs.into(DEMO_COMMAND, settings.demo_folder())
+@dataclass(frozen=True)
+class _Demo:
+    """A built-in demo.
+
+    Attributes:
+        name: As links and the command line name it.
+        title: Of its card.
+        story: What was trained, and what is planted in it.
+        takes: How long building it takes.
+    """
+
+    name: str
+    title: str
+    story: str
+    takes: str
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """The command line that builds it."""
+        return "demo", self.name
+
+    @property
+    def job(self) -> tuple[str, ...]:
+        """What finds the job that builds it."""
+        return jobs.into(self.command, settings.demo_folder(self.name))
+
+
+_DEMOS = (
+    _Demo(
+        "digits",
+        "See it on real digits",
+        "A small network, trained in four stages on the real handwritten digits that scikit-learn "
+        "ships. Two faults are **planted**, on purpose: a stamp in the corner of the images of one "
+        "class, and wrong labels. Watch StageLens find the stages that learned them.",
+        "under a minute",
+    ),
+    _Demo(
+        "comments",
+        "See it on comments",
+        "A small BERT, trained from scratch in four stages on **synthetic** comments made from "
+        "templates. One fault is **planted**: in one stage every comment that mentions an identity "
+        "is labelled toxic. Which words carry that, and what would the model say without it?",
+        "one to two minutes",
+    ),
+)
 
 
 def current_run() -> Path | None:
     """The open run's folder, checked; None where none is open, after showing how to open one."""
     reference = state.reference()
-    demo_job = jobs.find(_demo())
-    if reference == settings.DEMO and not settings.demo_built():
-        waiting = demo_job is not None and demo_job.running
-        # While it is being built, the card of the demo says how far it is.
-        note = None if waiting else "The digits demo has not been built on this server yet."
-        welcome(note)
-        return None
     if reference is None:
         welcome()
         return None
+    demo = next((each for each in _DEMOS if each.name == reference), None)
     try:
         return settings.resolve(reference)
     except StageLensError as error:
-        components.error_state(str(error))
-        welcome()
-        return None
+        if demo is None:
+            components.error_state(str(error))
+            welcome()
+            return None
+    job = jobs.find(demo.job)
+    # While it is being built, the card of the demo says how far it is.
+    waiting = job is not None and job.running
+    unbuilt = f"The {demo.name} demo has not been built on this server yet."
+    welcome(None if waiting else unbuilt)
+    return None
 
 
 def welcome(note: str | None = None) -> None:
-    """The first visit: what this is, the demo, and ways to open or make a run."""
+    """The first visit: what this is, the runs that are here, the demos, and other ways to begin."""
     st.title("Which stage is to credit, and which to blame?")
     st.markdown(
         "A model is the product of several training stages. StageLens shows, for one example, a "
@@ -52,56 +100,93 @@ def welcome(note: str | None = None) -> None:
     )
     if note:
         st.info(components.plain(note), icon=":material/info:")
+    _runs()
     left, right = st.columns(2, gap="medium")
-    with left, st.container(border=True, height="stretch"):
-        _demo_card()
-    with right, st.container(border=True, height="stretch"):
+    for place, demo in zip((left, right), _DEMOS, strict=True):
+        with place, st.container(border=True, height="stretch"):
+            _demo_card(demo)
+    with st.expander("Open a run folder", icon=":material/folder_open:", expanded=True):
         _folder_card()
     if not settings.read_only():
-        with st.container(border=True):
+        with st.expander(assembling.TITLE, icon=":material/add:", expanded=assembling.begun()):
             assembling.card()
 
 
-def _demo_card() -> None:
-    st.header("See it on real digits", anchor=False)
-    st.markdown(
-        "A small network, trained in four stages on the real handwritten digits that scikit-learn "
-        "ships. Two faults are **planted**, on purpose: a stamp in the corner of the images of one "
-        "class, and wrong labels. Watch StageLens find the stages that learned them."
-    )
-    if not settings.demo_built() and components.only_shown():
+def _runs() -> None:
+    """A card for each run on this server; the demos have cards of their own."""
+    demos = {demo.name for demo in _DEMOS}
+    names = [name for name in settings.known_runs() if name not in demos]
+    if not names:
         return
-    if components.job_state(_demo(), "Try again"):
-        st.caption("The demo is being trained and measured. You can leave this page open.")
-        return
-    built = settings.demo_built()
-    if st.button(
-        "Open the digits demo",
-        type="primary",
-        icon=":material/play_arrow:",
-        key="open-demo",
-        help=None if built else "Trains the demo on this machine first; it takes under a minute.",
-    ):
-        with components.errors_told():
-            if not settings.demo_built():
-                jobs.start(DEMO_COMMAND, "Building the digits demo", out=settings.demo_folder())
-            # Opened before it is built: this page shows the progress until it is.
-            state.open_reference(settings.DEMO)
-            st.rerun()
-    if not built:
-        st.caption("Built on first use, in under a minute. Nothing is downloaded.")
-
-
-def _folder_card() -> None:
-    st.header("Open a run folder", anchor=False)
-    st.markdown("A run that you recorded with `stagelens.Recorder`.")
-    known = settings.known_runs()
-    if known:
+    st.header("Runs on this server", anchor=False)
+    with st.grid(3, min_column_width=240, border=True):
+        for name in names[:_CARDS]:
+            with st.container():
+                _run_card(name, run_card(settings.home() / name))
+    if len(names) > _CARDS:
         picked = st.selectbox(
-            "Runs on this server", known, index=None, placeholder="Choose a run", key="known-run"
+            "More runs", names[_CARDS:], index=None, placeholder="Choose a run", key="known-run"
         )
         if picked:
             _open(picked)
+
+
+def _run_card(reference: str, card: RunCard) -> None:
+    # Two runs may have one name; folders have not.
+    also = "" if card.name == reference else f" ({reference})"
+    st.subheader(components.plain(f"{card.name}{also}"), anchor=False)
+    if card.problem:
+        components.text_block(f"It cannot be read: {card.problem}", muted=True)
+    else:
+        facts = [card.task, count_text(len(card.stages), "stage")]
+        facts += [] if card.changed is None else [f"{card.changed:%d %B %Y}"]
+        components.text_block(" · ".join(facts), muted=True)
+        if card.stages:
+            components.text_block(listed(card.stages), muted=True)
+        if card.headline is not None:
+            components.sentences([card.headline])
+    st.button(
+        "Open",
+        key=f"open-run-{reference}",
+        icon=":material/folder_open:",
+        on_click=state.open_reference,
+        args=(reference,),
+        help=f"Open the run {components.plain(card.name)}",
+    )
+
+
+def _demo_card(demo: _Demo) -> None:
+    st.header(demo.title, anchor=False)
+    st.markdown(demo.story)
+    built = settings.demo_built(demo.name)
+    if not built and components.only_shown():
+        return
+    if components.job_state(demo.job, "Try again"):
+        st.caption("The demo is being trained and measured. You can leave this page open.")
+        return
+    if st.button(
+        f"Open the {demo.name} demo",
+        type="primary" if demo.name == settings.DEMO else "secondary",
+        icon=":material/play_arrow:",
+        key="open-demo" if demo.name == settings.DEMO else f"open-demo-{demo.name}",
+        help=None if built else f"Trains the demo on this machine first; it takes {demo.takes}.",
+    ):
+        with components.errors_told():
+            if not settings.demo_built(demo.name):
+                jobs.start(
+                    demo.command,
+                    f"Building the {demo.name} demo",
+                    out=settings.demo_folder(demo.name),
+                )
+            # Opened before it is built: this page shows the progress until it is.
+            state.open_reference(demo.name)
+            st.rerun()
+    if not built:
+        st.caption(f"Built on first use, in {demo.takes}. Nothing is downloaded.")
+
+
+def _folder_card() -> None:
+    st.markdown("A run that you recorded with `stagelens.Recorder`.")
     with st.form("open-run", border=False):
         typed = st.text_input(
             "Path of a run folder",

@@ -41,6 +41,9 @@ from stagelens.runs.files import read_only as read_only
 DEMO = "digits"
 """How links name the demo."""
 
+DEMOS = (DEMO, "comments")
+"""The built-in demos, by the names that links and the command line give them."""
+
 JOBS = 2
 """How many jobs run at once unless the environment says otherwise."""
 
@@ -160,14 +163,14 @@ def _listed() -> list[str]:
     return (os.environ.get("STAGELENS_ROOTS") or "").split(os.pathsep)
 
 
-def demo_folder() -> Path:
-    """Where the demo is, or will be built."""
-    return home() / DEMO
+def demo_folder(name: str = DEMO) -> Path:
+    """Where a demo is, or will be built."""
+    return home() / name
 
 
-def demo_built() -> bool:
-    """Whether the demo has been built."""
-    return (demo_folder() / "run.json").is_file()
+def demo_built(name: str = DEMO) -> bool:
+    """Whether a demo has been built."""
+    return (demo_folder(name) / "run.json").is_file()
 
 
 def resolve(reference: str) -> Path:
