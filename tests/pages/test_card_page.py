@@ -10,7 +10,7 @@ from streamlit.testing.v1 import AppTest
 from stagelens.ui.examples import card
 from tests.pages.reading import check, words
 
-_LINK = "run=digits&estimator=replay&behaviour=margin&example=stamped-133"
+_LINK = "run=digits&estimator=replay&measure=margin&example=stamped-133"
 
 
 def test_one_click_on_an_example_makes_its_card(open_page, demo: Path) -> None:
@@ -25,11 +25,9 @@ def test_one_click_on_an_example_makes_its_card(open_page, demo: Path) -> None:
 
 
 def test_the_link_is_that_of_the_page_below_any_path(monkeypatch) -> None:
-    place = SimpleNamespace(
-        run=SimpleNamespace(path=Path("/runs/digits")), examples=SimpleNamespace(name="test")
-    )
-    behaviour = SimpleNamespace(name="margin")
-    monkeypatch.setattr(card.state, "reference", lambda: "digits")
-    for at in ("https://host/lens/Examples", "https://host/lens"):
+    monkeypatch.setattr(card.components, "address", lambda page, **more: f"{page}?{more}")
+    for at in ("https://host/lens/Examples", "https://host/lens/"):
         monkeypatch.setattr(card.st, "context", SimpleNamespace(url=at))
-        assert card._link(place, behaviour, "x").startswith("https://host/lens/Examples?run=digits")
+        assert card._link("x") == "https://host/lens/Examples?{'example': 'x'}"
+    monkeypatch.setattr(card.st, "context", SimpleNamespace(url=None))
+    assert card._link("x") == "Examples?{'example': 'x'}"

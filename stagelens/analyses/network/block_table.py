@@ -26,7 +26,8 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from stagelens.contracts import ACCURACY, Behaviour
-from stagelens.effects.resampling import standard_error
+from stagelens.effects.chance_and_data import t_quantile
+from stagelens.effects.resampling import LEVEL, sources, standard_error
 from stagelens.effects.results import BehaviourFacts
 from stagelens.effects.summary import right_answers
 from stagelens.estimators.registry import method_of
@@ -64,7 +65,6 @@ _WAYS: tuple[Reading, ...] = ("undone", "alone")
 REST = "interaction of the blocks"
 """The stage effect less the sum over the blocks."""
 
-_Z = 1.96
 FINAL, WITHOUT = 0, 1
 """Numbers of the two whole models in a stored table; blocks follow, two models each."""
 
@@ -221,7 +221,11 @@ def network_rows(
     for number, column in enumerate(values[kept].T):
         one = blocks[number] if number < len(blocks) else None
         mean = float(column.mean()) if len(column) else float("nan")
-        margin = _Z * standard_error(column, None if clusters is None else clusters[kept])
+        shared = None if clusters is None else clusters[kept]
+        count = len(column) if shared is None else sources(shared)
+        margin = float("nan")
+        if count > 1:
+            margin = t_quantile(count - 1, LEVEL) * standard_error(column, shared)
         rows.append(
             {
                 "block": REST if one is None else one.name,

@@ -125,7 +125,7 @@ def link_to(
 ) -> str:
     """The address of an example's view, under the dashboard's own; without one, only its end."""
     query = {"run": name, "set": set_name, "example": example_id}
-    query |= {} if behaviour is None else {"behaviour": behaviour}
+    query |= {} if behaviour is None else {"measure": behaviour}
     return f"{address.rstrip('/')}/Examples?{urlencode(query, quote_via=quote)}".lstrip("/")
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from stagelens.contracts import Behaviour, StageLensError
-from stagelens.report.card.content import Card, link_to, make_card
+from stagelens.report.card.content import Card, make_card
 from stagelens.report.card.page import as_html
 from stagelens.report.card.picture import as_png
 from stagelens.ui.opening.workspace import Workspace
@@ -45,17 +45,18 @@ def card_of(workspace: Workspace, effects: Effects, behaviour: Behaviour, exampl
     errors = example_errors(workspace.at, workspace.examples.name, effects, behaviour)
     return make_card(
         *(workspace.run, workspace.examples, rows, behaviour, effects.trust, errors),
-        link=_link(workspace, behaviour, example_id),
+        stage=workspace.bar.stage,
+        link=_link(example_id),
     )
 
 
-def _link(workspace: Workspace, behaviour: Behaviour, example_id: str) -> str:
+def _link(example_id: str) -> str:
+    """The address of this view, with everything that is chosen in it."""
     here = urlsplit(st.context.url or "")
     # A proxy may serve the dashboard below a path of its own; the page's name is the last part.
-    below = here.path.rpartition("/")[0] if here.path.endswith("/Examples") else here.path
-    address = f"{here.scheme}://{here.netloc}{below}" if here.netloc else ""
-    name = state.reference() or workspace.run.path.name
-    return link_to(name, workspace.examples.name, example_id, behaviour.name, address)
+    below = here.path.removesuffix("/Examples").rstrip("/")
+    query = components.address("Examples", **{state.EXAMPLE: example_id})
+    return f"{here.scheme}://{here.netloc}{below}/{query}" if here.netloc else query
 
 
 @st.dialog("Blame card", width="large", icon=":material/share:")
