@@ -17,10 +17,10 @@ import pandas as pd
 from stagelens.contracts import ACCURACY, Behaviour
 from stagelens.effects import summary
 from stagelens.effects.coalition_results import CoalitionResult
-from stagelens.effects.resampling import standard_error
+from stagelens.effects.resampling import change_error, sources, standard_error
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.trust.estimates import Effects
-from stagelens.wording.intervals import group_error
+from stagelens.wording.intervals import chance_over_examples, group_error
 
 Off = tuple[int, ...]
 """Places in training of the stages that are switched off, ascending."""
@@ -86,6 +86,7 @@ class Turned:
         n: How many have both values.
         effect: Mean of ``final - switched`` over these.
         error: Its standard error over examples, or over their sources.
+        sources: How many of these there are.
         rms: Root mean square of ``final - switched`` over the labelled examples of the set.
         better: How many are better with the stages off; of accuracy, wrong answers turned right.
         worse: How many are worse.
@@ -95,6 +96,7 @@ class Turned:
     n: int
     effect: float
     error: float
+    sources: int
     rms: float
     better: int
     worse: int
@@ -182,7 +184,7 @@ def level(
 
     The interval of accuracy is Wilson's, which does not shrink to nothing where all are right
     (E. B. Wilson, J. Am. Stat. Assoc. 22, 1927), with as many examples as would give the standard
-    error over sources. That of other behaviours is two standard errors. Where the model is an
+    error over sources. That of other behaviours is Student's. Where the model is an
     estimate, its error is added at either end.
 
     Args:
@@ -203,7 +205,8 @@ def level(
     if behaviour == ACCURACY:
         low, high = _wilson(mean, _apart(values, own))
     else:
-        half = _TWO_SIDED * standard_error(values, own)
+        row = {"error": standard_error(values, own), "sources": _sources(values, own)}
+        half = chance_over_examples(row)
         low, high = mean - half, mean + half
     off = group_error(one.trust, behaviour.name)
     if off is None:
@@ -213,6 +216,10 @@ def level(
         low, high = low - added, high + added
     low, high = (float(np.clip(end, behaviour.lowest, behaviour.highest)) for end in (low, high))
     return Level(n, mean, low, high)
+
+
+def _sources(values: np.ndarray, clusters: np.ndarray | None) -> int:
+    return len(values) if clusters is None else sources(clusters)
 
 
 def _rms(effects: np.ndarray, labels: np.ndarray) -> float:
@@ -254,6 +261,7 @@ def turned(
     known = chosen & np.isfinite(effects)
     effect, own = effects[known], None if clusters is None else clusters[known]
     gain = behaviour.sign * effect
+    error = change_error if behaviour == ACCURACY else standard_error
     answered = [
         (a, b)
         for a, b in zip(final.answers[chosen], one.answers[chosen], strict=True)
@@ -262,7 +270,8 @@ def turned(
     return Turned(
         len(effect),
         float(effect.mean()) if len(effect) else np.nan,
-        standard_error(effect, own),
+        error(effect, own),
+        _sources(effect, own),
         _rms(effects, labels),
         int((gain < 0).sum()),
         int((gain > 0).sum()),

@@ -22,7 +22,7 @@ import pandas as pd
 from stagelens.contracts import StageLensError
 from stagelens.replaying.draw_plan import data_of
 
-from .chance_and_data import half_width, spreads, t_quantile
+from .chance_and_data import FEWEST_REPEATS, half_width, spreads, t_quantile
 from .resampling import LEVEL
 
 COLUMNS = ("stage", "behaviour", "draw", "example_id", "final", "effect")
@@ -146,6 +146,11 @@ def interval_over_draws(
         error = float(spread.std(ddof=1)) / math.sqrt(count)
         half = t_quantile(len(spread) - 1, level) * error
     return DrawInterval(mean, mean - half, mean + half, sd, count)
+
+
+def tells_chance(draws: int) -> bool:
+    """Whether so many draws of the recipe tell chance from what other data would change."""
+    return draws - len(set(map(data_of, range(draws)))) >= FEWEST_REPEATS
 
 
 def _alike(values: np.ndarray) -> bool:

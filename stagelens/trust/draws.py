@@ -14,12 +14,12 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from stagelens.contracts import ACCURACY
-from stagelens.effects.draws import COLUMNS, FEWEST, NAMES, DrawnEffects, Kind
+from stagelens.effects.draws import COLUMNS, FEWEST, NAMES, DrawnEffects, Kind, tells_chance
 from stagelens.effects.results import BehaviourFacts
 from stagelens.estimators.durations import STARTING, paces
 from stagelens.estimators.protocol import METHOD
 from stagelens.estimators.stage_trust import REPLAY, StageTrust
-from stagelens.replaying.draw_plan import data_of, passes_needed
+from stagelens.replaying.draw_plan import passes_needed
 from stagelens.runs import fact_tables
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.schema import digest
@@ -186,10 +186,15 @@ def sentence(facts: DrawFacts, drawn: DrawnEffects) -> str:
     varied = ["batches in other orders"]
     if drawn.kind == "recipe":
         varied = ["batches drawn with replacement, as other data of the same kind would be"]
-        if drawn.count > max(map(data_of, range(drawn.count))) + 1:
+        if tells_chance(drawn.count):
             varied.append("the same ones in some draws, which shows what is chance alone")
     varied.append("initial values and dropout drawn anew where there are such")
     kept = f" As recorded: {'; '.join(facts.kept)}." if facts.kept else ""
+    if drawn.kind == "recipe" and drawn.count >= FEWEST and not tells_chance(drawn.count):
+        kept += (
+            " Intervals are conservative: so few draws do not show what is chance alone, so they "
+            "are too wide where initial values, orders or dropout matter."
+        )
     return f"{drawn.words} {NAMES[drawn.kind]}: {', '.join(varied)}.{kept}"
 
 

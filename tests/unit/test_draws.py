@@ -377,3 +377,11 @@ def test_a_width_is_told_in_draws_and_refused_where_it_needs_too_many(
     assert "The width needs 5 draws" in answer.err and "2 draws to make" in answer.err
     (row,) = [row for row in json.loads(answer.out) if row["behaviour"] == "margin"]
     assert row["draws"] == 5 and row["high"] - row["low"] <= width * 1.0001
+
+
+def test_few_draws_are_said_to_give_conservative_intervals() -> None:
+    table = pd.DataFrame({"draw": range(8)})
+    facts = draws.DrawFacts(run_digest="", set_digest="", kind="recipe", behaviours=[])
+    few, more = (draws.sentence(facts, DrawnEffects(table.head(n), "recipe")) for n in (7, 8))
+    assert "conservative" in few and "shows what is chance alone" not in few
+    assert "conservative" not in more and "shows what is chance alone" in more
