@@ -28,7 +28,7 @@ from stagelens.analyses.shares.share_table import (
     shares_of,
 )
 from stagelens.analyses.shares.stored import wanted_masks
-from stagelens.analyses.shares.together import change_when_joined
+from stagelens.analyses.shares.together import apart_sentence
 from stagelens.contracts import ACCURACY, Behaviour, Refused, StageLensError
 from stagelens.effects.coalition_results import (
     CoalitionResult,
@@ -47,13 +47,12 @@ from stagelens.runs.sets.clusters import clusters
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.wording.folding import listed
 from stagelens.wording.numbers import (
-    amount_text,
     count_text,
     predicted_time,
     signed_text,
     value_text,
 )
-from stagelens.wording.trust_words import trust_explanation, trust_word
+from stagelens.wording.trust_words import trust_explanation, trust_label, trust_word
 
 from . import halving
 from .options import (
@@ -323,16 +322,15 @@ def _cell(value: float, behaviour: Behaviour) -> str:
 
 def _apart(run: Run, result: CoalitionResult, found: Shares) -> list[str]:
     """By how much shares of stages taken as one are other than if each were its own party."""
-    joined = [names for names in result.parties if len(names) > 1]
+    joined = [names for names in result.parties if 1 < len(names) < len(run.stages)]
     facts = result.facts
     single = load_coalitions(run, facts.set_name, facts.estimator, facts.settings)
     if not joined or single is None or not single.complete:
         return []
-    v, m = single.values(found.behaviour.name), len(single.parties)
+    apart = shares_of(single, found.behaviour.name)
     lines = []
     for names in joined:
-        gain = np.nanmean(change_when_joined(v, m, [run.stage(name).index for name in names]))
-        text, way = amount_text(float(gain), found.behaviour), "more" if gain > 0 else "less"
-        whose = " and ".join(names)
-        lines.append(f"Counted apart, the shares of {whose} would add up to {text} {way}.")
+        told = apart_sentence(apart, [run.stage(name).index for name in names])
+        assert told.trust is not None
+        lines.append(f"{told} ({trust_label(told.trust, told.behaviour)})")
     return lines

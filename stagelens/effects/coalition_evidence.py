@@ -17,7 +17,7 @@ from stagelens.estimators.coalition_plan import first_missing, trained
 from stagelens.estimators.coalitions import without_changes
 from stagelens.estimators.course import course, unlike_the_bench
 from stagelens.estimators.evidence import Evidence, PairedEvidence
-from stagelens.estimators.expected_error import REFUSED_ABOVE, judged, judged_replay
+from stagelens.estimators.expected_error import judged, judged_replay
 from stagelens.estimators.protocol import CoalitionModel
 from stagelens.estimators.registry import find
 from stagelens.estimators.stage_trust import REPLAY, StageTrust
@@ -79,17 +79,15 @@ def valued(
         return own.values, judged_replay(trust, whole, again, whole - value, kind, _WHOSE)
     if trust.estimator == REPLAY or not trained(model.stages, run.stages):
         return own.values, trust
-    evidence = _evidence(run, model, [each.values[kind][known] for each in (end, *models)])
+    evidence = evidence_of(run, model, [each.values[kind][known] for each in (end, *models)])
     stage = run.stages[first_missing(model.stages)]
     if isinstance(evidence, PairedEvidence):
         weights = {"twins_share": evidence.twins_share, "twins_anchor": evidence.twins_anchor}
         trust = trust.model_copy(update=weights)
-    # What was lost up to the coalition's last stage, over all that was lost.
-    lost = evidence.effect()
-    whole = final.values[kind][known] - end.values[kind][known] + lost
-    scale = _length(lost) / max(_length(whole), 1e-12)
+    scale = lost_by_then(evidence, final.values[kind][known] - end.values[kind][known])
     unlike, title = unlike_the_bench(run, stage, settings), find(trust.estimator).title
-    trust = judged(trust, evidence, title, unlike, REFUSED_ABOVE / max(scale, 1e-12))
+    # However large its error: what a number made of it comes to is judged where all its models are.
+    trust = judged(trust, evidence, title, unlike, np.inf)
     if trust.trust == "refused":
         return {}, trust
     values: Mapping[str, np.ndarray] = own.values
@@ -99,7 +97,7 @@ def valued(
     return values, _of_all(run, model, trust, scale)
 
 
-def _evidence(run: Run, model: CoalitionModel, values: Sequence[np.ndarray]) -> Evidence:
+def evidence_of(run: Run, model: CoalitionModel, values: Sequence[np.ndarray]) -> Evidence:
     """What measured models say of what was lost up to the coalition's last stage.
 
     Args:
@@ -124,6 +122,17 @@ def _evidence(run: Run, model: CoalitionModel, values: Sequence[np.ndarray]) -> 
         sampling=model.twins.sampling,
         travels=model.twins.travels,
     )
+
+
+def lost_by_then(evidence: Evidence, later: np.ndarray) -> float:
+    """The size of what was lost up to a coalition's last stage, over that of all that was lost.
+
+    Args:
+        evidence: Of the first behaviour there, (N,).
+        later: (N,) what the recorded stages after it did.
+    """
+    lost = evidence.effect()
+    return _length(lost) / max(_length(later + lost), 1e-12)
 
 
 def _of_all(run: Run, model: CoalitionModel, trust: StageTrust, scale: float) -> StageTrust:

@@ -34,6 +34,8 @@ from .summary import right_answers
 
 FOLDER = "results/coalitions"
 
+_TOLD = 2
+"""Raised when what is said of estimated coalitions changes, so that they are judged again."""
 _OWN = ("example_id", "prediction", "confidence")
 _VALUE = "value/"
 
@@ -51,7 +53,9 @@ class CoalitionKey(BaseModel):
     @property
     def folder(self) -> str:
         parts = ("coalitions", self.run_digest, self.set_digest, self.estimator, self.settings)
-        return f"{FOLDER}/{digest(method_of(self.estimator), *parts)[:32]}"
+        # What is known of estimates was told otherwise before.
+        told = () if self.estimator == REPLAY else (_TOLD,)
+        return f"{FOLDER}/{digest(method_of(self.estimator), *parts, *told)[:32]}"
 
 
 class CoalitionPart(BaseModel):

@@ -62,11 +62,10 @@ def judged(
             f" Over the {kind.recordings} trainings of the calibration bench, the median error of "
             f"this estimator was {100 * kind.typical:.0f} %."
         )
+    unlike = unlike or ("" if promise.familiar else _STRANGE)
     # Said only where nothing else stands against it.
-    if unlike and promise.low:
-        reason += f" Not called reliable, because the calibration holds nothing like it: {unlike}."
-    elif promise.low and not promise.familiar:
-        reason += " Not called reliable, because the calibration holds no training like this one."
+    if promise.low:
+        reason += not_alike(unlike)
     return trust.model_copy(
         update={
             "reason": reason,
@@ -75,8 +74,19 @@ def judged(
             "group_error": promise.group,
             "wrong_signs": promise.wrong_signs,
             "reliable": promise.reliable and not unlike,
+            "unlike": unlike,
         }
     )
+
+
+_STRANGE = "no training there was like this one"
+
+
+def not_alike(unlike: str) -> str:
+    """Why an estimate whose error is low enough is not called reliable; empty where it is."""
+    if not unlike:
+        return ""
+    return f" Not called reliable, because the calibration holds nothing like it: {unlike}."
 
 
 def _refused(trust: StageTrust, reason: str) -> StageTrust:

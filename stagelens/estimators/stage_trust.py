@@ -72,6 +72,8 @@ class StageTrust(BaseModel):
             Joined when read, as ``agreements`` are.
         over_draws: Of a mean over draws of the recipe: behaviours, each with the width of the
             interval of its mean effect over the size of that; infinite where there is none.
+        unlike: What the calibration bench holds no example of, so that nothing is called reliable
+            that is made of this model; empty where there is nothing.
         cost: Example-gradients spent, in replays of the later stages.
         seconds: Wall time that obtaining the counterfactual took.
     """
@@ -95,6 +97,7 @@ class StageTrust(BaseModel):
     agreements: tuple[Agreement, ...] = ()
     no_replay: str = ""
     over_draws: tuple[tuple[str, float], ...] = ()
+    unlike: str = ""
     cost: float = 0.0
     seconds: float = 0.0
 

@@ -116,12 +116,12 @@ def test_the_stored_calibration_is_whole() -> None:
     stored, points = calibration.calibration(), calibration.points()
     assert stored.recordings >= 300
     assert len(stored.families) >= 12
-    assert set(stored.kinds) == set(fitting.FEATURES)
+    assert set(stored.kinds) == {*fitting.FEATURES, *fitting.OF_COALITIONS}
     assert list(points) == [
         *("family", "recording", "stage", "estimator", "promised", "error", "r", "reliable")
     ]
     assert set(points["family"]) == set(stored.families)
-    assert len(points) == sum(each.estimates for each in stored.kinds.values())
+    assert len(points) == sum(stored.kinds[name].estimates for name in fitting.FEATURES)
 
 
 def test_the_stored_promises_were_kept_on_families_left_out() -> None:

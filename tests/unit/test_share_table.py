@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from stagelens.analyses.shares.share_table import (
     shares_of,
 )
 from stagelens.contracts import StageLensError
+from stagelens.estimators.calibration import known_kind, promised
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.wording.trust_words import trust_word
 from tests.support.coalitions import EXACT, made
@@ -100,6 +102,55 @@ def test_errors_of_models_are_added_up_by_their_weights() -> None:
     total = sum(abs(weights[mask]) * error * rms(v[7] - v[mask]) for mask, error in off.items())
     expected = found.trust_in(SHARE)["two"].expected_error
     assert expected == pytest.approx(total / rms(values.shapley(v, 3)[1]))
+
+
+COARSE: dict[str, Any] = {"expected_error": 0.3, "group_error": 0.1}
+
+
+def test_estimated_shares_have_the_error_that_was_measured_of_such_sums() -> None:
+    v = game(3)
+    off = {0b101: 0.03, 0b001: 0.04}
+    known = {mask: trust(**COARSE, typical_error=error) for mask, error in off.items()}
+    found = read(v, known=known)
+    weights = values.share_weights(1, 3)
+    sizes = [abs(weights[m]) * off[m] * np.sqrt(np.mean((v[7] - v[m]) ** 2)) for m in off]
+    apart = np.hypot(*sizes) / np.sqrt(np.mean(values.shapley(v, 3)[1] ** 2))
+    kind = known_kind("shares by coarse-replay")
+    assert kind is not None
+    promise = promised(kind, {"apart": np.log(apart)})
+    told = found.trust_in(SHARE)["two"]
+    assert told.expected_error == pytest.approx(promise.upper)
+    assert told.typical_error == pytest.approx(promise.typical)
+    assert told.wrong_signs == pytest.approx(promise.wrong_signs)
+    assert f"{kind.recordings} trainings" in told.reason
+    # What a sum of errors that all point the same way would forbid.
+    assert trust_word(told) == "reliable"
+    # A pair is a sum of another kind; one model left out is as far off as that model.
+    pair = pairs_of(found)[0].given_all.trust
+    assert pair.expected_error is not None and pair.expected_error != told.expected_error
+    assert found.trust_in("without_it")["two"].expected_error == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("more", [{"typical_error": 0.9}, {"typical_error": 0.03, "unlike": "x"}])
+def test_shares_that_were_not_measured_or_not_low_are_not_reliable(more: dict[str, Any]) -> None:
+    found = read(game(3), known={0b101: trust(**COARSE, **more)})
+    told = found.trust_in(SHARE)["two"]
+    assert trust_word(told) != "reliable"
+    assert ("nothing like it: x" in told.reason) == ("unlike" in more)
+
+
+def test_more_parties_than_were_measured_are_not_called_reliable() -> None:
+    small = trust(**COARSE, typical_error=1e-4)
+    known = {0b1011111: small}
+    told = shares_of(made(game(7), tuple("abcdefg"), known), "score").trust_in(SHARE)["a"]
+    assert trust_word(told) == "rough" and "more than 6 stages" in told.reason
+
+
+def test_a_number_that_is_nothing_has_no_relative_error() -> None:
+    v = {mask: np.zeros(3) for mask in range(4)}
+    off = {2: trust(**COARSE, typical_error=0.1)}
+    told = shares_of(made(v, ("one", "two"), off), "score").trust_in(SHARE)["one"]
+    assert told.expected_error is None and trust_word(told) == "rough"
 
 
 @pytest.mark.parametrize("n", [2, 3, 5])

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from stagelens.analyses.shares import together, values
-from stagelens.analyses.shares.values import every, pair_given_all, pair_interaction, shapley
+from stagelens.analyses.shares.values import (
+    combined,
+    every,
+    pair_given_all,
+    pair_interaction,
+    shapley,
+)
 from stagelens.contracts import StageLensError
 
 EXAMPLES = 7
@@ -131,9 +137,11 @@ def test_halves_taken_as_one_get_the_share_of_the_whole() -> None:
     assert together.joined_groups(4, [1, 2]) == groups
     np.testing.assert_array_equal(shapley(joined, 3), shapley(whole, 3))
     apart = shapley(halves, 4)
-    change = together.change_when_joined(halves, 4, [1, 2])
+    change = combined(halves, together.joined_weights(4, [1, 2]))
     np.testing.assert_allclose(change, apart[1] + apart[2] - shapley(whole, 3)[1], atol=1e-12)
     assert np.abs(change).min() > 1e-3  # of models that interact, splitting changes the share
+    # Taking everybody as one changes nothing: shares add up to all of it.
+    assert together.joined_weights(3, [0, 1, 2]) == {}
 
 
 def test_every_stage_is_in_one_party() -> None:

@@ -21,6 +21,7 @@ from stagelens.wording.intervals import Interval
 
 from .means import Mean
 from .share_table import Shares
+from .share_trust import SUMS
 from .values import combined
 
 
@@ -52,7 +53,11 @@ class DrawnShares(Shares):
         ]
 
     def combined_mean(
-        self, name: str, weights: Mapping[int, float], chosen: np.ndarray | None = None
+        self,
+        name: str,
+        weights: Mapping[int, float],
+        chosen: np.ndarray | None = None,
+        of: str = SUMS,
     ) -> Mean:
         """The mean of a weighted sum of coalitions; NaN where no example has a value."""
         own, n = self._in_each(weights, chosen)
@@ -86,7 +91,7 @@ class DrawnShares(Shares):
         assert self.found is not None
         return self.found.interval(own)
 
-    def _trust(self, name: str, weights: Mapping[int, float]) -> StageTrust:
+    def _trust(self, name: str, weights: Mapping[int, float], of: str = SUMS) -> StageTrust:
         return self._known_from(name, self._interval(self._in_each(weights, None)[0]))
 
     def _known_from(self, name: str, over: DrawInterval) -> StageTrust:

@@ -21,6 +21,7 @@ from stagelens.wording.sentences import Part, Sentence
 from .means import Mean
 from .sentences import number_text, subject
 from .share_table import SHARE, Shares
+from .share_trust import SHARES, SUMS
 from .together import joined_groups
 from .values import share_weights
 
@@ -81,7 +82,8 @@ def changes(found: Shares, cut: Cut, chosen: np.ndarray | None = None) -> list[C
         change = {
             mask: halved.get(mask, 0.0) - whole.get(mask, 0.0) for mask in {**halved, **whole}
         }
-        means = [found.combined_mean(name, each, chosen) for each in (whole, halved, change)]
+        kinds = ((whole, SHARES), (halved, SHARES), (change, SUMS))
+        means = [found.combined_mean(name, each, chosen, of) for each, of in kinds]
         made.append(Change(name, *means))
     return made
 

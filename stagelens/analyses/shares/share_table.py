@@ -28,7 +28,7 @@ from stagelens.wording.trust_words import trust_word
 from . import orders, values
 from .means import Mean
 from .orders import SampledShares
-from .share_trust import of_sampled_orders, trust_of
+from .share_trust import SHARES, SUMS, of_sampled_orders, trust_of
 
 SHARE, ALONE, WITHOUT, SEEN_AFTER = "share", "alone", "without_it", "seen_after"
 READINGS = (SHARE, ALONE, WITHOUT, SEEN_AFTER)
@@ -160,8 +160,9 @@ class Shares:
     def _of_models(self, reading: str) -> dict[str, StageTrust]:
         """The same, without what the choice of orders adds."""
         if reading not in self._known:
+            of = SHARES if reading == SHARE else SUMS
             self._known[reading] = {
-                name: self._trust(name, self.weights(reading, party))
+                name: self._trust(name, self.weights(reading, party), of)
                 if reading != SEEN_AFTER or self.ends_at_boundaries(party)
                 else _INTERLEAVED.model_copy(update={"stage": name})
                 for party, name in enumerate(self.names)
@@ -184,10 +185,9 @@ class Shares:
             for party, name in enumerate(self.names)
         }
 
-    def _trust(self, name: str, weights: Mapping[int, float]) -> StageTrust:
-        return trust_of(
-            *(name, weights, self.v, self.trust, self.full, self.behaviour.name, self._relative_to)
-        )
+    def _trust(self, name: str, weights: Mapping[int, float], of: str = SUMS) -> StageTrust:
+        relative_to = (self.full, self.behaviour.name, self._relative_to)
+        return trust_of(name, weights, self.v, self.trust, *relative_to, of)
 
     @cached_property
     def _relative_to(self) -> np.ndarray:
@@ -280,10 +280,14 @@ class Shares:
         return means
 
     def combined_mean(
-        self, name: str, weights: Mapping[int, float], chosen: np.ndarray | None = None
+        self,
+        name: str,
+        weights: Mapping[int, float],
+        chosen: np.ndarray | None = None,
+        of: str = SUMS,
     ) -> Mean:
         """The mean of a weighted sum of coalitions; NaN where one was not measured."""
-        return self.mean_of(self._combined(weights), name, self._trust(name, weights), chosen)
+        return self.mean_of(self._combined(weights), name, self._trust(name, weights, of), chosen)
 
     def level(self, mask: int, chosen: np.ndarray | None = None) -> float:
         """The mean of the behaviour over examples of one coalition's model."""

@@ -1,17 +1,22 @@
 """What is known of a number that is made of several coalitions' models.
 
-The rule, which is conservative: a number is exact only if every model in it is, and refused where
-one of them is. Otherwise the errors of its models are added up, each as large as its weight makes
-it, as if all of them pointed the same way.
+It is exact only if every model in it is, and refused where one of them is. How far estimates are
+off was measured on the calibration bench, for shares and for other sums of models: errors of
+models point different ways, so a number is about as far off as independent errors would make it.
+Where that was not measured, the errors of the models are added up as if all pointed the same way.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
-from stagelens.estimators.expected_error import REFUSED_ABOVE, RELIABLE_BELOW
+from stagelens.estimators.calibration import Kind, known_kind, promised
+from stagelens.estimators.coalition_plan import MOST
+from stagelens.estimators.expected_error import REFUSED_ABOVE, RELIABLE_BELOW, not_alike
 from stagelens.estimators.registry import find
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.wording.intervals import group_error
@@ -22,8 +27,47 @@ from .values import Values, combined
 
 RULE = (
     "A number made of several models is exact only if all of them are, and refused where one is; "
-    "otherwise their errors are added up as if all of them pointed the same way."
+    "otherwise its error is the one that such numbers of estimated models had where all of them "
+    "were replayed as well, and where that was not measured, their errors added up as if all of "
+    "them pointed the same way."
 )
+
+_ENDS = 1e-3, 1e2
+"""Between these, ratios are told apart."""
+SHARES, SUMS = "shares", "sums"
+"""What was measured of numbers made of an estimator's models: shares, and sums of other kinds."""
+
+
+def kind_of(estimator: str, of: str) -> str:
+    """The kind of estimate that numbers made of an estimator's models are."""
+    return f"{of} by {estimator}"
+
+
+def features(
+    weights: Mapping[int, float], v: Values, typical: Mapping[int, float], labelled: np.ndarray
+) -> dict[str, float]:
+    """What the error of a weighted sum of coalitions is told by.
+
+    Args:
+        weights: Coalition to its weight in the number; with the final model, or v holds it.
+        v: Coalition to (N,) values of the behaviour.
+        typical: Estimated coalition to the typical error of its model, relative to the effect of
+            everything that it leaves out.
+        labelled: (N,) the examples that errors are relative to.
+
+    Returns:
+        ``apart``: the logarithm of the sum's error, relative to the sum, if those of its models
+        were independent and typical of each; none where the sum is nothing.
+    """
+    final, own = v[max(v)], _size(combined(v, weights), labelled)
+    if not 0 < own < math.inf:
+        return {}
+    parts = [
+        abs(weights[mask]) * error * _size(final - v[mask], labelled)
+        for mask, error in typical.items()
+    ]
+    least, most = _ENDS
+    return {"apart": math.log(min(max(math.hypot(*parts) / own, least), most))}
 
 
 def trust_of(
@@ -34,6 +78,7 @@ def trust_of(
     full: int,
     behaviour: str,
     labelled: np.ndarray,
+    of: str = SUMS,
 ) -> StageTrust:
     """What is known of a weighted sum of coalitions.
 
@@ -46,6 +91,7 @@ def trust_of(
         full: The coalition of everybody, which is the recorded final model.
         behaviour: Its name.
         labelled: (N,) the examples that errors are relative to.
+        of: Whether it is one of :data:`SHARES`, or of another kind.
     """
     parts = {mask: trust[mask] for mask in weights if mask != full and mask in trust}
     samples = tuple(dict.fromkeys(s for part in parts.values() for s in part.on_samples))
@@ -70,9 +116,90 @@ def trust_of(
         )
         return known.model_copy(update={"trust": "refused", "reason": reason})
     uncertain = {mask: part for mask, part in parts.items() if part.trust != "exact"}
-    made_of = count_text(len(weights), "model")
     if not uncertain:
         return known
+    made_of = (
+        f"It is made of {count_text(len(weights), 'model')}, {len(weights) - len(uncertain)} of "
+        "them exact"
+    )
+    known = known.model_copy(
+        update={
+            "trust": "estimated",
+            "no_replay": next((p.no_replay for p in uncertain.values() if p.no_replay), ""),
+        }
+    )
+    told = _told(weights, uncertain, v, full, of, labelled)
+    known = known.model_copy(
+        update=_promised(made_of, uncertain, *told)
+        if told is not None
+        else _added(made_of, weights, uncertain, v, full, behaviour, labelled)
+    )
+    # Numbers that cost nothing are shown, as everywhere, even where their sign is uncertain.
+    free = all(find(part.estimator).free for part in uncertain.values())
+    if known.typical_error is not None and known.typical_error > REFUSED_ABOVE and not free:
+        reason = (
+            f"{known.reason} Its error is typically larger than the number itself, so none is "
+            "shown."
+        )
+        return _nothing_known(known, reason)
+    return known
+
+
+def _told(
+    weights: Mapping[int, float],
+    uncertain: Mapping[int, StageTrust],
+    v: Values,
+    full: int,
+    of: str,
+    labelled: np.ndarray,
+) -> tuple[Kind, dict[str, float]] | None:
+    """The kind of a number that was measured on the bench, and its features; None for another."""
+    if set(weights) == {full, *uncertain} and len(uncertain) == 1:
+        return None  # a stage's effect, which is as far off as its model
+    typical = {mask: part.typical_error for mask, part in uncertain.items()}
+    known = {mask: error for mask, error in typical.items() if error is not None}
+    estimators = {part.estimator for part in uncertain.values()}
+    if len(known) < len(typical) or len(estimators) > 1:
+        return None
+    kind, own = known_kind(kind_of(estimators.pop(), of)), features(weights, v, known, labelled)
+    return None if kind is None or not own else (kind, own)
+
+
+def _promised(
+    made_of: str, uncertain: Mapping[int, StageTrust], kind: Kind, own: Mapping[str, float]
+) -> dict[str, Any]:
+    """What is promised of a number, from what others like it were worth."""
+    promise = promised(kind, own)
+    unlike = next((part.unlike for part in uncertain.values() if part.unlike), "")
+    if max(uncertain).bit_length() > MOST:
+        unlike = unlike or f"numbers of more than {MOST} stages or parties"
+    reason = (
+        f"{made_of}; how far such numbers are off was measured on {kind.recordings} trainings of "
+        "which all models were replayed as well."
+    )
+    if promise.low:
+        reason += not_alike(unlike)
+    return {
+        "reason": reason,
+        "expected_error": promise.upper,
+        "typical_error": promise.typical,
+        "group_error": promise.group,
+        "wrong_signs": promise.wrong_signs,
+        "reliable": promise.reliable and not unlike,
+        "unlike": unlike,
+    }
+
+
+def _added(
+    made_of: str,
+    weights: Mapping[int, float],
+    uncertain: Mapping[int, StageTrust],
+    v: Values,
+    full: int,
+    behaviour: str,
+    labelled: np.ndarray,
+) -> dict[str, Any]:
+    """What is known of a number if the errors of all its models point the same way."""
     own = _size(combined(v, weights), labelled)
 
     def added(error: Callable[[StageTrust], float | None]) -> float | None:
@@ -85,27 +212,22 @@ def trust_of(
         return total / own if own > 0 and np.isfinite(total) else None
 
     expected = added(lambda part: part.expected_error)
-    typical = added(lambda part: part.typical_error)
-    reason = (
-        f"It is made of {made_of}, {len(weights) - len(uncertain)} of them exact; the errors of "
-        "the others are added up as if all pointed the same way."
-    )
-    # Numbers that cost nothing are shown, as everywhere, even where their sign is uncertain.
-    free = all(find(part.estimator).free for part in uncertain.values())
-    if typical is not None and typical > REFUSED_ABOVE and not free:
-        reason += " Their sum is typically larger than the number itself, so none is shown."
-        return known.model_copy(update={"trust": "refused", "reason": reason})
     relied = all(holds(part, behaviour) for part in uncertain.values())
-    update = {
-        "trust": "estimated",
-        "reason": reason,
+    return {
+        "reason": f"{made_of}; the errors of the others are added up as if all pointed the same "
+        "way.",
         "expected_error": expected,
-        "typical_error": typical,
+        "typical_error": added(lambda part: part.typical_error),
         "group_error": added(lambda part: group_error(part, behaviour)),
         "reliable": relied and expected is not None and expected <= RELIABLE_BELOW,
-        "no_replay": next((p.no_replay for p in uncertain.values() if p.no_replay), ""),
     }
-    return known.model_copy(update=update)
+
+
+def _nothing_known(known: StageTrust, reason: str) -> StageTrust:
+    """Refused: no number, and no error of it."""
+    errors = dict.fromkeys(("expected_error", "typical_error", "group_error", "wrong_signs"))
+    said = {"trust": "refused", "reason": reason, "reliable": None}
+    return known.model_copy(update={**errors, **said})
 
 
 def of_sampled_orders(

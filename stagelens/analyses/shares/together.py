@@ -12,8 +12,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from stagelens.contracts import StageLensError
+from stagelens.wording.sentences import Part, Sentence
 
-from .values import Values, shapley
+from .sentences import number_text
+from .share_table import Shares
+from .values import Values, share_weights
 
 
 def as_one(v: Values, m: int, groups: Sequence[Sequence[int]]) -> dict[int, np.ndarray]:
@@ -46,20 +49,50 @@ def joined_groups(m: int, joined: Sequence[int]) -> list[list[int]]:
     ]
 
 
-def change_when_joined(v: Values, m: int, joined: Sequence[int]) -> np.ndarray:
-    """What parties gain together by being counted apart: their shares' sum less their one share.
+def joined_weights(m: int, joined: Sequence[int]) -> dict[int, float]:
+    """Coalition to its weight in what parties gain together by being counted apart.
 
-    For two halves of a stage, this is by how much its share grows when it is split.
+    That is the sum of their shares less the one share that they have as one party. For two halves
+    of a stage, it is by how much its share grows when it is split.
 
     Args:
-        v: All ``2**m`` coalitions.
         m: Number of parties.
         joined: The parties that may be taken as one.
-
-    Returns:
-        (N,).
     """
     groups = joined_groups(m, joined)
-    whole = shapley(as_one(v, m, groups), len(groups))[min(joined)]
-    apart: np.ndarray = shapley(v, m)[list(joined)].sum(axis=0)
-    return apart - whole
+    masks = [sum(1 << party for party in group) for group in groups]
+    place = next(at for at, group in enumerate(groups) if len(group) > 1)
+    weights = {
+        sum(own for at, own in enumerate(masks) if mask >> at & 1): -weight
+        for mask, weight in share_weights(place, len(groups)).items()
+    }
+    for party in joined:
+        for mask, weight in share_weights(party, m).items():
+            weights[mask] = weights.get(mask, 0.0) + weight
+    # Sums that are 0 but for rounding: what is not part of the number has no error in it.
+    return {mask: weight for mask, weight in weights.items() if abs(weight) > 1e-12}
+
+
+def apart_sentence(
+    apart: Shares, joined: Sequence[int], chosen: np.ndarray | None = None
+) -> Sentence:
+    """How much more parties would get between them, were they not taken as one.
+
+    Args:
+        apart: Shares of which each of them has one of its own.
+        joined: The parties that are taken as one elsewhere.
+        chosen: (N,) which examples the mean is over; None for all of them.
+    """
+    names = [apart.names[party] for party in joined]
+    weights = joined_weights(apart.m, joined)
+    one = apart.combined_mean(" + ".join(names), weights, chosen)
+    parts = [Part("Were ")]
+    for number, name in enumerate(names):
+        parts += [Part(" and ")] if number else []
+        parts.append(Part(name, "stage"))
+    parts += [
+        Part(" counted apart, the sum of their shares would change by "),
+        Part(number_text(one, apart.behaviour), "amount"),
+        Part("."),
+    ]
+    return Sentence(tuple(parts), one.trust, apart.behaviour.name)

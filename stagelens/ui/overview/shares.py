@@ -21,7 +21,7 @@ from stagelens.analyses.shares.share_table import (
     Shares,
 )
 from stagelens.analyses.shares.share_trust import RULE
-from stagelens.analyses.shares.together import change_when_joined
+from stagelens.analyses.shares.together import apart_sentence
 from stagelens.contracts import Behaviour
 from stagelens.report.provenance import RECORDED
 from stagelens.ui.opening.workspace import Workspace
@@ -32,7 +32,7 @@ from stagelens.ui.reading import loaders
 from stagelens.ui.reading import shares as reading_shares
 from stagelens.wording.numbers import axis_unit, is_share
 from stagelens.wording.sentences import slice_parts
-from stagelens.wording.signs import POSITIVE_IS, gain, gain_text
+from stagelens.wording.signs import POSITIVE_IS, gain
 from stagelens.wording.trust_words import trust_word
 
 from . import halves, share_jobs
@@ -174,13 +174,7 @@ def _when_apart(
     if apart is None or not apart.complete:
         return
     joined = [apart.names.index(name) for name in together]
-    change = change_when_joined(apart.v, apart.m, joined)
-    mean = pd.Series(change if chosen is None else change[chosen]).mean()
-    components.text_block(
-        f"Counted apart, {' and '.join(together)} would have {gain_text(mean, found.behaviour)} "
-        "more between them than taken as one.",
-        muted=True,
-    )
+    components.sentences([apart_sentence(apart, joined, chosen)])
 
 
 def _seen_after(

@@ -5,7 +5,8 @@ One command does all of it, and goes on where it was interrupted::
     python -m tests.benchmarks.calibration --cache DIR [--processes 2]
 
 ``--fit`` only fits, from the stored table; ``--keep`` keeps the recordings' cached models. The
-table of features and true errors is ``tests/benchmarks/calibration/table.parquet``.
+table of features and true errors is ``tests/benchmarks/calibration/table.parquet``. What is told of
+shares rests on it: fit these again afterwards, by ``tests.benchmarks.calibration.shares``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from stagelens.estimators.calibration import FUNCTIONS, POINTS, Calibration
+from stagelens.estimators.calibration import FUNCTIONS, POINTS, Calibration, calibration
 from tests.benchmarks.calibration import coverage, fitting
 from tests.benchmarks.calibration.bench import measure
 
@@ -25,7 +26,8 @@ TABLE = Path(__file__).parent / "table.parquet"
 
 def fit(table: pd.DataFrame) -> None:
     """Fit every kind, write what the product reads, and print the coverage."""
-    kinds, points = {}, []
+    kinds = {n: kind for n, kind in calibration().kinds.items() if n in fitting.OF_COALITIONS}
+    points = []
     for name in fitting.FEATURES:
         own = table[table["kind"] == name].reset_index(drop=True)
         fitted = fitting.fit(own, name)

@@ -11,6 +11,7 @@ from scipy.optimize import linprog
 from scipy.sparse import csr_array, eye_array, hstack
 from scipy.stats import binomtest
 
+from stagelens.analyses.shares.share_trust import SHARES, SUMS, kind_of
 from stagelens.estimators.calibration import SMALLEST_SHARE, Function, Kind
 from stagelens.trust.coverage import close_enough
 
@@ -40,11 +41,18 @@ FEATURES = {
     "coarse-replay after exact stages": (*COARSE, "partial"),
 }
 """Features by kind of estimate; the task vector's are known of checkpoints alone."""
+OF_COALITIONS = {
+    kind_of(estimator, of): ("apart",)
+    for estimator in ("coarse-replay", "task-vector")
+    for of in (SHARES, SUMS)
+}
+"""Those of numbers that are made of several models."""
 
 
 TROUBLE = {
     *("hardness", "sgd", "batch_norm", "undone", "undone_pattern", "readouts", "pattern", "missed"),
     *("misfit", "sampling", "strayed", "direction", "growth", "kept", "gap", "partial", "trouble"),
+    "apart",
 }
 """Features that are signs of trouble: the more of them, the larger the error."""
 
@@ -185,7 +193,7 @@ def fit(rows: pd.DataFrame, name: str) -> Fitted:
         rows: Its estimates, with their features and true errors.
         name: The kind, see :data:`FEATURES`.
     """
-    names, wanted = FEATURES[name], targets(rows)
+    names, wanted = {**FEATURES, **OF_COALITIONS}[name], targets(rows)
     families = rows["family"].to_numpy()
     functions, promises = {}, {}
     for target, y in wanted.items():
