@@ -66,5 +66,5 @@ def test_headlines_of_a_fresh_demo_have_intervals_within_its_time_on_two_cores(
         with_accuracy(known.table), ACCURACY, stages, trust, by="group",
         draws=governing(made, "test"),
     )  # fmt: skip
-    assert said and all("95 %: " in str(each) and f"over {own} redraws" in str(each)
-                        for each in said)  # fmt: skip
+    # Where draws differ an interval over them; else that they are all alike.
+    assert said and all(f"{own} redraws" in str(each) for each in said)
