@@ -12,6 +12,7 @@ import pytest
 
 from stagelens.analyses.shares.drawn_shares import DrawnShares, drawn_shares_of
 from stagelens.analyses.shares.pairs import pairs_of
+from stagelens.analyses.shares.sentences import total_sentence
 from stagelens.analyses.shares.share_table import ALONE, READINGS, SEEN_AFTER, SHARE, WITHOUT
 from stagelens.contracts import no_progress
 from stagelens.effects.draws import interval_over_draws
@@ -196,6 +197,7 @@ def test_one_draw_gives_means_without_intervals(fresh: Run) -> None:
     found = drawn_shares_of(kept, "loss")
     assert isinstance(found, DrawnShares)
     assert all(one.interval is None and np.isfinite(one.mean) for one in found.means(ALONE))
+    assert "(no interval over draws)" in str(total_sentence(found, "image"))
     assert drawn_shares_of(kept, "grace") is None
     examples = fresh.evaluation_set("test")
     weights = dict(drawn_coalitions(fresh, Draw(0, True), [5], kept.facts[0].seen))[5]

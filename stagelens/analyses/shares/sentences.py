@@ -271,6 +271,8 @@ def number_text(one: Mean, behaviour: Behaviour, unit: str = "") -> str:
         ends = f"{low} to {signed_text(one.interval.high, behaviour)}"
         unclear = "" if one.is_clear else ", no clear change"
         return f"{signed_text(one.mean, behaviour)}{unit} (95 %: {ends}{unclear})"
+    if one.trust.over_draws:  # of few draws, or of draws that are all alike
+        return f"{signed_text(one.mean, behaviour)}{unit} (no interval over draws)"
     if not may_be_finding(one.trust, behaviour.name):
         return f"±{amount_text(one.mean, behaviour)}{unit}, its sign uncertain"
     certain = is_certain(one.trust, behaviour)
