@@ -152,7 +152,7 @@ def draws(
                 say(
                     f"The width needs {needed} draws, the pilot of {number} included. So small a "
                     f"pilot knows the spread only roughly: the true one would need {low} to {high} "
-                    "(8 of 10 pilots).",
+                    "(at least 8 of 10 pilots).",
                     err=True,
                 )
                 _tell_cost(opened, names, needed, kind, chosen)

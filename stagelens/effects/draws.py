@@ -179,7 +179,7 @@ def draws_for_width(pilot: np.ndarray, width: float, level: float = LEVEL) -> in
 
 
 def likely_draws(needed: int, pilot: int) -> tuple[int, int]:
-    """From how many to how many draws the true spread would need, in 8 of 10 such pilots.
+    """From how many to how many draws the true spread would need, in at least 8 of 10 pilots.
 
     :func:`draws_for_width` goes by the pilot's spread, whose interval this is.
 
