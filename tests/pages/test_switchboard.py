@@ -111,6 +111,7 @@ def test_a_combination_that_is_not_known_says_what_it_takes(open_page, demo_copy
     shutil.rmtree(demo_copy / FOLDER)
     app = open_page(demo_copy.parent, "run=digits&off=shortcut,adapt")
     assert sorted(board(app)["models"]) == ["", "0", "1", "2", "3"]
+    assert board(app)["unknown"].endswith("see below what it takes.")
     said = words(app)
     assert "16 models, " in said and "trainings of the whole run" in said
     assert "Compute combinations" in labels(app)

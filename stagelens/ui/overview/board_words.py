@@ -117,7 +117,9 @@ def payload(
         "answers": [short(written_out(answer), _ANSWER) for answer in answers],
         "cards": _cards(workspace, focus, board),
         "models": models,
-        "unknown": "The model without {stages} has not been computed: see below what it takes.",
+        # The component puts the names in.
+        "unknown": "The model without {stages} has not been computed"
+        + (": see below what it takes." if workspace.computable else ", and cannot be here."),
         "bars": bars,
     }
 
