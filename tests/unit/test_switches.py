@@ -57,6 +57,21 @@ def test_single_switches_are_the_stage_effects_themselves() -> None:
         )
 
 
+def test_what_is_known_of_a_single_switch_is_what_its_summary_says() -> None:
+    table = effect_table(
+        {"one": [0.5, -0.25, 1.0, 0.0]},
+        labels=["a", "b", "a", "b"],
+        without={"one": ["a", "b", "b", "b"]},
+    )
+    effects = effects_of(table)
+    for kind in (ACCURACY, LOSS):
+        found = measured(effects, None, kind, ["one"], ["e0", "e1", "e2", "e3"])
+        one = turned(found[(0,)], found[ALL_ON], kind, every(4), every(4))
+        row = summary.stage_summary(effects.of(kind.name), kind, ["one"]).iloc[0]
+        for name in ("n", "effect", "error", "sources", "rms"):
+            assert getattr(one, name) == pytest.approx(row[name]), name
+
+
 def test_right_and_wrong_follow_from_the_answers_of_each_model() -> None:
     table = effect_table(
         {"one": [0.0, 0.0, 0.0]},
