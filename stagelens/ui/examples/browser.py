@@ -31,8 +31,10 @@ from . import drilldown, filters, shares
 _THUMBNAIL = 40
 _CELL = 300
 """Characters of a text that a cell of the table holds."""
-_TEXT_WIDTH = 300
-"""Pixels that the texts of an example share in the table."""
+_TEXT_WIDTH, _ALL_WIDTH = 300, 740
+"""Pixels that the texts of an example share in the table; with all stages beside them."""
+_FITTING = 5
+"""Stages that have room beside texts without scrolling."""
 _PAGE_STATE = state.session_key("page")
 _WHAT = {WITHOUT: "stage effects", SHARE: "shares", SEEN_AFTER: "what is seen after stages"}
 _HELP = {
@@ -111,7 +113,8 @@ def _table(workspace: Workspace, effects: Effects, chosen: Chosen) -> str | None
         f"{f' in {unit}' if unit else ''}.",
         About(behaviour=chosen.behaviour.name),
         tints=_tints(chosen, shown, columns),
-        row_height=46,
+        # Texts wrap only in rows of more than 64 pixels.
+        row_height=46 if workspace.noun == "image" else 66,
         height="content",
         on_select="rerun",
         selection_mode=("single-row", "single-cell"),
@@ -311,13 +314,14 @@ def _columns(
 ) -> dict[str, Any]:
     behaviour, trusts = chosen.behaviour, _trust(workspace, effects, chosen)
     config = st.column_config
+    texts = max(_TEXT_WIDTH, _ALL_WIDTH - 120 * len(stages))
     columns: dict[str, Any] = {
         "input": config.ImageColumn("image", width=50, pinned=True),
         **{
             _input_column(field): config.TextColumn(
                 inputs.title(field).lower(),
-                width=_TEXT_WIDTH // len(workspace.examples.inputs),
-                pinned=True,
+                width=max(texts // len(workspace.examples.inputs), _width(inputs.title(field))),
+                pinned=len(stages) > _FITTING,  # what is pinned is pale, and texts are to be read
             )
             for field in workspace.examples.inputs
             if workspace.noun == "text"

@@ -27,6 +27,8 @@ _STYLE = (
     "<style>"
     ".st-key-filters{display:grid;grid-template-columns:4fr 7fr 6fr 3fr;gap:.5rem;"
     "align-items:center;margin-top:-.6rem}"
+    # Without labels, no answer is right or wrong.
+    ".st-key-filters:not(:has(>:nth-child(4))){grid-template-columns:7fr 6fr 3fr}"
     ".st-key-table-head{margin:-.6rem 0;min-height:2.25rem}"
     ".st-key-table-head button{min-height:1.8rem;padding:.1rem .4rem}"
     ".st-key-opened-head{margin-top:-1.6rem}"

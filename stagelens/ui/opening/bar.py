@@ -47,7 +47,7 @@ _STYLE = (
     "grid-template-columns:repeat(3,minmax(0,1fr))}}"
     "@media (max-width:640px){"
     '[data-testid="stMainBlockContainer"]{padding:3.25rem 1rem 4rem}'
-    ".st-key-heading{padding-right:0;flex-wrap:wrap;gap:0}"
+    ".st-key-heading{padding-right:0;flex-wrap:wrap;gap:0 .6rem}"
     ".sl-facts{-webkit-line-clamp:3}"
     ".st-key-folded{display:flex;flex-wrap:nowrap}"
     ".st-key-bar{display:none;grid-template-columns:repeat(2,minmax(0,1fr))}"
