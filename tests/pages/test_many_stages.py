@@ -59,11 +59,17 @@ def test_the_overview_of_200_stages_is_read_at_a_glance(home: Path, open_page: O
 
 
 def test_an_example_of_200_stages_names_the_strongest(home: Path, open_page: OpenPage) -> None:
-    app = open_page(home, "run=many&set=large&example=3&stage=stage+123", "pages/1_Examples.py")
+    link = "run=many&set=large&stage=stage+123"
+    app = open_page(home, link, "pages/1_Examples.py")
     assert not app.exception
     columns = [c for c in app.dataframe[0].value if c.startswith("effect without")]
     assert len(columns) == MOST + 1  # the stage that was chosen is not among the strongest
     assert "effect without stage 123" in columns
+    # Many columns run wide: the input and the id stay where they are.
+    config = json.loads(app.dataframe[0].proto.columns)
+    assert config["input"]["pinned"] and config["id"]["pinned"]
+    app = open_page(home, f"{link}&example=3", "pages/1_Examples.py")
+    assert not app.exception
     assert f"{STAGES - MOST} more stages have smaller effects" in words(app)
     assert len(words(app)) < 40_000
 

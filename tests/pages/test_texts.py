@@ -47,6 +47,7 @@ def bodies(app: AppTest) -> list[str]:
 def test_prompts_completions_and_rejected_ones_are_columns(open_page, text_runs: Path) -> None:
     app = check(open_page(text_runs, "run=prompts&sort=order+of+the+set", PAGE))
     shown = table(app)
+    assert app.dataframe[0].proto.row_height > 64  # or Streamlit wraps no text
     assert shown["input prompt"].tolist() == list(PROMPTS)
     assert shown["input rejected"].tolist() == [" the dog", " make two", "", " sing"]
     assert "label" not in shown and "Label" not in labels(app)

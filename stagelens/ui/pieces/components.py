@@ -46,6 +46,8 @@ _STYLE = (
     "{color:inherit!important}"
     '[data-testid="stCaptionContainer"]{color:inherit!important;opacity:.8}'
     '[data-testid="stHeading"] :is(h1,h2,h3){overflow:hidden;overflow-wrap:anywhere}'
+    ".sl-text{overflow-wrap:anywhere;overflow:hidden;margin:0}"
+    ".sl-muted{opacity:.75;font-size:.9em}"
     '[class*="st-key-finding-"] h2{font-size:1.25rem}</style>'
 )
 """The accent is dark enough for white text on it, which makes it illegible as text on the dark
@@ -284,9 +286,7 @@ def text_block(text: str, muted: bool = False) -> None:
 
 def text_html(text: str, muted: bool = False) -> str:
     """Words from a data set or a run folder as markup, in which they are shown as they are."""
-    style = "overflow-wrap:anywhere;overflow:hidden;margin:0"
-    style += ";opacity:.75;font-size:.9em" if muted else ""
-    return f"<p style='{style}'>{shown(text)}</p>"
+    return f"<p class='sl-text{' sl-muted' if muted else ''}'>{shown(text)}</p>"
 
 
 @contextmanager
