@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -39,7 +39,7 @@ from stagelens.effects.coalition_results import (
 )
 from stagelens.estimators.coalition_plan import ESTIMATORS, Cost, cost, refusal, trained
 from stagelens.estimators.parties import parties_of, stage_masks
-from stagelens.estimators.registry import make_estimator
+from stagelens.estimators.registry import estimate_name, find, make_estimator
 from stagelens.estimators.stage_trust import REPLAY
 from stagelens.runs.files import check_changeable
 from stagelens.runs.run import Run
@@ -67,6 +67,7 @@ from .options import (
     TaskOption,
     opened_together,
     own_file,
+    parse_time,
 )
 from .table_files import check_table_file, write_table
 from .terminal import Reporter, Table, say
@@ -88,7 +89,17 @@ def shares(
         str | None,
         typer.Option(
             help=f"How the models are obtained: {', '.join(ESTIMATORS)} [the first of them that "
-            "the recording allows]."
+            "the recording allows, and --time]."
+        ),
+    ] = None,
+    time: Annotated[
+        float | None,
+        typer.Option(
+            "--time",
+            parser=parse_time,
+            metavar="TIME",
+            help="How long training may take: 90s, 30m, 2h, or seconds. The best estimator that is "
+            "predicted to fit is used, coarse-replay with the largest budget.",
         ),
     ] = None,
     budget: BudgetOption = None,
@@ -144,6 +155,11 @@ def shares(
     places in time; subsets share what they have in common. What it costs is told beforehand. Models
     are measured and kept one by one: started again, the command goes on.
     """
+    if time is not None and (estimator or budget) is not None:
+        raise typer.BadParameter(
+            "a time limit chooses the estimator and its budget: omit --time, or both of these",
+            param_hint="--time",
+        )
     check_table_file(out)
     with Reporter(own_file(progress)).running() as report:
         opened = opened_together(run, task)
@@ -152,8 +168,12 @@ def shares(
         parties = parties_of(opened, [_several(each) for each in together or ()])
         masks = wanted_masks(opened, parties, models)
         own = list(stage_masks(opened, parties, masks).values())
-        name = estimator or _first_possible(opened, examples, own)
-        made = make_estimator(name, {} if budget is None else {"budget": budget})
+        if time is not None:
+            name, settings = _within(opened, examples, own, time, None if cost_only else report)
+        else:
+            name = estimator or _first_possible(opened, examples, own)
+            settings = {} if budget is None else {"budget": budget}
+        made = make_estimator(name, settings)
         left = lacking(opened, key_of(opened, examples, name, made.settings), own)
         _check_possible(opened, name, own, left)
         cut = halving.asked_cut(opened, halves, together)
@@ -238,6 +258,36 @@ def _first_possible(run: Run, examples: EvaluationSet, masks: Sequence[int]) -> 
         if not any(refusal(run, mask, name) for mask in masks if mask not in had):
             return name
     return ESTIMATORS[-1]
+
+
+def _within(
+    run: Run, examples: EvaluationSet, masks: Sequence[int], limit: float, report: Reporter | None
+) -> tuple[str, dict[str, Any]]:
+    """The best estimator whose models are predicted to take no longer; tells what would.
+
+    Args:
+        run: The run.
+        examples: The evaluation set.
+        masks: Coalitions of single stages.
+        limit: Seconds.
+        report: Of the time that it takes to time a few steps; None to time none.
+    """
+    exact, coarse, free = ESTIMATORS
+    budgets = sorted(find(coarse).budgets.values(), reverse=True)
+    tries = [(exact, {}), *((coarse, {"budget": each}) for each in budgets)]
+    for name, settings in tries:
+        key = key_of(run, examples, name, make_estimator(name, settings).settings)
+        left = lacking(run, key, masks)
+        if any(refusal(run, mask, name) for mask in left):
+            continue
+        if name == exact and left and report is not None:
+            _time_steps(run, examples, left, report)
+        seconds = cost(run, left, name, settings).seconds
+        if seconds is not None and seconds <= limit:
+            return name, settings
+        took = "a time that is not known" if seconds is None else predicted_time(seconds)
+        say(f"Note: {estimate_name(name, settings)} would take {took}", err=True)
+    return free, {}
 
 
 def _time_steps(run: Run, examples: EvaluationSet, masks: Sequence[int], report: Reporter) -> None:

@@ -38,7 +38,10 @@ def by_twins(
         Refused: The settings ask for stages to be replayed exactly.
     """
     if estimator.settings.get(EXACT):
-        raise Refused("coalitions have no exact stages; omit --exact-stages, or use replay")
+        raise Refused(
+            "coalitions by coarse replay have no exact stages; raise the budget, or use replay, "
+            "which trains what coalitions have in common only once"
+        )
     budget = float(estimator.settings["budget"])
     stages = run.stages
     later = stages[min((first_missing(mask) for mask in masks), default=len(stages)) + 1 :]

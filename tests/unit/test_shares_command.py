@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +13,17 @@ import pandas as pd
 import pytest
 
 from stagelens.analyses.shares import orders
+from stagelens.cli import sharing
 from stagelens.effects.coalition_results import (
     key_of,
     load_coalitions,
     save_part,
     stored_part,
 )
+from stagelens.estimators.coalition_plan import Cost
 from stagelens.estimators.reproduction import StepCheck, keep_step_check
 from stagelens.runs.objectives import how_to_give
-from stagelens.runs.run import open_run
+from stagelens.runs.run import Run, open_run
 from tests.unit.conftest import Command
 from tests.unit.test_helpers import recorded
 
@@ -162,3 +165,27 @@ def test_halves_that_cannot_be_had_are_refused_in_words(path: Path, command: Com
     ):
         answer = command("shares", path, *options, "--estimator", "task-vector")
         assert answer.status == 1 and says in answer.err, answer.err
+
+
+def test_a_time_limit_chooses_the_best_estimator_that_fits(
+    path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(run: Run, masks: Sequence[int], name: str, settings: dict[str, float]) -> Cost:
+        seconds = {"replay": 3000.0, "coarse-replay": 1000 * settings.get("budget", 0)}[name]
+        return Cost(1, 0, 1, 1, 1.0, seconds)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sharing, "cost", told)
+        assert sharing_within(path, 3600) == ("replay", {})
+        assert sharing_within(path, 600) == ("coarse-replay", {"budget": 0.5})
+        assert sharing_within(path, 300) == ("coarse-replay", {"budget": 0.25})
+        assert sharing_within(path, 1) == ("task-vector", {})
+    answer = command("shares", path, "--time", "1h", "--estimator", "replay")
+    assert answer.status == 2 and "a time limit chooses the estimator" in answer.err
+    command("shares", path)  # what was measured takes no time
+    assert "Every model was measured" in command("shares", path, "--time", "1s", "--cost").err
+
+
+def sharing_within(path: Path, limit: float) -> tuple[str, dict[str, float]]:
+    run = open_run(path)
+    return sharing._within(run, run.evaluation_set("test"), range(16), limit, None)
