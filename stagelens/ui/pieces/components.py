@@ -38,6 +38,8 @@ PAGES = (
 )
 
 EXAMPLES = PAGES[1][0]
+_GOING = state.session_key("going")
+"""The page that is turned to in the next run."""
 _SIDEBAR = 264
 _STYLE = (
     '<style>[data-testid="stTab"][data-selected],'
@@ -69,6 +71,9 @@ def start_page(title: str) -> None:
     # Before anything of a run is read; it stops the page for people who have not signed in.
     signing_in.gate()
     state.begin()
+    if (page := st.session_state.pop(_GOING, None)) is not None:
+        # No more than the run: Streamlit sets no parameter that belongs to a control.
+        st.switch_page(page, query_params={state.RUN: state.reference() or ""})
     with st.sidebar:
         st.html("<div style='font-size:1.25rem;font-weight:600'>StageLens</div>")
         for path, label, icon in PAGES:
@@ -94,10 +99,10 @@ def here(**more: str) -> dict[str, str] | None:
 
 def go(page: str, **changes: str) -> None:
     """Turn to another page, as a link with these changes would."""
-    query = here(**changes) or {}
-    state.leave_with(query)
-    # What belongs to a control of this page must not be among them.
-    st.switch_page(page, query_params={state.RUN: query.get(state.RUN, "")})
+    state.leave_with(here(**changes) or {})
+    # In a run of its own: a fragment may not turn to another page.
+    st.session_state[_GOING] = page
+    st.rerun()
 
 
 def address(page: str, **more: str) -> str:
