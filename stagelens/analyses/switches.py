@@ -20,7 +20,9 @@ from stagelens.effects.coalition_results import CoalitionResult
 from stagelens.effects.resampling import change_error, sources, standard_error
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.trust.estimates import Effects
-from stagelens.wording.intervals import chance_over_examples, group_error
+from stagelens.wording.intervals import chance_over_examples, mean_error
+
+from .shares.share_trust import worth_showing
 
 Off = tuple[int, ...]
 """Places in training of the stages that are switched off, ascending."""
@@ -138,7 +140,9 @@ def measured(
         for mask, trust in coalitions.trust.items():
             off = tuple(place for place in range(len(stages)) if not mask >> place & 1)
             if off not in found or (found[off].refused and trust.trust != "refused"):
-                found[off] = _of_coalition(coalitions, mask, off, behaviour, len(ids))
+                one = _of_coalition(coalitions, mask, off, behaviour, len(ids))
+                if off not in found or not one.refused:
+                    found[off] = one
     return found
 
 
@@ -165,8 +169,8 @@ def _model(
 def _of_coalition(
     coalitions: CoalitionResult, mask: int, off: Off, behaviour: Behaviour, count: int
 ) -> Switched:
-    trust, estimator = coalitions.trust[mask], coalitions.facts.estimator
-    if mask not in coalitions.models:
+    trust, estimator = worth_showing(coalitions.trust[mask]), coalitions.facts.estimator
+    if mask not in coalitions.models or trust.trust == "refused":
         return Switched(off, np.full(count, np.nan), np.full(count, None), trust, estimator)
     values, answers = coalitions.value(mask, behaviour.name), coalitions.predictions(mask)
     return Switched(off, values, answers, trust, estimator)
@@ -208,12 +212,10 @@ def level(
         row = {"error": standard_error(values, own), "sources": _sources(values, own)}
         half = chance_over_examples(row)
         low, high = mean - half, mean + half
-    off = group_error(one.trust, behaviour.name)
-    if off is None:
+    added = mean_error(one.trust, behaviour.name, n, _rms(final.values - one.values, labels))
+    if added is None:
         return Level(n, mean, np.nan, np.nan)
-    if off:
-        added = off * _rms(final.values - one.values, labels)
-        low, high = low - added, high + added
+    low, high = low - added, high + added
     low, high = (float(np.clip(end, behaviour.lowest, behaviour.highest)) for end in (low, high))
     return Level(n, mean, low, high)
 

@@ -74,15 +74,8 @@ def mean_interval(
     if (drawn := over_draws(row)) is not None:
         return drawn
     effect, error = (float(row.get(name, np.nan)) for name in ("effect", "error"))
-    off = group_error(trust, behaviour.name)
-    if off is None or not (np.isfinite(effect) and np.isfinite(error)):
-        return None
-    # It was measured on halves of sets: of few examples, single errors average out less.
-    single = trust.expected_error if trust is not None and trust.group_error is not None else None
-    if off and single is not None:
-        off = float(np.hypot(off, single / np.sqrt(max(float(row.get("n", 1)), 1.0))))
-    estimate = off * float(row.get("rms", np.nan)) if off else 0.0
-    if not np.isfinite(estimate):
+    estimate = mean_error(trust, behaviour.name, row.get("n", 1), row.get("rms", np.nan))
+    if estimate is None or not (np.isfinite(effect) and np.isfinite(error)):
         return None
     return _around(effect, chance_over_examples(row), estimate, behaviour, row.get("final", np.nan))
 
@@ -170,6 +163,28 @@ def possible(
     least = final - behaviour.highest if known else -span
     most = final - behaviour.lowest if known else span
     return float(np.clip(low, least, most)), float(np.clip(high, least, most))
+
+
+def mean_error(trust: StageTrust | None, behaviour: str, count: float, rms: float) -> float | None:
+    """What the error of an estimate adds on either side of a mean effect over examples.
+
+    Args:
+        trust: What is known of the stage's counterfactual.
+        behaviour: Of the effects on which behaviour.
+        count: Over how many examples the mean is.
+        rms: Root mean square effect of the stage over the labelled examples of the set.
+
+    Returns:
+        None where it is not known; 0 where nothing is estimated.
+    """
+    off = group_error(trust, behaviour)
+    if not off:
+        return off
+    # It was measured on halves of sets: of few examples, single errors average out less.
+    single = trust.expected_error if trust is not None and trust.group_error is not None else None
+    if single is not None:
+        off = float(np.hypot(off, single / np.sqrt(max(float(count), 1.0))))
+    return off * float(rms) if np.isfinite(off * rms) else None
 
 
 def group_error(trust: StageTrust | None, behaviour: str) -> float | None:

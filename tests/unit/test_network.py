@@ -28,12 +28,13 @@ from stagelens.analyses.network.measuring import (
     moved,
 )
 from stagelens.analyses.network.sentences import for_json, network_sentence, notes
-from stagelens.contracts import ACCURACY, Refused
+from stagelens.contracts import ACCURACY, Refused, no_progress
 from stagelens.estimators.counterfactuals import counterfactuals
 from stagelens.estimators.registry import make_estimator
 from stagelens.runs.run import Run, open_run
 from stagelens.runs.sets.writer import write_set
 from stagelens.runs.states import load_into
+from stagelens.trust.verification import verify
 from stagelens.wording.sentences import slice_parts
 from tests.conftest import DemoRun
 from tests.support.small_runs import SHAPE, Phase, make_task, record
@@ -142,6 +143,26 @@ def test_it_is_stored_and_a_damaged_file_is_measured_again(tmp_path: Path) -> No
     assert load_network(*key) is None
     again = measure_network(run, "test", "second", "replay")
     np.testing.assert_array_equal(again.effects("loss"), made.effects("loss"))
+
+
+def test_what_is_known_of_a_stored_measurement_is_what_is_known_now(tmp_path: Path) -> None:
+    run = small(tmp_path / "run", "cnn", three())
+    made = measure_network(run, "test", "first", "task-vector")
+    assert made.facts.trust.trust == "estimated" and not made.facts.trust.agreements
+    verify(run, "test", [("task-vector", {})], no_progress, ["first"])
+    again = measure_network(run, "test", "first", "task-vector")
+    assert again.facts.trust.agreements
+    np.testing.assert_array_equal(again.effects("loss"), made.effects("loss"))
+
+
+def test_no_interval_of_answers_that_could_turn_is_of_no_width(shortcut: Network) -> None:
+    chosen = np.zeros(len(shortcut.ids), dtype=bool)
+    same = np.flatnonzero((shortcut.effects("accuracy") == 0).all(axis=1))
+    chosen[same[:5]] = True
+    rows = network_rows(shortcut, "accuracy", chosen)
+    changed = [block.moved > 0 for block in shortcut.facts.blocks]
+    assert any(changed) and (rows["effect"] == 0).all()
+    assert ((rows["low"] < 0) & (rows["high"] > 0))[:-1].tolist() == changed
 
 
 def test_models_that_do_not_fit_together_are_refused_by_name() -> None:

@@ -18,6 +18,7 @@ from stagelens.analyses.switches import (
 from stagelens.contracts import ACCURACY, Behaviour
 from stagelens.effects import summary
 from stagelens.trust.estimates import Effects
+from stagelens.wording.intervals import mean_interval
 from tests.support.coalitions import EXACT, made
 from tests.support.effect_tables import effect_table
 from tests.support.stage_trust import trust
@@ -122,6 +123,39 @@ def test_a_refused_stage_is_there_without_numbers_unless_a_coalition_has_them() 
     coalitions = made({mask: np.full(2, mask) for mask in range(4)}, ("one", "two"))
     found = measured(effects, coalitions, SCORE, ["one", "two"], ["e0", "e1"])
     assert found[(0,)].values.tolist() == [2.0, 2.0]
+
+
+def test_a_coalition_that_is_typically_all_error_gives_no_number_either() -> None:
+    table = effect_table({"one": [np.nan, np.nan], "two": [0.1, 0.1]}, behaviour="score")
+    known = {"one": trust("refused", stage="one", reason="Diverged."), "two": EXACT}
+    far = trust(expected_error=4.0, typical_error=1.5, reason="Coarse replay.")
+    values = {mask: np.full(2, mask) for mask in range(4)}
+    coalitions = made(values, ("one", "two"), {2: far, 0: far})
+    found = measured(
+        effects_of(table, SCORE, known), coalitions, SCORE, ["one", "two"], ["e0", "e1"]
+    )
+    assert found[(0,)].refused and found[(0,)].trust.reason == "Diverged."
+    assert found[(0, 1)].refused and np.isnan(found[(0, 1)].values).all()
+    assert "typically larger than the number itself" in found[(0, 1)].trust.reason
+    near = far.model_copy(update={"typical_error": 0.9})
+    coalitions = made(values, ("one", "two"), {2: near, 0: near})
+    found = measured(
+        effects_of(table, SCORE, known), coalitions, SCORE, ["one", "two"], ["e0", "e1"]
+    )
+    assert not found[(0,)].refused and not found[(0, 1)].refused
+
+
+@pytest.mark.parametrize("n", [4, 400])
+def test_levels_of_few_examples_have_the_error_of_single_ones_as_effects_have(n: int) -> None:
+    final = switched(np.linspace(1.0, 3.0, n))
+    known = trust(expected_error=0.8, group_error=0.1)
+    one = switched(np.zeros(n), (0,), known)
+    found = level(one, final, SCORE, every(n), every(n))
+    own = turned(one, final, SCORE, every(n), every(n))
+    row = {"effect": own.effect, "error": 0.0, "sources": n, "rms": own.rms, "n": n}
+    effect = mean_interval(row, known, SCORE)
+    assert effect is not None
+    assert (found.high - found.low) == pytest.approx(effect.high - effect.low)
 
 
 @pytest.mark.parametrize(("right", "n"), [(0, 12), (7, 12), (12, 12), (240, 447)])

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict
 
 from stagelens.contracts import ACCURACY, Behaviour
 from stagelens.effects.chance_and_data import t_quantile
-from stagelens.effects.resampling import LEVEL, sources, standard_error
+from stagelens.effects.resampling import LEVEL, change_error, sources, standard_error
 from stagelens.effects.results import BehaviourFacts
 from stagelens.effects.summary import right_answers
 from stagelens.estimators.registry import method_of
@@ -225,7 +225,10 @@ def network_rows(
         count = len(column) if shared is None else sources(shared)
         margin = float("nan")
         if count > 1:
-            margin = t_quantile(count - 1, LEVEL) * standard_error(column, shared)
+            # Of a block that did not change, no example at all could show an effect.
+            turns = behaviour == ACCURACY.name and one is not None and one.moved > 0
+            error = change_error if turns else standard_error
+            margin = t_quantile(count - 1, LEVEL) * error(column, shared)
         rows.append(
             {
                 "block": REST if one is None else one.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import sqrt
 from typing import Any
 
@@ -95,7 +96,8 @@ def measure_network(
         raise Refused(f"{stage} by {estimator}: {trust.reason}")
     used = result.facts.settings
     if (stored := load_network(run, examples, stage, estimator, used)) is not None:
-        return stored
+        # What is known of the counterfactual may have changed since, by a replay for instance.
+        return replace(stored, facts=stored.facts.model_copy(update={"trust": trust}))
     (found,) = counterfactuals(run, make_estimator(estimator, used), [run.stage(stage)])
     assert found.weights is not None, "refused stages end above"
     final, without = run.last.end().model, found.weights

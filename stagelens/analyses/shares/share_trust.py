@@ -134,15 +134,25 @@ def trust_of(
         if told is not None
         else _added(made_of, weights, uncertain, v, full, behaviour, labelled)
     )
-    # Numbers that cost nothing are shown, as everywhere, even where their sign is uncertain.
-    free = all(find(part.estimator).free for part in uncertain.values())
-    if known.typical_error is not None and known.typical_error > REFUSED_ABOVE and not free:
-        reason = (
-            f"{known.reason} Its error is typically larger than the number itself, so none is "
-            "shown."
-        )
-        return _nothing_known(known, reason)
-    return known
+    return worth_showing(known, all(find(part.estimator).free for part in uncertain.values()))
+
+
+def worth_showing(known: StageTrust, free: bool | None = None) -> StageTrust:
+    """What is known of a number; refused where its error is typically larger than the number.
+
+    Args:
+        known: What is known so far.
+        free: Whether it costs nothing: such numbers are shown, as everywhere, even where their sign
+            is uncertain. None if that is so of the estimator.
+    """
+    if known.trust != "estimated" or (known.typical_error or 0.0) <= REFUSED_ABOVE:
+        return known
+    if find(known.estimator).free if free is None else free:
+        return known
+    reason = (
+        f"{known.reason} Its error is typically larger than the number itself, so none is shown."
+    )
+    return _nothing_known(known, reason)
 
 
 def _told(
