@@ -38,7 +38,7 @@ _STYLE = (
     ".sl-facts{opacity:.75;font-size:.8125rem;line-height:1.25;overflow:hidden;"
     "overflow-wrap:anywhere;display:-webkit-box;-webkit-line-clamp:2;-webkit-box-orient:vertical}"
     ".st-key-bar{display:grid;grid-auto-flow:column;grid-auto-columns:minmax(0,1fr);gap:.5rem}"
-    '.st-key-bar [data-testid="stWidgetLabel"]{min-height:1.1rem;margin-bottom:.1rem}'
+    '.st-key-bar [data-testid="stWidgetLabel"]{color:inherit;min-height:1.1rem;margin-bottom:.1rem}'
     '.st-key-bar [data-testid="stWidgetLabel"] p{font-size:.75rem;white-space:nowrap}'
     ".st-key-bar input{font-size:.875rem;padding-top:.25rem;padding-bottom:.25rem}"
     ".st-key-bar .react-aria-ComboBox>[role=group]{min-height:2rem;height:2rem}"
@@ -172,6 +172,8 @@ class Row:
         elif held is None and key in st.session_state and none is None and options:
             # There was nothing to choose from before, and now there is.
             st.session_state[key] = options[0]
+        elif self.entered and asked in options:
+            st.session_state[key] = asked  # of the link, whatever the page before had
         elif self.entered and held is not None and asked is None:
             # The state of another page's control ends with it, unless it is set anew.
             st.session_state[key] = held

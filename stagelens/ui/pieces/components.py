@@ -94,12 +94,15 @@ def here(**more: str) -> dict[str, str] | None:
     if not reference:
         return more or None
     closed = {state.EXAMPLE: ""} if more else {}
-    return {state.RUN: reference, **state.kept(), **closed, **more}
+    chosen = {name: more[name] for name in state.BAR if name in more}
+    changed = {state.CHOSEN: urlencode(chosen)} if chosen else {}
+    return {state.RUN: reference, **state.kept(), **closed, **more, **changed}
 
 
 def go(page: str, **changes: str) -> None:
     """Turn to another page, as a link with these changes would."""
-    state.leave_with(here(**changes) or {})
+    query = here(**changes) or {}
+    state.leave_with({name: value for name, value in query.items() if name != state.CHOSEN})
     # In a run of its own: a fragment may not turn to another page.
     st.session_state[_GOING] = page
     st.rerun()

@@ -10,6 +10,7 @@ options and keeps them when pages are switched. Whatever comes from the URL is c
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from urllib.parse import parse_qsl
 
 import streamlit as st
 
@@ -25,6 +26,9 @@ WALL, EVERYTHING = "wall", "all"
 """Says that the Overview's wall shows all examples, where no group was chosen."""
 BAR = ("set", "measure", "by", "group", "stage", "estimator")
 """Keys of the controls in the bar on top of every page, and their names in links."""
+CHOSEN = "choose"
+"""What a link changes of the bar, as a query of its own: Streamlit takes a parameter that belongs
+to a control of the page with the link out of the address of the page that it leads to."""
 KEPT = (*BAR, "chance", "credit", OFF)
 """What a link to another page of the dashboard keeps, beside the run."""
 _BEFORE = {"behaviour": "measure", "trusted": "measure", "gap": "measure", "of-stage": "stage"}
@@ -124,6 +128,10 @@ def arrive() -> None:
     It may come from the page before, since Streamlit lets no page change the address of a control
     that it has drawn; or from a link that names things as earlier links did.
     """
+    chosen = dict(parse_qsl(st.query_params.get(CHOSEN, "")))
+    if chosen:
+        del st.query_params[CHOSEN]
+        st.session_state.update({name: chosen[name] for name in BAR if name in chosen})
     for name, value in st.session_state.pop(_TAKEN, {}).items():
         if name in (RUN, EXAMPLE):
             _set(name, value or None)
