@@ -12,6 +12,9 @@ def rates(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Shares and their intervals; the bootstrap of a share is binomial, so nothing is drawn.
 
+    It has no width where none or all were hit, and others might have been all the same: there the
+    other end is that of Clopper and Pearson.
+
     Args:
         hits: How many were hit; NaN where that is not known.
         of: Of how many; without any there is no share.
@@ -25,6 +28,8 @@ def rates(
     apart = of if worth is None else worth
     ends = (binom.ppf(end, apart, share) / np.maximum(apart, 1) for end in (0.025, 0.975))
     low, high = (np.where(np.isfinite(share), end, np.nan) for end in ends)
+    reach = 0.025 ** (1 / np.maximum(apart, 1))
+    low, high = np.where(share == 1, reach, low), np.where(share == 0, 1 - reach, high)
     return share, low, high
 
 
@@ -84,9 +89,10 @@ def class_worths(
 def _worth(
     share: np.ndarray, of: np.ndarray, spread: np.ndarray, sources: np.ndarray
 ) -> np.ndarray:
-    """See :func:`class_worths`; a share of 0 or 1 has no spread to tell it by."""
+    """See :func:`class_worths`; a share of 0 or 1 has no spread to tell it by but its sources."""
     usual = of * share * (1 - share)
     told = (usual > 0) & (spread > 0)
     worth = np.minimum(of, np.divide(of * usual, spread, out=of.astype(float), where=told))
+    worth = np.where(usual > 0, worth, np.minimum(of, sources))
     worth = np.maximum(np.rint(worth), 1.0)
     return np.where(of == 0, 0.0, np.where(sources < 2, np.nan, worth))

@@ -64,6 +64,6 @@ class Shards:
 
     def drop(self, name: str) -> None:
         """Delete one part, where other processes may still need the others."""
+        # The folder stays: another process may be about to write into it.
         with contextlib.suppress(OSError):  # it only takes room
             (self._folder / f"{name}.parquet").unlink(missing_ok=True)
-            self._folder.rmdir()  # refused while others are there

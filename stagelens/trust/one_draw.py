@@ -161,7 +161,8 @@ def _name(message: Mapping[str, Any]) -> str:
 def _claimed(run: Run, message: Mapping[str, Any]) -> Path:
     """The file that whoever makes a draw holds."""
     key = digest("draw", VERSION, METHOD, run.digest, *(message[k] for k in ("kind", "seen")))
-    return run.files.inside(f"results/draws/.{key[:16]}-{message['draw']}.lock")
+    # Not beside the draws: whenever a file comes or goes there, pages read everything again.
+    return run.files.inside(f"results/claims/.{key[:16]}-{message['draw']}.lock")
 
 
 def _is_made(run: Run, examples: EvaluationSet, message: Mapping[str, Any]) -> bool:

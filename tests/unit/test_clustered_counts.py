@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import binomtest
 
 from stagelens.analyses.paths.answers import Paths, paths
 from stagelens.analyses.paths.chance import beyond_guessing, fits
@@ -136,3 +137,12 @@ def test_intervals_hold_a_share_as_often_as_they_say() -> None:
     # 285 of 300 expected; 272 is more than three standard deviations below. Taken for apart, the
     # rows give intervals that are far too narrow.
     assert held[0] >= 272 > 250 > held[1]
+
+
+@pytest.mark.parametrize("n", [1, 5, 60])
+def test_none_or_all_of_few_examples_is_no_certainty(n: int) -> None:
+    share, low, high = rates(np.array([0, n]), np.array([n, n]))
+    none, every = (binomtest(hits, n).proportion_ci(method="exact") for hits in (0, n))
+    assert share.tolist() == [0, 1]
+    np.testing.assert_allclose((low, high), ((0, every.low), (none.high, 1)))
+    assert np.isnan(rates(np.array([0]), np.array([0]))[1:]).all()

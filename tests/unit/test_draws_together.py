@@ -11,14 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as parquet
 import pytest
 
+from stagelens.measuring.partial_results import Shards
 from stagelens.replaying.draw_plan import Draw
 from stagelens.runs.claims import claim
 from stagelens.runs.run import Run, open_run
 from stagelens.runs.sets.writer import write_set
 from stagelens.runs.states import Weights
 from stagelens.trust import drawing, draws, one_draw
+from stagelens.ui.reading.sources import source
 from tests.unit.conftest import Command
 from tests.unit.test_draws import mlp
 
@@ -141,6 +144,32 @@ def test_what_others_keep_of_their_draws_is_left(fresh: Run) -> None:
     one_draw.do(fresh, message, QUIET)
     drawing.measure_draws(fresh, "test", 1, QUIET, ["second"])
     assert len(one_draw.kept(fresh, "test", message))
+
+
+def test_who_claims_a_draw_is_nothing_that_pages_read(fresh: Run) -> None:
+    message = {"draw": 7, "kind": "recipe", "sets": ["test"], "stages": ["first"], "seen": {}}
+    drawing.measure_draws(fresh, "test", 1, QUIET, ["second"])
+    before = source(fresh.path)
+    one_draw.do(fresh, message, QUIET)
+    one_draw.drop(fresh, message)
+    assert source(fresh.path) == before
+
+
+def test_parts_are_dropped_while_others_are_written(
+    fresh: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other process drops the last part when the folder of the new one was just made."""
+    mine, other, table = Shards(fresh, "a"), Shards(fresh, "a"), pd.DataFrame({"x": [1]})
+    other.put("other", table)
+    write = parquet.write_table
+
+    def late(*args: object, **layout: object) -> None:
+        other.drop("other")
+        write(*args, **layout)
+
+    monkeypatch.setattr(parquet, "write_table", late)
+    mine.put("mine", table)
+    assert "mine" in mine and "other" not in other
 
 
 def test_a_claim_is_held_by_one_at_a_time(tmp_path: Path) -> None:

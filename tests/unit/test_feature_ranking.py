@@ -93,6 +93,11 @@ def test_a_set_without_labels_has_one_group() -> None:
     assert "Among all texts" in str(feature_sentence(found.iloc[0].to_dict(), LOSS, "text", None))
 
 
+def test_a_label_that_is_missing_is_no_name() -> None:
+    found = ranked(row("word", "w", "a", 1.0), row("word", "w", None, 0.9))
+    assert found.iloc[0]["label"] == "a"
+
+
 def word_features(has: np.ndarray, names: list[str], kind: str = "word") -> Candidates:
     return Candidates(kind, names, np.arange(len(has)), sparse.csr_matrix(has.astype(float)))
 

@@ -23,6 +23,7 @@ from stagelens.analyses.shares.share_table import (
     share_table,
     shares_of,
 )
+from stagelens.analyses.shares.share_trust import of_sampled_orders
 from stagelens.contracts import StageLensError
 from stagelens.estimators.calibration import known_kind, promised
 from stagelens.estimators.stage_trust import StageTrust
@@ -291,3 +292,12 @@ def test_nothing_is_seen_after_stages_taken_as_one_with_others_between_them() ->
     assert [pair.in_turn for pair in pairs] == [False, True, True]
     harmed = [replace(p, given_all=p.after_first, in_turn=t) for p in pairs for t in (False, True)]
     assert len(pair_sentences(harmed, found.behaviour, "example")) == 3
+
+
+def test_sampled_orders_leave_signs_as_uncertain_as_the_models_are() -> None:
+    known = trust(expected_error=0.3, typical_error=0.2, wrong_signs=0.3, reliable=False)
+    found = of_sampled_orders(known, np.ones(10), np.full(10, 0.001), 8)
+    assert trust_word(known) == trust_word(found) == "sign uncertain"
+    wider = of_sampled_orders(known, np.ones(10), np.full(10, 1.0), 8)
+    assert found.wrong_signs is not None and wider.wrong_signs is not None
+    assert known.wrong_signs < found.wrong_signs + 1e-6 and found.wrong_signs < wider.wrong_signs

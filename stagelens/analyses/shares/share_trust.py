@@ -263,10 +263,13 @@ def of_sampled_orders(
         expected, typical = (
             models + sampled * float(stats.t.ppf(level, pairs - 1)) for level in (0.95, 0.75)
         )
-    if known.trust == "exact":
+    if known.trust == "exact" or known.wrong_signs is not None:
         with np.errstate(divide="ignore", invalid="ignore"):
             missed = stats.t.sf(np.abs(shares) / errors, pairs - 1)
-        wrong = float(np.nanmean(missed)) if np.isfinite(missed).any() else None
+        # At most those that the models get wrong, and those that the orders do.
+        more = known.wrong_signs or 0.0
+        wrong = more + float(np.nanmean(missed)) if np.isfinite(missed).any() else None
+        wrong = None if wrong is None else min(wrong, 1.0)
     size = "not known" if expected is None else f"about {100 * expected:.0f} % of its size"
     reason = (
         f"{known.reason} Of all orders of joining, {pairs} pairs were drawn: for one example, the "

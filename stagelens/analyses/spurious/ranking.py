@@ -90,7 +90,7 @@ def _pooled(rows: pd.DataFrame) -> dict[str, Any]:
 
 
 def _labels(rows: pd.DataFrame) -> str | None:
-    names = sorted(str(label) for label in rows["label"] if label is not None)
+    names = sorted(str(label) for label in rows["label"] if pd.notna(label))
     if not names:
         return None
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
