@@ -170,9 +170,13 @@ def _trust(stage: Stage, there: bool, facts: DrawFacts, drawn: DrawnEffects) -> 
 def _widths(stage: Stage, drawn: DrawnEffects) -> tuple[tuple[str, float], ...]:
     """Behaviour to how wide the interval of its mean effect is, in sizes of that effect."""
     own = drawn.table[drawn.table["stage"] == stage.name]
-    means = own.groupby(["behaviour", "draw"], observed=True)["effect"].mean().dropna()
+    means = own.groupby(["behaviour", "draw"], observed=True)["effect"].mean()
     found = []
     for behaviour, values in means.groupby(level="behaviour", observed=True):
+        if values.isna().all():
+            continue
+        # A draw that gave no number is not left out: the others would look more alike than they
+        # are, and intervals go by which draws have the data of another.
         one = drawn.interval(values.to_numpy())
         known = np.isfinite(one.high - one.low) and one.mean != 0
         found.append((str(behaviour), (one.high - one.low) / abs(one.mean) if known else math.inf))

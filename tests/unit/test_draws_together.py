@@ -16,12 +16,14 @@ import pytest
 
 from stagelens.measuring.partial_results import Shards
 from stagelens.replaying.draw_plan import Draw
+from stagelens.runs import fact_tables
 from stagelens.runs.claims import claim
 from stagelens.runs.run import Run, open_run
 from stagelens.runs.sets.writer import write_set
 from stagelens.runs.states import Weights
 from stagelens.trust import drawing, draws, one_draw
 from stagelens.ui.reading.sources import source
+from stagelens.wording.trust_words import trust_word
 from tests.unit.conftest import Command
 from tests.unit.test_draws import mlp
 
@@ -170,6 +172,21 @@ def test_parts_are_dropped_while_others_are_written(
     monkeypatch.setattr(parquet, "write_table", late)
     mine.put("mine", table)
     assert "mine" in mine and "other" not in other
+
+
+@pytest.mark.parametrize(("first", "word"), [(0.99, "reliable"), (np.nan, "rough")])
+def test_a_draw_without_a_number_leaves_the_mean_unknown(
+    fresh: Run, first: float, word: str
+) -> None:
+    drawing.measure_draws(fresh, "test", 1, QUIET, ["second"])
+    examples = fresh.evaluation_set("test")
+    found = draws.load(fresh, examples.digest, "recipe")
+    assert found is not None
+    each = [first, *np.linspace(1, 1.02, 11)]
+    table = pd.concat([found[1].table.assign(draw=n, effect=one) for n, one in enumerate(each)])
+    fact_tables.write(draws.draws_path(fresh, examples.digest, "recipe"), table, found[0])
+    effects = draws.recipe_effects(fresh, "test")
+    assert effects is not None and trust_word(effects.trust["second"], "margin") == word
 
 
 def test_a_claim_is_held_by_one_at_a_time(tmp_path: Path) -> None:
