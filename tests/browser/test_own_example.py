@@ -37,9 +37,10 @@ def test_an_uploaded_image_is_answered_by_every_model(
     upload(page, seven)
     settle(page, "The final model answers")
     expect(page.get_by_text("scaled from 300 × 300 to 8 × 8 pixels")).to_be_visible()
-    expect(page.get_by_role("img", name="The own example as the model sees it")).to_be_visible()
+    expect(page.get_by_role("application", name="Drawing of 8 by 8 cells")).to_be_visible()
     for stage in ("pretrain", "shortcut", "mislabelled", "adapt"):
-        expect(page.get_by_text(re.compile(f"Without {stage}, the loss would be"))).to_be_visible()
+        said = page.get_by_text(re.compile(f"Without {stage}, the margin would be"))
+        expect(said).to_be_visible()
         expect(page.get_by_text(f"{stage}: exact").first).to_be_visible()
     bars = page.get_by_role("figure", name=re.compile("Effect of each stage on this example"))
     expect(bars.first).to_be_attached()

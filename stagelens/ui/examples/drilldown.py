@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from math import isfinite, nan
+from math import nan
 
 import pandas as pd
 import streamlit as st
 
 from stagelens import charts
-from stagelens.charts.style import MUTED
 from stagelens.contracts import Behaviour
-from stagelens.estimators.stage_trust import StageTrust
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, inputs, state
 from stagelens.ui.pieces.pinning import About
@@ -18,18 +16,17 @@ from stagelens.ui.reading import loaders
 from stagelens.ui.reading.browse import (
     Chosen,
     answer_column,
-    confidence_column,
     effect_column,
     noise_column,
 )
 from stagelens.ui.reading.example_errors import example_errors
 from stagelens.ui.reading.loaders import Effects
-from stagelens.wording.folding import MOST, strongest
+from stagelens.wording.folding import MOST
 from stagelens.wording.numbers import count_text, phrase, value_text
 from stagelens.wording.sentences import Sentence, example_sentence
-from stagelens.wording.trust_words import MARKS, trust_word
 
 from . import (
+    answers,
     card,
     live_answers,
     network,
@@ -155,7 +152,9 @@ def _tabs(
 
 
 def _effects(workspace: Workspace, effects: Effects, behaviour: Behaviour, row: pd.Series) -> None:
-    bars(workspace, effects, behaviour, row, answers_html(workspace, effects, behaviour, row))
+    bars(
+        workspace, effects, behaviour, row, answers.answers_html(workspace, effects, behaviour, row)
+    )
 
 
 def _steps(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: str) -> None:
@@ -217,7 +216,7 @@ def _facts(workspace: Workspace, behaviour: Behaviour, row: pd.Series) -> str:
     lines = "".join(
         f"<div style='opacity:.75'>{components.shown(str(name))}</div>"
         "<div style='overflow-wrap:anywhere;overflow:hidden'>"
-        f"{components.shown(_shown(value))}</div>"
+        f"{components.shown(answers.value_shown(value))}</div>"
         for name, value in pairs
     )
     return (
@@ -225,75 +224,6 @@ def _facts(workspace: Workspace, behaviour: Behaviour, row: pd.Series) -> str:
         "grid-template-columns:fit-content(40%) minmax(0,1fr);"
         "align-content:start;gap:.3em 1em;font-size:.9em;overflow:hidden'>"
         f"{lines}</div>"
-    )
-
-
-def _shown(value: object) -> str:
-    # pd.NA comes first, because comparing it gives no truth value; only NaN differs from itself.
-    return "none" if value is None or value is pd.NA or value != value else str(value)
-
-
-def answers_html(
-    workspace: Workspace, effects: Effects, behaviour: Behaviour, row: pd.Series
-) -> str:
-    """The answers of the final model and of every counterfactual side by side, as markup.
-
-    Args:
-        workspace: What is open.
-        effects: Contain the example's answers.
-        behaviour: Whose trust is printed.
-        row: The example, from ``browse.example_frame``.
-    """
-    begins = components.heading_html("Answers")
-    if workspace.continues_text:
-        begins += components.text_html(
-            "The most probable next token after the prompt, or after the text.", muted=True
-        )
-    label = row["label"]
-    name = behaviour.name
-    cards = [_card("final model", row["prediction"], row["confidence"], label, None, name)]
-    for stage in _strongest(workspace, row):
-        known = effects.trust.get(stage)
-        if known is not None:
-            answer, sure = row[answer_column(stage)], float(row[confidence_column(stage)])
-            changed = bool(answer != row["prediction"])
-            cards.append(_card(stage, answer, sure, label, known, name, changed))
-    return (
-        f"{begins}<div style='display:grid;gap:.6em;"
-        f"grid-template-columns:repeat(auto-fit,minmax(6.6em,1fr))'>{''.join(cards)}</div>"
-    )
-
-
-def _card(
-    name: str,
-    answer: object,
-    confidence: float,
-    label: object,
-    trust: StageTrust | None,
-    behaviour: str,
-    changed: bool = False,
-) -> str:
-    refused = trust is not None and trust.trust == "refused"
-    shown = "?" if refused else _shown(answer)
-    verdict = ""
-    if not refused and _shown(label) != "none":
-        verdict = "✓ right" if answer == label else "✗ wrong"
-    sure = f"{100 * confidence:.0f} % sure" if isfinite(confidence) else ""
-    word = None if trust is None else trust_word(trust, behaviour)
-    mark = "" if word is None else f"{MARKS[word]} {word}"
-    head = (
-        # Without trust it is the final model's card, which is measured and not estimated.
-        f"without <i>{components.shown(name)}</i>" if trust is not None else components.shown(name)
-    )
-    edge = "2px solid currentColor" if changed and not refused else f"1px solid {MUTED}"
-    lines = "".join(
-        f"<div>{components.shown(text)}</div>" for text in (verdict, sure, mark) if text
-    )
-    return (
-        f"<div style='border:{edge};border-radius:.5em;padding:.5em .7em;overflow:hidden'>"
-        f"<div style='font-size:.8em;opacity:.8;overflow-wrap:anywhere'>{head}</div>"
-        "<div style='font-size:1.6em;font-weight:600;line-height:1.3;overflow-wrap:anywhere'>"
-        f"{components.shown(shown)}</div><div style='font-size:.8em;opacity:.8'>{lines}</div></div>"
     )
 
 
@@ -313,7 +243,7 @@ def said(
         behaviour: Which of its behaviours.
         row: The example, from ``browse.example_frame``.
     """
-    label = None if _shown(row["label"]) == "none" else str(row["label"])
+    label = None if answers.value_shown(row["label"]) == "none" else str(row["label"])
     errors = example_errors(workspace.at, workspace.examples.name, effects, behaviour)
     return [
         example_sentence(
@@ -330,14 +260,8 @@ def said(
             error=errors.get(stage, nan),
             final=float(row["final"]),
         )
-        for stage in _strongest(workspace, row)
+        for stage in answers.shown_stages(workspace, row)
     ]
-
-
-def _strongest(workspace: Workspace, row: pd.Series) -> list[str]:
-    """The stages that are shown of an example: of many, those with the largest effects on it."""
-    stages = workspace.stages
-    return [stages[place] for place in strongest(row[effect_column(stage)] for stage in stages)]
 
 
 def _within_noise(row: pd.Series, stage: str) -> bool:

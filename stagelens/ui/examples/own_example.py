@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import PurePath
 
@@ -20,8 +21,10 @@ from stagelens.ui.reading import browse
 from stagelens.ui.reading.loaders import Effects
 from stagelens.ui.server import settings
 from stagelens.wording.numbers import count_text, phrase
+from stagelens.wording.sentences import Part, Sentence, is_certain
 
-from . import drilldown, live_answers, tokens
+from . import answers, canvas, drawings, drilldown, live_answers, tokens
+from .drawings import Paper
 from .live_answers import Asked, Question
 
 _KINDS = ("png", "jpg", "jpeg", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm")
@@ -52,9 +55,20 @@ def own_example_tab(workspace: Workspace) -> None:
     if not workspace.computable:
         st.info("No model can be asked without the run's task.", icon=":material/info:")
         return
+    paper = why = None
+    if workspace.noun == "image":
+        try:
+            paper = drawings.paper_of(workspace.run.task)
+        except StageLensError as error:
+            why = f"No canvas: {error}."
+    if paper is not None:
+        _drawn(workspace, paper)
+        return
     try:
         with st.container(border=True):
             label = (_image_box if workspace.noun == "image" else _text_box)(workspace)
+        if why is not None:
+            components.text_block(why, muted=True)
         question = live_answers.question()
         if question is None:
             _invite(workspace)
@@ -65,6 +79,35 @@ def own_example_tab(workspace: Workspace) -> None:
         components.error_state(str(error))
     else:
         _show(workspace, question, asked)
+
+
+def _drawn(workspace: Workspace, paper: Paper) -> None:
+    """The canvas, and beside it what the models say about what is on it."""
+    left, right = st.columns([1, 2], gap="medium")
+    asked = None
+    with left:
+        # Filled last, because it also shows an uploaded file as the models see it.
+        board = st.container()
+        label = _label(workspace)
+        _upload()
+    with right:
+        question = live_answers.question()
+        try:
+            if question is None:
+                _invite(workspace)
+            else:
+                asked = live_answers.answered(workspace, question, label)
+                told = _told(workspace, asked)
+                _verdict(workspace, told.row)
+                _changed(workspace, told)
+                _bars(workspace, told)
+                _words(workspace, told)
+        except StageLensError as error:
+            components.error_state(str(error))
+    with board:
+        canvas.show(workspace, paper, None if asked is None else asked.pixels)
+        if question is not None and asked is not None:
+            components.text_block(_of_image(question, asked), muted=True)
 
 
 def _invite(workspace: Workspace) -> None:
@@ -82,27 +125,30 @@ def _invite(workspace: Workspace) -> None:
 
 def _image_box(workspace: Workspace) -> str | None:
     """The upload of an image; returns the label chosen for it."""
+    left, right = st.columns([2, 1])
+    with left:
+        _upload()
+    with right:
+        return _label(workspace)
 
+
+def _upload() -> None:
     def take() -> None:
         # None once the file is removed: then nothing is asked. A browser may send a whole path.
         file = st.session_state[_UPLOAD]
         live_answers.put(file and Question({"image": file.getvalue()}, PurePath(file.name).name))
 
-    left, right = st.columns([2, 1])
-    with left:
-        st.file_uploader(
-            "An image of your own",
-            type=list(_KINDS),
-            key=_UPLOAD,
-            disabled=settings.read_only(),
-            on_change=take,
-            help=settings.READ_ONLY
-            if settings.read_only()
-            else f"{_STAYS} Up to 10 MB and {MOST_PIXELS // 10**6} million pixels; it is converted "
-            f"to what the model takes. {_memory_help()}",
-        )
-    with right:
-        return _label(workspace)
+    st.file_uploader(
+        "An image of your own",
+        type=list(_KINDS),
+        key=_UPLOAD,
+        disabled=settings.read_only(),
+        on_change=take,
+        help=settings.READ_ONLY
+        if settings.read_only()
+        else f"{_STAYS} Up to 10 MB and {MOST_PIXELS // 10**6} million pixels; it is converted "
+        f"to what the model takes. {_memory_help()}",
+    )
 
 
 def _text_box(workspace: Workspace) -> str | None:
@@ -189,36 +235,68 @@ def _label(workspace: Workspace) -> str | None:
 # --------------------------------------------------------------------------------------- showing
 
 
-def _show(workspace: Workspace, question: Question, asked: Asked) -> None:
-    """What the models say, as for an example of the set but without its path."""
+@dataclass(frozen=True)
+class _Told:
+    """An answer in the form in which examples of the set are shown.
+
+    Attributes:
+        effects: Of this one example.
+        behaviour: The one to show.
+        row: Its answers and effects side by side.
+        towards: The answer that the behaviour is about, where nobody has said that it is right.
+    """
+
+    effects: Effects
+    behaviour: Behaviour
+    row: pd.Series
+    towards: str | None
+
+
+def _told(workspace: Workspace, asked: Asked) -> _Told:
     answer = asked.answer
     behaviours = {b.name: b for b in answer.behaviours}
     # Before anything is measured, the estimator that needs nothing but weights answers.
     estimator = workspace.effects.estimator if workspace.effects else free_estimator().name
     effects = Effects.holding(estimator, answer.table, behaviours, answer.trust)
+    behaviour = _behaviour(workspace, effects)
+    row = _row(workspace, effects, behaviour, asked)
+    return _Told(effects, behaviour, row, None if answer.label_given else answer.label)
+
+
+def _show(workspace: Workspace, question: Question, asked: Asked) -> None:
+    """What the models say, as for an example of the set but without its path."""
     grid = st.grid(3, min_column_width=240, gap="medium")
     with grid.cell():
         _input(question, asked)
     with grid.cell(column_span=2):
-        verdict, choice = st.columns([2, 1], vertical_alignment="bottom")
-        with choice:
-            behaviour = _behaviour(workspace, effects)
-        row = _row(workspace, effects, behaviour, asked)
-        with verdict:
-            _verdict(workspace, row)
-        towards = None if answer.label_given else answer.label
-        if towards is not None:
-            components.text_block(
-                f"No label was chosen, so the {phrase(behaviour)} is about this answer, right or "
-                "wrong: stages push towards it or away from it, and there is no credit or blame.",
-                muted=True,
-            )
-        drilldown.sentences(workspace, effects, behaviour, row)
-        said = f"Counterfactuals: {estimator}. Training noise is not known for an own example."
-        components.text_block(said, muted=True)
-        trust_badges(answer.trust.values(), behaviour.name)
-    answers = drilldown.answers_html(workspace, effects, behaviour, row)
-    drilldown.bars(workspace, effects, behaviour, row, answers, own=True, towards=towards)
+        told = _told(workspace, asked)
+        _verdict(workspace, told.row)
+        _words(workspace, told)
+    _bars(workspace, told)
+    _tokens(workspace, asked)
+
+
+def _words(workspace: Workspace, told: _Told) -> None:
+    effects, behaviour = told.effects, told.behaviour
+    if told.towards is not None:
+        components.text_block(
+            f"No label was chosen, so the {phrase(behaviour)} is about this answer, right or "
+            "wrong: stages push towards it or away from it, and there is no credit or blame.",
+            muted=True,
+        )
+    drilldown.sentences(workspace, effects, behaviour, told.row)
+    said = f"Counterfactuals: {effects.estimator}. Training noise is not known for an own example."
+    components.text_block(said, muted=True)
+    trust_badges(effects.trust.values(), behaviour.name)
+
+
+def _bars(workspace: Workspace, told: _Told) -> None:
+    about = (workspace, told.effects, told.behaviour, told.row)
+    drilldown.bars(*about, answers.answers_html(*about), own=True, towards=told.towards)
+
+
+def _tokens(workspace: Workspace, asked: Asked) -> None:
+    answer = asked.answer
     if answer.tokens is not None:
         tokens.token_effects(workspace.stages, answer.tokens, answer.behaviours[0], answer.trust)
 
@@ -250,6 +328,20 @@ def _verdict(workspace: Workspace, row: pd.Series) -> None:
     st.header(components.plain(f"The final model {said} {row['prediction']}{sure}"), anchor=False)
 
 
+def _changed(workspace: Workspace, told: _Told) -> None:
+    """Without which stages the answer would be another one, first of all."""
+    found = []
+    for stage in workspace.stages:
+        trust, without = told.effects.trust.get(stage), told.row[browse.answer_column(stage)]
+        refused = trust is None or trust.trust == "refused"
+        if not refused and without != told.row["prediction"]:
+            perhaps = "" if is_certain(trust, told.behaviour) else "perhaps "
+            parts = (Part("Without "), Part(stage, "stage"), Part(f": {perhaps}"))
+            found.append(Sentence((*parts, Part(str(without), "amount"), Part("."))))
+    same = Sentence((Part("The answer is the same without any one stage that is known."),))
+    components.sentences(found or [same], size="1.15rem", brief=True)
+
+
 def _input(question: Question, asked: Asked) -> None:
     notes = "; ".join(asked.notes)
     if asked.pixels is None:
@@ -260,5 +352,13 @@ def _input(question: Question, asked: Asked) -> None:
     inputs.image(
         display_png(asked.pixels, _LARGE, framed=True), "The own example as the model sees it"
     )
+    components.text_block(_of_image(question, asked), muted=True)
+
+
+def _of_image(question: Question, asked: Asked) -> str:
+    """Where an image is from, and what was done to it."""
+    notes = "; ".join(asked.notes)
+    if question.name == canvas.DRAWING:
+        return f"The models see {question.name}."
     said = f"as the model sees it: {notes}" if notes else "as it is in the file"
-    components.text_block(f"{question.name}, {said}.", muted=True)
+    return f"{question.name}, {said}."
