@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import shutil
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
 
@@ -87,6 +88,47 @@ def test_a_name_in_a_link_is_no_markup(open_page, demo: Path) -> None:
     app = check(open_page(demo.parent, "run=digits&stage=![](https://example.org/x.png)"))
     (told,) = [each.value for each in app.warning if "no stage" in each.value]
     assert "![](" not in told
+
+
+def test_where_nothing_was_measured_nothing_is_said_to_be_shown_instead(
+    open_page, demo_copy: Path
+) -> None:
+    shutil.rmtree(demo_copy / "results")
+    link = "run=digits&measure=margin&estimator=replay"
+    said = words(check(open_page(demo_copy.parent, link, "pages/5_Report.py")))
+    assert said.count("nothing has been measured on it yet") == 2 and "are shown" not in said
+
+
+def test_stages_switched_since_a_page_was_turned_to_are_what_links_keep(
+    open_page, demo: Path
+) -> None:
+    app = check(open_page(demo.parent, "run=digits&off=shortcut"))
+    # A click on a card, and the way back.
+    app.session_state[state._TAKEN] = {"run": "digits", "off": "shortcut", "example": ""}
+    check(app.switch_page(EXAMPLES).run())
+    switched = AppTest.from_function(_switch_another)
+    for key in ("off", state.session_key("off")):
+        if key in app.session_state:
+            switched.session_state[key] = app.session_state[key]
+    check(switched.run())
+    assert switched.session_state["links keep"] == "adapt"
+
+
+def _switch_another() -> None:
+    import streamlit as st
+
+    from stagelens.ui.pieces import state
+
+    state.switch_off(["adapt"])
+    st.session_state["links keep"] = state.kept()["off"]
+
+
+def test_another_run_begins_with_all_stages_and_no_block_chosen(open_page, demo: Path) -> None:
+    link = f"run=digits&block=2&off=adapt&part={state.NETWORK_PART}"
+    app = check(open_page(demo.parent, link, "pages/2_Spurious_features.py"))
+    (leave,) = [each for each in app.button if each.label.startswith("Open another")]
+    check(leave.click().run())
+    assert dict(app.query_params) == {}
 
 
 def test_what_another_set_lacks_is_told_and_comes_back(open_page, demo: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from stagelens.analyses.network.measuring import measure_network
 from stagelens.runs.run import open_run
 from stagelens.ui.examples import network
+from stagelens.ui.examples.shown_stage import shown_stage
 from tests.pages.reading import check, words
 
 _PAGE, _EXAMPLES = "pages/2_Spurious_features.py", "pages/1_Examples.py"
@@ -44,3 +46,12 @@ def test_the_map_of_a_group_and_the_examples_that_a_block_changes_most(
     said = words(check(open_page(demo_copy.parent, link, _EXAMPLES)))
     assert "the margin would be" in said and "undone in linear alone it is 5" in said
     assert "all blocks and their interaction" in said
+
+
+def test_no_stage_is_called_to_blame_where_all_are_to_credit() -> None:
+    def shown(*gains: float) -> tuple[str, str]:
+        return shown_stage(pd.Series(gains, ["a", "b"][: len(gains)], dtype=float), ["a", "b"])
+
+    assert shown(1.0, -0.5) == ("b", "the stage most to blame")
+    assert shown(1.0, 3.0) == ("b", "the stage with the largest effect")
+    assert shown() == ("a", "the first stage")

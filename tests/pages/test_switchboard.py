@@ -80,10 +80,13 @@ def test_the_group_of_the_strongest_headline_is_shown_and_all_are_one_click_away
     assert shown["ways"] == [] and "headline" not in shown["title"]
 
 
-def test_a_link_says_what_is_off_and_names_that_are_no_stage_are_left_out(
+def test_a_link_says_what_is_off_and_names_that_are_no_stage_are_told(
     open_page, demo: Path
 ) -> None:
-    assert board(open_page(demo.parent, "run=digits&off=adapt,gone,shortcut"))["off"] == [1, 3]
+    app = open_page(demo.parent, "run=digits&off=adapt,gone,,shortcut,![](x.png)")
+    assert board(app)["off"] == [1, 3]
+    (said,) = [each.value for each in app.warning if "switches off" in each.value]
+    assert "no stage gone, " in said and "adapt" not in said and "![](" not in said
     assert board(open_page(demo.parent, "run=digits&off="))["off"] == []
 
 

@@ -205,6 +205,13 @@ def test_a_refused_stage_has_no_card_of_its_own(digits_run: DemoRun) -> None:
     rows = pd.DataFrame(columns=["stage", "effect"])
     with pytest.raises(SetError, match="no effect on this example is known"):
         make_card(run, run.evaluation_set("test"), rows, MARGIN, {"shortcut": EXACT})
+    gone = {**row(float("nan"), ""), "stage": "shortcut", "example_id": "stamped-133"}
+    refused = {"trust": "refused", "reason": "It diverged."}
+    trust = {"shortcut": EXACT.model_copy(update=refused)}
+    with pytest.raises(SetError, match="no number for shortcut on this example: It diverged"):
+        make_card(
+            run, run.evaluation_set("test"), pd.DataFrame([gone]), MARGIN, trust, stage="shortcut"
+        )
 
 
 def test_the_command_writes_both_kinds_and_overwrites_nothing(

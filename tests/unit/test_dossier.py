@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from stagelens.report.dossier.writing import as_html, as_json, as_markdown
 from stagelens.runs import described
 from stagelens.runs.run import open_run
 from tests.conftest import DemoRun
+from tests.support.hostile import DIRECTIONS
 
 from .conftest import Command
 
@@ -125,6 +127,12 @@ def test_every_kind_of_file_holds_it_and_nothing_from_data_is_markup(made: Dossi
     assert r"\<script\>alert\(1\)" not in card and r"\<script\>alert(1)\</script\> \| " in card
     rows = [line for line in card.splitlines() if line.startswith("| Who |")]
     assert len(rows) == 4 and all(re.sub(r"\\\|", "", row).count("|") == 3 for row in rows)
+
+
+def test_names_that_hide_or_turn_others_are_written_out_in_a_model_card(made: Dossier) -> None:
+    hidden = f"a\u202eb\u200bc {DIRECTIONS[0]}"
+    card = as_markdown(replace(made, limits=[hidden])).decode()
+    assert "a\\[U+202E\\]b\\[U+200B\\]c" in card and "\u202e" not in card
 
 
 @pytest.mark.parametrize("ending", ["html", "json"])

@@ -203,6 +203,9 @@ def make_card(
         told = f" of {stage}" if stage is not None else ""
         raise SetError(f"no effect{told} on this example is known; measure it first")
     row, known = by_stage[chosen], trust.get(chosen)
+    if not isfinite(float(row["effect"])):
+        why = f": {known.reason}" if known is not None and known.trust == "refused" else ""
+        raise SetError(f"there is no number for {chosen} on this example{why}")
     example_id = str(row["example_id"])
     label = None if pd.isna(row["label"]) else str(row["label"])
     own_traits = traits(run.file.task.name)

@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 from markupsafe import Markup
 
+from stagelens.charts.style import written_out
 from stagelens.report.exported import policy, sealed, sources, style, templates
 from stagelens.runs.files import sealed as with_checksum
 from stagelens.wording.trust_words import MARKS, MEANINGS
@@ -113,8 +114,11 @@ _MARKDOWN = "\\`*_{}[]<>#|"
 
 
 def _escaped(text: str) -> str:
-    """Text from data, so that it is neither markup nor a new line of a model card."""
-    marked = "".join(f"\\{c}" if c in _MARKDOWN else c for c in text)
+    """Text from data, so that it is neither markup nor a new line of a model card.
+
+    Characters that would hide or reverse others are written out.
+    """
+    marked = "".join(f"\\{c}" if c in _MARKDOWN else c for c in written_out(text))
     return " ".join(marked.split())
 
 

@@ -22,7 +22,7 @@ from stagelens.charts.network import network_map
 from stagelens.contracts import Behaviour
 from stagelens.estimators import registry
 from stagelens.ui.opening.workspace import Workspace
-from stagelens.ui.pieces import components
+from stagelens.ui.pieces import components, state
 from stagelens.ui.pieces.pinning import About, pinnable
 from stagelens.ui.reading import loaders
 from stagelens.ui.reading.loaders import Effects
@@ -30,9 +30,10 @@ from stagelens.ui.server import jobs, settings
 from stagelens.wording.sentences import Part, Sentence, slice_parts
 
 from .network_block import LOOKS, mean, one_block
+from .shown_stage import shown_stage
 
-_READING, _BLOCK = "reading", "block"
-"""Keys of controls, also in links."""
+_READING = "reading"
+"""Key of a control, also in links."""
 _UNASKED = 1 << 30
 """Largest product of the final model's bytes and examples that is measured without being asked."""
 
@@ -146,25 +147,25 @@ def _turned(found: Network, one: np.ndarray, stage: str) -> list[Sentence]:
 
 
 def _stage(workspace: Workspace, effects: Effects, example_id: str | None = None) -> str:
-    """The chosen stage, or without a choice the one most to blame, which is said."""
+    """The chosen stage, or without a choice the strongest, which is said; blame before credit."""
     if workspace.bar.stage is not None:
         return workspace.bar.stage
-    stage = _strongest(workspace, effects, example_id)
+    stage, why = _strongest(workspace, effects, example_id)
     where = "on average" if example_id is None else "for this example"
-    said = f"Shown is {stage}, the stage most to blame {where}; choose another one above."
+    said = f"Shown is {stage}, {why} {where}; choose another one above."
     components.text_block(said, muted=True)
     return stage
 
 
-def _strongest(workspace: Workspace, effects: Effects, example_id: str | None) -> str:
-    """The stage most to blame, for an example or on average."""
+def _strongest(workspace: Workspace, effects: Effects, example_id: str | None) -> tuple[str, str]:
+    """The stage most to blame, for an example or on average, or if none is, of most credit."""
     behaviour = next(iter(effects.behaviours.values()))
     means = []
     for rows in effects.parts(behaviour.name, ("example_id", "stage", "effect")):
         own = rows if example_id is None else rows[rows["example_id"] == example_id]
         means.append(own.groupby("stage", observed=True)["effect"].mean())
     gains = (behaviour.sign * pd.concat(means)).dropna()
-    return str(gains.idxmin()) if len(gains) else workspace.stages[0]
+    return shown_stage(gains, workspace.stages)
 
 
 def _pick_reading() -> Reading:
@@ -183,12 +184,12 @@ def _put_block() -> None:
     """Keep the block that was clicked, and put it into the address."""
     clicked = st.session_state["network-map"].get("block")
     if isinstance(clicked, int | float):
-        st.query_params[_BLOCK] = str(int(clicked))
+        st.query_params[state.BLOCK] = str(int(clicked))
 
 
 def _block(count: int, rows: pd.DataFrame) -> int | None:
     """The block that is looked at: the one that was clicked or linked, else the strongest."""
-    linked = st.query_params.get(_BLOCK, "")
+    linked = st.query_params.get(state.BLOCK, "")
     place = int(linked) if linked.isascii() and linked.isdigit() and len(linked) < 6 else -1
     return place if 0 <= place < count else strongest_block(rows)
 

@@ -36,6 +36,7 @@ from stagelens.wording.signs import gain, gain_text
 from stagelens.wording.trust_words import is_trustworthy, percent, signs_known
 
 from . import filters
+from .shown_stage import shown_stage
 
 _IMAGES, _TEXTS = 6, 4
 """Examples in the gallery."""
@@ -155,10 +156,9 @@ def _stage(workspace: Workspace, effects: Effects, example_id: str | None = None
     # Gains are positive for credit, so the smallest of them is the most blame.
     gains = (behaviour.sign * pd.concat(means)).dropna()
     gains = gains[[signs_known(effects.trust.get(s), behaviour.name) for s in gains.index]]
-    stages = workspace.stages
-    stage = str(gains.idxmin()) if len(gains) else stages[0]
+    stage, why = shown_stage(gains, workspace.stages)
     components.text_block(
-        f"Shown is {stage}, the stage most to blame for the {phrase(behaviour)} "
+        f"Shown is {stage}, {why} for the {phrase(behaviour)} "
         f"{'of this example' if example_id is not None else 'on average'}; choose another one "
         "above.",
         muted=True,

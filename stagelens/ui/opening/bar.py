@@ -155,6 +155,8 @@ class Row:
             )
         if (asked := st.session_state.get(_missing(key))) is not None:
             instead = f"{picked} is shown instead" if picked else "all are shown"
+            if key in (MEASURE, ESTIMATOR) and not options:
+                instead = "nothing has been measured on it yet"
             self._told.append(f"{missing.format(asked=short(str(asked), 60))}; {instead}.")
         if picked is not None:
             self._chosen[key] = picked

@@ -14,11 +14,13 @@ from typing import Any
 import streamlit as st
 
 from stagelens.analyses.switches import combination_of
+from stagelens.charts.style import short
 from stagelens.contracts import Behaviour
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, state
 from stagelens.ui.reading import loaders, switches
 from stagelens.ui.reading.loaders import Effects
+from stagelens.wording.folding import listed
 
 from . import board_bars, board_words, share_jobs
 from .board_words import ALL, Focus
@@ -62,6 +64,7 @@ def _fragment(
     if board is None or not board.total:
         return
     off = combination_of(state.switched_off(), workspace.stages)
+    _tell_of_no_stage(workspace)
     asked = _component(
         key=_KEY,
         data=board_words.payload(workspace, effects, behaviour, focus, board, off),
@@ -76,6 +79,14 @@ def _fragment(
         off = combination_of(state.switched_off(), workspace.stages)
     if off not in board.models:
         share_jobs.offer_combinations(workspace)
+
+
+def _tell_of_no_stage(workspace: Workspace) -> None:
+    """Say which names in the link are no stage, and so switch nothing off."""
+    gone = [short(name, 60) for name in state.switched_off() if name not in workspace.stages]
+    if gone := [name for name in gone if name]:
+        said = f"This run has no stage {listed(gone)}, which the link switches off."
+        st.warning(components.plain(said), icon=":material/link_off:")
 
 
 def _nothing() -> None:

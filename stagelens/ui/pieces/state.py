@@ -22,6 +22,8 @@ PAGE = "page"
 BESIDE = "beside"
 OFF = "off"
 """Names of the stages that are switched off on the Overview, with commas between them."""
+BLOCK = "block"
+"""Place of the block of the network that is looked at."""
 WALL, EVERYTHING = "wall", "all"
 """Says that the Overview's wall shows all examples, where no group was chosen."""
 BAR = ("set", "measure", "by", "group", "stage", "estimator")
@@ -112,7 +114,7 @@ def open_reference(reference: str | None) -> None:
     """Open another run, or none: everything that was chosen in the last one is forgotten."""
     for key in [key for key in st.session_state if not str(key).startswith(_KEPT)]:
         del st.session_state[key]
-    for name in (EXAMPLE, PAGE, BESIDE, OFF, WALL):
+    for name in (EXAMPLE, PAGE, BESIDE, OFF, WALL, BLOCK):
         _set(name, None)
     _set(RUN, reference)
 
@@ -133,7 +135,7 @@ def arrive() -> None:
         del st.query_params[CHOSEN]
         st.session_state.update({name: chosen[name] for name in BAR if name in chosen})
     for name, value in st.session_state.pop(_TAKEN, {}).items():
-        if name in (RUN, EXAMPLE):
+        if name in (RUN, EXAMPLE, OFF):
             _set(name, value or None)
         else:
             st.session_state[name] = {"true": True, "false": False}.get(value, value)
@@ -149,6 +151,8 @@ def kept() -> dict[str, str]:
     """The choices that links to other pages keep, as query parameters."""
     # A control that was changed just now is not in the URL yet.
     held = {key: st.session_state.get(key, st.query_params.get(key)) for key in KEPT}
+    # No control; on pages that do not look at it, it need not be in the URL.
+    held[OFF] = st.query_params.get(OFF) or st.session_state.get(session_key(OFF))
     return {key: value for key, value in held.items() if isinstance(value, str) and value}
 
 
