@@ -123,9 +123,7 @@ def _switch_another() -> None:
     st.session_state["links keep"] = state.kept()["off"]
 
 
-def test_another_run_begins_with_all_stages_and_no_block_chosen(
-    open_page, demo_copy: Path
-) -> None:
+def test_another_run_begins_with_all_stages_and_no_block_chosen(open_page, demo_copy: Path) -> None:
     link = f"run=digits&block=2&off=adapt&part={state.NETWORK_PART}"
     app = check(open_page(demo_copy.parent, link, "pages/2_Spurious_features.py"))
     (leave,) = [each for each in app.button if each.label.startswith("Open another")]
