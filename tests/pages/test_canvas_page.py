@@ -85,3 +85,11 @@ def test_where_nothing_may_be_written_one_may_draw(
     monkeypatch.setenv("STAGELENS_READ_ONLY", "1")
     app = ask(open_page(demo.parent, OWN, PAGE), np.eye(8, dtype=np.uint8) * 240)
     assert given(app) and "The final model answers" in words(app)
+
+
+def test_an_opened_example_can_be_drawn_on(open_page, demo: Path) -> None:
+    app = check(open_page(demo.parent, "run=digits&example=stamped-003", PAGE))
+    shown = given(app.button(key="draw-on").click().run())
+    pixels = open_run(demo).evaluation_set("test").by_id(["stamped-003"])[0].input["image"]
+    assert np.array_equal(drawings.received(shown["cells"], PAPER), pixels)
+    assert "stamped-003, as it is in the file." in words(app)

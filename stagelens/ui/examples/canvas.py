@@ -129,3 +129,24 @@ def start_from(workspace: Workspace, paper: Paper, example_id: str) -> None:
     pixels = drawings.received(cells, paper)
     live_answers.put(Question({"image": encode_pixels(pixels)}, example_id))
     st.session_state[state.VIEW] = state.OWN
+
+
+def button(workspace: Workspace, example_id: str) -> None:
+    """Opens an example of the set on the canvas, where the task has one."""
+    if not workspace.computable:
+        return
+    try:
+        paper = drawings.paper_of(workspace.run.task)
+    except StageLensError:
+        return
+    st.button(
+        "Draw on it and ask again",
+        icon=":material/edit:",
+        key="draw-on",
+        on_click=start_from,
+        args=(workspace, paper, example_id),
+        help="Opens it as an own example.",
+    )
+    # The click reruns this fragment only, and the tabs that it switches are outside.
+    if st.session_state.get("draw-on"):
+        st.rerun()

@@ -27,6 +27,7 @@ from stagelens.wording.sentences import Sentence, example_sentence
 
 from . import (
     answers,
+    canvas,
     card,
     live_answers,
     network,
@@ -94,6 +95,8 @@ def _input(workspace: Workspace, chosen: Chosen, example_id: str, row: pd.Series
     else:
         _texts(workspace, example_id)
     st.html(f"<div style='display:flex;flex-wrap:wrap;gap:1em'>{facts}</div>")
+    if workspace.noun == "image":
+        canvas.button(workspace, example_id)
 
 
 def _said(workspace: Workspace, effects: Effects, chosen: Chosen, row: pd.Series) -> str:
