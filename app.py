@@ -14,15 +14,17 @@ if workspace is not None:
         if effects is None:
             nothing_measured(workspace)
             # What was recorded can be shown before anything is measured.
-            sections.time_line(workspace, None)
+            sections.time_line(workspace, None, folded=False)
         else:
             behaviour, by, group = workspace.bar.behaviour, workspace.bar.by, workspace.bar.group
             # Its models are those of this run, whatever the effects below are of.
-            switchboard.show(workspace, effects, behaviour, by, group)
+            board = switchboard.show(workspace, effects, behaviour, by, group)
             of_run, effects = effects, recipe.choose(workspace, effects)
             sections.headlines(workspace, effects, behaviour, by, group)
             story.tell_story(workspace, of_run)
-            sections.credit_and_blame(workspace, effects, behaviour, by, group)
+            # The switchboard has bars already, unless those here are of the recipe.
+            folded = board and effects is of_run
+            sections.credit_and_blame(workspace, effects, behaviour, by, group, folded)
             note = recipe.of_this_run(effects)
             sections.time_line(workspace, behaviour, note)
             paths.section(workspace, of_run, by, group, note)

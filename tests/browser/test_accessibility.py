@@ -12,6 +12,10 @@ from tests.browser.axe import violations
 PAGES = {
     "welcome": ("/", "Which stage is to credit"),
     "overview": ("/?run=digits", "Credit and blame"),
+    "overview-opened": (
+        "/?run=digits&show-bars=true&show-stages=true&show-paths=true&show-numbers=true",
+        "Click a dot to look at the images on its path",
+    ),
     "shares": ("/?run=digits&credit=Share&measure=margin", "Only together"),
     "example": ("/Examples?run=digits&example=stamped-001", "Share of each stage"),
     "own-example": ("/Examples?run=digits&view=Own+example", "Upload"),

@@ -88,6 +88,10 @@ def test_a_first_start_builds_the_demo_and_shows_the_bars(
 def test_the_overview_in_light_and_dark(server, page: Page, settle, screenshot) -> None:
     page.goto(f"{server.url}/?run=digits")
     settle(page, "Credit and blame")
+    # At first sight, no figure holds the browser up.
+    assert page.locator(".js-plotly-plot, [data-testid=stDataFrame]").count() == 0
+    page.get_by_text("Bars of credit, blame and the net of the two").click()
+    page.wait_for_url(re.compile("show-bars=true"))
     headline = page.get_by_text(re.compile("Without shortcut, accuracy on stamped images"))
     expect(headline.first).to_be_visible()
     chart = page.get_by_role("figure", name=re.compile("Credit and blame of each stage"))
@@ -96,7 +100,7 @@ def test_the_overview_in_light_and_dark(server, page: Page, settle, screenshot) 
 
 
 def test_chart_text_follows_the_theme_without_a_rerun(server, page: Page, settle) -> None:
-    page.goto(f"{server.url}/?run=digits")
+    page.goto(f"{server.url}/?run=digits&show-bars=true")
     settle(page, "Credit and blame")
     # The chart may be drawn again meanwhile; a text that is just going has no colour.
     colours = """() => {
@@ -114,6 +118,7 @@ def test_a_dot_of_a_path_leads_to_its_examples(server, page: Page, settle) -> No
     page.goto(server.url + "/?run=digits&group=stamped")
     picked = set()
     for number in range(2):  # a second choice replaces the first
+        page.get_by_text("Paths from boundary to boundary").click()
         settle(page, "Click a dot to look at the images on its path")
         # The most frequent paths come first.
         dot = page.locator(".st-key-pinnable-chart-paths .scatterlayer .point").nth(number)

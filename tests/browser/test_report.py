@@ -94,7 +94,7 @@ def test_a_chart_is_pinned_and_its_report_opens_anywhere(
     check_narrow,
     tmp_path: Path,
 ) -> None:
-    page.goto(server.url + "/?run=digits&group=stamped")
+    page.goto(server.url + "/?run=digits&group=stamped&show-bars=true&show-stages=true")
     settle(page, "Credit and blame")
     pin(page, "Credit and blame", NOTE)
     settle(page)

@@ -77,13 +77,20 @@ def demo_copy(demo: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def open_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> OpenPage:
-    """``open_page(home, link="", page="app.py") -> AppTest``: what a fresh server shows first."""
+    """``open_page(home, link="", page="app.py", folded=False)``: what a fresh server shows first.
 
-    def run(home: Path | None, link: str = "", page: str = "app.py") -> AppTest:
+    Unless ``folded``, what the Overview draws when it is opened is open.
+    """
+
+    def run(
+        home: Path | None, link: str = "", page: str = "app.py", folded: bool = False
+    ) -> AppTest:
         monkeypatch.setenv("STAGELENS_HOME", str(home or tmp_path / "nothing-yet"))
         app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
         for name, value in parse_qsl(link):
             app.query_params[name] = value
+        for part in () if folded else ("bars", "numbers", "stages", "paths", "slices"):
+            app.session_state[f"show-{part}"] = True
         if page != "app.py":
             app.switch_page(page)
         return app.run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -69,6 +70,9 @@ def test_of_the_recipe_bars_and_sentences_are_means_over_draws(open_page, drawn:
     trusts = next(one.value for one in recipe.dataframe if "stage effect" in one.value.columns)
     assert set(trusts["trust"]) == {"rough"}
     assert "Rely on its interval over draws, not on its size." in said
+    boards = [json.loads(app.get("bidi_component")[0].proto.json) for app in (run, recipe)]
+    own = ["are of this run, not of its recipe" in board["title"] for board in boards]
+    assert own == [False, True]  # its models answer as before, and it says so
     # What lies between stages is known of the recorded run alone, and is called so.
     note = "Of this run: draws of the recipe keep no model between stages"
     assert said.count(note) == 2 and note not in words(run)

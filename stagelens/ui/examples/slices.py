@@ -16,6 +16,7 @@ from stagelens.effects.headlines import FEWEST
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, state
+from stagelens.ui.pieces.folding import when_opened
 from stagelens.ui.pieces.pinning import About
 from stagelens.ui.pieces.trust_marks import trust_line
 from stagelens.ui.reading import loaders
@@ -129,7 +130,11 @@ def slice_table(workspace: Workspace, effects: Effects, behaviour: Behaviour) ->
             "effects or answers.",
             muted=True,
         )
-    _table(workspace, effects, behaviour, slices)
+    when_opened(
+        "slices",
+        "Saved slices as a table",
+        lambda: _table(workspace, effects, behaviour, slices),
+    )
     _delete(workspace, slices)
 
 

@@ -12,8 +12,9 @@ from stagelens import charts
 from stagelens.analyses.switches import ALL_ON, Off
 from stagelens.charts.style import short, written_out
 from stagelens.contracts import ACCURACY, Behaviour
+from stagelens.trust.draws import RECIPE
 from stagelens.ui.opening.workspace import Workspace
-from stagelens.ui.pieces import components
+from stagelens.ui.pieces import components, state
 from stagelens.ui.reading import loaders, switches
 from stagelens.ui.reading.loaders import Effects
 from stagelens.ui.reading.switches import Board
@@ -39,6 +40,7 @@ _TEXT, _ANSWER, _ABOUT = 160, 40, 200
 
 _SPACIOUS = 8
 """Up to so many stages, switches also tell of data and learning rates."""
+_OF_THIS_RUN = "All models and numbers of the switchboard are of this run, not of its recipe."
 _FINAL = "The final model: every stage happened."
 
 ALL, GROUP = "all", "group"
@@ -130,8 +132,11 @@ def _examples(workspace: Workspace, by: str | None, group: str | None) -> str:
 
 def _title(focus: Focus, about: str) -> str:
     if focus.chosen:
-        return f"Switch a stage off. Shown: {about}, which the strongest headline is about."
-    return "Switch a stage off: what would the model do had it not happened?"
+        said = f"Switch a stage off. Shown: {about}, which the strongest headline is about."
+    else:
+        said = "Switch a stage off: what would the model do had it not happened?"
+    # Effects of the recipe stand below it, and no model that answers here is of another draw.
+    return f"{said} {_OF_THIS_RUN}" if state.kept().get("chance") == RECIPE else said
 
 
 def _ways(workspace: Workspace, focus: Focus, about: str) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 import streamlit as st
 
+from stagelens.analyses.paths.answers import Paths
 from stagelens.analyses.paths.chance import MISFIT, beyond_guessing, fits
 from stagelens.charts.alluvial import MOST_BOUNDARIES, alluvial
 from stagelens.charts.style import EITHER
@@ -14,6 +15,7 @@ from stagelens.contracts import ACCURACY
 from stagelens.report.provenance import RECORDED
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, drawing, state
+from stagelens.ui.pieces.folding import when_opened
 from stagelens.ui.pieces.pinning import About, pinnable
 from stagelens.ui.reading import loaders, path_loaders
 from stagelens.ui.reading.loaders import Effects
@@ -32,9 +34,8 @@ def section(
     if found is None:
         return
     kept = path_loaders.of_group(at, name, by, group)
-    if kept is not None:
-        found = found.only(kept)
-    counts = found.counts()
+    shown = found if kept is None else found.only(kept)
+    counts = shown.counts()
     if not counts:
         return
     st.header("Paths", anchor=False)
@@ -45,6 +46,17 @@ def section(
     )
     if note:
         components.text_block(note, muted=True)
+    when_opened(
+        "paths",
+        "Paths from boundary to boundary, and which stage caused what",
+        lambda: _paths(workspace, effects, shown, by, group),
+    )
+
+
+def _paths(
+    workspace: Workspace, effects: Effects, found: Paths, by: str | None, group: str | None
+) -> None:
+    at, name, counts = workspace.at, workspace.examples.name, found.counts()
     filters: Mapping[str, str] = {by: group} if by is not None and group is not None else {}
     about = About(behaviour=ACCURACY.name, observed=RECORDED, filters=filters)
     if len(found.boundaries) <= MOST_BOUNDARIES:

@@ -18,6 +18,7 @@ from stagelens.runs.run import Stage
 from stagelens.trust.draws import RECIPE
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, drawing, readings
+from stagelens.ui.pieces.folding import when_opened
 from stagelens.ui.pieces.pinning import About
 from stagelens.ui.pieces.trust_marks import trust_badges, trust_legend
 from stagelens.ui.reading import loaders
@@ -91,8 +92,18 @@ def credit_and_blame(
     behaviour: Behaviour,
     by: str | None,
     group: str | None,
+    folded: bool = False,
 ) -> None:
-    """One diverging bar per stage, its trust, and the same numbers as a table."""
+    """One diverging bar per stage, its trust, and the same numbers as a table.
+
+    Args:
+        workspace: What is open.
+        effects: Whose numbers.
+        behaviour: Which behaviour.
+        by: The column of the group.
+        group: The group; None for all examples.
+        folded: Whether the bars wait to be asked for, because the page shows similar ones already.
+    """
     parts = (workspace.at, workspace.examples.name, effects.estimator, behaviour.name)
     means = loaders.stage_summary(*parts, by, group)
     column = None if group is None else by
@@ -119,7 +130,10 @@ def credit_and_blame(
         for row in means.to_dict("records")
         if str(row["stage"]) in effects.trust
     }
-    chart = drawing.chart(charts.credit_and_blame, means, behaviour, trust, charts.EITHER, about)
+
+    def chart() -> charts.Chart:
+        return drawing.chart(charts.credit_and_blame, means, behaviour, trust, charts.EITHER, about)
+
     about_it = About(
         behaviour=behaviour.name,
         sentences=lambda: [
@@ -128,7 +142,12 @@ def credit_and_blame(
         ],
         filters={by: group} if by is not None and group is not None else {},
     )
-    components.show(chart, "bars", about_it, _examples_of)
+    when_opened(
+        "bars",
+        "Bars of credit, blame and the net of the two",
+        lambda: components.show(chart(), "bars", about_it, _examples_of),
+        folded,
+    )
     if more := charts.rest_text(means, behaviour):
         components.text_block(f"{more} The table below has all of them.")
     if effects.estimator != RECIPE:  # what all do together is known of the recorded run alone
@@ -137,13 +156,16 @@ def credit_and_blame(
     said = [*_counts(means, workspace.noun), *_clustered(workspace), *_noise(means)]
     components.text_block(" ".join(said), muted=True)
     trust_legend()
-    with st.expander("The same numbers as a table, with groups"):
+
+    def numbers() -> None:
         rows = means
         # With one group chosen, the means are that group's already.
         if by is not None and group is None:
             groups = loaders.group_summary(*parts, by)
             rows = pd.concat([means, groups], ignore_index=True)
         _table(rows, behaviour, effects)
+
+    when_opened("numbers", "The same numbers as a table, with groups", numbers)
 
 
 def _examples_of(bar: str) -> dict[str, str]:
@@ -267,11 +289,22 @@ def _table(rows: pd.DataFrame, behaviour: Behaviour, effects: Effects) -> None:
     )
 
 
-def time_line(workspace: Workspace, behaviour: Behaviour | None, note: str = "") -> None:
-    """The stages from left to right, and a card for each."""
+def time_line(
+    workspace: Workspace, behaviour: Behaviour | None, note: str = "", folded: bool = True
+) -> None:
+    """The stages from left to right, and a card for each; when opened, where it is folded."""
     st.header("Stages", anchor=False)
     if note:
         components.text_block(note, muted=True)
+    when_opened(
+        "stages",
+        "Time line of the stages, and a card for each",
+        lambda: _time_line(workspace, behaviour),
+        folded,
+    )
+
+
+def _time_line(workspace: Workspace, behaviour: Behaviour | None) -> None:
     # Behaviours after boundaries can be known before any effect is measured.
     better = behaviour or ACCURACY
     measured = loaders.boundary_summary(

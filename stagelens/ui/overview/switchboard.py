@@ -44,9 +44,13 @@ def show(
     behaviour: Behaviour,
     by: str | None,
     group: str | None,
-) -> None:
-    """The switchboard of a group; where none was chosen, of the one that the top headline names."""
-    _fragment(workspace, effects, behaviour, by, group)
+) -> bool:
+    """The switchboard of a group; where none was chosen, of the one that the top headline names.
+
+    Returns:
+        Whether there is one.
+    """
+    return bool(_fragment(workspace, effects, behaviour, by, group))
 
 
 @st.fragment
@@ -56,13 +60,13 @@ def _fragment(
     behaviour: Behaviour,
     by: str | None,
     group: str | None,
-) -> None:
+) -> bool:
     focus = focus_of(workspace, effects, behaviour, by, group)
     parts = (workspace.at, workspace.examples.name, effects.estimator, behaviour.name)
     most = board_words.MOST[workspace.noun]
     board = switches.board(*parts, focus.by, focus.group, most)
     if board is None or not board.total:
-        return
+        return False
     off = combination_of(state.switched_off(), workspace.stages)
     _tell_of_no_stage(workspace)
     asked = _component(
@@ -79,6 +83,7 @@ def _fragment(
         off = combination_of(state.switched_off(), workspace.stages)
     if off not in board.models:
         share_jobs.offer_combinations(workspace)
+    return True
 
 
 def _tell_of_no_stage(workspace: Workspace) -> None:
