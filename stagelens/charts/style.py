@@ -15,6 +15,12 @@ from stagelens.contracts import BASE
 
 CREDIT = "#0072B2"
 BLAME = "#D55E00"
+BLAME_BETWEEN = "#F4C6A6"
+"""Between the stripes of blame, on white."""
+RIGHT_TEXT, WRONG_TEXT = "#00684A", "#A64400"
+"""Words for right and wrong answers on white: of enough contrast to be read."""
+SHADE = "rgba(0,0,0,.15)"
+"""Shadow of a card on a page."""
 
 ZERO = "#7B8794"
 """The zero line: visible on white and on black."""

@@ -34,6 +34,6 @@ def test_checkpoint_folders_become_a_run_that_is_looked_at(
     page.get_by_label("Stage 2: name").fill("dpo")
     page.get_by_label("Stage 2: checkpoint folder").fill("dpo")
     page.get_by_role("button", name="Make the run").click()
-    expect(page.get_by_role("heading", name="mine")).to_be_visible()
+    expect(page.get_by_role("heading", name="mine", level=1)).to_be_visible()
     settle(page, "assembled from checkpoints: no steps recorded")
     assert "run=mine" in page.url

@@ -73,7 +73,7 @@ def test_a_first_start_builds_the_demo_and_shows_the_bars(
 ) -> None:
     page.goto(new_server.url)
     settle(page, "Which stage is to credit")
-    expect(page.get_by_text("planted", exact=True)).to_be_visible()
+    expect(page.get_by_text("planted", exact=True).first).to_be_visible()
     screenshot(page, "welcome")
     page.get_by_role("button", name="Open the digits demo").click()
     expect(page.get_by_role("progressbar")).to_be_visible()

@@ -109,13 +109,13 @@ def test_a_chart_is_pinned_and_its_report_opens_anywhere(
         [
             re.compile(r"1\. Without pretrain, accuracy on stamped images would be"),
             re.compile(r"2\. Stages in training order"),
-            re.compile(r"3\. Without \w+, the loss would be"),
+            re.compile(r"3\. Without \w+, the margin would be"),
         ]
     )
     screenshot(page, "report-page")
     check_narrow(page, "report")
     page.get_by_role("button", name="Up").nth(2).click()
-    expect(heads.nth(1)).to_have_text(re.compile(r"2\. Without \w+, the loss would be"))
+    expect(heads.nth(1)).to_have_text(re.compile(r"2\. Without \w+, the margin would be"))
     settle(page)
     note = page.get_by_role("textbox", name="Note").nth(1)
     note.fill("One of many.")

@@ -165,9 +165,10 @@ def options(app: AppTest) -> list[str]:
     ],
 )
 def test_links_of_earlier_versions_open_what_they_did(
-    open_page, demo: Path, page: str, before: str
+    open_page, demo_copy: Path, page: str, before: str
 ) -> None:
-    app = check(open_page(demo.parent, f"run=digits&{before}", page))
+    # A copy: maps that a page computes are stored with the run.
+    app = check(open_page(demo_copy.parent, f"run=digits&{before}", page))
     assert app.selectbox(key="measure").value == "margin"
     assert not [each for each in app.warning if "has no" in each.value]
 

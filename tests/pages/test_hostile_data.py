@@ -141,7 +141,8 @@ def test_examples_without_a_label_are_left_out_and_counted(open_page, home: Path
 
 
 def test_an_effect_within_training_noise_is_said_to_be(open_page, home: Path) -> None:
-    app = check(open_page(home, "run=digits&set=texts&sort=order+of+the+set", PAGE))
+    link = "run=digits&set=texts&measure=loss&sort=order+of+the+set"
+    app = check(open_page(home, link, PAGE))
     key = app.dataframe[0].key
     app.session_state[key] = {"selection": {"rows": [2], "columns": [], "cells": []}}
     said = words(check(app.run()))

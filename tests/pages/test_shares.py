@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -126,7 +127,7 @@ def test_shares_are_only_as_good_as_their_models(open_page: OpenPage, unshared: 
     store(open_run(unshared), "test", known)
     app = check(open_page(unshared.parent, f"{LINK}&credit=Share"))
     assert "exact" not in alts(app)[0]
-    assert "the errors of the others are added up" in words(app)
+    assert re.search(r"pretrain: \w+ \(error up to", words(app))
     refused = trust("refused", stage="pretrain + adapt", reason="It diverged.")
     store(open_run(unshared), "test", {0b1001: refused})
     app = check(app.run())

@@ -163,7 +163,7 @@ def pair_sentences(
 
 def pair_rule(pairs: Sequence[Pair], noun: str) -> str:
     """Which pairs are told, as it is printed beside them."""
-    over = f"{noun}s, with the errors of its models added"
+    over = f"{noun}s, with the error of an estimate"
     drawn = [pair.given_all.interval.drawn for pair in pairs if pair.given_all.interval is not None]
     if any(drawn):
         over = f"{drawn[0]} of the recipe"

@@ -8,7 +8,19 @@ import io
 import numpy as np
 
 from stagelens.analyses.saliency.spans import runs_on
-from stagelens.charts.style import BLAME, CREDIT, LIGHT, NEITHER, see_through, stage_color, written
+from stagelens.charts.style import (
+    BLAME,
+    BLAME_BETWEEN,
+    CREDIT,
+    LIGHT,
+    NEITHER,
+    RIGHT_TEXT,
+    SHADE,
+    WRONG_TEXT,
+    see_through,
+    stage_color,
+    written,
+)
 
 from .content import Bar, Card, Said
 from .picture import lit_image
@@ -18,7 +30,7 @@ _STYLE = f"""
 body{{margin:0;background:{LIGHT.panel};color:{LIGHT.text};font:17px/1.4 system-ui,"Segoe UI",
 "Source Sans 3","Noto Sans",sans-serif}}
 main{{max-width:60rem;margin:2rem auto;background:#fff;border-top:8px solid var(--stage);
-border-radius:.5rem;padding:1.5rem 1.75rem 1rem;box-shadow:0 1px 6px rgba(0,0,0,.15);
+border-radius:.5rem;padding:1.5rem 1.75rem 1rem;box-shadow:0 1px 6px {SHADE};
 box-sizing:border-box}}
 .two{{display:grid;grid-template-columns:minmax(0,2fr) minmax(0,3fr);gap:1.5rem 2rem}}
 @media(max-width:40rem){{.two{{grid-template-columns:minmax(0,1fr)}}main{{margin:0;border-radius:0;
@@ -28,7 +40,7 @@ h1>span{{min-width:6rem}}
 .says{{display:block;font-size:clamp(1.6rem,6vw,3.4rem);font-weight:650;line-height:1.15;
 overflow-wrap:anywhere}}
 .quiet{{color:{LIGHT.muted}}}
-.right{{color:#00684A;font-weight:600}}.wrong{{color:#A64400;font-weight:600}}
+.right{{color:{RIGHT_TEXT};font-weight:600}}.wrong{{color:{WRONG_TEXT};font-weight:600}}
 img{{width:100%;display:block;image-rendering:pixelated;border:1px solid {NEITHER};
 box-sizing:border-box}}
 .text{{background:{LIGHT.panel};border-radius:.5rem;padding:.8rem 1rem;overflow-wrap:anywhere;
@@ -151,7 +163,7 @@ def _bar(card: Card, bar: Bar) -> str:
     color = NEITHER if not bar.signed else CREDIT if bar.gain > 0 else BLAME
     filled = color
     if color == BLAME:
-        filled = f"repeating-linear-gradient(135deg,{BLAME} 0 4px,#F4C6A6 4px 6px)"
+        filled = f"repeating-linear-gradient(135deg,{BLAME} 0 4px,{BLAME_BETWEEN} 4px 6px)"
     side = "left" if bar.gain > 0 else "right"
     drawn = (
         f"<i style='{side}:50%;width:{wide:.2f}%;background:{filled};"

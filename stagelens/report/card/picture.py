@@ -10,9 +10,12 @@ from PIL import Image, PngImagePlugin
 from stagelens.analyses.saliency.spans import runs_on
 from stagelens.charts.style import (
     BLAME,
+    BLAME_BETWEEN,
     CREDIT,
     LIGHT,
     NEITHER,
+    RIGHT_TEXT,
+    WRONG_TEXT,
     ZERO,
     stage_color,
 )
@@ -25,8 +28,6 @@ _LEFT, _TOP, _INPUT = 48, 56, 424
 _COLUMN, _RIGHT = 520, 1152
 _LIT = 0.62
 """Of the colour over the strongest place; the input shows through."""
-_WRONG, _RIGHT_ANSWER = "#A64400", "#00684A"
-"""Darker than blame and credit bars, so that words in them have a contrast of 4.5:1 on white."""
 
 
 def as_png(card: Card) -> bytes:
@@ -161,7 +162,7 @@ def _answers(pen: Pen, card: Card) -> float:
 def _said(pen: Pen, x: float, said: Said, size: int, room: float) -> None:
     pen.text(x, _TOP + 108, pen.fitted(said.answer, size, room, True), size, LIGHT.text, True)
     if said.right is not None:
-        word, color = ("✓ right", _RIGHT_ANSWER) if said.right else ("✗ wrong", _WRONG)
+        word, color = ("✓ right", RIGHT_TEXT) if said.right else ("✗ wrong", WRONG_TEXT)
         pen.text(x, _TOP + 146, word, 24, color, bold=True)
 
 
@@ -214,7 +215,7 @@ def _hatch(pen: Pen, box: tuple[int, int, int, int]) -> None:
     part = pen.image.crop(box)
     inner = Pen(part)
     for start in range(-height, width, 9):
-        inner.draw.line((start, height, start + height, 0), fill="#F4C6A6", width=2)
+        inner.draw.line((start, height, start + height, 0), fill=BLAME_BETWEEN, width=2)
     pen.image.paste(part, box[:2])
 
 
