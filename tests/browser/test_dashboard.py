@@ -115,10 +115,10 @@ def test_chart_text_follows_the_theme_without_a_rerun(server, page: Page, settle
 
 
 def test_a_dot_of_a_path_leads_to_its_examples(server, page: Page, settle) -> None:
-    page.goto(server.url + "/?run=digits&group=stamped")
+    # What is open stays open when pages change.
+    page.goto(server.url + "/?run=digits&group=stamped&show-paths=true")
     picked = set()
     for number in range(2):  # a second choice replaces the first
-        page.get_by_text("Paths from boundary to boundary").click()
         settle(page, "Click a dot to look at the images on its path")
         # The most frequent paths come first.
         dot = page.locator(".st-key-pinnable-chart-paths .scatterlayer .point").nth(number)
