@@ -114,7 +114,7 @@ def test_a_chart_is_pinned_and_its_report_opens_anywhere(
     )
     screenshot(page, "report-page")
     check_narrow(page, "report")
-    page.get_by_role("button", name="Up").nth(2).click()
+    page.get_by_role("button", name="Up", exact=True).nth(2).click()
     expect(heads.nth(1)).to_have_text(re.compile(r"2\. Without \w+, the margin would be"))
     settle(page)
     note = page.get_by_role("textbox", name="Note").nth(1)

@@ -10,6 +10,7 @@ import streamlit as st
 
 from stagelens.analyses.network.block_table import READINGS, Network, Reading
 from stagelens.charts.effect_bars import marked
+from stagelens.charts.style import ZERO, see_through
 from stagelens.contracts import Behaviour
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, inputs, state
@@ -96,7 +97,7 @@ def _gallery(
         weight = "600" if turns else "400"
         cards.append(
             f"<a href='{html.escape(_link(found, example_id))}' target='_self' "
-            "style='color:inherit;text-decoration:none;border:1px solid rgba(123,135,148,.5);"
+            f"style='color:inherit;text-decoration:none;border:1px solid {see_through(ZERO, 0.5)};"
             "border-radius:.5rem;padding:.5rem;overflow:hidden;overflow-wrap:anywhere;"
             f"font-size:.85rem;line-height:1.35'>{content}"
             f"<div style='font-weight:600;margin-top:.3rem'>{components.shown(amount)}</div>"

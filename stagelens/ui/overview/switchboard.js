@@ -42,8 +42,12 @@ function makeBoard(place) {
     // What was switched here is newer than what the server heard of.
     if (!same) board.off = new Set(data.off);
     board.key = data.key;
+    // Links say what is off, so they are made anew; whoever goes by keys stays where they were.
+    const places = () => [...place.querySelectorAll("button, a")];
+    const at = same ? places().indexOf(place.getRootNode().activeElement) : -1;
     build(board);
     update(board, false);
+    if (at >= 0) places()[at]?.focus({ preventScroll: true });
   };
   return board;
 }
