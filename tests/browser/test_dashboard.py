@@ -80,7 +80,7 @@ def test_a_first_start_builds_the_demo_and_shows_the_bars(
     expect(page.get_by_role("button", name="Cancel")).to_be_visible()
     expect(heading(page, "Credit and blame")).to_be_visible()
     settle(page)
-    expect(page.locator(".js-plotly-plot .barlayer .point path").first).to_be_attached()
+    expect(page.locator(".board .bar").first).to_be_attached()
     assert page.url.endswith("?run=digits")
     assert [path.name for path in new_home.iterdir()] == ["digits"]
 

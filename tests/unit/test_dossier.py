@@ -135,6 +135,7 @@ def test_names_that_hide_or_turn_others_are_written_out_in_a_model_card(made: Do
     assert "a\\[U+202E\\]b\\[U+200B\\]c" in card and "\u202e" not in card
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["html", "json"])
 def test_the_command_writes_it_and_check_finds_it_unchanged(
     ending: str, told: Path, tmp_path: Path, command: Command
