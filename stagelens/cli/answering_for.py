@@ -10,7 +10,18 @@ from typing import Annotated, Any
 import typer
 
 from stagelens.contracts import StageLensError
-from stagelens.runs.described import OF_RUN, OF_STAGE, document, from_given, keep, unanswered
+from stagelens.runs.described import (
+    OF_RUN,
+    OF_STAGE,
+    document,
+    from_given,
+    keep,
+    operations_of,
+    unanswered,
+)
+from stagelens.runs.described import (
+    answers as answers_of,
+)
 from stagelens.runs.files import atomic_path, check_writable
 from stagelens.runs.run import Run
 
@@ -127,18 +138,14 @@ def _read(path: Path) -> object:
 
 def _left(run: Run) -> str:
     """How many questions are open, in words."""
-    from stagelens.runs.described import answers
-
     asked = len(OF_RUN) + len(OF_STAGE) * len(run.stages)
-    left = sum(map(len, unanswered(run, answers(run)).values()))
+    left = sum(map(len, unanswered(run, answers_of(run)).values()))
     more = "" if not left else f"; stagelens describe {run.path} asks for the others"
     return f"{asked - left} of {asked} questions answered{more}"
 
 
 def _ask(run: Run) -> None:
-    from stagelens.runs.described import answers
-
-    open_ones = unanswered(run, answers(run))
+    open_ones = unanswered(run, answers_of(run))
     if not open_ones:
         say(f"{run.path}: every question is answered; change answers with --template and --answers")
         return
@@ -150,15 +157,8 @@ def _ask(run: Run) -> None:
             if not said:
                 continue
             if field == "base_operations":
-                said = _number(said)
+                said = operations_of(said)
             given = {"stages": {stage: {field: said}}} if stage else {field: said}
             # Kept one by one: nothing is lost where somebody stops in the middle.
             keep(run, from_given(run, given, field))
     say(f"{run.path}: {_left(run)}")
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise StageLensError(f"{text!r} is no number; give one like 3e21") from None

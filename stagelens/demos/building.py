@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+import torch
 
 from stagelens.compute import helpers
 from stagelens.contracts import Progress, ProgressCallback
@@ -50,7 +53,7 @@ def build(
     # A draw takes about as long as all the rest.
     rest = Progress(progress).part(1 / (1 + draws), 1.0)
     overall = Progress(progress).part(0.0, 1 / (1 + draws))
-    with new_folder(path) as whole:
+    with _one_thread(), new_folder(path) as whole:
         run = record(whole, seed, overall.part(0.0, _RECORDING))
         with helpers.allowed(run.path, helpers.command(run.path)):
             _measure(run, overall.part(_RECORDING, _MEASURED if shared_out else 1.0))
@@ -61,6 +64,20 @@ def build(
                 measure_on_sets(run, run.set_names, draws, rest)
     # Opened again, because ``run`` still points at the hidden name.
     return open_run(path, run.task)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Record with one thread: such small models gain nothing by two.
+
+    Replays compute with as many threads as were recorded, so that helpers find a core of their own.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _measure(run: Run, progress: Progress) -> None:

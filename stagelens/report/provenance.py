@@ -105,11 +105,6 @@ def sentences(seen: Seen) -> tuple[Sentence, ...]:
     return seen.sentences or (Sentence((Part(seen.said),)),)
 
 
-def says_itself(seen: Seen) -> bool:
-    """Whether the title already says everything, so that it need not be said twice."""
-    return " ".join(str(each) for each in sentences(seen)).rstrip(".") == seen.title.rstrip(".")
-
-
 def trust_of_row(seen: Seen, row: Mapping[str, Cell]) -> tuple[TrustWord, str]:
     """The word for a row, and the same with the figures that matter.
 

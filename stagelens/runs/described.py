@@ -126,6 +126,20 @@ def from_given(run: Run, given: object, source: str) -> RunAnswers:
     return _checked(merged, source)
 
 
+def operations_of(text: str) -> float:
+    """Floating-point operations as people write them.
+
+    Raises:
+        StageLensError: It is no number.
+    """
+    try:
+        return float(text)
+    except ValueError:
+        raise StageLensError(
+            f"{text!r} is no number of floating-point operations; give one like 3e21"
+        ) from None
+
+
 def document(run: Run) -> dict[str, Any]:
     """All fields as a JSON document, with what was said so far, to be filled in by hand."""
     said = answers(run)

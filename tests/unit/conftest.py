@@ -13,9 +13,13 @@ import pytest
 import torch
 
 from stagelens import cli
-from stagelens.runs.run import Run
+from stagelens.report.page import Report
+from stagelens.report.sections import whole_report
+from stagelens.report.store import FindingStore
+from stagelens.runs.run import Run, open_run
 from stagelens.runs.sets.writer import write_set
 from tests.conftest import DemoRun
+from tests.support.findings import seen
 from tests.support.loops import Training
 from tests.support.small_runs import Phase, record
 
@@ -75,4 +79,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         images=random.normal(size=(60, 4, 4)).astype(np.float32),
         labels=random.integers(0, 3, 60).tolist(),
     )
+    return made
+
+
+@pytest.fixture(scope="module")
+def whole(digits_run: DemoRun, tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """The default report of the demo, with one pinned finding, for tests of reports."""
+    folder = tmp_path_factory.mktemp("report") / "digits"
+    shutil.copytree(digits_run.path, folder)
+    run = open_run(folder)
+    FindingStore(run).pin(seen(run_digest=run.digest), "A note beside it")
+    made, problems = whole_report(run, "test")
+    assert not problems
     return made

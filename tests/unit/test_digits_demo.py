@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 import stagelens
@@ -17,7 +18,8 @@ from stagelens.analyses.shares.pairs import pairs_of
 from stagelens.analyses.shares.sentences import pair_sentences
 from stagelens.analyses.shares.share_table import SHARE, WITHOUT, shares_of
 from stagelens.analyses.shares.stored import best_coalitions
-from stagelens.demos import digits
+from stagelens.contracts import no_progress
+from stagelens.demos import building, digits
 from stagelens.effects.computing import attribute
 from stagelens.effects.results import Result
 from stagelens.replaying.reproduction import measure_deviation
@@ -42,6 +44,19 @@ def accuracy_effects(result: Result, group: str) -> pd.Series:
     right = (rows["prediction"] == rows["label"]).astype(float)
     right_without = (rows["prediction_without"] == rows["label"]).astype(float)
     return 100 * (right - right_without).groupby(rows["stage"]).mean()
+
+
+def test_it_is_recorded_with_one_thread_so_that_helpers_have_cores_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_num_threads(2)
+    try:
+        monkeypatch.setattr(building, "_measure", lambda *_: None)
+        run = building.build(tmp_path / "digits", digits.record, 0, no_progress)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert {stage.environment.threads for stage in run.stages} == {1}
 
 
 def test_the_shortcut_stage_is_most_to_blame_for_stamped_images(effects: Result) -> None:

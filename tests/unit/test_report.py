@@ -23,7 +23,7 @@ from stagelens.report.page import LARGEST, Report, Section, as_html
 from stagelens.report.provenance import FIRST_ORDER
 from stagelens.report.rows import LEADING, as_csv, as_json
 from stagelens.report.sections import whole_report
-from stagelens.report.store import FindingStore, new_id
+from stagelens.report.store import new_id
 from stagelens.runs.run import open_run
 from stagelens.wording.trust_words import TrustWord
 from tests.conftest import DemoRun
@@ -38,18 +38,6 @@ _OF_MARKDOWN = ("a", "blockquote", "br", "code", "em", "hr", "li", "ol", "pre", 
 def short_plotly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nothing is drawn, 5 MB of plotly.js need not be read."""
     monkeypatch.setattr("plotly.offline.get_plotlyjs", lambda: "const Plotly = {};")
-
-
-@pytest.fixture(scope="module")
-def whole(digits_run: DemoRun, tmp_path_factory: pytest.TempPathFactory) -> Report:
-    """The default report of the demo, with one pinned finding."""
-    folder = tmp_path_factory.mktemp("report") / "digits"
-    shutil.copytree(digits_run.path, folder)
-    run = open_run(folder)
-    FindingStore(run).pin(seen(run_digest=run.digest), "A note beside it")
-    made, problems = whole_report(run, "test")
-    assert not problems
-    return made
 
 
 # --------------------------------------------------------------------------- what numbers need

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -12,11 +11,9 @@ from stagelens.report.cover import Cover, read_cover, write_cover
 from stagelens.report.finding import FindingEdit
 from stagelens.report.page import Report, Section, as_html
 from stagelens.report.rows import as_json
-from stagelens.report.sections import whole_report
 from stagelens.report.store import FindingStore
 from stagelens.runs.run import open_run
-from tests.conftest import DemoRun
-from tests.support.findings import finding, seen
+from tests.support.findings import finding
 from tests.support.report_pages import page_of, report_of
 
 
@@ -24,16 +21,6 @@ from tests.support.report_pages import page_of, report_of
 def short_plotly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is drawn, so 5 MB of plotly.js need not be read."""
     monkeypatch.setattr("plotly.offline.get_plotlyjs", lambda: "const Plotly = {};")
-
-
-@pytest.fixture(scope="module")
-def whole(digits_run: DemoRun, tmp_path_factory: pytest.TempPathFactory) -> Report:
-    """The default report of the demo, with one pinned finding."""
-    folder = tmp_path_factory.mktemp("report") / "digits"
-    shutil.copytree(digits_run.path, folder)
-    run = open_run(folder)
-    FindingStore(run).pin(seen(run_digest=run.digest), "A note beside it")
-    return whole_report(run, "test")[0]
 
 
 def test_a_finding_is_titled_by_what_it_claims_until_somebody_says_otherwise() -> None:

@@ -28,8 +28,8 @@ from stagelens.wording.trust_words import trust_explanation, trust_label, trust_
 from .computing import Counted, computing
 from .content import Computing, Dossier, Fact, SetPart, Source, StagePart, Statement
 
-_MOST_GROUPS = 6
-"""Most sentences about one stage, set and behaviour."""
+_MOST = 2
+"""Most effects told of one stage, set and behaviour: the strongest credit and blame."""
 
 
 def dossier(run: Run, counted: Counted | None) -> Dossier:
@@ -173,7 +173,7 @@ def _statements(basis: Basis, stage: str) -> list[Statement]:
     for behaviour in list(best.behaviours.values())[:2]:
         found = headlines(
             best.of(behaviour.name), behaviour, [stage], best.trust, basis.noun, basis.by,
-            limit=_MOST_GROUPS, orders=basis.orders, draws=basis.draws,
+            limit=_MOST, orders=basis.orders, draws=basis.draws,
         )  # fmt: skip
         share = _share(basis, stage, behaviour)
         told = [*([] if share is None else [share]), *found]

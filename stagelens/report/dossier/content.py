@@ -11,8 +11,8 @@ from stagelens.report.exported import TableUsed
 
 NOT_KNOWN = "not known"
 
-Source = Literal["recorded", "said", "counted", ""]
-"""Where a fact comes from: the recording, people, or a count made for the dossier."""
+Source = Literal["recorded", "said", ""]
+"""Where a fact comes from: the recording, or people; empty where nothing is known."""
 
 COMPUTING_NOTE = (
     "Shares of computing are facts that guidance for those who modify models asks about; a dossier "

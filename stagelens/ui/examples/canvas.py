@@ -131,27 +131,22 @@ def start_from(workspace: Workspace, paper: Paper, example_id: str) -> None:
     st.session_state[state.VIEW] = state.OWN
 
 
-def _open(workspace: Workspace, example_id: str) -> None:
-    try:
-        start_from(workspace, drawings.paper_of(workspace.run.task), example_id)
-    except StageLensError as error:
-        st.toast(str(error))
-
-
 def button(workspace: Workspace, example_id: str) -> None:
     """Opens an example of the set on the canvas, where the task has one."""
     if not workspace.computable:
         return
     # By the config: the task itself would bring torch into the server for a look at an example.
-    shape = workspace.run.file.task.config.get("image_shape")
-    if not isinstance(shape, list) or max(shape[1:], default=0) > drawings.MOST_SIDE:
+    config = workspace.run.file.task.config
+    try:
+        paper = drawings.paper_for(config.get("image_shape"), config.get("scale"))
+    except StageLensError:
         return
     st.button(
         "Draw on it and ask again",
         icon=":material/edit:",
         key="draw-on",
-        on_click=_open,
-        args=(workspace, example_id),
+        on_click=start_from,
+        args=(workspace, paper, example_id),
         help="Opens it as an own example.",
     )
     # The click reruns this fragment only, and the tabs that it switches are outside.

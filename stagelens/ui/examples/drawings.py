@@ -44,7 +44,19 @@ def paper_of(task: Task) -> Paper:
     Raises:
         StageLensError: There is none; says why.
     """
-    shape: Sequence[int] | None = task.image_shape
+    return paper_for(task.image_shape, getattr(task, "scale", None))
+
+
+def paper_for(shape: Sequence[int] | None, scale: float | None) -> Paper:
+    """The canvas for images of a shape.
+
+    Args:
+        shape: Channels, height, width; None for any.
+        scale: What whole numbers are divided by; None for 255.
+
+    Raises:
+        StageLensError: There is none; says why.
+    """
     if shape is None:
         raise StageLensError("the task takes images of any size")
     channels, height, width = shape
@@ -57,7 +69,7 @@ def paper_of(task: Task) -> Paper:
             f"the task takes images of {width} × {height} pixels, and at most "
             f"{MOST_SIDE} × {MOST_SIDE} can be drawn"
         )
-    white = getattr(task, "scale", None) or 255
+    white = scale or 255
     if not 1 <= white <= 255:
         raise StageLensError(f"the task divides whole numbers by {white:g}, and 8 bits are drawn")
     return Paper(channels, height, width, round(white))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import urlencode
 
 import numpy as np
 
@@ -22,11 +21,6 @@ from stagelens.wording.intervals import mean_interval
 from stagelens.wording.numbers import is_share, scaled
 from stagelens.wording.sentences import mean_sentence
 from stagelens.wording.trust_words import MARKS, is_trustworthy, trust_word
-
-
-def address(query: Mapping[str, str] | None) -> str:
-    """The Examples page with these query parameters, as seen from the Overview."""
-    return f"Examples?{urlencode(query or {})}"
 
 
 def examples_of(focus_query: Mapping[str, str], stage: str, side: str) -> dict[str, str]:
@@ -97,7 +91,7 @@ def bars(
                 else "no number",
                 "trust": ", ".join(known),
                 "said": written_out(sentence),
-                "href": address(components.here(**examples_of(of_group, stage, side))),
+                "href": components.address("Examples", **examples_of(of_group, stage, side)),
             }
         )
     worse = {"higher": "lower", "lower": "higher"}[behaviour.better]

@@ -214,7 +214,7 @@ def _cards(workspace: Workspace, focus: Focus, board: Board) -> list[dict[str, A
             "label": None if label is None else short(written_out(label), _ANSWER),
             "picture": picture,
             "text": text,
-            "href": board_bars.address(components.here(**focus.query, example=example)),
+            "href": components.address("Examples", **focus.query, example=example),
         }
         for example, label, picture, text in zip(ids, board.labels, pictures, texts, strict=True)
     ]

@@ -27,7 +27,6 @@ class RunCard:
         name: The run.
         task: What the model does.
         stages: Names in training order.
-        sets: Names of its evaluation sets.
         changed: When it was last recorded into.
         headline: Its strongest mean effect; None where nothing was measured, or nothing stands out.
         problem: Why it cannot be read; empty if it can.
@@ -36,7 +35,6 @@ class RunCard:
     name: str
     task: str = ""
     stages: tuple[str, ...] = ()
-    sets: tuple[str, ...] = ()
     changed: datetime | None = None
     headline: Sentence | None = None
     problem: str = ""
@@ -58,7 +56,7 @@ def _card(at: Source) -> RunCard:
         return RunCard(path.name, problem=str(error))
     stages = tuple(stage.name for stage in run.stages)
     task = run.file.task.name.replace("-", " ")
-    return RunCard(run.name, task, stages, tuple(run.set_names), changed, headline)
+    return RunCard(run.name, task, stages, changed, headline)
 
 
 def _headline(at: Source) -> Sentence | None:

@@ -136,7 +136,7 @@ def _keep(run: Run, stage: str, given: Mapping[str, str]) -> None:
     }
     try:
         if (text := said.get("base_operations")) is not None:
-            said["base_operations"] = _number(str(text))
+            said["base_operations"] = described.operations_of(str(text))
         whole = {"stages": {stage: said}} if stage else said
         described.keep(run, described.from_given(run, whole, "The description"))
         # New keys: the fields show what is kept now, by whomever.
@@ -145,12 +145,3 @@ def _keep(run: Run, stage: str, given: Mapping[str, str]) -> None:
     except StageLensError as error:
         st.session_state[_SAID] = str(error)
     st.rerun()
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise StageLensError(
-            f"{text!r} is no number of floating-point operations; give one like 3e21"
-        ) from None
