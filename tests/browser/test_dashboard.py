@@ -63,7 +63,8 @@ def test_cancelling_the_demo_leaves_nothing(new_server, page: Page, settle, new_
     page.goto(new_server.url)
     page.get_by_role("button", name="Open the digits demo").click()
     page.get_by_role("button", name="Cancel").click()
-    settle(page, "Built on first use")
+    settle(page)
+    expect(page.get_by_text("Built on first use")).to_have_count(2)
     assert list(new_home.iterdir()) == []
 
 

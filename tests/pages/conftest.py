@@ -63,7 +63,21 @@ def demo(digits_run: DemoRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _no_job_outlives_its_test() -> Iterator[None]:
+def _the_demo_stays_as_it_was(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a page stores in the shared demo would change what later tests see."""
+    yield
+    if "demo" not in request.fixturenames:
+        return
+    folder: Path = request.getfixturevalue("demo")
+    pristine: Path = request.getfixturevalue("digits_run").path
+    kept = {path.relative_to(pristine) for path in pristine.rglob("*")}
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.relative_to(folder) not in kept:
+            path.rmdir() if path.is_dir() else path.unlink()
+
+
+@pytest.fixture(autouse=True)
+def _no_job_outlives_its_test(_the_demo_stays_as_it_was: None) -> Iterator[None]:
     """All tests of this process share one server's jobs; none shall see, or wait for, another's."""
     yield
     jobs.registry().cancel_all()

@@ -178,9 +178,9 @@ def test_verifying_runs_beside_the_page_and_its_result_is_shown(open_page, demo_
 
 
 def test_a_failed_verification_says_why(open_page, demo_copy: Path) -> None:
-    app = check(open_page(demo_copy.parent, "run=digits&orders=0", PAGE))
+    # Another order has to be replayed, so the batches are read although the replay is stored.
+    app = check(open_page(demo_copy.parent, "run=digits&orders=1", PAGE))
     batches = next((demo_copy / "stages").glob("01-*")).glob("batches-*")
-    shutil.rmtree(demo_copy / "results")
     for path in batches:
         path.write_bytes(b"damaged" * (path.stat().st_size // 7 + 1))
     check(press(app, "Verify by replay"))
