@@ -12,7 +12,8 @@ from torch import Tensor
 
 from stagelens.runs.schema import PartRef
 from stagelens.runs.step_records import StepRecord
-from stagelens.runs.steps import FlatMicroBatch, FlatStep, StepsDigest, write_part
+from stagelens.runs.steps import FlatMicroBatch, FlatStep, write_part
+from stagelens.runs.steps_digest import StepsDigest
 
 from .update_count import UpdateCount
 from .watch import Watch

@@ -29,10 +29,11 @@ from pydantic import AfterValidator, BaseModel, Field, model_validator
 from .boundary_facts import STRICT, Boundary, Tokenising, WeightAverage
 from .objective_facts import ObjectiveFacts
 
-VERSION: Literal[2] = 2
+VERSION: Literal[3] = 3
 """Version of the layout; a folder with a newer one is refused, saying what to do.
 
-Since 2, files carry a checksum of their own. Layout 1 is still read."""
+Since 2, files carry a checksum of their own; since 3, whole numbers of batches are packed. Layouts
+1 and 2 are still read."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
 
@@ -82,7 +83,7 @@ class _Model(BaseModel):
 class Versioned(_Model):
     """A file that says by which layout it was written."""
 
-    version: Literal[1, 2] = VERSION
+    version: Literal[1, 2, 3] = VERSION
 
 
 class FileRef(_Model):

@@ -9,7 +9,6 @@ names the stacks that hold its tensors, which follow the order of the steps.
 from __future__ import annotations
 
 import bisect
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -27,9 +26,11 @@ from stagelens.contracts import RunError
 
 from .checked_files import CheckedFiles
 from .files import sha256_of, write_file
-from .schema import FileRef, PartRef, digest
+from .packed import PackedStacks, pack
+from .schema import FileRef, PartRef
 from .step_records import StepRecord
 from .step_rows import as_step, numbers_of, stack_name
+from .steps_digest import StepsDigest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,40 +87,6 @@ class FlatStep:
     micro: list[FlatMicroBatch]
 
 
-class StepsDigest:
-    """Digest of a stage's steps that does not depend on how they were divided into parts.
-
-    Each stack has a hash of its own, because a part holds its stacks one after another.
-    """
-
-    def __init__(self) -> None:
-        self._rows = hashlib.sha256()
-        self._stacks: dict[str, Any] = {}
-
-    def copy(self) -> StepsDigest:
-        """The same so far, to go on from."""
-        made = StepsDigest()
-        made._rows = self._rows.copy()
-        made._stacks = {name: hasher.copy() for name, hasher in self._stacks.items()}
-        return made
-
-    def take_in(self, rows: Sequence[dict[str, Any]], stacks: Mapping[str, Tensor]) -> None:
-        """Add the next steps; within a stack, their tensors follow in order."""
-        import torch
-
-        # repr gives every float in full, so equal digests mean equal numbers.
-        self._rows.update("".join(map(repr, rows)).encode())
-        for name, stack in stacks.items():
-            hasher = self._stacks.setdefault(name, hashlib.sha256())
-            # As bytes, because numpy has no bfloat16.
-            hasher.update(stack.reshape(-1).view(torch.uint8).numpy().data)
-
-    def hexdigest(self) -> str:
-        """Of all steps so far."""
-        stacks = {name: hasher.hexdigest() for name, hasher in self._stacks.items()}
-        return digest(self._rows.hexdigest(), stacks)
-
-
 def write_part(
     root: Path, folder: str, number: int, steps: Sequence[FlatStep], so_far: StepsDigest
 ) -> PartRef:
@@ -148,8 +115,9 @@ def write_part(
         from safetensors.torch import save_file
 
         relative = f"{folder}/batches-{number:05d}.safetensors"
+        kept, how = pack(stacks, _steps_of(rows))
         batches = write_file(
-            root, relative, lambda path: save_file(stacks, path), sync_folder=False
+            root, relative, lambda path: save_file(kept, path, how), sync_folder=False
         )
     metadata = {
         _BATCHES_KEY: batches.model_dump_json() if batches else "",
@@ -185,6 +153,15 @@ def _row(step: FlatStep, groups: str, collected: dict[str, list[Tensor]]) -> dic
         "batch": json.dumps([m.description for m in step.micro]) if step.micro else None,
         "tensors": names,
     }
+
+
+def _steps_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
+    """Which step each row of a stack belongs to."""
+    steps: dict[str, list[int]] = {}
+    for row in rows:
+        for name in row["tensors"] or ():
+            steps.setdefault(name, []).append(row["step"])
+    return steps
 
 
 def _rate(value: float | None) -> float:
@@ -364,23 +341,30 @@ class _OpenedPart:
             raise _foreign(self.path)
         self._tensors: Any = None
         self._stacks: dict[str, Tensor] = {}
-        self._places: dict[str, dict[int, int]] = {}
-        for row in self._rows:
-            for name in row["tensors"] or ():
-                places = self._places.setdefault(name, {})
-                places[row["step"]] = len(places)
+        self._packed = PackedStacks(None, self._stacks.__getitem__)
+        self._places = {
+            name: {step: row for row, step in enumerate(steps)}
+            for name, steps in _steps_of(self._rows).items()
+        }
         if part.batches is not None:
             from safetensors import safe_open
 
-            self._tensors = safe_open(files.path(part.batches), framework="pt")
+            path = files.path(part.batches)
+            self._tensors = safe_open(path, framework="pt")
+            try:
+                self._packed = PackedStacks(self._tensors.metadata(), self._tensors.get_tensor)
+            except ValueError:
+                raise _foreign(path) from None
 
     def row(self, step: int) -> dict[str, Any]:
         """The row of a step."""
         return self._rows[step - self._first]
 
     def tensor(self, name: str, step: int) -> tuple[str, Tensor]:
-        """A tensor of a step, with the name of its stack; a view of the file."""
+        """A tensor of a step, with the name of its stack; a view of the file if not packed."""
         row = self._places[name][step]
+        if name in self._packed:
+            return name, self._packed.row(name, row)
         if name not in self._stacks:
             # Mapped into memory, so that only rows that are used are read.
             self._stacks[name] = self._tensors.get_tensor(name)

@@ -258,7 +258,7 @@ def put(*keys: Any, value: Any) -> Callable[[Any], None]:
 
 STAGE = "stages/01-second/stage.json"
 EDITS = [
-    ("run.json", put("version", value=3), "written by a newer StageLens (layout 3"),
+    ("run.json", put("version", value=4), "written by a newer StageLens (layout 4"),
     ("run.json", put("version", value="one"), "run.json: version:"),
     ("run.json", put("name", value="../run"), "run.json: name:"),
     ("run.json", put("name", value=3), "run.json: name:"),
