@@ -201,7 +201,8 @@ def _marks(
                 "width": 0,
                 "visible": named,
             },
-            ids=[group] * len(models),
+            # Of marks with the same id, plotly draws one.
+            ids=[f"{place} {group}" for place in range(len(models))],
             customdata=[
                 f"<b>{escaped(model)}</b><br>{escaped(group)}: "
                 f"{value_text(row[kind], behaviour)}<br>interval "

@@ -25,7 +25,7 @@ def clickable(app: AppTest, key: str) -> dict:
     [
         ("app.py", "group=stamped", "bars", "credit pretrain"),
         (EXAMPLES, "view=Comparison&compared-stage=shortcut", "comparison", "clean-"),
-        ("pages/2_Spurious_features.py", "", "group-gaps", "clean"),
+        ("pages/2_Spurious_features.py", "", "group-gaps", "0 clean"),
         ("pages/4_Trust.py", "estimate=task-vector", "agreement-1", ""),
     ],
 )
@@ -35,4 +35,6 @@ def test_every_point_knows_what_it_stands_for(
     figure = clickable(check(open_page(demo.parent, f"run=digits&{link}", page)), key)
     known = [trace for trace in figure["data"] if "ids" in trace]
     assert known and all(len(trace["ids"]) == len(trace["customdata"]) for trace in known)
+    # Plotly draws only one of the points of a trace that have the same id.
+    assert all(len(set(trace["ids"])) == len(trace["ids"]) for trace in known)
     assert not first or any(each.startswith(first) for each in known[0]["ids"])

@@ -143,7 +143,7 @@ def _picture(
         sentences=lambda: gap_sentences(gaps, stages, effects.trust, workspace.noun),
     )
     # Where groups are crossed with labels, a point is neither the one nor the other.
-    opens = None if crossed else lambda group: {"group": str(group)}
+    opens = None if crossed else lambda mark: {"group": mark.split(" ", 1)[1]}
     components.show(chart, "group-gaps", about, opens)
     trust_badges([effects.trust[s] for s in stages], gaps.behaviour.name)
     said = [
