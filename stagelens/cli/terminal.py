@@ -25,7 +25,7 @@ from stagelens.analyses.saliency.map_table import Map
 from stagelens.analyses.spurious.feature_table import Features
 from stagelens.analyses.spurious.ranking import first, strongest
 from stagelens.analyses.spurious.sentences import feature_name
-from stagelens.compute import temporaries
+from stagelens.compute import remaining, temporaries
 from stagelens.compute.bounded import NoAnswer, no_panic
 from stagelens.contracts import CARRIED, Behaviour, StageLensError
 from stagelens.effects.results import Result
@@ -83,6 +83,7 @@ class Reporter:
         self._written = 0.0
         self._share = 0.0
         self._text = ""
+        self._marks: list[remaining.Mark] = []
         self._began = time.monotonic()
         terminal = sys.stderr.isatty()
         self._phases = phases and file is None and not terminal
@@ -95,6 +96,7 @@ class Reporter:
 
     def __call__(self, share: float, text: str) -> None:
         self._share, self._text = min(max(share, 0.0), 1.0), text
+        self._marks = remaining.noted(self._marks, time.monotonic(), self._share)
         if self._phases:
             self._print_phase()
         # Steps of a small model follow each other far more quickly than anybody reads.
@@ -116,7 +118,11 @@ class Reporter:
         if self._file is None:
             return
         done = 1.0 if state == "done" else self._share
-        content = {"done": done, "text": self._text, "state": state, "error": error}
+        content = {
+            **{"done": done, "text": self._text, "state": state, "error": error},
+            # From them the dashboard tells how long it still takes, whenever somebody looks.
+            "marks": self._marks,
+        }
         # Replaced as a whole: the dashboard reads at any time, and never finds half a file.
         temporary = self._file.with_name(temporaries.name(f".{self._file.name}", ".tmp"))
         temporary.write_text(json.dumps(content))

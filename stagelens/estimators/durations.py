@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from stagelens.compute import machine
+from stagelens.compute.load import slowdown
 from stagelens.contracts import RunError
 from stagelens.runs.files import read_json, write_json
 from stagelens.runs.run import Run
@@ -61,20 +62,39 @@ class Paces:
         stages: One per stage.
         example: Seconds of a forward pass per example; None where it was not measured.
         taken: When it was measured, as ISO 8601 in UTC; None where it was recorded only.
+        busy: How much longer the machine took for it, because other programs ran; at least 1.
     """
 
     stages: list[Pace]
     example: float | None = None
     taken: str | None = None
+    busy: float = 1.0
+
+    def at_present(self, seconds: float, own: int = 0) -> float:
+        """What was predicted from these paces, with the machine as busy as it is now.
+
+        Args:
+            seconds: The prediction.
+            own: Jobs that are known to run.
+        """
+        return seconds * slowdown(own) / self.busy
 
 
 class TimedStage(BaseModel):
-    """What was measured of one stage; see :class:`Pace`."""
+    """What was measured of one stage; see :class:`Pace`.
+
+    Attributes:
+        seconds: Of one replay of all its steps, on the machine as busy as it was.
+        twice: Whether every replay through it is repeated with the stage.
+        busy: How many seconds went by for one of the processor's, at least 1.
+        cheap: See :class:`Pace`.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     seconds: float
     twice: bool = False
+    busy: float = 1.0
     cheap: dict[float, tuple[float, float]] = {}
 
 
@@ -125,7 +145,10 @@ def paces(run: Run) -> Paces:
         stages.append(pace)
     if timings is None:
         return Paces(stages)
-    return Paces(stages, timings.example, timings.taken)
+    # Weighted, because the longest stage decides what a prediction is.
+    total = sum(one.seconds for one in timings.stages.values())
+    idle = sum(one.seconds / one.busy for one in timings.stages.values())
+    return Paces(stages, timings.example, timings.taken, total / idle if idle else 1.0)
 
 
 def without_seconds(stages: Sequence[Pace], index: int) -> float | None:

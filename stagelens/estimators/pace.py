@@ -59,7 +59,9 @@ def measure_paces(
     for stage in stages:
         cheap = timed[stage.name].cheap if stage.name in timed else {}
         seconds = load.factor * found[stage.name]
-        timed[stage.name] = TimedStage(seconds=seconds, twice=_twice(run, stage), cheap=cheap)
+        timed[stage.name] = TimedStage(
+            seconds=seconds, twice=_twice(run, stage), busy=max(load.factor, 1.0), cheap=cheap
+        )
     _keep(run, load.factor * example, timed)
 
 

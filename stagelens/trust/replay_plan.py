@@ -141,6 +141,8 @@ def estimated(run: Run, set_name: str) -> set[str]:
 def left_out(run: Run, set_name: str, stages: Sequence[Stage] | None = None) -> list[Left]:
     """Stages that could be replayed and are not yet, with the seconds that this should take.
 
+    They are those of this machine as busy as it is now.
+
     Args:
         run: The run.
         set_name: One of its evaluation sets.
@@ -152,7 +154,8 @@ def left_out(run: Run, set_name: str, stages: Sequence[Stage] | None = None) -> 
         if replayable(run, stage):
             seconds, checks = price(run, known, stage, count)
             total = None if seconds is None else seconds + sum(checks.values())
-            left.append(Left(stage.name, total))
+            present = None if total is None else known.at_present(total)
+            left.append(Left(stage.name, present))
     return left
 
 

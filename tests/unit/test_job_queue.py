@@ -11,7 +11,7 @@ import pytest
 
 from stagelens.cli.terminal import one_line
 from stagelens.contracts import StageLensError
-from stagelens.ui.pieces import components
+from stagelens.ui.pieces import job_progress
 from stagelens.ui.server import jobs
 from stagelens.ui.server.child import Job, Limits, Status
 from stagelens.ui.server.jobs import Registry
@@ -117,16 +117,33 @@ def test_the_queue_is_bounded_for_one_session_and_for_all(monkeypatch: pytest.Mo
     registry.cancel_all()
 
 
-def test_the_time_left_follows_from_the_pace_once_enough_is_done() -> None:
-    assert Status("running", 0.25, "", None, 10.0).left == 30.0
-    assert Status("running", 0.01, "", None, 10.0).left is None
-    assert Status("done", 1.0, "", None, 10.0).left is None
+def test_loading_is_told_apart_from_work_in_the_time_left(registry: Registry) -> None:
+    code = (
+        "import json, pathlib; now = time.monotonic();"
+        "marks = [[now - 10, 0], [now, 0.25]];"
+        "report = {'done': 0.25, 'text': 'Replaying', 'state': 'running', 'marks': marks};"
+        "pathlib.Path(sys.argv[-1]).write_text(json.dumps(report)); time.sleep(60)"
+    )
+    job = registry.start(python(code), "Test")
+    # As if it had been launched long before its work began.
+    job._started = time.monotonic() - 100
+    deadline = time.monotonic() + 20
+    while job.status().starting and time.monotonic() < deadline:
+        time.sleep(0.02)
+    status = job.status()
+    assert status.seconds >= 100 and status.left == pytest.approx(30, rel=0.3)
+    # A clock of its own says nothing: no time is made up from it.
+    job._started = time.monotonic() + 5
+    assert job.status().left is None
+    job.cancel()
 
 
 def test_of_a_job_with_a_limit_no_more_is_left_than_that() -> None:
     def said(done: float, seconds: float, limit: float | None) -> str:
-        status = Status("running", done, "Replaying", None, seconds)
-        return components._so_far(status, limit).removeprefix(f"Replaying · {100 * done:.0f} % · ")
+        left = seconds * (1 - done) / done
+        status = Status("running", done, "Replaying", None, seconds, left)
+        told = job_progress._so_far(status, limit)
+        return told.removeprefix(f"Replaying · {100 * done:.0f} % · ")
 
     timing, later = (0.06, 46.0), (0.2, 50.0)
     assert said(*timing, None) == "46 s · about 12 minutes left"
@@ -135,6 +152,12 @@ def test_of_a_job_with_a_limit_no_more_is_left_than_that() -> None:
     assert said(*later, 120) == "50 s · about a minute left"
     assert said(0.9, 50, 120) == "50 s · under 10 seconds left"
     assert said(0.9, 130, 120) == "130 s"
+
+
+def test_a_job_that_loads_says_for_how_long_and_no_share() -> None:
+    assert job_progress._so_far(Status("running", 0.0, "Starting", None, 3.2), None) == (
+        "Starting · 3 s"
+    )
 
 
 def test_a_clock_that_jumps_changes_no_time(registry: Registry, monkeypatch) -> None:

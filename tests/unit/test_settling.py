@@ -16,7 +16,7 @@ import stagelens
 from stagelens.contracts import Refused, no_progress
 from stagelens.effects import computing
 from stagelens.effects.results import stored_results
-from stagelens.estimators import pace
+from stagelens.estimators import durations, pace
 from stagelens.estimators.durations import paces
 from stagelens.estimators.stage_trust import REPLAY
 from stagelens.runs.run import Run
@@ -137,8 +137,9 @@ def test_everything_that_fits_becomes_exact(run: Run) -> None:
 
 
 def test_what_does_not_fit_is_estimated_at_the_largest_budget_and_has_its_price(
-    run: Run, slow: Slow
+    run: Run, slow: Slow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(durations, "slowdown", lambda own=0: 1.0)
     slow(1000.0, {0.5: 30.0, 0.25: 8.0, 0.125: 4.0})
     # "third" needs one pass and its check, 2,000 s; coarse 2 + 3 + 4 passes: 72 s at 1/4
     settled = settle(run, "test", limit=100.0)

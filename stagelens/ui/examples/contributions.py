@@ -21,7 +21,7 @@ from stagelens.contracts import Behaviour
 from stagelens.estimators.durations import paces
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.ui.opening.workspace import Workspace
-from stagelens.ui.pieces import components
+from stagelens.ui.pieces import components, job_progress
 from stagelens.ui.reading.browse import Chosen, effect_column
 from stagelens.ui.reading.loaders import Effects
 from stagelens.ui.server import jobs, settings
@@ -169,13 +169,17 @@ def _offer(workspace: Workspace, asked: Asked) -> None:
         *("contributions", workspace.at.path, "--set", workspace.examples.name),
         *("--behaviour", asked.behaviour.name, "--since", asked.stage, *asked.options),
     )
-    since = paces(workspace.run).stages[workspace.stages.index(asked.stage) :]
+    known = paces(workspace.run)
+    since = known.stages[workspace.stages.index(asked.stage) :]
     about = "this example" if len(asked.ids) == 1 else f"these {len(asked.ids):,} examples"
     with st.container(border=True):
-        if components.job_state(arguments, "Try again"):
+        if job_progress.job_state(arguments, "Try again"):
             return
         seconds = contributions_seconds(since)
-        took = "" if seconds is None else f" Predicted: {numbers.predicted_time(seconds)}."
+        took = ""
+        if seconds is not None:
+            present = known.at_present(seconds, jobs.running())
+            took = f" Predicted: {numbers.predicted_time(present)}."
         components.text_block(
             f"What every step of {asked.stage} contributed to the {phrase(asked.behaviour)} of "
             f"{about}, and what every training example in it did: to first order, by one backward "

@@ -22,7 +22,7 @@ from stagelens.charts.network import network_map
 from stagelens.contracts import Behaviour
 from stagelens.estimators import registry
 from stagelens.ui.opening.workspace import Workspace
-from stagelens.ui.pieces import components, state
+from stagelens.ui.pieces import components, job_progress, state
 from stagelens.ui.pieces.pinning import About, pinnable
 from stagelens.ui.reading import loaders
 from stagelens.ui.reading.loaders import Effects
@@ -252,7 +252,7 @@ def _job(workspace: Workspace, arguments: tuple[str, ...]) -> None:
     size = sum(file.bytes for file in end.shards) if end is not None else 0
     if jobs.find(arguments) is None and size * workspace.examples.count <= _UNASKED:
         _start(arguments)
-    if components.job_state(arguments, "Try again"):
+    if job_progress.job_state(arguments, "Try again"):
         return
     job = jobs.find(arguments)
     if job is None or job.status().state in ("cancelled", "done"):

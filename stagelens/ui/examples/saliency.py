@@ -24,7 +24,7 @@ from stagelens.charts.saliency import pixel_maps, titles, token_maps
 from stagelens.contracts import Behaviour, StageLensError
 from stagelens.estimators import registry
 from stagelens.ui.opening.workspace import Workspace
-from stagelens.ui.pieces import components, state
+from stagelens.ui.pieces import components, job_progress, state
 from stagelens.ui.pieces.pinning import About, pinnable
 from stagelens.ui.pieces.trust_marks import trust_line
 from stagelens.ui.reading import browse, loaders
@@ -257,7 +257,7 @@ def _job(arguments: tuple[str, ...]) -> None:
     job = jobs.find(arguments)
     if job is None:
         job = jobs.start(arguments, "The search in the inputs")
-    if components.job_state(arguments, "Try again"):
+    if job_progress.job_state(arguments, "Try again"):
         return
     # Not started again by itself: somebody cancelled it, or it ended without these maps.
     if job.status().state in ("cancelled", "done"):

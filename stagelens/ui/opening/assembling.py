@@ -12,7 +12,7 @@ import streamlit as st
 from stagelens.contracts import BASE, StageLensError
 from stagelens.runs.schema import check_name
 from stagelens.tasks.built_in import BUILT_IN
-from stagelens.ui.pieces import components, state
+from stagelens.ui.pieces import components, job_progress, state
 from stagelens.ui.server import jobs, settings
 
 _FEWEST = 2
@@ -109,7 +109,7 @@ def card() -> None:
             help="Takes no extra space if the folders are on the same disk as the runs. The "
             "original files must then never be edited.",
         )
-    if asked is not None and components.job_state(asked.key, "Dismiss", _in_fields):
+    if asked is not None and job_progress.job_state(asked.key, "Dismiss", _in_fields):
         return
     if st.button("Make the run", type="primary", icon=":material/layers:", key=_key("make")):
         _start(rows)

@@ -22,7 +22,7 @@ from stagelens.estimators.stage_trust import REPLAY
 from stagelens.runs.run import Run
 from stagelens.trust import replay_plan
 from stagelens.trust.replay_plan import Left
-from stagelens.ui.pieces import components, state
+from stagelens.ui.pieces import components, job_progress, state
 from stagelens.ui.reading import loaders
 from stagelens.ui.reading.loaders import MEASURED, Source
 from stagelens.ui.server import jobs, settings
@@ -234,7 +234,7 @@ def _verifying() -> bool:
     if arguments is None or job is None or not job.running:
         return False
     st.caption("A verification by replay is running; better numbers will come with it.")
-    return components.job_state(arguments, "Dismiss")
+    return job_progress.job_state(arguments, "Dismiss")
 
 
 def _start(arguments: tuple[str, ...]) -> None:
@@ -266,7 +266,7 @@ def _running(
         if said:
             st.caption(components.plain(said))
         _watch(computable.at.path, computable.at.results)
-    return components.job_state(arguments, "Try again", limit=limit)
+    return job_progress.job_state(arguments, "Try again", limit=limit)
 
 
 @st.fragment(run_every=1.0)

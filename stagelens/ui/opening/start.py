@@ -9,7 +9,7 @@ from pathlib import Path
 import streamlit as st
 
 from stagelens.contracts import StageLensError
-from stagelens.ui.pieces import components, state
+from stagelens.ui.pieces import components, job_progress, state
 from stagelens.ui.reading.run_cards import RunCard, run_card
 from stagelens.ui.server import jobs, settings
 from stagelens.wording.folding import listed
@@ -161,7 +161,7 @@ def _demo_card(demo: _Demo) -> None:
     built = settings.demo_built(demo.name)
     if not built and components.only_shown():
         return
-    if components.job_state(demo.job, "Try again"):
+    if job_progress.job_state(demo.job, "Try again"):
         st.caption("The demo is being trained and measured. You can leave this page open.")
         return
     if st.button(

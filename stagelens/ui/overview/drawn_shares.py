@@ -10,6 +10,7 @@ from stagelens.analyses.shares.share_table import SEEN_AFTER
 from stagelens.contracts import Behaviour
 from stagelens.effects.draws import FEWEST
 from stagelens.estimators.coalition_plan import MOST
+from stagelens.estimators.durations import paces
 from stagelens.trust.drawn_coalitions import predicted_cost
 from stagelens.trust.draws import cost_text
 from stagelens.ui.opening.workspace import Workspace
@@ -17,6 +18,7 @@ from stagelens.ui.pieces import components
 from stagelens.ui.pieces.trust_marks import trust_legend
 from stagelens.ui.reading import drawn
 from stagelens.ui.reading import shares as reading_shares
+from stagelens.ui.server import jobs
 
 from . import share_jobs, shares
 
@@ -57,9 +59,12 @@ def offer(workspace: Workspace) -> None:
     number = max(effects.count, FEWEST)
     words = ("draws", workspace.at.path, "--set", workspace.examples.name)
     asked = (*words, "--number", str(number), "--shares")
+    passes, seconds = predicted_cost(workspace.run, number)
+    if seconds is not None:
+        seconds = paces(workspace.run).at_present(seconds, jobs.running())
     told = (
         f"Shares of the recipe: {number} draws of every set of stages, "
-        f"{cost_text(*predicted_cost(workspace.run, number))}."
+        f"{cost_text(passes, seconds)}."
     )
     with st.expander("What shares of the recipe take"):
         share_jobs.start(asked, told, "shares of the recipe")

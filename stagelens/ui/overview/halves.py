@@ -66,7 +66,7 @@ def section(workspace: Workspace, found: Shares, column: str | None, group: str 
         return
     by, settings = shown.facts.estimator, shown.facts.settings
     price, between = halves_cost(workspace.run, workspace.examples, by, settings, cut)
-    told = share_jobs.cost_text(price)
+    told = share_jobs.cost_text(workspace.run, price)
     if between:
         told = f"{told} And {count_text(between, 'step')} to find the state between the halves."
     asked = (*share_jobs.arguments(workspace, by, ()), "--halves", f"{cut.stage}:{cut.step}")

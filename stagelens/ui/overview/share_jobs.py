@@ -7,10 +7,11 @@ import streamlit as st
 from stagelens.analyses.shares.stored import wanted_masks
 from stagelens.contracts import StageLensError
 from stagelens.estimators.coalition_plan import ESTIMATORS, Cost, cost, refusal
+from stagelens.estimators.durations import paces
 from stagelens.estimators.parties import Parties, parties_of, stage_masks
 from stagelens.runs.run import Run
 from stagelens.ui.opening.workspace import Workspace
-from stagelens.ui.pieces import components
+from stagelens.ui.pieces import components, job_progress
 from stagelens.ui.reading import shares
 from stagelens.ui.server import jobs
 from stagelens.wording.numbers import count_text, predicted_time
@@ -88,7 +89,7 @@ def _compute(
         "steps; a task vector trains nothing, and is rough where stages interact.",
     )
     asked = arguments(workspace, estimator or possible[0], together)
-    start(asked, cost_text(cost(run, masks, estimator or possible[0])), key)
+    start(asked, cost_text(run, cost(run, masks, estimator or possible[0])), key)
 
 
 def start(asked: tuple[str, ...], told: str, key: str) -> None:
@@ -99,8 +100,7 @@ def start(asked: tuple[str, ...], told: str, key: str) -> None:
         told: Its cost.
         key: Of the button; says what is computed.
     """
-    if components.job_state(asked, "Dismiss"):
-        st.caption("The page stays usable; shares appear when all models are measured.")
+    if job_progress.job_state(asked, "Dismiss"):
         return
     job = jobs.find(asked)
     if job is not None and job.status().state == "done":
@@ -124,7 +124,7 @@ def start(asked: tuple[str, ...], told: str, key: str) -> None:
         st.rerun()
 
 
-def cost_text(price: Cost) -> str:
+def cost_text(run: Run, price: Cost) -> str:
     """What shares take, in replays of the whole training and in time."""
     said = f"{count_text(price.coalitions, 'model')}"
     if not price.passes:
@@ -135,7 +135,8 @@ def cost_text(price: Cost) -> str:
     )
     if price.seconds is None:
         return f"{said}. How long it takes is not known: the recording has no timings."
-    return f"{said}. Predicted: {predicted_time(price.seconds)}."
+    present = paces(run).at_present(price.seconds, jobs.running())
+    return f"{said}. Predicted: {predicted_time(present)}."
 
 
 def _refused(run: Run, masks: list[int], estimator: str) -> str:

@@ -15,10 +15,7 @@ from stagelens.charts import EITHER_STYLE, Chart, Markup
 from stagelens.charts.style import color_of, see_through
 from stagelens.compute.bounded import NoAnswer, no_panic
 from stagelens.contracts import StageLensError
-from stagelens.trust.replay_plan import TIMED
-from stagelens.ui.server import interrupted_jobs, jobs, settings, signing_in, uploads
-from stagelens.ui.server.child import Status
-from stagelens.wording.numbers import predicted_time
+from stagelens.ui.server import interrupted_jobs, settings, signing_in, uploads
 from stagelens.wording.sentences import Sentence
 from stagelens.wording.trust_words import trust_word
 
@@ -323,65 +320,6 @@ def only_shown() -> bool:
     if settings.read_only():
         st.info(settings.READ_ONLY, icon=":material/lock:")
     return settings.read_only()
-
-
-def job_state(
-    arguments: Sequence[str],
-    again: str,
-    worded: Callable[[str], str] = str,
-    limit: float | None = None,
-) -> bool:
-    """Show a job's progress or failure.
-
-    Args:
-        arguments: Of its command line.
-        again: Label of the button that drops a failed job.
-        worded: Puts the command line's message into the words of the page.
-        limit: Seconds within which its replays end; None where it has no limit.
-
-    Returns:
-        Whether it is running, so that the page offers nothing else in its place.
-    """
-    job = jobs.find(arguments)
-    if job is None:
-        return False
-    status = job.status()
-    if job.running:
-        _progress(tuple(arguments), limit)
-        return True
-    if status.state == "failed":
-        error_state(f"{job.title} failed: {worded(status.error or 'it says nothing')}")
-        log = job.log().strip()
-        # The log may be no more than the error, which is not shown twice.
-        if log and log != status.error:
-            with st.expander("Last output of the process"):
-                st.code(log, language=None, wrap_lines=True)
-        st.button(again, on_click=jobs.forget, args=(tuple(arguments),), key=f"again-{arguments}")
-    return False
-
-
-@st.fragment(run_every=0.5)
-def _progress(arguments: tuple[str, ...], limit: float | None) -> None:
-    job = jobs.find(arguments)
-    if job is None or not job.running:
-        # The whole page: what the job made is shown outside this fragment.
-        st.rerun()
-    st.progress(job.status().done, text=_so_far(job.status(), limit))
-    st.button("Cancel", on_click=job.cancel, key=f"cancel-{arguments}", icon=":material/close:")
-
-
-def _so_far(status: Status, limit: float | None) -> str:
-    """What a job is doing, how far it is, and how long it will take: within its limit."""
-    if status.state == "waiting":
-        return plain(status.text)
-    left = status.left
-    if limit is not None and left is not None:
-        # Before its steps are timed, a job cannot say what will fit. What is under way when the
-        # limit ends is finished, and nothing tells when.
-        known = status.done > TIMED and status.seconds < limit
-        left = min(left, limit - status.seconds) if known else None
-    said = "" if left is None else f" · {predicted_time(left)} left"
-    return f"{plain(status.text)} · {100 * status.done:.0f} % · {status.seconds:.0f} s{said}"
 
 
 def _left_over() -> None:

@@ -14,7 +14,7 @@ from stagelens.analyses.removal.comparison import AFTER, BEFORE, Preview
 from stagelens.analyses.removal.measurements import Measurement
 from stagelens.analyses.removal.spec import Edit
 from stagelens.charts.removal import calibration_curve, confusion_map, group_accuracy
-from stagelens.ui.pieces import components, drawing, state
+from stagelens.ui.pieces import components, drawing, job_progress, state
 from stagelens.ui.pieces.pinning import About
 from stagelens.ui.pieces.trust_marks import trust_badge
 from stagelens.ui.reading import loaders
@@ -101,7 +101,7 @@ def _grid(view: RemovalView) -> list[Measurement] | None:
     job = jobs.find(arguments)
     if job is None:
         jobs.start(arguments, "Measuring every stage at four strengths")
-    components.job_state(arguments, "Try again")
+    job_progress.job_state(arguments, "Try again")
     st.caption("Every stage is measured at four strengths once, so that sliders answer at once.")
     return None
 
@@ -117,7 +117,7 @@ def _measure_in_background(wanted: Wanted) -> None:
     st.session_state[_JOB] = wanted.arguments
     if jobs.find(wanted.arguments) is None:
         jobs.start(wanted.arguments, "The exact figures")
-    components.job_state(wanted.arguments, "Try again")
+    job_progress.job_state(wanted.arguments, "Try again")
 
 
 # -------------------------------------------------------------------------------------- headline

@@ -12,7 +12,7 @@ from stagelens.analyses.removal.comparison import AFTER, BEFORE
 from stagelens.analyses.removal.spec import Edit
 from stagelens.charts.removal import group_accuracy
 from stagelens.estimators.stage_trust import REPLAY
-from stagelens.ui.pieces import components, drawing, state
+from stagelens.ui.pieces import components, drawing, job_progress, state
 from stagelens.ui.server import jobs, settings
 
 from . import edited_models
@@ -59,7 +59,7 @@ def check(view: RemovalView, wanted: Wanted) -> None:
     if components.only_shown():
         return
     arguments = view.arguments(_replayed(missing[0]))
-    if components.job_state(arguments, "Try again"):
+    if job_progress.job_state(arguments, "Try again"):
         return
     if st.button("Check by replay", icon=":material/verified:", key="remove-check"):
         jobs.start(arguments, f"Replay without {missing[0]}")
@@ -129,7 +129,7 @@ def save(view: RemovalView, wanted: Wanted) -> None:
     # After a moved slider, the last message would be about another edit.
     if saved is None or saved[0] != wanted.arguments:
         st.caption(f"It is written below {components.plain(str(folder))}.")
-    elif not components.job_state(making := jobs.into(*saved), "Dismiss"):
+    elif not job_progress.job_state(making := jobs.into(*saved), "Dismiss"):
         job = jobs.find(making)
         if job is not None and job.status().state == "done":
             st.success(components.plain(f"Saved in {saved[1]}"), icon=":material/check_circle:")

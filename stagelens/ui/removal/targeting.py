@@ -8,7 +8,7 @@ from stagelens import charts
 from stagelens.analyses.removal import targets
 from stagelens.analyses.removal.targets import Found, Target
 from stagelens.charts.removal import layer_strengths
-from stagelens.ui.pieces import components, drawing
+from stagelens.ui.pieces import components, drawing, job_progress
 from stagelens.ui.server import jobs
 
 from . import edited_models
@@ -103,7 +103,7 @@ def _start(view: RemovalView, target: Target) -> None:
     chosen = arguments(view, target)
     if components.only_shown():
         return
-    if components.job_state(chosen, "Try again"):
+    if job_progress.job_state(chosen, "Try again"):
         st.caption("The search measures edits on the validation part only.")
         return
     if st.button("Find the smallest edit", type="primary", icon=":material/target:"):

@@ -14,7 +14,7 @@ from stagelens.report.dossier.writing import as_html, as_json, as_markdown
 from stagelens.runs import described
 from stagelens.runs.run import Run
 from stagelens.ui.opening.workspace import Workspace
-from stagelens.ui.pieces import components, state
+from stagelens.ui.pieces import components, job_progress, state
 from stagelens.ui.server import jobs, settings
 from stagelens.wording.numbers import count_text
 
@@ -73,7 +73,7 @@ def _counting(workspace: Workspace) -> None:
         return
     out = workspace.run.files.inside("results/dossier.html")
     asked = ("dossier", workspace.at.path, "--force", "--out", str(out))
-    if components.job_state(asked, "Dismiss"):
+    if job_progress.job_state(asked, "Dismiss"):
         return
     components.text_block("The computing that each stage took has not been counted.", muted=True)
     if not components.only_shown() and st.button(

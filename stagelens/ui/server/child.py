@@ -2,7 +2,7 @@
 
 Progress arrives through a file that the child replaces atomically (hidden option ``--progress
 FILE``): ``{"done": 0.0..1.0, "text": "...", "state": "running"|"done"|"failed", "error":
-null|"..."}``.
+null|"...", "marks": [[seconds on the monotonic clock, share done], ...]}``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from stagelens.compute import cores, temporaries
+from stagelens.compute import cores, remaining, temporaries
 
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
 
@@ -30,8 +30,6 @@ _TAIL = 4000
 _PACKAGE_PARENT = str(Path(__file__).resolve().parents[3])
 # One of these is read by whichever library does the arithmetic: OpenMP, MKL or OpenBLAS.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-_KNOWN = 0.05
-"""Share of a job that has to be done before the time left is estimated from its pace."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,7 @@ class Status:
         text: What it is doing, in words for people.
         error: One line; None unless it failed.
         seconds: Wall time since its launch, up to now or to its end.
+        left: Seconds left if it continues as of late; None while too little is done to say.
     """
 
     state: State
@@ -64,13 +63,17 @@ class Status:
     text: str
     error: str | None
     seconds: float
+    left: float | None = None
 
     @property
-    def left(self) -> float | None:
-        """Seconds left if it continues at this pace; None while too little is done to say."""
-        if self.state != "running" or self.done < _KNOWN:
-            return None
-        return self.seconds * (1 - self.done) / self.done
+    def waiting(self) -> bool:
+        """Whether it waits for its turn."""
+        return self.state == "waiting"
+
+    @property
+    def starting(self) -> bool:
+        """Whether it still loads what it needs, so that nothing tells how far it is."""
+        return self.state == "running" and self.done == 0
 
 
 class Job:
@@ -234,7 +237,8 @@ class Job:
         if not over and self._started is None:
             return Status("waiting", 0.0, "Waiting for other jobs to finish", None, 0.0)
         if not over:
-            return Status("running", done, text, None, seconds)
+            left = remaining.seconds_left(self._marks(report), now, done)
+            return Status("running", done, text, None, seconds, left)
         if self._cancelled:
             return Status("cancelled", done, "Cancelled", None, seconds)
         if self._failed:
@@ -267,6 +271,17 @@ class Job:
         except (OSError, ValueError):
             return {}
         return report if isinstance(report, dict) else {}
+
+    def _marks(self, report: dict[str, object]) -> list[remaining.Mark]:
+        """How far it was when; empty where the child's clock is not ours."""
+        found = report.get("marks")
+        try:
+            marks = [(float(at), float(done)) for at, done in found]  # type: ignore[attr-defined]
+        except (TypeError, ValueError):
+            return []
+        launched = self._started or 0.0
+        known = all(launched <= at <= time.monotonic() for at, _ in marks)
+        return marks if known and marks == sorted(marks) else []
 
     def log(self) -> str:
         """The end of what the child printed."""

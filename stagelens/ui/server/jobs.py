@@ -98,7 +98,7 @@ class Registry:
     def _launch(self) -> None:
         """Launch waiting jobs while there is room; the lock is held."""
         jobs = list(self._jobs.values())
-        free = self._at_once - sum(job.running and not job.waiting for job in jobs)
+        free = self._at_once - self.running()
         for job in [job for job in jobs if job.waiting][: max(free, 0)]:
             job.launch(self._limits)
             interrupted_jobs.note(job)
@@ -116,6 +116,11 @@ class Registry:
             if job is not None:
                 self._wanted[command].add(session)
             return job
+
+    def running(self) -> int:
+        """How many jobs run now; those that wait for their turn take nothing yet."""
+        with self._lock:
+            return sum(job.running and not job.waiting for job in self._jobs.values())
 
     def leave(self, command: tuple[str, ...], session: str = "") -> None:
         """Cancel a job unless another session looks at it too."""
@@ -209,6 +214,11 @@ def start(arguments: Sequence[str], title: str, out: Path | None = None) -> Job:
 def find(arguments: Sequence[str]) -> Job | None:
     """The job of a command, running or ended; None if there is none."""
     return registry().find(_command(arguments), _session())
+
+
+def running() -> int:
+    """How many jobs of this server run now."""
+    return registry().running()
 
 
 def leave(arguments: Sequence[str]) -> None:

@@ -26,7 +26,7 @@ from stagelens.effects.results import ResultFacts
 from stagelens.estimators import registry
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.ui.opening.workspace import Workspace
-from stagelens.ui.pieces import components, drawing, state
+from stagelens.ui.pieces import components, drawing, job_progress, state
 from stagelens.ui.pieces.pinning import About
 from stagelens.ui.pieces.trust_marks import trust_html, trust_line
 from stagelens.ui.reading import drawn, loaders
@@ -94,7 +94,7 @@ def _search(arguments: tuple[str, ...]) -> None:
     job = jobs.find(arguments)
     if job is None:
         job = jobs.start(arguments, "The search for features")
-    if components.job_state(arguments, "Try again"):
+    if job_progress.job_state(arguments, "Try again"):
         return
     # Somebody stopped it on purpose: it is offered again, and not restarted by itself.
     if job.status().state == "cancelled":
@@ -110,7 +110,7 @@ def _further(found: Features, facts: ResultFacts, arguments: tuple[str, ...]) ->
     job = jobs.find(arguments)
     if job is None:
         jobs.start(arguments, "The search for features")
-    if not components.job_state(arguments, "Try again"):
+    if not job_progress.job_state(arguments, "Try again"):
         st.button("Look at the stages that were replayed since", icon=":material/search:",
                   on_click=jobs.forget, args=(arguments,),
                   key="look-at-further-stages")  # fmt: skip

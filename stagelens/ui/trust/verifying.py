@@ -13,7 +13,7 @@ from stagelens.estimators.stage_trust import REPLAY
 from stagelens.trust import durations
 from stagelens.ui.opening.progressive import VERIFICATION
 from stagelens.ui.opening.workspace import Workspace
-from stagelens.ui.pieces import components
+from stagelens.ui.pieces import components, job_progress
 from stagelens.ui.reading import loaders
 from stagelens.ui.server import jobs, settings
 from stagelens.wording import numbers
@@ -117,9 +117,8 @@ def _run(workspace: Workspace, chosen: tuple[str, ...], complete: bool) -> None:
     # The first four words name the run and the set: a job of another set is not shown here.
     mine = started is not None and started[:4] == chosen[:4] and jobs.find(started) is not None
     shown = started if started is not None and mine else chosen
-    if components.job_state(shown, "Dismiss"):
+    if job_progress.job_state(shown, "Dismiss"):
         st.session_state[VERIFICATION] = shown
-        st.caption("The page stays usable; the result appears when the replays are done.")
         return
     job = jobs.find(shown)
     if started is not None and job is not None and job.status().state == "done":
@@ -164,7 +163,8 @@ def _prediction(workspace: Workspace, chosen: tuple[str, ...]) -> None:
         text = "How long it takes is not known: the recording has no timings."
     else:
         source = "the times that were recorded" if known.taken is None else "steps timed here"
-        text = f"Predicted: {numbers.predicted_time(seconds)}, from {source}."
+        present = numbers.predicted_time(known.at_present(seconds, jobs.running()))
+        text = f"Predicted: {present}, from {source} and how busy this machine is now."
     if REPLAY in stored and len(stored[REPLAY].stages) == len(workspace.stages):
         text += " The replay itself is stored already."
     components.text_block(text, muted=True)
