@@ -37,8 +37,8 @@ class StageFiles:
             self._written = self.facts
 
     def save(self, name: str, state: TrainingState) -> StateRef:
-        """Write a training state."""
-        return save_state(self._run.path, f"{self._folder}/{name}", state)
+        """Write a training state; what the stage has not changed is in its start already."""
+        return save_state(self._run.path, f"{self._folder}/{name}", state, self.facts.start)
 
     def checkpoint(
         self, step: int, state: Callable[[], TrainingState], calls: list[Any], **update: Any

@@ -137,7 +137,7 @@ def read_start(
     prefix, last = f"{folder}/start", run.last
     kept = state if facts is None else _without_fresh(state, optimizer, facts, model, names)
     if last is None:
-        boundary, there = first_boundary(kept, frozen), None
+        boundary = first_boundary(kept, frozen)
     else:
         before = last.end()
         try:
@@ -155,14 +155,11 @@ def read_start(
             error = _after_lost(error, [each for each in run.begun if each != name], last, name)
             tell(error)
             boundary = error.likeliest
-        unchanged = before.model.keys() == state.model.keys() and all(
-            same_tensor(before.model[name], tensor) for name, tensor in state.model.items()
-        )
-        # Files of the previous end serve an unchanged model; it is not written twice.
-        there = last.facts.end if unchanged else None
     if facts is None:  # its state is not kept
         boundary = boundary.model_copy(update={"optimizer": "not known"})
-    reference = save_state(run.path, prefix, state, there)
+    # What has not changed since the previous end is not written twice.
+    earlier = None if last is None else last.facts.end
+    reference = save_state(run.path, prefix, state, earlier, boundary.renamed)
     device, own = next(model.parameters()).device, tokenising(run.task, settings.tokenizer)
     return StageStart(
         state, reference, boundary, facts, trainable, build_config, built, device, own

@@ -94,6 +94,18 @@ class FileRef(_Model):
     bytes: int = Field(ge=0)
 
 
+class HeldBefore(_Model):
+    """Tensors of a state that the file of an earlier one holds, bit for bit.
+
+    Attributes:
+        file: The other state's.
+        tensors: Parameter or buffer to its name there.
+    """
+
+    file: FileRef
+    tensors: dict[str, str]
+
+
 class StateRef(_Model):
     """A boundary on disk: parameters and buffers, and the optimiser's state beside them.
 
@@ -103,6 +115,8 @@ class StateRef(_Model):
         fixed: Buffers that the architecture determines, which a checkpoint leaves out.
         names: Parameter or buffer to its name in these files, which may hold other tensors too;
             None if they hold exactly what the module has, under its names.
+        before: What is not in ``model``, as it has not changed since an earlier state: a frozen
+            base, say, is stored once.
         optimizer: The optimiser's state, if any.
     """
 
@@ -110,12 +124,13 @@ class StateRef(_Model):
     more: list[FileRef] = []
     fixed: FileRef | None = None
     names: dict[str, str] | None = None
+    before: list[HeldBefore] = []
     optimizer: FileRef | None = None
 
     @property
     def shards(self) -> list[FileRef]:
         """The files that hold what was trained."""
-        return [self.model, *self.more]
+        return [self.model, *self.more, *(held.file for held in self.before)]
 
     @property
     def files(self) -> list[FileRef]:

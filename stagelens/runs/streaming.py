@@ -161,7 +161,7 @@ class MappedTensors(Streamed):
 
     def __init__(self, path: Path) -> None:
         header = read_header(path)
-        self._path, self._facts = path, header.tensors
+        self.path, self._facts = path, header.tensors
         ends = accumulate((facts.bytes for facts in header.tensors.values()), initial=header.size)
         self._places = dict(zip(header.tensors, ends, strict=False))
         # Kept open, so that it stays this file even if another takes its place.
@@ -200,7 +200,7 @@ class MappedTensors(Streamed):
         for start in range(place, end, step):
             block = bytearray(min(step, end - start))
             if os.preadv(self._file, [block], start) != len(block):
-                raise RunError(f"{self._path} was cut short while it was read; restore it")
+                raise RunError(f"{self.path} was cut short while it was read; restore it")
             yield torch.frombuffer(block, dtype=facts.dtype)
 
     def _has_view(self, name: str) -> bool:
