@@ -31,9 +31,8 @@ from stagelens.estimators.stage_trust import StageTrust
 from stagelens.measuring.loaded_weights import LoadedWeights
 from stagelens.measuring.models import Measured, read
 from stagelens.runs.run import Run, Stage
-from stagelens.runs.schema import FileRef
-from stagelens.runs.states import Weights, load_model
-from stagelens.runs.streaming import MappedTensors
+from stagelens.runs.saved_states import load_model
+from stagelens.runs.states import Weights
 
 NAME = "own example"
 """Its id, and the name of its set, in the effect table."""
@@ -228,7 +227,7 @@ class _Bench:
             trust = known or cached.trust
             # Twins cost two more forward passes, and have no part in the effect where they weigh 0.
             names = ["weights", "factual", "counterfactual"][: 3 if trust.twins_share else 1]
-            said = [self._ask_file(example, cached.files[name]) for name in names]
+            said = [self._ask_stored(example, cached, name) for name in names]
         kinds = self.run.task.behaviour_kinds
         effects = combined(kinds, final.measured, [one.measured for one in said], trust)
         tokens = None
@@ -246,8 +245,9 @@ class _Bench:
             )
         return cached
 
-    def _ask_file(self, example: Example, file: FileRef) -> _Said:
-        return self._ask(example, file.sha256, lambda: MappedTensors(self.run.files.path(file)))
+    def _ask_stored(self, example: Example, cached: Cached, name: str) -> _Said:
+        key, state = cached.files[name].sha256, cached.state(name)
+        return self._ask(example, key, lambda: load_model(self.run.files, state))
 
     def _ask(self, example: Example, name: str, load: Callable[[], Weights]) -> _Said:
         task, end = self.run.task, self.run.last.facts.end

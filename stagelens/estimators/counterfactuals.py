@@ -14,9 +14,9 @@ from stagelens.compute import devices, memory, processes
 from stagelens.contracts import ProgressCallback, Refused, RunError, no_progress
 from stagelens.runs.files import read_json, write_json
 from stagelens.runs.run import Run, Stage
-from stagelens.runs.schema import FileRef, StateRef
-from stagelens.runs.states import Weights, not_finite, save_tensors
-from stagelens.runs.streaming import MappedTensors
+from stagelens.runs.saved_states import load_model, save_model
+from stagelens.runs.schema import FileRef, HeldBefore, StateRef
+from stagelens.runs.states import Weights, not_finite
 
 from .counterfactual_cache import cache_name
 from .protocol import Counterfactual, Estimator, PartialReplay, Twins
@@ -293,6 +293,7 @@ class Cached(BaseModel):
         sampling: See :class:`~stagelens.estimators.protocol.Twins`.
         travels: The same.
         partial: Stage and error of a :class:`~stagelens.estimators.protocol.PartialReplay`.
+        before: What each file leaves to those of the run, as it is the same there.
     """
 
     trust: StageTrust
@@ -300,6 +301,11 @@ class Cached(BaseModel):
     sampling: float = 0.0
     travels: tuple[Travel, ...] = ()
     partial: tuple[str, float] | None = None
+    before: dict[str, list[HeldBefore]] = {}
+
+    def state(self, name: str) -> StateRef:
+        """Where one of the models is read."""
+        return StateRef(model=self.files[name], before=self.before.get(name, []))
 
 
 def _cache(run: Run, stage: Stage, estimator: Estimator) -> str:
@@ -328,15 +334,24 @@ def _kept(run: Run, stage: Stage, estimator: Estimator, computed: Counterfactual
             known["partial"] = (part.stage, part.error)
     if computed.repeated is not None:
         models["repeated"] = computed.repeated
-    files = {
-        name: save_tensors(run.path, f"{prefix}.{name}.safetensors", tensors)
+    # What a frozen base holds is not written again for every counterfactual.
+    written = {
+        name: save_model(run.path, f"{prefix}.{name}.safetensors", tensors, run.last.facts.end)
         for name, tensors in models.items()
     }
     # Last: only what has its description counts as cached, so a killed process leaves no half.
-    cached = Cached(trust=computed.trust, files=files, **known)
+    cached = Cached(
+        trust=computed.trust,
+        files={name: file for name, (file, _) in written.items()},
+        before={name: before for name, (_, before) in written.items() if before},
+        **known,
+    )
     write_json(run.path / f"{prefix}.json", cached)
-    mapped = {name: MappedTensors(run.path / file.path) for name, file in files.items()}
-    return _counterfactual(stage, cached, mapped)
+    return _counterfactual(stage, cached, _models(run, cached))
+
+
+def _models(run: Run, cached: Cached) -> dict[str, Weights]:
+    return {name: load_model(run.files, cached.state(name)) for name in cached.files}
 
 
 def _counterfactual(stage: Stage, cached: Cached, models: Mapping[str, Weights]) -> Counterfactual:
@@ -368,7 +383,6 @@ def _load(run: Run, stage: Stage, estimator: Estimator) -> Counterfactual | None
     if cached is None:
         return None
     try:
-        models = {n: MappedTensors(run.files.path(file)) for n, file in cached.files.items()}
-        return _counterfactual(stage, cached, models)
+        return _counterfactual(stage, cached, _models(run, cached))
     except (RunError, KeyError):
         return None

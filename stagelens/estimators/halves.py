@@ -125,7 +125,7 @@ def halved(run: Run, cut: Cut, progress: ProgressCallback) -> Run:
 def _found(run: Run, cut: Cut, progress: ProgressCallback) -> StateRef:
     from stagelens.replaying.replay import check_replayable  # torch
     from stagelens.replaying.reproduction import state_after
-    from stagelens.runs.states import save_state
+    from stagelens.runs.saved_states import save_state
 
     from .replay_check import stored_check
 

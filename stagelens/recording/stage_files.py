@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from stagelens.runs.saved_states import save_state
 from stagelens.runs.schema import Checkpoint, StageFile, StateRef
-from stagelens.runs.states import TrainingState, save_state
+from stagelens.runs.states import TrainingState
 
 from .run_writer import RunWriter
 

@@ -13,6 +13,7 @@ from stagelens.replaying.embedding_noise import noise_of
 from stagelens.replaying.training_loss import Source, TrainingLoss
 from stagelens.runs.objective_facts import MODEL, ObjectiveFacts, ReferenceFacts
 from stagelens.runs.run import Stage
+from stagelens.runs.saved_states import save_state
 from stagelens.runs.schema import StateRef
 from stagelens.runs.states import (
     TrainingState,
@@ -20,7 +21,6 @@ from stagelens.runs.states import (
     capture,
     model_tensors,
     same_tensor,
-    save_state,
 )
 from stagelens.tasks.objectives import find_objective
 from stagelens.tasks.objectives.own import OwnLoss

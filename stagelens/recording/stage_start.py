@@ -16,6 +16,7 @@ from stagelens.replaying.optimizers import build_optimizer, optimizer_facts
 from stagelens.runs.boundary_facts import Boundary, Tokenising
 from stagelens.runs.optimizer_set import AnyOptimizer, members
 from stagelens.runs.run import Stage
+from stagelens.runs.saved_states import save_state
 from stagelens.runs.schema import Environment, OptimizerFacts, StageFile, StateRef
 from stagelens.runs.states import (
     TrainingState,
@@ -24,7 +25,6 @@ from stagelens.runs.states import (
     optimizer_tensors,
     rule_of,
     same_tensor,
-    save_state,
 )
 
 from .adapters import Adapter, read_adapter

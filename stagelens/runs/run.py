@@ -182,7 +182,7 @@ class Stage:
                 yield checkpoint.step, self._state(checkpoint.state)
 
     def _state(self, reference: StateRef) -> TrainingState:
-        from .states import load_state  # here, because it imports torch
+        from .saved_states import load_state  # here, because it imports torch
 
         return load_state(self._files, reference)
 

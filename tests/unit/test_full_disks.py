@@ -14,7 +14,7 @@ import torch
 from stagelens.effects.computing import attribute
 from stagelens.runs.files import atomic_path
 from stagelens.runs.run import Run, open_run
-from stagelens.runs.states import save_tensors
+from stagelens.runs.saved_states import save_tensors
 from stagelens.ui.server.child import Job
 from stagelens.ui.server.jobs import Registry
 from tests.support.odd_runs import record

@@ -20,7 +20,8 @@ from stagelens.effects.computing import attribute
 from stagelens.estimators.replay import Replay
 from stagelens.estimators.task_vector import TaskVector
 from stagelens.runs.run import Run
-from stagelens.runs.states import load_into, model_tensors, save_tensors
+from stagelens.runs.saved_states import save_tensors
+from stagelens.runs.states import load_into, model_tensors
 from stagelens.runs.streaming import BLOCK, MappedTensors
 from stagelens.tasks import CausalLM
 from tests.support import odd_runs

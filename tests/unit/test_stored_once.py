@@ -13,12 +13,17 @@ from torch import nn
 
 import stagelens
 from stagelens.contracts import RunError
+from stagelens.effects.computing import attribute
+from stagelens.estimators.counterfactuals import counterfactuals
+from stagelens.estimators.replay import Replay
+from stagelens.replaying.replay import replay_without
 from stagelens.replaying.reproduction import measure_deviation
+from stagelens.runs.sets.writer import write_set
 from stagelens.runs.states import model_tensors, same_tensor
 from stagelens.tasks import ImageClassification
 from stagelens.tasks.adapters import plain_adapter, with_adapter
 from tests.support.adapted import merged
-from tests.support.loops import make_batches, make_task, train
+from tests.support.loops import SHAPE, make_batches, make_task, train
 
 
 def wide() -> nn.Module:
@@ -126,3 +131,20 @@ def test_a_tensor_that_the_earlier_file_lacks_is_told(tmp_path: Path) -> None:
     stage.facts = stage.facts.model_copy(update={"end": end.model_copy(update={"before": [held]})})
     with pytest.raises(RunError, match=r"no tensor '0\.9\.weight', which should be '0\.1\.weight'"):
         stage.end()
+
+
+def test_a_counterfactual_of_an_adapter_is_as_small_as_the_adapter(tmp_path: Path) -> None:
+    run = recorded(tmp_path / "run", same, adapted, same)
+    images = torch.rand(3, *SHAPE)
+    write_set(run.path, run.task, "test", images=images, labels=["a", "b", "c"])
+    found = attribute(stagelens.open_run(run.path, run.task), "test", "replay")
+    assert found.trust["stage 1"].trust == "exact"
+    whole = sum(t.nbytes for t in wide().state_dict().values())
+    kept = {path: path.stat().st_size for path in (run.path / "results").rglob("*.weights.*")}
+    smallest, *_, largest = sorted(kept.values())
+    assert smallest < 0.15 * whole < whole < 1.2 * largest
+    again = stagelens.open_run(run.path, run.task)
+    (read,) = counterfactuals(again, Replay(), [again.stage("stage 1")])
+    fresh = replay_without(again, again.stage("stage 1")).state.model
+    assert read.weights is not None and read.weights.keys() == fresh.keys()
+    assert all(same_tensor(read.weights[name], tensor) for name, tensor in fresh.items())

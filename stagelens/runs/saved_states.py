@@ -1,0 +1,148 @@
+"""Training states on disk: what has not changed since an earlier one is stored once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from stagelens.contracts import RunError
+
+from .checked_files import CheckedFiles
+from .files import write_file
+from .schema import FileRef, HeldBefore, StateRef
+from .states import OptimizerState, TrainingState, Weights, same_values
+from .streaming import Gathered, MappedTensors, Streamed, read_header
+
+
+def save_tensors(root: Path, relative: str, tensors: Mapping[str, Tensor]) -> FileRef:
+    """Write named tensors as safetensors, atomically; the JSON file that names them comes next."""
+    # safetensors refuses tensors that are not contiguous.
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    return write_file(root, relative, lambda path: save_file(contiguous, path), sync_folder=False)
+
+
+def save_state(
+    root: Path,
+    prefix: str,
+    state: TrainingState,
+    earlier: StateRef | None = None,
+    renamed: Mapping[str, str] | None = None,
+) -> StateRef:
+    """Write ``{prefix}.model.safetensors`` and, if there is state, ``{prefix}.optimizer...``.
+
+    Args:
+        root: The run folder.
+        prefix: Path inside it, without the endings.
+        state: What to write.
+        earlier: A state on disk. What has not changed since is not written again: a frozen base,
+            or the whole model.
+        renamed: Name in this state to that in the earlier one, where they differ.
+    """
+    flat = {f"{n}/{key}": t for n, keys in state.optimizer.items() for key, t in keys.items()}
+    optimizer = save_tensors(root, f"{prefix}.optimizer.safetensors", flat) if flat else None
+    if earlier is not None and _is_that(root, state.model, earlier):
+        return earlier.model_copy(update={"optimizer": optimizer})
+    path = f"{prefix}.model.safetensors"
+    model, before = save_model(root, path, state.model, earlier, renamed)
+    return StateRef(model=model, before=before, optimizer=optimizer)
+
+
+def save_model(
+    root: Path,
+    relative: str,
+    model: Weights,
+    earlier: StateRef | None,
+    renamed: Mapping[str, str] | None = None,
+) -> tuple[FileRef, list[HeldBefore]]:
+    """Write a model's parameters and buffers, except those that an earlier state's files hold.
+
+    Returns:
+        The file, and what it leaves to the others.
+    """
+    before = [] if earlier is None else _held_before(root, model, earlier, renamed or {})
+    known = {name for held in before for name in held.tensors}
+    rest = {name: tensor for name, tensor in model.items() if name not in known}
+    left = sum(tensor.nbytes for tensor in rest.values())
+    if left > _MOSTLY * sum(tensor.nbytes for tensor in model.values()):
+        rest, before = dict(model), []  # a file that says all is worth a tenth more
+    return save_tensors(root, relative, rest), before
+
+
+_MOSTLY = 0.9
+"""Share of a model's bytes from which all of it is written, although some has not changed."""
+
+
+def _held_before(
+    root: Path, model: Weights, earlier: StateRef, renamed: Mapping[str, str]
+) -> list[HeldBefore]:
+    """Which tensors an earlier state's files hold, bit for bit."""
+    if earlier.names is not None or earlier.more or earlier.fixed is not None:
+        return []  # others saved it
+    own = {name: name for name in read_header(root / earlier.model.path).tensors}
+    places = [(earlier.model, own), *((held.file, held.tensors) for held in earlier.before)]
+    found = []
+    for file, names in places:
+        tensors = MappedTensors(root / file.path)
+        there = {name: names[old] for name in model if (old := renamed.get(name, name)) in names}
+        same = {name: at for name, at in there.items() if same_values(model, name, tensors, at)}
+        if same:
+            found.append(HeldBefore(file=file, tensors=same))
+    return found
+
+
+def _is_that(root: Path, model: Weights, earlier: StateRef) -> bool:
+    """Whether a state on disk is this model, under the same names."""
+    held = _held_before(root, model, earlier, {})
+    same = {name for each in held for name in each.tensors}
+    own = {*read_header(root / earlier.model.path).tensors}
+    return same == model.keys() == own.union(*(each.tensors for each in earlier.before))
+
+
+def load_state(files: CheckedFiles, reference: StateRef) -> TrainingState:
+    """Read a boundary or checkpoint, checking its files by digest.
+
+    Raises:
+        RunError: A file is missing, truncated or edited.
+    """
+    optimizer: OptimizerState = {}
+    if reference.optimizer is not None:
+        for flat, tensor in MappedTensors(files.path(reference.optimizer)).items():
+            # From the right: names of parameters may hold a slash, the optimiser's keys do not.
+            name, _, key = flat.rpartition("/")
+            optimizer.setdefault(name, {})[key] = tensor
+    return TrainingState(load_model(files, reference), optimizer)
+
+
+def load_model(files: CheckedFiles, reference: StateRef) -> Streamed:
+    """Parameters and buffers by name, as views of memory-mapped files that are read when used.
+
+    Args:
+        files: Of the run folder.
+        reference: A boundary or checkpoint.
+
+    Raises:
+        RunError: A file is missing, truncated or edited.
+    """
+    own = [reference.model, *reference.more, *filter(None, [reference.fixed])]
+    paths = files.paths([*own, *(held.file for held in reference.before)])
+    opened = [MappedTensors(path) for path in paths]
+    # A later file says what an earlier one said before.
+    places = {
+        name: (tensors, there)
+        for tensors, held in zip(opened[len(own) :], reference.before, strict=True)
+        for name, there in held.tensors.items()
+    }
+    places |= {name: (tensors, name) for tensors in opened[: len(own)] for name in tensors}
+    names = {name: name for name in places} if reference.names is None else reference.names
+    for needed, name in names.items():
+        tensors, there = places.get(name, (None, name))
+        if tensors is None or there not in tensors:
+            path = files.root / reference.model.path if tensors is None else tensors.path
+            raise RunError(
+                f"{path} has no tensor {there!r}, which should be {needed!r} of the model; restore "
+                "the original run folder"
+            )
+    return Gathered({needed: places[name] for needed, name in names.items()})
