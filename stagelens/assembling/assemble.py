@@ -6,11 +6,13 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations, pairwise
 from pathlib import Path
 
 import torch
 
+from stagelens.compute import temporaries
 from stagelens.contracts import (
     BASE,
     Progress,
@@ -40,9 +42,12 @@ from stagelens.runs.steps import write_history
 from stagelens.runs.streaming import read_header
 from stagelens.runs.task_files import write_task
 
-from .architecture import Architecture, Matched, match
-from .checkpoints import Checkpoint, open_checkpoint
+from .architecture import Architecture
+from .checkpoints import Checkpoint
 from .configs import compare_configs
+from .fitting import as_in
+from .loading import Loader
+from .matching import Matched, match
 from .merged import merged_models
 from .outputs import compare_outputs
 from .states import compare_states, new_names
@@ -61,6 +66,7 @@ def assemble(
     task: Task | str | None = None,
     name: str | None = None,
     link: bool = False,
+    allow_bin: bool = False,
     progress: ProgressCallback = no_progress,
     columns: SetColumns | None = None,
 ) -> Run:
@@ -73,7 +79,8 @@ def assemble(
 
     Args:
         checkpoints: Name to folder, or its address on any file system that ``fsspec`` knows, in
-            the order of training; at least two. Weights are safetensors. A Trainer's folder gives
+            the order of training; at least two. An adapter is laid on the earlier checkpoint that
+            its configuration names, quantised weights are expanded. A Trainer's folder gives
             learning rates, losses and the optimiser's settings too.
         out: The run folder to make; it must not hold anything yet.
         evaluation: A file to add as evaluation set, named after the file or ``test``.
@@ -83,6 +90,7 @@ def assemble(
         name: The run's name; by default the folder's.
         link: Link the weights instead of copying them, which needs the same file system. The
             originals must not be edited after that.
+        allow_bin: Open pickles of weights (``pytorch_model.bin``), with ``weights_only=True``.
         progress: Called as bytes are copied.
         columns: Which columns of ``evaluation`` play which role; None for the usual ones.
 
@@ -99,43 +107,54 @@ def assemble(
     pairs = _checked_names(list(given))
     with local_folders([path for _, path in pairs]) as folders:
         here = [(each, folder) for (each, _), folder in zip(pairs, folders, strict=True)]
-        return _assembled(
-            here, Path(out).expanduser(), evaluation, task, name, link, progress, columns
-        )
+        options = _Options(evaluation, task, name, link, allow_bin, progress, columns)
+        return _assembled(here, [str(path) for _, path in pairs], Path(out).expanduser(), options)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What :func:`assemble` was asked for."""
+
+    evaluation: str | Path | None
+    task: Task | str | None
+    name: str | None
+    link: bool
+    allow_bin: bool
+    progress: ProgressCallback
+    columns: SetColumns | None
 
 
 def _assembled(
-    checkpoints: Sequence[tuple[str, Path]],
-    out: Path,
-    evaluation: str | Path | None,
-    task: Task | str | None,
-    name: str | None,
-    link: bool,
-    progress: ProgressCallback,
-    columns: SetColumns | None,
+    checkpoints: Sequence[tuple[str, Path]], addresses: Sequence[str], out: Path, asked: _Options
 ) -> Run:
     """:func:`assemble` of local folders."""
-    run_name = _run_name(name, out)
-    opened = [open_checkpoint(each, path) for each, path in checkpoints]
-    _check_order(opened)
-    last = opened[-1]
-    notes = [note for each in opened for note in each.notes]
-    for each in opened[:-1]:
-        notes += compare_configs(each, last)
-    made = task_of(opened, task)
-    examples = None
-    if evaluation is not None:  # read before anything is copied
-        examples = read_set_file(evaluation, columns, needs_labels=made.takes_labels)
-    final = _architecture(made)
-    matched = [match(each, final, last=each is last) for each in opened]
-    notes += compare_outputs(opened, matched, final, made)
-    notes += compare_states(opened, matched)
-    notes += merged_models(opened, matched)
-    facts = [trainer_facts(each) for each in opened[1:]]
-    notes += [note for each in facts for note in each.notes]
-    with new_folder(out) as root:
-        _check_room(opened, root, link)
-        states = _states(root, opened, matched, final, link, progress)
+    run_name = _run_name(asked.name, out)
+    with new_folder(out) as root, temporaries.folder(".loaded", root.parent) as workshop:
+        loader = Loader(Path(workshop), allow_bin=asked.allow_bin)
+        opened: list[Checkpoint] = []
+        for (label, path), address in zip(checkpoints, addresses, strict=True):
+            opened.append(loader.open(label, path, address, opened))
+        _check_order(opened)
+        made = task_of(opened, asked.task)
+        examples = None
+        if asked.evaluation is not None:  # read before anything is copied
+            examples = read_set_file(
+                asked.evaluation, asked.columns, needs_labels=made.takes_labels
+            )
+        final = _architecture(made)
+        opened = [as_in(final, each, loader) for each in opened]
+        last = opened[-1]
+        notes = [note for each in opened for note in each.notes]
+        for each in opened[:-1]:
+            notes += compare_configs(each, last)
+        matched = [match(each, final, last=each is last) for each in opened]
+        notes += compare_outputs(opened, matched, final, made)
+        notes += compare_states(opened, matched)
+        notes += merged_models(opened, matched)
+        facts = [trainer_facts(each) for each in opened[1:]]
+        notes += [note for each in facts for note in each.notes]
+        _check_room(opened, root, asked.link)
+        states = _states(root, opened, matched, final, asked.link, asked.progress)
         stages = [
             _write_stage(root, number, opened, matched, states, facts[number])
             for number in range(len(opened) - 1)
@@ -143,7 +162,7 @@ def _assembled(
         reference = write_task(root, made)
         # In the block, so that a set that is refused leaves no run behind either.
         if examples is not None:
-            report = write_set(root, made, _set_name(Path(str(evaluation))), **examples)
+            report = write_set(root, made, _set_name(Path(str(asked.evaluation))), **examples)
             notes += [f"set {report.name}: left out: {each}" for each in report.left_out]
         file = RunFile(name=run_name, task=reference, stages=stages, notes=notes)
         write_json(root / "run.json", file)
@@ -200,7 +219,8 @@ def _run_name(name: str | None, out: Path) -> str:
 
 
 def _check_room(opened: Sequence[Checkpoint], root: Path, link: bool) -> None:
-    needed, free = sum(each.bytes for each in opened), shutil.disk_usage(root).free
+    # What was saved for this run lies here already.
+    needed, free = sum(each.bytes for each in opened if not each.own), shutil.disk_usage(root).free
     if not link and needed > free:
         raise StageLensError(
             f"the checkpoints take {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free at "
@@ -226,13 +246,13 @@ def _states(
         folder = _folder(number, checkpoint)
         files = []
         for name, header in checkpoint.shards.items():
-            source, to = checkpoint.folder / name, f"{folder}/{name}"
+            source, to = checkpoint.weights / name, f"{folder}/{name}"
             part = overall.part(
                 done / total,
                 (done + source.stat().st_size) / total,
                 f"{'Linking' if link else 'Copying'} {checkpoint.name}: ",
             )
-            file = _bring(source, root, to, link, part)
+            file = _bring(source, root, to, link, part, checkpoint.own)
             # Tensors were matched by the header that was read first.
             if read_header(root / file.path) != header:
                 raise RunError(f"{source} was changed while it was read")
@@ -249,14 +269,16 @@ def _folder(number: int, checkpoint: Checkpoint) -> str:
 
 
 def _bring(
-    source: Path, root: Path, relative: str, link: bool, progress: ProgressCallback
+    source: Path, root: Path, relative: str, link: bool, progress: ProgressCallback, own: bool
 ) -> FileRef:
-    """Copy or link one file, hashing its bytes in passing."""
+    """Copy or link one file, or move one of our own, hashing its bytes in passing."""
     target = root / relative
     target.parent.mkdir(parents=True, exist_ok=True)
+    if own:
+        source = source.replace(target)
     hasher, size, whole = hashlib.sha256(), 0, max(source.stat().st_size, 1)
     with open(source, "rb") as original:
-        if link:
+        if link and not own:
             try:
                 # Resolved, because some systems would link a symbolic link itself.
                 os.link(source.resolve(), target)
@@ -266,12 +288,12 @@ def _bring(
                     "to copy it"
                 ) from None
         # Linked files are read too: the run needs their digest.
-        with open(os.devnull if link else target, "wb") as copy:
+        with open(os.devnull if link or own else target, "wb") as copy:
             while block := original.read(_BLOCK):
                 hasher.update(block)
                 size += copy.write(block)
                 progress(min(size / whole, 1.0), source.name)
-            if not link:
+            if not (link or own):
                 copy.flush()
                 os.fsync(copy.fileno())
     return FileRef(path=relative, sha256=hasher.hexdigest(), bytes=size)
@@ -328,7 +350,7 @@ def _description(checkpoint: Checkpoint, base: Checkpoint | None) -> str:
 def _write_beside(root: Path, number: int, opened: Sequence[Checkpoint]) -> dict[str, FileRef]:
     """Keep what makes the final weights a checkpoint that ``from_pretrained`` loads."""
     last = opened[-1]
-    files = [last.folder / name for name in _BESIDE if (last.folder / name).is_file()]
+    files = [last.weights / name for name in _BESIDE if (last.weights / name).is_file()]
     files += find_tokenizer(opened)
     return {
         file.name: write_file(

@@ -39,7 +39,13 @@ _MAKES_A_TOKENIZER = {"tokenizer.json", "vocab.json", "vocab.txt"} | {
     name for name in TOKENIZER_FILES if name.endswith(".model")
 }
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-_LARGEST_JSON, _LARGEST_CONFIG = 64 * 10**6, 8 * 10**6
+_LARGEST_JSON = 64 * 10**6
+CONFIG_BYTES = 8 * 10**6
+"""What a configuration may take."""
+
+BINS = "pytorch_model*.bin"
+"""Pickles of weights."""
+
 _POINTER = b"version https://git-lfs"
 
 _NO_MODEL = (
@@ -83,18 +89,27 @@ class Checkpoint:
     Attributes:
         name: The user's name for it.
         given: The folder that the user named.
-        folder: The folder that holds the weights: ``given``, or its last ``checkpoint-N``.
+        folder: The folder of the checkpoint: ``given``, or its last ``checkpoint-N``.
+        weights: The folder that holds weights and config.json: ``folder``, or where they were
+            saved after transformers had loaded it.
         config: What its config.json says.
         shards: Its safetensors files, in order, with their headers.
         notes: What people should know about it.
+        address: How the user named it, such as a hub id.
+        under: What the configuration of its adapter names as the model beneath; "" without one.
+        on: The name of the checkpoint that its adapter was laid on; "" without one.
     """
 
     name: str
     given: Path
     folder: Path
+    weights: Path
     config: Mapping[str, Any]
     shards: Mapping[str, Header]
     notes: list[str] = field(default_factory=list)
+    address: str = ""
+    under: str = ""
+    on: str = ""
 
     @cached_property
     def tensors(self) -> dict[str, TensorFacts]:
@@ -104,7 +119,12 @@ class Checkpoint:
     @cached_property
     def mapped(self) -> Gathered:
         """The tensors themselves, memory-mapped."""
-        return Gathered.of(self.folder / file for file in self.shards)
+        return Gathered.of(self.weights / file for file in self.shards)
+
+    @property
+    def own(self) -> bool:
+        """Whether its weights were saved for this run, and are in nobody else's folder."""
+        return self.weights != self.folder
 
     @property
     def label(self) -> str:
@@ -137,7 +157,7 @@ class Checkpoint:
     @property
     def bytes(self) -> int:
         """Size of the weights."""
-        return sum((self.folder / file).stat().st_size for file in self.shards)
+        return sum((self.weights / file).stat().st_size for file in self.shards)
 
     @property
     def folders(self) -> list[Path]:
@@ -153,8 +173,25 @@ class Checkpoint:
         return []
 
 
-def open_checkpoint(name: str, path: Path) -> Checkpoint:
-    """Open a checkpoint folder: a saved model, or a Trainer's output.
+@dataclass(frozen=True)
+class Place:
+    """Where a checkpoint is.
+
+    Attributes:
+        name: The user's name for it.
+        given: The folder that the user named.
+        folder: That folder, or its last ``checkpoint-N``.
+        notes: What people should know about it.
+    """
+
+    name: str
+    given: Path
+    folder: Path
+    notes: list[str] = field(default_factory=list)
+
+
+def place_of(name: str, path: Path) -> Place:
+    """Find a checkpoint.
 
     Args:
         name: The user's name for it, for messages.
@@ -162,15 +199,14 @@ def open_checkpoint(name: str, path: Path) -> Checkpoint:
             writes them, the one with the highest N is taken.
 
     Raises:
-        RunError: It holds no model, or one that is not safetensors and JSON; names the file and
-            says what to do.
+        RunError: There is no such folder.
     """
     given = Path(path).expanduser()
     if not given.is_dir():
         advice = (
             "give the folder that it lies in"
             if given.is_file()
-            else ("give the folder of a saved model (one on a hub has to be downloaded first)")
+            else "give the folder of a saved model, or the id of one on the hub (hf://OWNER/NAME)"
         )
         raise RunError(f"{name}: {given} is not a folder; {advice}")
     folder, notes = given, []
@@ -182,24 +218,45 @@ def open_checkpoint(name: str, path: Path) -> Checkpoint:
             notes.append(
                 f"{name}: ends at {folder.name}; earlier checkpoints are not used ({others})"
             )
-    _refuse_others(name, folder)
-    config = read_json_object(folder / "config.json", _LARGEST_CONFIG)
+    return Place(name, given, folder, notes)
+
+
+def open_checkpoint(name: str, path: Path) -> Checkpoint:
+    """Open a checkpoint folder whose files hold the model's weights: a saved model, or a Trainer's.
+
+    Args:
+        name: The user's name for it, for messages.
+        path: As for :func:`place_of`.
+
+    Raises:
+        RunError: It holds no model, or one that is not safetensors and JSON; names the file and
+            says what to do.
+    """
+    place = place_of(name, path)
+    _refuse_others(name, place.folder)
+    return whole_checkpoint(place, place.folder)
+
+
+def whole_checkpoint(place: Place, weights: Path) -> Checkpoint:
+    """A checkpoint whose safetensors files and config.json are known to be in a folder.
+
+    Raises:
+        RunError: One of them is damaged, missing, or not what its name says.
+    """
+    name, notes = place.name, list(place.notes)
+    config = read_json_object(weights / "config.json", CONFIG_BYTES)
     try:
         check_counts(config)
     except TaskError as error:
-        raise RunError(f"{name}: {folder / 'config.json'}: {error}") from None
-    if config.get("quantization_config") is not None:
-        raise RunError(
-            f"{name}: {folder} is quantised, so its weights cannot be subtracted; save it "
-            "dequantised (model.dequantize().save_pretrained(...))"
-        )
+        raise RunError(f"{name}: {weights / 'config.json'}: {error}") from None
     if config.get("transformers_weights") not in (None, WEIGHTS):
         raise RunError(
-            f"{name}: {folder / 'config.json'} names the weights that transformers reads "
+            f"{name}: {weights / 'config.json'} names the weights that transformers reads "
             f"(transformers_weights: {config['transformers_weights']!r}); load the model and save "
             f"it again, which writes {WEIGHTS}"
         )
-    return Checkpoint(name, given, folder, config, _shards(name, folder, notes), notes)
+    shards = _shards(name, weights, notes)
+    return Checkpoint(name, place.given, place.folder, weights, config, shards, notes)
 
 
 def _numbered(folder: Path) -> list[Path]:
@@ -219,22 +276,18 @@ def _refuse_others(name: str, folder: Path) -> None:
     """Refuse what is no whole model in safetensors; says what it is, and what to do."""
     there = (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
     if (folder / "adapter_config.json").is_file():
-        beside = (
-            f"beside {WEIGHTS}, which from_pretrained adds to it; if it is merged already, remove "
-            "adapter_config.json; otherwise"
-        )
         raise RunError(
-            f"{name}: {folder} holds an adapter{f' {beside}' if there else ', not a model;'} merge "
-            "it first, and give the folder of the merged model: PeftModel.from_pretrained(model, "
-            "DIR).merge_and_unload().save_pretrained(MERGED)"
+            f"{name}: {folder} holds an adapter beside {WEIGHTS}, which from_pretrained adds to "
+            "it; if it is merged already, remove adapter_config.json; otherwise move the adapter "
+            "into a folder of its own, and give that as the next stage"
         )
     if there:
         return
-    if any(folder.glob("pytorch_model*.bin")):
+    if any(folder.glob(BINS)):
         raise RunError(
-            f"{name}: {folder} holds pytorch_model.bin, a pickle, which is never opened; convert "
-            "it: AutoModel.from_pretrained(DIR).save_pretrained(OTHER) writes safetensors (use "
-            "the class that config.json names, to keep its head)"
+            f"{name}: {folder} holds pytorch_model.bin, a pickle, which may hold code; if you "
+            "trust where it is from, allow to open it without running any (--allow-bin), or "
+            "convert it: from_pretrained(DIR).save_pretrained(OTHER) writes safetensors"
         )
     for pattern, what, advice in _NO_MODEL:
         if (found := next(iter(sorted(folder.glob(pattern))), None)) is not None:

@@ -37,6 +37,9 @@ def compare_configs(earlier: Checkpoint, last: Checkpoint) -> list[str]:
     keys = _own_keys(last) | {"tie_word_embeddings"}
     keys = {key for key in keys if not _BOOKKEEPING.search(key)}
     differing = [key for key in sorted(keys) if one.get(key) != other.get(key)]
+    # A head of its own can hold what was shared before it; the other way there is no place for it.
+    if one.get("tie_word_embeddings") and not other.get("tie_word_embeddings"):
+        differing = [key for key in differing if key != "tie_word_embeddings"]
     said = [f"{key} {_short(one.get(key))} and {_short(other.get(key))}" for key in differing]
     harmful = [text for key, text in zip(differing, said, strict=True) if not _CONTEXT.search(key)]
     if harmful:

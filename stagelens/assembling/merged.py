@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .architecture import Matched
 from .checkpoints import Checkpoint
+from .matching import Matched
 
 _RECIPES = ("mergekit_config.yml", "mergekit_config.yaml")
 """What mergekit leaves beside the weights that it writes."""

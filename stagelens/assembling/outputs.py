@@ -17,9 +17,10 @@ from stagelens.tasks.named_outputs import NamedOutputs
 from stagelens.tasks.tokenizer import KeptTokenizer
 from stagelens.tasks.transformer_task import TransformerTask
 
-from .architecture import Architecture, Matched
+from .architecture import Architecture
 from .checkpoints import Checkpoint
 from .configs import output_names
+from .matching import Matched
 from .task import assets_in, find_tokenizer
 
 _UNNAMED = re.compile(r"LABEL_\d+")

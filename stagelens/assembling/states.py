@@ -8,8 +8,8 @@ from itertools import combinations
 from stagelens.contracts import RunError
 from stagelens.runs.states import same_values
 
-from .architecture import Matched
 from .checkpoints import Checkpoint
+from .matching import Matched
 
 
 def compare_states(opened: Sequence[Checkpoint], matched: Sequence[Matched]) -> list[str]:

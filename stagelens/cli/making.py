@@ -95,14 +95,21 @@ def assemble(
             "edited.",
         ),
     ] = False,
+    allow_bin: Annotated[
+        bool,
+        typer.Option(
+            "--allow-bin",
+            help="Open pickles of weights (pytorch_model.bin) too, without running code in them.",
+        ),
+    ] = False,
     *,
     columns: SetColumns,
     progress: ProgressFile = None,
 ) -> None:
     """Make a run from checkpoint folders, without any recording: task vectors at once.
 
-    Folders hold a transformers model as safetensors (one file, or shards with their index), or
-    are those that a Trainer writes.
+    Folders are those that from_pretrained loads, adapters of PEFT on an earlier stage, or what a
+    Trainer writes.
     """
     folders = []
     for given in stage:
@@ -120,6 +127,7 @@ def assemble(
             task=task,
             name=name,
             link=link,
+            allow_bin=allow_bin,
             progress=report,
             columns=columns,
         )

@@ -1,0 +1,41 @@
+"""Every architecture of the installed transformers: a run's models answer as from_pretrained's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.tiny_models import Unbuilt, architectures, assembled_alike
+
+PLAIN = [
+    ("llama", "causal"),
+    ("mixtral", "causal"),  # experts that are merged at loading
+    ("gpt2", "causal"),  # tied weights
+    ("gpt_neox", "causal"),  # other names in its files
+    ("distilbert", "classifier"),
+]
+REST = [
+    (kind, which)
+    for which in ("causal", "classifier")
+    for kind in architectures(which)
+    if (kind, which) not in PLAIN
+]
+
+
+@pytest.mark.parametrize(("kind", "which"), PLAIN)
+def test_a_run_has_the_models_that_transformers_loads(
+    kind: str, which: str, tmp_path: Path
+) -> None:
+    assembled_alike(kind, which, tmp_path)
+
+
+@pytest.mark.extensive
+@pytest.mark.parametrize(("kind", "which"), REST)
+def test_every_run_has_the_models_that_transformers_loads(
+    kind: str, which: str, tmp_path: Path
+) -> None:
+    try:
+        assembled_alike(kind, which, tmp_path)
+    except Unbuilt as reason:
+        pytest.skip(f"not made small by the rules: {reason}")
