@@ -8,8 +8,9 @@ twins contribute to these, they are measured too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import nan
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,8 @@ import pandas as pd
 from torch import inference_mode
 
 from stagelens.contracts import Behaviour, Example, Refused, Task, TaskError, TokenValues
-from stagelens.effects.computing import Without, combined, stage_rows, weighed
-from stagelens.effects.results import ResultFacts
+from stagelens.effects.computing import Without, combined, weighed
+from stagelens.effects.results import EFFECT_COLUMNS, ResultFacts
 from stagelens.estimators.counterfactuals import (
     Cached,
     changed_nothing,
@@ -121,25 +122,19 @@ def answer(
         RunError: Weights cannot be read, or are not those of the task's model.
         TaskError: The task is not installed, or the example does not fit it.
     """
-    of = dict(others or {}) | {trust.stage: known for trust in (known.stages if known else ())}
     with loaded.lock, inference_mode():
-        bench = _Bench(run, loaded, known, of)
+        bench = Bench.of(run, loaded, known, others)
         final = bench.final(example)
         given = example.label is not None
         if not given and all(np.isnan(values).all() for values in final.measured.values.values()):
             # Behaviours are about the label, so the final model is measured again with it.
             example = replace(example, label=_own_label(run.task, final.measured))
             final = bench.final(example)
-        found = {stage.name: bench.without(stage, example, final) for stage in run.stages}
+        found = {stage.name: bench.without(stage, [example], final) for stage in run.stages}
     # A number to come near makes no answer right or wrong.
     label = example.label if run.task.labels_are_answers else None
-    own = pd.DataFrame({"example_id": [NAME], "label": [label]}, dtype=object)
-    blocks = [
-        stage_rows(own, NAME, name, one.trust.estimator, final.measured, one.without)
-        for name, one in found.items()
-    ]
     return Answer(
-        table=pd.concat(blocks, ignore_index=True),
+        table=_table(final.measured, found, label),
         tokens=_token_effects(final, found),
         behaviours=run.task.behaviour_kinds,
         trust={name: one.trust for name, one in found.items()},
@@ -157,7 +152,7 @@ def _own_label(task: Task, final: Measured) -> str | None:
 
 
 @dataclass(frozen=True)
-class _Said:
+class Said:
     """What one model says of the example; no ``tokens`` where the task has no values per token."""
 
     measured: Measured
@@ -165,7 +160,7 @@ class _Said:
 
 
 @dataclass(frozen=True)
-class _Effect:
+class StageEffect:
     """One stage's effect on the example; ``without`` is None where the stage was refused."""
 
     without: Without | None
@@ -173,7 +168,7 @@ class _Effect:
     trust: StageTrust
 
 
-def _token_effects(final: _Said, found: Mapping[str, _Effect]) -> TokenEffects | None:
+def _token_effects(final: Said, found: Mapping[str, StageEffect]) -> TokenEffects | None:
     if final.tokens is None:
         return None
     values = np.asarray(final.tokens.values, dtype=float)
@@ -182,9 +177,40 @@ def _token_effects(final: _Said, found: Mapping[str, _Effect]) -> TokenEffects |
     return TokenEffects(tuple(final.tokens.tokens), values, effects)
 
 
+def _table(final: Measured, found: Mapping[str, StageEffect], label: str | None) -> pd.DataFrame:
+    """The effect table of the one example, as ``stage_rows`` makes that of a set.
+
+    In one go: to put a frame together of many takes ten times as long as all forward passes.
+    """
+    rows = [(stage, name, one) for stage, one in found.items() for name in final.values]
+    models = [None if one.without is None else one.without.model for _, _, one in rows]
+    values = np.array([final.values[name][0] for _, name, _ in rows], dtype=float)
+    effects = np.array(
+        [nan if one.without is None else one.without.effects[name][0] for _, name, one in rows],
+        dtype=float,
+    )
+    columns = {
+        "set": NAME,
+        "example_id": NAME,
+        "stage": [stage for stage, _, _ in rows],
+        "behaviour": [name for _, name, _ in rows],
+        "final": values,
+        "without": values - effects,
+        "effect": effects,
+        "estimator": [one.trust.estimator for _, _, one in rows],
+        "prediction": final.answers[0],
+        "prediction_without": [None if each is None else each.answers[0] for each in models],
+        "confidence": final.confidences[0],
+        "confidence_without": [nan if each is None else each.confidences[0] for each in models],
+        "within_noise": pd.array([None] * len(rows), dtype="boolean"),
+    }
+    frame = pd.DataFrame(columns, columns=list(EFFECT_COLUMNS))
+    return frame.assign(label=pd.Series([label] * len(rows), dtype=object))
+
+
 @dataclass(frozen=True)
-class _Bench:
-    """Measures models on one example.
+class Bench:
+    """Measures models on a few examples: one, or one and variants of it.
 
     Attributes:
         run: The run.
@@ -198,14 +224,26 @@ class _Bench:
     usual: ResultFacts | None
     tables: Mapping[str, ResultFacts | None]
 
-    def final(self, example: Example) -> _Said:
-        """The final model on an example."""
+    @classmethod
+    def of(
+        cls,
+        run: Run,
+        loaded: LoadedWeights,
+        known: ResultFacts | None,
+        others: Mapping[str, ResultFacts] | None,
+    ) -> Bench:
+        """A bench by what :func:`answer` is given."""
+        of = dict(others or {}) | {trust.stage: known for trust in (known.stages if known else ())}
+        return cls(run, loaded, known, of)
+
+    def final(self, *examples: Example) -> Said:
+        """The final model on examples."""
         end = self.run.last.facts.end
         assert end is not None, "the last stage of a run is finished"
-        return self._ask(example, "", lambda: load_model(self.run.files, end))
+        return self._ask(examples, "", lambda: load_model(self.run.files, end))
 
-    def without(self, stage: Stage, example: Example, final: _Said) -> _Effect:
-        """A stage's effect on an example, and what is known of it."""
+    def without(self, stage: Stage, examples: Sequence[Example], final: Said) -> StageEffect:
+        """A stage's effects on examples, and what is known of it; tokens are those of the first."""
         table = self.tables.get(stage.name)
         known = None
         if table is not None:
@@ -216,24 +254,24 @@ class _Bench:
         recorded = stage.index == len(self.run.stages) - 1 or changed_nothing(self.run, stage)
         free = estimator.free or recorded
         if known is not None and known.trust == "refused":
-            return _Effect(None, None, known)
+            return StageEffect(None, None, known)
         if free:
             (found,) = counterfactuals(self.run, estimator, [stage])
             trust = known or found.trust
             # As a dict, because differences of states are computed each time that they are read.
-            said = [self._ask(example, stage.name, lambda: dict(found.weights or {}))]
+            said = [self._ask(examples, stage.name, lambda: dict(found.weights or {}))]
         else:
             cached = self._cached(stage, estimator)
             trust = known or cached.trust
             # Twins cost two more forward passes, and have no part in the effect where they weigh 0.
             names = ["weights", "factual", "counterfactual"][: 3 if trust.twins_share else 1]
-            said = [self._ask_stored(example, cached, name) for name in names]
+            said = [self._ask_stored(examples, cached, name) for name in names]
         kinds = self.run.task.behaviour_kinds
         effects = combined(kinds, final.measured, [one.measured for one in said], trust)
         tokens = None
         if final.tokens is not None:
             tokens = weighed(*(_values(one) for one in (final, *said)), trust=trust)
-        return _Effect(Without(effects, said[0].measured, trust), tokens, trust)
+        return StageEffect(Without(effects, said[0].measured, trust), tokens, trust)
 
     def _cached(self, stage: Stage, estimator: Estimator) -> Cached:
         cached = find_cached(self.run, stage, estimator)
@@ -245,22 +283,22 @@ class _Bench:
             )
         return cached
 
-    def _ask_stored(self, example: Example, cached: Cached, name: str) -> _Said:
+    def _ask_stored(self, examples: Sequence[Example], cached: Cached, name: str) -> Said:
         key, state = cached.files[name].sha256, cached.state(name)
-        return self._ask(example, key, lambda: load_model(self.run.files, state))
+        return self._ask(examples, key, lambda: load_model(self.run.files, state))
 
-    def _ask(self, example: Example, name: str, load: Callable[[], Weights]) -> _Said:
+    def _ask(self, examples: Sequence[Example], name: str, load: Callable[[], Weights]) -> Said:
         task, end = self.run.task, self.run.last.facts.end
         # Near enough for making room: all counterfactuals are as large as the final model.
         size = 0 if end is None else sum(file.bytes for file in end.shards)
         weights = self.loaded.get((self.run.digest, name), size, load)
         with self.loaded.module_with(self.run, weights) as model:
-            batch = task.collate([example])
+            batch = task.collate(list(examples))
             outputs = task.outputs(model, batch)
             tokens = task.token_values(outputs, batch)[0] if task.has_token_values else None
-            return _Said(read(task, outputs, batch), tokens)
+            return Said(read(task, outputs, batch), tokens)
 
 
-def _values(said: _Said) -> np.ndarray:
+def _values(said: Said) -> np.ndarray:
     assert said.tokens is not None, "every model gives tokens, or none does"
     return np.asarray(said.tokens.values, dtype=float)

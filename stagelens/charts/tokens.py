@@ -17,7 +17,7 @@ from stagelens.analyses.saliency.spans import strongest_span
 from stagelens.contracts import Behaviour
 from stagelens.wording.numbers import amount_text, signed_text
 
-from .style import BLAME, CREDIT, MUTED, NEITHER, see_through, short
+from .style import BLAME, CREDIT, MUTED, NEITHER, PUSH, see_through, short
 
 MOST = 2000
 """Tokens that are drawn; in longer texts, the first ones."""
@@ -32,7 +32,6 @@ _STRONGEST = 0.55
 """Opacity of the strongest effect; text keeps a contrast of 5:1 on it, light and dark."""
 _FAINT = 0.04
 """Effects below this share of the range are not underlined."""
-_LINES = {True: f"solid {CREDIT}", False: f"wavy {BLAME}"}
 
 
 @dataclass(frozen=True)
@@ -107,17 +106,34 @@ def shaded(token: str, gain: float, largest: float, said: str, signed: bool = Tr
         said: The value in words, shown when somebody points at the token.
         signed: Whether its sign is known; else the token is grey, with a dotted underline.
     """
-    share = min(abs(gain) / largest, 1.0) if largest else 0.0
-    color = NEITHER if not signed else CREDIT if gain > 0 else BLAME
-    line = _LINES[gain > 0] if signed else f"dotted {NEITHER}"
-    style = f"background:{see_through(color, _STRONGEST * share)};border-radius:.2em"
-    if share >= _FAINT:
-        style += f";text-decoration:underline {line} {1 + 2 * share:.1f}px"
+    background, line = shade(gain, largest, signed)
+    style = f"background:{background};border-radius:.2em"
+    if line:
         # The line has a meaning, so descenders must not interrupt it.
-        style += ";text-underline-offset:.3em;text-decoration-skip-ink:none"
+        style += f";text-decoration:{line};text-underline-offset:.3em;text-decoration-skip-ink:none"
     title = html.escape(f"{short(visible(token), 40)}: {said}", quote=True)
     # <bdi> keeps a token from right to left from reordering its neighbours.
     return f"<bdi title='{title}' style='{style}'>{html.escape(visible(token))}</bdi>"
+
+
+def shade(
+    gain: float, largest: float, signed: bool = True, pushing: bool = False
+) -> tuple[str, str]:
+    """The background of a token, and the line below it; no line where the value is next to none.
+
+    Args:
+        gain: Its value, positive where it makes the behaviour better.
+        largest: Size of the value with the strongest shade.
+        signed: Whether its sign is known.
+        pushing: Whether it pushes an answer that is neither right nor wrong: no credit or blame.
+    """
+    share = min(abs(gain) / largest, 1.0) if largest else 0.0
+    color = PUSH if pushing else CREDIT if gain > 0 else BLAME
+    line = f"{'solid' if gain > 0 else 'wavy'} {color}"
+    if not signed:
+        color, line = NEITHER, f"dotted {NEITHER}"
+    drawn = f"underline {line} {1 + 2 * share:.1f}px" if share >= _FAINT else ""
+    return see_through(color, _STRONGEST * share), drawn
 
 
 def visible(token: str) -> str:

@@ -224,12 +224,15 @@ class KeptTokenizer:
         Raises:
             ValueError: As in :meth:`encode`.
         """
+        return list(dict.fromkeys(text[start:end] for start, end in self.unknown_spans(text)))
+
+    def unknown_spans(self, text: str) -> list[tuple[int, int]]:
+        """Where :meth:`unknown` pieces of a text begin and end, in its characters."""
         number = self.special_id("unk_token")
         if number is None:
             return []
         found = self._encoded(text, len(text), False)
-        spans = [span for id, span in zip(found.ids, found.offsets, strict=True) if id == number]
-        return list(dict.fromkeys(text[start:end] for start, end in spans))
+        return [span for id, span in zip(found.ids, found.offsets, strict=True) if id == number]
 
     def encode_words(self, words: Sequence[str]) -> Encoded:
         """Words as tokens, each of which belongs to one word, with what is added around a text.

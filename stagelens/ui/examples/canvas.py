@@ -8,8 +8,6 @@ own example like an uploaded file.
 from __future__ import annotations
 
 from pathlib import Path
-from random import choice
-from secrets import token_hex
 
 import numpy as np
 import streamlit as st
@@ -28,8 +26,6 @@ DRAWING = "your drawing"
 """What a drawing is called where a file has its name."""
 
 _KEY = "canvas"
-_FROM = state.session_key("drawn-from")
-"""What the browser's drawing began with, and a word for it."""
 _WRONG = state.session_key("drawn-wrong")
 _HERE = Path(__file__).parent
 
@@ -74,7 +70,7 @@ def show(workspace: Workspace, paper: Paper, pixels: np.ndarray | None) -> None:
             "width": paper.width,
             "white": paper.white,
             "cells": cells,
-            "from": _from(live_answers.question()),
+            "from": live_answers.mark(DRAWING),
         },
         on_drawn_change=drawn,
         on_begin_change=begun,
@@ -82,19 +78,6 @@ def show(workspace: Workspace, paper: Paper, pixels: np.ndarray | None) -> None:
     wrong = st.session_state.pop(_WRONG, None)
     if wrong is not None:
         st.warning(wrong)
-
-
-def _from(question: Question | None) -> str:
-    """Another word whenever the browser is to begin with something else than it shows."""
-    asked = "" if question is None else question.key
-    before, word = st.session_state.get(_FROM, (None, ""))
-    if question is not None and question.name == DRAWING:
-        asked = DRAWING
-        word = word or token_hex(4)
-    elif asked != before:
-        word = token_hex(4)
-    st.session_state[_FROM] = asked, word
-    return str(word)
 
 
 def _take(paper: Paper, cells: object) -> None:
@@ -109,13 +92,11 @@ def _take(paper: Paper, cells: object) -> None:
 
 def _begin(workspace: Workspace, paper: Paper, example: object) -> None:
     """Start from an example of the set, or from any of them."""
-    ids = loaders.examples(workspace.at, workspace.examples.name)["example_id"]
-    if example is None:
-        example = choice(ids.tolist())
-    if not isinstance(example, str) or example not in set(ids):
+    found = live_answers.example_named(workspace, example)
+    if found is None:
         st.session_state[_WRONG] = "The set has no example of this name."
         return
-    start_from(workspace, paper, example)
+    start_from(workspace, paper, found)
 
 
 def start_from(workspace: Workspace, paper: Paper, example_id: str) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from random import choice
+from secrets import token_hex
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +23,7 @@ from stagelens.ui.server import forward_passes, settings
 
 if TYPE_CHECKING:
     from stagelens.analyses.own_example import Answer
+    from stagelens.analyses.own_words import Pushes, Word
     from stagelens.measuring.loaded_weights import LoadedWeights
 
 MOST_CHARACTERS = 200_000
@@ -28,6 +31,8 @@ MOST_CHARACTERS = 200_000
 
 _QUESTION = state.session_key("question")
 _ANSWERED = state.session_key("answered")
+_FROM = state.session_key("begun-with")
+"""What the browser began with, and a word for it."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,11 @@ class Question:
         # Sorted: the same texts are the same question in whichever order they were filled in.
         return hashlib.sha256(repr(sorted(self.content.items())).encode()).hexdigest()
 
+    @property
+    def is_blank(self) -> bool:
+        """Whether there is nothing to ask about, but spaces perhaps."""
+        return not any(part.strip() for part in self.content.values())
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -57,11 +67,17 @@ class Asked:
         answer: What the models say.
         pixels: The image as the models see it; None for texts.
         notes: What was done to make the input fit.
+        words: Of a single text.
+        pushes: What each of them pushes; None where that is not asked.
+        unshaded: Why it is not.
     """
 
     answer: Answer
     pixels: np.ndarray | None
     notes: tuple[str, ...]
+    words: tuple[Word, ...] = ()
+    pushes: Pushes | None = None
+    unshaded: str = ""
 
 
 def question() -> Question | None:
@@ -73,6 +89,31 @@ def question() -> Question | None:
 def put(asked: Question | None) -> None:
     """Ask something else, or nothing."""
     st.session_state[_QUESTION] = asked
+
+
+def mark(own: str) -> str:
+    """Another word whenever the browser is to begin with something else than it shows.
+
+    Args:
+        own: The name of questions that came from the browser, which it need not be told.
+    """
+    asked = question()
+    key = "" if asked is None else asked.key
+    before, word = st.session_state.get(_FROM, (None, ""))
+    if asked is not None and asked.name == own:
+        key, word = own, word or token_hex(4)
+    elif key != before:
+        word = token_hex(4)
+    st.session_state[_FROM] = key, word
+    return str(word)
+
+
+def example_named(workspace: Workspace, example: object) -> str | None:
+    """The example that a browser asks to begin with, or any; None if the set has none such."""
+    ids = loaders.examples(workspace.at, workspace.examples.name)["example_id"]
+    if example is None:
+        return str(choice(ids.tolist()))
+    return example if isinstance(example, str) and example in set(ids) else None
 
 
 def widget(field: str) -> str:
@@ -129,7 +170,7 @@ def answered(workspace: Workspace, asked: Question, label: str | None) -> Asked:
 
 
 def _ask(workspace: Workspace, asked: Question, label: str | None, estimate: str | None) -> Asked:
-    from stagelens.analyses import own_example
+    from stagelens.analyses import own_example, own_words
 
     task = workspace.run.task
     # A copy, because pixels replace the file in it, and the question is found by its bytes.
@@ -147,9 +188,17 @@ def _ask(workspace: Workspace, asked: Question, label: str | None, estimate: str
     example = own_example.own_example(task, content, label)
     known, others = _known(workspace.at, workspace.examples.name, estimate)
     # Torch's threads, random state and modules are shared by all sessions of a server.
+    given = (known, _loaded(), others)
     with forward_passes.alone():
-        answer = own_example.answer(workspace.run, example, known, _loaded(), others)
-    return Asked(answer, pixels, tuple(notes))
+        answer = own_example.answer(workspace.run, example, *given)
+        if set(content) != {"text"}:
+            return Asked(answer, pixels, tuple(notes))
+        words = own_words.words_of(task, str(content["text"]))
+        pushes, why = None, own_words.why_unshaded(workspace.run, words)
+        if not why:
+            labelled = replace(example, label=answer.label)
+            pushes = own_words.pushes(workspace.run, labelled, words, *given)
+    return Asked(answer, None, tuple(notes), tuple(words), pushes, why)
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
-from pathlib import PurePath
 
 import pandas as pd
 import streamlit as st
@@ -13,7 +12,6 @@ import streamlit as st
 from stagelens.contracts import Behaviour, StageLensError
 from stagelens.estimators.registry import free_estimator
 from stagelens.runs.sets.images import display_png
-from stagelens.runs.sets.uploads import MOST_PIXELS
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, inputs
 from stagelens.ui.pieces.trust_marks import trust_badges
@@ -23,29 +21,12 @@ from stagelens.ui.server import settings
 from stagelens.wording.numbers import count_text, phrase
 from stagelens.wording.sentences import Part, Sentence, is_certain
 
-from . import answers, canvas, drawings, drilldown, live_answers, tokens
+from . import answers, canvas, drawings, drilldown, live_answers, own_form, tokens, word_board
 from .drawings import Paper
 from .live_answers import Asked, Question
 
-_KINDS = ("png", "jpg", "jpeg", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm")
-_MANY = 200
-"""With more classes than this, the label is typed instead of picked from a list."""
 _LARGE = 256
 """Pixels on the longer side of the image as it is shown."""
-_UPLOAD = live_answers.widget("upload")
-_LABEL = live_answers.widget("label")
-_FORM = live_answers.widget("form")
-_FORM_NAMES = {
-    ("prompt", "completion", "rejected"): "Prompt and completion",
-    ("text",): "Whole text",
-}
-"""Input fields that are asked for together, and the name of that choice."""
-_HELP = {
-    "completion": "The text that follows the prompt. The two are joined as they are, so a "
-    "completion that follows a space must begin with that space.",
-    "rejected": "Optional: another completion of the same prompt, to compare the first one with.",
-}
-_STAYS = "It stays in this server's memory while your session lasts."
 
 
 @st.fragment
@@ -55,20 +36,45 @@ def own_example_tab(workspace: Workspace) -> None:
     if not workspace.computable:
         st.info("No model can be asked without the run's task.", icon=":material/info:")
         return
-    paper = why = None
     if workspace.noun == "image":
         try:
-            paper = drawings.paper_of(workspace.run.task)
+            _live(workspace, drawings.paper_of(workspace.run.task))
         except StageLensError as error:
-            why = f"No canvas: {error}."
-    if paper is not None:
-        _drawn(workspace, paper)
+            _asked_once(workspace, (), f"No canvas: {error}.")
         return
+    fields = own_form.fields(workspace)
+    if why := _not_live(workspace, fields):
+        _asked_once(workspace, fields, why)
+    else:
+        _live(workspace, fields[0])
+
+
+def _not_live(workspace: Workspace, fields: Sequence[str]) -> str:
+    """Why texts are not answered while they are typed; empty where they are."""
+    if len(fields) > 1:
+        return (
+            "Not answered while you type: an answer is about all of these texts together, so the "
+            "models are asked when you say that they are there."
+        )
+    end = workspace.run.last.facts.end
+    size = 0 if end is None else sum(file.bytes for file in end.shards)
+    needed = size * (len(workspace.stages) + 1)
+    if needed > settings.memory():
+        return (
+            f"Not answered while you type: all models together take {needed / 1e9:.3g} GB, more "
+            "than stays in memory (STAGELENS_MEMORY), so each question reads them anew."
+        )
+    return ""
+
+
+def _asked_once(workspace: Workspace, fields: Sequence[str], why: str) -> None:
+    """A form, and below it what the models say when it was sent."""
     try:
         with st.container(border=True):
-            label = (_image_box if workspace.noun == "image" else _text_box)(workspace)
-        if why is not None:
-            components.text_block(why, muted=True)
+            label = (
+                own_form.text_box(workspace, fields) if fields else own_form.image_box(workspace)
+            )
+        components.text_block(why, muted=True)
         question = live_answers.question()
         if question is None:
             _invite(workspace)
@@ -81,33 +87,48 @@ def own_example_tab(workspace: Workspace) -> None:
         _show(workspace, question, asked)
 
 
-def _drawn(workspace: Workspace, paper: Paper) -> None:
-    """The canvas, and beside it what the models say about what is on it."""
-    left, right = st.columns([1, 2], gap="medium")
-    asked = None
+def _live(workspace: Workspace, board: Paper | str) -> None:
+    """What is drawn or typed, and beside it what the models say about it as it changes.
+
+    Args:
+        workspace: What is open.
+        board: What is drawn on, or the field that a text is typed into.
+    """
+    left, right = st.columns([1, 2] if isinstance(board, Paper) else [2, 3], gap="medium")
+    asked = told = None
     with left:
-        # Filled last, because it also shows an uploaded file as the models see it.
-        board = st.container()
-        label = _label(workspace)
-        _upload()
+        # Filled last, because it also shows what the models made of it.
+        place = st.container()
+        label = own_form.label(workspace)
+        if isinstance(board, Paper):
+            own_form.upload()
     with right:
         question = live_answers.question()
         try:
-            if question is None:
+            if question is None or question.is_blank:
                 _invite(workspace)
             else:
                 asked = live_answers.answered(workspace, question, label)
                 told = _told(workspace, asked)
                 _verdict(workspace, told.row)
-                _changed(workspace, told)
+                if not workspace.continues_text:
+                    _changed(workspace, told)
                 _bars(workspace, told)
                 _words(workspace, told)
         except StageLensError as error:
             components.error_state(str(error))
-    with board:
-        canvas.show(workspace, paper, None if asked is None else asked.pixels)
-        if question is not None and asked is not None:
-            components.text_block(_of_image(question, asked), muted=True)
+    with place:
+        if isinstance(board, Paper):
+            canvas.show(workspace, board, None if asked is None else asked.pixels)
+            if question is not None and asked is not None:
+                components.text_block(_of_image(question, asked), muted=True)
+            return
+        shown = (None, None) if told is None else (told.behaviour, told.towards)
+        word_board.show(workspace, board, asked, *shown)
+        for note in () if asked is None else word_board.notes(asked):
+            components.text_block(note)
+    if asked is not None:
+        _tokens(workspace, asked)
 
 
 def _invite(workspace: Workspace) -> None:
@@ -117,118 +138,6 @@ def _invite(workspace: Workspace) -> None:
         "predicted, and which stage is to credit or to blame or, without a label, which pushes "
         "towards the answer.",
         muted=True,
-    )
-
-
-# ---------------------------------------------------------------------------------------- asking
-
-
-def _image_box(workspace: Workspace) -> str | None:
-    """The upload of an image; returns the label chosen for it."""
-    left, right = st.columns([2, 1])
-    with left:
-        _upload()
-    with right:
-        return _label(workspace)
-
-
-def _upload() -> None:
-    def take() -> None:
-        # None once the file is removed: then nothing is asked. A browser may send a whole path.
-        file = st.session_state[_UPLOAD]
-        live_answers.put(file and Question({"image": file.getvalue()}, PurePath(file.name).name))
-
-    st.file_uploader(
-        "An image of your own",
-        type=list(_KINDS),
-        key=_UPLOAD,
-        disabled=settings.read_only(),
-        on_change=take,
-        help=settings.READ_ONLY
-        if settings.read_only()
-        else f"{_STAYS} Up to 10 MB and {MOST_PIXELS // 10**6} million pixels; it is converted "
-        f"to what the model takes. {_memory_help()}",
-    )
-
-
-def _text_box(workspace: Workspace) -> str | None:
-    """The fields for texts; returns the label chosen for them."""
-    fields = _fields(workspace)
-
-    def take() -> None:
-        typed = {field: st.session_state[live_answers.widget(field)] for field in fields}
-        content = {field: text for field, text in typed.items() if text}
-        live_answers.put(Question(content) if content else None)
-
-    # In a form, so that the models are asked once and not after every field.
-    with st.form(_FORM, border=False):
-        for field in fields:
-            st.text_area(
-                "A text of your own" if field == "text" else inputs.title(field),
-                key=live_answers.widget(field),
-                max_chars=live_answers.MOST_CHARACTERS,
-                height=120 if field == "text" else 68,
-                help=_HELP.get(field) or f"{_STAYS} {_memory_help()}",
-                persist_state="session",
-            )
-        label = _label(workspace)
-        st.form_submit_button(
-            "Ask the models",
-            type="primary",
-            icon=":material/forum:",
-            on_click=take,
-        )
-    return label
-
-
-def _fields(workspace: Workspace) -> Sequence[str]:
-    """The input fields to ask for: the set's, or the chosen ones of a task with several forms."""
-    own = workspace.examples.inputs
-    known = workspace.traits
-    if known is None or len(known.input_forms) == 1:
-        return own
-    forms = {_FORM_NAMES[form]: form for form in known.input_forms}
-    usual = next(iter(forms))
-    kind = st.segmented_control(
-        "What is asked about",
-        list(forms),
-        default=_FORM_NAMES[own] if own in known.input_forms else usual,
-        key=live_answers.widget("kind"),
-        required=True,
-        persist_state="session",
-    )
-    return forms[kind or usual]
-
-
-def _memory_help() -> str:
-    return (
-        "The models' weights stay in memory within a limit (STAGELENS_MEMORY, now "
-        f"{settings.memory() / 1e9:.3g} GB)."
-    )
-
-
-def _label(workspace: Workspace) -> str | None:
-    """The chosen label; None without one, or where the task has no classes."""
-    classes = workspace.run.file.task.config.get("classes")
-    typed = workspace.traits is not None and workspace.traits.typed_label
-    if not isinstance(classes, list):
-        classes = []
-    if not typed and not classes:
-        return None
-    text = (
-        "The right answer. Without a label, the behaviours are about the final model's own answer."
-    )
-    none = "The model's own answer"
-    if typed or len(classes) > _MANY:
-        return st.text_input("Label", key=_LABEL, placeholder=none, help=text) or None
-    names = [str(name) for name in classes]
-    if workspace.traits is not None and workspace.traits.several_labels:
-        chosen = st.multiselect(
-            "Label", names, placeholder=none, key=_LABEL, help=text, persist_state="session"
-        )
-        return ", ".join(chosen) or None
-    return st.selectbox(
-        "Label", names, None, placeholder=none, key=_LABEL, help=text, persist_state="session"
     )
 
 
@@ -303,16 +212,20 @@ def _tokens(workspace: Workspace, asked: Asked) -> None:
 
 def _behaviour(workspace: Workspace, effects: Effects) -> Behaviour:
     """The behaviour to show, of those that have a value on this example."""
-    has_value = [name for name in effects.behaviours if effects.of(name)["final"].notna().any()]
-    # Where none has a value, the control still needs something to offer.
-    known = has_value or list(effects.behaviours)
+
+    def has_value(name: str) -> bool:
+        return bool(effects.of(name)["final"].notna().any())
+
     own = workspace.of_one(effects)
-    if own.name in known:
+    if has_value(own.name):
         return own
-    components.text_block(
-        f"The {own.name} of this example is not known: the {known[0]} is shown.", muted=True
-    )
-    return effects.behaviours[known[0]]
+    # Where none has a value, the control still needs something to offer.
+    known = next((name for name in effects.behaviours if has_value(name)), own.name)
+    if known != own.name:
+        components.text_block(
+            f"The {own.name} of this example is not known: the {known} is shown.", muted=True
+        )
+    return effects.behaviours[known]
 
 
 def _row(workspace: Workspace, effects: Effects, behaviour: Behaviour, asked: Asked) -> pd.Series:

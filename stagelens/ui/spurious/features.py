@@ -13,8 +13,6 @@ import streamlit as st
 from stagelens.analyses.spurious.feature_table import (
     OF_DRAWS,
     Features,
-    load_features,
-    noise_key,
 )
 from stagelens.analyses.spurious.ranking import first, strongest
 from stagelens.analyses.spurious.sentences import feature_name, feature_sentence
@@ -29,8 +27,9 @@ from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, drawing, job_progress, state
 from stagelens.ui.pieces.pinning import About
 from stagelens.ui.pieces.trust_marks import trust_html, trust_line
-from stagelens.ui.reading import drawn, loaders
-from stagelens.ui.reading.loaders import Effects, Source
+from stagelens.ui.reading import loaders
+from stagelens.ui.reading.found_features import found_features
+from stagelens.ui.reading.loaders import Effects
 from stagelens.ui.server import jobs, settings
 from stagelens.wording.numbers import count_text, number, phrase, signed_text
 from stagelens.wording.trust_words import percent, signs_known, trust_word
@@ -53,7 +52,7 @@ _LONGEST = 220
 def found_features_tab(workspace: Workspace, effects: Effects) -> None:
     """What was found for the chosen stage; if there was no search yet, one starts."""
     facts = loaders.stored_estimates(workspace.at, workspace.examples.name)[effects.estimator]
-    found = _found(workspace.at, workspace.examples.name, effects.estimator)
+    found = found_features(workspace.at, workspace.examples.name, effects.estimator)
     arguments = (
         *("features", workspace.at.path, "--set", workspace.examples.name),
         *("--estimator", facts.estimator),
@@ -72,14 +71,6 @@ def found_features_tab(workspace: Workspace, effects: Effects) -> None:
     _cards(workspace, found, rows, trust)
     _map(found, stage, trust)
     _how(found, stage, trust)
-
-
-@st.cache_resource(max_entries=8, show_spinner=False)
-def _found(at: Source, set_name: str, estimate: str) -> Features | None:
-    facts = loaders.stored_estimates(at, set_name)[estimate]
-    # Features beyond noise depend on how much of it is known: later orders make a new search.
-    known = noise_key(loaders.orders(at, set_name), drawn.draws(at, set_name))
-    return load_features(loaders.run(at), set_name, facts.estimator, facts.settings, known)
 
 
 def _search(arguments: tuple[str, ...]) -> None:
