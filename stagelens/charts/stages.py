@@ -58,7 +58,7 @@ def time_line(
         steps, rates, boundaries = _together(groups, steps, rates, boundaries)
     edges = stage_edges(list(steps.values()))
     measured = boundaries is not None and behaviour is not None and not boundaries.empty
-    heights = [44, 90, 230] if measured else [44, 100]
+    heights = [64, 90, 230] if measured else [64, 100]
     figure = make_subplots(
         rows=len(heights),
         cols=1,
@@ -168,7 +168,7 @@ def stage_edges(counts: Sequence[int]) -> list[float]:
 
 
 def draw_bands(figure: go.Figure, steps: Mapping[str, int], edges: Sequence[float]) -> None:
-    """Stage names on their colours; a name that does not fit shrinks, then shows on hover only."""
+    """Stage names on their colours; one that does not fit turns, shrinks, then shows on hover only."""
     figure.update_layout(uniformtext={"minsize": 9, "mode": "hide"}, bargap=0)
     figure.update_yaxes(row=1, col=1, range=[0, 1], visible=False)
     widths = [right - left for left, right in pairwise(edges)]
@@ -183,7 +183,6 @@ def draw_bands(figure: go.Figure, steps: Mapping[str, int], edges: Sequence[floa
             ],
             textposition="inside",
             insidetextanchor="middle",
-            textangle=0,
             textfont={"color": BLACK, "size": 13},
             constraintext="inside",
             customdata=[f"{escaped(name)}: {count:,} steps" for name, count in steps.items()],

@@ -41,9 +41,9 @@ def observed_path(
     """
     edges = stage_edges(list(counts.values()))
     figure = make_subplots(
-        rows=2, cols=1, shared_xaxes=True, row_heights=[44, 150], vertical_spacing=0.04
+        rows=2, cols=1, shared_xaxes=True, row_heights=[64, 150], vertical_spacing=0.04
     )
-    style(figure, palette, height=250)
+    style(figure, palette, height=270)
     figure.update_layout(showlegend=False, margin={"l": 62, "r": 28, "t": 10, "b": 20})
     figure.update_xaxes(
         range=[-0.012, 1.012], showgrid=False, zeroline=False, showticklabels=False, fixedrange=True

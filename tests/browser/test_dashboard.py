@@ -206,6 +206,15 @@ def test_the_keyboard_walks_through_the_examples(server, page: Page, settle) -> 
     assert "example=" not in page.url
     page.keyboard.press("j")  # from the table, the first one
     expect(heading(page, "clean-000")).to_be_visible()
+    # Where the columns have no room, examples are cards, which keys reach too.
+    page.keyboard.press("Escape")
+    page.set_viewport_size({"width": 420, "height": 900})
+    expect(page.get_by_test_id("stDataFrame")).to_be_hidden()
+    card = page.get_by_role("button", name="clean-003")
+    expect(card).to_contain_text("without it")
+    card.focus()
+    page.keyboard.press("Enter")
+    expect(heading(page, "clean-003")).to_be_visible()
 
 
 def test_the_export_is_what_the_filters_leave(server, page: Page, settle, demo: Path) -> None:

@@ -13,6 +13,7 @@ from stagelens.analyses.shares.share_table import SEEN_AFTER, SHARE, WITHOUT
 from stagelens.charts import marked
 from stagelens.charts.style import short
 from stagelens.contracts import Behaviour
+from stagelens.effects.summary import right_answers
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, inputs, state
@@ -20,13 +21,19 @@ from stagelens.ui.pieces.pinning import About
 from stagelens.ui.pieces.trust_marks import trust_line
 from stagelens.ui.reading import browse, loaders
 from stagelens.ui.reading import shares as reading_shares
-from stagelens.ui.reading.browse import Chosen, effect_column, noise_column, number_column
+from stagelens.ui.reading.browse import (
+    Chosen,
+    answer_column,
+    effect_column,
+    noise_column,
+    number_column,
+)
 from stagelens.ui.reading.example_errors import example_errors
 from stagelens.ui.reading.loaders import Effects, Source
 from stagelens.wording.numbers import amount_text, axis_unit, phrase
 from stagelens.wording.trust_words import MARKS, signs_known, trust_word
 
-from . import drilldown, filters, shares
+from . import cards, drilldown, filters, shares
 
 _THUMBNAIL = 40
 _CELL = 300
@@ -100,26 +107,30 @@ def _table(workspace: Workspace, effects: Effects, chosen: Chosen) -> str | None
         return picked
     unit = axis_unit(chosen.behaviour)
     columns = _stages(workspace, chosen)
-    components.table(
-        _page_of_cells(
-            workspace.at,
-            effects.estimator,
-            key,
-            lambda: _cells(workspace, effects, chosen, shown, columns),
-        ),
+    cells = _page_of_cells(
+        workspace.at,
+        effects.estimator,
         key,
-        f"Examples {start + 1:,} to {start + len(ids):,} of {len(chosen):,}, with answers and "
-        f"{_WHAT[chosen.filters.credit]} on the {phrase(chosen.behaviour)}"
-        f"{f' in {unit}' if unit else ''}.",
-        About(behaviour=chosen.behaviour.name),
-        tints=_tints(chosen, shown, columns),
-        # Texts wrap only in rows of more than 64 pixels.
-        row_height=46 if workspace.noun == "image" else 66,
-        height="content",
-        on_select="rerun",
-        selection_mode=("single-row", "single-cell"),
-        column_config=_columns(workspace, effects, chosen, columns),
+        lambda: _cells(workspace, effects, chosen, shown, columns),
     )
+    tints = _tints(chosen, shown, columns)
+    with st.container(key=cards.TABLE):
+        components.table(
+            cells,
+            key,
+            f"Examples {start + 1:,} to {start + len(ids):,} of {len(chosen):,}, with answers and "
+            f"{_WHAT[chosen.filters.credit]} on the {phrase(chosen.behaviour)}"
+            f"{f' in {unit}' if unit else ''}.",
+            About(behaviour=chosen.behaviour.name),
+            tints=tints,
+            # Texts wrap only in rows of more than 64 pixels.
+            row_height=46 if workspace.noun == "image" else 66,
+            height="content",
+            on_select="rerun",
+            selection_mode=("single-row", "single-cell"),
+            column_config=_columns(workspace, effects, chosen, columns),
+        )
+    _as_cards(workspace, chosen, shown, cells, tints, columns)
     better = chosen.behaviour.better
     trusts = _trust(workspace, effects, chosen)
     known = {s: trusts[s] for s in workspace.stages if s in trusts}
@@ -135,7 +146,7 @@ def _table(workspace: Workspace, effects: Effects, chosen: Chosen) -> str | None
         f"{_BECAUSE[chosen.filters.credit]}. ▼ blame: "
         f"{'lower' if better == 'higher' else 'higher'}. "
         f"{_unsigned(known)}{_noise(workspace, shown) if _by_effects(chosen) else ''}"
-        f"{trust} Click a row to look at the example." + _left_out(workspace, columns)
+        f"{trust} Click one to look at it." + _left_out(workspace, columns)
     )
     return None
 
@@ -271,6 +282,33 @@ def _tints(chosen: Chosen, shown: pd.DataFrame, stages: Sequence[str]) -> Mappin
         ).tolist()
         for stage in stages
     }
+
+
+def _as_cards(
+    workspace: Workspace,
+    chosen: Chosen,
+    shown: pd.DataFrame,
+    cells: pd.DataFrame,
+    tints: Mapping[str, list[float]],
+    stages: Sequence[str],
+) -> None:
+    """The same examples for windows that are too narrow for the table."""
+    fields = [_input_column(field) for field in workspace.examples.inputs]
+    texts = [] if workspace.noun == "image" else cells[fields].agg("\n".join, axis=1).tolist()
+    without = {}
+    for stage in stages if _by_effects(chosen) else []:
+        answers = shown[answer_column(stage)]
+        marks = _marks(right_answers(answers, shown["label"]))
+        # A refused stage leaves no model to ask.
+        told = zip(answers, marks, strict=True)
+        without[stage] = ["" if pd.isna(each) else f"{each} {mark}" for each, mark in told]
+    cards.show(
+        cells,
+        texts,
+        {stage: cells[effect_column(stage)].tolist() for stage in stages},
+        {stage: tints[effect_column(stage)] for stage in stages},
+        without,
+    )
 
 
 def _by_effects(chosen: Chosen) -> bool:

@@ -21,7 +21,7 @@ from stagelens.ui.reading.browse import Answers, Chosen, Every, Filters, Side
 from stagelens.ui.reading.loaders import Effects, Source
 from stagelens.wording.numbers import axis_unit, count_text, is_share
 
-from . import slices
+from . import cards, slices
 
 _STYLE = (
     "<style>"
@@ -38,6 +38,7 @@ _STYLE = (
     '.st-key-filters [data-testid="stPopover"] button{min-height:2rem;padding:.1rem .5rem}'
     "@media (max-width:640px){.st-key-filters{grid-template-columns:1fr 1fr}"
     ".st-key-first-example{display:none}}"
+    f"{cards.STYLE}"
     "</style>"
 )
 HIDDEN = "<style>.st-key-filters{display:none!important}</style><span></span>"

@@ -45,8 +45,10 @@ _STYLE = (
     "{color:inherit!important}"
     '[data-testid="stCaptionContainer"]{color:inherit!important;opacity:.8}'
     '[data-testid="stHeading"] :is(h1,h2,h3){overflow:hidden;overflow-wrap:anywhere}'
-    ".sl-text{overflow-wrap:anywhere;overflow:hidden;margin:0}"
-    ".sl-muted{opacity:.75;font-size:.9em}"
+    ".sl-text{overflow-wrap:anywhere;overflow:hidden;margin:0}.sl-muted{opacity:.75;font-size:.9em}"
+    '[data-testid="stFileUploaderDropzoneInstructions"] *{white-space:normal;overflow:visible}'
+    ':is([data-testid="stPageLink"] a,[data-testid="stElementToolbarButton"] button):focus-visible'
+    "{outline:2px solid currentColor;outline-offset:1px}"
     '[class*="st-key-finding-"] h2{font-size:1.25rem}</style>'
 )
 """The accent is dark enough for white text on it, which makes it illegible as text on the dark
@@ -224,7 +226,7 @@ def _backgrounds(frame: pd.DataFrame, gains: Mapping[str, Sequence[float]]) -> p
     styles = pd.DataFrame("", index=frame.index, columns=frame.columns)
     for name, of_rows in gains.items():
         styles[name] = [
-            f"background-color: {see_through(color_of(gain), _tint(gain))}"
+            f"background-color: {see_through(color_of(gain), tint(gain))}"
             # Neither where it is noise, nor where its sign is not known: the mark says which.
             if str(cell)[:1] in ("▲", "▼")
             else ""
@@ -233,7 +235,7 @@ def _backgrounds(frame: pd.DataFrame, gains: Mapping[str, Sequence[float]]) -> p
     return styles
 
 
-def _tint(gain: float) -> float:
+def tint(gain: float) -> float:
     """How strong a background is: seen when small, and text on the largest has a contrast of 5."""
     return 0.06 + 0.3 * min(abs(gain), 1.0) ** 0.5
 
