@@ -47,7 +47,7 @@ STAGE_COLORS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#B7A38C"
 """By position in the run, so a stage has one colour on every page; text on them is black."""
 
 # The font of Streamlit first, so that figures look like the pages around them.
-_FONT = "Source Sans, Source Sans Pro, system-ui, sans-serif"
+FONT = "Source Sans, Source Sans Pro, system-ui, sans-serif"
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def style(figure: go.Figure, palette: Palette, height: int) -> None:
         "height": height,
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"family": _FONT, "size": 14, "color": palette.text},
+        "font": {"family": FONT, "size": 14, "color": palette.text},
         "legend": {
             "orientation": "h",
             "font": {"color": palette.text, "size": 13},
@@ -220,7 +220,7 @@ def style(figure: go.Figure, palette: Palette, height: int) -> None:
         "hoverlabel": {
             "bgcolor": INK,
             "bordercolor": ZERO,
-            "font": {"family": _FONT, "color": PAPER, "size": 13},
+            "font": {"family": FONT, "color": PAPER, "size": 13},
         },
         "uirevision": "fixed",
         "dragmode": False,
@@ -233,3 +233,36 @@ def style(figure: go.Figure, palette: Palette, height: int) -> None:
 
 
 _AXIS = re.compile(r"[xy]axis\d*")
+
+
+# ------------------------------------------------------------------------------------- variables
+
+
+def variables(palette: Palette) -> str:
+    """A palette as variables of a style sheet, which :func:`themed` colours name."""
+    groups = (f"--group-{at}:{color}" for at, color in enumerate(palette.groups))
+    return ";".join(
+        (
+            f"--text:{palette.text};--muted:{palette.muted};--line:{palette.grid}",
+            f"--page:{palette.background};--panel:{palette.panel}",
+            *groups,
+        )
+    )
+
+
+_THEMED = {
+    EITHER.grid: f"var(--line,{EITHER.grid})",
+    EITHER.muted: f"var(--muted,{EITHER.muted})",
+    **{color: f"var(--group-{at},{color})" for at, color in enumerate(EITHER.groups)},
+}
+"""Colours that are made for either background, as the one made for the reader's."""
+
+
+def themed(color: str) -> str:
+    """A colour of a figure for a page that has :func:`variables` of two themes."""
+    return _THEMED.get(color, color)
+
+
+def themed_text(color: str) -> str:
+    """The same for text, whose grey for either background is the page's own text."""
+    return f"var(--text,{EITHER.text})" if color in ("", EITHER.text) else themed(color)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -17,10 +19,12 @@ from .terminal import Reporter, say
 
 commands = typer.Typer()
 
+Charts = Literal["interactive", "static"]
+
 
 @commands.command(
     epilog="Examples: stagelens report runs/digits --out report.html   "
-    "stagelens report runs/digits --set test --out rows.csv --force"
+    "stagelens report runs/digits --set test --out report.html --charts static --force"
 )
 def report(
     run: RunFolder,
@@ -29,6 +33,13 @@ def report(
         typer.Option(help="A .html file, or .csv or .json for the rows behind the report."),
     ],
     set_name: SetOption = None,
+    charts: Annotated[
+        Charts,
+        typer.Option(
+            help="How charts of a .html file are drawn: interactive ones bring plotly.js along "
+            "(up to 2.5 MB); static ones are pictures that need no script (up to 1 MB)."
+        ),
+    ] = "interactive",
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     task: TaskOption = None,
     progress: ProgressFile = None,
@@ -38,11 +49,15 @@ def report(
     One HTML file that needs no network and no StageLens. Where nothing has been measured on the
     set yet, its stages are attributed first, as by ``stagelens attribute``.
     """
-    from stagelens.report.page import as_html
+    from stagelens.report.page import Report, as_html
     from stagelens.report.rows import as_csv, as_json
     from stagelens.report.sections import whole_report
 
-    writers = {".html": as_html, ".csv": as_csv, ".json": as_json}
+    writers: dict[str, Callable[[Report], bytes]] = {
+        ".html": partial(as_html, charts=charts),
+        ".csv": as_csv,
+        ".json": as_json,
+    }
     if out.suffix not in writers:
         raise StageLensError(f"{out}: name the file .html, .csv or .json")
     if out.exists() and not force:

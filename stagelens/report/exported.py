@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
 
 import jinja2
 
-from stagelens.charts.style import DARK, LIGHT, written_out
+from stagelens.charts.style import DARK, LIGHT, variables, written_out
 
 SEAL = b"\n<!-- StageLens report, sha256 of all above: %s -->\n"
 
@@ -79,16 +78,9 @@ def file_text(name: str, package: str = __package__) -> str:
 
 def style() -> str:
     """The style sheet of exported pages, in the charts' own colours; printed pages are light."""
-
-    def of(palette: Any) -> str:
-        return (
-            f"--text:{palette.text};--muted:{palette.muted};--line:{palette.grid};"
-            f"--page:{palette.background};--panel:{palette.panel}"
-        )
-
     return (
-        f":root{{{of(LIGHT)};color-scheme:light}}\n"
+        f":root{{{variables(LIGHT)};color-scheme:light}}\n"
         "@media screen and (prefers-color-scheme:dark)"
-        f"{{:root{{{of(DARK)};color-scheme:dark}}}}\n"
+        f"{{:root{{{variables(DARK)};color-scheme:dark}}}}\n"
         f"{file_text('report.css')}"
     )

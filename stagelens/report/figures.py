@@ -11,14 +11,17 @@ import gzip
 import html
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from stagelens.charts.arrays import values_of
 from stagelens.charts.style import Chart
+from stagelens.charts.svg.drawing import as_svg
+from stagelens.charts.svg.writing import Undrawable
 from stagelens.contracts import RunError
 
 from .finding import Rows
@@ -34,6 +37,11 @@ MOST_MARKS = 1_500
 _LARGEST_UNPACKED = 2_000_000
 """Most characters of a figure before it is packed: what a browser still draws at once."""
 _TOO_LARGE = "The picture is too large for a report; its rows are in the JSON"
+_UNTOLD = "what a pointer reads at each mark is left out for room"
+_MALFORMED = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError)
+_FEW_MARKS = 300
+_WIDTHS = {"in-wide": 700, "in-narrow": 388}
+"""Where a picture is shown, and how wide it is drawn: the column of a page, and a phone's."""
 _DIGITS = 4
 """Significant digits of thinned marks' places: a thousandth of an axis cannot be seen."""
 
@@ -80,18 +88,6 @@ def _pictures(value: object) -> Iterator[object]:
 
 
 # ------------------------------------------------------------------------------------- values
-
-
-def values_of(array: object) -> list[Any]:
-    """The values of a figure's array, which plotly may have written as base64 bytes."""
-    if isinstance(array, Mapping) and "bdata" in array:
-        flat = np.frombuffer(base64.b64decode(array["bdata"]), np.dtype(str(array["dtype"])))
-        shape = [int(n) for n in str(array.get("shape", len(flat))).split(",")]
-        values = flat.astype(object)
-        values[flat != flat] = None  # JSON knows no NaN
-        found: list[Any] = values.reshape(shape).tolist()
-        return found
-    return list(array) if isinstance(array, list | tuple) else []
 
 
 def drawn_rows(figure: Mapping[str, Any]) -> pd.DataFrame:
@@ -158,17 +154,11 @@ def fitted(figure: Mapping[str, Any], room: int) -> tuple[str | None, str]:
     Returns:
         The packed JSON, None if it does not fit; and what was left out, empty if nothing was.
     """
-    said = []
-    traces = [dict(trace) for trace in figure["data"]]
+    traces, said = _thinned(figure, MOST_MARKS)
     for trace in traces:
         # WebGL traces compile scripts while they run, which the page's security policy forbids.
         if trace.get("type") == "scattergl":
             trace["type"] = "scatter"
-        count = max(len(values_of(trace.get("x"))), len(values_of(trace.get("y"))))
-        if trace.get("mode") == "markers" and count > MOST_MARKS:
-            _thin(trace, count)
-            name = f" of {trace['name']}" if trace.get("name") else ""
-            said.append(f"{MOST_MARKS:,} of {count:,} marks{name} are drawn")
     small = {"data": traces, "layout": figure["layout"]}
     whole = _json(small)
     if len(whole) > _LARGEST_UNPACKED:
@@ -181,16 +171,75 @@ def fitted(figure: Mapping[str, Any], room: int) -> tuple[str | None, str]:
                 trace.pop(name, None)
             trace["hoverinfo"] = "skip"
         text = packed(_json(small))
-        said.append("what a pointer reads at each mark is left out for room")
+        said.append(_UNTOLD)
     if len(text) > room:
         return None, _TOO_LARGE
+    return text, _sentence(said)
+
+
+def drawn(
+    figure: Mapping[str, Any], name: str, title: str, said: str, room: int
+) -> tuple[str | None, str]:
+    """A figure as pictures that need no script: one for wide windows and paper, one for narrow.
+
+    Args:
+        figure: As plotly's JSON.
+        name: No other of the page has it.
+        title: What it shows.
+        said: Its takeaway.
+        room: Bytes that both may take.
+
+    Returns:
+        Both, None if they do not fit or cannot be drawn; and what was left out, or why there is no
+        picture, empty if all is there.
+    """
+    left_out: list[str] = []
+    for most, told in ((MOST_MARKS, True), (MOST_MARKS, False), (_FEW_MARKS, False)):
+        traces, left_out = _thinned(figure, most)
+        small = {"data": traces, "layout": figure["layout"]}
+        try:
+            text = "".join(
+                _in_window(which, as_svg(small, width, f"{name}{which}", title, said, told))
+                for which, width in _WIDTHS.items()
+            )
+        except Undrawable as error:
+            why = f"{error} is drawn in interactive reports only; its numbers are in the table"
+            return None, why[:1].upper() + why[1:]
+        except _MALFORMED:  # a file that somebody wrote, of which plotly would draw a part
+            return (
+                None,
+                "The figure is not as plotly writes it; its numbers are in the table",
+            )
+        if len(text.encode()) <= room:
+            return text, _sentence(left_out if told else [*left_out, _UNTOLD])
+    return None, _TOO_LARGE
+
+
+def _in_window(which: str, svg: str) -> str:
+    return f'<div class="{which}">{svg}</div>'
+
+
+def _sentence(said: Sequence[str]) -> str:
     told = "; ".join(said)
-    return text, told[:1].upper() + told[1:]
+    return told[:1].upper() + told[1:]
 
 
-def _thin(trace: dict[str, Any], count: int) -> None:
+def _thinned(figure: Mapping[str, Any], most: int) -> tuple[list[dict[str, Any]], list[str]]:
+    """The traces with at most so many marks each, and what is left out."""
+    said = []
+    traces = [dict(trace) for trace in figure["data"]]
+    for trace in traces:
+        count = max(len(values_of(trace.get("x"))), len(values_of(trace.get("y"))))
+        if trace.get("mode") == "markers" and count > most:
+            _thin(trace, count, most)
+            name = f" of {trace['name']}" if trace.get("name") else ""
+            said.append(f"{most:,} of {count:,} marks{name} are drawn")
+    return traces, said
+
+
+def _thin(trace: dict[str, Any], count: int, most: int) -> None:
     """Keep evenly spread marks of a trace, in every array that has one value per mark."""
-    kept = np.linspace(0, count - 1, MOST_MARKS).round().astype(int).tolist()
+    kept = np.linspace(0, count - 1, most).round().astype(int).tolist()
 
     def of(value: Any) -> Any:
         # Sizes, colours and symbols of single marks are arrays in nested objects.

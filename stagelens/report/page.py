@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
-from typing import Any
+from typing import Literal
 from urllib.parse import urlencode, urljoin
 
 import jinja2
@@ -23,12 +23,15 @@ from stagelens.wording.trust_words import MARKS, MEANINGS
 from . import provenance
 from .cover import Cover
 from .exported import TableUsed, file_text, policy, sealed, sources, style, templates
-from .figures import fitted, packed
+from .figures import drawn, fitted, packed
 from .finding import Cell, Finding, FindingView, Rows
 from .markdown import as_markup
 from .method_text import GLOSSARY, METHOD, SOURCE
 
-LARGEST = 2_500_000
+Charts = Literal["interactive", "static"]
+"""How a report draws: by plotly.js, which is in it, or as pictures that need no script."""
+
+LARGEST: Mapping[Charts, int] = {"interactive": 2_500_000, "static": 1_000_000}
 """Most bytes that a report may have."""
 
 _MOST_ROOM = 150_000
@@ -93,18 +96,21 @@ class Report:
         return [finding for section in self.sections for finding in section.findings]
 
 
-def as_html(report: Report) -> bytes:
+def as_html(report: Report, charts: Charts = "interactive") -> bytes:
     """The report as one file.
 
     Args:
         report: What it holds. A figure that leaves no room for the others is thinned, and a line
             under it says so.
+        charts: How it draws.
     """
-    from plotly.offline import get_plotlyjs
+    static = charts == "static"
+    shown = {f.id: f for f in report.findings if f.seen.figure is not None}
+    scripts = [] if static else [file_text("report.js")]
+    if shown and not static:
+        from plotly.offline import get_plotlyjs
 
-    draw = file_text("report.js")
-    plotly = get_plotlyjs()
-    drawn = {f.id: f.seen.figure for f in report.findings if f.seen.figure is not None}
+        scripts.append(get_plotlyjs())
 
     def render(figures: Mapping[str, tuple[Markup | None, int, str]]) -> bytes:
         return (
@@ -114,11 +120,12 @@ def as_html(report: Report) -> bytes:
                 report=report,
                 sections=[section for section in report.sections if section.findings],
                 figures=figures,
-                plotly=Markup(packed(plotly) if drawn else ""),
-                draw=Markup(draw),
+                static=static,
+                plotly=Markup(packed(scripts[1]) if scripts[1:] else ""),
+                draw=Markup("".join(scripts[:1])),
                 style=Markup(style()),
                 chart_style=Markup(EITHER_STYLE),
-                policy=policy([plotly, draw] if drawn else [draw]),
+                policy=policy(scripts),
                 marks=[(MARKS[one], one, MEANINGS[one]) for one in MARKS],
                 method=METHOD,
                 source=SOURCE,
@@ -131,13 +138,15 @@ def as_html(report: Report) -> bytes:
             .encode()
         )
 
-    nothing = (Markup(packed("{}")), 0, "")
+    draw = _picture if static else _figure
+    nothing = (Markup("" if static else packed("{}")), 0, "")
     # Rendered without figures first: what the words leave is divided among the figures.
-    left = LARGEST - len(render(dict.fromkeys(drawn, nothing))) - _WORDS * len(drawn)
-    wanted = {name: _figure(figure, _MOST_ROOM) for name, figure in drawn.items()}
-    room = _room([len(text or "") for text, _, _ in wanted.values()], left)
+    left = LARGEST[charts] - len(render(dict.fromkeys(shown, nothing))) - _WORDS * len(shown)
+    wanted = {name: draw(finding, _MOST_ROOM) for name, finding in shown.items()}
+    sizes = {name: len((text or "").encode()) for name, (text, _, _) in wanted.items()}
+    room = _room(list(sizes.values()), left)
     figures = {
-        name: found if len(found[0] or "") <= room else _figure(drawn[name], room)
+        name: found if sizes[name] <= room else draw(shown[name], room)
         for name, found in wanted.items()
     }
     return sealed(render(figures))
@@ -164,8 +173,16 @@ def _contents(report: Report) -> list[tuple[int, str, list[tuple[str, str]]]]:
     ]
 
 
-def _figure(figure: Mapping[str, Any], room: int) -> tuple[Markup | None, int, str]:
+def _picture(finding: Finding, room: int) -> tuple[Markup | None, int, str]:
+    """A figure as SVG, and what was left out; it brings its height with it."""
+    seen = finding.seen
+    text, said = drawn(seen.figure or {}, f"c{seen.id}", seen.title, seen.said, room)
+    return (None if text is None else Markup(text), 0, said)
+
+
+def _figure(finding: Finding, room: int) -> tuple[Markup | None, int, str]:
     """A figure as packed JSON for a script block, its height, and what was left out."""
+    figure = finding.seen.figure or {}
     text, said = fitted(figure, room)
     height = figure["layout"].get("height")
     pixels = int(height) if isinstance(height, int | float) else _HEIGHT

@@ -9,6 +9,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 
 from stagelens.cli import app
 from stagelens.contracts import StageLensError
+from stagelens.report.figures import kept
 from stagelens.report.finding import Finding, FindingEdit, FindingView, Rows
 from stagelens.report.page import LARGEST, Report, Section, as_html
 from stagelens.report.provenance import FIRST_ORDER
@@ -27,6 +29,7 @@ from stagelens.report.store import new_id
 from stagelens.runs.run import open_run
 from stagelens.wording.trust_words import TrustWord
 from tests.conftest import DemoRun
+from tests.support.every_chart import EVERY
 from tests.support.findings import finding, scatter, seen, trust_of
 from tests.support.hostile import MARKUP, OWNED, TEXTS
 from tests.support.report_pages import PACKED, figures_of, page_of, report_of, table_of, unpacked
@@ -160,7 +163,7 @@ def test_plotly_stands_in_it_once_and_twenty_large_findings_fit() -> None:
     copies = [Finding(seen=marks.model_copy(update={"id": new_id()})) for _ in range(6)]
     many = [*(finding() for _ in range(14)), *copies]
     content = as_html(report_of(*many))
-    assert len(content) < LARGEST
+    assert len(content) < LARGEST["interactive"]
     root = page_of(content)
     assert sum(each.attributes.get("id") == "plotly" for each in root.all("script")) == 1
     assert len(root.all(of="chart")) == 20
@@ -172,10 +175,52 @@ def test_plotly_stands_in_it_once_and_twenty_large_findings_fit() -> None:
 def test_a_picture_that_leaves_no_room_is_left_out_and_that_is_said() -> None:
     huge = {"data": [{"type": "heatmap", "z": [[0.123456789] * 40_000] * 10}], "layout": {}}
     content = as_html(report_of(finding(figure=huge), finding()))
-    assert len(content) < LARGEST
+    assert len(content) < LARGEST["interactive"]
     root = page_of(content)
     assert len(root.all(of="chart")) == 1
     assert "too large for a report" in root.text
+
+
+def test_a_static_report_has_pictures_no_script_and_every_number_in_a_table(whole: Report) -> None:
+    """With a copy of every kind of chart that can be pinned, it is under 1 MB."""
+    pinned = [finding(title=name, **_drawn(name)) for name in EVERY]
+    report = replace(whole, sections=[*whole.sections, Section("Findings", "", pinned)])
+    content = as_html(report, "static")
+    assert len(content) < LARGEST["static"] == 1_000_000
+    root = page_of(content)
+    assert not root.all("script") and b"script-src &#39;none&#39;" in content
+    drawn = [each for each in report.findings if each.seen.figure is not None]
+    assert len(drawn) > len(EVERY) + 4
+    for each in drawn:
+        (article,) = [a for a in root.all("article") if a.attributes["id"] == f"finding-{each.id}"]
+        wide, narrow = article.all("svg")
+        for picture in (wide, narrow):
+            told, said = picture.all("title")[0], picture.all("desc")[0]
+            assert (told.text, said.text) == (each.seen.title, each.seen.said)
+        assert article.all("details")[0].all("td"), each.seen.title
+    assert "reports only" not in root.text and "too large" not in root.text
+
+
+def _drawn(name: str) -> dict[str, object]:
+    figure, rows = kept(EVERY[name]())
+    return {"figure": figure, "rows": rows}
+
+
+def test_a_figure_that_is_no_picture_leaves_its_table_and_says_why() -> None:
+    box = {"data": [{"type": "box", "y": [1, 2]}], "layout": {}}
+    wrong = {"data": [{"type": "bar", "x": "?", "marker": 3}], "layout": {"xaxis": 1}}
+    content = as_html(report_of(finding(figure=box), finding(figure=wrong)), "static")
+    root = page_of(content)
+    assert "A trace of the kind box is drawn in interactive reports only" in root.text
+    assert "The figure is not as plotly writes it" in root.text
+    assert not root.all("svg") and len(root.all("details")) == 2
+
+
+def test_a_static_report_of_many_marks_is_thinned_and_says_so() -> None:
+    content = as_html(report_of(Finding(seen=scatter(6_000))), "static")
+    assert len(content) < LARGEST["static"]
+    root = page_of(content)
+    assert len(root.all("svg")) == 2 and "300 of" in root.text
 
 
 def test_a_report_without_charts_needs_no_plotly() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import get_args
 from urllib.parse import urljoin
 
 import pandas as pd
@@ -12,7 +14,7 @@ import streamlit as st
 from stagelens.report import provenance
 from stagelens.report.cover import Cover
 from stagelens.report.finding import Finding
-from stagelens.report.page import Report, Section, as_html
+from stagelens.report.page import Charts, Report, Section, as_html
 from stagelens.report.rows import as_csv, as_json
 from stagelens.report.sections import default_sections, tables_used
 from stagelens.report.store import Findings, FindingStore
@@ -72,12 +74,22 @@ def export(workspace: Workspace, found: Findings, cover: Cover) -> None:
             f"set {components.plain(workspace.examples.name)}, ahead of the pinned findings. The "
             "same as stagelens report writes.",
         )
+        drawn: Charts = st.radio(
+            "Charts in the HTML file",
+            get_args(Charts),
+            format_func=_CHARTS.__getitem__,
+            horizontal=True,
+            key="charts",
+            help="Interactive charts show numbers under the pointer and bring plotly.js along. "
+            "Pictures need no script, so the file is small enough for any mail.",
+        )
         nothing = not found.kept and not (whole and measured)
         with st.container(horizontal=True, vertical_alignment="center"):
             for label, ending, mime, write, text in _KINDS:
+                made = partial(as_html, charts=drawn) if write is as_html else write
                 st.download_button(
                     label,
-                    data=_writer(workspace, found, cover, bool(whole and measured), write),
+                    data=_writer(workspace, found, cover, bool(whole and measured), made),
                     file_name=f"{workspace.run.name}-report.{ending}",
                     mime=mime,
                     icon=":material/download:",
@@ -90,6 +102,10 @@ def export(workspace: Workspace, found: Findings, cover: Cover) -> None:
                 )
 
 
+_CHARTS: Mapping[Charts, str] = {
+    "interactive": "Interactive, up to 2.5 MB",
+    "static": "Pictures, under 1 MB",
+}
 _KINDS: tuple[tuple[str, str, str, Callable[[Report], bytes], str], ...] = (
     (
         "Export HTML",
