@@ -32,6 +32,7 @@ from . import (
     removing,
     reporting,
     sharing,
+    sizing,
     spurious,
 )
 from .options import at_end
@@ -60,6 +61,7 @@ for group in (
     sharing,
     answering_for,
     checking,
+    sizing,
     drawing,
     helping,
 ):

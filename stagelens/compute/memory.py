@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Iterator
 
@@ -53,6 +54,18 @@ def amount(size: int) -> str:
         if size >= one:
             return f"{size / one:,.1f} {unit}"
     return f"{size:,} bytes"
+
+
+_AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([MG])(i?)B\s*", re.IGNORECASE)
+
+
+def bytes_of(text: str) -> int | None:
+    """Bytes of an amount such as ``500MB``, ``4 GB`` or ``2GiB``; None where it is none."""
+    found = _AMOUNT.fullmatch(text)
+    if found is None:
+        return None
+    power = {"M": 2, "G": 3}[found[2].upper()]
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
 
 
 def _in_container() -> Iterator[int]:

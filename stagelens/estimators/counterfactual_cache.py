@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from stagelens.compute.memory import bytes_of
+from stagelens.contracts import StageLensError
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.schema import digest
 
@@ -20,3 +25,67 @@ def cache_name(run: Run, stage: Stage, estimator: str, settings: Mapping[str, An
 def is_cached(run: Run, stage: Stage, estimator: str) -> bool:
     """Whether the model without a stage is there, by an estimator without settings."""
     return run.files.inside(f"{cache_name(run, stage, estimator, {})}.json").is_file()
+
+
+LIMIT = "STAGELENS_RESULTS_SIZE"
+"""Environment variable: how much disk the models without a stage may take in a run's results."""
+
+
+def limit() -> int | None:
+    """Bytes that they may take; None for no limit.
+
+    Raises:
+        StageLensError: The variable is set, and is not an amount.
+    """
+    text = os.environ.get(LIMIT) or ""
+    if not text.strip():
+        return None
+    found = bytes_of(text)
+    if found is None:
+        raise StageLensError(
+            f"{LIMIT} is {text.strip()!r}, which is not an amount; set one such as 500MB or 20GB"
+        )
+    return found
+
+
+def note_use(run: Run, name: str) -> None:
+    """Say that an entry was read just now, so that others go first."""
+    if limit() is not None:
+        with contextlib.suppress(OSError):  # a run that cannot be changed is not thinned either
+            os.utime(run.path / f"{name}.json")
+
+
+def make_room(run: Run, keep: str) -> list[str]:
+    """Delete the entries that were not used for longest until the limit holds.
+
+    What was measured with them is in tables, which stay; the models are computed again when they
+    are needed. Who reads one at the moment goes on, since its files are mapped.
+
+    Args:
+        run: Whose results.
+        keep: The entry that was written just now, which stays.
+
+    Returns:
+        The entries that are gone.
+    """
+    most = limit()
+    if most is None:
+        return []
+    folder = run.files.inside("results/counterfactuals")
+    entries: dict[str, list[os.DirEntry[str]]] = {}
+    for file in os.scandir(folder):
+        entries.setdefault(file.name.partition(".")[0], []).append(file)
+    sizes = {key: sum(file.stat().st_size for file in files) for key, files in entries.items()}
+    used = {key: max(file.stat().st_mtime for file in files) for key, files in entries.items()}
+    gone = []
+    for key in sorted(entries, key=lambda key: used[key]):
+        if sum(sizes.values()) <= most:
+            break
+        if key == Path(keep).name:
+            continue
+        # The description first: without it nothing counts as stored.
+        for file in sorted(entries[key], key=lambda file: not file.name.endswith(".json")):
+            Path(file.path).unlink(missing_ok=True)
+        del sizes[key]
+        gone.append(key)
+    return gone

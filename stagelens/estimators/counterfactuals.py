@@ -18,7 +18,7 @@ from stagelens.runs.saved_states import load_model, save_model
 from stagelens.runs.schema import FileRef, HeldBefore, StateRef
 from stagelens.runs.states import Weights, not_finite
 
-from .counterfactual_cache import cache_name
+from .counterfactual_cache import cache_name, limit, make_room, note_use
 from .protocol import Counterfactual, Estimator, PartialReplay, Twins
 from .registry import make_estimator
 from .replay_check import check_given
@@ -347,6 +347,7 @@ def _kept(run: Run, stage: Stage, estimator: Estimator, computed: Counterfactual
         **known,
     )
     write_json(run.path / f"{prefix}.json", cached)
+    make_room(run, prefix)
     return _counterfactual(stage, cached, _models(run, cached))
 
 
@@ -379,9 +380,11 @@ def find_cached(run: Run, stage: Stage, estimator: Estimator) -> Cached | None:
 
 def _load(run: Run, stage: Stage, estimator: Estimator) -> Counterfactual | None:
     """From the cache; None where it is missing or damaged, and is then computed again."""
+    limit()  # a wrong amount is told before anything is computed
     cached = find_cached(run, stage, estimator)
     if cached is None:
         return None
+    note_use(run, _cache(run, stage, estimator))
     try:
         return _counterfactual(stage, cached, _models(run, cached))
     except (RunError, KeyError):

@@ -33,6 +33,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from stagelens.compute.memory import bytes_of
 from stagelens.contracts import RunError, StageLensError
 
 # Renamed to itself: that is how type checkers know a re-export.
@@ -59,7 +60,6 @@ UPLOADS = "200 MB"
 """What uploaded files may take unless the environment says otherwise."""
 
 _LONGEST = 1024
-_UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
 
 
 def memory() -> int:
@@ -120,14 +120,13 @@ def _count(variable: str) -> int | None:
 
 
 def _amount(variable: str, text: str) -> int:
-    text = text.strip()
-    amount = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG]i?B)", text, re.IGNORECASE)
-    if amount is None:
+    found = bytes_of(text)
+    if found is None:
         raise StageLensError(
-            f"{variable} is {text!r}, which is not an amount of memory; start the dashboard with "
-            "one such as 500MB or 4GB"
+            f"{variable} is {text.strip()!r}, which is not an amount of memory; start the "
+            "dashboard with one such as 500MB or 4GB"
         )
-    return int(float(amount[1]) * _UNITS[amount[2].upper()])
+    return found
 
 
 def sign_in() -> bool:

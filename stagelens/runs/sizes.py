@@ -1,0 +1,87 @@
+"""What weighs what in a run folder, and what of it can go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .run import Run
+from .schema import FileRef, StateRef
+
+MODELS = "models without a stage"
+AGAIN = "computed again when needed; the tables made with them stay"
+
+
+@dataclass(frozen=True)
+class Size:
+    """One line of what a run weighs.
+
+    Attributes:
+        where: The stage, set or part of the run.
+        what: What it is.
+        bytes: On disk; a file that several states share counts where it is named first.
+        can_go: What becomes of the run without it; empty where it is needed.
+    """
+
+    where: str
+    what: str
+    bytes: int
+    can_go: str = ""
+
+
+def sizes(run: Run) -> list[Size]:
+    """The parts of a run folder with more than nothing in them, in the order of the training."""
+    found = [*_recorded(run), *_sets(run), *_results(run)]
+    other = _bytes(run.path) - sum(each.bytes for each in found)
+    found.append(Size("run", "descriptions and other files", other))
+    return [each for each in found if each.bytes]
+
+
+def _recorded(run: Run) -> Iterator[Size]:
+    counted: set[str] = set()
+
+    def take(files: list[FileRef]) -> int:
+        new = {file.path: file.bytes for file in files if file.path not in counted}
+        counted.update(new)
+        return sum(new.values())
+
+    def models(states: list[StateRef]) -> int:
+        fixed = [state.fixed for state in states if state.fixed is not None]
+        return take([file for state in states for file in state.shards] + fixed)
+
+    def optimizers(states: list[StateRef]) -> int:
+        return take([state.optimizer for state in states if state.optimizer is not None])
+
+    for stage in run.stages:
+        facts = stage.facts
+        bounds = [state for state in (facts.start, facts.end) if state is not None]
+        between = [each.state for each in facts.checkpoints]
+        yield Size(stage.name, "weights at its start and end", models(bounds))
+        yield Size(stage.name, "optimizer state there", optimizers(bounds))
+        references = list(facts.reference_states.values())
+        yield Size(stage.name, "reference models", models(references))
+        yield Size(stage.name, "checkpoints in between", models(between) + optimizers(between))
+        batches = [part.batches for part in facts.parts if part.batches is not None]
+        yield Size(stage.name, "batches and random states", take(batches))
+        yield Size(stage.name, "steps", take([part.table for part in facts.parts]))
+
+
+def _sets(run: Run) -> Iterator[Size]:
+    for name in run.set_names:
+        yield Size(f"set {name}", "examples", _bytes(run.path / "sets" / name))
+
+
+def _results(run: Run) -> Iterator[Size]:
+    folder = run.path / "results"
+    yield Size("results", MODELS, _bytes(folder / "counterfactuals"), AGAIN)
+    rest = _bytes(folder) - _bytes(folder / "counterfactuals")
+    yield Size("results", "tables and maps", rest, "computed again when asked for")
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in _files(folder))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
