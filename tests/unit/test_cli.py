@@ -70,7 +70,7 @@ def test_the_demo_says_what_it_made(digits_run: DemoRun) -> None:
 def test_the_demo_reports_its_progress_in_a_file(digits_run: DemoRun) -> None:
     progress = digits_run.progress
     assert (progress["state"], progress["done"], progress["error"]) == ("done", 1.0, None)
-    assert progress.keys() == {"state", "done", "text", "error"}
+    assert progress.keys() == {"state", "done", "text", "error", "marks"}
 
 
 def test_the_demo_does_not_overwrite(digits_run: DemoRun, command: Command) -> None:
