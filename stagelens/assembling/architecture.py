@@ -173,7 +173,10 @@ def _conversions(
 def _vocabulary(module: nn.Module, own: Mapping[int, str]) -> set[str]:
     names = set()
     for getter in ("get_input_embeddings", "get_output_embeddings"):
-        layer = getattr(module, getter, lambda: None)()
+        try:
+            layer = getattr(module, getter, lambda: None)()
+        except NotImplementedError:  # as of CANINE, which reads characters without a vocabulary
+            continue
         for parameter in layer.parameters() if isinstance(layer, nn.Module) else ():
             if id(parameter) in own:
                 names.add(own[id(parameter)])

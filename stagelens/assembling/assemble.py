@@ -46,6 +46,7 @@ from .architecture import Architecture
 from .checkpoints import Checkpoint
 from .configs import compare_configs
 from .fitting import as_in
+from .hub import fetch, hub_id
 from .loading import Loader
 from .matching import Matched, match
 from .merged import merged_models
@@ -78,8 +79,9 @@ def assemble(
     and the exact model without the last stage; what needs recorded steps is refused.
 
     Args:
-        checkpoints: Name to folder, or its address on any file system that ``fsspec`` knows, in
-            the order of training; at least two. An adapter is laid on the earlier checkpoint that
+        checkpoints: Name to folder, in the order of training; at least two. Also an id on the
+            Hugging Face hub, ``OWNER/NAME@REVISION``, or an address on any file system that
+            ``fsspec`` knows. An adapter is laid on the earlier checkpoint that
             its configuration names, quantised weights are expanded. A Trainer's folder gives
             learning rates, losses and the optimiser's settings too.
         out: The run folder to make; it must not hold anything yet.
@@ -105,7 +107,12 @@ def assemble(
     """
     given = checkpoints.items() if isinstance(checkpoints, Mapping) else checkpoints
     pairs = _checked_names(list(given))
-    with local_folders([path for _, path in pairs]) as folders:
+    at_hub = {path: hub_id(path) for _, path in pairs}
+    places = [
+        path if (wanted := at_hub[path]) is None else fetch(label, wanted, allow_bin=allow_bin)
+        for label, path in pairs
+    ]
+    with local_folders(places) as folders:
         here = [(each, folder) for (each, _), folder in zip(pairs, folders, strict=True)]
         options = _Options(evaluation, task, name, link, allow_bin, progress, columns)
         return _assembled(here, [str(path) for _, path in pairs], Path(out).expanduser(), options)

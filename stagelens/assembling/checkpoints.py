@@ -128,7 +128,9 @@ class Checkpoint:
 
     @property
     def label(self) -> str:
-        """The folder as people know it, without the path to it."""
+        """The folder as people know it, without the path to it; a hub id with its commit."""
+        if self.given.parent.name == "snapshots":  # as in the cache of the hub
+            return f"{self.address.removeprefix('hf://')}, commit {self.given.name[:12]}"
         inside = self.folder.name if self.folder != self.given else ""
         # Resolved, because a folder given as "." has no name.
         return "/".join(filter(None, (self.given.resolve().name, inside)))

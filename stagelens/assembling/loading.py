@@ -271,8 +271,9 @@ def _same_place(named: str, checkpoint: Checkpoint) -> bool:
 
 
 def _same_last_part(named: str, checkpoint: Checkpoint) -> bool:
-    last = named.rstrip("/").rpartition("/")[2].casefold()
-    return bool(last) and last == checkpoint.given.resolve().name.casefold()
+    known = {checkpoint.given.resolve().name, checkpoint.address.partition("@")[0]}
+    last = {each.rstrip("/").rpartition("/")[2].casefold() for each in known}
+    return bool(named) and named.rstrip("/").rpartition("/")[2].casefold() in last
 
 
 def _class_under(

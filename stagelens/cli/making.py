@@ -68,8 +68,9 @@ def assemble(
         list[str],
         typer.Option(
             metavar="NAME=DIR",
-            help="A checkpoint folder; the first is the base, each further one the end of a stage "
-            "of that name. Give them in the order of training.",
+            help="A checkpoint folder, or an id on the Hugging Face hub (OWNER/NAME@REVISION); the "
+            "first is the base, each further one the end of a stage of that name. Give them in the "
+            "order of training.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="A folder that is empty or does not exist yet.")],
