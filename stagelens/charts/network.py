@@ -32,6 +32,9 @@ STYLE = (
     ".net .column.apart+.column::before,.net .column.apart::before{content:none}"
     ".net .layer{font-size:.75rem;opacity:.8;text-align:center;min-height:1rem;"
     "overflow-wrap:anywhere}"
+    ".net button.layer{font:inherit;font-size:.75rem;color:inherit;background:none;border:0;"
+    "padding:0;cursor:pointer;text-decoration:underline dotted}"
+    ".net button.layer:focus-visible{outline:2px solid currentColor;outline-offset:2px}"
     ".net .box{font:inherit;color:inherit;text-align:left;position:relative;flex:1;"
     "border:1px solid var(--edge);border-radius:.45rem;padding:.35rem .5rem .55rem;"
     "box-sizing:border-box;"
@@ -72,7 +75,7 @@ def network_map(
         behaviour: What was measured.
         trust: What is known of the counterfactual.
         chosen: The place of the block that is looked at.
-        clickable: Whether boxes are buttons, with the block's place in ``data-block``.
+        clickable: Whether boxes and layers are buttons, with the block's place in ``data-block``.
     """
     # pandas makes NaN of None where other rows have a layer.
     layers = [layer if isinstance(layer, str) else "" for layer in rows["layer"]]
@@ -98,7 +101,7 @@ def network_map(
         head = layers[places[0]]
         columns.append(
             f"<div class='column{' apart' if rest else ''}'>"
-            f"<div class='layer'>{written(head)}</div>"
+            f"{_head(head, places, rows, clickable)}"
             f"{''.join(boxes[place] for place in places)}</div>"
         )
     alt = _said(rows, total, stage, behaviour)
@@ -114,6 +117,19 @@ def network_map(
         f"{STYLE}<div class='net' role='{role}' aria-label='{written(alt)}'>"
         f"{''.join(columns)}{ends}</div>",
         alt,
+    )
+
+
+def _head(name: str, places: list[int], rows: pd.DataFrame, clickable: bool) -> str:
+    """The name of a layer; where boxes are buttons it is one too, for its strongest block."""
+    if not (clickable and name and len(places) > 1):
+        return f"<div class='layer'>{written(name)}</div>"
+    sizes = rows["effect"].abs().iloc[places]
+    place = places[int(sizes.fillna(0).to_numpy().argmax())]
+    said = f"{name}: its strongest block, {rows['block'].iloc[place]}"
+    return (
+        f"<button type='button' class='layer' data-block='{place}' title='{written(said)}' "
+        f"aria-label='{written(said)}'>{written(name)}</button>"
     )
 
 

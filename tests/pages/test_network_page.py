@@ -38,6 +38,11 @@ def test_the_map_of_a_group_and_the_examples_that_a_block_changes_most(
     assert "says 3; with linear undone: 5" in said and "an intervention, not a training" in said
     linked = check(open_page(demo_copy.parent, f"{_PART}&block=1", _PAGE))
     assert "What convolution 2 changes" in words(linked)
+    # Without a choice it is the stage to blame for the behaviour of the group that is looked at.
+    unchosen = _PART.replace("&stage=shortcut", "")
+    assert "Shown is shortcut, the stage most to blame on stamped images (margin);" in words(
+        check(open_page(demo_copy.parent, unchosen, _PAGE))
+    )
     for wrong in ("99", "-1", "x"):
         app = check(open_page(demo_copy.parent, f"{_PART}&block={wrong}", _PAGE))
         assert "What linear changes" in words(app)

@@ -60,7 +60,10 @@ def test_the_blocks_of_a_layer_are_one_column_and_named_within_it() -> None:
     drawn = network_map(table, 3.5, "tuned", MARGIN, None, chosen=1, clickable=True)
     assert drawn.html.count("class='column") == 3 and "nan" not in drawn.html
     assert ">MLP</span>" in drawn.html and "unchanged" in drawn.html
-    assert drawn.html.count("data-block=") == 3
+    assert drawn.html.count("<button type='button' class='box") == 3
+    # The layer's name leads to the strongest of its blocks.
+    assert "data-block='1' title='layer 0: its strongest block, layer 0 MLP'" in drawn.html
+    assert "<button" not in network_map(table, 3.5, "tuned", MARGIN, None).html
     assert "data-block='1' aria-pressed='true'" in drawn.html
     assert drawn.alt == (
         "Where in the network tuned changes the margin, 3.50 credit in all: layer 0 MLP 2.00 "

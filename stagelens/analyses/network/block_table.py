@@ -217,6 +217,10 @@ def network_rows(
     values = np.column_stack([found.effects(behaviour, reading), found.rest(behaviour, reading)])
     known = np.isfinite(values).all(axis=1)
     kept = known if chosen is None else known & chosen
+    # Of a block that did not change, no example at all could show an effect; nor a rest of as few
+    # changed blocks as the reading gives everything to.
+    could = [block.moved > 0 for block in blocks]
+    could.append(sum(could) > (2 if reading == "carried" else 1))
     rows = []
     for number, column in enumerate(values[kept].T):
         one = blocks[number] if number < len(blocks) else None
@@ -225,8 +229,7 @@ def network_rows(
         count = len(column) if shared is None else sources(shared)
         margin = float("nan")
         if count > 1:
-            # Of a block that did not change, no example at all could show an effect.
-            turns = behaviour == ACCURACY.name and one is not None and one.moved > 0
+            turns = behaviour == ACCURACY.name and could[number]
             error = change_error if turns else standard_error
             margin = t_quantile(count - 1, LEVEL) * error(column, shared)
         rows.append(

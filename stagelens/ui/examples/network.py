@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from stagelens.ui.pieces.pinning import About, pinnable
 from stagelens.ui.reading import loaders
 from stagelens.ui.reading.loaders import Effects
 from stagelens.ui.server import jobs, settings
+from stagelens.wording.numbers import phrase
 from stagelens.wording.sentences import Part, Sentence, slice_parts
 
 from .network_block import LOOKS, mean, one_block
@@ -42,10 +44,29 @@ _component = st.components.v2.component(
     html="<div class='place'></div>",
     css=".place{color:var(--st-text-color);font-family:var(--st-font);padding:3px}",
     js="""
+const PARTS = ".net, .layer, .box, .ends";
+
+// Part by part, so that a box which has the focus keeps it; anew where there are other boxes.
+function update(place, html) {
+  const made = document.createElement("template");
+  made.innerHTML = html;
+  const now = [...place.querySelectorAll(PARTS)];
+  const next = [...made.content.querySelectorAll(PARTS)];
+  const tags = (all) => all.map((one) => one.tagName).join();
+  if (!now.length || tags(now) !== tags(next)) {
+    place.replaceChildren(made.content);
+    return;
+  }
+  now.forEach((one, at) => {
+    for (const { name, value } of next[at].attributes) one.setAttribute(name, value);
+    if (!one.matches(".net")) one.innerHTML = next[at].innerHTML;
+  });
+}
+
 export default function ({ parentElement, data, setTriggerValue }) {
   const place = parentElement.querySelector(".place");
   if (place.dataset.drawn !== data.html) {
-    place.innerHTML = data.html;
+    update(place, data.html);
     place.dataset.drawn = data.html;
   }
   place.onclick = (event) => {
@@ -65,7 +86,10 @@ def network_of_set(workspace: Workspace, effects: Effects) -> None:
     )
     bar = workspace.bar
     name, by, group = bar.behaviour.name, bar.by, bar.group
-    stage = _stage(workspace, effects)
+    chosen = _chosen(workspace, by, group)
+    about = slice_parts(workspace.noun, by if group is not None else None, group)
+    where = "".join(part.text for part in about)
+    stage = _stage(workspace, effects, name, _ids(workspace, chosen), f"on {where}")
     reading = _pick_reading()
     found = _found(workspace, effects, stage)
     if found is None:
@@ -74,12 +98,10 @@ def network_of_set(workspace: Workspace, effects: Effects) -> None:
     if name not in found.behaviours:
         st.info(components.plain(f"{name} was not measured by block."), icon=":material/info:")
         return
-    chosen = _chosen(workspace, by, group)
-    about = slice_parts(workspace.noun, by if group is not None else None, group)
     total = mean(found.total(name)[chosen])
     shared = block_table.sources_of(loaders.with_sources(workspace.at, workspace.examples.name))
     rows = network_rows(found, name, chosen, reading, shared)
-    carried = rows if reading == "carried" else network_rows(found, name, chosen)
+    carried = rows if reading == "carried" else network_rows(found, name, chosen, clusters=shared)
     known = effects.trust.get(stage)
     said = network_sentence(carried, total, stage, behaviour, known, about)
     components.sentences([said], "1.15rem")
@@ -99,7 +121,7 @@ def network_of_example(
     workspace: Workspace, effects: Effects, behaviour: Behaviour, example_id: str
 ) -> None:
     """The map of one example: which blocks carry a stage's effect on it."""
-    stage = _stage(workspace, effects, example_id)
+    stage = _stage(workspace, effects, behaviour.name, {example_id}, "for this example")
     reading = _pick_reading()
     found = _found(workspace, effects, stage)
     if found is None:
@@ -146,25 +168,27 @@ def _turned(found: Network, one: np.ndarray, stage: str) -> list[Sentence]:
 # ------------------------------------------------------------------------------------- controls
 
 
-def _stage(workspace: Workspace, effects: Effects, example_id: str | None = None) -> str:
+def _stage(
+    workspace: Workspace, effects: Effects, behaviour: str, ids: Collection[str], where: str
+) -> str:
     """The chosen stage, or without a choice the strongest, which is said; blame before credit."""
     if workspace.bar.stage is not None:
         return workspace.bar.stage
-    stage, why = _strongest(workspace, effects, example_id)
-    where = "on average" if example_id is None else "for this example"
-    said = f"Shown is {stage}, {why} {where}; choose another one above."
-    components.text_block(said, muted=True)
+    stage, why = _strongest(workspace, effects, behaviour, ids)
+    said = f"Shown is {stage}, {why} {where} ({phrase(effects.behaviours[behaviour])}); choose "
+    components.text_block(f"{said}another one above.", muted=True)
     return stage
 
 
-def _strongest(workspace: Workspace, effects: Effects, example_id: str | None) -> tuple[str, str]:
-    """The stage most to blame, for an example or on average, or if none is, of most credit."""
-    behaviour = next(iter(effects.behaviours.values()))
+def _strongest(
+    workspace: Workspace, effects: Effects, behaviour: str, ids: Collection[str]
+) -> tuple[str, str]:
+    """The stage most to blame for a behaviour of these examples, or if none is, of most credit."""
     means = []
-    for rows in effects.parts(behaviour.name, ("example_id", "stage", "effect")):
-        own = rows if example_id is None else rows[rows["example_id"] == example_id]
+    for rows in effects.parts(behaviour, ("example_id", "stage", "effect")):
+        own = rows[rows["example_id"].isin(ids)]
         means.append(own.groupby("stage", observed=True)["effect"].mean())
-    gains = (behaviour.sign * pd.concat(means)).dropna()
+    gains = (effects.behaviours[behaviour].sign * pd.concat(means)).dropna()
     return shown_stage(gains, workspace.stages)
 
 
@@ -199,6 +223,11 @@ def _chosen(workspace: Workspace, by: str | None, group: str | None) -> np.ndarr
     if group is None or by is None:
         return np.ones(len(table), dtype=bool)
     return (table[by].astype(object).map(str, na_action="ignore") == group).to_numpy(bool)
+
+
+def _ids(workspace: Workspace, chosen: np.ndarray) -> set[str]:
+    table = loaders.examples(workspace.at, workspace.examples.name)
+    return set(table["example_id"][chosen])
 
 
 # ------------------------------------------------------------------------------------ computing
