@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from stagelens.analyses.paths.answers import RIGHT, Kind, kind_of
+from stagelens.analyses.paths.answers import ENDS, RIGHT, Kind, ended, kind_of
 from stagelens.contracts import BASE
 from stagelens.wording.numbers import count_text
 
@@ -83,7 +83,7 @@ def alluvial(
     figure.add_trace(_points(drawn, lows, counts, len(boundaries), total, noun, palette))
     _bars(figure, counts, boundaries, total, gap, palette)
     figure.update_layout(
-        showlegend=False, hovermode="closest", margin={"l": 62, "r": 132, "t": 28, "b": 54}
+        showlegend=False, hovermode="closest", margin={"l": 62, "r": 170, "t": 28, "b": 54}
     )
     figure.update_xaxes(
         range=[-0.12, len(boundaries) - 0.88],
@@ -171,7 +171,7 @@ def _points(
         x=[boundaries - 1 + _BAR + 0.03] * len(ends),
         y=list(ends.values()),
         mode="markers+text",
-        text=[f"  {kind_of(code)} {counts[code]:,}" for code in ends],
+        text=[f"  {ended(code)} {counts[code]:,}" for code in ends],
         textposition="middle right",
         textfont={"color": palette.text, "size": 13},
         marker={"size": 9, "color": palette.text, "line": {"width": 1, "color": ZERO}},
@@ -233,7 +233,7 @@ def _bars(
 
 def _told(code: str, count: int, total: int, noun: str) -> str:
     share = f"{100 * count / total:.1f} %" if total else ""
-    return escaped(f"{marks(code)} {kind_of(code)}: {count_text(count, noun)}, {share}")
+    return escaped(f"{marks(code)} {ended(code)}: {count_text(count, noun)}, {share}")
 
 
 def _said(
@@ -249,9 +249,10 @@ def _said(
         right = sum(count for code, count in counts.items() if code[place] == RIGHT)
         where = name if name == BASE else f"after {name}"
         shares.append(f"{100 * right / total:.0f} % {where}")
-    of_kind = {kind: 0 for kind in reversed(_ORDER)}
+    names = [each for kind in reversed(_ORDER) for each in (ENDS if kind == "flipped" else (kind,))]
+    of_kind = dict.fromkeys(names, 0)
     for code, count in counts.items():
-        of_kind[kind_of(code)] += count
+        of_kind[ended(code)] += count
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in of_kind.items())
     said = f"Paths of {count_text(total, noun)}: {kinds}. Right answers: {', '.join(shares)}."
     if left := sum(counts[code] for code in counts if code not in drawn):
@@ -264,7 +265,7 @@ def _rows(counts: Mapping[str, int], boundaries: Sequence[str]) -> pd.DataFrame:
     ordered = sorted(counts, key=lambda code: -counts[code])
     rows = [
         {
-            "path": kind_of(code),
+            "path": ended(code),
             **{
                 (name if name == BASE else f"after {name}"): "right" if a == RIGHT else "wrong"
                 for name, a in zip(boundaries, code, strict=True)

@@ -9,8 +9,15 @@ from typing import Annotated
 import pandas as pd
 import typer
 
-from stagelens.analyses.paths.answers import Paths, paths
-from stagelens.analyses.paths.chance import MISFIT, beyond_guessing, fits
+from stagelens.analyses.paths.answers import ENDS, LOST, Paths, ended, paths
+from stagelens.analyses.paths.chance import (
+    MISFIT,
+    Counted,
+    beyond_guessing,
+    fits,
+    flipped_by_end,
+    lost_words,
+)
 from stagelens.analyses.paths.stages import by_stage
 from stagelens.contracts import ACCURACY, BASE, StageLensError
 from stagelens.effects.results import FIRST, load_result
@@ -108,27 +115,30 @@ def _each(found: Paths, answers: pd.DataFrame) -> pd.DataFrame:
     wide = wide.reindex(index=found.example_ids, columns=list(found.boundaries))
     wide.columns = [name if name == BASE else f"after {name}" for name in wide.columns]
     own = pd.DataFrame({"example_id": found.example_ids, "path": found.codes, "kind": found.kinds})
+    own["learned_then_forgotten"] = [bool(c) and ended(c) == ENDS[1] for c in found.codes]
     return own.join(wide, on="example_id")
 
 
 def _json(found: Paths, rows: pd.DataFrame) -> dict[str, object]:
     counted = beyond_guessing(found)
     known = fits(counted)
-    kinds = [
-        {
+
+    def row(one: Counted) -> dict[str, object]:
+        return {
             "kind": one.kind,
             "count": one.count,
             "beyond_guessing": one.beyond if known else None,
             "low": one.low if known and one.low == one.low else None,
             "high": one.high if known and one.high == one.high else None,
         }
-        for one in counted
-    ]
+
     stages = rows.astype(object).where(rows.notna(), None).to_dict("records")
     return {
         "boundaries": list(found.boundaries),
         "paths": found.counts(),
-        "kinds": kinds,
+        "kinds": [row(one) for one in counted],
+        "flipped_by_end": [row(one) for one in flipped_by_end(found)],
+        "learned_then_forgotten": {**row(flipped_by_end(found)[1]), "kind": LOST},
         "choices": found.choices,
         "stages": stages,
     }
@@ -141,10 +151,13 @@ def _print(found: Paths, rows: pd.DataFrame, set_name: str) -> None:
         printed.add_column(name, justify="left" if name == "path" else "right")
     counted = beyond_guessing(found)
     known = fits(counted)
-    for one in counted:
+    by_end = flipped_by_end(found)
+    rows_of = [each for one in counted for each in (by_end if one.kind == "flipped" else (one,))]
+    for one in rows_of:
         cells = (f"{one.shown()[0]:,.0f}", one.interval_text()) if known else ("-", "-")
         printed.add_row(one.kind, f"{one.count:,}", *cells)
     print_table(printed)
+    say(lost_words(found, "example"))
     if not known:
         say(MISFIT)
     printed = Table(title="Where it became visible, and who caused it")

@@ -32,7 +32,7 @@ from stagelens.wording.numbers import count_text, phrase
 from stagelens.wording.sentences import Sentence, mean_sentence
 from stagelens.wording.trust_words import trust_label, trust_word
 
-from . import shares
+from . import paths, shares
 from .chance_text import exceeded
 from .checking import stored_tables
 from .cover import read_cover
@@ -45,7 +45,6 @@ from .store import FindingStore, new_id
 
 _FEATURES = 3
 """Most features per stage."""
-_ABOUT_GAPS = "Groups under the final model, and under the model without each stage."
 
 
 @dataclass(frozen=True)
@@ -164,7 +163,7 @@ def tables_used(run: Run, sections: Sequence[Section]) -> list[TableUsed]:
 
 
 def default_sections(run: Run, set_name: str) -> list[Section]:
-    """Headlines, credit and blame, shares, stages, group gaps, found features and trust.
+    """Headlines, credit and blame, shares, stages, paths, gaps, found features and trust.
 
     Raises:
         StageLensError: Nothing has been measured on the set yet.
@@ -180,7 +179,8 @@ def default_sections(run: Run, set_name: str) -> list[Section]:
         ),
         ("Shares", shares.ABOUT, _shares),
         ("Stages", "In training order, with what was measured after each.", _time_line),
-        ("Group gaps", _ABOUT_GAPS, _gaps),
+        ("Paths", paths.ABOUT, _paths),
+        ("Group gaps", "Groups under the final model, and without each stage.", _gaps),
         (
             "Features found without metadata",
             "What goes with a stage's effect, tested within each label. That a feature goes with "
@@ -205,8 +205,7 @@ def _about(basis: Basis) -> str:
 
 
 def _headlines(basis: Basis) -> list[Finding]:
-    best = best_known(basis.effects, basis.every[1:])
-    made = []
+    best, made = best_known(basis.effects, basis.every[1:]), []
     for behaviour in _shown(best):
         other = meant_too(behaviour, best.behaviours)
         rows = [best.of(kind.name) for kind in (behaviour, other) if kind is not None]
@@ -270,10 +269,8 @@ def _mean_sentences(
 
 
 def _shares(basis: Basis) -> list[Finding]:
-    name, behaviours = basis.examples.name, _shown(basis.effects)
-    return shares.share_findings(
-        basis.run, name, basis.noun, behaviours, basis.finding, basis.chart
-    )
+    of, behaviours = (basis.run, basis.examples.name, basis.noun), _shown(basis.effects)
+    return shares.share_findings(*of, behaviours, basis.finding, basis.chart)
 
 
 def _time_line(basis: Basis) -> list[Finding]:
@@ -293,6 +290,10 @@ def _time_line(basis: Basis) -> list[Finding]:
         "" if measured is None else f", and the {phrase(behaviour)} after each boundary"
     )
     return [basis.chart(chart, title=title, behaviour=behaviour.name, observed=RECORDED)]
+
+
+def _paths(basis: Basis) -> list[Finding]:
+    return paths.path_findings(basis.run, basis.examples, basis.stages, basis.chart)
 
 
 def _gaps(basis: Basis) -> list[Finding]:
@@ -319,19 +320,18 @@ def _gaps(basis: Basis) -> list[Finding]:
 
 def _features(basis: Basis) -> list[Finding]:
     facts, name = basis.facts, basis.examples.name
-    known = noise_key(basis.orders, basis.draws)
-    found = load_features(basis.run, name, facts.estimator, facts.settings, known)
+    of = (facts.estimator, facts.settings, noise_key(basis.orders, basis.draws))
+    found = load_features(basis.run, name, *of)
     if found is None:
         return []
     behaviour = found.facts.behaviour.behaviour()
     every = [strongest(found, stage.stage) for stage in found.facts.stages]
-    best = [first(rows[rows["kind"] != "column"], _FEATURES) for rows in every]
-    rows = pd.concat(best, ignore_index=True) if best else pd.DataFrame()
+    best = [first(rows[rows["kind"] != "column"], _FEATURES) for rows in every] or [pd.DataFrame()]
+    rows = pd.concat(best, ignore_index=True)
     if rows.empty:
         return []
     trust = basis.effects.trust
-    words = [trust_word(trust[str(stage)], behaviour.name) for stage in rows["stage"]]
-    rows.insert(1, "trust", words)
+    rows.insert(1, "trust", [trust_word(trust[str(s)], behaviour.name) for s in rows["stage"]])
     said = [
         feature_sentence(of.iloc[0].to_dict(), behaviour, basis.noun, trust.get(str(stage)))
         # Unsorted, so that stages keep the order of training.

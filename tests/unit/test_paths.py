@@ -8,8 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stagelens.analyses.paths.answers import KINDS, Paths, kind_of, paths
-from stagelens.analyses.paths.chance import _weights, beyond_guessing, fits
+from stagelens.analyses.paths.answers import ENDS, KINDS, Paths, ended, kind_of, paths
+from stagelens.analyses.paths.chance import (
+    _weights,
+    beyond_guessing,
+    fits,
+    flipped_by_end,
+    lost_words,
+)
 from stagelens.analyses.paths.stages import by_stage
 
 STAGES = ("one", "two", "three")
@@ -52,6 +58,45 @@ def tables(generator: np.random.Generator, count: int = 40) -> tuple[pd.DataFram
 )
 def test_a_path_has_a_name(code: str, kind: str) -> None:
     assert kind_of(code) == kind
+
+
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [("WRW", ENDS[1]), ("RWRW", ENDS[1]), ("RWR", ENDS[0]), ("WRWRR", ENDS[0]), ("WRR", "learned")],
+)
+def test_a_flipped_path_says_how_it_ends(code: str, name: str) -> None:
+    assert ended(code) == name
+
+
+def test_flipped_ones_by_their_end_sum_to_all_flipped_also_beyond_guessing() -> None:
+    right = np.random.default_rng(1).integers(0, 2, (300, 4))
+    found = made(right, choices=3)
+    (flipped,) = [one for one in beyond_guessing(found) if one.kind == "flipped"]
+    by_end = flipped_by_end(found)
+    assert [one.kind for one in by_end] == list(ENDS)
+    assert sum(one.count for one in by_end) == flipped.count
+    assert sum(one.beyond for one in by_end) == pytest.approx(flipped.beyond)
+    # By hand: wrong, later right, and wrong in the end.
+    lost = sum(
+        any(not row[i] and row[j] for i in range(4) for j in range(i + 1, 4)) and not row[-1]
+        for row in right
+    )
+    assert by_end[1].count == lost
+    assert f"wrong in the end): {lost} images" in lost_words(found, "image")
+
+
+def test_what_is_forgotten_only_by_guessing_is_taken_out() -> None:
+    """500 examples are never known, 40 were learned and forgotten: 40 are found, within error."""
+    generator = np.random.default_rng(2)
+    known = np.zeros((540, 3), bool)
+    known[:40] = [0, 1, 0]
+    counts = []
+    for _ in range(200):
+        found = flipped_by_end(made(known | (generator.random(known.shape) < 0.25)))[1]
+        counts.append(found.beyond)
+        assert found.count > 60
+    error = np.std(counts) / np.sqrt(len(counts))
+    assert abs(np.mean(counts) - 40) < 4 * error
 
 
 def test_counts_add_up_to_the_labelled_examples() -> None:

@@ -29,6 +29,12 @@ def test_totals_reconcile_with_the_answers(
         one["kind"]: one["count"] for one in found["kinds"] if one["count"]
     }
     assert sum(one["beyond_guessing"] for one in found["kinds"]) == pytest.approx(count)
+    (flipped,) = [one for one in found["kinds"] if one["kind"] == "flipped"]
+    ends, lost = found["flipped_by_end"], found["learned_then_forgotten"]
+    for name in ("count", "beyond_guessing"):
+        assert sum(one[name] for one in ends) == pytest.approx(flipped[name])
+    assert lost["count"] == ends[1]["count"] == table["learned_then_forgotten"].sum() > 0
+    assert lost["low"] < lost["beyond_guessing"] < lost["high"]
     assert {stage["trust"] for stage in found["stages"]} <= set(MARKS)
     right = [table["path"].str[place].eq("R").sum() for place in (0, -1)]
     assert sum(stage["seen_after"] for stage in found["stages"]) == right[1] - right[0]
@@ -37,7 +43,8 @@ def test_totals_reconcile_with_the_answers(
 def test_tables_are_printed_with_what_they_mean(digits_run: DemoRun, command: Command) -> None:
     answer = command("paths", digits_run.path, "--set", "test")
     assert answer.status == 0, answer.err
-    for words in ("Paths of 894 examples", "learned", "forgotten", "Where it became visible"):
+    for words in ("Paths of 894 examples", "learned", "forgotten", "Where it became visible",
+                  "flipped, ends wrong", "Learned, then forgotten (wrong, later right"):  # fmt: skip
         assert words in answer.out
 
 

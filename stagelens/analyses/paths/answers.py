@@ -83,6 +83,23 @@ class Paths:
         return {str(code): int(count) for code, count in found.items()}
 
 
+LOST = "learned, then forgotten"
+"""Wrong, later right, and wrong in the end: what is flipped and ends wrong."""
+
+ENDS = ("flipped, ends right", "flipped, ends wrong")
+"""What flipped paths are called where it matters how they end; both together are all of them."""
+
+
+def ended(code: str) -> str:
+    """What a path is called, with its end where the kind does not say it.
+
+    Args:
+        code: One character per boundary, :data:`RIGHT` or :data:`WRONG`.
+    """
+    kind = kind_of(code)
+    return kind if kind != "flipped" else ENDS[code[-1] == WRONG]
+
+
 def kind_of(code: str) -> Kind:
     """What a path is called.
 

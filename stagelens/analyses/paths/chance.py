@@ -8,15 +8,17 @@ time anew. Observed paths are then a known linear mixture of true ones, which is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from stagelens.effects.resampling import by_cluster
+from stagelens.wording.numbers import count_text
 
-from .answers import KINDS, RIGHT, WRONG, Kind, Paths, kind_of
+from .answers import ENDS, KINDS, LOST, RIGHT, WRONG, Paths, ended, kind_of
 
 _Z = 1.959963984540054  # 97.5 % of a normal distribution
 _FAR = 4.0 / _Z
@@ -34,7 +36,7 @@ class Counted:
     """How many examples took paths of one kind.
 
     Attributes:
-        kind: Of the paths.
+        kind: Of the paths: one of :data:`~.answers.KINDS`, or of :data:`~.answers.ENDS`.
         count: As observed.
         beyond: Estimated number beyond guessing; may be below zero, where guessing alone would
             give more than was observed. The numbers of all kinds sum to the number of examples.
@@ -44,7 +46,7 @@ class Counted:
         total: How many examples there are of all kinds.
     """
 
-    kind: Kind
+    kind: str
     count: int
     beyond: float
     low: float
@@ -88,19 +90,39 @@ def beyond_guessing(paths: Paths) -> list[Counted]:
     Returns:
         One for each of :data:`~.answers.KINDS`, in that order.
     """
+    return _counted(paths, KINDS, kind_of)
+
+
+def flipped_by_end(paths: Paths) -> list[Counted]:
+    """The same of flipped paths by how they end; the numbers of both sum to those of all flipped.
+
+    What ends wrong was learned, then forgotten.
+
+    Args:
+        paths: The same.
+
+    Returns:
+        One for each of :data:`~.answers.ENDS`, in that order.
+    """
+    return _counted(paths, ENDS, ended)
+
+
+def _counted(paths: Paths, names: Sequence[str], named: Callable[[str], str]) -> list[Counted]:
     counts = paths.counts()
     total = sum(counts.values())
     guess = 1.0 / paths.choices if paths.choices > 1 else 0.0
     observed = np.array(list(counts.values()), dtype=float)
     # The corrected numbers are weighted sums of observed ones; (paths, kinds).
-    weights = np.array([[_weights(code, guess)[kind] for kind in KINDS] for code in counts])
+    weights = np.array(
+        [[_weights(code, guess, named).get(n, 0.0) for n in names] for code in counts]
+    )
     beyond_each = observed @ weights
     halves = _Z * np.sqrt(_variances(paths, list(counts), weights - beyond_each / total))
     found = []
-    for place, kind in enumerate(KINDS):
+    for place, name in enumerate(names):
         beyond, half = float(beyond_each[place]), float(halves[place])
-        own = sum(count for code, count in counts.items() if kind_of(code) == kind)
-        found.append(Counted(kind, own, beyond, beyond - half, beyond + half, total))
+        own = sum(count for code, count in counts.items() if named(code) == name)
+        found.append(Counted(name, own, beyond, beyond - half, beyond + half, total))
     return found
 
 
@@ -120,7 +142,7 @@ def _variances(paths: Paths, codes: Sequence[str], off: np.ndarray) -> np.ndarra
     return np.asarray((own**2).sum(axis=0))
 
 
-def _weights(code: str, guess: float) -> Mapping[Kind, float]:
+def _weights(code: str, guess: float, named: Callable[[str], str] = kind_of) -> Mapping[str, float]:
     """How much one example on an observed path adds to the corrected number of every kind.
 
     The inverse of the mixture at one boundary: a wrong answer is not known for certain, with weight
@@ -145,9 +167,24 @@ def _weights(code: str, guess: float) -> Mapping[Kind, float]:
                 key = first, state, min(changes + (state != last), 2)
                 following[key] = following.get(key, 0.0) + weight * own
         states = following
-    weights: dict[Kind, float] = dict.fromkeys(KINDS, 0.0)
+    weights: dict[str, float] = defaultdict(float)
     for (first, last, changes), weight in states.items():
-        # Any path with the same ends and changes is of the same kind.
-        shape = first + last if changes < 2 else WRONG + RIGHT + WRONG
-        weights[kind_of(shape)] += weight
+        # Any path with the same ends and changes is of the same kind, whatever lies between.
+        between = "" if changes < 2 else RIGHT + WRONG + RIGHT + WRONG
+        weights[named(first + between + last)] += weight
     return weights
+
+
+def lost_words(paths: Paths, noun: str) -> str:
+    """How many were learned and then forgotten, as observed and beyond guessing.
+
+    Args:
+        paths: Of a set's examples.
+        noun: What an example is called.
+    """
+    _, lost = flipped_by_end(paths)
+    said = f"{LOST.capitalize()} (wrong, later right, wrong in the end): "
+    said += count_text(lost.count, noun)
+    if fits(beyond_guessing(paths)):
+        said += f" (about {lost.shown()[0]:,.0f} beyond guessing, 95 %: {lost.interval_text()})"
+    return f"{said}."

@@ -13,7 +13,7 @@ from stagelens.charts.arrays import values_of
 from .axes import Axis
 from .looks import each, told
 from .plot import Plot
-from .writing import Undrawable, element, paint, titled, width_of, words
+from .writing import Undrawable, element, height_of, paint, titled, width_of, words
 
 _GAP = 0.2
 Numbered = Callable[[Any], float | None]
@@ -175,9 +175,12 @@ def _words(
             str(text), left + wide / 2, y, font, "middle", "bottom" if beyond < 0 else "top"
         )
     size = float(font.get("size") or 12)
-    needed = width_of(str(text), size) + 4
-    if needed > wide:  # smaller, down to what can still be read
-        size *= wide / needed
-    if size < _FEWEST or size > high:
+    needed, tall = width_of(str(text), size) + 4, height_of(str(text), size)
+    # Smaller, down to what can still be read; turned where that leaves it larger.
+    flat = min(1.0, wide / needed, high / tall)
+    turned = min(1.0, high / needed, wide / tall) if trace.get("textangle") is None else 0.0
+    size *= max(flat, turned)
+    if size < _FEWEST:
         return ""
-    return words(str(text), left + wide / 2, middle, {**font, "size": size}, "middle")
+    angle, font = -90.0 if turned > flat else 0.0, {**font, "size": size}
+    return words(str(text), left + wide / 2, middle, font, "middle", "middle", angle)

@@ -8,7 +8,13 @@ import pandas as pd
 import streamlit as st
 
 from stagelens.analyses.paths.answers import Paths
-from stagelens.analyses.paths.chance import MISFIT, beyond_guessing, fits
+from stagelens.analyses.paths.chance import (
+    MISFIT,
+    beyond_guessing,
+    fits,
+    flipped_by_end,
+    lost_words,
+)
 from stagelens.charts.alluvial import MOST_BOUNDARIES, alluvial
 from stagelens.charts.style import EITHER
 from stagelens.contracts import ACCURACY
@@ -41,7 +47,8 @@ def section(
     st.header("Paths", anchor=False)
     components.text_block(
         f"The answers to {count_text(sum(counts.values()), workspace.noun)} after every boundary: "
-        "learned (wrong, then right), forgotten (right, then wrong), or flipped more than once.",
+        "learned (wrong, then right), forgotten (right, then wrong), or flipped: changed more than "
+        "once, with its end.",
         muted=True,
     )
     if note:
@@ -61,8 +68,14 @@ def _paths(
     about = About(behaviour=ACCURACY.name, observed=RECORDED, filters=filters)
     if len(found.boundaries) <= MOST_BOUNDARIES:
         _chart(workspace, counts, found.boundaries, about)
-    kinds = beyond_guessing(found)
-    known = fits(kinds)
+    counted = beyond_guessing(found)
+    known = fits(counted)
+    # Flipped ones by how they end; the rows sum to all.
+    kinds = [
+        each
+        for one in counted
+        for each in (flipped_by_end(found) if one.kind == "flipped" else (one,))
+    ]
     table = pd.DataFrame(
         {
             "path": [one.kind for one in kinds],
@@ -89,6 +102,7 @@ def _paths(
             "95 %": st.column_config.TextColumn("95 %", help="Over the choice of examples."),
         },
     )
+    components.text_block(lost_words(found, workspace.noun))
     if not known:
         components.text_block(MISFIT, muted=True)
     elif sharing := loaders.clustered(at, name, workspace.noun):
