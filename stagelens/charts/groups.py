@@ -39,7 +39,7 @@ def group_gaps(
         palette: Light or dark.
     """
     every = list(metrics.groups["model"].unique())
-    models = _shown(metrics, every)
+    models = shown_models(metrics, every)
     rows = metrics.groups[metrics.groups["group"].notna() & metrics.groups["model"].isin(models)]
     groups = sorted(rows["group"].unique())
     figure = go.Figure()
@@ -49,7 +49,7 @@ def group_gaps(
     for number, group in enumerate(groups):
         _marks(figure, rows[rows["group"] == group], behaviour, models, number, metrics, palette)
     gaps = metrics.gaps.set_index("model")["gap"] if len(metrics.gaps) else pd.Series(dtype=float)
-    clear = _clear(metrics)
+    clear = clear_models(metrics)
     for place, model in enumerate(models):
         gap = gaps.get(model, np.nan)
         size = amount_text(gap, behaviour, unit=False)
@@ -71,7 +71,7 @@ def group_gaps(
             **{"y": -0.5, "yanchor": "bottom", "showarrow": False},
             font={"color": palette.muted, "size": 13},
         )
-    low, high = _range(rows, behaviour)
+    low, high = axis_ends(rows, behaviour)
     figure.update_xaxes(
         range=[low, high],
         ticksuffix=" %" if is_share(behaviour) else "",
@@ -104,12 +104,13 @@ def group_gaps(
         hovermode="closest",
     )
     more = len(every) - len(models)
-    said = _said(metrics, behaviour, models, groups, notes)
+    said = in_words(metrics, behaviour, models, groups, notes)
     said += f" {more:,} more models change the gap less." if more else ""
     return Chart(figure, said, metrics.groups)
 
 
-def _shown(metrics: GroupMetrics, models: list[str]) -> list[str]:
+def shown_models(metrics: GroupMetrics, models: list[str]) -> list[str]:
+    """The first model, and of many others those whose gap differs most from its."""
     changes = metrics.gaps.set_index("model")["change"] if len(metrics.gaps) else {}
     return [models[0], *(models[1 + n] for n in strongest(changes.get(m, 0) for m in models[1:]))]
 
@@ -119,7 +120,7 @@ def _name(model: str, note: str | None) -> str:
     return f"{name}<br><span style='font-size:12px'>{escaped(note)}</span> " if note else name
 
 
-def _clear(metrics: GroupMetrics) -> set[str]:
+def clear_models(metrics: GroupMetrics) -> set[str]:
     """The models whose gap has an interval that leaves out zero: others may have none."""
     rows = metrics.gaps
     sure = (rows["gap_low"] > 0) | (rows["gap_high"] < 0)
@@ -136,7 +137,7 @@ def _gap_bars(
     if metrics.best is None:
         return
     values = metrics.groups.set_index(["model", "group"])[metrics.measure]
-    clear = _clear(metrics)
+    clear = clear_models(metrics)
     for place, model in enumerate(models):
         if model not in clear:
             continue
@@ -153,6 +154,25 @@ def _gap_bars(
         )
 
 
+def look_of(
+    group: str, number: int, metrics: GroupMetrics, palette: Palette
+) -> tuple[int | None, str]:
+    """The place of a group among symbols, None where it is one of many, and its colour.
+
+    Args:
+        group: One of the groups.
+        number: Its place among all of them.
+        metrics: Of all groups.
+        palette: Light or dark.
+    """
+    many = metrics.groups["group"].nunique() > _COLOURED
+    ends = [name for name in (metrics.worst, metrics.best) if name is not None]
+    if many and group not in ends:
+        return None, palette.muted
+    place = ends.index(group) if many else number
+    return place, palette.groups[place % len(palette.groups)]
+
+
 def _marks(
     figure: go.Figure,
     rows: pd.DataFrame,
@@ -166,10 +186,8 @@ def _marks(
     kind = metrics.measure
     group = str(rows["group"].iloc[0])
     many = metrics.groups["group"].nunique() > _COLOURED
-    ends = [name for name in (metrics.worst, metrics.best) if name is not None]
-    named = not many or group in ends
-    place = ends.index(group) if many and group in ends else number
-    color = palette.groups[place % len(palette.groups)] if named else palette.muted
+    place, color = look_of(group, number, metrics, palette)
+    named = place is not None
     values = rows.set_index("model")[[kind, f"{kind}_low", f"{kind}_high", "n"]].reindex(models)
     x, low, high = (
         np.array([scaled(v, behaviour) for v in values[name]], dtype=float)
@@ -187,7 +205,7 @@ def _marks(
             showlegend=named,
             marker={
                 "color": color,
-                "symbol": _SYMBOLS[place % len(_SYMBOLS)] if named else "line-ns-open",
+                "symbol": "line-ns-open" if place is None else _SYMBOLS[place % len(_SYMBOLS)],
                 "size": 12 if named else 9,
                 "line": {"color": color, "width": 0 if named else 1.5},
             },
@@ -201,8 +219,6 @@ def _marks(
                 "width": 0,
                 "visible": named,
             },
-            # Of marks with the same id, plotly draws one.
-            ids=[f"{place} {group}" for place in range(len(models))],
             customdata=[
                 f"<b>{escaped(model)}</b><br>{escaped(group)}: "
                 f"{value_text(row[kind], behaviour)}<br>interval "
@@ -216,8 +232,8 @@ def _marks(
     )
 
 
-def _range(rows: pd.DataFrame, behaviour: Behaviour) -> tuple[float, float]:
-    """With room at both ends; the whole scale if the groups fill half of it anyway."""
+def axis_ends(rows: pd.DataFrame, behaviour: Behaviour) -> tuple[float, float]:
+    """Of the axis, with room at both ends; the whole scale if the groups fill half of it anyway."""
     kind = "accuracy" if is_share(behaviour) else "margin"
     columns = rows[[kind, f"{kind}_low", f"{kind}_high"]].to_numpy(dtype=float)
     finite = columns[np.isfinite(columns)]
@@ -230,13 +246,14 @@ def _range(rows: pd.DataFrame, behaviour: Behaviour) -> tuple[float, float]:
     return (-3.0 if low < 50 else low - pad), min(high + pad, 102.0)
 
 
-def _said(
+def in_words(
     metrics: GroupMetrics,
     behaviour: Behaviour,
     models: Sequence[str],
     groups: Sequence[str],
     notes: Mapping[str, str],
 ) -> str:
+    """The takeaway: where each group stands under every model."""
     values = metrics.groups.set_index(["model", "group"])[metrics.measure]
     few = groups if len(groups) <= _COLOURED else [metrics.worst, metrics.best]
     said = "; ".join(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from .marked_rows import Mark, Row, marked_rows
 from .style import (
     AMOUNT,
     BEFORE_AFTER,
@@ -20,6 +22,7 @@ from .style import (
     see_through,
     style,
 )
+from .tokens import Markup
 
 _MARKS = tuple(zip(BEFORE_AFTER, ("circle-open", "diamond", "square-open"), strict=True))
 """Colour and shape by position: before, after, by replay."""
@@ -87,10 +90,8 @@ def group_accuracy(
         )
     style(figure, palette, height=76 + _ROW * max(len(models), 2) * max(len(groups), 1))
     counts = rows.drop_duplicates("group").set_index("group")["n"]
-    known = rows[["accuracy", "accuracy_low"]].min(axis=1).dropna()
-    lowest = 100 * float(known.min()) if len(known) else 0.0
     figure.update_xaxes(
-        range=[max(0.0, 10 * np.floor((lowest - 6) / 10)), 103],
+        range=list(_accuracy_ends(rows)),
         ticksuffix=" %",
         fixedrange=True,
         zeroline=False,
@@ -115,11 +116,53 @@ def group_accuracy(
         legend={"x": 0.0, "xanchor": "left", "y": 1.0, "yanchor": "bottom"},
         hoverlabel={"align": "left"},
     )
+    return Chart(figure, _accuracies(rows))
+
+
+def accuracy_rows(rows: pd.DataFrame, approximate: str | None = None) -> Markup:
+    """:func:`group_accuracy` as markup, for pages whose reader may switch the theme."""
+    models = list(dict.fromkeys(rows["model"]))
+    looks = {
+        model: (color, glyph)
+        for model, color, glyph in zip(models, BEFORE_AFTER, ("○", "◆", "□"), strict=False)
+    }
+    made = []
+    for group, own in rows.groupby("group", sort=False):
+        marks = [
+            Mark(
+                100 * row["accuracy"],
+                100 * row["accuracy_low"],
+                100 * row["accuracy_high"],
+                *looks[row["model"]],
+                _plain(row["model"], row),
+                text=f"{'≈ ' if row['model'] == approximate else ''}{100 * row['accuracy']:.1f}",
+                pale=row["model"] == approximate,
+            )
+            for row in own.to_dict("records")
+        ]
+        made.append(Row(str(group), f"{own['n'].iloc[0]:,} examples", marks))
+    legend = [(glyph, color, model) for model, (color, glyph) in looks.items()]
+    return marked_rows(made, _accuracy_ends(rows), legend, _accuracies(rows), " %", "accuracy")
+
+
+def _accuracy_ends(rows: pd.DataFrame) -> tuple[float, float]:
+    known = rows[["accuracy", "accuracy_low"]].min(axis=1).dropna()
+    lowest = 100 * float(known.min()) if len(known) else 0.0
+    return max(0.0, 10 * float(np.floor((lowest - 6) / 10))), 103.0
+
+
+def _accuracies(rows: pd.DataFrame) -> str:
     said = "; ".join(
         f"{row['group']}, {row['model']}: {100 * row['accuracy']:.1f} %"
         for row in rows.to_dict("records")
     )
-    return Chart(figure, f"Accuracy by group. {said}.")
+    return f"Accuracy by group. {said}."
+
+
+def _plain(model: str, row: Mapping[Any, Any]) -> str:
+    low, high = float(row["accuracy_low"]), float(row["accuracy_high"])
+    between = f", 95 % interval {100 * low:.1f} to {100 * high:.1f} %" if low == low else ""
+    return f"{row['group']}, {model}: accuracy {100 * row['accuracy']:.1f} %{between}"
 
 
 def _hover(model: str, row: Mapping[str, object]) -> str:

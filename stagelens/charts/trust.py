@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -21,6 +23,54 @@ _KINDS = (
     ("blame", BLAME, "diamond"),
     ("within noise", MUTED, "x-thin-open"),
 )
+
+
+@dataclass(frozen=True)
+class Plane:
+    """What is drawn of an estimate against replay; both axes point towards credit.
+
+    Attributes:
+        points: The examples that have both numbers.
+        x: (N,) the estimate, as it is printed.
+        y: (N,) replay.
+        ends: Of both axes.
+        along: Two values of the estimate and two of replay that the slope goes through; None
+            without a slope.
+        wrong: Share of the examples whose sign is wrong; NaN without any.
+        towards: What the axes say.
+        said: The takeaway.
+    """
+
+    points: pd.DataFrame
+    x: np.ndarray
+    y: np.ndarray
+    ends: tuple[float, float]
+    along: tuple[tuple[float, float], tuple[float, float]] | None
+    wrong: float
+    towards: str
+    said: str
+
+
+def plane(
+    points: pd.DataFrame, behaviour: Behaviour, stage: str, estimate: str, slope: float
+) -> Plane:
+    """What :func:`agreement` draws of the same arguments."""
+    points = points[np.isfinite(points["estimate"]) & np.isfinite(points["replay"])]
+    x = np.asarray([scaled(behaviour.sign * v, behaviour) for v in points["estimate"]], float)
+    y = np.asarray([scaled(behaviour.sign * v, behaviour) for v in points["replay"]], float)
+    ends = _range(np.concatenate([x, y]))
+    wrong = _wrong_share(x, y)
+    unit = f", {axis_unit(behaviour)}" if axis_unit(behaviour) else ""
+    return Plane(
+        points,
+        x,
+        y,
+        ends,
+        _clipped(slope, *ends) if np.isfinite(slope) else None,
+        wrong,
+        f"{behaviour.name} {behaviour.better}{unit} →",
+        _said(points, behaviour, stage, estimate, slope, wrong),
+    )
 
 
 def agreement(
@@ -45,22 +95,18 @@ def agreement(
         slope: Of replay on estimate; NaN draws no line.
         palette: Light or dark.
     """
-    points = points[np.isfinite(points["estimate"]) & np.isfinite(points["replay"])]
-    x = np.asarray([scaled(behaviour.sign * v, behaviour) for v in points["estimate"]], float)
-    y = np.asarray([scaled(behaviour.sign * v, behaviour) for v in points["replay"]], float)
-    low, high = _range(np.concatenate([x, y]))
+    drawn = plane(points, behaviour, stage, estimate, slope)
+    points, x, y, (low, high) = drawn.points, drawn.x, drawn.y, drawn.ends
     figure = go.Figure()
     style(figure, palette, height=_HEIGHT)
-    _corners(figure, low, high, palette, _wrong_share(x, y))
+    _corners(figure, low, high, palette, drawn.wrong)
     straight(figure, (low, high), (low, high), "solid", 1.5, palette.muted)
-    if np.isfinite(slope):
-        along, up = _clipped(slope, low, high)
-        straight(figure, along, up, "dash", 2.5, palette.line)
-    wrong = _wrong_share(x, y)
+    if drawn.along is not None:
+        straight(figure, *drawn.along, "dash", 2.5, palette.line)
     # The share above is of all examples; only from here on may some be left out.
     seen = drawn_points(x, y)
     x, y, shown = x[seen], y[seen], points.iloc[seen]
-    kinds = _kinds(y, shown["within_noise"])
+    kinds = kinds_of(y, shown["within_noise"])
     for number, (name, color, symbol) in enumerate(_KINDS):
         of = kinds == number
         figure.add_trace(
@@ -87,12 +133,11 @@ def agreement(
                 hovertemplate="%{customdata}<extra></extra>",
             )
         )
-    _axes(figure, low, high, behaviour, palette)
-    said = _said(points, behaviour, stage, estimate, slope, wrong)
-    return Chart(figure, said, points)
+    _axes(figure, low, high, drawn.towards, palette)
+    return Chart(figure, drawn.said, points)
 
 
-def _kinds(gains: np.ndarray, within_noise: pd.Series) -> np.ndarray:
+def kinds_of(gains: np.ndarray, within_noise: pd.Series) -> np.ndarray:
     """0 credit, 1 blame, 2 within training noise, by what replay says."""
     noisy = within_noise.fillna(False).astype(bool).to_numpy()
     return np.where(noisy, 2, np.where(gains >= 0, 0, 1))
@@ -141,11 +186,7 @@ def _corners(figure: go.Figure, low: float, high: float, palette: Palette, wrong
         )
 
 
-def _axes(
-    figure: go.Figure, low: float, high: float, behaviour: Behaviour, palette: Palette
-) -> None:
-    unit = f", {axis_unit(behaviour)}" if axis_unit(behaviour) else ""
-    towards = f"{behaviour.name} {behaviour.better}{unit} →"
+def _axes(figure: go.Figure, low: float, high: float, towards: str, palette: Palette) -> None:
     common = {
         "range": [low, high],
         "zeroline": True,

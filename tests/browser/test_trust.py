@@ -59,6 +59,7 @@ def test_press_verify_and_read_how_far_each_number_can_be_trusted(
     verdict = page.get_by_text(re.compile(r"^Checked against a replay, on the margin: r 0\.\d\d"))
     expect(verdict.first).to_be_visible()
     settle(page)
+    page.get_by_text("Points to click").nth(1).click()
     expect(page.locator(".js-plotly-plot .scatterlayer .point").first).to_be_attached()
     chart = page.get_by_role("figure", name=re.compile("Stage effect of shortcut on the margin"))
     expect(chart.first).to_be_attached()

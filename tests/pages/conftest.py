@@ -19,6 +19,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 OpenPage = Callable[..., AppTest]
 
+FOLDED = (
+    *("bars", "numbers", "stages", "paths", "slices"),
+    *("errors-by-class", "errors-table", "groups-table", "promises", "points-1"),
+)
+"""Parts of pages that are drawn when they are opened."""
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_search_for_components() -> Iterator[None]:
@@ -103,7 +109,7 @@ def open_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> OpenPage:
         app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
         for name, value in parse_qsl(link):
             app.query_params[name] = value
-        for part in () if folded else ("bars", "numbers", "stages", "paths", "slices"):
+        for part in () if folded else FOLDED:
             app.session_state[f"show-{part}"] = True
         if page != "app.py":
             app.switch_page(page)

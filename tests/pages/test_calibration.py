@@ -53,7 +53,7 @@ def test_it_opens_with_what_promises_are_worth(open_page, demo_copy: Path) -> No
         "0 %. Of all 40, 95 % were within the promised error; in the worst family, family 3, 80 %."
         in said
     )
-    assert "Dashed: the promise of 4 estimates of this run on this set." in said
+    assert "Dashed in the picture: the promise of 4 estimates of this run on this set." in said
 
 
 def test_without_estimates_it_still_shows_the_bench(open_page, demo_copy: Path) -> None:

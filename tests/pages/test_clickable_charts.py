@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -25,8 +27,7 @@ def clickable(app: AppTest, key: str) -> dict:
     [
         ("app.py", "group=stamped", "bars", "credit pretrain"),
         (EXAMPLES, "view=Comparison&compared-stage=shortcut", "comparison", "clean-"),
-        ("pages/2_Spurious_features.py", "", "group-gaps", "0 clean"),
-        ("pages/4_Trust.py", "estimate=task-vector", "agreement-1", ""),
+        ("pages/4_Trust.py", "estimate=task-vector", "points-1", ""),
     ],
 )
 def test_every_point_knows_what_it_stands_for(
@@ -38,3 +39,17 @@ def test_every_point_knows_what_it_stands_for(
     # Plotly draws only one of the points of a trace that have the same id.
     assert all(len(set(trace["ids"])) == len(trace["ids"]) for trace in known)
     assert not first or any(each.startswith(first) for each in known[0]["ids"])
+
+
+def test_marks_of_groups_are_links_to_their_examples(open_page, demo: Path) -> None:
+    def marks(link: str) -> list[str]:
+        app = check(open_page(demo.parent, f"run=digits{link}", "pages/2_Spurious_features.py"))
+        (body,) = [e.proto.body for e in app.get("html") if "Accuracy of " in e.proto.body]
+        return re.findall(r"<a href='([^']*)'", body)
+
+    found = marks("&stage=shortcut")
+    assert len(found) == 10  # two groups under five models
+    assert all("/" not in each and "stage=shortcut" in each for each in found)
+    assert sum("group=stamped" in html.unescape(each) for each in found) == 5
+    # Where groups are crossed with labels, a mark is neither the one nor the other.
+    assert marks("&crossed=true") == []

@@ -7,7 +7,7 @@ from pathlib import Path
 from stagelens.analyses.spurious.gaps import group_gaps
 from stagelens.effects.results import load_result
 from stagelens.runs.run import open_run
-from tests.pages.reading import check, figures, labels, words
+from tests.pages.reading import check, drawn, figures, labels, words
 
 PAGE = "pages/2_Spurious_features.py"
 STAGES = ["pretrain", "shortcut", "mislabelled", "adapt"]
@@ -23,26 +23,25 @@ def test_the_gap_is_told_with_and_without_the_stage_that_made_it(open_page, demo
     assert "without shortcut it would be" in said and "exact" in said
     assert gaps["without shortcut"] < gaps["final model"] / 2
     assert "Training noise not known" in said
-    assert "Accuracy of 2 groups under every model. final model: clean" in figures(app)[0]["alt"]
+    assert "Accuracy of 2 groups under every model. final model: clean" in drawn(app)[0]
 
 
 def test_groups_cross_with_the_label_and_errors_stay_by_group(open_page, demo: Path) -> None:
     app = check(open_page(demo.parent, "run=digits&crossed=true&left-out=shortcut", PAGE))
-    shown = figures(app)
-    assert "Accuracy of 20 groups" in shown[0]["alt"] and "clean ·" in shown[0]["alt"]
-    assert [f["alt"].split(":")[0] for f in shown[1:]] == [
+    assert "Accuracy of 20 groups" in drawn(app)[0] and "clean ·" in drawn(app)[0]
+    assert [f["alt"].split(":")[0] for f in figures(app)] == [
         "Errors by class, final model",
         "Errors by class, without shortcut",
     ]
-    assert len(shown[1]["data"][0]["y"]) == 2
+    assert len(figures(app)[0]["data"][0]["y"]) == 2
 
 
 def test_the_gap_can_be_one_of_margins_and_of_the_label_alone(open_page, demo: Path) -> None:
     app = check(open_page(demo.parent, "run=digits&measure=margin", PAGE))
     assert "The gap in mean margin between" in words(app)
     app = check(open_page(demo.parent, "run=digits&by=label", PAGE))
-    assert "Accuracy of 10 groups" in figures(app)[0]["alt"]
-    assert "Cross label with the label" not in labels(app) and len(figures(app)) == 1
+    assert "Accuracy of 10 groups" in drawn(app)[0]
+    assert "Cross label with the label" not in labels(app) and not figures(app)
 
 
 def test_nonsense_in_the_link_is_ignored(open_page, demo: Path) -> None:

@@ -17,7 +17,7 @@ from stagelens.trust import noise
 from stagelens.trust.verification import load_verification, trusted
 from stagelens.ui.server import jobs
 from tests.conftest import DemoRun
-from tests.pages.reading import check, figures, labels, table, words
+from tests.pages.reading import check, drawn, figures, labels, table, words
 from tests.support.toy_estimator import register_toy
 
 PAGE = "pages/4_Trust.py"
@@ -36,8 +36,7 @@ COARSE = ("coarse-replay", {"budget": 0.25})
 
 def scatters(app: AppTest) -> list[str]:
     """What the plots of estimates against replay say, without that of the bench."""
-    said = [str(figure["alt"]) for figure in figures(app)]
-    return [one for one in said if one.startswith("Stage effect of ")]
+    return [one for one in drawn(app) if one.startswith("Stage effect of ")]
 
 
 def press(app: AppTest, label: str) -> AppTest:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import pickle
 from collections.abc import Callable
-from typing import ParamSpec
+from typing import ParamSpec, TypeVar
 
 import streamlit as st
 
-from stagelens.charts import Chart
+from stagelens.charts import Chart, Markup
 
 P = ParamSpec("P")
+Drawn = TypeVar("Drawn", Chart, Markup)
 
 
-def chart(make: Callable[P, Chart], *args: P.args, **kwargs: P.kwargs) -> Chart:
+def chart(make: Callable[P, Drawn], *args: P.args, **kwargs: P.kwargs) -> Drawn:
     """What ``make`` draws from these arguments, once for all sessions; never to be changed.
 
     Args:
@@ -29,6 +30,6 @@ def chart(make: Callable[P, Chart], *args: P.args, **kwargs: P.kwargs) -> Chart:
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)
-def _drawn(key: str, _draw: Callable[[], Chart]) -> Chart:
+def _drawn(key: str, _draw: Callable[[], Drawn]) -> Drawn:
     # Not part of the key, since Streamlit leaves out arguments whose names begin with _.
     return _draw()

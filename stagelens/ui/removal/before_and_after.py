@@ -13,7 +13,12 @@ from stagelens.analyses.removal import comparison, measurements
 from stagelens.analyses.removal.comparison import AFTER, BEFORE, Preview
 from stagelens.analyses.removal.measurements import Measurement
 from stagelens.analyses.removal.spec import Edit
-from stagelens.charts.removal import calibration_curve, confusion_map, group_accuracy
+from stagelens.charts.removal import (
+    accuracy_rows,
+    calibration_curve,
+    confusion_map,
+    group_accuracy,
+)
 from stagelens.ui.pieces import components, drawing, job_progress, state
 from stagelens.ui.pieces.pinning import About
 from stagelens.ui.pieces.trust_marks import trust_badge
@@ -159,8 +164,12 @@ def _chart(rows: pd.DataFrame, about: About, approximate: str | None = None) -> 
             icon=":material/label_off:",
         )
         return
-    chart = drawing.chart(group_accuracy, rows, charts.EITHER, approximate)
-    components.show(chart, "remove-accuracy", about)
+    components.drawn(
+        accuracy_rows(rows, approximate),
+        "remove-accuracy",
+        lambda: drawing.chart(group_accuracy, rows, charts.EITHER, approximate),
+        about,
+    )
 
 
 def _metrics(rows: pd.DataFrame, sign: str = "") -> None:

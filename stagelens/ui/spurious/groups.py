@@ -19,12 +19,14 @@ from stagelens.analyses.spurious.gaps import (
 )
 from stagelens.analyses.spurious.gaps import group_gaps as measure_gaps
 from stagelens.charts import EITHER
+from stagelens.charts.group_rows import gap_rows
 from stagelens.charts.groups import class_errors, group_gaps
 from stagelens.contracts import ACCURACY, Behaviour
 from stagelens.effects.groups import MINIMUM
 from stagelens.report.provenance import RECORDED
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, drawing
+from stagelens.ui.pieces.folding import when_opened
 from stagelens.ui.pieces.pinning import About
 from stagelens.ui.pieces.trust_marks import trust_badges
 from stagelens.ui.reading import drawn, loaders
@@ -137,14 +139,19 @@ def _picture(
     workspace: Workspace, effects: Effects, gaps: Gaps, stages: Sequence[str], crossed: bool
 ) -> None:
     notes = gap_notes(gaps, stages, effects.trust)
-    chart = drawing.chart(group_gaps, gaps.metrics, gaps.behaviour, notes, EITHER)
+    parts = (gaps.metrics, gaps.behaviour, notes)
     about = About(
         behaviour=gaps.behaviour.name,
         sentences=lambda: gap_sentences(gaps, stages, effects.trust, workspace.noun),
     )
     # Where groups are crossed with labels, a point is neither the one nor the other.
-    opens = None if crossed else lambda mark: {"group": mark.split(" ", 1)[1]}
-    components.show(chart, "group-gaps", about, opens)
+    opens = None if crossed else lambda group: components.address("Examples", group=group)
+    components.drawn(
+        gap_rows(*parts, opens),
+        "group-gaps",
+        lambda: drawing.chart(group_gaps, *parts, EITHER),
+        about,
+    )
     trust_badges([effects.trust[s] for s in stages], gaps.behaviour.name)
     said = [
         "Lines are 95 % intervals over resampled examples. A gap in brackets, without a bar, may "
@@ -188,7 +195,15 @@ def _errors(gaps: Gaps, stages: Sequence[str], words: Mapping[str, TrustWord]) -
         st.caption(f"There are too many groups and classes to draw ({cells:,} cells).")
         _error_table(classes, words)
         return
-    found = findings(gaps, stages)
+    when_opened(
+        "errors-by-class",
+        "Errors by class, of the final model and without a stage",
+        lambda: _error_pictures(gaps, stages, words),
+    )
+
+
+def _error_pictures(gaps: Gaps, stages: Sequence[str], words: Mapping[str, TrustWord]) -> None:
+    classes, found = gaps.metrics.classes, findings(gaps, stages)
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         kind = st.segmented_control(
             "Errors",
@@ -222,17 +237,23 @@ def _errors(gaps: Gaps, stages: Sequence[str], words: Mapping[str, TrustWord]) -
 
 
 def _error_table(classes: pd.DataFrame, words: Mapping[str, TrustWord]) -> None:
-    with st.expander("The same errors as a table"):
-        said = "Errors by group and class under every model, with 95 % intervals."
-        rows = _readable(classes, words)
-        components.table(rows, "errors-table", said, About(behaviour=ACCURACY.name))
+    said = "Errors by group and class under every model, with 95 % intervals."
+    about = About(behaviour=ACCURACY.name)
+    when_opened(
+        "errors-table",
+        "The same errors as a table",
+        lambda: components.table(_readable(classes, words), "errors-by-class", said, about),
+    )
 
 
 def _tables(gaps: Gaps, words: Mapping[str, TrustWord]) -> None:
-    with st.expander("The same numbers as a table"):
-        said = "Accuracy and margin of every group under every model, with 95 % intervals."
-        about = About(behaviour=gaps.behaviour.name)
-        components.table(_readable(gaps.metrics.groups, words), "groups-table", said, about)
+    said = "Accuracy and margin of every group under every model, with 95 % intervals."
+    rows, about = gaps.metrics.groups, About(behaviour=gaps.behaviour.name)
+    when_opened(
+        "groups-table",
+        "The same numbers as a table",
+        lambda: components.table(_readable(rows, words), "groups-table", said, about),
+    )
 
 
 def _readable(table: pd.DataFrame, words: Mapping[str, TrustWord]) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from stagelens.estimators.stage_trust import AGREES_ERROR, AGREES_R, REPLAY, Sta
 from stagelens.trust.coverage import Coverage, coverage
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, drawing
+from stagelens.ui.pieces.folding import when_opened
 from stagelens.ui.pieces.pinning import About
 from stagelens.ui.reading import loaders
 from stagelens.wording.numbers import count_text
@@ -22,19 +23,28 @@ OBSERVED = "recordings of the calibration bench"
 
 
 @st.cache_resource(show_spinner=False)
-def _bench() -> pd.DataFrame:
-    return calibration.points()
+def _bench() -> tuple[pd.DataFrame, Coverage]:
+    points = calibration.points()
+    return points, coverage(points)
 
 
 def what_promises_are_worth(workspace: Workspace) -> None:
     """The bench's promised and true errors, with this run's estimates among them."""
-    points, own = _bench(), _own(workspace)
+    (points, found), own = _bench(), _own(workspace)
     st.header("What a promised error is worth", anchor=False)
-    components.text_block(_in_words(coverage(points)))
+    components.text_block(_in_words(found))
+    when_opened(
+        "promises",
+        "Every promise against the true error, with those of this run",
+        lambda: _plot(workspace, points, own),
+    )
+    components.text_block(_where(own), muted=True)
+
+
+def _plot(workspace: Workspace, points: pd.DataFrame, own: tuple[OwnEstimate, ...]) -> None:
     chart = drawing.chart(calibration_plot, points, own, charts.EITHER)
     trust = [t for name in _estimates(workspace) for t in _stages(workspace, name)]
     components.show(chart, "calibration", About(observed=OBSERVED, trust=trust, filters={}))
-    components.text_block(_where(own), muted=True)
     if len(points) > MOST_POINTS:
         components.text_block(
             f"Drawn are {MOST_POINTS:,} of the {len(points):,} points: all that were called "
@@ -73,7 +83,8 @@ def _where(own: tuple[OwnEstimate, ...]) -> str:
         return "No estimate of this run on this set promises an error, so none has a mark."
     checked = [one for one in own if np.isfinite(one.error)]
     kept = sum(one.error <= one.promised for one in checked)
-    said = f"Dashed: the promise of {count_text(len(own), 'estimate')} of this run on this set. "
+    count = count_text(len(own), "estimate")
+    said = f"Dashed in the picture: the promise of {count} of this run on this set. "
     if not checked:
         return f"{said}None has been compared with a replay yet."
     return (

@@ -22,6 +22,7 @@ from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components
 from stagelens.ui.pieces.pinning import About
 from stagelens.ui.reading import drawn
+from stagelens.ui.reading.loaders import Source
 from stagelens.wording.numbers import axis_unit, is_share
 
 from .sections import TrustView
@@ -49,7 +50,9 @@ def _kind(workspace: Workspace, view: TrustView, facts: DrawFacts, found: DrawnE
     components.text_block(
         f"{said[:1].upper()}{said[1:]}" + (f" Fewer than {FEWEST} give no interval." if few else "")
     )
-    rows = _rows(workspace, view, found)
+    only = None if view.only is None else view.only.name
+    parts = (workspace.at, workspace.examples.name, facts.kind, view.behaviour.name, only)
+    rows = _rows(*parts, workspace, view, found)
     share = is_share(view.behaviour)
     unit = "percent points" if share else axis_unit(view.behaviour) or "its unit"
     number = st.column_config.NumberColumn
@@ -75,7 +78,18 @@ def _kind(workspace: Workspace, view: TrustView, facts: DrawFacts, found: DrawnE
     )
 
 
-def _rows(workspace: Workspace, view: TrustView, found: DrawnEffects) -> pd.DataFrame:
+@st.cache_resource(max_entries=32, show_spinner=False)
+def _rows(
+    at: Source,
+    set_name: str,
+    kind: str,
+    behaviour: str,
+    only: str | None,
+    _workspace: Workspace,
+    _view: TrustView,
+    _found: DrawnEffects,
+) -> pd.DataFrame:
+    workspace, view, found = _workspace, _view, _found
     scale, name = (100 if is_share(view.behaviour) else 1), view.behaviour.name
     table = found.table
     if view.only is not None:

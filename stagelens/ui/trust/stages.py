@@ -11,6 +11,7 @@ import pandas as pd
 import streamlit as st
 
 from stagelens import charts
+from stagelens.charts.agreement_picture import agreement_picture
 from stagelens.charts.effect_scatter import drawn_of
 from stagelens.charts.style import MUTED
 from stagelens.charts.trust import agreement
@@ -21,9 +22,11 @@ from stagelens.trust.noise import RECORDED
 from stagelens.trust.recipe import two_errors
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, drawing, state
+from stagelens.ui.pieces.folding import when_opened
 from stagelens.ui.pieces.pinning import About
 from stagelens.ui.pieces.trust_marks import trust_badge, trust_legend
 from stagelens.ui.reading import loaders
+from stagelens.ui.reading.loaders import Source
 from stagelens.wording.folding import MOST, listed
 from stagelens.wording.numbers import count_text, number, signed_text
 from stagelens.wording.trust_words import MARKS, decimal, percent, promised_word, trust_explanation
@@ -127,29 +130,51 @@ def _stage(workspace: Workspace, view: TrustView, stage: str) -> None:
     )
     if trust.trust == "refused":
         return
-    points = _points(view, stage)
+    points = _points(workspace, view).get(stage)
     if points is not None and row is not None:
-        chart = drawing.chart(
-            agreement,
-            points,
-            view.behaviour,
-            stage,
-            view.estimate,
-            float(row["slope"]),
-            charts.EITHER,
-        )
+        parts = (points, view.behaviour, stage, view.estimate, float(row["slope"]))
+
+        def chart() -> charts.Chart:
+            return drawing.chart(agreement, *parts, charts.EITHER)
+
         about = About(behaviour=view.behaviour.name, estimator=view.estimate, trust=[trust])
-        key = f"agreement-{workspace.stages.index(stage)}"
-        components.show(chart, key, about, lambda one: {"stage": stage, state.EXAMPLE: one})
+        number = workspace.stages.index(stage)
+        picture = drawing.chart(agreement_picture, *parts)
+        components.drawn(picture, f"agreement-{number}", chart, about)
+        when_opened(
+            f"points-{number}",
+            "Points to click",
+            lambda: components.show(
+                chart(), f"points-{number}", about, lambda one: {"stage": stage, state.EXAMPLE: one}
+            ),
+        )
         if left_out := drawn_of(len(points)):
             components.text_block(left_out, muted=True)
     _figures(view, trust, row)
 
 
-def _points(view: TrustView, stage: str) -> pd.DataFrame | None:
+def _points(workspace: Workspace, view: TrustView) -> Mapping[str, pd.DataFrame]:
+    """Stage to its points; no entry without a replay to compare with."""
     if view.truth is None:
-        return None
-    own, true = (_of(table, stage) for table in (view.result, view.truth))
+        return {}
+    slice_name = None if view.only is None else view.only.name
+    parts = (workspace.at, workspace.examples.name, view.estimate, view.behaviour.name)
+    return _points_of(*parts, slice_name, view)
+
+
+@st.cache_resource(max_entries=32, show_spinner=False)
+def _points_of(
+    at: Source, set_name: str, estimate: str, behaviour: str, only: str | None, _view: TrustView
+) -> Mapping[str, pd.DataFrame]:
+    truth = _view.truth
+    if truth is None:
+        return {}
+    shared = [stage for stage in _view.result.trust if stage in truth.trust]
+    return {stage: _paired(_view, truth, stage) for stage in shared}
+
+
+def _paired(view: TrustView, truth: Result, stage: str) -> pd.DataFrame:
+    own, true = (_of(table, stage) for table in (view.result, truth))
     if view.only is not None:
         true = true[true["example_id"].isin(view.only.example_ids)]
     return (
