@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,9 @@ from stagelens.runs.sets.columns import SetColumns
 
 from .options import ProgressFile, RunFolder, TaskOption, opened_with, with_columns
 from .terminal import Reporter, say
+
+if TYPE_CHECKING:
+    from stagelens.assembling.recipe import Recipe
 
 commands = typer.Typer()
 DEMOS = ("digits", "comments")
@@ -59,20 +62,28 @@ def demo(
 
 
 @commands.command(
-    epilog="Example: stagelens assemble --stage base=bert --stage sft=out/sft --stage dpo=out/dpo "
-    "--eval test.csv --out runs/mine",
+    epilog="Examples: stagelens assemble --stage base=bert --stage sft=out/sft --stage dpo=out/dpo "
+    "--eval test.csv --out runs/mine   "
+    "stagelens assemble docs/recipes/pythia-70m.yaml --eval test.jsonl --out runs/pythia",
 )
 @with_columns
 def assemble(
+    recipe: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[RECIPE]", help="A file that names the stages, instead of --stage."
+        ),
+    ] = None,
+    *,
     stage: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             metavar="NAME=DIR",
             help="A checkpoint folder, or an id on the Hugging Face hub (OWNER/NAME@REVISION); the "
             "first is the base, each further one the end of a stage of that name. Give them in the "
             "order of training.",
         ),
-    ],
+    ] = None,
     out: Annotated[Path, typer.Option(help="A folder that is empty or does not exist yet.")],
     evaluation: Annotated[
         Path | None,
@@ -103,7 +114,6 @@ def assemble(
             help="Open pickles of weights (pytorch_model.bin) too, without running code in them.",
         ),
     ] = False,
-    *,
     columns: SetColumns,
     progress: ProgressFile = None,
 ) -> None:
@@ -112,12 +122,12 @@ def assemble(
     Folders are those that from_pretrained loads, adapters of PEFT on an earlier stage, or what a
     Trainer writes.
     """
-    folders = []
-    for given in stage:
-        label, equals, folder = given.partition("=")
-        if not equals or not folder:
-            raise StageLensError(f"--stage {given}: give a name and a folder, as sft=DIR")
-        folders.append((label, folder))
+    folders, known = _stages(recipe, stage or [])
+    if known is not None and recipe is not None:
+        name, task = name or known.name, task or known.task
+        columns = known.set_columns(columns)
+        if evaluation is None and known.evaluation is not None:
+            evaluation = recipe.parent / known.evaluation
     with Reporter(progress).running() as report:
         from stagelens.assembling.assemble import assemble as assemble_run
 
@@ -137,6 +147,24 @@ def assemble(
     say(f"{out}: {len(run.stages)} stages, sets {', '.join(run.set_names) or 'none yet'}")
     if not run.set_names:
         say(f"Add an evaluation set with: stagelens add-set {out} FILE --name test")
+
+
+def _stages(recipe: Path | None, given: list[str]) -> tuple[list[tuple[str, str]], Recipe | None]:
+    """Names and places of checkpoints, from a recipe or from the command's options."""
+    if recipe is not None:
+        if given:
+            raise StageLensError("give either a recipe or --stage, not both")
+        from stagelens.assembling.recipe import read_recipe
+
+        known = read_recipe(recipe)
+        return known.checkpoints(recipe.parent), known
+    stages = []
+    for each in given:
+        label, equals, place = each.partition("=")
+        if not equals or not place:
+            raise StageLensError(f"--stage {each}: give a name and a folder, as sft=DIR")
+        stages.append((label, place))
+    return stages, None
 
 
 @commands.command(
