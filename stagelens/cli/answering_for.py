@@ -22,6 +22,9 @@ from stagelens.runs.described import (
 from stagelens.runs.described import (
     answers as answers_of,
 )
+from stagelens.runs.described import (
+    template as template_of,
+)
 from stagelens.runs.files import atomic_path, check_writable
 from stagelens.runs.run import Run
 
@@ -122,7 +125,7 @@ def _write_template(run: Run, path: Path) -> None:
         raise StageLensError(f"{path} already exists; give another name")
     check_writable(path)
     with atomic_path(path) as temporary:
-        text = json.dumps(document(run), indent=1, ensure_ascii=False)
+        text = json.dumps(template_of(run), indent=1, ensure_ascii=False)
         temporary.write_text(f"{text}\n", "utf-8")
     say(f"{path}: fill it in, then: stagelens describe {run.path} --answers {path}")
 

@@ -14,6 +14,8 @@ import jinja2
 
 from stagelens.charts.style import DARK, LIGHT, variables, written_out
 
+_SHARED = frozenset({"head.html"})
+"""Templates that pages of all packages begin with."""
 SEAL = b"\n<!-- StageLens report, sha256 of all above: %s -->\n"
 
 
@@ -59,7 +61,9 @@ def policy(scripts: Sequence[str]) -> str:
 def templates(package: str) -> jinja2.Environment:
     """The environment of a package's templates: what they print is escaped."""
     return jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: file_text(name, package)),
+        loader=jinja2.FunctionLoader(
+            lambda name: file_text(name, __package__ if name in _SHARED else package)
+        ),
         autoescape=True,
         # A misspelt name in the template fails, where the default would print nothing.
         undefined=jinja2.StrictUndefined,

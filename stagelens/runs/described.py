@@ -21,6 +21,12 @@ from .schema import Name, Versioned
 FILE = "description.json"
 _LONGEST = 4000
 
+ASKED = "? "
+"""What names of fields begin with that only say what the next field asks."""
+_HOW = (
+    'Replace null by an answer in quotes (base_operations by a number such as 3e21); null is "not '
+    'known". Lines whose name begins with "? " are questions, and are not read.'
+)
 Answer = Annotated[str, Field(max_length=_LONGEST)]
 
 OF_RUN = {
@@ -102,6 +108,7 @@ def from_given(run: Run, given: object, source: str) -> RunAnswers:
     """
     if not isinstance(given, dict):
         raise StageLensError(f"{source}: give a JSON object with the fields {_fields(OF_RUN)}")
+    given = _answered(given)
     unknown = given.keys() - {*OF_RUN, "stages", "version"}
     if unknown:
         raise StageLensError(
@@ -118,6 +125,7 @@ def from_given(run: Run, given: object, source: str) -> RunAnswers:
             raise StageLensError(
                 f"{source}: the run has no stage {name!r}; it has {', '.join(names)}"
             )
+        said = _answered(said) if isinstance(said, dict) else said
         if not isinstance(said, dict) or said.keys() - OF_STAGE.keys():
             raise StageLensError(
                 f"{source}: stages: {name}: give an object with fields of {_fields(OF_STAGE)}"
@@ -141,10 +149,33 @@ def operations_of(text: str) -> float:
 
 
 def document(run: Run) -> dict[str, Any]:
-    """All fields as a JSON document, with what was said so far, to be filled in by hand."""
+    """All fields as a JSON document, with what was said so far."""
     said = answers(run)
     stages = {stage.name: said.of(stage.name).model_dump() for stage in run.stages}
     return {**{name: getattr(said, name) for name in OF_RUN}, "stages": stages}
+
+
+def template(run: Run) -> dict[str, Any]:
+    """The same to be filled in by hand: a text before each field says what it asks.
+
+    :func:`from_given` leaves out these texts, whose names begin with :data:`ASKED`.
+    """
+    made = document(run)
+    stages = {name: _explained(of, OF_STAGE) for name, of in made.pop("stages").items()}
+    head = {f"{ASKED}how": _HOW}
+    return {**head, **_explained(made, OF_RUN), "stages": stages}
+
+
+def _explained(fields: Mapping[str, Any], questions: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        key: value
+        for name, own in fields.items()
+        for key, value in ((f"{ASKED}{name}", questions[name]), (name, own))
+    }
+
+
+def _answered(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if not name.startswith(ASKED)}
 
 
 def keep(run: Run, said: RunAnswers) -> None:

@@ -189,7 +189,7 @@ def test_shares_can_be_pinned_with_their_trust(open_page: OpenPage, unshared: Pa
     seen = json.loads(path.read_text())
     assert seen["estimator"] == "shares by replay"
     assert [one["trust"] for one in seen["trust"]] == ["exact"] * 4
-    assert "By pretrain's share, the mean margin" in "".join(
+    assert "pretrain was measured to make the mean margin" in "".join(
         part["text"] for part in seen["sentences"][0]["parts"]
     )
     frame = pd.DataFrame(seen["rows"]["values"], columns=seen["rows"]["columns"])

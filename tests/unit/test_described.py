@@ -74,7 +74,13 @@ def test_the_command_writes_questions_and_takes_answers(
     assert command("describe", copied, "--template", asked).status == 0
     questions = json.loads(asked.read_text())
     assert list(questions["stages"]) == ["pretrain", "shortcut", "mislabelled", "adapt"]
-    assert set(questions["stages"]["adapt"]) == set(described.OF_STAGE)
+    for fields, asked_of in (
+        (questions["stages"]["adapt"], described.OF_STAGE),
+        ({k: v for k, v in questions.items() if k not in ("? how", "stages")}, described.OF_RUN),
+    ):
+        # Before each field stands what it asks.
+        assert list(fields) == [each for name in asked_of for each in (f"? {name}", name)]
+        assert all(fields[f"? {name}"] == asked_of[name] for name in asked_of)
     questions["stages"]["adapt"]["by"] = "Ada"
     asked.write_text(json.dumps(questions))
     done = command("describe", copied, "--answers", asked)

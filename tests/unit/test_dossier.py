@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -9,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 
 from stagelens.report.dossier.building import dossier
 from stagelens.report.dossier.computing import computing, count, stored
@@ -98,7 +100,13 @@ def test_statements_are_what_stands_out_with_their_trust(made: Dossier) -> None:
         text.startswith("Without shortcut, accuracy on stamped images would be 29 points higher")
         for text in said
     )
-    assert any(text.startswith("By shortcut's share, accuracy on all images") for text in said)
+    share = next(text for text in said if text.startswith("shortcut was measured to make accuracy"))
+    assert re.fullmatch(
+        r".* on all images 18 points higher, by its share \(95 % over 894 images: \+\d+ points to "
+        r"\+\d+ points\)\.",
+        share,
+    )
+    assert not any("share" in text and "would be" in text for text in said)
     assert {one.trust for one in shortcut} == {"exact"}
     assert {one.set_name for one in shortcut} == {"test", "mixed-up"}
 
@@ -133,6 +141,13 @@ def test_names_that_hide_or_turn_others_are_written_out_in_a_model_card(made: Do
     hidden = f"a\u202eb\u200bc {DIRECTIONS[0]}"
     card = as_markdown(replace(made, limits=[hidden])).decode()
     assert "a\\[U+202E\\]b\\[U+200B\\]c" in card and "\u202e" not in card
+
+
+def test_commands_are_code_whatever_they_hold(made: Dossier) -> None:
+    lines = ["check `x`", "check ``", "plain | [a](b)"]
+    card = as_markdown(replace(made, checks=[("w", each) for each in lines])).decode()
+    rendered = MarkdownIt("commonmark").render(card)
+    assert [each for each in lines if f"<code>{html.escape(each)}</code>" in rendered] == lines
 
 
 @pytest.mark.slow

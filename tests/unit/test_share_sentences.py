@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -130,7 +131,8 @@ def test_estimated_numbers_are_said_with_reservation() -> None:
     assert "would make it about 0.99 higher" in pairs_said(found)[0]
     one = found.means(SHARE)[0]
     said = share_sentence(one, found.behaviour, slice_parts("image"), "image")
-    assert str(said).startswith("By pretrain's share, the mean score on all images would be about")
+    assert str(said).startswith("pretrain was estimated to make the mean score on all images about")
+    assert "higher, by its share (95 % over " in str(said)
     assert said.trust == one.trust
     assert "Shares: pretrain about +" in str(total_sentence(found, "image"))
     rough = two(0, 5, 1, 3, known={2: trust(expected_error=0.4, reliable=False)})
@@ -143,7 +145,11 @@ def test_estimated_numbers_are_said_with_reservation() -> None:
     text = str(
         share_sentence(unclear.means(SHARE)[1], unclear.behaviour, slice_parts("image"), "image")
     )
-    assert "shows no clear change: −" in text
+    assert "was measured to make no clear change in the mean score on all images" in text
+    assert re.search(r"by its share \(95 % over \d+ images: −[\d.]+ to \+[\d.]+\)\.$", text)
+    alone = replace(one, interval=None)
+    text = str(share_sentence(alone, found.behaviour, slice_parts("image"), "image"))
+    assert "how far it varies in one run is not known" in text
 
 
 @pytest.mark.parametrize(

@@ -97,19 +97,35 @@ def total_sentence(
 
 
 def share_sentence(one: Mean, behaviour: Behaviour, about: Sequence[Part], noun: str) -> Sentence:
-    """One stage's share of what training did to a mean."""
-    return Sentence(
-        (
-            Part("By "),
-            Part(one.name, "stage"),
-            Part(f"'s share, {subject(behaviour)} on "),
-            *about,
-            *_made(one, behaviour),
-            Part(f" ({count_text(one.n, noun)})."),
-        ),
-        one.trust,
-        behaviour.name,
-    )
+    """One stage's share of what training did to a mean, as it was measured, with its interval."""
+    name, what = Part(one.name, "stage"), (Part(f" {subject(behaviour)} on "), *about)
+    if not np.isfinite(one.mean):
+        said: tuple[Part, ...] = (name, Part("'s share in"), *what, Part(" is not known."))
+        return Sentence(said, one.trust, behaviour.name)
+    certain = is_certain(one.trust, behaviour)
+    exact = one.trust.trust == "exact" or one.trust.over_draws
+    verb = " may have" if not certain else " was measured to" if exact else " was estimated to"
+    # It speaks of the model without something: seen from there, a share is a lack.
+    _, amount, *why = would_be(-one.mean, behaviour, one.trust)
+    if one.interval is not None and not one.is_clear:
+        amount, why = Part("no clear change", "amount"), []
+        said = (Part(f"{verb} {'make' if certain else 'made'} "), amount, Part(" in"), *what)
+    else:
+        left = "same" in amount.text
+        do = ("leave" if left else "make") if certain else "left" if left else "made"
+        said = (Part(f"{verb} {do}"), *what, Part(" "), amount, *why)
+    ends = Part(f", by its share ({_how_far(one, behaviour, noun)}).")
+    return Sentence((name, *said, ends), one.trust, behaviour.name)
+
+
+def _how_far(one: Mean, behaviour: Behaviour, noun: str) -> str:
+    """The interval of a share: over draws where there are some, else over examples."""
+    count = count_text(one.n, noun)
+    if one.interval is None:
+        over = "over draws" if one.trust.over_draws else "in one run"
+        return f"{count}; how far it varies {over} is not known"
+    over = f"{one.interval.drawn} of the recipe, {count}" if one.interval.drawn else count
+    return f"95 % over {over}: {_between(one.interval, behaviour)}"
 
 
 def example_sentence(one: Mean, behaviour: Behaviour, reading: str = SHARE) -> Sentence:
@@ -251,15 +267,6 @@ def _between(interval: Interval | None, behaviour: Behaviour) -> str:
         return "not known how far"
     low, high = (signed_text(end, behaviour) for end in (interval.low, interval.high))
     return f"{low} to {high}"
-
-
-def _made(one: Mean, behaviour: Behaviour) -> tuple[Part, ...]:
-    if one.interval is not None and not one.is_clear:
-        verb = " shows " if is_certain(one.trust, behaviour) else " may show "
-        ends = _between(one.interval, behaviour)
-        return (Part(verb), Part("no clear change", "amount"), Part(f": {ends}"))
-    # It speaks of the model without something: seen from there, a share is a lack.
-    return would_be(-one.mean, behaviour, one.trust)
 
 
 def number_text(one: Mean, behaviour: Behaviour, unit: str = "") -> str:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
+from math import isfinite
 
+from stagelens.analyses.shares.drawn_shares import drawn_shares_of
 from stagelens.analyses.shares.sentences import share_sentence
-from stagelens.analyses.shares.share_table import SHARE, shares_of
+from stagelens.analyses.shares.share_table import SHARE, Shares, shares_of
 from stagelens.analyses.shares.stored import best_coalitions
 from stagelens.contracts import Behaviour, StageLensError
 from stagelens.effects.headlines import FEWEST, headlines
@@ -17,6 +20,7 @@ from stagelens.report.checking import stored_tables
 from stagelens.report.sections import Basis
 from stagelens.runs.described import OF_RUN, RunAnswers, answers
 from stagelens.runs.run import Run, Stage
+from stagelens.trust.drawn_coalitions import of_recipe
 from stagelens.trust.estimates import best_known
 from stagelens.wording.hand_overs import end_lines, hand_over_lines
 from stagelens.wording.numbers import count_text, measured_time, phrase
@@ -182,15 +186,17 @@ def _statements(basis: Basis, stage: str) -> list[Statement]:
 
 
 def _share(basis: Basis, stage: str, behaviour: Behaviour) -> Sentence | None:
+    """A stage's share: of the recipe where it was drawn, else in this run."""
+    found: Shares | None = None
+    if (redrawn := of_recipe(basis.run, basis.examples.name)) is not None:
+        found = drawn_shares_of(redrawn, behaviour.name)
     measured = best_coalitions(basis.run, basis.examples.name)
-    if measured is None or behaviour.name not in measured.behaviours:
-        return None
-    try:
-        found = shares_of(measured, behaviour.name)
-    except StageLensError:  # too little was computed for shares
-        return None
-    one = next((each for each in found.means(SHARE) if each.name == stage), None)
-    if one is None or one.trust.trust == "refused":
+    if found is None and measured is not None and behaviour.name in measured.behaviours:
+        with suppress(StageLensError):  # too little was computed for shares
+            found = shares_of(measured, behaviour.name)
+    means = [] if found is None else found.means(SHARE)
+    one = next((each for each in means if each.name == stage), None)
+    if one is None or one.trust.trust == "refused" or not isfinite(one.mean):
         return None
     return share_sentence(one, behaviour, slice_parts(basis.noun), basis.noun)
 

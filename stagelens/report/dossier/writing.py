@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -94,7 +95,7 @@ def as_markdown(dossier: Dossier) -> bytes:
         [(o.name, f"{o.count:,}", o.description, o.digest[:16]) for o in dossier.sets],
     )
     lines += ["", "### How to check it", ""]
-    lines += [f"- {_escaped(what)}: `{command}`" for what, command in dossier.checks]
+    lines += [f"- {_escaped(what)}: {_code(command)}" for what, command in dossier.checks]
     return ("\n".join(lines) + "\n").encode()
 
 
@@ -120,6 +121,14 @@ def _escaped(text: str) -> str:
     """
     marked = "".join(f"\\{c}" if c in _MARKDOWN else c for c in written_out(text))
     return " ".join(marked.split())
+
+
+def _code(text: str) -> str:
+    """A command as a code span, whatever backticks it holds; in one nothing else is markup."""
+    shown = " ".join(written_out(text).split())
+    fence = "`" * (max(map(len, re.findall("`+", shown)), default=0) + 1)
+    pad = " " if "`" in shown[:1] + shown[-1:] else ""
+    return f"{fence}{pad}{shown}{pad}{fence}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
