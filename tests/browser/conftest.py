@@ -224,9 +224,11 @@ class _Profile:
 
     def __init__(self, chromium: Browser) -> None:
         self.outside: list[str] = []
+        # Drawn in software, what moves while a page works takes as long as the page itself.
         self._context = chromium.new_context(
-            viewport=VIEWPORT, color_scheme="light", service_workers="block", accept_downloads=True
-        )
+            viewport=VIEWPORT, color_scheme="light", reduced_motion="reduce",
+            service_workers="block", accept_downloads=True,
+        )  # fmt: skip
         self._context.set_default_timeout(WAIT)
         # Seen, not routed: with a route there is no cache, and a page takes twice as long.
         self._context.on("request", self._note)
@@ -247,7 +249,7 @@ class _Profile:
         self.page.goto("about:blank")
         self._context.clear_cookies()
         self.page.set_viewport_size(VIEWPORT)
-        self.page.emulate_media(color_scheme="light")
+        self.page.emulate_media(color_scheme="light", reduced_motion="reduce")
 
     def close(self) -> None:
         self._context.close()
@@ -316,16 +318,21 @@ def _servers(factory: pytest.TempPathFactory) -> Iterator[StartServer]:
 
 
 @pytest.fixture(scope="session")
-def server(digits_run: DemoRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with the digits demo, for all files that only read it.
-
-    What its pages have measured stays there. A file that changes the demo, or counts on what has
-    not been measured, defines a ``server`` of its own.
-    """
+def read_home(digits_run: DemoRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home of ``server``: what its pages have measured stays there."""
     home = tmp_path_factory.mktemp("read")
     shutil.copytree(digits_run.path, home / "digits")
+    return home
+
+
+@pytest.fixture(scope="session")
+def server(read_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with the digits demo, for all files that only read it.
+
+    A file that changes the demo, or counts on what has not been measured, defines its own.
+    """
     with _servers(tmp_path_factory) as start:
-        yield start({"STAGELENS_HOME": str(home)})
+        yield start({"STAGELENS_HOME": str(read_home)})
 
 
 @pytest.fixture(scope="session")

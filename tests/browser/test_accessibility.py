@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.axe import violations
+from tests.browser.axe import COLOURS, violations
 
 PAGES = {
     "welcome": ("/", "Which stage is to credit"),
@@ -25,6 +25,8 @@ PAGES = {
     "trust": ("/Trust?run=digits", "Training noise"),
     "report": ("/Report?run=digits", "Report"),
 }
+NARROW_ELSEWHERE = ("overview", "removal", "trust", "report")
+"""Pages of which another file of tests, or overview-opened, shows more in narrow windows."""
 
 
 HEADINGS = """[...document.querySelectorAll("h1,h2,h3,h4,h5,h6")]
@@ -45,9 +47,10 @@ def test_every_page_can_be_used_by_everybody(
     assert violations(page) == [], "in light"
     page.emulate_media(color_scheme="dark")
     settle(page)
-    assert violations(page) == [], "in dark"
+    assert violations(page, COLOURS) == [], "in dark"
     screenshot(page, f"page-{name}")
-    check_narrow(page, name)
+    if name not in NARROW_ELSEWHERE:
+        check_narrow(page, name)
 
 
 def test_axe_finds_what_is_wrong(server, page: Page, settle) -> None:
@@ -66,6 +69,7 @@ def test_the_story_of_the_demo_leads_into_the_pages(server, page: Page, settle) 
     page.goto(f"{server.url}/?run=digits")
     settle(page, "The story of this demo, in four sentences")
     page.get_by_text("The story of this demo").click()
+    settle(page)
     page.get_by_role("link", name="See which stamped images shortcut hurts").click()
     settle(page, "of 894 images")
     assert "side=blame" in page.url and "changed=true" in page.url
@@ -75,6 +79,7 @@ def test_the_story_of_the_demo_leads_into_the_pages(server, page: Page, settle) 
     page.goto(f"{server.url}/?run=digits")
     settle(page, "The story of this demo")
     page.get_by_text("The story of this demo").click()
+    settle(page)
     page.get_by_role("link", name="Take it out").click()
     settle(page, "exact: measured on the edited weights")
     expect(page.get_by_role("heading", name="Flipped answers")).to_be_visible()

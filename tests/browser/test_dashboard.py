@@ -5,32 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import re
-import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from playwright.sync_api import Page, expect
 
+from stagelens.effects.draws import FEWEST
 from stagelens.effects.results import load_result
 from stagelens.runs.run import open_run
 from tests.conftest import DemoRun
+from tests.support import warm
 
 HEADER, ROW = 36, 46
 """Heights in the table of examples, in pixels."""
-
-
-@pytest.fixture(scope="module")
-def demo(digits_run: DemoRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of the digits demo."""
-    folder = tmp_path_factory.mktemp("home") / "digits"
-    return Path(shutil.copytree(digits_run.path, folder))
-
-
-@pytest.fixture(scope="module")
-def server(start_server, demo: Path):
-    """A server whose home has the demo."""
-    return start_server({"STAGELENS_HOME": str(demo.parent)})
 
 
 def click_row(page: Page, row: int, x: int = 140) -> None:
@@ -56,7 +44,8 @@ def new_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def new_server(start_server, new_home: Path):
-    return start_server({"STAGELENS_HOME": str(new_home)})
+    few = {warm.FEW_DRAWS: f"{FEWEST}"}
+    return start_server({"STAGELENS_HOME": str(new_home), **few})
 
 
 def test_cancelling_the_demo_leaves_nothing(new_server, page: Page, settle, new_home: Path) -> None:
@@ -98,18 +87,13 @@ def test_the_overview_in_light_and_dark(server, page: Page, settle, screenshot) 
     chart = page.get_by_role("figure", name=re.compile("Credit and blame of each stage"))
     expect(chart.first).to_be_attached()
     screenshot(page, "overview")
-
-
-def test_chart_text_follows_the_theme_without_a_rerun(server, page: Page, settle) -> None:
-    page.goto(f"{server.url}/?run=digits&show-bars=true")
-    settle(page, "Credit and blame")
     # The chart may be drawn again meanwhile; a text that is just going has no colour.
     colours = """() => {
         const text = document.querySelector('.js-plotly-plot .ytick text');
         return text ? (getComputedStyle(text).fill.match(/\\d+/g) || []).map(Number) : [];
     }"""
     page.wait_for_function(f"() => ({colours})().join() === '31,41,51'")
-    page.emulate_media(color_scheme="dark")
+    page.emulate_media(color_scheme="dark")  # and nothing is run again
     page.wait_for_function(
         f"() => {{ const c = ({colours})(); return Math.min(255, ...c) > 200 && c.length; }}"
     )
@@ -139,7 +123,7 @@ def test_a_dot_of_a_path_leads_to_its_examples(server, page: Page, settle) -> No
 
 
 def test_filter_pick_an_example_and_read_its_effect(
-    server, page: Page, settle, screenshot, demo: Path
+    server, page: Page, settle, screenshot, digits_run: DemoRun
 ) -> None:
     page.goto(f"{server.url}/?run=digits&measure=loss")
     settle(page, "Credit and blame")
@@ -151,7 +135,7 @@ def test_filter_pick_an_example_and_read_its_effect(
     page.get_by_role("button", name="More").click()
     choose(page, "Credit or blame", "blame")
     page.keyboard.press("Escape")
-    result = load_result(open_run(demo), "test", "effects", "replay")
+    result = load_result(open_run(digits_run.path), "test", "effects", "replay")
     assert result is not None
     table = result.table[result.table["behaviour"] == "loss"]
     blamed = table[(table["stage"] == "shortcut") & (table["effect"] > 0)]
@@ -170,8 +154,8 @@ def test_filter_pick_an_example_and_read_its_effect(
     screenshot(page, "examples")
 
 
-def test_a_copied_link_opens_the_same_view_on_a_fresh_server(
-    server, start_server, page: Page, settle, demo: Path
+def test_a_copied_link_opens_the_same_view_on_a_fresh_server_which_never_loads_torch(
+    server, start_server, page: Page, settle, read_home: Path
 ) -> None:
     page.goto(f"{server.url}/Examples?run=digits&stage=shortcut&side=blame&sort=id&page=2")
     settle(page, "of 894 images")
@@ -181,12 +165,20 @@ def test_a_copied_link_opens_the_same_view_on_a_fresh_server(
     link = page.url.replace(server.url, "")
     before = page.get_by_test_id("stMain").inner_text()
 
-    fresh = start_server({"STAGELENS_HOME": str(demo.parent)})
+    fresh = start_server({"STAGELENS_HOME": str(read_home)})
     page.goto(fresh.url + link)
     settle(page, "Back to the table")
     expect(page.get_by_role("heading", name="Answers")).to_be_visible()
     assert page.get_by_test_id("stMain").inner_text() == before
     assert page.url == fresh.url + link
+    for path, text in (
+        ("/?run=digits", "Credit and blame"),
+        ("/Examples?run=digits", "894 images"),
+    ):
+        page.goto(fresh.url + path)
+        settle(page, text)
+    maps = Path(f"/proc/{fresh.process.pid}/maps")
+    assert not maps.exists() or "libtorch" not in maps.read_text()  # Linux tells
 
 
 def test_the_keyboard_walks_through_the_examples(server, page: Page, settle) -> None:
@@ -217,13 +209,15 @@ def test_the_keyboard_walks_through_the_examples(server, page: Page, settle) -> 
     expect(heading(page, "clean-003")).to_be_visible()
 
 
-def test_the_export_is_what_the_filters_leave(server, page: Page, settle, demo: Path) -> None:
+def test_the_export_is_what_the_filters_leave(
+    server, page: Page, settle, digits_run: DemoRun
+) -> None:
     page.goto(f"{server.url}/Examples?run=digits&label=3&answers=wrong&sort=id")
     settle(page, "of 894 images")
     with page.expect_download() as download:
         page.get_by_role("button", name="Export CSV").click()
     rows = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text())))
-    result = load_result(open_run(demo), "test", "effects", "replay")
+    result = load_result(open_run(digits_run.path), "test", "effects", "replay")
     assert result is not None
     table = result.table
     wanted = table[
@@ -236,14 +230,3 @@ def test_the_export_is_what_the_filters_leave(server, page: Page, settle, demo: 
     assert len(rows) == len(wanted) and {row["trust"] for row in rows} == {"exact"}
     effects = pd.Series([float(row["effect"]) for row in rows])
     assert effects.sum() == pytest.approx(wanted["effect"].sum(), rel=1e-9)
-
-
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
-def test_the_server_never_loads_torch(server, page: Page, settle) -> None:
-    for path, text in (
-        ("/?run=digits", "Credit and blame"),
-        ("/Examples?run=digits", "894 images"),
-    ):
-        page.goto(server.url + path)
-        settle(page, text)
-    assert "libtorch" not in Path(f"/proc/{server.process.pid}/maps").read_text()

@@ -40,16 +40,16 @@ def pin(page: Page, name: str, note: str) -> None:
 
 def read_report(chromium: Browser, file: Path, name: str) -> None:
     """Open a report without any network, in light and dark and narrow, and print it."""
+    context = chromium.new_context(offline=True, reduced_motion="reduce")
+    page = context.new_page()
+    asked: list[str] = []
+    errors: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda said: errors.append(said.text))
+    page.on("pageerror", lambda error: errors.append(str(error)))
     for scheme, width in (("light", 1100), ("dark", 1100), ("light", 420)):
-        context = chromium.new_context(
-            offline=True,
-            color_scheme=scheme,  # type: ignore[arg-type]
-            viewport={"width": width, "height": 1000},
-        )
-        page, asked, errors = context.new_page(), [], []
-        page.on("request", lambda request, asked=asked: asked.append(request.url))
-        page.on("console", lambda said, errors=errors: errors.append(said.text))
-        page.on("pageerror", lambda error, errors=errors: errors.append(str(error)))
+        page.emulate_media(color_scheme=scheme, media="screen")  # type: ignore[arg-type]
+        page.set_viewport_size({"width": width, "height": 1000})
         page.goto(file.as_uri())
         expect(page.locator("html[data-drawn=all]")).to_be_attached()
         charts = page.locator("article.of-chart")
@@ -81,7 +81,8 @@ def read_report(chromium: Browser, file: Path, name: str) -> None:
                 box = chart.locator(".main-svg").first.bounding_box()
                 assert box is not None and box["x"] + box["width"] <= 703
         assert errors == [] and asked == [file.as_uri()]
-        context.close()
+        asked.clear()
+    context.close()
 
 
 def test_a_chart_is_pinned_and_its_report_opens_anywhere(

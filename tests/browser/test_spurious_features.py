@@ -11,7 +11,7 @@ from tests.browser.axe import violations
 
 
 def test_the_gap_between_groups_is_read_with_and_without_each_stage(
-    server, page: Page, settle, screenshot, check_narrow
+    server, page: Page, settle, screenshot
 ) -> None:
     page.goto(f"{server.url}/?run=digits")
     settle(page, "Credit and blame")
@@ -21,7 +21,6 @@ def test_the_gap_between_groups_is_read_with_and_without_each_stage(
     chart = page.get_by_role("figure", name=re.compile("Accuracy of 2 groups under every model"))
     expect(chart.first).to_be_attached()
     screenshot(page, "group-gaps")
-    check_narrow(page, "group-gaps")
     page.get_by_role("combobox", name="Behaviour", exact=True).click()
     page.get_by_role("option", name="margin", exact=True).click()
     settle(page, "The gap in mean margin between")

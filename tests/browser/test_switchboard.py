@@ -19,6 +19,7 @@ def wrong(page: Page) -> Locator:
 def test_a_stage_is_switched_off_and_the_wall_turns(
     server, page: Page, settle, screenshot, check_narrow
 ) -> None:
+    page.emulate_media(reduced_motion="no-preference")  # the number counts, and bars grow
     page.goto(f"{server.url}/?run=digits")
     shortcut = page.get_by_role("switch", name=re.compile("^shortcut"))
     expect(shortcut).to_be_checked()

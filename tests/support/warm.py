@@ -54,6 +54,8 @@ PRELOADED_FOR_WORKERS = (
 
 INHERITED = "STAGELENS_TESTS_WARM"
 """The environment variable that tells a server the connection to its warm process."""
+FEW_DRAWS = "STAGELENS_TESTS_DRAWS"
+"""How many draws the digits demo is made with unless told; more are only more of the same."""
 
 _CHILD_SUBREAPER = 36  # of prctl(2)
 _MESSAGE = 1 << 20
@@ -246,6 +248,8 @@ def _become(wanted: dict[str, Any], ends: list[int]) -> None:
             adopt(own)
             _work()
         else:
+            if few := os.environ.get(FEW_DRAWS):
+                importlib.import_module("stagelens.demos.digits").DRAWS = int(few)
             sys.argv = ["stagelens", *wanted["words"]]
             runpy.run_module(wanted["module"], run_name="__main__", alter_sys=True)
         code = 0
