@@ -30,7 +30,8 @@ from .style import (
 
 MOST_BANDS = 40
 """Stages that a time line draws one by one: with more, each is too narrow to be pointed at."""
-_MOST_TICKS = 13
+_MOST_TICKS = 9
+"""Turned, these still stand beside each other on a phone."""
 
 
 def time_line(
@@ -96,7 +97,7 @@ def time_line(
         ]
     )
     heading(figure, f"learning rate{' (each stage on its own scale)' if own else ''}", 2, palette)
-    told = [f"{name} ({count:,} steps)" for name, count in steps.items()]
+    told = [f"{name} ({_steps(count)})" for name, count in steps.items()]
     said = " then ".join(told[:MOST])
     said += f" and {len(told) - MOST:,} more" if len(told) > MOST else ""
     alt = f"Stages in training order: {said}."
@@ -168,7 +169,7 @@ def stage_edges(counts: Sequence[int]) -> list[float]:
 
 
 def draw_bands(figure: go.Figure, steps: Mapping[str, int], edges: Sequence[float]) -> None:
-    """Stage names on their colours; one that does not fit turns, shrinks, then shows on hover only."""
+    """Stage names on their colours; where they do not fit they turn, shrink, then show on hover."""
     figure.update_layout(uniformtext={"minsize": 9, "mode": "hide"}, bargap=0)
     figure.update_yaxes(row=1, col=1, range=[0, 1], visible=False)
     widths = [right - left for left, right in pairwise(edges)]
@@ -179,18 +180,22 @@ def draw_bands(figure: go.Figure, steps: Mapping[str, int], edges: Sequence[floa
             width=[width - 0.004 for width in widths],  # a gap between neighbours
             marker={"color": [stage_color(index) for index in range(len(widths))]},
             text=[
-                f"<b>{escaped(name, 24)}</b><br>{count:,} steps" for name, count in steps.items()
+                f"<b>{escaped(name, 24)}</b><br>{_steps(count)}" for name, count in steps.items()
             ],
             textposition="inside",
             insidetextanchor="middle",
             textfont={"color": BLACK, "size": 13},
             constraintext="inside",
-            customdata=[f"{escaped(name)}: {count:,} steps" for name, count in steps.items()],
+            customdata=[f"{escaped(name)}: {_steps(count)}" for name, count in steps.items()],
             hovertemplate="%{customdata}<extra></extra>",
         ),
         row=1,
         col=1,
     )
+
+
+def _steps(count: int) -> str:
+    return f"{count:,} step{'' if count == 1 else 's'}"
 
 
 def _rates(

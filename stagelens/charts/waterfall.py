@@ -112,7 +112,7 @@ def waterfall(
     style(figure, palette, height=96 + _ROW * len(rows))
     figure.update_layout(
         barmode="overlay",
-        margin={"l": 8, "r": 16, "t": 40, "b": 56},
+        margin={"l": 8, "r": 44, "t": 40, "b": 56},
         legend={"x": 0.5, "xanchor": "center", "y": 1.0, "yanchor": "bottom"},
         hoverlabel={"align": "left"},
     )

@@ -30,6 +30,7 @@ from urllib.error import URLError
 import pytest
 from playwright.sync_api import Browser, Page, Request, WebSocket, expect, sync_playwright
 
+from tests.browser.cut_texts import cut_texts
 from tests.conftest import DemoRun
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -384,7 +385,7 @@ def screenshot(settle: Settle) -> Screenshot:
 
 @pytest.fixture(scope="session")
 def check_narrow(settle: Settle, screenshot: Screenshot) -> Callable[[Page, str], None]:
-    """``check_narrow(page, name)``: in narrow windows nothing on the page sticks out sideways."""
+    """``check_narrow(page, name)``: in narrow windows nothing sticks out, no text is cut."""
 
     def check(page: Page, name: str) -> None:
         for width in NARROW:
@@ -392,6 +393,7 @@ def check_narrow(settle: Settle, screenshot: Screenshot) -> Callable[[Page, str]
             settle(page)
             overflow = page.get_by_test_id("stMain").evaluate("e => e.scrollWidth - e.clientWidth")
             assert overflow <= 1, f"{overflow} pixels stick out where the window is {width} wide"
+            assert cut_texts(page) == [], f"where the window is {width} wide"
             screenshot(page, f"narrow-{width}-{name}")
         page.set_viewport_size(VIEWPORT)
         settle(page)

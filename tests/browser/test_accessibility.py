@@ -17,6 +17,7 @@ PAGES = {
         "Click a dot to look at the images on its path",
     ),
     "shares": ("/?run=digits&credit=Share&measure=margin", "Only together"),
+    "examples": ("/Examples?run=digits", "894 images"),
     "example": ("/Examples?run=digits&example=stamped-001", "Share of each stage"),
     "own-example": ("/Examples?run=digits&view=Own+example", "Upload"),
     "compare": ("/Examples?run=digits&view=Comparison", "Largest disagreements"),

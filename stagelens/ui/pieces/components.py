@@ -46,7 +46,9 @@ _STYLE = (
     '[data-testid="stCaptionContainer"]{color:inherit!important;opacity:.8}'
     '[data-testid="stHeading"] :is(h1,h2,h3){overflow:hidden;overflow-wrap:anywhere}'
     ".sl-text{overflow-wrap:anywhere;overflow:hidden;margin:0}.sl-muted{opacity:.75;font-size:.9em}"
-    '[data-testid="stFileUploaderDropzoneInstructions"] *{white-space:normal;overflow:visible}'
+    ':is([data-testid="stFileUploaderDropzoneInstructions"],[data-testid="stMetricLabel"],'
+    ".stMarkdownBadge,.st-key-draw-on button) *{white-space:normal;overflow:visible}"
+    ".stMarkdownBadge{white-space:normal!important}"
     ':is([data-testid="stPageLink"] a,[data-testid="stElementToolbarButton"] button):focus-visible'
     "{outline:2px solid currentColor;outline-offset:1px}"
     '[class*="st-key-finding-"] h2{font-size:1.25rem}</style>'
