@@ -8,7 +8,7 @@ twins contribute to these, they are measured too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import nan
 from typing import Any
@@ -124,13 +124,15 @@ def answer(
     """
     with loaded.lock, inference_mode():
         bench = Bench.of(run, loaded, known, others)
-        final = bench.final(example)
+        batch = run.task.collate([example])
+        final = bench.final(batch)
         given = example.label is not None
         if not given and all(np.isnan(values).all() for values in final.measured.values.values()):
             # Behaviours are about the label, so the final model is measured again with it.
             example = replace(example, label=_own_label(run.task, final.measured))
-            final = bench.final(example)
-        found = {stage.name: bench.without(stage, [example], final) for stage in run.stages}
+            batch = run.task.collate([example])
+            final = bench.final(batch)
+        found = {stage.name: bench.without(stage, batch, final) for stage in run.stages}
     # A number to come near makes no answer right or wrong.
     label = example.label if run.task.labels_are_answers else None
     return Answer(
@@ -212,6 +214,8 @@ def _table(final: Measured, found: Mapping[str, StageEffect], label: str | None)
 class Bench:
     """Measures models on a few examples: one, or one and variants of it.
 
+    They are collated once for all models: to make tokens takes longer than a small model.
+
     Attributes:
         run: The run.
         loaded: Keeps weights; its lock is held.
@@ -236,14 +240,14 @@ class Bench:
         of = dict(others or {}) | {trust.stage: known for trust in (known.stages if known else ())}
         return cls(run, loaded, known, of)
 
-    def final(self, *examples: Example) -> Said:
-        """The final model on examples."""
+    def final(self, batch: Any) -> Said:
+        """The final model on collated examples."""
         end = self.run.last.facts.end
         assert end is not None, "the last stage of a run is finished"
-        return self._ask(examples, "", lambda: load_model(self.run.files, end))
+        return self._ask(batch, "", lambda: load_model(self.run.files, end))
 
-    def without(self, stage: Stage, examples: Sequence[Example], final: Said) -> StageEffect:
-        """A stage's effects on examples, and what is known of it; tokens are those of the first."""
+    def without(self, stage: Stage, batch: Any, final: Said) -> StageEffect:
+        """A stage's effects on them, and what is known of it; tokens are those of the first."""
         table = self.tables.get(stage.name)
         known = None
         if table is not None:
@@ -259,13 +263,13 @@ class Bench:
             (found,) = counterfactuals(self.run, estimator, [stage])
             trust = known or found.trust
             # As a dict, because differences of states are computed each time that they are read.
-            said = [self._ask(examples, stage.name, lambda: dict(found.weights or {}))]
+            said = [self._ask(batch, stage.name, lambda: dict(found.weights or {}))]
         else:
             cached = self._cached(stage, estimator)
             trust = known or cached.trust
             # Twins cost two more forward passes, and have no part in the effect where they weigh 0.
             names = ["weights", "factual", "counterfactual"][: 3 if trust.twins_share else 1]
-            said = [self._ask_stored(examples, cached, name) for name in names]
+            said = [self._ask_stored(batch, cached, name) for name in names]
         kinds = self.run.task.behaviour_kinds
         effects = combined(kinds, final.measured, [one.measured for one in said], trust)
         tokens = None
@@ -283,17 +287,16 @@ class Bench:
             )
         return cached
 
-    def _ask_stored(self, examples: Sequence[Example], cached: Cached, name: str) -> Said:
+    def _ask_stored(self, batch: Any, cached: Cached, name: str) -> Said:
         key, state = cached.files[name].sha256, cached.state(name)
-        return self._ask(examples, key, lambda: load_model(self.run.files, state))
+        return self._ask(batch, key, lambda: load_model(self.run.files, state))
 
-    def _ask(self, examples: Sequence[Example], name: str, load: Callable[[], Weights]) -> Said:
+    def _ask(self, batch: Any, name: str, load: Callable[[], Weights]) -> Said:
         task, end = self.run.task, self.run.last.facts.end
         # Near enough for making room: all counterfactuals are as large as the final model.
         size = 0 if end is None else sum(file.bytes for file in end.shards)
         weights = self.loaded.get((self.run.digest, name), size, load)
         with self.loaded.module_with(self.run, weights) as model:
-            batch = task.collate(list(examples))
             outputs = task.outputs(model, batch)
             tokens = task.token_values(outputs, batch)[0] if task.has_token_values else None
             return Said(read(task, outputs, batch), tokens)

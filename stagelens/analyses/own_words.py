@@ -127,8 +127,9 @@ def pushes(
     examples = [replace(example, input={**example.input, "text": each}) for each in texts]
     with loaded.lock, inference_mode():
         bench = Bench.of(run, loaded, known, others)
-        final = bench.final(*examples)
-        found = {stage.name: bench.without(stage, examples, final) for stage in run.stages}
+        batch = run.task.collate(examples)
+        final = bench.final(batch)
+        found = {stage.name: bench.without(stage, batch, final) for stage in run.stages}
     return Pushes(
         {name: _pushed(values) for name, values in final.measured.values.items()},
         {
