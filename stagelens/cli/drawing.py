@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Annotated
 
 import pandas as pd
@@ -19,6 +21,7 @@ from stagelens.trust.drawn_coalitions import DrawnCoalitions
 from stagelens.wording.numbers import signed_text
 
 from . import drawn_sharing
+from .drawn_sharing import DrawsCost
 from .options import (
     DeviceOption,
     ObjectiveOption,
@@ -38,6 +41,7 @@ commands = typer.Typer()
 
 @commands.command(
     epilog="Examples: stagelens draws runs/digits --all-sets   "
+    "stagelens draws runs/digits --number 20 --cost   "
     "stagelens draws runs/digits --same-data --width 0.1 --behaviour accuracy   "
     "stagelens draws runs/seed-0 --draws runs/seed-1 --draws runs/seed-2"
 )
@@ -105,6 +109,9 @@ def draws(
             "times. Nothing is drawn then.",
         ),
     ] = None,
+    cost_only: Annotated[
+        bool, typer.Option("--cost", help="Say what it would take, and compute nothing.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print rows as JSON.")] = False,
     task: TaskOption = None,
     objective: ObjectiveOption = None,
@@ -123,6 +130,11 @@ def draws(
     from stagelens.trust.runs_drawn import runs_as_draws
 
     whole: dict[str, DrawnCoalitions] = {}
+    if cost_only and (runs or width is not None):
+        raise StageLensError(
+            "--cost is told of a number of draws: omit --draws, which takes no training, and "
+            "--width, whose pilot says how many are needed"
+        )
     kind = _kind(same_data, given_earlier, runs, width, number)
     if shares:
         drawn_sharing.check_options(given_earlier, runs, width, stage)
@@ -131,6 +143,9 @@ def draws(
         _ = opened.last
         chosen = _sets(opened, set_names or [], all_sets)
         names = [s.name for s in drawing.left_out(opened, stage or None, kind)]
+        if cost_only:
+            _say_cost(opened, names, number, kind, chosen, shares, as_json)
+            return
         if runs:
             others = [opened_with(other, task) for other in runs]
             overall = Progress(report)
@@ -208,17 +223,46 @@ def _tell_cost(
     run: Run, names: list[str], number: int, kind: Kind, set_names: Sequence[str]
 ) -> None:
     """Say beforehand what the draws that are not stored yet cost."""
+    if (cost := _cost(run, names, number, kind, set_names)).draws:
+        say(str(cost), err=True)
+
+
+def _cost(
+    run: Run, names: list[str], number: int, kind: Kind, set_names: Sequence[str]
+) -> DrawsCost:
+    """What the draws that are not stored yet cost; refused where they cannot be made."""
     from stagelens.trust import drawing
-    from stagelens.trust.draws import cost_text, load, predicted_cost
+    from stagelens.trust.draws import load, predicted_cost
 
     # One training serves all sets.
     left = max(
         _unmade(load(run, run.evaluation_set(s).digest, kind), names, number) for s in set_names
     )
-    if left:
-        drawing.check(run, kind)  # a refusal comes before any cost is told
-        cost = predicted_cost(run, [run.stage(n) for n in names], left, kind)
-        say(f"{left} draws to make: {cost_text(*cost)} in one process.", err=True)
+    if not left:
+        return DrawsCost(0, 0, 0.0)
+    drawing.check(run, kind)  # a refusal comes before any cost is told
+    return DrawsCost(left, *predicted_cost(run, [run.stage(n) for n in names], left, kind))
+
+
+def _say_cost(
+    run: Run,
+    names: list[str],
+    number: int,
+    kind: Kind,
+    set_names: Sequence[str],
+    shares: bool,
+    as_json: bool,
+) -> None:
+    """Print what the command would take, and nothing else."""
+    costs = {"draws": _cost(run, names, number, kind, set_names)}
+    if shares:
+        # Draws of every set of stages hold those with and without single ones.
+        costs = {"shares": drawn_sharing.cost(run, set_names, number, kind)}
+    if as_json:
+        say(json.dumps({"kind": kind, **{k: asdict(one) for k, one in costs.items()}}, indent=1))
+        return
+    for one in costs.values():
+        say(str(one) if one.draws else "Every draw was made before.", err=True)
 
 
 def _unmade(stored: tuple[object, DrawnEffects] | None, names: Sequence[str], number: int) -> int:

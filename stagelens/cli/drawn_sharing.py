@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -44,16 +45,44 @@ def check_options(
         raise StageLensError("--shares are those of all stages; omit --stage")
 
 
+@dataclass(frozen=True)
+class DrawsCost:
+    """What draws that are not stored yet take.
+
+    Attributes:
+        draws: How many there are.
+        passes: Stages that are trained for them.
+        seconds: Predicted, in one process; None where no pace is known.
+    """
+
+    draws: int
+    passes: int
+    seconds: float | None
+
+    def __str__(self) -> str:
+        made = f"{self.draws} draws to make" if self.draws != 1 else "1 draw to make"
+        return f"{made}: {cost_text(self.passes, self.seconds)} in one process."
+
+
+def cost(run: Run, set_names: Sequence[str], number: int, kind: Kind) -> DrawsCost:
+    """What the draws of every set of stages cost; refused where they cannot be made."""
+    from stagelens.trust import drawing_coalitions as drawing
+
+    left = drawing.unmade(run, set_names, number, kind)
+    if not left:
+        return DrawsCost(0, 0, 0.0)
+    drawing.check(run, kind)  # a refusal comes before any cost is told
+    return DrawsCost(len(left), *predicted_cost(run, len(left)))
+
+
 def measured(
     run: Run, set_names: Sequence[str], number: int, kind: Kind, progress: ProgressCallback
 ) -> dict[str, DrawnCoalitions]:
     """Tell what the draws cost that are not stored yet, and make them."""
     from stagelens.trust import drawing_coalitions as drawing
 
-    if left := drawing.unmade(run, set_names, number, kind):
-        drawing.check(run, kind)  # a refusal comes before any cost is told
-        cost = predicted_cost(run, len(left))
-        say(f"{len(left)} draws to make: {cost_text(*cost)} in one process.", err=True)
+    if (told := cost(run, set_names, number, kind)).draws:
+        say(str(told), err=True)
     return drawing.measure_coalitions_of_draws(run, set_names, number, progress, kind)
 
 

@@ -29,6 +29,7 @@ from stagelens.compute import remaining, temporaries
 from stagelens.compute.bounded import NoAnswer, no_panic
 from stagelens.contracts import CARRIED, Behaviour, StageLensError
 from stagelens.effects.results import Result
+from stagelens.effects.summary import right_answers
 from stagelens.estimators.registry import estimate_name
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs.files import cannot_write
@@ -177,6 +178,8 @@ def print_effects(result: Result) -> None:
     printed.add_column("stage")
     for name, behaviour in result.behaviours.items():
         printed.add_column(f"{name} ({behaviour.better} is better)", justify="right")
+    if accuracies := _accuracies(result):
+        printed.add_column("accuracy", justify="right")
     printed.add_column("trust")
     means = result.table.groupby(["stage", "behaviour"], sort=False)["effect"].mean()
     explained: dict[tuple[str, str], list[str]] = {}
@@ -184,12 +187,31 @@ def print_effects(result: Result) -> None:
         values = [means.get((stage, name), float("nan")) for name in result.behaviours]
         # A refused stage has NaN, which differs from itself.
         cells = ["-" if value != value else f"{value:+.3f}" for value in values]
+        cells += [accuracies.get(stage, "-")] if accuracies else []
         printed.add_row(stage, *cells, trust_word(trust))
         explained.setdefault((trust_word(trust), trust_explanation(trust)), []).append(stage)
     # Names and texts from data may hold brackets, which rich would read as tags.
     _console().print(printed, markup=False)
     for (word, explanation), stages in explained.items():  # many stages have the same
         say(f"{listed(stages)}: {word}. {explanation}")
+
+
+def _accuracies(result: Result) -> dict[str, str]:
+    """Stage to the share of right answers with it and without it; empty without labels."""
+    table = result.table[result.table["behaviour"] == result.table["behaviour"].iloc[0]]
+    if not {"label", "prediction", "prediction_without"} <= set(table):
+        return {}
+    found = {}
+    for stage, own in table.groupby("stage", sort=False, observed=True):
+        rows = own.reset_index(drop=True)
+        ends = [
+            100 * right_answers(rows[name], rows["label"]).mean()
+            for name in ("prediction", "prediction_without")
+        ]
+        if ends[0] == ends[0]:  # a refused stage has no answers without it
+            without = "not known" if ends[1] != ends[1] else f"{ends[1]:.1f} %"
+            found[str(stage)] = f"{ends[0]:.1f} %, without it {without}"
+    return found
 
 
 def print_features(found: Features, trust: Mapping[str, StageTrust], top: int) -> None:

@@ -152,7 +152,9 @@ def test_the_page_needs_nothing_but_itself_and_links_to_the_view() -> None:
 def test_a_link_names_the_run_the_set_and_the_example() -> None:
     said = link_to("my run", "test", "a/b", "margin", "https://host/lens/")
     assert said == "https://host/lens/Examples?run=my%20run&set=test&example=a%2Fb&measure=margin"
-    assert link_to("r", "test", "x", None) == "Examples?run=r&set=test&example=x"
+    opened = "opens http://localhost:8501/Examples?run=r&set=test&example=x"
+    assert link_to("r", "test", "x", None) == f"stagelens app r {opened}"
+    assert link_to("r", "test", "x", None, run="my runs/r") == f"stagelens app 'my runs/r' {opened}"
 
 
 def row(effect: float, without: str, label: str | None = "9") -> dict[str, object]:

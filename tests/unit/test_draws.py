@@ -296,6 +296,14 @@ def test_the_command_tells_the_cost_first_and_the_interval_at_the_end(
     mlp: Run, command: Command
 ) -> None:
     words = ("draws", mlp.path, "--number", 3, "--processes", 1)
+    priced = command(*words, "--cost")
+    assert priced.status == 0 and "3 draws to make: 9 stage passes" in priced.err
+    assert not priced.out and draws.governing(mlp, "test") is None
+    told = json.loads(command(*words, "--cost", "--json").out)
+    assert (told["draws"]["draws"], told["draws"]["passes"]) == (3, 9)
+    whole = json.loads(command(*words, "--shares", "--cost", "--json").out)
+    assert whole["shares"]["draws"] == 3 and whole["shares"]["passes"] >= 9
+    assert "omit --draws" in command(*words, "--cost", "--draws", mlp.path).err
     answer = command(*words, "--json")
     assert answer.status == 0, answer.err
     assert "3 draws to make: 9 stage passes" in answer.err
@@ -309,6 +317,7 @@ def test_the_command_tells_the_cost_first_and_the_interval_at_the_end(
     assert rows["margin"]["drawn"] == "of this recipe" and rows["margin"]["draws"] == 3
     again = command(*words)
     assert "to make" not in again.err and "3 redraws" in again.out
+    assert "Every draw was made before." in command(*words, "--cost").err
     told = draws.of_recipe(mlp, "test") or pytest.fail("nothing is stored")
     assert told[0].kept and all(f"As recorded: {kept}." in again.out for kept in told[0].kept)
     # What is only estimated does not stand beside them as what happened.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite, nan
@@ -27,6 +28,8 @@ from stagelens.wording.trust_words import MARKS, is_trustworthy, signs_known, tr
 
 MOST_BARS = 5
 """Stages on a card: those with the largest effects."""
+_LOCAL = "http://localhost:8501"
+"""Where ``stagelens app`` serves the dashboard if nothing else is asked."""
 _SIDE = 420
 """Pixels on the longer side of an image."""
 
@@ -121,12 +124,29 @@ class Card:
 
 
 def link_to(
-    name: str, set_name: str, example_id: str, behaviour: str | None, address: str = ""
+    name: str,
+    set_name: str,
+    example_id: str,
+    behaviour: str | None,
+    address: str = "",
+    run: str = "",
 ) -> str:
-    """The address of an example's view, under the dashboard's own; without one, only its end."""
+    """The address of an example's view, under the dashboard's own; without one, how it is opened.
+
+    Args:
+        name: How the dashboard calls the run: the name of its folder.
+        set_name: The evaluation set.
+        example_id: The example.
+        behaviour: What is measured there; None for the first.
+        address: Where the dashboard is served.
+        run: What ``stagelens app`` opens where no address is known; by default ``name``.
+    """
     query = {"run": name, "set": set_name, "example": example_id}
     query |= {} if behaviour is None else {"measure": behaviour}
-    return f"{address.rstrip('/')}/Examples?{urlencode(query, quote_via=quote)}".lstrip("/")
+    view = f"Examples?{urlencode(query, quote_via=quote)}"
+    if address:
+        return f"{address.rstrip('/')}/{view}"
+    return f"stagelens app {shlex.quote(run or name)} opens {_LOCAL}/{view}"
 
 
 def stored_card(
