@@ -165,13 +165,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_sessionfinish() -> None:
     """One page with every screenshot, light beside dark, for whoever looks at the tests' output."""
-    names = sorted(path.stem.removesuffix("-light") for path in OUTPUT.glob("*-light.png"))
+    found = [path.stem.removesuffix("-light") for path in OUTPUT.glob("*-light.png")]
+    # A page in narrow windows beside the same page in a wide one.
+    names = sorted(found, key=lambda name: (re.sub(r"^(page|narrow-\d+)-", "", name), name))
     if names:
         rows = "".join(
             f"<h2>{name}</h2><img src='{name}-light.png'> <img src='{name}-dark.png'>"
             for name in names
         )
-        style = "<style>img{width:49%;vertical-align:top}</style>"
+        style = "<style>img{max-width:49%;vertical-align:top}</style>"
         (OUTPUT / "index.html").write_text(
             f"<!doctype html><title>Screenshots</title>{style}{rows}"
         )

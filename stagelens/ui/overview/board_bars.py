@@ -18,7 +18,7 @@ from stagelens.ui.reading import loaders
 from stagelens.ui.reading.loaders import Effects
 from stagelens.wording.folding import MOST, strongest
 from stagelens.wording.intervals import mean_interval
-from stagelens.wording.numbers import is_share, scaled
+from stagelens.wording.numbers import is_share, scaled, signed_text
 from stagelens.wording.sentences import mean_sentence
 from stagelens.wording.trust_words import MARKS, is_trustworthy, trust_word
 
@@ -73,6 +73,10 @@ def bars(
                 float(np.clip(scaled(end, behaviour) / reach, -1, 1))
                 for end in interval.gains(behaviour)
             )
+            low, high = (
+                signed_text(end, behaviour, unit=False) for end in sorted(interval.gains(behaviour))
+            )
+            known.append(f"95 %: {low} to {high}")
         column = None if group is None else by
         sentence = str(mean_sentence(row, behaviour, workspace.noun, column, trust))
         clear = interval is not None and interval.is_clear and not is_true(row["within_noise"])

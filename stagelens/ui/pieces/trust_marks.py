@@ -34,6 +34,9 @@ _BADGES: dict[TrustWord, tuple[str, str]] = {
     "refused": (":material/block:", "gray"),
 }
 
+_SHORT = 24
+"""Characters of what is known that fit into any line."""
+
 
 def trust_badge(trust: StageTrust, behaviour: str | None, name: str | None = None) -> None:
     """Shape, colour and words for what is known of a stage's effects.
@@ -132,7 +135,9 @@ def trust_html(trust: StageTrust, behaviour: str | None, brief: bool = False, by
     # Also as the label of the mark, whose shape alone a screen reader would name.
     title = html.escape(f"{label}. {trust_explanation(trust, behaviour)}", quote=True)
     said = html.escape(word if brief else label)
+    # A mark stays with its word, where both are short.
+    whole = "white-space:nowrap;" if len(said) <= _SHORT else ""
     return (
-        f"<span title='{title}' role='img' aria-label='{title}' style='opacity:.75;"
+        f"<span title='{title}' role='img' aria-label='{title}' style='opacity:.75;{whole}"
         f"font-size:.85em'>{MARKS[word]} {said}</span>"
     )
