@@ -48,7 +48,8 @@ def app(
     # happens to lie in the current folder.
     paths = [str(_PACKAGE.parent), *filter(None, [environment.get("PYTHONPATH")])]
     environment |= {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
-    command = [sys.executable, "-m", "streamlit", "run", str(_script()), *options]
+    server = "stagelens.ui.server.starting"
+    command = [sys.executable, "-m", server, "run", str(_script()), *options]
     # In place of this process: signals reach the server itself.
     os.execve(sys.executable, command, environment)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
@@ -78,7 +79,8 @@ def test_without_a_run_it_opens_the_start_page(
     monkeypatch.chdir(tmp_path)
     answer = command("app")
     script = str(ROOT / "app.py")
-    assert answer.server == [sys.executable, "-m", "streamlit", "run", script]
+    server = "stagelens.ui.server.starting"
+    assert answer.server == [sys.executable, "-m", server, "run", script]
     assert not {"STAGELENS_RUN", "STAGELENS_READ_ONLY"} & answer.environment.keys()
     # What lies in the current folder is not imported in place of what is installed.
     assert answer.environment["PYTHONSAFEPATH"] == "1"
@@ -139,3 +141,25 @@ def test_a_package_without_its_dashboard_says_so(
     monkeypatch.setattr("stagelens.cli.dashboard._PACKAGE", tmp_path / "stagelens")
     answer = command("app")
     assert answer.status == 1 and "comes without the dashboard; install" in answer.err
+
+
+def test_a_server_imports_what_pages_need_before_anybody_asks(tmp_path: Path) -> None:
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "app.py").write_text("import colorsys\nraise SystemExit('this was run')\n")
+    (tmp_path / "pages" / "1_More.py").write_text("from only_here import NAME\nprint(NAME)\n")
+    (tmp_path / "only_here.py").write_text("NAME = 'never printed'\n")
+    code = (
+        "import pathlib, sys, types\n"
+        "from stagelens.ui.server import starting\n"
+        "ready = types.SimpleNamespace(state=starting.RuntimeState.NO_SESSIONS_CONNECTED)\n"
+        "starting.runtime.exists = lambda: True\n"
+        "starting.runtime.get_instance = lambda: ready\n"
+        "starting.warm_up(pathlib.Path(sys.argv[1])).join(30)\n"
+        "print({'colorsys', 'only_here'} <= sys.modules.keys())"
+    )
+    paths = os.pathsep.join([str(ROOT), str(tmp_path)])
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "app.py")],
+        env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert ran.stdout == "True\n"
