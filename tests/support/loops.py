@@ -175,6 +175,27 @@ def record_plans(path: Path, task: stagelens.Task, plans: Sequence[Plan]) -> sta
     return stagelens.open_run(path, task)
 
 
+def sgd(model: nn.Module, before: torch.optim.Optimizer | None) -> torch.optim.Optimizer:
+    return before or torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+
+
+TWO_STAGES = [
+    Plan("first", sgd, recorder={"flush_every": 4}),
+    Plan("second", sgd, recorder={"checkpoint_every": 3}),
+]
+
+
+def record_two(path: Path, plans: list[Plan] | None = None, **options: Any) -> stagelens.Run:
+    """A run with the evaluation set ``test``, of two stages unless ``plans`` says otherwise."""
+    task = make_task()
+    recorder = stagelens.Recorder(path, task, **options)
+    run_plans(task, plans or TWO_STAGES, recorder=recorder)
+    images, labels = make_batches(1, seed=5)[0]
+    recorder.add_set("test", images=images, labels=labels)
+    recorder.close()
+    return stagelens.open_run(path)
+
+
 def differing(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> list[str]:
     """Names of the tensors that are not the same to the bit."""
     return [

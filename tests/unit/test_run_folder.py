@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from torch import nn
 
 import stagelens
 from stagelens.contracts import RecordingError, RunError, TaskError
@@ -29,34 +28,22 @@ from tests.support.damage import (
     truncate,
 )
 from tests.support.grids import part
-from tests.support.loops import Plan, differing, make_batches, make_task, run_plans, train
-
-
-def sgd(model: nn.Module, before: torch.optim.Optimizer | None) -> torch.optim.Optimizer:
-    return before or torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-
-
-PLANS = [
-    Plan("first", sgd, recorder={"flush_every": 4}),
-    Plan("second", sgd, recorder={"checkpoint_every": 3}),
-]
-
-
-def record(path: Path, plans: list[Plan] | None = None, **options: Any) -> stagelens.Run:
-    task = make_task()
-    recorder = stagelens.Recorder(path, task, **options)
-    run_plans(task, plans or PLANS, recorder=recorder)
-    images, labels = make_batches(1, seed=5)[0]
-    recorder.add_set("test", images=images, labels=labels)
-    recorder.close()
-    return stagelens.open_run(path)
+from tests.support.loops import (
+    TWO_STAGES,
+    differing,
+    make_batches,
+    make_task,
+    record_two,
+    run_plans,
+    train,
+)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two finished stages and an unfinished one."""
     path = tmp_path_factory.mktemp("whole") / "run"
-    record(path)
+    record_two(path)
     recorder = stagelens.Recorder(path, make_task(), resume=True)
     model = recorder.task.build_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
@@ -378,6 +365,6 @@ def test_a_stored_result_that_cannot_be_used_is_made_anew(
 
 def test_states_come_back_as_they_were(tmp_path: Path) -> None:
     task = make_task()
-    run = record(tmp_path / "run")
-    by_hand = run_plans(task, PLANS)
+    run = record_two(tmp_path / "run")
+    by_hand = run_plans(task, TWO_STAGES)
     assert differing(run.last.end().model, by_hand.model) == []

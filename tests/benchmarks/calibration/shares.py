@@ -13,7 +13,7 @@ here: nothing knows the family that it is asked about.
 from __future__ import annotations
 
 import argparse
-import pickle
+import json
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from stagelens.analyses.shares import values
 from stagelens.analyses.shares.share_trust import SHARES, SUMS, features, kind_of
@@ -53,6 +55,8 @@ from tests.benchmarks.calibration.recording import recorded
 _HERE = Path(__file__).parent
 TABLE, LEFT_OUT_ONE = _HERE / "shares.parquet", _HERE / "table.parquet"
 MOST_STAGES = 6
+_EXACT = "exact"
+"""Stands in the place of an estimate's name in stored measurements."""
 
 _ESTIMATES: tuple[tuple[str, dict[str, Any]], ...] = (
     *(("coarse-replay", {"budget": budget}) for budget in (0.125, 0.25, 0.5)),
@@ -272,23 +276,62 @@ def fit(table: pd.DataFrame) -> None:
         print(pd.DataFrame(table).T.to_string(), end="\n\n")
 
 
+def keep(found: Measurement, file: Path) -> None:
+    """Write a measurement: its values as arrays, all else as JSON in the header."""
+    values: dict[str, np.ndarray] = {}
+    models: list[dict[str, Any]] = []
+
+    def add(estimate: str, mask: int, own: Mapping[str, np.ndarray]) -> int:
+        number = len(models)
+        values.update({f"{number}/{name}": np.ascontiguousarray(v) for name, v in own.items()})
+        models.append({"estimate": estimate, "mask": mask, "behaviours": list(own)})
+        return number
+
+    for mask, own in found.exact.items():
+        add(_EXACT, mask, own)
+    for estimate, of_masks in found.estimates.items():
+        for mask, model in of_masks.items():
+            told = models[add(estimate, mask, model.values)]
+            features = {name: float(value) for name, value in model.features.items()}
+            told |= {"features": features, "scale": float(model.scale)}
+    names = ("family", "recording", "optimizer", "stages", "first")
+    told = {**{name: getattr(found, name) for name in names}, "models": models}
+    told["estimates"] = list(found.estimates)
+    save_file(values, file, {"measurement": json.dumps(told)})
+
+
+def kept(file: Path) -> Measurement:
+    """What :func:`keep` wrote."""
+    exact: dict[int, Mapping[str, np.ndarray]] = {}
+    with safe_open(file, "np") as stored:
+        told = json.loads(stored.metadata()["measurement"])
+        estimates: dict[str, dict[int, Model]] = {name: {} for name in told.pop("estimates")}
+        for number, one in enumerate(told.pop("models")):
+            own = {name: stored.get_tensor(f"{number}/{name}") for name in one["behaviours"]}
+            if one["estimate"] == _EXACT:
+                exact[one["mask"]] = own
+            else:
+                model = Model(own, one["features"], one["scale"])
+                estimates[one["estimate"]][one["mask"]] = model
+    return Measurement(**told, exact=exact, estimates=estimates)
+
+
 def _cached(cache: Path, numbers: int) -> Iterator[Measurement]:
     for number in range(numbers):
         for family in FAMILIES.values():
             if family.network == "encoder" or number not in family.numbers or number >= LONG:
                 continue
             own = recipe(family, number)
-            file = cache / "shares" / f"{own.name}.pickle"
+            file = cache / "shares" / f"{own.name}.safetensors"
             if not file.exists() and len(own.stages) <= MOST_STAGES:
                 run = recorded(own, cache / "runs")
                 file.parent.mkdir(parents=True, exist_ok=True)
-                found = measured(run, family.name, own.optimizer)
                 draft = file.with_suffix(".draft")
-                draft.write_bytes(pickle.dumps(found))
+                keep(measured(run, family.name, own.optimizer), draft)
                 draft.replace(file)
                 shutil.rmtree(run.path)
             if file.exists():
-                yield pickle.loads(file.read_bytes())
+                yield kept(file)
 
 
 def main() -> None:
