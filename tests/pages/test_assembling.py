@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from streamlit.testing.v1 import AppTest
 
 from stagelens.cli import options
@@ -22,10 +25,12 @@ Form = Callable[..., AppTest]
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three checkpoints of one classifier, a folder that is none, and a file of texts."""
+    """Three checkpoints of one classifier, the last also as a pickle, and a file of texts."""
     root = tmp_path_factory.mktemp("models")
     classifiers(root)
-    (root / "empty").mkdir()
+    pickled = Path(shutil.copytree(root / "dpo", root / "pickled"))
+    torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
     labelled_texts(root / "texts.jsonl")
     return root
 
@@ -97,12 +102,13 @@ def test_everything_that_is_wrong_is_said_at_once_and_nothing_is_lost(
 
 
 def test_a_run_that_fails_says_why_and_the_form_stays(form: Form, tmp_path: Path) -> None:
-    app = ended(make(form("mine", ("base", "base"), ("sft", "empty"))))
-    assert "Making the run failed: sft:" in words(app) and "holds neither" in words(app)
+    app = ended(make(form("mine", ("base", "base"), ("sft", "pickled"))))
+    assert "Making the run failed: sft:" in words(app) and "a pickle" in words(app)
+    assert "without running any by a tick at 'Open pickles of weights too'" in words(app)
     folder = app.text_input(key="assemble-folder-1")
-    assert folder.value == "empty" and not folder.disabled
+    assert folder.value == "pickled" and not folder.disabled
     assert [each for each in (tmp_path / "home").iterdir() if "mine" in each.name] == []
-    folder.input("dpo")
+    app.checkbox(key="assemble-pickles").check()
     app = ended(make(app))
     assert app.query_params["run"] == "mine"
     assert "This run has no evaluation set" in words(app)

@@ -65,6 +65,12 @@ _RULES: tuple[tuple[str, Any], ...] = (
 the default."""
 
 _OWN: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1]},
+    "falcon_h1": {"mamba_d_ssm": 64},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
+    "jamba": {"num_hidden_layers": 8},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "mamba2": {"num_heads": 8, "head_dim": 8},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "reformer": {"is_decoder": True},
     "xmod": {"default_language": "en_XX"},
@@ -95,6 +101,8 @@ def _small(config: Any) -> dict[str, Any]:
             )
             if found is not None and not unset and not derived:
                 options[name] = found
+    if hasattr(config, "kv_lora_rank") and "num_key_value_heads" in options:
+        options["num_key_value_heads"] = options["num_attention_heads"]  # they share a latent
     kinds = getattr(config, "layer_types", None)
     if isinstance(kinds, list | tuple) and "num_hidden_layers" in options:
         # As many as it takes to have a layer of each kind.
@@ -132,12 +140,12 @@ def assembled_alike(kind: str, which: str, folder: Path) -> list[str]:
         model = tiny(kind, which)
         with torch.no_grad():
             model(input_ids=ids)
+        folders = {
+            name: save(changed(model, seed), folder / name, tokenizer)
+            for seed, name in enumerate(("base", "sft"))
+        }
     except Exception as error:  # whatever a size that does not fit makes transformers raise
         raise Unbuilt(f"{type(error).__name__}: {' '.join(str(error).split())[:150]}") from None
-    folders = {
-        name: save(changed(model, seed), folder / name, tokenizer)
-        for seed, name in enumerate(("base", "sft"))
-    }
     run = stagelens.assemble(folders, folder / "run")
     for name, state in (("base", run.last.start()), ("sft", run.last.end())):
         own = run.task.build_model().eval()

@@ -15,8 +15,17 @@ PLAIN = [
     ("gpt_neox", "causal"),  # other names in its files
     ("distilbert", "classifier"),
 ]
+NAMED = {
+    ("emu3", "causal"): "a folder saved so is of kind emu3_text_model, which is in no list",
+    ("mllama", "causal"): "a folder saved so is of kind mllama_text_model, which is in no list",
+    ("funnel", "classifier"): "from_pretrained zeroes the row of padding, which no answer reads",
+}
+"""What does not pass, and why."""
+
 REST = [
-    (kind, which)
+    pytest.param(kind, which, marks=pytest.mark.xfail(strict=True, reason=NAMED[kind, which]))
+    if (kind, which) in NAMED
+    else (kind, which)
     for which in ("causal", "classifier")
     for kind in architectures(which)
     if (kind, which) not in PLAIN

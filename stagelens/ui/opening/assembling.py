@@ -29,6 +29,7 @@ _ROWS, _NEXT, _ASKED = map(_key, ("rows", "next", "asked"))
 TITLE = "Make a run from checkpoints"
 _FROM_CONFIG = "What config.json names"
 _SPLIT, _UNLABELLED = "Split of a saved dataset", "Without labels"
+_PICKLES = "Open pickles of weights too"
 _TASKS = (
     _FROM_CONFIG,
     *(name for name, task in BUILT_IN.items() if task.traits.assembled_by_name),
@@ -108,6 +109,13 @@ def card() -> None:
             persist_state="session",
             help="Takes no extra space if the folders are on the same disk as the runs. The "
             "original files must then never be edited.",
+        )
+        st.checkbox(
+            _PICKLES,
+            key=_key("pickles"),
+            disabled=busy,
+            persist_state="session",
+            help="pytorch_model.bin, for folders without safetensors. No code in them is run.",
         )
     if asked is not None and job_progress.job_state(asked.key, "Dismiss", _in_fields):
         return
@@ -197,6 +205,7 @@ def _in_fields(message: str) -> str:
         "--split NAME": f"the field {_SPLIT!r}",
         "give one with --name": "give it another name",
         "(--task)": "in the field 'Task'",
+        "(--allow-bin)": f"by a tick at {_PICKLES!r}",
         **{f"--{role}-column": f"the field {label!r}" for role, (label, _) in _COLUMNS.items()},
     }
     for option, field in fields.items():
@@ -240,6 +249,8 @@ def _start(rows: Sequence[int]) -> None:
         words += ["--task", st.session_state[_key("task")]]
     if st.session_state[_key("link")]:
         words.append("--link")
+    if st.session_state[_key("pickles")]:
+        words.append("--allow-bin")
     for message in wrong:
         components.error_state(message)
     if not wrong:
