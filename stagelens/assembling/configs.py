@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
 from stagelens.contracts import RunError
+from stagelens.tasks.model_config import with_special_floats
 
 from .checkpoints import Checkpoint
 
@@ -66,7 +68,7 @@ def normalised(checkpoint: Checkpoint) -> dict[str, Any]:
         RunError: ``transformers`` does not know such a model.
     """
     # Only with the defaults are two files comparable: config.json may leave those out.
-    config = dict(checkpoint.config)
+    config = with_special_floats(dict(checkpoint.config))
     kind = config.pop("model_type", None)
     try:
         import transformers
@@ -77,7 +79,7 @@ def normalised(checkpoint: Checkpoint) -> dict[str, Any]:
             f"{checkpoint.folder / 'config.json'}: transformers cannot make a configuration of it "
             f"({type(error).__name__}: {' '.join(str(error).split())[:200]})"
         ) from None
-    found: dict[str, Any] = made.to_dict()
+    found: dict[str, Any] = json.loads(made.to_json_string(use_diff=False))
     return found
 
 

@@ -39,6 +39,17 @@ _NO_PART = frozenset(
 _ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2")
 
 
+def with_special_floats(value: Any) -> Any:
+    """A configuration's JSON with the floats that JSON lacks, which transformers writes by name."""
+    if isinstance(value, list):
+        return [with_special_floats(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"__float__"}:  # as {"__float__": "Infinity"}, in Mamba 2 for instance
+        return float(value["__float__"])
+    return {key: with_special_floats(each) for key, each in value.items()}
+
+
 def plain_config(config: Any) -> dict[str, Any]:
     """A ``transformers`` configuration as plain JSON, with nothing but the architecture.
 

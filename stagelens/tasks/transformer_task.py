@@ -17,7 +17,7 @@ from stagelens.compute.unallocated import parameters_on_meta
 from stagelens.contracts import Task, TaskError
 
 from .adapters import with_adapter
-from .model_config import checked_attention, own_config, plain_config
+from .model_config import checked_attention, own_config, plain_config, with_special_floats
 from .model_config import model_facts as model_facts
 from .quantising import quantise
 from .tokenizer import KeptTokenizer, tokenizer_assets
@@ -163,7 +163,8 @@ class TransformerTask(Task):
         import transformers
 
         auto = getattr(transformers, self._auto_class)
-        options = {key: value for key, value in own.items() if key != "model_type"}
+        given = with_special_floats(own)
+        options = {key: value for key, value in given.items() if key != "model_type"}
         try:
             made = transformers.AutoConfig.for_model(own["model_type"], **options)
             chosen = {} if attention is None else {"attn_implementation": attention}
