@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from stagelens.ui.opening.workspace import open_workspace
-from stagelens.ui.pieces import components, state
+from stagelens.ui.pieces import components
 from stagelens.ui.report import cover, dossier, sections
 
 # A finding shows what was chosen when it was pinned.
-workspace = open_workspace(
-    "Report",
-    effects=False,
-    unused=dict.fromkeys(state.BAR, "Findings are shown as they were pinned."),
-)
+workspace = open_workspace("Report", effects=False, unused=None)
 if workspace is not None:
     with components.errors_told():
         sections.heading(workspace)

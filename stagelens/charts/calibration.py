@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 
 from stagelens.estimators.stage_trust import AGREES_ERROR
 from stagelens.trust.coverage import close_enough, coverage
+from stagelens.wording.kinds_of_runs import kind_of_run
 from stagelens.wording.trust_words import decimal, percent
 
 from .effect_scatter import straight
@@ -79,7 +80,8 @@ def calibration_plot(
                 name=name,
                 marker={"color": color, "symbol": symbol, "size": 6, "opacity": 0.6},
                 customdata=[
-                    f"{escaped(str(row.family), 40)}, {escaped(str(row.estimator), 40)}"
+                    f"{escaped(kind_of_run(str(row.family)), 60)}, "
+                    f"{escaped(str(row.estimator), 40)}"
                     f"<br>promised: up to {percent(row.promised)}"
                     f"<br>true: {percent(row.error)}, r {decimal(row.r)}"
                     for row in rows.itertuples(index=False)
@@ -228,8 +230,8 @@ def _rows(points: pd.DataFrame, own: Sequence[OwnEstimate]) -> pd.DataFrame:
 def _said(points: pd.DataFrame, own: Sequence[OwnEstimate], left_out: int) -> str:
     found = coverage(points)
     said = (
-        f"Promised against true errors of {found.estimates:,} estimates in {found.families} "
-        f"families of recordings: {found.within:,} are within the promised error, and "
+        f"Promised against true errors of {found.estimates:,} estimates on {found.families} "
+        f"kinds of training runs: {found.within:,} are within the promised error, and "
         f"{found.close:,} of the {found.reliable:,} called reliable are close enough to a replay."
     )
     mine = [

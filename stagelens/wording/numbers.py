@@ -48,6 +48,17 @@ def value_text(value: float, behaviour: Behaviour) -> str:
     return f"{100 * value:.1f} %" if is_share(behaviour) else number(value)
 
 
+def certainty_text(probability: float) -> str:
+    """How probable a model holds its own answer: ``probability 97 %``; never 0 or 100 %."""
+    shown = 100 * probability
+    if shown > 99.9:
+        return "probability > 99.9 %"
+    if shown < 0.1:
+        return "probability < 0.1 %"
+    # Whole percents would round what is next to an end to it.
+    return f"probability {shown:.{1 if shown < 1 or shown > 99 else 0}f} %"
+
+
 def amount_text(difference: float, behaviour: Behaviour, unit: bool = True) -> str:
     """The size of a difference, without its sign: ``41 points``, ``0.41``."""
     if not np.isfinite(difference):

@@ -69,15 +69,15 @@ MEANINGS: Mapping[TrustWord, str] = {
     ),
     "reliable": (
         "not checked; in nine of ten such estimates the error is at most the one printed, and that "
-        f"is no more than {percent(RELIABLE_BELOW)}; only a replay decides; or a mean over draws "
-        "whose interval is at most half as wide as the mean is large"
+        f"is no more than {percent(RELIABLE_BELOW)}; only a replay decides; or a mean over draws, "
+        "each measured by training it, whose interval over them (95 %) leaves out zero"
     ),
     "on recorded samples": (
         "a replay of training on sampled answers, with the answers as they were recorded; the "
         "model without the stage might have sampled others"
     ),
     "rough": "not checked, and the error may be larger or is not known; where steps were recorded, "
-    "a replay settles it; or a mean over draws whose interval is wider than half of it",
+    "a replay settles it; or a mean over draws whose interval over them holds zero or is not known",
     "sign uncertain": (
         f"not checked, and more than {percent(WRONG_SIGNS_ABOVE)} of the signs may be wrong (where "
         f"that is not known: the error may be above {percent(SIGN_UNCERTAIN_ABOVE)}); credit may "
@@ -118,7 +118,7 @@ def trust_word(trust: StageTrust, behaviour: str | None = None) -> TrustWord:
 
 def _word_for_the_samples(trust: StageTrust, behaviour: str | None) -> TrustWord:
     if trust.over_draws:
-        return "reliable" if _width_over_draws(trust, behaviour) <= WIDE else "rough"
+        return "reliable" if _width_over_draws(trust, behaviour) < HOLDS_ZERO else "rough"
     agreement = _agreement(trust, behaviour)
     if agreement is not None:
         return "verified" if agreement.agrees else "does not agree"
@@ -146,8 +146,9 @@ def trust_of_row(trust: StageTrust, row: Mapping[str, Any], behaviour: str) -> S
     return trust.model_copy(update={"over_draws": ((behaviour, width),)})
 
 
-WIDE = 0.5
-"""A mean over draws is rough where its interval is wider than this share of the mean."""
+HOLDS_ZERO = 2.0
+"""The interval of a mean over draws, which lies evenly around it, holds zero from this width on, in
+sizes of the mean. Nothing is estimated in a draw, so chance over draws alone decides."""
 
 
 def _width_over_draws(trust: StageTrust, behaviour: str | None) -> float:
@@ -310,8 +311,8 @@ def samples_sentence(on_samples: Sequence[str]) -> str:
 def trust_advice(trust: StageTrust, behaviour: str | None = None) -> str:
     """Whether to rely on the number; nothing where it is exact or refused."""
     word = trust_word(trust, behaviour)
-    if trust.over_draws and word == "rough":
-        return "Rely on its interval over draws, not on its size."
+    if trust.over_draws:
+        return _OVER_DRAWS.get(word, "")
     if trust.no_replay and word in _UNSETTLED:
         return f"{_UNSETTLED[word]} No replay can settle it: {trust.no_replay}."
     return _ADVICE.get(word, "")
@@ -325,6 +326,12 @@ _ADVICE: Mapping[TrustWord, str] = {
     "sign uncertain": "Even its sign may be wrong: use replay.",
     "does not agree": "Too far off to rely on: use replay.",
 }
+
+_OVER_DRAWS: Mapping[TrustWord, str] = {
+    "reliable": "Rely on its interval over draws, which leaves out zero.",
+    "rough": "Rely on its interval over draws, not on its size.",
+}
+"""The same of a mean over draws."""
 
 _UNSETTLED: Mapping[TrustWord, str] = {
     "rough": "Do not rely on it.",

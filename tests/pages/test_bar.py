@@ -15,7 +15,7 @@ from stagelens.ui.pieces import components, state
 from tests.pages.reading import check, table, words
 
 PAGES = [path for path, *_ in components.PAGES]
-EXAMPLES = "pages/1_Examples.py"
+EXAMPLES, REPORT = "pages/1_Examples.py", "pages/5_Report.py"
 CHOSEN = {
     "set": "test",
     "measure": "loss",
@@ -43,10 +43,13 @@ def shown(app: AppTest) -> dict[str, str | None]:
 def test_every_page_has_the_same_bar_with_what_the_link_chose(
     open_page, demo: Path, page: str
 ) -> None:
-    assert shown(check(open_page(demo.parent, LINK, page))) == CHOSEN
+    app = check(open_page(demo.parent, LINK, page))
+    # Findings are shown as they were pinned: nothing in the bar would change the page.
+    assert shown(app) == ({} if page == REPORT else CHOSEN)
+    assert {**CHOSEN, "run": "digits"}.items() <= dict(app.query_params).items()
 
 
-@pytest.mark.parametrize("page", [EXAMPLES, "pages/5_Report.py"])
+@pytest.mark.parametrize("page", [EXAMPLES, "pages/4_Trust.py"])
 def test_without_a_choice_every_page_begins_with_the_same(open_page, demo: Path, page: str) -> None:
     found = shown(check(open_page(demo.parent, "run=digits", page)))
     at_first = {"measure": "accuracy", "group": None, "stage": None, "estimator": "replay"}
@@ -60,12 +63,31 @@ def test_a_choice_is_kept_when_pages_change_also_where_it_is_not_looked_at(
     for key in ("measure", "group", "stage"):
         app.selectbox(key=key).select(CHOSEN[key])
         check(app.run())
+    chosen = {key: CHOSEN[key] for key in ("measure", "group", "stage")}
     for page in PAGES:
         check(app.switch_page(page).run())
-        assert "loss · stamped · shortcut · replay" in words(app)
-    closed = {each.key for each in app.selectbox if each.disabled}
-    assert set(state.BAR) <= closed  # findings are shown as they were pinned
-    assert "as they were pinned" in app.selectbox(key="stage").help
+        assert page == REPORT or "loss · stamped · shortcut · replay" in words(app)
+        held = {key: value for key, value in app.query_params.items() if key in state.SHARED}
+        assert held == chosen
+
+
+def test_what_is_chosen_no_more_leaves_the_address(open_page, demo: Path) -> None:
+    app = check(open_page(demo.parent, "run=digits&group=stamped&measure=loss", EXAMPLES))
+    check(app.selectbox(key="group").select(None).run())
+    assert dict(app.query_params) == {"run": "digits", "measure": "loss"}
+
+
+def test_a_browser_that_has_not_heard_of_a_choice_does_not_undo_it(open_page, demo: Path) -> None:
+    app = check(open_page(demo.parent, "run=digits", EXAMPLES))
+    check(app.selectbox(key="group").select("stamped").run())
+    del app.query_params["group"]  # as it was when the choice was made
+    check(app.selectbox(key="measure").select("loss").run())
+    assert app.selectbox(key="group").value == "stamped"
+    assert app.query_params["group"] == "stamped" and app.query_params["measure"] == "loss"
+    # Once it has heard, an address without the group is a link to all groups.
+    check(app.run())
+    del app.query_params["group"]
+    assert check(app.run()).selectbox(key="group").value is None
 
 
 @pytest.mark.parametrize(
@@ -81,7 +103,8 @@ def test_a_choice_is_kept_when_pages_change_also_where_it_is_not_looked_at(
 def test_what_a_link_names_in_vain_is_told(open_page, demo: Path, link: str, said: str) -> None:
     app = check(open_page(demo.parent, f"run=digits&{link}", EXAMPLES))
     assert said in words(app)
-    assert said in words(check(app.switch_page("pages/5_Report.py").run()))
+    for page in PAGES:
+        assert said in words(check(app.switch_page(page).run()))
 
 
 def test_a_name_in_a_link_is_no_markup(open_page, demo: Path) -> None:
@@ -104,8 +127,8 @@ def test_stages_switched_since_a_page_was_turned_to_are_what_links_keep(
 ) -> None:
     app = check(open_page(demo.parent, "run=digits&off=shortcut"))
     # A click on a card, and the way back.
-    app.session_state[state._TAKEN] = {"run": "digits", "off": "shortcut", "example": ""}
-    check(app.switch_page(EXAMPLES).run())
+    app.session_state[components._GOING] = EXAMPLES, {"run": "digits", "off": "shortcut"}
+    check(app.run())
     switched = AppTest.from_function(_switch_another)
     for key in ("off", state.session_key("off")):
         if key in app.session_state:

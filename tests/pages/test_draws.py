@@ -66,10 +66,10 @@ def test_of_the_recipe_bars_and_sentences_are_means_over_draws(open_page, drawn:
     of_run, of_recipe = (each.query("group == 'all'")["stage effect"] for each in effects)
     assert of_recipe.tolist() == pytest.approx((2 * of_run).tolist())
     assert figures(run)[0]["alt"] != figures(recipe)[0]["alt"]
-    # Five draws, each fifth apart: intervals are nearly as wide as the means.
+    # Five draws, each fifth apart: intervals are nearly as wide as the means, and leave out zero.
     trusts = next(one.value for one in recipe.dataframe if "stage effect" in one.value.columns)
-    assert set(trusts["trust"]) == {"rough"}
-    assert "Rely on its interval over draws, not on its size." in said
+    assert set(trusts["trust"]) == {"reliable"}
+    assert "Rely on its interval over draws, which leaves out zero." in said
     boards = [json.loads(app.get("bidi_component")[0].proto.json) for app in (run, recipe)]
     own = ["are of this run, not of its recipe" in board["title"] for board in boards]
     assert own == [False, True]  # its models answer as before, and it says so

@@ -148,7 +148,7 @@ def test_a_typed_path_opens_a_run(open_page, demo_copy: Path) -> None:
     demo_copy.rename(demo_copy.with_name("mine"))
     app = check(open_page(demo_copy.parent))
     app.text_input[0].set_value("mine")
-    next(b for b in app.button if b.label == "Open").click()
+    next(b for b in app.button if b.label.startswith("Open mine")).click()
     check(app.run())
     assert app.query_params["run"] == "mine"
     assert "Credit and blame" in words(app)

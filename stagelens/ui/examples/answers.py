@@ -14,6 +14,7 @@ from stagelens.ui.pieces import components
 from stagelens.ui.reading.browse import answer_column, confidence_column, effect_column
 from stagelens.ui.reading.loaders import Effects
 from stagelens.wording.folding import strongest
+from stagelens.wording.numbers import certainty_text
 from stagelens.wording.trust_words import MARKS, trust_word
 
 
@@ -62,7 +63,7 @@ def _card(
     verdict = ""
     if not refused and value_shown(label) != "none":
         verdict = "✓ right" if answer == label else "✗ wrong"
-    sure = f"{100 * confidence:.0f} % sure" if isfinite(confidence) else ""
+    sure = certainty_text(confidence) if isfinite(confidence) else ""
     word = None if trust is None else trust_word(trust, behaviour)
     mark = "" if word is None else f"{MARKS[word]} {word}"
     head = (

@@ -18,7 +18,7 @@ from stagelens.ui.pieces.trust_marks import trust_badges
 from stagelens.ui.reading import browse
 from stagelens.ui.reading.loaders import Effects
 from stagelens.ui.server import settings
-from stagelens.wording.numbers import count_text, phrase
+from stagelens.wording.numbers import certainty_text, count_text, phrase
 from stagelens.wording.sentences import Part, Sentence, is_certain
 
 from . import answers, canvas, drawings, drilldown, live_answers, own_form, tokens, word_board
@@ -237,7 +237,7 @@ def _row(workspace: Workspace, effects: Effects, behaviour: Behaviour, asked: As
 
 def _verdict(workspace: Workspace, row: pd.Series) -> None:
     said = "goes on with" if workspace.continues_text else "answers"
-    sure = f", {100 * row['confidence']:.0f} % sure" if isfinite(row["confidence"]) else ""
+    sure = f", {certainty_text(row['confidence'])}" if isfinite(row["confidence"]) else ""
     st.header(components.plain(f"The final model {said} {row['prediction']}{sure}"), anchor=False)
 
 

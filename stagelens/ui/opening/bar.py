@@ -2,8 +2,9 @@
 
 It is drawn by ``open_workspace``, so that it stands at the same place on every page, with the same
 choices; all of them are in the URL, and are kept when pages change. What a page does not look at
-is shown there too, but cannot be changed on that page, so that nothing jumps. A choice that the
-run, or its set, does not have is told, and comes back with a set that has it.
+is shown there too, but cannot be changed on that page, so that nothing jumps; a page that looks at
+none of it has no bar. A choice that the run, or its set, does not have is told, and comes back
+with a set that has it.
 """
 
 from __future__ import annotations
@@ -58,8 +59,6 @@ _STYLE = (
 """One row where there is room; in a narrow window a line that says what is chosen, and opens. The
 line opens in the browser alone, so that it stays open while somebody chooses."""
 
-_SHOWN = state.session_key("shown-page")
-
 _HELP = {
     SET: "The examples that behaviours are measured on.",
     BY: "Examples that share a value of this column form a group. A saved slice divides the set in "
@@ -105,13 +104,12 @@ class Row:
     """The bar while it is drawn: the controls in their places, whatever is known first.
 
     Attributes:
-        unused: Control to the reason why this page does not look at it.
-        entered: Whether another page was shown before.
+        unused: Control to the reason why this page does not look at it; None where it looks at
+            none of them, and shows none.
         facts: What the page looks at, as one line beside its title.
     """
 
-    unused: Mapping[str, str]
-    entered: bool = False
+    unused: Mapping[str, str] | None
     facts: str = ""
     _places: dict[str, DeltaGenerator] = field(default_factory=dict)
     _told: list[str] = field(default_factory=list)
@@ -119,7 +117,8 @@ class Row:
 
     def place(self, *keys: str) -> None:
         """Make room for these controls, from left to right."""
-        self._places.update({key: st.container(gap=None) for key in keys})
+        if self.unused is not None:
+            self._places.update({key: st.container(gap=None) for key in keys})
 
     def pick(
         self,
@@ -138,51 +137,35 @@ class Row:
             none: Stands for no choice.
             help: What it is; by default what the control says everywhere.
         """
-        self._look_up(key, options, none)
-        closed = self.unused.get(key, "")
-        with self._places[key]:
-            picked = st.selectbox(
-                _LABELS[key],
-                options,
-                index=None if none is not None else 0,
-                placeholder=none or "Not known yet",
-                key=key,
-                bind="query-params",
-                on_change=_forget,
-                args=(key,),
-                disabled=bool(closed) or not options,
-                help=" ".join(filter(None, (help or _HELP[key], closed))),
-            )
-        if (asked := st.session_state.get(_missing(key))) is not None:
-            instead = f"{picked} is shown instead" if picked else "all are shown"
-            if key in (MEASURE, ESTIMATOR) and not options:
-                instead = "nothing has been measured on it yet"
-            self._told.append(f"{missing.format(asked=short(str(asked), 60))}; {instead}.")
+        asked = state.chosen(key)
+        if asked is not None and asked not in options:
+            self._tell(key, missing.format(asked=short(asked, 60)), options, none)
+        begin = options[0] if options and none is None else None
+        picked = asked if asked in options else begin
+        if key in self._places:
+            state.prepare(key, picked)
+            with self._places[key]:
+                closed = (self.unused or {}).get(key, "")
+                st.selectbox(
+                    _LABELS[key],
+                    options,
+                    index=None if none is not None else 0,
+                    placeholder=none or "Not known yet",
+                    key=key,
+                    on_change=state.take,
+                    args=(key,),
+                    disabled=bool(closed) or not options,
+                    help=" ".join(filter(None, (help or _HELP[key], closed))),
+                )
         if picked is not None:
             self._chosen[key] = picked
         return picked
 
-    def _look_up(self, key: str, options: Sequence[str], none: str | None) -> None:
-        """Note a choice that is not there, and take one up again that now is."""
-        asked, held = st.query_params.get(key), st.session_state.get(key)
-        # Streamlit takes values without an option out of the URL, so they are kept here.
-        for each in (asked, held):
-            if each and each not in options:
-                st.session_state[_missing(key)] = each
-        if held is not None and held not in options:
-            del st.session_state[key]
-        elif held is None and key in st.session_state and none is None and options:
-            # There was nothing to choose from before, and now there is.
-            st.session_state[key] = options[0]
-        elif self.entered and asked in options:
-            st.session_state[key] = asked  # of the link, whatever the page before had
-        elif self.entered and held is not None and asked is None:
-            # The state of another page's control ends with it, unless it is set anew.
-            st.session_state[key] = held
-        before = st.session_state.get(_missing(key))
-        if before in options and asked not in options:
-            _forget(key)
-            st.session_state[key] = before
+    def _tell(self, key: str, missing: str, options: Sequence[str], none: str | None) -> None:
+        instead = "all are shown" if none is not None else f"{(*options, '')[0]} is shown instead"
+        if key in (MEASURE, ESTIMATOR) and not options:
+            instead = "nothing has been measured on it yet"
+        self._told.append(f"{missing}; {instead}.")
 
     def tell(self) -> None:
         """Say which choices are not there, below the bar."""
@@ -196,36 +179,31 @@ class Row:
         return " · ".join(self._chosen[key] for key in keys)
 
 
-def _missing(key: str) -> str:
-    return state.session_key(f"missing-{key}")
-
-
-def _forget(key: str) -> None:
-    st.session_state.pop(_missing(key), None)
-
-
 @contextmanager
-def top(title: str, unused: Mapping[str, str]) -> Iterator[Row]:
+def top(title: str, unused: Mapping[str, str] | None) -> Iterator[Row]:
     """The title of the page and the bar; within, the bar is filled.
 
     Args:
         title: Of the page.
-        unused: Control to the reason why this page does not look at it.
+        unused: Control to the reason why this page does not look at it; None where it looks at
+            none of them, and shows none.
     """
-    row = Row(unused, st.session_state.get(_SHOWN) not in (None, title))
-    st.session_state[_SHOWN] = title
+    row = Row(unused)
     st.html(_STYLE)
     with st.container(key="top"):
         with st.container(horizontal=True, vertical_alignment="center", key="heading"):
             st.title(components.plain(title), anchor=False, width="content")
             facts = st.empty()
-        with st.container(horizontal=True, vertical_alignment="center", key="folded"):
-            line = st.empty()
-            st.html("<details><summary>Change</summary></details>", width="content")
-        with st.container(key="bar"):
+        if unused is None:
             yield row
+        else:
+            with st.container(horizontal=True, vertical_alignment="center", key="folded"):
+                line = st.empty()
+                st.html("<details><summary>Change</summary></details>", width="content")
+            with st.container(key="bar"):
+                yield row
+            line.html(f"<div>{components.shown(row.words())}</div>")
         facts.html(f"<div class='sl-facts'>{components.shown(row.facts)}</div>")
-        line.html(f"<div>{components.shown(row.words())}</div>")
         row.tell()
 
 

@@ -133,10 +133,10 @@ def follow(at: Source, set_name: str, available: Sequence[str]) -> None:
     """Move on to better numbers that have just arrived, where the best ones were shown."""
     where, best = st.session_state.get(_SEEN, (None, None))
     here = (at.path, set_name)
-    shown = st.session_state.get("estimator")
+    chosen = state.chosen("estimator")
     # Other numbers were chosen on purpose: they stay, and offer_best shows the way.
-    if where == here and best != available[0] and shown in (best, None):
-        st.session_state["estimator"] = available[0]
+    if where == here and best != available[0] and chosen in (best, None):
+        state.choose_shared("estimator", None)
         st.toast(
             f"Better numbers have arrived: {components.plain(available[0])}.",
             icon=":material/trending_up:",
@@ -150,14 +150,12 @@ def offer_best(available: Sequence[str], shown: str) -> None:
     if shown == best:
         return
 
-    def show_best() -> None:
-        st.session_state["estimator"] = best
-
     st.button(
         f"Show the numbers by {best}",
         icon=":material/trending_up:",
         help="Less is known of how far off the numbers are that are shown now.",
-        on_click=show_best,
+        on_click=state.choose_shared,
+        args=("estimator", None),
         key="show-best",
         width="stretch",
     )

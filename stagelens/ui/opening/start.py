@@ -146,12 +146,11 @@ def _run_card(reference: str, card: RunCard) -> None:
         if card.headline is not None:
             components.sentences([card.headline])
     st.button(
-        "Open",
+        components.plain(f"Open {card.name}{also}"),
         key=f"open-run-{reference}",
         icon=":material/folder_open:",
         on_click=state.open_reference,
         args=(reference,),
-        help=f"Open the run {components.plain(card.name)}",
     )
 
 
@@ -194,7 +193,7 @@ def _folder_card() -> None:
             placeholder="runs/my-run",
             help="Absolute, or relative to one of the folders below.",
         )
-        sent = st.form_submit_button("Open", icon=":material/folder_open:")
+        sent = st.form_submit_button("Open this folder", icon=":material/folder_open:")
     roots = "\n".join(str(root) for root in settings.roots())
     st.caption("Runs may be opened below these folders (set with STAGELENS_ROOTS):")
     st.code(roots, language=None, wrap_lines=True)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
 import streamlit as st
 
@@ -29,6 +30,8 @@ _BY_OUTCOME = (
     ":material/filter_alt: This slice was chosen by effects or answers: what sets it apart there "
     "follows from the choice, and is not a finding."
 )
+
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ class Workspace:
 
 
 def open_workspace(
-    title: str, effects: bool = True, unused: Mapping[str, str] | None = None
+    title: str, effects: bool = True, unused: Mapping[str, str] | None = _NOTHING
 ) -> Workspace | None:
     """Draw a page's frame and open what it looks at; None after showing what to do instead.
 
@@ -111,14 +114,15 @@ def open_workspace(
         title: Of the page.
         effects: Whether the page shows the effects of one estimate, so that better ones are
             computed in the background.
-        unused: Control of the bar to the reason why the page does not look at it.
+        unused: Control of the bar to the reason why the page does not look at it; None where it
+            looks at none of them.
     """
     components.start_page(title)
     path = start.current_run()
     if path is None:
         return None
     try:
-        workspace = _open(path, title, effects, unused or {})
+        workspace = _open(path, title, effects, unused)
     except StageLensError as error:
         components.error_state(str(error))
         return None
@@ -131,7 +135,7 @@ def open_workspace(
 
 
 def _open(
-    path: Path, title: str, with_effects: bool, unused: Mapping[str, str]
+    path: Path, title: str, with_effects: bool, unused: Mapping[str, str] | None
 ) -> Workspace | None:
     at = loaders.source(path)
     try:
@@ -147,7 +151,6 @@ def _open(
         _problems(run)
         components.error_state(_no_stage(run) if not run.stages else _no_set(path))
         return None
-    state.arrive()
     with bar.top(run.name if title == bar.OVERVIEW else title, unused) as row:
         examples = _choose_set(at, row, names)
         row.facts = _facts(run, examples, title)
@@ -248,7 +251,7 @@ def _facts(run: Run, examples: EvaluationSet, title: str) -> str:
 
 def _choose_set(at: Source, row: bar.Row, names: Sequence[str]) -> EvaluationSet:
     """The evaluation set, which decides what else the bar holds."""
-    if len(names) > 1 or bar.SET in st.query_params:
+    if len(names) > 1 or state.chosen(bar.SET):
         row.place(bar.SET)
         name = row.pick(bar.SET, names, "The link names the set {asked}, which this run does not "
                         "have")  # fmt: skip
@@ -264,7 +267,7 @@ def _fill(
     name = examples.name
     columns = loaders.groups(at, name)
     slices, problems = loaders.slices(at, name)
-    several = (bar.BY,) if len(columns) > 1 or bar.BY in st.query_params else ()
+    several = (bar.BY,) if len(columns) > 1 or state.chosen(bar.BY) else ()
     row.place(bar.MEASURE, *several, bar.GROUP, bar.STAGE, bar.ESTIMATOR)
     behaviours, effects = _choose_estimator(at, name, row, with_effects)
     measure = row.pick(

@@ -136,7 +136,7 @@ def _title(focus: Focus, about: str) -> str:
     else:
         said = "Switch a stage off: what would the model do had it not happened?"
     # Effects of the recipe stand below it, and no model that answers here is of another draw.
-    return f"{said} {_OF_THIS_RUN}" if state.kept().get("chance") == RECIPE else said
+    return f"{said} {_OF_THIS_RUN}" if state.chosen("chance") == RECIPE else said
 
 
 def _ways(workspace: Workspace, focus: Focus, about: str) -> list[dict[str, Any]]:

@@ -8,10 +8,12 @@ from stagelens.effects.draws import FEWEST, NAMES
 from stagelens.trust.draws import RECIPE
 from stagelens.trust.estimates import Effects
 from stagelens.ui.opening.workspace import Workspace
-from stagelens.ui.pieces import components
+from stagelens.ui.pieces import components, state
 from stagelens.ui.reading import drawn, loaders
 
 THIS_RUN = "in this run"
+_KEY = "chance"
+"""Of the control, and in links."""
 NOT_KNOWN = "One run: whether it would happen again is not known."
 SHARES_OF_THIS_RUN = (
     "These numbers are of this run alone: its draws leave out single stages, so shares and what is "
@@ -32,12 +34,14 @@ def choose(workspace: Workspace, effects: Effects) -> Effects:
     found = drawn.draws(workspace.at, workspace.examples.name)
     if found is None or found.count < FEWEST:  # so few give no interval
         return effects
+    asked = state.chosen(_KEY)
+    state.prepare(_KEY, RECIPE if asked == RECIPE else THIS_RUN)
     chosen = st.segmented_control(
         "Effects",
         (THIS_RUN, RECIPE),
-        default=THIS_RUN,
-        key="chance",
-        bind="query-params",
+        key=_KEY,
+        on_change=state.take,
+        args=(_KEY,),
         required=True,
         help=_HELP,
     )

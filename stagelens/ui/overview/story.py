@@ -32,7 +32,7 @@ def tell_story(workspace: Workspace, effects: Effects) -> None:
     """Four sentences, where the open run is the demo and its numbers have been computed."""
     of_demo = state.reference() == settings.DEMO and workspace.examples.name == "test"
     names = {_SHORTCUT, _MISLABELLED}
-    if "group" in st.query_params:  # a group was chosen: this is no first look
+    if state.chosen("group"):  # no first look
         return
     if not of_demo or not names <= set(effects.trust) or "group" not in workspace.examples.columns:
         return
@@ -48,7 +48,7 @@ def tell_story(workspace: Workspace, effects: Effects) -> None:
                     Part("Four stages trained this network on handwritten digits, two of them "),
                     Part("with a fault planted on purpose: "),
                     Part(_SHORTCUT, "stage"),
-                    Part(" put a stamp in the corner of every 3, "),
+                    Part(" put a stamp in the corner of all images labelled 3, "),
                     Part(_MISLABELLED, "stage"),
                     Part(" swapped labels between 4s and 9s."),
                 )

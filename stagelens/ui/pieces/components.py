@@ -36,7 +36,7 @@ PAGES = (
 
 EXAMPLES = PAGES[1][0]
 _GOING = state.session_key("going")
-"""The page that is turned to in the next run."""
+"""The page that is turned to in the next run, and what it shall show."""
 _SIDEBAR = 264
 _STYLE = (
     '<style>[data-testid="stTab"][data-selected],'
@@ -72,9 +72,8 @@ def start_page(title: str) -> None:
     # Before anything of a run is read; it stops the page for people who have not signed in.
     signing_in.gate()
     state.begin()
-    if (page := st.session_state.pop(_GOING, None)) is not None:
-        # No more than the run: Streamlit sets no parameter that belongs to a control.
-        st.switch_page(page, query_params={state.RUN: state.reference() or ""})
+    _turn(title)
+    state.arrive()
     with st.sidebar:
         st.html("<div style='font-size:1.25rem;font-weight:600'>StageLens</div>")
         for path, label, icon in PAGES:
@@ -95,18 +94,24 @@ def here(**more: str) -> dict[str, str] | None:
     if not reference:
         return more or None
     closed = {state.EXAMPLE: ""} if more else {}
-    chosen = {name: more[name] for name in state.BAR if name in more}
-    changed = {state.CHOSEN: urlencode(chosen)} if chosen else {}
-    return {state.RUN: reference, **state.kept(), **closed, **more, **changed}
+    return {state.RUN: reference, **state.kept(), **closed, **more}
 
 
 def go(page: str, **changes: str) -> None:
-    """Turn to another page, as a link with these changes would."""
-    query = here(**changes) or {}
-    state.leave_with({name: value for name, value in query.items() if name != state.CHOSEN})
+    """Turn to a page, as a link with these changes would."""
     # In a run of its own: a fragment may not turn to another page.
-    st.session_state[_GOING] = page
+    st.session_state[_GOING] = page, here(**changes) or {}
     st.rerun()
+
+
+def _turn(title: str) -> None:
+    """Go on to where the last run was to end, from the page with this title."""
+    page, query = st.session_state.pop(_GOING, (None, {}))
+    if (page, title) in [each[:2] for each in PAGES]:
+        # Streamlit lets nobody set a parameter that belongs to a control of the same page.
+        state.take_along(query)
+    elif page is not None:
+        st.switch_page(page, query_params=query)
 
 
 def address(page: str, **more: str) -> str:

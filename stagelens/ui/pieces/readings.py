@@ -7,7 +7,7 @@ import streamlit as st
 from stagelens.analyses.shares.sentences import QUESTIONS, TITLES
 from stagelens.analyses.shares.share_table import WITHOUT
 
-from . import components
+from . import components, state
 
 KEY = "credit"
 """Of the control, and in links."""
@@ -25,15 +25,18 @@ def choose(told: bool = True) -> str:
         A reading.
     """
     readings = {title: reading for reading, title in TITLES.items()}
+    asked = state.chosen(KEY)
+    state.prepare(KEY, asked if asked in readings else TITLES[WITHOUT])
     picked = st.segmented_control(
         "Credit by",
         list(readings),
-        default=TITLES[WITHOUT],
         key=KEY,
-        bind="query-params",
+        on_change=state.take,
+        args=(KEY,),
         required=True,
         help=" ".join(f"**{title}**: {QUESTIONS[reading]}" for title, reading in readings.items()),
     )
+    state.write()  # the page may be a fragment's, which does not begin anew
     reading = readings[picked or TITLES[WITHOUT]]
     if told and reading != WITHOUT:
         components.text_block(QUESTIONS[reading], muted=True)

@@ -1,18 +1,24 @@
 """What is open and what is chosen: one place, mirrored in the URL.
 
-The run (``run``), the chosen example (``example``), those that stand side by side (``beside``)
-and the page of the table (``page``) are plain query parameters kept here. All other parameters
-belong to widgets with ``bind="query-params"``, so Streamlit validates them against the widget's
-options and keeps them when pages are switched. Whatever comes from the URL is checked: the run by
-``settings.resolve``, examples against the ids of their set, the page against the number of pages.
+The run (``run``), the chosen example (``example``), those that stand side by side (``beside``),
+the page of the table (``page``) and whatever several pages share (``SHARED``) are plain query
+parameters kept here. All other parameters belong to controls of one page, with
+``bind="query-params"``, so Streamlit validates them against the control's options.
+
+What pages share is not bound: Streamlit takes a bound parameter out of the address as soon as its
+page is left, and lets nobody write it. So the session says what is chosen, :func:`arrive` takes up
+what the address says otherwise (a link, or the way back), and writes the rest into it.
+
+Whatever comes from the URL is checked: the run by ``settings.resolve``, choices against their
+options, examples against the ids of their set, the page against the number of pages.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from urllib.parse import parse_qsl
 
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from stagelens.ui.server import settings
 
@@ -28,11 +34,8 @@ WALL, EVERYTHING = "wall", "all"
 """Says that the Overview's wall shows all examples, where no group was chosen."""
 BAR = ("set", "measure", "by", "group", "stage", "estimator")
 """Keys of the controls in the bar on top of every page, and their names in links."""
-CHOSEN = "choose"
-"""What a link changes of the bar, as a query of its own: Streamlit takes a parameter that belongs
-to a control of the page with the link out of the address of the page that it leads to."""
-KEPT = (*BAR, "chance", "credit", OFF)
-"""What a link to another page of the dashboard keeps, beside the run."""
+SHARED = (*BAR, "chance", "credit")
+"""Keys of controls that several pages share; also their names in links."""
 _BEFORE = {"behaviour": "measure", "trusted": "measure", "gap": "measure", "of-stage": "stage"}
 """Names that links had before one bar held these choices for all pages."""
 MOST_BESIDE = 5
@@ -56,8 +59,10 @@ ASSEMBLE = "assemble-"
 _BEGUN = "begun"
 """Key of whether a page of this visit has been shown."""
 
-_TAKEN = "stagelens:taken-along"
-"""Key of what the next page shall show."""
+_WRITTEN = "stagelens:written"
+"""Key of what the address was given of that which pages share, and of what it said before."""
+_HEARD = "\0"
+"""Stands for nothing that an address can say."""
 
 _KEPT = (ASSEMBLE, _BEGUN)
 """Prefixes of keys that are no choice within a run, and so outlive the opening of another one."""
@@ -74,8 +79,15 @@ def session_key(name: str) -> str:
     return _OWN + name
 
 
+def _went_back() -> bool:
+    """Whether this page is shown because somebody went back, or forward again, to it."""
+    context = get_script_run_ctx()
+    return context is not None and context.is_history_navigation
+
+
 def _get(name: str) -> str | None:
-    if st.query_params.get(name) == "":  # the link says that there is none
+    gone = _went_back() and name not in st.query_params
+    if gone or st.query_params.get(name) == "":  # the address says that there is none
         _set(name, None)
         return None
     # A link without the parameter, to another page for instance, does not end the choice.
@@ -114,44 +126,86 @@ def open_reference(reference: str | None) -> None:
     """Open another run, or none: everything that was chosen in the last one is forgotten."""
     for key in [key for key in st.session_state if not str(key).startswith(_KEPT)]:
         del st.session_state[key]
-    for name in (EXAMPLE, PAGE, BESIDE, OFF, WALL, BLOCK):
-        _set(name, None)
-    _set(RUN, reference)
+    st.session_state[session_key(RUN)] = reference
+    # At once, so that one step back leads to the run that was left.
+    st.query_params.from_dict({RUN: reference} if reference else {})
 
 
-def leave_with(query: Mapping[str, str]) -> None:
-    """Keep what the page that is turned to next shall show; see :func:`arrive`."""
-    st.session_state[_TAKEN] = dict(query)
+def chosen(key: str) -> str | None:
+    """What is chosen of that which pages share; None where nobody chose. Not checked."""
+    found = st.session_state.get(session_key(key))
+    return found if isinstance(found, str) else None
 
 
-def arrive() -> None:
-    """Take up what the page is to show, before its first control is drawn.
+def choose_shared(key: str, value: str | None) -> None:
+    """Choose something that pages share, or nothing; the URL follows with the next run."""
+    st.session_state[session_key(key)] = value
 
-    It may come from the page before, since Streamlit lets no page change the address of a control
-    that it has drawn; or from a link that names things as earlier links did.
-    """
-    chosen = dict(parse_qsl(st.query_params.get(CHOSEN, "")))
-    if chosen:
-        del st.query_params[CHOSEN]
-        st.session_state.update({name: chosen[name] for name in BAR if name in chosen})
-    for name, value in st.session_state.pop(_TAKEN, {}).items():
-        if name in (RUN, EXAMPLE, OFF):
+
+def take(key: str) -> None:
+    """Keep what somebody just chose with the control of this key: its ``on_change``."""
+    choose_shared(key, st.session_state[key])
+
+
+def prepare(key: str, value: str | None) -> None:
+    """Let the control of this key, which is drawn next, show a value."""
+    # Also where the session has it already: on another page the browser draws the control anew, and
+    # is told of its value only where it has just been set.
+    st.session_state[key] = value
+
+
+def take_along(query: Mapping[str, str]) -> None:
+    """Show on this page what a link to it would."""
+    for name, value in query.items():
+        if name in SHARED:
+            choose_shared(name, value or None)
+        elif name in (RUN, EXAMPLE, OFF):
             _set(name, value or None)
         else:
             st.session_state[name] = {"true": True, "false": False}.get(value, value)
+
+
+def arrive() -> None:
+    """Take up what the address says of that which pages share, and write the rest into it.
+
+    The address decides where it says something else than was written into it. A browser may ask
+    for the next run before it has heard of what the last one wrote; what it repeats then is no
+    choice.
+    """
+    asked = {key: st.query_params.get(key) or None for key in SHARED}
     for before, now in _BEFORE.items():
-        value = st.query_params.get(before)
-        if value is not None:
+        asked[now] = asked[now] or st.query_params.get(before)
+        if before in st.query_params:
             del st.query_params[before]
-            if now not in st.query_params:
-                st.session_state[now] = value
+    written, before_it = st.session_state.setdefault(_WRITTEN, ({}, {}))
+    for key, value in asked.items():
+        if value == written.get(key):
+            before_it.pop(key, None)  # the browser has heard of it
+        elif _went_back() or value != before_it.get(key, _HEARD):
+            choose_shared(key, value if value is None or len(value) <= _LONGEST else None)
+    write()
+
+
+def write() -> None:
+    """Write what is chosen of that which pages share into the address.
+
+    Pages do so when they begin; a fragment that has such a control does so once it is drawn.
+    """
+    says = {key: st.query_params.get(key) or None for key in SHARED}
+    shall = {key: chosen(key) for key in SHARED}
+    wrong = [key for key in SHARED if says[key] != shall[key]]
+    if put := {key: value for key in wrong if (value := shall[key]) is not None}:
+        st.query_params.update(put)
+    for key in set(wrong) - set(put):
+        del st.query_params[key]
+    before_it = st.session_state.get(_WRITTEN, ({}, {}))[1]
+    st.session_state[_WRITTEN] = shall, before_it | {key: says[key] for key in wrong}
 
 
 def kept() -> dict[str, str]:
     """The choices that links to other pages keep, as query parameters."""
-    # A control that was changed just now is not in the URL yet.
-    held = {key: st.session_state.get(key, st.query_params.get(key)) for key in KEPT}
-    # No control; on pages that do not look at it, it need not be in the URL.
+    held = {key: chosen(key) for key in SHARED}
+    # On pages that do not look at it, it need not be in the URL.
     held[OFF] = st.query_params.get(OFF) or st.session_state.get(session_key(OFF))
     return {key: value for key, value in held.items() if isinstance(value, str) and value}
 
@@ -171,7 +225,7 @@ def side_by_side(ids: Collection[str]) -> list[str]:
     """The examples that stand side by side, of those in ``ids``; the URL names them."""
     # More than fit, because some may not be in this set; bounded, because a link can name any.
     linked = st.query_params.get_all(BESIDE)[: 4 * MOST_BESIDE]
-    named = linked or st.session_state.get(session_key(BESIDE), [])
+    named = linked or ([] if _went_back() else st.session_state.get(session_key(BESIDE), []))
     found = [name for name in dict.fromkeys(named) if name in ids][:MOST_BESIDE]
     if named and found != linked:
         put_side_by_side(found)

@@ -10,7 +10,7 @@ from stagelens.analyses.removal.comparison import AFTER, BEFORE
 from stagelens.analyses.removal.spec import Edit
 from stagelens.ui.pieces import components, state
 from stagelens.ui.reading import browse, loaders
-from stagelens.wording.numbers import count_text, number
+from stagelens.wording.numbers import certainty_text, count_text, number
 
 from . import edited_models
 from .edited_models import ALL, Compared, RemovalView
@@ -88,7 +88,7 @@ def _flip_table(view: RemovalView, rows: pd.DataFrame, edit: Edit) -> None:
 def _answers(rows: pd.DataFrame, side: str) -> list[str]:
     return [
         # NaN, where an answer has no confidence, is not equal to itself.
-        f"{answer}, {100 * sure:.0f} % sure" if sure == sure else str(answer)
+        f"{answer}, {certainty_text(sure)}" if sure == sure else str(answer)
         for answer, sure in zip(rows[side], rows[f"confidence_{side}"], strict=True)
     ]
 

@@ -16,10 +16,11 @@ from stagelens.ui.pieces import components, drawing
 from stagelens.ui.pieces.folding import when_opened
 from stagelens.ui.pieces.pinning import About
 from stagelens.ui.reading import loaders
+from stagelens.wording.kinds_of_runs import kind_of_run
 from stagelens.wording.numbers import count_text
 from stagelens.wording.trust_words import percent, trust_label
 
-OBSERVED = "recordings of the calibration bench"
+OBSERVED = "other training runs, whose true errors are known"
 
 
 @st.cache_resource(show_spinner=False)
@@ -57,22 +58,23 @@ def _plot(workspace: Workspace, points: pd.DataFrame, own: tuple[OwnEstimate, ..
 def _in_words(found: Coverage) -> str:
     """What the bench says, in plain words with its counts."""
     said = (
-        "An estimate promises how far off it is, without a replay. Each point is one estimate of "
-        f"the calibration bench, {found.families:,} families of recordings of which the truth is "
-        "known: across, the error that was promised by a formula that had "
-        "not seen the point's own family; upwards, the true one. "
+        "An estimate promises how far off it is, without a replay. Are such promises kept? They "
+        f"were tried on other training runs of {found.families:,} kinds (a kind is a data set "
+        "with a way to train on it), where a replay tells the truth. Each point is one estimate: "
+        "across, the error that was promised by a formula that had seen no run of that kind; "
+        "upwards, the true one. "
     )
     if found.reliable:
         said += (
-            f"Of {count_text(found.reliable, 'estimate')} called reliable in families that the "
-            f"formula had not seen, {percent(found.close / found.reliable)} were close enough to a "
+            f"Of {count_text(found.reliable, 'estimate')} called reliable, on kinds of runs that "
+            f"the formula had not seen, {percent(found.close / found.reliable)} were close enough to a "
             f"replay (r at least {AGREES_R:g}, error at most {percent(AGREES_ERROR)}); in the "
-            f"worst family, {found.worst}, {percent(found.worst_share)}. "
+            f"worst kind ({kind_of_run(found.worst or '')}), {percent(found.worst_share)}. "
         )
     if found.estimates:
         said += (
             f"Of all {found.estimates:,}, {percent(found.within / found.estimates)} were within "
-            f"the promised error; in the worst family, {found.widest}, "
+            f"the promised error; in the worst kind ({kind_of_run(found.widest or '')}), "
             f"{percent(found.widest_share)}."
         )
     return said
