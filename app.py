@@ -18,14 +18,16 @@ if workspace is not None:
         else:
             behaviour, by, group = workspace.bar.behaviour, workspace.bar.by, workspace.bar.group
             # Its models are those of this run, whatever the effects below are of.
-            board = switchboard.show(workspace, effects, behaviour, by, group)
+            # One group for all of the page, so that no two parts say different numbers.
+            focus = switchboard.focus_of(workspace, effects, behaviour, by, group)
+            board = switchboard.show(workspace, effects, behaviour, focus)
             of_run, effects = effects, recipe.choose(workspace, effects)
             sections.headlines(workspace, effects, behaviour, by, group)
             story.tell_story(workspace, of_run)
             # The switchboard has bars already, unless those here are of the recipe.
             folded = board and effects is of_run
-            sections.credit_and_blame(workspace, effects, behaviour, by, group, folded)
+            sections.credit_and_blame(workspace, effects, behaviour, focus, folded)
             note = recipe.of_this_run(effects)
             sections.time_line(workspace, behaviour, note)
-            paths.section(workspace, of_run, by, group, note)
+            paths.section(workspace, of_run, focus, note)
             slices.slice_table(workspace, effects, behaviour)

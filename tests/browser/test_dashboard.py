@@ -112,7 +112,7 @@ def test_a_dot_of_a_path_leads_to_its_examples(server, page: Page, settle) -> No
         assert place is not None
         page.mouse.click(place["x"] + place["width"] / 2, place["y"] + place["height"] / 2)
         settle(page, re.compile(r"\d+ of 894 images"))
-        expect(page).to_have_url(re.compile("/Examples.*group=stamped"))
+        expect(page).to_have_url(re.compile("/Examples.*group=stamped.*path="))
         page.get_by_role("button", name="More (1)").click()
         chosen = page.get_by_role("combobox", name="Path")
         expect(chosen).to_have_value(re.compile("[✓✗]{5} "))
@@ -157,8 +157,24 @@ def test_filter_pick_an_example_and_read_its_effect(
 def test_a_copied_link_opens_the_same_view_on_a_fresh_server_which_never_loads_torch(
     server, start_server, page: Page, settle, read_home: Path
 ) -> None:
-    page.goto(f"{server.url}/Examples?run=digits&stage=shortcut&side=blame&sort=id&page=2")
-    settle(page, "of 894 images")
+    page.goto(f"{server.url}/?run=digits")
+    settle(page, "Credit and blame")
+    choose(page, "Group", "stamped")
+    choose(page, "Behaviour", "margin")
+    for name in ("Trust", "Report", "Spurious features", "Examples"):
+        settle(page)
+        page.get_by_role("link", name=name, exact=True).click()
+        expect(page).to_have_url(re.compile(f"/{name.replace(' ', '_')}.*&measure=margin&group="))
+    settle(page, "447 of 894 images")
+    choose(page, "Stage", "shortcut")
+    expect(page).to_have_url(re.compile("&stage=shortcut"))
+    page.go_back()  # one step back takes the last choice back, and nothing else
+    expect(page.get_by_role("combobox", name="Stage", exact=True)).to_have_value("")
+    expect(page.get_by_role("combobox", name="Group", exact=True)).to_have_value("stamped")
+    settle(page)
+    page.go_forward()
+    expect(page.get_by_role("combobox", name="Stage", exact=True)).to_have_value("shortcut")
+    settle(page)
     click_row(page, 4)
     expect(heading(page, re.compile("clean-|stamped-"))).to_be_visible()
     settle(page)

@@ -50,10 +50,10 @@ def test_it_opens_with_what_promises_are_worth(open_page, demo_copy: Path) -> No
     assert "pretrain" in first and "up to 12 %" in first and "true " in first
     assert said.index("What a promised error is worth") < said.index("Estimates against replay")
     assert (
-        "Of 8 estimates called reliable, on kinds of runs that the formula had not seen, 75 % were close "
-        "enough to a replay (r at least 0.9, error at most 50 %); in the worst kind (family 3), "
-        "0 %. Of all 40, 95 % were within the promised error; in the worst kind (family 3), 80 %."
-        in said
+        "Of 8 estimates called reliable, on kinds of runs that the formula had not seen, 75 % were "
+        "close enough to a replay (r at least 0.9, error at most 50 %); in the worst kind (family "
+        "3), 0 %. Of all 40, 95 % were within the promised error; in the worst kind (family 3), "
+        "80 %." in said
     )
     assert "Dashed in the picture: the promise of 4 estimates of this run on this set." in said
 

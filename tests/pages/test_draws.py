@@ -69,7 +69,7 @@ def test_of_the_recipe_bars_and_sentences_are_means_over_draws(open_page, drawn:
     # Five draws, each fifth apart: intervals are nearly as wide as the means, and leave out zero.
     trusts = next(one.value for one in recipe.dataframe if "stage effect" in one.value.columns)
     assert set(trusts["trust"]) == {"reliable"}
-    assert "Rely on its interval over draws, which leaves out zero." in said
+    assert "reliable (±48 % over draws)" in said
     boards = [json.loads(app.get("bidi_component")[0].proto.json) for app in (run, recipe)]
     own = ["are of this run, not of its recipe" in board["title"] for board in boards]
     assert own == [False, True]  # its models answer as before, and it says so
@@ -151,7 +151,7 @@ def test_shares_of_the_recipe_have_intervals_over_draws(
 ) -> None:
     started: list[tuple[str, ...]] = []
     monkeypatch.setattr(jobs, "start", lambda words, title, **_: started.append(tuple(words)))
-    link = f"run=digits&measure=margin&{RECIPE}&credit=Share"
+    link = f"run=digits&wall=all&measure=margin&{RECIPE}&credit=Share"
     app = check(open_page(drawn.parent, link))
     assert "5 draws of every set of stages, 75 stage passes" in words(app)
     (button,) = [one for one in app.button if one.label == "Compute shares of the recipe"]

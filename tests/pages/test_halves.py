@@ -16,7 +16,7 @@ from tests.pages.conftest import OpenPage
 from tests.pages.reading import check, words
 from tests.support.coalitions import store
 
-LINK = "run=digits&measure=margin&credit=Share&halves=pretrain"
+LINK = "run=digits&wall=all&measure=margin&credit=Share&halves=pretrain"
 
 
 def test_how_shares_would_change_is_said_or_computed(

@@ -32,7 +32,9 @@ def test_the_demo_opens_with_headlines_bars_and_stages(open_page, demo: Path) ->
     assert "(447 images). ● exact, by replay" in said
     assert "mean effects over at least 20 images" in said
     bars, line, _ = figures(app)
-    assert bars["alt"].startswith("Credit and blame of each stage for the accuracy on all images.")
+    assert bars["alt"].startswith(
+        "Credit and blame of each stage for the accuracy on stamped images."
+    )
     assert [text.split("<")[1][2:] for text in bars["layout"]["yaxis"]["ticktext"]] == STAGES
     assert all(stage in line["alt"] for stage in STAGES)
     assert "stamped:" in line["alt"]
@@ -148,7 +150,7 @@ def test_a_typed_path_opens_a_run(open_page, demo_copy: Path) -> None:
     demo_copy.rename(demo_copy.with_name("mine"))
     app = check(open_page(demo_copy.parent))
     app.text_input[0].set_value("mine")
-    next(b for b in app.button if b.label.startswith("Open mine")).click()
+    next(b for b in app.button if b.label == "Open this folder").click()
     check(app.run())
     assert app.query_params["run"] == "mine"
     assert "Credit and blame" in words(app)

@@ -30,7 +30,7 @@ def codes(demo: Path) -> pd.Series:
 
 
 def test_the_chart_has_every_example_on_its_path(open_page, demo: Path, codes: pd.Series) -> None:
-    app = check(open_page(demo.parent, "run=digits"))
+    app = check(open_page(demo.parent, "run=digits&wall=all"))
     drawn = figures(app)[-1]
     kinds = codes.map(kind_of).value_counts()
     assert drawn["alt"].startswith("Paths of 894 images: ")
@@ -49,8 +49,11 @@ def test_the_chart_has_every_example_on_its_path(open_page, demo: Path, codes: p
     assert "Where it became visible" in words(app)
 
 
-def test_the_section_is_of_the_chosen_group(open_page, demo: Path, codes: pd.Series) -> None:
-    app = check(open_page(demo.parent, "run=digits&group=stamped"))
+@pytest.mark.parametrize("link", ["&group=stamped", ""])
+def test_the_section_is_of_the_group_that_the_page_is_about(
+    open_page, demo: Path, codes: pd.Series, link: str
+) -> None:
+    app = check(open_page(demo.parent, f"run=digits{link}"))
     groups = open_run(demo).evaluation_set("test").table().set_index("example_id")["group"]
     stamped = codes[groups.reindex(codes.index) == "stamped"]
     assert figures(app)[-1]["alt"].startswith(f"Paths of {len(stamped)} images: ")

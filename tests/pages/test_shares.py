@@ -28,7 +28,7 @@ from tests.pages.reading import check, figures, labels, table, words
 from tests.support.coalitions import store
 from tests.support.stage_trust import trust
 
-LINK = "run=digits&measure=margin"
+LINK = "run=digits&wall=all&measure=margin"
 EXAMPLES = "pages/1_Examples.py"
 
 

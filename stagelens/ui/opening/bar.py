@@ -3,7 +3,7 @@
 It is drawn by ``open_workspace``, so that it stands at the same place on every page, with the same
 choices; all of them are in the URL, and are kept when pages change. What a page does not look at
 is shown there too, but cannot be changed on that page, so that nothing jumps; a page that looks at
-none of it has no bar. A choice that the run, or its set, does not have is told, and comes back
+none of it but the set shows the set alone. A choice that the run, or its set, does not have is told, and comes back
 with a set that has it.
 """
 
@@ -59,11 +59,15 @@ _STYLE = (
 """One row where there is room; in a narrow window a line that says what is chosen, and opens. The
 line opens in the browser alone, so that it stays open while somebody chooses."""
 
+_ALONE = 240
+"""Width of the set's control where it stands alone, in pixels."""
+
 _HELP = {
     SET: "The examples that behaviours are measured on.",
     BY: "Examples that share a value of this column form a group. A saved slice divides the set in "
     "two: its examples, and the others.",
-    GROUP: "Look only at the examples of one group or one saved slice.",
+    GROUP: "Look only at the examples of one group or one saved slice; without a choice, at all of "
+    "them, or on the Overview at the group that the strongest headline is about.",
     STAGE: "The stage that is looked at; without a choice, all of them, or the one with the "
     "strongest effects.",
     ESTIMATOR: "An estimator is a way to obtain a counterfactual: the model as it would be had a "
@@ -105,7 +109,7 @@ class Row:
 
     Attributes:
         unused: Control to the reason why this page does not look at it; None where it looks at
-            none of them, and shows none.
+            none of them but the set, and shows that alone.
         facts: What the page looks at, as one line beside its title.
     """
 
@@ -117,7 +121,7 @@ class Row:
 
     def place(self, *keys: str) -> None:
         """Make room for these controls, from left to right."""
-        if self.unused is not None:
+        if self.unused is not None or keys == (SET,):
             self._places.update({key: st.container(gap=None) for key in keys})
 
     def pick(
@@ -186,7 +190,7 @@ def top(title: str, unused: Mapping[str, str] | None) -> Iterator[Row]:
     Args:
         title: Of the page.
         unused: Control to the reason why this page does not look at it; None where it looks at
-            none of them, and shows none.
+            none of them but the set, and shows that alone.
     """
     row = Row(unused)
     st.html(_STYLE)
@@ -195,7 +199,8 @@ def top(title: str, unused: Mapping[str, str] | None) -> Iterator[Row]:
             st.title(components.plain(title), anchor=False, width="content")
             facts = st.empty()
         if unused is None:
-            yield row
+            with st.container(width=_ALONE):
+                yield row
         else:
             with st.container(horizontal=True, vertical_alignment="center", key="folded"):
                 line = st.empty()

@@ -115,7 +115,7 @@ def open_workspace(
         effects: Whether the page shows the effects of one estimate, so that better ones are
             computed in the background.
         unused: Control of the bar to the reason why the page does not look at it; None where it
-            looks at none of them.
+            looks at none of them but the set.
     """
     components.start_page(title)
     path = start.current_run()
@@ -284,7 +284,7 @@ def _fill(
     # No two options may be the same: a group takes precedence over a slice of its name.
     options = [*groups, *(each for each in of_slices if each not in groups)]
     missing = f"Set {name} has no group {{asked}}" + (f" by {by}" if several else "")
-    group = row.pick(bar.GROUP, options, missing, none="All groups" if options else "No groups")
+    group = row.pick(bar.GROUP, options, missing, none="Any group" if options else "No groups")
     stage = row.pick(
         bar.STAGE,
         [each.name for each in run.stages],

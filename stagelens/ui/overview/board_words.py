@@ -63,6 +63,10 @@ class Focus:
     other: str | None = None
     chosen: bool = False
 
+    def examples(self, noun: str) -> str:
+        """What they are, in words."""
+        return "".join(part.text for part in slice_parts(noun, self.column, self.group))
+
     @property
     def column(self) -> str | None:
         """The column, where there is a group."""

@@ -28,23 +28,23 @@ from stagelens.ui.reading.loaders import Effects
 from stagelens.wording.numbers import count_text
 from stagelens.wording.trust_words import trust_word
 
+from .board_words import Focus
+
 _KEY = "paths"
 
 
-def section(
-    workspace: Workspace, effects: Effects, by: str | None, group: str | None, note: str = ""
-) -> None:
+def section(workspace: Workspace, effects: Effects, focus: Focus, note: str = "") -> None:
     """Answers from boundary to boundary; nothing where they were not measured."""
     at, name = workspace.at, workspace.examples.name
     found = path_loaders.paths(at, name)
     if found is None:
         return
-    kept = path_loaders.of_group(at, name, by, group)
+    kept = path_loaders.of_group(at, name, focus.by, focus.group)
     shown = found if kept is None else found.only(kept)
     counts = shown.counts()
     if not counts:
         return
-    st.header("Paths", anchor=False)
+    st.header(components.plain(f"Paths of {focus.examples(workspace.noun)}"), anchor=False)
     components.text_block(
         f"The answers to {count_text(sum(counts.values()), workspace.noun)} after every boundary: "
         "learned (wrong, then right), forgotten (right, then wrong), or flipped: changed more than "
@@ -56,18 +56,17 @@ def section(
     when_opened(
         "paths",
         "Paths from boundary to boundary, and which stage caused what",
-        lambda: _paths(workspace, effects, shown, by, group),
+        lambda: _paths(workspace, effects, shown, focus),
     )
 
 
-def _paths(
-    workspace: Workspace, effects: Effects, found: Paths, by: str | None, group: str | None
-) -> None:
+def _paths(workspace: Workspace, effects: Effects, found: Paths, focus: Focus) -> None:
+    by, group = focus.by, focus.group
     at, name, counts = workspace.at, workspace.examples.name, found.counts()
     filters: Mapping[str, str] = {by: group} if by is not None and group is not None else {}
     about = About(behaviour=ACCURACY.name, observed=RECORDED, filters=filters)
     if len(found.boundaries) <= MOST_BOUNDARIES:
-        _chart(workspace, counts, found.boundaries, about)
+        _chart(workspace, counts, found.boundaries, about, focus)
     counted = beyond_guessing(found)
     known = fits(counted)
     # Flipped ones by how they end; the rows sum to all.
@@ -115,6 +114,7 @@ def _chart(
     counts: Mapping[str, int],
     boundaries: tuple[str, ...],
     about: About,
+    focus: Focus,
 ) -> None:
     chart = drawing.chart(alluvial, counts, boundaries, workspace.noun, EITHER)
 
@@ -135,8 +135,7 @@ def _chart(
         )
     picked = st.session_state.pop(state.session_key(_KEY), None)
     if picked in counts:
-        # Set, group and estimate stay chosen: they belong to controls that the pages share.
-        components.go(components.EXAMPLES, path=path_loaders.option(picked))
+        components.go(components.EXAMPLES, **focus.query, path=path_loaders.option(picked))
     st.caption(
         f"Click a dot to look at the {workspace.noun}s on its path. Its number counts that path "
         "alone; the table below counts all paths of a kind, and the Examples page finds each one."

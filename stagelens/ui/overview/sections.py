@@ -28,13 +28,14 @@ from stagelens.wording.hand_overs import end_lines, hand_over_lines
 from stagelens.wording.intervals import mean_interval
 from stagelens.wording.numbers import axis_unit, count_text, is_share
 from stagelens.wording.objectives import objective_lines
-from stagelens.wording.sentences import mean_sentence, slice_parts
+from stagelens.wording.sentences import mean_sentence
 from stagelens.wording.signs import POSITIVE_IS, gain
 from stagelens.wording.stage_facts import optimizer_words, steps_words
 from stagelens.wording.trust_words import trust_of_row, trust_word
 
 from . import drawn_shares, recipe, shares
 from .board_bars import examples_of
+from .board_words import Focus
 
 _CARDS_A_ROW = 4
 _ABOUT_ENDS = (
@@ -90,8 +91,7 @@ def credit_and_blame(
     workspace: Workspace,
     effects: Effects,
     behaviour: Behaviour,
-    by: str | None,
-    group: str | None,
+    focus: Focus,
     folded: bool = False,
 ) -> None:
     """One diverging bar per stage, its trust, and the same numbers as a table.
@@ -100,15 +100,14 @@ def credit_and_blame(
         workspace: What is open.
         effects: Whose numbers.
         behaviour: Which behaviour.
-        by: The column of the group.
-        group: The group; None for all examples.
+        focus: On which examples.
         folded: Whether the bars wait to be asked for, because the page shows similar ones already.
     """
     parts = (workspace.at, workspace.examples.name, effects.estimator, behaviour.name)
+    by, group = focus.by, focus.group
     means = loaders.stage_summary(*parts, by, group)
-    column = None if group is None else by
-    about = "".join(part.text for part in slice_parts(workspace.noun, column, group))
-    st.header("Credit and blame", anchor=False)
+    about = focus.examples(workspace.noun)
+    st.header(components.plain(f"Credit and blame on {about}"), anchor=False)
     reading = readings.choose()
     if reading != WITHOUT:
         if effects.estimator == RECIPE:
@@ -131,6 +130,11 @@ def credit_and_blame(
         if str(row["stage"]) in effects.trust
     }
 
+    def opens(bar: str) -> dict[str, str]:
+        """What a click on a bar opens: the examples that the stage helped or hurt most."""
+        side, _, stage = bar.partition(" ")
+        return examples_of(focus.query, stage, side)
+
     def chart() -> charts.Chart:
         return drawing.chart(charts.credit_and_blame, means, behaviour, trust, charts.EITHER, about)
 
@@ -145,7 +149,7 @@ def credit_and_blame(
     when_opened(
         "bars",
         "Bars of credit, blame and the net of the two",
-        lambda: components.show(chart(), "bars", about_it, _examples_of),
+        lambda: components.show(chart(), "bars", about_it, opens),
         folded,
     )
     if more := charts.rest_text(means, behaviour):
@@ -159,19 +163,13 @@ def credit_and_blame(
 
     def numbers() -> None:
         rows = means
-        # With one group chosen, the means are that group's already.
-        if by is not None and group is None:
-            groups = loaders.group_summary(*parts, by)
-            rows = pd.concat([means, groups], ignore_index=True)
+        # Whoever chose a group asked for no other.
+        if by is not None and (group is None or focus.chosen):
+            every = loaders.stage_summary(*parts, by, None)
+            rows = pd.concat([every, loaders.group_summary(*parts, by)], ignore_index=True)
         _table(rows, behaviour, effects)
 
     when_opened("numbers", "The same numbers as a table, with groups", numbers)
-
-
-def _examples_of(bar: str) -> dict[str, str]:
-    """What a click on a bar opens: the examples that the stage helped or hurt most."""
-    side, _, stage = bar.partition(" ")
-    return examples_of({}, stage, side)
 
 
 def _counts(means: pd.DataFrame, noun: str) -> list[str]:

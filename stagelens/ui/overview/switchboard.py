@@ -26,6 +26,7 @@ from . import board_bars, board_words, share_jobs
 from .board_words import ALL, Focus
 
 _KEY = "switchboard"
+_TURNED = state.session_key("wall-turned")
 _HERE = Path(__file__).parent
 
 
@@ -38,30 +39,17 @@ _component = st.components.v2.component(
 )
 
 
-def show(
-    workspace: Workspace,
-    effects: Effects,
-    behaviour: Behaviour,
-    by: str | None,
-    group: str | None,
-) -> bool:
-    """The switchboard of a group; where none was chosen, of the one that the top headline names.
+def show(workspace: Workspace, effects: Effects, behaviour: Behaviour, focus: Focus) -> bool:
+    """The switchboard of these examples.
 
     Returns:
         Whether there is one.
     """
-    return bool(_fragment(workspace, effects, behaviour, by, group))
+    return bool(_fragment(workspace, effects, behaviour, focus))
 
 
 @st.fragment
-def _fragment(
-    workspace: Workspace,
-    effects: Effects,
-    behaviour: Behaviour,
-    by: str | None,
-    group: str | None,
-) -> bool:
-    focus = focus_of(workspace, effects, behaviour, by, group)
+def _fragment(workspace: Workspace, effects: Effects, behaviour: Behaviour, focus: Focus) -> bool:
     parts = (workspace.at, workspace.examples.name, effects.estimator, behaviour.name)
     most = board_words.MOST[workspace.noun]
     board = switches.board(*parts, focus.by, focus.group, most)
@@ -77,6 +65,8 @@ def _fragment(
         on_wall_change=_turned_to,
     )
     _go(focus, asked.open)
+    if st.session_state.pop(_TURNED, False):
+        st.rerun()  # the whole page is about other examples
     # Here and not in a callback, after which a fragment does not send the address.
     if isinstance(asked.off, list):
         state.switch_off([str(name) for name in asked.off])
@@ -102,6 +92,7 @@ def _turned_to() -> None:
     to = st.session_state[_KEY].get("wall")
     if to is not None:
         state.put_all_on_wall(to == ALL)
+        st.session_state[_TURNED] = True
 
 
 def _go(focus: Focus, to: Any) -> None:
@@ -123,7 +114,10 @@ def focus_of(
     by: str | None,
     group: str | None,
 ) -> Focus:
-    """Whose examples are shown: the chosen group, else that of the strongest headline, else all."""
+    """Whose examples the page is about: the chosen group, else that of the strongest headline.
+
+    All of them where no headline names a group, or where somebody asked for all.
+    """
     if group is not None or by is None or workspace.chosen_by_outcome(by):
         return Focus(by, group)
     parts = (workspace.at, workspace.examples.name, effects.estimator, behaviour.name)

@@ -73,7 +73,7 @@ def start_page(title: str) -> None:
     signing_in.gate()
     state.begin()
     _turn(title)
-    state.arrive()
+    state.arrive(title)
     with st.sidebar:
         st.html("<div style='font-size:1.25rem;font-weight:600'>StageLens</div>")
         for path, label, icon in PAGES:
@@ -93,7 +93,7 @@ def here(**more: str) -> dict[str, str] | None:
     reference = state.reference()
     if not reference:
         return more or None
-    closed = {state.EXAMPLE: ""} if more else {}
+    closed = {state.EXAMPLE: ""} if more and state.opened() else {}
     return {state.RUN: reference, **state.kept(), **closed, **more}
 
 

@@ -36,6 +36,8 @@ BAR = ("set", "measure", "by", "group", "stage", "estimator")
 """Keys of the controls in the bar on top of every page, and their names in links."""
 SHARED = (*BAR, "chance", "credit")
 """Keys of controls that several pages share; also their names in links."""
+FILTERS = ("label", "side", "changed", "path", "strength", "answers", "q", "sort")
+"""Keys of the controls of the Examples page that say which examples it lists, in which order."""
 _BEFORE = {"behaviour": "measure", "trusted": "measure", "gap": "measure", "of-stage": "stage"}
 """Names that links had before one bar held these choices for all pages."""
 MOST_BESIDE = 5
@@ -61,6 +63,7 @@ _BEGUN = "begun"
 
 _WRITTEN = "stagelens:written"
 """Key of what the address was given of that which pages share, and of what it said before."""
+_SHOWN = "stagelens:shown-page"
 _HEARD = "\0"
 """Stands for nothing that an address can say."""
 
@@ -165,13 +168,24 @@ def take_along(query: Mapping[str, str]) -> None:
             st.session_state[name] = {"true": True, "false": False}.get(value, value)
 
 
-def arrive() -> None:
+def arrive(title: str) -> None:
     """Take up what the address says of that which pages share, and write the rest into it.
+
+    A link that says which examples to list means these: filters of an earlier visit to the page,
+    which come back with any other link, do not narrow them down.
 
     The address decides where it says something else than was written into it. A browser may ask
     for the next run before it has heard of what the last one wrote; what it repeats then is no
     choice.
+
+    Args:
+        title: Of the page.
     """
+    entered = st.session_state.get(_SHOWN) != title
+    st.session_state[_SHOWN] = title
+    if entered and any(name in st.query_params for name in FILTERS):
+        for name in (each for each in FILTERS if each not in st.query_params):
+            st.session_state.pop(name, None)
     asked = {key: st.query_params.get(key) or None for key in SHARED}
     for before, now in _BEFORE.items():
         asked[now] = asked[now] or st.query_params.get(before)
@@ -214,6 +228,11 @@ def example(ids: Collection[str]) -> str | None:
     """The chosen example, where it is one of ``ids``."""
     chosen = _get(EXAMPLE)
     return chosen if chosen in ids else None
+
+
+def opened() -> bool:
+    """Whether an example was left open, on this page or on another; not checked."""
+    return session_key(EXAMPLE) in st.session_state
 
 
 def choose(example_id: str | None) -> None:

@@ -67,8 +67,8 @@ def _in_words(found: Coverage) -> str:
     if found.reliable:
         said += (
             f"Of {count_text(found.reliable, 'estimate')} called reliable, on kinds of runs that "
-            f"the formula had not seen, {percent(found.close / found.reliable)} were close enough to a "
-            f"replay (r at least {AGREES_R:g}, error at most {percent(AGREES_ERROR)}); in the "
+            f"the formula had not seen, {percent(found.close / found.reliable)} were close enough "
+            f"to a replay (r at least {AGREES_R:g}, error at most {percent(AGREES_ERROR)}); in the "
             f"worst kind ({kind_of_run(found.worst or '')}), {percent(found.worst_share)}. "
         )
     if found.estimates:
