@@ -29,10 +29,15 @@ def codes(demo: Path) -> pd.Series:
     return right.apply(lambda row: "".join("R" if one else "W" for one in row), axis=1)
 
 
+def _kind_with_end(code: str) -> str:
+    ends = "ends right" if code.endswith("R") else "ends wrong"
+    return f"flipped, {ends}" if kind_of(code) == "flipped" else kind_of(code)
+
+
 def test_the_chart_has_every_example_on_its_path(open_page, demo: Path, codes: pd.Series) -> None:
     app = check(open_page(demo.parent, "run=digits&wall=all"))
     drawn = figures(app)[-1]
-    kinds = codes.map(kind_of).value_counts()
+    kinds = codes.map(_kind_with_end).value_counts()
     assert drawn["alt"].startswith("Paths of 894 images: ")
     for kind, count in kinds.items():
         assert f"{count:,} {kind}" in drawn["alt"]

@@ -3,8 +3,8 @@
 It is drawn by ``open_workspace``, so that it stands at the same place on every page, with the same
 choices; all of them are in the URL, and are kept when pages change. What a page does not look at
 is shown there too, but cannot be changed on that page, so that nothing jumps; a page that looks at
-none of it but the set shows the set alone. A choice that the run, or its set, does not have is told, and comes back
-with a set that has it.
+none of it but the set shows the set alone. A choice that the run, or its set, does not have is
+told, and comes back with a set that has it.
 """
 
 from __future__ import annotations
