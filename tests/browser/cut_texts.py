@@ -1,4 +1,4 @@
-"""Words of a page that cannot be read as a whole: cut by a box, or off the screen."""
+"""What of a page cannot be read as a whole: cut by a box, off the screen, or sideways of it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ _FIND = """() => {
                 && !element.closest(skipped)) look(element);
         }
     };
-    visit(document.querySelector('[data-testid="stMain"]'));
+    const main = document.querySelector('[data-testid="stMain"]');
+    const overflow = main.scrollWidth - main.clientWidth;
+    if (overflow > 1) found.add(`the page sticks out by ${overflow} pixels`);
+    visit(main);
     return [...found];
 }"""
 
