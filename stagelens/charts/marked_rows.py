@@ -118,8 +118,8 @@ def marked_rows(
         f"<div style='display:flex;flex-wrap:wrap;gap:.1em 1.2em'>{names}"
         f"<span style='margin-left:auto;opacity:.75'>{written(end)}</span></div>{body}"
         f"<div style='{_LINE}'><div style='{_LABEL}'></div>"
-        f"<div style='{_TRACK};height:1.6em;opacity:.75'>{numbers}</div>"
-        f"<div style='{right}'></div></div>"
+        f"<div style='{_BESIDE}'><div style='{_TRACK};height:1.6em;opacity:.75'>{numbers}</div>"
+        f"<div style='{right}'></div></div></div>"
         f"<div style='text-align:center;opacity:.75'>{written(title)}</div></div>",
         alt,
     )
@@ -128,7 +128,8 @@ def marked_rows(
 _AT = "position:absolute"
 _LINE = "display:flex;flex-wrap:wrap;align-items:center;gap:0 .8em"
 _LABEL = "flex:1 1 10em;max-width:16em;overflow-wrap:anywhere;line-height:1.3"
-_TRACK = "position:relative;flex:999 1 15em;min-width:0"
+_BESIDE = "display:flex;align-items:center;gap:.8em;flex:999 1 19em;min-width:0"
+_TRACK = "position:relative;flex:1 1 0;min-width:0"
 
 
 def _row(row: Row, ends: tuple[float, float], grid: str, right: str) -> str:
@@ -149,8 +150,9 @@ def _row(row: Row, ends: tuple[float, float], grid: str, right: str) -> str:
     return (
         f"<div style='{_LINE}'><div style='{_LABEL}'><b>{written(short(row.name, _NAME))}</b>"
         f"{note if row.note else ''}</div>"
-        f"<div style='{_TRACK};height:{height}px'>{inside}</div>"
-        f"<div style='{right};{'' if row.sure else 'opacity:.75'}'>{written(row.end)}</div></div>"
+        f"<div style='{_BESIDE}'><div style='{_TRACK};height:{height}px'>{inside}</div>"
+        f"<div style='{right};{'' if row.sure else 'opacity:.75'}'>{written(row.end)}</div>"
+        "</div></div>"
     )
 
 

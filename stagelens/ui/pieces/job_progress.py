@@ -12,7 +12,7 @@ from stagelens.ui.server import jobs
 from stagelens.ui.server.child import Status
 from stagelens.wording.numbers import predicted_time
 
-from .components import error_state, text_html
+from .components import error_state, text_block
 from .escaping import plain
 
 GOES_ON = "You can close this page: it goes on, and the result will be here."
@@ -72,7 +72,9 @@ def _progress(arguments: tuple[str, ...], limit: float | None) -> None:
     status = job.status()
     if status.waiting or status.starting:
         # Nothing tells how far it is: a bar at 0 % would say that nothing happens.
-        st.html(_MOVING + text_html(_so_far(status, limit)))
+        # Apart from the words: markup that changes is drawn anew, and would start from the left.
+        st.html(_MOVING)
+        text_block(_so_far(status, limit))
     else:
         st.progress(status.done, text=_so_far(status, limit))
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
