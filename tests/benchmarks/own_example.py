@@ -3,8 +3,8 @@
     python -m tests.benchmarks.own_example HOME [--times 20]
 
 HOME is a STAGELENS_HOME with the demos ``digits`` and ``comments`` and their effects. Timed is from
-the click on *Ask the models*, or from the file that was given, until the effect of every stage on
-the new example is shown. Every example is another one; the first of each demo is told apart, since
+the last key of a word, or from the file that was given, until the effect of every stage on the new
+example is shown. Every example is another one; the first of each demo is told apart, since
 the models are loaded then.
 """
 
@@ -70,18 +70,37 @@ def images(page: Page, url: str, times: int) -> list[float]:
     return found
 
 
+_CHANGED = """before => {
+    const bars = document.querySelector('[data-testid="stHtml"] [role="figure"]')?.innerHTML;
+    if (window.began === undefined || bars === undefined || bars === before) return null;
+    return performance.now() - window.began;
+}"""
+"""Milliseconds since a key was pressed, once the bars of the stages are others than before."""
+
+
 def texts(page: Page, url: str, times: int) -> list[float]:
-    """Milliseconds for ``times`` + 1 comments, the first of them included."""
+    """Milliseconds for ``times`` + 1 words, typed one after the other."""
     _open(page, url, "comments")
-    random = np.random.default_rng(0)
-    comments = write(HARMLESS, times + 1, MENTION, random)
-    found = []
-    for number, comment in enumerate(comments):
-        text = f"{comment.text} number{number}"
-        page.get_by_role("textbox", name="A text of your own").fill(text)
-        page.evaluate("() => { window.began = undefined; }")
-        page.get_by_role("button", name="Ask the models").click()
-        found.append(_answered(page, text))
+    page.evaluate(
+        "() => addEventListener('keydown', () => { window.began = performance.now(); }, true)"
+    )
+    text = page.get_by_role("textbox", name="A text of your own")
+    bars = page.locator('[data-testid="stHtml"] [role="figure"]').first
+    found, before = [], ""
+    comments = write(HARMLESS, times + 1, MENTION, np.random.default_rng(0))
+    for comment in comments:
+        page.evaluate("() => { window.began = performance.now(); }")
+        text.fill(comment.text)
+        page.wait_for_function(_CHANGED, arg=before, timeout=120_000)
+        page.wait_for_function(IDLE)
+        before = bars.inner_html()
+        # One more letter is one more token, or another, so that answers differ.
+        page.keyboard.type("x")
+        found.append(
+            float(page.wait_for_function(_CHANGED, arg=before, timeout=120_000).json_value())
+        )
+        page.wait_for_function(IDLE)
+        before = bars.inner_html()
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from random import choice
@@ -151,6 +152,11 @@ def _known(
     tables = {stage: loaders.facts(at, set_name, name) for stage, name in other.items()}
     known = {stage: table for stage, table in tables.items() if table is not None}
     return loaders.facts(at, set_name, estimate), known
+
+
+def is_loaded() -> bool:
+    """Whether this server has asked models before: the first answer waits for torch."""
+    return "stagelens.measuring.loaded_weights" in sys.modules
 
 
 def answered(workspace: Workspace, asked: Question, label: str | None) -> Asked:

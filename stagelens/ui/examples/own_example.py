@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import isfinite
 
@@ -108,7 +109,10 @@ def _live(workspace: Workspace, board: Paper | str) -> None:
             if question is None or question.is_blank:
                 _invite(workspace)
             else:
-                asked = live_answers.answered(workspace, question, label)
+                # Later answers come before anybody could read that they are on their way.
+                first = not live_answers.is_loaded()
+                with st.spinner("Loading the models") if first else nullcontext():
+                    asked = live_answers.answered(workspace, question, label)
                 told = _told(workspace, asked)
                 _verdict(workspace, told.row)
                 if not workspace.continues_text:
