@@ -169,7 +169,10 @@ def _steps(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: s
         state.choose(None)
         st.session_state[CLOSED] = example_id
 
-    with st.container(horizontal=True, vertical_alignment="center", key="opened-head"):
+    # The gap is small, so that all stand in one row of a window 1280 pixels wide.
+    with st.container(
+        horizontal=True, vertical_alignment="center", gap="xsmall", key="opened-head"
+    ):
         st.button(
             "Back to the table", icon=":material/table_rows:", on_click=back, shortcut="Escape"
         )
