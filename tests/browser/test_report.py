@@ -85,6 +85,26 @@ def read_report(chromium: Browser, file: Path, name: str) -> None:
     context.close()
 
 
+def read_static(chromium: Browser, downloaded: Path, interactive: Path) -> None:
+    """Open a report of pictures where no script runs: each has a form for wide and for narrow."""
+    file = interactive.with_name("static.html")
+    file.write_bytes(downloaded.read_bytes())
+    assert file.stat().st_size < min(1_000_000, interactive.stat().st_size)
+    context = chromium.new_context(offline=True, java_script_enabled=False)
+    page = context.new_page()
+    for width, shown, hidden in ((1100, "wide", "narrow"), (420, "narrow", "wide")):
+        page.set_viewport_size({"width": width, "height": 1000})
+        page.goto(file.as_uri())
+        pictures = page.locator(f".in-{shown} svg")
+        assert pictures.count() >= 2
+        for picture in pictures.all():
+            expect(picture).to_be_visible()
+            box = picture.bounding_box()
+            assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= width
+        expect(page.locator(f".in-{hidden} svg").first).to_be_hidden()
+    context.close()
+
+
 def test_a_chart_is_pinned_and_its_report_opens_anywhere(
     server,
     home: Path,
@@ -133,6 +153,11 @@ def test_a_chart_is_pinned_and_its_report_opens_anywhere(
     content = file.read_text()
     assert f"{server.url}/Examples?run=digits" in content
     assert "&lt;b&gt;Remove it?&lt;/b&gt;" in content
+    page.get_by_text("Pictures, under 1 MB").click()
+    settle(page)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export HTML").click()
+    read_static(chromium, Path(download.value.path()), file)
     page.get_by_text("Start with the run's own report").click()
     settle(page)
     with page.expect_download() as download:
