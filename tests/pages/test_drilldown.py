@@ -61,7 +61,7 @@ def test_without_an_answer_the_way_to_it_is_offered(open_page, demo_copy: Path, 
         )
     )
     assert job is not None
-    job._reaper.join(200)
+    job._reaper.join(400)
     assert job.status().state == "done", job.log()
     assert "its 15 steps together" in words(check(app.run()))
 

@@ -57,7 +57,7 @@ def test_a_run_that_diverged_says_so_where_numbers_would_stand(open_page, tmp_pa
     job = jobs.find(command)
     assert job is not None
     while job.running:
-        job._reaper.join(60)
+        job._reaper.join(400)
     check(app.run())
     assert "training diverged in stage 'second'" in words(app)
 

@@ -220,7 +220,7 @@ def test_a_failed_measurement_says_why_and_can_be_repeated(open_page, demo_copy:
     app = check(open_page(demo_copy.parent, "run=digits"))
     job = jobs.find(("attribute", str(demo_copy), "--set", "test", "--time", "120"))
     assert job is not None
-    job._reaper.join(120)
+    job._reaper.join(400)
     check(app.run())
     assert "Replay failed" in app.error[0].value
     assert "Try again" in labels(app)

@@ -39,7 +39,7 @@ def test_the_search_starts_by_itself_and_its_result_is_shown(open_page, demo_cop
     job = jobs.find(("features", str(demo_copy), "--set", "test", "--estimator", "task-vector"))
     assert job is not None
     assert "Which features go with a stage's effect" in words(app)
-    job._reaper.join(200)
+    job._reaper.join(400)
     assert job.status().state == "done", job.log()
     check(app.run())
     assert "What is most closely associated with the effect of" in words(app)
@@ -74,7 +74,7 @@ def test_a_search_that_fails_says_why(open_page, demo_copy: Path) -> None:
     app = check(open_page(demo_copy.parent, LINK, PAGE))
     job = jobs.find(("features", str(demo_copy), "--set", "test", "--estimator", "task-vector"))
     assert job is not None
-    job._reaper.join(120)
+    job._reaper.join(400)
     check(app.run())
     assert "The search for features failed" in app.error[0].value and "Try again" in labels(app)
 

@@ -166,7 +166,7 @@ def test_verifying_runs_beside_the_page_and_its_result_is_shown(open_page, demo_
     assert job is not None
     if job.running:
         assert "Cancel" in labels(app) and len(scatters(app)) == len(compared(demo_copy, *COARSE))
-    job._reaper.join(200)
+    job._reaper.join(400)
     assert job.status().state == "done", job.log()
     check(app.run())
     check(app.selectbox(key="estimate").select("coarse-replay 1/8").run())
@@ -183,7 +183,7 @@ def test_a_failed_verification_says_why(open_page, demo_copy: Path) -> None:
     for path in batches:
         path.write_bytes(b"damaged" * (path.stat().st_size // 7 + 1))
     check(press(app, "Verify by replay"))
-    jobs.find(app.session_state["stagelens:verification"])._reaper.join(120)
+    jobs.find(app.session_state["stagelens:verification"])._reaper.join(400)
     check(app.run())
     assert "The verification failed" in app.error[0].value
     assert "Dismiss" in labels(app)

@@ -32,7 +32,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def over(job: Job) -> None:
     assert job._reaper is not None
-    job._reaper.join(120)
+    job._reaper.join(400)
     assert not job.running
 
 

@@ -15,7 +15,7 @@ from stagelens.ui.pieces import job_progress
 from stagelens.ui.server import jobs
 from stagelens.ui.server.child import Job, Limits, Status
 from stagelens.ui.server.jobs import Registry
-from tests.support.child_jobs import SLEEP, python, wait, wait_for
+from tests.support.child_jobs import LONG, SLEEP, python, wait, wait_for
 
 
 @pytest.fixture(autouse=True)
@@ -122,12 +122,12 @@ def test_loading_is_told_apart_from_work_in_the_time_left(registry: Registry) ->
         "import json, pathlib; now = time.monotonic();"
         "marks = [[now - 10, 0], [now, 0.25]];"
         "report = {'done': 0.25, 'text': 'Replaying', 'state': 'running', 'marks': marks};"
-        "pathlib.Path(sys.argv[-1]).write_text(json.dumps(report)); time.sleep(60)"
+        "pathlib.Path(sys.argv[-1]).write_text(json.dumps(report)); time.sleep(600)"
     )
     job = registry.start(python(code), "Test")
     # As if it had been launched long before its work began.
     job._started = time.monotonic() - 100
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + LONG
     while job.status().starting and time.monotonic() < deadline:
         time.sleep(0.02)
     status = job.status()

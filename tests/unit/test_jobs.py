@@ -15,7 +15,7 @@ import pytest
 
 from stagelens.ui.server import interrupted_jobs, jobs
 from stagelens.ui.server.jobs import Registry
-from tests.support.child_jobs import SLEEP, alive, python, wait, wait_for_text
+from tests.support.child_jobs import LONG, SLEEP, alive, python, wait, wait_for_text
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def registry() -> Iterator[Registry]:
 
 def test_progress_is_what_the_child_reports(registry: Registry) -> None:
     job = registry.start(
-        python("report(0.25, \"Replaying without 'shortcut'\", 'running'); time.sleep(60)"), "Test"
+        python("report(0.25, \"Replaying without 'shortcut'\", 'running'); time.sleep(600)"), "Test"
     )
     wait_for_text(job, "Replaying without 'shortcut'")
     status = job.status()
@@ -69,14 +69,14 @@ def test_the_log_keeps_its_end(registry: Registry) -> None:
 
 
 def test_a_damaged_progress_file_is_no_failure(registry: Registry) -> None:
-    code = "open(file, 'w').write('{\"done\": nonsense'); time.sleep(60)"
+    code = "open(file, 'w').write('{\"done\": nonsense'); time.sleep(600)"
     job = registry.start(python(code), "Test")
     time.sleep(0.5)
     assert job.status().state == "running" and job.status().done == 0.0
 
 
 def test_two_sessions_that_ask_for_the_same_share_one_job(registry: Registry) -> None:
-    command = python("time.sleep(60)")
+    command = python("time.sleep(600)")
     assert registry.start(command, "Test") is registry.start(command, "Test")
     assert registry.start(python("time.sleep(61)"), "Test") is not registry.find(command)
 
@@ -89,7 +89,7 @@ def test_a_job_that_is_over_starts_anew(registry: Registry) -> None:
 
 
 def test_only_a_job_that_is_over_is_forgotten(registry: Registry) -> None:
-    command = python("report(0, 'up', 'running'); time.sleep(60)")
+    command = python("report(0, 'up', 'running'); time.sleep(600)")
     job = registry.start(command, "Test")
     registry.forget(command)
     assert registry.find(command) is job
@@ -102,12 +102,12 @@ def test_cancelling_ends_the_child_and_what_it_started(registry: Registry) -> No
     job = registry.start(
         python(
             "import subprocess\n"
-            "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
-            "report(0, str(child.pid), 'running'); time.sleep(60)"
+            "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+            "report(0, str(child.pid), 'running'); time.sleep(600)"
         ),
         "Test",
     )
-    end = time.monotonic() + 20
+    end = time.monotonic() + LONG
     while not job.status().text.isdigit():
         assert time.monotonic() < end
         time.sleep(0.02)
@@ -131,7 +131,7 @@ def test_a_child_that_ignores_the_request_is_ended_anyway(registry: Registry) ->
     job = registry.start(
         python(
             f"import signal; signal.signal({int(signal.SIGTERM)}, signal.SIG_IGN)\n"
-            "report(0, 'deaf', 'running'); time.sleep(60)"
+            "report(0, 'deaf', 'running'); time.sleep(600)"
         ),
         "Test",
     )
@@ -143,7 +143,7 @@ def test_a_child_that_ignores_the_request_is_ended_anyway(registry: Registry) ->
 def test_nobody_needs_to_look_for_a_child_to_be_reaped(registry: Registry) -> None:
     job = registry.start(python("pass"), "Test")
     pid = job.pid
-    end = time.monotonic() + 20
+    end = time.monotonic() + LONG
     while alive(pid):
         assert time.monotonic() < end, "a zombie is left"
         time.sleep(0.02)
@@ -163,7 +163,7 @@ def test_a_folder_appears_whole_or_not_at_all(registry: Registry, tmp_path: Path
     assert (out / "run.json").is_file()
 
 
-@pytest.mark.parametrize("end", ["sys.exit('no')", "report(0, 'up', 'running'); time.sleep(60)"])
+@pytest.mark.parametrize("end", ["sys.exit('no')", "report(0, 'up', 'running'); time.sleep(600)"])
 def test_what_fails_or_is_cancelled_leaves_nothing_behind(
     registry: Registry, tmp_path: Path, end: str
 ) -> None:
@@ -186,7 +186,7 @@ def test_a_folder_in_the_way_is_named(registry: Registry, tmp_path: Path) -> Non
 
 
 def test_the_servers_end_is_the_jobs_end(registry: Registry) -> None:
-    job = registry.start(python("time.sleep(60)"), "Test")
+    job = registry.start(python("time.sleep(600)"), "Test")
     registry.cancel_all()
     assert not job.running
 
@@ -203,7 +203,7 @@ def test_a_second_folder_is_a_second_job(registry: Registry, tmp_path: Path) -> 
 
 
 def test_a_job_that_another_session_looks_at_is_left_but_not_cancelled(registry: Registry) -> None:
-    command = python("time.sleep(60)")
+    command = python("time.sleep(600)")
     job = registry.start(command, "Test", session="one")
     assert registry.find(command, "two") is job
     registry.leave(command, "one")
@@ -225,7 +225,7 @@ def test_cancelling_waits_for_a_job_that_is_just_being_launched(
             time.sleep(0.2)
             super().start()
 
-    command = python("time.sleep(60)")
+    command = python("time.sleep(600)")
     starting = threading.Thread(target=registry.start, args=(command, "Test"))
     monkeypatch.setattr("stagelens.ui.server.child.threading.Thread", Late)
     starting.start()
@@ -266,12 +266,12 @@ from pathlib import Path
 from stagelens.ui.server.jobs import Registry
 from tests.support.child_jobs import SLEEP, alive, python, wait, wait_for, wait_for_text
 registry = Registry()
-code = "import os, sys, time; os.mkdir(sys.argv[sys.argv.index('--out') + 1]); time.sleep(60)"
+code = "import os, sys, time; os.mkdir(sys.argv[sys.argv.index('--out') + 1]); time.sleep(600)"
 job = registry.start((sys.executable, "-c", code), "Replay", Path(sys.argv[1]) / "made")
 while not job.unfinished.exists():
     time.sleep(0.02)
 print(job.pid, flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
@@ -288,7 +288,7 @@ def test_the_next_server_ends_and_tells_what_a_killed_one_left(home: Path) -> No
     server.wait()
     (left,) = interrupted_jobs.found()
     assert left.title == "Replay"
-    end = time.monotonic() + 20
+    end = time.monotonic() + LONG
     while alive(child) and "zombie" not in _state(child):
         assert time.monotonic() < end, "the child still runs"
         time.sleep(0.02)
