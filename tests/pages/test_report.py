@@ -14,7 +14,7 @@ from stagelens.report.cover import read_cover
 from stagelens.report.finding import Finding
 from stagelens.report.store import Findings, FindingStore
 from stagelens.runs.run import open_run
-from tests.pages.reading import check, figures, words
+from tests.pages.reading import check, drawn, figures, words
 from tests.support.findings import seen
 
 PAGE = "pages/5_Report.py"
@@ -127,7 +127,8 @@ def test_every_chart_and_table_of_the_other_pages_can_be_pinned(
 ) -> None:
     app = check(open_page(demo.parent, f"run=digits{link}", page))
     pins = [each.key for each in app.button if (each.key or "").startswith("pin-to-")]
-    assert len(pins) == len(app.get("plotly_chart")) + len(app.dataframe) > 1
+    shown = [*app.get("plotly_chart"), *app.dataframe, *drawn(app)]
+    assert len(pins) == len(shown) > 1
 
 
 def test_trust_of_an_agreement_is_its_own(open_page, demo_copy: Path) -> None:
