@@ -17,10 +17,10 @@ import pandas as pd
 from stagelens.contracts import ACCURACY, Behaviour
 from stagelens.effects import summary
 from stagelens.effects.coalition_results import CoalitionResult
-from stagelens.effects.resampling import change_error, sources, standard_error
+from stagelens.effects.contrasts import mean_spread, share_interval
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.trust.estimates import Effects
-from stagelens.wording.intervals import chance_over_examples, mean_error
+from stagelens.wording.intervals import mean_error
 
 from .shares.share_trust import worth_showing
 
@@ -28,8 +28,6 @@ Off = tuple[int, ...]
 """Places in training of the stages that are switched off, ascending."""
 
 ALL_ON: Off = ()
-_TWO_SIDED = 1.96
-"""Standard errors on either side of a 95 % interval."""
 _RECORDED = StageTrust(
     stage="",
     estimator="",
@@ -88,7 +86,7 @@ class Turned:
         n: How many have both values.
         effect: Mean of ``final - switched`` over these.
         error: Its standard error over examples, or over their sources.
-        sources: How many of these there are.
+        freedom: Degrees of freedom of that.
         rms: Root mean square of ``final - switched`` over the labelled examples of the set.
         better: How many are better with the stages off; of accuracy, wrong answers turned right.
         worse: How many are worse.
@@ -98,7 +96,7 @@ class Turned:
     n: int
     effect: float
     error: float
-    sources: int
+    freedom: float
     rms: float
     better: int
     worse: int
@@ -186,10 +184,9 @@ def level(
 ) -> Level:
     """The mean over some examples, with its interval.
 
-    The interval of accuracy is Wilson's, which does not shrink to nothing where all are right
-    (E. B. Wilson, J. Am. Stat. Assoc. 22, 1927), with as many examples as would give the standard
-    error over sources. That of other behaviours is Student's. Where the model is an
-    estimate, its error is added at either end.
+    It is that of ``effects.contrasts``: of accuracy, one that does not shrink to nothing where all
+    are right; of other behaviours, Student's. Where the model is an estimate, its error is added at
+    either end.
 
     Args:
         one: The model.
@@ -206,12 +203,8 @@ def level(
         return Level(0, np.nan, np.nan, np.nan)
     mean = float(values.mean())
     own = None if clusters is None else clusters[known]
-    if behaviour == ACCURACY:
-        low, high = _wilson(mean, _apart(values, own))
-    else:
-        row = {"error": standard_error(values, own), "sources": _sources(values, own)}
-        half = chance_over_examples(row)
-        low, high = mean - half, mean + half
+    share = behaviour == ACCURACY
+    low, high = share_interval(values, own) if share else mean_spread(values, own).ends()
     added = mean_error(one.trust, behaviour.name, n, _rms(final.values - one.values, labels))
     if added is None:
         return Level(n, mean, np.nan, np.nan)
@@ -220,34 +213,10 @@ def level(
     return Level(n, mean, low, high)
 
 
-def _sources(values: np.ndarray, clusters: np.ndarray | None) -> int:
-    return len(values) if clusters is None else sources(clusters)
-
-
 def _rms(effects: np.ndarray, labels: np.ndarray) -> float:
     effects = effects[labels] if labels.any() else effects
     effects = effects[np.isfinite(effects)]
     return float(np.sqrt((effects**2).mean())) if len(effects) else np.nan
-
-
-def _apart(values: np.ndarray, clusters: np.ndarray | None) -> float:
-    """How many examples drawn one by one would tell as much of a share."""
-    n, mean = len(values), values.mean()
-    if clusters is None:
-        return float(n)
-    error = standard_error(values, clusters)
-    if error > 0:
-        return float(min(mean * (1 - mean) / error**2, n))
-    sources = clusters[clusters >= 0]
-    return float(len(np.unique(sources)) + (len(clusters) - len(sources)))
-
-
-def _wilson(mean: float, n: float) -> tuple[float, float]:
-    square = _TWO_SIDED**2
-    middle = (mean + square / (2 * n)) / (1 + square / n)
-    spread = np.sqrt(mean * (1 - mean) / n + square / (4 * n * n))
-    half = _TWO_SIDED * spread / (1 + square / n)
-    return float(middle - half), float(middle + half)
 
 
 def turned(
@@ -263,7 +232,7 @@ def turned(
     known = chosen & np.isfinite(effects)
     effect, own = effects[known], None if clusters is None else clusters[known]
     gain = behaviour.sign * effect
-    error = change_error if behaviour == ACCURACY else standard_error
+    spread = mean_spread(effect, own, behaviour == ACCURACY)
     answered = [
         (a, b)
         for a, b in zip(final.answers[chosen], one.answers[chosen], strict=True)
@@ -272,8 +241,8 @@ def turned(
     return Turned(
         len(effect),
         float(effect.mean()) if len(effect) else np.nan,
-        error(effect, own),
-        _sources(effect, own),
+        spread.error,
+        spread.freedom,
         _rms(effects, labels),
         int((gain < 0).sum()),
         int((gain > 0).sum()),

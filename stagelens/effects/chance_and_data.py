@@ -15,6 +15,8 @@ from functools import cache
 
 import numpy as np
 
+from stagelens.wording.quantiles import t_quantile
+
 FEWEST_REPEATS = 3
 """With fewer draws that repeat the data of another, all is taken to be the data."""
 
@@ -91,13 +93,6 @@ def half_width(found: Spreads, level: float, batches: int | None = None) -> floa
     data = np.maximum(between[:, None] - found.part * chance, 0.0) * sample
     errors = np.sqrt(data * (1 + found.imbalance) + chance / found.draws)
     return _reach(errors, level) if errors.any() else 0.0
-
-
-def t_quantile(freedom: int, level: float) -> float:
-    """How many standard errors a two-sided t-interval reaches to either side."""
-    from scipy.special import stdtrit  # here, because it takes a while
-
-    return float(stdtrit(freedom, 1 - level / 2))
 
 
 @cache

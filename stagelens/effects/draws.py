@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -21,9 +21,10 @@ import pandas as pd
 
 from stagelens.contracts import StageLensError
 from stagelens.replaying.draw_plan import data_of
+from stagelens.wording.folding import listed
+from stagelens.wording.quantiles import LEVEL, t_quantile
 
-from .chance_and_data import FEWEST_REPEATS, half_width, spreads, t_quantile
-from .resampling import LEVEL
+from .chance_and_data import FEWEST_REPEATS, half_width, spreads
 
 COLUMNS = ("stage", "behaviour", "draw", "example_id", "final", "effect")
 """Columns of a table of effects over draws: ``final`` with all stages, in that draw."""
@@ -47,8 +48,11 @@ NAMES: dict[Kind, str] = {
 class DrawnEffects:
     """The effects of stages in several draws.
 
+    Means over examples are compared between draws, so all are over the same ones: an example that
+    has no value in one draw has none in any, for that stage and behaviour.
+
     Attributes:
-        table: :data:`COLUMNS`.
+        table: :data:`COLUMNS`; what is left out is NaN.
         kind: What was drawn.
         pilot: How many draws settled the number of all; None where it was given beforehand.
         batches: The fewest batches that were drawn with replacement in a stage; None where none
@@ -59,6 +63,13 @@ class DrawnEffects:
     kind: Kind
     pilot: int | None = None
     batches: int | None = None
+    left_out: str = field(default="", init=False)
+    """Which examples are left out of all draws, in a sentence; empty where none are."""
+
+    def __post_init__(self) -> None:
+        table, told = _complete(self.table)
+        object.__setattr__(self, "table", table)
+        object.__setattr__(self, "left_out", told)
 
     def interval(self, values: Sequence[float] | np.ndarray) -> DrawInterval:
         """:func:`interval_over_draws` of a number in each of these draws."""
@@ -81,6 +92,42 @@ class DrawnEffects:
     def counted(self, number: int) -> str:
         """The same of so many, as some stages may have been left out in fewer draws."""
         return f"{number} {'recorded runs' if self.kind == 'runs' else 'redraws'}"
+
+
+def _complete(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Effects of examples that have one in every draw, and what is said of the others."""
+    missing = table["effect"].isna()
+    if not missing.any():
+        return table, ""
+    keys = [table[name] for name in ("stage", "behaviour", "example_id")]
+    some = missing.groupby(keys, observed=True, sort=False).transform("any")
+    # Examples that have no value in any draw, such as those without a label, are none to tell of.
+    lost = table.loc[some & ~missing, ["stage", "behaviour", "example_id"]].drop_duplicates()
+    if lost.empty:
+        return table, ""
+    lacking = table[missing].merge(lost, on=list(lost.columns))["draw"].unique()
+    kept = table.assign(**{name: table[name].mask(some) for name in ("final", "effect")})
+    return kept, left_out_text(lost["example_id"].nunique(), lacking)
+
+
+def left_out_text(examples: int, draws: Sequence[int] | np.ndarray) -> str:
+    """That some examples are left out of all draws.
+
+    Args:
+        examples: How many.
+        draws: The numbers of the draws that have no value of some of them, from 0 on.
+    """
+    are = "1 example has" if examples == 1 else f"{examples:,} examples have"
+    numbers = sorted(int(number) + 1 for number in draws)
+    named = (
+        f"draw {numbers[0]}"
+        if len(numbers) == 1
+        else f"draws {listed([str(number) for number in numbers])}"
+    )
+    return (
+        f"{are} no value in {named} and {'is' if examples == 1 else 'are'} left out of all draws, "
+        "so that means are over the same examples in each."
+    )
 
 
 @dataclass(frozen=True)
@@ -145,6 +192,8 @@ def interval_over_draws(
     else:
         error = float(spread.std(ddof=1)) / math.sqrt(count)
         half = t_quantile(len(spread) - 1, level) * error
+    if not half:  # draws that differ may still be alike in all that tells a spread
+        return DrawInterval(mean, nan, nan, sd, count)
     return DrawInterval(mean, mean - half, mean + half, sd, count)
 
 
@@ -216,7 +265,8 @@ def intervals_of_means(
         keys: ``stage``, and the column of the groups where there is one.
     """
     own = drawn.table[drawn.table["behaviour"] == behaviour]
-    members = rows[["example_id", *keys]]
+    # Of the same examples as the mean beside it.
+    members = rows.loc[rows["effect"].notna(), ["example_id", *keys]]
     joined = own.merge(members, on=["stage", "example_id"])
     means = joined.groupby([*keys, "draw"], observed=True)["effect"].mean().reset_index()
     found = {}

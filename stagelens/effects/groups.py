@@ -3,10 +3,11 @@
 Works on plain tables of answers, one row per example: ``label``, ``prediction``, ``margin`` where
 it was measured, and any columns that define groups. Pure pandas and numpy.
 
-Models are compared on the same examples, so the bootstrap is paired: every resample draws examples
-within each group once, for all models. The gap is the one between two *named* groups, the best and
-the worst of the first model; for the other models it keeps these groups, and is negative where the
-order is reversed. (A gap between whichever groups are furthest apart would grow by chance alone.)
+Models are compared on the same examples, so how much one changes a gap is the difference of mean
+changes of examples between two groups. Intervals are those of :mod:`.contrasts`. The gap is the one
+between two *named* groups, the best and the worst of the first model; for the other models it keeps
+these groups, and is negative where the order is reversed. (A gap between whichever groups are
+furthest apart would grow by chance alone.)
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ import pandas as pd
 from stagelens.contracts import SetError
 from stagelens.runs.sets.clusters import CLUSTER
 
+from .contrasts import difference_spread, mean_spread, share_interval, shares_difference
 from .rates import class_worths, rates
-from .resampling import Resamples, by_cluster, interval, sums
 
 _WORTHS = ("missed_worth", "false_worth")
 """Columns while intervals of errors by class are made: see ``rates.class_worths``."""
@@ -124,8 +125,6 @@ def group_metrics(
     models: Mapping[str, pd.DataFrame],
     by: Sequence[str],
     measure: str = "accuracy",
-    resamples: int = 1000,
-    seed: int = 0,
 ) -> GroupMetrics:
     """Measure models on the groups of a set, and the gap between the best and the worst group.
 
@@ -135,8 +134,6 @@ def group_metrics(
             ``margin``, and a column ``cluster`` of who shares a source.
         by: Columns that define groups; several are crossed.
         measure: What best, worst and the gap refer to: ``"accuracy"`` or ``"margin"``.
-        resamples: Of the bootstrap; fewer on large sets, where intervals are narrow anyway.
-        seed: Makes the intervals reproducible.
 
     Raises:
         SetError: A column is missing, or the models were measured on different examples.
@@ -147,9 +144,8 @@ def group_metrics(
     data = _Data.of(
         {name: table[labelled] for name, table in models.items()}, crossed(first, by)[labelled]
     )
-    drawn = _bootstrap(data, resamples, seed)
-    groups = _group_rows(data, drawn)
-    best, worst, gaps = _gaps(data, groups, drawn, measure)
+    groups = _group_rows(data)
+    best, worst, gaps = _gaps(data, groups, measure)
     unlabelled = int((~labelled).sum())
     return GroupMetrics(groups, _class_rows(data), gaps, measure, best, worst, unlabelled)
 
@@ -176,7 +172,7 @@ class _Data:
         groups: G names; ``group`` (N,) holds indices into them, -1 where an example is in none.
         classes: C names of labels and answers; ``label`` (N,) and ``answer`` (N, M) hold indices
             into them, -1 where there is no answer.
-        clusters: (N,) as ``resampling.standard_error`` takes them; None where all are apart.
+        clusters: (N,) as ``contrasts.mean_spread`` takes them; None where all are apart.
         values: (N, 2, M) correctness (1, 0, or NaN without an answer) and margin of each model.
     """
 
@@ -228,65 +224,36 @@ def _coded(columns: Sequence[pd.Series]) -> tuple[list[np.ndarray], list[str]]:
     return coded, texts
 
 
-# ----------------------------------------------------------------------------------- bootstrap
-
-
-def _bootstrap(data: _Data, resamples: int, seed: int) -> dict[str | None, np.ndarray]:
-    """Resampled means, by group; None stands for all examples.
-
-    Returns:
-        Group to (R, 2, M): accuracy and margin of each model.
-    """
-    random = np.random.default_rng(seed)
-    resamples = Resamples(resamples, fewest=200, draws=20_000_000).of(len(data.values))
-    drawn: dict[str | None, np.ndarray] = {}
-    total, count = np.zeros((resamples, *data.values.shape[1:])), 0
-    # In a fixed order, so that a seed gives every group the same draws. Examples in no group (-1)
-    # are drawn too, because they count among all.
-    for place in sorted(set(data.group)):
-        of = data.group == place
-        rows = data.values[of]
-        columns = rows.reshape(len(rows), -1)
-        if data.clusters is None:
-            means = sums(columns, resamples, random) / len(rows)
-        else:
-            # Clusters are drawn, so how many examples there are varies, too.
-            counted = np.column_stack([columns, np.ones(len(rows))])
-            summed = by_cluster(counted, data.clusters[of])
-            totals = sums(summed, resamples, random)
-            # One cluster alone has no spread that would be known.
-            means = totals[:, :-1] / (totals[:, -1:] if len(summed) > 1 else np.nan)
-        means = means.reshape(resamples, *rows.shape[1:])
-        # All examples are the weighted mean of the groups' draws, so both share their resamples.
-        total, count = total + len(rows) * means, count + len(rows)
-        if place >= 0:
-            drawn[data.groups[place]] = means
-    drawn[None] = total / count if count else np.full_like(total, np.nan)
-    return drawn
-
-
 # ---------------------------------------------------------------------------------------- rows
 
 
-def _group_rows(data: _Data, drawn: Mapping[str | None, np.ndarray]) -> pd.DataFrame:
+def _group_rows(data: _Data) -> pd.DataFrame:
     frames = []
     for name, of in data.members():
         own = data.values[of]  # (n, 2, M)
+        shared = None if data.clusters is None else data.clusters[of]
         count = np.full(len(data.models), len(own))
         with np.errstate(invalid="ignore"):  # 0 of 0
-            margin = own[:, 1].sum(axis=0) / count
-        ends = np.array([interval(of_model) for of_model in drawn[name][:, 1].T])
-        shares = rates(own[:, 0].sum(axis=0), count)
-        if data.clusters is not None:  # the binomial would take its examples to be apart
-            drawn_ends = np.array([interval(of_model) for of_model in drawn[name][:, 0].T]).T
-            shares = shares[0], *drawn_ends
-        figures = (*shares, margin, *ends.T)
+            accuracy, margin = own.sum(axis=0) / count
+        figures = {"accuracy": accuracy, "margin": margin}
+        for place, kind in enumerate(figures.copy()):
+            # One example without a value leaves the group without a figure, and so without ends.
+            ends = np.array([_ends(each, kind, shared) for each in own[:, place].T])
+            figures[f"{kind}_low"], figures[f"{kind}_high"] = ends.T
         facts = {"model": data.models, "group": name, "n": count}
-        frames.append(pd.DataFrame({**facts, **dict(zip(GROUP_COLUMNS[3:], figures, strict=True))}))
+        frames.append(pd.DataFrame({**facts, **figures}, columns=list(GROUP_COLUMNS)))
     rows = pd.concat(frames, ignore_index=True)
     # Model by model, and within a model group by group.
     order = np.arange(len(rows)).reshape(len(frames), -1).T.ravel()
-    return rows.iloc[order].reset_index(drop=True)[list(GROUP_COLUMNS)]
+    return rows.iloc[order].reset_index(drop=True)
+
+
+def _ends(values: np.ndarray, kind: str, clusters: np.ndarray | None) -> tuple[float, float]:
+    if not np.isfinite(values).all():
+        return float("nan"), float("nan")
+    if kind == "accuracy":
+        return share_interval(values, clusters)
+    return mean_spread(values, clusters).ends()
 
 
 def _class_rows(data: _Data) -> pd.DataFrame:
@@ -321,7 +288,7 @@ def _class_rows(data: _Data) -> pd.DataFrame:
 
 
 def _gaps(
-    data: _Data, groups: pd.DataFrame, drawn: Mapping[str | None, np.ndarray], measure: str
+    data: _Data, groups: pd.DataFrame, measure: str
 ) -> tuple[str | None, str | None, pd.DataFrame]:
     """Best and worst group of the first model, and the gap between them for every model."""
     models = data.models
@@ -334,9 +301,9 @@ def _gaps(
     best, worst = str(values[models[0]].idxmax()), str(values[models[0]].idxmin())
     if best == worst:  # all are equal: any two show the gap of 0, with its interval
         best, worst = (str(name) for name in values.index[:2])
-    which = 0 if measure == "accuracy" else 1
-    # The same draws for all models: those that answer alike have a change of exactly 0.
-    draws = drawn[best][:, which] - drawn[worst][:, which]  # (R, M)
+    share = measure == "accuracy"
+    every = data.values[:, 0 if share else 1]
+    first, second = (data.group == data.groups.index(name) for name in (best, worst))
     exact = values.loc[best] - values.loc[worst]
     rows = []
     for number, model in enumerate(models):
@@ -344,15 +311,23 @@ def _gaps(
         if np.isfinite(values[model]).all():
             own_worst = str(values[model].idxmin())
             value = float(values[model].min())
+        gap = change = (float("nan"), float("nan"))
+        if np.isfinite(exact[model]):
+            own = every[:, number]
+            gap = (
+                shares_difference(own, first, second, data.clusters)
+                if share
+                else difference_spread(own, first, second, data.clusters).ends()
+            )
+            change = (0.0, 0.0)  # the first model is the one that others are held against
+            if number:
+                changes = every[:, 0] - own
+                change = difference_spread(changes, first, second, data.clusters, share).ends()
         rows.append(
             (
-                model,
-                float(exact[model]),
-                *interval(draws[:, number]),
-                float(exact[models[0]] - exact[model]),
-                *interval(draws[:, 0] - draws[:, number]),
-                own_worst,
-                value,
+                *(model, float(exact[model]), *gap),
+                *(float(exact[models[0]] - exact[model]), *change),
+                *(own_worst, value),
             )
         )
     return best, worst, pd.DataFrame(rows, columns=list(GAP_COLUMNS))

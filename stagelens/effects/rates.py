@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
+from stagelens.wording.quantiles import t_quantile
+
+from .contrasts import share_ends
 from .resampling import numbered
 
 
 def rates(
     hits: np.ndarray, of: np.ndarray, worth: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Shares and their intervals; the bootstrap of a share is binomial, so nothing is drawn.
-
-    It has no width where none or all were hit, and others might have been all the same: there the
-    other end is that of Clopper and Pearson.
+    """Shares and their intervals (95 %), see :func:`~.contrasts.share_ends`.
 
     Args:
         hits: How many were hit; NaN where that is not known.
@@ -21,16 +21,9 @@ def rates(
         worth: How many examples apart these are worth, see :func:`class_worths`; NaN where their
             spread is not known. None where all are apart.
     """
-    from scipy.stats import binom
-
     with np.errstate(invalid="ignore"):  # 0 of 0
         share = hits / of
-    apart = of if worth is None else worth
-    ends = (binom.ppf(end, apart, share) / np.maximum(apart, 1) for end in (0.025, 0.975))
-    low, high = (np.where(np.isfinite(share), end, np.nan) for end in ends)
-    reach = 0.025 ** (1 / np.maximum(apart, 1))
-    low, high = np.where(share == 1, reach, low), np.where(share == 0, 1 - reach, high)
-    return share, low, high
+    return share, *share_ends(share, of if worth is None else worth, t_quantile(np.inf))
 
 
 def class_worths(
@@ -47,7 +40,7 @@ def class_worths(
     Args:
         label: (n,) places of the labels among the classes.
         answer: (n,) the same of the answers; -1 where there is none.
-        clusters: (n,) as ``resampling.standard_error`` takes them.
+        clusters: (n,) as ``contrasts.mean_spread`` takes them.
         classes: C, how many there are.
 
     Returns:

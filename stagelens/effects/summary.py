@@ -18,8 +18,8 @@ import pandas as pd
 from stagelens.contracts import ACCURACY, BASE, Behaviour
 from stagelens.runs.sets.clusters import CLUSTER
 
+from .contrasts import mean_spread
 from .draws import DrawnEffects, columns_of, intervals_of_means
-from .resampling import change_error, sources, standard_error
 
 SUMMARY_COLUMNS = (
     "stage",
@@ -35,7 +35,7 @@ SUMMARY_COLUMNS = (
     "credit_share",
     "blame_share",
     "error",
-    "sources",
+    "freedom",
     "rms",
     "noise_share",
     "noise_sd",
@@ -166,8 +166,8 @@ def stage_summary(
     Returns:
         :data:`SUMMARY_COLUMNS`. ``n`` examples were measured, ``missing`` had no value (no label,
         or a refused stage). ``error`` is the standard error of the mean effect over examples,
-        by the column ``cluster`` where there is one (see ``runs.sets.clusters``), ``sources`` over
-        how many examples or clusters that is,
+        by the column ``cluster`` where there is one (see ``runs.sets.clusters``), ``freedom`` how
+        many degrees of freedom it has (see ``contrasts``),
         ``rms`` the root mean square effect of the stage over the labelled examples of the set,
         whatever the group (over all, where none has a label),
         ``noise_share`` the share of examples whose effect is within training noise, ``noise_sd``
@@ -323,7 +323,7 @@ def _means(part: Mapping[str, np.ndarray], behaviour: Behaviour) -> dict[str, fl
     effect = part["effect"][known]
     clusters = None if clusters is None else clusters[known]
     gain = behaviour.sign * effect
-    error = change_error if behaviour.name == ACCURACY.name else standard_error
+    spread = mean_spread(effect, clusters, behaviour.name == ACCURACY.name)
     n = len(effect)
     return {
         "n": n,
@@ -337,8 +337,8 @@ def _means(part: Mapping[str, np.ndarray], behaviour: Behaviour) -> dict[str, fl
         "credit_share": _mean(gain > 0),
         "blame_share": _mean(gain < 0),
         # Of a sample: the standard error is over examples that might have been drawn otherwise.
-        "error": error(effect, clusters),
-        "sources": n if clusters is None else sources(clusters),
+        "error": spread.error,
+        "freedom": spread.freedom,
         "noise_share": _mean(part["within_noise"]),
     }
 

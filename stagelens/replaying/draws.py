@@ -65,11 +65,17 @@ def check_drawable(run: Run) -> None:
 
 
 def times_seen(task: Task, stage: Stage) -> int | None:
-    """How often a stage saw each of its examples, about; None where the task cannot tell them.
+    """:func:`passes_over_examples`, as a whole number; at least 1."""
+    seen = passes_over_examples(task, stage)
+    return None if seen is None else max(round(seen), 1)
+
+
+def passes_over_examples(task: Task, stage: Stage) -> float | None:
+    """How often a stage saw each of its examples on average; None where the task cannot tell them.
 
     Args:
         task: Recovers the examples of a batch.
-        stage: Its batches were kept.
+        stage: Without kept batches nothing is known.
     """
     rows, different = 0, set[str]()
     for record in stage.read_steps():
@@ -79,7 +85,7 @@ def times_seen(task: Task, stage: Stage) -> int | None:
                 return None
             rows += len(shown)
             different.update(map(content_digest, shown))
-    return max(round(rows / len(different)), 1) if different else None
+    return rows / len(different) if different else None
 
 
 def order_of(draw: Draw, stage: Stage, seen: int = 1) -> list[int]:

@@ -23,7 +23,7 @@ from stagelens.runs.run import Run, Stage
 from stagelens.runs.schema import digest
 
 from . import one_draw
-from .draws import DrawFacts, draws_path, load
+from .draws import DrawFacts, as_stored, draws_path, load
 
 PILOT = 12
 """Draws that settle how many a width needs, by default."""
@@ -178,11 +178,11 @@ def _stored_with(run: Run, set_name: str, items: Sequence[Item], facts: DrawFact
     path = draws_path(run, examples.digest, facts.kind)
     # Another process may store draws of its own at the same time.
     with claim(path.with_name(".draws.lock")):
-        now = load(run, examples.digest, facts.kind)
+        now = as_stored(run, examples.digest, facts.kind)
         if now is not None and now[0].seen != facts.seen:
             now = None  # other draws
-        blocks = [] if now is None else [now[1].table]
-        there = set() if now is None else one_draw.pairs_of(now[1].table)
+        blocks = [] if now is None else [now[1]]
+        there = set() if now is None else one_draw.pairs_of(now[1])
         for item in items:
             message = item.message
             if set_name not in message["sets"] or one_draw.is_among(there, message):

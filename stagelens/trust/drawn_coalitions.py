@@ -12,6 +12,7 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from stagelens.contracts import ACCURACY, Behaviour
@@ -23,6 +24,7 @@ from stagelens.replaying.draw_plan import coalition_passes
 from stagelens.runs import fact_tables
 from stagelens.runs.run import Run
 from stagelens.runs.schema import digest
+from stagelens.runs.sets.clusters import CLUSTER, with_sources
 
 from .draws import VERSION
 
@@ -68,6 +70,8 @@ class DrawnCoalitions:
         paths: The file of each.
         labels: (N,) whether an example has a label.
         stages: Names in training order.
+        clusters: (N,) the number of each example's source, below 0 where it shares none; None where
+            none do.
     """
 
     kind: Kind
@@ -75,6 +79,7 @@ class DrawnCoalitions:
     paths: Sequence[Path] = field(repr=False)
     labels: np.ndarray = field(repr=False)
     stages: tuple[str, ...]
+    clusters: np.ndarray | None = field(default=None, repr=False)
 
     @property
     def count(self) -> int:
@@ -152,12 +157,14 @@ def stored(
         facts.append(one)
     if not facts:
         return None
+    table = with_sources(examples)
     return DrawnCoalitions(
         kind,
         facts,
         [draw_path(run, examples.digest, kind, one.draw) for one in facts],
-        examples.table([])["label"].notna().to_numpy(),
+        table["label"].notna().to_numpy(),
         tuple(stage.name for stage in run.stages),
+        pd.factorize(table[CLUSTER])[0] if CLUSTER in table else None,
     )
 
 

@@ -55,6 +55,7 @@ class DrawFacts(BaseModel):
         batches: See :class:`~stagelens.effects.draws.DrawnEffects`.
         seen: Stage to how often it saw each example; stages without are not known.
         runs: Of several recorded runs: their names, the run itself first.
+        told: Of several recorded runs: in what they differ, as sentences; empty for nothing.
         replays: Of several recorded runs: stage to what is known of the replay that is known least.
     """
 
@@ -69,6 +70,7 @@ class DrawFacts(BaseModel):
     kept: list[str] = []
     seen: dict[str, int] = {}
     runs: list[str] = []
+    told: str = ""
     replays: dict[str, StageTrust] = {}
 
 
@@ -80,11 +82,16 @@ def draws_path(run: Run, set_digest: str, kind: Kind) -> Path:
 
 def load(run: Run, set_digest: str, kind: Kind) -> tuple[DrawFacts, DrawnEffects] | None:
     """The stored draws of one kind; None where there are none."""
-    found = fact_tables.read(draws_path(run, set_digest, kind), DrawFacts, COLUMNS)
+    found = as_stored(run, set_digest, kind)
     if found is None:
         return None
     facts, table = found
     return facts, DrawnEffects(table, facts.kind, facts.pilot, facts.batches)
+
+
+def as_stored(run: Run, set_digest: str, kind: Kind) -> tuple[DrawFacts, pd.DataFrame] | None:
+    """The same as it was measured, with examples that are left out of means."""
+    return fact_tables.read(draws_path(run, set_digest, kind), DrawFacts, COLUMNS)
 
 
 def stored_draws(run: Run, set_name: str) -> list[tuple[DrawFacts, DrawnEffects]]:
@@ -185,8 +192,9 @@ def _widths(stage: Stage, drawn: DrawnEffects) -> tuple[tuple[str, float], ...]:
 
 def sentence(facts: DrawFacts, drawn: DrawnEffects) -> str:
     """What was drawn, in words."""
+    left_out = f" {drawn.left_out}" if drawn.left_out else ""
     if drawn.kind == "runs":
-        return f"{drawn.words} of one recipe: {', '.join(facts.runs)}."
+        return f"{drawn.words} of one recipe: {', '.join(facts.runs)}.{facts.told}{left_out}"
     varied = ["batches in other orders"]
     if drawn.kind == "recipe":
         varied = ["batches drawn with replacement, as other data of the same kind would be"]
@@ -199,7 +207,7 @@ def sentence(facts: DrawFacts, drawn: DrawnEffects) -> str:
             " Intervals are conservative: so few draws do not show what is chance alone, so they "
             "are too wide where initial values, orders or dropout matter."
         )
-    return f"{drawn.words} {NAMES[drawn.kind]}: {', '.join(varied)}.{kept}"
+    return f"{drawn.words} {NAMES[drawn.kind]}: {', '.join(varied)}.{kept}{left_out}"
 
 
 def predicted_cost(

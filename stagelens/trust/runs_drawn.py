@@ -14,12 +14,17 @@ from stagelens.effects.draws import COLUMNS, DrawnEffects
 from stagelens.effects.results import BehaviourFacts
 from stagelens.effects.summary import with_accuracy
 from stagelens.estimators.stage_trust import REPLAY, StageTrust
+from stagelens.replaying.draws import passes_over_examples
 from stagelens.runs import fact_tables
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 
 from .drawing import left_out
 from .draws import DrawFacts, draws_path
+
+_MUCH = 1.25
+"""Runs of one recipe differ less in how often they saw their examples: by rows drawn at random, or
+by when training was stopped."""
 
 
 def runs_as_draws(
@@ -39,7 +44,8 @@ def runs_as_draws(
         stages: Names of those to leave out; None for all.
 
     Raises:
-        RunError: A run has other stages, lacks the set, or is given twice.
+        RunError: A run has other stages, saw its examples another number of times, lacks the set,
+            or is given twice.
         Refused: The effects of one cannot be computed by replay.
     """
     examples = run.evaluation_set(set_name)
@@ -53,6 +59,7 @@ def runs_as_draws(
                 f"{each.path} is the same recording as another of the runs; give it once"
             )
         seen.add(each.digest)
+    told = _told_of_passes(every)
     overall, blocks = Progress(progress), []
     replays: dict[str, StageTrust] = {}
     for number, (each, name) in enumerate(zip(every, sets, strict=True)):
@@ -71,11 +78,41 @@ def runs_as_draws(
         kind="runs",
         behaviours=[BehaviourFacts.of(each) for each in run.task.behaviour_kinds],
         runs=[str(each.path.name) for each in every],
+        told=told,
         replays=replays,
     )
     table = pd.concat(blocks, ignore_index=True)
     fact_tables.write(draws_path(run, examples.digest, "runs"), table, facts)
     return DrawnEffects(table, "runs")
+
+
+def _told_of_passes(every: Sequence[Run]) -> str:
+    """How often runs saw the examples of their stages, where that differs a little.
+
+    Raises:
+        RunError: A run saw those of a stage so much more or less often than the first run that its
+            recipe is another.
+    """
+    first, *others = every
+    told = []
+    for stage in first.stages:
+        own = passes_over_examples(first.task, stage)
+        for other in others:
+            theirs = passes_over_examples(other.task, other.stage(stage.name))
+            # Where the examples of a batch cannot be told, nothing can be compared.
+            if own is None or theirs is None or round(own, 1) == round(theirs, 1):
+                continue
+            seen = (
+                f"in stage {stage.name!r} each example was seen {theirs:.1f} times on average, and "
+                f"{own:.1f} times in {first.path.name}"
+            )
+            if max(own, theirs) > _MUCH * min(own, theirs):
+                raise RunError(
+                    f"{other.path} is no run of this recipe: {seen}. Give runs that trained for "
+                    "equally long"
+                )
+            told.append(f" In {other.path.name}, {seen}.")
+    return "".join(told)
 
 
 def _less_known(one: StageTrust | None, other: StageTrust) -> StageTrust:

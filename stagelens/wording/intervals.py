@@ -18,6 +18,7 @@ from stagelens.contracts import Behaviour
 from stagelens.estimators.stage_trust import REPLAY, StageTrust
 
 from .numbers import amount_text
+from .quantiles import t_quantile
 from .signs import gain_range_text
 from .trust_words import promised_elsewhere, trust_word
 
@@ -62,10 +63,9 @@ def mean_interval(
     """The interval of a mean effect over examples; None where it is not known.
 
     Args:
-        row: As ``summary.stage_summary`` makes it: ``effect``, ``error`` (its standard error) and
+        row: As ``summary.stage_summary`` makes it: ``effect``, ``error`` (its standard error),
+            ``freedom`` (the degrees of freedom of that; without, it is taken to be known) and
             ``rms`` (root mean square effect of the stage over the labelled examples of the set).
-            With ``sources``, the number of examples or of clusters of them that the standard error
-            is over, its interval is that of Student's t; else they are taken to be many.
             With ``final``, the mean without the stage is one that can be, too. A mean over draws
             has the interval over them, see :func:`over_draws`.
         trust: What is known of the stage's counterfactual.
@@ -86,11 +86,7 @@ def chance_over_examples(row: Mapping[str, Any]) -> float:
     Args:
         row: As :func:`mean_interval` takes it.
     """
-    from scipy.special import stdtrit  # here, because it takes a while
-
-    sources = _number(row.get("sources"))
-    reach = stdtrit(sources - 1, 0.975) if np.isfinite(sources) else 1.96
-    return float(reach * _number(row.get("error")))
+    return t_quantile(_number(row.get("freedom", np.inf))) * _number(row.get("error"))
 
 
 def over_draws(row: Mapping[str, Any]) -> Interval | None:

@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 
 from stagelens.analyses.shares.share_table import SEEN_AFTER, shares_of
-from stagelens.analyses.slices.effects import difference_interval, mean_interval
 from stagelens.contracts import Behaviour
 from stagelens.effects.coalition_measuring import measure_coalitions
 from stagelens.effects.computing import attribute
@@ -58,21 +57,6 @@ def test_a_column_of_that_name_wins_over_the_inputs(tmp_path: Path) -> None:
     assert found is not None and (found.by, found.sources) == ("the column cluster", 4)
     rows = pd.DataFrame({"example_id": list("012345"), "cluster": column})
     assert found.joined(rows) is rows
-
-
-def test_intervals_of_slices_and_of_their_differences_go_by_sources() -> None:
-    once = np.random.default_rng(2).normal(size=80)
-    values, sources = np.tile(once, 4), np.tile(np.arange(80), 4)
-    first = np.tile(np.arange(80) < 40, 4)
-
-    def widths(*given: np.ndarray, **more: np.ndarray) -> list[float]:
-        own, inside = given
-        ends = mean_interval(own, **more), difference_interval(own, inside, ~inside, **more)
-        return [float(high - low) for low, high in ends]
-
-    apart = widths(once, first[:80])
-    assert widths(values, first, clusters=sources) == pytest.approx(apart, rel=0.1)
-    assert widths(values, first) == pytest.approx([width / 2 for width in apart], rel=0.1)
 
 
 @pytest.mark.parametrize("prompts", [["one"] * 4, ["one", "two", "three", "four"]])

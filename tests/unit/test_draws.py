@@ -258,7 +258,7 @@ def test_runs_whose_replay_is_not_exact_give_no_exact_effects_of_the_recipe(
 
 
 def test_some_stages_may_have_fewer_draws_and_no_width_comes_from_what_is_not_known() -> None:
-    drawn = DrawnEffects(pd.DataFrame({"draw": range(8)}), "recipe")
+    drawn = DrawnEffects(pd.DataFrame({"draw": range(8), "effect": 0.0}), "recipe")
     few = interval_over_draws([1.0, 2.0, 3.0], "recipe")
     assert columns_of(few, drawn)["drawn"] == "3 redraws"
     with pytest.raises(StageLensError, match="effects are not known"):

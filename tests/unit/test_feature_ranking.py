@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
+from scipy.stats import norm
 
 from stagelens.analyses.spurious.candidates import merged, named_by_shared
-from stagelens.analyses.spurious.feature_table import COLUMNS, FeatureFacts, Features
+from stagelens.analyses.spurious.feature_table import COLUMNS, MORE_COLUMNS, FeatureFacts, Features
 from stagelens.analyses.spurious.ranking import first, strongest
 from stagelens.analyses.spurious.sentences import feature_name, feature_sentence
 from stagelens.analyses.spurious.statistics import Candidates, judged_features
@@ -31,11 +32,12 @@ def row(
         **{"low": low, "high": high, "p": 0.0, "q": 0.01, "noise_sd": noise, "smallest": 0.1},
         **{"evidence": min(abs(low), abs(high)), "passes": passes, "top": top, "left": left},
         **{"height": 2, "width": 2, "examples": [f"{label}-{i}" for i in range(3)], "also": []},
+        "freedom": np.inf,
     }
 
 
 def ranked(*rows: dict[str, object]) -> pd.DataFrame:
-    table = pd.DataFrame(rows, columns=[*COLUMNS, "also"])
+    table = pd.DataFrame(rows, columns=[*COLUMNS, *MORE_COLUMNS])
     table = table.sort_values("evidence", ascending=False, kind="stable").reset_index(drop=True)
     facts = FeatureFacts(
         run_digest="", set_digest="", estimator="replay", settings={}, noise="",
@@ -67,7 +69,7 @@ def test_evidence_is_pooled_over_the_labels_where_it_agrees() -> None:
 
 
 def test_noise_that_all_labels_share_does_not_average_out() -> None:
-    own = [row("word", "w", label, -2.0, 0.2, noise=0.2 / 1.96) for label in "abcd"]
+    own = [row("word", "w", label, -2.0, 0.2, noise=0.2 / norm.ppf(0.975)) for label in "abcd"]
     assert ranked(*own).iloc[0]["high"] == pytest.approx(-1.8)
 
 

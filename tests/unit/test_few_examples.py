@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from stagelens.contracts import ACCURACY, Behaviour
+from stagelens.effects.contrasts import mean_spread
 from stagelens.effects.headlines import headlines
-from stagelens.effects.resampling import change_error, standard_error
 from stagelens.effects.summary import stage_summary, with_accuracy
 from stagelens.wording.intervals import mean_interval
 from tests.support.effect_tables import effect_table
@@ -22,7 +22,7 @@ def test_the_interval_of_few_examples_is_students() -> None:
     (row,) = stage_summary(effect_table({"one": values}), LOSS, ["one"]).to_dict("records")
     found = mean_interval(row, EXACT, LOSS)
     expected = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
-    assert row["sources"] == 4 and found is not None
+    assert row["freedom"] == pytest.approx(3) and found is not None
     assert (found.low, found.high) == pytest.approx(expected)
 
 
@@ -32,7 +32,7 @@ def test_of_few_sources_it_is_that_of_the_sources() -> None:
     )
     (row,) = stage_summary(table, LOSS, ["one"]).to_dict("records")
     found = mean_interval(row, EXACT, LOSS)
-    assert row["sources"] == 4 and found is not None
+    assert row["freedom"] == pytest.approx(3) and found is not None
     expected = stats.t.interval(0.95, 3, 3.0, stats.sem([1, 2, 6, 3]))
     assert (found.low, found.high) == pytest.approx(expected)
 
@@ -42,18 +42,20 @@ def test_of_few_sources_it_is_that_of_the_sources() -> None:
 def test_intervals_of_changed_answers_hold_the_truth(n: int, up: float, down: float) -> None:
     random, runs = np.random.default_rng(n), 300
     values = random.choice([1.0, -1.0, 0.0], p=[up, down, 1 - up - down], size=(runs, n))
-    half = stats.t.ppf(0.975, n - 1) * np.array([change_error(each) for each in values])
-    held = int((abs(values.mean(1) - (up - down)) <= half).sum())
+    ends = np.array([mean_spread(each, answers=True).ends() for each in values])
+    held = int(((ends[:, 0] <= up - down) & (up - down <= ends[:, 1])).sum())
     # Without what is added, 10 % of intervals hold a change of 2 % of five answers.
     assert held >= stats.binom.ppf(0.001, runs, 0.93)
 
 
 def test_of_many_answers_the_error_is_the_usual_one_and_goes_by_sources() -> None:
     values = np.random.default_rng(0).choice([1.0, -1.0, 0.0], size=5000)
-    assert change_error(values) == pytest.approx(standard_error(values), rel=1e-3)
+    usual = mean_spread(values).error
+    assert mean_spread(values, answers=True).error == pytest.approx(usual, rel=1e-3)
     clusters = np.arange(5000) // 500  # ten sources
-    known = np.hypot(standard_error(values, clusters), np.sqrt(1 + 2 * values.mean() ** 2) / 12)
-    assert change_error(values, clusters) == pytest.approx(known)
+    usual = mean_spread(values, clusters).error
+    known = np.hypot(usual, np.sqrt(1 + 2 * values.mean() ** 2) / 12)
+    assert mean_spread(values, clusters, answers=True).error == pytest.approx(known)
 
 
 @pytest.mark.parametrize("n", [20, 25, 60])

@@ -54,14 +54,14 @@ def test_copies_of_examples_do_not_narrow_the_interval_of_a_gap() -> None:
     shared = {name: table.assign(cluster=table["example_id"]) for name, table in copied.items()}
     widths = []
     for given in (models, shared, copied):
-        found = group_metrics(given, ["group"], resamples=4000)
+        found = group_metrics(given, ["group"])
         change = found.gaps.set_index("model").loc["without"]
         group = found.groups.set_index(["model", "group"]).loc[("final", "stamped")]
         widths.append(
             [change["change_high"] - change["change_low"]]
             + [group[f"{kind}_high"] - group[f"{kind}_low"] for kind in ("accuracy", "margin")]
         )
-    assert widths[1] == pytest.approx(widths[0], rel=0.15)
+    assert widths[1] == pytest.approx(widths[0], rel=1e-9)
     assert widths[2] == pytest.approx([width / 2 for width in widths[0]], rel=0.15)
 
 
@@ -72,25 +72,27 @@ def test_a_gap_that_turned_round_is_negative() -> None:
     assert gaps.loc["without", "worst"] == "clean"
 
 
-@pytest.mark.slow
 def test_intervals_hold_the_true_gap_in_about_95_of_100_sets() -> None:
     random = np.random.default_rng(0)
     held = 0
-    for seed in range(200):
+    for _ in range(200):
         drawn = answers(0, 0, 80)
         right = random.random(160) < np.repeat([0.9, 0.6], 80)
         drawn["prediction"] = np.where(right, "a", "b")
-        gap = group_metrics({"final": drawn}, ["group"], resamples=400, seed=seed).gaps.iloc[0]
+        gap = group_metrics({"final": drawn}, ["group"]).gaps.iloc[0]
         held += gap["gap_low"] <= 0.3 <= gap["gap_high"]
     assert 0.90 <= held / 200 <= 0.99
 
 
-def test_models_that_answer_alike_have_a_change_of_exactly_zero() -> None:
+def test_models_that_answer_alike_change_no_gap_as_far_as_so_many_examples_tell() -> None:
     same = answers(40, 30)
     gaps = group_metrics({"final": same, "again": same.copy()}, ["group"]).gaps.set_index("model")
     row = gaps.loc["again"]
-    assert (row["change"], row["change_low"], row["change_high"]) == (0, 0, 0)
-    assert row["gap_low"] < row["gap_high"]
+    assert row["change"] == 0 and row["gap_low"] < row["gap_high"]
+    # Others might have been answered otherwise; margins that are the same are the same model's.
+    assert -0.06 < row["change_low"] < 0 < row["change_high"] < 0.06
+    again = group_metrics({"final": same, "again": same.copy()}, ["group"], "margin").gaps
+    assert again.set_index("model").loc["again", ["change_low", "change_high"]].tolist() == [0, 0]
 
 
 def test_errors_are_told_by_class_as_missed_and_as_falsely_given() -> None:

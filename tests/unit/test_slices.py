@@ -10,10 +10,8 @@ import pandas as pd
 import pytest
 
 from stagelens.analyses.slices.effects import (
-    difference_interval,
     difference_sentence,
     largest_difference,
-    mean_interval,
     slice_summary,
 )
 from stagelens.analyses.slices.saved import (
@@ -162,51 +160,6 @@ def test_results_of_a_column_are_not_those_of_a_slice_of_its_name_before(kept: R
     save_slice(kept, examples, "one", ["2"], {})
     assert column_key(kept, examples, first.column) != before
     assert column_key(kept, examples, "group") == ()
-
-
-# ---------------------------------------------------------------------------------- intervals
-
-
-def test_the_interval_of_a_mean_has_the_width_of_its_standard_error() -> None:
-    values = np.random.default_rng(0).normal(2.0, 3.0, 400)
-    low, high = mean_interval(values)
-    error = values.std(ddof=1) / 20
-    assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.15 * error)
-    assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.15 * error)
-
-
-def test_intervals_of_means_hold_the_truth_as_often_as_they_say() -> None:
-    random = np.random.default_rng(1)
-    ends = [mean_interval(random.exponential(size=60), seed=n) for n in range(300)]
-    covered = np.mean([low <= 1.0 <= high for low, high in ends])
-    assert 0.90 <= covered <= 0.98
-
-
-def test_intervals_of_differences_hold_the_truth_where_slices_overlap() -> None:
-    random = np.random.default_rng(2)
-    first, second = np.arange(120) < 80, np.arange(120) >= 40
-    covered = 0
-    for n in range(300):
-        values = random.normal(size=120) + first  # the first mean is 1, the second 0.5
-        low, high = difference_interval(values, first, second, seed=n)
-        covered += low <= 0.5 <= high
-    assert 0.91 <= covered / 300 <= 0.98
-
-
-def test_a_difference_has_the_standard_error_of_who_is_in_one_slice_only() -> None:
-    values = np.random.default_rng(3).normal(size=300)
-    first, second = np.arange(300) < 200, np.arange(300) >= 100
-    low, high = difference_interval(values, first, second)
-    means = values[first].mean(), values[second].mean()
-    moves = (first * (values - means[0]) - second * (values - means[1])) / 200
-    error = np.sqrt((moves**2).sum())
-    assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.06)
-    assert (high + low) / 2 == pytest.approx(means[0] - means[1])
-
-
-@pytest.mark.parametrize("values", [[], [1.0], [np.nan, 1.0]])
-def test_there_is_no_interval_of_fewer_than_two(values: list[float]) -> None:
-    assert np.isnan(mean_interval(np.asarray(values))).all()
 
 
 # -------------------------------------------------------------------------------------- slices

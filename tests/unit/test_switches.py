@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
 
 from stagelens.analyses.switches import (
     ALL_ON,
@@ -17,6 +16,7 @@ from stagelens.analyses.switches import (
 )
 from stagelens.contracts import ACCURACY, Behaviour
 from stagelens.effects import summary
+from stagelens.effects.contrasts import share_interval
 from stagelens.trust.estimates import Effects
 from stagelens.wording.intervals import mean_interval
 from tests.support.coalitions import EXACT, made
@@ -69,7 +69,7 @@ def test_what_is_known_of_a_single_switch_is_what_its_summary_says() -> None:
         found = measured(effects, None, kind, ["one"], ["e0", "e1", "e2", "e3"])
         one = turned(found[(0,)], found[ALL_ON], kind, every(4), every(4))
         row = summary.stage_summary(effects.of(kind.name), kind, ["one"]).iloc[0]
-        for name in ("n", "effect", "error", "sources", "rms"):
+        for name in ("n", "effect", "error", "freedom", "rms"):
             assert getattr(one, name) == pytest.approx(row[name]), name
 
 
@@ -152,19 +152,18 @@ def test_levels_of_few_examples_have_the_error_of_single_ones_as_effects_have(n:
     one = switched(np.zeros(n), (0,), known)
     found = level(one, final, SCORE, every(n), every(n))
     own = turned(one, final, SCORE, every(n), every(n))
-    row = {"effect": own.effect, "error": 0.0, "sources": n, "rms": own.rms, "n": n}
+    row = {"effect": own.effect, "error": 0.0, "freedom": n - 1, "rms": own.rms, "n": n}
     effect = mean_interval(row, known, SCORE)
     assert effect is not None
     assert (found.high - found.low) == pytest.approx(effect.high - effect.low)
 
 
 @pytest.mark.parametrize(("right", "n"), [(0, 12), (7, 12), (12, 12), (240, 447)])
-def test_the_interval_of_a_share_is_wilsons(right: int, n: int) -> None:
+def test_the_interval_of_accuracy_is_that_of_a_share(right: int, n: int) -> None:
     one = switched([1.0] * right + [0.0] * (n - right))
     found = level(one, one, ACCURACY, every(n), every(n))
-    known = binomtest(right, n).proportion_ci(method="wilson")
     assert found.mean == right / n
-    assert (found.low, found.high) == pytest.approx((known.low, known.high), abs=1e-4)
+    assert (found.low, found.high) == share_interval(np.arange(n) < right)
 
 
 def test_examples_of_one_source_count_as_one() -> None:
@@ -174,9 +173,8 @@ def test_examples_of_one_source_count_as_one() -> None:
     single = level(alone, alone, ACCURACY, every(10), every(10), np.arange(10))
     assert (doubled.low, doubled.high) == pytest.approx((single.low, single.high))
     right = switched(np.ones(20))
-    assert level(right, right, ACCURACY, every(20), every(20), sources).low == pytest.approx(
-        binomtest(10, 10).proportion_ci(method="wilson").low, abs=1e-4
-    )
+    found = level(right, right, ACCURACY, every(20), every(20), sources)
+    assert (found.low, found.high) == share_interval(np.ones(10))
 
 
 def test_the_error_of_an_estimate_widens_and_an_unknown_one_leaves_no_interval() -> None:

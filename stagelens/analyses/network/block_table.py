@@ -26,8 +26,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from stagelens.contracts import ACCURACY, Behaviour
-from stagelens.effects.chance_and_data import t_quantile
-from stagelens.effects.resampling import LEVEL, change_error, sources, standard_error
+from stagelens.effects.contrasts import mean_spread
 from stagelens.effects.results import BehaviourFacts
 from stagelens.effects.summary import right_answers
 from stagelens.estimators.registry import method_of
@@ -206,7 +205,7 @@ def network_rows(
         behaviour: One of those measured, or accuracy.
         chosen: (N,) bool, of which examples; None for all.
         reading: See the module.
-        clusters: (N,) as :func:`~stagelens.effects.resampling.standard_error` takes them.
+        clusters: (N,) as :func:`~stagelens.effects.contrasts.mean_spread` takes them.
 
     Returns:
         ``block``, ``kind``, ``layer``, ``effect``, its 95 % interval over examples ``low`` and
@@ -226,20 +225,16 @@ def network_rows(
         one = blocks[number] if number < len(blocks) else None
         mean = float(column.mean()) if len(column) else float("nan")
         shared = None if clusters is None else clusters[kept]
-        count = len(column) if shared is None else sources(shared)
-        margin = float("nan")
-        if count > 1:
-            turns = behaviour == ACCURACY.name and could[number]
-            error = change_error if turns else standard_error
-            margin = t_quantile(count - 1, LEVEL) * error(column, shared)
+        turns = behaviour == ACCURACY.name and could[number]
+        low, high = mean_spread(column, shared, turns).ends()
         rows.append(
             {
                 "block": REST if one is None else one.name,
                 "kind": None if one is None else one.kind,
                 "layer": None if one is None else one.layer,
                 "effect": mean,
-                "low": mean - margin,
-                "high": mean + margin,
+                "low": low,
+                "high": high,
                 "moved": float("nan") if one is None else one.moved,
                 "n": int(kept.sum()),
             }

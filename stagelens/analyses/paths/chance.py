@@ -8,6 +8,7 @@ time anew. Observed paths are then a known linear mixture of true ones, which is
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,14 +16,18 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from stagelens.effects.resampling import by_cluster
+from stagelens.effects.contrasts import mean_spread, share_interval
 from stagelens.wording.numbers import count_text
+from stagelens.wording.quantiles import t_quantile
 
 from .answers import ENDS, KINDS, LOST, RIGHT, WRONG, Paths, ended, kind_of
 
-_Z = 1.959963984540054  # 97.5 % of a normal distribution
-_FAR = 4.0 / _Z
-"""Half intervals by which a number may be impossible by chance: four standard errors."""
+_FAR = 4.0
+"""Standard errors by which a number may be impossible by chance."""
+
+_UNSEEN = 3.0
+"""How many sources may have a path that none of those sampled had (95 %): J. A. Hanley and
+A. Lippman-Hand, If nothing goes wrong, is everything all right?, JAMA 249, 1983."""
 
 MISFIT = (
     "Nothing is taken out for guessing: answers to examples that the model does not know are not "
@@ -43,6 +48,7 @@ class Counted:
         low: Lower end of its interval (95 %), over how the examples, or their sources, were
             sampled; NaN where all share one source.
         high: Upper end.
+        error: Standard error of ``beyond``; NaN where all share one source.
         total: How many examples there are of all kinds.
     """
 
@@ -51,6 +57,7 @@ class Counted:
     beyond: float
     low: float
     high: float
+    error: float
     total: int
 
     def shown(self) -> tuple[float, float, float]:
@@ -75,8 +82,7 @@ def fits(counted: Sequence[Counted]) -> bool:
         counted: From :func:`beyond_guessing`.
     """
     return not any(
-        one.beyond + _FAR * (one.high - one.beyond) < -1e-9
-        or one.beyond - _FAR * (one.beyond - one.low) > one.total + 1e-9
+        one.beyond + _FAR * one.error < -1e-9 or one.beyond - _FAR * one.error > one.total + 1e-9
         for one in counted
     )
 
@@ -117,29 +123,23 @@ def _counted(paths: Paths, names: Sequence[str], named: Callable[[str], str]) ->
         [[_weights(code, guess, named).get(n, 0.0) for n in names] for code in counts]
     )
     beyond_each = observed @ weights
-    halves = _Z * np.sqrt(_variances(paths, list(counts), weights - beyond_each / total))
+    taken = pd.Index(list(counts)).get_indexer(paths.codes[paths.known])
+    clusters = None if paths.clusters is None else paths.clusters[paths.known]
     found = []
     for place, name in enumerate(names):
-        beyond, half = float(beyond_each[place]), float(halves[place])
+        beyond, adds = float(beyond_each[place]), weights[taken, place]
         own = sum(count for code, count in counts.items() if named(code) == name)
-        found.append(Counted(name, own, beyond, beyond - half, beyond + half, total))
+        spread = mean_spread(adds, clusters)
+        if guess:
+            reach = t_quantile(spread.freedom) * spread.error * total
+            unseen = _UNSEEN * total / (spread.freedom + 1)  # of fewer sources, more
+            half = math.hypot(reach, unseen) if math.isfinite(reach) else math.nan
+            ends = beyond - half, beyond + half
+        else:
+            low, high = share_interval(adds, clusters)
+            ends = low * total, high * total
+        found.append(Counted(name, own, beyond, *ends, spread.error * total, total))
     return found
-
-
-def _variances(paths: Paths, codes: Sequence[str], off: np.ndarray) -> np.ndarray:
-    """Variances of C sums over examples, by how these, or their sources, were sampled.
-
-    Args:
-        paths: The examples.
-        codes: The P paths that they took.
-        off: (P, C) what an example on each path adds to each sum, less the mean.
-    """
-    own = off[pd.Index(codes).get_indexer(paths.codes[paths.known])]
-    if paths.clusters is not None:
-        own = by_cluster(own, paths.clusters[paths.known])
-        if len(own) < 2:
-            return np.full(off.shape[1], np.nan)
-    return np.asarray((own**2).sum(axis=0))
 
 
 def _weights(code: str, guess: float, named: Callable[[str], str] = kind_of) -> Mapping[str, float]:

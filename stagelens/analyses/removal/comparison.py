@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from stagelens.contracts import Behaviour
+from stagelens.effects.contrasts import mean_spread
 from stagelens.effects.groups import GroupMetrics, group_metrics
-from stagelens.effects.resampling import Resamples, interval, sums
+from stagelens.runs.sets.clusters import CLUSTER
 
 from .measurements import STRENGTHS, Measurement
 
@@ -21,7 +22,6 @@ BEFORE, AFTER = "final model", "edited"
 """Names of the models that are compared."""
 
 _BINS = 10
-_RESAMPLES = Resamples(most=1000, fewest=200, draws=10_000_000)
 
 
 def answers(measurement: Measurement, examples: pd.DataFrame, rows: np.ndarray) -> pd.DataFrame:
@@ -136,10 +136,10 @@ class Change:
 
 
 def mean_changes(
-    before: pd.DataFrame, after: pd.DataFrame, behaviours: Sequence[Behaviour], seed: int = 0
+    before: pd.DataFrame, after: pd.DataFrame, behaviours: Sequence[Behaviour]
 ) -> list[Change]:
-    """Mean change of every behaviour over the same examples, with bootstrap intervals."""
-    random = np.random.default_rng(seed)
+    """Mean change of every behaviour over the same examples, with intervals over these."""
+    clusters = pd.factorize(before[CLUSTER])[0] if CLUSTER in before else None
     found = []
     for behaviour in behaviours:
         one, other = before[behaviour.name].to_numpy(float), after[behaviour.name].to_numpy(float)
@@ -147,8 +147,7 @@ def mean_changes(
         if not known.any():
             continue
         change = other[known] - one[known]
-        totals = sums(change[:, None], _RESAMPLES.of(len(change)), random)
-        low, high = interval(totals[:, 0] / len(change))
+        low, high = mean_spread(change, None if clusters is None else clusters[known]).ends()
         found.append(
             Change(
                 behaviour,

@@ -15,6 +15,7 @@ from stagelens.effects.groups import GroupMetrics
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs.files import new_folder
 from stagelens.runs.run import Run
+from stagelens.runs.sets.clusters import clusters
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.wording.numbers import number
 from stagelens.wording.trust_words import trust_explanation, trust_word
@@ -69,7 +70,8 @@ def before_and_after(
         Refused: An estimator cannot give a stage.
         SetError: There is no such column.
     """
-    table = examples_of(run, examples)
+    table, sharing = examples_of(run, examples), clusters(examples)
+    table = table if sharing is None else sharing.joined(table)
     if by is not None:
         # Only for its error, before anything is computed.
         groups_of(table, by)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from stagelens.effects.draws import DrawInterval
+from stagelens.effects.draws import FEWEST, DrawInterval, left_out_text
 from stagelens.estimators.stage_trust import REPLAY, StageTrust
 from stagelens.trust.drawn_coalitions import DrawnCoalitions
 from stagelens.trust.draws import RECIPE
@@ -65,9 +65,24 @@ class DrawnShares(Shares):
         trust = self._known_from(name, over)  # that of a group goes by its own interval
         if not n:
             return Mean(name, 0, np.nan, None, trust)
-        known = np.isfinite(over.low) and np.isfinite(over.high)
-        ends = Interval(over.low, over.high, 0.0, 0.0, drawn=self.over) if known else None
+        ends = None
+        if np.isfinite(over.low) and np.isfinite(over.high):
+            ends = Interval(over.low, over.high, 0.0, 0.0, drawn=self.over)
+        elif over.sd == 0 and over.draws >= FEWEST:
+            # All draws are alike: how far the examples leave the mean uncertain is what remains.
+            ends = self._over_examples(weights, chosen)
         return Mean(name, n, over.mean, ends, trust)
+
+    def _over_examples(
+        self, weights: Mapping[int, float], chosen: np.ndarray | None
+    ) -> Interval | None:
+        numbers = self._combined(weights)
+        kept = np.isfinite(numbers) if chosen is None else np.isfinite(numbers) & chosen
+        most = sum(weight for weight in weights.values() if weight > 0)
+        shared = None if self.clusters is None else self.clusters[kept]
+        spread = self._spread(numbers[kept], shared, most)
+        low, high = spread.ends()
+        return Interval(low, high, (high - low) / 2, 0.0) if low < high else None
 
     def in_each_draw(self, reading: str, chosen: np.ndarray | None = None) -> np.ndarray:
         """(K, M): the mean of a reading over examples, in each draw."""
@@ -113,7 +128,25 @@ def drawn_shares_of(found: DrawnCoalitions, behaviour: str) -> DrawnShares | Non
     if kind is None:
         return None
     drawn_v = found.values(behaviour)
+    known = np.array(
+        [np.all([np.isfinite(each) for each in own.values()], axis=0) for own in drawn_v]
+    )
+    lost = known.any(axis=0) & ~known.all(axis=0)
+    left_out = ""
+    if lost.any():  # means are over the same examples in every draw, and for every coalition
+        left_out = left_out_text(int(lost.sum()), np.flatnonzero(~known[:, lost].all(axis=1)))
+    every = known.all(axis=0)
+    drawn_v = [{m: np.where(every, each, np.nan) for m, each in own.items()} for own in drawn_v]
     v = {mask: np.mean([own[mask] for own in drawn_v], axis=0) for mask in drawn_v[0]}
     return DrawnShares(
-        kind, found.stages, v, {}, found.labels, RECIPE, drawn_v=drawn_v, found=found
+        kind,
+        found.stages,
+        v,
+        {},
+        found.labels,
+        RECIPE,
+        clusters=found.clusters,
+        drawn_v=drawn_v,
+        found=found,
+        left_out=left_out,
     )

@@ -65,6 +65,7 @@ def cautions(found: Shares) -> list[str]:
             f"{pairs} of an order of joining and its reverse, drawn at random, and their intervals "
             "include that choice."
         )
+    said += [found.left_out] if found.left_out else []
     return [*said, NO_INTENT]
 
 

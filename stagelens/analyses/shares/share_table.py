@@ -12,7 +12,7 @@ import pandas as pd
 
 from stagelens.contracts import ACCURACY, Behaviour, StageLensError
 from stagelens.effects.coalition_results import CoalitionResult
-from stagelens.effects.resampling import sources, standard_error
+from stagelens.effects.contrasts import Spread, mean_spread
 from stagelens.estimators.parties import name_of
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs.sets.clusters import CLUSTER
@@ -70,6 +70,8 @@ class Shares:
         places: The places in training of each party's stages; none where each party is one stage.
         clusters: (N,) the number of each example's source, below 0 where it shares none; None where
             none do.
+        left_out: Which examples are left out because some draw has no value of them, as a sentence;
+            empty where none are.
     """
 
     behaviour: Behaviour
@@ -82,6 +84,7 @@ class Shares:
     drawn: Sequence[Any] = field(default=(), repr=False)
     places: Sequence[Sequence[int]] = ()
     clusters: np.ndarray | None = field(default=None, repr=False)
+    left_out: str = ""
 
     @property
     def m(self) -> int:
@@ -218,6 +221,7 @@ class Shares:
         trust: StageTrust,
         chosen: np.ndarray | None = None,
         sampled: float = 0.0,
+        most: float = 1.0,
     ) -> Mean:
         """The mean of some numbers with its interval.
 
@@ -227,24 +231,31 @@ class Shares:
             trust: What is known of them.
             chosen: (N,) which examples the mean is over; None for all of them.
             sampled: What the choice of orders adds on either side.
+            most: Of accuracy, the largest number that an example may have.
         """
         kept = np.isfinite(numbers) if chosen is None else np.isfinite(numbers) & chosen
         own, shared = numbers[kept], None if self.clusters is None else self.clusters[kept]
         if not len(own) or trust.trust == "refused":
             return Mean(name, len(own), np.nan, None, trust)
-        n = len(own) if shared is None else sources(shared)
         mean = float(own.mean())
+        spread = self._spread(own, shared, most)
         row = {
             "effect": mean,
-            "error": standard_error(own, shared),
-            "sources": n,
+            "error": spread.error,
+            "freedom": spread.freedom,
             "rms": self.rms(numbers),
-            "n": n,
+            "n": len(own) if shared is None else spread.freedom + 1,
         }
         interval = mean_interval(row, trust, self.behaviour)
         if interval is not None and sampled:
             interval = widened(interval, float(sampled)) if np.isfinite(sampled) else None
         return Mean(name, len(own), mean, interval, trust)
+
+    def _spread(self, own: np.ndarray, shared: np.ndarray | None, most: float) -> Spread:
+        """Of a mean of numbers, which of accuracy are from ``-most`` to ``most``."""
+        # Where no answer differs, others' might have: the interval has a width all the same.
+        found = mean_spread(own / most, shared, self.behaviour == ACCURACY)
+        return Spread(float(own.mean()), found.error * most, found.freedom)
 
     def rms(self, numbers: np.ndarray) -> float:
         """Root mean square of (N,) numbers over the examples that errors are relative to."""
@@ -287,7 +298,9 @@ class Shares:
         of: str = SUMS,
     ) -> Mean:
         """The mean of a weighted sum of coalitions; NaN where one was not measured."""
-        return self.mean_of(self._combined(weights), name, self._trust(name, weights, of), chosen)
+        trust = self._trust(name, weights, of)
+        most = sum(weight for weight in weights.values() if weight > 0)
+        return self.mean_of(self._combined(weights), name, trust, chosen, most=most)
 
     def level(self, mask: int, chosen: np.ndarray | None = None) -> float:
         """The mean of the behaviour over examples of one coalition's model."""

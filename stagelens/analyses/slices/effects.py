@@ -1,36 +1,33 @@
 """What stages do to slices, with intervals over examples, and where two slices differ most.
 
-Intervals are bootstraps over examples: of a mean, over the slice's own; of a difference, over the
-examples of both slices together, so that slices may overlap (an example that is in both is drawn
-for both). The largest of many differences is large by chance alone: it is chosen, and reported with
-an interval, at a level that is corrected for how many were looked at (Bonferroni).
+Intervals are over examples: of a mean, over the slice's own; of a difference, over those of both
+slices, which may overlap (see ``effects.contrasts``). The largest of many differences is large by
+chance alone: it is chosen, and reported with an interval, at a level that is corrected for how many
+were looked at (Bonferroni).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm
 
 from stagelens.contracts import ACCURACY, Behaviour
+from stagelens.effects.contrasts import Spread, difference_spread, mean_spread
 from stagelens.effects.draws import DrawInterval, DrawnEffects
 from stagelens.effects.headlines import FEWEST
-from stagelens.effects.resampling import LEVEL, Resamples, by_cluster, interval, sums
 from stagelens.effects.summary import of_behaviour, rms_effects, stage_summary
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs.sets.clusters import CLUSTER
 from stagelens.wording.numbers import amount_text, phrase, signed_text
+from stagelens.wording.quantiles import LEVEL
 from stagelens.wording.sentences import Part, Sentence, slice_parts, would_be
 from stagelens.wording.trust_words import may_be_finding
 
 from .saved import Slice
-
-RESAMPLES = 2000
-_RESAMPLES = Resamples(most=RESAMPLES, fewest=400, draws=20_000_000)
 
 COLUMNS = (
     "slice",
@@ -48,75 +45,6 @@ COLUMNS = (
     "within_noise",
     "drawn",
 )
-
-
-def mean_interval(
-    values: np.ndarray,
-    seed: int = 0,
-    level: float = LEVEL,
-    clusters: np.ndarray | None = None,
-) -> tuple[float, float]:
-    """Percentile bootstrap of a mean.
-
-    Args:
-        values: (n,) one per example; NaN is left out.
-        seed: Makes the interval reproducible.
-        level: Share of intervals that may miss the truth.
-        clusters: (n,) as ``resampling.standard_error`` takes them; None where all are apart.
-
-    Returns:
-        Its ends; NaN where there are fewer than two values, or clusters.
-    """
-    known = np.isfinite(values)
-    values = values[known]
-    if len(values) < 2:
-        return float("nan"), float("nan")
-    if clusters is not None:
-        summed = by_cluster(np.column_stack([values, np.ones(len(values))]), clusters[known])
-        if len(summed) < 2:
-            return float("nan"), float("nan")
-        totals = _sums(summed, seed)
-        return interval(totals[:, 0] / totals[:, 1], level)
-    return interval(_sums(values[:, None], seed)[:, 0] / len(values), level)
-
-
-def difference_interval(
-    values: np.ndarray,
-    first: np.ndarray,
-    second: np.ndarray,
-    seed: int = 0,
-    level: float = LEVEL,
-    clusters: np.ndarray | None = None,
-) -> tuple[float, float]:
-    """Bootstrap of the difference of two means over examples, which may be in both.
-
-    The interval is the difference and its normal quantile times the bootstrap's standard
-    deviation: percentiles far out in the tail, as a corrected level needs them, would take more
-    resamples than there is time for.
-
-    Args:
-        values: (N,) one per example.
-        first: (N,) bool, the examples in the mean that is subtracted from.
-        second: (N,) bool, those in the mean that is subtracted.
-        seed: Makes the interval reproducible.
-        level: Share of intervals that may miss the truth.
-        clusters: (N,) as ``resampling.standard_error`` takes them; None where all are apart.
-    """
-    known = np.isfinite(values) & (first | second)
-    values, first, second = values[known], first[known], second[known]
-    if min(first.sum(), second.sum()) < 2:
-        return float("nan"), float("nan")
-    columns = np.column_stack([first * values, first, second * values, second]).astype(float)
-    totals = _sums(columns if clusters is None else by_cluster(columns, clusters[known]), seed)
-    with np.errstate(invalid="ignore"):  # a resample may miss a tiny slice
-        drawn = totals[:, 0] / totals[:, 1] - totals[:, 2] / totals[:, 3]
-    reach = float(norm.isf(level / 2) * np.nanstd(drawn, ddof=1))
-    middle = float(values[first].mean() - values[second].mean())
-    return middle - reach, middle + reach
-
-
-def _sums(columns: np.ndarray, seed: int) -> np.ndarray:
-    return sums(columns, _RESAMPLES.of(len(columns)), np.random.default_rng(seed))
 
 
 def slice_summary(
@@ -143,6 +71,7 @@ def slice_summary(
         ``effect`` over the slice's examples, all else is as in ``summary.stage_summary``.
     """
     frames: dict[str, list[pd.DataFrame]] = {one.name: [] for one in slices}
+    answers = behaviour == ACCURACY
     for part in parts:
         rows = of_behaviour(part, behaviour.name)
         sizes = rms_effects(rows)
@@ -153,7 +82,8 @@ def slice_summary(
             ends = []
             for stage in means["stage"]:
                 of = own[own["stage"] == stage]
-                ends.append(mean_interval(of["effect"].to_numpy(float), clusters=_clusters(of)))
+                spread = mean_spread(of["effect"].to_numpy(float), _clusters(of), answers)
+                ends.append(spread.ends())
             low, high = zip(*ends, strict=True) if ends else ((), ())
             made = means.assign(slice=one.name, low=low, high=high)[list(COLUMNS)]
             frames[one.name].append(made)
@@ -224,7 +154,7 @@ def largest_difference(
     """
     usable = [one for one in slices if not one.by_outcome]
     by_name = {one.name: one for one in usable}
-    found: list[tuple[float, float, str, Slice, Slice]] = []
+    found: list[tuple[Spread, str, Slice, Slice]] = []
     values: dict[str, pd.DataFrame] = {}
     for part in parts:
         rows = of_behaviour(part, behaviour.name)
@@ -240,23 +170,22 @@ def largest_difference(
                 if (inside := own.index.isin(one.example_ids)).sum() >= FEWEST
             }
             for names in combinations(large, 2):
-                # First-order errors choose; only the chosen pair is resampled, which takes longer.
-                size, error = _contrast(own.to_numpy(), large[names[0]], large[names[1]], clusters)
-                first, second = (by_name[name] for name in (names if size > 0 else names[::-1]))
-                found.append((abs(size), error, stage, first, second))
-    if not found:
+                sides, numbers = (large[names[0]], large[names[1]]), own.to_numpy(float)
+                spread = difference_spread(numbers, *sides, clusters, behaviour == ACCURACY)
+                if spread.value < 0:
+                    spread, names = replace(spread, value=-spread.value), names[::-1]
+                found.append((spread, stage, by_name[names[0]], by_name[names[1]]))
+    level = LEVEL / max(len(found), 1)
+    # Without an interval the lower end is NaN, which is no finding.
+    clear = [(each[0].ends(level)[0], place) for place, each in enumerate(found)]
+    clear = [(low, place) for low, place in clear if low > 0]
+    if not clear:
         return None
-    z = float(norm.isf(LEVEL / len(found) / 2))
-    *_, stage, more, less = max(found, key=lambda each: each[0] - z * each[1])
-    own, clusters = _effects(values[stage]), _clusters(values[stage])
+    spread, stage, more, less = found[max(clear)[1]]
+    low, high = spread.ends(level)
+    own = _effects(values[stage])
     inside = own.index.isin(more.example_ids), own.index.isin(less.example_ids)
     effects = float(own[inside[0]].mean()), float(own[inside[1]].mean())
-    low, high = difference_interval(
-        own.to_numpy(float), *inside, level=LEVEL / len(found), clusters=clusters
-    )
-    # Not "low <= 0": without an interval low is NaN.
-    if not low > 0:
-        return None
     told = stage, more, less, effects, low, high, len(found)
     over = None if draws is None else _over_draws(draws, behaviour, stage, own, inside)
     if over is not None and draws is not None:
@@ -272,19 +201,6 @@ def _effects(rows: pd.DataFrame) -> pd.Series:
 def _clusters(rows: pd.DataFrame) -> np.ndarray | None:
     """Which of these examples share a source; None where all are apart."""
     return pd.factorize(rows[CLUSTER])[0] if CLUSTER in rows else None
-
-
-def _contrast(
-    values: np.ndarray, first: np.ndarray, second: np.ndarray, clusters: np.ndarray | None
-) -> tuple[float, float]:
-    """Difference of two means and its standard error, to first order, for slices that may overlap.
-
-    Example i moves the difference by ``a_i (e_i - m_A) / n_A - b_i (e_i - m_B) / n_B``.
-    """
-    means = values[first].mean(), values[second].mean()
-    moves = first * (values - means[0]) / first.sum() - second * (values - means[1]) / second.sum()
-    moves = moves if clusters is None else by_cluster(moves[:, None], clusters)[:, 0]
-    return float(means[0] - means[1]), float(np.sqrt((moves**2).sum()))
 
 
 def _noise_sd(

@@ -16,6 +16,7 @@ from stagelens.estimators.registry import method_of
 from stagelens.runs import fact_tables
 from stagelens.runs.run import Run
 from stagelens.runs.schema import digest
+from stagelens.wording.quantiles import t_quantile
 
 _FEATURES = 1
 """Part of every key; raised when candidates or tests change."""
@@ -26,9 +27,11 @@ COLUMNS = (
     *("top", "left", "height", "width", "examples"),
 )
 """One row per stage, feature and label; ``top`` to ``width`` place a patch, and ``examples`` are
-ids of examples of the label that have the feature, those that show it most first. A further
-column, ``also``, lists features of the same kind that the same examples have; tables that were
-stored before it have none."""
+ids of examples of the label that have the feature, those that show it most first. Further columns
+list features of the same kind that the same examples have (``also``) and say how many degrees of
+freedom the interval has; tables that were stored before these have none."""
+
+MORE_COLUMNS = ("also", "freedom")
 
 
 class StageFeatures(BaseModel):
@@ -151,4 +154,24 @@ def load_features(
     facts, table = found
     if "also" not in table:
         table = table.assign(also=[[] for _ in range(len(table))])
-    return Features(facts, table)
+    return Features(facts, table if "freedom" in table else _with_students_t(table))
+
+
+def _with_students_t(table: pd.DataFrame) -> pd.DataFrame:
+    """A table whose intervals are the normal distribution's, with those of Student's t.
+
+    Welch's degrees of freedom are not known of it; they are at least those of the smaller side.
+    """
+    freedom = table[["support", "without"]].min(axis=1).to_numpy(dtype=float) - 1
+    wider = t_quantile(freedom) / t_quantile(float("inf"))
+    reach = (table["high"] - table["low"]) / 2 * wider
+    low, high = table["difference"] - reach, table["difference"] + reach
+    clear = low * high > 0
+    nearer = pd.concat([low.abs(), high.abs()], axis=1).min(axis=1)
+    return table.assign(
+        low=low,
+        high=high,
+        freedom=freedom,
+        evidence=nearer.where(clear & (table["evidence"] > 0), 0.0),
+        passes=table["passes"] & clear,
+    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,15 @@ from stagelens.trust.estimates import known_trust
 from stagelens.trust.noise import load_orders
 
 from .candidates import clusters, columns, merged, named_by_shared, words
-from .feature_table import COLUMNS, FeatureFacts, Features, StageFeatures, load_features, noise_key
+from .feature_table import (
+    COLUMNS,
+    MORE_COLUMNS,
+    FeatureFacts,
+    Features,
+    StageFeatures,
+    load_features,
+    noise_key,
+)
 from .feature_table import save_features as save
 from .patches import MOST_IMAGES, Patch, background, candidates, grid, occluded, occupied
 from .statistics import Candidates, DrawnGains, judged_features
@@ -109,10 +118,19 @@ def find_features(
             images=len(look.rows) if removed else 0,
             shape=look.shape,
         ),
-        pd.concat(tables, ignore_index=True)[[*COLUMNS, "also"]],
+        pd.concat(tables, ignore_index=True)[[*COLUMNS, *MORE_COLUMNS]],
     )
     save(run, found)
     return found
+
+
+def _is_clear(draws: DrawnEffects, numbers: np.ndarray) -> bool:
+    """Whether draws leave no doubt about the sign of a number.
+
+    Where all are alike they tell no spread, and its interval over examples is what remains.
+    """
+    found = draws.interval(numbers)
+    return found.is_clear or (found.sd == 0 and found.mean != 0)
 
 
 @dataclass(frozen=True)
@@ -183,7 +201,7 @@ class Look:
         # Some stages may have been left out in fewer draws.
         if draws is None or gains is None or not draws.has_interval(gains.shape[1]):
             return None
-        return DrawnGains(gains, lambda of: draws.interval(of).is_clear)
+        return DrawnGains(gains, partial(_is_clear, draws))
 
     def _wide(self, table: pd.DataFrame, stage: str, by: str) -> np.ndarray | None:
         rows = table[(table["stage"] == stage) & (table["behaviour"] == self.behaviour.name)]

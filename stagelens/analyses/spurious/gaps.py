@@ -188,13 +188,12 @@ def models(
 
 
 def _sides(table: pd.DataFrame, by: Sequence[str], metrics: GroupMetrics) -> pd.Series:
-    """Example id to +1/n in the best group and -1/n in the worst: sums of it are gaps."""
+    """Example id to whether it is in the best group; of those of the best and the worst."""
     examples = table[table["label"].notna()]
     group = crossed(examples, by)
     best, worst = group == metrics.best, group == metrics.worst
-    # max: a group without labelled examples must not divide by 0.
-    side = best / max(best.sum(), 1) - worst / max(worst.sum(), 1)
-    return pd.Series(side.to_numpy(dtype=float), examples["example_id"].to_numpy())
+    either = (best | worst).to_numpy()
+    return pd.Series(best.to_numpy()[either], examples["example_id"].to_numpy()[either])
 
 
 def _within_noise(
@@ -230,10 +229,10 @@ def _over_draws(
 
 def _changes(table: pd.DataFrame, behaviour: Behaviour, side: pd.Series, by: str) -> pd.Series:
     """Effects on the gap by stage and order, or stage and draw."""
-    rows = table[table["behaviour"] == behaviour.name]
-    # Examples of other groups have no part in the gap.
-    change = rows["effect"] * rows["example_id"].map(side).fillna(0.0)
-    return change.groupby([rows["stage"], rows[by]]).sum()
+    rows = table[(table["behaviour"] == behaviour.name) & table["example_id"].isin(side.index)]
+    best = rows["example_id"].map(side).astype(bool)
+    means = rows["effect"].groupby([rows["stage"], rows[by], best], observed=True).mean().unstack()
+    return (means[True] - means[False]) if len(means.columns) == 2 else means.squeeze() * np.nan
 
 
 # ---------------------------------------------------------------------------------- sentences

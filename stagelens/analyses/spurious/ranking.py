@@ -12,13 +12,13 @@ from __future__ import annotations
 from itertools import chain, zip_longest
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from .feature_table import COLUMNS, Features
+from stagelens.wording.quantiles import t_quantile
+
+from .feature_table import COLUMNS, MORE_COLUMNS, Features
 
 _OF_THE_INPUT = ("patch", "word", "pair")
-_Z = 1.96
 _EXAMPLES = 12
 
 
@@ -42,7 +42,7 @@ def strongest(found: Features, stage: str) -> pd.DataFrame:
         patches = [other for other in kept if other["kind"] == row["kind"] == "patch"]
         if not any(_overlap(row, other) for other in patches):
             kept.append(row)
-    columns = [*(c for c in COLUMNS if c != "p"), "also", "opposite", "weight"]
+    columns = [*(c for c in COLUMNS if c != "p"), *MORE_COLUMNS, "opposite", "weight"]
     return pd.DataFrame(kept, columns=columns)
 
 
@@ -62,12 +62,16 @@ def _pooled(rows: pd.DataFrame) -> dict[str, Any]:
     side = positive if weights[positive].sum() >= weights[~positive].sum() else ~positive
     own, others = rows[side], rows[~side]
     share = own["support"] / own["support"].sum()
-    reach = (own["high"] - own["low"]) / 2 / _Z
+    freedom = own["freedom"].to_numpy(dtype=float)
+    error = (own["high"] - own["low"]) / 2 / t_quantile(freedom)
     noise = own["noise_sd"].fillna(0.0)
     # Examples of different labels are drawn apart, but the noise of training moves all of them.
-    error = np.sqrt((share**2 * (reach**2 - noise**2).clip(0)).sum() + (share * noise).sum() ** 2)
-    difference = float((share * own["difference"]).sum())
-    low, high = difference - _Z * error, difference + _Z * error
+    parts = share**2 * (error**2 - noise**2).clip(0)
+    variance = parts.sum() + (share * noise).sum() ** 2
+    weighted = (parts**2 / freedom).sum()  # Satterthwaite's
+    freed = float(parts.sum() ** 2 / weighted) if weighted else float(freedom.min())
+    difference, reach = float((share * own["difference"]).sum()), t_quantile(freed) * variance**0.5
+    low, high = difference - reach, difference + reach
     evidence = min(abs(low), abs(high)) if low * high > 0 else 0.0
     best = own.iloc[0].to_dict()  # of the strongest evidence: rows are stored in that order
     support = int(own["support"].sum())
@@ -78,7 +82,7 @@ def _pooled(rows: pd.DataFrame) -> dict[str, Any]:
         "without": int(own["without"].sum()),
         "mean_with": float((share * own["mean_with"]).sum()),
         "mean_without": float((share * own["mean_without"]).sum()),
-        **{"difference": difference, "low": low, "high": high},
+        **{"difference": difference, "low": low, "high": high, "freedom": freed},
         "q": float(own["q"].max()),
         "noise_sd": float((share * own["noise_sd"]).sum(skipna=False)),
         "evidence": evidence,

@@ -29,10 +29,11 @@ import pandas as pd
 from scipy import sparse
 from scipy.stats import norm, rankdata
 
+from stagelens.wording.quantiles import t_quantile
+
 SUPPORT = 10
 LEVEL = 0.05
 SMALLEST = 0.2
-_Z = 1.96
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,9 @@ def judged_features(
     Returns:
         One row per feature and label with enough support, the strongest evidence first: ``kind``,
         ``name``, ``label``, ``feature`` (place within its kind), ``support``, ``without``
-        (counts), ``mean_with``, ``mean_without``, ``difference``, ``low``, ``high``, ``p``, ``q``,
-        ``noise_sd`` (NaN: not known), ``smallest`` (the least difference that passes),
-        ``evidence`` and ``passes``.
+        (counts), ``mean_with``, ``mean_without``, ``difference``, ``low``, ``high``, ``freedom``
+        (Welch's, of the interval), ``p``, ``q``, ``noise_sd`` (NaN: not known), ``smallest`` (the
+        least difference that passes), ``evidence`` and ``passes``.
     """
     frames: list[pd.DataFrame] = []
     drawn: list[np.ndarray] = []
@@ -98,6 +99,8 @@ def judged_features(
         for label in _labels(labels):
             of = labels[each.rows] == label if label is not None else np.ones(len(each.rows), bool)
             of &= np.isfinite(effects[each.rows])
+            if draws is not None:  # over the same examples in this run and in every draw
+                of &= np.isfinite(draws.gains[each.rows]).all(axis=1)
             # Of fewer, one side is always too small.
             if of.sum() >= 2 * SUPPORT:
                 places = np.flatnonzero(of)
@@ -120,7 +123,7 @@ def _labels(labels: np.ndarray) -> Sequence[str | None]:
 
 _COLUMNS = (
     *("kind", "name", "label", "feature", "support", "without", "mean_with", "mean_without"),
-    *("difference", "low", "high", "p", "noise_sd", "smallest"),
+    *("difference", "low", "high", "freedom", "p", "noise_sd", "smallest"),
 )
 
 
@@ -157,13 +160,13 @@ def _within(
     rows = candidates.rows[places]
     own = effects[rows]
     values = own if candidates.changes is None else candidates.changes[np.ix_(places, keep)]
-    with_, without, error, p = _compared(members, n1, values)
+    with_, without, error, freedom, p = _compared(members, n1, values)
     noise = np.full(len(keep), np.nan)
     # One order alone has no spread.
     if orders is not None and orders.shape[1] > 1:
         noise = _contrast(members, n1, orders[rows]).std(axis=1, ddof=1)
     # Noise that is not known adds nothing to the interval.
-    reach = _Z * np.sqrt(error**2 + np.nan_to_num(noise) ** 2)
+    reach = t_quantile(freedom) * np.sqrt(error**2 + np.nan_to_num(noise) ** 2)
     difference = with_ - without
     facts: dict[str, Any] = {
         "kind": candidates.kind,
@@ -177,6 +180,7 @@ def _within(
         "difference": difference,
         "low": difference - reach,
         "high": difference + reach,
+        "freedom": freedom,
         "p": p,
         "noise_sd": noise,
         "smallest": SMALLEST * own.std(ddof=1),
@@ -202,8 +206,10 @@ def _in_draws(candidates: Candidates, places: np.ndarray, gains: np.ndarray) -> 
 
 def _compared(
     members: sparse.csr_matrix, n1: np.ndarray, values: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Mean with and without each feature, standard error of the difference, and p of rank sums.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Mean with and without each feature, their difference's standard error, and p of rank sums.
+
+    The degrees of freedom of the standard error, which come before p, are Welch's.
 
     Args:
         members: (n, P).
@@ -226,7 +232,10 @@ def _compared(
         z = (_sums(members, ranks) / n1 - (count + 1) / 2) / np.sqrt(spread * n0 / (n1 * count))
     # Where all values are equal z is 0 / 0, and nothing speaks for the feature: p is 1.
     p = 2 * norm.sf(np.abs(np.nan_to_num(z)))
-    return with_, without, np.sqrt(var1 + var0), p
+    squares = var1**2 / np.maximum(n1 - 1, 1) + var0**2 / np.maximum(n0 - 1, 1)
+    # Without any variance all freedom is as good.
+    freedom = np.where(squares > 0, (var1 + var0) ** 2 / np.where(squares > 0, squares, 1), n1)
+    return with_, without, np.sqrt(var1 + var0), freedom, p
 
 
 def _sums(members: sparse.csr_matrix, values: np.ndarray) -> np.ndarray:

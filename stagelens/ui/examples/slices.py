@@ -185,7 +185,7 @@ def _table(
     )
     components.text_block(
         f"{about}: final model minus the counterfactual without the stage; in brackets the 95 % "
-        f"interval over resampled {workspace.noun}s and, where it is known, the error of the "
+        f"interval over {workspace.noun}s and, where it is known, the error of the "
         "estimate. ▲ credit, ▼ blame, ± the interval includes zero or the sign is uncertain, "
         f"{_UNCLEAR[drawn]}, so not a finding. {trust_line(effects.trust, behaviour.name)}"
         + (

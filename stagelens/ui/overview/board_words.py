@@ -277,7 +277,7 @@ def _said(workspace: Workspace, board: Board, off: Off, behaviour: Behaviour) ->
     mean: Mapping[str, float] = {
         "effect": own.effect,
         "error": own.error,
-        "sources": own.sources,
+        "freedom": own.freedom,
         "rms": own.rms,
         "final": board.levels[ALL_ON].mean,
         "n": own.n,

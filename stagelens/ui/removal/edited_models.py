@@ -293,7 +293,9 @@ def _compared(
     _view: RemovalView,
     _models: dict[str, Measurement],
 ) -> Compared:
-    table = loaders.examples(_view.workspace.at, set_name)
+    at = _view.workspace.at
+    table, sharing = loaders.examples(at, set_name), loaders.clusters(at, set_name)
+    table = table if sharing is None else sharing.joined(table)
     answers = {name: comparison.answers(one, table, _view.rows) for name, one in _models.items()}
     # More than two where a replay settles the edit; flips are between the first two.
     before, after, *_ = answers.values()

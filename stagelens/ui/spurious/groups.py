@@ -127,7 +127,7 @@ def _sentences(workspace: Workspace, effects: Effects, gaps: Gaps, stages: Seque
             else "training noise is not known (the Trust page measures it)"
         )
         components.text_block(
-            "A stage is named where the 95 % interval of its effect on the gap, over resampled "
+            "A stage is named where the 95 % interval of its effect on the gap, over "
             "examples and, where it is known, with the error of the estimate, excludes zero; "
             f"{noise}. The gap is the one between the final model's "
             f"best and worst group of at least {count_text(MINIMUM, workspace.noun)}.",
@@ -154,7 +154,7 @@ def _picture(
     )
     trust_badges([effects.trust[s] for s in stages], gaps.behaviour.name)
     said = [
-        "Lines are 95 % intervals over resampled examples. A gap in brackets, without a bar, may "
+        "Lines are 95 % intervals over examples. A gap in brackets, without a bar, may "
         "be none: its interval includes zero."
     ]
     if len(stages) > MOST:
