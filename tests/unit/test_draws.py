@@ -163,6 +163,7 @@ def test_intervals_of_groups_are_of_their_means_in_every_draw() -> None:
         ]
     )
     rows = pd.DataFrame({"stage": "s", "example_id": list("xyz"), "group": ["a", "a", "b"]})
+    rows["effect"] = 0.0
     drawn = DrawnEffects(table, "same data")
     found = intervals_of_means(drawn, rows, "b", ["stage", "group"])
     assert found["s", "a"].mean == 2 and found["s", "a"].sd == 0
@@ -389,7 +390,7 @@ def test_a_width_is_told_in_draws_and_refused_where_it_needs_too_many(
 
 
 def test_few_draws_are_said_to_give_conservative_intervals() -> None:
-    table = pd.DataFrame({"draw": range(8)})
+    table = pd.DataFrame({"draw": range(8), "effect": 0.0})
     facts = draws.DrawFacts(run_digest="", set_digest="", kind="recipe", behaviours=[])
     few, more = (draws.sentence(facts, DrawnEffects(table.head(n), "recipe")) for n in (7, 8))
     assert "conservative" in few and "shows what is chance alone" not in few
