@@ -173,15 +173,16 @@ def added_error(mean: float, count: float) -> float:
     """What the standard error of mean changes of right answers has besides their own spread.
 
     Where no answer changed, or all did, their own spread is 0, and others might have all the same:
-    half an example of each change and one without are taken to have been seen besides (A. Agresti
-    and Y. Min, Simple improved confidence intervals for comparing matched proportions, Statist.
-    Med. 24, 2005).
+    one example of each change is taken to have been seen besides (D. G. Bonett and R. M. Price,
+    Adjusted Wald confidence interval for a difference of binomial proportions based on paired data,
+    J. Educ. Behav. Statist. 37, 2012). Half of each (Agresti and Min, 2005) is too little
+    where hardly any answer changes: of 200, intervals then hold a change of 1 % in 86 % of cases.
 
     Args:
         mean: From -1 to 1.
         count: Over how many examples, or sources.
     """
-    return math.sqrt(1 + 2 * mean**2) / (count + 2)
+    return math.sqrt(2 + 2 * mean**2) / (count + 2)
 
 
 def share_ends(

@@ -188,3 +188,13 @@ def test_intervals_of_clustered_rows_hold_the_truth(sizes: np.ndarray) -> None:
             held[place] += low <= 0 <= high
     assert (stats.binom.cdf(held, runs, 0.935) > 0.001).all(), held / runs
     assert (stats.binom.sf(held, runs, 0.975) > 0.001).all(), held / runs
+
+
+@pytest.mark.parametrize("n", [20, 200])
+def test_intervals_hold_rare_changes_of_answers(n: int) -> None:
+    """Summed exactly, over how many of n answers change."""
+    changed = np.arange(n + 1)
+    ends = np.array([mean_spread((np.arange(n) < x) * 1.0, answers=True).ends() for x in changed])
+    for p in (0.005, 0.01, 0.02, 0.05, 0.12, 0.5):
+        holds = (ends[:, 0] <= p) & (p <= ends[:, 1])
+        assert stats.binom.pmf(changed, n, p)[holds].sum() > 0.93, p

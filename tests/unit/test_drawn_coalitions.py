@@ -108,7 +108,9 @@ def test_shares_over_draws_are_means_of_each_draws_shares_and_add_up(
         few = np.arange(60) < 20
         (one, *_) = found.means(SHARE, few)
         np.testing.assert_allclose(one.mean, found.in_each_draw(SHARE, few)[:, 0].mean())
-        if one.interval is not None and one.interval.drawn:  # the trust of a group's mean goes by its own interval
+        if (
+            one.interval is not None and one.interval.drawn
+        ):  # the trust of a group's mean goes by its own interval
             width = (one.interval.high - one.interval.low) / abs(one.mean)
             assert dict(one.trust.over_draws)[behaviour] == pytest.approx(width)
         (pair, *_) = pairs_of(found)

@@ -54,7 +54,7 @@ def test_of_many_answers_the_error_is_the_usual_one_and_goes_by_sources() -> Non
     assert mean_spread(values, answers=True).error == pytest.approx(usual, rel=1e-3)
     clusters = np.arange(5000) // 500  # ten sources
     usual = mean_spread(values, clusters).error
-    known = np.hypot(usual, np.sqrt(1 + 2 * values.mean() ** 2) / 12)
+    known = np.hypot(usual, np.sqrt(2 + 2 * values.mean() ** 2) / 12)
     assert mean_spread(values, clusters, answers=True).error == pytest.approx(known)
 
 

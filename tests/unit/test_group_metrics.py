@@ -90,7 +90,7 @@ def test_models_that_answer_alike_change_no_gap_as_far_as_so_many_examples_tell(
     row = gaps.loc["again"]
     assert row["change"] == 0 and row["gap_low"] < row["gap_high"]
     # Others might have been answered otherwise; margins that are the same are the same model's.
-    assert -0.06 < row["change_low"] < 0 < row["change_high"] < 0.06
+    assert -0.08 < row["change_low"] < 0 < row["change_high"] < 0.08
     again = group_metrics({"final": same, "again": same.copy()}, ["group"], "margin").gaps
     assert again.set_index("model").loc["again", ["change_low", "change_high"]].tolist() == [0, 0]
 
