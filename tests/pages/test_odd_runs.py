@@ -97,7 +97,7 @@ def test_every_page_says_of_each_stage_what_is_known(
         assert re.search(rf"{stage}: (no number|[a-z,: ]+ [\d.]+), {word}", bars), stage
 
     app, gaps = shown("pages/2_Spurious_features.py")
-    alt = figures(app)[0]["alt"]
+    alt = drawn(app)[0]
     table = app.dataframe[0].value
     for stage, word in STANDINGS.items():
         assert f"without {stage} ({MARKS[word]} {word})" in alt

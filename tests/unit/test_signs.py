@@ -20,7 +20,16 @@ from stagelens.analyses.contributions.contribution_table import Question
 from stagelens.analyses.saliency.map_table import Map
 from stagelens.analyses.shares.pairs import pairs_of
 from stagelens.analyses.shares.share_table import SHARE, Shares, shares_of
-from stagelens.charts import comparison, network, places, saliency, steps, tokens, trust
+from stagelens.charts import (
+    agreement_picture,
+    comparison,
+    network,
+    places,
+    saliency,
+    steps,
+    tokens,
+    trust,
+)
 from stagelens.charts.style import BLAME, CREDIT, NEITHER, Chart, color_of
 from stagelens.contracts import Behaviour
 from stagelens.report.shares import share_rows
@@ -79,10 +88,17 @@ def contributed(kind: Behaviour) -> Chart:
     return steps.step_contributions(rows, rates, kind, "s", effects(kind)[0], "#56B4E9")
 
 
-def against_replay(kind: Behaviour) -> Chart:
+def points(kind: Behaviour) -> pd.DataFrame:
     of = {"estimate": effects(kind), "replay": effects(kind)}
-    table = pd.DataFrame({"example_id": ["a", "b"], **of, "within_noise": pd.NA})
-    return trust.agreement(table, kind, "s", "task-vector", 1.0)
+    return pd.DataFrame({"example_id": ["a", "b"], **of, "within_noise": pd.NA})
+
+
+def against_replay(kind: Behaviour) -> Chart:
+    return trust.agreement(points(kind), kind, "s", "task-vector", 1.0)
+
+
+def pictured(kind: Behaviour) -> charts.Markup:
+    return agreement_picture.agreement_picture(points(kind), kind, "s", "task-vector", 1.0)
 
 
 def compared(kind: Behaviour) -> Chart:
@@ -118,6 +134,7 @@ DRAWN: dict[str, Callable[[Behaviour], charts.Chart | charts.Markup]] = {
     "pair_matrix": lambda kind: charts.pair_matrix(pairs_of(pairs(kind)), pairs(kind).behaviour),
     "step_contributions": contributed,
     "agreement": against_replay,
+    "agreement_picture": pictured,
     "effect_against_effect": compared,
     "shaded_tokens": lambda kind: tokens.shaded_tokens(["x", "y"], effects(kind), kind, "s"),
     "token_maps": lambda kind: saliency.token_maps(of_tokens(kind), kind, "s"),
@@ -130,7 +147,7 @@ MARKED = {"effect_bars", "network_map"}
 """Their amounts stand behind ▲ and ▼."""
 SCALES = {"pixel_maps", "token_maps", "shaded_tokens"}
 """Their legends print both ends of the scale."""
-AXES_OF_THE_BEHAVIOUR = {"time_line", "observed_path", "group_gaps"}
+AXES_OF_THE_BEHAVIOUR = {"time_line", "observed_path", "group_gaps", "gap_rows"}
 """They draw the behaviour itself, on an axis named after it."""
 
 
