@@ -9,6 +9,7 @@ import json
 import pkgutil
 import re
 from collections.abc import Callable
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -147,6 +148,8 @@ MARKED = {"effect_bars", "network_map"}
 """Their amounts stand behind ▲ and ▼."""
 SCALES = {"pixel_maps", "token_maps", "shaded_tokens"}
 """Their legends print both ends of the scale."""
+PLACES = {"agreement_picture"}
+"""They print no amounts: credit stands right of zero, blame left of it."""
 AXES_OF_THE_BEHAVIOUR = {"time_line", "observed_path", "group_gaps", "gap_rows"}
 """They draw the behaviour itself, on an axis named after it."""
 
@@ -154,7 +157,7 @@ AXES_OF_THE_BEHAVIOUR = {"time_line", "observed_path", "group_gaps", "gap_rows"}
 def texts(drawn: charts.Chart | charts.Markup) -> str:
     """Everything that is printed, as it is read."""
     if isinstance(drawn, charts.Markup):
-        return html.unescape(drawn.html)
+        return unquote(html.unescape(drawn.html))
     return json.dumps(json.loads(drawn.figure.to_json()), ensure_ascii=False) + drawn.alt
 
 
@@ -180,6 +183,12 @@ def test_a_better_behaviour_is_positive_whichever_way_is_better(name: str, kind:
         assert {"−0.50", "+0.50"} <= signed
     elif name in MARKED:
         assert "▲ 0.50" in said and "▼ 0.30" in said and not signed
+    elif name in PLACES:
+        zero = re.search(r"M([\d.]+) 200\.0L\1 0\.0", said)
+        credit = re.search(rf"M([\d.]+) [\d.]+h0' fill='none' stroke='{CREDIT}'", said)
+        blame = re.search(rf"M([\d.]+) [\d.]+m[^>]*fill='{BLAME}'", said)
+        assert zero and credit and blame
+        assert float(blame[1]) < float(zero[1]) < float(credit[1])
     else:
         assert signed and signed <= {"+0.50", "−0.30"}
     assert CREDIT in said or "rgba(0,114,178" in said
