@@ -66,11 +66,18 @@ def test_axe_finds_what_is_wrong(server, page: Page, settle) -> None:
     assert any(each.startswith("button-name") for each in found)
 
 
+def _open_story(page: Page, settle) -> None:
+    """As somebody does who sees the switchboard first, which tells the server when it is there."""
+    expect(page.locator(".board .bar").first).to_be_attached()
+    page.wait_for_load_state("networkidle")
+    page.get_by_text("The story of this demo").click()
+    settle(page)
+
+
 def test_the_story_of_the_demo_leads_into_the_pages(server, page: Page, settle) -> None:
     page.goto(f"{server.url}/?run=digits")
     settle(page, "The story of this demo, in four sentences")
-    page.get_by_text("The story of this demo").click()
-    settle(page)
+    _open_story(page, settle)
     page.get_by_role("link", name="See which stamped images shortcut hurts").click()
     settle(page, "of 894 images")
     assert "side=blame" in page.url and "changed=true" in page.url
@@ -79,8 +86,7 @@ def test_the_story_of_the_demo_leads_into_the_pages(server, page: Page, settle) 
     # Anew: going back keeps the group that was chosen, and then this is no first look.
     page.goto(f"{server.url}/?run=digits")
     settle(page, "The story of this demo")
-    page.get_by_text("The story of this demo").click()
-    settle(page)
+    _open_story(page, settle)
     page.get_by_role("link", name="Take it out").click()
     settle(page, "exact: measured on the edited weights")
     expect(page.get_by_role("heading", name="Flipped answers")).to_be_visible()

@@ -12,6 +12,7 @@ from streamlit.components.v2 import manifest_scanner
 from streamlit.testing.v1 import AppTest, local_script_runner
 from streamlit.testing.v1.local_script_runner import LocalScriptRunner
 
+from stagelens.estimators import durations
 from stagelens.ui.server import jobs
 from tests.conftest import DemoRun
 
@@ -66,6 +67,12 @@ def demo(digits_run: DemoRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of the digits demo. Read it only; take ``demo_copy`` to change it."""
     folder = tmp_path_factory.mktemp("home") / "digits"
     return Path(shutil.copytree(digits_run.path, folder))
+
+
+@pytest.fixture(autouse=True)
+def _an_idle_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is predicted, and so what starts by itself, is the same however busy the machine is."""
+    monkeypatch.setattr(durations, "slowdown", lambda *_: 1.0)
 
 
 @pytest.fixture(autouse=True)

@@ -203,7 +203,13 @@ def links(app: AppTest) -> list[tuple[str, dict[str, str]]]:
     """Every link to a page of the dashboard: its words, and its query."""
     found = [(each.proto.label, each.proto.query_string) for each in app.get("page_link")]
     for body in (each.proto.body for each in app.get("html")):
-        found += re.findall(r"()href='[^'?]*\?([^']*)'", body)
+        # A link without words says what it leads to when it is pointed at.
+        found += [
+            (said, query)
+            for tag in re.findall(r"<a [^>]*>", body)
+            for query in re.findall(r"href='[^'?]*\?([^']*)'", tag)
+            for said in [" ".join(re.findall(r"(?:aria-label|title)='([^']*)'", tag))]
+        ]
     for frame in (each.value for each in app.dataframe):
         for name in frame:
             cells = frame[name].map(str)

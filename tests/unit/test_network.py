@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +194,13 @@ def test_how_far_a_block_moved_is_zero_only_where_nothing_changed() -> None:
     assert moved({"w": torch.full((4,), 1.5)}, {"w": torch.ones(4)}, ["w"]) == pytest.approx(0.5)
     assert moved(still, still | {"count": torch.tensor(4)}, ["w", "count"]) > 0
     assert moved({"w": torch.ones(2)}, {"w": torch.zeros(2)}, ["w"]) == float("inf")
+
+
+@pytest.fixture(scope="module")
+def digits_run(digits_run: DemoRun, tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
+    """A copy: what is measured here is stored with the run."""
+    folder = tmp_path_factory.mktemp("network") / "digits"
+    return replace(digits_run, path=Path(shutil.copytree(digits_run.path, folder)))
 
 
 @pytest.fixture(scope="module")

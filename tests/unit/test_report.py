@@ -108,7 +108,15 @@ def test_the_default_report_says_what_the_demo_hides(whole: Report, short_plotly
     main = page_of(as_html(whole)).all("main")[0]
     headings = [each.text for each in main.all("h2")]
     assert headings == [
-        *("What stands out", "Credit and blame", "Shares", "Stages", "Group gaps", "Trust"),
+        *(
+            "What stands out",
+            "Credit and blame",
+            "Shares",
+            "Stages",
+            "Paths",
+            "Group gaps",
+            "Trust",
+        ),
         "Findings",
     ]
     said = main.text.replace("\n", "")

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from stagelens.cli import app
 from stagelens.cli.options import parse_time
-from stagelens.estimators import pace
+from stagelens.estimators import durations, pace
 from tests.conftest import DemoRun
 
 
@@ -26,6 +26,7 @@ def test_what_does_not_fit_into_the_time_is_told_with_its_price(
     run = Path(shutil.copytree(digits_run.path, tmp_path / "digits"))
     shutil.rmtree(run / "results")
     monkeypatch.setattr(pace.Load, "factor", 1.0)  # however busy the machine is
+    monkeypatch.setattr(durations, "slowdown", lambda *_: 1.0)
     monkeypatch.setattr(pace, "pass_seconds", lambda *_: 5000.0)
     monkeypatch.setattr(pace, "coarse_pass_seconds", lambda *_: (5000.0, 5000.0))
     out = tmp_path / "effects.csv"

@@ -60,7 +60,7 @@ def test_the_command_opens_the_dashboard_that_was_installed(target: Path, tmp_pa
     script = target / "stagelens" / "dashboard" / "app.py"
     assert done.stdout.splitlines() == [
         "-m",
-        "streamlit",
+        "stagelens.ui.server.starting",
         "run",
         str(script),
         str(target),

@@ -56,8 +56,8 @@ class Question:
 
     @property
     def is_blank(self) -> bool:
-        """Whether there is nothing to ask about, but spaces perhaps."""
-        return not any(part.strip() for part in self.content.values())
+        """Whether there is nothing to ask about, but spaces perhaps; an empty file is told of."""
+        return all(isinstance(part, str) and not part.strip() for part in self.content.values())
 
 
 @dataclass(frozen=True)
