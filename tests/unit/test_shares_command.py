@@ -127,6 +127,7 @@ def test_a_refusal_that_no_longer_is_one_is_not_told_as_measured(
         assert told in command("shares", path, "--cost").err
 
 
+@pytest.mark.slow
 def test_a_stage_is_taken_as_two_halves(path: Path, command: Command) -> None:
     command("shares", path)
     told = command("shares", path, "--halves", "b", "--cost")
