@@ -43,26 +43,29 @@ def save_state(
     """
     flat = {f"{n}/{key}": t for n, keys in state.optimizer.items() for key, t in keys.items()}
     optimizer = save_tensors(root, f"{prefix}.optimizer.safetensors", flat) if flat else None
-    if earlier is not None and _is_that(root, state.model, earlier):
+    before = [] if earlier is None else _held_before(root, state.model, earlier, renamed or {})
+    if earlier is not None and not renamed and _is_that(root, state.model, earlier, before):
         return earlier.model_copy(update={"optimizer": optimizer})
-    path = f"{prefix}.model.safetensors"
-    model, before = save_model(root, path, state.model, earlier, renamed)
+    model, before = _write(root, f"{prefix}.model.safetensors", state.model, before)
     return StateRef(model=model, before=before, optimizer=optimizer)
 
 
 def save_model(
-    root: Path,
-    relative: str,
-    model: Weights,
-    earlier: StateRef | None,
-    renamed: Mapping[str, str] | None = None,
+    root: Path, relative: str, model: Weights, earlier: StateRef | None
 ) -> tuple[FileRef, list[HeldBefore]]:
     """Write a model's parameters and buffers, except those that an earlier state's files hold.
 
     Returns:
         The file, and what it leaves to the others.
     """
-    before = [] if earlier is None else _held_before(root, model, earlier, renamed or {})
+    before = [] if earlier is None else _held_before(root, model, earlier, {})
+    return _write(root, relative, model, before)
+
+
+def _write(
+    root: Path, relative: str, model: Weights, before: list[HeldBefore]
+) -> tuple[FileRef, list[HeldBefore]]:
+    """The file of what others do not hold; of the whole model, where that is hardly more."""
     known = {name for held in before for name in held.tensors}
     rest = {name: tensor for name, tensor in model.items() if name not in known}
     left = sum(tensor.nbytes for tensor in rest.values())
@@ -93,12 +96,11 @@ def _held_before(
     return found
 
 
-def _is_that(root: Path, model: Weights, earlier: StateRef) -> bool:
-    """Whether a state on disk is this model, under the same names."""
-    held = _held_before(root, model, earlier, {})
-    same = {name for each in held for name in each.tensors}
+def _is_that(root: Path, model: Weights, earlier: StateRef, before: list[HeldBefore]) -> bool:
+    """Whether a state on disk, which holds ``before`` of a model, is that model."""
+    same = {name for held in before for name in held.tensors}
     own = {*read_header(root / earlier.model.path).tensors}
-    return same == model.keys() == own.union(*(each.tensors for each in earlier.before))
+    return same == model.keys() == own.union(*(held.tensors for held in earlier.before))
 
 
 def load_state(files: CheckedFiles, reference: StateRef) -> TrainingState:

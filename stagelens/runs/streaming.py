@@ -239,10 +239,6 @@ class Gathered(Streamed):
         files = [MappedTensors(path) for path in paths]
         return cls({name: (file, name) for file in files for name in file})
 
-    def renamed(self, names: Mapping[str, str]) -> Gathered:
-        """Those tensors that ``names`` lists, from new name to old."""
-        return Gathered({new: self._places[old] for new, old in names.items()})
-
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
 
