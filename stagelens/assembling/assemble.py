@@ -24,6 +24,7 @@ from stagelens.contracts import (
 )
 from stagelens.runs.boundary_facts import Boundary
 from stagelens.runs.files import new_folder, write_file, write_json
+from stagelens.runs.loss_tables import write_history
 from stagelens.runs.remote import local_folders
 from stagelens.runs.run import Run, open_run
 from stagelens.runs.saved_states import save_tensors
@@ -38,7 +39,6 @@ from stagelens.runs.schema import (
 from stagelens.runs.sets.columns import SetColumns
 from stagelens.runs.sets.readers import read_set_file
 from stagelens.runs.sets.writer import write_set
-from stagelens.runs.steps import write_history
 from stagelens.runs.streaming import read_header
 from stagelens.runs.task_files import write_task
 

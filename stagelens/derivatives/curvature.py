@@ -258,11 +258,11 @@ class StageLoss:
         with torch.enable_grad(), self.batch_norm as statistics:
             if split or self.gauss_newton:
                 parts = Split.of(self.loss, self.model, batch, divisor)
-                return x, parts.loss, list(statistics), parts, Held()
+                return x, parts.loss, _averaged(statistics, micro), parts, Held()
             held = Held()
             with held if follow else nullcontext():
                 loss = self.loss(self.model, batch) / divisor
-        return x, loss, list(statistics), None, held
+        return x, loss, _averaged(statistics, micro), None, held
 
     def place(self, values: Mapping[str, Tensor]) -> list[Tensor]:
         """Put x into the model, as leaves of a new graph."""
@@ -286,6 +286,11 @@ def _batches(record: StepRecord) -> Sequence[MicroBatch]:
     if record.batches is None:
         raise Refused(f"the batch of step {record.step} was not kept, so it has no derivative")
     return record.batches
+
+
+def _averaged(statistics: Sequence[Statistics], micro: MicroBatch) -> list[Statistics]:
+    """Those that running statistics average: the main process's."""
+    return [] if micro.process else list(statistics)
 
 
 def _flat(statistics: Sequence[Statistics]) -> list[Tensor]:

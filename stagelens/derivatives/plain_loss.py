@@ -77,7 +77,7 @@ def check_same_loss(
             one = loss(model, to_device(micro.batch, device))
             (one / rules.divisor(micro)).backward()
             losses.append(float(one.detach()))
-    if not fits(record, losses, rules.accumulation, tolerance_of(rules, model)):
+    if not fits(record, losses, rules, tolerance_of(rules, model)):
         raise Refused(
             f"the first loss of stage {stage.name!r} is {record.reported_loss(losses):.6g} here, "
             f"but was {record.loss:.6g} when it was recorded, so its derivatives would be another "

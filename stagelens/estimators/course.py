@@ -125,6 +125,8 @@ def unlike_the_bench(run: Run, stage: Stage, settings: Mapping[str, Any] | None 
             return f"stage {each.name} minimised {facts.objective.title}"
         if facts.accumulation != 1:
             return f"stage {each.name} accumulated gradients"
+        if facts.processes != 1:
+            return f"stage {each.name} was trained by several processes"
         if facts.keep_batches != "all":
             return f"not all batches of stage {each.name} were kept"
         if facts.boundary.frozen:

@@ -178,7 +178,7 @@ def pass_seconds(task: Task, stage: Stage, load: Load) -> float:
             replay.state()
             around += time.process_time() - began
     # The first opening of all includes what a process does once.
-    opening = max(min(openings, default=0.0), 0.0) * len(stage.facts.parts)
+    opening = max(min(openings, default=0.0), 0.0) * sum(map(len, stage.facts.parts_of_each))
     sizes = stage.read_steps().sizes()
     larger = fmean(sizes) / max(fmean(sizes[number] for number in numbers), 1e-9)
     return around + opening + stage.steps * fmean(steps) * (larger or 1.0)

@@ -10,9 +10,10 @@ from typing import Any
 from torch import nn
 
 from stagelens.contracts import RecordingError
+from stagelens.runs.boundary_facts import BestModel
 from stagelens.runs.checked_files import CheckedFiles
 from stagelens.runs.saved_states import load_state
-from stagelens.runs.schema import BestModel, Checkpoint, PartRef
+from stagelens.runs.schema import Checkpoint, PartRef
 from stagelens.runs.states import model_tensors, same_tensor
 from stagelens.runs.steps import parts_until
 

@@ -13,11 +13,11 @@ from torch import nn
 from stagelens.compute import devices
 from stagelens.contracts import RecordingError
 from stagelens.replaying.optimizers import build_optimizer, optimizer_facts
-from stagelens.runs.boundary_facts import Boundary, Tokenising
+from stagelens.runs.boundary_facts import Boundary, Environment, Tokenising
 from stagelens.runs.optimizer_set import AnyOptimizer, members
 from stagelens.runs.run import Stage
 from stagelens.runs.saved_states import save_state
-from stagelens.runs.schema import Environment, OptimizerFacts, StageFile, StateRef
+from stagelens.runs.schema import OptimizerFacts, StageFile, StateRef
 from stagelens.runs.states import (
     TrainingState,
     capture,

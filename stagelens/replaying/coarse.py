@@ -42,7 +42,7 @@ from stagelens.runs.step_records import MicroBatch, StepRecord
 
 from .coarse_plan import CoarseStep
 from .optimizers import build_optimizer, set_group_hyperparameters, update
-from .step import StepRules, loss_of, prepare, restore_missing
+from .step import MainBuffers, StepRules, loss_of, prepare, restore_missing
 from .training_loss import Passed, loss_of_stage
 
 _TINY = 1e-30
@@ -89,6 +89,7 @@ class CoarseModel:
                 for name, tensors in state.optimizer.items()
             }
         norms: list[Any] = [m for m in self.model.modules() if _keeps_running_mean(m)]
+        self.buffers = MainBuffers(self.model.buffers(), self.rules)
         self.norms = [(module, float(module.momentum)) for module in norms]
         self.loss = math.nan
 
@@ -114,9 +115,10 @@ class CoarseModel:
             devices.restore_random(micro.rng, self.device)
             batch = to_device(micro.batch, self.device)
             factor = scale / self.rules.divisor(micro)
-            loss = loss_of(self.loss_function, self.model, batch, self.rules) * factor
-            self.loss += float(loss.detach())
-            loss.backward()
+            with self.buffers.of(micro):
+                loss = loss_of(self.loss_function, self.model, batch, self.rules) * factor
+                self.loss += float(loss.detach())
+                loss.backward()
         if self.rules.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.rules.clip_norm)
         return {name: p.grad for name, p in self.parameters.items() if p.grad is not None}

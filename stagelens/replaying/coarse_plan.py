@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -221,7 +221,7 @@ class Thinning:
                 due[members[kind]] -= 1
             due[row] = -np.inf
         batch = take_examples(micro.batch, sorted(rows), self._owners_of(micro))
-        return MicroBatch(batch, micro.rng, micro.divisor)
+        return replace(micro, batch=batch)
 
     def _owners_of(self, micro: MicroBatch) -> Sequence[int] | None:
         found = self._owners(micro.batch)

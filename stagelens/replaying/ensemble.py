@@ -43,7 +43,7 @@ from stagelens.runs.step_records import StepRecord
 from .optimizers import build_optimizer, set_group_hyperparameters, update, update_in_lists
 from .replay import StageReplay, cross_boundary, replay_stage, same_arithmetic, tolerance_of
 from .reproduction import distance
-from .step import StepRules, loss_of, restore_missing
+from .step import MainBuffers, StepRules, loss_of, restore_missing
 from .training_loss import loss_of_stage
 
 _ELEMENTWISE = ("SGD", "Adam", "AdamW")
@@ -95,6 +95,7 @@ class Ensemble:
             for name, own in model.named_parameters()
         }
         self.buffers = {name: stacked(name) for name, _ in model.named_buffers()}
+        self._moving = MainBuffers(self.buffers.values(), self._rules)
         self._names = {id(parameter): name for name, parameter in self.parameters.items()}
         self._optimizer = build_optimizer(stage.optimizer, self.parameters)
         self._updated = [p for group in self._optimizer.param_groups for p in group["params"]]
@@ -122,10 +123,13 @@ class Ensemble:
         for micro in record.batches or ():
             devices.restore_random(micro.rng, self._device)
             batch, divisor = to_device(micro.batch, self._device), self._rules.divisor(micro)
-            each = vmap(partial(self._one, batch), randomness="same")(self.parameters, self.buffers)
-            losses.append(each.detach())
-            # No network's loss depends on another's weights: the sum has the gradients of each.
-            (each if divisor == 1 else each / divisor).sum().backward()
+            with self._moving.of(micro):
+                each = vmap(partial(self._one, batch), randomness="same")(
+                    self.parameters, self.buffers
+                )
+                losses.append(each.detach())
+                # No network's loss depends on another's weights: the sum has the gradients of each.
+                (each if divisor == 1 else each / divisor).sum().backward()
         restore_missing(self.parameters, record.missing, self._updated)
         if self._rules.clip_norm is not None:
             self._clip(self._rules.clip_norm)

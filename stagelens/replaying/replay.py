@@ -113,13 +113,13 @@ def tolerance_of(rules: StepRules, model: nn.Module) -> float:
     return max(_ROUNDING[rules.precision], 4 * widest_eps(model), other)
 
 
-def fits(record: StepRecord, losses: Sequence[float], accumulation: int, tolerance: float) -> bool:
+def fits(record: StepRecord, losses: Sequence[float], rules: StepRules, tolerance: float) -> bool:
     """Whether losses of micro-batches are those of a recorded step, up to rounding.
 
     Args:
         record: The step.
         losses: The task's, before division.
-        accumulation: Of its stage.
+        rules: Of its stage.
         tolerance: See :func:`tolerance_of`.
     """
     found = record.reported_loss(losses)
@@ -131,7 +131,7 @@ def fits(record: StepRecord, losses: Sequence[float], accumulation: int, toleran
     # what rounding leaves of a loss close to 0.
     return any(
         math.isclose(found / divisor, record.loss, rel_tol=tolerance, abs_tol=1e-6)
-        for divisor in {1, accumulation}
+        for divisor in {1, rules.of_one.accumulation}
     )
 
 
@@ -232,7 +232,7 @@ class StageReplay:
 
     def fits(self, record: StepRecord, losses: Sequence[float]) -> bool:
         """Whether losses of a step's micro-batches are those recorded, up to rounding."""
-        return fits(record, losses, self.rules.accumulation, self._tolerance)
+        return fits(record, losses, self.rules, self._tolerance)
 
     def state(self) -> TrainingState:
         """A copy of the training state as it is now; after :meth:`run`, the stage's end."""

@@ -85,7 +85,7 @@ def first_loss(run: Run, stage: Stage) -> Sampled:
         for micro in record.batches:
             devices.restore_random(micro.rng, device)
             losses.append(float(loss_of(loss, model, to_device(micro.batch, device), rules)))
-    if fits(record, losses, rules.accumulation, tolerance_of(rules, model)):
+    if fits(record, losses, rules, tolerance_of(rules, model)):
         return Sampled(1)
     return Sampled(1, record.step, record.loss, record.reported_loss(losses))
 

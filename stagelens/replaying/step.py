@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -38,7 +38,7 @@ class StepRules:
 
     Attributes:
         accumulation: Each micro-batch's loss is divided by it before backward, where the
-            micro-batch has no divisor of its own.
+            micro-batch has no divisor of its own; of all processes together.
         clip_norm: Largest total gradient norm; None where nothing is clipped.
         evaluation_mode: Modules that stay in evaluation mode while training.
         trainable: Parameters that require a gradient.
@@ -47,6 +47,7 @@ class StepRules:
         autocast: What autocast is around.
         kernels: What computed the recorded passes in place of the model's own code, by name.
         zeroed: Whose gradients are cleared before a step.
+        processes: How many trained the stage together.
     """
 
     accumulation: int = 1
@@ -58,12 +59,13 @@ class StepRules:
     autocast: Literal["loss", "passes"] = "loss"
     kernels: Sequence[str] = ()
     zeroed: Literal["optimizer", "model"] = "optimizer"
+    processes: int = 1
 
     @classmethod
     def of(cls, facts: StageFile) -> StepRules:
         """Those of a recorded stage."""
         return cls(
-            facts.accumulation,
+            facts.accumulation * facts.processes,  # the mean over them is in it
             facts.clip_norm,
             facts.evaluation_mode,
             facts.trainable,
@@ -72,7 +74,13 @@ class StepRules:
             facts.objective.autocast if facts.objective is not None else "loss",
             facts.kernels,
             facts.zeroed,
+            facts.processes,
         )
+
+    @property
+    def of_one(self) -> StepRules:
+        """Those of each of the processes, for its own micro-batches."""
+        return replace(self, accumulation=self.accumulation // self.processes, processes=1)
 
     @property
     def clips_leftovers(self) -> bool:
@@ -133,6 +141,33 @@ def _autocast_passes(model: nn.Module, device: str, dtype: torch.dtype) -> Itera
         del model.forward
 
 
+class MainBuffers:
+    """Buffers that passes move, such as BatchNorm's running statistics: the main process's.
+
+    The passes of the stage's other processes leave them as they are: torch's data parallelism
+    hands the main one's to all, and it is the main one's that are saved.
+
+    Args:
+        buffers: Of the model.
+        rules: Of the stage.
+    """
+
+    def __init__(self, buffers: Iterable[Tensor], rules: StepRules) -> None:
+        self._moving = [] if rules.processes == 1 else list(buffers)
+
+    @contextmanager
+    def of(self, micro: MicroBatch) -> Iterator[None]:
+        """Around the forward and the backward pass of a micro-batch."""
+        if not micro.process or not self._moving:
+            yield
+            return
+        before = [buffer.clone() for buffer in self._moving]
+        yield
+        # After backward, which would find them changed in place.
+        for buffer, own in zip(self._moving, before, strict=True):
+            buffer.copy_(own)
+
+
 class Stepper:
     """Runs recorded steps on a prepared model, in place.
 
@@ -162,6 +197,7 @@ class Stepper:
         if rules.zeroed == "model":
             self._cleared = list(self._parameters.values())
         self._device = next(iter(self._parameters.values())).device
+        self._buffers = MainBuffers(model.buffers(), rules)
         self._loss = partial(loss_of, loss, model, rules=rules)
 
     def step(self, record: StepRecord) -> list[float]:
@@ -191,9 +227,10 @@ class Stepper:
             if self._split is not None:
                 losses.append(self._split.backward(batch, self._loss, divisor))
                 continue
-            whole = self._loss(batch)
-            losses.append(whole.item())
-            (whole if divisor == 1 else whole / divisor).backward()
+            with self._buffers.of(micro):
+                whole = self._loss(batch)
+                losses.append(whole.item())
+                (whole if divisor == 1 else whole / divisor).backward()
         if self._split is not None:
             self._split.add_up(self._parameters, record.missing)
         restore_missing(self._parameters, record.missing, self._updated)

@@ -1,4 +1,7 @@
-"""What ``stage.json`` says of a boundary: the operations that lead from one stage to the next."""
+"""What ``stage.json`` says of a boundary: the operations that lead from one stage to the next.
+
+And of how a stage ended, and where it was recorded.
+"""
 
 from __future__ import annotations
 
@@ -139,6 +142,41 @@ class Tokenising(BaseModel):
     added: dict[str, int] = {}
     missing: dict[str, int] = {}
     chat_template: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+
+
+class Environment(BaseModel):
+    """Where a stage was recorded; replay is bit for bit where this agrees.
+
+    Attributes:
+        arithmetic: All that the last bits depend on beside the threads; empty in layout 1.
+    """
+
+    model_config = STRICT
+
+    torch: str
+    threads: int = Field(ge=1)
+    device: str
+    machine: str
+    arithmetic: str = ""
+
+
+class BestModel(BaseModel):
+    """A boundary operation at a stage's end: the loop went back to its best model.
+
+    The stage ends at that step, with its training state. A replay goes back to the same step, even
+    though the model that it trains might have been best at another.
+
+    Attributes:
+        trained: How many steps were trained; those after the stage's last one do not count.
+        metric: What the model was best by, as the loop names it.
+        value: Its value.
+    """
+
+    model_config = STRICT
+
+    trained: int = Field(ge=1)
+    metric: str
+    value: float
 
 
 class WeightAverage(BaseModel):

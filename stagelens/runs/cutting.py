@@ -60,7 +60,7 @@ class PartOfStage(Stage):
 
     def read_steps(self) -> RecordedSteps:
         """The part's recorded steps, by number within the part."""
-        return RecordedSteps(self._files, self.facts.parts, self._between)
+        return RecordedSteps(self._files, self.facts.parts_of_each, self._between)
 
 
 def names_of_parts(cut: Cut, steps: int) -> tuple[str, str]:

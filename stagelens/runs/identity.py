@@ -51,6 +51,7 @@ _DIGESTED_IF_SAID: Any = {
     "reference_states": {"__all__": {"model": {"sha256"}, **_STATE}},
     "embedding_noise": True,
     "kernels": True,
+    "parallel": {"kind", "count"},
 }
 
 

@@ -11,14 +11,15 @@ import pandas as pd
 
 from stagelens.contracts import Objective, Refused, RunError, Task
 
+from .boundary_facts import Environment
 from .checked_files import CheckedFiles
 from .files import read_json
 from .given import GivenCode
 from .identity import stage_identity
+from .loss_tables import read_history, steps_table
 from .objectives import check_given, find_stage_objective, missing_objective
 from .remote import copy_of, is_remote
 from .schema import (
-    Environment,
     OptimizerFacts,
     RunFile,
     StageFile,
@@ -28,8 +29,8 @@ from .schema import (
 )
 from .sets.evaluation_set import EvaluationSet
 from .sets.seen import check_seen
-from .stage_parts import check_parts, told_of
-from .steps import RecordedSteps, discover_parts, read_history, recorded_digest, steps_table
+from .stage_parts import check_parts, told_of, unfinished
+from .steps import RecordedSteps, recorded_digest, steps_of_all
 from .task_files import identity, read_assets
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Stage:
     @property
     def steps(self) -> int:
         """How many optimiser steps were recorded."""
-        return sum(part.steps for part in self.facts.parts)
+        return steps_of_all(self.facts.parts_of_each)
 
     @property
     def finished(self) -> bool:
@@ -152,11 +153,11 @@ class Stage:
         """
         if self.facts.history is not None:
             return read_history(self._files, self.facts.history)
-        return steps_table(self._files, self.facts.parts)
+        return steps_table(self._files, self.facts.parts_of_each)
 
     def read_steps(self) -> RecordedSteps:
         """The recorded steps by number, with their batches where they were kept."""
-        return RecordedSteps(self._files, self.facts.parts)
+        return RecordedSteps(self._files, self.facts.parts_of_each)
 
     def start(self) -> TrainingState:
         """The training state after the boundary rule, before the first step."""
@@ -232,7 +233,7 @@ class Run:
     def recording(self) -> str:
         """Over the recorded training of the finished stages."""
         stages = [stage_identity(stage.facts) for stage in self.stages]
-        steps = [recorded_digest(self.files, stage.facts.parts) for stage in self.stages]
+        steps = [recorded_digest(self.files, stage.facts.parts_of_each) for stage in self.stages]
         return digest(identity(self.file.task), list(zip(stages, steps, strict=True)))
 
     def __repr__(self) -> str:
@@ -247,19 +248,8 @@ class Run:
                 "restore the original file"
             )
         if facts.status == "recording":
-            parts = discover_parts(self.files, reference.folder)
-            facts = facts.model_copy(update={"parts": parts})
-            steps = sum(part.steps for part in parts)
-            if facts.checkpoints and facts.checkpoints[-1].step > steps:
-                raise RunError(
-                    f"{self.path}/{reference.folder}/steps-{len(parts):05d}.parquet is missing "
-                    f"(there is a checkpoint at step {facts.checkpoints[-1].step}, but only "
-                    f"{steps} steps); restore it from where the run was recorded"
-                )
-            self.problems.append(
-                f"stage {facts.name!r} was not finished: {steps} steps were saved, later steps and "
-                "its end state are missing (recording was stopped, or is still going on)"
-            )
+            facts, said = unfinished(self.files, reference.folder, facts)
+            self.problems.append(said)
         elif (said := told_of(facts)) is not None:
             self.problems.append(said)
         if facts.status == "complete" and facts.end is None:

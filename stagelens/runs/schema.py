@@ -6,6 +6,7 @@ Layout::
     task/tokenizer.json, ...          small files that the task needs, if any
     stages/00-pretrain/stage.json     StageFile
     stages/00-pretrain/steps-00000.parquet, batches-00000.safetensors, ...   numbered parts
+    stages/00-pretrain/process-00001/steps-00000.parquet, ...    parts of further processes, if any
     stages/00-pretrain/start.model.safetensors, start.optimizer.safetensors, end....
     checkpoints/00-base/model.safetensors, ...    of an assembled run: its checkpoints, unchanged
     sets/test/set.json, examples.parquet      SetFile
@@ -22,11 +23,12 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from itertools import chain
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
-from .boundary_facts import STRICT, Boundary, Tokenising, WeightAverage
+from .boundary_facts import STRICT, BestModel, Boundary, Environment, Tokenising, WeightAverage
 from .objective_facts import ObjectiveFacts
 
 VERSION: Literal[3] = 3
@@ -193,39 +195,27 @@ class Checkpoint(_Model):
     calls: list[Literal["train", "eval"]] = []
 
 
-class Environment(_Model):
-    """Where a stage was recorded; replay is bit for bit where this agrees.
-
-    Attributes:
-        arithmetic: All that the last bits depend on beside the threads; empty in layout 1.
-    """
-
-    torch: str
-    threads: int = Field(ge=1)
-    device: str
-    machine: str
-    arithmetic: str = ""
-
-
 Precision = Literal["float32", "bf16", "fp16"]
 """What autocast casts matrix products to in forward passes; float32 without autocast."""
 
 
-class BestModel(_Model):
-    """A boundary operation at a stage's end: the loop went back to its best model.
+class Parallel(_Model):
+    """That several processes trained a stage together, each with micro-batches of its own.
 
-    The stage ends at that step, with its training state. A replay goes back to the same step, even
-    though the model that it trains might have been best at another.
+    A step is the ordered list of all their micro-batches: those of process 0, then of process 1,
+    and so on. Its gradient is the mean over processes of the gradient that each has of its own.
 
     Attributes:
-        trained: How many steps were trained; those after the stage's last one do not count.
-        metric: What the model was best by, as the loop names it.
-        value: Its value.
+        kind: What kept the processes' models the same: ``"ddp"``, torch's DistributedDataParallel.
+        count: How many there were.
+        parts: What each of the others wrote, process 1 first; the main one's are the stage's
+            ``parts``, with the schedule. Empty where one of them is missing: such a stage has its
+            boundaries only.
     """
 
-    trained: int = Field(ge=1)
-    metric: str
-    value: float
+    kind: Literal["ddp"]
+    count: int = Field(ge=2)
+    parts: list[list[PartRef]] = []
 
 
 class StageFile(Versioned):
@@ -253,6 +243,8 @@ class StageFile(Versioned):
         average: Its end, where that is not the weights after the last step.
         zeroed: Whose gradients the loop clears before a step: those that the optimiser updates, or
             all of the model's. It matters where clipping counts others.
+        accumulation: Micro-batches per update, of each process.
+        parallel: The processes that trained it together; None for one.
     """
 
     name: Name
@@ -290,6 +282,7 @@ class StageFile(Versioned):
     tokenizer: Tokenising | None = None
     average: WeightAverage | None = None
     zeroed: Literal["optimizer", "model"] = "optimizer"
+    parallel: Parallel | None = None
 
     @model_validator(mode="after")
     def _recorded_facts(self) -> StageFile:
@@ -300,12 +293,22 @@ class StageFile(Versioned):
             raise ValueError("a recorded stage has an optimizer and an environment")
         return self
 
+    @property
+    def processes(self) -> int:
+        """How many processes trained it together."""
+        return 1 if self.parallel is None else self.parallel.count
+
+    @property
+    def parts_of_each(self) -> list[list[PartRef]]:
+        """The parts of every process, the main one's first; its alone where others are missing."""
+        return [self.parts, *(self.parallel.parts if self.parallel is not None else ())]
+
     def files(self) -> Iterator[FileRef]:
         """All that it names."""
         states = (self.start, self.end, *(each.state for each in self.checkpoints))
         for state in (*states, *self.reference_states.values()):
             yield from state.files if state is not None else ()
-        for part in self.parts:
+        for part in chain.from_iterable(self.parts_of_each):
             yield from (file for file in (part.table, part.batches) if file is not None)
         yield from self.beside.values()
         yield from [self.history] if self.history is not None else []

@@ -62,9 +62,10 @@ def _recorded(run: Run) -> Iterator[Size]:
         references = list(facts.reference_states.values())
         yield Size(stage.name, "reference models", models(references))
         yield Size(stage.name, "checkpoints in between", models(between) + optimizers(between))
-        batches = [part.batches for part in facts.parts if part.batches is not None]
+        parts = [part for own in facts.parts_of_each for part in own]
+        batches = [part.batches for part in parts if part.batches is not None]
         yield Size(stage.name, "batches and random states", take(batches))
-        yield Size(stage.name, "steps", take([part.table for part in facts.parts]))
+        yield Size(stage.name, "steps", take([part.table for part in parts]))
 
 
 def _sets(run: Run) -> Iterator[Size]:

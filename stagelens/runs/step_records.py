@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,11 +20,14 @@ class MicroBatch:
             pass drew no random numbers.
         divisor: What its loss was divided by before backward; None if that was the stage's
             accumulation.
+        process: Which of the stage's processes saw it; 0 is the main one. Buffers that passes move,
+            such as BatchNorm's running statistics, are the main one's: passes of others leave them.
     """
 
     batch: Any
     rng: dict[str, Tensor] = field(default_factory=dict)
     divisor: float | None = None
+    process: int = 0
 
 
 @dataclass
@@ -39,7 +42,8 @@ class StepRecord:
         missing: Parameters of the optimiser that had no gradient.
         divisors: What the loss of each micro-batch, kept or not, was divided by before backward.
             None for all of them if that was the stage's accumulation.
-        batches: One entry per micro-batch, or None if the step's batches were not kept.
+        batches: One entry per micro-batch, or None if the step's batches were not kept. Of several
+            processes, those of all, in the order of the processes.
     """
 
     step: int
@@ -69,3 +73,28 @@ class StepRecord:
             return sum(losses) / len(losses)
         # `if d` is for the type checker: either all divisors are set, or none is.
         return sum(loss / d for loss, d in zip(losses, self.divisors, strict=True) if d)
+
+
+def of_all(records: Sequence[StepRecord]) -> StepRecord:
+    """One step of several processes, whose gradient is the mean of theirs.
+
+    Args:
+        records: Of each process, the main one first; that one has the schedule. A loss that was
+            divided by d there counts 1 / (n d) in the mean over n processes. Where no divisor is
+            said, the accumulation that it stands for is that of all processes together.
+    """
+    own, count = records[0], len(records)
+    if count == 1:
+        return own
+    divisors = tuple(d and d * count for record in records for d in record.divisors)
+    weights = [record.micro_batches if own.plain else 1 for record in records]
+    losses = [
+        record.loss * weight / sum(weights) for record, weight in zip(records, weights, strict=True)
+    ]
+    batches = [
+        replace(micro, divisor=micro.divisor and micro.divisor * count, process=number)
+        for number, record in enumerate(records)
+        for micro in record.batches or ()
+    ]
+    kept = all(record.batches is not None for record in records)
+    return replace(own, loss=sum(losses), divisors=divisors, batches=batches if kept else None)

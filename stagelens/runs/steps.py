@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
@@ -27,8 +26,8 @@ from stagelens.contracts import RunError
 from .checked_files import CheckedFiles
 from .files import sha256_of, write_file
 from .packed import PackedStacks, pack
-from .schema import FileRef, PartRef
-from .step_records import StepRecord
+from .schema import FileRef, PartRef, digest
+from .step_records import StepRecord, of_all
 from .step_rows import as_step, numbers_of, stack_name
 from .steps_digest import StepsDigest
 
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 
 _BATCHES_KEY = b"stagelens.batches"
 _DIGEST_KEY = b"stagelens.digest"
-_COLUMNS = pa.schema(
+COLUMNS = pa.schema(
     [
         ("step", pa.int64()),
         ("loss", pa.float64()),
@@ -56,10 +55,9 @@ _NO_STEP = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, Sa
 _OPENED = 64
 """Parts whose tables are held at a time, as steps may be read in any order."""
 
-_DIVISORS = _COLUMNS.get_field_index("divisors")
-_COLUMNS_WITHOUT_DIVISORS = _COLUMNS.remove(_DIVISORS)
+_DIVISORS = COLUMNS.get_field_index("divisors")
+COLUMNS_WITHOUT_DIVISORS = COLUMNS.remove(_DIVISORS)
 """Steps as earlier versions recorded them: every loss was divided by the accumulation."""
-_HISTORY = pa.schema([_COLUMNS.field(name) for name in ("step", "loss", "lr")])
 
 
 @dataclass
@@ -123,8 +121,8 @@ def write_part(
         _BATCHES_KEY: batches.model_dump_json() if batches else "",
         _DIGEST_KEY: so_far.hexdigest(),
     }
-    columns = {name: [row[name] for row in rows] for name in _COLUMNS.names}
-    table = pa.table(columns, schema=_COLUMNS.with_metadata(metadata))
+    columns = {name: [row[name] for row in rows] for name in COLUMNS.names}
+    table = pa.table(columns, schema=COLUMNS.with_metadata(metadata))
     reference = write_file(
         root,
         f"{folder}/steps-{number:05d}.parquet",
@@ -145,7 +143,7 @@ def _row(step: FlatStep, groups: str, collected: dict[str, list[Tensor]]) -> dic
     return {
         "step": record.step,
         "loss": record.loss,
-        "lr": _rate(record.groups[0].get("lr")),
+        "lr": _rate(record.groups[0].get("lr") if record.groups else None),
         "groups": groups,
         "missing": list(record.missing),
         "micro_batches": record.micro_batches,
@@ -165,7 +163,7 @@ def _steps_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
 
 
 def _rate(value: float | None) -> float:
-    """NaN for an optimiser that chooses its own."""
+    """NaN for an optimiser that chooses its own, and where the main process has the schedule."""
     return math.nan if value is None else float(value)
 
 
@@ -180,7 +178,7 @@ def discover_parts(files: CheckedFiles, folder: str) -> list[PartRef]:
     for number in range(found):  # by number, so that a gap is a missing file, not fewer steps
         relative = f"{folder}/steps-{number:05d}.parquet"
         path = files.inside(relative)
-        table = _read_table(path)
+        table = read_table(path)
         try:
             named = table.schema.metadata[_BATCHES_KEY]
             parts.append(
@@ -201,12 +199,22 @@ def parts_until(parts: Sequence[PartRef], step: int) -> list[PartRef]:
     return [part for part in parts if part.first_step + part.steps <= step]
 
 
-def recorded_digest(files: CheckedFiles, parts: Sequence[PartRef]) -> str:
-    """Digest of all steps of these parts, from the footer of the last one.
+def steps_of_all(parts: Sequence[Sequence[PartRef]]) -> int:
+    """How many steps the parts of every process hold; what only some of them wrote is no step."""
+    return min(sum(part.steps for part in own) for own in parts)
+
+
+def recorded_digest(files: CheckedFiles, parts: Sequence[Sequence[PartRef]]) -> str:
+    """Digest of all steps of these parts, of each process, from the footer of the last one.
 
     Raises:
         RunError: The part is missing or was changed; names the file.
     """
+    found = [_digest_of(files, own) for own in parts]
+    return found[0] if len(found) == 1 else digest(found)
+
+
+def _digest_of(files: CheckedFiles, parts: Sequence[PartRef]) -> str:
     if not parts:
         return ""
     path = files.path(parts[-1].table)
@@ -216,7 +224,12 @@ def recorded_digest(files: CheckedFiles, parts: Sequence[PartRef]) -> str:
         raise _foreign(path) from None
 
 
-def _read_table(path: Path, columns: pa.Schema = _COLUMNS) -> pa.Table:
+def read_table(path: Path, columns: pa.Schema = COLUMNS) -> pa.Table:
+    """A table of steps.
+
+    Raises:
+        RunError: It is missing, damaged, or has other columns.
+    """
     try:
         table = pq.read_table(path, page_checksum_verification=True)
     except FileNotFoundError:
@@ -225,8 +238,8 @@ def _read_table(path: Path, columns: pa.Schema = _COLUMNS) -> pa.Table:
         raise RunError(
             f"{path} is damaged or not a parquet file ({str(error).splitlines()[0]}); restore it"
         ) from None
-    if table.schema.equals(_COLUMNS_WITHOUT_DIVISORS):
-        nulls = pa.nulls(table.num_rows, _COLUMNS.field("divisors").type)
+    if table.schema.equals(COLUMNS_WITHOUT_DIVISORS):
+        nulls = pa.nulls(table.num_rows, COLUMNS.field("divisors").type)
         table = table.add_column(_DIVISORS, "divisors", nulls)
     if table.num_rows == 0 or not table.schema.equals(columns):
         raise _foreign(path)
@@ -237,31 +250,6 @@ def _foreign(path: Path) -> RunError:
     return RunError(f"{path} does not hold steps as StageLens records them; restore the original")
 
 
-def steps_table(files: CheckedFiles, parts: Sequence[PartRef]) -> pd.DataFrame:
-    """Step number, loss and learning rate (of the first group) of every step, one row each."""
-    if not parts:
-        return pd.DataFrame({"step": [], "loss": [], "lr": []})
-    tables = [_read_table(files.path(part.table)) for part in parts]
-    return pa.concat_tables(tables).select(["step", "loss", "lr"]).to_pandas()
-
-
-def write_history(root: Path, relative: str, rows: pd.DataFrame) -> FileRef:
-    """Write what a Trainer reported about its steps: ``step``, ``loss`` and ``lr``."""
-    table = pa.Table.from_pandas(rows, schema=_HISTORY, preserve_index=False)
-    return write_file(
-        root, relative, lambda path: pq.write_table(table, path, write_page_checksum=True)
-    )
-
-
-def read_history(files: CheckedFiles, reference: FileRef) -> pd.DataFrame:
-    """The table of :func:`write_history`.
-
-    Raises:
-        RunError: It is missing, damaged or foreign.
-    """
-    return _read_table(files.path(reference), _HISTORY).to_pandas()
-
-
 class RecordedSteps(Sequence[StepRecord]):
     """The recorded steps of a stage, by number or in order.
 
@@ -270,18 +258,18 @@ class RecordedSteps(Sequence[StepRecord]):
 
     Args:
         files: The run folder's files.
-        parts: The stage's parts, in order.
+        parts: The stage's parts, in order, of each of its processes.
         between: Which of the stage's steps these are; None for all of them.
     """
 
     def __init__(
-        self, files: CheckedFiles, parts: Sequence[PartRef], between: range | None = None
+        self,
+        files: CheckedFiles,
+        parts: Sequence[Sequence[PartRef]],
+        between: range | None = None,
     ) -> None:
-        self._files = files
-        self._parts = parts
-        self._numbers = range(sum(p.steps for p in parts)) if between is None else between
-        self._starts = [part.first_step for part in parts]
-        self._opened: dict[int, _OpenedPart] = {}
+        self._numbers = range(steps_of_all(parts)) if between is None else between
+        self._of_each = [_StepsOfProcess(files, own) for own in parts]
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -304,10 +292,24 @@ class RecordedSteps(Sequence[StepRecord]):
 
     def sizes(self) -> list[int]:
         """How many numbers the batches of each step hold, 0 where none were kept; reads none."""
-        rows = (self._part_of(step).row(step) for step in self._numbers)
-        return [sum(map(numbers_of, row["tensors"] or ())) for row in rows]
+        return [sum(own.size(step) for own in self._of_each) for step in self._numbers]
 
     def _read(self, step: int, whole: bool) -> StepRecord:
+        return of_all([own.read(step, whole) for own in self._of_each])
+
+
+class _StepsOfProcess:
+    """What one process wrote of a stage's steps."""
+
+    def __init__(self, files: CheckedFiles, parts: Sequence[PartRef]) -> None:
+        self._files, self._parts = files, parts
+        self._starts = [part.first_step for part in parts]
+        self._opened: dict[int, _OpenedPart] = {}
+
+    def size(self, step: int) -> int:
+        return sum(map(numbers_of, self._part_of(step).row(step)["tensors"] or ()))
+
+    def read(self, step: int, whole: bool) -> StepRecord:
         """A step; contents that no step has become an error that names the file."""
         part = self._part_of(step)
         try:
@@ -334,7 +336,7 @@ class _OpenedPart:
     def __init__(self, files: CheckedFiles, part: PartRef) -> None:
         self.path = files.path(part.table)
         self._first = part.first_step
-        self._rows: list[dict[str, Any]] = _read_table(self.path).to_pylist()
+        self._rows: list[dict[str, Any]] = read_table(self.path).to_pylist()
         # Rows are found by position, so their numbers have to be without gaps.
         numbers = [row["step"] for row in self._rows]
         if numbers != list(range(part.first_step, part.first_step + part.steps)):

@@ -157,7 +157,11 @@ def _set_of(other: Run, run: Run, examples: EvaluationSet) -> str:
 def _recipe(stage: Stage) -> dict[str, Any]:
     """What runs of one recipe have in common in a stage: the settings of its training."""
     facts = stage.facts
-    found: dict[str, Any] = {"the clipping": facts.clip_norm, "accumulation": facts.accumulation}
+    found: dict[str, Any] = {
+        "the clipping": facts.clip_norm,
+        "accumulation": facts.accumulation,
+        "the number of processes": facts.processes,
+    }
     if facts.objective is not None:
         found["the objective"] = facts.objective.name
     if facts.optimizer is None:

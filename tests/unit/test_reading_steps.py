@@ -27,13 +27,13 @@ def test_steps_are_the_same_in_any_order_and_each_part_is_opened_once_where_it_c
     recorded = stagelens.open_run(tmp_path / "run").stages[0]
     known = list(recorded.read_steps())
     opened: list[Path] = []
-    read = steps._read_table
+    read = steps.read_table
 
     def noted(path: Path) -> pa.Table:
         opened.append(path)
         return read(path)
 
-    monkeypatch.setattr(steps, "_read_table", noted)
+    monkeypatch.setattr(steps, "read_table", noted)
     again = recorded.read_steps()
     for number in (5, 0, 6, 2, 1, 4, 3, 5):
         one, other = again[number], known[number]

@@ -163,7 +163,8 @@ def _said(value: str | None) -> Source:
 
 def _hash_of_batches(stage: Stage) -> str | None:
     """One digest over the files that hold a stage's recorded batches; None where none were kept."""
-    files = [part.batches.sha256 for part in stage.facts.parts if part.batches is not None]
+    parts = [part for own in stage.facts.parts_of_each for part in own]
+    files = [part.batches.sha256 for part in parts if part.batches is not None]
     return hashlib.sha256("".join(files).encode()).hexdigest() if files else None
 
 
